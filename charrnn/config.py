@@ -1,0 +1,191 @@
+"""The numbers of a run: frozen dataclasses that refuse impossible values.
+
+Nothing here imports torch, so that ``charrnn --help`` and a wrong option are
+answered at once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self
+
+from charrnn.errors import UsageError
+
+__all__ = ["CELL_NAMES", "CellName", "ModelConfig", "SampleConfig", "TrainConfig"]
+
+CellName = Literal["rnn", "lstm", "gru"]
+CELL_NAMES: tuple[CellName, ...] = ("rnn", "lstm", "gru")
+
+#: What a number of each kind may be; checked by ``_check``.
+_POSITIVE = "a finite number above 0"
+_NOT_NEGATIVE = "a finite number, 0 or above"
+_COUNT = "a whole number, 1 or above"
+_SHARE = "a number from 0 up to but not including 1"
+
+
+def _holds(value: object, rule: str) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if rule == _COUNT:
+        return isinstance(value, int) and value >= 1
+    if not math.isfinite(value):
+        return False
+    return {_POSITIVE: value > 0, _NOT_NEGATIVE: value >= 0, _SHARE: 0 <= value < 1}[rule]
+
+
+def _check(config: Any, rules: dict[str, str], flags: dict[str, str] | None = None) -> None:
+    """Raise UsageError for the first field that breaks its rule; None is always allowed."""
+    for name, rule in rules.items():
+        value = getattr(config, name)
+        if value is not None and not _holds(value, rule):
+            flag = (flags or {}).get(name, "--" + name.replace("_", "-"))
+            raise UsageError(f"{flag} must be {rule}, not {value}")
+
+
+class _FromDict:
+    """Build a config from a JSON object, naming what does not fit."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Return the config whose fields are ``values``.
+
+        Raises:
+            UsageError: a field is missing, unknown, or has an impossible value.
+        """
+        names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        for name in sorted(names ^ set(values)):
+            word = "missing" if name in names else "unknown"
+            raise UsageError(f"{word} field {name!r} in {cls.__name__}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a JSON object."""
+        return asdict(self)  # type: ignore[call-overload,no-any-return]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(_FromDict):
+    """The shape of a model; with a vocabulary it is all that the weights need."""
+
+    cell: CellName
+    """Which recurrence: rnn, lstm or gru."""
+    vocabulary: int
+    """V, the number of symbols, the unknown symbol included."""
+    layers: int
+    """L, stacked cells; layer l reads the output of layer l - 1."""
+    hidden: int
+    """H, the width of every layer's hidden state."""
+    embedding: int
+    """E, the width of a character's embedding."""
+    dropout: float = 0.0
+    """Share of units dropped, in training, after the embedding and after every layer."""
+    weight_drop: float = 0.0
+    """Share of recurrent weights dropped, in training, for one window at a time
+    (DropConnect on the hidden-to-hidden matrix: Merity, Keskar, Socher 2018)."""
+
+    def __post_init__(self) -> None:
+        if self.cell not in CELL_NAMES:
+            raise UsageError(f"--cell must be one of {', '.join(CELL_NAMES)}, not {self.cell!r}")
+        counts = dict.fromkeys(("vocabulary", "layers", "hidden", "embedding"), _COUNT)
+        _check(self, counts | {"dropout": _SHARE, "weight_drop": _SHARE})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(_FromDict):
+    """How a model is trained. Exactly one of minutes, epochs and steps is the budget."""
+
+    batch_size: int
+    """B, lanes: places in the text that are read side by side."""
+    bptt: int
+    """T, characters a window: how far back a gradient goes."""
+    loss_last: int | None = None
+    """Count the loss on the last N characters of each window only and move it by N."""
+    lr: float
+    """Peak learning rate of the matrices that Muon updates."""
+    lr_adam: float
+    """Peak learning rate of everything else (embedding, head, biases), under AdamW."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of the matrices, as a share of the learning rate."""
+    clip_norm: float | None = 1.0
+    """Scale the gradient of all weights together down to this norm; None: never."""
+    clip_value: float | None = None
+    """Cut each gradient entry to [-v, v] instead, which changes the direction."""
+    warmup_steps: int
+    """Steps over which the learning rate rises linearly."""
+    minutes: float | None = None
+    """Budget: wall-clock minutes of training, validation and saving together."""
+    epochs: float | None = None
+    """Budget: passes over the training part."""
+    steps: int | None = None
+    """Budget: updates."""
+    patience: int | None = None
+    """Stop after this many validations in a row without a new best; None: never."""
+    validate_every: int | None = None
+    """Steps between validations; None: planned from the budget."""
+    seed: int = 1
+    """Of weights, dropout and the shown samples."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the matrix products; weights and sums stay in fp32."""
+
+    def __post_init__(self) -> None:
+        counts = ("batch_size", "bptt", "loss_last", "steps", "patience", "validate_every")
+        positive = ("lr", "lr_adam", "clip_norm", "clip_value", "minutes", "epochs")
+        flags = {"lr_adam": "--lr"}
+        _check(self, dict.fromkeys(counts, _COUNT) | dict.fromkeys(positive, _POSITIVE), flags)
+        _check(self, dict.fromkeys(("weight_decay", "warmup_steps", "seed"), _NOT_NEGATIVE))
+        if self.precision not in ("fp32", "bf16"):
+            raise UsageError(f"--precision must be fp32 or bf16, not {self.precision!r}")
+        if self.loss_last is not None and self.loss_last > self.bptt:
+            raise UsageError(
+                f"--loss-last {self.loss_last} is longer than the window: "
+                f"give at most --bptt {self.bptt}"
+            )
+        if self.clip_norm is not None and self.clip_value is not None:
+            raise UsageError("--clip-norm and --clip-value exclude each other: give one")
+        budgets = [name for name in ("minutes", "epochs", "steps") if getattr(self, name)]
+        if len(budgets) != 1:
+            raise UsageError("give one budget: --minutes, --epochs or --steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """How characters are drawn from a model."""
+
+    length: int = 1000
+    """New characters; 0: without end."""
+    temperature: float = 1.0
+    """Divides the logits; 0: always the likeliest character."""
+    top_k: int | None = None
+    """Draw from the k likeliest characters only."""
+    top_p: float | None = None
+    """Draw from the fewest characters whose probabilities reach p (Holtzman et al. 2020)."""
+    stop: str | None = None
+    """End after this text has been produced."""
+    count: int = 1
+    """Samples made side by side."""
+    seed: int = 1
+    """Of the draws: the same seed gives the same text."""
+    unknown: Literal["error", "replace", "skip"] = "error"
+    """What to do with characters of the prompt that the model does not know."""
+    echo: bool = False
+    """Print the prompt before the sample."""
+
+    def __post_init__(self) -> None:
+        rules = {
+            "length": _NOT_NEGATIVE,
+            "temperature": _NOT_NEGATIVE,
+            "top_k": _COUNT,
+            "top_p": _POSITIVE,
+            "count": _COUNT,
+            "seed": _NOT_NEGATIVE,
+        }
+        _check(self, rules)
+        if self.top_p is not None and self.top_p > 1:
+            raise UsageError(f"--top-p must be at most 1, not {self.top_p}")
+        if self.stop == "":
+            raise UsageError("--stop must not be empty")
+        if self.unknown not in ("error", "replace", "skip"):
+            raise UsageError(f"--unknown must be error, replace or skip, not {self.unknown!r}")
+        if self.length == 0 and self.count > 1:
+            raise UsageError("--length 0 never ends: it goes with --count 1 only")

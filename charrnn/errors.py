@@ -1,0 +1,63 @@
+"""The mistakes a user can make: one message and one exit code each.
+
+::
+
+    CharrnnError            1   something outside the program is not as it must be
+    ├── UsageError          2   an option that makes no sense
+    ├── CorpusError         1   a text that cannot be read, decoded, or is too small
+    ├── VocabularyError     1   characters that the model does not know
+    ├── CheckpointError     1   a file that is not a whole checkpoint of ours
+    ├── RunFolderError      1   a run's folder that is taken, locked, full or not writable
+    └── NonFiniteError      1   a loss or gradient that is no number any more
+
+Every message is one line: what is wrong, where, and what to do. The command
+line prints it after ``charrnn: `` and leaves with the exit code; whoever calls
+the library catches ``CharrnnError``. A programmer's mistake is an ``assert``
+or a plain ``ValueError``, never one of these.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "CharrnnError",
+    "CheckpointError",
+    "CorpusError",
+    "NonFiniteError",
+    "RunFolderError",
+    "UsageError",
+    "VocabularyError",
+]
+
+
+class CharrnnError(Exception):
+    """A mistake that the user can mend; ``str(error)`` is the one line to show."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(CharrnnError):
+    """An option, or a combination of options, that makes no sense."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class CorpusError(CharrnnError):
+    """A text that cannot be found, read or decoded, that changed, or is too small."""
+
+
+class VocabularyError(CharrnnError):
+    """Characters that the model's vocabulary does not have."""
+
+
+class CheckpointError(CharrnnError):
+    """A file that is not a whole, unharmed checkpoint of a format we know."""
+
+
+class RunFolderError(CharrnnError):
+    """A run's folder that another process holds, or that cannot be written."""
+
+
+class NonFiniteError(CharrnnError):
+    """A loss, gradient or weight that is NaN or infinite."""
