@@ -79,7 +79,7 @@ class Cell(nn.Module, ABC):
         nn.init.zeros_(self.bias)
 
     def initial_state(self, lanes: int) -> State:
-        """Return the zero state of ``lanes`` lanes: one [B, H] tensor for each name in ``states``."""
+        """Return the zero state of ``lanes`` lanes: a [B, H] tensor for each of ``states``."""
         return tuple(self.bias.new_zeros(lanes, self.hidden) for _ in self.states)
 
     def multiply_adds(self) -> int:
