@@ -1,0 +1,531 @@
+"""The checkpoint file: tensors and one JSON object, checked to the last bit.
+
+A checkpoint is a safetensors file (https://github.com/huggingface/safetensors),
+so that any safetensors reader opens it, with three additions: its metadata has
+the single key ``charrnn``, whose value is canonical JSON; a SHA-256 in there
+covers every bit of the file; and equal contents give equal bytes.
+``docs/reliability.md`` describes it byte by byte.
+
+Files are written under a temporary name and renamed once they are on disk, and
+are read by our own strict reader: nothing in them is ever executed, nothing is
+mapped, and no number in them is believed before the file's size confirms it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import secrets
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from charrnn import __version__
+from charrnn.errors import CheckpointError, RunFolderError
+
+__all__ = [
+    "FORMAT",
+    "Checkpoint",
+    "DamagedCheckpointError",
+    "find",
+    "load",
+    "read_meta",
+    "replacing",
+    "save",
+    "shown",
+    "write",
+]
+
+#: The number of the format that this version writes, and the only one it reads.
+FORMAT = 1
+
+#: Longest header that is read or written, bytes. A vocabulary of all of
+#: Unicode takes 4.5 MB; parsed JSON may need some 30 times the space of its text.
+MAX_HEADER = 8 * 2**20
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+#: Names stay free of quotes and backslashes, so that they need no escape in JSON.
+_TENSOR_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_NO_DIGEST = "0" * 64
+_MAX_AXES = 8
+
+#: Beginnings of files that people mistake for a checkpoint.
+_KINDS = (
+    (b"PK\x03\x04", "a zip archive, perhaps a PyTorch pickle"),
+    (b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", "a PyTorch pickle"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"BZh", "a bzip2 file"),
+    (b"\xfd7zXZ\x00", "an xz file"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file"),
+    (b"\x89HDF\r\n", "an HDF5 file"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"GGUF", "a GGUF model"),
+)
+
+T = TypeVar("T")
+
+
+class DamagedCheckpointError(CheckpointError):
+    """The file's bytes are not a checkpoint as charrnn wrote it.
+
+    It was cut off, altered, or is another kind of file. A whole file that
+    cannot be used for another reason (its format is newer, we may not read it)
+    is a plain ``CheckpointError``.
+    """
+
+
+class _Flaw(Exception):  # noqa: N818 - never leaves this module
+    """What is wrong with a file's bytes; becomes a DamagedCheckpointError."""
+
+
+def _versions() -> dict[str, str]:
+    return {"charrnn": __version__, "torch": str(torch.__version__)}
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """All that has to survive: tensors by name, and everything else as JSON."""
+
+    tensors: dict[str, Tensor]
+    """``model.*``, ``optimiser.*``, ``hidden.*``, ``generator.*``; on the CPU once loaded."""
+    meta: dict[str, Any]
+    """What JSON can hold: configuration, vocabulary, step, position, scores; no NaN."""
+    versions: dict[str, str] = field(default_factory=_versions)
+    """Of ``charrnn`` and ``torch``, when the checkpoint was made."""
+    path: Path | None = None
+    """The file it was loaded from, for messages."""
+
+    def require(self, name: str, kind: type[T]) -> T:
+        """Return ``meta[name]``, which has to be of type ``kind``.
+
+        An int stands for a float too; a bool stands for no number.
+
+        Raises:
+            CheckpointError: the field is missing or of another type.
+        """
+        where = f"{shown(self.path)}: " if self.path is not None else ""
+        if name not in self.meta:
+            raise CheckpointError(f"{where}the checkpoint lacks the field {name!r}")
+        value = self.meta[name]
+        if kind is float and type(value) is int:
+            value = float(value)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise CheckpointError(
+                f"{where}the checkpoint's field {name!r} must be of type {kind.__name__}, "
+                f"not {type(value).__name__}"
+            )
+        return value
+
+
+def shown(path: Path | str) -> str:
+    """Return a path as it can stand in a one-line message: quoted if it is not printable."""
+    text = str(path)
+    return text if text.isprintable() else ascii(text)
+
+
+# Writing ---------------------------------------------------------------------
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[int]:
+    """Yield a file descriptor whose bytes become ``path`` all at once.
+
+    The bytes go to a temporary file in the same folder. When the block ends
+    they are brought to disk, the file takes its name, and the name is brought
+    to disk: a reader, or the next boot, finds the old file or the new one,
+    whole. When anything fails the temporary is removed and the old file stays.
+    Permissions follow the umask.
+
+    Raises:
+        RunFolderError: the operating system refused a step (disk full, no permission).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            try:
+                yield fd
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        sync_folder(path.parent)
+    except OSError as error:
+        raise RunFolderError(f"{shown(path)}: cannot save: {_reason(error)}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's names to disk."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        # Some network file systems cannot sync a folder: there a rename is as durable as it gets.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(fd)
+
+
+def write(fd: int, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint's bytes to an open file; equal contents give equal bytes.
+
+    Raises:
+        ValueError: a tensor's name or dtype, or something in ``meta``, has no place in the format.
+    """
+    head, tensors = _encode(checkpoint)
+    for rest in (memoryview(head), *map(_memory, tensors)):
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+
+
+def save(path: str | Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint; when this returns, its bytes and its name are on disk.
+
+    Raises:
+        RunFolderError: disk full, no permission, no such folder; what was at ``path`` stays.
+        ValueError: a tensor's name or dtype, or something in ``meta``, has no place in the format.
+    """
+    with replacing(Path(path)) as fd:
+        write(fd, checkpoint)
+
+
+def _encode(checkpoint: Checkpoint) -> tuple[bytes, list[Tensor]]:
+    """Return the bytes before the data, and the tensors as the data has them: flat, in order."""
+    tensors = {}
+    for name, tensor in checkpoint.tensors.items():
+        if not _TENSOR_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} cannot be a tensor's name")
+        if tensor.dtype not in _DTYPE_NAMES or tensor.dim() > _MAX_AXES:
+            raise ValueError(f"tensor {name!r} cannot be stored: {tensor.dtype}, {tensor.shape}")
+        tensors[name] = tensor.detach().to("cpu").contiguous()
+    # The widest elements first, so that every tensor starts at a multiple of its element's size.
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+
+    info = {
+        **checkpoint.versions,
+        "format": FORMAT,
+        "meta": checkpoint.meta,
+        "sha256": _NO_DIGEST,
+    }
+    header: dict[str, Any] = {"__metadata__": {"charrnn": _canonical(info)}}
+    end = 0
+    for name in order:
+        begin, end = end, end + tensors[name].numel() * tensors[name].element_size()
+        header[name] = {
+            "dtype": _DTYPE_NAMES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER:
+        raise ValueError(f"the header takes {len(text)} bytes, more than {MAX_HEADER}")
+    head = len(text).to_bytes(8, "little") + text
+
+    flat = [tensors[name].reshape(-1) for name in order]
+    digest = hashlib.sha256(head)
+    for tensor in flat:
+        digest.update(_memory(tensor))
+    # The last such key is the right one: of the keys after "meta" only "torch" sorts after
+    # "sha256", and no tensor's name contains a quote.
+    start = head.rindex(rb"\"sha256\":\"" + _NO_DIGEST.encode()) + len(rb"\"sha256\":\"")
+    return head[:start] + digest.hexdigest().encode() + head[start + 64 :], flat
+
+
+def _canonical(value: Any) -> str:
+    r"""Return the one JSON text of a value: sorted keys, no spaces, characters unescaped.
+
+    Lone surrogates, which Python uses for undecodable bytes in file names, are
+    the exception: UTF-8 has no place for them, so they stay ``\udcxx``.
+    """
+    text = json.dumps(
+        value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+    )
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _memory(block: Tensor) -> memoryview:
+    """Return the bytes of a contiguous CPU tensor of one axis, not copied."""
+    return block.view(torch.uint8).numpy().data
+
+
+def _reason(error: OSError) -> str:
+    reason = error.strerror or type(error).__name__
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        reason += "; free some space, what was saved before is whole"
+    return reason
+
+
+# Reading ---------------------------------------------------------------------
+
+
+def find(path: str | Path, which: Literal["best", "last"] = "best") -> Path:
+    """Return the checkpoint file that a path means: the file itself, or one in a run's folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        if not path.exists():
+            raise CheckpointError(f"{shown(path)}: no such checkpoint or run's folder")
+        return path
+    file = path / f"{which}.safetensors"
+    if file.exists():
+        return file
+    other = path / ("last.safetensors" if which == "best" else "best.safetensors")
+    if other.exists():
+        raise CheckpointError(
+            f"{shown(path)}: the run has no {file.name} yet; {shown(other)} can be given instead"
+        )
+    raise CheckpointError(f"{shown(path)}: a folder without a checkpoint: is it a run's folder?")
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Read a checkpoint, having checked every bit of it.
+
+    Nothing in the file is executed, and memory stays within a small multiple of its size.
+
+    Raises:
+        DamagedCheckpointError: the bytes are not those of a checkpoint as it was written.
+        CheckpointError: the file cannot be read, or its format is not ``FORMAT``.
+    """
+    path = Path(path)
+    with _reading(path) as (file, size):
+        head, header, info = _read_header(file, size)
+        digest = hashlib.sha256(_without_digest(head, info))
+        if info["format"] != FORMAT:
+            _check_rest(file, digest, info["sha256"])
+            raise CheckpointError(
+                f"{shown(path)}: format {info['format']} of charrnn {info['charrnn']}, and this "
+                f"charrnn {__version__} reads format {FORMAT} only: use the version that wrote it"
+            )
+        entries = _read_entries(header, size - len(head))
+        tensors = {}
+        for name, dtype, shape in entries:
+            flat = torch.empty(math.prod(shape), dtype=dtype)
+            _read_into(file, _memory(flat))
+            digest.update(_memory(flat))
+            tensors[name] = flat.reshape(shape)
+        if digest.hexdigest() != info["sha256"]:
+            raise _Flaw("its SHA-256 does not match its contents")
+        for name, tensor in tensors.items():
+            if tensor.dtype is torch.bool and (tensor.view(torch.uint8) > 1).any():
+                raise _Flaw(f"tensor {_quoted(name)} is BOOL with a byte other than 0 and 1")
+        versions = {"charrnn": info["charrnn"], "torch": info["torch"]}
+        return Checkpoint(tensors, info["meta"], versions, path)
+
+
+def read_meta(path: str | Path) -> dict[str, Any]:
+    """Return a checkpoint's ``meta`` alone, without reading tensors or checking the SHA-256.
+
+    For a glance at a run, such as the step it has come to.
+
+    Raises:
+        CheckpointError: as ``load``, as far as the header shows it.
+    """
+    with _reading(Path(path)) as (file, size):
+        _, _, info = _read_header(file, size)
+    meta: dict[str, Any] = info["meta"]
+    return meta
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[tuple[io.FileIO, int]]:
+    """Open a file for the strict reader: (file, size in bytes); what fails becomes one line."""
+    try:
+        # Without O_NONBLOCK, opening a named pipe waits for a writer.
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with io.FileIO(fd, "r") as file:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise CheckpointError(f"{shown(path)}: not a regular file, so not a checkpoint")
+            yield file, status.st_size
+    except _Flaw as flaw:
+        raise DamagedCheckpointError(f"{shown(path)}: {flaw}") from None
+    except MemoryError:
+        raise CheckpointError(f"{shown(path)}: not enough memory to load it") from None
+    except OSError as error:
+        kind = DamagedCheckpointError if error.errno == errno.EIO else CheckpointError
+        reason = error.strerror or type(error).__name__
+        raise kind(f"{shown(path)}: cannot read the checkpoint: {reason}") from error
+
+
+def _read_header(file: io.FileIO, size: int) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
+    """Return the bytes before the data, the safetensors header, and charrnn's own object."""
+    head = bytearray(min(size, 512))
+    _read_into(file, memoryview(head))
+    if not head:
+        raise _Flaw("the file is empty")
+    length = int.from_bytes(head[:8], "little")
+    if size < 16 or length > size - 8 or length > MAX_HEADER or head[8:9] != b"{":
+        if kind := _kind(head):
+            raise _Flaw(
+                f"it seems to be {kind}; charrnn reads only its own safetensors checkpoints"
+            )
+        if head[8:9] != b"{":
+            raise _Flaw("not a checkpoint, or its beginning is damaged")
+        raise _Flaw(f"damaged: a header of {length} bytes in a file of {size} bytes is impossible")
+    if 8 + length > len(head):
+        rest = bytearray(8 + length - len(head))
+        _read_into(file, memoryview(rest))
+        head += rest
+    else:
+        file.seek(8 + length)
+        del head[8 + length :]
+    header = _parse(bytes(head[8:]), "header")
+    if not isinstance(header, dict):
+        raise _Flaw("damaged: its header is not a JSON object")
+    metadata = header.pop("__metadata__", None)
+    if not isinstance(metadata, dict) or "charrnn" not in metadata:
+        raise _Flaw("a safetensors file, but not a checkpoint of charrnn: no 'charrnn' metadata")
+    if len(metadata) != 1 or not isinstance(metadata["charrnn"], str):
+        raise _Flaw("damaged: 'charrnn' must be a string and the only metadata")
+    info = _parse(metadata["charrnn"].encode("utf-8", "surrogatepass"), "metadata")
+    kinds = {"charrnn": str, "format": int, "meta": dict, "sha256": str, "torch": str}
+    if not isinstance(info, dict) or sorted(info) != sorted(kinds):
+        raise _Flaw(f"damaged: its metadata must have the fields {', '.join(kinds)}")
+    for name, kind_of_field in kinds.items():
+        if type(info[name]) is not kind_of_field:
+            raise _Flaw(f"damaged: its field {name!r} must be of type {kind_of_field.__name__}")
+    return bytes(head), header, info
+
+
+def _read_entries(header: dict[str, Any], data: int) -> list[tuple[str, torch.dtype, list[int]]]:
+    """Return (name, dtype, shape) in the order of the data, which they fill exactly."""
+    spans = []
+    for name, entry in header.items():
+        where = f"damaged: tensor {_quoted(name)}"
+        if not _TENSOR_NAME.fullmatch(name):
+            raise _Flaw(f"{where} has an impossible name")
+        if not isinstance(entry, dict) or sorted(entry) != ["data_offsets", "dtype", "shape"]:
+            raise _Flaw(f"{where} must have dtype, shape and data_offsets")
+        dtype_name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(dtype_name, str) or dtype_name not in _DTYPES:
+            raise _Flaw(f"{where} has an unknown dtype {_quoted(dtype_name)}")
+        if not _whole_numbers(shape) or len(shape) > _MAX_AXES:
+            raise _Flaw(f"{where} has an impossible shape {_quoted(shape)}")
+        if not _whole_numbers(offsets) or len(offsets) != 2:
+            raise _Flaw(f"{where} has impossible data_offsets {_quoted(offsets)}")
+        dtype = _DTYPES[dtype_name]
+        begin, end = offsets
+        # An axis of length 0 must not hide axes that overflow torch's 64-bit strides.
+        if math.prod(max(axis, 1) for axis in shape) * dtype.itemsize >= 2**62:
+            raise _Flaw(f"{where} has an impossible shape {_quoted(shape)}")
+        if end - begin != math.prod(shape) * dtype.itemsize:
+            raise _Flaw(f"{where} has data_offsets that do not fit its shape and dtype")
+        spans.append((begin, end, name, dtype, shape))
+    spans.sort(key=lambda span: span[:3])
+    expected = 0
+    for begin, end, name, _, _ in spans:
+        if begin != expected:
+            raise _Flaw(f"damaged: tensor {_quoted(name)} starts at {begin} instead of {expected}")
+        expected = end
+    if expected != data:
+        raise _Flaw(f"damaged: its tensors take {expected} bytes, the file has {data} for them")
+    return [(name, dtype, shape) for _, _, name, dtype, shape in spans]
+
+
+def _parse(text: bytes, what: str) -> Any:
+    """Parse JSON as the standard has it: no duplicate keys, no NaN, UTF-8."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) != len(pairs):
+            raise _Flaw(f"damaged: its {what} has the same key twice")
+        return values
+
+    def constant(name: str) -> None:
+        raise _Flaw(f"damaged: its {what} holds {name}, which is not JSON")
+
+    try:
+        return json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
+    except RecursionError:
+        raise _Flaw(f"damaged: its {what} is nested too deeply") from None
+    except ValueError:  # broken JSON, broken UTF-8, an integer of thousands of digits
+        raise _Flaw(f"damaged: its {what} is not JSON") from None
+
+
+def _without_digest(head: bytes, info: dict[str, Any]) -> bytes:
+    """Return the bytes before the data as they were hashed: with zeros for the SHA-256's digits."""
+    digest = info["sha256"]
+    if not _DIGEST.fullmatch(digest):
+        raise _Flaw("damaged: its field 'sha256' must be 64 hexadecimal digits")
+    if head.count(digest.encode()) != 1:
+        raise _Flaw("damaged: the digits of its field 'sha256' must occur once")
+    return head.replace(digest.encode(), _NO_DIGEST.encode())
+
+
+def _check_rest(file: io.FileIO, digest: hashlib._Hash, expected: str) -> None:
+    while block := file.read(2**20):
+        digest.update(block)
+    if digest.hexdigest() != expected:
+        raise _Flaw("damaged: its SHA-256 does not match its contents")
+
+
+def _read_into(file: io.FileIO, buffer: memoryview) -> None:
+    while buffer:
+        count = file.readinto(buffer)
+        if not count:
+            raise _Flaw("damaged: the file was cut off while it was read")
+        buffer = buffer[count:]
+
+
+def _kind(head: bytearray) -> str | None:
+    """Return what a file seems to be by its first bytes, if that is something well known."""
+    for magic, kind in _KINDS:
+        if head.startswith(magic):
+            return "a PyTorch pickle" if b"data.pkl" in head or b"/version" in head else kind
+    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
+        return "a Python pickle"
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    if len(head) >= 16 and all(byte >= 32 or byte in b"\t\n\r\f" for byte in head[:16]):
+        return "a text"
+    return None
+
+
+def _whole_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _quoted(value: object) -> str:
+    """Return something from a file as it can stand in a one-line message."""
+    if isinstance(value, list) and any(
+        isinstance(item, int) and item.bit_length() > 64 for item in value
+    ):
+        return "[...]"  # integers of thousands of digits: Python refuses to write them out
+    text = ascii(value) if not isinstance(value, dict) else "{...}"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+assert sys.byteorder == "little", "checkpoints hold little-endian numbers"
