@@ -1,0 +1,504 @@
+"""A run's folder: its lock, its checkpoints, its log. The only writer of the folder.
+
+::
+
+    best.safetensors            the best by validation loss; what sample and evaluate take
+    last.safetensors            the newest; what --resume takes
+    step-00001200.safetensors   earlier newest ones, as many as asked for
+    metrics.jsonl               one JSON object a line
+    lock                        held (flock) by the process that trains; says who it is
+
+The kernel frees the lock when its process ends, however it ends. Files are
+replaced as a whole or not at all; while one is written it has a name such as
+``.last.safetensors.4711-0a1b2c3d.tmp``, and the next run in the folder removes
+what a dead process left behind. Files of other names are never touched.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from charrnn.checkpoint import (
+    Checkpoint,
+    DamagedCheckpointError,
+    load,
+    read_meta,
+    replacing,
+    save,
+    shown,
+    write,
+)
+from charrnn.errors import CheckpointError, RunFolderError
+
+__all__ = ["RunFolder"]
+
+_GENERATION = re.compile(r"step-(\d{8,})\.safetensors")
+_TEMPORARY = re.compile(
+    r"\.(?:best\.safetensors|last\.safetensors|step-\d{8,}\.safetensors|metrics\.jsonl)"
+    r"\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp"
+)
+#: How long a second comer waits for the holder to write its name into the lock, seconds.
+_NAME_WAIT = 1.0
+
+
+class RunFolder:
+    """A run's folder, held by this process until ``close``.
+
+    Made by ``create`` (a new run) or ``open_existing`` (a run to go on with);
+    a context manager. One process at a time holds a folder.
+    """
+
+    path: Path
+    keep: int
+
+    def __init__(self, path: Path, lock: int, keep: int) -> None:
+        """Take over a held lock; for ``create`` and ``open_existing`` only."""
+        if keep < 0:
+            raise ValueError(f"keep must be 0 or above, not {keep}")
+        self.path = path
+        self.keep = keep
+        self._lock: int | None = lock
+        self._log: int | None = None
+        # What ``close`` removes if nothing was saved, in this order: files, then folders.
+        self._removable: list[Path] = []
+        # Steps of the checkpoint files that this process wrote, or loaded and found whole.
+        self._whole: dict[Path, int] = {}
+        self._remove_stale()
+
+    # Taking and leaving the folder ------------------------------------------
+
+    @classmethod
+    def create(cls, path: str | Path, keep: int = 1, command: str = "") -> Self:
+        """Make a run's folder, with its parents, and hold it.
+
+        A folder that exists already is taken when it holds no run; whatever
+        else is in it stays as it is. When ``close`` comes before anything was
+        saved, what was made here is removed again.
+
+        Args:
+            path: the folder.
+            keep: how many earlier ``last`` checkpoints to keep, 0 or more.
+            command: what the lock tells a second comer about this process.
+
+        Raises:
+            RunFolderError: it holds a run already, another process holds it, or it cannot be made.
+        """
+        path = Path(path)
+        made: list[Path] = []
+        while True:
+            with _failing(path, "cannot make the run's folder"):
+                made = _make(path) + made
+            try:
+                lock, fresh = _take_lock(path, command)
+                break
+            except FileNotFoundError:  # the one who made it has just removed it again
+                continue
+        folder = cls(path, lock, keep)
+        folder._removable = [path / "lock", *made] if fresh else []
+        try:
+            folder._refuse_another_run(fresh)
+            folder._removable = [path / "metrics.jsonl", path / "lock", *made]
+            folder._open_log()
+            with _failing(path, "cannot write"):
+                os.ftruncate(folder._log_fd, 0)  # of a run that ended before its first save
+        except BaseException:
+            folder.close()
+            raise
+        return folder
+
+    @classmethod
+    def open_existing(cls, path: str | Path, keep: int = 1, command: str = "") -> Self:
+        """Hold the folder of a run that is to go on; arguments as in ``create``.
+
+        Raises:
+            RunFolderError: there is no run in it, another process holds it, or it is not writable.
+        """
+        path = Path(path)
+        nothing = RunFolderError(
+            f"{shown(path)}: holds no run to resume: leave --resume out to start one there"
+        )
+        if not path.is_dir() or not (_checkpoints(path) or (path / "lock").exists()):
+            raise nothing
+        try:
+            lock, _ = _take_lock(path, command)
+        except FileNotFoundError:
+            raise nothing from None
+        folder = cls(path, lock, keep)
+        try:
+            if not _checkpoints(path):
+                raise nothing
+            folder._open_log()
+        except BaseException:
+            folder.close()
+            raise
+        return folder
+
+    def close(self) -> None:
+        """Let the folder go. A new run that saved nothing leaves nothing behind."""
+        if self._lock is None:
+            return
+        if self._log is not None:
+            os.close(self._log)
+            self._log = None
+        with suppress(OSError):
+            os.ftruncate(self._lock, 0)
+            for path in self._removable:
+                # A folder in which somebody else put something is not empty, and so stays.
+                path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+        os.close(self._lock)
+        self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # Checkpoints --------------------------------------------------------------
+
+    def save_best(self, checkpoint: Checkpoint) -> Path:
+        """Write ``best.safetensors``; return its path.
+
+        Raises:
+            RunFolderError: disk full or the like; the one before stays.
+        """
+        best = self.path / "best.safetensors"
+        save(best, checkpoint)
+        self._removable = []
+        return best
+
+    def save_last(self, checkpoint: Checkpoint, step: int) -> Path:
+        """Write ``last.safetensors``; return its path.
+
+        The one before becomes ``step-XXXXXXXX.safetensors``. ``meta`` in the file has ``step``. Only once the new one is on disk are
+        the earlier ones cut down to ``keep``: damaged ones first, then the oldest.
+
+        Raises:
+            RunFolderError: disk full or the like; all that was there stays.
+        """
+        last = self.path / "last.safetensors"
+        earlier = self._step_if_whole(last)
+        if self._log is not None:
+            with _failing(self.path / "metrics.jsonl", "cannot save"):
+                os.fsync(self._log)  # the rows up to this step are part of what is saved
+        with replacing(last) as fd:
+            write(fd, replace(checkpoint, meta={**checkpoint.meta, "step": step}))
+            if earlier is not None and earlier != step and self.keep > 0:
+                generation = self.path / f"step-{earlier:08d}.safetensors"
+                _link(last, generation)
+                self._whole[generation] = earlier
+        self._whole[last] = step
+        self._removable = []
+        self._prune()
+        return last
+
+    def load_last(self) -> tuple[Checkpoint, list[str]]:
+        """Return the newest whole checkpoint, and a sentence for each newer one that is damaged.
+
+        Raises:
+            CheckpointError: none is whole, or the newest is of another format or unreadable.
+        """
+        notes: list[str] = []
+        candidates = [self.path / "last.safetensors", *_generations(self.path)]
+        for path in candidates:
+            if not path.exists():
+                continue
+            try:
+                checkpoint = load(path)
+            except DamagedCheckpointError as error:
+                notes.append(str(error))
+                continue
+            step = checkpoint.require("step", int)
+            self._whole[path] = step
+            return checkpoint, [f"{note}; took {path.name}, step {step}" for note in notes]
+        if not notes:
+            raise CheckpointError(f"{shown(self.path)}: holds no checkpoint to resume from")
+        more = f" (and {len(notes) - 1} before it are damaged too)" if len(notes) > 1 else ""
+        raise CheckpointError(notes[0] + more)
+
+    def _step_if_whole(self, path: Path) -> int | None:
+        """Return the step of a checkpoint file; None if there is none or it is damaged."""
+        if path not in self._whole and path.exists():
+            with suppress(DamagedCheckpointError):
+                self._whole[path] = load(path).require("step", int)
+        return self._whole.get(path)
+
+    def _prune(self) -> None:
+        """Keep the ``keep`` newest whole checkpoints beside the ``last`` that is now on disk."""
+        kept = 0
+        for path in _generations(self.path):
+            try:
+                whole = self._step_if_whole(path) is not None
+            except CheckpointError:
+                continue  # of another format, or not ours to read: not ours to remove
+            kept += whole
+            if not whole or kept > self.keep:
+                # A file that cannot be removed takes space, no more: the new one is safe.
+                with suppress(OSError):
+                    path.unlink()
+                self._whole.pop(path, None)
+
+    # The log ------------------------------------------------------------------
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append a row to ``metrics.jsonl``, as one line in one write.
+
+        Raises:
+            RunFolderError: it cannot be written; no part of the row is left in the file.
+            ValueError: a value is NaN or infinite.
+        """
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        line = (text + "\n").encode("utf-8", "backslashreplace")
+        with _failing(self.path / "metrics.jsonl", "cannot write"):
+            size = os.fstat(self._log_fd).st_size
+            written = 0
+            try:
+                written = os.write(self._log_fd, line)
+                if written < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except BaseException:
+                os.ftruncate(self._log_fd, size)
+                raise
+
+    def rewind_log(self, step: int) -> None:
+        """Drop the rows after ``step``, and lines that are no rows, from ``metrics.jsonl``.
+
+        Raises:
+            RunFolderError: it cannot be written; the log stays as it was.
+        """
+        path = self.path / "metrics.jsonl"
+        with _failing(path, "cannot write"):
+            with (
+                path.open("rb") as old,
+                replacing(path) as fd,
+                os.fdopen(fd, "wb", closefd=False) as new,
+            ):
+                for line in old:
+                    if _belongs(line, step):
+                        new.write(line)
+            os.close(self._log_fd)
+            self._log = None
+            self._open_log()
+
+    @property
+    def _log_fd(self) -> int:
+        assert self._log is not None, "the folder is closed"
+        return self._log
+
+    def _open_log(self) -> None:
+        """Open the log for appending; a last line that a crash cut off is removed."""
+        path = self.path / "metrics.jsonl"
+        with _failing(path, "cannot write"):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            self._log = fd
+            size = end = os.fstat(fd).st_size
+            while end > 0:
+                start = max(0, end - 65536)
+                newline = os.pread(fd, end - start, start).rfind(b"\n")
+                if newline >= 0:
+                    end = start + newline + 1
+                    break
+                end = start
+            if end < size:
+                os.ftruncate(fd, end)
+
+    # What is in the folder already ---------------------------------------------
+
+    def _refuse_another_run(self, fresh: bool) -> None:
+        if checkpoints := _checkpoints(self.path):
+            try:
+                where = f" at step {read_meta(checkpoints[0])['step']}"
+            except (CheckpointError, KeyError):
+                where = ""
+            raise RunFolderError(
+                f"{shown(self.path)}: holds a run already{where}: go on with it with --resume, "
+                "or choose another folder with --run"
+            )
+        if fresh and (self.path / "metrics.jsonl").exists():
+            raise RunFolderError(
+                f"{shown(self.path)}: holds a metrics.jsonl that is not of a charrnn run: "
+                "choose another folder with --run"
+            )
+
+    def _remove_stale(self) -> None:
+        """Remove the temporaries of processes that have ended; this one has none yet."""
+        for path in list(self.path.iterdir()):
+            match = _TEMPORARY.fullmatch(path.name)
+            if match and (int(match["pid"]) == os.getpid() or not _alive(int(match["pid"]))):
+                with suppress(OSError):
+                    path.unlink()
+
+
+# Files -------------------------------------------------------------------------
+
+
+def _generations(folder: Path) -> list[Path]:
+    """Return the earlier checkpoints, newest first."""
+    found = [
+        (int(match[1]), path)
+        for path in folder.iterdir()
+        if (match := _GENERATION.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Return all checkpoint files of a run, newest first."""
+    named = [folder / "last.safetensors", *_generations(folder), folder / "best.safetensors"]
+    return [path for path in named if path.exists()]
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name; where the file system knows no hard links, copy it."""
+    with suppress(FileNotFoundError):
+        target.unlink()
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        with (
+            source.open("rb") as old,
+            replacing(target) as fd,
+            os.fdopen(fd, "wb", closefd=False) as new,
+        ):
+            shutil.copyfileobj(old, new)
+
+
+def _belongs(line: bytes, step: int) -> bool:
+    """Whether a line of the log is a row, and not of a later step."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and not (isinstance(row.get("step"), int) and row["step"] > step)
+
+
+def _make(path: Path) -> list[Path]:
+    """Make a folder and its parents; return those that were made, innermost first."""
+    made: list[Path] = []
+    for folder in [*reversed(path.parents), path]:
+        try:
+            folder.mkdir()
+        except OSError:
+            if not folder.is_dir():
+                raise
+        else:
+            made.insert(0, folder)
+    return made
+
+
+@contextmanager
+def _failing(path: Path, what: str) -> Iterator[None]:
+    """Turn an operating system's refusal into one line."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise RunFolderError(f"{shown(path)}: {what}: {reason}") from error
+
+
+# The lock ----------------------------------------------------------------------
+
+
+def _take_lock(folder: Path, command: str) -> tuple[int, bool]:
+    """Return (descriptor of the held lock file, whether the file is new).
+
+    Raises:
+        FileNotFoundError: the folder is gone.
+        RunFolderError: another process holds the lock, or the folder does not allow it.
+    """
+    path = folder / "lock"
+    while True:
+        try:
+            fd, fresh = _open_lock(path)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise RunFolderError(
+                f"{shown(folder)}: cannot write to the run's folder: {error.strerror}"
+            ) from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it may have removed the file meanwhile: then this lock guards nothing.
+            with suppress(FileNotFoundError):
+                if os.fstat(fd).st_ino == path.stat().st_ino:
+                    _sign(fd, command)
+                    return fd, fresh
+        except BlockingIOError:
+            holder = _holder(fd)
+            os.close(fd)
+            raise RunFolderError(
+                f"{shown(folder)}: in use by {holder}: wait until it ends, or choose another folder"
+            ) from None
+        except OSError as error:
+            os.close(fd)
+            raise RunFolderError(
+                f"{shown(folder)}: cannot lock the run's folder: {error.strerror}; "
+                "choose a folder on a local disk"
+            ) from error
+        os.close(fd)
+
+
+def _open_lock(path: Path) -> tuple[int, bool]:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
+    except FileExistsError:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), False
+
+
+def _sign(fd: int, command: str) -> None:
+    """Write into the lock who holds it."""
+    me = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "command": command,
+    }
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, (json.dumps(me) + "\n").encode(), 0)
+
+
+def _holder(fd: int) -> str:
+    """Return who holds the lock, in words.
+
+    A holder signs right after it has taken the lock, so the file may be empty
+    or still have the signature of a dead process for a moment.
+    """
+    for _ in range(int(_NAME_WAIT / 0.02)):
+        with suppress(ValueError, KeyError, TypeError):
+            who = json.loads(os.pread(fd, 65536, 0))
+            pid, host, since, command = (who[key] for key in ("pid", "host", "since", "command"))
+            if host != socket.gethostname() or _alive(int(pid)):
+                what = f" ({shown(str(command))})" if command else ""
+                return f"process {int(pid)} on {shown(str(host))} since {shown(str(since))}{what}"
+        time.sleep(0.02)
+    return "another process"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
