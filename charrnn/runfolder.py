@@ -188,8 +188,9 @@ class RunFolder:
     def save_last(self, checkpoint: Checkpoint, step: int) -> Path:
         """Write ``last.safetensors``; return its path.
 
-        The one before becomes ``step-XXXXXXXX.safetensors``. ``meta`` in the file has ``step``. Only once the new one is on disk are
-        the earlier ones cut down to ``keep``: damaged ones first, then the oldest.
+        The one before becomes ``step-XXXXXXXX.safetensors``. Only once the new
+        one is on disk are the earlier ones cut down to the ``keep`` newest
+        whole ones. ``meta`` in the file has ``step``.
 
         Raises:
             RunFolderError: disk full or the like; all that was there stays.
