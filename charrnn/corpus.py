@@ -1,0 +1,751 @@
+"""Files become text: decoding by blocks, the split, the fingerprint.
+
+A corpus may be larger than memory, so nothing here ever holds a whole text.
+``scan`` reads every file once, by blocks: it decodes them, counts characters
+and code points, hashes the bytes, and notes where each block begins in bytes
+and in characters together with the decoder's state there. That index is what
+lets a ``Part`` start at any character by reading from the block before it.
+
+Text is read with ``read``, never mapped: a mapping of a file that shrinks
+kills the process. Every later read compares the file with what the scan saw.
+"""
+
+from __future__ import annotations
+
+import codecs
+import glob
+import hashlib
+import os
+import shutil
+import stat
+import sysconfig
+import tempfile
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from charrnn.errors import CorpusError, UsageError
+
+__all__ = [
+    "BLOCK_BYTES",
+    "BYTES",
+    "Codes",
+    "Corpus",
+    "Found",
+    "Part",
+    "Split",
+    "TextFile",
+    "embedded_corpus",
+    "find_files",
+    "scan",
+    "split",
+    "spool",
+    "text_encoding",
+]
+
+#: Code points of consecutive characters: uint8 where all are ASCII (or plain bytes), else uint32.
+Codes = NDArray[np.unsignedinteger[Any]]
+
+#: The "encoding" that takes a file's bytes as they are, as 256 symbols.
+BYTES = "bytes"
+
+#: Bytes between two entries of the seek index, and the size of the scan's reads. Smaller makes
+#: seeking cheaper and the index longer: 1.3 GB has 5,000 entries.
+BLOCK_BYTES = 1 << 18
+
+#: Byte order marks by the codec's own name. They say how to decode and are not text.
+_BYTE_ORDER_MARKS: dict[str, tuple[bytes, ...]] = {
+    "utf-8": (codecs.BOM_UTF8,),
+    "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+    "utf-16-le": (codecs.BOM_UTF16_LE,),
+    "utf-16-be": (codecs.BOM_UTF16_BE,),
+    "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "utf-32-le": (codecs.BOM_UTF32_LE,),
+    "utf-32-be": (codecs.BOM_UTF32_BE,),
+    "gb18030": ("\ufeff".encode("gb18030"),),
+}
+
+#: A text that every encoding of running text gives back when it is decoded byte by byte.
+_PROBE = "a.b\n"
+
+_DecoderState = tuple[bytes, int]
+
+
+class _Block(NamedTuple):
+    """Where decoding can begin: one entry of a file's seek index."""
+
+    characters: int
+    """Characters of the file before this entry."""
+    offset: int
+    """Byte offset in the file at which to go on reading."""
+    state: _DecoderState
+    """The decoder's state there; its first item holds bytes of a character cut in two."""
+
+
+class _Identity(NamedTuple):
+    """What tells that a file is still the one that was scanned."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> _Identity:
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """One file of a corpus, as the scan found it."""
+
+    path: Path
+    start: int
+    """Characters of the corpus before this file."""
+    characters: int
+    size: int
+    """Bytes on disk."""
+    mark: int
+    """Bytes of the byte order mark at its beginning, which are not text."""
+    blocks: tuple[_Block, ...] = field(repr=False)
+    identity: _Identity = field(repr=False)
+
+    @property
+    def stop(self) -> int:
+        """Characters of the corpus up to this file's end."""
+        return self.start + self.characters
+
+    def check_unchanged(self, status: os.stat_result | None = None) -> None:
+        """Raise CorpusError, saying what changed, unless the file is as the scan found it.
+
+        Args:
+            status: of the file as just opened; None looks it up by the path.
+        """
+        if status is None:
+            try:
+                status = self.path.stat()
+            except OSError as error:
+                raise _cannot_read(self.path, error) from None
+        now, then = _Identity.of(status), self.identity
+        if now == then:
+            return
+        if now.size != then.size:
+            verb = "shrank" if now.size < then.size else "grew"
+            change = f"{verb} from {then.size:,} to {now.size:,} bytes"
+        elif (now.device, now.inode) != (then.device, then.inode):
+            change = "was replaced by another file"
+        else:
+            change = "was written to"
+        raise CorpusError(
+            f"{_shown(self.path)} {change} since it was scanned: "
+            "leave a text alone while it is in use"
+        )
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Return up to ``count`` bytes from ``offset``; fewer only at the file's end.
+
+        The file is opened anew each time: that costs some 10 microseconds, keeps a run
+        with thousands of lanes from running out of file handles, and makes the check see
+        a file that was replaced under its name.
+
+        Raises:
+            CorpusError: the file is gone, unreadable, or changed since the scan.
+        """
+        try:
+            with self.path.open("rb", buffering=0) as stream:
+                stream.seek(offset)
+                data = stream.read(count)
+                status = os.fstat(stream.fileno())
+        except OSError as error:
+            raise _cannot_read(self.path, error) from None
+        self.check_unchanged(status)
+        return data
+
+    def is_one_byte_each(self, number: int) -> bool:
+        """Whether the characters from index entry ``number`` to the next take a byte each."""
+        block, end = self.blocks[number], self._end_of(number)
+        return end.offset - block.offset == end.characters - block.characters and not block.state[0]
+
+    def _end_of(self, number: int) -> _Block:
+        """Return where index entry ``number`` ends, which is where the next one begins."""
+        if number + 1 < len(self.blocks):
+            return self.blocks[number + 1]
+        return _Block(self.characters, self.size, (b"", 0))
+
+    def byte_of(self, characters: int, encoding: str) -> int:
+        """Return the byte offset at which the first ``characters`` characters end.
+
+        In a stateful encoding, an escape sequence belongs to the character after it.
+        """
+        if characters == 0:
+            return self.mark
+        if characters == self.characters:
+            return self.size
+        # The last entry with fewer characters before it, so that at least one is asked of it.
+        number = bisect_left(self.blocks, characters, key=lambda block: block.characters) - 1
+        block = self.blocks[number]
+        data = self.read(block.offset, self._end_of(number).offset - block.offset)
+
+        def characters_in(length: int) -> int:
+            decoder = _Decoder(encoding, block.state)
+            return block.characters + len(decoder.decode(data[:length], final=False))
+
+        return block.offset + bisect_left(range(len(data) + 1), characters, key=characters_in)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Some files, scanned once and joined in order with nothing between them."""
+
+    files: tuple[TextFile, ...] = field(repr=False)
+    encoding: str
+    """A codec's own name (``utf-8``, ``iso8859-1``, ...) or ``bytes``."""
+    characters: int
+    bytes: int
+    """Encoded size of the text: of all files, without their byte order marks."""
+    fingerprint: str
+    """SHA-256, in hexadecimal, of the files' bytes one after another: what ``cat FILES |
+    sha256sum`` prints. Names and dates do not count."""
+    notes: tuple[str, ...]
+    """Sentences for the user: files left out, byte order marks."""
+    counts: Mapping[int, int] = field(repr=False)
+    """Code point -> occurrences in the whole text."""
+
+    def part(self, start: int, stop: int) -> Part:
+        """Return the characters from ``start`` up to but not including ``stop``."""
+        return Part(self, start, stop)
+
+    def check_unchanged(self) -> None:
+        """Raise CorpusError naming the first file that is not as the scan found it."""
+        for file in self.files:
+            file.check_unchanged()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A contiguous stretch of a corpus, from character ``start`` to before ``stop``."""
+
+    corpus: Corpus
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.stop <= self.corpus.characters:
+            raise ValueError(
+                f"no stretch {self.start}:{self.stop} in {self.corpus.characters} characters"
+            )
+
+    @property
+    def characters(self) -> int:
+        """Length in characters."""
+        return self.stop - self.start
+
+    @property
+    def bytes(self) -> int:
+        """Encoded size of the stretch: the bytes that its characters take in the files."""
+        encoding = self.corpus.encoding
+        total = 0
+        for file in self.corpus.files:
+            start, stop = max(self.start, file.start), min(self.stop, file.stop)
+            if start < stop:
+                total += file.byte_of(stop - file.start, encoding)
+                total -= file.byte_of(start - file.start, encoding)
+        return total
+
+    def codes(
+        self, start: int = 0, *, block_bytes: int = BLOCK_BYTES
+    ) -> Generator[Codes, None, None]:
+        """Yield the code points of the part, in order, block by block.
+
+        Args:
+            start: character of the part to begin at; what lies before it is not read,
+                but for less than one block of the seek index.
+            block_bytes: bytes read at a time.
+
+        Yields:
+            One-dimensional, never empty arrays. uint8 where a block is ASCII, and always
+            under the encoding ``bytes``; uint32 otherwise.
+
+        Raises:
+            CorpusError: a file is gone, unreadable, or changed since the scan.
+        """
+        position = self.start + start
+        files = self.corpus.files
+        first = bisect_right(files, position, key=lambda file: file.start) - 1
+        for file in files[first:]:
+            stop = min(self.stop, file.stop)
+            if position < stop:
+                cursor = _Cursor(file, self.corpus.encoding, position)
+                while cursor.position < stop:
+                    # Not through a variable: a suspended generator should hold no block.
+                    yield cursor.read(block_bytes, stop)
+                position = stop
+            if position == self.stop:
+                return
+
+    def counts(self) -> dict[int, int]:
+        """Return code point -> occurrences.
+
+        Reads whichever is smaller, the part or the rest of the corpus, whose counts
+        are then taken from the whole's.
+        """
+        if 2 * self.characters <= self.corpus.characters:
+            return _as_dict(_count(self))
+        rest = np.zeros(0, np.int64)
+        for start, stop in ((0, self.start), (self.stop, self.corpus.characters)):
+            rest = _add(rest, _count(Part(self.corpus, start, stop)))
+        counts = dict(self.corpus.counts)
+        for code, count in _as_dict(rest).items():
+            counts[code] -= count
+        return {code: count for code, count in counts.items() if count}
+
+
+class Split(NamedTuple):
+    """The parts of a corpus, in the order of the text."""
+
+    train: Part
+    valid: Part | None
+    test: Part | None
+
+
+def split(corpus: Corpus, valid_share: float = 0.1, test_share: float = 0.0) -> Split:
+    """Cut a corpus into a training part, a validation part and a test part, in this order.
+
+    The borders are the shares as they are written in decimal, rounded down: of 1,115,394
+    characters, 0.1 leaves 1,003,854 for training. A held-out part of fewer than two
+    characters has nothing to predict and is None.
+
+    Raises:
+        UsageError: a share is not in [0, 1), or nothing is left for training.
+    """
+    for flag, share in (("--valid-share", valid_share), ("--test-share", test_share)):
+        if not 0 <= share < 1:
+            raise UsageError(f"{flag} must be a number from 0 up to but not including 1: {share}")
+    # Exact, because 1 - 0.1 - 0.2 is not 0.7 in binary.
+    valid, test = Fraction(repr(float(valid_share))), Fraction(repr(float(test_share)))
+    if valid + test >= 1:
+        raise UsageError(
+            f"--valid-share {valid_share} and --test-share {test_share} leave nothing to train on"
+        )
+    total = corpus.characters
+    train_stop = int(total * (1 - valid - test))
+    valid_stop = int(total * (1 - test))
+
+    def held_out(start: int, stop: int) -> Part | None:
+        return corpus.part(start, stop) if stop - start >= 2 else None
+
+    return Split(
+        corpus.part(0, train_stop), held_out(train_stop, valid_stop), held_out(valid_stop, total)
+    )
+
+
+class Found(NamedTuple):
+    """The files that some names on a command line stand for."""
+
+    files: tuple[Path, ...]
+    explicit: frozenset[Path]
+    """Those named themselves, not found in a folder or by a pattern: they must be text."""
+    notes: tuple[str, ...]
+
+
+def find_files(texts: Sequence[str]) -> Found:
+    """Return the files that ``texts`` name, in order, each once.
+
+    A name is a file; a folder, which stands for all regular files below it, sorted by
+    path, those whose name or folder begins with a dot left out; or a pattern (``*``,
+    ``?``, ``[...]``, ``**``), which stands for the files it matches, sorted.
+
+    Raises:
+        CorpusError: a name stands for no file, or is neither a file nor a folder.
+    """
+    found: dict[tuple[int, int], Path] = {}  # by device and inode: links name the same text
+    explicit: set[Path] = set()
+    notes: list[str] = []
+    repeated: list[Path] = []
+    for text in texts:
+        named = [text]
+        is_pattern = glob.has_magic(text) and "\0" not in text and not os.path.lexists(text)
+        if is_pattern:
+            named = sorted(filter(os.path.isfile, glob.glob(text, recursive=True)))  # noqa: PTH207
+            if not named:
+                raise CorpusError(f"no file matches the pattern {_shown(text)}: check its spelling")
+        try:
+            status = os.stat(named[0])  # noqa: PTH116 - Path("") is the current folder
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            raise _cannot_read(text, error) from None
+        if stat.S_ISDIR(status.st_mode):
+            named = _files_below(text, notes)
+        elif not stat.S_ISREG(status.st_mode):
+            raise CorpusError(
+                f"{_shown(text)} is neither a file nor a folder: to read a pipe, pipe it into -"
+            )
+        elif not is_pattern:
+            explicit.add(Path(text))
+        for path in map(Path, named):
+            status = path.stat()
+            if found.setdefault((status.st_dev, status.st_ino), path) is not path:
+                repeated.append(path)
+    if repeated:
+        notes.append(
+            f"{_files(len(repeated))} named more than once and read once, "
+            f"the first being {_shown(repeated[0])}"
+        )
+    return Found(tuple(found.values()), frozenset(explicit), tuple(notes))
+
+
+def _files_below(folder: str, notes: list[str]) -> list[str]:
+    """Return the regular files below a folder, sorted by path, without hidden ones."""
+    unreadable: list[OSError] = []
+    paths: list[Path] = []
+    for parent, folders, names in os.walk(folder, onerror=unreadable.append):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths += [Path(parent, name) for name in names if not name.startswith(".")]
+    if unreadable:
+        notes.append(
+            f"left out {len(unreadable)} folder{'s'[: len(unreadable) > 1]} that may not be read, "
+            f"the first being {_shown(unreadable[0].filename)}"
+        )
+    return [str(path) for path in sorted(paths) if path.is_file()]
+
+
+def embedded_corpus() -> list[str]:
+    """Return the files of the text that every machine with Python has.
+
+    They are the ``.py`` files of the interpreter's own standard library in sorted
+    order, without its tests and without installed packages: about 11 MB.
+
+    Raises:
+        CorpusError: this Python came without its sources.
+    """
+    library = Path(sysconfig.get_path("stdlib"))
+    left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+    paths: list[Path] = []
+    for parent, folders, names in os.walk(library):
+        folders[:] = [name for name in folders if name not in left_out]
+        paths += [Path(parent, name) for name in names if name.endswith(".py")]
+    if not paths:
+        raise CorpusError(f"this Python has no standard library in {library}: name a text to use")
+    return [str(path) for path in sorted(paths)]
+
+
+def spool(stream: BinaryIO) -> Path:
+    """Copy a stream that can be read only once into a temporary file.
+
+    Returns:
+        The file's path; removing it is the caller's part.
+
+    Raises:
+        CorpusError: the stream is empty, or the temporary folder is full or not writable.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(prefix="charrnn-", delete=False) as file:
+            path = Path(file.name)
+            try:
+                shutil.copyfileobj(stream, file, 1 << 20)
+                size = file.tell()
+            except BaseException:
+                path.unlink()
+                raise
+    except OSError as error:
+        raise CorpusError(
+            f"cannot copy standard input to {_shown(tempfile.gettempdir())}: "
+            f"{error.strerror}; make room there, set TMPDIR, or name a file"
+        ) from None
+    if size == 0:
+        path.unlink()
+        raise CorpusError("standard input is empty: pipe a text into it")
+    return path
+
+
+def text_encoding(name: str) -> str:
+    """Return the codec's own name for an encoding, or ``bytes``.
+
+    ``utf-8-sig`` becomes ``utf-8``: byte order marks are never text here.
+
+    Raises:
+        UsageError: Python has no such codec, or it does not decode a running text
+            (``hex``, ``rot13``, ``punycode``, ...).
+    """
+    if name.lower() == BYTES:
+        return BYTES
+    try:
+        codec = codecs.lookup(name)
+        _PROBE.encode(name)  # a LookupError for codecs that are not between text and bytes
+        decoder = codecs.getincrementaldecoder(name)()
+        decoded = [decoder.decode(bytes([byte])) for byte in _PROBE.encode(name)]
+        if "".join(decoded) + decoder.decode(b"", True) != _PROBE:
+            raise LookupError
+    except (LookupError, ValueError):  # ValueError: UnicodeError, or a NUL in the name
+        raise UsageError(
+            f"--encoding {_shown(name)} is not a text encoding that Python knows: "
+            "use utf-8, another one's name, or bytes"
+        ) from None
+    return "utf-8" if codec.name == "utf-8-sig" else codec.name
+
+
+def scan(
+    texts: Sequence[str],
+    encoding: str = "utf-8",
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    block_bytes: int = BLOCK_BYTES,
+) -> Corpus:
+    """Read every file once and return the corpus.
+
+    Files named themselves must be text in this encoding; in folders and among the
+    matches of a pattern, those that are not are left out, and a note says so.
+
+    Args:
+        texts: files, folders and patterns, as ``find_files`` takes them.
+        encoding: any text encoding that Python knows, or ``bytes``.
+        progress: called after every block with the bytes read so far and in all.
+        block_bytes: bytes read at a time and between two entries of the seek index.
+
+    Raises:
+        CorpusError: a file is missing, unreadable, binary, wrongly encoded, or changes
+            while it is read; or there is no text at all.
+        UsageError: there is no such encoding.
+    """
+    encoding = text_encoding(encoding)
+    found = find_files(texts)
+    notes = list(found.notes)
+    total_bytes = sum(path.stat().st_size for path in found.files)
+    hasher = hashlib.sha256()
+    counts = np.zeros(0, np.int64)
+    files: list[TextFile] = []
+    skipped: list[_NotTextError] = []
+    characters = read_bytes = 0
+
+    for path in found.files:
+
+        def tick(done: int, before: int = read_bytes) -> None:
+            if progress is not None:
+                progress(before + done, total_bytes)
+
+        # The hash and the counts of a file that turns out not to be text are thrown away.
+        file_hasher = hasher.copy()
+        try:
+            file, file_counts = _scan_file(
+                path, encoding, characters, file_hasher, block_bytes, tick
+            )
+        except _NotTextError as error:
+            if path in found.explicit:
+                raise
+            skipped.append(error)
+            continue
+        finally:
+            read_bytes += path.stat().st_size
+        hasher = file_hasher
+        counts = _add(counts, file_counts)
+        characters += file.characters
+        files.append(file)
+
+    if skipped:
+        notes.append(f"left out {_files(len(skipped))} without {encoding} text; {skipped[0]}")
+    if characters == 0:
+        names = ", ".join(map(_shown, texts[:3])) + ", ..." * (len(texts) > 3)
+        if skipped:
+            why = f"{_files(len(skipped))} cannot be read as {encoding}; {skipped[0]}"
+        else:
+            why = "it is empty: name a file or folder with text in it"
+        raise CorpusError(f"no text in {names}: {why}")
+    marked = [file for file in files if file.mark]
+    if marked:
+        notes.append(
+            f"{_files(len(marked))} with a byte order mark, which is not text and left out, "
+            f"the first being {_shown(marked[0].path)}"
+        )
+    return Corpus(
+        files=tuple(files),
+        encoding=encoding,
+        characters=characters,
+        bytes=sum(file.size - file.mark for file in files),
+        fingerprint=hasher.hexdigest(),
+        notes=tuple(notes),
+        counts=_as_dict(counts),
+    )
+
+
+class _NotTextError(CorpusError):
+    """A file that cannot be read as text: left out where it was not named itself."""
+
+
+def _scan_file(
+    path: Path,
+    encoding: str,
+    start: int,
+    hasher: hashlib._Hash,
+    block_bytes: int,
+    tick: Callable[[int], None],
+) -> tuple[TextFile, NDArray[np.int64]]:
+    """Read one file for ``scan``; return it with its counts by code point."""
+    decoder = _Decoder(encoding)
+    counts = np.zeros(0, np.int64)
+    blocks: list[_Block] = []
+    characters = 0
+    try:
+        with path.open("rb", buffering=0) as stream:
+            identity = _Identity.of(os.fstat(stream.fileno()))
+            head = stream.read(4)
+            marks = _BYTE_ORDER_MARKS.get(encoding, ())
+            mark = next((mark for mark in marks if head.startswith(mark)), b"")
+            decoder.decode(mark, final=False)  # what it says of the byte order stays in the state
+            hasher.update(mark)
+            offset = stream.seek(len(mark))
+            while True:
+                state = decoder.state()
+                blocks.append(_Block(characters, offset, state))
+                if not (data := stream.read(block_bytes)):
+                    break
+                final = offset + len(data) >= identity.size
+                try:
+                    codes = decoder.decode(data, final=final)
+                except UnicodeError as error:
+                    raise _not_text(path, encoding, error, offset - len(state[0]), head) from None
+                if len(blocks) == 1 and encoding != BYTES and not codes.all():
+                    raise _NotTextError(
+                        f"{_shown(path)} looks binary, with NUL characters: use --encoding bytes, "
+                        "or utf-16 if it is that"
+                    )
+                hasher.update(data)
+                counts = _add(counts, np.bincount(codes))
+                characters += len(codes)
+                offset += len(data)
+                tick(offset)
+            unchanged = _Identity.of(os.fstat(stream.fileno())) == identity
+    except OSError as error:
+        raise _cannot_read(path, error) from None
+    if not unchanged or offset != identity.size:
+        raise CorpusError(
+            f"{_shown(path)} changed while it was read: wait until nothing writes to it"
+        )
+    if len(blocks) > 1:
+        blocks.pop()  # the entry at the file's end, from which there is nothing to read
+    size = identity.size
+    return TextFile(path, start, characters, size, len(mark), tuple(blocks), identity), counts
+
+
+class _Decoder:
+    """An incremental decoder from bytes to code points, whose state can be kept.
+
+    Raises UnicodeError where the bytes are not text in the encoding.
+    """
+
+    def __init__(self, encoding: str, state: _DecoderState = (b"", 0)) -> None:
+        self._is_utf8 = encoding == "utf-8"
+        self._incremental: codecs.IncrementalDecoder | None = None
+        if encoding != BYTES:
+            self._incremental = codecs.getincrementaldecoder(encoding)()
+            if state != (b"", 0):
+                self._incremental.setstate(state)
+
+    def state(self) -> _DecoderState:
+        """Return what ``__init__`` needs to go on from here."""
+        return (b"", 0) if self._incremental is None else self._incremental.getstate()
+
+    def decode(self, data: bytes, *, final: bool) -> Codes:
+        """Return the code points that ``data`` completes."""
+        if self._incremental is None:
+            return np.frombuffer(data, np.uint8)
+        # ASCII is its own code points; it needs no decoding where no character is cut in two.
+        if self._is_utf8 and data.isascii() and not self._incremental.getstate()[0]:
+            return np.frombuffer(data, np.uint8)
+        text = self._incremental.decode(data, final)
+        if text.isascii():
+            return np.frombuffer(text.encode("ascii"), np.uint8)
+        return np.frombuffer(text.encode("utf-32-le"), np.dtype("<u4"))
+
+
+class _Cursor:
+    """Reads on in one file from any of its characters.
+
+    Attributes:
+        position: character of the corpus that comes next.
+    """
+
+    def __init__(self, file: TextFile, encoding: str, position: int) -> None:
+        self.position = position
+        self._file = file
+        character = position - file.start
+        number = bisect_right(file.blocks, character, key=lambda block: block.characters) - 1
+        block = file.blocks[number]
+        self._decoder = _Decoder(encoding, block.state)
+        self._offset = block.offset
+        self._skip = character - block.characters  # characters between the entry and the position
+        if encoding in ("utf-8", BYTES) and file.is_one_byte_each(number):
+            self._offset += self._skip
+            self._skip = 0
+
+    def read(self, count: int, stop: int) -> Codes:
+        """Return the next code points, those of about ``count`` bytes, none from ``stop`` on."""
+        while True:
+            data = self._file.read(self._offset, count)
+            self._offset += len(data)
+            try:
+                codes = self._decoder.decode(data, final=self._offset >= self._file.size)
+            except UnicodeError:
+                data = b""
+            if not data:  # possible only where a file system keeps no exact times of change
+                raise CorpusError(f"{_shown(self._file.path)} changed since it was scanned")
+            if len(codes) > self._skip:
+                codes = codes[self._skip : self._skip + stop - self.position]
+                self.position += len(codes)
+                self._skip = 0
+                return codes
+            self._skip -= len(codes)
+
+
+def _count(part: Part) -> NDArray[np.int64]:
+    """Return occurrences by code point, read from the files."""
+    counts = np.zeros(0, np.int64)
+    for codes in part.codes():
+        counts = _add(counts, np.bincount(codes))
+    return counts
+
+
+def _add(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the sum of two arrays of counts, the shorter one taken to end in zeros."""
+    short, long = sorted((a, b), key=len)
+    total = long.copy()
+    total[: len(short)] += short
+    return total
+
+
+def _as_dict(counts: NDArray[np.int64]) -> dict[int, int]:
+    return {int(code): int(counts[code]) for code in np.flatnonzero(counts)}
+
+
+def _cannot_read(path: str | Path, error: OSError | ValueError) -> _NotTextError:
+    if isinstance(error, FileNotFoundError):
+        return _NotTextError(f"there is no file {_shown(path) or repr('')}: check its name")
+    if isinstance(error, PermissionError):
+        return _NotTextError(f"{_shown(path)} may not be read: check its permissions")
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return _NotTextError(f"cannot read {_shown(path)}: {reason}")
+
+
+def _not_text(
+    path: Path, encoding: str, error: UnicodeError, offset: int, head: bytes
+) -> _NotTextError:
+    """Say where decoding failed; ``offset`` is of the first byte the decoder was given."""
+    where = f" at byte {offset + error.start:,}" if isinstance(error, UnicodeDecodeError) else ""
+    reason = f" ({error.reason})" if isinstance(error, UnicodeDecodeError) else ""
+    advice = "name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...) or use bytes"
+    if head.startswith(_BYTE_ORDER_MARKS["utf-16"]):
+        advice = "its first bytes are a mark of utf-16: use --encoding utf-16"
+    return _NotTextError(f"{_shown(path)} is not {encoding} text{where}{reason}: {advice}")
+
+
+def _shown(path: str | Path) -> str:
+    """Return a file's name fit for one line of a message, whatever is in it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count:,} files"

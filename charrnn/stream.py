@@ -1,0 +1,214 @@
+"""Ids become lanes of consecutive chunks, at a position that can be saved.
+
+The view of stateful truncated backpropagation through time (Williams and Peng 1990): a
+part of a text is cut into B contiguous lanes, read side by side in windows of T characters;
+window k of a lane begins where window k - 1 ended, so its hidden state is carried over.
+A position is one number, the step: nothing else is needed to go on.
+
+Axes: T time, B lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from charrnn.corpus import Part
+from charrnn.errors import CorpusError
+from charrnn.vocabulary import Ids, Vocabulary
+
+__all__ = ["Chunk", "Lanes", "Reader", "fit_lanes"]
+
+#: Bytes that a Reader takes from its file at a time, and about what it holds of them as ids.
+#: Times the lanes, this is the memory of a stream: 64 lanes hold 2 MB of ids below 256.
+_READ_BYTES = 1 << 15
+
+
+class Reader:
+    """One lane: the ids of consecutive characters of a part, from a position on.
+
+    Holds one block of ids and no open file, whatever the length of the text.
+
+    Attributes:
+        position: character of the part that ``read`` gives next.
+    """
+
+    def __init__(self, part: Part, vocabulary: Vocabulary, start: int = 0) -> None:
+        self.position = start
+        self._vocabulary = vocabulary
+        self._blocks = part.codes(start, block_bytes=_READ_BYTES)
+        self._ids: Ids = vocabulary.encode(b"")
+        self._next = 0  # the first id of the block not yet given
+
+    def read(self, count: int) -> Ids:
+        """Return the next ``count`` ids; fewer only at the part's end, then none.
+
+        The array may share memory with the Reader's block and must not be written to.
+
+        Raises:
+            CorpusError: a file is gone, unreadable, or changed since the scan.
+        """
+        pieces = [self._ids[self._next : self._next + count]]
+        self._next += len(pieces[0])
+        missing = count - len(pieces[0])
+        while missing and (codes := next(self._blocks, None)) is not None:
+            self._ids = self._vocabulary.encode_codes(codes)
+            pieces.append(self._ids[:missing])
+            self._next = len(pieces[-1])
+            missing -= self._next
+        self.position += count - missing
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def close(self) -> None:
+        """Give back the block; nothing can be read any more."""
+        self._blocks.close()
+        self._ids = self._ids[:0].copy()
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One window of every lane."""
+
+    x_TB: Tensor
+    """The characters read, int64."""
+    y_TB: Tensor
+    """The characters that follow each of them, to be predicted, int64."""
+    first: bool
+    """Whether a pass begins here: the hidden state must be zero."""
+    pass_index: int
+    chunk_index: int
+    """Number of the chunk within its pass."""
+    characters: int
+    """Predictions whose loss counts: those of the last ``characters // B`` time steps."""
+
+
+class Lanes:
+    """A part of a text as B lanes of consecutive windows, pass after pass without end.
+
+    A part of n characters has n - 1 predictions. Each lane makes (n - 1) // B consecutive
+    ones, and reads one character into the next lane for its last; fewer than B are left
+    over at the part's end. The last chunk of a pass is as short as what remains.
+
+    With ``loss_last`` N below T, windows overlap: each moves on by N, its first T - N
+    predictions only build up the hidden state, and its loss counts from there. So the
+    state to carry over is the one after N time steps.
+
+    Attributes:
+        lanes: B.
+        bptt: T, at most the length of a lane.
+        stride: characters from one window of a lane to the next: N, or T without it.
+        chunks_per_pass: steps of one pass over the part.
+        predictions_per_pass: predictions of one pass whose loss counts, in all lanes.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        vocabulary: Vocabulary,
+        batch_size: int,
+        bptt: int,
+        loss_last: int | None = None,
+    ) -> None:
+        self.lanes = batch_size
+        self._length = (part.characters - 1) // batch_size  # predictions of a lane
+        if self._length < 1:
+            raise ValueError(f"{part.characters} characters are too few for {batch_size} lanes")
+        self.bptt = min(bptt, self._length)
+        self.stride = self.bptt if loss_last is None else min(loss_last, self.bptt)
+        self._part = part
+        self._vocabulary = vocabulary
+        warmup = self.bptt - self.stride
+        # Rounded up: the remainder of a lane makes a short last chunk.
+        self.chunks_per_pass = -(-(self._length - warmup) // self.stride)
+        self.predictions_per_pass = (self._length - warmup) * batch_size
+
+    def position(self, step: int) -> tuple[int, int, int]:
+        """Return where a step begins: the pass, the chunk in it, the character of the part.
+
+        The character is lane 0's; those of the other lanes are (n - 1) // B apart.
+        """
+        pass_index, chunk_index = divmod(step, self.chunks_per_pass)
+        return pass_index, chunk_index, chunk_index * self.stride
+
+    def chunks(self, step: int = 0) -> Iterator[Chunk]:
+        """Yield the chunks from a step on, without end.
+
+        Whatever the step, it begins there at once: it seeks and does not read through.
+
+        Raises:
+            CorpusError: a file is gone, unreadable, or changed since the scan.
+        """
+        pass_index, first_chunk, _ = self.position(step)
+        while True:
+            yield from self._chunks_of_pass(pass_index, first_chunk)
+            pass_index, first_chunk = pass_index + 1, 0
+
+    def _chunks_of_pass(self, pass_index: int, first_chunk: int) -> Iterator[Chunk]:
+        start = first_chunk * self.stride
+        readers = [
+            Reader(self._part, self._vocabulary, lane * self._length + start)
+            for lane in range(self.lanes)
+        ]
+        warmup = self.bptt - self.stride
+        # One column more than a window: every character is a target before it is an input.
+        ids_BT = np.empty((self.lanes, self.bptt + 1), readers[0].read(0).dtype)
+        kept = warmup + 1
+        for row, reader in zip(ids_BT, readers, strict=True):
+            row[-kept:] = reader.read(kept)
+        for chunk_index in range(first_chunk, self.chunks_per_pass):
+            ids_BT[:, :kept] = ids_BT[:, -kept:].copy()
+            new = min(self.stride, self._length - warmup - chunk_index * self.stride)
+            for row, reader in zip(ids_BT, readers, strict=True):
+                row[kept : kept + new] = reader.read(new)
+            # A new array every time: the consumer may still be copying the last one.
+            ids_TB = torch.from_numpy(ids_BT[:, : kept + new].T.astype(np.int64, order="C"))
+            yield Chunk(
+                x_TB=ids_TB[:-1],
+                y_TB=ids_TB[1:],
+                first=chunk_index == 0,
+                pass_index=pass_index,
+                chunk_index=chunk_index,
+                characters=new * self.lanes,
+            )
+
+
+def fit_lanes(characters: int, batch_size: int, bptt: int) -> tuple[int, int, str | None]:
+    """Return the lanes and the window that a text is long enough for.
+
+    First there are fewer lanes, until each is as long as the window; a text that is too
+    short for one such lane gets a shorter window.
+
+    Args:
+        characters: n, of the part to be read.
+        batch_size: B, the lanes wished for.
+        bptt: T, the window wished for.
+
+    Returns:
+        The lanes, the window, and a sentence that says what had to shrink, or None.
+
+    Raises:
+        CorpusError: the text has no prediction to make.
+    """
+    if characters < 2:
+        raise CorpusError(
+            f"the text to learn from or to score is too short with {characters} "
+            f"character{'s'[: characters != 1]}: give at least 2"
+        )
+    predictions = characters - 1
+    lanes = min(batch_size, max(1, predictions // bptt))
+    window = min(bptt, predictions // lanes)
+    changes = [
+        f"{now:,} {name} instead of {wished:,}"
+        for name, now, wished in (
+            ("lanes" if lanes > 1 else "lane", lanes, batch_size),
+            (f"character{'s'[: window > 1]} a window", window, bptt),
+        )
+        if now < wished
+    ]
+    if not changes:
+        return lanes, window, None
+    return lanes, window, f"a short text of {characters:,} characters: " + " and ".join(changes)

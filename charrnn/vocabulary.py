@@ -1,0 +1,226 @@
+"""Characters become ids and ids become characters.
+
+A text vocabulary is the characters of the training part, sorted by code point, after
+one unknown symbol. The vocabulary of plain bytes is the 256 bytes, and nothing is unknown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from charrnn.corpus import BYTES, Codes, text_encoding
+from charrnn.errors import UsageError
+
+__all__ = ["REPLACEMENT", "UNKNOWN", "Ids", "Vocabulary"]
+
+#: The id of the unknown symbol in every text vocabulary.
+UNKNOWN = 0
+
+#: What the unknown symbol is shown as.
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+#: Characters seen only once become the unknown symbol unless they are a larger share of the text.
+_RARE_SHARE = 1 / 1000
+
+#: Unicode's code points that can be characters: all but the surrogates.
+_UNICODE = 0x110000 - 0x800
+
+#: Ids of consecutive characters: uint8, uint16 or int32, the smallest that holds every id.
+Ids = NDArray[np.integer[Any]]
+
+
+class Vocabulary:
+    """A fixed set of symbols, numbered from 0.
+
+    Attributes:
+        encoding: the text's encoding, or ``bytes``.
+        min_count: occurrences in the training part from which on a character has its own
+            symbol; 1 for bytes.
+        characters: the characters known, sorted by code point; character i has the id
+            i + 1. Empty for bytes.
+    """
+
+    def __init__(self, characters: str, encoding: str, min_count: int) -> None:
+        codes = np.array([ord(character) for character in characters], np.uint32)
+        if np.any(codes[1:] <= codes[:-1]):
+            raise ValueError("characters are not in ascending order, each once")
+        self.characters = characters
+        self.encoding = encoding
+        self.min_count = min_count
+        dtype = np.uint8 if self.size <= 1 << 8 else np.uint16 if self.size <= 1 << 16 else np.int32
+        # Code point -> id. One entry more than the largest code known: look-ups of larger
+        # codes are clipped to it, and it is unknown.
+        self._id_of = np.zeros(int(codes[-1]) + 2 if len(codes) else 1, dtype)
+        self._id_of[codes] = np.arange(1, len(codes) + 1)
+        # The same for codes below 256, for bytes.translate, which is several times as fast.
+        # Their ids fit into a byte too, but for the 256th where all 256 are known.
+        low = self._id_of.take(np.arange(256), mode="clip")
+        self._translation = low.astype(np.uint8).tobytes() if low.max() < 256 else None
+        self._code_of = np.concatenate([[np.uint32(ord(REPLACEMENT))], codes]).astype("<u4")
+
+    @classmethod
+    def from_counts(
+        cls, counts: Mapping[int, int], encoding: str, min_count: int | None = None
+    ) -> Self:
+        """Return the vocabulary of a training part.
+
+        Args:
+            counts: code point -> occurrences in the training part.
+            encoding: of the text; for ``bytes`` the counts do not matter.
+            min_count: rarer characters become the unknown symbol, so that it is trained.
+                None: 2, or 1 where characters seen only once are more than one in a
+                thousand of the text, as in very short ones.
+        """
+        if encoding == BYTES:
+            return cls.of_bytes()
+        if min_count is None:
+            once = sum(count == 1 for count in counts.values())
+            min_count = 1 if once > _RARE_SHARE * sum(counts.values()) else 2
+        kept = sorted(code for code, count in counts.items() if count >= min_count)
+        return cls("".join(map(chr, kept)), encoding, min_count)
+
+    @classmethod
+    def of_bytes(cls) -> Self:
+        """Return the vocabulary of the 256 bytes."""
+        return cls("", BYTES, 1)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Vocabulary):
+            return NotImplemented
+        return self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash((self.characters, self.encoding, self.min_count))
+
+    @property
+    def is_bytes(self) -> bool:
+        """Whether the symbols are the 256 bytes."""
+        return self.encoding == BYTES
+
+    @property
+    def has_unknown(self) -> bool:
+        """Whether id 0 is the unknown symbol; it is but for bytes."""
+        return not self.is_bytes
+
+    @property
+    def size(self) -> int:
+        """V, the number of symbols, the unknown symbol included."""
+        return 256 if self.is_bytes else len(self.characters) + 1
+
+    @property
+    def unknown_nats(self) -> float:
+        """Nats to spell out which unknown character it is, added to the unknown symbol's own.
+
+        It is the logarithm of the number of Unicode characters outside the vocabulary, the
+        cost under a uniform distribution over them; so scores stay comparable between
+        vocabularies. 0 for bytes.
+        """
+        return math.log(_UNICODE - len(self.characters)) if self.has_unknown else 0.0
+
+    def encode_codes(self, codes: Codes) -> Ids:
+        """Return the ids of code points (bytes, for bytes), of the same length."""
+        if self.is_bytes:
+            return codes
+        ids: Ids
+        if codes.dtype == np.uint8 and self._translation is not None:
+            ids = np.frombuffer(codes.tobytes().translate(self._translation), np.uint8)
+            return ids.astype(self._id_of.dtype, copy=False)
+        ids = self._id_of.take(codes, mode="clip")
+        return ids
+
+    def encode(self, text: str | bytes) -> Ids:
+        """Return the ids of a short text.
+
+        Raises:
+            UnicodeDecodeError: ``text`` is bytes that are not in the vocabulary's encoding.
+        """
+        return self.encode_codes(self._codes(text))
+
+    def unknown_in(self, text: str | bytes) -> dict[str, int]:
+        """Return the characters of a text that are unknown, with their counts, most frequent first.
+
+        Raises:
+            UnicodeDecodeError: ``text`` is bytes that are not in the vocabulary's encoding.
+        """
+        if self.is_bytes:
+            return {}
+        codes = self._codes(text)
+        unknown = codes[self.encode_codes(codes) == UNKNOWN]
+        return {chr(code): count for code, count in Counter(unknown.tolist()).most_common()}
+
+    def _codes(self, text: str | bytes) -> Codes:
+        if self.is_bytes:
+            # surrogateescape: bytes of a command line that are not utf-8 come through unharmed.
+            data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
+            return np.frombuffer(data, np.uint8)
+        if isinstance(text, bytes):
+            text = text.decode(self.encoding)
+        return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.dtype("<u4"))
+
+    def decode(self, ids: ArrayLike | Iterable[int]) -> str:
+        """Return the text of some ids; the unknown symbol is shown as U+FFFD.
+
+        Bytes are decoded as utf-8, what is not utf-8 shown as U+FFFD.
+        """
+        if self.is_bytes:
+            return self.decode_bytes(ids).decode("utf-8", "replace")
+        codes: Codes = self._code_of[_as_array(ids)]
+        return codes.tobytes().decode("utf-32-le")
+
+    def decode_bytes(self, ids: ArrayLike | Iterable[int]) -> bytes:
+        """Return the bytes of some ids: for text, in its own encoding."""
+        if self.is_bytes:
+            return _as_array(ids).astype(np.uint8).tobytes()
+        return self.decode(ids).encode(self.encoding, "replace")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``from_json`` needs, fit for a checkpoint."""
+        return {
+            "encoding": self.encoding,
+            "min_count": self.min_count,
+            "characters": self.characters,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Return the vocabulary that ``to_json`` described.
+
+        Raises:
+            ValueError: a field is missing, unknown or impossible; the message names it.
+        """
+        fields = {"encoding": str, "min_count": int, "characters": str}
+        if not isinstance(value, dict):
+            raise ValueError("vocabulary is not an object")
+        for name in sorted(fields.keys() ^ value.keys()):
+            raise ValueError(f"vocabulary.{name} is {'missing' if name in fields else 'unknown'}")
+        for name, kind in fields.items():
+            if type(value[name]) is not kind:
+                raise ValueError(f"vocabulary.{name} is not of type {kind.__name__}")
+        encoding, characters = value["encoding"], value["characters"]
+        try:
+            known = encoding == text_encoding(encoding)
+        except UsageError:
+            known = False
+        if not known:
+            raise ValueError("vocabulary.encoding is not a codec's own name")
+        if value["min_count"] < 1:
+            raise ValueError("vocabulary.min_count is less than 1")
+        if encoding == BYTES and characters:
+            raise ValueError("vocabulary.characters is not empty, for bytes")
+        if any("\ud800" <= character <= "\udfff" for character in characters):
+            raise ValueError("vocabulary.characters has surrogates")
+        try:
+            return cls(characters, encoding, value["min_count"])
+        except ValueError as error:
+            raise ValueError(f"vocabulary.{error}") from None
+
+
+def _as_array(ids: ArrayLike | Iterable[int]) -> NDArray[np.integer[Any]]:
+    array = np.asarray(ids if hasattr(ids, "__len__") else list(ids))  # type: ignore[arg-type]
+    return array.astype(np.int64) if array.size == 0 else array
