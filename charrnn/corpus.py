@@ -131,7 +131,7 @@ class TextFile:
             try:
                 status = self.path.stat()
             except OSError as error:
-                raise _cannot_read(self.path, error) from None
+                raise self._gone(error) from None
         now, then = _Identity.of(status), self.identity
         if now == then:
             return
@@ -163,9 +163,14 @@ class TextFile:
                 data = stream.read(count)
                 status = os.fstat(stream.fileno())
         except OSError as error:
-            raise _cannot_read(self.path, error) from None
+            raise self._gone(error) from None
         self.check_unchanged(status)
         return data
+
+    def _gone(self, error: OSError) -> CorpusError:
+        return CorpusError(
+            f"{_shown(self.path)} can no longer be read ({error.strerror}): put it back as it was"
+        )
 
     def is_one_byte_each(self, number: int) -> bool:
         """Whether the characters from index entry ``number`` to the next take a byte each."""
@@ -214,7 +219,7 @@ class Corpus:
     sha256sum`` prints. Names and dates do not count."""
     notes: tuple[str, ...]
     """Sentences for the user: files left out, byte order marks."""
-    counts: Mapping[int, int] = field(repr=False)
+    counts: Mapping[int, int] = field(repr=False, compare=False)
     """Code point -> occurrences in the whole text."""
 
     def part(self, start: int, stop: int) -> Part:
@@ -278,7 +283,8 @@ class Part:
         position = self.start + start
         files = self.corpus.files
         first = bisect_right(files, position, key=lambda file: file.start) - 1
-        for file in files[first:]:
+        for number in range(first, len(files)):
+            file = files[number]
             stop = min(self.stop, file.stop)
             if position < stop:
                 cursor = _Cursor(file, self.corpus.encoding, position)
@@ -349,6 +355,8 @@ class Found(NamedTuple):
     """The files that some names on a command line stand for."""
 
     files: tuple[Path, ...]
+    sizes: tuple[int, ...]
+    """Bytes of each."""
     explicit: frozenset[Path]
     """Those named themselves, not found in a folder or by a pattern: they must be text."""
     notes: tuple[str, ...]
@@ -364,54 +372,84 @@ def find_files(texts: Sequence[str]) -> Found:
     Raises:
         CorpusError: a name stands for no file, or is neither a file nor a folder.
     """
-    found: dict[tuple[int, int], Path] = {}  # by device and inode: links name the same text
+    found: dict[tuple[int, int], _File] = {}  # by device and inode: links name the same text
     explicit: set[Path] = set()
     notes: list[str] = []
     repeated: list[Path] = []
     for text in texts:
-        named = [text]
-        is_pattern = glob.has_magic(text) and "\0" not in text and not os.path.lexists(text)
-        if is_pattern:
-            named = sorted(filter(os.path.isfile, glob.glob(text, recursive=True)))  # noqa: PTH207
-            if not named:
-                raise CorpusError(f"no file matches the pattern {_shown(text)}: check its spelling")
         try:
-            status = os.stat(named[0])  # noqa: PTH116 - Path("") is the current folder
+            status = os.stat(text)  # noqa: PTH116 - Path("") would be the current folder
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            raise _cannot_read(text, error) from None
-        if stat.S_ISDIR(status.st_mode):
-            named = _files_below(text, notes)
-        elif not stat.S_ISREG(status.st_mode):
-            raise CorpusError(
-                f"{_shown(text)} is neither a file nor a folder: to read a pipe, pipe it into -"
-            )
-        elif not is_pattern:
-            explicit.add(Path(text))
-        for path in map(Path, named):
-            status = path.stat()
-            if found.setdefault((status.st_dev, status.st_ino), path) is not path:
-                repeated.append(path)
+            if not glob.has_magic(text) or "\0" in text:
+                raise _cannot_read(text, error) from None
+            matches = sorted(map(Path, glob.glob(text, recursive=True)))  # noqa: PTH207
+            new = _regular_files(matches, notes)
+            if not new:
+                raise CorpusError(
+                    f"no file matches the pattern {_shown(text)}: check its spelling"
+                ) from None
+        else:
+            if stat.S_ISDIR(status.st_mode):
+                new = _files_below(text, notes)
+            elif stat.S_ISREG(status.st_mode):
+                new = [_File(Path(text), status)]
+                explicit.add(Path(text))
+            else:
+                raise CorpusError(
+                    f"{_shown(text)} is neither a file nor a folder: to read a pipe, pipe it into -"
+                )
+        for file in new:
+            first = found.setdefault((file.status.st_dev, file.status.st_ino), file)
+            if first is not file:
+                repeated.append(file.path)
     if repeated:
-        notes.append(
-            f"{_files(len(repeated))} named more than once and read once, "
-            f"the first being {_shown(repeated[0])}"
-        )
-    return Found(tuple(found.values()), frozenset(explicit), tuple(notes))
+        notes.append(_several(repeated, "named more than once and read once"))
+    return Found(
+        files=tuple(file.path for file in found.values()),
+        sizes=tuple(file.status.st_size for file in found.values()),
+        explicit=frozenset(explicit),
+        notes=tuple(notes),
+    )
 
 
-def _files_below(folder: str, notes: list[str]) -> list[str]:
+class _File(NamedTuple):
+    """A regular file and its status."""
+
+    path: Path
+    status: os.stat_result
+
+
+def _files_below(folder: str, notes: list[str]) -> list[_File]:
     """Return the regular files below a folder, sorted by path, without hidden ones."""
-    unreadable: list[OSError] = []
+    closed: list[Path] = []
     paths: list[Path] = []
-    for parent, folders, names in os.walk(folder, onerror=unreadable.append):
+    for parent, folders, names in os.walk(
+        folder, onerror=lambda e: closed.append(Path(e.filename))
+    ):
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths += [Path(parent, name) for name in names if not name.startswith(".")]
-    if unreadable:
-        notes.append(
-            f"left out {len(unreadable)} folder{'s'[: len(unreadable) > 1]} that may not be read, "
-            f"the first being {_shown(unreadable[0].filename)}"
-        )
-    return [str(path) for path in sorted(paths) if path.is_file()]
+    if closed:
+        notes.append(_several(closed, "left out, because it may not be read", noun="folder"))
+    return _regular_files(sorted(paths), notes)
+
+
+def _regular_files(paths: list[Path], notes: list[str]) -> list[_File]:
+    """Return those of some paths that are regular files, or links to one."""
+    files: list[_File] = []
+    closed: list[Path] = []
+    for path in paths:
+        try:
+            status = path.stat()
+        except FileNotFoundError:  # a link to nowhere
+            continue
+        except OSError:
+            closed.append(path)
+            continue
+        if stat.S_ISREG(status.st_mode):
+            files.append(_File(path, status))
+    if closed:
+        notes.append(_several(closed, "left out, because it may not be read"))
+    return files
 
 
 def embedded_corpus() -> list[str]:
@@ -515,19 +553,20 @@ def scan(
     encoding = text_encoding(encoding)
     found = find_files(texts)
     notes = list(found.notes)
-    total_bytes = sum(path.stat().st_size for path in found.files)
     hasher = hashlib.sha256()
     counts = np.zeros(0, np.int64)
     files: list[TextFile] = []
-    skipped: list[_NotTextError] = []
-    characters = read_bytes = 0
+    skipped: list[Path] = []
+    reasons: list[_NotTextError] = []
+    characters = bytes_before = 0
 
-    for path in found.files:
+    for path, size in zip(found.files, found.sizes, strict=True):
 
-        def tick(done: int, before: int = read_bytes) -> None:
+        def tick(done: int, before: int = bytes_before) -> None:
             if progress is not None:
-                progress(before + done, total_bytes)
+                progress(before + done, sum(found.sizes))
 
+        bytes_before += size
         # The hash and the counts of a file that turns out not to be text are thrown away.
         file_hasher = hasher.copy()
         try:
@@ -537,30 +576,23 @@ def scan(
         except _NotTextError as error:
             if path in found.explicit:
                 raise
-            skipped.append(error)
+            skipped.append(path)
+            reasons.append(error)
             continue
-        finally:
-            read_bytes += path.stat().st_size
         hasher = file_hasher
         counts = _add(counts, file_counts)
         characters += file.characters
         files.append(file)
 
-    if skipped:
-        notes.append(f"left out {_files(len(skipped))} without {encoding} text; {skipped[0]}")
     if characters == 0:
         names = ", ".join(map(_shown, texts[:3])) + ", ..." * (len(texts) > 3)
-        if skipped:
-            why = f"{_files(len(skipped))} cannot be read as {encoding}; {skipped[0]}"
-        else:
-            why = "it is empty: name a file or folder with text in it"
+        why = f"none of its files is {encoding}; {reasons[0]}" if reasons else "it is empty"
         raise CorpusError(f"no text in {names}: {why}")
-    marked = [file for file in files if file.mark]
+    if skipped:
+        notes.append(_several(skipped, f"left out, because it is not {encoding} text"))
+    marked = [file.path for file in files if file.mark]
     if marked:
-        notes.append(
-            f"{_files(len(marked))} with a byte order mark, which is not text and left out, "
-            f"the first being {_shown(marked[0].path)}"
-        )
+        notes.append(_several(marked, "read without its byte order mark"))
     return Corpus(
         files=tuple(files),
         encoding=encoding,
@@ -747,5 +779,8 @@ def _shown(path: str | Path) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
 
 
-def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count:,} files"
+def _several(paths: list[Path], what: str, noun: str = "file") -> str:
+    """Return a note that something holds for one or several paths."""
+    if len(paths) == 1:
+        return f"{_shown(paths[0])}: {what}"
+    return f"{len(paths):,} {noun}s, the first being {_shown(paths[0])}: {what}"

@@ -195,20 +195,16 @@ def fit_lanes(characters: int, batch_size: int, bptt: int) -> tuple[int, int, st
     """
     if characters < 2:
         raise CorpusError(
-            f"the text to learn from or to score is too short with {characters} "
-            f"character{'s'[: characters != 1]}: give at least 2"
+            f"a text of length {characters} has no character to predict: give at least 2 characters"
         )
     predictions = characters - 1
     lanes = min(batch_size, max(1, predictions // bptt))
     window = min(bptt, predictions // lanes)
     changes = [
-        f"{now:,} {name} instead of {wished:,}"
-        for name, now, wished in (
-            ("lanes" if lanes > 1 else "lane", lanes, batch_size),
-            (f"character{'s'[: window > 1]} a window", window, bptt),
-        )
+        f"{thing} {now:,} instead of {wished:,}"
+        for thing, now, wished in (("lanes", lanes, batch_size), ("window", window, bptt))
         if now < wished
     ]
     if not changes:
         return lanes, window, None
-    return lanes, window, f"a short text of {characters:,} characters: " + " and ".join(changes)
+    return lanes, window, f"the text has only {characters:,} characters: {', '.join(changes)}"

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from charrnn.corpus import BYTES, Codes, text_encoding
-from charrnn.errors import UsageError
+from charrnn.errors import UsageError, VocabularyError
 
 __all__ = ["REPLACEMENT", "UNKNOWN", "Ids", "Vocabulary"]
 
@@ -56,7 +56,7 @@ class Vocabulary:
         dtype = np.uint8 if self.size <= 1 << 8 else np.uint16 if self.size <= 1 << 16 else np.int32
         # Code point -> id. One entry more than the largest code known: look-ups of larger
         # codes are clipped to it, and it is unknown.
-        self._id_of = np.zeros(int(codes[-1]) + 2 if len(codes) else 1, dtype)
+        self._id_of: Ids = np.zeros(int(codes[-1]) + 2 if len(codes) else 1, dtype)
         self._id_of[codes] = np.arange(1, len(codes) + 1)
         # The same for codes below 256, for bytes.translate, which is several times as fast.
         # Their ids fit into a byte too, but for the 256th where all 256 are known.
@@ -127,18 +127,16 @@ class Vocabulary:
         """Return the ids of code points (bytes, for bytes), of the same length."""
         if self.is_bytes:
             return codes
-        ids: Ids
         if codes.dtype == np.uint8 and self._translation is not None:
             ids = np.frombuffer(codes.tobytes().translate(self._translation), np.uint8)
             return ids.astype(self._id_of.dtype, copy=False)
-        ids = self._id_of.take(codes, mode="clip")
-        return ids
+        return self._id_of.take(codes, mode="clip")
 
     def encode(self, text: str | bytes) -> Ids:
         """Return the ids of a short text.
 
         Raises:
-            UnicodeDecodeError: ``text`` is bytes that are not in the vocabulary's encoding.
+            VocabularyError: ``text`` is bytes that are not in the vocabulary's encoding.
         """
         return self.encode_codes(self._codes(text))
 
@@ -146,7 +144,7 @@ class Vocabulary:
         """Return the characters of a text that are unknown, with their counts, most frequent first.
 
         Raises:
-            UnicodeDecodeError: ``text`` is bytes that are not in the vocabulary's encoding.
+            VocabularyError: ``text`` is bytes that are not in the vocabulary's encoding.
         """
         if self.is_bytes:
             return {}
@@ -160,23 +158,28 @@ class Vocabulary:
             data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
             return np.frombuffer(data, np.uint8)
         if isinstance(text, bytes):
-            text = text.decode(self.encoding)
+            try:
+                text = text.decode(self.encoding)
+            except UnicodeError:
+                raise VocabularyError(
+                    f"the text is not {self.encoding}, which the model reads: convert it"
+                ) from None
         return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.dtype("<u4"))
 
-    def decode(self, ids: ArrayLike | Iterable[int]) -> str:
+    def decode(self, ids: ArrayLike) -> str:
         """Return the text of some ids; the unknown symbol is shown as U+FFFD.
 
         Bytes are decoded as utf-8, what is not utf-8 shown as U+FFFD.
         """
         if self.is_bytes:
             return self.decode_bytes(ids).decode("utf-8", "replace")
-        codes: Codes = self._code_of[_as_array(ids)]
+        codes: Codes = self._code_of[np.asarray(ids, np.int64)]
         return codes.tobytes().decode("utf-32-le")
 
-    def decode_bytes(self, ids: ArrayLike | Iterable[int]) -> bytes:
+    def decode_bytes(self, ids: ArrayLike) -> bytes:
         """Return the bytes of some ids: for text, in its own encoding."""
         if self.is_bytes:
-            return _as_array(ids).astype(np.uint8).tobytes()
+            return np.asarray(ids, np.int64).astype(np.uint8).tobytes()
         return self.decode(ids).encode(self.encoding, "replace")
 
     def to_json(self) -> dict[str, Any]:
@@ -219,8 +222,3 @@ class Vocabulary:
             return cls(characters, encoding, value["min_count"])
         except ValueError as error:
             raise ValueError(f"vocabulary.{error}") from None
-
-
-def _as_array(ids: ArrayLike | Iterable[int]) -> NDArray[np.integer[Any]]:
-    array = np.asarray(ids if hasattr(ids, "__len__") else list(ids))  # type: ignore[arg-type]
-    return array.astype(np.int64) if array.size == 0 else array
