@@ -1,0 +1,60 @@
+"""What the benchmarks share: the machine in a line, timing in turns, JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["in_turns", "machine", "write_json"]
+
+
+def machine() -> str:
+    """Return the machine and the versions that figures depend on, in one line."""
+    parts = [_processor(), f"{len(os.sched_getaffinity(0))} cores"]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    parts += [
+        f"{platform.system()} {platform.machine()}",
+        f"Python {platform.python_version()}",
+        f"torch {torch.__version__} with {torch.get_num_threads()} threads",
+    ]
+    return ", ".join(parts)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown processor"
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def in_turns(functions: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """Return the median seconds of a call of each function.
+
+    Every round calls each function once, so that a busy spell of a shared machine falls
+    on all of them and their ratios stand. One round before them warms up.
+    """
+    seconds: list[list[float]] = [[] for _ in functions]
+    for number in range(rounds + 1):
+        for times, function in zip(seconds, functions, strict=True):
+            start = time.perf_counter()
+            function()
+            if number:
+                times.append(time.perf_counter() - start)
+    return [statistics.median(times) for times in seconds]
+
+
+def write_json(path: Path, results: Any) -> None:
+    """Write a benchmark's results, with the machine they are of."""
+    content = {"machine": machine(), "results": results}
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
