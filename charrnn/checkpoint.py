@@ -88,6 +88,8 @@ _KINDS = (
 
 T = TypeVar("T")
 
+assert sys.byteorder == "little", "tensors are copied to and from the file as they are"
+
 
 class DamagedCheckpointError(CheckpointError):
     """The file's bytes are not a checkpoint as charrnn wrote it.
@@ -96,6 +98,11 @@ class DamagedCheckpointError(CheckpointError):
     cannot be used for another reason (its format is newer, we may not read it)
     is a plain ``CheckpointError``.
     """
+
+    def __init__(self, path: Path, flaw: str) -> None:
+        super().__init__(f"{shown(path)}: {flaw}; take another copy or an earlier checkpoint")
+        self.path = path
+        self.flaw = flaw
 
 
 class _Flaw(Exception):  # noqa: N818 - never leaves this module
@@ -326,21 +333,24 @@ def load(path: str | Path) -> Checkpoint:
         if info["format"] != FORMAT:
             _check_rest(file, digest, info["sha256"])
             raise CheckpointError(
-                f"{shown(path)}: format {info['format']} of charrnn {info['charrnn']}, and this "
-                f"charrnn {__version__} reads format {FORMAT} only: use the version that wrote it"
+                f"{shown(path)}: written by charrnn {_quoted(info['charrnn'])} in format "
+                f"{_quoted(info['format'])}, and charrnn {__version__} reads format {FORMAT} only: "
+                "use the version that wrote it"
             )
         entries = _read_entries(header, size - len(head))
         tensors = {}
         for name, dtype, shape in entries:
-            flat = torch.empty(math.prod(shape), dtype=dtype)
+            flat = _empty(math.prod(shape), dtype)
             _read_into(file, _memory(flat))
             digest.update(_memory(flat))
             tensors[name] = flat.reshape(shape)
         if digest.hexdigest() != info["sha256"]:
-            raise _Flaw("its SHA-256 does not match its contents")
+            raise _Flaw("damaged: its SHA-256 does not match its contents")
         for name, tensor in tensors.items():
             if tensor.dtype is torch.bool and (tensor.view(torch.uint8) > 1).any():
-                raise _Flaw(f"tensor {_quoted(name)} is BOOL with a byte other than 0 and 1")
+                raise _Flaw(
+                    f"damaged: tensor {_quoted(name)} is BOOL with a byte other than 0 and 1"
+                )
         versions = {"charrnn": info["charrnn"], "torch": info["torch"]}
         return Checkpoint(tensors, info["meta"], versions, path)
 
@@ -371,13 +381,14 @@ def _reading(path: Path) -> Iterator[tuple[io.FileIO, int]]:
                 raise CheckpointError(f"{shown(path)}: not a regular file, so not a checkpoint")
             yield file, status.st_size
     except _Flaw as flaw:
-        raise DamagedCheckpointError(f"{shown(path)}: {flaw}") from None
+        raise DamagedCheckpointError(path, str(flaw)) from None
     except MemoryError:
         raise CheckpointError(f"{shown(path)}: not enough memory to load it") from None
     except OSError as error:
-        kind = DamagedCheckpointError if error.errno == errno.EIO else CheckpointError
         reason = error.strerror or type(error).__name__
-        raise kind(f"{shown(path)}: cannot read the checkpoint: {reason}") from error
+        if error.errno == errno.EIO:
+            raise DamagedCheckpointError(path, f"damaged: {reason}") from error
+        raise CheckpointError(f"{shown(path)}: cannot read the checkpoint: {reason}") from error
 
 
 def _read_header(file: io.FileIO, size: int) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
@@ -389,9 +400,7 @@ def _read_header(file: io.FileIO, size: int) -> tuple[bytes, dict[str, Any], dic
     length = int.from_bytes(head[:8], "little")
     if size < 16 or length > size - 8 or length > MAX_HEADER or head[8:9] != b"{":
         if kind := _kind(head):
-            raise _Flaw(
-                f"it seems to be {kind}; charrnn reads only its own safetensors checkpoints"
-            )
+            raise _Flaw(f"{kind}, and charrnn reads only its own safetensors checkpoints")
         if head[8:9] != b"{":
             raise _Flaw("not a checkpoint, or its beginning is damaged")
         raise _Flaw(f"damaged: a header of {length} bytes in a file of {size} bytes is impossible")
@@ -448,7 +457,9 @@ def _read_entries(header: dict[str, Any], data: int) -> list[tuple[str, torch.dt
     expected = 0
     for begin, end, name, _, _ in spans:
         if begin != expected:
-            raise _Flaw(f"damaged: tensor {_quoted(name)} starts at {begin} instead of {expected}")
+            raise _Flaw(
+                f"damaged: tensor {_quoted(name)} starts at {_quoted(begin)}, not {expected}"
+            )
         expected = end
     if expected != data:
         raise _Flaw(f"damaged: its tensors take {expected} bytes, the file has {data} for them")
@@ -492,6 +503,13 @@ def _check_rest(file: io.FileIO, digest: hashlib._Hash, expected: str) -> None:
         raise _Flaw("damaged: its SHA-256 does not match its contents")
 
 
+def _empty(elements: int, dtype: torch.dtype) -> Tensor:
+    try:
+        return torch.empty(elements, dtype=dtype)
+    except RuntimeError:  # what torch's CPU allocator raises when memory is full
+        raise MemoryError from None
+
+
 def _read_into(file: io.FileIO, buffer: memoryview) -> None:
     while buffer:
         count = file.readinto(buffer)
@@ -520,12 +538,6 @@ def _whole_numbers(value: object) -> bool:
 
 def _quoted(value: object) -> str:
     """Return something from a file as it can stand in a one-line message."""
-    if isinstance(value, list) and any(
-        isinstance(item, int) and item.bit_length() > 64 for item in value
-    ):
-        return "[...]"  # integers of thousands of digits: Python refuses to write them out
-    text = ascii(value) if not isinstance(value, dict) else "{...}"
+    nested = isinstance(value, list) and any(isinstance(item, list | dict) for item in value)
+    text = "(nested)" if nested or isinstance(value, dict) else ascii(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-assert sys.byteorder == "little", "checkpoints hold little-endian numbers"

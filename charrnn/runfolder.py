@@ -217,23 +217,24 @@ class RunFolder:
         Raises:
             CheckpointError: none is whole, or the newest is of another format or unreadable.
         """
-        notes: list[str] = []
-        candidates = [self.path / "last.safetensors", *_generations(self.path)]
-        for path in candidates:
+        damaged: list[DamagedCheckpointError] = []
+        for path in (self.path / "last.safetensors", *_generations(self.path)):
             if not path.exists():
                 continue
             try:
                 checkpoint = load(path)
             except DamagedCheckpointError as error:
-                notes.append(str(error))
+                damaged.append(error)
                 continue
             step = checkpoint.require("step", int)
             self._whole[path] = step
-            return checkpoint, [f"{note}; took {path.name}, step {step}" for note in notes]
-        if not notes:
+            return checkpoint, [
+                f"{error.path.name}: {error.flaw}: took {path.name} instead, step {step}"
+                for error in damaged
+            ]
+        if not damaged:
             raise CheckpointError(f"{shown(self.path)}: holds no checkpoint to resume from")
-        more = f" (and {len(notes) - 1} before it are damaged too)" if len(notes) > 1 else ""
-        raise CheckpointError(notes[0] + more)
+        raise damaged[0]
 
     def _step_if_whole(self, path: Path) -> int | None:
         """Return the step of a checkpoint file; None if there is none or it is damaged."""
