@@ -18,7 +18,7 @@ __all__ = ["in_turns", "machine", "write_json"]
 
 def machine() -> str:
     """Return the machine and the versions that figures depend on, in one line."""
-    parts = [_processor(), f"{len(os.sched_getaffinity(0))} cores"]
+    parts = [_processor(), f"{os.cpu_count()} cores"]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
     parts += [
