@@ -12,7 +12,14 @@ from typing import Any, Literal, Self
 
 from charrnn.errors import UsageError
 
-__all__ = ["CELL_NAMES", "CellName", "ModelConfig", "SampleConfig", "TrainConfig"]
+__all__ = [
+    "CELL_NAMES",
+    "CellName",
+    "ModelConfig",
+    "SampleConfig",
+    "TextChoices",
+    "TrainConfig",
+]
 
 CellName = Literal["rnn", "lstm", "gru"]
 CELL_NAMES: tuple[CellName, ...] = ("rnn", "lstm", "gru")
@@ -189,3 +196,31 @@ class SampleConfig:
             raise UsageError(f"--unknown must be error, replace or skip, not {self.unknown!r}")
         if self.length == 0 and self.count > 1:
             raise UsageError("--length 0 never ends: it goes with --count 1 only")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextChoices:
+    """Which text a run reads and how it is divided."""
+
+    texts: tuple[str, ...]
+    """Files, folders, globs, or "-" for standard input; none: the embedded corpus."""
+    encoding: str = "utf-8"
+    """A codec's name, or "bytes"."""
+    valid: tuple[str, ...] = ()
+    """Texts to validate on, instead of the end of ``texts``."""
+    valid_share: float = 0.1
+    """Share of the characters held out for validation."""
+    test_share: float = 0.0
+    """Share at the very end that training never looks at."""
+    min_count: int | None = None
+    """Characters rarer than this become the unknown symbol; None: by rule."""
+
+    def __post_init__(self) -> None:
+        _check(self, {"valid_share": _SHARE, "test_share": _SHARE, "min_count": _COUNT})
+        if self.valid_share + self.test_share >= 1:
+            raise UsageError(
+                f"--valid-share {self.valid_share} and --test-share {self.test_share} "
+                "leave nothing to train on"
+            )
+        if "-" in self.valid:
+            raise UsageError("--valid cannot be standard input: give a file")

@@ -1,0 +1,491 @@
+"""The command line: parse, call, show.
+
+torch is imported inside the commands, so that help and wrong options are
+answered at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from charrnn import __version__, recipe
+from charrnn.config import CellName, SampleConfig, TextChoices
+from charrnn.errors import CharrnnError, UsageError
+
+if TYPE_CHECKING:
+    from charrnn.run import Run
+    from charrnn.vocabulary import Vocabulary
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="charrnn",
+    help="Train a character RNN, LSTM or GRU on any text; sample from it, score text with it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+Device = Annotated[DeviceName, typer.Option(help="Where to compute; auto takes a GPU if any.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+def main() -> None:
+    """Run the command line; every failure is one line on stderr and an exit code."""
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        # A character that the terminal cannot show must not end a sample.
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+        result = app(arguments, standalone_mode=False)
+        sys.stdout.flush()
+    except typer.Exit as leaving:
+        return leaving.exit_code
+    except CharrnnError as error:
+        return _fail(str(error), error.exit_code)
+    except typer.TyperException as error:
+        return _fail(f"{error.format_message()} (charrnn --help lists what there is)", 2)
+    except (KeyboardInterrupt, typer.Abort):
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader has seen enough. Python must not complain about it while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        return _fail("out of memory: give a smaller --hidden, --batch-size or --bptt", 1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", 1)
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    print("charrnn: " + " ".join(message.split("\n")), file=sys.stderr)
+    return code
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+class _StopSignals:
+    """Notes the first SIGINT or SIGTERM for the training loop; leaves at once on the second."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+
+    def __enter__(self) -> _StopSignals:
+        self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.received is not None:
+            os._exit(128 + number)
+        self.received = signal.Signals(number)
+
+    def reason(self) -> str | None:
+        """Return the name of the signal that came, if any."""
+        return self.received.name if self.received else None
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Hold the options that stand before a command."""
+    if version:
+        print(f"charrnn {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TEXT ...]",
+            help="Files, folders, globs, or - for standard input. "
+            "Without any: Python's own standard library.",
+            show_default=False,
+        ),
+    ] = None,
+    cell: Annotated[CellName | None, typer.Option(help="The recurrence (default lstm).")] = None,
+    layers: Annotated[int | None, typer.Option(help="Stacked cells.")] = None,
+    hidden: Annotated[int | None, typer.Option(help="Width of each layer.")] = None,
+    embedding: Annotated[int | None, typer.Option(help="Width of a character's embedding.")] = None,
+    dropout: Annotated[
+        float | None, typer.Option(help="Share of units dropped between layers.")
+    ] = None,
+    weight_drop: Annotated[
+        float | None, typer.Option(help="Share of recurrent weights dropped.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Lanes: places in the text read side by side.")
+    ] = None,
+    bptt: Annotated[
+        int | None, typer.Option(help="Window: characters that a gradient goes back.")
+    ] = None,
+    loss_last: Annotated[
+        int | None,
+        typer.Option(help="Count the loss on the last N characters of a window, move it by N."),
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Decoupled weight decay.")] = None,
+    clip_norm: Annotated[
+        float | None, typer.Option(help="Largest gradient norm; 0 turns clipping off.")
+    ] = None,
+    clip_value: Annotated[
+        float | None, typer.Option(help="Cut gradient entries instead of scaling the whole.")
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Budget: wall-clock minutes, all included (default 3)."),
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Budget: passes over the text.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Budget: updates.")] = None,
+    valid: Annotated[
+        list[str] | None, typer.Option(help="Validate on this text (default: the end of TEXT).")
+    ] = None,
+    valid_share: Annotated[
+        float, typer.Option(help="Share of the text held out to validate; 0: none.")
+    ] = 0.1,
+    test_share: Annotated[
+        float, typer.Option(help="Share at the very end that training never sees.")
+    ] = 0.0,
+    validate_every: Annotated[int | None, typer.Option(help="Steps between validations.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after N validations without a new best.")
+    ] = None,
+    encoding: Annotated[
+        str, typer.Option(help="Of the text; bytes takes any file as 256 symbols.")
+    ] = "utf-8",
+    min_count: Annotated[
+        int | None, typer.Option(help="Rarer characters become the unknown symbol.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, dropout and samples.")] = None,
+    device: Device = "auto",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        typer.Option(help="Of the matrix products; auto: bf16 on a GPU."),
+    ] = "auto",
+    run: Annotated[
+        Path | None, typer.Option(help="The run's folder (default: checkpoints/TEXT-CELL).")
+    ] = None,
+    keep: Annotated[int, typer.Option(help="Earlier checkpoints to keep beside the last.")] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --run, exactly.")
+    ] = False,
+    init_from: Annotated[
+        Path | None, typer.Option(help="Start from this checkpoint's weights and vocabulary.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print nothing but the run's folder.")
+    ] = False,
+) -> int:
+    """Train a model on a text.
+
+    The last tenth of the text is held out to validate. The run's folder gets the best and the last
+    checkpoint and a log; its path is printed on stdout at the end. Ctrl-C saves and leaves.
+    """
+    budget = recipe.given({"minutes": minutes, "epochs": epochs, "steps": steps})
+    model = {
+        "layers": layers,
+        "hidden": hidden,
+        "embedding": embedding,
+        "dropout": dropout,
+        "weight_drop": weight_drop,
+    }
+    training: dict[str, Any] = {
+        "batch_size": batch_size,
+        "bptt": bptt,
+        "loss_last": loss_last,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "clip_norm": clip_norm,
+        "clip_value": clip_value,
+        "validate_every": validate_every,
+        "patience": patience,
+        "seed": seed,
+        "precision": None if precision == "auto" else precision,
+    }
+    if keep < 0:
+        raise UsageError(f"--keep must be 0 or above, not {keep}")
+    if resume:
+        fixed = {**model, **training, "cell": cell, "min_count": min_count, "valid": valid}
+        fixed["init_from"] = init_from
+        given = [name for name, value in fixed.items() if value is not None]
+        for name in given:
+            if name not in ("lr", "patience"):
+                flag = "--" + name.replace("_", "-")
+                raise UsageError(
+                    f"{flag} and --resume exclude each other: a resumed run keeps what it was "
+                    "started with (a budget, --lr and --patience may change)"
+                )
+        if run is None:
+            raise UsageError("--resume needs --run DIR, the folder of the run to go on with")
+    text = TextChoices(
+        texts=tuple(texts or ()),
+        encoding=encoding,
+        valid=tuple(valid or ()),
+        valid_share=valid_share,
+        test_share=test_share,
+        min_count=min_count,
+    )
+    choices = recipe.Choices(cell=cell or "lstm", budget=budget, model=model, training=training)
+    # Every number is checked before torch is imported and before anything is written.
+    recipe.choose(choices, vocabulary=2, characters=2, device="cpu")
+
+    from charrnn.corpus import spool
+    from charrnn.run import choose_device
+    from charrnn.run import resume as resume_run
+    from charrnn.run import start as start_run
+    from charrnn.runfolder import RunFolder
+
+    where = choose_device(device)
+    command = "charrnn " + " ".join(sys.argv[1:])
+    with contextlib.ExitStack() as stack:
+        if resume:
+            assert run is not None
+            folder = stack.enter_context(RunFolder.open_existing(run, keep, command))
+            changes = {**budget, **recipe.given({"lr": lr, "patience": patience})}
+            old = resume_run(folder, device=where, changes=changes, texts=text.texts)
+            return _train(old, as_json=as_json, quiet=quiet)
+        folder = stack.enter_context(
+            RunFolder.create(run or _default_run(text, choices), keep, command)
+        )
+        spooled = None
+        if "-" in text.texts:
+            spooled = spool(sys.stdin.buffer)
+            stack.callback(spooled.unlink, missing_ok=True)
+        new = start_run(
+            choices, text, folder=folder, device=where, init_from=init_from, spooled=spooled
+        )
+        return _train(new, as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def sample(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run's folder.")],
+    prompt: Annotated[str, typer.Option(help="Text to go on from; - reads standard input.")] = "",
+    length: Annotated[int, typer.Option(help="New characters; 0: without end.")] = 1000,
+    temperature: Annotated[
+        float, typer.Option(help="Below 1 safer, above 1 wilder; 0: always the likeliest.")
+    ] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw from the K likeliest only.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest that make up P only.")
+    ] = None,
+    stop: Annotated[str | None, typer.Option(help="End after this text.")] = None,
+    count: Annotated[int, typer.Option(help="Samples, made side by side.")] = 1,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 1,
+    unknown: Annotated[
+        Literal["error", "replace", "skip"],
+        typer.Option(help="For characters of the prompt that the model lacks."),
+    ] = "error",
+    echo: Annotated[bool, typer.Option("--echo", help="Print the prompt first.")] = False,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Write text like the text that the model was trained on."""
+    config = SampleConfig(
+        length=length,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        stop=stop,
+        count=count,
+        seed=seed,
+        unknown=unknown,
+        echo=echo,
+    )
+    if as_json and length == 0:
+        raise UsageError("--length 0 never ends: it does not go with --json")
+
+    from charrnn.run import choose_device, load_model
+    from charrnn.sampling import encode_stop, prepare_prompt
+    from charrnn.sampling import sample as draw
+
+    model, vocabulary, _ = load_model(checkpoint, choose_device(device))
+    ids, note = prepare_prompt(_prompt(prompt, vocabulary), vocabulary, config.unknown)
+    if note:
+        _say(note)
+    encode_stop(vocabulary, config.stop)
+    start = ids.tolist() if config.echo else []
+    pieces = draw(model, vocabulary, ids, config)
+    if count == 1 and not as_json:
+        symbols = start
+        _write(vocabulary, start)
+        for piece in pieces:
+            symbols = [piece.symbol]
+            _write(vocabulary, symbols)
+        if sys.stdout.isatty() and vocabulary.decode(symbols)[-1:] != "\n":
+            print()
+        return
+    made: list[list[int]] = [list(start) for _ in range(count)]
+    for piece in pieces:
+        made[piece.sample].append(piece.symbol)
+    for number, symbols in enumerate(made, start=1):
+        if as_json:
+            row = {
+                "sample": number,
+                "seed": seed,
+                "characters": len(symbols) - len(start),
+                "text": vocabulary.decode(symbols),
+            }
+            print(json.dumps(row, ensure_ascii=False))
+        else:
+            print(f"--- sample {number} of {count} ---")
+            _write(vocabulary, symbols)
+            print()
+
+
+@app.command()
+def evaluate(
+    checkpoints: Annotated[
+        list[Path], typer.Argument(metavar="CHECKPOINT...", help="Checkpoints or runs' folders.")
+    ],
+    text: Annotated[list[str], typer.Option(help="The text to score: a file, folder, glob or -.")],
+    encoding: Annotated[
+        str | None, typer.Option(help="Of the text (default: as the model was trained).")
+    ] = None,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact",
+            help="One lane from start to end; slower, less than 0.001 nats from the default.",
+        ),
+    ] = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Score a text: nats, bits and perplexity per character, the same text for every model."""
+    from charrnn.corpus import scan, spool
+    from charrnn.errors import CorpusError
+    from charrnn.evaluation import score
+    from charrnn.run import choose_device, load_model
+
+    where = choose_device(device)
+    with contextlib.ExitStack() as stack:
+        names = list(text)
+        if "-" in names:
+            spooled = spool(sys.stdin.buffer)
+            stack.callback(spooled.unlink, missing_ok=True)
+            names = [str(spooled) if name == "-" else name for name in names]
+        rows = []
+        for path in checkpoints:
+            model, vocabulary, _ = load_model(path, where)
+            corpus = scan(names, encoding or vocabulary.encoding)
+            if corpus.characters < 2:
+                raise CorpusError(f"{text[0]}: a text to score needs at least 2 characters")
+            for note in corpus.notes:
+                _say(note)
+            whole = corpus.part(0, corpus.characters)
+            scores = score(model, whole, vocabulary, lanes=1 if exact else None)
+            shape = model.config
+            rows.append(
+                {
+                    "checkpoint": str(path),
+                    "cell": shape.cell,
+                    "layers": shape.layers,
+                    "hidden": shape.hidden,
+                    "parameters": model.parameter_count(),
+                    "characters": scores.characters,
+                    "unknown": scores.unknown,
+                    "nats_per_char": scores.nats_per_char,
+                    "bits_per_char": scores.bits_per_char,
+                    "bits_per_byte": scores.bits_per_byte,
+                    "perplexity": scores.perplexity,
+                    "chars_per_second": scores.chars_per_second,
+                }
+            )
+    if as_json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+    else:
+        from charrnn.display import print_scores
+
+        print_scores(rows)
+
+
+def _prompt(prompt: str, vocabulary: Vocabulary) -> str | bytes:
+    """Return the text that --prompt stands for; "-" is standard input, read as utf-8."""
+    if prompt != "-":
+        return prompt
+    data = sys.stdin.buffer.read()
+    if vocabulary.is_bytes:
+        return data
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--prompt -: standard input is no utf-8 at byte {error.start}") from None
+
+
+def _write(vocabulary: Vocabulary, symbols: list[int]) -> None:
+    """Write symbols to stdout at once; bytes as they are, characters as the terminal wants them."""
+    if vocabulary.is_bytes:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(vocabulary.decode_bytes(symbols))
+        sys.stdout.buffer.flush()
+    else:
+        print(vocabulary.decode(symbols), end="", flush=True)
+
+
+def _train(run: Run, *, as_json: bool, quiet: bool) -> int:
+    """Drive a run to its end, showing it; return the exit code."""
+    from charrnn.display import open_display
+    from charrnn.training import Finished
+    from charrnn.training import train as events
+
+    display = open_display(as_json=as_json, quiet=quiet)
+    with _StopSignals() as stop:
+        closed: list[BrokenPipeError] = []
+        try:
+            display.start(run)
+            for event in events(run, lambda: "a closed pipe" if closed else stop.reason()):
+                try:
+                    display.show(event)
+                except BrokenPipeError as error:
+                    # Whoever read the JSON lines has left: stop as for a signal, state saved.
+                    closed.append(error)
+                if isinstance(event, Finished) and not event.complete and stop.received:
+                    return 128 + stop.received
+        finally:
+            display.close()
+    if closed:
+        raise closed[0]
+    if not as_json:
+        print(run.folder.path)
+    return 0
+
+
+def _default_run(text: TextChoices, choices: recipe.Choices) -> Path:
+    """Return a folder under checkpoints/ that no run has taken yet."""
+    first = text.texts[0] if text.texts else "python"
+    stem = "stdin" if first == "-" else Path(first).absolute().stem.strip("*?[].") or "text"
+    base = Path("checkpoints") / f"{stem}-{choices.cell}"
+    path, number = base, 1
+    while path.exists():
+        number += 1
+        path = base.with_name(f"{base.name}-{number}")
+    return path

@@ -1,0 +1,386 @@
+"""Events become a live terminal, plain lines or JSON lines.
+
+Talk goes to stderr. JSON lines are a product and go to stdout. Sampled text is
+never read as markup.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from charrnn.run import Run
+from charrnn.training import (
+    Event,
+    Finished,
+    Logged,
+    Planned,
+    Sampled,
+    Spiked,
+    Validated,
+)
+
+__all__ = ["Display", "duration", "open_display", "print_scores", "printable"]
+
+#: Seconds between the plain lines of a log.
+PLAIN_EVERY = 10.0
+
+
+class Display(Protocol):
+    """Shows a run from its start to its end."""
+
+    def start(self, run: Run) -> None:
+        """Show what the run is."""
+
+    def show(self, event: Event) -> None:
+        """Show one event."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+
+def open_display(*, as_json: bool, quiet: bool) -> Display:
+    """Return the display that fits the options and the terminal."""
+    if as_json:
+        return _JsonLines()
+    if quiet:
+        return _Quiet()
+    console = Console(stderr=True, highlight=False)
+    return _LiveTerminal(console) if console.is_terminal else _PlainLines()
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as 8 s, 3:05 or 2:03:05.
+
+    >>> duration(185)
+    '3:05'
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def printable(text: str) -> str:
+    r"""Return text that cannot steer a terminal: control characters but tab and line feed shown.
+
+    >>> printable("a\x1b[2Jb")
+    'a\ufffd[2Jb'
+    """
+    return "".join(
+        c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
+
+
+def print_scores(rows: list[dict[str, Any]]) -> None:
+    """Print scores as a table on stdout, best first as they were given."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    columns = (
+        ("checkpoint", lambda r: r["checkpoint"]),
+        ("cell", lambda r: f"{r['cell']} {r['layers']}x{r['hidden']}"),
+        ("parameters", lambda r: f"{r['parameters']:,}"),
+        ("characters", lambda r: f"{r['characters']:,}"),
+        ("unknown", lambda r: f"{r['unknown']:,}"),
+        ("nats/char", lambda r: f"{r['nats_per_char']:.4f}"),
+        ("bits/char", lambda r: f"{r['bits_per_char']:.4f}"),
+        ("bits/byte", lambda r: f"{r['bits_per_byte']:.4f}"),
+        ("perplexity", lambda r: f"{r['perplexity']:.3f}"),
+        ("chars/s", lambda r: f"{r['chars_per_second']:,.0f}"),
+    )
+    for name, _ in columns:
+        table.add_column(name, justify="left" if name in ("checkpoint", "cell") else "right")
+    for row in rows:
+        table.add_row(*(Text(cell(row)) for _, cell in columns))
+    # A pipe has no width: nothing may be cut off there.
+    width = None if sys.stdout.isatty() else 400
+    Console(highlight=False, width=width).print(table)
+
+
+def _both_units(nats: float) -> str:
+    return f"{nats:.4f} nats ({nats / math.log(2):.3f} bits)"
+
+
+def _introduction(run: Run) -> Iterable[str]:
+    """Yield what the run is: each derived number once."""
+    model, config, lanes = run.model, run.config, run.lanes
+    shape, corpus = model.config, run.train.corpus
+    name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else None
+    held = f", {run.valid.characters:,} held out to validate" if run.valid else ", none held out"
+    files = f" in {len(corpus.files):,} files" if len(corpus.files) > 1 else ""
+    yield f"text    {run.train.characters:,} characters to train on{held}{files}"
+    symbols = f"{shape.vocabulary} symbols"
+    if run.vocabulary.has_unknown:
+        symbols += ", one of them for unknown characters"
+    yield (
+        f"model   {shape.cell.upper()} {shape.layers} x {shape.hidden}, embedding "
+        f"{shape.embedding}, {model.parameter_count():,} parameters, {symbols}"
+    )
+    window = f"windows of {config.bptt}"
+    if config.loss_last:
+        window += f" (loss on the last {config.loss_last})"
+    yield (f"data    {config.batch_size} lanes, {window}, {lanes.chunks_per_pass:,} steps an epoch")
+    drops = [
+        f"{word} {value:g}"
+        for word, value in (
+            ("dropout", shape.dropout),
+            ("weight drop", shape.weight_drop),
+            ("weight decay", config.weight_decay),
+        )
+        if value
+    ]
+    clip = f"clip norm {config.clip_norm:g}" if config.clip_norm else "no clipping"
+    if config.clip_value:
+        clip = f"clip value {config.clip_value:g}"
+    yield "update  " + ", ".join(
+        [f"Muon {config.lr:g} and AdamW {config.lr_adam:g}", clip, *drops, f"seed {config.seed}"]
+    )
+    threads = f"{torch.get_num_threads()} threads" if run.device.type == "cpu" else name
+    yield f"device  {run.device.type} ({threads}), {config.precision}; {_budget(run)}"
+    guess = ", ".join(f"{word} {_both_units(nats)}" for word, nats in run.baselines.items())
+    yield f"to beat {guess} a character"
+    yield f"run     {run.folder.path}"
+    yield from (f"note: {note}" for note in run.notes)
+    if run.resumed:
+        progress = run.progress
+        yield f"resumed at step {progress.step:,}, after {duration(progress.seconds)} of training"
+
+
+def _budget(run: Run) -> str:
+    config = run.config
+    if config.minutes is not None:
+        return f"{config.minutes:g} minutes"
+    if config.epochs is not None:
+        return f"{config.epochs:g} epochs = {run.progress.planned_steps:,} steps"
+    return f"{config.steps:,} steps"
+
+
+def _ending(event: Finished, run: Run) -> Iterable[str]:
+    progress = run.progress
+    what = {
+        "done": "done",
+        "patience": f"stopped early: no better validation in {run.config.patience} in a row",
+    }.get(event.reason, f"stopped by {event.reason}")
+    best = ""
+    if progress.best_nats is not None:
+        best = f"; best validation {_both_units(progress.best_nats)} at step {progress.best_step:,}"
+    yield (
+        f"{what} after {progress.step:,} steps, {progress.characters:,} characters, "
+        f"{duration(progress.seconds)}{best}"
+    )
+    if not event.complete:
+        yield f"go on with: charrnn train --run {run.folder.path} --resume"
+
+
+class _Quiet:
+    def start(self, run: Run) -> None:
+        pass
+
+    def show(self, event: Event) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _JsonLines:
+    """One object a line on stdout; ``event`` says which."""
+
+    def start(self, run: Run) -> None:
+        self.run = run
+        self._print(
+            "started",
+            run=str(run.folder.path),
+            device=str(run.device),
+            parameters=run.model.parameter_count(),
+            train_characters=run.train.characters,
+            valid_characters=run.valid.characters if run.valid else 0,
+            model=run.model.config.to_dict(),
+            training=run.config.to_dict(),
+            baselines=run.baselines,
+            notes=run.notes,
+        )
+
+    def show(self, event: Event) -> None:
+        if isinstance(event, Logged):
+            self._print("logged", **event.row, planned_steps=event.total_steps)
+        elif isinstance(event, Validated):
+            self._print("validated", **event.row, best=event.best)
+        elif isinstance(event, Finished):
+            progress = self.run.progress
+            self._print(
+                "finished",
+                reason=event.reason,
+                complete=event.complete,
+                step=progress.step,
+                characters=progress.characters,
+                seconds=progress.seconds,
+                best_nats_per_char=progress.best_nats,
+                best_step=progress.best_step,
+            )
+        else:
+            fields = {name: str(v) if name == "path" else v for name, v in asdict(event).items()}
+            self._print(type(event).__name__.lower(), **fields)
+
+    def close(self) -> None:
+        pass
+
+    def _print(self, event: str, **fields: Any) -> None:
+        print(json.dumps({"event": event, **fields}, ensure_ascii=False), flush=True)
+
+
+class _PlainLines:
+    """A line now and then, for logs and pipes."""
+
+    def start(self, run: Run) -> None:
+        self.run = run
+        self.told = -math.inf
+        for line in _introduction(run):
+            self._print(line)
+
+    def show(self, event: Event) -> None:
+        if isinstance(event, Logged):
+            now = time.monotonic()
+            if now - self.told >= PLAIN_EVERY:
+                self.told = now
+                self._print(self._progress(event))
+        elif isinstance(event, Validated):
+            mark = "  best" if event.best else ""
+            row = event.row
+            self._print(
+                f"step {row['step']:,}  epoch {row['epoch']:.2f}  {duration(row['seconds'])}  "
+                f"valid {_both_units(row['valid_nats_per_char'])}{mark}"
+            )
+        else:
+            for line in _plain(event, self.run):
+                self._print(line)
+
+    def close(self) -> None:
+        pass
+
+    def _progress(self, event: Logged) -> str:
+        row = event.row
+        eta = f"  {duration(event.eta)} to go" if event.eta is not None else ""
+        return (
+            f"step {row['step']:,}  epoch {row['epoch']:.2f}  {duration(row['seconds'])}  "
+            f"train {_both_units(row['train_nats_per_char'])}  "
+            f"lr {row['learning_rate']:.2g}  gradient {row['gradient_norm']:.2f}  "
+            f"clipped {100 * row['clipped_share']:.0f} %  "
+            f"{row['chars_per_second']:,.0f} chars/s{eta}"
+        )
+
+    def _print(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _plain(event: Event, run: Run) -> Iterable[str]:
+    """Yield the lines that live and plain displays share."""
+    if isinstance(event, Planned) and run.config.minutes is not None:
+        yield f"planned {event.total_steps:,} steps at the speed measured so far"
+    elif isinstance(event, Spiked):
+        yield (
+            f"the loss jumped from {event.before:.3f} to {event.after:.3f} nats at step "
+            f"{event.step:,}; a lower --lr makes that rarer"
+        )
+    elif isinstance(event, Finished):
+        yield from _ending(event, run)
+
+
+class _LiveTerminal:
+    """One panel that is redrawn in place, under what has been said."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.live: Live | None = None
+
+    def start(self, run: Run) -> None:
+        self.run = run
+        self.logged: Logged | None = None
+        self.validated: Validated | None = None
+        self.sample = ""
+        for line in _introduction(run):
+            self._say(line)
+        self.live = Live(
+            get_renderable=self._picture,
+            console=self.console,
+            refresh_per_second=4,
+            transient=True,
+        )
+        self.live.start()
+
+    def show(self, event: Event) -> None:
+        if isinstance(event, Logged):
+            self.logged = event
+        elif isinstance(event, Validated):
+            self.validated = event
+            row = event.row
+            mark = "  best" if event.best else ""
+            self._say(
+                f"step {row['step']:>7,}  epoch {row['epoch']:>6.2f}  "
+                f"{duration(row['seconds']):>7}  valid {_both_units(row['valid_nats_per_char'])}"
+                f"{mark}"
+            )
+        elif isinstance(event, Sampled):
+            self.sample = event.text
+        if isinstance(event, Finished):
+            self.close()
+        for line in _plain(event, self.run):
+            self._say(line)
+
+    def close(self) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def _say(self, line: str) -> None:
+        self.console.print(Text(line), soft_wrap=True)
+
+    def _picture(self) -> Group:
+        progress = self.run.progress
+        parts: list[Any] = []
+        done, total = progress.seconds, (self.run.config.minutes or 0) * 60
+        if progress.planned_steps is not None:
+            done, total = progress.step, progress.planned_steps
+        grid = Table.grid(padding=(0, 3))
+        for _ in range(4):
+            grid.add_column(no_wrap=True)
+        if self.logged is not None:
+            row = self.logged.row
+            eta = "?" if self.logged.eta is None else duration(self.logged.eta)
+            train = row["train_nats_per_char"]
+            valid = (
+                _both_units(self.validated.row["valid_nats_per_char"]) if self.validated else "-"
+            )
+            grid.add_row(
+                f"step {row['step']:,}",
+                f"epoch {row['epoch']:.2f}",
+                f"{row['chars_per_second']:,.0f} chars/s",
+                f"{eta} to go",
+            )
+            grid.add_row(
+                f"lr {row['learning_rate']:.2g}",
+                f"gradient {row['gradient_norm']:.2f}",
+                f"clipped {100 * row['clipped_share']:.0f} %",
+                "",
+            )
+            losses = Text(f"train {_both_units(train)}   valid {valid}")
+            parts = [ProgressBar(total=total, completed=done), grid, losses]
+        else:
+            parts = [ProgressBar(total=total, completed=done), Text("first steps ...")]
+        if self.sample:
+            parts.append(Panel(Text(printable(self.sample)), title="sample", height=9))
+        return Group(*parts)

@@ -1,0 +1,102 @@
+"""Embedding, stacked cells, head; the hidden state goes in and comes out.
+
+The model is one recurrence with shared weights: for every character x_t
+
+    e_t = embedding[x_t]
+    s_t = cell(e_t, s_{t-1})            (each layer reads the one below)
+    logits_t = head(h_t)
+
+so the same weights serve a text of any length, and cutting a text into chunks
+with the state carried from one to the next changes nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from charrnn.cells import CELLS, Cell, State
+from charrnn.config import ModelConfig
+
+__all__ = ["CharModel", "Hidden", "detach"]
+
+#: One state a layer; a state is (h_BH,) for RNN and GRU, (h_BH, c_BH) for the LSTM.
+Hidden = tuple[State, ...]
+
+
+def detach(hidden: Hidden) -> Hidden:
+    """Cut the hidden state from its past: the edge of a truncated-BPTT window."""
+    return tuple(tuple(part_BH.detach() for part_BH in state) for state in hidden)
+
+
+class CharModel(nn.Module):
+    """A character-level language model.
+
+    Dropout acts on the embedding and on every layer's output (Zaremba, Sutskever,
+    Vinyals 2014), never on the recurrence itself; ``weight_drop`` acts on the
+    recurrent weights, inside the cells.
+
+    Args:
+        config: the model's shape.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocabulary, config.embedding)
+        widths = [config.embedding] + [config.hidden] * (config.layers - 1)
+        cell = CELLS[config.cell]
+        self.cells = nn.ModuleList(
+            cell(width, config.hidden, weight_drop=config.weight_drop) for width in widths
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(config.hidden, config.vocabulary)
+        nn.init.zeros_(self.head.bias)
+        #: Arithmetic of the products; the weights themselves stay in float32.
+        self.compute_dtype = torch.float32
+
+    def layers(self) -> list[Cell]:
+        """Return the cells from the lowest layer to the highest, with their type."""
+        return [cell for cell in self.cells if isinstance(cell, Cell)]
+
+    def initial_hidden(self, lanes: int) -> Hidden:
+        """Return the zero state of ``lanes`` lanes, in the arithmetic of the products."""
+        return tuple(
+            tuple(part_BH.to(self._dtype()) for part_BH in cell.initial_state(lanes))
+            for cell in self.layers()
+        )
+
+    def forward(self, x_TB: Tensor, hidden: Hidden | None = None) -> tuple[Tensor, Hidden]:
+        """Predict the character after each of ``x_TB``.
+
+        Args:
+            x_TB: ids, T characters of B lanes.
+            hidden: the state before the first character; None: zero.
+
+        Returns:
+            logits_TBV, and the state after the last character.
+        """
+        if hidden is None:
+            hidden = self.initial_hidden(x_TB.shape[1])
+        out = self.dropout(self.embedding(x_TB).to(self._dtype()))
+        after = []
+        for cell, state in zip(self.layers(), hidden, strict=True):
+            out, state = cell(out, state)
+            out = self.dropout(out)
+            after.append(state)
+        weight, bias = self.head.weight.to(out.dtype), self.head.bias.to(out.dtype)
+        return F.linear(out, weight, bias), tuple(after)
+
+    def parameter_count(self) -> int:
+        """Return the number of trained weights."""
+        return sum(weight.numel() for weight in self.parameters())
+
+    def multiply_adds(self) -> int:
+        """Return the multiply-adds of the matrix products for one character."""
+        head = self.head.weight.numel()
+        return head + sum(cell.multiply_adds() for cell in self.layers())
+
+    def _dtype(self) -> torch.dtype:
+        weight = self.head.weight.dtype
+        return self.compute_dtype if weight == torch.float32 else weight

@@ -1,0 +1,171 @@
+"""The update rule: Muon for the matrices of the recurrence, AdamW for the rest.
+
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces a
+matrix's momentum by the nearest semi-orthogonal matrix, so that every direction
+of the gradient moves the weights by the same amount. A gate's block is a matrix
+of its own: an LSTM's recurrent weights are four H x H matrices stacked, and
+orthogonalising them together ties gates to each other that have nothing in
+common (measured in docs/performance.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from charrnn.model import CharModel
+
+__all__ = ["MuonAdamW", "orthogonalise"]
+
+#: Newton-Schulz quintic a, b, c of the Muon post: slope 3.44 at zero, values in
+#: [0.7, 1.2] after five steps. Three are enough here (docs/performance.md).
+QUINTIC = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalise(matrices_NRC: Tensor, steps: int) -> Tensor:
+    """Return the (nearly) semi-orthogonal factors of N matrices, all at once.
+
+    Newton-Schulz iteration: with X of norm at most 1, X <- aX + (bA + cA²)X where
+    A = XXᵀ pushes every singular value towards 1.
+
+    Args:
+        matrices_NRC: N matrices of R rows and C columns.
+        steps: iterations; 5 brings singular values above 0.01 into [0.7, 1.2].
+
+    Returns:
+        A tensor of the same shape; singular vectors as before.
+    """
+    a, b, c = QUINTIC
+    wide = matrices_NRC.shape[1] <= matrices_NRC.shape[2]
+    x = matrices_NRC if wide else matrices_NRC.mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if wide else x.mT
+
+
+class MuonAdamW:
+    """One update of all weights of a model, with its state as named tensors.
+
+    Everything that changes from step to step lives in tensors (learning rates and
+    step count too), so a CUDA graph can hold the update and a checkpoint can hold
+    the state; nothing reads a tensor back to Python.
+
+    Args:
+        model: whose weights are updated.
+        weight_decay: decoupled decay of the matrices, as a share of the rate.
+        momentum: Muon's.
+        betas: AdamW's.
+        newton_schulz: steps of the orthogonalisation.
+    """
+
+    def __init__(
+        self,
+        model: CharModel,
+        *,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.99),
+        newton_schulz: int = 3,
+    ) -> None:
+        self.weight_decay = weight_decay
+        self.momentum = momentum
+        self.betas = betas
+        self.newton_schulz = newton_schulz
+        matrices: dict[str, tuple[torch.nn.Parameter, int]] = {}
+        for index, cell in enumerate(model.layers()):
+            matrices[f"cells.{index}.weight_input"] = (cell.weight_input, cell.gates)
+            matrices[f"cells.{index}.weight_recurrent"] = (cell.weight_recurrent, cell.gates)
+        self._matrices: dict[str, Tensor] = {name: weight for name, (weight, _) in matrices.items()}
+        self._others: dict[str, Tensor] = {
+            name: weight for name, weight in model.named_parameters() if name not in matrices
+        }
+        #: Matrices whose gate blocks have one shape are orthogonalised in one batch.
+        self._groups: dict[tuple[int, int], list[tuple[str, int]]] = {}
+        for name, (weight, gates) in matrices.items():
+            shape = (weight.shape[0] // gates, weight.shape[1])
+            self._groups.setdefault(shape, []).append((name, gates))
+        device = model.head.weight.device
+        self.lr = torch.zeros((), device=device)
+        self.lr_adam = torch.zeros((), device=device)
+        self._state = {"updates": torch.zeros((), device=device)}
+        for name, matrix in self._matrices.items():
+            self._state[f"momentum.{name}"] = torch.zeros_like(matrix)
+        for name, other in self._others.items():
+            self._state[f"mean.{name}"] = torch.zeros_like(other)
+            self._state[f"square.{name}"] = torch.zeros_like(other)
+
+    def set_rates(self, lr: float, lr_adam: float) -> None:
+        """Set the learning rates of the matrices and of the rest for the next update."""
+        self.lr.fill_(lr)
+        self.lr_adam.fill_(lr_adam)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update every weight from its ``.grad``."""
+        self._update_matrices()
+        self._update_others()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the state's tensors by name (the tensors themselves, not copies)."""
+        return self._state
+
+    @torch.no_grad()
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Take over a state that ``state`` returned.
+
+        Raises:
+            ValueError: a tensor is missing, unknown, or of another shape.
+        """
+        for name in sorted(self._state.keys() ^ tensors.keys()):
+            raise ValueError(
+                f"{'missing' if name in self._state else 'unknown'} optimiser state {name}"
+            )
+        for name, tensor in self._state.items():
+            if tensor.shape != tensors[name].shape:
+                raise ValueError(f"optimiser state {name} has another shape")
+            tensor.copy_(tensors[name])
+
+    def _update_matrices(self) -> None:
+        weights = list(self._matrices.values())
+        grads = _grads(weights)
+        moments = [self._state[f"momentum.{name}"] for name in self._matrices]
+        torch._foreach_lerp_(moments, grads, 1 - self.momentum)
+        nesterov = dict(
+            zip(self._matrices, torch._foreach_lerp(grads, moments, self.momentum), strict=True)
+        )
+        if self.weight_decay:
+            torch._foreach_mul_(weights, 1 - self.lr * self.weight_decay)
+        for (rows, columns), members in self._groups.items():
+            blocks = [nesterov[name].view(gates, rows, columns) for name, gates in members]
+            whole = orthogonalise(torch.cat(blocks), self.newton_schulz)
+            whole = whole * (self.lr * math.sqrt(max(1.0, rows / columns)))
+            for (name, gates), update in zip(
+                members, torch.split(whole, [gates for _, gates in members]), strict=True
+            ):
+                self._matrices[name].sub_(update.reshape(gates * rows, columns))
+
+    def _update_others(self) -> None:
+        weights = list(self._others.values())
+        grads = _grads(weights)
+        means = [self._state[f"mean.{name}"] for name in self._others]
+        squares = [self._state[f"square.{name}"] for name in self._others]
+        beta1, beta2 = self.betas
+        updates = self._state["updates"].add_(1)
+        torch._foreach_lerp_(means, grads, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+        correction2 = (1 - beta2**updates).sqrt()
+        rate = self.lr_adam / (1 - beta1**updates)
+        for weight, mean, square in zip(weights, means, squares, strict=True):
+            weight.sub_(mean / (square.sqrt() / correction2 + 1e-8) * rate)
+
+
+def _grads(weights: Iterable[Tensor]) -> list[Tensor]:
+    grads = [weight.grad for weight in weights]
+    assert all(grad is not None for grad in grads), "step() before backward()"
+    return [grad for grad in grads if grad is not None]

@@ -1,0 +1,152 @@
+"""The defaults: chosen by rule from the text's size, the device and the budget.
+
+No rule looks at what the text says. The figures behind each number, and what
+was tried and lost, are in docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from charrnn.config import CellName, ModelConfig, TrainConfig
+
+__all__ = ["DEFAULT_MINUTES", "Choices", "Schedule", "choose", "given", "plan_validations"]
+
+#: The budget when none is given.
+DEFAULT_MINUTES = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What the user chose; None leaves a number to the rules."""
+
+    cell: CellName = "lstm"
+    budget: dict[str, float | int] = field(default_factory=dict)
+    """At most one of minutes, epochs, steps."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Fields of ModelConfig."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Fields of TrainConfig."""
+
+
+def choose(
+    choices: Choices, *, vocabulary: int, characters: int, device: str
+) -> tuple[ModelConfig, TrainConfig]:
+    """Return the complete configuration of a run.
+
+    Args:
+        choices: what the user gave.
+        vocabulary: V.
+        characters: of the training part.
+        device: "cpu", "cuda" or "mps".
+
+    Raises:
+        UsageError: a choice makes no sense.
+    """
+    shape, training = (_cuda if device == "cuda" else _cpu)(choices, characters)
+    model = ModelConfig(
+        **{
+            "cell": choices.cell,
+            "vocabulary": vocabulary,
+            "embedding": min(vocabulary, shape["hidden"]),
+            **shape,
+            **given(choices.model),
+        }
+    )
+    budget = choices.budget or {"minutes": DEFAULT_MINUTES}
+    chosen = given(choices.training)
+    if "lr" in chosen:
+        # One flag moves both rates: the ratio between them is the recipe's.
+        chosen.setdefault("lr_adam", chosen["lr"] * training["lr_adam"] / training["lr"])
+    if "clip_value" in chosen:
+        training["clip_norm"] = None
+    if chosen.get("clip_norm") == 0:
+        chosen["clip_norm"] = None
+    return model, TrainConfig(**{**training, **budget, **chosen})
+
+
+def given(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields that the user gave: those that are not None."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _cpu(choices: Choices, characters: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    shape = {"layers": 1, "hidden": 256, "dropout": 0.0, "weight_drop": 0.0}
+    lr, lr_adam = (0.01, 3e-3) if choices.cell == "rnn" else (0.02, 6e-3)
+    training = {
+        "batch_size": 16,
+        "bptt": 64 if choices.cell == "rnn" else 128,
+        "lr": lr,
+        "lr_adam": lr_adam,
+        "warmup_steps": 50,
+    }
+    return shape, training
+
+
+def _cuda(choices: Choices, characters: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    small = characters < 5_000_000
+    shape = {
+        "layers": 2,
+        "hidden": 1024 if choices.cell == "lstm" else 768,
+        "dropout": 0.5 if small else 0.1,
+        "weight_drop": 0.4 if small else 0.0,
+    }
+    training = {
+        "batch_size": 64,
+        "bptt": 128,
+        "lr": 0.01,
+        "lr_adam": 2e-3,
+        "weight_decay": 0.0,
+        "warmup_steps": 100,
+        "precision": "bf16",
+    }
+    return shape, training
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate as a pure function of the step: warm-up, hold, decay.
+
+    A budget in minutes becomes a number of steps only when the speed is known, so
+    the first ``HOLD`` of it holds the peak rate and the plan is made at its end.
+    """
+
+    warmup_steps: int
+    """Steps of the linear rise."""
+    total_steps: int | None
+    """Steps of the whole run; None: not planned yet."""
+
+    #: Share of the run before the decay begins.
+    HOLD = 0.2
+    #: Rate at the end, as a share of the peak.
+    FLOOR = 0.02
+
+    def factor(self, step: int) -> float:
+        """Return the share of the peak rate for update number ``step``, from 0."""
+        rise = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        if self.total_steps is None:
+            return rise
+        hold = self.HOLD * self.total_steps
+        done = min(1.0, max(0.0, (step - hold) / max(1.0, self.total_steps - hold)))
+        return rise * (self.FLOOR + (1 - self.FLOOR) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def plan_validations(total_steps: int, characters_per_step: int, held_out: int) -> tuple[int, int]:
+    """Return the steps between validations and the characters each one scores.
+
+    Validation gets a few percent of the run: it reads about three times as fast as
+    training, so 4 to 20 validations share an eighth of the trained characters. A
+    held-out part too large for even four is scored on its beginning.
+
+    Args:
+        total_steps: of the run.
+        characters_per_step: B x T.
+        held_out: characters of the validation part.
+    """
+    affordable = total_steps * characters_per_step / 8
+    number = min(20, max(4, int(affordable / max(1, held_out))))
+    every = max(1, math.ceil(total_steps / number))
+    characters = min(held_out, max(20_000, int(affordable / number)))
+    return every, characters

@@ -1,0 +1,194 @@
+"""Next characters, drawn one at a time from a model's predictions.
+
+Every sample draws from a random stream of its own, a function of the seed and
+the sample's number alone, so the same seed gives the same text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from charrnn.config import SampleConfig
+from charrnn.errors import VocabularyError
+from charrnn.model import CharModel
+from charrnn.vocabulary import UNKNOWN, Vocabulary
+
+__all__ = ["Piece", "encode_stop", "next_probabilities", "prepare_prompt", "sample"]
+
+#: Characters of a prompt given to the model at a time.
+PROMPT_WINDOW = 1024
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One more character of one sample."""
+
+    sample: int
+    """Which sample it belongs to, from 0."""
+    symbol: int
+    """The character's id."""
+
+
+def prepare_prompt(
+    prompt: str | bytes, vocabulary: Vocabulary, unknown: str
+) -> tuple[NDArray[np.generic], str | None]:
+    """Turn a prompt into ids by the user's policy for unknown characters.
+
+    Args:
+        prompt: the text to go on from; may be empty.
+        vocabulary: the model's.
+        unknown: "error", "replace" (by the unknown symbol) or "skip".
+
+    Returns:
+        The ids, and the sentence to say if characters were replaced or skipped.
+
+    Raises:
+        VocabularyError: the prompt has unknown characters and the policy is "error".
+    """
+    ids = vocabulary.encode(prompt)
+    missing = vocabulary.unknown_in(prompt)
+    if not missing:
+        return ids, None
+    shown = ", ".join(f"{char!r} x {count}" for char, count in list(missing.items())[:8])
+    if len(missing) > 8:
+        shown += f" and {len(missing) - 8} more"
+    if unknown == "error":
+        raise VocabularyError(
+            f"the model does not know these characters of the prompt: {shown}; "
+            "--unknown replace or --unknown skip goes on without them"
+        )
+    if unknown == "skip":
+        return ids[ids != UNKNOWN], f"skipped characters that the model does not know: {shown}"
+    return ids, f"replaced characters that the model does not know: {shown}"
+
+
+def encode_stop(vocabulary: Vocabulary, stop: str | None) -> NDArray[np.generic] | None:
+    """Return the ids of the text that ends a sample.
+
+    Raises:
+        VocabularyError: the model can never produce it.
+    """
+    if stop is None:
+        return None
+    missing = vocabulary.unknown_in(stop)
+    if missing:
+        raise VocabularyError(
+            f"--stop {stop!r} can never be produced: the model does not know "
+            + ", ".join(map(repr, missing))
+        )
+    return vocabulary.encode(stop)
+
+
+def next_probabilities(
+    logits_BV: NDArray[np.floating], config: SampleConfig
+) -> NDArray[np.float64]:
+    """Turn logits into the probabilities that characters are drawn with.
+
+    Temperature first, then the k likeliest, then the nucleus p of what is left.
+    Equal logits at the edge of top-k or top-p go by lower id.
+
+    Args:
+        logits_BV: -inf where a symbol must not be drawn.
+        config: temperature, top_k, top_p.
+
+    Returns:
+        probabilities_BV in float64; every row sums to 1.
+    """
+    if config.temperature == 0:
+        likeliest_BV = np.zeros_like(logits_BV, dtype=np.float64)
+        np.put_along_axis(likeliest_BV, logits_BV.argmax(axis=1, keepdims=True), 1.0, axis=1)
+        return likeliest_BV
+    logits_BV = logits_BV.astype(np.float64)
+    top_B1 = logits_BV.max(axis=1, keepdims=True)
+    # The maximum is taken off first, so a tiny temperature cannot overflow.
+    p_BV: NDArray[np.float64] = np.exp((logits_BV - top_B1) / config.temperature)
+    p_BV /= p_BV.sum(axis=1, keepdims=True)
+    if config.top_k is not None or config.top_p is not None:
+        order_BV = np.argsort(-p_BV, axis=1, kind="stable")
+        sorted_BV = np.take_along_axis(p_BV, order_BV, axis=1)
+        if config.top_k is not None:
+            sorted_BV[:, config.top_k :] = 0
+            sorted_BV /= sorted_BV.sum(axis=1, keepdims=True)
+        if config.top_p is not None:
+            before_BV = np.cumsum(sorted_BV, axis=1) - sorted_BV
+            sorted_BV[before_BV >= config.top_p] = 0
+            sorted_BV /= sorted_BV.sum(axis=1, keepdims=True)
+        np.put_along_axis(p_BV, order_BV, sorted_BV, axis=1)
+    return p_BV
+
+
+@torch.inference_mode()
+def sample(
+    model: CharModel, vocabulary: Vocabulary, prompt: NDArray[np.generic], config: SampleConfig
+) -> Iterator[Piece]:
+    """Draw new characters, one time step of all samples after another.
+
+    An empty prompt is taken as a line break (as the first symbol, where the
+    vocabulary has none): the state before it is zero. The unknown symbol is never
+    drawn. Dropout is off while this generator runs.
+
+    Args:
+        model: who predicts.
+        vocabulary: the model's.
+        prompt: ids from ``prepare_prompt``.
+        config: how to draw, how many, and where to stop.
+
+    Yields:
+        One piece a new character, samples interleaved.
+    """
+    device = model.head.weight.device
+    was_training = model.training
+    streams = [np.random.Generator(np.random.Philox([config.seed, n])) for n in range(config.count)]
+    stop = encode_stop(vocabulary, config.stop)
+    made: list[list[int]] = [[] for _ in streams]
+    open_samples = list(range(config.count))
+    if len(prompt) == 0:
+        prompt = _first_symbol(vocabulary)
+    model.eval()
+    try:
+        hidden = model.initial_hidden(1)
+        for start in range(0, len(prompt), PROMPT_WINDOW):
+            ids = prompt[start : start + PROMPT_WINDOW].astype(np.int64)
+            logits_TBV, hidden = model(torch.from_numpy(ids).to(device)[:, None], hidden)
+        logits_BV = logits_TBV[-1].expand(config.count, -1)
+        hidden = tuple(tuple(p.expand(config.count, -1).contiguous() for p in s) for s in hidden)
+        produced = 0
+        while open_samples and (config.length == 0 or produced < config.length):
+            scores_BV = logits_BV.float().cpu().numpy().copy()
+            if vocabulary.has_unknown:
+                scores_BV[:, UNKNOWN] = -np.inf
+            p_BV = next_probabilities(scores_BV, config)
+            drawn = [_draw(p_V, stream) for p_V, stream in zip(p_BV, streams, strict=True)]
+            produced += 1
+            for index in list(open_samples):
+                yield Piece(index, drawn[index])
+                if stop is not None:
+                    made[index] = [*made[index], drawn[index]][-len(stop) :]
+                    if made[index] == stop.tolist():
+                        open_samples.remove(index)
+            x_TB = torch.tensor([drawn], device=device)
+            logits_TBV, hidden = model(x_TB, hidden)
+            logits_BV = logits_TBV[0]
+    finally:
+        model.train(was_training)
+
+
+def _draw(p_V: NDArray[np.float64], stream: np.random.Generator) -> int:
+    """Draw a symbol by inverting the cumulative distribution."""
+    cumulative_V = np.cumsum(p_V)
+    point = stream.random() * cumulative_V[-1]
+    symbol = int(np.searchsorted(cumulative_V, point, side="right"))
+    # The product may round up to the very end: the last possible symbol takes it.
+    return symbol if symbol < len(p_V) else int(np.flatnonzero(p_V)[-1])
+
+
+def _first_symbol(vocabulary: Vocabulary) -> NDArray[np.generic]:
+    newline = vocabulary.encode("\n")
+    if not vocabulary.has_unknown or newline[0] != UNKNOWN:
+        return newline
+    return np.array([1], dtype=np.int64)

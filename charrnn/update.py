@@ -1,0 +1,193 @@
+"""One update of the weights: forward, loss, backward, clip, optimiser.
+
+On a CPU the steps run one after another and a loss or gradient that is no
+number is caught before the optimiser sees it. On a CUDA device the whole update
+is captured once as a graph and replayed, which removes the launch of some
+hundred small kernels; the guard is then part of the graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from charrnn.config import TrainConfig
+from charrnn.model import CharModel, Hidden, detach
+from charrnn.optimiser import MuonAdamW
+from charrnn.stream import Chunk
+
+__all__ = ["Update", "UpdateResult", "clip", "window_loss"]
+
+#: Updates that run on a CUDA device before one is captured; they train like any other.
+EAGER_UPDATES = 3
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """What one update measured, still on the device."""
+
+    loss: Tensor
+    """Mean nats over the counted predictions of the window."""
+    norm: Tensor
+    """Norm of the gradient of all weights together, before clipping."""
+    clipped: Tensor
+    """Whether the gradient was changed."""
+
+
+def window_loss(
+    model: CharModel, x_TB: Tensor, y_TB: Tensor, hidden: Hidden, loss_last: int | None
+) -> tuple[Tensor, Hidden]:
+    """Return a window's loss and the state that the next window starts from.
+
+    With ``loss_last`` N the window moves by N characters, so the next one starts
+    from the state after the first N of this one, and only the last N predictions
+    count.
+
+    Args:
+        model: who predicts.
+        x_TB: the window.
+        y_TB: the character after each of ``x_TB``.
+        hidden: the state before the window.
+        loss_last: N, or None: all predictions count and the window moves by T.
+
+    Returns:
+        The mean nats of the counted predictions, and the detached state.
+    """
+    if loss_last is None or loss_last >= len(x_TB):
+        logits_TBV, after = model(x_TB, hidden)
+    else:
+        head_TBV, after = model(x_TB[:loss_last], hidden)
+        tail_TBV, _ = model(x_TB[loss_last:], after)
+        logits_TBV = torch.cat([head_TBV, tail_TBV])[-loss_last:]
+        y_TB = y_TB[-loss_last:]
+    logits_TBV = logits_TBV.float() if logits_TBV.dtype == torch.bfloat16 else logits_TBV
+    return F.cross_entropy(logits_TBV.flatten(0, 1), y_TB.flatten()), detach(after)
+
+
+def clip(
+    grads: list[Tensor], norm_limit: float | None, value_limit: float | None
+) -> tuple[Tensor, Tensor]:
+    """Bound the gradient in place.
+
+    By norm (Pascanu, Mikolov, Bengio 2013, algorithm 1) the whole gradient is scaled
+    and keeps its direction; by value every entry is cut by itself and it does not.
+
+    Args:
+        grads: the gradients of all weights.
+        norm_limit: the largest norm of all together, or None.
+        value_limit: the largest size of an entry, or None.
+
+    Returns:
+        The norm before, and whether anything was changed.
+    """
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    if norm_limit is not None:
+        torch._foreach_mul_(grads, (norm_limit / norm).clamp(max=1.0))
+        return norm, norm > norm_limit
+    if value_limit is not None:
+        largest = torch.stack([grad.abs().max() for grad in grads]).max()
+        for grad in grads:
+            grad.clamp_(-value_limit, value_limit)
+        return norm, largest > value_limit
+    return norm, torch.zeros_like(norm, dtype=torch.bool)
+
+
+class Update:
+    """Updates a model window by window and carries its hidden state.
+
+    Args:
+        model: whose weights are updated; on its device, in training mode.
+        optimiser: of that model.
+        config: window, clipping.
+
+    Attributes:
+        hidden: the state that the next window starts from (zero at a pass's start).
+    """
+
+    def __init__(self, model: CharModel, optimiser: MuonAdamW, config: TrainConfig) -> None:
+        self.model = model
+        self.optimiser = optimiser
+        self.config = config
+        self.device = model.head.weight.device
+        self.hidden = model.initial_hidden(config.batch_size)
+        #: Why the update is not captured on a CUDA device, or None.
+        self.capture_failure: str | None = None
+        self._weights = list(model.parameters())
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._eager_updates = 0
+        #: 1 until a loss or gradient was no number, then 0 for good.
+        self._alive = torch.ones((), device=self.device)
+
+    def __call__(self, chunk: Chunk) -> UpdateResult:
+        """Update the weights on one window.
+
+        After a loss or gradient that is no number, no call changes the weights any
+        more; the result shows the number.
+        """
+        x_TB = chunk.x_TB.to(self.device, non_blocking=True)
+        y_TB = chunk.y_TB.to(self.device, non_blocking=True)
+        if chunk.first:
+            for state in self.hidden:
+                for part_BH in state:
+                    part_BH.zero_()
+        # A graph holds one shape; a pass's last, shorter window runs without it.
+        if self.device.type == "cuda" and len(x_TB) == self.config.bptt:
+            return self._captured_update(x_TB, y_TB)
+        return self._update(x_TB, y_TB)
+
+    def _update(self, x_TB: Tensor, y_TB: Tensor) -> UpdateResult:
+        for weight in self._weights:
+            weight.grad = None
+        loss, after = window_loss(self.model, x_TB, y_TB, self.hidden, self.config.loss_last)
+        loss.backward()  # type: ignore[no-untyped-call]
+        grads = [weight.grad for weight in self._weights if weight.grad is not None]
+        norm, clipped = clip(grads, self.config.clip_norm, self.config.clip_value)
+        self._alive.mul_(torch.isfinite(loss.detach()) & torch.isfinite(norm))
+        if self.device.type == "cuda":
+            # Guarded without a look from the host: zero rates move no weight.
+            for grad in grads:
+                grad.nan_to_num_(0.0, 0.0, 0.0)
+            self.optimiser.lr.mul_(self._alive)
+            self.optimiser.lr_adam.mul_(self._alive)
+            self.optimiser.step()
+        elif self._alive:
+            self.optimiser.step()
+        for state, new in zip(self.hidden, after, strict=True):
+            for part_BH, new_BH in zip(state, new, strict=True):
+                part_BH.copy_(new_BH)
+        return UpdateResult(loss.detach(), norm, clipped)
+
+    def _captured_update(self, x_TB: Tensor, y_TB: Tensor) -> UpdateResult:
+        if self._graph is None and self.capture_failure is None:
+            if self._eager_updates < EAGER_UPDATES:
+                # Libraries choose and load their kernels now; a capture cannot.
+                self._eager_updates += 1
+                side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+                side.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(side):
+                    result = self._update(x_TB, y_TB)
+                torch.cuda.current_stream().wait_stream(side)
+                return result
+            self._capture(x_TB, y_TB)
+        if self._graph is None:
+            return self._update(x_TB, y_TB)
+        self._x_TB.copy_(x_TB)
+        self._y_TB.copy_(y_TB)
+        self._graph.replay()
+        held = self._result
+        return UpdateResult(held.loss.clone(), held.norm.clone(), held.clipped.clone())
+
+    def _capture(self, x_TB: Tensor, y_TB: Tensor) -> None:
+        """Record one update; nothing runs while it is recorded."""
+        self._x_TB, self._y_TB = x_TB.clone(), y_TB.clone()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._result = self._update(self._x_TB, self._y_TB)
+        except RuntimeError as error:
+            self.capture_failure = str(error).splitlines()[0]
+        else:
+            self._graph = graph
