@@ -115,7 +115,10 @@ class RNN(Cell):
     states = ("h",)
 
     def _run(self, x_TBE: Tensor, state: State, weight_recurrent: Tensor) -> tuple[Tensor, State]:
-        weights = (self.weight_input, weight_recurrent, self.bias, torch.zeros_like(self.bias))
+        weights = tuple(
+            w.to(x_TBE.dtype)
+            for w in (self.weight_input, weight_recurrent, self.bias, torch.zeros_like(self.bias))
+        )
         out_TBH, h_1BH = torch.rnn_tanh(
             x_TBE, state[0][None], weights, True, 1, 0.0, self.training, False, False
         )
@@ -134,7 +137,10 @@ class LSTM(Cell):
         nn.init.ones_(self.bias.detach()[self.hidden : 2 * self.hidden])
 
     def _run(self, x_TBE: Tensor, state: State, weight_recurrent: Tensor) -> tuple[Tensor, State]:
-        weights = (self.weight_input, weight_recurrent, self.bias, torch.zeros_like(self.bias))
+        weights = tuple(
+            w.to(x_TBE.dtype)
+            for w in (self.weight_input, weight_recurrent, self.bias, torch.zeros_like(self.bias))
+        )
         out_TBH, h_1BH, c_1BH = torch.lstm(
             x_TBE,
             (state[0][None], state[1][None]),
@@ -166,7 +172,10 @@ class GRU(Cell):
 
     def _run(self, x_TBE: Tensor, state: State, weight_recurrent: Tensor) -> tuple[Tensor, State]:
         bias_recurrent = F.pad(self.bias_recurrent, (2 * self.hidden, 0))
-        weights = (self.weight_input, weight_recurrent, self.bias, bias_recurrent)
+        weights = tuple(
+            w.to(x_TBE.dtype)
+            for w in (self.weight_input, weight_recurrent, self.bias, bias_recurrent)
+        )
         out_TBH, h_1BH = torch.gru(
             x_TBE, state[0][None], weights, True, 1, 0.0, self.training, False, False
         )
