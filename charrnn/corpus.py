@@ -72,7 +72,7 @@ _BYTE_ORDER_MARKS: dict[str, tuple[bytes, ...]] = {
 }
 
 #: A text that every encoding of running text gives back when it is decoded byte by byte.
-_PROBE = "a.b\n"
+_PROBE = 100 * "a" + "\n"
 
 _DecoderState = tuple[bytes, int]
 
@@ -633,9 +633,10 @@ def _scan_file(
             while True:
                 state = decoder.state()
                 blocks.append(_Block(characters, offset, state))
-                if not (data := stream.read(block_bytes)):
+                # No further than its size now, or one that is written to would never end.
+                if not (data := stream.read(min(block_bytes, identity.size - offset))):
                     break
-                final = offset + len(data) >= identity.size
+                final = offset + len(data) == identity.size
                 try:
                     codes = decoder.decode(data, final=final)
                 except UnicodeError as error:
@@ -669,12 +670,12 @@ class _Decoder:
     Raises UnicodeError where the bytes are not text in the encoding.
     """
 
-    def __init__(self, encoding: str, state: _DecoderState = (b"", 0)) -> None:
+    def __init__(self, encoding: str, state: _DecoderState | None = None) -> None:
         self._is_utf8 = encoding == "utf-8"
         self._incremental: codecs.IncrementalDecoder | None = None
         if encoding != BYTES:
             self._incremental = codecs.getincrementaldecoder(encoding)()
-            if state != (b"", 0):
+            if state is not None:  # an initial state may differ from (b"", 0): utf-16's does
                 self._incremental.setstate(state)
 
     def state(self) -> _DecoderState:

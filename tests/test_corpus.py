@@ -1,0 +1,674 @@
+from __future__ import annotations
+
+import codecs
+import hashlib
+import io
+import os
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from charrnn.corpus import (
+    Corpus,
+    Part,
+    embedded_corpus,
+    find_files,
+    scan,
+    split,
+    spool,
+    text_encoding,
+)
+from charrnn.errors import CharrnnError, CorpusError, UsageError
+
+# Characters of one to four bytes in utf-8, CRLF, lone CR, a combining mark, plane 16.
+MIXED = "plain\r\nnaïve — 紅樓夢\n\U0001f600 e\u0301 \U0010fffd\rß" * 3
+# Scripts switched by escape sequences in iso2022_jp, and shifted in and out.
+JAPANESE = "abcひらがなカタカナ漢字 and ASCII\n吾輩は猫である。\r\n" * 3
+
+TEXTS = [
+    ("utf-8", MIXED),
+    ("utf-16", MIXED),
+    ("utf-16-le", MIXED),
+    ("utf-16-be", MIXED),
+    ("utf-32", MIXED),
+    ("utf-7", MIXED),
+    ("latin-1", "naïve café\r\n£100\xff" * 5),
+    ("cp1252", "“naïve” — €5\n" * 5),
+    ("gb18030", MIXED),
+    ("gbk", "紅樓夢 abc\n賈寶玉" * 5),
+    ("hz", "abc 红楼梦 def\n" * 5),
+    ("shift_jis", JAPANESE),
+    ("euc_jp", JAPANESE),
+    ("iso2022_jp", JAPANESE),
+    ("iso2022_jp_2", JAPANESE),
+    ("cp037", "EBCDIC text\n" * 5),
+]
+IDS = [encoding for encoding, _ in TEXTS]
+
+
+def text_of(part: Part, start: int = 0, block_bytes: int = 1 << 18) -> str:
+    """Return the text as ``codes`` gives it."""
+    return "".join(
+        codes.astype("<u4").tobytes().decode("utf-32-le")
+        for codes in part.codes(start, block_bytes=block_bytes)
+    )
+
+
+def whole(corpus: Corpus) -> Part:
+    return corpus.part(0, corpus.characters)
+
+
+def write(path: Path, content: str | bytes, encoding: str = "utf-8") -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode(encoding))
+    return str(path)
+
+
+def assert_one_line(error: pytest.ExceptionInfo[CharrnnError], *words: str) -> None:
+    message = str(error.value)
+    assert message.isprintable()
+    for word in words:
+        assert word in message
+
+
+class TestDecoding:
+    @pytest.mark.parametrize(("encoding", "text"), TEXTS, ids=IDS)
+    @pytest.mark.parametrize("block_bytes", [1, 2, 3, 5, 17, 1 << 18])
+    def test_blocks_give_what_decoding_at_once_gives(
+        self, tmp_path: Path, encoding: str, text: str, block_bytes: int
+    ) -> None:
+        name = write(tmp_path / "text", text, encoding)
+        corpus = scan([name], encoding, block_bytes=block_bytes)
+        assert corpus.characters == len(text)
+        assert corpus.counts == Counter(map(ord, text))
+        assert text_of(whole(corpus)) == text
+        for start in range(0, len(text), 7):
+            assert text_of(whole(corpus), start, block_bytes=3) == text[start:]
+
+    @settings(derandomize=True, deadline=None, max_examples=150)
+    @given(
+        text=st.text(st.characters(exclude_characters="\0\ufeff", exclude_categories=["Cs"])),
+        encoding=st.sampled_from(["utf-8", "utf-16", "utf-32", "utf-7", "gb18030"]),
+        block_bytes=st.integers(1, 9),
+        read_bytes=st.integers(1, 9),
+        data=st.data(),
+    )
+    def test_any_text_in_any_blocks(
+        self,
+        tmp_path_factory: pytest.TempPathFactory,
+        text: str,
+        encoding: str,
+        block_bytes: int,
+        read_bytes: int,
+        data: st.DataObject,
+    ) -> None:
+        text += "."
+        name = write(tmp_path_factory.getbasetemp() / "any-text", text, encoding)
+        corpus = scan([name], encoding, block_bytes=block_bytes)
+        start = data.draw(st.integers(0, len(text)))
+        stop = data.draw(st.integers(start, len(text)))
+        part = corpus.part(start, stop)
+        assert text_of(part, block_bytes=read_bytes) == text[start:stop]
+        assert part.counts() == Counter(map(ord, text[start:stop]))
+        if encoding == "utf-8":
+            assert part.bytes == len(text[start:stop].encode())
+
+    @settings(derandomize=True, deadline=None, max_examples=100)
+    @given(content=st.binary(min_size=1), block_bytes=st.integers(1, 9))
+    def test_bytes_take_anything(
+        self, tmp_path_factory: pytest.TempPathFactory, content: bytes, block_bytes: int
+    ) -> None:
+        name = write(tmp_path_factory.getbasetemp() / "any-bytes", content)
+        corpus = scan([name], "bytes", block_bytes=block_bytes)
+        codes = list(whole(corpus).codes(block_bytes=4))
+        assert all(block.dtype == np.uint8 for block in codes)
+        assert b"".join(block.tobytes() for block in codes) == content
+        assert corpus.counts == Counter(content)
+        assert corpus.bytes == corpus.characters == len(content)
+
+    @settings(derandomize=True, deadline=None, max_examples=300)
+    @given(content=st.binary(), block_bytes=st.integers(1, 9))
+    def test_any_bytes_give_a_text_or_one_line(
+        self, tmp_path_factory: pytest.TempPathFactory, content: bytes, block_bytes: int
+    ) -> None:
+        name = write(tmp_path_factory.getbasetemp() / "any-content", content)
+        try:
+            expected = content.removeprefix(codecs.BOM_UTF8).decode()
+        except UnicodeDecodeError:
+            expected = ""
+        try:
+            corpus = scan([name], block_bytes=block_bytes)
+        except CorpusError as error:
+            assert str(error).isprintable()
+            assert not expected or "\0" in expected
+        else:
+            assert text_of(whole(corpus)) == expected
+
+    def test_blocks_of_ascii_are_uint8_and_others_uint32(self, tmp_path: Path) -> None:
+        name = write(tmp_path / "text", "abc" * 4 + "紅樓" * 4 + "abc" * 4)
+        types = [codes.dtype for codes in whole(scan([name])).codes(block_bytes=12)]
+        assert types == [np.uint8, np.uint32, np.uint32, np.uint8]
+
+    def test_newlines_stay_as_they_are(self, tmp_path: Path) -> None:
+        text = "a\r\nb\rc\nd\r\n\r\n\x0b\u2028\x85"
+        assert text_of(whole(scan([write(tmp_path / "text", text)]))) == text
+
+    @pytest.mark.parametrize(
+        ("encoding", "mark"),
+        [
+            ("utf-8", codecs.BOM_UTF8),
+            ("utf-8-sig", codecs.BOM_UTF8),
+            ("utf-16", codecs.BOM_UTF16_LE),
+            ("utf-16", codecs.BOM_UTF16_BE),
+            ("utf-16-le", codecs.BOM_UTF16_LE),
+            ("utf-16-be", codecs.BOM_UTF16_BE),
+            ("utf-32", codecs.BOM_UTF32_BE),
+            ("utf-32-le", codecs.BOM_UTF32_LE),
+            ("gb18030", b"\x84\x31\x95\x33"),
+        ],
+    )
+    @pytest.mark.parametrize("block_bytes", [1, 4, 100])
+    def test_byte_order_mark_is_left_out_and_told(
+        self, tmp_path: Path, encoding: str, mark: bytes, block_bytes: int
+    ) -> None:
+        # The codec that writes no mark of its own, in the order that the mark announces.
+        big = mark in (codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+        plain = {"utf-16": "utf-16-be" if big else "utf-16-le", "utf-32": "utf-32-be"}
+        content = MIXED.encode(plain.get(encoding, encoding.removesuffix("-sig")))
+        name = write(tmp_path / "text", mark + content)
+        corpus = scan([name], encoding, block_bytes=block_bytes)
+        assert text_of(whole(corpus)) == MIXED
+        assert text_of(whole(corpus), 11) == MIXED[11:]
+        assert corpus.bytes == whole(corpus).bytes == len(content)
+        assert corpus.part(0, 2).bytes == len(content) * 2 // 2 - corpus.part(2, len(MIXED)).bytes
+        (note,) = corpus.notes
+        assert "byte order mark" in note
+
+    def test_mark_is_text_only_within(self, tmp_path: Path) -> None:
+        text = "a\ufeffb"
+        corpus = scan([write(tmp_path / "text", text)])
+        assert text_of(whole(corpus)) == text
+        assert corpus.notes == ()
+
+
+class TestEncodingNames:
+    @pytest.mark.parametrize(
+        ("name", "own"),
+        [
+            ("UTF8", "utf-8"),
+            ("utf-8-sig", "utf-8"),
+            ("Latin-1", "iso8859-1"),
+            ("BYTES", "bytes"),
+            ("ascii", "ascii"),
+            ("sjis", "shift_jis"),
+            ("utf-16", "utf-16"),
+        ],
+    )
+    def test_becomes_the_codecs_own(self, name: str, own: str) -> None:
+        assert text_encoding(name) == own
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "",
+            "klingon",
+            "utf\0-8",
+            "hex",
+            "rot13",
+            "base64",
+            "idna",
+            "punycode",
+            "undefined",
+            "\udcff",
+        ],
+    )
+    def test_what_is_no_text_encoding_is_refused(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(UsageError) as error:
+            scan([write(tmp_path / "text", "abc")], name)
+        assert_one_line(error, "--encoding", "utf-8")
+
+
+class TestManyFiles:
+    def files(self, tmp_path: Path) -> tuple[list[str], str]:
+        pieces = [MIXED[:20], "", "紅", MIXED, "a", ""]
+        names = [write(tmp_path / f"{i}.txt", piece) for i, piece in enumerate(pieces)]
+        return names, "".join(pieces)
+
+    @pytest.mark.parametrize("block_bytes", [1, 4, 100])
+    def test_are_joined_in_order_with_nothing_between(
+        self, tmp_path: Path, block_bytes: int
+    ) -> None:
+        names, text = self.files(tmp_path)
+        corpus = scan(names, block_bytes=block_bytes)
+        assert len(corpus.files) == len(names)
+        assert corpus.characters == len(text)
+        assert corpus.bytes == len(text.encode())
+        for start in range(len(text) + 1):
+            assert text_of(whole(corpus), start, block_bytes=5) == text[start:]
+
+    def test_stretches_over_borders(self, tmp_path: Path) -> None:
+        names, text = self.files(tmp_path)
+        corpus = scan(names, block_bytes=4)
+        chance = random.Random(5)
+        for _ in range(100):
+            start, stop = sorted(chance.choices(range(len(text) + 1), k=2))
+            part = corpus.part(start, stop)
+            assert text_of(part) == text[start:stop]
+            assert part.characters == stop - start
+            assert part.bytes == len(text[start:stop].encode())
+            assert part.counts() == Counter(map(ord, text[start:stop]))
+
+    def test_fingerprint_is_the_hash_of_the_content(self, tmp_path: Path) -> None:
+        names, text = self.files(tmp_path)
+        expected = hashlib.sha256(text.encode()).hexdigest()
+        assert scan(names, block_bytes=3).fingerprint == expected
+        assert scan([write(tmp_path / "joined", text)]).fingerprint == expected
+        marked = codecs.BOM_UTF8 + b"abc"
+        corpus = scan([write(tmp_path / "marked", marked)])
+        assert corpus.fingerprint == hashlib.sha256(marked).hexdigest()
+
+    def test_progress_reaches_all_bytes(self, tmp_path: Path) -> None:
+        names, text = self.files(tmp_path)
+        calls: list[tuple[int, int]] = []
+        scan(names, block_bytes=7, progress=lambda done, total: calls.append((done, total)))
+        done = [call[0] for call in calls]
+        assert done == sorted(done)
+        assert calls[-1] == (len(text.encode()), len(text.encode()))
+
+    def test_escape_sequence_across_parts(self, tmp_path: Path) -> None:
+        # Each part's bytes in a stateful encoding: an escape counts with what follows it.
+        content = "ab漢字cd".encode("iso2022_jp")
+        corpus = scan([write(tmp_path / "text", content)], "iso2022_jp", block_bytes=3)
+        sizes = [corpus.part(i, i + 1).bytes for i in range(6)]
+        assert sizes == [1, 1, 3 + 2, 2, 3 + 1, 1]
+        assert sum(sizes) == len(content)
+
+    @pytest.mark.parametrize(("encoding", "text"), TEXTS, ids=IDS)
+    def test_bytes_of_parts_add_up(self, tmp_path: Path, encoding: str, text: str) -> None:
+        corpus = scan([write(tmp_path / "text", text, encoding)], encoding, block_bytes=11)
+        for cut in range(len(text) + 1):
+            left, right = corpus.part(0, cut), corpus.part(cut, len(text))
+            assert left.bytes + right.bytes == corpus.bytes
+
+    def test_no_such_stretch(self, tmp_path: Path) -> None:
+        corpus = scan([write(tmp_path / "text", "abc")])
+        for start, stop in ((-1, 2), (2, 1), (0, 4)):
+            with pytest.raises(ValueError, match="no stretch"):
+                corpus.part(start, stop)
+
+
+@pytest.fixture(scope="module")
+def shakespeare(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """As many characters as tinyshakespeare has."""
+    path = tmp_path_factory.mktemp("split") / "text"
+    return scan([write(path, "abcdefg\n" * (1_115_394 // 8) + "ab")])
+
+
+class TestSplit:
+    def test_of_the_literature(self, shakespeare: Corpus) -> None:
+        train, valid, test = split(shakespeare)
+        assert (train.start, train.stop) == (0, 1_003_854)
+        assert valid is not None
+        assert (valid.start, valid.stop) == (1_003_854, 1_115_394)
+        assert test is None
+
+    @pytest.mark.parametrize(
+        ("valid_share", "test_share", "borders"),
+        [
+            (0.1, 0.1, (800, 900)),
+            (0.1, 0.2, (700, 800)),  # 1 - 0.1 - 0.2 = 0.7000000000000001 in binary
+            (0.3, 0.4, (300, 600)),
+            (0.07, 0.0, (930, 1000)),
+            (0.0, 0.0, (1000, 1000)),
+            (0.0, 0.25, (750, 750)),
+            (1e-3, 0.0, (999, 1000)),
+        ],
+    )
+    def test_borders(
+        self,
+        tmp_path: Path,
+        valid_share: float,
+        test_share: float,
+        borders: tuple[int, int],
+    ) -> None:
+        corpus = scan([write(tmp_path / "text", "0123456789" * 100)])
+        train, valid, test = split(corpus, valid_share, test_share)
+        assert (train.start, train.stop) == (0, borders[0])
+        for part, start, stop in ((valid, *borders), (test, borders[1], 1000)):
+            if stop - start < 2:
+                assert part is None
+            else:
+                assert part is not None
+                assert (part.start, part.stop) == (start, stop)
+
+    def test_is_of_characters_not_bytes(self, tmp_path: Path) -> None:
+        corpus = scan([write(tmp_path / "text", "紅" * 50 + "a" * 50)])
+        train, valid, _ = split(corpus, 0.5)
+        assert valid is not None
+        assert train.counts() == {ord("紅"): 50}
+        assert valid.counts() == {ord("a"): 50}
+        assert (train.bytes, valid.bytes) == (150, 50)
+
+    @pytest.mark.parametrize(
+        ("valid_share", "test_share"),
+        [(1.0, 0.0), (-0.1, 0.0), (float("nan"), 0.0), (0.1, float("inf")), (0.5, 0.5)],
+    )
+    def test_impossible_shares(
+        self, shakespeare: Corpus, valid_share: float, test_share: float
+    ) -> None:
+        with pytest.raises(UsageError) as error:
+            split(shakespeare, valid_share, test_share)
+        assert_one_line(error, "-share")
+
+
+class TestFindFiles:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "folder"
+        for name in ("b.txt", "a/z.txt", "a/y.py", "a.txt", ".hidden", ".git/config", "c/.h/x"):
+            write(folder / name, name)
+        (folder / "empty").mkdir()
+        (folder / "dangling").symlink_to(folder / "nowhere")
+        os.mkfifo(folder / "pipe")
+        return folder
+
+    def names(self, folder: Path, *texts: str) -> list[str]:
+        return [str(path.relative_to(folder)) for path in find_files(texts).files]
+
+    def test_folder_is_searched_in_order_without_hidden_files(self, folder: Path) -> None:
+        assert self.names(folder, str(folder)) == ["a/y.py", "a/z.txt", "a.txt", "b.txt"]
+
+    def test_patterns(self, folder: Path) -> None:
+        assert self.names(folder, f"{folder}/*.txt") == ["a.txt", "b.txt"]
+        assert self.names(folder, f"{folder}/**/*.txt") == ["a/z.txt", "a.txt", "b.txt"]
+        assert self.names(folder, f"{folder}/[b-z].???") == ["b.txt"]
+        assert find_files([f"{folder}/*.txt"]).explicit == frozenset()
+
+    def test_a_name_that_looks_like_a_pattern(self, folder: Path) -> None:
+        name = write(folder / "[ab].txt", "literal")
+        found = find_files([name])
+        assert found.files == (Path(name),)
+        assert found.explicit == {Path(name)}
+
+    def test_order_of_the_names_and_each_file_once(self, folder: Path) -> None:
+        named = [str(folder / "b.txt"), str(folder), str(folder / "a.txt")]
+        found = find_files(named)
+        assert [path.name for path in found.files] == ["b.txt", "y.py", "z.txt", "a.txt"]
+        assert found.sizes == (5, 6, 7, 5)
+        (note,) = found.notes
+        assert "2 files" in note
+        assert "b.txt" in note
+
+    def test_link_to_a_file_named_too_is_read_once(self, folder: Path) -> None:
+        (folder / "link").symlink_to(folder / "b.txt")
+        found = find_files([str(folder / "b.txt"), str(folder / "link")])
+        assert found.files == (folder / "b.txt",)
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("missing.txt", ("there is no file", "missing.txt")),
+            ("*.zip", ("no file matches", "*.zip")),
+            ("em[p]ty", ("no file matches",)),
+            ("pipe", ("neither a file nor a folder", "pipe")),
+            ("new\nline\udcff", ("there is no file", r"new\nline\udcff")),
+            ("nul\0", ("nul",)),
+            ("nul\0*", ("nul",)),
+            ("x" * 300, ("x" * 300,)),
+            ("b.txt/x", ("cannot read",)),
+        ],
+    )
+    def test_names_of_nothing(self, folder: Path, name: str, words: tuple[str, ...]) -> None:
+        with pytest.raises(CorpusError) as error:
+            find_files([f"{folder}/{name}"])
+        assert_one_line(error, *words)
+
+    def test_empty_name_is_not_the_current_folder(self) -> None:
+        with pytest.raises(CorpusError) as error:
+            find_files([""])
+        assert_one_line(error, "there is no file ''")
+
+    def test_no_name_at_all(self) -> None:
+        with pytest.raises(CorpusError) as error:
+            scan([])
+        assert_one_line(error, "no text")
+
+
+class TestUnreadable:
+    """Refused by the system calls, not by permissions: tests often run as root."""
+
+    def close(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        opened, stated = Path.open, Path.stat
+
+        def open_(path: Path, *args: Any, **options: Any) -> Any:
+            if path.name == "closed.txt":
+                raise PermissionError(13, "Permission denied", str(path))
+            return opened(path, *args, **options)
+
+        def stat_(path: Path, **options: Any) -> os.stat_result:
+            if path.parent.name == "no-entry":
+                raise PermissionError(13, "Permission denied", str(path))
+            return stated(path, **options)
+
+        monkeypatch.setattr(Path, "open", open_)
+        monkeypatch.setattr(Path, "stat", stat_)
+
+    def test_is_an_error_by_name_and_a_note_in_a_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        name = write(tmp_path / "closed.txt", "abc")
+        write(tmp_path / "no-entry" / "x", "abc")
+        write(tmp_path / "open.txt", "xyz")
+        self.close(monkeypatch)
+        with pytest.raises(CorpusError) as error:
+            scan([name])
+        assert_one_line(error, "closed.txt may not be read", "permissions")
+        corpus = scan([str(tmp_path)])
+        assert text_of(whole(corpus)) == "xyz"
+        assert len(corpus.notes) == 2
+        assert all("left out" in note for note in corpus.notes)
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("content", "encoding", "words"),
+        [
+            (b"", "utf-8", ("no text in", "empty")),
+            (codecs.BOM_UTF8, "utf-8", ("no text in", "empty")),
+            (b"", "bytes", ("no text in", "empty")),
+            (b"ELF\0\1\2", "utf-8", ("binary", "--encoding bytes")),
+            ("abc".encode("utf-16-le"), "utf-8", ("binary", "utf-16")),
+            (b"abc\xe9def", "utf-8", ("not utf-8", "at byte 3", "--encoding", "bytes")),
+            (b"x" * 1234 + b"\xff", "utf-8", ("at byte 1,234",)),
+            ("naïve".encode("utf-16"), "utf-8", ("at byte 0", "--encoding utf-16")),
+            ("紅".encode()[:2], "utf-8", ("at byte 0", "unexpected end")),
+            ("ab紅樓".encode()[:-1], "utf-8", ("at byte 5", "unexpected end")),
+            ("ab".encode("utf-16") + b"c", "utf-16", ("at byte 6",)),
+            (b"caf\xe9", "ascii", ("not ascii", "at byte 3")),
+            ("ab漢".encode("shift_jis") + b"\xfd\xfd", "shift_jis", ("at byte 4",)),
+            ("ab漢".encode("gb18030") + b"\xff\xff", "gb18030", ("at byte 4",)),
+            (b"\x1b$B\x30", "iso2022_jp", ("not iso2022_jp", "at byte")),
+            (b"a\\ud800b", "unicode_escape", ("not unicode-escape",)),
+        ],
+    )
+    @pytest.mark.parametrize("block_bytes", [1, 3, 1 << 18])
+    def test_in_one_line(
+        self,
+        tmp_path: Path,
+        content: bytes,
+        encoding: str,
+        words: tuple[str, ...],
+        block_bytes: int,
+    ) -> None:
+        name = write(tmp_path / "file.txt", content)
+        if words[0] == "binary":
+            block_bytes = 1 << 18  # only the first block is searched for NUL
+        with pytest.raises(CorpusError) as error:
+            scan([name], encoding, block_bytes=block_bytes)
+        assert_one_line(error, *words, "file.txt")
+
+    def test_empty_file_among_others_does_no_harm(self, tmp_path: Path) -> None:
+        names = [write(tmp_path / "empty", ""), write(tmp_path / "full", "abc")]
+        corpus = scan(names)
+        assert text_of(whole(corpus)) == "abc"
+        assert corpus.notes == ()
+
+    def test_in_a_folder_left_out_with_a_note(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.txt", "abc")
+        write(tmp_path / "b.png", b"\x89PNG\0\0")
+        write(tmp_path / "c.txt", "naïve".encode("latin-1"))
+        write(tmp_path / "d.txt", "déf")
+        for texts in ([str(tmp_path)], [f"{tmp_path}/*"]):
+            corpus = scan(texts)
+            assert text_of(whole(corpus)) == "abcdéf"
+            assert corpus.counts == Counter(map(ord, "abcdéf"))
+            assert corpus.fingerprint == hashlib.sha256("abcdéf".encode()).hexdigest()
+            (note,) = corpus.notes
+            assert "2 files" in note
+            assert "b.png" in note
+        with pytest.raises(CorpusError, match="not utf-8"):
+            scan([str(tmp_path), str(tmp_path / "b.png")])
+
+    def test_folder_without_text(self, tmp_path: Path) -> None:
+        with pytest.raises(CorpusError) as error:
+            scan([str(tmp_path)])
+        assert_one_line(error, "no text in", str(tmp_path), "empty")
+        write(tmp_path / "b.png", b"\x89PNG\0\0")
+        with pytest.raises(CorpusError) as error:
+            scan([str(tmp_path)])
+        assert_one_line(error, "no text in", "none of its files is utf-8", "b.png")
+
+
+class TestChangedSinceTheScan:
+    def change(self, path: Path, how: str) -> str:
+        """Change a file; return the word that the message must have."""
+        content = path.read_bytes()
+        if how == "shrunk":
+            path.write_bytes(content[:-5])
+        elif how == "grown":
+            path.write_bytes(content + b"more")
+        elif how == "replaced":
+            other = path.with_name("other")
+            other.write_bytes(content)
+            status = path.stat()
+            os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+            other.replace(path)
+        elif how == "written":
+            path.write_bytes(content[::-1])
+            os.utime(path, ns=(1, 1))
+        elif how == "gone":
+            path.unlink()
+        return {
+            "shrunk": "shrank from 4,000 to 3,995 bytes",
+            "grown": "grew from 4,000 to 4,004 bytes",
+            "replaced": "was replaced",
+            "written": "was written to",
+            "gone": "can no longer be read",
+        }[how]
+
+    @pytest.mark.parametrize("how", ["shrunk", "grown", "replaced", "written", "gone"])
+    def test_is_noticed_at_the_next_block(self, tmp_path: Path, how: str) -> None:
+        first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+        names = [write(first, "x" * 500), write(second, "abcdefg\n" * 500)]
+        corpus = scan(names)
+        corpus.check_unchanged()
+        blocks = whole(corpus).codes(block_bytes=1000)
+        assert [len(next(blocks)) for _ in range(3)] == [500, 1000, 1000]
+        word = self.change(second, how)
+        with pytest.raises(CorpusError) as error:
+            next(blocks)
+        assert_one_line(error, "second.txt", word)
+        with pytest.raises(CorpusError) as error:
+            corpus.check_unchanged()
+        assert_one_line(error, "second.txt", word)
+
+    @pytest.mark.parametrize("content", [b"\xff" * 4000, "紅".encode() * 1333 + b"x"])
+    def test_even_if_no_time_tells(self, tmp_path: Path, content: bytes) -> None:
+        # Same size, same file, and the time put back: what a coarse clock looks like.
+        path = tmp_path / "text"
+        corpus = scan([write(path, "abcdefg\n" * 500)])
+        status = path.stat()
+        path.write_bytes(content)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        with pytest.raises(CorpusError) as error:
+            list(whole(corpus).codes(block_bytes=1000))
+        assert_one_line(error, "text changed since it was scanned")
+
+    def test_while_it_is_scanned(self, tmp_path: Path) -> None:
+        path = tmp_path / "growing.txt"
+        name = write(path, "abc" * 100)
+
+        def grow(_done: int, _total: int) -> None:
+            with path.open("ab") as stream:
+                stream.write(b"more")
+
+        with pytest.raises(CorpusError) as error:
+            scan([name], progress=grow)
+        assert_one_line(error, "growing.txt changed while it was read")
+
+
+class TestSpool:
+    def test_keeps_every_byte(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        content = bytes(range(256)) * 5000
+        path = spool(io.BytesIO(content))
+        assert path.read_bytes() == content
+        assert path.parent == tmp_path
+
+    def test_nothing_to_read(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        with pytest.raises(CorpusError) as error:
+            spool(io.BytesIO())
+        assert_one_line(error, "standard input is empty")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        "failure", [OSError(28, "No space left on device"), KeyboardInterrupt()]
+    )
+    def test_failure_leaves_nothing(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failure: BaseException
+    ) -> None:
+        class Failing(io.BytesIO):
+            def read(self, size: int | None = -1) -> bytes:
+                if self.tell():
+                    raise failure
+                return super().read(1)
+
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        expected = CorpusError if isinstance(failure, OSError) else KeyboardInterrupt
+        with pytest.raises(expected) as error:
+            spool(Failing(b"abc"))
+        assert list(tmp_path.iterdir()) == []
+        if isinstance(error.value, CorpusError):
+            assert "No space left" in str(error.value)
+
+
+class TestEmbeddedCorpus:
+    def test_is_the_standard_library(self) -> None:
+        names = embedded_corpus()
+        assert names == sorted(names, key=lambda name: Path(name).parts)
+        modules = {Path(name).name for name in names}
+        assert {"argparse.py", "heapq.py", "decimal.py"} <= modules
+        assert not any("test" in Path(name).parts or "site-packages" in name for name in names)
+
+    def test_can_be_read_from_anywhere(self) -> None:
+        corpus = scan(embedded_corpus())
+        assert 8_000_000 < corpus.characters < 16_000_000
+        assert corpus.notes == ()
+        chance = random.Random(3)
+        # A stretch over the border of two files, against their own text.
+        for file in chance.sample(corpus.files[1:], 20):
+            part = corpus.part(file.start - 1, file.stop)
+            assert text_of(part)[1:] == file.path.read_bytes().decode()
+
+    def test_python_without_sources(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr("charrnn.corpus.sysconfig.get_path", lambda _name: str(tmp_path))
+        with pytest.raises(CorpusError) as error:
+            embedded_corpus()
+        assert_one_line(error, "no standard library", str(tmp_path))
