@@ -1,0 +1,43 @@
+"""Processes that can be killed: forked after the imports, so that hundreds are cheap."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+
+import torch
+
+
+def fork(work: Callable[[], None]) -> int:
+    """Run ``work`` in a child process and return its pid; it exits 0, or 1 after an exception."""
+    with warnings.catch_warnings():
+        # Python 3.12 warns of threads: those of the BLAS, which sleep and take no lock of ours.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        torch.set_num_threads(1)  # OpenMP's threads did not come along; waiting for them never ends
+        work()
+        code = 0
+    except BaseException:  # a child must never go on as a second pytest
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def finish(pid: int) -> int:
+    """Wait for a child; return its exit code, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def kill(pid: int) -> None:
+    """kill -9, and wait until it is gone."""
+    os.kill(pid, signal.SIGKILL)
+    assert finish(pid) == -signal.SIGKILL
