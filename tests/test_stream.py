@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import random
+import tracemalloc
+from collections.abc import Sequence
+from itertools import islice, pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from charrnn import stream
+from charrnn.corpus import Part, scan
+from charrnn.errors import CorpusError
+from charrnn.stream import Chunk, Lanes, Reader, fit_lanes
+from charrnn.vocabulary import Vocabulary
+
+
+def make_text(length: int, alphabet: str = "abcdefghij \r\n紅樓夢\U0001f600") -> str:
+    return "".join(random.Random(length).choices(alphabet, k=length))
+
+
+def make_part(folder: Path, text: str, files: int = 3) -> tuple[Part, Vocabulary]:
+    """Return a text, cut into some files, with a character of each side left out of the part."""
+    framed = f"<{text}>"
+    cuts = [len(framed) * i // files for i in range(files + 1)]
+    names = []
+    for i, (start, stop) in enumerate(pairwise(cuts)):
+        path = folder / f"{i}.txt"
+        path.write_bytes(framed[start:stop].encode())
+        names.append(str(path))
+    corpus = scan(names, block_bytes=64)
+    vocabulary = Vocabulary.from_counts(corpus.counts, corpus.encoding, 1)
+    return corpus.part(1, len(framed) - 1), vocabulary
+
+
+@pytest.fixture(autouse=True)
+def small_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let readers refill often, in the middle of characters."""
+    monkeypatch.setattr(stream, "_READ_BYTES", 37)
+
+
+class TestReader:
+    def test_reads_on_in_pieces_of_any_size(self, tmp_path: Path) -> None:
+        text = make_text(1003)
+        part, vocabulary = make_part(tmp_path, text)
+        chance = random.Random(7)
+        for start in (0, 1, 500, 1002, 1003):
+            reader = Reader(part, vocabulary, start)
+            position = start
+            while position < len(text):
+                assert reader.position == position
+                count = chance.choice((0, 1, 3, 50, 200))
+                ids = reader.read(count)
+                assert vocabulary.decode(ids) == text[position : position + count]
+                position += len(ids)
+            assert len(reader.read(5)) == 0
+            assert reader.position == len(text)
+
+    def test_keeps_the_type_of_the_ids(self, tmp_path: Path) -> None:
+        # Blocks of ASCII only, under a vocabulary of more than 256.
+        text = "abcdefgh" * 10 + "".join(map(chr, range(0x4E00, 0x4F00)))
+        part, vocabulary = make_part(tmp_path, text)
+        reader = Reader(part, vocabulary)
+        assert [reader.read(n).dtype.itemsize for n in (0, 3, 100, 1000, 1)] == [2] * 5
+
+    def test_closed_gives_nothing_more(self, tmp_path: Path) -> None:
+        part, vocabulary = make_part(tmp_path, make_text(1003))
+        reader = Reader(part, vocabulary)
+        reader.read(5)
+        reader.close()
+        assert len(reader.read(5)) == 0
+
+    def test_holds_no_open_file(self, tmp_path: Path) -> None:
+        part, vocabulary = make_part(tmp_path, make_text(1003))
+        before = len(list(Path("/dev/fd").iterdir()))
+        readers = [Reader(part, vocabulary, start) for start in range(0, 1000, 10)]
+        for reader in readers:
+            reader.read(3)
+        assert len(list(Path("/dev/fd").iterdir())) == before
+
+    @pytest.mark.parametrize("alphabet", ["abcdefgh", "abcdefg樓"])
+    def test_holds_one_small_block(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alphabet: str
+    ) -> None:
+        monkeypatch.setattr(stream, "_READ_BYTES", 1 << 15)
+        part, vocabulary = make_part(tmp_path, make_text(300_000, alphabet), files=1)
+        tracemalloc.start()
+        try:
+            readers = [Reader(part, vocabulary, 2000 * lane) for lane in range(50)]
+            for reader in readers:
+                reader.read(1)
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        # The ids, and a few kilobytes for decoder and generator: not the decoded text too.
+        assert held / len(readers) < (1 << 15) + 8000
+
+
+def lanes_of(chunks: Sequence[Chunk], stride: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Return what each lane's windows read and predict, joined, overlaps taken once."""
+    lanes = chunks[0].x_TB.shape[1]
+    x_ids: list[list[int]] = [[] for _ in range(lanes)]
+    y_ids: list[list[int]] = [[] for _ in range(lanes)]
+    for chunk in chunks:
+        for lane in range(lanes):
+            x, y = chunk.x_TB[:, lane].tolist(), chunk.y_TB[:, lane].tolist()
+            at = chunk.chunk_index * stride
+            assert x_ids[lane][at:] == x[: len(x_ids[lane]) - at]
+            x_ids[lane][at:], y_ids[lane][at:] = x, y
+    return x_ids, y_ids
+
+
+@pytest.mark.parametrize(
+    ("length", "batch_size", "bptt", "loss_last"),
+    [
+        (1003, 7, 13, None),
+        (1003, 1, 13, None),
+        (1003, 3, 334, None),  # one window a lane
+        (1003, 3, 999, None),  # a window longer than the lane
+        (1001, 4, 25, None),  # nothing left over at all
+        (1003, 5, 1, None),
+        (1003, 334, 5, None),  # more windows than a lane has
+        (2, 1, 1, None),
+        (1003, 7, 13, 5),
+        (1003, 7, 13, 1),
+        (1003, 3, 108, 10),
+        (1003, 3, 13, 13),
+        (1003, 3, 999, 10),
+        (1003, 3, 334, 334),
+        (1003, 3, 5, 9),
+    ],
+)
+class TestLanes:
+    @pytest.fixture
+    def text(self, length: int) -> str:
+        return make_text(length)
+
+    @pytest.fixture
+    def view(
+        self, tmp_path: Path, text: str, batch_size: int, bptt: int, loss_last: int | None
+    ) -> tuple[Lanes, Vocabulary]:
+        part, vocabulary = make_part(tmp_path, text)
+        return Lanes(part, vocabulary, batch_size, bptt, loss_last), vocabulary
+
+    def test_every_character_of_every_lane_in_order_over_two_passes(
+        self, view: tuple[Lanes, Vocabulary], text: str, batch_size: int
+    ) -> None:
+        lanes, vocabulary = view
+        length = (len(text) - 1) // batch_size
+        chunks = list(islice(lanes.chunks(), 2 * lanes.chunks_per_pass))
+        assert len(text) - 1 - length * batch_size < batch_size  # what is never read
+        for number in range(2):
+            a_pass = [chunk for chunk in chunks if chunk.pass_index == number]
+            assert [chunk.chunk_index for chunk in a_pass] == list(range(lanes.chunks_per_pass))
+            assert [chunk.first for chunk in a_pass] == [i == 0 for i in range(len(a_pass))]
+            x_ids, y_ids = lanes_of(a_pass, lanes.stride)
+            for lane in range(batch_size):
+                start = lane * length
+                assert vocabulary.decode(x_ids[lane]) == text[start : start + length]
+                assert vocabulary.decode(y_ids[lane]) == text[start + 1 : start + length + 1]
+
+    def test_each_prediction_counts_once(
+        self, view: tuple[Lanes, Vocabulary], text: str, batch_size: int, loss_last: int | None
+    ) -> None:
+        lanes, _ = view
+        length = (len(text) - 1) // batch_size
+        warmup = lanes.bptt - lanes.stride
+        counted: list[int] = []
+        for chunk in islice(lanes.chunks(), lanes.chunks_per_pass):
+            time_steps = len(chunk.x_TB)
+            losses, rest = divmod(chunk.characters, batch_size)
+            assert rest == 0
+            assert 1 <= losses <= lanes.stride
+            stop = chunk.chunk_index * lanes.stride + time_steps
+            counted += range(stop - losses, stop)
+        assert counted == list(range(warmup, length))
+        assert lanes.predictions_per_pass == len(counted) * batch_size
+        if loss_last is None:
+            assert lanes.predictions_per_pass == length * batch_size
+
+    def test_shapes(
+        self, view: tuple[Lanes, Vocabulary], batch_size: int, bptt: int, loss_last: int | None
+    ) -> None:
+        lanes, _ = view
+        assert lanes.lanes == batch_size
+        assert lanes.bptt <= bptt
+        *full, last = islice(lanes.chunks(), lanes.chunks_per_pass)
+        for chunk in full:
+            assert chunk.x_TB.shape == chunk.y_TB.shape == (lanes.bptt, batch_size)
+            assert chunk.characters == lanes.stride * batch_size
+        assert last.x_TB.shape == last.y_TB.shape
+        assert len(last.x_TB) <= lanes.bptt
+        for tensor in (last.x_TB, last.y_TB):
+            assert tensor.dtype == torch.int64
+            assert tensor.is_contiguous()
+
+    def test_any_step_continues(self, view: tuple[Lanes, Vocabulary]) -> None:
+        lanes, _ = view
+        total = 2 * lanes.chunks_per_pass + 2
+        straight = list(islice(lanes.chunks(), total))
+        steps = sorted({0, 1, 2, total // 3, lanes.chunks_per_pass, lanes.chunks_per_pass + 1})
+        for step in steps:
+            for here, there in zip(straight[step:], lanes.chunks(step), strict=False):
+                assert torch.equal(here.x_TB, there.x_TB)
+                assert torch.equal(here.y_TB, there.y_TB)
+                assert vars(here) == vars(there) | {"x_TB": here.x_TB, "y_TB": here.y_TB}
+
+    def test_position_is_where_the_step_begins(
+        self, view: tuple[Lanes, Vocabulary], text: str
+    ) -> None:
+        lanes, vocabulary = view
+        for step, chunk in enumerate(islice(lanes.chunks(), lanes.chunks_per_pass + 2)):
+            pass_index, chunk_index, offset = lanes.position(step)
+            assert (pass_index, chunk_index) == (chunk.pass_index, chunk.chunk_index)
+            seen = vocabulary.decode(chunk.x_TB[:, 0])
+            assert text[offset : offset + len(seen)] == seen
+
+
+class TestLanesOtherwise:
+    def test_chunks_share_no_memory(self, tmp_path: Path) -> None:
+        part, vocabulary = make_part(tmp_path, make_text(1003))
+        chunks = Lanes(part, vocabulary, 3, 11).chunks()
+        first = next(chunks)
+        kept_TB = first.x_TB.clone()
+        next(chunks)
+        assert torch.equal(first.x_TB, kept_TB)
+
+    def test_too_short_for_its_lanes(self, tmp_path: Path) -> None:
+        part, vocabulary = make_part(tmp_path, "abc")
+        with pytest.raises(ValueError, match="3 lanes"):
+            Lanes(part, vocabulary, 3, 5)
+
+    def test_bytes(self, tmp_path: Path) -> None:
+        content = bytes(range(256)) * 4
+        (tmp_path / "file").write_bytes(content)
+        corpus = scan([str(tmp_path / "file")], "bytes")
+        lanes = Lanes(corpus.part(0, len(content)), Vocabulary.of_bytes(), 1, 100)
+        chunks = list(islice(lanes.chunks(), lanes.chunks_per_pass))
+        assert bytes(torch.cat([chunk.y_TB for chunk in chunks]).flatten().tolist()) == content[1:]
+
+    def test_a_text_that_changes_stops_the_stream(self, tmp_path: Path) -> None:
+        part, vocabulary = make_part(tmp_path, make_text(1003), files=1)
+        chunks = Lanes(part, vocabulary, 3, 11).chunks()
+        next(chunks)
+        with (tmp_path / "0.txt").open("ab") as file:
+            file.write(b"more")
+        with pytest.raises(CorpusError, match=r"0\.txt grew"):
+            list(islice(chunks, 100))
+
+
+class TestFitLanes:
+    @pytest.mark.parametrize(
+        ("characters", "fitted"),
+        [
+            (100_000, (64, 128)),
+            (64 * 128 + 1, (64, 128)),
+            (64 * 128, (63, 128)),
+            (1000, (7, 128)),
+            (129, (1, 128)),
+            (128, (1, 127)),
+            (2, (1, 1)),
+        ],
+    )
+    def test_lanes_shrink_before_the_window(self, characters: int, fitted: tuple[int, int]) -> None:
+        lanes, window, sentence = fit_lanes(characters, 64, 128)
+        assert (lanes, window) == fitted
+        if fitted == (64, 128):
+            assert sentence is None
+        else:
+            assert sentence is not None
+            assert f"{characters:,} characters" in sentence
+            assert ("lanes" in sentence) == (lanes < 64)
+            assert ("window" in sentence) == (window < 128)
+
+    @settings(derandomize=True, deadline=None)
+    @given(st.integers(2, 5000), st.integers(1, 100), st.integers(1, 200))
+    def test_always_fits(self, characters: int, batch_size: int, bptt: int) -> None:
+        lanes, window, sentence = fit_lanes(characters, batch_size, bptt)
+        assert 1 <= lanes <= batch_size
+        assert 1 <= window <= bptt
+        assert lanes * window <= characters - 1
+        assert (sentence is None) == ((lanes, window) == (batch_size, bptt))
+
+    @pytest.mark.parametrize("characters", [0, 1])
+    def test_too_short(self, characters: int) -> None:
+        with pytest.raises(CorpusError, match="at least 2 characters") as error:
+            fit_lanes(characters, 64, 128)
+        assert str(error.value).isprintable()
