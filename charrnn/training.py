@@ -27,7 +27,7 @@ __all__ += ["train"]
 
 #: Updates between rows of the log.
 LOG_EVERY = 10
-#: Seconds between checkpoints, where validations do not bring them about.
+#: Seconds between checkpoints, beside those that follow a validation.
 SAVE_EVERY = 60.0
 #: A checkpoint may take this share of the time since the one before.
 SAVE_SHARE = 0.02
@@ -145,7 +145,7 @@ class _Loop:
     def events(self) -> Iterator[Event]:
         """Yield what happens until the run is over or stopped."""
         progress, config = self.run.progress, self.run.config
-        if progress.planned_steps is not None and progress.validate_every is None:
+        if progress.planned_steps is not None and progress.validate_characters is None:
             yield self._plan_validations()
         chunks = self.run.lanes.chunks(progress.step)
         while True:
@@ -154,11 +154,11 @@ class _Loop:
                 break
             if progress.planned_steps is None and self._speed_is_known():
                 yield from self._plan()
+                continue
             if self._validation_due():
                 yield from self._validate()
                 if self._stopping():
                     break
-                yield self._save()
             if self._is_over():
                 break
             if self._save_due():
@@ -211,23 +211,28 @@ class _Loop:
     # -- the plan ------------------------------------------------------------------
 
     def _speed_is_known(self) -> bool:
-        """Whether the part of a budget in minutes that holds the rate is used up."""
+        """Whether a budget in minutes has come to the end of the part that holds the rate.
+
+        The speed is that of the second half of this part: the first updates warm up
+        caches and pools, and on a GPU they are not captured yet.
+        """
         progress, minutes = self.run.progress, self.run.config.minutes
         assert minutes is not None, "a budget in epochs or steps is planned at the start"
-        if self.speed_from is None and progress.seconds > 0.1 * Schedule.HOLD * minutes * 60:
-            # The first updates are slower than the rest: they warm up caches and pools.
-            self.speed_from = (progress.step, progress.seconds)
-        return progress.seconds >= Schedule.HOLD * minutes * 60 and self._measured_speed() > 0
+        half = Schedule.HOLD * minutes * 60 / 2
+        if progress.step == 0 or self.pending:
+            return False
+        if self.speed_from is None:
+            if progress.seconds >= half:
+                self.speed_from = (progress.step, progress.seconds)
+            return False
+        step, seconds = self.speed_from
+        return progress.step > step and progress.seconds >= seconds + half
 
     def _measured_speed(self) -> float:
-        """Return updates per second since the warm-up of this sitting; 0: not known yet."""
-        self._flush()
-        self._tick()
-        if self.speed_from is None:
-            return 0.0
+        """Return updates per second since ``speed_from``."""
+        assert self.speed_from is not None
         step, seconds = self.speed_from
-        elapsed = self.run.progress.seconds - seconds
-        return (self.run.progress.step - step) / elapsed if elapsed > 0 else 0.0
+        return (self.run.progress.step - step) / (self.run.progress.seconds - seconds)
 
     def _plan(self) -> Iterator[Event]:
         """Turn the minutes that are left into updates, validations and saves taken off."""
@@ -244,8 +249,8 @@ class _Loop:
             if self._stopping():
                 # Planned again when the run goes on: this plan has not been used yet.
                 progress.planned_steps = progress.validate_every = None
+                progress.validate_characters = None
                 return
-            yield self._save()
             self._tick()
             cost = progress.seconds - before
             number = math.ceil(estimate / progress.validate_every)
@@ -401,8 +406,13 @@ class _Loop:
         return self.run.vocabulary.decode([piece.symbol for piece in pieces])
 
     def _save_due(self) -> bool:
-        since = self.run.progress.seconds - self.saved_at
-        return since > max(SAVE_EVERY, self.save_seconds / SAVE_SHARE)
+        """Whether a checkpoint is worth its time: after a validation, or after a while."""
+        progress = self.run.progress
+        if self.saved_step == progress.step:
+            return False
+        since = progress.seconds - self.saved_at
+        wait = 0.0 if progress.validated_step == progress.step else SAVE_EVERY
+        return since >= max(wait, self.save_seconds / SAVE_SHARE)
 
     def _save(self) -> Saved:
         self._flush()
