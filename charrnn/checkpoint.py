@@ -364,7 +364,8 @@ def read_meta(path: str | Path) -> dict[str, Any]:
         CheckpointError: as ``load``, as far as the header shows it.
     """
     with _reading(Path(path)) as (file, size):
-        _, _, info = _read_header(file, size)
+        head, header, info = _read_header(file, size)
+        _read_entries(header, size - len(head))
     meta: dict[str, Any] = info["meta"]
     return meta
 
