@@ -30,7 +30,6 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="charrnn",
     help="Train a character RNN, LSTM or GRU on any text; sample from it, score text with it.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -52,30 +51,50 @@ def _run(arguments: list[str]) -> int:
     try:
         # A character that the terminal cannot show must not end a sample.
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-        result = app(arguments, standalone_mode=False)
+        result = app(arguments or ["--help"], prog_name="charrnn", standalone_mode=False)
         sys.stdout.flush()
     except typer.Exit as leaving:
         return leaving.exit_code
     except CharrnnError as error:
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
-        return _fail(f"{error.format_message()} (charrnn --help lists what there is)", 2)
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "charrnn"
+        return _fail(f"{error.format_message()} ({command} --help lists what there is)", 2)
     except (KeyboardInterrupt, typer.Abort):
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader has seen enough. Python must not complain about it while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except MemoryError:
-        return _fail("out of memory: give a smaller --hidden, --batch-size or --bptt", 1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", 1)
+    except Exception as error:
+        if _is_out_of_memory(error):
+            return _fail("out of memory: give a smaller --hidden, --batch-size or --bptt", 1)
+        if os.environ.get("CHARRNN_TRACEBACK"):
+            raise
+        return _fail(
+            f"a mistake in charrnn itself, {type(error).__name__}: {error}; please report it, "
+            "with what CHARRNN_TRACEBACK=1 in the environment makes this command print",
+            1,
+        )
     return result if isinstance(result, int) else 0
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """Say whether memory was refused: by Python, by a GPU, or by torch on the CPU."""
+    # By name and text: torch may not be imported yet, and its CPU has no class for it.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
+
+
 def _fail(message: str, code: int) -> int:
-    print("charrnn: " + " ".join(message.split("\n")), file=sys.stderr)
+    print("charrnn: " + " ".join(message.splitlines()), file=sys.stderr)
     return code
 
 
@@ -107,16 +126,25 @@ class _StopSignals:
         return self.received.name if self.received else None
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"charrnn {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def common(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and leave.")
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version and leave.",
+            callback=_show_version,
+            is_eager=True,  # before anybody misses a command
+        ),
     ] = False,
 ) -> None:
     """Hold the options that stand before a command."""
-    if version:
-        print(f"charrnn {__version__}")
-        raise typer.Exit
 
 
 @app.command()
@@ -124,7 +152,7 @@ def train(
     texts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TEXT ...]",
+            metavar="TEXT",
             help="Files, folders, globs, or - for standard input. "
             "Without any: Python's own standard library.",
             show_default=False,
@@ -364,7 +392,7 @@ def sample(
 @app.command()
 def evaluate(
     checkpoints: Annotated[
-        list[Path], typer.Argument(metavar="CHECKPOINT...", help="Checkpoints or runs' folders.")
+        list[Path], typer.Argument(metavar="CHECKPOINT", help="Checkpoints or runs' folders.")
     ],
     text: Annotated[list[str], typer.Option(help="The text to score: a file, folder, glob or -.")],
     encoding: Annotated[
