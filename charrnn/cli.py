@@ -89,7 +89,13 @@ def _is_out_of_memory(error: Exception) -> bool:
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+        or (
+            isinstance(error, RuntimeError)
+            and any(
+                words in str(error)
+                for words in ("can't allocate memory", "Storage size calculation overflowed")
+            )
+        )
     )
 
 

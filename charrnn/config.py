@@ -7,6 +7,7 @@ answered at once.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
@@ -28,24 +29,33 @@ CELL_NAMES: tuple[CellName, ...] = ("rnn", "lstm", "gru")
 _POSITIVE = "a finite number above 0"
 _NOT_NEGATIVE = "a finite number, 0 or above"
 _COUNT = "a whole number, 1 or above"
+_SIZE = "a whole number from 1 to 2^31 - 1"
+_WHOLE = "a whole number, 0 or above"
+_SEED = "a whole number from 0 to 2^63 - 1"
 _SHARE = "a number from 0 up to but not including 1"
 
 
 def _holds(value: object, rule: str) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    if rule == _COUNT:
-        return isinstance(value, int) and value >= 1
-    if not math.isfinite(value):
+    if rule in (_COUNT, _SIZE, _WHOLE, _SEED):
+        least = 0 if rule in (_WHOLE, _SEED) else 1
+        limit = {_SIZE: 1 << 31, _SEED: 1 << 63}.get(rule, math.inf)
+        return isinstance(value, int) and least <= value < limit
+    # An int too large for a float is no number to calculate with either.
+    if abs(value) > sys.float_info.max or not math.isfinite(value):
         return False
     return {_POSITIVE: value > 0, _NOT_NEGATIVE: value >= 0, _SHARE: 0 <= value < 1}[rule]
 
 
 def _check(config: Any, rules: dict[str, str], flags: dict[str, str] | None = None) -> None:
-    """Raise UsageError for the first field that breaks its rule; None is always allowed."""
+    """Raise UsageError for the first field that breaks its rule; None where its type has it."""
+    optional = {field.name for field in fields(config) if "None" in str(field.type)}
     for name, rule in rules.items():
         value = getattr(config, name)
-        if value is not None and not _holds(value, rule):
+        if value is None and name in optional:
+            continue
+        if not _holds(value, rule):
             flag = (flags or {}).get(name, "--" + name.replace("_", "-"))
             raise UsageError(f"{flag} must be {rule}, not {value}")
 
@@ -94,8 +104,8 @@ class ModelConfig(_FromDict):
     def __post_init__(self) -> None:
         if self.cell not in CELL_NAMES:
             raise UsageError(f"--cell must be one of {', '.join(CELL_NAMES)}, not {self.cell!r}")
-        counts = dict.fromkeys(("vocabulary", "layers", "hidden", "embedding"), _COUNT)
-        _check(self, counts | {"dropout": _SHARE, "weight_drop": _SHARE})
+        sizes = dict.fromkeys(("vocabulary", "layers", "hidden", "embedding"), _SIZE)
+        _check(self, sizes | {"dropout": _SHARE, "weight_drop": _SHARE})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +150,7 @@ class TrainConfig(_FromDict):
         positive = ("lr", "lr_adam", "clip_norm", "clip_value", "minutes", "epochs")
         flags = {"lr_adam": "--lr"}
         _check(self, dict.fromkeys(counts, _COUNT) | dict.fromkeys(positive, _POSITIVE), flags)
-        _check(self, dict.fromkeys(("weight_decay", "warmup_steps", "seed"), _NOT_NEGATIVE))
+        _check(self, {"weight_decay": _NOT_NEGATIVE, "warmup_steps": _WHOLE, "seed": _SEED})
         if self.precision not in ("fp32", "bf16"):
             raise UsageError(f"--precision must be fp32 or bf16, not {self.precision!r}")
         if self.loss_last is not None and self.loss_last > self.bptt:
@@ -152,7 +162,8 @@ class TrainConfig(_FromDict):
             raise UsageError("--clip-norm and --clip-value exclude each other: give one")
         budgets = [name for name in ("minutes", "epochs", "steps") if getattr(self, name)]
         if len(budgets) != 1:
-            raise UsageError("give one budget: --minutes, --epochs or --steps")
+            given = " and ".join(f"--{name}" for name in budgets) or "none"
+            raise UsageError(f"give one budget, --minutes, --epochs or --steps, not {given}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,12 +191,12 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         rules = {
-            "length": _NOT_NEGATIVE,
+            "length": _WHOLE,
             "temperature": _NOT_NEGATIVE,
             "top_k": _COUNT,
             "top_p": _POSITIVE,
             "count": _COUNT,
-            "seed": _NOT_NEGATIVE,
+            "seed": _SEED,
         }
         _check(self, rules)
         if self.top_p is not None and self.top_p > 1:
