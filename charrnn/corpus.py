@@ -470,7 +470,7 @@ def embedded_corpus() -> list[str]:
         folders[:] = [name for name in folders if name not in left_out]
         paths += [Path(parent, name) for name in names if name.endswith(".py")]
     if not paths:
-        raise CorpusError(f"this Python has no standard library in {library}: name a text to use")
+        raise CorpusError(f"this Python has no sources in {_shown(library)}: name a text to use")
     return [str(path) for path in sorted(paths)]
 
 
@@ -561,12 +561,13 @@ def scan(
     skipped: list[Path] = []
     reasons: list[_NotTextError] = []
     characters = bytes_before = 0
+    total_bytes = sum(found.sizes)
 
     for path, size in zip(found.files, found.sizes, strict=True):
 
         def tick(done: int, before: int = bytes_before) -> None:
             if progress is not None:
-                progress(before + done, sum(found.sizes))
+                progress(before + done, total_bytes)
 
         bytes_before += size
         # The hash and the counts of a file that turns out not to be text are thrown away.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import codecs
+import encodings.aliases
 import hashlib
 import io
 import os
@@ -212,6 +213,17 @@ class TestEncodingNames:
     )
     def test_becomes_the_codecs_own(self, name: str, own: str) -> None:
         assert text_encoding(name) == own
+
+    def test_a_codecs_own_name_is_its_own(self) -> None:
+        kept = 0
+        for name in sorted(set(encodings.aliases.aliases.values())):
+            try:
+                own = text_encoding(name)
+            except UsageError:
+                continue
+            assert text_encoding(own) == own
+            kept += 1
+        assert kept > 80
 
     @pytest.mark.parametrize(
         "name",
@@ -671,4 +683,4 @@ class TestEmbeddedCorpus:
         monkeypatch.setattr("charrnn.corpus.sysconfig.get_path", lambda _name: str(tmp_path))
         with pytest.raises(CorpusError) as error:
             embedded_corpus()
-        assert_one_line(error, "no standard library", str(tmp_path))
+        assert_one_line(error, "no sources", str(tmp_path))
