@@ -139,7 +139,10 @@ def show(rows: Sequence[Row], console: Console) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.streaming", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.streaming",
+        description="Measure how fast text becomes ids and chunks, and in how much memory.",
+    )
     parser.add_argument("--corpora", type=Path, required=True, help="folder of texts, *.txt")
     parser.add_argument("--big", type=Path, help="a file of a gigabyte or so, in utf-8")
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
