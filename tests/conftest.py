@@ -1,0 +1,123 @@
+"""What several tests share: small texts, one small trained run, the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+# Small tensors on busy cores: a second thread costs more than it gives.
+torch.set_num_threads(1)
+
+#: Of a process that a test starts.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "PYTHONWARNINGS": "error"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The JSON lines on stdout."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+Cli = Callable[..., Result]
+
+
+def run_cli(*arguments: object, stdin: bytes = b"") -> Result:
+    """Run a command in this process, on streams of its own; none is a terminal."""
+    from charrnn.cli import _run
+
+    words = [str(argument) for argument in arguments]
+    out, err = io.BytesIO(), io.BytesIO()
+    with contextlib.ExitStack() as stack:
+        for name, stream in (
+            ("stdin", io.TextIOWrapper(io.BytesIO(stdin), "utf-8")),
+            ("stdout", text_out := io.TextIOWrapper(out, "utf-8")),
+            ("stderr", text_err := io.TextIOWrapper(err, "utf-8", errors="backslashreplace")),
+        ):
+            stack.enter_context(mock.patch.object(sys, name, stream))
+        stack.enter_context(mock.patch.object(sys, "argv", ["charrnn", *words]))
+        stack.enter_context(mock.patch.dict(os.environ, {"COLUMNS": "100"}))
+        code = _run(words)
+        text_out.flush()
+        text_err.flush()
+    return Result(code, out.getvalue().decode("utf-8", "replace"), err.getvalue().decode())
+
+
+def command(*arguments: object) -> list[str]:
+    """Return the words that run a command as a process of its own."""
+    return [sys.executable, "-m", "charrnn", *map(str, arguments)]
+
+
+def run_process(*arguments: object, stdin: bytes = b"", folder: Path | None = None) -> Result:
+    """Run a command as a process."""
+    done = subprocess.run(
+        command(*arguments), input=stdin, capture_output=True, cwd=folder, env=ENVIRONMENT
+    )
+    return Result(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode())
+
+
+def make_prose(length: int, seed: int = 1) -> str:
+    """Return a text of words, sentences and lines: easy to learn a little of."""
+    chance = random.Random(seed)
+    words = ["the", "a", "river", "stone", "bird", "and", "runs", "sings", "under", "grey", "cold"]
+    text = ""
+    while len(text) < length:
+        line = " ".join(chance.choices(words, k=chance.randint(3, 8)))
+        text += line.capitalize() + chance.choice((".", "!", "?", ",")) + "\n"
+    return text[:length]
+
+
+@pytest.fixture
+def cli() -> Cli:
+    """Run a command in this process."""
+    return run_cli
+
+
+@pytest.fixture(scope="session")
+def prose(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of 6,007 characters, ASCII."""
+    path = tmp_path_factory.mktemp("texts") / "prose.txt"
+    path.write_text(make_prose(6007), encoding="utf-8", newline="")
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(prose: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small LSTM, trained until it knows some words. Read only."""
+    run = tmp_path_factory.mktemp("runs") / "trained"
+    result = run_cli(
+        "train", prose, "--run", run, "--steps", 150, "--hidden", 32, "--batch-size", 8,
+        "--bptt", 32, "--quiet",
+    )  # fmt: skip
+    assert result == Result(0, f"{run}\n", "")
+    return run
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, empty, in which nothing must be left."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    yield folder
+    assert list(folder.rglob("*")) == []

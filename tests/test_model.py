@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from charrnn.config import CELL_NAMES, CellName, ModelConfig
+from charrnn.model import CharModel, Hidden, detach
+
+V, E, H = 11, 5, 7
+
+
+@pytest.fixture(params=CELL_NAMES)
+def cell(request: pytest.FixtureRequest) -> CellName:
+    name: CellName = request.param
+    return name
+
+
+def make(cell: CellName, layers: int = 2, **changes: float) -> CharModel:
+    """Return a model in float64 whose every weight matters, the biases too."""
+    torch.manual_seed(3)
+    config = ModelConfig(
+        cell=cell, vocabulary=V, layers=layers, hidden=H, embedding=E,
+        dropout=changes.get("dropout", 0.0), weight_drop=changes.get("weight_drop", 0.0),
+    )  # fmt: skip
+    model = CharModel(config).double()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+    return model
+
+
+def text(times: int, lanes: int) -> Tensor:
+    return torch.randint(V, (times, lanes), generator=torch.Generator().manual_seed(times))
+
+
+def one_by_one(model: CharModel, x_TB: Tensor) -> tuple[Tensor, Hidden]:
+    """The definition, slowly: character after character, layer after layer."""
+    hidden = list(model.initial_hidden(x_TB.shape[1]))
+    logits = []
+    for x_B in x_TB:
+        out_BH = model.embedding.weight[x_B]
+        for layer, cell in enumerate(model.layers()):
+            out_1BH, hidden[layer] = cell(out_BH[None], hidden[layer])
+            out_BH = out_1BH[0]
+            assert torch.equal(out_BH, hidden[layer][0])
+        logits.append(out_BH @ model.head.weight.T + model.head.bias)
+    return torch.stack(logits), tuple(hidden)
+
+
+def assert_same(a: tuple[Tensor, Hidden], b: tuple[Tensor, Hidden]) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("times", [1, 2, 9, 40])
+def test_the_same_weights_serve_any_length(cell: CellName, times: int) -> None:
+    model = make(cell)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x_TB = text(times, 3)
+    logits_TBV, hidden = model(x_TB)
+    assert logits_TBV.shape == (times, 3, V)
+    assert len(hidden) == 2
+    assert_same((logits_TBV, hidden), one_by_one(model, x_TB))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, weights[name])
+
+
+def test_no_output_depends_on_a_later_character(cell: CellName) -> None:
+    model = make(cell)
+    x_TB = text(13, 2)
+    logits_TBV, _ = model(x_TB)
+    for time in range(13):
+        changed_TB = x_TB.clone()
+        changed_TB[time, 1] = (x_TB[time, 1] + 1) % V
+        other_TBV, _ = model(changed_TB)
+        torch.testing.assert_close(other_TBV[:time], logits_TBV[:time], rtol=0, atol=1e-14)
+        # ... nor on another lane, and every later one does depend on it.
+        torch.testing.assert_close(other_TBV[:, 0], logits_TBV[:, 0], rtol=0, atol=1e-14)
+        assert (other_TBV[time:, 1] != logits_TBV[time:, 1]).any(dim=1).all()
+
+
+def test_no_gradient_flows_back_from_an_earlier_output(cell: CellName) -> None:
+    model = make(cell)
+    # Every time step reads a symbol of its own, so each embedding's gradient is one time's.
+    logits_TBV, _ = model(torch.arange(V)[:, None])
+    for time in range(V):
+        (grad_VE,) = torch.autograd.grad(
+            logits_TBV[time].sum(), model.embedding.weight, retain_graph=True
+        )
+        reached = grad_VE.abs().amax(dim=1) > 0
+        assert reached.tolist() == [at <= time for at in range(V)]
+
+
+@pytest.mark.parametrize("cuts", [(1,), (12,), (4, 5, 11), tuple(range(1, 13))])
+def test_chunks_with_carried_state_equal_one_pass(cell: CellName, cuts: tuple[int, ...]) -> None:
+    model = make(cell)
+    x_TB = text(13, 3)
+    hidden = None
+    pieces = []
+    for start, stop in itertools.pairwise((0, *cuts, 13)):
+        logits_TBV, hidden = model(x_TB[start:stop], hidden)
+        pieces.append(logits_TBV)
+    assert hidden is not None
+    assert_same((torch.cat(pieces), hidden), model(x_TB))
+
+
+def test_each_lane_is_a_text_of_its_own(cell: CellName) -> None:
+    model = make(cell)
+    x_TB = text(9, 4)
+    logits_TBV, hidden = model(x_TB)
+    for lane in range(4):
+        alone_TBV, own = model(x_TB[:, lane : lane + 1])
+        beside = tuple(tuple(part_BH[lane : lane + 1] for part_BH in state) for state in hidden)
+        assert_same((logits_TBV[:, lane : lane + 1], beside), (alone_TBV, own))
+
+
+def test_no_state_is_kept_between_calls(cell: CellName) -> None:
+    model = make(cell)
+    x_TB = text(9, 2)
+    first, _ = model(x_TB)
+    model(text(5, 2))
+    again, _ = model(x_TB)
+    assert torch.equal(first, again)
+    for state in model.initial_hidden(2):
+        for part_BH in state:
+            assert part_BH.shape == (2, H)
+            assert not part_BH.any()
+
+
+def test_detach_keeps_values_and_cuts_gradients(cell: CellName) -> None:
+    model = make(cell)
+    _, hidden = model(text(5, 2))
+    cut = detach(hidden)
+    for state, state_cut in zip(hidden, cut, strict=True):
+        for part_BH, part_cut_BH in zip(state, state_cut, strict=True):
+            assert torch.equal(part_BH, part_cut_BH)
+            assert part_BH.requires_grad
+            assert not part_cut_BH.requires_grad
+
+
+def test_dropout_acts_in_training_only_and_never_on_the_state(cell: CellName) -> None:
+    model = make(cell, layers=1, dropout=0.5)
+    x_TB = text(400, 1)
+    model.eval()
+    assert torch.equal(model(x_TB)[0], model(x_TB)[0])
+    model.train()
+    torch.manual_seed(7)
+    first, hidden = model(x_TB)
+    second, _ = model(x_TB)
+    assert not torch.equal(first, second)
+    torch.manual_seed(7)
+    again, _ = model(x_TB)
+    assert torch.equal(first, again), "dropout draws from torch's own generator"
+    # A dropped state would have zeros; only what is read from it may.
+    assert all(part_BH.all() for state in hidden for part_BH in state)
+
+
+def test_dropout_leaves_the_expectation(cell: CellName) -> None:
+    model = make(cell, layers=1, dropout=0.4)
+    model.train()
+    out = model.dropout(torch.ones(100_000))
+    assert out.mean().item() == pytest.approx(1, abs=0.02)
+    assert (out == 0).double().mean().item() == pytest.approx(0.4, abs=0.02)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_parameters_and_products_are_counted(cell: CellName, layers: int) -> None:
+    gates = {"rnn": 1, "gru": 3, "lstm": 4}[cell]
+    biases = gates * H + (H if cell == "gru" else 0)
+    widths = [E, H, H][:layers]
+    products = sum(gates * H * (width + H) for width in widths) + V * H
+    model = make(cell, layers)
+    assert model.parameter_count() == V * E + products + layers * biases + V
+    assert model.multiply_adds() == products
+
+
+def test_products_can_be_in_bfloat16_with_weights_in_float32(cell: CellName) -> None:
+    model = make(cell).float()
+    x_TB = text(9, 2)
+    exact_TBV, _ = model(x_TB)
+    model.compute_dtype = torch.bfloat16
+    logits_TBV, hidden = model(x_TB)
+    assert logits_TBV.dtype == torch.bfloat16
+    assert {part_BH.dtype for state in hidden for part_BH in state} == {torch.bfloat16}
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    torch.testing.assert_close(logits_TBV.float(), exact_TBV, rtol=0.05, atol=0.05)
