@@ -24,13 +24,15 @@ Axis letters: T time, B lanes, E inputs, H hidden, G gates.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from charrnn.config import CellName
+from charrnn.kernels import run_gru, run_rnn
 
 __all__ = ["CELLS", "GRU", "LSTM", "RNN", "Cell", "State"]
 
@@ -41,15 +43,24 @@ State = tuple[Tensor, ...]
 class Cell(nn.Module, ABC):
     """One recurrent layer: the same weights at every time step.
 
+    New weights come from torch's global generator: recurrent blocks are orthogonal,
+    one by one, so that each gate keeps the size of the state (Saxe, McClelland,
+    Ganguli 2014); input weights are normal with deviation 1/sqrt(E); biases are
+    zero, but for the LSTM's forget gate.
+
     Args:
         inputs: E, the width of what it reads.
         hidden: H, the width of its state and output.
         weight_drop: Share of recurrent weights set to zero, in training mode, for
-            the whole of one call (DropConnect: Merity, Keskar, Socher 2018).
+            the whole of one call; the others grow by 1 / (1 - weight_drop)
+            (DropConnect: Merity, Keskar, Socher 2018).
 
     Attributes:
         gates: G, the blocks stacked in the weights.
         states: The names of the state's tensors.
+        weight_input: W [G*H, E].
+        weight_recurrent: U [G*H, H].
+        bias: b [G*H].
     """
 
     gates: ClassVar[int]
@@ -63,20 +74,10 @@ class Cell(nn.Module, ABC):
         rows = self.gates * hidden
         self.weight_input = nn.Parameter(torch.empty(rows, inputs))
         self.weight_recurrent = nn.Parameter(torch.empty(rows, hidden))
-        self.bias = nn.Parameter(torch.empty(rows))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw new weights from torch's global generator.
-
-        Recurrent blocks are orthogonal, one by one, so that each gate keeps the
-        size of the state (Saxe, McClelland, Ganguli 2014); input weights are
-        normal with deviation 1/sqrt(E); biases are zero.
-        """
-        nn.init.normal_(self.weight_input, std=self.inputs**-0.5)
-        for block_HH in self.weight_recurrent.detach().split(self.hidden):
+        self.bias = nn.Parameter(torch.zeros(rows))
+        nn.init.normal_(self.weight_input, std=inputs**-0.5)
+        for block_HH in self.weight_recurrent.detach().chunk(self.gates):
             nn.init.orthogonal_(block_HH)
-        nn.init.zeros_(self.bias)
 
     def initial_state(self, lanes: int) -> State:
         """Return the zero state of ``lanes`` lanes: a [B, H] tensor for each of ``states``."""
@@ -90,22 +91,66 @@ class Cell(nn.Module, ABC):
         """Read a chunk.
 
         Args:
-            x_TBE: Inputs, T >= 1.
+            x_TBE: Inputs, T >= 1; their type is that of the arithmetic, and the weights
+                are cast to it (bfloat16 on a GPU, say).
             state: The state before the chunk, [B, H] each.
 
         Returns:
-            The outputs [T, B, H] and the state after the last step.
+            The outputs [T, B, H], of the inputs' type, and the state after the last
+            step, of the given state's type.
         """
-        weight_recurrent = F.dropout(self.weight_recurrent, self.weight_drop, self.training)
-        return self._run(x_TBE, state, weight_recurrent)
+        weights = self._weights()
+        if self.training and self.weight_drop > 0:
+            weights[1] = F.dropout(weights[1], self.weight_drop)
+        out_TBH, after = self._run(x_TBE, [s.to(x_TBE.dtype) for s in state], weights)
+        return out_TBH, tuple(a.to(s.dtype) for a, s in zip(after, state, strict=True))
+
+    def _weights(self) -> list[Tensor]:
+        return [self.weight_input, self.weight_recurrent, self.bias]
 
     @abstractmethod
-    def _run(self, x_TBE: Tensor, state: State, weight_recurrent: Tensor) -> tuple[Tensor, State]:
-        """Do what ``forward`` promises, with the recurrent weights of this call."""
+    def _run(
+        self, x_TBE: Tensor, state: list[Tensor], weights: list[Tensor]
+    ) -> tuple[Tensor, State]:
+        """Do what ``forward`` promises, with these weights; ``state`` has the inputs' type."""
 
     def extra_repr(self) -> str:
         """Return the sizes for ``repr``."""
         return f"{self.inputs}, {self.hidden}, weight_drop={self.weight_drop}"
+
+
+def _runs_here(x: Tensor) -> bool:
+    """Whether our own time-step loop is the faster way (see ``charrnn.kernels``)."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+
+
+def _run_torch(
+    operator: Callable[..., tuple[Tensor, ...]],
+    x_TBE: Tensor,
+    state: list[Tensor],
+    weights: list[Tensor],
+) -> tuple[Tensor, State]:
+    """Run one of torch's recurrent operators: cuDNN on CUDA, oneDNN's LSTM on a CPU.
+
+    Args:
+        operator: ``torch.lstm``, ``torch.gru`` or ``torch.rnn_tanh``.
+        x_TBE: Inputs.
+        state: The state's tensors, [B, H] each, of the inputs' type.
+        weights: Input and recurrent weights and both biases, in the operator's order.
+    """
+    if x_TBE.is_cuda:
+        # cuDNN wants its weights in one piece, or it warns and copies them at every call.
+        # Built afresh (and differentiably) here, they may be cast and dropped before.
+        flat = torch.cat([weight.flatten().to(x_TBE.dtype) for weight in weights])
+        pieces = torch.split_with_sizes(flat, [weight.numel() for weight in weights])
+        weights = [piece.view_as(weight) for piece, weight in zip(pieces, weights, strict=True)]
+    else:
+        weights = [weight.to(x_TBE.dtype) for weight in weights]
+    before: Any = [s[None] for s in state] if len(state) > 1 else state[0][None]
+    # `train` must be set for cuDNN whenever there will be a backward pass, evaluation or not.
+    layers, dropout, train = 1, 0.0, torch.is_grad_enabled()
+    out_TBH, *after = operator(x_TBE, before, weights, True, layers, dropout, train, False, False)
+    return out_TBH, tuple(s[0] for s in after)
 
 
 class RNN(Cell):
@@ -114,45 +159,32 @@ class RNN(Cell):
     gates = 1
     states = ("h",)
 
-    def _run(self, x_TBE: Tensor, state: State, weight_recurrent: Tensor) -> tuple[Tensor, State]:
-        weights = tuple(
-            w.to(x_TBE.dtype)
-            for w in (self.weight_input, weight_recurrent, self.bias, torch.zeros_like(self.bias))
-        )
-        out_TBH, h_1BH = torch.rnn_tanh(
-            x_TBE, state[0][None], weights, True, 1, 0.0, self.training, False, False
-        )
-        return out_TBH, (h_1BH[0],)
+    def _run(
+        self, x_TBE: Tensor, state: list[Tensor], weights: list[Tensor]
+    ) -> tuple[Tensor, State]:
+        if _runs_here(x_TBE):
+            out_TBH, h_BH = run_rnn(x_TBE, state[0], *weights)
+            return out_TBH, (h_BH,)
+        return _run_torch(torch.rnn_tanh, x_TBE, state, [*weights, torch.zeros_like(self.bias)])
 
 
 class LSTM(Cell):
-    """A long short-term memory with a forget gate (Gers, Schmidhuber, Cummins 2000)."""
+    """A long short-term memory with a forget gate (Gers, Schmidhuber, Cummins 2000).
+
+    The forget gate starts open, with bias 1 (Jozefowicz, Zaremba, Sutskever 2015).
+    """
 
     gates = 4
     states = ("h", "c")
 
-    def reset_parameters(self) -> None:
-        """Draw new weights; the forget gate starts open, with bias 1 (Jozefowicz et al. 2015)."""
-        super().reset_parameters()
-        nn.init.ones_(self.bias.detach()[self.hidden : 2 * self.hidden])
+    def __init__(self, inputs: int, hidden: int, weight_drop: float = 0.0) -> None:
+        super().__init__(inputs, hidden, weight_drop)
+        nn.init.ones_(self.bias.detach()[hidden : 2 * hidden])
 
-    def _run(self, x_TBE: Tensor, state: State, weight_recurrent: Tensor) -> tuple[Tensor, State]:
-        weights = tuple(
-            w.to(x_TBE.dtype)
-            for w in (self.weight_input, weight_recurrent, self.bias, torch.zeros_like(self.bias))
-        )
-        out_TBH, h_1BH, c_1BH = torch.lstm(
-            x_TBE,
-            (state[0][None], state[1][None]),
-            weights,
-            True,
-            1,
-            0.0,
-            self.training,
-            False,
-            False,
-        )
-        return out_TBH, (h_1BH[0], c_1BH[0])
+    def _run(
+        self, x_TBE: Tensor, state: list[Tensor], weights: list[Tensor]
+    ) -> tuple[Tensor, State]:
+        return _run_torch(torch.lstm, x_TBE, state, [*weights, torch.zeros_like(self.bias)])
 
 
 class GRU(Cell):
@@ -170,16 +202,17 @@ class GRU(Cell):
         super().__init__(inputs, hidden, weight_drop)
         self.bias_recurrent = nn.Parameter(torch.zeros(hidden))
 
-    def _run(self, x_TBE: Tensor, state: State, weight_recurrent: Tensor) -> tuple[Tensor, State]:
-        bias_recurrent = F.pad(self.bias_recurrent, (2 * self.hidden, 0))
-        weights = tuple(
-            w.to(x_TBE.dtype)
-            for w in (self.weight_input, weight_recurrent, self.bias, bias_recurrent)
-        )
-        out_TBH, h_1BH = torch.gru(
-            x_TBE, state[0][None], weights, True, 1, 0.0, self.training, False, False
-        )
-        return out_TBH, (h_1BH[0],)
+    def _weights(self) -> list[Tensor]:
+        return [*super()._weights(), self.bias_recurrent]
+
+    def _run(
+        self, x_TBE: Tensor, state: list[Tensor], weights: list[Tensor]
+    ) -> tuple[Tensor, State]:
+        if _runs_here(x_TBE):
+            out_TBH, h_BH = run_gru(x_TBE, state[0], *weights)
+            return out_TBH, (h_BH,)
+        bias_recurrent_G = F.pad(weights[3], (2 * self.hidden, 0))
+        return _run_torch(torch.gru, x_TBE, state, [*weights[:3], bias_recurrent_G])
 
 
 CELLS: dict[CellName, type[Cell]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
