@@ -6,7 +6,7 @@ the sample's number alone, so the same seed gives the same text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from charrnn.config import SampleConfig
 from charrnn.errors import VocabularyError
-from charrnn.model import CharModel
+from charrnn.model import CharModel, Hidden
+from charrnn.stepper import Stepper
 from charrnn.vocabulary import UNKNOWN, Vocabulary
 
 __all__ = ["Piece", "encode_stop", "next_probabilities", "prepare_prompt", "sample"]
@@ -155,14 +156,13 @@ def sample(
         for start in range(0, len(prompt), PROMPT_WINDOW):
             ids = prompt[start : start + PROMPT_WINDOW].astype(np.int64)
             logits_TBV, hidden = model(torch.from_numpy(ids).to(device)[:, None], hidden)
-        logits_BV = logits_TBV[-1].expand(config.count, -1)
-        hidden = tuple(tuple(p.expand(config.count, -1).contiguous() for p in s) for s in hidden)
+        logits_BV = logits_TBV[-1].float().cpu().numpy().repeat(config.count, axis=0)
+        step = _stepper(model, hidden, config.count)
         produced = 0
         while open_samples and (config.length == 0 or produced < config.length):
-            scores_BV = logits_BV.float().cpu().numpy().copy()
             if vocabulary.has_unknown:
-                scores_BV[:, UNKNOWN] = -np.inf
-            p_BV = next_probabilities(scores_BV, config)
+                logits_BV[:, UNKNOWN] = -np.inf
+            p_BV = next_probabilities(logits_BV, config)
             drawn = [_draw(p_V, stream) for p_V, stream in zip(p_BV, streams, strict=True)]
             produced += 1
             for index in list(open_samples):
@@ -171,11 +171,27 @@ def sample(
                     made[index] = [*made[index], drawn[index]][-len(stop) :]
                     if made[index] == stop.tolist():
                         open_samples.remove(index)
-            x_TB = torch.tensor([drawn], device=device)
-            logits_TBV, hidden = model(x_TB, hidden)
-            logits_BV = logits_TBV[0]
+            logits_BV = step(np.array(drawn))
     finally:
         model.train(was_training)
+
+
+def _stepper(
+    model: CharModel, hidden: Hidden, count: int
+) -> Callable[[NDArray[np.integer]], NDArray[np.float32]]:
+    """Return what reads one more character of each sample and gives logits_BV."""
+    lanes = tuple(tuple(part.repeat(count, 1) for part in state) for state in hidden)
+    if model.head.weight.device.type == "cpu":
+        return Stepper(model, lanes).step
+
+    def step(symbols_B: NDArray[np.integer]) -> NDArray[np.float32]:
+        nonlocal lanes
+        x_TB = torch.from_numpy(symbols_B)[None].to(model.head.weight.device)
+        logits_TBV, lanes = model(x_TB, lanes)
+        logits_BV: NDArray[np.float32] = logits_TBV[0].float().cpu().numpy()
+        return logits_BV
+
+    return step
 
 
 def _draw(p_V: NDArray[np.float64], stream: np.random.Generator) -> int:
