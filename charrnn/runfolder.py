@@ -414,8 +414,11 @@ def _failing(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise RunFolderError(f"{shown(path)}: {what}: {reason}") from error
+        raise RunFolderError(f"{shown(path)}: {what}: {_reason(error)}") from error
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or type(error).__name__
 
 
 # The lock ----------------------------------------------------------------------
@@ -430,41 +433,49 @@ def _take_lock(folder: Path, command: str) -> tuple[int, bool]:
     """
     path = folder / "lock"
     while True:
+        fd, fresh = _open_lock(path)
         try:
-            fd, fresh = _open_lock(path)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise RunFolderError(
-                f"{shown(folder)}: cannot write to the run's folder: {error.strerror}"
-            ) from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(fd, folder)
             # Whoever held it may have removed the file meanwhile: then this lock guards nothing.
             with suppress(FileNotFoundError):
                 if os.fstat(fd).st_ino == path.stat().st_ino:
-                    _sign(fd, command)
+                    with _failing(folder, "cannot write to the run's folder"):
+                        _sign(fd, command)
                     return fd, fresh
-        except BlockingIOError:
-            holder = _holder(fd)
+        except BaseException:
             os.close(fd)
-            raise RunFolderError(
-                f"{shown(folder)}: in use by {holder}: wait until it ends, or choose another folder"
-            ) from None
-        except OSError as error:
-            os.close(fd)
-            raise RunFolderError(
-                f"{shown(folder)}: cannot lock the run's folder: {error.strerror}; "
-                "choose a folder on a local disk"
-            ) from error
+            raise
         os.close(fd)
 
 
 def _open_lock(path: Path) -> tuple[int, bool]:
+    """Return (descriptor of the lock file, whether it is new)."""
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
-    except FileExistsError:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), False
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
+        except FileExistsError:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), False
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RunFolderError(
+            f"{shown(path.parent)}: cannot write to the run's folder: {_reason(error)}"
+        ) from error
+
+
+def _flock(fd: int, folder: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunFolderError(
+            f"{shown(folder)}: in use by {_holder(fd)}: wait until it ends, "
+            "or choose another folder"
+        ) from None
+    except OSError as error:  # some network file systems have no locks
+        raise RunFolderError(
+            f"{shown(folder)}: cannot lock the run's folder: {_reason(error)}: "
+            "choose a folder on a local disk"
+        ) from error
 
 
 def _sign(fd: int, command: str) -> None:

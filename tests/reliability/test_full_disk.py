@@ -1,0 +1,171 @@
+"""R8: a full disk costs nothing already saved."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from charrnn.checkpoint import Checkpoint
+from charrnn.errors import RunFolderError
+from charrnn.runfolder import RunFolder
+from tests.reliability.conftest import Promise
+from tests.reliability.processes import finish, fork
+from tests.reliability.test_damage import is_one_plain_line
+
+ELEMENTS = 15_000  # 60 kB
+
+
+def state(step: int) -> Checkpoint:
+    return Checkpoint({"model.weight": torch.full((ELEMENTS,), float(step))}, {})
+
+
+def new_run(path: Path) -> None:
+    with RunFolder.create(path) as folder:
+        for step in (1, 2):
+            folder.log({"step": step})
+            folder.save_last(state(step), step)
+        folder.save_best(state(2))
+
+
+def fail_to_save(folder: RunFolder, step: int) -> bool:
+    """Whether saving ``last`` and ``best`` both fail with one plain line."""
+    saves: list[Callable[[], object]] = [
+        lambda: folder.save_last(state(step), step),
+        lambda: folder.save_best(state(step)),
+    ]
+    plain = 0
+    for save in saves:
+        with pytest.raises(RunFolderError) as caught:
+            save()
+        message = str(caught.value)
+        plain += is_one_plain_line(message) and "what was saved before is whole" in message
+    return plain == len(saves)
+
+
+def unharmed(path: Path) -> bool:
+    """Whether the run is as ``new_run`` left it."""
+    with RunFolder.open_existing(path) as folder:
+        checkpoint, notes = folder.load_last()
+        weight = checkpoint.tensors["model.weight"]
+        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        names = {file.name for file in path.iterdir()}
+    steps = {"best.safetensors", "last.safetensors", "step-00000001.safetensors"}
+    return (
+        checkpoint.meta["step"] == 2
+        and bool((weight == 2).all())
+        and not notes
+        and rows == [{"step": 1}, {"step": 2}]
+        and names == steps | {"lock", "metrics.jsonl"}
+    )
+
+
+def limited(path: Path, limit: int) -> bool:
+    """Save under a file-size limit in a process of its own; whether nothing was harmed."""
+
+    def work() -> None:
+        with RunFolder.open_existing(path) as folder:
+            folder.load_last()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            assert fail_to_save(folder, 3)
+
+    return finish(fork(work)) == 0 and unharmed(path)
+
+
+def limits(run: Path, count: int) -> list[int]:
+    """Return sizes from nothing to one byte short of a checkpoint."""
+    most = (run / "best.safetensors").stat().st_size - 1
+    return [most * k // (count - 1) for k in range(count)]
+
+
+def test_some_file_size_limits(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    new_run(run)
+    assert all(limited(run, limit) for limit in limits(run, 5))
+
+
+@pytest.mark.slow
+def test_file_size_limits(tmp_path: Path, promise: Promise) -> None:
+    run = tmp_path / "run"
+    new_run(run)
+    count = sum(limited(run, limit) for limit in limits(run, 50))
+    promise(
+        "R8", "file-size limits: old checkpoint loads, one line, no temporary", f"{count} of 50"
+    )
+    assert count == 50
+
+
+def test_a_log_row_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    new_run(tmp_path / "run")
+    log = tmp_path / "run" / "metrics.jsonl"
+    before = log.read_bytes()
+    row = {"step": 3, "train_nats_per_char": 1.25}
+
+    def work() -> None:
+        with RunFolder.open_existing(tmp_path / "run") as folder:
+            for more in (0, 1, 20):
+                limit = len(before) + more
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+                with pytest.raises(RunFolderError, match=r"metrics\.jsonl: cannot write: "):
+                    folder.log(row)
+                assert log.read_bytes() == before
+
+    assert finish(fork(work)) == 0
+    assert log.read_bytes() == before
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 400 KiB, where the machine lets us mount one."""
+    mount, umount = shutil.which("mount"), shutil.which("umount")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if mount is None or umount is None or os.geteuid() != 0:
+        pytest.skip("needs root to mount a file system")
+    command = [mount, "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a file system here")
+    try:
+        yield disk
+    finally:
+        subprocess.run([umount, str(disk)], check=True)
+
+
+def fill(filler: Path, left: int) -> None:
+    """Fill a file system but for ``left`` bytes."""
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            file.truncate(file.tell() - left)
+
+
+def test_a_full_file_system(tiny_disk: Path, promise: Promise) -> None:
+    run = tiny_disk / "run"
+    new_run(run)
+    filler = tiny_disk / "filler"
+    sizes = range(0, ELEMENTS * 4 - 4096, 4096)
+    count = 0
+    for left in sizes:
+        with RunFolder.open_existing(run) as folder:
+            folder.load_last()
+            fill(filler, left)
+            plain = fail_to_save(folder, 3)
+        filler.unlink()
+        count += plain and unharmed(run)
+    promise("R8", "sizes left on a full file system", f"{count} of {len(sizes)}")
+    assert count == len(sizes)
+
+    # With room again, the same run goes on.
+    with RunFolder.open_existing(run) as folder:
+        folder.load_last()
+        folder.save_last(state(3), 3)
+        assert folder.load_last()[0].meta["step"] == 3

@@ -1,0 +1,148 @@
+"""R11: two writers cannot share a run."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from charrnn.checkpoint import Checkpoint
+from charrnn.errors import RunFolderError
+from charrnn.runfolder import RunFolder
+from tests.reliability.conftest import Promise
+from tests.reliability.processes import finish, fork, kill
+
+STATE = Checkpoint({"model.weight": torch.zeros(3)}, {})
+
+
+def race(path: Path, resume: bool) -> bool:
+    """Start two writers together; whether one got the run and the other learned its name."""
+    start_reader, start_writer = os.pipe()
+    said_reader, said_writer = os.pipe()
+
+    def writer() -> None:
+        os.read(start_reader, 1)
+        take = RunFolder.open_existing if resume else RunFolder.create
+        try:
+            folder = take(path, command="charrnn train tale.txt")
+        except RunFolderError as error:
+            os.write(said_writer, f"{os.getpid()} refused {error}\n".encode())
+            return
+        folder.save_last(STATE, 1)
+        os.write(said_writer, f"{os.getpid()} writes\n".encode())
+        signal.pause()
+
+    pids = {fork(writer), fork(writer)}
+    os.close(said_writer)
+    os.write(start_writer, b"ab")
+    with os.fdopen(said_reader) as said:
+        lines = [said.readline(), said.readline()]
+    winners = [int(line.split()[0]) for line in lines if line.endswith(" writes\n")]
+    refusals = [line for line in lines if " refused " in line]
+    fair = len(winners) == 1 and len(refusals) == 1
+    if fair:
+        named = re.search(
+            r"in use by process (\d+) on \S+ since \S+ \S+ \(charrnn train tale\.txt\)", refusals[0]
+        )
+        fair = named is not None and int(named[1]) == winners[0]
+    for pid in winners:
+        kill(pid)
+    for pid in pids - set(winners):
+        fair = finish(pid) == 0 and fair
+    for fd in (start_reader, start_writer):
+        os.close(fd)
+    with RunFolder.open_existing(path) as folder:  # free, though its holder could not say so
+        return fair and folder.load_last()[0].meta["step"] == 1
+
+
+def test_some_pairs_of_writers(tmp_path: Path) -> None:
+    assert race(tmp_path / "run", resume=False)
+    assert race(tmp_path / "run", resume=True)
+
+
+@pytest.mark.slow
+def test_pairs_of_writers(tmp_path: Path, promise: Promise) -> None:
+    count = 0
+    for pair in range(10):
+        run = tmp_path / str(pair)
+        count += race(run, resume=False)
+        count += race(run, resume=True)
+    promise(
+        "R11", "pairs of writers: one writes, one names it, free after kill -9", f"{count} of 20"
+    )
+    assert count == 20
+
+
+PROGRAM = textwrap.dedent(
+    """
+    import sys
+    from charrnn.checkpoint import Checkpoint
+    from charrnn.errors import RunFolderError
+    from charrnn.runfolder import RunFolder
+
+    try:
+        with RunFolder.create(sys.argv[1]) as folder:
+            folder.save_last(Checkpoint({}, {}), 1)
+            print("writes", flush=True)
+            sys.stdin.read()
+    except RunFolderError as error:
+        print(error, flush=True)
+        sys.exit(1)
+    """
+)
+
+
+@pytest.mark.slow
+def test_two_programs(tmp_path: Path) -> None:
+    """The same with processes that share nothing."""
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(tmp_path / "run")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    try:
+        lines = []
+        for process in pair:
+            assert process.stdout is not None
+            lines.append(process.stdout.readline())
+        assert sorted(line == "writes\n" for line in lines) == [False, True]
+        writer = pair[lines.index("writes\n")]
+        assert f"in use by process {writer.pid} on " in next(x for x in lines if x != "writes\n")
+    finally:
+        for process in pair:
+            process.kill()
+            process.communicate()
+    RunFolder.open_existing(tmp_path / "run").close()
+
+
+def test_the_lock_outlives_no_process(tmp_path: Path) -> None:
+    """A stale signature of a dead process is nobody's."""
+    for _ in range(3):
+        reader, writer = os.pipe()
+
+        def hold(writer: int = writer) -> None:
+            take = RunFolder.open_existing if (tmp_path / "run").exists() else RunFolder.create
+            folder = take(tmp_path / "run")
+            folder.save_last(STATE, 1)
+            os.write(writer, b"x")
+            signal.pause()
+
+        pid = fork(hold)
+        assert os.read(reader, 1) == b"x"
+        with pytest.raises(RunFolderError, match=f"in use by process {pid} on "):
+            RunFolder.open_existing(tmp_path / "run")
+        kill(pid)
+        os.close(reader)
+        os.close(writer)
+    RunFolder.open_existing(tmp_path / "run").close()
