@@ -38,31 +38,30 @@ class UpdateResult:
 
 
 def window_loss(
-    model: CharModel, x_TB: Tensor, y_TB: Tensor, hidden: Hidden, loss_last: int | None
+    model: CharModel, x_TB: Tensor, y_TB: Tensor, hidden: Hidden, counted: int
 ) -> tuple[Tensor, Hidden]:
     """Return a window's loss and the state that the next window starts from.
 
-    With ``loss_last`` N the window moves by N characters, so the next one starts
-    from the state after the first N of this one, and only the last N predictions
-    count.
+    Where only the last N of T predictions count, the window moves by N characters,
+    so the next one starts from the state after the first N of this one.
 
     Args:
         model: who predicts.
         x_TB: the window.
         y_TB: the character after each of ``x_TB``.
         hidden: the state before the window.
-        loss_last: N, or None: all predictions count and the window moves by T.
+        counted: N, at most T.
 
     Returns:
         The mean nats of the counted predictions, and the detached state.
     """
-    if loss_last is None or loss_last >= len(x_TB):
+    if counted == len(x_TB):
         logits_TBV, after = model(x_TB, hidden)
     else:
-        head_TBV, after = model(x_TB[:loss_last], hidden)
-        tail_TBV, _ = model(x_TB[loss_last:], after)
-        logits_TBV = torch.cat([head_TBV, tail_TBV])[-loss_last:]
-        y_TB = y_TB[-loss_last:]
+        head_TBV, after = model(x_TB[:counted], hidden)
+        tail_TBV, _ = model(x_TB[counted:], after)
+        logits_TBV = torch.cat([head_TBV, tail_TBV])[-counted:]
+        y_TB = y_TB[-counted:]
     logits_TBV = logits_TBV.float() if logits_TBV.dtype == torch.bfloat16 else logits_TBV
     return F.cross_entropy(logits_TBV.flatten(0, 1), y_TB.flatten()), detach(after)
 
@@ -133,15 +132,16 @@ class Update:
             for state in self.hidden:
                 for part_BH in state:
                     part_BH.zero_()
+        counted = chunk.characters // x_TB.shape[1]
         # A graph holds one shape; a pass's last, shorter window runs without it.
         if self.device.type == "cuda" and len(x_TB) == self.config.bptt:
-            return self._captured_update(x_TB, y_TB)
-        return self._update(x_TB, y_TB)
+            return self._captured_update(x_TB, y_TB, counted)
+        return self._update(x_TB, y_TB, counted)
 
-    def _update(self, x_TB: Tensor, y_TB: Tensor) -> UpdateResult:
+    def _update(self, x_TB: Tensor, y_TB: Tensor, counted: int) -> UpdateResult:
         for weight in self._weights:
             weight.grad = None
-        loss, after = window_loss(self.model, x_TB, y_TB, self.hidden, self.config.loss_last)
+        loss, after = window_loss(self.model, x_TB, y_TB, self.hidden, counted)
         loss.backward()  # type: ignore[no-untyped-call]
         grads = [weight.grad for weight in self._weights if weight.grad is not None]
         norm, clipped = clip(grads, self.config.clip_norm, self.config.clip_value)
@@ -160,7 +160,7 @@ class Update:
                 part_BH.copy_(new_BH)
         return UpdateResult(loss.detach(), norm, clipped)
 
-    def _captured_update(self, x_TB: Tensor, y_TB: Tensor) -> UpdateResult:
+    def _captured_update(self, x_TB: Tensor, y_TB: Tensor, counted: int) -> UpdateResult:
         if self._graph is None and self.capture_failure is None:
             if self._eager_updates < EAGER_UPDATES:
                 # Libraries choose and load their kernels now; a capture cannot.
@@ -168,25 +168,25 @@ class Update:
                 side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
                 side.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(side):
-                    result = self._update(x_TB, y_TB)
+                    result = self._update(x_TB, y_TB, counted)
                 torch.cuda.current_stream().wait_stream(side)
                 return result
-            self._capture(x_TB, y_TB)
+            self._capture(x_TB, y_TB, counted)
         if self._graph is None:
-            return self._update(x_TB, y_TB)
+            return self._update(x_TB, y_TB, counted)
         self._x_TB.copy_(x_TB)
         self._y_TB.copy_(y_TB)
         self._graph.replay()
         held = self._result
         return UpdateResult(held.loss.clone(), held.norm.clone(), held.clipped.clone())
 
-    def _capture(self, x_TB: Tensor, y_TB: Tensor) -> None:
+    def _capture(self, x_TB: Tensor, y_TB: Tensor, counted: int) -> None:
         """Record one update; nothing runs while it is recorded."""
         self._x_TB, self._y_TB = x_TB.clone(), y_TB.clone()
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
-                self._result = self._update(self._x_TB, self._y_TB)
+                self._result = self._update(self._x_TB, self._y_TB, counted)
         except RuntimeError as error:
             self.capture_failure = str(error).splitlines()[0]
         else:

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import math
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from charrnn.config import CELL_NAMES, CellName, ModelConfig, TrainConfig
+from charrnn.corpus import scan
+from charrnn.model import CharModel, Hidden
+from charrnn.optimiser import MuonAdamW
+from charrnn.stream import Lanes
+from charrnn.update import Update, clip
+from charrnn.vocabulary import Vocabulary
+from tests.conftest import make_prose
+
+
+@pytest.fixture(params=CELL_NAMES)
+def cell(request: pytest.FixtureRequest) -> CellName:
+    name: CellName = request.param
+    return name
+
+
+class Setting:
+    """A text of 103 characters in some lanes, and a model in float64 with its update.
+
+    The learning rates are zero until a test sets them, so the weights stand still.
+    """
+
+    def __init__(
+        self, folder: Path, cell: CellName, *, lanes: int, bptt: int, **training: Any
+    ) -> None:
+        path = folder / "text"
+        path.write_text(make_prose(103))
+        corpus = scan([str(path)])
+        vocabulary = Vocabulary.from_counts(corpus.counts, "utf-8", 1)
+        torch.manual_seed(5)
+        shape = ModelConfig(cell=cell, vocabulary=vocabulary.size, layers=2, hidden=6, embedding=4)
+        self.model = CharModel(shape).double()
+        with torch.no_grad():
+            for weight in self.model.parameters():
+                weight.mul_(2)
+        self.weights = list(self.model.parameters())
+        config = TrainConfig(
+            batch_size=lanes, bptt=bptt, lr=0.1, lr_adam=0.1, warmup_steps=0, steps=1, **training
+        )
+        part = corpus.part(0, corpus.characters)
+        self.lanes = Lanes(part, vocabulary, lanes, bptt, config.loss_last)
+        self.update = Update(self.model, MuonAdamW(self.model), config)
+        self.length = 102 // lanes
+        ids = torch.from_numpy(vocabulary.encode(make_prose(103)).astype("int64"))
+        cuts = [(lane * self.length, (lane + 1) * self.length) for lane in range(lanes)]
+        self.x_TB = torch.stack([ids[start:stop] for start, stop in cuts], dim=1)
+        self.y_TB = torch.stack([ids[start + 1 : stop + 1] for start, stop in cuts], dim=1)
+
+    def prices(self, start: int, stop: int, hidden: Hidden | None = None) -> Tensor:
+        """Return -ln p of the lanes' predictions from ``start`` to ``stop``, by the definition."""
+        logits_TBV, _ = self.model(self.x_TB[start:stop], hidden)
+        p_TBV = logits_TBV.exp() / logits_TBV.exp().sum(dim=2, keepdim=True)
+        price_TB: Tensor = -p_TBV.gather(2, self.y_TB[start:stop, :, None])[..., 0].log()
+        return price_TB
+
+    def state_before(self, time: int) -> Hidden:
+        """Return the state before a time step of the pass, as a constant."""
+        hidden = self.model.initial_hidden(self.x_TB.shape[1])
+        with torch.no_grad():
+            for x_B in self.x_TB[:time]:
+                _, hidden = self.model(x_B[None], hidden)
+        return hidden
+
+    def gradient(self, loss: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(loss, self.weights))
+
+    def last_gradient(self) -> list[Tensor]:
+        return [weight.grad for weight in self.weights if weight.grad is not None]
+
+
+def assert_close(actual: Any, expected: Any) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_a_window_as_long_as_the_lane_is_full_bptt(
+    tmp_path: Path, cell: CellName, lanes: int
+) -> None:
+    setting = Setting(tmp_path, cell, lanes=lanes, bptt=102 // lanes, clip_norm=None)
+    loss = setting.prices(0, setting.length).mean()
+    gradient = setting.gradient(loss)
+    first, second = islice(setting.lanes.chunks(), 2)
+    assert first.first
+    assert second.first, "one window is one pass"
+    result = setting.update(first)
+    assert_close(result.loss, loss.detach())
+    assert_close(setting.last_gradient(), gradient)
+    assert_close(result.norm.item(), math.hypot(*(grad.norm().item() for grad in gradient)))
+
+
+def test_gradients_stop_at_the_window_and_values_do_not(tmp_path: Path, cell: CellName) -> None:
+    setting = Setting(tmp_path, cell, lanes=3, bptt=8, clip_norm=None)
+    for chunk in islice(setting.lanes.chunks(), setting.lanes.chunks_per_pass):
+        start = 8 * chunk.chunk_index
+        stop = start + len(chunk.x_TB)
+        # What the window sees of its past is a constant ...
+        truncated = setting.prices(start, stop, setting.state_before(start)).mean()
+        gradient = setting.gradient(truncated)
+        # ... with the value that the whole past gives it.
+        uncut = setting.prices(0, stop)[start:].mean()
+        assert_close(truncated, uncut)
+        full = setting.gradient(uncut)
+        result = setting.update(chunk)
+        assert_close(result.loss, truncated.detach())
+        assert_close(setting.last_gradient(), gradient)
+        for a, b in zip(gradient[:-2], full[:-2], strict=True):  # the head's do not reach back
+            assert torch.allclose(a, b) == (start == 0)
+        assert_close(setting.update.hidden, setting.state_before(stop))
+        assert not any(part.requires_grad for state in setting.update.hidden for part in state)
+
+
+def test_the_state_is_zero_where_a_pass_begins(tmp_path: Path, cell: CellName) -> None:
+    setting = Setting(tmp_path, cell, lanes=3, bptt=8)
+    per_pass = setting.lanes.chunks_per_pass
+    losses = []
+    for chunk in islice(setting.lanes.chunks(), 2 * per_pass):
+        losses.append(setting.update(chunk).loss.item())
+        assert any(part.any() for state in setting.update.hidden for part in state)
+    assert losses[:per_pass] == losses[per_pass:]
+
+
+@pytest.mark.parametrize(("bptt", "last"), [(8, 3), (8, 8), (9, 1), (34, 5), (8, None)])
+def test_loss_last_counts_every_prediction_once_with_its_context(
+    tmp_path: Path, cell: CellName, bptt: int, last: int | None
+) -> None:
+    setting = Setting(tmp_path, cell, lanes=3, bptt=bptt, loss_last=last, clip_norm=None)
+    stride = last or bptt
+    counted_before = bptt - stride
+    for chunk in islice(setting.lanes.chunks(), setting.lanes.chunks_per_pass):
+        start = chunk.chunk_index * stride
+        stop = start + len(chunk.x_TB)
+        prices_TB = setting.prices(start, stop, setting.state_before(start))
+        loss = prices_TB[counted_before - start :].mean()
+        gradient = setting.gradient(loss)
+        result = setting.update(chunk)
+        assert chunk.characters == 3 * (stop - counted_before)
+        assert_close(result.loss, loss.detach())
+        assert_close(setting.last_gradient(), gradient)
+        counted_before = stop
+    assert counted_before == setting.length
+
+
+def test_updates_lower_the_loss(tmp_path: Path, cell: CellName) -> None:
+    setting = Setting(tmp_path, cell, lanes=3, bptt=17)
+    setting.update.optimiser.set_rates(0.02, 0.01)
+    losses = [setting.update(chunk).loss.item() for chunk in islice(setting.lanes.chunks(), 40)]
+    assert sum(losses[-4:]) / 4 < losses[0] - 0.5
+
+
+def test_rates_of_zero_leave_the_weights(tmp_path: Path, cell: CellName) -> None:
+    setting = Setting(tmp_path, cell, lanes=3, bptt=17)
+    before = [weight.detach().clone() for weight in setting.weights]
+    for chunk in islice(setting.lanes.chunks(), 3):
+        setting.update(chunk)
+    assert all(map(torch.equal, before, setting.weights))
+
+
+def gradients(scale: float = 1.0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(9)
+    shapes = ((5, 3), (7,), (2, 3))
+    return [scale * torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+
+
+def flat(grads: list[Tensor]) -> Tensor:
+    return torch.cat([grad.flatten() for grad in grads])
+
+
+class TestClip:
+    @pytest.mark.parametrize("limit", [1e-6, 0.25, 3.0])
+    def test_by_norm_keeps_the_direction_and_gives_the_length(self, limit: float) -> None:
+        grads, before = gradients(), flat(gradients())
+        norm, clipped = clip(grads, limit, None)
+        after = flat(grads)
+        assert norm.item() == pytest.approx(before.norm().item(), rel=1e-12)
+        assert bool(clipped)
+        assert after.norm().item() == pytest.approx(limit, rel=1e-9)
+        assert torch.cosine_similarity(before, after, dim=0).item() == pytest.approx(1, abs=1e-6)
+
+    def test_by_norm_agrees_with_torch(self) -> None:
+        grads, parameters = gradients(), [torch.nn.Parameter(g) for g in gradients()]
+        for parameter, grad in zip(parameters, gradients(), strict=True):
+            parameter.grad = grad
+        torch.nn.utils.clip_grad_norm_(parameters, 0.5)
+        clip(grads, 0.5, None)
+        for parameter, grad in zip(parameters, grads, strict=True):
+            assert parameter.grad is not None
+            # torch adds 1e-6 to the norm.
+            torch.testing.assert_close(grad, parameter.grad, rtol=1e-5, atol=0)
+
+    @pytest.mark.parametrize("limits", [(100.0, None), (None, 100.0), (None, None)])
+    def test_a_gradient_within_the_limit_stays(
+        self, limits: tuple[float | None, float | None]
+    ) -> None:
+        grads = gradients()
+        _, clipped = clip(grads, *limits)
+        assert not bool(clipped)
+        assert torch.equal(flat(grads), flat(gradients()))
+
+    def test_by_value_cuts_every_entry_by_itself(self) -> None:
+        grads = gradients()
+        norm, clipped = clip(grads, None, 0.5)
+        expected = [max(-0.5, min(0.5, value)) for value in flat(gradients()).tolist()]
+        assert flat(grads).tolist() == expected
+        assert bool(clipped)
+        assert norm.item() == pytest.approx(flat(gradients()).norm().item())
+
+    def test_a_gradient_of_zero_stays_zero(self) -> None:
+        grads = gradients(0.0)
+        norm, clipped = clip(grads, 1.0, None)
+        assert norm.item() == 0
+        assert not bool(clipped)
+        assert not flat(grads).any()
+
+    @pytest.mark.parametrize(
+        ("training", "limit"), [({"clip_norm": 0.01}, 0.01), ({"clip_norm": None}, math.inf)]
+    )
+    def test_an_update_clips_what_the_optimiser_sees(
+        self, tmp_path: Path, training: dict[str, Any], limit: float
+    ) -> None:
+        setting = Setting(tmp_path, "lstm", lanes=3, bptt=8, **training)
+        result = setting.update(next(setting.lanes.chunks()))
+        assert bool(result.clipped) == (result.norm.item() > limit)
+        length = min(limit, result.norm.item())
+        assert flat(setting.last_gradient()).norm().item() == pytest.approx(length)
+        assert result.norm.item() > 0.01
