@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from charrnn.config import CELL_NAMES, CellName, ModelConfig
+from charrnn.model import CharModel
+from charrnn.optimiser import QUINTIC, MuonAdamW, orthogonalise
+
+
+def random(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def by_singular_values(matrix_RC: Tensor, steps: int) -> Tensor:
+    """The definition, slowly: the quintic applied to every singular value by itself."""
+    u, s, v = torch.linalg.svd(matrix_RC, full_matrices=False)
+    s = s / (s.square().sum().sqrt() + 1e-7)
+    a, b, c = QUINTIC
+    for _ in range(steps):
+        s = a * s + b * s**3 + c * s**5
+    result: Tensor = u @ torch.diag(s) @ v
+    return result
+
+
+@pytest.mark.parametrize("shape", [(7, 7), (5, 9), (9, 5), (1, 6), (6, 1)])
+@pytest.mark.parametrize("steps", [1, 3, 5, 12])
+def test_orthogonalise_moves_the_singular_values_alone(shape: tuple[int, int], steps: int) -> None:
+    matrices_NRC = random(3, *shape)
+    for result_RC, matrix_RC in zip(orthogonalise(matrices_NRC, steps), matrices_NRC, strict=True):
+        torch.testing.assert_close(
+            result_RC, by_singular_values(matrix_RC, steps), rtol=1e-8, atol=1e-9
+        )
+
+
+@pytest.mark.parametrize("shape", [(7, 7), (5, 9), (9, 5)])
+def test_many_steps_point_to_the_orthogonal_factor(shape: tuple[int, int]) -> None:
+    matrix_RC = random(*shape, seed=2)
+    u, _, v = torch.linalg.svd(matrix_RC, full_matrices=False)
+    result_RC = orthogonalise(matrix_RC[None], 12)[0]
+    # The quintic trades the last digits for speed: values stay within [0.7, 1.2].
+    singular = torch.linalg.svdvals(result_RC)
+    assert singular.min() > 0.65
+    assert singular.max() < 1.25
+    cosine = torch.cosine_similarity(result_RC.flatten(), (u @ v).flatten(), dim=0)
+    # The least cosine that values between these two can have.
+    assert cosine.item() > 2 * math.sqrt(0.65 * 1.25) / (0.65 + 1.25)
+
+
+def test_orthogonalise_does_not_care_for_scale_and_takes_zero() -> None:
+    matrices_NRC = random(2, 4, 6)
+    scaled = orthogonalise(matrices_NRC * 1e-3, 4)
+    torch.testing.assert_close(scaled, orthogonalise(matrices_NRC, 4), rtol=1e-3, atol=1e-4)
+    assert not orthogonalise(torch.zeros(2, 4, 6), 4).any()
+
+
+def make(cell: CellName) -> CharModel:
+    torch.manual_seed(3)
+    config = ModelConfig(cell=cell, vocabulary=9, layers=2, hidden=6, embedding=4)
+    return CharModel(config).double()
+
+
+def set_gradients(model: CharModel, seed: int) -> None:
+    for index, weight in enumerate(model.parameters()):
+        weight.grad = random(*weight.shape, seed=100 * seed + index)
+
+
+def is_matrix(name: str) -> bool:
+    """Say whether Muon updates a weight: those of the recurrence's products."""
+    return name.endswith(("weight_input", "weight_recurrent"))
+
+
+@pytest.mark.parametrize("cell", CELL_NAMES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weight_decay": 0.3},
+        {"momentum": 0.5, "newton_schulz": 5, "betas": (0.8, 0.95)},
+    ],
+)
+def test_several_updates_equal_the_definition(cell: CellName, options: dict[str, Any]) -> None:
+    model = make(cell)
+    optimiser = MuonAdamW(model, **options)
+    expected = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    momenta = {name: torch.zeros_like(weight) for name, weight in expected.items()}
+    adam_weights = {n: torch.nn.Parameter(w.clone()) for n, w in expected.items()}
+    adam = torch.optim.AdamW(
+        [weight for name, weight in adam_weights.items() if not is_matrix(name)],
+        betas=optimiser.betas,
+        eps=1e-8,
+        weight_decay=0,
+    )
+    gates = model.layers()[0].gates
+    for update in range(1, 5):
+        lr, lr_adam = 0.03 / update, 0.007 * update
+        set_gradients(model, update)
+        for name, weight in model.named_parameters():
+            grad = adam_weights[name].grad = weight.grad
+            if not is_matrix(name):
+                continue
+            assert grad is not None
+            beta = optimiser.momentum
+            momenta[name] = beta * momenta[name] + (1 - beta) * grad
+            nesterov = beta * momenta[name] + (1 - beta) * grad
+            expected[name] *= 1 - lr * options.get("weight_decay", 0.0)
+            rows = len(grad) // gates
+            for gate in range(gates):  # each gate's block is a matrix of its own
+                block = slice(gate * rows, (gate + 1) * rows)
+                step = by_singular_values(nesterov[block], optimiser.newton_schulz)
+                size = math.sqrt(max(1, rows / grad.shape[1]))
+                expected[name][block] -= lr * size * step
+        for group in adam.param_groups:
+            group["lr"] = lr_adam
+        adam.step()
+        optimiser.set_rates(lr, lr_adam)
+        optimiser.step()
+    for name, weight in model.named_parameters():
+        twin = expected[name] if is_matrix(name) else adam_weights[name]
+        # The step count is a float32, so the correction of the means is good to 1e-6.
+        torch.testing.assert_close(weight, twin, rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_every_weight_is_updated_by_one_of_the_two() -> None:
+    model = make("lstm")
+    optimiser = MuonAdamW(model)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    for lr, lr_adam in ((0.1, 0.0), (0.0, 0.1)):
+        set_gradients(model, 1)
+        optimiser.set_rates(lr, lr_adam)
+        optimiser.step()
+        moved = {n for n, w in model.named_parameters() if not torch.equal(w, before[n])}
+        assert moved == {n for n in before if is_matrix(n)} if lr else moved == set(before)
+
+
+def test_a_state_taken_over_goes_on_the_same() -> None:
+    model = make("gru")
+    optimiser = MuonAdamW(model)
+    optimiser.set_rates(0.02, 0.01)
+    for seed in (1, 2):
+        set_gradients(model, seed)
+        optimiser.step()
+    other = make("gru")
+    other.load_state_dict(model.state_dict())
+    heir = MuonAdamW(other)
+    heir.load_state({name: tensor.clone() for name, tensor in optimiser.state().items()})
+    heir.set_rates(0.02, 0.01)
+    for each, its_optimiser in ((model, optimiser), (other, heir)):
+        set_gradients(each, 3)
+        its_optimiser.step()
+    for (name, weight), twin in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(weight, twin), name
+
+
+def test_a_state_that_does_not_fit_is_refused() -> None:
+    optimiser = MuonAdamW(make("rnn"))
+    state = {name: tensor.clone() for name, tensor in optimiser.state().items()}
+    for change, words in (
+        ({"momentum.extra": torch.zeros(2)}, "unknown optimiser state momentum.extra"),
+        ({"updates": torch.zeros(3)}, "optimiser state updates has another shape"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            optimiser.load_state({**state, **change})
+    del state["updates"]
+    with pytest.raises(ValueError, match="missing optimiser state updates"):
+        optimiser.load_state(state)
