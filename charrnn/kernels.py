@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_weight
 
 __all__ = ["run_gru", "run_rnn"]
@@ -88,6 +87,11 @@ def _states(h_BH: Tensor, steps: int) -> Tensor:
 
 def _needs_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def _refuse_second_derivative() -> None:
+    if torch.is_grad_enabled():  # in a backward pass: create_graph was asked for
+        raise RuntimeError("the RNN's and GRU's time loops have no second derivative on a CPU")
 
 
 def run_rnn(
@@ -174,8 +178,8 @@ class _RNNLoop(torch.autograd.Function):
         return states_TBH[1:], states_TBH[-1].clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_out_TBH: Tensor, d_last_BH: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
         x_TBE, weight_input, weight_recurrent, states_TBH = ctx.saved_tensors
         steps, lanes, _ = x_TBE.shape
         recurrent = _step_product(weight_recurrent.t(), steps, lanes)
@@ -260,8 +264,8 @@ class _GRULoop(torch.autograd.Function):
         return states_TBH[1:], states_TBH[-1].clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_out_TBH: Tensor, d_last_BH: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
         x_TBE, weight_input, weight_recurrent, states_TBH, gates_TBG, n_TBH = ctx.saved_tensors
         steps, lanes, hidden = n_TBH.shape
         recurrent = _step_product(weight_recurrent.t(), steps, lanes)

@@ -1,0 +1,421 @@
+"""The cells against a time-step loop written out here, and against torch.nn's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from charrnn import kernels
+from charrnn.cells import CELLS, Cell, State
+from charrnn.config import CELL_NAMES, CellName
+
+T, B, E, H = 7, 3, 5, 4
+
+each_cell = pytest.mark.parametrize("name", CELL_NAMES)
+
+
+def naive(
+    cell: Cell, x_TBE: Tensor, state: State, weight_recurrent: Tensor | None = None
+) -> tuple[Tensor, State]:
+    """Run a cell as its equations are printed, one time step after another."""
+    W, b = cell.weight_input, cell.bias
+    U = cell.weight_recurrent if weight_recurrent is None else weight_recurrent
+    h, out = state[0], []
+    for x in x_TBE:
+        gates = zip((x @ W.T + b).chunk(cell.gates, 1), (h @ U.T).chunk(cell.gates, 1), strict=True)
+        if len(state) == 2:
+            i, f, g, o = (wx + uh for wx, uh in gates)
+            c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            state = (h, c)
+        elif cell.gates == 3:
+            (wx_r, uh_r), (wx_z, uh_z), (wx_n, uh_n) = gates
+            r, z = (wx_r + uh_r).sigmoid(), (wx_z + uh_z).sigmoid()
+            n = (wx_n + r * (uh_n + cell.get_parameter("bias_recurrent"))).tanh()
+            h = (1 - z) * n + z * h
+            state = (h,)
+        else:
+            ((wx, uh),) = gates
+            h = (wx + uh).tanh()
+            state = (h,)
+        out.append(h)
+    return torch.stack(out), state
+
+
+def make_cell(
+    name: CellName,
+    inputs: int = E,
+    hidden: int = H,
+    dtype: torch.dtype = torch.float64,
+    weight_drop: float = 0.0,
+) -> Cell:
+    """Return a cell whose biases are no zeros either."""
+    torch.manual_seed(11)
+    cell = CELLS[name](inputs, hidden, weight_drop).to(dtype)
+    with torch.no_grad():
+        for parameter in cell.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return cell
+
+
+def make_inputs(cell: Cell, steps: int = T, lanes: int = B) -> tuple[Tensor, State]:
+    """Return inputs and a state that want their gradient, in the cell's type."""
+    torch.manual_seed(5)
+    like = cell.bias
+    x_TBE = torch.randn(steps, lanes, cell.inputs, dtype=like.dtype, requires_grad=True)
+    state = (
+        torch.randn(lanes, cell.hidden, dtype=like.dtype, requires_grad=True) for _ in cell.states
+    )
+    return x_TBE, tuple(state)
+
+
+def loss_of(*tensors: Tensor) -> Tensor:
+    """Return a loss on which every entry of the tensors has its own influence."""
+    torch.manual_seed(6)
+    losses = [(t * torch.randn(t.shape, dtype=torch.float64).to(t)).sum() for t in tensors]
+    return torch.stack(losses).sum()
+
+
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    """Compare by name, each tensor's error against its own largest value."""
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        error = (actual[name].double() - value.double()).abs().max() / value.abs().max()
+        assert error <= tolerance, f"{name}: {error}"
+
+
+def results(run: tuple[Tensor, State], cell: Cell, x: Tensor, state: State) -> dict[str, Tensor]:
+    """Return, by name, outputs, final state, and all gradients of a loss on both."""
+    out, after = run
+    names = ["x", *cell.states, *dict(cell.named_parameters())]
+    wanted = [x, *state, *cell.parameters()]
+    gradients = torch.autograd.grad(loss_of(out, *after), wanted)
+    finals = {f"{name} after": t for name, t in zip(cell.states, after, strict=True)}
+    return {"out": out, **finals, **dict(zip(names, gradients, strict=True))}
+
+
+@each_cell
+@pytest.mark.parametrize("steps", [1, 2, T])
+@pytest.mark.parametrize("lanes", [1, B])
+def test_equals_the_naive_loop(name: CellName, steps: int, lanes: int) -> None:
+    cell = make_cell(name)
+    x, state = make_inputs(cell, steps, lanes)
+    ours = results(cell(x, state), cell, x, state)
+    slow = results(naive(cell, x, state), cell, x, state)
+    assert_same(ours, slow, 1e-12)
+
+
+# Widths below and above the size from which the recurrent weights are packed.
+@each_cell
+@pytest.mark.parametrize(("steps", "inputs", "hidden"), [(T, E, H), (9, 33, 113), (9, 3, 193)])
+@pytest.mark.parametrize("onednn", [True, False])
+def test_float32_equals_the_naive_loop(
+    name: CellName,
+    steps: int,
+    inputs: int,
+    hidden: int,
+    onednn: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not onednn:
+        monkeypatch.setattr(kernels, "_HAS_ONEDNN", False)
+    cell = make_cell(name, inputs, hidden, torch.float32)
+    x, state = make_inputs(cell, steps)
+    ours = results(cell(x, state), cell, x, state)
+    cell.double()
+    x, state = (x.detach().double().requires_grad_(), double(state))
+    slow = results(naive(cell, x, state), cell, x, state)
+    assert_same(ours, slow, 3e-6)
+
+
+def double(state: State) -> State:
+    return tuple(s.detach().double().requires_grad_() for s in state)
+
+
+@each_cell
+def test_equals_torch_nn(name: CellName) -> None:
+    theirs = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}[name](E, H, dtype=torch.float64)
+    cell = make_cell(name)
+    x, state = make_inputs(cell)
+    with torch.no_grad():
+        theirs.weight_ih_l0.copy_(cell.weight_input)
+        theirs.weight_hh_l0.copy_(cell.weight_recurrent)
+        theirs.bias_ih_l0.copy_(cell.bias)
+        theirs.bias_hh_l0.zero_()
+        if name == "gru":
+            theirs.bias_hh_l0[2 * H :] = cell.get_parameter("bias_recurrent")
+    before = [s[None] for s in state]
+    their_out, their_after = theirs(x, before if len(before) > 1 else before[0])
+    after = their_after if len(before) > 1 else (their_after,)
+    ours = results(cell(x, state), cell, x, state)
+    torch.testing.assert_close(ours["out"], their_out, rtol=0, atol=1e-12)
+    loss = loss_of(their_out, *(a[0] for a in after))
+    wanted = [x, *state, theirs.weight_ih_l0, theirs.weight_hh_l0, theirs.bias_ih_l0]
+    names = ["x", *cell.states, "weight_input", "weight_recurrent", "bias"]
+    for key, expected in zip(names, torch.autograd.grad(loss, wanted), strict=True):
+        torch.testing.assert_close(ours[key], expected, rtol=0, atol=1e-12)
+
+
+@each_cell
+def test_gradcheck(name: CellName) -> None:
+    cell = make_cell(name, 2, 3)
+    x, state = make_inputs(cell, 3, 2)
+    parameters = dict(cell.named_parameters())
+
+    def run(x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        state, weights = rest[: len(cell.states)], rest[len(cell.states) :]
+        named = dict(zip(parameters, weights, strict=True))
+        out, after = torch.func.functional_call(cell, named, (x, state))
+        return (out, *after)
+
+    assert torch.autograd.gradcheck(run, (x, *state, *parameters.values()))
+
+
+@each_cell
+def test_only_what_wants_a_gradient_gets_one(name: CellName) -> None:
+    cell = make_cell(name)
+    x, state = make_inputs(cell)
+    out, _ = cell(x.detach(), cell.initial_state(B))
+    out.sum().backward()
+    assert all(parameter.grad is not None for parameter in cell.parameters())
+    cell.requires_grad_(False)
+    out, _ = cell(x, state)
+    out.sum().backward()
+    assert x.grad is not None
+    assert all(s.grad is not None for s in state)
+
+
+@pytest.mark.parametrize("name", ["rnn", "gru"])
+def test_a_second_derivative_is_refused(name: CellName) -> None:
+    cell = make_cell(name)
+    x, state = make_inputs(cell)
+    with pytest.raises(RuntimeError, match="second derivative"):
+        torch.autograd.grad(cell(x, state)[0].sum(), x, create_graph=True)
+
+
+@each_cell
+@pytest.mark.parametrize("cuts", [(0, 4, T), (0, 1, 2, T)])
+def test_chunks_with_carried_state_equal_one_pass(name: CellName, cuts: tuple[int, ...]) -> None:
+    cell = make_cell(name)
+    x, state = make_inputs(cell)
+    whole = results(cell(x, state), cell, x, state)
+    outs, carried = [], state
+    for start, stop in pairwise(cuts):
+        out, carried = cell(x[start:stop], carried)
+        outs.append(out)
+    assert_same(results((torch.cat(outs), carried), cell, x, state), whole, 1e-12)
+
+
+@each_cell
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_outputs_do_not_depend_on_later_characters(name: CellName, dtype: torch.dtype) -> None:
+    cell = make_cell(name, E, 113, dtype)
+    x, state = make_inputs(cell, 9)
+    out, _ = cell(x, state)
+    for t in range(9):
+        changed = x.detach().clone()
+        changed[t:] = 1e3
+        assert torch.equal(cell(changed, state)[0][:t], out[:t])
+
+
+@each_cell
+def test_lanes_do_not_mix(name: CellName) -> None:
+    cell = make_cell(name)
+    x, state = make_inputs(cell)
+    out, _ = cell(x, state)
+    for lane in range(B):
+        alone, _ = cell(x[:, lane : lane + 1], tuple(s[lane : lane + 1] for s in state))
+        torch.testing.assert_close(alone[:, 0], out[:, lane], rtol=0, atol=1e-12)
+
+
+@each_cell
+def test_inputs_may_lie_in_memory_in_any_order(name: CellName) -> None:
+    cell = make_cell(name, 33, 113, torch.float32)
+    x, state = make_inputs(cell, 9)
+    x_BTE = x.detach().transpose(0, 1).contiguous().requires_grad_()
+    straight = results(cell(x, state), cell, x, state)
+    turned = results(cell(x_BTE.transpose(0, 1), state), cell, x_BTE, state)
+    turned["x"] = turned["x"].transpose(0, 1)
+    assert_same(turned, straight, 1e-6)
+
+
+@each_cell
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inference_equals_training_and_keeps_nothing(name: CellName, dtype: torch.dtype) -> None:
+    cell = make_cell(name, E, 113, dtype)
+    x, state = make_inputs(cell, 9)
+    out, after = cell(x, state)
+    with torch.no_grad():
+        bare_out, bare_after = cell(x, state)
+    assert out.grad_fn is not None
+    for bare, trained in zip((bare_out, *bare_after), (out, *after), strict=True):
+        assert bare.grad_fn is None
+        assert torch.equal(bare, trained)
+
+
+@each_cell
+def test_same_inputs_give_the_same_bits(name: CellName) -> None:
+    cell = make_cell(name, 66, 128, torch.float32)
+    x, state = make_inputs(cell, 16, 8)
+    first = results(cell(x, state), cell, x, state)
+    for _ in range(3):
+        again = results(cell(x, state), cell, x, state)
+        assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+@each_cell
+def test_the_state_keeps_its_type_beside_narrow_inputs(name: CellName) -> None:
+    cell = make_cell(name, dtype=torch.float32)
+    x, state = make_inputs(cell)
+    out, after = cell(x.bfloat16(), state)
+    assert out.dtype == torch.bfloat16
+    assert all(a.dtype == torch.float32 for a in after)
+    torch.testing.assert_close(out.float(), cell(x, state)[0], rtol=0, atol=0.03)
+    out.float().sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in cell.parameters())
+
+
+@each_cell
+def test_weight_drop_drops_recurrent_weights_once_a_call(name: CellName) -> None:
+    cell = make_cell(name, weight_drop=0.4)
+    x, state = make_inputs(cell)
+    torch.manual_seed(3)
+    out, after = cell(x, state)
+    torch.manual_seed(3)
+    dropped = F.dropout(cell.weight_recurrent, 0.4)
+    kept = dropped != 0
+    assert 0 < kept.sum() < kept.numel()
+    torch.testing.assert_close(dropped[kept], cell.weight_recurrent[kept] / 0.6)
+    slow = results(naive(cell, x, state, dropped), cell, x, state)
+    assert_same(results((out, after), cell, x, state), slow, 1e-12)
+    torch.manual_seed(3)
+    assert torch.equal(cell(x, state)[0], out)
+    assert not torch.equal(cell(x, state)[0], out)
+
+
+@each_cell
+def test_weight_drop_is_for_training_only(name: CellName) -> None:
+    cell = make_cell(name, weight_drop=0.4)
+    x, state = make_inputs(cell)
+    generator = torch.get_rng_state()
+    out, _ = cell.eval()(x, state)
+    assert torch.equal(torch.get_rng_state(), generator)
+    torch.testing.assert_close(out, naive(cell, x, state)[0], rtol=0, atol=1e-12)
+    out.sum().backward()  # an evaluated model can still be looked into
+    cell.weight_drop = 0.0
+    cell.train()(x, state)
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+@each_cell
+def test_new_weights(name: CellName) -> None:
+    torch.manual_seed(1)
+    cell = CELLS[name](400, 12)
+    for block in cell.weight_recurrent.chunk(cell.gates):
+        torch.testing.assert_close(block @ block.T, torch.eye(12), rtol=0, atol=1e-5)
+    assert cell.weight_input.std().item() == pytest.approx(400**-0.5, rel=0.05)
+    bias = torch.zeros(cell.gates, 12)
+    if name == "lstm":
+        bias[1] = 1
+    assert torch.equal(cell.bias, bias.flatten())
+    if name == "gru":
+        assert torch.equal(cell.get_parameter("bias_recurrent"), torch.zeros(12))
+
+
+@each_cell
+def test_sizes(name: CellName) -> None:
+    cell = make_cell(name)
+    gates = {"rnn": 1, "lstm": 4, "gru": 3}[name]
+    assert cell.weight_input.shape == (gates * H, E)
+    assert cell.weight_recurrent.shape == (gates * H, H)
+    assert cell.bias.shape == (gates * H,)
+    assert cell.multiply_adds() == gates * H * (E + H)
+    state = cell.initial_state(B)
+    assert len(state) == len(cell.states)
+    assert all(torch.equal(s, torch.zeros(B, H, dtype=torch.float64)) for s in state)
+
+
+def test_every_name_has_a_cell() -> None:
+    assert tuple(CELLS) == CELL_NAMES
+
+
+@pytest.fixture
+def cuda() -> torch.device:
+    """The GPU, or a skip."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device("cuda")
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Keep cuDNN from rounding float32 products to TF32."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+@pytest.mark.gpu
+@each_cell
+@pytest.mark.parametrize(("steps", "inputs", "hidden"), [(T, E, H), (9, 33, 113), (9, 64, 128)])
+def test_gpu_equals_the_naive_loop(
+    name: CellName, steps: int, inputs: int, hidden: int, cuda: torch.device
+) -> None:
+    cell = make_cell(name, inputs, hidden, torch.float32)
+    x, state = make_inputs(cell, steps)
+    slow = results(naive(cell, x, state), cell, x, state)
+    cell.to(cuda)
+    x = x.detach().to(cuda).requires_grad_()
+    state = tuple(s.detach().to(cuda).requires_grad_() for s in state)
+    with full_precision():
+        out, after = cell(x, state)
+        ours = results((out.cpu(), tuple(a.cpu() for a in after)), cell, x, state)
+    assert_same({key: t.cpu() for key, t in ours.items()}, slow, 1e-4)
+
+
+@pytest.mark.gpu
+@each_cell
+def test_gpu_bfloat16(name: CellName, cuda: torch.device) -> None:
+    cell = make_cell(name, 64, 128, torch.float32)
+    x, state = make_inputs(cell, 9)
+    expected, _ = cell(x, state)
+    cell.to(cuda)
+    out, after = cell(x.to(cuda).bfloat16(), tuple(s.to(cuda) for s in state))
+    assert out.dtype == torch.bfloat16
+    assert all(a.dtype == torch.float32 for a in after)
+    torch.testing.assert_close(out.float().cpu(), expected, rtol=0, atol=0.05)
+    out.float().sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in cell.parameters())
+
+
+@pytest.mark.gpu
+@each_cell
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gpu_step_can_be_captured(name: CellName, dtype: torch.dtype, cuda: torch.device) -> None:
+    cell = make_cell(name, 64, 128, torch.float32).to(cuda)
+    x = torch.randn(9, B, 64, device=cuda)
+    state = cell.initial_state(B)
+
+    def step() -> list[Tensor]:
+        out, after = cell(x.to(dtype), state)
+        loss = out.float().square().mean() + sum(a.square().mean() for a in after)
+        return [out, *torch.autograd.grad(loss, list(cell.parameters()))]
+
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(side):  # warm up away from the default stream, as graphs want it
+        for _ in range(3):
+            step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    for replayed, eager in zip(captured, step(), strict=True):
+        torch.testing.assert_close(replayed, eager, rtol=1e-2, atol=1e-3)
