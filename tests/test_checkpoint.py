@@ -1,0 +1,498 @@
+"""The checkpoint file: what goes in comes out, other readers open it, mistakes are one line."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from charrnn import __version__, checkpoint
+from charrnn.checkpoint import Checkpoint, DamagedCheckpointError, find, load, read_meta, save
+from charrnn.errors import CheckpointError, RunFolderError
+
+DTYPES = (
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+)
+
+shapes = st.lists(st.integers(0, 4), max_size=4)
+names = st.from_regex(r"(model|hidden|optimiser)\.[a-z_.0-9-]{1,20}", fullmatch=True)
+meta_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    # Two lone surrogates in a row would come back as the character that they encode together.
+    | st.text(st.characters(exclude_categories=["Cs"]) | st.just("\udc80")),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)  # fmt: skip
+
+
+def same(left: Checkpoint, right: Checkpoint) -> bool:
+    """Whether two checkpoints hold the same, to the last bit of every tensor."""
+    return (
+        left.meta == right.meta
+        and left.versions == right.versions
+        and left.tensors.keys() == right.tensors.keys()
+        and all(
+            tensor.dtype == right.tensors[name].dtype
+            and tensor.shape == right.tensors[name].shape
+            and tensor.numpy(force=True).tobytes()
+            == right.tensors[name].numpy(force=True).tobytes()
+            if tensor.dtype != torch.bfloat16
+            else torch.equal(tensor.view(torch.int16), right.tensors[name].view(torch.int16))
+            for name, tensor in left.tensors.items()
+        )
+    )
+
+
+def a_tensor(dtype: torch.dtype, shape: list[int], seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    bits = torch.randint(0, 2, [*shape], generator=generator)
+    return (bits * 3 - 1).to(dtype) if dtype != torch.bool else bits.bool()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.dictionaries(names, st.tuples(st.sampled_from(DTYPES), shapes), max_size=5),
+    st.dictionaries(st.text(max_size=9), meta_values, max_size=4),
+)
+def test_what_goes_in_comes_out(
+    tmp_path_factory: pytest.TempPathFactory,
+    entries: dict[str, tuple[torch.dtype, list[int]]],
+    meta: dict[str, Any],
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "round.safetensors"
+    tensors = {
+        name: a_tensor(dtype, shape, seed)
+        for seed, (name, (dtype, shape)) in enumerate(entries.items())
+    }
+    written = Checkpoint(tensors, meta)
+    save(path, written)
+    read = load(path)
+    assert same(read, written)
+    assert read.path == path
+    assert read_meta(path) == meta
+    content = path.read_bytes()
+    save(path, read)
+    assert path.read_bytes() == content
+
+
+def test_every_bit_of_a_float_survives(tmp_path: Path) -> None:
+    """NaN payloads, minus zero and denormals are bits like any other."""
+    bits = torch.tensor([0x7FC01234, -0x80000000, 1, -1, 0x7F800000], dtype=torch.int32)
+    save(tmp_path / "a", Checkpoint({"model.odd": bits.view(torch.float32)}, {}))
+    assert torch.equal(load(tmp_path / "a").tensors["model.odd"].view(torch.int32), bits)
+
+
+def test_views_and_parameters_are_stored_as_they_look(tmp_path: Path) -> None:
+    base = torch.arange(24.0).reshape(4, 6)
+    weight = torch.nn.Parameter(base.clone())
+    tensors = {"model.t": base.t(), "model.part": base[1:3, ::2], "model.weight": weight}
+    save(tmp_path / "a", Checkpoint(tensors, {}))
+    read = load(tmp_path / "a").tensors
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+    assert not any(tensor.requires_grad for tensor in read.values())
+    assert all(tensor.is_contiguous() for tensor in read.values())
+
+
+def test_safetensors_reads_our_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    tensors = {
+        f"model.{dtype}".replace("torch.", ""): a_tensor(dtype, [3, 2], 1) for dtype in DTYPES
+    }
+    tensors["model.scalar"] = torch.tensor(2.5)
+    tensors["model.empty"] = torch.zeros(0, 3)
+    save(path, Checkpoint(tensors, {"vocabulary": '\n "\\\u4e2d'}))
+    read = load_file(path)
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], tensors[name]) for name in tensors)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    assert list(metadata) == ["charrnn"]
+    info = json.loads(metadata["charrnn"])
+    assert info["meta"] == {"vocabulary": '\n "\\\u4e2d'}
+    assert info["format"] == checkpoint.FORMAT == 1
+    assert info["charrnn"] == __version__
+    assert info["torch"] == torch.__version__
+
+
+def read_by_the_book(path: Path) -> dict[str, Any]:
+    """Check a file as docs/reliability.md describes it, with nothing of ours."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    info: dict[str, Any] = json.loads(header["__metadata__"]["charrnn"])
+    assert content.count(info["sha256"].encode()) == 1
+    zeroed = content.replace(info["sha256"].encode(), b"0" * 64)
+    assert hashlib.sha256(zeroed).hexdigest() == info["sha256"]
+    return info
+
+
+def test_the_sha256_covers_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    # Things in the metadata that look like the checksum must not be taken for it.
+    meta = {"sha256": "0" * 64, "inner": {"sha256": "0" * 64}, "text": '\\"sha256\\":\\"'}
+    save(path, Checkpoint({"model.weight": torch.arange(5)}, meta))
+    assert read_by_the_book(path)["meta"] == meta
+    assert load(path).meta == meta
+
+
+def test_tensors_start_at_multiples_of_their_width(tmp_path: Path) -> None:
+    tensors = {f"model.{k}": a_tensor(dtype, [3], k) for k, dtype in enumerate(reversed(DTYPES))}
+    save(tmp_path / "a", Checkpoint(tensors, {}))
+    content = (tmp_path / "a").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    assert (8 + length) % 8 == 0
+    header = json.loads(content[8 : 8 + length])
+    for name, tensor in tensors.items():
+        assert header[name]["data_offsets"][0] % tensor.element_size() == 0
+
+
+def test_a_load_is_of_its_own_memory(tmp_path: Path) -> None:
+    save(tmp_path / "a", Checkpoint({"model.weight": torch.zeros(5), "model.b": torch.ones(3)}, {}))
+    first = load(tmp_path / "a")
+    first.tensors["model.weight"].fill_(7)
+    assert torch.equal(first.tensors["model.b"], torch.ones(3))
+    assert torch.equal(load(tmp_path / "a").tensors["model.weight"], torch.zeros(5))
+
+
+# What a caller may not store -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tensors", "meta", "match"),
+    [
+        ({"": torch.zeros(1)}, {}, "cannot be a tensor's name"),
+        ({'a"b': torch.zeros(1)}, {}, "cannot be a tensor's name"),
+        ({"__metadata__ ": torch.zeros(1)}, {}, "cannot be a tensor's name"),
+        ({"model.z": torch.zeros(1, dtype=torch.complex64)}, {}, r"'model\.z' cannot be stored"),
+        ({"model.z": torch.zeros([1] * 9)}, {}, r"'model\.z' cannot be stored"),
+        ({}, {"loss": float("nan")}, "not JSON compliant"),
+        ({}, {"vocabulary": "x" * 9_000_000}, "the header takes"),
+    ],
+)
+def test_what_has_no_place_in_the_format(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(ValueError, match=match):
+        save(tmp_path / "a", Checkpoint(tensors, meta))
+    assert list(tmp_path.iterdir()) == []
+
+
+# Fields ---------------------------------------------------------------------------
+
+
+def test_require_returns_the_field() -> None:
+    state = Checkpoint({}, {"step": 3, "rate": 1, "model": {"layers": 2}, "done": True})
+    assert state.require("step", int) == 3
+    assert isinstance(state.require("rate", float), float)
+    assert state.require("model", dict) == {"layers": 2}
+    assert state.require("done", bool) is True
+
+
+@pytest.mark.parametrize(
+    ("field", "kind", "match"),
+    [
+        ("position", int, r"^a\.safetensors: the checkpoint lacks the field 'position'$"),
+        ("done", int, r"field 'done' must be of type int, not bool$"),
+        ("step", str, r"field 'step' must be of type str, not int$"),
+        ("text", float, r"field 'text' must be of type float, not str$"),
+    ],
+)
+def test_require_names_file_and_field(field: str, kind: type, match: str) -> None:
+    meta = {"done": True, "step": 3, "text": "tale"}
+    with pytest.raises(CheckpointError, match=match):
+        Checkpoint({}, meta, path=Path("a.safetensors")).require(field, kind)
+
+
+# One line for each mistake ----------------------------------------------------------
+
+
+def message(path: Path) -> str:
+    """Return what ``load`` says of a file, without the path it starts with."""
+    with pytest.raises(CheckpointError) as caught:
+        load(path)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ")
+    assert text.isprintable()
+    return text.removeprefix(f"{path}: ")
+
+
+ADVICE = "; take another copy or an earlier checkpoint"
+
+
+def plain(header: object, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def inside(**fields: object) -> bytes:
+    """Return a file whose metadata has these fields instead of ours."""
+    info = {"charrnn": "1", "format": 1, "meta": {}, "sha256": "a" * 64, "torch": "2"}
+    info = {key: value for key, value in {**info, **fields}.items() if value != "absent"}
+    return plain({"__metadata__": {"charrnn": json.dumps(info)}})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "the file is empty"),
+        (b"abc", "not a checkpoint, or its beginning is damaged"),
+        (b"\x01" * 40, "not a checkpoint, or its beginning is damaged"),
+        (
+            b"To be, or not to be",
+            "a text, and charrnn reads only its own safetensors checkpoints",
+        ),
+        (
+            (900).to_bytes(8, "little") + b'{"a":1}',
+            "damaged: a header of 900 bytes in a file of 15 bytes is impossible",
+        ),
+        (plain(b"{nothing}"), "damaged: its header is not JSON"),
+        (plain(b'{"a":"\xff"}'), "damaged: its header is not JSON"),
+        (plain(b'{"a":NaN,"b":1}'), "damaged: its header holds NaN, which is not JSON"),
+        (plain(b'{"a":-Infinity}'), "damaged: its header holds -Infinity, which is not JSON"),
+        (plain(b'{"a":1,"a":1}'), "damaged: its header has the same key twice"),
+        (plain(b'{"a":' + b"[" * 99_999), "damaged: its header is nested too deeply"),
+        (plain(b'{"a":' + b"1" * 9_999 + b"}"), "damaged: its header is not JSON"),
+        (
+            plain({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}, b"\0"),
+            "a safetensors file, but not a checkpoint of charrnn: no 'charrnn' metadata",
+        ),
+        (
+            plain({"__metadata__": {"charrnn": "{}", "format": "pt"}}),
+            "damaged: 'charrnn' must be a string and the only metadata",
+        ),
+        (plain({"__metadata__": {"charrnn": "{"}}), "damaged: its metadata is not JSON"),
+        (
+            inside(torch="absent"),
+            "damaged: its metadata must have the fields charrnn, format, meta, sha256, torch",
+        ),
+        (inside(format=True), "damaged: its field 'format' must be of type int"),
+        (inside(meta=[]), "damaged: its field 'meta' must be of type dict"),
+        (inside(sha256="A" * 64), "damaged: its field 'sha256' must be 64 hexadecimal digits"),
+        (
+            inside(torch="a" * 64),
+            "damaged: the digits of its field 'sha256' must occur once",
+        ),
+        (inside(), "damaged: its SHA-256 does not match its contents"),
+        (inside(format=2), "damaged: its SHA-256 does not match its contents"),
+    ],
+)
+def test_what_is_said_of_a_file(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    assert message(path) == said + ADVICE
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"dtype": "F8_E4M3"}, "tensor 'model.weight' has an unknown dtype 'F8_E4M3'"),
+        ({"dtype": ["F32"]}, "tensor 'model.weight' has an unknown dtype ['F32']"),
+        ({"shape": [3, -1]}, "tensor 'model.weight' has an impossible shape [3, -1]"),
+        ({"shape": 3}, "tensor 'model.weight' has an impossible shape 3"),
+        ({"shape": [2**62, 0]}, f"tensor 'model.weight' has an impossible shape [{2**62}, 0]"),
+        ({"shape": [[3]]}, "tensor 'model.weight' has an impossible shape (nested)"),
+        ({"data_offsets": [0]}, "tensor 'model.weight' has impossible data_offsets [0]"),
+        (
+            {"data_offsets": [0, 12.0]},
+            "tensor 'model.weight' has impossible data_offsets [0, 12.0]",
+        ),
+        (
+            {"shape": [4]},
+            "tensor 'model.weight' has data_offsets that do not fit its shape and dtype",
+        ),
+        ({"extra": 1}, "tensor 'model.weight' must have dtype, shape and data_offsets"),
+        ({"data_offsets": [4, 16]}, "tensor 'model.weight' starts at 4, not 0"),
+        (
+            {"shape": [2], "data_offsets": [0, 8]},
+            "its tensors take 8 bytes, the file has 12 for them",
+        ),
+    ],
+)
+def test_what_is_said_of_a_tensor(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    path = tmp_path / "a.safetensors"
+    info = {"charrnn": "1", "format": 1, "meta": {}, "sha256": "a" * 64, "torch": "2"}
+    entry = {"dtype": "F32", "shape": [3], "data_offsets": [0, 12], **change}
+    header = {"__metadata__": {"charrnn": json.dumps(info)}, "model.weight": entry}
+    path.write_bytes(plain(header, bytes(12)))
+    assert message(path) == f"damaged: {said}{ADVICE}"
+
+
+def test_a_tensor_of_an_impossible_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    info = {"charrnn": "1", "format": 1, "meta": {}, "sha256": "a" * 64, "torch": "2"}
+    path.write_bytes(plain({"__metadata__": {"charrnn": json.dumps(info)}, "\x1b[2J\n": {}}))
+    assert message(path) == r"damaged: tensor '\x1b[2J\n' has an impossible name" + ADVICE
+
+
+def test_a_file_of_safetensors_itself(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.zeros(3)}, path, metadata={"format": "pt"})
+    assert message(path) == (
+        "a safetensors file, but not a checkpoint of charrnn: no 'charrnn' metadata" + ADVICE
+    )
+
+
+def test_a_newer_format_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.safetensors"
+    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    save(path, Checkpoint({"model.weight": torch.zeros(3)}, {}, {"charrnn": "9.9", "torch": "3"}))
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError) as caught:
+        load(path)
+    assert not isinstance(caught.value, DamagedCheckpointError)
+    assert str(caught.value) == (
+        f"{path}: written by charrnn '9.9' in format 2, and charrnn {__version__} reads "
+        "format 1 only: use the version that wrote it"
+    )
+
+
+def test_an_unreadable_disk_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+    save(path, Checkpoint({}, {}))
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(checkpoint, "_read_into", fail)
+    with pytest.raises(DamagedCheckpointError, match="damaged: Input/output error; take another"):
+        load(path)
+
+
+def test_a_path_that_is_not_printable_is_quoted(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        load(tmp_path / "a\n\x1b[31m")
+    assert str(caught.value).isprintable()
+    assert r"a\n\x1b[31m'" in str(caught.value)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    assert message(path) == "cannot read the checkpoint: No such file or directory"
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "open", refuse)  # root, too, may run this test
+    assert message(path) == "cannot read the checkpoint: Permission denied"
+
+
+# Finding -----------------------------------------------------------------------------
+
+
+def test_find_takes_a_file_or_a_folder(tmp_path: Path) -> None:
+    for name in ("best.safetensors", "last.safetensors", "other"):
+        (tmp_path / name).touch()
+    assert find(tmp_path) == tmp_path / "best.safetensors"
+    assert find(tmp_path, "last") == tmp_path / "last.safetensors"
+    assert find(str(tmp_path / "other")) == tmp_path / "other"
+
+
+def test_find_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere: no such checkpoint or run's folder$"):
+        find(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="a folder without a checkpoint: is it a run's"):
+        find(tmp_path)
+    last = tmp_path / "last.safetensors"
+    last.touch()
+    with pytest.raises(CheckpointError) as caught:
+        find(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: the run has no best.safetensors yet; {last} can be given instead"
+    )
+
+
+# Writing -------------------------------------------------------------------------------
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save(path, Checkpoint({}, {"step": 1}))
+    for call in ("write", "fsync", "replace"):
+
+        def fail(*_: object, **__: object) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(os, call, fail)
+        with pytest.raises(RunFolderError) as caught:
+            save(path, Checkpoint({}, {"step": 2}))
+        monkeypatch.undo()
+        assert str(caught.value) == f"{path}: cannot save: Input/output error"
+        assert list(tmp_path.iterdir()) == [path]
+        assert load(path).meta == {"step": 1}
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save(path, Checkpoint({}, {"step": 1}))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save(path, Checkpoint({}, {"step": 2}))
+    assert list(tmp_path.iterdir()) == [path]
+    assert load(path).meta == {"step": 1}
+
+
+def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operating system may write less than it was asked to."""
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, bytes(data[:100])))
+    state = Checkpoint({"model.weight": torch.arange(150)}, {})
+    save(tmp_path / "a", state)
+    assert same(load(tmp_path / "a"), state)
+
+
+def test_a_folder_that_cannot_be_synced_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    save(tmp_path / "a", Checkpoint({}, {"step": 2}))
+    assert load(tmp_path / "a").meta == {"step": 2}
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("missing/a", "No such file or directory"), ("file/a", "Not a directory")],
+)
+def test_a_place_that_cannot_be_written(tmp_path: Path, path: str, said: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFolderError) as caught:
+        save(tmp_path / path, Checkpoint({}, {}))
+    assert str(caught.value) == f"{tmp_path / path}: cannot save: {said}"
