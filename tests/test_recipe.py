@@ -1,0 +1,152 @@
+"""The rules' shape; which numbers they give is measured elsewhere and may change."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charrnn.config import CELL_NAMES, CellName, ModelConfig, TrainConfig
+from charrnn.errors import UsageError
+from charrnn.recipe import Choices, Schedule, choose, plan_validations
+
+CELLS = st.sampled_from(CELL_NAMES)
+DEVICES = st.sampled_from(["cpu", "cuda", "mps"])
+
+
+def choose_for(
+    device: str = "cpu", cell: CellName = "lstm", characters: int = 10_000, **choices: Any
+) -> tuple[ModelConfig, TrainConfig]:
+    return choose(
+        Choices(cell=cell, **choices), vocabulary=50, characters=characters, device=device
+    )
+
+
+class TestChoose:
+    @given(
+        cell=CELLS,
+        device=DEVICES,
+        vocabulary=st.integers(2, 200_000),
+        characters=st.integers(2, 10**11),
+    )
+    def test_there_are_defaults_for_everything(
+        self, cell: CellName, device: str, vocabulary: int, characters: int
+    ) -> None:
+        model, training = choose(
+            Choices(cell=cell), vocabulary=vocabulary, characters=characters, device=device
+        )
+        assert (model.cell, model.vocabulary) == (cell, vocabulary)
+        assert model.embedding <= vocabulary
+        assert training.minutes is not None
+        assert training.clip_norm is not None, "clipping by norm is the default"
+        assert training.precision == "fp32" or device != "cpu"
+        again = choose(
+            Choices(cell=cell), vocabulary=vocabulary, characters=characters, device=device
+        )
+        assert again == (model, training)
+
+    @pytest.mark.parametrize("device", ["cpu", "cuda"])
+    @pytest.mark.parametrize("cell", CELL_NAMES)
+    def test_what_the_user_gives_wins(self, device: str, cell: CellName) -> None:
+        model = {"layers": 3, "hidden": 17, "embedding": 5, "dropout": 0.11, "weight_drop": 0.13}
+        training = {
+            "batch_size": 19, "bptt": 23, "loss_last": 7, "lr": 0.0123, "weight_decay": 0.029,
+            "clip_norm": 0.31, "validate_every": 37, "patience": 41, "seed": 43,
+            "precision": "fp32",
+        }  # fmt: skip
+        chosen = choose_for(device, cell, budget={"epochs": 1.5}, model=model, training=training)
+        assert {name: getattr(chosen[0], name) for name in model} == model
+        assert {name: getattr(chosen[1], name) for name in training} == training
+        assert chosen[1].epochs == 1.5
+        assert chosen[1].minutes is None
+        assert chosen[1].steps is None
+
+    @given(cell=CELLS, device=DEVICES)
+    def test_none_leaves_a_number_to_the_rules(self, cell: CellName, device: str) -> None:
+        names = [
+            [field.name for field in dataclasses.fields(c)] for c in (ModelConfig, TrainConfig)
+        ]
+        nothing = [dict.fromkeys(each) for each in names]
+        chosen = choose_for(device, cell, model=nothing[0], training=nothing[1])
+        assert chosen == choose_for(device, cell)
+
+    @pytest.mark.parametrize("device", ["cpu", "cuda"])
+    def test_one_flag_moves_both_rates(self, device: str) -> None:
+        _, before = choose_for(device)
+        _, after = choose_for(device, training={"lr": 3 * before.lr})
+        assert after.lr_adam == pytest.approx(3 * before.lr_adam)
+
+    def test_clipping_by_value_takes_the_place_of_clipping_by_norm(self) -> None:
+        _, training = choose_for(training={"clip_value": 0.5})
+        assert (training.clip_norm, training.clip_value) == (None, 0.5)
+        with pytest.raises(UsageError, match="exclude each other"):
+            choose_for(training={"clip_value": 0.5, "clip_norm": 1.0})
+
+    def test_a_clip_norm_of_zero_turns_clipping_off(self) -> None:
+        _, training = choose_for(training={"clip_norm": 0.0})
+        assert (training.clip_norm, training.clip_value) == (None, None)
+
+    @pytest.mark.parametrize("name", ["minutes", "epochs", "steps"])
+    def test_a_budget_stands_alone(self, name: str) -> None:
+        _, training = choose_for(budget={name: 2})
+        budgets = {n: getattr(training, n) for n in ("minutes", "epochs", "steps")}
+        assert budgets == {"minutes": None, "epochs": None, "steps": None} | {name: 2}
+        with pytest.raises(UsageError, match="give one budget"):
+            choose_for(budget={"minutes": 1.0, "steps": 2, "epochs": 1.0})
+
+
+WARMUPS = st.integers(0, 1000)
+TOTALS = st.integers(1, 10**6)
+
+
+class TestSchedule:
+    @given(warmup=WARMUPS, total=TOTALS, steps=st.lists(st.integers(0, 10**6), max_size=9))
+    def test_is_a_pure_function_of_the_step(
+        self, warmup: int, total: int, steps: list[int]
+    ) -> None:
+        schedule = Schedule(warmup, total)
+        factors = {step: schedule.factor(step) for step in steps}
+        for step in reversed(steps):
+            assert Schedule(warmup, total).factor(step) == factors[step]
+            assert 0 < factors[step] <= 1
+
+    @given(warmup=st.integers(1, 300), total=st.none() | TOTALS)
+    def test_rises_then_holds_then_falls(self, warmup: int, total: int | None) -> None:
+        schedule = Schedule(warmup, total)
+        end = min(total or 2000, 2000)
+        factors = [schedule.factor(step) for step in range(end)]
+        top = factors.index(max(factors))
+        assert all(a <= b for a, b in pairwise(factors[: top + 1]))
+        assert all(a >= b for a, b in pairwise(factors[top:]))
+
+    @given(warmup=WARMUPS)
+    def test_reaches_the_peak_and_stays_until_there_is_a_plan(self, warmup: int) -> None:
+        unplanned = Schedule(warmup, None)
+        assert {unplanned.factor(step) for step in (warmup, warmup + 1, 10**9)} == {1.0}
+        # A plan made within the hold does not bend what has been.
+        total = 10 * warmup + 10
+        planned = Schedule(warmup, total)
+        for step in range(int(Schedule.HOLD * total)):
+            assert planned.factor(step) == unplanned.factor(step)
+
+    @given(total=st.integers(100, 10**6))
+    def test_ends_low_and_stays_there(self, total: int) -> None:
+        schedule = Schedule(0, total)
+        assert schedule.factor(total - 1) < Schedule.FLOOR + 0.01
+        assert schedule.factor(total + 5) == pytest.approx(Schedule.FLOOR)
+
+
+@given(total=TOTALS, per_step=st.integers(1, 10**5), held_out=st.integers(2, 10**10))
+def test_validations_are_some_and_cost_little(total: int, per_step: int, held_out: int) -> None:
+    every, characters = plan_validations(total, per_step, held_out)
+    assert 1 <= every <= total
+    assert total // every <= 20
+    assert 2 <= characters <= held_out
+    number = -(-total // every)  # with the one at the end
+    assert number >= min(total, 3)
+    # An eighth of the trained characters in all, but never too few to tell anything.
+    assert total // every * characters <= max(20 * 20_000, total * per_step / 8)
