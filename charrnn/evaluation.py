@@ -71,8 +71,11 @@ class Scores:
 
     @property
     def perplexity(self) -> float:
-        """Exponential of the nats per character."""
-        return math.exp(self.nats_per_char)
+        """Exponential of the nats per character; infinite beyond the largest float."""
+        try:
+            return math.exp(self.nats_per_char)
+        except OverflowError:
+            return math.inf
 
     @property
     def chars_per_second(self) -> float:

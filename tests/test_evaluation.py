@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from charrnn.config import CELL_NAMES, CellName, ModelConfig
+from charrnn.corpus import Part, scan
+from charrnn.evaluation import Interrupted, Scores, score, uniform_nats, unigram_nats
+from charrnn.model import CharModel
+from charrnn.run import load_model
+from charrnn.vocabulary import UNKNOWN, Vocabulary
+from tests.conftest import make_prose
+
+KNOWN = "abcdefgh \n紅樓夢é"
+#: Unicode's characters: all code points but the surrogates.
+UNICODE = 0x110000 - 0x800
+
+
+def make_part(folder: Path, text: str, files: int = 2) -> Part:
+    """Return a text in some files, with a character of each side left out of the part."""
+    framed = f"<{text}>"
+    names = []
+    for index in range(files):
+        path = folder / f"{index}.txt"
+        share = framed[len(framed) * index // files : len(framed) * (index + 1) // files]
+        path.write_bytes(share.encode())
+        names.append(str(path))
+    return scan(names).part(1, len(framed) - 1)
+
+
+def make_text(length: int, alphabet: str = KNOWN + "☃\U0001f600") -> str:
+    return "".join(random.Random(length).choices(alphabet, k=length))
+
+
+def vocabulary() -> Vocabulary:
+    return Vocabulary.from_counts(Counter(map(ord, KNOWN)), "utf-8", 1)
+
+
+def make_model(cell: CellName = "lstm", size: int = len(KNOWN) + 1) -> CharModel:
+    """Return a model in float64, in training mode, with dropout that must not act."""
+    torch.manual_seed(3)
+    config = ModelConfig(
+        cell=cell, vocabulary=size, layers=2, hidden=6, embedding=4, dropout=0.5, weight_drop=0.5
+    )
+    model = CharModel(config).double()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3)
+    return model
+
+
+def naive_nats(model: CharModel, text: str, vocabulary: Vocabulary) -> list[float]:
+    """Return the price of every character but the first, by the definition."""
+    model.eval()
+    hidden = model.initial_hidden(1)
+    prices = []
+    with torch.no_grad():
+        for character, following in pairwise(text):
+            x_TB = torch.tensor([[int(vocabulary.encode(character)[0])]])
+            logits_TBV, hidden = model(x_TB, hidden)
+            p_V = torch.softmax(logits_TBV[0, 0], dim=0).tolist()
+            if following in vocabulary.characters:
+                prices.append(-math.log(p_V[1 + vocabulary.characters.index(following)]))
+            else:
+                outside = UNICODE - len(vocabulary.characters)
+                prices.append(-math.log(p_V[UNKNOWN] / outside))
+    model.train()
+    return prices
+
+
+class TestScore:
+    @pytest.mark.parametrize("cell", CELL_NAMES)
+    def test_equals_the_definition(self, tmp_path: Path, cell: CellName) -> None:
+        text = make_text(331)
+        scores = score(make_model(cell), make_part(tmp_path, text), vocabulary(), window=17)
+        prices = naive_nats(make_model(cell), text, vocabulary())
+        assert scores.characters == len(prices) == 330
+        assert scores.nats == pytest.approx(sum(prices), rel=1e-12)
+        assert scores.nats_per_char == pytest.approx(sum(prices) / 330, rel=1e-12)
+        assert scores.unknown == sum(c not in KNOWN for c in text[1:])
+        assert scores.unknown > 0
+        assert scores.bytes == len(text[1:].encode())
+
+    def test_units_follow_from_nats_characters_and_bytes(self) -> None:
+        scores = Scores(nats=200 * math.log(2), characters=100, unknown=0, bytes=250, seconds=0.5)
+        assert scores.nats_per_char == pytest.approx(2 * math.log(2))
+        assert scores.bits_per_char == pytest.approx(2)
+        assert scores.bits_per_byte == pytest.approx(0.8)
+        assert scores.perplexity == pytest.approx(4)
+        assert scores.chars_per_second == pytest.approx(200)
+
+    def test_a_score_beyond_all_numbers_is_infinite(self) -> None:
+        assert (
+            Scores(nats=1e6, characters=10, unknown=0, bytes=10, seconds=1).perplexity == math.inf
+        )
+
+    @pytest.mark.parametrize("length", [2, 3, 17, 18, 19, 100])
+    def test_does_not_depend_on_the_window(self, tmp_path: Path, length: int) -> None:
+        part = make_part(tmp_path, make_text(length))
+        model = make_model()
+        exact = score(model, part, vocabulary(), lanes=1, window=1)
+        assert exact.characters == length - 1
+        for window in (2, 17, 99, 1000):
+            other = score(model, part, vocabulary(), lanes=1, window=window)
+            assert other.nats == pytest.approx(exact.nats, rel=1e-9)
+            assert other.characters == length - 1
+
+    @pytest.mark.parametrize("length", [2, 3, 11, 40])
+    def test_counts_every_prediction_in_any_number_of_lanes(
+        self, tmp_path: Path, length: int
+    ) -> None:
+        text = make_text(length)
+        part = make_part(tmp_path, text)
+        # Without weights from state to state and from the head, p depends on nothing:
+        # whatever the lanes, the sum shows which characters were counted how often.
+        model = make_model()
+        with torch.no_grad():
+            model.head.weight.zero_()
+            model.head.bias.copy_(torch.arange(len(KNOWN) + 1).double().sqrt())
+        expected = sum(naive_nats(model, text, vocabulary()))
+        for lanes in range(1, length + 3):
+            for window in (1, 3, 100):
+                scores = score(model, part, vocabulary(), lanes=lanes, window=window)
+                assert scores.nats == pytest.approx(expected, rel=1e-12)
+                assert scores.characters == length - 1
+                assert scores.unknown == sum(c not in KNOWN for c in text[1:])
+
+    @pytest.mark.parametrize("window", [1, 16, 1000])
+    def test_two_short_lanes_are_exact(self, tmp_path: Path, window: int) -> None:
+        # The second one's warm-up reaches back to the text's first character.
+        part = make_part(tmp_path, make_text(401))
+        exact = score(make_model(), part, vocabulary(), lanes=1)
+        scores = score(make_model(), part, vocabulary(), lanes=2, window=window)
+        assert scores.nats == pytest.approx(exact.nats, rel=1e-9)
+
+    @pytest.mark.parametrize("lanes", [2, 7, 16])
+    def test_lanes_of_a_trained_model_are_within_a_thousandth_of_a_nat(
+        self, tmp_path: Path, trained: Path, lanes: int
+    ) -> None:
+        path = tmp_path / "text"
+        path.write_text(make_prose(6007, seed=2))
+        corpus = scan([str(path)])
+        model, words, _ = load_model(trained, torch.device("cpu"))
+        exact = score(model, corpus.part(0, 6007), words, lanes=1)
+        scores = score(model, corpus.part(0, 6007), words, lanes=lanes)
+        assert exact.nats_per_char < 2, "the model has learnt something to forget"
+        assert scores.nats_per_char == pytest.approx(exact.nats_per_char, abs=0.001)
+
+    def test_an_unknown_character_costs_its_symbol_and_its_spelling(self, tmp_path: Path) -> None:
+        model = make_model()
+        with torch.no_grad():
+            model.head.weight.zero_()
+            model.head.bias.zero_()
+            model.head.bias[UNKNOWN] = math.log(len(KNOWN))  # as likely as all the others together
+        scores = score(model, make_part(tmp_path, "a☃☃b"), vocabulary())
+        spelling = math.log(1_114_112 - 2_048 - len(KNOWN))
+        symbol, known = math.log(2), math.log(2 * len(KNOWN))
+        assert scores.nats == pytest.approx(2 * (symbol + spelling) + known, rel=1e-12)
+        assert scores.unknown == 2
+
+    def test_bytes_know_everything(self, tmp_path: Path) -> None:
+        path = tmp_path / "noise"
+        data = random.Random(1).randbytes(97)
+        path.write_bytes(data)
+        part = scan([str(path)], "bytes").part(0, 97)
+        model = make_model(size=256)
+        with torch.no_grad():
+            model.head.weight.zero_()
+            model.head.bias.zero_()
+        scores = score(model, part, Vocabulary.of_bytes())
+        assert (scores.characters, scores.bytes, scores.unknown) == (96, 96, 0)
+        assert scores.bits_per_char == pytest.approx(8)
+        assert scores.bits_per_byte == pytest.approx(8)
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_touches_nothing_of_the_training(self, tmp_path: Path, training: bool) -> None:
+        part = make_part(tmp_path, make_text(50))
+        model = make_model().train(training)
+        for weight in model.parameters():
+            weight.grad = torch.ones_like(weight)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        random_state = torch.get_rng_state()
+        score(model, part, vocabulary(), lanes=3)
+        assert model.training is training
+        assert model.dropout.training is training
+        assert torch.equal(torch.get_rng_state(), random_state)
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, before[name])
+        for weight in model.parameters():
+            assert weight.grad is not None
+            assert (weight.grad == 1).all()
+            assert weight.requires_grad
+
+    def test_stops_between_windows_when_asked(self, tmp_path: Path) -> None:
+        part = make_part(tmp_path, make_text(50))
+        model = make_model()
+        asked: list[None] = []
+
+        def stop_at_the_third() -> bool:
+            asked.append(None)
+            return len(asked) == 3
+
+        with pytest.raises(Interrupted):
+            score(model, part, vocabulary(), window=7, should_stop=stop_at_the_third)
+        assert len(asked) == 3
+        assert model.training
+
+
+class TestBaselines:
+    def test_uniform_is_the_logarithm_of_the_symbols(self) -> None:
+        assert uniform_nats(Vocabulary.of_bytes()) == pytest.approx(8 * math.log(2))
+        assert uniform_nats(vocabulary()) == pytest.approx(math.log(len(KNOWN) + 1))
+
+    def test_unigram_equals_the_computation_by_hand(self) -> None:
+        # Symbols: unknown (for z, seen once), a, b. Smoothed counts: 2, 6, 4 of 12.
+        train = {ord("a"): 5, ord("b"): 3, ord("z"): 1}
+        words = Vocabulary.from_counts(train, "utf-8", 2)
+        held_out = {ord("a"): 2, ord("y"): 1, ord("z"): 1}
+        expected = (2 * math.log(12 / 6) + 2 * (math.log(12 / 2) + math.log(UNICODE - 2))) / 4
+        assert unigram_nats(train, held_out, words) == pytest.approx(expected, rel=1e-12)
+
+    def test_unigram_of_bytes(self) -> None:
+        train = {0: 3, 255: 1}
+        expected = (math.log(260 / 4) + 2 * math.log(260 / 1)) / 3
+        value = unigram_nats(train, {0: 1, 7: 2}, Vocabulary.of_bytes())
+        assert value == pytest.approx(expected, rel=1e-12)
