@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -61,6 +64,8 @@ def _run(arguments: list[str]) -> int:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "charrnn"
         return _fail(f"{error.format_message()} ({command} --help lists what there is)", 2)
+    except _Stopped as stopped:
+        return 128 + int(stopped.args[0])
     except (KeyboardInterrupt, typer.Abort):
         return 128 + signal.SIGINT
     except BrokenPipeError:
@@ -108,28 +113,70 @@ def _say(message: str) -> None:
     print(message, file=sys.stderr)
 
 
+class _Stopped(BaseException):
+    """A signal came before there was anything to save."""
+
+
 class _StopSignals:
-    """Notes the first SIGINT or SIGTERM for the training loop; leaves at once on the second."""
+    """SIGINT, SIGTERM and SIGHUP end a training in order.
+
+    Before the training begins there is nothing to save, and the command ends where it
+    is. From ``defer`` on the first signal is noted, for the loop to stop at a step's
+    edge. A second one leaves at once, however long a product or a save takes: a thread
+    watches for it, because Python's handlers wait until such a call returns.
+    """
+
+    #: A terminal and a wrapper may both pass on the same Ctrl-C, and ``timeout`` sends its
+    #: signal twice: what comes within this many seconds is one signal.
+    SAME = 0.3
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._deferred = False
 
     def __enter__(self) -> _StopSignals:
-        self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {
+            number: signal.signal(number, self._note)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(number) is not signal.SIG_IGN  # as nohup asks for
+        }
+        reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        threading.Thread(target=self._leave_on_second, args=(reader,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(-1)
+        os.close(self._writer)
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self.received is not None:
-            os._exit(128 + number)
-        self.received = signal.Signals(number)
+    def defer(self) -> None:
+        """From now on only note the first signal."""
+        self._deferred = True
 
     def reason(self) -> str | None:
         """Return the name of the signal that came, if any."""
         return self.received.name if self.received else None
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.received = self.received or signal.Signals(number)
+        if not self._deferred:
+            raise _Stopped(number)
+
+    def _leave_on_second(self, reader: int) -> None:
+        first = math.inf
+        with open(reader, "rb", buffering=0) as signals:
+            while data := signals.read(1):
+                if data[0] not in self._before:
+                    continue
+                now = time.monotonic()
+                first = min(first, now)
+                if now - first > self.SAME:
+                    if sys.stderr.isatty():
+                        os.write(2, b"\x1b[?25h\n")  # the live display had hidden the cursor
+                    os._exit(128 + data[0])
 
 
 def _show_version(wanted: bool) -> None:
@@ -202,18 +249,21 @@ def train(
         list[str] | None, typer.Option(help="Validate on this text (default: the end of TEXT).")
     ] = None,
     valid_share: Annotated[
-        float, typer.Option(help="Share of the text held out to validate; 0: none.")
-    ] = 0.1,
+        float | None,
+        typer.Option(help="Share of the text held out to validate (default 0.1; 0: none)."),
+    ] = None,
     test_share: Annotated[
-        float, typer.Option(help="Share at the very end that training never sees.")
-    ] = 0.0,
+        float | None,
+        typer.Option(help="Share at the very end that training never sees (default 0)."),
+    ] = None,
     validate_every: Annotated[int | None, typer.Option(help="Steps between validations.")] = None,
     patience: Annotated[
         int | None, typer.Option(help="Stop after N validations without a new best.")
     ] = None,
     encoding: Annotated[
-        str, typer.Option(help="Of the text; bytes takes any file as 256 symbols.")
-    ] = "utf-8",
+        str | None,
+        typer.Option(help="Of the text (default utf-8); bytes takes any file as 256 symbols."),
+    ] = None,
     min_count: Annotated[
         int | None, typer.Option(help="Rarer characters become the unknown symbol.")
     ] = None,
@@ -226,7 +276,9 @@ def train(
     run: Annotated[
         Path | None, typer.Option(help="The run's folder (default: checkpoints/TEXT-CELL).")
     ] = None,
-    keep: Annotated[int, typer.Option(help="Earlier checkpoints to keep beside the last.")] = 1,
+    keep: Annotated[
+        int | None, typer.Option(help="Earlier checkpoints to keep beside the last (default 1).")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --run, exactly.")
     ] = False,
@@ -264,10 +316,16 @@ def train(
         "seed": seed,
         "precision": None if precision == "auto" else precision,
     }
-    if keep < 0:
+    reading = {
+        "encoding": encoding,
+        "valid_share": valid_share,
+        "test_share": test_share,
+        "min_count": min_count,
+    }
+    if keep is not None and keep < 0:
         raise UsageError(f"--keep must be 0 or above, not {keep}")
     if resume:
-        fixed = {**model, **training, "cell": cell, "min_count": min_count, "valid": valid}
+        fixed = {**model, **training, **reading, "cell": cell, "valid": valid}
         fixed["init_from"] = init_from
         given = [name for name, value in fixed.items() if value is not None]
         for name in given:
@@ -279,44 +337,50 @@ def train(
                 )
         if run is None:
             raise UsageError("--resume needs --run DIR, the folder of the run to go on with")
-    text = TextChoices(
-        texts=tuple(texts or ()),
-        encoding=encoding,
-        valid=tuple(valid or ()),
-        valid_share=valid_share,
-        test_share=test_share,
-        min_count=min_count,
-    )
+    text = TextChoices(texts=tuple(texts or ()), valid=tuple(valid or ()), **recipe.given(reading))
     choices = recipe.Choices(cell=cell or "lstm", budget=budget, model=model, training=training)
     # Every number is checked before torch is imported and before anything is written.
     recipe.choose(choices, vocabulary=2, characters=2, device="cpu")
 
-    from charrnn.corpus import spool
-    from charrnn.run import choose_device
-    from charrnn.run import resume as resume_run
-    from charrnn.run import start as start_run
-    from charrnn.runfolder import RunFolder
-
-    where = choose_device(device)
     command = "charrnn " + " ".join(sys.argv[1:])
     with contextlib.ExitStack() as stack:
-        if resume:
-            assert run is not None
-            folder = stack.enter_context(RunFolder.open_existing(run, keep, command))
-            changes = {**budget, **recipe.given({"lr": lr, "patience": patience})}
-            old = resume_run(folder, device=where, changes=changes, texts=text.texts)
-            return _train(old, as_json=as_json, quiet=quiet)
-        folder = stack.enter_context(
-            RunFolder.create(run or _default_run(text, choices), keep, command)
-        )
+        stop = stack.enter_context(_StopSignals())
+
+        from charrnn.corpus import spool
+        from charrnn.run import choose_device
+        from charrnn.run import resume as resume_run
+        from charrnn.run import start as start_run
+        from charrnn.runfolder import RunFolder
+
+        where = choose_device(device)
+        path = run or _default_run(text, choices)
+        take = RunFolder.open_existing if resume else RunFolder.create
+        folder = stack.enter_context(take(path, 1 if keep is None else keep, command))
         spooled = None
         if "-" in text.texts:
             spooled = spool(sys.stdin.buffer)
             stack.callback(spooled.unlink, missing_ok=True)
-        new = start_run(
-            choices, text, folder=folder, device=where, init_from=init_from, spooled=spooled
+        if not resume:
+            new = start_run(
+                choices, text, folder=folder, device=where, init_from=init_from, spooled=spooled
+            )
+            return _train(new, stop, as_json=as_json, quiet=quiet)
+        old = resume_run(
+            folder,
+            device=None if device == "auto" else where,
+            changes={**budget, **recipe.given({"lr": lr, "patience": patience})},
+            texts=text.texts,
+            spooled=spooled,
+            keep=keep,
         )
-        return _train(new, as_json=as_json, quiet=quiet)
+        if old.is_finished and not as_json:
+            _say(
+                f"{path}: finished already, after {old.progress.step:,} steps: "
+                "a larger --minutes, --epochs, --steps or --patience goes on"
+            )
+            print(path)
+            return 0
+        return _train(old, stop, as_json=as_json, quiet=quiet)
 
 
 @app.command()
@@ -485,27 +549,27 @@ def _write(vocabulary: Vocabulary, symbols: list[int]) -> None:
         print(vocabulary.decode(symbols), end="", flush=True)
 
 
-def _train(run: Run, *, as_json: bool, quiet: bool) -> int:
+def _train(run: Run, stop: _StopSignals, *, as_json: bool, quiet: bool) -> int:
     """Drive a run to its end, showing it; return the exit code."""
     from charrnn.display import open_display
     from charrnn.training import Finished
     from charrnn.training import train as events
 
     display = open_display(as_json=as_json, quiet=quiet)
-    with _StopSignals() as stop:
-        closed: list[BrokenPipeError] = []
-        try:
-            display.start(run)
-            for event in events(run, lambda: "a closed pipe" if closed else stop.reason()):
-                try:
-                    display.show(event)
-                except BrokenPipeError as error:
-                    # Whoever read the JSON lines has left: stop as for a signal, state saved.
-                    closed.append(error)
-                if isinstance(event, Finished) and not event.complete and stop.received:
-                    return 128 + stop.received
-        finally:
-            display.close()
+    closed: list[OSError] = []
+    try:
+        display.start(run)
+        stop.defer()
+        for event in events(run, lambda: "a closed output" if closed else stop.reason()):
+            try:
+                display.show(event)
+            except OSError as error:
+                # Whoever read has left, or the terminal is gone: stop as for a signal.
+                closed.append(error)
+            if isinstance(event, Finished) and not event.complete and stop.received:
+                return 128 + stop.received
+    finally:
+        display.close()
     if closed:
         raise closed[0]
     if not as_json:

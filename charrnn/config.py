@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self
+from dataclasses import MISSING, asdict, dataclass, fields
+from types import UnionType
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from charrnn.errors import UsageError
 
@@ -17,6 +18,7 @@ __all__ = [
     "CELL_NAMES",
     "CellName",
     "ModelConfig",
+    "Record",
     "SampleConfig",
     "TextChoices",
     "TrainConfig",
@@ -60,29 +62,53 @@ def _check(config: Any, rules: dict[str, str], flags: dict[str, str] | None = No
             raise UsageError(f"{flag} must be {rule}, not {value}")
 
 
-class _FromDict:
-    """Build a config from a JSON object, naming what does not fit."""
+class Record:
+    """A dataclass that a checkpoint keeps as a JSON object."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Return the config whose fields are ``values``.
+        """Return the record whose fields are ``values``.
+
+        A field that has a default may be missing: a later version may have added it.
 
         Raises:
-            UsageError: a field is missing, unknown, or has an impossible value.
+            ValueError: a field is missing, unknown, or of another type; the message names it.
+            UsageError: a field has an impossible value.
         """
-        names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
-        for name in sorted(names ^ set(values)):
-            word = "missing" if name in names else "unknown"
-            raise UsageError(f"{word} field {name!r} in {cls.__name__}")
-        return cls(**values)
+        kinds = get_type_hints(cls)
+        for name, value in values.items():
+            if name not in kinds:
+                raise ValueError(f"{name!r} is unknown")
+            if not _fits(value, kinds[name]):
+                raise ValueError(f"{name!r} cannot be {ascii(value)[:60]}")
+        for field in fields(cls):  # type: ignore[arg-type]
+            if field.name not in values and field.default is MISSING:
+                raise ValueError(f"{field.name!r} is missing")
+        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON object."""
         return asdict(self)  # type: ignore[call-overload,no-any-return]
 
 
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a JSON value is of a type; a list stands for a tuple, an int for a float."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is None:
+        finite = not isinstance(value, float) or math.isfinite(value)
+        return finite and (type(value) is kind or (kind is float and type(value) is int))
+    if origin is Literal:
+        return value in parts
+    if origin is UnionType:
+        return any(_fits(value, part) for part in parts)
+    # What remains is tuple[X, ...] and tuple[X, X].
+    if not isinstance(value, list) or (parts[-1] is not ... and len(value) != len(parts)):
+        return False
+    return all(_fits(item, parts[0]) for item in value)
+
+
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig(_FromDict):
+class ModelConfig(Record):
     """The shape of a model; with a vocabulary it is all that the weights need."""
 
     cell: CellName
@@ -109,7 +135,7 @@ class ModelConfig(_FromDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(_FromDict):
+class TrainConfig(Record):
     """How a model is trained. Exactly one of minutes, epochs and steps is the budget."""
 
     batch_size: int

@@ -183,7 +183,7 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
         f"{duration(progress.seconds)}{best}"
     )
     if not event.complete:
-        yield f"go on with: charrnn train --run {run.folder.path} --resume"
+        yield f"go on with: {run.command()}"
 
 
 class _Quiet:
@@ -231,6 +231,7 @@ class _JsonLines:
                 seconds=progress.seconds,
                 best_nats_per_char=progress.best_nats,
                 best_step=progress.best_step,
+                go_on=None if event.complete else self.run.command(),
             )
         else:
             fields = {name: str(v) if name == "path" else v for name, v in asdict(event).items()}

@@ -6,19 +6,22 @@ folder holds, exactly as it was; ``training.train`` then drives it.
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from charrnn import recipe
-from charrnn.checkpoint import Checkpoint, find, load
-from charrnn.config import ModelConfig, TextChoices, TrainConfig
+from charrnn.cells import CELLS
+from charrnn.checkpoint import Checkpoint, find, load, shown
+from charrnn.config import ModelConfig, Record, TextChoices, TrainConfig
 from charrnn.corpus import Corpus, Part, embedded_corpus, scan, split
-from charrnn.errors import CharrnnError, CheckpointError, CorpusError, UsageError
+from charrnn.errors import CheckpointError, CorpusError, NonFiniteError, UsageError, VocabularyError
 from charrnn.evaluation import uniform_nats, unigram_nats
 from charrnn.model import CharModel
 from charrnn.optimiser import MuonAdamW
@@ -30,15 +33,20 @@ from charrnn.vocabulary import Vocabulary
 __all__ = [
     "Progress",
     "Run",
+    "TextRecord",
     "choose_device",
     "load_model",
     "resume",
     "start",
 ]
 
+R = TypeVar("R", bound=Record)
+
+BUDGETS = ("minutes", "epochs", "steps")
+
 
 @dataclass
-class Progress:
+class Progress(Record):
     """How far a run has come: all of a run's state that is no tensor."""
 
     step: int = 0
@@ -50,7 +58,9 @@ class Progress:
     planned_steps: int | None = None
     """Updates of the whole run; None until a budget in minutes has been planned."""
     validate_every: int | None = None
+    """Steps between validations."""
     validate_characters: int | None = None
+    """Characters of the held-out part that a validation scores."""
     validated_step: int | None = None
     """Step of the latest validation."""
     best_nats: float | None = None
@@ -62,10 +72,37 @@ class Progress:
     """Running mean of the training loss, nats per character."""
     spike_step: int | None = None
     """Step of the loss spike that was told."""
-    sums: dict[str, float] = field(
-        default_factory=lambda: {"loss": 0.0, "characters": 0, "norm": 0.0, "clipped": 0}
-    )
-    """Of the updates since the last row of the log."""
+    row_loss: float = 0.0
+    """Nats, of all updates since the last row of the log; so are those below."""
+    row_characters: int = 0
+    row_norm: float = 0.0
+    row_clipped: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            least = {"validate_every": 1, "validate_characters": 2}.get(name, 0)
+            if type(value) is int and value < least:
+                raise ValueError(f"{name} is {value}, less than {least}")
+        if not 0 <= self.seconds < 1e10:
+            raise ValueError(f"seconds is {self.seconds}")
+
+
+@dataclass(frozen=True)
+class TextRecord(Record):
+    """Which text a run reads and how it is divided, so that a resumed run reads the same."""
+
+    texts: tuple[str, ...]
+    """Absolute paths, or "-"; none: the embedded corpus."""
+    encoding: str
+    fingerprint: str
+    characters: int
+    train: tuple[int, int]
+    """The part's first character, and the one after its last; so are those below."""
+    valid: tuple[int, int] | None
+    test: tuple[int, int] | None
+    valid_texts: tuple[str, ...]
+    """Absolute paths of the texts to validate on, if they are others."""
+    valid_fingerprint: str | None
 
 
 @dataclass
@@ -81,18 +118,55 @@ class Run:
     update: Update
     progress: Progress
     folder: RunFolder
-    text_meta: dict[str, Any]
-    """The text's identity, kept in every checkpoint."""
+    text: TextRecord
     baselines: dict[str, float]
     """Nats per character of guesses that learn nothing: uniform, unigram."""
     notes: list[str]
     """What the user should know, a sentence each."""
     resumed: bool = False
+    saved_step: int | None = None
+    """Step of the last checkpoint that was written or read."""
 
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
         return self.model.head.weight.device
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether the last validations, as many as ``patience``, brought no new best."""
+        patience = self.config.patience
+        return patience is not None and self.progress.validations_since_best >= patience
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is no update left to do."""
+        planned = self.progress.planned_steps
+        return self.is_out_of_patience or (planned is not None and self.progress.step >= planned)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do: no update, and no validation after the last."""
+        return self.is_over and (
+            self.valid is None or self.progress.validated_step == self.progress.step
+        )
+
+    def command(self, *options: str) -> str:
+        """Return the command line that goes on with this run."""
+        text = ["TEXT"] if "-" in self.text.texts else []
+        return shlex.join(
+            ["charrnn", "train", *text, "--run", str(self.folder.path), "--resume", *options]
+        )
+
+    def way_back(self) -> str:
+        """Return what to do once a number is not finite."""
+        lower = f"{self.config.lr / 2:g}"
+        if self.saved_step is None:
+            return f"nothing was saved before: start again with --lr {lower}"
+        return (
+            f"the last good checkpoint is {self.folder.path / 'last.safetensors'} of step "
+            f"{self.saved_step:,}: go on from it with: {self.command('--lr', lower)}"
+        )
 
     def schedule(self) -> recipe.Schedule:
         """Return the learning rate's schedule as planned by now."""
@@ -102,20 +176,19 @@ class Run:
         """Write the complete state as the run's last checkpoint; return its path.
 
         Raises:
+            NonFiniteError: the state holds a number that is none; nothing is written.
             RunFolderError: the file could not be written; the earlier ones stay.
         """
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for name, tensor in self.update.optimiser.state().items():
             tensors[f"optimiser.{name}"] = tensor
-        for layer, (cell, state) in enumerate(
-            zip(self.model.layers(), self.update.hidden, strict=True)
-        ):
-            for name, part_BH in zip(cell.states, state, strict=True):
-                tensors[f"hidden.{layer}.{name}"] = part_BH
+        tensors |= _named_hidden(self)
         tensors["generator.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["generator.cuda"] = torch.cuda.get_rng_state(self.device)
-        return self.folder.save_last(self._checkpoint(tensors), self.progress.step)
+        path = self.folder.save_last(self._checkpoint(tensors), self.progress.step)
+        self.saved_step = self.progress.step
+        return path
 
     def save_best(self) -> Path:
         """Write the weights alone as the run's best checkpoint; return its path."""
@@ -127,11 +200,20 @@ class Run:
             "model": self.model.config.to_dict(),
             "vocabulary": self.vocabulary.to_json(),
             "training": self.config.to_dict(),
-            "text": self.text_meta,
-            "progress": asdict(self.progress),
-            "baselines": self.baselines,
+            "text": self.text.to_dict(),
+            "progress": self.progress.to_dict(),
+            "keep": self.folder.keep,
+            "device": self.device.type,
+            "threads": torch.get_num_threads(),
         }
-        return Checkpoint({name: tensor.detach().cpu() for name, tensor in tensors.items()}, meta)
+        saved = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        for name, tensor in saved.items():
+            if not torch.isfinite(tensor).all():
+                raise NonFiniteError(
+                    f"{name} is not finite after step {self.progress.step:,}, and was not saved; "
+                    f"{self.way_back()}"
+                )
+        return Checkpoint(saved, meta)
 
 
 def choose_device(name: str) -> torch.device:
@@ -174,21 +256,20 @@ def start(
     Raises:
         CharrnnError: a choice, the text, the checkpoint or the folder is not usable.
     """
-    names = [str(spooled) if name == "-" else name for name in text.texts]
-    corpus = scan(names or embedded_corpus(), text.encoding)
+    corpus = scan(_readable(text.texts, spooled) or embedded_corpus(), text.encoding)
     train, valid, test, valid_corpus = _divide(corpus, text)
     counts = train.counts()
     notes = list(corpus.notes)
     if spooled is not None:
         notes.append("standard input cannot be read again: to resume, give the text as a file")
-    given_model, vocabulary, weights = choices.model, None, None
+    vocabulary, weights = None, dict[str, Tensor]()
     if init_from is not None:
         loaded = load(find(init_from))
         model_config, vocabulary = _described(loaded, init_from)
         _refuse_other_shape(choices, model_config)
         weights = _prefixed(loaded.tensors, "model.")
-        given_model = {**model_config.to_dict(), **recipe.given(choices.model)}
-        choices = replace(choices, cell=model_config.cell, model=given_model)
+        model_choices = {**model_config.to_dict(), **recipe.given(choices.model)}
+        choices = replace(choices, cell=model_config.cell, model=model_choices)
         notes.append(_coverage(counts, vocabulary, init_from))
     if vocabulary is None:
         vocabulary = (
@@ -196,55 +277,67 @@ def start(
             if text.encoding == "bytes"
             else Vocabulary.from_counts(counts, text.encoding, text.min_count)
         )
+    if vocabulary.size < 2:
+        raise VocabularyError(
+            f"no character occurs {vocabulary.min_count} times in the training part: "
+            "give a smaller --min-count"
+        )
     shape, config = recipe.choose(
         choices, vocabulary=vocabulary.size, characters=train.characters, device=device.type
     )
-    if device.type == "cpu" and config.precision == "bf16":
-        raise UsageError("--precision bf16 needs a GPU; leave it out")
+    _refuse_bf16_without_gpu(config, device)
     lanes, window, said = fit_lanes(train.characters, config.batch_size, config.bptt)
     if said:
         notes.append(said)
     loss_last = min(config.loss_last, window) if config.loss_last else None
     config = replace(config, batch_size=lanes, bptt=window, loss_last=loss_last)
+    _refuse_too_large(shape, config, device)
 
     torch.manual_seed(config.seed)
-    model = CharModel(shape)
-    if weights is not None:
-        model.load_state_dict(weights)
-    text_meta = {
-        "texts": [str(Path(name).absolute()) if name != "-" else name for name in text.texts],
-        "encoding": text.encoding,
-        "fingerprint": corpus.fingerprint,
-        "characters": corpus.characters,
-        "train": [train.start, train.stop],
-        "valid": [valid.start, valid.stop] if valid else None,
-        "test": [test.start, test.stop] if test else None,
-        "valid_texts": [str(Path(name).absolute()) for name in text.valid],
-        "valid_fingerprint": valid_corpus.fingerprint if valid_corpus else None,
-    }
-    baselines = {"uniform": uniform_nats(vocabulary)}
-    if valid is not None:
-        baselines["unigram"] = unigram_nats(counts, valid.counts(), vocabulary)
+    model = _with_weights(shape, weights, init_from) if init_from else CharModel(shape)
+    record = TextRecord(
+        texts=_absolute(text.texts),
+        encoding=text.encoding,
+        fingerprint=corpus.fingerprint,
+        characters=corpus.characters,
+        train=(train.start, train.stop),
+        valid=(valid.start, valid.stop) if valid else None,
+        test=(test.start, test.stop) if test else None,
+        valid_texts=_absolute(text.valid),
+        valid_fingerprint=valid_corpus.fingerprint if valid_corpus else None,
+    )
     return _assemble(
-        model.to(device), vocabulary, config, train, valid, Progress(), folder, text_meta,
-        baselines, notes,
-    )  # fmt: skip
+        model.to(device),
+        vocabulary,
+        config,
+        train,
+        valid,
+        counts,
+        Progress(),
+        folder,
+        record,
+        notes,
+    )
 
 
 def resume(
     folder: RunFolder,
     *,
-    device: torch.device,
+    device: torch.device | None,
     changes: Mapping[str, Any],
     texts: Sequence[str] = (),
+    spooled: Path | None = None,
+    keep: int | None = None,
 ) -> Run:
     """Put the run in a folder together again, exactly as its last checkpoint has it.
 
     Args:
         folder: the run's, locked.
-        device: where to compute.
+        device: where to compute; None: where the run computed before.
         changes: fields of TrainConfig to change: a budget, lr, patience.
         texts: where the text lies now, if it has moved.
+        spooled: where standard input was put, for the text "-".
+        keep: how many earlier checkpoints to keep; None: as many as before.
 
     Raises:
         CheckpointError: no checkpoint of the folder is whole, or a field is off.
@@ -252,54 +345,58 @@ def resume(
         UsageError: a change makes no sense.
     """
     checkpoint, notes = folder.load_last()
-    meta, path = checkpoint.meta, folder.path
+    path = checkpoint.path or folder.path
     shape, vocabulary = _described(checkpoint, path)
-    try:
-        config = TrainConfig.from_dict(meta["training"])
-        progress = Progress(**meta["progress"])
-        text_meta: dict[str, Any] = meta["text"]
-        baselines: dict[str, float] = meta["baselines"]
-        recorded, encoding = text_meta["texts"], text_meta["encoding"]
-        train_span, valid_span = text_meta["train"], text_meta["valid"]
-    except (KeyError, TypeError, CharrnnError) as error:
-        raise CheckpointError(
-            f"{path}: the checkpoint's description is not usable: {error}"
-        ) from error
-    if "-" in recorded and not texts:
+    config = _record(checkpoint, "training", TrainConfig)
+    progress = _record(checkpoint, "progress", Progress)
+    record = _record(checkpoint, "text", TextRecord)
+    folder.keep = max(0, checkpoint.require("keep", int)) if keep is None else keep
+    if "-" in record.texts and not texts:
         raise UsageError(
             "this run read standard input, which cannot be read again: "
-            "give the same text as a file to resume"
+            "give the same text as a file, charrnn train FILE --resume ..."
         )
-    config, replanned = _changed(config, progress, changes)
-    notes += replanned
+    device = device or choose_device(checkpoint.require("device", str))
+    _refuse_bf16_without_gpu(config, device)
+    notes += _other_machine(checkpoint, device)
+    config, said = _changed(config, progress, changes)
+    notes += said
 
-    corpus = scan(list(texts) or recorded or embedded_corpus(), encoding)
-    _same_text(corpus, text_meta, "fingerprint", "the text")
-    train = corpus.part(*train_span)
-    valid = corpus.part(*valid_span) if valid_span else None
-    if text_meta["valid_texts"]:
-        valid_corpus = scan(text_meta["valid_texts"], encoding)
-        _same_text(valid_corpus, text_meta, "valid_fingerprint", "the validation text")
-        valid = valid_corpus.part(0, valid_corpus.characters)
+    if texts:
+        record = replace(record, texts=_absolute(texts))
+    corpus = scan(_readable(record.texts, spooled) or embedded_corpus(), record.encoding)
+    _same_text(corpus, record.fingerprint, "the text")
+    valid_corpus = corpus
+    if record.valid_texts:
+        valid_corpus = scan(record.valid_texts, record.encoding)
+        _same_text(valid_corpus, record.valid_fingerprint, "the validation text")
+    try:
+        train = corpus.part(*record.train)
+        valid = valid_corpus.part(*record.valid) if record.valid else None
+        Lanes(train, vocabulary, config.batch_size, config.bptt, config.loss_last)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: the field 'text' is not usable: {error}") from error
 
-    model = CharModel(shape)
-    _load_weights(model, _prefixed(checkpoint.tensors, "model."), path)
+    model = _with_weights(shape, _prefixed(checkpoint.tensors, "model."), path)
     run = _assemble(
-        model.to(device), vocabulary, config, train, valid, progress, folder, text_meta,
-        baselines, notes,
+        model.to(device), vocabulary, config, train, valid, train.counts(), progress, folder,
+        record, notes,
     )  # fmt: skip
     try:
         run.update.optimiser.load_state(_prefixed(checkpoint.tensors, "optimiser."))
-        for layer, (cell, state) in enumerate(zip(model.layers(), run.update.hidden, strict=True)):
-            for name, part_BH in zip(cell.states, state, strict=True):
-                part_BH.copy_(checkpoint.tensors[f"hidden.{layer}.{name}"])
+        for name, part_BH in _named_hidden(run).items():
+            saved_BH = checkpoint.tensors[name]
+            if saved_BH.shape != part_BH.shape:
+                raise ValueError(f"{name} is {list(saved_BH.shape)}, not {list(part_BH.shape)}")
+            part_BH.copy_(saved_BH)
         torch.set_rng_state(checkpoint.tensors["generator.cpu"])
         if device.type == "cuda" and "generator.cuda" in checkpoint.tensors:
             torch.cuda.set_rng_state(checkpoint.tensors["generator.cuda"], device)
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path}: the training state is not usable: {error}") from error
-    folder.rewind_log(progress.step)
-    run.resumed = True
+    # A validation at this very step may have been logged after the checkpoint was written.
+    folder.rewind_log(progress.step, validated=progress.validated_step == progress.step)
+    run.resumed, run.saved_step = True, progress.step
     return run
 
 
@@ -316,8 +413,7 @@ def load_model(path: Path, device: torch.device) -> tuple[CharModel, Vocabulary,
     file = find(path)
     checkpoint = load(file)
     shape, vocabulary = _described(checkpoint, file)
-    model = CharModel(shape)
-    _load_weights(model, _prefixed(checkpoint.tensors, "model."), file)
+    model = _with_weights(shape, _prefixed(checkpoint.tensors, "model."), file)
     return model.to(device).eval(), vocabulary, checkpoint.meta
 
 
@@ -327,10 +423,10 @@ def _assemble(
     config: TrainConfig,
     train: Part,
     valid: Part | None,
+    train_counts: Mapping[int, int],
     progress: Progress,
     folder: RunFolder,
-    text_meta: dict[str, Any],
-    baselines: dict[str, float],
+    text: TextRecord,
     notes: list[str],
 ) -> Run:
     model.compute_dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
@@ -342,6 +438,9 @@ def _assemble(
             progress.planned_steps = config.steps
         elif config.epochs is not None:
             progress.planned_steps = max(1, round(config.epochs * lanes.chunks_per_pass))
+    baselines = {"uniform": uniform_nats(vocabulary)}
+    if valid is not None:
+        baselines["unigram"] = unigram_nats(train_counts, valid.counts(), vocabulary)
     return Run(
         model=model,
         vocabulary=vocabulary,
@@ -352,7 +451,7 @@ def _assemble(
         update=Update(model, optimiser, config),
         progress=progress,
         folder=folder,
-        text_meta=text_meta,
+        text=text,
         baselines=baselines,
         notes=notes,
     )
@@ -375,50 +474,139 @@ def _changed(
     config: TrainConfig, progress: Progress, changes: Mapping[str, Any]
 ) -> tuple[TrainConfig, list[str]]:
     """Apply the changes that a resumed run may have; say what they mean."""
-    budget = {name: changes[name] for name in ("minutes", "epochs", "steps") if name in changes}
-    values = {**config.to_dict(), **changes}
+    values, notes = {**config.to_dict(), **changes}, []
     if "lr" in changes:
         values["lr_adam"] = changes["lr"] * config.lr_adam / config.lr
-    if not budget:
-        return TrainConfig(**values), []
-    for name in ("minutes", "epochs", "steps"):
-        values[name] = budget.get(name)
+        notes.append(f"--lr {changes['lr']:g} (was {config.lr:g}) from step {progress.step:,} on")
+    given = [name for name in BUDGETS if name in changes]
+    if given:
+        values |= {name: changes.get(name) for name in BUDGETS}
     new = TrainConfig(**values)
-    old = [f"{name} {getattr(config, name)}" for name in budget if getattr(config, name)]
-    if new == config:
-        return config, []
-    was = progress.planned_steps
-    progress.planned_steps = progress.validate_every = progress.validate_characters = None
-    given = ", ".join(f"--{name} {value}" for name, value in budget.items())
-    return new, [
-        f"schedule re-planned for {given} (was {', '.join(old) or f'{was} steps'}): "
-        f"the learning rate follows the new plan from step {progress.step} on"
-    ]
+    if any(getattr(new, name) != getattr(config, name) for name in BUDGETS):
+        progress.planned_steps = progress.validate_every = progress.validate_characters = None
+        if new.minutes is not None and progress.seconds >= 60 * new.minutes:
+            progress.planned_steps = progress.step
+        (old,) = (f"--{name} {value:g}" for name in BUDGETS if (value := getattr(config, name)))
+        notes.append(
+            f"the schedule is planned anew for --{given[0]} {changes[given[0]]:g}, what was done "
+            f"before included (it was {old}): the learning rate follows the new plan from step "
+            f"{progress.step:,} on"
+        )
+    return new, notes
+
+
+def _other_machine(checkpoint: Checkpoint, device: torch.device) -> list[str]:
+    """Return why a resumed run may differ in the last bits from one that never stopped."""
+    then_and_now = (
+        ("device", checkpoint.require("device", str), device.type),
+        ("threads", checkpoint.require("threads", int), torch.get_num_threads()),
+        ("torch", checkpoint.versions["torch"], str(torch.__version__)),
+    )
+    changes = [f"{what} {now} (was {then})" for what, then, now in then_and_now if then != now]
+    if not changes:
+        return []
+    return [f"{', '.join(changes)}: results may differ in the last bits"]
 
 
 def _described(checkpoint: Checkpoint, path: Path) -> tuple[ModelConfig, Vocabulary]:
+    shape = _record(checkpoint, "model", ModelConfig)
     try:
-        shape = ModelConfig.from_dict(checkpoint.meta["model"])
-        vocabulary = Vocabulary.from_json(checkpoint.meta["vocabulary"])
-    except (KeyError, TypeError, ValueError, UsageError) as error:
-        raise CheckpointError(f"{path}: the model's description is not usable: {error}") from error
+        vocabulary = Vocabulary.from_json(checkpoint.require("vocabulary", dict))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: the field {error}") from error
     if shape.vocabulary != vocabulary.size:
         raise CheckpointError(
-            f"{path}: the model has {shape.vocabulary} symbols, its vocabulary {vocabulary.size}"
+            f"{path}: the field 'vocabulary' has {vocabulary.size} symbols, the model "
+            f"{shape.vocabulary}"
         )
     return shape, vocabulary
 
 
-def _load_weights(model: CharModel, weights: dict[str, Tensor], path: Path) -> None:
-    for name, own in model.state_dict().items():
-        if name not in weights:
-            raise CheckpointError(f"{path}: the weight model.{name} is missing")
-        if weights[name].shape != own.shape or weights[name].dtype != own.dtype:
+def _record(checkpoint: Checkpoint, name: str, kind: type[R]) -> R:
+    """Return a field of a checkpoint's description as a record.
+
+    Raises:
+        CheckpointError: it is missing or of another form; the message names the field.
+    """
+    try:
+        return kind.from_dict(checkpoint.require(name, dict))
+    except (ValueError, UsageError) as error:
+        where = f"{shown(checkpoint.path)}: " if checkpoint.path else ""
+        raise CheckpointError(f"{where}the field {name!r} is not usable: {error}") from error
+
+
+def _with_weights(shape: ModelConfig, weights: dict[str, Tensor], path: Path) -> CharModel:
+    """Return a model with the weights of a file, whose size bounds the memory it takes.
+
+    Raises:
+        CheckpointError: a weight is missing, unknown, or of another shape than the model's.
+    """
+    layers = sum(name.endswith(".weight_recurrent") for name in weights)
+    if shape.layers != layers:
+        raise CheckpointError(
+            f"{shown(path)}: the field 'model' has {shape.layers} layers, the weights {layers}"
+        )
+    with torch.device("meta"):  # knows shapes and takes no memory
+        model = CharModel(shape)
+    wanted = model.state_dict()
+    for name in sorted(wanted.keys() ^ weights.keys()):
+        what = "missing" if name in wanted else "unknown"
+        raise CheckpointError(f"{shown(path)}: the weight model.{name} is {what}")
+    for name, weight in weights.items():
+        if weight.shape != wanted[name].shape or weight.dtype != wanted[name].dtype:
             raise CheckpointError(
-                f"{path}: the weight model.{name} is {list(weights[name].shape)}, "
-                f"the model needs {list(own.shape)}"
+                f"{shown(path)}: the weight model.{name} is {weight.dtype} {list(weight.shape)}, "
+                f"the model needs {wanted[name].dtype} {list(wanted[name].shape)}"
             )
-    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
+def _named_hidden(run: Run) -> dict[str, Tensor]:
+    """Return the tensors of the hidden state by the names they have in a checkpoint."""
+    return {
+        f"hidden.{layer}.{name}": part_BH
+        for layer, (cell, state) in enumerate(
+            zip(run.model.layers(), run.update.hidden, strict=True)
+        )
+        for name, part_BH in zip(cell.states, state, strict=True)
+    }
+
+
+def _refuse_bf16_without_gpu(config: TrainConfig, device: torch.device) -> None:
+    if config.precision == "bf16" and device.type == "cpu":
+        raise UsageError("--precision bf16 needs a GPU: leave it out, or start a run without it")
+
+
+def _refuse_too_large(shape: ModelConfig, config: TrainConfig, device: torch.device) -> None:
+    """Refuse what can never fit, before the system kills the process for trying.
+
+    The estimate counts what is kept for the backward pass of one window, and every
+    weight with its gradient, its moments and the work space of its update.
+    """
+    gates, size = CELLS[shape.cell].gates, 4
+    weights = shape.vocabulary * (shape.embedding + shape.hidden)
+    weights += gates * shape.hidden * (shape.embedding + (2 * shape.layers - 1) * shape.hidden)
+    a_character = 2 * shape.vocabulary + shape.layers * (gates + 2) * shape.hidden
+    needed = size * (5 * weights + config.bptt * config.batch_size * a_character)
+    if device.type == "cuda":
+        _, there = torch.cuda.mem_get_info(device)
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise UsageError(
+            f"training needs about {needed / 1e9:,.0f} GB of memory, and there are "
+            f"{there / 1e9:,.0f}: give a smaller --hidden, --layers, --batch-size or --bptt"
+        )
+
+
+def _absolute(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name if name == "-" else str(Path(name).absolute()) for name in texts)
+
+
+def _readable(texts: Sequence[str], spooled: Path | None) -> list[str]:
+    """Return the names to read: where standard input was put stands for it."""
+    return [str(spooled) if name == "-" and spooled else name for name in texts]
 
 
 def _prefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -449,12 +637,12 @@ def _coverage(counts: Mapping[int, int], vocabulary: Vocabulary, path: Path) -> 
     )
 
 
-def _same_text(corpus: Corpus, text_meta: Mapping[str, Any], name: str, what: str) -> None:
-    if corpus.fingerprint == text_meta[name]:
+def _same_text(corpus: Corpus, fingerprint: str | None, what: str) -> None:
+    if corpus.fingerprint == fingerprint:
         return
-    shown = corpus.files[0].path if len(corpus.files) == 1 else f"{len(corpus.files)} files"
+    shown_files = corpus.files[0].path if len(corpus.files) == 1 else f"{len(corpus.files)} files"
     raise CorpusError(
-        f"{what} ({shown}) is not the one this run was started on: {corpus.characters:,} "
-        f"characters, SHA-256 {corpus.fingerprint[:12]}…, expected {text_meta[name][:12]}…; "
+        f"{what} ({shown_files}) is not the one this run was started on: {corpus.characters:,} "
+        f"characters, SHA-256 {corpus.fingerprint[:12]}..., not {str(fingerprint)[:12]}...: "
         "bring the old text back, or start a new run with --init-from"
     )

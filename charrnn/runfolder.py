@@ -280,8 +280,13 @@ class RunFolder:
                 os.ftruncate(self._log_fd, size)
                 raise
 
-    def rewind_log(self, step: int) -> None:
+    def rewind_log(self, step: int, *, validated: bool = True) -> None:
         """Drop the rows after ``step``, and lines that are no rows, from ``metrics.jsonl``.
+
+        Args:
+            step: of the checkpoint that the run goes on from.
+            validated: whether that checkpoint was written after the validation at its step;
+                if not, the row of such a validation is dropped too, as it will be repeated.
 
         Raises:
             RunFolderError: it cannot be written; the log stays as it was.
@@ -294,7 +299,7 @@ class RunFolder:
                 os.fdopen(fd, "wb", closefd=False) as new,
             ):
                 for line in old:
-                    if _belongs(line, step):
+                    if _belongs(line, step, validated):
                         new.write(line)
             os.close(self._log_fd)
             self._log = None
@@ -385,13 +390,19 @@ def _link(source: Path, target: Path) -> None:
             shutil.copyfileobj(old, new)
 
 
-def _belongs(line: bytes, step: int) -> bool:
-    """Whether a line of the log is a row, and not of a later step."""
+def _belongs(line: bytes, step: int, validated: bool) -> bool:
+    """Whether a line of the log is a row from before the checkpoint of ``step``."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return False
-    return isinstance(row, dict) and not (isinstance(row.get("step"), int) and row["step"] > step)
+    if not isinstance(row, dict):
+        return False
+    if not isinstance(row.get("step"), int):
+        return True
+    return row["step"] < step or (
+        row["step"] == step and (validated or "valid_nats_per_char" not in row)
+    )
 
 
 def _make(path: Path) -> list[Path]:

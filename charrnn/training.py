@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from charrnn.config import SampleConfig
-from charrnn.errors import NonFiniteError
+from charrnn.errors import CorpusError, NonFiniteError
 from charrnn.evaluation import Interrupted, Scores, score
 from charrnn.recipe import Schedule, plan_validations
 from charrnn.run import Run
@@ -118,8 +119,8 @@ def train(run: Run, should_stop: Callable[[], str | None] = lambda: None) -> Ite
         What happens, in order; ``Finished`` last.
 
     Raises:
-        NonFiniteError: the loss or a gradient is no number; no weight was changed
-            by it and no file written.
+        NonFiniteError: the loss, a gradient or a weight is not finite; it reached no
+            file, and a loss or gradient no weight.
         CorpusError: the text changed; the state is saved before it is raised.
         RunFolderError: a file could not be written; earlier ones are whole.
     """
@@ -133,59 +134,68 @@ class _Loop:
         self.run = run
         self.should_stop = should_stop
         self.clock = time.monotonic()
+        #: Seconds of the run before this sitting.
+        self.seconds_before = run.progress.seconds
         #: Where the measurement of the speed begins: (step, seconds).
         self.speed_from: tuple[int, float] | None = None
         self.row_from = (run.progress.characters, run.progress.seconds)
+        #: Updates that nobody has looked at yet.
         self.pending: list[tuple[UpdateResult, int]] = []
+        self.last_losses: deque[float] = deque(maxlen=5)
         self.saved_at = run.progress.seconds
-        self.saved_step: int | None = run.progress.step if run.resumed else None
         self.save_seconds = 0.0
         self.stop_reason: str | None = None
 
     def events(self) -> Iterator[Event]:
         """Yield what happens until the run is over or stopped."""
-        progress, config = self.run.progress, self.run.config
-        if progress.planned_steps is not None and progress.validate_characters is None:
-            yield self._plan_validations()
-        chunks = self.run.lanes.chunks(progress.step)
-        while True:
-            self._tick()
-            if self._stopping():
-                break
-            if progress.planned_steps is None and self._speed_is_known():
-                yield from self._plan()
-                continue
-            if self._validation_due():
-                yield from self._validate()
-                if self._stopping():
-                    break
-            if self._is_over():
-                break
-            if self._save_due():
-                yield self._save()
-            try:
-                chunk = next(chunks)
-            except Exception:
-                # The text changed or vanished: what was learnt from it is safe.
-                self._flush()
-                self._save()
-                raise
-            factor = self.run.schedule().factor(progress.step)
-            self.run.update.optimiser.set_rates(config.lr * factor, config.lr_adam * factor)
-            self.pending.append((self.run.update(chunk), chunk.characters))
-            progress.step += 1
-            progress.characters += chunk.characters
-            # On a CPU every update is looked at before the next; a GPU is not made to wait.
-            if self.run.device.type != "cuda" or progress.step % LOG_EVERY == 0:
-                self._flush()
-            if progress.step % LOG_EVERY == 0:
-                yield from self._log()
-        if self.saved_step != progress.step:
+        run = self.run
+        try:
+            yield from self._updates()
+        except CorpusError as error:
+            # Texts are read at a step's edge only: what was learnt from this one is whole.
+            yield self._save()
+            raise CorpusError(
+                f"{error}; the run is saved at step {run.progress.step:,}, and goes on with: "
+                f"{run.command()}"
+            ) from error
+        if run.saved_step != run.progress.step:
             yield self._save()
         if self.stop_reason is not None:
             yield Finished(self.stop_reason, complete=False)
         else:
-            yield Finished("patience" if self._out_of_patience() else "done", complete=True)
+            yield Finished("patience" if run.is_out_of_patience else "done", complete=True)
+
+    def _updates(self) -> Iterator[Event]:
+        run, progress, config = self.run, self.run.progress, self.run.config
+        if progress.planned_steps is not None and progress.validate_every is None:
+            yield self._set_plan(progress.planned_steps)
+        chunks = run.lanes.chunks(progress.step)
+        while True:
+            self._tick()
+            if self._stopping():
+                return
+            if progress.planned_steps is None and self._speed_is_known():
+                yield from self._plan()
+                continue
+            if self._validation_due():
+                yield from self._validate(progress.validate_characters)
+                if self._stopping():
+                    return
+            if run.is_over:
+                return
+            if self._save_due():
+                yield self._save()
+            chunk = next(chunks)
+            factor = run.schedule().factor(progress.step)
+            run.update.optimiser.set_rates(config.lr * factor, config.lr_adam * factor)
+            self.pending.append((run.update(chunk), chunk.characters))
+            progress.step += 1
+            progress.characters += chunk.characters
+            # On a CPU every update is looked at before the next; a GPU is not made to wait.
+            if run.device.type != "cuda" or progress.step % LOG_EVERY == 0:
+                self._flush()
+            if progress.step % LOG_EVERY == 0:
+                yield from self._log()
 
     def _tick(self) -> None:
         """Add the time since the last tick to the run's clock."""
@@ -195,18 +205,7 @@ class _Loop:
 
     def _stopping(self) -> bool:
         self.stop_reason = self.stop_reason or self.should_stop()
-        if self.stop_reason is not None:
-            self._flush()
         return self.stop_reason is not None
-
-    def _is_over(self) -> bool:
-        progress = self.run.progress
-        planned = progress.planned_steps
-        return (planned is not None and progress.step >= planned) or self._out_of_patience()
-
-    def _out_of_patience(self) -> bool:
-        patience = self.run.config.patience
-        return patience is not None and self.run.progress.validations_since_best >= patience
 
     # -- the plan ------------------------------------------------------------------
 
@@ -214,15 +213,16 @@ class _Loop:
         """Whether a budget in minutes has come to the end of the part that holds the rate.
 
         The speed is that of the second half of this part: the first updates warm up
-        caches and pools, and on a GPU they are not captured yet.
+        caches and pools, and on a GPU they are not captured yet. In a run that goes on
+        the part is that of the time that is left.
         """
         progress, minutes = self.run.progress, self.run.config.minutes
         assert minutes is not None, "a budget in epochs or steps is planned at the start"
-        half = Schedule.HOLD * minutes * 60 / 2
+        half = Schedule.HOLD * (minutes * 60 - self.seconds_before) / 2
         if progress.step == 0 or self.pending:
             return False
         if self.speed_from is None:
-            if progress.seconds >= half:
+            if progress.seconds >= self.seconds_before + half:
                 self.speed_from = (progress.step, progress.seconds)
             return False
         step, seconds = self.speed_from
@@ -241,42 +241,41 @@ class _Loop:
         speed = self._measured_speed()
         left = minutes * 60 - progress.seconds
         estimate = progress.step + max(1, int(left * speed))
-        progress.planned_steps = estimate
-        planned = self._plan_validations()
-        if progress.validate_every is not None:
+        every, characters = self._validations(estimate)
+        if every is not None:
             before = progress.seconds
-            yield from self._validate()
-            if self._stopping():
-                # Planned again when the run goes on: this plan has not been used yet.
-                progress.planned_steps = progress.validate_every = None
-                progress.validate_characters = None
-                return
+            yield from self._validate(characters)
+            if progress.validated_step != progress.step:
+                return  # stopped within: planned when the run goes on
             self._tick()
             cost = progress.seconds - before
-            number = math.ceil(estimate / progress.validate_every)
-            left = minutes * 60 - progress.seconds - number * cost
-        progress.planned_steps = progress.step + max(1, int(left * speed * 0.98))
-        yield Planned(progress.planned_steps, planned.validate_every, planned.validate_characters)
+            left = minutes * 60 - progress.seconds - math.ceil(estimate / every) * cost
+        yield self._set_plan(progress.step + max(1, int(left * speed * 0.98)), every, characters)
 
-    def _plan_validations(self) -> Planned:
-        progress, config = self.run.progress, self.run.config
-        assert progress.planned_steps is not None
-        if self.run.valid is not None:
-            every, characters = plan_validations(
-                progress.planned_steps,
-                config.batch_size * (config.loss_last or config.bptt),
-                self.run.valid.characters,
-            )
-            progress.validate_every = config.validate_every or every
-            progress.validate_characters = characters
-        return Planned(
-            progress.planned_steps, progress.validate_every, progress.validate_characters
+    def _set_plan(
+        self, total: int, every: int | None = None, characters: int | None = None
+    ) -> Planned:
+        progress = self.run.progress
+        if every is None:
+            every, characters = self._validations(total)
+        progress.planned_steps = total
+        progress.validate_every, progress.validate_characters = every, characters
+        return Planned(total, every, characters)
+
+    def _validations(self, total: int) -> tuple[int | None, int | None]:
+        """Return the steps between validations, and the characters that each one scores."""
+        run, config = self.run, self.run.config
+        if run.valid is None:
+            return None, None
+        every, characters = plan_validations(
+            total, config.batch_size * (config.loss_last or config.bptt), run.valid.characters
         )
+        return config.validate_every or every, characters
 
     # -- what an update leaves behind ------------------------------------------------
 
     def _flush(self) -> None:
-        """Read the results of the updates since the last flush and add them up."""
+        """Look at the results of the updates since the last look and add them up."""
         progress = self.run.progress
         first = progress.step - len(self.pending) + 1
         for step, (result, characters) in enumerate(self.pending, start=first):
@@ -285,28 +284,22 @@ class _Loop:
                 raise self._non_finite(step, loss, norm)
             clipped = bool(result.clipped)
             progress.clipped_steps += clipped
-            progress.sums["loss"] += loss * characters
-            progress.sums["characters"] += characters
-            progress.sums["norm"] += norm
-            progress.sums["clipped"] += clipped
+            progress.row_loss += loss * characters
+            progress.row_characters += characters
+            progress.row_norm += norm
+            progress.row_clipped += clipped
+            self.last_losses.append(loss)
         self.pending.clear()
 
     def _non_finite(self, step: int, loss: float, norm: float) -> NonFiniteError:
         run = self.run
         passed, chunk, character = run.lanes.position(step - 1)
-        what = "loss" if not math.isfinite(loss) else "gradient"
-        recent = "none" if run.progress.smooth_loss is None else f"{run.progress.smooth_loss:.4f}"
-        safe = run.folder.path / "last.safetensors"
-        go_on = (
-            f"the last good checkpoint is {safe}; go on from it with "
-            f"--resume --lr {run.config.lr / 2:g} --run {run.folder.path}"
-            if safe.exists()
-            else f"nothing was saved before; start again with --lr {run.config.lr / 2:g}"
-        )
+        what = "gradient" if math.isfinite(loss) else "loss"
+        losses = ", ".join(f"{loss:.3f}" for loss in self.last_losses) or "none"
         return NonFiniteError(
-            f"the {what} is no number at step {step} (pass {passed + 1}, window {chunk + 1}, "
-            f"character {character:,} of each lane): loss {loss:g}, gradient norm {norm:g}, "
-            f"recent mean loss {recent}; the weights were not touched; {go_on}"
+            f"the {what} is not finite at step {step:,} (pass {passed + 1}, window {chunk + 1}, "
+            f"from character {character:,} of each lane on): loss {loss:g}, gradient norm "
+            f"{norm:g}, losses before it {losses}; no weight was changed by it; {run.way_back()}"
         )
 
     def _row(self) -> dict[str, Any]:
@@ -322,19 +315,19 @@ class _Loop:
     def _log(self) -> Iterator[Event]:
         """Write a row on the updates since the last one."""
         progress, config = self.run.progress, self.run.config
-        sums, updates = progress.sums, LOG_EVERY
         row = self._row()
         characters, seconds = self.row_from
         elapsed = max(1e-9, progress.seconds - seconds)
-        loss = sums["loss"] / sums["characters"]
+        loss = progress.row_loss / progress.row_characters
         row |= {
             "train_nats_per_char": loss,
             "learning_rate": config.lr * self.run.schedule().factor(progress.step - 1),
-            "gradient_norm": sums["norm"] / updates,
-            "clipped_share": sums["clipped"] / updates,
+            "gradient_norm": progress.row_norm / LOG_EVERY,
+            "clipped_share": progress.row_clipped / LOG_EVERY,
             "chars_per_second": (progress.characters - characters) / elapsed,
         }
-        progress.sums = {"loss": 0.0, "characters": 0, "norm": 0.0, "clipped": 0}
+        progress.row_loss = progress.row_norm = 0.0
+        progress.row_characters = progress.row_clipped = 0
         before = progress.smooth_loss
         if before is None:
             progress.smooth_loss = loss
@@ -361,37 +354,43 @@ class _Loop:
     # -- validation and saving -------------------------------------------------------
 
     def _validation_due(self) -> bool:
-        progress = self.run.progress
-        every = self.run.config.validate_every or progress.validate_every
-        if self.run.valid is None or progress.step == 0:
+        run, progress = self.run, self.run.progress
+        if run.valid is None or progress.step == 0 or progress.validated_step == progress.step:
             return False
-        if progress.validated_step == progress.step:
-            return False
-        return self._is_over() or (every is not None and progress.step % every == 0)
+        every = run.config.validate_every or progress.validate_every
+        return run.is_over or (every is not None and progress.step % every == 0)
 
-    def _validate(self) -> Iterator[Event]:
-        """Score the held-out part; training's state and random numbers stay as they are."""
+    def _validate(self, characters: int | None) -> Iterator[Event]:
+        """Score the held-out part; training's state and random numbers stay as they are.
+
+        Args:
+            characters: of its beginning; None: all.
+        """
         run, progress = self.run, self.run.progress
         assert run.valid is not None
         self._flush()
-        limit = progress.validate_characters or run.valid.characters
-        part = run.valid.corpus.part(run.valid.start, min(run.valid.stop, run.valid.start + limit))
+        start, stop = run.valid.start, run.valid.stop
+        part = run.valid.corpus.part(start, min(stop, start + (characters or stop)))
         try:
             scores = score(
                 run.model, part, run.vocabulary, should_stop=lambda: bool(self.should_stop())
             )
         except Interrupted:
             return
-        best = progress.best_nats is None or scores.nats_per_char < progress.best_nats
+        nats = scores.nats_per_char
+        if not math.isfinite(nats):
+            raise NonFiniteError(
+                f"the validation loss is not finite after step {progress.step:,}; {run.way_back()}"
+            )
+        progress.validated_step = progress.step
+        best = progress.best_nats is None or nats < progress.best_nats
         if best:
-            progress.best_nats, progress.best_step = scores.nats_per_char, progress.step
+            progress.best_nats, progress.best_step = nats, progress.step
             progress.validations_since_best = 0
+            run.save_best()
         else:
             progress.validations_since_best += 1
-        progress.validated_step = progress.step
-        if best:
-            run.save_best()
-        row = self._row() | {"valid_nats_per_char": scores.nats_per_char}
+        row = self._row() | {"valid_nats_per_char": nats}
         run.folder.log(row)
         yield Validated(row, scores, best)
         yield Sampled(self._sample())
@@ -400,15 +399,20 @@ class _Loop:
         self.row_from = (self.row_from[0], self.row_from[1] + progress.seconds - row["seconds"])
 
     def _sample(self) -> str:
+        """Draw the text to show; a part of it if the run is to stop meanwhile."""
         config = SampleConfig(length=SHOWN_LENGTH, temperature=0.8, seed=self.run.config.seed)
         empty = self.run.vocabulary.encode("")
-        pieces = sample(self.run.model, self.run.vocabulary, empty, config)
-        return self.run.vocabulary.decode([piece.symbol for piece in pieces])
+        symbols: list[int] = []
+        for piece in sample(self.run.model, self.run.vocabulary, empty, config):
+            symbols.append(piece.symbol)
+            if self.should_stop():
+                break
+        return self.run.vocabulary.decode(symbols)
 
     def _save_due(self) -> bool:
         """Whether a checkpoint is worth its time: after a validation, or after a while."""
         progress = self.run.progress
-        if self.saved_step == progress.step:
+        if self.run.saved_step == progress.step:
             return False
         since = progress.seconds - self.saved_at
         wait = 0.0 if progress.validated_step == progress.step else SAVE_EVERY
@@ -422,5 +426,4 @@ class _Loop:
         self.save_seconds = time.monotonic() - started
         self._tick()
         self.saved_at = self.run.progress.seconds
-        self.saved_step = self.run.progress.step
         return Saved(path, self.run.progress.step)
