@@ -106,8 +106,10 @@ def next_probabilities(
         return likeliest_BV
     logits_BV = logits_BV.astype(np.float64)
     top_B1 = logits_BV.max(axis=1, keepdims=True)
-    # The maximum is taken off first, so a tiny temperature cannot overflow.
-    p_BV: NDArray[np.float64] = np.exp((logits_BV - top_B1) / config.temperature)
+    # The maximum is taken off first: where a tiny temperature overflows, it is to
+    # minus infinity, which is right.
+    with np.errstate(over="ignore"):
+        p_BV: NDArray[np.float64] = np.exp((logits_BV - top_B1) / config.temperature)
     p_BV /= p_BV.sum(axis=1, keepdims=True)
     if config.top_k is not None or config.top_p is not None:
         order_BV = np.argsort(-p_BV, axis=1, kind="stable")
@@ -159,7 +161,7 @@ def sample(
         logits_BV = logits_TBV[-1].float().cpu().numpy().repeat(config.count, axis=0)
         step = _stepper(model, hidden, config.count)
         produced = 0
-        while open_samples and (config.length == 0 or produced < config.length):
+        while True:
             if vocabulary.has_unknown:
                 logits_BV[:, UNKNOWN] = -np.inf
             p_BV = next_probabilities(logits_BV, config)
@@ -171,6 +173,8 @@ def sample(
                     made[index] = [*made[index], drawn[index]][-len(stop) :]
                     if made[index] == stop.tolist():
                         open_samples.remove(index)
+            if not open_samples or produced == config.length:
+                break
             logits_BV = step(np.array(drawn))
     finally:
         model.train(was_training)

@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import math
+from collections import Counter
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from charrnn.config import CELL_NAMES, CellName, ModelConfig, SampleConfig
+from charrnn.errors import VocabularyError
+from charrnn.model import CharModel
+from charrnn.sampling import encode_stop, next_probabilities, prepare_prompt, sample
+from charrnn.vocabulary import UNKNOWN, Vocabulary
+
+KNOWN = "\nabcdefg樓"
+V = len(KNOWN) + 1
+
+
+def vocabulary() -> Vocabulary:
+    return Vocabulary.from_counts(Counter(map(ord, KNOWN)), "utf-8", 1)
+
+
+def make_model(cell: CellName = "lstm", size: int = V) -> CharModel:
+    torch.manual_seed(3)
+    config = ModelConfig(
+        cell=cell, vocabulary=size, layers=2, hidden=6, embedding=4, dropout=0.5, weight_drop=0.5
+    )
+    model = CharModel(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(2)
+        model.head.bias[UNKNOWN] = 5.0  # the likeliest by far, were it allowed
+    return model
+
+
+def texts(
+    model: CharModel, words: Vocabulary, prompt: str, config: SampleConfig, most: int = 999
+) -> list[str]:
+    """Return what each sample says."""
+    made: list[list[int]] = [[] for _ in range(config.count)]
+    for piece in islice(sample(model, words, words.encode(prompt), config), most * config.count):
+        made[piece.sample].append(piece.symbol)
+    return [words.decode(symbols) for symbols in made]
+
+
+def naive_probabilities(logits: list[float], config: SampleConfig) -> list[float]:
+    """Return the probabilities by the definitions, one list at a time."""
+    symbols = sorted(range(len(logits)), key=lambda symbol: (-logits[symbol], symbol))
+    if config.temperature == 0:
+        return [float(symbol == symbols[0]) for symbol in range(len(logits))]
+    p = [math.exp(logit / config.temperature) for logit in logits]
+    if config.top_k is not None:
+        symbols = symbols[: config.top_k]
+    if config.top_p is not None:
+        total, nucleus = 0.0, []
+        for symbol in symbols:
+            nucleus.append(symbol)
+            total += p[symbol] / sum(p[s] for s in symbols)
+            if total >= config.top_p:
+                break
+        symbols = nucleus
+    kept = [p[symbol] if symbol in symbols else 0.0 for symbol in range(len(p))]
+    return [value / sum(kept) for value in kept]
+
+
+LOGITS = st.lists(st.floats(-9, 9).map(lambda x: round(x, 3)), min_size=2, max_size=9, unique=True)
+
+
+class TestProbabilities:
+    @settings(max_examples=300)
+    @given(
+        logits=LOGITS,
+        temperature=st.sampled_from([0, 0.3, 1.0, 1.7, 5.0]),
+        top_k=st.none() | st.integers(1, 12),
+        top_p=st.none() | st.sampled_from([0.013, 0.37, 0.71, 0.93, 0.999, 1.0]),
+    )
+    def test_equal_the_definitions(
+        self, logits: list[float], temperature: float, top_k: int | None, top_p: float | None
+    ) -> None:
+        config = SampleConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+        expected = naive_probabilities(logits, config)
+        other = list(reversed(logits))
+        p_BV = next_probabilities(np.array([logits, other], np.float64), config)
+        # Rounding may let a symbol of no weight into a nucleus of all, or keep it out.
+        np.testing.assert_allclose(p_BV[0], expected, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(
+            p_BV[1], naive_probabilities(other, config), rtol=1e-9, atol=1e-12
+        )
+
+    def test_top_k_keeps_the_lower_id_of_equals(self) -> None:
+        p_BV = next_probabilities(np.zeros((1, 5)), SampleConfig(top_k=2))
+        assert p_BV.tolist() == [[0.5, 0.5, 0, 0, 0]]
+
+    def test_the_nucleus_is_the_smallest_that_reaches_p(self) -> None:
+        logits_BV = np.log([[0.5, 0.3, 0.15, 0.05]])
+        for top_p, size in ((0.4, 1), (0.51, 2), (0.79, 2), (0.81, 3), (0.96, 4), (1.0, 4)):
+            p_BV = next_probabilities(logits_BV, SampleConfig(top_p=top_p))
+            assert np.count_nonzero(p_BV) == size, top_p
+
+    @pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-3, 1.0, 1e300])
+    def test_any_temperature_gives_probabilities(self, temperature: float) -> None:
+        logits_BV = np.array([[-np.inf, 3.0, -1e4, 2.999]], np.float32)
+        p_BV = next_probabilities(logits_BV, SampleConfig(temperature=temperature))
+        assert np.isfinite(p_BV).all()
+        assert p_BV.sum() == pytest.approx(1)
+        assert p_BV[0, 0] == 0
+
+    def test_what_must_not_be_drawn_has_no_share(self) -> None:
+        logits_BV = np.array([[-np.inf, 1.0, 1.0]])
+        for config in (SampleConfig(top_p=0.99), SampleConfig(top_k=3), SampleConfig()):
+            assert next_probabilities(logits_BV, config).tolist() == [[0, 0.5, 0.5]]
+
+
+class TestSample:
+    @pytest.mark.parametrize("cell", CELL_NAMES)
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"temperature": 0},
+            {"temperature": 0.7},
+            {"top_k": 3, "temperature": 1.3},
+            {"top_p": 0.8},
+            {"count": 3},
+        ],
+    )
+    def test_equals_the_definition(self, cell: CellName, options: dict[str, Any]) -> None:
+        model, words = make_model(cell), vocabulary()
+        config = SampleConfig(length=50, seed=11, **options)
+        expected = []
+        model.eval()
+        for number in range(config.count):
+            stream = np.random.Generator(np.random.Philox([11, number]))
+            symbols = words.encode("abba").tolist()
+            for _ in range(50):
+                logits_TBV, _ = model(torch.tensor(symbols)[:, None])  # all of it, every time
+                logits: NDArray[Any] = logits_TBV[-1].detach().double().numpy()
+                logits[0, UNKNOWN] = -np.inf
+                p_V = next_probabilities(logits, config)[0]
+                point = stream.random()
+                symbols.append(next(i for i in range(V) if p_V[: i + 1].sum() > point))
+            expected.append(words.decode(symbols)[4:])
+        model.train()
+        assert texts(model, words, "abba", config) == expected
+
+    def test_frequencies_are_the_probabilities(self) -> None:
+        model, words = make_model(), vocabulary()
+        with torch.no_grad():
+            model.head.weight.zero_()  # the past does not matter
+            model.head.bias.copy_(torch.arange(V) / 4)
+        p_V = np.exp(np.arange(V) / 4)
+        p_V[UNKNOWN] = 0
+        p_V /= p_V.sum()
+        (text,) = texts(model, words, "", SampleConfig(length=4000, seed=2), most=4000)
+        counts_V = np.array([0] + [text.count(character) for character in KNOWN])
+        assert np.abs(counts_V / 4000 - p_V).max() < 0.02
+
+    def test_temperature_0_takes_the_likeliest_whatever_the_seed(self) -> None:
+        model, words = make_model(), vocabulary()
+        made = {
+            texts(model, words, "a", SampleConfig(length=40, temperature=0, seed=seed))[0]
+            for seed in (1, 2)
+        }
+        assert len(made) == 1
+
+    def test_the_same_seed_gives_the_same_text(self) -> None:
+        model, words = make_model(), vocabulary()
+
+        def draw(seed: int, count: int) -> list[str]:
+            return texts(model, words, "ab", SampleConfig(length=60, seed=seed, count=count))
+
+        assert draw(4, 3) == draw(4, 3)
+        assert len(set(draw(4, 3))) == 3, "each sample has a stream of its own"
+        assert draw(4, 3) == draw(4, 5)[:3]
+        assert draw(4, 1)[0] == draw(4, 3)[0]
+        assert draw(4, 1) != draw(5, 1)
+
+    def test_neither_takes_nor_gives_randomness(self) -> None:
+        model, words = make_model(), vocabulary()
+        assert model.training
+        before = torch.get_rng_state()
+        first = texts(model, words, "ab", SampleConfig(length=30))
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.manual_seed(99)
+        np.random.seed(99)
+        assert texts(model, words, "ab", SampleConfig(length=30)) == first
+        assert model.training, "the mode is put back"
+
+    @pytest.mark.parametrize("length", [1, 2, 31])
+    def test_length_counts_new_characters(self, length: int) -> None:
+        pieces = list(
+            sample(
+                make_model(),
+                vocabulary(),
+                np.array([1, 2, 3]),
+                SampleConfig(length=length, count=2),
+            )
+        )
+        assert [piece.sample for piece in pieces] == [0, 1] * length
+
+    def test_length_0_never_ends(self) -> None:
+        config = SampleConfig(length=0)
+        (text,) = texts(make_model(), vocabulary(), "", config, most=3000)
+        assert len(text) == 3000
+
+    def test_a_character_is_given_before_the_next_is_computed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from charrnn import sampling
+
+        steps: list[None] = []
+        original = sampling._stepper
+
+        def counted(*arguments: Any) -> Any:
+            step = original(*arguments)
+            return lambda symbols_B: steps.append(None) or step(symbols_B)  # type: ignore[func-returns-value]
+
+        monkeypatch.setattr(sampling, "_stepper", counted)
+        for index, _ in enumerate(
+            sample(make_model(), vocabulary(), np.array([1]), SampleConfig(length=5))
+        ):
+            assert len(steps) == index
+        assert len(steps) == 4, "nothing is computed after the last"
+
+    def test_never_gives_the_unknown_symbol(self) -> None:
+        for config in (
+            SampleConfig(length=300, temperature=0),
+            SampleConfig(length=300, temperature=50, count=2),
+            SampleConfig(length=300, top_k=1),
+            SampleConfig(length=300, top_p=0.5),
+        ):
+            for text in texts(make_model(), vocabulary(), "a", config):
+                assert set(text) <= set(KNOWN)
+
+    @pytest.mark.parametrize("stop", ["a", "ab", "\n", "樓"])
+    def test_stops_after_the_stop_text_of_each_sample(self, stop: str) -> None:
+        model, words = make_model(), vocabulary()
+        free = texts(model, words, stop, SampleConfig(length=400, count=4, temperature=3))
+        config = SampleConfig(length=400, count=4, temperature=3, stop=stop)
+        ended = texts(model, words, stop, config)
+        for text, whole in zip(ended, free, strict=True):
+            at = whole.find(stop)
+            assert text == (whole if at < 0 else whole[: at + len(stop)])
+        assert any(text.endswith(stop) for text in ended)
+        assert len({len(text) for text in ended}) > 1
+
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_a_long_prompt_is_read_in_windows(
+        self, count: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, words = make_model(), vocabulary()
+        prompt = "abcdefg\n" * 5
+        config = SampleConfig(length=20, count=count)
+        whole = texts(model, words, prompt, config)
+        monkeypatch.setattr("charrnn.sampling.PROMPT_WINDOW", 7)
+        assert texts(model, words, prompt, config) == whole
+
+    def test_no_prompt_is_a_line_break(self) -> None:
+        model, words = make_model(), vocabulary()
+        config = SampleConfig(length=20)
+        assert texts(model, words, "", config) == texts(model, words, "\n", config)
+
+    def test_no_prompt_is_the_first_symbol_where_there_is_no_line_break(self) -> None:
+        words = Vocabulary.from_counts({ord("x"): 9, ord("y"): 9}, "utf-8", 1)
+        model = make_model(size=3)
+        config = SampleConfig(length=20)
+        assert texts(model, words, "", config) == texts(model, words, "x", config)
+
+    def test_bytes(self) -> None:
+        model = make_model(size=256)
+        pieces = sample(model, Vocabulary.of_bytes(), np.array([0, 255]), SampleConfig(length=300))
+        assert {piece.symbol for piece in pieces} >= {UNKNOWN}, "0 is a byte like any other"
+
+
+class TestPrompt:
+    def test_known_characters_pass(self) -> None:
+        ids, note = prepare_prompt("ab樓", vocabulary(), "error")
+        assert vocabulary().decode(ids) == "ab樓"
+        assert note is None
+
+    def test_unknown_ones_are_named_with_what_to_do(self) -> None:
+        with pytest.raises(VocabularyError) as refused:
+            prepare_prompt("xa☃☃b", vocabulary(), "error")
+        message = str(refused.value)
+        assert "'☃' x 2, 'x' x 1" in message
+        assert "--unknown replace" in message
+        assert "--unknown skip" in message
+
+    def test_many_unknown_ones_are_summed_up(self) -> None:
+        _, note = prepare_prompt("hijklmnopq\x1b", vocabulary(), "skip")
+        assert note is not None
+        assert "and 3 more" in note
+        assert "\x1b" not in note
+
+    def test_replace_and_skip(self) -> None:
+        ids, note = prepare_prompt("xa☃b", vocabulary(), "replace")
+        assert ids.tolist() == [UNKNOWN, 2, UNKNOWN, 3]
+        assert note is not None
+        assert note.startswith("replaced")
+        ids, note = prepare_prompt("xa☃b", vocabulary(), "skip")
+        assert ids.tolist() == [2, 3]
+        assert note is not None
+        assert note.startswith("skipped")
+
+    def test_a_prompt_of_which_nothing_is_left_is_no_prompt(self) -> None:
+        ids, _ = prepare_prompt("☃", vocabulary(), "skip")
+        model, words, config = make_model(), vocabulary(), SampleConfig(length=9)
+        made = [piece.symbol for piece in sample(model, words, ids, config)]
+        assert words.decode(made) == texts(model, words, "", config)[0]
+
+    def test_a_stop_text_that_cannot_be_produced_is_refused(self) -> None:
+        with pytest.raises(VocabularyError, match=r"'ab☃' can never be produced.*'☃'"):
+            encode_stop(vocabulary(), "ab☃")
+        assert encode_stop(vocabulary(), None) is None
