@@ -47,6 +47,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 def main() -> None:
     """Run the command line; every failure is one line on stderr and an exit code."""
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        # OpenMP reads this when torch is loaded. A thread that waits for the next time step
+        # spins; if it spins for long while something else wants its core, a step takes ten
+        # times as long. Spinning briefly costs 5 % on a quiet machine (docs/performance.md).
+        os.environ["GOMP_SPINCOUNT"] = "1000"
     sys.exit(_run(sys.argv[1:]))
 
 
