@@ -20,7 +20,7 @@ from charrnn import recipe
 from charrnn.cells import CELLS
 from charrnn.checkpoint import Checkpoint, find, load, shown
 from charrnn.config import ModelConfig, Record, TextChoices, TrainConfig
-from charrnn.corpus import Corpus, Part, embedded_corpus, scan, split
+from charrnn.corpus import BYTES, Corpus, Part, embedded_corpus, scan, split, text_encoding
 from charrnn.errors import CheckpointError, CorpusError, NonFiniteError, UsageError, VocabularyError
 from charrnn.evaluation import uniform_nats, unigram_nats
 from charrnn.model import CharModel
@@ -36,6 +36,7 @@ __all__ = [
     "TextRecord",
     "choose_device",
     "load_model",
+    "refuse_other_symbols",
     "resume",
     "start",
 ]
@@ -124,13 +125,22 @@ class Run:
     notes: list[str]
     """What the user should know, a sentence each."""
     resumed: bool = False
-    saved_step: int | None = None
-    """Step of the last checkpoint that was written or read."""
+    saved: Progress | None = None
+    """As it is in the last checkpoint that was written or read."""
 
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
         return self.model.head.weight.device
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether the last checkpoint has all that was done: every update and validation."""
+        saved, now = self.saved, self.progress
+        return saved is not None and (saved.step, saved.validated_step) == (
+            now.step,
+            now.validated_step,
+        )
 
     @property
     def is_out_of_patience(self) -> bool:
@@ -161,11 +171,11 @@ class Run:
     def way_back(self) -> str:
         """Return what to do once a number is not finite."""
         lower = f"{self.config.lr / 2:g}"
-        if self.saved_step is None:
+        if self.saved is None:
             return f"nothing was saved before: start again with --lr {lower}"
         return (
             f"the last good checkpoint is {self.folder.path / 'last.safetensors'} of step "
-            f"{self.saved_step:,}: go on from it with: {self.command('--lr', lower)}"
+            f"{self.saved.step:,}: go on from it with: {self.command('--lr', lower)}"
         )
 
     def schedule(self) -> recipe.Schedule:
@@ -187,7 +197,7 @@ class Run:
         if self.device.type == "cuda":
             tensors["generator.cuda"] = torch.cuda.get_rng_state(self.device)
         path = self.folder.save_last(self._checkpoint(tensors), self.progress.step)
-        self.saved_step = self.progress.step
+        self.saved = replace(self.progress)
         return path
 
     def save_best(self) -> Path:
@@ -256,27 +266,26 @@ def start(
     Raises:
         CharrnnError: a choice, the text, the checkpoint or the folder is not usable.
     """
-    corpus = scan(_readable(text.texts, spooled) or embedded_corpus(), text.encoding)
+    vocabulary, weights, encoding = None, dict[str, Tensor](), text.encoding or "utf-8"
+    if init_from is not None:
+        loaded = load(find(init_from))
+        model_config, vocabulary = _described(loaded, init_from)
+        _refuse_conflicts(choices, text, model_config, vocabulary)
+        encoding = text.encoding or vocabulary.encoding
+        weights = _prefixed(loaded.tensors, "model.")
+        model_choices = {**model_config.to_dict(), **recipe.given(choices.model)}
+        choices = replace(choices, cell=model_config.cell, model=model_choices)
+    corpus = scan(_readable(text.texts, spooled) or embedded_corpus(), encoding)
     train, valid, test, valid_corpus = _divide(corpus, text)
     counts = train.counts()
     notes = list(corpus.notes)
     if spooled is not None:
+        notes = [note.replace(str(spooled), "standard input") for note in notes]
         notes.append("standard input cannot be read again: to resume, give the text as a file")
-    vocabulary, weights = None, dict[str, Tensor]()
-    if init_from is not None:
-        loaded = load(find(init_from))
-        model_config, vocabulary = _described(loaded, init_from)
-        _refuse_other_shape(choices, model_config)
-        weights = _prefixed(loaded.tensors, "model.")
-        model_choices = {**model_config.to_dict(), **recipe.given(choices.model)}
-        choices = replace(choices, cell=model_config.cell, model=model_choices)
+    if init_from is not None and vocabulary is not None:
         notes.append(_coverage(counts, vocabulary, init_from))
-    if vocabulary is None:
-        vocabulary = (
-            Vocabulary.of_bytes()
-            if text.encoding == "bytes"
-            else Vocabulary.from_counts(counts, text.encoding, text.min_count)
-        )
+    else:
+        vocabulary = Vocabulary.from_counts(counts, corpus.encoding, text.min_count)
     if vocabulary.size < 2:
         raise VocabularyError(
             f"no character occurs {vocabulary.min_count} times in the training part: "
@@ -297,7 +306,7 @@ def start(
     model = _with_weights(shape, weights, init_from) if init_from else CharModel(shape)
     record = TextRecord(
         texts=_absolute(text.texts),
-        encoding=text.encoding,
+        encoding=corpus.encoding,
         fingerprint=corpus.fingerprint,
         characters=corpus.characters,
         train=(train.start, train.stop),
@@ -396,8 +405,24 @@ def resume(
         raise CheckpointError(f"{path}: the training state is not usable: {error}") from error
     # A validation at this very step may have been logged after the checkpoint was written.
     folder.rewind_log(progress.step, validated=progress.validated_step == progress.step)
-    run.resumed, run.saved_step = True, progress.step
+    run.resumed, run.saved = True, replace(progress)
     return run
+
+
+def refuse_other_symbols(encoding: str, vocabulary: Vocabulary, who: str) -> None:
+    """Refuse bytes for a model of characters, and characters for a model of bytes.
+
+    Args:
+        encoding: of the text, as the user names it.
+        vocabulary: the model's.
+        who: the model, for the message.
+
+    Raises:
+        UsageError: they do not fit.
+    """
+    if (text_encoding(encoding) == BYTES) != vocabulary.is_bytes:
+        reads = "bytes" if vocabulary.is_bytes else "characters"
+        raise UsageError(f"--encoding {encoding}: {who} reads {reads}: leave it out")
 
 
 def load_model(path: Path, device: torch.device) -> tuple[CharModel, Vocabulary, dict[str, Any]]:
@@ -464,7 +489,7 @@ def _divide(
         train, valid, test = split(corpus, text.valid_share, text.test_share)
         return train, valid, test, None
     train, _, test = split(corpus, 0.0, text.test_share)
-    valid_corpus = scan(text.valid, text.encoding)
+    valid_corpus = scan(text.valid, corpus.encoding)
     if valid_corpus.characters < 2:
         raise CorpusError(f"{text.valid[0]}: a text to validate on needs at least 2 characters")
     return train, valid_corpus.part(0, valid_corpus.characters), test, valid_corpus
@@ -617,12 +642,18 @@ def _prefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
-def _refuse_other_shape(choices: recipe.Choices, config: ModelConfig) -> None:
-    for name, value in choices.model.items():
-        if value is not None and name in ("layers", "hidden", "embedding"):
-            have = getattr(config, name)
-            if have != value:
-                raise UsageError(f"--{name} {value}: the checkpoint of --init-from has {have}")
+def _refuse_conflicts(
+    choices: recipe.Choices, text: TextChoices, config: ModelConfig, vocabulary: Vocabulary
+) -> None:
+    """Refuse choices that a checkpoint's weights or vocabulary have made already."""
+    for name, value in recipe.given(choices.model).items():
+        have = getattr(config, name)
+        if name in ("cell", "layers", "hidden", "embedding") and have != value:
+            raise UsageError(f"--{name} {value}: the checkpoint of --init-from has {have}")
+    if text.min_count is not None:
+        raise UsageError("--min-count and --init-from exclude each other: its vocabulary is kept")
+    if text.encoding is not None:
+        refuse_other_symbols(text.encoding, vocabulary, "the checkpoint of --init-from")
 
 
 def _coverage(counts: Mapping[int, int], vocabulary: Vocabulary, path: Path) -> str:

@@ -158,7 +158,7 @@ class _Loop:
                 f"{error}; the run is saved at step {run.progress.step:,}, and goes on with: "
                 f"{run.command()}"
             ) from error
-        if run.saved_step != run.progress.step:
+        if not run.is_saved:
             yield self._save()
         if self.stop_reason is not None:
             yield Finished(self.stop_reason, complete=False)
@@ -412,7 +412,7 @@ class _Loop:
     def _save_due(self) -> bool:
         """Whether a checkpoint is worth its time: after a validation, or after a while."""
         progress = self.run.progress
-        if self.run.saved_step == progress.step:
+        if self.run.is_saved:
             return False
         since = progress.seconds - self.saved_at
         wait = 0.0 if progress.validated_step == progress.step else SAVE_EVERY

@@ -1,0 +1,123 @@
+"""Tiny training runs, stopped and resumed in this process, and what is compared of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from charrnn.checkpoint import load
+from charrnn.config import TextChoices
+from charrnn.recipe import Choices
+from charrnn.run import Run, resume, start
+from charrnn.runfolder import RunFolder
+from charrnn.training import Event, Finished, train
+from tests.conftest import make_prose
+
+CPU = torch.device("cpu")
+
+#: Fields of the log and of a checkpoint's progress that tell the time of day.
+CLOCKS = {"seconds", "chars_per_second"}
+
+TRAINING = {"batch_size": 3, "bptt": 7, "validate_every": 6, "lr": 0.02}
+STEPS = 44
+
+#: Whether to stop, asked at every step's edge, in validations and in samples.
+Stop = Callable[[Run], bool]
+
+
+@pytest.fixture(scope="session")
+def tale(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of 400 characters: 360 to train on, 17 windows a pass, 40 to validate on."""
+    path = tmp_path_factory.mktemp("texts") / "tale.txt"
+    path.write_text(make_prose(400))
+    return path
+
+
+def begin(
+    folder: RunFolder,
+    text: Path,
+    *,
+    cell: Any = "lstm",
+    budget: dict[str, Any] | None = None,
+    valid: Path | None = None,
+    model: dict[str, Any] | None = None,
+    **training: Any,
+) -> Run:
+    """Start a tiny run: 17 windows a pass, a validation every 6 steps, 44 steps."""
+    choices = Choices(
+        cell=cell,
+        budget=budget or {"steps": STEPS},
+        model={"hidden": 8, "embedding": 5, "layers": 2, **(model or {})},
+        training={**TRAINING, **training},
+    )
+    texts = TextChoices(texts=(str(text),), valid=(str(valid),) if valid else ())
+    return start(choices, texts, folder=folder, device=CPU)
+
+
+def drive(run: Run, stop: Stop = lambda _run: False) -> list[Event]:
+    """Train until the run is over or ``stop`` says so; return the events."""
+    events = list(train(run, lambda: "the test" if stop(run) else None))
+    assert isinstance(events[-1], Finished)
+    return events
+
+
+def straight(path: Path, text: Path, **choices: Any) -> Path:
+    """Train a run from start to end without a stop."""
+    with RunFolder.create(path) as folder:
+        drive(begin(folder, text, **choices))
+    return path
+
+
+def stopped(path: Path, text: Path, stop: Stop, **choices: Any) -> int:
+    """Train a new run until ``stop``; return the step at which that was."""
+    with RunFolder.create(path) as folder:
+        run = begin(folder, text, **choices)
+        (*_, last) = drive(run, stop)
+    assert last == Finished("the test", complete=False), "it was never stopped"
+    return run.progress.step
+
+
+def resumed(path: Path, stop: Stop = lambda _run: False, **changes: Any) -> Run:
+    """Go on with a stopped run, as another process would find it."""
+    torch.manual_seed(999)  # whatever another process would have done with it
+    torch.rand(7)
+    with RunFolder.open_existing(path) as folder:
+        run = resume(folder, device=None, changes=changes)
+        drive(run, stop)
+    return run
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """Return the log without the time of day."""
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in CLOCKS} for line in lines]
+
+
+def whole_state(path: Path) -> dict[str, Any]:
+    """Return all that two equal runs have in common: every tensor, every number, the log."""
+    state: dict[str, Any] = {"log": rows(path)}
+    for name in ("last", "best"):
+        checkpoint = load(path / f"{name}.safetensors")
+        for tensor_name, tensor in checkpoint.tensors.items():
+            state[f"{name} {tensor_name}"] = tensor.view(-1).view(torch.uint8).numpy().tobytes()
+        meta = json.loads(json.dumps(checkpoint.meta))
+        for clock in CLOCKS & meta["progress"].keys():
+            del meta["progress"][clock]
+        state[f"{name} meta"] = meta
+    return state
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """Return the weights and moments of a run's last checkpoint."""
+    tensors = load(path / "last.safetensors").tensors
+    return {name: t for name, t in tensors.items() if name.startswith(("model.", "optimiser."))}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Whether two sets of tensors are equal bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(t, other[n]) for n, t in one.items())

@@ -1,0 +1,258 @@
+"""R3, R4, R5: resuming, validating, sampling and logging leave no trace in a run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import charrnn.training
+from charrnn.checkpoint import load
+from charrnn.run import Run, resume
+from charrnn.runfolder import RunFolder
+from charrnn.training import Event, Planned, Sampled, Validated, train
+from tests.reliability.conftest import Promise
+from tests.reliability.runs import (
+    begin,
+    drive,
+    equal,
+    resumed,
+    rows,
+    stopped,
+    straight,
+    tale,
+    weights,
+    whole_state,
+)
+
+__all__ = ["tale"]
+
+CELLS = ("rnn", "lstm", "gru")
+PASS = 17  # windows
+
+
+def at(step: int) -> Callable[[Run], bool]:
+    """Stop at the edge of a step, before whatever is due there."""
+    return lambda run: run.progress.step == step
+
+
+def after_validation(step: int) -> Callable[[Run], bool]:
+    return lambda run: run.progress.validated_step == step
+
+
+class Inside:
+    """Stop at the n-th time of being asked at a step: later ones fall into what is done there."""
+
+    def __init__(self, step: int, time: int) -> None:
+        self.step, self.time = step, time
+
+    def __call__(self, run: Run) -> bool:
+        if run.progress.step == self.step:
+            self.time -= 1
+        return run.progress.step == self.step and self.time < 0
+
+
+STOPS: dict[str, tuple[int, Callable[[Run], bool]]] = {
+    "step 1": (1, at(1)),
+    "mid pass": (25, at(25)),
+    "pass boundary": (2 * PASS, at(2 * PASS)),
+    "after a validation": (24, after_validation(24)),
+}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_resume_equals_never_stopping(
+    tmp_path: Path, tale: Path, promise: Promise, cell: str, dropout: float
+) -> None:
+    choices: dict[str, Any] = {"cell": cell, "model": {"dropout": dropout}}
+    expected = whole_state(straight(tmp_path / "straight", tale, **choices))
+    differing = []
+    for name, (step, stop) in STOPS.items():
+        path = tmp_path / name
+        assert stopped(path, tale, stop, **choices) == step
+        resumed(path)
+        if whole_state(path) != expected:
+            differing.append(name)
+    what = f"{cell}, dropout {dropout:g}: stops after which weights, losses and log are equal"
+    promise("R3", what, f"{len(STOPS) - len(differing)} of {len(STOPS)}")
+    assert not differing
+
+
+HARDER: dict[str, tuple[Callable[[Run], bool], dict[str, Any]]] = {
+    "before a due validation": (at(24), {}),
+    "inside a validation": (Inside(24, 1), {}),
+    "inside the shown sample": (Inside(24, 9), {}),
+    "before the first update": (at(0), {}),
+    "before the last validation": (Inside(44, 1), {}),
+    "between two rows of the log": (at(37), {}),
+    "during the decay of the rate": (at(41), {}),
+    "dropout and weight drop": (at(25), {"model": {"dropout": 0.2, "weight_drop": 0.3}}),
+    "windows that overlap": (at(25), {"loss_last": 3, "budget": {"steps": 90}}),
+    "a budget in epochs": (at(25), {"budget": {"epochs": 2.6}}),
+    "gradients cut by value": (at(25), {"clip_value": 0.01}),
+    "weight decay": (at(25), {"weight_decay": 0.1}),
+}
+
+
+@pytest.mark.parametrize("case", HARDER)
+def test_resume_equals_never_stopping_also(
+    tmp_path: Path, tale: Path, promise: Promise, case: str
+) -> None:
+    stop, choices = HARDER[case]
+    expected = whole_state(straight(tmp_path / "straight", tale, **choices))
+    stopped(tmp_path / "run", tale, stop, **choices)
+    resumed(tmp_path / "run")
+    same = whole_state(tmp_path / "run") == expected
+    promise("R3", case, "equal" if same else "differs")
+    assert same
+
+
+def test_resume_while_patience_counts(tmp_path: Path, tale: Path, promise: Promise) -> None:
+    # At this rate validations soon get worse.
+    choices: dict[str, Any] = {"patience": 3, "lr": 3.0, "budget": {"steps": 400}}
+    with RunFolder.create(tmp_path / "straight") as folder:
+        run = begin(folder, tale, **choices)
+        assert drive(run)[-1] == charrnn.training.Finished("patience", complete=True)
+    over = run.progress.step
+    assert run.progress.validations_since_best == 3
+    expected = whole_state(tmp_path / "straight")
+    stopped(tmp_path / "run", tale, after_validation(over - 6), **choices)
+    counted = load(tmp_path / "run" / "last.safetensors").meta["progress"]
+    assert counted["validations_since_best"] == 2
+    resumed(tmp_path / "run")
+    same = whole_state(tmp_path / "run") == expected
+    promise("R3", "while --patience counts", "equal" if same else "differs")
+    assert same
+
+
+@pytest.fixture
+def fast_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock of the loop that goes on by 10 ms whenever it is read."""
+
+    class Clock:
+        now = 0.0
+
+        def monotonic(self) -> float:
+            self.now += 0.01
+            return self.now
+
+    monkeypatch.setattr(charrnn.training, "time", Clock())
+
+
+@pytest.mark.usefixtures("fast_clock")
+def test_resume_of_a_budget_in_minutes(tmp_path: Path, tale: Path, promise: Promise) -> None:
+    """From the moment that the minutes became steps, a run resumes bit for bit."""
+    choices: dict[str, Any] = {"budget": {"minutes": 0.1}, "validate_every": None}
+    planned = stopped(
+        tmp_path / "a", tale, lambda run: run.progress.planned_steps is not None, **choices
+    )
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    run = resumed(tmp_path / "a")
+    total = run.progress.planned_steps
+    assert total is not None and total > planned + 30
+    for step in (planned + 1, planned + 20, total - 1):
+        resumed(tmp_path / "b", at(step))
+    resumed(tmp_path / "b")
+    same = whole_state(tmp_path / "a") == whole_state(tmp_path / "b")
+    promise("R3", f"--minutes, planned as {total} steps at step {planned}", "equal")
+    assert same
+
+
+@pytest.mark.usefixtures("fast_clock")
+def test_minutes_are_planned_again_when_stopped_before(tmp_path: Path, tale: Path) -> None:
+    choices: dict[str, Any] = {"budget": {"minutes": 0.1}, "validate_every": None}
+    step = stopped(tmp_path / "run", tale, lambda run: run.progress.seconds > 0.5, **choices)
+    assert step > 0
+    run = resumed(tmp_path / "run")
+    assert run.progress.planned_steps == run.progress.step
+    assert 0.1 * 60 * 0.8 < run.progress.seconds < 0.1 * 60 * 1.1
+
+
+def test_ten_stops_change_nothing(tmp_path: Path, tale: Path, promise: Promise) -> None:
+    choices: dict[str, Any] = {"cell": "gru", "model": {"dropout": 0.2, "weight_drop": 0.2}}
+    expected = whole_state(straight(tmp_path / "straight", tale, **choices))
+    steps = [1, 2, 6, 11, 17, 18, 24, 30, 34, 43]
+    stopped(tmp_path / "run", tale, at(steps[0]), **choices)
+    for step in steps[1:]:
+        resumed(tmp_path / "run", at(step))
+    resumed(tmp_path / "run")
+    same = whole_state(tmp_path / "run") == expected
+    promise("R4", "10 stops and resumes against one straight run", "equal" if same else "differs")
+    assert same
+
+
+def test_a_stop_at_every_step(tmp_path: Path, tale: Path, promise: Promise) -> None:
+    expected = whole_state(straight(tmp_path / "straight", tale))
+    stopped(tmp_path / "run", tale, at(0))
+    for step in range(1, 44):
+        resumed(tmp_path / "run", at(step))
+    resumed(tmp_path / "run")
+    same = whole_state(tmp_path / "run") == expected
+    promise("R4", "a stop at each of 44 steps", "equal" if same else "differs")
+    assert same
+
+
+def test_a_killed_repetition_of_a_validation_is_logged_once(tmp_path: Path, tale: Path) -> None:
+    """Stopped right before a validation, resumed, killed right after it, resumed."""
+    expected = whole_state(straight(tmp_path / "straight", tale))
+    stopped(tmp_path / "run", tale, at(24))
+    with RunFolder.open_existing(tmp_path / "run") as folder:
+        run = resume(folder, device=None, changes={})
+        events = train(run)
+        while not isinstance(next(events), Validated):
+            pass
+    assert [row["step"] for row in rows(tmp_path / "run")].count(24) == 1
+    resumed(tmp_path / "run")
+    assert whole_state(tmp_path / "run") == expected
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_validating_does_not_touch_training(
+    tmp_path: Path, tale: Path, promise: Promise, cell: str
+) -> None:
+    valid = tmp_path / "valid.txt"
+    valid.write_text(tale.read_text()[:97])
+    choices: dict[str, Any] = {
+        "cell": cell,
+        "valid": valid,
+        "model": {"dropout": 0.2, "weight_drop": 0.2},
+    }
+    runs = [
+        straight(tmp_path / str(every), tale, validate_every=every, **choices)
+        for every in (1, 10, 10**6)
+    ]
+    validations = [sum("valid_nats_per_char" in row for row in rows(run)) for run in runs]
+    assert validations == [44, 5, 1]
+    same = all(equal(weights(run), weights(runs[0])) for run in runs[1:])
+    promise("R5", f"{cell}: validated every 1, every 10 steps, at the end only", "equal weights")
+    assert same
+    losses = [[row for row in rows(run) if "train_nats_per_char" in row] for run in runs]
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_sampling_and_logging_do_not_touch_training(
+    tmp_path: Path, tale: Path, promise: Promise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choices: dict[str, Any] = {"model": {"dropout": 0.2, "weight_drop": 0.2}}
+    expected = weights(straight(tmp_path / "straight", tale, **choices))
+    monkeypatch.setattr(charrnn.training, "LOG_EVERY", 1)
+    monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 3)
+    monkeypatch.setattr(charrnn.training, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(charrnn.training, "SAVE_SHARE", 1.0)
+    changed = weights(straight(tmp_path / "changed", tale, **choices))
+    promise("R5", "a row and a checkpoint every step, samples of 3 characters", "equal weights")
+    assert equal(changed, expected)
+
+
+def test_the_events_come_in_order(tmp_path: Path, tale: Path) -> None:
+    with RunFolder.create(tmp_path / "run") as folder:
+        events = drive(begin(folder, tale))
+    names = [type(event).__name__ for event in events]
+    assert names[0] == "Planned" and names[-2:] == ["Saved", "Finished"]
+    order: list[type[Event]] = [Planned, Validated, Sampled]
+    assert [names.count(kind.__name__) for kind in order] == [1, 8, 8]
+    assert names.count("Logged") == 4
