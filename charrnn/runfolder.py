@@ -26,7 +26,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -50,8 +50,8 @@ _TEMPORARY = re.compile(
     r"\.(?:best\.safetensors|last\.safetensors|step-\d{8,}\.safetensors|metrics\.jsonl)"
     r"\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp"
 )
-#: How long a second comer waits for the holder to write its name into the lock, seconds.
-_NAME_WAIT = 1.0
+#: How long to try again what another process is just making, signing or removing, seconds.
+_PATIENCE = 1.0
 
 
 class RunFolder:
@@ -64,13 +64,11 @@ class RunFolder:
     path: Path
     keep: int
 
-    def __init__(self, path: Path, lock: int, keep: int) -> None:
+    def __init__(self, path: Path, lock: _Lock, keep: int) -> None:
         """Take over a held lock; for ``create`` and ``open_existing`` only."""
-        if keep < 0:
-            raise ValueError(f"keep must be 0 or above, not {keep}")
         self.path = path
         self.keep = keep
-        self._lock: int | None = lock
+        self._lock: _Lock | None = lock
         self._log: int | None = None
         # What ``close`` removes if nothing was saved, in this order: files, then folders.
         self._removable: list[Path] = []
@@ -96,20 +94,27 @@ class RunFolder:
         Raises:
             RunFolderError: it holds a run already, another process holds it, or it cannot be made.
         """
+        assert keep >= 0
         path = Path(path)
         made: list[Path] = []
+        end = time.monotonic() + _PATIENCE
         while True:
-            with _failing(path, "cannot make the run's folder"):
-                made = _make(path) + made
             try:
-                lock, fresh = _take_lock(path, command)
+                made = _make(path) + made
+                lock = _take_lock(path, command)
                 break
-            except FileNotFoundError:  # the one who made it has just removed it again
-                continue
+            except OSError as error:
+                # Another run that saved nothing may be removing the folder this very moment.
+                passing = isinstance(error, FileNotFoundError | FileExistsError)
+                if not passing or time.monotonic() > end:
+                    raise RunFolderError(
+                        f"{shown(path)}: cannot make the run's folder: {_reason(error)}"
+                    ) from error
+                time.sleep(0.01)
         folder = cls(path, lock, keep)
-        folder._removable = [path / "lock", *made] if fresh else []
+        folder._removable = [path / "lock", *made] if lock.made else []
         try:
-            folder._refuse_another_run(fresh)
+            folder._refuse_another_run(lock.abandoned)
             folder._removable = [path / "metrics.jsonl", path / "lock", *made]
             folder._open_log()
             with _failing(path, "cannot write"):
@@ -126,6 +131,7 @@ class RunFolder:
         Raises:
             RunFolderError: there is no run in it, another process holds it, or it is not writable.
         """
+        assert keep >= 0
         path = Path(path)
         nothing = RunFolderError(
             f"{shown(path)}: holds no run to resume: leave --resume out to start one there"
@@ -133,7 +139,7 @@ class RunFolder:
         if not path.is_dir() or not (_checkpoints(path) or (path / "lock").exists()):
             raise nothing
         try:
-            lock, _ = _take_lock(path, command)
+            lock = _take_lock(path, command)
         except FileNotFoundError:
             raise nothing from None
         folder = cls(path, lock, keep)
@@ -154,11 +160,13 @@ class RunFolder:
             os.close(self._log)
             self._log = None
         with suppress(OSError):
-            os.ftruncate(self._lock, 0)
+            # Without a checkpoint the signature stays: it says that the log is of a run of ours.
+            if _checkpoints(self.path):
+                os.ftruncate(self._lock.fd, 0)
             for path in self._removable:
                 # A folder in which somebody else put something is not empty, and so stays.
                 path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
-        os.close(self._lock)
+        os.close(self._lock.fd)
         self._lock = None
 
     def __enter__(self) -> Self:
@@ -329,7 +337,8 @@ class RunFolder:
 
     # What is in the folder already ---------------------------------------------
 
-    def _refuse_another_run(self, fresh: bool) -> None:
+    def _refuse_another_run(self, abandoned: bool) -> None:
+        """Raise RunFolderError if the folder holds a run; one that saved nothing does not count."""
         if checkpoints := _checkpoints(self.path):
             try:
                 where = f" at step {read_meta(checkpoints[0])['step']}"
@@ -339,7 +348,7 @@ class RunFolder:
                 f"{shown(self.path)}: holds a run already{where}: go on with it with --resume, "
                 "or choose another folder with --run"
             )
-        if fresh and (self.path / "metrics.jsonl").exists():
+        if not abandoned and (self.path / "metrics.jsonl").exists():
             raise RunFolderError(
                 f"{shown(self.path)}: holds a metrics.jsonl that is not of a charrnn run: "
                 "choose another folder with --run"
@@ -411,9 +420,12 @@ def _make(path: Path) -> list[Path]:
     for folder in [*reversed(path.parents), path]:
         try:
             folder.mkdir()
-        except OSError:
-            if not folder.is_dir():
-                raise
+        except OSError:  # not always FileExistsError: a read-only file system says that it is so
+            if folder.is_dir():
+                continue
+            if folder.is_file():
+                raise NotADirectoryError(errno.ENOTDIR, f"{shown(folder)} is a file") from None
+            raise
         else:
             made.insert(0, folder)
     return made
@@ -435,32 +447,50 @@ def _reason(error: OSError) -> str:
 # The lock ----------------------------------------------------------------------
 
 
-def _take_lock(folder: Path, command: str) -> tuple[int, bool]:
-    """Return (descriptor of the held lock file, whether the file is new).
+@dataclass(frozen=True)
+class _Lock:
+    """A lock file that this process holds."""
+
+    fd: int
+    made: bool
+    """This process made the file."""
+    abandoned: bool
+    """Its last holder was killed or saved nothing: its signature was still there."""
+
+
+def _take_lock(folder: Path, command: str) -> _Lock:
+    """Take the lock of a run's folder.
 
     Raises:
         FileNotFoundError: the folder is gone.
         RunFolderError: another process holds the lock, or the folder does not allow it.
     """
     path = folder / "lock"
+    end = time.monotonic() + _PATIENCE
     while True:
-        fd, fresh = _open_lock(path)
+        fd, made = _open_lock(path)
         try:
-            _flock(fd, folder)
-            # Whoever held it may have removed the file meanwhile: then this lock guards nothing.
-            with suppress(FileNotFoundError):
-                if os.fstat(fd).st_ino == path.stat().st_ino:
-                    with _failing(folder, "cannot write to the run's folder"):
-                        _sign(fd, command)
-                    return fd, fresh
+            if not _flock(fd, folder):
+                # Just taken and not signed yet, or just let go: then another try succeeds.
+                if (holder := _holder(fd)) or time.monotonic() > end:
+                    raise RunFolderError(
+                        f"{shown(folder)}: in use by {holder or 'another process'}: "
+                        "wait until it ends, or choose another folder"
+                    )
+            elif _is_at(fd, path):
+                with _failing(folder, "cannot write to the run's folder"):
+                    lock = _Lock(fd, made, abandoned=os.fstat(fd).st_size > 0)
+                    _sign(fd, command)
+                return lock
         except BaseException:
             os.close(fd)
             raise
         os.close(fd)
+        time.sleep(0.01)
 
 
 def _open_lock(path: Path) -> tuple[int, bool]:
-    """Return (descriptor of the lock file, whether it is new)."""
+    """Return (descriptor of the lock file, whether it was made here)."""
     try:
         try:
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
@@ -474,19 +504,24 @@ def _open_lock(path: Path) -> tuple[int, bool]:
         ) from error
 
 
-def _flock(fd: int, folder: Path) -> None:
+def _flock(fd: int, folder: Path) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise RunFolderError(
-            f"{shown(folder)}: in use by {_holder(fd)}: wait until it ends, "
-            "or choose another folder"
-        ) from None
+        return False
     except OSError as error:  # some network file systems have no locks
         raise RunFolderError(
             f"{shown(folder)}: cannot lock the run's folder: {_reason(error)}: "
             "choose a folder on a local disk"
         ) from error
+    return True
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether an open file is still at its path; a lock on a removed one guards nothing."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(fd), path.stat())
+    return False
 
 
 def _sign(fd: int, command: str) -> None:
@@ -501,21 +536,15 @@ def _sign(fd: int, command: str) -> None:
     os.pwrite(fd, (json.dumps(me) + "\n").encode(), 0)
 
 
-def _holder(fd: int) -> str:
-    """Return who holds the lock, in words.
-
-    A holder signs right after it has taken the lock, so the file may be empty
-    or still have the signature of a dead process for a moment.
-    """
-    for _ in range(int(_NAME_WAIT / 0.02)):
-        with suppress(ValueError, KeyError, TypeError):
-            who = json.loads(os.pread(fd, 65536, 0))
-            pid, host, since, command = (who[key] for key in ("pid", "host", "since", "command"))
-            if host != socket.gethostname() or _alive(int(pid)):
-                what = f" ({shown(str(command))})" if command else ""
-                return f"process {int(pid)} on {shown(str(host))} since {shown(str(since))}{what}"
-        time.sleep(0.02)
-    return "another process"
+def _holder(fd: int) -> str | None:
+    """Return in words who signed the lock; None for nobody, or a dead process of this machine."""
+    with suppress(ValueError, KeyError, TypeError):
+        who = json.loads(os.pread(fd, 65536, 0))
+        pid, host, since, command = (who[key] for key in ("pid", "host", "since", "command"))
+        if host != socket.gethostname() or _alive(int(pid)):
+            what = f" ({shown(str(command))})" if command else ""
+            return f"process {int(pid)} on {shown(str(host))} since {shown(str(since))}{what}"
+    return None
 
 
 def _alive(pid: int) -> bool:

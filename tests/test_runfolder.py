@@ -1,0 +1,470 @@
+"""A run's folder: taking it, what is in it, what is left of it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from charrnn import runfolder
+from charrnn.checkpoint import Checkpoint, load, save
+from charrnn.errors import CheckpointError, RunFolderError
+from charrnn.runfolder import RunFolder
+from tests.reliability.processes import finish, fork
+
+
+def state(number: int) -> Checkpoint:
+    return Checkpoint({"model.weight": torch.full((3,), float(number))}, {"number": number})
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def said(action: Callable[[], object]) -> str:
+    """Return the one line of the RunFolderError that an action raises."""
+    with pytest.raises(RunFolderError) as caught:
+        action()
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+# Taking the folder ---------------------------------------------------------------
+
+
+def test_a_run_that_saved_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "a" / "b" / "run") as folder:
+        folder.log({"step": 1})
+        assert names(folder.path) == ["lock", "metrics.jsonl"]
+    assert names(tmp_path) == []
+
+
+def test_a_run_that_saved_nothing_leaves_what_others_put_there(tmp_path: Path) -> None:
+    run = tmp_path / "a" / "run"
+    with RunFolder.create(run):
+        (run / "notes.txt").write_text("mine")
+    assert names(run) == ["notes.txt"]
+    with RunFolder.create(run):
+        pass
+    assert names(run) == ["notes.txt"]
+
+
+@pytest.mark.parametrize("what", ["last", "best"])
+def test_a_run_that_saved_something_stays(tmp_path: Path, what: str) -> None:
+    with RunFolder.create(tmp_path / "run") as folder:
+        path = folder.save_last(state(1), 1) if what == "last" else folder.save_best(state(1))
+        assert path == tmp_path / "run" / f"{what}.safetensors"
+    assert names(tmp_path / "run") == [f"{what}.safetensors", "lock", "metrics.jsonl"]
+    assert (tmp_path / "run" / "lock").read_text() == ""
+
+
+def test_close_may_come_twice(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    folder.close()
+    folder.close()
+
+
+def test_a_run_is_not_started_over_another(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with RunFolder.create(run) as folder:
+        folder.log({"step": 7})
+        folder.save_last(state(7), 7)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert said(lambda: RunFolder.create(run)) == (
+        f"{run}: holds a run already at step 7: go on with it with --resume, "
+        "or choose another folder with --run"
+    )
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["best", "last", "step-00000012"])
+def test_nor_over_a_copy_or_ruins_of_one(tmp_path: Path, name: str) -> None:
+    (tmp_path / f"{name}.safetensors").write_bytes(b"\0")
+    assert said(lambda: RunFolder.create(tmp_path)).startswith(
+        f"{tmp_path}: holds a run already: go on"
+    )
+    assert names(tmp_path) == [f"{name}.safetensors"]
+
+
+def test_a_log_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"loss": 1}\n')
+    assert said(lambda: RunFolder.create(tmp_path)) == (
+        f"{tmp_path}: holds a metrics.jsonl that is not of a charrnn run: "
+        "choose another folder with --run"
+    )
+    assert names(tmp_path) == ["metrics.jsonl"]
+
+
+def test_a_run_killed_before_its_first_save_may_start_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+
+    def die() -> None:
+        RunFolder.create(run).log({"step": 1})
+        os._exit(9)
+
+    assert finish(fork(die)) == 9
+    assert said(lambda: RunFolder.open_existing(run)) == (
+        f"{run}: holds no run to resume: leave --resume out to start one there"
+    )
+    with RunFolder.create(run) as folder:
+        assert (run / "metrics.jsonl").read_bytes() == b""
+        folder.save_last(state(1), 1)
+
+
+@pytest.mark.parametrize("path", ["missing", "file", "file/run", "empty"])
+def test_there_is_nothing_to_resume(tmp_path: Path, path: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    assert said(lambda: RunFolder.open_existing(tmp_path / path)) == (
+        f"{tmp_path / path}: holds no run to resume: leave --resume out to start one there"
+    )
+    assert names(tmp_path) == ["empty", "file"]
+    assert names(tmp_path / "empty") == []
+
+
+@pytest.mark.parametrize("path", ["file", "file/run"])
+def test_a_folder_that_cannot_be_made(tmp_path: Path, path: str) -> None:
+    (tmp_path / "file").touch()
+    assert said(lambda: RunFolder.create(tmp_path / path)) == (
+        f"{tmp_path / path}: cannot make the run's folder: {tmp_path / 'file'} is a file"
+    )
+
+
+def test_a_folder_that_is_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runfolder, "_PATIENCE", 0.05)
+    line = said(lambda: RunFolder.create("/proc/run"))
+    assert line == "/proc/run: cannot make the run's folder: No such file or directory"
+
+
+def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert said(lambda: RunFolder.create(tmp_path)) == (
+        f"{tmp_path}: cannot write to the run's folder: Permission denied"
+    )
+
+
+def test_a_lock_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").symlink_to(tmp_path / "victim")
+    assert "cannot write to the run's folder: " in said(lambda: RunFolder.create(tmp_path / "run"))
+    (tmp_path / "victim").write_text("precious")
+    assert "cannot write to the run's folder: " in said(lambda: RunFolder.create(tmp_path / "run"))
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+# The lock --------------------------------------------------------------------------
+
+
+def test_the_second_comer_learns_who_holds_the_folder(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with RunFolder.create(run, command="charrnn train a\nb.txt"):
+        for take in (RunFolder.create, RunFolder.open_existing):
+            line = said(lambda take=take: take(run))  # type: ignore[misc]
+            assert re.fullmatch(
+                re.escape(f"{run}: in use by process {os.getpid()} on {socket.gethostname()} ")
+                + r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d \('charrnn train a\\nb\.txt'\): "
+                "wait until it ends, or choose another folder",
+                line,
+            )
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', '{"pid": "x"}', "\0" * 99])
+def test_a_holder_without_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.setattr(runfolder, "_PATIENCE", 0.05)
+    with RunFolder.create(tmp_path / "run") as folder:
+        (folder.path / "lock").write_text(content)
+        line = said(lambda: RunFolder.create(folder.path))
+    assert line.startswith(f"{folder.path}: in use by another process: wait until it ends")
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert said(lambda: RunFolder.create(tmp_path / "run")) == (
+        f"{tmp_path / 'run'}: cannot lock the run's folder: No locks available: "
+        "choose a folder on a local disk"
+    )
+
+
+def test_makers_and_removers_of_one_folder_never_hold_it_together(tmp_path: Path) -> None:
+    """Runs that end before a save remove folder and lock under the feet of those who wait."""
+    run = tmp_path / "a" / "run"
+
+    def take_and_leave() -> None:
+        for _ in range(150):
+            try:
+                folder = RunFolder.create(run)
+            except RunFolderError as error:
+                assert "in use by process" in str(error)
+                continue
+            with folder:
+                (tmp_path / "held").mkdir()  # fails if another holder is inside
+                (tmp_path / "held").rmdir()
+
+    pids = [fork(take_and_leave) for _ in range(3)]
+    assert [finish(pid) for pid in pids] == [0, 0, 0]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+# Stale temporaries --------------------------------------------------------------------
+
+
+def test_only_our_stale_temporaries_are_removed(tmp_path: Path) -> None:
+    dead = fork(lambda: None)
+    finish(dead)
+    ours = [
+        f".last.safetensors.{dead}-0a1b2c3d.tmp",
+        f".best.safetensors.{dead}-ffffffff.tmp",
+        f".step-00001200.safetensors.{dead}-00000000.tmp",
+        f".metrics.jsonl.{dead}-12345678.tmp",
+        f".last.safetensors.{os.getpid()}-0a1b2c3d.tmp",  # of an earlier process of this number
+    ]
+    others = [
+        f".last.safetensors.{os.getppid()}-0a1b2c3d.tmp",  # alive
+        f".last.safetensors.{dead}.tmp",
+        f".notes.txt.{dead}-0a1b2c3d.tmp",
+        f"last.safetensors.{dead}-0a1b2c3d.tmp",
+        ".last.safetensors.swp",
+        "notes.tmp",
+    ]
+    for name in ours + others:
+        (tmp_path / name).touch()
+    with RunFolder.create(tmp_path):
+        assert set(names(tmp_path)) == {*others, "lock", "metrics.jsonl"}
+    assert set(names(tmp_path)) == set(others)
+
+
+# Checkpoints ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(0, []), (1, [30]), (2, [20, 30]), (5, [10, 20, 30])])
+def test_as_many_earlier_checkpoints_as_asked_for(
+    tmp_path: Path, keep: int, kept: list[int]
+) -> None:
+    with RunFolder.create(tmp_path / "run", keep=keep) as folder:
+        for step in (10, 20, 30, 40):
+            folder.save_last(state(step), step)
+            folder.save_best(state(-step))
+    assert load(tmp_path / "run" / "best.safetensors").meta == {"number": -40}
+    assert load(tmp_path / "run" / "last.safetensors").meta == {"number": 40, "step": 40}
+    found = sorted((tmp_path / "run").glob("step-*"))
+    assert [path.name for path in found] == [f"step-000000{step}.safetensors" for step in kept]
+    assert [load(path).meta["number"] for path in found] == kept
+
+
+def test_a_step_saved_again_is_no_earlier_one(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "run", keep=2) as folder:
+        for step in (10, 20, 20, 20):
+            folder.save_last(state(step), step)
+    assert [path.name for path in (tmp_path / "run").glob("step-*")] == [
+        "step-00000010.safetensors"
+    ]
+
+
+def test_earlier_checkpoints_take_no_space_of_their_own(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "run") as folder:
+        inode = folder.save_last(state(1), 1).stat().st_ino
+        folder.save_last(state(2), 2)
+        assert (folder.path / "step-00000001.safetensors").stat().st_ino == inode
+
+
+def test_without_hard_links_they_are_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with RunFolder.create(tmp_path / "run") as folder:
+        for step in (1, 2, 3):
+            folder.save_last(state(step), step)
+    assert load(tmp_path / "run" / "step-00000002.safetensors").meta["number"] == 2
+    assert len(names(tmp_path / "run")) == 4
+
+
+def test_large_steps_stay_in_order(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "run", keep=2) as folder:
+        for step in (99_999_998, 99_999_999, 100_000_000, 1_000_000_000):
+            folder.save_last(state(step), step)
+    assert sorted(path.name for path in (tmp_path / "run").glob("step-*")) == [
+        "step-100000000.safetensors",
+        "step-99999999.safetensors",
+    ]
+
+
+def test_the_newest_is_loaded_without_a_word(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "run") as folder:
+        for step in (1, 2):
+            folder.save_last(state(step), step)
+    with RunFolder.open_existing(tmp_path / "run") as folder:
+        checkpoint, notes = folder.load_last()
+    assert checkpoint.meta == {"number": 2, "step": 2}
+    assert notes == []
+
+
+def test_all_damaged(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "run") as folder:
+        for step in (1, 2):
+            folder.save_last(state(step), step)
+    for path in (tmp_path / "run").glob("*.safetensors"):
+        os.truncate(path, 100)
+    with (
+        RunFolder.open_existing(tmp_path / "run") as folder,
+        pytest.raises(CheckpointError, match=r"last\.safetensors: damaged: a header of"),
+    ):
+        folder.load_last()
+
+
+def test_only_the_best_is_there(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "run") as folder:
+        folder.save_best(state(1))
+    with (
+        RunFolder.open_existing(tmp_path / "run") as folder,
+        pytest.raises(CheckpointError, match=r"run: holds no checkpoint to resume from$"),
+    ):
+        folder.load_last()
+
+
+def test_what_we_may_not_judge_is_neither_passed_over_nor_pruned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint of a newer format is whole: going on from an older one would lose it."""
+    run = tmp_path / "run"
+    with RunFolder.create(run) as folder:
+        for step in (1, 2):
+            folder.save_last(state(step), step)
+    with monkeypatch.context() as patch:
+        patch.setattr("charrnn.checkpoint.FORMAT", 2)
+        save(run / "last.safetensors", state(3))
+        save(run / "step-00000000.safetensors", state(0))
+    with RunFolder.open_existing(run) as folder:
+        with pytest.raises(CheckpointError, match="use the version that wrote it"):
+            folder.load_last()
+        (run / "last.safetensors").unlink()
+        assert folder.load_last()[0].meta["step"] == 1
+        folder.save_last(state(4), 4)
+    assert "step-00000000.safetensors" in names(run)
+
+
+# The log ---------------------------------------------------------------------------------
+
+
+def rows(folder: Path) -> list[object]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_rows_are_lines_in_order(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with RunFolder.create(run) as folder:
+        folder.save_last(state(1), 1)
+        folder.log({"step": 1, "train_nats_per_char": 2.5, "sample": "a\n\u4e2d\udcff"})
+        folder.log({"step": 2})
+    assert (run / "metrics.jsonl").read_text(encoding="utf-8") == (
+        '{"step":1,"train_nats_per_char":2.5,"sample":"a\\n\u4e2d\\udcff"}\n{"step":2}\n'
+    )
+    with RunFolder.open_existing(run) as folder:
+        folder.log({"step": 3})
+    assert rows(run)[1:] == [{"step": 2}, {"step": 3}]
+
+
+def test_a_row_has_no_nan(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "run") as folder:
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            folder.log({"loss": float("inf")})
+        assert rows(folder.path) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"", b""),
+        (b'{"step":1}\n', b'{"step":1}\n'),
+        (b'{"step":1}\n{"st', b'{"step":1}\n'),
+        (b'{"st', b""),
+        (b'{"step":1}\n' + b"\0" * 200_000, b'{"step":1}\n'),
+    ],
+)
+def test_a_last_line_that_was_cut_off_is_removed(
+    tmp_path: Path, before: bytes, after: bytes
+) -> None:
+    with RunFolder.create(tmp_path / "run") as folder:
+        folder.save_last(state(1), 1)
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.write_bytes(before)
+    with RunFolder.open_existing(tmp_path / "run") as folder:
+        assert log.read_bytes() == after
+        folder.log({"step": 2})
+        assert log.read_bytes() == after + b'{"step":2}\n'
+
+
+def test_rewinding_drops_later_rows_and_what_is_no_row(tmp_path: Path) -> None:
+    log = tmp_path / "run" / "metrics.jsonl"
+    with RunFolder.create(tmp_path / "run") as folder:
+        folder.log({"note": "a row without a step"})
+        for step in (1, 2, 3, 4):
+            folder.log({"step": step})
+        with log.open("ab") as file:
+            file.write(b'not JSON\n\0\0\n[]\n{"step":2,"valid":1}\n{"step":5}\n')
+        folder.rewind_log(2)
+        kept: list[object] = [{"note": "a row without a step"}]
+        kept += [{"step": 1}, {"step": 2}, {"step": 2, "valid": 1}]
+        assert rows(folder.path) == kept
+        folder.log({"step": 3})
+        assert rows(folder.path) == [*kept, {"step": 3}]
+        assert names(folder.path) == ["lock", "metrics.jsonl"]
+
+
+def test_a_rewind_that_fails_leaves_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with RunFolder.create(tmp_path / "run") as folder:
+        folder.log({"step": 1})
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fail)
+            line = said(lambda: folder.rewind_log(0))
+        assert line == (
+            f"{folder.path / 'metrics.jsonl'}: cannot save: No space left on device; "
+            "free some space, what was saved before is whole"
+        )
+        folder.log({"step": 2})
+        assert rows(folder.path) == [{"step": 1}, {"step": 2}]
+        assert names(folder.path) == ["lock", "metrics.jsonl"]
+
+
+def test_a_log_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with RunFolder.create(tmp_path / "run") as folder:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", fail)
+            line = said(lambda: folder.log({"step": 1}))
+        assert line == f"{folder.path / 'metrics.jsonl'}: cannot write: Input/output error"
+        assert rows(folder.path) == []
+
+
+def test_a_log_that_cannot_be_opened(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "run") as folder:
+        folder.save_last(state(1), 1)
+        (folder.path / "metrics.jsonl").unlink()
+        (folder.path / "metrics.jsonl").mkdir()
+    line = said(lambda: RunFolder.open_existing(tmp_path / "run"))
+    assert line == f"{tmp_path / 'run' / 'metrics.jsonl'}: cannot write: Is a directory"
