@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -302,6 +303,7 @@ def train(
     """
     budget = recipe.given({"minutes": minutes, "epochs": epochs, "steps": steps})
     model = {
+        "cell": cell,
         "layers": layers,
         "hidden": hidden,
         "embedding": embedding,
@@ -330,7 +332,7 @@ def train(
     if keep is not None and keep < 0:
         raise UsageError(f"--keep must be 0 or above, not {keep}")
     if resume:
-        fixed = {**model, **training, **reading, "cell": cell, "valid": valid}
+        fixed = {**model, **training, **reading, "valid": valid}
         fixed["init_from"] = init_from
         given = [name for name, value in fixed.items() if value is not None]
         for name in given:
@@ -342,6 +344,8 @@ def train(
                 )
         if run is None:
             raise UsageError("--resume needs --run DIR, the folder of the run to go on with")
+    if valid and valid_share is not None:
+        raise UsageError("--valid and --valid-share exclude each other: give one")
     text = TextChoices(texts=tuple(texts or ()), valid=tuple(valid or ()), **recipe.given(reading))
     choices = recipe.Choices(cell=cell or "lstm", budget=budget, model=model, training=training)
     # Every number is checked before torch is imported and before anything is written.
@@ -351,7 +355,6 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(_StopSignals())
 
-        from charrnn.corpus import spool
         from charrnn.run import choose_device
         from charrnn.run import resume as resume_run
         from charrnn.run import start as start_run
@@ -363,8 +366,7 @@ def train(
         folder = stack.enter_context(take(path, 1 if keep is None else keep, command))
         spooled = None
         if "-" in text.texts:
-            spooled = spool(sys.stdin.buffer)
-            stack.callback(spooled.unlink, missing_ok=True)
+            spooled = stack.enter_context(_standard_input())
         if not resume:
             new = start_run(
                 choices, text, folder=folder, device=where, init_from=init_from, spooled=spooled
@@ -379,10 +381,11 @@ def train(
             keep=keep,
         )
         if old.is_finished and not as_json:
-            _say(
-                f"{path}: finished already, after {old.progress.step:,} steps: "
-                "a larger --minutes, --epochs, --steps or --patience goes on"
-            )
+            if not quiet:
+                _say(
+                    f"{path}: finished already, after {old.progress.step:,} steps: "
+                    "a larger --minutes, --epochs, --steps or --patience goes on"
+                )
             print(path)
             return 0
         return _train(old, stop, as_json=as_json, quiet=quiet)
@@ -484,21 +487,22 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score a text: nats, bits and perplexity per character, the same text for every model."""
-    from charrnn.corpus import scan, spool
+    from charrnn.corpus import scan
     from charrnn.errors import CorpusError
     from charrnn.evaluation import score
-    from charrnn.run import choose_device, load_model
+    from charrnn.run import choose_device, load_model, refuse_other_symbols
 
     where = choose_device(device)
     with contextlib.ExitStack() as stack:
         names = list(text)
         if "-" in names:
-            spooled = spool(sys.stdin.buffer)
-            stack.callback(spooled.unlink, missing_ok=True)
+            spooled = stack.enter_context(_standard_input())
             names = [str(spooled) if name == "-" else name for name in names]
         rows = []
         for path in checkpoints:
             model, vocabulary, _ = load_model(path, where)
+            if encoding is not None:
+                refuse_other_symbols(encoding, vocabulary, str(path))
             corpus = scan(names, encoding or vocabulary.encoding)
             if corpus.characters < 2:
                 raise CorpusError(f"{text[0]}: a text to score needs at least 2 characters")
@@ -529,6 +533,21 @@ def evaluate(
         from charrnn.display import print_scores
 
         print_scores(rows)
+
+
+@contextlib.contextmanager
+def _standard_input() -> Iterator[Path]:
+    """Put standard input into a temporary file; a message does not name that."""
+    from charrnn.corpus import spool
+    from charrnn.errors import CorpusError
+
+    path = spool(sys.stdin.buffer)
+    try:
+        yield path
+    except CorpusError as error:
+        raise CorpusError(str(error).replace(str(path), "standard input")) from None
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _prompt(prompt: str, vocabulary: Vocabulary) -> str | bytes:

@@ -241,8 +241,8 @@ class TextChoices:
 
     texts: tuple[str, ...]
     """Files, folders, globs, or "-" for standard input; none: the embedded corpus."""
-    encoding: str = "utf-8"
-    """A codec's name, or "bytes"."""
+    encoding: str | None = None
+    """A codec's name, or "bytes"; None: utf-8, or what a model to start from reads."""
     valid: tuple[str, ...] = ()
     """Texts to validate on, instead of the end of ``texts``."""
     valid_share: float = 0.1

@@ -126,10 +126,10 @@ def test_a_config_survives_json(config: ModelConfig | TrainConfig) -> None:
 
 def test_fields_that_do_not_fit_are_named() -> None:
     values = model().to_dict()
-    with pytest.raises(UsageError, match="unknown field 'zoneout' in ModelConfig"):
+    with pytest.raises(ValueError, match="'zoneout' is unknown"):
         ModelConfig.from_dict({**values, "zoneout": 0.1})
     del values["hidden"]
-    with pytest.raises(UsageError, match="missing field 'hidden' in ModelConfig"):
+    with pytest.raises(ValueError, match="'hidden' is missing"):
         ModelConfig.from_dict(values)
 
 
@@ -139,9 +139,9 @@ ANYTHING = st.one_of(
 
 
 @given(values=st.fixed_dictionaries(dict.fromkeys(TrainConfig.__dataclass_fields__, ANYTHING)))
-def test_whatever_a_file_says_gives_a_config_or_a_usage_error(values: dict[str, Any]) -> None:
+def test_whatever_a_file_says_gives_a_config_or_a_plain_error(values: dict[str, Any]) -> None:
     try:
         config = TrainConfig.from_dict(values)
-    except UsageError:
+    except (UsageError, ValueError):
         return
     assert config.to_dict() == values
