@@ -43,6 +43,11 @@ def after_validation(step: int) -> Callable[[Run], bool]:
     return lambda run: run.progress.validated_step == step
 
 
+@pytest.fixture(autouse=True)
+def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 20)
+
+
 class Inside:
     """Stop at the n-th time of being asked at a step: later ones fall into what is done there."""
 

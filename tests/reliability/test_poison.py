@@ -1,0 +1,241 @@
+"""R9: NaN or inf never reaches weights or files."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import charrnn.training
+import charrnn.update
+from charrnn.checkpoint import load
+from charrnn.errors import NonFiniteError
+from charrnn.evaluation import Scores
+from charrnn.evaluation import score as real_score
+from charrnn.model import CharModel, Hidden
+from charrnn.optimiser import MuonAdamW
+from charrnn.runfolder import RunFolder
+from charrnn.training import Spiked
+from tests.conftest import Result, run_cli
+from tests.reliability.conftest import Promise
+from tests.reliability.runs import STEPS, begin, drive, rows, tale
+
+__all__ = ["tale"]
+
+real_window_loss = charrnn.update.window_loss
+
+
+class Poison:
+    """Puts a number that is none into one update, at a place of one's choice.
+
+    Stands for ``update.window_loss``; afterwards ``before`` has the weights as they were when
+    that update began, and ``model`` the model.
+    """
+
+    def __init__(self, step: int, place: str, number: float) -> None:
+        self.step, self.place, self.number = step, place, number
+        self.model: CharModel
+        self.before: dict[str, Tensor] = {}
+
+    def __call__(self, model: CharModel, *window: Any) -> tuple[Tensor, Hidden]:
+        self.step -= 1
+        if self.step != 0:
+            return real_window_loss(model, *window)
+        self.model = model
+        self.before = {name: weight.clone() for name, weight in model.state_dict().items()}
+        if self.place == "loss":
+            loss, after = real_window_loss(model, *window)
+            return loss * self.number, after
+        if self.place == "gradient":
+            model.head.weight.register_hook(self._poisoned)  # type: ignore[no-untyped-call]
+            return real_window_loss(model, *window)
+        hook = model.embedding.register_forward_hook(lambda _m, _i, out: self._poisoned(out))
+        try:
+            return real_window_loss(model, *window)
+        finally:
+            hook.remove()
+
+    def _poisoned(self, values: Tensor) -> Tensor:
+        values = values.clone()
+        values.view(-1)[values.numel() // 2] = self.number
+        return values
+
+    @property
+    def weights_are_untouched(self) -> bool:
+        now = self.model.state_dict()
+        return all(torch.equal(now[name], weight) for name, weight in self.before.items())
+
+
+@pytest.fixture
+def eager_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint after every validation, however long the one before took."""
+    monkeypatch.setattr(charrnn.training, "SAVE_SHARE", 1e9)
+    monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 20)
+
+
+def is_whole(run: Path) -> bool:
+    """Whether nothing in a run's folder holds a number that is none."""
+    finite = [
+        bool(torch.isfinite(tensor).all())
+        for file in run.glob("*.safetensors")
+        for tensor in load(file).tensors.values()
+    ]
+    text = (run / "metrics.jsonl").read_text().lower()
+    return all(finite) and "nan" not in text and "inf" not in text
+
+
+def options(text: Path, run: Path) -> list[object]:
+    return [
+        "train", text, "--run", run, "--steps", STEPS, "--hidden", 8, "--layers", 2,
+        "--batch-size", 3, "--bptt", 7, "--validate-every", 6, "--quiet", "--lr", 0.02,
+    ]  # fmt: skip
+
+
+def poisoned(step: int, place: str, number: float, text: Path, run: Path) -> str | None:
+    """Poison a run and go on with it as it advises; return what was not as promised."""
+    poison = Poison(step, place, number)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charrnn.update, "window_loss", poison)
+        result = run_cli(*options(text, run))
+    if not poison.weights_are_untouched:
+        return "weights were changed"
+    if result.code != 1 or result.out or result.err.count("\n") != 1:
+        return f"ended with {result}"
+    window = (step - 1) % 17
+    place_in_text = f"step {step} (pass {(step - 1) // 17 + 1}, window {window + 1}, "
+    place_in_text += f"from character {7 * window} of each lane on)"
+    if place_in_text not in result.err:
+        return f"{place_in_text} is not named: {result.err}"
+    if step <= 6:
+        ended = "nothing was saved before: start again with --lr 0.01"
+        return None if ended in result.err and not run.exists() else f"left {result.err}"
+    saved = (step - 1) // 6 * 6
+    advice = re.search(
+        r"the last good checkpoint is (\S+) of step (\d+): go on .*: (.*)", result.err
+    )
+    if advice is None or advice[1] != str(run / "last.safetensors") or int(advice[2]) != saved:
+        return f"the checkpoint of step {saved} is not named: {result.err}"
+    if load(run / "last.safetensors").require("step", int) != saved or not is_whole(run):
+        return "the files are not as they were"
+    words = shlex.split(advice[3])
+    if words != ["charrnn", "train", "--run", str(run), "--resume", "--lr", "0.01"]:
+        return f"advised {words}"
+    result = run_cli(*words[1:], "--quiet")
+    if result != Result(0, f"{run}\n", "") or rows(run)[-1]["step"] != STEPS:
+        return f"did not go on: {result}"
+    return None
+
+
+PLACES = ("loss", "gradient", "activation")
+NUMBERS = (math.nan, math.inf, -math.inf)
+
+
+@pytest.mark.usefixtures("eager_saves")
+def test_poison(tmp_path: Path, tale: Path, promise: Promise) -> None:
+    steps = [1, 7, *random.Random(5).sample(range(2, STEPS + 1), 18)]
+    flaws = {}
+    for number, step in enumerate(steps):
+        # An infinite activation can be squashed to a finite one, which is no harm: NaN cannot.
+        place = PLACES[number % 3]
+        value = math.nan if place == "activation" else NUMBERS[number // 3 % 3]
+        flaw = poisoned(step, place, value, tale, tmp_path / str(number))
+        if flaw:
+            flaws[step, place, value] = flaw
+    figure = f"{20 - len(flaws)} of 20"
+    promise("R9", "loss, gradient or activation poisoned, then resumed with a lower --lr", figure)
+    assert not flaws
+
+
+@pytest.mark.usefixtures("eager_saves")
+def test_weights_that_overflow_are_not_saved(
+    tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The update itself may leave the range of the weights: the loss shows it a step later."""
+    real_step = MuonAdamW.step
+    updates = 0
+
+    def step(self: MuonAdamW) -> None:
+        nonlocal updates
+        updates += 1
+        real_step(self)
+        if updates == 12:  # the next thing is a validation, and a checkpoint
+            next(iter(self._matrices.values())).data[1, 1] = math.inf
+
+    monkeypatch.setattr(MuonAdamW, "step", step)
+    run = tmp_path / "run"
+    result = run_cli(*options(tale, run))
+    assert result.code == 1 and result.err.count("\n") == 1
+    assert "not finite after step 12" in result.err
+    assert "last.safetensors of step 6" in result.err
+    assert load(run / "last.safetensors").require("step", int) == 6
+    assert load(run / "best.safetensors").require("progress", dict)["step"] == 6
+    assert is_whole(run)
+
+
+def test_a_checkpoint_of_weights_that_are_none_is_refused(tmp_path: Path, tale: Path) -> None:
+    with RunFolder.create(tmp_path / "run") as folder:
+        run = begin(folder, tale)
+        drive(run, lambda run: run.progress.step == 5)
+        for name, save in (("last", run.save), ("best", run.save_best)):
+            before = {file: file.read_bytes() for file in folder.path.iterdir()}
+            with torch.no_grad():
+                run.model.head.bias[2] = math.nan
+            with pytest.raises(NonFiniteError, match=r"model\.head\.bias is not finite"):
+                save()
+            assert before == {file: file.read_bytes() for file in folder.path.iterdir()}, name
+
+
+@pytest.mark.usefixtures("eager_saves")
+def test_a_validation_that_is_none(
+    tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = 0
+
+    def score(*arguments: Any, **named: Any) -> Scores:
+        nonlocal times
+        times += 1
+        scores = real_score(*arguments, **named)
+        nats = math.nan if times == 3 else scores.nats
+        return Scores(nats, scores.characters, scores.unknown, scores.bytes, scores.seconds)
+
+    monkeypatch.setattr(charrnn.training, "score", score)
+    result = run_cli(*options(tale, tmp_path / "run"))
+    assert result.code == 1
+    assert "the validation loss is not finite after step 18" in result.err
+    assert load(tmp_path / "run" / "last.safetensors").require("step", int) == 12
+    assert is_whole(tmp_path / "run")
+
+
+def spiking(at: set[int]) -> Callable[..., tuple[Tensor, Hidden]]:
+    """A loss that is 3 nats higher at some updates."""
+    updates = 0
+
+    def window_loss(*window: Any) -> tuple[Tensor, Hidden]:
+        nonlocal updates
+        updates += 1
+        loss, after = real_window_loss(*window)
+        return loss + 3 * (updates in at), after
+
+    return window_loss
+
+
+def test_a_loss_spike_is_told_once(
+    tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jumps = {*range(121, 131), *range(151, 161)}
+    monkeypatch.setattr(charrnn.update, "window_loss", spiking(jumps))
+    monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 3)
+    budget = {"steps": 200}
+    with RunFolder.create(tmp_path / "run") as folder:
+        events = drive(begin(folder, tale, budget=budget, validate_every=100))
+    (spike,) = (event for event in events if isinstance(event, Spiked))
+    assert spike.step == 130
+    assert spike.after > spike.before + 2
