@@ -78,6 +78,7 @@ class Progress(Record):
     row_characters: int = 0
     row_norm: float = 0.0
     row_clipped: int = 0
+    row_updates: int = 0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -191,10 +191,11 @@ class _Loop:
             self.pending.append((run.update(chunk), chunk.characters))
             progress.step += 1
             progress.characters += chunk.characters
+            row_is_due = progress.step % LOG_EVERY == 0 or run.is_over
             # On a CPU every update is looked at before the next; a GPU is not made to wait.
-            if run.device.type != "cuda" or progress.step % LOG_EVERY == 0:
+            if run.device.type != "cuda" or row_is_due:
                 self._flush()
-            if progress.step % LOG_EVERY == 0:
+            if row_is_due:
                 yield from self._log()
 
     def _tick(self) -> None:
@@ -288,6 +289,7 @@ class _Loop:
             progress.row_characters += characters
             progress.row_norm += norm
             progress.row_clipped += clipped
+            progress.row_updates += 1
             self.last_losses.append(loss)
         self.pending.clear()
 
@@ -322,12 +324,12 @@ class _Loop:
         row |= {
             "train_nats_per_char": loss,
             "learning_rate": config.lr * self.run.schedule().factor(progress.step - 1),
-            "gradient_norm": progress.row_norm / LOG_EVERY,
-            "clipped_share": progress.row_clipped / LOG_EVERY,
+            "gradient_norm": progress.row_norm / progress.row_updates,
+            "clipped_share": progress.row_clipped / progress.row_updates,
             "chars_per_second": (progress.characters - characters) / elapsed,
         }
         progress.row_loss = progress.row_norm = 0.0
-        progress.row_characters = progress.row_clipped = 0
+        progress.row_characters = progress.row_clipped = progress.row_updates = 0
         before = progress.smooth_loss
         if before is None:
             progress.smooth_loss = loss
