@@ -302,18 +302,23 @@ def find(path: str | Path, which: Literal["best", "last"] = "best") -> Path:
         CheckpointError: there is none.
     """
     path = Path(path)
-    if not path.is_dir():
-        if not path.exists():
-            raise CheckpointError(f"{shown(path)}: no such checkpoint or run's folder")
-        return path
     file = path / f"{which}.safetensors"
-    if file.exists():
-        return file
     other = path / ("last.safetensors" if which == "best" else "best.safetensors")
-    if other.exists():
-        raise CheckpointError(
-            f"{shown(path)}: the run has no {file.name} yet; {shown(other)} can be given instead"
-        )
+    try:
+        if not path.is_dir():
+            if not path.exists():
+                raise CheckpointError(f"{shown(path)}: no such checkpoint or run's folder")
+            return path
+        if file.exists():
+            return file
+        if other.exists():
+            raise CheckpointError(
+                f"{shown(path)}: the run has no {file.name} yet; "
+                f"{shown(other)} can be given instead"
+            )
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise CheckpointError(f"{shown(path)}: cannot be read: {reason}") from error
     raise CheckpointError(f"{shown(path)}: a folder without a checkpoint: is it a run's folder?")
 
 

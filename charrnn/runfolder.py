@@ -74,7 +74,6 @@ class RunFolder:
         self._removable: list[Path] = []
         # Steps of the checkpoint files that this process wrote, or loaded and found whole.
         self._whole: dict[Path, int] = {}
-        self._remove_stale()
 
     # Taking and leaving the folder ------------------------------------------
 
@@ -98,22 +97,21 @@ class RunFolder:
         path = Path(path)
         made: list[Path] = []
         end = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                made = _make(path) + made
-                lock = _take_lock(path, command)
-                break
-            except OSError as error:
-                # Another run that saved nothing may be removing the folder this very moment.
-                passing = isinstance(error, FileNotFoundError | FileExistsError)
-                if not passing or time.monotonic() > end:
-                    raise RunFolderError(
-                        f"{shown(path)}: cannot make the run's folder: {_reason(error)}"
-                    ) from error
+        with _failing(path, "cannot make the run's folder"):
+            while True:
+                try:
+                    made = _make(path) + made
+                    lock = _take_lock(path, command)
+                    break
+                except (FileNotFoundError, FileExistsError):
+                    # Another run that saved nothing may be removing the folder this very moment.
+                    if time.monotonic() > end:
+                        raise
                 time.sleep(0.01)
         folder = cls(path, lock, keep)
         folder._removable = [path / "lock", *made] if lock.made else []
         try:
+            folder._remove_stale()
             folder._refuse_another_run(lock.abandoned)
             folder._removable = [path / "metrics.jsonl", path / "lock", *made]
             folder._open_log()
@@ -136,14 +134,16 @@ class RunFolder:
         nothing = RunFolderError(
             f"{shown(path)}: holds no run to resume: leave --resume out to start one there"
         )
-        if not path.is_dir() or not (_checkpoints(path) or (path / "lock").exists()):
-            raise nothing
+        with _failing(path, "cannot read the run's folder"):
+            if not path.is_dir() or not (_checkpoints(path) or (path / "lock").exists()):
+                raise nothing
         try:
             lock = _take_lock(path, command)
         except FileNotFoundError:
             raise nothing from None
         folder = cls(path, lock, keep)
         try:
+            folder._remove_stale()
             if not _checkpoints(path):
                 raise nothing
             folder._open_log()
@@ -220,29 +220,29 @@ class RunFolder:
         return last
 
     def load_last(self) -> tuple[Checkpoint, list[str]]:
-        """Return the newest whole checkpoint, and a sentence for each newer one that is damaged.
+        """Return the newest whole checkpoint, and a sentence for each one passed over.
 
         Raises:
             CheckpointError: none is whole, or the newest is of another format or unreadable.
         """
-        damaged: list[DamagedCheckpointError] = []
+        passed_over: list[str] = []
+        damage: DamagedCheckpointError | None = None
         for path in (self.path / "last.safetensors", *_generations(self.path)):
-            if not path.exists():
-                continue
             try:
+                if not path.exists():
+                    passed_over.append(f"{path.name}: missing")
+                    continue
                 checkpoint = load(path)
             except DamagedCheckpointError as error:
-                damaged.append(error)
+                passed_over.append(f"{path.name}: {error.flaw}")
+                damage = damage or error
                 continue
             step = checkpoint.require("step", int)
             self._whole[path] = step
             return checkpoint, [
-                f"{error.path.name}: {error.flaw}: took {path.name} instead, step {step}"
-                for error in damaged
+                f"{flaw}: took {path.name} instead, step {step}" for flaw in passed_over
             ]
-        if not damaged:
-            raise CheckpointError(f"{shown(self.path)}: holds no checkpoint to resume from")
-        raise damaged[0]
+        raise damage or CheckpointError(f"{shown(self.path)}: holds no checkpoint to resume from")
 
     def _step_if_whole(self, path: Path) -> int | None:
         """Return the step of a checkpoint file; None if there is none or it is damaged."""
@@ -368,11 +368,12 @@ class RunFolder:
 
 def _generations(folder: Path) -> list[Path]:
     """Return the earlier checkpoints, newest first."""
-    found = [
-        (int(match[1]), path)
-        for path in folder.iterdir()
-        if (match := _GENERATION.fullmatch(path.name))
-    ]
+    with _failing(folder, "cannot read the run's folder"):
+        found = [
+            (int(match[1]), path)
+            for path in folder.iterdir()
+            if (match := _GENERATION.fullmatch(path.name))
+        ]
     return [path for _, path in sorted(found, reverse=True)]
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from charrnn import runfolder
-from charrnn.checkpoint import Checkpoint, load, save
+from charrnn.checkpoint import Checkpoint, find, load, save
 from charrnn.errors import CheckpointError, RunFolderError
 from charrnn.runfolder import RunFolder
 from tests.reliability.processes import finish, fork
@@ -152,6 +152,27 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.Mo
     assert said(lambda: RunFolder.create(tmp_path)) == (
         f"{tmp_path}: cannot write to the run's folder: Permission denied"
     )
+
+
+def test_a_place_that_may_not_be_entered(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+
+    def ask() -> None:
+        if os.geteuid() == 0:
+            os.seteuid(65534)
+        else:
+            tmp_path.chmod(0)
+        for take in (RunFolder.create, RunFolder.open_existing):
+            assert said(lambda take=take: take(tmp_path / "run")).endswith(": Permission denied")  # type: ignore[misc]
+        with pytest.raises(CheckpointError, match="cannot be read: Permission denied"):
+            find(tmp_path / "run")
+        with pytest.raises(CheckpointError, match="cannot read the checkpoint: Permission denied"):
+            load(tmp_path / "best.safetensors")
+
+    try:
+        assert finish(fork(ask)) == 0
+    finally:
+        tmp_path.chmod(0o700)
 
 
 def test_a_lock_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
@@ -356,7 +377,11 @@ def test_what_we_may_not_judge_is_neither_passed_over_nor_pruned(
         with pytest.raises(CheckpointError, match="use the version that wrote it"):
             folder.load_last()
         (run / "last.safetensors").unlink()
-        assert folder.load_last()[0].meta["step"] == 1
+        checkpoint, notes = folder.load_last()
+        assert checkpoint.meta["step"] == 1
+        assert notes == [
+            "last.safetensors: missing: took step-00000001.safetensors instead, step 1"
+        ]
         folder.save_last(state(4), 4)
     assert "step-00000000.safetensors" in names(run)
 
@@ -427,6 +452,15 @@ def test_rewinding_drops_later_rows_and_what_is_no_row(tmp_path: Path) -> None:
         folder.log({"step": 3})
         assert rows(folder.path) == [*kept, {"step": 3}]
         assert names(folder.path) == ["lock", "metrics.jsonl"]
+
+
+def test_rewinding_to_before_a_validation_drops_its_row_alone(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "run") as folder:
+        for row in ({"step": 1, "valid_nats_per_char": 2.5}, {"step": 2}):
+            folder.log(row)
+        folder.log({"step": 2, "valid_nats_per_char": 2.25})
+        folder.rewind_log(2, validated=False)
+        assert rows(folder.path) == [{"step": 1, "valid_nats_per_char": 2.5}, {"step": 2}]
 
 
 def test_a_rewind_that_fails_leaves_the_log(

@@ -54,10 +54,8 @@ def resumes_from_the_one_before(run: Path, how: str, keep: int) -> bool:
     damage(run / "last.safetensors", how)
     with RunFolder.open_existing(run, keep=keep) as folder:
         checkpoint, notes = folder.load_last()
-        said = not notes  # a file that is gone is not damaged
-        if how != "removed":
-            taken = "took step-00000040.safetensors instead, step 40"
-            said = notes[0].startswith("last.safetensors: ") and notes[0].endswith(taken)
+        taken = "took step-00000040.safetensors instead, step 40"
+        said = notes[0].startswith("last.safetensors: ") and notes[0].endswith(taken)
         folder.save_last(state(45), 45)
     steps = [load(path).meta["step"] for path in sorted(run.glob("*.safetensors"))]
     return checkpoint.meta["step"] == 40 and said and steps == [45, *(20, 30, 40)[-keep:]]
