@@ -1,0 +1,306 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from charrnn import recipe, training
+from charrnn.checkpoint import load
+from charrnn.config import TextChoices
+from charrnn.evaluation import Scores, score
+from charrnn.run import Run, load_model, start
+from charrnn.runfolder import RunFolder
+from charrnn.stream import Chunk
+from charrnn.training import (
+    LOG_EVERY,
+    Event,
+    Finished,
+    Logged,
+    Planned,
+    Sampled,
+    Saved,
+    Spiked,
+    Validated,
+    train,
+)
+from charrnn.update import Update, UpdateResult
+
+CPU = torch.device("cpu")
+POSITION = ["step", "epoch", "characters", "seconds"]
+OF_TRAINING = [
+    "train_nats_per_char",
+    "learning_rate",
+    "gradient_norm",
+    "clipped_share",
+    "chars_per_second",
+]
+SMALL = {"batch_size": 3, "bptt": 17}
+
+StartRun = Callable[..., Run]
+
+
+@pytest.fixture
+def start_run(tmp_path: Path, prose: Path) -> Iterator[StartRun]:
+    """Put a small run together, in a folder of its own."""
+    folders: list[RunFolder] = []
+
+    def make(
+        text: TextChoices | None = None, model: dict[str, Any] | None = None, **options: Any
+    ) -> Run:
+        budget: dict[str, float | int] = {
+            name: options.pop(name) for name in ("minutes", "epochs", "steps") if name in options
+        }
+        folders.append(RunFolder.create(tmp_path / f"run{len(folders)}"))
+        choices = recipe.Choices(
+            budget=budget,
+            model={"hidden": 9, **(model or {})},
+            training={**SMALL, **options},
+        )
+        text = text or TextChoices(texts=(str(prose),))
+        return start(choices, text, folder=folders[-1], device=CPU)
+
+    yield make
+    for folder in folders:
+        folder.close()
+
+
+def rows(run: Run) -> list[dict[str, Any]]:
+    lines = (run.folder.path / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def weights(run: Run) -> list[Tensor]:
+    everything = [*run.model.state_dict().values(), *run.update.optimiser.state().values()]
+    everything += [part_BH for state in run.update.hidden for part_BH in state]
+    return [tensor.clone() for tensor in everything]
+
+
+def only(events: Sequence[Event], kind: type[Any]) -> list[Any]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def test_events_come_in_order_and_the_state_is_saved_at_the_end(start_run: StartRun) -> None:
+    run = start_run(steps=25, validate_every=10)
+    events = list(train(run))
+    assert isinstance(events[0], Planned)
+    assert events[0].total_steps == 25
+    assert events[-1] == Finished("done", complete=True)
+    assert events[-2] == Saved(run.folder.path / "last.safetensors", 25)
+    assert [event.row["step"] for event in only(events, Logged)] == [10, 20, 25]
+    assert [event.row["step"] for event in only(events, Validated)] == [10, 20, 25]
+    for validated, sampled in pairwise(events):
+        if isinstance(validated, Validated):
+            assert isinstance(sampled, Sampled)
+            assert len(sampled.text) > 100
+
+
+def test_the_log_has_the_rows_and_names_that_were_promised(start_run: StartRun) -> None:
+    run = start_run(steps=25, validate_every=10)
+    events = list(train(run))
+    assert rows(run) == [e.row for e in events if isinstance(e, Logged | Validated)]
+    for row in rows(run):
+        valid = "valid_nats_per_char" in row
+        assert list(row) == POSITION + (["valid_nats_per_char"] if valid else OF_TRAINING)
+        assert all(math.isfinite(value) for value in row.values())
+        assert row["epoch"] == pytest.approx(row["step"] / run.lanes.chunks_per_pass)
+        # Every window but a pass's last has 3 lanes of 17.
+        assert row["characters"] <= row["step"] * 3 * 17
+    seconds = [row["seconds"] for row in rows(run)]
+    assert seconds == sorted(seconds)
+    assert run.progress.characters == rows(run)[-1]["characters"]
+
+
+def test_a_row_sums_up_the_updates_since_the_last(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rehearsal = only(list(train(start_run(steps=23, clip_norm=1000.0))), Logged)
+    # In the middle: some updates will be clipped, some not.
+    limit = sorted(event.row["gradient_norm"] for event in rehearsal)[1]
+    run = start_run(steps=23, clip_norm=limit)
+    seen: list[tuple[UpdateResult, int, float]] = []
+    original = Update.__call__
+
+    def watched(self: Update, chunk: Chunk) -> UpdateResult:
+        rate = self.optimiser.lr.item()
+        seen.append((original(self, chunk), chunk.characters, rate))
+        return seen[-1][0]
+
+    monkeypatch.setattr(Update, "__call__", watched)
+    logged = [event.row for event in only(list(train(run)), Logged)]
+    assert [row["step"] for row in logged] == [10, 20, 23]
+    for row, part in zip(logged, (seen[:10], seen[10:20], seen[20:]), strict=True):
+        characters = sum(n for _, n, _ in part)
+        loss = sum(result.loss.item() * n for result, n, _ in part) / characters
+        assert row["train_nats_per_char"] == pytest.approx(loss)
+        norms = [result.norm.item() for result, _, _ in part]
+        assert row["gradient_norm"] == pytest.approx(sum(norms) / len(part))
+        assert row["clipped_share"] == pytest.approx(sum(n > limit for n in norms) / len(part))
+        assert row["learning_rate"] == pytest.approx(part[-1][2]), "that of the last update"
+    assert 0 < run.progress.clipped_steps < 23
+    for step, (_, _, rate) in enumerate(seen):
+        assert rate == pytest.approx(run.config.lr * run.schedule().factor(step))
+
+
+def test_validation_does_not_touch_training(start_run: StartRun, prose: Path) -> None:
+    model = {"dropout": 0.3, "weight_drop": 0.2, "layers": 2}
+    beside = TextChoices(texts=(str(prose),), valid=(str(prose),))
+    never = TextChoices(texts=(str(prose),), valid_share=0)
+    states = []
+    for text, every in ((beside, 1), (beside, 7), (never, None)):
+        run = start_run(text, model, steps=15, validate_every=every)
+        events = list(train(run))
+        assert len(only(events, Validated)) == {1: 15, 7: 3, None: 0}[every]
+        states.append([*weights(run), torch.get_rng_state()])
+        losses = [row["train_nats_per_char"] for row in rows(run) if "learning_rate" in row]
+        states[-1].append(torch.tensor(losses))
+    for other in states[1:]:
+        assert len(other) == len(states[0])
+        assert all(map(torch.equal, states[0], other))
+
+
+def test_the_best_checkpoint_is_the_best_validation(start_run: StartRun, prose: Path) -> None:
+    run = start_run(steps=24, validate_every=3, lr=9.0)  # too high: up and down
+    events = only(list(train(run)), Validated)
+    prices = [event.scores.nats_per_char for event in events]
+    assert prices != sorted(prices, reverse=True)
+    lowest = min(prices)
+    assert [event.best for event in events] == [
+        price == min(prices[: index + 1]) for index, price in enumerate(prices)
+    ]
+    assert run.progress.best_nats == lowest
+    assert run.progress.best_step == 3 * (prices.index(lowest) + 1)
+    model, vocabulary, meta = load_model(run.folder.path, CPU)
+    assert meta["progress"]["step"] == run.progress.best_step
+    assert run.valid is not None
+    assert score(model, run.valid, vocabulary).nats_per_char == pytest.approx(lowest, rel=1e-6)
+    assert load(run.folder.path / "last.safetensors").meta["progress"]["step"] == 24
+
+
+@pytest.fixture
+def scripted_scores(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Validation losses to come, nats per character."""
+    script: list[float] = []
+
+    def scripted(*_: object, **__: object) -> Scores:
+        return Scores(script.pop(0) * 100, 100, 0, 100, 0.1)
+
+    monkeypatch.setattr(training, "score", scripted)
+    return script
+
+
+def test_patience_counts_validations_without_a_new_best(
+    start_run: StartRun, scripted_scores: list[float]
+) -> None:
+    scripted_scores += [3.0, 3.1, 2.9, 2.9, 3.0, 2.95, 1.0]
+    run = start_run(steps=999, validate_every=2, patience=3)
+    events = list(train(run))
+    assert events[-1] == Finished("patience", complete=True)
+    assert [event.best for event in only(events, Validated)] == [True, False, True, *3 * [False]]
+    assert run.progress.step == 12
+    assert run.progress.best_step == 6
+    assert run.progress.best_nats == pytest.approx(2.9)
+    assert isinstance(events[-2], Saved)
+
+
+def test_validation_counts_every_prediction(start_run: StartRun, prose: Path) -> None:
+    run = start_run(steps=2)
+    assert run.valid is not None
+    assert run.valid.characters == 601
+    (event,) = only(list(train(run)), Validated)[-1:]
+    assert event.scores.characters == 600
+
+
+def test_a_large_held_out_part_is_scored_on_its_beginning(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "plan_validations", lambda *_: (1, 100))
+    run = start_run(steps=1)
+    planned, *events = train(run)
+    assert planned == Planned(1, 1, 100)
+    (event,) = only(events, Validated)
+    assert run.valid is not None
+    part = run.valid.corpus.part(run.valid.start, run.valid.start + 100)
+    assert event.scores.characters == 99
+    exact = score(run.model, part, run.vocabulary)
+    assert event.scores.nats == pytest.approx(exact.nats)
+
+
+def test_epochs_are_passes(start_run: StartRun) -> None:
+    run = start_run(epochs=2)
+    list(train(run))
+    assert run.progress.step == 2 * run.lanes.chunks_per_pass
+    assert run.progress.characters == 2 * run.lanes.predictions_per_pass
+    assert rows(run)[-1]["epoch"] == 2
+
+
+@pytest.mark.parametrize("valid_share", [0.1, 0.0])
+def test_minutes_are_kept(start_run: StartRun, prose: Path, valid_share: float) -> None:
+    run = start_run(TextChoices(texts=(str(prose),), valid_share=valid_share), minutes=0.02)
+    events = list(train(run))
+    (planned,) = only(events, Planned)
+    assert run.progress.step == planned.total_steps == run.progress.planned_steps
+    assert events[-1] == Finished("done", complete=True)
+    # 1.2 s; a busy machine may be slower after the speed was measured than while it was.
+    assert 0.5 < run.progress.seconds < 3
+    rates = [row["learning_rate"] for row in rows(run) if "learning_rate" in row]
+    assert max(rates) > 0.9 * run.config.lr
+    assert rates[-1] < 0.1 * run.config.lr
+
+
+def test_stops_at_a_steps_edge_with_everything_saved(start_run: StartRun) -> None:
+    run = start_run(steps=40, validate_every=39)
+    *_, saved, finished = train(run, lambda: "the test" if run.progress.step == 13 else None)
+    assert finished == Finished("the test", complete=False)
+    assert saved == Saved(run.folder.path / "last.safetensors", 13)
+    assert load(saved.path).meta["progress"]["step"] == 13
+
+
+def test_a_jump_of_the_loss_is_told_once(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start_run(steps=10 * LOG_EVERY, validate_every=999)
+    run.config = replace(run.config, warmup_steps=0)
+    original = Update.__call__
+
+    def jumping(self: Update, chunk: Chunk) -> UpdateResult:
+        jump = 2.0 if run.progress.step in range(50, 60) or run.progress.step >= 80 else 0.0
+        result = original(self, chunk)
+        return replace(result, loss=result.loss + jump)
+
+    monkeypatch.setattr(Update, "__call__", jumping)
+    (spiked,) = only(list(train(run)), Spiked)
+    assert spiked.step == 60
+    assert spiked.after > spiked.before + 1
+
+
+@pytest.mark.parametrize("text", ["ab", "aaaa", "abcdefgh", "a\nb\n" * 9])
+def test_tiny_texts_train(tmp_path: Path, start_run: StartRun, text: str) -> None:
+    path = tmp_path / "tiny"
+    path.write_text(text)
+    run = start_run(TextChoices(texts=(str(path),), valid_share=0.0), steps=12)
+    *_, finished = train(run)
+    assert finished == Finished("done", complete=True)
+    assert run.lanes.lanes * run.lanes.bptt <= len(text) - 1
+    assert any("the text has only" in note for note in run.notes)
+
+
+@pytest.mark.slow
+def test_twenty_seconds_of_real_training_learn_words(tmp_path: Path) -> None:
+    """Python's own sources, the defaults: far below what character frequencies give."""
+    with RunFolder.create(tmp_path / "run") as folder:
+        choices = recipe.Choices(budget={"minutes": 1 / 3})
+        run = start(choices, TextChoices(texts=()), folder=folder, device=CPU)
+        events = list(train(run))
+    assert run.progress.seconds < 30
+    assert run.progress.best_nats is not None
+    assert run.progress.best_nats < 0.8 * run.baselines["unigram"]
+    sample = only(events, Sampled)[-1].text
+    assert any(word in sample for word in ("self", "def ", "return", "import", "the "))
