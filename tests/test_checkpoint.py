@@ -153,6 +153,35 @@ def test_the_sha256_covers_the_whole_file(tmp_path: Path) -> None:
     assert load(path).meta == meta
 
 
+def test_the_reader_in_the_documentation_reads_our_files(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    path = tmp_path / "a.safetensors"
+    tensors = {
+        "model.head.bias": torch.tensor([0.5, -1.0]),
+        "generator.cpu": torch.tensor([7, 8, 9], dtype=torch.uint8),
+    }
+    meta = {"step": 3, "vocabulary": "a\u00e9\n"}
+    save(path, Checkpoint(tensors, meta, {"charrnn": "0.1.0", "torch": "2.13.0+cpu"}))
+    assert names["read"](path) == (
+        {
+            "model.head.bias": ("F32", [2], bytes.fromhex("0000003f 000080bf")),
+            "generator.cpu": ("U8", [3], b"\7\x08\x09"),
+        },
+        meta,
+    )
+    # The page shows this very file.
+    content = path.read_bytes()
+    assert len(content) == 371
+    shown = "".join(line.removeprefix("    ") for line in page.splitlines() if line[:4] == "    ")
+    header = content[8 : 8 + int.from_bytes(content[:8], "little")].decode()
+    assert header.rstrip() in shown
+    path.write_bytes(content[:-1] + b"\x0a")
+    with pytest.raises(ValueError, match="is damaged"):
+        names["read"](path)
+
+
 def test_tensors_start_at_multiples_of_their_width(tmp_path: Path) -> None:
     tensors = {f"model.{k}": a_tensor(dtype, [3], k) for k, dtype in enumerate(reversed(DTYPES))}
     save(tmp_path / "a", Checkpoint(tensors, {}))
