@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -295,27 +295,23 @@ def _reason(error: OSError) -> str:
 # Reading ---------------------------------------------------------------------
 
 
-def find(path: str | Path, which: Literal["best", "last"] = "best") -> Path:
+def find(path: str | Path) -> Path:
     """Return the checkpoint file that a path means: the file itself, or one in a run's folder.
+
+    Of a run it is the best by validation, and the last where nothing was validated.
 
     Raises:
         CheckpointError: there is none.
     """
     path = Path(path)
-    file = path / f"{which}.safetensors"
-    other = path / ("last.safetensors" if which == "best" else "best.safetensors")
     try:
         if not path.is_dir():
             if not path.exists():
                 raise CheckpointError(f"{shown(path)}: no such checkpoint or run's folder")
             return path
-        if file.exists():
-            return file
-        if other.exists():
-            raise CheckpointError(
-                f"{shown(path)}: the run has no {file.name} yet; "
-                f"{shown(other)} can be given instead"
-            )
+        for name in ("best.safetensors", "last.safetensors"):
+            if (path / name).exists():
+                return path / name
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise CheckpointError(f"{shown(path)}: cannot be read: {reason}") from error
