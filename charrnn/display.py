@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import sys
 import time
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any, Protocol
@@ -17,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -77,18 +80,24 @@ def duration(seconds: float) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Return text that cannot steer a terminal: control characters but tab and line feed shown.
+    r"""Return text that cannot steer a terminal: what controls it is shown as U+FFFD.
 
-    >>> printable("a\x1b[2Jb")
-    'a\ufffd[2Jb'
+    Line feeds, tabs and spaces of every width stay; a carriage return before a line
+    feed says nothing more and goes.
+
+    >>> printable("a\x1b[2Jb\r\n")
+    'a\ufffd[2Jb\n'
     """
     return "".join(
-        c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text
+        c
+        if c in "\n\t" or c.isprintable() or unicodedata.category(c) == "Zs"
+        else "\N{REPLACEMENT CHARACTER}"
+        for c in text.replace("\r\n", "\n")
     )
 
 
 def print_scores(rows: list[dict[str, Any]]) -> None:
-    """Print scores as a table on stdout, best first as they were given."""
+    """Print scores as a table on stdout, in the order given."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     columns = (
         ("checkpoint", lambda r: r["checkpoint"]),
@@ -112,7 +121,11 @@ def print_scores(rows: list[dict[str, Any]]) -> None:
 
 
 def _both_units(nats: float) -> str:
-    return f"{nats:.4f} nats ({nats / math.log(2):.3f} bits)"
+    return f"{nats:.4f} nats ({_bits(nats)})"
+
+
+def _bits(nats: float) -> str:
+    return f"{nats / math.log(2):.3f} bits"
 
 
 def _introduction(run: Run) -> Iterable[str]:
@@ -123,9 +136,9 @@ def _introduction(run: Run) -> Iterable[str]:
     held = f", {run.valid.characters:,} held out to validate" if run.valid else ", none held out"
     files = f" in {len(corpus.files):,} files" if len(corpus.files) > 1 else ""
     yield f"text    {run.train.characters:,} characters to train on{held}{files}"
-    symbols = f"{shape.vocabulary} symbols"
+    symbols = f"{shape.vocabulary:,} symbols"
     if run.vocabulary.has_unknown:
-        symbols += ", one of them for unknown characters"
+        symbols += " (1 for unknown)"
     yield (
         f"model   {shape.cell.upper()} {shape.layers} x {shape.hidden}, embedding "
         f"{shape.embedding}, {model.parameter_count():,} parameters, {symbols}"
@@ -151,8 +164,8 @@ def _introduction(run: Run) -> Iterable[str]:
     )
     threads = f"{torch.get_num_threads()} threads" if run.device.type == "cpu" else name
     yield f"device  {run.device.type} ({threads}), {config.precision}; {_budget(run)}"
-    guess = ", ".join(f"{word} {_both_units(nats)}" for word, nats in run.baselines.items())
-    yield f"to beat {guess} a character"
+    guesses = [f"{nats:.3f} nats ({_bits(nats)}) {word}" for word, nats in run.baselines.items()]
+    yield f"to beat {', '.join(guesses)}, a character"
     yield f"run     {run.folder.path}"
     yield from (f"note: {note}" for note in run.notes)
     if run.resumed:
@@ -175,14 +188,15 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
         "done": "done",
         "patience": f"stopped early: no better validation in {run.config.patience} in a row",
     }.get(event.reason, f"stopped by {event.reason}")
-    best = ""
-    if progress.best_nats is not None:
-        best = f"; best validation {_both_units(progress.best_nats)} at step {progress.best_step:,}"
     yield (
         f"{what} after {progress.step:,} steps, {progress.characters:,} characters, "
-        f"{duration(progress.seconds)}{best}"
+        f"{duration(progress.seconds)}"
     )
-    if not event.complete:
+    if progress.best_nats is not None:
+        yield f"best validation {_both_units(progress.best_nats)} at step {progress.best_step:,}"
+    if event.complete:
+        yield f"sample from it with: charrnn sample {shlex.quote(str(run.folder.path))}"
+    else:
         yield f"go on with: {run.command()}"
 
 
@@ -290,8 +304,17 @@ class _PlainLines:
 
 def _plain(event: Event, run: Run) -> Iterable[str]:
     """Yield the lines that live and plain displays share."""
-    if isinstance(event, Planned) and run.config.minutes is not None:
-        yield f"planned {event.total_steps:,} steps at the speed measured so far"
+    if isinstance(event, Planned):
+        if run.config.minutes is not None:
+            left = max(0.0, run.config.minutes * 60 - run.progress.seconds)
+            yield (
+                f"planned {event.total_steps:,} steps, "
+                f"{event.total_steps / run.lanes.chunks_per_pass:.2f} epochs, at the speed so far; "
+                f"{duration(left)} to go"
+            )
+        scored = event.validate_characters
+        if run.valid is not None and scored is not None and scored < run.valid.characters:
+            yield f"validations score the first {scored:,} characters held out, to save time"
     elif isinstance(event, Spiked):
         yield (
             f"the loss jumped from {event.before:.3f} to {event.after:.3f} nats at step "
@@ -339,6 +362,8 @@ class _LiveTerminal:
             self.sample = event.text
         if isinstance(event, Finished):
             self.close()
+            if self.sample:
+                self.console.print(self._sample_panel())
         for line in _plain(event, self.run):
             self._say(line)
 
@@ -356,6 +381,8 @@ class _LiveTerminal:
         done, total = progress.seconds, (self.run.config.minutes or 0) * 60
         if progress.planned_steps is not None:
             done, total = progress.step, progress.planned_steps
+        # A bar ends no line by itself; Padding does.
+        bar = Padding(ProgressBar(total=total, completed=done), 0)
         grid = Table.grid(padding=(0, 3))
         for _ in range(4):
             grid.add_column(no_wrap=True)
@@ -379,9 +406,12 @@ class _LiveTerminal:
                 "",
             )
             losses = Text(f"train {_both_units(train)}   valid {valid}")
-            parts = [ProgressBar(total=total, completed=done), grid, losses]
+            parts = [bar, grid, losses]
         else:
-            parts = [ProgressBar(total=total, completed=done), Text("first steps ...")]
+            parts = [bar, Text("first steps ...")]
         if self.sample:
-            parts.append(Panel(Text(printable(self.sample)), title="sample", height=9))
+            parts.append(self._sample_panel())
         return Group(*parts)
+
+    def _sample_panel(self) -> Panel:
+        return Panel(Text(printable(self.sample)), title="sample", title_align="left", height=9)
