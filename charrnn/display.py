@@ -136,12 +136,10 @@ def _introduction(run: Run) -> Iterable[str]:
     held = f", {run.valid.characters:,} held out to validate" if run.valid else ", none held out"
     files = f" in {len(corpus.files):,} files" if len(corpus.files) > 1 else ""
     yield f"text    {run.train.characters:,} characters to train on{held}{files}"
-    symbols = f"{shape.vocabulary:,} symbols"
-    if run.vocabulary.has_unknown:
-        symbols += " (1 for unknown)"
     yield (
         f"model   {shape.cell.upper()} {shape.layers} x {shape.hidden}, embedding "
-        f"{shape.embedding}, {model.parameter_count():,} parameters, {symbols}"
+        f"{shape.embedding}, {model.parameter_count():,} parameters, "
+        f"{shape.vocabulary:,} symbols"
     )
     window = f"windows of {config.bptt}"
     if config.loss_last:
@@ -164,8 +162,8 @@ def _introduction(run: Run) -> Iterable[str]:
     )
     threads = f"{torch.get_num_threads()} threads" if run.device.type == "cpu" else name
     yield f"device  {run.device.type} ({threads}), {config.precision}; {_budget(run)}"
-    guesses = [f"{nats:.3f} nats ({_bits(nats)}) {word}" for word, nats in run.baselines.items()]
-    yield f"to beat {', '.join(guesses)}, a character"
+    guesses = [f"{word} {nats:.3f} ({_bits(nats)})" for word, nats in run.baselines.items()]
+    yield f"to beat nats a character: {', '.join(guesses)}"
     yield f"run     {run.folder.path}"
     yield from (f"note: {note}" for note in run.notes)
     if run.resumed:
