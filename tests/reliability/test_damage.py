@@ -60,6 +60,13 @@ def flip(path: Path, bit: int) -> None:
     os.close(fd)
 
 
+def put(path: Path, content: bytes) -> None:
+    """Change a file's content in place: ext4 waits for the disk when a file is emptied first."""
+    with path.open("r+b") as file:
+        file.write(content)
+        file.truncate()
+
+
 def refused_flips(path: Path, bits: range | list[int]) -> int:
     count = 0
     for bit in bits:
@@ -70,14 +77,6 @@ def refused_flips(path: Path, bits: range | list[int]) -> int:
     return count
 
 
-def test_some_bit_flips(tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
-    save(path, small())
-    bits = range(0, path.stat().st_size * 8, 5)
-    assert refused_flips(path, bits) == len(bits)
-
-
-@pytest.mark.slow
 def test_every_bit_flip_of_a_small_file(tmp_path: Path, promise: Promise) -> None:
     path = tmp_path / "a.safetensors"
     save(path, small())
@@ -87,7 +86,6 @@ def test_every_bit_flip_of_a_small_file(tmp_path: Path, promise: Promise) -> Non
     assert count == len(bits)
 
 
-@pytest.mark.slow
 def test_bit_flips(tmp_path: Path, promise: Promise) -> None:
     path = tmp_path / "a.safetensors"
     save(path, large())
@@ -103,7 +101,7 @@ def test_every_length_of_a_cut_file(tmp_path: Path, promise: Promise) -> None:
     whole = path.read_bytes()
     count = 0
     for length in range(len(whole)):
-        path.write_bytes(whole[:length])
+        put(path, whole[:length])
         count += refused(path)
     promise("R6", "lengths to which a small file was cut", f"{count:,} of {len(whole):,} refused")
     assert count == len(whole)
@@ -124,9 +122,9 @@ def test_zeroed_and_swapped_blocks(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for start in range(0, len(whole) - 8192, 4096):
         first, second = whole[start : start + 4096], whole[start + 4096 : start + 8192]
-        path.write_bytes(whole[:start] + bytes(4096) + whole[start + 4096 :])
+        put(path, whole[:start] + bytes(4096) + whole[start + 4096 :])
         assert refused(path)
-        path.write_bytes(whole[:start] + second + first + whole[start + 8192 :])
+        put(path, whole[:start] + second + first + whole[start + 8192 :])
         assert refused(path)
 
 
@@ -211,7 +209,7 @@ def test_headers_that_lie(tmp_path: Path, promise: Promise) -> None:
     rng = random.Random(3)
     count = 0
     for _ in range(2_000):
-        path.write_bytes(signed(lie(json.loads(header), rng), data))
+        put(path, signed(lie(json.loads(header), rng), data))
         count += refused(path)
     promise("R6", "signed headers that lie about a tensor", f"{count:,} of 2,000 refused")
     assert count == 2_000
@@ -247,7 +245,7 @@ def mutate(path: Path, count: int, make: Callable[[bytes, bytes], bytes]) -> tup
     rng = random.Random(4)
     refusals = harmless = 0
     for _ in range(count):
-        path.write_bytes(make(mutated(header, rng), data))
+        put(path, make(mutated(header, rng), data))
         if refused(path):
             refusals += 1
         else:
@@ -260,18 +258,12 @@ def unsigned(header: bytes, data: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + data
 
 
-def test_some_header_mutations(tmp_path: Path) -> None:
-    assert mutate(tmp_path / "a.safetensors", 1_000, unsigned) == (1_000, 0)
-
-
-@pytest.mark.slow
 def test_header_mutations(tmp_path: Path, promise: Promise) -> None:
     refusals, _ = mutate(tmp_path / "a.safetensors", 10_000, unsigned)
     promise("R6", "header mutations", f"{refusals:,} of 10,000 refused")
     assert refusals == 10_000
 
 
-@pytest.mark.slow
 def test_signed_header_mutations(tmp_path: Path, promise: Promise) -> None:
     """Whoever signs a change of the metadata's text has written another checkpoint, a valid one."""
     refusals, harmless = mutate(tmp_path / "a.safetensors", 10_000, signed)

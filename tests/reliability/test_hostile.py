@@ -225,6 +225,7 @@ def greedy(path: Path) -> Iterator[tuple[str, bytes]]:
     yield from zip_bombs()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
 def test_memory_is_bounded_by_the_size_of_the_file(tmp_path: Path, promise: Promise) -> None:
     path = tmp_path / "a.safetensors"
