@@ -146,16 +146,20 @@ class _StopSignals:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
             if signal.getsignal(number) is not signal.SIG_IGN  # as nohup asks for
         }
-        reader, self._writer = os.pipe()
+        self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        threading.Thread(target=self._leave_on_second, args=(reader,), daemon=True).start()
+        self._watcher = threading.Thread(target=self._leave_on_second, daemon=True)
+        self._watcher.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(-1)
+        os.write(self._writer, b"\0")  # no signal has this number
+        self._watcher.join()
+        os.close(self._reader)
         os.close(self._writer)
 
     def defer(self) -> None:
@@ -171,18 +175,17 @@ class _StopSignals:
         if not self._deferred:
             raise _Stopped(number)
 
-    def _leave_on_second(self, reader: int) -> None:
+    def _leave_on_second(self) -> None:
         first = math.inf
-        with open(reader, "rb", buffering=0) as signals:
-            while data := signals.read(1):
-                if data[0] not in self._before:
-                    continue
-                now = time.monotonic()
-                first = min(first, now)
-                if now - first > self.SAME:
-                    if sys.stderr.isatty():
-                        os.write(2, b"\x1b[?25h\n")  # the live display had hidden the cursor
-                    os._exit(128 + data[0])
+        while (number := os.read(self._reader, 1)[0]) != 0:
+            if number not in self._before:
+                continue
+            now = time.monotonic()
+            first = min(first, now)
+            if now - first > self.SAME:
+                if sys.stderr.isatty():
+                    os.write(2, b"\x1b[?25h\n")  # the live display had hidden the cursor
+                os._exit(128 + number)
 
 
 def _show_version(wanted: bool) -> None:
