@@ -166,6 +166,9 @@ class TrainConfig(Record):
     """Stop after this many validations in a row without a new best; None: never."""
     validate_every: int | None = None
     """Steps between validations; None: planned from the budget."""
+    dropout_by_plan: bool = False
+    """Whether dropout and weight drop follow from the passes over the text that a budget
+    in minutes turns out to allow."""
     seed: int = 1
     """Of weights, dropout and the shown samples."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -12,6 +12,8 @@ with the state carried from one to the next changes nothing.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -55,6 +57,13 @@ class CharModel(nn.Module):
         nn.init.zeros_(self.head.bias)
         #: Arithmetic of the products; the weights themselves stay in float32.
         self.compute_dtype = torch.float32
+
+    def set_dropout(self, dropout: float, weight_drop: float) -> None:
+        """Change the shares that are dropped in training; the config follows."""
+        self.config = replace(self.config, dropout=dropout, weight_drop=weight_drop)
+        self.dropout.p = dropout
+        for cell in self.layers():
+            cell.weight_drop = weight_drop
 
     def layers(self) -> list[Cell]:
         """Return the cells from the lowest layer to the highest, with their type."""

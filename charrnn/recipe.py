@@ -12,8 +12,18 @@ from typing import Any
 
 from charrnn.config import CellName, ModelConfig, TrainConfig
 
-__all__ = ["DEFAULT_MINUTES", "Choices", "Schedule", "choose", "given", "plan_validations"]
+__all__ = [
+    "DEFAULT_MINUTES",
+    "Choices",
+    "Schedule",
+    "choose",
+    "given",
+    "plan_validations",
+    "regularisation",
+]
 
+#: Characters per second that training is expected to read before the speed is known.
+GUESSED_SPEED = {"cpu": 60_000, "mps": 100_000, "cuda": 800_000}
 #: The budget when none is given.
 DEFAULT_MINUTES = 3.0
 
@@ -46,6 +56,9 @@ def choose(
         UsageError: a choice makes no sense.
     """
     shape, training = (_cuda if device == "cuda" else _cpu)(choices, characters)
+    budget = choices.budget or {"minutes": DEFAULT_MINUTES}
+    passes = _passes(budget, training, characters, device)
+    shape["dropout"], shape["weight_drop"] = regularisation(choices.cell, passes)
     model = ModelConfig(
         **{
             "cell": choices.cell,
@@ -55,7 +68,6 @@ def choose(
             **given(choices.model),
         }
     )
-    budget = choices.budget or {"minutes": DEFAULT_MINUTES}
     chosen = given(choices.training)
     if "lr" in chosen:
         # One flag moves both rates: the ratio between them is the recipe's.
@@ -64,7 +76,35 @@ def choose(
         training["clip_norm"] = None
     if chosen.get("clip_norm") == 0:
         chosen["clip_norm"] = None
-    return model, TrainConfig(**{**training, **budget, **chosen})
+    by_plan = "minutes" in budget and not {"dropout", "weight_drop"} & given(choices.model).keys()
+    return model, TrainConfig(**{**training, **budget, "dropout_by_plan": by_plan, **chosen})
+
+
+def regularisation(cell: CellName, passes: float) -> tuple[float, float]:
+    """Return the dropout and the weight drop for a number of passes over the text.
+
+    A text that is read once or twice cannot be learnt by heart; one that is read forty
+    times must be made hard to.
+
+    Args:
+        cell: the recurrence.
+        passes: over the training part, in the whole run.
+    """
+    dropout = min(0.6, max(0.0, 0.1 * math.log2(max(passes, 1e-9) / 1.5)))
+    return round(dropout, 2), round(0.8 * dropout, 2)
+
+
+def _passes(
+    budget: dict[str, float | int], training: dict[str, Any], characters: int, device: str
+) -> float:
+    """Return the passes over the text that a budget allows; a guess if it is in minutes."""
+    if "epochs" in budget:
+        return float(budget["epochs"])
+    if "steps" in budget:
+        per_pass = characters / (training["batch_size"] * training["bptt"])
+        # No float holds every whole number that can be typed.
+        return float(min(budget["steps"], 10**12) / per_pass)
+    return float(budget["minutes"] * 60 * GUESSED_SPEED[device] / characters)
 
 
 def given(fields: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +113,7 @@ def given(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cpu(choices: Choices, characters: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    shape = {"layers": 1, "hidden": 256, "dropout": 0.0, "weight_drop": 0.0}
+    shape: dict[str, Any] = {"layers": 1, "hidden": 256}
     lr, lr_adam = (0.01, 3e-3) if choices.cell == "rnn" else (0.02, 6e-3)
     training = {
         "batch_size": 16,
@@ -86,19 +126,13 @@ def _cpu(choices: Choices, characters: int) -> tuple[dict[str, Any], dict[str, A
 
 
 def _cuda(choices: Choices, characters: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    small = characters < 5_000_000
-    shape = {
-        "layers": 2,
-        "hidden": 1024 if choices.cell == "lstm" else 768,
-        "dropout": 0.5 if small else 0.1,
-        "weight_drop": 0.4 if small else 0.0,
-    }
+    shape: dict[str, Any] = {"layers": 2, "hidden": 1024 if choices.cell == "lstm" else 768}
     training = {
         "batch_size": 64,
         "bptt": 128,
         "lr": 0.01,
         "lr_adam": 2e-3,
-        "weight_decay": 0.0,
+        "weight_decay": 0.1,
         "warmup_steps": 100,
         "precision": "bf16",
     }

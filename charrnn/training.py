@@ -18,7 +18,7 @@ from typing import Any
 from charrnn.config import SampleConfig
 from charrnn.errors import CorpusError, NonFiniteError
 from charrnn.evaluation import Interrupted, Scores, score
-from charrnn.recipe import Schedule, plan_validations
+from charrnn.recipe import Schedule, plan_validations, regularisation
 from charrnn.run import Run
 from charrnn.sampling import sample
 from charrnn.update import UpdateResult
@@ -261,6 +261,10 @@ class _Loop:
             every, characters = self._validations(total)
         progress.planned_steps = total
         progress.validate_every, progress.validate_characters = every, characters
+        if self.run.config.dropout_by_plan:
+            epochs = total / self.run.lanes.chunks_per_pass
+            self.run.model.set_dropout(*regularisation(self.run.model.config.cell, epochs))
+            self.run.update.forget_capture()
         return Planned(total, every, characters)
 
     def _validations(self, total: int) -> tuple[int | None, int | None]:

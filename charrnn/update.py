@@ -138,6 +138,10 @@ class Update:
             return self._captured_update(x_TB, y_TB, counted)
         return self._update(x_TB, y_TB, counted)
 
+    def forget_capture(self) -> None:
+        """Capture anew at the next window: what the model does in training has changed."""
+        self._graph = None
+
     def _update(self, x_TB: Tensor, y_TB: Tensor, counted: int) -> UpdateResult:
         for weight in self._weights:
             weight.grad = None
