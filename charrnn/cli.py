@@ -60,7 +60,10 @@ def _run(arguments: list[str]) -> int:
     try:
         # A character that the terminal cannot show must not end a sample.
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-        result = app(arguments or ["--help"], prog_name="charrnn", standalone_mode=False)
+        command = typer.main.get_command(app)
+        # Not app(): that one answers a closed pipe itself, with exit code 1.
+        with command.make_context("charrnn", arguments or ["--help"]) as context:
+            result = command.invoke(context)
         sys.stdout.flush()
     except typer.Exit as leaving:
         return leaving.exit_code

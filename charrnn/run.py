@@ -6,10 +6,12 @@ folder holds, exactly as it was; ``training.train`` then drives it.
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -278,6 +280,7 @@ def start(
         choices = replace(choices, cell=model_config.cell, model=model_choices)
     corpus = scan(_readable(text.texts, spooled) or embedded_corpus(), encoding)
     train, valid, test, valid_corpus = _divide(corpus, text)
+    _refuse_too_short(train, text)
     counts = train.counts()
     notes = list(corpus.notes)
     if spooled is not None:
@@ -494,6 +497,19 @@ def _divide(
     if valid_corpus.characters < 2:
         raise CorpusError(f"{text.valid[0]}: a text to validate on needs at least 2 characters")
     return train, valid_corpus.part(0, valid_corpus.characters), test, valid_corpus
+
+
+def _refuse_too_short(train: Part, text: TextChoices) -> None:
+    """Refuse a text of which fewer than 2 characters are left to train on."""
+    if train.characters >= 2:
+        return
+    shares = (0.0 if text.valid else text.valid_share, text.test_share)
+    # As ``split`` rounds: exactly, and down.
+    least = math.ceil(2 / (1 - sum(Fraction(repr(float(share))) for share in shares)))
+    raise CorpusError(
+        f"a text of length {train.corpus.characters} leaves {train.characters} to train on: "
+        f"give at least {least} characters"
+    )
 
 
 def _changed(
