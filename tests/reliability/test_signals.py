@@ -1,0 +1,382 @@
+"""R10: SIGINT and SIGTERM save and leave."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import charrnn.checkpoint
+import charrnn.cli
+import charrnn.evaluation
+import charrnn.runfolder
+import charrnn.training
+from charrnn.checkpoint import Checkpoint, load
+from tests.conftest import ENVIRONMENT, command, make_prose, run_cli
+from tests.reliability.conftest import Promise
+from tests.reliability.processes import finish, fork
+from tests.reliability.runs import whole_state
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+PATIENCE = 60.0  # seconds, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text to train on and one to validate on, 17 windows of 256 characters."""
+    folder = tmp_path_factory.mktemp("book")
+    (folder / "train.txt").write_text(make_prose(700))
+    (folder / "valid.txt").write_text(make_prose(2000, seed=2))
+    return folder
+
+
+def options(book: Path, run: Path, *more: object) -> list[str]:
+    words = [
+        "train", book / "train.txt", "--valid", book / "valid.txt", "--run", run, "--steps", 130,
+        "--hidden", 8, "--batch-size", 3, "--bptt", 7, "--validate-every", 5, "--dropout", 0.1,
+        *more,
+    ]  # fmt: skip
+    return [str(word) for word in words]
+
+
+def forked_cli(words: list[str], folder: Path, prepare: Callable[[], None] | None = None) -> int:
+    """Run a command in a forked process, its streams in files; return its pid."""
+
+    def work() -> None:
+        sys.stdout = (folder / "out").open("w")
+        sys.stderr = (folder / "err").open("w")
+        # A shell that runs pytest in the background ignores SIGINT for it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if prepare:
+            prepare()
+        os._exit(charrnn.cli._run(words))
+
+    return fork(work)
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.002)
+
+
+def has_rows(run: Path) -> bool:
+    log = run / "metrics.jsonl"
+    return log.exists() and log.stat().st_size > 0
+
+
+def ended(pid: int) -> bool:
+    status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    return status is not None
+
+
+def seeing_where(path: Path) -> Callable[[], None]:
+    """Note in a file which part of the loop the signal comes into."""
+
+    def prepare() -> None:
+        note = charrnn.cli._StopSignals._note
+        monkey = pytest.MonkeyPatch()
+
+        def seen(self: charrnn.cli._StopSignals, number: int, frame: FrameType | None) -> None:
+            names = set()
+            while frame is not None:
+                names.add(frame.f_code.co_name)
+                frame = frame.f_back
+            for name in ("score", "_sample", "_save"):
+                if name in names:
+                    path.write_text(name)
+            note(self, number, None)
+
+        monkey.setattr(charrnn.cli._StopSignals, "_note", seen)
+
+    return prepare
+
+
+def signalled(
+    book: Path, folder: Path, number: signal.Signals, delay: float, expected: dict[str, Any]
+) -> str:
+    """Stop a run by a signal and go on with it as it says; return where it was, or the flaw."""
+    run, where = folder / "run", folder / "where"
+    pid = forked_cli(options(book, run), folder, seeing_where(where))
+    wait_for(lambda: has_rows(run) or ended(pid), "the first row")
+    time.sleep(delay)
+    os.kill(pid, number)
+    code = finish(pid)
+    if code == 0:
+        return "too late"
+    said = (folder / "err").read_text()
+    if code != CODES[number] or f"stopped by {number.name} after " not in said:
+        return f"flaw: ended with {code}: {said}"
+    step = load(run / "last.safetensors").require("step", int)
+    if f"after {step:,} steps" not in said:
+        return f"flaw: stopped where it said nothing was saved: {said}"
+    go_on = re.search(r"^go on with: charrnn (.*)$", said, re.MULTILINE)
+    if go_on is None:
+        return f"flaw: did not say how to go on: {said}"
+    if run_cli(*shlex.split(go_on[1])).code != 0:
+        return "flaw: did not go on"
+    if whole_state(run) != expected:
+        return "flaw: not saved at a step's edge"
+    return where.read_text() if where.exists() else "update"
+
+
+def signals(book: Path, folder: Path, count: int, seed: int) -> tuple[int, dict[str, int]]:
+    """Send ``count`` signals; return (as promised, how many came into what)."""
+    assert run_cli(*options(book, folder / "straight")).code == 0
+    expected = whole_state(folder / "straight")
+    duration = load(folder / "straight" / "last.safetensors").meta["progress"]["seconds"]
+    rng = random.Random(seed)
+    places: dict[str, int] = {}
+    turn = 0
+    while sum(places.values()) < count:
+        turn += 1
+        place = folder / str(turn)
+        place.mkdir()
+        number = (signal.SIGINT, signal.SIGTERM)[turn % 2]
+        found = signalled(book, place, number, rng.uniform(0, 0.8 * duration), expected)
+        if found == "too late":
+            duration *= 0.9
+            continue
+        assert not found.startswith("flaw"), found
+        places[found] = places.get(found, 0) + 1
+    return sum(places.values()), places
+
+
+def test_some_signals(book: Path, tmp_path: Path) -> None:
+    assert signals(book, tmp_path, 3, seed=1)[0] == 3
+
+
+@pytest.mark.slow
+def test_signals(book: Path, tmp_path: Path, promise: Promise) -> None:
+    count, places = signals(book, tmp_path, 50, seed=2)
+    came = ", ".join(f"{n} in {place.strip('_')}" for place, n in sorted(places.items()))
+    promise("R10", f"signals at random times ({came}): saved, left, resumed", f"{count} of 50")
+    assert places["score"] > 2 and places["_sample"] > 2
+
+
+def in_validation(stop: Callable[[], Any]) -> Callable[[], None]:
+    """Call ``stop`` in the midst of a validation of step 5 of the run that is trained here."""
+
+    def prepare() -> None:
+        real = charrnn.evaluation.score
+        monkey = pytest.MonkeyPatch()
+
+        def score(*arguments: Any, should_stop: Callable[[], bool], **named: Any) -> Any:
+            asked = 0
+
+            def asking() -> bool:
+                nonlocal asked
+                asked += 1
+                if asked == 3:
+                    stop()
+                return should_stop()
+
+            return real(*arguments, should_stop=asking, **named)
+
+        monkey.setattr(charrnn.training, "score", score)
+
+    return prepare
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_a_signal_in_a_validation(book: Path, tmp_path: Path, number: signal.Signals) -> None:
+    pid = forked_cli(
+        options(book, tmp_path / "run"),
+        tmp_path,
+        in_validation(lambda: os.kill(os.getpid(), number)),
+    )
+    assert finish(pid) == CODES[number]
+    saved = load(tmp_path / "run" / "last.safetensors").meta["progress"]
+    assert saved["step"] == 5
+    assert saved["validated_step"] is None
+
+
+def test_a_key_press_that_arrives_twice_is_one(book: Path, tmp_path: Path) -> None:
+    """A terminal signals the whole group, and some wrappers pass it on once more."""
+
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    pid = forked_cli(options(book, tmp_path / "run"), tmp_path, in_validation(twice))
+    assert finish(pid) == 130
+    assert load(tmp_path / "run" / "last.safetensors").require("step", int) == 5
+
+
+def crawling(write: Callable[..., None], fd: int, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint as onto a disk that takes a minute for it."""
+    reader, writer = os.pipe()
+    pid = fork(functools.partial(write, writer, checkpoint))
+    os.close(writer)
+    while data := os.read(reader, 256):
+        os.write(fd, data)
+        time.sleep(0.5)
+    finish(pid)
+
+
+def test_a_second_signal_leaves_at_once_in_a_save(
+    book: Path, tmp_path: Path, promise: Promise
+) -> None:
+    run = tmp_path / "run"
+    assert run_cli(*options(book, run), "--steps", 20).code == 0
+    before = (run / "last.safetensors").read_bytes()
+
+    def slow_disk() -> None:
+        write = functools.partial(crawling, charrnn.checkpoint.write)
+        pytest.MonkeyPatch().setattr(charrnn.runfolder, "write", write)
+
+    words = ["train", "--run", str(run), "--resume", "--steps", "100000"]
+    pid = forked_cli(words, tmp_path, slow_disk)
+    wait_for(lambda: list(run.glob(".last*.tmp")), "the save")
+    os.kill(pid, signal.SIGTERM)
+    time.sleep(0.5)
+    assert not ended(pid)
+    assert list(run.glob(".last*.tmp"))
+    started = time.monotonic()
+    os.kill(pid, signal.SIGTERM)
+    assert finish(pid) == 143
+    took = time.monotonic() - started
+    promise("R10", "a second signal in the midst of a save", f"left after {took:.2f} s")
+    assert took < 1
+    assert (run / "last.safetensors").read_bytes() == before
+    assert run_cli(*words[:-1], 40).code == 0
+    assert not list(run.glob(".*"))
+
+
+@pytest.fixture
+def process(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start a command as a process of its own; it is killed at the test's end at the latest."""
+
+    def begin(*arguments: object, ignore: tuple[int, ...] = ()) -> subprocess.Popen[str]:
+        def prepare() -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            for number in ignore:
+                signal.signal(number, signal.SIG_IGN)
+
+        popen = subprocess.Popen(
+            command(*arguments),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env={**ENVIRONMENT, "TMPDIR": str(tmp_path)},
+            preexec_fn=prepare,
+        )
+
+        def end() -> None:
+            popen.kill()
+            popen.wait()
+            for stream in (popen.stdin, popen.stdout, popen.stderr):
+                assert stream is not None
+                stream.close()
+
+        request.addfinalizer(end)
+        return popen
+
+    return begin
+
+
+def until(stream: Any, start: str) -> list[str]:
+    """Read lines until one that begins so."""
+    lines = [stream.readline()]
+    while lines[-1] and not lines[-1].startswith(start):
+        lines.append(stream.readline())
+    assert lines[-1], f"no line begins with {start!r}: {''.join(lines)}"
+    return lines
+
+
+@pytest.mark.slow
+def test_a_second_signal_leaves_at_once_in_a_long_update(
+    tmp_path: Path, process: Callable[..., subprocess.Popen[str]], promise: Promise
+) -> None:
+    """Python's own handlers would wait until the product has been computed."""
+    (tmp_path / "long.txt").write_text(make_prose(60_000))
+    popen = process(
+        "train", "long.txt", "--run", "run", "--steps", 50, "--hidden", 900, "--layers", 2,
+        "--batch-size", 64, "--bptt", 512,
+    )  # fmt: skip
+    until(popen.stderr, "run ")
+    time.sleep(1)
+    popen.send_signal(signal.SIGINT)
+    time.sleep(0.6)
+    assert popen.poll() is None, "the update is too short to show anything"
+    started = time.monotonic()
+    popen.send_signal(signal.SIGINT)
+    assert popen.wait(PATIENCE) == 130
+    took = time.monotonic() - started
+    promise("R10", "a second signal in an update of many seconds", f"left after {took:.2f} s")
+    assert took < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", CODES)
+def test_a_real_process_stops_and_goes_on_as_it_says(
+    book: Path,
+    tmp_path: Path,
+    process: Callable[..., subprocess.Popen[str]],
+    number: signal.Signals,
+) -> None:
+    """The command is pasted into a shell; the folder's name needs quotes."""
+    popen = process(*options(book, Path("my run's folder")), "--keep", 3)
+    until(popen.stderr, "step 5 ")
+    popen.send_signal(number)
+    _, said = popen.communicate(timeout=PATIENCE)
+    assert popen.returncode == CODES[number]
+    go_on = re.search(r"^go on with: charrnn (train .*)$", said, re.MULTILINE)
+    assert go_on is not None
+    pasted = f"{shlex.join(command())} {go_on[1]}"
+    done = subprocess.run(
+        pasted, shell=True, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert done.stdout == "my run's folder\n"
+    assert run_cli(*options(book, tmp_path / "straight"), "--keep", 3).code == 0
+    assert whole_state(tmp_path / "my run's folder") == whole_state(tmp_path / "straight")
+
+
+@pytest.mark.slow
+def test_a_signal_before_the_training_leaves_nothing(
+    tmp_path: Path, process: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """It is still reading standard input, into a temporary file."""
+    for number, code in CODES.items():
+        popen = process("train", "-", "--run", "run")
+        assert popen.stdin is not None
+        popen.stdin.write("abc" * 1000)
+        popen.stdin.flush()
+        wait_for(lambda: list(tmp_path.glob("charrnn-*")), "the temporary file")
+        time.sleep(0.2)  # until it waits for more
+        popen.send_signal(number)
+        assert popen.wait(PATIENCE) == code
+        popen.stdin.close()
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_ignored_signals_stay_ignored(
+    book: Path, tmp_path: Path, process: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """As nohup asks for, and a shell for its background jobs."""
+    ignore = (signal.SIGINT, signal.SIGHUP)
+    popen = process(*options(book, Path("run")), ignore=ignore)
+    until(popen.stderr, "step 5 ")
+    for number in ignore:
+        popen.send_signal(number)
+    popen.communicate(timeout=PATIENCE)
+    assert popen.returncode == 0
+    assert load(tmp_path / "run" / "last.safetensors").require("step", int) == 130
