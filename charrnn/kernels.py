@@ -68,14 +68,14 @@ def _weight_gradient(d_TBN: Tensor, x_TBK: Tensor) -> Tensor:
     return gradient[:, :, 0, 0]
 
 
-def _step_product(weight_NK: Tensor, steps: int, lanes: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return ``(x_BK, plus_BN) -> x @ weight.T + plus``, made for being called ``steps`` times."""
+def _step_product(weight_NK: Tensor, steps: int, lanes: int) -> Callable[[Tensor], Tensor]:
+    """Return ``x_BK -> x @ weight.T``, made for being called ``steps`` times."""
     if _uses_onednn(weight_NK) and steps >= _PACKED_STEPS and weight_NK.numel() >= _PACKED_SIZE:
         packed = _ONEDNN._reorder_linear_weight(weight_NK, lanes)
-        product_plus = _ONEDNN._linear_pointwise.binary
-        return lambda x_BK, plus_BN: product_plus(x_BK, plus_BN, packed, None, "add")
+        product = _ONEDNN._linear_pointwise.default
+        return lambda x_BK: product(x_BK, packed, None, "none", [], "")
     weight_KN = weight_NK.t()
-    return lambda x_BK, plus_BN: torch.addmm(plus_BN, x_BK, weight_KN)
+    return lambda x_BK: torch.mm(x_BK, weight_KN)
 
 
 def _states(h_BH: Tensor, steps: int) -> Tensor:
@@ -157,7 +157,8 @@ def _rnn_loop(
     minus_one = -torch.ones_like(h_BH)
     h, *out = states_TBH.unbind()
     for x, h_next in zip(inputs_TBH.unbind(), out, strict=True):
-        h = torch.add(minus_one, recurrent(h, x).sigmoid_(), alpha=2, out=h_next)
+        a = torch.add(recurrent(h), x, out=h_next).sigmoid_()
+        h = torch.add(minus_one, a, alpha=2, out=h_next)
     return states_TBH
 
 
@@ -188,7 +189,7 @@ class _RNNLoop(torch.autograd.Function):
         dh = d_out_TBH[-1] + d_last_BH
         d_before = (torch.zeros_like(dh), *d_out_TBH[:-1].unbind())
         for d, before in reversed(list(zip(d_TBH.unbind(), d_before, strict=True))):
-            dh = recurrent(d.mul_(dh), before)
+            dh = recurrent(d.mul_(dh)).add_(before)
         dx = _product(d_TBH, weight_input.t()) if ctx.needs_input_grad[0] else None
         d_weight_input = _weight_gradient(d_TBH, x_TBE)
         d_weight_recurrent = _weight_gradient(d_TBH, states_TBH[:-1])
@@ -208,7 +209,7 @@ def _gru_loop(
     """Run a GRU over a chunk.
 
     Returns the states [T + 1, B, H], the first the given one. With ``keep``, also what
-    the gradient needs: r, z and m side by side [T, B, 3H], and n [T, B, H], where
+    the gradient needs: r, z and m one after another [T, 3, B, H], and n [T, B, H], where
     ``n = tanh(W x + b + r * m)`` and ``m = U h + bias_recurrent``; without, one step's
     room serves all steps.
     """
@@ -216,32 +217,33 @@ def _gru_loop(
     hidden = h_BH.shape[1]
     recurrent = _step_product(weight_recurrent, steps, lanes)
     inputs_TBG = _product(x_TBE, weight_input, bias)
+    inputs_TBGH = inputs_TBG.view(steps, lanes, 3, hidden)
     # What the recurrent product is added to: the inputs of r and z, but only the
     # recurrent bias for m. The candidate's inputs come in doubled, for its tanh.
-    twice_n_TBH = 2 * inputs_TBG[..., 2 * hidden :]
-    inputs_TBG[..., 2 * hidden :] = bias_recurrent
+    twice_n_TBH = 2 * inputs_TBGH[:, :, 2]
+    inputs_TBGH[:, :, 2] = bias_recurrent
     room = steps if keep else 1
-    gates_TBG = inputs_TBG.new_empty(room, lanes, 3 * hidden).expand(steps, -1, -1)
-    n_TBH = inputs_TBG.new_empty(room, lanes, hidden).expand(steps, -1, -1)
+    gates_TGBH = x_TBE.new_empty(room, 3, lanes, hidden).expand(steps, -1, -1, -1)
+    n_TBH = x_TBE.new_empty(room, lanes, hidden).expand(steps, -1, -1)
     states_TBH = _states(h_BH, steps)
     minus_one = -torch.ones_like(h_BH)
     h, *out = states_TBH.unbind()
     for x, twice_n, gates, rz, r, z, m, n, h_next in zip(
-        inputs_TBG.unbind(),
+        inputs_TBGH.unbind(),
         twice_n_TBH.unbind(),
-        gates_TBG.unbind(),
-        gates_TBG[..., : 2 * hidden].unbind(),
-        *(block.unbind() for block in gates_TBG.split_with_sizes([hidden] * 3, 2)),
+        gates_TGBH.transpose(1, 2).unbind(),
+        gates_TGBH[:, :2].unbind(),
+        *(gate_TBH.unbind() for gate_TBH in gates_TGBH.unbind(1)),
         n_TBH.unbind(),
         out,
         strict=True,
     ):
-        gates.copy_(recurrent(h, x))
+        torch.add(recurrent(h).view(x.shape), x, out=gates)
         rz.sigmoid_()
         torch.addcmul(twice_n, r, m, value=2, out=n).sigmoid_()
         torch.add(minus_one, n, alpha=2, out=n)
         h = torch.lerp(n, h, z, out=h_next)  # n + z (h - n)
-    return states_TBH, gates_TBG, n_TBH
+    return states_TBH, gates_TGBH, n_TBH
 
 
 class _GRULoop(torch.autograd.Function):
@@ -257,23 +259,23 @@ class _GRULoop(torch.autograd.Function):
         bias: Tensor,
         bias_recurrent: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        states_TBH, gates_TBG, n_TBH = _gru_loop(
+        states_TBH, gates_TGBH, n_TBH = _gru_loop(
             x_TBE, h_BH, weight_input, weight_recurrent, bias, bias_recurrent, keep=True
         )
-        ctx.save_for_backward(x_TBE, weight_input, weight_recurrent, states_TBH, gates_TBG, n_TBH)
+        ctx.save_for_backward(x_TBE, weight_input, weight_recurrent, states_TBH, gates_TGBH, n_TBH)
         return states_TBH[1:], states_TBH[-1].clone()
 
     @staticmethod
     def backward(ctx: Any, d_out_TBH: Tensor, d_last_BH: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivative()
-        x_TBE, weight_input, weight_recurrent, states_TBH, gates_TBG, n_TBH = ctx.saved_tensors
+        x_TBE, weight_input, weight_recurrent, states_TBH, gates_TGBH, n_TBH = ctx.saved_tensors
         steps, lanes, hidden = n_TBH.shape
         recurrent = _step_product(weight_recurrent.t(), steps, lanes)
-        r, z, m = gates_TBG.unflatten(2, (3, hidden)).unbind(2)
+        r, z, m = gates_TGBH.unbind(1)
         # The factors that turn a step's dh into the gradients before the gates'
         # nonlinearities (r, z), of m, and of n before its tanh; each becomes its
         # gradient in place.
-        d_TBGH = gates_TBG.new_empty(steps, lanes, 3, hidden)
+        d_TBGH = n_TBH.new_empty(steps, lanes, 3, hidden)
         d_r, d_z, d_m = d_TBGH.unbind(2)
         d_n = torch.ops.aten.tanh_backward(1 - z, n_TBH)
         torch.mul(d_n, r, out=d_m)
@@ -288,7 +290,7 @@ class _GRULoop(torch.autograd.Function):
         for d_gates, d, dn, z_t, before in reversed(list(of_steps)):
             d_gates.mul_(dh.unsqueeze(1))
             dn.mul_(dh)
-            dh = recurrent(d, torch.addcmul(before, dh, z_t))
+            dh = recurrent(d).add_(torch.addcmul(before, dh, z_t))
         d_weight_recurrent = _weight_gradient(d_TBG, states_TBH[:-1])
         d_bias_recurrent = d_m.sum((0, 1))
         d_m.copy_(d_n)  # from here on the gradient of the input product
