@@ -399,7 +399,9 @@ def train(
 
 @app.command()
 def sample(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run's folder.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run's folder.")
+    ],
     prompt: Annotated[str, typer.Option(help="Text to go on from; - reads standard input.")] = "",
     length: Annotated[int, typer.Option(help="New characters; 0: without end.")] = 1000,
     temperature: Annotated[

@@ -1,0 +1,637 @@
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from charrnn import __version__, recipe
+from charrnn.config import TextChoices
+from charrnn.run import load_model, start
+from charrnn.runfolder import RunFolder
+from tests.conftest import ENVIRONMENT, Cli, Result, command, make_prose, run_process
+
+COMMANDS = ("train", "sample", "evaluate")
+#: Of a training that is over in a moment.
+QUICK = ("--steps", 3, "--hidden", 5, "--batch-size", 2, "--bptt", 9)
+
+
+def one_line(result: Result) -> str:
+    """Return the one line of a failure."""
+    assert result.out == ""
+    assert result.err.startswith("charrnn: ")
+    assert result.err.count("\n") == 1
+    assert result.err.endswith("\n")
+    assert result.err[:-1].isprintable()
+    return result.err
+
+
+def log_of(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def of_bytes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run on bytes that are no text."""
+    folder = tmp_path_factory.mktemp("bytes")
+    (folder / "noise").write_bytes(bytes(range(256)) * 8)
+    run = folder / "run"
+    arguments = ("train", folder / "noise", "--encoding", "bytes", "--run", run, *QUICK)
+    assert run_process(*arguments).code == 0
+    return run
+
+
+class TestHelp:
+    @pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
+    def test_names_every_command(self, cli: Cli, arguments: tuple[str, ...]) -> None:
+        result = cli(*arguments)
+        assert (result.code, result.err) == (0, "")
+        for name in COMMANDS:
+            assert f"  {name} " in result.out
+
+    @pytest.mark.parametrize("name", COMMANDS)
+    def test_of_a_command(self, cli: Cli, name: str) -> None:
+        result = cli(name, "--help")
+        assert (result.code, result.err) == (0, "")
+        assert result.out.startswith(f"Usage: charrnn {name} ")
+
+    def test_version(self, cli: Cli) -> None:
+        assert cli("--version") == Result(0, f"charrnn {__version__}\n", "")
+
+
+class TestBadInput:
+    """One line that says what and what to do, exit 1 or 2, and nothing written."""
+
+    @pytest.fixture
+    def texts(self, tmp_path: Path, trained: Path) -> dict[str, Path]:
+        """Files that are wrong in some way, by name; and the trained run."""
+        folder = tmp_path / "texts"
+        folder.mkdir()
+        content = {
+            "empty": b"",
+            "letter": b"a",
+            "binary": b"ab\0cd" * 9,
+            "latin": "é".encode("latin-1") * 9,
+            "prose": make_prose(300).encode(),
+            "zip": gzip.compress(b"text"),
+        }
+        paths = {name: folder / name for name in (*content, "missing", "hollow", "pipe")}
+        for name, data in content.items():
+            paths[name].write_bytes(data)
+        paths["hollow"].mkdir()
+        os.mkfifo(paths["pipe"])
+        return {**paths, "trained": trained}
+
+    @pytest.mark.parametrize(
+        ("words", "code", "says"),
+        [
+            # The text.
+            ("train {missing}", 1, "there is no file"),
+            ("train {empty}", 1, "empty"),
+            ("train {letter}", 1, "give at least 3 characters"),
+            ("train {binary}", 1, "--encoding bytes"),
+            ("train {latin}", 1, "at byte 0"),
+            ("train {latin} --encoding utf-99", 2, "--encoding utf-99"),
+            ("train {zip}", 1, "--encoding"),
+            ("train {hollow}", 1, "no text in"),
+            ("train {hollow}/*.txt", 1, "no file matches"),
+            ("train {pipe}", 1, "neither a file nor a folder"),
+            ("train -", 1, "standard input is empty"),
+            ("train {prose} --valid {missing}", 1, "there is no file"),
+            ("train {prose} --valid {letter}", 1, "at least 2 characters"),
+            ("train {prose} --valid -", 2, "--valid cannot be standard input"),
+            ("train {prose} --valid {prose} --valid-share 0.2", 2, "exclude each other"),
+            ("train {prose} --min-count 999", 1, "--min-count"),
+            # Numbers.
+            ("train {prose} --lr nan", 2, "--lr must be a finite number above 0, not nan"),
+            ("train {prose} --lr inf", 2, "--lr"),
+            ("train {prose} --lr 0", 2, "--lr"),
+            ("train {prose} --lr -1", 2, "--lr"),
+            ("train {prose} --lr many", 2, "--lr"),
+            ("train {prose} --dropout 1", 2, "--dropout"),
+            ("train {prose} --weight-drop nan", 2, "--weight-drop"),
+            ("train {prose} --weight-decay -1", 2, "--weight-decay"),
+            ("train {prose} --layers 0", 2, "--layers"),
+            ("train {prose} --hidden -4", 2, "--hidden"),
+            ("train {prose} --hidden 9999999", 2, "smaller --hidden"),
+            ("train {prose} --embedding 0", 2, "--embedding"),
+            ("train {prose} --batch-size 0", 2, "--batch-size"),
+            ("train {prose} --bptt 0", 2, "--bptt"),
+            ("train {prose} --loss-last 9999", 2, "--loss-last 9999"),
+            ("train {prose} --clip-norm -1", 2, "--clip-norm"),
+            ("train {prose} --clip-value 0", 2, "--clip-value"),
+            ("train {prose} --clip-value 1 --clip-norm 1", 2, "exclude each other"),
+            ("train {prose} --minutes 0", 2, "--minutes"),
+            ("train {prose} --minutes inf", 2, "--minutes"),
+            ("train {prose} --epochs -1", 2, "--epochs"),
+            ("train {prose} --steps 0", 2, "--steps"),
+            ("train {prose} --steps 1.5", 2, "--steps"),
+            ("train {prose} --steps 1 --minutes 1", 2, "give one budget"),
+            ("train {prose} --valid-share 1", 2, "--valid-share"),
+            ("train {prose} --valid-share 0.5 --test-share 0.5", 2, "leave nothing"),
+            ("train {prose} --patience 0", 2, "--patience"),
+            ("train {prose} --validate-every 0", 2, "--validate-every"),
+            ("train {prose} --min-count 0", 2, "--min-count"),
+            ("train {prose} --seed -1", 2, "--seed"),
+            ("train {prose} --seed 99999999999999999999", 2, "--seed"),
+            ("train {prose} --keep -1", 2, "--keep"),
+            # Words and combinations.
+            ("train {prose} --cell transformer", 2, "--cell"),
+            ("train {prose} --device tpu", 2, "--device"),
+            ("train {prose} --precision fp8", 2, "--precision"),
+            ("train {prose} --precision bf16 --device cpu", 2, "--precision bf16"),
+            ("train {prose} --bogus", 2, "--bogus"),
+            ("trian {prose}", 2, "train"),
+            ("train --resume", 2, "--resume needs --run"),
+            ("train --resume --run {missing}", 1, "no run to resume"),
+            ("train --resume --run {missing} --init-from {trained}", 2, "exclude each other"),
+            ("train --resume --run {trained} --hidden 9", 2, "--hidden and --resume"),
+            ("train {prose} --run {prose}", 1, "prose"),
+            ("train {prose} --run {trained}", 1, "--resume"),
+            ("train {prose} --init-from {missing}", 1, "no such checkpoint"),
+            ("train {prose} --init-from {prose}", 1, "safetensors"),
+            ("train {prose} --init-from {trained} --hidden 9", 2, "has 32"),
+            ("train {prose} --init-from {trained} --cell gru", 2, "has lstm"),
+            ("train {prose} --init-from {trained} --min-count 3", 2, "--min-count"),
+            ("train {prose} --init-from {trained} --encoding bytes", 2, "--encoding bytes"),
+            # Sampling.
+            ("sample", 2, "Missing argument"),
+            ("sample {missing}", 1, "no such checkpoint"),
+            ("sample {empty}", 1, "empty"),
+            ("sample {prose}", 1, "checkpoint"),
+            ("sample {zip}", 1, "checkpoint"),
+            ("sample {hollow}", 1, "a folder without a checkpoint"),
+            ("sample {trained} --length -1", 2, "--length"),
+            ("sample {trained} --temperature nan", 2, "--temperature"),
+            ("sample {trained} --temperature -0.1", 2, "--temperature"),
+            ("sample {trained} --top-k 0", 2, "--top-k"),
+            ("sample {trained} --top-p 0", 2, "--top-p"),
+            ("sample {trained} --top-p 1.1", 2, "--top-p"),
+            ("sample {trained} --count 0", 2, "--count"),
+            ("sample {trained} --seed -1", 2, "--seed"),
+            ("sample {trained} --unknown ignore", 2, "--unknown"),
+            ("sample {trained} --stop ☃", 1, "can never be produced"),
+            ("sample {trained} --prompt a☃b", 1, "'☃' x 1; --unknown replace"),
+            ("sample {trained} --length 0 --count 2", 2, "--count"),
+            ("sample {trained} --length 0 --json", 2, "--json"),
+            # Scoring.
+            ("evaluate", 2, "Missing"),
+            ("evaluate {trained}", 2, "--text"),
+            ("evaluate {trained} --text {missing}", 1, "there is no file"),
+            ("evaluate {trained} --text {letter}", 1, "at least 2 characters"),
+            ("evaluate {trained} --text {latin}", 1, "--encoding"),
+            ("evaluate {trained} --text {prose} --encoding bytes", 2, "--encoding bytes"),
+            ("evaluate {trained} {missing} --text {prose}", 1, "no such checkpoint"),
+        ],
+    )
+    def test_is_refused_in_one_line(
+        self,
+        cli: Cli,
+        texts: dict[str, Path],
+        empty_folder: Path,
+        words: str,
+        code: int,
+        says: str,
+    ) -> None:
+        before = {path: path.read_bytes() for path in texts["trained"].iterdir()}
+        result = cli(*words.format(**texts).split())
+        assert says in one_line(result)
+        assert result.code == code
+        assert {path: path.read_bytes() for path in texts["trained"].iterdir()} == before
+
+    def test_a_run_folder_named_is_not_left_behind_either(
+        self, cli: Cli, texts: dict[str, Path], tmp_path: Path
+    ) -> None:
+        run = tmp_path / "new" / "run"
+        one_line(cli("train", texts["letter"], "--run", run))
+        assert not run.parent.exists()
+
+    def test_standard_input_is_named_as_such(self, cli: Cli, empty_folder: Path) -> None:
+        line = one_line(cli("train", "-", stdin=b"abc\xff"))
+        assert "standard input is not utf-8 text at byte 3" in line
+
+    def test_a_gpu_that_is_not_there(
+        self, cli: Cli, texts: dict[str, Path], empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        for arguments in (("train", texts["prose"]), ("sample", texts["trained"])):
+            result = cli(*arguments, "--device", "cuda")
+            assert "--device cpu works" in one_line(result)
+            assert result.code == 2
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            MemoryError(),
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."),
+            torch.OutOfMemoryError("CUDA out of memory."),
+        ],
+    )
+    def test_memory_that_is_refused(
+        self, cli: Cli, texts: dict[str, Path], monkeypatch: pytest.MonkeyPatch, error: Exception
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr("charrnn.run.load_model", fail)
+        result = cli("sample", texts["trained"])
+        assert "out of memory: give a smaller --hidden" in one_line(result)
+        assert result.code == 1
+
+    def test_a_mistake_of_ours_is_one_line_too(
+        self, cli: Cli, texts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise KeyError("weight\nmissing")
+
+        monkeypatch.setattr("charrnn.run.load_model", fail)
+        result = cli("sample", texts["trained"])
+        assert "a mistake in charrnn itself, KeyError" in one_line(result)
+        assert result.code == 1
+        monkeypatch.setenv("CHARRNN_TRACEBACK", "1")
+        with pytest.raises(KeyError):
+            cli("sample", texts["trained"])
+
+
+class TestTrain:
+    def test_prints_the_folder_on_stdout_and_talks_on_stderr(
+        self, cli: Cli, prose: Path, tmp_path: Path
+    ) -> None:
+        run = tmp_path / "run"
+        result = cli("train", prose, "--run", run, *QUICK)
+        assert (result.code, result.out) == (0, f"{run}\n")
+        names = {"best.safetensors", "last.safetensors", "metrics.jsonl", "lock"}
+        assert names <= {path.name for path in run.iterdir()}
+        for words in (
+            "5,406 characters to train on, 601 held out",
+            "LSTM 1 x 5",
+            "parameters",
+            "2 lanes, windows of 9",
+            "301 steps an epoch",
+            "device  cpu",
+            "3 steps",
+            "uniform",
+            "unigram",
+            "gradient",
+            "clipped",
+            "chars/s",
+            "to go",
+            f"charrnn sample {run}",
+        ):
+            assert words in result.err
+        assert "\x1b" not in result.err
+
+    def test_quiet_prints_the_folder_alone(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        assert cli("train", prose, "--run", run, "--quiet", *QUICK) == Result(0, f"{run}\n", "")
+
+    def test_json_lines(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        result = cli("train", prose, "--run", run, "--json", *QUICK)
+        assert (result.code, result.err) == (0, "")
+        kinds = [row["event"] for row in result.rows]
+        assert kinds[:2] == ["started", "planned"]
+        assert kinds[-1] == "finished"
+        assert {"logged", "validated", "sampled", "saved"} <= set(kinds)
+        started, finished = result.rows[0], result.rows[-1]
+        assert started["run"] == str(run)
+        assert started["model"]["hidden"] == 5
+        assert started["baselines"].keys() == {"uniform", "unigram"}
+        assert finished["complete"] is True
+        assert finished["best_nats_per_char"] > 0
+        # What is logged is what is printed.
+        shown = [row for row in result.rows if row["event"] in ("logged", "validated")]
+        for row, logged in zip(shown, log_of(run), strict=True):
+            assert logged.items() <= row.items()
+
+    def test_takes_a_name_for_the_run_that_is_free(
+        self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert cli("train", prose, *QUICK).out == "checkpoints/prose-lstm\n"
+        assert cli("train", prose, *QUICK).out == "checkpoints/prose-lstm-2\n"
+        assert cli("train", prose, "--cell", "gru", *QUICK).out == "checkpoints/prose-gru\n"
+        assert cli("train", "-", *QUICK, stdin=b"text " * 99).out == "checkpoints/stdin-lstm\n"
+        assert cli("train", f"{prose.parent}/*.txt", *QUICK).code == 0
+
+    def test_joins_files_folders_and_patterns(self, cli: Cli, tmp_path: Path) -> None:
+        folder = tmp_path / "many"
+        folder.mkdir()
+        for number in range(4):
+            (folder / f"{number}.txt").write_text(make_prose(100, seed=number))
+        (folder / "4.bin").write_bytes(b"\0" * 9)
+        for names in ([folder], [f"{folder}/*.txt"], sorted(folder.glob("*.txt"))):
+            result = cli("train", *names, "--run", tmp_path / "run", "--json", *QUICK)
+            assert result.code == 0
+            assert result.rows[0]["train_characters"] == 360
+            assert result.rows[0]["valid_characters"] == 40
+            notes = " ".join(result.rows[0]["notes"])
+            assert ("4.bin" in notes) == (names == [folder])
+            for path in (tmp_path / "run").iterdir():
+                path.unlink()
+
+    def test_reads_standard_input(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
+        result = cli(
+            "train", "-", "--run", tmp_path / "run", "--json", *QUICK, stdin=prose.read_bytes()
+        )
+        assert result.code == 0
+        assert result.rows[0]["train_characters"] == 5406
+        assert "cannot be read again" in result.rows[0]["notes"][0]
+
+    def test_says_what_a_tiny_text_shrinks(self, cli: Cli, tmp_path: Path) -> None:
+        path = tmp_path / "tiny.txt"
+        path.write_text("abcabcabcabc")
+        result = cli("train", path, "--run", tmp_path / "run", "--steps", 3, "--hidden", 5)
+        assert result.code == 0
+        assert "note: the text has only 10 characters" in result.err
+        assert "10 characters to train on, 2 held out" in result.err
+        assert cli("sample", tmp_path / "run", "--length", 5).code == 0
+
+    def test_says_that_a_byte_order_mark_was_dropped(self, cli: Cli, tmp_path: Path) -> None:
+        path = tmp_path / "marked.txt"
+        path.write_text(make_prose(200), encoding="utf-8-sig")
+        result = cli("train", path, "--run", tmp_path / "run", *QUICK)
+        assert "without its byte order mark" in result.err
+        _, vocabulary, _ = load_model(tmp_path / "run", torch.device("cpu"))
+        assert "\ufeff" not in vocabulary.characters
+
+    def test_other_encodings_by_name(self, cli: Cli, tmp_path: Path) -> None:
+        text = "红楼梦 第一回\r\n" * 40
+        path = tmp_path / "novel.txt"
+        path.write_bytes(text.encode("gb18030"))
+        run = tmp_path / "run"
+        assert cli("train", path, "--encoding", "gb18030", "--run", run, *QUICK).code == 0
+        _, vocabulary, _ = load_model(run, torch.device("cpu"))
+        assert vocabulary.characters == "".join(sorted(set(text)))
+        result = cli("sample", run, "--prompt", "红楼", "--echo", "--length", 20)
+        assert result.out.startswith("红楼")
+        assert set(result.out) <= set(text)
+        # The text to score is read as the training text was.
+        assert cli("evaluate", run, "--text", path).code == 0
+
+    def test_validates_on_another_text(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
+        other = tmp_path / "other.txt"
+        other.write_text(make_prose(333, seed=2))
+        result = cli("train", prose, "--valid", other, "--run", tmp_path / "run", "--json", *QUICK)
+        assert result.rows[0]["train_characters"] == 6007
+        assert result.rows[0]["valid_characters"] == 333
+
+    def test_holds_out_a_test_part_that_nobody_reads(self, cli: Cli, tmp_path: Path) -> None:
+        path = tmp_path / "text"
+        path.write_text(make_prose(900) + "☃" * 100)
+        run = tmp_path / "run"
+        result = cli(
+            "train", path, "--test-share", 0.1, "--valid-share", 0.2, "--run", run, "--json", *QUICK
+        )
+        assert result.rows[0]["train_characters"] == 700
+        assert result.rows[0]["valid_characters"] == 200
+        _, vocabulary, _ = load_model(run, torch.device("cpu"))
+        assert "☃" not in vocabulary.characters
+
+    def test_stops_when_patience_runs_out(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
+        result = cli(
+            "train", prose, "--run", tmp_path / "run", "--steps", 400, "--lr", 9, "--hidden", 5,
+            "--batch-size", 2, "--bptt", 9, "--validate-every", 1, "--patience", 1,
+        )  # fmt: skip
+        assert result.code == 0
+        assert "stopped early: no better validation in 1 in a row" in result.err
+
+    def test_minutes_are_wall_clock(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        result = cli("train", prose, "--run", run, "--minutes", 0.02, *QUICK[2:])
+        assert result.code == 0
+        assert "planned" in result.err
+        assert 0.5 < log_of(run)[-1]["seconds"] < 3
+
+    def test_starts_from_a_checkpoint(self, cli: Cli, trained: Path, tmp_path: Path) -> None:
+        other = tmp_path / "other.txt"
+        other.write_text(make_prose(980, seed=2) + "ÄÄÄÄÄÄÄÄÄ" + "b" * 11)
+        result = cli("train", other, "--init-from", trained, "--run", tmp_path / "run", *QUICK[:2])
+        assert result.code == 0
+        before, vocabulary, _ = load_model(trained, torch.device("cpu"))
+        after, kept, _ = load_model(tmp_path / "run", torch.device("cpu"))
+        assert kept == vocabulary
+        assert after.config == before.config
+        # The first 900 characters are trained on; the marks are in the part held out.
+        assert f"weights and vocabulary from {trained}: it knows 100.00 %" in result.err
+
+    def test_says_what_share_of_the_text_a_checkpoint_knows(
+        self, cli: Cli, trained: Path, tmp_path: Path
+    ) -> None:
+        other = tmp_path / "other.txt"
+        other.write_text("Ä" * 90 + make_prose(910))
+        result = cli("train", other, "--init-from", trained, "--run", tmp_path / "run", *QUICK[:2])
+        assert "it knows 90.00 % of the text's characters" in result.err
+
+    def test_what_it_starts_from_is_the_checkpoint_itself(
+        self, trained: Path, prose: Path, tmp_path: Path
+    ) -> None:
+        with RunFolder.create(tmp_path / "run") as folder:
+            run = start(
+                recipe.Choices(budget={"steps": 1}),
+                TextChoices(texts=(str(prose),)),
+                folder=folder,
+                device=torch.device("cpu"),
+                init_from=trained,
+            )
+        model, _, _ = load_model(trained, torch.device("cpu"))
+        for (name, weight), own in zip(
+            model.named_parameters(), run.model.parameters(), strict=True
+        ):
+            assert torch.equal(weight, own), name
+        assert run.progress.step == 0
+        assert not any(tensor.any() for tensor in run.update.optimiser.state().values())
+
+    def test_bytes_follow_the_checkpoint_without_being_named(
+        self, cli: Cli, of_bytes: Path, prose: Path, tmp_path: Path
+    ) -> None:
+        run = tmp_path / "run"
+        assert cli("train", prose, "--init-from", of_bytes, "--run", run, *QUICK[:2]).code == 0
+        assert load_model(run, torch.device("cpu"))[1].is_bytes
+
+
+class TestSample:
+    def test_text_alone_is_on_stdout(self, cli: Cli, trained: Path) -> None:
+        result = cli("sample", trained, "--length", 120)
+        assert (result.code, result.err) == (0, "")
+        assert len(result.out) == 120
+
+    def test_takes_a_file_or_a_folder(self, cli: Cli, trained: Path) -> None:
+        by_folder = cli("sample", trained, "--length", 40)
+        assert cli("sample", trained / "best.safetensors", "--length", 40) == by_folder
+
+    def test_echo_puts_the_prompt_before_the_new_characters(self, cli: Cli, trained: Path) -> None:
+        plain = cli("sample", trained, "--prompt", "The ", "--length", 30).out
+        assert cli("sample", trained, "--prompt", "The ", "--length", 30, "--echo").out == (
+            "The " + plain
+        )
+
+    def test_a_prompt_from_standard_input(self, cli: Cli, trained: Path) -> None:
+        piped = cli("sample", trained, "--prompt", "-", "--length", 30, stdin=b"The bird")
+        assert piped == cli("sample", trained, "--prompt", "The bird", "--length", 30)
+        broken = cli("sample", trained, "--prompt", "-", stdin=b"The \xff")
+        assert "no utf-8 at byte 4" in one_line(broken)
+
+    def test_unknown_characters_go_by_the_policy(self, cli: Cli, trained: Path) -> None:
+        skipped = cli("sample", trained, "--prompt", "a☃b", "--unknown", "skip", "--length", 20)
+        assert skipped.out == cli("sample", trained, "--prompt", "ab", "--length", 20).out
+        assert skipped.err == "skipped characters that the model does not know: '☃' x 1\n"
+        replaced = cli("sample", trained, "--prompt", "a☃", "--unknown", "replace", "--echo")
+        assert replaced.out.startswith("a\N{REPLACEMENT CHARACTER}")
+        assert replaced.err.startswith("replaced")
+
+    def test_many_samples_have_a_heading_each(self, cli: Cli, trained: Path) -> None:
+        result = cli("sample", trained, "--count", 3, "--length", 25)
+        parts = result.out.split("--- sample ")
+        assert [part[:9] for part in parts] == ["", *(f"{n} of 3 ---"[:9] for n in (1, 2, 3))]
+        assert result == cli("sample", trained, "--count", 3, "--length", 25), "the seed says all"
+
+    def test_json(self, cli: Cli, trained: Path) -> None:
+        arguments = ("sample", trained, "--length", 25, "--seed", 5, "--prompt", "The ")
+        rows = cli(*arguments, "--json", "--count", 2, "--echo").rows
+        text = cli(*arguments, "--echo").out
+        assert rows[0] == {"sample": 1, "seed": 5, "characters": 25, "text": text}
+        assert rows[1]["sample"] == 2
+        assert rows[1]["text"] != text
+
+    def test_stops(self, cli: Cli, trained: Path) -> None:
+        result = cli("sample", trained, "--stop", "\n", "--length", 500)
+        assert result.out.count("\n") == 1
+        assert result.out.endswith("\n")
+
+    def test_bytes_come_out_as_they_are(self, of_bytes: Path) -> None:
+        done = subprocess.run(
+            command("sample", of_bytes, "--length", 300), capture_output=True, env=ENVIRONMENT
+        )
+        assert (done.returncode, len(done.stdout), done.stderr) == (0, 300, b"")
+        assert any(byte > 127 for byte in done.stdout)
+
+    def test_each_character_is_flushed_as_it_is_made(
+        self, cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import charrnn.cli
+
+        flushed: list[str] = []
+
+        def watched(text: str, *, end: str, flush: bool) -> None:
+            assert (end, flush) == ("", True)
+            flushed.append(text)
+
+        monkeypatch.setattr(charrnn.cli, "print", watched, raising=False)
+        cli("sample", trained, "--length", 7)
+        assert [len(text) for text in flushed] == [0, *[1] * 7]
+
+
+class TestEvaluate:
+    NAMES = (
+        "checkpoint", "cell", "layers", "hidden", "parameters", "characters", "unknown",
+        "nats_per_char", "bits_per_char", "bits_per_byte", "perplexity", "chars_per_second",
+    )  # fmt: skip
+
+    def test_json_has_the_promised_names(self, cli: Cli, trained: Path, prose: Path) -> None:
+        result = cli("evaluate", trained, trained / "last.safetensors", "--text", prose, "--json")
+        assert (result.code, result.err) == (0, "")
+        rows = json.loads(result.out)
+        assert [tuple(row) for row in rows] == [self.NAMES] * 2
+        row = rows[0]
+        assert row["checkpoint"] == str(trained)
+        assert (row["cell"], row["layers"], row["hidden"]) == ("lstm", 1, 32)
+        assert (row["characters"], row["unknown"]) == (6006, 0)
+        assert row["bits_per_char"] == pytest.approx(row["nats_per_char"] / math.log(2))
+        assert row["bits_per_byte"] == pytest.approx(row["bits_per_char"]), "the text is ASCII"
+        assert row["perplexity"] == pytest.approx(math.exp(row["nats_per_char"]))
+
+    def test_the_table_has_every_figure(self, cli: Cli, trained: Path, prose: Path) -> None:
+        result = cli("evaluate", trained, trained / "last.safetensors", "--text", prose)
+        assert (result.code, result.err) == (0, "")
+        lines = result.out.splitlines()
+        assert len(lines) == 3, "nothing is wrapped in a pipe"
+        assert lines[0].split() == [
+            "checkpoint", "cell", "parameters", "characters", "unknown", "nats/char",
+            "bits/char", "bits/byte", "perplexity", "chars/s",
+        ]  # fmt: skip
+        assert lines[1].split()[:3] == [str(trained), "lstm", "1x32"]
+
+    def test_exact_and_default_agree(self, cli: Cli, trained: Path, prose: Path) -> None:
+        results = [
+            json.loads(cli("evaluate", trained, "--text", prose, "--json", *options).out)[0]
+            for options in ((), ("--exact",))
+        ]
+        assert results[0]["nats_per_char"] == pytest.approx(results[1]["nats_per_char"], abs=1e-3)
+
+    def test_unknown_characters_are_charged(
+        self, cli: Cli, trained: Path, prose: Path, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "text"
+        path.write_text(prose.read_text() + "☃☃☃")
+        strange = json.loads(cli("evaluate", trained, "--text", path, "--json").out)[0]
+        plain = json.loads(cli("evaluate", trained, "--text", prose, "--json").out)[0]
+        assert strange["unknown"] == 3
+        more = strange["nats_per_char"] * 6009 - plain["nats_per_char"] * 6006
+        assert more > 3 * math.log(1_112_064 - 100)
+
+    def test_reads_standard_input(self, cli: Cli, trained: Path, prose: Path) -> None:
+        figures = ("nats_per_char", "characters", "bits_per_byte")
+        piped = cli("evaluate", trained, "--text", "-", "--json", stdin=prose.read_bytes())
+        named = cli("evaluate", trained, "--text", prose, "--json")
+        rows = [json.loads(result.out)[0] for result in (piped, named)]
+        assert [rows[0][name] for name in figures] == [rows[1][name] for name in figures]
+
+    def test_bytes_and_characters_compare_by_the_byte(
+        self, cli: Cli, trained: Path, of_bytes: Path, prose: Path
+    ) -> None:
+        result = cli("evaluate", trained, of_bytes, "--text", prose, "--json")
+        by_char, by_byte = json.loads(result.out)
+        assert by_char["bits_per_byte"] < by_byte["bits_per_byte"]
+
+
+class TestPipes:
+    """Real processes and real pipes."""
+
+    def test_an_endless_sample_ends_quietly_with_its_reader(self, trained: Path) -> None:
+        with subprocess.Popen(
+            command("sample", trained, "--length", 0),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            first = process.stdout.read(300)
+            process.stdout.close()
+            assert len(first) == 300
+            assert process.wait(timeout=30) == 0
+            assert process.stderr.read() == b""
+
+    @pytest.mark.parametrize("talk", [[], ["--json"]])
+    def test_a_training_whose_reader_leaves_is_saved(
+        self, prose: Path, tmp_path: Path, talk: list[str]
+    ) -> None:
+        run = tmp_path / "run"
+        arguments = ("train", "-", "--minutes", 5, *QUICK[2:], "--run", run, *talk)
+        with subprocess.Popen(
+            command(*arguments),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # Without --json the lines are on stderr, and it is their reader who leaves.
+            stderr=subprocess.PIPE if talk else subprocess.STDOUT,
+            env=ENVIRONMENT,
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(prose.read_bytes())
+            process.stdin.close()
+            first = process.stdout.readline()
+            assert first.startswith(b'{"event": "started"' if talk else b"text ")
+            while b'"logged"' not in (line := process.stdout.readline()) and b"step" not in line:
+                assert line
+            process.stdout.close()
+            assert process.wait(timeout=60) == 0
+            if process.stderr:
+                assert process.stderr.read() == b""
+        assert run_process("sample", run, "--length", 5).code == 0
