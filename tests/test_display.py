@@ -1,0 +1,310 @@
+from __future__ import annotations
+
+import io
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from charrnn import recipe
+from charrnn.config import TextChoices
+from charrnn.display import (
+    Display,
+    _LiveTerminal,
+    duration,
+    open_display,
+    print_scores,
+    printable,
+)
+from charrnn.evaluation import Scores
+from charrnn.run import Run, start
+from charrnn.runfolder import RunFolder
+from charrnn.training import (
+    Event,
+    Finished,
+    Logged,
+    Planned,
+    Sampled,
+    Saved,
+    Spiked,
+    Validated,
+)
+
+POSITION = {"step": 1200, "epoch": 2.5, "characters": 61_200, "seconds": 185.0}
+LOGGED = Logged(
+    POSITION
+    | {
+        "train_nats_per_char": 2 * math.log(2),
+        "learning_rate": 0.0123,
+        "gradient_norm": 0.456,
+        "clipped_share": 0.3,
+        "chars_per_second": 12_345.6,
+    },
+    total_steps=5000,
+    eta=3725.0,
+)
+SCORES = Scores(nats=300 * math.log(2), characters=100, unknown=0, bytes=100, seconds=1)
+VALIDATED = Validated(POSITION | {"valid_nats_per_char": 3 * math.log(2)}, scores=SCORES, best=True)
+SAMPLED = Sampled("To be \x1b[2Jor [bold]not[/bold] to be")
+EVENTS: tuple[Event, ...] = (
+    Planned(5000, 100, 50),
+    LOGGED,
+    VALIDATED,
+    SAMPLED,
+    Saved(Path("run/last.safetensors"), 1200),
+    Spiked(1200, 1.234, 3.456),
+    Finished("done", complete=True),
+)
+
+
+@pytest.fixture
+def run(prose: Path, tmp_path: Path) -> Iterator[Run]:
+    with RunFolder.create(tmp_path / "my run") as folder:
+        run = start(
+            recipe.Choices(
+                budget={"minutes": 60}, model={"hidden": 5}, training={"loss_last": 3, "bptt": 9}
+            ),
+            TextChoices(texts=(str(prose),)),
+            folder=folder,
+            device=torch.device("cpu"),
+        )
+        run.progress.step, run.progress.characters = 1200, 61_200
+        run.progress.best_nats, run.progress.best_step = 3 * math.log(2), 1100
+        yield run
+
+
+def show_all(display: Display, run: Run) -> None:
+    display.start(run)
+    for event in EVENTS:
+        display.show(event)
+    display.close()
+
+
+class TestPlain:
+    @pytest.fixture
+    def lines(self, run: Run, capsys: pytest.CaptureFixture[str]) -> list[str]:
+        show_all(open_display(as_json=False, quiet=False), run)
+        captured = capsys.readouterr()
+        assert captured.out == "", "talk is for stderr"
+        assert "\x1b" not in captured.err
+        return captured.err.splitlines()
+
+    def test_says_each_derived_number_once(self, run: Run, lines: list[str]) -> None:
+        introduction = "\n".join(lines[:7])
+        for words in (
+            "5,406 characters to train on, 601 held out to validate",
+            "LSTM 1 x 5",
+            f"{run.model.parameter_count():,} parameters",
+            f"{run.vocabulary.size} symbols",
+            f"{run.config.batch_size} lanes, windows of 9 (loss on the last 3)",
+            f"{run.lanes.chunks_per_pass:,} steps an epoch",
+            "cpu (1 threads), fp32; 60 minutes",
+            f"uniform {run.baselines['uniform']:.3f}",
+            f"unigram {run.baselines['unigram']:.3f}",
+            "my run",
+        ):
+            assert introduction.count(words) == 1, words
+
+    def test_has_a_line_for_what_matters(self, run: Run, lines: list[str]) -> None:
+        assert lines[7:] == [
+            f"planned 5,000 steps, {5000 / run.lanes.chunks_per_pass:.2f} epochs, "
+            "at the speed so far; 1:00:00 to go",
+            "validations score the first 50 characters held out, to save time",
+            "step 1,200  epoch 2.50  3:05  train 1.3863 nats (2.000 bits)  lr 0.012  "
+            "gradient 0.46  clipped 30 %  12,346 chars/s  1:02:05 to go",
+            "step 1,200  epoch 2.50  3:05  valid 2.0794 nats (3.000 bits)  best",
+            "the loss jumped from 1.234 to 3.456 nats at step 1,200; a lower --lr makes that rarer",
+            "done after 1,200 steps, 61,200 characters, 0 s",
+            "best validation 2.0794 nats (3.000 bits) at step 1,100",
+            f"sample from it with: charrnn sample '{run.folder.path}'",
+        ]
+
+    def test_lines_of_progress_come_now_and_then(
+        self, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock = [100.0]
+        monkeypatch.setattr("charrnn.display.time.monotonic", lambda: clock[0])
+        display = open_display(as_json=False, quiet=False)
+        display.start(run)
+        capsys.readouterr()
+        for _ in range(31):
+            display.show(LOGGED)
+            clock[0] += 1
+        assert capsys.readouterr().err.count("train") == 4
+
+    def test_a_stopped_run_says_how_to_go_on(
+        self, run: Run, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        display = open_display(as_json=False, quiet=False)
+        display.start(run)
+        capsys.readouterr()
+        display.show(Finished("SIGINT", complete=False))
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[0].startswith("stopped by SIGINT after 1,200 steps")
+        assert lines[-1] == f"go on with: {run.command()}"
+        assert "--resume" in lines[-1]
+
+    def test_a_resumed_run_says_where_it_is(
+        self, run: Run, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run.resumed = True
+        run.progress.seconds = 61
+        run.notes.append("what the user should know")
+        open_display(as_json=False, quiet=False).start(run)
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[-2:] == [
+            "note: what the user should know",
+            "resumed at step 1,200, after 1:01 of training",
+        ]
+
+
+class TestJson:
+    def test_every_event_is_an_object_of_its_own(
+        self, run: Run, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        show_all(open_display(as_json=True, quiet=False), run)
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        rows = [json.loads(line) for line in captured.out.splitlines()]
+        assert [row.pop("event") for row in rows] == [
+            "started", "planned", "logged", "validated", "sampled", "saved", "spiked", "finished",
+        ]  # fmt: skip
+        assert rows[0]["parameters"] == run.model.parameter_count()
+        assert rows[0]["training"] == run.config.to_dict()
+        assert rows[1] == {"total_steps": 5000, "validate_every": 100, "validate_characters": 50}
+        assert rows[2] == LOGGED.row | {"planned_steps": 5000}
+        assert rows[3] == VALIDATED.row | {"best": True}
+        assert rows[4] == {"text": SAMPLED.text}
+        assert rows[5] == {"path": "run/last.safetensors", "step": 1200}
+        assert rows[7]["reason"] == "done"
+        assert rows[7]["best_step"] == 1100
+
+
+def test_quiet_says_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    show_all(open_display(as_json=False, quiet=True), run)
+    assert capsys.readouterr() == ("", "")
+
+
+class TestLive:
+    @pytest.fixture
+    def screen(self) -> io.StringIO:
+        return io.StringIO()
+
+    @pytest.fixture
+    def display(self, screen: io.StringIO) -> Iterator[_LiveTerminal]:
+        console = Console(file=screen, force_terminal=True, width=80, height=40, highlight=False)
+        display = _LiveTerminal(console)
+        yield display
+        display.close()
+
+    def picture(self, display: _LiveTerminal) -> str:
+        """Return what is drawn in place now, without colours."""
+        file = io.StringIO()
+        Console(file=file, width=80, height=40, highlight=False).print(display._picture())
+        return file.getvalue()
+
+    def test_is_chosen_on_a_terminal_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert not isinstance(open_display(as_json=False, quiet=False), _LiveTerminal)
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+        monkeypatch.setenv("TERM", "xterm")
+        assert isinstance(open_display(as_json=False, quiet=False), _LiveTerminal)
+        assert not isinstance(open_display(as_json=True, quiet=False), _LiveTerminal)
+        assert not isinstance(open_display(as_json=False, quiet=True), _LiveTerminal)
+
+    def test_draws_every_figure(self, display: _LiveTerminal, run: Run) -> None:
+        display.start(run)
+        assert "first steps" in self.picture(display)
+        for event in EVENTS[:-1]:
+            display.show(event)
+        drawn = self.picture(display)
+        for words in (
+            "step 1,200", "epoch 2.50", "12,346 chars/s", "1:02:05 to go", "lr 0.012",
+            "gradient 0.46", "clipped 30 %", "train 1.3863 nats (2.000 bits)",
+            "valid 2.0794 nats (3.000 bits)", "To be",
+        ):  # fmt: skip
+            assert words in drawn
+        assert max(map(len, drawn.splitlines())) <= 80
+
+    def test_a_sample_is_no_markup_and_cannot_steer_the_terminal(
+        self, display: _LiveTerminal, run: Run
+    ) -> None:
+        display.start(run)
+        display.show(SAMPLED)
+        drawn = self.picture(display)
+        assert "To be \N{REPLACEMENT CHARACTER}[2Jor [bold]not[/bold] to be" in drawn
+
+    def test_bar_goes_by_time_until_there_is_a_plan(
+        self, display: _LiveTerminal, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shares: list[float] = []
+        monkeypatch.setattr(
+            "charrnn.display.ProgressBar",
+            lambda total, completed: shares.append(completed / total) or "",  # type: ignore[func-returns-value]
+        )
+        display.start(run)
+        run.progress.seconds = 900
+        display._picture()
+        run.progress.planned_steps = 4800
+        display._picture()
+        assert shares[-2:] == [0.25, 0.25]
+
+    def test_what_is_said_stays_and_the_rest_goes(
+        self, display: _LiveTerminal, run: Run, screen: io.StringIO
+    ) -> None:
+        show_all(display, run)
+        text = screen.getvalue()
+        for words in ("5,406 characters", "valid 2.0794 nats", "planned 5,000", "done after"):
+            assert words in text
+        assert text.endswith("charrnn sample '" + str(run.folder.path) + "'\n")
+        assert text.rindex("sample") > text.rindex("\x1b[?25h"), "the cursor is back"
+        assert display.live is None
+
+    def test_closes_twice(self, display: _LiveTerminal, run: Run) -> None:
+        display.start(run)
+        display.close()
+        display.close()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (0.4, "0 s"), (59.4, "59 s"), (59.6, "1:00"), (185, "3:05"), (7385, "2:03:05")],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain\ttext\n", "plain\ttext\n"),
+        ("a\r\nb\rc", "a\nb\N{REPLACEMENT CHARACTER}c"),
+        ("\x00\x07\x08\x1b\x7f\x9b", "\N{REPLACEMENT CHARACTER}" * 6),
+        ("\u202eabc\u200b", "\N{REPLACEMENT CHARACTER}abc\N{REPLACEMENT CHARACTER}"),
+        ("紅樓夢\u3000é\u00a0\U0001f600", "紅樓夢\u3000é\u00a0\U0001f600"),
+        ("[red]", "[red]"),
+    ],
+)
+def test_printable_neutralises_what_steers_a_terminal(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_scores_are_text_and_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {
+        "checkpoint": "runs/[red]" + "x" * 200, "cell": "gru", "layers": 2, "hidden": 7,
+        "parameters": 12_345, "characters": 6789, "unknown": 1, "nats_per_char": 1.5,
+        "bits_per_char": 2.16, "bits_per_byte": 2.0, "perplexity": 4.48, "chars_per_second": 9.6,
+    }  # fmt: skip
+    print_scores([row, row])
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert len(lines) == 3
+    assert lines[1].split() == [
+        row["checkpoint"], "gru", "2x7", "12,345", "6,789", "1", "1.5000", "2.1600", "2.0000",
+        "4.480", "10",
+    ]  # fmt: skip
+    assert captured.err == ""
