@@ -12,7 +12,7 @@ import shlex
 import sys
 import time
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -97,9 +97,11 @@ def printable(text: str) -> str:
 
 
 def print_scores(rows: list[dict[str, Any]]) -> None:
-    """Print scores as a table on stdout, in the order given."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    columns = (
+    """Print scores as a table on stdout, in the order given.
+
+    A checkpoint is a row; a column, where a terminal is too narrow for that.
+    """
+    columns: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
         ("checkpoint", lambda r: r["checkpoint"]),
         ("cell", lambda r: f"{r['cell']} {r['layers']}x{r['hidden']}"),
         ("parameters", lambda r: f"{r['parameters']:,}"),
@@ -111,13 +113,26 @@ def print_scores(rows: list[dict[str, Any]]) -> None:
         ("perplexity", lambda r: f"{r['perplexity']:.3f}"),
         ("chars/s", lambda r: f"{r['chars_per_second']:,.0f}"),
     )
-    for name, _ in columns:
-        table.add_column(name, justify="left" if name in ("checkpoint", "cell") else "right")
-    for row in rows:
-        table.add_row(*(Text(cell(row)) for _, cell in columns))
-    # A pipe has no width: nothing may be cut off there.
-    width = None if sys.stdout.isatty() else 400
-    Console(highlight=False, width=width).print(table)
+    lines = [[name for name, _ in columns]]
+    lines += [[cell(row) for _, cell in columns] for row in rows]
+    tables = [
+        _table(lines, ["left"] * 2 + ["right"] * (len(columns) - 2)),
+        _table(list(zip(*lines, strict=True)), ["left"] + ["right"] * len(rows)),
+    ]
+    # A pipe has no width, and whatever is too wide for a terminal is not cut off there.
+    wide = Console(highlight=False, width=10_000, height=100)
+    fitting = [t for t in tables if wide.measure(t).maximum <= Console().width]
+    wide.print(fitting[0] if sys.stdout.isatty() and fitting else tables[0])
+
+
+def _table(lines: Sequence[Sequence[str]], justify: Sequence[Any]) -> Table:
+    """Return a table of plain text; the first line is its head."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name, side in zip(lines[0], justify, strict=True):
+        table.add_column(Text(name), justify=side, no_wrap=True)
+    for line in lines[1:]:
+        table.add_row(*map(Text, line))
+    return table
 
 
 def _both_units(nats: float) -> str:
