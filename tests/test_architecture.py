@@ -1,0 +1,161 @@
+"""The house as docs/architecture.md describes it, read from the source."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ENVIRONMENT, command
+
+ROOT = Path(__file__).parent.parent
+SOURCES = {path.stem: path for path in sorted((ROOT / "charrnn").glob("*.py"))}
+MODULES = [name for name in SOURCES if not name.startswith("__")]
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
+
+#: The table of rooms: the way of the data is from top to bottom.
+ROOMS = re.findall(
+    r"^\| `(\w+)\.py` \|", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), re.M
+)
+
+#: Packages from outside, each with the rooms that may know it; None: all.
+OUTSIDE: dict[str, set[str] | None] = {
+    "numpy": None,
+    "torch": None,
+    "rich": {"display"},
+    "typer": {"cli"},
+}
+
+
+def imports(name: str) -> set[str]:
+    """Return the modules that a module imports, anywhere in it; ours by their bare name."""
+    found: set[str] = set()
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            assert node.module is not None
+            if node.module == "charrnn":
+                found |= {f"charrnn.{alias.name}" for alias in node.names}
+            else:
+                found.add(node.module)
+    return found - {"charrnn.__version__"}
+
+
+def ours(name: str) -> set[str]:
+    prefix = "charrnn."
+    return {other.removeprefix(prefix) for other in imports(name) if other.startswith(prefix)}
+
+
+def names_used(name: str) -> set[str]:
+    """Return what a module mentions: bare names, and attributes as ``owner.attribute``."""
+    used: set[str] = set()
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Name):
+            used.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            used.add(f"{node.value.id}.{node.attr}")
+    return used
+
+
+def test_every_room_is_in_the_table_and_every_row_is_a_room() -> None:
+    assert sorted(ROOMS) == sorted(MODULES)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_data_goes_one_way(name: str) -> None:
+    """Every import points upwards in the table, so there are no circles."""
+    below = {other for other in ours(name) if ROOMS.index(other) >= ROOMS.index(name)}
+    assert not below
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_from_outside_are_few(name: str) -> None:
+    roots = {module.partition(".")[0] for module in imports(name)}
+    outside = roots - set(sys.stdlib_module_names) - {"charrnn", "__future__"}
+    for package in outside:
+        assert package in OUTSIDE
+        rooms = OUTSIDE[package]
+        assert rooms is None or name in rooms
+    assert not roots & {"pickle", "shelve", "marshal", "click", "subprocess"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_only_the_edge_prints_and_reads_the_world(name: str) -> None:
+    used = names_used(name)
+    if name not in ("cli", "display"):
+        assert not used & {"print", "input", "sys.stdout", "sys.stderr", "sys.stdin"}
+    if name != "cli":
+        assert not used & {"sys.argv", "sys.exit", "os.environ", "os.getenv", "exit", "quit"}
+        assert not ours(name) & {"cli"}
+        assert not imports(name) & {"signal", "argparse"}
+        assert "os._exit" not in used
+    assert not used & {"eval", "exec", "torch.load", "torch.save"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_room_says_what_it_is_for_and_what_it_offers(name: str) -> None:
+    assert ast.get_docstring(TREES[name])
+    module = importlib.import_module(f"charrnn.{name}")
+    assert module.__all__
+    for offered in module.__all__:
+        assert hasattr(module, offered)
+
+
+#: What the command line needs for help and for a wrong option.
+LIGHT = ("errors", "config", "recipe")
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_the_light_rooms_know_no_torch(name: str) -> None:
+    assert not {module.partition(".")[0] for module in imports(name)} & OUTSIDE.keys()
+    assert ours(name) <= set(LIGHT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ([], 0),
+        (["--help"], 0),
+        (["--version"], 0),
+        (["train", "--help"], 0),
+        (["sample", "--help"], 0),
+        (["evaluate", "--help"], 0),
+        (["train", "text", "--lr", "nan"], 2),
+        (["sample", "run", "--top-p", "2"], 2),
+        (["train", "text", "--bogus"], 2),
+    ],
+)
+def test_help_and_wrong_options_do_not_wait_for_torch(arguments: list[str], code: int) -> None:
+    program = (
+        "import json, sys; from charrnn.cli import _run; code = _run(json.loads(sys.argv[1])); "
+        "sys.stderr.write(json.dumps([code, sorted(sys.modules)]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(arguments)],
+        capture_output=True,
+        env=ENVIRONMENT,
+        check=True,
+    )
+    left, modules = json.loads(done.stderr.splitlines()[-1])
+    assert left == code
+    assert not {"torch", "numpy", "rich.live"} & set(modules)
+
+
+def test_help_answers_within_a_second() -> None:
+    """In processor time, which does not count what else the machine does."""
+    took = []
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command("--help"), capture_output=True, env=ENVIRONMENT, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(took) < 1
