@@ -61,7 +61,10 @@ def forked_cli(words: list[str], folder: Path, prepare: Callable[[], None] | Non
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if prepare:
             prepare()
-        os._exit(charrnn.cli._run(words))
+        code = charrnn.cli._run(words)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
     return fork(work)
 

@@ -1,0 +1,171 @@
+"""R1 and R11 with the command itself: processes killed, and processes that meet in a folder."""
+
+from __future__ import annotations
+
+import random
+import re
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from charrnn.checkpoint import read_meta
+from charrnn.config import TextChoices
+from charrnn.errors import CheckpointError
+from charrnn.recipe import Choices
+from charrnn.run import start
+from charrnn.runfolder import RunFolder
+from tests.conftest import ENVIRONMENT, command, make_prose, run_cli
+from tests.reliability.conftest import Promise
+from tests.reliability.processes import finish, kill
+from tests.reliability.runs import CPU, drive, resumed, rows, whole_state
+from tests.reliability.test_signals import ended, forked_cli, has_rows, wait_for
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(make_prose(1200))
+    return path
+
+
+MODEL = {"hidden": 8, "dropout": 0.1}
+TRAINING = {"batch_size": 3, "bptt": 7, "validate_every": 20}
+ENDLESS = 10**9
+
+
+def options(text: Path, run: Path, steps: int = ENDLESS) -> list[str]:
+    words: list[object] = ["train", text, "--run", run, "--steps", steps, "--quiet"]
+    for name, value in {**MODEL, **TRAINING}.items():
+        words += ["--" + name.replace("_", "-"), value]
+    return [str(word) for word in words]
+
+
+def saved_step(run: Path) -> int:
+    """Return the step of a run's last checkpoint as it is now; 0: none."""
+    with suppress(CheckpointError):
+        return int(read_meta(run / "last.safetensors")["step"])
+    return 0
+
+
+def killed_in_a_row(text: Path, run: Path, kills: int, seed: int) -> int:
+    """Start a run, kill it, go on with it, kill it, ...; return how many went on."""
+    rng = random.Random(seed)
+    went_on = 0
+    for number in range(kills):
+        before = saved_step(run)
+        words = ["train", "--run", str(run), "--resume"] if number else options(text, run)
+        log = run.with_suffix(".log")
+        with (
+            log.open("wb") as said,
+            subprocess.Popen(command(*words), env=ENVIRONMENT, stdout=said, stderr=said) as popen,
+        ):
+            while saved_step(run) == before:
+                assert popen.poll() is None, log.read_text()
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.6))
+            popen.kill()
+        went_on += saved_step(run) > before
+    return went_on
+
+
+@pytest.mark.slow
+def test_killed_trainings_go_on(text: Path, tmp_path: Path, promise: Promise) -> None:
+    """20 processes in two chains; each chain is where one that nobody killed is."""
+    runs = [tmp_path / "one", tmp_path / "two"]
+    with ThreadPoolExecutor(2) as pool:
+        went_on = sum(pool.map(lambda i: killed_in_a_row(text, runs[i], 10, seed=i), range(2)))
+    promise("R1", "real `charrnn train` processes killed, and gone on with", f"{went_on} of 20")
+    assert went_on == 20
+    equal = 0
+    for run in runs:
+        end = saved_step(run) + 50
+        resumed(run, lambda run: run.progress.step == end)  # noqa: B023
+        with RunFolder.create(tmp_path / f"{run.name}-straight") as folder:
+            choices = Choices(budget={"steps": ENDLESS}, model=MODEL, training=TRAINING)
+            straight = start(choices, TextChoices(texts=(str(text),)), folder=folder, device=CPU)
+            drive(straight, lambda run: run.progress.step == end)  # noqa: B023
+        equal += whole_state(folder.path) == whole_state(run)
+    promise("R1", "chains of 10 killed processes equal to one that nobody killed", f"{equal} of 2")
+    assert equal == 2
+
+
+def test_killed_before_its_first_save_it_begins_anew(text: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    pid = forked_cli([*options(text, run), "--validate-every", "100000"], tmp_path)
+    wait_for(lambda: has_rows(run), "the first row")
+    kill(pid)
+    assert saved_step(run) == 0
+    assert "holds no run to resume" in run_cli("train", "--run", run, "--resume").err
+    assert run_cli(*options(text, run, steps=40)).code == 0
+    assert [row["step"] for row in rows(run)] == [10, 20, 20, 30, 40, 40]
+
+
+def meeting(text: Path, folder: Path, *, resume: bool) -> str | None:
+    """Start two trainings in one folder together; return what was not as promised."""
+    run = folder / "run"
+    words = options(text, run)
+    if resume:
+        assert run_cli(*options(text, run, steps=3)).code == 0
+        words = ["train", "--run", str(run), "--resume", "--steps", str(ENDLESS), "--quiet"]
+    before = saved_step(run)
+    pids = {}
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        pids[name] = forked_cli(words, folder / name)
+    wait_for(lambda: any(ended(pid) for pid in pids.values()), "one to give way")
+    loser, winner = sorted(pids, key=lambda name: not ended(pids[name]))
+    said = (folder / loser / "err").read_text()
+    if finish(pids[loser]) != 1 or said.count("\n") != 1:
+        return f"the second comer said {said}"
+    holder = re.search(r"in use by process (\d+) on \S+ since [\d-]+ [\d:]+ \(.*\)", said)
+    if holder is None or int(holder[1]) != pids[winner]:
+        return f"the holder is {pids[winner]}, named is {said}"
+    wait_for(lambda: saved_step(run) > before, "a save")
+    if ended(pids[winner]):
+        return "both gave way"
+    kill(pids[winner])
+    result = run_cli("train", "--run", run, "--resume", "--steps", 3, "--quiet")
+    return None if result.code == 0 else f"not free after kill -9: {result}"
+
+
+def test_a_pair_of_trainings(text: Path, tmp_path: Path) -> None:
+    assert meeting(text, tmp_path, resume=False) is None
+
+
+@pytest.mark.slow
+def test_pairs_of_trainings(text: Path, tmp_path: Path, promise: Promise) -> None:
+    flaws = []
+    for pair in range(20):
+        (tmp_path / str(pair)).mkdir()
+        if flaw := meeting(text, tmp_path / str(pair), resume=pair % 2 == 1):
+            flaws.append(flaw)
+    what = "pairs of `charrnn train`: one trains, one names it and leaves, free after kill -9"
+    promise("R11", what, f"{20 - len(flaws)} of 20")
+    assert not flaws
+
+
+@pytest.mark.slow
+def test_real_processes_meet(text: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    pair = [
+        subprocess.Popen(
+            command(*options(text, run)), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    try:
+        wait_for(lambda: any(popen.poll() is not None for popen in pair), "one to give way")
+        loser, winner = sorted(pair, key=lambda popen: popen.poll() is None)
+        assert loser.returncode == 1
+        assert loser.stderr is not None
+        assert f"in use by process {winner.pid} on " in loser.stderr.read()
+        wait_for(lambda: saved_step(run) > 0, "a save")
+    finally:
+        for popen in pair:
+            with popen:
+                popen.kill()
+    assert run_cli("train", "--run", run, "--resume", "--steps", 3, "--quiet").code == 0
