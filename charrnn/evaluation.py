@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,7 @@ from charrnn.model import CharModel, Hidden
 from charrnn.stream import Reader
 from charrnn.vocabulary import UNKNOWN, Vocabulary
 
-__all__ = ["Interrupted", "Scores", "score", "uniform_nats", "unigram_nats"]
+__all__ = ["Interrupted", "Scores", "score"]
 
 #: Characters that a lane reads before its first prediction counts.
 WARM_UP = 256
@@ -169,38 +169,6 @@ def score(
         bytes=part.corpus.part(part.start + 1, part.stop).bytes,
         seconds=time.perf_counter() - started,
     )
-
-
-def uniform_nats(vocabulary: Vocabulary) -> float:
-    """Return the nats per character of guessing every symbol with equal chance."""
-    return math.log(vocabulary.size)
-
-
-def unigram_nats(
-    train: Mapping[int, int], held_out: Mapping[int, int], vocabulary: Vocabulary
-) -> float:
-    """Return the nats per character of the training part's character frequencies.
-
-    Frequencies are smoothed by adding one to every symbol (Laplace).
-
-    Args:
-        train: code point -> occurrences in the training part.
-        held_out: the same of the text that is scored.
-        vocabulary: says which characters are unknown.
-    """
-    counts_V = _symbol_counts(train, vocabulary) + 1.0
-    price_V = -np.log(counts_V / counts_V.sum())
-    if vocabulary.has_unknown:
-        price_V[UNKNOWN] += vocabulary.unknown_nats
-    occurrences_V = _symbol_counts(held_out, vocabulary)
-    return float((occurrences_V * price_V).sum() / occurrences_V.sum())
-
-
-def _symbol_counts(counts: Mapping[int, int], vocabulary: Vocabulary) -> np.ndarray:
-    codes = np.fromiter(counts.keys(), dtype=np.uint32, count=len(counts))
-    ids = vocabulary.encode_codes(codes)
-    weights = np.fromiter(counts.values(), dtype=np.float64, count=len(counts))
-    return np.bincount(ids, weights=weights, minlength=vocabulary.size)
 
 
 def _with_zero_lane(zero: Hidden, warmed: Hidden) -> Hidden:

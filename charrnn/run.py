@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from charrnn import recipe
+from charrnn.baselines import uniform_nats, unigram_nats
 from charrnn.cells import CELLS
 from charrnn.checkpoint import Checkpoint, find, load, shown
 from charrnn.config import ModelConfig, Record, TextChoices, TrainConfig
 from charrnn.corpus import BYTES, Corpus, Part, embedded_corpus, scan, split, text_encoding
 from charrnn.errors import CheckpointError, CorpusError, NonFiniteError, UsageError, VocabularyError
-from charrnn.evaluation import uniform_nats, unigram_nats
 from charrnn.model import CharModel
 from charrnn.optimiser import MuonAdamW
 from charrnn.runfolder import RunFolder
@@ -588,8 +588,11 @@ def _with_weights(shape: ModelConfig, weights: dict[str, Tensor], path: Path) ->
         raise CheckpointError(
             f"{shown(path)}: the field 'model' has {shape.layers} layers, the weights {layers}"
         )
-    with torch.device("meta"):  # knows shapes and takes no memory
-        model = CharModel(shape)
+    try:
+        with torch.device("meta"):  # knows shapes and takes no memory
+            model = CharModel(shape)
+    except RuntimeError as error:
+        raise CheckpointError(f"{shown(path)}: the field 'model' is impossible: {error}") from error
     wanted = model.state_dict()
     for name in sorted(wanted.keys() ^ weights.keys()):
         what = "missing" if name in wanted else "unknown"

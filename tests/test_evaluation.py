@@ -11,7 +11,7 @@ import torch
 
 from charrnn.config import CELL_NAMES, CellName, ModelConfig
 from charrnn.corpus import Part, scan
-from charrnn.evaluation import Interrupted, Scores, score, uniform_nats, unigram_nats
+from charrnn.evaluation import Interrupted, Scores, score
 from charrnn.model import CharModel
 from charrnn.run import load_model
 from charrnn.vocabulary import UNKNOWN, Vocabulary
@@ -210,23 +210,3 @@ class TestScore:
             score(model, part, vocabulary(), window=7, should_stop=stop_at_the_third)
         assert len(asked) == 3
         assert model.training
-
-
-class TestBaselines:
-    def test_uniform_is_the_logarithm_of_the_symbols(self) -> None:
-        assert uniform_nats(Vocabulary.of_bytes()) == pytest.approx(8 * math.log(2))
-        assert uniform_nats(vocabulary()) == pytest.approx(math.log(len(KNOWN) + 1))
-
-    def test_unigram_equals_the_computation_by_hand(self) -> None:
-        # Symbols: unknown (for z, seen once), a, b. Smoothed counts: 2, 6, 4 of 12.
-        train = {ord("a"): 5, ord("b"): 3, ord("z"): 1}
-        words = Vocabulary.from_counts(train, "utf-8", 2)
-        held_out = {ord("a"): 2, ord("y"): 1, ord("z"): 1}
-        expected = (2 * math.log(12 / 6) + 2 * (math.log(12 / 2) + math.log(UNICODE - 2))) / 4
-        assert unigram_nats(train, held_out, words) == pytest.approx(expected, rel=1e-12)
-
-    def test_unigram_of_bytes(self) -> None:
-        train = {0: 3, 255: 1}
-        expected = (math.log(260 / 4) + 2 * math.log(260 / 1)) / 3
-        value = unigram_nats(train, {0: 1, 7: 2}, Vocabulary.of_bytes())
-        assert value == pytest.approx(expected, rel=1e-12)

@@ -1,0 +1,341 @@
+"""What a text costs without a recurrent network: guesses, an n-gram model, compressors.
+
+All prices are nats a character of the same predictions that a model is scored on,
+so they stand in one table with it. The guesses and the n-gram model know the training
+text; a compressor knows nothing but what it has read of the scored text itself.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import lzma
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from charrnn.corpus import BYTES, Part
+from charrnn.stream import Reader
+from charrnn.vocabulary import UNKNOWN, Ids, Vocabulary
+
+__all__ = [
+    "COMPRESSORS",
+    "Baseline",
+    "KneserNey",
+    "baselines",
+    "choose_order",
+    "compressed_nats",
+    "ngram",
+    "uniform_nats",
+    "unigram_nats",
+]
+
+#: The n-gram model counts this many characters at most, the last ones of the training
+#: part: its tables take some 200 bytes a character.
+MOST_COUNTED = 2_000_000
+#: The longest n-grams that are tried.
+MOST_ORDER = 10
+#: Characters of the scored text that are priced at a time.
+BLOCK = 1 << 18
+
+#: What is taken off a count where the text has too few rare n-grams to estimate it.
+DISCOUNT = 0.75
+
+
+def uniform_nats(vocabulary: Vocabulary) -> float:
+    """Return the nats per character of guessing every symbol with equal chance."""
+    return math.log(vocabulary.size)
+
+
+def unigram_nats(
+    train: Mapping[int, int], held_out: Mapping[int, int], vocabulary: Vocabulary
+) -> float:
+    """Return the nats per character of the training part's character frequencies.
+
+    Frequencies are smoothed by adding one to every symbol (Laplace).
+
+    Args:
+        train: code point -> occurrences in the training part.
+        held_out: the same of the text that is scored.
+        vocabulary: says which characters are unknown.
+    """
+    counts_V = _symbol_counts(train, vocabulary) + 1.0
+    price_V = -np.log(counts_V / counts_V.sum())
+    if vocabulary.has_unknown:
+        price_V[UNKNOWN] += vocabulary.unknown_nats
+    occurrences_V = _symbol_counts(held_out, vocabulary)
+    return float((occurrences_V * price_V).sum() / occurrences_V.sum())
+
+
+def _symbol_counts(counts: Mapping[int, int], vocabulary: Vocabulary) -> NDArray[np.float64]:
+    codes = np.fromiter(counts.keys(), dtype=np.uint32, count=len(counts))
+    ids = vocabulary.encode_codes(codes)
+    weights = np.fromiter(counts.values(), dtype=np.float64, count=len(counts))
+    return np.bincount(ids, weights=weights, minlength=vocabulary.size).astype(np.float64)
+
+
+# Compressors ---------------------------------------------------------------------
+
+
+def _gzip() -> zlib._Compress:
+    """Return what ``gzip -9`` does: Lempel-Ziv 1977 and Huffman codes, 32 KiB back."""
+    with_gzip_header = 16 + zlib.MAX_WBITS
+    return zlib.compressobj(9, wbits=with_gzip_header)
+
+
+def _bzip2() -> bz2.BZ2Compressor:
+    """Return what ``bzip2 -9`` does: the Burrows-Wheeler transform of 900 kB blocks."""
+    return bz2.BZ2Compressor(9)
+
+
+def _xz() -> lzma.LZMACompressor:
+    """Return what ``xz -9e`` does: Lempel-Ziv with Markov chains, 64 MiB back."""
+    return lzma.LZMACompressor(preset=9 | lzma.PRESET_EXTREME)
+
+
+#: Name -> a new compressor, of the standard library, at its strongest.
+COMPRESSORS: dict[str, Callable[[], zlib._Compress | bz2.BZ2Compressor | lzma.LZMACompressor]] = {
+    "gzip": _gzip,
+    "bzip2": _bzip2,
+    "xz": _xz,
+}
+
+
+def compressed_nats(part: Part, name: str) -> float:
+    """Return the size of a text, compressed by itself, in nats per character.
+
+    The text is compressed in its own encoding, as a file that holds nothing else:
+    the compressor's header and its learning of the text are part of the price.
+
+    Args:
+        part: the text.
+        name: one of ``COMPRESSORS``.
+
+    Raises:
+        CorpusError: the text changed since it was scanned.
+    """
+    compressor = COMPRESSORS[name]()
+    size = sum(len(compressor.compress(block)) for block in _encoded(part))
+    size += len(compressor.flush())
+    return 8 * size * math.log(2) / part.characters
+
+
+def _encoded(part: Part) -> Iterator[bytes]:
+    """Yield the bytes of a part, block by block."""
+    encoding = part.corpus.encoding
+    if encoding == BYTES:
+        for codes in part.codes():
+            yield codes.tobytes()
+        return
+    encoder = codecs.getincrementalencoder(encoding)()
+    for codes in part.codes():
+        yield encoder.encode(codes.astype("<u4").tobytes().decode("utf-32-le"))
+
+
+# The n-gram model ----------------------------------------------------------------
+
+
+class KneserNey:
+    """An interpolated n-gram model with modified Kneser-Ney smoothing.
+
+    With h the n - 1 characters before c, h' all of them but the first, and a(h c) the
+    occurrences of c after h::
+
+        p(c | h) = max(0, a(h c) - D(a(h c))) / a(h)  +  g(h) p(c | h')
+
+    D takes one of three discounts (for counts of 1, of 2, and above), estimated from
+    the counts of counts, and g(h) is the share that they took from h. Below the highest
+    order a(h c) is not how often h c occurs but after how many different characters;
+    below single characters there is the uniform guess. After an h that never occurred
+    p(c | h) is p(c | h'). Chen and Goodman 1999, "An empirical study of smoothing
+    techniques for language modeling", section 3.
+
+    Args:
+        ids: the training text.
+        size: V.
+        order: the largest n; 1 or more.
+    """
+
+    def __init__(self, ids: Ids, size: int, order: int) -> None:
+        text = ids.astype(np.int64)
+        self._size = size
+        self._orders: list[_Order] = []
+        # Of every place: the number of the (n-1)-gram that starts there. There is one 0-gram.
+        number_at, contexts = np.zeros(len(text) + 1, np.int64), 1
+        for n in range(1, min(order, len(text)) + 1):
+            keys, first, longer_at, counts = np.unique(
+                number_at[:-1] * size + text[n - 1 :],
+                return_index=True,
+                return_inverse=True,
+                return_counts=True,
+            )
+            if n > 1:
+                # An n-gram is a character before the (n-1)-gram that it ends with.
+                below = self._orders[-1]
+                left = np.bincount(number_at[1:][first], minlength=len(below.keys))
+                below.left = _Counts(left, below.keys // size, below.contexts)
+            self._orders.append(_Order(keys, contexts, _Counts(counts, keys // size, contexts)))
+            number_at, contexts = longer_at, len(keys)
+
+    def prices(self, ids: Ids, order: int) -> NDArray[np.float64]:
+        """Return -ln p of every character of a text, given those before it.
+
+        Args:
+            ids: the text; where fewer than n - 1 characters come before, those count.
+            order: n, at most the model's.
+        """
+        text = ids.astype(np.int64)
+        p = np.full(len(text), 1 / self._size)
+        number_at = np.zeros(len(text) + 1, np.int64)
+        for n, grams in enumerate(self._orders[: min(order, len(text))], start=1):
+            context_at = number_at[:-1]
+            number_at = grams.find(context_at * self._size + text[n - 1 :], context_at)
+            counts = grams.occurrences if grams.left is None or n == order else grams.left
+            p[n - 1 :] = counts.interpolate(context_at, number_at, p[n - 1 :])
+        prices: NDArray[np.float64] = -np.log(p)
+        return prices
+
+
+class _Order:
+    """The n-grams of one length.
+
+    Attributes:
+        keys: number of the context * V + last character, ascending; an n-gram's place
+            here is its number.
+        contexts: how many different (n-1)-grams there are.
+        occurrences: how often each occurs.
+        left: after how many different characters each occurs; None for the longest.
+    """
+
+    def __init__(self, keys: NDArray[np.int64], contexts: int, occurrences: _Counts) -> None:
+        self.keys = keys
+        self.contexts = contexts
+        self.occurrences = occurrences
+        self.left: _Counts | None = None
+
+    def find(self, keys: NDArray[np.int64], contexts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the numbers of n-grams; -1 for one that never occurred."""
+        places = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
+        return np.where((contexts >= 0) & (self.keys[places] == keys), places, -1)
+
+
+class _Counts:
+    """One kind of count of the n-grams of one length, with its discounts."""
+
+    def __init__(
+        self, counts: NDArray[np.int64], context_of: NDArray[np.int64], contexts: int
+    ) -> None:
+        self._counts = counts.astype(np.int32)
+        self._discounts = _discounts(counts)
+        taken = self._discounts[self._counts.clip(max=3)]
+        #: a(h) and g(h) a(h), by the number of h.
+        self._total = np.bincount(context_of, counts, contexts)
+        self._taken = np.bincount(context_of, taken, contexts)
+
+    def interpolate(
+        self,
+        contexts: NDArray[np.int64],
+        numbers: NDArray[np.int64],
+        lower: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """Return p(c | h) from p(c | h'); -1 stands for what never occurred."""
+        counts = np.where(numbers >= 0, self._counts[numbers], 0)
+        total = np.where(contexts >= 0, self._total[contexts], 0.0)
+        kept = counts - self._discounts[counts.clip(max=3)]
+        p: NDArray[np.float64] = (kept + self._taken[contexts] * lower) / np.maximum(total, 1.0)
+        return np.where(total > 0, p, lower)
+
+
+def _discounts(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return what is taken off counts of 0, 1, 2 and above: equation 26 of Chen and Goodman."""
+    n1, n2, n3, n4 = (float(np.count_nonzero(counts == r)) for r in (1, 2, 3, 4))
+    if n1 and n2 and n3:
+        y = n1 / (n1 + 2 * n2)
+        discounts = np.array([0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3])
+        if np.all(discounts[1:] > 0):
+            return discounts
+    return np.array([0, DISCOUNT, DISCOUNT, DISCOUNT])
+
+
+# All of them -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The price of a text under something simpler than a network."""
+
+    name: str
+    nats_per_char: float
+    about: str
+    """What it knows, for a table's reader."""
+
+
+def baselines(scored: Part, vocabulary: Vocabulary, train: Part | None) -> Iterator[Baseline]:
+    """Yield every baseline's price of a text, the cheapest to compute first.
+
+    Args:
+        scored: the text; as for a model, its first character is not predicted.
+        vocabulary: of the models to compare with.
+        train: their training part; None leaves out what is learnt from it.
+
+    Raises:
+        CorpusError: a text changed since it was scanned.
+    """
+    yield Baseline("uniform", uniform_nats(vocabulary), f"{vocabulary.size:,} symbols")
+    predicted = scored.corpus.part(scored.start + 1, scored.stop)
+    if train is not None:
+        nats = unigram_nats(train.counts(), predicted.counts(), vocabulary)
+        yield Baseline("unigram", nats, "counts of the training part")
+        yield ngram(scored, vocabulary, train)
+    for name in COMPRESSORS:
+        yield Baseline(name, compressed_nats(predicted, name), "the scored text alone")
+
+
+def ngram(scored: Part, vocabulary: Vocabulary, train: Part) -> Baseline:
+    """Return the price of a text under the n-gram model of the training part.
+
+    The order is the one that predicts the last tenth of the training part best from
+    the counts of the rest; the scored text has no say in it.
+
+    Args:
+        scored: the text; its first character is not predicted.
+        vocabulary: whose symbols are counted.
+        train: the training part; its last ``MOST_COUNTED`` characters are counted.
+
+    Raises:
+        CorpusError: a text changed since it was scanned.
+    """
+    counted = min(train.characters, MOST_COUNTED)
+    ids = Reader(train, vocabulary, train.characters - counted).read(counted)
+    order = choose_order(ids, vocabulary.size)
+    model = KneserNey(ids, vocabulary.size, order)
+    reader = Reader(scored, vocabulary)
+    nats, before = 0.0, reader.read(1)
+    while len(block := reader.read(BLOCK)):
+        text = np.concatenate([before, block])
+        nats += float(model.prices(text, order)[len(before) :].sum())
+        if vocabulary.has_unknown:
+            nats += int(np.count_nonzero(block == UNKNOWN)) * vocabulary.unknown_nats
+        before = text[max(0, len(text) - order + 1) :]
+    last = "" if counted == train.characters else f"last {counted:,} characters of the "
+    return Baseline(
+        f"{order}-gram", nats / (scored.characters - 1), f"Kneser-Ney, {last}training part"
+    )
+
+
+def choose_order(ids: Ids, size: int) -> int:
+    """Return the order whose model of the first nine tenths predicts the last tenth best."""
+    cut = len(ids) - len(ids) // 10
+    model = KneserNey(ids[:cut], size, MOST_ORDER)
+    best, least = 1, math.inf
+    for order in range(1, min(MOST_ORDER, cut) + 1):
+        # Longer ones go on getting worse once one has.
+        nats = float(model.prices(ids[cut:], order).sum())
+        if nats >= least:
+            break
+        best, least = order, nats
+    return best

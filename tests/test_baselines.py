@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import math
+import random
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from charrnn import baselines as module
+from charrnn.baselines import (
+    COMPRESSORS,
+    DISCOUNT,
+    KneserNey,
+    baselines,
+    choose_order,
+    compressed_nats,
+    ngram,
+    uniform_nats,
+    unigram_nats,
+)
+from charrnn.corpus import Part, scan
+from charrnn.vocabulary import Vocabulary
+from tests.conftest import make_prose
+
+#: Unicode's characters: all code points but the surrogates.
+UNICODE = 0x110000 - 0x800
+
+
+def make_part(folder: Path, text: str, encoding: str = "utf-8", name: str = "text") -> Part:
+    path = folder / name
+    path.write_bytes(text.encode(encoding))
+    return scan([str(path)], encoding).part(0, len(text))
+
+
+def make_ids(length: int, size: int, seed: int = 1) -> np.ndarray:
+    """Return symbols of which some follow others more often than chance; the last never occurs."""
+    chance = random.Random(seed)
+    ids = [0]
+    while len(ids) < length:
+        ids.append(
+            (3 * ids[-1] + 1) % (size - 1) if chance.random() < 0.6 else chance.randrange(size - 1)
+        )
+    return np.array(ids, np.uint8)
+
+
+class NaiveKneserNey:
+    """The formulas of the docstring, with dictionaries, one probability at a time."""
+
+    def __init__(self, text: list[int], size: int, order: int) -> None:
+        self.size, self.order = size, order
+        self.occurs: dict[int, Counter[tuple[int, ...]]] = {}
+        self.left: dict[int, Counter[tuple[int, ...]]] = {}
+        for n in range(1, order + 1):
+            grams = [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
+            self.occurs[n] = Counter(grams)
+            longer = {tuple(text[i : i + n + 1]) for i in range(len(text) - n)}
+            self.left[n] = Counter(gram[1:] for gram in longer)
+
+    def p(self, symbol: int, before: tuple[int, ...]) -> float:
+        """Return p(symbol | before), with the last n - 1 of ``before``."""
+        return self._p(symbol, before[max(0, len(before) - self.order + 1) :])
+
+    def _p(self, symbol: int, before: tuple[int, ...] | None) -> float:
+        if before is None:
+            return 1 / self.size
+        n = len(before) + 1
+        counts = self.occurs[n] if n == self.order else self.left[n]
+        shorter = self._p(symbol, before[1:] if before else None)
+        total = sum(counts[(*before, c)] for c in range(self.size))
+        if total == 0:
+            return shorter
+        discounts = self.discounts(counts)
+        count = counts[(*before, symbol)]
+        taken = sum(discounts[min(3, counts[(*before, c)])] for c in range(self.size))
+        return (count - discounts[min(3, count)] + taken * shorter) / total
+
+    @staticmethod
+    def discounts(counts: Counter[tuple[int, ...]]) -> list[float]:
+        number: dict[int, int] = defaultdict(int, Counter(counts.values()))
+        if number[1] and number[2] and number[3]:
+            y = number[1] / (number[1] + 2 * number[2])
+            found = [r - (r + 1) * y * number[r + 1] / number[r] for r in (1, 2, 3)]
+            if min(found) > 0:
+                return [0, *found]
+        return [0, DISCOUNT, DISCOUNT, DISCOUNT]
+
+
+class TestGuesses:
+    def test_uniform_is_the_logarithm_of_the_symbols(self) -> None:
+        assert uniform_nats(Vocabulary.of_bytes()) == pytest.approx(8 * math.log(2))
+        words = Vocabulary.from_counts({97: 1, 98: 1}, "utf-8", 1)
+        assert uniform_nats(words) == pytest.approx(math.log(3))
+
+    def test_unigram_equals_the_computation_by_hand(self) -> None:
+        # Symbols: unknown (for z, seen once), a, b. Smoothed counts: 2, 6, 4 of 12.
+        train = {ord("a"): 5, ord("b"): 3, ord("z"): 1}
+        words = Vocabulary.from_counts(train, "utf-8", 2)
+        held_out = {ord("a"): 2, ord("y"): 1, ord("z"): 1}
+        expected = (2 * math.log(12 / 6) + 2 * (math.log(12 / 2) + math.log(UNICODE - 2))) / 4
+        assert unigram_nats(train, held_out, words) == pytest.approx(expected, rel=1e-12)
+
+    def test_unigram_of_bytes(self) -> None:
+        train = {0: 3, 255: 1}
+        expected = (math.log(260 / 4) + 2 * math.log(260 / 1)) / 3
+        value = unigram_nats(train, {0: 1, 7: 2}, Vocabulary.of_bytes())
+        assert value == pytest.approx(expected, rel=1e-12)
+
+
+class TestKneserNey:
+    @pytest.mark.parametrize("order", [1, 2, 3, 5])
+    def test_equals_the_naive_twin(self, order: int) -> None:
+        size = 7
+        train, text = make_ids(900, size), make_ids(60, size, seed=2)
+        text[17] = size - 1  # which never occurred
+        naive = NaiveKneserNey(train.tolist(), size, order)
+        expected = [
+            -math.log(naive.p(symbol, tuple(text[:i].tolist())))
+            for i, symbol in enumerate(text.tolist())
+        ]
+        prices = KneserNey(train, size, order).prices(text, order)
+        assert prices == pytest.approx(expected, rel=1e-9)
+
+    @pytest.mark.parametrize("order", [1, 2, 4])
+    def test_a_lower_order_of_a_model_is_the_model_of_that_order(self, order: int) -> None:
+        train, text = make_ids(500, 5), make_ids(80, 5, seed=3)
+        low, high = KneserNey(train, 5, order), KneserNey(train, 5, 6)
+        assert high.prices(text, order) == pytest.approx(low.prices(text, order), rel=1e-12)
+
+    @pytest.mark.parametrize("before", [[], [0], [4, 1], [6, 6, 6], [1, 4, 5, 2], [6, 1, 4]])
+    @pytest.mark.parametrize("length", [1, 2, 5, 900])
+    def test_probabilities_sum_to_one(self, before: list[int], length: int) -> None:
+        size, order = 7, 4
+        model = KneserNey(make_ids(length, size), size, order)
+        total = sum(
+            math.exp(-model.prices(np.array([*before, symbol], np.uint8), order)[-1])
+            for symbol in range(size)
+        )
+        assert total == pytest.approx(1, rel=1e-12)
+
+    def test_equals_the_computation_by_hand(self) -> None:
+        # "abab" over {a, b, c}: bigrams ab 2, ba 1; too few for estimates, so D is 3/4.
+        a, b, c = 0, 1, 2
+        model = KneserNey(np.array([a, b, a, b], np.uint8), 3, 2)
+        d = DISCOUNT
+        # Single characters: a follows one character (b), b follows one (a).
+        p_a = p_b = (1 - d) / 2 + (2 * d / 2) / 3
+        p_c = (2 * d / 2) / 3
+        prices = model.prices(np.array([a, b, b, c], np.uint8), 2)
+        expected = [
+            p_a,
+            (2 - d) / 2 + d / 2 * p_b,  # after a: ab 2 of 2
+            0 / 1 + d / 1 * p_b,  # after b: ba 1 of 1
+            0 / 1 + d / 1 * p_c,
+        ]
+        assert prices == pytest.approx([-math.log(p) for p in expected], rel=1e-12)
+
+    def test_the_order_is_that_of_the_text(self) -> None:
+        # What comes next is told by the two characters before, and by nothing less.
+        chance = random.Random(5)
+        ids = [0, 1]
+        for _ in range(20_000):
+            ids.append((ids[-1] + 2 * ids[-2] + (chance.random() < 0.3)) % 5)
+        assert choose_order(np.array(ids, np.uint8), 5) == 3
+
+    def test_noise_is_of_order_one(self) -> None:
+        noise = np.random.default_rng(1).integers(0, 9, 5000).astype(np.uint8)
+        assert choose_order(noise, 9) == 1
+
+
+class TestNGram:
+    def test_blocks_and_the_whole_agree(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        train = make_part(tmp_path, make_prose(4001), name="train")
+        scored = make_part(tmp_path, make_prose(403, seed=2) + "\N{SNOWMAN}e", name="scored")
+        words = Vocabulary.from_counts(train.counts(), "utf-8")
+        whole = ngram(scored, words, train)
+        monkeypatch.setattr(module, "BLOCK", 17)
+        assert ngram(scored, words, train).nats_per_char == pytest.approx(whole.nats_per_char)
+        order = int(whole.name.removesuffix("-gram"))
+        assert order > 2
+        model = KneserNey(words.encode(make_prose(4001)), words.size, order)
+        text = make_prose(403, seed=2) + "\N{SNOWMAN}e"
+        nats = model.prices(words.encode(text), order)[1:].sum() + words.unknown_nats
+        assert whole.nats_per_char == pytest.approx(nats / 404)
+        assert whole.about == "Kneser-Ney, training part"
+
+    def test_counts_the_end_of_a_long_training_part(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        text = make_prose(3000)
+        train, scored = make_part(tmp_path, text), make_part(tmp_path, text[:99], name="scored")
+        words = Vocabulary.from_counts(train.counts(), "utf-8")
+        monkeypatch.setattr(module, "MOST_COUNTED", 1200)
+        end = train.corpus.part(1800, 3000)
+        found, expected = ngram(scored, words, train), ngram(scored, words, end)
+        assert found.nats_per_char == expected.nats_per_char
+        assert found.about == "Kneser-Ney, last 1,200 characters of the training part"
+
+
+class TestCompressors:
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "latin-1"])
+    def test_equal_the_standard_library_on_the_bytes(self, tmp_path: Path, encoding: str) -> None:
+        text = make_prose(5001) + "é" * 9
+        part = make_part(tmp_path, text, encoding)
+        data = text.encode(encoding)
+        sizes = {
+            "gzip": len(gzip.compress(data, 9, mtime=0)),
+            "bzip2": len(bz2.compress(data)),
+            "xz": len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)),
+        }
+        assert sizes.keys() == COMPRESSORS.keys()
+        for name, size in sizes.items():
+            bits = compressed_nats(part, name) / math.log(2)
+            assert bits == pytest.approx(8 * size / len(text), rel=1e-12)
+
+    def test_noise_does_not_shrink_and_zeros_do(self, tmp_path: Path) -> None:
+        for name, data in (("noise", random.Random(1).randbytes(9000)), ("zeros", bytes(9000))):
+            (tmp_path / name).write_bytes(data)
+            part = scan([str(tmp_path / name)], "bytes").part(0, 9000)
+            for compressor in COMPRESSORS:
+                bits = compressed_nats(part, compressor) / math.log(2)
+                assert 8 < bits < 8.6 if name == "noise" else bits < 0.2
+
+
+class TestBaselines:
+    def test_all_price_the_predictions_alone(self, tmp_path: Path) -> None:
+        train = make_part(tmp_path, make_prose(4001), name="train")
+        scored = make_part(tmp_path, "é" + make_prose(999, seed=2), name="scored")
+        words = Vocabulary.from_counts(train.counts(), "utf-8")
+        found = {baseline.name: baseline for baseline in baselines(scored, words, train)}
+        n, *_ = (name for name in found if name.endswith("gram") and name != "unigram")
+        assert list(found) == ["uniform", "unigram", n, "gzip", "bzip2", "xz"]
+        predicted = scored.corpus.part(1, 1000)
+        assert found["xz"].nats_per_char == compressed_nats(predicted, "xz")
+        expected = unigram_nats(train.counts(), predicted.counts(), words)
+        assert found["unigram"].nats_per_char == expected
+        order = ("uniform", "unigram", n)
+        prices = [found[name].nats_per_char for name in order]
+        assert prices == sorted(prices, reverse=True), "who knows more pays less"
+
+    def test_without_a_training_part_nothing_is_learnt_from_it(self, tmp_path: Path) -> None:
+        scored = make_part(tmp_path, make_prose(99))
+        words = Vocabulary.of_bytes()
+        names = [baseline.name for baseline in baselines(scored, words, None)]
+        assert names == ["uniform", "gzip", "bzip2", "xz"]
