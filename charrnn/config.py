@@ -17,6 +17,7 @@ from charrnn.errors import UsageError
 __all__ = [
     "CELL_NAMES",
     "CellName",
+    "InspectConfig",
     "ModelConfig",
     "Record",
     "SampleConfig",
@@ -264,3 +265,23 @@ class TextChoices:
             )
         if "-" in self.valid:
             raise UsageError("--valid cannot be standard input: give a file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """What is looked at when a model is inspected."""
+
+    characters: int = 20_000
+    """The last so many of the text are read."""
+    seed: int | None = None
+    """Of the untrained weights that the trained ones are compared to; None: the run's own."""
+    spectral_radius: tuple[float, ...] = ()
+    """Scale the recurrent matrices to each of these for the gradient flow, besides."""
+    unit: str | None = None
+    """Show the text with this unit's state; layer.unit, both counted from 1."""
+
+    def __post_init__(self) -> None:
+        _check(self, {"characters": _COUNT, "seed": _SEED})
+        for radius in self.spectral_radius:
+            if not _holds(radius, _POSITIVE):
+                raise UsageError(f"--spectral-radius must be {_POSITIVE}, not {radius}")

@@ -1,0 +1,119 @@
+"""What a reader sees at each character of a text: quotes, brackets, columns, words.
+
+Each property is a function text -> one number a character, as it stands once that
+character has been read: the character that opens a quotation is inside it, the one
+that closes it is not. Karpathy, Johnson and Fei-Fei (2015) found units of an LSTM that
+follow such properties.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+__all__ = ["PROPERTIES"]
+
+
+def inside_quotes(text: str) -> list[float]:
+    """1 inside double quotation marks. An empty line ends a quotation that nobody closed."""
+    values, inside, before = [], False, ""
+    for character in text:
+        if character == '"':
+            inside = not inside
+        elif character in "“«":
+            inside = True
+        elif character in "”»" or character == before == "\n":
+            inside = False
+        values.append(float(inside))
+        before = character
+    return values
+
+
+def inside_brackets(text: str) -> list[float]:
+    """1 inside round, square or curly brackets; an empty line closes all of them."""
+    values, depth, before = [], 0, ""
+    for character in text:
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth = max(0, depth - 1)
+        elif character == before == "\n":
+            depth = 0
+        values.append(float(depth > 0))
+        before = character
+    return values
+
+
+def position_in_line(text: str) -> list[float]:
+    """Characters of the line read so far; 0 at the line feed that ended the one before."""
+    values, position = [], 0
+    for character in text:
+        position = 0 if character == "\n" else position + 1
+        values.append(float(position))
+    return values
+
+
+def indentation(text: str) -> list[float]:
+    """Spaces and tabs that the line began with."""
+    values, indent, at_start = [], 0, True
+    for character in text:
+        if character == "\n":
+            indent, at_start = 0, True
+        elif at_start and character in " \t":
+            indent += 1
+        else:
+            at_start = False
+        values.append(float(indent))
+    return values
+
+
+def _in_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
+
+
+def inside_word(text: str) -> list[float]:
+    """1 at letters, digits and underscores, 0 between words."""
+    return [float(_in_word(character)) for character in text]
+
+
+def position_in_word(text: str) -> list[float]:
+    """Characters of the word read so far; 0 between words."""
+    values, position = [], 0
+    for character in text:
+        position = position + 1 if _in_word(character) else 0
+        values.append(float(position))
+    return values
+
+
+def capitalised_word(text: str) -> list[float]:
+    """1 inside a word that began with an upper-case letter, to its end."""
+    values, inside, capital = [], False, False
+    for character in text:
+        starts = _in_word(character) and not inside
+        inside = _in_word(character)
+        capital = character.isupper() if starts else capital and inside
+        values.append(float(capital))
+    return values
+
+
+def upper_case(text: str) -> list[float]:
+    """1 at upper-case letters."""
+    return [float(character.isupper()) for character in text]
+
+
+def digit(text: str) -> list[float]:
+    """1 at digits."""
+    return [float(character.isdigit()) for character in text]
+
+
+PROPERTIES: dict[str, Callable[[str], list[float]]] = {
+    "inside quotes": inside_quotes,
+    "inside brackets": inside_brackets,
+    "position in line": position_in_line,
+    "indentation": indentation,
+    "inside a word": inside_word,
+    "position in word": position_in_word,
+    "capitalised word": capitalised_word,
+    "upper case": upper_case,
+    "digit": digit,
+}
+"""The properties by the names that are shown."""
