@@ -70,9 +70,9 @@ def _run(arguments: list[str]) -> int:
     except CharrnnError as error:
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context else "charrnn"
-        return _fail(f"{error.format_message()} ({command} --help lists what there is)", 2)
+        where = getattr(error, "ctx", None)
+        path = where.command_path if where else "charrnn"
+        return _fail(f"{error.format_message()} ({path} --help lists what there is)", 2)
     except _Stopped as stopped:
         return 128 + int(stopped.args[0])
     except (KeyboardInterrupt, typer.Abort):
@@ -228,7 +228,8 @@ def train(
     hidden: Annotated[int | None, typer.Option(help="Width of each layer.")] = None,
     embedding: Annotated[int | None, typer.Option(help="Width of a character's embedding.")] = None,
     dropout: Annotated[
-        float | None, typer.Option(help="Share of units dropped between layers.")
+        float | None,
+        typer.Option(help="Share of units dropped after the embedding and each layer."),
     ] = None,
     weight_drop: Annotated[
         float | None, typer.Option(help="Share of recurrent weights dropped.")
@@ -258,7 +259,8 @@ def train(
     epochs: Annotated[float | None, typer.Option(help="Budget: passes over the text.")] = None,
     steps: Annotated[int | None, typer.Option(help="Budget: updates.")] = None,
     valid: Annotated[
-        list[str] | None, typer.Option(help="Validate on this text (default: the end of TEXT).")
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Validate on this text (default: the end of TEXT)."),
     ] = None,
     valid_share: Annotated[
         float | None,
@@ -286,7 +288,8 @@ def train(
         typer.Option(help="Of the matrix products; auto: bf16 on a GPU."),
     ] = "auto",
     run: Annotated[
-        Path | None, typer.Option(help="The run's folder (default: checkpoints/TEXT-CELL).")
+        Path | None,
+        typer.Option(metavar="DIR", help="The run's folder (default: checkpoints/TEXT-CELL)."),
     ] = None,
     keep: Annotated[
         int | None, typer.Option(help="Earlier checkpoints to keep beside the last (default 1).")
@@ -295,7 +298,10 @@ def train(
         bool, typer.Option("--resume", help="Go on with the run in --run, exactly.")
     ] = False,
     init_from: Annotated[
-        Path | None, typer.Option(help="Start from this checkpoint's weights and vocabulary.")
+        Path | None,
+        typer.Option(
+            metavar="CHECKPOINT", help="Start from this checkpoint's weights and vocabulary."
+        ),
     ] = None,
     as_json: AsJson = False,
     quiet: Annotated[
@@ -306,6 +312,8 @@ def train(
 
     The last tenth of the text is held out to validate. The run's folder gets the best and the last
     checkpoint and a log; its path is printed on stdout at the end. Ctrl-C saves and leaves.
+
+    What is not given is chosen for the size of the text, the device and the budget, and shown.
     """
     budget = recipe.given({"minutes": minutes, "epochs": epochs, "steps": steps})
     model = {
@@ -480,7 +488,10 @@ def evaluate(
     checkpoints: Annotated[
         list[Path], typer.Argument(metavar="CHECKPOINT", help="Checkpoints or runs' folders.")
     ],
-    text: Annotated[list[str], typer.Option(help="The text to score: a file, folder, glob or -.")],
+    text: Annotated[
+        list[str],
+        typer.Option(metavar="TEXT", help="The text to score: a file, folder, glob or -."),
+    ],
     encoding: Annotated[
         str | None, typer.Option(help="Of the text (default: as the model was trained).")
     ] = None,
@@ -494,7 +505,11 @@ def evaluate(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Score a text: nats, bits and perplexity per character, the same text for every model."""
+    """Score a text under one model or several.
+
+    Nats and bits per character, bits per byte and perplexity, over every character but the first;
+    characters that a model does not know are charged with what it takes to spell them out.
+    """
     from charrnn.corpus import scan
     from charrnn.errors import CorpusError
     from charrnn.evaluation import score

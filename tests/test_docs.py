@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import typer
+
+from charrnn.cli import app
+
+ROOT = Path(__file__).parent.parent
+LISTED = subprocess.run(
+    ["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=False
+).stdout.split()
+#: Every page; outside a checkout, those of the usual places.
+PAGES = [ROOT / name for name in LISTED] or [*ROOT.glob("*.md"), *ROOT.glob("*/*.md")]
+
+COMMANDS = {
+    name: {option for parameter in command.params for option in parameter.opts}
+    for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+}
+
+
+def options_in(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
+
+
+@pytest.fixture(scope="module")
+def cli_docs() -> ModuleType:
+    loader = SourceFileLoader("cli_docs", str(ROOT / "scripts" / "cli-docs"))
+    spec = spec_from_loader("cli_docs", loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    written, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = written
+    return module
+
+
+def test_the_page_of_the_command_line_is_what_help_says(cli_docs: ModuleType) -> None:
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    expected = cli_docs.generate()
+    for options in COMMANDS.values():
+        assert {option for option in options if option.startswith("--")} <= options_in(page)
+    if f"typer {typer.__version__}" in page:  # another one may lay the same out otherwise
+        assert page == expected, "run .venv/bin/python scripts/cli-docs"
+    else:
+        assert options_in(page) == options_in(expected), "run .venv/bin/python scripts/cli-docs"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_shown_have_the_options_they_show(page: Path) -> None:
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for name, rest in re.findall(r"charrnn (train|sample|evaluate)\b([^\n`|;#&)]*)", text):
+        for option in options_in(rest):
+            assert option in COMMANDS[name] | {"--help"}, f"charrnn {name} {option}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+        if "://" not in target and not target.startswith("mailto:"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_nobody_is_sent_to_the_package_of_somebody_else(page: Path) -> None:
+    """PyPI's ``charrnn`` is not this one."""
+    for line in page.read_text(encoding="utf-8").splitlines():
+        found = re.search(r"pip install ([^`]*)", line)
+        if found:
+            assert "charrnn" not in shlex.split(found[1].replace("'", "")), line
+
+
+@pytest.mark.parametrize("name", ["display"])
+def test_examples_in_docstrings(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"charrnn.{name}"))
+    assert result.attempted > 0
+    assert result.failed == 0
