@@ -1,0 +1,179 @@
+"""Loss after a number of minutes: ``charrnn train`` beside a plain reference, in turns.
+
+The reference is what a good tutorial builds: torch.nn's cell, one layer of 256 units,
+32 lanes x 64 characters, AdamW at 3e-3 with a warm-up and a cosine decay over the time,
+the gradient clipped at norm 1, the state carried. It gets the same minutes, text, split
+and scoring. Run with::
+
+    python -m benchmarks.time_to_quality --corpora DIR [--minutes 2] [--cell lstm ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.common import machine, write_json
+
+REFERENCES = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one training reached."""
+
+    who: str
+    cell: str
+    minutes: float
+    nats_per_char: float
+    chars_per_second: float
+    characters: int
+    seconds: float
+
+
+def ours(text: Path, cell: str, minutes: float, folder: Path) -> Outcome:
+    """Train with the program's defaults, nothing but the cell and the minutes given."""
+    run = folder / f"ours-{cell}-{time.monotonic_ns()}"
+    command = [sys.executable, "-m", "charrnn", "train", str(text), "--cell", cell]
+    command += ["--minutes", str(minutes), "--run", str(run), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    last = [event for event in events if event["event"] == "validated"][-1]
+    end = events[-1]
+    return Outcome(
+        "charrnn",
+        cell,
+        minutes,
+        last["valid_nats_per_char"],
+        end["characters"] / end["seconds"],
+        end["characters"],
+        end["seconds"],
+    )
+
+
+class Reference(nn.Module):
+    """Embedding, one torch.nn cell, head."""
+
+    def __init__(self, cell: str, vocabulary: int, hidden: int = 256) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, 64)
+        self.cell = REFERENCES[cell](64, hidden)
+        self.head = nn.Linear(hidden, vocabulary)
+
+    def forward(self, x_TB: Tensor, state: object = None) -> tuple[Tensor, object]:
+        """Return logits_TBV and the state after the window."""
+        out_TBH, state = self.cell(self.embedding(x_TB), state)
+        return self.head(out_TBH), state
+
+
+def detached(state: object) -> object:
+    """Cut a torch.nn state, a tensor or a pair of them, from its past."""
+    if isinstance(state, tuple):
+        return tuple(part.detach() for part in state)
+    assert isinstance(state, Tensor)
+    return state.detach()
+
+
+def reference(text: Path, cell: str, minutes: float, device: torch.device) -> Outcome:
+    """Train the plain reference for the same time on the same split."""
+    started = time.monotonic()
+    characters = text.read_bytes().decode().removeprefix("\ufeff")
+    symbols = {character: index for index, character in enumerate(sorted(set(characters)))}
+    ids = torch.from_numpy(np.array([symbols[character] for character in characters]))
+    train, valid = ids[: int(0.9 * len(ids))], ids[int(0.9 * len(ids)) :]
+    lanes, window = 32, 64
+    length = (len(train) - 1) // lanes
+    x_LB = train[: lanes * length].view(lanes, length).t().contiguous().to(device)
+    y_LB = train[1 : lanes * length + 1].view(lanes, length).t().contiguous().to(device)
+    torch.manual_seed(1)
+    model = Reference(cell, len(symbols)).to(device)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.99))
+    budget, step, read, state = minutes * 60, 0, 0, None
+    while (elapsed := time.monotonic() - started) < 0.98 * budget:
+        start = step * window % (length - window)
+        if start < window:
+            state = None
+        share = elapsed / budget
+        for group in optimiser.param_groups:
+            decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share))
+            group["lr"] = 3e-3 * min(1.0, (step + 1) / 50) * decay
+        x_TB, y_TB = x_LB[start : start + window], y_LB[start : start + window]
+        logits_TBV, state = model(x_TB, state)
+        state = detached(state)
+        loss = F.cross_entropy(logits_TBV.flatten(0, 1), y_TB.flatten())
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        step, read = step + 1, read + lanes * window
+    seconds = time.monotonic() - started
+    return Outcome(
+        "reference",
+        cell,
+        minutes,
+        exact_loss(model, valid.to(device)),
+        read / seconds,
+        read,
+        seconds,
+    )
+
+
+@torch.inference_mode()
+def exact_loss(model: Reference, ids: Tensor) -> float:
+    """Return the nats per character of a text in one lane, the state carried."""
+    total, state = 0.0, None
+    for start in range(0, len(ids) - 1, 4096):
+        x_TB = ids[start : start + 4096][: len(ids) - 1 - start, None]
+        y_T = ids[start + 1 : start + 1 + len(x_TB)]
+        logits_TBV, state = model(x_TB, state)
+        total += float(F.cross_entropy(logits_TBV[:, 0], y_T, reduction="sum"))
+    return total / (len(ids) - 1)
+
+
+def main() -> None:
+    """Run, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="benchmarks.time_to_quality")
+    parser.add_argument("--corpora", type=Path, required=True, help="folder of the texts")
+    parser.add_argument("--text", default="tinyshakespeare.txt", help="file in it")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[2.0])
+    parser.add_argument("--cell", nargs="+", choices=list(REFERENCES), default=list(REFERENCES))
+    parser.add_argument("--quick", action="store_true", help="six seconds each")
+    parser.add_argument("--json", type=Path, help="write the results here")
+    chosen = parser.parse_args()
+    text = chosen.corpora / chosen.text
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    outcomes: list[Outcome] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for minutes in [0.1] if chosen.quick else chosen.minutes:
+            for cell in chosen.cell:
+                outcomes.append(reference(text, cell, minutes, device))
+                outcomes.append(ours(text, cell, minutes, Path(folder)))
+    table = Table(title=f"{text.name}: loss on the last tenth after a time\n{machine()}")
+    for name in ("cell", "minutes", "who", "nats/char", "chars/s", "characters", "seconds"):
+        table.add_column(name, justify="left" if name in ("cell", "who") else "right")
+    for o in outcomes:
+        table.add_row(
+            o.cell, f"{o.minutes:g}", o.who, f"{o.nats_per_char:.4f}",
+            f"{o.chars_per_second:,.0f}", f"{o.characters:,}", f"{o.seconds:.0f}",
+        )  # fmt: skip
+    Console().print(table)
+    if chosen.json:
+        write_json(chosen.json, [asdict(outcome) for outcome in outcomes])
+
+
+if __name__ == "__main__":
+    main()
