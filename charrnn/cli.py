@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from charrnn import __version__, recipe
-from charrnn.config import CellName, SampleConfig, TextChoices
+from charrnn.config import CellName, InspectConfig, SampleConfig, TextChoices
 from charrnn.errors import CharrnnError, UsageError
 
 if TYPE_CHECKING:
@@ -556,6 +557,108 @@ def evaluate(
         from charrnn.display import print_scores
 
         print_scores(rows)
+
+
+@app.command(name="inspect")
+def inspect_recurrence(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run's folder.")],
+    text: Annotated[
+        list[str],
+        typer.Option(help="The text to look at, best one held out: a file, folder, glob or -."),
+    ],
+    encoding: Annotated[
+        str | None, typer.Option(help="Of the text (default: as the model was trained).")
+    ] = None,
+    characters: Annotated[int, typer.Option(help="Look at the last so many characters.")] = 20_000,
+    unit: Annotated[
+        str | None,
+        typer.Option(help="Colour the text by this unit's state: layer.unit; 1.17c: its memory c."),
+    ] = None,
+    spectral_radius: Annotated[
+        list[float] | None,
+        typer.Option(help="Show the gradient flow of recurrent matrices scaled to this, besides."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Of the untrained weights to compare with (default: the run's)."),
+    ] = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Look into the recurrence: gradient flow, memory, gates, units, clipping."""
+    config = InspectConfig(
+        characters=characters,
+        seed=seed,
+        spectral_radius=tuple(spectral_radius or ()),
+        unit=unit,
+    )
+
+    from charrnn.checkpoint import find
+    from charrnn.config import TrainConfig
+    from charrnn.corpus import scan
+    from charrnn.errors import CheckpointError
+    from charrnn.inspection import clipping, inspect, read_metrics, read_stretch
+    from charrnn.run import TextRecord, choose_device, load_model, refuse_other_symbols
+
+    model, vocabulary, meta = load_model(checkpoint, choose_device(device))
+    try:
+        training = TrainConfig.from_dict(meta["training"])
+        trained = TextRecord.from_dict(meta["text"])
+    except (KeyError, ValueError, UsageError) as error:
+        raise CheckpointError(f"{checkpoint}: its training is not described: {error}") from error
+    history = None
+    log = find(checkpoint).parent / "metrics.jsonl"
+    if log.exists():
+        history = clipping(
+            read_metrics(log), clip_norm=training.clip_norm, clip_value=training.clip_value
+        )
+    else:
+        _say(f"{log}: there is no such log, so nothing is said on clipping")
+    if encoding is not None:
+        refuse_other_symbols(encoding, vocabulary, str(checkpoint))
+    with contextlib.ExitStack() as stack:
+        names = list(text)
+        if "-" in names:
+            spooled = stack.enter_context(_standard_input())
+            names = [str(spooled) if name == "-" else name for name in names]
+        corpus = scan(names, encoding or vocabulary.encoding)
+        for note in corpus.notes:
+            _say(note)
+        start = max(0, corpus.characters - config.characters)
+        stretch = read_stretch(corpus.part(start, corpus.characters), vocabulary)
+    if corpus.fingerprint == trained.fingerprint and start < trained.train[1]:
+        _say(
+            f"the model was trained on {trained.train[1] - start:,} of these {len(stretch):,} "
+            "characters: figures on text that is held out say more"
+        )
+    shape = model.config
+    if not as_json:
+        _say(f"looking at {len(stretch):,} characters ...")
+    inspection = inspect(
+        model, stretch, vocabulary, config, seed=training.seed, bptt=training.bptt, history=history
+    )
+    if as_json:
+        head = {
+            "checkpoint": str(checkpoint),
+            "cell": shape.cell,
+            "layers": shape.layers,
+            "hidden": shape.hidden,
+            "parameters": model.parameter_count(),
+        }
+        print(json.dumps(_finite({**head, **asdict(inspection)}), ensure_ascii=False))
+    else:
+        from charrnn.inspection_view import print_inspection
+
+        print_inspection(inspection)
+
+
+def _finite(value: Any) -> Any:
+    """Return a JSON value with null where a number is none: JSON has no infinity."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

@@ -83,7 +83,7 @@ FARTHEST = 256
 #: Places of the text whose gradient is followed back, and how many at a time.
 PLACES, PLACES_AT_ONCE = 128, 64
 #: Characters read after a reset, all windows together.
-RESET_CHARACTERS = 256_000
+RESET_CHARACTERS = 512_000
 #: Stretches that are read side by side for gates and units.
 LANES = 8
 #: Time steps whose states and gates are held at a time.
