@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 
 from charrnn import __version__, recipe
+from charrnn.cli import app
 from charrnn.config import TextChoices
 from charrnn.run import load_model, start
 from charrnn.runfolder import RunFolder
 from tests.conftest import ENVIRONMENT, Cli, Result, command, make_prose, run_process
 
-COMMANDS = ("train", "sample", "evaluate")
+COMMANDS = tuple(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 #: Of a training that is over in a moment.
 QUICK = ("--steps", 3, "--hidden", 5, "--batch-size", 2, "--bptt", 9)
 

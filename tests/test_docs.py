@@ -61,7 +61,8 @@ def test_the_page_of_the_command_line_is_what_help_says(cli_docs: ModuleType) ->
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_shown_have_the_options_they_show(page: Path) -> None:
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    for name, rest in re.findall(r"charrnn (train|sample|evaluate)\b([^\n`|;#&)]*)", text):
+    names = "|".join(COMMANDS)
+    for name, rest in re.findall(rf"charrnn ({names})\b([^\n`|;#&)]*)", text):
         for option in options_in(rest):
             assert option in COMMANDS[name] | {"--help"}, f"charrnn {name} {option}"
 
