@@ -7,7 +7,6 @@ answered at once.
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import MISSING, asdict, dataclass, fields
 from types import UnionType
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
@@ -29,24 +28,24 @@ CellName = Literal["rnn", "lstm", "gru"]
 CELL_NAMES: tuple[CellName, ...] = ("rnn", "lstm", "gru")
 
 #: What a number of each kind may be; checked by ``_check``.
-_POSITIVE = "a finite number above 0"
-_NOT_NEGATIVE = "a finite number, 0 or above"
-_COUNT = "a whole number, 1 or above"
+_POSITIVE = "a number above 0, at most 1e38"
+_NOT_NEGATIVE = "a number from 0 to 1e38"
+_COUNT = "a whole number from 1 to 2^63 - 1"
 _SIZE = "a whole number from 1 to 2^31 - 1"
-_WHOLE = "a whole number, 0 or above"
-_SEED = "a whole number from 0 to 2^63 - 1"
+_WHOLE = "a whole number from 0 to 2^63 - 1"
 _SHARE = "a number from 0 up to but not including 1"
+
+#: Larger numbers, and infinity, are none in the 32 bits that training computes with.
+_LARGEST = 1e38
 
 
 def _holds(value: object, rule: str) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    if rule in (_COUNT, _SIZE, _WHOLE, _SEED):
-        least = 0 if rule in (_WHOLE, _SEED) else 1
-        limit = {_SIZE: 1 << 31, _SEED: 1 << 63}.get(rule, math.inf)
-        return isinstance(value, int) and least <= value < limit
-    # An int too large for a float is no number to calculate with either.
-    if abs(value) > sys.float_info.max or not math.isfinite(value):
+    if rule in (_COUNT, _SIZE, _WHOLE):
+        limit = 1 << 31 if rule == _SIZE else 1 << 63
+        return isinstance(value, int) and (rule == _WHOLE or value > 0) and 0 <= value < limit
+    if not abs(value) <= _LARGEST:  # NaN is not either
         return False
     return {_POSITIVE: value > 0, _NOT_NEGATIVE: value >= 0, _SHARE: 0 <= value < 1}[rule]
 
@@ -96,8 +95,12 @@ def _fits(value: object, kind: Any) -> bool:
     """Whether a JSON value is of a type; a list stands for a tuple, an int for a float."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is None:
-        finite = not isinstance(value, float) or math.isfinite(value)
-        return finite and (type(value) is kind or (kind is float and type(value) is int))
+        # JSON can spell 1e999 and integers of any length; nothing computes with those.
+        if isinstance(value, float) and not math.isfinite(value):
+            return False
+        if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+            return False
+        return type(value) is kind or (kind is float and type(value) is int)
     if origin is Literal:
         return value in parts
     if origin is UnionType:
@@ -180,7 +183,7 @@ class TrainConfig(Record):
         positive = ("lr", "lr_adam", "clip_norm", "clip_value", "minutes", "epochs")
         flags = {"lr_adam": "--lr"}
         _check(self, dict.fromkeys(counts, _COUNT) | dict.fromkeys(positive, _POSITIVE), flags)
-        _check(self, {"weight_decay": _NOT_NEGATIVE, "warmup_steps": _WHOLE, "seed": _SEED})
+        _check(self, {"weight_decay": _NOT_NEGATIVE, "warmup_steps": _WHOLE, "seed": _WHOLE})
         if self.precision not in ("fp32", "bf16"):
             raise UsageError(f"--precision must be fp32 or bf16, not {self.precision!r}")
         if self.loss_last is not None and self.loss_last > self.bptt:
@@ -226,7 +229,7 @@ class SampleConfig:
             "top_k": _COUNT,
             "top_p": _POSITIVE,
             "count": _COUNT,
-            "seed": _SEED,
+            "seed": _WHOLE,
         }
         _check(self, rules)
         if self.top_p is not None and self.top_p > 1:
@@ -281,7 +284,7 @@ class InspectConfig:
     """Show the text with this unit's state; layer.unit, both counted from 1."""
 
     def __post_init__(self) -> None:
-        _check(self, {"characters": _COUNT, "seed": _SEED})
+        _check(self, {"characters": _COUNT, "seed": _WHOLE})
         for radius in self.spectral_radius:
             if not _holds(radius, _POSITIVE):
                 raise UsageError(f"--spectral-radius must be {_POSITIVE}, not {radius}")

@@ -396,16 +396,8 @@ def resume(
         record, notes,
     )  # fmt: skip
     try:
-        run.update.optimiser.load_state(_prefixed(checkpoint.tensors, "optimiser."))
-        for name, part_BH in _named_hidden(run).items():
-            saved_BH = checkpoint.tensors[name]
-            if saved_BH.shape != part_BH.shape:
-                raise ValueError(f"{name} is {list(saved_BH.shape)}, not {list(part_BH.shape)}")
-            part_BH.copy_(saved_BH)
-        torch.set_rng_state(checkpoint.tensors["generator.cpu"])
-        if device.type == "cuda" and "generator.cuda" in checkpoint.tensors:
-            torch.cuda.set_rng_state(checkpoint.tensors["generator.cuda"], device)
-    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+        _restore(run, checkpoint.tensors)
+    except ValueError as error:
         raise CheckpointError(f"{path}: the training state is not usable: {error}") from error
     # A validation at this very step may have been logged after the checkpoint was written.
     folder.rewind_log(progress.step, validated=progress.validated_step == progress.step)
@@ -583,7 +575,7 @@ def _with_weights(shape: ModelConfig, weights: dict[str, Tensor], path: Path) ->
     Raises:
         CheckpointError: a weight is missing, unknown, or of another shape than the model's.
     """
-    layers = sum(name.endswith(".weight_recurrent") for name in weights)
+    layers = len({name.split(".")[1] for name in weights if name.startswith("cells.")})
     if shape.layers != layers:
         raise CheckpointError(
             f"{shown(path)}: the field 'model' has {shape.layers} layers, the weights {layers}"
@@ -616,6 +608,26 @@ def _named_hidden(run: Run) -> dict[str, Tensor]:
         )
         for name, part_BH in zip(cell.states, state, strict=True)
     }
+
+
+def _restore(run: Run, tensors: Mapping[str, Tensor]) -> None:
+    """Put the optimiser's state, the hidden state and the random numbers back.
+
+    Raises:
+        ValueError: a tensor is missing or does not fit; the message names it.
+    """
+    run.update.optimiser.load_state(_prefixed(tensors, "optimiser."))
+    for name, part_BH in _named_hidden(run).items():
+        if name not in tensors or tensors[name].shape != part_BH.shape:
+            raise ValueError(f"{name} is missing, or not {list(part_BH.shape)}")
+        part_BH.copy_(tensors[name])
+    try:
+        torch.set_rng_state(tensors["generator.cpu"])
+        # Not there in a run that goes on from another device.
+        if run.device.type == "cuda" and "generator.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["generator.cuda"], run.device)
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f"generator.cpu or generator.cuda: {error}") from error
 
 
 def _refuse_bf16_without_gpu(config: TrainConfig, device: torch.device) -> None:

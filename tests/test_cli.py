@@ -110,7 +110,7 @@ class TestBadInput:
             ("train {prose} --valid {prose} --valid-share 0.2", 2, "exclude each other"),
             ("train {prose} --min-count 999", 1, "--min-count"),
             # Numbers.
-            ("train {prose} --lr nan", 2, "--lr must be a finite number above 0, not nan"),
+            ("train {prose} --lr nan", 2, "--lr must be a number above 0, at most 1e38, not nan"),
             ("train {prose} --lr inf", 2, "--lr"),
             ("train {prose} --lr 0", 2, "--lr"),
             ("train {prose} --lr -1", 2, "--lr"),

@@ -1,0 +1,464 @@
+"""R14: changed text, vocabulary, model or format is refused on resume, and the field is named."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import charrnn.checkpoint
+import charrnn.training
+from charrnn.checkpoint import Checkpoint, load, save
+from charrnn.config import ModelConfig, TrainConfig
+from charrnn.errors import CharrnnError, CheckpointError, CorpusError, UsageError
+from charrnn.run import Progress, TextRecord, load_model, resume
+from charrnn.runfolder import RunFolder
+from tests.conftest import Result, make_prose, run_cli
+from tests.reliability.conftest import Promise
+from tests.reliability.runs import CPU, begin, drive, rows, tale
+
+__all__ = ["tale"]
+
+
+@pytest.fixture(scope="module")
+def original(tale: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped at step 13, between two validations. Read only."""
+    path = tmp_path_factory.mktemp("original") / "run"
+    with RunFolder.create(path) as folder:
+        drive(begin(folder, tale), lambda run: run.progress.step == 13)
+    return path
+
+
+@pytest.fixture
+def run(original: Path, tmp_path: Path) -> Path:
+    """A copy of that run."""
+    shutil.copytree(original, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture(autouse=True)
+def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 3)
+
+
+def rewrite(run: Path, **changes: Any) -> None:
+    """Change a run's last checkpoint: whoever signs it anew has written another, whole one."""
+    file = run / "last.safetensors"
+    save(file, replace(load(file), **changes))
+
+
+def refusal(run: Path, *options: object) -> str:
+    """Resume a run that must be refused; return the line that says why."""
+    before = {file.name: file.read_bytes() for file in run.iterdir() if file.name != "lock"}
+    result = run_cli("train", *options, "--run", run, "--resume", "--quiet")
+    assert result.out == "" and result.err.count("\n") == 1, result
+    assert result.err.startswith("charrnn: ") and len(result.err) < 600
+    assert "mistake in charrnn" not in result.err
+    assert result.code in (1, 2)
+    after = {file.name: file.read_bytes() for file in run.iterdir() if file.name != "lock"}
+    assert after == before, "a refused run must stay as it is"
+    return result.err
+
+
+# The text ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", ["other", "longer", "shorter", "missing"])
+def test_another_text(tmp_path: Path, promise: Promise, change: str) -> None:
+    text = tmp_path / "my text.txt"
+    old = make_prose(400)
+    text.write_text(old)
+    with RunFolder.create(tmp_path / "run") as folder:
+        drive(begin(folder, text), lambda run: run.progress.step == 13)
+    new = {"other": old[::-1], "longer": old + "x", "shorter": old[:-1], "missing": None}[change]
+    text.unlink()
+    if new is not None:
+        text.write_text(new)
+    said = refusal(tmp_path / "run")
+    assert "my text.txt" in said
+    if new is not None:
+        assert "is not the one this run was started on" in said
+    promise("R14", f"text: {change}", "refused, named")
+    text.write_text(old)
+    assert run_cli("train", "--run", tmp_path / "run", "--resume", "--steps", 14).code == 0
+
+
+def test_another_text_to_validate_on(tmp_path: Path, tale: Path, promise: Promise) -> None:
+    valid = tmp_path / "held out.txt"
+    valid.write_text("the river runs and sings")
+    with RunFolder.create(tmp_path / "run") as folder:
+        drive(begin(folder, tale, valid=valid), lambda run: run.progress.step == 13)
+    valid.write_text("the river sings and runs")
+    said = refusal(tmp_path / "run")
+    assert "the validation text" in said and "held out.txt" in said
+    promise("R14", "text to validate on", "refused, named")
+
+
+def test_a_file_that_appears_in_the_folder(tmp_path: Path, promise: Promise) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text(make_prose(200))
+    (texts / "b.txt").write_text(make_prose(200, seed=2))
+    with RunFolder.create(tmp_path / "run") as folder:
+        drive(begin(folder, texts), lambda run: run.progress.step == 13)
+    (texts / "c.txt").write_text("one more")
+    assert "3 files" in refusal(tmp_path / "run")
+    promise("R14", "a file more in the text's folder", "refused, named")
+
+
+def test_a_text_that_has_moved(tmp_path: Path, tale: Path) -> None:
+    text = tmp_path / "old.txt"
+    text.write_text(tale.read_text())
+    with RunFolder.create(tmp_path / "run") as folder:
+        drive(begin(folder, text), lambda run: run.progress.step == 13)
+    text.rename(tmp_path / "new.txt")
+    assert "old.txt" in refusal(tmp_path / "run")
+    for words in (["new.txt", "--steps", 15], ["--steps", 16]):  # from then on it knows
+        words = [tmp_path / word if word == "new.txt" else word for word in words]
+        assert run_cli("train", *words, "--run", tmp_path / "run", "--resume").code == 0
+    assert rows(tmp_path / "run")[-1]["step"] == 16
+
+
+# Options that a resumed run cannot have --------------------------------------------
+
+FIXED = {
+    "--cell": "gru", "--layers": 2, "--hidden": 8, "--embedding": 5, "--dropout": 0.1,
+    "--weight-drop": 0.1, "--batch-size": 3, "--bptt": 7, "--loss-last": 3,
+    "--weight-decay": 0.1, "--clip-norm": 1, "--clip-value": 1, "--valid": "x.txt",
+    "--valid-share": 0.1, "--test-share": 0.1, "--validate-every": 6, "--encoding": "utf-8",
+    "--min-count": 1, "--seed": 1, "--precision": "fp32", "--init-from": "x",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", FIXED)
+def test_options_that_stay_as_they_were(run: Path, promise: Promise, flag: str) -> None:
+    said = refusal(run, flag, FIXED[flag])
+    assert said.startswith(f"charrnn: {flag} and --resume exclude each other")
+    promise("R14", "options that would change the run", flag)
+
+
+# What the checkpoint says ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("cell", "gru"), ("vocabulary", 5), ("layers", 1), ("layers", 3), ("layers", 2**31 - 1),
+        ("hidden", 9), ("hidden", 2**31 - 1), ("embedding", 4), ("embedding", 2**31 - 1),
+    ],
+)  # fmt: skip
+def test_another_model(run: Path, promise: Promise, field: str, value: Any) -> None:
+    """The description does not fit the weights; nothing of its size is made in memory."""
+    meta = load(run / "last.safetensors").meta
+    rewrite(run, meta={**meta, "model": {**meta["model"], field: value}})
+    said = refusal(run)
+    assert "model" in said
+    assert "weight" in said or "symbols" in said or "is impossible" in said
+    promise("R14", "model", f"{field} {value} refused, named")
+
+
+@pytest.mark.parametrize("characters", ["", "abc", "ba", "a\ud800"])
+def test_another_vocabulary(run: Path, promise: Promise, characters: str) -> None:
+    meta = load(run / "last.safetensors").meta
+    vocabulary = {**meta["vocabulary"], "characters": characters}
+    rewrite(run, meta={**meta, "vocabulary": vocabulary})
+    assert "vocabulary" in refusal(run)
+    promise("R14", "vocabulary", f"{characters!r} refused, named")
+
+
+def test_another_format(run: Path, promise: Promise, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(charrnn.checkpoint, "FORMAT", 2)
+        file = run / "last.safetensors"
+        patch.setattr(charrnn.checkpoint, "__version__", "7.1.2")
+        save(file, Checkpoint({}, {"step": 13}))
+    said = refusal(run)
+    assert "written by charrnn '7.1.2' in format 2" in said
+    promise("R14", "format", "2 refused, named, with the version that wrote it")
+
+
+RECORDS: dict[str, type[Any]] = {
+    "model": ModelConfig, "training": TrainConfig, "progress": Progress, "text": TextRecord,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_each_field_of_a_wrong_type(run: Path, promise: Promise, record: str) -> None:
+    meta = load(run / "last.safetensors").meta
+    for field in fields(RECORDS[record]):
+        rewrite(run, meta={**meta, record: {**meta[record], field.name: {"no": "such"}}})
+        said = refusal(run)
+        assert f"the field {record!r} is not usable: {field.name!r} cannot be" in said
+    figure = f"{len(fields(RECORDS[record]))} fields, each named"
+    promise("R14", f"the checkpoint's {record}: a value of another type", figure)
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_fields_that_are_missing_or_unknown(run: Path, record: str) -> None:
+    meta = load(run / "last.safetensors").meta
+    optional = {field.name for field in fields(RECORDS[record]) if field.default is not MISSING}
+    for name in meta[record]:
+        kept = {key: value for key, value in meta[record].items() if key != name}
+        rewrite(run, meta={**meta, record: kept})
+        if name in optional:
+            with contextlib.suppress(UsageError):  # a budget of none
+                RECORDS[record].from_dict(kept)
+        else:
+            assert f"the field {record!r} is not usable: {name!r} is missing" in refusal(run)
+    rewrite(run, meta={**meta, record: {**meta[record], "colour": "red"}})
+    assert f"the field {record!r} is not usable: 'colour' is unknown" in refusal(run)
+
+
+@pytest.mark.parametrize("name", ["model", "vocabulary", "training", "progress", "text", "keep"])
+def test_whole_records_that_are_missing(run: Path, name: str) -> None:
+    meta = load(run / "last.safetensors").meta
+    rewrite(run, meta={key: value for key, value in meta.items() if key != name})
+    assert f"lacks the field {name!r}" in refusal(run)
+    rewrite(run, meta={**meta, name: "no object"})
+    assert f"field {name!r}" in refusal(run)
+
+
+def test_each_tensor(run: Path, promise: Promise) -> None:
+    checkpoint = load(run / "last.safetensors")
+    for name, tensor in checkpoint.tensors.items():
+        others = {key: value for key, value in checkpoint.tensors.items() if key != name}
+        short = name.removeprefix("optimiser.")
+        for wrong in (None, tensor.flatten()[:-1], tensor[None].repeat(2, *[1] * tensor.dim())):
+            rewrite(run, tensors=others if wrong is None else {**others, name: wrong})
+            assert short in refusal(run), f"{name} is not named"
+    rewrite(run, tensors={**checkpoint.tensors, "model.extra": torch.zeros(3)})
+    assert "the weight model.extra is unknown" in refusal(run)
+    figure = f"{len(checkpoint.tensors)} tensors, each named"
+    promise("R14", "tensors missing or of another shape", figure)
+
+
+# Anything at all in a description ----------------------------------------------------
+
+ODD: list[Any] = [
+    None, True, -1, 0, 1, 2, 3.5, 1e308, 10**30, "", "x", [], [1, 2], [3, 1], {}, {"x": 1}
+]  # fmt: skip
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if path:
+        yield path
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from leaves(item, (*path, key))
+
+
+def changed(value: Any, path: tuple[str, ...], new: Any) -> Any:
+    if not path:
+        return new
+    return {**value, path[0]: changed(value[path[0]], path[1:], new)}
+
+
+@pytest.mark.slow
+def test_anything_in_a_description(run: Path, promise: Promise) -> None:
+    """Each leaf of the description becomes something odd: it is refused in a line, or goes on."""
+    file = run / "last.safetensors"
+    whole = load(file)
+    content = {path: path.read_bytes() for path in run.iterdir() if path.name != "lock"}
+    refused = went_on = 0
+    for path in leaves(whole.meta):
+        for odd in ODD:
+            save(file, replace(whole, meta=changed(whole.meta, path, odd)))
+            torch.manual_seed(1)
+            try:
+                with RunFolder.open_existing(run) as folder:
+                    resuming = resume(folder, device=CPU, changes={})
+                    start = resuming.progress.step
+                    drive(resuming, lambda r: r.progress.step >= start + 3)  # noqa: B023
+                went_on += 1
+            except CharrnnError as error:
+                assert "\n" not in str(error) and len(str(error)) < 500
+                refused += 1
+            for name, data in content.items():
+                name.write_bytes(data)
+    what = "descriptions with an odd value: refused in one line, or of no harm"
+    promise("R14", what, f"{refused:,} and {went_on:,} of {refused + went_on:,}")
+    assert refused > went_on
+
+
+def test_a_hostile_description_takes_no_memory(run: Path) -> None:
+    """The model is compared with the weights in the file before anything of its size is made."""
+    meta = load(run / "last.safetensors").meta
+    for field, value in (("hidden", 2**31 - 1), ("hidden", 10**6), ("layers", 2**31 - 1)):
+        rewrite(run, meta={**meta, "model": {**meta["model"], field: value}})
+        with pytest.raises(CheckpointError, match="model"):
+            load_model(run / "last.safetensors", CPU)
+    hidden = {"batch_size": 2**31 - 1}
+    rewrite(run, meta={**meta, "training": {**meta["training"], **hidden}})
+    assert "'text' is not usable" in refusal(run)
+
+
+# Finished runs, and runs that are given more -------------------------------------------
+
+
+def test_a_finished_run_says_so(run: Path) -> None:
+    assert run_cli("train", "--run", run, "--resume").code == 0
+    log = (run / "metrics.jsonl").read_bytes()
+    files = {file: file.read_bytes() for file in run.iterdir()}
+    said = (
+        f"{run}: finished already, after 44 steps: "
+        "a larger --minutes, --epochs, --steps or --patience goes on\n"
+    )
+    assert run_cli("train", "--run", run, "--resume") == Result(0, f"{run}\n", said)
+    assert run_cli("train", "--run", run, "--resume", "--steps", 30).code == 0
+    assert (run / "metrics.jsonl").read_bytes() == log
+    assert {file: file.read_bytes() for file in run.iterdir()} == files
+    result = run_cli("train", "--run", run, "--resume", "--json")
+    (last,) = [row for row in result.rows if row["event"] == "finished"]
+    assert (last["reason"], last["complete"], last["step"]) == ("done", True, 44)
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps"), [(["--steps", 60], 60), (["--epochs", 4], 68), (["--minutes", 0.02], None)]
+)
+def test_a_larger_budget_goes_on(run: Path, budget: list[object], steps: int | None) -> None:
+    assert run_cli("train", "--run", run, "--resume").code == 0
+    result = run_cli("train", "--run", run, "--resume", *budget)
+    assert result.code == 0
+    flag, value = budget
+    assert f"the schedule is planned anew for {flag} {value}" in result.err
+    assert "(it was --steps 44)" in result.err
+    last = rows(run)[-1]["step"]
+    assert last == steps if steps else last > 44
+    rates = {row["step"]: row["learning_rate"] for row in rows(run) if "learning_rate" in row}
+    assert rates[50] > 2 * rates[40], "the rate follows the new plan"
+
+
+def test_a_smaller_budget_ends_at_once(run: Path) -> None:
+    for budget in (["--steps", 5], ["--minutes", 0.0001], ["--epochs", 0.1]):
+        result = run_cli("train", "--run", run, "--resume", *budget)
+        assert result.code == 0
+        assert "done after 13 steps" in result.err or "finished already" in result.err
+    assert rows(run)[-1] == {**rows(run)[-1], "step": 13}
+
+
+def test_a_run_that_ran_out_of_patience(tmp_path: Path, tale: Path) -> None:
+    run = tmp_path / "run"
+    with RunFolder.create(run) as folder:
+        drive(begin(folder, tale, patience=2, lr=3.0, budget={"steps": 400}))
+    over = rows(run)[-1]["step"]
+    assert over < 400
+    assert "finished already" in run_cli("train", "--run", run, "--resume").err
+    assert run_cli("train", "--run", run, "--resume", "--patience", 3).code == 0
+    assert rows(run)[-1]["step"] > over
+
+
+def test_standard_input_says_at_once_that_it_cannot_be_read_again(
+    tmp_path: Path, tale: Path
+) -> None:
+    run = tmp_path / "run"
+    options = ["--hidden", 8, "--batch-size", 3, "--bptt", 7]
+    text = tale.read_bytes()
+    result = run_cli("train", "-", "--run", run, "--steps", 5, *options, stdin=text)
+    assert result.code == 0
+    assert "standard input cannot be read again: to resume, give the text as a file" in result.err
+    assert "this run read standard input" in refusal(run)
+    again = ["train", "--run", run, "--resume", "--steps"]
+    assert run_cli(*again, 6, "-", stdin=text).code == 0
+    assert "is not the one" in run_cli(*again, 7, "-", stdin=b"another text").err
+    assert run_cli(*again, 7, tale).code == 0
+    assert run_cli(*again, 8).code == 0
+    assert rows(run)[-1]["step"] == 8
+
+
+def test_keep_is_remembered(tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(charrnn.training, "SAVE_SHARE", 1e9)
+    run = tmp_path / "run"
+    with RunFolder.create(run, keep=3) as folder:
+        drive(begin(folder, tale), lambda run: run.progress.step == 37)
+    assert len(list(run.glob("step-*"))) == 3
+    assert run_cli("train", "--run", run, "--resume").code == 0
+    assert len(list(run.glob("step-*"))) == 3
+    assert run_cli("train", "--run", run, "--resume", "--steps", 60, "--keep", 0).code == 0
+    assert list(run.glob("step-*")) == []
+
+
+def test_another_machine_is_told(run: Path) -> None:
+    checkpoint = load(run / "last.safetensors")
+    meta = {**checkpoint.meta, "threads": 64}
+    rewrite(run, meta=meta, versions={**checkpoint.versions, "torch": "1.0.0"})
+    said = run_cli("train", "--run", run, "--resume").err
+    assert f"threads 1 (was 64), torch {torch.__version__} (was 1.0.0): results may differ" in said
+
+
+def test_a_checkpoint_from_before_a_field_was_added(run: Path) -> None:
+    """Fields with a default may be missing."""
+    meta = json.loads(json.dumps(load(run / "last.safetensors").meta))
+    del meta["training"]["patience"], meta["progress"]["clipped_steps"], meta["model"]["dropout"]
+    rewrite(run, meta=meta)
+    assert run_cli("train", "--run", run, "--resume").code == 0
+
+
+# A text that changes while it is read -----------------------------------------------------
+
+
+def shrinks(text: Path) -> None:
+    text.write_text(make_prose(150_000))
+
+
+def grows(text: Path) -> None:
+    with text.open("a") as file:
+        file.write("and more")
+
+
+def is_replaced(text: Path) -> None:
+    other = text.with_name("other")
+    other.write_text(make_prose(200_000, seed=9))
+    other.rename(text)
+
+
+def is_written_to(text: Path) -> None:
+    with text.open("r+") as file:
+        file.write("X")
+
+
+def vanishes(text: Path) -> None:
+    text.unlink()
+
+
+@pytest.mark.parametrize("where", ["training", "validation"])
+@pytest.mark.parametrize("change", [shrinks, grows, is_replaced, is_written_to, vanishes])
+def test_a_text_that_changes(tmp_path: Path, change: Any, where: str) -> None:
+    text = tmp_path / "big.txt"
+    content = make_prose(200_000)
+    text.write_text(content)
+    run = tmp_path / "run"
+    every = 5 if where == "validation" else 10**6
+    choices: dict[str, Any] = {"bptt": 512, "validate_every": every, "budget": {"steps": 200}}
+
+    def stop(run: Any) -> bool:
+        if run.progress.step == 4 and text.exists() and text.read_text() == content:
+            change(text)
+        return False
+
+    with RunFolder.create(run) as folder:
+        training = begin(folder, text, **choices)
+        with pytest.raises(CorpusError) as caught:
+            drive(training, stop)
+    said = str(caught.value)
+    verb = {"is_replaced": "was replaced", "is_written_to": "was written to"}.get(
+        change.__name__, "can no longer be read" if change is vanishes else change.__name__[:-1]
+    )
+    assert "big.txt" in said
+    assert {"shrink": "shrank", "grow": "grew"}.get(verb, verb) in said
+    step = training.progress.step
+    assert step == 5 if where == "validation" else step > 5
+    assert f"the run is saved at step {step}, and goes on with: charrnn train" in said
+    assert load(run / "last.safetensors").require("step", int) == step
+    text.unlink(missing_ok=True)
+    text.write_text(content)
+    with RunFolder.open_existing(run) as folder:
+        goes_on = resume(folder, device=CPU, changes={})
+        drive(goes_on, lambda r: r.progress.step == step + 3)
+    assert load(run / "last.safetensors").require("step", int) == step + 3
