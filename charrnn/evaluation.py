@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,7 +25,18 @@ from charrnn.model import CharModel, Hidden
 from charrnn.stream import Reader
 from charrnn.vocabulary import UNKNOWN, Vocabulary
 
-__all__ = ["Interrupted", "Scores", "score"]
+__all__ = [
+    "Interrupted",
+    "PositionScores",
+    "Prices",
+    "Scores",
+    "prices",
+    "read_windows",
+    "score",
+    "score_by_position",
+    "total",
+    "window_prices",
+]
 
 #: Characters that a lane reads before its first prediction counts.
 WARM_UP = 256
@@ -166,9 +178,150 @@ def score(
         nats=float(nats) + unknown * vocabulary.unknown_nats,
         characters=predictions,
         unknown=unknown,
-        bytes=part.corpus.part(part.start + 1, part.stop).bytes,
+        bytes=_predicted_bytes(part),
         seconds=time.perf_counter() - started,
     )
+
+
+@dataclass(frozen=True)
+class Prices:
+    """The price of every character of a stretch of text."""
+
+    position: int
+    """Of the first of them in the text; the text's first character has position 0."""
+    nats_T: NDArray[np.float64]
+    """-ln p of each; of one that is unknown, with its spelling."""
+    unknown: int
+    """Characters outside the vocabulary among them."""
+
+
+@torch.no_grad()
+def prices(
+    model: CharModel, part: Part, vocabulary: Vocabulary, *, window: int = WINDOW
+) -> Iterator[Prices]:
+    """Price a text character by character, in one lane from start to end, dropout off.
+
+    Args:
+        model: who predicts; in evaluation mode, as ``load_model`` gives it.
+        part: the text; at least 2 characters, all but the first of which are priced.
+        vocabulary: the model's.
+        window: characters given to the model at a time; the prices do not depend on it.
+
+    Yields:
+        The prices of consecutive stretches.
+
+    Raises:
+        CorpusError: the text changed while it was read.
+    """
+    assert not model.training
+    device = model.head.weight.device
+    hidden = model.initial_hidden(1)
+    for position, x_TB, y_TB in read_windows(part, vocabulary, window):
+        logits_TBV, hidden = model(x_TB.to(device), hidden)
+        yield window_prices(position, _prices(logits_TBV, y_TB.to(device)), y_TB, vocabulary)
+
+
+def total(stretches: Iterable[Prices], part: Part) -> Scores:
+    """Return the scores that the prices of a part add up to; the time is the iteration's."""
+    started = time.perf_counter()
+    nats, unknown = 0.0, 0
+    for stretch in stretches:
+        nats += float(stretch.nats_T.sum())
+        unknown += stretch.unknown
+    return Scores(
+        nats=nats,
+        characters=part.characters - 1,
+        unknown=unknown,
+        bytes=_predicted_bytes(part),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def read_windows(
+    part: Part, vocabulary: Vocabulary, length: int
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield a text as one lane of windows: (position of y's first, x_TB, y_TB), B being 1."""
+    reader = Reader(part, vocabulary)
+    ids = reader.read(1)
+    while True:
+        position = reader.position
+        ids = np.concatenate([ids[-1:], reader.read(length)])
+        if len(ids) == 1:
+            return
+        text_TB = torch.from_numpy(ids.astype(np.int64))[:, None]
+        yield position, text_TB[:-1], text_TB[1:]
+
+
+def window_prices(position: int, nats_T: Tensor, y_TB: Tensor, vocabulary: Vocabulary) -> Prices:
+    """Return the prices of a window of one lane, the spelling of unknown characters added.
+
+    Args:
+        position: in the text, of the window's first predicted character.
+        nats_T: -ln p of each symbol.
+        y_TB: the symbols, B being 1.
+        vocabulary: whose ids they are.
+    """
+    priced_T = nats_T.detach().cpu().double().numpy()
+    if not vocabulary.has_unknown:
+        return Prices(position, priced_T, 0)
+    unknown_T = (y_TB.flatten() == UNKNOWN).cpu().numpy()
+    priced_T = priced_T + unknown_T * vocabulary.unknown_nats
+    return Prices(position, priced_T, int(unknown_T.sum()))
+
+
+@dataclass(frozen=True)
+class PositionScores:
+    """What a character costs, by its distance from a state of zero."""
+
+    nats_T: NDArray[np.float64]
+    """Mean price of the character predicted from 1, 2, ... characters of context."""
+    windows: int
+    """Stretches of text, each read from a state of zero, that the means are over."""
+
+
+@torch.inference_mode()
+def score_by_position(
+    model: CharModel, part: Part, vocabulary: Vocabulary, length: int
+) -> PositionScores:
+    """Score consecutive stretches of a text, each from a state of zero.
+
+    The first character of a stretch is read and not priced, or rather: it is the last one
+    priced in the stretch before.
+
+    Args:
+        model: who predicts; in evaluation mode.
+        part: the text.
+        vocabulary: the model's.
+        length: predictions of a stretch; what is left over at the end of the text is not
+            scored. A shorter text makes one shorter stretch.
+
+    Raises:
+        CorpusError: the text changed while it was read.
+    """
+    assert not model.training
+    device = model.head.weight.device
+    length = min(length, part.characters - 1)
+    windows = (part.characters - 1) // length
+    nats_T = torch.zeros(length, dtype=torch.float64, device=device)
+    reader = Reader(part, vocabulary)
+    last = reader.read(1)
+    for start in range(0, windows, MOST_LANES.get(device.type, 32)):
+        lanes = min(MOST_LANES.get(device.type, 32), windows - start)
+        ids = np.concatenate([last, reader.read(lanes * length)]).astype(np.int64)
+        last = ids[-1:]
+        x_TB = torch.from_numpy(ids[:-1]).view(lanes, length).t().contiguous().to(device)
+        y_TB = torch.from_numpy(ids[1:]).view(lanes, length).t().contiguous().to(device)
+        logits_TBV, _ = model(x_TB)
+        price_TB = _prices(logits_TBV, y_TB).view(length, lanes).double()
+        if vocabulary.has_unknown:
+            price_TB += (y_TB == UNKNOWN).double() * vocabulary.unknown_nats
+        nats_T += price_TB.sum(1)
+    return PositionScores((nats_T / windows).cpu().numpy(), windows)
+
+
+def _predicted_bytes(part: Part) -> int:
+    """Return the encoded size of all characters but the first."""
+    return part.corpus.part(part.start + 1, part.stop).bytes
 
 
 def _with_zero_lane(zero: Hidden, warmed: Hidden) -> Hidden:
@@ -181,7 +334,11 @@ def _with_zero_lane(zero: Hidden, warmed: Hidden) -> Hidden:
 
 def _price(logits_TBV: Tensor, y_TB: Tensor, counted_TB: Tensor) -> Tensor:
     """Return the sum of -ln p over the counted positions, in float64."""
+    return (_prices(logits_TBV, y_TB) * counted_TB.flatten()).sum(dtype=torch.float64)
+
+
+def _prices(logits_TBV: Tensor, y_TB: Tensor) -> Tensor:
+    """Return -ln p of every position, flat, in float32 at least."""
     if logits_TBV.dtype in (torch.bfloat16, torch.float16):
         logits_TBV = logits_TBV.float()
-    price = F.cross_entropy(logits_TBV.flatten(0, 1), y_TB.flatten(), reduction="none")
-    return (price * counted_TB.flatten()).sum(dtype=torch.float64)
+    return F.cross_entropy(logits_TBV.flatten(0, 1), y_TB.flatten(), reduction="none")

@@ -11,7 +11,14 @@ import torch
 
 from charrnn.config import CELL_NAMES, CellName, ModelConfig
 from charrnn.corpus import Part, scan
-from charrnn.evaluation import Interrupted, Scores, score
+from charrnn.evaluation import (
+    Interrupted,
+    Scores,
+    prices,
+    score,
+    score_by_position,
+    total,
+)
 from charrnn.model import CharModel
 from charrnn.run import load_model
 from charrnn.vocabulary import UNKNOWN, Vocabulary
@@ -210,3 +217,51 @@ class TestScore:
             score(model, part, vocabulary(), window=7, should_stop=stop_at_the_third)
         assert len(asked) == 3
         assert model.training
+
+
+class TestPrices:
+    @pytest.mark.parametrize("window", [1, 17, 1000])
+    def test_equal_the_definition(self, tmp_path: Path, window: int) -> None:
+        text = make_text(101)
+        part = make_part(tmp_path, text)
+        stretches = list(prices(make_model().eval(), part, vocabulary(), window=window))
+        found = [float(nats) for stretch in stretches for nats in stretch.nats_T]
+        assert found == pytest.approx(naive_nats(make_model(), text, vocabulary()), rel=1e-12)
+        assert [stretch.position for stretch in stretches] == list(range(1, 101, window))
+        assert sum(stretch.unknown for stretch in stretches) == sum(
+            c not in KNOWN for c in text[1:]
+        )
+
+    def test_add_up_to_the_exact_score(self, tmp_path: Path) -> None:
+        part = make_part(tmp_path, make_text(401))
+        exact = score(make_model(), part, vocabulary(), lanes=1)
+        added = total(prices(make_model().eval(), part, vocabulary()), part)
+        assert added.nats == pytest.approx(exact.nats, rel=1e-12)
+        assert (added.characters, added.unknown) == (exact.characters, exact.unknown)
+        assert added.bytes == exact.bytes
+        assert added.seconds > 0
+
+
+class TestByPosition:
+    @pytest.mark.parametrize("length", [1, 7, 99, 100, 250])
+    def test_equals_the_definition(self, tmp_path: Path, length: int) -> None:
+        text = make_text(101)
+        scores = score_by_position(
+            make_model().eval(), make_part(tmp_path, text), vocabulary(), length
+        )
+        used = min(length, 100)
+        stretches = [text[start : start + used + 1] for start in range(0, 101 - used, used)]
+        expected = [0.0] * used
+        for stretch in stretches:
+            for position, nats in enumerate(naive_nats(make_model(), stretch, vocabulary())):
+                expected[position] += nats / len(stretches)
+        assert scores.windows == len(stretches) == 100 // used
+        assert scores.nats_T.tolist() == pytest.approx(expected, rel=1e-12)
+
+    def test_context_makes_a_text_cheaper(self, tmp_path: Path, trained: Path) -> None:
+        path = tmp_path / "text"
+        path.write_text(make_prose(6007, seed=2))
+        model, words, _ = load_model(trained, torch.device("cpu"))
+        scores = score_by_position(model, scan([str(path)]).part(0, 6007), words, 32)
+        assert scores.windows == 6006 // 32
+        assert scores.nats_T[0] > scores.nats_T[1] > scores.nats_T[8:].mean() + 0.1

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from charrnn.config import CELL_NAMES, CellName, ModelConfig
+from charrnn.corpus import Part, scan
+from charrnn.dynamic import DynamicConfig, dynamic_prices
+from charrnn.evaluation import prices, total
+from charrnn.model import CharModel
+from charrnn.run import load_model
+from charrnn.vocabulary import UNKNOWN, Vocabulary
+from tests.conftest import make_prose
+
+KNOWN = "abcdefgh \n"
+
+
+def make_part(folder: Path, text: str) -> Part:
+    path = folder / "text"
+    path.write_text(text, encoding="utf-8", newline="")
+    return scan([str(path)]).part(0, len(text))
+
+
+def make_model(cell: CellName) -> CharModel:
+    """Return a model in float64, in training mode, with dropout that must not act."""
+    torch.manual_seed(3)
+    config = ModelConfig(
+        cell=cell,
+        vocabulary=len(KNOWN) + 1,
+        layers=2,
+        hidden=6,
+        embedding=4,
+        dropout=0.5,
+        weight_drop=0.5,
+    )
+    return CharModel(config).double()
+
+
+def naive_dynamic(
+    model: CharModel, ids: list[int], window: int, rate: float, decay: float, epsilon: float
+) -> list[float]:
+    """Return -ln p of every symbol but the first: the formulas, one weight at a time."""
+    model.eval()
+    trained = [weight.tolist() for weight in (w.detach().flatten() for w in model.parameters())]
+    squares: list[list[list[float]]] = [[[] for _ in values] for values in trained]
+    hidden = model.initial_hidden(1)
+    found = []
+    for start in range(0, len(ids) - 1, window):
+        x, y = ids[start : start + window], ids[start + 1 : start + window + 1]
+        x = x[: len(y)]
+        losses = []
+        for symbol, following in zip(x, y, strict=True):
+            logits_TBV, hidden = model(torch.tensor([[symbol]]), hidden)
+            losses.append(-torch.log_softmax(logits_TBV[0, 0], 0)[following])
+        hidden = tuple(tuple(part.detach() for part in state) for state in hidden)
+        found += [loss.item() for loss in losses]
+        model.zero_grad()
+        torch.stack(losses).mean().backward()  # type: ignore[no-untyped-call]
+        sizes = []
+        for number, weight in enumerate(model.parameters()):
+            assert weight.grad is not None
+            for seen, g in zip(squares[number], weight.grad.flatten().tolist(), strict=True):
+                seen.append(g * g)
+            sizes.append([math.sqrt(sum(seen) / len(seen)) for seen in squares[number]])
+        every = [size for tensor in sizes for size in tensor]
+        mean = sum(every) / len(every)
+        with torch.no_grad():
+            for number, weight in enumerate(model.parameters()):
+                assert weight.grad is not None
+                new = []
+                for w, g, s, w0 in zip(
+                    weight.flatten().tolist(),
+                    weight.grad.flatten().tolist(),
+                    sizes[number],
+                    trained[number],
+                    strict=True,
+                ):
+                    moved = w - rate * g / (s + epsilon)
+                    new.append(moved + min(1, decay * s / mean) * (w0 - moved))
+                weight.copy_(torch.tensor(new, dtype=torch.float64).view_as(weight))
+    return found
+
+
+@pytest.mark.parametrize("cell", CELL_NAMES)
+@pytest.mark.parametrize(("window", "decay"), [(7, 0.0), (5, 0.3), (100, 0.1)])
+def test_equals_the_naive_loop(tmp_path: Path, cell: CellName, window: int, decay: float) -> None:
+    text = "".join(random.Random(1).choices(KNOWN + "☃", k=38))
+    words = Vocabulary.from_counts(Counter(map(ord, KNOWN)), "utf-8", 1)
+    config = DynamicConfig(window=window, rate=0.05, decay=decay)
+    stretches = list(dynamic_prices(make_model(cell), make_part(tmp_path, text), words, config))
+    ids = words.encode(text).tolist()
+    expected = naive_dynamic(
+        make_model(cell), ids, window, config.rate, config.decay, config.EPSILON
+    )
+    spelt = [symbol == UNKNOWN for symbol in ids[1:]]
+    assert any(spelt)
+    found = np.concatenate([stretch.nats_T for stretch in stretches])
+    assert found == pytest.approx(
+        np.array(expected) + np.array(spelt) * words.unknown_nats, rel=1e-9
+    )
+    assert [stretch.position for stretch in stretches] == list(range(1, 38, window))
+    assert sum(stretch.unknown for stretch in stretches) == sum(spelt)
+
+
+def test_without_steps_the_prices_are_those_of_the_model(tmp_path: Path) -> None:
+    part = make_part(tmp_path, make_prose(99))
+    words = Vocabulary.from_counts(part.counts(), "utf-8", 1)
+    torch.manual_seed(1)
+    model = CharModel(
+        ModelConfig(cell="gru", vocabulary=words.size, layers=1, hidden=5, embedding=3)
+    ).eval()
+    still = DynamicConfig(window=10, rate=1e-30, decay=0.0)
+    adapted = total(dynamic_prices(model, part, words, still), part)
+    assert adapted.nats == pytest.approx(total(prices(model, part, words), part).nats, rel=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_stays_as_it_is(tmp_path: Path, training: bool) -> None:
+    part = make_part(tmp_path, "abcdefgh" * 9)
+    words = Vocabulary.from_counts(Counter(map(ord, KNOWN)), "utf-8", 1)
+    model = make_model("lstm").train(training)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    with torch.no_grad():  # whatever the caller's mode
+        for _ in dynamic_prices(model, part, words):
+            assert not torch.is_grad_enabled(), "nor is that changed"
+    assert model.training is training
+    assert torch.equal(torch.get_rng_state(), random_state)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_a_text_that_repeats_itself_gets_cheaper(tmp_path: Path, trained: Path) -> None:
+    text = "the stone sings cold, grey river runs under a bird.\n" * 60
+    model, words, _ = load_model(trained, torch.device("cpu"))
+    part = make_part(tmp_path, text)
+    plain = total(prices(model, part, words), part)
+    adapted = total(dynamic_prices(model, part, words), part)
+    assert adapted.characters == plain.characters == len(text) - 1
+    assert adapted.bytes == plain.bytes
+    assert adapted.nats_per_char < plain.nats_per_char - 0.1
