@@ -264,4 +264,4 @@ class TestByPosition:
         model, words, _ = load_model(trained, torch.device("cpu"))
         scores = score_by_position(model, scan([str(path)]).part(0, 6007), words, 32)
         assert scores.windows == 6006 // 32
-        assert scores.nats_T[0] > scores.nats_T[1] > scores.nats_T[8:].mean() + 0.1
+        assert scores.nats_T[0] > scores.nats_T[4:].mean() + 0.5
