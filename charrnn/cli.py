@@ -597,7 +597,7 @@ def inspect_recurrence(
     from charrnn.config import TrainConfig
     from charrnn.corpus import scan
     from charrnn.errors import CheckpointError
-    from charrnn.inspection import clipping, inspect, read_metrics, read_stretch
+    from charrnn.inspection import Unit, clipping, inspect, read_metrics, read_stretch
     from charrnn.run import TextRecord, choose_device, load_model, refuse_other_symbols
 
     model, vocabulary, meta = load_model(checkpoint, choose_device(device))
@@ -606,6 +606,7 @@ def inspect_recurrence(
         trained = TextRecord.from_dict(meta["text"])
     except (KeyError, ValueError, UsageError) as error:
         raise CheckpointError(f"{checkpoint}: its training is not described: {error}") from error
+    shown = Unit.parse(config.unit, model) if config.unit is not None else None
     history = None
     log = find(checkpoint).parent / "metrics.jsonl"
     if log.exists():
@@ -635,8 +636,9 @@ def inspect_recurrence(
     if not as_json:
         _say(f"looking at {len(stretch):,} characters ...")
     inspection = inspect(
-        model, stretch, vocabulary, config, seed=training.seed, bptt=training.bptt, history=history
-    )
+        model, stretch, vocabulary, config, unit=shown, seed=training.seed, bptt=training.bptt,
+        history=history,
+    )  # fmt: skip
     if as_json:
         head = {
             "checkpoint": str(checkpoint),

@@ -804,6 +804,7 @@ def inspect(
     vocabulary: Vocabulary,
     config: InspectConfig,
     *,
+    unit: Unit | None = None,
     seed: int = 1,
     bptt: int | None = None,
     history: Clipping | None = None,
@@ -815,14 +816,11 @@ def inspect(
         stretch: the text, held out if the figures are to mean what they seem to.
         vocabulary: the model's.
         config: what the user chose.
+        unit: the one that ``config`` names, whose activation is asked for.
         seed: of the initial weights, unless the user chose one.
         bptt: the window that the model was trained with.
         history: of the training's gradient norms.
-
-    Raises:
-        UsageError: the model has no such unit.
     """
-    unit = Unit.parse(config.unit, model) if config.unit is not None else None
     initial = initial_model(model.config, seed if config.seed is None else config.seed)
     initial.to(model.head.weight)
     return Inspection(

@@ -30,6 +30,8 @@ __all__ = ["print_inspection"]
 BLOCKS = " ▁▂▃▄▅▆▇█"
 EIGHTHS = " ▏▎▍▌▋▊▉"
 BAR = 24
+#: Lags that are plotted.
+PLOT = 20
 #: Below this share of the gradient at lag 0 the plot shows nothing.
 FAINTEST = 1e-3
 #: Share of the text from which on a gate counts as always open or closed.
@@ -119,7 +121,7 @@ def _gradient_flow(flows: Sequence[GradientFlow]) -> Table:
     lags = [k for k in (1, 10) if k <= farthest]
     columns = ["weights", "radius", "along", "half at", "1 % at"] + [f"k = {k}" for k in lags]
     table = _table(*columns, plot="")
-    plotted = sorted({0, *np.geomspace(1, farthest, BAR).round().astype(int).tolist()})
+    plotted = sorted({0, *np.geomspace(1, farthest, PLOT).round().astype(int).tolist()})
     for flow in flows:
         for reach in flow.reaches:
             radii = flow.spectral_radii[reach.layer - 1]

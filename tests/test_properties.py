@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+
+from charrnn.properties import PROPERTIES
+
+#: Texts with the values of a property at each of their characters, a digit each.
+CASES = [
+    ("inside quotes", 'a "bc" d', "00111000"),
+    ("inside quotes", "“a” «b»c", "11001100"),
+    ("inside quotes", 'a "b\nc\n\nd "', "00111110001"),
+    ("inside brackets", "f(a[1]) )(", "0111110001"),
+    ("inside brackets", "{\n\nx", "1100"),
+    ("position in line", "ab\n\ncde", "1200123"),
+    ("indentation", "  a b\n\tc\nd", "1222201100"),
+    ("inside a word", "a_1 é-", "111010"),
+    ("position in word", "ab, cde\nf", "120012301"),
+    ("capitalised word", "Ab cD EF", "11000011"),
+    ("upper case", "aBÉ1", "0110"),
+    ("digit", "a1 2", "0101"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "values"), CASES)
+def test_values(name: str, text: str, values: str) -> None:
+    assert PROPERTIES[name](text) == [float(value) for value in values]
+
+
+def test_each_property_is_tested() -> None:
+    assert {name for name, _, _ in CASES} == PROPERTIES.keys()
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_one_value_a_character(name: str) -> None:
+    assert PROPERTIES[name]("") == []
+    assert len(PROPERTIES[name]('( "Aé\U0001f600\r\n\n\x00 1)')) == 13
