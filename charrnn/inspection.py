@@ -81,7 +81,7 @@ WARM_UP = 256
 #: Lags of the gradient flow, and the least number of characters of context for the memory.
 FARTHEST = 256
 #: Places of the text whose gradient is followed back, and how many at a time.
-PLACES, PLACES_AT_ONCE = 128, 64
+PLACES, PLACES_AT_ONCE = 128, 32
 #: Characters read after a reset, all windows together.
 RESET_CHARACTERS = 512_000
 #: Stretches that are read side by side for gates and units.

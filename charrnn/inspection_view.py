@@ -171,7 +171,7 @@ def _memory(memory: Memory) -> Table:
             f"{memory.nats(k):.4f}",
             f"{memory.excess_nats[k]:+.4f}",
             f"{memory.standard_error[k]:.4f}",
-            _bar(memory.excess_nats[k] / most),
+            _bar(memory.excess_nats[k] / most if most > 0 else 0.0),
         )
     return table
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from torch import Tensor
 
 from charrnn import inspection as module
@@ -41,6 +42,7 @@ from charrnn.inspection import (
     unroll_model,
     with_spectral_radius,
 )
+from charrnn.inspection_view import print_inspection
 from charrnn.model import CharModel
 from charrnn.properties import PROPERTIES
 from charrnn.run import load_model
@@ -548,6 +550,29 @@ class TestClipping:
         path.write_bytes(b'{"step": 1}\n' + line + b"\n")
         with pytest.raises(RunFolderError, match="line 2 is no row"):
             read_metrics(path)
+
+
+# In a terminal --------------------------------------------------------------------
+
+
+@each_cell
+def test_any_measurement_can_be_shown(
+    cell: CellName, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model that predicts worse the more it has read, whose gradient is zero, too."""
+    monkeypatch.setenv("COLUMNS", "80")
+    model = zero_(make_model(cell))
+    with torch.no_grad():
+        model.head.weight.zero_()
+    stretch = make_stretch(150, ALPHABET + "\r\t\f\x1b紅e\u0301")
+    config, unit = InspectConfig(spectral_radius=(math.pi,)), Unit(2, 1, "h")
+    for shown in (model, make_model(cell)):
+        monkeypatch.setattr(module, "with_spectral_radius", lambda model, _: model)
+        print_inspection(module.inspect(shown, stretch, vocabulary(), config, unit=unit))
+        out = capsys.readouterr().out
+        assert ("\nGates\n" in out) == (cell != "rnn")
+        assert "\x1b" not in out
+        assert all(cell_len(line) <= 80 for line in out[: out.index("Unit 2.1")].splitlines())
 
 
 # The command ----------------------------------------------------------------------
