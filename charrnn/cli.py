@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -27,6 +27,8 @@ from charrnn.config import CellName, InspectConfig, SampleConfig, TextChoices
 from charrnn.errors import CharrnnError, UsageError
 
 if TYPE_CHECKING:
+    from charrnn.baselines import Baseline
+    from charrnn.evaluation import Prices
     from charrnn.run import Run
     from charrnn.vocabulary import Vocabulary
 
@@ -490,12 +492,43 @@ def evaluate(
         list[Path], typer.Argument(metavar="CHECKPOINT", help="Checkpoints or runs' folders.")
     ],
     text: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(metavar="TEXT", help="The text to score: a file, folder, glob or -."),
-    ],
+    ] = None,
+    part: Annotated[
+        Literal["valid", "test", "train"] | None,
+        typer.Option(help="Score this part of the text that the model was trained on instead."),
+    ] = None,
     encoding: Annotated[
         str | None, typer.Option(help="Of the text (default: as the model was trained).")
     ] = None,
+    baselines: Annotated[
+        bool,
+        typer.Option(
+            "--baselines",
+            help="Beside the models: uniform, unigram, n-gram, gzip, bzip2, xz.",
+        ),
+    ] = False,
+    dynamic: Annotated[
+        bool,
+        typer.Option(
+            "--dynamic",
+            help="Score by dynamic evaluation too: a copy of the model goes on learning.",
+        ),
+    ] = False,
+    by_position: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Score by position too, up to N after a reset of the state."
+        ),
+    ] = None,
+    per_char: Annotated[
+        Path | None,
+        typer.Option(help="Write each character's price to this file, a line of JSON each."),
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Print the text, coloured by what each character costs.")
+    ] = False,
     exact: Annotated[
         bool,
         typer.Option(
@@ -509,54 +542,96 @@ def evaluate(
     """Score a text under one model or several.
 
     Nats and bits per character, bits per byte and perplexity, over every character but the first;
-    characters that a model does not know are charged with what it takes to spell them out.
+    characters that a model does not know are charged with what it takes to spell them out. With
+    --dynamic, --per-char and --show give the prices of dynamic evaluation.
     """
+    if (text is None) == (part is None):
+        raise UsageError(
+            "give the text to score: --text FILE, or --part valid for what was held out"
+            if text is None
+            else "--text and --part exclude each other: give one"
+        )
+    if part is not None and encoding is not None:
+        raise UsageError("--part and --encoding exclude each other: the part has its own")
+    if by_position is not None and by_position < 1:
+        raise UsageError(f"--by-position must be 1 or above, not {by_position}")
+    if (per_char or show) and len(checkpoints) > 1:
+        raise UsageError("--per-char and --show go with one checkpoint only")
+    if show and as_json:
+        raise UsageError("--show and --json exclude each other: both print on stdout")
+
+    from charrnn.assessment import assess
+    from charrnn.baselines import baselines as price_baselines
     from charrnn.corpus import scan
-    from charrnn.errors import CorpusError
-    from charrnn.evaluation import score
-    from charrnn.run import choose_device, load_model, refuse_other_symbols
+    from charrnn.errors import CheckpointError, CorpusError
+    from charrnn.run import choose_device, load_model, recorded_part, refuse_other_symbols
+    from charrnn.score_view import PerCharacter, SurpriseText, print_assessments
 
     where = choose_device(device)
     with contextlib.ExitStack() as stack:
-        names = list(text)
+        names = list(text or ())
         if "-" in names:
             spooled = stack.enter_context(_standard_input())
             names = [str(spooled) if name == "-" else name for name in names]
-        rows = []
+        assessments = []
+        priced: dict[Any, list[Baseline]] = {}
         for path in checkpoints:
-            model, vocabulary, _ = load_model(path, where)
-            if encoding is not None:
-                refuse_other_symbols(encoding, vocabulary, str(path))
-            corpus = scan(names, encoding or vocabulary.encoding)
-            if corpus.characters < 2:
-                raise CorpusError(f"{text[0]}: a text to score needs at least 2 characters")
-            for note in corpus.notes:
+            model, vocabulary, meta = load_model(path, where)
+            if part is not None:
+                scored = recorded_part(meta, part, path)
+            else:
+                if encoding is not None:
+                    refuse_other_symbols(encoding, vocabulary, str(path))
+                corpus = scan(names, encoding or vocabulary.encoding)
+                scored = corpus.part(0, corpus.characters)
+            if scored.characters < 2:
+                raise CorpusError(
+                    f"{text[0] if text else path}: a text to score needs at least 2 characters"
+                )
+            for note in scored.corpus.notes:
                 _say(note)
-            whole = corpus.part(0, corpus.characters)
-            scores = score(model, whole, vocabulary, lanes=1 if exact else None)
-            shape = model.config
-            rows.append(
-                {
-                    "checkpoint": str(path),
-                    "cell": shape.cell,
-                    "layers": shape.layers,
-                    "hidden": shape.hidden,
-                    "parameters": model.parameter_count(),
-                    "characters": scores.characters,
-                    "unknown": scores.unknown,
-                    "nats_per_char": scores.nats_per_char,
-                    "bits_per_char": scores.bits_per_char,
-                    "bits_per_byte": scores.bits_per_byte,
-                    "perplexity": scores.perplexity,
-                    "chars_per_second": scores.chars_per_second,
-                }
+            watchers: list[Callable[[Prices], None]] = []
+            if per_char is not None:
+                file = stack.enter_context(per_char.open("w", encoding="utf-8"))
+                watchers.append(PerCharacter(scored, file))
+            if show:
+                coloured = SurpriseText(scored)
+                stack.callback(coloured.close)
+                watchers.append(coloured)
+
+            def watch(stretch: Prices, watchers: Sequence[Any] = watchers) -> None:
+                for watcher in watchers:
+                    watcher(stretch)
+
+            beside: list[Baseline] = []
+            if baselines:
+                known = None
+                try:
+                    known = recorded_part(meta, "train", path)
+                except (CorpusError, CheckpointError) as error:
+                    _say(f"{error}: unigram and n-gram, which learn from it, are left out")
+                key = (scored, vocabulary, known)
+                if key not in priced:
+                    priced[key] = list(price_baselines(scored, vocabulary, known))
+                beside = priced[key]
+            assessments.append(
+                assess(
+                    str(path),
+                    model,
+                    vocabulary,
+                    scored,
+                    exact=exact,
+                    dynamic=dynamic,
+                    positions=by_position,
+                    baselines=beside,
+                    watch=watch if watchers else None,
+                )
             )
     if as_json:
+        rows = [assessment.to_dict() for assessment in assessments]
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
-        from charrnn.display import print_scores
-
-        print_scores(rows)
+        print_assessments(assessments)
 
 
 @app.command(name="inspect")
@@ -572,7 +647,9 @@ def inspect_recurrence(
     characters: Annotated[int, typer.Option(help="Look at the last so many characters.")] = 20_000,
     unit: Annotated[
         str | None,
-        typer.Option(help="Colour the text by this unit's state: layer.unit; 1.17c: its memory c."),
+        typer.Option(
+            help="Colour the text by this unit: layer.unit, from 1.1 on; 1.17c: its c."
+        ),
     ] = None,
     spectral_radius: Annotated[
         list[float] | None,

@@ -12,7 +12,7 @@ import shlex
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -36,7 +36,7 @@ from charrnn.training import (
     Validated,
 )
 
-__all__ = ["Display", "duration", "open_display", "print_scores", "printable"]
+__all__ = ["Display", "duration", "open_display", "printable"]
 
 #: Seconds between the plain lines of a log.
 PLAIN_EVERY = 10.0
@@ -94,45 +94,6 @@ def printable(text: str) -> str:
         else "\N{REPLACEMENT CHARACTER}"
         for c in text.replace("\r\n", "\n")
     )
-
-
-def print_scores(rows: list[dict[str, Any]]) -> None:
-    """Print scores as a table on stdout, in the order given.
-
-    A checkpoint is a row; a column, where a terminal is too narrow for that.
-    """
-    columns: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
-        ("checkpoint", lambda r: r["checkpoint"]),
-        ("cell", lambda r: f"{r['cell']} {r['layers']}x{r['hidden']}"),
-        ("parameters", lambda r: f"{r['parameters']:,}"),
-        ("characters", lambda r: f"{r['characters']:,}"),
-        ("unknown", lambda r: f"{r['unknown']:,}"),
-        ("nats/char", lambda r: f"{r['nats_per_char']:.4f}"),
-        ("bits/char", lambda r: f"{r['bits_per_char']:.4f}"),
-        ("bits/byte", lambda r: f"{r['bits_per_byte']:.4f}"),
-        ("perplexity", lambda r: f"{r['perplexity']:.3f}"),
-        ("chars/s", lambda r: f"{r['chars_per_second']:,.0f}"),
-    )
-    lines = [[name for name, _ in columns]]
-    lines += [[cell(row) for _, cell in columns] for row in rows]
-    tables = [
-        _table(lines, ["left"] * 2 + ["right"] * (len(columns) - 2)),
-        _table(list(zip(*lines, strict=True)), ["left"] + ["right"] * len(rows)),
-    ]
-    # A pipe has no width, and whatever is too wide for a terminal is not cut off there.
-    wide = Console(highlight=False, width=10_000, height=100)
-    fitting = [t for t in tables if wide.measure(t).maximum <= Console().width]
-    wide.print(fitting[0] if sys.stdout.isatty() and fitting else tables[0])
-
-
-def _table(lines: Sequence[Sequence[str]], justify: Sequence[Any]) -> Table:
-    """Return a table of plain text; the first line is its head."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name, side in zip(lines[0], justify, strict=True):
-        table.add_column(Text(name), justify=side, no_wrap=True)
-    for line in lines[1:]:
-        table.add_row(*map(Text, line))
-    return table
 
 
 def _both_units(nats: float) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,17 +33,21 @@ from charrnn.update import Update
 from charrnn.vocabulary import Vocabulary
 
 __all__ = [
+    "PartName",
     "Progress",
     "Run",
     "TextRecord",
     "choose_device",
     "load_model",
+    "recorded_part",
     "refuse_other_symbols",
     "resume",
     "start",
 ]
 
 R = TypeVar("R", bound=Record)
+
+PartName = Literal["train", "valid", "test"]
 
 BUDGETS = ("minutes", "epochs", "steps")
 
@@ -438,6 +442,37 @@ def load_model(path: Path, device: torch.device) -> tuple[CharModel, Vocabulary,
     return model.to(device).eval(), vocabulary, checkpoint.meta
 
 
+def recorded_part(meta: dict[str, Any], name: PartName, path: Path) -> Part:
+    """Return a part of the text that a checkpoint's run reads.
+
+    Args:
+        meta: the checkpoint's description, from ``load_model``.
+        name: which part.
+        path: the checkpoint, for messages.
+
+    Raises:
+        CheckpointError: the description is not usable.
+        CorpusError: the text is gone or changed, or was standard input.
+        UsageError: the run has no such part.
+    """
+    record = _record(Checkpoint({}, meta, path=path), "text", TextRecord)
+    borders = {"train": record.train, "valid": record.valid, "test": record.test}[name]
+    if borders is None:
+        raise UsageError(f"{shown(path)}: its run held out no {name} part: give --text")
+    names, fingerprint = record.texts, record.fingerprint
+    if name == "valid" and record.valid_texts:
+        names, fingerprint = record.valid_texts, record.valid_fingerprint or ""
+    if "-" in names:
+        raise CorpusError(f"{shown(path)}: its run read standard input, which is gone")
+    corpus = scan(names or embedded_corpus(), record.encoding)
+    if corpus.fingerprint != fingerprint:
+        raise CorpusError(f"{shown(path)}: the text that its run read has changed since")
+    try:
+        return corpus.part(*borders)
+    except ValueError as error:
+        raise CheckpointError(f"{shown(path)}: the field 'text' is not usable: {error}") from error
+
+
 def _assemble(
     model: CharModel,
     vocabulary: Vocabulary,
@@ -653,7 +688,8 @@ def _refuse_too_large(shape: ModelConfig, config: TrainConfig, device: torch.dev
     if needed > there:
         raise UsageError(
             f"training needs about {needed / 1e9:,.0f} GB of memory, and there are "
-            f"{there / 1e9:,.0f}: give a smaller --hidden, --layers, --batch-size or --bptt"
+            f"{there / 1e9:,.0f}: give a smaller --hidden, --embedding, --layers, "
+            "--batch-size or --bptt"
         )
 
 

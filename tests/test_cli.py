@@ -184,6 +184,14 @@ class TestBadInput:
             # Scoring.
             ("evaluate", 2, "Missing"),
             ("evaluate {trained}", 2, "--text"),
+            ("evaluate {trained} --text {prose} --part valid", 2, "--part"),
+            ("evaluate {trained} --part test", 2, "no test part"),
+            ("evaluate {trained} --part valid --encoding utf-8", 2, "--encoding"),
+            ("evaluate {trained} --part valid --by-position 0", 2, "--by-position"),
+            ("evaluate {trained} {trained} --text {prose} --show", 2, "one checkpoint"),
+            ("evaluate {trained} {trained} --text {prose} --per-char {missing}", 2, "one check"),
+            ("evaluate {trained} --text {prose} --show --json", 2, "--json"),
+            ("evaluate {trained} --text {prose} --per-char {hollow}", 1, "directory"),
             ("evaluate {trained} --text {missing}", 1, "there is no file"),
             ("evaluate {trained} --text {letter}", 1, "at least 2 characters"),
             ("evaluate {trained} --text {latin}", 1, "--encoding"),
@@ -547,6 +555,72 @@ class TestEvaluate:
         assert row["bits_per_char"] == pytest.approx(row["nats_per_char"] / math.log(2))
         assert row["bits_per_byte"] == pytest.approx(row["bits_per_char"]), "the text is ASCII"
         assert row["perplexity"] == pytest.approx(math.exp(row["nats_per_char"]))
+
+    def test_a_part_of_the_text_that_the_model_was_trained_on(
+        self, cli: Cli, trained: Path, prose: Path, tmp_path: Path
+    ) -> None:
+        held_out = tmp_path / "valid"
+        held_out.write_text(prose.read_text()[-601:], newline="")
+        figures = [
+            json.loads(cli("evaluate", trained, *options, "--json").out)[0]["nats_per_char"]
+            for options in (("--part", "valid"), ("--text", held_out))
+        ]
+        assert figures[0] == figures[1]
+
+    def test_in_depth_adds_names_and_changes_none(self, cli: Cli, trained: Path) -> None:
+        plain = json.loads(cli("evaluate", trained, "--part", "valid", "--json").out)[0]
+        options = ("--baselines", "--dynamic", "--by-position", 7)
+        result = cli("evaluate", trained, "--part", "valid", *options, "--json")
+        (row,) = json.loads(result.out)
+        assert result.err == ""
+        assert tuple(row) == (*self.NAMES, "dynamic", "nats_by_position", "baselines")
+        assert {name: row[name] for name in self.NAMES[:-1]} == {
+            name: plain[name] for name in self.NAMES[:-1]
+        }
+        assert tuple(row["dynamic"]) == self.NAMES[-5:]
+        assert len(row["nats_by_position"]) == 7
+        names = [baseline["name"] for baseline in row["baselines"]]
+        assert names[:2] == ["uniform", "unigram"]
+        assert names[2].endswith("-gram")
+        assert names[3:] == ["gzip", "bzip2", "xz"]
+
+    def test_baselines_without_the_training_text(
+        self, cli: Cli, prose: Path, tmp_path: Path
+    ) -> None:
+        text, run = tmp_path / "text", tmp_path / "run"
+        text.write_text(prose.read_text())
+        cli("train", text, "--run", run, *QUICK)
+        text.write_text(make_prose(99))
+        result = cli("evaluate", run, "--text", prose, "--baselines", "--json")
+        assert result.err == (
+            f"{run}: the text that its run read has changed since: "
+            "unigram and n-gram, which learn from it, are left out\n"
+        )
+        names = [baseline["name"] for baseline in json.loads(result.out)[0]["baselines"]]
+        assert names == ["uniform", "gzip", "bzip2", "xz"]
+
+    @pytest.mark.parametrize("options", [(), ("--dynamic",)])
+    def test_the_price_of_each_character_adds_up(
+        self, cli: Cli, trained: Path, prose: Path, tmp_path: Path, options: tuple[str, ...]
+    ) -> None:
+        file = tmp_path / "prices.jsonl"
+        result = cli(
+            "evaluate", trained, "--text", prose, "--per-char", file, *options, "--json"
+        )  # fmt: skip
+        (row,) = json.loads(result.out)
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        assert "".join(line["character"] for line in lines) == prose.read_text()[1:]
+        assert [line["position"] for line in lines] == list(range(1, 6007))
+        mean = sum(line["nats"] for line in lines) / 6006
+        assert mean == pytest.approx(row.get("dynamic", row)["nats_per_char"], abs=1e-5)
+
+    def test_shows_the_text(self, cli: Cli, trained: Path, tmp_path: Path) -> None:
+        text = tmp_path / "text"
+        text.write_text("The grey stone \x1b[2J sings.\n")
+        result = cli("evaluate", trained, "--text", text, "--show")
+        assert (result.code, result.err) == (0, "")
+        assert result.out.startswith("The grey stone \ufffd[2J sings.")
+        assert "\x1b" not in result.out, "a pipe gets no colours"
 
     def test_the_table_has_every_figure(self, cli: Cli, trained: Path, prose: Path) -> None:
         result = cli("evaluate", trained, trained / "last.safetensors", "--text", prose)

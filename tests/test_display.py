@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from rich.text import Text
 
 from charrnn import recipe
 from charrnn.config import TextChoices
@@ -19,7 +18,6 @@ from charrnn.display import (
     _LiveTerminal,
     duration,
     open_display,
-    print_scores,
     printable,
 )
 from charrnn.evaluation import Scores
@@ -292,47 +290,3 @@ def test_duration(seconds: float, text: str) -> None:
 )
 def test_printable_neutralises_what_steers_a_terminal(text: str, shown: str) -> None:
     assert printable(text) == shown
-
-
-ROW = {
-    "checkpoint": "runs/[red]", "cell": "gru", "layers": 2, "hidden": 7, "parameters": 12_345,
-    "characters": 6789, "unknown": 1, "nats_per_char": 1.5, "bits_per_char": 2.16,
-    "bits_per_byte": 2.0, "perplexity": 4.48, "chars_per_second": 9.6,
-}  # fmt: skip
-
-
-class TestScores:
-    FIGURES = ("gru 2x7", "12,345", "6,789", "1", "1.5000", "2.1600", "2.0000", "4.480", "10")
-
-    def test_a_pipe_gets_a_line_a_checkpoint_whatever_its_length(
-        self, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        name = "runs/[red]" + "x" * 300
-        print_scores([ROW | {"checkpoint": name}] * 2)
-        captured = capsys.readouterr()
-        assert captured.err == ""
-        lines = captured.out.splitlines()
-        assert len(lines) == 3
-        assert lines[1].split() == [name, *" ".join(self.FIGURES).split()]
-
-    @pytest.mark.parametrize(("width", "height"), [(200, 3), (60, 10), (20, 3)])
-    def test_a_terminal_gets_the_table_that_fits(
-        self,
-        capsys: pytest.CaptureFixture[str],
-        monkeypatch: pytest.MonkeyPatch,
-        width: int,
-        height: int,
-    ) -> None:
-        monkeypatch.setenv("COLUMNS", str(width))
-        monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-        print_scores([ROW, ROW])
-        plain = Text.from_ansi(capsys.readouterr().out).plain
-        lines = [line.rstrip() for line in plain.splitlines()]
-        assert len(lines) == height
-        if width == 60:
-            assert max(map(len, lines)) <= 60
-            names = ("cell", "parameters", "characters", "unknown", "nats/char", "bits/char")
-            for line, name, figure in zip(lines[1:], names, self.FIGURES, strict=False):
-                assert line.startswith(name)
-                assert line.count(figure) == 2

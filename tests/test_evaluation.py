@@ -257,11 +257,3 @@ class TestByPosition:
                 expected[position] += nats / len(stretches)
         assert scores.windows == len(stretches) == 100 // used
         assert scores.nats_T.tolist() == pytest.approx(expected, rel=1e-12)
-
-    def test_context_makes_a_text_cheaper(self, tmp_path: Path, trained: Path) -> None:
-        path = tmp_path / "text"
-        path.write_text(make_prose(6007, seed=2))
-        model, words, _ = load_model(trained, torch.device("cpu"))
-        scores = score_by_position(model, scan([str(path)]).part(0, 6007), words, 32)
-        assert scores.windows == 6006 // 32
-        assert scores.nats_T[0] > scores.nats_T[4:].mean() + 0.5

@@ -1,0 +1,133 @@
+"""All that ``evaluate`` measures of a checkpoint on a text, in one record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from charrnn.baselines import Baseline
+from charrnn.config import ModelConfig
+from charrnn.corpus import Part
+from charrnn.dynamic import dynamic_prices
+from charrnn.evaluation import (
+    PositionScores,
+    Prices,
+    Scores,
+    prices,
+    score,
+    score_by_position,
+    total,
+)
+from charrnn.model import CharModel
+from charrnn.vocabulary import Vocabulary
+
+__all__ = ["Assessment", "assess"]
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What a checkpoint's model scores on a text."""
+
+    checkpoint: str
+    shape: ModelConfig
+    parameters: int
+    scores: Scores
+    dynamic: Scores | None = None
+    """By dynamic evaluation."""
+    by_position: PositionScores | None = None
+    baselines: tuple[Baseline, ...] = ()
+    """Of the same text, for the model's vocabulary and training part."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON object; what was not measured is left out."""
+        row = {
+            "checkpoint": self.checkpoint,
+            "cell": self.shape.cell,
+            "layers": self.shape.layers,
+            "hidden": self.shape.hidden,
+            "parameters": self.parameters,
+            "characters": self.scores.characters,
+            "unknown": self.scores.unknown,
+            **_figures(self.scores),
+        }
+        if self.dynamic:
+            row["dynamic"] = _figures(self.dynamic)
+        if self.by_position:
+            row["nats_by_position"] = self.by_position.nats_T.tolist()
+        if self.baselines:
+            row["baselines"] = [
+                {
+                    "name": baseline.name,
+                    "nats_per_char": baseline.nats_per_char,
+                    "bits_per_char": baseline.nats_per_char / math.log(2),
+                    "about": baseline.about,
+                }
+                for baseline in self.baselines
+            ]
+        return row
+
+
+def _figures(scores: Scores) -> dict[str, float]:
+    return {
+        "nats_per_char": scores.nats_per_char,
+        "bits_per_char": scores.bits_per_char,
+        "bits_per_byte": scores.bits_per_byte,
+        "perplexity": scores.perplexity,
+        "chars_per_second": scores.chars_per_second,
+    }
+
+
+def assess(
+    checkpoint: str,
+    model: CharModel,
+    vocabulary: Vocabulary,
+    part: Part,
+    *,
+    exact: bool = False,
+    dynamic: bool = False,
+    positions: int | None = None,
+    baselines: Iterable[Baseline] = (),
+    watch: Callable[[Prices], None] | None = None,
+) -> Assessment:
+    """Measure a model on a text; it stays as it is.
+
+    Args:
+        checkpoint: its name, for the record.
+        model: in evaluation mode.
+        vocabulary: the model's.
+        part: the text; at least 2 characters.
+        exact: score in one lane from start to end.
+        dynamic: score by dynamic evaluation too.
+        positions: score by position after a reset too, up to this many.
+        baselines: of the same text, for the record.
+        watch: called with the price of every character in order, from dynamic
+            evaluation if there is one; the score is exact then.
+
+    Raises:
+        CorpusError: the text changed while it was read.
+    """
+    if watch and not dynamic:
+        scores = total(_watched(prices(model, part, vocabulary), watch), part)
+    else:
+        scores = score(model, part, vocabulary, lanes=1 if exact else None)
+    adapted = None
+    if dynamic:
+        stretches = dynamic_prices(model, part, vocabulary)
+        adapted = total(_watched(stretches, watch) if watch else stretches, part)
+    return Assessment(
+        checkpoint=checkpoint,
+        shape=model.config,
+        parameters=model.parameter_count(),
+        scores=scores,
+        dynamic=adapted,
+        by_position=score_by_position(model, part, vocabulary, positions) if positions else None,
+        baselines=tuple(baselines),
+    )
+
+
+def _watched(stretches: Iterable[Prices], watch: Callable[[Prices], None]) -> Iterator[Prices]:
+    for stretch in stretches:
+        watch(stretch)
+        yield stretch

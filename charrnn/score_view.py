@@ -1,0 +1,229 @@
+"""Scores become tables and coloured text in a terminal."""
+
+from __future__ import annotations
+
+import codecs
+import itertools
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from charrnn.assessment import Assessment
+from charrnn.baselines import Baseline
+from charrnn.corpus import Part
+from charrnn.display import printable
+from charrnn.evaluation import Prices, Scores
+
+__all__ = ["PerCharacter", "SurpriseText", "print_assessments", "print_table"]
+
+#: Bits from which on a character is shown in a style; characters below the first are dim.
+SURPRISE = ((0.5, ""), (2.0, "yellow"), (4.0, "bold red"), (8.0, "bold white on red"))
+
+COLUMNS = (
+    "checkpoint", "cell", "parameters", "characters", "unknown",
+    "nats/char", "bits/char", "bits/byte", "perplexity", "chars/s",
+)  # fmt: skip
+
+
+def print_table(lines: Sequence[Sequence[str]], words: int) -> None:
+    """Print a table on stdout; nothing in it is ever cut off.
+
+    A line is a row, or a column where a terminal is too narrow for that.
+
+    Args:
+        lines: the head and the rows.
+        words: the first columns that hold words; the others hold numbers.
+    """
+    turned = list(zip(*lines, strict=True))
+    tables = [
+        _table(lines, ["left"] * words + ["right"] * (len(lines[0]) - words)),
+        _table(turned, ["left"] + ["right"] * (len(lines) - 1)),
+    ]
+    # A pipe has no width, and whatever is too wide for a terminal is not cut off there.
+    wide = Console(highlight=False, width=10_000, height=100)
+    fitting = [t for t in tables if wide.measure(t).maximum <= Console().width]
+    wide.print(fitting[0] if sys.stdout.isatty() and fitting else tables[0])
+
+
+def _table(lines: Sequence[Sequence[str]], justify: Sequence[Any]) -> Table:
+    """Return a table of plain text; the first line is its head."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name, side in zip(lines[0], justify, strict=True):
+        table.add_column(Text(name), justify=side, no_wrap=True)
+    for line in lines[1:]:
+        table.add_row(*map(Text, line))
+    return table
+
+
+def print_assessments(assessments: Sequence[Assessment]) -> None:
+    """Print scores, beside them those of the baselines, and the scores by position."""
+    lines: list[Sequence[str]] = [COLUMNS]
+    abouts: dict[str, str] = {}
+    for one in assessments:
+        shape = one.shape
+        head = (
+            one.checkpoint,
+            f"{shape.cell} {shape.layers}x{shape.hidden}",
+            f"{one.parameters:,}",
+            f"{one.scores.characters:,}",
+            f"{one.scores.unknown:,}",
+        )
+        lines.append([*head, *_figures(one.scores)])
+        if one.dynamic:
+            lines.append(["  dynamic evaluation", *head[1:], *_figures(one.dynamic)])
+    for one in assessments:
+        for baseline in one.baselines:
+            line = _baseline_line(baseline, one.scores)
+            if line not in lines:
+                lines.append(line)
+                abouts[baseline.name] = baseline.about
+    print_table(lines, words=2)
+    for name, about in abouts.items():
+        print(f"{name}: {about}")
+    for one in assessments:
+        if one.by_position is not None:
+            _print_positions(one)
+
+
+def _figures(scores: Scores) -> list[str]:
+    return [
+        f"{scores.nats_per_char:.4f}",
+        f"{scores.bits_per_char:.4f}",
+        f"{scores.bits_per_byte:.4f}",
+        f"{scores.perplexity:.3f}",
+        f"{scores.chars_per_second:,.0f}",
+    ]
+
+
+def _baseline_line(baseline: Baseline, scores: Scores) -> list[str]:
+    """Return a baseline's row, on the characters that a model was scored on."""
+    nats = baseline.nats_per_char
+    bits = nats / math.log(2)
+    return [
+        baseline.name,
+        *[""] * 2,
+        f"{scores.characters:,}",
+        "",
+        f"{nats:.4f}",
+        f"{bits:.4f}",
+        f"{bits * scores.characters / scores.bytes:.4f}",
+        f"{math.exp(nats):.3f}",
+        "",
+    ]
+
+
+def _print_positions(assessment: Assessment) -> None:
+    """Print the price at 1, 2, 4, ... characters after a reset of the state."""
+    assert assessment.by_position is not None
+    nats_T = assessment.by_position.nats_T
+    places = [2**k for k in range(len(nats_T).bit_length()) if 2**k <= len(nats_T)]
+    if places[-1] != len(nats_T):
+        places.append(len(nats_T))
+    print()
+    print(
+        f"{assessment.checkpoint}: characters of context since a state of zero, "
+        f"means of {assessment.by_position.windows:,} stretches"
+    )
+    lines = [["from", "to", "nats/char", "bits/char"]]
+    for first, last in itertools.pairwise([0, *places]):
+        nats = float(nats_T[first:last].mean())
+        lines.append([f"{first + 1:,}", f"{last:,}", f"{nats:.4f}", f"{nats / math.log(2):.4f}"])
+    print_table(lines, words=0)
+
+
+class PerCharacter:
+    """Writes the price of every character as a line of JSON.
+
+    ``position`` counts from the text's first character, which has 0 and no price; a model
+    of bytes has ``byte`` in place of ``character``.
+
+    Args:
+        part: the text that is scored.
+        stream: where to write.
+    """
+
+    def __init__(self, part: Part, stream: TextIO) -> None:
+        self._codes = _codes(part)
+        next(self._codes)
+        self._stream = stream
+        self._bytes = part.corpus.encoding == "bytes"
+
+    def __call__(self, stretch: Prices) -> None:
+        """Write a stretch's lines; stretches must come in order."""
+        for position, nats in enumerate(stretch.nats_T.tolist(), start=stretch.position):
+            code = next(self._codes)
+            what = {"byte": code} if self._bytes else {"character": chr(code)}
+            row = {"position": position, **what, "nats": round(nats, 6)}
+            self._stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+class SurpriseText:
+    """Prints a text on stdout, coloured by what each character costs.
+
+    Bytes are shown as the utf-8 characters they make up, each at the price of all of its
+    bytes. What could steer the terminal is replaced; a line feed that costs much is
+    marked, as it shows no colour itself.
+
+    Args:
+        part: the text that is scored.
+    """
+
+    def __init__(self, part: Part) -> None:
+        self._codes = _codes(part)
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._decoder = None
+        if part.corpus.encoding == "bytes":
+            self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._pending = 0.0
+        self._print([(next(self._codes), 0.0)])
+
+    def __call__(self, stretch: Prices) -> None:
+        """Print a stretch; stretches must come in order."""
+        self._print([(next(self._codes), nats) for nats in stretch.nats_T.tolist()])
+
+    def close(self) -> None:
+        """Print what the colours mean."""
+        legend = Text("\n\nbits: ")
+        legend.append(f"below {SURPRISE[0][0]:g}", style="dim")
+        for (least, style), (most, _) in itertools.pairwise(SURPRISE):
+            legend.append("  ").append(f"{least:g} to {most:g}", style=style)
+        legend.append("  ").append(f"{SURPRISE[-1][0]:g} and above", style=SURPRISE[-1][1])
+        self._console.print(legend, end="\n\n")
+
+    def _print(self, priced: list[tuple[int, float]]) -> None:
+        text = Text()
+        for code, nats in priced:
+            character, cost = self._character(code, nats)
+            if not character:
+                continue
+            style = "dim"
+            for least, its in SURPRISE:
+                style = its if cost >= least * math.log(2) else style
+            if character == "\n" and style not in ("dim", ""):
+                text.append("\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", style=style)
+            # A carriage return is half of a line's end: alone it would be a replacement.
+            text.append(printable(character.replace("\r", "")), style=style)
+        self._console.print(text, end="")
+
+    def _character(self, code: int, nats: float) -> tuple[str, float]:
+        """Return a character with its price; nothing while its bytes are not complete."""
+        if self._decoder is None:
+            return chr(code), nats
+        self._pending += nats
+        character = self._decoder.decode(bytes([code]))
+        cost = self._pending
+        if character:
+            self._pending = 0.0
+        return character, cost
+
+
+def _codes(part: Part) -> Iterator[int]:
+    """Yield the code points of a text one by one."""
+    for block in part.codes():
+        yield from block.tolist()

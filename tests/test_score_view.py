@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import io
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.text import Text
+
+from charrnn.assessment import Assessment
+from charrnn.baselines import Baseline
+from charrnn.config import ModelConfig
+from charrnn.corpus import Part, scan
+from charrnn.evaluation import PositionScores, Prices, Scores
+from charrnn.score_view import PerCharacter, SurpriseText, print_assessments
+
+ONE = Assessment(
+    checkpoint="runs/[red]",
+    shape=ModelConfig(cell="gru", vocabulary=9, layers=2, hidden=7, embedding=3),
+    parameters=12_345,
+    scores=Scores(nats=10_183.5, characters=6789, unknown=1, bytes=7000, seconds=707.2),
+)
+FIGURES = (
+    "gru 2x7", "12,345", "6,789", "1", "1.5000", "2.1640", "2.0988", "4.482", "10",
+)  # fmt: skip
+
+
+def make_part(folder: Path, data: bytes, encoding: str = "utf-8") -> Part:
+    path = folder / "text"
+    path.write_bytes(data)
+    corpus = scan([str(path)], encoding)
+    return corpus.part(0, corpus.characters)
+
+
+class TestTable:
+    def test_a_pipe_gets_a_line_a_checkpoint_whatever_its_length(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        name = "runs/[red]" + "x" * 300
+        long = Assessment(name, ONE.shape, ONE.parameters, ONE.scores)
+        print_assessments([long, long])
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        lines = captured.out.splitlines()
+        assert len(lines) == 3
+        assert lines[1].split() == [name, *" ".join(FIGURES).split()]
+
+    @pytest.mark.parametrize(("width", "height"), [(200, 3), (60, 10), (20, 3)])
+    def test_a_terminal_gets_the_table_that_fits(
+        self,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        width: int,
+        height: int,
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", str(width))
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        print_assessments([ONE, ONE])
+        plain = Text.from_ansi(capsys.readouterr().out).plain
+        lines = [line.rstrip() for line in plain.splitlines()]
+        assert len(lines) == height
+        if width == 60:
+            assert max(map(len, lines)) <= 60
+            names = ("cell", "parameters", "characters", "unknown", "nats/char", "bits/char")
+            for line, name, figure in zip(lines[1:], names, FIGURES, strict=False):
+                assert line.startswith(name)
+                assert line.count(figure) == 2
+
+    def test_baselines_and_dynamic_evaluation_stand_in_the_same_table(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        beside = (Baseline("uniform", math.log(9), "9 symbols"), Baseline("xz", 2.0, "alone"))
+        dynamic = Scores(nats=6789.0, characters=6789, unknown=1, bytes=7000, seconds=1)
+        one = Assessment(
+            "run", ONE.shape, ONE.parameters, ONE.scores, dynamic=dynamic, baselines=beside
+        )
+        print_assessments([one, one])
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+        assert lines[2][:2] == ["dynamic", "evaluation"]
+        assert lines[2][-5:] == ["1.0000", "1.4427", "1.3992", "2.718", "6,789"]
+        assert lines[5] == ["uniform", "6,789", "2.1972", "3.1699", "3.0744", "9.000"]
+        assert lines[6] == ["xz", "6,789", "2.0000", "2.8854", "2.7984", "7.389"], "and only once"
+        assert lines[7:] == [["uniform:", "9", "symbols"], ["xz:", "alone"]]
+
+    def test_positions_are_averaged_between_powers_of_two(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        positions = PositionScores(np.array([4.0, 3.0, 2.0, 1.0, 0.5, 0.7]), windows=1234)
+        one = Assessment("run", ONE.shape, 1, ONE.scores, by_position=positions)
+        print_assessments([one])
+        out = capsys.readouterr().out
+        assert "means of 1,234 stretches" in out
+        lines = [line.split()[:3] for line in out.splitlines()[-4:]]
+        assert lines == [
+            ["1", "1", "4.0000"],
+            ["2", "2", "3.0000"],
+            ["3", "4", "1.5000"],
+            ["5", "6", "0.6000"],
+        ]
+
+
+class TestPerCharacter:
+    def test_writes_a_line_a_character(self, tmp_path: Path) -> None:
+        stream = io.StringIO()
+        write = PerCharacter(make_part(tmp_path, "xé\n☃".encode()), stream)
+        write(Prices(1, np.array([0.5, 1.25]), 0))
+        write(Prices(3, np.array([14.0]), 1))
+        assert [json.loads(line) for line in stream.getvalue().splitlines()] == [
+            {"position": 1, "character": "é", "nats": 0.5},
+            {"position": 2, "character": "\n", "nats": 1.25},
+            {"position": 3, "character": "☃", "nats": 14.0},
+        ]
+
+    def test_bytes_are_numbers(self, tmp_path: Path) -> None:
+        stream = io.StringIO()
+        write = PerCharacter(make_part(tmp_path, b"\x00\xff\x00", "bytes"), stream)
+        write(Prices(1, np.array([0.5, 1.25]), 0))
+        assert [json.loads(line)["byte"] for line in stream.getvalue().splitlines()] == [255, 0]
+
+
+class TestSurpriseText:
+    @pytest.fixture(autouse=True)
+    def colours(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm-256color")
+        monkeypatch.delenv("NO_COLOR", raising=False)
+
+    def spans(self, out: str) -> list[tuple[str, str]]:
+        """Return the pieces of a coloured output, each with its style."""
+        text = Text.from_ansi(out)
+        plain = text.plain
+        return [(plain[span.start : span.end], str(span.style)) for span in text.spans]
+
+    def test_colours_by_price(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        bit = math.log(2)
+        show = SurpriseText(make_part(tmp_path, b"abcdef"))
+        show(Prices(1, np.array([0.1, 1.0, 3.0]) * bit, 0))
+        show(Prices(4, np.array([5.0, 9.0]) * bit, 0))
+        out = capsys.readouterr().out
+        assert Text.from_ansi(out).plain == "abcdef"
+        assert self.spans(out) == [
+            ("a", "dim"),
+            ("b", "dim"),
+            ("d", "color(3)"),
+            ("e", "bold color(1)"),
+            ("f", "bold color(7) on color(1)"),
+        ]
+        show.close()
+        assert "0.5 to 2" in Text.from_ansi(capsys.readouterr().out).plain
+
+    def test_nothing_steers_the_terminal(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("FORCE_COLOR")
+        text = "[red]\x1b[2J\r\n\x9b\n"
+        show = SurpriseText(make_part(tmp_path, text.encode()))
+        nats = np.zeros(len(text) - 1)
+        nats[-1] = 3.0
+        show(Prices(1, nats, 0))
+        assert capsys.readouterr().out == "[red]\ufffd[2J\n\ufffd\u21b5\n"
+
+    def test_bytes_become_characters_with_the_price_of_all(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        show = SurpriseText(make_part(tmp_path, "aéb".encode(), "bytes"))
+        show(Prices(1, np.array([1.0, 2.0, 0.0]), 0))
+        out = capsys.readouterr().out
+        assert self.spans(out) == [("a", "dim"), ("é", "bold color(1)"), ("b", "dim")]
