@@ -82,14 +82,14 @@ WARM_UP = 256
 FARTHEST = 256
 #: Places of the text whose gradient is followed back, and how many at a time.
 PLACES, PLACES_AT_ONCE = 128, 32
-#: Characters read after a reset, all windows together.
-RESET_CHARACTERS = 512_000
+#: Resets of the state: as many as make this many multiply-adds, within the bounds.
+RESET_WORK, FEWEST_RESETS, MOST_RESETS = 2e11, 200, 2000
 #: Stretches that are read side by side for gates and units.
 LANES = 8
 #: Time steps whose states and gates are held at a time.
 BLOCK = 64
-#: Predictions whose logits are held at a time.
-PREDICTIONS = 4096
+#: Logits that are held at a time.
+LOGITS = 1 << 22
 #: Characters whose activation is shown.
 SHOWN = 1000
 
@@ -150,20 +150,18 @@ def _step(cell: Cell, input_BG: Tensor, state: State) -> tuple[State, tuple[Tens
     return ((input_BG + recurrent_BG).tanh(),), ()
 
 
-def unroll_model(
-    model: CharModel, x_TB: Tensor, hidden: Hidden
-) -> tuple[Tensor, tuple[Unrolled, ...]]:
-    """Do what ``model(x_TB, hidden)`` does in evaluation, step by step.
+def unroll_model(model: CharModel, x_TB: Tensor, hidden: Hidden) -> tuple[Unrolled, ...]:
+    """Do what ``model(x_TB, hidden)`` does in evaluation, up to the head, step by step.
 
     Returns:
-        logits_TBV, and every layer unrolled.
+        Every layer unrolled. The logits at t are the head of the last one's h at t.
     """
     out_TBH: Tensor = model.embedding(x_TB)
     layers = []
     for cell, state in zip(model.layers(), hidden, strict=True):
         layers.append(unroll(cell, out_TBH, state))
         out_TBH = torch.stack(layers[-1].states["h"])
-    return model.head(out_TBH), tuple(layers)
+    return tuple(layers)
 
 
 # The text ------------------------------------------------------------------------
@@ -317,8 +315,9 @@ def _gradient_sizes(
     # Whatever the weights require: the states are to be followed.
     hidden = tuple(tuple(s.requires_grad_() for s in state) for state in hidden)
     with torch.enable_grad():
-        logits_TBV, layers = unroll_model(model, ids_TB[warm_up:-1], hidden)
-        loss = F.cross_entropy(logits_TBV[-1], ids_TB[-1], reduction="sum")
+        layers = unroll_model(model, ids_TB[warm_up:-1], hidden)
+        logits_BV = model.head(layers[-1].states["h"][-1])
+        loss = F.cross_entropy(logits_BV, ids_TB[-1], reduction="sum")
         names = [(number, name) for number, layer in enumerate(layers) for name in layer.states]
         nodes = [node for number, name in names for node in layers[number].states[name]]
         gradients = torch.autograd.grad(loss, nodes)
@@ -397,18 +396,22 @@ def memory(
         bptt: the window of the training.
         farthest: the longest context; None: twice the window, at least ``FARTHEST``. Less
             on a short text.
-        windows: how many resets; None: as many as make ``RESET_CHARACTERS``.
+        windows: how many resets; None: as many as the size of the model allows. Fewer on a
+            short text.
         tolerance: nats per character that count as nothing.
     """
     farthest = min(farthest or max(FARTHEST, 2 * (bptt or 0)), len(stretch) // 4)
     price_T = _full_prices(model, stretch)
     # The full state has read at least as much again before a window as the window has.
     first, last = farthest, len(stretch) - 1 - farthest
-    windows = min(windows or max(2, RESET_CHARACTERS // farthest), last - first + 1)
+    if windows is None:
+        affordable = RESET_WORK / (model.multiply_adds() * farthest)
+        windows = round(min(MOST_RESETS, max(FEWEST_RESETS, affordable)))
+    windows = min(windows, last - first + 1)
     starts_B = np.linspace(first, last, windows).astype(np.int64)
     ids_KB = _windows(stretch, starts_B, farthest + 1, model)
     hidden = model.initial_hidden(windows)
-    at_once = max(1, PREDICTIONS // windows)
+    at_once = max(1, LOGITS // (windows * model.config.vocabulary))
     alone = F.log_softmax(model.head.bias, dim=0)
     price_KB = [-alone[ids_KB[:1]]]
     for start in range(0, farthest, at_once):
@@ -437,8 +440,9 @@ def _full_prices(model: CharModel, stretch: Stretch) -> NDArray[np.float64]:
     ids_T1 = torch.from_numpy(stretch.ids)[:, None].to(model.head.weight.device)
     hidden = model.initial_hidden(1)
     prices = [torch.full((1, 1), torch.nan)]
-    for start in range(0, len(stretch) - 1, PREDICTIONS):
-        x_T1, y_T1 = ids_T1[start:-1][:PREDICTIONS], ids_T1[start + 1 :][:PREDICTIONS]
+    at_once = max(1, LOGITS // model.config.vocabulary)
+    for start in range(0, len(stretch) - 1, at_once):
+        x_T1, y_T1 = ids_T1[start:-1][:at_once], ids_T1[start + 1 :][:at_once]
         logits_T1V, hidden = model(x_T1, hidden)
         prices.append(_prices(logits_T1V, y_T1).cpu())
     return torch.cat(prices)[:, 0].double().numpy()
@@ -663,7 +667,7 @@ def activation(
     warm_up = min(WARM_UP, start)
     starts = np.array([start - warm_up])
     ids_TB = _windows(stretch, starts, len(stretch) - start + warm_up, model)
-    _, layers = unroll_model(model, ids_TB[warm_up:], _warmed(model, ids_TB[:warm_up]))
+    layers = unroll_model(model, ids_TB[warm_up:], _warmed(model, ids_TB[:warm_up]))
     steps = layers[unit.layer - 1].states[unit.state]
     values = tuple(float(state_BH[0, unit.unit - 1]) for state_BH in steps)
     return Activation(unit, stretch.text[start:], values)
@@ -882,6 +886,6 @@ def _observe(
     for start in range(0, length, BLOCK):
         steps = min(BLOCK, length - start)
         ids_TB = _windows(stretch, starts_B + start, steps, model)
-        _, layers = unroll_model(model, ids_TB, hidden)
+        layers = unroll_model(model, ids_TB, hidden)
         hidden = tuple(layer.last() for layer in layers)
         yield starts_B[None] + start + np.arange(steps)[:, None], layers

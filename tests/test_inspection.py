@@ -99,10 +99,11 @@ def test_unrolled_model_is_the_model(cell: CellName, layers: int) -> None:
     hidden = tuple(
         tuple(torch.randn(5, 3, dtype=torch.float64) for _ in c.states) for c in model.layers()
     )
-    logits_TBV, unrolled = unroll_model(model, x_TB, hidden)
+    unrolled = unroll_model(model, x_TB, hidden)
     for t in range(7):
         expected_1BV, hidden = model(x_TB[t : t + 1], hidden)
-        torch.testing.assert_close(logits_TBV[t], expected_1BV[0])
+        logits_BV = model.head(unrolled[-1].states["h"][t])
+        torch.testing.assert_close(logits_BV, expected_1BV[0])
         for layer, state in zip(unrolled, hidden, strict=True):
             for steps, part_BH in zip(layer.states.values(), state, strict=True):
                 torch.testing.assert_close(steps[t], part_BH)
@@ -265,7 +266,7 @@ class TestMemory:
     def test_equals_a_loop_over_resets(
         self, cell: CellName, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(module, "PREDICTIONS", 13)
+        monkeypatch.setattr(module, "LOGITS", 300)
         model, stretch = make_model(cell), make_stretch(101, ALPHABET + "é")
         ids = stretch.ids.tolist()
         found = memory(model, stretch, vocabulary(), farthest=9, windows=7, bptt=4)
