@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -27,7 +28,10 @@ from charrnn.config import CellName, InspectConfig, SampleConfig, TextChoices
 from charrnn.errors import CharrnnError, UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from charrnn.baselines import Baseline
+    from charrnn.comparison import Plan, RunResult
     from charrnn.evaluation import Prices
     from charrnn.run import Run
     from charrnn.vocabulary import Vocabulary
@@ -378,7 +382,7 @@ def train(
         from charrnn.runfolder import RunFolder
 
         where = choose_device(device)
-        path = run or _default_run(text, choices)
+        path = run or _default_run(text, choices.cell)
         take = RunFolder.open_existing if resume else RunFolder.create
         folder = stack.enter_context(take(path, 1 if keep is None else keep, command))
         spooled = None
@@ -545,14 +549,7 @@ def evaluate(
     characters that a model does not know are charged with what it takes to spell them out. With
     --dynamic, --per-char and --show give the prices of dynamic evaluation.
     """
-    if (text is None) == (part is None):
-        raise UsageError(
-            "give the text to score: --text FILE, or --part valid for what was held out"
-            if text is None
-            else "--text and --part exclude each other: give one"
-        )
-    if part is not None and encoding is not None:
-        raise UsageError("--part and --encoding exclude each other: the part has its own")
+    _refuse_two_texts(text, part, encoding)
     if by_position is not None and by_position < 1:
         raise UsageError(f"--by-position must be 1 or above, not {by_position}")
     if (per_char or show) and len(checkpoints) > 1:
@@ -634,22 +631,180 @@ def evaluate(
         print_assessments(assessments)
 
 
+@app.command()
+def compare(
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TEXT]...",
+            help="Files, folders or globs (default: Python's own sources).",
+            show_default=False,
+        ),
+    ] = None,
+    cell: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="<rnn|lstm|gru>", help="To compare; once for each (default: all three)."
+        ),
+    ] = None,
+    match: Annotated[
+        Literal["parameters", "hidden"] | None,
+        typer.Option(help="What all cells have as many of (default: parameters, within 1 %)."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Runs of each cell, for mean and spread (default 1).")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the first run; the others follow.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Budget of each run: wall-clock minutes (default 3).")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Budget: passes over the text.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Budget: updates.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Stacked cells (default: the LSTM's).")] = None,
+    hidden: Annotated[
+        int | None, typer.Option(help="Width of the LSTM, to match (default: its recipe's).")
+    ] = None,
+    embedding: Annotated[int | None, typer.Option(help="Width of a character's vector.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Share of units dropped.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Lanes (default: the LSTM's).")] = None,
+    bptt: Annotated[
+        int | None, typer.Option(help="Window of the gradient (default: the LSTM's).")
+    ] = None,
+    valid_share: Annotated[
+        float | None, typer.Option(help="Share held out to choose by (default 0.1).")
+    ] = None,
+    test_share: Annotated[
+        float | None, typer.Option(help="Share at the very end to compare on (default 0.1).")
+    ] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of the text (default utf-8).")] = None,
+    min_count: Annotated[
+        int | None, typer.Option(help="Rarer characters become the unknown symbol.")
+    ] = None,
+    device: Device = "auto",
+    run: Annotated[
+        Path | None, typer.Option(help="Its folder (default: checkpoints/TEXT-compare).")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the comparison in --run.")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but the table.")] = False,
+) -> int:
+    """Train several cells on the same text and tell which is ahead.
+
+    All read the same characters in the same order; they have the same number of parameters, layers
+    and lanes. Learning rates are each cell's own. Ctrl-C saves and leaves.
+    """
+    numbers: dict[str, Any] = {
+        "cells": tuple(cell) if cell else None,
+        "match": match,
+        "seeds": seeds,
+        "seed": seed,
+        "minutes": minutes,
+        "epochs": epochs,
+        "steps": steps,
+        "layers": layers,
+        "hidden": hidden,
+        "embedding": embedding,
+        "dropout": dropout,
+        "batch_size": batch_size,
+        "bptt": bptt,
+        "valid_share": valid_share,
+        "test_share": test_share,
+        "encoding": encoding,
+        "min_count": min_count,
+    }
+    given = recipe.given(numbers)
+    if resume and run is None:
+        raise UsageError("--resume needs --run DIR, the folder of the comparison to go on with")
+    if resume and (given or texts):
+        raise UsageError(
+            "--resume goes on with the comparison as it was planned: give --run DIR alone"
+        )
+    if not {"minutes", "epochs", "steps"} & given.keys():
+        given["minutes"] = recipe.DEFAULT_MINUTES
+
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(_StopSignals())
+
+        from charrnn.comparison import Comparison, Plan, open_plan
+        from charrnn.run import choose_device
+        from charrnn.score_view import print_comparison
+
+        where = choose_device(device)
+        if resume:
+            assert run is not None
+            folder, plan = run, open_plan(run)
+        else:
+            absolute = [t if t == "-" else str(Path(t).absolute()) for t in texts or ()]
+            plan = Plan(texts=tuple(absolute), **given)
+            folder = run or _default_run(plan.text(), "compare")
+        results = _compare(folder, plan, where, stop, new=not resume, quiet=quiet or as_json)
+        if results is None:
+            assert stop.received
+            _say(f"go on with: {shlex.join(['charrnn', 'compare', '--run', str(folder)])} --resume")
+            return 128 + stop.received
+        comparison = Comparison.of(plan, results)
+    if as_json:
+        print(json.dumps(comparison.to_list(), indent=2, ensure_ascii=False))
+    else:
+        print_comparison(comparison)
+    return 0
+
+
+def _compare(
+    folder: Path,
+    plan: Plan,
+    device: torch.device,
+    stop: _StopSignals,
+    *,
+    new: bool,
+    quiet: bool,
+) -> list[RunResult] | None:
+    """Do a comparison's runs, showing them; return their results, or None if it was stopped."""
+    from charrnn.comparison import Note, RunScored, RunStarted, compare
+    from charrnn.display import open_display
+
+    results = []
+    display = open_display(as_json=False, quiet=True)
+    try:
+        for event in compare(folder, plan, new=new, device=device, should_stop=stop.reason):
+            if isinstance(event, Note):
+                _say(f"note: {event.text}")
+            elif isinstance(event, RunStarted):
+                display = open_display(as_json=False, quiet=quiet)
+                if not quiet:
+                    _say(f"--- run {event.number} of {event.total}: {event.run.folder.path}")
+                display.start(event.run)
+                stop.defer()
+            elif isinstance(event, RunScored):
+                display.close()
+                results.append(event.result)
+            else:
+                display.show(event)
+    finally:
+        display.close()
+    return None if stop.received else results
+
+
 @app.command(name="inspect")
 def inspect_recurrence(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run's folder.")],
     text: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(help="The text to look at, best one held out: a file, folder, glob or -."),
-    ],
+    ] = None,
+    part: Annotated[
+        Literal["valid", "test", "train"] | None,
+        typer.Option(help="Look at this part of the text that the model was trained on instead."),
+    ] = None,
     encoding: Annotated[
         str | None, typer.Option(help="Of the text (default: as the model was trained).")
     ] = None,
     characters: Annotated[int, typer.Option(help="Look at the last so many characters.")] = 20_000,
     unit: Annotated[
         str | None,
-        typer.Option(
-            help="Colour the text by this unit: layer.unit, from 1.1 on; 1.17c: its c."
-        ),
+        typer.Option(help="Colour the text by this unit: layer.unit, from 1.1 on; 1.17c: its c."),
     ] = None,
     spectral_radius: Annotated[
         list[float] | None,
@@ -663,6 +818,7 @@ def inspect_recurrence(
     as_json: AsJson = False,
 ) -> None:
     """Look into the recurrence: gradient flow, memory, gates, units, clipping."""
+    _refuse_two_texts(text, part, encoding)
     config = InspectConfig(
         characters=characters,
         seed=seed,
@@ -675,7 +831,13 @@ def inspect_recurrence(
     from charrnn.corpus import scan
     from charrnn.errors import CheckpointError
     from charrnn.inspection import Unit, clipping, inspect, read_metrics, read_stretch
-    from charrnn.run import TextRecord, choose_device, load_model, refuse_other_symbols
+    from charrnn.run import (
+        TextRecord,
+        choose_device,
+        load_model,
+        recorded_part,
+        refuse_other_symbols,
+    )
 
     model, vocabulary, meta = load_model(checkpoint, choose_device(device))
     try:
@@ -695,19 +857,24 @@ def inspect_recurrence(
     if encoding is not None:
         refuse_other_symbols(encoding, vocabulary, str(checkpoint))
     with contextlib.ExitStack() as stack:
-        names = list(text)
+        names = list(text or ())
         if "-" in names:
             spooled = stack.enter_context(_standard_input())
             names = [str(spooled) if name == "-" else name for name in names]
-        corpus = scan(names, encoding or vocabulary.encoding)
-        for note in corpus.notes:
+        if part is not None:
+            whole = recorded_part(meta, part, checkpoint)
+        else:
+            corpus = scan(names, encoding or vocabulary.encoding)
+            whole = corpus.part(0, corpus.characters)
+        for note in whole.corpus.notes:
             _say(note)
-        start = max(0, corpus.characters - config.characters)
-        stretch = read_stretch(corpus.part(start, corpus.characters), vocabulary)
-    if corpus.fingerprint == trained.fingerprint and start < trained.train[1]:
+        start = max(whole.start, whole.stop - config.characters)
+        stretch = read_stretch(whole.corpus.part(start, whole.stop), vocabulary)
+    learnt = min(whole.stop, trained.train[1]) - max(start, trained.train[0])
+    if whole.corpus.fingerprint == trained.fingerprint and learnt > 0 and part != "train":
         _say(
-            f"the model was trained on {trained.train[1] - start:,} of these {len(stretch):,} "
-            "characters: figures on text that is held out say more"
+            f"the model was trained on {learnt:,} of these {len(stretch):,} characters: "
+            "--part valid is what was held out"
         )
     shape = model.config
     if not as_json:
@@ -729,6 +896,18 @@ def inspect_recurrence(
         from charrnn.inspection_view import print_inspection
 
         print_inspection(inspection)
+
+
+def _refuse_two_texts(text: list[str] | None, part: str | None, encoding: str | None) -> None:
+    """Refuse all but one of --text and --part."""
+    if (text is None) == (part is None):
+        raise UsageError(
+            "give a text: --text FILE, or --part valid for what was held out"
+            if text is None
+            else "--text and --part exclude each other: give one"
+        )
+    if part is not None and encoding is not None:
+        raise UsageError("--part and --encoding exclude each other: the part has its own")
 
 
 def _finite(value: Any) -> Any:
@@ -806,11 +985,11 @@ def _train(run: Run, stop: _StopSignals, *, as_json: bool, quiet: bool) -> int:
     return 0
 
 
-def _default_run(text: TextChoices, choices: recipe.Choices) -> Path:
+def _default_run(text: TextChoices, what: str) -> Path:
     """Return a folder under checkpoints/ that no run has taken yet."""
     first = text.texts[0] if text.texts else "python"
     stem = "stdin" if first == "-" else Path(first).absolute().stem.strip("*?[].") or "text"
-    base = Path("checkpoints") / f"{stem}-{choices.cell}"
+    base = Path("checkpoints") / f"{stem}-{what}"
     path, number = base, 1
     while path.exists():
         number += 1

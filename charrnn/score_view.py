@@ -16,11 +16,18 @@ from rich.text import Text
 
 from charrnn.assessment import Assessment
 from charrnn.baselines import Baseline
+from charrnn.comparison import Comparison
 from charrnn.corpus import Part
 from charrnn.display import printable
 from charrnn.evaluation import Prices, Scores
 
-__all__ = ["PerCharacter", "SurpriseText", "print_assessments", "print_table"]
+__all__ = [
+    "PerCharacter",
+    "SurpriseText",
+    "print_assessments",
+    "print_comparison",
+    "print_table",
+]
 
 #: Bits from which on a character is shown in a style; characters below the first are dim.
 SURPRISE = ((0.5, ""), (2.0, "yellow"), (4.0, "bold red"), (8.0, "bold white on red"))
@@ -135,6 +142,73 @@ def _print_positions(assessment: Assessment) -> None:
         nats = float(nats_T[first:last].mean())
         lines.append([f"{first + 1:,}", f"{last:,}", f"{nats:.4f}", f"{nats / math.log(2):.4f}"])
     print_table(lines, words=0)
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print what came out of a comparison: a row a cell, then what the spread supports."""
+    plan = comparison.plan
+    several = plan.seeds > 1
+    lines = [[
+        "cell", "layers x width", "parameters", "multiply-adds", "us/char", "seconds", "steps",
+        "clipped", "valid nats", "valid ppl", "nats/char", *(["spread"] if several else []),
+        "bits/char", "perplexity",
+    ]]  # fmt: skip
+    for cell in comparison.cells:
+        one, row = cell.best, cell.to_dict()
+        valid = row["valid_nats_per_char"]
+        lines.append(
+            [
+                cell.cell,
+                f"{one.layers} x {one.hidden}",
+                f"{one.parameters:,}",
+                f"{one.multiply_adds:,}",
+                f"{1e6 / row['train_chars_per_second']:.1f}",
+                f"{row['seconds']:.0f}",
+                f"{row['steps']:,.0f}",
+                f"{row['clipped_steps']:,.0f}",
+                "-" if valid is None else f"{valid:.4f}",
+                "-" if valid is None else f"{math.exp(valid):.3f}",
+                f"{row['nats_per_char']:.4f}",
+                *([f"{row['spread']:.4f}"] if several else []),
+                f"{row['bits_per_char']:.4f}",
+                f"{row['perplexity']:.3f}",
+            ]
+        )
+    print_table(lines, words=2)
+    print()
+    for line in _comparison_says(comparison):
+        print(line)
+
+
+def _comparison_says(comparison: Comparison) -> Iterator[str]:
+    """Yield what the table rests on, and which differences are more than chance."""
+    plan, one = comparison.plan, comparison.cells[0].best
+    (budget,) = (
+        f"{value:g} {name}"
+        for name in ("minutes", "epochs", "steps")
+        if (value := getattr(plan, name)) is not None
+    )
+    part = "test part" if plan.test_share else "validation part"
+    matched = "parameters" if plan.match == "parameters" else "width"
+    seeds = f"mean of {plan.seeds} seeds" if plan.seeds > 1 else "one seed"
+    yield (
+        f"Matched by {matched}; {budget} a run, {seeds}; the best checkpoint by validation, on "
+        f"the {one.characters:,} predictions of the {part}; us/char: training, microseconds."
+    )
+    if plan.minutes is not None:
+        yield "Equal time: a cell that computes faster does more steps."
+    least = comparison.least_difference
+    if least is None:
+        if len(comparison.cells) > 1:
+            yield "One seed has no spread: --seeds 3 tells which differences are more than chance."
+        return
+    for pair in comparison.differences:
+        verdict = "beyond the spread" if pair.supported else "within the spread, may be chance"
+        yield f"{pair.better} is {pair.nats:.4f} nats ahead of {pair.worse}: {verdict}"
+    yield (
+        f"Beyond the spread is above {least:.4f} nats: 95 % for one pair, Student's t, the spread "
+        "over the seeds pooled over the cells."
+    )
 
 
 class PerCharacter:

@@ -1,0 +1,588 @@
+"""The same text, budget and order of data for several cells.
+
+Everything but the cell is equal: the split, the vocabulary, the lanes and windows in
+which the text is read, the number of layers, the embedding. Widths are solved for, so
+that all models have the same number of parameters, or are equal too. Learning rates,
+which no two cells share, are those of the recipe. Each cell is trained from several
+seeds, so that a difference can be held against the spread that chance alone makes.
+
+A comparison is a folder: ``comparison.json`` with its plan, and a run's folder for
+every cell and seed, with the run's ``result.json`` once it is finished.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+
+from charrnn import recipe
+from charrnn.checkpoint import replacing, shown
+from charrnn.config import CELL_NAMES, CellName, ModelConfig, Record, TextChoices
+from charrnn.corpus import Part, embedded_corpus, scan, split
+from charrnn.errors import RunFolderError, UsageError
+from charrnn.evaluation import Interrupted, Scores, score
+from charrnn.model import CharModel
+from charrnn.run import Run, load_model, resume, start
+from charrnn.runfolder import RunFolder
+from charrnn.training import Event, Finished, train
+from charrnn.vocabulary import Vocabulary
+
+__all__ = [
+    "CellResult",
+    "Comparison",
+    "Difference",
+    "Note",
+    "Plan",
+    "RunResult",
+    "RunScored",
+    "RunStarted",
+    "compare",
+    "matched_hidden",
+    "open_plan",
+    "shapes",
+]
+
+PLAN = "comparison.json"
+RESULT = "result.json"
+#: The cell whose recipe gives the numbers that all cells share.
+REFERENCE: CellName = "lstm"
+#: Parameters are matched when they differ by no more than this share.
+TOLERANCE = 0.01
+#: Student's t, two-sided 95 %, for 1 to 10 degrees of freedom.
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Record):
+    """What is compared: all that a comparison needs to begin or to go on."""
+
+    texts: tuple[str, ...]
+    """Absolute paths, folders or globs; none: the embedded corpus."""
+    cells: tuple[CellName, ...] = CELL_NAMES
+    match: Literal["parameters", "hidden"] = "parameters"
+    """What all models have the same number of."""
+    seeds: int = 1
+    """Runs of each cell."""
+    seed: int = 1
+    """Of the first; the others follow."""
+    minutes: float | None = None
+    """Budget of each run; exactly one of the three."""
+    epochs: float | None = None
+    steps: int | None = None
+    encoding: str | None = None
+    valid_share: float = 0.1
+    test_share: float = 0.1
+    min_count: int | None = None
+    layers: int | None = None
+    """None leaves a number to the reference cell's recipe; so do those below."""
+    hidden: int | None = None
+    """H of the reference cell; the others' too where hidden is matched."""
+    embedding: int | None = None
+    dropout: float | None = None
+    batch_size: int | None = None
+    bptt: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.cells:
+            raise UsageError("--cell must name at least one cell")
+        for cell in self.cells:
+            if self.cells.count(cell) > 1:
+                raise UsageError(f"--cell {cell} is given twice")
+        if self.seeds < 1:
+            raise UsageError(f"--seeds must be 1 or above, not {self.seeds}")
+        if "-" in self.texts:
+            raise UsageError("compare reads the text once a run: give a file, not -")
+        if self.valid_share == 0 and self.test_share == 0:
+            raise UsageError("--valid-share and --test-share are 0: nothing is left to compare on")
+        # What the runs would refuse later is refused now.
+        self.text()
+        for cell in self.cells:
+            recipe.choose(self.choices(cell), vocabulary=2, characters=2, device="cpu")
+
+    def text(self) -> TextChoices:
+        """Return what every run reads."""
+        return TextChoices(
+            texts=self.texts,
+            encoding=self.encoding,
+            valid_share=self.valid_share,
+            test_share=self.test_share,
+            min_count=self.min_count,
+        )
+
+    def choices(self, cell: CellName, seed: int | None = None, **model: int) -> recipe.Choices:
+        """Return what one run is told, beside the text.
+
+        Args:
+            cell: its recurrence.
+            seed: its seed; None: the first.
+            model: numbers of its shape that are known by now.
+        """
+        shape = {
+            "layers": self.layers,
+            "hidden": self.hidden,
+            "embedding": self.embedding,
+            "dropout": self.dropout,
+        }
+        training = {
+            "batch_size": self.batch_size,
+            "bptt": self.bptt,
+            "seed": self.seed if seed is None else seed,
+        }
+        budget = {"minutes": self.minutes, "epochs": self.epochs, "steps": self.steps}
+        return recipe.Choices(
+            cell=cell,
+            budget=recipe.given(budget),
+            model={**shape, **model},
+            training=training,
+        )
+
+    def runs(self) -> Iterator[tuple[int, CellName]]:
+        """Yield seed and cell of every run, in order: each seed for all cells in turn."""
+        return itertools.product(range(self.seed, self.seed + self.seeds), self.cells)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult(Record):
+    """What came out of training one cell from one seed."""
+
+    run: str
+    """The run's folder."""
+    cell: CellName
+    seed: int
+    layers: int
+    hidden: int
+    parameters: int
+    multiply_adds: int
+    """Of the matrix products, for one character read."""
+    steps: int
+    clipped_steps: int
+    trained_characters: int
+    seconds: float
+    """Wall-clock time of training, validation and saving."""
+    train_chars_per_second: float
+    """Median over the run, validation and saving left out."""
+    valid_nats_per_char: float | None
+    """Of the best checkpoint by validation, on all of the validation part."""
+    nats_per_char: float
+    """Of the same, on the test part; on the validation part if there is none."""
+    bits_per_byte: float
+    characters: int
+    """Predictions scored there."""
+    unknown: int
+    chars_per_second: float
+    """Speed of that scoring."""
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """One cell's runs, all seeds."""
+
+    runs: tuple[RunResult, ...]
+
+    @property
+    def cell(self) -> CellName:
+        """Which recurrence."""
+        return self.runs[0].cell
+
+    @property
+    def best(self) -> RunResult:
+        """The run with the lowest validation loss, which needs no look at the test part."""
+        return min(self.runs, key=lambda run: run.valid_nats_per_char or 0.0)
+
+    @property
+    def nats_per_char(self) -> float:
+        """Mean over the seeds."""
+        return self.mean("nats_per_char")
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of the nats per character over the seeds; None for one."""
+        if len(self.runs) < 2:
+            return None
+        return statistics.stdev(run.nats_per_char for run in self.runs)
+
+    def mean(self, name: str) -> float:
+        """Return the mean over the seeds of a number of ``RunResult``."""
+        return statistics.fmean(getattr(run, name) for run in self.runs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON object: numbers that differ from seed to seed are means."""
+        best, nats = self.best, self.nats_per_char
+        valid = None if best.valid_nats_per_char is None else self.mean("valid_nats_per_char")
+        return {
+            "checkpoint": best.run,
+            "cell": self.cell,
+            "layers": best.layers,
+            "hidden": best.hidden,
+            "parameters": best.parameters,
+            "characters": best.characters,
+            "nats_per_char": nats,
+            "bits_per_char": nats / math.log(2),
+            "bits_per_byte": self.mean("bits_per_byte"),
+            "perplexity": math.exp(nats),
+            "chars_per_second": self.mean("chars_per_second"),
+            "seconds": self.mean("seconds"),
+            "spread": self.spread,
+            "valid_nats_per_char": valid,
+            "multiply_adds": best.multiply_adds,
+            "train_chars_per_second": self.mean("train_chars_per_second"),
+            "steps": self.mean("steps"),
+            "clipped_steps": self.mean("clipped_steps"),
+            "runs": [asdict(run) for run in self.runs],
+        }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two cells are apart."""
+
+    better: CellName
+    worse: CellName
+    nats: float
+    """0 or above."""
+    supported: bool
+    """Whether it is more than the spread makes by chance."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came out of all runs."""
+
+    plan: Plan
+    cells: tuple[CellResult, ...]
+    """In the order of the plan."""
+
+    @classmethod
+    def of(cls, plan: Plan, results: Sequence[RunResult]) -> Self:
+        """Return the comparison of a plan whose runs are all finished."""
+        return cls(
+            plan,
+            tuple(
+                CellResult(tuple(result for result in results if result.cell == cell))
+                for cell in plan.cells
+            ),
+        )
+
+    @property
+    def least_difference(self) -> float | None:
+        """The difference in nats from which on chance is no likely cause; None for one seed.
+
+        Fisher's least significant difference: with n seeds and s the standard deviation
+        pooled over the C cells, t s sqrt(2 / n), where t is Student's two-sided 95 % for
+        C (n - 1) degrees of freedom. It is for each pair by itself.
+        """
+        n = len(self.cells[0].runs)
+        if n < 2:
+            return None
+        variance = statistics.fmean((cell.spread or 0.0) ** 2 for cell in self.cells)
+        return _student(len(self.cells) * (n - 1)) * math.sqrt(2 * variance / n)
+
+    @property
+    def differences(self) -> tuple[Difference, ...]:
+        """Every pair of cells, the better one first."""
+        ranked = sorted(self.cells, key=lambda cell: cell.nats_per_char)
+        least = self.least_difference
+        return tuple(
+            Difference(a.cell, b.cell, nats, least is not None and nats > least)
+            for a, b in itertools.combinations(ranked, 2)
+            for nats in [b.nats_per_char - a.nats_per_char]
+        )
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """Return a JSON list, an object a cell."""
+        ahead = {
+            cell.cell: [d.worse for d in self.differences if d.supported and d.better == cell.cell]
+            for cell in self.cells
+        }
+        return [cell.to_dict() | {"ahead_of": ahead[cell.cell]} for cell in self.cells]
+
+
+def _student(freedom: int) -> float:
+    """Return Student's t, two-sided 95 %, to 0.1 %."""
+    if freedom <= len(STUDENT):
+        return STUDENT[freedom - 1]
+    z = statistics.NormalDist().inv_cdf(0.975)
+    # Cornish-Fisher: Abramowitz and Stegun 26.7.5, two terms.
+    return (
+        z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom * freedom)
+    )
+
+
+# Shapes ------------------------------------------------------------------------------
+
+
+def measure_shape(shape: ModelConfig) -> CharModel:
+    """Return a model without weights, to count them and their products."""
+    with torch.device("meta"):
+        return CharModel(shape)
+
+
+def matched_hidden(shape: ModelConfig, parameters: int) -> int:
+    """Return the width at which a model comes closest to a number of parameters.
+
+    Args:
+        shape: of the model, but for its width.
+        parameters: wished for.
+    """
+
+    def count(hidden: int) -> int:
+        return measure_shape(replace(shape, hidden=hidden)).parameter_count()
+
+    # Parameters grow with the width: halve the interval in which they pass the wish.
+    low, high = 1, 2
+    while count(high) < parameters:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle) < parameters else (low, middle)
+    return min((low, high), key=lambda hidden: abs(count(hidden) - parameters))
+
+
+def shapes(
+    plan: Plan, *, vocabulary: int, characters: int, device: str
+) -> tuple[dict[CellName, ModelConfig], dict[str, int], list[str]]:
+    """Return every cell's shape, and the training numbers that all share.
+
+    Args:
+        plan: what is compared.
+        vocabulary: V.
+        characters: of the training part.
+        device: "cpu", "cuda" or "mps".
+
+    Returns:
+        The shapes; lanes and window; sentences on what could not be matched.
+    """
+
+    def choose(cell: CellName, **model: int) -> ModelConfig:
+        shape, _ = recipe.choose(
+            plan.choices(cell, **model),
+            vocabulary=vocabulary,
+            characters=characters,
+            device=device,
+        )
+        return shape
+
+    reference, training = recipe.choose(
+        plan.choices(REFERENCE), vocabulary=vocabulary, characters=characters, device=device
+    )
+    shared = {
+        "layers": reference.layers,
+        "hidden": reference.hidden,
+        "embedding": reference.embedding,
+    }
+    wished = measure_shape(reference).parameter_count()
+    found: dict[CellName, ModelConfig] = {}
+    notes = []
+    for cell in plan.cells:
+        shape = choose(cell, **shared)
+        if plan.match == "parameters":
+            shape = replace(shape, hidden=matched_hidden(shape, wished))
+            off = measure_shape(shape).parameter_count() / wished - 1
+            if abs(off) > TOLERANCE:
+                notes.append(
+                    f"{cell}: {abs(off):.1%} {'more' if off > 0 else 'fewer'} parameters than "
+                    f"the {REFERENCE}; no width comes closer: give a larger --hidden"
+                )
+        found[cell] = shape
+    return found, {"batch_size": training.batch_size, "bptt": training.bptt}, notes
+
+
+# The runs ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """A run begins or goes on; its events follow."""
+
+    run: Run
+    number: int
+    """Of the comparison's runs, from 1."""
+    total: int
+
+
+@dataclass(frozen=True)
+class RunScored:
+    """A run is finished, now or in an earlier sitting."""
+
+    result: RunResult
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence that the user should read."""
+
+    text: str
+
+
+def open_plan(folder: Path) -> Plan:
+    """Return the plan of the comparison in a folder.
+
+    Raises:
+        RunFolderError: there is none, or it is not usable.
+    """
+    try:
+        return Plan.from_dict(json.loads((folder / PLAN).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise RunFolderError(
+            f"{shown(folder)}: holds no comparison to resume: leave --resume out to start one"
+        ) from None
+    except (OSError, ValueError, TypeError, AttributeError, UsageError) as error:
+        raise RunFolderError(f"{shown(folder / PLAN)}: not usable: {error}") from error
+
+
+def compare(
+    folder: Path,
+    plan: Plan,
+    *,
+    new: bool,
+    device: torch.device,
+    should_stop: Callable[[], str | None] = lambda: None,
+) -> Iterator[RunStarted | RunScored | Note | Event]:
+    """Do all runs of a comparison that are not finished yet.
+
+    Args:
+        folder: the comparison's.
+        plan: what to compare; for a comparison that goes on, from ``open_plan``.
+        new: whether it begins here; the plan is put into the folder with the first run.
+        device: where to compute.
+        should_stop: as for ``training.train``; a stopped comparison goes on by calling
+            this again.
+
+    Yields:
+        For every run ``RunStarted``, its events and ``RunScored``; for one that was
+        finished before only the last.
+
+    Raises:
+        CharrnnError: the text, the folder or a checkpoint is not usable, or a loss is
+            not finite.
+    """
+    if new and (folder / PLAN).exists():
+        raise RunFolderError(
+            f"{shown(folder)}: holds a comparison already: go on with it with --resume, or choose "
+            "another folder with --run"
+        )
+    corpus = scan(plan.texts or embedded_corpus(), plan.encoding or "utf-8")
+    part = split(corpus, plan.valid_share, plan.test_share).train
+    vocabulary = Vocabulary.from_counts(part.counts(), corpus.encoding, plan.min_count)
+    found, training, notes = shapes(
+        plan, vocabulary=vocabulary.size, characters=part.characters, device=device.type
+    )
+    yield from map(Note, notes)
+    runs = list(plan.runs())
+    for number, (seed, cell) in enumerate(runs, start=1):
+        path = folder / f"{cell}-seed{seed}"
+        result = _read_result(path)
+        if result is None:
+            shape = found[cell]
+            sizes = {
+                "layers": shape.layers,
+                "hidden": shape.hidden,
+                "embedding": shape.embedding,
+            }
+            choices = plan.choices(cell, seed, **sizes)
+            choices = replace(choices, training={**choices.training, **training})
+            with _open_run(path) as (held, begun):
+                if begun:
+                    run = resume(held, device=device, changes={})
+                else:
+                    run = start(choices, plan.text(), folder=held, device=device)
+                if new and number == 1:
+                    _write(folder / PLAN, plan.to_dict())
+                yield RunStarted(run, number, len(runs))
+                complete = False
+                for event in train(run, should_stop):
+                    yield event
+                    complete = isinstance(event, Finished) and event.complete
+                if not complete:
+                    return
+                try:
+                    result = _measure(run, seed, should_stop)
+                except Interrupted:
+                    return
+                _write(path / RESULT, result.to_dict())
+        yield RunScored(result)
+
+
+@contextmanager
+def _open_run(path: Path) -> Iterator[tuple[RunFolder, bool]]:
+    """Hold a run's folder; say whether there is something in it to go on from."""
+    begun = (path / "last.safetensors").exists() or any(path.glob("step-*.safetensors"))
+    if not begun:
+        # Killed between its first validation and its first save: it begins again.
+        (path / "best.safetensors").unlink(missing_ok=True)
+    with (RunFolder.open_existing if begun else RunFolder.create)(path) as folder:
+        yield folder, begun
+
+
+def _measure(run: Run, seed: int, should_stop: Callable[[], str | None]) -> RunResult:
+    """Score the best checkpoint of a finished run on what was held out."""
+    path, progress = run.folder.path, run.progress
+    model, vocabulary, _ = load_model(path, run.device)
+
+    def score_part(part: Part) -> Scores:
+        return score(model, part, vocabulary, should_stop=lambda: bool(should_stop()))
+
+    valid = score_part(run.valid) if run.valid else None
+    test = score_part(run.train.corpus.part(*run.text.test)) if run.text.test else valid
+    assert test is not None, "a plan without any held-out part is refused"
+    return RunResult(
+        run=str(path),
+        cell=model.config.cell,
+        seed=seed,
+        layers=model.config.layers,
+        hidden=model.config.hidden,
+        parameters=model.parameter_count(),
+        multiply_adds=model.multiply_adds(),
+        steps=progress.step,
+        clipped_steps=progress.clipped_steps,
+        trained_characters=progress.characters,
+        seconds=progress.seconds,
+        train_chars_per_second=_median_speed(path / "metrics.jsonl"),
+        valid_nats_per_char=valid.nats_per_char if valid else None,
+        nats_per_char=test.nats_per_char,
+        bits_per_byte=test.bits_per_byte,
+        characters=test.characters,
+        unknown=test.unknown,
+        chars_per_second=test.chars_per_second,
+    )
+
+
+def _median_speed(log: Path) -> float:
+    """Return the median of the speeds in a run's log, in characters per second."""
+    rows = map(json.loads, log.read_text(encoding="utf-8").splitlines())
+    speeds = [float(row["chars_per_second"]) for row in rows if "chars_per_second" in row]
+    return statistics.median(speeds)
+
+
+def _read_result(path: Path) -> RunResult | None:
+    """Return the result of a finished run; None for one that is not finished.
+
+    Raises:
+        RunFolderError: the file is not usable.
+    """
+    file = path / RESULT
+    try:
+        return RunResult.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise RunFolderError(
+            f"{shown(file)}: not usable: {error}: remove it to score the run again"
+        ) from error
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON object; the file appears whole or not at all."""
+    with replacing(path) as fd, os.fdopen(fd, "w", encoding="utf-8", closefd=False) as file:
+        json.dump(values, file, indent=2, ensure_ascii=False)
+        file.write("\n")
