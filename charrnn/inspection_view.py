@@ -41,14 +41,16 @@ ALWAYS = 0.9
 def print_inspection(inspection: Inspection) -> None:
     """Print all measurements on stdout."""
     console = Console(highlight=False)
-    for title, said, shown in _sections(inspection, colour=console.color_system is not None):
+    for title, said, shown in _sections(inspection, console):
         console.print(Text(title, style="bold underline"))
         console.print(Text(said))
         console.print(shown)
         console.print()
 
 
-def _sections(inspection: Inspection, *, colour: bool) -> Iterator[tuple[str, str, RenderableType]]:
+def _sections(
+    inspection: Inspection, console: Console
+) -> Iterator[tuple[str, str, RenderableType]]:
     """Yield title, explanation and picture of each measurement."""
     flows = inspection.gradient_flow
     yield (
@@ -80,12 +82,17 @@ def _sections(inspection: Inspection, *, colour: bool) -> Iterator[tuple[str, st
     if inspection.activation is not None:
         shown = inspection.activation
         largest = max(map(abs, shown.values))
+        if console.color_system is not None:
+            low, high = "blue", "red"
+            picture: RenderableType = _coloured(shown, largest)
+        else:
+            low, high = BLOCKS[1], BLOCKS[-1]
+            picture = _underlined(shown, largest, console.width)
         yield (
             f"Unit {shown.unit}",
-            f"Its state after each character, from {-largest:.3g} "
-            + ("(blue) to " if colour else f"({BLOCKS[1]}) to ")
-            + (f"{largest:.3g} (red)." if colour else f"{largest:.3g} ({BLOCKS[-1]})."),
-            _coloured(shown, largest) if colour else _underlined(shown, largest),
+            f"Its state after each character, from {-largest:.3g} ({low}) to {largest:.3g} "
+            f"({high}).",
+            picture,
         )
     if inspection.clipping is not None:
         yield (
@@ -214,27 +221,33 @@ def _coloured(shown: Activation, largest: float) -> Text:
         strength = abs(value) / largest if largest else 0.0
         faded = round(255 * (1 - strength))
         red, green, blue = (255, faded, faded) if value > 0 else (faded, faded, 255)
-        # The line feed's own activation shows as well.
-        mark = "↵\n" if character == "\n" else printable(character)
         ink = "white" if value < 0 and strength > 0.6 else "black"
-        text.append(mark, style=f"{ink} on rgb({red},{green},{blue})")
+        text.append(_mark(character), style=f"{ink} on rgb({red},{green},{blue})")
+        text.append("\n" if character == "\n" else "")
     return text
 
 
-def _underlined(shown: Activation, largest: float) -> Group:
+def _underlined(shown: Activation, largest: float, width: int) -> Group:
     """Return every line of the text with columns below it, where there are no colours."""
     lines: list[Text] = []
-    start = 0
-    for line in shown.text.splitlines(keepends=True):
-        values = shown.values[start : start + len(line)]
-        start += len(line)
-        marks = ["↵" if c == "\n" else printable(c).replace("\t", " ") for c in line]
-        heights = [0.125 + 0.875 * (1 + v / largest) / 2 if largest else 0.5 for v in values]
-        columns = "".join(
-            _columns([height]) * cell_len(mark) for mark, height in zip(marks, heights, strict=True)
-        )
-        lines += [Text("".join(marks), no_wrap=True), Text(columns, no_wrap=True)]
-    return Group(*lines)
+    text, columns = "", ""
+    for character, value in zip(shown.text, shown.values, strict=True):
+        mark = _mark(character).replace("\t", " ")
+        height = 0.125 + 0.875 * (1 + value / largest) / 2 if largest else 0.5
+        if cell_len(text + mark) > width:
+            lines += [Text(text), Text(columns)]
+            text, columns = "", ""
+        text += mark
+        columns += _columns([height]) * cell_len(mark)
+        if character == "\n":
+            lines += [Text(text), Text(columns)]
+            text, columns = "", ""
+    return Group(*lines, Text(text), Text(columns))
+
+
+def _mark(character: str) -> str:
+    """Return what stands for a character, so that each one's state can be seen."""
+    return {"\n": "↵", "\r": "␍"}.get(character) or printable(character)
 
 
 def _clipping_says(clipping: Clipping) -> str:

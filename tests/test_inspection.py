@@ -573,7 +573,14 @@ def test_any_measurement_can_be_shown(
         out = capsys.readouterr().out
         assert ("\nGates\n" in out) == (cell != "rnn")
         assert "\x1b" not in out
-        assert all(cell_len(line) <= 80 for line in out[: out.index("Unit 2.1")].splitlines())
+        lines = out.split("\n")
+        assert all(cell_len(line) <= 80 for line in lines)
+        first = lines.index("Unit 2.1") + 2
+        text = "".join(lines[first::2]).replace("↵", "\n").replace("␍", "\r")
+        expected = stretch.text[-112:].replace("\t", " ")
+        assert text == re.sub("[\f\x1b]", "\N{REPLACEMENT CHARACTER}", expected)
+        marks = zip(lines[first:-3:2], lines[first + 1 :: 2], strict=False)
+        assert all(cell_len(mark) == len(columns) for mark, columns in marks)
 
 
 # The command ----------------------------------------------------------------------
@@ -660,11 +667,24 @@ class TestCommand:
 
     def test_says_what_was_trained_on(self, cli: Cli, trained: Path, prose: Path) -> None:
         result = cli("inspect", trained, "--text", prose, "--characters", 700, "--json")
-        assert "trained on 99 of these 700 characters" in result.err
+        assert "trained on 99 of these 700 characters: --part valid" in result.err
+
+    def test_part_of_the_run_s_own_text(self, cli: Cli, trained: Path, prose: Path) -> None:
+        result = cli("inspect", trained, "--part", "valid", "--unit", 1, "--json")
+        assert (result.code, result.err) == (0, "")
+        found = json.loads(result.out)
+        assert found["characters"] == 6007 - 5406
+        assert prose.read_text().endswith(found["activation"]["text"])
+        result = cli(
+            "inspect", trained, "--part", "train", "--characters", 200, "--json", "--unit", 1
+        )
+        assert (result.code, result.err) == (0, "")
+        assert prose.read_text()[:5406].endswith(json.loads(result.out)["activation"]["text"])
 
     @pytest.mark.parametrize(
         ("words", "code", "says"),
         [
+            ("--part valid", 2, "--text and --part exclude each other"),
             ("--unit 33", 2, "1.1 to 1.32"),
             ("--unit best", 2, "--unit must be"),
             ("--characters 0", 2, "--characters"),
