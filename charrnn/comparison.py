@@ -2,8 +2,8 @@
 
 Everything but the cell is equal: the split, the vocabulary, the lanes and windows in
 which the text is read, the number of layers, the embedding. Widths are solved for, so
-that all models have the same number of parameters, or are equal too. Learning rates,
-which no two cells share, are those of the recipe. Each cell is trained from several
+that all models have the same number of parameters, or are equal too. Learning rates
+and dropout follow the recipe's rules for each cell. Each cell is trained from several
 seeds, so that a difference can be held against the spread that chance alone makes.
 
 A comparison is a folder: ``comparison.json`` with its plan, and a run's folder for
@@ -96,6 +96,8 @@ class Plan(Record):
         if not self.cells:
             raise UsageError("--cell must name at least one cell")
         for cell in self.cells:
+            if cell not in CELL_NAMES:
+                raise UsageError(f"--cell must be one of {', '.join(CELL_NAMES)}, not {cell!r}")
             if self.cells.count(cell) > 1:
                 raise UsageError(f"--cell {cell} is given twice")
         if self.seeds < 1:

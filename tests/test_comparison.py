@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import signal
+import statistics
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from charrnn.cells import CELLS
+from charrnn.comparison import (
+    CellResult,
+    Comparison,
+    Plan,
+    RunResult,
+    RunScored,
+    RunStarted,
+    compare,
+    matched_hidden,
+    shapes,
+)
+from charrnn.config import CELL_NAMES, CellName, ModelConfig
+from charrnn.errors import RunFolderError, UsageError
+from charrnn.model import CharModel
+from charrnn.run import load_model
+from charrnn.runfolder import RunFolder
+from tests.conftest import ENVIRONMENT, Cli, command, run_process
+
+CPU = torch.device("cpu")
+#: A comparison that is over in a moment, and long enough for a signal to come between.
+QUICK = ("--steps", 20, "--hidden", 9, "--batch-size", 3, "--bptt", 11)
+#: What no two runs measure alike.
+TIMES = {"seconds", "chars_per_second", "train_chars_per_second", "checkpoint", "run"}
+
+
+def result(cell: CellName, seed: int, nats: float, valid: float | None = None) -> RunResult:
+    return RunResult(
+        run=f"{cell}-{seed}", cell=cell, seed=seed, layers=1, hidden=9, parameters=99,
+        multiply_adds=77, steps=20, clipped_steps=seed, trained_characters=660, seconds=2.0,
+        train_chars_per_second=1000.0, valid_nats_per_char=nats if valid is None else valid,
+        nats_per_char=nats, bits_per_byte=nats, characters=600, unknown=0,
+        chars_per_second=5000.0,
+    )  # fmt: skip
+
+
+def timeless(value: Any) -> Any:
+    """Return results without what differs from run to run."""
+    if isinstance(value, list):
+        return [timeless(item) for item in value]
+    if isinstance(value, dict):
+        return {name: timeless(item) for name, item in value.items() if name not in TIMES}
+    return value
+
+
+class TestWidths:
+    @pytest.mark.parametrize("vocabulary", [66, 257, 4001])
+    @pytest.mark.parametrize("layers", [1, 2, 3])
+    @pytest.mark.parametrize("hidden", [128, 301])
+    def test_parameters_agree_within_one_percent(
+        self, vocabulary: int, layers: int, hidden: int
+    ) -> None:
+        plan = Plan(texts=(), steps=1, layers=layers, hidden=hidden)
+        found, _, notes = shapes(plan, vocabulary=vocabulary, characters=10**6, device="cpu")
+        assert notes == []
+        assert tuple(found) == CELL_NAMES
+        assert found["lstm"].hidden == hidden
+        wished = CharModel(found["lstm"]).parameter_count()
+        for shape in found.values():
+            assert CharModel(shape).parameter_count() == pytest.approx(wished, rel=0.01)
+            assert (shape.layers, shape.vocabulary) == (layers, vocabulary)
+            assert shape.embedding == found["lstm"].embedding
+        assert found["rnn"].hidden > found["gru"].hidden > hidden
+
+    @pytest.mark.parametrize("cell", CELL_NAMES)
+    @pytest.mark.parametrize("wished", [1, 500, 12_345])
+    def test_no_width_comes_closer(self, cell: CellName, wished: int) -> None:
+        shape = ModelConfig(cell=cell, vocabulary=7, layers=2, hidden=1, embedding=5)
+
+        def off(hidden: int) -> int:
+            sized = ModelConfig(cell=cell, vocabulary=7, layers=2, hidden=hidden, embedding=5)
+            return abs(CharModel(sized).parameter_count() - wished)
+
+        assert off(matched_hidden(shape, wished)) == min(map(off, range(1, 90)))
+
+    def test_what_cannot_be_matched_is_said(self) -> None:
+        plan = Plan(texts=(), steps=1, hidden=3, embedding=3)
+        found, _, notes = shapes(plan, vocabulary=7, characters=999, device="cpu")
+        counts = {cell: CharModel(shape).parameter_count() for cell, shape in found.items()}
+        off = {cell for cell, n in counts.items() if abs(n / counts["lstm"] - 1) > 0.01}
+        assert off
+        assert {note.partition(":")[0] for note in notes} == off
+
+    def test_widths_can_be_equal_instead(self) -> None:
+        plan = Plan(texts=(), steps=1, match="hidden", hidden=17, cells=("gru", "rnn"))
+        found, training, notes = shapes(plan, vocabulary=66, characters=999, device="cpu")
+        assert {cell: shape.hidden for cell, shape in found.items()} == {"gru": 17, "rnn": 17}
+        assert notes == []
+        assert set(training) == {"batch_size", "bptt"}
+
+
+class TestDifferences:
+    def test_equal_the_computation_by_hand(self) -> None:
+        nats = {"rnn": (2.0, 2.2), "lstm": (1.5, 1.6), "gru": (1.48, 1.54)}
+        plan = Plan(texts=(), steps=1, seeds=2)
+        found = Comparison.of(
+            plan,
+            [
+                result(cell, seed, nats[cell][seed - 1])
+                for seed, cell in itertools.product((1, 2), CELL_NAMES)
+            ],
+        )
+        spreads = [0.2 / math.sqrt(2), 0.1 / math.sqrt(2), 0.06 / math.sqrt(2)]
+        assert [cell.spread for cell in found.cells] == pytest.approx(spreads)
+        pooled = math.sqrt((0.02 + 0.005 + 0.0018) / 3)
+        # Two seeds of three cells: three degrees of freedom.
+        assert found.least_difference == pytest.approx(3.182 * pooled * math.sqrt(2 / 2))
+        pairs = [(d.better, d.worse, round(d.nats, 6), d.supported) for d in found.differences]
+        assert pairs == [
+            ("gru", "lstm", 0.04, False),
+            ("gru", "rnn", 0.59, True),
+            ("lstm", "rnn", 0.55, True),
+        ]
+        rows = found.to_list()
+        assert [row["ahead_of"] for row in rows] == [[], ["rnn"], ["rnn"]]
+        assert rows[0]["nats_per_char"] == pytest.approx(2.1)
+        assert rows[0]["perplexity"] == pytest.approx(math.exp(2.1))
+        assert rows[0]["clipped_steps"] == 1.5
+
+    def test_one_seed_supports_nothing(self) -> None:
+        found = Comparison.of(
+            Plan(texts=(), steps=1), [result(cell, 1, n) for n, cell in enumerate(CELL_NAMES, 1)]
+        )
+        assert found.least_difference is None
+        assert [cell.spread for cell in found.cells] == [None] * 3
+        assert not any(pair.supported for pair in found.differences)
+
+    def test_many_degrees_of_freedom(self) -> None:
+        # Tables of Student's t: 2.086 for 20, 1.984 for 100.
+        for seeds, t in ((21, 2.086), (101, 1.984)):
+            runs = [result("gru", seed, 1.0 + seed % 2) for seed in range(seeds)]
+            found = Comparison.of(Plan(texts=(), steps=1, cells=("gru",), seeds=seeds), runs)
+            spread = statistics.stdev(run.nats_per_char for run in runs)
+            expected = t * spread * math.sqrt(2 / seeds)
+            assert found.least_difference == pytest.approx(expected, rel=1e-3)
+
+    def test_the_best_run_is_chosen_without_the_test_part(self) -> None:
+        runs = (result("gru", 1, 1.0, valid=2.0), result("gru", 2, 1.1, valid=1.9))
+        assert CellResult(runs).best.seed == 2
+
+
+class TestPlan:
+    @pytest.mark.parametrize(
+        ("values", "says"),
+        [
+            ({"cells": ()}, "--cell"),
+            ({"cells": ("gru", "gru")}, "twice"),
+            ({"cells": ("elman",)}, "--cell"),
+            ({"seeds": 0}, "--seeds"),
+            ({"texts": ("-",)}, "not -"),
+            ({"valid_share": 0.0, "test_share": 0.0}, "nothing is left"),
+            ({"hidden": 0}, "--hidden"),
+            ({"epochs": 1.0}, "one budget"),
+            ({"bptt": 0}, "--bptt"),
+        ],
+    )
+    def test_refuses_what_no_run_could_do(self, values: dict[str, Any], says: str) -> None:
+        with pytest.raises(UsageError, match=says):
+            Plan(**{"texts": (), "steps": 1, **values})
+
+    def test_survives_its_file(self) -> None:
+        plan = Plan(texts=("a", "b"), cells=("gru",), epochs=0.5, seeds=3, hidden=7)
+        assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(prose: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished comparison. Read only."""
+    folder = tmp_path_factory.mktemp("comparisons") / "whole"
+    done = run_process("compare", prose, "--run", folder, "--seeds", 2, "--quiet", *QUICK)
+    assert done.code == 0
+    return folder
+
+
+class TestCompare:
+    def test_every_run_reads_the_same(self, uninterrupted: Path) -> None:
+        models = {
+            path.name: load_model(path, CPU) for path in uninterrupted.iterdir() if path.is_dir()
+        }
+        assert set(models) == {f"{cell}-seed{seed}" for cell in CELL_NAMES for seed in (1, 2)}
+        same = ("batch_size", "bptt", "steps", "loss_last", "weight_decay", "clip_norm")
+        assert len({str(meta["text"]) for _, _, meta in models.values()}) == 1
+        assert len({str([m["training"][name] for name in same]) for *_, m in models.values()}) == 1
+        assert len({vocabulary for _, vocabulary, _ in models.values()}) == 1
+        for name, (model, _, meta) in models.items():
+            assert name == f"{model.config.cell}-seed{meta['training']['seed']}"
+            assert type(model.layers()[0]) is CELLS[model.config.cell]
+
+    def test_scores_are_those_of_evaluate(self, cli: Cli, uninterrupted: Path) -> None:
+        path = uninterrupted / "gru-seed2"
+        saved = json.loads((path / "result.json").read_text())
+        for part, name in (("valid", "valid_nats_per_char"), ("test", "nats_per_char")):
+            row = json.loads(cli("evaluate", path, "--part", part, "--json").out)[0]
+            assert row["nats_per_char"] == saved[name]
+            assert row["parameters"] == saved["parameters"]
+
+    def test_finished_runs_are_not_done_again(self, cli: Cli, uninterrupted: Path) -> None:
+        before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
+        done = cli("compare", "--run", uninterrupted, "--resume", "--json")
+        assert (done.code, done.err) == (0, "")
+        rows = json.loads(done.out)
+        assert [row["cell"] for row in rows] == list(CELL_NAMES)
+        assert [len(row["runs"]) for row in rows] == [2, 2, 2]
+        assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")} == before
+
+    def test_json_has_the_promised_names(self, cli: Cli, uninterrupted: Path) -> None:
+        rows = json.loads(cli("compare", "--run", uninterrupted, "--resume", "--json").out)
+        promised = (
+            "checkpoint", "cell", "layers", "hidden", "parameters", "characters", "nats_per_char",
+            "bits_per_char", "bits_per_byte", "perplexity", "chars_per_second", "seconds",
+        )  # fmt: skip
+        for row in rows:
+            assert tuple(row)[:12] == promised
+            assert Path(row["checkpoint"]).parent == uninterrupted
+            assert row["bits_per_char"] == pytest.approx(row["nats_per_char"] / math.log(2))
+
+    def test_the_table_says_what_the_spread_supports(self, cli: Cli, uninterrupted: Path) -> None:
+        done = cli("compare", "--run", uninterrupted, "--resume")
+        lines = done.out.splitlines()
+        for name in (
+            "layers x width",
+            "multiply-adds",
+            "us/char",
+            "clipped",
+            "valid ppl",
+            "spread",
+        ):
+            assert name in lines[0]
+        assert [line.split()[0] for line in lines[1:4]] == list(CELL_NAMES)
+        assert "Matched by parameters; 20 steps a run, mean of 2 seeds" in done.out
+        assert done.out.count("nats ahead of") == 3
+        assert "95 %" in lines[-1]
+
+    @pytest.mark.parametrize("lines", [1, 30, 75])
+    def test_interrupted_and_resumed_is_as_if_it_never_was(
+        self, cli: Cli, prose: Path, uninterrupted: Path, tmp_path: Path, lines: int
+    ) -> None:
+        """Interrupt after some lines of talk: in the first run, or in a later one."""
+        folder = tmp_path / "stopped"
+        arguments = ("compare", prose, "--run", folder, "--seeds", 2, *QUICK)
+        with subprocess.Popen(
+            command(*arguments), stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT
+        ) as process:
+            assert process.stderr is not None
+            for _ in range(lines):
+                assert process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        if not (folder / "comparison.json").exists():
+            pytest.skip("the signal came before the first run began")
+        assert (process.returncode, out) == (130, b"")
+        assert f"go on with: charrnn compare --run {folder} --resume".encode() in err
+        done = run_process("compare", "--run", folder, "--resume", "--json")
+        assert done.code == 0
+        whole = cli("compare", "--run", uninterrupted, "--resume", "--json")
+        assert timeless(json.loads(done.out)) == timeless(json.loads(whole.out))
+
+    def test_a_run_without_its_first_save_begins_again(self, prose: Path, tmp_path: Path) -> None:
+        plan = Plan(texts=(str(prose),), cells=("rnn",), steps=3, hidden=5, batch_size=2, bptt=9)
+        folder = tmp_path / "comparison"
+        first = [e for e in compare(folder, plan, new=True, device=CPU) if isinstance(e, RunScored)]
+        path = folder / "rnn-seed1"
+        for file in path.iterdir():
+            if file.name != "best.safetensors":
+                file.unlink()
+        events = list(compare(folder, plan, new=False, device=CPU))
+        (started,) = (event for event in events if isinstance(event, RunStarted))
+        assert not started.run.resumed
+        assert timeless(events[-1].result.to_dict()) == timeless(first[0].result.to_dict())  # type: ignore[union-attr]
+
+    def test_a_folder_is_compared_in_once(self, cli: Cli, prose: Path, uninterrupted: Path) -> None:
+        done = cli("compare", prose, "--run", uninterrupted, *QUICK)
+        assert done.code == 1
+        assert "holds a comparison already" in done.err
+
+    def test_a_run_in_use_is_left_alone(self, prose: Path, tmp_path: Path) -> None:
+        plan = Plan(texts=(str(prose),), cells=("rnn",), steps=3, hidden=5)
+        with (
+            RunFolder.create(tmp_path / "comparison" / "rnn-seed1"),
+            pytest.raises(RunFolderError, match="in use"),
+        ):
+            list(compare(tmp_path / "comparison", plan, new=True, device=CPU))
+
+    @pytest.mark.parametrize(
+        ("words", "code", "says"),
+        [
+            ("--resume", 2, "--run DIR"),
+            ("{text} --resume --run {tmp}", 2, "--run DIR alone"),
+            ("--resume --run {tmp} --seeds 2", 2, "--run DIR alone"),
+            ("--resume --run {tmp}", 1, "no comparison to resume"),
+            ("{text} --cell elman", 2, "--cell"),
+            ("{text} --steps 1 --epochs 1", 2, "one budget"),
+            ("- --steps 1", 2, "not -"),
+            ("{tmp}/missing --steps 1 --run {tmp}/run", 1, "there is no file"),
+        ],
+    )
+    def test_mistakes_are_one_line_and_leave_nothing(
+        self, cli: Cli, prose: Path, tmp_path: Path, words: str, code: int, says: str
+    ) -> None:
+        done = cli("compare", *words.format(text=prose, tmp=tmp_path).split())
+        assert (done.code, done.out) == (code, "")
+        assert says in done.err
+        assert done.err.count("\n") == 1
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("content", ["{}", "[]", "no json", '{"texts": [], "steps": 0}'])
+    def test_a_damaged_plan_is_named(self, cli: Cli, tmp_path: Path, content: str) -> None:
+        (tmp_path / "comparison.json").write_text(content)
+        done = cli("compare", "--run", tmp_path, "--resume")
+        assert (done.code, done.err.count("\n")) == (1, 1)
+        assert "comparison.json: not usable" in done.err
