@@ -248,11 +248,14 @@ def test_inputs_may_lie_in_memory_in_any_order(name: CellName) -> None:
 
 @each_cell
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_inference_equals_training_and_keeps_nothing(name: CellName, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_inference_equals_training_and_keeps_nothing(
+    name: CellName, dtype: torch.dtype, mode: type[torch.no_grad | torch.inference_mode]
+) -> None:
     cell = make_cell(name, E, 113, dtype)
     x, state = make_inputs(cell, 9)
     out, after = cell(x, state)
-    with torch.no_grad():
+    with mode():
         bare_out, bare_after = cell(x, state)
     assert out.grad_fn is not None
     for bare, trained in zip((bare_out, *bare_after), (out, *after), strict=True):
