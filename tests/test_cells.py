@@ -264,6 +264,18 @@ def test_inference_equals_training_and_keeps_nothing(
 
 
 @each_cell
+def test_numbers_that_are_none_pass_through_without_a_word(name: CellName) -> None:
+    cell = make_cell(name)
+    x, state = make_inputs(cell)
+    broken = x.detach().clone()
+    broken[2, 0], broken[3, 1] = torch.inf, torch.nan
+    out, _ = cell(broken.requires_grad_(), state)
+    out.sum().backward()
+    assert out[3:, 1].isnan().all()
+    torch.testing.assert_close(out[:, 2], cell(x, state)[0][:, 2], rtol=0, atol=1e-12)
+
+
+@each_cell
 def test_same_inputs_give_the_same_bits(name: CellName) -> None:
     cell = make_cell(name, 66, 128, torch.float32)
     x, state = make_inputs(cell, 16, 8)
