@@ -2,17 +2,18 @@
 
     python -m benchmarks.training_step [--quick] [--json FILE]
 
-On a CPU: forward and backward of one layer, with the gradients of weights, inputs and
-nothing else, at 16 lanes. On a CUDA device also whole updates of two layers (forward,
-loss, backward, clipping, optimiser), ours captured as a graph, torch.nn's as a tutorial
-would write them. All candidates of a size take turns, so that a busy machine slows all.
+On a CPU: forward and backward of one layer at 16 lanes, with the gradients of its weights
+and inputs. On a CUDA device also whole updates of two layers (forward, loss, backward,
+clipping, optimiser): ours captured as a graph, torch.nn's as tutorials write them. All
+candidates of a size take turns, so that a busy machine slows all of them.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -39,30 +40,173 @@ _HIDDEN = (128, 256, 512)
 
 #: Of the whole updates on a GPU.
 _GPU_LANES, _GPU_STEPS, _GPU_LAYERS, _GPU_HIDDEN, _GPU_VOCABULARY = 64, 128, 2, 512, 66
+_PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 Step = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One candidate at one size."""
+    """One cell by one hand at one size."""
 
     what: str
-    cell: str
-    size: str
-    who: str
+    cell: CellName
+    by: str
     ms: float
     characters_per_second: float
     gflops: float
     """Of the matrix products: 6 operations a weight and character, forward and backward."""
-    ratio: float
-    """Speed over that of the row's reference, torch.nn in the same precision."""
+    over_torch_nn: float
+    """Speed over that of the same cell by torch.nn."""
     over_lstm: float
-    """Speed over that of the LSTM of the same width by the same hand."""
+    """Speed over that of the LSTM by the same hand."""
+
+
+def finished(step: Step) -> Step:
+    """Return the step with a wait for the device at its end."""
+    if not torch.cuda.is_available():
+        return step
+
+    def run() -> None:
+        step()
+        torch.cuda.synchronize()
+
+    return run
+
+
+def make_rows(
+    what: str,
+    steps: Mapping[tuple[CellName, str], Step],
+    multiply_adds: Mapping[CellName, int],
+    characters: int,
+    rounds: int,
+) -> list[Row]:
+    """Time the steps of all cells and hands and set them side by side."""
+    # Forth and back, so that none always finds its memory warm from the same one before it.
+    run = [finished(step) for step in steps.values()]
+    both = in_turns([*run, *reversed(run)], rounds)
+    means = [(forth + back) / 2 for forth, back in zip(both, reversed(both), strict=True)]
+    seconds = dict(zip(steps, means[: len(run)], strict=True))
+    return [
+        Row(
+            what=what,
+            cell=cell,
+            by=by,
+            ms=1e3 * elapsed,
+            characters_per_second=characters / elapsed,
+            gflops=6 * multiply_adds[cell] * characters / elapsed / 1e9,
+            over_torch_nn=seconds[cell, "torch.nn"] / elapsed,
+            over_lstm=seconds["lstm", by] / elapsed,
+        )
+        for (cell, by), elapsed in seconds.items()
+    ]
+
+
+def layer_steps(cell: CellName, hidden: int, length: int) -> dict[tuple[CellName, str], Step]:
+    """Return forward and backward of one layer, ours and torch.nn's."""
+    ours = CELLS[cell](hidden, hidden)
+    theirs = _TORCH_NN[cell](hidden, hidden)
+    x_TBH = torch.randn(length, _LANES, hidden, requires_grad=True)
+    d_out_TBH = torch.randn(length, _LANES, hidden)
+    state = ours.initial_state(_LANES)
+
+    def step(run: Callable[[], Tensor], module: nn.Module) -> None:
+        torch.autograd.grad(run(), [x_TBH, *module.parameters()], d_out_TBH)
+
+    return {
+        (cell, "charrnn"): lambda: step(lambda: ours(x_TBH, state)[0], ours),
+        (cell, "torch.nn"): lambda: step(lambda: theirs(x_TBH)[0], theirs),
+    }
+
+
+def measure_layers(length: int, rounds: int) -> list[Row]:
+    rows = []
+    for hidden in _HIDDEN:
+        steps: dict[tuple[CellName, str], Step] = {}
+        for cell in CELL_NAMES:
+            steps |= layer_steps(cell, hidden, length)
+        multiply_adds = {cell: CELLS[cell](hidden, hidden).multiply_adds() for cell in CELL_NAMES}
+        what = f"layer of {hidden}, {_LANES} lanes x {length}, CPU, float32"
+        rows += make_rows(what, steps, multiply_adds, _LANES * length, rounds)
+    return rows
+
+
+class Reference(nn.Module):
+    """A character model as tutorials write it."""
+
+    def __init__(self, cell: CellName) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(_GPU_VOCABULARY, _GPU_VOCABULARY)
+        self.layers = _TORCH_NN[cell](_GPU_VOCABULARY, _GPU_HIDDEN, _GPU_LAYERS)
+        self.head = nn.Linear(_GPU_HIDDEN, _GPU_VOCABULARY)
+
+    def forward(self, x_TB: Tensor) -> Tensor:
+        """Return the logits after each character, from a zero state."""
+        logits_TBV: Tensor = self.head(self.layers(self.embedding(x_TB))[0])
+        return logits_TBV
+
+
+def reference_update(cell: CellName, x_TB: Tensor, y_TB: Tensor, dtype: torch.dtype) -> Step:
+    """Return an eager update of torch.nn's layers, bfloat16 by autocast."""
+    model = Reference(cell).cuda()
+    optimiser = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def update() -> None:
+        optimiser.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = F.cross_entropy(model(x_TB).flatten(0, 1), y_TB.flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+
+    return update
+
+
+def our_model(cell: CellName) -> CharModel:
+    """Return a model of the same shape as ``Reference``."""
+    config = ModelConfig(
+        cell=cell,
+        vocabulary=_GPU_VOCABULARY,
+        layers=_GPU_LAYERS,
+        hidden=_GPU_HIDDEN,
+        embedding=_GPU_VOCABULARY,
+    )
+    return CharModel(config)
+
+
+def our_update(cell: CellName, x_TB: Tensor, y_TB: Tensor, dtype: torch.dtype) -> Step:
+    """Return an update as ``charrnn train`` makes them, past its eager beginning."""
+    model = our_model(cell).cuda()
+    model.compute_dtype = dtype
+    config = TrainConfig(
+        batch_size=_GPU_LANES, bptt=_GPU_STEPS, lr=0.01, lr_adam=0.001, warmup_steps=0, steps=1
+    )
+    update = Update(model, MuonAdamW(model), config)
+    chunk = Chunk(x_TB, y_TB, False, 0, 0, x_TB.numel())
+    for _ in range(EAGER_UPDATES + 1):
+        update(chunk)
+    if update.capture_failure:
+        raise RuntimeError(f"no CUDA graph for {cell}: {update.capture_failure}")
+    return lambda: update(chunk)
+
+
+def measure_updates(rounds: int) -> list[Row]:
+    x_TB, y_TB = torch.randint(_GPU_VOCABULARY, (2, _GPU_STEPS, _GPU_LANES), device="cuda")
+    multiply_adds = {cell: our_model(cell).multiply_adds() for cell in CELL_NAMES}
+    rows = []
+    for precision, dtype in _PRECISIONS.items():
+        steps: dict[tuple[CellName, str], Step] = {}
+        for cell in CELL_NAMES:
+            steps[cell, "charrnn"] = our_update(cell, x_TB, y_TB, dtype)
+            steps[cell, "torch.nn"] = reference_update(cell, x_TB, y_TB, dtype)
+        size = f"{_GPU_LAYERS} layers of {_GPU_HIDDEN}, {_GPU_LANES} lanes x {_GPU_STEPS}"
+        what = f"update of {size}, GPU, {precision}"
+        rows += make_rows(what, steps, multiply_adds, x_TB.numel(), rounds)
+    return rows
 
 
 def matrix_peaks() -> dict[str, float]:
-    """Return the machine's speed at large square products, in GFLOP/s."""
+    """Return the device's speed at large square products, in GFLOP/s."""
     device, size = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 1536)
     wide = torch.randn(size, size, device=device)
     narrow = wide.bfloat16()
@@ -79,172 +223,26 @@ def matrix_peaks() -> dict[str, float]:
     }
 
 
-def finished(step: Step) -> Step:
-    """Return the step with a wait for the device at its end."""
-    if not torch.cuda.is_available():
-        return step
-
-    def run() -> None:
-        step()
-        torch.cuda.synchronize()
-
-    return run
-
-
-def layer_steps(name: CellName, hidden: int, steps: int, lanes: int) -> list[Step]:
-    """Return forward and backward of one layer: ours, torch.nn's."""
-    ours = CELLS[name](hidden, hidden)
-    theirs = _TORCH_NN[name](hidden, hidden)
-    x_TBH = torch.randn(steps, lanes, hidden, requires_grad=True)
-    d_out_TBH = torch.randn(steps, lanes, hidden)
-
-    def step(run: Callable[[], Tensor], module: nn.Module) -> None:
-        torch.autograd.grad(run(), [x_TBH, *module.parameters()], d_out_TBH)
-
-    state = ours.initial_state(lanes)
-    return [
-        lambda: step(lambda: ours(x_TBH, state)[0], ours),
-        lambda: step(lambda: theirs(x_TBH)[0], theirs),
-    ]
-
-
-def measure_layers(steps: int, rounds: int) -> list[Row]:
-    rows = []
-    for hidden in _HIDDEN:
-        candidates = [
-            finished(step)
-            for name in CELL_NAMES
-            for step in layer_steps(name, hidden, steps, _LANES)
-        ]
-        seconds = in_turns(candidates, rounds)
-        lstm = 2 * CELL_NAMES.index("lstm")
-        for index, name in enumerate(CELL_NAMES):
-            multiply_adds = CELLS[name](hidden, hidden).multiply_adds()
-            for column, who in enumerate(("charrnn", "torch.nn")):
-                elapsed = seconds[2 * index + column]
-                speed = steps * _LANES / elapsed
-                rows.append(
-                    Row(
-                        what="layer, CPU",
-                        cell=name,
-                        size=f"1x{hidden}, {_LANES} x {steps}",
-                        who=who,
-                        ms=1e3 * elapsed,
-                        characters_per_second=speed,
-                        gflops=6 * multiply_adds * speed / 1e9,
-                        ratio=seconds[2 * index + 1] / elapsed,
-                        over_lstm=seconds[lstm + column] / elapsed,
-                    )
-                )
-    return rows
-
-
-class Reference(nn.Module):
-    """A character model as tutorials write it."""
-
-    def __init__(self, name: CellName) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(_GPU_VOCABULARY, _GPU_VOCABULARY)
-        self.layers = _TORCH_NN[name](_GPU_VOCABULARY, _GPU_HIDDEN, _GPU_LAYERS)
-        self.head = nn.Linear(_GPU_HIDDEN, _GPU_VOCABULARY)
-
-    def forward(self, x_TB: Tensor) -> Tensor:
-        """Return the logits after each character, from a zero state."""
-        logits_TBV: Tensor = self.head(self.layers(self.embedding(x_TB))[0])
-        return logits_TBV
-
-
-def reference_update(name: CellName, x_TB: Tensor, y_TB: Tensor, dtype: torch.dtype) -> Step:
-    """Return an eager update of torch.nn's layers, bfloat16 by autocast."""
-    model = Reference(name).cuda()
-    optimiser = torch.optim.AdamW(model.parameters(), fused=True)
-
-    def update() -> None:
-        optimiser.zero_grad()
-        with torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            loss = F.cross_entropy(model(x_TB).flatten(0, 1), y_TB.flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-
-    return update
-
-
-def our_update(name: CellName, x_TB: Tensor, y_TB: Tensor, dtype: torch.dtype) -> Step:
-    """Return an update as ``charrnn train`` makes them, past its eager beginning."""
-    config = ModelConfig(
-        cell=name, vocabulary=_GPU_VOCABULARY, layers=_GPU_LAYERS, hidden=_GPU_HIDDEN,
-        embedding=_GPU_VOCABULARY,
-    )  # fmt: skip
-    model = CharModel(config).cuda()
-    model.compute_dtype = dtype
-    training = TrainConfig(
-        batch_size=_GPU_LANES, bptt=_GPU_STEPS, lr=0.01, lr_adam=0.001, warmup_steps=0, steps=1,
-    )  # fmt: skip
-    update = Update(model, MuonAdamW(model), training)
-    chunk = Chunk(x_TB, y_TB, False, 0, 0, x_TB.numel())
-    for _ in range(EAGER_UPDATES + 1):
-        update(chunk)
-    if update.capture_failure:
-        raise RuntimeError(f"no CUDA graph for {name}: {update.capture_failure}")
-    return lambda: update(chunk)
-
-
-def measure_updates(rounds: int) -> list[Row]:
-    """Compare whole updates of two layers on a GPU."""
-    x_TB, y_TB = torch.randint(_GPU_VOCABULARY, (2, _GPU_STEPS, _GPU_LANES), device="cuda")
-    precisions = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-    makers = {"charrnn": our_update, "torch.nn": reference_update}
-    labels = [(name, p, who) for name in CELL_NAMES for p in precisions for who in makers]
-    candidates = [finished(makers[who](name, x_TB, y_TB, precisions[p])) for name, p, who in labels]
-    seconds = dict(zip(labels, in_turns(candidates, rounds), strict=True))
-    rows = []
-    for (name, precision, who), elapsed in seconds.items():
-        config = ModelConfig(
-            cell=name, vocabulary=_GPU_VOCABULARY, layers=_GPU_LAYERS, hidden=_GPU_HIDDEN,
-            embedding=_GPU_VOCABULARY,
-        )  # fmt: skip
-        speed = x_TB.numel() / elapsed
-        rows.append(
-            Row(
-                what=f"update, GPU, {precision}",
-                cell=name,
-                size=f"{_GPU_LAYERS}x{_GPU_HIDDEN}, {_GPU_LANES} x {_GPU_STEPS}",
-                who=who,
-                ms=1e3 * elapsed,
-                characters_per_second=speed,
-                gflops=6 * CharModel(config).multiply_adds() * speed / 1e9,
-                ratio=seconds[name, precision, "torch.nn"] / elapsed,
-                over_lstm=seconds["lstm", precision, who] / elapsed,
+def show(rows: Sequence[Row], peaks: Mapping[str, float], console: Console) -> None:
+    for what, group in groupby(rows, lambda row: row.what):
+        table = Table(title=what)
+        for column in ("cell", "by"):
+            table.add_column(column)
+        for column in ("ms", "char/s", "GFLOP/s", "over torch.nn", "over LSTM"):
+            table.add_column(column, justify="right")
+        for row in group:
+            table.add_row(
+                row.cell,
+                row.by,
+                f"{row.ms:.2f}",
+                f"{row.characters_per_second:,.0f}",
+                f"{row.gflops:,.0f}",
+                f"{row.over_torch_nn:.2f}",
+                f"{row.over_lstm:.2f}",
             )
-        )
-    return rows
-
-
-def show(rows: Sequence[Row], peaks: dict[str, float], console: Console) -> None:
-    limits = "; ".join(f"{name} {peak:,.0f} GFLOP/s" for name, peak in peaks.items())
-    table = Table(title="A training step", caption=f"{machine()}\nmatrix peaks: {limits}")
-    for column in ("what", "cell", "layers, lanes x characters", "by"):
-        table.add_column(column)
-    for column in ("ms", "char/s", "GFLOP/s", "/ torch.nn", "/ LSTM"):
-        table.add_column(column, justify="right")
-    size = ""
-    for row in rows:
-        if row.size != size:
-            table.add_section()
-        size = row.size
-        table.add_row(
-            row.what,
-            row.cell,
-            row.size,
-            row.who,
-            f"{row.ms:.2f}",
-            f"{row.characters_per_second:,.0f}",
-            f"{row.gflops:,.0f}",
-            f"{row.ratio:.2f}",
-            f"{row.over_lstm:.2f}",
-        )
-    console.print(table)
+        console.print(table)
+    limits = "; ".join(f"{name} {peak:,.0f}" for name, peak in peaks.items())
+    console.print(f"Matrix peak, GFLOP/s: {limits}\n{machine()}", highlight=False)
 
 
 def main() -> None:
@@ -257,16 +255,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     torch.manual_seed(1)
-    rounds = 15 if options.quick else 60
-    rows = []
-    for steps in (64,) if options.quick else (64, 128):
-        rows += measure_layers(steps, rounds)
+    rounds, lengths = (10, (64,)) if options.quick else (40, (64, 128))
+    rows = [row for length in lengths for row in measure_layers(length, rounds)]
     if torch.cuda.is_available():
         rows += measure_updates(rounds)
     peaks = matrix_peaks()
     show(rows, peaks, Console())
     if options.json:
-        write_json(options.json, {"peaks": peaks, "rows": [asdict(row) for row in rows]})
+        write_json(options.json, {"matrix_peaks": peaks, "rows": [asdict(row) for row in rows]})
 
 
 if __name__ == "__main__":
