@@ -4,8 +4,8 @@ A cell reads a chunk ``x_TBE`` (T time steps of B lanes, E inputs) from an
 explicit state and gives the outputs ``out_TBH`` and the state after the last
 step. Nothing is kept between calls, and gradients flow through both states.
 
-With ``i`` the gates' blocks of ``weight_input`` W [G*H, E], ``weight_recurrent``
-U [G*H, H] and ``bias`` b [G*H] (sigma the logistic function, * elementwise)::
+Every gate has its own rows of ``weight_input`` W [G*H, E], ``weight_recurrent``
+U [G*H, H] and ``bias`` b [G*H] (sigma is the logistic function, * elementwise)::
 
     RNN   h' = tanh(W x + U h + b)                                Elman 1990
     LSTM  i, f, o = sigma(W x + U h + b)   g = tanh(W x + U h + b)
@@ -119,8 +119,8 @@ class Cell(nn.Module, ABC):
         return f"{self.inputs}, {self.hidden}, weight_drop={self.weight_drop}"
 
 
-def _runs_here(x: Tensor) -> bool:
-    """Whether our own time-step loop is the faster way (see ``charrnn.kernels``)."""
+def _has_own_loop(x: Tensor) -> bool:
+    """Whether the RNN and the GRU run in ``charrnn.kernels``, rather than in torch."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
@@ -162,7 +162,7 @@ class RNN(Cell):
     def _run(
         self, x_TBE: Tensor, state: list[Tensor], weights: list[Tensor]
     ) -> tuple[Tensor, State]:
-        if _runs_here(x_TBE):
+        if _has_own_loop(x_TBE):
             out_TBH, h_BH = run_rnn(x_TBE, state[0], *weights)
             return out_TBH, (h_BH,)
         return _run_torch(torch.rnn_tanh, x_TBE, state, [*weights, torch.zeros_like(self.bias)])
@@ -208,7 +208,7 @@ class GRU(Cell):
     def _run(
         self, x_TBE: Tensor, state: list[Tensor], weights: list[Tensor]
     ) -> tuple[Tensor, State]:
-        if _runs_here(x_TBE):
+        if _has_own_loop(x_TBE):
             out_TBH, h_BH = run_gru(x_TBE, state[0], *weights)
             return out_TBH, (h_BH,)
         bias_recurrent_G = F.pad(weights[3], (2 * self.hidden, 0))

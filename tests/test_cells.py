@@ -114,11 +114,14 @@ def test_equals_the_naive_loop(name: CellName, steps: int, lanes: int) -> None:
 
 # Widths below and above the size from which the recurrent weights are packed.
 @each_cell
-@pytest.mark.parametrize(("steps", "inputs", "hidden"), [(T, E, H), (9, 33, 113), (9, 3, 193)])
+@pytest.mark.parametrize(
+    ("steps", "lanes", "inputs", "hidden"), [(T, B, E, H), (9, 1, 33, 113), (9, 5, 3, 193)]
+)
 @pytest.mark.parametrize("onednn", [True, False])
 def test_float32_equals_the_naive_loop(
     name: CellName,
     steps: int,
+    lanes: int,
     inputs: int,
     hidden: int,
     onednn: bool,
@@ -127,7 +130,7 @@ def test_float32_equals_the_naive_loop(
     if not onednn:
         monkeypatch.setattr(kernels, "_HAS_ONEDNN", False)
     cell = make_cell(name, inputs, hidden, torch.float32)
-    x, state = make_inputs(cell, steps)
+    x, state = make_inputs(cell, steps, lanes)
     ours = results(cell(x, state), cell, x, state)
     cell.double()
     x, state = (x.detach().double().requires_grad_(), double(state))
