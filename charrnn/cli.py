@@ -236,7 +236,7 @@ def train(
     embedding: Annotated[int | None, typer.Option(help="Width of a character's embedding.")] = None,
     dropout: Annotated[
         float | None,
-        typer.Option(help="Share of units dropped after the embedding and each layer."),
+        typer.Option(help="Share of units dropped after each layer."),
     ] = None,
     weight_drop: Annotated[
         float | None, typer.Option(help="Share of recurrent weights dropped.")
