@@ -126,7 +126,7 @@ class ModelConfig(Record):
     embedding: int
     """E, the width of a character's embedding."""
     dropout: float = 0.0
-    """Share of units dropped, in training, after the embedding and after every layer."""
+    """Share of units dropped, in training, after every layer."""
     weight_drop: float = 0.0
     """Share of recurrent weights dropped, in training, for one window at a time
     (DropConnect on the hidden-to-hidden matrix: Merity, Keskar, Socher 2018)."""

@@ -35,9 +35,9 @@ def detach(hidden: Hidden) -> Hidden:
 class CharModel(nn.Module):
     """A character-level language model.
 
-    Dropout acts on the embedding and on every layer's output (Zaremba, Sutskever,
-    Vinyals 2014), never on the recurrence itself; ``weight_drop`` acts on the
-    recurrent weights, inside the cells.
+    Dropout acts on every layer's output (Zaremba, Sutskever, Vinyals 2014), never on
+    the recurrence itself nor on the embedding; ``weight_drop`` acts on the recurrent
+    weights, inside the cells.
 
     Args:
         config: the model's shape.
@@ -88,7 +88,7 @@ class CharModel(nn.Module):
         """
         if hidden is None:
             hidden = self.initial_hidden(x_TB.shape[1])
-        out = self.dropout(self.embedding(x_TB).to(self._dtype()))
+        out = self.embedding(x_TB).to(self._dtype())
         after = []
         for cell, state in zip(self.layers(), hidden, strict=True):
             out, state = cell(out, state)

@@ -7,6 +7,7 @@ was tried and lost, are in docs/performance.md.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,14 +58,20 @@ def choose(
     """
     shape, training = (_cuda if device == "cuda" else _cpu)(choices, characters)
     budget = choices.budget or {"minutes": DEFAULT_MINUTES}
-    passes = _passes(budget, training, characters, device)
-    shape["dropout"], shape["weight_drop"] = regularisation(choices.cell, passes)
+    shape["embedding"] = min(vocabulary, shape["hidden"])
+    sizes = {name: given(choices.model).get(name, size) for name, size in shape.items()}
+    dropout, weight_drop = regularisation(
+        _passes(budget, training, characters, device),
+        _parameters(choices.cell, vocabulary, sizes),
+        characters,
+    )
     model = ModelConfig(
         **{
             "cell": choices.cell,
             "vocabulary": vocabulary,
-            "embedding": min(vocabulary, shape["hidden"]),
             **shape,
+            "dropout": dropout,
+            "weight_drop": weight_drop,
             **given(choices.model),
         }
     )
@@ -80,18 +87,29 @@ def choose(
     return model, TrainConfig(**{**training, **budget, "dropout_by_plan": by_plan, **chosen})
 
 
-def regularisation(cell: CellName, passes: float) -> tuple[float, float]:
-    """Return the dropout and the weight drop for a number of passes over the text.
+def regularisation(passes: float, parameters: int, characters: int) -> tuple[float, float]:
+    """Return the dropout and the weight drop for a text, a model and a number of passes.
 
-    A text that is read once or twice cannot be learnt by heart; one that is read forty
-    times must be made hard to.
+    A small model that reads a text a few times cannot learn it by heart, and dropout only
+    slows it down; a large one that reads it forty times must be made hard to. What counts
+    is the parameters spent on a character, times the passes.
 
     Args:
-        cell: the recurrence.
         passes: over the training part, in the whole run.
+        parameters: of the model.
+        characters: of the training part.
     """
-    dropout = min(0.6, max(0.0, 0.1 * math.log2(max(passes, 1e-9) / 1.5)))
+    pressure = max(1.0, passes * parameters / characters)
+    dropout = min(0.6, max(0.0, 0.075 * math.log2(pressure / 4)))
     return round(dropout, 2), round(0.8 * dropout, 2)
+
+
+def _parameters(cell: CellName, vocabulary: int, shape: Mapping[str, int]) -> int:
+    """Return the matrices' share of a model's parameters, which is nearly all."""
+    gates = {"rnn": 1, "lstm": 4, "gru": 3}[cell]
+    layers, hidden, embedding = shape["layers"], shape["hidden"], shape["embedding"]
+    recurrence = gates * hidden * (embedding + hidden + (layers - 1) * 2 * hidden)
+    return recurrence + vocabulary * (embedding + hidden)
 
 
 def _passes(
@@ -120,6 +138,7 @@ def _cpu(choices: Choices, characters: int) -> tuple[dict[str, Any], dict[str, A
         "bptt": 64 if choices.cell == "rnn" else 128,
         "lr": lr,
         "lr_adam": lr_adam,
+        "weight_decay": 0.1,
         "warmup_steps": 50,
     }
     return shape, training

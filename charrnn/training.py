@@ -262,8 +262,9 @@ class _Loop:
         progress.planned_steps = total
         progress.validate_every, progress.validate_characters = every, characters
         if self.run.config.dropout_by_plan:
-            epochs = total / self.run.lanes.chunks_per_pass
-            self.run.model.set_dropout(*regularisation(self.run.model.config.cell, epochs))
+            passes = total / self.run.lanes.chunks_per_pass
+            size = self.run.model.parameter_count()
+            self.run.model.set_dropout(*regularisation(passes, size, self.run.train.characters))
             self.run.update.forget_capture()
         return Planned(total, every, characters)
 
