@@ -1,0 +1,332 @@
+"""R12: any text or argument gives a result or one plain line."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import charrnn.sampling
+import charrnn.training
+from tests.conftest import Result, make_prose, run_cli, run_process
+from tests.reliability.conftest import Promise
+
+TINY = ["--hidden", 3, "--embedding", 3, "--batch-size", 2, "--bptt", 5]
+
+
+def flaw(result: Result) -> str | None:
+    """Return what of a command's end was not as promised."""
+    if result.code not in (0, 1, 2):
+        return f"exit code {result.code}"
+    for word in ("Traceback", "Warning", "mistake in charrnn"):
+        if word in result.err:
+            return word
+    if result.code and result.out:
+        return "a failure prints no product"
+    lines = result.err.splitlines()
+    if result.code and not (lines and lines[-1].startswith("charrnn: ") and len(lines[-1]) < 700):
+        return "a failure ends in one plain line"
+    if not result.err.replace("\n", "").isprintable():
+        return "what cannot be printed was printed"
+    return None
+
+
+@pytest.fixture(autouse=True)
+def soon_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the budget: three updates; whatever the length: twenty characters."""
+    stopping = charrnn.training._Loop._stopping
+
+    def soon_stopping(self: Any) -> bool:
+        if self.run.progress.step >= 3:
+            self.stop_reason = "the test"
+        return stopping(self)
+
+    real_sample = charrnn.sampling.sample
+    monkeypatch.setattr(charrnn.training._Loop, "_stopping", soon_stopping)
+    monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 3)
+    monkeypatch.setattr(
+        charrnn.sampling, "sample", lambda *args: itertools.islice(real_sample(*args), 20)
+    )
+    monkeypatch.setattr(os, "fsync", lambda _fd: None)  # nothing here has to outlive the machine
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """A folder for the texts and runs of one example after another."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+def examples(count: int) -> settings:
+    """The same examples every time, and no limit on the time of one."""
+    return settings(
+        max_examples=count,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=(Phase.explicit, Phase.generate),
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+# Texts ---------------------------------------------------------------------------
+
+ENCODINGS = ("utf-8", "bytes", "latin-1", "utf-16", "utf-16-le", "shift_jis", "gb18030", "utf-7")
+
+SPECIAL = {
+    "empty": b"",
+    "one character": b"a",
+    "two characters": b"ab",
+    "one character of three bytes": "中".encode(),
+    "a mark of UTF-8 and nothing else": b"\xef\xbb\xbf",
+    "a mark of UTF-16 and nothing else": b"\xff\xfe",
+    "a mark and text": "\ufeffthe cat".encode(),
+    "UTF-16": "the cat sat".encode("utf-16"),
+    "invalid UTF-8": b"the c\xe9t sat on the m\xe4t",
+    "UTF-8 cut off": "the 中".encode()[:-1],
+    "a surrogate in UTF-8": b"abc\xed\xa0\x80def",
+    "overlong UTF-8": b"abc\xc0\x80def",
+    "beyond Unicode": b"abc\xf4\x90\x80\x80def",
+    "NUL": b"the\0cat",
+    "NUL only": bytes(40),
+    "lone CR": b"the\rcat\rsat",
+    "CRLF": b"the\r\ncat\r\n",
+    "line breaks only": b"\n" * 50,
+    "one character, often": b"a" * 500,
+    "each character once": bytes(range(32, 127)),
+    "all bytes": bytes(range(256)) * 2,
+    "escapes of a terminal": b"\x1b[2J\x1b[31mred\x07\x9b1m" * 9,
+    "line separators": "a\u2028b\u2029c\x85d\x0be\x0cf".encode() * 5,
+    "right to left and combining": ("\u202eabc\u0301\u0301\u0301 \u05d0" * 9).encode(),
+    "private, unassigned, the last": "\ue000\U000e0fff\U0010ffff\ufffe".encode() * 9,
+    "emoji": "👩‍👩‍👧‍👦🏳️‍🌈".encode() * 9,
+    "markup": b"[bold]the[/bold] [link=x]cat[/] :smile: " * 9,
+    "one very long line": b"x" * 70_000,
+    "100,000 distinct characters": "".join(map(chr, range(0x20000, 0x20000 + 100_000))).encode(),
+}
+
+texts = st.one_of(
+    st.sampled_from(sorted(SPECIAL.values(), key=len)[:-1]),
+    st.binary(max_size=120),
+    st.binary(min_size=20, max_size=3000),
+    st.builds(
+        lambda text, encoding: text.encode(encoding, "surrogatepass"),
+        st.text(max_size=300),
+        st.sampled_from(["utf-8", "utf-16", "utf-32"]),
+    ),
+    st.builds(
+        lambda text, encoding: text.encode(encoding, "ignore"),
+        st.text(min_size=10, max_size=300),
+        st.sampled_from(["latin-1", "gb18030", "shift_jis", "cp1252", "utf-7"]),
+    ),
+    st.builds(bytes.__mul__, st.binary(min_size=1, max_size=9), st.integers(1, 400)),
+)  # fmt: skip
+
+
+def tried(folder: Path, text: bytes, encoding: str, codes: Counter[int]) -> str | None:
+    """Train, sample and score with a text; return what was not as promised."""
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    file = folder / "text"
+    file.write_bytes(text)
+    trained = run_cli(
+        "train", file, "--run", folder / "run", "--steps", 3, *TINY, "--encoding", encoding
+    )
+    codes[trained.code] += 1
+    results = [trained]
+    if trained.code == 0:
+        results.append(run_cli("sample", folder / "run", "--length", 9, "--temperature", 2))
+        if len(text) < 100_000:
+            results.append(run_cli("evaluate", folder / "run", "--text", file, "--json"))
+        if any(result.code for result in results):
+            return f"trained, but: {results}"
+    elif (folder / "run").exists():
+        return "a failure left a run's folder"
+    return next((f"{what}: {r}" for r in results if (what := flaw(r))), None)
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_special_texts(folder: Path, name: str) -> None:
+    for encoding in ("utf-8", "bytes"):
+        assert tried(folder, SPECIAL[name], encoding, Counter()) is None
+
+
+def random_texts(folder: Path, count: int) -> Counter[int]:
+    codes: Counter[int] = Counter()
+
+    @examples(count)
+    @given(text=texts, encoding=st.sampled_from(ENCODINGS + ("utf-8",) * 8))
+    def check(text: bytes, encoding: str) -> None:
+        assert tried(folder, text, encoding, codes) is None
+
+    check()
+    return codes
+
+
+def test_some_texts(folder: Path) -> None:
+    assert sum(random_texts(folder, 40).values()) >= 40
+
+
+@pytest.mark.slow
+def test_texts(folder: Path, promise: Promise) -> None:
+    codes = random_texts(folder, 2000)
+    total = sum(codes.values())
+    what = f"byte strings trained on: {codes[0]:,} exit 0, {codes[1]:,} exit 1 with one line"
+    promise("R12", what, f"{total:,} of {total:,}")
+    assert total >= 2000
+    assert codes[0] > 300 and codes[1] > 300
+
+
+# Options -------------------------------------------------------------------------
+
+NUMBERS = st.sampled_from([
+    "0", "-0", "1", "2", "3", "5", "7", "-1", "0.5", "0.1", "0.999999", "1.0", "-0.5", "1e-3",
+    "1e-320", "1e308", "-1e308", "1e38", "1e39", "nan", "-nan", "inf", "-inf", "Infinity",
+    "2147483647", "2147483648", "9223372036854775807", "9223372036854775808", "1" + "0" * 30,
+    "1" + "0" * 400, "-" + "9" * 40, "", " ", "x", "0x10", "1_0", "１", "1,5", "--", "None", "true",
+])  # fmt: skip
+WORDS = st.one_of(
+    st.sampled_from(["", "-", "x", "\x1b[2J", "[bold]", "a\nb", "中", "\udcff", "/", ".", "../x"]),
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=9),
+)
+
+TRAIN: dict[str, Any] = {
+    **dict.fromkeys(
+        [
+            "--layers", "--hidden", "--embedding", "--dropout", "--weight-drop", "--batch-size",
+            "--bptt", "--loss-last", "--lr", "--weight-decay", "--clip-norm", "--clip-value",
+            "--minutes", "--epochs", "--steps", "--valid-share", "--test-share", "--patience",
+            "--validate-every", "--min-count", "--seed", "--keep",
+        ],
+        NUMBERS,
+    ),
+    **dict.fromkeys(["--cell", "--encoding", "--device", "--precision", "--valid"], WORDS),
+    "--init-from": WORDS,
+}  # fmt: skip
+SAMPLE: dict[str, Any] = {
+    **dict.fromkeys(
+        ["--length", "--temperature", "--top-k", "--top-p", "--count", "--seed"], NUMBERS
+    ),
+    **dict.fromkeys(["--prompt", "--stop", "--unknown", "--device"], WORDS),
+}
+EVALUATE: dict[str, Any] = {"--text": WORDS, "--encoding": WORDS, "--device": WORDS}
+
+
+def option_sets(options: dict[str, Any], most: int) -> Any:
+    """Some options, each with a value; an option may come twice."""
+    pairs = [st.tuples(st.just(name), values) for name, values in options.items()]
+    return st.lists(st.one_of(pairs), min_size=1, max_size=most)
+
+
+commands = st.one_of(
+    st.tuples(st.just("train"), option_sets(TRAIN, 5), st.sampled_from([[], ["--json"]])),
+    st.tuples(st.just("train"), option_sets(TRAIN, 2), st.sampled_from([[], ["--resume"]])),
+    st.tuples(st.just("sample"), option_sets(SAMPLE, 4), st.sampled_from([[], ["--echo"]])),
+    st.tuples(st.just("sample"), option_sets(SAMPLE, 4), st.sampled_from([[], ["--json"]])),
+    st.tuples(st.just("evaluate"), option_sets(EVALUATE, 2), st.sampled_from([[], ["--exact"]])),
+)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Path:
+    """A text and a run on it."""
+    (folder / "prose").write_text(make_prose(400))
+    words = ["train", folder / "prose", "--run", folder / "model", "--steps", 3, "--quiet", *TINY]
+    assert run_cli(*words).code == 0
+    return folder / "model"
+
+
+def words_of(command: tuple[str, list[tuple[str, str]], list[str]], folder: Path) -> list[object]:
+    """Return a command line; what is not under test is small and fits."""
+    name, pairs, flags = command
+    options = [word for pair in pairs for word in pair]
+    if name == "sample":
+        return [name, folder / "model", *options, *flags]
+    if name == "evaluate":
+        text = [] if "--text" in options else ["--text", folder / "prose"]
+        return [name, folder / "model", *text, *options, *flags]
+    budget = {"--minutes", "--epochs", "--steps"} & set(options)
+    sizes = [] if "--resume" in flags else list(TINY)
+    fixed = ["--run", folder / "run", *([] if budget else ["--steps", 3]), *sizes]
+    return [name, folder / "prose", *fixed, *options, *flags]
+
+
+def random_options(folder: Path, count: int) -> Counter[int]:
+    codes: Counter[int] = Counter()
+
+    @examples(count)
+    @given(command=commands)
+    def check(command: tuple[str, list[tuple[str, str]], list[str]]) -> None:
+        shutil.rmtree(folder / "run", ignore_errors=True)
+        if "--resume" in command[2]:
+            shutil.copytree(folder / "model", folder / "run")
+        result = run_cli(*words_of(command, folder), stdin=b"the cold bird")
+        codes[result.code] += 1
+        assert flaw(result) is None, result
+
+    check()
+    return codes
+
+
+@pytest.mark.usefixtures("model")
+def test_some_options(folder: Path) -> None:
+    assert sum(random_options(folder, 60).values()) >= 60
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("model")
+def test_options(folder: Path, promise: Promise) -> None:
+    codes = random_options(folder, 1000)
+    total = sum(codes.values())
+    counted = ", ".join(f"{codes[code]:,} exit {code}" for code in sorted(codes))
+    promise("R12", f"option sets: {counted}", f"{total:,} of {total:,}")
+    assert total >= 1000
+    assert min(codes[0], codes[1], codes[2]) > 30
+
+
+HUGE = ("1e39", "1" + "0" * 30, "2147483647")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", *HUGE])
+@pytest.mark.parametrize("option", [o for o, values in TRAIN.items() if values is NUMBERS])
+@pytest.mark.usefixtures("model")
+def test_each_option_alone(folder: Path, option: str, value: str) -> None:
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    result = run_cli(*words_of(("train", [(option, value)], []), folder))
+    assert flaw(result) is None, result
+    if result.code and "is not finite" not in result.err:
+        assert option in result.err, "the option is named"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("model")
+def test_real_processes(folder: Path, promise: Promise) -> None:
+    """Some of the same with processes of their own: start, streams and exit code are real."""
+    rng = random.Random(3)
+    values = ["0", "-1", "nan", "1e308", "1" + "0" * 30, "x", "", "2"]
+    good = 0
+    for number in range(30):
+        shutil.rmtree(folder / "run", ignore_errors=True)
+        if number % 3 == 0:
+            (folder / "text").write_bytes(rng.choice(list(SPECIAL.values())[:-1]))
+            words: list[object] = ["train", folder / "text", "--run", folder / "run", *TINY]
+            words += ["--steps", 2, "--encoding", rng.choice(ENCODINGS)]
+        else:
+            name = ("train", "sample")[number % 2]
+            pool = TRAIN if name == "train" else SAMPLE
+            left_out = ("--minutes", "--epochs", "--steps", "--length", "--count")
+            option = rng.choice([o for o in pool if o not in left_out])
+            words = words_of((name, [(option, rng.choice(values))], []), folder)
+        result = run_process(*words, stdin=b"the cold bird")
+        good += flaw(result) is None
+    promise("R12", "the same with real processes", f"{good} of 30")
+    assert good == 30
