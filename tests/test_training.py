@@ -8,16 +8,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from charrnn import recipe, training
 from charrnn.checkpoint import load
-from charrnn.config import TextChoices
+from charrnn.config import SampleConfig, TextChoices
 from charrnn.evaluation import Scores, score
 from charrnn.run import Run, load_model, start
 from charrnn.runfolder import RunFolder
+from charrnn.sampling import sample
 from charrnn.stream import Chunk
 from charrnn.training import (
     LOG_EVERY,
@@ -298,9 +300,11 @@ def test_twenty_seconds_of_real_training_learn_words(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path / "run") as folder:
         choices = recipe.Choices(budget={"minutes": 1 / 3})
         run = start(choices, TextChoices(texts=()), folder=folder, device=CPU)
-        events = list(train(run))
-    assert run.progress.seconds < 30
+        list(train(run))
+    assert run.progress.seconds < 40  # 20, and what a busy machine adds at the end
     assert run.progress.best_nats is not None
     assert run.progress.best_nats < 0.8 * run.baselines["unigram"]
-    sample = only(events, Sampled)[-1].text
-    assert any(word in sample for word in ("self", "def ", "return", "import", "the "))
+    pieces = sample(run.model, run.vocabulary, np.array([1]), SampleConfig(length=3000))
+    text = run.vocabulary.decode([piece.symbol for piece in pieces])
+    for word in ("self", "def ", "return", "the "):
+        assert word in text
