@@ -199,6 +199,10 @@ class TrainConfig(Record):
             raise UsageError(f"give one budget, --minutes, --epochs or --steps, not {given}")
 
 
+#: Samples made side by side; each has a state and a random stream in memory.
+MOST_SAMPLES = 10_000
+
+
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
     """How characters are drawn from a model."""
@@ -238,6 +242,11 @@ class SampleConfig:
             raise UsageError("--stop must not be empty")
         if self.unknown not in ("error", "replace", "skip"):
             raise UsageError(f"--unknown must be error, replace or skip, not {self.unknown!r}")
+        if self.count > MOST_SAMPLES:
+            raise UsageError(
+                f"--count must be at most {MOST_SAMPLES:,}, not {self.count}: "
+                "for more, sample again with another --seed"
+            )
         if self.length == 0 and self.count > 1:
             raise UsageError("--length 0 never ends: it goes with --count 1 only")
 
