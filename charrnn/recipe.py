@@ -109,7 +109,8 @@ def _parameters(cell: CellName, vocabulary: int, shape: Mapping[str, int]) -> in
     gates = {"rnn": 1, "lstm": 4, "gru": 3}[cell]
     layers, hidden, embedding = shape["layers"], shape["hidden"], shape["embedding"]
     recurrence = gates * hidden * (embedding + hidden + (layers - 1) * 2 * hidden)
-    return recurrence + vocabulary * (embedding + hidden)
+    # No float holds every whole number that can be typed, and no memory such a model.
+    return min(10**15, recurrence + vocabulary * (embedding + hidden))
 
 
 def _passes(
