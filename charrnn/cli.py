@@ -60,6 +60,12 @@ def main() -> None:
         # spins; if it spins for long while something else wants its core, a step takes ten
         # times as long. Spinning briefly costs 5 % on a quiet machine (docs/performance.md).
         os.environ["GOMP_SPINCOUNT"] = "1000"
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # Closed by the caller: it reads as empty and swallows what is written, and no
+            # file that is opened later takes its number.
+            null = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(null, mode, closefd=False))
     sys.exit(_run(sys.argv[1:]))
 
 
@@ -89,8 +95,9 @@ def _run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}", 1)
+        # Reading and saving name their file themselves; what has no name is the output.
+        where = error.filename or "cannot write the output"
+        return _fail(f"{where}: {error.strerror or error}", 1)
     except Exception as error:
         if _is_out_of_memory(error):
             return _fail("out of memory: give a smaller --hidden, --batch-size or --bptt", 1)

@@ -711,3 +711,22 @@ class TestPipes:
             if process.stderr:
                 assert process.stderr.read() == b""
         assert run_process("sample", run, "--length", 5).code == 0
+
+    def test_closed_streams_are_empty_and_swallow(self, trained: Path) -> None:
+        arguments = " ".join(command("sample", trained, "--prompt", "-", "--length", "5"))
+        done = subprocess.run(
+            f"{arguments} <&- >&-", shell=True, stderr=subprocess.PIPE, env=ENVIRONMENT
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+    def test_output_that_cannot_be_written_is_one_line(self, trained: Path) -> None:
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                command("sample", trained, "--length", 5),
+                stdout=full,
+                stderr=subprocess.PIPE,
+                env=ENVIRONMENT,
+            )
+        assert done.returncode == 1
+        assert done.stderr == b"charrnn: cannot write the output: No space left on device\n"
