@@ -734,7 +734,7 @@ def compare(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(_StopSignals())
 
-        from charrnn.comparison import Comparison, Plan, open_plan
+        from charrnn.comparison import PLAN, Comparison, Plan, open_plan
         from charrnn.run import choose_device
         from charrnn.score_view import print_comparison
 
@@ -746,10 +746,16 @@ def compare(
             absolute = [t if t == "-" else str(Path(t).absolute()) for t in texts or ()]
             plan = Plan(texts=tuple(absolute), **given)
             folder = run or _default_run(plan.text(), "compare")
-        results = _compare(folder, plan, where, stop, new=not resume, quiet=quiet or as_json)
+        go_on = f"go on with: {shlex.join(['charrnn', 'compare', '--run', str(folder)])} --resume"
+        try:
+            results = _compare(folder, plan, where, stop, new=not resume, quiet=quiet or as_json)
+        except _Stopped:
+            if (folder / PLAN).exists():  # after the plan was written, before the first update
+                _say(go_on)
+            raise
         if results is None:
             assert stop.received
-            _say(f"go on with: {shlex.join(['charrnn', 'compare', '--run', str(folder)])} --resume")
+            _say(go_on)
             return 128 + stop.received
         comparison = Comparison.of(plan, results)
     if as_json:
