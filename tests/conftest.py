@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,11 @@ from unittest import mock
 
 import pytest
 import torch
+
+# A suite that was started in the background ignores SIGINT, and so would every process
+# that it starts; the tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Small tensors on busy cores: a second thread costs more than it gives.
 torch.set_num_threads(1)

@@ -704,7 +704,9 @@ class TestPipes:
             process.stdin.close()
             first = process.stdout.readline()
             assert first.startswith(b'{"event": "started"' if talk else b"text ")
-            while b'"logged"' not in (line := process.stdout.readline()) and b"step" not in line:
+            while not (line := process.stdout.readline()).startswith(
+                (b"step ", b'{"event": "logged"')
+            ):
                 assert line
             process.stdout.close()
             assert process.wait(timeout=60) == 0
