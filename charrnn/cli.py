@@ -785,11 +785,11 @@ def _compare(
             if isinstance(event, Note):
                 _say(f"note: {event.text}")
             elif isinstance(event, RunStarted):
+                stop.defer()
                 display = open_display(as_json=False, quiet=quiet)
                 if not quiet:
                     _say(f"--- run {event.number} of {event.total}: {event.run.folder.path}")
                 display.start(event.run)
-                stop.defer()
             elif isinstance(event, RunScored):
                 display.close()
                 results.append(event.result)
