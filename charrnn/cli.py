@@ -802,10 +802,15 @@ def _compare(
 
 @app.command(name="inspect")
 def inspect_recurrence(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run's folder.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run's folder.")
+    ],
     text: Annotated[
         list[str] | None,
-        typer.Option(help="The text to look at, best one held out: a file, folder, glob or -."),
+        typer.Option(
+            metavar="TEXT",
+            help="The text to look at, best one held out: a file, folder, glob or -.",
+        ),
     ] = None,
     part: Annotated[
         Literal["valid", "test", "train"] | None,
