@@ -26,7 +26,13 @@ __all__ = ["DynamicConfig", "dynamic_prices"]
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicConfig:
-    """How a model adapts. The defaults were chosen on a held-out piece (docs/performance.md)."""
+    """How a model adapts.
+
+    The defaults were chosen on 30,000 held-out characters of tinyshakespeare, with an LSTM
+    of width 256 to which they cost 1.500 nats a character unadapted and 1.444 adapted.
+    At a window of 50, a decay of 0.02 gives 1.448 and of 0.05 1.458; half the rate gives
+    1.446 to 1.470. A window of 25 takes longer and gives 1.445 at best.
+    """
 
     window: int = 50
     """Characters between two steps."""
