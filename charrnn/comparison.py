@@ -100,8 +100,8 @@ class Plan(Record):
                 raise UsageError(f"--cell must be one of {', '.join(CELL_NAMES)}, not {cell!r}")
             if self.cells.count(cell) > 1:
                 raise UsageError(f"--cell {cell} is given twice")
-        if self.seeds < 1:
-            raise UsageError(f"--seeds must be 1 or above, not {self.seeds}")
+        if not 1 <= self.seeds <= 1000:
+            raise UsageError(f"--seeds must be a number from 1 to 1000, not {self.seeds}")
         if "-" in self.texts:
             raise UsageError("compare reads the text once a run: give a file, not -")
         if self.valid_share == 0 and self.test_share == 0:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import charrnn.sampling
 import charrnn.training
+from charrnn.run import Run
 from tests.conftest import Result, make_prose, run_cli, run_process
 from tests.reliability.conftest import Promise
 
@@ -31,7 +32,7 @@ def flaw(result: Result) -> str | None:
     for word in ("Traceback", "Warning", "mistake in charrnn"):
         if word in result.err:
             return word
-    if result.code and result.out:
+    if result.code and result.out and not result.out.startswith('{"event":'):
         return "a failure prints no product"
     lines = result.err.splitlines()
     if result.code and not (lines and lines[-1].startswith("charrnn: ") and len(lines[-1]) < 700):
@@ -42,22 +43,19 @@ def flaw(result: Result) -> str | None:
 
 
 @pytest.fixture(autouse=True)
-def soon_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def soon_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the budget: three updates; whatever the length: twenty characters."""
-    stopping = charrnn.training._Loop._stopping
-
-    def soon_stopping(self: Any) -> bool:
-        if self.run.progress.step >= 3:
-            self.stop_reason = "the test"
-        return stopping(self)
-
+    is_over = Run.is_over.fget  # type: ignore[attr-defined]
+    soon = property(lambda run: run.progress.step >= 3 or is_over(run))
     real_sample = charrnn.sampling.sample
-    monkeypatch.setattr(charrnn.training._Loop, "_stopping", soon_stopping)
+    monkeypatch.setattr(Run, "is_over", soon)
     monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 3)
     monkeypatch.setattr(
         charrnn.sampling, "sample", lambda *args: itertools.islice(real_sample(*args), 20)
     )
     monkeypatch.setattr(os, "fsync", lambda _fd: None)  # nothing here has to outlive the machine
+    (folder / "here").mkdir(exist_ok=True)
+    monkeypatch.chdir(folder / "here")
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +193,9 @@ NUMBERS = st.sampled_from([
     "1" + "0" * 400, "-" + "9" * 40, "", " ", "x", "0x10", "1_0", "１", "1,5", "--", "None", "true",
 ])  # fmt: skip
 WORDS = st.one_of(
-    st.sampled_from(["", "-", "x", "\x1b[2J", "[bold]", "a\nb", "中", "\udcff", "/", ".", "../x"]),
+    st.sampled_from(
+        ["", "-", "x", "\x1b[2J", "[bold]", "a\nb", "中", "\udcff", "no/such", "*", "~"]
+    ),
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=9),
 )
 
@@ -218,7 +218,23 @@ SAMPLE: dict[str, Any] = {
     ),
     **dict.fromkeys(["--prompt", "--stop", "--unknown", "--device"], WORDS),
 }
-EVALUATE: dict[str, Any] = {"--text": WORDS, "--encoding": WORDS, "--device": WORDS}
+EVALUATE: dict[str, Any] = {
+    **dict.fromkeys(["--text", "--encoding", "--device", "--part"], WORDS),
+    "--by-position": NUMBERS,
+}
+INSPECT: dict[str, Any] = {
+    **dict.fromkeys(["--text", "--encoding", "--device", "--part", "--unit"], WORDS),
+    **dict.fromkeys(["--characters", "--spectral-radius", "--seed"], NUMBERS),
+}
+COMPARE: dict[str, Any] = {
+    **{o: values for o, values in TRAIN.items() if o in (
+        "--cell", "--layers", "--hidden", "--dropout", "--batch-size", "--bptt", "--encoding",
+        "--valid-share", "--test-share", "--min-count", "--seed", "--minutes", "--epochs",
+        "--steps",
+    )},
+    "--seeds": st.sampled_from(["0", "-1", "1", "nan", "x", "1" + "0" * 30]),
+    "--match": WORDS,
+}  # fmt: skip
 
 
 def option_sets(options: dict[str, Any], most: int) -> Any:
@@ -233,6 +249,8 @@ commands = st.one_of(
     st.tuples(st.just("sample"), option_sets(SAMPLE, 4), st.sampled_from([[], ["--echo"]])),
     st.tuples(st.just("sample"), option_sets(SAMPLE, 4), st.sampled_from([[], ["--json"]])),
     st.tuples(st.just("evaluate"), option_sets(EVALUATE, 2), st.sampled_from([[], ["--exact"]])),
+    st.tuples(st.just("inspect"), option_sets(INSPECT, 2), st.sampled_from([[], ["--json"]])),
+    st.tuples(st.just("compare"), option_sets(COMPARE, 2), st.sampled_from([[], ["--json"]])),
 )
 
 
@@ -251,13 +269,15 @@ def words_of(command: tuple[str, list[tuple[str, str]], list[str]], folder: Path
     options = [word for pair in pairs for word in pair]
     if name == "sample":
         return [name, folder / "model", *options, *flags]
-    if name == "evaluate":
-        text = [] if "--text" in options else ["--text", folder / "prose"]
+    if name in ("evaluate", "inspect"):
+        text = [] if {"--text", "--part"} & set(options) else ["--text", folder / "prose"]
         return [name, folder / "model", *text, *options, *flags]
     budget = {"--minutes", "--epochs", "--steps"} & set(options)
     sizes = [] if "--resume" in flags else list(TINY)
+    if name == "compare":
+        sizes += ["--cell", "gru", "--match", "hidden"]
     fixed = ["--run", folder / "run", *([] if budget else ["--steps", 3]), *sizes]
-    return [name, folder / "prose", *fixed, *options, *flags]
+    return [name, folder / "prose", *fixed, *options, *flags, "--quiet"]
 
 
 def random_options(folder: Path, count: int) -> Counter[int]:
