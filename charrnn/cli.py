@@ -570,6 +570,7 @@ def evaluate(
     from charrnn.errors import CheckpointError, CorpusError
     from charrnn.run import choose_device, load_model, recorded_part, refuse_other_symbols
     from charrnn.score_view import PerCharacter, SurpriseText, print_assessments
+    from charrnn.vocabulary import listed
 
     where = choose_device(device)
     with contextlib.ExitStack() as stack:
@@ -594,6 +595,12 @@ def evaluate(
                 )
             for note in scored.corpus.notes:
                 _say(note)
+            if unknown := vocabulary.unknown_among(scored.counts()):
+                _say(
+                    f"{path}: the model does not know {sum(unknown.values()):,} of the text's "
+                    f"{scored.characters:,} characters, and each costs what it takes to spell it "
+                    f"out: {listed(unknown)}"
+                )
             watchers: list[Callable[[Prices], None]] = []
             if per_char is not None:
                 file = stack.enter_context(per_char.open("w", encoding="utf-8"))

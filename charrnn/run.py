@@ -30,7 +30,7 @@ from charrnn.optimiser import MuonAdamW
 from charrnn.runfolder import RunFolder
 from charrnn.stream import Lanes, fit_lanes
 from charrnn.update import Update
-from charrnn.vocabulary import Vocabulary
+from charrnn.vocabulary import Vocabulary, listed
 
 __all__ = [
     "PartName",
@@ -725,14 +725,13 @@ def _refuse_conflicts(
 
 
 def _coverage(counts: Mapping[int, int], vocabulary: Vocabulary, path: Path) -> str:
+    unknown = vocabulary.unknown_among(counts)
     total = sum(counts.values())
-    known = total
-    if vocabulary.has_unknown:
-        missing = vocabulary.unknown_in("".join(map(chr, counts)))
-        known -= sum(counts[ord(char)] for char in missing)
+    known = 1 - sum(unknown.values()) / total
+    lacks = f", and lacks {listed(unknown)}" if unknown else ""
     return (
-        f"weights and vocabulary from {path}: it knows {100 * known / total:.2f} % "
-        f"of the text's characters"
+        f"weights and vocabulary from {path}: it knows {100 * known:.2f} % "
+        f"of the text's characters{lacks}"
     )
 
 

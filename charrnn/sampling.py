@@ -17,7 +17,7 @@ from charrnn.config import SampleConfig
 from charrnn.errors import VocabularyError
 from charrnn.model import CharModel, Hidden
 from charrnn.stepper import Stepper
-from charrnn.vocabulary import UNKNOWN, Vocabulary
+from charrnn.vocabulary import UNKNOWN, Vocabulary, listed
 
 __all__ = ["Piece", "encode_stop", "next_probabilities", "prepare_prompt", "sample"]
 
@@ -55,9 +55,7 @@ def prepare_prompt(
     missing = vocabulary.unknown_in(prompt)
     if not missing:
         return ids, None
-    shown = ", ".join(f"{char!r} x {count}" for char, count in list(missing.items())[:8])
-    if len(missing) > 8:
-        shown += f" and {len(missing) - 8} more"
+    shown = listed(missing)
     if unknown == "error":
         raise VocabularyError(
             f"the model does not know these characters of the prompt: {shown}; "

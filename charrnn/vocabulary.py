@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from charrnn.corpus import BYTES, Codes, text_encoding
 from charrnn.errors import UsageError, VocabularyError
 
-__all__ = ["REPLACEMENT", "UNKNOWN", "Ids", "Vocabulary"]
+__all__ = ["REPLACEMENT", "UNKNOWN", "Ids", "Vocabulary", "listed"]
 
 #: The id of the unknown symbol in every text vocabulary.
 UNKNOWN = 0
@@ -33,6 +33,17 @@ _UNICODE = 0x110000 - 0x800
 
 #: Ids of consecutive characters: uint8, uint16 or int32, the smallest that holds every id.
 Ids = NDArray[np.integer[Any]]
+
+
+def listed(unknown: Mapping[str, int], most: int = 8) -> str:
+    """Return characters and their counts in words, the first ``most`` of them.
+
+    >>> listed({"é": 3, "Z": 1})
+    "'é' x 3, 'Z' x 1"
+    """
+    words = [f"{character!r} x {count:,}" for character, count in list(unknown.items())[:most]]
+    more = f" and {len(unknown) - most:,} more" if len(unknown) > most else ""
+    return ", ".join(words) + more
 
 
 class Vocabulary:
@@ -148,9 +159,19 @@ class Vocabulary:
         """
         if self.is_bytes:
             return {}
-        codes = self._codes(text)
-        unknown = codes[self.encode_codes(codes) == UNKNOWN]
-        return {chr(code): count for code, count in Counter(unknown.tolist()).most_common()}
+        return self.unknown_among(Counter(self._codes(text).tolist()))
+
+    def unknown_among(self, counts: Mapping[int, int]) -> dict[str, int]:
+        """Return the characters that are unknown, with their counts, most frequent first.
+
+        Args:
+            counts: code point -> occurrences in a text.
+        """
+        if self.is_bytes:
+            return {}
+        codes = np.fromiter(counts, np.uint32, len(counts))
+        unknown = codes[self.encode_codes(codes) == UNKNOWN].tolist()
+        return {chr(code): counts[code] for code in sorted(unknown, key=lambda c: -counts[c])}
 
     def _codes(self, text: str | bytes) -> Codes:
         if self.is_bytes:

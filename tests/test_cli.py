@@ -618,7 +618,11 @@ class TestEvaluate:
         text = tmp_path / "text"
         text.write_text("The grey stone \x1b[2J sings.\n")
         result = cli("evaluate", trained, "--text", text, "--show")
-        assert (result.code, result.err) == (0, "")
+        assert result.code == 0
+        assert result.err.splitlines() == [
+            f"{trained}: the model does not know 4 of the text's 27 characters, and each costs "
+            "what it takes to spell it out: '\\x1b' x 1, '2' x 1, 'J' x 1, '[' x 1"
+        ]
         assert result.out.startswith("The grey stone \ufffd[2J sings.")
         assert "\x1b" not in result.out, "a pipe gets no colours"
 
