@@ -1,0 +1,106 @@
+"""R16: memory stays flat, however long the training and however large the text."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ENVIRONMENT, make_prose
+from tests.reliability.conftest import Promise
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc"),
+]
+
+MB = 1_000_000
+
+#: Trains with the command line, and notes after each row of the log what memory is resident.
+PROGRAM = textwrap.dedent(
+    """
+    import json, sys
+    from charrnn import cli, display
+
+    def memory(name):
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) * 1024 for line in status if line.startswith(name))
+
+    class Measure(display._Quiet):
+        resident = {}
+        def show(self, event):
+            if type(event).__name__ == "Logged":
+                self.resident[event.row["step"]] = memory("VmRSS:")
+
+    measure = Measure()
+    display.open_display = lambda **_: measure
+    code = cli._run(sys.argv[1:])
+    print(json.dumps({"resident": measure.resident, "peak": memory("VmHWM:"), "code": code}))
+    """
+)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for large texts, which are not kept."""
+    folder = tmp_path_factory.mktemp("texts")
+    yield folder
+    for file in folder.iterdir():
+        file.unlink()
+
+
+def write_text(path: Path, size: int) -> None:
+    """Write about ``size`` bytes of lines in ever new order, one in twenty of them not ASCII."""
+    rng = random.Random(1)
+    lines = make_prose(200_000).splitlines()
+    lines = [line if rng.random() < 0.95 else f"{line} 中文 caf\u00e9 \u2014" for line in lines]
+    with path.open("wb") as file:
+        while file.tell() < size:
+            rng.shuffle(lines)
+            block = ("\n".join(lines) + "\n").encode()
+            for start in range(8):  # the same lines, begun elsewhere
+                cut = block.index(b"\n", start * len(block) // 9) + 1
+                file.write(block[cut:] + block[:cut])
+
+
+def measured(text: Path, run: Path, steps: int) -> dict[str, Any]:
+    words = [
+        "train", text, "--run", run, "--steps", steps, "--hidden", 16, "--batch-size", 32,
+        "--bptt", 32, "--min-count", 5, "--validate-every", steps // 4,
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *map(str, words)],
+        env=ENVIRONMENT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert result["code"] == 0
+    return result
+
+
+def test_memory(texts: Path, tmp_path: Path, promise: Promise) -> None:
+    small = texts / "50 MB"
+    write_text(small, 50 * MB)
+    long = measured(small, tmp_path / "long", 5000)
+    resident = {int(step): size for step, size in long["resident"].items()}
+    # A validation takes its memory for the first time at step 1250.
+    early = max(size for step, size in resident.items() if step <= 1500)
+    growth = max(resident.values()) - early
+    what = f"growth over 5,000 steps on 50 MB (of {early / MB:,.0f} MB)"
+    promise("R16", what, f"{growth / MB:.1f} MB")
+    assert growth < 10 * MB
+    small.unlink()
+
+    large = texts / "1.3 GB"
+    write_text(large, 1300 * MB)
+    wide = measured(large, tmp_path / "wide", 400)
+    more = wide["peak"] / long["peak"] - 1
+    what = f"peak on 1.3 GB of text against 50 MB ({long['peak'] / MB:,.0f} MB)"
+    promise("R16", what, f"{100 * more:+.1f} %")
+    assert more < 0.1
