@@ -45,6 +45,8 @@ SHORTEST_LANE = 16 * WARM_UP
 #: Lanes that keep each kind of device busy.
 MOST_LANES = {"cpu": 32, "cuda": 512, "mps": 128}
 WINDOW = 128
+#: Logits of a window, T x B x V: with a vocabulary of 100,000 the window has to be shorter.
+MOST_LOGITS = {"cpu": 1 << 26, "cuda": 1 << 30, "mps": 1 << 28}
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: the caller asked to stop
@@ -118,7 +120,8 @@ def score(
         vocabulary: the model's.
         lanes: stretches scored side by side; None: as many as the device and the
             text's length make worth while; 1: exact.
-        window: characters of a lane given to the model at a time.
+        window: characters of a lane given to the model at a time; fewer for a large
+            vocabulary, whose logits would fill the memory.
         should_stop: asked before every window.
 
     Raises:
@@ -135,6 +138,8 @@ def score(
     lanes = math.ceil(predictions / length)
     lengths = [min(length, predictions - lane * length) for lane in range(lanes)]
     warm_up = min(WARM_UP, length)
+    most = MOST_LOGITS.get(device.type, 1 << 26)
+    window = max(1, min(window, most // (lanes * vocabulary.size)))
 
     was_training = model.training
     model.eval()
@@ -147,7 +152,10 @@ def score(
         ]
         if lanes > 1:
             warm = np.stack([reader.read(warm_up) for reader in readers[1:]], axis=1)
-            _, warmed = model(torch.from_numpy(warm.astype(np.int64)).to(device))
+            warm_TB = torch.from_numpy(warm.astype(np.int64)).to(device)
+            warmed = model.initial_hidden(lanes - 1)
+            for start in range(0, warm_up, window):
+                _, warmed = model(warm_TB[start : start + window], warmed)
             hidden = _with_zero_lane(hidden, warmed)
 
         nats = torch.zeros((), dtype=torch.float64, device=device)
