@@ -674,13 +674,15 @@ def _refuse_too_large(shape: ModelConfig, config: TrainConfig, device: torch.dev
     """Refuse what can never fit, before the system kills the process for trying.
 
     The estimate counts what is kept for the backward pass of one window, and every
-    weight with its gradient, its moments and the work space of its update.
+    weight with its gradient, its moments and the work space of its update; 50 kB are
+    a layer's objects.
     """
     gates, size = CELLS[shape.cell].gates, 4
     weights = shape.vocabulary * (shape.embedding + shape.hidden)
     weights += gates * shape.hidden * (shape.embedding + (2 * shape.layers - 1) * shape.hidden)
     a_character = 2 * shape.vocabulary + shape.layers * (gates + 2) * shape.hidden
     needed = size * (5 * weights + config.bptt * config.batch_size * a_character)
+    needed += 50_000 * shape.layers
     if device.type == "cuda":
         _, there = torch.cuda.mem_get_info(device)
     else:

@@ -313,7 +313,7 @@ def test_options(folder: Path, promise: Promise) -> None:
     assert min(codes[0], codes[1], codes[2]) > 30
 
 
-HUGE = ("1e39", "1" + "0" * 30, "2147483647")
+HUGE = ("1e39", "1" + "0" * 30, "2147483647", "100000000")
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", *HUGE])
