@@ -54,22 +54,23 @@ def promise(request: pytest.FixtureRequest) -> Promise:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print every promise with the figures of this session."""
-    rows: dict[str, list[str]] = {number: [] for number in PROMISES}
+    # What was tried with several cases has one line, with the figure of each.
+    rows: dict[str, dict[str, list[str]]] = {number: {} for number in PROMISES}
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):
             for key, value in getattr(report, "user_properties", ()):
                 if key == "promise" and report.when == "call":
                     number, what, figure = value
                     mark = "" if outcome == "passed" else "FAILED "
-                    rows[number].append(f"{mark}{figure}: {what}")
+                    rows[number].setdefault(what, []).append(mark + figure)
     if not any(rows.values()):
         return
     terminalreporter.section("promises")
     for number, figures in rows.items():
         if figures:
             terminalreporter.write_line(f"{number:4} {PROMISES[number]}")
-        for figure in figures:
-            terminalreporter.write_line(f"     {figure}")
+        for what, each in figures.items():
+            terminalreporter.write_line(f"     {what}: {', '.join(dict.fromkeys(each))}")
     missing = [number for number, figures in rows.items() if not figures]
     if missing:
         terminalreporter.write_line(f"not measured in this session: {', '.join(missing)}")

@@ -152,7 +152,9 @@ def tried(folder: Path, text: bytes, encoding: str, codes: Counter[int]) -> str 
     return next((f"{what}: {r}" for r in results if (what := flaw(r))), None)
 
 
-@pytest.mark.parametrize("name", SPECIAL)
+@pytest.mark.parametrize(
+    "name", [*list(SPECIAL)[:-1], pytest.param(list(SPECIAL)[-1], marks=pytest.mark.slow)]
+)
 def test_special_texts(folder: Path, name: str) -> None:
     for encoding in ("utf-8", "bytes"):
         assert tried(folder, SPECIAL[name], encoding, Counter()) is None
@@ -186,12 +188,13 @@ def test_texts(folder: Path, promise: Promise) -> None:
 
 # Options -------------------------------------------------------------------------
 
-NUMBERS = st.sampled_from([
+ODD_NUMBERS = st.sampled_from([
     "0", "-0", "1", "2", "3", "5", "7", "-1", "0.5", "0.1", "0.999999", "1.0", "-0.5", "1e-3",
     "1e-320", "1e308", "-1e308", "1e38", "1e39", "nan", "-nan", "inf", "-inf", "Infinity",
     "2147483647", "2147483648", "9223372036854775807", "9223372036854775808", "1" + "0" * 30,
     "1" + "0" * 400, "-" + "9" * 40, "", " ", "x", "0x10", "1_0", "１", "1,5", "--", "None", "true",
 ])  # fmt: skip
+NUMBERS = st.one_of(st.sampled_from(["1", "2", "3", "0.1", "0.5"]), ODD_NUMBERS)
 WORDS = st.one_of(
     st.sampled_from(
         ["", "-", "x", "\x1b[2J", "[bold]", "a\nb", "中", "\udcff", "no/such", "*", "~"]

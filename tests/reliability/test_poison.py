@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import re
@@ -239,3 +240,31 @@ def test_a_loss_spike_is_told_once(
     (spike,) = (event for event in events if isinstance(event, Spiked))
     assert spike.step == 130
     assert spike.after > spike.before + 2
+
+
+@pytest.mark.parametrize(
+    ("place", "number"),
+    # An infinite activation is squashed to a finite one, which is no harm.
+    [*itertools.product(("loss", "gradient"), NUMBERS), ("activation", math.nan)],
+)
+def test_the_guard_of_a_gpu(
+    tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch, place: str, number: float
+) -> None:
+    """There the host looks every 10 updates only: none after a poisoned one may change a weight.
+
+    The arithmetic is the same on any device, so it can be held to that here.
+    """
+    poison = Poison(4, place, number)
+    monkeypatch.setattr(charrnn.update, "window_loss", poison)
+    with RunFolder.create(tmp_path / "run") as folder:
+        run = begin(folder, tale, weight_decay=0.1)
+        update, chunks = run.update, run.lanes.chunks()
+        update.device = torch.device("cuda")
+        finite = []
+        for _ in range(9):
+            update.optimiser.set_rates(0.02, 0.006)
+            chunk = next(chunks)
+            result = update._update(chunk.x_TB, chunk.y_TB, chunk.characters // 3)
+            finite.append(bool(torch.isfinite(result.loss) & torch.isfinite(result.norm)))
+    assert finite[:4] == [True, True, True, False]
+    assert poison.weights_are_untouched

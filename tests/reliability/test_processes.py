@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from charrnn.checkpoint import read_meta
+from charrnn.checkpoint import load, read_meta
 from charrnn.config import TextChoices
 from charrnn.errors import CheckpointError
 from charrnn.recipe import Choices
@@ -169,3 +169,32 @@ def test_real_processes_meet(text: Path, tmp_path: Path) -> None:
             with popen:
                 popen.kill()
     assert run_cli("train", "--run", run, "--resume", "--steps", 3, "--quiet").code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_a_model_of_usual_size_on_two_threads(tmp_path: Path, promise: Promise, cell: str) -> None:
+    """As users train: products that two threads share give the same bits every time."""
+    text = tmp_path / "text.txt"
+    text.write_text(make_prose(100_000))
+    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "2"}
+    options = ["--cell", cell, "--steps", "40", "--dropout", "0.1", "--keep", "0"]
+
+    def train(*words: object, stop: bool = False) -> int:
+        with subprocess.Popen(
+            command("train", *words), env=environment, stderr=subprocess.PIPE, text=True
+        ) as popen:
+            assert popen.stderr is not None
+            for line in popen.stderr:
+                if stop and line.startswith("step 10 "):
+                    popen.terminate()
+        return popen.returncode
+
+    assert train(text, "--run", tmp_path / "straight", *options) == 0
+    assert train(text, "--run", tmp_path / "stopped", *options, stop=True) == 143
+    assert 10 <= saved_step(tmp_path / "stopped") < 40
+    assert train("--run", tmp_path / "stopped", "--resume") == 0
+    assert load(tmp_path / "stopped" / "last.safetensors").meta["threads"] == 2
+    same = whole_state(tmp_path / "stopped") == whole_state(tmp_path / "straight")
+    promise("R3", "the model of a user without options, two threads, two processes: equal", cell)
+    assert same

@@ -85,7 +85,7 @@ def test_another_text(tmp_path: Path, promise: Promise, change: str) -> None:
     assert "my text.txt" in said
     if new is not None:
         assert "is not the one this run was started on" in said
-    promise("R14", f"text: {change}", "refused, named")
+    promise("R14", "a text that is changed: refused, named", change)
     text.write_text(old)
     assert run_cli("train", "--run", tmp_path / "run", "--resume", "--steps", 14).code == 0
 
@@ -98,7 +98,7 @@ def test_another_text_to_validate_on(tmp_path: Path, tale: Path, promise: Promis
     valid.write_text("the river sings and runs")
     said = refusal(tmp_path / "run")
     assert "the validation text" in said and "held out.txt" in said
-    promise("R14", "text to validate on", "refused, named")
+    promise("R14", "a text that is changed: refused, named", "to validate on")
 
 
 def test_a_file_that_appears_in_the_folder(tmp_path: Path, promise: Promise) -> None:
@@ -110,7 +110,7 @@ def test_a_file_that_appears_in_the_folder(tmp_path: Path, promise: Promise) -> 
         drive(begin(folder, texts), lambda run: run.progress.step == 13)
     (texts / "c.txt").write_text("one more")
     assert "3 files" in refusal(tmp_path / "run")
-    promise("R14", "a file more in the text's folder", "refused, named")
+    promise("R14", "a text that is changed: refused, named", "a file more in its folder")
 
 
 def test_a_text_that_has_moved(tmp_path: Path, tale: Path) -> None:
@@ -141,7 +141,7 @@ FIXED = {
 def test_options_that_stay_as_they_were(run: Path, promise: Promise, flag: str) -> None:
     said = refusal(run, flag, FIXED[flag])
     assert said.startswith(f"charrnn: {flag} and --resume exclude each other")
-    promise("R14", "options that would change the run", flag)
+    promise("R14", "options that would change the run: refused, named", flag)
 
 
 # What the checkpoint says ----------------------------------------------------------
@@ -161,7 +161,7 @@ def test_another_model(run: Path, promise: Promise, field: str, value: Any) -> N
     said = refusal(run)
     assert "model" in said
     assert "weight" in said or "symbols" in said or "is impossible" in said
-    promise("R14", "model", f"{field} {value} refused, named")
+    promise("R14", "another model in the checkpoint: refused, named", f"{field} {value}")
 
 
 @pytest.mark.parametrize("characters", ["", "abc", "ba", "a\ud800"])
@@ -170,7 +170,7 @@ def test_another_vocabulary(run: Path, promise: Promise, characters: str) -> Non
     vocabulary = {**meta["vocabulary"], "characters": characters}
     rewrite(run, meta={**meta, "vocabulary": vocabulary})
     assert "vocabulary" in refusal(run)
-    promise("R14", "vocabulary", f"{characters!r} refused, named")
+    promise("R14", "another vocabulary in the checkpoint: refused, named", repr(characters))
 
 
 def test_another_format(run: Path, promise: Promise, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +181,7 @@ def test_another_format(run: Path, promise: Promise, monkeypatch: pytest.MonkeyP
         save(file, Checkpoint({}, {"step": 13}))
     said = refusal(run)
     assert "written by charrnn '7.1.2' in format 2" in said
-    promise("R14", "format", "2 refused, named, with the version that wrote it")
+    promise("R14", "another format: refused, named, with the version that wrote it", "2")
 
 
 RECORDS: dict[str, type[Any]] = {
@@ -196,8 +196,8 @@ def test_each_field_of_a_wrong_type(run: Path, promise: Promise, record: str) ->
         rewrite(run, meta={**meta, record: {**meta[record], field.name: {"no": "such"}}})
         said = refusal(run)
         assert f"the field {record!r} is not usable: {field.name!r} cannot be" in said
-    figure = f"{len(fields(RECORDS[record]))} fields, each named"
-    promise("R14", f"the checkpoint's {record}: a value of another type", figure)
+    figure = f"{record} {len(fields(RECORDS[record]))}"
+    promise("R14", "fields of the checkpoint with a value of another type: each named", figure)
 
 
 @pytest.mark.parametrize("record", RECORDS)
@@ -235,8 +235,8 @@ def test_each_tensor(run: Path, promise: Promise) -> None:
             assert short in refusal(run), f"{name} is not named"
     rewrite(run, tensors={**checkpoint.tensors, "model.extra": torch.zeros(3)})
     assert "the weight model.extra is unknown" in refusal(run)
-    figure = f"{len(checkpoint.tensors)} tensors, each named"
-    promise("R14", "tensors missing or of another shape", figure)
+    what = "tensors missing or of another shape: each named"
+    promise("R14", what, f"{len(checkpoint.tensors)} of {len(checkpoint.tensors)}")
 
 
 # Anything at all in a description ----------------------------------------------------

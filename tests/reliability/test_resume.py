@@ -82,8 +82,8 @@ def test_resume_equals_never_stopping(
         resumed(path)
         if whole_state(path) != expected:
             differing.append(name)
-    what = f"{cell}, dropout {dropout:g}: stops after which weights, losses and log are equal"
-    promise("R3", what, f"{len(STOPS) - len(differing)} of {len(STOPS)}")
+    what = f"weights, losses and log equal after a stop at {', '.join(STOPS)}"
+    promise("R3", what, f"{cell}, dropout {dropout:g}: {4 - len(differing)} of 4")
     assert not differing
 
 
@@ -112,7 +112,7 @@ def test_resume_equals_never_stopping_also(
     stopped(tmp_path / "run", tale, stop, **choices)
     resumed(tmp_path / "run")
     same = whole_state(tmp_path / "run") == expected
-    promise("R3", case, "equal" if same else "differs")
+    promise("R3", "equal also", case)
     assert same
 
 
@@ -130,7 +130,7 @@ def test_resume_while_patience_counts(tmp_path: Path, tale: Path, promise: Promi
     assert counted["validations_since_best"] == 2
     resumed(tmp_path / "run")
     same = whole_state(tmp_path / "run") == expected
-    promise("R3", "while --patience counts", "equal" if same else "differs")
+    promise("R3", "equal also", "while --patience counts")
     assert same
 
 
@@ -163,7 +163,7 @@ def test_resume_of_a_budget_in_minutes(tmp_path: Path, tale: Path, promise: Prom
         resumed(tmp_path / "b", at(step))
     resumed(tmp_path / "b")
     same = whole_state(tmp_path / "a") == whole_state(tmp_path / "b")
-    promise("R3", f"--minutes, planned as {total} steps at step {planned}", "equal")
+    promise("R3", "equal also", f"--minutes, planned as {total} steps at step {planned}")
     assert same
 
 
@@ -233,7 +233,7 @@ def test_validating_does_not_touch_training(
     validations = [sum("valid_nats_per_char" in row for row in rows(run)) for run in runs]
     assert validations == [44, 5, 1]
     same = all(equal(weights(run), weights(runs[0])) for run in runs[1:])
-    promise("R5", f"{cell}: validated every 1, every 10 steps, at the end only", "equal weights")
+    promise("R5", "equal weights, validated every 1, every 10 steps, at the end only", cell)
     assert same
     losses = [[row for row in rows(run) if "train_nats_per_char" in row] for run in runs]
     assert losses[0] == losses[1] == losses[2]
