@@ -1,0 +1,55 @@
+"""R15: old checkpoints keep loading. scripts/golden-checkpoint made the files, once a format."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from charrnn.checkpoint import FORMAT, load
+from tests.conftest import run_cli
+from tests.reliability.conftest import Promise
+from tests.reliability.runs import rows
+
+DATA = Path(__file__).parent.parent / "data"
+
+GOLDEN: dict[str, dict[str, Any]] = {
+    name: {**golden, "charrnn": made["charrnn"], "format": made["format"]}
+    for file in sorted(DATA.glob("format-*.json"))
+    for made in [json.loads(file.read_text())]
+    for name, golden in made["checkpoints"].items()
+}
+
+
+def test_every_format_has_its_checkpoints() -> None:
+    formats = [golden["format"] for golden in GOLDEN.values()]
+    assert sorted(formats) == [n for n in range(1, FORMAT + 1) for _ in range(3)]
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_an_old_checkpoint(name: str, tmp_path: Path, promise: Promise) -> None:
+    golden = GOLDEN[name]
+    file = DATA / name
+    assert load(file).versions["charrnn"] == golden["charrnn"]
+
+    length = len(golden["sample"])
+    options = ["--prompt", golden["prompt"], "--length", length, "--temperature", 0]
+    sampled = run_cli("sample", file, *options)
+    assert (sampled.code, sampled.out) == (0, golden["sample"])
+
+    scored = run_cli("evaluate", file, "--text", DATA / "tale.txt", "--json")
+    (row,) = json.loads(scored.out)
+    assert row["nats_per_char"] == pytest.approx(golden["nats_per_char"], abs=1e-4)
+
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(file, run / "last.safetensors")
+    text = DATA / "tale.txt"
+    more = ["--run", run, "--resume", "--steps", golden["step"] + 20, "--quiet"]
+    resumed = run_cli("train", text, *more)
+    assert (resumed.code, resumed.err) == (0, "")
+    assert rows(run)[-1]["step"] == golden["step"] + 20
+    promise("R15", f"{name}: loaded, sampled to its golden string, scored, resumed", "yes")
