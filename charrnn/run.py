@@ -142,11 +142,13 @@ class Run:
 
     @property
     def is_saved(self) -> bool:
-        """Whether the last checkpoint has all that was done: every update and validation."""
+        """Whether the last checkpoint has all that was done: updates, validations, the plan."""
         saved, now = self.saved, self.progress
-        return saved is not None and (saved.step, saved.validated_step) == (
-            now.step,
-            now.validated_step,
+        return (
+            saved is not None
+            and saved.step == now.step
+            and saved.validated_step == now.validated_step
+            and saved.planned_steps == now.planned_steps
         )
 
     @property

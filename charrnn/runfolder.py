@@ -242,7 +242,10 @@ class RunFolder:
             return checkpoint, [
                 f"{flaw}: took {path.name} instead, step {step}" for flaw in passed_over
             ]
-        raise damage or CheckpointError(f"{shown(self.path)}: holds no checkpoint to resume from")
+        raise damage or CheckpointError(
+            f"{shown(self.path)}: holds best.safetensors only, which has no state to resume from: "
+            "start from its weights with --init-from, in another folder"
+        )
 
     def _step_if_whole(self, path: Path) -> int | None:
         """Return the step of a checkpoint file; None if there is none or it is damaged."""

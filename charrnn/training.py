@@ -400,6 +400,8 @@ class _Loop:
         row = self._row() | {"valid_nats_per_char": nats}
         run.folder.log(row)
         yield Validated(row, scores, best)
+        if self._save_due():
+            yield self._save()
         yield Sampled(self._sample())
         self._tick()
         # Not the updates' time: the next row's speed leaves it out.

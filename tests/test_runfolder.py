@@ -356,7 +356,7 @@ def test_only_the_best_is_there(tmp_path: Path) -> None:
         folder.save_best(state(1))
     with (
         RunFolder.open_existing(tmp_path / "run") as folder,
-        pytest.raises(CheckpointError, match=r"run: holds no checkpoint to resume from$"),
+        pytest.raises(CheckpointError, match=r"run: holds best\.safetensors only"),
     ):
         folder.load_last()
 

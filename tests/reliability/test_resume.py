@@ -258,6 +258,9 @@ def test_the_events_come_in_order(tmp_path: Path, tale: Path) -> None:
         events = drive(begin(folder, tale))
     names = [type(event).__name__ for event in events]
     assert names[0] == "Planned" and names[-2:] == ["Saved", "Finished"]
+    # Not after the sample: killed meanwhile, the run would have a best checkpoint and no last.
+    first = names.index("Validated")
+    assert names[first : first + 3] == ["Validated", "Saved", "Sampled"]
     order: list[type[Event]] = [Planned, Validated, Sampled]
     assert [names.count(kind.__name__) for kind in order] == [1, 8, 8]
     assert names.count("Logged") == 5, "four of ten updates each and one of the rest"
