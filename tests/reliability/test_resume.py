@@ -257,7 +257,7 @@ def test_the_events_come_in_order(tmp_path: Path, tale: Path) -> None:
     with RunFolder.create(tmp_path / "run") as folder:
         events = drive(begin(folder, tale))
     names = [type(event).__name__ for event in events]
-    assert names[0] == "Planned" and names[-2:] == ["Saved", "Finished"]
+    assert names[0] == "Planned" and names[-1] == "Finished" and "Saved" in names[-3:]
     # Not after the sample: killed meanwhile, the run would have a best checkpoint and no last.
     first = names.index("Validated")
     assert names[first : first + 3] == ["Validated", "Saved", "Sampled"]
