@@ -95,10 +95,11 @@ def test_events_come_in_order_and_the_state_is_saved_at_the_end(start_run: Start
     assert isinstance(events[0], Planned)
     assert events[0].total_steps == 25
     assert events[-1] == Finished("done", complete=True)
-    assert events[-2] == Saved(run.folder.path / "last.safetensors", 25)
+    assert only(events, Saved)[-1] == Saved(run.folder.path / "last.safetensors", 25)
     assert [event.row["step"] for event in only(events, Logged)] == [10, 20, 25]
     assert [event.row["step"] for event in only(events, Validated)] == [10, 20, 25]
-    for validated, sampled in pairwise(events):
+    # A save comes when it is worth its time.
+    for validated, sampled in pairwise(e for e in events if not isinstance(e, Saved)):
         if isinstance(validated, Validated):
             assert isinstance(sampled, Sampled)
             assert len(sampled.text) > 100
