@@ -67,7 +67,7 @@ def a_tensor(dtype: torch.dtype, shape: list[int], seed: int) -> torch.Tensor:
     return (bits * 3 - 1).to(dtype) if dtype != torch.bool else bits.bool()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.dictionaries(names, st.tuples(st.sampled_from(DTYPES), shapes), max_size=5),
     st.dictionaries(st.text(max_size=9), meta_values, max_size=4),

@@ -92,7 +92,7 @@ class TestDecoding:
         for start in range(0, len(text), 7):
             assert text_of(whole(corpus), start, block_bytes=3) == text[start:]
 
-    @settings(derandomize=True, deadline=None, max_examples=150)
+    @settings(max_examples=150)
     @given(
         text=st.text(st.characters(exclude_characters="\0\ufeff", exclude_categories=["Cs"])),
         encoding=st.sampled_from(["utf-8", "utf-16", "utf-32", "utf-7", "gb18030"]),
@@ -120,7 +120,7 @@ class TestDecoding:
         if encoding == "utf-8":
             assert part.bytes == len(text[start:stop].encode())
 
-    @settings(derandomize=True, deadline=None, max_examples=100)
+    @settings(max_examples=100)
     @given(content=st.binary(min_size=1), block_bytes=st.integers(1, 9))
     def test_bytes_take_anything(
         self, tmp_path_factory: pytest.TempPathFactory, content: bytes, block_bytes: int
@@ -133,7 +133,7 @@ class TestDecoding:
         assert corpus.counts == Counter(content)
         assert corpus.bytes == corpus.characters == len(content)
 
-    @settings(derandomize=True, deadline=None, max_examples=300)
+    @settings(max_examples=300)
     @given(content=st.binary(), block_bytes=st.integers(1, 9))
     def test_any_bytes_give_a_text_or_one_line(
         self, tmp_path_factory: pytest.TempPathFactory, content: bytes, block_bytes: int

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from charrnn import stream
@@ -275,7 +275,6 @@ class TestFitLanes:
             assert ("lanes" in sentence) == (lanes < 64)
             assert ("window" in sentence) == (window < 128)
 
-    @settings(derandomize=True, deadline=None)
     @given(st.integers(2, 5000), st.integers(1, 100), st.integers(1, 200))
     def test_always_fits(self, characters: int, batch_size: int, bptt: int) -> None:
         lanes, window, sentence = fit_lanes(characters, batch_size, bptt)

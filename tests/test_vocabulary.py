@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from charrnn.errors import VocabularyError
@@ -65,7 +65,6 @@ class TestFromCounts:
 
 
 class TestEncode:
-    @settings(derandomize=True, deadline=None)
     @given(known=st.text(CHARACTERS), text=st.text(CHARACTERS))
     def test_is_a_look_up(self, known: str, text: str) -> None:
         vocabulary = of_text(known)
@@ -73,7 +72,6 @@ class TestEncode:
         assert vocabulary.encode(text).tolist() == look_up(vocabulary, text)
         assert vocabulary.encode(text.encode()).tolist() == look_up(vocabulary, text)
 
-    @settings(derandomize=True, deadline=None)
     @given(known=st.text(st.characters(max_codepoint=255)), codes=st.binary())
     def test_of_codes_in_bytes_is_that_of_wider_codes(self, known: str, codes: bytes) -> None:
         vocabulary = of_text(known)
@@ -140,7 +138,6 @@ class TestUnknownIn:
 
 
 class TestDecode:
-    @settings(derandomize=True, deadline=None)
     @given(text=st.text(CHARACTERS))
     def test_undoes_encode(self, text: str) -> None:
         vocabulary = of_text(text)

@@ -66,12 +66,9 @@ def folder() -> Iterator[Path]:
 
 
 def examples(count: int) -> settings:
-    """The same examples every time, and no limit on the time of one."""
+    """Only drawn examples, and no check of how long one takes."""
     return settings(
         max_examples=count,
-        derandomize=True,
-        database=None,
-        deadline=None,
         phases=(Phase.explicit, Phase.generate),
         suppress_health_check=list(HealthCheck),
     )
