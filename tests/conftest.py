@@ -20,10 +20,14 @@ import hypothesis
 import pytest
 import torch
 
-# A suite that was started in the background ignores SIGINT, and so would every process
-# that it starts; the tests send it.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A suite that was started in the background or under nohup ignores these signals, and so
+# would every process that it starts; the tests send them.
+for number, action in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, action)
 
 # The same examples in every run, however slow the machine: nothing depends on luck.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
