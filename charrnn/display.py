@@ -25,6 +25,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from charrnn.config import ModelConfig
 from charrnn.run import Run
 from charrnn.training import (
     Event,
@@ -121,15 +122,9 @@ def _introduction(run: Run) -> Iterable[str]:
     if config.loss_last:
         window += f" (loss on the last {config.loss_last})"
     yield (f"data    {config.batch_size} lanes, {window}, {lanes.chunks_per_pass:,} steps an epoch")
-    drops = [
-        f"{word} {value:g}"
-        for word, value in (
-            ("dropout", shape.dropout),
-            ("weight drop", shape.weight_drop),
-            ("weight decay", config.weight_decay),
-        )
-        if value
-    ]
+    drops = [] if config.dropout_by_plan and not run.resumed else _dropout(shape)
+    if config.weight_decay:
+        drops.append(f"weight decay {config.weight_decay:g}")
     clip = f"clip norm {config.clip_norm:g}" if config.clip_norm else "no clipping"
     if config.clip_value:
         clip = f"clip value {config.clip_value:g}"
@@ -145,6 +140,17 @@ def _introduction(run: Run) -> Iterable[str]:
     if run.resumed:
         progress = run.progress
         yield f"resumed at step {progress.step:,}, after {duration(progress.seconds)} of training"
+
+
+def _dropout(shape: ModelConfig) -> list[str]:
+    drops = (("dropout", shape.dropout), ("weight drop", shape.weight_drop))
+    return [f"{word} {share:g}" for word, share in drops if share]
+
+
+def _planned_dropout(run: Run) -> str:
+    if not run.config.dropout_by_plan:
+        return ""
+    return f"; {', '.join(_dropout(run.model.config)) or 'no dropout'}"
 
 
 def _budget(run: Run) -> str:
@@ -284,7 +290,7 @@ def _plain(event: Event, run: Run) -> Iterable[str]:
             yield (
                 f"planned {event.total_steps:,} steps, "
                 f"{event.total_steps / run.lanes.chunks_per_pass:.2f} epochs, at the speed so far; "
-                f"{duration(left)} to go"
+                f"{duration(left)} to go{_planned_dropout(run)}"
             )
         scored = event.validate_characters
         if run.valid is not None and scored is not None and scored < run.valid.characters:
