@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from charrnn import __version__, recipe
-from charrnn.config import CellName, InspectConfig, SampleConfig, TextChoices
+from charrnn.config import MEASUREMENTS, CellName, InspectConfig, SampleConfig, TextChoices
 from charrnn.errors import CharrnnError, UsageError
 
 if TYPE_CHECKING:
@@ -827,6 +827,13 @@ def inspect_recurrence(
         str | None, typer.Option(help="Of the text (default: as the model was trained).")
     ] = None,
     characters: Annotated[int, typer.Option(help="Look at the last so many characters.")] = 20_000,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar=f"<{'|'.join(MEASUREMENTS)}>",
+            help="To measure; once for each (default: all; truncation only with its options).",
+        ),
+    ] = None,
     unit: Annotated[
         str | None,
         typer.Option(help="Colour the text by this unit: layer.unit, from 1.1 on; 1.17c: its c."),
@@ -835,6 +842,13 @@ def inspect_recurrence(
         list[float] | None,
         typer.Option(help="Show the gradient flow of recurrent matrices scaled to this, besides."),
     ] = None,
+    bptt: Annotated[
+        list[int] | None,
+        typer.Option(help="Compare the gradient by windows of this length with the full one."),
+    ] = None,
+    loss_last: Annotated[
+        int | None, typer.Option(help="Count the loss on the last N characters of these windows.")
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(help="Of the untrained weights to compare with (default: the run's)."),
@@ -842,13 +856,16 @@ def inspect_recurrence(
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Look into the recurrence: gradient flow, memory, gates, units, clipping."""
+    """Look into the recurrence: gradient flow, memory, gates, units, clipping, truncation."""
     _refuse_two_texts(text, part, encoding)
     config = InspectConfig(
+        only=tuple(only or ()),
         characters=characters,
         seed=seed,
         spectral_radius=tuple(spectral_radius or ()),
         unit=unit,
+        bptt=tuple(bptt or ()),
+        loss_last=loss_last,
     )
 
     from charrnn.checkpoint import find
@@ -873,11 +890,11 @@ def inspect_recurrence(
     shown = Unit.parse(config.unit, model) if config.unit is not None else None
     history = None
     log = find(checkpoint).parent / "metrics.jsonl"
-    if log.exists():
+    if "clipping" in config.measured and log.exists():
         history = clipping(
             read_metrics(log), clip_norm=training.clip_norm, clip_value=training.clip_value
         )
-    else:
+    elif "clipping" in config.measured:
         _say(f"{log}: there is no such log, so nothing is said on clipping")
     if encoding is not None:
         refuse_other_symbols(encoding, vocabulary, str(checkpoint))

@@ -15,6 +15,7 @@ from charrnn.errors import UsageError
 
 __all__ = [
     "CELL_NAMES",
+    "MEASUREMENTS",
     "CellName",
     "InspectConfig",
     "ModelConfig",
@@ -279,9 +280,17 @@ class TextChoices:
             raise UsageError("--valid cannot be standard input: give a file")
 
 
+#: What can be looked at when a model is inspected. The last one is only on request: it
+#: repeats whole backward passes to time them.
+MEASUREMENTS = ("flow", "memory", "gates", "units", "clipping", "truncation")
+
+
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig:
     """What is looked at when a model is inspected."""
+
+    only: tuple[str, ...] = ()
+    """Some of ``MEASUREMENTS``; none: all, truncation only if something is said on it."""
 
     characters: int = 20_000
     """The last so many of the text are read."""
@@ -291,9 +300,38 @@ class InspectConfig:
     """Scale the recurrent matrices to each of these for the gradient flow, besides."""
     unit: str | None = None
     """Show the text with this unit's state; layer.unit, both counted from 1."""
+    bptt: tuple[int, ...] = ()
+    """Windows whose gradient is compared to the full one; none: powers of 2."""
+    loss_last: int | None = None
+    """Count the loss on the last N characters of each of these windows only."""
+
+    @property
+    def measured(self) -> frozenset[str]:
+        """Those of ``MEASUREMENTS`` that are wanted."""
+        if self.only:
+            return frozenset(self.only)
+        left_out = set() if self.bptt or self.loss_last else {"truncation"}
+        return frozenset(MEASUREMENTS) - left_out
 
     def __post_init__(self) -> None:
-        _check(self, {"characters": _COUNT, "seed": _WHOLE})
+        _check(self, {"characters": _COUNT, "seed": _WHOLE, "loss_last": _COUNT})
+        for name in self.only:
+            if name not in MEASUREMENTS:
+                raise UsageError(f"--only must be one of {', '.join(MEASUREMENTS)}, not {name!r}")
+        for window in self.bptt:
+            if not _holds(window, _COUNT):
+                raise UsageError(f"--bptt must be {_COUNT}, not {window}")
+            if self.loss_last is not None and self.loss_last > window:
+                raise UsageError(
+                    f"--loss-last {self.loss_last} is longer than the window --bptt {window}"
+                )
+        for flag, given, name in (
+            ("--spectral-radius", self.spectral_radius, "flow"),
+            ("--bptt", self.bptt, "truncation"),
+            ("--loss-last", self.loss_last, "truncation"),
+        ):
+            if given and name not in self.measured:
+                raise UsageError(f"{flag} is about what --only leaves out: add --only {name}")
         for radius in self.spectral_radius:
             if not _holds(radius, _POSITIVE):
                 raise UsageError(f"--spectral-radius must be {_POSITIVE}, not {radius}")

@@ -1,12 +1,14 @@
 """What the recurrence of a model does on a text, measured.
 
-Four measurements of a model on a stretch of text, and one of its training's log:
+The measurements of a model on a stretch of text, and of its training's log:
 
 - gradient flow: how far back the loss of one character reaches, by size;
 - memory: what a reset of the state costs, by the number of characters since;
 - gates: how often each is nearly open or nearly closed;
 - units: which of them follow a property that a reader sees;
-- clipping: the gradient norms of a training, and the share of them that was cut.
+- clipping: the gradient norms of a training, the share of them that was cut, and how far
+  a cut turns a gradient (``gradients``);
+- truncation: what windows make of the full gradient (``gradients``).
 
 The library's cells do not show their gates, nor their states to autograd. So the
 recurrence is written out here step by step, with the model's own weights (``unroll``).
@@ -35,6 +37,7 @@ from charrnn.cells import GRU, LSTM, RNN, Cell, State
 from charrnn.config import InspectConfig, ModelConfig
 from charrnn.corpus import Part
 from charrnn.errors import CorpusError, RunFolderError, UsageError
+from charrnn.gradients import Cut, Truncation, cuts, truncation
 from charrnn.model import CharModel, Hidden, detach
 from charrnn.properties import PROPERTIES
 from charrnn.vocabulary import UNKNOWN, Vocabulary
@@ -92,6 +95,8 @@ BLOCK = 64
 LOGITS = 1 << 22
 #: Characters whose activation is shown.
 SHOWN = 1000
+#: Window of the gradient that is cut, where a checkpoint does not say its own.
+CUT = 128
 
 #: A gate is nearly open above, nearly closed below (Karpathy, Johnson, Fei-Fei 2015, 4.2).
 NEARLY_OPEN, NEARLY_CLOSED = 0.9, 0.1
@@ -208,7 +213,9 @@ class Reach:
 
     layer: int
     state: str
-    """``h``, or ``c``: the memory of an LSTM."""
+    """``h``; ``c``: the memory of an LSTM; ``linear``: the textbook's picture of a plain RNN,
+    where the gradient at lag 0 passes through the recurrent matrix alone, k times, as if
+    tanh were a straight line and no layer lay above."""
     size: float
     """Mean of ``|d loss(t) / d state(t)|``, the Euclidean norm over the units."""
     relative: tuple[float, ...]
@@ -285,19 +292,18 @@ def gradient_flow(
     first = farthest + min(WARM_UP, len(stretch) // 4)
     last = len(stretch) - 2  # its loss is the price of the character after it
     at_B = np.unique(np.linspace(first, last, min(places, last - first + 1)).astype(np.int64))
-    names = [(layer, s) for layer, cell in enumerate(model.layers()) for s in cell.states]
-    sizes = {name: np.zeros(farthest + 1) for name in names}
+    sizes: dict[tuple[int, str], NDArray[np.float64]] = {}
     for start in range(0, len(at_B), PLACES_AT_ONCE):
         for name, size_KB in _gradient_sizes(
             model, stretch, at_B[start : start + PLACES_AT_ONCE], farthest
         ).items():
-            sizes[name] += size_KB.sum(dim=1).numpy() / len(at_B)
+            sizes[name] = sizes.get(name, 0) + size_KB.sum(dim=1).numpy() / len(at_B)
     return GradientFlow(
         weights=weights,
         scaled_to=scaled_to,
         spectral_radii=tuple(_spectral_radii(cell) for cell in model.layers()),
         places=len(at_B),
-        reaches=tuple(_reach(layer, state, sizes[layer, state]) for layer, state in names),
+        reaches=tuple(_reach(layer, state, size_K) for (layer, state), size_K in sizes.items()),
     )
 
 
@@ -322,12 +328,28 @@ def _gradient_sizes(
         nodes = [node for number, name in names for node in layers[number].states[name]]
         gradients = torch.autograd.grad(loss, nodes)
     steps = farthest + 1
-    return {
-        name: torch.stack([g.double().norm(dim=1) for g in reversed(gradients[i : i + steps])])
-        .cpu()
-        .detach()
-        for name, i in zip(names, range(0, len(nodes), steps), strict=True)
-    }
+    sizes = {}
+    for (number, name), i in zip(names, range(0, len(nodes), steps), strict=True):
+        back = [g.detach() for g in reversed(gradients[i : i + steps])]
+        sizes[number, name] = _norms(back)
+        cell = model.layers()[number]
+        if isinstance(cell, RNN):
+            sizes[number, "linear"] = _norms(_through_matrix(back[0], cell, farthest))
+    return sizes
+
+
+def _norms(gradients: Sequence[Tensor]) -> Tensor:
+    """Return the Euclidean norms [K, B] of gradients [B, H]."""
+    return torch.stack([g_BH.double().norm(dim=1) for g_BH in gradients]).cpu()
+
+
+def _through_matrix(g_BH: Tensor, cell: Cell, farthest: int) -> list[Tensor]:
+    """Return a gradient after 0, 1, ... passes backwards through the recurrent matrix alone."""
+    matrix_HH = cell.weight_recurrent.detach().double()
+    passed = [g_BH.double()]
+    for _ in range(farthest):
+        passed.append(passed[-1] @ matrix_HH)
+    return passed
 
 
 def _reach(layer: int, state: str, size_K: NDArray[np.float64]) -> Reach:
@@ -787,19 +809,23 @@ def clipping(
 
 @dataclass(frozen=True)
 class Inspection:
-    """All measurements of a model on a stretch of text."""
+    """The measurements of a model on a stretch of text; one that was not asked for is empty."""
 
     characters: int
     """Length of the stretch."""
     gradient_flow: tuple[GradientFlow, ...]
     """Trained and initial weights; then each scaled to each of the radii asked for."""
-    memory: Memory
+    memory: Memory | None
     gates: tuple[GateUse, ...]
     units: tuple[UnitFound, ...]
     activation: Activation | None
     """Of the unit asked for."""
     clipping: Clipping | None
     """None where there is no log."""
+    cuts: tuple[Cut, ...]
+    """Trained and initial weights."""
+    truncation: tuple[Truncation, ...]
+    """Trained and initial weights."""
 
 
 def inspect(
@@ -813,7 +839,7 @@ def inspect(
     bptt: int | None = None,
     history: Clipping | None = None,
 ) -> Inspection:
-    """Measure everything.
+    """Measure what the user chose.
 
     Args:
         model: trained, in evaluation mode.
@@ -827,18 +853,33 @@ def inspect(
     """
     initial = initial_model(model.config, seed if config.seed is None else config.seed)
     initial.to(model.head.weight)
+    wanted = config.measured
     return Inspection(
         characters=len(stretch),
         gradient_flow=tuple(
             gradient_flow(weighted, stretch, weights=weights, scaled_to=radius)
             for radius in (None, *config.spectral_radius)
             for weights, weighted in _trained_and(initial, model)
+            if "flow" in wanted
         ),
-        memory=memory(model, stretch, vocabulary, bptt=bptt),
-        gates=gate_use(model, stretch),
-        units=units(model, stretch),
+        memory=memory(model, stretch, vocabulary, bptt=bptt) if "memory" in wanted else None,
+        gates=gate_use(model, stretch) if "gates" in wanted else (),
+        units=units(model, stretch) if "units" in wanted else (),
         activation=activation(model, stretch, unit) if unit else None,
         clipping=history,
+        cuts=tuple(
+            cut
+            for weights, weighted in _trained_and(initial, model)
+            if "clipping" in wanted
+            for cut in cuts(weighted, stretch.ids, bptt or CUT, weights=weights)
+        ),
+        truncation=tuple(
+            truncation(
+                weighted, stretch.ids, config.bptt, loss_last=config.loss_last, weights=weights
+            )
+            for weights, weighted in _trained_and(initial, model)
+            if "truncation" in wanted
+        ),
     )
 
 

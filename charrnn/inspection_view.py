@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from charrnn.display import printable
+from charrnn.gradients import Cut, Truncation
 from charrnn.inspection import (
     NEARLY_CLOSED,
     NEARLY_OPEN,
@@ -52,17 +53,20 @@ def _sections(
     inspection: Inspection, console: Console
 ) -> Iterator[tuple[str, str, RenderableType]]:
     """Yield title, explanation and picture of each measurement."""
-    flows = inspection.gradient_flow
-    yield (
-        "Gradient flow",
-        "What is left of the gradient of one character's loss, k characters before it "
-        f"(means of {flows[0].places} places), along each layer's states. Plot: k from 0 to "
-        f"{len(flows[0].reaches[0].relative) - 1}, both axes logarithmic, down to {FAINTEST:g}. "
-        "Radius: the recurrent matrices' spectral radius"
-        + (", * scaled to it." if any(flow.scaled_to for flow in flows) else "."),
-        _gradient_flow(flows),
-    )
-    yield "Memory", _memory_says(inspection.memory), _memory(inspection.memory)
+    if flows := inspection.gradient_flow:
+        linear = any(reach.state == "linear" for reach in flows[0].reaches)
+        yield (
+            "Gradient flow",
+            "What is left of the gradient of one character's loss, k characters before it "
+            f"(means of {flows[0].places} places), along each layer's states. Plot: k from 0 to "
+            f"{len(flows[0].reaches[0].relative) - 1}, both axes logarithmic, down to "
+            f"{FAINTEST:g}. Radius: the recurrent matrices' spectral radius"
+            + (", * scaled to it." if any(flow.scaled_to for flow in flows) else ".")
+            + (" Linear: through the matrix alone, without tanh." if linear else ""),
+            _gradient_flow(flows),
+        )
+    if inspection.memory is not None:
+        yield "Memory", _memory_says(inspection.memory), _memory(inspection.memory)
     if inspection.gates:
         yield (
             "Gates",
@@ -71,14 +75,16 @@ def _sections(
             f"{100 * ALWAYS:.0f} % of characters; units by their share, from 0 to 1.",
             _gates(inspection.gates),
         )
-    missing = [name for name in PROPERTIES if name not in {u.property for u in inspection.units}]
-    yield (
-        "Units",
-        "The unit whose state follows each property best: found on the first half of the text, "
-        "held to account on the second."
-        + (f" Not in both halves: {', '.join(missing)}." if missing else ""),
-        _units(inspection.units),
-    )
+    if inspection.units:
+        found = {unit.property for unit in inspection.units}
+        missing = [name for name in PROPERTIES if name not in found]
+        yield (
+            "Units",
+            "The unit whose state follows each property best: found on the first half of the "
+            "text, held to account on the second."
+            + (f" Not in both halves: {', '.join(missing)}." if missing else ""),
+            _units(inspection.units),
+        )
     if inspection.activation is not None:
         shown = inspection.activation
         largest = max(map(abs, shown.values))
@@ -100,6 +106,15 @@ def _sections(
             _clipping_says(inspection.clipping),
             _clipping(inspection.clipping),
         )
+    if inspection.cuts:
+        yield (
+            "A cut gradient",
+            "How far a gradient turns that is cut down to a share of its norm: scaled as a whole, "
+            "or every entry cut to the same limit.",
+            _cuts(inspection.cuts),
+        )
+    if truncations := inspection.truncation:
+        yield "Truncation", _truncation_says(truncations[0]), _truncation(truncations)
 
 
 def _table(*columns: str, plot: str | None = None) -> Table:
@@ -273,4 +288,42 @@ def _clipping(clipping: Clipping) -> Table:
             f"{100 * period.clipped_share:.1f} %",
             _bar(period.median / most if most else 0.0),
         )
+    return table
+
+
+def _cuts(cuts: Sequence[Cut]) -> Table:
+    table = _table("weights", "cut to", "by norm", "by value")
+    for cut in cuts:
+        table.add_row(cut.weights, f"{cut.share:.0%}", _turned(cut.by_norm), _turned(cut.by_value))
+    return table
+
+
+def _turned(degrees: float) -> str:
+    return f"{degrees:.1f}°" if math.isfinite(degrees) else "no gradient"
+
+
+def _truncation_says(truncation: Truncation) -> str:
+    return (
+        f"The gradient of {truncation.characters:,} predictions in {truncation.lanes} lanes, "
+        f"window by window, against that through all {truncation.full.bptt:,} time steps at once: "
+        "the angle between both, the size as a share, time per prediction, and what is kept for "
+        "the backward pass. For comparison, full gradients of one half of the lanes and of the "
+        f"other are {truncation.between_halves:.0f}° apart."
+    )
+
+
+def _truncation(truncations: Sequence[Truncation]) -> Table:
+    table = _table("weights", "window", "loss on", "angle", "size", "µs/char", "MB", plot="angle")
+    for truncation in truncations:
+        for window in (*truncation.windows, truncation.full):
+            table.add_row(
+                truncation.weights,
+                f"{window.bptt:,}" + (" (all)" if window is truncation.full else ""),
+                "all" if window.loss_last is None else f"last {window.loss_last:,}",
+                _turned(window.angle),
+                f"{window.size:.3f}",
+                f"{1e6 * window.seconds_per_character:.1f}",
+                f"{window.bytes / 1e6:.2f}",
+                _bar(window.angle / 90 if math.isfinite(window.angle) else 0.0),
+            )
     return table

@@ -172,10 +172,13 @@ class TestGradientFlow:
         flow = gradient_flow(model, stretch, farthest=farthest, places=2)
         assert flow.places == 2
         assert (flow.weights, flow.scaled_to) == ("trained", None)
+        states = (*model.layers()[0].states, *(("linear",) if cell == "rnn" else ()))
         assert [(r.layer, r.state) for r in flow.reaches] == [
-            (layer, state) for layer in (1, 2) for state in model.layers()[0].states
+            (layer, state) for layer in (1, 2) for state in states
         ]
         for reach in flow.reaches:
+            if reach.state == "linear":
+                continue
             for k in (0, 1, farthest):
                 norms = []
                 for t in (farthest + warm_up, len(stretch) - 2):
@@ -200,12 +203,34 @@ class TestGradientFlow:
         with torch.no_grad():
             model.layers()[0].weight_recurrent.copy_(3 * torch.eye(3))
         flow = gradient_flow(model, make_stretch(120), scaled_to=radius, farthest=20)
-        (reach,) = flow.reaches
+        reach, linear = flow.reaches
         assert reach.relative == pytest.approx([radius**k for k in range(21)])
+        assert linear.relative == pytest.approx(reach.relative)
         assert flow.spectral_radii[0] == pytest.approx((radius,))
         assert flow.scaled_to == radius
         assert reach.halves_at == (2 if radius == 0.5 else None)
         assert reach.under_1_percent_at == (7 if radius == 0.5 else None)
+
+    def test_linear_is_the_gradient_through_the_matrix_alone(self) -> None:
+        model, stretch = make_model("rnn"), make_stretch(40)
+        flow = gradient_flow(model, stretch, farthest=4, places=1)
+        t, warm_up = len(stretch) - 2, 10
+        first = 4 + warm_up  # of the one place
+        ids = stretch.ids[first - 4 - warm_up : first + 2].tolist()
+        assert t > first
+        for reach in (r for r in flow.reaches if r.state == "linear"):
+            slope = []
+            for unit in range(3):
+                up, down = (
+                    Nudge(len(ids) - 2, reach.layer - 1, "h", unit, by) for by in (1e-5, -1e-5)
+                )
+                with torch.no_grad():
+                    slope.append((last_loss(model, ids, up) - last_loss(model, ids, down)) / 2e-5)
+            g_H = np.array(slope)
+            matrix_HH = model.layers()[reach.layer - 1].weight_recurrent.detach().numpy()
+            for k in range(5):
+                norm = np.linalg.norm(np.linalg.matrix_power(matrix_HH.T, k) @ g_H)
+                assert reach.size * reach.relative[k] == pytest.approx(norm, rel=1e-6)
 
     def test_along_a_memory_is_a_power_of_the_forget_gate(self) -> None:
         model = zero_(make_model("lstm", layers=1))
@@ -566,16 +591,18 @@ def test_any_measurement_can_be_shown(
     with torch.no_grad():
         model.head.weight.zero_()
     stretch = make_stretch(150, ALPHABET + "\r\t\f\x1b紅e\u0301")
-    config, unit = InspectConfig(spectral_radius=(math.pi,)), Unit(2, 1, "h")
+    config, unit = InspectConfig(spectral_radius=(math.pi,), bptt=(3,)), Unit(2, 1, "h")
     for shown in (model, make_model(cell)):
         monkeypatch.setattr(module, "with_spectral_radius", lambda model, _: model)
         print_inspection(module.inspect(shown, stretch, vocabulary(), config, unit=unit))
         out = capsys.readouterr().out
         assert ("\nGates\n" in out) == (cell != "rnn")
+        assert ("no gradient" in out) == (shown is model)
         assert "\x1b" not in out
         lines = out.split("\n")
         assert all(cell_len(line) <= 80 for line in lines)
         first = lines.index("Unit 2.1") + 2
+        lines = lines[: lines.index("A cut gradient")]
         text = "".join(lines[first::2]).replace("↵", "\n").replace("␍", "\r")
         expected = stretch.text[-112:].replace("\t", " ")
         assert text == re.sub("[\f\x1b]", "\N{REPLACEMENT CHARACTER}", expected)
@@ -614,8 +641,10 @@ class TestCommand:
         model, _, meta = load_model(trained, torch.device("cpu"))
         assert list(found) == [
             "checkpoint", "cell", "layers", "hidden", "parameters", "characters",
-            "gradient_flow", "memory", "gates", "units", "activation", "clipping",
+            "gradient_flow", "memory", "gates", "units", "activation", "clipping", "cuts",
+            "truncation",
         ]  # fmt: skip
+        assert found["truncation"] == []
         assert (found["cell"], found["hidden"], found["characters"]) == ("lstm", 32, 500)
         assert found["parameters"] == model.parameter_count()
         assert [flow["scaled_to"] for flow in found["gradient_flow"]] == [
@@ -633,6 +662,39 @@ class TestCommand:
         assert found["activation"]["text"] == prose.read_text()[-375:]
         assert len(found["activation"]["values"]) == 375
         assert found["clipping"]["steps"] == 150
+        assert [cut["weights"] for cut in found["cuts"]] == ["trained"] * 3 + ["initial"] * 3
+
+    def test_only(self, cli: Cli, trained: Path, prose: Path) -> None:
+        words = ("inspect", trained, "--text", prose, "--characters", 500)
+        empty: dict[str, Any] = {
+            "gradient_flow": [], "memory": None, "gates": [], "units": [], "activation": None,
+            "clipping": None, "cuts": [], "truncation": [],
+        }  # fmt: skip
+        for names, keys in (
+            (["flow"], {"gradient_flow"}),
+            (["memory"], {"memory"}),
+            (["gates", "units"], {"gates", "units"}),
+            (["clipping"], {"clipping", "cuts"}),
+            (["truncation"], {"truncation"}),
+        ):
+            result = cli(*words, *(w for n in names for w in ("--only", n)), "--json")
+            assert (result.code, result.err) == (0, "")
+            found = json.loads(result.out)
+            assert {key for key, value in empty.items() if found[key] != value} == keys
+
+    def test_truncation(self, cli: Cli, trained: Path, prose: Path) -> None:
+        words = ("inspect", trained, "--text", prose, "--bptt", 20, "--bptt", 9, "--loss-last", 5)
+        found = json.loads(cli(*words, "--characters", 500, "--json").out)
+        assert found["memory"]
+        for truncation in found["truncation"]:
+            assert [(w["bptt"], w["loss_last"]) for w in truncation["windows"]] == [
+                (20, 5), (9, 5),
+            ]  # fmt: skip
+            assert truncation["full"]["bptt"] == 499 // 8
+        out = cli(*words, "--only", "truncation", "--characters", 500).out
+        assert out.startswith("Truncation\n")
+        assert re.search(r"trained +20 +last 5 +[\d.]+° ", out)
+        assert re.search(r"initial +62 \(all\) +last 47 +0.0° ", out)
 
     def test_tables(self, cli: Cli, trained: Path, prose: Path) -> None:
         result = cli("inspect", trained, "--text", prose, "--characters", 300, "--unit", 7)
@@ -694,6 +756,12 @@ class TestCommand:
             ("--spectral-radius inf", 2, "--spectral-radius"),
             ("--encoding bytes", 2, "--encoding bytes"),
             ("--text missing", 1, "there is no file"),
+            ("--only everything", 2, "--only must be one of flow, memory"),
+            ("--only memory --spectral-radius 1", 2, "add --only flow"),
+            ("--only flow --bptt 3", 2, "add --only truncation"),
+            ("--bptt 0", 2, "--bptt must be"),
+            ("--bptt 3 --loss-last 4", 2, "longer than the window"),
+            ("--characters 500 --bptt 63", 2, "give at least --characters 505"),
         ],
     )
     def test_bad_input(

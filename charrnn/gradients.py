@@ -1,0 +1,273 @@
+"""What truncation and clipping do to a gradient: direction, size, time and memory.
+
+Training never sees the gradient of a whole text. It sees one window at a time, with
+the state carried into it as a constant (``update``), and cuts what is too large. Here
+the whole gradient of a stretch is computed too, by backpropagation through all of its
+time steps, and what training would make of it is held against that.
+
+The head's gradient passes through no time step and is the same for every window, so it
+is left out: the gradients are those of the embedding and of all cells' weights.
+
+Axis letters: T time, B lanes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from charrnn.errors import UsageError
+from charrnn.model import CharModel
+from charrnn.update import clip, window_loss
+
+__all__ = ["Cut", "Truncation", "Window", "cuts", "truncation"]
+
+#: Places of the text that are read side by side.
+LANES = 8
+#: Predictions of a lane whose loss counts: the full gradient keeps them all in memory.
+LONGEST = 1024
+#: Times that a backward pass is repeated to time it; the shortest counts.
+REPEATS = 3
+#: Shares of its norm that a gradient is cut to.
+SHARES = (0.5, 0.1, 0.01)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A gradient by windows of some length, against the full one."""
+
+    bptt: int
+    """T, characters a window."""
+    loss_last: int | None
+    """The loss counts on the last so many of each window, which moves by as many; None: on all."""
+    angle: float
+    """Degrees between the windows' gradients added up and the full gradient."""
+    size: float
+    """Norm of the sum, as a share of the full gradient's."""
+    seconds_per_character: float
+    """Of forward and backward pass, per prediction whose loss counts."""
+    bytes: int
+    """Kept for the backward pass of one window of all lanes, weights not counted."""
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """What windows make of the gradient of a model with some weights."""
+
+    weights: Literal["trained", "initial"]
+    lanes: int
+    characters: int
+    """Predictions of all lanes whose loss counts."""
+    full: Window
+    """All time steps at once."""
+    between_halves: float
+    """Degrees between the full gradients of one half of the lanes and of the other: what
+    another piece of the same text changes."""
+    windows: tuple[Window, ...]
+
+
+def truncation(
+    model: CharModel,
+    ids: NDArray[np.int64],
+    windows: Sequence[int] = (),
+    *,
+    loss_last: int | None = None,
+    weights: Literal["trained", "initial"] = "trained",
+    longest: int = LONGEST,
+) -> Truncation:
+    """Compare the gradient by windows, as training computes it, with the full gradient.
+
+    Both are of the same predictions under the same weights. Each window starts from the
+    state that the text before it gives, so that values are exact and only the gradient
+    is cut: the losses are equal.
+
+    Args:
+        model: dropout does not act.
+        ids: the text's symbols.
+        windows: lengths to compare; none: powers of 2.
+        loss_last: count the loss on the last N characters of each window only.
+        weights: what the model's weights are, for the record.
+        longest: predictions of a lane whose loss counts, at most, if no window is longer.
+
+    Raises:
+        UsageError: the text is too short for a window.
+    """
+    length = (len(ids) - 1) // LANES
+    if max(windows, default=1) > length:
+        raise UsageError(
+            f"--bptt {max(windows)} is longer than what is looked at: {LANES} lanes of {length:,} "
+            f"characters; give at least --characters {LANES * max(windows) + 1}"
+        )
+    # Predictions before the first one that counts for every window.
+    skipped = max((T - (loss_last or T) for T in windows), default=0)
+    counted = min(max(longest, *windows, 1), length - skipped)
+    if not windows:
+        windows = [1 << n for n in range(counted.bit_length()) if 1 << n < counted]
+    x_TB, y_TB = _lanes(model, ids, skipped + counted)
+    every = (skipped + counted, counted)
+
+    def by(bptt: int, last: int) -> Callable[[], Tensor]:
+        return lambda: _by_windows(model, x_TB, y_TB, skipped, bptt, last)
+
+    full = by(*every)()
+    halves = [
+        _by_windows(model, x_TB[:, half], y_TB[:, half], skipped, *every)
+        for half in (slice(0, LANES // 2), slice(LANES // 2, LANES))
+    ]
+
+    def measure(bptt: int, last: int) -> Window:
+        gradient = by(bptt, last)()
+        return Window(
+            bptt=bptt,
+            loss_last=last if last < bptt else None,
+            angle=_degrees(gradient, full),
+            size=float(gradient.norm() / full.norm()),
+            seconds_per_character=_seconds(by(bptt, last), model) / (counted * LANES),
+            bytes=_kept(model, x_TB[:bptt], y_TB[:bptt], last),
+        )
+
+    return Truncation(
+        weights=weights,
+        lanes=LANES,
+        characters=counted * LANES,
+        full=measure(*every),
+        between_halves=_degrees(*halves),
+        windows=tuple(measure(T, min(T, loss_last or T)) for T in windows),
+    )
+
+
+def _lanes(model: CharModel, ids: NDArray[np.int64], length: int) -> tuple[Tensor, Tensor]:
+    """Return the inputs and targets [length, B] of lanes evenly over the text."""
+    starts_B = (len(ids) - 1) // LANES * np.arange(LANES)
+    ids_TB = torch.from_numpy(ids[starts_B[None] + np.arange(length + 1)[:, None]])
+    ids_TB = ids_TB.to(model.head.weight.device)
+    return ids_TB[:-1], ids_TB[1:]
+
+
+def _by_windows(
+    model: CharModel, x_TB: Tensor, y_TB: Tensor, skipped: int, bptt: int, last: int
+) -> Tensor:
+    """Return the gradient of the mean loss from ``skipped`` on, added up window by window.
+
+    Window k ends ``last`` predictions after window k - 1 and counts those; the last one
+    is as short as what remains.
+    """
+    length = len(x_TB)
+    weights = _recurrent(model)
+    total = [torch.zeros_like(weight) for weight in weights]
+    start = skipped + last - bptt
+    with torch.no_grad():
+        hidden = model.initial_hidden(x_TB.shape[1])
+        if start:
+            _, hidden = model(x_TB[:start], hidden)
+    while start + bptt - last < length:
+        window = slice(start, min(start + bptt, length))
+        counted = window.stop - (start + bptt - last)
+        with torch.enable_grad():
+            loss, hidden = window_loss(model, x_TB[window], y_TB[window], hidden, counted)
+            gradient = torch.autograd.grad(loss * (counted / (length - skipped)), weights)
+        torch._foreach_add_(total, gradient)
+        start += last
+    return torch.cat([part.flatten() for part in total])
+
+
+def _recurrent(model: CharModel) -> list[Tensor]:
+    """Return the weights whose gradient passes through time steps: all but the head's."""
+    return [weight for name, weight in model.named_parameters() if not name.startswith("head.")]
+
+
+def _degrees(one: Tensor, other: Tensor) -> float:
+    """Return the angle between two vectors; exact for small ones, where a cosine is not."""
+    one, other = one.double() / one.double().norm(), other.double() / other.double().norm()
+    return math.degrees(2 * math.atan2(float((one - other).norm()), float((one + other).norm())))
+
+
+def _seconds(work: Callable[[], Tensor], model: CharModel) -> float:
+    """Return how long a call takes, at its best."""
+    took = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        work()
+        if model.head.weight.is_cuda:
+            torch.cuda.synchronize()
+        took.append(time.perf_counter() - started)
+    return min(took)
+
+
+def _kept(model: CharModel, x_TB: Tensor, y_TB: Tensor, counted: int) -> int:
+    """Return the bytes that autograd keeps between a window's forward and backward pass."""
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(saved: Tensor) -> Tensor:
+        storage = saved.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return saved
+
+    hidden = model.initial_hidden(x_TB.shape[1])
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+        # While the loss lives, so does all that was saved, and no address comes twice.
+        loss, _ = window_loss(model, x_TB, y_TB, hidden, counted)
+    del loss
+    return sum(kept.values())
+
+
+# Clipping ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A gradient cut down, as a whole and entry by entry."""
+
+    weights: Literal["trained", "initial"]
+    share: float
+    """Norm after, as a share of the norm before."""
+    by_norm: float
+    """Degrees between the gradient before and after it was scaled down as a whole."""
+    value: float
+    """Largest entry that leaves the same norm."""
+    by_value: float
+    """Degrees between the gradient before and after its entries were cut to that."""
+
+
+def cuts(
+    model: CharModel,
+    ids: NDArray[np.int64],
+    bptt: int,
+    *,
+    weights: Literal["trained", "initial"] = "trained",
+) -> tuple[Cut, ...]:
+    """Measure how far clipping turns a gradient, by norm and by value to the same norm.
+
+    Args:
+        model: dropout does not act.
+        ids: the text's symbols; the gradient is that of one window of each lane.
+        bptt: the window; less on a short text.
+        weights: what the model's weights are, for the record.
+    """
+    x_TB, y_TB = _lanes(model, ids, min(bptt, (len(ids) - 1) // LANES))
+    gradient = _by_windows(model, x_TB, y_TB, 0, len(x_TB), len(x_TB))
+    return tuple(_cut(gradient, share, weights) for share in SHARES)
+
+
+def _cut(gradient: Tensor, share: float, weights: Literal["trained", "initial"]) -> Cut:
+    norm = float(gradient.norm())
+    low, high = 0.0, float(gradient.abs().max())
+    # The norm grows with the largest entry: halve the interval where it passes the wish.
+    for _ in range(60):
+        value = (low + high) / 2
+        too_small = float(gradient.clamp(-value, value).norm()) < share * norm
+        low, high = (value, high) if too_small else (low, value)
+    scaled, entries = gradient.clone(), gradient.clone()
+    clip([scaled], share * norm, None)
+    clip([entries], None, high)
+    return Cut(weights, share, _degrees(scaled, gradient), high, _degrees(entries, gradient))

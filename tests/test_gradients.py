@@ -1,0 +1,150 @@
+"""Truncated and cut gradients against the definition, character by character and in numpy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from charrnn import gradients as module
+from charrnn.config import CELL_NAMES, CellName, ModelConfig
+from charrnn.errors import UsageError
+from charrnn.gradients import LANES, SHARES, cuts, truncation
+from charrnn.model import CharModel, Hidden, detach
+
+SYMBOLS = 7
+each_cell = pytest.mark.parametrize("cell", CELL_NAMES)
+
+
+def make_model(cell: CellName) -> CharModel:
+    torch.manual_seed(7)
+    config = ModelConfig(
+        cell=cell, vocabulary=SYMBOLS, layers=2, hidden=5, embedding=3, dropout=0.5,
+        weight_drop=0.5,
+    )  # fmt: skip
+    model = CharModel(config).double().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.5).add_(torch.randn_like(weight) / 4)
+    return model
+
+
+def make_ids(length: int) -> NDArray[np.int64]:
+    return np.random.default_rng(3).integers(0, SYMBOLS, length)
+
+
+def by_the_definition(
+    model: CharModel, ids: NDArray[np.int64], *, skipped: int, length: int, window: int, last: int
+) -> NDArray[np.float64]:
+    """Return the gradient of the mean loss, lane by lane and loss by loss.
+
+    Each loss reaches back to the start of the window that counts it: the last window
+    that ends ``last`` or fewer predictions after it.
+    """
+    weights = [w for name, w in model.named_parameters() if "head" not in name]
+    total = np.zeros(sum(weight.numel() for weight in weights))
+    lane_length = (len(ids) - 1) // LANES
+    for lane in range(LANES):
+        text = torch.from_numpy(ids[lane * lane_length :][: length + 1])
+        for t in range(skipped, length):
+            start = skipped + (t - skipped) // last * last + last - window
+            hidden: Hidden = model.initial_hidden(1)
+            for u in range(t + 1):
+                if u == start:
+                    hidden = detach(hidden)
+                logits_11V, hidden = model(text[None, u : u + 1].clone(), hidden)
+            loss = -torch.log_softmax(logits_11V[0, 0], dim=0)[text[t + 1]]
+            parts = torch.autograd.grad(loss, weights)
+            total += torch.cat([part.flatten() for part in parts]).numpy()
+    result: NDArray[np.float64] = total / (LANES * (length - skipped))
+    return result
+
+
+def degrees(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    return math.degrees(math.acos(one @ other / np.linalg.norm(one) / np.linalg.norm(other)))
+
+
+class TestTruncation:
+    @each_cell
+    @pytest.mark.parametrize(("windows", "last"), [((1, 3, 8), None), ((9, 5), 4)])
+    def test_equals_the_definition(
+        self, cell: CellName, windows: tuple[int, ...], last: int | None
+    ) -> None:
+        model, ids = make_model(cell), make_ids(13 * LANES + 3)
+        found = truncation(model, ids, windows, loss_last=last, longest=11, weights="initial")
+        assert found.weights == "initial"
+        skipped = 0 if last is None else 5
+        length = skipped + (11 if last is None else 8)
+        assert (found.lanes, found.characters) == (LANES, LANES * (length - skipped))
+        assert (found.full.bptt, found.full.angle, found.full.size) == (length, 0, 1)
+
+        def twin(window: int, last: int) -> NDArray[np.float64]:
+            return by_the_definition(
+                model, ids, skipped=skipped, length=length, window=window, last=last
+            )
+
+        full = twin(length, length - skipped)
+        assert [(w.bptt, w.loss_last) for w in found.windows] == [(T, last) for T in windows]
+        for window in found.windows:
+            gradient = twin(window.bptt, last or window.bptt)
+            assert window.angle == pytest.approx(degrees(gradient, full), abs=1e-5)
+            assert window.size == pytest.approx(np.linalg.norm(gradient) / np.linalg.norm(full))
+            assert window.seconds_per_character > 0
+
+    def test_halves_are_the_first_lanes_and_the_others(self) -> None:
+        """A text said twice has equal halves; another one has not."""
+        once = make_ids(9 * LANES // 2)
+        twice = np.concatenate([once, once, once[:1]])
+        same = truncation(make_model("gru"), twice, (3,), longest=8)
+        assert same.between_halves == pytest.approx(0, abs=1e-5)
+        assert truncation(make_model("gru"), make_ids(9 * LANES + 1), (3,)).between_halves > 5
+
+    @each_cell
+    def test_what_is_kept_grows_with_the_window(self, cell: CellName) -> None:
+        found = truncation(make_model(cell), make_ids(64 * LANES + 1), (16, 32, 64))
+        one, two, four = (window.bytes for window in found.windows)
+        # In proportion, but for the state before the window and what a call needs once.
+        assert four - two == pytest.approx(2 * (two - one), rel=0.05)
+        assert two - one > 16 * LANES * 2 * 5 * 8, "the states of both layers, float64"
+        assert found.full.bytes == four
+
+    def test_powers_of_2_if_nothing_is_given(self) -> None:
+        found = truncation(make_model("rnn"), make_ids(20 * LANES + 1))
+        assert [window.bptt for window in found.windows] == [1, 2, 4, 8, 16]
+        assert found.full.bptt == 20
+
+    def test_a_longer_window_than_usual_is_compared(self) -> None:
+        found = truncation(make_model("rnn"), make_ids(20 * LANES + 1), (15,), longest=9)
+        assert found.full.bptt == 15
+        assert found.windows[0].angle == 0
+
+    def test_too_short_a_text(self) -> None:
+        with pytest.raises(UsageError, match=rf"--bptt 21 .*--characters {21 * LANES + 1}$"):
+            truncation(make_model("rnn"), make_ids(20 * LANES + 1), (21,))
+
+    def test_small_angles_are_exact(self) -> None:
+        one, other = torch.tensor([1.0, 0.0]).double(), torch.tensor([3.0, 3e-9]).double()
+        assert module._degrees(one, other) == pytest.approx(math.degrees(1e-9))
+        assert module._degrees(one, -one) == pytest.approx(180)
+        assert module._degrees(one, torch.tensor([0.0, 2.0])) == pytest.approx(90)
+
+
+class TestCuts:
+    def test_equal_the_definition(self) -> None:
+        model, ids = make_model("lstm"), make_ids(9 * LANES + 2)
+        gradient = by_the_definition(model, ids, skipped=0, length=6, window=6, last=6)
+        found = cuts(model, ids, 6)
+        assert [cut.share for cut in found] == list(SHARES)
+        for cut in found:
+            clipped = gradient.clip(-cut.value, cut.value)
+            norms = np.linalg.norm(clipped), np.linalg.norm(gradient)
+            assert norms[0] / norms[1] == pytest.approx(cut.share)
+            assert cut.by_norm == pytest.approx(0, abs=1e-6)
+            assert cut.by_value == pytest.approx(degrees(clipped, gradient), abs=1e-5)
+            assert cut.by_value > 1
+
+    def test_a_short_text(self) -> None:
+        assert len(cuts(make_model("rnn"), make_ids(100), 128)) == len(SHARES)
