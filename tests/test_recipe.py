@@ -90,6 +90,12 @@ class TestChoose:
         _, training = choose_for(training={"clip_norm": 0.0})
         assert (training.clip_norm, training.clip_value) == (None, None)
 
+    def test_a_run_of_few_steps_warms_up_in_fewer(self) -> None:
+        assert choose_for(budget={"steps": 30})[1].warmup_steps == 3
+        assert choose_for(budget={"steps": 1})[1].warmup_steps == 1
+        usual = choose_for()[1].warmup_steps
+        assert choose_for(budget={"steps": 2**63 - 1})[1].warmup_steps == usual > 3
+
     @pytest.mark.parametrize("name", ["minutes", "epochs", "steps"])
     def test_a_budget_stands_alone(self, name: str) -> None:
         _, training = choose_for(budget={name: 2})
@@ -97,6 +103,23 @@ class TestChoose:
         assert budgets == {"minutes": None, "epochs": None, "steps": None} | {name: 2}
         with pytest.raises(UsageError, match="give one budget"):
             choose_for(budget={"minutes": 1.0, "steps": 2, "epochs": 1.0})
+
+    @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+    def test_a_long_run_on_a_cpu_gets_a_wider_model(self, cell: CellName) -> None:
+        def hidden(minutes: float, characters: int = 1_000_000) -> int:
+            return choose_for("cpu", cell, characters, budget={"minutes": minutes})[0].hidden
+
+        assert hidden(2) < hidden(5)
+        assert hidden(5, characters=100_000) == hidden(2), "the same few again and again"
+
+    def test_the_length_of_a_run_counts_in_characters(self) -> None:
+        def hidden(**training: int) -> int:
+            budget = {"steps": 16_000_000 // (16 * 128)}
+            return choose_for("cpu", "lstm", 10**6, budget=budget, training=training)[0].hidden
+
+        assert hidden() > hidden(batch_size=1)
+        assert hidden() > hidden(bptt=9)
+        assert hidden() > hidden(loss_last=9)
 
 
 WARMUPS = st.integers(0, 1000)
