@@ -119,9 +119,17 @@ class Cell(nn.Module, ABC):
         return f"{self.inputs}, {self.hidden}, weight_drop={self.weight_drop}"
 
 
+#: The arithmetic of the loops in ``charrnn.kernels``, by the type of their inputs.
+_LOOP_DTYPES = {
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+    torch.bfloat16: torch.float32,
+}
+
+
 def _has_own_loop(x: Tensor) -> bool:
     """Whether the RNN and the GRU run in ``charrnn.kernels``, rather than in torch."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    return x.device.type == "cpu" and x.dtype in _LOOP_DTYPES
 
 
 def _run_torch(
@@ -163,7 +171,8 @@ class RNN(Cell):
         self, x_TBE: Tensor, state: list[Tensor], weights: list[Tensor]
     ) -> tuple[Tensor, State]:
         if _has_own_loop(x_TBE):
-            out_TBH, h_BH = run_rnn(x_TBE, state[0], *weights)
+            dtype = _LOOP_DTYPES[x_TBE.dtype]
+            out_TBH, h_BH = run_rnn(x_TBE, *(t.to(dtype) for t in (state[0], *weights)))
             return out_TBH, (h_BH,)
         return _run_torch(torch.rnn_tanh, x_TBE, state, [*weights, torch.zeros_like(self.bias)])
 
@@ -209,7 +218,8 @@ class GRU(Cell):
         self, x_TBE: Tensor, state: list[Tensor], weights: list[Tensor]
     ) -> tuple[Tensor, State]:
         if _has_own_loop(x_TBE):
-            out_TBH, h_BH = run_gru(x_TBE, state[0], *weights)
+            dtype = _LOOP_DTYPES[x_TBE.dtype]
+            out_TBH, h_BH = run_gru(x_TBE, *(t.to(dtype) for t in (state[0], *weights)))
             return out_TBH, (h_BH,)
         bias_recurrent_G = F.pad(weights[3], (2 * self.hidden, 0))
         return _run_torch(torch.gru, x_TBE, state, [*weights[:3], bias_recurrent_G])

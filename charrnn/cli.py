@@ -299,7 +299,7 @@ def train(
     device: Device = "auto",
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
-        typer.Option(help="Of the matrix products; auto: bf16 on a GPU."),
+        typer.Option(help="Of the matrix products; auto: bf16 where the hardware has it."),
     ] = "auto",
     run: Annotated[
         Path | None,

@@ -112,7 +112,8 @@ def score(
     With several lanes each one predicts a stretch of its own and is warmed on the
     ``WARM_UP`` characters before it; a single lane is exact. The result does not
     depend on the window. Training is not touched: the state is the call's own, no
-    random number is drawn, and the model's mode is put back.
+    random number is drawn, and the model's mode is put back. On a CPU the arithmetic is
+    float32 whatever the training's, so a run shows what its checkpoint will score.
 
     Args:
         model: who predicts.
@@ -141,8 +142,10 @@ def score(
     most = MOST_LOGITS.get(device.type, 1 << 26)
     window = max(1, min(window, most // (lanes * vocabulary.size)))
 
-    was_training = model.training
+    was_training, trained_in = model.training, model.compute_dtype
     model.eval()
+    if device.type == "cpu":
+        model.compute_dtype = torch.float32
     readers: list[Reader] = []
     try:
         hidden = model.initial_hidden(lanes)
@@ -180,6 +183,7 @@ def score(
             nats += _price(logits_TBV, text_TB[1:], torch.from_numpy(counted_TB).to(device))
     finally:
         model.train(was_training)
+        model.compute_dtype = trained_in
         for reader in readers:
             reader.close()
     return Scores(

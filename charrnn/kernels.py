@@ -14,6 +14,10 @@ take twice its time. The loops here win that back:
 - the small operations of a step are numpy's, on the tensors' own memory: a call
   costs half of torch's, and numpy's tanh a tenth of that of torch with MKL.
 
+Inputs in bf16 ask for products in bf16. The large ones, before and after the loop,
+take half their time that way; the loop itself, where converting a step's arrays would
+cost what its product saves, stays in float32, and so does the state.
+
 Axis letters: T time, B lanes, E inputs, H hidden, G the stacked gates' rows.
 """
 
@@ -28,7 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-__all__ = ["run_gru", "run_rnn"]
+__all__ = ["multiplies_bf16", "run_gru", "run_rnn"]
 
 _ONEDNN = torch.ops.mkldnn
 """The operators that torch's own compiler uses for oneDNN's products with packed weights."""
@@ -46,12 +50,24 @@ _PACKED_SIZE = 2**15
 _quietly = np.errstate(all="ignore")
 
 
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for products in bf16, at twice float32's speed."""
+    if device.type == "cpu":
+        # Not in every torch that we take; without it nothing is promised.
+        capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(capabilities.get("avx512_bf16"))
+    return device.type == "cuda"
+
+
 def _uses_onednn(x: Tensor) -> bool:
-    return _HAS_ONEDNN and x.dtype == torch.float32 and bool(torch.backends.mkldnn.enabled)
+    known = x.dtype in (torch.float32, torch.bfloat16)
+    return _HAS_ONEDNN and known and bool(torch.backends.mkldnn.enabled)
 
 
 def _product(x_TBK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
-    """Return ``x @ weight.T + bias`` for all time steps, [T, B, N]."""
+    """Return ``x @ weight.T + bias`` for all time steps, [T, B, N], in the type of ``x``."""
+    weight_NK = weight_NK.to(x_TBK.dtype)
+    bias_N = None if bias_N is None else bias_N.to(x_TBK.dtype)
     if _uses_onednn(x_TBK):
         out_TBN: Tensor = _ONEDNN._linear_pointwise(x_TBK, weight_NK, bias_N, "none", [], "")
         return out_TBN
@@ -59,7 +75,7 @@ def _product(x_TBK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> 
 
 
 def _weight_gradient(d_TBN: Tensor, x_TBK: Tensor) -> Tensor:
-    """Return the sum over time and lanes of the outer products ``d x``, [N, K].
+    """Return the sum over time and lanes of the outer products ``d x``, [N, K], in their type.
 
     As the weight gradient of a 1 x 1 convolution over the T x B "pixels", which is
     how oneDNN can be had without copying or transposing anything.
@@ -104,21 +120,22 @@ def run_rnn(
     """Run a plain RNN over a chunk, differentiably (once).
 
     Args:
-        x_TBE: Inputs, T >= 1; float32 or float64, like all tensors here, on a CPU.
+        x_TBE: Inputs, T >= 1, on a CPU; float32 or float64 like all tensors here, or
+            bfloat16 beside float32.
         h_BH: The state before.
         weight_input: W [H, E].
         weight_recurrent: U [H, H].
         bias: b [H].
 
     Returns:
-        The outputs [T, B, H] and the state after the last step [B, H].
+        The outputs [T, B, H], of the inputs' type, and the state after the last step [B, H].
     """
     tensors = (x_TBE, h_BH, weight_input, weight_recurrent, bias)
     if _needs_gradient(*tensors):
         result: tuple[Tensor, Tensor] = _RNNLoop.apply(*tensors)  # type: ignore[no-untyped-call]
         return result
     states_TBH = _rnn_loop(*tensors)
-    return states_TBH[1:], states_TBH[-1].clone()
+    return states_TBH[1:].to(x_TBE.dtype), states_TBH[-1].clone()
 
 
 def run_gru(
@@ -132,7 +149,8 @@ def run_gru(
     """Run a GRU over a chunk, differentiably (once).
 
     Args:
-        x_TBE: Inputs, T >= 1; float32 or float64, like all tensors here, on a CPU.
+        x_TBE: Inputs, T >= 1, on a CPU; float32 or float64 like all tensors here, or
+            bfloat16 beside float32.
         h_BH: The state before.
         weight_input: W [3H, E], the blocks of r, z and n.
         weight_recurrent: U [3H, H].
@@ -140,14 +158,14 @@ def run_gru(
         bias_recurrent: The candidate's second bias [H].
 
     Returns:
-        The outputs [T, B, H] and the state after the last step [B, H].
+        The outputs [T, B, H], of the inputs' type, and the state after the last step [B, H].
     """
     tensors = (x_TBE, h_BH, weight_input, weight_recurrent, bias, bias_recurrent)
     if _needs_gradient(*tensors):
         result: tuple[Tensor, Tensor] = _GRULoop.apply(*tensors)  # type: ignore[no-untyped-call]
         return result
     states_TBH, _, _ = _gru_loop(*tensors, keep=False)
-    return states_TBH[1:], states_TBH[-1].clone()
+    return states_TBH[1:].to(x_TBE.dtype), states_TBH[-1].clone()
 
 
 @_quietly
@@ -157,7 +175,7 @@ def _rnn_loop(
     """Run a plain RNN over a chunk; return its states [T + 1, B, H], the first the given one."""
     steps, lanes, _ = x_TBE.shape
     recurrent = _step_product(weight_recurrent, steps, lanes)
-    inputs_TBH = _product(x_TBE, weight_input, bias)
+    inputs_TBH = _product(x_TBE, weight_input, bias).to(h_BH.dtype)
     states_TBH = _states(h_BH, steps)
     of_steps = zip(
         states_TBH[:-1].unbind(), inputs_TBH.numpy(), states_TBH[1:].numpy(), strict=True
@@ -182,7 +200,7 @@ class _RNNLoop(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         states_TBH = _rnn_loop(x_TBE, h_BH, weight_input, weight_recurrent, bias)
         ctx.save_for_backward(x_TBE, weight_input, weight_recurrent, states_TBH)
-        return states_TBH[1:], states_TBH[-1].clone()
+        return states_TBH[1:].to(x_TBE.dtype), states_TBH[-1].clone()
 
     @staticmethod
     @_quietly
@@ -193,6 +211,7 @@ class _RNNLoop(torch.autograd.Function):
         recurrent = _step_product(weight_recurrent.t(), steps, lanes)
         # tanh' = 1 - tanh^2; each step's factor becomes its gradient in place.
         d_TBH = 1 - states_TBH[1:].square()
+        d_out_TBH = d_out_TBH.to(d_TBH.dtype)
         dh = (d_out_TBH[-1] + d_last_BH).numpy()
         d_before = (np.zeros_like(dh), *d_out_TBH[:-1].numpy())
         of_steps = zip(d_TBH.unbind(), d_TBH.numpy(), d_before, strict=True)
@@ -200,10 +219,12 @@ class _RNNLoop(torch.autograd.Function):
             d *= dh
             dh = recurrent(d_tensor)
             dh += before
+        d_bias = d_TBH.sum((0, 1))
+        dtype, d_TBH = d_TBH.dtype, d_TBH.to(x_TBE.dtype)
         dx = _product(d_TBH, weight_input.t()) if ctx.needs_input_grad[0] else None
-        d_weight_input = _weight_gradient(d_TBH, x_TBE)
-        d_weight_recurrent = _weight_gradient(d_TBH, states_TBH[:-1])
-        return dx, torch.from_numpy(dh), d_weight_input, d_weight_recurrent, d_TBH.sum((0, 1))
+        d_weight_input = _weight_gradient(d_TBH, x_TBE).to(dtype)
+        d_weight_recurrent = _weight_gradient(d_TBH, states_TBH[:-1].to(x_TBE.dtype)).to(dtype)
+        return dx, torch.from_numpy(dh), d_weight_input, d_weight_recurrent, d_bias
 
 
 @_quietly
@@ -227,15 +248,15 @@ def _gru_loop(
     steps, lanes, _ = x_TBE.shape
     hidden = h_BH.shape[1]
     recurrent = _step_product(weight_recurrent, steps, lanes)
-    inputs_TBG = _product(x_TBE, weight_input, bias)
+    inputs_TBG = _product(x_TBE, weight_input, bias).to(h_BH.dtype)
     inputs_TBGH = inputs_TBG.view(steps, lanes, 3, hidden)
     # What the recurrent product is added to: the inputs of r and z, but only the
     # recurrent bias for m.
     inputs_n_TBH = inputs_TBGH[:, :, 2].clone()
     inputs_TBGH[:, :, 2] = bias_recurrent
     room = steps if keep else 1
-    gates_TGBH = x_TBE.new_empty(room, 3, lanes, hidden).expand(steps, -1, -1, -1)
-    n_TBH = x_TBE.new_empty(room, lanes, hidden).expand(steps, -1, -1)
+    gates_TGBH = h_BH.new_empty(room, 3, lanes, hidden).expand(steps, -1, -1, -1)
+    n_TBH = h_BH.new_empty(room, lanes, hidden).expand(steps, -1, -1)
     states_TBH = _states(h_BH, steps)
     of_steps = zip(
         states_TBH[:-1].unbind(),
@@ -278,7 +299,7 @@ class _GRULoop(torch.autograd.Function):
             x_TBE, h_BH, weight_input, weight_recurrent, bias, bias_recurrent, keep=True
         )
         ctx.save_for_backward(x_TBE, weight_input, weight_recurrent, states_TBH, gates_TGBH, n_TBH)
-        return states_TBH[1:], states_TBH[-1].clone()
+        return states_TBH[1:].to(x_TBE.dtype), states_TBH[-1].clone()
 
     @staticmethod
     @_quietly
@@ -298,6 +319,7 @@ class _GRULoop(torch.autograd.Function):
         torch.ops.aten.sigmoid_backward(d_n * m, r, grad_input=d_r)
         torch.ops.aten.sigmoid_backward(states_TBH[:-1] - n_TBH, z, grad_input=d_z)
         d_TBG = d_TBGH.flatten(2)
+        d_out_TBH = d_out_TBH.to(d_TBG.dtype)
         dh = (d_out_TBH[-1] + d_last_BH).numpy()
         d_before = (np.zeros_like(dh), *d_out_TBH[:-1].numpy())
         of_steps = zip(
@@ -311,17 +333,19 @@ class _GRULoop(torch.autograd.Function):
             dh = recurrent(d_tensor)
             dh += through
             dh += before
-        d_weight_recurrent = _weight_gradient(d_TBG, states_TBH[:-1])
-        d_bias_recurrent = d_m.sum((0, 1))
-        d_m.copy_(d_n)  # from here on the gradient of the input product
+        d_bias_recurrent, d_bias_n = d_m.sum((0, 1)), d_n.sum((0, 1))
+        d_bias = torch.cat([d_TBG[..., : 2 * hidden].sum((0, 1)), d_bias_n])
+        dtype, d_TBG = d_TBG.dtype, d_TBG.to(x_TBE.dtype)
+        d_weight_recurrent = _weight_gradient(d_TBG, states_TBH[:-1].to(x_TBE.dtype))
+        # From here on the gradient of the input product.
+        d_TBG[..., 2 * hidden :] = d_n
         dx = _product(d_TBG, weight_input.t()) if ctx.needs_input_grad[0] else None
         d_weight_input = _weight_gradient(d_TBG, x_TBE)
-        d_bias = d_TBG.sum((0, 1))
         return (
             dx,
             torch.from_numpy(dh),
-            d_weight_input,
-            d_weight_recurrent,
+            d_weight_input.to(dtype),
+            d_weight_recurrent.to(dtype),
             d_bias,
             d_bias_recurrent,
         )

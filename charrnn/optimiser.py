@@ -16,6 +16,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from charrnn.kernels import multiplies_bf16
 from charrnn.model import CharModel
 
 __all__ = ["MuonAdamW", "orthogonalise"]
@@ -175,11 +176,7 @@ def _product_dtype(weight: Tensor) -> torch.dtype:
     """
     if weight.dtype != torch.float32:
         return weight.dtype
-    # Not in every torch that we take; without it we stay in float32.
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    if weight.device.type == "cuda" or capabilities.get("avx512_bf16"):
-        return torch.bfloat16
-    return torch.float32
+    return torch.bfloat16 if multiplies_bf16(weight.device) else torch.float32
 
 
 def _grads(weights: Iterable[Tensor]) -> list[Tensor]:

@@ -47,7 +47,7 @@ class Choices:
 
 
 def choose(
-    choices: Choices, *, vocabulary: int, characters: int, device: str
+    choices: Choices, *, vocabulary: int, characters: int, device: str, bf16: bool = False
 ) -> tuple[ModelConfig, TrainConfig]:
     """Return the complete configuration of a run.
 
@@ -56,11 +56,14 @@ def choose(
         vocabulary: V.
         characters: of the training part.
         device: "cpu", "cuda" or "mps".
+        bf16: whether a CPU has instructions for products in bf16.
 
     Raises:
         UsageError: a choice makes no sense.
     """
     shape, training = (_cuda if device == "cuda" else _cpu)(choices, characters)
+    if bf16 and device == "cpu":
+        training["precision"] = "bf16"
     budget = choices.budget or DEFAULT_BUDGET
     shape["embedding"] = min(vocabulary, shape["hidden"])
     sizes = {name: given(choices.model).get(name, size) for name, size in shape.items()}

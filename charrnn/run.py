@@ -25,6 +25,7 @@ from charrnn.checkpoint import Checkpoint, find, load, shown
 from charrnn.config import ModelConfig, Record, TextChoices, TrainConfig
 from charrnn.corpus import BYTES, Corpus, Part, embedded_corpus, scan, split, text_encoding
 from charrnn.errors import CheckpointError, CorpusError, NonFiniteError, UsageError, VocabularyError
+from charrnn.kernels import multiplies_bf16
 from charrnn.model import CharModel
 from charrnn.optimiser import MuonAdamW
 from charrnn.runfolder import RunFolder
@@ -302,9 +303,14 @@ def start(
             "give a smaller --min-count"
         )
     shape, config = recipe.choose(
-        choices, vocabulary=vocabulary.size, characters=train.characters, device=device.type
+        choices,
+        vocabulary=vocabulary.size,
+        characters=train.characters,
+        device=device.type,
+        bf16=multiplies_bf16(device),
     )
-    _refuse_bf16_without_gpu(config, device)
+    if config.precision == "bf16" and not _can_use_bf16(device):
+        raise UsageError("--precision bf16 needs a GPU or a CPU with AVX512-BF16: leave it out")
     lanes, window, said = fit_lanes(train.characters, config.batch_size, config.bptt)
     if said:
         notes.append(said)
@@ -376,10 +382,12 @@ def resume(
             "give the same text as a file, charrnn train FILE --resume ..."
         )
     device = device or choose_device(checkpoint.require("device", str))
-    _refuse_bf16_without_gpu(config, device)
     notes += _other_machine(checkpoint, device)
     config, said = _changed(config, progress, changes)
     notes += said
+    if config.precision == "bf16" and not _can_use_bf16(device):
+        config = replace(config, precision="fp32")
+        notes.append("precision fp32 (was bf16, which this CPU has no instructions for)")
 
     if texts:
         record = replace(record, texts=_absolute(texts))
@@ -667,9 +675,8 @@ def _restore(run: Run, tensors: Mapping[str, Tensor]) -> None:
         raise ValueError(f"generator.cpu or generator.cuda: {error}") from error
 
 
-def _refuse_bf16_without_gpu(config: TrainConfig, device: torch.device) -> None:
-    if config.precision == "bf16" and device.type == "cpu":
-        raise UsageError("--precision bf16 needs a GPU: leave it out, or start a run without it")
+def _can_use_bf16(device: torch.device) -> bool:
+    return device.type != "cpu" or multiplies_bf16(device)
 
 
 def _refuse_too_large(shape: ModelConfig, config: TrainConfig, device: torch.device) -> None:

@@ -138,6 +138,34 @@ def test_float32_equals_the_naive_loop(
     assert_same(ours, slow, 3e-6)
 
 
+@each_cell
+@pytest.mark.parametrize(
+    ("steps", "lanes", "inputs", "hidden"), [(T, B, E, H), (9, 5, 33, 113), (40, 16, 65, 128)]
+)
+@pytest.mark.parametrize("onednn", [True, False])
+def test_bfloat16_is_near_the_naive_loop(
+    name: CellName,
+    steps: int,
+    lanes: int,
+    inputs: int,
+    hidden: int,
+    onednn: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Products have 8 bits, and errors that point nowhere: the gradient's direction is kept."""
+    monkeypatch.setattr(kernels, "_HAS_ONEDNN", onednn and kernels._HAS_ONEDNN)
+    cell = make_cell(name, inputs, hidden, torch.float32)
+    x, state = make_inputs(cell, steps, lanes)
+    ours = results(cell(x.bfloat16(), state), cell, x, state)
+    cell.double()
+    x, state = x.detach().double().requires_grad_(), double(state)
+    slow = results(naive(cell, x, state), cell, x, state)
+    for key, exact in slow.items():
+        cosine = F.cosine_similarity(ours[key].double().flatten(), exact.flatten(), 0)
+        assert cosine > 0.9997, key
+    assert_same(ours, slow, 0.06)
+
+
 def double(state: State) -> State:
     return tuple(s.detach().double().requires_grad_() for s in state)
 
@@ -279,12 +307,13 @@ def test_numbers_that_are_none_pass_through_without_a_word(name: CellName) -> No
 
 
 @each_cell
-def test_same_inputs_give_the_same_bits(name: CellName) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_inputs_give_the_same_bits(name: CellName, dtype: torch.dtype) -> None:
     cell = make_cell(name, 66, 128, torch.float32)
     x, state = make_inputs(cell, 16, 8)
-    first = results(cell(x, state), cell, x, state)
+    first = results(cell(x.to(dtype), state), cell, x, state)
     for _ in range(3):
-        again = results(cell(x, state), cell, x, state)
+        again = results(cell(x.to(dtype), state), cell, x, state)
         assert all(torch.equal(first[key], again[key]) for key in first)
 
 

@@ -146,7 +146,6 @@ class TestBadInput:
             ("train {prose} --cell transformer", 2, "--cell"),
             ("train {prose} --device tpu", 2, "--device"),
             ("train {prose} --precision fp8", 2, "--precision"),
-            ("train {prose} --precision bf16 --device cpu", 2, "--precision bf16"),
             ("train {prose} --bogus", 2, "--bogus"),
             ("trian {prose}", 2, "train"),
             ("train --resume", 2, "--resume needs --run"),
@@ -224,6 +223,14 @@ class TestBadInput:
     def test_standard_input_is_named_as_such(self, cli: Cli, empty_folder: Path) -> None:
         line = one_line(cli("train", "-", stdin=b"abc\xff"))
         assert "standard input is not utf-8 text at byte 3" in line
+
+    def test_bf16_on_a_cpu_without_it(
+        self, cli: Cli, texts: dict[str, Path], empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("charrnn.run.multiplies_bf16", lambda device: False)
+        result = cli("train", texts["prose"], "--precision", "bf16", "--device", "cpu")
+        assert "--precision bf16 needs a GPU or a CPU with" in one_line(result)
+        assert result.code == 2
 
     def test_a_gpu_that_is_not_there(
         self, cli: Cli, texts: dict[str, Path], empty_folder: Path, monkeypatch: pytest.MonkeyPatch

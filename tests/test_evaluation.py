@@ -242,6 +242,15 @@ class TestPrices:
         assert added.seconds > 0
 
 
+def test_scores_on_a_cpu_are_in_float32_whatever_the_training_is_in(tmp_path: Path) -> None:
+    part = make_part(tmp_path, make_text(401))
+    model = make_model().float()
+    exact = score(model, part, vocabulary())
+    model.compute_dtype = torch.bfloat16
+    assert score(model, part, vocabulary()).nats == exact.nats
+    assert model.compute_dtype == torch.bfloat16
+
+
 class TestByPosition:
     @pytest.mark.parametrize("length", [1, 7, 99, 100, 250])
     def test_equals_the_definition(self, tmp_path: Path, length: int) -> None:

@@ -49,6 +49,14 @@ class TestChoose:
         )
         assert again == (model, training)
 
+    @pytest.mark.parametrize("cell", CELL_NAMES)
+    def test_a_cpu_that_multiplies_bf16_does(self, cell: CellName) -> None:
+        wide, narrow = (
+            choose(Choices(cell=cell), vocabulary=50, characters=10_000, device="cpu", bf16=bf16)
+            for bf16 in (False, True)
+        )
+        assert narrow == (wide[0], dataclasses.replace(wide[1], precision="bf16"))
+
     @pytest.mark.parametrize("device", ["cpu", "cuda"])
     @pytest.mark.parametrize("cell", CELL_NAMES)
     def test_what_the_user_gives_wins(self, device: str, cell: CellName) -> None:
