@@ -39,6 +39,7 @@ __all__ = [
     "FORMAT",
     "Checkpoint",
     "DamagedCheckpointError",
+    "check_replaceable",
     "find",
     "load",
     "read_meta",
@@ -185,6 +186,22 @@ def replacing(path: Path) -> Iterator[int]:
                 temporary.unlink()
             raise
         sync_folder(path.parent)
+    except OSError as error:
+        raise RunFolderError(f"{shown(path)}: cannot save: {_reason(error)}") from error
+
+
+def check_replaceable(path: Path) -> None:
+    """See that ``replacing(path)`` could begin, before long work for what is written then.
+
+    Raises:
+        RunFolderError: the folder is missing or not writable, or ``path`` is there and no file.
+    """
+    if path.exists() and not path.is_file():
+        raise RunFolderError(f"{shown(path)}: cannot save: it is there and is no file")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        temporary.unlink()
     except OSError as error:
         raise RunFolderError(f"{shown(path)}: cannot save: {_reason(error)}") from error
 

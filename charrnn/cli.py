@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     import torch
 
     from charrnn.baselines import Baseline
-    from charrnn.comparison import Plan, RunResult
+    from charrnn.comparison import Comparison, Plan, RunResult
     from charrnn.evaluation import Prices
+    from charrnn.report import Origin
     from charrnn.run import Run
     from charrnn.vocabulary import Vocabulary
 
@@ -50,6 +51,10 @@ app = typer.Typer(
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 Device = Annotated[DeviceName, typer.Option(help="Where to compute; auto takes a GPU if any.")]
+Report = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.html", help="Write a page with tables, figures and samples, too."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
@@ -182,6 +187,12 @@ class _StopSignals:
     def defer(self) -> None:
         """From now on only note the first signal."""
         self._deferred = True
+
+    def leave_at_once(self) -> None:
+        """From now on the first signal ends the command again: all that counts is saved."""
+        self._deferred = False
+        if self.received:
+            raise _Stopped(self.received)
 
     def reason(self) -> str | None:
         """Return the name of the signal that came, if any."""
@@ -547,6 +558,7 @@ def evaluate(
             help="One lane from start to end; slower, less than 0.001 nats from the default.",
         ),
     ] = False,
+    report: Report = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -563,6 +575,8 @@ def evaluate(
         raise UsageError("--per-char and --show go with one checkpoint only")
     if show and as_json:
         raise UsageError("--show and --json exclude each other: both print on stdout")
+    if report is not None:
+        report = _report_path(report)
 
     from charrnn.assessment import assess
     from charrnn.baselines import baselines as price_baselines
@@ -579,6 +593,12 @@ def evaluate(
             spooled = stack.enter_context(_standard_input())
             names = [str(spooled) if name == "-" else name for name in names]
         assessments = []
+        portraits = []
+        if report is not None:
+            from charrnn.portrait import portray
+            from charrnn.report import labels
+
+            called = iter(labels(checkpoints))
         priced: dict[Any, list[Baseline]] = {}
         for path in checkpoints:
             model, vocabulary, meta = load_model(path, where)
@@ -638,11 +658,18 @@ def evaluate(
                     watch=watch if watchers else None,
                 )
             )
+            if report is not None:
+                portraits.append(portray(next(called), path, model, vocabulary, scored))
     if as_json:
         rows = [assessment.to_dict() for assessment in assessments]
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
         print_assessments(assessments)
+    if report is not None:
+        from charrnn.report import assessment_page
+
+        page = assessment_page(assessments, portraits, _text_named(text, part), _origin(where))
+        _save_report(report, page)
 
 
 @app.command()
@@ -701,6 +728,7 @@ def compare(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the comparison in --run.")
     ] = False,
+    report: Report = None,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but the table.")] = False,
 ) -> int:
@@ -708,6 +736,9 @@ def compare(
 
     All read the same characters in the same order; they have the same number of parameters, layers
     and lanes. Learning rates are each cell's own. Ctrl-C saves and leaves.
+
+    The page of --report is made when all runs are done; --resume makes it of a comparison that is
+    finished already, without training anything.
     """
     numbers: dict[str, Any] = {
         "cells": tuple(cell) if cell else None,
@@ -735,6 +766,8 @@ def compare(
         raise UsageError(
             "--resume goes on with the comparison as it was planned: give --run DIR alone"
         )
+    if report is not None:
+        report = _report_path(report)
     if not {"minutes", "epochs", "steps"} & given.keys():
         given["minutes"] = recipe.DEFAULT_MINUTES
 
@@ -753,7 +786,9 @@ def compare(
             absolute = [t if t == "-" else str(Path(t).absolute()) for t in texts or ()]
             plan = Plan(texts=tuple(absolute), **given)
             folder = run or _default_run(plan.text(), "compare")
-        go_on = f"go on with: {shlex.join(['charrnn', 'compare', '--run', str(folder)])} --resume"
+        words = ["charrnn", "compare", "--run", str(folder), "--resume"]
+        words += ["--report", str(report)] if report is not None else []
+        go_on = f"go on with: {shlex.join(words)}"
         try:
             results = _compare(folder, plan, where, stop, new=not resume, quiet=quiet or as_json)
         except _Stopped:
@@ -765,10 +800,19 @@ def compare(
             _say(go_on)
             return 128 + stop.received
         comparison = Comparison.of(plan, results)
-    if as_json:
-        print(json.dumps(comparison.to_list(), indent=2, ensure_ascii=False))
-    else:
-        print_comparison(comparison)
+        if as_json:
+            print(json.dumps(comparison.to_list(), indent=2, ensure_ascii=False))
+        else:
+            print_comparison(comparison)
+        if report is not None:
+            sys.stdout.flush()
+            try:
+                stop.leave_at_once()
+                _say("looking into the best run of each cell, for the report ...")
+                _report_comparison(report, folder, comparison, where)
+            except _Stopped:
+                _say(f"all runs are done, but there is no report yet; {go_on}")
+                raise
     return 0
 
 
@@ -853,6 +897,7 @@ def inspect_recurrence(
         int | None,
         typer.Option(help="Of the untrained weights to compare with (default: the run's)."),
     ] = None,
+    report: Report = None,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -867,12 +912,14 @@ def inspect_recurrence(
         bptt=tuple(bptt or ()),
         loss_last=loss_last,
     )
+    if report is not None:
+        report = _report_path(report)
 
-    from charrnn.checkpoint import find
     from charrnn.config import TrainConfig
     from charrnn.corpus import scan
     from charrnn.errors import CheckpointError
-    from charrnn.inspection import Unit, clipping, inspect, read_metrics, read_stretch
+    from charrnn.inspection import Unit, activation, inspect, read_stretch
+    from charrnn.portrait import portray, read_history
     from charrnn.run import (
         TextRecord,
         choose_device,
@@ -881,7 +928,8 @@ def inspect_recurrence(
         refuse_other_symbols,
     )
 
-    model, vocabulary, meta = load_model(checkpoint, choose_device(device))
+    where = choose_device(device)
+    model, vocabulary, meta = load_model(checkpoint, where)
     try:
         training = TrainConfig.from_dict(meta["training"])
         trained = TextRecord.from_dict(meta["text"])
@@ -889,13 +937,10 @@ def inspect_recurrence(
         raise CheckpointError(f"{checkpoint}: its training is not described: {error}") from error
     shown = Unit.parse(config.unit, model) if config.unit is not None else None
     history = None
-    log = find(checkpoint).parent / "metrics.jsonl"
-    if "clipping" in config.measured and log.exists():
-        history = clipping(
-            read_metrics(log), clip_norm=training.clip_norm, clip_value=training.clip_value
-        )
-    elif "clipping" in config.measured:
-        _say(f"{log}: there is no such log, so nothing is said on clipping")
+    if "clipping" in config.measured:
+        history = read_history(checkpoint, training)
+        if history is None:
+            _say(f"{checkpoint}: no metrics.jsonl beside it, so nothing is said on clipping")
     if encoding is not None:
         refuse_other_symbols(encoding, vocabulary, str(checkpoint))
     with contextlib.ExitStack() as stack:
@@ -911,7 +956,8 @@ def inspect_recurrence(
         for note in whole.corpus.notes:
             _say(note)
         start = max(whole.start, whole.stop - config.characters)
-        stretch = read_stretch(whole.corpus.part(start, whole.stop), vocabulary)
+        seen = whole.corpus.part(start, whole.stop)
+        stretch = read_stretch(seen, vocabulary)
     learnt = min(whole.stop, trained.train[1]) - max(start, trained.train[0])
     if whole.corpus.fingerprint == trained.fingerprint and learnt > 0 and part != "train":
         _say(
@@ -938,6 +984,65 @@ def inspect_recurrence(
         from charrnn.inspection_view import print_inspection
 
         print_inspection(inspection)
+    if report is not None:
+        from charrnn.report import inspection_page, labels
+
+        if inspection.activation is None and inspection.units:
+            best = inspection.units[0].unit
+            inspection = replace(inspection, activation=activation(model, stretch, best))
+        (label,) = labels([checkpoint])
+        portrait = portray(label, checkpoint, model, vocabulary, seen, inspection)
+        page = inspection_page(inspection, portrait, _text_named(text, part), _origin(where))
+        _save_report(report, page)
+
+
+def _report_path(path: Path) -> Path:
+    """Return where a report goes, once it is sure that one can be made and written there."""
+    from importlib.util import find_spec
+
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--report writes a page: give FILE.html, not {str(path)!r}")
+    if find_spec("matplotlib") is None:
+        raise UsageError(
+            "--report draws with matplotlib, which is not installed: pip install '.[report]' in "
+            "charrnn's folder, or pip install matplotlib"
+        )
+
+    from charrnn.checkpoint import check_replaceable
+
+    path = path.resolve()  # what a link leads to is replaced, not the link
+    check_replaceable(path)
+    return path
+
+
+def _report_comparison(
+    path: Path, folder: Path, comparison: Comparison, device: torch.device
+) -> None:
+    from charrnn.portrait import portray_comparison
+    from charrnn.report import comparison_page
+
+    portraits, logs = portray_comparison(folder, comparison, device)
+    _save_report(path, comparison_page(comparison, portraits, logs, _origin(device)))
+
+
+def _origin(device: torch.device) -> Origin:
+    from charrnn.report import origin
+
+    return origin(["charrnn", *sys.argv[1:]], device)
+
+
+def _save_report(path: Path, page: str) -> None:
+    from charrnn.report import save_page
+
+    save_page(path, page)
+    _say(f"report: {path}")
+
+
+def _text_named(text: list[str] | None, part: str | None) -> str:
+    """Return what a report calls the text that was read."""
+    if part is not None:
+        return f"the {part} part of the text that the model was trained on"
+    return ", ".join("standard input" if name == "-" else name for name in text or ())
 
 
 def _refuse_two_texts(text: list[str] | None, part: str | None, encoding: str | None) -> None:

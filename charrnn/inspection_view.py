@@ -26,7 +26,24 @@ from charrnn.inspection import (
 )
 from charrnn.properties import PROPERTIES
 
-__all__ = ["print_inspection"]
+__all__ = [
+    "ALWAYS",
+    "CUTS_SAY",
+    "clipping_lines",
+    "clipping_says",
+    "cut_lines",
+    "enough_says",
+    "gate_lines",
+    "gradient_flow_lines",
+    "mark",
+    "memory_lines",
+    "memory_says",
+    "print_inspection",
+    "truncation_lines",
+    "truncation_says",
+    "unit_lines",
+    "units_say",
+]
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -35,6 +52,10 @@ BAR = 24
 PLOT = 20
 #: Below this share of the gradient at lag 0 the plot shows nothing.
 FAINTEST = 1e-3
+CUTS_SAY = (
+    "How far a gradient turns that is cut down to a share of its norm: scaled as a whole, or "
+    "every entry cut to the same limit."
+)
 #: Share of the text from which on a gate counts as always open or closed.
 ALWAYS = 0.9
 
@@ -66,7 +87,7 @@ def _sections(
             _gradient_flow(flows),
         )
     if inspection.memory is not None:
-        yield "Memory", _memory_says(inspection.memory), _memory(inspection.memory)
+        yield "Memory", memory_says(inspection.memory), _memory(inspection.memory)
     if inspection.gates:
         yield (
             "Gates",
@@ -76,15 +97,7 @@ def _sections(
             _gates(inspection.gates),
         )
     if inspection.units:
-        found = {unit.property for unit in inspection.units}
-        missing = [name for name in PROPERTIES if name not in found]
-        yield (
-            "Units",
-            "The unit whose state follows each property best: found on the first half of the "
-            "text, held to account on the second."
-            + (f" Not in both halves: {', '.join(missing)}." if missing else ""),
-            _units(inspection.units),
-        )
+        yield "Units", units_say(inspection.units), _units(inspection.units)
     if inspection.activation is not None:
         shown = inspection.activation
         largest = max(map(abs, shown.values))
@@ -103,27 +116,33 @@ def _sections(
     if inspection.clipping is not None:
         yield (
             "Clipping",
-            _clipping_says(inspection.clipping),
+            clipping_says(inspection.clipping),
             _clipping(inspection.clipping),
         )
     if inspection.cuts:
         yield (
             "A cut gradient",
-            "How far a gradient turns that is cut down to a share of its norm: scaled as a whole, "
-            "or every entry cut to the same limit.",
-            _cuts(inspection.cuts),
+            CUTS_SAY,
+            _table(cut_lines(inspection.cuts), "", [""] * len(inspection.cuts)),
         )
     if truncations := inspection.truncation:
-        yield "Truncation", _truncation_says(truncations[0]), _truncation(truncations)
+        yield "Truncation", truncation_says(truncations[0]), _truncation(truncations)
 
 
-def _table(*columns: str, plot: str | None = None) -> Table:
-    """Return an empty table: the first column of words, then numbers, then a plot."""
+def _table(lines: Sequence[Sequence[str]], plot: str, pictures: Sequence[str]) -> Table:
+    """Return a table: the first column of words, then numbers, then a plot.
+
+    Args:
+        lines: the head and the rows.
+        plot: the plot's name in the head.
+        pictures: one a row.
+    """
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for number, name in enumerate(columns):
+    for number, name in enumerate(lines[0]):
         table.add_column(name, justify="right" if number else "left", no_wrap=True)
-    if plot is not None:
-        table.add_column(plot, no_wrap=True)
+    table.add_column(plot, no_wrap=True)
+    for line, picture in zip(lines[1:], pictures, strict=True):
+        table.add_row(*line, picture)
     return table
 
 
@@ -138,31 +157,43 @@ def _columns(shares: Sequence[float]) -> str:
     return "".join(BLOCKS[math.ceil(min(1.0, max(0.0, share)) * 8)] for share in shares)
 
 
-def _gradient_flow(flows: Sequence[GradientFlow]) -> Table:
+def gradient_flow_lines(flows: Sequence[GradientFlow]) -> list[list[str]]:
+    """Return the table of the gradient flow: its head, and a row a state."""
     farthest = len(flows[0].reaches[0].relative) - 1
     lags = [k for k in (1, 10) if k <= farthest]
-    columns = ["weights", "radius", "along", "half at", "1 % at"] + [f"k = {k}" for k in lags]
-    table = _table(*columns, plot="")
-    plotted = sorted({0, *np.geomspace(1, farthest, PLOT).round().astype(int).tolist()})
+    lines = [["weights", "radius", "along", "half at", "1 % at"] + [f"k = {k}" for k in lags]]
     for flow in flows:
         for reach in flow.reaches:
             radii = flow.spectral_radii[reach.layer - 1]
-            heights = [
+            lines.append(
+                [
+                    flow.weights,
+                    _range(min(radii), max(radii)) + ("" if flow.scaled_to is None else " *"),
+                    f"{reach.state} {reach.layer}",
+                    *(
+                        f"> {farthest}" if lag is None else str(lag)
+                        for lag in (reach.halves_at, reach.under_1_percent_at)
+                    ),
+                    *(f"{reach.relative[k]:.2g}" for k in lags),
+                ]
+            )
+    return lines
+
+
+def _gradient_flow(flows: Sequence[GradientFlow]) -> Table:
+    farthest = len(flows[0].reaches[0].relative) - 1
+    plotted = sorted({0, *np.geomspace(1, farthest, PLOT).round().astype(int).tolist()})
+    pictures = [
+        _columns(
+            [
                 1 - math.log(left) / math.log(FAINTEST) if (left := reach.relative[k]) > 0 else 0
                 for k in plotted
             ]
-            table.add_row(
-                flow.weights,
-                _range(min(radii), max(radii)) + ("" if flow.scaled_to is None else " *"),
-                f"{reach.state} {reach.layer}",
-                *(
-                    f"> {farthest}" if lag is None else str(lag)
-                    for lag in (reach.halves_at, reach.under_1_percent_at)
-                ),
-                *(f"{reach.relative[k]:.2g}" for k in lags),
-                _columns(heights),
-            )
-    return table
+        )
+        for flow in flows
+        for reach in flow.reaches
+    ]
+    return _table(gradient_flow_lines(flows), "", pictures)
 
 
 def _range(low: float, high: float) -> str:
@@ -170,63 +201,104 @@ def _range(low: float, high: float) -> str:
     return "-".join(dict.fromkeys(ends))
 
 
-def _memory_says(memory: Memory) -> str:
-    enough = f"more than {len(memory.excess_nats) - 1:,} characters are needed"
-    if memory.needed is not None:
-        enough = f"{memory.needed:,} characters are enough"
+def memory_says(memory: Memory) -> str:
+    """Say how much context is enough."""
     window = "" if memory.bptt is None else f"; the window of the training was {memory.bptt:,}"
     return (
         f"Loss with the state reset k characters before the one that is scored "
         f"({memory.windows:,} resets), against {memory.full_nats:.4f} nats per character with "
-        f"the state carried on. To come within {memory.tolerance:g} nats of that, {enough}{window}."
+        f"the state carried on. To come within {memory.tolerance:g} nats of that, "
+        f"{enough_says(memory)}{window}."
     )
 
 
-def _memory(memory: Memory) -> Table:
-    farthest = len(memory.excess_nats) - 1
-    powers = [1 << n for n in range(farthest.bit_length())]
-    table = _table("k", "nats/char", "more", "±", plot="more")
-    most = max(memory.excess_nats)
-    for k in sorted({0, *powers, farthest}):
-        table.add_row(
+def enough_says(memory: Memory) -> str:
+    """Say how many characters of context are enough."""
+    if memory.needed is None:
+        return f"more than {len(memory.excess_nats) - 1:,} characters are needed"
+    return f"{memory.needed:,} characters are enough"
+
+
+def memory_lines(memory: Memory) -> list[list[str]]:
+    """Return the table of the memory: its head, and rows of contexts 0, 1, 2, 4, ..."""
+    rows = [
+        [
             f"{k:,}",
             f"{memory.nats(k):.4f}",
             f"{memory.excess_nats[k]:+.4f}",
             f"{memory.standard_error[k]:.4f}",
-            _bar(memory.excess_nats[k] / most if most > 0 else 0.0),
+        ]
+        for k in _contexts(memory)
+    ]
+    return [["k", "nats/char", "more", "±"], *rows]
+
+
+def _contexts(memory: Memory) -> list[int]:
+    farthest = len(memory.excess_nats) - 1
+    return sorted({0, *(1 << n for n in range(farthest.bit_length())), farthest})
+
+
+def _memory(memory: Memory) -> Table:
+    most = max(memory.excess_nats)
+    pictures = [_bar(memory.excess_nats[k] / most if most > 0 else 0.0) for k in _contexts(memory)]
+    return _table(memory_lines(memory), "more", pictures)
+
+
+def gate_lines(gates: Sequence[GateUse]) -> list[list[str]]:
+    """Return the table of the gates: its head, and a row a gate of a layer."""
+    lines = [["gate", "open", "units", "closed", "units"]]
+    for use in gates:
+        shares = (np.array(use.open_share), np.array(use.closed_share))
+        lines.append(
+            [
+                f"{use.gate} {use.layer}",
+                *(
+                    text
+                    for share_U in shares
+                    for text in (f"{100 * share_U.mean():.1f} %", f"{(share_U > ALWAYS).sum():,}")
+                ),
+            ]
         )
-    return table
+    return lines
 
 
 def _gates(gates: Sequence[GateUse]) -> Table:
-    table = _table("gate", "open", "units", "closed", "units", plot="units by open | closed")
+    pictures = []
     for use in gates:
-        open_U, closed_U = np.array(use.open_share), np.array(use.closed_share)
-        histograms = [np.histogram(share_U, 10, (0, 1))[0] for share_U in (open_U, closed_U)]
-        table.add_row(
-            f"{use.gate} {use.layer}",
-            *(
-                text
-                for share_U in (open_U, closed_U)
-                for text in (f"{100 * share_U.mean():.1f} %", f"{(share_U > ALWAYS).sum():,}")
-            ),
-            " | ".join(_columns((counts / counts.max()).tolist()) for counts in histograms),
-        )
-    return table
+        counts = [
+            np.histogram(share_U, 10, (0, 1))[0] for share_U in (use.open_share, use.closed_share)
+        ]
+        pictures.append(" | ".join(_columns((count / count.max()).tolist()) for count in counts))
+    return _table(gate_lines(gates), "units by open | closed", pictures)
 
 
-def _units(units: Sequence[UnitFound]) -> Table:
-    table = _table("property", "mean", "unit", "found", "correlation", plot="")
-    for found in units:
-        table.add_row(
+def units_say(units: Sequence[UnitFound]) -> str:
+    """Say how the units were found, and what could not be looked for."""
+    missing = [name for name in PROPERTIES if name not in {found.property for found in units}]
+    return (
+        "The unit whose state follows each property best: found on the first half of the text, "
+        "held to account on the second."
+        + (f" Not in both halves: {', '.join(missing)}." if missing else "")
+    )
+
+
+def unit_lines(units: Sequence[UnitFound]) -> list[list[str]]:
+    """Return the table of the units: its head, and a row a property."""
+    rows = [
+        [
             found.property,
             f"{found.mean:.3g}",
             str(found.unit),
             f"{found.found:+.3f}",
             f"{found.correlation:+.3f}",
-            _bar(abs(found.correlation)),
-        )
-    return table
+        ]
+        for found in units
+    ]
+    return [["property", "mean", "unit", "found", "correlation"], *rows]
+
+
+def _units(units: Sequence[UnitFound]) -> Table:
+    return _table(unit_lines(units), "", [_bar(abs(found.correlation)) for found in units])
 
 
 def _coloured(shown: Activation, largest: float) -> Text:
@@ -237,7 +309,7 @@ def _coloured(shown: Activation, largest: float) -> Text:
         faded = round(255 * (1 - strength))
         red, green, blue = (255, faded, faded) if value > 0 else (faded, faded, 255)
         ink = "white" if value < 0 and strength > 0.6 else "black"
-        text.append(_mark(character), style=f"{ink} on rgb({red},{green},{blue})")
+        text.append(mark(character), style=f"{ink} on rgb({red},{green},{blue})")
         text.append("\n" if character == "\n" else "")
     return text
 
@@ -247,25 +319,26 @@ def _underlined(shown: Activation, largest: float, width: int) -> Group:
     lines: list[Text] = []
     text, columns = "", ""
     for character, value in zip(shown.text, shown.values, strict=True):
-        mark = _mark(character).replace("\t", " ")
+        letter = mark(character).replace("\t", " ")
         height = 0.125 + 0.875 * (1 + value / largest) / 2 if largest else 0.5
-        if cell_len(text + mark) > width:
+        if cell_len(text + letter) > width:
             lines += [Text(text), Text(columns)]
             text, columns = "", ""
-        text += mark
-        columns += _columns([height]) * cell_len(mark)
+        text += letter
+        columns += _columns([height]) * cell_len(letter)
         if character == "\n":
             lines += [Text(text), Text(columns)]
             text, columns = "", ""
     return Group(*lines, Text(text), Text(columns))
 
 
-def _mark(character: str) -> str:
+def mark(character: str) -> str:
     """Return what stands for a character, so that each one's state can be seen."""
     return {"\n": "↵", "\r": "␍"}.get(character) or printable(character)
 
 
-def _clipping_says(clipping: Clipping) -> str:
+def clipping_says(clipping: Clipping) -> str:
+    """Say how large the norms were and what was clipped."""
     limit = "Nothing was clipped"
     if clipping.clip_norm is not None:
         limit = f"Clipped to a norm of {clipping.clip_norm:g}"
@@ -278,31 +351,40 @@ def _clipping_says(clipping: Clipping) -> str:
     )
 
 
-def _clipping(clipping: Clipping) -> Table:
-    table = _table("steps", "10 %", "median", "90 %", "clipped", plot="median")
-    most = max(period.median for period in clipping.periods)
-    for period in clipping.periods:
-        table.add_row(
+def clipping_lines(clipping: Clipping) -> list[list[str]]:
+    """Return the table of the clipping: its head, and a row a period."""
+    rows = [
+        [
             f"{period.first_step:,} - {period.last_step:,}",
             *(f"{norm:.3g}" for norm in (period.low, period.median, period.high)),
             f"{100 * period.clipped_share:.1f} %",
-            _bar(period.median / most if most else 0.0),
-        )
-    return table
+        ]
+        for period in clipping.periods
+    ]
+    return [["steps", "10 %", "median", "90 %", "clipped"], *rows]
 
 
-def _cuts(cuts: Sequence[Cut]) -> Table:
-    table = _table("weights", "cut to", "by norm", "by value")
-    for cut in cuts:
-        table.add_row(cut.weights, f"{cut.share:.0%}", _turned(cut.by_norm), _turned(cut.by_value))
-    return table
+def _clipping(clipping: Clipping) -> Table:
+    most = max(period.median for period in clipping.periods)
+    pictures = [_bar(period.median / most if most else 0.0) for period in clipping.periods]
+    return _table(clipping_lines(clipping), "median", pictures)
+
+
+def cut_lines(cuts: Sequence[Cut]) -> list[list[str]]:
+    """Return the table of cut gradients: its head, and a row a share."""
+    rows = [
+        [cut.weights, f"{cut.share:.0%}", _turned(cut.by_norm), _turned(cut.by_value)]
+        for cut in cuts
+    ]
+    return [["weights", "cut to", "by norm", "by value"], *rows]
 
 
 def _turned(degrees: float) -> str:
     return f"{degrees:.1f}°" if math.isfinite(degrees) else "no gradient"
 
 
-def _truncation_says(truncation: Truncation) -> str:
+def truncation_says(truncation: Truncation) -> str:
+    """Say what windows are compared, and how well a gradient is known at all."""
     return (
         f"The gradient of {truncation.characters:,} predictions in {truncation.lanes} lanes, "
         f"window by window, against that through all {truncation.full.bptt:,} time steps at once: "
@@ -312,18 +394,25 @@ def _truncation_says(truncation: Truncation) -> str:
     )
 
 
+def truncation_lines(truncations: Sequence[Truncation]) -> list[list[str]]:
+    """Return the table of the truncation: its head, and a row a window."""
+    rows = [
+        [
+            truncation.weights,
+            f"{window.bptt:,}" + (" (all)" if window is truncation.full else ""),
+            "all" if window.loss_last is None else f"last {window.loss_last:,}",
+            _turned(window.angle),
+            f"{window.size:.3f}",
+            f"{1e6 * window.seconds_per_character:.1f}",
+            f"{window.bytes / 1e6:.2f}",
+        ]
+        for truncation in truncations
+        for window in (*truncation.windows, truncation.full)
+    ]
+    return [["weights", "window", "loss on", "angle", "size", "µs/char", "MB"], *rows]
+
+
 def _truncation(truncations: Sequence[Truncation]) -> Table:
-    table = _table("weights", "window", "loss on", "angle", "size", "µs/char", "MB", plot="angle")
-    for truncation in truncations:
-        for window in (*truncation.windows, truncation.full):
-            table.add_row(
-                truncation.weights,
-                f"{window.bptt:,}" + (" (all)" if window is truncation.full else ""),
-                "all" if window.loss_last is None else f"last {window.loss_last:,}",
-                _turned(window.angle),
-                f"{window.size:.3f}",
-                f"{1e6 * window.seconds_per_character:.1f}",
-                f"{window.bytes / 1e6:.2f}",
-                _bar(window.angle / 90 if math.isfinite(window.angle) else 0.0),
-            )
-    return table
+    angles = [w.angle for t in truncations for w in (*t.windows, t.full)]
+    pictures = [_bar(angle / 90 if math.isfinite(angle) else 0.0) for angle in angles]
+    return _table(truncation_lines(truncations), "angle", pictures)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import codecs
 import itertools
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -19,14 +18,22 @@ from charrnn.baselines import Baseline
 from charrnn.comparison import Comparison
 from charrnn.corpus import Part
 from charrnn.display import printable
-from charrnn.evaluation import Prices, Scores
+from charrnn.evaluation import PositionScores, Prices, Scores
+from charrnn.portrait import PricedText, code_points
 
 __all__ = [
+    "SURPRISE",
     "PerCharacter",
     "SurpriseText",
+    "assessment_lines",
+    "baselines_say",
+    "comparison_lines",
+    "comparison_says",
+    "position_lines",
     "print_assessments",
     "print_comparison",
     "print_table",
+    "surprise",
 ]
 
 #: Bits from which on a character is shown in a style; characters below the first are dim.
@@ -70,8 +77,22 @@ def _table(lines: Sequence[Sequence[str]], justify: Sequence[Any]) -> Table:
 
 def print_assessments(assessments: Sequence[Assessment]) -> None:
     """Print scores, beside them those of the baselines, and the scores by position."""
+    print_table(assessment_lines(assessments), words=2)
+    for name, about in baselines_say(assessments).items():
+        print(f"{name}: {about}")
+    for one in assessments:
+        if one.by_position is not None:
+            print()
+            print(
+                f"{one.checkpoint}: characters of context since a state of zero, "
+                f"means of {one.by_position.windows:,} stretches"
+            )
+            print_table(position_lines(one.by_position), words=0)
+
+
+def assessment_lines(assessments: Sequence[Assessment]) -> list[Sequence[str]]:
+    """Return the table of scores and baselines: its head and its rows."""
     lines: list[Sequence[str]] = [COLUMNS]
-    abouts: dict[str, str] = {}
     for one in assessments:
         shape = one.shape
         head = (
@@ -89,13 +110,12 @@ def print_assessments(assessments: Sequence[Assessment]) -> None:
             line = _baseline_line(baseline, one.scores)
             if line not in lines:
                 lines.append(line)
-                abouts[baseline.name] = baseline.about
-    print_table(lines, words=2)
-    for name, about in abouts.items():
-        print(f"{name}: {about}")
-    for one in assessments:
-        if one.by_position is not None:
-            _print_positions(one)
+    return lines
+
+
+def baselines_say(assessments: Sequence[Assessment]) -> dict[str, str]:
+    """Return what each baseline is, by name."""
+    return {b.name: b.about for one in assessments for b in one.baselines}
 
 
 def _figures(scores: Scores) -> list[str]:
@@ -125,29 +145,30 @@ def _baseline_line(baseline: Baseline, scores: Scores) -> list[str]:
     ]
 
 
-def _print_positions(assessment: Assessment) -> None:
-    """Print the price at 1, 2, 4, ... characters after a reset of the state."""
-    assert assessment.by_position is not None
-    nats_T = assessment.by_position.nats_T
+def position_lines(scores: PositionScores) -> list[list[str]]:
+    """Return the table of the price at 1, 2, 4, ... characters after a reset of the state."""
+    nats_T = scores.nats_T
     places = [2**k for k in range(len(nats_T).bit_length()) if 2**k <= len(nats_T)]
     if places[-1] != len(nats_T):
         places.append(len(nats_T))
-    print()
-    print(
-        f"{assessment.checkpoint}: characters of context since a state of zero, "
-        f"means of {assessment.by_position.windows:,} stretches"
-    )
     lines = [["from", "to", "nats/char", "bits/char"]]
     for first, last in itertools.pairwise([0, *places]):
         nats = float(nats_T[first:last].mean())
         lines.append([f"{first + 1:,}", f"{last:,}", f"{nats:.4f}", f"{nats / math.log(2):.4f}"])
-    print_table(lines, words=0)
+    return lines
 
 
 def print_comparison(comparison: Comparison) -> None:
     """Print what came out of a comparison: a row a cell, then what the spread supports."""
-    plan = comparison.plan
-    several = plan.seeds > 1
+    print_table(comparison_lines(comparison), words=2)
+    print()
+    for line in comparison_says(comparison):
+        print(line)
+
+
+def comparison_lines(comparison: Comparison) -> list[list[str]]:
+    """Return a comparison's table: its head, and a row a cell."""
+    several = comparison.plan.seeds > 1
     lines = [[
         "cell", "layers x width", "parameters", "multiply-adds", "us/char", "seconds", "steps",
         "clipped", "valid nats", "valid ppl", "nats/char", *(["spread"] if several else []),
@@ -174,13 +195,10 @@ def print_comparison(comparison: Comparison) -> None:
                 f"{row['perplexity']:.3f}",
             ]
         )
-    print_table(lines, words=2)
-    print()
-    for line in _comparison_says(comparison):
-        print(line)
+    return lines
 
 
-def _comparison_says(comparison: Comparison) -> Iterator[str]:
+def comparison_says(comparison: Comparison) -> Iterator[str]:
     """Yield what the table rests on, and which differences are more than chance."""
     plan, one = comparison.plan, comparison.cells[0].best
     (budget,) = (
@@ -223,7 +241,7 @@ class PerCharacter:
     """
 
     def __init__(self, part: Part, stream: TextIO) -> None:
-        self._codes = _codes(part)
+        self._codes = code_points(part)
         next(self._codes)
         self._stream = stream
         self._bytes = part.corpus.encoding == "bytes"
@@ -249,17 +267,13 @@ class SurpriseText:
     """
 
     def __init__(self, part: Part) -> None:
-        self._codes = _codes(part)
+        self._text = PricedText(part)
         self._console = Console(highlight=False, soft_wrap=True)
-        self._decoder = None
-        if part.corpus.encoding == "bytes":
-            self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._pending = 0.0
-        self._print([(next(self._codes), 0.0)])
+        self._print(self._text.first())
 
     def __call__(self, stretch: Prices) -> None:
         """Print a stretch; stretches must come in order."""
-        self._print([(next(self._codes), nats) for nats in stretch.nats_T.tolist()])
+        self._print(self._text.priced(stretch))
 
     def close(self) -> None:
         """Print what the colours mean."""
@@ -270,34 +284,18 @@ class SurpriseText:
         legend.append("  ").append(f"{SURPRISE[-1][0]:g} and above", style=SURPRISE[-1][1])
         self._console.print(legend, end="\n\n")
 
-    def _print(self, priced: list[tuple[int, float]]) -> None:
+    def _print(self, priced: Iterable[tuple[str, float]]) -> None:
         text = Text()
-        for code, nats in priced:
-            character, cost = self._character(code, nats)
-            if not character:
-                continue
-            style = "dim"
-            for least, its in SURPRISE:
-                style = its if cost >= least * math.log(2) else style
-            if character == "\n" and style not in ("dim", ""):
+        for character, cost in priced:
+            level = surprise(cost)
+            style = SURPRISE[level - 1][1] if level else "dim"
+            if character == "\n" and level > 1:
                 text.append("\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", style=style)
             # A carriage return is half of a line's end: alone it would be a replacement.
             text.append(printable(character.replace("\r", "")), style=style)
         self._console.print(text, end="")
 
-    def _character(self, code: int, nats: float) -> tuple[str, float]:
-        """Return a character with its price; nothing while its bytes are not complete."""
-        if self._decoder is None:
-            return chr(code), nats
-        self._pending += nats
-        character = self._decoder.decode(bytes([code]))
-        cost = self._pending
-        if character:
-            self._pending = 0.0
-        return character, cost
 
-
-def _codes(part: Part) -> Iterator[int]:
-    """Yield the code points of a text one by one."""
-    for block in part.codes():
-        yield from block.tolist()
+def surprise(nats: float) -> int:
+    """Return how surprising a price is: 0, or how many of ``SURPRISE`` it reaches."""
+    return sum(nats >= least * math.log(2) for least, _ in SURPRISE)

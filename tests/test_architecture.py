@@ -29,7 +29,13 @@ ROOMS = re.findall(
 SHOWING = set(ROOMS[ROOMS.index("training") + 1 :])
 
 #: Packages from outside, each with the rooms that may know it.
-OUTSIDE = {"numpy": set(ROOMS), "torch": set(ROOMS), "rich": SHOWING, "typer": {"cli"}}
+OUTSIDE = {
+    "numpy": set(ROOMS),
+    "torch": set(ROOMS),
+    "rich": SHOWING,
+    "matplotlib": {"figures"},
+    "typer": {"cli"},
+}
 
 
 def imports(name: str) -> set[str]:

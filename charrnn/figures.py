@@ -1,0 +1,575 @@
+"""Numbers become figures: SVG to stand in a page.
+
+Drawn by matplotlib (the extra ``report``), then made fit for HTML: colours become the
+page's own (CSS variables, so that a figure follows light and dark), text stays text,
+and every figure carries a title and a description for who cannot see it. Equal numbers
+give equal bytes.
+
+Lines and dots of one style differ from the others' in colour, dash and marker.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+__all__ = [
+    "STYLES",
+    "Dots",
+    "Line",
+    "Rule",
+    "dot_chart",
+    "line_chart",
+    "number",
+    "saturation_chart",
+]
+
+#: Stand-ins that matplotlib draws with -> the page's variables.
+INK, MUTED, GRID, PAPER = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
+SERIES = ("#0a0b10", "#0a0b11", "#0a0b12", "#0a0b13", "#0a0b14", "#0a0b15")
+VARIABLES = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    GRID: "var(--grid)",
+    PAPER: "var(--paper)",
+} | {colour: f"var(--series-{number})" for number, colour in enumerate(SERIES)}
+DASHES: tuple[Any, ...] = (
+    "solid",
+    (0, (5, 1.6)),
+    (0, (1.2, 1.4)),
+    (0, (7, 1.5, 1.2, 1.5)),
+    (0, (3, 3)),
+    "solid",
+)
+MARKERS = ("o", "s", "^", "D", "v", "P")
+#: Styles that differ; the one after the last looks like the first.
+STYLES = len(SERIES)
+
+#: Of a chart, in inches of 72 units of the drawing; text is 10 or 11 units high.
+WIDTH, HEIGHT = 5.0, 3.2
+LEFT, TOP, BOTTOM = 0.6, 0.36, 0.54
+TEXT, SMALL = 11.0, 10.0
+#: Width of an average character of the small text, in inches.
+LETTER = 0.084
+
+#: A chart's settings begin from matplotlib's own defaults, whatever the user's files say.
+SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": SMALL,
+    "text.parse_math": False,
+    "axes.unicode_minus": True,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "path.simplify": False,
+}
+
+
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+#: From which size on numbers are written in thousands, millions and so on.
+UNITS = ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k"))
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points that belong together, in order of x."""
+
+    label: str
+    """Beside its end; empty: none."""
+    x: Sequence[float]
+    y: Sequence[float]
+    style: int
+    """From 0 on: its colour, dash and marker."""
+    faint: bool = False
+    """Thin and without markers: what only accompanies another."""
+    band: tuple[Sequence[float], Sequence[float]] | None = None
+    """Lower and upper ends of what is shaded around it."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A level to compare with."""
+
+    label: str
+    y: float
+
+
+@dataclass(frozen=True)
+class Dots:
+    """One value a row."""
+
+    label: str
+    values: Sequence[float | None]
+    """None where a row has none."""
+    style: int | Sequence[int]
+    """Of all of them, or of each."""
+    around: Sequence[Sequence[float]] = ()
+    """Single values of each row, drawn hollow around it: what the value is a mean of."""
+
+
+def number(value: float) -> str:
+    """Return a number as it stands at an axis: 0.01, 20k, 1.5M."""
+    for least, unit, letter in UNITS:
+        if abs(value) >= least:
+            return f"{value / unit:.4g}{letter}"
+    return _plain(value)
+
+
+def _plain(value: float) -> str:
+    if value == 0 or abs(value) >= 1e-3:
+        return f"{value:,.4g}"
+    mantissa, exponent = f"{value:.0e}".split("e")
+    power = "10" + str(int(exponent)).translate(SUPERSCRIPT)
+    return power if mantissa == "1" else f"{mantissa}·{power}"
+
+
+def line_chart(
+    name: str,
+    title: str,
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    y_label: str,
+    x_log: bool = False,
+    y_log: bool = False,
+    y_range: tuple[float, float] | None = None,
+    rules: Sequence[Rule] = (),
+    y_percent: bool = False,
+    height: float = HEIGHT,
+) -> str:
+    """Return a chart of lines, each labelled beside its end.
+
+    Points that are not finite, or not above zero on a logarithmic axis, are left out.
+
+    Args:
+        name: of the figure in its page: letters, digits and hyphens.
+        title: what it shows, in words.
+        lines: at least one with a point that can be drawn.
+        x_label: what runs to the right, with its unit; so upwards ``y_label``.
+        y_label: see there.
+        x_log: whether the axis is logarithmic; so ``y_log``.
+        y_log: see there.
+        y_range: what is shown of y; None: everything.
+        rules: levels to compare with.
+        y_percent: show shares as per cent.
+        height: in inches, where the width is 5.
+    """
+    drawn = [_drawable(line, x_log=x_log, y_log=y_log) for line in lines]
+    drawn = [line for line in drawn if len(line.x)]
+    assert drawn, "nothing to draw"
+    labels = [line.label for line in drawn if line.label]
+    with _figure(name, WIDTH, height) as figure:
+        right = 0.12 + (0.42 + LETTER * max(map(len, labels)) if labels else 0.0)
+        axes = _axes(figure, LEFT, right, y_label)
+        if x_log:
+            axes.set_xscale("log")
+        if y_log:
+            axes.set_yscale("log")
+        for line in drawn:
+            _draw_line(axes, line)
+        x_all = np.concatenate([line.x for line in drawn])
+        axes.set_xlim(*_padded(x_all, log=x_log, pad=0.02))
+        y_all = np.concatenate([line.y for line in drawn])
+        axes.set_ylim(*(y_range or _padded(y_all, log=y_log, pad=0.06)))
+        _ticks(axes, x_log, y_log, y_percent)
+        axes.set_xlabel(x_label, fontsize=TEXT, labelpad=4)
+        for rule in rules:
+            _draw_rule(axes, rule)
+        _label_ends(axes, [line for line in drawn if line.label], height)
+        named = [line for line in drawn if line.label] or drawn[:1]
+        said = " ".join(
+            f"{line.label + ': ' if line.label else 'From '}{_value(line.y[0], y_percent)} at "
+            f"{number(line.x[0])} to {_value(line.y[-1], y_percent)} at {number(line.x[-1])}."
+            for line in named
+        )
+        levels = " ".join(f"A line marks {rule.label}." for rule in rules)
+        about = f"Lines of {y_label} against {x_label}. {said} {levels}".strip()
+        return _svg(figure, name, title, about)
+
+
+def dot_chart(
+    name: str,
+    title: str,
+    rows: Sequence[str],
+    series: Sequence[Dots],
+    *,
+    x_label: str,
+    form: str = ".3f",
+    x_range: tuple[float, float] | None = None,
+) -> str:
+    """Return a chart with a row a name and a dot a value.
+
+    A single series has its values written beside its dots; several are told apart by a
+    line of markers and names above.
+
+    Args:
+        name: of the figure in its page.
+        title: what it shows, in words.
+        rows: their names.
+        series: at least one, with a value at all.
+        x_label: what runs to the right, with its unit.
+        form: how a value is written.
+        x_range: what is shown of x; None: everything.
+    """
+    several = len(series) > 1
+    top = TOP if several else 0.08
+    height = top + BOTTOM + 0.28 * len(rows) + 0.1
+    with _figure(name, WIDTH, height) as figure:
+        left = 0.2 + LETTER * max(map(len, rows))
+        axes = _axes(figure, left, 0.15 if several else 0.75, top=top)
+        axes.grid(axis="y", visible=False)
+        axes.grid(axis="x", color=GRID, linewidth=0.8)
+        places = list(range(len(rows)))
+        shift = np.linspace(-0.2, 0.2, len(series)) if several else np.zeros(1)
+        for dots, off in zip(series, shift.tolist(), strict=True):
+            styles = [dots.style] * len(rows) if isinstance(dots.style, int) else dots.style
+            for place in places:
+                singles = dots.around[place] if dots.around else ()
+                _draw_dots(axes, place + off, dots.values[place], singles, styles[place])
+                if not several and (value := dots.values[place]) is not None:
+                    axes.annotate(
+                        f"{value:{form}}", (1, place), xycoords=("axes fraction", "data"),
+                        xytext=(6, 0), textcoords="offset points", va="center", color=INK,
+                        annotation_clip=False,
+                    )  # fmt: skip
+        every = [value for dots in series for value in dots.values if value is not None]
+        every += [value for dots in series for singles in dots.around for value in singles]
+        axes.set_xlim(*(x_range or _padded(np.array(every), log=False, pad=0.06)))
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        _put_ticks(axes.yaxis, places, rows)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        _even_ticks(axes.xaxis, *axes.get_xlim())
+        axes.set_xlabel(x_label, fontsize=TEXT, labelpad=4)
+        if several:
+            _name_series(axes, series, height)
+        said = " ".join(
+            f"{row}: "
+            + ", ".join(
+                (f"{dots.label} " if several else "") + f"{value:{form}}"
+                for dots in series
+                if (value := dots.values[n]) is not None
+            )
+            + "."
+            for n, row in enumerate(rows)
+            if any(dots.values[n] is not None for dots in series)
+        )
+        return _svg(figure, name, title, f"Dots of {x_label}. {said}")
+
+
+def saturation_chart(
+    name: str, title: str, closed: Sequence[float], opened: Sequence[float], style: int
+) -> str:
+    """Return how often each unit's gate is nearly closed and nearly open.
+
+    A dot is at the unit's two shares of the text; units closer than 0.02 to each other
+    are one dot, its area their number. After Karpathy, Johnson, Fei-Fei (2015), figure 3.
+    """
+    side = 2.5
+    with _figure(name, side, side) as figure:
+        axes = _axes(figure, 0.55, 0.26, "open")
+        axes.grid(axis="x", color=GRID, linewidth=0.8)
+        cells_U2 = np.round(np.array([closed, opened]).T * 50).astype(int)
+        places, counts = np.unique(cells_U2, axis=0, return_counts=True)
+        area = 12.0 * counts * min(1.0, 22.0 / counts.max())
+        axes.plot([0, 1], [1, 0], color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
+        axes.scatter(
+            places[:, 0] / 50, places[:, 1] / 50, s=area, color=SERIES[style % STYLES], alpha=0.55,
+            linewidths=0, clip_on=False, zorder=3,
+        )  # fmt: skip
+        for limit, axis in ((axes.set_xlim, axes.xaxis), (axes.set_ylim, axes.yaxis)):
+            limit(-0.02, 1.02)
+            _put_ticks(axis, (0, 0.5, 1), ("0 %", "50 %", "100 %"))
+        axes.set_xlabel("closed", fontsize=TEXT, labelpad=3)
+        about = (
+            f"{len(closed):,} units as dots by the share of the text at which their gate is nearly "
+            f"closed (to the right) and nearly open (upwards); means {100 * np.mean(closed):.1f} % "
+            f"closed, {100 * np.mean(opened):.1f} % open."
+        )
+        return _svg(figure, name, title, about)
+
+
+# Pieces of a chart ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Drawable:
+    """A line's points that can be drawn."""
+
+    label: str
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    style: int
+    faint: bool
+    band: tuple[NDArray[np.float64], NDArray[np.float64]] | None
+
+
+def _drawable(line: Line, *, x_log: bool, y_log: bool) -> _Drawable:
+    x, y = np.array(line.x, dtype=np.float64), np.array(line.y, dtype=np.float64)
+    usable = np.isfinite(x) & np.isfinite(y)
+    usable &= (x > 0) if x_log else True
+    usable &= (y > 0) if y_log else True
+    band = None
+    if line.band is not None:
+        low, high = (np.array(end, dtype=np.float64)[usable] for end in line.band)
+        band = np.where(low > 0, low, y[usable]) if y_log else low, high
+    return _Drawable(line.label, x[usable], y[usable], line.style, line.faint, band)
+
+
+@contextmanager
+def _figure(name: str, width: float, height: float) -> Iterator[Figure]:
+    """Yield an empty figure, under settings that depend on nothing but its name."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(SETTINGS | {"svg.hashsalt": name})
+        figure = Figure(figsize=(width, height), facecolor="none")
+        FigureCanvasSVG(figure)
+        yield figure
+
+
+def _axes(figure: Figure, left: float, right: float, y_label: str = "", top: float = TOP) -> Axes:
+    """Return axes with margins in inches, what runs upwards named above them."""
+    width, height = figure.get_size_inches()
+    axes = figure.add_axes(
+        (left / width, BOTTOM / height, 1 - (left + right) / width, 1 - (BOTTOM + top) / height),
+        facecolor="none",
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=3, pad=3)
+    if y_label:
+        figure.text(0.05 / width, 1 - 0.04 / height, y_label, fontsize=TEXT, color=INK, va="top")
+    return axes
+
+
+def _draw_line(axes: Axes, line: _Drawable) -> None:
+    colour = SERIES[line.style % STYLES]
+    if line.band is not None:
+        axes.fill_between(line.x, *line.band, color=colour, alpha=0.16, linewidth=0)
+    if line.faint and len(line.x) > 1:
+        axes.plot(line.x, line.y, color=colour, linewidth=0.9, alpha=0.5)
+        return
+    axes.plot(
+        line.x, line.y, color=colour, linewidth=1.7, linestyle=DASHES[line.style % STYLES],
+        marker=MARKERS[line.style % STYLES], markersize=4.2, markeredgewidth=0,
+        markevery=_marked(axes, line.x),
+    )  # fmt: skip
+
+
+def _draw_dots(
+    axes: Axes, y: float, value: float | None, singles: Sequence[float], style: int
+) -> None:
+    """Draw one row of one series: a dot; or a bar, and hollow what it is a mean of."""
+    colour, marker = SERIES[style % STYLES], MARKERS[style % STYLES]
+    if singles:
+        axes.plot(
+            singles, [y] * len(singles), linestyle="none", marker=marker, markersize=6,
+            markerfacecolor="none", markeredgecolor=colour, alpha=0.8,
+        )  # fmt: skip
+        marker = "|"
+    if value is not None:
+        axes.plot(
+            [value], [y], linestyle="none", color=colour, marker=marker,
+            markersize=16 if singles else 7, markeredgewidth=2.4 if singles else 0,
+        )  # fmt: skip
+
+
+def _marked(axes: Axes, x: NDArray[np.float64]) -> list[int]:
+    """Return which points get a marker: some ten, evenly along the axis."""
+    if len(x) <= 12:
+        return list(range(len(x)))
+    along = np.log(x) if axes.get_xscale() == "log" else x
+    wanted = np.linspace(along[0], along[-1], 10)
+    return sorted(set(np.abs(along[None] - wanted[:, None]).argmin(axis=1).tolist()))
+
+
+def _draw_rule(axes: Axes, rule: Rule) -> None:
+    low, high = axes.get_ylim()
+    if not low <= rule.y <= high:
+        return
+    axes.axhline(rule.y, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
+    axes.annotate(
+        rule.label, (1, rule.y), xycoords=("axes fraction", "data"), xytext=(-2, 2),
+        textcoords="offset points", fontsize=SMALL, color=MUTED, va="bottom", ha="right",
+    )  # fmt: skip
+
+
+def _label_ends(axes: Axes, lines: Sequence[_Drawable], height: float) -> None:
+    """Write each line's label to the right of the axes, at the height at which it ends."""
+    if not lines:
+        return
+    ends = []
+    for line in lines:
+        (_, y), (low, high) = (
+            axes.transAxes.inverted().transform(axes.transData.transform((line.x[-1], line.y[-1]))),
+            (0.02, 0.98),
+        )
+        ends.append(min(high, max(low, float(y))))
+    gap = 1.25 * SMALL / 72 / (height - TOP - BOTTOM)
+    inches = float(axes.get_position().width) * WIDTH
+    for line, y in zip(lines, _spread(ends, gap), strict=True):
+        colour = SERIES[line.style % STYLES]
+        x = np.array([0.08, 0.21, 0.34]) / inches + 1
+        axes.add_line(
+            Line2D(
+                x, [y] * 3, color=colour, linewidth=1.7, linestyle=DASHES[line.style % STYLES],
+                marker=MARKERS[line.style % STYLES], markersize=4.2, markeredgewidth=0,
+                markevery=[1], transform=axes.transAxes, clip_on=False,
+            )
+        )  # fmt: skip
+        axes.text(
+            1 + 0.4 / inches, y, line.label, transform=axes.transAxes, color=INK,
+            fontsize=SMALL, va="center", ha="left",
+        )  # fmt: skip
+
+
+def _spread(ends: Sequence[float], gap: float) -> list[float]:
+    """Return heights near the ends, in their order, no two closer than the gap."""
+    order = sorted(range(len(ends)), key=lambda n: ends[n])
+    placed = [ends[n] for n in order]
+    for n in range(1, len(placed)):
+        placed[n] = max(placed[n], placed[n - 1] + gap)
+    # What was pushed up comes down by half, as far as the lowest can.
+    pushed = placed[-1] - ends[order[-1]]
+    down = max(pushed / 2, placed[-1] - 0.98)
+    placed = [y - down for y in placed] if len(placed) > 1 and pushed > 0 else placed
+    result = [0.0] * len(ends)
+    for n, y in zip(order, placed, strict=True):
+        result[n] = y
+    return result
+
+
+def _name_series(axes: Axes, series: Sequence[Dots], height: float) -> None:
+    """Name the series above the axes, each after its marker."""
+    width = float(axes.get_position().width) * WIDTH
+    x, y = 0.0, 1 + 0.18 / (height - TOP - BOTTOM)
+    for dots in series:
+        assert isinstance(dots.style, int), "one of several series has one style"
+        axes.add_line(
+            Line2D(
+                [x / width], [y], marker=MARKERS[dots.style % STYLES], markersize=7,
+                color=SERIES[dots.style % STYLES], markeredgewidth=0, linestyle="none",
+                transform=axes.transAxes, clip_on=False,
+            )
+        )  # fmt: skip
+        axes.text(
+            (x + 0.1) / width, y, dots.label, transform=axes.transAxes, color=INK, va="center"
+        )
+        x += 0.35 + LETTER * len(dots.label)
+
+
+def _padded(values: NDArray[np.float64], *, log: bool, pad: float) -> tuple[float, float]:
+    """Return limits around values, apart even where there is only one."""
+    low, high = float(values.min()), float(values.max())
+    if log:
+        low, high = math.log(low), math.log(high)
+    room = (high - low) * pad or (math.log(2) if log else abs(high) * 0.05 or 1.0)
+    low, high = low - room, high + room
+    return (math.exp(low), math.exp(high)) if log else (low, high)
+
+
+def _ticks(axes: Axes, x_log: bool, y_log: bool, y_percent: bool) -> None:
+    for axis, log, limits in (
+        (axes.xaxis, x_log, axes.get_xlim()),
+        (axes.yaxis, y_log, axes.get_ylim()),
+    ):
+        if log:
+            _put_ticks(axis, _log_ticks(*limits), list(map(number, _log_ticks(*limits))))
+        elif axis is axes.yaxis and y_percent:
+            quarters = [0.0, 0.25, 0.5, 0.75, 1.0]
+            _put_ticks(axis, quarters, [f"{100 * share:g} %" for share in quarters])
+        else:
+            _even_ticks(axis, *limits)
+
+
+def _even_ticks(axis: Axis, low: float, high: float) -> None:
+    """Put some round numbers at an axis, all written in the same unit, as exactly."""
+    found = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
+    ticks = [_round(tick) for tick in found if low <= tick <= high]
+    largest = max(map(abs, ticks), default=0.0)
+    unit, letter = next(((u, name) for least, u, name in UNITS if largest >= least), (1.0, ""))
+    values = [_round(tick / unit) for tick in ticks]
+    decimals = max((len(f"{value:.6g}".partition(".")[2]) for value in values), default=0)
+    names = [f"{value:,.{decimals}f}{letter if value else ''}" for value in values]
+    _put_ticks(axis, ticks, [name.replace("-", "\N{MINUS SIGN}") for name in names])
+
+
+def _put_ticks(axis: Axis, ticks: Sequence[float], names: Sequence[str]) -> None:
+    axis.set_major_locator(FixedLocator(list(ticks)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FixedFormatter(list(names)))
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Return powers of ten within limits; finer steps where there would be too few."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
+        ticks = [m * 10.0**p for p in powers for m in steps if low <= m * 10.0**p <= high]
+        if len(ticks) >= 3:
+            break
+    return ticks[:: math.ceil(len(ticks) / 7)] if ticks else [math.sqrt(low * high)]
+
+
+def _round(value: float) -> float:
+    """Return a value without the dust of its computation."""
+    return float(f"{value:.4g}")
+
+
+def _value(value: float, percent: bool) -> str:
+    return f"{100 * value:.3g} %" if percent else f"{value:.4g}"
+
+
+# From matplotlib's SVG to the page's ---------------------------------------------------
+
+
+def _svg(figure: Figure, name: str, title: str, about: str) -> str:
+    """Return a figure as an element of a page."""
+    assert re.fullmatch(r"[a-z0-9-]+", name), name
+    stream = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(stream, format="svg", metadata=nothing, transparent=True)
+    text = stream.getvalue()
+    found = re.search(r'<svg [^>]*viewBox="([^"]+)"[^>]*>(.*)</svg>', text, re.DOTALL)
+    assert found, "matplotlib's SVG has a viewBox"
+    box, inside = found[1], found[2]
+    inside = re.sub(r"<metadata>.*?</metadata>", "", inside, flags=re.DOTALL)
+    # It would rule the whole page; report.py says the same of its figures.
+    inside = re.sub(r"<style .*?</style>", "", inside, flags=re.DOTALL)
+    inside = inside.replace("xlink:href=", "href=")
+    # Ids are unique in a page, not in a figure only; most of them nobody refers to.
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', inside))
+    inside = re.sub(
+        r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", inside
+    )
+    inside = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", inside)
+    for colour, variable in VARIABLES.items():
+        inside = inside.replace(colour, variable)
+    inside = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", inside)
+    return (
+        f'<svg role="img" viewBox="{box}" aria-labelledby="{name}-title {name}-about">\n'
+        f'<title id="{name}-title">{escape(title)}</title>\n'
+        f'<desc id="{name}-about">{escape(about)}</desc>{inside}</svg>\n'
+    )

@@ -1,0 +1,219 @@
+"""What a page shows of a model beside its scores: its training, a sample, a text it reads.
+
+Small samples of a model's doings that a reader can look at, in one record a model.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from charrnn.checkpoint import find
+from charrnn.comparison import Comparison, RunResult
+from charrnn.config import InspectConfig, ModelConfig, SampleConfig, TrainConfig
+from charrnn.corpus import Part
+from charrnn.evaluation import Prices, prices
+from charrnn.inspection import (
+    LEAST_CHARACTERS,
+    Clipping,
+    Inspection,
+    clipping,
+    inspect,
+    read_metrics,
+    read_stretch,
+)
+from charrnn.model import CharModel
+from charrnn.run import PartName, load_model, recorded_part
+from charrnn.sampling import prepare_prompt, sample
+from charrnn.vocabulary import Vocabulary
+
+__all__ = [
+    "EXCERPT",
+    "SAMPLE",
+    "Portrait",
+    "PricedText",
+    "Row",
+    "code_points",
+    "portray",
+    "portray_comparison",
+    "read_history",
+    "read_log",
+]
+
+#: A row of ``metrics.jsonl``.
+Row = Mapping[str, Any]
+
+#: Every model's sample is drawn like this, from an empty prompt.
+SAMPLE = SampleConfig(length=600, temperature=0.8, seed=1)
+#: Characters of a text that are shown with their prices.
+EXCERPT = 800
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """What a page shows of one model."""
+
+    label: str
+    """Short and different from the others' in the page."""
+    checkpoint: str
+    shape: ModelConfig
+    log: Sequence[Row]
+    """Of its training; empty where there is none any more."""
+    sample: str
+    """As ``charrnn sample`` draws it with ``SAMPLE``."""
+    excerpt: Sequence[tuple[str, float]]
+    """The first characters of a text, each with its price in nats; the very first has none."""
+    inspection: Inspection | None = None
+    """None where it was not looked into, or the text is too short for that."""
+
+
+class PricedText:
+    """Puts characters to the prices of a text.
+
+    Bytes are given as the utf-8 characters they make up, each at the price of all of its
+    bytes.
+
+    Args:
+        part: the text that is scored.
+    """
+
+    def __init__(self, part: Part) -> None:
+        self._codes = code_points(part)
+        self._decoder = None
+        if part.corpus.encoding == "bytes":
+            self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._pending = 0.0
+
+    def first(self) -> Iterator[tuple[str, float]]:
+        """Yield what comes before the first price; to be called once, at the start."""
+        return self._characters([0.0])
+
+    def priced(self, stretch: Prices) -> Iterator[tuple[str, float]]:
+        """Yield a stretch's characters with their prices; stretches must come in order."""
+        return self._characters(stretch.nats_T.tolist())
+
+    def _characters(self, costs: Iterable[float]) -> Iterator[tuple[str, float]]:
+        for nats in costs:
+            code = next(self._codes)
+            if self._decoder is None:
+                yield chr(code), nats
+                continue
+            self._pending += nats
+            # None while a character's bytes are not complete; more than one after a wrong byte.
+            if character := self._decoder.decode(bytes([code])):
+                yield character, self._pending
+                self._pending = 0.0
+
+
+def code_points(part: Part) -> Iterator[int]:
+    """Yield the code points of a text one by one."""
+    for block in part.codes():
+        yield from block.tolist()
+
+
+def portray(
+    label: str,
+    checkpoint: Path,
+    model: CharModel,
+    vocabulary: Vocabulary,
+    part: Part,
+    inspection: Inspection | None = None,
+) -> Portrait:
+    """Make a model's portrait.
+
+    Args:
+        label: short and different from the others' in the page.
+        checkpoint: the model's, or its run's folder.
+        model: in evaluation mode.
+        vocabulary: the model's.
+        part: the text whose beginning is priced; at least 2 characters.
+        inspection: what was seen inside the model.
+    """
+    text = PricedText(part)
+    excerpt = list(text.first())
+    for stretch in prices(model, part, vocabulary):
+        excerpt += text.priced(stretch)
+        if len(excerpt) >= EXCERPT:
+            break
+    prompt, _ = prepare_prompt("", vocabulary, SAMPLE.unknown)
+    drawn = [piece.symbol for piece in sample(model, vocabulary, prompt, SAMPLE)]
+    return Portrait(
+        label=label,
+        checkpoint=str(checkpoint),
+        shape=model.config,
+        log=read_log(checkpoint),
+        sample=vocabulary.decode(drawn),
+        excerpt=tuple(excerpt[:EXCERPT]),
+        inspection=inspection,
+    )
+
+
+def portray_comparison(
+    folder: Path, comparison: Comparison, device: torch.device
+) -> tuple[list[Portrait], list[tuple[RunResult, tuple[Row, ...]]]]:
+    """Make the portrait of each cell's best run, looked into on what the cells are compared on.
+
+    Args:
+        folder: the comparison's.
+        comparison: what came out.
+        device: where to compute.
+
+    Returns:
+        The portraits, in the order of the cells; every run with its log.
+
+    Raises:
+        CharrnnError: a checkpoint, a log or the text is not usable any more.
+    """
+    portraits = []
+    name: PartName = "test" if comparison.plan.test_share else "valid"
+    for cell in comparison.cells:
+        path = folder / Path(cell.best.run).name
+        model, vocabulary, meta = load_model(path, device)
+        part = recorded_part(meta, name, path)
+        inspection = _inspect_end(
+            path, model, vocabulary, TrainConfig.from_dict(meta["training"]), part
+        )
+        portraits.append(portray(cell.cell.upper(), path, model, vocabulary, part, inspection))
+    runs = [run for cell in comparison.cells for run in cell.runs]
+    return portraits, [(run, read_log(folder / Path(run.run).name)) for run in runs]
+
+
+def _inspect_end(
+    path: Path, model: CharModel, vocabulary: Vocabulary, training: TrainConfig, part: Part
+) -> Inspection | None:
+    """Look into a model on the end of a part; None where that is too short."""
+    if part.characters < LEAST_CHARACTERS:
+        return None
+    config = InspectConfig(only=("flow", "memory", "gates", "units"))
+    start = max(part.start, part.stop - config.characters)
+    stretch = read_stretch(part.corpus.part(start, part.stop), vocabulary)
+    history = read_history(path, training)
+    return inspect(
+        model, stretch, vocabulary, config, seed=training.seed, bptt=training.bptt, history=history
+    )
+
+
+def read_log(checkpoint: Path) -> tuple[Row, ...]:
+    """Return the log of the run that a checkpoint belongs to; nothing where there is none.
+
+    Raises:
+        RunFolderError: a line is no row of it.
+    """
+    log = find(checkpoint).parent / "metrics.jsonl"
+    return tuple(read_metrics(log)) if log.exists() else ()
+
+
+def read_history(checkpoint: Path, training: TrainConfig) -> Clipping | None:
+    """Return the gradient norms of the training of a checkpoint; None where there is no log.
+
+    Raises:
+        RunFolderError: a line of the log is no row of it.
+    """
+    return clipping(
+        read_log(checkpoint), clip_norm=training.clip_norm, clip_value=training.clip_value
+    )

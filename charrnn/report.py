@@ -1,0 +1,1111 @@
+"""The page that a comparison, an evaluation or an inspection leaves behind.
+
+One self-contained HTML file: tables, figures as inline SVG, samples, coloured text and
+how it was made. Nothing is loaded from elsewhere and nothing runs in it. The numbers are
+those of the records that the terminal's tables are made of. Whatever comes from a text, a
+model or a path passes through ``_text``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import platform
+import re
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from html import escape
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from charrnn import __version__
+from charrnn.assessment import Assessment
+from charrnn.checkpoint import replacing
+from charrnn.comparison import Comparison, RunResult
+from charrnn.display import printable
+from charrnn.figures import Dots, Line, Rule, dot_chart, line_chart, saturation_chart
+from charrnn.gradients import Truncation
+from charrnn.inspection import (
+    NEARLY_CLOSED,
+    NEARLY_OPEN,
+    Activation,
+    GradientFlow,
+    Inspection,
+)
+from charrnn.inspection_view import (
+    ALWAYS,
+    CUTS_SAY,
+    clipping_lines,
+    clipping_says,
+    cut_lines,
+    enough_says,
+    gate_lines,
+    gradient_flow_lines,
+    mark,
+    memory_lines,
+    memory_says,
+    truncation_lines,
+    truncation_says,
+    unit_lines,
+    units_say,
+)
+from charrnn.portrait import SAMPLE, Portrait, Row
+from charrnn.properties import PROPERTIES
+from charrnn.score_view import (
+    SURPRISE,
+    assessment_lines,
+    baselines_say,
+    comparison_lines,
+    comparison_says,
+    position_lines,
+    surprise,
+)
+
+__all__ = [
+    "Origin",
+    "assessment_page",
+    "comparison_page",
+    "inspection_page",
+    "labels",
+    "origin",
+    "save_page",
+]
+
+#: The grey style: of what is no model.
+PLAIN = 5
+#: Longest label of a line in a figure.
+LABEL = 18
+#: Points of a training curve; more rows than these are averaged in groups.
+POINTS = 150
+#: Share of a training from which on its losses set the scale: what is before is a cliff.
+SCALE_FROM = 0.1
+#: Below this share of the gradient at lag 0 the figures show nothing.
+FAINTEST = 1e-5
+#: Steps of the colours that show a unit's state, each way from zero.
+SHADES = 5
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a page came about."""
+
+    command: str
+    machine: str
+    made: str
+    """Date and time."""
+    version: str = __version__
+
+
+def origin(command: Sequence[str], device: torch.device) -> Origin:
+    """Return how a page comes about that is made now, on this machine.
+
+    Args:
+        command: the words of the command line.
+        device: where the models computed.
+    """
+    if device.type == "cuda":
+        computing = torch.cuda.get_device_name(device)
+    else:
+        computing = f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    software = f"{platform.system()}, Python {platform.python_version()}"
+    return Origin(
+        command=shlex.join(command),
+        machine=f"{device.type}: {computing}; {software}, torch {torch.__version__}, "
+        f"matplotlib {version('matplotlib')}",
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def save_page(path: Path, page: str) -> None:
+    """Write a page; the file appears, or changes, whole or not at all.
+
+    Raises:
+        RunFolderError: the operating system refused it.
+    """
+    with replacing(path) as fd, os.fdopen(fd, "w", encoding="utf-8", closefd=False) as file:
+        file.write(page)
+
+
+def labels(checkpoints: Sequence[Path]) -> list[str]:
+    """Return a short name for each checkpoint, all different.
+
+    A run's folder goes by its name, a file in one by that and its own.
+    """
+    found: list[str] = []
+    for path in checkpoints:
+        name = path.absolute().name
+        if path.is_file():
+            name = f"{path.absolute().parent.name}/{path.stem}"
+        name = printable(name).replace("\n", " ").replace("\t", " ")
+        if len(name) > LABEL:
+            name = f"{name[: LABEL // 2 - 1]}…{name[-LABEL // 2 :]}"
+        numbers = (f" {number}" for number in itertools.count(2))
+        distinct = name
+        while distinct in found:
+            distinct = name + next(numbers)
+        found.append(distinct)
+    return found
+
+
+# The three pages -------------------------------------------------------------------------
+
+
+def comparison_page(
+    comparison: Comparison,
+    portraits: Sequence[Portrait],
+    logs: Sequence[tuple[RunResult, Sequence[Row]]],
+    origin: Origin,
+) -> str:
+    """Return the page of a comparison.
+
+    Args:
+        comparison: what came out.
+        portraits: of each cell's best run, in the order of the comparison's cells.
+        logs: of every run.
+        origin: how the page comes about.
+    """
+    plan = comparison.plan
+    cells = [cell.cell.upper() for cell in comparison.cells]
+    says = list(comparison_says(comparison))
+    ranked = sorted(comparison.cells, key=lambda cell: cell.nats_per_char)
+    part = "test part" if plan.test_share else "validation part"
+    best = ranked[0]
+    lead = (
+        f"{best.cell.upper()} predicts the {part} best: {best.nats_per_char:.4f} nats per "
+        f"character, {best.nats_per_char / math.log(2):.4f} bits."
+    )
+    if comparison.differences:
+        first = comparison.differences[0]
+        lead += f" It is {first.nats:.4f} nats ahead of {first.worse.upper()}, "
+        lead += (
+            "more than chance makes likely."
+            if first.supported
+            else "which may be chance."
+            if plan.seeds > 1
+            else "from one seed each."
+        )
+    runs = [
+        (
+            result.cell.upper() if result.seed == plan.seed else "",
+            plan.cells.index(result.cell),
+            log,
+        )
+        for result, log in logs
+    ]
+    seen = f"Each cell's best run by validation, on the {part}."
+    sections = [
+        _section(
+            "Result",
+            _figure(
+                [(f"Loss on the {part}", _result_chart(comparison))],
+                f"Nats per character on the {best.best.characters:,} predictions of the {part}; "
+                "further left is better. "
+                + (
+                    f"The bar is the mean over {plan.seeds} seeds, hollow marks are single seeds."
+                    if plan.seeds > 1
+                    else "One seed each: the spread that chance makes is not known."
+                ),
+            ),
+            _table(comparison_lines(comparison), words=2),
+            _list(says),
+        ),
+        _curves(
+            runs,
+            "Seeds of one cell share a style. " if plan.seeds > 1 else "",
+        ),
+        *_inside(portraits, seen),
+        _samples(portraits),
+        _excerpts(portraits, f"The beginning of the {part}"),
+    ]
+    text = ", ".join(plan.texts) or "Python's own sources"
+    name = Path(plan.texts[0]).name if len(plan.texts) == 1 else "the same texts"
+    name = name if plan.texts else text
+    return _page("compare", f"{_listed(cells)} on {name}", lead, text, sections, origin)
+
+
+def assessment_page(
+    assessments: Sequence[Assessment],
+    portraits: Sequence[Portrait],
+    text: str,
+    origin: Origin,
+) -> str:
+    """Return the page of an evaluation.
+
+    Args:
+        assessments: what was measured.
+        portraits: of the same models, in the same order.
+        text: what was scored, in words.
+        origin: how the page comes about.
+    """
+    best, name = min(
+        zip(assessments, (p.label for p in portraits), strict=True),
+        key=lambda pair: pair[0].scores.nats_per_char,
+    )
+    scores = best.scores
+    ahead = f"{name} predicts it best: " if len(assessments) > 1 else f"{name}: "
+    lead = (
+        f"{ahead}{scores.nats_per_char:.4f} nats per character, {scores.bits_per_char:.4f} bits, "
+        f"perplexity {scores.perplexity:.3f}."
+    )
+    sections = [
+        _section(
+            "Scores",
+            _figure(
+                [("Bits per character", _score_chart(assessments, portraits))],
+                f"Bits per character over {scores.characters:,} predictions; further left is "
+                "better. A text costs this many bits a character to write down, with the model "
+                "known.",
+            ),
+            _table(assessment_lines(assessments), words=2),
+            _list(f"{name}: {about}" for name, about in baselines_say(assessments).items()),
+        ),
+        _positions(assessments, portraits),
+        _curves(_own_runs(portraits), ""),
+        _samples(portraits),
+        _excerpts(portraits, "The beginning of the text"),
+    ]
+    names = _listed([portrait.label for portrait in portraits])
+    return _page("evaluate", f"Scores of {names}", lead, text, sections, origin)
+
+
+def inspection_page(inspection: Inspection, portrait: Portrait, text: str, origin: Origin) -> str:
+    """Return the page of an inspection.
+
+    Args:
+        inspection: what was measured.
+        portrait: of the model.
+        text: what was looked at, in words.
+        origin: how the page comes about.
+    """
+    shape = portrait.shape
+    kind = f"{shape.cell.upper()} {shape.layers} x {shape.hidden}"
+    lead = f"{kind}, looked into on {inspection.characters:,} characters."
+    if inspection.gradient_flow:
+        last = portrait.shape.layers
+        reaches = inspection.gradient_flow[0].reaches
+        reach = next(r for r in reaches if r.layer == last and r.state == "h")
+        lag, farthest = reach.under_1_percent_at, len(reach.relative) - 1
+        after = f"beyond {farthest:,}" if lag is None else f"after {lag:,}"
+        lead += f" Along its state h the gradient falls under 1 % {after} characters."
+    if inspection.memory is not None:
+        lead += f" As context, {enough_says(inspection.memory)}."
+    sections = [
+        *_inside([portrait], ""),
+        _curves(_own_runs([portrait]), ""),
+        _samples([portrait]),
+        _excerpts([portrait], "The beginning of the text"),
+    ]
+    return _page("inspect", f"Inside {portrait.label}", lead, text, sections, origin)
+
+
+def _own_runs(portraits: Sequence[Portrait]) -> list[tuple[str, int, Sequence[Row]]]:
+    """Return the runs that models come from; one that several come from only once."""
+    runs: list[tuple[str, int, Sequence[Row]]] = []
+    for style, portrait in enumerate(portraits):
+        if portrait.log not in [log for _, _, log in runs]:
+            runs.append((portrait.label, style, portrait.log))
+    return runs
+
+
+# Scores ----------------------------------------------------------------------------------
+
+
+def _result_chart(comparison: Comparison) -> str:
+    cells = comparison.cells
+    several = comparison.plan.seeds > 1
+    singles = [[run.nats_per_char for run in cell.runs] for cell in cells] if several else ()
+    means = [cell.nats_per_char for cell in cells]
+    dots = Dots("mean", means, style=range(len(cells)), around=singles)
+    return dot_chart(
+        "result",
+        "Loss of each cell",
+        [cell.cell.upper() for cell in cells],
+        [dots],
+        x_label="nats per character",
+        form=".4f",
+    )
+
+
+def _score_chart(assessments: Sequence[Assessment], portraits: Sequence[Portrait]) -> str:
+    bits: dict[str, float] = {}
+    styles = []
+    for style, (one, portrait) in enumerate(zip(assessments, portraits, strict=True)):
+        bits[portrait.label] = one.scores.bits_per_char
+        if one.dynamic:
+            bits[f"{portrait.label}, dynamic"] = one.dynamic.bits_per_char
+        styles += [style] * (2 if one.dynamic else 1)
+    for one in assessments:
+        for baseline in one.baselines:
+            bits.setdefault(baseline.name, baseline.nats_per_char / math.log(2))
+    styles += [PLAIN] * (len(bits) - len(styles))
+    return dot_chart(
+        "scores",
+        "Bits per character of each model and baseline",
+        list(bits),
+        [Dots("bits", list(bits.values()), styles)],
+        x_label="bits per character",
+        form=".4f",
+    )
+
+
+def _positions(assessments: Sequence[Assessment], portraits: Sequence[Portrait]) -> str:
+    """Return the section on the loss by position; nothing where it was not asked for."""
+    measured = [
+        (style, portrait, one.by_position)
+        for style, (one, portrait) in enumerate(zip(assessments, portraits, strict=True))
+        if one.by_position is not None
+    ]
+    if not measured:
+        return ""
+    lines = [
+        Line(portrait.label, *_thinned(range(1, len(scores.nats_T) + 1), scores.nats_T), style)
+        for style, portrait, scores in measured
+    ]
+    chart = line_chart(
+        "positions",
+        "Loss by position after a reset of the state",
+        lines,
+        x_label="characters of context",
+        y_label="nats per character",
+        x_log=True,
+    )
+    windows = measured[0][2].windows
+    return _section(
+        "Loss by position",
+        _figure(
+            [("Loss against context", chart)],
+            f"What a character costs with so many characters read since a state of zero; means of "
+            f"{windows:,} stretches of text.",
+        ),
+        '<div class="tables">\n',
+        *(
+            _table(position_lines(scores), words=0, title=portrait.label)
+            for _, portrait, scores in measured
+        ),
+        "</div>\n",
+    )
+
+
+def _curves(runs: Sequence[tuple[str, int, Sequence[Row]]], more: str) -> str:
+    """Return the section on the loss during training; nothing where no log says it."""
+    lines: dict[str, list[Line]] = {"characters": [], "seconds": []}
+    ends, tops, all_y = [], [], []
+    for label, style, log in runs:
+        trained = _usable(log, "train_nats_per_char")
+        validated = _usable(log, "valid_nats_per_char")
+        main = validated or trained
+        if not main:
+            continue
+        if label:
+            word = "validation" if validated else "training"
+            ends.append(f"{label} {main[-1][2]:.4f} ({word})")
+        for number, name in enumerate(lines):
+            if validated and trained:
+                x, y = _thinned([row[number] for row in trained], [row[2] for row in trained])
+                lines[name].append(Line("", x, y, style, faint=True))
+            x, y = [row[number] for row in main], [row[2] for row in main]
+            lines[name].append(Line(label, x, y, style))
+        all_y += [row[2] for row in (*trained, *validated)]
+        tops += [row[2] for row in main if row[0] >= SCALE_FROM * main[-1][0]]
+    if not ends:
+        return ""
+    top, low = max(tops), min(all_y)
+    room = 0.06 * (top - low) or 0.1
+    charts = [
+        (
+            f"Against {name}",
+            line_chart(
+                f"curves-{name}",
+                f"Loss during training, against {name}",
+                drawn,
+                x_label=x_label,
+                y_label="nats per character",
+                y_range=(low - room, top + room),
+            ),
+        )
+        for (name, drawn), x_label in zip(
+            lines.items(), ("characters read", "seconds of training"), strict=True
+        )
+    ]
+    cut = (
+        f" What lies above {top + room:.2f}, at the start, is cut off." if max(all_y) > top else ""
+    )
+    return _section(
+        "Learning",
+        _figure(
+            charts,
+            f"Marked lines: loss on what is held out to validate; thin lines: on the text being "
+            f"learnt. {more}At the end, nats per character: {', '.join(ends)}.{cut}",
+        ),
+    )
+
+
+def _usable(log: Sequence[Row], name: str) -> list[tuple[float, float, float]]:
+    """Return characters, seconds and loss of the rows that have this loss."""
+    names = ("characters", "seconds", name)
+    rows = [tuple(row.get(n) for n in names) for row in log]
+    return [
+        (float(a), float(b), float(c))
+        for a, b, c in rows
+        if isinstance(a, int | float)
+        and isinstance(b, int | float)
+        and isinstance(c, int | float)
+        and math.isfinite(c)
+    ]
+
+
+def _thinned(x: Iterable[float], y: Iterable[float]) -> tuple[list[float], list[float]]:
+    """Return means of consecutive groups of points where there are too many."""
+    x_N, y_N = np.array(list(x), dtype=np.float64), np.array(list(y), dtype=np.float64)
+    groups = np.array_split(np.arange(len(x_N)), min(POINTS, len(x_N)))
+    return [float(x_N[g].mean()) for g in groups], [float(y_N[g].mean()) for g in groups]
+
+
+# Inside the models -----------------------------------------------------------------------
+
+#: Models that were looked into, each with the number of its style.
+Looked = Sequence[tuple[int, Portrait, Inspection]]
+
+
+def _inside(portraits: Sequence[Portrait], seen: str) -> Iterator[str]:
+    """Yield the sections on what the recurrences do.
+
+    Args:
+        portraits: of one model or several; those that were not looked into are left out.
+        seen: a sentence on which models, and on what.
+    """
+    looked = [(style, p, p.inspection) for style, p in enumerate(portraits) if p.inspection]
+    if flows := [one for one in looked if one[2].gradient_flow]:
+        yield _flow_section(flows, seen)
+    if memories := [one for one in looked if one[2].memory]:
+        yield _memory_section(memories, seen)
+    if any(inspection.gates for _, _, inspection in looked):
+        yield _gate_section(looked, seen)
+    if units := [one for one in looked if one[2].units or one[2].activation]:
+        yield _unit_section(units, seen)
+    if histories := [one for one in looked if one[2].clipping]:
+        yield _clipping_section(histories)
+    if any(inspection.cuts for _, _, inspection in looked):
+        yield _section(
+            "A cut gradient", _note(f"{CUTS_SAY} {seen}"), _each(looked, cut_lines, "cuts")
+        )
+    if len(looked) == 1 and (truncations := looked[0][2].truncation):
+        yield _truncation_section(truncations)
+
+
+def _each(
+    looked: Looked, lines: Callable[[Any], list[list[str]]], measured: str, words: int = 1
+) -> str:
+    """Return a table a model, of one of its measurements; none where that is empty."""
+    shown = "".join(
+        _table(lines(value), words, portrait.label if len(looked) > 1 else "")
+        for _, portrait, inspection in looked
+        if (value := getattr(inspection, measured))
+    )
+    return f'<div class="tables">\n{shown}</div>\n'
+
+
+def _beside(looked: Looked, figure: str, tables: str) -> str:
+    """Return a figure and its tables, side by side if there is one and room."""
+    if len(looked) > 1:
+        return figure + tables
+    return f'<div class="beside">\n{figure}{tables}</div>\n'
+
+
+def _flow_section(looked: Looked, seen: str) -> str:
+    flow = looked[0][2].gradient_flow[0]
+    linear = ""
+    if any(reach.state == "linear" for _, _, i in looked for reach in i.gradient_flow[0].reaches):
+        linear = " Linear: through the recurrent matrix alone, as if tanh were a straight line."
+    return _section(
+        "Gradient flow",
+        _figure(
+            _flow_charts(looked),
+            "What is left of the gradient of one character's loss, k characters before it, as a "
+            "share of what it is at the character itself; k from 1 to "
+            f"{len(flow.reaches[0].relative) - 1}, means of {flow.places} places, both axes "
+            "logarithmic. The gradient vanishes where a line falls; one that rises above 1 "
+            f"explodes.{linear} {seen}",
+        ),
+        _each(looked, gradient_flow_lines, "gradient_flow"),
+    )
+
+
+def _memory_section(looked: Looked, seen: str) -> str:
+    memories = [(portrait.label, i.memory) for _, portrait, i in looked if i.memory]
+    tolerance = memories[0][1].tolerance
+    chart = _memory_chart(looked)
+    figure = _figure(
+        [("Cost of forgetting", chart)] if chart else [],
+        "Nats per character that a state costs which was reset k characters before, more than "
+        f"one carried on. Below {tolerance:g} more context counts as useless. Bands: one standard "
+        f"error. {seen}",
+    )
+    if len(looked) > 1:
+        says = [
+            f"{label}: {memory.full_nats:.4f} nats with the state carried on; "
+            f"{enough_says(memory)}."
+            for label, memory in memories
+        ]
+    else:
+        says = [memory_says(memory) for _, memory in memories]
+    return _section(
+        "Memory",
+        _list(says),
+        _beside(looked, figure, _each(looked, memory_lines, "memory", words=0)),
+    )
+
+
+def _gate_section(looked: Looked, seen: str) -> str:
+    panels = []
+    for style, portrait, inspection in looked:
+        for use in inspection.gates:
+            title = f"{portrait.label + ' ' if len(looked) > 1 else ''}{use.gate} {use.layer}"
+            chart = saturation_chart(
+                f"gate-{style}-{use.gate}-{use.layer}",
+                f"{portrait.label}: {use.gate} gate of layer {use.layer}",
+                use.closed_share,
+                use.open_share,
+                style,
+            )
+            panels.append((title, chart))
+    return _section(
+        "Gates",
+        _figure(
+            panels,
+            "A dot a unit, larger where several coincide: to the right the share of characters at "
+            f"which its gate is nearly closed (below {NEARLY_CLOSED}), upwards nearly open (above "
+            f"{NEARLY_OPEN}). On the dashed line a gate is never in between. {seen} In the table: "
+            "the mean shares, and the units for which it is so at "
+            f"{100 * ALWAYS:.0f} % of characters.",
+            small=True,
+        ),
+        _each(looked, gate_lines, "gates"),
+    )
+
+
+def _unit_section(looked: Looked, seen: str) -> str:
+    found = [one for one in looked if one[2].units]
+    figure = _figure(
+        [("Units that follow the text", _unit_chart(found))] if found else [],
+        f"{units_say(looked[0][2].units)} Shown is the size of the correlation. {seen}",
+    )
+    return _section(
+        "Units",
+        _beside(looked, figure, _each(looked, unit_lines, "units")) if found else "",
+        *(_activation(i.activation) for _, _, i in looked if i.activation is not None),
+    )
+
+
+def _clipping_section(looked: Looked) -> str:
+    several = len(looked) > 1
+    return _section(
+        "Clipping",
+        _figure(
+            _clipping_charts(looked),
+            "Gradient norms during training, in periods of equal length. Lines: medians; bands: "
+            "10 to 90 % of the norms in the log.",
+        ),
+        _list(
+            (f"{portrait.label}: " if several else "") + clipping_says(inspection.clipping)
+            for _, portrait, inspection in looked
+            if inspection.clipping is not None
+        ),
+        _each(looked, clipping_lines, "clipping"),
+    )
+
+
+def _truncation_section(truncations: Sequence[Truncation]) -> str:
+    lines = [
+        Line(
+            truncation.weights,
+            [window.bptt for window in truncation.windows],
+            [window.angle for window in truncation.windows],
+            style,
+        )
+        for style, truncation in enumerate(truncations)
+    ]
+    drawable = any(math.isfinite(angle) for line in lines for angle in line.y)
+    chart = (
+        line_chart(
+            "truncation",
+            "Angle between the gradient by windows and the full one",
+            lines,
+            x_label="characters a window",
+            y_label="degrees from the full gradient",
+            x_log=True,
+            y_range=(0, 1.1 * max(a for line in lines for a in line.y if math.isfinite(a)) + 1),
+        )
+        if drawable
+        else ""
+    )
+    return _section(
+        "Truncation",
+        _figure(
+            [("Direction of a truncated gradient", chart)] if chart else [],
+            truncation_says(truncations[0]),
+        ),
+        f'<div class="tables">\n{_table(truncation_lines(truncations), words=1)}</div>\n',
+    )
+
+
+def _flow_charts(looked: Looked) -> list[tuple[str, str]]:
+    """Return a chart for each kind of weights: all models in one."""
+    several = len(looked) > 1
+    charts = []
+    for number, flow in enumerate(looked[0][2].gradient_flow):
+        lines = []
+        memories = itertools.count(max(style for style, _, _ in looked) + 1)
+        for style, portrait, inspection in looked:
+            for n, reach in enumerate(inspection.gradient_flow[number].reaches):
+                if several:
+                    # One layer speaks for a model among others, that next to the head; and
+                    # what is a picture only of one cell stays in its table.
+                    if reach.layer < portrait.shape.layers or reach.state == "linear":
+                        continue
+                    label = f"{portrait.label} {reach.state}"
+                    chosen = style if reach.state == "h" else next(memories)
+                else:
+                    label, chosen = f"{reach.state} {reach.layer}", n
+                lags = _spaced(len(reach.relative))
+                lines.append(Line(label, lags, [reach.relative[k] for k in lags], chosen))
+        charts.append((_weights(flow), lines))
+    lowest = min(
+        (y for _, lines in charts for line in lines for y in line.y if y > FAINTEST), default=0.1
+    )
+    highest = max(
+        (y for _, lines in charts for line in lines for y in line.y if math.isfinite(y)),
+        default=1.0,
+    )
+    return [
+        (
+            title,
+            line_chart(
+                f"flow-{number}",
+                f"Gradient flow, {title.lower()}",
+                lines,
+                x_label="k, characters back",
+                y_label="share of the gradient left",
+                x_log=True,
+                y_log=True,
+                y_range=(lowest / 1.3, max(1.2, 1.2 * highest)),
+                rules=(Rule("half", 0.5), Rule("1 %", 0.01)),
+            ),
+        )
+        for number, (title, lines) in enumerate(charts)
+        if any(y > 0 for line in lines for y in line.y)
+    ]
+
+
+def _weights(flow: GradientFlow) -> str:
+    name = {"trained": "Trained", "initial": "At initialisation"}[flow.weights]
+    return name if flow.scaled_to is None else f"{name}, radius {flow.scaled_to:g}"
+
+
+def _spaced(length: int) -> list[int]:
+    """Return numbers from 1 below a length, evenly along a logarithmic axis."""
+    return sorted(set(np.geomspace(1, max(1, length - 1), 60).round().astype(int).tolist()))
+
+
+def _memory_chart(looked: Looked) -> str:
+    """Return the chart of the memory; nothing where no reset costs anything."""
+    lines = []
+    for style, portrait, inspection in looked:
+        memory = inspection.memory
+        assert memory is not None
+        at = _spaced(len(memory.excess_nats))
+        more, error = memory.excess_nats, memory.standard_error
+        band = [more[k] - error[k] for k in at], [more[k] + error[k] for k in at]
+        label = portrait.label if len(looked) > 1 else ""
+        lines.append(Line(label, at, [more[k] for k in at], style, band=band))
+        tolerance = memory.tolerance
+    highest = max(y for line in lines for y in line.y)
+    if highest <= 0:
+        return ""
+    return line_chart(
+        "memory",
+        "Loss that a reset of the state costs, by characters since",
+        lines,
+        x_label="k, characters since the reset",
+        y_label="nats per character more",
+        x_log=True,
+        y_log=True,
+        y_range=(tolerance / 5, max(2 * tolerance, 1.3 * highest)),
+        rules=(Rule(f"{tolerance:g} nats", tolerance),),
+    )
+
+
+def _unit_chart(looked: Looked) -> str:
+    found = [{unit.property: unit for unit in inspection.units} for _, _, inspection in looked]
+    rows = [name for name in PROPERTIES if any(name in units for units in found)]
+    rows.sort(
+        key=lambda name: -max(abs(units[name].correlation) for units in found if name in units)
+    )
+    series = [
+        Dots(
+            portrait.label,
+            [abs(units[name].correlation) if name in units else None for name in rows],
+            style,
+        )
+        for (style, portrait, _), units in zip(looked, found, strict=True)
+    ]
+    return dot_chart(
+        "units",
+        "How well the best unit follows each property of the text",
+        rows,
+        series,
+        x_label="size of the correlation",
+        x_range=(0, 1),
+        form=".2f",
+    )
+
+
+def _clipping_charts(looked: Looked) -> list[tuple[str, str]]:
+    norms, shares, rules = [], [], []
+    for style, portrait, inspection in looked:
+        history = inspection.clipping
+        assert history is not None
+        steps = [(p.first_step + p.last_step) / 2 for p in history.periods]
+        label = portrait.label if len(looked) > 1 else ""
+        low, middle, high = zip(*((p.low, p.median, p.high) for p in history.periods), strict=True)
+        norms.append(Line(label, steps, middle, style, band=(low, high)))
+        shares.append(Line(label, steps, [p.clipped_share for p in history.periods], style))
+        if history.clip_norm is not None:
+            rules.append(Rule(f"clipped above {history.clip_norm:g}", history.clip_norm))
+    return [
+        ("Gradient norms", line_chart(
+            "norms", "Norms of the gradient during training", norms, x_label="step",
+            y_label="norm of the gradient", y_log=True, rules=tuple(dict.fromkeys(rules)),
+        )),
+        ("Share of updates clipped", line_chart(
+            "clipped", "Share of the updates whose gradient was clipped", shares, x_label="step",
+            y_label="updates clipped", y_range=(-0.03, 1.03), y_percent=True,
+        )),
+    ]  # fmt: skip
+
+
+def _activation(shown: Activation) -> str:
+    """Return a text coloured by a unit's state."""
+    largest = max(map(abs, shown.values))
+
+    def shade(value: float) -> int:
+        return round(SHADES * value / largest) if largest else 0
+
+    states = [
+        (mark(character) + ("\n" if character == "\n" else ""), shade(value))
+        for character, value in zip(shown.text, shown.values, strict=True)
+    ]
+    return (
+        f"<h3>Unit {_text(str(shown.unit))} along the text</h3>\n"
+        + _coloured(
+            states, lambda n: f"{'up' if n > 0 else 'down'}-{abs(n)}" if n else "", "Coloured text"
+        )
+        + _legend(
+            (
+                (f"down-{SHADES}", f"{-largest:.2g}"),
+                ("", "0"),
+                (f"up-{SHADES}", f"{largest:.2g}"),
+            ),
+            "State of the unit after each character: ",
+        )
+    )
+
+
+# Texts -----------------------------------------------------------------------------------
+
+
+def _samples(portraits: Sequence[Portrait]) -> str:
+    how = f"--length {SAMPLE.length} --temperature {SAMPLE.temperature:g} --seed {SAMPLE.seed}"
+    blocks = "".join(
+        f'<div class="text"><h3>{_text(portrait.label)}</h3>\n'
+        f'<pre tabindex="0" aria-label="{_text(f"Sample of {portrait.label}")}">'
+        f"{_text(portrait.sample)}</pre></div>\n"
+        for portrait in portraits
+    )
+    return _section(
+        "Samples",
+        f'<div class="texts">\n{blocks}</div>\n',
+        _note(
+            f"What each model writes by itself: {SAMPLE.length} characters from an empty prompt, "
+            f"all from the same random numbers (charrnn sample RUN {how})."
+            if len(portraits) > 1
+            else f"What the model writes by itself (charrnn sample RUN {how})."
+        ),
+    )
+
+
+def _excerpts(portraits: Sequence[Portrait], what: str) -> str:
+    blocks = []
+    for portrait in portraits:
+        levels = [
+            (("↵" if c == "\n" and surprise(nats) > 1 else "") + c, surprise(nats))
+            for c, nats in portrait.excerpt
+        ]
+        priced = [nats for _, nats in portrait.excerpt[1:]]
+        blocks.append(
+            f'<div class="text"><h3>{_text(portrait.label)}</h3>\n'
+            + _coloured(levels, lambda n: f"bits-{n}", f"Text as {portrait.label} sees it")
+            + _note(
+                f"{len(priced):,} predictions cost {sum(priced) / math.log(2):,.0f} bits, "
+                f"{sum(priced) / len(priced) / math.log(2):.2f} each."
+            )
+            + "</div>\n"
+        )
+    bits = [least for least, _ in SURPRISE]
+    ranges = [
+        ("bits-0", f"below {bits[0]:g}"),
+        *(
+            (f"bits-{n}", f"{low:g} to {high:g}")
+            for n, (low, high) in enumerate(itertools.pairwise(bits), start=1)
+        ),
+        (f"bits-{len(bits)}", f"{bits[-1]:g} and above"),
+    ]
+    return _section(
+        "Surprise",
+        _legend(ranges, "What each character costs, in bits: "),
+        f'<div class="texts">\n{"".join(blocks)}</div>\n',
+        _note(
+            f"{what}, read from a state of zero, so that the first characters are hard for every "
+            "model. Grey characters were foreseen; marked ones took the model by surprise."
+        ),
+    )
+
+
+def _coloured(pieces: Sequence[tuple[str, int]], name: Callable[[int], str], label: str) -> str:
+    """Return a text whose pieces carry the class of their level; equal neighbours share one."""
+    spans = []
+    for level, group in itertools.groupby(pieces, key=lambda piece: piece[1]):
+        text = _text("".join(piece for piece, _ in group).replace("\r", ""))
+        spans.append(f'<span class="{name(level)}">{text}</span>' if name(level) else text)
+    return (
+        f'<pre class="coloured" tabindex="0" aria-label="{_text(label)}">{"".join(spans)}</pre>\n'
+    )
+
+
+def _legend(items: Iterable[tuple[str, str]], before: str) -> str:
+    shown = " ".join(
+        f'<span class="key"><span class="{name} swatch">{_text(what)}</span></span>'
+        for name, what in items
+    )
+    return f'<p class="legend">{_text(before)}{shown}</p>\n'
+
+
+# HTML ------------------------------------------------------------------------------------
+
+
+def _text(text: str) -> str:
+    """Return text that is safe anywhere in a page: no markup, nothing that steers."""
+    return escape(printable(text))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _section(title: str, *parts: str) -> str:
+    anchor = title.lower().replace(" ", "-")
+    return (
+        f'<section id="{anchor}" aria-labelledby="{anchor}-head">\n'
+        f'<h2 id="{anchor}-head">{_text(title)}</h2>\n{"".join(parts)}</section>\n'
+    )
+
+
+def _figure(panels: Sequence[tuple[str, str]], caption: str, *, small: bool = False) -> str:
+    """Return a figure of titled panels with its caption; nothing without panels."""
+    if not panels:
+        return _note("There is nothing to draw: no number is above zero.")
+    shown = "".join(
+        f'<div class="panel"><h3>{_text(title)}</h3>\n{svg}</div>\n' for title, svg in panels
+    )
+    size = "small" if small else "one" if len(panels) == 1 else "two"
+    return (
+        f'<figure><div class="panels {size}">\n{shown}</div>\n'
+        f"<figcaption>{_text(caption.strip())}</figcaption></figure>\n"
+    )
+
+
+def _table(lines: Sequence[Sequence[str]], words: int, title: str = "") -> str:
+    """Return a table that scrolls by itself where it is too wide.
+
+    Args:
+        lines: the head and the rows.
+        words: the first columns that hold words; the others hold numbers.
+        title: what it is about, if its section does not say it.
+    """
+
+    def cell(number: int, text: str, tag: str) -> str:
+        side = "" if number < words else ' class="number"'
+        return f"<{tag}{side}>{_text(text)}</{tag.split()[0]}>"
+
+    head, *rows = lines
+    said = f"<caption>{_text(title)}</caption>" if title else ""
+    top = "".join(cell(n, text, 'th scope="col"') for n, text in enumerate(head))
+    body = "".join(
+        "<tr>"
+        + "".join(cell(n, text, "td" if n else 'th scope="row"') for n, text in enumerate(row))
+        + "</tr>\n"
+        for row in rows
+    )
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Table"><table>{said}'
+        f"<thead><tr>{top}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
+    )
+
+
+def _list(sentences: Iterable[str]) -> str:
+    items = "".join(f"<li>{_text(sentence)}</li>\n" for sentence in sentences)
+    return f'<ul class="says">\n{items}</ul>\n' if items else ""
+
+
+def _note(sentence: str) -> str:
+    return f'<p class="note">{_text(sentence)}</p>\n'
+
+
+def _page(
+    command: str, title: str, lead: str, text: str, sections: Sequence[str], origin: Origin
+) -> str:
+    facts: Mapping[str, str] = {
+        "Command": origin.command,
+        "Text": text,
+        "Machine": origin.machine,
+        "Made": f"{origin.made} by charrnn {origin.version}",
+    }
+    made = "".join(
+        f"<dt>{name}</dt><dd>{'<code>' if name == 'Command' else ''}{_text(value)}"
+        f"{'</code>' if name == 'Command' else ''}</dd>\n"
+        for name, value in facts.items()
+    )
+    heads = re.findall(r'^<h2 id="([a-z-]+)-head">(.*)</h2>$', "".join(sections), re.MULTILINE)
+    links = "".join(f'<a href="#{anchor}">{head}</a>\n' for anchor, head in heads)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f'<header><p class="kicker">charrnn {command}</p><h1>{_text(title)}</h1>\n'
+        f'<p class="lead">{_text(lead)}</p>\n<nav aria-label="Sections">\n{links}</nav></header>\n'
+        "<main>\n"
+        f"{''.join(sections)}"
+        f"{_section('How this was made', f'<dl>{made}</dl>')}"
+        "</main>\n</body>\n</html>\n"
+    )
+
+
+#: Colours: after Okabe and Ito, darker on white and lighter on black for their contrast.
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
+  --mono: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  --paper: #ffffff; --raised: #f5f6f7; --ink: #16191c; --muted: #5a626a; --grid: #e1e4e8;
+  --series-0: #b64a00; --series-1: #005fa3; --series-2: #00754f;
+  --series-3: #a3417c; --series-4: #6a5a00; --series-5: #4b4f55;
+  --warm: 214 94 0; --cool: 0 98 168; --loud: #a82a00; --on-loud: #ffffff;
+}
+@media screen and (prefers-color-scheme: dark) {
+  :root {
+    --paper: #121518; --raised: #1b2025; --ink: #e8eaec; --muted: #9ba5ae; --grid: #30373e;
+    --series-0: #ff9a4d; --series-1: #62b5f0; --series-2: #3ecf9d;
+    --series-3: #eb9ac9; --series-4: #e2cf4a; --series-5: #b4bac1;
+    --warm: 255 140 50; --cool: 70 160 240; --loud: #ffb27a; --on-loud: #121518;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0; padding: 2rem clamp(1rem, 4vw, 3rem) 3rem; background: var(--paper);
+  color: var(--ink); font: 1rem/1.55 var(--sans); overflow-wrap: break-word;
+}
+header, main { max-width: 70rem; margin: 0 auto; }
+h1 { font-size: clamp(1.6rem, 4vw, 2.5rem); line-height: 1.15; margin: 0 0 .6rem; }
+h2 { font-size: 1.45rem; line-height: 1.2; margin: 0 0 1rem; }
+h3 { font-size: 1rem; margin: 0 0 .4rem; }
+.kicker { margin: 0 0 .3rem; color: var(--muted); font: .9rem var(--mono); }
+.lead { font-size: 1.2rem; max-width: 46rem; margin: 0; }
+nav { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin-top: 1.2rem; font-size: .93rem; }
+nav a { color: var(--series-1); }
+section { border-top: 1px solid var(--grid); margin-top: 2.4rem; padding-top: 1.6rem; }
+figure { margin: 0 0 1.4rem; }
+.panels { display: grid; gap: 1.4rem 2rem; }
+.panels.two { grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
+.panels.one { max-width: 34rem; }
+.beside { display: flex; flex-wrap: wrap; gap: 0 3rem; align-items: flex-start; }
+.beside > figure { flex: 1 1 24rem; max-width: 34rem; }
+.beside > .tables { flex: 0 1 auto; min-width: 0; max-width: 100%; }
+.tables { display: flex; flex-wrap: wrap; gap: 0 3.5rem; align-items: flex-start; }
+.panels.small { display: flex; flex-wrap: wrap; gap: 1.2rem; }
+.panels.small > .panel { flex: 1 1 min(46%, 12rem); max-width: 15rem; }
+.panel { min-width: 0; break-inside: avoid; }
+svg { display: block; width: 100%; height: auto; overflow: visible; }
+svg * { stroke-linejoin: round; stroke-linecap: butt; }
+svg text { font-variant-numeric: tabular-nums; }
+figcaption, .note { color: var(--muted); font-size: .93rem; max-width: 46rem; margin: .7rem 0 0; }
+.scroll { overflow-x: auto; margin: 0 0 1rem; max-width: 100%; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+caption { text-align: left; font-weight: 600; padding: .3rem 0; }
+th, td { padding: .25rem .85rem .25rem 0; text-align: left; white-space: pre; }
+th:last-child, td:last-child { padding-right: 0; }
+thead th { color: var(--muted); font-weight: 500; border-bottom: 1px solid var(--muted); }
+tbody th { font-weight: 600; }
+tbody tr + tr > * { border-top: 1px solid var(--grid); }
+.number { text-align: right; }
+.says { margin: 0 0 1rem; padding-left: 1.2rem; max-width: 46rem; }
+.texts { display: grid; gap: 1.4rem 1.6rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); }
+.text { min-width: 0; }
+pre {
+  font: .85rem/1.6 var(--mono); white-space: pre-wrap; overflow-wrap: anywhere; margin: 0;
+  padding: .8rem 1rem; background: var(--raised); border-radius: .4rem; tab-size: 4;
+}
+.coloured, .swatch { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
+.legend { margin: .7rem 0 1rem; font-size: .93rem; }
+.swatch { padding: .1rem .45rem; border-radius: .2rem; font-family: var(--mono); }
+.bits-0 { color: var(--muted); }
+.bits-2 { background: rgb(var(--warm) / .2); }
+.bits-3 { background: rgb(var(--warm) / .45); box-shadow: inset 0 -1px var(--ink); }
+.bits-4 { background: var(--loud); color: var(--on-loud); font-weight: 700; }
+.up-1 { background: rgb(var(--warm) / .12); } .down-1 { background: rgb(var(--cool) / .12); }
+.up-2 { background: rgb(var(--warm) / .24); } .down-2 { background: rgb(var(--cool) / .24); }
+.up-3 { background: rgb(var(--warm) / .36); } .down-3 { background: rgb(var(--cool) / .36); }
+.up-4 { background: rgb(var(--warm) / .48); box-shadow: inset 0 -2px rgb(var(--warm)); }
+.up-5 { background: rgb(var(--warm) / .6); box-shadow: inset 0 -2px rgb(var(--warm)); }
+.down-4 { background: rgb(var(--cool) / .48); box-shadow: inset 0 2px rgb(var(--cool)); }
+.down-5 { background: rgb(var(--cool) / .6); box-shadow: inset 0 2px rgb(var(--cool)); }
+dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .4rem 1.2rem;
+  margin: 0; }
+dt { color: var(--muted); }
+dd { margin: 0; overflow-wrap: anywhere; }
+code { font: .9rem var(--mono); }
+:focus-visible { outline: 2px solid var(--series-1); outline-offset: 2px; }
+@media (max-width: 40rem) {
+  dl { grid-template-columns: minmax(0, 1fr); }
+  dd { margin-bottom: .5rem; }
+}
+@media print {
+  nav { display: none; }
+  body { padding: 0; font-size: 10pt; }
+  section { break-inside: auto; margin-top: 1.2rem; padding-top: .8rem; }
+  h2, h3 { break-after: avoid; }
+  .panels.two { grid-template-columns: 1fr 1fr; }
+  .scroll { overflow: visible; }
+  table { font-size: 7.5pt; } th, td { padding-right: .6rem; white-space: normal; }
+  pre { font-size: 7.5pt; }
+}
+"""

@@ -1,0 +1,814 @@
+"""The pages of --report: their structure, read without a browser, and how a browser shows them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+import shutil
+import sys
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+
+from charrnn.assessment import Assessment
+from charrnn.baselines import Baseline
+from charrnn.comparison import Comparison, Plan, RunResult
+from charrnn.config import ModelConfig
+from charrnn.evaluation import PositionScores, Scores
+from charrnn.figures import Dots, Line, Rule, dot_chart, line_chart, number, saturation_chart
+from charrnn.gradients import Cut, Truncation, Window
+from charrnn.inspection import (
+    Activation,
+    Clipping,
+    GateUse,
+    GradientFlow,
+    Inspection,
+    Memory,
+    Period,
+    Reach,
+    Unit,
+    UnitFound,
+)
+from charrnn.portrait import SAMPLE, Portrait
+from charrnn.report import (
+    Origin,
+    assessment_page,
+    comparison_page,
+    inspection_page,
+    labels,
+    origin,
+    save_page,
+)
+from charrnn.score_view import surprise
+from tests.conftest import Cli, run_cli
+
+ORIGIN = Origin("charrnn compare a --report b.html", "a machine", "2026-01-02 03:04 UTC", "9.9")
+SHAPE = ModelConfig(cell="lstm", vocabulary=9, layers=1, hidden=3, embedding=2)
+#: What would break a page if it were put there as it is.
+HOSTILE = "<script>alert(1)</script>&amp;\x1b[2J\x00 \"'><img src=http://x.example/y>\ud800\n]]>"
+
+
+# Reading a page --------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """What is in a page, by kind; fails on tags that are not closed in order."""
+
+    VOID = frozenset({"meta", "br", "img", "link", "input", "hr"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str, str]] = []
+        self.texts: dict[str, list[str]] = {}
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in self.VOID:
+            self.open.append(tag)
+            self.texts.setdefault(tag, []).append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        for tag in set(self.open):
+            self.texts[tag][-1] += data
+
+    def values(self, name: str) -> list[str]:
+        return [value for _, attribute, value in self.attributes if attribute == name]
+
+
+def check(text: str) -> Page:
+    """Return a page in which all holds that holds for every one."""
+    page = Page(text)
+    ids = page.values("id")
+    assert len(ids) == len(set(ids)), "an id stands for one element"
+    figures = re.findall(r"<svg .*?</svg>", text, re.DOTALL)
+    assert len(figures) == page.tags["svg"]
+    for figure in figures:
+        # The parts of HTML that a figure uses are XML too.
+        tree = ET.fromstring(figure)
+        assert tree.get("role") == "img"
+        title, about = (tree.find(name) for name in ("title", "desc"))
+        assert title is not None
+        assert about is not None
+        assert tree.get("aria-labelledby") == f"{title.get('id')} {about.get('id')}"
+        assert title.text
+        assert about.text
+        assert tree.findall(".//text"), "text is text, not paths"
+        assert "nan" not in re.sub(r">[^<]*<", "", figure).lower()
+        assert not re.search("#[0-9a-fA-F]{6}", re.sub(r'(href="|url\()#[^")]*', "", figure))
+    # Nothing leads, or is loaded from, outside.
+    assert not set(page.values("src") + page.values("srcset") + page.values("action"))
+    links = page.values("href") + page.values("xlink:href")
+    assert {link.removeprefix("#") for link in links} <= set(ids)
+    assert all(link.startswith("#") for link in links)
+    assert set(re.findall(r"url\(#([^)]*)\)", text)) <= set(ids)
+    assert "@import" not in text
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    for tag in ("script", "iframe", "object", "embed", "img", "link", "base", "form"):
+        assert page.tags[tag] == 0
+    assert not re.search(r"url\((?!#)", text)
+    for reference in page.values("aria-labelledby"):
+        assert set(reference.split()) <= set(ids)
+    assert page.tags["h1"] == 1
+    assert all(page.texts["th"])
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text)
+    return page
+
+
+# Records of no real model ----------------------------------------------------------------
+
+
+def flow(weights: Any = "trained", **changes: Any) -> GradientFlow:
+    relative = tuple(0.5**k for k in range(9))
+    reaches = tuple(Reach(1, state, 1.0, relative, 2, 7) for state in "hc")
+    made = GradientFlow(weights, None, ((1.0, 1.1),), 5, reaches)
+    return replace(made, **changes)
+
+
+def inspection(**changes: Any) -> Inspection:
+    excess = tuple(2.0**-k for k in range(12))
+    made = Inspection(
+        characters=1234,
+        gradient_flow=(flow(), flow("initial")),
+        memory=Memory(1.5, excess, (0.01,) * 12, 30, 0.01, 7, 16),
+        gates=(GateUse(1, "forget", (0.9, 0.4, 0.0), (0.0, 0.5, 1.0), 100),),
+        units=(
+            UnitFound("inside quotes", Unit(1, 3, "c"), 0.7, 0.6, 0.25),
+            UnitFound("digit", Unit(1, 1, "h"), -0.4, -0.3, 0.05),
+        ),
+        activation=Activation(Unit(1, 3, "c"), "a<b\r\n\tc", (0.5, -1.0, 0.0, 0.1, 0.9, -0.2, 1)),
+        clipping=Clipping(
+            1.0, None, 20, 3.0, 0.5, (Period(1, 10, 1, 2, 3, 1.0), Period(11, 20, 0.5, 0.6, 1, 0.0))
+        ),
+        cuts=(Cut("trained", 0.5, 0.0, 0.1, 12.5), Cut("initial", 0.5, 0.0, 0.1, math.nan)),
+        truncation=(),
+    )
+    return replace(made, **changes)
+
+
+def log(rows: int = 4, validations: int = 2) -> tuple[dict[str, float], ...]:
+    updates = [
+        {
+            "step": n,
+            "characters": 100.0 * n,
+            "seconds": 0.5 * n,
+            "train_nats_per_char": 3 - 0.1 * n,
+            "gradient_norm": 1.0,
+            "clipped_share": 0.5,
+        }
+        for n in range(1, rows + 1)
+    ]
+    held_out = [
+        {
+            "step": n,
+            "characters": 100.0 * n,
+            "seconds": 0.5 * n,
+            "valid_nats_per_char": 3.1 - 0.1 * n,
+        }
+        for n in range(1, validations + 1)
+    ]
+    return (*updates, *held_out)
+
+
+def portrait(label: str = "LSTM", **changes: Any) -> Portrait:
+    made = Portrait(
+        label=label,
+        checkpoint="runs/one",
+        shape=SHAPE,
+        log=log(),
+        sample="and the\nbird",
+        excerpt=(("a", 0.0), ("b", 3.0), ("\n", 9.0), ("c", 0.1)),
+        inspection=inspection(),
+    )
+    return replace(made, **changes)
+
+
+def result(cell: Any = "lstm", seed: int = 1, nats: float = 2.0) -> RunResult:
+    return RunResult(
+        run=f"runs/{cell}-seed{seed}", cell=cell, seed=seed, layers=1, hidden=3, parameters=1234,
+        multiply_adds=567, steps=20, clipped_steps=10, trained_characters=8000, seconds=7.0,
+        train_chars_per_second=1000.0, valid_nats_per_char=nats + 0.1, nats_per_char=nats,
+        bits_per_byte=nats / math.log(2), characters=999, unknown=0, chars_per_second=5000.0,
+    )  # fmt: skip
+
+
+def comparison(seeds: int = 2, cells: tuple[Any, ...] = ("lstm", "gru")) -> Comparison:
+    plan = Plan(texts=("/texts/poem.txt",), cells=cells, seeds=seeds, steps=20)
+    results = [
+        result(cell, seed, 2.0 + 0.1 * cells.index(cell) + 0.01 * seed)
+        for seed in range(1, seeds + 1)
+        for cell in cells
+    ]
+    return Comparison.of(plan, results)
+
+
+def compare_page(made: Comparison, portraits: list[Portrait] | None = None) -> str:
+    portraits = portraits or [portrait(cell.cell.upper()) for cell in made.cells]
+    logs = [(run, log()) for cell in made.cells for run in cell.runs]
+    return comparison_page(made, portraits, logs, ORIGIN)
+
+
+def assessment(name: str = "runs/one", **changes: Any) -> Assessment:
+    scores = Scores(nats=1500.0, characters=1000, unknown=1, bytes=1100, seconds=2.0)
+    made = Assessment(checkpoint=name, shape=SHAPE, parameters=1234, scores=scores)
+    return replace(made, **changes)
+
+
+# Pages -----------------------------------------------------------------------------------
+
+
+class TestComparisonPage:
+    def test_it_holds_what_the_terminal_says_and_more(self) -> None:
+        text = compare_page(comparison())
+        page = check(text)
+        assert page.texts["h1"] == ["LSTM and GRU on poem.txt"]
+        assert page.texts["h2"] == [
+            "Result", "Learning", "Gradient flow", "Memory", "Gates", "Units", "Clipping",
+            "A cut gradient", "Samples", "Surprise", "How this was made",
+        ]  # fmt: skip
+        # One of the result, two of curves, of flow and of clipping, memory, two gates, units.
+        assert page.tags["svg"] == page.tags["desc"] == 1 + 2 + 2 + 1 + 2 + 1 + 2
+        words = " ".join(page.texts["body"]).split()
+        said = " ".join(words)
+        assert "LSTM predicts the test part best: 2.0150 nats per character" in said
+        assert "lstm is 0.1000 nats ahead of gru: beyond the spread" in said
+        assert ORIGIN.command in page.texts["code"]
+        assert ORIGIN.machine in said
+        assert ORIGIN.made in said
+        assert f"--length {SAMPLE.length} " in said
+        assert page.texts["pre"].count("and the\nbird") == 2
+
+    def test_one_seed_and_one_cell_are_enough(self) -> None:
+        page = check(compare_page(comparison(seeds=1)))
+        assert "the spread that chance makes is not known" in page.texts["figcaption"][0]
+        alone = check(compare_page(comparison(seeds=1, cells=("lstm",))))
+        assert alone.texts["h1"] == ["LSTM on poem.txt"]
+
+    def test_models_that_were_not_looked_into_have_their_other_sections(self) -> None:
+        bare = portrait(inspection=None, log=())
+        made = comparison()
+        text = comparison_page(made, [bare, bare], [(result(), ()), (result("gru"), ())], ORIGIN)
+        page = check(text)
+        assert page.texts["h2"] == ["Result", "Samples", "Surprise", "How this was made"]
+
+    def test_without_a_test_part_it_says_validation(self) -> None:
+        made = comparison()
+        made = replace(made, plan=replace(made.plan, test_share=0.0))
+        assert "Loss on the validation part" in check(compare_page(made)).texts["h3"]
+
+
+class TestAssessmentPage:
+    def test_all_that_was_asked_for_is_there(self) -> None:
+        by_position = PositionScores(np.linspace(3, 2, 10), 7)
+        faster = Scores(nats=1400.0, characters=1000, unknown=1, bytes=1100, seconds=2.0)
+        first = assessment(
+            dynamic=faster, by_position=by_position, baselines=(Baseline("xz", 2.0, "alone"),)
+        )
+        second = assessment("runs/two", by_position=by_position)
+        text = assessment_page(
+            [first, second], [portrait("one"), portrait("two", log=log(5))], "poem", ORIGIN
+        )
+        page = check(text)
+        assert page.texts["h1"] == ["Scores of one and two"]
+        assert page.texts["h2"][:3] == ["Scores", "Loss by position", "Learning"]
+        about = page.texts["desc"][0]
+        for row in ("one: 2.1640", "one, dynamic: 2.0198", "two: 2.1640", "xz: 2.8854"):
+            assert row in about
+        assert "xz: alone" in page.texts["li"][0]
+
+    def test_the_log_of_one_run_is_drawn_once(self) -> None:
+        text = assessment_page(
+            [assessment(), assessment()], [portrait("one"), portrait("two")], "poem", ORIGIN
+        )
+        (curves,) = re.findall(r'<section id="learning".*?</section>', text, re.DOTALL)
+        assert "one 2.9000 (validation)" in curves
+        assert ">two<" not in curves
+
+
+class TestInspectionPage:
+    def test_all_measurements_are_there(self) -> None:
+        text = inspection_page(inspection(), portrait(), "poem", ORIGIN)
+        page = check(text)
+        assert page.texts["h2"][:5] == ["Gradient flow", "Memory", "Gates", "Units", "Clipping"]
+        assert (
+            "Along its state h the gradient falls under 1 % after 7 characters"
+            in page.texts["p"][1]
+        )
+        assert "Unit 1.3c along the text" in page.texts["h3"]
+        assert "a<b␍↵\n\N{REPLACEMENT CHARACTER}"[:5] in "".join(page.texts["pre"])
+
+    def test_what_was_not_measured_has_no_section(self) -> None:
+        full = Window(64, None, 0.0, 1.0, 1e-6, 10_000)
+        windows = tuple(Window(n, None, 90.0 / n, 1 - 1 / n, 1e-6, 100 * n) for n in (1, 2, 4))
+        truncation = Truncation("trained", 8, 512, full, 30.0, windows)
+        seen = inspection(
+            gradient_flow=(), memory=None, gates=(), units=(), activation=None, clipping=None,
+            cuts=(), truncation=(truncation,),
+        )  # fmt: skip
+        page = check(inspection_page(seen, portrait(inspection=seen, log=()), "poem", ORIGIN))
+        assert page.texts["h2"][0] == "Truncation"
+        assert page.tags["svg"] == 1
+        assert "trained: 90 at 1 to 22.5 at 4." in page.texts["desc"][0]
+        lost = replace(truncation, windows=(replace(windows[0], angle=math.nan),))
+        check(
+            inspection_page(
+                replace(seen, truncation=(lost,)),
+                portrait(inspection=replace(seen, truncation=(lost,))),
+                "poem",
+                ORIGIN,
+            )
+        )
+
+    def test_a_plain_rnn_has_no_gates_and_a_lost_log_no_clipping(self) -> None:
+        seen = inspection(gates=(), clipping=None, units=(), activation=None, cuts=())
+        page = check(inspection_page(seen, portrait(inspection=seen, log=()), "poem", ORIGIN))
+        assert page.texts["h2"] == [
+            "Gradient flow", "Memory", "Samples", "Surprise", "How this was made",
+        ]  # fmt: skip
+
+    def test_numbers_that_are_none_are_not_drawn(self) -> None:
+        nan = tuple([math.nan] * 9)
+        zero = tuple([1.0] + [0.0] * 8)
+        reaches = (Reach(1, "h", 0.0, nan, None, None), Reach(1, "c", 1.0, zero, 1, 1))
+        memory = Memory(1.5, (0.1, -0.2, -0.1), (0.0,) * 3, 30, 0.01, None, None)
+        seen = inspection(gradient_flow=(flow(reaches=reaches), flow("initial")), memory=memory)
+        text = inspection_page(seen, portrait(inspection=seen), "poem", ORIGIN)
+        assert ">Trained</h3>" not in text
+        assert "At initialisation" in text
+        assert "nothing to draw" in text
+        check(text)
+
+    def test_scaled_weights_have_a_figure_of_their_own(self) -> None:
+        flows = (flow(), flow("initial"), flow(scaled_to=1.5), flow("initial", scaled_to=1.5))
+        seen = inspection(gradient_flow=flows)
+        page = check(inspection_page(seen, portrait(inspection=seen), "poem", ORIGIN))
+        assert "Trained, radius 1.5" in page.texts["h3"]
+
+
+def test_what_a_text_holds_cannot_become_part_of_the_page() -> None:
+    (label,) = labels([Path(HOSTILE)])
+    hostile = portrait(
+        label,
+        sample=HOSTILE,
+        excerpt=tuple((character, 1.0) for character in HOSTILE),
+        inspection=inspection(
+            activation=Activation(Unit(1, 1, "h"), HOSTILE, (0.5,) * len(HOSTILE))
+        ),
+    )
+    plan = replace(comparison().plan, texts=(f"/x/{HOSTILE}",))
+    made = replace(comparison(), plan=plan)
+    evil = Origin(HOSTILE, HOSTILE, HOSTILE, HOSTILE)
+    baseline = Baseline("<b>&", 2.0, HOSTILE)
+    for text in (
+        comparison_page(made, [hostile, portrait()], [(result(), log())], evil),
+        assessment_page([assessment(HOSTILE, baselines=(baseline,))], [hostile], HOSTILE, evil),
+        inspection_page(inspection(), hostile, HOSTILE, evil),
+    ):
+        page = check(text)
+        text.encode("utf-8")
+        assert "<script>alert(1)</script>&amp;" in "".join(page.texts["pre"])
+
+
+def test_equal_records_give_equal_bytes() -> None:
+    assert compare_page(comparison()) == compare_page(comparison())
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        log(1, 1),
+        log(3, 1),
+        log(0, 1),
+        log(3, 0),
+        log(1000, 3),
+        ({"step": 1, "train_nats_per_char": "x"}, *log(1, 0)),
+        ({"step": 1, "characters": 1, "seconds": 1, "train_nats_per_char": math.inf}, *log(2, 0)),
+    ],
+)
+def test_a_log_of_any_length_makes_curves(rows: Any) -> None:
+    page = check(assessment_page([assessment()], [portrait(log=rows)], "poem", ORIGIN))
+    assert "Learning" in page.texts["h2"]
+    assert len("".join(page.texts["svg"])) < 20_000
+
+
+def test_labels_are_short_and_all_different(tmp_path: Path) -> None:
+    for name in ("a/run", "b/run", "run-with-a-very-long-name-of-40-letters"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "a/run/last.safetensors").touch()
+    paths = [tmp_path / "a/run", tmp_path / "b/run", tmp_path / "a/run/last.safetensors"]
+    assert labels(paths) == ["run", "run 2", "run/last"]
+    (long,) = labels([tmp_path / "run-with-a-very-long-name-of-40-letters"])
+    assert long == "run-with…0-letters"
+
+
+def test_surprise_counts_the_levels_in_bits() -> None:
+    assert [surprise(bits * math.log(2)) for bits in (0.1, 1, 3, 5, 100)] == [0, 1, 2, 3, 4]
+
+
+def test_the_origin_names_program_and_machine() -> None:
+    made = origin(["charrnn", "compare", "a b"], torch.device("cpu"))
+    assert made.command == "charrnn compare 'a b'"
+    assert torch.__version__ in made.machine
+    assert made.made.endswith(" UTC")
+
+
+# Figures ---------------------------------------------------------------------------------
+
+
+class TestFigures:
+    def test_lines_differ_in_colour_dash_and_marker(self) -> None:
+        lines = [Line(name, (1, 2, 3), (n, n + 1, n), n) for n, name in enumerate("abcd")]
+        svg = line_chart("x", "T", lines, x_label="k", y_label="v")
+        styles = re.findall(r'style="(fill: none;[^"]*stroke: var\(--series-\d\)[^"]*)"', svg)
+        assert len(set(styles)) == 4
+        assert len({re.sub("--series-.", "", style) for style in styles}) == 4, "in grey too"
+        for line in lines:
+            assert f">{line.label}</text>" in svg
+
+    def test_labels_at_the_ends_do_not_overlap(self) -> None:
+        lines = [Line(f"line {n}", (1, 2), (1.0, 1.0 + 1e-6 * n), n) for n in range(6)]
+        svg = line_chart("x", "T", lines, x_label="k", y_label="v", rules=[Rule("r", 1.0)])
+        heights = sorted(float(y) for y in re.findall(r'y="([\d.]+)"[^>]*>line \d<', svg))
+        assert len(heights) == 6
+        assert min(np.diff(heights)) > 10
+        assert 0 < heights[0] < heights[-1] < 230
+
+    @pytest.mark.parametrize("x_log", [False, True])
+    @pytest.mark.parametrize("y_log", [False, True])
+    @pytest.mark.parametrize("y", [(1.0,), (2.0, 2.0), (1e-9, 1e9), (-1.0, 0.0, 3.0)])
+    def test_any_finite_numbers_can_be_drawn(
+        self, x_log: bool, y_log: bool, y: tuple[float, ...]
+    ) -> None:
+        x = tuple(range(1, len(y) + 1))
+        svg = line_chart(
+            "x", "T", [Line("l", x, y, 9, band=(y, y))], x_label="k", y_label="v", x_log=x_log,
+            y_log=y_log,
+        )  # fmt: skip
+        ET.fromstring(svg)
+        assert "nan" not in svg
+
+    def test_dots_carry_their_values(self) -> None:
+        one = dot_chart("x", "T", ["a", "b"], [Dots("s", (1.0, None), 0)], x_label="v")
+        assert ">1.000</text>" in one
+        two = [Dots("s", (1.0, 2.0), 0), Dots("t", (None, 3.0), 1)]
+        assert "b: s 2.000, t 3.000." in dot_chart("x", "T", ["a", "b"], two, x_label="v")
+
+    def test_units_at_one_place_are_one_larger_dot(self) -> None:
+        many = saturation_chart("x", "T", [0.5] * 900, [0.25] * 900, 0)
+        assert len(many) < 10_000
+        assert "900 units" in many
+        assert "50.0 % closed, 25.0 % open" in many
+
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [(0, "0"), (0.01, "0.01"), (1234, "1,234"), (20000, "20k"), (1.5e6, "1.5M"),
+         (3e9, "3G"), (1e-5, "10⁻⁵"), (3e-4, "3·10⁻⁴")],
+    )  # fmt: skip
+    def test_numbers_are_short(self, value: float, text: str) -> None:
+        assert number(value) == text
+
+
+# The command line ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pages:
+    """One page of each command, of small models."""
+
+    compare: Path
+    evaluate: Path
+    inspect: Path
+    folder: Path
+    """Of the comparison."""
+
+
+@pytest.fixture(scope="module")
+def pages(prose: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Pages:
+    folder = tmp_path_factory.mktemp("pages")
+    made = Pages(
+        compare=folder / "compare.html",
+        evaluate=folder / "evaluate.html",
+        inspect=folder / "inspect.html",
+        folder=folder / "run",
+    )
+    for arguments in (
+        ("compare", prose, "--steps", 30, "--hidden", 12, "--batch-size", 4, "--bptt", 16,
+         "--seeds", 2, "--cell", "rnn", "--cell", "lstm", "--run", made.folder, "--quiet",
+         "--report", made.compare),
+        ("evaluate", trained, "--part", "valid", "--baselines", "--by-position", 32,
+         "--report", made.evaluate),
+        ("inspect", trained, "--part", "train", "--characters", 3000, "--report", made.inspect),
+    ):  # fmt: skip
+        done = run_cli(*arguments)
+        assert done.code == 0, done.err
+        assert done.err.endswith(f"report: {arguments[-1]}\n")
+    return made
+
+
+NAMES = ("compare", "evaluate", "inspect")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_makes_a_sound_page(pages: Pages, name: str) -> None:
+    path: Path = getattr(pages, name)
+    text = path.read_text(encoding="utf-8")
+    page = check(text)
+    assert f"charrnn {name} " in page.texts["code"][0]
+    assert path.stat().st_size < 1_000_000
+    assert {"Learning", "Samples", "Surprise"} <= set(page.texts["h2"])
+
+
+def test_a_sample_in_the_page_is_what_sample_writes(cli: Cli, pages: Pages, trained: Path) -> None:
+    (shown,) = re.findall(
+        r'aria-label="Sample of trained">(.*?)</pre>', pages.inspect.read_text("utf-8"), re.DOTALL
+    )
+    written = cli("sample", trained, "--length", 600, "--temperature", 0.8, "--seed", 1)
+    assert shown == written.out
+
+
+def test_prices_in_the_page_are_those_of_per_char(
+    cli: Cli, pages: Pages, trained: Path, tmp_path: Path
+) -> None:
+    prices = tmp_path / "prices.jsonl"
+    cli("evaluate", trained, "--part", "valid", "--per-char", prices)
+    rows = [json.loads(line) for line in prices.read_text(encoding="utf-8").splitlines()]
+    bits = sum(row["nats"] for row in rows) / math.log(2)
+    said = f"{len(rows):,} predictions cost {bits:,.0f} bits, {bits / len(rows):.2f} each."
+    assert said in pages.evaluate.read_text(encoding="utf-8")
+
+
+def test_a_finished_comparison_makes_its_page_without_training(
+    cli: Cli, pages: Pages, tmp_path: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in pages.folder.rglob("*")}
+    again = tmp_path / "again.html"
+    done = cli("compare", "--run", pages.folder, "--resume", "--quiet", "--report", again)
+    assert done.code == 0
+    assert {path: path.stat().st_mtime_ns for path in pages.folder.rglob("*")} == before
+
+    def body(path: Path) -> str:
+        return path.read_text(encoding="utf-8").partition('<section id="how-this-was-made"')[0]
+
+    assert body(again) == body(pages.compare)
+
+
+def test_a_comparison_that_was_moved_makes_its_page(cli: Cli, pages: Pages, tmp_path: Path) -> None:
+    moved = shutil.copytree(pages.folder, tmp_path / "moved")
+    report = tmp_path / "again.html"
+    assert cli("compare", "--run", moved, "--resume", "--quiet", "--report", report).code == 0
+
+
+def test_a_stopped_comparison_leaves_the_old_page_and_the_way_on(
+    cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from charrnn import cli as module
+
+    monkeypatch.setattr(module._StopSignals, "reason", lambda self: stop(self))
+
+    def stop(self: Any) -> str:
+        import signal
+
+        self.received = signal.SIGINT
+        return "SIGINT"
+
+    report = tmp_path / "page.html"
+    report.write_text("old", encoding="utf-8")
+    done = cli(
+        "compare", prose, "--steps", 30, "--hidden", 12, "--run", tmp_path / "run", "--quiet",
+        "--report", report,
+    )  # fmt: skip
+    assert done.code == 130
+    assert f"--run {tmp_path / 'run'} --resume --report {report}" in done.err
+    assert report.read_text(encoding="utf-8") == "old"
+
+
+class TestWhereThePageGoes:
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [("page.txt", "give FILE.html"), ("none/page.html", "cannot save"), ("is.html", "no file")],
+    )
+    @pytest.mark.parametrize("command", NAMES)
+    def test_it_is_looked_at_before_anything_else(
+        self, cli: Cli, tmp_path: Path, command: str, name: str, words: str
+    ) -> None:
+        (tmp_path / "is.html").mkdir()
+        arguments = ["no-text"] if command == "compare" else ["no-run", "--part", "valid"]
+        done = cli(command, *arguments, "--report", tmp_path / name)
+        assert done.code in (1, 2)
+        assert words in done.err
+        assert len(done.err.splitlines()) == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["is.html"]
+
+    def test_without_matplotlib_it_says_what_to_install(
+        self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        done = cli("inspect", "run", "--part", "valid", "--report", tmp_path / "page.html")
+        assert done.code == 2
+        assert "pip install '.[report]'" in done.err
+
+    def test_a_page_replaces_the_file_that_a_link_names(
+        self, cli: Cli, trained: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "real.html").write_text("old", encoding="utf-8")
+        (tmp_path / "link.html").symlink_to("real.html")
+        done = cli("evaluate", trained, "--part", "valid", "--report", tmp_path / "link.html")
+        assert done.code == 0
+        assert (tmp_path / "link.html").is_symlink()
+        check((tmp_path / "real.html").read_text(encoding="utf-8"))
+
+    def test_a_page_that_cannot_be_written_leaves_the_old_one(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "page.html"
+        path.write_text("old", encoding="utf-8")
+        with pytest.raises(UnicodeEncodeError):
+            save_page(path, "\ud800")
+        assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
+        assert path.read_text(encoding="utf-8") == "old"
+
+
+# In a browser ----------------------------------------------------------------------------
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+in_browser = pytest.mark.skipif(
+    CHROMIUM is None or DRIVER is None, reason="needs chromium and chromedriver"
+)
+
+Show = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    assert CHROMIUM is not None
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver.get("about:blank")  # away from the page it begins with, which has requests of its own
+    yield driver
+    driver.quit()
+
+
+def show(
+    browser: webdriver.Chrome, path: Path, *, width: int = 1400, scheme: str = "light",
+    media: str = "screen",
+) -> None:  # fmt: skip
+    """Open a page in a window of this width."""
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"media": media, "features": [{"name": "prefers-color-scheme", "value": scheme}]},
+    )
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(path.as_uri())
+
+
+def messages(browser: webdriver.Chrome, kind: str) -> list[str]:
+    """Return what the browser has logged since it was asked last."""
+    return [row["message"] for row in browser.get_log(kind)]  # type: ignore[no-untyped-call]
+
+
+def colours(browser: webdriver.Chrome) -> list[list[int]]:
+    """Return the computed colours of the page's paper, its text and a figure's text."""
+    found = browser.execute_script(
+        """const style = getComputedStyle;
+        return [style(document.body).backgroundColor, style(document.body).color,
+          style(document.querySelector('svg text')).fill]"""
+    )
+    return [[int(part) for part in re.findall(r"\d+", colour)[:3]] for colour in found]
+
+
+@in_browser
+@pytest.mark.parametrize("name", NAMES)
+class TestInABrowser:
+    def test_nothing_leaves_the_page_and_nothing_fails(
+        self, browser: webdriver.Chrome, pages: Pages, name: str
+    ) -> None:
+        path: Path = getattr(pages, name)
+        messages(browser, "performance")
+        show(browser, path)
+        events = [json.loads(row)["message"] for row in messages(browser, "performance")]
+        asked = {
+            event["params"]["request"]["url"]
+            for event in events
+            if event["method"] == "Network.requestWillBeSent"
+        }
+        assert asked == {path.as_uri()}
+        assert messages(browser, "browser") == []
+
+    def test_figures_and_tables_are_there(
+        self, browser: webdriver.Chrome, pages: Pages, name: str
+    ) -> None:
+        show(browser, getattr(pages, name))
+        sizes = browser.execute_script(
+            """return [...document.querySelectorAll('svg, table, pre')].map(e => {
+              const box = e.getBoundingClientRect();
+              return [e.tagName, box.width, box.height]; })"""
+        )
+        kinds = Counter(kind.lower() for kind, _, _ in sizes)
+        least = {"compare": (11, 10, 4), "evaluate": (4, 2, 2), "inspect": (10, 5, 3)}[name]
+        for kind, count in zip(("svg", "table", "pre"), least, strict=True):
+            assert kinds[kind] >= count
+        assert all(width > 100 and height > 40 for _, width, height in sizes)
+        # What is drawn and written stays within its figure.
+        outside = browser.execute_script(
+            """return [...document.querySelectorAll('svg')].flatMap(svg => {
+              const box = svg.getBoundingClientRect();
+              return [...svg.querySelectorAll('text')].filter(t => {
+                const b = t.getBoundingClientRect();
+                return b.left < box.left - 1 || b.right > box.right + 1 || b.top < box.top - 1
+                  || b.bottom > box.bottom + 1; }).map(t => t.textContent); })"""
+        )
+        assert outside == []
+        for text in ("nats per character", "k, characters back")[: 2 if name != "evaluate" else 1]:
+            assert text in browser.find_element("tag name", "main").text
+
+    @pytest.mark.parametrize("width", [320, 360, 768, 1400])
+    def test_it_fits_any_width(
+        self, browser: webdriver.Chrome, pages: Pages, name: str, width: int
+    ) -> None:
+        show(browser, getattr(pages, name), width=width)
+        over, boxes = browser.execute_script(
+            """return [document.documentElement.scrollWidth - document.documentElement.clientWidth,
+              [...document.querySelectorAll('.scroll, pre, svg, p, h1')].map(
+                e => e.getBoundingClientRect().right)]"""
+        )
+        assert over == 0
+        assert max(boxes) <= width
+
+    def test_it_follows_light_and_dark(
+        self, browser: webdriver.Chrome, pages: Pages, name: str
+    ) -> None:
+        for scheme in ("light", "dark"):
+            show(browser, getattr(pages, name), scheme=scheme)
+            paper, ink, figure = colours(browser)
+            assert figure == ink
+            assert (sum(paper) > 700, sum(ink) < 150) == (scheme == "light",) * 2
+            contrasts = browser.execute_script(
+                """const value = n => getComputedStyle(document.body).getPropertyValue(n);
+                return ['--ink', '--muted', '--series-0', '--series-1', '--series-2', '--series-3',
+                  '--series-4', '--series-5'].map(value)"""
+            )
+            for colour in contrasts:
+                assert contrast(colour, paper) >= 4.5, colour
+
+    def test_print_is_black_on_white_and_whole(
+        self, browser: webdriver.Chrome, pages: Pages, name: str
+    ) -> None:
+        show(browser, getattr(pages, name), scheme="dark", media="print", width=720)
+        paper, ink, figure = colours(browser)
+        assert paper == [255, 255, 255]
+        assert sum(ink) < 150
+        assert figure == ink
+        assert browser.execute_script(
+            "return [...document.querySelectorAll('.scroll')].every("
+            "e => e.scrollWidth <= document.documentElement.clientWidth)"
+        )
+        printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {})["data"])
+        assert printed.startswith(b"%PDF")
+
+
+def contrast(colour: str, other: list[int]) -> float:
+    """Return the contrast ratio of two colours (WCAG 2, 1.4.3)."""
+
+    def luminance(parts: list[int]) -> float:
+        linear = [
+            c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4
+            for c in (part / 255 for part in parts)
+        ]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    digits = colour.strip().removeprefix("#")
+    ends = sorted(luminance(c) for c in ([*bytes.fromhex(digits)], other))
+    return (ends[1] + 0.05) / (ends[0] + 0.05)
