@@ -31,6 +31,7 @@ from charrnn.config import CELL_NAMES, CellName, ModelConfig, Record, TextChoice
 from charrnn.corpus import Part, embedded_corpus, scan, split
 from charrnn.errors import RunFolderError, UsageError
 from charrnn.evaluation import Interrupted, Scores, score
+from charrnn.kernels import multiplies_bf16
 from charrnn.model import CharModel
 from charrnn.run import Run, load_model, resume, start
 from charrnn.runfolder import RunFolder
@@ -351,7 +352,7 @@ def matched_hidden(shape: ModelConfig, parameters: int) -> int:
 
 
 def shapes(
-    plan: Plan, *, vocabulary: int, characters: int, device: str
+    plan: Plan, *, vocabulary: int, characters: int, device: str, bf16: bool = False
 ) -> tuple[dict[CellName, ModelConfig], dict[str, int], list[str]]:
     """Return every cell's shape, and the training numbers that all share.
 
@@ -360,6 +361,7 @@ def shapes(
         vocabulary: V.
         characters: of the training part.
         device: "cpu", "cuda" or "mps".
+        bf16: whether a CPU has instructions for products in bf16.
 
     Returns:
         The shapes; lanes and window; sentences on what could not be matched.
@@ -371,11 +373,16 @@ def shapes(
             vocabulary=vocabulary,
             characters=characters,
             device=device,
+            bf16=bf16,
         )
         return shape
 
     reference, training = recipe.choose(
-        plan.choices(REFERENCE), vocabulary=vocabulary, characters=characters, device=device
+        plan.choices(REFERENCE),
+        vocabulary=vocabulary,
+        characters=characters,
+        device=device,
+        bf16=bf16,
     )
     shared = {
         "layers": reference.layers,
@@ -477,7 +484,11 @@ def compare(
     part = split(corpus, plan.valid_share, plan.test_share).train
     vocabulary = Vocabulary.from_counts(part.counts(), corpus.encoding, plan.min_count)
     found, training, notes = shapes(
-        plan, vocabulary=vocabulary.size, characters=part.characters, device=device.type
+        plan,
+        vocabulary=vocabulary.size,
+        characters=part.characters,
+        device=device.type,
+        bf16=multiplies_bf16(device),
     )
     yield from map(Note, notes)
     runs = list(plan.runs())

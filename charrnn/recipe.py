@@ -61,9 +61,10 @@ def choose(
     Raises:
         UsageError: a choice makes no sense.
     """
-    shape, training = (_cuda if device == "cuda" else _cpu)(choices, characters)
-    if bf16 and device == "cpu":
-        training["precision"] = "bf16"
+    if device == "cuda":
+        shape, training = _cuda(choices)
+    else:
+        shape, training = _cpu(choices, characters, bf16 and device == "cpu")
     budget = choices.budget or DEFAULT_BUDGET
     shape["embedding"] = min(vocabulary, shape["hidden"])
     sizes = {name: given(choices.model).get(name, size) for name, size in shape.items()}
@@ -142,7 +143,7 @@ def given(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _cpu(choices: Choices, characters: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _cpu(choices: Choices, characters: int, bf16: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     # Each step of a window costs the loops of RNN and GRU the same few microseconds, however
     # many lanes take it: they want more lanes than the LSTM's fused window.
     lanes, window, width = {"lstm": (16, 128, 256), "gru": (32, 64, 256), "rnn": (32, 64, 384)}[
@@ -156,15 +157,18 @@ def _cpu(choices: Choices, characters: int) -> tuple[dict[str, Any], dict[str, A
         "lr_adam": lr_adam,
         "weight_decay": 0.1,
         "warmup_steps": 50,
+        "precision": "bf16" if bf16 else "fp32",
     }
     sizes = training | given(choices.training)
+    if sizes["precision"] == "bf16":
+        width += 128
     passes = _passes(choices.budget or DEFAULT_BUDGET, sizes, characters, "cpu")
     if passes * characters > WIDER_FROM and passes < 50:
         width += 128
     return {"layers": 1, "hidden": width}, training
 
 
-def _cuda(choices: Choices, characters: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _cuda(choices: Choices) -> tuple[dict[str, Any], dict[str, Any]]:
     shape: dict[str, Any] = {"layers": 2, "hidden": 1024 if choices.cell == "lstm" else 768}
     training = {
         "batch_size": 64,

@@ -51,11 +51,19 @@ class TestChoose:
 
     @pytest.mark.parametrize("cell", CELL_NAMES)
     def test_a_cpu_that_multiplies_bf16_does(self, cell: CellName) -> None:
-        wide, narrow = (
-            choose(Choices(cell=cell), vocabulary=50, characters=10_000, device="cpu", bf16=bf16)
-            for bf16 in (False, True)
-        )
-        assert narrow == (wide[0], dataclasses.replace(wide[1], precision="bf16"))
+        def chosen(bf16: bool, **training: str) -> tuple[ModelConfig, TrainConfig]:
+            return choose(
+                Choices(cell=cell, training=training),
+                vocabulary=50,
+                characters=10_000,
+                device="cpu",
+                bf16=bf16,
+            )
+
+        slow, fast = chosen(bf16=False), chosen(bf16=True)
+        assert (slow[1].precision, fast[1].precision) == ("fp32", "bf16")
+        assert fast[0].hidden > slow[0].hidden, "what it saves goes into the width"
+        assert chosen(bf16=True, precision="fp32") == slow
 
     @pytest.mark.parametrize("device", ["cpu", "cuda"])
     @pytest.mark.parametrize("cell", CELL_NAMES)
