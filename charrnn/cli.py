@@ -24,7 +24,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from charrnn import __version__, recipe
-from charrnn.config import MEASUREMENTS, CellName, InspectConfig, SampleConfig, TextChoices
+from charrnn.config import (
+    MEASUREMENTS,
+    CellName,
+    InspectConfig,
+    OptimiserName,
+    SampleConfig,
+    TextChoices,
+)
 from charrnn.errors import CharrnnError, UsageError
 
 if TYPE_CHECKING:
@@ -269,6 +276,13 @@ def train(
         int | None,
         typer.Option(help="Count the loss on the last N characters of a window, move it by N."),
     ] = None,
+    reset_state: Annotated[
+        bool, typer.Option("--reset-state", help="Start every window from the zero state.")
+    ] = False,
+    optimiser: Annotated[
+        OptimiserName | None,
+        typer.Option(help="The update rule (default muon: it moves the matrices, AdamW the rest)."),
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Decoupled weight decay.")] = None,
     clip_norm: Annotated[
@@ -276,6 +290,9 @@ def train(
     ] = None,
     clip_value: Annotated[
         float | None, typer.Option(help="Cut gradient entries instead of scaling the whole.")
+    ] = None,
+    scale_norm: Annotated[
+        float | None, typer.Option(help="Scale every gradient to this norm, small ones up.")
     ] = None,
     minutes: Annotated[
         float | None,
@@ -353,10 +370,13 @@ def train(
         "batch_size": batch_size,
         "bptt": bptt,
         "loss_last": loss_last,
+        "reset_state": reset_state or None,
+        "optimiser": optimiser,
         "lr": lr,
         "weight_decay": weight_decay,
         "clip_norm": clip_norm,
         "clip_value": clip_value,
+        "scale_norm": scale_norm,
         "validate_every": validate_every,
         "patience": patience,
         "seed": seed,

@@ -19,6 +19,7 @@ __all__ = [
     "CellName",
     "InspectConfig",
     "ModelConfig",
+    "OptimiserName",
     "Record",
     "SampleConfig",
     "TextChoices",
@@ -27,6 +28,8 @@ __all__ = [
 
 CellName = Literal["rnn", "lstm", "gru"]
 CELL_NAMES: tuple[CellName, ...] = ("rnn", "lstm", "gru")
+
+OptimiserName = Literal["muon", "adamw", "sgd"]
 
 #: What a number of each kind may be; checked by ``_check``.
 _POSITIVE = "a number above 0, at most 1e38"
@@ -149,16 +152,22 @@ class TrainConfig(Record):
     """T, characters a window: how far back a gradient goes."""
     loss_last: int | None = None
     """Count the loss on the last N characters of each window only and move it by N."""
+    reset_state: bool = False
+    """Start every window from the zero state, instead of carrying the state into it."""
+    optimiser: OptimiserName = "muon"
+    """Update rule: Muon for the recurrence's matrices and AdamW for the rest, or one for all."""
     lr: float
-    """Peak learning rate of the matrices that Muon updates."""
+    """Peak learning rate of the recurrence's matrices."""
     lr_adam: float
-    """Peak learning rate of everything else (embedding, head, biases), under AdamW."""
+    """Peak learning rate of everything else (embedding, head, biases)."""
     weight_decay: float = 0.0
     """Decoupled weight decay of the matrices, as a share of the learning rate."""
     clip_norm: float | None = 1.0
     """Scale the gradient of all weights together down to this norm; None: never."""
     clip_value: float | None = None
     """Cut each gradient entry to [-v, v] instead, which changes the direction."""
+    scale_norm: float | None = None
+    """Scale the gradient of all weights together to this norm instead, up or down."""
     warmup_steps: int
     """Steps over which the learning rate rises linearly."""
     minutes: float | None = None
@@ -181,19 +190,24 @@ class TrainConfig(Record):
 
     def __post_init__(self) -> None:
         counts = ("batch_size", "bptt", "loss_last", "steps", "patience", "validate_every")
-        positive = ("lr", "lr_adam", "clip_norm", "clip_value", "minutes", "epochs")
+        positive = ("lr", "lr_adam", "clip_norm", "clip_value", "scale_norm", "minutes", "epochs")
         flags = {"lr_adam": "--lr"}
         _check(self, dict.fromkeys(counts, _COUNT) | dict.fromkeys(positive, _POSITIVE), flags)
         _check(self, {"weight_decay": _NOT_NEGATIVE, "warmup_steps": _WHOLE, "seed": _WHOLE})
         if self.precision not in ("fp32", "bf16"):
             raise UsageError(f"--precision must be fp32 or bf16, not {self.precision!r}")
+        if self.optimiser not in get_args(OptimiserName):
+            raise UsageError(f"--optimiser must be muon, adamw or sgd, not {self.optimiser!r}")
         if self.loss_last is not None and self.loss_last > self.bptt:
             raise UsageError(
                 f"--loss-last {self.loss_last} is longer than the window: "
                 f"give at most --bptt {self.bptt}"
             )
-        if self.clip_norm is not None and self.clip_value is not None:
-            raise UsageError("--clip-norm and --clip-value exclude each other: give one")
+        limits = ("clip_norm", "clip_value", "scale_norm")
+        flags = {name: "--" + name.replace("_", "-") for name in limits}
+        named = [flags[name] for name in limits if getattr(self, name) is not None]
+        if len(named) > 1:
+            raise UsageError(f"{' and '.join(named)} exclude each other: give one")
         budgets = [name for name in ("minutes", "epochs", "steps") if getattr(self, name)]
         if len(budgets) != 1:
             given = " and ".join(f"--{name}" for name in budgets) or "none"

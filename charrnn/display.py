@@ -121,6 +121,8 @@ def _introduction(run: Run) -> Iterable[str]:
     window = f"windows of {config.bptt}"
     if config.loss_last:
         window += f" (loss on the last {config.loss_last})"
+    if config.reset_state:
+        window += ", each from the zero state"
     yield (f"data    {config.batch_size} lanes, {window}, {lanes.chunks_per_pass:,} steps an epoch")
     drops = [] if config.dropout_by_plan and not run.resumed else _dropout(shape)
     if config.weight_decay:
@@ -128,9 +130,12 @@ def _introduction(run: Run) -> Iterable[str]:
     clip = f"clip norm {config.clip_norm:g}" if config.clip_norm else "no clipping"
     if config.clip_value:
         clip = f"clip value {config.clip_value:g}"
-    yield "update  " + ", ".join(
-        [f"Muon {config.lr:g} and AdamW {config.lr_adam:g}", clip, *drops, f"seed {config.seed}"]
-    )
+    if config.scale_norm:
+        clip = f"scaled to norm {config.scale_norm:g}"
+    rates = f"Muon {config.lr:g} and AdamW {config.lr_adam:g}"
+    if config.optimiser != "muon":
+        rates = f"{'SGD' if config.optimiser == 'sgd' else 'AdamW'} {config.lr:g}"
+    yield "update  " + ", ".join([rates, clip, *drops, f"seed {config.seed}"])
     threads = f"{torch.get_num_threads()} threads" if run.device.type == "cpu" else name
     yield f"device  {run.device.type} ({threads}), {config.precision}; {_budget(run)}"
     guesses = [f"{word} {nats:.3f} ({_bits(nats)})" for word, nats in run.baselines.items()]

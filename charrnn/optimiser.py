@@ -1,4 +1,6 @@
-"""The update rule: Muon for the matrices of the recurrence, AdamW for the rest.
+"""The update rules: Muon and AdamW side by side, AdamW alone, plain gradient descent.
+
+By default Muon moves the matrices of the recurrence and AdamW the rest.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces a
 matrix's momentum by the nearest semi-orthogonal matrix, so that every direction
@@ -11,15 +13,17 @@ common (measured in docs/performance.md).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
+from charrnn.config import OptimiserName
 from charrnn.kernels import multiplies_bf16
 from charrnn.model import CharModel
 
-__all__ = ["MuonAdamW", "orthogonalise"]
+__all__ = ["OPTIMISERS", "SGD", "AdamW", "MuonAdamW", "Optimiser", "orthogonalise"]
 
 #: Newton-Schulz quintic a, b, c of the Muon post: slope 3.44 at zero, values in
 #: [0.7, 1.2] after five steps. Three are enough here (docs/performance.md).
@@ -49,7 +53,7 @@ def orthogonalise(matrices_NRC: Tensor, steps: int) -> Tensor:
     return x if wide else x.mT
 
 
-class MuonAdamW:
+class Optimiser(ABC):
     """One update of all weights of a model, with its state as named tensors.
 
     Everything that changes from step to step lives in tensors (learning rates and
@@ -58,48 +62,26 @@ class MuonAdamW:
 
     Args:
         model: whose weights are updated.
-        weight_decay: decoupled decay of the matrices, as a share of the rate.
-        momentum: Muon's.
-        betas: AdamW's.
-        newton_schulz: steps of the orthogonalisation.
+        weight_decay: decoupled decay of the recurrence's matrices, as a share of the rate.
+
+    Attributes:
+        lr: learning rate of the recurrence's matrices.
+        lr_adam: learning rate of the rest.
     """
 
-    def __init__(
-        self,
-        model: CharModel,
-        *,
-        weight_decay: float = 0.0,
-        momentum: float = 0.95,
-        betas: tuple[float, float] = (0.9, 0.99),
-        newton_schulz: int = 3,
-    ) -> None:
+    def __init__(self, model: CharModel, *, weight_decay: float = 0.0) -> None:
         self.weight_decay = weight_decay
-        self.momentum = momentum
-        self.betas = betas
-        self.newton_schulz = newton_schulz
-        matrices: dict[str, tuple[torch.nn.Parameter, int]] = {}
+        self._gates: dict[str, int] = {}
         for index, cell in enumerate(model.layers()):
-            matrices[f"cells.{index}.weight_input"] = (cell.weight_input, cell.gates)
-            matrices[f"cells.{index}.weight_recurrent"] = (cell.weight_recurrent, cell.gates)
-        self._matrices: dict[str, Tensor] = {name: weight for name, (weight, _) in matrices.items()}
-        self._others: dict[str, Tensor] = {
-            name: weight for name, weight in model.named_parameters() if name not in matrices
-        }
-        #: Matrices whose gate blocks have one shape are orthogonalised in one batch.
-        self._groups: dict[tuple[int, int], list[tuple[str, int]]] = {}
-        for name, (weight, gates) in matrices.items():
-            shape = (weight.shape[0] // gates, weight.shape[1])
-            self._groups.setdefault(shape, []).append((name, gates))
+            self._gates[f"cells.{index}.weight_input"] = cell.gates
+            self._gates[f"cells.{index}.weight_recurrent"] = cell.gates
+        weights: dict[str, Tensor] = dict(model.named_parameters())
+        self._matrices = {name: weights.pop(name) for name in self._gates}
+        self._others = weights
         device = model.head.weight.device
-        self._product_dtype = _product_dtype(model.head.weight)
         self.lr = torch.zeros((), device=device)
         self.lr_adam = torch.zeros((), device=device)
-        self._state = {"updates": torch.zeros((), device=device)}
-        for name, matrix in self._matrices.items():
-            self._state[f"momentum.{name}"] = torch.zeros_like(matrix)
-        for name, other in self._others.items():
-            self._state[f"mean.{name}"] = torch.zeros_like(other)
-            self._state[f"square.{name}"] = torch.zeros_like(other)
+        self._state: dict[str, Tensor] = {}
 
     def set_rates(self, lr: float, lr_adam: float) -> None:
         """Set the learning rates of the matrices and of the rest for the next update."""
@@ -109,8 +91,13 @@ class MuonAdamW:
     @torch.no_grad()
     def step(self) -> None:
         """Update every weight from its ``.grad``."""
-        self._update_matrices()
-        self._update_others()
+        if self.weight_decay:
+            torch._foreach_mul_([*self._matrices.values()], 1 - self.lr * self.weight_decay)
+        self._update()
+
+    @abstractmethod
+    def _update(self) -> None:
+        """Move the weights, which have decayed already."""
 
     def state(self) -> dict[str, Tensor]:
         """Return the state's tensors by name (the tensors themselves, not copies)."""
@@ -132,6 +119,99 @@ class MuonAdamW:
                 raise ValueError(f"optimiser state {name} has another shape")
             tensor.copy_(tensors[name])
 
+
+class SGD(Optimiser):
+    """Plain gradient descent: the gradient times the rate; no state."""
+
+    def _update(self) -> None:
+        for weights, rate in ((self._matrices, self.lr), (self._others, self.lr_adam)):
+            for weight, grad in zip(weights.values(), _grads(weights.values()), strict=True):
+                weight.sub_(grad * rate)
+
+
+class AdamW(Optimiser):
+    """AdamW (Loshchilov, Hutter 2019) for all weights.
+
+    Args:
+        model: whose weights are updated.
+        weight_decay: of the matrices.
+        betas: of the running means of gradients and of their squares.
+    """
+
+    def __init__(
+        self,
+        model: CharModel,
+        *,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.99),
+    ) -> None:
+        super().__init__(model, weight_decay=weight_decay)
+        self.betas = betas
+        self._state["updates"] = torch.zeros((), device=self.lr.device)
+        for name, weight in self._adam_weights().items():
+            self._state[f"mean.{name}"] = torch.zeros_like(weight)
+            self._state[f"square.{name}"] = torch.zeros_like(weight)
+
+    def _adam_weights(self) -> Mapping[str, Tensor]:
+        """Return the weights that AdamW moves."""
+        return {**self._matrices, **self._others}
+
+    def _update(self) -> None:
+        named = self._adam_weights()
+        weights, grads = list(named.values()), _grads(named.values())
+        means = [self._state[f"mean.{name}"] for name in named]
+        squares = [self._state[f"square.{name}"] for name in named]
+        beta1, beta2 = self.betas
+        updates = self._state["updates"].add_(1)
+        torch._foreach_lerp_(means, grads, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+        correction1, correction2 = 1 - beta1**updates, (1 - beta2**updates).sqrt()
+        lr, lr_adam = self.lr / correction1, self.lr_adam / correction1
+        for name, weight, mean, square in zip(named, weights, means, squares, strict=True):
+            rate = lr if name in self._matrices else lr_adam
+            weight.sub_(mean / (square.sqrt() / correction2 + 1e-8) * rate)
+
+
+class MuonAdamW(AdamW):
+    """Muon for the matrices of the recurrence, AdamW for the rest.
+
+    Args:
+        model: whose weights are updated.
+        weight_decay: of the matrices.
+        momentum: Muon's.
+        betas: AdamW's.
+        newton_schulz: steps of the orthogonalisation.
+    """
+
+    def __init__(
+        self,
+        model: CharModel,
+        *,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.99),
+        newton_schulz: int = 3,
+    ) -> None:
+        super().__init__(model, weight_decay=weight_decay, betas=betas)
+        self.momentum = momentum
+        self.newton_schulz = newton_schulz
+        #: Matrices whose gate blocks have one shape are orthogonalised in one batch.
+        self._groups: dict[tuple[int, int], list[tuple[str, int]]] = {}
+        for name, weight in self._matrices.items():
+            gates = self._gates[name]
+            shape = (weight.shape[0] // gates, weight.shape[1])
+            self._groups.setdefault(shape, []).append((name, gates))
+            self._state[f"momentum.{name}"] = torch.zeros_like(weight)
+        self._product_dtype = _product_dtype(model.head.weight)
+
+    def _adam_weights(self) -> Mapping[str, Tensor]:
+        return self._others
+
+    def _update(self) -> None:
+        self._update_matrices()
+        super()._update()
+
     def _update_matrices(self) -> None:
         weights = list(self._matrices.values())
         grads = _grads(weights)
@@ -140,8 +220,6 @@ class MuonAdamW:
         nesterov = dict(
             zip(self._matrices, torch._foreach_lerp(grads, moments, self.momentum), strict=True)
         )
-        if self.weight_decay:
-            torch._foreach_mul_(weights, 1 - self.lr * self.weight_decay)
         for (rows, columns), members in self._groups.items():
             blocks = [nesterov[name].view(gates, rows, columns) for name, gates in members]
             stacked = torch.cat(blocks).to(self._product_dtype)
@@ -152,20 +230,8 @@ class MuonAdamW:
             ):
                 self._matrices[name].sub_(update.reshape(gates * rows, columns))
 
-    def _update_others(self) -> None:
-        weights = list(self._others.values())
-        grads = _grads(weights)
-        means = [self._state[f"mean.{name}"] for name in self._others]
-        squares = [self._state[f"square.{name}"] for name in self._others]
-        beta1, beta2 = self.betas
-        updates = self._state["updates"].add_(1)
-        torch._foreach_lerp_(means, grads, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-        correction2 = (1 - beta2**updates).sqrt()
-        rate = self.lr_adam / (1 - beta1**updates)
-        for weight, mean, square in zip(weights, means, squares, strict=True):
-            weight.sub_(mean / (square.sqrt() / correction2 + 1e-8) * rate)
+
+OPTIMISERS: dict[OptimiserName, type[Optimiser]] = {"muon": MuonAdamW, "adamw": AdamW, "sgd": SGD}
 
 
 def _product_dtype(weight: Tensor) -> torch.dtype:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from charrnn.config import CellName, ModelConfig, TrainConfig
+from charrnn.config import CellName, ModelConfig, OptimiserName, TrainConfig
 
 __all__ = [
     "DEFAULT_MINUTES",
@@ -31,6 +31,12 @@ DEFAULT_BUDGET: dict[str, float | int] = {"minutes": DEFAULT_MINUTES}
 #: Characters read in a run from which a wider model on a CPU is the better use of the time,
 #: unless they are the same few again and again.
 WIDER_FROM = 15_000_000
+#: What the optimisers with one rate for all weights begin with, instead of Muon's numbers.
+#: SGD's decay is a share of a rate that is a hundred times as large: none.
+ONE_RATE: dict[OptimiserName, dict[str, float]] = {
+    "adamw": {"lr": 5e-3, "lr_adam": 5e-3},
+    "sgd": {"lr": 1.0, "lr_adam": 1.0, "weight_decay": 0.0},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +92,12 @@ def choose(
     if "steps" in budget:
         training["warmup_steps"] = min(training["warmup_steps"], int(-(-budget["steps"] // 10)))
     chosen = given(choices.training)
+    if (optimiser := chosen.get("optimiser")) in ONE_RATE:
+        training |= ONE_RATE[optimiser]
     if "lr" in chosen:
         # One flag moves both rates: the ratio between them is the recipe's.
         chosen.setdefault("lr_adam", chosen["lr"] * training["lr_adam"] / training["lr"])
-    if "clip_value" in chosen:
+    if {"clip_value", "scale_norm"} & chosen.keys():
         training["clip_norm"] = None
     if chosen.get("clip_norm") == 0:
         chosen["clip_norm"] = None

@@ -27,7 +27,7 @@ from charrnn.corpus import BYTES, Corpus, Part, embedded_corpus, scan, split, te
 from charrnn.errors import CheckpointError, CorpusError, NonFiniteError, UsageError, VocabularyError
 from charrnn.kernels import multiplies_bf16
 from charrnn.model import CharModel
-from charrnn.optimiser import MuonAdamW
+from charrnn.optimiser import OPTIMISERS
 from charrnn.runfolder import RunFolder
 from charrnn.stream import Lanes, fit_lanes
 from charrnn.update import Update
@@ -497,7 +497,7 @@ def _assemble(
 ) -> Run:
     model.compute_dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     model.train()
-    optimiser = MuonAdamW(model, weight_decay=config.weight_decay)
+    optimiser = OPTIMISERS[config.optimiser](model, weight_decay=config.weight_decay)
     lanes = Lanes(train, vocabulary, config.batch_size, config.bptt, config.loss_last)
     if progress.planned_steps is None:
         if config.steps is not None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from charrnn.config import TrainConfig
 from charrnn.model import CharModel, Hidden, detach
-from charrnn.optimiser import MuonAdamW
+from charrnn.optimiser import Optimiser
 from charrnn.stream import Chunk
 
 __all__ = ["Update", "UpdateResult", "clip", "window_loss"]
@@ -34,7 +34,7 @@ class UpdateResult:
     norm: Tensor
     """Norm of the gradient of all weights together, before clipping."""
     clipped: Tensor
-    """Whether the gradient was changed."""
+    """Whether the gradient was cut."""
 
 
 def window_loss(
@@ -67,9 +67,12 @@ def window_loss(
 
 
 def clip(
-    grads: list[Tensor], norm_limit: float | None, value_limit: float | None
+    grads: list[Tensor],
+    norm_limit: float | None,
+    value_limit: float | None,
+    norm_wanted: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Bound the gradient in place.
+    """Bound the gradient in place, or give it a norm.
 
     By norm (Pascanu, Mikolov, Bengio 2013, algorithm 1) the whole gradient is scaled
     and keeps its direction; by value every entry is cut by itself and it does not.
@@ -78,11 +81,15 @@ def clip(
         grads: the gradients of all weights.
         norm_limit: the largest norm of all together, or None.
         value_limit: the largest size of an entry, or None.
+        norm_wanted: the norm of all together, whatever it was, or None; zero stays zero.
 
     Returns:
-        The norm before, and whether anything was changed.
+        The norm before, and whether anything was cut.
     """
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    if norm_wanted is not None:
+        torch._foreach_mul_(grads, norm_wanted / norm.clamp(min=torch.finfo(norm.dtype).tiny))
+        return norm, norm > norm_wanted
     if norm_limit is not None:
         torch._foreach_mul_(grads, (norm_limit / norm).clamp(max=1.0))
         return norm, norm > norm_limit
@@ -103,10 +110,11 @@ class Update:
         config: window, clipping.
 
     Attributes:
-        hidden: the state that the next window starts from (zero at a pass's start).
+        hidden: the state that the next window starts from (zero at a pass's start, and
+            everywhere if the config says so).
     """
 
-    def __init__(self, model: CharModel, optimiser: MuonAdamW, config: TrainConfig) -> None:
+    def __init__(self, model: CharModel, optimiser: Optimiser, config: TrainConfig) -> None:
         self.model = model
         self.optimiser = optimiser
         self.config = config
@@ -128,7 +136,7 @@ class Update:
         """
         x_TB = chunk.x_TB.to(self.device, non_blocking=True)
         y_TB = chunk.y_TB.to(self.device, non_blocking=True)
-        if chunk.first:
+        if chunk.first or self.config.reset_state:
             for state in self.hidden:
                 for part_BH in state:
                     part_BH.zero_()
@@ -148,7 +156,8 @@ class Update:
         loss, after = window_loss(self.model, x_TB, y_TB, self.hidden, counted)
         loss.backward()  # type: ignore[no-untyped-call]
         grads = [weight.grad for weight in self._weights if weight.grad is not None]
-        norm, clipped = clip(grads, self.config.clip_norm, self.config.clip_value)
+        config = self.config
+        norm, clipped = clip(grads, config.clip_norm, config.clip_value, config.scale_norm)
         self._alive.mul_(torch.isfinite(loss.detach()) & torch.isfinite(norm))
         if self.device.type == "cuda":
             # Guarded without a look from the host: zero rates move no weight.

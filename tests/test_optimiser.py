@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn.config import CELL_NAMES, CellName, ModelConfig
+from charrnn.config import CELL_NAMES, CellName, ModelConfig, OptimiserName
 from charrnn.model import CharModel
-from charrnn.optimiser import QUINTIC, MuonAdamW, orthogonalise
+from charrnn.optimiser import OPTIMISERS, QUINTIC, MuonAdamW, orthogonalise
 
 
 def random(*shape: int, seed: int = 1) -> Tensor:
@@ -123,6 +123,38 @@ def test_several_updates_equal_the_definition(cell: CellName, options: dict[str,
         twin = expected[name] if is_matrix(name) else adam_weights[name]
         # The step count is a float32, so the correction of the means is good to 1e-6.
         torch.testing.assert_close(weight, twin, rtol=1e-5, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_one_rule_for_all_weights_is_torch_s(name: OptimiserName, weight_decay: float) -> None:
+    model, other = make("lstm"), make("lstm")
+    optimiser = OPTIMISERS[name](model, weight_decay=weight_decay)
+    named = list(other.named_parameters())
+    groups = [
+        {"params": [w for n, w in named if is_matrix(n) == matrix], "weight_decay": decay}
+        for matrix, decay in ((True, weight_decay), (False, 0.0))
+    ]
+    twin = torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-8)
+    for update in range(1, 5):
+        rates = (0.03 / update, 0.007 * update)
+        set_gradients(model, update)
+        set_gradients(other, update)
+        for group, rate in zip(twin.param_groups, rates, strict=True):
+            group["lr"] = rate
+        if name == "adamw":
+            twin.step()
+        else:
+            with torch.no_grad():
+                for n, weight in named:
+                    assert weight.grad is not None
+                    rate = rates[0] if is_matrix(n) else rates[1]
+                    weight.mul_(1 - rate * weight_decay if is_matrix(n) else 1.0)
+                    weight.sub_(rate * weight.grad)
+        optimiser.set_rates(*rates)
+        optimiser.step()
+    for weight, expected in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_every_weight_is_updated_by_one_of_the_two() -> None:

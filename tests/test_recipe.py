@@ -102,6 +102,19 @@ class TestChoose:
         with pytest.raises(UsageError, match="exclude each other"):
             choose_for(training={"clip_value": 0.5, "clip_norm": 1.0})
 
+    def test_so_does_scaling_to_a_norm(self) -> None:
+        _, training = choose_for(training={"scale_norm": 0.5})
+        assert (training.clip_norm, training.scale_norm) == (None, 0.5)
+
+    @pytest.mark.parametrize(("optimiser", "decay"), [("adamw", 0.1), ("sgd", 0.0)])
+    def test_one_rule_for_all_weights_has_one_rate(self, optimiser: str, decay: float) -> None:
+        for lr in (None, 0.3):
+            _, training = choose_for(training={"optimiser": optimiser, "lr": lr})
+            assert training.lr == training.lr_adam == (lr or training.lr)
+            assert training.weight_decay == decay
+        _, training = choose_for(training={"optimiser": optimiser, "weight_decay": 0.3})
+        assert training.weight_decay == 0.3
+
     def test_a_clip_norm_of_zero_turns_clipping_off(self) -> None:
         _, training = choose_for(training={"clip_norm": 0.0})
         assert (training.clip_norm, training.clip_value) == (None, None)

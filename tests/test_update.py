@@ -130,6 +130,17 @@ def test_the_state_is_zero_where_a_pass_begins(tmp_path: Path, cell: CellName) -
     assert losses[:per_pass] == losses[per_pass:]
 
 
+def test_a_state_that_is_reset_is_zero_before_every_window(tmp_path: Path, cell: CellName) -> None:
+    setting = Setting(tmp_path, cell, lanes=3, bptt=8, clip_norm=None, reset_state=True)
+    for chunk in islice(setting.lanes.chunks(), setting.lanes.chunks_per_pass):
+        start = 8 * chunk.chunk_index
+        loss = setting.prices(start, start + len(chunk.x_TB)).mean()
+        gradient = setting.gradient(loss)
+        result = setting.update(chunk)
+        assert_close(result.loss, loss.detach())
+        assert_close(setting.last_gradient(), gradient)
+
+
 @pytest.mark.parametrize(("bptt", "last"), [(8, 3), (8, 8), (9, 1), (34, 5), (8, None)])
 def test_loss_last_counts_every_prediction_once_with_its_context(
     tmp_path: Path, cell: CellName, bptt: int, last: int | None
@@ -215,15 +226,31 @@ class TestClip:
         assert bool(clipped)
         assert norm.item() == pytest.approx(flat(gradients()).norm().item())
 
-    def test_a_gradient_of_zero_stays_zero(self) -> None:
+    @pytest.mark.parametrize("wanted", [1e-6, 0.25, 300.0])
+    def test_scaled_to_a_norm_whatever_it_was(self, wanted: float) -> None:
+        grads, before = gradients(), flat(gradients())
+        norm, clipped = clip(grads, None, None, wanted)
+        assert norm.item() == pytest.approx(before.norm().item(), rel=1e-12)
+        assert bool(clipped) == (wanted < 300)
+        torch.testing.assert_close(flat(grads), before * (wanted / before.norm()))
+
+    @pytest.mark.parametrize("limits", [(1.0, None, None), (None, None, 1.0)])
+    def test_a_gradient_of_zero_stays_zero(
+        self, limits: tuple[float | None, float | None, float | None]
+    ) -> None:
         grads = gradients(0.0)
-        norm, clipped = clip(grads, 1.0, None)
+        norm, clipped = clip(grads, *limits)
         assert norm.item() == 0
         assert not bool(clipped)
         assert not flat(grads).any()
 
     @pytest.mark.parametrize(
-        ("training", "limit"), [({"clip_norm": 0.01}, 0.01), ({"clip_norm": None}, math.inf)]
+        ("training", "limit"),
+        [
+            ({"clip_norm": 0.01}, 0.01),
+            ({"clip_norm": None}, math.inf),
+            ({"clip_norm": None, "scale_norm": 0.01}, 0.01),
+        ],
     )
     def test_an_update_clips_what_the_optimiser_sees(
         self, tmp_path: Path, training: dict[str, Any], limit: float
