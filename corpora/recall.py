@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+"""Writes a text in which one character depends on the one exactly K before it.
+
+Every line is a key, noise, ``=``, the key again::
+
+    Bcadda=B
+
+The second key stands K characters after the first. Keys and noise are drawn at random, so
+whoever does not know the key pays ln 8 = 2.08 nats for its second place, whatever else he
+has learnt, and whoever remembers it nothing. The same seed gives the same text.
+
+    python corpora/recall.py --distance 16 > corpora/recall-16.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Iterator
+
+KEYS = "ABCDEFGH"
+NOISE = "abcd"
+CUE = "="
+
+
+def lines(distance: int, seed: int) -> Iterator[str]:
+    """Yield lines without end.
+
+    Args:
+        distance: K, characters from the key to its repetition; at least 2.
+        seed: of the draws.
+    """
+    if distance < 2:
+        raise ValueError(f"the distance must be at least 2, not {distance}: the {CUE} lies between")
+    chance = random.Random(seed)
+    while True:
+        key = chance.choice(KEYS)
+        yield key + "".join(chance.choices(NOISE, k=distance - 2)) + CUE + key + "\n"
+
+
+def recall_text(distance: int, characters: int, seed: int = 1) -> str:
+    """Return whole lines, as many as fit into a number of characters."""
+    length = distance + 2
+    source = lines(distance, seed)
+    return "".join(next(source) for _ in range(characters // length))
+
+
+def main() -> None:
+    """Print a text as the command line asks for it."""
+    parser = argparse.ArgumentParser(description="Write a text that asks for a memory.")
+    parser.add_argument("--distance", type=int, default=16, metavar="K")
+    parser.add_argument("--characters", type=int, default=300_000, metavar="N")
+    parser.add_argument("--seed", type=int, default=1)
+    chosen = parser.parse_args()
+    try:
+        sys.stdout.write(recall_text(chosen.distance, chosen.characters, chosen.seed))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
