@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import shlex
@@ -1028,6 +1029,9 @@ def _report_path(path: Path) -> Path:
             "charrnn's folder, or pip install matplotlib"
         )
 
+    # Where it keeps its caches is none of the user's concern.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+
     from charrnn.checkpoint import check_replaceable
 
     path = path.resolve()  # what a link leads to is replaced, not the link
@@ -1041,7 +1045,7 @@ def _report_comparison(
     from charrnn.portrait import portray_comparison
     from charrnn.report import comparison_page
 
-    portraits, logs = portray_comparison(folder, comparison, device)
+    portraits, logs = portray_comparison(folder, comparison)
     _save_report(path, comparison_page(comparison, portraits, logs, _origin(device)))
 
 

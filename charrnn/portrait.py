@@ -154,14 +154,15 @@ def portray(
 
 
 def portray_comparison(
-    folder: Path, comparison: Comparison, device: torch.device
+    folder: Path, comparison: Comparison
 ) -> tuple[list[Portrait], list[tuple[RunResult, tuple[Row, ...]]]]:
     """Make the portrait of each cell's best run, looked into on what the cells are compared on.
+
+    On the CPU, where ``charrnn inspect`` and ``charrnn sample`` give the same by default.
 
     Args:
         folder: the comparison's.
         comparison: what came out.
-        device: where to compute.
 
     Returns:
         The portraits, in the order of the cells; every run with its log.
@@ -173,7 +174,7 @@ def portray_comparison(
     name: PartName = "test" if comparison.plan.test_share else "valid"
     for cell in comparison.cells:
         path = folder / Path(cell.best.run).name
-        model, vocabulary, meta = load_model(path, device)
+        model, vocabulary, meta = load_model(path, torch.device("cpu"))
         part = recorded_part(meta, name, path)
         inspection = _inspect_end(
             path, model, vocabulary, TrainConfig.from_dict(meta["training"]), part

@@ -88,6 +88,8 @@ POINTS = 150
 SCALE_FROM = 0.1
 #: Below this share of the gradient at lag 0 the figures show nothing.
 FAINTEST = 1e-5
+#: Nor above this: a matrix that stretches soon leaves every scale.
+LOUDEST = 1e4
 #: Steps of the colours that show a unit's state, each way from zero.
 SHADES = 5
 
@@ -253,24 +255,30 @@ def assessment_page(
         text: what was scored, in words.
         origin: how the page comes about.
     """
+    # Bits per byte compare whatever the symbols are: one model's may be bytes.
     best, name = min(
         zip(assessments, (p.label for p in portraits), strict=True),
-        key=lambda pair: pair[0].scores.nats_per_char,
+        key=lambda pair: pair[0].scores.bits_per_byte,
     )
     scores = best.scores
-    ahead = f"{name} predicts it best: " if len(assessments) > 1 else f"{name}: "
     lead = (
-        f"{ahead}{scores.nats_per_char:.4f} nats per character, {scores.bits_per_char:.4f} bits, "
+        f"{name}{' needs the fewest bits' if len(assessments) > 1 else ''}: "
+        f"{scores.bits_per_byte:.4f} bits per byte, {scores.bits_per_char:.4f} per character, "
         f"perplexity {scores.perplexity:.3f}."
     )
+    unit = "byte" if len({one.scores.characters for one in assessments}) > 1 else "character"
     sections = [
         _section(
             "Scores",
             _figure(
-                [("Bits per character", _score_chart(assessments, portraits))],
-                f"Bits per character over {scores.characters:,} predictions; further left is "
-                "better. A text costs this many bits a character to write down, with the model "
-                "known.",
+                [(f"Bits per {unit}", _score_chart(assessments, portraits, unit))],
+                "What it takes to write the text down once the model is known, in bits per "
+                f"{unit}; further left is better."
+                + (
+                    " Per byte, since not all models count the same characters."
+                    if unit == "byte"
+                    else ""
+                ),
             ),
             _table(assessment_lines(assessments), words=2),
             _list(f"{name}: {about}" for name, about in baselines_say(assessments).items()),
@@ -342,24 +350,32 @@ def _result_chart(comparison: Comparison) -> str:
     )
 
 
-def _score_chart(assessments: Sequence[Assessment], portraits: Sequence[Portrait]) -> str:
-    bits: dict[str, float] = {}
-    styles = []
+def _score_chart(
+    assessments: Sequence[Assessment], portraits: Sequence[Portrait], unit: str
+) -> str:
+    """Return the chart of what models and baselines cost.
+
+    Args:
+        assessments: of the models.
+        portraits: of the same.
+        unit: "character" or "byte": what the bits are counted per.
+    """
+    rows: dict[tuple[str, float], int] = {}
     for style, (one, portrait) in enumerate(zip(assessments, portraits, strict=True)):
-        bits[portrait.label] = one.scores.bits_per_char
-        if one.dynamic:
-            bits[f"{portrait.label}, dynamic"] = one.dynamic.bits_per_char
-        styles += [style] * (2 if one.dynamic else 1)
+        for scores, more in ((one.scores, ""), (one.dynamic, ", dynamic")):
+            if scores is not None:
+                bits = scores.bits_per_byte if unit == "byte" else scores.bits_per_char
+                rows[portrait.label + more, bits] = style
     for one in assessments:
+        size = one.scores.characters / one.scores.bytes if unit == "byte" else 1.0
         for baseline in one.baselines:
-            bits.setdefault(baseline.name, baseline.nats_per_char / math.log(2))
-    styles += [PLAIN] * (len(bits) - len(styles))
+            rows[baseline.name, baseline.nats_per_char / math.log(2) * size] = PLAIN
     return dot_chart(
         "scores",
-        "Bits per character of each model and baseline",
-        list(bits),
-        [Dots("bits", list(bits.values()), styles)],
-        x_label="bits per character",
+        f"Bits per {unit} of each model and baseline",
+        [name for name, _ in rows],
+        [Dots("bits", [bits for _, bits in rows], list(rows.values()))],
+        x_label=f"bits per {unit}",
         form=".4f",
     )
 
@@ -541,7 +557,7 @@ def _flow_section(looked: Looked, seen: str) -> str:
             "share of what it is at the character itself; k from 1 to "
             f"{len(flow.reaches[0].relative) - 1}, means of {flow.places} places, both axes "
             "logarithmic. The gradient vanishes where a line falls; one that rises above 1 "
-            f"explodes.{linear} {seen}",
+            f"explodes, and is not drawn above {LOUDEST:,.0f}.{linear} {seen}",
         ),
         _each(looked, gradient_flow_lines, "gradient_flow"),
     )
@@ -704,7 +720,7 @@ def _flow_charts(looked: Looked) -> list[tuple[str, str]]:
                 y_label="share of the gradient left",
                 x_log=True,
                 y_log=True,
-                y_range=(lowest / 1.3, max(1.2, 1.2 * highest)),
+                y_range=(lowest / 1.3, min(LOUDEST, max(1.2, 1.2 * highest))),
                 rules=(Rule("half", 0.5), Rule("1 %", 0.01)),
             ),
         )
@@ -1101,6 +1117,7 @@ code { font: .9rem var(--mono); }
 @media print {
   nav { display: none; }
   body { padding: 0; font-size: 10pt; }
+  figure, .scroll, .text, tr { break-inside: avoid; }
   section { break-inside: auto; margin-top: 1.2rem; padding-top: .8rem; }
   h2, h3 { break-after: avoid; }
   .panels.two { grid-template-columns: 1fr 1fr; }

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+import signal
 import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -300,6 +301,20 @@ class TestAssessmentPage:
             assert row in about
         assert "xz: alone" in page.texts["li"][0]
 
+    def test_models_of_bytes_and_of_characters_compare_by_the_byte(self) -> None:
+        scores = Scores(nats=1800.0, characters=3000, unknown=0, bytes=3000, seconds=2.0)
+        of_bytes = assessment("bytes", scores=scores, baselines=(Baseline("uniform", 1.0, ""),))
+        scores = Scores(nats=1500.0, characters=1000, unknown=1, bytes=3000, seconds=2.0)
+        of_text = assessment("text", scores=scores, baselines=(Baseline("uniform", 1.5, ""),))
+        text = assessment_page(
+            [of_bytes, of_text], [portrait("bytes"), portrait("text")], "poem", ORIGIN
+        )
+        page = check(text)
+        assert page.texts["p"][1].startswith("text needs the fewest bits: 0.7213 bits per byte")
+        about = page.texts["desc"][0]
+        for row in ("bytes: 0.8656", "text: 0.7213", "uniform: 1.4427", "uniform: 0.7213"):
+            assert row in about
+
     def test_the_log_of_one_run_is_drawn_once(self) -> None:
         text = assessment_page(
             [assessment(), assessment()], [portrait("one"), portrait("two")], "poem", ORIGIN
@@ -585,16 +600,10 @@ def test_a_comparison_that_was_moved_makes_its_page(cli: Cli, pages: Pages, tmp_
 def test_a_stopped_comparison_leaves_the_old_page_and_the_way_on(
     cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from charrnn import cli as module
+    def stop(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(module._StopSignals, "reason", lambda self: stop(self))
-
-    def stop(self: Any) -> str:
-        import signal
-
-        self.received = signal.SIGINT
-        return "SIGINT"
-
+    monkeypatch.setattr("charrnn.display._Quiet.show", stop)
     report = tmp_path / "page.html"
     report.write_text("old", encoding="utf-8")
     done = cli(
@@ -604,6 +613,22 @@ def test_a_stopped_comparison_leaves_the_old_page_and_the_way_on(
     assert done.code == 130
     assert f"--run {tmp_path / 'run'} --resume --report {report}" in done.err
     assert report.read_text(encoding="utf-8") == "old"
+
+
+def test_a_signal_while_the_page_is_made_loses_nothing_but_the_page(
+    cli: Cli, pages: Pages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("charrnn.portrait.portray_comparison", stop)
+    report = tmp_path / "page.html"
+    done = cli("compare", "--run", pages.folder, "--resume", "--quiet", "--report", report)
+    assert done.code == 128 + signal.SIGTERM
+    assert "nats/char" in done.out, "the table is there before"
+    way_on = f"charrnn compare --run {pages.folder} --resume --report {report}"
+    assert f"all runs are done, but there is no report yet; go on with: {way_on}\n" in done.err
+    assert list(tmp_path.iterdir()) == []
 
 
 class TestWhereThePageGoes:
