@@ -229,7 +229,7 @@ def comparison_page(
         ),
         _curves(
             runs,
-            "Seeds of one cell share a style. " if plan.seeds > 1 else "",
+            "Seeds of one cell share a style; the first is named. " if plan.seeds > 1 else "",
         ),
         *_inside(portraits, seen),
         _samples(portraits),
@@ -467,7 +467,7 @@ def _curves(runs: Sequence[tuple[str, int, Sequence[Row]]], more: str) -> str:
         _figure(
             charts,
             f"Marked lines: loss on what is held out to validate; thin lines: on the text being "
-            f"learnt. {more}At the end, nats per character: {', '.join(ends)}.{cut}",
+            f"learnt. {more}Nats per character where the named lines end: {', '.join(ends)}.{cut}",
         ),
     )
 
@@ -548,7 +548,9 @@ def _flow_section(looked: Looked, seen: str) -> str:
     flow = looked[0][2].gradient_flow[0]
     linear = ""
     if any(reach.state == "linear" for _, _, i in looked for reach in i.gradient_flow[0].reaches):
-        linear = " Linear: through the recurrent matrix alone, as if tanh were a straight line."
+        linear = " Linear"
+        linear += " (in the table)" if len(looked) > 1 else ""
+        linear += ": through the recurrent matrix alone, as if tanh were a straight line."
     return _section(
         "Gradient flow",
         _figure(
