@@ -415,7 +415,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(_StopSignals())
 
-        from charrnn.run import choose_device
+        from charrnn.device import choose_device
         from charrnn.run import resume as resume_run
         from charrnn.run import start as start_run
         from charrnn.runfolder import RunFolder
@@ -491,9 +491,10 @@ def sample(
     if as_json and length == 0:
         raise UsageError("--length 0 never ends: it does not go with --json")
 
-    from charrnn.run import choose_device, load_model
+    from charrnn.device import choose_device
     from charrnn.sampling import encode_stop, prepare_prompt
     from charrnn.sampling import sample as draw
+    from charrnn.trained import load_model
 
     model, vocabulary, _ = load_model(checkpoint, choose_device(device))
     ids, note = prepare_prompt(_prompt(prompt, vocabulary), vocabulary, config.unknown)
@@ -602,9 +603,10 @@ def evaluate(
     from charrnn.assessment import assess
     from charrnn.baselines import baselines as price_baselines
     from charrnn.corpus import scan
+    from charrnn.device import choose_device
     from charrnn.errors import CheckpointError, CorpusError
-    from charrnn.run import choose_device, load_model, recorded_part, refuse_other_symbols
     from charrnn.score_view import PerCharacter, SurpriseText, print_assessments
+    from charrnn.trained import load_model, recorded_part, refuse_other_symbols
     from charrnn.vocabulary import listed
 
     where = choose_device(device)
@@ -796,7 +798,7 @@ def compare(
         stop = stack.enter_context(_StopSignals())
 
         from charrnn.comparison import PLAN, Comparison, Plan, open_plan
-        from charrnn.run import choose_device
+        from charrnn.device import choose_device
         from charrnn.score_view import print_comparison
 
         where = choose_device(device)
@@ -938,16 +940,11 @@ def inspect_recurrence(
 
     from charrnn.config import TrainConfig
     from charrnn.corpus import scan
+    from charrnn.device import choose_device
     from charrnn.errors import CheckpointError
     from charrnn.inspection import Unit, activation, inspect, read_stretch
     from charrnn.portrait import portray, read_history
-    from charrnn.run import (
-        TextRecord,
-        choose_device,
-        load_model,
-        recorded_part,
-        refuse_other_symbols,
-    )
+    from charrnn.trained import TextRecord, load_model, recorded_part, refuse_other_symbols
 
     where = choose_device(device)
     model, vocabulary, meta = load_model(checkpoint, where)

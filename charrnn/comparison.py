@@ -29,12 +29,13 @@ from charrnn import recipe
 from charrnn.checkpoint import replacing, shown
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, Record, TextChoices
 from charrnn.corpus import Part, embedded_corpus, scan, split
+from charrnn.device import can_use_bf16
 from charrnn.errors import RunFolderError, UsageError
 from charrnn.evaluation import Interrupted, Scores, score
-from charrnn.kernels import multiplies_bf16
 from charrnn.model import CharModel
-from charrnn.run import Run, load_model, resume, start
+from charrnn.run import Run, resume, start
 from charrnn.runfolder import RunFolder
+from charrnn.trained import load_model
 from charrnn.training import Event, Finished, train
 from charrnn.vocabulary import Vocabulary
 
@@ -488,7 +489,7 @@ def compare(
         vocabulary=vocabulary.size,
         characters=part.characters,
         device=device.type,
-        bf16=multiplies_bf16(device),
+        bf16=can_use_bf16(device),
     )
     yield from map(Note, notes)
     runs = list(plan.runs())

@@ -28,8 +28,8 @@ from charrnn.inspection import (
     read_stretch,
 )
 from charrnn.model import CharModel
-from charrnn.run import PartName, load_model, recorded_part
 from charrnn.sampling import prepare_prompt, sample
+from charrnn.trained import PartName, load_model, recorded_part
 from charrnn.vocabulary import Vocabulary
 
 __all__ = [

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,34 +21,32 @@ from torch import Tensor
 from charrnn import recipe
 from charrnn.baselines import uniform_nats, unigram_nats
 from charrnn.cells import CELLS
-from charrnn.checkpoint import Checkpoint, find, load, shown
+from charrnn.checkpoint import Checkpoint, find, load
 from charrnn.config import ModelConfig, Record, TextChoices, TrainConfig
-from charrnn.corpus import BYTES, Corpus, Part, embedded_corpus, scan, split, text_encoding
+from charrnn.corpus import Corpus, Part, embedded_corpus, scan, split
+from charrnn.device import can_use_bf16, choose_device
 from charrnn.errors import CheckpointError, CorpusError, NonFiniteError, UsageError, VocabularyError
-from charrnn.kernels import multiplies_bf16
 from charrnn.model import CharModel
 from charrnn.optimiser import OPTIMISERS
 from charrnn.runfolder import RunFolder
 from charrnn.stream import Lanes, fit_lanes
+from charrnn.trained import (
+    TextRecord,
+    described,
+    prefixed,
+    record_of,
+    refuse_other_symbols,
+    with_weights,
+)
 from charrnn.update import Update
 from charrnn.vocabulary import Vocabulary, listed
 
 __all__ = [
-    "PartName",
     "Progress",
     "Run",
-    "TextRecord",
-    "choose_device",
-    "load_model",
-    "recorded_part",
-    "refuse_other_symbols",
     "resume",
     "start",
 ]
-
-R = TypeVar("R", bound=Record)
-
-PartName = Literal["train", "valid", "test"]
 
 BUDGETS = ("minutes", "epochs", "steps")
 
@@ -94,24 +92,6 @@ class Progress(Record):
                 raise ValueError(f"{name} is {value}, less than {least}")
         if not 0 <= self.seconds < 1e10:
             raise ValueError(f"seconds is {self.seconds}")
-
-
-@dataclass(frozen=True)
-class TextRecord(Record):
-    """Which text a run reads and how it is divided, so that a resumed run reads the same."""
-
-    texts: tuple[str, ...]
-    """Absolute paths, or "-"; none: the embedded corpus."""
-    encoding: str
-    fingerprint: str
-    characters: int
-    train: tuple[int, int]
-    """The part's first character, and the one after its last; so are those below."""
-    valid: tuple[int, int] | None
-    test: tuple[int, int] | None
-    valid_texts: tuple[str, ...]
-    """Absolute paths of the texts to validate on, if they are others."""
-    valid_fingerprint: str | None
 
 
 @dataclass
@@ -236,24 +216,6 @@ class Run:
         return Checkpoint(saved, meta)
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device to compute on; "auto" takes a GPU where there is one.
-
-    Raises:
-        UsageError: the device does not exist here.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device("cuda" if available["cuda"] else "cpu")
-    if name == "cpu":
-        return torch.device("cpu")
-    if name not in available:
-        raise UsageError(f"--device must be auto, cpu, cuda or mps, not {name!r}")
-    if not available[name]:
-        raise UsageError(f"--device {name}: there is no such device here; --device cpu works")
-    return torch.device(name)
-
-
 def start(
     choices: recipe.Choices,
     text: TextChoices,
@@ -279,10 +241,10 @@ def start(
     vocabulary, weights, encoding = None, dict[str, Tensor](), text.encoding or "utf-8"
     if init_from is not None:
         loaded = load(find(init_from))
-        model_config, vocabulary = _described(loaded, init_from)
+        model_config, vocabulary = described(loaded, init_from)
         _refuse_conflicts(choices, text, model_config, vocabulary)
         encoding = text.encoding or vocabulary.encoding
-        weights = _prefixed(loaded.tensors, "model.")
+        weights = prefixed(loaded.tensors, "model.")
         model_choices = {**model_config.to_dict(), **recipe.given(choices.model)}
         choices = replace(choices, cell=model_config.cell, model=model_choices)
     corpus = scan(_readable(text.texts, spooled) or embedded_corpus(), encoding)
@@ -307,9 +269,9 @@ def start(
         vocabulary=vocabulary.size,
         characters=train.characters,
         device=device.type,
-        bf16=multiplies_bf16(device),
+        bf16=can_use_bf16(device),
     )
-    if config.precision == "bf16" and not _can_use_bf16(device):
+    if config.precision == "bf16" and not can_use_bf16(device):
         raise UsageError("--precision bf16 needs a GPU or a CPU with AVX512-BF16: leave it out")
     lanes, window, said = fit_lanes(train.characters, config.batch_size, config.bptt)
     if said:
@@ -319,7 +281,7 @@ def start(
     _refuse_too_large(shape, config, device)
 
     torch.manual_seed(config.seed)
-    model = _with_weights(shape, weights, init_from) if init_from else CharModel(shape)
+    model = with_weights(shape, weights, init_from) if init_from else CharModel(shape)
     record = TextRecord(
         texts=_absolute(text.texts),
         encoding=corpus.encoding,
@@ -371,10 +333,10 @@ def resume(
     """
     checkpoint, notes = folder.load_last()
     path = checkpoint.path or folder.path
-    shape, vocabulary = _described(checkpoint, path)
-    config = _record(checkpoint, "training", TrainConfig)
-    progress = _record(checkpoint, "progress", Progress)
-    record = _record(checkpoint, "text", TextRecord)
+    shape, vocabulary = described(checkpoint, path)
+    config = record_of(checkpoint, "training", TrainConfig)
+    progress = record_of(checkpoint, "progress", Progress)
+    record = record_of(checkpoint, "text", TextRecord)
     folder.keep = max(0, checkpoint.require("keep", int)) if keep is None else keep
     if "-" in record.texts and not texts:
         raise UsageError(
@@ -385,7 +347,7 @@ def resume(
     notes += _other_machine(checkpoint, device)
     config, said = _changed(config, progress, changes)
     notes += said
-    if config.precision == "bf16" and not _can_use_bf16(device):
+    if config.precision == "bf16" and not can_use_bf16(device):
         config = replace(config, precision="fp32")
         notes.append("precision fp32 (was bf16, which this CPU has no instructions for)")
 
@@ -404,7 +366,7 @@ def resume(
     except ValueError as error:
         raise CheckpointError(f"{path}: the field 'text' is not usable: {error}") from error
 
-    model = _with_weights(shape, _prefixed(checkpoint.tensors, "model."), path)
+    model = with_weights(shape, prefixed(checkpoint.tensors, "model."), path)
     run = _assemble(
         model.to(device), vocabulary, config, train, valid, train.counts(), progress, folder,
         record, notes,
@@ -417,70 +379,6 @@ def resume(
     folder.rewind_log(progress.step, validated=progress.validated_step == progress.step)
     run.resumed, run.saved = True, replace(progress)
     return run
-
-
-def refuse_other_symbols(encoding: str, vocabulary: Vocabulary, who: str) -> None:
-    """Refuse bytes for a model of characters, and characters for a model of bytes.
-
-    Args:
-        encoding: of the text, as the user names it.
-        vocabulary: the model's.
-        who: the model, for the message.
-
-    Raises:
-        UsageError: they do not fit.
-    """
-    if (text_encoding(encoding) == BYTES) != vocabulary.is_bytes:
-        reads = "bytes" if vocabulary.is_bytes else "characters"
-        raise UsageError(f"--encoding {encoding}: {who} reads {reads}: leave it out")
-
-
-def load_model(path: Path, device: torch.device) -> tuple[CharModel, Vocabulary, dict[str, Any]]:
-    """Load a checkpoint's model for use: weights, vocabulary and the rest of its description.
-
-    Args:
-        path: a checkpoint, or a run's folder (its best one is taken).
-        device: where to compute.
-
-    Raises:
-        CheckpointError: the file is not a whole checkpoint.
-    """
-    file = find(path)
-    checkpoint = load(file)
-    shape, vocabulary = _described(checkpoint, file)
-    model = _with_weights(shape, _prefixed(checkpoint.tensors, "model."), file)
-    return model.to(device).eval(), vocabulary, checkpoint.meta
-
-
-def recorded_part(meta: dict[str, Any], name: PartName, path: Path) -> Part:
-    """Return a part of the text that a checkpoint's run reads.
-
-    Args:
-        meta: the checkpoint's description, from ``load_model``.
-        name: which part.
-        path: the checkpoint, for messages.
-
-    Raises:
-        CheckpointError: the description is not usable.
-        CorpusError: the text is gone or changed, or was standard input.
-        UsageError: the run has no such part.
-    """
-    record = _record(Checkpoint({}, meta, path=path), "text", TextRecord)
-    borders = {"train": record.train, "valid": record.valid, "test": record.test}[name]
-    if borders is None:
-        raise UsageError(f"{shown(path)}: its run held out no {name} part: give --text")
-    names, fingerprint = record.texts, record.fingerprint
-    if name == "valid" and record.valid_texts:
-        names, fingerprint = record.valid_texts, record.valid_fingerprint or ""
-    if "-" in names:
-        raise CorpusError(f"{shown(path)}: its run read standard input, which is gone")
-    corpus = scan(names or embedded_corpus(), record.encoding)
-    if corpus.fingerprint != fingerprint:
-        raise CorpusError(f"{shown(path)}: the text that its run read has changed since")
-    try:
-        return corpus.part(*borders)
-    except ValueError as error:
-        raise CheckpointError(f"{shown(path)}: the field 'text' is not usable: {error}") from error
 
 
 def _assemble(
@@ -587,63 +485,6 @@ def _other_machine(checkpoint: Checkpoint, device: torch.device) -> list[str]:
     return [f"{', '.join(changes)}: results may differ in the last bits"]
 
 
-def _described(checkpoint: Checkpoint, path: Path) -> tuple[ModelConfig, Vocabulary]:
-    shape = _record(checkpoint, "model", ModelConfig)
-    try:
-        vocabulary = Vocabulary.from_json(checkpoint.require("vocabulary", dict))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: the field {error}") from error
-    if shape.vocabulary != vocabulary.size:
-        raise CheckpointError(
-            f"{path}: the field 'vocabulary' has {vocabulary.size} symbols, the model "
-            f"{shape.vocabulary}"
-        )
-    return shape, vocabulary
-
-
-def _record(checkpoint: Checkpoint, name: str, kind: type[R]) -> R:
-    """Return a field of a checkpoint's description as a record.
-
-    Raises:
-        CheckpointError: it is missing or of another form; the message names the field.
-    """
-    try:
-        return kind.from_dict(checkpoint.require(name, dict))
-    except (ValueError, UsageError) as error:
-        where = f"{shown(checkpoint.path)}: " if checkpoint.path else ""
-        raise CheckpointError(f"{where}the field {name!r} is not usable: {error}") from error
-
-
-def _with_weights(shape: ModelConfig, weights: dict[str, Tensor], path: Path) -> CharModel:
-    """Return a model with the weights of a file, whose size bounds the memory it takes.
-
-    Raises:
-        CheckpointError: a weight is missing, unknown, or of another shape than the model's.
-    """
-    layers = len({name.split(".")[1] for name in weights if name.startswith("cells.")})
-    if shape.layers != layers:
-        raise CheckpointError(
-            f"{shown(path)}: the field 'model' has {shape.layers} layers, the weights {layers}"
-        )
-    try:
-        with torch.device("meta"):  # knows shapes and takes no memory
-            model = CharModel(shape)
-    except RuntimeError as error:
-        raise CheckpointError(f"{shown(path)}: the field 'model' is impossible: {error}") from error
-    wanted = model.state_dict()
-    for name in sorted(wanted.keys() ^ weights.keys()):
-        what = "missing" if name in wanted else "unknown"
-        raise CheckpointError(f"{shown(path)}: the weight model.{name} is {what}")
-    for name, weight in weights.items():
-        if weight.shape != wanted[name].shape or weight.dtype != wanted[name].dtype:
-            raise CheckpointError(
-                f"{shown(path)}: the weight model.{name} is {weight.dtype} {list(weight.shape)}, "
-                f"the model needs {wanted[name].dtype} {list(wanted[name].shape)}"
-            )
-    model.load_state_dict(weights, assign=True)
-    return model
-
-
 def _named_hidden(run: Run) -> dict[str, Tensor]:
     """Return the tensors of the hidden state by the names they have in a checkpoint."""
     return {
@@ -661,7 +502,7 @@ def _restore(run: Run, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: a tensor is missing or does not fit; the message names it.
     """
-    run.update.optimiser.load_state(_prefixed(tensors, "optimiser."))
+    run.update.optimiser.load_state(prefixed(tensors, "optimiser."))
     for name, part_BH in _named_hidden(run).items():
         if name not in tensors or tensors[name].shape != part_BH.shape:
             raise ValueError(f"{name} is missing, or not {list(part_BH.shape)}")
@@ -673,10 +514,6 @@ def _restore(run: Run, tensors: Mapping[str, Tensor]) -> None:
             torch.cuda.set_rng_state(tensors["generator.cuda"], run.device)
     except (KeyError, RuntimeError, TypeError) as error:
         raise ValueError(f"generator.cpu or generator.cuda: {error}") from error
-
-
-def _can_use_bf16(device: torch.device) -> bool:
-    return device.type != "cpu" or multiplies_bf16(device)
 
 
 def _refuse_too_large(shape: ModelConfig, config: TrainConfig, device: torch.device) -> None:
@@ -711,14 +548,6 @@ def _absolute(texts: Sequence[str]) -> tuple[str, ...]:
 def _readable(texts: Sequence[str], spooled: Path | None) -> list[str]:
     """Return the names to read: where standard input was put stands for it."""
     return [str(spooled) if name == "-" and spooled else name for name in texts]
-
-
-def _prefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
 
 
 def _refuse_conflicts(

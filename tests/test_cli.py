@@ -14,8 +14,9 @@ import typer
 from charrnn import __version__, recipe
 from charrnn.cli import app
 from charrnn.config import TextChoices
-from charrnn.run import load_model, start
+from charrnn.run import start
 from charrnn.runfolder import RunFolder
+from charrnn.trained import load_model
 from tests.conftest import ENVIRONMENT, Cli, Result, command, make_prose, run_process
 
 COMMANDS = tuple(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
@@ -227,7 +228,7 @@ class TestBadInput:
     def test_bf16_on_a_cpu_without_it(
         self, cli: Cli, texts: dict[str, Path], empty_folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("charrnn.run.multiplies_bf16", lambda device: False)
+        monkeypatch.setattr("charrnn.run.can_use_bf16", lambda device: False)
         result = cli("train", texts["prose"], "--precision", "bf16", "--device", "cpu")
         assert "--precision bf16 needs a GPU or a CPU with" in one_line(result)
         assert result.code == 2
@@ -255,7 +256,7 @@ class TestBadInput:
         def fail(*_: object) -> None:
             raise error
 
-        monkeypatch.setattr("charrnn.run.load_model", fail)
+        monkeypatch.setattr("charrnn.trained.load_model", fail)
         result = cli("sample", texts["trained"])
         assert "out of memory: give a smaller --hidden" in one_line(result)
         assert result.code == 1
@@ -266,7 +267,7 @@ class TestBadInput:
         def fail(*_: object) -> None:
             raise KeyError("weight\nmissing")
 
-        monkeypatch.setattr("charrnn.run.load_model", fail)
+        monkeypatch.setattr("charrnn.trained.load_model", fail)
         result = cli("sample", texts["trained"])
         assert "a mistake in charrnn itself, KeyError" in one_line(result)
         assert result.code == 1

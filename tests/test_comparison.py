@@ -27,8 +27,8 @@ from charrnn.comparison import (
 from charrnn.config import CELL_NAMES, CellName, ModelConfig
 from charrnn.errors import RunFolderError, UsageError
 from charrnn.model import CharModel
-from charrnn.run import load_model
 from charrnn.runfolder import RunFolder
+from charrnn.trained import load_model
 from tests.conftest import ENVIRONMENT, Cli, command, run_process
 
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ from charrnn.corpus import Part, scan
 from charrnn.dynamic import DynamicConfig, dynamic_prices
 from charrnn.evaluation import prices, total
 from charrnn.model import CharModel
-from charrnn.run import load_model
+from charrnn.trained import load_model
 from charrnn.vocabulary import UNKNOWN, Vocabulary
 from tests.conftest import make_prose
 

@@ -20,7 +20,7 @@ from charrnn.evaluation import (
     total,
 )
 from charrnn.model import CharModel
-from charrnn.run import load_model
+from charrnn.trained import load_model
 from charrnn.vocabulary import UNKNOWN, Vocabulary
 from tests.conftest import make_prose
 

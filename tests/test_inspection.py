@@ -45,7 +45,7 @@ from charrnn.inspection import (
 from charrnn.inspection_view import print_inspection
 from charrnn.model import CharModel
 from charrnn.properties import PROPERTIES
-from charrnn.run import load_model
+from charrnn.trained import load_model
 from charrnn.vocabulary import UNKNOWN, Vocabulary
 from tests.conftest import Cli, Result, make_prose
 

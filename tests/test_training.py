@@ -17,10 +17,11 @@ from charrnn import recipe, training
 from charrnn.checkpoint import load
 from charrnn.config import SampleConfig, TextChoices
 from charrnn.evaluation import Scores, score
-from charrnn.run import Run, load_model, resume, start
+from charrnn.run import Run, resume, start
 from charrnn.runfolder import RunFolder
 from charrnn.sampling import sample
 from charrnn.stream import Chunk
+from charrnn.trained import load_model
 from charrnn.training import (
     LOG_EVERY,
     Event,
@@ -239,13 +240,13 @@ def test_a_large_held_out_part_is_scored_on_its_beginning(
 def test_a_run_in_bf16_goes_on_in_fp32_where_there_is_none(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("charrnn.run.multiplies_bf16", lambda device: True)
+    monkeypatch.setattr("charrnn.run.can_use_bf16", lambda device: True)
     run = start_run(steps=20)
     assert run.config.precision == "bf16"
     list(train(run, lambda: "the test" if run.progress.step == 3 else None))
     run.folder.close()
     for able in (True, False):
-        monkeypatch.setattr("charrnn.run.multiplies_bf16", lambda device, able=able: able)
+        monkeypatch.setattr("charrnn.run.can_use_bf16", lambda device, able=able: able)
         with RunFolder.open_existing(run.folder.path) as folder:
             again = resume(folder, device=None, changes={})
         assert again.config.precision == ("bf16" if able else "fp32")

@@ -18,8 +18,9 @@ import charrnn.training
 from charrnn.checkpoint import Checkpoint, load, save
 from charrnn.config import ModelConfig, TrainConfig
 from charrnn.errors import CharrnnError, CheckpointError, CorpusError, UsageError
-from charrnn.run import Progress, TextRecord, load_model, resume
+from charrnn.run import Progress, resume
 from charrnn.runfolder import RunFolder
+from charrnn.trained import TextRecord, load_model
 from tests.conftest import Result, make_prose, run_cli
 from tests.reliability.conftest import Promise
 from tests.reliability.runs import CPU, begin, drive, rows, tale
