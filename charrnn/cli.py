@@ -14,12 +14,9 @@ import os
 import shlex
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -34,6 +31,7 @@ from charrnn.config import (
     TextChoices,
 )
 from charrnn.errors import CharrnnError, UsageError
+from charrnn.stopping import Stopped, StopSignals
 
 if TYPE_CHECKING:
     import torch
@@ -99,7 +97,7 @@ def _run(arguments: list[str]) -> int:
         where = getattr(error, "ctx", None)
         path = where.command_path if where else "charrnn"
         return _fail(f"{error.format_message()} ({path} --help lists what there is)", 2)
-    except _Stopped as stopped:
+    except Stopped as stopped:
         return 128 + int(stopped.args[0])
     except (KeyboardInterrupt, typer.Abort):
         return 128 + signal.SIGINT
@@ -147,81 +145,6 @@ def _fail(message: str, code: int) -> int:
 
 def _say(message: str) -> None:
     print(message, file=sys.stderr)
-
-
-class _Stopped(BaseException):
-    """A signal came before there was anything to save."""
-
-
-class _StopSignals:
-    """SIGINT, SIGTERM and SIGHUP end a training in order.
-
-    Before the training begins there is nothing to save, and the command ends where it
-    is. From ``defer`` on the first signal is noted, for the loop to stop at a step's
-    edge. A second one leaves at once, however long a product or a save takes: a thread
-    watches for it, because Python's handlers wait until such a call returns.
-    """
-
-    #: A terminal and a wrapper may both pass on the same Ctrl-C, and ``timeout`` sends its
-    #: signal twice: what comes within this many seconds is one signal.
-    SAME = 0.3
-
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self._deferred = False
-
-    def __enter__(self) -> _StopSignals:
-        self._before = {
-            number: signal.signal(number, self._note)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-            if signal.getsignal(number) is not signal.SIG_IGN  # as nohup asks for
-        }
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._writer, False)
-        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        self._watcher = threading.Thread(target=self._leave_on_second, daemon=True)
-        self._watcher.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(-1)
-        os.write(self._writer, b"\0")  # no signal has this number
-        self._watcher.join()
-        os.close(self._reader)
-        os.close(self._writer)
-
-    def defer(self) -> None:
-        """From now on only note the first signal."""
-        self._deferred = True
-
-    def leave_at_once(self) -> None:
-        """From now on the first signal ends the command again: all that counts is saved."""
-        self._deferred = False
-        if self.received:
-            raise _Stopped(self.received)
-
-    def reason(self) -> str | None:
-        """Return the name of the signal that came, if any."""
-        return self.received.name if self.received else None
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.received = self.received or signal.Signals(number)
-        if not self._deferred:
-            raise _Stopped(number)
-
-    def _leave_on_second(self) -> None:
-        first = math.inf
-        while (number := os.read(self._reader, 1)[0]) != 0:
-            if number not in self._before:
-                continue
-            now = time.monotonic()
-            first = min(first, now)
-            if now - first > self.SAME:
-                if sys.stderr.isatty():
-                    os.write(2, b"\x1b[?25h\n")  # the live display had hidden the cursor
-                os._exit(128 + number)
 
 
 def _show_version(wanted: bool) -> None:
@@ -413,7 +336,7 @@ def train(
 
     command = "charrnn " + " ".join(sys.argv[1:])
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(_StopSignals())
+        stop = stack.enter_context(StopSignals())
 
         from charrnn.device import choose_device
         from charrnn.run import resume as resume_run
@@ -795,7 +718,7 @@ def compare(
         given["minutes"] = recipe.DEFAULT_MINUTES
 
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(_StopSignals())
+        stop = stack.enter_context(StopSignals())
 
         from charrnn.comparison import PLAN, Comparison, Plan, open_plan
         from charrnn.device import choose_device
@@ -814,7 +737,7 @@ def compare(
         go_on = f"go on with: {shlex.join(words)}"
         try:
             results = _compare(folder, plan, where, stop, new=not resume, quiet=quiet or as_json)
-        except _Stopped:
+        except Stopped:
             if (folder / PLAN).exists():  # after the plan was written, before the first update
                 _say(go_on)
             raise
@@ -833,7 +756,7 @@ def compare(
                 stop.leave_at_once()
                 _say("looking into the best run of each cell, for the report ...")
                 _report_comparison(report, folder, comparison, where)
-            except _Stopped:
+            except Stopped:
                 _say(f"all runs are done, but there is no report yet; {go_on}")
                 raise
     return 0
@@ -843,7 +766,7 @@ def _compare(
     folder: Path,
     plan: Plan,
     device: torch.device,
-    stop: _StopSignals,
+    stop: StopSignals,
     *,
     new: bool,
     quiet: bool,
@@ -1125,7 +1048,7 @@ def _write(vocabulary: Vocabulary, symbols: list[int]) -> None:
         print(vocabulary.decode(symbols), end="", flush=True)
 
 
-def _train(run: Run, stop: _StopSignals, *, as_json: bool, quiet: bool) -> int:
+def _train(run: Run, stop: StopSignals, *, as_json: bool, quiet: bool) -> int:
     """Drive a run to its end, showing it; return the exit code."""
     from charrnn.display import open_display
     from charrnn.training import Finished

@@ -22,6 +22,7 @@ import charrnn.checkpoint
 import charrnn.cli
 import charrnn.evaluation
 import charrnn.runfolder
+import charrnn.stopping
 import charrnn.training
 from charrnn.checkpoint import Checkpoint, load
 from tests.conftest import ENVIRONMENT, command, make_prose, run_cli
@@ -90,10 +91,10 @@ def seeing_where(path: Path) -> Callable[[], None]:
     """Note in a file which part of the loop the signal comes into."""
 
     def prepare() -> None:
-        note = charrnn.cli._StopSignals._note
+        note = charrnn.stopping.StopSignals._note
         monkey = pytest.MonkeyPatch()
 
-        def seen(self: charrnn.cli._StopSignals, number: int, frame: FrameType | None) -> None:
+        def seen(self: charrnn.stopping.StopSignals, number: int, frame: FrameType | None) -> None:
             names = set()
             while frame is not None:
                 names.add(frame.f_code.co_name)
@@ -103,7 +104,7 @@ def seeing_where(path: Path) -> Callable[[], None]:
                     path.write_text(name)
             note(self, number, None)
 
-        monkey.setattr(charrnn.cli._StopSignals, "_note", seen)
+        monkey.setattr(charrnn.stopping.StopSignals, "_note", seen)
 
     return prepare
 

@@ -1,0 +1,88 @@
+"""Signals that stop a training become a question that its loop asks between steps."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+
+__all__ = ["StopSignals", "Stopped"]
+
+
+class Stopped(BaseException):
+    """A signal came before there was anything to save."""
+
+
+class StopSignals:
+    """SIGINT, SIGTERM and SIGHUP end a training in order.
+
+    Before the training begins there is nothing to save, and the command ends where it
+    is. From ``defer`` on the first signal is noted, for the loop to stop at a step's
+    edge. A second one leaves at once, however long a product or a save takes: a thread
+    watches for it, because Python's handlers wait until such a call returns.
+    """
+
+    #: A terminal and a wrapper may both pass on the same Ctrl-C, and ``timeout`` sends its
+    #: signal twice: what comes within this many seconds is one signal.
+    SAME = 0.3
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._deferred = False
+
+    def __enter__(self) -> StopSignals:
+        self._before = {
+            number: signal.signal(number, self._note)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(number) is not signal.SIG_IGN  # as nohup asks for
+        }
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._watcher = threading.Thread(target=self._leave_on_second, daemon=True)
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(-1)
+        os.write(self._writer, b"\0")  # no signal has this number
+        self._watcher.join()
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def defer(self) -> None:
+        """From now on only note the first signal."""
+        self._deferred = True
+
+    def leave_at_once(self) -> None:
+        """From now on the first signal ends the command again: all that counts is saved."""
+        self._deferred = False
+        if self.received:
+            raise Stopped(self.received)
+
+    def reason(self) -> str | None:
+        """Return the name of the signal that came, if any."""
+        return self.received.name if self.received else None
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.received = self.received or signal.Signals(number)
+        if not self._deferred:
+            raise Stopped(number)
+
+    def _leave_on_second(self) -> None:
+        first = math.inf
+        while (number := os.read(self._reader, 1)[0]) != 0:
+            if number not in self._before:
+                continue
+            now = time.monotonic()
+            first = min(first, now)
+            if now - first > self.SAME:
+                if sys.stderr.isatty():
+                    os.write(2, b"\x1b[?25h\n")  # the live display had hidden the cursor
+                os._exit(128 + number)
