@@ -63,6 +63,10 @@ class Progress(Record):
     """Wall-clock time of training, validation and saving, all sittings together."""
     planned_steps: int | None = None
     """Updates of the whole run; None until a budget in minutes has been planned."""
+    planned_at_step: int = 0
+    """Where the plan was made."""
+    planned_at_seconds: float = 0.0
+    """When it was made, by ``seconds``."""
     validate_every: int | None = None
     """Steps between validations."""
     validate_characters: int | None = None

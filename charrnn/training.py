@@ -28,6 +28,10 @@ __all__ += ["train"]
 
 #: Updates between rows of the log.
 LOG_EVERY = 10
+#: A budget in minutes is planned again if the run would end this share of it off ...
+OFF_PLAN = 0.25
+#: ... at the speed of a stretch of at least this share of it.
+OFF_PLAN_AFTER = 0.1
 #: Seconds between checkpoints, beside those that follow a validation.
 SAVE_EVERY = 60.0
 #: A checkpoint may take this share of the time since the one before.
@@ -197,6 +201,8 @@ class _Loop:
                 self._flush()
             if row_is_due:
                 yield from self._log()
+                if self._is_off_plan():
+                    yield self._plan_again()
 
     def _tick(self) -> None:
         """Add the time since the last tick to the run's clock."""
@@ -253,6 +259,33 @@ class _Loop:
             left = minutes * 60 - progress.seconds - math.ceil(estimate / every) * cost
         yield self._set_plan(progress.step + max(1, int(left * speed * 0.98)), every, characters)
 
+    def _is_off_plan(self) -> bool:
+        """Whether the speed has changed so much that the minutes would not be kept.
+
+        A plan is kept if it can be, because a run that is stopped and goes on is equal to
+        one that never stopped only as long as both follow the same plan.
+        """
+        progress, minutes = self.run.progress, self.run.config.minutes
+        if minutes is None or progress.planned_steps is None or self.run.is_over:
+            return False
+        budget = minutes * 60
+        since = progress.seconds - progress.planned_at_seconds
+        steps = progress.step - progress.planned_at_step
+        if steps == 0 or since < OFF_PLAN_AFTER * budget:
+            return False
+        end = progress.seconds + (progress.planned_steps - progress.step) * since / steps
+        return abs(end - budget) > OFF_PLAN * budget
+
+    def _plan_again(self) -> Planned:
+        """Plan what is left of the minutes at the speed since the last plan, all included."""
+        progress, minutes = self.run.progress, self.run.config.minutes
+        assert minutes is not None
+        speed = (progress.step - progress.planned_at_step) / (
+            progress.seconds - progress.planned_at_seconds
+        )
+        left = max(0.0, minutes * 60 - progress.seconds)
+        return self._set_plan(progress.step + max(1, int(left * speed)))
+
     def _set_plan(
         self, total: int, every: int | None = None, characters: int | None = None
     ) -> Planned:
@@ -260,6 +293,7 @@ class _Loop:
         if every is None:
             every, characters = self._validations(total)
         progress.planned_steps = total
+        progress.planned_at_step, progress.planned_at_seconds = progress.step, progress.seconds
         progress.validate_every, progress.validate_characters = every, characters
         if self.run.config.dropout_by_plan:
             passes = total / self.run.lanes.chunks_per_pass

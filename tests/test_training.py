@@ -270,13 +270,44 @@ def test_epochs_are_passes(start_run: StartRun) -> None:
 def test_minutes_are_kept(start_run: StartRun, prose: Path, valid_share: float) -> None:
     run = start_run(TextChoices(texts=(str(prose),), valid_share=valid_share), minutes=0.02)
     events = list(train(run))
-    (planned,) = only(events, Planned)
+    planned = only(events, Planned)[-1]
     assert run.progress.step == planned.total_steps == run.progress.planned_steps
     assert events[-1] == Finished("done", complete=True)
     # 1.2 s; a busy machine may be slower after the speed was measured than while it was.
     assert 0.5 < run.progress.seconds < 3
     rates = [row["learning_rate"] for row in rows(run) if "learning_rate" in row]
     assert max(rates) > 0.9 * run.config.lr
+    assert rates[-1] < 0.1 * run.config.lr
+
+
+class Clock:
+    """A clock that moves by ``tick`` seconds whenever it is looked at."""
+
+    def __init__(self) -> None:
+        self.now, self.tick = 0.0, 0.01
+
+    def monotonic(self) -> float:
+        self.now += self.tick
+        return self.now
+
+
+@pytest.mark.parametrize("slowdown", [1.0, 1.1, 2.5, 0.4])
+def test_minutes_are_kept_when_the_speed_changes(
+    start_run: StartRun, prose: Path, monkeypatch: pytest.MonkeyPatch, slowdown: float
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("charrnn.training.time", clock)
+    run = start_run(TextChoices(texts=(str(prose),)), minutes=0.5)
+    events = []
+    for event in train(run):
+        events.append(event)
+        if isinstance(event, Planned) and len(only(events, Planned)) == 1:
+            clock.tick *= slowdown
+    planned = only(events, Planned)
+    assert (len(planned) > 1) == (slowdown not in (1.0, 1.1))
+    assert run.progress.step == planned[-1].total_steps == run.progress.planned_steps
+    assert 0.8 * 30 < run.progress.seconds < 1.2 * 30
+    rates = [row["learning_rate"] for row in rows(run) if "learning_rate" in row]
     assert rates[-1] < 0.1 * run.config.lr
 
 
