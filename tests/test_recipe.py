@@ -200,5 +200,5 @@ def test_validations_are_some_and_cost_little(total: int, per_step: int, held_ou
     assert 2 <= characters <= held_out
     number = -(-total // every)  # with the one at the end
     assert number >= (2 if total == 4 else min(total, 3))  # of 4 steps, every second
-    # A quarter of the trained characters in all, but never too few to tell anything.
-    assert total // every * characters <= max(20 * 200_000, total * per_step / 4)
+    # A tenth of the trained characters in all, but never too few to tell anything.
+    assert total // every * characters <= max(20 * 200_000, total * per_step / 10)
