@@ -2,14 +2,16 @@
 
 The loop is what a tutorial writes: for each character one call of torch.nn's cell, the
 head, softmax and multinomial. Ours is the whole of ``charrnn.sampling.sample``, drawing
-included. Run with::
+included: with the weights in float32, one stream in 8 bits, 64 streams in bf16 too. What
+fewer bits cost is measured on a trained model and a text. Run with::
 
-    python -m benchmarks.sampling [--quick] [--json FILE]
+    python -m benchmarks.sampling [--quick] [--json FILE] [--checkpoint RUN --text FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,14 +21,26 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from torch.nn import functional as F
 
 from benchmarks.common import in_turns, machine, write_json
-from charrnn.config import CELL_NAMES, CellName, ModelConfig, SampleConfig
+from charrnn.config import (
+    CELL_NAMES,
+    WEIGHTS_NAMES,
+    CellName,
+    ModelConfig,
+    SampleConfig,
+    WeightsName,
+)
 from charrnn.model import CharModel
 from charrnn.sampling import sample
+from charrnn.stepper import Stepper
+from charrnn.trained import load_model
 from charrnn.vocabulary import Vocabulary
 
 REFERENCES = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+#: Of a text that is scored a character at a time.
+LOSS_CHARACTERS = 20_000
 TEXT = "".join(map(chr, range(32, 32 + 64)))
 
 
@@ -42,8 +56,12 @@ class Row:
     loop: float
     one: float
     """One stream, the whole of ``sample``."""
+    int8: float
+    """One stream, 8 bits a weight."""
     many: float
     """64 streams together."""
+    many_bf16: float
+    """64 streams together, weights in bf16."""
 
 
 def reference(cell: CellName, vocabulary: int, layers: int, hidden: int) -> Callable[[int], None]:
@@ -73,19 +91,50 @@ def measure(cell: CellName, layers: int, hidden: int, length: int, rounds: int) 
     prompt = np.ones(1, dtype=np.int64)
     slow = reference(cell, vocabulary.size, layers, hidden)
 
-    def draw(count: int) -> None:
-        for _ in sample(model, vocabulary, prompt, SampleConfig(length=length, count=count)):
+    def draw(count: int, weights: WeightsName = "fp32") -> None:
+        config = SampleConfig(length=length, count=count, weights=weights)
+        for _ in sample(model, vocabulary, prompt, config):
             pass
 
     shorter = max(1, length // 10)
-    seconds = in_turns([lambda: slow(shorter), lambda: draw(1), lambda: draw(64)], rounds)
+    loop, one, int8, many, many_bf16 = in_turns(
+        [
+            lambda: slow(shorter),
+            lambda: draw(1),
+            lambda: draw(1, "int8"),
+            lambda: draw(64),
+            lambda: draw(64, "bf16"),
+        ],
+        rounds,
+    )
     recurrent = [cell.weight_recurrent.numel() for cell in model.layers()]
     above = [cell.weight_input.numel() for cell in model.layers()[1:]]
     read = 4 * (sum(recurrent) + sum(above) + model.head.weight.numel())
     return Row(
         cell, layers, hidden, read / 1e6,
-        shorter / seconds[0], length / seconds[1], 64 * length / seconds[2],
+        shorter / loop, length / one, length / int8, 64 * length / many, 64 * length / many_bf16,
     )  # fmt: skip
+
+
+def read_speed(megabytes: float) -> float:
+    """Return the GB/s at which all threads read an array of this size again and again."""
+    array = torch.ones(int(megabytes * 1e6 / 4))
+    (seconds,) = in_turns([array.sum], 20)
+    return megabytes / 1e3 / seconds
+
+
+def losses(checkpoint: Path, text: Path) -> dict[WeightsName, float]:
+    """Return the bits per character of a text's first characters by each kind of weights."""
+    model, vocabulary, _ = load_model(checkpoint, torch.device("cpu"))
+    ids = vocabulary.encode(text.read_bytes().decode(vocabulary.encoding)[:LOSS_CHARACTERS])
+    bits: dict[WeightsName, float] = {}
+    for weights in WEIGHTS_NAMES:
+        stepper = Stepper(model, model.initial_hidden(1), weights)
+        logits_TV = np.concatenate([stepper.step(ids[t : t + 1]) for t in range(len(ids) - 1)])
+        targets_T = torch.from_numpy(ids[1:].astype(np.int64))
+        nats = float(F.cross_entropy(torch.from_numpy(logits_TV), targets_T))
+        bits[weights] = nats / math.log(2)
+    return bits
 
 
 def main() -> None:
@@ -93,34 +142,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="benchmarks.sampling")
     parser.add_argument("--corpora", type=Path, help="taken for symmetry; no text is read")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--checkpoint", type=Path, help="of a trained model, for what bits cost")
+    parser.add_argument("--text", type=Path, help="that it did not learn from")
     parser.add_argument("--json", type=Path, help="write the results here")
     chosen = parser.parse_args()
     length, rounds = (200, 3) if chosen.quick else (2000, 5)
-    rows = [
-        measure(cell, 2, hidden, length, rounds) for hidden in (128, 512) for cell in CELL_NAMES
-    ]
+    sizes = [(cell, hidden) for hidden in (128, 512) for cell in CELL_NAMES] + [("lstm", 1024)]
+    rows = [measure(cell, 2, hidden, length, rounds) for cell, hidden in sizes]
     table = Table(title=f"characters sampled per second, CPU\n{machine()}")
     for name in (
-        "cell",
-        "size",
-        "MB",
-        "loop",
-        "one stream",
-        "ratio",
-        "GB/s",
-        "64 streams",
-        "ratio",
-    ):
+        "cell", "size", "MB", "loop", "one", "/ loop", "GB/s", "int8", "/ one", "64", "/ one",
+        "64, bf16", "/ one",
+    ):  # fmt: skip
         table.add_column(name, justify="left" if name == "cell" else "right")
     for row in rows:
         table.add_row(
             row.cell, f"{row.layers}x{row.hidden}", f"{row.megabytes:.1f}", f"{row.loop:,.0f}",
             f"{row.one:,.0f}", f"{row.one / row.loop:.1f}", f"{row.one * row.megabytes / 1e3:.0f}",
+            f"{row.int8:,.0f}", f"{row.int8 / row.one:.1f}",
             f"{row.many:,.0f}", f"{row.many / row.one:.1f}",
+            f"{row.many_bf16:,.0f}", f"{row.many_bf16 / row.one:.1f}",
         )  # fmt: skip
-    Console().print(table)
+    console = Console(width=110)
+    console.print(table)
+    speeds = {f"{size} MB": read_speed(size) for size in (4, 13, 50, 500)}
+    console.print(
+        "Reading an array again and again, GB/s: "
+        + "; ".join(f"{size}: {speed:.0f}" for size, speed in speeds.items()),
+        highlight=False,
+    )
+    bits = losses(chosen.checkpoint, chosen.text) if chosen.checkpoint and chosen.text else {}
+    for weights, value in bits.items():
+        console.print(f"{weights}: {value:.4f} bits per character", highlight=False)
     if chosen.json:
-        write_json(chosen.json, [asdict(row) for row in rows])
+        results = {
+            "rows": [asdict(row) for row in rows],
+            "read_gb_per_second": speeds,
+            "bits": bits,
+        }
+        write_json(chosen.json, results)
 
 
 if __name__ == "__main__":

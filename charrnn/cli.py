@@ -29,6 +29,7 @@ from charrnn.config import (
     OptimiserName,
     SampleConfig,
     TextChoices,
+    WeightsName,
 )
 from charrnn.errors import CharrnnError, UsageError
 from charrnn.stopping import Stopped, StopSignals
@@ -396,6 +397,13 @@ def sample(
         typer.Option(help="For characters of the prompt that the model lacks."),
     ] = "error",
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt first.")] = False,
+    weights: Annotated[
+        WeightsName,
+        typer.Option(
+            help="What the weights are read in on a CPU: fewer bits are faster where the model "
+            "is larger than the cache, and give a slightly different text."
+        ),
+    ] = "fp32",
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -410,6 +418,7 @@ def sample(
         seed=seed,
         unknown=unknown,
         echo=echo,
+        weights=weights,
     )
     if as_json and length == 0:
         raise UsageError("--length 0 never ends: it does not go with --json")
@@ -419,7 +428,10 @@ def sample(
     from charrnn.sampling import sample as draw
     from charrnn.trained import load_model
 
-    model, vocabulary, _ = load_model(checkpoint, choose_device(device))
+    where = choose_device(device)
+    if config.weights != "fp32" and where.type != "cpu":
+        raise UsageError(f"--weights {config.weights} is for a CPU: leave it out on {where.type}")
+    model, vocabulary, _ = load_model(checkpoint, where)
     ids, note = prepare_prompt(_prompt(prompt, vocabulary), vocabulary, config.unknown)
     if note:
         _say(note)

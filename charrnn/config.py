@@ -16,6 +16,7 @@ from charrnn.errors import UsageError
 __all__ = [
     "CELL_NAMES",
     "MEASUREMENTS",
+    "WEIGHTS_NAMES",
     "CellName",
     "InspectConfig",
     "ModelConfig",
@@ -24,9 +25,12 @@ __all__ = [
     "SampleConfig",
     "TextChoices",
     "TrainConfig",
+    "WeightsName",
 ]
 
 CellName = Literal["rnn", "lstm", "gru"]
+WeightsName = Literal["fp32", "bf16", "int8"]
+WEIGHTS_NAMES: tuple[WeightsName, ...] = ("fp32", "bf16", "int8")
 CELL_NAMES: tuple[CellName, ...] = ("rnn", "lstm", "gru")
 
 OptimiserName = Literal["muon", "adamw", "sgd"]
@@ -240,6 +244,8 @@ class SampleConfig:
     """What to do with characters of the prompt that the model does not know."""
     echo: bool = False
     """Print the prompt before the sample."""
+    weights: WeightsName = "fp32"
+    """What a CPU reads the weights in, a character at a time."""
 
     def __post_init__(self) -> None:
         rules = {
@@ -257,6 +263,10 @@ class SampleConfig:
             raise UsageError("--stop must not be empty")
         if self.unknown not in ("error", "replace", "skip"):
             raise UsageError(f"--unknown must be error, replace or skip, not {self.unknown!r}")
+        if self.weights not in WEIGHTS_NAMES:
+            raise UsageError(
+                f"--weights must be {' or '.join(WEIGHTS_NAMES)}, not {self.weights!r}"
+            )
         if self.count > MOST_SAMPLES:
             raise UsageError(
                 f"--count must be at most {MOST_SAMPLES:,}, not {self.count}: "

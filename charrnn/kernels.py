@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-__all__ = ["multiplies_bf16", "run_gru", "run_rnn"]
+__all__ = ["multiplies_bf16", "run_gru", "run_rnn", "step_product"]
 
 _ONEDNN = torch.ops.mkldnn
 """The operators that torch's own compiler uses for oneDNN's products with packed weights."""
@@ -88,14 +88,20 @@ def _weight_gradient(d_TBN: Tensor, x_TBK: Tensor) -> Tensor:
     return gradient[:, :, 0, 0]
 
 
-def _step_product(weight_NK: Tensor, steps: int, lanes: int) -> Callable[[Tensor], NDArray[Any]]:
-    """Return ``x_BK -> x @ weight.T`` (a numpy array), made for being called ``steps`` times."""
+def step_product(weight_NK: Tensor, steps: int, lanes: int) -> Callable[[Tensor], Tensor]:
+    """Return ``x_BK -> x @ weight.T``, made for being called ``steps`` times."""
     if _uses_onednn(weight_NK) and steps >= _PACKED_STEPS and weight_NK.numel() >= _PACKED_SIZE:
         packed = _ONEDNN._reorder_linear_weight(weight_NK, lanes)
         product = _ONEDNN._linear_pointwise.default
-        return lambda x_BK: product(x_BK, packed, None, "none", [], "").numpy()
+        return lambda x_BK: product(x_BK, packed, None, "none", [], "")
     weight_KN = weight_NK.t()
-    return lambda x_BK: torch.mm(x_BK, weight_KN).numpy()
+    return lambda x_BK: torch.mm(x_BK, weight_KN)
+
+
+def _step_product(weight_NK: Tensor, steps: int, lanes: int) -> Callable[[Tensor], NDArray[Any]]:
+    """Return ``step_product`` that gives a numpy array on the result's memory."""
+    product = step_product(weight_NK, steps, lanes)
+    return lambda x_BK: product(x_BK).numpy()
 
 
 def _states(h_BH: Tensor, steps: int) -> Tensor:

@@ -7,7 +7,7 @@ the sample's number alone, so the same seed gives the same text.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,10 +23,11 @@ __all__ = ["Piece", "encode_stop", "next_probabilities", "prepare_prompt", "samp
 
 #: Characters of a prompt given to the model at a time.
 PROMPT_WINDOW = 1024
+#: Random numbers taken from a stream at a time.
+DRAWS = 64
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """One more character of one sample."""
 
     sample: int
@@ -144,9 +145,9 @@ def sample(
     """
     device = model.head.weight.device
     was_training = model.training
-    streams = [np.random.Generator(np.random.Philox([config.seed, n])) for n in range(config.count)]
+    points = _points(config)
     stop = encode_stop(vocabulary, config.stop)
-    made: list[list[int]] = [[] for _ in streams]
+    made: list[list[int]] = [[] for _ in range(config.count)]
     open_samples = list(range(config.count))
     if len(prompt) == 0:
         prompt = _first_symbol(vocabulary)
@@ -157,13 +158,13 @@ def sample(
             ids = prompt[start : start + PROMPT_WINDOW].astype(np.int64)
             logits_TBV, hidden = model(torch.from_numpy(ids).to(device)[:, None], hidden)
         logits_BV = logits_TBV[-1].float().cpu().numpy().repeat(config.count, axis=0)
-        step = _stepper(model, hidden, config.count)
+        step = _stepper(model, hidden, config)
         produced = 0
         while True:
             if vocabulary.has_unknown:
                 logits_BV[:, UNKNOWN] = -np.inf
-            p_BV = next_probabilities(logits_BV, config)
-            drawn = [_draw(p_V, stream) for p_V, stream in zip(p_BV, streams, strict=True)]
+            drawn_B = _draw(next_probabilities(logits_BV, config), next(points))
+            drawn = drawn_B.tolist()
             produced += 1
             for index in list(open_samples):
                 yield Piece(index, drawn[index])
@@ -173,18 +174,18 @@ def sample(
                         open_samples.remove(index)
             if not open_samples or produced == config.length:
                 break
-            logits_BV = step(np.array(drawn))
+            logits_BV = step(drawn_B)
     finally:
         model.train(was_training)
 
 
 def _stepper(
-    model: CharModel, hidden: Hidden, count: int
+    model: CharModel, hidden: Hidden, config: SampleConfig
 ) -> Callable[[NDArray[np.integer]], NDArray[np.float32]]:
     """Return what reads one more character of each sample and gives logits_BV."""
-    lanes = tuple(tuple(part.repeat(count, 1) for part in state) for state in hidden)
+    lanes = tuple(tuple(part.repeat(config.count, 1) for part in state) for state in hidden)
     if model.head.weight.device.type == "cpu":
-        return Stepper(model, lanes).step
+        return Stepper(model, lanes, config.weights).step
 
     def step(symbols_B: NDArray[np.integer]) -> NDArray[np.float32]:
         nonlocal lanes
@@ -196,13 +197,23 @@ def _stepper(
     return step
 
 
-def _draw(p_V: NDArray[np.float64], stream: np.random.Generator) -> int:
-    """Draw a symbol by inverting the cumulative distribution."""
-    cumulative_V = np.cumsum(p_V)
-    point = stream.random() * cumulative_V[-1]
-    symbol = int(np.searchsorted(cumulative_V, point, side="right"))
-    # The product may round up to the very end: the last possible symbol takes it.
-    return symbol if symbol < len(p_V) else int(np.flatnonzero(p_V)[-1])
+def _points(config: SampleConfig) -> Iterator[NDArray[np.float64]]:
+    """Yield the random numbers of one step after another, one in [0, 1) for each sample."""
+    streams = [np.random.Generator(np.random.Philox([config.seed, n])) for n in range(config.count)]
+    while True:
+        yield from np.stack([stream.random(DRAWS) for stream in streams], axis=1)
+
+
+def _draw(p_BV: NDArray[np.float64], points_B: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Draw a symbol for each sample by inverting the cumulative distribution."""
+    cumulative_BV = p_BV.cumsum(axis=1)
+    points_B1 = points_B[:, None] * cumulative_BV[:, -1:]
+    symbols_B: NDArray[np.int64] = (cumulative_BV <= points_B1).sum(axis=1)
+    if symbols_B.max() == p_BV.shape[1]:
+        # The product may round up to the very end: the last possible symbol takes it.
+        last_B = p_BV.shape[1] - 1 - (p_BV[:, ::-1] > 0).argmax(axis=1)
+        symbols_B = np.minimum(symbols_B, last_B)
+    return symbols_B
 
 
 def _first_symbol(vocabulary: Vocabulary) -> NDArray[np.generic]:

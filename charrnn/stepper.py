@@ -3,7 +3,13 @@
 A step of one character is a handful of matrix-vector products, each of which
 reads a matrix once: memory is the limit, and everything else is overhead. So the
 step runs in numpy, whose calls cost a fraction of torch's, and the lowest layer's
-input product, which can take only V values, is computed once and looked up.
+input product, which can take only V values, is computed once and looked up. The
+logistic function is tanh at half the argument; the rows of its gates are halved
+beforehand, so that one call of tanh serves all gates of a step.
+
+Several texts side by side turn the products into those of matrices, which oneDNN
+multiplies, with its weights packed once. Smaller weights are read faster: bf16, or
+8 bits a weight with one scale a row, where the memory is the limit.
 ``CharModel.forward`` is the readable twin that the tests hold this to.
 """
 
@@ -14,13 +20,19 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
 
-from charrnn.cells import GRU, Cell
+from charrnn.cells import GRU, LSTM, RNN, Cell
+from charrnn.config import WeightsName
+from charrnn.kernels import step_product
 from charrnn.model import CharModel, Hidden
 
 __all__ = ["Stepper"]
 
 Array = NDArray[np.float32]
+Product = Callable[[Array], Array]
+"""``x_BK -> x @ weight.T``."""
 
 
 class Stepper:
@@ -29,17 +41,23 @@ class Stepper:
     Args:
         model: who predicts; its weights are read once, here.
         hidden: the state to start from, of B lanes.
+        weights: what the products read the weights in; states and sums stay in float32.
     """
 
-    def __init__(self, model: CharModel, hidden: Hidden) -> None:
+    def __init__(self, model: CharModel, hidden: Hidden, weights: WeightsName = "fp32") -> None:
+        lanes = len(hidden[0][0])
         layers = model.layers()
-        lowest = layers[0]
         with torch.inference_mode():
-            table_VG = torch.addmm(lowest.bias, model.embedding.weight, lowest.weight_input.t())
+            self._layers = [_LAYERS[type(cell)](cell, lanes, weights) for cell in layers]
+            lowest, halves_G1 = layers[0], _halves(layers[0])
+            table_VG = torch.addmm(
+                lowest.bias * halves_G1[:, 0],
+                model.embedding.weight,
+                (lowest.weight_input * halves_G1).t(),
+            )
+            self._head = _product(model.head.weight, lanes, weights)
         self._table_VG = _array(table_VG)
-        self._layers = [_Layer(cell) for cell in layers]
         self._states: list[list[Array]] = [[_array(part) for part in state] for state in hidden]
-        self._head_HV = _array(model.head.weight).T
         self._head_bias_V = _array(model.head.bias)
 
     def step(self, symbols_B: NDArray[np.integer]) -> Array:
@@ -51,71 +69,154 @@ class Stepper:
         Returns:
             logits_BV for the character after it.
         """
-        gates_BG = self._table_VG[symbols_B]
+        gates_BG: Array = self._table_VG[symbols_B]
         for index, layer in enumerate(self._layers):
-            state = self._states[index]
             if index:
                 gates_BG = layer.project(self._states[index - 1][0])
-            self._states[index] = layer.step(gates_BG, state)
-        logits_BV: Array = self._states[-1][0] @ self._head_HV
+            self._states[index] = layer.step(gates_BG, self._states[index])
+        logits_BV = self._head(self._states[-1][0])
         logits_BV += self._head_bias_V
         return logits_BV
 
 
 class _Layer:
-    """One cell's weights as numpy arrays, and its step."""
+    """One cell's weights, those of its logistic gates halved, and its step."""
 
-    def __init__(self, cell: Cell) -> None:
-        # Views, transposed: the products read the rows as they lie in memory.
-        self.input_EG = _array(cell.weight_input).T
-        self.recurrent_HG = _array(cell.weight_recurrent).T
-        self.bias_G = _array(cell.bias)
-        self.bias_recurrent_H = (
-            _array(cell.bias_recurrent) if isinstance(cell, GRU) else np.zeros(0, np.float32)
-        )
-        self.hidden = cell.hidden
-        steps: dict[str, Callable[[Array, list[Array]], list[Array]]]
-        steps = {"RNN": self._rnn, "LSTM": self._lstm, "GRU": self._gru}
-        self.step = steps[type(cell).__name__]
+    def __init__(self, cell: Cell, lanes: int, weights: WeightsName) -> None:
+        halves_G1 = _halves(cell)
+        # Half of a float is exact, in 8 bits with a scale too.
+        self._input = _product(cell.weight_input * halves_G1, lanes, weights)
+        self._recurrent = _product(cell.weight_recurrent * halves_G1, lanes, weights)
+        self._bias_G = _array(cell.bias * halves_G1[:, 0])
+        self._width = cell.hidden
 
     def project(self, below_BH: Array) -> Array:
         """Return the input product of a layer that reads another one's output."""
-        gates_BG: Array = below_BH @ self.input_EG
-        gates_BG += self.bias_G
+        gates_BG = self._input(below_BH)
+        gates_BG += self._bias_G
         return gates_BG
 
-    def _rnn(self, gates_BG: Array, state: list[Array]) -> list[Array]:
-        return [np.tanh(gates_BG + state[0] @ self.recurrent_HG)]
+    def step(self, gates_BG: Array, state: list[Array]) -> list[Array]:
+        """Return the state after a step; ``gates_BG``, the input product, is used up."""
+        raise NotImplementedError
 
-    def _lstm(self, gates_BG: Array, state: list[Array]) -> list[Array]:
-        h_BH, c_BH = state
-        width = self.hidden
-        gates_BG = gates_BG + h_BH @ self.recurrent_HG
-        forget_in_B2H = _sigmoid(gates_BG[:, : 2 * width])
-        out_BH = _sigmoid(gates_BG[:, 3 * width :])
-        c_BH = forget_in_B2H[:, width:] * c_BH
-        c_BH += forget_in_B2H[:, :width] * np.tanh(gates_BG[:, 2 * width : 3 * width])
-        return [out_BH * np.tanh(c_BH), c_BH]
 
-    def _gru(self, gates_BG: Array, state: list[Array]) -> list[Array]:
+class _RNN(_Layer):
+    def step(self, gates_BG: Array, state: list[Array]) -> list[Array]:
+        gates_BG += self._recurrent(state[0])
+        return [np.tanh(gates_BG, out=gates_BG)]
+
+
+class _LSTM(_Layer):
+    def step(self, gates_BG: Array, state: list[Array]) -> list[Array]:
+        gates_BG += self._recurrent(state[0])
+        np.tanh(gates_BG, out=gates_BG)
+        in_BH, forget_BH, candidate_BH, out_BH = _blocks(gates_BG, 4, self._width)
+        _finish_sigmoid(gates_BG[:, : 2 * self._width])
+        _finish_sigmoid(out_BH)
+        c_BH: Array = forget_BH * state[1]
+        c_BH += np.multiply(in_BH, candidate_BH, out=candidate_BH)
+        h_BH = np.tanh(c_BH)
+        h_BH *= out_BH
+        return [h_BH, c_BH]
+
+
+class _GRU(_Layer):
+    def __init__(self, cell: Cell, lanes: int, weights: WeightsName) -> None:
+        super().__init__(cell, lanes, weights)
+        assert isinstance(cell, GRU)
+        self._bias_recurrent_H = _array(cell.bias_recurrent)
+
+    def step(self, gates_BG: Array, state: list[Array]) -> list[Array]:
         (h_BH,) = state
-        width = self.hidden
-        recurrent_BG = h_BH @ self.recurrent_HG
-        reset_update_B2H = _sigmoid(gates_BG[:, : 2 * width] + recurrent_BG[:, : 2 * width])
-        candidate_BH = recurrent_BG[:, 2 * width :] + self.bias_recurrent_H
-        candidate_BH *= reset_update_B2H[:, :width]
-        candidate_BH += gates_BG[:, 2 * width :]
+        recurrent_BG = self._recurrent(h_BH)
+        *_, candidate_BH = _blocks(recurrent_BG, 3, self._width)
+        *_, input_BH = _blocks(gates_BG, 3, self._width)
+        reset_update_B2H = recurrent_BG[:, : 2 * self._width]
+        reset_update_B2H += gates_BG[:, : 2 * self._width]
+        np.tanh(reset_update_B2H, out=reset_update_B2H)
+        _finish_sigmoid(reset_update_B2H)
+        reset_BH, update_BH = _blocks(reset_update_B2H, 2, self._width)
+        candidate_BH += self._bias_recurrent_H
+        candidate_BH *= reset_BH
+        candidate_BH += input_BH
         np.tanh(candidate_BH, out=candidate_BH)
-        return [candidate_BH + reset_update_B2H[:, width:] * (h_BH - candidate_BH)]
+        after_BH: Array = h_BH - candidate_BH
+        after_BH *= update_BH
+        after_BH += candidate_BH
+        return [after_BH]
 
 
-def _sigmoid(x: Array) -> Array:
-    """Return the logistic function by way of tanh, which numpy vectorises."""
-    y: Array = np.tanh(0.5 * x)
-    y *= 0.5
-    y += 0.5
-    return y
+_LAYERS: dict[type[Cell], type[_Layer]] = {RNN: _RNN, LSTM: _LSTM, GRU: _GRU}
+
+#: Which blocks of a cell's stacked gates are logistic: half the argument of a tanh.
+_LOGISTIC = {RNN: (False,), LSTM: (True, True, False, True), GRU: (True, True, False)}
 
 
-def _array(tensor: torch.Tensor) -> Array:
+def _halves(cell: Cell) -> Tensor:
+    """Return 0.5 for the rows of logistic gates and 1 for the others, [G, 1]."""
+    factors = [0.5 if logistic else 1.0 for logistic in _LOGISTIC[type(cell)]]
+    return torch.tensor(factors).repeat_interleave(cell.hidden)[:, None]
+
+
+def _finish_sigmoid(tanh: Array) -> None:
+    """Turn tanh(x / 2) into the logistic function of x, in place."""
+    tanh *= 0.5
+    tanh += 0.5
+
+
+def _blocks(gates_BG: Array, count: int, width: int) -> list[Array]:
+    return [gates_BG[:, n * width : (n + 1) * width] for n in range(count)]
+
+
+def _product(weight_NK: Tensor, lanes: int, weights: WeightsName) -> Product:
+    """Return the product with a matrix, made for being called many times on B lanes."""
+    weight_NK = weight_NK.detach().float().cpu().contiguous()
+    if weights == "int8":
+        return _int8_product(weight_NK)
+    if weights == "bf16":
+        narrow = step_product(weight_NK.bfloat16(), _MANY, lanes)
+        return lambda x_BK: narrow(torch.from_numpy(x_BK).bfloat16()).float().numpy()
+    if lanes == 1:
+        # A view, transposed: the product reads the rows as they lie in memory.
+        weight_KN = weight_NK.numpy().T
+        return lambda x_BK: x_BK @ weight_KN
+    wide = step_product(weight_NK, _MANY, lanes)
+    return lambda x_BK: wide(torch.from_numpy(x_BK)).numpy()
+
+
+_MANY = 1 << 30
+"""Time steps: packing the weights pays."""
+
+
+_INT8_BLOCK = 32
+"""torch's product of 8-bit weights reads whole blocks, beyond the end of what is no multiple."""
+
+
+def _int8_product(weight_NK: Tensor) -> Product:
+    """Return the product with a matrix of 8 bits a weight and one scale a row.
+
+    Every weight is off by about half of 1/127 of the largest of its row; the products read
+    states in bf16 and sum up in float32.
+    """
+    largest_N = weight_NK.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny)
+    scale_N = (largest_N / 127).bfloat16()
+    # The scale was rounded, up or down: the weights are rounded to what it stands for.
+    whole_NK = (weight_NK / scale_N.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+    rows, columns = whole_NK.shape
+    below, beside = -rows % _INT8_BLOCK, -columns % _INT8_BLOCK
+    whole_NK, scale_N = F.pad(whole_NK, (0, beside, 0, below)), F.pad(scale_N, (0, below))
+    product = torch.ops.aten._weight_int8pack_mm
+
+    def run(x_BK: Array) -> Array:
+        narrow_BK = torch.from_numpy(x_BK).bfloat16()
+        if beside:
+            narrow_BK = F.pad(narrow_BK, (0, beside))
+        out_BN: Array = product(narrow_BK, whole_NK, scale_N).float().numpy()
+        return out_BN[:, :rows]
+
+    return run
+
+
+def _array(tensor: Tensor) -> Array:
     return np.ascontiguousarray(tensor.detach().float().cpu().numpy())

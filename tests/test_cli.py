@@ -503,6 +503,16 @@ class TestSample:
         assert replaced.out.startswith("a\N{REPLACEMENT CHARACTER}")
         assert replaced.err.startswith("replaced")
 
+    @pytest.mark.parametrize("weights", ["bf16", "int8"])
+    def test_fewer_bits_a_weight_give_a_text_as_well(
+        self, cli: Cli, trained: Path, weights: str
+    ) -> None:
+        words = ("sample", trained, "--length", "40", "--weights", weights)
+        first, again = cli(*words), cli(*words)
+        assert first.code == 0
+        assert len(first.out) == 40
+        assert first.out == again.out
+
     def test_many_samples_have_a_heading_each(self, cli: Cli, trained: Path) -> None:
         result = cli("sample", trained, "--count", 3, "--length", 25)
         parts = result.out.split("--- sample ")

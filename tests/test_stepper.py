@@ -1,28 +1,91 @@
 """The step of one character against the model's own forward."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from charrnn.config import CELL_NAMES, CellName, ModelConfig
-from charrnn.model import CharModel
+from charrnn.config import CELL_NAMES, CellName, ModelConfig, WeightsName
+from charrnn.model import CharModel, Hidden
 from charrnn.stepper import Stepper
 
 
-@pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("cell", CELL_NAMES)
-def test_steps_give_the_logits_of_one_forward(cell: CellName, layers: int) -> None:
+def make_model(cell: CellName, layers: int, hidden: int = 7) -> CharModel:
     torch.manual_seed(3)
-    shape = ModelConfig(cell=cell, vocabulary=11, layers=layers, hidden=7, embedding=5)
+    shape = ModelConfig(cell=cell, vocabulary=11, layers=layers, hidden=hidden, embedding=5)
     model = CharModel(shape).eval()
     for bias in (parameter for name, parameter in model.named_parameters() if "bias" in name):
         torch.nn.init.normal_(bias)
-    text_TB = torch.randint(0, 11, (9, 4))
-    with torch.inference_mode():
-        _, hidden = model(text_TB[:3])
-        expected_TBV, _ = model(text_TB[3:], hidden)
+    return model
 
-    stepper = Stepper(model, hidden)
-    got_TBV = np.stack([stepper.step(symbols_B.numpy()) for symbols_B in text_TB[3:]])
 
+@torch.inference_mode()
+def forward(model: CharModel, lanes: int) -> tuple[torch.Tensor, Hidden, torch.Tensor]:
+    """Return a text [T, B], the state before it, and the logits of the model's forward."""
+    text_TB = torch.randint(0, 11, (9, lanes), generator=torch.Generator().manual_seed(4))
+    _, hidden = model(text_TB[:3])
+    logits_TBV, _ = model(text_TB[3:], hidden)
+    return text_TB[3:], hidden, logits_TBV
+
+
+def steps(stepper: Stepper, text_TB: torch.Tensor) -> NDArray[np.float32]:
+    return np.stack([stepper.step(symbols_B.numpy()) for symbols_B in text_TB])
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("cell", CELL_NAMES)
+def test_steps_give_the_logits_of_one_forward(cell: CellName, layers: int, lanes: int) -> None:
+    model = make_model(cell, layers)
+    text_TB, hidden, expected_TBV = forward(model, lanes)
+    got_TBV = steps(Stepper(model, hidden), text_TB)
     np.testing.assert_allclose(got_TBV, expected_TBV.numpy(), atol=2e-6)
+
+
+@pytest.mark.parametrize("cell", CELL_NAMES)
+def test_wide_layers_of_many_lanes_have_packed_products(cell: CellName) -> None:
+    model = make_model(cell, 2, hidden=190)
+    text_TB, hidden, expected_TBV = forward(model, 5)
+    got_TBV = steps(Stepper(model, hidden), text_TB)
+    np.testing.assert_allclose(got_TBV, expected_TBV.numpy(), atol=1e-5)
+
+
+def rounded(weight_NK: torch.Tensor, weights: WeightsName) -> torch.Tensor:
+    """Return a matrix as it is after it was written in fewer bits."""
+    if weights == "bf16":
+        return weight_NK.bfloat16().float()
+    rows = []
+    for row_K in weight_NK:
+        scale = (row_K.abs().max() / 127).bfloat16().float()
+        rows.append(scale * (row_K / scale).round().clamp(-127, 127))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
+@pytest.mark.parametrize("cell", CELL_NAMES)
+def test_smaller_weights_are_the_rounded_ones(
+    cell: CellName, weights: WeightsName, lanes: int
+) -> None:
+    model = make_model(cell, 2)
+    text_TB, hidden, exact_TBV = forward(model, lanes)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        # The lowest input product is a table, in full precision.
+        lowest, upper = other.layers()
+        for weight in (
+            lowest.weight_recurrent,
+            upper.weight_input,
+            upper.weight_recurrent,
+            other.head.weight,
+        ):
+            weight.copy_(rounded(weight, weights))
+        expected_TBV = other(text_TB, hidden)[0].numpy()
+
+    got_TBV = steps(Stepper(model, hidden, weights), text_TB)
+
+    # States are rounded to bf16, 8 bits of them, before they are multiplied.
+    np.testing.assert_allclose(got_TBV, expected_TBV, atol=0.03)
+    assert np.abs(got_TBV - exact_TBV.numpy()).max() > 1e-4, "something was rounded"
