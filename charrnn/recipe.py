@@ -218,21 +218,27 @@ class Schedule:
         return rise * (self.FLOOR + (1 - self.FLOOR) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def plan_validations(total_steps: int, characters_per_step: int, held_out: int) -> tuple[int, int]:
+def plan_validations(
+    total_steps: int, characters_per_step: int, held_out: int, cost: float = 0.0
+) -> tuple[int, int]:
     """Return the steps between validations and the characters each one scores.
 
     Validation reads one to three times as fast as training (it is in float32 on a CPU that
     trains in bf16), so 3 to 20 validations that share a tenth of the trained characters take
     3 to 10 % of the time. A held-out part too large for three is scored on its beginning, and
-    then the same in every validation.
+    then the same in every validation. Where one turns out to cost more, there are fewer.
 
     Args:
         total_steps: of the run.
         characters_per_step: B x T.
         held_out: characters of the validation part.
+        cost: of a validation, as the updates that could be made in its time; 0: not known.
     """
     affordable = total_steps * characters_per_step / 10
-    number = min(20, max(3, int(affordable / max(1, held_out))))
+    number = affordable / max(1, held_out)
+    if cost:
+        number = min(number, total_steps / 10 / cost)
+    number = min(20, max(3, int(number)))
     every = max(1, math.ceil(total_steps / number))
     characters = min(held_out, max(200_000, int(affordable / number)))
     return every, characters

@@ -61,12 +61,16 @@ class Progress(Record):
     """Predictions trained on."""
     seconds: float = 0.0
     """Wall-clock time of training, validation and saving, all sittings together."""
+    validation_seconds: float = 0.0
+    """Of them: the time of all validations together."""
+    validations: int = 0
+    """Made so far."""
     planned_steps: int | None = None
     """Updates of the whole run; None until a budget in minutes has been planned."""
     planned_at_step: int = 0
     """Where the plan was made."""
     planned_at_seconds: float = 0.0
-    """When it was made, by ``seconds``."""
+    """When it was made, by ``seconds`` less those of validations."""
     validate_every: int | None = None
     """Steps between validations."""
     validate_characters: int | None = None
@@ -94,8 +98,19 @@ class Progress(Record):
             least = {"validate_every": 1, "validate_characters": 2}.get(name, 0)
             if type(value) is int and value < least:
                 raise ValueError(f"{name} is {value}, less than {least}")
-        if not 0 <= self.seconds < 1e10:
-            raise ValueError(f"seconds is {self.seconds}")
+        for name in ("seconds", "validation_seconds", "planned_at_seconds"):
+            if not 0 <= getattr(self, name) < 1e10:
+                raise ValueError(f"{name} is {getattr(self, name)}")
+
+    @property
+    def training_seconds(self) -> float:
+        """The time of all but validations."""
+        return self.seconds - self.validation_seconds
+
+    @property
+    def seconds_a_validation(self) -> float:
+        """What one takes, by the mean of those made; 0 before the first."""
+        return self.validation_seconds / max(1, self.validations)
 
 
 @dataclass

@@ -230,34 +230,31 @@ class _Loop:
             return False
         if self.speed_from is None:
             if progress.seconds >= self.seconds_before + half:
-                self.speed_from = (progress.step, progress.seconds)
+                self.speed_from = (progress.step, progress.training_seconds)
             return False
         step, seconds = self.speed_from
-        return progress.step > step and progress.seconds >= seconds + half
+        return progress.step > step and progress.training_seconds >= seconds + half
 
     def _measured_speed(self) -> float:
         """Return updates per second since ``speed_from``."""
         assert self.speed_from is not None
         step, seconds = self.speed_from
-        return (self.run.progress.step - step) / (self.run.progress.seconds - seconds)
+        return (self.run.progress.step - step) / (self.run.progress.training_seconds - seconds)
 
     def _plan(self) -> Iterator[Event]:
         """Turn the minutes that are left into updates, validations and saves taken off."""
         progress, minutes = self.run.progress, self.run.config.minutes
         assert minutes is not None
         speed = self._measured_speed()
-        left = minutes * 60 - progress.seconds
-        estimate = progress.step + max(1, int(left * speed))
-        every, characters = self._validations(estimate)
-        if every is not None:
-            before = progress.seconds
+        _, characters = self._validations(self._affordable_steps(speed), speed)
+        if characters is not None:
+            # What one costs is known when one has been made.
             yield from self._validate(characters)
             if progress.validated_step != progress.step:
                 return  # stopped within: planned when the run goes on
             self._tick()
-            cost = progress.seconds - before
-            left = minutes * 60 - progress.seconds - math.ceil(estimate / every) * cost
-        yield self._set_plan(progress.step + max(1, int(left * speed * 0.98)), every, characters)
+        speed *= 0.98  # saves and rows of the log take a little, too
+        yield self._set_plan(self._affordable_steps(speed), speed)
 
     def _is_off_plan(self) -> bool:
         """Whether the speed has changed so much that the minutes would not be kept.
@@ -268,32 +265,51 @@ class _Loop:
         progress, minutes = self.run.progress, self.run.config.minutes
         if minutes is None or progress.planned_steps is None or self.run.is_over:
             return False
-        budget = minutes * 60
-        since = progress.seconds - progress.planned_at_seconds
-        steps = progress.step - progress.planned_at_step
-        if steps == 0 or since < OFF_PLAN_AFTER * budget:
+        speed, since = self._speed_since_plan()
+        if since < OFF_PLAN_AFTER * minutes * 60:
             return False
-        end = progress.seconds + (progress.planned_steps - progress.step) * since / steps
-        return abs(end - budget) > OFF_PLAN * budget
+        end = progress.seconds + (progress.planned_steps - progress.step) / speed
+        end += self._validations_ahead(progress.planned_steps, progress.validate_every)
+        return abs(end - minutes * 60) > OFF_PLAN * minutes * 60
 
     def _plan_again(self) -> Planned:
-        """Plan what is left of the minutes at the speed since the last plan, all included."""
+        """Plan what is left of the minutes at the speed since the last plan."""
+        speed, _ = self._speed_since_plan()
+        return self._set_plan(self._affordable_steps(speed), speed)
+
+    def _speed_since_plan(self) -> tuple[float, float]:
+        """Return updates per second since the last plan, and how long that is ago.
+
+        Validations are left out: a stretch has none or several, and none is like the rest.
+        """
+        progress = self.run.progress
+        seconds = progress.training_seconds - progress.planned_at_seconds
+        return (progress.step - progress.planned_at_step) / max(1e-9, seconds), seconds
+
+    def _affordable_steps(self, speed: float) -> int:
+        """Return the run's updates if it ends with its minutes, validations included."""
         progress, minutes = self.run.progress, self.run.config.minutes
         assert minutes is not None
-        speed = (progress.step - progress.planned_at_step) / (
-            progress.seconds - progress.planned_at_seconds
-        )
         left = max(0.0, minutes * 60 - progress.seconds)
-        return self._set_plan(progress.step + max(1, int(left * speed)))
+        total = progress.step + max(1, int(left * speed))
+        left -= self._validations_ahead(total, self._validations(total, speed)[0])
+        return progress.step + max(1, int(left * speed))
 
-    def _set_plan(
-        self, total: int, every: int | None = None, characters: int | None = None
-    ) -> Planned:
+    def _validations_ahead(self, total: int, every: int | None) -> float:
+        """Return the seconds that the validations take from here to the run's last update."""
         progress = self.run.progress
         if every is None:
-            every, characters = self._validations(total)
+            return 0.0
+        number = math.ceil(total / every) - progress.step // every
+        return number * progress.seconds_a_validation
+
+    def _set_plan(self, total: int, speed: float | None = None) -> Planned:
+        """Take ``total`` updates as the run's, at ``speed`` a second if that is known."""
+        progress = self.run.progress
+        every, characters = self._validations(total, speed)
         progress.planned_steps = total
-        progress.planned_at_step, progress.planned_at_seconds = progress.step, progress.seconds
+        progress.planned_at_step = progress.step
+        progress.planned_at_seconds = progress.training_seconds
         progress.validate_every, progress.validate_characters = every, characters
         if self.run.config.dropout_by_plan:
             passes = total / self.run.lanes.chunks_per_pass
@@ -302,13 +318,16 @@ class _Loop:
             self.run.update.forget_capture()
         return Planned(total, every, characters)
 
-    def _validations(self, total: int) -> tuple[int | None, int | None]:
+    def _validations(self, total: int, speed: float | None = None) -> tuple[int | None, int | None]:
         """Return the steps between validations, and the characters that each one scores."""
         run, config = self.run, self.run.config
         if run.valid is None:
             return None, None
         every, characters = plan_validations(
-            total, config.batch_size * (config.loss_last or config.bptt), run.valid.characters
+            total,
+            config.batch_size * (config.loss_last or config.bptt),
+            run.valid.characters,
+            run.progress.seconds_a_validation * (speed or 0.0),
         )
         return config.validate_every or every, characters
 
@@ -410,6 +429,8 @@ class _Loop:
         run, progress = self.run, self.run.progress
         assert run.valid is not None
         self._flush()
+        self._tick()
+        started = progress.seconds
         start, stop = run.valid.start, run.valid.stop
         part = run.valid.corpus.part(start, min(stop, start + (characters or stop)))
         try:
@@ -432,14 +453,18 @@ class _Loop:
         else:
             progress.validations_since_best += 1
         row = self._row() | {"valid_nats_per_char": nats}
+        scored = progress.seconds
+        progress.validations += 1
+        progress.validation_seconds += scored - started
         run.folder.log(row)
         yield Validated(row, scores, best)
         if self._save_due():
             yield self._save()
         yield Sampled(self._sample())
         self._tick()
+        progress.validation_seconds += progress.seconds - scored
         # Not the updates' time: the next row's speed leaves it out.
-        self.row_from = (self.row_from[0], self.row_from[1] + progress.seconds - row["seconds"])
+        self.row_from = (self.row_from[0], self.row_from[1] + progress.seconds - started)
 
     def _sample(self) -> str:
         """Draw the text to show; a part of it if the run is to stop meanwhile."""

@@ -202,3 +202,12 @@ def test_validations_are_some_and_cost_little(total: int, per_step: int, held_ou
     assert number >= (2 if total == 4 else min(total, 3))  # of 4 steps, every second
     # A tenth of the trained characters in all, but never too few to tell anything.
     assert total // every * characters <= max(20 * 200_000, total * per_step / 10)
+
+
+@given(total=TOTALS, per_step=st.integers(1, 10**5), cost=st.floats(0.01, 10**6))
+def test_dear_validations_are_few(total: int, per_step: int, cost: float) -> None:
+    every, _ = plan_validations(total, per_step, 1000, cost)
+    usual, _ = plan_validations(total, per_step, 1000)
+    assert every >= usual
+    number = -(-total // every)
+    assert number <= 3 or number * cost <= total / 10 + cost

@@ -311,6 +311,30 @@ def test_minutes_are_kept_when_the_speed_changes(
     assert rates[-1] < 0.1 * run.config.lr
 
 
+def test_minutes_are_kept_when_validations_are_dear(
+    start_run: StartRun, prose: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stretch of updates with a validation in it is no slower than one without."""
+    clock = Clock()
+    monkeypatch.setattr("charrnn.training.time", clock)
+
+    def dear(*arguments: Any, **options: Any) -> Scores:
+        clock.now += 2.5
+        return score(*arguments, **options)
+
+    monkeypatch.setattr("charrnn.training.score", dear)
+    run = start_run(TextChoices(texts=(str(prose),)), minutes=0.5)
+    events = list(train(run))
+    assert len(only(events, Planned)) == 1
+    assert 0.9 * 30 < run.progress.seconds < 1.1 * 30
+    number = len(only(events, Validated))
+    assert run.progress.validations == number
+    assert 3 <= number <= 4, "a tenth of the time would not do for three"
+    assert run.progress.validation_seconds == pytest.approx(2.5 * number, rel=0.2)
+    speeds = [row["chars_per_second"] for row in rows(run) if "chars_per_second" in row]
+    assert min(speeds) > 0.5 * max(speeds), "the speed shown is that of updates"
+
+
 def test_stops_at_a_steps_edge_with_everything_saved(start_run: StartRun) -> None:
     run = start_run(steps=40, validate_every=39)
     *_, saved, finished = train(run, lambda: "the test" if run.progress.step == 13 else None)
