@@ -1,4 +1,4 @@
-"""The time-step loops of the plain RNN and the GRU on a CPU, with hand-written gradients.
+"""What a CPU computes by hand: the time-step loops of the RNN and the GRU, the head, the loss.
 
 torch's LSTM on a CPU is one fused oneDNN primitive; its RNN and GRU are loops of
 small operators, so that a GRU, with three quarters of an LSTM's products, would
@@ -18,7 +18,10 @@ Inputs in bf16 ask for products in bf16. The large ones, before and after the lo
 take half their time that way; the loop itself, where converting a step's arrays would
 cost what its product saves, stays in float32, and so does the state.
 
-Axis letters: T time, B lanes, E inputs, H hidden, G the stacked gates' rows.
+The head's product goes the same way, and the loss turns the logits into their gradient
+where they lie: with thousands of symbols they are the largest tensor of an update.
+
+Axis letters: T time, B lanes, E inputs, H hidden, G the stacked gates' rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-__all__ = ["multiplies_bf16", "run_gru", "run_rnn", "step_product"]
+__all__ = ["linear", "mean_cross_entropy", "multiplies_bf16", "run_gru", "run_rnn", "step_product"]
 
 _ONEDNN = torch.ops.mkldnn
 """The operators that torch's own compiler uses for oneDNN's products with packed weights."""
@@ -115,9 +118,90 @@ def _needs_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
+def linear(x_TBK: Tensor, weight_NK: Tensor, bias_N: Tensor) -> Tensor:
+    """Return ``x @ weight.T + bias``, differentiably (once), [T, B, N]; on a CPU by oneDNN.
+
+    Args:
+        x_TBK: Inputs; their type is that of the arithmetic.
+        weight_NK: Cast to it, like the bias.
+        bias_N: The bias.
+    """
+    if x_TBK.device.type != "cpu" or not _uses_onednn(x_TBK):
+        dtype = x_TBK.dtype
+        return torch.nn.functional.linear(x_TBK, weight_NK.to(dtype), bias_N.to(dtype))
+    if _needs_gradient(x_TBK, weight_NK, bias_N):
+        result: Tensor = _Linear.apply(x_TBK, weight_NK, bias_N)  # type: ignore[no-untyped-call]
+        return result
+    return _product(x_TBK, weight_NK, bias_N)
+
+
+class _Linear(torch.autograd.Function):
+    """``linear`` with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TBK: Tensor, weight_NK: Tensor, bias_N: Tensor) -> Tensor:
+        ctx.save_for_backward(x_TBK, weight_NK)
+        return _product(x_TBK, weight_NK, bias_N)
+
+    @staticmethod
+    def backward(ctx: Any, d_TBN: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
+        x_TBK, weight_NK = ctx.saved_tensors
+        dx = _product(d_TBN, weight_NK.t()) if ctx.needs_input_grad[0] else None
+        d_weight = _weight_gradient(d_TBN, x_TBK).to(weight_NK.dtype)
+        return dx, d_weight, d_TBN.sum((0, 1), dtype=weight_NK.dtype)
+
+
+def mean_cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """Return the mean of -ln softmax(logits)[target], differentiably (once), on a CPU.
+
+    The logits are used up: where a gradient is wanted it takes their place, a block of
+    rows at a time, while the block is in the cache. So one tensor of this size is needed,
+    not four, and in bf16 if the logits are.
+
+    Args:
+        logits_NV: of N predictions; float32, float64 or bfloat16, computed in float32 at least.
+        targets_N: the symbols that came.
+    """
+    result: Tensor = _MeanCrossEntropy.apply(logits_NV, targets_N)  # type: ignore[no-untyped-call]
+    return result
+
+
+_BLOCK_LOGITS = 1 << 18
+"""Logits that are turned into gradients at a time: a MiB of float32."""
+
+
+class _MeanCrossEntropy(torch.autograd.Function):
+    """``mean_cross_entropy`` with its gradient, (softmax - one-hot of the target) / N."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+        logits_NV = logits_NV.detach()  # its memory, without its past
+        predictions, symbols = logits_NV.shape
+        wide = torch.promote_types(logits_NV.dtype, torch.float32)
+        total = torch.zeros((), dtype=torch.float64)
+        rows = max(1, _BLOCK_LOGITS // symbols)
+        blocks = zip(torch.split(logits_NV, rows), torch.split(targets_N, rows), strict=True)
+        for block_RV, target_R in blocks:
+            log_p_RV = block_RV.to(wide).log_softmax(1)
+            total -= log_p_RV.gather(1, target_R[:, None]).sum(dtype=torch.float64)
+            if ctx.needs_input_grad[0]:
+                p_RV = log_p_RV.exp_()
+                p_RV[torch.arange(len(target_R)), target_R] -= 1
+                block_RV.copy_(p_RV.div_(predictions))
+        ctx.save_for_backward(logits_NV)
+        return (total / predictions).to(wide)
+
+    @staticmethod
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivative()
+        (gradient_NV,) = ctx.saved_tensors
+        return gradient_NV if d_loss == 1 else gradient_NV * d_loss.to(gradient_NV.dtype), None
+
+
 def _refuse_second_derivative() -> None:
     if torch.is_grad_enabled():  # in a backward pass: create_graph was asked for
-        raise RuntimeError("the RNN's and GRU's time loops have no second derivative on a CPU")
+        raise RuntimeError("what is computed by hand on a CPU has no second derivative")
 
 
 def run_rnn(

@@ -16,10 +16,10 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from charrnn.cells import CELLS, Cell, State
 from charrnn.config import ModelConfig
+from charrnn.kernels import linear
 
 __all__ = ["CharModel", "Hidden", "detach"]
 
@@ -94,8 +94,7 @@ class CharModel(nn.Module):
             out, state = cell(out, state)
             out = self.dropout(out)
             after.append(state)
-        weight, bias = self.head.weight.to(out.dtype), self.head.bias.to(out.dtype)
-        return F.linear(out, weight, bias), tuple(after)
+        return linear(out, self.head.weight, self.head.bias), tuple(after)
 
     def parameter_count(self) -> int:
         """Return the number of trained weights."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from charrnn.config import TrainConfig
+from charrnn.kernels import mean_cross_entropy
 from charrnn.model import CharModel, Hidden, detach
 from charrnn.optimiser import Optimiser
 from charrnn.stream import Chunk
@@ -62,8 +63,11 @@ def window_loss(
         tail_TBV, _ = model(x_TB[counted:], after)
         logits_TBV = torch.cat([head_TBV, tail_TBV])[-counted:]
         y_TB = y_TB[-counted:]
-    logits_TBV = logits_TBV.float() if logits_TBV.dtype == torch.bfloat16 else logits_TBV
-    return F.cross_entropy(logits_TBV.flatten(0, 1), y_TB.flatten()), detach(after)
+    logits_NV, y_N = logits_TBV.flatten(0, 1), y_TB.flatten()
+    if logits_NV.device.type == "cpu":
+        return mean_cross_entropy(logits_NV, y_N), detach(after)
+    logits_NV = logits_NV.float() if logits_NV.dtype == torch.bfloat16 else logits_NV
+    return F.cross_entropy(logits_NV, y_N), detach(after)
 
 
 def clip(

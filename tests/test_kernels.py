@@ -1,0 +1,108 @@
+"""The head's product and the loss against torch's own; the loops are tested with the cells."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from charrnn import kernels
+from charrnn.kernels import linear, mean_cross_entropy
+
+T, B, K, N = 5, 3, 7, 11
+#: Of a sum of a few products, by the type of the arithmetic.
+CLOSE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}
+DTYPES = pytest.mark.parametrize("dtype", CLOSE, ids=str)
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+class TestLinear:
+    @DTYPES
+    def test_agrees_with_torch_in_value_and_gradients(self, dtype: torch.dtype) -> None:
+        of_weights = torch.float64 if dtype == torch.float64 else torch.float32
+        x_TBK = random(T, B, K, dtype=dtype).requires_grad_()
+        weight_NK = random(N, K, dtype=of_weights, seed=2).requires_grad_()
+        bias_N = random(N, dtype=of_weights, seed=3).requires_grad_()
+        d_TBN = random(T, B, N, dtype=dtype, seed=4)
+        tensors = (x_TBK, weight_NK, bias_N)
+
+        out_TBN = linear(*tensors)
+        gradients = torch.autograd.grad(out_TBN, tensors, d_TBN)
+
+        exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+        expected_TBN = F.linear(*exact)
+        expected = torch.autograd.grad(expected_TBN, exact, d_TBN.double())
+        assert out_TBN.dtype == dtype
+        for got, tensor in zip(gradients, tensors, strict=True):
+            assert got.dtype == tensor.dtype
+        for got, wanted in zip((out_TBN, *gradients), (expected_TBN, *expected), strict=True):
+            scale = float(wanted.detach().abs().max())
+            torch.testing.assert_close(got.double(), wanted, atol=CLOSE[dtype] * scale, rtol=0)
+
+    def test_inputs_may_need_no_gradient(self) -> None:
+        weight_NK, bias_N = random(N, K).requires_grad_(), random(N).requires_grad_()
+        out_TBN = linear(random(T, B, K), weight_NK, bias_N)
+        out_TBN.sum().backward()  # type: ignore[no-untyped-call]
+        assert bias_N.grad is not None
+        assert bias_N.grad.tolist() == [T * B] * N
+
+
+class TestMeanCrossEntropy:
+    @DTYPES
+    @pytest.mark.parametrize("block", [1, 2 * N, 1 << 17])
+    def test_agrees_with_torch_in_value_and_gradient(
+        self, dtype: torch.dtype, block: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(kernels, "_BLOCK_LOGITS", block)
+        logits_NV = (4 * random(T * B, N, dtype=dtype)).requires_grad_()
+        targets_N = torch.arange(T * B) % N
+        exact_NV = logits_NV.detach().double().requires_grad_()
+        wanted = F.cross_entropy(exact_NV, targets_N)
+        (wanted_NV,) = torch.autograd.grad(3 * wanted, exact_NV)
+
+        loss = mean_cross_entropy(logits_NV, targets_N)
+        (got_NV,) = torch.autograd.grad(3 * loss, logits_NV)
+
+        assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        # The loss of logits in bf16 is that of exactly these logits.
+        assert float(loss.detach()) == pytest.approx(
+            float(wanted.detach()), abs=min(1e-5, CLOSE[dtype])
+        )
+        assert got_NV.dtype == dtype
+        torch.testing.assert_close(got_NV.double(), wanted_NV, atol=CLOSE[dtype] / 10, rtol=0.01)
+
+    def test_improbable_targets_have_a_finite_price(self) -> None:
+        logits_NV = torch.tensor([[0.0, 300.0, -300.0]], requires_grad=True)
+        loss = mean_cross_entropy(logits_NV * 1, torch.tensor([2]))
+        assert float(loss.detach()) == 600
+
+    def test_keeps_the_logits_where_no_gradient_is_wanted(self) -> None:
+        logits_NV = random(T * B, N)
+        before_NV = logits_NV.clone()
+        mean_cross_entropy(logits_NV, torch.zeros(T * B, dtype=torch.long))
+        assert torch.equal(logits_NV, before_NV)
+
+    def test_needs_no_second_tensor_of_their_size(self) -> None:
+        logits_NV = random(T * B, N).requires_grad_() * 1
+        kept: list[int] = []
+
+        def note(tensor: Tensor) -> Tensor:
+            kept.append(tensor.untyped_storage().data_ptr())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            mean_cross_entropy(logits_NV, torch.zeros(T * B, dtype=torch.long))
+        assert kept == [logits_NV.untyped_storage().data_ptr()]
+
+
+def test_there_is_no_second_derivative() -> None:
+    x_TBK = random(T, B, K).requires_grad_()
+    out_TBN = linear(x_TBK, random(N, K), random(N))
+    loss = mean_cross_entropy(out_TBN.flatten(0, 1), torch.zeros(T * B, dtype=torch.long))
+    with pytest.raises(RuntimeError, match="second derivative"):
+        torch.autograd.grad(loss, x_TBK, create_graph=True)
