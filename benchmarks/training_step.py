@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from benchmarks.common import in_turns, machine, write_json
 from charrnn.cells import CELLS
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, TrainConfig
+from charrnn.device import keep_freed_memory
 from charrnn.model import CharModel
 from charrnn.optimiser import MuonAdamW
 from charrnn.stream import Chunk
@@ -255,6 +256,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     torch.manual_seed(1)
+    keep_freed_memory()  # as `charrnn train` does; torch.nn's steps are faster for it, too
     rounds, lengths = (10, (64,)) if options.quick else (40, (64, 128))
     rows = [row for length in lengths for row in measure_layers(length, rounds)]
     if torch.cuda.is_available():

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+
 import torch
 
 from charrnn.errors import UsageError
 from charrnn.kernels import multiplies_bf16
 
-__all__ = ["can_use_bf16", "choose_device"]
+__all__ = ["can_use_bf16", "choose_device", "keep_freed_memory"]
+
+#: Numbers of glibc's ``mallopt`` (malloc.h), and the largest values that they take.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+MOST_TRIM, MOST_MMAP = 2**31 - 1, 2**25
 
 
 def choose_device(name: str) -> torch.device:
     """Return the device to compute on; "auto" takes a GPU where there is one.
 
+    For a CPU the process is made to keep the memory that it frees (``keep_freed_memory``).
+
     Raises:
         UsageError: the device does not exist here.
     """
+    keep_freed_memory()
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device("cuda" if available["cuda"] else "cpu")
@@ -31,3 +41,26 @@ def choose_device(name: str) -> torch.device:
 def can_use_bf16(device: torch.device) -> bool:
     """Return whether a device multiplies matrices in bf16 faster than in float32."""
     return device.type != "cpu" or multiplies_bf16(device)
+
+
+def keep_freed_memory() -> bool:
+    """Make the C library keep what is freed for what is allocated next, up to 32 MiB a piece.
+
+    An update frees all that it allocated, and the next one wants the same again. Memory that
+    went back to the kernel meanwhile is cleared page by page when it is touched: with a large
+    vocabulary, or a cell that keeps its gates, that is a quarter of an update's time
+    (docs/performance.md). The most that the process takes is the same.
+
+    Returns:
+        Whether it was done; only glibc, on Linux, can.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    # Both, or none: each alone stops glibc from adapting the other.
+    return all(
+        mallopt(number, value)
+        for number, value in ((M_MMAP_THRESHOLD, MOST_MMAP), (M_TRIM_THRESHOLD, MOST_TRIM))
+    )

@@ -1,0 +1,57 @@
+"""Where it is computed, and how memory is kept."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from charrnn.device import choose_device
+from charrnn.errors import UsageError
+
+#: Allocates and frees the tensors of some updates; prints how many pages were cleared for them.
+_UPDATES = """
+import resource, sys
+import torch
+from charrnn.device import keep_freed_memory
+
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+
+def update():
+    tensors = [torch.ones(megabytes << 18) for megabytes in (30, 25, 20, 20, 15)]
+    return sum(float(tensor[-1]) for tensor in tensors)
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+update()
+before = faults()
+for _ in range(10):
+    update()
+print(faults() - before)
+"""
+
+
+def cleared_pages(how: str) -> int:
+    command = [sys.executable, "-c", _UPDATES, how]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked to")
+def test_memory_of_one_update_serves_the_next() -> None:
+    # 110 MiB ten times over are 281,600 pages of 4 KiB.
+    assert cleared_pages("kept") < 30_000
+    assert cleared_pages("as usual") > 100_000, "what is measured is there to be saved"
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(UsageError, match="auto, cpu, cuda or mps"):
+        choose_device("tpu")
+    if not torch.backends.mps.is_available():
+        with pytest.raises(UsageError, match="no such device here"):
+            choose_device("mps")
