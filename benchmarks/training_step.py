@@ -4,13 +4,16 @@
 
 On a CPU: forward and backward of one layer at 16 lanes, with the gradients of its weights
 and inputs. On a CUDA device also whole updates of two layers (forward, loss, backward,
-clipping, optimiser): ours captured as a graph, torch.nn's as tutorials write them. All
+clipping, optimiser): ours captured as a graph, torch.nn's as tutorials write them. Then
+what a character costs that is scored, beside the forward part of an update. All
 candidates of a size take turns, so that a busy machine slows all of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -25,11 +28,14 @@ from torch.nn import functional as F
 from benchmarks.common import in_turns, machine, write_json
 from charrnn.cells import CELLS
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, TrainConfig
+from charrnn.corpus import scan
 from charrnn.device import keep_freed_memory
+from charrnn.evaluation import score
 from charrnn.model import CharModel
 from charrnn.optimiser import MuonAdamW
 from charrnn.stream import Chunk
-from charrnn.update import EAGER_UPDATES, Update
+from charrnn.update import EAGER_UPDATES, Update, window_loss
+from charrnn.vocabulary import Vocabulary
 
 _TORCH_NN: dict[CellName, Callable[..., nn.RNNBase]] = {
     "rnn": nn.RNN,
@@ -37,6 +43,8 @@ _TORCH_NN: dict[CellName, Callable[..., nn.RNNBase]] = {
     "gru": nn.GRU,
 }
 _LANES = 16
+#: Characters of the text that is scored.
+_SCORED = 100_000
 _HIDDEN = (128, 256, 512)
 
 #: Of the whole updates on a GPU.
@@ -206,6 +214,42 @@ def measure_updates(rounds: int) -> list[Row]:
     return rows
 
 
+def measure_scoring(rounds: int) -> dict[str, float]:
+    """Return the characters per second that are scored, and that an update's forward part reads.
+
+    The model is the LSTM that a CPU trains by default, the text random letters.
+    """
+    symbols = "".join(map(chr, range(32, 32 + 64)))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "letters.txt")
+        path.write_text("".join(random.Random(1).choices(symbols, k=_SCORED)))
+        corpus = scan([str(path)])
+        part = corpus.part(0, corpus.characters)
+        vocabulary = Vocabulary.from_counts(corpus.counts, corpus.encoding)
+        shape = ModelConfig(
+            cell="lstm", vocabulary=vocabulary.size, layers=1, hidden=384, embedding=64
+        )
+        model = CharModel(shape).to(device)
+        x_TB, y_TB = torch.randint(1, vocabulary.size, (2, 128, _LANES), device=device)
+
+        def forward(dtype: torch.dtype) -> Step:
+            def run() -> None:
+                model.compute_dtype = dtype
+                window_loss(model, x_TB, y_TB, model.initial_hidden(_LANES), len(x_TB))
+
+            return finished(run)
+
+        steps = {
+            "scoring": lambda: score(model, part, vocabulary),
+            "forward part of an update, float32": forward(torch.float32),
+            "forward part of an update, bfloat16": forward(torch.bfloat16),
+        }
+        seconds = in_turns([*steps.values()], rounds)
+    read = (part.characters, x_TB.numel(), x_TB.numel())
+    return {name: n / each for name, n, each in zip(steps, read, seconds, strict=True)}
+
+
 def matrix_peaks() -> dict[str, float]:
     """Return the device's speed at large square products, in GFLOP/s."""
     device, size = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 1536)
@@ -224,7 +268,12 @@ def matrix_peaks() -> dict[str, float]:
     }
 
 
-def show(rows: Sequence[Row], peaks: Mapping[str, float], console: Console) -> None:
+def show(
+    rows: Sequence[Row],
+    reading: Mapping[str, float],
+    peaks: Mapping[str, float],
+    console: Console,
+) -> None:
     for what, group in groupby(rows, lambda row: row.what):
         table = Table(title=what)
         for column in ("cell", "by"):
@@ -242,6 +291,11 @@ def show(rows: Sequence[Row], peaks: Mapping[str, float], console: Console) -> N
                 f"{row.over_lstm:.2f}",
             )
         console.print(table)
+    console.print(
+        "Characters/s of an LSTM of 384: "
+        + "; ".join(f"{name} {speed:,.0f}" for name, speed in reading.items()),
+        highlight=False,
+    )
     limits = "; ".join(f"{name} {peak:,.0f}" for name, peak in peaks.items())
     console.print(f"Matrix peak, GFLOP/s: {limits}\n{machine()}", highlight=False)
 
@@ -261,10 +315,15 @@ def main() -> None:
     rows = [row for length in lengths for row in measure_layers(length, rounds)]
     if torch.cuda.is_available():
         rows += measure_updates(rounds)
-    peaks = matrix_peaks()
-    show(rows, peaks, Console())
+    reading, peaks = measure_scoring(rounds // 2), matrix_peaks()
+    show(rows, reading, peaks, Console())
     if options.json:
-        write_json(options.json, {"matrix_peaks": peaks, "rows": [asdict(row) for row in rows]})
+        results = {
+            "matrix_peaks": peaks,
+            "chars_per_second": reading,
+            "rows": [asdict(row) for row in rows],
+        }
+        write_json(options.json, results)
 
 
 if __name__ == "__main__":
