@@ -106,11 +106,16 @@ def truncation(
             f"--bptt {max(windows)} is longer than what is looked at: {LANES} lanes of {length:,} "
             f"characters; give at least --characters {LANES * max(windows) + 1}"
         )
+    if not windows:
+        windows = _powers(min(longest, length), loss_last or 0)
+        if loss_last and not windows:
+            raise UsageError(
+                f"--loss-last {loss_last} fits into no window of what is looked at, {LANES} lanes "
+                f"of {length:,} characters: give a smaller one, or a window with --bptt"
+            )
     # Predictions before the first one that counts for every window.
     skipped = max((T - (loss_last or T) for T in windows), default=0)
     counted = min(max(longest, *windows, 1), length - skipped)
-    if not windows:
-        windows = [1 << n for n in range(counted.bit_length()) if 1 << n < counted]
     x_TB, y_TB = _lanes(model, ids, skipped + counted)
     every = (skipped + counted, counted)
 
@@ -142,6 +147,15 @@ def truncation(
         between_halves=_degrees(*halves),
         windows=tuple(measure(T, min(T, loss_last or T)) for T in windows),
     )
+
+
+def _powers(length: int, last: int) -> list[int]:
+    """Return the powers of 2 to compare on a lane: shorter than it, no shorter than ``last``.
+
+    With ``last``, a window leaves at least as much of the lane to count as it spans itself.
+    """
+    powers = (1 << n for n in range(length.bit_length()))
+    return [T for T in powers if last <= T < length and (not last or 2 * T - last <= length)]
 
 
 def _lanes(model: CharModel, ids: NDArray[np.int64], length: int) -> tuple[Tensor, Tensor]:

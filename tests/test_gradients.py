@@ -116,6 +116,19 @@ class TestTruncation:
         assert [window.bptt for window in found.windows] == [1, 2, 4, 8, 16]
         assert found.full.bptt == 20
 
+    @pytest.mark.parametrize(
+        ("last", "windows"), [(1, [1, 2, 4, 8]), (3, [4, 8]), (5, [8]), (12, [16])]
+    )
+    def test_powers_of_2_that_the_counted_end_fits_into(
+        self, last: int, windows: list[int]
+    ) -> None:
+        found = truncation(make_model("rnn"), make_ids(20 * LANES + 1), loss_last=last)
+        assert [(w.bptt, w.loss_last or w.bptt) for w in found.windows] == [
+            (T, last) for T in windows
+        ]
+        assert found.full.bptt == 20
+        assert found.characters == (20 - (windows[-1] - last)) * LANES
+
     def test_a_longer_window_than_usual_is_compared(self) -> None:
         found = truncation(make_model("rnn"), make_ids(20 * LANES + 1), (15,), longest=9)
         assert found.full.bptt == 15
@@ -124,6 +137,8 @@ class TestTruncation:
     def test_too_short_a_text(self) -> None:
         with pytest.raises(UsageError, match=rf"--bptt 21 .*--characters {21 * LANES + 1}$"):
             truncation(make_model("rnn"), make_ids(20 * LANES + 1), (21,))
+        with pytest.raises(UsageError, match=r"^--loss-last 17 fits into no window .*--bptt$"):
+            truncation(make_model("rnn"), make_ids(20 * LANES + 1), loss_last=17)
 
     def test_small_angles_are_exact(self) -> None:
         one, other = torch.tensor([1.0, 0.0]).double(), torch.tensor([3.0, 3e-9]).double()

@@ -762,6 +762,7 @@ class TestCommand:
             ("--bptt 0", 2, "--bptt must be"),
             ("--bptt 3 --loss-last 4", 2, "longer than the window"),
             ("--characters 500 --bptt 63", 2, "give at least --characters 505"),
+            ("--characters 100 --loss-last 99", 2, "--loss-last 99 fits into no window"),
         ],
     )
     def test_bad_input(
