@@ -14,7 +14,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -537,6 +537,7 @@ def evaluate(
 
     from charrnn.assessment import assess
     from charrnn.baselines import baselines as price_baselines
+    from charrnn.checkpoint import find
     from charrnn.corpus import scan
     from charrnn.device import choose_device
     from charrnn.errors import CheckpointError, CorpusError
@@ -579,6 +580,9 @@ def evaluate(
                     f"{scored.characters:,} characters, and each costs what it takes to spell it "
                     f"out: {listed(unknown)}"
                 )
+            read = [find(path), *(file.path for file in scored.corpus.files)]
+            _refuse_overwriting("--report", report, read)
+            _refuse_overwriting("--per-char", per_char, read)
             watchers: list[Callable[[Prices], None]] = []
             if per_char is not None:
                 file = stack.enter_context(per_char.open("w", encoding="utf-8"))
@@ -726,6 +730,7 @@ def compare(
         )
     if report is not None:
         report = _report_path(report)
+        _refuse_overwriting("--report", report, map(Path, texts or ()))
     if not {"minutes", "epochs", "steps"} & given.keys():
         given["minutes"] = recipe.DEFAULT_MINUTES
 
@@ -873,6 +878,7 @@ def inspect_recurrence(
     if report is not None:
         report = _report_path(report)
 
+    from charrnn.checkpoint import find
     from charrnn.config import TrainConfig
     from charrnn.corpus import scan
     from charrnn.device import choose_device
@@ -906,6 +912,8 @@ def inspect_recurrence(
         else:
             corpus = scan(names, encoding or vocabulary.encoding)
             whole = corpus.part(0, corpus.characters)
+        read = [find(checkpoint), *(file.path for file in whole.corpus.files)]
+        _refuse_overwriting("--report", report, read)
         for note in whole.corpus.notes:
             _say(note)
         start = max(whole.start, whole.stop - config.characters)
@@ -969,6 +977,15 @@ def _report_path(path: Path) -> Path:
     path = path.resolve()  # what a link leads to is replaced, not the link
     check_replaceable(path)
     return path
+
+
+def _refuse_overwriting(flag: str, path: Path | None, read: Iterable[Path]) -> None:
+    """Refuse to write a result over what it is made from, which would be lost."""
+    if path is None or not path.exists():
+        return
+    for source in read:
+        if source.exists() and path.samefile(source):
+            raise UsageError(f"{flag} {path} would overwrite what is read: give another file")
 
 
 def _report_comparison(

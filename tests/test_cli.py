@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -631,6 +632,20 @@ class TestEvaluate:
         assert [line["position"] for line in lines] == list(range(1, 6007))
         mean = sum(line["nats"] for line in lines) / 6006
         assert mean == pytest.approx(row.get("dynamic", row)["nats_per_char"], abs=1e-5)
+
+    @pytest.mark.parametrize("target", ["text", "alias", "run/best.safetensors"])
+    def test_what_is_read_is_not_written_over(
+        self, cli: Cli, trained: Path, tmp_path: Path, target: str
+    ) -> None:
+        text, run = tmp_path / "text", tmp_path / "run"
+        text.write_text(make_prose(300))
+        (tmp_path / "alias").symlink_to(text)
+        shutil.copytree(trained, run)
+        before = (tmp_path / target).read_bytes()
+        result = cli("evaluate", run, "--text", text, "--per-char", tmp_path / target)
+        assert "would overwrite what is read: give another file" in one_line(result)
+        assert result.code == 2
+        assert (tmp_path / target).read_bytes() == before
 
     def test_shows_the_text(self, cli: Cli, trained: Path, tmp_path: Path) -> None:
         text = tmp_path / "text"

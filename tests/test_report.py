@@ -53,7 +53,7 @@ from charrnn.report import (
     save_page,
 )
 from charrnn.score_view import surprise
-from tests.conftest import Cli, run_cli
+from tests.conftest import Cli, make_prose, run_cli
 
 ORIGIN = Origin("charrnn compare a --report b.html", "a machine", "2026-01-02 03:04 UTC", "9.9")
 SHAPE = ModelConfig(cell="lstm", vocabulary=9, layers=1, hidden=3, embedding=2)
@@ -665,6 +665,22 @@ class TestWhereThePageGoes:
         assert done.code == 0
         assert (tmp_path / "link.html").is_symlink()
         check((tmp_path / "real.html").read_text(encoding="utf-8"))
+
+    @pytest.mark.parametrize("command", NAMES)
+    def test_it_never_replaces_the_text(
+        self, cli: Cli, trained: Path, tmp_path: Path, command: str
+    ) -> None:
+        text = tmp_path / "text.html"
+        text.write_text(make_prose(300), encoding="utf-8")
+        words = [text, "--run", tmp_path / "run"] if command == "compare" else [
+            trained, "--text", text
+        ]  # fmt: skip
+        done = cli(command, *words, "--report", text)
+        assert done.code == 2
+        assert done.err == (
+            f"charrnn: --report {text} would overwrite what is read: give another file\n"
+        )
+        assert text.read_text(encoding="utf-8") == make_prose(300)
 
     def test_a_page_that_cannot_be_written_leaves_the_old_one(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
