@@ -479,7 +479,7 @@ def _changed(
         values |= {name: changes.get(name) for name in BUDGETS}
     new = TrainConfig(**values)
     if any(getattr(new, name) != getattr(config, name) for name in BUDGETS):
-        progress.planned_steps = progress.validate_every = progress.validate_characters = None
+        progress.planned_steps = progress.validate_every = None
         if new.minutes is not None and progress.seconds >= 60 * new.minutes:
             progress.planned_steps = progress.step
         (old,) = (f"--{name} {value:g}" for name in BUDGETS if (value := getattr(config, name)))

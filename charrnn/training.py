@@ -11,7 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ class Planned:
     total_steps: int
     validate_every: int | None
     validate_characters: int | None
+    again: bool = False
+    """Whether the speed has changed since an earlier plan."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +250,8 @@ class _Loop:
         speed = self._measured_speed()
         _, characters = self._validations(self._affordable_steps(speed), speed)
         if characters is not None:
-            # What one costs is known when one has been made.
+            # What one costs is known when one has been made; the others score the same.
+            progress.validate_characters = characters
             yield from self._validate(characters)
             if progress.validated_step != progress.step:
                 return  # stopped within: planned when the run goes on
@@ -275,7 +278,7 @@ class _Loop:
     def _plan_again(self) -> Planned:
         """Plan what is left of the minutes at the speed since the last plan."""
         speed, _ = self._speed_since_plan()
-        return self._set_plan(self._affordable_steps(speed), speed)
+        return replace(self._set_plan(self._affordable_steps(speed), speed), again=True)
 
     def _speed_since_plan(self) -> tuple[float, float]:
         """Return updates per second since the last plan, and how long that is ago.
@@ -319,7 +322,10 @@ class _Loop:
         return Planned(total, every, characters)
 
     def _validations(self, total: int, speed: float | None = None) -> tuple[int | None, int | None]:
-        """Return the steps between validations, and the characters that each one scores."""
+        """Return the steps between validations, and the characters that each one scores.
+
+        What the best loss so far was measured on stays: other characters have another loss.
+        """
         run, config = self.run, self.run.config
         if run.valid is None:
             return None, None
@@ -329,7 +335,7 @@ class _Loop:
             run.valid.characters,
             run.progress.seconds_a_validation * (speed or 0.0),
         )
-        return config.validate_every or every, characters
+        return config.validate_every or every, run.progress.validate_characters or characters
 
     # -- what an update leaves behind ------------------------------------------------
 

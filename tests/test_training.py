@@ -305,6 +305,7 @@ def test_minutes_are_kept_when_the_speed_changes(
             clock.tick *= slowdown
     planned = only(events, Planned)
     assert (len(planned) > 1) == (slowdown not in (1.0, 1.1))
+    assert [plan.again for plan in planned] == [False] + [True] * (len(planned) - 1)
     assert run.progress.step == planned[-1].total_steps == run.progress.planned_steps
     assert 0.8 * 30 < run.progress.seconds < 1.2 * 30
     rates = [row["learning_rate"] for row in rows(run) if "learning_rate" in row]
@@ -333,6 +334,27 @@ def test_minutes_are_kept_when_validations_are_dear(
     assert run.progress.validation_seconds == pytest.approx(2.5 * number, rel=0.2)
     speeds = [row["chars_per_second"] for row in rows(run) if "chars_per_second" in row]
     assert min(speeds) > 0.5 * max(speeds), "the speed shown is that of updates"
+
+
+def test_another_plan_validates_on_the_same_characters(
+    start_run: StartRun, prose: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("charrnn.training.time", clock)
+    monkeypatch.setattr(
+        "charrnn.training.plan_validations",
+        lambda total, characters, held, cost: (total // 5, min(held, total // 10)),
+    )
+    run = start_run(TextChoices(texts=(str(prose),)), minutes=0.2)
+    events = []
+    for event in train(run):
+        events.append(event)
+        if isinstance(event, Planned) and len(only(events, Planned)) == 1:
+            clock.tick *= 0.4
+    planned, validated = only(events, Planned), only(events, Validated)
+    assert planned[-1].total_steps > 1.5 * planned[0].total_steps
+    assert len({plan.validate_characters for plan in planned}) == 1
+    assert len({event.scores.characters for event in validated}) == 1
 
 
 def test_stops_at_a_steps_edge_with_everything_saved(start_run: StartRun) -> None:
