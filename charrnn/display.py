@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import torch
 from rich.console import Console, Group
+from rich.constrain import Constrain
 from rich.live import Live
 from rich.padding import Padding
 from rich.panel import Panel
@@ -56,14 +57,20 @@ class Display(Protocol):
         """Leave the terminal as it was."""
 
 
-def open_display(*, as_json: bool, quiet: bool) -> Display:
-    """Return the display that fits the options and the terminal."""
+def open_display(*, as_json: bool, quiet: bool, advise: bool = True) -> Display:
+    """Return the display that fits the options and the terminal.
+
+    Args:
+        as_json: JSON lines on stdout.
+        quiet: nothing at all.
+        advise: end with the command to give next; not where a run is one of several.
+    """
     if as_json:
         return _JsonLines()
     if quiet:
         return _Quiet()
     console = Console(stderr=True, highlight=False)
-    return _LiveTerminal(console) if console.is_terminal else _PlainLines()
+    return _LiveTerminal(console, advise) if console.is_terminal else _PlainLines(advise)
 
 
 def duration(seconds: float) -> str:
@@ -97,6 +104,16 @@ def printable(text: str) -> str:
     )
 
 
+def _count(number: float, noun: str) -> str:
+    """Return how many there are of something.
+
+    >>> _count(1, "lane"), _count(5326, "step"), _count(0.5, "minute")
+    ('1 lane', '5,326 steps', '0.5 minutes')
+    """
+    figure = f"{number:g}" if isinstance(number, float) else f"{number:,}"
+    return f"{figure} {noun}{'' if number == 1 else 's'}"
+
+
 def _both_units(nats: float) -> str:
     return f"{nats:.4f} nats ({_bits(nats)})"
 
@@ -111,8 +128,10 @@ def _introduction(run: Run) -> Iterable[str]:
     shape, corpus = model.config, run.train.corpus
     name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else None
     held = f", {run.valid.characters:,} held out to validate" if run.valid else ", none held out"
+    if run.text.test:
+        held += f", {run.text.test[1] - run.text.test[0]:,} to test"
     files = f" in {len(corpus.files):,} files" if len(corpus.files) > 1 else ""
-    yield f"text    {run.train.characters:,} characters to train on{held}{files}"
+    yield f"text    {_count(run.train.characters, 'character')} to train on{held}{files}"
     yield (
         f"model   {shape.cell.upper()} {shape.layers} x {shape.hidden}, embedding "
         f"{shape.embedding}, {model.parameter_count():,} parameters, "
@@ -123,7 +142,10 @@ def _introduction(run: Run) -> Iterable[str]:
         window += f" (loss on the last {config.loss_last})"
     if config.reset_state:
         window += ", each from the zero state"
-    yield (f"data    {config.batch_size} lanes, {window}, {lanes.chunks_per_pass:,} steps an epoch")
+    yield (
+        f"data    {_count(config.batch_size, 'lane')}, {window}, "
+        f"{_count(lanes.chunks_per_pass, 'step')} an epoch"
+    )
     drops = [] if config.dropout_by_plan and not run.resumed else _dropout(shape)
     if config.weight_decay:
         drops.append(f"weight decay {config.weight_decay:g}")
@@ -136,7 +158,7 @@ def _introduction(run: Run) -> Iterable[str]:
     if config.optimiser != "muon":
         rates = f"{'SGD' if config.optimiser == 'sgd' else 'AdamW'} {config.lr:g}"
     yield "update  " + ", ".join([rates, clip, *drops, f"seed {config.seed}"])
-    threads = f"{torch.get_num_threads()} threads" if run.device.type == "cpu" else name
+    threads = _count(torch.get_num_threads(), "thread") if run.device.type == "cpu" else name
     yield f"device  {run.device.type} ({threads}), {config.precision}; {_budget(run)}"
     guesses = [f"{word} {nats:.3f} ({_bits(nats)})" for word, nats in run.baselines.items()]
     yield f"to beat nats a character: {', '.join(guesses)}"
@@ -161,24 +183,25 @@ def _planned_dropout(run: Run) -> str:
 def _budget(run: Run) -> str:
     config = run.config
     if config.minutes is not None:
-        return f"{config.minutes:g} minutes"
-    if config.epochs is not None:
-        return f"{config.epochs:g} epochs = {run.progress.planned_steps:,} steps"
-    return f"{config.steps:,} steps"
+        return _count(config.minutes, "minute")
+    steps = _count(run.progress.planned_steps or 0, "step")
+    return f"{_count(config.epochs, 'epoch')} = {steps}" if config.epochs is not None else steps
 
 
-def _ending(event: Finished, run: Run) -> Iterable[str]:
+def _ending(event: Finished, run: Run, advise: bool) -> Iterable[str]:
     progress = run.progress
     what = {
         "done": "done",
         "patience": f"stopped early: no better validation in {run.config.patience} in a row",
     }.get(event.reason, f"stopped by {event.reason}")
     yield (
-        f"{what} after {progress.step:,} steps, {progress.characters:,} characters, "
-        f"{duration(progress.seconds)}"
+        f"{what} after {_count(progress.step, 'step')}, "
+        f"{_count(progress.characters, 'character')}, {duration(progress.seconds)}"
     )
     if progress.best_nats is not None:
         yield f"best validation {_both_units(progress.best_nats)} at step {progress.best_step:,}"
+    if not advise:
+        return
     if event.complete:
         yield f"sample from it with: charrnn sample {shlex.quote(str(run.folder.path))}"
     else:
@@ -246,6 +269,9 @@ class _JsonLines:
 class _PlainLines:
     """A line now and then, for logs and pipes."""
 
+    def __init__(self, advise: bool) -> None:
+        self.advise = advise
+
     def start(self, run: Run) -> None:
         self.run = run
         self.told = -math.inf
@@ -266,7 +292,7 @@ class _PlainLines:
                 f"valid {_both_units(row['valid_nats_per_char'])}{mark}"
             )
         else:
-            for line in _plain(event, self.run):
+            for line in _plain(event, self.run, self.advise):
                 self._print(line)
 
     def close(self) -> None:
@@ -287,18 +313,21 @@ class _PlainLines:
         print(line, file=sys.stderr, flush=True)
 
 
-def _plain(event: Event, run: Run) -> Iterable[str]:
+def _plain(event: Event, run: Run, advise: bool) -> Iterable[str]:
     """Yield the lines that live and plain displays share."""
     if isinstance(event, Planned):
         if run.config.minutes is not None:
             left = max(0.0, run.config.minutes * 60 - run.progress.seconds)
+            planned = "the speed has changed: planned again," if event.again else "planned"
             yield (
-                f"planned {event.total_steps:,} steps, "
+                f"{planned} {_count(event.total_steps, 'step')}, "
                 f"{event.total_steps / run.lanes.chunks_per_pass:.2f} epochs, at the speed so far; "
                 f"{duration(left)} to go{_planned_dropout(run)}"
             )
         scored = event.validate_characters
-        if run.valid is not None and scored is not None and scored < run.valid.characters:
+        if event.again or run.valid is None or scored is None:
+            return
+        if scored < run.valid.characters:
             yield f"validations score the first {scored:,} characters held out, to save time"
     elif isinstance(event, Spiked):
         yield (
@@ -306,14 +335,15 @@ def _plain(event: Event, run: Run) -> Iterable[str]:
             f"{event.step:,}; a lower --lr makes that rarer"
         )
     elif isinstance(event, Finished):
-        yield from _ending(event, run)
+        yield from _ending(event, run, advise)
 
 
 class _LiveTerminal:
     """One panel that is redrawn in place, under what has been said."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, advise: bool) -> None:
         self.console = console
+        self.advise = advise
         self.live: Live | None = None
 
     def start(self, run: Run) -> None:
@@ -348,8 +378,8 @@ class _LiveTerminal:
         if isinstance(event, Finished):
             self.close()
             if self.sample:
-                self.console.print(self._sample_panel())
-        for line in _plain(event, self.run):
+                self.console.print(self._narrowed(self._sample_panel()))
+        for line in _plain(event, self.run, self.advise):
             self._say(line)
 
     def close(self) -> None:
@@ -360,7 +390,7 @@ class _LiveTerminal:
     def _say(self, line: str) -> None:
         self.console.print(Text(line), soft_wrap=True)
 
-    def _picture(self) -> Group:
+    def _picture(self) -> Constrain:
         progress = self.run.progress
         parts: list[Any] = []
         done, total = progress.seconds, (self.run.config.minutes or 0) * 60
@@ -368,9 +398,6 @@ class _LiveTerminal:
             done, total = progress.step, progress.planned_steps
         # A bar ends no line by itself; Padding does.
         bar = Padding(ProgressBar(total=total, completed=done), 0)
-        grid = Table.grid(padding=(0, 3))
-        for _ in range(4):
-            grid.add_column(no_wrap=True)
         if self.logged is not None:
             row = self.logged.row
             eta = "?" if self.logged.eta is None else duration(self.logged.eta)
@@ -378,25 +405,35 @@ class _LiveTerminal:
             valid = (
                 _both_units(self.validated.row["valid_nats_per_char"]) if self.validated else "-"
             )
-            grid.add_row(
+            figures = [
                 f"step {row['step']:,}",
                 f"epoch {row['epoch']:.2f}",
                 f"{row['chars_per_second']:,.0f} chars/s",
                 f"{eta} to go",
-            )
-            grid.add_row(
                 f"lr {row['learning_rate']:.2g}",
                 f"gradient {row['gradient_norm']:.2f}",
                 f"clipped {100 * row['clipped_share']:.0f} %",
-                "",
-            )
+            ]
+            columns = 4 if self.console.width >= 70 else 2
+            grid = Table.grid(padding=(0, 3))
+            for _ in range(columns):
+                grid.add_column(no_wrap=True)
+            for first in range(0, len(figures), columns):
+                grid.add_row(*figures[first : first + columns])
             losses = Text(f"train {_both_units(train)}   valid {valid}")
             parts = [bar, grid, losses]
         else:
             parts = [bar, Text("first steps ...")]
         if self.sample:
             parts.append(self._sample_panel())
-        return Group(*parts)
+        return self._narrowed(Group(*parts))
+
+    def _narrowed(self, drawn: Any) -> Constrain:
+        """Leave room for the ^C that a terminal writes where the cursor is, twice.
+
+        Did that begin a new line, the one above would not be cleared.
+        """
+        return Constrain(drawn, max(20, self.console.width - 4))
 
     def _sample_panel(self) -> Panel:
         return Panel(Text(printable(self.sample)), title="sample", title_align="left", height=9)

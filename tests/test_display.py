@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,7 @@ class TestPlain:
             f"{run.vocabulary.size} symbols",
             f"{run.config.batch_size} lanes, windows of 9 (loss on the last 3)",
             f"{run.lanes.chunks_per_pass:,} steps an epoch",
-            "cpu (1 threads), fp32; 60 minutes",
+            f"cpu (1 thread), {run.config.precision}; 60 minutes",
             f"uniform {run.baselines['uniform']:.3f}",
             f"unigram {run.baselines['unigram']:.3f}",
             "my run",
@@ -122,6 +123,31 @@ class TestPlain:
             "best validation 2.0794 nats (3.000 bits) at step 1,100",
             f"sample from it with: charrnn sample '{run.folder.path}'",
         ]
+
+    def test_a_plan_made_again_says_so(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+        display = open_display(as_json=False, quiet=False)
+        display.start(run)
+        capsys.readouterr()
+        display.show(Planned(9000, 100, 50, again=True))
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("the speed has changed: planned again, 9,000 steps, ")
+
+    def test_says_what_is_kept_to_test(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+        run.text = replace(run.text, test=(5000, 6007))
+        open_display(as_json=False, quiet=False).start(run)
+        first = capsys.readouterr().err.splitlines()[0]
+        assert first.endswith("601 held out to validate, 1,007 to test")
+
+    def test_gives_no_advice_where_a_run_is_one_of_several(
+        self, run: Run, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        display = open_display(as_json=False, quiet=False, advise=False)
+        display.start(run)
+        for complete in (True, False):
+            display.show(Finished("a reason", complete=complete))
+        text = capsys.readouterr().err
+        assert text.count("after 1,200 steps") == 2
+        assert "charrnn" not in text
 
     def test_lines_of_progress_come_now_and_then(
         self, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -175,7 +201,9 @@ class TestJson:
         ]  # fmt: skip
         assert rows[0]["parameters"] == run.model.parameter_count()
         assert rows[0]["training"] == run.config.to_dict()
-        assert rows[1] == {"total_steps": 5000, "validate_every": 100, "validate_characters": 50}
+        assert rows[1] == {
+            "total_steps": 5000, "validate_every": 100, "validate_characters": 50, "again": False,
+        }  # fmt: skip
         assert rows[2] == LOGGED.row | {"planned_steps": 5000}
         assert rows[3] == VALIDATED.row | {"best": True}
         assert rows[4] == {"text": SAMPLED.text}
@@ -197,14 +225,16 @@ class TestLive:
     @pytest.fixture
     def display(self, screen: io.StringIO) -> Iterator[_LiveTerminal]:
         console = Console(file=screen, force_terminal=True, width=80, height=40, highlight=False)
-        display = _LiveTerminal(console)
+        display = _LiveTerminal(console, advise=True)
         yield display
         display.close()
 
     def picture(self, display: _LiveTerminal) -> str:
         """Return what is drawn in place now, without colours."""
         file = io.StringIO()
-        Console(file=file, width=80, height=40, highlight=False).print(display._picture())
+        Console(file=file, width=display.console.width, height=40, highlight=False).print(
+            display._picture()
+        )
         return file.getvalue()
 
     def test_is_chosen_on_a_terminal_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +257,20 @@ class TestLive:
             "valid 2.0794 nats (3.000 bits)", "To be",
         ):  # fmt: skip
             assert words in drawn
-        assert max(map(len, drawn.splitlines())) <= 80
+        # A terminal writes ^C where the cursor is: it must not begin a line.
+        assert max(map(len, drawn.splitlines())) <= 80 - 4
+
+    def test_draws_every_figure_in_a_narrow_terminal(self, screen: io.StringIO, run: Run) -> None:
+        console = Console(file=screen, force_terminal=True, width=40, height=40, highlight=False)
+        display = _LiveTerminal(console, advise=True)
+        show_all(display, run)
+        drawn = self.picture(display)
+        for words in (
+            "step 1,200", "epoch 2.50", "12,346 chars/s", "1:02:05 to go", "lr 0.012",
+            "gradient 0.46", "clipped 30 %",
+        ):  # fmt: skip
+            assert words in drawn
+        assert max(map(len, drawn.splitlines())) <= 40 - 4
 
     def test_a_sample_is_no_markup_and_cannot_steer_the_terminal(
         self, display: _LiveTerminal, run: Run
