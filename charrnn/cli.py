@@ -97,7 +97,8 @@ def _run(arguments: list[str]) -> int:
     except typer.TyperException as error:
         where = getattr(error, "ctx", None)
         path = where.command_path if where else "charrnn"
-        return _fail(f"{error.format_message()} ({path} --help lists what there is)", 2)
+        message = error.format_message().replace("Value error, ", "")
+        return _fail(f"{message} ({path} --help lists what there is)", 2)
     except Stopped as stopped:
         return 128 + int(stopped.args[0])
     except (KeyboardInterrupt, typer.Abort):
@@ -330,6 +331,8 @@ def train(
             raise UsageError("--resume needs --run DIR, the folder of the run to go on with")
     if valid and valid_share is not None:
         raise UsageError("--valid and --valid-share exclude each other: give one")
+    if patience is not None and valid_share == 0:
+        raise UsageError("--patience counts validations, and --valid-share 0 leaves none")
     text = TextChoices(texts=tuple(texts or ()), valid=tuple(valid or ()), **recipe.given(reading))
     choices = recipe.Choices(cell=cell or "lstm", budget=budget, model=model, training=training)
     # Every number is checked before torch is imported and before anything is written.
@@ -366,9 +369,12 @@ def train(
         )
         if old.is_finished and not as_json:
             if not quiet:
+                larger = (
+                    "--patience" if old.is_out_of_patience else "--minutes, --epochs or --steps"
+                )
                 _say(
                     f"{path}: finished already, after {old.progress.step:,} steps: "
-                    "a larger --minutes, --epochs, --steps or --patience goes on"
+                    f"a larger {larger} goes on"
                 )
             print(path)
             return 0
@@ -800,7 +806,7 @@ def _compare(
                 _say(f"note: {event.text}")
             elif isinstance(event, RunStarted):
                 stop.defer()
-                display = open_display(as_json=False, quiet=quiet)
+                display = open_display(as_json=False, quiet=quiet, advise=False)
                 if not quiet:
                     _say(f"--- run {event.number} of {event.total}: {event.run.folder.path}")
                 display.start(event.run)
@@ -814,7 +820,7 @@ def _compare(
     return None if stop.received else results
 
 
-@app.command(name="inspect")
+@app.command(name="inspect", short_help="Measure gradient flow, memory, gates and units.")
 def inspect_recurrence(
     checkpoint: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run's folder.")

@@ -57,6 +57,8 @@ class TestHelp:
         assert (result.code, result.err) == (0, "")
         for name in COMMANDS:
             assert f"  {name} " in result.out
+        commands = result.out.partition("Commands:")[2]
+        assert "..." not in commands, "a command's line is cut off"
 
     @pytest.mark.parametrize("name", COMMANDS)
     def test_of_a_command(self, cli: Cli, name: str) -> None:
@@ -139,6 +141,8 @@ class TestBadInput:
             ("train {prose} --valid-share 1", 2, "--valid-share"),
             ("train {prose} --valid-share 0.5 --test-share 0.5", 2, "leave nothing"),
             ("train {prose} --patience 0", 2, "--patience"),
+            ("train {prose} --patience 2 --valid-share 0", 2, "--valid-share 0 leaves none"),
+            ("train {prose} --cell mlp", 2, "'--cell': 'mlp' is not one of 'rnn', 'lstm'"),
             ("train {prose} --validate-every 0", 2, "--validate-every"),
             ("train {prose} --min-count 0", 2, "--min-count"),
             ("train {prose} --seed -1", 2, "--seed"),

@@ -311,7 +311,7 @@ def test_a_finished_run_says_so(run: Path) -> None:
     files = {file: file.read_bytes() for file in run.iterdir()}
     said = (
         f"{run}: finished already, after 44 steps: "
-        "a larger --minutes, --epochs, --steps or --patience goes on\n"
+        "a larger --minutes, --epochs or --steps goes on\n"
     )
     assert run_cli("train", "--run", run, "--resume") == Result(0, f"{run}\n", said)
     assert run_cli("train", "--run", run, "--resume", "--steps", 30).code == 0
@@ -352,7 +352,11 @@ def test_a_run_that_ran_out_of_patience(tmp_path: Path, tale: Path) -> None:
         drive(begin(folder, tale, patience=2, lr=3.0, budget={"steps": 400}))
     over = rows(run)[-1]["step"]
     assert over < 400
-    assert "finished already" in run_cli("train", "--run", run, "--resume").err
+    for budget in ([], ["--steps", 900]):
+        result = run_cli("train", "--run", run, "--resume", *budget)
+        assert result.err == (
+            f"{run}: finished already, after {over} steps: a larger --patience goes on\n"
+        )
     assert run_cli("train", "--run", run, "--resume", "--patience", 3).code == 0
     assert rows(run)[-1]["step"] > over
 
