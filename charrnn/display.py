@@ -70,7 +70,10 @@ def open_display(*, as_json: bool, quiet: bool, advise: bool = True) -> Display:
     if quiet:
         return _Quiet()
     console = Console(stderr=True, highlight=False)
-    return _LiveTerminal(console, advise) if console.is_terminal else _PlainLines(advise)
+    # A dumb terminal cannot be drawn on in place.
+    if console.is_terminal and not console.is_dumb_terminal:
+        return _LiveTerminal(console, advise)
+    return _PlainLines(advise)
 
 
 def duration(seconds: float) -> str:

@@ -244,6 +244,8 @@ class TestLive:
         assert isinstance(open_display(as_json=False, quiet=False), _LiveTerminal)
         assert not isinstance(open_display(as_json=True, quiet=False), _LiveTerminal)
         assert not isinstance(open_display(as_json=False, quiet=True), _LiveTerminal)
+        monkeypatch.setenv("TERM", "dumb")
+        assert not isinstance(open_display(as_json=False, quiet=False), _LiveTerminal)
 
     def test_draws_every_figure(self, display: _LiveTerminal, run: Run) -> None:
         display.start(run)
