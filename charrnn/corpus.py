@@ -471,7 +471,10 @@ def embedded_corpus() -> list[str]:
         paths += [Path(parent, name) for name in names if name.endswith(".py")]
     if not paths:
         raise CorpusError(f"this Python has no sources in {_shown(library)}: name a text to use")
-    return [str(path) for path in sorted(paths)]
+    once: dict[Path, str] = {}
+    for path in sorted(paths):
+        once.setdefault(path.resolve(), str(path))  # Debian has a file with two names
+    return list(once.values())
 
 
 def spool(stream: BinaryIO) -> Path:

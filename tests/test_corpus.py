@@ -679,6 +679,15 @@ class TestEmbeddedCorpus:
             part = corpus.part(file.start - 1, file.stop)
             assert text_of(part)[1:] == file.path.read_bytes().decode()
 
+    def test_a_file_with_two_names_is_one(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr("charrnn.corpus.sysconfig.get_path", lambda _name: str(tmp_path))
+        (tmp_path / "b.py").write_text("import this\n")
+        (tmp_path / "c.py").symlink_to("b.py")
+        (tmp_path / "d.py").write_text("import that\n")
+        assert [Path(name).name for name in embedded_corpus()] == ["b.py", "d.py"]
+
     def test_python_without_sources(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr("charrnn.corpus.sysconfig.get_path", lambda _name: str(tmp_path))
         with pytest.raises(CorpusError) as error:
