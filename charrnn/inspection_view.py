@@ -225,7 +225,7 @@ def memory_lines(memory: Memory) -> list[list[str]]:
         [
             f"{k:,}",
             f"{memory.nats(k):.4f}",
-            f"{memory.excess_nats[k]:+.4f}",
+            f"{memory.excess_nats[k]:+z.4f}",
             f"{memory.standard_error[k]:.4f}",
         ]
         for k in _contexts(memory)

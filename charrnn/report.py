@@ -64,6 +64,7 @@ from charrnn.score_view import (
     baselines_say,
     comparison_lines,
     comparison_says,
+    perplexity_figure,
     position_lines,
     surprise,
 )
@@ -264,8 +265,12 @@ def assessment_page(
     lead = (
         f"{name}{' needs the fewest bits' if len(assessments) > 1 else ''}: "
         f"{scores.bits_per_byte:.4f} bits per byte, {scores.bits_per_char:.4f} per character, "
-        f"perplexity {scores.perplexity:.3f}."
+        f"perplexity {perplexity_figure(scores.perplexity)}."
     )
+    cheaper = min(best.baselines, key=lambda baseline: baseline.nats_per_char, default=None)
+    if cheaper is not None and cheaper.nats_per_char < scores.nats_per_char:
+        bits = cheaper.nats_per_char / math.log(2)
+        lead += f" Without a network, {cheaper.name} needs fewer: {bits:.4f} bits per character."
     unit = "byte" if len({one.scores.characters for one in assessments}) > 1 else "character"
     sections = [
         _section(

@@ -29,6 +29,7 @@ __all__ = [
     "baselines_say",
     "comparison_lines",
     "comparison_says",
+    "perplexity_figure",
     "position_lines",
     "print_assessments",
     "print_comparison",
@@ -65,6 +66,11 @@ def print_table(lines: Sequence[Sequence[str]], words: int) -> None:
     wide.print(fitting[0] if sys.stdout.isatty() and fitting else tables[0])
 
 
+def _print_words(line: str) -> None:
+    """Print a sentence on stdout; a terminal gets it broken between words, a pipe as it is."""
+    Console(highlight=False).print(Text(line), soft_wrap=not sys.stdout.isatty())
+
+
 def _table(lines: Sequence[Sequence[str]], justify: Sequence[Any]) -> Table:
     """Return a table of plain text; the first line is its head."""
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -79,11 +85,11 @@ def print_assessments(assessments: Sequence[Assessment]) -> None:
     """Print scores, beside them those of the baselines, and the scores by position."""
     print_table(assessment_lines(assessments), words=2)
     for name, about in baselines_say(assessments).items():
-        print(f"{name}: {about}")
+        _print_words(f"{name}: {about}")
     for one in assessments:
         if one.by_position is not None:
             print()
-            print(
+            _print_words(
                 f"{one.checkpoint}: characters of context since a state of zero, "
                 f"means of {one.by_position.windows:,} stretches"
             )
@@ -123,9 +129,18 @@ def _figures(scores: Scores) -> list[str]:
         f"{scores.nats_per_char:.4f}",
         f"{scores.bits_per_char:.4f}",
         f"{scores.bits_per_byte:.4f}",
-        f"{scores.perplexity:.3f}",
+        perplexity_figure(scores.perplexity),
         f"{scores.chars_per_second:,.0f}",
     ]
+
+
+def perplexity_figure(perplexity: float) -> str:
+    """Return a perplexity for a reader: one of many millions needs no decimals.
+
+    >>> perplexity_figure(4.0511), perplexity_figure(151636722.849)
+    ('4.051', '151,636,723')
+    """
+    return f"{perplexity:.3f}" if perplexity < 10_000 else f"{perplexity:,.0f}"
 
 
 def _baseline_line(baseline: Baseline, scores: Scores) -> list[str]:
@@ -140,7 +155,7 @@ def _baseline_line(baseline: Baseline, scores: Scores) -> list[str]:
         f"{nats:.4f}",
         f"{bits:.4f}",
         f"{bits * scores.characters / scores.bytes:.4f}",
-        f"{math.exp(nats):.3f}",
+        perplexity_figure(math.exp(nats)),
         "",
     ]
 
@@ -163,7 +178,7 @@ def print_comparison(comparison: Comparison) -> None:
     print_table(comparison_lines(comparison), words=2)
     print()
     for line in comparison_says(comparison):
-        print(line)
+        _print_words(line)
 
 
 def comparison_lines(comparison: Comparison) -> list[list[str]]:
@@ -188,11 +203,11 @@ def comparison_lines(comparison: Comparison) -> list[list[str]]:
                 f"{row['steps']:,.0f}",
                 f"{row['clipped_steps']:,.0f}",
                 "-" if valid is None else f"{valid:.4f}",
-                "-" if valid is None else f"{math.exp(valid):.3f}",
+                "-" if valid is None else perplexity_figure(math.exp(valid)),
                 f"{row['nats_per_char']:.4f}",
                 *([f"{row['spread']:.4f}"] if several else []),
                 f"{row['bits_per_char']:.4f}",
-                f"{row['perplexity']:.3f}",
+                perplexity_figure(row["perplexity"]),
             ]
         )
     return lines
@@ -276,7 +291,10 @@ class SurpriseText:
         self._print(self._text.priced(stretch))
 
     def close(self) -> None:
-        """Print what the colours mean."""
+        """Print what the colours mean, where there are some."""
+        if self._console.color_system is None:
+            self._console.print("\n")
+            return
         legend = Text("\n\nbits: ")
         legend.append(f"below {SURPRISE[0][0]:g}", style="dim")
         for (least, style), (most, _) in itertools.pairwise(SURPRISE):

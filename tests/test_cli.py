@@ -602,6 +602,8 @@ class TestEvaluate:
         }
         assert tuple(row["dynamic"]) == self.NAMES[-5:]
         assert len(row["nats_by_position"]) == 7
+        for baseline in row["baselines"]:  # the text is ASCII
+            assert baseline["bits_per_byte"] == pytest.approx(baseline["bits_per_char"])
         names = [baseline["name"] for baseline in row["baselines"]]
         assert names[:2] == ["uniform", "unigram"]
         assert names[2].endswith("-gram")

@@ -28,6 +28,7 @@ from charrnn.errors import CorpusError, RunFolderError, UsageError
 from charrnn.inspection import (
     GATES,
     LANES,
+    Memory,
     Stretch,
     Unit,
     activation,
@@ -42,7 +43,7 @@ from charrnn.inspection import (
     unroll_model,
     with_spectral_radius,
 )
-from charrnn.inspection_view import print_inspection
+from charrnn.inspection_view import memory_lines, print_inspection
 from charrnn.model import CharModel
 from charrnn.properties import PROPERTIES
 from charrnn.trained import load_model
@@ -695,6 +696,10 @@ class TestCommand:
         assert out.startswith("Truncation\n")
         assert re.search(r"trained +20 +last 5 +[\d.]+° ", out)
         assert re.search(r"initial +62 \(all\) +last 47 +0.0° ", out)
+
+    def test_nothing_more_has_no_sign_of_less(self) -> None:
+        one = Memory(2.0, (1.0, -1e-9), (0.1, 0.0), 9, tolerance=0.01, needed=1, bptt=None)
+        assert [line[2] for line in memory_lines(one)] == ["more", "+1.0000", "+0.0000"]
 
     def test_tables(self, cli: Cli, trained: Path, prose: Path) -> None:
         result = cli("inspect", trained, "--text", prose, "--characters", 300, "--unit", 7)

@@ -315,6 +315,14 @@ class TestAssessmentPage:
         for row in ("bytes: 0.8656", "text: 0.7213", "uniform: 1.4427", "uniform: 0.7213"):
             assert row in about
 
+    @pytest.mark.parametrize(("nats", "said"), [(1.4, True), (1.6, False)])
+    def test_says_where_no_network_is_needed(self, nats: float, said: bool) -> None:
+        one = assessment(baselines=(Baseline("7-gram", nats, ""), Baseline("xz", 2.0, "")))
+        page = check(assessment_page([one], [portrait()], "poem", ORIGIN))
+        lead = page.texts["p"][1]
+        assert ("Without a network, 7-gram needs fewer: 2.0198 bits per char" in lead) == said
+        assert "xz" not in lead
+
     def test_the_log_of_one_run_is_drawn_once(self) -> None:
         text = assessment_page(
             [assessment(), assessment()], [portrait("one"), portrait("two")], "poem", ORIGIN

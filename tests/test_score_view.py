@@ -4,6 +4,7 @@ import io
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,22 @@ class TestTable:
             for line, name, figure in zip(lines[1:], names, FIGURES, strict=False):
                 assert line.startswith(name)
                 assert line.count(figure) == 2
+
+    def test_a_terminal_breaks_sentences_between_words(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        said = "what it knows, told at some length, with [red] and :smile: as they are"
+        one = replace(ONE, baselines=(Baseline("uniform", 2.0, said),))
+        print_assessments([one])
+        assert f"\nuniform: {said}\n" in capsys.readouterr().out, "a pipe gets a line"
+        monkeypatch.setenv("COLUMNS", "40")
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        print_assessments([one])
+        lines = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
+        first = next(n for n, line in enumerate(lines) if line.startswith("uniform: what"))
+        assert max(map(len, lines[first:])) <= 40
+        assert " ".join(line.rstrip() for line in lines[first:]) == f"uniform: {said}"
 
     def test_baselines_and_dynamic_evaluation_stand_in_the_same_table(
         self, capsys: pytest.CaptureFixture[str]
@@ -162,6 +179,8 @@ class TestSurpriseText:
         nats[-1] = 3.0
         show(Prices(1, nats, 0))
         assert capsys.readouterr().out == "[red]\ufffd[2J\n\ufffd\u21b5\n"
+        show.close()
+        assert capsys.readouterr().out == "\n\n", "no colours: nothing to say what they mean"
 
     def test_bytes_become_characters_with_the_price_of_all(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
