@@ -15,6 +15,7 @@ has learnt, and whoever remembers it nothing. The same seed gives the same text.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import sys
 from collections.abc import Iterator
@@ -31,8 +32,6 @@ def lines(distance: int, seed: int) -> Iterator[str]:
         distance: K, characters from the key to its repetition; at least 2.
         seed: of the draws.
     """
-    if distance < 2:
-        raise ValueError(f"the distance must be at least 2, not {distance}: the {CUE} lies between")
     chance = random.Random(seed)
     while True:
         key = chance.choice(KEYS)
@@ -40,8 +39,16 @@ def lines(distance: int, seed: int) -> Iterator[str]:
 
 
 def recall_text(distance: int, characters: int, seed: int = 1) -> str:
-    """Return whole lines, as many as fit into a number of characters."""
+    """Return whole lines, as many as fit into a number of characters.
+
+    Raises:
+        ValueError: no line is so short.
+    """
+    if distance < 2:
+        raise ValueError(f"the distance must be at least 2, not {distance}: the {CUE} lies between")
     length = distance + 2
+    if characters < length:
+        raise ValueError(f"a line has {length} characters, and {characters} are asked for")
     source = lines(distance, seed)
     return "".join(next(source) for _ in range(characters // length))
 
@@ -49,14 +56,27 @@ def recall_text(distance: int, characters: int, seed: int = 1) -> str:
 def main() -> None:
     """Print a text as the command line asks for it."""
     parser = argparse.ArgumentParser(description="Write a text that asks for a memory.")
-    parser.add_argument("--distance", type=int, default=16, metavar="K")
-    parser.add_argument("--characters", type=int, default=300_000, metavar="N")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--distance", type=int, default=16, metavar="K", help="how far back the key is (default 16)"
+    )
+    parser.add_argument(
+        "--characters", type=int, default=300_000, metavar="N", help="at most (default 300,000)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="another one, another text (default 1)")
     chosen = parser.parse_args()
     try:
-        sys.stdout.write(recall_text(chosen.distance, chosen.characters, chosen.seed))
+        text = recall_text(chosen.distance, chosen.characters, chosen.seed)
     except ValueError as error:
         parser.error(str(error))
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has seen enough; Python must not complain about it while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        parser.exit(1, f"recall.py: cannot write the text: {error.strerror}\n")
 
 
 if __name__ == "__main__":
