@@ -37,6 +37,7 @@ OptimiserName = Literal["muon", "adamw", "sgd"]
 
 #: What a number of each kind may be; checked by ``_check``.
 _POSITIVE = "a number above 0, at most 1e38"
+_LIMIT = "a number above 0, at most 1e38, or 0 for none"
 _NOT_NEGATIVE = "a number from 0 to 1e38"
 _COUNT = "a whole number from 1 to 2^63 - 1"
 _SIZE = "a whole number from 1 to 2^31 - 1"
@@ -55,7 +56,10 @@ def _holds(value: object, rule: str) -> bool:
         return isinstance(value, int) and (rule == _WHOLE or value > 0) and 0 <= value < limit
     if not abs(value) <= _LARGEST:  # NaN is not either
         return False
-    return {_POSITIVE: value > 0, _NOT_NEGATIVE: value >= 0, _SHARE: 0 <= value < 1}[rule]
+    # A limit of 0 is None by now (recipe.choose).
+    if rule in (_POSITIVE, _LIMIT):
+        return value > 0
+    return {_NOT_NEGATIVE: value >= 0, _SHARE: 0 <= value < 1}[rule]
 
 
 def _check(config: Any, rules: dict[str, str], flags: dict[str, str] | None = None) -> None:
@@ -194,10 +198,11 @@ class TrainConfig(Record):
 
     def __post_init__(self) -> None:
         counts = ("batch_size", "bptt", "loss_last", "steps", "patience", "validate_every")
-        positive = ("lr", "lr_adam", "clip_norm", "clip_value", "scale_norm", "minutes", "epochs")
+        positive = ("lr", "lr_adam", "clip_value", "scale_norm", "minutes", "epochs")
         flags = {"lr_adam": "--lr"}
         _check(self, dict.fromkeys(counts, _COUNT) | dict.fromkeys(positive, _POSITIVE), flags)
-        _check(self, {"weight_decay": _NOT_NEGATIVE, "warmup_steps": _WHOLE, "seed": _WHOLE})
+        _check(self, {"clip_norm": _LIMIT, "weight_decay": _NOT_NEGATIVE})
+        _check(self, {"warmup_steps": _WHOLE, "seed": _WHOLE})
         if self.precision not in ("fp32", "bf16"):
             raise UsageError(f"--precision must be fp32 or bf16, not {self.precision!r}")
         if self.optimiser not in get_args(OptimiserName):

@@ -359,8 +359,8 @@ def resume(
     folder.keep = max(0, checkpoint.require("keep", int)) if keep is None else keep
     if "-" in record.texts and not texts:
         raise UsageError(
-            "this run read standard input, which cannot be read again: "
-            "give the same text as a file, charrnn train FILE --resume ..."
+            "this run read standard input, which cannot be read again: give the same text as a "
+            f"file, charrnn train FILE --run {shlex.quote(str(folder.path))} --resume"
         )
     device = device or choose_device(checkpoint.require("device", str))
     notes += _other_machine(checkpoint, device)

@@ -129,7 +129,7 @@ class TestBadInput:
             ("train {prose} --batch-size 0", 2, "--batch-size"),
             ("train {prose} --bptt 0", 2, "--bptt"),
             ("train {prose} --loss-last 9999", 2, "--loss-last 9999"),
-            ("train {prose} --clip-norm -1", 2, "--clip-norm"),
+            ("train {prose} --clip-norm -1", 2, "above 0, at most 1e38, or 0 for none, not -1"),
             ("train {prose} --clip-value 0", 2, "--clip-value"),
             ("train {prose} --clip-value 1 --clip-norm 1", 2, "exclude each other"),
             ("train {prose} --minutes 0", 2, "--minutes"),

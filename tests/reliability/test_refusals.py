@@ -370,7 +370,7 @@ def test_standard_input_says_at_once_that_it_cannot_be_read_again(
     result = run_cli("train", "-", "--run", run, "--steps", 5, *options, stdin=text)
     assert result.code == 0
     assert "standard input cannot be read again: to resume, give the text as a file" in result.err
-    assert "this run read standard input" in refusal(run)
+    assert f"a file, charrnn train FILE --run {run} --resume" in refusal(run)
     again = ["train", "--run", run, "--resume", "--steps"]
     assert run_cli(*again, 6, "-", stdin=text).code == 0
     assert "is not the one" in run_cli(*again, 7, "-", stdin=b"another text").err
