@@ -38,7 +38,7 @@ from charrnn.training import (
     Validated,
 )
 
-__all__ = ["Display", "duration", "open_display", "printable"]
+__all__ = ["Display", "Output", "duration", "open_display", "printable"]
 
 #: Seconds between the plain lines of a log.
 PLAIN_EVERY = 10.0
@@ -57,6 +57,17 @@ class Display(Protocol):
         """Leave the terminal as it was."""
 
 
+class Output(Console):
+    """A console whose reader may leave: like every other writer it raises BrokenPipeError.
+
+    Rich would end the program itself, with exit code 1.
+    """
+
+    def on_broken_pipe(self) -> None:
+        """Pass the error on, for the command line to answer."""
+        raise  # it is called where the error is handled
+
+
 def open_display(*, as_json: bool, quiet: bool, advise: bool = True) -> Display:
     """Return the display that fits the options and the terminal.
 
@@ -69,7 +80,7 @@ def open_display(*, as_json: bool, quiet: bool, advise: bool = True) -> Display:
         return _JsonLines()
     if quiet:
         return _Quiet()
-    console = Console(stderr=True, highlight=False)
+    console = Output(stderr=True, highlight=False)
     # A dumb terminal cannot be drawn on in place.
     if console.is_terminal and not console.is_dumb_terminal:
         return _LiveTerminal(console, advise)

@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from charrnn.display import printable
+from charrnn.display import Output, printable
 from charrnn.gradients import Cut, Truncation
 from charrnn.inspection import (
     NEARLY_CLOSED,
@@ -62,7 +62,7 @@ ALWAYS = 0.9
 
 def print_inspection(inspection: Inspection) -> None:
     """Print all measurements on stdout."""
-    console = Console(highlight=False)
+    console = Output(highlight=False)
     for title, said, shown in _sections(inspection, console):
         console.print(Text(title, style="bold underline"))
         console.print(Text(said))

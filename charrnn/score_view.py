@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -17,7 +16,7 @@ from charrnn.assessment import Assessment
 from charrnn.baselines import Baseline
 from charrnn.comparison import Comparison
 from charrnn.corpus import Part
-from charrnn.display import printable
+from charrnn.display import Output, printable
 from charrnn.evaluation import PositionScores, Prices, Scores
 from charrnn.portrait import PricedText, code_points
 
@@ -61,14 +60,14 @@ def print_table(lines: Sequence[Sequence[str]], words: int) -> None:
         _table(turned, ["left"] + ["right"] * (len(lines) - 1)),
     ]
     # A pipe has no width, and whatever is too wide for a terminal is not cut off there.
-    wide = Console(highlight=False, width=10_000, height=100)
-    fitting = [t for t in tables if wide.measure(t).maximum <= Console().width]
+    wide = Output(highlight=False, width=10_000, height=100)
+    fitting = [t for t in tables if wide.measure(t).maximum <= Output().width]
     wide.print(fitting[0] if sys.stdout.isatty() and fitting else tables[0])
 
 
 def _print_words(line: str) -> None:
     """Print a sentence on stdout; a terminal gets it broken between words, a pipe as it is."""
-    Console(highlight=False).print(Text(line), soft_wrap=not sys.stdout.isatty())
+    Output(highlight=False).print(Text(line), soft_wrap=not sys.stdout.isatty())
 
 
 def _table(lines: Sequence[Sequence[str]], justify: Sequence[Any]) -> Table:
@@ -283,7 +282,7 @@ class SurpriseText:
 
     def __init__(self, part: Part) -> None:
         self._text = PricedText(part)
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = Output(highlight=False, soft_wrap=True)
         self._print(self._text.first())
 
     def __call__(self, stretch: Prices) -> None:

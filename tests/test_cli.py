@@ -727,6 +727,25 @@ class TestPipes:
             assert process.wait(timeout=30) == 0
             assert process.stderr.read() == b""
 
+    @pytest.mark.parametrize(
+        "words", [("evaluate", "--show"), ("inspect", "--only", "memory", "--characters", 500)]
+    )
+    def test_a_table_ends_quietly_without_its_reader(
+        self, trained: Path, prose: Path, words: tuple[object, ...]
+    ) -> None:
+        name, *options = words
+        with subprocess.Popen(
+            command(name, trained, "--text", prose, *options),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            assert process.stderr.read() in (b"", b"looking at 500 characters ...\n")
+            assert process.wait(timeout=30) == 0
+
     @pytest.mark.parametrize("talk", [[], ["--json"]])
     def test_a_training_whose_reader_leaves_is_saved(
         self, prose: Path, tmp_path: Path, talk: list[str]
