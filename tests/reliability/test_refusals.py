@@ -323,7 +323,7 @@ def test_a_finished_run_says_so(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "steps"), [(["--steps", 60], 60), (["--epochs", 4], 68), (["--minutes", 0.02], None)]
+    ("budget", "steps"), [(["--steps", 60], 60), (["--epochs", 4], 68), (["--minutes", 0.06], None)]
 )
 def test_a_larger_budget_goes_on(run: Path, budget: list[object], steps: int | None) -> None:
     assert run_cli("train", "--run", run, "--resume").code == 0
