@@ -847,7 +847,7 @@ def inspect_recurrence(
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Look into the recurrence: gradient flow, memory, gates, units, clipping, truncation."""
+    """Look into the recurrence: step, gradient flow, memory, gates, units, clipping, truncation."""
     _refuse_two_texts(text, part, encoding)
     config = InspectConfig(
         only=tuple(only or ()),

@@ -296,7 +296,7 @@ class TextChoices:
 
 #: What can be looked at when a model is inspected. The last one is only on request: it
 #: repeats whole backward passes to time them.
-MEASUREMENTS = ("flow", "memory", "gates", "units", "clipping", "truncation")
+MEASUREMENTS = ("step", "flow", "memory", "gates", "units", "clipping", "truncation")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,8 @@ from charrnn.inspection_view import (
     mark,
     memory_lines,
     memory_says,
+    step_lines,
+    step_says,
     truncation_lines,
     truncation_says,
     unit_lines,
@@ -507,6 +509,8 @@ def _inside(portraits: Sequence[Portrait], seen: str) -> Iterator[str]:
         seen: a sentence on which models, and on what.
     """
     looked = [(style, p, p.inspection) for style, p in enumerate(portraits) if p.inspection]
+    if len(looked) == 1 and (step := looked[0][2].step):
+        yield _section("The step", _note(step_says(step)), _table(step_lines(step), words=3))
     if flows := [one for one in looked if one[2].gradient_flow]:
         yield _flow_section(flows, seen)
     if memories := [one for one in looked if one[2].memory]:
