@@ -57,6 +57,10 @@ app = typer.Typer(
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 Device = Annotated[DeviceName, typer.Option(help="Where to compute; auto takes a GPU if any.")]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16"],
+    typer.Option(help="Of the matrix products; auto: bf16 where the hardware has it."),
+]
 Report = Annotated[
     Path | None,
     typer.Option(metavar="FILE.html", help="Write a page with tables, figures and samples, too."),
@@ -249,10 +253,7 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, dropout and samples.")] = None,
     device: Device = "auto",
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16"],
-        typer.Option(help="Of the matrix products; auto: bf16 where the hardware has it."),
-    ] = "auto",
+    precision: Precision = "auto",
     run: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The run's folder (default: checkpoints/TEXT-CELL)."),
@@ -668,6 +669,7 @@ def compare(
         int | None, typer.Option(help="Rarer characters become the unknown symbol.")
     ] = None,
     device: Device = "auto",
+    precision: Precision = "auto",
     run: Annotated[
         Path | None, typer.Option(help="Its folder (default: checkpoints/TEXT-compare).")
     ] = None,
@@ -704,6 +706,7 @@ def compare(
         "test_share": test_share,
         "encoding": encoding,
         "min_count": min_count,
+        "precision": None if precision == "auto" else precision,
     }
     given = recipe.given(numbers)
     if resume and run is None:

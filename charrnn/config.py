@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import MISSING, asdict, dataclass, fields
 from types import UnionType
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from charrnn.errors import UsageError
 
@@ -107,7 +107,7 @@ def _fits(value: object, kind: Any) -> bool:
         return type(value) is kind or (kind is float and type(value) is int)
     if origin is Literal:
         return value in parts
-    if origin is UnionType:
+    if origin in (UnionType, Union):  # X | None; with a Literal in it Python makes the other one
         return any(_fits(value, part) for part in parts)
     # What remains is tuple[X, ...] and tuple[X, X].
     if not isinstance(value, list) or (parts[-1] is not ... and len(value) != len(parts)):
