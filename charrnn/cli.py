@@ -490,6 +490,10 @@ def evaluate(
             metavar="N", help="Score by position too, up to N after a reset of the state."
         ),
     ] = None,
+    after: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Price the characters that follow this text, too."),
+    ] = None,
     per_char: Annotated[
         Path | None,
         typer.Option(help="Write each character's price to this file, a line of JSON each."),
@@ -512,11 +516,13 @@ def evaluate(
 
     Nats and bits per character, bits per byte and perplexity, over every character but the first;
     characters that a model does not know are charged with what it takes to spell them out. With
-    --dynamic, --per-char and --show give the prices of dynamic evaluation.
+    --dynamic, --after, --per-char and --show give the prices of dynamic evaluation.
     """
     _refuse_two_texts(text, part, encoding)
     if by_position is not None and by_position < 1:
         raise UsageError(f"--by-position must be 1 or above, not {by_position}")
+    if after == "":
+        raise UsageError("--after must not be empty")
     if (per_char or show) and len(checkpoints) > 1:
         raise UsageError("--per-char and --show go with one checkpoint only")
     if show and as_json:
@@ -601,6 +607,7 @@ def evaluate(
                     exact=exact,
                     dynamic=dynamic,
                     positions=by_position,
+                    after=after,
                     baselines=beside,
                     watch=watch if watchers else None,
                 )

@@ -72,6 +72,7 @@ from charrnn.portrait import SAMPLE, Portrait, Row
 from charrnn.properties import PROPERTIES
 from charrnn.score_view import (
     SURPRISE,
+    after_says,
     assessment_lines,
     baselines_say,
     comparison_lines,
@@ -294,6 +295,7 @@ def assessment_page(
             ),
             _table(assessment_lines(assessments), words=2),
             _list(f"{name}: {about}" for name, about in baselines_say(assessments).items()),
+            _list(after_says(one) for one in assessments if one.after),
         ),
         _positions(assessments, portraits),
         _curves(_own_runs(portraits), ""),
