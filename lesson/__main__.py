@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import sys
 import tempfile
 import time
@@ -60,7 +61,7 @@ def page(lab: Lab, sections: Sequence[Section], command: str, figures: str) -> s
         "are the same again on the same machine, text and versions, and close on others; what is "
         "measured in time is of that machine, at that time."
     )
-    own = "" if lab.text is None else f" and the text in `corpora/{lab.text.name}`"
+    own = "" if lab.text is None else f" and the text in `corpora/{lab.name}`"
     how = (
         "The commands can be typed as they stand, in the project's folder with its environment "
         f"active (`. .venv/bin/activate`){own}; without `--json` they print tables. Losses are in "
@@ -97,7 +98,7 @@ def main() -> int:
     if chosen.text is not None and not chosen.text.is_file():
         parser.error(f"--text {chosen.text}: there is no such file")
     command = "scripts/lesson"
-    command += f" --text {chosen.text.name}" if chosen.text else ""
+    command += f" --text {shlex.quote(chosen.text.name)}" if chosen.text else ""
     command += " --quick" if chosen.quick else ""
     started = time.monotonic()
 
@@ -106,8 +107,8 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = chosen.work or Path(temporary)
-        lab = Lab(folder.absolute(), chosen.text, QUICK if chosen.quick else FULL, say)
         try:
+            lab = Lab(folder.absolute(), chosen.text, QUICK if chosen.quick else FULL, say)
             sections = [make(lab) for make in SECTIONS]
         except LessonError as error:
             print(f"scripts/lesson: {error}", file=sys.stderr)

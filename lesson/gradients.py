@@ -32,8 +32,8 @@ def flow(lab: Lab, cell: str) -> str:
     """Return the command that measures a cell's gradient flow; for the RNN by radius too."""
     scaled = " ".join(f"--spectral-radius {radius:g}" for radius in lab.size.radii)
     return (
-        f"charrnn inspect {run_of(cell)} --part valid --characters {lab.size.inspected} "
-        f"--only flow --only memory{' ' + scaled if cell == 'rnn' else ''} --device cpu --json"
+        f"charrnn inspect {run_of(cell)} --part valid --characters {lab.size.inspected} --only "
+        f"flow --only memory{' ' + scaled if cell == 'rnn' else ''} --device cpu --json"
     )
 
 
@@ -113,9 +113,9 @@ the trained ones is scaled to each radius.
             for name, title, chart in zip(names, titles, charts, strict=True)
         ],
         rule=f"a radius below 1 does as it is told if less than {percent(VANISHED)} of the "
-        "gradient is "
-        f"left at lag {LAG} with tanh, one above 1 if more than {EXPLODED:g} times, and 1 if it is "
-        "between. Holds if all do, with initial and with trained weights; in part if some do.",
+        f"gradient is left at lag {LAG} with tanh, one above 1 if more than {EXPLODED:g} times, "
+        "and 1 if it is between. Holds if all do, with initial and with trained weights; in part "
+        "if some do.",
         judgement=judge_radii(initial, scaled, trained_radius, trained[0]),
     )  # fmt: skip
 
@@ -181,10 +181,9 @@ def judge_radii(
         + (
             "."
             if told_trained
-            else ": the radius alone does not tell. tanh takes its part at every step, 1 - "
-            "h² where "
-            "a unit is far from 0, and what a character's loss needs of the state need not lie in "
-            "the directions that the matrix stretches."
+            else ": the radius alone does not tell. tanh takes its part at every step, 1 - h² "
+            "where a unit is far from 0, and what a character's loss needs of the state need not "
+            "lie in the directions that the matrix stretches."
         ),
     )
 
@@ -193,17 +192,17 @@ def clipping(lab: Lab) -> Section:
     """Train at a high rate with and without clipping, and look at what clipping turns."""
     size = lab.size
     train = (
-        f"charrnn train{lab.words} --cell rnn --hidden {size.clip_hidden} --optimiser sgd "
-        f"--lr {size.clip_rate:g} --steps {size.clip_steps} --valid-share {lab.valid_share} "
-        "--device cpu --precision fp32"
+        f"charrnn train{lab.words} --cell rnn --hidden {size.clip_hidden} --optimiser sgd --lr "
+        f"{size.clip_rate:g} --steps {size.clip_steps} --valid-share {lab.valid_share} --device "
+        "cpu --precision fp32"
     )
     commands = {
         "clipped to norm 1": f"{train} --clip-norm 1 --run checkpoints/lesson/clipped --json",
         "not clipped": f"{train} --clip-norm 0 --run checkpoints/lesson/unclipped --json",
     }
     look = (
-        f"charrnn inspect {run_of('rnn')} --part valid --characters {size.inspected} "
-        "--only clipping --device cpu --json"
+        f"charrnn inspect {run_of('rnn')} --part valid --characters {size.inspected} --only "
+        "clipping --device cpu --json"
     )
     logs = {name: _log(lab.do(command, may_fail=True).out) for name, command in commands.items()}
     cuts = [cut for cut in lab.json(look)["cuts"] if cut["weights"] == "trained"]
@@ -258,7 +257,7 @@ runs are a plain RNN with plain descent at a rate of {size.clip_rate:g}, the sam
             Figure("6-clipping", "Training loss with and without clipping", standalone(chart))
         ],
         rule=f"holds if the clipped training ends at least {APART:g} nats lower, or the other one "
-        f"stops because a number is not finite, and the cosine between the gradient before and "
+        "stops because a number is not finite, and the cosine between the gradient before and "
         f"after is above {SAME_DIRECTION:g}; in part if only one of the two.",
         judgement=judge_clipping(ends["clipped to norm 1"], ends["not clipped"], min(cosines)),
     )  # fmt: skip
@@ -377,10 +376,9 @@ The task is claim 4's, with a window of {length} that shows it whole.
             )
         ],
         figures=[Figure("7-scaling", "Price of the key by cell and gradient", standalone(chart))],
-        rule=f"two parts, by the medians over the seeds. Scaling does not mend it: the RNN with "
-        f"scaled gradients leaves the key above {percent(LEARNT)} of ln 8. The architecture "
-        "does: the LSTM "
-        f"with its gradients as they are brings it below that. Both: holds; one: in part.",
+        rule="two parts, by the medians over the seeds. Scaling does not mend it: the RNN with "
+        f"scaled gradients leaves the key above {percent(LEARNT)} of ln 8. The architecture does: "
+        "the LSTM with its gradients as they are brings it below that. Both: holds; one: in part.",
         judgement=judge_scaling(
             medians["plain", "rnn"],
             medians["plain", "lstm"],
@@ -409,14 +407,17 @@ def judge_scaling(
         f"Scaling does not teach the plain RNN to remember {distance} characters: the key costs "
         f"{scaled_rnn:.2f} of {CHANCE:.2f} nats ({rnn:.2f} unscaled)."
         if scaled_rnn > limit
-        else f"Scaling does mend it here: with every gradient scaled to one norm the plain RNN "
+        else f"There is nothing to mend: the plain RNN remembers {distance} characters with its "
+        f"gradients as they are (the key costs {rnn:.3f} nats; {scaled_rnn:.3f} scaled)."
+        if rnn < limit
+        else "Scaling does mend it here: with every gradient scaled to one norm the plain RNN "
         f"remembers {distance} characters (the key costs {scaled_rnn:.3f} nats, {rnn:.2f} "
         "unscaled). Nobody had to know how far: the direction was good enough, and only the steps "
         "were too short. Its recurrent matrix begins orthogonal, so that the far terms are not "
         "drowned from the start.",
         f"The LSTM learns it with its gradients as they are ({lstm:.3f} nats)."
         if lstm < limit
-        else f"And the architecture alone does not: with its gradients as they are the LSTM stays "
+        else "And the architecture alone does not: with its gradients as they are the LSTM stays "
         f"at {lstm:.2f} nats"
         + (
             f", and with scaled ones it reaches {scaled_lstm:.3f}."

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,8 @@ class Size:
     minutes: float = 1.0
     width_steps: int = 200
     """For speeds at equal width, nothing has to be learnt."""
+    least: int = 50_000
+    """Characters of a text whose held-out tenth is long enough to look into."""
     held_out: int = 200_000
     """Characters to validate on."""
     inspected: int = 20_000
@@ -72,8 +75,8 @@ class Size:
 
 FULL = Size()
 QUICK = Size(
-    hidden=16, steps=30, minutes=0.02, width_steps=10, held_out=4_000, inspected=2_000,
-    lengths=(10, 1_000), windows=(4, 108), recall_hidden=8, recall_steps=20,
+    hidden=16, steps=30, minutes=0.02, width_steps=10, least=10_000, held_out=4_000,
+    inspected=2_000, lengths=(10, 1_000), windows=(4, 108), recall_hidden=8, recall_steps=20,
     recall_windows=(8, 48), seeds=(1,), clip_hidden=16, clip_steps=20,
 )  # fmt: skip
 
@@ -98,6 +101,9 @@ class Lab:
         text: a reader's own; None: the embedded corpus.
         size: how much is done.
         say: called with each command before it runs.
+
+    Raises:
+        LessonError: the text is too short.
     """
 
     folder: Path
@@ -113,15 +119,26 @@ class Lab:
         corpora.mkdir(exist_ok=True)
         shutil.copy(ROOT / "corpora" / "recall.py", corpora)
         if self.text is not None:
-            shutil.copy(self.text, corpora / self.text.name)
+            shutil.copy(self.text, corpora / self.name)
         read = [str(self.text)] if self.text is not None else embedded_corpus()
         self.characters: int = scan(read).characters
         """Of the text, all of it."""
+        if self.characters < self.size.least:
+            raise LessonError(
+                f"the text has {self.characters:,} characters: give one of at least "
+                f"{self.size.least:,}"
+            )
+
+    @property
+    def name(self) -> str:
+        """What a reader's text is called in commands: nothing in it that a shell would read."""
+        assert self.text is not None
+        return re.sub(r"[^\w.-]+", "-", self.text.name)
 
     @property
     def words(self) -> str:
         """What names the text to train on in a command: nothing for the embedded corpus."""
-        return f" corpora/{self.text.name}" if self.text is not None else ""
+        return f" corpora/{self.name}" if self.text is not None else ""
 
     @property
     def valid_share(self) -> str:

@@ -47,8 +47,8 @@ class Held:
 def gates(lab: Lab) -> Section:
     """Count open and closed gates, and look for a unit that holds a property."""
     inspect = (
-        f"charrnn inspect {run_of('lstm')} --part valid --characters {lab.size.inspected} "
-        "--device cpu"
+        f"charrnn inspect {run_of('lstm')} --part valid --characters {lab.size.inspected} --device "
+        "cpu"
     )
     first = f"{inspect} --only gates --only units --json"
     found = lab.json(first)
@@ -129,13 +129,11 @@ correlation in the table.
         figures=[
             Figure("8-memory", f"The memory of unit {name} along the text", standalone(chart))
         ],
-        rule=f"two parts. Each gate is used both ways: open at more than 1 % of characters and "
-        "closed at more than 1 %, in the mean of the units. A unit's memory holds a "
-        "visible property: its "
-        f"c correlates with one by at least {FOLLOWS:g} in size, over the last "
+        rule="two parts. Each gate is used both ways: open at more than 1 % of characters and "
+        "closed at more than 1 %, in the mean of the units. A unit's memory holds a visible "
+        f"property: its c correlates with one by at least {FOLLOWS:g} in size, over the last "
         f"{len(c_T):,} characters, and that property goes on for at least {TENS} characters "
-        "somewhere. "
-        "Both: holds; one: in part.",
+        "somewhere. Both: holds; one: in part.",
         judgement=judge_gates(use, held),
     )
 
@@ -188,8 +186,8 @@ def judge_gates(use: Mapping[str, tuple[float, float]], held: Held) -> Judgement
         "characters."
         if follows
         else f"No lasting property was found in a unit: the best, {held.unit} with "
-        f"\"{held.property}\", has a correlation of {held.correlation:+.2f}, and the property "
-        f"goes on for up to {held.lasts} characters.",
+        f"\"{held.property}\", has a correlation of {held.correlation:+.2f}, and the property goes "
+        f"on for up to {held.lasts} characters.",
     )  # fmt: skip
 
 
@@ -262,11 +260,10 @@ loss is within 0.01 nats.
             Figure("9-along", "Gradient against lag along the states of trained cells",
                    standalone(chart))
         ],
-        rule=f"two parts, for the trained models. Far: the gradient along the LSTM's c stays above "
+        rule="two parts, for the trained models. Far: the gradient along the LSTM's c stays above "
         f"1 % for at least {FARTHER:g} times as many characters as along the plain RNN's h. "
-        "Because "
-        f"of the memory line: at lag {lag} more is left along c than along the LSTM's own h. "
-        "Both: holds; one: in part.",
+        f"Because of the memory line: at lag {lag} more is left along c than along the LSTM's own "
+        "h. Both: holds; one: in part.",
         judgement=judge_along(
             lags["trained", "rnn", "h"],
             lags["trained", "lstm", "c"],
@@ -300,22 +297,19 @@ def judge_along(rnn: int, lstm: int, gru: int, left: tuple[float, float], lag: i
     line = left[0] > left[1]
     return judged(
         [far, line],
-        f"Along the LSTM's c the gradient falls under 1 % at a lag of {lstm}, along the "
-        "plain RNN's "
-        f"h at {rnn}, along the GRU's at {gru}"
+        f"Along the LSTM's c the gradient falls under 1 % at a lag of {lstm}, along the plain "
+        f"RNN's h at {rnn}, along the GRU's at {gru}"
         + (
             "."
             if far
             else f": {'farther, but not' if lstm > rnn else 'not'} {FARTHER:g} times as far."
         ),
-        f"At lag {lag}, {percent(left[0])} is left along c and {percent(left[1])} along the "
-        "LSTM's own h"
+        f"At lag {lag}, {percent(left[0])} is left along c and {percent(left[1])} along the LSTM's "
+        "own h"
         + (
             ": it is the memory line that carries it."
             if line
-            else ". A share is of what there was at lag 0, and the direct way from h to "
-            "the loss is "
-            "large there: along h it falls at once and then goes on as slowly as along c, into "
-            "which h feeds."
+            else ". The states feed each other, so that what comes back along one comes back "
+            "along the other too."
         ),
     )

@@ -39,9 +39,9 @@ class Costs:
 
 def _compare(lab: Lab, name: str, *options: str) -> str:
     return (
-        f"charrnn compare{lab.words} {' '.join(options)} --hidden {lab.size.hidden} "
-        f"--valid-share {lab.valid_share} --test-share 0 --device cpu --precision fp32 "
-        f"--run checkpoints/lesson/{name} --json"
+        f"charrnn compare{lab.words} {' '.join(options)} --hidden {lab.size.hidden} --valid-share "
+        f"{lab.valid_share} --test-share 0 --device cpu --precision fp32 --run "
+        f"checkpoints/lesson/{name} --json"
     )
 
 
@@ -159,11 +159,9 @@ LSTM, loops of this project's for the others), which is part of the price.
             Figure("10-loss", "Loss of the cells at equal parameters", standalone(loss)),
             Figure("10-price", "Time of the cells at equal width", standalone(price)),
         ],
-        rule="three parts. A price: at equal width the LSTM takes the most time per "
-        "character of the "
-        f"three. Its only drawback: with equal parameters no cell is more than {EQUAL:g} "
-        "nats better, "
-        "neither after equal steps, nor after equal time. All: holds; some: in part.",
+        rule="three parts. A price: at equal width the LSTM takes the most time per character of "
+        f"the three. Its only drawback: with equal parameters no cell is more than {EQUAL:g} nats "
+        "better, neither after equal steps, nor after equal time. All: holds; some: in part.",
         judgement=judge_lstm(found),
     )
 
@@ -199,8 +197,8 @@ def judge_lstm(found: Mapping[str, Costs]) -> Judgement:
         )
         + ", and with equal time "
         + (
-            f"{'neither' if by_steps else 'none'} ({own.by_time:.3f} nats): what it costs "
-            "it is worth."
+            f"{'neither' if by_steps else 'none'} ({own.by_time:.3f} nats): what it costs it is "
+            "worth."
             if by_time
             else f"the {best_time.upper()} is: {found[best_time].by_time:.3f} against "
             f"{own.by_time:.3f} nats."
@@ -243,9 +241,9 @@ the parameters and products, not a half, before any clock is looked at.
         commands=commands(lab),
         tables=[table],
         rule=f"holds if the GRU's recurrence has at most {HALF:g} times the LSTM's parameters and "
-        f"takes at most {HALF:g} times its time per character at equal width; in part if it "
-        "has and "
-        f"takes at most {HALF:g} in one of them, or less than {NOT_LESS:g} times of at least one.",
+        f"takes at most {HALF:g} times its time per character at equal width; in part if it has "
+        f"and takes at most {HALF:g} in one of them, or less than {NOT_LESS:g} times of at least "
+        "one.",
         judgement=judge_gru(one, other),
     )
 

@@ -21,8 +21,8 @@ def compare_steps(lab: Lab) -> str:
     """Return the command that trains the models that most claims look at."""
     return (
         f"charrnn compare{lab.words} --steps {lab.size.steps} --hidden {lab.size.hidden} "
-        f"--valid-share {lab.valid_share} --test-share 0 --device cpu --precision fp32 "
-        "--run checkpoints/lesson/steps --json"
+        f"--valid-share {lab.valid_share} --test-share 0 --device cpu --precision fp32 --run "
+        "checkpoints/lesson/steps --json"
     )
 
 
@@ -37,10 +37,8 @@ def length(lab: Lab) -> Section:
     if lab.text is None:
         write = (
             'python -c "import glob, sysconfig; files = glob.glob(sysconfig.get_path('
-            "\\\n"
-            "    'stdlib') + '/[w-z]*/*.py'); text = ''.join(open(p).read() for p in "
-            "sorted(files)); "
-            f"\\\n    print(text[-{max(lab.size.lengths)}:], end='')\" > {END}"
+            "\\\n    'stdlib') + '/[w-z]*/*.py'); text = ''.join(open(p).read() for p in "
+            f"sorted(files)); \\\n    print(text[-{max(lab.size.lengths)}:], end='')\" > {END}"
         )
     else:
         write = (
@@ -52,8 +50,8 @@ def length(lab: Lab) -> Section:
     scoring = []
     for characters in lab.size.lengths:
         command = (
-            f"python -c \"print(open('{END}').read()[:{characters}], end='')\" | "
-            f"charrnn evaluate {run_of('lstm')} --text - --device cpu --json"
+            f"python -c \"print(open('{END}').read()[:{characters}], end='')\" | charrnn evaluate "
+            f"{run_of('lstm')} --text - --device cpu --json"
         )
         scoring.append(command)
         (row,) = lab.json(command)
@@ -77,8 +75,8 @@ about as many parameters, serve most of the claims below.
 """,
         commands=[compare_steps(lab), write, *scoring],
         tables=[table],
-        rule="holds if every length is scored with the same number of parameters, and the loss "
-        "is a finite number at all of them; in part if only one of the two.",
+        rule="holds if every length is scored with the same number of parameters, and the loss is "
+        "a finite number at all of them; in part if only one of the two.",
         judgement=judge_length(scores),
     )
 
@@ -94,8 +92,8 @@ def judge_length(scores: Sequence[tuple[int, int, float]]) -> Judgement:
     (shortest, parameters, first), (longest, _, last) = scores[0], scores[-1]
     return judged(
         [len(counts) == 1, all(map(math.isfinite, nats))],
-        f"The same {parameters:,} parameters score {shortest:,} characters and {longest:,}; with "
-        f"a copy for each of 1,000 steps there would be {1000 * parameters:,}."
+        f"The same {parameters:,} parameters score {shortest:,} characters and {longest:,}; with a "
+        f"copy for each of 1,000 steps there would be {1000 * parameters:,}."
         if len(counts) == 1
         else "The number of parameters depends on the length of the text.",
         f"What changes with the length is what the model can know: a character costs {first:.3f} "
@@ -110,8 +108,8 @@ def judge_length(scores: Sequence[tuple[int, int, float]]) -> Judgement:
 def step(lab: Lab) -> Section:
     """Hold the printed equations against the models."""
     commands = [
-        f"charrnn inspect {run_of(cell)} --part valid --characters {lab.size.inspected} "
-        "--only step --device cpu --json"
+        f"charrnn inspect {run_of(cell)} --part valid --characters {lab.size.inspected} --only "
+        "step --device cpu --json"
         for cell in ("rnn", "lstm", "gru")
     ]
     steps = {row["cell"]: row["step"] for row in map(lab.json, commands)}
@@ -175,7 +173,7 @@ def judge_step(steps: Mapping[str, Mapping[str, Any]]) -> Judgement:
     worst = max(steps[cell]["logits_difference"] for cell in gated)
     return judged(
         [found["logits_difference"] < SAME for found in steps.values()],
-        f"For the plain RNN the two lines give the model's logits within "
+        "For the plain RNN the two lines give the model's logits within "
         f"{plain['logits_difference']:.1e}, the rounding of float32."
         if plain["logits_difference"] < SAME
         else f"The lines miss the plain RNN's logits by up to {plain['logits_difference']:.1e}.",

@@ -29,8 +29,8 @@ Verdict = Literal["holds", "holds in part", "does not hold"]
 
 #: What an introductory lecture says, in order.
 CLAIMS = (
-    "A recurrent network takes input of any length, because one set of weights serves every "
-    "step; separate weights for each of 1,000 steps would be 1,000 times as many.",
+    "A recurrent network takes input of any length, because one set of weights serves every step; "
+    "separate weights for each of 1,000 steps would be 1,000 times as many.",
     "A step is nothing but a linear map and a nonlinearity, tanh in the original.",
     "Backpropagation through all time steps is hardly feasible, so a window is used: of 108 steps "
     "only the loss of the last 10, say. The gradient is not exact, but there is no choice.",
@@ -153,7 +153,7 @@ class Section:
 def filled(text: str) -> str:
     """Return a paragraph on lines of equal width; code stays on one line."""
     # A line that began with a formula's + would begin a list.
-    kept = re.sub(r"`[^`]*`", lambda code: re.sub(r"\s+", "\0", code[0]), text)
+    kept = re.sub(r"`[^`]*`", lambda code: re.sub(r"\s+", "\0", code[0]), text.strip())
     filled = textwrap.fill(kept, WIDTH, break_long_words=False, break_on_hyphens=False)
     return filled.replace("\0", " ")
 

@@ -37,8 +37,8 @@ LEARNT, NOTHING = 0.1, 0.9
 def window(lab: Lab) -> Section:
     """Hold the gradient by windows against the full one."""
     inspect = (
-        f"charrnn inspect {run_of('lstm')} --part valid --characters {lab.size.inspected} "
-        "--only truncation --device cpu"
+        f"charrnn inspect {run_of('lstm')} --part valid --characters {lab.size.inspected} --only "
+        "truncation --device cpu"
     )
     lengths = " ".join(f"--bptt {length}" for length in lab.size.windows)
     commands = [f"{inspect} {lengths} --json", f"{inspect} --bptt {T} --loss-last {LAST} --json"]
@@ -96,11 +96,10 @@ what another sample of the text changes anyhow.
         figures=[
             Figure("3-window", "Angle to the full gradient against the window", standalone(chart))
         ],
-        rule=f"three parts. All steps at once are hardly feasible: over the whole text they keep "
-        f"more than {LAPTOP / 1e9:.0f} GB. Not exact: the gradient of {T} steps, last "
-        f"{LAST} counted, is "
-        f"more than {EXACT:g}° off. No choice: no window measured is nearer to the full gradient "
-        "and takes less time per prediction. All three: holds; some: in part.",
+        rule="three parts. All steps at once are hardly feasible: over the whole text they keep "
+        f"more than {LAPTOP / 1e9:.0f} GB. Not exact: the gradient of {T} steps, last {LAST} "
+        f"counted, is more than {EXACT:g}° off. No choice: no window measured is nearer to the "
+        "full gradient and takes less time per prediction. All three: holds; some: in part.",
         judgement=judge_window(of_last, trained["windows"], whole),
     )  # fmt: skip
 
@@ -133,12 +132,24 @@ def judge_window(
     return judged(
         [whole > LAPTOP, of_last["angle"] > EXACT, not better],
         f"All time steps of this text at once would keep {whole / 1e9:,.0f} GB for the backward "
-        f"pass, which is {'more' if whole > LAPTOP else 'no more'} than a laptop has: memory grows "
-        "with the window, time per prediction does not.",
+        f"pass, {'more' if whole > LAPTOP else 'no more'} than a laptop has.",
+        _growth(windows),
         f"The gradient of the last {of_last['loss_last'] or LAST} of {of_last['bptt']} is "
         f"{of_last['angle']:.1f}° off the full one and has {of_last['size']:.2f} of its size"
         + (": not exact." if of_last["angle"] > EXACT else ": as good as exact."),
         choice or "No window measured is both nearer to it and cheaper.",
+    )
+
+
+def _growth(windows: Sequence[Mapping[str, Any]]) -> str:
+    """Say how memory and time grow from a window in the middle to the longest."""
+    short, long = windows[len(windows) // 2], windows[-1]
+    if short is long:
+        return ""
+    memory, seconds = (long[name] / short[name] for name in ("bytes", "seconds_per_character"))
+    return (
+        f"From a window of {short['bptt']:,} to one of {long['bptt']:,} a backward pass keeps "
+        f"{memory:.1f} times as much and takes {seconds:.1f} times the time per prediction."
     )
 
 
@@ -152,8 +163,8 @@ def recall_training(lab: Lab, cell: str) -> str:
     """Return the beginning of a command that trains on the recall text."""
     file, _ = recall_text(lab)
     return (
-        f"charrnn train {file} --cell {cell} --hidden {lab.size.recall_hidden} "
-        f"--steps {lab.size.recall_steps} --valid-share 0.05 --device cpu --precision fp32 --quiet"
+        f"charrnn train {file} --cell {cell} --hidden {lab.size.recall_hidden} --steps "
+        f"{lab.size.recall_steps} --valid-share 0.05 --device cpu --precision fp32 --quiet"
     )
 
 
@@ -167,14 +178,14 @@ def beyond(lab: Lab) -> Section:
             f"for T in {' '.join(map(str, lengths))}; do",
             f"  SIZES=\"--bptt $T --batch-size $(({lab.size.recall_lanes} / T))\"",
             f"  {recall_training(lab, 'lstm')} $SIZES --run checkpoints/lesson/carried-$T",
-            f"  {recall_training(lab, 'lstm')} $SIZES --reset-state "
-            "--run checkpoints/lesson/reset-$T",
+            f"  {recall_training(lab, 'lstm')} $SIZES --reset-state --run "
+            "checkpoints/lesson/reset-$T",
             "done",
         ]
     )  # fmt: skip
     score = (
-        f"charrnn evaluate checkpoints/lesson/{{carried,reset}}-{{{listed}}} --part valid "
-        "--after = --device cpu --json"
+        f"charrnn evaluate checkpoints/lesson/{{carried,reset}}-{{{listed}}} --part valid --after "
+        "= --device cpu --json"
     )
     lab.do(write)
     lab.do(loop)
@@ -215,10 +226,10 @@ steps and read as many characters.
             )
         ],
         figures=[Figure("4-beyond", "Price of the key against the window", standalone(chart))],
-        rule=f"holds if no window shorter than the distance brings the key below "
-        f"{percent(NOTHING)} of ln 8, neither with the state carried nor with it reset, "
-        "while some window "
-        f"at least as long brings it below {percent(LEARNT)}; in part if only some of this is so.",
+        rule="holds if no window shorter than the distance brings the key below "
+        f"{percent(NOTHING)} of ln 8, neither with the state carried nor with it reset, while some "
+        f"window at least as long brings it below {percent(LEARNT)}; in part if only some of this "
+        "is so.",
         judgement=judge_beyond(lab.size.distance, carried, reset),
     )
 
@@ -248,19 +259,17 @@ def judge_beyond(
     return judged(
         [kept, kept_reset, learns],
         f"With the state reset it is so: the best window shorter than {distance} leaves the key at "
-        f"{price_reset:.2f} of {CHANCE:.2f} nats; the best longer one, {enough_reset}, "
-        "brings it to "
-        f"{longer_reset:.2f}."
+        f"{price_reset:.2f} of {CHANCE:.2f} nats; the best longer one, {enough_reset}, brings it "
+        f"to {longer_reset:.2f}."
         if kept_reset
         else f"Even with the state reset a window of {window_reset} brings the key to "
         f"{price_reset:.2f} of {CHANCE:.2f} nats.",
         f"With the state carried no shorter window learns it either (at best {price:.2f} nats)."
         if kept
         else f"With the state carried it is not: a window of {window} brings the key to "
-        f"{price:.2f} "
-        f"nats ({longer:.2f} with {enough}). No gradient reaches the key, but traces of it are in "
-        "the state that comes in, and the window learns to read and to preserve them. Truncation "
-        "makes such a memory unlikely and slow to learn, not impossible.",
+        f"{price:.2f} nats ({longer:.2f} with {enough}). No gradient reaches the key, but traces "
+        "of it are in the state that comes in, and the window learns to read and to preserve them."
+        + (" Truncation makes it harder, not impossible." if longer < price else ""),
         ""
         if learns
         else "No window learnt the key in these steps, so that nothing is shown about the shorter "
