@@ -218,6 +218,7 @@ def clipping(lab: Lab) -> Section:
         drawn,
         x_label="step",
         y_label="training loss, nats per character",
+        y_log=True,
     )
     return Section(
         number=6,

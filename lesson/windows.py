@@ -71,6 +71,7 @@ def window(lab: Lab) -> Section:
         x_label="window, characters",
         y_label="angle to the full gradient, degrees",
         x_log=True,
+        y_range=(-2.0, max(92.0, trained["between_halves"] + 4)),
         rules=[Rule("another piece of the text", trained["between_halves"])],
     )  # fmt: skip
     return Section(
@@ -98,9 +99,10 @@ what another sample of the text changes anyhow.
         ],
         rule="three parts. All steps at once are hardly feasible: over the whole text they keep "
         f"more than {LAPTOP / 1e9:.0f} GB. Not exact: the gradient of {T} steps, last {LAST} "
-        f"counted, is more than {EXACT:g}° off. No choice: no window measured is nearer to the "
-        "full gradient and takes less time per prediction. All three: holds; some: in part.",
-        judgement=judge_window(of_last, trained["windows"], whole),
+        f"counted, is more than {EXACT:g}° off. No choice: no window measured, the longest "
+        "with all steps included, is nearer to the full gradient and takes less time per "
+        "prediction. All three: holds; some: in part.",
+        judgement=judge_window(of_last, [*trained["windows"], full], whole),
     )  # fmt: skip
 
 
@@ -111,7 +113,7 @@ def judge_window(
 
     Args:
         of_last: the window of the claim, as ``inspect`` answers.
-        windows: others, with the loss on all of their characters.
+        windows: others, with the loss on all of their characters, the longest last.
         whole: bytes that all time steps of the text at once would keep.
     """
     better = [
@@ -127,7 +129,8 @@ def judge_window(
         choice = (
             f"But there is a choice: a window of {nearest['bptt']:,} with the loss on all of its "
             f"characters is {nearest['angle']:.1f}° off and takes 1/{ratio:.1f} of the time per "
-            "prediction, because no step is computed for nothing."
+            "prediction, because no step is computed for nothing; it keeps "
+            f"{nearest['bytes'] / of_last['bytes']:.1f} times as much."
         )
     return judged(
         [whole > LAPTOP, of_last["angle"] > EXACT, not better],
