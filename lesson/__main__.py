@@ -86,10 +86,16 @@ by the rules printed in the sections, and so do the sentences about them.
 
 def main() -> int:
     """Run the lesson as the command line asks for it; return the exit code."""
-    parser = argparse.ArgumentParser(prog="scripts/lesson", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="scripts/lesson",
+        description="Measures eleven claims about recurrent networks and writes a page on them.",
+    )
     parser.add_argument("--text", type=Path, metavar="FILE", help="default: Python's own library")
     parser.add_argument("--quick", action="store_true", help="a tiny one, to see that all works")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs", metavar="DIR")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "docs", metavar="DIR",
+        help="where lesson.md goes, and lesson/ with its figures (default: docs)",
+    )  # fmt: skip
     parser.add_argument(
         "--work", type=Path, metavar="DIR",
         help="keep models and answers here; what is there already is not done again",

@@ -359,8 +359,9 @@ def scaling(lab: Lab) -> Section:
 If what comes back from `k` steps ago is a millionth, one could multiply it. But the gradient of
 a weight is a sum over all lags, and a scale takes every term by the same factor: near lags
 drown far ones as before. So it is told. `--scale-norm 1` gives every gradient the norm 1, up or
-down, and plain descent does not hide it, as Adam and Muon would, which rescale by themselves.
-The task is claim 4's, with a window of {length} that shows it whole.
+down: a factor that is found anew at every step, where a higher rate would be the same for all.
+Plain descent does not hide it, as Adam and Muon would, which rescale by themselves. The task is
+claim 4's, with a window of {length} that shows it whole; for longer distances this says nothing.
 """,
         commands=[write, loop, score],
         tables=[

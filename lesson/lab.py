@@ -110,7 +110,8 @@ class Lab:
     text: Path | None
     size: Size
     say: Callable[[str], None]
-    answers: list[Answer] = field(default_factory=list)
+    answers: dict[str, Answer] = field(default_factory=dict)
+    """By command: several claims ask for the same ones."""
 
     def __post_init__(self) -> None:
         (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -148,7 +149,7 @@ class Lab:
     @property
     def seconds(self) -> float:
         """Wall-clock time of all commands."""
-        return sum(answer.seconds for answer in self.answers)
+        return sum(answer.seconds for answer in self.answers.values())
 
     def do(self, command: str, *, may_fail: bool = False) -> Answer:
         """Run a command, or return what it answered before.
@@ -165,7 +166,7 @@ class Lab:
             if answer.code and not may_fail:
                 raise LessonError(f"{command}\nended with {answer.code}: {answer.error.strip()}")
             kept.write_text(json.dumps(asdict(answer)), encoding="utf-8")
-        self.answers.append(answer)
+        self.answers[command] = answer
         return answer
 
     def json(self, command: str) -> Any:
