@@ -349,7 +349,7 @@ def scaling(lab: Lab) -> Section:
                 [prices[group] for group in groups],
             )
         ],
-        x_label=f"nats for the key; ln 8 = {CHANCE:.2f}: not remembered",
+        x_label=f"nats for the key; {CHANCE:.2f}: not remembered",
         form=".2f",
         x_range=(-0.08, 1.15 * max(CHANCE, *priced)),
     )

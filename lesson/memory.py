@@ -54,8 +54,8 @@ def gates(lab: Lab) -> Section:
     found = lab.json(first)
     units = [one for one in found["units"] if one["property"] in LASTING]
     best = max(units or found["units"], key=lambda one: abs(one["correlation"]))
-    name = f"{best['unit']['layer']}.{best['unit']['unit']}c"
-    second = f"{inspect} --only units --unit {name} --json"
+    name = f"{best['unit']['layer']}.{best['unit']['unit']}"
+    second = f"{inspect} --only units --unit {name}c --json"
     shown = lab.json(second)["activation"]
     property_T = np.array(PROPERTIES[best["property"]](shown["text"]))
     c_T = np.array(shown["values"])
@@ -312,4 +312,8 @@ def judge_along(rnn: int, lstm: int, gru: int, left: tuple[float, float], lag: i
             else ". The states feed each other, so that what comes back along one comes back "
             "along the other too."
         ),
+        "The GRU, which has no memory beside its state, reaches farther still: its update gate "
+        "does for h what the forget gate does for c."
+        if gru > lstm
+        else "",
     )

@@ -13,8 +13,8 @@ from lesson.section import Figure, Judgement, Section, Table, judged
 
 __all__ = ["Costs", "costs", "gru", "judge_gru", "judge_lstm", "lstm"]
 
-#: Nats within which two losses are taken for equal.
-EQUAL = 0.01
+#: Nats within which two losses of one seed each are taken for equal.
+EQUAL = 0.02
 #: The most that "half" may be, and from which share on nothing is saved.
 HALF, NOT_LESS = 0.6, 0.95
 

@@ -76,6 +76,8 @@ def judged(parts: Iterable[bool], *says: str) -> Judgement:
 def percent(share: float) -> str:
     """Return a share as it stands in a sentence: 12 %, 3.4 %, 0.05 %."""
     value = 100 * share
+    if 0 < value < 1e-3:
+        return "< 0.001 %"
     return f"{value:.0f} %" if value >= 10 or not value else f"{value:.2g} %"
 
 
@@ -154,6 +156,7 @@ def filled(text: str) -> str:
     """Return a paragraph on lines of equal width; code stays on one line."""
     # A line that began with a formula's + would begin a list.
     kept = re.sub(r"`[^`]*`", lambda code: re.sub(r"\s+", "\0", code[0]), text.strip())
+    kept = re.sub(r"(?<=\d) %", "\0%", kept)
     filled = textwrap.fill(kept, WIDTH, break_long_words=False, break_on_hyphens=False)
     return filled.replace("\0", " ")
 
