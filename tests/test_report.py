@@ -29,7 +29,16 @@ from charrnn.comparison import Comparison, Plan, RunResult
 from charrnn.config import ModelConfig
 from charrnn.equations import Quantity, Step
 from charrnn.evaluation import PositionScores, Scores
-from charrnn.figures import Dots, Line, Rule, dot_chart, line_chart, number, saturation_chart
+from charrnn.figures import (
+    Dots,
+    Line,
+    Rule,
+    dot_chart,
+    line_chart,
+    number,
+    saturation_chart,
+    standalone,
+)
 from charrnn.gradients import Cut, Truncation, Window
 from charrnn.inspection import (
     Activation,
@@ -396,6 +405,19 @@ class TestInspectionPage:
         seen = inspection(gradient_flow=flows)
         page = check(inspection_page(seen, portrait(inspection=seen), "poem", ORIGIN))
         assert "Trained, radius 1.5" in page.texts["h3"]
+
+
+def test_a_figure_can_stand_alone() -> None:
+    """As a file it brings what a page gives it: a size, paper, every colour it names."""
+    chart = line_chart("alone", "A < B", [Line("a", [1, 2], [3, 4], 0)], x_label="x", y_label="y")
+    root = ET.fromstring(standalone(chart))
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert float(root.get("width", 0)) > float(root.get("height", 0)) > 0
+    assert [root.findtext(f"{{*}}{name}") for name in ("title", "missing")] == ["A < B", None]
+    light, dark = (root.findtext("{*}style") or "").split("@media")
+    for name in set(re.findall(r"var\((--[\w-]+)\)", standalone(chart))):
+        assert f"{name}:" in light
+        assert f"{name}:" in dark or name == "--sans"
 
 
 def test_what_a_text_holds_cannot_become_part_of_the_page() -> None:
