@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,17 @@ from charrnn.evaluation import (
 from charrnn.model import CharModel
 from charrnn.vocabulary import Vocabulary
 
-__all__ = ["Assessment", "assess"]
+__all__ = ["After", "Assessment", "assess"]
+
+
+@dataclass(frozen=True)
+class After:
+    """The price of the characters that follow a given text, wherever it occurs."""
+
+    text: str
+    characters: int
+    nats_per_char: float
+    """Their mean; NaN where the text never occurs."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,8 @@ class Assessment:
     dynamic: Scores | None = None
     """By dynamic evaluation."""
     by_position: PositionScores | None = None
+    after: After | None = None
+    """By dynamic evaluation, if there is one."""
     baselines: tuple[Baseline, ...] = ()
     """Of the same text, for the model's vocabulary and training part."""
 
@@ -56,6 +69,13 @@ class Assessment:
             row["dynamic"] = _figures(self.dynamic)
         if self.by_position:
             row["nats_by_position"] = self.by_position.nats_T.tolist()
+        if self.after:
+            priced = self.after.characters > 0
+            row["after"] = {
+                "text": self.after.text,
+                "characters": self.after.characters,
+                "nats_per_char": self.after.nats_per_char if priced else None,
+            }
         if self.baselines:
             row["baselines"] = [
                 {
@@ -92,6 +112,7 @@ def assess(
     exact: bool = False,
     dynamic: bool = False,
     positions: int | None = None,
+    after: str | None = None,
     baselines: Iterable[Baseline] = (),
     watch: Callable[[Prices], None] | None = None,
 ) -> Assessment:
@@ -105,6 +126,8 @@ def assess(
         exact: score in one lane from start to end.
         dynamic: score by dynamic evaluation too.
         positions: score by position after a reset too, up to this many.
+        after: price the characters that follow this text by themselves; the score is exact
+            then.
         baselines: of the same text, for the record.
         watch: called with the price of every character in order, from dynamic
             evaluation if there is one; the score is exact then.
@@ -112,14 +135,16 @@ def assess(
     Raises:
         CorpusError: the text changed while it was read.
     """
-    if watch and not dynamic:
-        scores = total(_watched(prices(model, part, vocabulary), watch), part)
+    following = None if after is None else _Following(after, part)
+    watchers = [watcher for watcher in (watch, following) if watcher]
+    if watchers and not dynamic:
+        scores = total(_watched(prices(model, part, vocabulary), watchers), part)
     else:
         scores = score(model, part, vocabulary, lanes=1 if exact else None)
     adapted = None
     if dynamic:
         stretches = dynamic_prices(model, part, vocabulary)
-        adapted = total(_watched(stretches, watch) if watch else stretches, part)
+        adapted = total(_watched(stretches, watchers), part)
     return Assessment(
         checkpoint=checkpoint,
         shape=model.config,
@@ -127,11 +152,38 @@ def assess(
         scores=scores,
         dynamic=adapted,
         by_position=score_by_position(model, part, vocabulary, positions) if positions else None,
+        after=following.result() if following else None,
         baselines=tuple(baselines),
     )
 
 
-def _watched(stretches: Iterable[Prices], watch: Callable[[Prices], None]) -> Iterator[Prices]:
+def _watched(
+    stretches: Iterable[Prices], watchers: Iterable[Callable[[Prices], None]]
+) -> Iterator[Prices]:
     for stretch in stretches:
-        watch(stretch)
+        for watcher in watchers:
+            watcher(stretch)
         yield stretch
+
+
+class _Following:
+    """Adds up the prices of the characters that follow a text."""
+
+    def __init__(self, text: str, part: Part) -> None:
+        symbols = text.encode() if part.corpus.encoding == "bytes" else map(ord, text)
+        self._text, self._wanted = text, list(symbols)
+        self._codes = (code for block in part.codes() for code in block.tolist())
+        self._read = deque([next(self._codes)], maxlen=len(self._wanted))
+        self._number, self._nats = 0, 0.0
+
+    def __call__(self, stretch: Prices) -> None:
+        """Take the prices of a stretch; stretches must come in order."""
+        for nats in stretch.nats_T.tolist():
+            if list(self._read) == self._wanted:
+                self._number += 1
+                self._nats += nats
+            self._read.append(next(self._codes))
+
+    def result(self) -> After:
+        mean = self._nats / self._number if self._number else math.nan
+        return After(self._text, self._number, mean)

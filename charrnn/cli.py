@@ -58,6 +58,10 @@ app = typer.Typer(
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 Device = Annotated[DeviceName, typer.Option(help="Where to compute; auto takes a GPU if any.")]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16"],
+    typer.Option(help="Of the matrix products; auto: bf16 where the hardware has it."),
+]
 Report = Annotated[
     Path | None,
     typer.Option(metavar="FILE.html", help="Write a page with tables, figures and samples, too."),
@@ -251,10 +255,7 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, dropout and samples.")] = None,
     device: Device = "auto",
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16"],
-        typer.Option(help="Of the matrix products; auto: bf16 where the hardware has it."),
-    ] = "auto",
+    precision: Precision = "auto",
     run: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The run's folder (default: checkpoints/TEXT-CELL)."),
@@ -507,6 +508,10 @@ def evaluate(
             metavar="N", help="Score by position too, up to N after a reset of the state."
         ),
     ] = None,
+    after: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Price the characters that follow this text, too."),
+    ] = None,
     per_char: Annotated[
         Path | None,
         typer.Option(help="Write each character's price to this file, a line of JSON each."),
@@ -529,11 +534,13 @@ def evaluate(
 
     Nats and bits per character, bits per byte and perplexity, over every character but the first;
     characters that a model does not know are charged with what it takes to spell them out. With
-    --dynamic, --per-char and --show give the prices of dynamic evaluation.
+    --dynamic, --after, --per-char and --show give the prices of dynamic evaluation.
     """
     _refuse_two_texts(text, part, encoding)
     if by_position is not None and by_position < 1:
         raise UsageError(f"--by-position must be 1 or above, not {by_position}")
+    if after == "":
+        raise UsageError("--after must not be empty")
     if (per_char or show) and len(checkpoints) > 1:
         raise UsageError("--per-char and --show go with one checkpoint only")
     if show and as_json:
@@ -622,6 +629,7 @@ def evaluate(
                     exact=exact,
                     dynamic=dynamic,
                     positions=by_position,
+                    after=after,
                     baselines=beside,
                     watch=watch if watchers else None,
                 )
@@ -690,6 +698,7 @@ def compare(
         int | None, typer.Option(help="Rarer characters become the unknown symbol.")
     ] = None,
     device: Device = "auto",
+    precision: Precision = "auto",
     run: Annotated[
         Path | None, typer.Option(help="Its folder (default: checkpoints/TEXT-compare).")
     ] = None,
@@ -726,6 +735,7 @@ def compare(
         "test_share": test_share,
         "encoding": encoding,
         "min_count": min_count,
+        "precision": None if precision == "auto" else precision,
     }
     given = recipe.given(numbers)
     if resume and run is None:
@@ -870,7 +880,7 @@ def inspect_recurrence(
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Look into the recurrence: gradient flow, memory, gates, units, clipping, truncation."""
+    """Look into the recurrence: step, gradient flow, memory, gates, units, clipping, truncation."""
     _refuse_two_texts(text, part, encoding)
     config = InspectConfig(
         only=tuple(only or ()),

@@ -93,6 +93,8 @@ class Plan(Record):
     dropout: float | None = None
     batch_size: int | None = None
     bptt: int | None = None
+    precision: Literal["fp32", "bf16"] | None = None
+    """Of the products; None: bf16 where the hardware has it."""
 
     def __post_init__(self) -> None:
         if not self.cells:
@@ -140,6 +142,7 @@ class Plan(Record):
         training = {
             "batch_size": self.batch_size,
             "bptt": self.bptt,
+            "precision": self.precision,
             "seed": self.seed if seed is None else seed,
         }
         budget = {"minutes": self.minutes, "epochs": self.epochs, "steps": self.steps}

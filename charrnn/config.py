@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import MISSING, asdict, dataclass, fields
 from types import UnionType
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from charrnn.errors import UsageError
 
@@ -115,7 +115,7 @@ def _fits(value: object, kind: Any) -> bool:
         return type(value) is kind or (kind is float and type(value) is int)
     if origin is Literal:
         return value in parts
-    if origin is UnionType:
+    if origin in (UnionType, Union):  # X | None; with a Literal in it Python makes the other one
         return any(_fits(value, part) for part in parts)
     # What remains is tuple[X, ...] and tuple[X, X].
     if not isinstance(value, list) or (parts[-1] is not ... and len(value) != len(parts)):
@@ -311,7 +311,7 @@ class TextChoices:
 
 #: What can be looked at when a model is inspected. The last one is only on request: it
 #: repeats whole backward passes to time them.
-MEASUREMENTS = ("flow", "memory", "gates", "units", "clipping", "truncation")
+MEASUREMENTS = ("step", "flow", "memory", "gates", "units", "clipping", "truncation")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,9 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLoc
 from numpy.typing import NDArray
 
 __all__ = [
+    "DARK",
+    "LIGHT",
+    "SANS",
     "STYLES",
     "Dots",
     "Line",
@@ -38,6 +41,7 @@ __all__ = [
     "line_chart",
     "number",
     "saturation_chart",
+    "standalone",
 ]
 
 #: Stand-ins that matplotlib draws with -> the page's variables.
@@ -49,6 +53,19 @@ VARIABLES = {
     GRID: "var(--grid)",
     PAPER: "var(--paper)",
 } | {colour: f"var(--series-{number})" for number, colour in enumerate(SERIES)}
+#: The variables on light and on dark paper; colours after Okabe and Ito, darker on white and
+#: lighter on black for their contrast.
+SANS = '--sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;'
+LIGHT = (
+    "--paper: #ffffff; --ink: #16191c; --muted: #5a626a; --grid: #e1e4e8; "
+    "--series-0: #b64a00; --series-1: #005fa3; --series-2: #00754f; "
+    "--series-3: #a3417c; --series-4: #6a5a00; --series-5: #4b4f55;"
+)
+DARK = (
+    "--paper: #121518; --ink: #e8eaec; --muted: #9ba5ae; --grid: #30373e; "
+    "--series-0: #ff9a4d; --series-1: #62b5f0; --series-2: #3ecf9d; "
+    "--series-3: #eb9ac9; --series-4: #e2cf4a; --series-5: #b4bac1;"
+)
 DASHES: tuple[Any, ...] = (
     "solid",
     (0, (5, 1.6)),
@@ -309,6 +326,22 @@ def saturation_chart(
             f"closed, {100 * np.mean(opened):.1f} % open."
         )
         return _svg(figure, name, title, about)
+
+
+def standalone(svg: str) -> str:
+    """Return a figure as a file of its own, on paper that follows light and dark."""
+    found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    assert found, "a figure's box begins at 0 0"
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{1.5 * float(found[1]):g}" '
+        f'height="{1.5 * float(found[2]):g}"'
+    )
+    paper = (
+        f"<style>:root {{ {SANS} {LIGHT} }} @media screen and (prefers-color-scheme: dark) "
+        f"{{ :root {{ {DARK} }} }}</style>\n"
+        '<rect width="100%" height="100%" style="fill: var(--paper)"/>'
+    )
+    return svg.replace("<svg", head, 1).replace("</desc>", f"</desc>\n{paper}", 1)
 
 
 # Pieces of a chart ---------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 The measurements of a model on a stretch of text, and of its training's log:
 
+- the step: the printed equations in plain numbers, against the model (``equations``);
 - gradient flow: how far back the loss of one character reaches, by size;
 - memory: what a reset of the state costs, by the number of characters since;
 - gates: how often each is nearly open or nearly closed;
@@ -36,6 +37,7 @@ from torch.nn import functional as F
 from charrnn.cells import GRU, LSTM, RNN, Cell, State
 from charrnn.config import InspectConfig, ModelConfig
 from charrnn.corpus import Part
+from charrnn.equations import Step, write_out
 from charrnn.errors import CorpusError, RunFolderError, UsageError
 from charrnn.gradients import Cut, Truncation, cuts, truncation
 from charrnn.model import CharModel, Hidden, detach
@@ -813,6 +815,8 @@ class Inspection:
 
     characters: int
     """Length of the stretch."""
+    step: Step | None
+    """The equations at its end."""
     gradient_flow: tuple[GradientFlow, ...]
     """Trained and initial weights; then each scaled to each of the radii asked for."""
     memory: Memory | None
@@ -856,6 +860,7 @@ def inspect(
     wanted = config.measured
     return Inspection(
         characters=len(stretch),
+        step=write_out(model, stretch.text, stretch.ids) if "step" in wanted else None,
         gradient_flow=tuple(
             gradient_flow(weighted, stretch, weights=weights, scaled_to=radius)
             for radius in (None, *config.spectral_radius)

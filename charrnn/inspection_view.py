@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from charrnn.display import Output, printable
+from charrnn.equations import SHOWN, Step
 from charrnn.gradients import Cut, Truncation
 from charrnn.inspection import (
     NEARLY_CLOSED,
@@ -39,6 +40,8 @@ __all__ = [
     "memory_lines",
     "memory_says",
     "print_inspection",
+    "step_lines",
+    "step_says",
     "truncation_lines",
     "truncation_says",
     "unit_lines",
@@ -74,6 +77,9 @@ def _sections(
     inspection: Inspection, console: Console
 ) -> Iterator[tuple[str, str, RenderableType]]:
     """Yield title, explanation and picture of each measurement."""
+    if inspection.step is not None:
+        lines = step_lines(inspection.step)
+        yield "The step", step_says(inspection.step), _table(lines, "", [""] * (len(lines) - 1), 3)
     if flows := inspection.gradient_flow:
         linear = any(reach.state == "linear" for reach in flows[0].reaches)
         yield (
@@ -129,17 +135,20 @@ def _sections(
         yield "Truncation", truncation_says(truncations[0]), _truncation(truncations)
 
 
-def _table(lines: Sequence[Sequence[str]], plot: str, pictures: Sequence[str]) -> Table:
-    """Return a table: the first column of words, then numbers, then a plot.
+def _table(
+    lines: Sequence[Sequence[str]], plot: str, pictures: Sequence[str], words: int = 1
+) -> Table:
+    """Return a table: columns of words, then numbers, then a plot.
 
     Args:
         lines: the head and the rows.
         plot: the plot's name in the head.
         pictures: one a row.
+        words: the first columns that hold words; the others hold numbers.
     """
     table = Table(box=None, header_style="bold", pad_edge=False)
     for number, name in enumerate(lines[0]):
-        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+        table.add_column(name, justify="left" if number < words else "right", no_wrap=True)
     table.add_column(plot, no_wrap=True)
     for line, picture in zip(lines[1:], pictures, strict=True):
         table.add_row(*line, picture)
@@ -155,6 +164,32 @@ def _bar(share: float) -> str:
 def _columns(shares: Sequence[float]) -> str:
     """Return one column a share of the full height; nothing only where there is nothing."""
     return "".join(BLOCKS[math.ceil(min(1.0, max(0.0, share)) * 8)] for share in shares)
+
+
+def step_says(step: Step) -> str:
+    """Say what is computed, and how close it is to the model."""
+    return (
+        f"One step by its equations, from the checkpoint's weights, in float64; it reads "
+        f"{step.read!r}. e: embedding, or h' of the layer below; σ: logistic function; ∘: unit by "
+        f"unit; y: logits. Over {step.characters:,} characters from the zero state the largest "
+        f"difference from the model is {step.logits_difference:.1e} in a logit, at the end "
+        f"{step.state_difference:.1e} in a unit; nats per character {step.written_nats:.6f} by the "
+        f"equations, {step.model_nats:.6f} by the model."
+    )
+
+
+def step_lines(step: Step) -> list[list[str]]:
+    """Return the table of the step: its head, and a row an equation; model's below its own."""
+    lines = [["layer", "line", "equation", *(f"[{n + 1}]" for n in range(SHOWN))]]
+    for quantity in step.quantities:
+        shown = [(f"= {quantity.equation}", quantity.units)]
+        if quantity.model is not None:
+            shown.append(("by the model", quantity.model))
+        for words, values in shown:
+            numbers = [f"{value:+.5f}" for value in values]
+            numbers += [""] * (SHOWN - len(numbers))
+            lines.append([str(quantity.layer), quantity.name, words, *numbers])
+    return lines
 
 
 def gradient_flow_lines(flows: Sequence[GradientFlow]) -> list[list[str]]:

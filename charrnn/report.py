@@ -30,7 +30,17 @@ from charrnn.assessment import Assessment
 from charrnn.checkpoint import replacing
 from charrnn.comparison import Comparison, RunResult
 from charrnn.display import printable
-from charrnn.figures import Dots, Line, Rule, dot_chart, line_chart, saturation_chart
+from charrnn.figures import (
+    DARK,
+    LIGHT,
+    SANS,
+    Dots,
+    Line,
+    Rule,
+    dot_chart,
+    line_chart,
+    saturation_chart,
+)
 from charrnn.gradients import Truncation
 from charrnn.inspection import (
     NEARLY_CLOSED,
@@ -51,6 +61,8 @@ from charrnn.inspection_view import (
     mark,
     memory_lines,
     memory_says,
+    step_lines,
+    step_says,
     truncation_lines,
     truncation_says,
     unit_lines,
@@ -60,6 +72,7 @@ from charrnn.portrait import SAMPLE, Portrait, Row
 from charrnn.properties import PROPERTIES
 from charrnn.score_view import (
     SURPRISE,
+    after_says,
     assessment_lines,
     baselines_say,
     comparison_lines,
@@ -287,6 +300,7 @@ def assessment_page(
             ),
             _table(assessment_lines(assessments), words=2),
             _list(f"{name}: {about}" for name, about in baselines_say(assessments).items()),
+            _list(after_says(one) for one in assessments if one.after),
         ),
         _positions(assessments, portraits),
         _curves(_own_runs(portraits), ""),
@@ -512,6 +526,8 @@ def _inside(portraits: Sequence[Portrait], seen: str) -> Iterator[str]:
         seen: a sentence on which models, and on what.
     """
     looked = [(style, p, p.inspection) for style, p in enumerate(portraits) if p.inspection]
+    if len(looked) == 1 and (step := looked[0][2].step):
+        yield _section("The step", _note(step_says(step)), _table(step_lines(step), words=3))
     if flows := [one for one in looked if one[2].gradient_flow]:
         yield _flow_section(flows, seen)
     if memories := [one for one in looked if one[2].memory]:
@@ -1032,25 +1048,25 @@ def _page(
     )
 
 
-#: Colours: after Okabe and Ito, darker on white and lighter on black for their contrast.
-STYLE = """
-:root {
+STYLE = (
+    f"""
+:root {{
   color-scheme: light dark;
-  --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
+  {SANS}
   --mono: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
-  --paper: #ffffff; --raised: #f5f6f7; --ink: #16191c; --muted: #5a626a; --grid: #e1e4e8;
-  --series-0: #b64a00; --series-1: #005fa3; --series-2: #00754f;
-  --series-3: #a3417c; --series-4: #6a5a00; --series-5: #4b4f55;
+  {LIGHT}
+  --raised: #f5f6f7;
   --warm: 214 94 0; --cool: 0 98 168; --loud: #a82a00; --on-loud: #ffffff;
-}
-@media screen and (prefers-color-scheme: dark) {
-  :root {
-    --paper: #121518; --raised: #1b2025; --ink: #e8eaec; --muted: #9ba5ae; --grid: #30373e;
-    --series-0: #ff9a4d; --series-1: #62b5f0; --series-2: #3ecf9d;
-    --series-3: #eb9ac9; --series-4: #e2cf4a; --series-5: #b4bac1;
+}}
+@media screen and (prefers-color-scheme: dark) {{
+  :root {{
+    {DARK}
+    --raised: #1b2025;
     --warm: 255 140 50; --cool: 70 160 240; --loud: #ffb27a; --on-loud: #121518;
-  }
-}
+  }}
+}}
+"""
+    """\
 * { box-sizing: border-box; }
 body {
   margin: 0; padding: 2rem clamp(1rem, 4vw, 3rem) 3rem; background: var(--paper);
@@ -1133,3 +1149,4 @@ code { font: .9rem var(--mono); }
   pre { font-size: 7.5pt; }
 }
 """
+)

@@ -24,6 +24,7 @@ __all__ = [
     "SURPRISE",
     "PerCharacter",
     "SurpriseText",
+    "after_says",
     "assessment_lines",
     "baselines_say",
     "comparison_lines",
@@ -86,6 +87,9 @@ def print_assessments(assessments: Sequence[Assessment]) -> None:
     for name, about in baselines_say(assessments).items():
         _print_words(f"{name}: {about}")
     for one in assessments:
+        if one.after is not None:
+            print(after_says(one))
+    for one in assessments:
         if one.by_position is not None:
             print()
             _print_words(
@@ -93,6 +97,18 @@ def print_assessments(assessments: Sequence[Assessment]) -> None:
                 f"means of {one.by_position.windows:,} stretches"
             )
             print_table(position_lines(one.by_position), words=0)
+
+
+def after_says(assessment: Assessment) -> str:
+    """Say what the characters cost that follow a given text."""
+    after = assessment.after
+    assert after is not None
+    if not after.characters:
+        return f"{assessment.checkpoint}: {after.text!r} is followed by nothing"
+    return (
+        f"{assessment.checkpoint}: after {after.text!r} {after.nats_per_char:.4f} nats per "
+        f"character ({after.characters:,} of them)"
+    )
 
 
 def assessment_lines(assessments: Sequence[Assessment]) -> list[Sequence[str]]:

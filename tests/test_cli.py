@@ -193,6 +193,7 @@ class TestBadInput:
             ("evaluate {trained} --part test", 2, "no test part"),
             ("evaluate {trained} --part valid --encoding utf-8", 2, "--encoding"),
             ("evaluate {trained} --part valid --by-position 0", 2, "--by-position"),
+            ("evaluate {trained} --part valid --after=", 2, "--after"),
             ("evaluate {trained} {trained} --text {prose} --show", 2, "one checkpoint"),
             ("evaluate {trained} {trained} --text {prose} --per-char {missing}", 2, "one check"),
             ("evaluate {trained} --text {prose} --show --json", 2, "--json"),
@@ -592,11 +593,13 @@ class TestEvaluate:
 
     def test_in_depth_adds_names_and_changes_none(self, cli: Cli, trained: Path) -> None:
         plain = json.loads(cli("evaluate", trained, "--part", "valid", "--json").out)[0]
-        options = ("--baselines", "--dynamic", "--by-position", 7)
+        options = ("--baselines", "--dynamic", "--by-position", 7, "--after", "the ")
         result = cli("evaluate", trained, "--part", "valid", *options, "--json")
         (row,) = json.loads(result.out)
         assert result.err == ""
-        assert tuple(row) == (*self.NAMES, "dynamic", "nats_by_position", "baselines")
+        assert tuple(row) == (
+            *self.NAMES, "dynamic", "nats_by_position", "after", "baselines",
+        )  # fmt: skip
         assert {name: row[name] for name in self.NAMES[:-1]} == {
             name: plain[name] for name in self.NAMES[:-1]
         }
@@ -604,6 +607,10 @@ class TestEvaluate:
         assert len(row["nats_by_position"]) == 7
         for baseline in row["baselines"]:  # the text is ASCII
             assert baseline["bits_per_byte"] == pytest.approx(baseline["bits_per_char"])
+        assert row["after"]["text"] == "the "
+        assert row["after"]["characters"] > 0
+        shown = cli("evaluate", trained, "--part", "valid", "--after", "the ").out
+        assert f"{trained}: after 'the ' " in shown
         names = [baseline["name"] for baseline in row["baselines"]]
         assert names[:2] == ["uniform", "unigram"]
         assert names[2].endswith("-gram")

@@ -7,7 +7,7 @@ import signal
 import statistics
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -101,6 +101,20 @@ class TestWidths:
         assert {cell: shape.hidden for cell, shape in found.items()} == {"gru": 17, "rnn": 17}
         assert notes == []
         assert set(training) == {"batch_size", "bptt"}
+
+    @pytest.mark.parametrize(
+        ("precision", "wider"), [(None, True), ("bf16", True), ("fp32", False)]
+    )
+    def test_precision_can_be_chosen(
+        self, precision: Literal["fp32", "bf16"] | None, wider: bool
+    ) -> None:
+        """The same on every CPU, then: where products are in bf16 the default width is another."""
+        plan = Plan(texts=(), steps=1, precision=precision)
+        sizes: dict[str, Any] = {"vocabulary": 66, "characters": 10**6, "device": "cpu"}
+        with_bf16, without = (shapes(plan, **sizes, bf16=bf16)[0] for bf16 in (True, False))
+        assert (with_bf16["lstm"].hidden == 384) is wider
+        assert (without["lstm"].hidden == 384) is (precision == "bf16")
+        assert plan.choices("rnn").training["precision"] == precision
 
 
 class TestDifferences:

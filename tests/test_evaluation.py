@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from charrnn.assessment import assess
 from charrnn.config import CELL_NAMES, CellName, ModelConfig
 from charrnn.corpus import Part, scan
 from charrnn.evaluation import (
@@ -20,6 +21,7 @@ from charrnn.evaluation import (
     total,
 )
 from charrnn.model import CharModel
+from charrnn.score_view import after_says
 from charrnn.trained import load_model
 from charrnn.vocabulary import UNKNOWN, Vocabulary
 from tests.conftest import make_prose
@@ -240,6 +242,39 @@ class TestPrices:
         assert (added.characters, added.unknown) == (exact.characters, exact.unknown)
         assert added.bytes == exact.bytes
         assert added.seconds > 0
+
+
+class TestAfter:
+    @pytest.mark.parametrize("wanted", ["a", "ab", "樓", "aa", "☃"])
+    def test_equals_the_definition(self, tmp_path: Path, wanted: str) -> None:
+        text = make_text(3000, "aab樓☃")
+        known = vocabulary()
+        nats = naive_nats(make_model(), text, known)
+        at = [n for n in range(len(wanted), len(text)) if text[n - len(wanted) : n] == wanted]
+        assert len(at) > 30
+        part = make_part(tmp_path, text)
+        found = assess("run", make_model().eval(), known, part, after=wanted)
+        assert found.after is not None
+        assert (found.after.text, found.after.characters) == (wanted, len(at))
+        assert found.after.nats_per_char == pytest.approx(sum(nats[n - 1] for n in at) / len(at))
+        assert found.scores.nats == pytest.approx(sum(nats))
+        assert found.to_dict()["after"]["characters"] == len(at)
+
+    def test_bytes_are_looked_for_as_utf_8(self, tmp_path: Path) -> None:
+        path = tmp_path / "text"
+        path.write_bytes("a樓b".encode() * 20)
+        corpus = scan([str(path)], "bytes")
+        known = Vocabulary.from_counts(corpus.part(0, corpus.characters).counts(), "bytes", 1)
+        model = make_model(size=known.size).eval()
+        found = assess("run", model, known, corpus.part(0, corpus.characters), after="樓")
+        assert found.after is not None
+        assert found.after.characters == 20
+
+    def test_a_text_that_never_occurs_has_no_price(self, tmp_path: Path) -> None:
+        part = make_part(tmp_path, make_text(101))
+        found = assess("run", make_model().eval(), vocabulary(), part, after="zz")
+        assert found.to_dict()["after"] == {"text": "zz", "characters": 0, "nats_per_char": None}
+        assert after_says(found) == "run: 'zz' is followed by nothing"
 
 
 def test_scores_on_a_cpu_are_in_float32_whatever_the_training_is_in(tmp_path: Path) -> None:

@@ -642,7 +642,7 @@ class TestCommand:
         model, _, meta = load_model(trained, torch.device("cpu"))
         assert list(found) == [
             "checkpoint", "cell", "layers", "hidden", "parameters", "characters",
-            "gradient_flow", "memory", "gates", "units", "activation", "clipping", "cuts",
+            "step", "gradient_flow", "memory", "gates", "units", "activation", "clipping", "cuts",
             "truncation",
         ]  # fmt: skip
         assert found["truncation"] == []
@@ -668,10 +668,11 @@ class TestCommand:
     def test_only(self, cli: Cli, trained: Path, prose: Path) -> None:
         words = ("inspect", trained, "--text", prose, "--characters", 500)
         empty: dict[str, Any] = {
-            "gradient_flow": [], "memory": None, "gates": [], "units": [], "activation": None,
-            "clipping": None, "cuts": [], "truncation": [],
+            "step": None, "gradient_flow": [], "memory": None, "gates": [], "units": [],
+            "activation": None, "clipping": None, "cuts": [], "truncation": [],
         }  # fmt: skip
         for names, keys in (
+            (["step"], {"step"}),
             (["flow"], {"gradient_flow"}),
             (["memory"], {"memory"}),
             (["gates", "units"], {"gates", "units"}),
@@ -704,7 +705,15 @@ class TestCommand:
     def test_tables(self, cli: Cli, trained: Path, prose: Path) -> None:
         result = cli("inspect", trained, "--text", prose, "--characters", 300, "--unit", 7)
         assert (result.code, result.err) == (0, "looking at 300 characters ...\n")
-        for title in ("Gradient flow", "Memory", "Gates", "Units", "Unit 1.7", "Clipping"):
+        for title in (
+            "The step",
+            "Gradient flow",
+            "Memory",
+            "Gates",
+            "Units",
+            "Unit 1.7",
+            "Clipping",
+        ):
             assert f"\n{title}\n" in "\n" + result.out
         assert "\x1b" not in result.out
         assert all(len(line) <= 100 for line in result.out.splitlines())
@@ -761,7 +770,7 @@ class TestCommand:
             ("--spectral-radius inf", 2, "--spectral-radius"),
             ("--encoding bytes", 2, "--encoding bytes"),
             ("--text missing", 1, "there is no file"),
-            ("--only everything", 2, "--only must be one of flow, memory"),
+            ("--only everything", 2, "--only must be one of step, flow"),
             ("--only memory --spectral-radius 1", 2, "add --only flow"),
             ("--only flow --bptt 3", 2, "add --only truncation"),
             ("--bptt 0", 2, "--bptt must be"),

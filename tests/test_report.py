@@ -27,8 +27,18 @@ from charrnn.assessment import Assessment
 from charrnn.baselines import Baseline
 from charrnn.comparison import Comparison, Plan, RunResult
 from charrnn.config import ModelConfig
+from charrnn.equations import Quantity, Step
 from charrnn.evaluation import PositionScores, Scores
-from charrnn.figures import Dots, Line, Rule, dot_chart, line_chart, number, saturation_chart
+from charrnn.figures import (
+    Dots,
+    Line,
+    Rule,
+    dot_chart,
+    line_chart,
+    number,
+    saturation_chart,
+    standalone,
+)
 from charrnn.gradients import Cut, Truncation, Window
 from charrnn.inspection import (
     Activation,
@@ -154,6 +164,7 @@ def inspection(**changes: Any) -> Inspection:
     excess = tuple(2.0**-k for k in range(12))
     made = Inspection(
         characters=1234,
+        step=None,
         gradient_flow=(flow(), flow("initial")),
         memory=Memory(1.5, excess, (0.01,) * 12, 30, 0.01, 7, 16),
         gates=(GateUse(1, "forget", (0.9, 0.4, 0.0), (0.0, 0.5, 1.0), 100),),
@@ -344,6 +355,18 @@ class TestInspectionPage:
         assert "Unit 1.3c along the text" in page.texts["h3"]
         assert "a<b␍↵\n\N{REPLACEMENT CHARACTER}"[:5] in "".join(page.texts["pre"])
 
+    def test_the_step_is_written_out(self) -> None:
+        quantities = (
+            Quantity(1, "h'", "tanh(a)", (0.5, -0.25), (0.5, -0.25)),
+            Quantity(1, "y", "V h' + v", (1.5, 2.5), None),
+        )
+        seen = inspection(step=Step("\n", quantities, 256, 1e-7, 2e-6, 1.25, 1.25))
+        page = check(inspection_page(seen, portrait(inspection=seen), "poem", ORIGIN))
+        assert page.texts["h2"][0] == "The step"
+        assert any("it reads '\\n'" in text and "2.0e-06" in text for text in page.texts["p"])
+        assert page.texts["td"][:4] == ["h'", "= tanh(a)", "+0.50000", "-0.25000"]
+        assert page.texts["td"][6:10] == ["h'", "by the model", "+0.50000", "-0.25000"]
+
     def test_what_was_not_measured_has_no_section(self) -> None:
         full = Window(64, None, 0.0, 1.0, 1e-6, 10_000)
         windows = tuple(Window(n, None, 90.0 / n, 1 - 1 / n, 1e-6, 100 * n) for n in (1, 2, 4))
@@ -390,6 +413,19 @@ class TestInspectionPage:
         seen = inspection(gradient_flow=flows)
         page = check(inspection_page(seen, portrait(inspection=seen), "poem", ORIGIN))
         assert "Trained, radius 1.5" in page.texts["h3"]
+
+
+def test_a_figure_can_stand_alone() -> None:
+    """As a file it brings what a page gives it: a size, paper, every colour it names."""
+    chart = line_chart("alone", "A < B", [Line("a", [1, 2], [3, 4], 0)], x_label="x", y_label="y")
+    root = ET.fromstring(standalone(chart))
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert float(root.get("width", 0)) > float(root.get("height", 0)) > 0
+    assert [root.findtext(f"{{*}}{name}") for name in ("title", "missing")] == ["A < B", None]
+    light, dark = (root.findtext("{*}style") or "").split("@media")
+    for name in set(re.findall(r"var\((--[\w-]+)\)", standalone(chart))):
+        assert f"{name}:" in light
+        assert f"{name}:" in dark or name == "--sans"
 
 
 def test_what_a_text_holds_cannot_become_part_of_the_page() -> None:

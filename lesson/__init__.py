@@ -1,0 +1,1 @@
+"""Makes docs/lesson.md: what an introductory lecture claims, measured by charrnn's commands."""

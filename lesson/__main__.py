@@ -1,0 +1,136 @@
+"""Makes the page: ``scripts/lesson``, or ``python -m lesson``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks.common import machine
+from charrnn import __version__
+from lesson import gradients, memory, price, recurrence, windows
+from lesson.lab import FULL, QUICK, ROOT, Lab, LessonError
+from lesson.section import CLAIMS, Section, Table, filled, markdown
+
+__all__ = ["page"]
+
+#: In the order of the claims.
+SECTIONS: tuple[Callable[[Lab], Section], ...] = (
+    recurrence.length,
+    recurrence.step,
+    windows.window,
+    windows.beyond,
+    gradients.radii,
+    gradients.clipping,
+    gradients.scaling,
+    memory.gates,
+    memory.along,
+    price.lstm,
+    price.gru,
+)
+
+
+def page(lab: Lab, sections: Sequence[Section], command: str, figures: str) -> str:
+    """Return the page in Markdown.
+
+    Args:
+        lab: in which the sections were made.
+        sections: all of them, in order.
+        command: that made the page.
+        figures: the folder of the figures, seen from the page.
+    """
+    read = "Python's own standard library" if lab.text is None else f"`{lab.text.name}`"
+    verdicts = Table(
+        ["", "claim", "verdict"],
+        [
+            [f"[{section.number}](#{section.anchor})", section.claim, section.judgement.verdict]
+            for section in sections
+        ],
+        words=3,
+    )
+    made = (
+        f"Made by `{command}`, not by hand. The text: {read}, {lab.characters:,} characters. The "
+        f"machine: {machine()}, charrnn {__version__}, matplotlib {version('matplotlib')}. The "
+        f"commands took {math.ceil(lab.seconds / 60)} minutes together. Losses, angles and shares "
+        "are the same again on the same machine, text and versions, and close on others; what is "
+        "measured in time is of that machine, at that time."
+    )
+    own = "" if lab.text is None else f" and the text in `corpora/{lab.name}`"
+    how = (
+        "The commands can be typed as they stand, in the project's folder with its environment "
+        f"active (`. .venv/bin/activate`){own}; without `--json` they print tables. Losses are in "
+        "nats per character: [how to read them](../README.md#how-to-read-the-loss). What each "
+        "option does: [the command line](cli.md)."
+    )
+    return f"""\
+# A lesson on recurrent networks, measured
+
+What an introductory lecture says about recurrent networks, in {len(CLAIMS)} claims. For each: the
+commands, what they measured, and whether the claim holds. The verdicts follow from the numbers
+by the rules printed in the sections, and so do the sentences about them.
+
+{markdown(verdicts)}
+{filled(made)}
+
+{filled(how)}
+
+{chr(10).join(section.markdown(figures) for section in sections).rstrip()}
+"""
+
+
+def main() -> int:
+    """Run the lesson as the command line asks for it; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/lesson",
+        description="Measures eleven claims about recurrent networks and writes a page on them.",
+    )
+    parser.add_argument("--text", type=Path, metavar="FILE", help="default: Python's own library")
+    parser.add_argument("--quick", action="store_true", help="a tiny one, to see that all works")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "docs", metavar="DIR",
+        help="where lesson.md goes, and lesson/ with its figures (default: docs)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR",
+        help="keep models and answers here; what is there already is not done again",
+    )  # fmt: skip
+    chosen = parser.parse_args()
+    if chosen.text is not None and not chosen.text.is_file():
+        parser.error(f"--text {chosen.text}: there is no such file")
+    command = "scripts/lesson"
+    command += f" --text {shlex.quote(chosen.text.name)}" if chosen.text else ""
+    command += " --quick" if chosen.quick else ""
+    started = time.monotonic()
+
+    def say(doing: str) -> None:
+        print(f"{time.monotonic() - started:6.0f} s  {doing}", file=sys.stderr, flush=True)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = chosen.work or Path(temporary)
+        try:
+            lab = Lab(folder.absolute(), chosen.text, QUICK if chosen.quick else FULL, say)
+            sections = [make(lab) for make in SECTIONS]
+        except LessonError as error:
+            print(f"scripts/lesson: {error}", file=sys.stderr)
+            return 1
+        text = page(lab, sections, command, "lesson")
+    drawn = chosen.out / "lesson"
+    drawn.mkdir(parents=True, exist_ok=True)
+    for old in drawn.glob("*.svg"):
+        old.unlink()
+    for figure in (figure for section in sections for figure in section.figures):
+        (drawn / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
+    written = chosen.out / "lesson.md"
+    written.write_text(text, encoding="utf-8")
+    print(written)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,432 @@
+"""Claims 5, 6 and 7: gradients that vanish and explode, and what can be done about them."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from charrnn.figures import Dots, Line, dot_chart, line_chart, standalone
+from lesson.lab import Lab
+from lesson.recurrence import run_of
+from lesson.section import Figure, Judgement, Section, Table, judged, percent
+from lesson.windows import CHANCE, LEARNT, recall_text, recall_training
+
+__all__ = ["clipping", "flow", "judge_clipping", "judge_radii", "judge_scaling", "radii", "scaling"]
+
+#: The lag of claim 5, and the shares that count as vanished and exploded there.
+LAG, VANISHED, EXPLODED = 20, 0.1, 10.0
+#: How close to 1 a radius is near it.
+NEAR = 0.05
+#: Shares of the gradient between which the figures show it.
+FAINTEST, LOUDEST = 1e-6, 1e4
+#: Nats that two losses must be apart to count as different.
+APART = 0.1
+#: Cosine from which on a direction counts as kept.
+SAME_DIRECTION = 0.9999
+
+
+def flow(lab: Lab, cell: str) -> str:
+    """Return the command that measures a cell's gradient flow; for the RNN by radius too."""
+    scaled = " ".join(f"--spectral-radius {radius:g}" for radius in lab.size.radii)
+    return (
+        f"charrnn inspect {run_of(cell)} --part valid --characters {lab.size.inspected} --only "
+        f"flow --only memory{' ' + scaled if cell == 'rnn' else ''} --device cpu --json"
+    )
+
+
+def radii(lab: Lab) -> Section:
+    """Follow the gradient back through recurrent matrices of several spectral radii."""
+    command = flow(lab, "rnn")
+    flows = lab.json(command)["gradient_flow"]
+
+    def reach(weights: str, radius: float | None, state: str) -> Sequence[float | None]:
+        (relative,) = (
+            one["relative"]
+            for found in flows
+            if (found["weights"], found["scaled_to"]) == (weights, radius)
+            for one in found["reaches"]
+            if one["state"] == state
+        )
+        return [*relative]
+
+    def at_lag(weights: str, radius: float | None, state: str) -> float:
+        relative = reach(weights, radius, state)
+        value = relative[min(LAG, len(relative) - 1)]
+        return math.inf if value is None else value  # JSON knows no infinity
+
+    ((trained_radius,),) = flows[0]["spectral_radii"]
+    initial, linear, scaled = (
+        {radius: at_lag(weights, radius, state) for radius in lab.size.radii}
+        for weights, state in (("initial", "h"), ("initial", "linear"), ("trained", "h"))
+    )
+    trained = at_lag("trained", None, "h"), at_lag("trained", None, "linear")
+    rows = [
+        [
+            f"{radius:g}",
+            *(_share(value) for value in (radius**LAG, linear[radius], initial[radius])),
+            _share(scaled[radius]),
+        ]
+        for radius in lab.size.radii
+    ]
+    rows.append([f"{trained_radius:.2f}, as trained", "", "", "", _share(trained[0])])
+    charts = [
+        line_chart(
+            f"radii-{state}",
+            "Gradient against lag by spectral radius, " + how,
+            [
+                _line(f"{radius:g}", reach("initial", radius, state), style)
+                for style, radius in enumerate(lab.size.radii)
+            ]
+            + [_line("as trained", reach("trained", None, state), 5)],
+            x_label=f"lag k, characters; {how}",
+            y_label="share of the gradient at lag 0",
+            y_log=True,
+            y_range=(FAINTEST, LOUDEST),
+        )
+        for state, how in (("linear", "without tanh"), ("h", "with tanh"))
+    ]
+    names = ("5-without-tanh", "5-with-tanh")
+    titles = ("Gradient against lag without tanh", "Gradient against lag with tanh")
+    return Section(
+        number=5,
+        why=f"""
+One step back multiplies the gradient by `Uᵀ diag(1 - h²)`. Leave the tanh out, and `k` steps
+are `Uᵀ` to the power `k`: the largest absolute eigenvalue of `U`, its spectral radius `ρ`,
+gives `ρᵏ`. That is the textbook's picture, measured here as "without tanh". "With tanh" is the
+gradient of the network as it is: the mean over {flows[0]["places"]} places of |dL_t/dh_{{t-k}}|
+as a share of its size at lag 0. The recurrent matrix of the initial weights (orthogonal) and of
+the trained ones is scaled to each radius.
+""",
+        commands=[command],
+        tables=[
+            Table(
+                ["spectral radius", f"ρ^{LAG}", "initial, without tanh", "initial, with tanh",
+                 "trained, with tanh"],
+                rows,
+            )
+        ],
+        figures=[
+            Figure(name, title, standalone(chart))
+            for name, title, chart in zip(names, titles, charts, strict=True)
+        ],
+        rule=f"a radius below 1 does as it is told if less than {percent(VANISHED)} of the "
+        f"gradient is left at lag {LAG} with tanh, one above 1 if more than {EXPLODED:g} times, "
+        "and 1 if it is between. Holds if all do, with initial and with trained weights; in part "
+        "if some do.",
+        judgement=judge_radii(initial, scaled, trained_radius, trained[0]),
+    )  # fmt: skip
+
+
+def _share(value: float) -> str:
+    return "overflow" if math.isinf(value) else f"{value:.2g}"
+
+
+def _line(label: str, relative: Sequence[float | None], style: int) -> Line:
+    """Return a gradient's line as far as it is within the figure."""
+    points = []
+    for k, value in enumerate(relative):
+        if k > 100 or value is None or not FAINTEST <= value <= LOUDEST:
+            break
+        points.append((k, value))
+    return Line(label, [k for k, _ in points], [value for _, value in points], style)
+
+
+def _as_told(radius: float, left: float) -> bool:
+    if radius < 1:
+        return left < VANISHED
+    return left > EXPLODED if radius > 1 else VANISHED <= left <= EXPLODED
+
+
+def judge_radii(
+    initial: Mapping[float, float], scaled: Mapping[float, float], radius: float, left: float
+) -> Judgement:
+    """Judge claim 5.
+
+    Args:
+        initial: spectral radius -> share of the gradient left at the lag, initial weights.
+        scaled: the same of the trained weights scaled to the radius.
+        radius: of the trained weights as they are.
+        left: the share left of theirs.
+    """
+    told = {
+        weights: {r: _as_told(r, share) for r, share in found.items()}
+        for weights, found in (("initial", initial), ("trained", scaled))
+    }
+    says = []
+    for weights, found in (("initial", initial), ("trained", scaled)):
+        good = [f"{r:g}" for r in found if told[weights][r]]
+        bad = [
+            f"{r:g} ({_share(share)} left)" for r, share in found.items() if not told[weights][r]
+        ]
+        says.append(
+            f"With {weights} weights "
+            + (f"the radii {', '.join(good)} do as they are told" if good else "no radius does")
+            + (f", but not {', '.join(bad)}." if bad else ".")
+        )
+    fate = "is still there"
+    if left < VANISHED:
+        fate = "has vanished"
+    elif left > EXPLODED:
+        fate = "has exploded"
+    near_one = abs(radius - 1) <= NEAR
+    told_trained = _as_told(1.0 if near_one else radius, left)
+    return judged(
+        [one for found in told.values() for one in found.values()],
+        *says,
+        f"The trained network ended at a radius of {radius:.2f}, and at lag {LAG} its gradient "
+        f"{fate} ({_share(left)} of it)"
+        + (
+            "."
+            if told_trained
+            else ": the radius alone does not tell. tanh takes its part at every step, 1 - h² "
+            "where a unit is far from 0, and what a character's loss needs of the state need not "
+            "lie in the directions that the matrix stretches."
+        ),
+    )
+
+
+def clipping(lab: Lab) -> Section:
+    """Train at a high rate with and without clipping, and look at what clipping turns."""
+    size = lab.size
+    train = (
+        f"charrnn train{lab.words} --cell rnn --hidden {size.clip_hidden} --optimiser sgd --lr "
+        f"{size.clip_rate:g} --steps {size.clip_steps} --valid-share {lab.valid_share} --device "
+        "cpu --precision fp32"
+    )
+    commands = {
+        "clipped to norm 1": f"{train} --clip-norm 1 --run checkpoints/lesson/clipped --json",
+        "not clipped": f"{train} --clip-norm 0 --run checkpoints/lesson/unclipped --json",
+    }
+    look = (
+        f"charrnn inspect {run_of('rnn')} --part valid --characters {size.inspected} --only "
+        "clipping --device cpu --json"
+    )
+    logs = {name: _log(lab.do(command, may_fail=True).out) for name, command in commands.items()}
+    cuts = [cut for cut in lab.json(look)["cuts"] if cut["weights"] == "trained"]
+    ends = {name: _end(log, size.clip_steps) for name, log in logs.items()}
+    cosines = [_cosine(cut["by_norm"]) for cut in cuts]
+    drawn = [
+        Line(name, [row["step"] for row in log], [row["train_nats_per_char"] for row in log], style)
+        for style, (name, log) in enumerate(logs.items())
+    ]
+    chart = line_chart(
+        "clipping",
+        "Training loss with and without clipping",
+        drawn,
+        x_label="step",
+        y_label="training loss, nats per character",
+        y_log=True,
+    )
+    return Section(
+        number=6,
+        why=f"""
+Where the loss is as steep as a cliff, one step of plain gradient descent, `w ← w - η g`, throws
+the weights far away. Clipping by norm replaces `g` by `g min(1, c / |g|)`: shorter, and in the
+same direction. Clipping by value cuts every entry by itself, which turns the gradient. Both
+runs are a plain RNN with plain descent at a rate of {size.clip_rate:g}, the same seed and text.
+(The default optimiser, Muon, takes the size out of every gradient by itself.)
+""",
+        commands=[*commands.values(), look],
+        tables=[
+            Table(
+                ["training", "steps", "largest norm logged", "updates clipped", "loss at the end"],
+                [
+                    [
+                        name,
+                        f"{log[-1]['step']:,}",
+                        f"{max(row['gradient_norm'] for row in log):.3g}",
+                        percent(statistics.fmean(row["clipped_share"] for row in log)),
+                        f"{ends[name]:.3f}" if math.isfinite(ends[name]) else "stopped: not finite",
+                    ]
+                    for name, log in logs.items()
+                    if log
+                ],
+            ),
+            Table(
+                ["gradient cut to", "cosine, cut by norm", "cosine, cut by value"],
+                [
+                    [percent(cut["share"]), f"{cosine:.6f}", f"{_cosine(cut['by_value']):.3f}"]
+                    for cut, cosine in zip(cuts, cosines, strict=True)
+                ],
+                words=0,
+            ),
+        ],
+        figures=[
+            Figure("6-clipping", "Training loss with and without clipping", standalone(chart))
+        ],
+        rule=f"holds if the clipped training ends at least {APART:g} nats lower, or the other one "
+        "stops because a number is not finite, and the cosine between the gradient before and "
+        f"after is above {SAME_DIRECTION:g}; in part if only one of the two.",
+        judgement=judge_clipping(ends["clipped to norm 1"], ends["not clipped"], min(cosines)),
+    )  # fmt: skip
+
+
+def _log(out: str) -> list[dict[str, Any]]:
+    """Return the rows on updates of what ``train --json`` prints."""
+    events = [json.loads(line) for line in out.splitlines()]
+    return [event for event in events if event["event"] == "logged"]
+
+
+def _end(log: Sequence[Mapping[str, Any]], steps: int) -> float:
+    """Return the loss at the end of a log; infinity where the run did not reach it."""
+    return log[-1]["train_nats_per_char"] if log and log[-1]["step"] == steps else math.inf
+
+
+def _cosine(degrees: float | None) -> float:
+    return math.nan if degrees is None else math.cos(math.radians(degrees))
+
+
+def judge_clipping(clipped: float, unclipped: float, cosine: float) -> Judgement:
+    """Judge claim 6.
+
+    Args:
+        clipped: training loss at the end, in nats per character; infinity if it broke off.
+        unclipped: the same without clipping.
+        cosine: between the gradient before and after a cut by norm, the smallest seen.
+    """
+    helps = clipped + APART <= unclipped and math.isfinite(clipped)
+    broke = not math.isfinite(unclipped)
+    return judged(
+        [helps, cosine > SAME_DIRECTION],
+        (
+            f"With clipping the training ends at {clipped:.3f} nats per character; without, "
+            + ("a number overflows and it stops." if broke else f"at {unclipped:.3f}.")
+        )
+        if math.isfinite(clipped)
+        else "With clipping, too, a number overflows and the training stops.",
+        "" if helps else "At this rate clipping makes no difference that counts.",
+        f"The direction is kept: the cosine is {cosine:.6f}."
+        if cosine > SAME_DIRECTION
+        else f"The direction changes: the cosine is {cosine:.6f}.",
+    )
+
+
+def scaling(lab: Lab) -> Section:
+    """Scale every gradient to one norm, and see whether a plain RNN learns what an LSTM learns."""
+    _, write = recall_text(lab)
+    size = lab.size
+    length = max(n for n in size.recall_windows if n <= 48)
+    sizes = f"--bptt {length} --batch-size {size.recall_lanes // length}"
+    train = recall_training(lab, "$CELL").replace(" --quiet", "")
+    train += f" {sizes} --optimiser sgd --lr 0.5 --seed $SEED --quiet"
+    loop = "\n".join(
+        [
+            f"for SEED in {' '.join(map(str, size.seeds))}; do",
+            "  for CELL in rnn lstm; do",
+            f"    {train} --run checkpoints/lesson/plain-$CELL-$SEED",
+            f"    {train} --scale-norm 1 --run checkpoints/lesson/scaled-$CELL-$SEED",
+            "  done",
+            "done",
+        ]
+    )
+    groups = [(how, cell) for how in ("plain", "scaled") for cell in ("rnn", "lstm")]
+    runs = [
+        f"checkpoints/lesson/{how}-{cell}-{seed}" for how, cell in groups for seed in size.seeds
+    ]
+    score = f"charrnn evaluate {' '.join(runs)} --part valid --after = --device cpu --json"
+    lab.do(write)
+    lab.do(loop)
+    priced = [row["after"]["nats_per_char"] for row in lab.json(score)]
+    n = len(size.seeds)
+    prices = {group: priced[i * n : (i + 1) * n] for i, group in enumerate(groups)}
+    medians = {group: statistics.median(prices[group]) for group in groups}
+    named = {
+        (how, cell): f"{cell.upper()}, {'scaled to norm 1' if how == 'scaled' else 'as it is'}"
+        for how, cell in groups
+    }
+    chart = dot_chart(
+        "scaling",
+        f"Price of the key {size.distance} characters back, by cell and gradient",
+        list(named.values()),
+        [
+            Dots(
+                "median",
+                list(medians.values()),
+                [0, 1, 0, 1],
+                [prices[group] for group in groups],
+            )
+        ],
+        x_label=f"nats for the key; {CHANCE:.2f}: not remembered",
+        form=".2f",
+        x_range=(-0.08, 1.15 * max(CHANCE, *priced)),
+    )
+    return Section(
+        number=7,
+        why=f"""
+If what comes back from `k` steps ago is a millionth, one could multiply it. But the gradient of
+a weight is a sum over all lags, and a scale takes every term by the same factor: near lags
+drown far ones as before. So it is told. `--scale-norm 1` gives every gradient the norm 1, up or
+down: a factor that is found anew at every step, where a higher rate would be the same for all.
+Plain descent does not hide it, as Adam and Muon would, which rescale by themselves. The task is
+claim 4's, with a window of {length} that shows it whole; for longer distances this says nothing.
+""",
+        commands=[write, loop, score],
+        tables=[
+            Table(
+                ["gradient", *(f"seed {seed}" for seed in size.seeds), "median, nats for the key"],
+                [
+                    [
+                        named[group],
+                        *(f"{price:.3f}" for price in prices[group]),
+                        f"{medians[group]:.3f}",
+                    ]
+                    for group in groups
+                ],
+            )
+        ],
+        figures=[Figure("7-scaling", "Price of the key by cell and gradient", standalone(chart))],
+        rule="two parts, by the medians over the seeds. Scaling does not mend it: the RNN with "
+        f"scaled gradients leaves the key above {percent(LEARNT)} of ln 8. The architecture does: "
+        "the LSTM with its gradients as they are brings it below that. Both: holds; one: in part.",
+        judgement=judge_scaling(
+            medians["plain", "rnn"],
+            medians["plain", "lstm"],
+            medians["scaled", "rnn"],
+            medians["scaled", "lstm"],
+            size.distance,
+        ),
+    )
+
+
+def judge_scaling(
+    rnn: float, lstm: float, scaled_rnn: float, scaled_lstm: float, distance: int
+) -> Judgement:
+    """Judge claim 7, by the nats that a key costs which has to be remembered.
+
+    Args:
+        rnn: a plain RNN, trained with its gradients as they are.
+        lstm: the same of an LSTM.
+        scaled_rnn: a plain RNN whose gradients were scaled to one norm.
+        scaled_lstm: the same of an LSTM.
+        distance: characters that the key has to be remembered for.
+    """
+    limit = LEARNT * CHANCE
+    return judged(
+        [scaled_rnn > limit, lstm < limit],
+        f"Scaling does not teach the plain RNN to remember {distance} characters: the key costs "
+        f"{scaled_rnn:.2f} of {CHANCE:.2f} nats ({rnn:.2f} unscaled)."
+        if scaled_rnn > limit
+        else f"There is nothing to mend: the plain RNN remembers {distance} characters with its "
+        f"gradients as they are (the key costs {rnn:.3f} nats; {scaled_rnn:.3f} scaled)."
+        if rnn < limit
+        else "Scaling does mend it here: with every gradient scaled to one norm the plain RNN "
+        f"remembers {distance} characters (the key costs {scaled_rnn:.3f} nats, {rnn:.2f} "
+        "unscaled). Nobody had to know how far: the direction was good enough, and only the steps "
+        "were too short. Its recurrent matrix begins orthogonal, so that the far terms are not "
+        "drowned from the start.",
+        f"The LSTM learns it with its gradients as they are ({lstm:.3f} nats)."
+        if lstm < limit
+        else "And the architecture alone does not: with its gradients as they are the LSTM stays "
+        f"at {lstm:.2f} nats"
+        + (
+            f", and with scaled ones it reaches {scaled_lstm:.3f}."
+            if scaled_lstm < limit
+            else f", with scaled ones at {scaled_lstm:.2f}."
+        ),
+        ""
+        if (rnn > limit) == (scaled_rnn > limit) or lstm < limit
+        else "Here the optimiser decided, not the cell.",
+    )

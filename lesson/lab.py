@@ -1,0 +1,189 @@
+"""Runs commands as a reader would type them, and keeps what they answer.
+
+Every command of the page is run by bash, as it is printed there, in a folder that looks like
+the project's: ``corpora/`` holds the generator of the recall text, and a reader's own text;
+trained models go to ``checkpoints/``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from charrnn.corpus import embedded_corpus, scan
+
+__all__ = ["FULL", "QUICK", "Answer", "Lab", "LessonError", "Size"]
+
+ROOT = Path(__file__).parent.parent
+
+
+class LessonError(Exception):
+    """A command of the lesson failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """The numbers that decide how long the lesson takes.
+
+    Trainings are counted in steps, so that a slow machine learns as much as a fast one; only
+    the comparison at equal time is in minutes.
+    """
+
+    hidden: int = 192
+    """H of the LSTM on the text; the other cells get as many parameters."""
+    steps: int = 1200
+    """2.5 million characters: enough for words and indentation, too few for sense."""
+    minutes: float = 1.0
+    width_steps: int = 200
+    """For speeds at equal width, nothing has to be learnt."""
+    least: int = 50_000
+    """Characters of a text whose held-out tenth is long enough to look into."""
+    held_out: int = 200_000
+    """Characters to validate on."""
+    inspected: int = 20_000
+    lengths: tuple[int, ...] = (10, 1_000, 100_000)
+    windows: tuple[int, ...] = (1, 4, 16, 32, 64, 108, 256, 512)
+    """Of the gradient, at claim 3."""
+    radii: tuple[float, ...] = (0.5, 0.9, 1.0, 1.1, 1.5)
+    distance: int = 16
+    """K of the recall text. At 12 every window learns it within the steps, at 24 hardly any."""
+    recall_hidden: int = 32
+    recall_steps: int = 3000
+    """At half as many the LSTM is still on its way at some windows of 16 and more."""
+    recall_lanes: int = 960
+    """Lanes times window: equal steps are then equal characters, whatever the window."""
+    recall_windows: tuple[int, ...] = (4, 8, 12, 16, 24, 48, 96)
+    """Below and above K. With a state that is not carried a window shows a whole line only
+    where it happens to begin before it, so that the longest are much longer."""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    clip_hidden: int = 128
+    clip_steps: int = 300
+    clip_rate: float = 5.0
+    """A rate at which plain descent is fast while it is kept on its path; at 2 it needs no
+    clipping, at 10 clipping does not save it."""
+
+
+FULL = Size()
+QUICK = Size(
+    hidden=16, steps=30, minutes=0.02, width_steps=10, least=10_000, held_out=4_000,
+    inspected=2_000, lengths=(10, 1_000), windows=(4, 108), recall_hidden=8, recall_steps=20,
+    recall_windows=(8, 48), seeds=(1,), clip_hidden=16, clip_steps=20,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command left behind."""
+
+    command: str
+    code: int
+    out: str
+    error: str
+    seconds: float
+
+
+@dataclass
+class Lab:
+    """A folder to run the lesson's commands in.
+
+    Args:
+        folder: answers that are there already are not asked for again.
+        text: a reader's own; None: the embedded corpus.
+        size: how much is done.
+        say: called with each command before it runs.
+
+    Raises:
+        LessonError: the text is too short.
+    """
+
+    folder: Path
+    text: Path | None
+    size: Size
+    say: Callable[[str], None]
+    answers: dict[str, Answer] = field(default_factory=dict)
+    """By command: several claims ask for the same ones."""
+
+    def __post_init__(self) -> None:
+        (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (self.folder / "answers").mkdir(exist_ok=True)
+        corpora = self.folder / "corpora"
+        corpora.mkdir(exist_ok=True)
+        shutil.copy(ROOT / "corpora" / "recall.py", corpora)
+        if self.text is not None:
+            shutil.copy(self.text, corpora / self.name)
+        read = [str(self.text)] if self.text is not None else embedded_corpus()
+        self.characters: int = scan(read).characters
+        """Of the text, all of it."""
+        if self.characters < self.size.least:
+            raise LessonError(
+                f"the text has {self.characters:,} characters: give one of at least "
+                f"{self.size.least:,}"
+            )
+
+    @property
+    def name(self) -> str:
+        """What a reader's text is called in commands: nothing in it that a shell would read."""
+        assert self.text is not None
+        return re.sub(r"[^\w.-]+", "-", self.text.name)
+
+    @property
+    def words(self) -> str:
+        """What names the text to train on in a command: nothing for the embedded corpus."""
+        return f" corpora/{self.name}" if self.text is not None else ""
+
+    @property
+    def valid_share(self) -> str:
+        """What ``--valid-share`` is to be, for some held-out characters but never above 0.1."""
+        return f"{min(0.1, self.size.held_out / self.characters):.3g}"
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of all commands."""
+        return sum(answer.seconds for answer in self.answers.values())
+
+    def do(self, command: str, *, may_fail: bool = False) -> Answer:
+        """Run a command, or return what it answered before.
+
+        Raises:
+            LessonError: it failed, and may not.
+        """
+        kept = self.folder / "answers" / f"{hashlib.sha256(command.encode()).hexdigest()[:16]}.json"
+        if kept.exists():
+            answer = Answer(**json.loads(kept.read_text(encoding="utf-8")))
+        else:
+            self.say(command)
+            answer = self._run(command)
+            if answer.code and not may_fail:
+                raise LessonError(f"{command}\nended with {answer.code}: {answer.error.strip()}")
+            kept.write_text(json.dumps(asdict(answer)), encoding="utf-8")
+        self.answers[command] = answer
+        return answer
+
+    def json(self, command: str) -> Any:
+        """Run a command that prints one JSON value, and return that."""
+        return json.loads(self.do(command).out)
+
+    def _run(self, command: str) -> Answer:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        started = time.monotonic()
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command],
+            cwd=self.folder,
+            env={**os.environ, "PATH": path, "PYTHONUTF8": "1"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+        )
+        took = time.monotonic() - started
+        return Answer(command, done.returncode, done.stdout, done.stderr, took)

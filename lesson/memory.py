@@ -1,0 +1,319 @@
+"""Claims 8 and 9: what gates do, what a memory holds, how far a gradient reaches along it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from charrnn.figures import Line, Rule, line_chart, standalone
+from charrnn.inspection import NEARLY_CLOSED, NEARLY_OPEN
+from charrnn.properties import PROPERTIES
+from lesson.gradients import flow
+from lesson.lab import Lab
+from lesson.recurrence import run_of
+from lesson.section import Figure, Judgement, Section, Table, judged, percent
+
+__all__ = ["Held", "along", "gates", "judge_along", "judge_gates"]
+
+#: Properties that last longer than a word.
+LASTING = ("inside quotes", "inside brackets", "position in line", "indentation")
+#: Correlation from which on a unit follows a property.
+FOLLOWS = 0.5
+#: Tens of characters.
+TENS = 20
+#: Characters of the figure.
+SHOWN = 240
+#: The lag at which the states' gradients are compared.
+LAG = 50
+#: How many times farther a gradient must reach to reach far.
+FARTHER = 2.0
+
+
+@dataclass(frozen=True)
+class Held:
+    """How one unit's memory follows a property of the text."""
+
+    unit: str
+    property: str
+    correlation: float
+    """Of its c with the property, over the characters shown."""
+    lasts: int
+    """Characters for which the property goes on without a break, at the longest."""
+
+
+def gates(lab: Lab) -> Section:
+    """Count open and closed gates, and look for a unit that holds a property."""
+    inspect = (
+        f"charrnn inspect {run_of('lstm')} --part valid --characters {lab.size.inspected} --device "
+        "cpu"
+    )
+    first = f"{inspect} --only gates --only units --json"
+    found = lab.json(first)
+    units = [one for one in found["units"] if one["property"] in LASTING]
+    best = max(units or found["units"], key=lambda one: abs(one["correlation"]))
+    name = f"{best['unit']['layer']}.{best['unit']['unit']}"
+    second = f"{inspect} --only units --unit {name}c --json"
+    shown = lab.json(second)["activation"]
+    property_T = np.array(PROPERTIES[best["property"]](shown["text"]))
+    c_T = np.array(shown["values"])
+    held = Held(
+        unit=name,
+        property=best["property"],
+        correlation=_correlation(c_T, property_T),
+        lasts=_longest(property_T),
+    )
+    use = {
+        one["gate"]: (float(np.mean(one["open_share"])), float(np.mean(one["closed_share"])))
+        for one in found["gates"]
+        if one["layer"] == 1
+    }
+    always = {
+        one["gate"]: sum(share > 0.9 for share in one["open_share"])
+        for one in found["gates"]
+        if one["layer"] == 1
+    }
+    start = _start(property_T)
+    x = list(range(start, min(start + SHOWN, len(c_T))))
+    drawn = property_T[x]
+    # On the scale of the unit, so that both can be read in one figure.
+    drawn = float(c_T.min()) + (drawn - drawn.min()) * (
+        float(np.ptp(c_T)) / max(1.0, float(np.ptp(drawn)))
+    )
+    chart = line_chart(
+        "memory",
+        f"The memory of unit {name} along the text, and the property {best['property']}",
+        [
+            Line(f"c of unit {name}", x, c_T[x].tolist(), 0),
+            Line(best["property"], x, drawn.tolist(), 1, faint=True),
+        ],
+        x_label="characters of the text",
+        y_label="c; the property to the same scale",
+    )
+    return Section(
+        number=8,
+        why=f"""
+`c_t = f_t ∘ c_{{t-1}} + i_t ∘ g_t` and `h_t = o_t ∘ tanh(c_t)`: the forget gate `f` decides
+what of the memory `c` is kept, the input gate `i` what of the candidate `g = tanh(...)` is
+written, the output gate `o` what is shown. A gate is a logistic function of the character and
+the state, so between 0 and 1; open means above {NEARLY_OPEN:g}, closed below {NEARLY_CLOSED:g}
+(Karpathy, Johnson and Fei-Fei 2015). Every unit is correlated with properties that a reader
+sees; the best is chosen on the first half of the text, and the second half gives the
+correlation in the table.
+""",
+        commands=[first, second],
+        tables=[
+            Table(
+                ["gate", "open", "closed", "units open at over 90 % of characters"],
+                [
+                    [gate, f"{percent(opened)}", f"{percent(closed)}", f"{always[gate]:,}"]
+                    for gate, (opened, closed) in use.items()
+                ],
+            ),
+            Table(
+                ["property", "unit", "correlation, second half"],
+                [
+                    [
+                        one["property"],
+                        f"{one['unit']['layer']}.{one['unit']['unit']}"
+                        + ("c" if one["unit"]["state"] == "c" else ""),
+                        f"{one['correlation']:+.3f}",
+                    ]
+                    for one in found["units"]
+                ],
+                words=2,
+            ),
+        ],
+        figures=[
+            Figure("8-memory", f"The memory of unit {name} along the text", standalone(chart))
+        ],
+        rule="two parts. Each gate is used both ways: open at more than 1 % of characters and "
+        "closed at more than 1 %, in the mean of the units. A unit's memory holds a visible "
+        f"property: its c correlates with one by at least {FOLLOWS:g} in size, over the last "
+        f"{len(c_T):,} characters, and that property goes on for at least {TENS} characters "
+        "somewhere. Both: holds; one: in part.",
+        judgement=judge_gates(use, held),
+    )
+
+
+def _correlation(x_T: np.ndarray, y_T: np.ndarray) -> float:
+    """Return Pearson's correlation; 0 where one of both does not vary."""
+    if not x_T.std() or not y_T.std():
+        return 0.0
+    return float(np.corrcoef(x_T, y_T)[0, 1])
+
+
+def _longest(property_T: np.ndarray) -> int:
+    """Return the longest stretch over which a property is above zero."""
+    longest = length = 0
+    for value in property_T:
+        length = length + 1 if value > 0 else 0
+        longest = max(longest, length)
+    return longest
+
+
+def _start(property_T: np.ndarray) -> int:
+    """Return where to begin a figure, so that the property changes in it as often as it can."""
+    changes_T = np.concatenate([[0], np.cumsum(np.diff(property_T) != 0)])
+    last = max(1, len(property_T) - SHOWN)
+    return int(np.argmax([changes_T[min(t + SHOWN, len(changes_T) - 1)] - changes_T[t]
+                          for t in range(last)]))  # fmt: skip
+
+
+def judge_gates(use: Mapping[str, tuple[float, float]], held: Held) -> Judgement:
+    """Judge claim 8.
+
+    Args:
+        use: gate -> shares of characters at which it is open and closed, mean of the units.
+        held: the best unit found.
+    """
+    idle = [gate for gate, shares in use.items() if min(shares) <= 0.01]
+    follows = abs(held.correlation) >= FOLLOWS and held.lasts >= TENS
+    forget_open, forget_closed = use["forget"]
+    return judged(
+        [not idle, follows],
+        f"The forget gate is open at {percent(forget_open)} of characters and closed at "
+        f"{percent(forget_closed)}"
+        + (
+            ", and the other gates are used both ways too."
+            if not idle
+            else f"; hardly ever both open and closed: {', '.join(idle)}."
+        ),
+        f"The memory of unit {held.unit} follows the property \"{held.property}\" with a "
+        f"correlation of {held.correlation:+.2f}, and that goes on for up to {held.lasts} "
+        "characters."
+        if follows
+        else f"No lasting property was found in a unit: the best, {held.unit} with "
+        f"\"{held.property}\", has a correlation of {held.correlation:+.2f}, and the property goes "
+        f"on for up to {held.lasts} characters.",
+    )  # fmt: skip
+
+
+def along(lab: Lab) -> Section:
+    """Compare how far gradients reach along the states of the three cells."""
+    commands = {cell: flow(lab, cell) for cell in ("rnn", "lstm", "gru")}
+    reaches: dict[tuple[str, str, str], Sequence[float]] = {}
+    needed: dict[str, int | None] = {}
+    for cell, command in commands.items():
+        found = lab.json(command)
+        needed[cell] = found["memory"]["needed"]
+        for one in found["gradient_flow"]:
+            if one["scaled_to"] is None:
+                for reach in one["reaches"]:
+                    if reach["state"] != "linear":
+                        reaches[one["weights"], cell, reach["state"]] = [
+                            math.nan if value is None else value for value in reach["relative"]
+                        ]
+    trained = {key[1:]: relative for key, relative in reaches.items() if key[0] == "trained"}
+    farthest = min(len(relative) for relative in trained.values()) - 1
+    lag = min(LAG, farthest)
+    chart = line_chart(
+        "along",
+        "Gradient against lag along the states of trained cells",
+        [
+            Line(
+                f"{cell.upper()} {state}", range(1, farthest + 1), relative[1 : farthest + 1], style
+            )
+            for style, ((cell, state), relative) in enumerate(trained.items())
+        ],
+        x_label="lag k, characters",
+        y_label="share of the gradient at lag 0, trained",
+        x_log=True,
+        y_log=True,
+        y_range=(1e-5, 4.0),
+        rules=[Rule("1 %", 0.01)],
+    )
+    lags = {key: _under(relative) for key, relative in reaches.items()}
+    return Section(
+        number=9,
+        why="""
+Along the memory line alone, `dc_t/dc_{t-k}` is the product of `k` forget gates: no matrix and
+no tanh, and near 1 as long as they are open. The gradient of `h` has to pass the matrix at
+every step. The shares are of total derivatives, so all other ways back are in them as well.
+Where they fall under 1 % and stay there is as far as a window can teach directly; what the
+model then uses is "context needed": the characters after a reset of the state from which on its
+loss is within 0.01 nats.
+""",
+        commands=list(commands.values()),
+        tables=[
+            Table(
+                ["state", "weights", "1 % at lag", f"left at lag {min(10, farthest)}",
+                 f"left at lag {lag}", "context needed"],
+                [
+                    [
+                        f"{cell.upper()} {state}",
+                        weights,
+                        f"> {farthest}" if lags[weights, cell, state] > farthest
+                        else f"{lags[weights, cell, state]}",
+                        percent(relative[min(10, farthest)]),
+                        percent(relative[lag]),
+                        _context(needed[cell]) if weights == "trained" else "",
+                    ]
+                    for (weights, cell, state), relative in reaches.items()
+                ],
+                words=2,
+            )
+        ],
+        figures=[
+            Figure("9-along", "Gradient against lag along the states of trained cells",
+                   standalone(chart))
+        ],
+        rule="two parts, for the trained models. Far: the gradient along the LSTM's c stays above "
+        f"1 % for at least {FARTHER:g} times as many characters as along the plain RNN's h. "
+        f"Because of the memory line: at lag {lag} more is left along c than along the LSTM's own "
+        "h. Both: holds; one: in part.",
+        judgement=judge_along(
+            lags["trained", "rnn", "h"],
+            lags["trained", "lstm", "c"],
+            lags["trained", "gru", "h"],
+            (trained["lstm", "c"][lag], trained["lstm", "h"][lag]),
+            lag,
+        ),
+    )  # fmt: skip
+
+
+def _under(relative: Sequence[float]) -> int:
+    """Return the lag after the last one with 1 % or more left."""
+    return 1 + max(k for k, value in enumerate(relative) if value >= 0.01)
+
+
+def _context(needed: int | None) -> str:
+    return "more than tried" if needed is None else f"{needed:,}"
+
+
+def judge_along(rnn: int, lstm: int, gru: int, left: tuple[float, float], lag: int) -> Judgement:
+    """Judge claim 9.
+
+    Args:
+        rnn: lag at which less than 1 % is left for good, along the RNN's h.
+        lstm: the same along the LSTM's c.
+        gru: the same along the GRU's h.
+        left: shares left along the LSTM's c and its h at some lag.
+        lag: that one.
+    """
+    far = lstm >= FARTHER * rnn
+    line = left[0] > left[1]
+    return judged(
+        [far, line],
+        f"Along the LSTM's c the gradient falls under 1 % at a lag of {lstm}, along the plain "
+        f"RNN's h at {rnn}, along the GRU's at {gru}"
+        + (
+            "."
+            if far
+            else f": {'farther, but not' if lstm > rnn else 'not'} {FARTHER:g} times as far."
+        ),
+        f"At lag {lag}, {percent(left[0])} is left along c and {percent(left[1])} along the LSTM's "
+        "own h"
+        + (
+            ": it is the memory line that carries it."
+            if line
+            else ". The states feed each other, so that what comes back along one comes back "
+            "along the other too."
+        ),
+        "The GRU, which has no memory beside its state, reaches farther still: its update gate "
+        "does for h what the forget gate does for c."
+        if gru > lstm
+        else "",
+    )

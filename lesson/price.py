@@ -1,0 +1,285 @@
+"""Claims 10 and 11: what the cells cost, and what they are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from charrnn.figures import Dots, dot_chart, standalone
+from lesson.lab import Lab
+from lesson.recurrence import compare_steps
+from lesson.section import Figure, Judgement, Section, Table, judged
+
+__all__ = ["Costs", "costs", "gru", "judge_gru", "judge_lstm", "lstm"]
+
+#: Nats within which two losses of one seed each are taken for equal.
+EQUAL = 0.02
+#: The most that "half" may be, and from which share on nothing is saved.
+HALF, NOT_LESS = 0.6, 0.95
+
+Rows = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one cell costs and scores."""
+
+    parameters: float
+    """Of the recurrence alone, at equal width."""
+    multiply_adds: float
+    """Of the recurrence for one character, at equal width."""
+    microseconds: float
+    """Of training a character, whole model, at equal width."""
+    by_steps: float
+    """Nats per character with equal parameters after equal steps."""
+    by_time: float
+    """Nats per character with equal parameters after equal time."""
+
+
+def _compare(lab: Lab, name: str, *options: str) -> str:
+    return (
+        f"charrnn compare{lab.words} {' '.join(options)} --hidden {lab.size.hidden} --valid-share "
+        f"{lab.valid_share} --test-share 0 --device cpu --precision fp32 --run "
+        f"checkpoints/lesson/{name} --json"
+    )
+
+
+def commands(lab: Lab) -> list[str]:
+    """Return the three comparisons: equal steps, equal time, equal width."""
+    return [
+        compare_steps(lab),
+        _compare(lab, "minutes", f"--minutes {lab.size.minutes:g}"),
+        _compare(lab, "width", f"--match hidden --steps {lab.size.width_steps}"),
+    ]
+
+
+def costs(steps: Rows, minutes: Rows, width: Rows) -> dict[str, Costs]:
+    """Return what each cell costs, by name.
+
+    Embedding and head are the same at equal width, and a cell has 1, 3 or 4 blocks of
+    weights: the differences of the models' sizes give the block, and so the recurrence.
+
+    Args:
+        steps: by cell, the row that ``compare --json`` gives at equal steps.
+        minutes: the same at equal time.
+        width: the same at equal width.
+    """
+    found = {}
+    for cell in steps:
+        alone = {}
+        for name in ("parameters", "multiply_adds"):
+            block = (width["lstm"][name] - width["rnn"][name]) / 3
+            alone[name] = width[cell][name] - width["rnn"][name] + block
+        found[cell] = Costs(
+            **alone,
+            microseconds=1e6 / width[cell]["train_chars_per_second"],
+            by_steps=steps[cell]["nats_per_char"],
+            by_time=minutes[cell]["nats_per_char"],
+        )
+    return found
+
+
+def _measured(lab: Lab) -> tuple[Rows, Rows, Rows]:
+    steps, minutes, width = (
+        {row["cell"]: row for row in lab.json(command)} for command in commands(lab)
+    )
+    return steps, minutes, width
+
+
+def lstm(lab: Lab) -> Section:
+    """Compare the cells at equal width, equal parameters and equal time."""
+    rows = _measured(lab)
+    steps, minutes, width = rows
+    found = costs(*rows)
+    cells = list(found)
+    by_width = Table(
+        [f"at {lab.size.hidden} units", "parameters of the recurrence", "its multiply-adds per "
+         "character", "µs per character, training", "µs per character, scoring"],
+        [
+            [
+                cell.upper(),
+                f"{one.parameters:,.0f}",
+                f"{one.multiply_adds:,.0f}",
+                f"{one.microseconds:.1f}",
+                f"{1e6 / width[cell]['chars_per_second']:.1f}",
+            ]
+            for cell, one in found.items()
+        ],
+    )  # fmt: skip
+    by_loss = Table(
+        ["equal parameters", "units", "parameters", "nats/char, equal steps", "its seconds",
+         f"nats/char, {lab.size.minutes:g} min each", "its characters"],
+        [
+            [
+                cell.upper(),
+                f"{steps[cell]['hidden']}",
+                f"{steps[cell]['parameters']:,}",
+                f"{found[cell].by_steps:.3f}",
+                f"{steps[cell]['seconds']:.0f}",
+                f"{found[cell].by_time:.3f}",
+                f"{minutes[cell]['runs'][0]['trained_characters']:,}",
+            ]
+            for cell in cells
+        ],
+    )  # fmt: skip
+    names = [cell.upper() for cell in cells]
+    loss = dot_chart(
+        "loss",
+        "Loss of the cells at equal parameters",
+        names,
+        [
+            Dots("equal steps", [one.by_steps for one in found.values()], 0),
+            Dots("equal time", [one.by_time for one in found.values()], 1),
+        ],
+        x_label="held-out loss, nats per character",
+    )
+    price = dot_chart(
+        "price",
+        "Time of the cells at equal width",
+        names,
+        [Dots("training", [one.microseconds for one in found.values()], 0)],
+        x_label=f"training, µs per character, {lab.size.hidden} units",
+        form=".1f",
+        x_range=(0.0, 1.15 * max(one.microseconds for one in found.values())),
+    )
+    return Section(
+        number=10,
+        why="""
+An LSTM has four blocks of weights where a plain RNN has one: four times the parameters and
+products at equal width. But width is a choice: here all cells also get as many parameters as
+the LSTM, and then as many steps, or as many minutes. Losses are on the held-out end of the
+text. One seed each: differences of a hundredth of a nat or two may be chance. Times are of the
+machine named above; the cells run through code of different makers (a fused operator for the
+LSTM, loops of this project's for the others), which is part of the price.
+""",
+        commands=commands(lab),
+        tables=[by_width, by_loss],
+        figures=[
+            Figure("10-loss", "Loss of the cells at equal parameters", standalone(loss)),
+            Figure("10-price", "Time of the cells at equal width", standalone(price)),
+        ],
+        rule="three parts. A price: at equal width the LSTM takes the most time per character of "
+        f"the three. Its only drawback: with equal parameters no cell is more than {EQUAL:g} nats "
+        "better, neither after equal steps, nor after equal time. All: holds; some: in part.",
+        judgement=judge_lstm(found),
+    )
+
+
+def judge_lstm(found: Mapping[str, Costs]) -> Judgement:
+    """Judge claim 10.
+
+    Args:
+        found: by cell, its costs and losses.
+    """
+    own = found["lstm"]
+    dearest = max(found, key=lambda cell: found[cell].microseconds)
+    best_steps = min(found, key=lambda cell: found[cell].by_steps)
+    best_time = min(found, key=lambda cell: found[cell].by_time)
+    by_steps = found[best_steps].by_steps >= own.by_steps - EQUAL
+    by_time = found[best_time].by_time >= own.by_time - EQUAL
+    times = ", ".join(f"{cell.upper()} {one.microseconds:.1f}" for cell, one in found.items())
+    return judged(
+        [dearest == "lstm", by_steps, by_time],
+        f"At equal width a character takes, in µs: {times}"
+        + (
+            "; the LSTM is the dearest."
+            if dearest == "lstm"
+            else f". So by the clock the {dearest.upper()} is the dearest, whatever the LSTM has "
+            "more by count."
+        ),
+        "With equal parameters and steps "
+        + (
+            f"no cell is better than the LSTM ({own.by_steps:.3f} nats) by more than {EQUAL:g}"
+            if by_steps
+            else f"the {best_steps.upper()} is better: {found[best_steps].by_steps:.3f} against "
+            f"{own.by_steps:.3f} nats"
+        )
+        + ", and with equal time "
+        + (
+            f"{'neither' if by_steps else 'none'} ({own.by_time:.3f} nats): what it costs it is "
+            "worth."
+            if by_time
+            else f"the {best_time.upper()} is: {found[best_time].by_time:.3f} against "
+            f"{own.by_time:.3f} nats."
+        ),
+    )  # fmt: skip
+
+
+def gru(lab: Lab) -> Section:
+    """Hold the GRU's price and loss against the LSTM's."""
+    found = costs(*_measured(lab))
+    one, other = found["gru"], found["lstm"]
+    table = Table(
+        ["GRU against LSTM", "GRU", "LSTM", "ratio"],
+        [
+            [name, f"{a:,.0f}" if a > 1000 else f"{a:.1f}", f"{b:,.0f}" if b > 1000 else f"{b:.1f}",
+             f"{a / b:.3f}"]
+            for name, a, b in (
+                ("parameters of the recurrence, equal width", one.parameters, other.parameters),
+                ("multiply-adds of the recurrence, equal width", one.multiply_adds,
+                 other.multiply_adds),
+                ("µs per character in training, equal width", one.microseconds,
+                 other.microseconds),
+            )
+        ]
+        + [
+            [name, f"{a:.3f}", f"{b:.3f}", f"{a / b:.3f}"]
+            for name, a, b in (
+                ("nats/char, equal parameters and steps", one.by_steps, other.by_steps),
+                ("nats/char, equal parameters and time", one.by_time, other.by_time),
+            )
+        ],
+    )  # fmt: skip
+    return Section(
+        number=11,
+        why="""
+The GRU has no memory beside its state and one gate less: `z` both forgets and writes,
+`h_t = (1 - z) ∘ n + z ∘ h_{t-1}`. Three blocks of weights instead of four are three quarters of
+the parameters and products, not a half, before any clock is looked at.
+""",
+        commands=commands(lab),
+        tables=[table],
+        rule=f"holds if the GRU's recurrence has at most {HALF:g} times the LSTM's parameters and "
+        f"takes at most {HALF:g} times its time per character at equal width; in part if it has "
+        f"and takes at most {HALF:g} in one of them, or less than {NOT_LESS:g} times of at least "
+        "one.",
+        judgement=judge_gru(one, other),
+    )
+
+
+def judge_gru(one: Costs, other: Costs) -> Judgement:
+    """Judge claim 11.
+
+    Args:
+        one: the GRU.
+        other: the LSTM.
+    """
+    count = one.parameters / other.parameters
+    clock = one.microseconds / other.microseconds
+    worse = one.by_steps - other.by_steps
+    loss = f"{abs(worse):.3f} nats {'more' if worse > 0 else 'less'}"
+    judgement = judged(
+        [count <= HALF, clock <= HALF],
+        f"By count the GRU's recurrence is {count:.2f} of the LSTM's.",
+        f"By the clock of this machine a character takes {clock:.2f} of the LSTM's time"
+        + (
+            ": the loops it runs through cost more than the products they save."
+            if clock > 1
+            else "."
+        ),
+        f"With equal parameters and steps it costs {loss} per character"
+        if abs(worse) > EQUAL
+        else f"With equal parameters and steps its loss is the LSTM's within {EQUAL:g} nats",
+    )
+    says = (*judgement.says[:-1], judgement.says[-1] + _by_time(one, other))
+    if judgement.verdict == "does not hold" and min(count, clock) < NOT_LESS:
+        return Judgement("holds in part", says)
+    return Judgement(judgement.verdict, says)
+
+
+def _by_time(one: Costs, other: Costs) -> str:
+    gained = other.by_time - one.by_time
+    if abs(gained) <= EQUAL:
+        return ", and with equal time too."
+    return f", with equal time {abs(gained):.3f} {'less' if gained > 0 else 'more'}."

@@ -1,0 +1,185 @@
+"""Claims 1 and 2: one set of weights for any length, and what a step consists of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lesson.lab import Lab
+from lesson.section import Judgement, Section, Table, judged
+
+__all__ = ["compare_steps", "judge_length", "judge_step", "length", "run_of", "step"]
+
+#: Where the end of the text is put, for claim 1.
+END = "corpora/end.txt"
+#: Difference of a logit up to which float32 and float64 are taken to say the same.
+SAME = 1e-3
+
+
+def compare_steps(lab: Lab) -> str:
+    """Return the command that trains the models that most claims look at."""
+    return (
+        f"charrnn compare{lab.words} --steps {lab.size.steps} --hidden {lab.size.hidden} "
+        f"--valid-share {lab.valid_share} --test-share 0 --device cpu --precision fp32 --run "
+        "checkpoints/lesson/steps --json"
+    )
+
+
+def run_of(cell: str) -> str:
+    """Return the folder of one of these models."""
+    return f"checkpoints/lesson/steps/{cell}-seed1"
+
+
+def length(lab: Lab) -> Section:
+    """Measure the same checkpoint on texts of several lengths."""
+    rows = {row["cell"]: row for row in lab.json(compare_steps(lab))}
+    if lab.text is None:
+        write = (
+            'python -c "import glob, sysconfig; files = glob.glob(sysconfig.get_path('
+            "\\\n    'stdlib') + '/[w-z]*/*.py'); text = ''.join(open(p).read() for p in "
+            f"sorted(files)); \\\n    print(text[-{max(lab.size.lengths)}:], end='')\" > {END}"
+        )
+    else:
+        write = (
+            f"python -c \"print(open('{lab.words.strip()}').read()[-{max(lab.size.lengths)}:], "
+            f"end='')\" > {END}"
+        )
+    lab.do(write)
+    scores = []
+    scoring = []
+    for characters in lab.size.lengths:
+        command = (
+            f"python -c \"print(open('{END}').read()[:{characters}], end='')\" | charrnn evaluate "
+            f"{run_of('lstm')} --text - --device cpu --json"
+        )
+        scoring.append(command)
+        (row,) = lab.json(command)
+        scores.append((row["characters"] + 1, row["parameters"], row["nats_per_char"]))
+    table = Table(
+        ["characters", "parameters used", "nats/char", "parameters of a step of its own each"],
+        [
+            [f"{n:,}", f"{parameters:,}", f"{nats:.3f}", f"{n * parameters:,}"]
+            for n, parameters, nats in scores
+        ],
+        words=0,
+    )
+    return Section(
+        number=1,
+        why=f"""
+A feed-forward network has an input for every character it is to see. A recurrent one reads one
+character at a time and keeps a state: `h_t = f(h_{{t-1}}, x_t)` with the same `f`, and so the
+same weights, at every `t`. How long the text is never enters the model. The three models
+trained here, on {rows["lstm"]["runs"][0]["trained_characters"]:,} characters each and with
+about as many parameters, serve most of the claims below.
+""",
+        commands=[compare_steps(lab), write, *scoring],
+        tables=[table],
+        rule="holds if every length is scored with the same number of parameters, and the loss is "
+        "a finite number at all of them; in part if only one of the two.",
+        judgement=judge_length(scores),
+    )
+
+
+def judge_length(scores: Sequence[tuple[int, int, float]]) -> Judgement:
+    """Judge claim 1.
+
+    Args:
+        scores: characters, parameters and nats per character of each length, shortest first.
+    """
+    counts = {parameters for _, parameters, _ in scores}
+    nats = [one for *_, one in scores]
+    (shortest, parameters, first), (longest, _, last) = scores[0], scores[-1]
+    return judged(
+        [len(counts) == 1, all(map(math.isfinite, nats))],
+        f"The same {parameters:,} parameters score {shortest:,} characters and {longest:,}; with a "
+        f"copy for each of 1,000 steps there would be {1000 * parameters:,}."
+        if len(counts) == 1
+        else "The number of parameters depends on the length of the text.",
+        f"What changes with the length is what the model can know: a character costs {first:.3f} "
+        f"nats in the shortest text, where hardly anything has been read yet, and {last:.3f} in "
+        "the longest."
+        if first > last
+        else f"The shortest text costs no more per character ({first:.3f} nats) than the longest "
+        f"({last:.3f}): it happens to begin with something easy.",
+    )
+
+
+def step(lab: Lab) -> Section:
+    """Hold the printed equations against the models."""
+    commands = [
+        f"charrnn inspect {run_of(cell)} --part valid --characters {lab.size.inspected} --only "
+        "step --device cpu --json"
+        for cell in ("rnn", "lstm", "gru")
+    ]
+    steps = {row["cell"]: row["step"] for row in map(lab.json, commands)}
+    numbers = Table(
+        ["plain RNN", "unit 1", "unit 2", "unit 3", "unit 4"],
+        [
+            [f"{name} {line}", *(f"{value:+.5f}" for value in values)]
+            for quantity in steps["rnn"]["quantities"]
+            for name, line, values in (
+                (quantity["name"], f"= {quantity['equation']}", quantity["units"]),
+                (quantity["name"], "by the model", quantity["model"]),
+            )
+            if values is not None
+        ],
+    )
+    differences = Table(
+        ["cell", "lines of a step", "largest difference in a state", "in a logit", "nats/char by "
+         "the lines", "by the model"],
+        [
+            [
+                cell.upper(),
+                "; ".join(
+                    f"{line['name']} = {line['equation']}".replace("|", "\\|")
+                    for line in found["quantities"][:-1]
+                ),
+                f"{found['state_difference']:.1e}",
+                f"{found['logits_difference']:.1e}",
+                f"{found['written_nats']:.6f}",
+                f"{found['model_nats']:.6f}",
+            ]
+            for cell, found in steps.items()
+        ],
+        words=2,
+    )  # fmt: skip
+    return Section(
+        number=2,
+        why=f"""
+Elman's network computes `a = W e + U h + b`, a linear map of the character's embedding `e` and
+the state `h`, and `h' = tanh(a)`. `--only step` does nothing but these lines, in numpy and with
+the numbers in the checkpoint, for {steps["rnn"]["characters"]} characters one after another,
+and compares with what the model's fast path makes of the same text. σ is the logistic function,
+∘ the product unit by unit.
+""",
+        commands=commands,
+        tables=[numbers, differences],
+        rule=f"holds if the written lines and the model differ by less than {SAME:g} in every "
+        "logit, for all three cells; in part if for some of them.",
+        judgement=judge_step(steps),
+    )  # fmt: skip
+
+
+def judge_step(steps: Mapping[str, Mapping[str, Any]]) -> Judgement:
+    """Judge claim 2.
+
+    Args:
+        steps: by cell, what ``inspect --only step`` answers.
+    """
+    plain = steps["rnn"]
+    gated = [cell for cell in steps if cell != "rnn"]
+    names = " and ".join(cell.upper() for cell in gated)
+    worst = max(steps[cell]["logits_difference"] for cell in gated)
+    return judged(
+        [found["logits_difference"] < SAME for found in steps.values()],
+        "For the plain RNN the two lines give the model's logits within "
+        f"{plain['logits_difference']:.1e}, the rounding of float32."
+        if plain["logits_difference"] < SAME
+        else f"The lines miss the plain RNN's logits by up to {plain['logits_difference']:.1e}.",
+        f"The lines of {names} give their models' logits too, within {worst:.1e}. But theirs are "
+        "more than a linear map and a nonlinearity: gates and states are multiplied with each "
+        "other, unit by unit, and that product is what makes them different."
+        if worst < SAME
+        else f"The lines of {names} miss their models' logits by up to {worst:.1e}.",
+    )

@@ -1,0 +1,106 @@
+"""The written equations against the model, and against one worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from charrnn.config import CELL_NAMES, CellName, ModelConfig
+from charrnn.equations import CHARACTERS, SHOWN, write_out
+from charrnn.model import CharModel
+from tests.conftest import Cli
+
+TEXT = "abacabadabacabae" * 20
+
+
+def make_model(cell: CellName, layers: int = 2, hidden: int = 6) -> CharModel:
+    """Return a model in float64 whose biases are no zeros; dropout must not act."""
+    torch.manual_seed(3)
+    config = ModelConfig(
+        cell=cell, vocabulary=6, layers=layers, hidden=hidden, embedding=4, dropout=0.5,
+        weight_drop=0.5,
+    )  # fmt: skip
+    model = CharModel(config).double().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) / 2)
+    return model
+
+
+def ids(text: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return np.array([ord(letter) - ord("a") for letter in text], dtype=np.int64)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("cell", CELL_NAMES)
+def test_the_equations_give_the_model_s_numbers(cell: CellName, layers: int) -> None:
+    step = write_out(make_model(cell, layers), TEXT, ids(TEXT))
+    assert step.read == "e"
+    assert step.characters == CHARACTERS
+    assert step.state_difference < 1e-10
+    assert step.logits_difference < 1e-10
+    assert step.written_nats == pytest.approx(step.model_nats, abs=1e-12)
+    assert step.written_nats > 1
+    names = {"rnn": "a h'", "lstm": "i f g o c' h'", "gru": "r z n h'"}[cell].split()
+    found = [(quantity.layer, quantity.name) for quantity in step.quantities]
+    assert found == [(n + 1, name) for n in range(layers) for name in names] + [(layers, "y")]
+    for quantity in step.quantities:
+        assert len(quantity.units) == SHOWN
+        assert (quantity.model is not None) == (quantity.name in ("h'", "c'", "y"))
+        if quantity.model:
+            assert quantity.units == pytest.approx(quantity.model, abs=1e-10)
+
+
+@pytest.mark.parametrize("cell", CELL_NAMES)
+def test_a_difference_is_seen(cell: CellName, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model with a term that the equations lack is told apart from them."""
+    model = make_model(cell)
+    plain = CharModel.forward
+
+    def forward(self: CharModel, x_TB: torch.Tensor) -> object:
+        logits_TBV, hidden = plain(self, x_TB)
+        return logits_TBV + 1e-3, tuple(tuple(part + 0.01 for part in s) for s in hidden)
+
+    monkeypatch.setattr(CharModel, "forward", forward)
+    step = write_out(model, TEXT, ids(TEXT))
+    assert step.logits_difference == pytest.approx(1e-3)
+    assert step.state_difference == pytest.approx(0.01)
+
+
+def test_one_step_by_hand() -> None:
+    model = make_model("rnn", layers=1, hidden=1)
+    numbers = {"embedding": [0.5] * 4, "W": [0.1] * 4, "U": 2.0, "b": -0.3}
+    with torch.no_grad():
+        (cell,) = model.layers()
+        model.embedding.weight.copy_(torch.tensor([numbers["embedding"]]).expand(6, 4))
+        cell.weight_input.copy_(torch.tensor([numbers["W"]]))
+        cell.weight_recurrent.fill_(2.0)
+        cell.bias.fill_(-0.3)
+        model.head.weight.fill_(3.0)
+        model.head.bias.fill_(0.25)
+    step = write_out(model, "ab", ids("ab"))
+    first = math.tanh(0.2 - 0.3)
+    second = 0.2 + 2.0 * first - 0.3
+    a, h, y = step.quantities
+    assert a.units == pytest.approx((second,))
+    assert h.units == pytest.approx((math.tanh(second),))
+    assert y.units == pytest.approx([3 * math.tanh(second) + 0.25] * SHOWN)
+    assert step.written_nats == pytest.approx(math.log(6))
+
+
+def test_the_command_shows_the_step(cli: Cli, trained: Path, prose: Path) -> None:
+    words = ("inspect", trained, "--text", prose, "--characters", 500, "--only", "step")
+    step = json.loads(cli(*words, "--json").out)["step"]
+    assert step["logits_difference"] < 1e-4
+    assert step["read"] == prose.read_text()[-1]
+    out = cli(*words).out
+    assert out.startswith("The step\n")
+    shown = f"{step['quantities'][-2]['units'][0]:+.5f}"
+    assert re.search(rf"1 +h' +\= o ∘ tanh\(c'\) +{re.escape(shown)}", out)
+    assert re.search(r"\n1 +h' +by the model +[+-]", out)

@@ -1,0 +1,372 @@
+"""The lesson: its rules on numbers made up here, its page, and a whole one in small."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import typer
+
+from charrnn.cli import app
+from lesson.gradients import judge_clipping, judge_radii, judge_scaling
+from lesson.lab import QUICK, Lab, LessonError
+from lesson.memory import Held, judge_along, judge_gates
+from lesson.price import Costs, costs, judge_gru, judge_lstm
+from lesson.recurrence import judge_length, judge_step
+from lesson.section import CLAIMS, Table, Verdict, broken, filled, judged, markdown, percent
+from lesson.windows import judge_beyond, judge_window
+from tests.conftest import ENVIRONMENT, make_prose
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "lesson.md"
+
+
+# The rules ------------------------------------------------------------------------------
+
+
+def test_all_parts_hold_or_some_or_none() -> None:
+    assert judged([True, True]).verdict == "holds"
+    assert judged([True, False]).verdict == "holds in part"
+    assert judged([False, False]).verdict == "does not hold"
+    assert judged([True], "one", "", "two").says == ("one", "two")
+
+
+def length_of(*scores: tuple[int, int, float]) -> Any:
+    return judge_length(scores)
+
+
+def steps_of(**differences: float) -> Any:
+    return judge_step({cell: {"logits_difference": d, "quantities": []}
+                       for cell, d in differences.items()})  # fmt: skip
+
+
+def window_of(bptt: int, angle: float, microseconds: float, last: int | None = None) -> Any:
+    return {
+        "bptt": bptt, "loss_last": last, "angle": angle, "size": 1.0,
+        "seconds_per_character": 1e-6 * microseconds, "bytes": 10**6,
+    }  # fmt: skip
+
+
+def cost(**changes: float) -> Costs:
+    return replace(Costs(100.0, 100.0, 10.0, 1.5, 1.5), **changes)
+
+
+#: Claim by claim: a name, the judgement, the verdict, and what it must say.
+CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
+    ("1 the same everywhere", lambda: length_of((10, 7, 2.0), (1000, 7, 1.5)), "holds",
+     "there would be 7,000"),
+    ("1 short is cheaper", lambda: length_of((10, 7, 1.0), (1000, 7, 1.5)), "holds",
+     "costs no more per character (1.000 nats)"),
+    ("1 more weights", lambda: length_of((10, 7, 2.0), (1000, 8, 1.5)), "holds in part",
+     "depends on the length"),
+    ("1 nothing", lambda: length_of((10, 7, 2.0), (1000, 8, math.inf)), "does not hold",
+     "depends on the length"),
+    ("2 all agree", lambda: steps_of(rnn=1e-6, lstm=1e-6, gru=2e-6), "holds", "within 2.0e-06"),
+    ("2 the gated do not", lambda: steps_of(rnn=1e-6, lstm=0.1, gru=0.2), "holds in part",
+     "miss their models' logits by up to 2.0e-01"),
+    ("2 none does", lambda: steps_of(rnn=0.3, lstm=0.1, gru=0.2), "does not hold",
+     "miss the plain RNN's logits"),
+    ("3 as told", lambda: judge_window(window_of(108, 5, 9, 10), [window_of(64, 9, 1)], 1e11),
+     "holds", "No window measured is both"),
+    ("3 a better window", lambda: judge_window(
+        window_of(108, 5, 9, 10), [window_of(64, 4, 1), window_of(256, 2, 3)], 1e11),
+     "holds in part", "window of 256 with the loss on all of its characters is 2.0° off and takes "
+     "1/3.0"),
+    ("3 feasible, exact, dominated", lambda: judge_window(
+        window_of(108, 0.5, 9, 10), [window_of(256, 0.1, 3)], 1e9),
+     "does not hold", "no more than a laptop has"),
+    ("3 memory and time grow", lambda: judge_window(
+        window_of(108, 5, 9, 10),
+        [window_of(64, 9, 2), {**window_of(128, 7, 3), "bytes": 2 * 10**6},
+         {**window_of(256, 6, 6), "bytes": 5 * 10**6}], 1e9),
+     "holds in part", "to one of 256 a backward pass keeps 2.5 times as much and takes 2.0 times"),
+    ("4 as told", lambda: judge_beyond(16, {8: 2.05, 24: 0.01}, {8: 2.1, 24: 0.1}), "holds",
+     "no shorter window learns it either"),
+    ("4 the state carries it", lambda: judge_beyond(
+        16, {4: 1.3, 8: 1.2, 24: 0.01}, {4: 2.1, 8: 2.1, 24: 0.1}),
+     "holds in part", "a window of 8 brings the key to 1.20 nats (0.01 with 24)"),
+    ("4 nothing is learnt", lambda: judge_beyond(16, {8: 2.1, 24: 2.1}, {8: 2.1, 24: 2.1}),
+     "holds in part", "nothing is shown"),
+    ("4 all is wrong", lambda: judge_beyond(16, {8: 0.5, 24: 2.1}, {8: 0.6, 24: 2.1}),
+     "does not hold", "Even with the state reset a window of 8"),
+    ("5 as told", lambda: judge_radii(
+        {0.5: 0.01, 1.0: 0.9, 1.5: 99.0}, {0.5: 0.01, 1.0: 1.1, 1.5: 99.0}, 1.01, 0.8),
+     "holds", "still there"),
+    ("5 tanh takes it all", lambda: judge_radii(
+        {0.5: 0.01, 1.5: 0.05}, {0.5: 0.0, 1.5: 2.0}, 1.4, 0.01),
+     "holds in part", "the radius alone does not tell"),
+    ("5 near 1 and gone", lambda: judge_radii({0.5: 0.01}, {0.5: 0.5}, 1.02, 0.01),
+     "holds in part", "the radius alone does not tell"),
+    ("5 only overflow as told", lambda: judge_radii(
+        {0.5: 0.5, 1.5: 1.0}, {0.5: 0.5, 1.5: math.inf}, 2.0, 50.0),
+     "holds in part", "has exploded"),
+    ("5 nothing at all", lambda: judge_radii({0.5: 0.5, 1.5: 1.0}, {1.5: 0.5}, 2.0, 50.0),
+     "does not hold", "no radius does"),
+    ("6 as told", lambda: judge_clipping(1.5, 2.5, 1.0), "holds", "ends at 1.500"),
+    ("6 overflow", lambda: judge_clipping(1.5, math.inf, 1.0), "holds", "a number overflows"),
+    ("6 no help", lambda: judge_clipping(1.5, 1.55, 1.0), "holds in part", "no difference"),
+    ("6 both overflow", lambda: judge_clipping(math.inf, math.inf, 1.0), "holds in part",
+     "With clipping, too"),
+    ("6 turned", lambda: judge_clipping(1.5, 1.4, 0.5), "does not hold", "direction changes"),
+    ("7 as told", lambda: judge_scaling(2.0, 0.1, 1.9, 0.1, 16), "holds", "does not teach"),
+    ("7 the RNN is mended", lambda: judge_scaling(2.0, 0.1, 0.01, 0.1, 16), "holds in part",
+     "Scaling does mend it here"),
+    ("7 nothing to mend", lambda: judge_scaling(0.02, 2.0, 0.01, 0.1, 16), "does not hold",
+     "There is nothing to mend"),
+    ("7 neither", lambda: judge_scaling(2.0, 2.0, 1.9, 1.8, 16), "holds in part",
+     "the LSTM stays at 2.00 nats, with scaled ones at 1.80"),
+    ("7 the contrary", lambda: judge_scaling(2.0, 2.0, 0.01, 0.02, 16), "does not hold",
+     "the optimiser decided"),
+    ("8 as told", lambda: judge_gates(
+        {"input": (0.1, 0.2), "forget": (0.6, 0.1)}, Held("1.3", "indentation", -0.8, 60)),
+     "holds", "unit 1.3"),
+    ("8 an idle gate", lambda: judge_gates(
+        {"input": (0.0, 0.2), "forget": (0.6, 0.1)}, Held("1.3", "indentation", -0.8, 60)),
+     "holds in part", "hardly ever both open and closed: input"),
+    ("8 a short property", lambda: judge_gates(
+        {"input": (0.1, 0.2), "forget": (0.6, 0.1)}, Held("1.3", "digit", 0.8, 4)),
+     "holds in part", "No lasting property"),
+    ("8 nothing", lambda: judge_gates({"forget": (0.6, 0.0)}, Held("1.3", "digit", 0.1, 4)),
+     "does not hold", "No lasting property"),
+    ("9 as told", lambda: judge_along(10, 40, 20, (0.2, 0.1), 50), "holds", "lag of 40"),
+    ("9 the GRU is ahead", lambda: judge_along(10, 40, 50, (0.2, 0.1), 50), "holds",
+     "The GRU, which has no memory beside its state, reaches farther still"),
+    ("9 not far", lambda: judge_along(30, 40, 20, (0.2, 0.1), 50), "holds in part",
+     "farther, but not 2 times as far"),
+    ("9 not along c", lambda: judge_along(10, 40, 20, (0.1, 0.2), 50), "holds in part",
+     "10 % is left along c and 20 %"),
+    ("9 nothing", lambda: judge_along(50, 40, 20, (0.1, 0.2), 50), "does not hold", "not 2 times"),
+    ("10 as told", lambda: judge_lstm({
+        "rnn": cost(microseconds=3, by_steps=1.9, by_time=1.8), "lstm": cost(),
+        "gru": cost(microseconds=7)}),
+     "holds", "the LSTM is the dearest"),
+    ("10 the GRU is dearer", lambda: judge_lstm({"lstm": cost(), "gru": cost(microseconds=12)}),
+     "holds in part", "by the clock the GRU is the dearest"),
+    ("10 worse by time", lambda: judge_lstm(
+        {"lstm": cost(), "gru": cost(microseconds=7, by_time=1.4)}),
+     "holds in part", "with equal time the GRU is: 1.400"),
+    ("10 nothing", lambda: judge_lstm(
+        {"lstm": cost(), "gru": cost(microseconds=12, by_time=1.4, by_steps=1.3)}),
+     "does not hold", "the GRU is better: 1.300"),
+    ("11 as told", lambda: judge_gru(cost(parameters=50, microseconds=5), cost()), "holds",
+     "0.50 of the LSTM's"),
+    ("11 three quarters", lambda: judge_gru(
+        cost(parameters=75, microseconds=13, by_steps=1.4), cost()),
+     "holds in part", "it costs 0.100 nats less per character"),
+    ("11 nothing saved", lambda: judge_gru(
+        cost(parameters=99, microseconds=13, by_time=1.6), cost()),
+     "does not hold", "with equal time 0.100 more"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("judge", "verdict", "says"), [case[1:] for case in CASES],
+                         ids=[case[0] for case in CASES])  # fmt: skip
+def test_a_rule(judge: Callable[[], Any], verdict: Verdict, says: str) -> None:
+    found = judge()
+    assert found.verdict == verdict
+    assert says in " ".join(found.says)
+
+
+def test_every_claim_s_rule_is_tested_in_both_directions() -> None:
+    verdicts = {n: set() for n in range(1, len(CLAIMS) + 1)}  # type: dict[int, set[str]]
+    for name, _, verdict, _ in CASES:
+        verdicts[int(name.split()[0])].add(verdict)
+    assert all({"holds", "does not hold"} <= found for found in verdicts.values())
+
+
+def test_the_recurrence_s_costs_are_told_from_those_of_the_model() -> None:
+    """A block of 40, and 7 of embedding and head; the GRU has a bias of 2 more."""
+    row: Mapping[str, Any] = {"train_chars_per_second": 1e5, "nats_per_char": 1.5}
+    width = {
+        cell: {**row, "parameters": 7 + blocks * 40 + extra, "multiply_adds": 7 + blocks * 40}
+        for cell, blocks, extra in (("rnn", 1, 0), ("lstm", 4, 0), ("gru", 3, 2))
+    }
+    found = costs(dict.fromkeys(width, row), dict.fromkeys(width, row), width)
+    assert {cell: one.parameters for cell, one in found.items()} == {
+        "rnn": 40, "lstm": 160, "gru": 122,
+    }  # fmt: skip
+    assert {cell: one.multiply_adds for cell, one in found.items()} == {
+        "rnn": 40, "lstm": 160, "gru": 120,
+    }  # fmt: skip
+    assert found["gru"].microseconds == pytest.approx(10)
+
+
+# The page's pieces ------------------------------------------------------------------------
+
+
+def test_long_commands_are_broken_where_a_shell_allows_it() -> None:
+    command = "charrnn inspect checkpoints/run --part valid --characters 20000 --json | cat"
+    shown = broken(f"  {command}", width=40)
+    assert shown.startswith("  charrnn inspect checkpoints/run")
+    assert all(len(line) <= 40 for line in shown.splitlines())
+    assert shlex.split(shown.replace("\\\n", " ")) == shlex.split(command)
+    assert broken("short --json") == "short --json"
+    kept = broken("charrnn train text --run checkpoints/lesson/run --json", width=30)
+    assert "--run checkpoints/lesson/run" in kept
+
+
+def test_formulas_stay_on_a_line() -> None:
+    formula = "`a b + c d + e f + g h`"
+    lines = filled("words " * 15 + formula + " more words" * 9).splitlines()
+    assert len(lines) > 1
+    assert any(formula in line for line in lines)
+    assert not [line for line in lines if line.startswith(("+", "-", "*", "#"))]
+
+
+def test_tables_and_shares() -> None:
+    table = Table(["cell", "nats"], [["RNN", "1.5"], ["GRU", "1.4"]])
+    assert markdown(table) == "| cell | nats |\n| --- | ---: |\n| RNN | 1.5 |\n| GRU | 1.4 |\n"
+    assert list(map(percent, (0, 0.5, 0.034, 0.00012, 1e-9))) == [
+        "0 %", "50 %", "3.4 %", "0.012 %", "< 0.001 %",
+    ]  # fmt: skip
+    assert filled("word " * 18 + "share 50 %").splitlines()[-1] == "50 %"
+
+
+class TestLab:
+    @pytest.fixture
+    def text(self, tmp_path: Path) -> Path:
+        path = tmp_path / "text.txt"
+        path.write_text(make_prose(12_000))
+        return path
+
+    def test_a_text_that_is_too_short_is_refused(self, prose: Path, tmp_path: Path) -> None:
+        with pytest.raises(LessonError, match="6,007 characters: give one of at least 10,000"):
+            Lab(tmp_path, prose, QUICK, lambda _: None)
+
+    def test_runs_as_printed_once_and_keeps_the_answer(self, text: Path, tmp_path: Path) -> None:
+        said: list[str] = []
+        lab = Lab(tmp_path, text, QUICK, said.append)
+        assert lab.characters == 12_000
+        assert (lab.words, lab.valid_share) == (" corpora/text.txt", "0.1")
+        command = "for N in 1 2; do\n  echo $N >> kept\ndone\npython -c 'print([1, 2])'"
+        assert lab.json(command) == [1, 2]
+        once = lab.seconds
+        assert lab.json(command) == [1, 2]
+        assert lab.seconds == once > 0
+        again = Lab(tmp_path, text, QUICK, said.append)
+        assert again.json(command) == [1, 2]
+        assert said == [command]
+        assert (tmp_path / "kept").read_text() == "1\n2\n"
+        assert again.seconds == once
+        assert (tmp_path / "corpora" / "recall.py").is_file()
+
+    def test_a_text_s_name_is_safe_in_a_shell(self, tmp_path: Path) -> None:
+        text = tmp_path / "a 'b'; $c.txt"
+        text.write_text("some text\n" * 1000)
+        lab = Lab(tmp_path / "lab", text, QUICK, lambda _: None)
+        assert lab.words == " corpora/a-b-c.txt"
+        assert lab.do(f"cat{lab.words}").out == text.read_text()
+
+    def test_a_command_that_fails_is_said_and_not_kept(self, text: Path, tmp_path: Path) -> None:
+        lab = Lab(tmp_path, text, QUICK, lambda _: None)
+        for _ in range(2):
+            with pytest.raises(LessonError, match=r"false \| cat\nended with 1"):
+                lab.do("false | cat")
+        answer = lab.do("echo why >&2; exit 3", may_fail=True)
+        assert (answer.code, answer.error) == (3, "why\n")
+
+
+# A page -----------------------------------------------------------------------------------
+
+
+def parse(command: str) -> None:
+    """Parse a command of charrnn with the program's own parser; it is not run."""
+    for pattern, value in ((r"\$\(\([^)]*\)\)", "8"), (r"\$CELL", "lstm"), (r"\$\w+", "8")):
+        command = re.sub(pattern, value, command)
+    _, name, *words = shlex.split(command)
+    program: Any = typer.main.get_command(app)
+    program.commands[name].make_context(name, words)
+
+
+def check(page: str, folder: Path) -> dict[int, str]:
+    """Hold a page to what every one must be; return the verdicts."""
+    assert page.startswith("# ")
+    rows = re.findall(r"^\| \[(\d+)\]\(#([\w-]+)\) \| (.*) \| (.*) \|$", page, re.M)
+    assert [(int(n), claim) for n, _, claim, _ in rows] == list(enumerate(CLAIMS, 1))
+    verdicts = {int(n): verdict for n, _, _, verdict in rows}
+    assert set(verdicts.values()) <= set(get_args(Verdict))
+    _, *sections = re.split(r"^## ", page, flags=re.M)
+    assert len(sections) == len(CLAIMS)
+    for (n, anchor, claim, verdict), section in zip(rows, sections, strict=True):
+        title, _, rest = section.partition("\n")
+        assert title.startswith(f"{n}. ")
+        assert anchor == re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+        quoted = " ".join(re.findall(r"^> (.*)$", rest, re.M))
+        assert quoted == claim
+        assert f"**The claim {verdict}.** " in section
+        assert "\n*The rule: " in section
+        assert re.search(r"^\| .*\d.* \|$", section, re.M), "measured numbers"
+        (block,) = re.findall(r"^```sh\n(.*?)^```$", section, re.M | re.S)
+        lines = block.replace("\\\n", " ").splitlines()
+        commands = [
+            part.strip().partition(" > ")[0]
+            for line in lines
+            for part in line.split(" | ")
+            if part.strip().startswith("charrnn ")
+        ]
+        assert commands
+        for command in commands:
+            parse(command)
+    drawn = set(re.findall(r"!\[[^\]]+\]\(lesson/([\w-]+\.svg)\)", page))
+    assert drawn == {path.name for path in (folder / "lesson").iterdir()}
+    assert {int(name.partition("-")[0]) for name in drawn} == {3, 4, 5, 6, 7, 8, 9, 10}
+    for name in drawn:
+        root = ET.parse(folder / "lesson" / name).getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert root.findtext("{*}title")
+        assert root.findtext("{*}desc")
+        assert "prefers-color-scheme: dark" in (root.findtext("{*}style") or "")
+        assert root.get("width")
+    return verdicts
+
+
+def test_what_is_measured_comes_from_the_commands() -> None:
+    """Nothing that trains, scores or loads a model is imported."""
+    used = {
+        name
+        for path in (ROOT / "lesson").glob("*.py")
+        for name in re.findall(r"^from charrnn\.?(\w*) import", path.read_text(), re.M)
+    }
+    assert used == {"", "corpus", "figures", "inspection", "properties"}
+
+
+def test_the_page_of_the_docs_is_whole() -> None:
+    verdicts = check(PAGE.read_text(encoding="utf-8"), PAGE.parent)
+    assert len(verdicts) == 11
+
+
+@pytest.mark.slow
+def test_a_quick_lesson_is_a_whole_one(tmp_path: Path) -> None:
+    """On a reader's own text."""
+    text, out = tmp_path / "prose.txt", tmp_path / "out"
+    text.write_text(make_prose(24_000))
+    done = subprocess.run(
+        [sys.executable, "-m", "lesson", "--quick", "--text", text, "--out", out],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{out / 'lesson.md'}\n"
+    page = (out / "lesson.md").read_text(encoding="utf-8")
+    check(page, out)
+    assert "`scripts/lesson --text prose.txt --quick`" in page
+    assert "`prose.txt`, 24,000 characters" in page.replace("\n", " ")
+    assert str(tmp_path) not in page
+
+
+def test_a_text_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lesson", "--text", tmp_path / "none", "--out", tmp_path],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "there is no such file" in done.stderr
+    assert not list(tmp_path.iterdir())
