@@ -767,6 +767,7 @@ def compare(
             folder = run or _default_run(plan.text(), "compare")
         words = ["charrnn", "compare", "--run", str(folder), "--resume"]
         words += ["--report", str(report)] if report is not None else []
+        words += ["--device", device] if device != "auto" else []
         go_on = f"go on with: {shlex.join(words)}"
         try:
             results = _compare(folder, plan, where, stop, new=not resume, quiet=quiet or as_json)

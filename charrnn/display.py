@@ -144,7 +144,7 @@ def _introduction(run: Run) -> Iterable[str]:
     held = f", {run.valid.characters:,} held out to validate" if run.valid else ", none held out"
     if run.text.test:
         held += f", {run.text.test[1] - run.text.test[0]:,} to test"
-    files = f" in {len(corpus.files):,} files" if len(corpus.files) > 1 else ""
+    files = f", in {len(corpus.files):,} files" if len(corpus.files) > 1 else ""
     yield f"text    {_count(run.train.characters, 'character')} to train on{held}{files}"
     yield (
         f"model   {shape.cell.upper()} {shape.layers} x {shape.hidden}, embedding "

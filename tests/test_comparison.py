@@ -265,7 +265,7 @@ class TestCompare:
     ) -> None:
         """Interrupt after some lines of talk: in the first run, or in a later one."""
         folder = tmp_path / "stopped"
-        arguments = ("compare", prose, "--run", folder, "--seeds", 2, *QUICK)
+        arguments = ("compare", prose, "--run", folder, "--device", "cpu", "--seeds", 2, *QUICK)
         with subprocess.Popen(
             command(*arguments), stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT
         ) as process:
@@ -277,8 +277,9 @@ class TestCompare:
         if not (folder / "comparison.json").exists():
             pytest.skip("the signal came before the first run began")
         assert (process.returncode, out) == (130, b"")
-        assert f"go on with: charrnn compare --run {folder} --resume".encode() in err
-        done = run_process("compare", "--run", folder, "--resume", "--json")
+        go_on = ("--run", str(folder), "--resume", "--device", "cpu")
+        assert f"go on with: charrnn compare {' '.join(go_on)}\n".encode() in err
+        done = run_process("compare", *go_on, "--json")
         assert done.code == 0
         whole = cli("compare", "--run", uninterrupted, "--resume", "--json")
         assert timeless(json.loads(done.out)) == timeless(json.loads(whole.out))
