@@ -57,7 +57,7 @@ def orthogonalise(matrices_NRC: Tensor, steps: int) -> Tensor:
     """
     wide = matrices_NRC.shape[1] <= matrices_NRC.shape[2]
     x = matrices_NRC if wide else matrices_NRC.mT
-    x = x / (x.norm(dim=(1, 2), keepdim=True) * CUSHION + 1e-7)
+    x = x / (x.norm(dim=(1, 2), keepdim=True) * CUSHION + 1e-12)
     for step in range(steps):
         a, b, c = POLAR_EXPRESS[min(step, len(POLAR_EXPRESS) - 1)]
         gram = x @ x.mT
