@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -36,16 +37,23 @@ print(faults() - before)
 """
 
 
+#: glibc's threshold at its start, held there: what it makes of it by itself, from the order in
+#: which pieces are freed, differs from run to run by a factor of two.
+_MAP_EACH_PIECE = {"MALLOC_MMAP_THRESHOLD_": str(128 << 10)}
+
+
 def cleared_pages(how: str) -> int:
     command = [sys.executable, "-c", _UPDATES, how]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=os.environ | _MAP_EACH_PIECE
+    )
+    return int(done.stdout)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked to")
 def test_memory_of_one_update_serves_the_next() -> None:
-    # 110 MiB ten times over are 281,600 pages of 4 KiB.
-    assert cleared_pages("kept") < 30_000
-    assert cleared_pages("as usual") > 100_000, "what is measured is there to be saved"
+    # 110 MiB ten times over: 281,600 pages, where a page has 4 KiB.
+    assert cleared_pages("kept") < cleared_pages("as usual") / 10
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
