@@ -67,7 +67,7 @@ def prepare_prompt(
     return ids, f"replaced characters that the model does not know: {shown}"
 
 
-def encode_stop(vocabulary: Vocabulary, stop: str | None) -> NDArray[np.generic] | None:
+def encode_stop(vocabulary: Vocabulary, stop: str | None) -> list[int] | None:
     """Return the ids of the text that ends a sample.
 
     Raises:
@@ -81,7 +81,8 @@ def encode_stop(vocabulary: Vocabulary, stop: str | None) -> NDArray[np.generic]
             f"--stop {stop!r} can never be produced: the model does not know "
             + ", ".join(map(repr, missing))
         )
-    return vocabulary.encode(stop)
+    ids: list[int] = vocabulary.encode(stop).tolist()
+    return ids
 
 
 def next_probabilities(
@@ -124,7 +125,6 @@ def next_probabilities(
     return p_BV
 
 
-@torch.inference_mode()
 def sample(
     model: CharModel, vocabulary: Vocabulary, prompt: NDArray[np.generic], config: SampleConfig
 ) -> Iterator[Piece]:
@@ -143,21 +143,17 @@ def sample(
     Yields:
         One piece a new character, samples interleaved.
     """
-    device = model.head.weight.device
     was_training = model.training
     points = _points(config)
     stop = encode_stop(vocabulary, config.stop)
-    made: list[list[int]] = [[] for _ in range(config.count)]
+    tails: list[list[int]] = [[] for _ in range(config.count)]
     open_samples = list(range(config.count))
     if len(prompt) == 0:
         prompt = _first_symbol(vocabulary)
     model.eval()
     try:
-        hidden = model.initial_hidden(1)
-        for start in range(0, len(prompt), PROMPT_WINDOW):
-            ids = prompt[start : start + PROMPT_WINDOW].astype(np.int64)
-            logits_TBV, hidden = model(torch.from_numpy(ids).to(device)[:, None], hidden)
-        logits_BV = logits_TBV[-1].float().cpu().numpy().repeat(config.count, axis=0)
+        logits_V, hidden = _read(model, prompt)
+        logits_BV = logits_V[None].repeat(config.count, axis=0)
         step = _stepper(model, hidden, config)
         produced = 0
         while True:
@@ -166,17 +162,30 @@ def sample(
             drawn_B = _draw(next_probabilities(logits_BV, config), next(points))
             drawn = drawn_B.tolist()
             produced += 1
-            for index in list(open_samples):
-                yield Piece(index, drawn[index])
-                if stop is not None:
-                    made[index] = [*made[index], drawn[index]][-len(stop) :]
-                    if made[index] == stop.tolist():
-                        open_samples.remove(index)
+            yield from [Piece(index, drawn[index]) for index in open_samples]
+            if stop is not None:
+                for index in open_samples:
+                    tails[index] = [*tails[index], drawn[index]][-len(stop) :]
+                open_samples = [index for index in open_samples if tails[index] != stop]
             if not open_samples or produced == config.length:
                 break
             logits_BV = step(drawn_B)
     finally:
         model.train(was_training)
+
+
+# Whoever computes turns the recording of gradients off for itself. Around the generator it
+# would be off in its caller too, or be switched twice a piece, at a piece's price again.
+@torch.inference_mode()
+def _read(model: CharModel, prompt: NDArray[np.generic]) -> tuple[NDArray[np.float32], Hidden]:
+    """Return logits_V for the character after a prompt, and the state there, of one lane."""
+    hidden = model.initial_hidden(1)
+    device = model.head.weight.device
+    for start in range(0, len(prompt), PROMPT_WINDOW):
+        ids = prompt[start : start + PROMPT_WINDOW].astype(np.int64)
+        logits_TBV, hidden = model(torch.from_numpy(ids).to(device)[:, None], hidden)
+    logits_V: NDArray[np.float32] = logits_TBV[-1, 0].float().cpu().numpy()
+    return logits_V, hidden
 
 
 def _stepper(
@@ -187,6 +196,7 @@ def _stepper(
     if model.head.weight.device.type == "cpu":
         return Stepper(model, lanes, config.weights).step
 
+    @torch.inference_mode()
     def step(symbols_B: NDArray[np.integer]) -> NDArray[np.float32]:
         nonlocal lanes
         x_TB = torch.from_numpy(symbols_B)[None].to(model.head.weight.device)
