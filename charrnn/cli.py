@@ -572,8 +572,17 @@ def evaluate(
 
             called = iter(labels(checkpoints))
         priced: dict[Any, list[Baseline]] = {}
+        # All of them are loaded before the first is scored: what is amiss is said at once.
+        models = []
         for path in checkpoints:
-            model, vocabulary, meta = load_model(path, where)
+            try:
+                models.append(load_model(path, where))
+            except CheckpointError as error:
+                if not models or not names:
+                    raise
+                hint = "if a pattern after --text gave this name, put the pattern in quotes"
+                raise CheckpointError(f"{error}; {hint}") from error
+        for path, (model, vocabulary, meta) in zip(checkpoints, models, strict=True):
             if part is not None:
                 scored = recorded_part(meta, part, path)
             else:
