@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from charrnn import recipe
-from charrnn.baselines import uniform_nats, unigram_nats
+from charrnn.baselines import compressed_nats, uniform_nats, unigram_nats
 from charrnn.cells import CELLS
 from charrnn.checkpoint import Checkpoint, find, load
 from charrnn.config import ModelConfig, Record, TextChoices, TrainConfig
@@ -49,6 +49,9 @@ __all__ = [
 ]
 
 BUDGETS = ("minutes", "epochs", "steps")
+#: Characters of the held-out text that bzip2 compresses, for the mark to beat: a block of its
+#: own, a tenth of a second.
+MOST_COMPRESSED = 900_000
 
 
 @dataclass
@@ -128,7 +131,7 @@ class Run:
     folder: RunFolder
     text: TextRecord
     baselines: dict[str, float]
-    """Nats per character of guesses that learn nothing: uniform, unigram."""
+    """Nats per character of the held-out text without a network: uniform, unigram, bzip2."""
     notes: list[str]
     """What the user should know, a sentence each."""
     resumed: bool = False
@@ -424,6 +427,8 @@ def _assemble(
     baselines = {"uniform": uniform_nats(vocabulary)}
     if valid is not None:
         baselines["unigram"] = unigram_nats(train_counts, valid.counts(), vocabulary)
+        stop = min(valid.stop, valid.start + MOST_COMPRESSED)
+        baselines["bzip2"] = compressed_nats(valid.corpus.part(valid.start, stop), "bzip2")
     return Run(
         model=model,
         vocabulary=vocabulary,

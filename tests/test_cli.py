@@ -326,7 +326,7 @@ class TestTrain:
         started, finished = result.rows[0], result.rows[-1]
         assert started["run"] == str(run)
         assert started["model"]["hidden"] == 5
-        assert started["baselines"].keys() == {"uniform", "unigram"}
+        assert started["baselines"].keys() == {"uniform", "unigram", "bzip2"}
         assert finished["complete"] is True
         assert finished["best_nats_per_char"] > 0
         # What is logged is what is printed.

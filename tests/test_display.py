@@ -106,6 +106,7 @@ class TestPlain:
             f"cpu (1 thread), {run.config.precision}; 60 minutes",
             f"uniform {run.baselines['uniform']:.3f}",
             f"unigram {run.baselines['unigram']:.3f}",
+            f"bzip2 {run.baselines['bzip2']:.3f}",
             "my run",
         ):
             assert introduction.count(words) == 1, words
