@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from charrnn.config import CellName
-from charrnn.kernels import run_gru, run_rnn
+from charrnn.kernels import dropout, run_gru, run_rnn
 
 __all__ = ["CELLS", "GRU", "LSTM", "RNN", "Cell", "State"]
 
@@ -101,7 +101,7 @@ class Cell(nn.Module, ABC):
         """
         weights = self._weights()
         if self.training and self.weight_drop > 0:
-            weights[1] = F.dropout(weights[1], self.weight_drop)
+            weights[1] = dropout(weights[1], self.weight_drop)
         out_TBH, after = self._run(x_TBE, [s.to(x_TBE.dtype) for s in state], weights)
         return out_TBH, tuple(a.to(s.dtype) for a, s in zip(after, state, strict=True))
 
@@ -156,8 +156,8 @@ def _run_torch(
         weights = [weight.to(x_TBE.dtype) for weight in weights]
     before: Any = [s[None] for s in state] if len(state) > 1 else state[0][None]
     # `train` must be set for cuDNN whenever there will be a backward pass, evaluation or not.
-    layers, dropout, train = 1, 0.0, torch.is_grad_enabled()
-    out_TBH, *after = operator(x_TBE, before, weights, True, layers, dropout, train, False, False)
+    layers, drop, train = 1, 0.0, torch.is_grad_enabled()
+    out_TBH, *after = operator(x_TBE, before, weights, True, layers, drop, train, False, False)
     return out_TBH, tuple(s[0] for s in after)
 
 

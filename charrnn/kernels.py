@@ -1,4 +1,4 @@
-"""What a CPU computes by hand: the time-step loops of the RNN and the GRU, the head, the loss.
+"""What a CPU computes by hand: time-step loops of RNN and GRU, the head, the loss, dropout.
 
 torch's LSTM on a CPU is one fused oneDNN primitive; its RNN and GRU are loops of
 small operators, so that a GRU, with three quarters of an LSTM's products, would
@@ -20,6 +20,7 @@ cost what its product saves, stays in float32, and so does the state.
 
 The head's product goes the same way, and the loss turns the logits into their gradient
 where they lie: with thousands of symbols they are the largest tensor of an update.
+Dropout draws bits instead of numbers: torch's took a sixth of an update's time.
 
 Axis letters: T time, B lanes, E inputs, H hidden, G the stacked gates' rows, V vocabulary.
 """
@@ -35,7 +36,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-__all__ = ["linear", "mean_cross_entropy", "multiplies_bf16", "run_gru", "run_rnn", "step_product"]
+__all__ = ["dropout", "linear", "mean_cross_entropy", "multiplies_bf16", "run_gru", "run_rnn"]
+__all__ += ["step_product"]
 
 _ONEDNN = torch.ops.mkldnn
 """The operators that torch's own compiler uses for oneDNN's products with packed weights."""
@@ -197,6 +199,30 @@ class _MeanCrossEntropy(torch.autograd.Function):
         _refuse_second_derivative()
         (gradient_NV,) = ctx.saved_tensors
         return gradient_NV if d_loss == 1 else gradient_NV * d_loss.to(gradient_NV.dtype), None
+
+
+_LEVELS = 1 << 16
+"""Shares that dropout can drop: 16 bits are drawn for an entry."""
+
+
+def dropout(x: Tensor, share: float) -> Tensor:
+    """Set entries to zero by chance and let the others grow by 1 / (1 - share).
+
+    Of torch's own generator. On a CPU torch draws one number after the other, two to four
+    nanoseconds each; here one draw of 64 bits serves four entries. The share is rounded to a
+    multiple of 2^-16, and what is left grows by exactly what that takes.
+
+    Args:
+        x: of any shape.
+        share: of the entries, at least 0 and less than 1.
+    """
+    if x.device.type != "cpu":
+        return torch.nn.functional.dropout(x, share)
+    dropped = min(round(share * _LEVELS), _LEVELS - 1)
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    levels = draws.view(torch.int16)[: x.numel()].view(x.shape)
+    kept = levels >= dropped - _LEVELS // 2
+    return torch.where(kept, x * (_LEVELS / (_LEVELS - dropped)), x.new_zeros(()))
 
 
 def _refuse_second_derivative() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from charrnn.cells import CELLS, Cell, State
 from charrnn.config import ModelConfig
-from charrnn.kernels import linear
+from charrnn.kernels import dropout, linear
 
 __all__ = ["CharModel", "Hidden", "detach"]
 
@@ -52,7 +52,6 @@ class CharModel(nn.Module):
         self.cells = nn.ModuleList(
             cell(width, config.hidden, weight_drop=config.weight_drop) for width in widths
         )
-        self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.hidden, config.vocabulary)
         nn.init.zeros_(self.head.bias)
         #: Arithmetic of the products; the weights themselves stay in float32.
@@ -61,7 +60,6 @@ class CharModel(nn.Module):
     def set_dropout(self, dropout: float, weight_drop: float) -> None:
         """Change the shares that are dropped in training; the config follows."""
         self.config = replace(self.config, dropout=dropout, weight_drop=weight_drop)
-        self.dropout.p = dropout
         for cell in self.layers():
             cell.weight_drop = weight_drop
 
@@ -92,7 +90,8 @@ class CharModel(nn.Module):
         after = []
         for cell, state in zip(self.layers(), hidden, strict=True):
             out, state = cell(out, state)
-            out = self.dropout(out)
+            if self.training and self.config.dropout > 0:
+                out = dropout(out, self.config.dropout)
             after.append(state)
         return linear(out, self.head.weight, self.head.bias), tuple(after)
 

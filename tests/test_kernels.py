@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from charrnn import kernels
-from charrnn.kernels import linear, mean_cross_entropy
+from charrnn.kernels import dropout, linear, mean_cross_entropy
 
 T, B, K, N = 5, 3, 7, 11
 #: Of a sum of a few products, by the type of the arithmetic.
@@ -98,6 +98,48 @@ class TestMeanCrossEntropy:
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             mean_cross_entropy(logits_NV, torch.zeros(T * B, dtype=torch.long))
         assert kept == [logits_NV.untyped_storage().data_ptr()]
+
+
+class TestDropout:
+    @DTYPES
+    @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.999999])
+    def test_drops_by_the_bits_of_torchs_own_generator(
+        self, dtype: torch.dtype, share: float
+    ) -> None:
+        x_TBK = random(T, B, K, dtype=dtype)
+        torch.manual_seed(5)
+        got_TBK = dropout(x_TBK, share)
+
+        torch.manual_seed(5)
+        draws = [int(torch.empty((), dtype=torch.int64).random_(-(2**63), None)) for _ in range(27)]
+        levels = [2**15 + as_int16(draw >> 16 * part) for draw in draws for part in range(4)]
+        dropped = min(round(share * 2**16), 2**16 - 1)
+        wanted = [
+            x * 2**16 / (2**16 - dropped) if level >= dropped else 0.0
+            for x, level in zip(x_TBK.flatten().tolist(), levels[: T * B * K], strict=True)
+        ]
+        assert got_TBK.dtype == dtype
+        torch.testing.assert_close(
+            got_TBK.flatten().double(), torch.tensor(wanted, dtype=torch.float64),
+            rtol=min(0.01, CLOSE[dtype]), atol=0,
+        )  # fmt: skip
+
+    def test_drops_the_share_and_leaves_the_expectation(self) -> None:
+        out = dropout(torch.ones(100_003), 0.4)
+        assert out.mean().item() == pytest.approx(1, abs=0.01)
+        assert (out == 0).double().mean().item() == pytest.approx(0.4, abs=0.01)
+
+    def test_the_gradient_is_dropped_alike(self) -> None:
+        x_TBK = random(T, B, K).requires_grad_()
+        d_TBK = random(T, B, K, seed=2)
+        out_TBK = dropout(x_TBK, 0.4)
+        (dx_TBK,) = torch.autograd.grad(out_TBK, x_TBK, d_TBK)
+        torch.testing.assert_close(dx_TBK, d_TBK * (out_TBK / x_TBK).detach())
+
+
+def as_int16(number: int) -> int:
+    """Return the lowest 16 bits of a number as two's complement."""
+    return (number + 2**15) % 2**16 - 2**15
 
 
 def test_there_is_no_second_derivative() -> None:
