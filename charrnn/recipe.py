@@ -157,12 +157,12 @@ def _cpu(choices: Choices, characters: int, bf16: bool) -> tuple[dict[str, Any],
     lanes, window, width = {"lstm": (16, 128, 256), "gru": (32, 64, 256), "rnn": (32, 64, 384)}[
         choices.cell
     ]
-    lr, lr_adam = (0.01, 3e-3) if choices.cell == "rnn" else (0.02, 6e-3)
+    lr = {"lstm": 0.028, "gru": 0.02, "rnn": 0.01}[choices.cell]
     training = {
         "batch_size": lanes,
         "bptt": window,
         "lr": lr,
-        "lr_adam": lr_adam,
+        "lr_adam": 0.3 * lr,
         "weight_decay": 0.1,
         "warmup_steps": 50,
         "precision": "bf16" if bf16 else "fp32",
