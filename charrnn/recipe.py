@@ -140,9 +140,9 @@ def _passes(
     if "steps" in budget:
         window = training.get("loss_last") or training["bptt"]
         # What makes no sense is refused where the numbers are put together.
-        per_pass = characters / max(1, training["batch_size"] * window)
+        read = budget["steps"] * max(1, training["batch_size"] * window)
         # No float holds every whole number that can be typed.
-        return float(min(budget["steps"], 10**12) / per_pass)
+        return float(min(read, 10**15) / characters)
     return float(budget["minutes"] * 60 * GUESSED_SPEED[device] / characters)
 
 

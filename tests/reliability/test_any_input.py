@@ -205,32 +205,36 @@ TRAIN: dict[str, Any] = {
             "--layers", "--hidden", "--embedding", "--dropout", "--weight-drop", "--batch-size",
             "--bptt", "--loss-last", "--lr", "--weight-decay", "--clip-norm", "--clip-value",
             "--minutes", "--epochs", "--steps", "--valid-share", "--test-share", "--patience",
-            "--validate-every", "--min-count", "--seed", "--keep",
+            "--validate-every", "--min-count", "--seed", "--keep", "--scale-norm",
         ],
         NUMBERS,
     ),
-    **dict.fromkeys(["--cell", "--encoding", "--device", "--precision", "--valid"], WORDS),
+    **dict.fromkeys(
+        ["--cell", "--encoding", "--device", "--precision", "--valid", "--optimiser"], WORDS
+    ),
     "--init-from": WORDS,
 }  # fmt: skip
 SAMPLE: dict[str, Any] = {
     **dict.fromkeys(
         ["--length", "--temperature", "--top-k", "--top-p", "--count", "--seed"], NUMBERS
     ),
-    **dict.fromkeys(["--prompt", "--stop", "--unknown", "--device"], WORDS),
+    **dict.fromkeys(["--prompt", "--stop", "--unknown", "--device", "--weights"], WORDS),
 }
 EVALUATE: dict[str, Any] = {
-    **dict.fromkeys(["--text", "--encoding", "--device", "--part"], WORDS),
+    **dict.fromkeys(["--text", "--encoding", "--device", "--part", "--after"], WORDS),
     "--by-position": NUMBERS,
 }
 INSPECT: dict[str, Any] = {
-    **dict.fromkeys(["--text", "--encoding", "--device", "--part", "--unit"], WORDS),
-    **dict.fromkeys(["--characters", "--spectral-radius", "--seed"], NUMBERS),
+    **dict.fromkeys(["--text", "--encoding", "--device", "--part", "--unit", "--only"], WORDS),
+    **dict.fromkeys(
+        ["--characters", "--spectral-radius", "--seed", "--bptt", "--loss-last"], NUMBERS
+    ),
 }
 COMPARE: dict[str, Any] = {
     **{o: values for o, values in TRAIN.items() if o in (
         "--cell", "--layers", "--hidden", "--dropout", "--batch-size", "--bptt", "--encoding",
         "--valid-share", "--test-share", "--min-count", "--seed", "--minutes", "--epochs",
-        "--steps",
+        "--steps", "--embedding", "--precision", "--device",
     )},
     "--seeds": st.sampled_from(["0", "-1", "1", "nan", "x", "1" + "0" * 30]),
     "--match": WORDS,
@@ -313,7 +317,7 @@ def test_options(folder: Path, promise: Promise) -> None:
     assert min(codes[0], codes[1], codes[2]) > 30
 
 
-HUGE = ("1e39", "1" + "0" * 30, "2147483647", "100000000")
+HUGE = ("1e39", "1" + "0" * 30, "1" + "0" * 400, "2147483647", "100000000")
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", *HUGE])
