@@ -15,7 +15,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from typing import Any, Literal, Self
 import torch
 
 from charrnn import recipe
-from charrnn.checkpoint import replacing, shown
+from charrnn.checkpoint import shown
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, Record, TextChoices
 from charrnn.corpus import Part, embedded_corpus, scan, split
 from charrnn.device import can_use_bf16
@@ -34,7 +33,7 @@ from charrnn.errors import RunFolderError, UsageError
 from charrnn.evaluation import Interrupted, Scores, score
 from charrnn.model import CharModel
 from charrnn.run import Run, resume, start
-from charrnn.runfolder import RunFolder
+from charrnn.runfolder import RESULT, RunFolder, write_json
 from charrnn.trained import load_model
 from charrnn.training import Event, Finished, train
 from charrnn.vocabulary import Vocabulary
@@ -55,7 +54,6 @@ __all__ = [
 ]
 
 PLAN = "comparison.json"
-RESULT = "result.json"
 #: The cell whose recipe gives the numbers that all cells share.
 REFERENCE: CellName = "lstm"
 #: Parameters are matched when they differ by no more than this share.
@@ -514,7 +512,7 @@ def compare(
                 else:
                     run = start(choices, plan.text(), folder=held, device=device)
                 if new and number == 1:
-                    _write(folder / PLAN, plan.to_dict())
+                    write_json(folder / PLAN, plan.to_dict())
                 yield RunStarted(run, number, len(runs))
                 complete = False
                 for event in train(run, should_stop):
@@ -526,7 +524,7 @@ def compare(
                     result = _measure(run, seed, should_stop)
                 except Interrupted:
                     return
-                _write(path / RESULT, result.to_dict())
+                held.save_result(result.to_dict())
         yield RunScored(result)
 
 
@@ -534,10 +532,9 @@ def compare(
 def _open_run(path: Path) -> Iterator[tuple[RunFolder, bool]]:
     """Hold a run's folder; say whether there is something in it to go on from."""
     begun = (path / "last.safetensors").exists() or any(path.glob("step-*.safetensors"))
-    if not begun:
-        # Killed between its first validation and its first save: it begins again.
-        (path / "best.safetensors").unlink(missing_ok=True)
-    with (RunFolder.open_existing if begun else RunFolder.create)(path) as folder:
+    # Killed between its first validation and its first save, it begins again.
+    held = RunFolder.open_existing(path) if begun else RunFolder.create(path, over_best=True)
+    with held as folder:
         yield folder, begun
 
 
@@ -596,10 +593,3 @@ def _read_result(path: Path) -> RunResult | None:
         raise RunFolderError(
             f"{shown(file)}: not usable: {error}: remove it to score the run again"
         ) from error
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON object; the file appears whole or not at all."""
-    with replacing(path) as fd, os.fdopen(fd, "w", encoding="utf-8", closefd=False) as file:
-        json.dump(values, file, indent=2, ensure_ascii=False)
-        file.write("\n")

@@ -6,6 +6,7 @@
     last.safetensors            the newest; what --resume takes
     step-00001200.safetensors   earlier newest ones, as many as asked for
     metrics.jsonl               one JSON object a line
+    result.json                 what a finished run of a comparison came to
     lock                        held (flock) by the process that trains; says who it is
 
 The kernel frees the lock when its process ends, however it ends. Files are
@@ -43,11 +44,15 @@ from charrnn.checkpoint import (
 )
 from charrnn.errors import CheckpointError, RunFolderError
 
-__all__ = ["RunFolder"]
+__all__ = ["RESULT", "RunFolder", "write_json"]
+
+#: What a finished run of a comparison came to.
+RESULT = "result.json"
 
 _GENERATION = re.compile(r"step-(\d{8,})\.safetensors")
 _TEMPORARY = re.compile(
-    r"\.(?:best\.safetensors|last\.safetensors|step-\d{8,}\.safetensors|metrics\.jsonl)"
+    r"\.(?:best\.safetensors|last\.safetensors|step-\d{8,}\.safetensors|metrics\.jsonl"
+    r"|result\.json)"
     r"\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp"
 )
 #: How long to try again what another process is just making, signing or removing, seconds.
@@ -78,7 +83,9 @@ class RunFolder:
     # Taking and leaving the folder ------------------------------------------
 
     @classmethod
-    def create(cls, path: str | Path, keep: int = 1, command: str = "") -> Self:
+    def create(
+        cls, path: str | Path, keep: int = 1, command: str = "", *, over_best: bool = False
+    ) -> Self:
         """Make a run's folder, with its parents, and hold it.
 
         A folder that exists already is taken when it holds no run; whatever
@@ -89,6 +96,8 @@ class RunFolder:
             path: the folder.
             keep: how many earlier ``last`` checkpoints to keep, 0 or more.
             command: what the lock tells a second comer about this process.
+            over_best: take a folder with nothing but a best checkpoint, and remove that: its run
+                was killed between its first validation and its first save.
 
         Raises:
             RunFolderError: it holds a run already, another process holds it, or it cannot be made.
@@ -112,6 +121,8 @@ class RunFolder:
         folder._removable = [path / "lock", *made] if lock.made else []
         try:
             folder._remove_stale()
+            if over_best and _checkpoints(path) == [path / "best.safetensors"]:
+                (path / "best.safetensors").unlink()
             folder._refuse_another_run(lock.abandoned)
             folder._removable = [path / "metrics.jsonl", path / "lock", *made]
             folder._open_log()
@@ -218,6 +229,14 @@ class RunFolder:
         self._removable = []
         self._prune()
         return last
+
+    def save_result(self, values: dict[str, Any]) -> None:
+        """Write ``result.json``: what the finished run came to.
+
+        Raises:
+            RunFolderError: disk full or the like.
+        """
+        write_json(self.path / RESULT, values)
 
     def load_last(self) -> tuple[Checkpoint, list[str]]:
         """Return the newest whole checkpoint, and a sentence for each one passed over.
@@ -449,6 +468,17 @@ def _reason(error: OSError) -> str:
 
 
 # The lock ----------------------------------------------------------------------
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON object; the file appears whole or not at all.
+
+    Raises:
+        RunFolderError: disk full or the like.
+    """
+    with replacing(path) as fd, os.fdopen(fd, "w", encoding="utf-8", closefd=False) as file:
+        json.dump(values, file, indent=2, ensure_ascii=False)
+        file.write("\n")
 
 
 @dataclass(frozen=True)

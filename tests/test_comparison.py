@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from charrnn.cells import CELLS
+from charrnn.checkpoint import Checkpoint
 from charrnn.comparison import (
     CellResult,
     Comparison,
@@ -304,11 +305,11 @@ class TestCompare:
 
     def test_a_run_in_use_is_left_alone(self, prose: Path, tmp_path: Path) -> None:
         plan = Plan(texts=(str(prose),), cells=("rnn",), steps=3, hidden=5)
-        with (
-            RunFolder.create(tmp_path / "comparison" / "rnn-seed1"),
-            pytest.raises(RunFolderError, match="in use"),
-        ):
-            list(compare(tmp_path / "comparison", plan, new=True, device=CPU))
+        with RunFolder.create(tmp_path / "comparison" / "rnn-seed1") as held:
+            best = held.save_best(Checkpoint({"weight": torch.ones(3)}, {}))
+            with pytest.raises(RunFolderError, match="in use"):
+                list(compare(tmp_path / "comparison", plan, new=True, device=CPU))
+            assert best.exists(), "between its first validation and its first save"
 
     @pytest.mark.parametrize(
         ("words", "code", "says"),

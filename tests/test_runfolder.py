@@ -253,6 +253,7 @@ def test_only_our_stale_temporaries_are_removed(tmp_path: Path) -> None:
         f".best.safetensors.{dead}-ffffffff.tmp",
         f".step-00001200.safetensors.{dead}-00000000.tmp",
         f".metrics.jsonl.{dead}-12345678.tmp",
+        f".result.json.{dead}-12345678.tmp",
         f".last.safetensors.{os.getpid()}-0a1b2c3d.tmp",  # of an earlier process of this number
     ]
     others = [
