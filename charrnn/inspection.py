@@ -722,12 +722,14 @@ class Clipping:
     """What norms were scaled down to; None: they were not."""
     clip_value: float | None
     """What single entries were cut to; None: they were not."""
+    scale_norm: float | None
+    """The norm that every gradient was given; None: it was not."""
     steps: int
     """Updates in the log."""
     largest: float
     """Largest norm in the log."""
     clipped_share: float
-    """Updates whose gradient was cut, as a share of all."""
+    """Updates whose gradient was cut or scaled down, as a share of all."""
     periods: tuple[Period, ...]
     """In order of time, about the same number of rows each."""
 
@@ -762,14 +764,16 @@ def clipping(
     *,
     clip_norm: float | None = None,
     clip_value: float | None = None,
+    scale_norm: float | None = None,
     periods: int = 12,
 ) -> Clipping | None:
     """Sum up the gradient norms of a training's log.
 
     Args:
         rows: of ``metrics.jsonl``; those on updates have ``gradient_norm``.
-        clip_norm: of the training, for the record; so is ``clip_value``.
+        clip_norm: of the training, for the record; so are the next two.
         clip_value: see there.
+        scale_norm: see there.
         periods: at most so many.
 
     Returns:
@@ -799,6 +803,7 @@ def clipping(
     return Clipping(
         clip_norm=clip_norm,
         clip_value=clip_value,
+        scale_norm=scale_norm,
         steps=int(after_R[-1]),
         largest=float(norm_R.max()),
         clipped_share=float(np.average(clipped_R, weights=updates_R)),

@@ -379,6 +379,8 @@ def clipping_says(clipping: Clipping) -> str:
         limit = f"Clipped to a norm of {clipping.clip_norm:g}"
     elif clipping.clip_value is not None:
         limit = f"Entries clipped to {clipping.clip_value:g}"
+    elif clipping.scale_norm is not None:
+        limit = f"Scaled to a norm of {clipping.scale_norm:g}, down"
     return (
         f"Norms of the gradient over {clipping.steps:,} updates, largest {clipping.largest:.3g} "
         f"(means of a few updates each, as logged). {limit}: "

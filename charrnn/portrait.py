@@ -216,5 +216,8 @@ def read_history(checkpoint: Path, training: TrainConfig) -> Clipping | None:
         RunFolderError: a line of the log is no row of it.
     """
     return clipping(
-        read_log(checkpoint), clip_norm=training.clip_norm, clip_value=training.clip_value
+        read_log(checkpoint),
+        clip_norm=training.clip_norm,
+        clip_value=training.clip_value,
+        scale_norm=training.scale_norm,
     )

@@ -43,7 +43,7 @@ from charrnn.inspection import (
     unroll_model,
     with_spectral_radius,
 )
-from charrnn.inspection_view import memory_lines, print_inspection
+from charrnn.inspection_view import clipping_says, memory_lines, print_inspection
 from charrnn.model import CharModel
 from charrnn.properties import PROPERTIES
 from charrnn.trained import load_model
@@ -554,13 +554,28 @@ class TestClipping:
         assert read_metrics(path) == rows
         found = clipping(read_metrics(path), clip_norm=1.0, periods=2)
         assert found is not None
-        assert (found.clip_norm, found.clip_value) == (1.0, None)
+        assert (found.clip_norm, found.clip_value, found.scale_norm) == (1.0, None, None)
         assert (found.steps, found.largest) == (32, 2.0)
         assert found.clipped_share == pytest.approx(15 / 32)
         # First and last step, quantiles at 10, 50 and 90 %, share clipped.
         first, second = (astuple(period) for period in found.periods)
         assert first == pytest.approx((1, 20, 1.1, 1.5, 1.9, 0.75))
         assert second == pytest.approx((21, 32, 0.32, 0.4, 0.48, 0.0))
+
+    @pytest.mark.parametrize(
+        ("how", "said"),
+        [
+            ({}, "Nothing was clipped: 50.0 %"),
+            ({"clip_norm": 1.5}, "Clipped to a norm of 1.5: 50.0 %"),
+            ({"clip_value": 0.25}, "Entries clipped to 0.25: 50.0 %"),
+            ({"scale_norm": 2.5}, "Scaled to a norm of 2.5, down: 50.0 %"),
+        ],
+    )
+    def test_says_what_was_done(self, how: dict[str, float], said: str) -> None:
+        row = {"step": 10, "gradient_norm": 2.0, "clipped_share": 0.5}
+        found = clipping([row], **how)  # type: ignore[arg-type]
+        assert found is not None
+        assert said in clipping_says(found)
 
     def test_without_updates(self) -> None:
         assert clipping([{"step": 1, "valid_nats_per_char": 1.0}]) is None

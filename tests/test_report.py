@@ -174,7 +174,13 @@ def inspection(**changes: Any) -> Inspection:
         ),
         activation=Activation(Unit(1, 3, "c"), "a<b\r\n\tc", (0.5, -1.0, 0.0, 0.1, 0.9, -0.2, 1)),
         clipping=Clipping(
-            1.0, None, 20, 3.0, 0.5, (Period(1, 10, 1, 2, 3, 1.0), Period(11, 20, 0.5, 0.6, 1, 0.0))
+            1.0,
+            None,
+            None,
+            20,
+            3.0,
+            0.5,
+            (Period(1, 10, 1, 2, 3, 1.0), Period(11, 20, 0.5, 0.6, 1, 0.0)),
         ),
         cuts=(Cut("trained", 0.5, 0.0, 0.1, 12.5), Cut("initial", 0.5, 0.0, 0.1, math.nan)),
         truncation=(),
