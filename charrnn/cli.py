@@ -57,7 +57,7 @@ app = typer.Typer(
 
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
-Device = Annotated[DeviceName, typer.Option(help="Where to compute; auto takes a GPU if any.")]
+Device = Annotated[DeviceName, typer.Option(help="Where to compute; auto takes a CUDA GPU if any.")]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
     typer.Option(help="Of the matrix products; auto: bf16 where the hardware has it."),
@@ -326,7 +326,7 @@ def train(
                 flag = "--" + name.replace("_", "-")
                 raise UsageError(
                     f"{flag} and --resume exclude each other: a resumed run keeps what it was "
-                    "started with (a budget, --lr and --patience may change)"
+                    "started with (a budget, --lr, --patience, --keep and --device may change)"
                 )
         if run is None:
             raise UsageError("--resume needs --run DIR, the folder of the run to go on with")
@@ -349,7 +349,7 @@ def train(
         from charrnn.runfolder import RunFolder
 
         where = choose_device(device)
-        path = run or _default_run(text, choices.cell)
+        path = run or _default_run(text, cell or _cell_of(init_from))
         take = RunFolder.open_existing if resume else RunFolder.create
         folder = stack.enter_context(take(path, 1 if keep is None else keep, command))
         spooled = None
@@ -716,7 +716,7 @@ def compare(
     ] = False,
     report: Report = None,
     as_json: AsJson = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but the table.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print notes and the table only.")] = False,
 ) -> int:
     """Train several cells on the same text and tell which is ahead.
 
@@ -1129,6 +1129,17 @@ def _train(run: Run, stop: StopSignals, *, as_json: bool, quiet: bool) -> int:
     if not as_json:
         print(run.folder.path)
     return 0
+
+
+def _cell_of(init_from: Path | None) -> CellName:
+    """Return the cell of a run that is given none: that of the checkpoint it starts from."""
+    if init_from is None:
+        return "lstm"
+    import torch
+
+    from charrnn.trained import load_model
+
+    return load_model(init_from, torch.device("cpu"))[0].config.cell
 
 
 def _default_run(text: TextChoices, what: str) -> Path:

@@ -445,6 +445,15 @@ class TestTrain:
         # The first 900 characters are trained on; the marks are in the part held out.
         assert f"weights and vocabulary from {trained}: it knows 100.00 %" in result.err
 
+    def test_the_folder_is_named_after_the_cell_it_starts_from(
+        self, cli: Cli, prose: Path, empty_folder: Path
+    ) -> None:
+        first = cli("train", prose, "--cell", "gru", *QUICK[:4])
+        assert first.out == "checkpoints/prose-gru\n"
+        second = cli("train", prose, "--init-from", "checkpoints/prose-gru", *QUICK[:2])
+        assert second.out == "checkpoints/prose-gru-2\n"
+        shutil.rmtree(empty_folder / "checkpoints")
+
     def test_says_what_share_of_the_text_a_checkpoint_knows(
         self, cli: Cli, trained: Path, tmp_path: Path
     ) -> None:
