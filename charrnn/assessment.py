@@ -126,11 +126,11 @@ def assess(
         exact: score in one lane from start to end.
         dynamic: score by dynamic evaluation too.
         positions: score by position after a reset too, up to this many.
-        after: price the characters that follow this text by themselves; the score is exact
-            then.
+        after: price the characters that follow this text by themselves; exactly, like the
+            whole text then, or by dynamic evaluation if there is one.
         baselines: of the same text, for the record.
         watch: called with the price of every character in order, from dynamic
-            evaluation if there is one; the score is exact then.
+            evaluation if there is one; else the score is exact then.
 
     Raises:
         CorpusError: the text changed while it was read.

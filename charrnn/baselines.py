@@ -275,7 +275,7 @@ class Baseline:
 
 
 def baselines(scored: Part, vocabulary: Vocabulary, train: Part | None) -> Iterator[Baseline]:
-    """Yield every baseline's price of a text, the cheapest to compute first.
+    """Yield every baseline's price of a text: guesses, the n-gram model, compressors.
 
     Args:
         scored: the text; as for a model, its first character is not predicted.

@@ -92,7 +92,7 @@ class Cell(nn.Module, ABC):
 
         Args:
             x_TBE: Inputs, T >= 1; their type is that of the arithmetic, and the weights
-                are cast to it (bfloat16 on a GPU, say).
+                are cast to it (bfloat16, say).
             state: The state before the chunk, [B, H] each.
 
         Returns:

@@ -18,9 +18,9 @@ MOST_TRIM, MOST_MMAP = 2**31 - 1, 2**25
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device to compute on; "auto" takes a GPU where there is one.
+    """Return the device to compute on; "auto" takes a CUDA GPU where there is one.
 
-    For a CPU the process is made to keep the memory that it frees (``keep_freed_memory``).
+    The process is made to keep the memory that it frees (``keep_freed_memory``).
 
     Raises:
         UsageError: the device does not exist here.

@@ -16,11 +16,11 @@ take twice its time. The loops here win that back:
 
 Inputs in bf16 ask for products in bf16. The large ones, before and after the loop,
 take half their time that way; the loop itself, where converting a step's arrays would
-cost what its product saves, stays in float32, and so does the state.
+cost what its product saves, stays in float32, and so do the states in it.
 
 The head's product goes the same way, and the loss turns the logits into their gradient
 where they lie: with thousands of symbols they are the largest tensor of an update.
-Dropout draws bits instead of numbers: torch's took a sixth of an update's time.
+Dropout draws bits instead of numbers: torch's took a fifth of an update's time.
 
 Axis letters: T time, B lanes, E inputs, H hidden, G the stacked gates' rows, V vocabulary.
 """
