@@ -405,17 +405,28 @@ class _File(NamedTuple):
     status: os.stat_result
 
 
+#: Files by which a folder is known that a run, or a comparison, writes into while its own text
+#: is read: with them a text would be another at every start.
+OF_RUNS = ({"lock", "metrics.jsonl"}, {"comparison.json"})
+
+
 def _files_below(folder: str, notes: list[str]) -> list[_File]:
-    """Return the regular files below a folder, sorted by path, without hidden ones."""
+    """Return the regular files below a folder, sorted by path, without hidden ones and runs'."""
     closed: list[Path] = []
+    runs: list[Path] = []
     paths: list[Path] = []
     for parent, folders, names in os.walk(
         folder, onerror=lambda e: closed.append(Path(e.filename))
     ):
+        if any(marks <= set(names) for marks in OF_RUNS):
+            runs.append(Path(parent))
+            folders[:] = names[:] = []
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths += [Path(parent, name) for name in names if not name.startswith(".")]
     if closed:
         notes.append(_several(closed, "left out, because it may not be read", noun="folder"))
+    if runs:
+        notes.append(_several(sorted(runs), "left out, because it is a run's", noun="folder"))
     return _regular_files(sorted(paths), notes)
 
 

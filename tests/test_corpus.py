@@ -396,6 +396,20 @@ class TestFindFiles:
     def test_folder_is_searched_in_order_without_hidden_files(self, folder: Path) -> None:
         assert self.names(folder, str(folder)) == ["a/y.py", "a/z.txt", "a.txt", "b.txt"]
 
+    def test_folders_of_runs_are_left_out(self, folder: Path) -> None:
+        for name in (
+            "run/lock",
+            "run/metrics.jsonl",
+            "runs/comparison.json",
+            "runs/deep/result.txt",
+        ):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("of no text")
+        found = find_files([str(folder)])
+        assert not any("of no text" in path.read_text() for path in found.files)
+        assert f"2 folders, the first being {folder / 'run'}: left out" in found.notes[-1]
+
     def test_patterns(self, folder: Path) -> None:
         assert self.names(folder, f"{folder}/*.txt") == ["a.txt", "b.txt"]
         assert self.names(folder, f"{folder}/**/*.txt") == ["a/z.txt", "a.txt", "b.txt"]
