@@ -300,7 +300,7 @@ class TextChoices:
 
     def __post_init__(self) -> None:
         _check(self, {"valid_share": _SHARE, "test_share": _SHARE, "min_count": _COUNT})
-        if self.valid_share + self.test_share >= 1:
+        if not self.valid and self.valid_share + self.test_share >= 1:
             raise UsageError(
                 f"--valid-share {self.valid_share} and --test-share {self.test_share} "
                 "leave nothing to train on"

@@ -15,6 +15,7 @@ from charrnn.config import CellName, ModelConfig, OptimiserName, TrainConfig
 
 __all__ = [
     "DEFAULT_MINUTES",
+    "LEAST_SCORED",
     "Choices",
     "Schedule",
     "choose",
@@ -31,6 +32,8 @@ DEFAULT_BUDGET: dict[str, float | int] = {"minutes": DEFAULT_MINUTES}
 #: Characters read in a run from which a wider model on a CPU is the better use of the time,
 #: unless they are the same few again and again.
 WIDER_FROM = 15_000_000
+#: A validation scores this many characters at least, or all that are held out.
+LEAST_SCORED = 200_000
 #: What the optimisers with one rate for all weights begin with, instead of Muon's numbers.
 #: SGD's decay is a share of a rate that is a hundred times as large: none.
 ONE_RATE: dict[OptimiserName, dict[str, float]] = {
@@ -240,5 +243,5 @@ def plan_validations(
         number = min(number, total_steps / 10 / cost)
     number = min(20, max(3, int(number)))
     every = max(1, math.ceil(total_steps / number))
-    characters = min(held_out, max(200_000, int(affordable / number)))
+    characters = min(held_out, max(LEAST_SCORED, int(affordable / number)))
     return every, characters

@@ -6,6 +6,7 @@ folder holds, exactly as it was; ``training.train`` then drives it.
 
 from __future__ import annotations
 
+import glob
 import math
 import os
 import shlex
@@ -44,6 +45,8 @@ from charrnn.vocabulary import Vocabulary, listed
 __all__ = [
     "Progress",
     "Run",
+    "absolute_names",
+    "refuse_too_short",
     "resume",
     "start",
 ]
@@ -136,7 +139,8 @@ class Run:
     """What the user should know, a sentence each."""
     resumed: bool = False
     saved: Progress | None = None
-    """As it is in the last checkpoint that was written or read."""
+    """As it is in the last checkpoint that was written or read; so is the next one."""
+    saved_config: TrainConfig | None = None
 
     @property
     def device(self) -> torch.device:
@@ -145,10 +149,11 @@ class Run:
 
     @property
     def is_saved(self) -> bool:
-        """Whether the last checkpoint has all that was done: updates, validations, the plan."""
+        """Whether the last checkpoint has all: updates, validations, the plan, the choices."""
         saved, now = self.saved, self.progress
         return (
             saved is not None
+            and self.saved_config == self.config
             and saved.step == now.step
             and saved.validated_step == now.validated_step
             and saved.planned_steps == now.planned_steps
@@ -209,7 +214,7 @@ class Run:
         if self.device.type == "cuda":
             tensors["generator.cuda"] = torch.cuda.get_rng_state(self.device)
         path = self.folder.save_last(self._checkpoint(tensors), self.progress.step)
-        self.saved = replace(self.progress)
+        self.saved, self.saved_config = replace(self.progress), self.config
         return path
 
     def save_best(self) -> Path:
@@ -271,15 +276,19 @@ def start(
         choices = replace(choices, cell=model_config.cell, model=model_choices)
     corpus = scan(_readable(text.texts, spooled) or embedded_corpus(), encoding)
     train, valid, test, valid_corpus = _divide(corpus, text)
-    _refuse_too_short(train, text)
+    refuse_too_short(train, text)
+    if valid is None:
+        _refuse_validations(choices.training)
     counts = train.counts()
-    notes = list(corpus.notes)
+    notes = [*corpus.notes, *(valid_corpus.notes if valid_corpus else ())]
     if spooled is not None:
         notes = [note.replace(str(spooled), "standard input") for note in notes]
         notes.append("standard input cannot be read again: to resume, give the text as a file")
     if init_from is not None and vocabulary is not None:
         notes.append(_coverage(counts, vocabulary, init_from))
     else:
+        if corpus.encoding == "bytes" and text.min_count is not None:
+            raise UsageError("--min-count and --encoding bytes exclude each other: bytes are known")
         vocabulary = Vocabulary.from_counts(counts, corpus.encoding, text.min_count)
     if vocabulary.size < 2:
         raise VocabularyError(
@@ -305,14 +314,14 @@ def start(
     torch.manual_seed(config.seed)
     model = with_weights(shape, weights, init_from) if init_from else CharModel(shape)
     record = TextRecord(
-        texts=_absolute(text.texts),
+        texts=absolute_names(text.texts),
         encoding=corpus.encoding,
         fingerprint=corpus.fingerprint,
         characters=corpus.characters,
         train=(train.start, train.stop),
         valid=(valid.start, valid.stop) if valid else None,
         test=(test.start, test.stop) if test else None,
-        valid_texts=_absolute(text.valid),
+        valid_texts=absolute_names(text.valid),
         valid_fingerprint=valid_corpus.fingerprint if valid_corpus else None,
     )
     return _assemble(
@@ -335,6 +344,7 @@ def resume(
     device: torch.device | None,
     changes: Mapping[str, Any],
     texts: Sequence[str] = (),
+    valid_texts: Sequence[str] = (),
     spooled: Path | None = None,
     keep: int | None = None,
 ) -> Run:
@@ -345,6 +355,7 @@ def resume(
         device: where to compute; None: where the run computed before.
         changes: fields of TrainConfig to change: a budget, lr, patience.
         texts: where the text lies now, if it has moved.
+        valid_texts: where the text to validate on lies now, if it is another and has moved.
         spooled: where standard input was put, for the text "-".
         keep: how many earlier checkpoints to keep; None: as many as before.
 
@@ -356,7 +367,7 @@ def resume(
     checkpoint, notes = folder.load_last()
     path = checkpoint.path or folder.path
     shape, vocabulary = described(checkpoint, path)
-    config = record_of(checkpoint, "training", TrainConfig)
+    saved_config = config = record_of(checkpoint, "training", TrainConfig)
     progress = record_of(checkpoint, "progress", Progress)
     record = record_of(checkpoint, "text", TextRecord)
     folder.keep = max(0, checkpoint.require("keep", int)) if keep is None else keep
@@ -367,6 +378,8 @@ def resume(
         )
     device = device or choose_device(checkpoint.require("device", str))
     notes += _other_machine(checkpoint, device)
+    if record.valid is None:
+        _refuse_validations(changes)
     config, said = _changed(config, progress, changes)
     notes += said
     if config.precision == "bf16" and not can_use_bf16(device):
@@ -374,7 +387,11 @@ def resume(
         notes.append("precision fp32 (was bf16, which this CPU has no instructions for)")
 
     if texts:
-        record = replace(record, texts=_absolute(texts))
+        record = replace(record, texts=absolute_names(texts))
+    if valid_texts:
+        if not record.valid_texts:
+            raise UsageError("--valid: this run validates on no text of its own: leave it out")
+        record = replace(record, valid_texts=absolute_names(valid_texts))
     corpus = scan(_readable(record.texts, spooled) or embedded_corpus(), record.encoding)
     _same_text(corpus, record.fingerprint, "the text")
     valid_corpus = corpus
@@ -399,7 +416,7 @@ def resume(
         raise CheckpointError(f"{path}: the training state is not usable: {error}") from error
     # A validation at this very step may have been logged after the checkpoint was written.
     folder.rewind_log(progress.step, validated=progress.validated_step == progress.step)
-    run.resumed, run.saved = True, replace(progress)
+    run.resumed, run.saved, run.saved_config = True, replace(progress), saved_config
     return run
 
 
@@ -423,10 +440,16 @@ def _assemble(
         if config.steps is not None:
             progress.planned_steps = config.steps
         elif config.epochs is not None:
-            progress.planned_steps = max(1, round(config.epochs * lanes.chunks_per_pass))
-    baselines = {"uniform": uniform_nats(vocabulary)}
+            # A checkpoint holds whole numbers of 64 bits.
+            steps = min(2.0**62, config.epochs * lanes.chunks_per_pass)
+            progress.planned_steps = max(1, round(steps))
+            if progress.step == 0:
+                warmup = min(config.warmup_steps, -(-progress.planned_steps // 10))
+                config = replace(config, warmup_steps=warmup)
+    held_out = valid.counts() if valid is not None else {}
+    baselines = {"uniform": uniform_nats(held_out, vocabulary)}
     if valid is not None:
-        baselines["unigram"] = unigram_nats(train_counts, valid.counts(), vocabulary)
+        baselines["unigram"] = unigram_nats(train_counts, held_out, vocabulary)
         stop = min(valid.stop, valid.start + MOST_COMPRESSED)
         baselines["bzip2"] = compressed_nats(valid.corpus.part(valid.start, stop), "bzip2")
     return Run(
@@ -458,8 +481,19 @@ def _divide(
     return train, valid_corpus.part(0, valid_corpus.characters), test, valid_corpus
 
 
-def _refuse_too_short(train: Part, text: TextChoices) -> None:
-    """Refuse a text of which fewer than 2 characters are left to train on."""
+def _refuse_validations(training: Mapping[str, Any]) -> None:
+    """Refuse what counts validations where nothing is held out."""
+    for name, flag in (("patience", "--patience"), ("validate_every", "--validate-every")):
+        if training.get(name) is not None:
+            raise UsageError(f"{flag} counts on validations, and nothing is held out for them")
+
+
+def refuse_too_short(train: Part, text: TextChoices) -> None:
+    """Refuse a text of which fewer than 2 characters are left to train on.
+
+    Raises:
+        CorpusError: with the least length.
+    """
     if train.characters >= 2:
         return
     shares = (0.0 if text.valid else text.valid_share, text.test_share)
@@ -565,8 +599,18 @@ def _refuse_too_large(shape: ModelConfig, config: TrainConfig, device: torch.dev
         )
 
 
-def _absolute(texts: Sequence[str]) -> tuple[str, ...]:
-    return tuple(name if name == "-" else str(Path(name).absolute()) for name in texts)
+def absolute_names(texts: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of texts as they hold from any folder: files, folders, patterns, "-"."""
+
+    def absolute(name: str) -> str:
+        path = Path(name)
+        if name == "-" or path.is_absolute():
+            return name
+        # In front of a pattern the current folder is none.
+        folder = Path.cwd() if path.exists() else Path(glob.escape(str(Path.cwd())))
+        return str(folder / path)
+
+    return tuple(map(absolute, texts))
 
 
 def _readable(texts: Sequence[str], spooled: Path | None) -> list[str]:

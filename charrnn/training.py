@@ -18,7 +18,7 @@ from typing import Any
 from charrnn.config import SampleConfig
 from charrnn.errors import CorpusError, NonFiniteError
 from charrnn.evaluation import Interrupted, Scores, score
-from charrnn.recipe import Schedule, plan_validations, regularisation
+from charrnn.recipe import LEAST_SCORED, Schedule, plan_validations, regularisation
 from charrnn.run import Run
 from charrnn.sampling import sample
 from charrnn.update import UpdateResult
@@ -423,6 +423,9 @@ class _Loop:
         run, progress = self.run, self.run.progress
         if run.valid is None or progress.step == 0 or progress.validated_step == progress.step:
             return False
+        is_unplanned = progress.planned_steps is None and progress.validate_characters is None
+        if is_unplanned and run.valid.characters > LEAST_SCORED:
+            return False  # how many characters the minutes allow is not known yet
         every = run.config.validate_every or progress.validate_every
         return run.is_over or (every is not None and progress.step % every == 0)
 

@@ -17,7 +17,7 @@ from charrnn import recipe, training
 from charrnn.checkpoint import load
 from charrnn.config import SampleConfig, TextChoices
 from charrnn.evaluation import Scores, score
-from charrnn.run import Run, resume, start
+from charrnn.run import Progress, Run, resume, start
 from charrnn.runfolder import RunFolder
 from charrnn.sampling import sample
 from charrnn.stream import Chunk
@@ -256,6 +256,42 @@ def test_a_run_in_bf16_goes_on_in_fp32_where_there_is_none(
         old, new = run.update.hidden[0][0], again.update.hidden[0][0]
         assert new.dtype == (torch.bfloat16 if able else torch.float32)
         assert torch.equal(new.float(), old.float())
+
+
+def test_nothing_is_validated_before_it_is_known_on_how_much(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses on other characters are other losses: the best would be the best of nothing."""
+    monkeypatch.setattr(training, "LEAST_SCORED", 100)
+    monkeypatch.setattr(recipe, "LEAST_SCORED", 100)
+    events = list(train(start_run(minutes=0.01, validate_every=1)))
+    kinds = [type(event) for event in events]
+    assert kinds[: kinds.index(Planned)].count(Validated) == 1, "to know what one costs"
+    assert len({event.scores.characters for event in only(events, Validated)}) == 1
+
+
+def test_a_warm_up_is_a_tenth_of_few_epochs_too(start_run: StartRun) -> None:
+    run = start_run(epochs=0.25)
+    planned = run.progress.planned_steps
+    assert planned is not None
+    assert planned < 500
+    assert run.config.warmup_steps == -(-planned // 10)
+
+
+def test_epochs_without_end_can_be_gone_on_with(start_run: StartRun) -> None:
+    run = start_run(epochs=1e30)
+    assert Progress.from_dict(run.progress.to_dict()).planned_steps == 2**62
+
+
+def test_what_a_resumed_run_changes_is_kept_if_it_stops_at_once(start_run: StartRun) -> None:
+    run = start_run(steps=7)
+    list(train(run, lambda: "stop" if run.progress.step == 3 else None))
+    run.folder.close()
+    for change in ({"lr": 0.125}, {}):
+        with RunFolder.open_existing(run.folder.path) as folder:
+            again = resume(folder, device=CPU, changes=change)
+            assert again.config.lr == 0.125
+            list(train(again, lambda: "stop"))
 
 
 def test_epochs_are_passes(start_run: StartRun) -> None:

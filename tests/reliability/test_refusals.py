@@ -133,7 +133,7 @@ FIXED = {
     "--cell": "gru", "--layers": 2, "--hidden": 8, "--embedding": 5, "--dropout": 0.1,
     "--weight-drop": 0.1, "--batch-size": 3, "--bptt": 7, "--loss-last": 3,
     "--reset-state": None, "--optimiser": "sgd", "--weight-decay": 0.1, "--clip-norm": 1,
-    "--clip-value": 1, "--scale-norm": 1, "--valid": "x.txt", "--valid-share": 0.1,
+    "--clip-value": 1, "--scale-norm": 1, "--valid-share": 0.1,
     "--test-share": 0.1, "--validate-every": 6, "--encoding": "utf-8", "--min-count": 1,
     "--seed": 1, "--precision": "fp32", "--init-from": "x",
 }  # fmt: skip
