@@ -29,10 +29,10 @@ from charrnn.checkpoint import shown
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, Record, TextChoices
 from charrnn.corpus import Part, embedded_corpus, scan, split
 from charrnn.device import can_use_bf16
-from charrnn.errors import RunFolderError, UsageError
+from charrnn.errors import CorpusError, RunFolderError, UsageError
 from charrnn.evaluation import Interrupted, Scores, score
 from charrnn.model import CharModel
-from charrnn.run import Run, resume, start
+from charrnn.run import Run, refuse_too_short, resume, start
 from charrnn.runfolder import RESULT, RunFolder, write_json
 from charrnn.trained import load_model
 from charrnn.training import Event, Finished, train
@@ -483,7 +483,13 @@ def compare(
             "another folder with --run"
         )
     corpus = scan(plan.texts or embedded_corpus(), plan.encoding or "utf-8")
-    part = split(corpus, plan.valid_share, plan.test_share).train
+    part, valid, test = split(corpus, plan.valid_share, plan.test_share)
+    refuse_too_short(part, plan.text())
+    if valid is None and test is None:
+        raise CorpusError(
+            f"a text of length {corpus.characters} leaves nothing to compare on: give a longer "
+            "one, or a larger --valid-share or --test-share"
+        )
     vocabulary = Vocabulary.from_counts(part.counts(), corpus.encoding, plan.min_count)
     found, training, notes = shapes(
         plan,
@@ -497,8 +503,10 @@ def compare(
     for number, (seed, cell) in enumerate(runs, start=1):
         path = folder / f"{cell}-seed{seed}"
         result = _read_result(path)
-        if result is None:
-            shape = found[cell]
+        shape = found[cell]
+        if result is not None:
+            _refuse_another_shape(path, (result.layers, result.hidden), shape)
+        else:
             sizes = {
                 "layers": shape.layers,
                 "hidden": shape.hidden,
@@ -509,6 +517,8 @@ def compare(
             with _open_run(path) as (held, begun):
                 if begun:
                     run = resume(held, device=device, changes={})
+                    has = run.model.config
+                    _refuse_another_shape(path, (has.layers, has.hidden), shape)
                 else:
                     run = start(choices, plan.text(), folder=held, device=device)
                 if new and number == 1:
@@ -526,6 +536,16 @@ def compare(
                     return
                 held.save_result(result.to_dict())
         yield RunScored(result)
+
+
+def _refuse_another_shape(path: Path, has: tuple[int, int], shape: ModelConfig) -> None:
+    """Refuse to go on where the rules give other sizes than the runs so far have."""
+    wanted = (shape.layers, shape.hidden)
+    if has != wanted:
+        raise UsageError(
+            f"{shown(path)} has {has[0]} x {has[1]} units, and here it would be {wanted[0]} x "
+            f"{wanted[1]}: go on with the comparison on the machine and --device it began on"
+        )
 
 
 @contextmanager

@@ -121,9 +121,10 @@ class RunFolder:
         folder._removable = [path / "lock", *made] if lock.made else []
         try:
             folder._remove_stale()
-            if over_best and _checkpoints(path) == [path / "best.safetensors"]:
+            begins_again = over_best and _checkpoints(path) == [path / "best.safetensors"]
+            if begins_again:
                 (path / "best.safetensors").unlink()
-            folder._refuse_another_run(lock.abandoned)
+            folder._refuse_another_run(lock.abandoned or begins_again)
             folder._removable = [path / "metrics.jsonl", path / "lock", *made]
             folder._open_log()
             with _failing(path, "cannot write"):
@@ -476,9 +477,10 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     Raises:
         RunFolderError: disk full or the like.
     """
-    with replacing(path) as fd, os.fdopen(fd, "w", encoding="utf-8", closefd=False) as file:
-        json.dump(values, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    with replacing(path) as fd, os.fdopen(fd, "wb", closefd=False) as file:
+        # A file's name that is no utf-8 is escaped, as JSON escapes.
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 import signal
 import statistics
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -297,6 +298,33 @@ class TestCompare:
         (started,) = (event for event in events if isinstance(event, RunStarted))
         assert not started.run.resumed
         assert timeless(events[-1].result.to_dict()) == timeless(first[0].result.to_dict())  # type: ignore[union-attr]
+
+    @pytest.mark.parametrize("text", ["a", "ab", "abc", "abcdefghij"])
+    def test_too_short_a_text_is_refused_before_any_run(
+        self, cli: Cli, tmp_path: Path, text: str
+    ) -> None:
+        (tmp_path / "text").write_text(text)
+        result = cli("compare", tmp_path / "text", "--run", tmp_path / "run", "--steps", 2)
+        assert result.code == 1
+        assert f"a text of length {len(text)} leaves" in result.err
+        assert len(result.err.splitlines()) == 1
+        assert not (tmp_path / "run").exists()
+
+    def test_a_name_that_is_no_utf_8(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
+        name = tmp_path / "caf\udce9.txt"
+        name.write_bytes(prose.read_bytes())
+        words = ("compare", "--run", tmp_path / "run", "--cell", "rnn")
+        assert cli(*words, name, *QUICK).code == 0
+        assert cli("compare", "--run", tmp_path / "run", "--resume").code == 0
+
+    def test_other_sizes_are_not_mixed_in(self, prose: Path, tmp_path: Path) -> None:
+        plan = Plan(texts=(str(prose),), cells=("rnn", "gru"), steps=3, hidden=5, batch_size=2)
+        folder = tmp_path / "comparison"
+        events = compare(folder, plan, new=True, device=CPU)
+        next(event for event in events if isinstance(event, RunScored))
+        events.close()  # type: ignore[attr-defined]
+        with pytest.raises(UsageError, match="1 x 12 units, and here it would be 1 x 16"):
+            list(compare(folder, replace(plan, hidden=7), new=False, device=CPU))
 
     def test_a_folder_is_compared_in_once(self, cli: Cli, prose: Path, uninterrupted: Path) -> None:
         done = cli("compare", prose, "--run", uninterrupted, *QUICK)
