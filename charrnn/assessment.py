@@ -170,7 +170,9 @@ class _Following:
     """Adds up the prices of the characters that follow a text."""
 
     def __init__(self, text: str, part: Part) -> None:
-        symbols = text.encode() if part.corpus.encoding == "bytes" else map(ord, text)
+        # Bytes that are no utf-8 come from a command line as lone surrogates.
+        encoded = text.encode("utf-8", "surrogateescape")
+        symbols = encoded if part.corpus.encoding == "bytes" else map(ord, text)
         self._text, self._wanted = text, list(symbols)
         self._codes = (code for block in part.codes() for code in block.tolist())
         self._read = deque([next(self._codes)], maxlen=len(self._wanted))

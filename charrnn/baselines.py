@@ -46,9 +46,18 @@ BLOCK = 1 << 18
 DISCOUNT = 0.75
 
 
-def uniform_nats(vocabulary: Vocabulary) -> float:
-    """Return the nats per character of guessing every symbol with equal chance."""
-    return math.log(vocabulary.size)
+def uniform_nats(scored: Mapping[int, int], vocabulary: Vocabulary) -> float:
+    """Return the nats per character of guessing every symbol with equal chance.
+
+    Args:
+        scored: code point -> occurrences in the text that is scored.
+        vocabulary: says which characters are unknown, and what it costs to spell them out.
+    """
+    nats = math.log(vocabulary.size)
+    if vocabulary.has_unknown and scored:
+        occurrences_V = _symbol_counts(scored, vocabulary)
+        nats += vocabulary.unknown_nats * float(occurrences_V[UNKNOWN] / occurrences_V.sum())
+    return nats
 
 
 def unigram_nats(
@@ -285,10 +294,12 @@ def baselines(scored: Part, vocabulary: Vocabulary, train: Part | None) -> Itera
     Raises:
         CorpusError: a text changed since it was scanned.
     """
-    yield Baseline("uniform", uniform_nats(vocabulary), f"{vocabulary.size:,} symbols")
     predicted = scored.corpus.part(scored.start + 1, scored.stop)
+    counts = predicted.counts()
+    nats = uniform_nats(counts, vocabulary)
+    yield Baseline("uniform", nats, f"{vocabulary.size:,} symbols")
     if train is not None:
-        nats = unigram_nats(train.counts(), predicted.counts(), vocabulary)
+        nats = unigram_nats(train.counts(), counts, vocabulary)
         yield Baseline("unigram", nats, "counts of the training part")
         yield ngram(scored, vocabulary, train)
     for name in COMPRESSORS:

@@ -7,9 +7,7 @@ answered at once.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import math
 import os
 import shlex
 import signal
@@ -117,7 +115,13 @@ def _run(arguments: list[str]) -> int:
         return _fail(f"{where}: {error.strerror or error}", 1)
     except Exception as error:
         if _is_out_of_memory(error):
-            return _fail("out of memory: give a smaller --hidden, --batch-size or --bptt", 1)
+            trains = {"train", "compare"} & set(arguments[:1])
+            what = (
+                "give a smaller --hidden, --batch-size or --bptt"
+                if trains
+                else "close other programs"
+            )
+            return _fail(f"out of memory: {what}", 1)
         if os.environ.get("CHARRNN_TRACEBACK"):
             raise
         return _fail(
@@ -318,8 +322,7 @@ def train(
     if keep is not None and keep < 0:
         raise UsageError(f"--keep must be 0 or above, not {keep}")
     if resume:
-        fixed = {**model, **training, **reading, "valid": valid}
-        fixed["init_from"] = init_from
+        fixed = {**model, **training, **reading, "init_from": init_from}
         given = [name for name, value in fixed.items() if value is not None]
         for name in given:
             if name not in ("lr", "patience"):
@@ -332,8 +335,6 @@ def train(
             raise UsageError("--resume needs --run DIR, the folder of the run to go on with")
     if valid and valid_share is not None:
         raise UsageError("--valid and --valid-share exclude each other: give one")
-    if patience is not None and valid_share == 0:
-        raise UsageError("--patience counts validations, and --valid-share 0 leaves none")
     text = TextChoices(texts=tuple(texts or ()), valid=tuple(valid or ()), **recipe.given(reading))
     choices = recipe.Choices(cell=cell or "lstm", budget=budget, model=model, training=training)
     # Every number is checked before torch is imported and before anything is written.
@@ -365,6 +366,7 @@ def train(
             device=None if device == "auto" else where,
             changes={**budget, **recipe.given({"lr": lr, "patience": patience})},
             texts=text.texts,
+            valid_texts=text.valid,
             spooled=spooled,
             keep=keep,
         )
@@ -431,6 +433,7 @@ def sample(
         raise UsageError("--length 0 never ends: it does not go with --json")
 
     from charrnn.device import choose_device
+    from charrnn.display import to_json
     from charrnn.sampling import encode_stop, prepare_prompt
     from charrnn.sampling import sample as draw
     from charrnn.trained import load_model
@@ -465,7 +468,7 @@ def sample(
                 "characters": len(symbols) - len(start),
                 "text": vocabulary.decode(symbols),
             }
-            print(json.dumps(row, ensure_ascii=False))
+            print(to_json(row))
         else:
             print(f"--- sample {number} of {count} ---")
             _write(vocabulary, symbols)
@@ -553,6 +556,7 @@ def evaluate(
     from charrnn.checkpoint import find
     from charrnn.corpus import scan
     from charrnn.device import choose_device
+    from charrnn.display import to_json
     from charrnn.errors import CheckpointError, CorpusError
     from charrnn.score_view import PerCharacter, SurpriseText, print_assessments
     from charrnn.trained import load_model, recorded_part, refuse_other_symbols
@@ -560,7 +564,7 @@ def evaluate(
 
     where = choose_device(device)
     with contextlib.ExitStack() as stack:
-        names = list(text or ())
+        names, spooled = list(text or ()), None
         if "-" in names:
             spooled = stack.enter_context(_standard_input())
             names = [str(spooled) if name == "-" else name for name in names]
@@ -595,7 +599,7 @@ def evaluate(
                     f"{text[0] if text else path}: a text to score needs at least 2 characters"
                 )
             for note in scored.corpus.notes:
-                _say(note)
+                _say(_named(note, spooled))
             if unknown := vocabulary.unknown_among(scored.counts()):
                 _say(
                     f"{path}: the model does not know {sum(unknown.values()):,} of the text's "
@@ -647,7 +651,7 @@ def evaluate(
                 portraits.append(portray(next(called), path, model, vocabulary, scored))
     if as_json:
         rows = [assessment.to_dict() for assessment in assessments]
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        print(to_json(rows, indent=2))
     else:
         print_assessments(assessments)
     if report is not None:
@@ -764,6 +768,8 @@ def compare(
 
         from charrnn.comparison import PLAN, Comparison, Plan, open_plan
         from charrnn.device import choose_device
+        from charrnn.display import to_json
+        from charrnn.run import absolute_names
         from charrnn.score_view import print_comparison
 
         where = choose_device(device)
@@ -771,8 +777,7 @@ def compare(
             assert run is not None
             folder, plan = run, open_plan(run)
         else:
-            absolute = [t if t == "-" else str(Path(t).absolute()) for t in texts or ()]
-            plan = Plan(texts=tuple(absolute), **given)
+            plan = Plan(texts=absolute_names(texts or ()), **given)
             folder = run or _default_run(plan.text(), "compare")
         words = ["charrnn", "compare", "--run", str(folder), "--resume"]
         words += ["--report", str(report)] if report is not None else []
@@ -790,7 +795,7 @@ def compare(
             return 128 + stop.received
         comparison = Comparison.of(plan, results)
         if as_json:
-            print(json.dumps(comparison.to_list(), indent=2, ensure_ascii=False))
+            print(to_json(comparison.to_list(), indent=2))
         else:
             print_comparison(comparison)
         if report is not None:
@@ -908,6 +913,7 @@ def inspect_recurrence(
     from charrnn.config import TrainConfig
     from charrnn.corpus import scan
     from charrnn.device import choose_device
+    from charrnn.display import to_json
     from charrnn.errors import CheckpointError
     from charrnn.inspection import Unit, activation, inspect, read_stretch
     from charrnn.portrait import portray, read_history
@@ -925,11 +931,14 @@ def inspect_recurrence(
     if "clipping" in config.measured:
         history = read_history(checkpoint, training)
         if history is None:
-            _say(f"{checkpoint}: no metrics.jsonl beside it, so nothing is said on clipping")
+            _say(
+                f"{checkpoint}: no log of updates (metrics.jsonl) beside it, so nothing is said "
+                "on clipping"
+            )
     if encoding is not None:
         refuse_other_symbols(encoding, vocabulary, str(checkpoint))
     with contextlib.ExitStack() as stack:
-        names = list(text or ())
+        names, spooled = list(text or ()), None
         if "-" in names:
             spooled = stack.enter_context(_standard_input())
             names = [str(spooled) if name == "-" else name for name in names]
@@ -941,7 +950,7 @@ def inspect_recurrence(
         read = [find(checkpoint), *(file.path for file in whole.corpus.files)]
         _refuse_overwriting("--report", report, read)
         for note in whole.corpus.notes:
-            _say(note)
+            _say(_named(note, spooled))
         start = max(whole.start, whole.stop - config.characters)
         seen = whole.corpus.part(start, whole.stop)
         stretch = read_stretch(seen, vocabulary)
@@ -949,7 +958,7 @@ def inspect_recurrence(
     if whole.corpus.fingerprint == trained.fingerprint and learnt > 0 and part != "train":
         _say(
             f"the model was trained on {learnt:,} of these {len(stretch):,} characters: "
-            "--part valid is what was held out"
+            + ("--part valid is what was held out" if trained.valid else "others tell more")
         )
     shape = model.config
     if not as_json:
@@ -966,7 +975,7 @@ def inspect_recurrence(
             "hidden": shape.hidden,
             "parameters": model.parameter_count(),
         }
-        print(json.dumps(_finite({**head, **asdict(inspection)}), ensure_ascii=False))
+        print(to_json({**head, **asdict(inspection)}))
     else:
         from charrnn.inspection_view import print_inspection
 
@@ -1056,13 +1065,9 @@ def _refuse_two_texts(text: list[str] | None, part: str | None, encoding: str | 
         raise UsageError("--part and --encoding exclude each other: the part has its own")
 
 
-def _finite(value: Any) -> Any:
-    """Return a JSON value with null where a number is none: JSON has no infinity."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _named(note: str, spooled: Path | None) -> str:
+    """Return a note that names standard input by its name, not by the file it is kept in."""
+    return note if spooled is None else note.replace(str(spooled), "standard input")
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ never read as markup.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import shlex
@@ -38,7 +39,7 @@ from charrnn.training import (
     Validated,
 )
 
-__all__ = ["Display", "Output", "duration", "open_display", "printable"]
+__all__ = ["Display", "Output", "duration", "open_display", "printable", "to_json"]
 
 #: Seconds between the plain lines of a log.
 PLAIN_EVERY = 10.0
@@ -55,6 +56,24 @@ class Display(Protocol):
 
     def close(self) -> None:
         """Leave the terminal as it was."""
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return a value as JSON for stdout, whatever that can take.
+
+    A number that is none becomes null: JSON has no infinity. Characters are written as they
+    are where stdout is utf-8, and escaped elsewhere.
+    """
+    is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=not is_utf8)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Output(Console):
@@ -277,7 +296,7 @@ class _JsonLines:
         pass
 
     def _print(self, event: str, **fields: Any) -> None:
-        print(json.dumps({"event": event, **fields}, ensure_ascii=False), flush=True)
+        print(to_json({"event": event, **fields}), flush=True)
 
 
 class _PlainLines:

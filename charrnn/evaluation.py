@@ -323,11 +323,14 @@ def score_by_position(
         last = ids[-1:]
         x_TB = torch.from_numpy(ids[:-1]).view(lanes, length).t().contiguous().to(device)
         y_TB = torch.from_numpy(ids[1:]).view(lanes, length).t().contiguous().to(device)
-        logits_TBV, _ = model(x_TB)
-        price_TB = _prices(logits_TBV, y_TB).view(length, lanes).double()
-        if vocabulary.has_unknown:
-            price_TB += (y_TB == UNKNOWN).double() * vocabulary.unknown_nats
-        nats_T += price_TB.sum(1)
+        hidden = model.initial_hidden(lanes)
+        for first in range(0, length, WINDOW):
+            logits_TBV, hidden = model(x_TB[first : first + WINDOW], hidden)
+            to_come_TB = y_TB[first : first + WINDOW]
+            price_TB = _prices(logits_TBV, to_come_TB).view(-1, lanes).double()
+            if vocabulary.has_unknown:
+                price_TB += (to_come_TB == UNKNOWN).double() * vocabulary.unknown_nats
+            nats_T[first : first + WINDOW] += price_TB.sum(1)
     return PositionScores((nats_T / windows).cpu().numpy(), windows)
 
 

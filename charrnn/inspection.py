@@ -195,8 +195,8 @@ def read_stretch(part: Part, vocabulary: Vocabulary) -> Stretch:
     """
     if part.characters < LEAST_CHARACTERS:
         raise CorpusError(
-            f"{part.characters} characters are too few to inspect: give a text of at least "
-            f"{LEAST_CHARACTERS}"
+            f"{part.characters} characters are too few to inspect: give a text, and --characters, "
+            f"of at least {LEAST_CHARACTERS}"
         )
     codes = np.concatenate([block.astype(np.uint32) for block in part.codes()])
     if vocabulary.is_bytes:

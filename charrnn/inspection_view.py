@@ -66,10 +66,13 @@ ALWAYS = 0.9
 def print_inspection(inspection: Inspection) -> None:
     """Print all measurements on stdout."""
     console = Output(highlight=False)
+    # A pipe has no width, and whatever is too wide for a terminal is not cut off there.
+    wide = Output(highlight=False, width=10_000)
     for title, said, shown in _sections(inspection, console):
         console.print(Text(title, style="bold underline"))
         console.print(Text(said))
-        console.print(shown)
+        is_too_wide = isinstance(shown, Table) and wide.measure(shown).maximum > console.width
+        (wide if is_too_wide else console).print(shown)
         console.print()
 
 
@@ -78,8 +81,7 @@ def _sections(
 ) -> Iterator[tuple[str, str, RenderableType]]:
     """Yield title, explanation and picture of each measurement."""
     if inspection.step is not None:
-        lines = step_lines(inspection.step)
-        yield "The step", step_says(inspection.step), _table(lines, "", [""] * (len(lines) - 1), 3)
+        yield "The step", step_says(inspection.step), _step(inspection.step, console)
     if flows := inspection.gradient_flow:
         linear = any(reach.state == "linear" for reach in flows[0].reaches)
         yield (
@@ -190,6 +192,18 @@ def step_lines(step: Step) -> list[list[str]]:
             numbers += [""] * (SHOWN - len(numbers))
             lines.append([str(quantity.layer), quantity.name, words, *numbers])
     return lines
+
+
+def _step(step: Step, console: Console) -> Table:
+    """Return the table of the step; a narrow terminal gets fewer units of it."""
+    lines = step_lines(step)
+    wide = Output(width=10_000)
+    while True:
+        table = _table(lines, "", [""] * (len(lines) - 1), 3)
+        fits = wide.measure(table).maximum <= console.width
+        if fits or not console.is_terminal or len(lines[0]) == 4:
+            return table
+        lines = [line[:-1] for line in lines]
 
 
 def gradient_flow_lines(flows: Sequence[GradientFlow]) -> list[list[str]]:

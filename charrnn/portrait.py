@@ -67,7 +67,8 @@ class Portrait:
     sample: str
     """As ``charrnn sample`` draws it with ``SAMPLE``."""
     excerpt: Sequence[tuple[str, float]]
-    """The first characters of a text, each with its price in nats; the very first has none."""
+    """The first characters of a text, each with its price in nats; the very first has 0, or
+    the price of its other bytes."""
     inspection: Inspection | None = None
     """None where it was not looked into, or the text is too short for that."""
 

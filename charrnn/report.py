@@ -299,7 +299,7 @@ def assessment_page(
                 ),
             ),
             _table(assessment_lines(assessments), words=2),
-            _list(f"{name}: {about}" for name, about in baselines_say(assessments).items()),
+            _list(baselines_say(assessments)),
             _list(after_says(one) for one in assessments if one.after),
         ),
         _positions(assessments, portraits),
@@ -420,13 +420,13 @@ def _positions(assessments: Sequence[Assessment], portraits: Sequence[Portrait])
         y_label="nats per character",
         x_log=True,
     )
-    windows = measured[0][2].windows
+    windows = sorted({scores.windows for _, _, scores in measured})
     return _section(
         "Loss by position",
         _figure(
             [("Loss against context", chart)],
             f"What a character costs with so many characters read since a state of zero; means of "
-            f"{windows:,} stretches of text.",
+            f"{' or '.join(f'{number:,}' for number in windows)} stretches of text.",
         ),
         '<div class="tables">\n',
         *(
@@ -896,24 +896,26 @@ def _excerpts(portraits: Sequence[Portrait], what: str) -> str:
             (("↵" if c == "\n" and surprise(nats) > 1 else "") + c, surprise(nats))
             for c, nats in portrait.excerpt
         ]
-        priced = [nats for _, nats in portrait.excerpt[1:]]
+        # The first byte of a text is given; what it is the whole of has no price.
+        priced = [nats for _, nats in portrait.excerpt[portrait.excerpt[0][1] == 0 :]]
+        bits = sum(priced) / math.log(2)
         blocks.append(
             f'<div class="text"><h3>{_text(portrait.label)}</h3>\n'
             + _coloured(levels, lambda n: f"bits-{n}", f"Text as {portrait.label} sees it")
             + _note(
-                f"{len(priced):,} predictions cost {sum(priced) / math.log(2):,.0f} bits, "
-                f"{sum(priced) / len(priced) / math.log(2):.2f} each."
+                f"{len(priced):,} characters cost {bits:,.0f} bits, "
+                f"{bits / max(1, len(priced)):.2f} each."
             )
             + "</div>\n"
         )
-    bits = [least for least, _ in SURPRISE]
+    edges = [least for least, _ in SURPRISE]
     ranges = [
-        ("bits-0", f"below {bits[0]:g}"),
+        ("bits-0", f"below {edges[0]:g}"),
         *(
             (f"bits-{n}", f"{low:g} to {high:g}")
-            for n, (low, high) in enumerate(itertools.pairwise(bits), start=1)
+            for n, (low, high) in enumerate(itertools.pairwise(edges), start=1)
         ),
-        (f"bits-{len(bits)}", f"{bits[-1]:g} and above"),
+        (f"bits-{len(edges)}", f"{edges[-1]:g} and above"),
     ]
     return _section(
         "Surprise",

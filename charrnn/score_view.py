@@ -84,8 +84,8 @@ def _table(lines: Sequence[Sequence[str]], justify: Sequence[Any]) -> Table:
 def print_assessments(assessments: Sequence[Assessment]) -> None:
     """Print scores, beside them those of the baselines, and the scores by position."""
     print_table(assessment_lines(assessments), words=2)
-    for name, about in baselines_say(assessments).items():
-        _print_words(f"{name}: {about}")
+    for line in baselines_say(assessments):
+        _print_words(line)
     for one in assessments:
         if one.after is not None:
             print(after_says(one))
@@ -134,9 +134,10 @@ def assessment_lines(assessments: Sequence[Assessment]) -> list[Sequence[str]]:
     return lines
 
 
-def baselines_say(assessments: Sequence[Assessment]) -> dict[str, str]:
-    """Return what each baseline is, by name."""
-    return {b.name: b.about for one in assessments for b in one.baselines}
+def baselines_say(assessments: Sequence[Assessment]) -> list[str]:
+    """Return what each baseline is; models of other symbols have others of the same name."""
+    lines = (f"{b.name}: {b.about}" for one in assessments for b in one.baselines)
+    return list(dict.fromkeys(lines))
 
 
 def _figures(scores: Scores) -> list[str]:

@@ -92,9 +92,15 @@ class NaiveKneserNey:
 
 class TestGuesses:
     def test_uniform_is_the_logarithm_of_the_symbols(self) -> None:
-        assert uniform_nats(Vocabulary.of_bytes()) == pytest.approx(8 * math.log(2))
+        assert uniform_nats({97: 3}, Vocabulary.of_bytes()) == pytest.approx(8 * math.log(2))
         words = Vocabulary.from_counts({97: 1, 98: 1}, "utf-8", 1)
-        assert uniform_nats(words) == pytest.approx(math.log(3))
+        assert uniform_nats({}, words) == pytest.approx(math.log(3))
+        assert uniform_nats({97: 3, 98: 1}, words) == pytest.approx(math.log(3))
+
+    def test_uniform_spells_unknown_characters_out(self) -> None:
+        words = Vocabulary.from_counts({97: 1, 98: 1}, "utf-8", 1)
+        nats = math.log(3) + 0.25 * words.unknown_nats
+        assert uniform_nats({97: 3, 120: 1}, words) == pytest.approx(nats)
 
     def test_unigram_equals_the_computation_by_hand(self) -> None:
         # Symbols: unknown (for z, seen once), a, b. Smoothed counts: 2, 6, 4 of 12.

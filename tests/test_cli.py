@@ -141,7 +141,9 @@ class TestBadInput:
             ("train {prose} --valid-share 1", 2, "--valid-share"),
             ("train {prose} --valid-share 0.5 --test-share 0.5", 2, "leave nothing"),
             ("train {prose} --patience 0", 2, "--patience"),
-            ("train {prose} --patience 2 --valid-share 0", 2, "--valid-share 0 leaves none"),
+            ("train {prose} --patience 2 --valid-share 0", 2, "nothing is held out"),
+            ("train {prose} --validate-every 2 --valid-share 0", 2, "nothing is held out"),
+            ("train {prose} --min-count 2 --encoding bytes", 2, "bytes are known"),
             ("train {prose} --cell mlp", 2, "'--cell': 'mlp' is not one of 'rnn', 'lstm'"),
             ("train {prose} --validate-every 0", 2, "--validate-every"),
             ("train {prose} --min-count 0", 2, "--min-count"),
@@ -265,7 +267,7 @@ class TestBadInput:
 
         monkeypatch.setattr("charrnn.trained.load_model", fail)
         result = cli("sample", texts["trained"])
-        assert "out of memory: give a smaller --hidden" in one_line(result)
+        assert one_line(result) == "charrnn: out of memory: close other programs\n"
         assert result.code == 1
 
     def test_a_mistake_of_ours_is_one_line_too(
@@ -417,6 +419,38 @@ class TestTrain:
         assert result.rows[0]["valid_characters"] == 200
         _, vocabulary, _ = load_model(run, torch.device("cpu"))
         assert "☃" not in vocabulary.characters
+
+    def test_a_validation_text_may_move(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
+        held_out, run = tmp_path / "held_out.txt", tmp_path / "run"
+        held_out.write_text(make_prose(300, seed=3))
+        words = ("--run", run, *QUICK)
+        assert cli("train", prose, "--valid", held_out, *words, "--test-share", 0.9).code == 0
+        moved = held_out.rename(tmp_path / "moved.txt")
+        going_on = ("train", "--run", run, "--resume", "--steps", 5)
+        assert "there is no file" in one_line(cli(*going_on))
+        assert "validation text" in one_line(cli(*going_on, "--valid", prose))
+        assert cli(*going_on, "--valid", moved).code == 0
+        assert cli(*going_on, "--steps", 6).code == 0
+
+    def test_a_pattern_is_the_same_from_any_folder(
+        self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        odd = tmp_path / "[x]"
+        odd.mkdir()
+        shutil.copy(prose, odd / "a.txt")
+        monkeypatch.chdir(odd)
+        assert cli("train", "*.txt", "--run", tmp_path / "run", *QUICK).code == 0
+        monkeypatch.chdir(tmp_path)
+        assert cli("train", "--run", tmp_path / "run", "--resume", "--steps", 5).code == 0
+
+    def test_a_run_in_its_own_text_can_be_gone_on_with(
+        self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shutil.copy(prose, tmp_path / "a.txt")
+        monkeypatch.chdir(tmp_path)
+        result = cli("train", ".", *QUICK)
+        assert "left out, because it is a run's" in result.err
+        assert cli("train", "--run", result.out.strip(), "--resume", "--steps", 5).code == 0
 
     def test_stops_when_patience_runs_out(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
         result = cli(
@@ -724,6 +758,36 @@ class TestEvaluate:
         result = cli("evaluate", trained, of_bytes, "--text", prose, "--json")
         by_char, by_byte = json.loads(result.out)
         assert by_char["bits_per_byte"] < by_byte["bits_per_byte"]
+
+    def test_bytes_that_are_no_utf_8_can_be_followed(
+        self, cli: Cli, tmp_path: Path, of_bytes: Path
+    ) -> None:
+        text = tmp_path / "text"
+        text.write_bytes(b"a\xffb\xffc")
+        result = cli("evaluate", of_bytes, "--text", text, "--after", "\udcff", "--json")
+        assert json.loads(result.out)[0]["after"]["characters"] == 2
+
+    def test_a_page_of_a_single_character(self, cli: Cli, tmp_path: Path, of_bytes: Path) -> None:
+        text, page = tmp_path / "text", tmp_path / "page.html"
+        text.write_text("é")
+        assert cli("evaluate", of_bytes, "--text", text, "--report", page).code == 0
+        assert "1 characters cost" in page.read_text()
+
+    def test_models_of_other_symbols_have_other_baselines(
+        self, cli: Cli, prose: Path, trained: Path, of_bytes: Path
+    ) -> None:
+        result = cli("evaluate", trained, of_bytes, "--text", prose, "--baselines")
+        said = [line for line in result.out.splitlines() if line.startswith("uniform: ")]
+        assert len(said) == 2
+        assert "uniform: 256 symbols" in said
+
+    def test_a_note_does_not_name_where_standard_input_is_kept(
+        self, cli: Cli, trained: Path
+    ) -> None:
+        for name in ("evaluate", "inspect"):
+            text = b"\xef\xbb\xbf" + make_prose(400).encode()
+            result = cli(name, trained, "--text", "-", stdin=text)
+            assert "standard input: read without its byte order mark" in result.err
 
 
 class TestPipes:

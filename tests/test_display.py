@@ -20,6 +20,7 @@ from charrnn.display import (
     duration,
     open_display,
     printable,
+    to_json,
 )
 from charrnn.evaluation import Scores
 from charrnn.run import Run, start
@@ -190,6 +191,14 @@ class TestPlain:
 
 
 class TestJson:
+    @pytest.mark.parametrize(("encoding", "text"), [("utf-8", "é"), ("latin-1", "\\u00e9")])
+    def test_any_stdout_can_take_it(
+        self, encoding: str, text: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+        value = {"text": "é", "numbers": (1.5, math.inf, math.nan)}
+        assert to_json(value) == f'{{"text": "{text}", "numbers": [1.5, null, null]}}'
+
     def test_every_event_is_an_object_of_its_own(
         self, run: Run, capsys: pytest.CaptureFixture[str]
     ) -> None:

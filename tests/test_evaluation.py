@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from charrnn import evaluation
 from charrnn.assessment import assess
 from charrnn.config import CELL_NAMES, CellName, ModelConfig
 from charrnn.corpus import Part, scan
@@ -286,8 +287,12 @@ def test_scores_on_a_cpu_are_in_float32_whatever_the_training_is_in(tmp_path: Pa
 
 
 class TestByPosition:
+    @pytest.mark.parametrize("window", [3, 128])
     @pytest.mark.parametrize("length", [1, 7, 99, 100, 250])
-    def test_equals_the_definition(self, tmp_path: Path, length: int) -> None:
+    def test_equals_the_definition(
+        self, tmp_path: Path, length: int, window: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(evaluation, "WINDOW", window)
         text = make_text(101)
         scores = score_by_position(
             make_model().eval(), make_part(tmp_path, text), vocabulary(), length

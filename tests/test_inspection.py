@@ -615,8 +615,10 @@ def test_any_measurement_can_be_shown(
         assert ("\nGates\n" in out) == (cell != "rnn")
         assert ("no gradient" in out) == (shown is model)
         assert "\x1b" not in out
+        assert "…" not in out
         lines = out.split("\n")
-        assert all(cell_len(line) <= 80 for line in lines)
+        after_the_step = lines[lines.index("Gradient flow") :]
+        assert all(cell_len(line) <= 80 for line in after_the_step)
         first = lines.index("Unit 2.1") + 2
         lines = lines[: lines.index("A cut gradient")]
         text = "".join(lines[first::2]).replace("↵", "\n").replace("␍", "\r")
@@ -624,6 +626,29 @@ def test_any_measurement_can_be_shown(
         assert text == re.sub("[\f\x1b]", "\N{REPLACEMENT CHARACTER}", expected)
         marks = zip(lines[first:-3:2], lines[first + 1 :: 2], strict=False)
         assert all(cell_len(mark) == len(columns) for mark, columns in marks)
+
+
+@each_cell
+def test_a_narrow_terminal_gets_fewer_units_of_the_step(
+    cell: CellName, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, stretch = make_model(cell, hidden=4), make_stretch(150)
+    found = module.inspect(model, stretch, vocabulary(), InspectConfig(only=("step",)))
+
+    def shown() -> str:
+        print_inspection(found)
+        return re.sub("\x1b[^m]*m", "", capsys.readouterr().out)
+
+    monkeypatch.setenv("COLUMNS", "64")
+    in_a_pipe = shown()
+    assert "[4]" in in_a_pipe
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    on_a_terminal = shown()
+    assert "[1]" in on_a_terminal
+    assert "[4]" not in on_a_terminal
+    for out in (in_a_pipe, on_a_terminal):
+        assert "…" not in out
+    assert max(map(cell_len, on_a_terminal.splitlines())) <= 64
 
 
 # The command ----------------------------------------------------------------------
