@@ -433,7 +433,6 @@ def sample(
         raise UsageError("--length 0 never ends: it does not go with --json")
 
     from charrnn.device import choose_device
-    from charrnn.display import to_json
     from charrnn.sampling import encode_stop, prepare_prompt
     from charrnn.sampling import sample as draw
     from charrnn.trained import load_model
@@ -457,6 +456,9 @@ def sample(
         if sys.stdout.isatty() and vocabulary.decode(symbols)[-1:] != "\n":
             print()
         return
+    # A text that streams does not wait for what only a display needs.
+    from charrnn.display import to_json
+
     made: list[list[int]] = [list(start) for _ in range(count)]
     for piece in pieces:
         made[piece.sample].append(piece.symbol)

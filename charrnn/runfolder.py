@@ -468,9 +468,6 @@ def _reason(error: OSError) -> str:
     return error.strerror or type(error).__name__
 
 
-# The lock ----------------------------------------------------------------------
-
-
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a JSON object; the file appears whole or not at all.
 
@@ -481,6 +478,9 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     with replacing(path) as fd, os.fdopen(fd, "wb", closefd=False) as file:
         # A file's name that is no utf-8 is escaped, as JSON escapes.
         file.write(text.encode("utf-8", "backslashreplace"))
+
+
+# The lock ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
