@@ -163,7 +163,7 @@ def main() -> None:
             f"{row.many:,.0f}", f"{row.many / row.one:.1f}",
             f"{row.many_bf16:,.0f}", f"{row.many_bf16 / row.one:.1f}",
         )  # fmt: skip
-    console = Console(width=110)
+    console = Console(width=120)
     console.print(table)
     speeds = {f"{size} MB": read_speed(size) for size in (4, 13, 50, 500)}
     console.print(
