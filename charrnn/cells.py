@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from charrnn.config import CellName
-from charrnn.kernels import dropout, run_gru, run_rnn
+from charrnn.kernels import dropout
+from charrnn.loops import beats_onednn_lstm, run_gru, run_lstm, run_rnn
 
 __all__ = ["CELLS", "GRU", "LSTM", "RNN", "Cell", "State"]
 
@@ -119,7 +120,7 @@ class Cell(nn.Module, ABC):
         return f"{self.inputs}, {self.hidden}, weight_drop={self.weight_drop}"
 
 
-#: The arithmetic of the loops in ``charrnn.kernels``, by the type of their inputs.
+#: The arithmetic of the loops in ``charrnn.loops``, by the type of their inputs.
 _LOOP_DTYPES = {
     torch.float32: torch.float32,
     torch.float64: torch.float64,
@@ -128,7 +129,7 @@ _LOOP_DTYPES = {
 
 
 def _has_own_loop(x: Tensor) -> bool:
-    """Whether the RNN and the GRU run in ``charrnn.kernels``, rather than in torch."""
+    """Whether the RNN and the GRU run in ``charrnn.loops``, rather than in torch."""
     return x.device.type == "cpu" and x.dtype in _LOOP_DTYPES
 
 
@@ -193,6 +194,10 @@ class LSTM(Cell):
     def _run(
         self, x_TBE: Tensor, state: list[Tensor], weights: list[Tensor]
     ) -> tuple[Tensor, State]:
+        if x_TBE.device.type == "cpu" and beats_onednn_lstm(x_TBE):
+            dtype = _LOOP_DTYPES[x_TBE.dtype]
+            out_TBH, *after = run_lstm(x_TBE, *(t.to(dtype) for t in (*state, *weights)))
+            return out_TBH, tuple(after)
         return _run_torch(torch.lstm, x_TBE, state, [*weights, torch.zeros_like(self.bias)])
 
 

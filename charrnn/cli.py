@@ -72,8 +72,8 @@ def main() -> None:
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         # OpenMP reads this when torch is loaded. A thread that waits for the next time step
         # spins; if it spins for long while something else wants its core, a step takes ten
-        # times as long. Spinning briefly costs 5 % on a quiet machine (docs/performance.md).
-        os.environ["GOMP_SPINCOUNT"] = "1000"
+        # times as long. Spinning for less costs a quiet machine too much (docs/performance.md).
+        os.environ["GOMP_SPINCOUNT"] = "4000"
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             # Closed by the caller: it reads as empty and swallows what is written, and no

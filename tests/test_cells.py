@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from charrnn import kernels
+from charrnn import cells, kernels, native
 from charrnn.cells import CELLS, Cell, State
 from charrnn.config import CELL_NAMES, CellName
 from charrnn.kernels import dropout
@@ -113,23 +114,50 @@ def test_equals_the_naive_loop(name: CellName, steps: int, lanes: int) -> None:
     assert_same(ours, slow, 1e-12)
 
 
-# Widths below and above the size from which the recurrent weights are packed.
+#: Who runs the loops: numpy with the products of oneDNN or torch, or compiled for a
+#: processor (the last: this one, but without AMX's tiles).
+ENGINES = ["onednn", "torch", "native", "x86-64-v2", "x86-64-v3", "native without tiles"]
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the loops run as the parameter says, the LSTM's compiled ones in any type."""
+    name: str = request.param
+    if name in ("onednn", "torch"):
+        monkeypatch.setattr(native, "loops", lambda: None)
+        monkeypatch.setattr(kernels, "_HAS_ONEDNN", name == "onednn" and kernels._HAS_ONEDNN)
+        return
+    compiled = loops_for(name.split()[0], tiles=name != "native without tiles")
+    monkeypatch.setattr(native, "loops", lambda: compiled)
+    monkeypatch.setattr(cells, "beats_onednn_lstm", lambda x: x.dtype != torch.float64)
+
+
+@cache
+def loops_for(machine: str, *, tiles: bool) -> native.Loops:
+    """Return compiled loops, or skip where they cannot be had or run."""
+    needs = {"x86-64-v2": "sse4_2", "x86-64-v3": "avx2"}.get(machine)
+    if needs and not kernels._has(needs):
+        pytest.skip(f"the processor has no {needs}")
+    compiler = native.find_compiler()
+    if not compiler:
+        pytest.skip("no C compiler")
+    compiled = native.compile_loops(compiler, machine, tiles=tiles)
+    assert compiled is not None
+    return compiled
+
+
+# Widths below and above the size from which the recurrent weights are packed; lanes for
+# every number of rows that a compiled product takes at a time.
 @each_cell
 @pytest.mark.parametrize(
-    ("steps", "lanes", "inputs", "hidden"), [(T, B, E, H), (9, 1, 33, 113), (9, 5, 3, 193)]
+    ("steps", "lanes", "inputs", "hidden"),
+    [(T, B, E, H), (9, 1, 33, 113), (9, 5, 3, 193), (3, 23, 5, 33), (2, 34, 5, 7)],
 )
-@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("engine", ENGINES, indirect=True)
+@pytest.mark.usefixtures("engine")
 def test_float32_equals_the_naive_loop(
-    name: CellName,
-    steps: int,
-    lanes: int,
-    inputs: int,
-    hidden: int,
-    onednn: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    name: CellName, steps: int, lanes: int, inputs: int, hidden: int
 ) -> None:
-    if not onednn:
-        monkeypatch.setattr(kernels, "_HAS_ONEDNN", False)
     cell = make_cell(name, inputs, hidden, torch.float32)
     x, state = make_inputs(cell, steps, lanes)
     ours = results(cell(x, state), cell, x, state)
@@ -141,20 +169,15 @@ def test_float32_equals_the_naive_loop(
 
 @each_cell
 @pytest.mark.parametrize(
-    ("steps", "lanes", "inputs", "hidden"), [(T, B, E, H), (9, 5, 33, 113), (40, 16, 65, 128)]
+    ("steps", "lanes", "inputs", "hidden"),
+    [(T, B, E, H), (9, 5, 33, 113), (40, 16, 65, 128), (3, 23, 5, 33), (2, 34, 5, 7)],
 )
-@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("engine", ENGINES, indirect=True)
+@pytest.mark.usefixtures("engine")
 def test_bfloat16_is_near_the_naive_loop(
-    name: CellName,
-    steps: int,
-    lanes: int,
-    inputs: int,
-    hidden: int,
-    onednn: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    name: CellName, steps: int, lanes: int, inputs: int, hidden: int
 ) -> None:
     """Products have 8 bits, and errors that point nowhere: the gradient's direction is kept."""
-    monkeypatch.setattr(kernels, "_HAS_ONEDNN", onednn and kernels._HAS_ONEDNN)
     cell = make_cell(name, inputs, hidden, torch.float32)
     x, state = make_inputs(cell, steps, lanes)
     ours = results(cell(x.bfloat16(), state), cell, x, state)

@@ -1,0 +1,283 @@
+"""The time-step loops of ``recurrence.c``, compiled for the machine that they run on.
+
+The first loop that a process runs on a CPU compiles the file (a quarter to half a second) into
+a folder that is removed again once the code is loaded: so it always suits the processor, and
+nothing is left behind that could suit another. Where there is no C compiler, ``loops`` gives
+None, and the callers have other ways.
+
+The environment variable CC names the compiler, as for make; ``CHARRNN_NATIVE=0`` asks for
+none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+__all__ = ["Loops", "compile_loops", "find_compiler", "loops"]
+
+_OPTIONS = ["-std=gnu11", "-O3", "-fPIC", "-shared"]
+
+#: Vectors as wide as the processor's, where gcc would take half of it; and torch's own threads.
+_WISHES = ["-mprefer-vector-width=512", "-fopenmp"]
+
+_COMPILE_SECONDS = 60
+
+_LEAST_LANES = 4
+"""Fewest lanes that are worth a thread: as many sums as keep a core's multipliers busy."""
+
+_FUNCTIONS = [f"{cell}_{way}" for cell in ("rnn", "lstm", "gru") for way in ("forward", "backward")]
+
+
+class Loops:
+    """The functions of ``recurrence.c``, on tensors.
+
+    All tensors are float32, contiguous and on a CPU; sizes are the caller's word. What is
+    said to be returned is allocated here. ``narrow`` asks for recurrent products in bf16,
+    which are in float32 where the processor has none.
+
+    Args:
+        library: compiled.
+        tiles: whether products in bf16 may use AMX's tiles.
+
+    Attributes:
+        has_tiles: whether they do.
+    """
+
+    def __init__(self, library: ctypes.CDLL, *, tiles: bool = True) -> None:
+        self._library = library
+        for name in _FUNCTIONS:
+            getattr(library, name).restype = None
+        for name in ("prepare", "panel_width", "narrow_depth"):
+            getattr(library, name).restype = ctypes.c_long
+        self.has_tiles = bool(library.prepare(ctypes.c_long(tiles)))
+        self._width: int = library.panel_width()
+        self._depth: int = library.narrow_depth()
+
+    def rnn_forward(
+        self, narrow: bool, weight_HH: Tensor, inputs_TBH: Tensor, states_TBH: Tensor
+    ) -> None:
+        """Fill in the states after the first, [T + 1, B, H]."""
+        self._run("rnn_forward", narrow, weight_HH.t(), states_TBH, inputs_TBH, states_TBH)
+
+    def rnn_backward(
+        self,
+        narrow: bool,
+        weight_HH: Tensor,
+        states_TBH: Tensor,
+        d_out_TBH: Tensor,
+        dh_BH: Tensor,
+    ) -> Tensor:
+        """Return the gradient before each tanh, [T, B, H].
+
+        Args:
+            narrow: see the class.
+            weight_HH: U.
+            states_TBH: All states, [T + 1, B, H].
+            d_out_TBH: The gradient of the outputs.
+            dh_BH: The gradient of the last state; becomes that of the first.
+        """
+        d_TBH = torch.empty_like(d_out_TBH)
+        tensors = (states_TBH, d_out_TBH, dh_BH, d_TBH)
+        self._run("rnn_backward", narrow, weight_HH, states_TBH, *tensors)
+        return d_TBH
+
+    def lstm_forward(
+        self,
+        narrow: bool,
+        weight_GH: Tensor,
+        inputs_TBG: Tensor,
+        states_TBH: Tensor,
+        cells_TBH: Tensor,
+        keep: bool,
+    ) -> Tensor:
+        """Fill in the states and cells after the first, [T + 1, B, H].
+
+        Returns i, f, g, o and tanh(c), [T, B, 5, H]; without ``keep`` of some step, [1, B, 5, H].
+        """
+        kept_TBGH = _room_to_keep(states_TBH, 5, keep)
+        tensors = (inputs_TBG, states_TBH, cells_TBH, keep, kept_TBGH)
+        self._run("lstm_forward", narrow, weight_GH.t(), states_TBH, *tensors)
+        return kept_TBGH
+
+    def lstm_backward(
+        self,
+        narrow: bool,
+        weight_GH: Tensor,
+        cells_TBH: Tensor,
+        kept_TBGH: Tensor,
+        d_out_TBH: Tensor,
+        dh_BH: Tensor,
+        dc_BH: Tensor,
+    ) -> Tensor:
+        """Return the gradients of i, f, g and o before their functions, [T, B, 4H].
+
+        Args:
+            narrow: see the class.
+            weight_GH: U.
+            cells_TBH: All cells, [T + 1, B, H].
+            kept_TBGH: What the forward loop kept.
+            d_out_TBH: The gradient of the outputs.
+            dh_BH: The gradient of the last state; becomes that of the first.
+            dc_BH: The gradient of the last cell; becomes that of the first.
+        """
+        d_TBG = d_out_TBH.new_empty(*d_out_TBH.shape[:2], len(weight_GH))
+        tensors = (cells_TBH, kept_TBGH, d_out_TBH, dh_BH, dc_BH, d_TBG)
+        self._run("lstm_backward", narrow, weight_GH, cells_TBH, *tensors)
+        return d_TBG
+
+    def gru_forward(
+        self,
+        narrow: bool,
+        weight_GH: Tensor,
+        inputs_TBG: Tensor,
+        bias_H: Tensor,
+        states_TBH: Tensor,
+        keep: bool,
+    ) -> Tensor:
+        """Fill in the states after the first, [T + 1, B, H].
+
+        Returns r, z, m and n, [T, B, 4, H], where ``n = tanh(W x + b + r * m)`` and
+        ``m = U h + bias``; without ``keep`` of some step, [1, B, 4, H].
+        """
+        kept_TBGH = _room_to_keep(states_TBH, 4, keep)
+        tensors = (inputs_TBG, bias_H, states_TBH, keep, kept_TBGH)
+        self._run("gru_forward", narrow, weight_GH.t(), states_TBH, *tensors)
+        return kept_TBGH
+
+    def gru_backward(
+        self,
+        narrow: bool,
+        weight_GH: Tensor,
+        states_TBH: Tensor,
+        kept_TBGH: Tensor,
+        d_out_TBH: Tensor,
+        dh_BH: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gradients of r and z before their sigmas and of m, [T, B, 3H]; and of n.
+
+        Args:
+            narrow: see the class.
+            weight_GH: U.
+            states_TBH: All states, [T + 1, B, H].
+            kept_TBGH: What the forward loop kept.
+            d_out_TBH: The gradient of the outputs.
+            dh_BH: The gradient of the last state; becomes that of the first.
+        """
+        d_n_TBH = torch.empty_like(d_out_TBH)
+        d_TBG = d_n_TBH.new_empty(*d_n_TBH.shape[:2], len(weight_GH))
+        tensors = (states_TBH, kept_TBGH, d_out_TBH, dh_BH, d_TBG, d_n_TBH)
+        self._run("gru_backward", narrow, weight_GH, states_TBH, *tensors)
+        return d_TBG, d_n_TBH
+
+    def _run(
+        self, name: str, narrow: bool, weight_KN: Tensor, states_TBH: Tensor, *rest: Tensor | bool
+    ) -> None:
+        """Call a function for as many steps, lanes and units as the states have."""
+        states, lanes, hidden = states_TBH.shape
+        threads = max(1, min(torch.get_num_threads(), lanes // _LEAST_LANES))
+        narrow = narrow and self._depth > 0
+        panels = self._panels(weight_KN, narrow)
+        # The library's room_of: sums, and what is multiplied in bf16.
+        room = torch.empty(lanes * panels.shape[0] * self._width + lanes * panels.shape[1] * 2)
+        function: Callable[..., None] = getattr(self._library, name)
+        sizes = (threads, narrow, states - 1, lanes, hidden)
+        function(*map(_argument, (*sizes, panels, *rest, room)))
+
+    def _panels(self, weight_KN: Tensor, narrow: bool) -> Tensor:
+        """Return a matrix as ``recurrence.c`` has it, filled up with zeros.
+
+        [panels, K, width] in float32, [panels, K / 2, width, 2] in bf16.
+        """
+        width, pair = self._width, 2 if narrow else 1
+        inner, columns = weight_KN.shape
+        more_rows = -inner % self._depth if narrow else 0
+        more_columns = -columns % width
+        if more_rows or more_columns:
+            weight_KN = torch.nn.functional.pad(weight_KN, (0, more_columns, 0, more_rows))
+        if narrow:
+            weight_KN = weight_KN.bfloat16()
+        split = weight_KN.reshape(-1, pair, (columns + more_columns) // width, width)
+        return split.permute(2, 0, 3, 1).contiguous()
+
+
+def _room_to_keep(states_TBH: Tensor, gates: int, keep: bool) -> Tensor:
+    states, lanes, hidden = states_TBH.shape
+    return states_TBH.new_empty(states - 1 if keep else 1, lanes, gates, hidden)
+
+
+def _argument(value: Tensor | int) -> ctypes.c_void_p | ctypes.c_long:
+    """Return what C gets of a tensor, its address, or of a number."""
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    return ctypes.c_long(value)
+
+
+@cache
+def loops() -> Loops | None:
+    """Return the compiled loops, or None where there is no compiler for them."""
+    compiler = find_compiler()
+    return compile_loops(compiler) if compiler else None
+
+
+def find_compiler() -> list[str]:
+    """Return the command that compiles C here, or an empty list."""
+    if os.environ.get("CHARRNN_NATIVE") == "0":
+        return []
+    if os.environ.get("CC"):
+        return shlex.split(os.environ["CC"])
+    found = (shutil.which(name) for name in ("cc", "gcc", "clang"))
+    return [path for path in found if path][:1]
+
+
+def compile_loops(
+    compiler: list[str], machine: str = "native", *, tiles: bool = True
+) -> Loops | None:
+    """Return the loops as a compiler makes them, or None if it cannot.
+
+    Args:
+        compiler: a command that takes gcc's options.
+        machine: its ``-march``.
+        tiles: see ``Loops``.
+    """
+    try:
+        with (
+            as_file(files("charrnn") / "recurrence.c") as source,
+            tempfile.TemporaryDirectory(prefix="charrnn-", ignore_cleanup_errors=True) as folder,
+        ):
+            library = Path(folder) / "recurrence.so"
+            fixed = [*compiler, *_OPTIONS, f"-march={machine}", str(source), "-o", str(library)]
+            for wishes in (_WISHES, _WISHES[1:], []):
+                if _succeeds([*fixed, *wishes]):
+                    return Loops(ctypes.CDLL(str(library)), tiles=tiles)
+    except OSError:  # no such compiler, no room, or a folder from which nothing may be run
+        pass
+    return None
+
+
+def _succeeds(command: list[str]) -> bool:
+    """Run a command without a word; a Ctrl-C that is meant for us does not reach it."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=_COMPILE_SECONDS,
+            start_new_session=True,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0

@@ -1,0 +1,136 @@
+"""The compiled loops: what a compiler may do, and what the loops owe; values: test_cells."""
+
+from __future__ import annotations
+
+import subprocess
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from charrnn import native
+from charrnn.loops import run_gru, run_lstm, run_rnn
+
+T, B, E, H = 9, 11, 5, 37
+
+needs_compiler = pytest.mark.skipif(not native.find_compiler(), reason="no C compiler")
+
+
+def run(cell: str, lanes: slice, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Return outputs, final state and the gradients of inputs and states of some lanes."""
+    torch.manual_seed(3)
+    gates = {"rnn": 1, "lstm": 4, "gru": 3}[cell]
+    weights = [torch.randn(gates * H, E), torch.randn(gates * H, H) / 4, torch.randn(gates * H)]
+    if cell == "gru":
+        weights.append(torch.randn(H))
+    x, *state = (torch.randn(T, B, E), *torch.randn(2 if cell == "lstm" else 1, B, H))
+    x, *state = (t.requires_grad_() for t in (x[:, lanes], *(s[lanes] for s in state)))
+    function = {"rnn": run_rnn, "lstm": run_lstm, "gru": run_gru}[cell]
+    out, *after = function(x.to(dtype), *state, *weights)  # type: ignore[operator]
+    loss = out.float().square().sum() + sum(a.sum() for a in after)
+    return [out, *after, *torch.autograd.grad(loss, [x, *state])]
+
+
+each_cell = pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+
+@needs_compiler
+@each_cell
+@each_dtype
+def test_threads_change_no_bit(cell: str, dtype: torch.dtype) -> None:
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            results.append(run(cell, slice(None), dtype))
+    finally:
+        torch.set_num_threads(threads)
+    for others in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
+
+
+@needs_compiler
+@each_cell
+def test_a_broken_lane_stays_alone(cell: str) -> None:
+    gates = {"rnn": 1, "lstm": 4, "gru": 3}[cell]
+    torch.manual_seed(3)
+    weights = [torch.randn(gates * H, E), torch.randn(gates * H, H), torch.randn(gates * H)]
+    if cell == "gru":
+        weights.append(torch.randn(H))
+    x = torch.randn(T, B, E)
+    whole = x.clone()
+    x[2, 3], x[4, 5] = torch.nan, -torch.inf
+    state = [torch.zeros(B, H)] * (2 if cell == "lstm" else 1)
+    function = {"rnn": run_rnn, "lstm": run_lstm, "gru": run_gru}[cell]
+    out, expected = (
+        function(inputs, *state, *weights)[0]  # type: ignore[operator]
+        for inputs in (x, whole)
+    )
+    assert out[2:, 3].isnan().all()
+    others = [lane for lane in range(B) if lane not in (3, 5)]
+    torch.testing.assert_close(out[:, others], expected[:, others], rtol=0, atol=1e-6)
+
+
+@needs_compiler
+def test_tanh_is_exact_everywhere() -> None:
+    """Through an RNN whose state is not looked at."""
+    x = torch.cat([torch.linspace(-12, 12, 100_001), torch.tensor([1e4, -1e30, 0.0, -0.0])])
+    one, zero = torch.ones(1, 1), torch.zeros(1, 1)
+    out, _ = run_rnn(x[None, :, None], torch.zeros(len(x), 1), one, zero, torch.zeros(1))
+    torch.testing.assert_close(out[0, :, 0].double(), x.double().tanh(), rtol=0, atol=2e-7)
+
+
+@needs_compiler
+def test_sigmoid_is_exact_everywhere() -> None:
+    """Through a GRU whose candidate is 0: the state is the update gate's."""
+    x = torch.cat([torch.linspace(-30, 30, 100_001), torch.tensor([1e4, -1e30, 0.0])])
+    weight_input = torch.tensor([[0.0], [1.0], [0.0]])
+    out, _ = run_gru(
+        x[None, :, None], torch.ones(len(x), 1), weight_input, torch.zeros(3, 1),
+        torch.zeros(3), torch.zeros(1),
+    )  # fmt: skip
+    torch.testing.assert_close(out[0, :, 0].double(), x.double().sigmoid(), rtol=0, atol=2e-7)
+
+
+@needs_compiler
+@pytest.mark.parametrize("options", [["-fopenmp"], []])
+@pytest.mark.parametrize("machine", ["native", "x86-64-v2", "x86-64-v3", "x86-64-v4"])
+def test_the_compiler_has_nothing_to_say(options: list[str], machine: str, tmp_path: Path) -> None:
+    if machine.startswith("x86") and "x86" not in str(torch.cpu.get_capabilities()["architecture"]):
+        pytest.skip("another processor")
+    strict = ["-std=gnu11", "-O3", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    with as_file(files("charrnn") / "recurrence.c") as source:
+        command = [*native.find_compiler(), *strict, *options, f"-march={machine}", "-c"]
+        subprocess.run([*command, str(source), "-o", str(tmp_path / "out.o")], check=True)
+
+
+def test_without_a_compiler_there_are_no_loops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    for compiler in (["false"], [str(tmp_path / "none")]):
+        assert native.compile_loops(compiler) is None
+    monkeypatch.setenv("CC", "ccache gcc-99")
+    assert native.find_compiler() == ["ccache", "gcc-99"]
+    monkeypatch.setenv("CHARRNN_NATIVE", "0")
+    assert native.find_compiler() == []
+    monkeypatch.delenv("CHARRNN_NATIVE")
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert native.find_compiler() == []
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
+    assert native.compile_loops(["true"]) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_compiler
+def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    assert native.compile_loops(native.find_compiler()) is not None
+    assert list(tmp_path.iterdir()) == []
