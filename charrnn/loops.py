@@ -140,13 +140,14 @@ class _RNN(torch.autograd.Function):
         states_TBH = _states(h_BH, len(x_TBE))
         narrow = x_TBE.dtype == torch.bfloat16
         _loops(h_BH).rnn_forward(narrow, weight_recurrent, inputs_TBH, states_TBH)
-        ctx.save_for_backward(x_TBE, weight_input, weight_recurrent, states_TBH)
-        return states_TBH[1:].to(x_TBE.dtype), states_TBH[-1].clone()
+        typed_TBH = states_TBH.to(x_TBE.dtype)
+        ctx.save_for_backward(x_TBE, weight_input, weight_recurrent, states_TBH, typed_TBH)
+        return typed_TBH[1:], states_TBH[-1].clone()
 
     @staticmethod
     def backward(ctx: Any, d_out_TBH: Tensor, d_last_BH: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        x_TBE, weight_input, weight_recurrent, states_TBH = ctx.saved_tensors
+        x_TBE, weight_input, weight_recurrent, states_TBH, typed_TBH = ctx.saved_tensors
         dtype = states_TBH.dtype
         dh_BH = d_last_BH.clone(memory_format=torch.contiguous_format)
         narrow = x_TBE.dtype == torch.bfloat16
@@ -157,7 +158,7 @@ class _RNN(torch.autograd.Function):
         d_TBH = d_TBH.to(x_TBE.dtype)
         dx = product(d_TBH, weight_input.t()) if ctx.needs_input_grad[0] else None
         d_weight_input = weight_gradient(d_TBH, x_TBE)
-        d_weight_recurrent = weight_gradient(d_TBH, states_TBH[:-1].to(x_TBE.dtype))
+        d_weight_recurrent = weight_gradient(d_TBH, typed_TBH[:-1])
         return dx, dh_BH, d_weight_input.to(dtype), d_weight_recurrent.to(dtype), d_bias
 
 
@@ -182,18 +183,19 @@ class _LSTM(torch.autograd.Function):
         kept_TBGH = compiled.lstm_forward(
             narrow, weight_recurrent, inputs_TBG, states_TBH, cells_TBH, keep
         )
+        typed_TBH = states_TBH.to(x_TBE.dtype)
         ctx.save_for_backward(
-            x_TBE, weight_input, weight_recurrent, states_TBH, cells_TBH, kept_TBGH
+            x_TBE, weight_input, weight_recurrent, typed_TBH, cells_TBH, kept_TBGH
         )
-        return states_TBH[1:].to(x_TBE.dtype), states_TBH[-1].clone(), cells_TBH[-1].clone()
+        return typed_TBH[1:], states_TBH[-1].clone(), cells_TBH[-1].clone()
 
     @staticmethod
     def backward(
         ctx: Any, d_out_TBH: Tensor, d_last_BH: Tensor, d_cell_BH: Tensor
     ) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        x_TBE, weight_input, weight_recurrent, states_TBH, cells_TBH, kept_TBGH = ctx.saved_tensors
-        dtype = states_TBH.dtype
+        x_TBE, weight_input, weight_recurrent, typed_TBH, cells_TBH, kept_TBGH = ctx.saved_tensors
+        dtype = cells_TBH.dtype
         dh_BH = d_last_BH.clone(memory_format=torch.contiguous_format)
         dc_BH = d_cell_BH.clone(memory_format=torch.contiguous_format)
         compiled, narrow = native.loops(), x_TBE.dtype == torch.bfloat16
@@ -206,7 +208,7 @@ class _LSTM(torch.autograd.Function):
         d_TBG = d_TBG.to(x_TBE.dtype)
         dx = product(d_TBG, weight_input.t()) if ctx.needs_input_grad[1] else None
         d_weight_input = weight_gradient(d_TBG, x_TBE).to(dtype)
-        d_weight_recurrent = weight_gradient(d_TBG, states_TBH[:-1].to(x_TBE.dtype)).to(dtype)
+        d_weight_recurrent = weight_gradient(d_TBG, typed_TBH[:-1]).to(dtype)
         return None, dx, dh_BH, dc_BH, d_weight_input, d_weight_recurrent, d_bias
 
 
@@ -230,13 +232,16 @@ class _GRU(torch.autograd.Function):
         kept_TBGH = _loops(h_BH).gru_forward(
             narrow, weight_recurrent, inputs_TBG, bias_recurrent, states_TBH, keep
         )
-        ctx.save_for_backward(x_TBE, weight_input, weight_recurrent, states_TBH, kept_TBGH)
-        return states_TBH[1:].to(x_TBE.dtype), states_TBH[-1].clone()
+        typed_TBH = states_TBH.to(x_TBE.dtype)
+        ctx.save_for_backward(
+            x_TBE, weight_input, weight_recurrent, states_TBH, typed_TBH, kept_TBGH
+        )
+        return typed_TBH[1:], states_TBH[-1].clone()
 
     @staticmethod
     def backward(ctx: Any, d_out_TBH: Tensor, d_last_BH: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        x_TBE, weight_input, weight_recurrent, states_TBH, kept_TBGH = ctx.saved_tensors
+        x_TBE, weight_input, weight_recurrent, states_TBH, typed_TBH, kept_TBGH = ctx.saved_tensors
         dtype, hidden = states_TBH.dtype, states_TBH.shape[2]
         dh_BH = d_last_BH.clone(memory_format=torch.contiguous_format)
         narrow = x_TBE.dtype == torch.bfloat16
@@ -246,7 +251,7 @@ class _GRU(torch.autograd.Function):
         d_bias_G, d_bias_n = d_TBG.sum((0, 1)), d_n_TBH.sum((0, 1))
         d_bias = torch.cat([d_bias_G[: 2 * hidden], d_bias_n])
         d_TBG = d_TBG.to(x_TBE.dtype)
-        d_weight_recurrent = weight_gradient(d_TBG, states_TBH[:-1].to(x_TBE.dtype))
+        d_weight_recurrent = weight_gradient(d_TBG, typed_TBH[:-1])
         # From here on the gradient of the input product.
         d_TBG[..., 2 * hidden :] = d_n_TBH
         dx = product(d_TBG, weight_input.t()) if ctx.needs_input_grad[1] else None

@@ -473,8 +473,8 @@ def _slow_loops(cell: CellName, device: torch.device) -> list[str]:
     """Return what is said where a cell could train faster, had the machine a compiler."""
     if device.type != "cpu" or cell == "lstm" or native.loops() is not None:
         return []
-    why = "no C compiler makes its loop" if native.find_compiler() else "there is no C compiler"
-    return [f"the {cell.upper()} runs up to half as fast as it could: {why}"]
+    why = "the C compiler fails" if native.find_compiler() else "there is no C compiler (cc)"
+    return [f"the {cell.upper()} could train faster, its loop compiled: {why}"]
 
 
 def _divide(

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn import recipe, training
+from charrnn import native, recipe, training
 from charrnn.checkpoint import load
-from charrnn.config import SampleConfig, TextChoices
+from charrnn.config import CELL_NAMES, CellName, SampleConfig, TextChoices
 from charrnn.evaluation import Scores, score
 from charrnn.run import Progress, Run, resume, start
 from charrnn.runfolder import RunFolder
@@ -56,13 +56,17 @@ def start_run(tmp_path: Path, prose: Path) -> Iterator[StartRun]:
     folders: list[RunFolder] = []
 
     def make(
-        text: TextChoices | None = None, model: dict[str, Any] | None = None, **options: Any
+        text: TextChoices | None = None,
+        model: dict[str, Any] | None = None,
+        cell: CellName = "lstm",
+        **options: Any,
     ) -> Run:
         budget: dict[str, float | int] = {
             name: options.pop(name) for name in ("minutes", "epochs", "steps") if name in options
         }
         folders.append(RunFolder.create(tmp_path / f"run{len(folders)}"))
         choices = recipe.Choices(
+            cell=cell,
             budget=budget,
             model={"hidden": 9, **(model or {})},
             training={**SMALL, **options},
@@ -430,6 +434,27 @@ def test_tiny_texts_train(tmp_path: Path, start_run: StartRun, text: str) -> Non
     assert finished == Finished("done", complete=True)
     assert run.lanes.lanes * run.lanes.bptt <= len(text) - 1
     assert any("the text has only" in note for note in run.notes)
+
+
+@pytest.mark.parametrize("cell", CELL_NAMES)
+def test_a_missing_compiler_is_told_where_it_costs_speed(
+    cell: CellName, start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "loops", lambda: None)
+    said = []
+    for compiler in (["cc"], []):
+        monkeypatch.setattr(native, "find_compiler", lambda compiler=compiler: compiler)
+        run = start_run(cell=cell, steps=2)
+        said.append([note for note in run.notes if "compiler" in note])
+        assert list(train(run))[-1] == Finished("done", complete=True)
+    if cell == "lstm":
+        assert said == [[], []]
+        return
+    slow = f"the {cell.upper()} could train faster, its loop compiled"
+    assert said == [
+        [f"{slow}: the C compiler fails"],
+        [f"{slow}: there is no C compiler (cc)"],
+    ]
 
 
 @pytest.mark.slow
