@@ -2,8 +2,8 @@
 
 The first loop that a process runs on a CPU compiles the file (a quarter to half a second) into
 a folder that is removed again once the code is loaded: so it always suits the processor, and
-nothing is left behind that could suit another. Where there is no C compiler, ``loops`` gives
-None, and the callers have other ways.
+nothing is left behind that could suit another. Where there is no C compiler with OpenMP,
+``loops`` gives None, and the callers have other ways.
 
 The environment variable CC names the compiler, as for make; ``CHARRNN_NATIVE=0`` asks for
 none.
@@ -27,10 +27,11 @@ from torch import Tensor
 
 __all__ = ["Loops", "compile_loops", "find_compiler", "loops"]
 
-_OPTIONS = ["-std=gnu11", "-O3", "-fPIC", "-shared"]
+_OPTIONS = ["-std=gnu11", "-O3", "-fopenmp", "-fPIC", "-shared"]
+"""OpenMP's threads are torch's own: gcc's library is the one that torch has loaded."""
 
-#: Vectors as wide as the processor's, where gcc would take half of it; and torch's own threads.
-_WISHES = ["-mprefer-vector-width=512", "-fopenmp"]
+_WIDE = "-mprefer-vector-width=512"
+"""Vectors as wide as the processor's; gcc takes half of it, others do not know the option."""
 
 _COMPILE_SECONDS = 60
 
@@ -237,7 +238,7 @@ def find_compiler() -> list[str]:
         return []
     if os.environ.get("CC"):
         return shlex.split(os.environ["CC"])
-    found = (shutil.which(name) for name in ("cc", "gcc", "clang"))
+    found = (shutil.which(name) for name in ("gcc", "cc"))
     return [path for path in found if path][:1]
 
 
@@ -258,8 +259,8 @@ def compile_loops(
         ):
             library = Path(folder) / "recurrence.so"
             fixed = [*compiler, *_OPTIONS, f"-march={machine}", str(source), "-o", str(library)]
-            for wishes in (_WISHES, _WISHES[1:], []):
-                if _succeeds([*fixed, *wishes]):
+            for wish in ([_WIDE], []):
+                if _succeeds([*fixed, *wish]):
                     return Loops(ctypes.CDLL(str(library)), tiles=tiles)
     except OSError:  # no such compiler, no room, or a folder from which nothing may be run
         pass

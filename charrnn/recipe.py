@@ -157,7 +157,7 @@ def given(fields: dict[str, Any]) -> dict[str, Any]:
 def _cpu(choices: Choices, characters: int, bf16: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     # Each step of a window costs the loops of RNN and GRU the same few microseconds, however
     # many lanes take it: they want more lanes than the LSTM's fused window.
-    lanes, window, width = {"lstm": (16, 128, 256), "gru": (32, 64, 256), "rnn": (32, 64, 384)}[
+    lanes, window, width = {"lstm": (16, 128, 256), "gru": (16, 128, 256), "rnn": (32, 64, 384)}[
         choices.cell
     ]
     lr = {"lstm": 0.028, "gru": 0.02, "rnn": 0.01}[choices.cell]
