@@ -78,6 +78,7 @@ def choose(
     shape["embedding"] = min(vocabulary, shape["hidden"])
     sizes = {name: given(choices.model).get(name, size) for name, size in shape.items()}
     dropout, weight_drop = regularisation(
+        choices.cell,
         _passes(budget, training | given(choices.training), characters, device),
         _parameters(choices.cell, vocabulary, sizes),
         characters,
@@ -108,19 +109,26 @@ def choose(
     return model, TrainConfig(**{**training, **budget, "dropout_by_plan": by_plan, **chosen})
 
 
-def regularisation(passes: float, parameters: int, characters: int) -> tuple[float, float]:
+def regularisation(
+    cell: CellName, passes: float, parameters: int, characters: int
+) -> tuple[float, float]:
     """Return the dropout and the weight drop for a text, a model and a number of passes.
 
     A small model that reads a text a few times cannot learn it by heart, and dropout only
     slows it down; a large one that reads it forty times must be made hard to. What counts
-    is the parameters spent on a character, times the passes.
+    is the parameters spent on a character, times the passes. A plain RNN is slower to learn
+    by heart, and hiding units from it costs more than it gains: its weights are dropped
+    alone (docs/performance.md).
 
     Args:
+        cell: of the model.
         passes: over the training part, in the whole run.
         parameters: of the model.
         characters: of the training part.
     """
     pressure = max(1.0, passes * parameters / characters)
+    if cell == "rnn":
+        return 0.0, round(min(0.5, max(0.0, 0.08 * math.log2(pressure / 16))), 2)
     dropout = min(0.6, max(0.0, 0.075 * math.log2(pressure / 4)))
     return round(dropout, 2), round(0.8 * dropout, 2)
 
@@ -155,8 +163,6 @@ def given(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cpu(choices: Choices, characters: int, bf16: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    # Each step of a window costs the loops of RNN and GRU the same few microseconds, however
-    # many lanes take it: they want more lanes than the LSTM's fused window.
     lanes, window, width = {"lstm": (16, 128, 256), "gru": (16, 128, 256), "rnn": (32, 64, 384)}[
         choices.cell
     ]

@@ -316,8 +316,9 @@ class _Loop:
         progress.validate_every, progress.validate_characters = every, characters
         if self.run.config.dropout_by_plan:
             passes = total / self.run.lanes.chunks_per_pass
-            size = self.run.model.parameter_count()
-            self.run.model.set_dropout(*regularisation(passes, size, self.run.train.characters))
+            model, characters = self.run.model, self.run.train.characters
+            size = model.parameter_count()
+            model.set_dropout(*regularisation(model.config.cell, passes, size, characters))
             self.run.update.forget_capture()
         return Planned(total, every, characters)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, TrainConfig
 from charrnn.errors import UsageError
-from charrnn.recipe import Choices, Schedule, choose, plan_validations
+from charrnn.recipe import Choices, Schedule, choose, plan_validations, regularisation
 
 CELLS = st.sampled_from(CELL_NAMES)
 DEVICES = st.sampled_from(["cpu", "cuda", "mps"])
@@ -149,6 +149,26 @@ class TestChoose:
         assert hidden() > hidden(batch_size=1)
         assert hidden() > hidden(bptt=9)
         assert hidden() > hidden(loss_last=9)
+
+
+class TestRegularisation:
+    @pytest.mark.parametrize("cell", CELL_NAMES)
+    def test_grows_with_passes_and_parameters_and_shrinks_with_the_text(
+        self, cell: CellName
+    ) -> None:
+        drops = [regularisation(cell, 2.0**k, 300_000, 100_000) for k in range(-9, 20)]
+        assert drops[0] == (0, 0)
+        assert all(a <= b for a, b in pairwise(drops))
+        assert 0.4 <= drops[-1][1] <= 0.5
+        for k, drop in enumerate(drops, -9):
+            assert regularisation(cell, 1, 300_000 * 2**10, 100_000 * 2 ** (10 - k)) == drop
+
+    def test_a_plain_rnn_has_its_weights_dropped_alone_and_later(self) -> None:
+        at_16, at_256 = (regularisation("rnn", passes, 10**5, 10**5) for passes in (16, 256))
+        assert at_16 == (0, 0)
+        assert at_256 == (0, 0.32)
+        for cell in ("lstm", "gru"):
+            assert regularisation(cell, 16, 10**5, 10**5) == (0.15, 0.12)
 
 
 WARMUPS = st.integers(0, 1000)
