@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from charrnn.native import loops
+
 __all__ = ["in_turns", "machine", "write_json"]
 
 
@@ -25,6 +27,7 @@ def machine() -> str:
         f"{platform.system()} {platform.machine()}",
         f"Python {platform.python_version()}",
         f"torch {torch.__version__} with {torch.get_num_threads()} threads",
+        "loops compiled" if loops() else "loops in numpy",
     ]
     return ", ".join(parts)
 

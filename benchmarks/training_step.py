@@ -3,9 +3,9 @@
     python -m benchmarks.training_step [--quick] [--json FILE]
 
 On a CPU: forward and backward of one layer at 16 lanes, with the gradients of its weights
-and inputs. On a CUDA device also whole updates of two layers (forward, loss, backward,
-clipping, optimiser): ours captured as a graph, torch.nn's as tutorials write them. Then
-what a character costs that is scored, beside the forward part of an update. All
+and inputs. Then whole updates (forward, loss, backward, clipping, optimiser): ours with
+Muon, on a CUDA device captured as a graph; torch.nn's with AdamW, as tutorials write them.
+Then what a character costs that is scored, beside the forward part of an update. All
 candidates of a size take turns, so that a busy machine slows all of them.
 """
 
@@ -29,7 +29,7 @@ from benchmarks.common import in_turns, machine, write_json
 from charrnn.cells import CELLS
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, TrainConfig
 from charrnn.corpus import scan
-from charrnn.device import keep_freed_memory
+from charrnn.device import can_use_bf16, keep_freed_memory
 from charrnn.evaluation import score
 from charrnn.model import CharModel
 from charrnn.optimiser import MuonAdamW
@@ -47,11 +47,25 @@ _LANES = 16
 _SCORED = 100_000
 _HIDDEN = (128, 256, 512)
 
-#: Of the whole updates on a GPU.
-_GPU_LANES, _GPU_STEPS, _GPU_LAYERS, _GPU_HIDDEN, _GPU_VOCABULARY = 64, 128, 2, 512, 66
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a model that is updated as a whole, and of its windows."""
+
+    device: str
+    lanes: int
+    steps: int
+    layers: int
+    hidden: int
+    vocabulary: int = 66
+
+
+_ON_CUDA = Size("cuda", lanes=64, steps=128, layers=2, hidden=512)
+_ON_CPU = Size("cpu", lanes=16, steps=128, layers=1, hidden=384)
 
 
 @dataclass(frozen=True)
@@ -143,11 +157,11 @@ def measure_layers(length: int, rounds: int) -> list[Row]:
 class Reference(nn.Module):
     """A character model as tutorials write it."""
 
-    def __init__(self, cell: CellName) -> None:
+    def __init__(self, cell: CellName, size: Size) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(_GPU_VOCABULARY, _GPU_VOCABULARY)
-        self.layers = _TORCH_NN[cell](_GPU_VOCABULARY, _GPU_HIDDEN, _GPU_LAYERS)
-        self.head = nn.Linear(_GPU_HIDDEN, _GPU_VOCABULARY)
+        self.embedding = nn.Embedding(size.vocabulary, size.vocabulary)
+        self.layers = _TORCH_NN[cell](size.vocabulary, size.hidden, size.layers)
+        self.head = nn.Linear(size.hidden, size.vocabulary)
 
     def forward(self, x_TB: Tensor) -> Tensor:
         """Return the logits after each character, from a zero state."""
@@ -155,14 +169,16 @@ class Reference(nn.Module):
         return logits_TBV
 
 
-def reference_update(cell: CellName, x_TB: Tensor, y_TB: Tensor, dtype: torch.dtype) -> Step:
+def reference_update(
+    cell: CellName, size: Size, x_TB: Tensor, y_TB: Tensor, dtype: torch.dtype
+) -> Step:
     """Return an eager update of torch.nn's layers, bfloat16 by autocast."""
-    model = Reference(cell).cuda()
+    model = Reference(cell, size).to(size.device)
     optimiser = torch.optim.AdamW(model.parameters(), fused=True)
 
     def update() -> None:
         optimiser.zero_grad()
-        with torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with torch.autocast(size.device, torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss = F.cross_entropy(model(x_TB).flatten(0, 1), y_TB.flatten())
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -171,24 +187,24 @@ def reference_update(cell: CellName, x_TB: Tensor, y_TB: Tensor, dtype: torch.dt
     return update
 
 
-def our_model(cell: CellName) -> CharModel:
+def our_model(cell: CellName, size: Size) -> CharModel:
     """Return a model of the same shape as ``Reference``."""
     config = ModelConfig(
         cell=cell,
-        vocabulary=_GPU_VOCABULARY,
-        layers=_GPU_LAYERS,
-        hidden=_GPU_HIDDEN,
-        embedding=_GPU_VOCABULARY,
+        vocabulary=size.vocabulary,
+        layers=size.layers,
+        hidden=size.hidden,
+        embedding=size.vocabulary,
     )
     return CharModel(config)
 
 
-def our_update(cell: CellName, x_TB: Tensor, y_TB: Tensor, dtype: torch.dtype) -> Step:
+def our_update(cell: CellName, size: Size, x_TB: Tensor, y_TB: Tensor, dtype: torch.dtype) -> Step:
     """Return an update as ``charrnn train`` makes them, past its eager beginning."""
-    model = our_model(cell).cuda()
+    model = our_model(cell, size).to(size.device)
     model.compute_dtype = dtype
     config = TrainConfig(
-        batch_size=_GPU_LANES, bptt=_GPU_STEPS, lr=0.01, lr_adam=0.001, warmup_steps=0, steps=1
+        batch_size=size.lanes, bptt=size.steps, lr=0.01, lr_adam=0.001, warmup_steps=0, steps=1
     )
     update = Update(model, MuonAdamW(model), config)
     chunk = Chunk(x_TB, y_TB, False, 0, 0, x_TB.numel())
@@ -199,17 +215,20 @@ def our_update(cell: CellName, x_TB: Tensor, y_TB: Tensor, dtype: torch.dtype) -
     return lambda: update(chunk)
 
 
-def measure_updates(rounds: int) -> list[Row]:
-    x_TB, y_TB = torch.randint(_GPU_VOCABULARY, (2, _GPU_STEPS, _GPU_LANES), device="cuda")
-    multiply_adds = {cell: our_model(cell).multiply_adds() for cell in CELL_NAMES}
+def measure_updates(size: Size, rounds: int) -> list[Row]:
+    window = (2, size.steps, size.lanes)
+    x_TB, y_TB = torch.randint(size.vocabulary, window, device=size.device)
+    multiply_adds = {cell: our_model(cell, size).multiply_adds() for cell in CELL_NAMES}
     rows = []
     for precision, dtype in _PRECISIONS.items():
+        if dtype == torch.bfloat16 and not can_use_bf16(torch.device(size.device)):
+            continue
         steps: dict[tuple[CellName, str], Step] = {}
         for cell in CELL_NAMES:
-            steps[cell, "charrnn"] = our_update(cell, x_TB, y_TB, dtype)
-            steps[cell, "torch.nn"] = reference_update(cell, x_TB, y_TB, dtype)
-        size = f"{_GPU_LAYERS} layers of {_GPU_HIDDEN}, {_GPU_LANES} lanes x {_GPU_STEPS}"
-        what = f"update of {size}, GPU, {precision}"
+            steps[cell, "charrnn"] = our_update(cell, size, x_TB, y_TB, dtype)
+            steps[cell, "torch.nn"] = reference_update(cell, size, x_TB, y_TB, dtype)
+        shape = f"{size.layers} x {size.hidden}, {size.lanes} lanes x {size.steps}"
+        what = f"update of {shape}, {size.device.upper()}, {precision}"
         rows += make_rows(what, steps, multiply_adds, x_TB.numel(), rounds)
     return rows
 
@@ -313,8 +332,7 @@ def main() -> None:
     keep_freed_memory()  # as `charrnn train` does; torch.nn's steps are faster for it, too
     rounds, lengths = (10, (64,)) if options.quick else (40, (64, 128))
     rows = [row for length in lengths for row in measure_layers(length, rounds)]
-    if torch.cuda.is_available():
-        rows += measure_updates(rounds)
+    rows += measure_updates(_ON_CUDA if torch.cuda.is_available() else _ON_CPU, rounds)
     reading, peaks = measure_scoring(rounds // 2), matrix_peaks()
     show(rows, reading, peaks, Console())
     if options.json:

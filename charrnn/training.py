@@ -29,7 +29,7 @@ __all__ += ["train"]
 #: Updates between rows of the log.
 LOG_EVERY = 10
 #: A budget in minutes is planned again if the run would end this share of it off ...
-OFF_PLAN = 0.25
+OFF_PLAN = 0.1
 #: ... at the speed of a stretch of at least this share of it.
 OFF_PLAN_AFTER = 0.1
 #: Seconds between checkpoints, beside those that follow a validation.
