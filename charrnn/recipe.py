@@ -32,6 +32,7 @@ DEFAULT_BUDGET: dict[str, float | int] = {"minutes": DEFAULT_MINUTES}
 #: Characters read in a run from which a wider model on a CPU is the better use of the time,
 #: unless they are the same few again and again.
 WIDER_FROM = 15_000_000
+WIDER_IN_PASSES: dict[CellName, int] = {"rnn": 10, "lstm": 50, "gru": 50}
 #: A validation scores this many characters at least, or all that are held out.
 LEAST_SCORED = 200_000
 #: What the optimisers with one rate for all weights begin with, instead of Muon's numbers.
@@ -180,7 +181,7 @@ def _cpu(choices: Choices, characters: int, bf16: bool) -> tuple[dict[str, Any],
     if sizes["precision"] == "bf16":
         width += 128
     passes = _passes(choices.budget or DEFAULT_BUDGET, sizes, characters, "cpu")
-    if passes * characters > WIDER_FROM and passes < 50:
+    if passes * characters > WIDER_FROM and passes < WIDER_IN_PASSES[choices.cell]:
         width += 128
     return {"layers": 1, "hidden": width}, training
 
