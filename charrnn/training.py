@@ -316,9 +316,9 @@ class _Loop:
         progress.validate_every, progress.validate_characters = every, characters
         if self.run.config.dropout_by_plan:
             passes = total / self.run.lanes.chunks_per_pass
-            model, characters = self.run.model, self.run.train.characters
-            size = model.parameter_count()
-            model.set_dropout(*regularisation(model.config.cell, passes, size, characters))
+            model = self.run.model
+            pressed = (passes, model.parameter_count(), self.run.train.characters)
+            model.set_dropout(*regularisation(model.config.cell, *pressed))
             self.run.update.forget_capture()
         return Planned(total, every, characters)
 

@@ -326,6 +326,8 @@ def test_minutes_are_kept(
     events = list(train(run))
     planned = only(events, Planned)[-1]
     assert run.progress.step == planned.total_steps == run.progress.planned_steps
+    assert planned.validate_characters == run.progress.validate_characters
+    assert (planned.validate_characters is None) == (valid_share == 0)
     assert events[-1] == Finished("done", complete=True)
     assert 0.8 * 12 < run.progress.seconds < 1.2 * 12
     rates = [row["learning_rate"] for row in rows(run) if "learning_rate" in row]
