@@ -1,14 +1,14 @@
-"""The plain RNN and the GRU over a chunk on a CPU, with their gradients by hand.
+"""The three recurrences over a chunk on a CPU, with their gradients by hand.
 
 torch's LSTM on a CPU is one fused oneDNN primitive; its RNN and GRU are loops of small
 operators, so that a GRU, with three quarters of an LSTM's products, takes twice its time.
-The loops here win that back:
+The loops here win that back (an LSTM's own only where ``beats_onednn_lstm``):
 
 - the input product of all time steps is one large product before the loop, the gradients
   of the weights and of the inputs are large products after it (in bf16 if the inputs are);
 - the loop itself is compiled C (``native``) in float32. In float64, or where there is no
-  compiler, it is numpy on the tensors' own memory: a call costs half of torch's there,
-  and numpy's tanh a tenth of that of torch with MKL.
+  compiler, RNN and GRU are numpy on the tensors' own memory: a call costs half of torch's
+  there, and numpy's tanh a tenth of that of torch with MKL.
 
 Axis letters: T time, B lanes, E inputs, H hidden, G the stacked gates' rows.
 """
@@ -154,12 +154,9 @@ class _RNN(torch.autograd.Function):
         d_TBH = _loops(dh_BH).rnn_backward(
             narrow, weight_recurrent, states_TBH, d_out_TBH.to(dtype).contiguous(), dh_BH
         )
-        d_bias = d_TBH.sum((0, 1))
-        d_TBH = d_TBH.to(x_TBE.dtype)
-        dx = product(d_TBH, weight_input.t()) if ctx.needs_input_grad[0] else None
-        d_weight_input = weight_gradient(d_TBH, x_TBE)
-        d_weight_recurrent = weight_gradient(d_TBH, typed_TBH[:-1])
-        return dx, dh_BH, d_weight_input.to(dtype), d_weight_recurrent.to(dtype), d_bias
+        wanted = weight_input if ctx.needs_input_grad[0] else None
+        dx, *d_weights = _gradients(d_TBH, x_TBE, typed_TBH, wanted)
+        return dx, dh_BH, *d_weights
 
 
 class _LSTM(torch.autograd.Function):
@@ -204,12 +201,9 @@ class _LSTM(torch.autograd.Function):
             narrow, weight_recurrent, cells_TBH, kept_TBGH, d_out_TBH.to(dtype).contiguous(),
             dh_BH, dc_BH,
         )  # fmt: skip
-        d_bias = d_TBG.sum((0, 1))
-        d_TBG = d_TBG.to(x_TBE.dtype)
-        dx = product(d_TBG, weight_input.t()) if ctx.needs_input_grad[1] else None
-        d_weight_input = weight_gradient(d_TBG, x_TBE).to(dtype)
-        d_weight_recurrent = weight_gradient(d_TBG, typed_TBH[:-1]).to(dtype)
-        return None, dx, dh_BH, dc_BH, d_weight_input, d_weight_recurrent, d_bias
+        wanted = weight_input if ctx.needs_input_grad[1] else None
+        dx, *d_weights = _gradients(d_TBG, x_TBE, typed_TBH, wanted)
+        return None, dx, dh_BH, dc_BH, *d_weights
 
 
 class _GRU(torch.autograd.Function):
@@ -265,6 +259,25 @@ class _GRU(torch.autograd.Function):
             d_bias,
             d_bias_G[2 * hidden :],
         )
+
+
+def _gradients(
+    d_TBG: Tensor, x_TBE: Tensor, typed_TBH: Tensor, weight_input: Tensor | None
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, W, U and b in ``W x + U h + b`` from that of the sum.
+
+    Args:
+        d_TBG: That of the sum, of the weights' type.
+        x_TBE: x; products are in its type.
+        typed_TBH: All states [T + 1, B, H], in x's type.
+        weight_input: W; None if x wants no gradient.
+    """
+    dtype, d_bias = d_TBG.dtype, d_TBG.sum((0, 1))
+    d_TBG = d_TBG.to(x_TBE.dtype)
+    dx = product(d_TBG, weight_input.t()) if weight_input is not None else None
+    d_weight_input = weight_gradient(d_TBG, x_TBE).to(dtype)
+    d_weight_recurrent = weight_gradient(d_TBG, typed_TBH[:-1]).to(dtype)
+    return dx, d_weight_input, d_weight_recurrent, d_bias
 
 
 def _states(h_BH: Tensor, steps: int) -> Tensor:

@@ -29,9 +29,9 @@ GUESSED_SPEED = {"cpu": 60_000, "mps": 100_000, "cuda": 800_000}
 #: The budget when none is given.
 DEFAULT_MINUTES = 3.0
 DEFAULT_BUDGET: dict[str, float | int] = {"minutes": DEFAULT_MINUTES}
-#: Characters read in a run from which a wider model on a CPU is the better use of the time,
-#: unless they are the same few again and again.
+#: Characters read in a run from which a wider model on a CPU is the better use of the time ...
 WIDER_FROM = 15_000_000
+#: ... unless they are the same few again and again: in as many passes, or more.
 WIDER_IN_PASSES: dict[CellName, int] = {"rnn": 10, "lstm": 50, "gru": 50}
 #: A validation scores this many characters at least, or all that are held out.
 LEAST_SCORED = 200_000
