@@ -435,7 +435,8 @@ def _assemble(
     model.compute_dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     model.train()
     optimiser = OPTIMISERS[config.optimiser](model, weight_decay=config.weight_decay)
-    lanes = Lanes(train, vocabulary, config.batch_size, config.bptt, config.loss_last)
+    held_back = vocabulary.held_back(train_counts)
+    lanes = Lanes(train, vocabulary, config.batch_size, config.bptt, config.loss_last, held_back)
     if progress.planned_steps is None:
         if config.steps is not None:
             progress.planned_steps = config.steps

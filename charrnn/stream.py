@@ -19,7 +19,7 @@ from torch import Tensor
 
 from charrnn.corpus import Part
 from charrnn.errors import CorpusError
-from charrnn.vocabulary import Ids, Vocabulary
+from charrnn.vocabulary import UNKNOWN, Ids, Vocabulary
 
 __all__ = ["Chunk", "Lanes", "Reader", "fit_lanes"]
 
@@ -97,6 +97,9 @@ class Lanes:
     predictions only build up the hidden state, and its loss counts from there. So the
     state to carry over is the one after N time steps.
 
+    Characters that are ``held_back`` are read as the unknown symbol in every second pass:
+    the first, third ... of them in pass 0, the others in pass 1, and so on.
+
     Attributes:
         lanes: B.
         bptt: T, at most the length of a lane.
@@ -112,6 +115,7 @@ class Lanes:
         batch_size: int,
         bptt: int,
         loss_last: int | None = None,
+        held_back: Ids | None = None,
     ) -> None:
         self.lanes = batch_size
         self._length = (part.characters - 1) // batch_size  # predictions of a lane
@@ -121,6 +125,7 @@ class Lanes:
         self.stride = self.bptt if loss_last is None else min(loss_last, self.bptt)
         self._part = part
         self._vocabulary = vocabulary
+        self._held_back = held_back
         warmup = self.bptt - self.stride
         # Rounded up: the remainder of a lane makes a short last chunk.
         self.chunks_per_pass = -(-(self._length - warmup) // self.stride)
@@ -157,6 +162,9 @@ class Lanes:
         # One column more than a window: every character is a target before it is an input.
         ids_BT = np.empty((self.lanes, self.bptt + 1), readers[0].read(0).dtype)
         kept = warmup + 1
+        read_as_V = np.arange(self._vocabulary.size, dtype=np.int64)
+        if self._held_back is not None:
+            read_as_V[self._held_back[pass_index % 2 :: 2]] = UNKNOWN
         for row, reader in zip(ids_BT, readers, strict=True):
             row[-kept:] = reader.read(kept)
         for chunk_index in range(first_chunk, self.chunks_per_pass):
@@ -165,7 +173,7 @@ class Lanes:
             for row, reader in zip(ids_BT, readers, strict=True):
                 row[kept : kept + new] = reader.read(new)
             # A new array every time: the consumer may still be copying the last one.
-            ids_TB = torch.from_numpy(ids_BT[:, : kept + new].T.astype(np.int64, order="C"))
+            ids_TB = torch.from_numpy(read_as_V.take(ids_BT[:, : kept + new].T))
             yield Chunk(
                 x_TB=ids_TB[:-1],
                 y_TB=ids_TB[1:],

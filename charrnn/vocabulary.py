@@ -28,6 +28,9 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 #: Characters seen only once become the unknown symbol unless they are a larger share of the text.
 _RARE_SHARE = 1 / 1000
 
+#: Where more of a text's characters occur only once, it is to be learned by heart: "hello".
+_TOY_SHARE = 1 / 10
+
 #: Unicode's code points that can be characters: all but the surrogates.
 _UNICODE = 0x110000 - 0x800
 
@@ -172,6 +175,24 @@ class Vocabulary:
         codes = np.fromiter(counts, np.uint32, len(counts))
         unknown = codes[self.encode_codes(codes) == UNKNOWN].tolist()
         return {chr(code): counts[code] for code in sorted(unknown, key=lambda c: -counts[c])}
+
+    def held_back(self, counts: Mapping[int, int]) -> Ids:
+        """Return the ids of the characters that must at times be read as the unknown symbol.
+
+        Where a training part has every character of the vocabulary and no other, the unknown
+        symbol is never seen, and a model learns that it never comes. Yet new characters come
+        about as often as those seen once came (Good 1953): these can stand for them. There
+        are none where the part has the unknown symbol as it is, nor where they would be more
+        than a tenth of it.
+
+        Args:
+            counts: code point -> occurrences in the training part.
+        """
+        codes = np.array([code for code, count in counts.items() if count == 1], np.uint32)
+        toy = len(codes) > _TOY_SHARE * sum(counts.values())
+        if toy or self.is_bytes or self.unknown_among(counts):
+            codes = codes[:0]
+        return np.sort(self.encode_codes(codes))
 
     def _codes(self, text: str | bytes) -> Codes:
         if self.is_bytes:

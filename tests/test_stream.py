@@ -15,7 +15,7 @@ from charrnn import stream
 from charrnn.corpus import Part, scan
 from charrnn.errors import CorpusError
 from charrnn.stream import Chunk, Lanes, Reader, fit_lanes
-from charrnn.vocabulary import Vocabulary
+from charrnn.vocabulary import REPLACEMENT, Vocabulary
 
 
 def make_text(length: int, alphabet: str = "abcdefghij \r\n紅樓夢\U0001f600") -> str:
@@ -240,6 +240,25 @@ class TestLanesOtherwise:
         lanes = Lanes(corpus.part(0, len(content)), Vocabulary.of_bytes(), 1, 100)
         chunks = list(islice(lanes.chunks(), lanes.chunks_per_pass))
         assert bytes(torch.cat([chunk.y_TB for chunk in chunks]).flatten().tolist()) == content[1:]
+
+    def test_held_back_characters_take_turns_as_the_unknown_symbol(self, tmp_path: Path) -> None:
+        singles = "vwxyz"  # each once; of even rank are v, x and z
+        text = list(make_text(1003, "abcdefghij \n"))
+        for place, single in enumerate(singles):
+            text.insert(150 * place + 70, single)
+        part, vocabulary = make_part(tmp_path, "".join(text))
+        held_back = vocabulary.encode(singles)
+        lanes = Lanes(part, vocabulary, 3, 13, 5, held_back)
+        straight = list(islice(lanes.chunks(), 3 * lanes.chunks_per_pass))
+        as_it_is = Lanes(part, vocabulary, 3, 13, 5).chunks()
+        for chunk, plain in zip(straight, as_it_is, strict=False):
+            for ids, plain_ids in ((chunk.x_TB, plain.x_TB), (chunk.y_TB, plain.y_TB)):
+                expected = vocabulary.decode(plain_ids.flatten())
+                for single in ("vxz", "wy", "vxz")[chunk.pass_index]:
+                    expected = expected.replace(single, REPLACEMENT)
+                assert vocabulary.decode(ids.flatten()) == expected
+        for step in (1, lanes.chunks_per_pass - 1, lanes.chunks_per_pass + 30):
+            assert torch.equal(next(lanes.chunks(step)).x_TB, straight[step].x_TB)
 
     def test_a_text_that_changes_stops_the_stream(self, tmp_path: Path) -> None:
         part, vocabulary = make_part(tmp_path, make_text(1003), files=1)

@@ -16,7 +16,8 @@ from torch import Tensor
 from charrnn import native, recipe, training
 from charrnn.checkpoint import load
 from charrnn.config import CELL_NAMES, CellName, SampleConfig, TextChoices
-from charrnn.evaluation import Scores, score
+from charrnn.corpus import scan
+from charrnn.evaluation import Scores, prices, score
 from charrnn.run import Progress, Run, resume, start
 from charrnn.runfolder import RunFolder
 from charrnn.sampling import sample
@@ -35,6 +36,7 @@ from charrnn.training import (
     train,
 )
 from charrnn.update import Update, UpdateResult
+from tests.conftest import make_prose
 
 CPU = torch.device("cpu")
 POSITION = ["step", "epoch", "characters", "seconds"]
@@ -436,6 +438,24 @@ def test_tiny_texts_train(tmp_path: Path, start_run: StartRun, text: str) -> Non
     assert finished == Finished("done", complete=True)
     assert run.lanes.lanes * run.lanes.bptt <= len(text) - 1
     assert any("the text has only" in note for note in run.notes)
+
+
+def test_the_unknown_symbol_is_learned_where_the_text_has_none(
+    tmp_path: Path, start_run: StartRun
+) -> None:
+    once = "".join(map(chr, range(0x4E00, 0x4E00 + 40)))
+    prose, path, strange = make_prose(6000), tmp_path / "text", tmp_path / "strange"
+    path.write_text("".join(one + prose[150 * i : 150 * (i + 1)] for i, one in enumerate(once)))
+    run = start_run(TextChoices(texts=(str(path),), valid_share=0.0), steps=238)
+    assert run.vocabulary.min_count == 1
+    assert run.vocabulary.unknown_among(run.train.counts()) == {}
+    list(train(run))
+    assert run.progress.step == 2 * run.lanes.chunks_per_pass  # each had its turn
+    strange.write_text(make_prose(70, seed=2) + "\N{SNOWMAN}")
+    corpus = scan([str(strange)])
+    *_, last = prices(run.model.eval(), corpus.part(0, 71), run.vocabulary)
+    # Half of 40 in 6,040 characters are ln(302) = 5.7 nats; never seen, it costs 7.7 by now.
+    assert last.nats_T[-1] - run.vocabulary.unknown_nats < 7.0
 
 
 @pytest.mark.parametrize("cell", CELL_NAMES)

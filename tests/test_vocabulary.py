@@ -59,6 +59,32 @@ class TestFromCounts:
         assert not vocabulary.has_unknown
         assert vocabulary.unknown_nats == 0.0
 
+    @pytest.mark.parametrize(
+        ("text", "min_count", "held_back"),
+        [
+            ("aabb" * 10 + "zyx", 1, "xyz"),
+            ("aabb" * 10, 1, ""),  # none to hold back
+            ("aabb" * 10 + "zyx", 2, ""),  # they are unknown already
+            ("aabb" * 7 + "zyx", 1, "xyz"),  # 3 of 31 ...
+            ("aabb" * 6 + "zyx", 1, ""),  # ... and 3 of 27, more than a tenth
+        ],
+    )
+    def test_held_back_is_what_was_seen_once(
+        self, text: str, min_count: int, held_back: str
+    ) -> None:
+        vocabulary = of_text(text, min_count)
+        ids = vocabulary.held_back(Counter(map(ord, text)))
+        assert vocabulary.decode(ids) == held_back
+
+    def test_nothing_is_held_back_where_some_is_unknown(self) -> None:
+        # A vocabulary that comes from another text, by --init-from.
+        counts = Counter(map(ord, "aabb" * 10 + "zyx"))
+        assert len(of_text("abxyz").held_back(counts)) == 3
+        assert len(of_text("abxy").held_back(counts)) == 0
+
+    def test_no_byte_is_held_back(self) -> None:
+        assert len(Vocabulary.of_bytes().held_back(Counter(b"aabb" * 10 + b"z"))) == 0
+
     def test_unknown_nats_are_the_code_points_outside(self) -> None:
         outside = sum(not 0xD800 <= code < 0xE000 for code in range(0x110000)) - 3
         assert of_text("abc").unknown_nats == math.log(outside)
