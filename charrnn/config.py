@@ -169,7 +169,9 @@ class TrainConfig(Record):
     lr_adam: float
     """Peak learning rate of everything else (embedding, head, biases)."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of the matrices, as a share of the learning rate."""
+    """Decoupled weight decay of the recurrence's matrices, as a share of ``lr``."""
+    decay_embedding: bool = False
+    """Whether embedding and head decay as well, as fast as the recurrence's matrices."""
     clip_norm: float | None = 1.0
     """Scale the gradient of all weights together down to this norm; None: never."""
     clip_value: float | None = None

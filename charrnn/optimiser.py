@@ -74,14 +74,17 @@ class Optimiser(ABC):
 
     Args:
         model: whose weights are updated.
-        weight_decay: decoupled decay of the recurrence's matrices, as a share of the rate.
+        weight_decay: decoupled decay of the recurrence's matrices, as a share of ``lr``.
+        decay_embedding: whether embedding and head decay as well, as fast as these.
 
     Attributes:
         lr: learning rate of the recurrence's matrices.
         lr_adam: learning rate of the rest.
     """
 
-    def __init__(self, model: CharModel, *, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, model: CharModel, *, weight_decay: float = 0.0, decay_embedding: bool = False
+    ) -> None:
         self.weight_decay = weight_decay
         self._gates: dict[str, int] = {}
         for index, cell in enumerate(model.layers()):
@@ -90,6 +93,9 @@ class Optimiser(ABC):
         weights: dict[str, Tensor] = dict(model.named_parameters())
         self._matrices = {name: weights.pop(name) for name in self._gates}
         self._others = weights
+        self._decaying = [*self._matrices.values()]
+        if decay_embedding:
+            self._decaying += [model.embedding.weight, model.head.weight]
         device = model.head.weight.device
         self.lr = torch.zeros((), device=device)
         self.lr_adam = torch.zeros((), device=device)
@@ -104,7 +110,7 @@ class Optimiser(ABC):
     def step(self) -> None:
         """Update every weight from its ``.grad``."""
         if self.weight_decay:
-            torch._foreach_mul_([*self._matrices.values()], 1 - self.lr * self.weight_decay)
+            torch._foreach_mul_(self._decaying, 1 - self.lr * self.weight_decay)
         self._update()
 
     @abstractmethod
@@ -146,7 +152,8 @@ class AdamW(Optimiser):
 
     Args:
         model: whose weights are updated.
-        weight_decay: of the matrices.
+        weight_decay: of the recurrence's matrices.
+        decay_embedding: of embedding and head as well.
         betas: of the running means of gradients and of their squares.
     """
 
@@ -155,9 +162,10 @@ class AdamW(Optimiser):
         model: CharModel,
         *,
         weight_decay: float = 0.0,
+        decay_embedding: bool = False,
         betas: tuple[float, float] = (0.9, 0.99),
     ) -> None:
-        super().__init__(model, weight_decay=weight_decay)
+        super().__init__(model, weight_decay=weight_decay, decay_embedding=decay_embedding)
         self.betas = betas
         self._state["updates"] = torch.zeros((), device=self.lr.device)
         for name, weight in self._adam_weights().items():
@@ -190,7 +198,8 @@ class MuonAdamW(AdamW):
 
     Args:
         model: whose weights are updated.
-        weight_decay: of the matrices.
+        weight_decay: of the recurrence's matrices.
+        decay_embedding: of embedding and head as well.
         momentum: Muon's.
         betas: AdamW's.
         newton_schulz: steps of the orthogonalisation.
@@ -201,11 +210,14 @@ class MuonAdamW(AdamW):
         model: CharModel,
         *,
         weight_decay: float = 0.0,
+        decay_embedding: bool = False,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.99),
         newton_schulz: int = 3,
     ) -> None:
-        super().__init__(model, weight_decay=weight_decay, betas=betas)
+        super().__init__(
+            model, weight_decay=weight_decay, decay_embedding=decay_embedding, betas=betas
+        )
         self.momentum = momentum
         self.newton_schulz = newton_schulz
         #: Matrices whose gate blocks have one shape are orthogonalised in one batch.

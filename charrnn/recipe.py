@@ -33,6 +33,9 @@ DEFAULT_BUDGET: dict[str, float | int] = {"minutes": DEFAULT_MINUTES}
 WIDER_FROM = 15_000_000
 #: ... unless they are the same few again and again: in as many passes, or more.
 WIDER_IN_PASSES: dict[CellName, int] = {"rnn": 10, "lstm": 50, "gru": 50}
+#: Symbols from which most of them are so rare that embedding and head learn by heart what
+#: surrounded each, unless they decay.
+MANY_SYMBOLS: dict[CellName, int] = {"rnn": 2000, "lstm": 500, "gru": 500}
 #: A validation scores this many characters at least, or all that are held out.
 LEAST_SCORED = 200_000
 #: What the optimisers with one rate for all weights begin with, instead of Muon's numbers.
@@ -75,6 +78,7 @@ def choose(
         shape, training = _cuda(choices)
     else:
         shape, training = _cpu(choices, characters, bf16 and device == "cpu")
+    training["decay_embedding"] = vocabulary >= MANY_SYMBOLS[choices.cell]
     budget = choices.budget or DEFAULT_BUDGET
     shape["embedding"] = min(vocabulary, shape["hidden"])
     sizes = {name: given(choices.model).get(name, size) for name, size in shape.items()}

@@ -434,7 +434,9 @@ def _assemble(
 ) -> Run:
     model.compute_dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     model.train()
-    optimiser = OPTIMISERS[config.optimiser](model, weight_decay=config.weight_decay)
+    optimiser = OPTIMISERS[config.optimiser](
+        model, weight_decay=config.weight_decay, decay_embedding=config.decay_embedding
+    )
     held_back = vocabulary.held_back(train_counts)
     lanes = Lanes(train, vocabulary, config.batch_size, config.bptt, config.loss_last, held_back)
     if progress.planned_steps is None:

@@ -85,6 +85,7 @@ def is_matrix(name: str) -> bool:
     [
         {},
         {"weight_decay": 0.3},
+        {"weight_decay": 0.3, "decay_embedding": True},
         {"momentum": 0.5, "newton_schulz": 5, "betas": (0.8, 0.95)},
     ],
 )
@@ -106,13 +107,16 @@ def test_several_updates_equal_the_definition(cell: CellName, options: dict[str,
         set_gradients(model, update)
         for name, weight in model.named_parameters():
             grad = adam_weights[name].grad = weight.grad
+            kept = 1 - lr * options.get("weight_decay", 0.0)
             if not is_matrix(name):
+                if options.get("decay_embedding") and weight.dim() == 2:
+                    adam_weights[name].data *= kept
                 continue
             assert grad is not None
             beta = optimiser.momentum
             momenta[name] = beta * momenta[name] + (1 - beta) * grad
             nesterov = beta * momenta[name] + (1 - beta) * grad
-            expected[name] *= 1 - lr * options.get("weight_decay", 0.0)
+            expected[name] *= kept
             rows = len(grad) // gates
             for gate in range(gates):  # each gate's block is a matrix of its own
                 block = slice(gate * rows, (gate + 1) * rows)
@@ -131,31 +135,36 @@ def test_several_updates_equal_the_definition(cell: CellName, options: dict[str,
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
-def test_one_rule_for_all_weights_is_torch_s(name: OptimiserName, weight_decay: float) -> None:
+@pytest.mark.parametrize(("weight_decay", "everything"), [(0.0, True), (0.3, False), (0.3, True)])
+def test_one_rule_for_all_weights_is_torch_s(
+    name: OptimiserName, weight_decay: float, everything: bool
+) -> None:
     model, other = make("lstm"), make("lstm")
-    optimiser = OPTIMISERS[name](model, weight_decay=weight_decay)
+    optimiser = OPTIMISERS[name](model, weight_decay=weight_decay, decay_embedding=everything)
     named = list(other.named_parameters())
-    groups = [
-        {"params": [w for n, w in named if is_matrix(n) == matrix], "weight_decay": decay}
-        for matrix, decay in ((True, weight_decay), (False, 0.0))
-    ]
+    groups: list[dict[str, Any]] = [{"params": []}, {"params": []}, {"params": []}]
+    for n, weight in named:
+        kind = 0 if is_matrix(n) else 1 if everything and weight.dim() == 2 else 2
+        groups[kind]["params"].append(weight)
     twin = torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-8)
     for update in range(1, 5):
         rates = (0.03 / update, 0.007 * update)
         set_gradients(model, update)
         set_gradients(other, update)
-        for group, rate in zip(twin.param_groups, rates, strict=True):
-            group["lr"] = rate
+        decay = rates[0] * weight_decay  # whatever the rate of what decays
+        for group, rate, decayed in zip(
+            twin.param_groups, (*rates, rates[1]), (decay, decay, 0.0), strict=True
+        ):
+            group["lr"], group["weight_decay"] = rate, decayed / rate
         if name == "adamw":
             twin.step()
         else:
             with torch.no_grad():
-                for n, weight in named:
-                    assert weight.grad is not None
-                    rate = rates[0] if is_matrix(n) else rates[1]
-                    weight.mul_(1 - rate * weight_decay if is_matrix(n) else 1.0)
-                    weight.sub_(rate * weight.grad)
+                for group in twin.param_groups:
+                    for weight in group["params"]:
+                        assert weight.grad is not None
+                        weight.mul_(1 - group["lr"] * group["weight_decay"])
+                        weight.sub_(group["lr"] * weight.grad)
         optimiser.set_rates(*rates)
         optimiser.step()
     for weight, expected in zip(model.parameters(), other.parameters(), strict=True):

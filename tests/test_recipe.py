@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, TrainConfig
 from charrnn.errors import UsageError
-from charrnn.recipe import Choices, Schedule, choose, plan_validations, regularisation
+from charrnn.recipe import MANY_SYMBOLS, Choices, Schedule, choose, plan_validations, regularisation
 
 CELLS = st.sampled_from(CELL_NAMES)
 DEVICES = st.sampled_from(["cpu", "cuda", "mps"])
@@ -114,6 +114,16 @@ class TestChoose:
             assert training.weight_decay == decay
         _, training = choose_for(training={"optimiser": optimiser, "weight_decay": 0.3})
         assert training.weight_decay == 0.3
+
+    @given(cell=CELLS, device=DEVICES, vocabulary=st.integers(2, 200_000))
+    def test_embedding_and_head_of_many_symbols_decay(
+        self, cell: CellName, device: str, vocabulary: int
+    ) -> None:
+        _, training = choose(
+            Choices(cell=cell), vocabulary=vocabulary, characters=1_000_000, device=device
+        )
+        assert training.decay_embedding == (vocabulary >= MANY_SYMBOLS[cell])
+        assert not (vocabulary <= 256 and training.decay_embedding), "bytes are few"
 
     def test_a_clip_norm_of_zero_turns_clipping_off(self) -> None:
         _, training = choose_for(training={"clip_norm": 0.0})

@@ -99,7 +99,7 @@ HARDER: dict[str, tuple[Callable[[Run], bool], dict[str, Any]]] = {
     "windows that overlap": (at(25), {"loss_last": 3, "budget": {"steps": 90}}),
     "a budget in epochs": (at(25), {"budget": {"epochs": 2.6}}),
     "gradients cut by value": (at(25), {"clip_value": 0.01}),
-    "weight decay": (at(25), {"weight_decay": 0.1}),
+    "weight decay": (at(25), {"weight_decay": 0.1, "decay_embedding": True}),
     "AdamW for all weights": (at(25), {"optimiser": "adamw"}),
     "plain gradient descent": (at(25), {"optimiser": "sgd", "scale_norm": 0.5}),
     "a state that is not carried": (at(25), {"reset_state": True}),
