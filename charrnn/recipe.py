@@ -1,4 +1,4 @@
-"""The defaults: chosen by rule from the text's size, the device and the budget.
+"""The defaults: chosen by rule from the text's size, its symbols, the device and the budget.
 
 No rule looks at what the text says. The figures behind each number, and what
 was tried and lost, are in docs/performance.md.
@@ -21,11 +21,14 @@ __all__ = [
     "choose",
     "given",
     "plan_validations",
+    "pressure",
     "regularisation",
 ]
 
 #: Characters per second that training is expected to read before the speed is known.
 GUESSED_SPEED = {"cpu": 60_000, "mps": 100_000, "cuda": 800_000}
+#: Symbols whose logits cost as much as all else, so that they halve this speed.
+HALVED_BY = {"cpu": 2_000, "mps": 2_000, "cuda": 12_000}
 #: The budget when none is given.
 DEFAULT_MINUTES = 3.0
 DEFAULT_BUDGET: dict[str, float | int] = {"minutes": DEFAULT_MINUTES}
@@ -36,6 +39,11 @@ WIDER_IN_PASSES: dict[CellName, int] = {"rnn": 10, "lstm": 50, "gru": 50}
 #: Symbols from which most of them are so rare that embedding and head learn by heart what
 #: surrounded each, unless they decay.
 MANY_SYMBOLS: dict[CellName, int] = {"rnn": 2000, "lstm": 500, "gru": 500}
+#: From this many on a CPU, the rate of embedding and head is twice as high, so that rare symbols
+#: are learned in few passes ...
+RARE_SYMBOLS = 500
+#: ... unless they are so many that the text is learned by heart: from this pressure on.
+BY_HEART = 40
 #: A validation scores this many characters at least, or all that are held out.
 LEAST_SCORED = 200_000
 #: What the optimisers with one rate for all weights begin with, instead of Muon's numbers.
@@ -77,17 +85,20 @@ def choose(
     if device == "cuda":
         shape, training = _cuda(choices)
     else:
-        shape, training = _cpu(choices, characters, bf16 and device == "cpu")
+        shape, training = _cpu(choices, vocabulary, characters, bf16 and device == "cpu")
     training["decay_embedding"] = vocabulary >= MANY_SYMBOLS[choices.cell]
     budget = choices.budget or DEFAULT_BUDGET
     shape["embedding"] = min(vocabulary, shape["hidden"])
     sizes = {name: given(choices.model).get(name, size) for name, size in shape.items()}
-    dropout, weight_drop = regularisation(
-        choices.cell,
-        _passes(budget, training | given(choices.training), characters, device),
+    planned = training | given(choices.training)
+    pressed = pressure(
+        _passes(budget, planned, vocabulary, characters, device),
         _parameters(choices.cell, vocabulary, sizes),
         characters,
     )
+    dropout, weight_drop = regularisation(choices.cell, pressed)
+    if device != "cuda" and vocabulary >= RARE_SYMBOLS and pressed < BY_HEART:
+        training["lr_adam"] *= 2
     model = ModelConfig(
         **{
             "cell": choices.cell,
@@ -114,24 +125,32 @@ def choose(
     return model, TrainConfig(**{**training, **budget, "dropout_by_plan": by_plan, **chosen})
 
 
-def regularisation(
-    cell: CellName, passes: float, parameters: int, characters: int
-) -> tuple[float, float]:
-    """Return the dropout and the weight drop for a text, a model and a number of passes.
+def pressure(passes: float, parameters: int, characters: int) -> float:
+    """Return how hard a run presses a text into a model: parameters a character, times passes.
 
-    A small model that reads a text a few times cannot learn it by heart, and dropout only
-    slows it down; a large one that reads it forty times must be made hard to. What counts
-    is the parameters spent on a character, times the passes. A plain RNN is slower to learn
-    by heart, and hiding units from it costs more than it gains: its weights are dropped
-    alone (docs/performance.md).
+    A small model that reads a text a few times cannot learn it by heart; a large one that
+    reads it forty times does, unless it is made hard to.
 
     Args:
-        cell: of the model.
         passes: over the training part, in the whole run.
         parameters: of the model.
         characters: of the training part.
     """
-    pressure = max(1.0, passes * parameters / characters)
+    return passes * parameters / characters
+
+
+def regularisation(cell: CellName, pressure: float) -> tuple[float, float]:
+    """Return the dropout and the weight drop of a run.
+
+    Where a text is not learned by heart, dropout only slows it down. A plain RNN is slower
+    to learn by heart, and hiding units from it costs more than it gains: its weights are
+    dropped alone (docs/performance.md).
+
+    Args:
+        cell: of the model.
+        pressure: see ``pressure``.
+    """
+    pressure = max(1.0, pressure)
     if cell == "rnn":
         return 0.0, round(min(0.5, max(0.0, 0.08 * math.log2(pressure / 16))), 2)
     dropout = min(0.6, max(0.0, 0.075 * math.log2(pressure / 4)))
@@ -148,7 +167,11 @@ def _parameters(cell: CellName, vocabulary: int, shape: Mapping[str, int]) -> in
 
 
 def _passes(
-    budget: dict[str, float | int], training: dict[str, Any], characters: int, device: str
+    budget: dict[str, float | int],
+    training: dict[str, Any],
+    vocabulary: int,
+    characters: int,
+    device: str,
 ) -> float:
     """Return the passes over the text that a budget allows; a guess if it is in minutes."""
     if "epochs" in budget:
@@ -159,7 +182,8 @@ def _passes(
         read = budget["steps"] * max(1, training["batch_size"] * window)
         # No float holds every whole number that can be typed.
         return float(min(read, 10**15) / characters)
-    return float(budget["minutes"] * 60 * GUESSED_SPEED[device] / characters)
+    speed = GUESSED_SPEED[device] / (1 + vocabulary / HALVED_BY[device])
+    return float(budget["minutes"] * 60 * speed / characters)
 
 
 def given(fields: dict[str, Any]) -> dict[str, Any]:
@@ -167,7 +191,9 @@ def given(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _cpu(choices: Choices, characters: int, bf16: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+def _cpu(
+    choices: Choices, vocabulary: int, characters: int, bf16: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
     lanes, window, width = {"lstm": (16, 128, 256), "gru": (16, 128, 256), "rnn": (32, 64, 384)}[
         choices.cell
     ]
@@ -184,7 +210,7 @@ def _cpu(choices: Choices, characters: int, bf16: bool) -> tuple[dict[str, Any],
     sizes = training | given(choices.training)
     if sizes["precision"] == "bf16":
         width += 128
-    passes = _passes(choices.budget or DEFAULT_BUDGET, sizes, characters, "cpu")
+    passes = _passes(choices.budget or DEFAULT_BUDGET, sizes, vocabulary, characters, "cpu")
     if passes * characters > WIDER_FROM and passes < WIDER_IN_PASSES[choices.cell]:
         width += 128
     return {"layers": 1, "hidden": width}, training

@@ -18,7 +18,7 @@ from typing import Any
 from charrnn.config import SampleConfig
 from charrnn.errors import CorpusError, NonFiniteError
 from charrnn.evaluation import Interrupted, Scores, score
-from charrnn.recipe import LEAST_SCORED, Schedule, plan_validations, regularisation
+from charrnn.recipe import LEAST_SCORED, Schedule, plan_validations, pressure, regularisation
 from charrnn.run import Run
 from charrnn.sampling import sample
 from charrnn.update import UpdateResult
@@ -317,8 +317,8 @@ class _Loop:
         if self.run.config.dropout_by_plan:
             passes = total / self.run.lanes.chunks_per_pass
             model = self.run.model
-            pressed = (passes, model.parameter_count(), self.run.train.characters)
-            model.set_dropout(*regularisation(model.config.cell, *pressed))
+            pressed = pressure(passes, model.parameter_count(), self.run.train.characters)
+            model.set_dropout(*regularisation(model.config.cell, pressed))
             self.run.update.forget_capture()
         return Planned(total, every, characters)
 

@@ -7,12 +7,24 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, TrainConfig
 from charrnn.errors import UsageError
-from charrnn.recipe import MANY_SYMBOLS, Choices, Schedule, choose, plan_validations, regularisation
+from charrnn.model import CharModel
+from charrnn.recipe import (
+    BY_HEART,
+    MANY_SYMBOLS,
+    RARE_SYMBOLS,
+    Choices,
+    Schedule,
+    choose,
+    plan_validations,
+    pressure,
+    regularisation,
+)
 
 CELLS = st.sampled_from(CELL_NAMES)
 DEVICES = st.sampled_from(["cpu", "cuda", "mps"])
@@ -125,6 +137,24 @@ class TestChoose:
         assert training.decay_embedding == (vocabulary >= MANY_SYMBOLS[cell])
         assert not (vocabulary <= 256 and training.decay_embedding), "bytes are few"
 
+    @given(cell=CELLS, vocabulary=st.integers(2, 20_000), steps=st.integers(1, 10**5))
+    def test_rare_symbols_are_learned_faster_where_passes_are_few(
+        self, cell: CellName, vocabulary: int, steps: int
+    ) -> None:
+        model, training = choose(
+            Choices(cell=cell, budget={"steps": steps}),
+            vocabulary=vocabulary,
+            characters=1_000_000,
+            device="cpu",
+        )
+        passes = steps * training.batch_size * training.bptt / 1_000_000
+        with torch.device("meta"):
+            parameters = CharModel(model).parameter_count()
+        pressed = pressure(passes, parameters, 1_000_000)
+        assume(not 0.99 < pressed / BY_HEART < 1.01)  # biases are parameters, too
+        faster = vocabulary >= RARE_SYMBOLS and pressed < BY_HEART
+        assert training.lr_adam / training.lr == pytest.approx(0.6 if faster else 0.3)
+
     def test_a_clip_norm_of_zero_turns_clipping_off(self) -> None:
         _, training = choose_for(training={"clip_norm": 0.0})
         assert (training.clip_norm, training.clip_value) == (None, None)
@@ -153,6 +183,15 @@ class TestChoose:
         eighteen_passes = hidden(5, characters=1_000_000)
         assert (eighteen_passes == hidden(2)) == (cell == "rnn")
 
+    def test_the_length_of_a_run_in_minutes_depends_on_the_symbols(self) -> None:
+        few, many = (
+            choose(Choices(budget={"minutes": 5}), vocabulary=v, characters=10**6, device="cpu")[
+                0
+            ].hidden
+            for v in (50, 5000)
+        )
+        assert few > many, "their logits take the time that the width would"
+
     def test_the_length_of_a_run_counts_in_characters(self) -> None:
         def hidden(**training: int) -> int:
             budget = {"steps": 16_000_000 // (16 * 128)}
@@ -168,19 +207,21 @@ class TestRegularisation:
     def test_grows_with_passes_and_parameters_and_shrinks_with_the_text(
         self, cell: CellName
     ) -> None:
-        drops = [regularisation(cell, 2.0**k, 300_000, 100_000) for k in range(-9, 20)]
+        drops = [regularisation(cell, 3 * 2.0**k) for k in range(-9, 20)]
         assert drops[0] == (0, 0)
         assert all(a <= b for a, b in pairwise(drops))
         assert 0.4 <= drops[-1][1] <= 0.5
-        for k, drop in enumerate(drops, -9):
-            assert regularisation(cell, 1, 300_000 * 2**10, 100_000 * 2 ** (10 - k)) == drop
+
+    def test_pressure_is_parameters_a_character_times_passes(self) -> None:
+        assert pressure(2.5, 300_000, 100_000) == 7.5
+        assert pressure(10, 300_000, 400_000) == 7.5
 
     def test_a_plain_rnn_has_its_weights_dropped_alone_and_later(self) -> None:
-        at_16, at_256 = (regularisation("rnn", passes, 10**5, 10**5) for passes in (16, 256))
+        at_16, at_256 = regularisation("rnn", 16), regularisation("rnn", 256)
         assert at_16 == (0, 0)
         assert at_256 == (0, 0.32)
         for cell in ("lstm", "gru"):
-            assert regularisation(cell, 16, 10**5, 10**5) == (0.15, 0.12)
+            assert regularisation(cell, 16) == (0.15, 0.12)
 
 
 WARMUPS = st.integers(0, 1000)
