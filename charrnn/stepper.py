@@ -2,8 +2,9 @@
 
 A step of one character is a handful of matrix-vector products, each of which
 reads a matrix once: memory is the limit, and everything else is overhead. So the
-step runs in numpy, whose calls cost a fraction of torch's, and the lowest layer's
-input product, which can take only V values, is computed once and looked up. The
+step runs in numpy, whose calls cost a fraction of torch's (but for matrices of
+one size), and the lowest layer's input product, which can take only V values, is
+computed once and looked up. The
 logistic function is tanh at half the argument; the rows of its gates are halved
 beforehand, so that one call of tanh serves all gates of a step.
 
@@ -177,6 +178,8 @@ def _product(weight_NK: Tensor, lanes: int, weights: WeightsName) -> Product:
     if weights == "bf16":
         narrow = step_product(weight_NK.bfloat16(), _MANY, lanes)
         return lambda x_BK: narrow(torch.from_numpy(x_BK).bfloat16()).float().numpy()
+    if lanes == 1 and weight_NK.numel() in _FOR_TORCH:
+        return lambda x_BK: torch.mv(weight_NK, torch.from_numpy(x_BK[0])).numpy()[None]
     if lanes == 1:
         # A view, transposed: the product reads the rows as they lie in memory.
         weight_KN = weight_NK.numpy().T
@@ -188,6 +191,10 @@ def _product(weight_NK: Tensor, lanes: int, weights: WeightsName) -> Product:
 _MANY = 1 << 30
 """Time steps: packing the weights pays."""
 
+
+_FOR_TORCH = range(1 << 17, 1 << 19)
+"""Sizes of a matrix that numpy's OpenBLAS leaves to one thread though two are twice as fast; a
+call of torch's costs more, so that below and above numpy is the faster one."""
 
 _INT8_BLOCK = 32
 """torch's product of 8-bit weights reads whole blocks, beyond the end of what is no multiple."""

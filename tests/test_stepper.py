@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from charrnn import stepper
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, WeightsName
 from charrnn.model import CharModel, Hidden
 from charrnn.stepper import Stepper
@@ -30,8 +31,8 @@ def forward(model: CharModel, lanes: int) -> tuple[torch.Tensor, Hidden, torch.T
     return text_TB[3:], hidden, logits_TBV
 
 
-def steps(stepper: Stepper, text_TB: torch.Tensor) -> NDArray[np.float32]:
-    return np.stack([stepper.step(symbols_B.numpy()) for symbols_B in text_TB])
+def steps(predictor: Stepper, text_TB: torch.Tensor) -> NDArray[np.float32]:
+    return np.stack([predictor.step(symbols_B.numpy()) for symbols_B in text_TB])
 
 
 @pytest.mark.parametrize("lanes", [1, 4])
@@ -42,6 +43,15 @@ def test_steps_give_the_logits_of_one_forward(cell: CellName, layers: int, lanes
     text_TB, hidden, expected_TBV = forward(model, lanes)
     got_TBV = steps(Stepper(model, hidden), text_TB)
     np.testing.assert_allclose(got_TBV, expected_TBV.numpy(), atol=2e-6)
+
+
+@pytest.mark.parametrize(("cell", "hidden"), [("rnn", 367), ("lstm", 190), ("gru", 211)])
+def test_a_lane_s_products_are_right_where_torch_makes_them(cell: CellName, hidden: int) -> None:
+    model = make_model(cell, 2, hidden)
+    assert all(layer.weight_recurrent.numel() in stepper._FOR_TORCH for layer in model.layers())
+    text_TB, state, expected_TBV = forward(model, 1)
+    got_TBV = steps(Stepper(model, state), text_TB)
+    np.testing.assert_allclose(got_TBV, expected_TBV.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("cell", CELL_NAMES)
