@@ -181,8 +181,8 @@ def _introduction(run: Run) -> Iterable[str]:
     )
     drops = [] if config.dropout_by_plan and not run.resumed else _dropout(shape)
     if config.weight_decay:
-        drops.append(f"weight decay {config.weight_decay:g}")
-        drops[-1] += " (embedding and head too)" if config.decay_embedding else ""
+        too = " (embedding and head too)" if config.decay_embedding else ""
+        drops.append(f"weight decay {config.weight_decay:g}{too}")
     clip = f"clip norm {config.clip_norm:g}" if config.clip_norm else "no clipping"
     if config.clip_value:
         clip = f"clip value {config.clip_value:g}"

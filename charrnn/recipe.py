@@ -27,7 +27,8 @@ __all__ = [
 
 #: Characters per second that training is expected to read before the speed is known.
 GUESSED_SPEED = {"cpu": 60_000, "mps": 100_000, "cuda": 800_000}
-#: Symbols whose logits cost as much as all else, so that they halve this speed.
+#: Symbols whose logits cost as much as all else, so that they halve this speed: measured on a
+#: CPU, elsewhere a guess (on a GPU, the multiply-adds of 2 x 1024 units).
 HALVED_BY = {"cpu": 2_000, "mps": 2_000, "cuda": 12_000}
 #: The budget when none is given.
 DEFAULT_MINUTES = 3.0

@@ -4,9 +4,9 @@ A step of one character is a handful of matrix-vector products, each of which
 reads a matrix once: memory is the limit, and everything else is overhead. So the
 step runs in numpy, whose calls cost a fraction of torch's (but for matrices of
 one size), and the lowest layer's input product, which can take only V values, is
-computed once and looked up. The
-logistic function is tanh at half the argument; the rows of its gates are halved
-beforehand, so that one call of tanh serves all gates of a step.
+computed once and looked up. The logistic function is tanh at half the argument;
+the rows of its gates are halved beforehand, so that one call of tanh serves all
+gates of a step.
 
 Several texts side by side turn the products into those of matrices, which oneDNN
 multiplies, with its weights packed once. Smaller weights are read faster: bf16, or

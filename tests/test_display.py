@@ -140,6 +140,15 @@ class TestPlain:
         first = capsys.readouterr().err.splitlines()[0]
         assert first.endswith("601 held out to validate, 1,007 to test")
 
+    @pytest.mark.parametrize("decay_embedding", [False, True])
+    def test_says_what_decays(
+        self, run: Run, capsys: pytest.CaptureFixture[str], decay_embedding: bool
+    ) -> None:
+        run.config = replace(run.config, weight_decay=0.3, decay_embedding=decay_embedding)
+        open_display(as_json=False, quiet=False).start(run)
+        too = " (embedding and head too)" if decay_embedding else ""
+        assert f", weight decay 0.3{too}, seed 1\n" in capsys.readouterr().err
+
     def test_gives_no_advice_where_a_run_is_one_of_several(
         self, run: Run, capsys: pytest.CaptureFixture[str]
     ) -> None:

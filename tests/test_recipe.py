@@ -211,6 +211,9 @@ class TestRegularisation:
         assert drops[0] == (0, 0)
         assert all(a <= b for a, b in pairwise(drops))
         assert 0.4 <= drops[-1][1] <= 0.5
+        for k, drop in enumerate(drops, -9):
+            same = pressure(1, 300_000 * 2**10, 100_000 * 2 ** (10 - k))
+            assert regularisation(cell, same) == drop
 
     def test_pressure_is_parameters_a_character_times_passes(self) -> None:
         assert pressure(2.5, 300_000, 100_000) == 7.5
