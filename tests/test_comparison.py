@@ -281,7 +281,7 @@ class TestCompare:
         assert (process.returncode, out) == (130, b"")
         go_on = ("--run", str(folder), "--resume", "--device", "cpu")
         assert f"go on with: charrnn compare {' '.join(go_on)}\n".encode() in err
-        done = run_process("compare", *go_on, "--json")
+        done = cli("compare", *go_on, "--json")
         assert done.code == 0
         whole = cli("compare", "--run", uninterrupted, "--resume", "--json")
         assert timeless(json.loads(done.out)) == timeless(json.loads(whole.out))

@@ -312,7 +312,7 @@ class Clock:
     """A clock that moves by ``tick`` seconds whenever it is looked at."""
 
     def __init__(self) -> None:
-        self.now, self.tick = 0.0, 0.01
+        self.now, self.tick = 0.0, 0.03
 
     def monotonic(self) -> float:
         self.now += self.tick
