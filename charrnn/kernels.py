@@ -21,7 +21,6 @@ from torch.nn.grad import conv2d_weight
 
 __all__ = [
     "dropout",
-    "has_amx",
     "linear",
     "mean_cross_entropy",
     "multiplies_bf16",
@@ -47,11 +46,6 @@ def multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cpu":
         return _has("avx512_bf16")
     return device.type == "cuda"
-
-
-def has_amx() -> bool:
-    """Return whether the CPU multiplies bf16 in tiles."""
-    return _has("amx_bf16")
 
 
 def _has(capability: str) -> bool:

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from charrnn import kernels, native
+from charrnn import native
 from charrnn.kernels import (
     needs_gradient,
     product,
@@ -59,13 +59,13 @@ def run_rnn(
 def beats_onednn_lstm(x_TBE: Tensor) -> bool:
     """Return whether ``run_lstm`` can be had for inputs on a CPU, and is faster than torch's.
 
-    It is in bf16 on processors with AMX, which oneDNN's LSTM leaves out in training
-    (docs/performance.md).
+    It is in bf16, where the processor multiplies that: oneDNN's LSTM leaves AMX out in training,
+    and its threads wait for each other at every time step (docs/performance.md).
     """
-    if x_TBE.dtype != torch.bfloat16 or not kernels.has_amx():
+    if x_TBE.dtype != torch.bfloat16:
         return False
     compiled = native.loops()
-    return compiled is not None and compiled.has_tiles
+    return compiled is not None and compiled.multiplies_bf16
 
 
 def run_lstm(

@@ -53,18 +53,19 @@ class Loops:
         tiles: whether products in bf16 may use AMX's tiles.
 
     Attributes:
-        has_tiles: whether they do.
+        multiplies_bf16: whether the processor has products in bf16, tiles or not.
     """
 
     def __init__(self, library: ctypes.CDLL, *, tiles: bool = True) -> None:
         self._library = library
-        for name in _FUNCTIONS:
+        for name in ("prepare", *_FUNCTIONS):
             getattr(library, name).restype = None
-        for name in ("prepare", "panel_width", "narrow_depth"):
+        for name in ("panel_width", "narrow_depth"):
             getattr(library, name).restype = ctypes.c_long
-        self.has_tiles = bool(library.prepare(ctypes.c_long(tiles)))
+        library.prepare(ctypes.c_long(tiles))
         self._width: int = library.panel_width()
         self._depth: int = library.narrow_depth()
+        self.multiplies_bf16 = self._depth > 0
 
     def rnn_forward(
         self, narrow: bool, weight_HH: Tensor, inputs_TBH: Tensor, states_TBH: Tensor
@@ -188,7 +189,7 @@ class Loops:
         """Call a function for as many steps, lanes and units as the states have."""
         states, lanes, hidden = states_TBH.shape
         threads = max(1, min(torch.get_num_threads(), lanes // _LEAST_LANES))
-        narrow = narrow and self._depth > 0
+        narrow = narrow and self.multiplies_bf16
         panels = self._panels(weight_KN, narrow)
         # The library's room_of: sums, and what is multiplied in bf16.
         room = torch.empty(lanes * panels.shape[0] * self._width + lanes * panels.shape[1] * 2)

@@ -68,15 +68,14 @@ typedef struct {
 static int has_tiles = 0;
 #endif
 
-/* To be called before everything else; returns whether bf16 products are in AMX's tiles. */
-long prepare(long wants_tiles)
+/* To be called before everything else: whether bf16 products may be in AMX's tiles. */
+void prepare(long wants_tiles)
 {
 #if defined(TILES)
     /* The kernel gives AMX to a process that asks: ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA. */
     has_tiles = wants_tiles && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
-    return has_tiles;
 #else
-    return wants_tiles && 0;
+    (void)wants_tiles;
 #endif
 }
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from charrnn import native
-from charrnn.loops import run_gru, run_lstm, run_rnn
+from charrnn.kernels import multiplies_bf16
+from charrnn.loops import beats_onednn_lstm, run_gru, run_lstm, run_rnn
 
 T, B, E, H = 9, 11, 5, 37
 
@@ -51,6 +52,15 @@ def test_threads_change_no_bit(cell: str, dtype: torch.dtype) -> None:
         torch.set_num_threads(threads)
     for others in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
+
+
+@needs_compiler
+def test_an_lstm_runs_here_where_bf16_is_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide, narrow = torch.zeros(T, B, E), torch.zeros(T, B, E).bfloat16()
+    assert beats_onednn_lstm(narrow) == multiplies_bf16(narrow.device)
+    assert not beats_onednn_lstm(wide)
+    monkeypatch.setattr(native, "loops", lambda: None)
+    assert not beats_onednn_lstm(narrow)
 
 
 @needs_compiler
