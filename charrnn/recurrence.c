@@ -25,6 +25,16 @@
 #define VECTOR 4
 #endif
 
+/* The sums of a product that are in registers: of MOST_ROWS rows, VECTORS vectors each. With them
+ * there are a vector of a panel and a factor: 32 registers are enough for 16 sums, 16 for 12. */
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define MOST_ROWS 8
+#define VECTORS 2
+#else
+#define MOST_ROWS 4
+#define VECTORS 3
+#endif
+
 #if defined(__AVX512BF16__)
 #define NARROW
 #include <immintrin.h>
@@ -36,8 +46,8 @@
 #include <unistd.h>
 #endif
 
-/* Columns of a panel: two vectors, so that 8 lanes' sums fill 16 registers. */
-#define WIDTH (2 * VECTOR)
+/* Columns of a panel. */
+#define WIDTH (VECTORS * VECTOR)
 
 /* Rows of a bf16 panel are a multiple of this: the depth of an AMX tile. */
 #define NARROW_DEPTH 32
@@ -105,24 +115,28 @@ static long room_of(matrix m) { return m.count * WIDTH + m.inner; }
 INLINE void multiply_wide(const int rows, long inner, const float *x, long x_stride,
                           const float *panel, float *out, long out_stride)
 {
-    vector sums[8][2];
+    vector sums[MOST_ROWS][VECTORS];
     for (int row = 0; row < rows; row++)
-        sums[row][0] = sums[row][1] = (vector){0};
+        for (int v = 0; v < VECTORS; v++)
+            sums[row][v] = (vector){0};
     for (long k = 0; k < inner; k++) {
-        const vector left = *(const vector *)(panel + k * WIDTH);
-        const vector right = *(const vector *)(panel + k * WIDTH + VECTOR);
+        vector weights[VECTORS];
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++)
+            weights[v] = *(const vector *)(panel + k * WIDTH + v * VECTOR);
 #pragma GCC unroll 8
         for (int row = 0; row < rows; row++) {
             const float factor = x[row * x_stride + k];
-            sums[row][0] += factor * left;
-            sums[row][1] += factor * right;
+#pragma GCC unroll 8
+            for (int v = 0; v < VECTORS; v++)
+                sums[row][v] += factor * weights[v];
         }
     }
 #pragma GCC unroll 8
-    for (int row = 0; row < rows; row++) {
-        *(vector *)(out + row * out_stride) = sums[row][0];
-        *(vector *)(out + row * out_stride + VECTOR) = sums[row][1];
-    }
+    for (int row = 0; row < rows; row++)
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++)
+            *(vector *)(out + row * out_stride + v * VECTOR) = sums[row][v];
 }
 
 #if defined(NARROW)
@@ -240,7 +254,11 @@ static void multiply_in_tiles(matrix m, long rows, const uint16_t *x, float *out
         const int some = size;                                                                   \
         call;                                                                                    \
     }
+#if MOST_ROWS == 8
 #define IN_BLOCKS(call) FOR_ROWS(8, call) FOR_ROWS(4, call) FOR_ROWS(2, call) FOR_ROWS(1, call)
+#else
+#define IN_BLOCKS(call) FOR_ROWS(4, call) FOR_ROWS(2, call) FOR_ROWS(1, call)
+#endif
 
 /* Multiply x[rows, given] with a matrix of `given` rows; the sums are the first
  * [rows, m.count * WIDTH] of the room. */
