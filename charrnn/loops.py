@@ -56,16 +56,32 @@ def run_rnn(
     return result
 
 
-def beats_onednn_lstm(x_TBE: Tensor) -> bool:
-    """Return whether ``run_lstm`` can be had for inputs on a CPU, and is faster than torch's.
+_LSTM_LANES = 16
+"""Fewest lanes in float32: fewer keep the threads of oneDNN's LSTM busier than the loop's."""
 
-    It is in bf16, where the processor multiplies that: oneDNN's LSTM leaves AMX out in training,
-    and its threads wait for each other at every time step (docs/performance.md).
+_LSTM_WEIGHTS = 1 << 20
+"""Too many recurrent weights in float32: 4 MB, which pass each core's cache at every step."""
+
+
+def beats_onednn_lstm(x_TBE: Tensor, weight_recurrent: Tensor) -> bool:
+    """Return whether ``run_lstm`` can be had for inputs on a CPU, and is the better one.
+
+    The threads of oneDNN's LSTM wait for each other at every time step, which costs half of its
+    speed on a busy machine; and it leaves AMX out in training (docs/performance.md). Where
+    nothing is differentiated, in float32, it stays: it needs no compiler.
+
+    Args:
+        x_TBE: Inputs.
+        weight_recurrent: U [4H, H].
     """
-    if x_TBE.dtype != torch.bfloat16:
-        return False
-    compiled = native.loops()
-    return compiled is not None and compiled.multiplies_bf16
+    if x_TBE.dtype == torch.float32:
+        lanes, weights = x_TBE.shape[1], weight_recurrent.numel()
+        wanted = torch.is_grad_enabled() and lanes >= _LSTM_LANES and weights < _LSTM_WEIGHTS
+        return wanted and native.loops() is not None
+    if x_TBE.dtype == torch.bfloat16:
+        compiled = native.loops()
+        return compiled is not None and compiled.multiplies_bf16
+    return False
 
 
 def run_lstm(

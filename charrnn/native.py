@@ -29,7 +29,8 @@ __all__ = ["Loops", "compile_loops", "find_compiler", "loops"]
 
 _OPTIONS = ["-std=gnu11", "-O3", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared"]
 """OpenMP's threads are torch's own: gcc's library is the one that torch has loaded. Nothing here
-asks for a trap on an overflow; with AVX2 gcc computes no vector of exponentials if something might."""
+wants a trap on an overflow; if something did, gcc could not compute a vector of exponentials with
+AVX2."""
 
 _WIDE = "-mprefer-vector-width=512"
 """Vectors as wide as the processor's; gcc takes half of it, others do not know the option."""

@@ -55,12 +55,20 @@ def test_threads_change_no_bit(cell: str, dtype: torch.dtype) -> None:
 
 
 @needs_compiler
-def test_an_lstm_runs_here_where_bf16_is_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
-    wide, narrow = torch.zeros(T, B, E), torch.zeros(T, B, E).bfloat16()
-    assert beats_onednn_lstm(narrow) == multiplies_bf16(narrow.device)
-    assert not beats_onednn_lstm(wide)
+def test_an_lstm_runs_here_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, too_many = torch.zeros(4 * H, H), torch.zeros(4 * 512, 512)
+    many, few = torch.zeros(T, 16, E), torch.zeros(T, 15, E)
+    has_bf16 = multiplies_bf16(many.device)
+    assert beats_onednn_lstm(many, weights)
+    assert not beats_onednn_lstm(few, weights)
+    assert not beats_onednn_lstm(many, too_many)
+    assert not beats_onednn_lstm(many.double(), weights)
+    assert beats_onednn_lstm(few.bfloat16(), too_many) == has_bf16
+    with torch.no_grad():
+        assert not beats_onednn_lstm(many, weights)
     monkeypatch.setattr(native, "loops", lambda: None)
-    assert not beats_onednn_lstm(narrow)
+    assert not beats_onednn_lstm(many, weights)
+    assert not beats_onednn_lstm(many.bfloat16(), weights)
 
 
 @needs_compiler
