@@ -195,7 +195,7 @@ def given(fields: dict[str, Any]) -> dict[str, Any]:
 def _cpu(
     choices: Choices, vocabulary: int, characters: int, bf16: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    lanes, window, width = {"lstm": (16, 128, 256), "gru": (16, 128, 256), "rnn": (32, 64, 384)}[
+    lanes, window, width = {"lstm": (16, 128, 256), "gru": (16, 128, 384), "rnn": (32, 64, 384)}[
         choices.cell
     ]
     lr = {"lstm": 0.028, "gru": 0.02, "rnn": 0.01}[choices.cell]

@@ -36,6 +36,33 @@ def test_orthogonalise_moves_the_singular_values_alone(shape: tuple[int, int], s
         )
 
 
+@pytest.mark.parametrize(
+    ("shape", "band", "heights"),
+    [
+        ((7, 9), 3, [3, 3, 1]),
+        ((9, 7), 3, [3, 3, 1]),
+        ((8, 8), 4, [4, 4]),
+        ((8, 11), 7, [4, 4]),
+        ((5, 9), 1, [1] * 5),
+        ((5, 9), 5, [5]),
+        ((5, 9), 128, [5]),
+    ],
+)
+def test_bands_are_orthogonalised_by_themselves(
+    shape: tuple[int, int], band: int, heights: list[int]
+) -> None:
+    matrices_NRC = random(2, *shape)
+    tall = shape[0] > shape[1]
+    for result_RC, matrix_RC in zip(
+        orthogonalise(matrices_NRC, 3, band), matrices_NRC, strict=True
+    ):
+        bands = (matrix_RC.T if tall else matrix_RC).split(heights)
+        expected_RC = torch.cat([by_singular_values(rows, 3) for rows in bands])
+        torch.testing.assert_close(
+            result_RC, expected_RC.T if tall else expected_RC, rtol=1e-8, atol=1e-9
+        )
+
+
 @pytest.mark.parametrize("shape", [(7, 7), (5, 9), (9, 5)])
 def test_many_steps_point_to_the_orthogonal_factor(shape: tuple[int, int]) -> None:
     matrix_RC = random(*shape, seed=2)
@@ -87,6 +114,7 @@ def is_matrix(name: str) -> bool:
         {"weight_decay": 0.3},
         {"weight_decay": 0.3, "decay_embedding": True},
         {"momentum": 0.5, "newton_schulz": 5, "betas": (0.8, 0.95)},
+        {"band": 4},
     ],
 )
 def test_several_updates_equal_the_definition(cell: CellName, options: dict[str, Any]) -> None:
@@ -118,8 +146,12 @@ def test_several_updates_equal_the_definition(cell: CellName, options: dict[str,
             nesterov = beta * momenta[name] + (1 - beta) * grad
             expected[name] *= kept
             rows = len(grad) // gates
-            for gate in range(gates):  # each gate's block is a matrix of its own
-                block = slice(gate * rows, (gate + 1) * rows)
+            # Each gate's block is a matrix of its own; where a band is no more than 4, so is each
+            # half of the square ones with 6 rows (the others have 4 columns).
+            halves = "band" in options and grad.shape[1] == rows
+            height = rows // 2 if halves else rows
+            for first in range(0, len(grad), height):
+                block = slice(first, first + height)
                 step = by_singular_values(nesterov[block], optimiser.newton_schulz)
                 size = math.sqrt(max(1, rows / grad.shape[1]))
                 expected[name][block] -= lr * size * step
