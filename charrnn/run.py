@@ -23,7 +23,7 @@ from charrnn import native, recipe
 from charrnn.baselines import compressed_nats, uniform_nats, unigram_nats
 from charrnn.cells import CELLS
 from charrnn.checkpoint import Checkpoint, find, load
-from charrnn.config import CellName, ModelConfig, Record, TextChoices, TrainConfig
+from charrnn.config import ModelConfig, Record, TextChoices, TrainConfig
 from charrnn.corpus import Corpus, Part, embedded_corpus, scan, split
 from charrnn.device import can_use_bf16, choose_device
 from charrnn.errors import CheckpointError, CorpusError, NonFiniteError, UsageError, VocabularyError
@@ -449,7 +449,7 @@ def _assemble(
             if progress.step == 0:
                 warmup = min(config.warmup_steps, -(-progress.planned_steps // 10))
                 config = replace(config, warmup_steps=warmup)
-    notes = [*notes, *_slow_loops(model.config.cell, model.head.weight.device)]
+    notes = [*notes, *_slow_loops(model.head.weight.device)]
     held_out = valid.counts() if valid is not None else {}
     baselines = {"uniform": uniform_nats(held_out, vocabulary)}
     if valid is not None:
@@ -472,11 +472,11 @@ def _assemble(
     )
 
 
-def _slow_loops(cell: CellName, device: torch.device) -> list[str]:
-    """Return what is said where a cell could train faster, had the machine a compiler."""
-    if device.type != "cpu" or cell == "lstm" or native.loops() is not None:
+def _slow_loops(device: torch.device) -> list[str]:
+    """Return what is said where the machine could train faster, had it a compiler."""
+    if device.type != "cpu" or native.loops() is not None:
         return []
-    return [f"the {cell.upper()} would train faster with a C compiler that has OpenMP, such as gcc"]
+    return ["training is faster with a C compiler that has OpenMP, such as gcc: none is found here"]
 
 
 def _divide(
