@@ -33,8 +33,13 @@ HALVED_BY = {"cpu": 2_000, "mps": 2_000, "cuda": 12_000}
 #: The budget when none is given.
 DEFAULT_MINUTES = 3.0
 DEFAULT_BUDGET: dict[str, float | int] = {"minutes": DEFAULT_MINUTES}
-#: Characters read in a run from which a wider model on a CPU is the better use of the time ...
-WIDER_FROM = 15_000_000
+#: Characters read in a run from each of which on 128 units more are, on a CPU, the better use of
+#: the time ...
+WIDER_FROM: dict[CellName, tuple[int, ...]] = {
+    "rnn": (15_000_000,),
+    "lstm": (15_000_000,),
+    "gru": (4_000_000, 30_000_000),
+}
 #: ... unless they are the same few again and again: in as many passes, or more.
 WIDER_IN_PASSES: dict[CellName, int] = {"rnn": 10, "lstm": 50, "gru": 50}
 #: Symbols from which most of them are so rare that embedding and head learn by heart what
@@ -195,7 +200,7 @@ def given(fields: dict[str, Any]) -> dict[str, Any]:
 def _cpu(
     choices: Choices, vocabulary: int, characters: int, bf16: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    lanes, window, width = {"lstm": (16, 128, 256), "gru": (16, 128, 384), "rnn": (32, 64, 384)}[
+    lanes, window, width = {"lstm": (16, 128, 256), "gru": (16, 128, 256), "rnn": (32, 64, 384)}[
         choices.cell
     ]
     lr = {"lstm": 0.028, "gru": 0.02, "rnn": 0.01}[choices.cell]
@@ -212,8 +217,9 @@ def _cpu(
     if sizes["precision"] == "bf16":
         width += 128
     passes = _passes(choices.budget or DEFAULT_BUDGET, sizes, vocabulary, characters, "cpu")
-    if passes * characters > WIDER_FROM and passes < WIDER_IN_PASSES[choices.cell]:
-        width += 128
+    if passes < WIDER_IN_PASSES[choices.cell]:
+        read = passes * characters
+        width += 128 * sum(read > least for least in WIDER_FROM[choices.cell])
     return {"layers": 1, "hidden": width}, training
 
 
