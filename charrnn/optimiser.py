@@ -46,6 +46,9 @@ CUSHION = 1.01
 #: halves of a square matrix are 2.4 times as fast as the whole. In bands of 128 a plain RNN of
 #: 512 units, whose only matrix this is, learns worse; in bands of 171 none does.
 BAND = 192
+#: A band's rows are a multiple of this, where they are more: processors multiply such matrices
+#: with their fast kernels.
+_GRAIN = 16
 
 
 def orthogonalise(matrices_NRC: Tensor, steps: int, band: int | None = None) -> Tensor:
@@ -58,7 +61,8 @@ def orthogonalise(matrices_NRC: Tensor, steps: int, band: int | None = None) -> 
         matrices_NRC: N matrices of R rows and C columns.
         steps: iterations, with ``POLAR_EXPRESS`` one after the other and its last from then on.
         band: the rows (columns, where these are fewer) that are made orthogonal to each
-            other, at most: a matrix is cut into as few bands as that takes. None: all of them.
+            other, at most, up to the next multiple of 16: a matrix is cut into as few bands
+            as that takes, the last one lower than the others. None: all of them.
 
     Returns:
         A tensor of the same shape; singular vectors, those of a band, as before.
@@ -67,8 +71,11 @@ def orthogonalise(matrices_NRC: Tensor, steps: int, band: int | None = None) -> 
     whole = matrices_NRC if wide else matrices_NRC.mT
     count, rows, columns = whole.shape
     bands = 1 if band is None else -(-rows // band)
+    height = -(-rows // bands)
+    if bands > 1 and height > _GRAIN:
+        height += -height % _GRAIN
     # Rows of zeros fill up the last band: they stay zero and change no other.
-    x = F.pad(whole, (0, 0, 0, -rows % bands)).reshape(count * bands, -1, columns)
+    x = F.pad(whole, (0, 0, 0, -rows % height)).reshape(-1, height, columns)
     x = x / (x.norm(dim=(1, 2), keepdim=True) * CUSHION + 1e-12)
     for step in range(steps):
         a, b, c = POLAR_EXPRESS[min(step, len(POLAR_EXPRESS) - 1)]

@@ -46,6 +46,10 @@ def test_orthogonalise_moves_the_singular_values_alone(shape: tuple[int, int], s
         ((5, 9), 1, [1] * 5),
         ((5, 9), 5, [5]),
         ((5, 9), 128, [5]),
+        ((45, 60), 20, [15, 15, 15]),
+        ((45, 60), 32, [32, 13]),
+        ((50, 60), 20, [32, 18]),
+        ((45, 60), 45, [45]),
     ],
 )
 def test_bands_are_orthogonalised_by_themselves(
