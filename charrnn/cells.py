@@ -194,7 +194,7 @@ class LSTM(Cell):
     def _run(
         self, x_TBE: Tensor, state: list[Tensor], weights: list[Tensor]
     ) -> tuple[Tensor, State]:
-        if x_TBE.device.type == "cpu" and beats_onednn_lstm(x_TBE, self.weight_recurrent):
+        if x_TBE.device.type == "cpu" and beats_onednn_lstm(x_TBE):
             dtype = _LOOP_DTYPES[x_TBE.dtype]
             out_TBH, *after = run_lstm(x_TBE, *(t.to(dtype) for t in (*state, *weights)))
             return out_TBH, tuple(after)

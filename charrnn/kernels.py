@@ -21,6 +21,7 @@ from torch.nn.grad import conv2d_weight
 
 __all__ = [
     "dropout",
+    "has_avx512",
     "linear",
     "mean_cross_entropy",
     "multiplies_bf16",
@@ -46,6 +47,11 @@ def multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cpu":
         return _has("avx512_bf16")
     return device.type == "cuda"
+
+
+def has_avx512() -> bool:
+    """Return whether the CPU's vectors have 512 bits."""
+    return _has("avx512_f")
 
 
 def _has(capability: str) -> bool:

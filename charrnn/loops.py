@@ -24,6 +24,7 @@ from torch import Tensor
 
 from charrnn import native
 from charrnn.kernels import (
+    has_avx512,
     needs_gradient,
     product,
     refuse_second_derivative,
@@ -59,25 +60,18 @@ def run_rnn(
 _LSTM_LANES = 16
 """Fewest lanes in float32: fewer keep the threads of oneDNN's LSTM busier than the loop's."""
 
-_LSTM_WEIGHTS = 1 << 20
-"""Too many recurrent weights in float32: 4 MB, which pass each core's cache at every step."""
 
-
-def beats_onednn_lstm(x_TBE: Tensor, weight_recurrent: Tensor) -> bool:
+def beats_onednn_lstm(x_TBE: Tensor) -> bool:
     """Return whether ``run_lstm`` can be had for inputs on a CPU, and is the better one.
 
-    The threads of oneDNN's LSTM wait for each other at every time step, which costs half of its
-    speed on a busy machine; and it leaves AMX out in training (docs/performance.md). Where
-    nothing is differentiated, in float32, it stays: it needs no compiler.
-
-    Args:
-        x_TBE: Inputs.
-        weight_recurrent: U [4H, H].
+    It is in bf16, because oneDNN's LSTM leaves AMX out in training, and in float32 without
+    AVX-512; with it, oneDNN's is faster by a few hundredths where nothing else runs. Where much
+    does, its threads lose half of its speed by waiting for each other at every time step
+    (docs/performance.md). What is not differentiated, in float32, needs no compiler.
     """
     if x_TBE.dtype == torch.float32:
-        lanes, weights = x_TBE.shape[1], weight_recurrent.numel()
-        wanted = torch.is_grad_enabled() and lanes >= _LSTM_LANES and weights < _LSTM_WEIGHTS
-        return wanted and native.loops() is not None
+        wanted = torch.is_grad_enabled() and x_TBE.shape[1] >= _LSTM_LANES
+        return wanted and not has_avx512() and native.loops() is not None
     if x_TBE.dtype == torch.bfloat16:
         compiled = native.loops()
         return compiled is not None and compiled.multiplies_bf16

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn import native
+from charrnn import loops, native
 from charrnn.kernels import multiplies_bf16
 from charrnn.loops import beats_onednn_lstm, run_gru, run_lstm, run_rnn
 
@@ -55,20 +55,21 @@ def test_threads_change_no_bit(cell: str, dtype: torch.dtype) -> None:
 
 
 @needs_compiler
-def test_an_lstm_runs_here_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    weights, too_many = torch.zeros(4 * H, H), torch.zeros(4 * 512, 512)
+@pytest.mark.parametrize("avx512", [True, False])
+def test_an_lstm_runs_here_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, avx512: bool
+) -> None:
+    monkeypatch.setattr(loops, "has_avx512", lambda: avx512)
     many, few = torch.zeros(T, 16, E), torch.zeros(T, 15, E)
-    has_bf16 = multiplies_bf16(many.device)
-    assert beats_onednn_lstm(many, weights)
-    assert not beats_onednn_lstm(few, weights)
-    assert not beats_onednn_lstm(many, too_many)
-    assert not beats_onednn_lstm(many.double(), weights)
-    assert beats_onednn_lstm(few.bfloat16(), too_many) == has_bf16
+    assert beats_onednn_lstm(many) == (not avx512)
+    assert not beats_onednn_lstm(few)
+    assert not beats_onednn_lstm(many.double())
+    assert beats_onednn_lstm(few.bfloat16()) == multiplies_bf16(few.device)
     with torch.no_grad():
-        assert not beats_onednn_lstm(many, weights)
+        assert not beats_onednn_lstm(many)
     monkeypatch.setattr(native, "loops", lambda: None)
-    assert not beats_onednn_lstm(many, weights)
-    assert not beats_onednn_lstm(many.bfloat16(), weights)
+    assert not beats_onednn_lstm(many)
+    assert not beats_onednn_lstm(many.bfloat16())
 
 
 @needs_compiler
