@@ -33,8 +33,8 @@ HALVED_BY = {"cpu": 2_000, "mps": 2_000, "cuda": 12_000}
 #: The budget when none is given.
 DEFAULT_MINUTES = 3.0
 DEFAULT_BUDGET: dict[str, float | int] = {"minutes": DEFAULT_MINUTES}
-#: Characters read in a run from each of which on 128 units more are, on a CPU, the better use of
-#: the time ...
+#: Characters read in a run: past each of these numbers 128 units more are the better use of the
+#: time, on a CPU ...
 WIDER_FROM: dict[CellName, tuple[int, ...]] = {
     "rnn": (15_000_000,),
     "lstm": (15_000_000,),
