@@ -144,26 +144,30 @@ INLINE void multiply_wide(const int rows, long inner, const float *x, long x_str
 INLINE void multiply_narrow(const int rows, long inner, const uint16_t *x, long x_stride,
                             const uint16_t *panel, float *out, long out_stride)
 {
-    __m512 sums[8][2];
+    __m512 sums[MOST_ROWS][VECTORS];
     for (int row = 0; row < rows; row++)
-        sums[row][0] = sums[row][1] = _mm512_setzero_ps();
+        for (int v = 0; v < VECTORS; v++)
+            sums[row][v] = _mm512_setzero_ps();
     for (long k = 0; k < inner; k += 2) {
-        const __m512bh left = (__m512bh)_mm512_loadu_si512(panel + k * WIDTH);
-        const __m512bh right = (__m512bh)_mm512_loadu_si512(panel + k * WIDTH + 2 * VECTOR);
+        __m512bh weights[VECTORS];
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++)
+            weights[v] = (__m512bh)_mm512_loadu_si512(panel + k * WIDTH + v * 2 * VECTOR);
 #pragma GCC unroll 8
         for (int row = 0; row < rows; row++) {
             int pair;
             memcpy(&pair, x + row * x_stride + k, sizeof pair);
             const __m512bh factors = (__m512bh)_mm512_set1_epi32(pair);
-            sums[row][0] = _mm512_dpbf16_ps(sums[row][0], factors, left);
-            sums[row][1] = _mm512_dpbf16_ps(sums[row][1], factors, right);
+#pragma GCC unroll 8
+            for (int v = 0; v < VECTORS; v++)
+                sums[row][v] = _mm512_dpbf16_ps(sums[row][v], factors, weights[v]);
         }
     }
 #pragma GCC unroll 8
-    for (int row = 0; row < rows; row++) {
-        _mm512_storeu_ps(out + row * out_stride, sums[row][0]);
-        _mm512_storeu_ps(out + row * out_stride + VECTOR, sums[row][1]);
-    }
+    for (int row = 0; row < rows; row++)
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++)
+            _mm512_storeu_ps(out + row * out_stride + v * VECTOR, sums[row][v]);
 }
 
 /* Round to bf16, to the nearest, ties to even. */
