@@ -25,6 +25,7 @@ from torch import Tensor
 from charrnn import native
 from charrnn.kernels import (
     has_avx512,
+    multiplies_bf16,
     needs_gradient,
     product,
     refuse_second_derivative,
@@ -32,7 +33,7 @@ from charrnn.kernels import (
     weight_gradient,
 )
 
-__all__ = ["beats_onednn_lstm", "run_gru", "run_lstm", "run_rnn"]
+__all__ = ["beats_onednn_lstm", "run_gru", "run_lstm", "run_rnn", "suits_lstm"]
 
 
 def run_rnn(
@@ -61,21 +62,29 @@ _LSTM_LANES = 16
 """Fewest lanes in float32: fewer keep the threads of oneDNN's LSTM busier than the loop's."""
 
 
+def suits_lstm(dtype: torch.dtype, lanes: int) -> bool:
+    """Return whether an LSTM trains faster by ``run_lstm`` than by oneDNN, given a compiler.
+
+    It does in bf16, because oneDNN's LSTM leaves AMX out in training, and in float32 without
+    AVX-512; with it, oneDNN's is faster by a few hundredths where nothing else runs. Where much
+    does, its threads lose half of its speed by waiting for each other at every time step
+    (docs/performance.md).
+    """
+    if dtype == torch.bfloat16:
+        return multiplies_bf16(torch.device("cpu"))
+    return dtype == torch.float32 and lanes >= _LSTM_LANES and not has_avx512()
+
+
 def beats_onednn_lstm(x_TBE: Tensor) -> bool:
     """Return whether ``run_lstm`` can be had for inputs on a CPU, and is the better one.
 
-    It is in bf16, because oneDNN's LSTM leaves AMX out in training, and in float32 without
-    AVX-512; with it, oneDNN's is faster by a few hundredths where nothing else runs. Where much
-    does, its threads lose half of its speed by waiting for each other at every time step
-    (docs/performance.md). What is not differentiated, in float32, needs no compiler.
+    What is not differentiated, in float32, needs no compiler.
     """
-    if x_TBE.dtype == torch.float32:
-        wanted = torch.is_grad_enabled() and x_TBE.shape[1] >= _LSTM_LANES
-        return wanted and not has_avx512() and native.loops() is not None
-    if x_TBE.dtype == torch.bfloat16:
-        compiled = native.loops()
-        return compiled is not None and compiled.multiplies_bf16
-    return False
+    narrow = x_TBE.dtype == torch.bfloat16
+    if not (narrow or torch.is_grad_enabled()) or not suits_lstm(x_TBE.dtype, x_TBE.shape[1]):
+        return False
+    compiled = native.loops()
+    return compiled is not None and (compiled.multiplies_bf16 or not narrow)
 
 
 def run_lstm(

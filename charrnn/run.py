@@ -27,6 +27,7 @@ from charrnn.config import ModelConfig, Record, TextChoices, TrainConfig
 from charrnn.corpus import Corpus, Part, embedded_corpus, scan, split
 from charrnn.device import can_use_bf16, choose_device
 from charrnn.errors import CheckpointError, CorpusError, NonFiniteError, UsageError, VocabularyError
+from charrnn.loops import suits_lstm
 from charrnn.model import CharModel
 from charrnn.optimiser import OPTIMISERS
 from charrnn.runfolder import RunFolder
@@ -449,7 +450,7 @@ def _assemble(
             if progress.step == 0:
                 warmup = min(config.warmup_steps, -(-progress.planned_steps // 10))
                 config = replace(config, warmup_steps=warmup)
-    notes = [*notes, *_slow_loops(model.head.weight.device)]
+    notes = [*notes, *_slow_loops(model, config.batch_size)]
     held_out = valid.counts() if valid is not None else {}
     baselines = {"uniform": uniform_nats(held_out, vocabulary)}
     if valid is not None:
@@ -472,9 +473,11 @@ def _assemble(
     )
 
 
-def _slow_loops(device: torch.device) -> list[str]:
+def _slow_loops(model: CharModel, lanes: int) -> list[str]:
     """Return what is said where the machine could train faster, had it a compiler."""
-    if device.type != "cpu" or native.loops() is not None:
+    on_cpu = model.head.weight.device.type == "cpu"
+    looped = model.config.cell != "lstm" or suits_lstm(model.compute_dtype, lanes)
+    if not (on_cpu and looped) or native.loops() is not None:
         return []
     return ["training is faster with a C compiler that has OpenMP, such as gcc: none is found here"]
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn import native, recipe, training
+from charrnn import kernels, native, recipe, training
 from charrnn.checkpoint import load
-from charrnn.config import CELL_NAMES, CellName, SampleConfig, TextChoices
+from charrnn.config import CellName, SampleConfig, TextChoices
 from charrnn.corpus import scan
 from charrnn.evaluation import Scores, prices, score
 from charrnn.run import Progress, Run, resume, start
@@ -458,16 +458,35 @@ def test_the_unknown_symbol_is_learned_where_the_text_has_none(
     assert last.nats_T[-1] - run.vocabulary.unknown_nats < 7.0
 
 
-@pytest.mark.parametrize("cell", CELL_NAMES)
+@pytest.mark.parametrize(
+    ("cell", "vectors", "precision", "lanes", "slower"),
+    [
+        ("rnn", "avx512_bf16", "fp32", 3, True),
+        ("gru", "avx512_bf16", "fp32", 3, True),
+        # oneDNN's LSTM needs no compiler, and is as fast wherever its vectors are long.
+        ("lstm", "avx512_f", "fp32", 16, False),
+        ("lstm", "avx512_bf16", "bf16", 3, True),
+        ("lstm", "avx2", "fp32", 16, True),
+        ("lstm", "avx2", "fp32", 15, False),
+    ],
+)
 def test_a_missing_compiler_is_told_where_it_costs_speed(
-    cell: CellName, start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+    cell: CellName,
+    vectors: str,
+    precision: str,
+    lanes: int,
+    slower: bool,
+    start_run: StartRun,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(native, "loops", lambda: None)
-    run = start_run(cell=cell, steps=2)
+    asked: list[None] = []
+    monkeypatch.setattr(native, "loops", lambda: asked.append(None))
+    monkeypatch.setattr(kernels, "_has", lambda capability: vectors.startswith(capability))
+    run = start_run(cell=cell, steps=2, precision=precision, batch_size=lanes)
     said = [note for note in run.notes if "compiler" in note]
-    assert said == [
-        "training is faster with a C compiler that has OpenMP, such as gcc: none is found here"
-    ]
+    note = "training is faster with a C compiler that has OpenMP, such as gcc: none is found here"
+    assert said == [note] * slower
+    assert bool(asked) == slower  # who is asked compiles, which takes its time
     assert list(train(run))[-1] == Finished("done", complete=True)
 
 
