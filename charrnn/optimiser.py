@@ -4,11 +4,12 @@ By default Muon moves the matrices of the recurrence and AdamW the rest.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces a
 matrix's momentum by the nearest semi-orthogonal matrix, so that every direction
-of the gradient moves the weights by the same amount. A gate's block is a matrix
-of its own: an LSTM's recurrent weights are four H x H matrices stacked, and
-orthogonalising them together ties gates to each other that have nothing in
-common. Within a block, bands of some rows are orthogonalised by themselves: the
-loss is the same and the time a half or less (both measured in docs/performance.md).
+of the gradient moves the weights by the same amount. What is one matrix here is a
+gate's [W U], which reads [x; h] at once: gates have nothing in common, but what
+a gate takes from the input and from the state adds up. Within it, bands of some
+rows are orthogonalised by themselves: the loss is the same and the time a half or
+less (all measured in docs/performance.md). A row of a semi-orthogonal matrix has norm
+1; it is scaled so that its share in U has it in the mean, however wide the input.
 """
 
 from __future__ import annotations
@@ -58,31 +59,28 @@ def orthogonalise(matrices_NRC: Tensor, steps: int, band: int | None = None) -> 
     A = XXᵀ pushes every singular value towards 1.
 
     Args:
-        matrices_NRC: N matrices of R rows and C columns.
+        matrices_NRC: N matrices of R rows and C columns, R at most C.
         steps: iterations, with ``POLAR_EXPRESS`` one after the other and its last from then on.
-        band: the rows (columns, where these are fewer) that are made orthogonal to each
-            other, at most, up to the next multiple of 16: a matrix is cut into as few bands
-            as that takes, the last one lower than the others. None: all of them.
+        band: the rows that are made orthogonal to each other, at most, up to the next
+            multiple of 16: a matrix is cut into as few bands as that takes, the last one
+            lower than the others. None: all of them.
 
     Returns:
         A tensor of the same shape; singular vectors, those of a band, as before.
     """
-    wide = matrices_NRC.shape[1] <= matrices_NRC.shape[2]
-    whole = matrices_NRC if wide else matrices_NRC.mT
-    count, rows, columns = whole.shape
+    count, rows, columns = matrices_NRC.shape
     bands = 1 if band is None else -(-rows // band)
     height = -(-rows // bands)
     if bands > 1 and height > _GRAIN:
         height += -height % _GRAIN
     # Rows of zeros fill up the last band: they stay zero and change no other.
-    x = F.pad(whole, (0, 0, 0, -rows % height)).reshape(-1, height, columns)
+    x = F.pad(matrices_NRC, (0, 0, 0, -rows % height)).reshape(-1, height, columns)
     x = x / (x.norm(dim=(1, 2), keepdim=True) * CUSHION + 1e-12)
     for step in range(steps):
         a, b, c = POLAR_EXPRESS[min(step, len(POLAR_EXPRESS) - 1)]
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    x = x.reshape(count, -1, columns)[:, :rows]
-    return x if wide else x.mT
+    return x.reshape(count, -1, columns)[:, :rows]
 
 
 class Optimiser(ABC):
@@ -106,12 +104,13 @@ class Optimiser(ABC):
         self, model: CharModel, *, weight_decay: float = 0.0, decay_embedding: bool = False
     ) -> None:
         self.weight_decay = weight_decay
-        self._gates: dict[str, int] = {}
-        for index, cell in enumerate(model.layers()):
-            self._gates[f"cells.{index}.weight_input"] = cell.gates
-            self._gates[f"cells.{index}.weight_recurrent"] = cell.gates
+        #: The names of W and U of each layer.
+        self._layers = [
+            (f"cells.{index}.weight_input", f"cells.{index}.weight_recurrent")
+            for index in range(len(model.layers()))
+        ]
         weights: dict[str, Tensor] = dict(model.named_parameters())
-        self._matrices = {name: weights.pop(name) for name in self._gates}
+        self._matrices = {name: weights.pop(name) for names in self._layers for name in names}
         self._others = weights
         self._decaying = [*self._matrices.values()]
         if decay_embedding:
@@ -243,12 +242,12 @@ class MuonAdamW(AdamW):
         self.momentum = momentum
         self.newton_schulz = newton_schulz
         self.band = band
-        #: Matrices whose gate blocks have one shape are orthogonalised in one batch.
-        self._groups: dict[tuple[int, int], list[tuple[str, int]]] = {}
+        self._gates = model.layers()[0].gates
+        #: Layers whose gates read equally many numbers are orthogonalised in one batch.
+        self._groups: dict[int, list[tuple[str, str]]] = {}
+        for cell, names in zip(model.layers(), self._layers, strict=True):
+            self._groups.setdefault(cell.inputs + cell.hidden, []).append(names)
         for name, weight in self._matrices.items():
-            gates = self._gates[name]
-            shape = (weight.shape[0] // gates, weight.shape[1])
-            self._groups.setdefault(shape, []).append((name, gates))
             self._state[f"momentum.{name}"] = torch.zeros_like(weight)
         self._product_dtype = _product_dtype(model.head.weight)
 
@@ -267,15 +266,16 @@ class MuonAdamW(AdamW):
         nesterov = dict(
             zip(self._matrices, torch._foreach_lerp(grads, moments, self.momentum), strict=True)
         )
-        for (rows, columns), members in self._groups.items():
-            blocks = [nesterov[name].view(gates, rows, columns) for name, gates in members]
-            stacked = torch.cat(blocks).to(self._product_dtype)
-            whole = orthogonalise(stacked, self.newton_schulz, self.band).to(weights[0].dtype)
-            whole = whole * (self.lr * math.sqrt(max(1.0, rows / columns)))
-            for (name, gates), update in zip(
-                members, torch.split(whole, [gates for _, gates in members]), strict=True
-            ):
-                self._matrices[name].sub_(update.reshape(gates * rows, columns))
+        for columns, layers in self._groups.items():
+            joined = [torch.cat([nesterov[w], nesterov[u]], dim=1) for w, u in layers]
+            blocks = torch.cat(joined).view(len(layers) * self._gates, -1, columns)
+            whole = orthogonalise(blocks.to(self._product_dtype), self.newton_schulz, self.band)
+            rate = self.lr * math.sqrt(columns / blocks.shape[1])
+            moves = (whole.to(blocks.dtype) * rate).view(len(layers), -1, columns)
+            for (w, u), move in zip(layers, moves, strict=True):
+                inputs = self._matrices[w].shape[1]
+                self._matrices[w].sub_(move[:, :inputs])
+                self._matrices[u].sub_(move[:, inputs:])
 
 
 OPTIMISERS: dict[OptimiserName, type[Optimiser]] = {"muon": MuonAdamW, "adamw": AdamW, "sgd": SGD}

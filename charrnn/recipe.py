@@ -45,8 +45,8 @@ WIDER_IN_PASSES: dict[CellName, int] = {"rnn": 10, "lstm": 50, "gru": 50}
 #: Symbols from which most of them are so rare that embedding and head learn by heart what
 #: surrounded each, unless they decay.
 MANY_SYMBOLS: dict[CellName, int] = {"rnn": 2000, "lstm": 500, "gru": 500}
-#: From this many on a CPU, the rate of embedding and head is twice as high, so that rare symbols
-#: are learned in few passes ...
+#: From this many on a CPU, the rate of embedding and head is three times as high, so that rare
+#: symbols are learned in few passes ...
 RARE_SYMBOLS = 500
 #: ... unless they are so many that the text is learned by heart: from this pressure on.
 BY_HEART = 40
@@ -104,7 +104,7 @@ def choose(
     )
     dropout, weight_drop = regularisation(choices.cell, pressed)
     if device != "cuda" and vocabulary >= RARE_SYMBOLS and pressed < BY_HEART:
-        training["lr_adam"] *= 2
+        training["lr_adam"] *= 3
     model = ModelConfig(
         **{
             "cell": choices.cell,
@@ -203,12 +203,11 @@ def _cpu(
     lanes, window, width = {"lstm": (16, 128, 256), "gru": (16, 128, 256), "rnn": (32, 64, 384)}[
         choices.cell
     ]
-    lr = {"lstm": 0.028, "gru": 0.02, "rnn": 0.01}[choices.cell]
     training = {
         "batch_size": lanes,
         "bptt": window,
-        "lr": lr,
-        "lr_adam": 0.3 * lr,
+        "lr": {"lstm": 0.028, "gru": 0.028, "rnn": 0.014}[choices.cell],
+        "lr_adam": 0.0084,
         "weight_decay": 0.1,
         "warmup_steps": 50,
         "precision": "bf16" if bf16 else "fp32",

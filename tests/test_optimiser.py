@@ -26,7 +26,7 @@ def by_singular_values(matrix_RC: Tensor, steps: int) -> Tensor:
     return result
 
 
-@pytest.mark.parametrize("shape", [(7, 7), (5, 9), (9, 5), (1, 6), (6, 1)])
+@pytest.mark.parametrize("shape", [(7, 7), (5, 9), (1, 6)])
 @pytest.mark.parametrize("steps", [1, 3, 5, 12])
 def test_orthogonalise_moves_the_singular_values_alone(shape: tuple[int, int], steps: int) -> None:
     matrices_NRC = random(3, *shape)
@@ -40,7 +40,6 @@ def test_orthogonalise_moves_the_singular_values_alone(shape: tuple[int, int], s
     ("shape", "band", "heights"),
     [
         ((7, 9), 3, [3, 3, 1]),
-        ((9, 7), 3, [3, 3, 1]),
         ((8, 8), 4, [4, 4]),
         ((8, 11), 7, [4, 4]),
         ((5, 9), 1, [1] * 5),
@@ -56,18 +55,14 @@ def test_bands_are_orthogonalised_by_themselves(
     shape: tuple[int, int], band: int, heights: list[int]
 ) -> None:
     matrices_NRC = random(2, *shape)
-    tall = shape[0] > shape[1]
     for result_RC, matrix_RC in zip(
         orthogonalise(matrices_NRC, 3, band), matrices_NRC, strict=True
     ):
-        bands = (matrix_RC.T if tall else matrix_RC).split(heights)
-        expected_RC = torch.cat([by_singular_values(rows, 3) for rows in bands])
-        torch.testing.assert_close(
-            result_RC, expected_RC.T if tall else expected_RC, rtol=1e-8, atol=1e-9
-        )
+        bands = [by_singular_values(rows, 3) for rows in matrix_RC.split(heights)]
+        torch.testing.assert_close(result_RC, torch.cat(bands), rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("shape", [(7, 7), (5, 9), (9, 5)])
+@pytest.mark.parametrize("shape", [(7, 7), (5, 9)])
 def test_many_steps_point_to_the_orthogonal_factor(shape: tuple[int, int]) -> None:
     matrix_RC = random(*shape, seed=2)
     u, _, v = torch.linalg.svd(matrix_RC, full_matrices=False)
@@ -94,9 +89,9 @@ def test_orthogonalise_does_not_care_for_scale_and_takes_zero() -> None:
     assert not orthogonalise(torch.zeros(2, 4, 6), 4).any()
 
 
-def make(cell: CellName) -> CharModel:
+def make(cell: CellName, embedding: int = 4) -> CharModel:
     torch.manual_seed(3)
-    config = ModelConfig(cell=cell, vocabulary=9, layers=2, hidden=6, embedding=4)
+    config = ModelConfig(cell=cell, vocabulary=9, layers=2, hidden=7, embedding=embedding)
     return CharModel(config).double()
 
 
@@ -121,8 +116,11 @@ def is_matrix(name: str) -> bool:
         {"band": 4},
     ],
 )
-def test_several_updates_equal_the_definition(cell: CellName, options: dict[str, Any]) -> None:
-    model = make(cell)
+@pytest.mark.parametrize("embedding", [4, 7])  # the layers' matrices of two shapes, and of one
+def test_several_updates_equal_the_definition(
+    cell: CellName, options: dict[str, Any], embedding: int
+) -> None:
+    model = make(cell, embedding)
     optimiser = MuonAdamW(model, **options)
     expected = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     momenta = {name: torch.zeros_like(weight) for name, weight in expected.items()}
@@ -137,6 +135,7 @@ def test_several_updates_equal_the_definition(cell: CellName, options: dict[str,
     for update in range(1, 5):
         lr, lr_adam = 0.03 / update, 0.007 * update
         set_gradients(model, update)
+        nesterov: dict[str, Tensor] = {}
         for name, weight in model.named_parameters():
             grad = adam_weights[name].grad = weight.grad
             kept = 1 - lr * options.get("weight_decay", 0.0)
@@ -147,18 +146,21 @@ def test_several_updates_equal_the_definition(cell: CellName, options: dict[str,
             assert grad is not None
             beta = optimiser.momentum
             momenta[name] = beta * momenta[name] + (1 - beta) * grad
-            nesterov = beta * momenta[name] + (1 - beta) * grad
+            nesterov[name] = beta * momenta[name] + (1 - beta) * grad
             expected[name] *= kept
-            rows = len(grad) // gates
-            # Each gate's block is a matrix of its own; where a band is no more than 4, so is each
-            # half of the square ones with 6 rows (the others have 4 columns).
-            halves = "band" in options and grad.shape[1] == rows
-            height = rows // 2 if halves else rows
-            for first in range(0, len(grad), height):
-                block = slice(first, first + height)
-                step = by_singular_values(nesterov[block], optimiser.newton_schulz)
-                size = math.sqrt(max(1, rows / grad.shape[1]))
-                expected[name][block] -= lr * size * step
+        # Each gate's [W U] is a matrix of its own, of 7 rows: two bands where one has 4 at most.
+        heights = gates * ([4, 3] if "band" in options else [7])
+        for layer in ("cells.0", "cells.1"):
+            names = (f"{layer}.weight_input", f"{layer}.weight_recurrent")
+            both = torch.cat([nesterov[name] for name in names], dim=1)
+            size = lr * math.sqrt(both.shape[1] / 7)
+            for name, moves in zip(names, (slice(-7), slice(-7, None)), strict=True):
+                expected[name] -= torch.cat(
+                    [
+                        size * by_singular_values(band, optimiser.newton_schulz)[:, moves]
+                        for band in torch.split(both, heights)
+                    ]
+                )
         for group in adam.param_groups:
             group["lr"] = lr_adam
         adam.step()

@@ -153,7 +153,8 @@ class TestChoose:
         pressed = pressure(passes, parameters, 1_000_000)
         assume(not 0.99 < pressed / BY_HEART < 1.01)  # biases are parameters, too
         faster = vocabulary >= RARE_SYMBOLS and pressed < BY_HEART
-        assert training.lr_adam / training.lr == pytest.approx(0.6 if faster else 0.3)
+        _, usual = choose_for(cell=cell)
+        assert training.lr_adam == pytest.approx((3 if faster else 1) * usual.lr_adam)
 
     def test_a_clip_norm_of_zero_turns_clipping_off(self) -> None:
         _, training = choose_for(training={"clip_norm": 0.0})
