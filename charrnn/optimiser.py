@@ -8,8 +8,8 @@ of the gradient moves the weights by the same amount. What is one matrix here is
 gate's [W U], which reads [x; h] at once: gates have nothing in common, but what
 a gate takes from the input and from the state adds up. Within it, bands of some
 rows are orthogonalised by themselves: the loss is the same and the time a half or
-less (all measured in docs/performance.md). A row of a semi-orthogonal matrix has norm
-1; it is scaled so that its share in U has it in the mean, however wide the input.
+less (all measured in docs/performance.md). The rows, of norm 1, are scaled so that
+their parts in U have that norm in the mean, however wide the input.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def orthogonalise(matrices_NRC: Tensor, steps: int, band: int | None = None) -> 
     A = XXᵀ pushes every singular value towards 1.
 
     Args:
-        matrices_NRC: N matrices of R rows and C columns, R at most C.
+        matrices_NRC: N matrices of R rows and C columns; R at most C costs least.
         steps: iterations, with ``POLAR_EXPRESS`` one after the other and its last from then on.
         band: the rows that are made orthogonal to each other, at most, up to the next
             multiple of 16: a matrix is cut into as few bands as that takes, the last one
@@ -267,11 +267,14 @@ class MuonAdamW(AdamW):
             zip(self._matrices, torch._foreach_lerp(grads, moments, self.momentum), strict=True)
         )
         for columns, layers in self._groups.items():
-            joined = [torch.cat([nesterov[w], nesterov[u]], dim=1) for w, u in layers]
+            joined = [
+                torch.cat([nesterov[w], nesterov[u]], dim=1).to(self._product_dtype)
+                for w, u in layers
+            ]
             blocks = torch.cat(joined).view(len(layers) * self._gates, -1, columns)
-            whole = orthogonalise(blocks.to(self._product_dtype), self.newton_schulz, self.band)
+            whole = orthogonalise(blocks, self.newton_schulz, self.band).to(weights[0].dtype)
             rate = self.lr * math.sqrt(columns / blocks.shape[1])
-            moves = (whole.to(blocks.dtype) * rate).view(len(layers), -1, columns)
+            moves = (whole * rate).view(len(layers), -1, columns)
             for (w, u), move in zip(layers, moves, strict=True):
                 inputs = self._matrices[w].shape[1]
                 self._matrices[w].sub_(move[:, :inputs])

@@ -26,7 +26,7 @@ def by_singular_values(matrix_RC: Tensor, steps: int) -> Tensor:
     return result
 
 
-@pytest.mark.parametrize("shape", [(7, 7), (5, 9), (1, 6)])
+@pytest.mark.parametrize("shape", [(7, 7), (5, 9), (9, 5), (1, 6), (6, 1)])
 @pytest.mark.parametrize("steps", [1, 3, 5, 12])
 def test_orthogonalise_moves_the_singular_values_alone(shape: tuple[int, int], steps: int) -> None:
     matrices_NRC = random(3, *shape)
@@ -40,6 +40,7 @@ def test_orthogonalise_moves_the_singular_values_alone(shape: tuple[int, int], s
     ("shape", "band", "heights"),
     [
         ((7, 9), 3, [3, 3, 1]),
+        ((10, 7), 3, [3, 3, 3, 1]),
         ((8, 8), 4, [4, 4]),
         ((8, 11), 7, [4, 4]),
         ((5, 9), 1, [1] * 5),
@@ -62,7 +63,7 @@ def test_bands_are_orthogonalised_by_themselves(
         torch.testing.assert_close(result_RC, torch.cat(bands), rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("shape", [(7, 7), (5, 9)])
+@pytest.mark.parametrize("shape", [(7, 7), (5, 9), (9, 5)])
 def test_many_steps_point_to_the_orthogonal_factor(shape: tuple[int, int]) -> None:
     matrix_RC = random(*shape, seed=2)
     u, _, v = torch.linalg.svd(matrix_RC, full_matrices=False)
