@@ -140,8 +140,9 @@ class ModelConfig(Record):
     dropout: float = 0.0
     """Share of units dropped, in training, after every layer."""
     weight_drop: float = 0.0
-    """Share of recurrent weights dropped, in training, for one window at a time
-    (DropConnect on the hidden-to-hidden matrix: Merity, Keskar, Socher 2018)."""
+    """Share of recurrent weights dropped, in training, for one window at a time, or for each
+    of its two parts where only its last characters count (DropConnect on the
+    hidden-to-hidden matrix: Merity, Keskar, Socher 2018)."""
 
     def __post_init__(self) -> None:
         if self.cell not in CELL_NAMES:

@@ -84,6 +84,15 @@ class CharModel(nn.Module):
         Returns:
             logits_TBV, and the state after the last character.
         """
+        out_TBH, after = self.read(x_TB, hidden)
+        return self.predict(out_TBH), after
+
+    def read(self, x_TB: Tensor, hidden: Hidden | None = None) -> tuple[Tensor, Hidden]:
+        """Do the part of ``forward`` below the head.
+
+        Returns:
+            The highest layer's out_TBH, and the state after the last character.
+        """
         if hidden is None:
             hidden = self.initial_hidden(x_TB.shape[1])
         out = self.embedding(x_TB).to(self._dtype())
@@ -93,7 +102,11 @@ class CharModel(nn.Module):
             if self.training and self.config.dropout > 0:
                 out = dropout(out, self.config.dropout)
             after.append(state)
-        return linear(out, self.head.weight, self.head.bias), tuple(after)
+        return out, tuple(after)
+
+    def predict(self, out_TBH: Tensor) -> Tensor:
+        """Return the head's logits_TBV for the highest layer's outputs."""
+        return linear(out_TBH, self.head.weight, self.head.bias)
 
     def parameter_count(self) -> int:
         """Return the number of trained weights."""

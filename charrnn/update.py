@@ -56,14 +56,13 @@ def window_loss(
     Returns:
         The mean nats of the counted predictions, and the detached state.
     """
-    if counted == len(x_TB):
-        logits_TBV, after = model(x_TB, hidden)
-    else:
-        head_TBV, after = model(x_TB[:counted], hidden)
-        tail_TBV, _ = model(x_TB[counted:], after)
-        logits_TBV = torch.cat([head_TBV, tail_TBV])[-counted:]
-        y_TB = y_TB[-counted:]
-    logits_NV, y_N = logits_TBV.flatten(0, 1), y_TB.flatten()
+    out_TBH, after = model.read(x_TB[:counted], hidden)
+    if counted < len(x_TB):
+        rest_TBH, _ = model.read(x_TB[counted:], after)
+        # The last N of both parts; the head reads no other.
+        out_TBH = torch.cat([out_TBH[len(rest_TBH) :], rest_TBH[-counted:]])
+    logits_NV = model.predict(out_TBH).flatten(0, 1)
+    y_N = y_TB[-counted:].flatten()
     if logits_NV.device.type == "cpu":
         return mean_cross_entropy(logits_NV, y_N), detach(after)
     logits_NV = logits_NV.float() if logits_NV.dtype == torch.bfloat16 else logits_NV

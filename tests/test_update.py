@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from charrnn import kernels
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, TrainConfig
 from charrnn.corpus import scan
 from charrnn.model import CharModel, Hidden
@@ -160,6 +161,24 @@ def test_loss_last_counts_every_prediction_once_with_its_context(
         assert_close(setting.last_gradient(), gradient)
         counted_before = stop
     assert counted_before == setting.length
+
+
+@pytest.mark.parametrize("last", [2, 5])
+def test_the_head_reads_no_output_that_does_not_count(
+    tmp_path: Path, cell: CellName, last: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def linear(x_TBK: Tensor, *weights: Tensor) -> Tensor:
+        read.append(len(x_TBK))
+        return kernels.linear(x_TBK, *weights)
+
+    monkeypatch.setattr("charrnn.model.linear", linear)
+    setting = Setting(tmp_path, cell, lanes=3, bptt=8, loss_last=last)
+    chunks = list(islice(setting.lanes.chunks(), 3))
+    for chunk in chunks:
+        setting.update(chunk)
+    assert read == [chunk.characters // 3 for chunk in chunks]
 
 
 def test_updates_lower_the_loss(tmp_path: Path, cell: CellName) -> None:
