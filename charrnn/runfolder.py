@@ -55,6 +55,8 @@ _TEMPORARY = re.compile(
     r"|result\.json)"
     r"\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp"
 )
+#: How every signature in a lock begins.
+_SIGNED = b'{"pid": '
 #: How long to try again what another process is just making, signing or removing, seconds.
 _PATIENCE = 1.0
 
@@ -171,7 +173,8 @@ class RunFolder:
         if self._log is not None:
             os.close(self._log)
             self._log = None
-        with suppress(OSError):
+        # What cannot be tidied up stays; what made this run end is not to be hidden by it.
+        with suppress(OSError, RunFolderError):
             # Without a checkpoint the signature stays: it says that the log is of a run of ours.
             if _checkpoints(self.path):
                 os.ftruncate(self._lock.fd, 0)
@@ -499,7 +502,8 @@ def _take_lock(folder: Path, command: str) -> _Lock:
 
     Raises:
         FileNotFoundError: the folder is gone.
-        RunFolderError: another process holds the lock, or the folder does not allow it.
+        RunFolderError: another process holds the lock, the file is not ours, or the folder
+            does not allow it.
     """
     path = folder / "lock"
     end = time.monotonic() + _PATIENCE
@@ -515,9 +519,15 @@ def _take_lock(folder: Path, command: str) -> _Lock:
                     )
             elif _is_at(fd, path):
                 with _failing(folder, "cannot write to the run's folder"):
-                    lock = _Lock(fd, made, abandoned=os.fstat(fd).st_size > 0)
+                    signature = os.pread(fd, 65536, 0)
+                    # A crash of the machine may leave zeros where the signature was.
+                    if signature.strip(b"\0") and not signature.startswith(_SIGNED):
+                        raise RunFolderError(
+                            f"{shown(folder)}: has a file named lock that is not charrnn's: "
+                            "choose another folder with --run"
+                        )
                     _sign(fd, command)
-                return lock
+                return _Lock(fd, made, abandoned=bool(signature))
         except BaseException:
             os.close(fd)
             raise

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +102,37 @@ def test_a_log_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
         "choose another folder with --run"
     )
     assert names(tmp_path) == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("take", [RunFolder.create, RunFolder.open_existing])
+def test_a_lock_of_somebody_else_is_not_touched(
+    tmp_path: Path, take: Callable[[Path], RunFolder]
+) -> None:
+    (tmp_path / "lock").write_text("precious")
+    (tmp_path / "metrics.jsonl").write_text('{"loss": 1}\n')
+    assert said(lambda: take(tmp_path)) == (
+        f"{tmp_path}: has a file named lock that is not charrnn's: "
+        "choose another folder with --run"
+    )
+    assert (tmp_path / "lock").read_text() == "precious"
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"loss": 1}\n'
+
+
+@pytest.mark.parametrize("left", [b"\0" * 99, b'{"pid": 4711, "ho'])
+def test_a_signature_that_a_crash_spoilt_is_still_ours(tmp_path: Path, left: bytes) -> None:
+    (tmp_path / "lock").write_bytes(left)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    with RunFolder.create(tmp_path) as folder:
+        assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+        folder.save_last(state(1), 1)
+
+
+def test_a_folder_that_is_gone_hides_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), RunFolder.create(tmp_path / "run") as folder:
+        shutil.rmtree(folder.path)
+        raise ZeroDivisionError
+    with RunFolder.create(tmp_path / "run"):
+        pass  # nobody holds it
 
 
 def test_a_run_killed_before_its_first_save_may_start_again(tmp_path: Path) -> None:
