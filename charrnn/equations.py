@@ -203,7 +203,7 @@ def _sigmoid(x: Array) -> Array:
 
 
 def _array(tensor: Tensor) -> Array:
-    result: Array = tensor.detach().double().cpu().numpy()
+    result: Array = tensor.detach().cpu().double().numpy()
     return result
 
 

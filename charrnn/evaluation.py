@@ -139,8 +139,7 @@ def score(
     lanes = math.ceil(predictions / length)
     lengths = [min(length, predictions - lane * length) for lane in range(lanes)]
     warm_up = min(WARM_UP, length)
-    most = MOST_LOGITS.get(device.type, 1 << 26)
-    window = max(1, min(window, most // (lanes * vocabulary.size)))
+    window = _affordable(window, lanes, vocabulary, device)
 
     was_training, trained_in = model.training, model.compute_dtype
     model.eval()
@@ -161,7 +160,7 @@ def score(
                 _, warmed = model(warm_TB[start : start + window], warmed)
             hidden = _with_zero_lane(hidden, warmed)
 
-        nats = torch.zeros((), dtype=torch.float64, device=device)
+        nats = torch.zeros((), dtype=torch.float64)
         unknown = 0
         last_B = np.array([reader.read(1)[0] for reader in readers], dtype=np.int64)
         for start in range(0, length, window):
@@ -180,7 +179,7 @@ def score(
                 unknown += int(((ids_TB[1:] == UNKNOWN) & counted_TB).sum())
             text_TB = torch.from_numpy(ids_TB).to(device)
             logits_TBV, hidden = model(text_TB[:-1], hidden)
-            nats += _price(logits_TBV, text_TB[1:], torch.from_numpy(counted_TB).to(device))
+            nats = nats + _price(logits_TBV, text_TB[1:], torch.from_numpy(counted_TB).to(device))
     finally:
         model.train(was_training)
         model.compute_dtype = trained_in
@@ -314,24 +313,32 @@ def score_by_position(
     device = model.head.weight.device
     length = min(length, part.characters - 1)
     windows = (part.characters - 1) // length
-    nats_T = torch.zeros(length, dtype=torch.float64, device=device)
+    nats_T = np.zeros(length)
     reader = Reader(part, vocabulary)
     last = reader.read(1)
-    for start in range(0, windows, MOST_LANES.get(device.type, 32)):
-        lanes = min(MOST_LANES.get(device.type, 32), windows - start)
+    most = MOST_LANES.get(device.type, 32)
+    at_once = _affordable(WINDOW, most, vocabulary, device)
+    for start in range(0, windows, most):
+        lanes = min(most, windows - start)
         ids = np.concatenate([last, reader.read(lanes * length)]).astype(np.int64)
         last = ids[-1:]
         x_TB = torch.from_numpy(ids[:-1]).view(lanes, length).t().contiguous().to(device)
         y_TB = torch.from_numpy(ids[1:]).view(lanes, length).t().contiguous().to(device)
         hidden = model.initial_hidden(lanes)
-        for first in range(0, length, WINDOW):
-            logits_TBV, hidden = model(x_TB[first : first + WINDOW], hidden)
-            to_come_TB = y_TB[first : first + WINDOW]
-            price_TB = _prices(logits_TBV, to_come_TB).view(-1, lanes).double()
-            if vocabulary.has_unknown:
-                price_TB += (to_come_TB == UNKNOWN).double() * vocabulary.unknown_nats
-            nats_T[first : first + WINDOW] += price_TB.sum(1)
-    return PositionScores((nats_T / windows).cpu().numpy(), windows)
+        for first in range(0, length, at_once):
+            logits_TBV, hidden = model(x_TB[first : first + at_once], hidden)
+            price_TB = _wide(_prices(logits_TBV, y_TB[first : first + at_once])).view(-1, lanes)
+            nats_T[first : first + at_once] += price_TB.sum(1).cpu().numpy()
+        if vocabulary.has_unknown:
+            unknown_T = (y_TB == UNKNOWN).sum(1).cpu().numpy()
+            nats_T += unknown_T * vocabulary.unknown_nats
+    return PositionScores(nats_T / windows, windows)
+
+
+def _affordable(window: int, lanes: int, vocabulary: Vocabulary, device: torch.device) -> int:
+    """Return a window whose logits the memory of a device has room for."""
+    most = MOST_LOGITS.get(device.type, 1 << 26)
+    return max(1, min(window, most // (lanes * vocabulary.size)))
 
 
 def _predicted_bytes(part: Part) -> int:
@@ -349,7 +356,12 @@ def _with_zero_lane(zero: Hidden, warmed: Hidden) -> Hidden:
 
 def _price(logits_TBV: Tensor, y_TB: Tensor, counted_TB: Tensor) -> Tensor:
     """Return the sum of -ln p over the counted positions, in float64."""
-    return (_prices(logits_TBV, y_TB) * counted_TB.flatten()).sum(dtype=torch.float64)
+    return _wide(_prices(logits_TBV, y_TB) * counted_TB.flatten()).sum()
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64; Apple's GPUs have none, so there it comes to the host."""
+    return tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()
 
 
 def _prices(logits_TBV: Tensor, y_TB: Tensor) -> Tensor:

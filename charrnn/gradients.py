@@ -200,7 +200,8 @@ def _recurrent(model: CharModel) -> list[Tensor]:
 
 def _degrees(one: Tensor, other: Tensor) -> float:
     """Return the angle between two vectors; exact for small ones, where a cosine is not."""
-    one, other = one.double() / one.double().norm(), other.double() / other.double().norm()
+    one, other = one.cpu().double(), other.cpu().double()
+    one, other = one / one.norm(), other / other.norm()
     return math.degrees(2 * math.atan2(float((one - other).norm()), float((one + other).norm())))
 
 

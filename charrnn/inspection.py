@@ -342,13 +342,13 @@ def _gradient_sizes(
 
 def _norms(gradients: Sequence[Tensor]) -> Tensor:
     """Return the Euclidean norms [K, B] of gradients [B, H]."""
-    return torch.stack([g_BH.double().norm(dim=1) for g_BH in gradients]).cpu()
+    return torch.stack([g_BH.cpu().double().norm(dim=1) for g_BH in gradients])
 
 
 def _through_matrix(g_BH: Tensor, cell: Cell, farthest: int) -> list[Tensor]:
     """Return a gradient after 0, 1, ... passes backwards through the recurrent matrix alone."""
-    matrix_HH = cell.weight_recurrent.detach().double()
-    passed = [g_BH.double()]
+    matrix_HH = cell.weight_recurrent.detach().cpu().double()
+    passed = [g_BH.cpu().double()]
     for _ in range(farthest):
         passed.append(passed[-1] @ matrix_HH)
     return passed
@@ -469,7 +469,7 @@ def _full_prices(model: CharModel, stretch: Stretch) -> NDArray[np.float64]:
         x_T1, y_T1 = ids_T1[start:-1][:at_once], ids_T1[start + 1 :][:at_once]
         logits_T1V, hidden = model(x_T1, hidden)
         prices.append(_prices(logits_T1V, y_T1).cpu())
-    return torch.cat(prices)[:, 0].double().numpy()
+    return torch.cat(prices)[:, 0].cpu().double().numpy()
 
 
 def _prices(logits_TBV: Tensor, y_TB: Tensor) -> Tensor:
@@ -607,13 +607,11 @@ def units(model: CharModel, stretch: Stretch) -> tuple[UnitFound, ...]:
             names = [(n, s) for n, layer in enumerate(layers, start=1) for s in layer.states]
             width = len(names) * model.config.hidden
             halves = [_Correlation(width, len(PROPERTIES)) for _ in range(2)]
-        state_TBU = torch.cat(
-            [torch.stack(layers[n - 1].states[s]) for n, s in names], dim=2
-        ).double()
+        state_TBU = torch.cat([torch.stack(layers[n - 1].states[s]) for n, s in names], dim=2)
         lanes = at_TB.shape[1]
         for half, of_half in zip(halves, np.array_split(np.arange(lanes), 2), strict=True):
             half.add(
-                state_TBU[:, of_half].flatten(0, 1).cpu().numpy(),
+                state_TBU[:, of_half].flatten(0, 1).cpu().double().numpy(),
                 value_TP[at_TB[:, of_half]].reshape(-1, len(PROPERTIES)),
             )
     first_UP, second_UP = (half.result() for half in halves)

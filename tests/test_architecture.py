@@ -111,6 +111,21 @@ def test_only_the_edge_prints_and_reads_the_world(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
+def test_float64_is_asked_of_the_host(name: str) -> None:
+    """Apple's GPUs have no float64; there is none here that would say so."""
+    asked = {
+        ast.unparse(node.func.value)
+        for node in ast.walk(TREES[name])
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "double"
+        and not ast.unparse(node.func.value).endswith(".cpu()")
+    }
+    # Where it is asked for with a look at the device.
+    assert asked == ({"tensor"} if name == "evaluation" else set())
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_a_room_says_what_it_is_for_and_what_it_offers(name: str) -> None:
     assert ast.get_docstring(TREES[name])
     module = importlib.import_module(f"charrnn.{name}")

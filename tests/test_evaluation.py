@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from charrnn import evaluation
 from charrnn.assessment import assess
@@ -21,7 +22,7 @@ from charrnn.evaluation import (
     score_by_position,
     total,
 )
-from charrnn.model import CharModel
+from charrnn.model import CharModel, Hidden
 from charrnn.score_view import after_says
 from charrnn.trained import load_model
 from charrnn.vocabulary import UNKNOWN, Vocabulary
@@ -305,3 +306,23 @@ class TestByPosition:
                 expected[position] += nats / len(stretches)
         assert scores.windows == len(stretches) == 100 // used
         assert scores.nats_T.tolist() == pytest.approx(expected, rel=1e-12)
+
+    def test_logits_are_no_more_than_the_memory_has_room_for(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        part, model = make_part(tmp_path, make_text(101)), make_model().eval()
+        whole = score_by_position(model, part, vocabulary(), 25)
+        sizes: list[int] = []
+        forward = model.forward
+
+        def watched(x_TB: Tensor, hidden: Hidden | None = None) -> tuple[Tensor, Hidden]:
+            logits_TBV, after = forward(x_TB, hidden)
+            sizes.append(logits_TBV.numel())
+            return logits_TBV, after
+
+        monkeypatch.setattr(model, "forward", watched)
+        most = 32 * 3 * vocabulary().size
+        monkeypatch.setitem(evaluation.MOST_LOGITS, "cpu", most)
+        pieces = score_by_position(model, part, vocabulary(), 25)
+        assert max(sizes) <= most
+        assert pieces.nats_T.tolist() == pytest.approx(whole.nats_T.tolist(), rel=1e-12)
