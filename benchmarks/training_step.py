@@ -29,8 +29,9 @@ from benchmarks.common import in_turns, machine, write_json
 from charrnn.cells import CELLS
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, TrainConfig
 from charrnn.corpus import scan
-from charrnn.device import can_use_bf16, keep_freed_memory
+from charrnn.device import keep_freed_memory
 from charrnn.evaluation import score
+from charrnn.kernels import multiplies_bf16
 from charrnn.model import CharModel
 from charrnn.optimiser import MuonAdamW
 from charrnn.stream import Chunk
@@ -221,7 +222,7 @@ def measure_updates(size: Size, rounds: int) -> list[Row]:
     multiply_adds = {cell: our_model(cell, size).multiply_adds() for cell in CELL_NAMES}
     rows = []
     for precision, dtype in _PRECISIONS.items():
-        if dtype == torch.bfloat16 and not can_use_bf16(torch.device(size.device)):
+        if dtype == torch.bfloat16 and not multiplies_bf16(torch.device(size.device)):
             continue
         steps: dict[tuple[CellName, str], Step] = {}
         for cell in CELL_NAMES:

@@ -28,9 +28,9 @@ from charrnn import recipe
 from charrnn.checkpoint import shown
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, Record, TextChoices
 from charrnn.corpus import Part, embedded_corpus, scan, split
-from charrnn.device import can_use_bf16
 from charrnn.errors import CorpusError, RunFolderError, UsageError
 from charrnn.evaluation import Interrupted, Scores, score
+from charrnn.kernels import multiplies_bf16
 from charrnn.model import CharModel
 from charrnn.run import Run, refuse_too_short, resume, start
 from charrnn.runfolder import RESULT, RunFolder, write_json
@@ -496,7 +496,7 @@ def compare(
         vocabulary=vocabulary.size,
         characters=part.characters,
         device=device.type,
-        bf16=can_use_bf16(device),
+        bf16=multiplies_bf16(device),
     )
     yield from map(Note, notes)
     runs = list(plan.runs())

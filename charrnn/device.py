@@ -8,9 +8,8 @@ import sys
 import torch
 
 from charrnn.errors import UsageError
-from charrnn.kernels import multiplies_bf16
 
-__all__ = ["can_use_bf16", "choose_device", "keep_freed_memory"]
+__all__ = ["choose_device", "keep_freed_memory"]
 
 #: Numbers of glibc's ``mallopt`` (malloc.h), and the largest values that they take.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -36,11 +35,6 @@ def choose_device(name: str) -> torch.device:
     if not available[name]:
         raise UsageError(f"--device {name}: there is no such device here; --device cpu works")
     return torch.device(name)
-
-
-def can_use_bf16(device: torch.device) -> bool:
-    """Return whether a device multiplies matrices in bf16 faster than in float32."""
-    return device.type != "cpu" or multiplies_bf16(device)
 
 
 def keep_freed_memory() -> bool:

@@ -46,7 +46,8 @@ def multiplies_bf16(device: torch.device) -> bool:
     """Whether a device has instructions for products in bf16, at twice float32's speed."""
     if device.type == "cpu":
         return _has("avx512_bf16")
-    return device.type == "cuda"
+    # Older GPUs than Ampere compute bf16 as well, with float32's instructions and more.
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def has_avx512() -> bool:

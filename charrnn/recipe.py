@@ -83,15 +83,15 @@ def choose(
         vocabulary: V.
         characters: of the training part.
         device: "cpu", "cuda" or "mps".
-        bf16: whether a CPU has instructions for products in bf16.
+        bf16: whether the device has instructions for products in bf16.
 
     Raises:
         UsageError: a choice makes no sense.
     """
     if device == "cuda":
-        shape, training = _cuda(choices)
+        shape, training = _cuda(choices, bf16)
     else:
-        shape, training = _cpu(choices, vocabulary, characters, bf16 and device == "cpu")
+        shape, training = _cpu(choices, vocabulary, characters, bf16)
     training["decay_embedding"] = vocabulary >= MANY_SYMBOLS[choices.cell]
     budget = choices.budget or DEFAULT_BUDGET
     shape["embedding"] = min(vocabulary, shape["hidden"])
@@ -222,7 +222,7 @@ def _cpu(
     return {"layers": 1, "hidden": width}, training
 
 
-def _cuda(choices: Choices) -> tuple[dict[str, Any], dict[str, Any]]:
+def _cuda(choices: Choices, bf16: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     shape: dict[str, Any] = {"layers": 2, "hidden": 1024 if choices.cell == "lstm" else 768}
     training = {
         "batch_size": 64,
@@ -231,7 +231,7 @@ def _cuda(choices: Choices) -> tuple[dict[str, Any], dict[str, Any]]:
         "lr_adam": 2e-3,
         "weight_decay": 0.1,
         "warmup_steps": 100,
-        "precision": "bf16",
+        "precision": "bf16" if bf16 else "fp32",
     }
     return shape, training
 

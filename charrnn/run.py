@@ -25,8 +25,9 @@ from charrnn.cells import CELLS
 from charrnn.checkpoint import Checkpoint, find, load
 from charrnn.config import ModelConfig, Record, TextChoices, TrainConfig
 from charrnn.corpus import Corpus, Part, embedded_corpus, scan, split
-from charrnn.device import can_use_bf16, choose_device
+from charrnn.device import choose_device
 from charrnn.errors import CheckpointError, CorpusError, NonFiniteError, UsageError, VocabularyError
+from charrnn.kernels import multiplies_bf16
 from charrnn.loops import suits_lstm
 from charrnn.model import CharModel
 from charrnn.optimiser import OPTIMISERS
@@ -301,10 +302,13 @@ def start(
         vocabulary=vocabulary.size,
         characters=train.characters,
         device=device.type,
-        bf16=can_use_bf16(device),
+        bf16=multiplies_bf16(device),
     )
-    if config.precision == "bf16" and not can_use_bf16(device):
-        raise UsageError("--precision bf16 needs a GPU or a CPU with AVX512-BF16: leave it out")
+    if config.precision == "bf16" and not multiplies_bf16(device):
+        raise UsageError(
+            "--precision bf16 needs a CPU with AVX512-BF16 or a CUDA GPU from capability 8.0 on: "
+            "leave it out"
+        )
     lanes, window, said = fit_lanes(train.characters, config.batch_size, config.bptt)
     if said:
         notes.append(said)
@@ -383,9 +387,9 @@ def resume(
         _refuse_validations(changes)
     config, said = _changed(config, progress, changes)
     notes += said
-    if config.precision == "bf16" and not can_use_bf16(device):
+    if config.precision == "bf16" and not multiplies_bf16(device):
         config = replace(config, precision="fp32")
-        notes.append("precision fp32 (was bf16, which this CPU has no instructions for)")
+        notes.append("precision fp32 (was bf16, which this device has no instructions for)")
 
     if texts:
         record = replace(record, texts=absolute_names(texts))

@@ -237,9 +237,9 @@ class TestBadInput:
     def test_bf16_on_a_cpu_without_it(
         self, cli: Cli, texts: dict[str, Path], empty_folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("charrnn.run.can_use_bf16", lambda device: False)
+        monkeypatch.setattr("charrnn.run.multiplies_bf16", lambda device: False)
         result = cli("train", texts["prose"], "--precision", "bf16", "--device", "cpu")
-        assert "--precision bf16 needs a GPU or a CPU with" in one_line(result)
+        assert "--precision bf16 needs a CPU with AVX512-BF16 or a CUDA GPU" in one_line(result)
         assert result.code == 2
 
     def test_a_gpu_that_is_not_there(

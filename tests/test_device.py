@@ -12,6 +12,7 @@ import torch
 
 from charrnn.device import choose_device
 from charrnn.errors import UsageError
+from charrnn.kernels import multiplies_bf16
 
 #: Allocates and frees the tensors of some updates; prints how many pages were cleared for them.
 _UPDATES = """
@@ -63,3 +64,15 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     if not torch.backends.mps.is_available():
         with pytest.raises(UsageError, match="no such device here"):
             choose_device("mps")
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0)])
+def test_only_a_gpu_with_the_instructions_multiplies_bf16(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]
+) -> None:
+    def supported(including_emulation: bool = True) -> bool:
+        return including_emulation or capability >= (8, 0)
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert multiplies_bf16(torch.device("cuda")) == (capability >= (8, 0))
+    assert not multiplies_bf16(torch.device("mps"))

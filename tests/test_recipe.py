@@ -77,6 +77,16 @@ class TestChoose:
         assert fast[0].hidden > slow[0].hidden, "what it saves goes into the width"
         assert chosen(bf16=True, precision="fp32") == slow
 
+    @pytest.mark.parametrize("cell", CELL_NAMES)
+    def test_so_does_a_gpu_and_one_that_does_not_trains_in_float32(self, cell: CellName) -> None:
+        precisions = [
+            choose(Choices(cell=cell), vocabulary=50, characters=10_000, device="cuda", bf16=bf16)[
+                1
+            ].precision
+            for bf16 in (False, True)
+        ]
+        assert precisions == ["fp32", "bf16"]
+
     @pytest.mark.parametrize("device", ["cpu", "cuda"])
     @pytest.mark.parametrize("cell", CELL_NAMES)
     def test_what_the_user_gives_wins(self, device: str, cell: CellName) -> None:

@@ -111,8 +111,7 @@ def test_a_lock_of_somebody_else_is_not_touched(
     (tmp_path / "lock").write_text("precious")
     (tmp_path / "metrics.jsonl").write_text('{"loss": 1}\n')
     assert said(lambda: take(tmp_path)) == (
-        f"{tmp_path}: has a file named lock that is not charrnn's: "
-        "choose another folder with --run"
+        f"{tmp_path}: has a file named lock that is not charrnn's: choose another folder with --run"
     )
     assert (tmp_path / "lock").read_text() == "precious"
     assert (tmp_path / "metrics.jsonl").read_text() == '{"loss": 1}\n'

@@ -246,18 +246,18 @@ def test_a_large_held_out_part_is_scored_on_its_beginning(
 def test_a_run_in_bf16_goes_on_in_fp32_where_there_is_none(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("charrnn.run.can_use_bf16", lambda device: True)
+    monkeypatch.setattr("charrnn.run.multiplies_bf16", lambda device: True)
     run = start_run(steps=20)
     assert run.config.precision == "bf16"
     list(train(run, lambda: "the test" if run.progress.step == 3 else None))
     run.folder.close()
     for able in (True, False):
-        monkeypatch.setattr("charrnn.run.can_use_bf16", lambda device, able=able: able)
+        monkeypatch.setattr("charrnn.run.multiplies_bf16", lambda device, able=able: able)
         with RunFolder.open_existing(run.folder.path) as folder:
             again = resume(folder, device=None, changes={})
         assert again.config.precision == ("bf16" if able else "fp32")
         assert [note for note in again.notes if "precision" in note] == (
-            [] if able else ["precision fp32 (was bf16, which this CPU has no instructions for)"]
+            [] if able else ["precision fp32 (was bf16, which this device has no instructions for)"]
         )
         old, new = run.update.hidden[0][0], again.update.hidden[0][0]
         assert new.dtype == (torch.bfloat16 if able else torch.float32)
