@@ -240,7 +240,10 @@ def find_compiler() -> list[str]:
     if os.environ.get("CHARRNN_NATIVE") == "0":
         return []
     if os.environ.get("CC"):
-        return shlex.split(os.environ["CC"])
+        try:
+            return shlex.split(os.environ["CC"])
+        except ValueError:  # a quote that is never closed names no compiler
+            return []
     found = (shutil.which(name) for name in ("gcc", "cc"))
     return [path for path in found if path][:1]
 

@@ -136,6 +136,8 @@ def test_without_a_compiler_there_are_no_loops(
         assert native.compile_loops(compiler) is None
     monkeypatch.setenv("CC", "ccache gcc-99")
     assert native.find_compiler() == ["ccache", "gcc-99"]
+    monkeypatch.setenv("CC", "gcc '-O3")
+    assert native.find_compiler() == [], "a quote that is never closed names no compiler"
     monkeypatch.setenv("CHARRNN_NATIVE", "0")
     assert native.find_compiler() == []
     monkeypatch.delenv("CHARRNN_NATIVE")
