@@ -54,6 +54,8 @@ __all__ = [
 ]
 
 BUDGETS = ("minutes", "epochs", "steps")
+#: What the weights of a checkpoint settle of a model.
+SHAPE = ("cell", "vocabulary", "layers", "hidden", "embedding")
 #: Characters of the held-out text that bzip2 compresses, for the mark to beat: a block of its
 #: own, a tenth of a second.
 MOST_COMPRESSED = 900_000
@@ -274,8 +276,11 @@ def start(
         _refuse_conflicts(choices, text, model_config, vocabulary)
         encoding = text.encoding or vocabulary.encoding
         weights = prefixed(loaded.tensors, "model.")
-        model_choices = {**model_config.to_dict(), **recipe.given(choices.model)}
-        choices = replace(choices, cell=model_config.cell, model=model_choices)
+        # The shape alone: what is dropped follows from this text and this budget.
+        shape_of_it = {name: getattr(model_config, name) for name in SHAPE}
+        choices = replace(
+            choices, cell=model_config.cell, model=shape_of_it | recipe.given(choices.model)
+        )
     corpus = scan(_readable(text.texts, spooled) or embedded_corpus(), encoding)
     train, valid, test, valid_corpus = _divide(corpus, text)
     refuse_too_short(train, text)
@@ -642,7 +647,7 @@ def _refuse_conflicts(
     """Refuse choices that a checkpoint's weights or vocabulary have made already."""
     for name, value in recipe.given(choices.model).items():
         have = getattr(config, name)
-        if name in ("cell", "layers", "hidden", "embedding") and have != value:
+        if name in SHAPE and have != value:
             raise UsageError(f"--{name} {value}: the checkpoint of --init-from has {have}")
     if text.min_count is not None:
         raise UsageError("--min-count and --init-from exclude each other: its vocabulary is kept")

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -475,7 +476,9 @@ class TestTrain:
         before, vocabulary, _ = load_model(trained, torch.device("cpu"))
         after, kept, _ = load_model(tmp_path / "run", torch.device("cpu"))
         assert kept == vocabulary
-        assert after.config == before.config
+        # The same shape; what is dropped is chosen anew.
+        dropped = {name: getattr(before.config, name) for name in ("dropout", "weight_drop")}
+        assert replace(after.config, **dropped) == before.config
         # The first 900 characters are trained on; the marks are in the part held out.
         assert f"weights and vocabulary from {trained}: it knows 100.00 %" in result.err
 
@@ -514,6 +517,27 @@ class TestTrain:
             assert torch.equal(weight, own), name
         assert run.progress.step == 0
         assert not any(tensor.any() for tensor in run.update.optimiser.state().values())
+
+    @pytest.mark.parametrize("given", [{}, {"dropout": 0.25}])
+    def test_what_is_dropped_follows_from_the_new_text_and_budget(
+        self, trained: Path, prose: Path, tmp_path: Path, given: dict[str, float]
+    ) -> None:
+        with RunFolder.create(tmp_path / "run") as folder:
+            run = start(
+                recipe.Choices(budget={"epochs": 200}, model=given),
+                TextChoices(texts=(str(prose),)),
+                folder=folder,
+                device=torch.device("cpu"),
+                init_from=trained,
+            )
+        pressure = recipe.pressure(200, run.model.parameter_count(), run.train.characters)
+        expected = recipe.regularisation("lstm", pressure)
+        before, _, _ = load_model(trained, torch.device("cpu"))
+        assert before.config.dropout + 0.1 < expected[0]
+        assert run.model.config.dropout == pytest.approx(
+            given.get("dropout", expected[0]), abs=0.02
+        )
+        assert run.model.config.weight_drop == pytest.approx(expected[1], abs=0.02)
 
     def test_bytes_follow_the_checkpoint_without_being_named(
         self, cli: Cli, of_bytes: Path, prose: Path, tmp_path: Path
