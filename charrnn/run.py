@@ -77,8 +77,8 @@ class Progress(Record):
     """Made so far."""
     planned_steps: int | None = None
     """Updates of the whole run; None until a budget in minutes has been planned."""
-    planned_at_step: int = 0
-    """Where the plan was made."""
+    planned_at_step: int | None = None
+    """Where the plan was made; None: its validations have not been planned yet."""
     planned_at_seconds: float = 0.0
     """When it was made, by ``seconds`` less those of validations."""
     validate_every: int | None = None
@@ -541,7 +541,7 @@ def _changed(
         values |= {name: changes.get(name) for name in BUDGETS}
     new = TrainConfig(**values)
     if any(getattr(new, name) != getattr(config, name) for name in BUDGETS):
-        progress.planned_steps = progress.validate_every = None
+        progress.planned_steps = progress.planned_at_step = progress.validate_every = None
         if new.minutes is not None and progress.seconds >= 60 * new.minutes:
             progress.planned_steps = progress.step
         (old,) = (f"--{name} {value:g}" for name in BUDGETS if (value := getattr(config, name)))

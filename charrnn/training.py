@@ -173,7 +173,7 @@ class _Loop:
 
     def _updates(self) -> Iterator[Event]:
         run, progress, config = self.run, self.run.progress, self.run.config
-        if progress.planned_steps is not None and progress.validate_every is None:
+        if progress.planned_steps is not None and progress.planned_at_step is None:
             yield self._set_plan(progress.planned_steps)
         chunks = run.lanes.chunks(progress.step)
         while True:
@@ -286,6 +286,7 @@ class _Loop:
         Validations are left out: a stretch has none or several, and none is like the rest.
         """
         progress = self.run.progress
+        assert progress.planned_at_step is not None, "nothing is planned yet"
         seconds = progress.training_seconds - progress.planned_at_seconds
         return (progress.step - progress.planned_at_step) / max(1e-9, seconds), seconds
 

@@ -264,6 +264,19 @@ def test_a_run_in_bf16_goes_on_in_fp32_where_there_is_none(
         assert torch.equal(new.float(), old.float())
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_a_run_that_goes_on_keeps_its_plan(start_run: StartRun, share: float, prose: Path) -> None:
+    run = start_run(TextChoices(texts=(str(prose),), valid_share=share), steps=20)
+    first = list(train(run, lambda: "the test" if run.progress.step == 7 else None))
+    run.folder.close()
+    with RunFolder.open_existing(run.folder.path) as folder:
+        again = resume(folder, device=None, changes={})
+        then = list(train(again))
+    assert [len(only(events, Planned)) for events in (first, then)] == [1, 0]
+    assert again.progress.planned_at_step == 0
+    assert again.progress.step == 20
+
+
 def test_nothing_is_validated_before_it_is_known_on_how_much(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
