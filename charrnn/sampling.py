@@ -23,6 +23,9 @@ __all__ = ["Piece", "encode_stop", "next_probabilities", "prepare_prompt", "samp
 
 #: Characters of a prompt given to the model at a time.
 PROMPT_WINDOW = 1024
+#: On a CPU no longer prompt is read a character at a time, as the sample is: the loops that read
+#: a longer one faster have to be compiled first, which takes some tenths of a second.
+SHORT_PROMPT = 64
 #: Random numbers taken from a stream at a time.
 DRAWS = 64
 
@@ -181,6 +184,11 @@ def _read(model: CharModel, prompt: NDArray[np.generic]) -> tuple[NDArray[np.flo
     """Return logits_V for the character after a prompt, and the state there, of one lane."""
     hidden = model.initial_hidden(1)
     device = model.head.weight.device
+    if device.type == "cpu" and len(prompt) <= SHORT_PROMPT:
+        stepper = Stepper(model, hidden)
+        for symbol_B in prompt.astype(np.int64)[:, None]:
+            logits_BV = stepper.step(symbol_B)
+        return logits_BV[0], stepper.hidden()
     for start in range(0, len(prompt), PROMPT_WINDOW):
         ids = prompt[start : start + PROMPT_WINDOW].astype(np.int64)
         logits_TBV, hidden = model(torch.from_numpy(ids).to(device)[:, None], hidden)

@@ -79,6 +79,10 @@ class Stepper:
         logits_BV += self._head_bias_V
         return logits_BV
 
+    def hidden(self) -> Hidden:
+        """Return the state after the last step, in float32."""
+        return tuple(tuple(map(torch.from_numpy, state)) for state in self._states)
+
 
 class _Layer:
     """One cell's weights, those of its logistic gates halved, and its step."""

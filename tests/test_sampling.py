@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, SampleConfig
 from charrnn.errors import VocabularyError
 from charrnn.model import CharModel
-from charrnn.sampling import encode_stop, next_probabilities, prepare_prompt, sample
+from charrnn.sampling import (
+    SHORT_PROMPT,
+    encode_stop,
+    next_probabilities,
+    prepare_prompt,
+    sample,
+)
 from charrnn.vocabulary import UNKNOWN, Vocabulary
 
 KNOWN = "\nabcdefg樓"
@@ -250,15 +256,30 @@ class TestSample:
         assert len({len(text) for text in ended}) > 1
 
     @pytest.mark.parametrize("count", [1, 3])
+    @pytest.mark.parametrize("cell", CELL_NAMES)
     def test_a_long_prompt_is_read_in_windows(
-        self, count: int, monkeypatch: pytest.MonkeyPatch
+        self, cell: CellName, count: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        model, words = make_model(), vocabulary()
+        model, words = make_model(cell), vocabulary()
         prompt = "abcdefg\n" * 5
         config = SampleConfig(length=20, count=count)
-        whole = texts(model, words, prompt, config)
+        by_characters = texts(model, words, prompt, config)
+        monkeypatch.setattr("charrnn.sampling.SHORT_PROMPT", 0)
+        assert texts(model, words, prompt, config) == by_characters
         monkeypatch.setattr("charrnn.sampling.PROMPT_WINDOW", 7)
-        assert texts(model, words, prompt, config) == whole
+        assert texts(model, words, prompt, config) == by_characters
+
+    @pytest.mark.parametrize("cell", CELL_NAMES)
+    def test_nothing_is_compiled_for_a_short_prompt(
+        self, cell: CellName, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[str] = []
+        monkeypatch.setattr("charrnn.native.loops", lambda: asked.append("a compiler"))
+        model, words = make_model(cell), vocabulary()
+        texts(model, words, "a" * SHORT_PROMPT, SampleConfig(length=20))
+        assert not asked
+        texts(model, words, "a" * (SHORT_PROMPT + 1), SampleConfig(length=20))
+        assert bool(asked) == (cell != "lstm")
 
     def test_no_prompt_is_a_line_break(self) -> None:
         model, words = make_model(), vocabulary()
