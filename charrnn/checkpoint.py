@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from charrnn import __version__
-from charrnn.errors import CheckpointError, RunFolderError
+from charrnn.errors import CheckpointError, RunFolderError, reason, shown
 
 __all__ = [
     "FORMAT",
@@ -45,7 +45,6 @@ __all__ = [
     "read_meta",
     "replacing",
     "save",
-    "shown",
     "write",
 ]
 
@@ -130,7 +129,7 @@ class Checkpoint:
     def require(self, name: str, kind: type[T]) -> T:
         """Return ``meta[name]``, which has to be of type ``kind``.
 
-        An int stands for a float too; a bool stands for no number.
+        A bool stands for no number.
 
         Raises:
             CheckpointError: the field is missing or of another type.
@@ -139,20 +138,12 @@ class Checkpoint:
         if name not in self.meta:
             raise CheckpointError(f"{where}the checkpoint lacks the field {name!r}")
         value = self.meta[name]
-        if kind is float and type(value) is int:
-            value = float(value)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise CheckpointError(
                 f"{where}the checkpoint's field {name!r} must be of type {kind.__name__}, "
                 f"not {type(value).__name__}"
             )
         return value
-
-
-def shown(path: Path | str) -> str:
-    """Return a path as it can stand in a one-line message: quoted if it is not printable."""
-    text = str(path)
-    return text if text.isprintable() else ascii(text)
 
 
 # Writing ---------------------------------------------------------------------
@@ -171,7 +162,7 @@ def replacing(path: Path) -> Iterator[int]:
     Raises:
         RunFolderError: the operating system refused a step (disk full, no permission).
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
@@ -187,7 +178,7 @@ def replacing(path: Path) -> Iterator[int]:
             raise
         sync_folder(path.parent)
     except OSError as error:
-        raise RunFolderError(f"{shown(path)}: cannot save: {_reason(error)}") from error
+        raise _cannot_save(path, error) from error
 
 
 def check_replaceable(path: Path) -> None:
@@ -198,12 +189,17 @@ def check_replaceable(path: Path) -> None:
     """
     if path.exists() and not path.is_file():
         raise RunFolderError(f"{shown(path)}: cannot save: it is there and is no file")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         temporary.unlink()
     except OSError as error:
-        raise RunFolderError(f"{shown(path)}: cannot save: {_reason(error)}") from error
+        raise _cannot_save(path, error) from error
+
+
+def _temporary(path: Path) -> Path:
+    """Return what a file is called until it is whole; a later run knows it by this name."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def sync_folder(folder: Path) -> None:
@@ -302,11 +298,10 @@ def _memory(block: Tensor) -> memoryview:
     return block.view(torch.uint8).numpy().data
 
 
-def _reason(error: OSError) -> str:
-    reason = error.strerror or type(error).__name__
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        reason += "; free some space, what was saved before is whole"
-    return reason
+def _cannot_save(path: Path, error: OSError) -> RunFolderError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    advice = "; free some space, what was saved before is whole" if full else ""
+    return RunFolderError(f"{shown(path)}: cannot save: {reason(error)}{advice}")
 
 
 # Reading ---------------------------------------------------------------------
@@ -330,8 +325,7 @@ def find(path: str | Path) -> Path:
             if (path / name).exists():
                 return path / name
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise CheckpointError(f"{shown(path)}: cannot be read: {reason}") from error
+        raise CheckpointError(f"{shown(path)}: cannot be read: {reason(error)}") from error
     raise CheckpointError(f"{shown(path)}: a folder without a checkpoint: is it a run's folder?")
 
 
@@ -404,10 +398,10 @@ def _reading(path: Path) -> Iterator[tuple[io.FileIO, int]]:
     except MemoryError:
         raise CheckpointError(f"{shown(path)}: not enough memory to load it") from None
     except OSError as error:
-        reason = error.strerror or type(error).__name__
+        why = reason(error)
         if error.errno == errno.EIO:
-            raise DamagedCheckpointError(path, f"damaged: {reason}") from error
-        raise CheckpointError(f"{shown(path)}: cannot read the checkpoint: {reason}") from error
+            raise DamagedCheckpointError(path, f"damaged: {why}") from error
+        raise CheckpointError(f"{shown(path)}: cannot read the checkpoint: {why}") from error
 
 
 def _read_header(file: io.FileIO, size: int) -> tuple[bytes, dict[str, Any], dict[str, Any]]:

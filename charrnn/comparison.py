@@ -25,10 +25,9 @@ from typing import Any, Literal, Self
 import torch
 
 from charrnn import recipe
-from charrnn.checkpoint import shown
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, Record, TextChoices
 from charrnn.corpus import Part, embedded_corpus, scan, split
-from charrnn.errors import CorpusError, RunFolderError, UsageError
+from charrnn.errors import CorpusError, RunFolderError, UsageError, shown
 from charrnn.evaluation import Interrupted, Scores, score
 from charrnn.kernels import multiplies_bf16
 from charrnn.model import CharModel

@@ -30,7 +30,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from charrnn.errors import CorpusError, UsageError
+from charrnn.errors import CorpusError, UsageError, shown
 
 __all__ = [
     "BLOCK_BYTES",
@@ -136,7 +136,7 @@ class TextFile:
         else:
             change = "was written to"
         raise CorpusError(
-            f"{_shown(self.path)} {change} since it was scanned: "
+            f"{shown(self.path)} {change} since it was scanned: "
             "leave a text alone while it is in use"
         )
 
@@ -157,7 +157,7 @@ class TextFile:
                 status = os.fstat(stream.fileno())
         except OSError as error:
             raise CorpusError(
-                f"{_shown(self.path)} can no longer be read ({error.strerror}): "
+                f"{shown(self.path)} can no longer be read ({error.strerror}): "
                 "put it back as it was"
             ) from None
         self._check_unchanged(status)
@@ -372,7 +372,7 @@ def find_files(texts: Sequence[str]) -> Found:
             new = _regular_files(matches, notes)
             if not new:
                 raise CorpusError(
-                    f"no file matches the pattern {_shown(text)}: check its spelling"
+                    f"no file matches the pattern {shown(text)}: check its spelling"
                 ) from None
         else:
             if stat.S_ISDIR(status.st_mode):
@@ -382,7 +382,7 @@ def find_files(texts: Sequence[str]) -> Found:
                 explicit.add(Path(text))
             else:
                 raise CorpusError(
-                    f"{_shown(text)} is neither a file nor a folder: to read a pipe, pipe it into -"
+                    f"{shown(text)} is neither a file nor a folder: to read a pipe, pipe it into -"
                 )
         for file in new:
             first = found.setdefault((file.status.st_dev, file.status.st_ino), file)
@@ -465,7 +465,7 @@ def embedded_corpus() -> list[str]:
         folders[:] = [name for name in folders if name not in left_out]
         paths += [Path(parent, name) for name in names if name.endswith(".py")]
     if not paths:
-        raise CorpusError(f"this Python has no sources in {_shown(library)}: name a text to use")
+        raise CorpusError(f"this Python has no sources in {shown(library)}: name a text to use")
     once: dict[Path, str] = {}
     for path in sorted(paths):
         once.setdefault(path.resolve(), str(path))  # Debian has a file with two names
@@ -492,7 +492,7 @@ def spool(stream: BinaryIO) -> Path:
                 raise
     except OSError as error:
         raise CorpusError(
-            f"cannot copy standard input to {_shown(tempfile.gettempdir())}: "
+            f"cannot copy standard input to {shown(tempfile.gettempdir())}: "
             f"{error.strerror}; make room there, set TMPDIR, or name a file"
         ) from None
     if size == 0:
@@ -521,7 +521,7 @@ def text_encoding(name: str) -> str:
             raise LookupError
     except (LookupError, ValueError):  # ValueError: UnicodeError, or a NUL in the name
         raise UsageError(
-            f"--encoding {_shown(name)} is not a text encoding that Python knows: "
+            f"--encoding {shown(name)} is not a text encoding that Python knows: "
             "use utf-8, another one's name, or bytes"
         ) from None
     return "utf-8" if codec.name == "utf-8-sig" else codec.name
@@ -586,7 +586,7 @@ def scan(
         files.append(file)
 
     if characters == 0:
-        names = ", ".join(map(_shown, texts[:3])) + ", ..." * (len(texts) > 3)
+        names = ", ".join(map(shown, texts[:3])) + ", ..." * (len(texts) > 3)
         why = f"none of its files is {encoding}; {reasons[0]}" if reasons else "it is empty"
         raise CorpusError(f"no text in {names}: {why}")
     if skipped:
@@ -644,7 +644,7 @@ def _scan_file(
                     raise _not_text(path, encoding, error, offset - len(state[0]), head) from None
                 if len(blocks) == 1 and encoding != BYTES and not codes.all():
                     raise _NotTextError(
-                        f"{_shown(path)} looks binary, with NUL characters: use --encoding bytes, "
+                        f"{shown(path)} looks binary, with NUL characters: use --encoding bytes, "
                         "or utf-16 if it is that"
                     )
                 hasher.update(data)
@@ -657,7 +657,7 @@ def _scan_file(
         raise _cannot_read(path, error) from None
     if not unchanged or offset != identity.size:
         raise CorpusError(
-            f"{_shown(path)} changed while it was read: wait until nothing writes to it"
+            f"{shown(path)} changed while it was read: wait until nothing writes to it"
         )
     if len(blocks) > 1:
         blocks.pop()  # the entry at the file's end, from which there is nothing to read
@@ -726,7 +726,7 @@ class _Cursor:
             except UnicodeError:
                 data = b""
             if not data:  # possible only where a file system keeps no exact times of change
-                raise CorpusError(f"{_shown(self._file.path)} changed since it was scanned")
+                raise CorpusError(f"{shown(self._file.path)} changed since it was scanned")
             if len(codes) > self._skip:
                 codes = codes[self._skip : self._skip + stop - self.position]
                 self.position += len(codes)
@@ -757,11 +757,11 @@ def _as_dict(counts: NDArray[np.int64]) -> dict[int, int]:
 
 def _cannot_read(path: str | Path, error: OSError | ValueError) -> _NotTextError:
     if isinstance(error, FileNotFoundError):
-        return _NotTextError(f"there is no file {_shown(path) or repr('')}: check its name")
+        return _NotTextError(f"there is no file {shown(path) or repr('')}: check its name")
     if isinstance(error, PermissionError):
-        return _NotTextError(f"{_shown(path)} may not be read: check its permissions")
+        return _NotTextError(f"{shown(path)} may not be read: check its permissions")
     reason = error.strerror if isinstance(error, OSError) else str(error)
-    return _NotTextError(f"cannot read {_shown(path)}: {reason}")
+    return _NotTextError(f"cannot read {shown(path)}: {reason}")
 
 
 def _not_text(
@@ -773,16 +773,11 @@ def _not_text(
     advice = "name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...) or use bytes"
     if head.startswith(_BYTE_ORDER_MARKS["utf-16"]):
         advice = "its first bytes are a mark of utf-16: use --encoding utf-16"
-    return _NotTextError(f"{_shown(path)} is not {encoding} text{where}{reason}: {advice}")
-
-
-def _shown(path: str | Path) -> str:
-    """Return a file's name fit for one line of a message, whatever is in it."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
+    return _NotTextError(f"{shown(path)} is not {encoding} text{where}{reason}: {advice}")
 
 
 def _several(paths: list[Path], what: str, noun: str = "file") -> str:
     """Return a note that something holds for one or several paths."""
     if len(paths) == 1:
-        return f"{_shown(paths[0])}: {what}"
-    return f"{len(paths):,} {noun}s, the first being {_shown(paths[0])}: {what}"
+        return f"{shown(paths[0])}: {what}"
+    return f"{len(paths):,} {noun}s, the first being {shown(paths[0])}: {what}"

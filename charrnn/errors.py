@@ -28,6 +28,8 @@ __all__ = [
     "RunFolderError",
     "UsageError",
     "VocabularyError",
+    "reason",
+    "shown",
 ]
 
 
@@ -61,3 +63,13 @@ class RunFolderError(CharrnnError):
 
 class NonFiniteError(CharrnnError):
     """A loss, gradient or weight that is NaN or infinite."""
+
+
+def shown(name: object) -> str:
+    """Return a path, or what else somebody has named, fit for one line of a message."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(name))
+
+
+def reason(error: OSError) -> str:
+    """Return in words why the operating system refused."""
+    return error.strerror or type(error).__name__

@@ -26,7 +26,14 @@ from charrnn.checkpoint import Checkpoint, find, load
 from charrnn.config import ModelConfig, Record, TextChoices, TrainConfig
 from charrnn.corpus import Corpus, Part, embedded_corpus, scan, split
 from charrnn.device import choose_device
-from charrnn.errors import CheckpointError, CorpusError, NonFiniteError, UsageError, VocabularyError
+from charrnn.errors import (
+    CheckpointError,
+    CorpusError,
+    NonFiniteError,
+    UsageError,
+    VocabularyError,
+    shown,
+)
 from charrnn.kernels import multiplies_bf16
 from charrnn.loops import suits_lstm
 from charrnn.model import CharModel
@@ -195,7 +202,7 @@ class Run:
         if self.saved is None:
             return f"nothing was saved before: start again with --lr {lower}"
         return (
-            f"the last good checkpoint is {self.folder.path / 'last.safetensors'} of step "
+            f"the last good checkpoint is {shown(self.folder.path / 'last.safetensors')} of step "
             f"{self.saved.step:,}: go on from it with: {self.command('--lr', lower)}"
         )
 
@@ -413,7 +420,7 @@ def resume(
         valid = valid_corpus.part(*record.valid) if record.valid else None
         Lanes(train, vocabulary, config.batch_size, config.bptt, config.loss_last)
     except ValueError as error:
-        raise CheckpointError(f"{path}: the field 'text' is not usable: {error}") from error
+        raise CheckpointError(f"{shown(path)}: the field 'text' is not usable: {error}") from error
 
     model = with_weights(shape, prefixed(checkpoint.tensors, "model."), path)
     run = _assemble(
@@ -423,7 +430,9 @@ def resume(
     try:
         _restore(run, checkpoint.tensors)
     except ValueError as error:
-        raise CheckpointError(f"{path}: the training state is not usable: {error}") from error
+        raise CheckpointError(
+            f"{shown(path)}: the training state is not usable: {error}"
+        ) from error
     # A validation at this very step may have been logged after the checkpoint was written.
     folder.rewind_log(progress.step, validated=progress.validated_step == progress.step)
     run.resumed, run.saved, run.saved_config = True, replace(progress), saved_config
@@ -500,7 +509,9 @@ def _divide(
     train, _, test = split(corpus, 0.0, text.test_share)
     valid_corpus = scan(text.valid, corpus.encoding)
     if valid_corpus.characters < 2:
-        raise CorpusError(f"{text.valid[0]}: a text to validate on needs at least 2 characters")
+        raise CorpusError(
+            f"{shown(text.valid[0])}: a text to validate on needs at least 2 characters"
+        )
     return train, valid_corpus.part(0, valid_corpus.characters), test, valid_corpus
 
 
@@ -661,7 +672,7 @@ def _coverage(counts: Mapping[int, int], vocabulary: Vocabulary, path: Path) -> 
     known = 1 - sum(unknown.values()) / total
     lacks = f", and lacks {listed(unknown)}" if unknown else ""
     return (
-        f"weights and vocabulary from {path}: it knows {100 * known:.2f} % "
+        f"weights and vocabulary from {shown(path)}: it knows {100 * known:.2f} % "
         f"of the text's characters{lacks}"
     )
 
@@ -669,9 +680,9 @@ def _coverage(counts: Mapping[int, int], vocabulary: Vocabulary, path: Path) -> 
 def _same_text(corpus: Corpus, fingerprint: str | None, what: str) -> None:
     if corpus.fingerprint == fingerprint:
         return
-    shown_files = corpus.files[0].path if len(corpus.files) == 1 else f"{len(corpus.files)} files"
+    files = shown(corpus.files[0].path) if len(corpus.files) == 1 else f"{len(corpus.files)} files"
     raise CorpusError(
-        f"{what} ({shown_files}) is not the one this run was started on: {corpus.characters:,} "
+        f"{what} ({files}) is not the one this run was started on: {corpus.characters:,} "
         f"characters, SHA-256 {corpus.fingerprint[:12]}..., not {str(fingerprint)[:12]}...: "
         "bring the old text back, or start a new run with --init-from"
     )

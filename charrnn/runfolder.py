@@ -39,10 +39,9 @@ from charrnn.checkpoint import (
     read_meta,
     replacing,
     save,
-    shown,
     write,
 )
-from charrnn.errors import CheckpointError, RunFolderError
+from charrnn.errors import CheckpointError, RunFolderError, reason, shown
 
 __all__ = ["RESULT", "RunFolder", "write_json"]
 
@@ -464,11 +463,7 @@ def _failing(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunFolderError(f"{shown(path)}: {what}: {_reason(error)}") from error
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or type(error).__name__
+        raise RunFolderError(f"{shown(path)}: {what}: {reason(error)}") from error
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -546,7 +541,7 @@ def _open_lock(path: Path) -> tuple[int, bool]:
         raise
     except OSError as error:
         raise RunFolderError(
-            f"{shown(path.parent)}: cannot write to the run's folder: {_reason(error)}"
+            f"{shown(path.parent)}: cannot write to the run's folder: {reason(error)}"
         ) from error
 
 
@@ -557,7 +552,7 @@ def _flock(fd: int, folder: Path) -> bool:
         return False
     except OSError as error:  # some network file systems have no locks
         raise RunFolderError(
-            f"{shown(folder)}: cannot lock the run's folder: {_reason(error)}: "
+            f"{shown(folder)}: cannot lock the run's folder: {reason(error)}: "
             "choose a folder on a local disk"
         ) from error
     return True

@@ -41,7 +41,7 @@ class Reader:
         self.position = start
         self._vocabulary = vocabulary
         self._blocks = part.codes(start, block_bytes=_READ_BYTES)
-        self._ids: Ids = vocabulary.encode(b"")
+        self._ids: Ids = vocabulary.encode("")
         self._next = 0  # the first id of the block not yet given
 
     def read(self, count: int) -> Ids:

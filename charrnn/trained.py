@@ -10,10 +10,10 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from charrnn.checkpoint import Checkpoint, find, load, shown
+from charrnn.checkpoint import Checkpoint, find, load
 from charrnn.config import ModelConfig, Record
 from charrnn.corpus import BYTES, Part, embedded_corpus, scan, text_encoding
-from charrnn.errors import CheckpointError, CorpusError, UsageError
+from charrnn.errors import CheckpointError, CorpusError, UsageError, shown
 from charrnn.model import CharModel
 from charrnn.vocabulary import Vocabulary
 
@@ -126,10 +126,10 @@ def described(checkpoint: Checkpoint, path: Path) -> tuple[ModelConfig, Vocabula
     try:
         vocabulary = Vocabulary.from_json(checkpoint.require("vocabulary", dict))
     except ValueError as error:
-        raise CheckpointError(f"{path}: the field {error}") from error
+        raise CheckpointError(f"{shown(path)}: the field {error}") from error
     if shape.vocabulary != vocabulary.size:
         raise CheckpointError(
-            f"{path}: the field 'vocabulary' has {vocabulary.size} symbols, the model "
+            f"{shown(path)}: the field 'vocabulary' has {vocabulary.size} symbols, the model "
             f"{shape.vocabulary}"
         )
     return shape, vocabulary

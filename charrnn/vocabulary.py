@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from charrnn.corpus import BYTES, Codes, text_encoding
-from charrnn.errors import UsageError, VocabularyError
+from charrnn.errors import UsageError
 
 __all__ = ["REPLACEMENT", "UNKNOWN", "Ids", "Vocabulary", "listed"]
 
@@ -147,18 +147,14 @@ class Vocabulary:
         return self._id_of.take(codes, mode="clip")
 
     def encode(self, text: str | bytes) -> Ids:
-        """Return the ids of a short text.
-
-        Raises:
-            VocabularyError: ``text`` is bytes that are not in the vocabulary's encoding.
-        """
+        """Return the ids of a short text; bytes are for a vocabulary of bytes only."""
         return self.encode_codes(self._codes(text))
 
     def unknown_in(self, text: str | bytes) -> dict[str, int]:
         """Return the characters of a text that are unknown, with their counts, most frequent first.
 
-        Raises:
-            VocabularyError: ``text`` is bytes that are not in the vocabulary's encoding.
+        Args:
+            text: as for ``encode``.
         """
         if self.is_bytes:
             return {}
@@ -199,13 +195,7 @@ class Vocabulary:
             # surrogateescape: bytes of a command line that are not utf-8 come through unharmed.
             data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
             return np.frombuffer(data, np.uint8)
-        if isinstance(text, bytes):
-            try:
-                text = text.decode(self.encoding)
-            except UnicodeError:
-                raise VocabularyError(
-                    f"the text is not {self.encoding}, which the model reads: convert it"
-                ) from None
+        assert isinstance(text, str), "the model reads characters"
         return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.dtype("<u4"))
 
     def decode(self, ids: ArrayLike) -> str:
@@ -219,10 +209,9 @@ class Vocabulary:
         return codes.tobytes().decode("utf-32-le")
 
     def decode_bytes(self, ids: ArrayLike) -> bytes:
-        """Return the bytes of some ids: for text, in its own encoding."""
-        if self.is_bytes:
-            return np.asarray(ids, np.int64).astype(np.uint8).tobytes()
-        return self.decode(ids).encode(self.encoding, "replace")
+        """Return the bytes of some ids, of a vocabulary of bytes."""
+        assert self.is_bytes
+        return np.asarray(ids, np.int64).astype(np.uint8).tobytes()
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``from_json`` needs, fit for a checkpoint."""

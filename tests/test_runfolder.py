@@ -225,7 +225,7 @@ def test_the_second_comer_learns_who_holds_the_folder(tmp_path: Path) -> None:
             line = said(lambda take=take: take(run))  # type: ignore[misc]
             assert re.fullmatch(
                 re.escape(f"{run}: in use by process {os.getpid()} on {socket.gethostname()} ")
-                + r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d \('charrnn train a\\nb\.txt'\): "
+                + r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d \(charrnn train a\\nb\.txt\): "
                 "wait until it ends, or choose another folder",
                 line,
             )

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charrnn.errors import VocabularyError
 from charrnn.vocabulary import UNKNOWN, Vocabulary
 
 CHARACTERS = st.characters(exclude_categories=["Cs"])
@@ -96,7 +95,6 @@ class TestEncode:
         vocabulary = of_text(known)
         text += known[::2]
         assert vocabulary.encode(text).tolist() == look_up(vocabulary, text)
-        assert vocabulary.encode(text.encode()).tolist() == look_up(vocabulary, text)
 
     @given(known=st.text(st.characters(max_codepoint=255)), codes=st.binary())
     def test_of_codes_in_bytes_is_that_of_wider_codes(self, known: str, codes: bytes) -> None:
@@ -145,10 +143,6 @@ class TestEncode:
     def test_lone_surrogate_is_unknown(self) -> None:
         assert of_text("ab").encode("a\udcffb").tolist() == [1, UNKNOWN, 2]
 
-    def test_wrongly_encoded(self) -> None:
-        with pytest.raises(VocabularyError, match="not utf-8"):
-            of_text("ab").encode(b"\xff")
-
 
 class TestUnknownIn:
     def test_lists_them_with_counts(self) -> None:
@@ -171,14 +165,10 @@ class TestDecode:
         assert vocabulary.decode(ids) == text
         assert vocabulary.decode(ids.tolist()) == text
         assert vocabulary.decode(torch.tensor(ids.tolist(), dtype=torch.int64)) == text
-        assert vocabulary.decode_bytes(ids) == text.encode()
 
     def test_unknown_is_the_replacement_character(self) -> None:
         vocabulary = of_text("ab")
         assert vocabulary.decode([1, UNKNOWN, 2]) == "a\ufffdb"
-        assert vocabulary.decode_bytes([UNKNOWN]) == "\ufffd".encode()
-        latin = Vocabulary("aé", "iso8859-1", 1)
-        assert latin.decode_bytes([1, UNKNOWN, 2]) == b"a?\xe9"
 
     def test_bytes(self) -> None:
         vocabulary = Vocabulary.of_bytes()
