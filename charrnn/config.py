@@ -30,8 +30,8 @@ __all__ = [
 
 CellName = Literal["rnn", "lstm", "gru"]
 WeightsName = Literal["fp32", "bf16", "int8"]
-WEIGHTS_NAMES: tuple[WeightsName, ...] = ("fp32", "bf16", "int8")
-CELL_NAMES: tuple[CellName, ...] = ("rnn", "lstm", "gru")
+CELL_NAMES: tuple[CellName, ...] = get_args(CellName)
+WEIGHTS_NAMES: tuple[WeightsName, ...] = get_args(WeightsName)
 
 OptimiserName = Literal["muon", "adamw", "sgd"]
 
@@ -43,6 +43,7 @@ _COUNT = "a whole number from 1 to 2^63 - 1"
 _SIZE = "a whole number from 1 to 2^31 - 1"
 _WHOLE = "a whole number from 0 to 2^63 - 1"
 _SHARE = "a number from 0 up to but not including 1"
+_PROBABILITY = "a number above 0, at most 1"
 
 #: Larger numbers, and infinity, are none in the 32 bits that training computes with.
 _LARGEST = 1e38
@@ -59,12 +60,21 @@ def _holds(value: object, rule: str) -> bool:
     # A limit of 0 is None by now (recipe.choose).
     if rule in (_POSITIVE, _LIMIT):
         return value > 0
-    return {_NOT_NEGATIVE: value >= 0, _SHARE: 0 <= value < 1}[rule]
+    held = {_NOT_NEGATIVE: value >= 0, _SHARE: 0 <= value < 1, _PROBABILITY: 0 < value <= 1}
+    return held[rule]
 
 
 def _check(config: Any, rules: dict[str, str], flags: dict[str, str] | None = None) -> None:
-    """Raise UsageError for the first field that breaks its rule; None where its type has it."""
+    """Raise UsageError for the first field that breaks its rule; None where its type has it.
+
+    The rule of a field whose type is a Literal is that: one of its words.
+    """
     optional = {field.name for field in fields(config) if "None" in str(field.type)}
+    for name, kind in get_type_hints(type(config)).items():
+        words, value = get_args(kind), getattr(config, name)
+        if get_origin(kind) is Literal and value not in words:
+            listed = f"{', '.join(words[:-1])} or {words[-1]}"
+            raise UsageError(f"--{name.replace('_', '-')} must be {listed}, not {value!r}")
     for name, rule in rules.items():
         value = getattr(config, name)
         if value is None and name in optional:
@@ -145,8 +155,6 @@ class ModelConfig(Record):
     hidden-to-hidden matrix: Merity, Keskar, Socher 2018)."""
 
     def __post_init__(self) -> None:
-        if self.cell not in CELL_NAMES:
-            raise UsageError(f"--cell must be one of {', '.join(CELL_NAMES)}, not {self.cell!r}")
         sizes = dict.fromkeys(("vocabulary", "layers", "hidden", "embedding"), _SIZE)
         _check(self, sizes | {"dropout": _SHARE, "weight_drop": _SHARE})
 
@@ -206,10 +214,6 @@ class TrainConfig(Record):
         _check(self, dict.fromkeys(counts, _COUNT) | dict.fromkeys(positive, _POSITIVE), flags)
         _check(self, {"clip_norm": _LIMIT, "weight_decay": _NOT_NEGATIVE})
         _check(self, {"warmup_steps": _WHOLE, "seed": _WHOLE})
-        if self.precision not in ("fp32", "bf16"):
-            raise UsageError(f"--precision must be fp32 or bf16, not {self.precision!r}")
-        if self.optimiser not in get_args(OptimiserName):
-            raise UsageError(f"--optimiser must be muon, adamw or sgd, not {self.optimiser!r}")
         if self.loss_last is not None and self.loss_last > self.bptt:
             raise UsageError(
                 f"--loss-last {self.loss_last} is longer than the window: "
@@ -260,21 +264,13 @@ class SampleConfig:
             "length": _WHOLE,
             "temperature": _NOT_NEGATIVE,
             "top_k": _COUNT,
-            "top_p": _POSITIVE,
+            "top_p": _PROBABILITY,
             "count": _COUNT,
             "seed": _WHOLE,
         }
         _check(self, rules)
-        if self.top_p is not None and self.top_p > 1:
-            raise UsageError(f"--top-p must be at most 1, not {self.top_p}")
         if self.stop == "":
             raise UsageError("--stop must not be empty")
-        if self.unknown not in ("error", "replace", "skip"):
-            raise UsageError(f"--unknown must be error, replace or skip, not {self.unknown!r}")
-        if self.weights not in WEIGHTS_NAMES:
-            raise UsageError(
-                f"--weights must be {' or '.join(WEIGHTS_NAMES)}, not {self.weights!r}"
-            )
         if self.count > MOST_SAMPLES:
             raise UsageError(
                 f"--count must be at most {MOST_SAMPLES:,}, not {self.count}: "

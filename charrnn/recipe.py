@@ -20,6 +20,7 @@ __all__ = [
     "Schedule",
     "choose",
     "given",
+    "matrix_weights",
     "plan_validations",
     "pressure",
     "regularisation",
@@ -99,7 +100,8 @@ def choose(
     planned = training | given(choices.training)
     pressed = pressure(
         _passes(budget, planned, vocabulary, characters, device),
-        _parameters(choices.cell, vocabulary, sizes),
+        # No float holds every whole number that can be typed, and no memory such a model.
+        min(10**15, matrix_weights(choices.cell, vocabulary, sizes)),
         characters,
     )
     dropout, weight_drop = regularisation(choices.cell, pressed)
@@ -163,13 +165,18 @@ def regularisation(cell: CellName, pressure: float) -> tuple[float, float]:
     return round(dropout, 2), round(0.8 * dropout, 2)
 
 
-def _parameters(cell: CellName, vocabulary: int, shape: Mapping[str, int]) -> int:
-    """Return the matrices' share of a model's parameters, which is nearly all."""
+def matrix_weights(cell: CellName, vocabulary: int, shape: Mapping[str, int]) -> int:
+    """Return the weights in a model's matrices, which are nearly all of its parameters.
+
+    Args:
+        cell: of the model.
+        vocabulary: V.
+        shape: its layers, hidden and embedding.
+    """
     gates = {"rnn": 1, "lstm": 4, "gru": 3}[cell]
     layers, hidden, embedding = shape["layers"], shape["hidden"], shape["embedding"]
     recurrence = gates * hidden * (embedding + hidden + (layers - 1) * 2 * hidden)
-    # No float holds every whole number that can be typed, and no memory such a model.
-    return min(10**15, recurrence + vocabulary * (embedding + hidden))
+    return recurrence + vocabulary * (embedding + hidden)
 
 
 def _passes(

@@ -616,8 +616,7 @@ def _refuse_too_large(shape: ModelConfig, config: TrainConfig, device: torch.dev
     a layer's objects.
     """
     gates, size = CELLS[shape.cell].gates, 4
-    weights = shape.vocabulary * (shape.embedding + shape.hidden)
-    weights += gates * shape.hidden * (shape.embedding + (2 * shape.layers - 1) * shape.hidden)
+    weights = recipe.matrix_weights(shape.cell, shape.vocabulary, shape.to_dict())
     a_character = 2 * shape.vocabulary + shape.layers * (gates + 2) * shape.hidden
     needed = size * (5 * weights + config.bptt * config.batch_size * a_character)
     needed += 50_000 * shape.layers
