@@ -2,7 +2,7 @@
 
 ::
 
-    best.safetensors            the best by validation loss; what sample and evaluate take
+    best.safetensors            the best by validation loss; what is sampled and scored
     last.safetensors            the newest; what --resume takes
     step-00001200.safetensors   earlier newest ones, as many as asked for
     metrics.jsonl               one JSON object a line

@@ -10,11 +10,14 @@ from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import typer
 
+from charrnn import recipe
 from charrnn.cli import app
+from charrnn.config import CellName
 
 ROOT = Path(__file__).parent.parent
 LISTED = subprocess.run(
@@ -88,3 +91,41 @@ def test_examples_in_docstrings(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"charrnn.{name}"))
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_the_page_of_defaults_has_the_rules_numbers() -> None:
+    page = " ".join((ROOT / "docs" / "defaults.md").read_text(encoding="utf-8").split())
+
+    def chosen(cell: CellName, device: str = "cpu", **options: Any) -> tuple[Any, Any]:
+        choices = recipe.Choices(cell=cell, **options)
+        return recipe.choose(choices, vocabulary=65, characters=10**6, device=device)
+
+    few = {"budget": {"steps": 10}}
+    (lstm, lstm_trained), (rnn, rnn_trained) = chosen("lstm", **few), chosen("rnn", **few)
+    gru, _ = chosen("gru", **few)
+    on_gpu, trained_on_gpu = chosen("lstm", "cuda", **few)
+    gru_on_gpu, _ = chosen("gru", "cuda", **few)
+    assert lstm.hidden == gru.hidden
+    for line in (
+        f"| `--minutes` | {recipe.DEFAULT_MINUTES:g} |",
+        f"| `--layers` | {lstm.layers} | {on_gpu.layers} |",
+        f"LSTM and GRU {lstm.hidden}, RNN {rnn.hidden};",
+        f"over {recipe.WIDER_FROM['lstm'][0] / 1e6:g} million characters",
+        "(GRU: over {:g} million, and again over {:g} million)".format(
+            *(least / 1e6 for least in recipe.WIDER_FROM["gru"])
+        ),
+        "in {lstm} passes or more (RNN: {rnn})".format(**recipe.WIDER_IN_PASSES),
+        f"LSTM {on_gpu.hidden}, GRU and RNN {gru_on_gpu.hidden} |",
+        f"LSTM and GRU {lstm_trained.batch_size} x {lstm_trained.bptt}, "
+        f"RNN {rnn_trained.batch_size} x {rnn_trained.bptt};",
+        f"Muon {lstm_trained.lr} (RNN {rnn_trained.lr}), AdamW {lstm_trained.lr_adam};",
+        f"from {recipe.RARE_SYMBOLS} symbols on AdamW three times that",
+        f"(p below from {recipe.BY_HEART} on)",
+        f"`--optimiser adamw` {recipe.ONE_RATE['adamw']['lr']}, "
+        f"`sgd` {recipe.ONE_RATE['sgd']['lr']:g} |",
+        f"Muon {trained_on_gpu.lr}, AdamW {trained_on_gpu.lr_adam};",
+        f"| `--weight-decay` | {lstm_trained.weight_decay} (sgd: 0)",
+        f"from {recipe.MANY_SYMBOLS['lstm']} symbols on (RNN: {recipe.MANY_SYMBOLS['rnn']:,})",
+        f"a cosine down to {100 * recipe.Schedule.FLOOR:g} % |",
+    ):
+        assert line in page, line
