@@ -89,17 +89,16 @@ def choose(
     Raises:
         UsageError: a choice makes no sense.
     """
-    if device == "cuda":
-        shape, training = _cuda(choices, bf16)
-    else:
-        shape, training = _cpu(choices, vocabulary, characters, bf16)
-    training["decay_embedding"] = vocabulary >= MANY_SYMBOLS[choices.cell]
     budget = choices.budget or DEFAULT_BUDGET
+    training = _training(choices.cell, device, bf16)
+    training["decay_embedding"] = vocabulary >= MANY_SYMBOLS[choices.cell]
+    planned = training | given(choices.training)
+    passes = _passes(budget, planned, vocabulary, characters, device)
+    shape = _shape(choices.cell, device, planned["precision"], passes, passes * characters)
     shape["embedding"] = min(vocabulary, shape["hidden"])
     sizes = {name: given(choices.model).get(name, size) for name, size in shape.items()}
-    planned = training | given(choices.training)
     pressed = pressure(
-        _passes(budget, planned, vocabulary, characters, device),
+        passes,
         # No float holds every whole number that can be typed, and no memory such a model.
         min(10**15, matrix_weights(choices.cell, vocabulary, sizes)),
         characters,
@@ -204,43 +203,44 @@ def given(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _cpu(
-    choices: Choices, vocabulary: int, characters: int, bf16: bool
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    lanes, window, width = {"lstm": (16, 128, 256), "gru": (16, 128, 256), "rnn": (32, 64, 384)}[
-        choices.cell
-    ]
-    training = {
+def _training(cell: CellName, device: str, bf16: bool) -> dict[str, Any]:
+    """Return how a cell is trained on a device: fields of TrainConfig."""
+    if device == "cuda":
+        lanes, window, lr, lr_adam, warmup = 64, 128, 0.01, 2e-3, 100
+    else:
+        lanes, window = (32, 64) if cell == "rnn" else (16, 128)
+        lr, lr_adam, warmup = (0.014 if cell == "rnn" else 0.028), 8.4e-3, 50
+    return {
         "batch_size": lanes,
         "bptt": window,
-        "lr": {"lstm": 0.028, "gru": 0.028, "rnn": 0.014}[choices.cell],
-        "lr_adam": 0.0084,
+        "lr": lr,
+        "lr_adam": lr_adam,
         "weight_decay": 0.1,
-        "warmup_steps": 50,
+        "warmup_steps": warmup,
         "precision": "bf16" if bf16 else "fp32",
     }
-    sizes = training | given(choices.training)
-    if sizes["precision"] == "bf16":
+
+
+def _shape(
+    cell: CellName, device: str, precision: str, passes: float, characters: float
+) -> dict[str, int]:
+    """Return the layers and the width of a model.
+
+    Args:
+        cell: the recurrence.
+        device: where it is trained.
+        precision: of its products there.
+        passes: over the text, in the whole run.
+        characters: read in it.
+    """
+    if device == "cuda":
+        return {"layers": 2, "hidden": 1024 if cell == "lstm" else 768}
+    width = 384 if cell == "rnn" else 256
+    if precision == "bf16":
         width += 128
-    passes = _passes(choices.budget or DEFAULT_BUDGET, sizes, vocabulary, characters, "cpu")
-    if passes < WIDER_IN_PASSES[choices.cell]:
-        read = passes * characters
-        width += 128 * sum(read > least for least in WIDER_FROM[choices.cell])
-    return {"layers": 1, "hidden": width}, training
-
-
-def _cuda(choices: Choices, bf16: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    shape: dict[str, Any] = {"layers": 2, "hidden": 1024 if choices.cell == "lstm" else 768}
-    training = {
-        "batch_size": 64,
-        "bptt": 128,
-        "lr": 0.01,
-        "lr_adam": 2e-3,
-        "weight_decay": 0.1,
-        "warmup_steps": 100,
-        "precision": "bf16" if bf16 else "fp32",
-    }
-    return shape, training
+    if passes < WIDER_IN_PASSES[cell]:
+        width += 128 * sum(characters > least for least in WIDER_FROM[cell])
+    return {"layers": 1, "hidden": width}
 
 
 @dataclass(frozen=True)
