@@ -761,7 +761,6 @@ def compare(
         )
     if report is not None:
         report = _report_path(report)
-        _refuse_overwriting("--report", report, map(Path, texts or ()))
     if not {"minutes", "epochs", "steps"} & given.keys():
         given["minutes"] = recipe.DEFAULT_MINUTES
 
@@ -781,6 +780,8 @@ def compare(
         else:
             plan = Plan(texts=absolute_names(texts or ()), **given)
             folder = run or _default_run(plan.text(), "compare")
+        if report is not None and report.exists():
+            _refuse_overwriting("--report", report, (file.path for file in plan.corpus().files))
         words = ["charrnn", "compare", "--run", str(folder), "--resume"]
         words += ["--report", str(report)] if report is not None else []
         words += ["--device", device] if device != "auto" else []

@@ -26,7 +26,7 @@ import torch
 
 from charrnn import recipe
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, Record, TextChoices
-from charrnn.corpus import Part, embedded_corpus, scan, split
+from charrnn.corpus import Corpus, Part, embedded_corpus, scan, split
 from charrnn.errors import CorpusError, RunFolderError, UsageError, shown
 from charrnn.evaluation import Interrupted, Scores, score
 from charrnn.kernels import multiplies_bf16
@@ -111,6 +111,14 @@ class Plan(Record):
         self.text()
         for cell in self.cells:
             recipe.choose(self.choices(cell), vocabulary=2, characters=2, device="cpu")
+
+    def corpus(self) -> Corpus:
+        """Read the text once, from end to end.
+
+        Raises:
+            CorpusError: it is not usable.
+        """
+        return scan(self.texts or embedded_corpus(), self.encoding or "utf-8")
 
     def text(self) -> TextChoices:
         """Return what every run reads."""
@@ -481,7 +489,7 @@ def compare(
             f"{shown(folder)}: holds a comparison already: go on with it with --resume, or choose "
             "another folder with --run"
         )
-    corpus = scan(plan.texts or embedded_corpus(), plan.encoding or "utf-8")
+    corpus = plan.corpus()
     part, valid, test = split(corpus, plan.valid_share, plan.test_share)
     refuse_too_short(part, plan.text())
     if valid is None and test is None:

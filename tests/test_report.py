@@ -732,6 +732,26 @@ class TestWhereThePageGoes:
         )
         assert text.read_text(encoding="utf-8") == make_prose(300)
 
+    @pytest.mark.parametrize("name", [".", "*.html"])
+    @pytest.mark.parametrize("resume", [False, True])
+    def test_nor_does_that_of_a_comparison_where_the_text_is_found(
+        self, cli: Cli, tmp_path: Path, name: str, resume: bool
+    ) -> None:
+        """In a folder or by a pattern, and in one that goes on."""
+        (tmp_path / "texts").mkdir()
+        text, run = tmp_path / "texts" / "text.html", tmp_path / "run"
+        text.write_text(make_prose(300), encoding="utf-8")
+        if resume:
+            run.mkdir()
+            plan = Plan(texts=(f"{text.parent}/{name}",), steps=1)
+            (run / "comparison.json").write_text(json.dumps(plan.to_dict()))
+        words = ("--resume",) if resume else (text.parent / name, "--steps", 1)
+        done = cli("compare", *words, "--run", run, "--report", text)
+        assert (done.code, done.out) == (2, "")
+        assert f"--report {text} would overwrite what is read" in done.err
+        assert text.read_text(encoding="utf-8") == make_prose(300)
+        assert not [path for path in run.glob("*") if path.is_dir()], "no run was begun"
+
     def test_a_page_that_cannot_be_written_leaves_the_old_one(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
