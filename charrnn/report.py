@@ -336,7 +336,7 @@ def inspection_page(inspection: Inspection, portrait: Portrait, text: str, origi
         *_inside([portrait], ""),
         _curves(_own_runs([portrait]), ""),
         _samples([portrait]),
-        _excerpts([portrait], "The beginning of the text"),
+        _excerpts([portrait], "The beginning of what was looked at"),
     ]
     return _page("inspect", f"Inside {portrait.label}", lead, text, sections, origin)
 

@@ -359,6 +359,7 @@ class TestInspectionPage:
             in page.texts["p"][1]
         )
         assert "Unit 1.3c along the text" in page.texts["h3"]
+        assert "The beginning of what was looked at, read from a state" in page.texts["p"][-1]
         assert "a<b␍↵\n\N{REPLACEMENT CHARACTER}"[:5] in "".join(page.texts["pre"])
 
     def test_the_step_is_written_out(self) -> None:
