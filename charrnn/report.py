@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from charrnn import __version__
 from charrnn.assessment import Assessment
@@ -409,7 +410,7 @@ def _positions(assessments: Sequence[Assessment], portraits: Sequence[Portrait])
     if not measured:
         return ""
     lines = [
-        Line(portrait.label, *_thinned(range(1, len(scores.nats_T) + 1), scores.nats_T), style)
+        Line(portrait.label, *_grouped(scores.nats_T), style)
         for style, portrait, scores in measured
     ]
     chart = line_chart(
@@ -510,6 +511,13 @@ def _thinned(x: Iterable[float], y: Iterable[float]) -> tuple[list[float], list[
     x_N, y_N = np.array(list(x), dtype=np.float64), np.array(list(y), dtype=np.float64)
     groups = np.array_split(np.arange(len(x_N)), min(POINTS, len(x_N)))
     return [float(x_N[g].mean()) for g in groups], [float(y_N[g].mean()) for g in groups]
+
+
+def _grouped(nats_T: NDArray[np.float64]) -> tuple[list[int], list[float]]:
+    """Return positions from 1 on and their means, in groups equally wide on a logarithmic axis."""
+    edges = list(itertools.pairwise(_spaced(len(nats_T) + 2)))
+    middles = [round(math.sqrt(first * (after - 1))) for first, after in edges]
+    return middles, [float(nats_T[first - 1 : after - 1].mean()) for first, after in edges]
 
 
 # Inside the models -----------------------------------------------------------------------

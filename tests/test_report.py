@@ -340,6 +340,30 @@ class TestAssessmentPage:
         assert ("Without a network, 7-gram needs fewer: 2.0198 bits per char" in lead) == said
         assert "xz" not in lead
 
+    @pytest.mark.parametrize("length", [1, 2, 10, 1000])
+    def test_the_first_positions_are_drawn_each(
+        self, length: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where the loss is steep; the others in groups, all of them."""
+        drawn: list[Line] = []
+
+        def chart(name: str, title: str, lines: list[Line], **_: object) -> str:
+            drawn.extend(lines if name == "positions" else ())
+            return ""
+
+        monkeypatch.setattr("charrnn.report.line_chart", chart)
+        nats_T = 5 - np.log(np.arange(1, length + 1))
+        one = assessment(by_position=PositionScores(nats_T, 7))
+        assessment_page([one], [portrait()], "poem", ORIGIN)
+        (line,) = drawn
+        assert list(line.x[:5]) == [1, 2, 3, 4, 5][:length]
+        assert list(line.y[:5]) == pytest.approx(nats_T[:5])
+        assert list(line.x) == sorted(set(line.x))
+        assert line.x[-1] > 0.9 * length
+        assert len(line.x) <= 60
+        # A group's mean is near what is measured at its middle.
+        assert line.y == pytest.approx([nats_T[int(x) - 1] for x in line.x], abs=0.05)
+
     def test_the_log_of_one_run_is_drawn_once(self) -> None:
         text = assessment_page(
             [assessment(), assessment()], [portrait("one"), portrait("two")], "poem", ORIGIN
