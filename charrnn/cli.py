@@ -552,6 +552,8 @@ def evaluate(
         raise UsageError("--show and --json exclude each other: both print on stdout")
     if report is not None:
         report = _report_path(report)
+        if per_char is not None and per_char.resolve() == report:
+            raise UsageError(f"--report and --per-char both write {report}: give another file")
 
     from charrnn.assessment import assess
     from charrnn.baselines import baselines as price_baselines

@@ -777,6 +777,20 @@ class TestWhereThePageGoes:
         assert text.read_text(encoding="utf-8") == make_prose(300)
         assert not [path for path in run.glob("*") if path.is_dir()], "no run was begun"
 
+    @pytest.mark.parametrize("name", ["page.html", "link.html"])
+    def test_it_is_not_where_the_prices_go(
+        self, cli: Cli, trained: Path, tmp_path: Path, name: str
+    ) -> None:
+        page = tmp_path / "page.html"
+        (tmp_path / "link.html").symlink_to(page)
+        words = ("--per-char", tmp_path / name, "--report", page)
+        done = cli("evaluate", trained, "--part", "valid", *words)
+        assert (done.code, done.out) == (2, "")
+        assert done.err == (
+            f"charrnn: --report and --per-char both write {page}: give another file\n"
+        )
+        assert not page.exists()
+
     def test_a_page_that_cannot_be_written_leaves_the_old_one(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
