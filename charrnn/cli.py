@@ -653,16 +653,17 @@ def evaluate(
             )
             if report is not None:
                 portraits.append(portray(next(called), path, model, vocabulary, scored))
-    if as_json:
-        rows = [assessment.to_dict() for assessment in assessments]
-        print(to_json(rows, indent=2))
-    else:
-        print_assessments(assessments)
+    # Before the table: who reads that may leave, and there is a page all the same.
     if report is not None:
         from charrnn.report import assessment_page
 
         page = assessment_page(assessments, portraits, _text_named(text, part), _origin(where))
         _save_report(report, page)
+    if as_json:
+        rows = [assessment.to_dict() for assessment in assessments]
+        print(to_json(rows, indent=2))
+    else:
+        print_assessments(assessments)
 
 
 @app.command()
@@ -799,12 +800,17 @@ def compare(
             _say(go_on)
             return 128 + stop.received
         comparison = Comparison.of(plan, results)
-        if as_json:
-            print(to_json(comparison.to_list(), indent=2))
-        else:
-            print_comparison(comparison)
-        if report is not None:
+        closed: OSError | None = None
+        try:
+            if as_json:
+                print(to_json(comparison.to_list(), indent=2))
+            else:
+                print_comparison(comparison)
             sys.stdout.flush()
+        except OSError as error:
+            # Whoever read has left: there is a page all the same.
+            closed = error
+        if report is not None:
             try:
                 stop.leave_at_once()
                 _say("looking into the best run of each cell, for the report ...")
@@ -812,6 +818,8 @@ def compare(
             except Stopped:
                 _say(f"all runs are done, but there is no report yet; {go_on}")
                 raise
+        if closed is not None:
+            raise closed
     return 0
 
 
@@ -972,6 +980,18 @@ def inspect_recurrence(
         model, stretch, vocabulary, config, unit=shown, seed=training.seed, bptt=training.bptt,
         history=history,
     )  # fmt: skip
+    # Before the tables: who reads those may leave, and there is a page all the same.
+    if report is not None:
+        from charrnn.report import inspection_page, labels
+
+        drawn = inspection
+        if inspection.activation is None and inspection.units:
+            best = inspection.units[0].unit
+            drawn = replace(inspection, activation=activation(model, stretch, best))
+        (label,) = labels([checkpoint])
+        portrait = portray(label, checkpoint, model, vocabulary, seen, drawn)
+        page = inspection_page(drawn, portrait, _text_named(text, part), _origin(where))
+        _save_report(report, page)
     if as_json:
         head = {
             "checkpoint": str(checkpoint),
@@ -985,16 +1005,6 @@ def inspect_recurrence(
         from charrnn.inspection_view import print_inspection
 
         print_inspection(inspection)
-    if report is not None:
-        from charrnn.report import inspection_page, labels
-
-        if inspection.activation is None and inspection.units:
-            best = inspection.units[0].unit
-            inspection = replace(inspection, activation=activation(model, stretch, best))
-        (label,) = labels([checkpoint])
-        portrait = portray(label, checkpoint, model, vocabulary, seen, inspection)
-        page = inspection_page(inspection, portrait, _text_named(text, part), _origin(where))
-        _save_report(report, page)
 
 
 def _report_path(path: Path) -> Path:

@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -63,7 +64,7 @@ from charrnn.report import (
     save_page,
 )
 from charrnn.score_view import surprise
-from tests.conftest import Cli, make_prose, run_cli
+from tests.conftest import ENVIRONMENT, Cli, command, make_prose, run_cli
 
 ORIGIN = Origin("charrnn compare a --report b.html", "a machine", "2026-01-02 03:04 UTC", "9.9")
 SHAPE = ModelConfig(cell="lstm", vocabulary=9, layers=1, hidden=3, embedding=2)
@@ -704,6 +705,32 @@ def test_a_signal_while_the_page_is_made_loses_nothing_but_the_page(
     way_on = f"charrnn compare --run {pages.folder} --resume --report {report}"
     assert f"all runs are done, but there is no report yet; go on with: {way_on}\n" in done.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reader_who_leaves_does_not_take_the_page_along(
+    pages: Pages, trained: Path, tmp_path: Path, name: str
+) -> None:
+    """A real process and a real pipe."""
+    report = tmp_path / "page.html"
+    words: dict[str, tuple[object, ...]] = {
+        "compare": ("--run", pages.folder, "--resume"),
+        "evaluate": (trained, "--part", "valid"),
+        "inspect": (trained, "--part", "valid", "--only", "memory"),
+    }
+    with subprocess.Popen(
+        command(name, *words[name], "--report", report),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read().decode()
+        assert process.wait(timeout=60) == 0
+    assert said.endswith(f"report: {report}\n")
+    check(report.read_text(encoding="utf-8"))
 
 
 class TestWhereThePageGoes:
