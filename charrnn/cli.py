@@ -813,7 +813,7 @@ def compare(
         if report is not None:
             try:
                 stop.leave_at_once()
-                _say("looking into the best run of each cell, for the report ...")
+                _say("looking into a run of each cell, for the report ...")
                 _report_comparison(report, folder, comparison, where)
             except Stopped:
                 _say(f"all runs are done, but there is no report yet; {go_on}")

@@ -184,9 +184,10 @@ class RunResult(Record):
     train_chars_per_second: float
     """Median over the run, validation and saving left out."""
     valid_nats_per_char: float | None
-    """Of the best checkpoint by validation, on all of the validation part."""
+    """Of the best checkpoint by validation, on all of the validation part; None without one."""
     nats_per_char: float
-    """Of the same, on the test part; on the validation part if there is none."""
+    """Of the same, the last where nothing was validated, on the test part; on the validation
+    part if there is none."""
     bits_per_byte: float
     characters: int
     """Predictions scored there."""
@@ -208,7 +209,10 @@ class CellResult:
 
     @property
     def best(self) -> RunResult:
-        """The run with the lowest validation loss, which needs no look at the test part."""
+        """The run with the lowest validation loss, which needs no look at the test part.
+
+        The first where nothing is held out to validate.
+        """
         return min(self.runs, key=lambda run: run.valid_nats_per_char or 0.0)
 
     @property

@@ -225,7 +225,8 @@ def comparison_page(
         )
         for result, log in logs
     ]
-    seen = f"Each cell's best run by validation, on the {part}."
+    chosen = "first run" if best.best.valid_nats_per_char is None else "best run by validation"
+    seen = f"Each cell's {chosen}, on the {part}."
     sections = [
         _section(
             "Result",

@@ -240,9 +240,12 @@ def comparison_says(comparison: Comparison) -> Iterator[str]:
     part = "test part" if plan.test_share else "validation part"
     matched = "parameters" if plan.match == "parameters" else "width"
     seeds = f"mean of {plan.seeds} seeds" if plan.seeds > 1 else "one seed"
+    chosen = (
+        "last checkpoint" if one.valid_nats_per_char is None else "best checkpoint by validation"
+    )
     yield (
-        f"Matched by {matched}; {budget} a run, {seeds}; the best checkpoint by validation, on "
-        f"the {one.characters:,} predictions of the {part}; us/char: training, microseconds."
+        f"Matched by {matched}; {budget} a run, {seeds}; the {chosen}, on the "
+        f"{one.characters:,} predictions of the {part}; us/char: training, microseconds."
     )
     if plan.minutes is not None:
         yield "Equal time: a cell that computes faster does more steps."

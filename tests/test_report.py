@@ -26,7 +26,7 @@ from selenium.webdriver.chrome.service import Service
 
 from charrnn.assessment import Assessment
 from charrnn.baselines import Baseline
-from charrnn.comparison import Comparison, Plan, RunResult
+from charrnn.comparison import CellResult, Comparison, Plan, RunResult
 from charrnn.config import ModelConfig
 from charrnn.equations import Quantity, Step
 from charrnn.evaluation import PositionScores, Scores
@@ -298,6 +298,24 @@ class TestComparisonPage:
         made = comparison()
         made = replace(made, plan=replace(made.plan, test_share=0.0))
         assert "Loss on the validation part" in check(compare_page(made)).texts["h3"]
+
+    def test_where_nothing_was_validated_nothing_is_best_by_it(self) -> None:
+        def said(made: Comparison) -> str:
+            return " ".join(check(compare_page(made)).texts["body"][0].split())
+
+        made = comparison()
+        assert "the best checkpoint by validation, on the 999 predictions" in said(made)
+        assert "Each cell's best run by validation, on the test part." in said(made)
+        blind = replace(
+            made,
+            cells=tuple(
+                CellResult(tuple(replace(run, valid_nats_per_char=None) for run in cell.runs))
+                for cell in made.cells
+            ),
+        )
+        assert "by validation" not in said(blind)
+        assert "the last checkpoint, on the 999 predictions of the test part" in said(blind)
+        assert "Each cell's first run, on the test part." in said(blind)
 
 
 class TestAssessmentPage:
