@@ -788,9 +788,11 @@ def compare(
         words = ["charrnn", "compare", "--run", str(folder), "--resume"]
         words += ["--report", str(report)] if report is not None else []
         words += ["--device", device] if device != "auto" else []
-        go_on = f"go on with: {shlex.join(words)}"
+        command = shlex.join(words)
+        go_on = f"go on with: {command}"
+        silent = quiet or as_json
         try:
-            results = _compare(folder, plan, where, stop, new=not resume, quiet=quiet or as_json)
+            results = _compare(folder, plan, where, stop, command, new=not resume, quiet=silent)
         except Stopped:
             if (folder / PLAN).exists():  # after the plan was written, before the first update
                 _say(go_on)
@@ -828,6 +830,7 @@ def _compare(
     plan: Plan,
     device: torch.device,
     stop: StopSignals,
+    command: str,
     *,
     new: bool,
     quiet: bool,
@@ -839,12 +842,14 @@ def _compare(
     results = []
     display = open_display(as_json=False, quiet=True)
     try:
-        for event in compare(folder, plan, new=new, device=device, should_stop=stop.reason):
+        for event in compare(
+            folder, plan, new=new, device=device, command=command, should_stop=stop.reason
+        ):
             if isinstance(event, Note):
                 _say(f"note: {event.text}")
             elif isinstance(event, RunStarted):
                 stop.defer()
-                display = open_display(as_json=False, quiet=quiet, advise=False)
+                display = open_display(as_json=False, quiet=quiet)
                 if not quiet:
                     _say(f"--- run {event.number} of {event.total}: {event.run.folder.path}")
                 display.start(event.run)

@@ -468,6 +468,7 @@ def compare(
     *,
     new: bool,
     device: torch.device,
+    command: str | None = None,
     should_stop: Callable[[], str | None] = lambda: None,
 ) -> Iterator[RunStarted | RunScored | Note | Event]:
     """Do all runs of a comparison that are not finished yet.
@@ -477,6 +478,7 @@ def compare(
         plan: what to compare; for a comparison that goes on, from ``open_plan``.
         new: whether it begins here; the plan is put into the folder with the first run.
         device: where to compute.
+        command: the command line that goes on with the comparison, for messages.
         should_stop: as for ``training.train``; a stopped comparison goes on by calling
             this again.
 
@@ -532,6 +534,7 @@ def compare(
                     _refuse_another_shape(path, (has.layers, has.hidden), shape)
                 else:
                     run = start(choices, plan.text(), folder=held, device=device)
+                run.owner = command
                 if new and number == 1:
                     write_json(folder / PLAN, plan.to_dict())
                 yield RunStarted(run, number, len(runs))

@@ -87,13 +87,12 @@ class Output(Console):
         raise  # it is called where the error is handled
 
 
-def open_display(*, as_json: bool, quiet: bool, advise: bool = True) -> Display:
+def open_display(*, as_json: bool, quiet: bool) -> Display:
     """Return the display that fits the options and the terminal.
 
     Args:
         as_json: JSON lines on stdout.
         quiet: nothing at all.
-        advise: end with the command to give next; not where a run is one of several.
     """
     if as_json:
         return _JsonLines()
@@ -102,8 +101,8 @@ def open_display(*, as_json: bool, quiet: bool, advise: bool = True) -> Display:
     console = Output(stderr=True, highlight=False)
     # A dumb terminal cannot be drawn on in place.
     if console.is_terminal and not console.is_dumb_terminal:
-        return _LiveTerminal(console, advise)
-    return _PlainLines(advise)
+        return _LiveTerminal(console)
+    return _PlainLines()
 
 
 def duration(seconds: float) -> str:
@@ -222,7 +221,7 @@ def _budget(run: Run) -> str:
     return f"{_count(config.epochs, 'epoch')} = {steps}" if config.epochs is not None else steps
 
 
-def _ending(event: Finished, run: Run, advise: bool) -> Iterable[str]:
+def _ending(event: Finished, run: Run) -> Iterable[str]:
     progress = run.progress
     what = {
         "done": "done",
@@ -234,8 +233,8 @@ def _ending(event: Finished, run: Run, advise: bool) -> Iterable[str]:
     )
     if progress.best_nats is not None:
         yield f"best validation {_both_units(progress.best_nats)} at step {progress.best_step:,}"
-    if not advise:
-        return
+    if run.owner is not None:
+        return  # what is next is the owner's to say
     if event.complete:
         yield f"sample from it with: charrnn sample {shlex.quote(str(run.folder.path))}"
     else:
@@ -303,9 +302,6 @@ class _JsonLines:
 class _PlainLines:
     """A line now and then, for logs and pipes."""
 
-    def __init__(self, advise: bool) -> None:
-        self.advise = advise
-
     def start(self, run: Run) -> None:
         self.run = run
         self.told = -math.inf
@@ -326,7 +322,7 @@ class _PlainLines:
                 f"valid {_both_units(row['valid_nats_per_char'])}{mark}"
             )
         else:
-            for line in _plain(event, self.run, self.advise):
+            for line in _plain(event, self.run):
                 self._print(line)
 
     def close(self) -> None:
@@ -347,7 +343,7 @@ class _PlainLines:
         print(line, file=sys.stderr, flush=True)
 
 
-def _plain(event: Event, run: Run, advise: bool) -> Iterable[str]:
+def _plain(event: Event, run: Run) -> Iterable[str]:
     """Yield the lines that live and plain displays share."""
     if isinstance(event, Planned):
         if run.config.minutes is not None:
@@ -364,20 +360,20 @@ def _plain(event: Event, run: Run, advise: bool) -> Iterable[str]:
         if scored < run.valid.characters:
             yield f"validations score the first {scored:,} characters held out, to save time"
     elif isinstance(event, Spiked):
+        advice = "; a lower --lr makes that rarer" if run.owner is None else ""
         yield (
             f"the loss jumped from {event.before:.3f} to {event.after:.3f} nats at step "
-            f"{event.step:,}; a lower --lr makes that rarer"
+            f"{event.step:,}{advice}"
         )
     elif isinstance(event, Finished):
-        yield from _ending(event, run, advise)
+        yield from _ending(event, run)
 
 
 class _LiveTerminal:
     """One panel that is redrawn in place, under what has been said."""
 
-    def __init__(self, console: Console, advise: bool) -> None:
+    def __init__(self, console: Console) -> None:
         self.console = console
-        self.advise = advise
         self.live: Live | None = None
 
     def start(self, run: Run) -> None:
@@ -413,7 +409,7 @@ class _LiveTerminal:
             self.close()
             if self.sample:
                 self.console.print(self._narrowed(self._sample_panel()))
-        for line in _plain(event, self.run, self.advise):
+        for line in _plain(event, self.run):
             self._say(line)
 
     def close(self) -> None:

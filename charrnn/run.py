@@ -148,6 +148,8 @@ class Run:
     """Nats per character of the held-out text without a network: uniform, unigram, bzip2."""
     notes: list[str]
     """What the user should know, a sentence each."""
+    owner: str | None = None
+    """The command that goes on with what this run is a part of; None: it is no part."""
     resumed: bool = False
     saved: Progress | None = None
     """As it is in the last checkpoint that was written or read; so is the next one."""
@@ -190,7 +192,9 @@ class Run:
         )
 
     def command(self, *options: str) -> str:
-        """Return the command line that goes on with this run."""
+        """Return the command line that goes on with this run; its owner's takes no options."""
+        if self.owner is not None:
+            return self.owner
         text = ["TEXT"] if "-" in self.text.texts else []
         return shlex.join(
             ["charrnn", "train", *text, "--run", str(self.folder.path), "--resume", *options]
@@ -198,12 +202,13 @@ class Run:
 
     def way_back(self) -> str:
         """Return what to do once a number is not finite."""
-        lower = f"{self.config.lr / 2:g}"
+        lower = ("--lr", f"{self.config.lr / 2:g}")
         if self.saved is None:
-            return f"nothing was saved before: start again with --lr {lower}"
+            again = f" {shlex.join(lower)}" if self.owner is None else f": {self.owner}"
+            return f"nothing was saved before: start again with{again}"
         return (
             f"the last good checkpoint is {shown(self.folder.path / 'last.safetensors')} of step "
-            f"{self.saved.step:,}: go on from it with: {self.command('--lr', lower)}"
+            f"{self.saved.step:,}: go on from it with: {self.command(*lower)}"
         )
 
     def schedule(self) -> recipe.Schedule:

@@ -31,6 +31,7 @@ from charrnn.errors import RunFolderError, UsageError
 from charrnn.model import CharModel
 from charrnn.runfolder import RunFolder
 from charrnn.trained import load_model
+from charrnn.update import window_loss
 from tests.conftest import ENVIRONMENT, Cli, command, run_process
 
 CPU = torch.device("cpu")
@@ -285,6 +286,29 @@ class TestCompare:
         assert done.code == 0
         whole = cli("compare", "--run", uninterrupted, "--resume", "--json")
         assert timeless(json.loads(done.out)) == timeless(json.loads(whole.out))
+
+    @pytest.mark.parametrize("step", [2, 14])
+    def test_what_goes_wrong_in_a_run_names_the_comparison(
+        self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    ) -> None:
+        """Before the first save of its run and after it; compare has no --lr."""
+        folder, losses = tmp_path / "comparison", itertools.count(1)
+
+        def poisoned(*window: Any) -> Any:
+            loss, after = window_loss(*window)
+            return loss * (math.nan if next(losses) == step else 1), after
+
+        monkeypatch.setattr("charrnn.update.window_loss", poisoned)
+        monkeypatch.setattr("charrnn.training.SAVE_SHARE", 1e9)
+        words = ("--cell", "rnn", "--device", "cpu", "--run", folder, *QUICK)
+        done = cli("compare", prose, *words, "--quiet")
+        assert (done.code, done.err.count("\n")) == (1, 1)
+        go_on = ("compare", "--run", str(folder), "--resume", "--device", "cpu")
+        assert done.err.endswith(f" with: charrnn {' '.join(go_on)}\n")
+        saved = "the last good checkpoint" if step == 14 else "nothing was saved before: start"
+        assert saved in done.err
+        assert "--lr" not in done.err
+        assert cli(*go_on).code == 0
 
     def test_a_run_without_its_first_save_begins_again(self, prose: Path, tmp_path: Path) -> None:
         plan = Plan(texts=(str(prose),), cells=("rnn",), steps=3, hidden=5, batch_size=2, bptt=9)

@@ -152,13 +152,16 @@ class TestPlain:
     def test_gives_no_advice_where_a_run_is_one_of_several(
         self, run: Run, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        display = open_display(as_json=False, quiet=False, advise=False)
+        run.owner = "charrnn compare --run all --resume"
+        display = open_display(as_json=False, quiet=False)
         display.start(run)
         for complete in (True, False):
             display.show(Finished("a reason", complete=complete))
+        display.show(Spiked(1200, 1.234, 3.456))
         text = capsys.readouterr().err
         assert text.count("after 1,200 steps") == 2
         assert "charrnn" not in text
+        assert text.endswith("the loss jumped from 1.234 to 3.456 nats at step 1,200\n")
 
     def test_lines_of_progress_come_now_and_then(
         self, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -244,7 +247,7 @@ class TestLive:
     @pytest.fixture
     def display(self, screen: io.StringIO) -> Iterator[_LiveTerminal]:
         console = Console(file=screen, force_terminal=True, width=80, height=40, highlight=False)
-        display = _LiveTerminal(console, advise=True)
+        display = _LiveTerminal(console)
         yield display
         display.close()
 
@@ -283,7 +286,7 @@ class TestLive:
 
     def test_draws_every_figure_in_a_narrow_terminal(self, screen: io.StringIO, run: Run) -> None:
         console = Console(file=screen, force_terminal=True, width=40, height=40, highlight=False)
-        display = _LiveTerminal(console, advise=True)
+        display = _LiveTerminal(console)
         show_all(display, run)
         drawn = self.picture(display)
         for words in (
