@@ -39,7 +39,7 @@ from charrnn.training import (
     Validated,
 )
 
-__all__ = ["Display", "Output", "duration", "open_display", "printable", "to_json"]
+__all__ = ["Display", "Output", "counted", "duration", "open_display", "printable", "to_json"]
 
 #: Seconds between the plain lines of a log.
 PLAIN_EVERY = 10.0
@@ -136,10 +136,10 @@ def printable(text: str) -> str:
     )
 
 
-def _count(number: float, noun: str) -> str:
+def counted(number: float, noun: str) -> str:
     """Return how many there are of something.
 
-    >>> _count(1, "lane"), _count(5326, "step"), _count(0.5, "minute")
+    >>> counted(1, "lane"), counted(5326, "step"), counted(0.5, "minute")
     ('1 lane', '5,326 steps', '0.5 minutes')
     """
     figure = f"{number:g}" if isinstance(number, float) else f"{number:,}"
@@ -163,7 +163,7 @@ def _introduction(run: Run) -> Iterable[str]:
     if run.text.test:
         held += f", {run.text.test[1] - run.text.test[0]:,} to test"
     files = f", in {len(corpus.files):,} files" if len(corpus.files) > 1 else ""
-    yield f"text    {_count(run.train.characters, 'character')} to train on{held}{files}"
+    yield f"text    {counted(run.train.characters, 'character')} to train on{held}{files}"
     yield (
         f"model   {shape.cell.upper()} {shape.layers} x {shape.hidden}, embedding "
         f"{shape.embedding}, {model.parameter_count():,} parameters, "
@@ -175,8 +175,8 @@ def _introduction(run: Run) -> Iterable[str]:
     if config.reset_state:
         window += ", each from the zero state"
     yield (
-        f"data    {_count(config.batch_size, 'lane')}, {window}, "
-        f"{_count(lanes.chunks_per_pass, 'step')} an epoch"
+        f"data    {counted(config.batch_size, 'lane')}, {window}, "
+        f"{counted(lanes.chunks_per_pass, 'step')} an epoch"
     )
     drops = [] if config.dropout_by_plan and not run.resumed else _dropout(shape)
     if config.weight_decay:
@@ -191,7 +191,7 @@ def _introduction(run: Run) -> Iterable[str]:
     if config.optimiser != "muon":
         rates = f"{'SGD' if config.optimiser == 'sgd' else 'AdamW'} {config.lr:g}"
     yield "update  " + ", ".join([rates, clip, *drops, f"seed {config.seed}"])
-    threads = _count(torch.get_num_threads(), "thread") if run.device.type == "cpu" else name
+    threads = counted(torch.get_num_threads(), "thread") if run.device.type == "cpu" else name
     yield f"device  {run.device.type} ({threads}), {config.precision}; {_budget(run)}"
     guesses = [f"{word} {nats:.3f} ({_bits(nats)})" for word, nats in run.baselines.items()]
     yield f"to beat nats a character: {', '.join(guesses)}"
@@ -216,9 +216,9 @@ def _planned_dropout(run: Run) -> str:
 def _budget(run: Run) -> str:
     config = run.config
     if config.minutes is not None:
-        return _count(config.minutes, "minute")
-    steps = _count(run.progress.planned_steps or 0, "step")
-    return f"{_count(config.epochs, 'epoch')} = {steps}" if config.epochs is not None else steps
+        return counted(config.minutes, "minute")
+    steps = counted(run.progress.planned_steps or 0, "step")
+    return f"{counted(config.epochs, 'epoch')} = {steps}" if config.epochs is not None else steps
 
 
 def _ending(event: Finished, run: Run) -> Iterable[str]:
@@ -228,8 +228,8 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
         "patience": f"stopped early: no better validation in {run.config.patience} in a row",
     }.get(event.reason, f"stopped by {event.reason}")
     yield (
-        f"{what} after {_count(progress.step, 'step')}, "
-        f"{_count(progress.characters, 'character')}, {duration(progress.seconds)}"
+        f"{what} after {counted(progress.step, 'step')}, "
+        f"{counted(progress.characters, 'character')}, {duration(progress.seconds)}"
     )
     if progress.best_nats is not None:
         yield f"best validation {_both_units(progress.best_nats)} at step {progress.best_step:,}"
@@ -350,7 +350,7 @@ def _plain(event: Event, run: Run) -> Iterable[str]:
             left = max(0.0, run.config.minutes * 60 - run.progress.seconds)
             planned = "the speed has changed: planned again," if event.again else "planned"
             yield (
-                f"{planned} {_count(event.total_steps, 'step')}, "
+                f"{planned} {counted(event.total_steps, 'step')}, "
                 f"{event.total_steps / run.lanes.chunks_per_pass:.2f} epochs, at the speed so far; "
                 f"{duration(left)} to go{_planned_dropout(run)}"
             )

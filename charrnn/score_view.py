@@ -16,7 +16,7 @@ from charrnn.assessment import Assessment
 from charrnn.baselines import Baseline
 from charrnn.comparison import Comparison
 from charrnn.corpus import Part
-from charrnn.display import Output, printable
+from charrnn.display import Output, counted, printable
 from charrnn.evaluation import PositionScores, Prices, Scores
 from charrnn.portrait import PricedText, code_points
 
@@ -233,9 +233,9 @@ def comparison_says(comparison: Comparison) -> Iterator[str]:
     """Yield what the table rests on, and which differences are more than chance."""
     plan, one = comparison.plan, comparison.cells[0].best
     (budget,) = (
-        f"{value:g} {name}"
-        for name in ("minutes", "epochs", "steps")
-        if (value := getattr(plan, name)) is not None
+        counted(value, name)
+        for name in ("minute", "epoch", "step")
+        if (value := getattr(plan, f"{name}s")) is not None
     )
     part = "test part" if plan.test_share else "validation part"
     matched = "parameters" if plan.match == "parameters" else "width"
@@ -247,19 +247,20 @@ def comparison_says(comparison: Comparison) -> Iterator[str]:
         f"Matched by {matched}; {budget} a run, {seeds}; the {chosen}, on the "
         f"{one.characters:,} predictions of the {part}; us/char: training, microseconds."
     )
+    if len(comparison.cells) < 2:
+        return
     if plan.minutes is not None:
         yield "Equal time: a cell that computes faster does more steps."
     least = comparison.least_difference
     if least is None:
-        if len(comparison.cells) > 1:
-            yield "One seed has no spread: --seeds 3 tells which differences are more than chance."
+        yield "One seed has no spread: --seeds 3 tells which differences are more than chance."
         return
     for pair in comparison.differences:
-        verdict = "beyond the spread" if pair.supported else "within the spread, may be chance"
+        verdict = "supported" if pair.supported else "may be chance"
         yield f"{pair.better} is {pair.nats:.4f} nats ahead of {pair.worse}: {verdict}"
     yield (
-        f"Beyond the spread is above {least:.4f} nats: 95 % for one pair, Student's t, the spread "
-        "over the seeds pooled over the cells."
+        f"Supported is a difference above {least:.4f} nats: 95 % for one pair, Student's t, the "
+        "spread over the seeds pooled over the cells."
     )
 
 

@@ -13,10 +13,16 @@ from rich.text import Text
 
 from charrnn.assessment import Assessment
 from charrnn.baselines import Baseline
-from charrnn.config import ModelConfig
+from charrnn.comparison import Comparison, Plan, RunResult
+from charrnn.config import CellName, ModelConfig
 from charrnn.corpus import Part, scan
 from charrnn.evaluation import PositionScores, Prices, Scores
-from charrnn.score_view import PerCharacter, SurpriseText, print_assessments
+from charrnn.score_view import (
+    PerCharacter,
+    SurpriseText,
+    comparison_says,
+    print_assessments,
+)
 
 ONE = Assessment(
     checkpoint="runs/[red]",
@@ -118,6 +124,44 @@ class TestTable:
             ["3", "4", "1.5000"],
             ["5", "6", "0.6000"],
         ]
+
+
+class TestComparison:
+    def says(self, cells: tuple[CellName, ...], seeds: int, **budget: float) -> list[str]:
+        plan = Plan(texts=(), cells=cells, seeds=seeds, **budget)  # type: ignore[arg-type]
+        results = [
+            RunResult(
+                run="run", cell=cell, seed=seed, layers=1, hidden=3, parameters=9, multiply_adds=7,
+                steps=20, clipped_steps=0, trained_characters=80, seconds=7.0,
+                train_chars_per_second=1000.0, valid_nats_per_char=2.0,
+                nats_per_char=2.0 + place + 0.01 * seed, bits_per_byte=3.0, characters=999,
+                unknown=0, chars_per_second=5000.0,
+            )
+            for place, cell in enumerate(cells)
+            for seed in range(seeds)
+        ]  # fmt: skip
+        return list(comparison_says(Comparison.of(plan, results)))
+
+    def test_a_pair_is_held_against_what_chance_makes(self) -> None:
+        *_, pair, least = self.says(("lstm", "gru"), 3, steps=20)
+        assert pair == "lstm is 1.0000 nats ahead of gru: supported"
+        assert least.startswith("Supported is a difference above 0.0227 nats: 95 % for one pair")
+
+    @pytest.mark.parametrize("seeds", [1, 3])
+    def test_one_cell_is_held_against_nothing(self, seeds: int) -> None:
+        assert len(self.says(("lstm",), seeds, steps=20)) == 1
+
+    @pytest.mark.parametrize(
+        ("budget", "said"),
+        [
+            ({"steps": 1_234_567}, "1,234,567 steps"),
+            ({"minutes": 1.0}, "1 minute"),
+            ({"epochs": 0.5}, "0.5 epochs"),
+        ],
+    )
+    def test_the_budget_is_counted(self, budget: dict[str, float], said: str) -> None:
+        first, *_ = self.says(("lstm",), 1, **budget)
+        assert first.startswith(f"Matched by parameters; {said} a run, one seed; ")
 
 
 class TestPerCharacter:
