@@ -189,7 +189,7 @@ def line_chart(
         x_log: whether the axis is logarithmic; so ``y_log``.
         y_log: see there.
         y_range: what is shown of y; None: everything.
-        rules: levels to compare with.
+        rules: levels to compare with; those in the range are drawn.
         y_percent: show shares as per cent.
         height: in inches, where the width is 5.
     """
@@ -212,6 +212,8 @@ def line_chart(
         axes.set_ylim(*(y_range or _padded(y_all, log=y_log, pad=0.06)))
         _ticks(axes, x_log, y_log, y_percent)
         axes.set_xlabel(x_label, fontsize=TEXT, labelpad=4)
+        low, high = axes.get_ylim()
+        rules = [rule for rule in rules if low <= rule.y <= high]
         for rule in rules:
             _draw_rule(axes, rule)
         _label_ends(axes, [line for line in drawn if line.label], height)
@@ -440,9 +442,6 @@ def _marked(axes: Axes, x: NDArray[np.float64]) -> list[int]:
 
 
 def _draw_rule(axes: Axes, rule: Rule) -> None:
-    low, high = axes.get_ylim()
-    if not low <= rule.y <= high:
-        return
     axes.axhline(rule.y, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
     axes.annotate(
         rule.label, (1, rule.y), xycoords=("axes fraction", "data"), xytext=(-2, 2),

@@ -558,6 +558,14 @@ class TestFigures:
         for line in lines:
             assert f">{line.label}</text>" in svg
 
+    def test_a_level_out_of_range_is_neither_drawn_nor_named(self) -> None:
+        rules = [Rule("near", 2.5), Rule("far", 9.0)]
+        svg = line_chart("x", "T", [Line("l", (1, 2), (2, 3), 0)], x_label="k", y_label="v",
+                         rules=rules)  # fmt: skip
+        assert "A line marks near." in svg
+        assert ">near</text>" in svg
+        assert "far" not in svg
+
     def test_labels_at_the_ends_do_not_overlap(self) -> None:
         lines = [Line(f"line {n}", (1, 2), (1.0, 1.0 + 1e-6 * n), n) for n in range(6)]
         svg = line_chart("x", "T", lines, x_label="k", y_label="v", rules=[Rule("r", 1.0)])
