@@ -319,6 +319,8 @@ def train(
         "test_share": test_share,
         "min_count": min_count,
     }
+    if as_json and quiet:
+        raise UsageError("--json and --quiet exclude each other: give one")
     if keep is not None and keep < 0:
         raise UsageError(f"--keep must be 0 or above, not {keep}")
     if resume:
@@ -924,6 +926,10 @@ def inspect_recurrence(
         bptt=tuple(bptt or ()),
         loss_last=loss_last,
     )
+    if seed is not None and not config.measured & {"flow", "clipping", "truncation"}:
+        raise UsageError(
+            "--seed is about what --only leaves out: add --only flow, clipping or truncation"
+        )
     if report is not None:
         report = _report_path(report)
 
@@ -951,7 +957,7 @@ def inspect_recurrence(
         if history is None:
             _say(
                 f"{checkpoint}: no log of updates (metrics.jsonl) beside it, so nothing is said "
-                "on clipping"
+                "on the norms of its training"
             )
     if encoding is not None:
         refuse_other_symbols(encoding, vocabulary, str(checkpoint))

@@ -388,17 +388,17 @@ def mark(character: str) -> str:
 
 def clipping_says(clipping: Clipping) -> str:
     """Say how large the norms were and what was clipped."""
-    limit = "Nothing was clipped"
+    share = f"{100 * clipping.clipped_share:.1f} % of updates"
+    done = "Nothing was clipped"
     if clipping.clip_norm is not None:
-        limit = f"Clipped to a norm of {clipping.clip_norm:g}"
+        done = f"Clipped to a norm of {clipping.clip_norm:g}: {share}"
     elif clipping.clip_value is not None:
-        limit = f"Entries clipped to {clipping.clip_value:g}"
+        done = f"Entries clipped to {clipping.clip_value:g}: {share}"
     elif clipping.scale_norm is not None:
-        limit = f"Scaled to a norm of {clipping.scale_norm:g}, down"
+        done = f"Scaled to a norm of {clipping.scale_norm:g}, down: {share}"
     return (
         f"Norms of the gradient over {clipping.steps:,} updates, largest {clipping.largest:.3g} "
-        f"(means of a few updates each, as logged). {limit}: "
-        f"{100 * clipping.clipped_share:.1f} % of updates."
+        f"(means of a few updates each, as logged). {done}."
     )
 
 

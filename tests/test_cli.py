@@ -151,6 +151,7 @@ class TestBadInput:
             ("train {prose} --seed -1", 2, "--seed"),
             ("train {prose} --seed 99999999999999999999", 2, "--seed"),
             ("train {prose} --keep -1", 2, "--keep"),
+            ("train {prose} --json --quiet", 2, "--json and --quiet exclude each other"),
             # Words and combinations.
             ("train {prose} --cell transformer", 2, "--cell"),
             ("train {prose} --device tpu", 2, "--device"),

@@ -565,17 +565,17 @@ class TestClipping:
     @pytest.mark.parametrize(
         ("how", "said"),
         [
-            ({}, "Nothing was clipped: 50.0 %"),
-            ({"clip_norm": 1.5}, "Clipped to a norm of 1.5: 50.0 %"),
-            ({"clip_value": 0.25}, "Entries clipped to 0.25: 50.0 %"),
-            ({"scale_norm": 2.5}, "Scaled to a norm of 2.5, down: 50.0 %"),
+            ({}, "Nothing was clipped."),
+            ({"clip_norm": 1.5}, "Clipped to a norm of 1.5: 50.0 % of updates."),
+            ({"clip_value": 0.25}, "Entries clipped to 0.25: 50.0 % of updates."),
+            ({"scale_norm": 2.5}, "Scaled to a norm of 2.5, down: 50.0 % of updates."),
         ],
     )
     def test_says_what_was_done(self, how: dict[str, float], said: str) -> None:
         row = {"step": 10, "gradient_norm": 2.0, "clipped_share": 0.5}
         found = clipping([row], **how)  # type: ignore[arg-type]
         assert found is not None
-        assert said in clipping_says(found)
+        assert clipping_says(found).endswith(f"). {said}")
 
     def test_without_updates(self) -> None:
         assert clipping([{"step": 1, "valid_nats_per_char": 1.0}]) is None
@@ -778,8 +778,10 @@ class TestCommand:
     def test_a_checkpoint_without_a_log(self, cli: Cli, lone: Path, prose: Path) -> None:
         result = cli("inspect", lone, "--text", prose, "--characters", 100, "--json")
         assert result.code == 0
-        assert "nothing is said on clipping" in result.err
-        assert json.loads(result.out)["clipping"] is None
+        assert "nothing is said on the norms of its training" in result.err
+        found = json.loads(result.out)
+        assert found["clipping"] is None
+        assert found["cuts"], "for which no log is needed"
 
     def test_says_what_was_trained_on(self, cli: Cli, trained: Path, prose: Path) -> None:
         result = cli("inspect", trained, "--text", prose, "--characters", 700, "--json")
@@ -813,6 +815,7 @@ class TestCommand:
             ("--only everything", 2, "--only must be one of step, flow"),
             ("--only memory --spectral-radius 1", 2, "add --only flow"),
             ("--only flow --bptt 3", 2, "add --only truncation"),
+            ("--only step --only units --seed 7", 2, "--seed is about what --only leaves out"),
             ("--bptt 0", 2, "--bptt must be"),
             ("--bptt 3 --loss-last 4", 2, "longer than the window"),
             ("--characters 500 --bptt 63", 2, "give at least --characters 505"),
