@@ -39,7 +39,16 @@ from charrnn.training import (
     Validated,
 )
 
-__all__ = ["Display", "Output", "counted", "duration", "open_display", "printable", "to_json"]
+__all__ = [
+    "Display",
+    "Output",
+    "counted",
+    "duration",
+    "open_display",
+    "print_words",
+    "printable",
+    "to_json",
+]
 
 #: Seconds between the plain lines of a log.
 PLAIN_EVERY = 10.0
@@ -85,6 +94,12 @@ class Output(Console):
     def on_broken_pipe(self) -> None:
         """Pass the error on, for the command line to answer."""
         raise  # it is called where the error is handled
+
+
+def print_words(line: str) -> None:
+    """Print a sentence on stdout; a terminal gets it broken between words, a pipe as it is."""
+    console = Output(highlight=False)
+    console.print(Text(line), soft_wrap=not console.is_terminal)
 
 
 def open_display(*, as_json: bool, quiet: bool) -> Display:

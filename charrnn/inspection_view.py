@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from charrnn.display import Output, printable
+from charrnn.display import Output, print_words, printable
 from charrnn.equations import SHOWN, Step
 from charrnn.gradients import Cut, Truncation
 from charrnn.inspection import (
@@ -70,7 +70,7 @@ def print_inspection(inspection: Inspection) -> None:
     wide = Output(highlight=False, width=10_000)
     for title, said, shown in _sections(inspection, console):
         console.print(Text(title, style="bold underline"))
-        console.print(Text(said))
+        print_words(said)
         is_too_wide = isinstance(shown, Table) and wide.measure(shown).maximum > console.width
         (wide if is_too_wide else console).print(shown)
         console.print()

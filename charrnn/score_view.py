@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
+from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
@@ -16,7 +17,7 @@ from charrnn.assessment import Assessment
 from charrnn.baselines import Baseline
 from charrnn.comparison import Comparison
 from charrnn.corpus import Part
-from charrnn.display import Output, counted, printable
+from charrnn.display import Output, counted, print_words, printable
 from charrnn.evaluation import PositionScores, Prices, Scores
 from charrnn.portrait import PricedText, code_points
 
@@ -66,11 +67,6 @@ def print_table(lines: Sequence[Sequence[str]], words: int) -> None:
     wide.print(fitting[0] if sys.stdout.isatty() and fitting else tables[0])
 
 
-def _print_words(line: str) -> None:
-    """Print a sentence on stdout; a terminal gets it broken between words, a pipe as it is."""
-    Output(highlight=False).print(Text(line), soft_wrap=not sys.stdout.isatty())
-
-
 def _table(lines: Sequence[Sequence[str]], justify: Sequence[Any]) -> Table:
     """Return a table of plain text; the first line is its head."""
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -85,14 +81,14 @@ def print_assessments(assessments: Sequence[Assessment]) -> None:
     """Print scores, beside them those of the baselines, and the scores by position."""
     print_table(assessment_lines(assessments), words=2)
     for line in baselines_say(assessments):
-        _print_words(line)
+        print_words(line)
     for one in assessments:
         if one.after is not None:
             print(after_says(one))
     for one in assessments:
         if one.by_position is not None:
             print()
-            _print_words(
+            print_words(
                 f"{one.checkpoint}: characters of context since a state of zero, "
                 f"means of {one.by_position.windows:,} stretches"
             )
@@ -194,7 +190,7 @@ def print_comparison(comparison: Comparison) -> None:
     print_table(comparison_lines(comparison), words=2)
     print()
     for line in comparison_says(comparison):
-        _print_words(line)
+        print_words(line)
 
 
 def comparison_lines(comparison: Comparison) -> list[list[str]]:
@@ -294,8 +290,8 @@ class SurpriseText:
     """Prints a text on stdout, coloured by what each character costs.
 
     Bytes are shown as the utf-8 characters they make up, each at the price of all of its
-    bytes. What could steer the terminal is replaced; a line feed that costs much is
-    marked, as it shows no colour itself.
+    bytes. What could steer the terminal is replaced. Where there are colours, a line feed
+    that costs much is marked, as it shows none itself.
 
     Args:
         part: the text that is scored.
@@ -323,15 +319,19 @@ class SurpriseText:
         self._console.print(legend, end="\n\n")
 
     def _print(self, priced: Iterable[tuple[str, float]]) -> None:
-        text = Text()
+        # Segments, for a Text would turn tabs into spaces.
+        segments: list[Segment] = []
         for character, cost in priced:
             level = surprise(cost)
-            style = SURPRISE[level - 1][1] if level else "dim"
-            if character == "\n" and level > 1:
-                text.append("\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", style=style)
-            # A carriage return is half of a line's end: alone it would be a replacement.
-            text.append(printable(character.replace("\r", "")), style=style)
-        self._console.print(text, end="")
+            style = self._console.get_style(SURPRISE[level - 1][1] if level else "dim")
+            if character == "\n":
+                if level > 1 and self._console.color_system is not None:
+                    segments.append(Segment("\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", style))
+                segments.append(Segment.line())
+            else:
+                # A carriage return is half of a line's end: alone it would be a replacement.
+                segments.append(Segment(printable(character.replace("\r", "")), style))
+        self._console.print(Segments(Segment.simplify(segments)), end="")
 
 
 def surprise(nats: float) -> int:

@@ -222,9 +222,27 @@ class TestSurpriseText:
         nats = np.zeros(len(text) - 1)
         nats[-1] = 3.0
         show(Prices(1, nats, 0))
-        assert capsys.readouterr().out == "[red]\ufffd[2J\n\ufffd\u21b5\n"
+        assert capsys.readouterr().out == "[red]\ufffd[2J\n\ufffd\n"
         show.close()
         assert capsys.readouterr().out == "\n\n", "no colours: nothing to say what they mean"
+
+    def test_a_pipe_gets_the_text_as_it_is(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("FORCE_COLOR")
+        text = "if a:\n\tb = '\u7d05'  \n\n" + "long " * 100
+        part = make_part(tmp_path, text.encode())
+        SurpriseText(part)(Prices(1, np.full(len(text) - 1, 3.0), 0))
+        assert capsys.readouterr().out == text
+
+    def test_a_line_feed_that_costs_much_is_marked(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        show = SurpriseText(make_part(tmp_path, b"a\n\tb"))
+        show(Prices(1, np.array([3.0, 1.0, 1.0]), 0))
+        out = capsys.readouterr().out
+        assert Text.from_ansi(out).plain == "a\u21b5\n\tb"
+        assert ("\u21b5", "bold color(1)") in self.spans(out)
 
     def test_bytes_become_characters_with_the_price_of_all(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
