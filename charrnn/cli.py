@@ -21,6 +21,7 @@ import typer
 
 from charrnn import __version__, recipe
 from charrnn.config import (
+    CELL_NAMES,
     MEASUREMENTS,
     CellName,
     InspectConfig,
@@ -65,6 +66,13 @@ Report = Annotated[
     typer.Option(metavar="FILE.html", help="Write a page with tables, figures and samples, too."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+def _cell_name(name: str) -> str:
+    """Refuse what names no cell: typer knows no list of literals."""
+    if name not in CELL_NAMES:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(map(repr, CELL_NAMES))}.")
+    return name
 
 
 def main() -> None:
@@ -673,7 +681,7 @@ def compare(
     texts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TEXT]...",
+            metavar="TEXT",
             help="Files, folders or globs (default: Python's own sources).",
             show_default=False,
         ),
@@ -681,7 +689,9 @@ def compare(
     cell: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="<rnn|lstm|gru>", help="To compare; once for each (default: all three)."
+            metavar="<rnn|lstm|gru>",
+            parser=_cell_name,
+            help="To compare; once for each (default: all three).",
         ),
     ] = None,
     match: Annotated[

@@ -156,6 +156,7 @@ def test_the_light_rooms_know_no_torch(name: str) -> None:
         (["train", "text", "--lr", "nan"], 2),
         (["sample", "run", "--top-p", "2"], 2),
         (["train", "text", "--bogus"], 2),
+        (["compare", "text", "--cell", "elman"], 2),
     ],
 )
 def test_help_and_wrong_options_do_not_wait_for_torch(arguments: list[str], code: int) -> None:

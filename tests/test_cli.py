@@ -66,6 +66,7 @@ class TestHelp:
         result = cli(name, "--help")
         assert (result.code, result.err) == (0, "")
         assert result.out.startswith(f"Usage: charrnn {name} ")
+        assert "[[" not in result.out.splitlines()[0]
 
     def test_version(self, cli: Cli) -> None:
         assert cli("--version") == Result(0, f"charrnn {__version__}\n", "")

@@ -370,7 +370,7 @@ class TestCompare:
             ("{text} --resume --run {tmp}", 2, "--run DIR alone"),
             ("--resume --run {tmp} --seeds 2", 2, "--run DIR alone"),
             ("--resume --run {tmp}", 1, "no comparison to resume"),
-            ("{text} --cell elman", 2, "--cell"),
+            ("{text} --cell elman", 2, "'elman' is not one of 'rnn', 'lstm', 'gru'. (charrnn comp"),
             ("{text} --steps 1 --epochs 1", 2, "one budget"),
             ("- --steps 1", 2, "not -"),
             ("{tmp}/missing --steps 1 --run {tmp}/run", 1, "there is no file"),
