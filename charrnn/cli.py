@@ -38,9 +38,11 @@ if TYPE_CHECKING:
 
     from charrnn.baselines import Baseline
     from charrnn.comparison import Comparison, Plan, RunResult
+    from charrnn.corpus import Part
     from charrnn.evaluation import Prices
     from charrnn.report import Origin
     from charrnn.run import Run
+    from charrnn.trained import PartName
     from charrnn.vocabulary import Vocabulary
 
 __all__ = ["app", "main"]
@@ -568,20 +570,16 @@ def evaluate(
     from charrnn.assessment import assess
     from charrnn.baselines import baselines as price_baselines
     from charrnn.checkpoint import find
-    from charrnn.corpus import scan
     from charrnn.device import choose_device
     from charrnn.display import to_json
     from charrnn.errors import CheckpointError, CorpusError
     from charrnn.score_view import PerCharacter, SurpriseText, print_assessments
-    from charrnn.trained import load_model, recorded_part, refuse_other_symbols
+    from charrnn.trained import load_model, recorded_part
     from charrnn.vocabulary import listed
 
     where = choose_device(device)
     with contextlib.ExitStack() as stack:
-        names, spooled = list(text or ()), None
-        if "-" in names:
-            spooled = stack.enter_context(_standard_input())
-            names = [str(spooled) if name == "-" else name for name in names]
+        read_text = stack.enter_context(_text_to_read(text, part, encoding))
         assessments = []
         portraits = []
         if report is not None:
@@ -596,24 +594,16 @@ def evaluate(
             try:
                 models.append(load_model(path, where))
             except CheckpointError as error:
-                if not models or not names:
+                if not models or not text:
                     raise
                 hint = "if a pattern after --text gave this name, put the pattern in quotes"
                 raise CheckpointError(f"{error}; {hint}") from error
         for path, (model, vocabulary, meta) in zip(checkpoints, models, strict=True):
-            if part is not None:
-                scored = recorded_part(meta, part, path)
-            else:
-                if encoding is not None:
-                    refuse_other_symbols(encoding, vocabulary, str(path))
-                corpus = scan(names, encoding or vocabulary.encoding)
-                scored = corpus.part(0, corpus.characters)
+            scored = read_text(path, vocabulary, meta)
             if scored.characters < 2:
                 raise CorpusError(
                     f"{text[0] if text else path}: a text to score needs at least 2 characters"
                 )
-            for note in scored.corpus.notes:
-                _say(_named(note, spooled))
             if unknown := vocabulary.unknown_among(scored.counts()):
                 _say(
                     f"{path}: the model does not know {sum(unknown.values()):,} of the text's "
@@ -945,13 +935,12 @@ def inspect_recurrence(
 
     from charrnn.checkpoint import find
     from charrnn.config import TrainConfig
-    from charrnn.corpus import scan
     from charrnn.device import choose_device
     from charrnn.display import to_json
     from charrnn.errors import CheckpointError
     from charrnn.inspection import Unit, activation, inspect, read_stretch
     from charrnn.portrait import portray, read_history
-    from charrnn.trained import TextRecord, load_model, recorded_part, refuse_other_symbols
+    from charrnn.trained import TextRecord, load_model
 
     where = choose_device(device)
     model, vocabulary, meta = load_model(checkpoint, where)
@@ -969,50 +958,38 @@ def inspect_recurrence(
                 f"{checkpoint}: no log of updates (metrics.jsonl) beside it, so nothing is said "
                 "on the norms of its training"
             )
-    if encoding is not None:
-        refuse_other_symbols(encoding, vocabulary, str(checkpoint))
-    with contextlib.ExitStack() as stack:
-        names, spooled = list(text or ()), None
-        if "-" in names:
-            spooled = stack.enter_context(_standard_input())
-            names = [str(spooled) if name == "-" else name for name in names]
-        if part is not None:
-            whole = recorded_part(meta, part, checkpoint)
-        else:
-            corpus = scan(names, encoding or vocabulary.encoding)
-            whole = corpus.part(0, corpus.characters)
+    with _text_to_read(text, part, encoding) as read_text:
+        whole = read_text(checkpoint, vocabulary, meta)
         read = [find(checkpoint), *(file.path for file in whole.corpus.files)]
         _refuse_overwriting("--report", report, read)
-        for note in whole.corpus.notes:
-            _say(_named(note, spooled))
         start = max(whole.start, whole.stop - config.characters)
         seen = whole.corpus.part(start, whole.stop)
         stretch = read_stretch(seen, vocabulary)
-    learnt = min(whole.stop, trained.train[1]) - max(start, trained.train[0])
-    if whole.corpus.fingerprint == trained.fingerprint and learnt > 0 and part != "train":
-        _say(
-            f"the model was trained on {learnt:,} of these {len(stretch):,} characters: "
-            + ("--part valid is what was held out" if trained.valid else "others tell more")
-        )
-    shape = model.config
-    if not as_json:
-        _say(f"looking at {len(stretch):,} characters ...")
-    inspection = inspect(
-        model, stretch, vocabulary, config, unit=shown, seed=training.seed, bptt=training.bptt,
-        history=history,
-    )  # fmt: skip
-    # Before the tables: who reads those may leave, and there is a page all the same.
-    if report is not None:
-        from charrnn.report import inspection_page, labels
+        learnt = min(whole.stop, trained.train[1]) - max(start, trained.train[0])
+        if whole.corpus.fingerprint == trained.fingerprint and learnt > 0 and part != "train":
+            _say(
+                f"the model was trained on {learnt:,} of these {len(stretch):,} characters: "
+                + ("--part valid is what was held out" if trained.valid else "others tell more")
+            )
+        shape = model.config
+        if not as_json:
+            _say(f"looking at {len(stretch):,} characters ...")
+        inspection = inspect(
+            model, stretch, vocabulary, config, unit=shown, seed=training.seed, bptt=training.bptt,
+            history=history,
+        )  # fmt: skip
+        # Before the tables: who reads those may leave, and there is a page all the same.
+        if report is not None:
+            from charrnn.report import inspection_page, labels
 
-        drawn = inspection
-        if inspection.activation is None and inspection.units:
-            best = inspection.units[0].unit
-            drawn = replace(inspection, activation=activation(model, stretch, best))
-        (label,) = labels([checkpoint])
-        portrait = portray(label, checkpoint, model, vocabulary, seen, drawn)
-        page = inspection_page(drawn, portrait, _text_named(text, part), _origin(where))
-        _save_report(report, page)
+            drawn = inspection
+            if inspection.activation is None and inspection.units:
+                best = inspection.units[0].unit
+                drawn = replace(inspection, activation=activation(model, stretch, best))
+            (label,) = labels([checkpoint])
+            portrait = portray(label, checkpoint, model, vocabulary, seen, drawn)
+            page = inspection_page(drawn, portrait, _text_named(text, part), _origin(where))
+            _save_report(report, page)
     if as_json:
         head = {
             "checkpoint": str(checkpoint),
@@ -1101,9 +1078,33 @@ def _refuse_two_texts(text: list[str] | None, part: str | None, encoding: str | 
         raise UsageError("--part and --encoding exclude each other: the part has its own")
 
 
-def _named(note: str, spooled: Path | None) -> str:
-    """Return a note that names standard input by its name, not by the file it is kept in."""
-    return note if spooled is None else note.replace(str(spooled), "standard input")
+@contextlib.contextmanager
+def _text_to_read(
+    text: list[str] | None, part: PartName | None, encoding: str | None
+) -> Iterator[Callable[[Path, Vocabulary, dict[str, Any]], Part]]:
+    """Yield what gives the text to read under a checkpoint: --text as it reads it, or --part."""
+    from charrnn.corpus import scan
+    from charrnn.trained import recorded_part, refuse_other_symbols
+
+    with contextlib.ExitStack() as stack:
+        names, spooled = list(text or ()), None
+        if "-" in names:
+            spooled = stack.enter_context(_standard_input())
+            names = [str(spooled) if name == "-" else name for name in names]
+
+        def read(checkpoint: Path, vocabulary: Vocabulary, meta: dict[str, Any]) -> Part:
+            if part is not None:
+                found = recorded_part(meta, part, checkpoint)
+            else:
+                if encoding is not None:
+                    refuse_other_symbols(encoding, vocabulary, str(checkpoint))
+                corpus = scan(names, encoding or vocabulary.encoding)
+                found = corpus.part(0, corpus.characters)
+            for note in found.corpus.notes:
+                _say(note if spooled is None else note.replace(str(spooled), "standard input"))
+            return found
+
+        yield read
 
 
 @contextlib.contextmanager

@@ -678,6 +678,16 @@ def test_prices_in_the_page_are_those_of_per_char(
     assert said in pages.evaluate.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("name", ["evaluate", "inspect"])
+def test_a_page_of_standard_input(cli: Cli, trained: Path, tmp_path: Path, name: str) -> None:
+    page, text = tmp_path / "page.html", make_prose(300)
+    done = cli(name, trained, "--text", "-", "--report", page, stdin=text.encode())
+    assert done.code == 0, done.err
+    read = " ".join(check(page.read_text(encoding="utf-8")).texts["pre"])
+    assert text.splitlines()[0] in read
+    assert text.splitlines()[-1] in read
+
+
 def test_a_finished_comparison_makes_its_page_without_training(
     cli: Cli, pages: Pages, tmp_path: Path
 ) -> None:
