@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine in a line, timing in turns, JSON."""
+"""What the benchmarks share: whom to compare with, the machine, timing in turns, JSON."""
 
 from __future__ import annotations
 
@@ -12,15 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from charrnn.config import CellName
+from charrnn.machine import processor
 from charrnn.native import loops
 
-__all__ = ["in_turns", "machine", "write_json"]
+__all__ = ["TORCH_NN", "UNREAD", "in_turns", "machine", "write_json"]
+
+#: What the cells are compared with.
+TORCH_NN: dict[CellName, Callable[..., nn.RNNBase]] = {
+    "rnn": nn.RNN,
+    "lstm": nn.LSTM,
+    "gru": nn.GRU,
+}
+#: What --corpora says where it has no use.
+UNREAD = "every benchmark takes it; this one reads nothing there"
 
 
 def machine() -> str:
     """Return the machine and the versions that figures depend on, in one line."""
-    parts = [_processor(), f"{os.cpu_count()} cores"]
+    parts = [processor(), f"{os.cpu_count()} cores"]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
     parts += [
@@ -30,15 +42,6 @@ def machine() -> str:
         "loops compiled" if loops() else "loops in numpy",
     ]
     return ", ".join(parts)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or "unknown processor"
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def in_turns(functions: Sequence[Callable[[], object]], rounds: int) -> list[float]:

@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.common import in_turns, machine, write_json
+from benchmarks.common import TORCH_NN, UNREAD, in_turns, machine, write_json
 from charrnn.config import (
     CELL_NAMES,
     WEIGHTS_NAMES,
@@ -38,7 +38,6 @@ from charrnn.stepper import Stepper
 from charrnn.trained import load_model
 from charrnn.vocabulary import Vocabulary
 
-REFERENCES = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 #: Of a text that is scored a character at a time.
 LOSS_CHARACTERS = 20_000
 TEXT = "".join(map(chr, range(32, 32 + 64)))
@@ -67,7 +66,7 @@ class Row:
 def reference(cell: CellName, vocabulary: int, layers: int, hidden: int) -> Callable[[int], None]:
     """Return a function that samples some characters with torch.nn, called once a character."""
     embedding, head = nn.Embedding(vocabulary, 64), nn.Linear(hidden, vocabulary)
-    recurrence = REFERENCES[cell](64, hidden, layers)
+    recurrence = TORCH_NN[cell](64, hidden, layers)
 
     @torch.inference_mode()
     def run(length: int) -> None:
@@ -140,7 +139,7 @@ def losses(checkpoint: Path, text: Path) -> dict[WeightsName, float]:
 def main() -> None:
     """Run, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, prog="benchmarks.sampling")
-    parser.add_argument("--corpora", type=Path, help="taken for symmetry; no text is read")
+    parser.add_argument("--corpora", type=Path, help=UNREAD)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--checkpoint", type=Path, help="of a trained model, for what bits cost")
     parser.add_argument("--text", type=Path, help="that it did not learn from")

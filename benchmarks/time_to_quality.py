@@ -27,9 +27,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.common import machine, write_json
-
-REFERENCES = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+from benchmarks.common import TORCH_NN, machine, write_json
+from charrnn.config import CELL_NAMES, CellName
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Outcome:
     seconds: float
 
 
-def ours(text: Path, cell: str, minutes: float, folder: Path) -> Outcome:
+def ours(text: Path, cell: CellName, minutes: float, folder: Path) -> Outcome:
     """Train with the program's defaults, nothing but the cell and the minutes given."""
     run = folder / f"ours-{cell}-{time.monotonic_ns()}"
 
@@ -71,10 +70,10 @@ def ours(text: Path, cell: str, minutes: float, folder: Path) -> Outcome:
 class Reference(nn.Module):
     """Embedding, one torch.nn cell, head."""
 
-    def __init__(self, cell: str, vocabulary: int, hidden: int = 256) -> None:
+    def __init__(self, cell: CellName, vocabulary: int, hidden: int = 256) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, 64)
-        self.cell = REFERENCES[cell](64, hidden)
+        self.cell = TORCH_NN[cell](64, hidden)
         self.head = nn.Linear(hidden, vocabulary)
 
     def forward(self, x_TB: Tensor, state: object = None) -> tuple[Tensor, object]:
@@ -91,7 +90,7 @@ def detached(state: object) -> object:
     return state.detach()
 
 
-def reference(text: Path, cell: str, minutes: float, device: torch.device) -> Outcome:
+def reference(text: Path, cell: CellName, minutes: float, device: torch.device) -> Outcome:
     """Train the plain reference for the same time on the same split."""
     started = time.monotonic()
     characters = text.read_bytes().decode().removeprefix("\ufeff")
@@ -153,7 +152,7 @@ def main() -> None:
     parser.add_argument("--corpora", type=Path, required=True, help="folder of the texts")
     parser.add_argument("--text", default="tinyshakespeare.txt", help="file in it")
     parser.add_argument("--minutes", type=float, nargs="+", default=[2.0])
-    parser.add_argument("--cell", nargs="+", choices=list(REFERENCES), default=list(REFERENCES))
+    parser.add_argument("--cell", nargs="+", choices=CELL_NAMES, default=CELL_NAMES)
     parser.add_argument("--quick", action="store_true", help="six seconds each")
     parser.add_argument("--json", type=Path, help="write the results here")
     chosen = parser.parse_args()

@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.common import in_turns, machine, write_json
+from benchmarks.common import TORCH_NN, UNREAD, in_turns, machine, write_json
 from charrnn.cells import CELLS
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, TrainConfig
 from charrnn.corpus import scan
@@ -38,11 +38,6 @@ from charrnn.stream import Chunk
 from charrnn.update import EAGER_UPDATES, Update, window_loss
 from charrnn.vocabulary import Vocabulary
 
-_TORCH_NN: dict[CellName, Callable[..., nn.RNNBase]] = {
-    "rnn": nn.RNN,
-    "lstm": nn.LSTM,
-    "gru": nn.GRU,
-}
 _LANES = 16
 #: Characters of the text that is scored.
 _SCORED = 100_000
@@ -129,7 +124,7 @@ def make_rows(
 def layer_steps(cell: CellName, hidden: int, length: int) -> dict[tuple[CellName, str], Step]:
     """Return forward and backward of one layer, ours and torch.nn's."""
     ours = CELLS[cell](hidden, hidden)
-    theirs = _TORCH_NN[cell](hidden, hidden)
+    theirs = TORCH_NN[cell](hidden, hidden)
     x_TBH = torch.randn(length, _LANES, hidden, requires_grad=True)
     d_out_TBH = torch.randn(length, _LANES, hidden)
     state = ours.initial_state(_LANES)
@@ -161,7 +156,7 @@ class Reference(nn.Module):
     def __init__(self, cell: CellName, size: Size) -> None:
         super().__init__()
         self.embedding = nn.Embedding(size.vocabulary, size.vocabulary)
-        self.layers = _TORCH_NN[cell](size.vocabulary, size.hidden, size.layers)
+        self.layers = TORCH_NN[cell](size.vocabulary, size.hidden, size.layers)
         self.head = nn.Linear(size.hidden, size.vocabulary)
 
     def forward(self, x_TB: Tensor) -> Tensor:
@@ -325,7 +320,7 @@ def main() -> None:
         prog="python -m benchmarks.training_step",
         description="Measure training steps beside torch.nn's.",
     )
-    parser.add_argument("--corpora", type=Path, help="not needed: random characters do")
+    parser.add_argument("--corpora", type=Path, help=UNREAD)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, windows of 64 only")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()

@@ -81,11 +81,8 @@ class Assessment:
                 {
                     "name": baseline.name,
                     "nats_per_char": baseline.nats_per_char,
-                    "bits_per_char": baseline.nats_per_char / math.log(2),
-                    "bits_per_byte": baseline.nats_per_char
-                    / math.log(2)
-                    * self.scores.characters
-                    / self.scores.bytes,
+                    "bits_per_char": baseline.bits_per_char,
+                    "bits_per_byte": baseline.bits_per_byte(self.scores),
                     "about": baseline.about,
                 }
                 for baseline in self.baselines

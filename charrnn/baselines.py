@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charrnn.corpus import BYTES, Part
+from charrnn.evaluation import Scores
 from charrnn.stream import Reader
 from charrnn.vocabulary import UNKNOWN, Ids, Vocabulary
 
@@ -281,6 +282,15 @@ class Baseline:
     nats_per_char: float
     about: str
     """What it knows, for a table's reader."""
+
+    @property
+    def bits_per_char(self) -> float:
+        """The price in bits per character."""
+        return self.nats_per_char / math.log(2)
+
+    def bits_per_byte(self, scores: Scores) -> float:
+        """Return the price in bits per byte of the text that these scores are of."""
+        return self.bits_per_char * scores.characters / scores.bytes
 
 
 def baselines(scored: Part, vocabulary: Vocabulary, train: Part | None) -> Iterator[Baseline]:

@@ -933,22 +933,19 @@ def inspect_recurrence(
     if report is not None:
         report = _report_path(report)
 
-    from charrnn.checkpoint import find
+    from charrnn.checkpoint import Checkpoint, find
     from charrnn.config import TrainConfig
     from charrnn.device import choose_device
     from charrnn.display import to_json
-    from charrnn.errors import CheckpointError
     from charrnn.inspection import Unit, activation, inspect, read_stretch
     from charrnn.portrait import portray, read_history
-    from charrnn.trained import TextRecord, load_model
+    from charrnn.trained import TextRecord, load_model, record_of
 
     where = choose_device(device)
     model, vocabulary, meta = load_model(checkpoint, where)
-    try:
-        training = TrainConfig.from_dict(meta["training"])
-        trained = TextRecord.from_dict(meta["text"])
-    except (KeyError, ValueError, UsageError) as error:
-        raise CheckpointError(f"{checkpoint}: its training is not described: {error}") from error
+    described = Checkpoint({}, meta, path=checkpoint)
+    training = record_of(described, "training", TrainConfig)
+    trained = record_of(described, "text", TextRecord)
     shown = Unit.parse(config.unit, model) if config.unit is not None else None
     history = None
     if "clipping" in config.measured:

@@ -45,13 +45,12 @@ __all__ = [
 ]
 
 #: Stand-ins that matplotlib draws with -> the page's variables.
-INK, MUTED, GRID, PAPER = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
+INK, MUTED, GRID = "#0a0b01", "#0a0b02", "#0a0b03"
 SERIES = ("#0a0b10", "#0a0b11", "#0a0b12", "#0a0b13", "#0a0b14", "#0a0b15")
 VARIABLES = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
     GRID: "var(--grid)",
-    PAPER: "var(--paper)",
 } | {colour: f"var(--series-{number})" for number, colour in enumerate(SERIES)}
 #: The variables on light and on dark paper; colours after Okabe and Ito, darker on white and
 #: lighter on black for their contrast.

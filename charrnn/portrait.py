@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from charrnn.checkpoint import find
+from charrnn.checkpoint import Checkpoint, find
 from charrnn.comparison import Comparison, RunResult
 from charrnn.config import InspectConfig, ModelConfig, SampleConfig, TrainConfig
 from charrnn.corpus import Part
@@ -29,7 +29,7 @@ from charrnn.inspection import (
 )
 from charrnn.model import CharModel
 from charrnn.sampling import prepare_prompt, sample
-from charrnn.trained import PartName, load_model, recorded_part
+from charrnn.trained import PartName, load_model, record_of, recorded_part
 from charrnn.vocabulary import Vocabulary
 
 __all__ = [
@@ -60,7 +60,6 @@ class Portrait:
 
     label: str
     """Short and different from the others' in the page."""
-    checkpoint: str
     shape: ModelConfig
     log: Sequence[Row]
     """Of its training; empty where there is none any more."""
@@ -145,7 +144,6 @@ def portray(
     drawn = [piece.symbol for piece in sample(model, vocabulary, prompt, SAMPLE)]
     return Portrait(
         label=label,
-        checkpoint=str(checkpoint),
         shape=model.config,
         log=read_log(checkpoint),
         sample=vocabulary.decode(drawn),
@@ -177,9 +175,8 @@ def portray_comparison(
         path = folder / Path(cell.best.run).name
         model, vocabulary, meta = load_model(path, torch.device("cpu"))
         part = recorded_part(meta, name, path)
-        inspection = _inspect_end(
-            path, model, vocabulary, TrainConfig.from_dict(meta["training"]), part
-        )
+        training = record_of(Checkpoint({}, meta, path=path), "training", TrainConfig)
+        inspection = _inspect_end(path, model, vocabulary, training, part)
         portraits.append(portray(cell.cell.upper(), path, model, vocabulary, part, inspection))
     runs = [run for cell in comparison.cells for run in cell.runs]
     return portraits, [(run, read_log(folder / Path(run.run).name)) for run in runs]

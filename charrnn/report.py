@@ -69,6 +69,7 @@ from charrnn.inspection_view import (
     unit_lines,
     units_say,
 )
+from charrnn.machine import processor
 from charrnn.portrait import SAMPLE, Portrait, Row
 from charrnn.properties import PROPERTIES
 from charrnn.score_view import (
@@ -130,7 +131,7 @@ def origin(command: Sequence[str], device: torch.device) -> Origin:
     if device.type == "cuda":
         computing = torch.cuda.get_device_name(device)
     else:
-        computing = f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+        computing = f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     software = f"{platform.system()}, Python {platform.python_version()}"
     return Origin(
         command=shlex.join(command),
@@ -138,15 +139,6 @@ def origin(command: Sequence[str], device: torch.device) -> Origin:
         f"matplotlib {version('matplotlib')}",
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def save_page(path: Path, page: str) -> None:
@@ -284,8 +276,8 @@ def assessment_page(
     )
     cheaper = min(best.baselines, key=lambda baseline: baseline.nats_per_char, default=None)
     if cheaper is not None and cheaper.nats_per_char < scores.nats_per_char:
-        bits = cheaper.nats_per_char / math.log(2)
-        lead += f" Without a network, {cheaper.name} needs fewer: {bits:.4f} bits per character."
+        lead += f" Without a network, {cheaper.name} needs fewer: "
+        lead += f"{cheaper.bits_per_char:.4f} bits per character."
     unit = "byte" if len({one.scores.characters for one in assessments}) > 1 else "character"
     sections = [
         _section(
@@ -388,9 +380,10 @@ def _score_chart(
                 bits = scores.bits_per_byte if unit == "byte" else scores.bits_per_char
                 rows[portrait.label + more, bits] = style
     for one in assessments:
-        size = one.scores.characters / one.scores.bytes if unit == "byte" else 1.0
         for baseline in one.baselines:
-            rows[baseline.name, baseline.nats_per_char / math.log(2) * size] = PLAIN
+            by_byte = unit == "byte"
+            bits = baseline.bits_per_byte(one.scores) if by_byte else baseline.bits_per_char
+            rows[baseline.name, bits] = PLAIN
     return dot_chart(
         "scores",
         f"Bits per {unit} of each model and baseline",

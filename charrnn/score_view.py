@@ -157,17 +157,15 @@ def perplexity_figure(perplexity: float) -> str:
 
 def _baseline_line(baseline: Baseline, scores: Scores) -> list[str]:
     """Return a baseline's row, on the characters that a model was scored on."""
-    nats = baseline.nats_per_char
-    bits = nats / math.log(2)
     return [
         baseline.name,
         *[""] * 2,
         f"{scores.characters:,}",
         "",
-        f"{nats:.4f}",
-        f"{bits:.4f}",
-        f"{bits * scores.characters / scores.bytes:.4f}",
-        perplexity_figure(math.exp(nats)),
+        f"{baseline.nats_per_char:.4f}",
+        f"{baseline.bits_per_char:.4f}",
+        f"{baseline.bits_per_byte(scores):.4f}",
+        perplexity_figure(math.exp(baseline.nats_per_char)),
         "",
     ]
 

@@ -8,7 +8,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from charrnn import inspection as module
 from charrnn.cells import GRU, LSTM, Cell, State
+from charrnn.checkpoint import load, save
 from charrnn.config import CELL_NAMES, CellName, InspectConfig, ModelConfig
 from charrnn.corpus import scan
 from charrnn.errors import CorpusError, RunFolderError, UsageError
@@ -844,6 +845,15 @@ class TestCommand:
         assert says in result.err
         assert result.err.startswith("charrnn: ")
         assert result.err.count("\n") == 1
+
+    @pytest.mark.parametrize("name", ["training", "text"])
+    def test_a_checkpoint_that_does_not_say_how_it_was_trained(
+        self, cli: Cli, lone: Path, prose: Path, name: str
+    ) -> None:
+        checkpoint = load(lone)
+        save(lone, replace(checkpoint, meta={**checkpoint.meta, name: {"step": 1}}))
+        says = f"charrnn: {lone}: the field '{name}' is not usable: 'step' is unknown\n"
+        assert cli("inspect", lone, "--text", prose) == Result(1, "", says)
 
     def test_damaged_log(self, cli: Cli, lone: Path, prose: Path) -> None:
         (lone.parent / "metrics.jsonl").write_text("no row\n")

@@ -26,6 +26,7 @@ from selenium.webdriver.chrome.service import Service
 
 from charrnn.assessment import Assessment
 from charrnn.baselines import Baseline
+from charrnn.checkpoint import load, save
 from charrnn.comparison import CellResult, Comparison, Plan, RunResult
 from charrnn.config import ModelConfig
 from charrnn.equations import Quantity, Step
@@ -216,7 +217,6 @@ def log(rows: int = 4, validations: int = 2) -> tuple[dict[str, float], ...]:
 def portrait(label: str = "LSTM", **changes: Any) -> Portrait:
     made = Portrait(
         label=label,
-        checkpoint="runs/one",
         shape=SHAPE,
         log=log(),
         sample="and the\nbird",
@@ -707,6 +707,18 @@ def test_a_comparison_that_was_moved_makes_its_page(cli: Cli, pages: Pages, tmp_
     moved = shutil.copytree(pages.folder, tmp_path / "moved")
     report = tmp_path / "again.html"
     assert cli("compare", "--run", moved, "--resume", "--quiet", "--report", report).code == 0
+
+
+def test_a_comparison_whose_checkpoint_is_not_described_names_it(
+    cli: Cli, pages: Pages, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(pages.folder, tmp_path / "moved")
+    for path in moved.glob("rnn-*/best.safetensors"):
+        checkpoint = load(path)
+        save(path, replace(checkpoint, meta={**checkpoint.meta, "training": {}}))
+    done = cli("compare", "--run", moved, "--resume", "--quiet", "--report", tmp_path / "a.html")
+    assert done.code == 1
+    assert "the field 'training' is not usable: 'batch_size' is missing\n" in done.err
 
 
 def test_a_stopped_comparison_leaves_the_old_page_and_the_way_on(

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import pytest
+
+from charrnn.machine import processor
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        (
+            "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n\n"
+            "processor\t: 1\ncpu family\t: 25\nmodel\t\t: 18\nmodel name\t: another\n",
+            "AMD EPYC (family 25, model 17)",
+        ),
+        ("model name\t: a name\n", "a name"),
+        ("processor\t: 0\nBogoMIPS\t: 2100.00\n", platform.machine()),
+    ],
+)
+def test_the_processor_s_name(tmp_path: Path, cpuinfo: str, name: str) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text(cpuinfo)
+    assert processor(path) == name
+
+
+def test_where_nothing_describes_it(tmp_path: Path) -> None:
+    assert processor(tmp_path / "none") == platform.machine()
