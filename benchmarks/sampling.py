@@ -125,7 +125,9 @@ def read_speed(megabytes: float) -> float:
 def losses(checkpoint: Path, text: Path) -> dict[WeightsName, float]:
     """Return the bits per character of a text's first characters by each kind of weights."""
     model, vocabulary, _ = load_model(checkpoint, torch.device("cpu"))
-    ids = vocabulary.encode(text.read_bytes().decode(vocabulary.encoding)[:LOSS_CHARACTERS])
+    data = text.read_bytes()
+    read = data if vocabulary.is_bytes else data.decode(vocabulary.encoding)
+    ids = vocabulary.encode(read[:LOSS_CHARACTERS])
     bits: dict[WeightsName, float] = {}
     for weights in WEIGHTS_NAMES:
         stepper = Stepper(model, model.initial_hidden(1), weights)
@@ -145,6 +147,8 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="that it did not learn from")
     parser.add_argument("--json", type=Path, help="write the results here")
     chosen = parser.parse_args()
+    if (chosen.checkpoint is None) != (chosen.text is None):
+        parser.error("--checkpoint and --text go together: give both")
     length, rounds = (200, 3) if chosen.quick else (2000, 5)
     sizes = [(cell, hidden) for hidden in (128, 512) for cell in CELL_NAMES] + [("lstm", 1024)]
     rows = [measure(cell, 2, hidden, length, rounds) for cell, hidden in sizes]
@@ -170,7 +174,7 @@ def main() -> None:
         + "; ".join(f"{size}: {speed:.0f}" for size, speed in speeds.items()),
         highlight=False,
     )
-    bits = losses(chosen.checkpoint, chosen.text) if chosen.checkpoint and chosen.text else {}
+    bits = losses(chosen.checkpoint, chosen.text) if chosen.checkpoint else {}
     for weights, value in bits.items():
         console.print(f"{weights}: {value:.4f} bits per character", highlight=False)
     if chosen.json:
