@@ -63,11 +63,15 @@ def page(lab: Lab, sections: Sequence[Section], command: str, figures: str) -> s
     )
     own = "" if lab.text is None else f" and the text in `corpora/{lab.name}`"
     how = (
-        "The commands can be typed as they stand, in the project's folder with its environment "
-        f"active (`. .venv/bin/activate`){own}; without `--json` they print tables. Losses are in "
-        "nats per character: [how to read them](../README.md#how-to-read-the-loss). What each "
-        "option does: [the command line](cli.md)."
+        "The commands can be typed as they stand, in this order, in the project's folder with its "
+        f"environment active (`. .venv/bin/activate`){own}; without `--json` they print tables. "
+        "Losses are in nats per character: [how to read them](../README.md#how-to-read-the-loss). "
+        "What each option does: [the command line](cli.md)."
     )
+    first: dict[str, int] = {}
+    for section in sections:
+        for one in section.commands:
+            first.setdefault(one, section.number)
     return f"""\
 # A lesson on recurrent networks, measured
 
@@ -80,7 +84,7 @@ by the rules printed in the sections, and so do the sentences about them.
 
 {filled(how)}
 
-{chr(10).join(section.markdown(figures) for section in sections).rstrip()}
+{chr(10).join(section.markdown(figures, first) for section in sections).rstrip()}
 """
 
 

@@ -39,7 +39,9 @@ class Held:
     unit: str
     property: str
     correlation: float
-    """Of its c with the property, over the characters shown."""
+    """Of its c with the property."""
+    over: int
+    """Characters, the last of the text, that it is of."""
     lasts: int
     """Characters for which the property goes on without a break, at the longest."""
 
@@ -54,7 +56,8 @@ def gates(lab: Lab) -> Section:
     found = lab.json(first)
     units = [one for one in found["units"] if one["property"] in LASTING]
     best = max(units or found["units"], key=lambda one: abs(one["correlation"]))
-    name = f"{best['unit']['layer']}.{best['unit']['unit']}"
+    layer, number = best["unit"]["layer"], best["unit"]["unit"]
+    name = f"{layer}.{number}"
     second = f"{inspect} --only units --unit {name}c --json"
     shown = lab.json(second)["activation"]
     property_T = np.array(PROPERTIES[best["property"]](shown["text"]))
@@ -63,6 +66,7 @@ def gates(lab: Lab) -> Section:
         unit=name,
         property=best["property"],
         correlation=_correlation(c_T, property_T),
+        over=len(c_T),
         lasts=_longest(property_T),
     )
     use = {
@@ -100,8 +104,9 @@ what of the memory `c` is kept, the input gate `i` what of the candidate `g = ta
 written, the output gate `o` what is shown. A gate is a logistic function of the character and
 the state, so between 0 and 1; open means above {NEARLY_OPEN:g}, closed below {NEARLY_CLOSED:g}
 (Karpathy, Johnson and Fei-Fei 2015). Every unit is correlated with properties that a reader
-sees; the best is chosen on the first half of the text, and the second half gives the
-correlation in the table.
+sees; the best is chosen on the first half of the {found["characters"]:,} characters, and the
+second half gives the correlation in the table. Units are written layer.unit: {name}c is the
+memory c of unit {number} in layer {layer}, {name} its state h.
 """,
         commands=[first, second],
         tables=[
@@ -132,7 +137,7 @@ correlation in the table.
         rule="two parts. Each gate is used both ways: open at more than 1 % of characters and "
         "closed at more than 1 %, in the mean of the units. A unit's memory holds a visible "
         f"property: its c correlates with one by at least {FOLLOWS:g} in size, over the last "
-        f"{len(c_T):,} characters, and that property goes on for at least {TENS} characters "
+        f"{held.over:,} characters, and that property goes on for at least {TENS} characters "
         "somewhere. Both: holds; one: in part.",
         judgement=judge_gates(use, held),
     )
@@ -182,12 +187,12 @@ def judge_gates(use: Mapping[str, tuple[float, float]], held: Held) -> Judgement
             else f"; hardly ever both open and closed: {', '.join(idle)}."
         ),
         f"The memory of unit {held.unit} follows the property \"{held.property}\" with a "
-        f"correlation of {held.correlation:+.2f}, and that goes on for up to {held.lasts} "
-        "characters."
+        f"correlation of {held.correlation:+.2f} over the last {held.over:,} characters, and that "
+        f"goes on for up to {held.lasts} of them."
         if follows
         else f"No lasting property was found in a unit: the best, {held.unit} with "
-        f"\"{held.property}\", has a correlation of {held.correlation:+.2f}, and the property goes "
-        f"on for up to {held.lasts} characters.",
+        f"\"{held.property}\", has a correlation of {held.correlation:+.2f} over the last "
+        f"{held.over:,} characters, and the property goes on for up to {held.lasts} of them.",
     )  # fmt: skip
 
 

@@ -150,8 +150,9 @@ An LSTM has four blocks of weights where a plain RNN has one: four times the par
 products at equal width. But width is a choice: here all cells also get as many parameters as
 the LSTM, and then as many steps, or as many minutes. Losses are on the held-out end of the
 text. One seed each: differences of a hundredth of a nat or two may be chance. Times are of the
-machine named above; the cells run through code of different makers (a fused operator for the
-LSTM, loops of this project's for the others), which is part of the price.
+machine named above; the cells may run through code of different makers (where it is faster
+torch's fused operator for the LSTM, else this project's loops, as for the others), which is
+part of the price.
 """,
         commands=commands(lab),
         tables=[by_width, by_loss],

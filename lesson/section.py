@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -130,11 +130,12 @@ class Section:
         """The heading's anchor, as GitHub makes it."""
         return re.sub(r"[^\w\- ]", "", self.title.lower()).replace(" ", "-")
 
-    def markdown(self, figures: str) -> str:
+    def markdown(self, figures: str, first: Mapping[str, int]) -> str:
         """Return the section in Markdown.
 
         Args:
             figures: the folder of the figures, seen from the page.
+            first: by command, the number of the section that prints it first.
         """
         shown = [f"![{figure.title}]({figures}/{figure.name}.svg)\n" for figure in self.figures]
         verdict = self.judgement.verdict
@@ -143,13 +144,24 @@ class Section:
                 f"## {self.title}\n",
                 textwrap.indent(filled(self.claim), "> ") + "\n",
                 f"{filled(self.why)}\n",
-                "```sh\n" + "\n".join(map(broken, self.commands)) + "\n```\n",
+                "```sh\n"
+                + "\n".join(self._shown(command, first[command]) for command in self.commands)
+                + "\n```\n",
                 *map(markdown, self.tables),
                 *shown,
                 filled(f"**The claim {verdict}.** {' '.join(self.judgement.says)}\n") + "\n",
                 filled(f"*The rule: {self.rule}*") + "\n",
             ]
         )
+
+    def _shown(self, command: str, first: int) -> str:
+        """Return a command on lines; a comment if an earlier section has it.
+
+        Typed twice, one that trains ends with an error: its run's folder is there.
+        """
+        if first == self.number:
+            return broken(command)
+        return textwrap.indent(broken(f"as in claim {first}: {command}", WIDTH - 2), "# ")
 
 
 def filled(text: str) -> str:

@@ -127,15 +127,15 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
     ("7 the contrary", lambda: judge_scaling(2.0, 2.0, 0.01, 0.02, 16), "does not hold",
      "the optimiser decided"),
     ("8 as told", lambda: judge_gates(
-        {"input": (0.1, 0.2), "forget": (0.6, 0.1)}, Held("1.3", "indentation", -0.8, 60)),
-     "holds", "unit 1.3"),
+        {"input": (0.1, 0.2), "forget": (0.6, 0.1)}, Held("1.3", "indentation", -0.8, 1000, 60)),
+     "holds", "a correlation of -0.80 over the last 1,000 characters"),
     ("8 an idle gate", lambda: judge_gates(
-        {"input": (0.0, 0.2), "forget": (0.6, 0.1)}, Held("1.3", "indentation", -0.8, 60)),
+        {"input": (0.0, 0.2), "forget": (0.6, 0.1)}, Held("1.3", "indentation", -0.8, 1000, 60)),
      "holds in part", "hardly ever both open and closed: input"),
     ("8 a short property", lambda: judge_gates(
-        {"input": (0.1, 0.2), "forget": (0.6, 0.1)}, Held("1.3", "digit", 0.8, 4)),
+        {"input": (0.1, 0.2), "forget": (0.6, 0.1)}, Held("1.3", "digit", 0.8, 1000, 4)),
      "holds in part", "No lasting property"),
-    ("8 nothing", lambda: judge_gates({"forget": (0.6, 0.0)}, Held("1.3", "digit", 0.1, 4)),
+    ("8 nothing", lambda: judge_gates({"forget": (0.6, 0.0)}, Held("1.3", "digit", 0.1, 1000, 4)),
      "does not hold", "No lasting property"),
     ("9 as told", lambda: judge_along(10, 40, 20, (0.2, 0.1), 50), "holds", "lag of 40"),
     ("9 the GRU is ahead", lambda: judge_along(10, 40, 50, (0.2, 0.1), 50), "holds",
@@ -296,6 +296,7 @@ def check(page: str, folder: Path) -> dict[int, str]:
     assert set(verdicts.values()) <= set(get_args(Verdict))
     _, *sections = re.split(r"^## ", page, flags=re.M)
     assert len(sections) == len(CLAIMS)
+    first: dict[str, str] = {}
     for (n, anchor, claim, verdict), section in zip(rows, sections, strict=True):
         title, _, rest = section.partition("\n")
         assert title.startswith(f"{n}. ")
@@ -306,7 +307,14 @@ def check(page: str, folder: Path) -> dict[int, str]:
         assert "\n*The rule: " in section
         assert re.search(r"^\| .*\d.* \|$", section, re.M), "measured numbers"
         (block,) = re.findall(r"^```sh\n(.*?)^```$", section, re.M | re.S)
-        lines = block.replace("\\\n", " ").splitlines()
+        lines = []
+        for line in re.sub(r"\\\n#?", " ", block).splitlines():
+            found = re.fullmatch(r"(?:# as in claim (\d+): )?(.*)", line)
+            assert found
+            claim, command = found[1] or n, " ".join(found[2].split())
+            # Typed twice, one that trains would end with an error.
+            assert first.setdefault(command, claim) == claim or command == "done", line
+            lines.append(command)
         commands = [
             part.strip().partition(" > ")[0]
             for line in lines
