@@ -67,6 +67,13 @@ Report = Annotated[
     Path | None,
     typer.Option(metavar="FILE.html", help="Write a page with tables, figures and samples, too."),
 ]
+MinCount = Annotated[
+    int | None,
+    typer.Option(
+        help="Rarer characters become the unknown symbol "
+        "(default 2; 1 where characters seen once are over 0.1 %)."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
@@ -205,10 +212,16 @@ def train(
     embedding: Annotated[int | None, typer.Option(help="Width of a character's embedding.")] = None,
     dropout: Annotated[
         float | None,
-        typer.Option(help="Share of units dropped after each layer."),
+        typer.Option(
+            help="Share of units dropped after each layer "
+            "(default: by rule; --weight-drop is apart)."
+        ),
     ] = None,
     weight_drop: Annotated[
-        float | None, typer.Option(help="Share of recurrent weights dropped.")
+        float | None,
+        typer.Option(
+            help="Share of recurrent weights dropped (default: by rule, also with --dropout 0)."
+        ),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Lanes: places in the text read side by side.")
@@ -227,10 +240,17 @@ def train(
         OptimiserName | None,
         typer.Option(help="The update rule (default muon: it moves the matrices, AdamW the rest)."),
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Decoupled weight decay.")] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Peak learning rate of the recurrence's matrices; that of the rest moves with it."
+        ),
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Decoupled weight decay (default 0.1; sgd 0).")
+    ] = None,
     clip_norm: Annotated[
-        float | None, typer.Option(help="Largest gradient norm; 0 turns clipping off.")
+        float | None, typer.Option(help="Largest gradient norm; 0 turns clipping off (default 1).")
     ] = None,
     clip_value: Annotated[
         float | None, typer.Option(help="Cut gradient entries instead of scaling the whole.")
@@ -246,7 +266,10 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Budget: updates.")] = None,
     valid: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help="Validate on this text (default: the end of TEXT)."),
+        typer.Option(
+            metavar="TEXT",
+            help="Validate on this text (default: the end of TEXT); may be given several times.",
+        ),
     ] = None,
     valid_share: Annotated[
         float | None,
@@ -264,9 +287,7 @@ def train(
         str | None,
         typer.Option(help="Of the text (default utf-8); bytes takes any file as 256 symbols."),
     ] = None,
-    min_count: Annotated[
-        int | None, typer.Option(help="Rarer characters become the unknown symbol.")
-    ] = None,
+    min_count: MinCount = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, dropout and samples.")] = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -496,7 +517,10 @@ def evaluate(
     ],
     text: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help="The text to score: a file, folder, glob or -."),
+        typer.Option(
+            metavar="TEXT",
+            help="The text to score: a file, folder, glob or -; may be given several times.",
+        ),
     ] = None,
     part: Annotated[
         Literal["valid", "test", "train"] | None,
@@ -540,7 +564,8 @@ def evaluate(
         bool,
         typer.Option(
             "--exact",
-            help="One lane from start to end; slower, less than 0.001 nats from the default.",
+            help="One lane from start to end: slower; differs from the default by less than "
+            "0.001 nats.",
         ),
     ] = False,
     report: Report = None,
@@ -549,9 +574,11 @@ def evaluate(
 ) -> None:
     """Score a text under one model or several.
 
+    The text is named by --text or by --part: one of them must be given.
+
     Nats and bits per character, bits per byte and perplexity, over every character but the first;
-    characters that a model does not know are charged with what it takes to spell them out. With
-    --dynamic, --after, --per-char and --show give the prices of dynamic evaluation.
+    characters that a model does not know are charged with what it takes to spell them out. Where
+    --dynamic is given too, --after, --per-char and --show use its prices.
     """
     _refuse_two_texts(text, part, encoding)
     if by_position is not None and by_position < 1:
@@ -702,7 +729,13 @@ def compare(
         int | None, typer.Option(help="Width of the LSTM, to match (default: its recipe's).")
     ] = None,
     embedding: Annotated[int | None, typer.Option(help="Width of a character's vector.")] = None,
-    dropout: Annotated[float | None, typer.Option(help="Share of units dropped.")] = None,
+    dropout: Annotated[
+        float | None,
+        typer.Option(help="Share of units dropped after each layer (default: by rule)."),
+    ] = None,
+    weight_drop: Annotated[
+        float | None, typer.Option(help="Share of recurrent weights dropped (default: by rule).")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Lanes (default: the LSTM's).")] = None,
     bptt: Annotated[
         int | None, typer.Option(help="Window of the gradient (default: the LSTM's).")
@@ -714,9 +747,7 @@ def compare(
         float | None, typer.Option(help="Share at the very end to compare on (default 0.1).")
     ] = None,
     encoding: Annotated[str | None, typer.Option(help="Of the text (default utf-8).")] = None,
-    min_count: Annotated[
-        int | None, typer.Option(help="Rarer characters become the unknown symbol.")
-    ] = None,
+    min_count: MinCount = None,
     device: Device = "auto",
     precision: Precision = "auto",
     run: Annotated[
@@ -731,8 +762,9 @@ def compare(
 ) -> int:
     """Train several cells on the same text and tell which is ahead.
 
-    All read the same characters in the same order; they have the same number of parameters, layers
-    and lanes. Learning rates are each cell's own. Ctrl-C saves and leaves.
+    All read the same text in the same order, with the same layers and lanes, and have the same
+    number of parameters (--match hidden: the same width). With --minutes a faster cell reads more.
+    Learning rates, dropout and weight drop are each cell's own. Ctrl-C saves and leaves.
 
     The page of --report is made when all runs are done; --resume makes it of a comparison that is
     finished already, without training anything.
@@ -749,6 +781,7 @@ def compare(
         "hidden": hidden,
         "embedding": embedding,
         "dropout": dropout,
+        "weight_drop": weight_drop,
         "batch_size": batch_size,
         "bptt": bptt,
         "valid_share": valid_share,
@@ -874,7 +907,8 @@ def inspect_recurrence(
         list[str] | None,
         typer.Option(
             metavar="TEXT",
-            help="The text to look at, best one held out: a file, folder, glob or -.",
+            help="The text to look at, best one held out: a file, folder, glob or -; may be given "
+            "several times.",
         ),
     ] = None,
     part: Annotated[
@@ -898,11 +932,17 @@ def inspect_recurrence(
     ] = None,
     spectral_radius: Annotated[
         list[float] | None,
-        typer.Option(help="Show the gradient flow of recurrent matrices scaled to this, besides."),
+        typer.Option(
+            help="Show the gradient flow of recurrent matrices scaled to this, besides; may be "
+            "given several times."
+        ),
     ] = None,
     bptt: Annotated[
         list[int] | None,
-        typer.Option(help="Compare the gradient by windows of this length with the full one."),
+        typer.Option(
+            help="Compare the gradient by windows of this length with the full one; may be given "
+            "several times."
+        ),
     ] = None,
     loss_last: Annotated[
         int | None, typer.Option(help="Count the loss on the last N characters of these windows.")
@@ -915,7 +955,10 @@ def inspect_recurrence(
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Look into the recurrence: step, gradient flow, memory, gates, units, clipping, truncation."""
+    """Look into the recurrence: step, gradient flow, memory, gates, units, clipping, truncation.
+
+    The text is named by --text or by --part: one of them must be given.
+    """
     _refuse_two_texts(text, part, encoding)
     config = InspectConfig(
         only=tuple(only or ()),

@@ -2,9 +2,10 @@
 
 Everything but the cell is equal: the split, the vocabulary, the lanes and windows in
 which the text is read, the number of layers, the embedding. Widths are solved for, so
-that all models have the same number of parameters, or are equal too. Learning rates
-and dropout follow the recipe's rules for each cell. Each cell is trained from several
-seeds, so that a difference can be held against the spread that chance alone makes.
+that all models have the same number of parameters, or are equal too. Learning rates,
+dropout and weight drop follow the recipe's rules for each cell. Each cell is trained
+from several seeds, so that a difference can be held against the spread that chance
+alone makes.
 
 A comparison is a folder: ``comparison.json`` with its plan, and a run's folder for
 every cell and seed, with the run's ``result.json`` once it is finished.
@@ -88,6 +89,7 @@ class Plan(Record):
     """H of the reference cell; the others' too where hidden is matched."""
     embedding: int | None = None
     dropout: float | None = None
+    weight_drop: float | None = None
     batch_size: int | None = None
     bptt: int | None = None
     precision: Literal["fp32", "bf16"] | None = None
@@ -143,6 +145,7 @@ class Plan(Record):
             "hidden": self.hidden,
             "embedding": self.embedding,
             "dropout": self.dropout,
+            "weight_drop": self.weight_drop,
         }
         training = {
             "batch_size": self.batch_size,

@@ -119,6 +119,14 @@ class TestWidths:
         assert (without["lstm"].hidden == 384) is (precision == "bf16")
         assert plan.choices("rnn").training["precision"] == precision
 
+    def test_what_is_dropped_is_each_cell_s_own_unless_it_is_given(self) -> None:
+        plan = Plan(texts=(), epochs=500.0, hidden=128)
+        sizes: dict[str, Any] = {"vocabulary": 66, "characters": 10**5, "device": "cpu"}
+        by_rule, _, _ = shapes(plan, **sizes)
+        assert by_rule["lstm"].weight_drop != by_rule["rnn"].weight_drop > 0
+        given, _, _ = shapes(replace(plan, dropout=0.0, weight_drop=0.25), **sizes)
+        assert {(one.dropout, one.weight_drop) for one in given.values()} == {(0.0, 0.25)}
+
 
 class TestDifferences:
     def test_equal_the_computation_by_hand(self) -> None:
@@ -372,6 +380,7 @@ class TestCompare:
             ("--resume --run {tmp}", 1, "no comparison to resume"),
             ("{text} --cell elman", 2, "'elman' is not one of 'rnn', 'lstm', 'gru'. (charrnn comp"),
             ("{text} --steps 1 --epochs 1", 2, "one budget"),
+            ("{text} --weight-drop 1", 2, "--weight-drop must be a number from 0"),
             ("- --steps 1", 2, "not -"),
             ("{tmp}/missing --steps 1 --run {tmp}/run", 1, "there is no file"),
         ],
