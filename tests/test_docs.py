@@ -100,7 +100,7 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         choices = recipe.Choices(cell=cell, **options)
         return recipe.choose(choices, vocabulary=65, characters=10**6, device=device)
 
-    few = {"budget": {"steps": 10}}
+    few: dict[str, Any] = {"budget": {"steps": 10}}
     (lstm, lstm_trained), (rnn, rnn_trained) = chosen("lstm", **few), chosen("rnn", **few)
     gru, _ = chosen("gru", **few)
     on_gpu, trained_on_gpu = chosen("lstm", "cuda", **few)
