@@ -1088,7 +1088,7 @@ section { border-top: 1px solid var(--grid); margin-top: 2.4rem; padding-top: 1.
 figure { margin: 0 0 1.4rem; }
 .panels { display: grid; gap: 1.4rem 2rem; }
 .panels.two { grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
-.panels.one { max-width: 34rem; }
+.panels.one, .panels.two > .panel { max-width: 34rem; }
 .beside { display: flex; flex-wrap: wrap; gap: 0 3rem; align-items: flex-start; }
 .beside > figure { flex: 1 1 24rem; max-width: 34rem; }
 .beside > .tables { flex: 0 1 auto; min-width: 0; max-width: 100%; }
@@ -1099,6 +1099,7 @@ figure { margin: 0 0 1.4rem; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg * { stroke-linejoin: round; stroke-linecap: butt; }
 svg text { font-variant-numeric: tabular-nums; }
+.note + .scroll { margin-top: .9rem; }
 figcaption, .note { color: var(--muted); font-size: .93rem; max-width: 46rem; margin: .7rem 0 0; }
 .scroll { overflow-x: auto; margin: 0 0 1rem; max-width: 100%; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }

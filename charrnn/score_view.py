@@ -88,10 +88,9 @@ def print_assessments(assessments: Sequence[Assessment]) -> None:
     for one in assessments:
         if one.by_position is not None:
             print()
-            print_words(
-                f"{one.checkpoint}: characters of context since a state of zero, "
-                f"means of {one.by_position.windows:,} stretches"
-            )
+            windows = one.by_position.windows
+            over = f"means of {windows:,} stretches" if windows > 1 else "one stretch"
+            print_words(f"{one.checkpoint}: characters of context since a state of zero, {over}")
             print_table(position_lines(one.by_position), words=0)
 
 
