@@ -969,10 +969,6 @@ def inspect_recurrence(
         bptt=tuple(bptt or ()),
         loss_last=loss_last,
     )
-    if seed is not None and not config.measured & {"flow", "clipping", "truncation"}:
-        raise UsageError(
-            "--seed is about what --only leaves out: add --only flow, clipping or truncation"
-        )
     if report is not None:
         report = _report_path(report)
 

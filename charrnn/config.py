@@ -7,6 +7,7 @@ answered at once.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from types import UnionType
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
@@ -73,8 +74,8 @@ def _check(config: Any, rules: dict[str, str], flags: dict[str, str] | None = No
     for name, kind in get_type_hints(type(config)).items():
         words, value = get_args(kind), getattr(config, name)
         if get_origin(kind) is Literal and value not in words:
-            listed = f"{', '.join(words[:-1])} or {words[-1]}"
-            raise UsageError(f"--{name.replace('_', '-')} must be {listed}, not {value!r}")
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag} must be {_either(words)}, not {value!r}")
     for name, rule in rules.items():
         value = getattr(config, name)
         if value is None and name in optional:
@@ -82,6 +83,11 @@ def _check(config: Any, rules: dict[str, str], flags: dict[str, str] | None = No
         if not _holds(value, rule):
             flag = (flags or {}).get(name, "--" + name.replace("_", "-"))
             raise UsageError(f"{flag} must be {rule}, not {value}")
+
+
+def _either(words: Sequence[str]) -> str:
+    """Return words as one chooses among them: a, b or c."""
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 class Record:
@@ -353,13 +359,16 @@ class InspectConfig:
                 raise UsageError(
                     f"--loss-last {self.loss_last} is longer than the window --bptt {window}"
                 )
-        for flag, given, name in (
-            ("--spectral-radius", self.spectral_radius, "flow"),
-            ("--bptt", self.bptt, "truncation"),
-            ("--loss-last", self.loss_last, "truncation"),
+        for flag, given, about in (
+            ("--spectral-radius", self.spectral_radius, ["flow"]),
+            ("--bptt", self.bptt, ["truncation"]),
+            ("--loss-last", self.loss_last, ["truncation"]),
+            ("--seed", self.seed is not None, ["flow", "clipping", "truncation"]),
         ):
-            if given and name not in self.measured:
-                raise UsageError(f"{flag} is about what --only leaves out: add --only {name}")
+            if given and not self.measured.intersection(about):
+                raise UsageError(
+                    f"{flag} is about what --only leaves out: add --only {_either(about)}"
+                )
         for radius in self.spectral_radius:
             if not _holds(radius, _POSITIVE):
                 raise UsageError(f"--spectral-radius must be {_POSITIVE}, not {radius}")
