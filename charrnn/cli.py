@@ -247,7 +247,7 @@ def train(
         ),
     ] = None,
     weight_decay: Annotated[
-        float | None, typer.Option(help="Decoupled weight decay (default 0.1; sgd 0).")
+        float | None, typer.Option(help="Decoupled weight decay (default: by rule; sgd 0).")
     ] = None,
     clip_norm: Annotated[
         float | None, typer.Option(help="Largest gradient norm; 0 turns clipping off (default 1).")
@@ -764,7 +764,8 @@ def compare(
 
     All read the same text in the same order, with the same layers and lanes, and have the same
     number of parameters (--match hidden: the same width). With --minutes a faster cell reads more.
-    Learning rates, dropout and weight drop are each cell's own. Ctrl-C saves and leaves.
+    Learning rates, weight decay, dropout and weight drop are each cell's own. Ctrl-C saves and
+    leaves.
 
     The page of --report is made when all runs are done; --resume makes it of a comparison that is
     finished already, without training anything.

@@ -3,9 +3,9 @@
 Everything but the cell is equal: the split, the vocabulary, the lanes and windows in
 which the text is read, the number of layers, the embedding. Widths are solved for, so
 that all models have the same number of parameters, or are equal too. Learning rates,
-dropout and weight drop follow the recipe's rules for each cell. Each cell is trained
-from several seeds, so that a difference can be held against the spread that chance
-alone makes.
+weight decay, dropout and weight drop follow the recipe's rules for each cell. Each cell
+is trained from several seeds, so that a difference can be held against the spread that
+chance alone makes.
 
 A comparison is a folder: ``comparison.json`` with its plan, and a run's folder for
 every cell and seed, with the run's ``result.json`` once it is finished.
@@ -377,7 +377,7 @@ def shapes(
         vocabulary: V.
         characters: of the training part.
         device: "cpu", "cuda" or "mps".
-        bf16: whether a CPU has instructions for products in bf16.
+        bf16: whether the device has instructions for products in bf16.
 
     Returns:
         The shapes; lanes and window; sentences on what could not be matched.

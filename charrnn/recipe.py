@@ -24,6 +24,7 @@ __all__ = [
     "plan_validations",
     "pressure",
     "regularisation",
+    "weight_decay",
 ]
 
 #: Characters per second that training is expected to read before the speed is known.
@@ -51,12 +52,14 @@ MANY_SYMBOLS: dict[CellName, int] = {"rnn": 2000, "lstm": 500, "gru": 500}
 RARE_SYMBOLS = 500
 #: ... unless they are so many that the text is learned by heart: from this pressure on.
 BY_HEART = 40
+#: Decay of the recurrence's matrices, as a share of the rate, in a run of a few passes.
+WEIGHT_DECAY = 0.1
 #: A validation scores this many characters at least, or all that are held out.
 LEAST_SCORED = 200_000
 #: What the optimisers with one rate for all weights begin with, instead of Muon's numbers.
 #: SGD's decay is a share of a rate that is a hundred times as large: none.
 ONE_RATE: dict[OptimiserName, dict[str, float]] = {
-    "adamw": {"lr": 5e-3, "lr_adam": 5e-3},
+    "adamw": {"lr": 5e-3, "lr_adam": 5e-3, "weight_decay": WEIGHT_DECAY},
     "sgd": {"lr": 1.0, "lr_adam": 1.0, "weight_decay": 0.0},
 }
 
@@ -104,8 +107,10 @@ def choose(
         characters,
     )
     dropout, weight_drop = regularisation(choices.cell, pressed)
-    if device != "cuda" and vocabulary >= RARE_SYMBOLS and pressed < BY_HEART:
-        training["lr_adam"] *= 3
+    if device != "cuda":  # there neither has been measured
+        training["weight_decay"] = weight_decay(pressed)
+        if vocabulary >= RARE_SYMBOLS and pressed < BY_HEART:
+            training["lr_adam"] *= 3
     model = ModelConfig(
         **{
             "cell": choices.cell,
@@ -164,6 +169,17 @@ def regularisation(cell: CellName, pressure: float) -> tuple[float, float]:
     return round(dropout, 2), round(0.8 * dropout, 2)
 
 
+def weight_decay(pressure: float) -> float:
+    """Return Muon's weight decay in a run.
+
+    Twice as much where a text is learned by heart (docs/performance.md).
+
+    Args:
+        pressure: see ``pressure``.
+    """
+    return round(WEIGHT_DECAY * min(2.0, max(1.0, pressure / 16)), 2)
+
+
 def matrix_weights(cell: CellName, vocabulary: int, shape: Mapping[str, int]) -> int:
     """Return the weights in a model's matrices, which are nearly all of its parameters.
 
@@ -215,7 +231,7 @@ def _training(cell: CellName, device: str, bf16: bool) -> dict[str, Any]:
         "bptt": window,
         "lr": lr,
         "lr_adam": lr_adam,
-        "weight_decay": 0.1,
+        "weight_decay": WEIGHT_DECAY,
         "warmup_steps": warmup,
         "precision": "bf16" if bf16 else "fp32",
     }

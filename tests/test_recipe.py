@@ -24,6 +24,7 @@ from charrnn.recipe import (
     plan_validations,
     pressure,
     regularisation,
+    weight_decay,
 )
 
 CELLS = st.sampled_from(CELL_NAMES)
@@ -231,6 +232,22 @@ class TestRegularisation:
         for k, drop in enumerate(drops, -9):
             same = pressure(1, 300_000 * 2**10, 100_000 * 2 ** (10 - k))
             assert regularisation(cell, same) == drop
+
+    def test_weights_decay_twice_as_fast_where_a_text_is_learned_by_heart(self) -> None:
+        assert [weight_decay(pressure) for pressure in (0.01, 16, 24, 32, 1e6)] == [
+            0.1, 0.1, 0.15, 0.2, 0.2,
+        ]  # fmt: skip
+
+        def decay(device: str = "cpu", characters: int = 50_000, **training: Any) -> float:
+            budget = {"steps": 3000}
+            return choose_for(device, "lstm", characters, budget=budget, training=training)[
+                1
+            ].weight_decay
+
+        assert decay() == 0.2
+        assert decay(characters=5_000_000) == 0.1
+        assert decay(optimiser="adamw") == decay("cuda") == 0.1
+        assert decay(weight_decay=0.3) == 0.3
 
     def test_pressure_is_parameters_a_character_times_passes(self) -> None:
         assert pressure(2.5, 300_000, 100_000) == 7.5
