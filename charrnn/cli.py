@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from charrnn.baselines import Baseline
     from charrnn.comparison import Comparison, Plan, RunResult
-    from charrnn.corpus import Part
+    from charrnn.corpus import Corpus, Part
     from charrnn.evaluation import Prices
     from charrnn.report import Origin
     from charrnn.run import Run
@@ -1129,17 +1129,25 @@ def _text_to_read(
             spooled = stack.enter_context(_standard_input())
             names = [str(spooled) if name == "-" else name for name in names]
 
+        # A text is read once for all models that read it alike.
+        scanned: dict[str, Corpus] = {}
+
+        def tell(corpus: Corpus) -> None:
+            for note in corpus.notes:
+                _say(note if spooled is None else note.replace(str(spooled), "standard input"))
+
         def read(checkpoint: Path, vocabulary: Vocabulary, meta: dict[str, Any]) -> Part:
             if part is not None:
                 found = recorded_part(meta, part, checkpoint)
-            else:
-                if encoding is not None:
-                    refuse_other_symbols(encoding, vocabulary, str(checkpoint))
-                corpus = scan(names, encoding or vocabulary.encoding)
-                found = corpus.part(0, corpus.characters)
-            for note in found.corpus.notes:
-                _say(note if spooled is None else note.replace(str(spooled), "standard input"))
-            return found
+                tell(found.corpus)
+                return found
+            if encoding is not None:
+                refuse_other_symbols(encoding, vocabulary, str(checkpoint))
+            name = encoding or vocabulary.encoding
+            if name not in scanned:
+                scanned[name] = scan(names, name)
+                tell(scanned[name])
+            return scanned[name].part(0, scanned[name].characters)
 
         yield read
 

@@ -650,6 +650,18 @@ class TestEvaluate:
         assert row["bits_per_byte"] == pytest.approx(row["bits_per_char"]), "the text is ASCII"
         assert row["perplexity"] == pytest.approx(math.exp(row["nats_per_char"]))
 
+    def test_a_text_is_read_once_for_all_models(
+        self, cli: Cli, trained: Path, prose: Path, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "texts"
+        folder.mkdir()
+        shutil.copy(prose, folder / "a.txt")
+        (folder / "b.bin").write_bytes(b"\0\1\2" * 9)
+        result = cli("evaluate", trained, trained / "last.safetensors", "--text", folder, "--json")
+        assert result.code == 0
+        assert result.err.count("b.bin") == 1
+        assert [row["characters"] for row in json.loads(result.out)] == [6006, 6006]
+
     def test_a_part_of_the_text_that_the_model_was_trained_on(
         self, cli: Cli, trained: Path, prose: Path, tmp_path: Path
     ) -> None:
