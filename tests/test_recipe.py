@@ -233,10 +233,11 @@ class TestRegularisation:
             same = pressure(1, 300_000 * 2**10, 100_000 * 2 ** (10 - k))
             assert regularisation(cell, same) == drop
 
-    def test_weights_decay_twice_as_fast_where_a_text_is_learned_by_heart(self) -> None:
-        assert [weight_decay(pressure) for pressure in (0.01, 16, 24, 32, 1e6)] == [
-            0.1, 0.1, 0.15, 0.2, 0.2,
-        ]  # fmt: skip
+    def test_weights_decay_faster_where_a_text_is_learned_by_heart(self) -> None:
+        pressures = (0.01, 8, 16, 24, 32, 1e6)
+        for cell in ("lstm", "gru"):
+            assert [weight_decay(cell, p) for p in pressures] == [0.1, 0.1, 0.1, 0.15, 0.2, 0.2]
+        assert [weight_decay("rnn", p) for p in pressures] == [0.1, 0.1, 0.2, 0.3, 0.4, 0.4]
 
         def decay(device: str = "cpu", characters: int = 50_000, **training: Any) -> float:
             budget = {"steps": 3000}
