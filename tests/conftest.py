@@ -91,6 +91,21 @@ def run_process(*arguments: object, stdin: bytes = b"", folder: Path | None = No
     return Result(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode())
 
 
+def run_unread(*arguments: object, timeout: float = 30) -> tuple[int, str]:
+    """Run a command as a process whose stdout nobody reads; return its exit code and stderr.
+
+    It has ``timeout`` seconds to end once it has said all on stderr.
+    """
+    with subprocess.Popen(
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read().decode()
+        return process.wait(timeout=timeout), said
+
+
 def make_prose(length: int, seed: int = 1) -> str:
     """Return a text of words, sentences and lines: easy to learn a little of."""
     chance = random.Random(seed)

@@ -19,7 +19,7 @@ from charrnn.config import TextChoices
 from charrnn.run import start
 from charrnn.runfolder import RunFolder
 from charrnn.trained import load_model
-from tests.conftest import ENVIRONMENT, Cli, Result, command, make_prose, run_process
+from tests.conftest import ENVIRONMENT, Cli, Result, command, make_prose, run_process, run_unread
 
 COMMANDS = tuple(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 #: Of a training that is over in a moment.
@@ -853,17 +853,9 @@ class TestPipes:
         self, trained: Path, prose: Path, words: tuple[object, ...]
     ) -> None:
         name, *options = words
-        with subprocess.Popen(
-            command(name, trained, "--text", prose, *options),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=ENVIRONMENT,
-        ) as process:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            process.stdout.close()
-            assert process.stderr.read() in (b"", b"looking at 500 characters ...\n")
-            assert process.wait(timeout=30) == 0
+        code, said = run_unread(name, trained, "--text", prose, *options)
+        assert said in ("", "looking at 500 characters ...\n")
+        assert code == 0
 
     @pytest.mark.parametrize("talk", [[], ["--json"]])
     def test_a_training_whose_reader_leaves_is_saved(

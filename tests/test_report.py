@@ -8,7 +8,6 @@ import math
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -65,7 +64,7 @@ from charrnn.report import (
     save_page,
 )
 from charrnn.score_view import surprise
-from tests.conftest import ENVIRONMENT, Cli, command, make_prose, run_cli
+from tests.conftest import Cli, make_prose, run_cli, run_unread
 
 ORIGIN = Origin("charrnn compare a --report b.html", "a machine", "2026-01-02 03:04 UTC", "9.9")
 SHAPE = ModelConfig(cell="lstm", vocabulary=9, layers=1, hidden=3, embedding=2)
@@ -766,17 +765,8 @@ def test_a_reader_who_leaves_does_not_take_the_page_along(
         "evaluate": (trained, "--part", "valid"),
         "inspect": (trained, "--part", "valid", "--only", "memory"),
     }
-    with subprocess.Popen(
-        command(name, *words[name], "--report", report),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=ENVIRONMENT,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        said = process.stderr.read().decode()
-        assert process.wait(timeout=60) == 0
+    code, said = run_unread(name, *words[name], "--report", report, timeout=60)
+    assert code == 0
     assert said.endswith(f"report: {report}\n")
     check(report.read_text(encoding="utf-8"))
 
