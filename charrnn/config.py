@@ -216,10 +216,10 @@ class TrainConfig(Record):
     def __post_init__(self) -> None:
         counts = ("batch_size", "bptt", "loss_last", "steps", "patience", "validate_every")
         positive = ("lr", "lr_adam", "clip_value", "scale_norm", "minutes", "epochs")
-        flags = {"lr_adam": "--lr"}
-        _check(self, dict.fromkeys(counts, _COUNT) | dict.fromkeys(positive, _POSITIVE), flags)
-        _check(self, {"clip_norm": _LIMIT, "weight_decay": _NOT_NEGATIVE})
-        _check(self, {"warmup_steps": _WHOLE, "seed": _WHOLE})
+        rules = dict.fromkeys(counts, _COUNT) | dict.fromkeys(positive, _POSITIVE)
+        rules |= {"clip_norm": _LIMIT, "weight_decay": _NOT_NEGATIVE}
+        rules |= {"warmup_steps": _WHOLE, "seed": _WHOLE}
+        _check(self, rules, {"lr_adam": "--lr"})
         if self.loss_last is not None and self.loss_last > self.bptt:
             raise UsageError(
                 f"--loss-last {self.loss_last} is longer than the window: "

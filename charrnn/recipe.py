@@ -95,11 +95,12 @@ def choose(
     budget = choices.budget or DEFAULT_BUDGET
     training = _training(choices.cell, device, bf16)
     training["decay_embedding"] = vocabulary >= MANY_SYMBOLS[choices.cell]
-    planned = training | given(choices.training)
+    chosen, chosen_model = given(choices.training), given(choices.model)
+    planned = training | chosen
     passes = _passes(budget, planned, vocabulary, characters, device)
     shape = _shape(choices.cell, device, planned["precision"], passes, passes * characters)
     shape["embedding"] = min(vocabulary, shape["hidden"])
-    sizes = {name: given(choices.model).get(name, size) for name, size in shape.items()}
+    sizes = {name: chosen_model.get(name, size) for name, size in shape.items()}
     pressed = pressure(
         passes,
         # No float holds every whole number that can be typed, and no memory such a model.
@@ -118,12 +119,11 @@ def choose(
             **shape,
             "dropout": dropout,
             "weight_drop": weight_drop,
-            **given(choices.model),
+            **chosen_model,
         }
     )
     if "steps" in budget:
         training["warmup_steps"] = min(training["warmup_steps"], int(-(-budget["steps"] // 10)))
-    chosen = given(choices.training)
     if (optimiser := chosen.get("optimiser")) in ONE_RATE:
         training |= ONE_RATE[optimiser]
     if "lr" in chosen:
@@ -133,7 +133,7 @@ def choose(
         training["clip_norm"] = None
     if chosen.get("clip_norm") == 0:
         chosen["clip_norm"] = None
-    by_plan = "minutes" in budget and not {"dropout", "weight_drop"} & given(choices.model).keys()
+    by_plan = "minutes" in budget and not {"dropout", "weight_drop"} & chosen_model.keys()
     return model, TrainConfig(**{**training, **budget, "dropout_by_plan": by_plan, **chosen})
 
 
