@@ -44,7 +44,7 @@ POLAR_EXPRESS = (
 #: Each step is exact for singular values up to 1 only: rounding must not push any above.
 CUSHION = 1.01
 #: Most rows of a band. A band of r rows and C columns costs r (2C + r) multiply-adds a row, so
-#: halves of a square matrix are 2.4 times as fast as the whole. In bands of 128 a plain RNN of
+#: halves of a square matrix take 0.42 of the whole's. In bands of 128 a plain RNN of
 #: 512 units, whose only matrix this is, learns worse; in bands of 171 none does.
 BAND = 192
 #: A band's rows are a multiple of this, where they are more: processors multiply such matrices
@@ -288,7 +288,7 @@ def _product_dtype(weight: Tensor) -> torch.dtype:
     """Return what the orthogonalisation computes in: bf16 where the hardware multiplies it.
 
     The iteration mends its own rounding errors, so bf16 is enough (Jordan et al. 2024); it
-    is four times as fast as float32 on such hardware (docs/performance.md).
+    took a quarter off the update of an LSTM of 256 units (docs/performance.md).
     """
     if weight.dtype != torch.float32:
         return weight.dtype
