@@ -3,7 +3,8 @@
 The loop is what a tutorial writes: for each character one call of torch.nn's cell, the
 head, softmax and multinomial. Ours is the whole of ``charrnn.sampling.sample``, drawing
 included: with the weights in float32, one stream in 8 bits, 64 streams in bf16 too. What
-fewer bits cost is measured on a trained model and a text. Run with::
+fewer bits cost is measured on a trained model and a text. Before them, how long a user
+waits for the first character, beside the loading of torch. Run with::
 
     python -m benchmarks.sampling [--quick] [--json FILE] [--checkpoint RUN --text FILE]
 """
@@ -12,6 +13,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -138,6 +142,40 @@ def losses(checkpoint: Path, text: Path) -> dict[WeightsName, float]:
     return bits
 
 
+def waits(rounds: int) -> tuple[float, float]:
+    """Return the seconds of loading torch, and until ``sample`` prints its first character."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        charrnn = [sys.executable, "-m", "charrnn"]
+        training = [
+            *charrnn,
+            "train",
+            __file__,
+            "--hidden",
+            "128",
+            "--steps",
+            "1",
+            "--run",
+            str(run),
+        ]
+        subprocess.run(training, check=True, capture_output=True)
+
+        def first_byte(*command: str | Path) -> None:
+            with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+                assert process.stdout
+                process.stdout.read(1)
+                process.kill()
+
+        torch_alone, first = in_turns(
+            [
+                lambda: first_byte(sys.executable, "-c", "import torch; print(1, flush=True)"),
+                lambda: first_byte(*charrnn, "sample", run),
+            ],
+            rounds,
+        )
+    return torch_alone, first
+
+
 def main() -> None:
     """Run, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, prog="benchmarks.sampling")
@@ -151,6 +189,7 @@ def main() -> None:
         parser.error("--checkpoint and --text go together: give both")
     length, rounds = (200, 3) if chosen.quick else (2000, 5)
     sizes = [(cell, hidden) for hidden in (128, 512) for cell in CELL_NAMES] + [("lstm", 1024)]
+    torch_alone, first = waits(rounds)
     rows = [measure(cell, 2, hidden, length, rounds) for cell, hidden in sizes]
     table = Table(title=f"characters sampled per second, CPU\n{machine()}")
     for name in (
@@ -168,6 +207,9 @@ def main() -> None:
         )  # fmt: skip
     console = Console(width=120)
     console.print(table)
+    console.print(
+        f"First character after {first:.2f} s, of which torch {torch_alone:.2f}", highlight=False
+    )
     speeds = {f"{size} MB": read_speed(size) for size in (4, 13, 50, 500)}
     console.print(
         "Reading an array again and again, GB/s: "
@@ -179,6 +221,7 @@ def main() -> None:
         console.print(f"{weights}: {value:.4f} bits per character", highlight=False)
     if chosen.json:
         results = {
+            "seconds": {"torch": torch_alone, "first_character": first},
             "rows": [asdict(row) for row in rows],
             "read_gb_per_second": speeds,
             "bits": bits,

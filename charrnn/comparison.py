@@ -31,7 +31,7 @@ from charrnn.corpus import Corpus, Part, embedded_corpus, scan, split
 from charrnn.errors import CorpusError, RunFolderError, UsageError, shown
 from charrnn.evaluation import Interrupted, Scores, score
 from charrnn.kernels import multiplies_bf16
-from charrnn.model import CharModel
+from charrnn.model import outline
 from charrnn.run import Run, refuse_too_short, resume, start
 from charrnn.runfolder import RESULT, RunFolder, write_json
 from charrnn.trained import load_model
@@ -340,12 +340,6 @@ def _student(freedom: int) -> float:
 # Shapes ------------------------------------------------------------------------------
 
 
-def measure_shape(shape: ModelConfig) -> CharModel:
-    """Return a model without weights, to count them and their products."""
-    with torch.device("meta"):
-        return CharModel(shape)
-
-
 def matched_hidden(shape: ModelConfig, parameters: int) -> int:
     """Return the width at which a model comes closest to a number of parameters.
 
@@ -355,7 +349,7 @@ def matched_hidden(shape: ModelConfig, parameters: int) -> int:
     """
 
     def count(hidden: int) -> int:
-        return measure_shape(replace(shape, hidden=hidden)).parameter_count()
+        return outline(replace(shape, hidden=hidden)).parameter_count()
 
     # Parameters grow with the width: halve the interval in which they pass the wish.
     low, high = 1, 2
@@ -405,14 +399,14 @@ def shapes(
         "hidden": reference.hidden,
         "embedding": reference.embedding,
     }
-    wished = measure_shape(reference).parameter_count()
+    wished = outline(reference).parameter_count()
     found: dict[CellName, ModelConfig] = {}
     notes = []
     for cell in plan.cells:
         shape = choose(cell, **shared)
         if plan.match == "parameters":
             shape = replace(shape, hidden=matched_hidden(shape, wished))
-            off = measure_shape(shape).parameter_count() / wished - 1
+            off = outline(shape).parameter_count() / wished - 1
             if abs(off) > TOLERANCE:
                 notes.append(
                     f"{cell}: {abs(off):.1%} {'more' if off > 0 else 'fewer'} parameters than "

@@ -12,16 +12,19 @@ with the state carried from one to the next changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from charrnn.cells import CELLS, Cell, State
 from charrnn.config import ModelConfig
 from charrnn.kernels import dropout, linear
 
-__all__ = ["CharModel", "Hidden", "detach"]
+__all__ = ["CharModel", "Hidden", "detach", "outline"]
 
 #: One state a layer; a state is (h_BH,) for RNN and GRU, (h_BH, c_BH) for the LSTM.
 Hidden = tuple[State, ...]
@@ -120,3 +123,28 @@ class CharModel(nn.Module):
     def _dtype(self) -> torch.dtype:
         weight = self.head.weight.dtype
         return self.compute_dtype if weight == torch.float32 else weight
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leave new weights as they are: on the meta device a normal draw loads torch's compiler."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func.__name__ == "normal_":  # of nn.init, and of a tensor
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def outline(config: ModelConfig) -> CharModel:
+    """Return a model that knows the shapes of its weights and has none: it takes no memory.
+
+    Raises:
+        RuntimeError: no tensor can have such a shape.
+    """
+    with torch.device("meta"), _Unfilled():
+        return CharModel(config)

@@ -14,7 +14,7 @@ from charrnn.checkpoint import Checkpoint, find, load
 from charrnn.config import ModelConfig, Record
 from charrnn.corpus import BYTES, Part, embedded_corpus, scan, text_encoding
 from charrnn.errors import CheckpointError, CorpusError, UsageError, shown
-from charrnn.model import CharModel
+from charrnn.model import CharModel, outline
 from charrnn.vocabulary import Vocabulary
 
 __all__ = [
@@ -160,8 +160,7 @@ def with_weights(shape: ModelConfig, weights: dict[str, Tensor], path: Path) -> 
             f"{shown(path)}: the field 'model' has {shape.layers} layers, the weights {layers}"
         )
     try:
-        with torch.device("meta"):  # knows shapes and takes no memory
-            model = CharModel(shape)
+        model = outline(shape)
     except RuntimeError as error:
         raise CheckpointError(f"{shown(path)}: the field 'model' is impossible: {error}") from error
     wanted = model.state_dict()

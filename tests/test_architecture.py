@@ -144,6 +144,22 @@ def test_the_light_rooms_know_no_torch(name: str) -> None:
     assert ours(name) <= set(LIGHT)
 
 
+def loaded_by(arguments: list[str]) -> tuple[int, set[str]]:
+    """Return a command's exit code, and the modules that it has loaded at its end."""
+    program = (
+        "import json, sys; from charrnn.cli import _run; code = _run(json.loads(sys.argv[1])); "
+        "sys.stderr.write(json.dumps([code, sorted(sys.modules)]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(arguments)],
+        capture_output=True,
+        env=ENVIRONMENT,
+        check=True,
+    )
+    left, modules = json.loads(done.stderr.splitlines()[-1])
+    return left, set(modules)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -160,19 +176,19 @@ def test_the_light_rooms_know_no_torch(name: str) -> None:
     ],
 )
 def test_help_and_wrong_options_do_not_wait_for_torch(arguments: list[str], code: int) -> None:
-    program = (
-        "import json, sys; from charrnn.cli import _run; code = _run(json.loads(sys.argv[1])); "
-        "sys.stderr.write(json.dumps([code, sorted(sys.modules)]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, json.dumps(arguments)],
-        capture_output=True,
-        env=ENVIRONMENT,
-        check=True,
-    )
-    left, modules = json.loads(done.stderr.splitlines()[-1])
+    left, modules = loaded_by(arguments)
     assert left == code
-    assert not {"torch", "numpy", "rich.live"} & set(modules)
+    assert not {"torch", "numpy", "rich.live"} & modules
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_reading_a_checkpoint_does_not_wait_for_the_compiler_of_torch(cell: str) -> None:
+    """It takes as long as all the rest between torch and the first character, twice over."""
+    checkpoint = ROOT / "tests" / "data" / f"format-1-{cell}.safetensors"
+    left, modules = loaded_by(["sample", str(checkpoint), "--length", "3"])
+    assert left == 0
+    assert "torch" in modules
+    assert "torch._dynamo" not in modules
 
 
 def test_help_answers_within_a_second() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from charrnn.config import CELL_NAMES, CellName, ModelConfig
-from charrnn.model import CharModel, Hidden, detach
+from charrnn.model import CharModel, Hidden, detach, outline
 
 V, E, H = 11, 5, 7
 
@@ -166,6 +166,17 @@ def test_parameters_and_products_are_counted(cell: CellName, layers: int) -> Non
     model = make(cell, layers)
     assert model.parameter_count() == V * E + products + layers * biases + V
     assert model.multiply_adds() == products
+
+
+def test_an_outline_has_the_shapes_and_takes_no_memory(cell: CellName) -> None:
+    model = CharModel(make(cell, 3, weight_drop=0.3).config)
+    outlined = outline(model.config)
+    shapes, weights = outlined.state_dict(), model.state_dict()
+    assert [*shapes] == [*weights]
+    for name, weight in weights.items():
+        assert (shapes[name].shape, shapes[name].dtype) == (weight.shape, weight.dtype)
+        assert shapes[name].is_meta
+    assert outlined.parameter_count() == model.parameter_count()
 
 
 def test_products_can_be_in_bfloat16_with_weights_in_float32(cell: CellName) -> None:
