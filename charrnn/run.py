@@ -688,5 +688,5 @@ def _same_text(corpus: Corpus, fingerprint: str | None, what: str) -> None:
     raise CorpusError(
         f"{what} ({files}) is not the one this run was started on: {corpus.characters:,} "
         f"characters, SHA-256 {corpus.fingerprint[:12]}..., not {str(fingerprint)[:12]}...: "
-        "bring the old text back, or start a new run with --init-from"
+        "bring the old text back, or start anew (train --init-from begins with its weights)"
     )
