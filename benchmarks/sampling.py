@@ -148,19 +148,11 @@ def waits(rounds: int) -> tuple[float, float]:
         run = Path(folder) / "run"
         charrnn = [sys.executable, "-m", "charrnn"]
         training = [
-            *charrnn,
-            "train",
-            __file__,
-            "--hidden",
-            "128",
-            "--steps",
-            "1",
-            "--run",
-            str(run),
-        ]
+            *charrnn, "train", __file__, "--hidden", "128", "--steps", "1", "--run", str(run),
+        ]  # fmt: skip
         subprocess.run(training, check=True, capture_output=True)
 
-        def first_byte(*command: str | Path) -> None:
+        def first_byte(*command: str) -> None:
             with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
                 assert process.stdout
                 process.stdout.read(1)
@@ -169,7 +161,7 @@ def waits(rounds: int) -> tuple[float, float]:
         torch_alone, first = in_turns(
             [
                 lambda: first_byte(sys.executable, "-c", "import torch; print(1, flush=True)"),
-                lambda: first_byte(*charrnn, "sample", run),
+                lambda: first_byte(*charrnn, "sample", str(run)),
             ],
             rounds,
         )

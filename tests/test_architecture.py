@@ -183,7 +183,7 @@ def test_help_and_wrong_options_do_not_wait_for_torch(arguments: list[str], code
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_reading_a_checkpoint_does_not_wait_for_the_compiler_of_torch(cell: str) -> None:
-    """It takes as long as all the rest between torch and the first character, twice over."""
+    """It takes four times as long as all else between torch and the first character."""
     checkpoint = ROOT / "tests" / "data" / f"format-1-{cell}.safetensors"
     left, modules = loaded_by(["sample", str(checkpoint), "--length", "3"])
     assert left == 0
