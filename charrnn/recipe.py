@@ -28,26 +28,38 @@ __all__ = [
 ]
 
 #: Characters per second that training is expected to read before the speed is known.
-GUESSED_SPEED = {"cpu": 60_000, "mps": 100_000, "cuda": 800_000}
+GUESSED_SPEED = {"cpu": 60_000, "mps": 100_000, "cuda": 300_000}
 #: Symbols whose logits cost as much as all else, so that they halve this speed: measured on a
-#: CPU, elsewhere a guess (on a GPU, the multiply-adds of 2 x 1024 units).
+#: CPU, elsewhere a guess.
 HALVED_BY = {"cpu": 2_000, "mps": 2_000, "cuda": 12_000}
+#: Blocks of a cell's weights.
+GATES: dict[CellName, int] = {"rnn": 1, "lstm": 4, "gru": 3}
 #: The budget when none is given.
 DEFAULT_MINUTES = 3.0
 DEFAULT_BUDGET: dict[str, float | int] = {"minutes": DEFAULT_MINUTES}
-#: Characters read in a run: past each of these numbers 128 units more are the better use of the
-#: time, on a CPU ...
+#: Characters that a run is expected to read: past each of these numbers 128 units more are the
+#: better use of the time, on a CPU ...
 WIDER_FROM: dict[CellName, tuple[int, ...]] = {
     "rnn": (15_000_000,),
-    "lstm": (15_000_000,),
-    "gru": (4_000_000, 30_000_000),
+    "lstm": (15_000_000, 25_000_000, 35_000_000, 50_000_000, 70_000_000),
+    "gru": (4_000_000, 25_000_000, 35_000_000, 50_000_000, 70_000_000),
 }
-#: ... unless they are the same few again and again: in as many passes, or more.
-WIDER_IN_PASSES: dict[CellName, int] = {"rnn": 10, "lstm": 50, "gru": 50}
+#: ... unless a plain RNN reads the same few again and again: in so many passes, or more.
+RNN_WIDER_IN_PASSES = 10
+#: A GPU, which waits more than it computes, is given a width: of a short run, and of one that is
+#: expected to read so many characters.
+GPU_UNITS: dict[CellName, tuple[int, int]] = {
+    "rnn": (768, 768),
+    "lstm": (1024, 1536),
+    "gru": (1024, 1536),
+}
+GPU_WIDER_FROM = 40_000_000
+#: Most weights of the recurrence for a character of the text, in a model wider than the narrowest.
+MOST_WEIGHTS = {"cpu": 4.6, "mps": 4.6, "cuda": 10.0}
 #: Symbols from which most of them are so rare that embedding and head learn by heart what
 #: surrounded each, unless they decay.
 MANY_SYMBOLS: dict[CellName, int] = {"rnn": 2000, "lstm": 500, "gru": 500}
-#: From this many on a CPU, the rate of embedding and head is three times as high, so that rare
+#: From this many on, the rate of embedding and head is three times as high, so that rare
 #: symbols are learned in few passes ...
 RARE_SYMBOLS = 500
 #: ... unless they are so many that the text is learned by heart: from this pressure on.
@@ -93,13 +105,13 @@ def choose(
         UsageError: a choice makes no sense.
     """
     budget = choices.budget or DEFAULT_BUDGET
-    training = _training(choices.cell, device, bf16)
+    training = _training(choices.cell, bf16)
     training["decay_embedding"] = vocabulary >= MANY_SYMBOLS[choices.cell]
     chosen, chosen_model = given(choices.training), given(choices.model)
     planned = training | chosen
     passes = _passes(budget, planned, vocabulary, characters, device)
-    shape = _shape(choices.cell, device, planned["precision"], passes, passes * characters)
-    shape["embedding"] = min(vocabulary, shape["hidden"])
+    hidden = _hidden(choices.cell, device, planned["precision"], vocabulary, passes, characters)
+    shape = {"layers": 1, "hidden": hidden, "embedding": min(vocabulary, hidden)}
     sizes = {name: chosen_model.get(name, size) for name, size in shape.items()}
     pressed = pressure(
         passes,
@@ -108,10 +120,9 @@ def choose(
         characters,
     )
     dropout, weight_drop = regularisation(choices.cell, pressed)
-    if device != "cuda":  # there neither has been measured
-        training["weight_decay"] = weight_decay(choices.cell, pressed)
-        if vocabulary >= RARE_SYMBOLS and pressed < BY_HEART:
-            training["lr_adam"] *= 3
+    training["weight_decay"] = weight_decay(choices.cell, pressed)
+    if vocabulary >= RARE_SYMBOLS and pressed < BY_HEART:
+        training["lr_adam"] *= 3
     model = ModelConfig(
         **{
             "cell": choices.cell,
@@ -191,9 +202,8 @@ def matrix_weights(cell: CellName, vocabulary: int, shape: Mapping[str, int]) ->
         vocabulary: V.
         shape: its layers, hidden and embedding.
     """
-    gates = {"rnn": 1, "lstm": 4, "gru": 3}[cell]
     layers, hidden, embedding = shape["layers"], shape["hidden"], shape["embedding"]
-    recurrence = gates * hidden * (embedding + hidden + (layers - 1) * 2 * hidden)
+    recurrence = GATES[cell] * hidden * (embedding + hidden + (layers - 1) * 2 * hidden)
     return recurrence + vocabulary * (embedding + hidden)
 
 
@@ -222,44 +232,46 @@ def given(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _training(cell: CellName, device: str, bf16: bool) -> dict[str, Any]:
-    """Return how a cell is trained on a device: fields of TrainConfig."""
-    if device == "cuda":
-        lanes, window, lr, lr_adam, warmup = 64, 128, 0.01, 2e-3, 100
-    else:
-        lanes, window = (32, 64) if cell == "rnn" else (16, 128)
-        lr, lr_adam, warmup = (0.014 if cell == "rnn" else 0.028), 8.4e-3, 50
+def _training(cell: CellName, bf16: bool) -> dict[str, Any]:
+    """Return how a cell is trained: fields of TrainConfig."""
+    lanes, window = (32, 64) if cell == "rnn" else (16, 128)
     return {
         "batch_size": lanes,
         "bptt": window,
-        "lr": lr,
-        "lr_adam": lr_adam,
+        "lr": 0.014 if cell == "rnn" else 0.028,
+        "lr_adam": 8.4e-3,
         "weight_decay": WEIGHT_DECAY,
-        "warmup_steps": warmup,
+        "warmup_steps": 50,
         "precision": "bf16" if bf16 else "fp32",
     }
 
 
-def _shape(
-    cell: CellName, device: str, precision: str, passes: float, characters: float
-) -> dict[str, int]:
-    """Return the layers and the width of a model.
+def _hidden(
+    cell: CellName, device: str, precision: str, vocabulary: int, passes: float, characters: int
+) -> int:
+    """Return the units of a model's only layer.
 
     Args:
         cell: the recurrence.
         device: where it is trained.
         precision: of its products there.
+        vocabulary: V.
         passes: over the text, in the whole run.
-        characters: read in it.
+        characters: of the training part.
     """
-    if device == "cuda":
-        return {"layers": 2, "hidden": 1024 if cell == "lstm" else 768}
-    width = 384 if cell == "rnn" else 256
+    narrowest = 384 if cell == "rnn" else 256
     if precision == "bf16":
-        width += 128
-    if passes < WIDER_IN_PASSES[cell]:
-        width += 128 * sum(characters > least for least in WIDER_FROM[cell])
-    return {"layers": 1, "hidden": width}
+        narrowest += 128
+    if device == "cuda":
+        width = GPU_UNITS[cell][passes * characters > GPU_WIDER_FROM]
+    elif cell == "rnn" and passes >= RNN_WIDER_IN_PASSES:
+        width = narrowest
+    else:
+        width = narrowest + 128 * sum(passes * characters > least for least in WIDER_FROM[cell])
+    most = MOST_WEIGHTS[device] * characters
+    while width > narrowest and GATES[cell] * width * (min(vocabulary, width) + width) > most:
+        width -= 128
+    return width
 
 
 @dataclass(frozen=True)

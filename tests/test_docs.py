@@ -103,19 +103,26 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
     few: dict[str, Any] = {"budget": {"steps": 10}}
     (lstm, lstm_trained), (rnn, rnn_trained) = chosen("lstm", **few), chosen("rnn", **few)
     gru, _ = chosen("gru", **few)
-    on_gpu, trained_on_gpu = chosen("lstm", "cuda", **few)
-    gru_on_gpu, _ = chosen("gru", "cuda", **few)
+    (on_gpu, trained_on_gpu), (rnn_on_gpu, _) = (chosen(c, "cuda", **few) for c in ("lstm", "rnn"))
     assert lstm.hidden == gru.hidden
+    assert trained_on_gpu == lstm_trained
+    assert recipe.GPU_UNITS["lstm"] == recipe.GPU_UNITS["gru"]
+    wider = [f"{least / 1e6:g}" for least in recipe.WIDER_FROM["lstm"]]
+    assert recipe.WIDER_FROM["lstm"][1:] == recipe.WIDER_FROM["gru"][1:]
     for line in (
         f"| `--minutes` | {recipe.DEFAULT_MINUTES:g} |",
         f"| `--layers` | {lstm.layers} | {on_gpu.layers} |",
         f"LSTM and GRU {lstm.hidden}, RNN {rnn.hidden};",
-        f"over {recipe.WIDER_FROM['lstm'][0] / 1e6:g} million characters",
-        "(GRU: over {:g} million, and again over {:g} million)".format(
-            *(least / 1e6 for least in recipe.WIDER_FROM["gru"])
-        ),
-        "in {lstm} passes or more (RNN: {rnn})".format(**recipe.WIDER_IN_PASSES),
-        f"LSTM {on_gpu.hidden}, GRU and RNN {gru_on_gpu.hidden} |",
+        f"for each of {', '.join(wider[:-1])} and {wider[-1]} million characters that the run is "
+        f"expected to read, {recipe.GUESSED_SPEED['cpu']:,} a second",
+        f"(GRU: {recipe.WIDER_FROM['gru'][0] / 1e6:g} instead of {wider[0]}; "
+        f"RNN: {recipe.WIDER_FROM['rnn'][0] / 1e6:g} alone, and only in fewer than "
+        f"{recipe.RNN_WIDER_IN_PASSES} passes)",
+        f"{recipe.MOST_WEIGHTS['cpu']:g} weights for a character",
+        f"LSTM and GRU {on_gpu.hidden}, {recipe.GPU_UNITS['lstm'][1]} from "
+        f"{recipe.GPU_WIDER_FROM / 1e6:g} million characters on, "
+        f"{recipe.GUESSED_SPEED['cuda']:,} a second, of these at most what gives it "
+        f"{recipe.MOST_WEIGHTS['cuda']:g}; RNN {rnn_on_gpu.hidden} |",
         f"LSTM and GRU {lstm_trained.batch_size} x {lstm_trained.bptt}, "
         f"RNN {rnn_trained.batch_size} x {rnn_trained.bptt};",
         f"Muon {lstm_trained.lr} (RNN {rnn_trained.lr}), AdamW {lstm_trained.lr_adam};",
@@ -123,7 +130,6 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         f"(p below from {recipe.BY_HEART} on)",
         f"`--optimiser adamw` {recipe.ONE_RATE['adamw']['lr']}, "
         f"`sgd` {recipe.ONE_RATE['sgd']['lr']:g} |",
-        f"Muon {trained_on_gpu.lr}, AdamW {trained_on_gpu.lr_adam};",
         f"| `--weight-decay` | {lstm_trained.weight_decay} (sgd: 0)",
         f"from {recipe.MANY_SYMBOLS['lstm']} symbols on (RNN: {recipe.MANY_SYMBOLS['rnn']:,})",
         f"a cosine down to {100 * recipe.Schedule.FLOOR:g} % |",

@@ -15,7 +15,9 @@ from charrnn.errors import UsageError
 from charrnn.model import outline
 from charrnn.recipe import (
     BY_HEART,
+    GATES,
     MANY_SYMBOLS,
+    MOST_WEIGHTS,
     RARE_SYMBOLS,
     Choices,
     Schedule,
@@ -195,9 +197,31 @@ class TestChoose:
         short, middle, long = minutes
         assert hidden(short) <= hidden(middle) < hidden(long)
         assert (hidden(short) < hidden(middle)) == (cell == "gru")
-        assert hidden(5, characters=100_000) == hidden(short), "the same few again and again"
-        eighteen_passes = hidden(5, characters=1_000_000)
-        assert (eighteen_passes == hidden(short)) == (cell == "rnn")
+        widths = [hidden(m, 10**9) for m in range(1, 60)]
+        assert widths == sorted(widths)
+        assert hidden(1000, 10**9) == widths[-1], "there is an end to it"
+
+    @pytest.mark.parametrize("cell", ["lstm", "gru"])
+    @pytest.mark.parametrize("device", ["cpu", "cuda"])
+    def test_a_short_text_gets_a_narrower_model_however_long_the_run(
+        self, device: str, cell: CellName
+    ) -> None:
+        def hidden(characters: int, minutes: float = 60) -> int:
+            return choose_for(device, cell, characters, budget={"minutes": minutes})[0].hidden
+
+        texts = [10**k for k in range(2, 9)]
+        widths = [hidden(characters) for characters in texts]
+        assert widths == sorted(widths)
+        assert widths[0] == hidden(100, minutes=0.1) < widths[-1]
+        for characters, width in zip(texts, widths, strict=True):
+            weights = GATES[cell] * width * (50 + width)
+            assert width == widths[0] or weights <= MOST_WEIGHTS[device] * characters
+
+    def test_a_plain_rnn_is_no_wider_for_more_passes(self) -> None:
+        def hidden(characters: int) -> int:
+            return choose_for("cpu", "rnn", characters, budget={"minutes": 5})[0].hidden
+
+        assert hidden(1_000_000) < hidden(3_000_000)
 
     def test_the_length_of_a_run_in_minutes_depends_on_the_symbols(self) -> None:
         few, many = (
@@ -245,7 +269,8 @@ class TestRegularisation:
 
         assert decay() == 0.2
         assert decay(characters=5_000_000) == 0.1
-        assert decay(optimiser="adamw") == decay("cuda") == 0.1
+        assert decay("cuda") == 0.2
+        assert decay(optimiser="adamw") == 0.1
         assert decay(weight_decay=0.3) == 0.3
 
     def test_pressure_is_parameters_a_character_times_passes(self) -> None:
