@@ -64,6 +64,8 @@ MANY_SYMBOLS: dict[CellName, int] = {"rnn": 2000, "lstm": 500, "gru": 500}
 RARE_SYMBOLS = 500
 #: ... unless they are so many that the text is learned by heart: from this pressure on.
 BY_HEART = 40
+#: Up to this pressure dropout gains nothing, and it takes time.
+LEAST_PRESSURE = 6
 #: Decay of the recurrence's matrices, as a share of the rate, in a run of a few passes.
 WEIGHT_DECAY = 0.1
 #: A validation scores this many characters at least, or all that are held out.
@@ -176,7 +178,7 @@ def regularisation(cell: CellName, pressure: float) -> tuple[float, float]:
     pressure = max(1.0, pressure)
     if cell == "rnn":
         return 0.0, round(min(0.5, max(0.0, 0.08 * math.log2(pressure / 16))), 2)
-    dropout = min(0.6, max(0.0, 0.075 * math.log2(pressure / 4)))
+    dropout = min(0.6, 0.02 * pressure**0.6) if pressure > LEAST_PRESSURE else 0.0
     return round(dropout, 2), round(0.8 * dropout, 2)
 
 

@@ -132,6 +132,7 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         f"`sgd` {recipe.ONE_RATE['sgd']['lr']:g} |",
         f"| `--weight-decay` | {lstm_trained.weight_decay} (sgd: 0)",
         f"from {recipe.MANY_SYMBOLS['lstm']} symbols on (RNN: {recipe.MANY_SYMBOLS['rnn']:,})",
+        f"none up to p = {recipe.LEAST_PRESSURE}, then",
         f"a cosine down to {100 * recipe.Schedule.FLOOR:g} % |",
     ):
         assert line in page, line

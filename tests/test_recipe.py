@@ -16,6 +16,7 @@ from charrnn.model import outline
 from charrnn.recipe import (
     BY_HEART,
     GATES,
+    LEAST_PRESSURE,
     MANY_SYMBOLS,
     MOST_WEIGHTS,
     RARE_SYMBOLS,
@@ -282,7 +283,8 @@ class TestRegularisation:
         assert at_16 == (0, 0)
         assert at_256 == (0, 0.32)
         for cell in ("lstm", "gru"):
-            assert regularisation(cell, 16) == (0.15, 0.12)
+            assert regularisation(cell, LEAST_PRESSURE) == (0, 0)
+            assert regularisation(cell, 32) == (0.16, 0.13)
 
 
 WARMUPS = st.integers(0, 1000)
