@@ -205,8 +205,13 @@ def matrix_weights(cell: CellName, vocabulary: int, shape: Mapping[str, int]) ->
         shape: its layers, hidden and embedding.
     """
     layers, hidden, embedding = shape["layers"], shape["hidden"], shape["embedding"]
-    recurrence = GATES[cell] * hidden * (embedding + hidden + (layers - 1) * 2 * hidden)
+    recurrence = _recurrent_weights(cell, layers, hidden, embedding)
     return recurrence + vocabulary * (embedding + hidden)
+
+
+def _recurrent_weights(cell: CellName, layers: int, hidden: int, embedding: int) -> int:
+    """Return the weights in the matrices of all layers."""
+    return GATES[cell] * hidden * (embedding + hidden + (layers - 1) * 2 * hidden)
 
 
 def _passes(
@@ -271,7 +276,7 @@ def _hidden(
     else:
         width = narrowest + 128 * sum(passes * characters > least for least in WIDER_FROM[cell])
     most = MOST_WEIGHTS[device] * characters
-    while width > narrowest and GATES[cell] * width * (min(vocabulary, width) + width) > most:
+    while width > narrowest and _recurrent_weights(cell, 1, width, min(vocabulary, width)) > most:
         width -= 128
     return width
 
