@@ -62,8 +62,14 @@ def _has(capability: str) -> bool:
 
 
 def _uses_onednn(x: Tensor) -> bool:
-    known = x.dtype in (torch.float32, torch.bfloat16)
+    known = x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _onednn_takes_bf16())
     return _HAS_ONEDNN and known and bool(torch.backends.mkldnn.enabled)
+
+
+def _onednn_takes_bf16() -> bool:
+    """Whether oneDNN multiplies bf16 on this CPU; torch's own product does on any."""
+    supported = getattr(_ONEDNN, "_is_mkldnn_bf16_supported", None)
+    return supported is not None and bool(supported())
 
 
 def product(x_TBK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:

@@ -24,6 +24,8 @@ __all__ = ["Update", "UpdateResult", "clip", "window_loss"]
 
 #: Updates that run on a CUDA device before one is captured; they train like any other.
 EAGER_UPDATES = 3
+#: A gradient below this norm is none: near it the squares of its entries leave float32's range.
+LEAST_NORM = 1e-15
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,16 @@ def clip(
         grads: the gradients of all weights.
         norm_limit: the largest norm of all together, or None.
         value_limit: the largest size of an entry, or None.
-        norm_wanted: the norm of all together, whatever it was, or None; zero stays zero.
+        norm_wanted: the norm of all together, whatever it was, or None; what is below
+            ``LEAST_NORM`` stays as it is.
 
     Returns:
         The norm before, and whether anything was cut.
     """
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
     if norm_wanted is not None:
-        torch._foreach_mul_(grads, norm_wanted / norm.clamp(min=torch.finfo(norm.dtype).tiny))
+        factor = (norm_wanted / norm).clamp(max=torch.finfo(norm.dtype).max)
+        torch._foreach_mul_(grads, torch.where(norm < LEAST_NORM, 1.0, factor))
         return norm, norm > norm_wanted
     if norm_limit is not None:
         torch._foreach_mul_(grads, (norm_limit / norm).clamp(max=1.0))

@@ -142,6 +142,24 @@ def as_int16(number: int) -> int:
     return (number + 2**15) % 2**16 - 2**15
 
 
+def test_a_cpu_whose_onednn_takes_no_bf16_has_torch_s_product(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There oneDNN refuses to be given a matrix in bf16 at all."""
+
+    def refuses(*_: object) -> None:
+        raise RuntimeError("bf16 path needs the cpu support avx_ne_convert or avx512bw")
+
+    monkeypatch.setattr(kernels, "_onednn_takes_bf16", lambda: False)
+    monkeypatch.setattr(kernels._ONEDNN, "_reorder_linear_weight", refuses)
+    weight_NK = random(512, 64, dtype=torch.bfloat16)
+    x_BK = random(B, 64, dtype=torch.bfloat16, seed=2)
+    out_BN = kernels.step_product(weight_NK, 1000, B)(x_BK)
+    assert out_BN.dtype == torch.bfloat16
+    expected = x_BK.double() @ weight_NK.double().t()
+    torch.testing.assert_close(out_BN.double(), expected, rtol=0.02, atol=0.2)
+
+
 def test_there_is_no_second_derivative() -> None:
     x_TBK = random(T, B, K).requires_grad_()
     out_TBN = linear(x_TBK, random(N, K), random(N))

@@ -263,6 +263,17 @@ class TestClip:
         assert not bool(clipped)
         assert not flat(grads).any()
 
+    @pytest.mark.parametrize("size", [0.0, 1e-24, 1e-30])
+    @pytest.mark.parametrize("wanted", [1.0, 5.0, 1e38])
+    def test_a_gradient_that_float32_cannot_measure_is_not_scaled(
+        self, size: float, wanted: float
+    ) -> None:
+        """Its squares are 0 or nearly so: a factor from them would be without end."""
+        grads = [torch.full((3, 5), size), torch.full((7,), -size)]
+        before = flat(grads)
+        clip(grads, None, None, wanted)
+        assert torch.equal(flat(grads), before)
+
     @pytest.mark.parametrize(
         ("training", "limit"),
         [
