@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from charrnn.device import synchronise
 from charrnn.errors import UsageError
 from charrnn.model import CharModel
 from charrnn.update import clip, window_loss
@@ -104,7 +105,7 @@ def truncation(
     if max(windows, default=1) > length:
         raise UsageError(
             f"--bptt {max(windows)} is longer than what is looked at: {LANES} lanes of {length:,} "
-            f"characters; give at least --characters {LANES * max(windows) + 1}"
+            f"characters; it takes a text, and --characters, of {LANES * max(windows) + 1:,}"
         )
     if not windows:
         windows = _powers(min(longest, length), loss_last or 0)
@@ -209,10 +210,10 @@ def _seconds(work: Callable[[], Tensor], model: CharModel) -> float:
     """Return how long a call takes, at its best."""
     took = []
     for _ in range(REPEATS):
+        synchronise(model.head.weight.device)
         started = time.perf_counter()
         work()
-        if model.head.weight.is_cuda:
-            torch.cuda.synchronize()
+        synchronise(model.head.weight.device)
         took.append(time.perf_counter() - started)
     return min(took)
 

@@ -244,7 +244,7 @@ class GradientFlow:
 
 def initial_model(config: ModelConfig, seed: int) -> CharModel:
     """Return a model as a training with this seed begins it; torch's generator stays as it was."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # it is made on the CPU
         torch.manual_seed(seed)
         return CharModel(config).eval()
 

@@ -66,6 +66,12 @@ def test_a_device_that_is_not_there_is_refused() -> None:
             choose_device("mps")
 
 
+def test_float32_is_float32_on_a_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    choose_device("auto")
+    assert not torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0)])
 def test_only_a_gpu_with_the_instructions_multiplies_bf16(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]

@@ -135,7 +135,7 @@ class TestTruncation:
         assert found.windows[0].angle == 0
 
     def test_too_short_a_text(self) -> None:
-        with pytest.raises(UsageError, match=rf"--bptt 21 .*--characters {21 * LANES + 1}$"):
+        with pytest.raises(UsageError, match=rf"--bptt 21 .*--characters, of {21 * LANES + 1}$"):
             truncation(make_model("rnn"), make_ids(20 * LANES + 1), (21,))
         with pytest.raises(UsageError, match=r"^--loss-last 17 fits into no window .*--bptt$"):
             truncation(make_model("rnn"), make_ids(20 * LANES + 1), loss_last=17)
