@@ -131,7 +131,7 @@ class RunFolder:
             with _failing(path, "cannot write"):
                 os.ftruncate(folder._log_fd, 0)  # of a run that ended before its first save
         except BaseException:
-            folder.close()
+            folder._refuse()
             raise
         return folder
 
@@ -161,9 +161,17 @@ class RunFolder:
                 raise nothing
             folder._open_log()
         except BaseException:
-            folder.close()
+            folder._refuse()
             raise
         return folder
+
+    def _refuse(self) -> None:
+        """Let the folder go as it was found: nothing in it has become this process's."""
+        assert self._lock is not None
+        with suppress(OSError):
+            # The signature would say that the log is of a run of ours.
+            _rewrite(self._lock.fd, self._lock.found)
+        self.close()
 
     def close(self) -> None:
         """Let the folder go. A new run that saved nothing leaves nothing behind."""
@@ -268,6 +276,14 @@ class RunFolder:
             f"{shown(self.path)}: holds best.safetensors only, which has no state to resume from: "
             "start from its weights with --init-from, in another folder"
         )
+
+    def best_meta(self) -> dict[str, Any]:
+        """Return the description in ``best.safetensors``.
+
+        Raises:
+            CheckpointError: there is none, or it is not usable.
+        """
+        return read_meta(self.path / "best.safetensors")
 
     def _step_if_whole(self, path: Path) -> int | None:
         """Return the step of a checkpoint file; None if there is none or it is damaged."""
@@ -488,8 +504,13 @@ class _Lock:
     fd: int
     made: bool
     """This process made the file."""
-    abandoned: bool
-    """Its last holder was killed or saved nothing: its signature was still there."""
+    found: bytes
+    """What was in it before."""
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether its last holder was killed or saved nothing: its signature was still there."""
+        return bool(self.found)
 
 
 def _take_lock(folder: Path, command: str) -> _Lock:
@@ -522,7 +543,7 @@ def _take_lock(folder: Path, command: str) -> _Lock:
                             "choose another folder with --run"
                         )
                     _sign(fd, command)
-                return _Lock(fd, made, abandoned=bool(signature))
+                return _Lock(fd, made, signature)
         except BaseException:
             os.close(fd)
             raise
@@ -573,8 +594,13 @@ def _sign(fd: int, command: str) -> None:
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         "command": command,
     }
+    _rewrite(fd, (json.dumps(me) + "\n").encode())
+
+
+def _rewrite(fd: int, content: bytes) -> None:
+    """Put other content into an open file."""
     os.ftruncate(fd, 0)
-    os.pwrite(fd, (json.dumps(me) + "\n").encode(), 0)
+    os.pwrite(fd, content, 0)
 
 
 def _holder(fd: int) -> str | None:

@@ -104,6 +104,19 @@ def test_a_log_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
     assert names(tmp_path) == ["metrics.jsonl"]
 
 
+@pytest.mark.parametrize("first", [RunFolder.create, RunFolder.open_existing])
+def test_a_refused_attempt_does_not_make_the_next_one_succeed(
+    tmp_path: Path, first: Callable[[Path], RunFolder]
+) -> None:
+    """The folder of a run whose checkpoints were removed: its log is all that is left."""
+    (tmp_path / "lock").touch()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    for take in (first, RunFolder.create, RunFolder.create):
+        said(lambda take=take: take(tmp_path))  # type: ignore[misc]
+        assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+        assert (tmp_path / "lock").read_bytes() == b""
+
+
 @pytest.mark.parametrize("take", [RunFolder.create, RunFolder.open_existing])
 def test_a_lock_of_somebody_else_is_not_touched(
     tmp_path: Path, take: Callable[[Path], RunFolder]
