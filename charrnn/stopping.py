@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 
 __all__ = ["StopSignals", "Stopped"]
@@ -32,6 +33,8 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        #: Removed before a second signal leaves: files that nobody else would remove.
+        self.removed: list[Path] = []
         self._deferred = False
 
     def __enter__(self) -> StopSignals:
@@ -71,7 +74,9 @@ class StopSignals:
         return self.received.name if self.received else None
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.received = self.received or signal.Signals(number)
+        if self.received:
+            return  # the command is ending already; if it takes long, the thread ends it
+        self.received = signal.Signals(number)
         if not self._deferred:
             raise Stopped(number)
 
@@ -85,4 +90,6 @@ class StopSignals:
             if now - first > self.SAME:
                 if sys.stderr.isatty():
                     os.write(2, b"\x1b[?25h\n")  # the live display had hidden the cursor
+                for path in self.removed:
+                    path.unlink(missing_ok=True)
                 os._exit(128 + number)

@@ -389,3 +389,53 @@ def test_ignored_signals_stay_ignored(
     popen.communicate(timeout=PATIENCE)
     assert popen.returncode == 0
     assert load(tmp_path / "run" / "last.safetensors").require("step", int) == 130
+
+
+def test_two_signals_before_training_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second must not interrupt what the first one's exception tidies up."""
+    monkeypatch.setattr(charrnn.stopping.StopSignals, "SAME", 1e9)
+    with charrnn.stopping.StopSignals() as stop:
+        with pytest.raises(charrnn.stopping.Stopped):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.received == signal.SIGTERM
+
+
+SECOND_SIGNAL = """
+import signal, sys, time
+from pathlib import Path
+from charrnn.stopping import StopSignals
+
+StopSignals.SAME = 0
+with StopSignals() as stop:
+    stop.removed.append(Path(sys.argv[1]))
+    stop.defer()
+    for _ in range(2):
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.05)
+    time.sleep(60)
+"""
+
+
+def test_a_second_signal_removes_what_nobody_else_would(tmp_path: Path) -> None:
+    left = tmp_path / "copy of standard input"
+    left.touch()
+    words = [sys.executable, "-c", SECOND_SIGNAL, str(left)]
+    assert subprocess.run(words, env=ENVIRONMENT, timeout=PATIENCE).returncode == 130
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("name", ["evaluate", "inspect"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_no_copy_of_standard_input(
+    trained: Path,
+    tmp_path: Path,
+    process: Callable[..., subprocess.Popen[str]],
+    name: str,
+    number: signal.Signals,
+) -> None:
+    popen = process(name, trained, "--text", "-")
+    wait_for(lambda: list(tmp_path.glob("charrnn-*")), "the copy")
+    popen.send_signal(number)
+    assert popen.wait(PATIENCE) == CODES[number]
+    assert not list(tmp_path.glob("charrnn-*"))
