@@ -15,13 +15,14 @@ from __future__ import annotations
 import codecs
 import glob
 import hashlib
+import itertools
 import os
 import shutil
 import stat
 import sysconfig
 import tempfile
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -249,6 +250,15 @@ class Part:
                 total -= file.byte_of(start - file.start, encoding)
         return total
 
+    def is_same_as(self, other: Part) -> bool:
+        """Whether both are the same bytes of the same text, in whatever encoding they are read."""
+        if self.corpus.fingerprint != other.corpus.fingerprint:
+            return False
+        if self.corpus.encoding == other.corpus.encoding:
+            return (self.start, self.stop) == (other.start, other.stop)
+        before, before_other = self.corpus.part(0, self.start), other.corpus.part(0, other.start)
+        return (before.bytes, self.bytes) == (before_other.bytes, other.bytes)
+
     def codes(
         self, start: int = 0, *, block_bytes: int = BLOCK_BYTES
     ) -> Generator[Codes, None, None]:
@@ -369,7 +379,7 @@ def find_files(texts: Sequence[str]) -> Found:
             if not glob.has_magic(text) or "\0" in text:
                 raise _cannot_read(text, error) from None
             matches = sorted(map(Path, glob.glob(text, recursive=True)))  # noqa: PTH207
-            new = _regular_files(matches, notes)
+            new = _regular_files(_outside_runs(text, matches, notes), notes)
             if not new:
                 raise CorpusError(
                     f"no file matches the pattern {shown(text)}: check its spelling"
@@ -418,16 +428,55 @@ def _files_below(folder: str, notes: list[str]) -> list[_File]:
     for parent, folders, names in os.walk(
         folder, onerror=lambda e: closed.append(Path(e.filename))
     ):
-        if any(marks <= set(names) for marks in OF_RUNS):
+        if _is_of_run(names):
             runs.append(Path(parent))
             folders[:] = names[:] = []
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths += [Path(parent, name) for name in names if not name.startswith(".")]
     if closed:
         notes.append(_several(closed, "left out, because it may not be read", noun="folder"))
-    if runs:
-        notes.append(_several(sorted(runs), "left out, because it is a run's", noun="folder"))
+    _note_runs(runs, notes)
     return _regular_files(sorted(paths), notes)
+
+
+def _outside_runs(pattern: str, matches: list[Path], notes: list[str]) -> list[Path]:
+    """Return a pattern's matches that are in no run's folder below what is no pattern of it."""
+    parts = itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts)
+    fixed = Path(*parts)
+    known: dict[Path, bool] = {}
+    runs: set[Path] = set()
+    outside = []
+    for match in matches:
+        above = [folder for folder in match.parents if folder == fixed or fixed in folder.parents]
+        for folder in above:
+            if folder not in known:
+                known[folder] = _is_of_run(entry.name for entry in _entries(folder))
+        # The outermost names them all.
+        if own := [folder for folder in above if known[folder]]:
+            runs.add(own[-1])
+        else:
+            outside.append(match)
+    _note_runs(runs, notes)
+    return outside
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return what is in a folder; nothing of one that may not be read."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _is_of_run(names: Iterable[str]) -> bool:
+    """Whether these are the names in a folder of a run or a comparison."""
+    there = set(names)
+    return any(marks <= there for marks in OF_RUNS)
+
+
+def _note_runs(runs: Iterable[Path], notes: list[str]) -> None:
+    if found := sorted(runs):
+        notes.append(_several(found, "left out, because it is a run's", noun="folder"))
 
 
 def _regular_files(paths: list[Path], notes: list[str]) -> list[_File]:
@@ -472,8 +521,12 @@ def embedded_corpus() -> list[str]:
     return list(once.values())
 
 
-def spool(stream: BinaryIO) -> Path:
+def spool(stream: BinaryIO, made: Callable[[Path], object] = lambda path: None) -> Path:
     """Copy a stream that can be read only once into a temporary file.
+
+    Args:
+        stream: what to copy.
+        made: called with the file's path before the copying begins.
 
     Returns:
         The file's path; removing it is the caller's part.
@@ -484,6 +537,7 @@ def spool(stream: BinaryIO) -> Path:
     try:
         with tempfile.NamedTemporaryFile(prefix="charrnn-", delete=False) as file:
             path = Path(file.name)
+            made(path)
             try:
                 shutil.copyfileobj(stream, file, 1 << 20)
                 size = file.tell()
@@ -645,7 +699,7 @@ def _scan_file(
                 if len(blocks) == 1 and encoding != BYTES and not codes.all():
                     raise _NotTextError(
                         f"{shown(path)} looks binary, with NUL characters: use --encoding bytes, "
-                        "or utf-16 if it is that"
+                        "or utf-16-le or utf-16-be if it is that"
                     )
                 hasher.update(data)
                 counts = _add(counts, np.bincount(codes))
@@ -771,7 +825,10 @@ def _not_text(
     where = f" at byte {offset + error.start:,}" if isinstance(error, UnicodeDecodeError) else ""
     reason = f" ({error.reason})" if isinstance(error, UnicodeDecodeError) else ""
     advice = "name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...) or use bytes"
-    if head.startswith(_BYTE_ORDER_MARKS["utf-16"]):
+    if encoding in ("utf-16", "utf-32") and not head.startswith(_BYTE_ORDER_MARKS[encoding]):
+        reason = " (no byte order mark)"
+        advice = f"use --encoding {encoding}-le or {encoding}-be, or another one's name, or bytes"
+    elif head.startswith(_BYTE_ORDER_MARKS["utf-16"]):
         advice = "its first bytes are a mark of utf-16: use --encoding utf-16"
     return _NotTextError(f"{shown(path)} is not {encoding} text{where}{reason}: {advice}")
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import random
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -308,6 +309,22 @@ class TestManyFiles:
             left, right = corpus.part(0, cut), corpus.part(cut, len(text))
             assert left.bytes + right.bytes == corpus.bytes
 
+    def test_the_same_stretch_in_another_encoding(self, tmp_path: Path) -> None:
+        name = write(tmp_path / "text", "aé漢" * 4)
+        other = write(tmp_path / "other", "aé漢" * 5)
+        characters, as_bytes, longer = scan([name]), scan([name], "bytes"), scan([other])
+        part = characters.part(3, 6)
+        assert part.is_same_as(characters.part(3, 6))
+        assert part.is_same_as(as_bytes.part(6, 12))
+        assert as_bytes.part(6, 12).is_same_as(part)
+        for unlike in (
+            characters.part(3, 7),
+            as_bytes.part(3, 6),
+            as_bytes.part(6, 13),
+            longer.part(3, 6),
+        ):
+            assert not part.is_same_as(unlike)
+
     def test_no_such_stretch(self, tmp_path: Path) -> None:
         corpus = scan([write(tmp_path / "text", "abc")])
         for start, stop in ((-1, 2), (2, 1), (0, 4)):
@@ -410,6 +427,26 @@ class TestFindFiles:
         assert not any("of no text" in path.read_text() for path in found.files)
         assert f"2 folders, the first being {folder / 'run'}: left out" in found.notes[-1]
 
+    def test_a_pattern_leaves_them_out_too(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write(folder / "run/lock", "held")
+        write(folder / "run/metrics.jsonl", "rows")
+        write(folder / "run/deep/z.txt", "of no text")
+        monkeypatch.chdir(folder)
+        for pattern in (f"{folder}/**/*", "**/*", "*/**"):
+            found = find_files([pattern])
+            assert not any("run" in path.parts for path in found.files)
+            assert Path(folder / "a/z.txt").samefile(
+                next(path for path in found.files if path.name == "z.txt")
+            )
+            (note,) = found.notes
+            assert note.endswith("run: left out, because it is a run's")
+        (only,) = find_files(["run/deep/*.txt"]).files
+        assert only == Path("run/deep/z.txt"), "named as a folder would be"
+        with pytest.raises(CorpusError, match="no file matches"):
+            find_files(["run/*"])
+
     def test_patterns(self, folder: Path) -> None:
         assert self.names(folder, f"{folder}/*.txt") == ["a.txt", "b.txt"]
         assert self.names(folder, f"{folder}/**/*.txt") == ["a/z.txt", "a.txt", "b.txt"]
@@ -509,7 +546,13 @@ class TestRefused:
             (codecs.BOM_UTF8, "utf-8", ("no text in", "empty")),
             (b"", "bytes", ("no text in", "empty")),
             (b"ELF\0\1\2", "utf-8", ("binary", "--encoding bytes")),
-            ("abc".encode("utf-16-le"), "utf-8", ("binary", "utf-16")),
+            ("abc".encode("utf-16-le"), "utf-8", ("binary", "utf-16-le or utf-16-be")),
+            (
+                "abc".encode("utf-16-le"),
+                "utf-16",
+                ("not utf-16 text", "(no byte order mark)", "utf-16-le or utf-16-be"),
+            ),
+            ("abc".encode("utf-32-be"), "utf-32", ("no byte order mark", "utf-32-be")),
             (b"abc\xe9def", "utf-8", ("not utf-8", "at byte 3", "--encoding", "bytes")),
             (b"x" * 1234 + b"\xff", "utf-8", ("at byte 1,234",)),
             ("naïve".encode("utf-16"), "utf-8", ("at byte 0", "--encoding utf-16")),
@@ -642,6 +685,19 @@ class TestSpool:
         path = spool(io.BytesIO(content))
         assert path.read_bytes() == content
         assert path.parent == tmp_path
+
+    def test_tells_where_before_it_copies(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        told: list[Path] = []
+
+        class Stream(io.BytesIO):
+            def read(self, size: int | None = -1) -> bytes:
+                assert told[0].exists()
+                return super().read(size)
+
+        assert [spool(Stream(b"text"), told.append)] == told
 
     def test_nothing_to_read(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
