@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
+from rich.cells import cell_len
 
 __all__ = [
     "DARK",
@@ -197,7 +199,7 @@ def line_chart(
     assert drawn, "nothing to draw"
     labels = [line.label for line in drawn if line.label]
     with _figure(name, WIDTH, height) as figure:
-        right = 0.12 + (0.42 + LETTER * max(map(len, labels)) if labels else 0.0)
+        right = 0.12 + (0.42 + LETTER * max(map(cell_len, labels)) if labels else 0.0)
         axes = _axes(figure, LEFT, right, y_label)
         if x_log:
             axes.set_xscale("log")
@@ -255,7 +257,7 @@ def dot_chart(
     top = TOP if several else 0.08
     height = top + BOTTOM + 0.28 * len(rows) + 0.1
     with _figure(name, WIDTH, height) as figure:
-        left = 0.2 + LETTER * max(map(len, rows))
+        left = 0.2 + LETTER * max(map(cell_len, rows))
         axes = _axes(figure, left, 0.15 if several else 0.75, top=top)
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", color=GRID, linewidth=0.8)
@@ -509,7 +511,7 @@ def _name_series(axes: Axes, series: Sequence[Dots], height: float) -> None:
         axes.text(
             (x + 0.1) / width, y, dots.label, transform=axes.transAxes, color=INK, va="center"
         )
-        x += 0.35 + LETTER * len(dots.label)
+        x += 0.35 + LETTER * cell_len(dots.label)
 
 
 def _padded(values: NDArray[np.float64], *, log: bool, pad: float) -> tuple[float, float]:
@@ -539,12 +541,13 @@ def _ticks(axes: Axes, x_log: bool, y_log: bool, y_percent: bool) -> None:
 def _even_ticks(axis: Axis, low: float, high: float) -> None:
     """Put some round numbers at an axis, all written in the same unit, as exactly."""
     found = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
-    ticks = [_round(tick) for tick in found if low <= tick <= high]
+    step = found[1] - found[0]
+    # Without the dust of their computation: however close, no two are the same.
+    ticks = [round(tick / step) * step for tick in found if low <= tick <= high]
     largest = max(map(abs, ticks), default=0.0)
     unit, letter = next(((u, name) for least, u, name in UNITS if largest >= least), (1.0, ""))
-    values = [_round(tick / unit) for tick in ticks]
-    decimals = max((len(f"{value:.6g}".partition(".")[2]) for value in values), default=0)
-    names = [f"{value:,.{decimals}f}{letter if value else ''}" for value in values]
+    decimals = max(0, -math.floor(math.log10(step / unit) + 1e-9))
+    names = [f"{tick / unit:,.{decimals}f}{letter if tick else ''}" for tick in ticks]
     _put_ticks(axis, ticks, [name.replace("-", "\N{MINUS SIGN}") for name in names])
 
 
@@ -564,11 +567,6 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return ticks[:: math.ceil(len(ticks) / 7)] if ticks else [math.sqrt(low * high)]
 
 
-def _round(value: float) -> float:
-    """Return a value without the dust of its computation."""
-    return float(f"{value:.4g}")
-
-
 def _value(value: float, percent: bool) -> str:
     return f"{100 * value:.3g} %" if percent else f"{value:.4g}"
 
@@ -581,7 +579,10 @@ def _svg(figure: Figure, name: str, title: str, about: str) -> str:
     assert re.fullmatch(r"[a-z0-9-]+", name), name
     stream = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(stream, format="svg", metadata=nothing, transparent=True)
+    with warnings.catch_warnings():
+        # It measures with a font that the page does not use.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(stream, format="svg", metadata=nothing, transparent=True)
     text = stream.getvalue()
     found = re.search(r'<svg [^>]*viewBox="([^"]+)"[^>]*>(.*)</svg>', text, re.DOTALL)
     assert found, "matplotlib's SVG has a viewBox"

@@ -587,6 +587,28 @@ class TestFigures:
         ET.fromstring(svg)
         assert "nan" not in svg
 
+    @pytest.mark.parametrize("spread", [2e-7, 1e-5, 2e-4, 0.0021, 0.3, 25.0, 4e3, 7e6])
+    def test_ticks_are_even_and_none_is_written_as_another(self, spread: float) -> None:
+        low = 1.6461
+        dots = Dots("s", (low, low + spread), 0)
+        svg = dot_chart("x", "T", ["a", "b"], [dots], x_label="v", form=".9f")
+        names = re.findall(r">([\d.,]+[kM]?)</text>", svg)
+        ticks = [name for name in names if name not in (f"{low:.9f}", f"{low + spread:.9f}")]
+        assert 2 <= len(ticks) <= 9
+        values = [float(name.strip("kM").replace(",", "")) for name in ticks]
+        gaps = np.diff(values)
+        assert min(gaps) > 0
+        assert np.allclose(gaps, gaps[0], rtol=1e-3)
+
+    def test_wide_letters_have_their_room_and_no_warning(self) -> None:
+        values = [Dots("s", (1.0, 2.0), 0)]
+        lefts = []
+        for name in ("x" * 9, "红楼梦" * 3, "x" * 18):
+            svg = dot_chart("x", "T", [name, "b"], values, x_label="v")
+            assert f">{name}</text>" in svg
+            lefts.append(float(re.findall(r'<use [^>]*x="([\d.]+)"', svg)[0]))
+        assert lefts[0] < lefts[1] == lefts[2]
+
     def test_dots_carry_their_values(self) -> None:
         one = dot_chart("x", "T", ["a", "b"], [Dots("s", (1.0, None), 0)], x_label="v")
         assert ">1.000</text>" in one
