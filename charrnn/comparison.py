@@ -492,14 +492,23 @@ def compare(
             f"{shown(folder)}: holds a comparison already: go on with it with --resume, or choose "
             "another folder with --run"
         )
+    runs = [(seed, cell, folder / f"{cell}-seed{seed}") for seed, cell in plan.runs()]
+    if not new and all(there := [_read_result(path) for _, _, path in runs]):
+        # Nothing is left to train: neither the text nor what the rules give here matters.
+        yield from (RunScored(result) for result in there if result)
+        return
     corpus = plan.corpus()
     part, valid, test = split(corpus, plan.valid_share, plan.test_share)
     refuse_too_short(part, plan.text())
-    if valid is None and test is None:
-        raise CorpusError(
-            f"a text of length {corpus.characters} leaves nothing to compare on: give a longer "
-            "one, or a larger --valid-share or --test-share"
-        )
+    for name, share, held_out in (
+        ("valid", plan.valid_share, valid),
+        ("test", plan.test_share, test),
+    ):
+        if share and held_out is None:
+            raise CorpusError(
+                f"--{name}-share {share:g} of a text of length {corpus.characters:,} leaves fewer "
+                "than 2 characters to compare on: give a longer text, a larger share, or 0"
+            )
     vocabulary = Vocabulary.from_counts(part.counts(), corpus.encoding, plan.min_count)
     found, training, notes = shapes(
         plan,
@@ -509,9 +518,7 @@ def compare(
         bf16=multiplies_bf16(device),
     )
     yield from map(Note, notes)
-    runs = list(plan.runs())
-    for number, (seed, cell) in enumerate(runs, start=1):
-        path = folder / f"{cell}-seed{seed}"
+    for number, (seed, cell, path) in enumerate(runs, start=1):
         result = _read_result(path)
         shape = found[cell]
         if result is not None:

@@ -242,6 +242,30 @@ class TestCompare:
         assert [len(row["runs"]) for row in rows] == [2, 2, 2]
         assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")} == before
 
+    def test_a_finished_one_needs_neither_its_text_nor_its_machine(
+        self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        text, folder = tmp_path / "text", tmp_path / "comparison"
+        text.write_bytes(prose.read_bytes())
+        words = ("--steps", 2, "--batch-size", 3, "--bptt", 11, "--cell", "rnn", "--cell", "gru")
+        monkeypatch.setattr("charrnn.comparison.multiplies_bf16", lambda device: False)
+        first = cli("compare", text, "--run", folder, *words, "--json")
+        text.unlink()
+        monkeypatch.setattr("charrnn.comparison.multiplies_bf16", lambda device: True)
+        again = cli("compare", "--run", folder, "--resume", "--json")
+        assert (again.code, again.err) == (0, "")
+        assert timeless(json.loads(again.out)) == timeless(json.loads(first.out))
+
+    def test_a_share_that_holds_nothing_out_is_refused(
+        self, cli: Cli, prose: Path, tmp_path: Path
+    ) -> None:
+        for name in ("valid", "test"):
+            words = ("--run", tmp_path / "run", f"--{name}-share", 0.0001, *QUICK)
+            result = cli("compare", prose, *words)
+            assert (result.code, result.err.count("\n")) == (1, 1)
+            assert f"--{name}-share 0.0001 of a text of length 6,007 leaves" in result.err
+            assert not (tmp_path / "run").exists()
+
     def test_json_has_the_promised_names(self, cli: Cli, uninterrupted: Path) -> None:
         rows = json.loads(cli("compare", "--run", uninterrupted, "--resume", "--json").out)
         promised = (
