@@ -36,6 +36,7 @@ from charrnn.training import (
     Planned,
     Sampled,
     Spiked,
+    Uncaptured,
     Validated,
 )
 
@@ -50,6 +51,12 @@ __all__ = [
     "to_json",
 ]
 
+#: Categories of characters that a terminal acts on, or that no output can encode.
+STEERING = frozenset({"Cc", "Cs", "Zl", "Zp"})
+#: Embeddings, overrides and isolates of direction, and annotations.
+REORDERING = frozenset(
+    map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x2070), *range(0xFFF9, 0xFFFC)))
+)
 #: Seconds between the plain lines of a log.
 PLAIN_EVERY = 10.0
 
@@ -91,6 +98,19 @@ class Output(Console):
     Rich would end the program itself, with exit code 1.
     """
 
+    @property
+    def is_screen(self) -> bool:
+        """Whether it is a terminal that can be drawn on in place.
+
+        Rich's ``is_terminal`` is so for a file, too, where FORCE_COLOR asks for colours.
+        """
+        return self.is_interactive and self.file.isatty()
+
+    @property
+    def has_colours(self) -> bool:
+        """Whether colours are shown; under NO_COLOR Rich has a colour system all the same."""
+        return self.color_system is not None and not self.no_color
+
     def on_broken_pipe(self) -> None:
         """Pass the error on, for the command line to answer."""
         raise  # it is called where the error is handled
@@ -99,7 +119,7 @@ class Output(Console):
 def print_words(line: str) -> None:
     """Print a sentence on stdout; a terminal gets it broken between words, a pipe as it is."""
     console = Output(highlight=False)
-    console.print(Text(line), soft_wrap=not console.is_terminal)
+    console.print(Text(line), soft_wrap=not console.file.isatty())
 
 
 def open_display(*, as_json: bool, quiet: bool) -> Display:
@@ -114,8 +134,7 @@ def open_display(*, as_json: bool, quiet: bool) -> Display:
     if quiet:
         return _Quiet()
     console = Output(stderr=True, highlight=False)
-    # A dumb terminal cannot be drawn on in place.
-    if console.is_terminal and not console.is_dumb_terminal:
+    if console.is_screen:
         return _LiveTerminal(console)
     return _PlainLines()
 
@@ -137,18 +156,21 @@ def duration(seconds: float) -> str:
 def printable(text: str) -> str:
     r"""Return text that cannot steer a terminal: what controls it is shown as U+FFFD.
 
-    Line feeds, tabs and spaces of every width stay; a carriage return before a line
+    So is what turns the direction of all that follows. Line feeds, tabs, spaces of every width
+    and the joiners that many scripts are written with stay; a carriage return before a line
     feed says nothing more and goes.
 
     >>> printable("a\x1b[2Jb\r\n")
     'a\ufffd[2Jb\n'
     """
     return "".join(
-        c
-        if c in "\n\t" or c.isprintable() or unicodedata.category(c) == "Zs"
-        else "\N{REPLACEMENT CHARACTER}"
+        c if c in "\n\t" or c.isprintable() or not _steers(c) else "\N{REPLACEMENT CHARACTER}"
         for c in text.replace("\r\n", "\n")
     )
+
+
+def _steers(character: str) -> bool:
+    return unicodedata.category(character) in STEERING or character in REORDERING
 
 
 def counted(number: float, noun: str) -> str:
@@ -379,6 +401,11 @@ def _plain(event: Event, run: Run) -> Iterable[str]:
         yield (
             f"the loss jumped from {event.before:.3f} to {event.after:.3f} nats at step "
             f"{event.step:,}{advice}"
+        )
+    elif isinstance(event, Uncaptured):
+        yield (
+            "the update cannot be captured in a CUDA graph and is slower without, "
+            f"because: {event.reason}"
         )
     elif isinstance(event, Finished):
         yield from _ending(event, run)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from rich.cells import cell_len
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -76,9 +77,7 @@ def print_inspection(inspection: Inspection) -> None:
         console.print()
 
 
-def _sections(
-    inspection: Inspection, console: Console
-) -> Iterator[tuple[str, str, RenderableType]]:
+def _sections(inspection: Inspection, console: Output) -> Iterator[tuple[str, str, RenderableType]]:
     """Yield title, explanation and picture of each measurement."""
     if inspection.step is not None:
         yield "The step", step_says(inspection.step), _step(inspection.step, console)
@@ -109,7 +108,7 @@ def _sections(
     if inspection.activation is not None:
         shown = inspection.activation
         largest = max(map(abs, shown.values))
-        if console.color_system is not None:
+        if console.has_colours:
             low, high = "blue", "red"
             picture: RenderableType = _coloured(shown, largest)
         else:
@@ -194,14 +193,14 @@ def step_lines(step: Step) -> list[list[str]]:
     return lines
 
 
-def _step(step: Step, console: Console) -> Table:
+def _step(step: Step, console: Output) -> Table:
     """Return the table of the step; a narrow terminal gets fewer units of it."""
     lines = step_lines(step)
     wide = Output(width=10_000)
     while True:
         table = _table(lines, "", [""] * (len(lines) - 1), 3)
         fits = wide.measure(table).maximum <= console.width
-        if fits or not console.is_terminal or len(lines[0]) == 4:
+        if fits or not console.file.isatty() or len(lines[0]) == 4:
             return table
         lines = [line[:-1] for line in lines]
 
@@ -383,6 +382,8 @@ def _underlined(shown: Activation, largest: float, width: int) -> Group:
 
 def mark(character: str) -> str:
     """Return what stands for a character, so that each one's state can be seen."""
+    if unicodedata.category(character) == "Cf":  # joiners and the like show nothing themselves
+        return "\N{REPLACEMENT CHARACTER}"
     return {"\n": "↵", "\r": "␍"}.get(character) or printable(character)
 
 

@@ -88,6 +88,7 @@ class PricedText:
         if part.corpus.encoding == "bytes":
             self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._pending = 0.0
+        self._left = part.characters
 
     def first(self) -> Iterator[tuple[str, float]]:
         """Yield what comes before the first price; to be called once, at the start."""
@@ -100,12 +101,14 @@ class PricedText:
     def _characters(self, costs: Iterable[float]) -> Iterator[tuple[str, float]]:
         for nats in costs:
             code = next(self._codes)
+            self._left -= 1
             if self._decoder is None:
                 yield chr(code), nats
                 continue
             self._pending += nats
             # None while a character's bytes are not complete; more than one after a wrong byte.
-            if character := self._decoder.decode(bytes([code])):
+            # At the end, what is there of a character that was cut off.
+            if character := self._decoder.decode(bytes([code]), final=self._left == 0):
                 yield character, self._pending
                 self._pending = 0.0
 

@@ -305,7 +305,7 @@ class SurpriseText:
 
     def close(self) -> None:
         """Print what the colours mean, where there are some."""
-        if self._console.color_system is None:
+        if not self._console.has_colours:
             self._console.print("\n")
             return
         legend = Text("\n\nbits: ")
@@ -322,7 +322,7 @@ class SurpriseText:
             level = surprise(cost)
             style = self._console.get_style(SURPRISE[level - 1][1] if level else "dim")
             if character == "\n":
-                if level > 1 and self._console.color_system is not None:
+                if level > 1 and self._console.has_colours:
                     segments.append(Segment("\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", style))
                 segments.append(Segment.line())
             else:

@@ -23,8 +23,8 @@ from charrnn.run import Run
 from charrnn.sampling import sample
 from charrnn.update import UpdateResult
 
-__all__ = ["Event", "Finished", "Logged", "Planned", "Sampled", "Saved", "Spiked", "Validated"]
-__all__ += ["train"]
+__all__ = ["Event", "Finished", "Logged", "Planned", "Sampled", "Saved", "Spiked", "Uncaptured"]
+__all__ += ["Validated", "train"]
 
 #: Updates between rows of the log.
 LOG_EVERY = 10
@@ -101,6 +101,13 @@ class Spiked:
 
 
 @dataclass(frozen=True)
+class Uncaptured:
+    """The update could not be captured in a CUDA graph, and runs step by step; told once."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Finished:
     """The loop is over; nothing follows."""
 
@@ -110,7 +117,7 @@ class Finished:
     """Whether the budget was used up or patience ran out."""
 
 
-Event = Planned | Logged | Validated | Sampled | Saved | Spiked | Finished
+Event = Planned | Logged | Validated | Sampled | Saved | Spiked | Uncaptured | Finished
 
 
 def train(run: Run, should_stop: Callable[[], str | None] = lambda: None) -> Iterator[Event]:
@@ -144,6 +151,7 @@ class _Loop:
         self.seconds_before = run.progress.seconds
         #: Where the measurement of the speed begins: (step, seconds).
         self.speed_from: tuple[int, float] | None = None
+        self.told_uncaptured = False
         self.row_from = (run.progress.characters, run.progress.seconds)
         #: Updates that nobody has looked at yet.
         self.pending: list[tuple[UpdateResult, int]] = []
@@ -203,6 +211,9 @@ class _Loop:
                 self._flush()
             if row_is_due:
                 yield from self._log()
+                if run.update.capture_failure and not self.told_uncaptured:
+                    self.told_uncaptured = True
+                    yield Uncaptured(run.update.capture_failure)
                 if self._is_off_plan():
                     yield self._plan_again()
 

@@ -33,6 +33,7 @@ from charrnn.training import (
     Sampled,
     Saved,
     Spiked,
+    Uncaptured,
     Validated,
 )
 
@@ -176,6 +177,18 @@ class TestPlain:
             clock[0] += 1
         assert capsys.readouterr().err.count("train") == 4
 
+    def test_says_why_an_update_is_not_captured(
+        self, run: Run, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        display = open_display(as_json=False, quiet=False)
+        display.start(run)
+        capsys.readouterr()
+        display.show(Uncaptured("out of memory"))
+        assert capsys.readouterr().err == (
+            "the update cannot be captured in a CUDA graph and is slower without, because: out of "
+            "memory\n"
+        )
+
     def test_a_stopped_run_says_how_to_go_on(
         self, run: Run, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -261,8 +274,11 @@ class TestLive:
 
     def test_is_chosen_on_a_terminal_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert not isinstance(open_display(as_json=False, quiet=False), _LiveTerminal)
-        monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
         monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        assert not isinstance(open_display(as_json=False, quiet=False), _LiveTerminal), "a log"
+        monkeypatch.delenv("FORCE_COLOR")
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
         assert isinstance(open_display(as_json=False, quiet=False), _LiveTerminal)
         assert not isinstance(open_display(as_json=True, quiet=False), _LiveTerminal)
         assert not isinstance(open_display(as_json=False, quiet=True), _LiveTerminal)
@@ -344,13 +360,19 @@ def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
+#: Persian, Devanagari, a soft hyphen and a mark of direction: joiners are part of the spelling.
+JOINED = "می\u200cروم \u0915\u094d\u200d co\u00adop \u200f"
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
         ("plain\ttext\n", "plain\ttext\n"),
         ("a\r\nb\rc", "a\nb\N{REPLACEMENT CHARACTER}c"),
         ("\x00\x07\x08\x1b\x7f\x9b", "\N{REPLACEMENT CHARACTER}" * 6),
-        ("\u202eabc\u200b", "\N{REPLACEMENT CHARACTER}abc\N{REPLACEMENT CHARACTER}"),
+        ("\u202eabc\u2066\u2028", "\ufffdabc\ufffd\ufffd"),
+        (JOINED, JOINED),
+        ("\U0001f469\u200d\U0001f33e \ue000", "\U0001f469\u200d\U0001f33e \ue000"),
         ("紅樓夢\u3000é\u00a0\U0001f600", "紅樓夢\u3000é\u00a0\U0001f600"),
         ("[red]", "[red]"),
     ],

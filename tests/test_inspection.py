@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
@@ -18,6 +19,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
+from rich.text import Text
 from torch import Tensor
 
 from charrnn import inspection as module
@@ -655,6 +657,9 @@ def test_a_narrow_terminal_gets_fewer_units_of_the_step(
     in_a_pipe = shown()
     assert "[4]" in in_a_pipe
     monkeypatch.setenv("FORCE_COLOR", "1")
+    assert shown() == in_a_pipe
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     on_a_terminal = shown()
     assert "[1]" in on_a_terminal
     assert "[4]" not in on_a_terminal
@@ -782,6 +787,25 @@ class TestCommand:
         assert "(blue)" in result.out
         assert re.search(r"\x1b\[3[07];48;2;\d+;\d+;\d+m", result.out)
 
+    def test_without_colours_a_unit_has_columns(
+        self, cli: Cli, trained: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        words = ("inspect", trained, "--text", prose, "--characters", 100, "--unit", 7)
+        in_a_pipe = cli(*words)
+        assert "(▁) to" in in_a_pipe.out
+        with terminal(monkeypatch):
+            monkeypatch.setenv("NO_COLOR", "1")
+            in_colour = Text.from_ansi(cli(*words).out).plain
+        assert in_colour.rstrip() == in_a_pipe.out.rstrip()
+
+    def test_a_plain_rnn_has_no_gates(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        words = ("--cell", "rnn", "--steps", 3, "--hidden", 5, "--batch-size", 2, "--bptt", 9)
+        cli("train", prose, "--run", run, *words)
+        result = cli("inspect", run, "--part", "valid", "--only", "gates")
+        assert (result.code, result.out) == (0, "")
+        assert f"{run}: a plain RNN has no gates, so nothing is said on them\n" in result.err
+
     def test_standard_input(self, cli: Cli, trained: Path) -> None:
         text = make_prose(150, seed=9).encode()
         result = cli("inspect", trained, "--text", "-", "--json", stdin=text)
@@ -831,7 +855,7 @@ class TestCommand:
             ("--only step --only units --seed 7", 2, "--seed is about what --only leaves out"),
             ("--bptt 0", 2, "--bptt must be"),
             ("--bptt 3 --loss-last 4", 2, "longer than the window"),
-            ("--characters 500 --bptt 63", 2, "give at least --characters 505"),
+            ("--characters 500 --bptt 63", 2, "it takes a text, and --characters, of 505"),
             ("--characters 100 --loss-last 99", 2, "--loss-last 99 fits into no window"),
         ],
     )

@@ -84,6 +84,10 @@ class TestTable:
         one = replace(ONE, baselines=(Baseline("uniform", 2.0, said),))
         print_assessments([one])
         assert f"\nuniform: {said}\n" in capsys.readouterr().out, "a pipe gets a line"
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        print_assessments([one])
+        assert f"\nuniform: {said}\n" in capsys.readouterr().out, "a pipe in colours, too"
+        monkeypatch.delenv("FORCE_COLOR")
         monkeypatch.setenv("COLUMNS", "40")
         monkeypatch.setenv("TERM", "xterm")
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
@@ -225,6 +229,23 @@ class TestSurpriseText:
         assert capsys.readouterr().out == "[red]\ufffd[2J\n\ufffd\n"
         show.close()
         assert capsys.readouterr().out == "\n\n", "no colours: nothing to say what they mean"
+
+    def test_no_color_says_nothing_of_colours(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("NO_COLOR", "1")
+        show = SurpriseText(make_part(tmp_path, b"a\nb"))
+        show(Prices(1, np.array([3.0, 9.0]), 0))
+        show.close()
+        assert Text.from_ansi(capsys.readouterr().out).plain == "a\nb\n\n"
+
+    def test_bytes_that_end_within_a_character_are_all_shown(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("FORCE_COLOR")
+        show = SurpriseText(make_part(tmp_path, b"caf\xc3", "bytes"))
+        show(Prices(1, np.array([1.0, 1.0, 9.0]), 0))
+        assert capsys.readouterr().out == "caf\ufffd"
 
     def test_a_pipe_gets_the_text_as_it_is(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
