@@ -37,6 +37,7 @@ from charrnn.errors import CheckpointError, RunFolderError, reason, shown
 
 __all__ = [
     "FORMAT",
+    "MAX_HEADER",
     "Checkpoint",
     "DamagedCheckpointError",
     "check_replaceable",

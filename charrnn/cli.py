@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from charrnn.evaluation import Prices
     from charrnn.report import Origin
     from charrnn.run import Run
-    from charrnn.trained import PartName
+    from charrnn.trained import PartName, TextRecord
     from charrnn.vocabulary import Vocabulary
 
 __all__ = ["app", "main"]
@@ -260,7 +260,7 @@ def train(
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(help="Budget: wall-clock minutes, all included (default 3)."),
+        typer.Option(help="Budget: minutes of training, validating and saving (default 3)."),
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Budget: passes over the text.")] = None,
     steps: Annotated[int | None, typer.Option(help="Budget: updates.")] = None,
@@ -388,7 +388,7 @@ def train(
         folder = stack.enter_context(take(path, 1 if keep is None else keep, command))
         spooled = None
         if "-" in text.texts:
-            spooled = stack.enter_context(_standard_input())
+            spooled = stack.enter_context(_standard_input(stop))
         if not resume:
             new = start_run(
                 choices, text, folder=folder, device=where, init_from=init_from, spooled=spooled
@@ -404,6 +404,8 @@ def train(
             keep=keep,
         )
         if old.is_finished and not as_json:
+            if (text.texts or text.valid or keep is not None) and not old.is_saved:
+                old.save()  # where its text lies now, how many checkpoints it keeps
             if not quiet:
                 larger = (
                     "--patience" if old.is_out_of_patience else "--minutes, --epochs or --steps"
@@ -596,12 +598,12 @@ def evaluate(
 
     from charrnn.assessment import assess
     from charrnn.baselines import baselines as price_baselines
-    from charrnn.checkpoint import find
+    from charrnn.checkpoint import Checkpoint, find
     from charrnn.device import choose_device
     from charrnn.display import to_json
     from charrnn.errors import CheckpointError, CorpusError
     from charrnn.score_view import PerCharacter, SurpriseText, print_assessments
-    from charrnn.trained import load_model, recorded_part
+    from charrnn.trained import TextRecord, load_model, record_of, recorded_part
     from charrnn.vocabulary import listed
 
     where = choose_device(device)
@@ -625,8 +627,21 @@ def evaluate(
                     raise
                 hint = "if a pattern after --text gave this name, put the pattern in quotes"
                 raise CheckpointError(f"{error}; {hint}") from error
-        for path, (model, vocabulary, meta) in zip(checkpoints, models, strict=True):
-            scored = read_text(path, vocabulary, meta)
+        parts = [
+            read_text(path, vocabulary, meta)
+            for path, (_, vocabulary, meta) in zip(checkpoints, models, strict=True)
+        ]
+        for path, other in zip(checkpoints, parts, strict=True):
+            # Losses of different texts side by side would rank the texts.
+            if part is not None and not other.is_same_as(parts[0]):
+                raise UsageError(
+                    f"the {part} part of {path} is not that of {checkpoints[0]}: score them one "
+                    "by one, or on the same text with --text FILE"
+                )
+        for path, (model, vocabulary, meta), scored in zip(checkpoints, models, parts, strict=True):
+            if part is None:
+                described = Checkpoint({}, meta, path=path)
+                _tell_if_learnt(path, record_of(described, "text", TextRecord), scored)
             if scored.characters < 2:
                 raise CorpusError(
                     f"{text[0] if text else path}: a text to score needs at least 2 characters"
@@ -1002,13 +1017,11 @@ def inspect_recurrence(
         start = max(whole.start, whole.stop - config.characters)
         seen = whole.corpus.part(start, whole.stop)
         stretch = read_stretch(seen, vocabulary)
-        learnt = min(whole.stop, trained.train[1]) - max(start, trained.train[0])
-        if whole.corpus.fingerprint == trained.fingerprint and learnt > 0 and part != "train":
-            _say(
-                f"the model was trained on {learnt:,} of these {len(stretch):,} characters: "
-                + ("--part valid is what was held out" if trained.valid else "others tell more")
-            )
+        if part is None:
+            _tell_if_learnt(checkpoint, trained, seen)
         shape = model.config
+        if "gates" in config.only and shape.cell == "rnn":
+            _say(f"{checkpoint}: a plain RNN has no gates, so nothing is said on them")
         if not as_json:
             _say(f"looking at {len(stretch):,} characters ...")
         inspection = inspect(
@@ -1115,18 +1128,30 @@ def _refuse_two_texts(text: list[str] | None, part: str | None, encoding: str | 
         raise UsageError("--part and --encoding exclude each other: the part has its own")
 
 
+def _tell_if_learnt(checkpoint: Path, trained: TextRecord, read: Part) -> None:
+    """Say how much of a text a model was trained on."""
+    learnt = min(read.stop, trained.train[1]) - max(read.start, trained.train[0])
+    if read.corpus.fingerprint == trained.fingerprint and learnt > 0:
+        _say(
+            f"{checkpoint}: the model was trained on {learnt:,} of these {read.characters:,} "
+            "characters: "
+            + ("--part valid is what was held out" if trained.valid else "others tell more")
+        )
+
+
 @contextlib.contextmanager
 def _text_to_read(
     text: list[str] | None, part: PartName | None, encoding: str | None
 ) -> Iterator[Callable[[Path, Vocabulary, dict[str, Any]], Part]]:
     """Yield what gives the text to read under a checkpoint: --text as it reads it, or --part."""
     from charrnn.corpus import scan
+    from charrnn.errors import CorpusError
     from charrnn.trained import recorded_part, refuse_other_symbols
 
     with contextlib.ExitStack() as stack:
         names, spooled = list(text or ()), None
         if "-" in names:
-            spooled = stack.enter_context(_standard_input())
+            spooled = stack.enter_context(_standard_input(stack.enter_context(StopSignals())))
             names = [str(spooled) if name == "-" else name for name in names]
 
         # A text is read once for all models that read it alike.
@@ -1138,7 +1163,10 @@ def _text_to_read(
 
         def read(checkpoint: Path, vocabulary: Vocabulary, meta: dict[str, Any]) -> Part:
             if part is not None:
-                found = recorded_part(meta, part, checkpoint)
+                try:
+                    found = recorded_part(meta, part, checkpoint)
+                except (CorpusError, UsageError) as error:
+                    raise type(error)(f"{error}; --text FILE reads another text") from error
                 tell(found.corpus)
                 return found
             if encoding is not None:
@@ -1153,12 +1181,12 @@ def _text_to_read(
 
 
 @contextlib.contextmanager
-def _standard_input() -> Iterator[Path]:
+def _standard_input(stop: StopSignals) -> Iterator[Path]:
     """Put standard input into a temporary file; a message does not name that."""
     from charrnn.corpus import spool
     from charrnn.errors import CorpusError
 
-    path = spool(sys.stdin.buffer)
+    path = spool(sys.stdin.buffer, stop.removed.append)
     try:
         yield path
     except CorpusError as error:

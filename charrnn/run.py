@@ -7,6 +7,7 @@ folder holds, exactly as it was; ``training.train`` then drives it.
 from __future__ import annotations
 
 import glob
+import json
 import math
 import os
 import shlex
@@ -22,7 +23,7 @@ from torch import Tensor
 from charrnn import native, recipe
 from charrnn.baselines import compressed_nats, uniform_nats, unigram_nats
 from charrnn.cells import CELLS
-from charrnn.checkpoint import Checkpoint, find, load
+from charrnn.checkpoint import MAX_HEADER, Checkpoint, find, load
 from charrnn.config import ModelConfig, Record, TextChoices, TrainConfig
 from charrnn.corpus import Corpus, Part, embedded_corpus, scan, split
 from charrnn.device import choose_device
@@ -153,12 +154,18 @@ class Run:
     resumed: bool = False
     saved: Progress | None = None
     """As it is in the last checkpoint that was written or read; so is the next one."""
-    saved_config: TrainConfig | None = None
+    saved_choices: tuple[object, ...] | None = None
+    better: Progress | None = None
+    """Of the best checkpoint on disk, if the run went on from before it."""
 
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
         return self.model.head.weight.device
+
+    def choices(self) -> tuple[TrainConfig, TextRecord, int, str]:
+        """Return what a checkpoint keeps of the user's choices."""
+        return self.config, self.text, self.folder.keep, self.device.type
 
     @property
     def is_saved(self) -> bool:
@@ -166,7 +173,7 @@ class Run:
         saved, now = self.saved, self.progress
         return (
             saved is not None
-            and self.saved_config == self.config
+            and self.saved_choices == self.choices()
             and saved.step == now.step
             and saved.validated_step == now.validated_step
             and saved.planned_steps == now.planned_steps
@@ -229,14 +236,23 @@ class Run:
         tensors["generator.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["generator.cuda"] = torch.cuda.get_rng_state(self.device)
+        elif self.device.type == "mps":
+            tensors["generator.mps"] = torch.mps.get_rng_state()
         path = self.folder.save_last(self._checkpoint(tensors), self.progress.step)
-        self.saved, self.saved_config = replace(self.progress), self.config
+        self.saved, self.saved_choices = replace(self.progress), self.choices()
         return path
 
-    def save_best(self) -> Path:
-        """Write the weights alone as the run's best checkpoint; return its path."""
+    def save_best(self) -> None:
+        """Write the weights alone as the run's best checkpoint, unless the one there is better.
+
+        A run that went on from before its best one, because that was saved later than its whole
+        state, may take another course since.
+        """
+        kept, now = self.better, self.progress
+        if kept is not None and _is_better(kept, now):
+            return
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        return self.folder.save_best(self._checkpoint(tensors))
+        self.folder.save_best(self._checkpoint(tensors))
 
     def _checkpoint(self, tensors: Mapping[str, Tensor]) -> Checkpoint:
         meta = {
@@ -346,6 +362,7 @@ def start(
         valid_texts=absolute_names(text.valid),
         valid_fingerprint=valid_corpus.fingerprint if valid_corpus else None,
     )
+    _refuse_too_many_names(record)
     return _assemble(
         model.to(device),
         vocabulary,
@@ -389,10 +406,12 @@ def resume(
     checkpoint, notes = folder.load_last()
     path = checkpoint.path or folder.path
     shape, vocabulary = described(checkpoint, path)
-    saved_config = config = record_of(checkpoint, "training", TrainConfig)
+    config = record_of(checkpoint, "training", TrainConfig)
     progress = record_of(checkpoint, "progress", Progress)
     record = record_of(checkpoint, "text", TextRecord)
-    folder.keep = max(0, checkpoint.require("keep", int)) if keep is None else keep
+    kept = max(0, checkpoint.require("keep", int))
+    saved_choices = (config, record, kept, checkpoint.require("device", str))
+    folder.keep = kept if keep is None else keep
     if "-" in record.texts and not texts:
         raise UsageError(
             "this run read standard input, which cannot be read again: give the same text as a "
@@ -440,8 +459,30 @@ def resume(
         ) from error
     # A validation at this very step may have been logged after the checkpoint was written.
     folder.rewind_log(progress.step, validated=progress.validated_step == progress.step)
-    run.resumed, run.saved, run.saved_config = True, replace(progress), saved_config
+    run.resumed, run.saved, run.saved_choices = True, replace(progress), saved_choices
+    run.better = _better(folder, progress)
+    if run.better is not None:
+        run.notes.append(
+            f"best.safetensors has {run.better.best_nats:.4f} nats, of step "
+            f"{run.better.best_step:,}: it stays until a validation is better"
+        )
     return run
+
+
+def _better(folder: RunFolder, progress: Progress) -> Progress | None:
+    """Return the state at a run's best checkpoint where that is better than it knows."""
+    try:
+        best = record_of(Checkpoint({}, folder.best_meta()), "progress", Progress)
+    except CheckpointError:
+        return None
+    is_comparable = best.validate_characters == progress.validate_characters
+    return best if is_comparable and _is_better(best, progress) else None
+
+
+def _is_better(one: Progress, other: Progress) -> bool:
+    """Whether the best validation of one state is better than that of another."""
+    least = math.inf if other.best_nats is None else other.best_nats
+    return one.best_nats is not None and one.best_nats < least
 
 
 def _assemble(
@@ -609,8 +650,10 @@ def _restore(run: Run, tensors: Mapping[str, Tensor]) -> None:
         # Not there in a run that goes on from another device.
         if run.device.type == "cuda" and "generator.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["generator.cuda"], run.device)
+        elif run.device.type == "mps" and "generator.mps" in tensors:
+            torch.mps.set_rng_state(tensors["generator.mps"])
     except (KeyError, RuntimeError, TypeError) as error:
-        raise ValueError(f"generator.cpu or generator.cuda: {error}") from error
+        raise ValueError(f"generator.cpu or that of the GPU: {error}") from error
 
 
 def _refuse_too_large(shape: ModelConfig, config: TrainConfig, device: torch.device) -> None:
@@ -634,6 +677,18 @@ def _refuse_too_large(shape: ModelConfig, config: TrainConfig, device: torch.dev
             f"training needs about {needed / 1e9:,.0f} GB of memory, and there are "
             f"{there / 1e9:,.0f}: give a smaller --hidden, --embedding, --layers, "
             "--batch-size or --bptt"
+        )
+
+
+def _refuse_too_many_names(record: TextRecord) -> None:
+    """Refuse what no checkpoint can hold, before anything is trained that could not be saved."""
+    names = [*record.texts, *record.valid_texts]
+    # A description is JSON within the header's JSON.
+    written = json.dumps(json.dumps(names, ensure_ascii=False), ensure_ascii=False)
+    if len(written.encode("utf-8", "backslashreplace")) > MAX_HEADER // 2:
+        raise UsageError(
+            f"{len(names):,} names of texts are more than a checkpoint can hold: name their "
+            "folder, or give a pattern in quotes"
         )
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from charrnn.checkpoint import Checkpoint, find, load
+from charrnn.checkpoint import Checkpoint, find, load, read_meta
 from charrnn.config import ModelConfig, Record
 from charrnn.corpus import BYTES, Part, embedded_corpus, scan, text_encoding
 from charrnn.errors import CheckpointError, CorpusError, UsageError, shown
@@ -79,25 +80,41 @@ def recorded_part(meta: dict[str, Any], name: PartName, path: Path) -> Part:
 
     Raises:
         CheckpointError: the description is not usable.
-        CorpusError: the text is gone or changed, or was standard input.
+        CorpusError: the text is gone or changed, or was standard input; the message names the
+            checkpoint.
         UsageError: the run has no such part.
     """
     record = record_of(Checkpoint({}, meta, path=path), "text", TextRecord)
     borders = {"train": record.train, "valid": record.valid, "test": record.test}[name]
     if borders is None:
-        raise UsageError(f"{shown(path)}: its run held out no {name} part: give --text")
+        raise UsageError(f"{shown(path)}: its run held out no {name} part")
+    record = _where_it_lies(record, path)
     names, fingerprint = record.texts, record.fingerprint
     if name == "valid" and record.valid_texts:
         names, fingerprint = record.valid_texts, record.valid_fingerprint or ""
     if "-" in names:
         raise CorpusError(f"{shown(path)}: its run read standard input, which is gone")
-    corpus = scan(names or embedded_corpus(), record.encoding)
+    try:
+        corpus = scan(names or embedded_corpus(), record.encoding)
+    except CorpusError as error:
+        raise CorpusError(f"{shown(path)}: the text that its run read: {error}") from error
     if corpus.fingerprint != fingerprint:
         raise CorpusError(f"{shown(path)}: the text that its run read has changed since")
     try:
         return corpus.part(*borders)
     except ValueError as error:
         raise CheckpointError(f"{shown(path)}: the field 'text' is not usable: {error}") from error
+
+
+def _where_it_lies(record: TextRecord, path: Path) -> TextRecord:
+    """Return the record with the names that the run's text had last: it may have moved."""
+    with suppress(CheckpointError):
+        last = Checkpoint({}, read_meta(find(path).parent / "last.safetensors"))
+        newest = record_of(last, "text", TextRecord)
+        moved = replace(record, texts=newest.texts, valid_texts=newest.valid_texts)
+        if "-" not in newest.texts and moved == newest:
+            return newest
+    return record
 
 
 def refuse_other_symbols(encoding: str, vocabulary: Vocabulary, who: str) -> None:

@@ -639,7 +639,7 @@ class TestEvaluate:
 
     def test_json_has_the_promised_names(self, cli: Cli, trained: Path, prose: Path) -> None:
         result = cli("evaluate", trained, trained / "last.safetensors", "--text", prose, "--json")
-        assert (result.code, result.err) == (0, "")
+        assert (result.code, result.err.count("was trained on 5,406 of")) == (0, 2)
         rows = json.loads(result.out)
         assert [tuple(row) for row in rows] == [self.NAMES] * 2
         row = rows[0]
@@ -672,6 +672,48 @@ class TestEvaluate:
             for options in (("--part", "valid"), ("--text", held_out))
         ]
         assert figures[0] == figures[1]
+
+    def test_parts_of_different_texts_are_not_put_side_by_side(
+        self, cli: Cli, trained: Path, prose: Path, tmp_path: Path
+    ) -> None:
+        other = tmp_path / "other"
+        cli("train", prose, "--run", other, "--test-share", 0.1, *QUICK)
+        result = cli("evaluate", trained, other, "--part", "valid")
+        assert result.code == 2
+        assert f"the valid part of {other} is not that of {trained}" in one_line(result)
+        cli("train", prose, "--run", tmp_path / "same", "--encoding", "bytes", *QUICK)
+        same = cli("evaluate", trained, tmp_path / "same", "--part", "valid", "--json")
+        assert [row["characters"] for row in json.loads(same.out)] == [600, 600]
+
+    def test_says_what_was_trained_on(self, cli: Cli, trained: Path, prose: Path) -> None:
+        result = cli("evaluate", trained, "--text", prose)
+        assert result.err == (
+            f"{trained}: the model was trained on 5,406 of these 6,007 characters: --part valid is "
+            "what was held out\n"
+        )
+        assert cli("evaluate", trained, "--part", "train").err == ""
+
+    def test_a_text_that_moved_is_found_where_the_run_went_on_with_it(
+        self, cli: Cli, prose: Path, tmp_path: Path
+    ) -> None:
+        text, run, moved = tmp_path / "text", tmp_path / "run", tmp_path / "moved"
+        text.write_bytes(prose.read_bytes())
+        cli("train", text, "--run", run, *QUICK)
+        whole = cli("evaluate", run, "--part", "valid", "--json")
+        text.rename(moved)
+        lost = one_line(cli("evaluate", run, "--part", "valid"))
+        assert lost == (
+            f"charrnn: {run}: the text that its run read: there is no file {text}: check its "
+            "name; --text FILE reads another text\n"
+        )
+        assert "finished already" in cli("train", moved, "--run", run, "--resume").err
+        found = cli("evaluate", run, "--part", "valid", "--json")
+        assert (found.code, found.err) == (0, "")
+        before, since = (json.loads(one.out)[0]["nats_per_char"] for one in (whole, found))
+        assert before == since
+        moved.rename(text)
+        cli("train", "-", "--run", run, "--resume", stdin=prose.read_bytes())
+        assert cli("evaluate", run, "--part", "valid").code == 0, "piped, it lies nowhere else"
 
     def test_in_depth_adds_names_and_changes_none(self, cli: Cli, trained: Path) -> None:
         plain = json.loads(cli("evaluate", trained, "--part", "valid", "--json").out)[0]
@@ -706,8 +748,8 @@ class TestEvaluate:
         cli("train", text, "--run", run, *QUICK)
         text.write_text(make_prose(99))
         result = cli("evaluate", run, "--text", prose, "--baselines", "--json")
-        assert result.err == (
-            f"{run}: the text that its run read has changed since: "
+        assert result.err.endswith(
+            f"held out\n{run}: the text that its run read has changed since: "
             "unigram and n-gram, which learn from it, are left out\n"
         )
         names = [baseline["name"] for baseline in json.loads(result.out)[0]["baselines"]]
@@ -755,7 +797,8 @@ class TestEvaluate:
         assert "\x1b" not in result.out, "a pipe gets no colours"
 
     def test_the_table_has_every_figure(self, cli: Cli, trained: Path, prose: Path) -> None:
-        result = cli("evaluate", trained, trained / "last.safetensors", "--text", prose)
+        models = (trained, trained / "last.safetensors")
+        result = cli("evaluate", *models, "--part", "valid")
         assert (result.code, result.err) == (0, "")
         lines = result.out.splitlines()
         assert len(lines) == 3, "nothing is wrapped in a pipe"
@@ -853,7 +896,7 @@ class TestPipes:
         self, trained: Path, prose: Path, words: tuple[object, ...]
     ) -> None:
         name, *options = words
-        code, said = run_unread(name, trained, "--text", prose, *options)
+        code, said = run_unread(name, trained, "--part", "valid", *options)
         assert said in ("", "looking at 500 characters ...\n")
         assert code == 0
 

@@ -17,6 +17,7 @@ from charrnn import kernels, native, recipe, training
 from charrnn.checkpoint import load
 from charrnn.config import CellName, SampleConfig, TextChoices
 from charrnn.corpus import scan
+from charrnn.errors import UsageError
 from charrnn.evaluation import Scores, prices, score
 from charrnn.run import Progress, Run, resume, start
 from charrnn.runfolder import RunFolder
@@ -32,6 +33,7 @@ from charrnn.training import (
     Sampled,
     Saved,
     Spiked,
+    Uncaptured,
     Validated,
     train,
 )
@@ -217,7 +219,7 @@ def test_patience_counts_validations_without_a_new_best(
     assert run.progress.step == 12
     assert run.progress.best_step == 6
     assert run.progress.best_nats == pytest.approx(2.9)
-    assert isinstance(events[-2], Saved)
+    assert only(events, Saved)[-1].step == 12
 
 
 def test_validation_counts_every_prediction(start_run: StartRun, prose: Path) -> None:
@@ -311,6 +313,57 @@ def test_what_a_resumed_run_changes_is_kept_if_it_stops_at_once(start_run: Start
             again = resume(folder, device=CPU, changes=change)
             assert again.config.lr == 0.125
             list(train(again, lambda: "stop"))
+
+
+def test_where_its_text_lies_and_what_it_keeps_are_kept_too(
+    start_run: StartRun, prose: Path, tmp_path: Path
+) -> None:
+    run = start_run(steps=7)
+    list(train(run, lambda: "stop" if run.progress.step == 3 else None))
+    run.folder.close()
+    moved = tmp_path / "moved"
+    moved.write_bytes(prose.read_bytes())
+    with RunFolder.open_existing(run.folder.path) as folder:
+        again = resume(folder, device=CPU, changes={}, texts=[str(moved)], keep=5)
+        list(train(again, lambda: "stop"))
+    with RunFolder.open_existing(run.folder.path) as folder:
+        third = resume(folder, device=CPU, changes={})
+        assert third.is_saved
+        assert (third.text.texts, third.folder.keep) == ((str(moved),), 5)
+
+
+def test_a_better_best_checkpoint_outlives_a_run_that_went_back(
+    start_run: StartRun, scripted_scores: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its state is saved less often than its best weights; then it takes another course."""
+    monkeypatch.setattr(training, "SAVE_SHARE", 1e-9)
+    scripted_scores += [3.0, 2.0, 2.5]
+    run = start_run(steps=12, validate_every=2)
+    for event in train(run):  # saves at step 2, and then no more
+        if isinstance(event, Validated) and run.progress.step == 6:
+            break
+    run.folder.close()
+    scripted_scores += [2.6, 2.4, 1.5, 1.25, 1.75]
+    with RunFolder.open_existing(run.folder.path) as folder:
+        again = resume(folder, device=CPU, changes={"lr": 0.001})
+        assert again.progress.step == 2
+        assert "best.safetensors has 2.0000 nats, of step 4: it stays" in again.notes[-1]
+        kept = [
+            load(folder.path / "best.safetensors").meta["progress"]["best_nats"]
+            for event in train(again)
+            if isinstance(event, Validated)
+        ]
+    assert kept == [2.0, 2.0, 1.5, 1.25, 1.25]
+
+
+def test_more_names_than_a_checkpoint_holds(
+    start_run: StartRun, prose: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = TextChoices(texts=(str(prose),), valid=(str(prose),))
+    start_run(text, steps=1)
+    monkeypatch.setattr("charrnn.run.MAX_HEADER", 2 * len(str(prose)))
+    with pytest.raises(UsageError, match="2 names of texts are more than a checkpoint can hold"):
+        start_run(text, steps=1)
 
 
 def test_epochs_are_passes(start_run: StartRun) -> None:
@@ -414,6 +467,12 @@ def test_another_plan_validates_on_the_same_characters(
     assert planned[-1].total_steps > 1.5 * planned[0].total_steps
     assert len({plan.validate_characters for plan in planned}) == 1
     assert len({event.scores.characters for event in validated}) == 1
+
+
+def test_an_update_that_is_not_captured_is_told_once(start_run: StartRun) -> None:
+    run = start_run(steps=35)
+    run.update.capture_failure = "out of memory"
+    assert only(list(train(run)), Uncaptured) == [Uncaptured("out of memory")]
 
 
 def test_stops_at_a_steps_edge_with_everything_saved(start_run: StartRun) -> None:
