@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import shlex
 import sys
 import tempfile
@@ -36,7 +37,7 @@ SECTIONS: tuple[Callable[[Lab], Section], ...] = (
 )
 
 
-def page(lab: Lab, sections: Sequence[Section], command: str, figures: str) -> str:
+def page(lab: Lab, sections: Sequence[Section], command: str, figures: str, folder: Path) -> str:
     """Return the page in Markdown.
 
     Args:
@@ -44,7 +45,15 @@ def page(lab: Lab, sections: Sequence[Section], command: str, figures: str) -> s
         sections: all of them, in order.
         command: that made the page.
         figures: the folder of the figures, seen from the page.
+        folder: of the page; within the project others are linked to.
     """
+
+    def linked(words: str, name: str, anchor: str = "") -> str:
+        if not folder.absolute().is_relative_to(ROOT):
+            return f"{words} (the project's {name})"
+        return f"[{words}]({os.path.relpath(ROOT / name, folder)}{anchor})"
+
+    readme = linked("how to read them", "README.md", "#how-to-read-the-loss")
     read = "Python's own standard library" if lab.text is None else f"`{lab.text.name}`"
     verdicts = Table(
         ["", "claim", "verdict"],
@@ -63,10 +72,10 @@ def page(lab: Lab, sections: Sequence[Section], command: str, figures: str) -> s
     )
     own = "" if lab.text is None else f" and the text in `corpora/{lab.name}`"
     how = (
-        "The commands can be typed as they stand, in this order, in the project's folder with its "
-        f"environment active (`. .venv/bin/activate`){own}; without `--json` they print tables. "
-        "Losses are in nats per character: [how to read them](../README.md#how-to-read-the-loss). "
-        "What each option does: [the command line](cli.md)."
+        "The commands can be typed as they stand into bash, in this order, in the project's folder "
+        f"with its environment active (`. .venv/bin/activate`){own}; without `--json` they print "
+        f"tables. Losses are in nats per character: {readme}. What each option does: "
+        f"{linked('the command line', 'docs/cli.md')}."
     )
     first: dict[str, int] = {}
     for section in sections:
@@ -123,7 +132,7 @@ def main() -> int:
         except LessonError as error:
             print(f"scripts/lesson: {error}", file=sys.stderr)
             return 1
-        text = page(lab, sections, command, "lesson")
+        text = page(lab, sections, command, "lesson", chosen.out)
     drawn = chosen.out / "lesson"
     drawn.mkdir(parents=True, exist_ok=True)
     for old in drawn.glob("*.svg"):

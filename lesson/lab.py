@@ -46,6 +46,8 @@ class Size:
     minutes: float = 1.0
     width_steps: int = 200
     """For speeds at equal width, nothing has to be learnt."""
+    width_seeds: int = 3
+    """Times that each cell's speed is measured, in turns: a machine's own pace drifts."""
     least: int = 50_000
     """Characters of a text whose held-out tenth is long enough to look into."""
     held_out: int = 200_000
@@ -68,16 +70,18 @@ class Size:
     seeds: tuple[int, ...] = (1, 2, 3)
     clip_hidden: int = 128
     clip_steps: int = 300
-    clip_rate: float = 5.0
-    """A rate at which plain descent is fast while it is kept on its path; at 2 it needs no
-    clipping, at 10 clipping does not save it."""
+    clip_rates: tuple[float, ...] = (2.0, 5.0, 10.0)
+    """The lowest needs no clipping."""
+    plain_rates: tuple[float, ...] = (0.5, 2.0, 8.0)
+    """Of plain descent at claim 7; the first is that of the scaled gradients, too."""
 
 
 FULL = Size()
 QUICK = Size(
-    hidden=16, steps=30, minutes=0.02, width_steps=10, least=10_000, held_out=4_000,
+    hidden=16, steps=30, minutes=0.02, width_steps=10, width_seeds=1, least=10_000, held_out=4_000,
     inspected=2_000, lengths=(10, 1_000), windows=(4, 108), recall_hidden=8, recall_steps=20,
-    recall_windows=(8, 48), seeds=(1,), clip_hidden=16, clip_steps=20,
+    recall_windows=(8, 48), seeds=(1,), clip_hidden=16, clip_steps=20, clip_rates=(5.0,),
+    plain_rates=(0.5, 8.0),
 )  # fmt: skip
 
 
@@ -145,6 +149,11 @@ class Lab:
     def valid_share(self) -> str:
         """What ``--valid-share`` is to be, for some held-out characters but never above 0.1."""
         return f"{min(0.1, self.size.held_out / self.characters):.3g}"
+
+    @property
+    def held_out(self) -> int:
+        """Characters that are held out, at least."""
+        return int(float(self.valid_share) * self.characters)
 
     @property
     def seconds(self) -> float:

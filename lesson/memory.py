@@ -28,8 +28,10 @@ TENS = 20
 SHOWN = 240
 #: The lag at which the states' gradients are compared.
 LAG = 50
-#: How many times farther a gradient must reach to reach far.
-FARTHER = 2.0
+#: How many times as much of a gradient must be left there for it to reach far back.
+FARTHER = 10.0
+#: How many times as much context must be needed for that to be used.
+USED = 1.5
 
 
 @dataclass(frozen=True)
@@ -265,15 +267,13 @@ loss is within 0.01 nats.
             Figure("9-along", "Gradient against lag along the states of trained cells",
                    standalone(chart))
         ],
-        rule="two parts, for the trained models. Far: the gradient along the LSTM's c stays above "
-        f"1 % for at least {FARTHER:g} times as many characters as along the plain RNN's h. "
-        f"Because of the memory line: at lag {lag} more is left along c than along the LSTM's own "
-        "h. Both: holds; one: in part.",
+        rule="two parts, for the trained models, along h, which all cells have. Far: at lag "
+        f"{lag} at least {FARTHER:g} times as much of the gradient is left along the LSTM's h as "
+        f"along the plain RNN's. Used: the LSTM needs at least {USED:g} times as much context. "
+        "Both: holds; one: in part.",
         judgement=judge_along(
-            lags["trained", "rnn", "h"],
-            lags["trained", "lstm", "c"],
-            lags["trained", "gru", "h"],
-            (trained["lstm", "c"][lag], trained["lstm", "h"][lag]),
+            {(cell, state): relative[lag] for (cell, state), relative in trained.items()},
+            needed,
             lag,
         ),
     )  # fmt: skip
@@ -288,36 +288,31 @@ def _context(needed: int | None) -> str:
     return "more than tried" if needed is None else f"{needed:,}"
 
 
-def judge_along(rnn: int, lstm: int, gru: int, left: tuple[float, float], lag: int) -> Judgement:
+def judge_along(
+    left: Mapping[tuple[str, str], float], needed: Mapping[str, int | None], lag: int
+) -> Judgement:
     """Judge claim 9.
 
     Args:
-        rnn: lag at which less than 1 % is left for good, along the RNN's h.
-        lstm: the same along the LSTM's c.
-        gru: the same along the GRU's h.
-        left: shares left along the LSTM's c and its h at some lag.
+        left: cell, state -> share of the gradient left at some lag, trained.
+        needed: cell -> characters of context from which on its loss is that of all; None: more
+            than were tried.
         lag: that one.
     """
+    rnn, lstm, gru = (left[cell, "h"] for cell in ("rnn", "lstm", "gru"))
     far = lstm >= FARTHER * rnn
-    line = left[0] > left[1]
+    least, most = needed["rnn"], needed["lstm"]
+    used = least is not None and (most is None or most >= USED * least)
     return judged(
-        [far, line],
-        f"Along the LSTM's c the gradient falls under 1 % at a lag of {lstm}, along the plain "
-        f"RNN's h at {rnn}, along the GRU's at {gru}"
-        + (
-            "."
-            if far
-            else f": {'farther, but not' if lstm > rnn else 'not'} {FARTHER:g} times as far."
-        ),
-        f"At lag {lag}, {percent(left[0])} is left along c and {percent(left[1])} along the LSTM's "
-        "own h"
-        + (
-            ": it is the memory line that carries it."
-            if line
-            else ". The states feed each other, so that what comes back along one comes back "
-            "along the other too."
-        ),
-        "The GRU, which has no memory beside its state, reaches farther still: its update gate "
+        [far, used],
+        f"At lag {lag}, {percent(lstm)} of the gradient is left along the LSTM's h and "
+        f"{percent(rnn)} along the plain RNN's"
+        + ("." if far else f": not {FARTHER:g} times as much."),
+        f"The LSTM needs {_context(most)} characters of context, the RNN {_context(least)}"
+        + ("." if used else f": not {USED:g} times as many."),
+        f"Along the LSTM's c {percent(left['lstm', 'c'])} is left, but of a size at lag 0 that is "
+        "another than along h: the two do not compare.",
+        f"The GRU, which has no memory beside its state, keeps {percent(gru)}: its update gate "
         "does for h what the forget gate does for c."
         if gru > lstm
         else "",
