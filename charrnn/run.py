@@ -666,8 +666,10 @@ def _refuse_too_large(shape: ModelConfig, config: TrainConfig, device: torch.dev
     gates, size = CELLS[shape.cell].gates, 4
     weights = recipe.matrix_weights(shape.cell, shape.vocabulary, shape.to_dict())
     a_character = 2 * shape.vocabulary + shape.layers * (gates + 2) * shape.hidden
-    needed = size * (5 * weights + config.bptt * config.batch_size * a_character)
-    needed += 50_000 * shape.layers
+    window = config.bptt * config.batch_size * a_character
+    if device.type == "cuda":
+        window *= 2  # the captured update keeps its memory while a pass's last window takes its own
+    needed = size * (5 * weights + window) + 50_000 * shape.layers
     if device.type == "cuda":
         _, there = torch.cuda.mem_get_info(device)
     else:
