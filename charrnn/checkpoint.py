@@ -41,6 +41,7 @@ __all__ = [
     "Checkpoint",
     "DamagedCheckpointError",
     "check_replaceable",
+    "exists",
     "find",
     "load",
     "read_meta",
@@ -308,6 +309,21 @@ def _cannot_save(path: Path, error: OSError) -> RunFolderError:
 # Reading ---------------------------------------------------------------------
 
 
+def exists(path: Path) -> bool:
+    """Whether there is something at a path.
+
+    ``Path.exists`` says no to what may not be looked at, too, from Python 3.14 on.
+
+    Raises:
+        OSError: it may not be looked at, or cannot be.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
+        return False
+    return True
+
+
 def find(path: str | Path) -> Path:
     """Return the checkpoint file that a path means: the file itself, or one in a run's folder.
 
@@ -318,12 +334,12 @@ def find(path: str | Path) -> Path:
     """
     path = Path(path)
     try:
+        if not exists(path):
+            raise CheckpointError(f"{shown(path)}: no such checkpoint or run's folder")
         if not path.is_dir():
-            if not path.exists():
-                raise CheckpointError(f"{shown(path)}: no such checkpoint or run's folder")
             return path
         for name in ("best.safetensors", "last.safetensors"):
-            if (path / name).exists():
+            if exists(path / name):
                 return path / name
     except OSError as error:
         raise CheckpointError(f"{shown(path)}: cannot be read: {reason(error)}") from error

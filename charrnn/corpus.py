@@ -537,8 +537,8 @@ def spool(stream: BinaryIO, made: Callable[[Path], object] = lambda path: None) 
     try:
         with tempfile.NamedTemporaryFile(prefix="charrnn-", delete=False) as file:
             path = Path(file.name)
-            made(path)
             try:
+                made(path)
                 shutil.copyfileobj(stream, file, 1 << 20)
                 size = file.tell()
             except BaseException:

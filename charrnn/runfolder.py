@@ -35,6 +35,7 @@ from typing import Any, Self
 from charrnn.checkpoint import (
     Checkpoint,
     DamagedCheckpointError,
+    exists,
     load,
     read_meta,
     replacing,
@@ -148,7 +149,8 @@ class RunFolder:
             f"{shown(path)}: holds no run to resume: leave --resume out to start one there"
         )
         with _failing(path, "cannot read the run's folder"):
-            if not path.is_dir() or not (_checkpoints(path) or (path / "lock").exists()):
+            is_folder = exists(path) and path.is_dir()
+            if not is_folder or not (_checkpoints(path) or exists(path / "lock")):
                 raise nothing
         try:
             lock = _take_lock(path, command)
@@ -259,7 +261,7 @@ class RunFolder:
         damage: DamagedCheckpointError | None = None
         for path in (self.path / "last.safetensors", *_generations(self.path)):
             try:
-                if not path.exists():
+                if not exists(path):
                     passed_over.append(f"{path.name}: missing")
                     continue
                 checkpoint = load(path)
@@ -421,7 +423,7 @@ def _generations(folder: Path) -> list[Path]:
 def _checkpoints(folder: Path) -> list[Path]:
     """Return all checkpoint files of a run, newest first."""
     named = [folder / "last.safetensors", *_generations(folder), folder / "best.safetensors"]
-    return [path for path in named if path.exists()]
+    return [path for path in named if exists(path)]
 
 
 def _link(source: Path, target: Path) -> None:
