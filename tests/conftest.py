@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import json
 import os
@@ -10,8 +11,10 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,6 +22,8 @@ from unittest import mock
 import hypothesis
 import pytest
 import torch
+
+from charrnn import native
 
 # A suite that was started in the background or under nohup ignores these signals, and so
 # would every process that it starts; the tests send them.
@@ -35,6 +40,10 @@ hypothesis.settings.load_profile("same")
 
 # Small tensors on busy cores: a second thread costs more than it gives.
 torch.set_num_threads(1)
+
+# What a caller's terminal or CI asks for is not what is tested.
+for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "CHARRNN_TRACEBACK"):
+    os.environ.pop(name, None)
 
 #: Of a process that a test starts.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "PYTHONWARNINGS": "error"}
@@ -115,6 +124,32 @@ def make_prose(length: int, seed: int = 1) -> str:
         line = " ".join(chance.choices(words, k=chance.randint(3, 8)))
         text += line.capitalize() + chance.choice((".", "!", "?", ",")) + "\n"
     return text[:length]
+
+
+@cache
+def compiles(*options: str) -> bool:
+    """Whether there is a C compiler that knows OpenMP and some options, and whose output runs."""
+    compiler = native.find_compiler()
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder) / "a.c", Path(folder) / "a.so"
+        source.write_text("#include <omp.h>\nint threads(void) { return omp_get_max_threads(); }\n")
+        words = [
+            *compiler,
+            "-fopenmp",
+            "-fPIC",
+            "-shared",
+            *options,
+            str(source),
+            "-o",
+            str(library),
+        ]
+        try:
+            if not compiler or subprocess.run(words, capture_output=True).returncode:
+                return False
+            ctypes.CDLL(str(library))
+        except OSError:
+            return False
+    return True
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from charrnn import cells, kernels, native
 from charrnn.cells import CELLS, Cell, State
 from charrnn.config import CELL_NAMES, CellName
 from charrnn.kernels import dropout
+from tests.conftest import compiles
 
 T, B, E, H = 7, 3, 5, 4
 
@@ -138,10 +139,9 @@ def loops_for(machine: str, *, tiles: bool) -> native.Loops:
     needs = {"x86-64-v2": "sse4_2", "x86-64-v3": "avx2"}.get(machine)
     if needs and not kernels._has(needs):
         pytest.skip(f"the processor has no {needs}")
-    compiler = native.find_compiler()
-    if not compiler:
-        pytest.skip("no C compiler")
-    compiled = native.compile_loops(compiler, machine, tiles=tiles)
+    if not compiles(f"-march={machine}"):
+        pytest.skip("no C compiler with OpenMP that knows it")
+    compiled = native.compile_loops(native.find_compiler(), machine, tiles=tiles)
     assert compiled is not None
     return compiled
 

@@ -4,6 +4,7 @@ import doctest
 import importlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib.machinery import SourceFileLoader
@@ -20,9 +21,13 @@ from charrnn.cli import app
 from charrnn.config import CellName
 
 ROOT = Path(__file__).parent.parent
-LISTED = subprocess.run(
-    ["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=False
-).stdout.split()
+LISTED = (
+    subprocess.run(
+        ["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split()
+    if shutil.which("git")
+    else []
+)
 #: Every page; outside a checkout, those of the usual places.
 PAGES = [ROOT / name for name in LISTED] or [*ROOT.glob("*.md"), *ROOT.glob("*/*.md")]
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from charrnn import loops, native
 from charrnn.kernels import multiplies_bf16
 from charrnn.loops import beats_onednn_lstm, run_gru, run_lstm, run_rnn
+from tests.conftest import compiles
 
 T, B, E, H = 9, 11, 5, 37
 
-needs_compiler = pytest.mark.skipif(not native.find_compiler(), reason="no C compiler")
+needs_compiler = pytest.mark.skipif(not compiles(), reason="no C compiler with OpenMP")
 
 
 def run(cell: str, lanes: slice, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -121,6 +122,8 @@ def test_sigmoid_is_exact_everywhere() -> None:
 def test_the_compiler_has_nothing_to_say(options: list[str], machine: str, tmp_path: Path) -> None:
     if machine.startswith("x86") and "x86" not in str(torch.cpu.get_capabilities()["architecture"]):
         pytest.skip("another processor")
+    if not compiles(f"-march={machine}"):
+        pytest.skip("a compiler that does not know it")
     strict = ["-std=gnu11", "-O3", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
     with as_file(files("charrnn") / "recurrence.c") as source:
         command = [*native.find_compiler(), *strict, *options, f"-march={machine}", "-c"]
@@ -130,6 +133,7 @@ def test_the_compiler_has_nothing_to_say(options: list[str], machine: str, tmp_p
 def test_without_a_compiler_there_are_no_loops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("CHARRNN_NATIVE", raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     for compiler in (["false"], [str(tmp_path / "none")]):

@@ -54,6 +54,9 @@ def soon_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         charrnn.sampling, "sample", lambda *args: itertools.islice(real_sample(*args), 20)
     )
     monkeypatch.setattr(os, "fsync", lambda _fd: None)  # nothing here has to outlive the machine
+    sysconf = os.sysconf  # 16 GiB, whatever this machine has
+    pages = 2**34 // sysconf("SC_PAGE_SIZE")
+    monkeypatch.setattr(os, "sysconf", lambda n: pages if n == "SC_PHYS_PAGES" else sysconf(n))
     (folder / "here").mkdir(exist_ok=True)
     monkeypatch.chdir(folder / "here")
 

@@ -113,6 +113,8 @@ def poisoned(step: int, place: str, number: float, text: Path, run: Path) -> str
     window = (step - 1) % 17
     place_in_text = f"step {step} (pass {(step - 1) // 17 + 1}, window {window + 1}, "
     place_in_text += f"from character {7 * window} of each lane on)"
+    if not {"losses before it", "gradient norm"} <= set(re.findall(MEASURED, result.err)):
+        return f"what was measured is not said: {result.err}"
     if place_in_text not in result.err:
         return f"{place_in_text} is not named: {result.err}"
     if step <= 6:
@@ -135,6 +137,7 @@ def poisoned(step: int, place: str, number: float, text: Path, run: Path) -> str
     return None
 
 
+MEASURED = "losses before it|gradient norm"
 PLACES = ("loss", "gradient", "activation")
 NUMBERS = (math.nan, math.inf, -math.inf)
 

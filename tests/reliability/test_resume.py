@@ -250,8 +250,11 @@ def test_sampling_and_logging_do_not_touch_training(
     monkeypatch.setattr(charrnn.training, "LOG_EVERY", 1)
     monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 3)
     monkeypatch.setattr(charrnn.training, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(charrnn.training, "SAVE_SHARE", 1.0)
-    changed = weights(straight(tmp_path / "changed", tale, **choices))
+    monkeypatch.setattr(charrnn.training, "SAVE_SHARE", 1e9)
+    with RunFolder.create(tmp_path / "changed") as folder:
+        names = [type(event).__name__ for event in drive(begin(folder, tale, **choices))]
+    assert names.count("Saved") >= names.count("Logged") == 44
+    changed = weights(tmp_path / "changed")
     promise("R5", "a row and a checkpoint every step, samples of 3 characters", "equal weights")
     assert equal(changed, expected)
 
