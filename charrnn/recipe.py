@@ -167,9 +167,10 @@ def pressure(passes: float, parameters: int, characters: int) -> float:
 def regularisation(cell: CellName, pressure: float) -> tuple[float, float]:
     """Return the dropout and the weight drop of a run.
 
-    Where a text is not learned by heart, dropout only slows it down. A plain RNN is slower
-    to learn by heart, and hiding units from it costs more than it gains: its weights are
-    dropped alone (docs/performance.md).
+    Where a text is not learned by heart, dropout only slows it down. Where it is read some
+    ten times, hiding units is better than dropping weights, which comes in later. A plain RNN
+    is slower to learn by heart, and hiding units from it costs more than it gains: its weights
+    are dropped alone (docs/performance.md).
 
     Args:
         cell: of the model.
@@ -178,22 +179,25 @@ def regularisation(cell: CellName, pressure: float) -> tuple[float, float]:
     pressure = max(1.0, pressure)
     if cell == "rnn":
         return 0.0, round(min(0.5, max(0.0, 0.08 * math.log2(pressure / 16))), 2)
-    dropout = min(0.6, 0.02 * pressure**0.6) if pressure > LEAST_PRESSURE else 0.0
-    return round(dropout, 2), round(0.8 * dropout, 2)
+    if pressure <= LEAST_PRESSURE:
+        return 0.0, 0.0
+    dropout = min(0.6, 0.1 * math.log2(pressure / 4))
+    share = min(0.8, max(0.0, 0.5 * math.log2(pressure / 32)))
+    return round(dropout, 2), round(share * dropout, 2)
 
 
 def weight_decay(cell: CellName, pressure: float) -> float:
     """Return Muon's weight decay in a run.
 
-    Twice as much where a text is learned by heart, and with a plain RNN, of which no unit
-    is hidden then, four times (docs/performance.md).
+    Twice as much where a text is read some ten times, and with a plain RNN, of which no unit
+    is hidden then, in time four times (docs/performance.md).
 
     Args:
         cell: of the model.
         pressure: see ``pressure``.
     """
-    begins, most = (8, 4.0) if cell == "rnn" else (16, 2.0)
-    return round(WEIGHT_DECAY * min(most, max(1.0, pressure / begins)), 2)
+    most = 4.0 if cell == "rnn" else 2.0
+    return round(WEIGHT_DECAY * min(most, max(1.0, pressure / 8)), 2)
 
 
 def matrix_weights(cell: CellName, vocabulary: int, shape: Mapping[str, int]) -> int:
