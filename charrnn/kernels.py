@@ -13,6 +13,7 @@ Axis letters: T time, B lanes, K a product's inner axis, N its columns, V vocabu
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -66,6 +67,7 @@ def _uses_onednn(x: Tensor) -> bool:
     return _HAS_ONEDNN and known and bool(torch.backends.mkldnn.enabled)
 
 
+@cache  # it is asked for every product
 def _onednn_takes_bf16() -> bool:
     """Whether oneDNN multiplies bf16 on this CPU; torch's own product does on any."""
     supported = getattr(_ONEDNN, "_is_mkldnn_bf16_supported", None)

@@ -382,14 +382,9 @@ def scaling(lab: Lab) -> Section:
     n = len(size.seeds)
     prices = {group: priced[i * n : (i + 1) * n] for i, group in enumerate(groups)}
     medians = {group: statistics.median(prices[group]) for group in groups}
-    named = {
-        (
-            how,
-            cell,
-            rate,
-        ): f"{cell.upper()}, {'scaled to norm 1' if how == 'scaled' else 'as it is'}, rate {rate}"
-        for how, cell, rate in groups
-    }
+    words = {"plain": "as it is", "scaled": "scaled to norm 1"}
+    names = [f"{cell.upper()}, {words[how]}, rate {rate}" for how, cell, rate in groups]
+    named = dict(zip(groups, names, strict=True))
     best = {
         (how, cell): min(medians[group] for group in groups if group[:2] == (how, cell))
         for how, cell, _ in groups

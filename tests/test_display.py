@@ -88,6 +88,15 @@ def show_all(display: Display, run: Run) -> None:
     display.close()
 
 
+def said(run: Run, event: Event, capsys: pytest.CaptureFixture[str]) -> str:
+    """Return what the plain display says on stderr of an event."""
+    display = open_display(as_json=False, quiet=False)
+    display.start(run)
+    capsys.readouterr()
+    display.show(event)
+    return capsys.readouterr().err
+
+
 class TestPlain:
     @pytest.fixture
     def lines(self, run: Run, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -129,11 +138,7 @@ class TestPlain:
         ]
 
     def test_a_plan_made_again_says_so(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-        display = open_display(as_json=False, quiet=False)
-        display.start(run)
-        capsys.readouterr()
-        display.show(Planned(9000, 100, 50, again=True))
-        (line,) = capsys.readouterr().err.splitlines()
+        (line,) = said(run, Planned(9000, 100, 50, again=True), capsys).splitlines()
         assert line.startswith("the speed has changed: planned again, 9,000 steps, ")
 
     def test_says_what_is_kept_to_test(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,11 +186,7 @@ class TestPlain:
     def test_says_why_an_update_is_not_captured(
         self, run: Run, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        display = open_display(as_json=False, quiet=False)
-        display.start(run)
-        capsys.readouterr()
-        display.show(Uncaptured("out of memory"))
-        assert capsys.readouterr().err == (
+        assert said(run, Uncaptured("out of memory"), capsys) == (
             "the update cannot be captured in a CUDA graph and is slower without, because: out of "
             "memory\n"
         )
@@ -193,11 +194,7 @@ class TestPlain:
     def test_a_stopped_run_says_how_to_go_on(
         self, run: Run, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        display = open_display(as_json=False, quiet=False)
-        display.start(run)
-        capsys.readouterr()
-        display.show(Finished("SIGINT", complete=False))
-        lines = capsys.readouterr().err.splitlines()
+        lines = said(run, Finished("SIGINT", complete=False), capsys).splitlines()
         assert lines[0].startswith("stopped by SIGINT after 1,200 steps")
         assert lines[-1] == f"go on with: {run.command()}"
         assert "--resume" in lines[-1]
