@@ -119,15 +119,16 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         f"| `--layers` | {lstm.layers} | {on_gpu.layers} |",
         f"LSTM and GRU {lstm.hidden}, RNN {rnn.hidden};",
         f"for each of {', '.join(wider[:-1])} and {wider[-1]} million characters that the run is "
-        f"expected to read, {recipe.GUESSED_SPEED['cpu']:,} a second",
+        f"expected to read, {recipe.GUESSED_SPEED['cpu']:,} / "
+        f"(1 + symbols / {recipe.HALVED_BY['cpu']:,}) a second",
         f"(GRU: {recipe.WIDER_FROM['gru'][0] / 1e6:g} instead of {wider[0]}; "
         f"RNN: {recipe.WIDER_FROM['rnn'][0] / 1e6:g} alone, and only in fewer than "
         f"{recipe.RNN_WIDER_IN_PASSES} passes)",
         f"{recipe.MOST_WEIGHTS['cpu']:g} weights for a character",
         f"LSTM and GRU {on_gpu.hidden}, {recipe.GPU_UNITS['lstm'][1]} from "
         f"{recipe.GPU_WIDER_FROM / 1e6:g} million characters on, "
-        f"{recipe.GUESSED_SPEED['cuda']:,} a second, of these at most what gives it "
-        f"{recipe.MOST_WEIGHTS['cuda']:g}; RNN {rnn_on_gpu.hidden} |",
+        f"{recipe.GUESSED_SPEED['cuda']:,} / (1 + symbols / {recipe.HALVED_BY['cuda']:,}) a second; "
+        f"RNN {rnn_on_gpu.hidden}; of these at most what gives it {recipe.MOST_WEIGHTS['cuda']:g} |",
         f"LSTM and GRU {lstm_trained.batch_size} x {lstm_trained.bptt}, "
         f"RNN {rnn_trained.batch_size} x {rnn_trained.bptt};",
         f"Muon {lstm_trained.lr} (RNN {rnn_trained.lr}), AdamW {lstm_trained.lr_adam};",
