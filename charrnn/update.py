@@ -154,8 +154,9 @@ class Update:
         return self._update(x_TB, y_TB, counted)
 
     def forget_capture(self) -> None:
-        """Capture anew at the next window: what the model does in training has changed."""
+        """Capture anew, after some windows: what the model does in training has changed."""
         self._graph = None
+        self._eager_updates = 0
 
     def _update(self, x_TB: Tensor, y_TB: Tensor, counted: int) -> UpdateResult:
         for weight in self._weights:
@@ -203,11 +204,13 @@ class Update:
     def _capture(self, x_TB: Tensor, y_TB: Tensor, counted: int) -> None:
         """Record one update; nothing runs while it is recorded."""
         self._x_TB, self._y_TB = x_TB.clone(), y_TB.clone()
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph):
                 self._result = self._update(self._x_TB, self._y_TB, counted)
         except RuntimeError as error:
-            self.capture_failure = str(error).splitlines()[0]
+            # A capture that fails at its end leaves its own stream the current one.
+            torch.cuda.set_stream(stream)
+            self.capture_failure = (str(error).splitlines() or ["no reason given"])[0]
         else:
             self._graph = graph

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,7 +19,7 @@ from charrnn.corpus import scan
 from charrnn.model import CharModel, Hidden
 from charrnn.optimiser import MuonAdamW
 from charrnn.stream import Lanes
-from charrnn.update import Update, clip
+from charrnn.update import Update, UpdateResult, clip
 from charrnn.vocabulary import Vocabulary
 from tests.conftest import make_prose
 
@@ -33,15 +37,16 @@ class Setting:
     """
 
     def __init__(
-        self, folder: Path, cell: CellName, *, lanes: int, bptt: int, **training: Any
-    ) -> None:
+        self, folder: Path, cell: CellName, *, lanes: int, bptt: int, device: str = "cpu",
+        **training: Any,
+    ) -> None:  # fmt: skip
         path = folder / "text"
         path.write_text(make_prose(103))
         corpus = scan([str(path)])
         vocabulary = Vocabulary.from_counts(corpus.counts, "utf-8", 1)
         torch.manual_seed(5)
         shape = ModelConfig(cell=cell, vocabulary=vocabulary.size, layers=2, hidden=6, embedding=4)
-        self.model = CharModel(shape).double()
+        self.model = CharModel(shape).double().to(device)
         with torch.no_grad():
             for weight in self.model.parameters():
                 weight.mul_(2)
@@ -194,6 +199,117 @@ def test_rates_of_zero_leave_the_weights(tmp_path: Path, cell: CellName) -> None
     for chunk in islice(setting.lanes.chunks(), 3):
         setting.update(chunk)
     assert all(map(torch.equal, before, setting.weights))
+
+
+class Recording:
+    """Stands for a CUDA graph on a CPU: a replay makes the update that was recorded."""
+
+    def __init__(self) -> None:
+        self.call: tuple[Any, ...] = ()
+        nothing = torch.zeros((), dtype=torch.float64)
+        self.held = UpdateResult(nothing, nothing.clone(), torch.zeros((), dtype=torch.bool))
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        result = UPDATE(*self.call)
+        for name in ("loss", "norm", "clipped"):
+            getattr(self.held, name).copy_(getattr(result, name))
+
+
+UPDATE = Update._update
+
+
+@pytest.fixture
+def cuda_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mock]:
+    """Let ``Update._captured_update`` run without a GPU; nothing runs while it records."""
+    cuda = Mock(CUDAGraph=Recording, stream=lambda _stream: nullcontext())
+
+    @contextmanager
+    def graph(recording: Recording) -> Iterator[None]:
+        cuda.recordings.append(recording)
+
+        def record(*call: Any) -> UpdateResult:
+            recording.call = call
+            return recording.held
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Update, "_update", record)
+            yield
+        if cuda.failure is not None:
+            raise cuda.failure
+
+    cuda.graph, cuda.failure, cuda.recordings = graph, None, []
+    monkeypatch.setattr("charrnn.update.torch.cuda", cuda)
+    return cuda
+
+
+def captured_run(setting: Setting, cuda: Mock | None) -> list[Tensor]:
+    """Make 14 updates, a pass's last, shorter window and another dropout among them."""
+    setting.update.optimiser.set_rates(0.02, 0.01)
+    losses = []
+    for number, chunk in enumerate(islice(setting.lanes.chunks(), 14)):
+        if number == 9:
+            setting.model.set_dropout(0.0, 0.3)
+            setting.update.forget_capture()
+        if cuda is None or len(chunk.x_TB) < 7:
+            result = setting.update(chunk)
+        else:
+            if chunk.first:
+                for state in setting.update.hidden:
+                    for part_BH in state:
+                        part_BH.zero_()
+            result = setting.update._captured_update(chunk.x_TB, chunk.y_TB, len(chunk.x_TB))
+        losses.append(result.loss)
+    return [*losses, *setting.weights]
+
+
+def test_a_captured_update_is_the_eager_one(
+    tmp_path: Path, cell: CellName, cuda_on_a_cpu: Mock
+) -> None:
+    eager = captured_run(Setting(tmp_path, cell, lanes=3, bptt=7), None)
+    setting = Setting(tmp_path, cell, lanes=3, bptt=7)
+    assert all(map(torch.equal, captured_run(setting, cuda_on_a_cpu), eager))
+    assert setting.update.capture_failure is None
+    assert [recording.replays for recording in cuda_on_a_cpu.recordings] == [5, 1]
+
+
+@pytest.mark.parametrize(("message", "reason"), [("no\nmore", "no"), ("", "no reason given")])
+def test_where_no_graph_can_be_captured_updates_go_on(
+    tmp_path: Path, cuda_on_a_cpu: Mock, message: str, reason: str
+) -> None:
+    eager = captured_run(Setting(tmp_path, "lstm", lanes=3, bptt=7), None)
+    setting = Setting(tmp_path, "lstm", lanes=3, bptt=7)
+    cuda_on_a_cpu.failure = RuntimeError(message)
+    assert all(map(torch.equal, captured_run(setting, cuda_on_a_cpu), eager))
+    assert setting.update.capture_failure == reason
+    assert len(cuda_on_a_cpu.recordings) == 1
+    cuda_on_a_cpu.set_stream.assert_called_once_with(cuda_on_a_cpu.current_stream.return_value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_captured_update_is_the_eager_one(tmp_path: Path, cell: CellName) -> None:
+    eager, captured = (Setting(tmp_path, cell, lanes=3, bptt=7, device="cuda") for _ in range(2))
+    eager.update.capture_failure = "not wanted"
+    for setting in (eager, captured):
+        setting.update.optimiser.set_rates(0.02, 0.01)
+        for chunk in islice(setting.lanes.chunks(), 14):
+            setting.update(chunk)
+    assert captured.update.capture_failure is None
+    for ours, expected in zip(captured.weights, eager.weights, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_every_replay_drops_other_units(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, "lstm", lanes=3, bptt=7, device="cuda")
+    setting.model.set_dropout(0.5, 0.3)
+    chunk = replace(next(iter(setting.lanes.chunks())), first=True)
+    losses = [setting.update(chunk).loss.item() for _ in range(9)]
+    assert setting.update.capture_failure is None
+    assert len(set(losses)) == 9
 
 
 def gradients(scale: float = 1.0) -> list[Tensor]:
