@@ -45,8 +45,9 @@ SHORTEST_LANE = 16 * WARM_UP
 #: Lanes that keep each kind of device busy.
 MOST_LANES = {"cpu": 32, "cuda": 512, "mps": 128}
 WINDOW = 128
-#: Logits of a window, T x B x V: with a vocabulary of 100,000 the window has to be shorter.
-MOST_LOGITS = {"cpu": 1 << 26, "cuda": 1 << 30, "mps": 1 << 28}
+#: Logits of a window, T x B x V: with many symbols the window has to be shorter. A GPU holds
+#: each in 12 bytes, twice in bf16 and twice in float32, so that this is 1.6 GB.
+MOST_LOGITS = {"cpu": 1 << 26, "cuda": 1 << 27, "mps": 1 << 27}
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: the caller asked to stop
