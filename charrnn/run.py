@@ -37,6 +37,7 @@ from charrnn.errors import (
 )
 from charrnn.kernels import multiplies_bf16
 from charrnn.loops import suits_lstm
+from charrnn.machine import processor
 from charrnn.model import CharModel
 from charrnn.optimiser import OPTIMISERS
 from charrnn.runfolder import RunFolder
@@ -264,6 +265,7 @@ class Run:
             "keep": self.folder.keep,
             "device": self.device.type,
             "threads": torch.get_num_threads(),
+            "processor": processor(),
         }
         saved = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
         for name, tensor in saved.items():
@@ -616,6 +618,7 @@ def _other_machine(checkpoint: Checkpoint, device: torch.device) -> list[str]:
         ("device", checkpoint.require("device", str), device.type),
         ("threads", checkpoint.require("threads", int), torch.get_num_threads()),
         ("torch", checkpoint.versions["torch"], str(torch.__version__)),
+        ("processor", checkpoint.meta.get("processor", processor()), processor()),
     )
     changes = [f"{what} {now} (was {then})" for what, then, now in then_and_now if then != now]
     if not changes:

@@ -19,6 +19,7 @@ import charrnn.training
 from charrnn.checkpoint import Checkpoint, load, save
 from charrnn.config import ModelConfig, TrainConfig
 from charrnn.errors import CharrnnError, CheckpointError, CorpusError, UsageError
+from charrnn.machine import processor
 from charrnn.run import Progress, resume
 from charrnn.runfolder import RunFolder
 from charrnn.trained import TextRecord, load_model
@@ -394,10 +395,11 @@ def test_keep_is_remembered(tmp_path: Path, tale: Path, monkeypatch: pytest.Monk
 
 def test_another_machine_is_told(run: Path) -> None:
     checkpoint = load(run / "last.safetensors")
-    meta = {**checkpoint.meta, "threads": 64}
+    meta = {**checkpoint.meta, "threads": 64, "processor": "a Zilog Z80"}
     rewrite(run, meta=meta, versions={**checkpoint.versions, "torch": "1.0.0"})
     said = run_cli("train", "--run", run, "--resume").err
-    assert f"threads 1 (was 64), torch {torch.__version__} (was 1.0.0): results may differ" in said
+    changes = f"threads 1 (was 64), torch {torch.__version__} (was 1.0.0), processor {processor()}"
+    assert f"{changes} (was a Zilog Z80): results may differ" in said
 
 
 def test_a_checkpoint_from_before_a_field_was_added(run: Path) -> None:
