@@ -449,6 +449,7 @@ def resume(
         raise CheckpointError(f"{shown(path)}: the field 'text' is not usable: {error}") from error
 
     model = with_weights(shape, prefixed(checkpoint.tensors, "model."), path)
+    _refuse_too_large(shape, config, device)
     run = _assemble(
         model.to(device), vocabulary, config, train, valid, train.counts(), progress, folder,
         record, notes,
@@ -662,17 +663,22 @@ def _restore(run: Run, tensors: Mapping[str, Tensor]) -> None:
 def _refuse_too_large(shape: ModelConfig, config: TrainConfig, device: torch.device) -> None:
     """Refuse what can never fit, before the system kills the process for trying.
 
-    The estimate counts what is kept for the backward pass of one window, and every
-    weight with its gradient, its moments and the work space of its update; 50 kB are
-    a layer's objects.
+    The estimate counts what is kept for the backward pass of one window, the logits of what
+    counts, and every weight with its gradient, its moments and the work space of its update;
+    50 kB are a layer's objects.
     """
     gates, size = CELLS[shape.cell].gates, 4
     weights = recipe.matrix_weights(shape.cell, shape.vocabulary, shape.to_dict())
-    a_character = 2 * shape.vocabulary + shape.layers * (gates + 2) * shape.hidden
-    window = config.bptt * config.batch_size * a_character
+    states = config.bptt * shape.layers * (gates + 2) * shape.hidden
+    logits = (config.loss_last or config.bptt) * shape.vocabulary
+    if device.type == "cpu":
+        # They become their own gradient where they lie, in the precision of products.
+        window = size * states + (2 if config.precision == "bf16" else 4) * logits
+    else:
+        window = size * (states + 2 * logits)
     if device.type == "cuda":
         window *= 2  # the captured update keeps its memory while a pass's last window takes its own
-    needed = size * (5 * weights + window) + 50_000 * shape.layers
+    needed = size * 5 * weights + config.batch_size * window + 50_000 * shape.layers
     if device.type == "cuda":
         _, there = torch.cuda.mem_get_info(device)
     else:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -296,7 +298,35 @@ def test_a_warm_up_is_a_tenth_of_few_epochs_too(start_run: StartRun) -> None:
     planned = run.progress.planned_steps
     assert planned is not None
     assert planned < 500
-    assert run.config.warmup_steps == -(-planned // 10)
+    assert run.config.warmup_steps == pytest.approx(planned / 10, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "fits"),
+    [
+        ({"bptt": 40_000, "loss_last": 100}, True),
+        ({"bptt": 40_000}, False),
+        ({"bptt": 20_000, "precision": "fp32"}, False),
+        ({"bptt": 20_000, "precision": "bf16"}, True),
+    ],
+)
+def test_what_cannot_fit_is_refused_and_nothing_else(
+    start_run: StartRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any], fits: bool,
+) -> None:  # fmt: skip
+    """3 lanes, 1,000 symbols, 9 units: 40 MB an update of bf16 logits for 20,000 of window."""
+    path = tmp_path / "symbols"
+    path.write_text("".join(chr(0x4E00 + i % 999) for i in range(200_000)))
+    pages = 200_000_000 // os.sysconf("SC_PAGE_SIZE")
+    sysconf = os.sysconf
+    monkeypatch.setattr(os, "sysconf", lambda n: pages if n == "SC_PHYS_PAGES" else sysconf(n))
+    monkeypatch.setattr("charrnn.run.multiplies_bf16", lambda _device: True)
+    begin = partial(start_run, TextChoices(texts=(str(path),)), steps=1, **options)
+    if fits:
+        begin()
+    else:
+        with pytest.raises(UsageError, match="training needs about"):
+            begin()
 
 
 def test_epochs_without_end_can_be_gone_on_with(start_run: StartRun) -> None:
