@@ -111,7 +111,10 @@ def choose(
     training["decay_embedding"] = vocabulary >= MANY_SYMBOLS[choices.cell]
     chosen, chosen_model = given(choices.training), given(choices.model)
     planned = training | chosen
-    passes = _passes(budget, planned, vocabulary, characters, device)
+    # What makes no sense is refused where the numbers are put together.
+    a_step = max(1, planned["batch_size"] * (planned.get("loss_last") or planned["bptt"]))
+    read = _characters_read(budget, a_step, vocabulary, characters, device)
+    passes = read / characters
     hidden = _hidden(choices.cell, device, planned["precision"], vocabulary, passes, characters)
     shape = {"layers": 1, "hidden": hidden, "embedding": min(vocabulary, hidden)}
     sizes = {name: chosen_model.get(name, size) for name, size in shape.items()}
@@ -135,8 +138,8 @@ def choose(
             **chosen_model,
         }
     )
-    if "steps" in budget:
-        training["warmup_steps"] = min(training["warmup_steps"], int(-(-budget["steps"] // 10)))
+    tenth = read / a_step / 10
+    training["warmup_steps"] = math.ceil(max(1, min(training["warmup_steps"], tenth)))
     if (optimiser := chosen.get("optimiser")) in ONE_RATE:
         training |= ONE_RATE[optimiser]
     if "lr" in chosen:
@@ -218,24 +221,17 @@ def _recurrent_weights(cell: CellName, layers: int, hidden: int, embedding: int)
     return GATES[cell] * hidden * (embedding + hidden + (layers - 1) * 2 * hidden)
 
 
-def _passes(
-    budget: dict[str, float | int],
-    training: dict[str, Any],
-    vocabulary: int,
-    characters: int,
-    device: str,
+def _characters_read(
+    budget: dict[str, float | int], a_step: int, vocabulary: int, characters: int, device: str
 ) -> float:
-    """Return the passes over the text that a budget allows; a guess if it is in minutes."""
+    """Return the characters that a budget reads; a guess if it is in minutes."""
     if "epochs" in budget:
-        return float(budget["epochs"])
+        return float(budget["epochs"] * characters)
     if "steps" in budget:
-        window = training.get("loss_last") or training["bptt"]
-        # What makes no sense is refused where the numbers are put together.
-        read = budget["steps"] * max(1, training["batch_size"] * window)
         # No float holds every whole number that can be typed.
-        return float(min(read, 10**15) / characters)
+        return float(min(budget["steps"] * a_step, 10**15))
     speed = GUESSED_SPEED[device] / (1 + vocabulary / HALVED_BY[device])
-    return float(budget["minutes"] * 60 * speed / characters)
+    return float(budget["minutes"] * 60 * speed)
 
 
 def given(fields: dict[str, Any]) -> dict[str, Any]:

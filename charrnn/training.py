@@ -18,7 +18,14 @@ from typing import Any
 from charrnn.config import SampleConfig
 from charrnn.errors import CorpusError, NonFiniteError
 from charrnn.evaluation import Interrupted, Scores, score
-from charrnn.recipe import LEAST_SCORED, Schedule, plan_validations, pressure, regularisation
+from charrnn.recipe import (
+    LEAST_SCORED,
+    Schedule,
+    matrix_weights,
+    plan_validations,
+    pressure,
+    regularisation,
+)
 from charrnn.run import Run
 from charrnn.sampling import sample
 from charrnn.update import UpdateResult
@@ -328,9 +335,10 @@ class _Loop:
         progress.validate_every, progress.validate_characters = every, characters
         if self.run.config.dropout_by_plan:
             passes = total / self.run.lanes.chunks_per_pass
-            model = self.run.model
-            pressed = pressure(passes, model.parameter_count(), self.run.train.characters)
-            model.set_dropout(*regularisation(model.config.cell, pressed))
+            model, shape = self.run.model, self.run.model.config
+            weights = matrix_weights(shape.cell, shape.vocabulary, shape.to_dict())
+            pressed = pressure(passes, weights, self.run.train.characters)
+            model.set_dropout(*regularisation(shape.cell, pressed))
             self.run.update.forget_capture()
         return Planned(total, every, characters)
 

@@ -127,8 +127,9 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         f"{recipe.MOST_WEIGHTS['cpu']:g} weights for a character",
         f"LSTM and GRU {on_gpu.hidden}, {recipe.GPU_UNITS['lstm'][1]} from "
         f"{recipe.GPU_WIDER_FROM / 1e6:g} million characters on, "
-        f"{recipe.GUESSED_SPEED['cuda']:,} / (1 + symbols / {recipe.HALVED_BY['cuda']:,}) a second; "
-        f"RNN {rnn_on_gpu.hidden}; of these at most what gives it {recipe.MOST_WEIGHTS['cuda']:g} |",
+        f"{recipe.GUESSED_SPEED['cuda']:,} / (1 + symbols / {recipe.HALVED_BY['cuda']:,}) a "
+        f"second; RNN {rnn_on_gpu.hidden}; of these at most what gives it "
+        f"{recipe.MOST_WEIGHTS['cuda']:g} |",
         f"LSTM and GRU {lstm_trained.batch_size} x {lstm_trained.bptt}, "
         f"RNN {rnn_trained.batch_size} x {rnn_trained.bptt};",
         f"Muon {lstm_trained.lr} (RNN {rnn_trained.lr}), AdamW {lstm_trained.lr_adam};",

@@ -441,6 +441,7 @@ def test_minutes_are_kept(
 ) -> None:
     monkeypatch.setattr("charrnn.training.time", Clock())
     run = start_run(TextChoices(texts=(str(prose),), valid_share=valid_share), minutes=0.2)
+    guessed = run.model.config.dropout
     events = list(train(run))
     planned = only(events, Planned)[-1]
     assert run.progress.step == planned.total_steps == run.progress.planned_steps
@@ -451,6 +452,13 @@ def test_minutes_are_kept(
     rates = [row["learning_rate"] for row in rows(run) if "learning_rate" in row]
     assert max(rates) > 0.9 * run.config.lr
     assert rates[-1] < 0.1 * run.config.lr
+    shape = run.model.config
+    weights = recipe.matrix_weights(shape.cell, shape.vocabulary, shape.to_dict())
+    passes = planned.total_steps / run.lanes.chunks_per_pass
+    pressure = recipe.pressure(passes, weights, run.train.characters)
+    assert (shape.dropout, shape.weight_drop) == recipe.regularisation(shape.cell, pressure)
+    assert shape.dropout < guessed, "the plan is of fewer passes than were expected"
+    assert {cell.weight_drop for cell in run.model.layers()} == {shape.weight_drop}
 
 
 @pytest.mark.parametrize("slowdown", [1.0, 1.1, 2.5, 0.4])
