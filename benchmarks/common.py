@@ -1,4 +1,4 @@
-"""What the benchmarks share: whom to compare with, the machine, timing in turns, JSON."""
+"""What the benchmarks share: whom to compare with, where, timing in turns, JSON."""
 
 from __future__ import annotations
 
@@ -12,13 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from charrnn.config import CellName
 from charrnn.machine import processor
 from charrnn.native import loops
 
-__all__ = ["TORCH_NN", "UNREAD", "in_turns", "machine", "write_json"]
+__all__ = [
+    "TORCH_NN",
+    "UNREAD",
+    "Reference",
+    "ReferenceTraining",
+    "in_turns",
+    "machine",
+    "write_json",
+]
 
 #: What the cells are compared with.
 TORCH_NN: dict[CellName, Callable[..., nn.RNNBase]] = {
@@ -28,6 +37,61 @@ TORCH_NN: dict[CellName, Callable[..., nn.RNNBase]] = {
 }
 #: What --corpora says where it has no use.
 UNREAD = "every benchmark takes it; this one reads nothing there"
+
+
+class Reference(nn.Module):
+    """A character model as tutorials write it: embedding, torch.nn's cell, head."""
+
+    def __init__(
+        self, cell: CellName, vocabulary: int, embedding: int, hidden: int, layers: int = 1
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, embedding)
+        self.cell = TORCH_NN[cell](embedding, hidden, layers)
+        self.head = nn.Linear(hidden, vocabulary)
+
+    def forward(self, x_TB: Tensor, state: object = None) -> tuple[Tensor, object]:
+        """Return logits_TBV and the state after the window."""
+        out_TBH, state = self.cell(self.embedding(x_TB), state)
+        return self.head(out_TBH), state
+
+
+class ReferenceTraining:
+    """Updates a reference window by window with AdamW, the state carried, the norm clipped.
+
+    Args:
+        model: on its device.
+        rate: of AdamW.
+        narrow: whether products are in bf16, by autocast.
+    """
+
+    def __init__(self, model: Reference, rate: float, narrow: bool) -> None:
+        self.model = model
+        device = model.head.weight.device.type
+        self.optimiser = torch.optim.AdamW(
+            model.parameters(), lr=rate, betas=(0.9, 0.99), fused=True
+        )
+        self.state: object = None
+        self.autocast = torch.autocast(device, torch.bfloat16, enabled=narrow)
+
+    def update(self, x_TB: Tensor, y_TB: Tensor) -> None:
+        """Make one update of the weights."""
+        with self.autocast:
+            logits_TBV, state = self.model(x_TB, self.state)
+        self.state = detached(state)
+        loss = F.cross_entropy(logits_TBV.float().flatten(0, 1), y_TB.flatten())
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+
+
+def detached(state: object) -> object:
+    """Cut a torch.nn state, a tensor or a pair of them, from its past."""
+    if isinstance(state, tuple):
+        return tuple(part.detach() for part in state)
+    assert isinstance(state, Tensor)
+    return state.detach()
 
 
 def machine() -> str:

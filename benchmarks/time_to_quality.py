@@ -18,19 +18,23 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.common import TORCH_NN, machine, write_json
+from benchmarks.common import Reference, ReferenceTraining, machine, write_json
 from charrnn.config import CELL_NAMES, CellName
-from charrnn.device import synchronise
+from charrnn.device import choose_device, synchronise
 from charrnn.kernels import multiplies_bf16
+
+#: The reference's, of AdamW, before its decay.
+RATE = 3e-3
 
 
 @dataclass(frozen=True)
@@ -69,58 +73,11 @@ def ours(text: Path, cell: CellName, minutes: float, folder: Path) -> Outcome:
     )
 
 
-class Reference(nn.Module):
-    """Embedding, one torch.nn cell, head."""
-
-    def __init__(self, cell: CellName, vocabulary: int, hidden: int = 256) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(vocabulary, 64)
-        self.cell = TORCH_NN[cell](64, hidden)
-        self.head = nn.Linear(hidden, vocabulary)
-
-    def forward(self, x_TB: Tensor, state: object = None) -> tuple[Tensor, object]:
-        """Return logits_TBV and the state after the window."""
-        out_TBH, state = self.cell(self.embedding(x_TB), state)
-        return self.head(out_TBH), state
-
-
-def detached(state: object) -> object:
-    """Cut a torch.nn state, a tensor or a pair of them, from its past."""
-    if isinstance(state, tuple):
-        return tuple(part.detach() for part in state)
-    assert isinstance(state, Tensor)
-    return state.detach()
-
-
-class ReferenceTraining:
-    """Updates a plain reference window by window, the state carried.
-
-    Args:
-        cell: of torch.nn.
-        vocabulary: V.
-        device: where to compute.
-        narrow: whether products are in bf16, by autocast.
-    """
-
-    def __init__(self, cell: CellName, vocabulary: int, device: torch.device, narrow: bool) -> None:
-        torch.manual_seed(1)
-        self.model = Reference(cell, vocabulary).to(device)
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=3e-3, betas=(0.9, 0.99))
-        self.state: object = None
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=narrow)
-
-    def update(self, x_TB: Tensor, y_TB: Tensor, rate: float) -> None:
-        """Make one update of the weights."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        with self.autocast:
-            logits_TBV, state = self.model(x_TB, self.state)
-        self.state = detached(state)
-        loss = F.cross_entropy(logits_TBV.float().flatten(0, 1), y_TB.flatten())
-        self.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
+def plain(cell: CellName, vocabulary: int, device: torch.device, narrow: bool) -> ReferenceTraining:
+    """Return the reference at its beginning."""
+    torch.manual_seed(1)
+    model = Reference(cell, vocabulary, embedding=64, hidden=256).to(device)
+    return ReferenceTraining(model, RATE, narrow)
 
 
 def narrow_is_faster(
@@ -129,13 +86,13 @@ def narrow_is_faster(
     """Whether the reference trains faster in bf16, by some updates of each in turns."""
     if not multiplies_bf16(device):
         return False
-    trainings = [ReferenceTraining(cell, vocabulary, device, narrow) for narrow in (False, True)]
+    trainings = [plain(cell, vocabulary, device, narrow) for narrow in (False, True)]
     took = [0.0, 0.0]
     for number in range(25):
         for which, training in enumerate(trainings):
             synchronise(device)
             started = time.monotonic()
-            training.update(x_TB, y_TB, 1e-3)
+            training.update(x_TB, y_TB)
             synchronise(device)
             if number >= 5:  # the first ones choose and load kernels
                 took[which] += time.monotonic() - started
@@ -157,7 +114,7 @@ def reference(text: Path, cell: CellName, minutes: float, device: torch.device) 
     x_LB = train[: lanes * length].view(lanes, length).t().contiguous().to(device)
     y_LB = train[1 : lanes * length + 1].view(lanes, length).t().contiguous().to(device)
     narrow = narrow_is_faster(cell, len(symbols), x_LB[:window], y_LB[:window], device)
-    training = ReferenceTraining(cell, len(symbols), device, narrow)
+    training = plain(cell, len(symbols), device, narrow)
     budget, step, read = minutes * 60, 0, 0
     started = time.monotonic()
     while (elapsed := time.monotonic() - started) < budget:
@@ -165,8 +122,9 @@ def reference(text: Path, cell: CellName, minutes: float, device: torch.device) 
         if start < window:
             training.state = None
         decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * elapsed / budget))
-        rate = 3e-3 * min(1.0, (step + 1) / 50) * decay
-        training.update(x_LB[start : start + window], y_LB[start : start + window], rate)
+        for group in training.optimiser.param_groups:
+            group["lr"] = RATE * min(1.0, (step + 1) / 50) * decay
+        training.update(x_LB[start : start + window], y_LB[start : start + window])
         step, read = step + 1, read + lanes * window
     synchronise(device)
     seconds = time.monotonic() - started
@@ -204,13 +162,19 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results here")
     chosen = parser.parse_args()
     text = chosen.corpora / chosen.text
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device("auto")  # the reference's memory is kept as ours is, too
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as folder:
         for minutes in [0.1] if chosen.quick else chosen.minutes:
             for cell in chosen.cell:
-                outcomes.append(reference(text, cell, minutes, device))
-                outcomes.append(ours(text, cell, minutes, Path(folder)))
+                both = [
+                    partial(reference, text, cell, minutes, device),
+                    partial(ours, text, cell, minutes, Path(folder)),
+                ]
+                # Each is first in turn: a machine may be fast for a while only.
+                if len(outcomes) % 4:
+                    both.reverse()
+                outcomes += [train() for train in both]
     table = Table(title=f"{text.name}: loss on the last tenth after a time\n{machine()}")
     for name in ("cell", "minutes", "who", "nats/char", "chars/s", "characters", "seconds"):
         table.add_column(name, justify="left" if name in ("cell", "who") else "right")

@@ -23,13 +23,20 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from benchmarks.common import TORCH_NN, UNREAD, in_turns, machine, write_json
+from benchmarks.common import (
+    TORCH_NN,
+    UNREAD,
+    Reference,
+    ReferenceTraining,
+    in_turns,
+    machine,
+    write_json,
+)
 from charrnn.cells import CELLS
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, TrainConfig
 from charrnn.corpus import scan
-from charrnn.device import keep_freed_memory
+from charrnn.device import choose_device
 from charrnn.evaluation import score
 from charrnn.kernels import multiplies_bf16
 from charrnn.model import CharModel
@@ -150,37 +157,14 @@ def measure_layers(length: int, rounds: int) -> list[Row]:
     return rows
 
 
-class Reference(nn.Module):
-    """A character model as tutorials write it."""
-
-    def __init__(self, cell: CellName, size: Size) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(size.vocabulary, size.vocabulary)
-        self.layers = TORCH_NN[cell](size.vocabulary, size.hidden, size.layers)
-        self.head = nn.Linear(size.hidden, size.vocabulary)
-
-    def forward(self, x_TB: Tensor) -> Tensor:
-        """Return the logits after each character, from a zero state."""
-        logits_TBV: Tensor = self.head(self.layers(self.embedding(x_TB))[0])
-        return logits_TBV
-
-
 def reference_update(
     cell: CellName, size: Size, x_TB: Tensor, y_TB: Tensor, dtype: torch.dtype
 ) -> Step:
     """Return an eager update of torch.nn's layers, bfloat16 by autocast."""
-    model = Reference(cell, size).to(size.device)
-    optimiser = torch.optim.AdamW(model.parameters(), fused=True)
-
-    def update() -> None:
-        optimiser.zero_grad()
-        with torch.autocast(size.device, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            loss = F.cross_entropy(model(x_TB).flatten(0, 1), y_TB.flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-
-    return update
+    model = Reference(cell, size.vocabulary, size.vocabulary, size.hidden, size.layers)
+    narrow = dtype == torch.bfloat16
+    training = ReferenceTraining(model.to(size.device), rate=0.001, narrow=narrow)
+    return lambda: training.update(x_TB, y_TB)
 
 
 def our_model(cell: CellName, size: Size) -> CharModel:
@@ -255,13 +239,16 @@ def measure_scoring(rounds: int) -> dict[str, float]:
 
             return finished(run)
 
-        steps = {
-            "scoring": lambda: score(model, part, vocabulary),
-            "forward part of an update, float32": forward(torch.float32),
-            "forward part of an update, bfloat16": forward(torch.bfloat16),
-        }
+        def scoring() -> None:
+            model.compute_dtype = torch.float32
+            score(model, part, vocabulary)
+
+        steps: dict[str, Step] = {"scoring, float32": scoring}
+        for precision, dtype in _PRECISIONS.items():
+            if dtype == torch.float32 or multiplies_bf16(device):
+                steps[f"forward part of an update, {precision}"] = forward(dtype)
         seconds = in_turns([*steps.values()], rounds)
-    read = (part.characters, x_TB.numel(), x_TB.numel())
+    read = [part.characters, *[x_TB.numel()] * (len(steps) - 1)]
     return {name: n / each for name, n, each in zip(steps, read, seconds, strict=True)}
 
 
@@ -325,7 +312,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     torch.manual_seed(1)
-    keep_freed_memory()  # as `charrnn train` does; torch.nn's steps are faster for it, too
+    choose_device("auto")  # as `charrnn train` does: memory is kept, float32 is not rounded
     rounds, lengths = (10, (64,)) if options.quick else (40, (64, 128))
     rows = [row for length in lengths for row in measure_layers(length, rounds)]
     rows += measure_updates(_ON_CUDA if torch.cuda.is_available() else _ON_CPU, rounds)
