@@ -321,7 +321,7 @@ def plan_validations(
 
     Args:
         total_steps: of the run.
-        characters_per_step: B x T.
+        characters_per_step: B x T, or B times what counts of a window.
         held_out: characters of the validation part.
         cost: of a validation, as the updates that could be made in its time; 0: not known.
     """

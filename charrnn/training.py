@@ -11,21 +11,15 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from charrnn.config import SampleConfig
 from charrnn.errors import CorpusError, NonFiniteError
 from charrnn.evaluation import Interrupted, Scores, score
-from charrnn.recipe import (
-    LEAST_SCORED,
-    Schedule,
-    matrix_weights,
-    plan_validations,
-    pressure,
-    regularisation,
-)
+from charrnn.planning import Planned, Planner
+from charrnn.recipe import LEAST_SCORED
 from charrnn.run import Run
 from charrnn.sampling import sample
 from charrnn.update import UpdateResult
@@ -35,10 +29,6 @@ __all__ += ["Validated", "train"]
 
 #: Updates between rows of the log.
 LOG_EVERY = 10
-#: A budget in minutes is planned again if the run would end this share of it off ...
-OFF_PLAN = 0.1
-#: ... at the speed of a stretch of at least this share of it.
-OFF_PLAN_AFTER = 0.1
 #: Seconds between checkpoints, beside those that follow a validation.
 SAVE_EVERY = 60.0
 #: A checkpoint may take this share of the time since the one before.
@@ -49,17 +39,6 @@ SMOOTHING = 20
 SPIKE = 1.0
 #: Characters of the samples shown while training.
 SHOWN_LENGTH = 240
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A budget became a number of updates."""
-
-    total_steps: int
-    validate_every: int | None
-    validate_characters: int | None
-    again: bool = False
-    """Whether the speed has changed since an earlier plan."""
 
 
 @dataclass(frozen=True)
@@ -154,10 +133,7 @@ class _Loop:
         self.run = run
         self.should_stop = should_stop
         self.clock = time.monotonic()
-        #: Seconds of the run before this sitting.
-        self.seconds_before = run.progress.seconds
-        #: Where the measurement of the speed begins: (step, seconds).
-        self.speed_from: tuple[int, float] | None = None
+        self.planner = Planner(run)
         self.told_uncaptured = False
         self.row_from = (run.progress.characters, run.progress.seconds)
         #: Updates that nobody has looked at yet.
@@ -189,13 +165,15 @@ class _Loop:
     def _updates(self) -> Iterator[Event]:
         run, progress, config = self.run, self.run.progress, self.run.config
         if progress.planned_steps is not None and progress.planned_at_step is None:
-            yield self._set_plan(progress.planned_steps)
+            yield self.planner.set(progress.planned_steps)
         chunks = run.lanes.chunks(progress.step)
         while True:
             self._tick()
             if self._stopping():
                 return
-            if progress.planned_steps is None and self._speed_is_known():
+            # The time of updates that nobody has waited for is not known.
+            unplanned = progress.planned_steps is None and not self.pending
+            if unplanned and self.planner.speed_is_known():
                 yield from self._plan()
                 continue
             if self._validation_due():
@@ -221,8 +199,8 @@ class _Loop:
                 if run.update.capture_failure and not self.told_uncaptured:
                     self.told_uncaptured = True
                     yield Uncaptured(run.update.capture_failure)
-                if self._is_off_plan():
-                    yield self._plan_again()
+                if self.planner.is_off():
+                    yield self.planner.plan_again()
 
     def _tick(self) -> None:
         """Add the time since the last tick to the run's clock."""
@@ -234,39 +212,9 @@ class _Loop:
         self.stop_reason = self.stop_reason or self.should_stop()
         return self.stop_reason is not None
 
-    # -- the plan ------------------------------------------------------------------
-
-    def _speed_is_known(self) -> bool:
-        """Whether a budget in minutes has come to the end of the part that holds the rate.
-
-        The speed is that of the second half of this part: the first updates warm up
-        caches and pools, and on a GPU they are not captured yet. In a run that goes on
-        the part is that of the time that is left.
-        """
-        progress, minutes = self.run.progress, self.run.config.minutes
-        assert minutes is not None, "a budget in epochs or steps is planned at the start"
-        half = Schedule.HOLD * (minutes * 60 - self.seconds_before) / 2
-        if progress.step == 0 or self.pending:
-            return False
-        if self.speed_from is None:
-            if progress.seconds >= self.seconds_before + half:
-                self.speed_from = (progress.step, progress.training_seconds)
-            return False
-        step, seconds = self.speed_from
-        return progress.step > step and progress.training_seconds >= seconds + half
-
-    def _measured_speed(self) -> float:
-        """Return updates per second since ``speed_from``."""
-        assert self.speed_from is not None
-        step, seconds = self.speed_from
-        return (self.run.progress.step - step) / (self.run.progress.training_seconds - seconds)
-
     def _plan(self) -> Iterator[Event]:
         """Turn the minutes that are left into updates, validations and saves taken off."""
-        progress, minutes = self.run.progress, self.run.config.minutes
-        assert minutes is not None
-        speed = self._measured_speed()
-        _, characters = self._validations(self._affordable_steps(speed), speed)
+        progress, characters = self.run.progress, self.planner.characters_to_validate()
         if characters is not None:
             # What one costs is known when one has been made; the others score the same.
             progress.validate_characters = characters
@@ -274,89 +222,7 @@ class _Loop:
             if progress.validated_step != progress.step:
                 return  # stopped within: planned when the run goes on
             self._tick()
-        speed *= 0.98  # saves and rows of the log take a little, too
-        yield self._set_plan(self._affordable_steps(speed), speed)
-
-    def _is_off_plan(self) -> bool:
-        """Whether the speed has changed so much that the minutes would not be kept.
-
-        A plan is kept if it can be, because a run that is stopped and goes on is equal to
-        one that never stopped only as long as both follow the same plan.
-        """
-        progress, minutes = self.run.progress, self.run.config.minutes
-        if minutes is None or progress.planned_steps is None or self.run.is_over:
-            return False
-        speed, since = self._speed_since_plan()
-        if since < OFF_PLAN_AFTER * minutes * 60:
-            return False
-        end = progress.seconds + (progress.planned_steps - progress.step) / speed
-        end += self._validations_ahead(progress.planned_steps, progress.validate_every)
-        return abs(end - minutes * 60) > OFF_PLAN * minutes * 60
-
-    def _plan_again(self) -> Planned:
-        """Plan what is left of the minutes at the speed since the last plan."""
-        speed, _ = self._speed_since_plan()
-        return replace(self._set_plan(self._affordable_steps(speed), speed), again=True)
-
-    def _speed_since_plan(self) -> tuple[float, float]:
-        """Return updates per second since the last plan, and how long that is ago.
-
-        Validations are left out: a stretch has none or several, and none is like the rest.
-        """
-        progress = self.run.progress
-        assert progress.planned_at_step is not None, "nothing is planned yet"
-        seconds = progress.training_seconds - progress.planned_at_seconds
-        return (progress.step - progress.planned_at_step) / max(1e-9, seconds), seconds
-
-    def _affordable_steps(self, speed: float) -> int:
-        """Return the run's updates if it ends with its minutes, validations included."""
-        progress, minutes = self.run.progress, self.run.config.minutes
-        assert minutes is not None
-        left = max(0.0, minutes * 60 - progress.seconds)
-        total = progress.step + max(1, int(left * speed))
-        left -= self._validations_ahead(total, self._validations(total, speed)[0])
-        return progress.step + max(1, int(left * speed))
-
-    def _validations_ahead(self, total: int, every: int | None) -> float:
-        """Return the seconds that the validations take from here to the run's last update."""
-        progress = self.run.progress
-        if every is None:
-            return 0.0
-        number = math.ceil(total / every) - progress.step // every
-        return number * progress.seconds_a_validation
-
-    def _set_plan(self, total: int, speed: float | None = None) -> Planned:
-        """Take ``total`` updates as the run's, at ``speed`` a second if that is known."""
-        progress = self.run.progress
-        every, characters = self._validations(total, speed)
-        progress.planned_steps = total
-        progress.planned_at_step = progress.step
-        progress.planned_at_seconds = progress.training_seconds
-        progress.validate_every, progress.validate_characters = every, characters
-        if self.run.config.dropout_by_plan:
-            passes = total / self.run.lanes.chunks_per_pass
-            model, shape = self.run.model, self.run.model.config
-            weights = matrix_weights(shape.cell, shape.vocabulary, shape.to_dict())
-            pressed = pressure(passes, weights, self.run.train.characters)
-            model.set_dropout(*regularisation(shape.cell, pressed))
-            self.run.update.forget_capture()
-        return Planned(total, every, characters)
-
-    def _validations(self, total: int, speed: float | None = None) -> tuple[int | None, int | None]:
-        """Return the steps between validations, and the characters that each one scores.
-
-        What the best loss so far was measured on stays: other characters have another loss.
-        """
-        run, config = self.run, self.run.config
-        if run.valid is None:
-            return None, None
-        every, characters = plan_validations(
-            total,
-            config.batch_size * (config.loss_last or config.bptt),
-            run.valid.characters,
-            run.progress.seconds_a_validation * (speed or 0.0),
-        )
-        return config.validate_every or every, run.progress.validate_characters or characters
+        yield self.planner.plan()
 
     # -- what an update leaves behind ------------------------------------------------
 

@@ -235,7 +235,7 @@ def test_validation_counts_every_prediction(start_run: StartRun, prose: Path) ->
 def test_a_large_held_out_part_is_scored_on_its_beginning(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "plan_validations", lambda *_: (1, 100))
+    monkeypatch.setattr("charrnn.planning.plan_validations", lambda *_: (1, 100))
     run = start_run(steps=1)
     planned, *events = train(run)
     assert planned == Planned(1, 1, 100)
@@ -512,7 +512,7 @@ def test_another_plan_validates_on_the_same_characters(
     clock = Clock()
     monkeypatch.setattr("charrnn.training.time", clock)
     monkeypatch.setattr(
-        "charrnn.training.plan_validations",
+        "charrnn.planning.plan_validations",
         lambda total, characters, held, cost: (total // 5, min(held, total // 10)),
     )
     run = start_run(TextChoices(texts=(str(prose),)), minutes=0.2)

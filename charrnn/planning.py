@@ -1,0 +1,167 @@
+"""A budget becomes a number of updates: one in minutes when the speed is known.
+
+A plan is kept if it can be, because a run that is stopped and goes on is equal to one
+that never stopped only as long as both follow the same plan.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from charrnn.recipe import Schedule, matrix_weights, plan_validations, pressure, regularisation
+from charrnn.run import Run
+
+__all__ = ["Planned", "Planner"]
+
+#: A budget in minutes is planned again if the run would end this share of it off ...
+OFF_PLAN = 0.1
+#: ... at the speed of a stretch of at least this share of it.
+OFF_PLAN_AFTER = 0.1
+#: What saves and rows of the log leave of the time.
+OF_UPDATES = 0.98
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A budget became a number of updates."""
+
+    total_steps: int
+    validate_every: int | None
+    validate_characters: int | None
+    again: bool = False
+    """Whether the speed has changed since an earlier plan."""
+
+
+class Planner:
+    """Plans one sitting of a run; what it decides is in the run's progress.
+
+    Args:
+        run: as the sitting begins; its progress is kept up to date by who trains it.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        #: Seconds of the run before this sitting.
+        self._seconds_before = run.progress.seconds
+        #: Where the measurement of the speed begins: (step, seconds).
+        self._speed_from: tuple[int, float] | None = None
+
+    def speed_is_known(self) -> bool:
+        """Whether a budget in minutes has come to the end of the part that holds the rate.
+
+        To be asked at every step until it is. The speed is that of the second half of this
+        part: the first updates warm up caches and pools, and on a GPU they are not captured
+        yet. In a run that goes on the part is that of the time that is left.
+        """
+        progress = self.run.progress
+        half = Schedule.HOLD * (self._budget() - self._seconds_before) / 2
+        if progress.step == 0:
+            return False
+        if self._speed_from is None:
+            if progress.seconds >= self._seconds_before + half:
+                self._speed_from = (progress.step, progress.training_seconds)
+            return False
+        step, seconds = self._speed_from
+        return progress.step > step and progress.training_seconds >= seconds + half
+
+    def characters_to_validate(self) -> int | None:
+        """Return what a validation is to score at the speed so far; None: nothing is held out."""
+        speed = self._speed_so_far()
+        return self._validations(self._affordable_steps(speed), speed)[1]
+
+    def plan(self) -> Planned:
+        """Plan the minutes at the speed so far, once it is known."""
+        speed = OF_UPDATES * self._speed_so_far()
+        return self.set(self._affordable_steps(speed), speed)
+
+    def is_off(self) -> bool:
+        """Whether the speed has changed so much that the minutes would not be kept."""
+        progress = self.run.progress
+        if self.run.config.minutes is None or progress.planned_steps is None or self.run.is_over:
+            return False
+        speed, since = self._speed_since_plan()
+        if since < OFF_PLAN_AFTER * self._budget():
+            return False
+        end = progress.seconds + (progress.planned_steps - progress.step) / speed
+        end += self._validations_ahead(progress.planned_steps, progress.validate_every)
+        return abs(end - self._budget()) > OFF_PLAN * self._budget()
+
+    def plan_again(self) -> Planned:
+        """Plan what is left of the minutes at the speed since the last plan."""
+        speed, _ = self._speed_since_plan()
+        return replace(self.set(self._affordable_steps(speed), speed), again=True)
+
+    def set(self, total: int, speed: float | None = None) -> Planned:
+        """Take ``total`` updates as the run's, at ``speed`` a second if that is known.
+
+        Where the rules choose the dropout, it becomes that of so many passes.
+        """
+        progress = self.run.progress
+        every, characters = self._validations(total, speed)
+        progress.planned_steps = total
+        progress.planned_at_step = progress.step
+        progress.planned_at_seconds = progress.training_seconds
+        progress.validate_every, progress.validate_characters = every, characters
+        if self.run.config.dropout_by_plan:
+            passes = total / self.run.lanes.chunks_per_pass
+            model, shape = self.run.model, self.run.model.config
+            weights = matrix_weights(shape.cell, shape.vocabulary, shape.to_dict())
+            pressed = pressure(passes, weights, self.run.train.characters)
+            model.set_dropout(*regularisation(shape.cell, pressed))
+            self.run.update.forget_capture()
+        return Planned(total, every, characters)
+
+    def _budget(self) -> float:
+        """Return the seconds that the user gave."""
+        minutes = self.run.config.minutes
+        assert minutes is not None, "a budget in epochs or steps is planned at the start"
+        return minutes * 60
+
+    def _speed_so_far(self) -> float:
+        """Return updates per second in the stretch that is measured."""
+        assert self._speed_from is not None
+        progress, (step, seconds) = self.run.progress, self._speed_from
+        return (progress.step - step) / (progress.training_seconds - seconds)
+
+    def _speed_since_plan(self) -> tuple[float, float]:
+        """Return updates per second since the last plan, and how long that is ago.
+
+        Validations are left out: a stretch has none or several, and none is like the rest.
+        """
+        progress = self.run.progress
+        assert progress.planned_at_step is not None, "nothing is planned yet"
+        seconds = progress.training_seconds - progress.planned_at_seconds
+        return (progress.step - progress.planned_at_step) / max(1e-9, seconds), seconds
+
+    def _affordable_steps(self, speed: float) -> int:
+        """Return the run's updates if it ends with its minutes, validations included."""
+        progress = self.run.progress
+        left = max(0.0, self._budget() - progress.seconds)
+        total = progress.step + max(1, int(left * speed))
+        left -= self._validations_ahead(total, self._validations(total, speed)[0])
+        return progress.step + max(1, int(left * speed))
+
+    def _validations_ahead(self, total: int, every: int | None) -> float:
+        """Return the seconds that the validations take from here to the run's last update."""
+        progress = self.run.progress
+        if every is None:
+            return 0.0
+        number = math.ceil(total / every) - progress.step // every
+        return number * progress.seconds_a_validation
+
+    def _validations(self, total: int, speed: float | None = None) -> tuple[int | None, int | None]:
+        """Return the steps between validations, and the characters that each one scores.
+
+        What the best loss so far was measured on stays: other characters have another loss.
+        """
+        run, config = self.run, self.run.config
+        if run.valid is None:
+            return None, None
+        every, characters = plan_validations(
+            total,
+            config.batch_size * (config.loss_last or config.bptt),
+            run.valid.characters,
+            run.progress.seconds_a_validation * (speed or 0.0),
+        )
+        return config.validate_every or every, run.progress.validate_characters or characters
