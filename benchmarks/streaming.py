@@ -39,7 +39,9 @@ _FIRST_CHUNK = """
 import re, sys, time
 from pathlib import Path
 import torch
+from charrnn.baselines import compressed_nats
 from charrnn.corpus import scan, split
+from charrnn.run import MOST_COMPRESSED
 from charrnn.stream import Lanes
 from charrnn.vocabulary import Vocabulary
 
@@ -49,9 +51,12 @@ def memory(field):
 name, chunks = sys.argv[1], int(sys.argv[2])
 before = memory("VmRSS")
 start = time.perf_counter()
-part = split(scan([name])).train
-vocabulary = Vocabulary.from_counts(part.counts(), "utf-8")
-stream = Lanes(part, vocabulary, 64, 128).chunks()
+train, valid, _ = split(scan([name]))
+vocabulary = Vocabulary.from_counts(train.counts(), "utf-8")
+valid.counts()
+stop = min(valid.stop, valid.start + MOST_COMPRESSED)
+compressed_nats(valid.corpus.part(valid.start, stop), "bzip2")
+stream = Lanes(train, vocabulary, 64, 128).chunks()
 next(stream)
 first = time.perf_counter() - start
 for _ in range(chunks):

@@ -313,7 +313,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(1)
     choose_device("auto")  # as `charrnn train` does: memory is kept, float32 is not rounded
-    rounds, lengths = (10, (64,)) if options.quick else (40, (64, 128))
+    rounds, lengths = (5, (64,)) if options.quick else (40, (64, 128))
     rows = [row for length in lengths for row in measure_layers(length, rounds)]
     rows += measure_updates(_ON_CUDA if torch.cuda.is_available() else _ON_CPU, rounds)
     reading, peaks = measure_scoring(rounds // 2), matrix_peaks()
