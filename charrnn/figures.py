@@ -189,7 +189,7 @@ def line_chart(
         y_label: see there.
         x_log: whether the axis is logarithmic; so ``y_log``.
         y_log: see there.
-        y_range: what is shown of y; None: everything.
+        y_range: what is shown of y; None: all lines and bands.
         rules: levels to compare with; those in the range are drawn.
         y_percent: show shares as per cent.
         height: in inches, where the width is 5.
@@ -209,7 +209,8 @@ def line_chart(
             _draw_line(axes, line)
         x_all = np.concatenate([line.x for line in drawn])
         axes.set_xlim(*_padded(x_all, log=x_log, pad=0.02))
-        y_all = np.concatenate([line.y for line in drawn])
+        y_all = np.concatenate([end for line in drawn for end in (line.y, *(line.band or ()))])
+        y_all = y_all[np.isfinite(y_all) & ((y_all > 0) | (not y_log))]
         axes.set_ylim(*(y_range or _padded(y_all, log=y_log, pad=0.06)))
         _ticks(axes, x_log, y_log, y_percent)
         axes.set_xlabel(x_label, fontsize=TEXT, labelpad=4)

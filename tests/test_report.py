@@ -565,6 +565,17 @@ class TestFigures:
         assert ">near</text>" in svg
         assert "far" not in svg
 
+    @pytest.mark.parametrize("y_log", [False, True])
+    def test_a_band_is_shown_whole_with_the_levels_that_it_crosses(self, y_log: bool) -> None:
+        """An end that no axis can show is passed over."""
+        band = ((0.0, 0.5, math.nan), (0.7, math.inf, 9.0))
+        svg = line_chart(
+            "x", "T", [Line("l", (1, 2, 3), (0.6, 0.6, 0.6), 0, band=band)], x_label="k",
+            y_label="v", y_log=y_log, rules=[Rule("near", 8.0), Rule("far", 90.0)],
+        )  # fmt: skip
+        assert "A line marks near." in svg
+        assert "far" not in svg
+
     def test_labels_at_the_ends_do_not_overlap(self) -> None:
         lines = [Line(f"line {n}", (1, 2), (1.0, 1.0 + 1e-6 * n), n) for n in range(6)]
         svg = line_chart("x", "T", lines, x_label="k", y_label="v", rules=[Rule("r", 1.0)])
