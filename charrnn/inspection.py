@@ -857,10 +857,19 @@ def inspect(
         seed: of the initial weights, unless the user chose one.
         bptt: the window that the model was trained with.
         history: of the training's gradient norms.
+
+    Raises:
+        UsageError: the stretch is too short for a window of ``config``; nothing was measured.
     """
     initial = initial_model(model.config, seed if config.seed is None else config.seed)
     initial.to(model.head.weight)
     wanted = config.measured
+    # First, for it may refuse.
+    truncations = tuple(
+        truncation(weighted, stretch.ids, config.bptt, loss_last=config.loss_last, weights=weights)
+        for weights, weighted in _trained_and(initial, model)
+        if "truncation" in wanted
+    )
     return Inspection(
         characters=len(stretch),
         step=write_out(model, stretch.text, stretch.ids) if "step" in wanted else None,
@@ -881,13 +890,7 @@ def inspect(
             if "clipping" in wanted
             for cut in cuts(weighted, stretch.ids, bptt or CUT, weights=weights)
         ),
-        truncation=tuple(
-            truncation(
-                weighted, stretch.ids, config.bptt, loss_last=config.loss_last, weights=weights
-            )
-            for weights, weighted in _trained_and(initial, model)
-            if "truncation" in wanted
-        ),
+        truncation=truncations,
     )
 
 

@@ -539,6 +539,22 @@ class TestStretch:
             ("trained", None), ("initial", None), ("trained", 0.9), ("initial", 0.9),
         ]  # fmt: skip
 
+    @pytest.mark.parametrize(
+        "chosen", [{"bptt": (3, 63)}, {"loss_last": 63}, {"bptt": (63,), "loss_last": 2}]
+    )
+    def test_a_window_too_long_is_refused_before_anything_is_measured(
+        self, chosen: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def measured(*_: object, **__: object) -> None:
+            pytest.fail("it was measured")
+
+        for name in ("write_out", "gradient_flow", "memory", "gate_use", "units", "cuts"):
+            monkeypatch.setattr(module, name, measured)
+        with pytest.raises(UsageError, match="lanes of 62 characters"):
+            module.inspect(
+                make_model("rnn"), make_stretch(500), vocabulary(), InspectConfig(**chosen)
+            )
+
 
 # Clipping -------------------------------------------------------------------------
 
