@@ -591,16 +591,21 @@ def _svg(figure: Figure, name: str, title: str, about: str) -> str:
     inside = re.sub(r"<metadata>.*?</metadata>", "", inside, flags=re.DOTALL)
     # It would rule the whole page; report.py says the same of its figures.
     inside = re.sub(r"<style .*?</style>", "", inside, flags=re.DOTALL)
-    inside = inside.replace("xlink:href=", "href=")
     # Ids are unique in a page, not in a figure only; most of them nobody refers to.
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', inside))
-    inside = re.sub(
-        r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", inside
-    )
-    inside = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", inside)
-    for colour, variable in VARIABLES.items():
-        inside = inside.replace(colour, variable)
-    inside = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", inside)
+
+    def fitted(tag: re.Match[str]) -> str:
+        said = tag[0].replace("xlink:href=", "href=")
+        said = re.sub(
+            r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", said
+        )
+        said = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", said)
+        for colour, variable in VARIABLES.items():
+            said = said.replace(colour, variable)
+        return re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", said)
+
+    # Tags only: a label may read like an attribute.
+    inside = re.sub(r"<[^>]*>", fitted, inside)
     return (
         f'<svg role="img" viewBox="{box}" aria-labelledby="{name}-title {name}-about">\n'
         f'<title id="{name}-title">{escape(title)}</title>\n'

@@ -584,6 +584,13 @@ class TestFigures:
         assert min(np.diff(heights)) > 10
         assert 0 < heights[0] < heights[-1] < 230
 
+    @pytest.mark.parametrize(
+        "label", ["'DejaVu Sans'", "#0a0b10", ' id="a"', 'xlink:href="#a"', "url(#a", "a>b<c"]
+    )
+    def test_a_label_stays_as_it_is(self, label: str) -> None:
+        svg = dot_chart("x", "T", [label, "b"], [Dots("s", (1.0, 2.0), 0)], x_label="v")
+        assert label in [text.text for text in ET.fromstring(svg).iter("text")]
+
     @pytest.mark.parametrize("x_log", [False, True])
     @pytest.mark.parametrize("y_log", [False, True])
     @pytest.mark.parametrize("y", [(1.0,), (2.0, 2.0), (1e-9, 1e9), (-1.0, 0.0, 3.0)])
