@@ -100,6 +100,8 @@ PLAIN = 5
 LABEL = 18
 #: Points of a training curve; more rows than these are averaged in groups.
 POINTS = 150
+#: What the lines of a training are the loss on.
+HELD_OUT, LEARNT = "what is held out to validate", "the text being learnt"
 #: Share of a training from which on its losses set the scale: what is before is a cliff.
 SCALE_FROM = 0.1
 #: Below this share of the gradient at lag 0 the figures show nothing.
@@ -436,12 +438,17 @@ def _curves(runs: Sequence[tuple[str, int, Sequence[Row]]], more: str) -> str:
     """Return the section on the loss during training; nothing where no log says it."""
     lines: dict[str, list[Line]] = {"characters": [], "seconds": []}
     ends, tops, all_y = [], [], []
+    marked: dict[str, None] = {}
+    thin = ""
     for label, style, log in runs:
         trained = _usable(log, "train_nats_per_char")
         validated = _usable(log, "valid_nats_per_char")
         main = validated or trained
         if not main:
             continue
+        marked[HELD_OUT if validated else LEARNT] = None
+        if validated and trained:
+            thin = f"; thin lines: on {LEARNT}"
         if label:
             word = "validation" if validated else "training"
             ends.append(f"{label} {main[-1][2]:.4f} ({word})")
@@ -480,8 +487,8 @@ def _curves(runs: Sequence[tuple[str, int, Sequence[Row]]], more: str) -> str:
         "Learning",
         _figure(
             charts,
-            f"Marked lines: loss on what is held out to validate; thin lines: on the text being "
-            f"learnt. {more}Nats per character where the named lines end: {', '.join(ends)}.{cut}",
+            f"Marked lines: loss on {' or '.join(marked)}{thin}. {more}"
+            f"Nats per character where the named lines end: {', '.join(ends)}.{cut}",
         ),
     )
 

@@ -523,6 +523,25 @@ def test_a_log_of_any_length_makes_curves(rows: Any) -> None:
     assert len("".join(page.texts["svg"])) < 20_000
 
 
+@pytest.mark.parametrize(
+    ("logs", "said"),
+    [
+        ([log(3, 1)], "what is held out to validate; thin lines: on the text being learnt."),
+        ([log(0, 1)], "what is held out to validate."),
+        ([log(3, 0)], "the text being learnt."),
+        (
+            [log(3, 0), log(5, 1)],
+            "the text being learnt or what is held out to validate; "
+            "thin lines: on the text being learnt.",
+        ),
+    ],
+)
+def test_the_curves_are_said_to_be_what_was_drawn(logs: list[Any], said: str) -> None:
+    drawn = [portrait(str(n), log=rows, inspection=None) for n, rows in enumerate(logs)]
+    page = check(assessment_page([assessment() for _ in logs], drawn, "poem", ORIGIN))
+    assert page.texts["figcaption"][1].startswith(f"Marked lines: loss on {said} Nats per")
+
+
 def test_labels_are_short_and_all_different(tmp_path: Path) -> None:
     for name in ("a/run", "b/run", "run-with-a-very-long-name-of-40-letters"):
         (tmp_path / name).mkdir(parents=True)
