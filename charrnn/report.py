@@ -280,7 +280,9 @@ def assessment_page(
     if cheaper is not None and cheaper.nats_per_char < scores.nats_per_char:
         lead += f" Without a network, {cheaper.name} needs fewer: "
         lead += f"{cheaper.bits_per_char:.4f} bits per character."
-    unit = "byte" if len({one.scores.characters for one in assessments}) > 1 else "character"
+    units = _units(assessments)
+    unit = "byte" if "byte" in units else "character"
+    runs = _own_runs(portraits)
     sections = [
         _section(
             "Scores",
@@ -298,8 +300,11 @@ def assessment_page(
             _list(baselines_say(assessments)),
             _list(after_says(one) for one in assessments if one.after),
         ),
-        _positions(assessments, portraits),
-        _curves(_own_runs(portraits), ""),
+        *(_positions(assessments, portraits, units, of) for of in dict.fromkeys(units)),
+        *(
+            _curves([run for run in runs if units[run[1]] == of], "", of)
+            for of in dict.fromkeys(units)
+        ),
         _samples(portraits),
         _excerpts(portraits, "The beginning of the text"),
     ]
@@ -349,6 +354,15 @@ def _own_runs(portraits: Sequence[Portrait]) -> list[tuple[str, int, Sequence[Ro
 # Scores ----------------------------------------------------------------------------------
 
 
+def _units(assessments: Sequence[Assessment]) -> list[str]:
+    """Return what each model predicts one by one, where that differs: characters or bytes."""
+    differ = len({one.scores.characters for one in assessments}) > 1
+    return [
+        "byte" if differ and one.scores.characters == one.scores.bytes else "character"
+        for one in assessments
+    ]
+
+
 def _result_chart(comparison: Comparison) -> str:
     cells = comparison.cells
     several = comparison.plan.seeds > 1
@@ -396,12 +410,24 @@ def _score_chart(
     )
 
 
-def _positions(assessments: Sequence[Assessment], portraits: Sequence[Portrait]) -> str:
-    """Return the section on the loss by position; nothing where it was not asked for."""
+def _positions(
+    assessments: Sequence[Assessment],
+    portraits: Sequence[Portrait],
+    units: Sequence[str],
+    unit: str,
+) -> str:
+    """Return the section on the loss by position; nothing where it was not asked for.
+
+    Args:
+        assessments: of the models.
+        portraits: of the same.
+        units: what each of them predicts one by one.
+        unit: "character" or "byte": only the models that predict those are shown.
+    """
     measured = [
         (style, portrait, one.by_position)
         for style, (one, portrait) in enumerate(zip(assessments, portraits, strict=True))
-        if one.by_position is not None
+        if one.by_position is not None and units[style] == unit
     ]
     if not measured:
         return ""
@@ -410,19 +436,19 @@ def _positions(assessments: Sequence[Assessment], portraits: Sequence[Portrait])
         for style, portrait, scores in measured
     ]
     chart = line_chart(
-        "positions",
+        f"positions-{unit}",
         "Loss by position after a reset of the state",
         lines,
-        x_label="characters of context",
-        y_label="nats per character",
+        x_label=f"{unit}s of context",
+        y_label=f"nats per {unit}",
         x_log=True,
     )
     windows = sorted({scores.windows for _, _, scores in measured})
     return _section(
-        "Loss by position",
+        "Loss by position" + _per(unit),
         _figure(
             [("Loss against context", chart)],
-            f"What a character costs with so many characters read since a state of zero; means of "
+            f"What a {unit} costs with so many {unit}s read since a state of zero; means of "
             f"{' or '.join(f'{number:,}' for number in windows)} stretches of text.",
         ),
         '<div class="tables">\n',
@@ -434,9 +460,16 @@ def _positions(assessments: Sequence[Assessment], portraits: Sequence[Portrait])
     )
 
 
-def _curves(runs: Sequence[tuple[str, int, Sequence[Row]]], more: str) -> str:
+def _per(unit: str) -> str:
+    """Return what sets a section on models of bytes apart from that on those of characters."""
+    return " per byte" if unit == "byte" else ""
+
+
+def _curves(
+    runs: Sequence[tuple[str, int, Sequence[Row]]], more: str, unit: str = "character"
+) -> str:
     """Return the section on the loss during training; nothing where no log says it."""
-    lines: dict[str, list[Line]] = {"characters": [], "seconds": []}
+    lines: dict[str, list[Line]] = {f"{unit}s": [], "seconds": []}
     ends, tops, all_y = [], [], []
     marked: dict[str, None] = {}
     thin = ""
@@ -468,27 +501,27 @@ def _curves(runs: Sequence[tuple[str, int, Sequence[Row]]], more: str) -> str:
         (
             f"Against {name}",
             line_chart(
-                f"curves-{name}",
+                f"curves-{unit}-{name}",
                 f"Loss during training, against {name}",
                 drawn,
                 x_label=x_label,
-                y_label="nats per character",
+                y_label=f"nats per {unit}",
                 y_range=(low - room, top + room),
             ),
         )
         for (name, drawn), x_label in zip(
-            lines.items(), ("characters read", "seconds of training"), strict=True
+            lines.items(), (f"{unit}s read", "seconds of training"), strict=True
         )
     ]
     cut = (
         f" What lies above {top + room:.2f}, at the start, is cut off." if max(all_y) > top else ""
     )
     return _section(
-        "Learning",
+        "Learning" + _per(unit),
         _figure(
             charts,
             f"Marked lines: loss on {' or '.join(marked)}{thin}. {more}"
-            f"Nats per character where the named lines end: {', '.join(ends)}.{cut}",
+            f"Nats per {unit} where the named lines end: {', '.join(ends)}.{cut}",
         ),
     )
 

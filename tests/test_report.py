@@ -350,6 +350,26 @@ class TestAssessmentPage:
         for row in ("bytes: 0.8656", "text: 0.7213", "uniform: 1.4427", "uniform: 0.7213"):
             assert row in about
 
+    def test_no_figure_has_nats_per_byte_beside_those_per_character(self) -> None:
+        by_position = PositionScores(np.linspace(3, 2, 10), 7)
+        scores = Scores(nats=1800.0, characters=3000, unknown=0, bytes=3000, seconds=2.0)
+        of_bytes = assessment("bytes", scores=scores, by_position=by_position)
+        scores = Scores(nats=1500.0, characters=1000, unknown=1, bytes=3000, seconds=2.0)
+        of_text = assessment("text", scores=scores, by_position=by_position)
+        drawn = [portrait("bytes"), portrait("text", log=log(5))]
+        page = check(assessment_page([of_bytes, of_text], drawn, "poem", ORIGIN))
+        assert page.texts["h2"][1:5] == [
+            "Loss by position per byte", "Loss by position",
+            "Learning per byte", "Learning",
+        ]  # fmt: skip
+        by_the_byte = (True, False, True, True, False, False)
+        for about, is_byte in zip(page.texts["desc"][1:], by_the_byte, strict=True):
+            unit = "byte" if is_byte else "character"
+            assert about.startswith(f"Lines of nats per {unit} against")
+            assert ("bytes: " in about, "text: " in about) == (is_byte, not is_byte)
+        alone = check(assessment_page([of_bytes], drawn[:1], "poem", ORIGIN))
+        assert alone.texts["h2"][1:3] == ["Loss by position", "Learning"]
+
     @pytest.mark.parametrize(("nats", "said"), [(1.4, True), (1.6, False)])
     def test_says_where_no_network_is_needed(self, nats: float, said: bool) -> None:
         one = assessment(baselines=(Baseline("7-gram", nats, ""), Baseline("xz", 2.0, "")))
@@ -366,7 +386,7 @@ class TestAssessmentPage:
         drawn: list[Line] = []
 
         def chart(name: str, title: str, lines: list[Line], **_: object) -> str:
-            drawn.extend(lines if name == "positions" else ())
+            drawn.extend(lines if name == "positions-character" else ())
             return ""
 
         monkeypatch.setattr("charrnn.report.line_chart", chart)
