@@ -3,7 +3,7 @@
 Each property is a function text -> one number a character, as it stands once that
 character has been read: the character that opens a quotation is inside it, the one
 that closes it is not. Karpathy, Johnson and Fei-Fei (2015) found units of an LSTM that
-follow such properties.
+follow such properties. A carriage return does not make an empty line any less empty.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def inside_quotes(text: str) -> list[float]:
         elif character in "”»" or character == before == "\n":
             inside = False
         values.append(float(inside))
-        before = character
+        if character != "\r":
+            before = character
     return values
 
 
@@ -39,7 +40,8 @@ def inside_brackets(text: str) -> list[float]:
         elif character == before == "\n":
             depth = 0
         values.append(float(depth > 0))
-        before = character
+        if character != "\r":
+            before = character
     return values
 
 
