@@ -915,8 +915,7 @@ def _samples(portraits: Sequence[Portrait]) -> str:
     how = f"--length {SAMPLE.length} --temperature {SAMPLE.temperature:g} --seed {SAMPLE.seed}"
     blocks = "".join(
         f'<div class="text"><h3>{_text(portrait.label)}</h3>\n'
-        f'<pre tabindex="0" aria-label="{_text(f"Sample of {portrait.label}")}">'
-        f"{_text(portrait.sample)}</pre></div>\n"
+        f"{_pre(_text(portrait.sample), f'Sample of {portrait.label}')}</div>\n"
         for portrait in portraits
     )
     return _section(
@@ -976,9 +975,12 @@ def _coloured(pieces: Sequence[tuple[str, int]], name: Callable[[int], str], lab
     for level, group in itertools.groupby(pieces, key=lambda piece: piece[1]):
         text = _text("".join(piece for piece, _ in group).replace("\r", ""))
         spans.append(f'<span class="{name(level)}">{text}</span>' if name(level) else text)
-    return (
-        f'<pre class="coloured" tabindex="0" aria-label="{_text(label)}">{"".join(spans)}</pre>\n'
-    )
+    return _pre("".join(spans), label, ' class="coloured"') + "\n"
+
+
+def _pre(inside: str, label: str, more: str = "") -> str:
+    """Return a text with its line ends, each line in the direction of its script."""
+    return f'<pre{more} role="group" dir="auto" aria-label="{_text(label)}">{inside}</pre>'
 
 
 def _legend(items: Iterable[tuple[str, str]], before: str) -> str:
@@ -1038,6 +1040,7 @@ def _table(lines: Sequence[Sequence[str]], words: int, title: str = "") -> str:
 
     head, *rows = lines
     said = f"<caption>{_text(title)}</caption>" if title else ""
+    name = f"Table: {_text(title)}" if title else "Table"
     top = "".join(cell(n, text, 'th scope="col"') for n, text in enumerate(head))
     body = "".join(
         "<tr>"
@@ -1046,7 +1049,7 @@ def _table(lines: Sequence[Sequence[str]], words: int, title: str = "") -> str:
         for row in rows
     )
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Table"><table>{said}'
+        f'<div class="scroll" tabindex="0" role="group" aria-label="{name}"><table>{said}'
         f"<thead><tr>{top}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
     )
 

@@ -145,6 +145,14 @@ def check(text: str) -> Page:
     assert not re.search(r"url\((?!#)", text)
     for reference in page.values("aria-labelledby"):
         assert set(reference.split()) <= set(ids)
+    # A name is for what has a role, a stop of the tab key for what scrolls; what is read out
+    # as a place to go to is a section.
+    assert set(page.values("role")) == {"img", "group"}
+    for tag in re.findall(r"<pre[^>]*>", text):
+        assert re.fullmatch(r'<pre( class="coloured")? role="group" dir="auto" aria-label=.*', tag)
+    stops = re.findall(r"<[^>]*tabindex[^>]*>", text)
+    assert len(stops) == page.tags["table"]
+    assert all(stop.startswith('<div class="scroll"') for stop in stops)
     assert page.tags["h1"] == 1
     assert all(page.texts["th"])
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text)
