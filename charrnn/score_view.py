@@ -84,7 +84,7 @@ def print_assessments(assessments: Sequence[Assessment]) -> None:
         print_words(line)
     for one in assessments:
         if one.after is not None:
-            print(after_says(one))
+            print_words(after_says(one))
     for one in assessments:
         if one.by_position is not None:
             print()
@@ -148,9 +148,11 @@ def _figures(scores: Scores) -> list[str]:
 def perplexity_figure(perplexity: float) -> str:
     """Return a perplexity for a reader: one of many millions needs no decimals.
 
-    >>> perplexity_figure(4.0511), perplexity_figure(151636722.849)
-    ('4.051', '151,636,723')
+    >>> perplexity_figure(4.0511), perplexity_figure(151636722.849), perplexity_figure(1.5e144)
+    ('4.051', '151,636,723', '1.500e+144')
     """
+    if perplexity >= 1e12:
+        return f"{perplexity:.3e}"
     return f"{perplexity:.3f}" if perplexity < 10_000 else f"{perplexity:,.0f}"
 
 

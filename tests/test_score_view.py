@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.text import Text
 
-from charrnn.assessment import Assessment
+from charrnn.assessment import After, Assessment
 from charrnn.baselines import Baseline
 from charrnn.comparison import Comparison, Plan, RunResult
 from charrnn.config import CellName, ModelConfig
@@ -81,7 +81,9 @@ class TestTable:
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         said = "what it knows, told at some length, with [red] and :smile: as they are"
-        one = replace(ONE, baselines=(Baseline("uniform", 2.0, said),))
+        follows = f"{ONE.checkpoint}: after 'some words' 1.5000 nats per character (6,789 of them)"
+        after = After("some words", 6789, 1.5)
+        one = replace(ONE, baselines=(Baseline("uniform", 2.0, said),), after=after)
         print_assessments([one])
         assert f"\nuniform: {said}\n" in capsys.readouterr().out, "a pipe gets a line"
         monkeypatch.setenv("FORCE_COLOR", "1")
@@ -95,7 +97,7 @@ class TestTable:
         lines = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
         first = next(n for n, line in enumerate(lines) if line.startswith("uniform: what"))
         assert max(map(len, lines[first:])) <= 40
-        assert " ".join(line.rstrip() for line in lines[first:]) == f"uniform: {said}"
+        assert " ".join(line.rstrip() for line in lines[first:]) == f"uniform: {said} {follows}"
 
     def test_baselines_and_dynamic_evaluation_stand_in_the_same_table(
         self, capsys: pytest.CaptureFixture[str]
