@@ -1,14 +1,14 @@
 """What the recurrence of a model does on a text, measured.
 
-The measurements of a model on a stretch of text, and of its training's log:
+The measurements of a model on a stretch of text, and that of its training's log:
 
 - the step: the printed equations in plain numbers, against the model (``equations``);
 - gradient flow: how far back the loss of one character reaches, by size;
 - memory: what a reset of the state costs, by the number of characters since;
 - gates: how often each is nearly open or nearly closed;
 - units: which of them follow a property that a reader sees;
-- clipping: the gradient norms of a training, the share of them that was cut, and how far
-  a cut turns a gradient (``gradients``);
+- clipping: the gradient norms of a training's log, and how far a cut turns a gradient
+  (``gradients``);
 - truncation: what windows make of the full gradient (``gradients``).
 
 The library's cells do not show their gates, nor their states to autograd. So the
@@ -21,12 +21,10 @@ H hidden, G gates, K characters back, P properties.
 from __future__ import annotations
 
 import copy
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -38,33 +36,29 @@ from charrnn.cells import GRU, LSTM, RNN, Cell, State
 from charrnn.config import InspectConfig, ModelConfig
 from charrnn.corpus import Part
 from charrnn.equations import Step, write_out
-from charrnn.errors import CorpusError, RunFolderError, UsageError
-from charrnn.gradients import Cut, Truncation, cuts, truncation
+from charrnn.errors import CorpusError, UsageError
+from charrnn.gradients import Clipping, Cut, Truncation, cuts, truncation
 from charrnn.model import CharModel, Hidden, detach
 from charrnn.properties import PROPERTIES
 from charrnn.vocabulary import UNKNOWN, Vocabulary
 
 __all__ = [
     "Activation",
-    "Clipping",
     "GateUse",
     "GradientFlow",
     "Inspection",
     "Memory",
-    "Period",
     "Reach",
     "Stretch",
     "Unit",
     "UnitFound",
     "Unrolled",
     "activation",
-    "clipping",
     "gate_use",
     "gradient_flow",
     "initial_model",
     "inspect",
     "memory",
-    "read_metrics",
     "read_stretch",
     "units",
     "unroll",
@@ -693,120 +687,6 @@ def activation(
     steps = layers[unit.layer - 1].states[unit.state]
     values = tuple(float(state_BH[0, unit.unit - 1]) for state_BH in steps)
     return Activation(unit, stretch.text[start:], values)
-
-
-# Clipping ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Period:
-    """Some consecutive rows of a training's log."""
-
-    first_step: int
-    last_step: int
-    low: float
-    """Of the gradient norms in the log: the quantile at 10 %; then at 50 % and 90 %."""
-    median: float
-    high: float
-    clipped_share: float
-    """Updates whose gradient was cut, as a share of all in the period."""
-
-
-@dataclass(frozen=True)
-class Clipping:
-    """Gradient norms over a training. Each number of the log is the mean of a few updates."""
-
-    clip_norm: float | None
-    """What norms were scaled down to; None: they were not."""
-    clip_value: float | None
-    """What single entries were cut to; None: they were not."""
-    scale_norm: float | None
-    """The norm that every gradient was given; None: it was not."""
-    steps: int
-    """Updates in the log."""
-    largest: float
-    """Largest norm in the log."""
-    clipped_share: float
-    """Updates whose gradient was cut or scaled down, as a share of all."""
-    periods: tuple[Period, ...]
-    """In order of time, about the same number of rows each."""
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the log of a run, ``metrics.jsonl``.
-
-    Raises:
-        RunFolderError: a line is no row of it.
-    """
-    rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            usable = isinstance(row, dict) and _are_numbers(row, ("step",))
-            if usable and "gradient_norm" in row:
-                usable = _are_numbers(row, ("gradient_norm", "clipped_share"))
-        except ValueError:
-            usable = False
-        if not usable:
-            raise RunFolderError(f"{path}: line {number} is no row of a run's log: remove the line")
-        rows.append(row)
-    return rows
-
-
-def _are_numbers(row: Mapping[str, Any], names: Sequence[str]) -> bool:
-    return all(type(row.get(name)) in (int, float) for name in names)
-
-
-def clipping(
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    clip_norm: float | None = None,
-    clip_value: float | None = None,
-    scale_norm: float | None = None,
-    periods: int = 12,
-) -> Clipping | None:
-    """Sum up the gradient norms of a training's log.
-
-    Args:
-        rows: of ``metrics.jsonl``; those on updates have ``gradient_norm``.
-        clip_norm: of the training, for the record; so are the next two.
-        clip_value: see there.
-        scale_norm: see there.
-        periods: at most so many.
-
-    Returns:
-        None where no row is on updates.
-    """
-    rows = [row for row in rows if "gradient_norm" in row]
-    if not rows:
-        return None
-    norm_R = np.array([row["gradient_norm"] for row in rows], dtype=np.float64)
-    clipped_R = np.array([row["clipped_share"] for row in rows], dtype=np.float64)
-    # A row is on the updates since the row before.
-    after_R = np.array([0] + [row["step"] for row in rows])
-    updates_R = np.diff(after_R)
-    pieces = []
-    for piece in np.array_split(np.arange(len(rows)), min(periods, len(rows))):
-        low, median, high = np.quantile(norm_R[piece], (0.1, 0.5, 0.9)).tolist()
-        pieces.append(
-            Period(
-                first_step=int(after_R[piece[0]]) + 1,
-                last_step=int(after_R[piece[-1] + 1]),
-                low=low,
-                median=median,
-                high=high,
-                clipped_share=float(np.average(clipped_R[piece], weights=updates_R[piece])),
-            )
-        )
-    return Clipping(
-        clip_norm=clip_norm,
-        clip_value=clip_value,
-        scale_norm=scale_norm,
-        steps=int(after_R[-1]),
-        largest=float(norm_R.max()),
-        clipped_share=float(np.average(clipped_R, weights=updates_R)),
-        periods=tuple(pieces),
-    )
 
 
 # All of it ---------------------------------------------------------------------------

@@ -14,12 +14,11 @@ from rich.text import Text
 
 from charrnn.display import Output, print_words, printable
 from charrnn.equations import SHOWN, Step
-from charrnn.gradients import Cut, Truncation
+from charrnn.gradients import Clipping, Cut, Truncation
 from charrnn.inspection import (
     NEARLY_CLOSED,
     NEARLY_OPEN,
     Activation,
-    Clipping,
     GateUse,
     GradientFlow,
     Inspection,

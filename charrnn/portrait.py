@@ -18,16 +18,15 @@ from charrnn.comparison import Comparison, RunResult
 from charrnn.config import InspectConfig, ModelConfig, SampleConfig, TrainConfig
 from charrnn.corpus import Part
 from charrnn.evaluation import Prices, prices
+from charrnn.gradients import Clipping, clipping
 from charrnn.inspection import (
     LEAST_CHARACTERS,
-    Clipping,
     Inspection,
-    clipping,
     inspect,
-    read_metrics,
     read_stretch,
 )
 from charrnn.model import CharModel
+from charrnn.runfolder import read_metrics
 from charrnn.sampling import prepare_prompt, sample
 from charrnn.trained import PartName, load_model, record_of, recorded_part
 from charrnn.vocabulary import Vocabulary

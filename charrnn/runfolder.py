@@ -25,7 +25,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +44,7 @@ from charrnn.checkpoint import (
 )
 from charrnn.errors import CheckpointError, RunFolderError, reason, shown
 
-__all__ = ["RESULT", "RunFolder", "write_json"]
+__all__ = ["RESULT", "RunFolder", "read_metrics", "write_json"]
 
 #: What a finished run of a comparison came to.
 RESULT = "result.json"
@@ -494,6 +494,35 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     with replacing(path) as fd, os.fdopen(fd, "wb", closefd=False) as file:
         # A file's name that is no utf-8 is escaped, as JSON escapes.
         file.write(text.encode("utf-8", "backslashreplace"))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read the log of a run, ``metrics.jsonl``.
+
+    Raises:
+        RunFolderError: it cannot be read, or a line is no row of it.
+    """
+    with _failing(path, "cannot read"):
+        lines = path.read_bytes().splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            usable = isinstance(row, dict) and _are_numbers(row, ("step",))
+            if usable and "gradient_norm" in row:
+                usable = _are_numbers(row, ("gradient_norm", "clipped_share"))
+        except ValueError:
+            usable = False
+        if not usable:
+            raise RunFolderError(
+                f"{shown(path)}: line {number} is no row of a run's log: remove the line"
+            )
+        rows.append(row)
+    return rows
+
+
+def _are_numbers(row: Mapping[str, Any], names: Sequence[str]) -> bool:
+    return all(type(row.get(name)) in (int, float) for name in names)
 
 
 # The lock ----------------------------------------------------------------------

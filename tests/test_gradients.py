@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import astuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from numpy.typing import NDArray
 from charrnn import gradients as module
 from charrnn.config import CELL_NAMES, CellName, ModelConfig
 from charrnn.errors import UsageError
-from charrnn.gradients import LANES, SHARES, cuts, truncation
+from charrnn.gradients import LANES, SHARES, clipping, cuts, truncation
+from charrnn.inspection_view import clipping_says
 from charrnn.model import CharModel, Hidden, detach
 
 SYMBOLS = 7
@@ -163,3 +166,41 @@ class TestCuts:
 
     def test_a_short_text(self) -> None:
         assert len(cuts(make_model("rnn"), make_ids(100), 128)) == len(SHARES)
+
+
+class TestClipping:
+    def test_from_a_log(self) -> None:
+        rows: list[dict[str, Any]] = [
+            {"step": 10, "gradient_norm": 2.0, "clipped_share": 1.0},
+            {"step": 20, "gradient_norm": 1.0, "clipped_share": 0.5},
+            {"step": 20, "valid_nats_per_char": 1.5},
+            {"step": 30, "gradient_norm": 0.5, "clipped_share": 0.0},
+            {"step": 32, "gradient_norm": 0.3, "clipped_share": 0.0},
+        ]
+        found = clipping(rows, clip_norm=1.0, periods=2)
+        assert found is not None
+        assert (found.clip_norm, found.clip_value, found.scale_norm) == (1.0, None, None)
+        assert (found.steps, found.largest) == (32, 2.0)
+        assert found.clipped_share == pytest.approx(15 / 32)
+        # First and last step, quantiles at 10, 50 and 90 %, share clipped.
+        first, second = (astuple(period) for period in found.periods)
+        assert first == pytest.approx((1, 20, 1.1, 1.5, 1.9, 0.75))
+        assert second == pytest.approx((21, 32, 0.32, 0.4, 0.48, 0.0))
+
+    @pytest.mark.parametrize(
+        ("how", "said"),
+        [
+            ({}, "Nothing was clipped."),
+            ({"clip_norm": 1.5}, "Clipped to a norm of 1.5: 50.0 % of updates."),
+            ({"clip_value": 0.25}, "Entries clipped to 0.25: 50.0 % of updates."),
+            ({"scale_norm": 2.5}, "Scaled to a norm of 2.5, down: 50.0 % of updates."),
+        ],
+    )
+    def test_says_what_was_done(self, how: dict[str, float], said: str) -> None:
+        row = {"step": 10, "gradient_norm": 2.0, "clipped_share": 0.5}
+        found = clipping([row], **how)  # type: ignore[arg-type]
+        assert found is not None
+        assert clipping_says(found).endswith(f"). {said}")
+
+    def test_without_updates(self) -> None:
+        assert clipping([{"step": 1, "valid_nats_per_char": 1.0}]) is None

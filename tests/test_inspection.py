@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from charrnn.cells import GRU, LSTM, Cell, State
 from charrnn.checkpoint import load, save
 from charrnn.config import CELL_NAMES, CellName, InspectConfig, ModelConfig
 from charrnn.corpus import scan
-from charrnn.errors import CorpusError, RunFolderError, UsageError
+from charrnn.errors import CorpusError, UsageError
 from charrnn.inspection import (
     GATES,
     LANES,
@@ -35,18 +35,16 @@ from charrnn.inspection import (
     Stretch,
     Unit,
     activation,
-    clipping,
     gate_use,
     gradient_flow,
     initial_model,
     memory,
-    read_metrics,
     read_stretch,
     units,
     unroll_model,
     with_spectral_radius,
 )
-from charrnn.inspection_view import clipping_says, memory_lines, print_inspection
+from charrnn.inspection_view import memory_lines, print_inspection
 from charrnn.model import CharModel
 from charrnn.properties import PROPERTIES
 from charrnn.trained import load_model
@@ -554,63 +552,6 @@ class TestStretch:
             module.inspect(
                 make_model("rnn"), make_stretch(500), vocabulary(), InspectConfig(**chosen)
             )
-
-
-# Clipping -------------------------------------------------------------------------
-
-
-class TestClipping:
-    def test_from_a_log(self, tmp_path: Path) -> None:
-        rows: list[dict[str, Any]] = [
-            {"step": 10, "gradient_norm": 2.0, "clipped_share": 1.0},
-            {"step": 20, "gradient_norm": 1.0, "clipped_share": 0.5},
-            {"step": 20, "valid_nats_per_char": 1.5},
-            {"step": 30, "gradient_norm": 0.5, "clipped_share": 0.0},
-            {"step": 32, "gradient_norm": 0.3, "clipped_share": 0.0},
-        ]
-        path = tmp_path / "metrics.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        assert read_metrics(path) == rows
-        found = clipping(read_metrics(path), clip_norm=1.0, periods=2)
-        assert found is not None
-        assert (found.clip_norm, found.clip_value, found.scale_norm) == (1.0, None, None)
-        assert (found.steps, found.largest) == (32, 2.0)
-        assert found.clipped_share == pytest.approx(15 / 32)
-        # First and last step, quantiles at 10, 50 and 90 %, share clipped.
-        first, second = (astuple(period) for period in found.periods)
-        assert first == pytest.approx((1, 20, 1.1, 1.5, 1.9, 0.75))
-        assert second == pytest.approx((21, 32, 0.32, 0.4, 0.48, 0.0))
-
-    @pytest.mark.parametrize(
-        ("how", "said"),
-        [
-            ({}, "Nothing was clipped."),
-            ({"clip_norm": 1.5}, "Clipped to a norm of 1.5: 50.0 % of updates."),
-            ({"clip_value": 0.25}, "Entries clipped to 0.25: 50.0 % of updates."),
-            ({"scale_norm": 2.5}, "Scaled to a norm of 2.5, down: 50.0 % of updates."),
-        ],
-    )
-    def test_says_what_was_done(self, how: dict[str, float], said: str) -> None:
-        row = {"step": 10, "gradient_norm": 2.0, "clipped_share": 0.5}
-        found = clipping([row], **how)  # type: ignore[arg-type]
-        assert found is not None
-        assert clipping_says(found).endswith(f"). {said}")
-
-    def test_without_updates(self) -> None:
-        assert clipping([{"step": 1, "valid_nats_per_char": 1.0}]) is None
-
-    @pytest.mark.parametrize(
-        "line",
-        [
-            b"{", b"[]", b"{}", b'{"step": "1"}', b'{"step": 1, "gradient_norm": 2}', b"\xff",
-            b'{"step": 1, "gradient_norm": null, "clipped_share": 0}',
-        ],
-    )  # fmt: skip
-    def test_a_line_that_is_no_row(self, tmp_path: Path, line: bytes) -> None:
-        path = tmp_path / "metrics.jsonl"
-        path.write_bytes(b'{"step": 1}\n' + line + b"\n")
-        with pytest.raises(RunFolderError, match="line 2 is no row"):
-            read_metrics(path)
 
 
 # In a terminal --------------------------------------------------------------------

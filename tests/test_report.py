@@ -40,15 +40,13 @@ from charrnn.figures import (
     saturation_chart,
     standalone,
 )
-from charrnn.gradients import Cut, Truncation, Window
+from charrnn.gradients import Clipping, Cut, Period, Truncation, Window
 from charrnn.inspection import (
     Activation,
-    Clipping,
     GateUse,
     GradientFlow,
     Inspection,
     Memory,
-    Period,
     Reach,
     Unit,
     UnitFound,

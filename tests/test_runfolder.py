@@ -18,7 +18,7 @@ import torch
 from charrnn import runfolder
 from charrnn.checkpoint import Checkpoint, find, load, save
 from charrnn.errors import CheckpointError, RunFolderError
-from charrnn.runfolder import RunFolder
+from charrnn.runfolder import RunFolder, read_metrics
 from tests.reliability.processes import finish, fork
 
 
@@ -548,3 +548,32 @@ def test_a_log_that_cannot_be_opened(tmp_path: Path) -> None:
         (folder.path / "metrics.jsonl").mkdir()
     line = said(lambda: RunFolder.open_existing(tmp_path / "run"))
     assert line == f"{tmp_path / 'run' / 'metrics.jsonl'}: cannot write: Is a directory"
+
+
+def test_a_log_that_is_read_has_all_its_rows(tmp_path: Path) -> None:
+    written = [
+        {"step": 3, "gradient_norm": 2.0, "clipped_share": 1},
+        {"step": 3, "valid_nats_per_char": 1.5},
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in written))
+    assert read_metrics(path) == written
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{", b"[]", b"{}", b'{"step": "1"}', b'{"step": 1, "gradient_norm": 2}', b"\xff",
+        b'{"step": 1, "gradient_norm": null, "clipped_share": 0}',
+    ],
+)  # fmt: skip
+def test_a_line_that_is_no_row_of_a_log(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "two\nlines.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b"\n")
+    assert said(lambda: read_metrics(path)) == (
+        f"{tmp_path}/two\\nlines.jsonl: line 2 is no row of a run's log: remove the line"
+    )
+
+
+def test_a_log_that_cannot_be_read(tmp_path: Path) -> None:
+    assert said(lambda: read_metrics(tmp_path)) == f"{tmp_path}: cannot read: Is a directory"
