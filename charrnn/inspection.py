@@ -121,6 +121,11 @@ def unroll(cell: Cell, x_TBE: Tensor, state: State) -> Unrolled:
     """Run a cell as its equations are printed (see ``charrnn.cells``), step by step.
 
     Weight drop does not act: this is the cell as it is used, not as it is trained.
+
+    Args:
+        cell: one layer.
+        x_TBE: what it reads [T, B, E].
+        state: before the first step, each part [B, H].
     """
     names = GATES[type(cell)]
     states: dict[str, list[Tensor]] = {name: [] for name in cell.states}
@@ -153,6 +158,11 @@ def _step(cell: Cell, input_BG: Tensor, state: State) -> tuple[State, tuple[Tens
 
 def unroll_model(model: CharModel, x_TB: Tensor, hidden: Hidden) -> tuple[Unrolled, ...]:
     """Do what ``model(x_TB, hidden)`` does in evaluation, up to the head, step by step.
+
+    Args:
+        model: dropout and weight drop do not act.
+        x_TB: symbols [T, B].
+        hidden: of every layer, before the first step, each part [B, H].
 
     Returns:
         Every layer unrolled. The logits at t are the head of the last one's h at t.
@@ -678,7 +688,14 @@ class Activation:
 def activation(
     model: CharModel, stretch: Stretch, unit: Unit, characters: int = SHOWN
 ) -> Activation:
-    """Return a unit's state at the last characters of the stretch."""
+    """Return a unit's state at the last characters of the stretch.
+
+    Args:
+        model: dropout does not act.
+        stretch: the text; what is before those characters is read first.
+        unit: which one of the model's.
+        characters: how many; at most three quarters of the stretch.
+    """
     start = len(stretch) - min(characters, len(stretch) * 3 // 4)
     warm_up = min(WARM_UP, start)
     starts = np.array([start - warm_up])
