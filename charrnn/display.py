@@ -13,9 +13,9 @@ import shlex
 import sys
 import time
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from rich.console import Console, Group
@@ -41,11 +41,13 @@ from charrnn.training import (
 )
 
 __all__ = [
+    "WIDE",
     "Display",
     "Output",
     "counted",
     "duration",
     "open_display",
+    "plain_table",
     "print_words",
     "printable",
     "to_json",
@@ -57,6 +59,9 @@ STEERING = frozenset({"Cc", "Cs", "Zl", "Zp"})
 REORDERING = frozenset(
     map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x2070), *range(0xFFF9, 0xFFFC)))
 )
+#: Columns of an output that cuts nothing off: a pipe has no width, and a terminal breaks what
+#: is too wide.
+WIDE = 10_000
 #: Seconds between the plain lines of a log.
 PLAIN_EVERY = 10.0
 
@@ -114,6 +119,22 @@ class Output(Console):
     def on_broken_pipe(self) -> None:
         """Pass the error on, for the command line to answer."""
         raise  # it is called where the error is handled
+
+
+def plain_table(lines: Sequence[Sequence[str]], words: int) -> Table:
+    """Return a table of text that is no markup; nothing in it is broken into lines.
+
+    Args:
+        lines: the head and the rows.
+        words: the first columns that hold words; the others hold numbers.
+    """
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for number, name in enumerate(lines[0]):
+        side: Literal["left", "right"] = "left" if number < words else "right"
+        table.add_column(Text(name), justify=side, no_wrap=True)
+    for line in lines[1:]:
+        table.add_row(*map(Text, line))
+    return table
 
 
 def print_words(line: str) -> None:

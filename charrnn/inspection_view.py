@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from charrnn.display import Output, print_words, printable
+from charrnn.display import WIDE, Output, plain_table, print_words, printable
 from charrnn.equations import SHOWN, Step
 from charrnn.gradients import Clipping, Cut, Truncation
 from charrnn.inspection import (
@@ -66,8 +66,7 @@ ALWAYS = 0.9
 def print_inspection(inspection: Inspection) -> None:
     """Print all measurements on stdout."""
     console = Output(highlight=False)
-    # A pipe has no width, and whatever is too wide for a terminal is not cut off there.
-    wide = Output(highlight=False, width=10_000)
+    wide = Output(highlight=False, width=WIDE)
     for title, said, shown in _sections(inspection, console):
         console.print(Text(title, style="bold underline"))
         print_words(said)
@@ -146,12 +145,9 @@ def _table(
         pictures: one a row.
         words: the first columns that hold words; the others hold numbers.
     """
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for number, name in enumerate(lines[0]):
-        table.add_column(name, justify="left" if number < words else "right", no_wrap=True)
-    table.add_column(plot, no_wrap=True)
-    for line, picture in zip(lines[1:], pictures, strict=True):
-        table.add_row(*line, picture)
+    plotted = zip(lines, (plot, *pictures), strict=True)
+    table = plain_table([[*line, picture] for line, picture in plotted], words)
+    table.columns[-1].justify = "left"
     return table
 
 
@@ -195,7 +191,7 @@ def step_lines(step: Step) -> list[list[str]]:
 def _step(step: Step, console: Output) -> Table:
     """Return the table of the step; a narrow terminal gets fewer units of it."""
     lines = step_lines(step)
-    wide = Output(width=10_000)
+    wide = Output(width=WIDE)
     while True:
         table = _table(lines, "", [""] * (len(lines) - 1), 3)
         fits = wide.measure(table).maximum <= console.width

@@ -7,17 +7,16 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.segment import Segment, Segments
-from rich.table import Table
 from rich.text import Text
 
 from charrnn.assessment import Assessment
 from charrnn.baselines import Baseline
 from charrnn.comparison import Comparison
 from charrnn.corpus import Part
-from charrnn.display import Output, counted, print_words, printable
+from charrnn.display import WIDE, Output, counted, plain_table, print_words, printable
 from charrnn.evaluation import PositionScores, Prices, Scores
 from charrnn.portrait import PricedText, code_points
 
@@ -57,24 +56,10 @@ def print_table(lines: Sequence[Sequence[str]], words: int) -> None:
         words: the first columns that hold words; the others hold numbers.
     """
     turned = list(zip(*lines, strict=True))
-    tables = [
-        _table(lines, ["left"] * words + ["right"] * (len(lines[0]) - words)),
-        _table(turned, ["left"] + ["right"] * (len(lines) - 1)),
-    ]
-    # A pipe has no width, and whatever is too wide for a terminal is not cut off there.
-    wide = Output(highlight=False, width=10_000, height=100)
+    tables = [plain_table(lines, words), plain_table(turned, 1)]
+    wide = Output(highlight=False, width=WIDE, height=100)
     fitting = [t for t in tables if wide.measure(t).maximum <= Output().width]
     wide.print(fitting[0] if sys.stdout.isatty() and fitting else tables[0])
-
-
-def _table(lines: Sequence[Sequence[str]], justify: Sequence[Any]) -> Table:
-    """Return a table of plain text; the first line is its head."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name, side in zip(lines[0], justify, strict=True):
-        table.add_column(Text(name), justify=side, no_wrap=True)
-    for line in lines[1:]:
-        table.add_row(*map(Text, line))
-    return table
 
 
 def print_assessments(assessments: Sequence[Assessment]) -> None:
