@@ -589,7 +589,7 @@ def _svg(figure: Figure, name: str, title: str, about: str) -> str:
     assert found, "matplotlib's SVG has a viewBox"
     box, inside = found[1], found[2]
     inside = re.sub(r"<metadata>.*?</metadata>", "", inside, flags=re.DOTALL)
-    # It would rule the whole page; report.py says the same of its figures.
+    # It would rule the whole page; page.py says the same of its figures.
     inside = re.sub(r"<style .*?</style>", "", inside, flags=re.DOTALL)
     # Ids are unique in a page, not in a figure only; most of them nobody refers to.
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', inside))

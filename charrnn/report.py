@@ -1,40 +1,24 @@
-"""The page that a comparison, an evaluation or an inspection leaves behind.
+"""What the page holds that a comparison, an evaluation or an inspection leaves behind.
 
-One self-contained HTML file: tables, figures as inline SVG, samples, coloured text and
-how it was made. Nothing is loaded from elsewhere and nothing runs in it. The numbers are
-those of the records that the terminal's tables are made of. Whatever comes from a text, a
-model or a path passes through ``_text``.
+Tables, figures as inline SVG, samples and coloured text. The numbers are those of the
+records that the terminal's tables are made of. The HTML is that of ``page``.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import os
-import platform
-import re
-import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from html import escape
-from importlib.metadata import version
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from charrnn import __version__
+from charrnn import page
 from charrnn.assessment import Assessment
-from charrnn.checkpoint import replacing
 from charrnn.comparison import Comparison, RunResult
-from charrnn.display import printable
 from charrnn.figures import (
-    DARK,
-    LIGHT,
-    SANS,
     Dots,
     Line,
     Rule,
@@ -69,7 +53,7 @@ from charrnn.inspection_view import (
     unit_lines,
     units_say,
 )
-from charrnn.machine import processor
+from charrnn.page import Origin, labels, origin, save_page
 from charrnn.portrait import SAMPLE, Portrait, Row
 from charrnn.properties import PROPERTIES
 from charrnn.score_view import (
@@ -96,8 +80,6 @@ __all__ = [
 
 #: The grey style: of what is no model.
 PLAIN = 5
-#: Longest label of a line in a figure.
-LABEL = 18
 #: Points of a training curve; more rows than these are averaged in groups.
 POINTS = 150
 #: What the lines of a training are the loss on.
@@ -110,68 +92,6 @@ FAINTEST = 1e-5
 LOUDEST = 1e4
 #: Steps of the colours that show a unit's state, each way from zero.
 SHADES = 5
-
-
-@dataclass(frozen=True)
-class Origin:
-    """How a page came about."""
-
-    command: str
-    machine: str
-    made: str
-    """Date and time."""
-    version: str = __version__
-
-
-def origin(command: Sequence[str], device: torch.device) -> Origin:
-    """Return how a page comes about that is made now, on this machine.
-
-    Args:
-        command: the words of the command line.
-        device: where the models computed.
-    """
-    if device.type == "cuda":
-        computing = torch.cuda.get_device_name(device)
-    else:
-        computing = f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    software = f"{platform.system()}, Python {platform.python_version()}"
-    return Origin(
-        command=shlex.join(command),
-        machine=f"{device.type}: {computing}; {software}, torch {torch.__version__}, "
-        f"matplotlib {version('matplotlib')}",
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    )
-
-
-def save_page(path: Path, page: str) -> None:
-    """Write a page; the file appears, or changes, whole or not at all.
-
-    Raises:
-        RunFolderError: the operating system refused it.
-    """
-    with replacing(path) as fd, os.fdopen(fd, "w", encoding="utf-8", closefd=False) as file:
-        file.write(page)
-
-
-def labels(checkpoints: Sequence[Path]) -> list[str]:
-    """Return a short name for each checkpoint, all different.
-
-    A run's folder goes by its name, a file in one by that and its own.
-    """
-    found: list[str] = []
-    for path in checkpoints:
-        name = path.absolute().name
-        if path.is_file():
-            name = f"{path.absolute().parent.name}/{path.stem}"
-        name = printable(name).replace("\n", " ").replace("\t", " ")
-        if len(name) > LABEL:
-            name = f"{name[: LABEL // 2 - 1]}…{name[-LABEL // 2 :]}"
-        numbers = (f" {number}" for number in itertools.count(2))
-        distinct = name
-        while distinct in found:
-            distinct = name + next(numbers)
-        found.append(distinct)
-    return found
 
 
 # The three pages -------------------------------------------------------------------------
@@ -222,9 +142,9 @@ def comparison_page(
     chosen = "first run" if best.best.valid_nats_per_char is None else "best run by validation"
     seen = f"Each cell's {chosen}, on the {part}."
     sections = [
-        _section(
+        page.section(
             "Result",
-            _figure(
+            page.figure(
                 [(f"Loss on the {part}", _result_chart(comparison))],
                 f"Nats per character on the {best.best.characters:,} predictions of the {part}; "
                 "further left is better. "
@@ -234,8 +154,8 @@ def comparison_page(
                     else "One seed each: the spread that chance makes is not known."
                 ),
             ),
-            _table(comparison_lines(comparison), words=2),
-            _list(says),
+            page.table(comparison_lines(comparison), words=2),
+            page.bullets(says),
         ),
         _curves(
             runs,
@@ -248,7 +168,7 @@ def comparison_page(
     text = ", ".join(plan.texts) or "Python's own sources"
     name = Path(plan.texts[0]).name if len(plan.texts) == 1 else "the same texts"
     name = name if plan.texts else text
-    return _page("compare", f"{_listed(cells)} on {name}", lead, text, sections, origin)
+    return page.document("compare", f"{page.listed(cells)} on {name}", lead, text, sections, origin)
 
 
 def assessment_page(
@@ -284,9 +204,9 @@ def assessment_page(
     unit = "byte" if "byte" in units else "character"
     runs = _own_runs(portraits)
     sections = [
-        _section(
+        page.section(
             "Scores",
-            _figure(
+            page.figure(
                 [(f"Bits per {unit}", _score_chart(assessments, portraits, unit))],
                 "What it takes to write the text down once the model is known, in bits per "
                 f"{unit}; further left is better."
@@ -296,9 +216,9 @@ def assessment_page(
                     else ""
                 ),
             ),
-            _table(assessment_lines(assessments), words=2),
-            _list(baselines_say(assessments)),
-            _list(after_says(one) for one in assessments if one.after),
+            page.table(assessment_lines(assessments), words=2),
+            page.bullets(baselines_say(assessments)),
+            page.bullets(after_says(one) for one in assessments if one.after),
         ),
         *(_positions(assessments, portraits, units, of) for of in dict.fromkeys(units)),
         *(
@@ -308,8 +228,8 @@ def assessment_page(
         _samples(portraits),
         _excerpts(portraits, "The beginning of the text"),
     ]
-    names = _listed([portrait.label for portrait in portraits])
-    return _page("evaluate", f"Scores of {names}", lead, text, sections, origin)
+    names = page.listed([portrait.label for portrait in portraits])
+    return page.document("evaluate", f"Scores of {names}", lead, text, sections, origin)
 
 
 def inspection_page(inspection: Inspection, portrait: Portrait, text: str, origin: Origin) -> str:
@@ -339,7 +259,7 @@ def inspection_page(inspection: Inspection, portrait: Portrait, text: str, origi
         _samples([portrait]),
         _excerpts([portrait], "The beginning of what was looked at"),
     ]
-    return _page("inspect", f"Inside {portrait.label}", lead, text, sections, origin)
+    return page.document("inspect", f"Inside {portrait.label}", lead, text, sections, origin)
 
 
 def _own_runs(portraits: Sequence[Portrait]) -> list[tuple[str, int, Sequence[Row]]]:
@@ -444,16 +364,16 @@ def _positions(
         x_log=True,
     )
     windows = sorted({scores.windows for _, _, scores in measured})
-    return _section(
+    return page.section(
         "Loss by position" + _per(unit),
-        _figure(
+        page.figure(
             [("Loss against context", chart)],
             f"What a {unit} costs with so many {unit}s read since a state of zero; means of "
             f"{' or '.join(f'{number:,}' for number in windows)} stretches of text.",
         ),
         '<div class="tables">\n',
         *(
-            _table(position_lines(scores), words=0, title=portrait.label)
+            page.table(position_lines(scores), words=0, title=portrait.label)
             for _, portrait, scores in measured
         ),
         "</div>\n",
@@ -516,9 +436,9 @@ def _curves(
     cut = (
         f" What lies above {top + room:.2f}, at the start, is cut off." if max(all_y) > top else ""
     )
-    return _section(
+    return page.section(
         "Learning" + _per(unit),
-        _figure(
+        page.figure(
             charts,
             f"Marked lines: loss on {' or '.join(marked)}{thin}. {more}"
             f"Nats per {unit} where the named lines end: {', '.join(ends)}.{cut}",
@@ -569,7 +489,9 @@ def _inside(portraits: Sequence[Portrait], seen: str) -> Iterator[str]:
     """
     looked = [(style, p, p.inspection) for style, p in enumerate(portraits) if p.inspection]
     if len(looked) == 1 and (step := looked[0][2].step):
-        yield _section("The step", _note(step_says(step)), _table(step_lines(step), words=3))
+        yield page.section(
+            "The step", page.note(step_says(step)), page.table(step_lines(step), words=3)
+        )
     if flows := [one for one in looked if one[2].gradient_flow]:
         yield _flow_section(flows, seen)
     if memories := [one for one in looked if one[2].memory]:
@@ -581,8 +503,8 @@ def _inside(portraits: Sequence[Portrait], seen: str) -> Iterator[str]:
     if histories := [one for one in looked if one[2].clipping]:
         yield _clipping_section(histories)
     if any(inspection.cuts for _, _, inspection in looked):
-        yield _section(
-            "A cut gradient", _note(f"{CUTS_SAY} {seen}"), _each(looked, cut_lines, "cuts")
+        yield page.section(
+            "A cut gradient", page.note(f"{CUTS_SAY} {seen}"), _each(looked, cut_lines, "cuts")
         )
     if len(looked) == 1 and (truncations := looked[0][2].truncation):
         yield _truncation_section(truncations)
@@ -593,7 +515,7 @@ def _each(
 ) -> str:
     """Return a table a model, of one of its measurements; none where that is empty."""
     shown = "".join(
-        _table(lines(value), words, portrait.label if len(looked) > 1 else "")
+        page.table(lines(value), words, portrait.label if len(looked) > 1 else "")
         for _, portrait, inspection in looked
         if (value := getattr(inspection, measured))
     )
@@ -614,9 +536,9 @@ def _flow_section(looked: Looked, seen: str) -> str:
         linear = " Linear"
         linear += " (in the table)" if len(looked) > 1 else ""
         linear += ": through the recurrent matrix alone, as if tanh were a straight line."
-    return _section(
+    return page.section(
         "Gradient flow",
-        _figure(
+        page.figure(
             _flow_charts(looked),
             "What is left of the gradient of one character's loss, k characters before it, as a "
             "share of what it is at the character itself; k from 1 to "
@@ -632,7 +554,7 @@ def _memory_section(looked: Looked, seen: str) -> str:
     memories = [(portrait.label, i.memory) for _, portrait, i in looked if i.memory]
     tolerance = memories[0][1].tolerance
     chart = _memory_chart(looked)
-    figure = _figure(
+    figure = page.figure(
         [("Cost of forgetting", chart)] if chart else [],
         "Nats per character that a state costs which was reset k characters before, more than "
         f"one carried on. Below {tolerance:g} more context counts as useless. Bands: one standard "
@@ -646,9 +568,9 @@ def _memory_section(looked: Looked, seen: str) -> str:
         ]
     else:
         says = [memory_says(memory) for _, memory in memories]
-    return _section(
+    return page.section(
         "Memory",
-        _list(says),
+        page.bullets(says),
         _beside(looked, figure, _each(looked, memory_lines, "memory", words=0)),
     )
 
@@ -666,9 +588,9 @@ def _gate_section(looked: Looked, seen: str) -> str:
                 style,
             )
             panels.append((title, chart))
-    return _section(
+    return page.section(
         "Gates",
-        _figure(
+        page.figure(
             panels,
             "A dot a unit, larger where several coincide: to the right the share of characters at "
             f"which its gate is nearly closed (below {NEARLY_CLOSED}), upwards nearly open (above "
@@ -683,11 +605,11 @@ def _gate_section(looked: Looked, seen: str) -> str:
 
 def _unit_section(looked: Looked, seen: str) -> str:
     found = [one for one in looked if one[2].units]
-    figure = _figure(
+    figure = page.figure(
         [("Units that follow the text", _unit_chart(found))] if found else [],
         f"{units_say(looked[0][2].units)} Shown is the size of the correlation. {seen}",
     )
-    return _section(
+    return page.section(
         "Units",
         _beside(looked, figure, _each(looked, unit_lines, "units")) if found else "",
         *(_activation(i.activation) for _, _, i in looked if i.activation is not None),
@@ -696,14 +618,14 @@ def _unit_section(looked: Looked, seen: str) -> str:
 
 def _clipping_section(looked: Looked) -> str:
     several = len(looked) > 1
-    return _section(
+    return page.section(
         "Clipping",
-        _figure(
+        page.figure(
             _clipping_charts(looked),
             "Gradient norms during training, in periods of equal length. Lines: medians; bands: "
             "10 to 90 % of the norms in the log.",
         ),
-        _list(
+        page.bullets(
             (f"{portrait.label}: " if several else "") + clipping_says(inspection.clipping)
             for _, portrait, inspection in looked
             if inspection.clipping is not None
@@ -736,13 +658,13 @@ def _truncation_section(truncations: Sequence[Truncation]) -> str:
         if drawable
         else ""
     )
-    return _section(
+    return page.section(
         "Truncation",
-        _figure(
+        page.figure(
             [("Direction of a truncated gradient", chart)] if chart else [],
             truncation_says(truncations[0]),
         ),
-        f'<div class="tables">\n{_table(truncation_lines(truncations), words=1)}</div>\n',
+        f'<div class="tables">\n{page.table(truncation_lines(truncations), words=1)}</div>\n',
     )
 
 
@@ -893,11 +815,11 @@ def _activation(shown: Activation) -> str:
         for character, value in zip(shown.text, shown.values, strict=True)
     ]
     return (
-        f"<h3>Unit {_text(str(shown.unit))} along the text</h3>\n"
-        + _coloured(
+        f"<h3>Unit {page.safe(str(shown.unit))} along the text</h3>\n"
+        + page.coloured(
             states, lambda n: f"{'up' if n > 0 else 'down'}-{abs(n)}" if n else "", "Coloured text"
         )
-        + _legend(
+        + page.legend(
             (
                 (f"down-{SHADES}", f"{-largest:.2g}"),
                 ("", "0"),
@@ -914,14 +836,14 @@ def _activation(shown: Activation) -> str:
 def _samples(portraits: Sequence[Portrait]) -> str:
     how = f"--length {SAMPLE.length} --temperature {SAMPLE.temperature:g} --seed {SAMPLE.seed}"
     blocks = "".join(
-        f'<div class="text"><h3>{_text(portrait.label)}</h3>\n'
-        f"{_pre(_text(portrait.sample), f'Sample of {portrait.label}')}</div>\n"
+        f'<div class="text"><h3>{page.safe(portrait.label)}</h3>\n'
+        f"{page.preformatted(page.safe(portrait.sample), f'Sample of {portrait.label}')}</div>\n"
         for portrait in portraits
     )
-    return _section(
+    return page.section(
         "Samples",
         f'<div class="texts">\n{blocks}</div>\n',
-        _note(
+        page.note(
             f"What each model writes by itself: {SAMPLE.length} characters from an empty prompt, "
             f"all from the same random numbers (charrnn sample RUN {how})."
             if len(portraits) > 1
@@ -941,9 +863,9 @@ def _excerpts(portraits: Sequence[Portrait], what: str) -> str:
         priced = [nats for _, nats in portrait.excerpt[portrait.excerpt[0][1] == 0 :]]
         bits = sum(priced) / math.log(2)
         blocks.append(
-            f'<div class="text"><h3>{_text(portrait.label)}</h3>\n'
-            + _coloured(levels, lambda n: f"bits-{n}", f"Text as {portrait.label} sees it")
-            + _note(
+            f'<div class="text"><h3>{page.safe(portrait.label)}</h3>\n'
+            + page.coloured(levels, lambda n: f"bits-{n}", f"Text as {portrait.label} sees it")
+            + page.note(
                 f"{len(priced):,} characters cost {bits:,.0f} bits, "
                 f"{bits / max(1, len(priced)):.2f} each."
             )
@@ -958,243 +880,12 @@ def _excerpts(portraits: Sequence[Portrait], what: str) -> str:
         ),
         (f"bits-{len(edges)}", f"{edges[-1]:g} and above"),
     ]
-    return _section(
+    return page.section(
         "Surprise",
-        _legend(ranges, "What each character costs, in bits: "),
+        page.legend(ranges, "What each character costs, in bits: "),
         f'<div class="texts">\n{"".join(blocks)}</div>\n',
-        _note(
+        page.note(
             f"{what}, read from a state of zero, so that the first characters are hard for every "
             "model. Grey characters were foreseen; marked ones took the model by surprise."
         ),
     )
-
-
-def _coloured(pieces: Sequence[tuple[str, int]], name: Callable[[int], str], label: str) -> str:
-    """Return a text whose pieces carry the class of their level; equal neighbours share one."""
-    spans = []
-    for level, group in itertools.groupby(pieces, key=lambda piece: piece[1]):
-        text = _text("".join(piece for piece, _ in group).replace("\r", ""))
-        spans.append(f'<span class="{name(level)}">{text}</span>' if name(level) else text)
-    return _pre("".join(spans), label, ' class="coloured"') + "\n"
-
-
-def _pre(inside: str, label: str, more: str = "") -> str:
-    """Return a text with its line ends, each line in the direction of its script."""
-    return f'<pre{more} role="group" dir="auto" aria-label="{_text(label)}">{inside}</pre>'
-
-
-def _legend(items: Iterable[tuple[str, str]], before: str) -> str:
-    shown = " ".join(
-        f'<span class="key"><span class="{name} swatch">{_text(what)}</span></span>'
-        for name, what in items
-    )
-    return f'<p class="legend">{_text(before)}{shown}</p>\n'
-
-
-# HTML ------------------------------------------------------------------------------------
-
-
-def _text(text: str) -> str:
-    """Return text that is safe anywhere in a page: no markup, nothing that steers."""
-    return escape(printable(text))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _section(title: str, *parts: str) -> str:
-    anchor = title.lower().replace(" ", "-")
-    return (
-        f'<section id="{anchor}" aria-labelledby="{anchor}-head">\n'
-        f'<h2 id="{anchor}-head">{_text(title)}</h2>\n{"".join(parts)}</section>\n'
-    )
-
-
-def _figure(panels: Sequence[tuple[str, str]], caption: str, *, small: bool = False) -> str:
-    """Return a figure of titled panels with its caption; nothing without panels."""
-    if not panels:
-        return _note("There is nothing to draw: no number is above zero.")
-    shown = "".join(
-        f'<div class="panel"><h3>{_text(title)}</h3>\n{svg}</div>\n' for title, svg in panels
-    )
-    size = "small" if small else "one" if len(panels) == 1 else "two"
-    return (
-        f'<figure><div class="panels {size}">\n{shown}</div>\n'
-        f"<figcaption>{_text(caption.strip())}</figcaption></figure>\n"
-    )
-
-
-def _table(lines: Sequence[Sequence[str]], words: int, title: str = "") -> str:
-    """Return a table that scrolls by itself where it is too wide.
-
-    Args:
-        lines: the head and the rows.
-        words: the first columns that hold words; the others hold numbers.
-        title: what it is about, if its section does not say it.
-    """
-
-    def cell(number: int, text: str, tag: str) -> str:
-        side = "" if number < words else ' class="number"'
-        return f"<{tag}{side}>{_text(text)}</{tag.split()[0]}>"
-
-    head, *rows = lines
-    said = f"<caption>{_text(title)}</caption>" if title else ""
-    name = f"Table: {_text(title)}" if title else "Table"
-    top = "".join(cell(n, text, 'th scope="col"') for n, text in enumerate(head))
-    body = "".join(
-        "<tr>"
-        + "".join(cell(n, text, "td" if n else 'th scope="row"') for n, text in enumerate(row))
-        + "</tr>\n"
-        for row in rows
-    )
-    return (
-        f'<div class="scroll" tabindex="0" role="group" aria-label="{name}"><table>{said}'
-        f"<thead><tr>{top}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
-    )
-
-
-def _list(sentences: Iterable[str]) -> str:
-    items = "".join(f"<li>{_text(sentence)}</li>\n" for sentence in sentences)
-    return f'<ul class="says">\n{items}</ul>\n' if items else ""
-
-
-def _note(sentence: str) -> str:
-    return f'<p class="note">{_text(sentence)}</p>\n'
-
-
-def _page(
-    command: str, title: str, lead: str, text: str, sections: Sequence[str], origin: Origin
-) -> str:
-    facts: Mapping[str, str] = {
-        "Command": origin.command,
-        "Text": text,
-        "Machine": origin.machine,
-        "Made": f"{origin.made} by charrnn {origin.version}",
-    }
-    made = "".join(
-        f"<dt>{name}</dt><dd>{'<code>' if name == 'Command' else ''}{_text(value)}"
-        f"{'</code>' if name == 'Command' else ''}</dd>\n"
-        for name, value in facts.items()
-    )
-    heads = re.findall(r'^<h2 id="([a-z-]+)-head">(.*)</h2>$', "".join(sections), re.MULTILINE)
-    links = "".join(f'<a href="#{anchor}">{head}</a>\n' for anchor, head in heads)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f'<header><p class="kicker">charrnn {command}</p><h1>{_text(title)}</h1>\n'
-        f'<p class="lead">{_text(lead)}</p>\n<nav aria-label="Sections">\n{links}</nav></header>\n'
-        "<main>\n"
-        f"{''.join(sections)}"
-        f"{_section('How this was made', f'<dl>{made}</dl>')}"
-        "</main>\n</body>\n</html>\n"
-    )
-
-
-STYLE = (
-    f"""
-:root {{
-  color-scheme: light dark;
-  {SANS}
-  --mono: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
-  {LIGHT}
-  --raised: #f5f6f7;
-  --warm: 214 94 0; --cool: 0 98 168; --loud: #a82a00; --on-loud: #ffffff;
-}}
-@media screen and (prefers-color-scheme: dark) {{
-  :root {{
-    {DARK}
-    --raised: #1b2025;
-    --warm: 255 140 50; --cool: 70 160 240; --loud: #ffb27a; --on-loud: #121518;
-  }}
-}}
-"""
-    """\
-* { box-sizing: border-box; }
-body {
-  margin: 0; padding: 2rem clamp(1rem, 4vw, 3rem) 3rem; background: var(--paper);
-  color: var(--ink); font: 1rem/1.55 var(--sans); overflow-wrap: break-word;
-}
-header, main { max-width: 70rem; margin: 0 auto; }
-h1 { font-size: clamp(1.6rem, 4vw, 2.5rem); line-height: 1.15; margin: 0 0 .6rem; }
-h2 { font-size: 1.45rem; line-height: 1.2; margin: 0 0 1rem; }
-h3 { font-size: 1rem; margin: 0 0 .4rem; }
-.kicker { margin: 0 0 .3rem; color: var(--muted); font: .9rem var(--mono); }
-.lead { font-size: 1.2rem; max-width: 46rem; margin: 0; }
-nav { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin-top: 1.2rem; font-size: .93rem; }
-nav a { color: var(--series-1); }
-section { border-top: 1px solid var(--grid); margin-top: 2.4rem; padding-top: 1.6rem; }
-figure { margin: 0 0 1.4rem; }
-.panels { display: grid; gap: 1.4rem 2rem; }
-.panels.two { grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
-.panels.one, .panels.two > .panel { max-width: 34rem; }
-.beside { display: flex; flex-wrap: wrap; gap: 0 3rem; align-items: flex-start; }
-.beside > figure { flex: 1 1 24rem; max-width: 34rem; }
-.beside > .tables { flex: 0 1 auto; min-width: 0; max-width: 100%; }
-.tables { display: flex; flex-wrap: wrap; gap: 0 3.5rem; align-items: flex-start; }
-.panels.small { display: flex; flex-wrap: wrap; gap: 1.2rem; }
-.panels.small > .panel { flex: 1 1 min(46%, 12rem); max-width: 15rem; }
-.panel { min-width: 0; break-inside: avoid; }
-svg { display: block; width: 100%; height: auto; overflow: visible; }
-svg * { stroke-linejoin: round; stroke-linecap: butt; }
-svg text { font-variant-numeric: tabular-nums; }
-.note + .scroll { margin-top: .9rem; }
-figcaption, .note { color: var(--muted); font-size: .93rem; max-width: 46rem; margin: .7rem 0 0; }
-.scroll { overflow-x: auto; margin: 0 0 1rem; max-width: 100%; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding: .3rem 0; }
-th, td { padding: .25rem .85rem .25rem 0; text-align: left; white-space: pre; }
-th:last-child, td:last-child { padding-right: 0; }
-thead th { color: var(--muted); font-weight: 500; border-bottom: 1px solid var(--muted); }
-tbody th { font-weight: 600; }
-tbody tr + tr > * { border-top: 1px solid var(--grid); }
-.number { text-align: right; }
-.says { margin: 0 0 1rem; padding-left: 1.2rem; max-width: 46rem; }
-.texts { display: grid; gap: 1.4rem 1.6rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); }
-.text { min-width: 0; }
-pre {
-  font: .85rem/1.6 var(--mono); white-space: pre-wrap; overflow-wrap: anywhere; margin: 0;
-  padding: .8rem 1rem; background: var(--raised); border-radius: .4rem; tab-size: 4;
-}
-.coloured, .swatch { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
-.legend { margin: .7rem 0 1rem; font-size: .93rem; }
-.swatch { padding: .1rem .45rem; border-radius: .2rem; font-family: var(--mono); }
-.bits-0 { color: var(--muted); }
-.bits-2 { background: rgb(var(--warm) / .2); }
-.bits-3 { background: rgb(var(--warm) / .45); box-shadow: inset 0 -1px var(--ink); }
-.bits-4 { background: var(--loud); color: var(--on-loud); font-weight: 700; }
-.up-1 { background: rgb(var(--warm) / .12); } .down-1 { background: rgb(var(--cool) / .12); }
-.up-2 { background: rgb(var(--warm) / .24); } .down-2 { background: rgb(var(--cool) / .24); }
-.up-3 { background: rgb(var(--warm) / .36); } .down-3 { background: rgb(var(--cool) / .36); }
-.up-4 { background: rgb(var(--warm) / .48); box-shadow: inset 0 -2px rgb(var(--warm)); }
-.up-5 { background: rgb(var(--warm) / .6); box-shadow: inset 0 -2px rgb(var(--warm)); }
-.down-4 { background: rgb(var(--cool) / .48); box-shadow: inset 0 2px rgb(var(--cool)); }
-.down-5 { background: rgb(var(--cool) / .6); box-shadow: inset 0 2px rgb(var(--cool)); }
-dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .4rem 1.2rem;
-  margin: 0; }
-dt { color: var(--muted); }
-dd { margin: 0; overflow-wrap: anywhere; }
-code { font: .9rem var(--mono); }
-:focus-visible { outline: 2px solid var(--series-1); outline-offset: 2px; }
-@media (max-width: 40rem) {
-  dl { grid-template-columns: minmax(0, 1fr); }
-  dd { margin-bottom: .5rem; }
-}
-@media print {
-  nav { display: none; }
-  body { padding: 0; font-size: 10pt; }
-  figure, .scroll, .text, tr { break-inside: avoid; }
-  section { break-inside: auto; margin-top: 1.2rem; padding-top: .8rem; }
-  h2, h3 { break-after: avoid; }
-  .panels.two { grid-template-columns: 1fr 1fr; }
-  .scroll { overflow: visible; }
-  table { font-size: 7.5pt; } th, td { padding-right: .6rem; white-space: normal; }
-  pre { font-size: 7.5pt; }
-}
-"""
-)

@@ -1,0 +1,356 @@
+"""The page itself: HTML that stands alone, its style, how it came about.
+
+One file: nothing is loaded from elsewhere and nothing runs in it. Whatever comes from a
+text, a model or a path passes through ``safe``; only ``preformatted`` takes what has.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from html import escape
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from charrnn import __version__
+from charrnn.checkpoint import replacing
+from charrnn.display import printable
+from charrnn.figures import DARK, LIGHT, SANS
+from charrnn.machine import processor
+
+__all__ = [
+    "Origin",
+    "bullets",
+    "coloured",
+    "document",
+    "figure",
+    "labels",
+    "legend",
+    "listed",
+    "note",
+    "origin",
+    "preformatted",
+    "safe",
+    "save_page",
+    "section",
+    "table",
+]
+
+#: Longest label of a line in a figure.
+LABEL = 18
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a page came about."""
+
+    command: str
+    machine: str
+    made: str
+    """Date and time."""
+    version: str = __version__
+
+
+def origin(command: Sequence[str], device: torch.device) -> Origin:
+    """Return how a page comes about that is made now, on this machine.
+
+    Args:
+        command: the words of the command line.
+        device: where the models computed.
+    """
+    if device.type == "cuda":
+        computing = torch.cuda.get_device_name(device)
+    else:
+        computing = f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    software = f"{platform.system()}, Python {platform.python_version()}"
+    return Origin(
+        command=shlex.join(command),
+        machine=f"{device.type}: {computing}; {software}, torch {torch.__version__}, "
+        f"matplotlib {version('matplotlib')}",
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def save_page(path: Path, page: str) -> None:
+    """Write a page; the file appears, or changes, whole or not at all.
+
+    Raises:
+        RunFolderError: the operating system refused it.
+    """
+    with replacing(path) as fd, os.fdopen(fd, "w", encoding="utf-8", closefd=False) as file:
+        file.write(page)
+
+
+def labels(checkpoints: Sequence[Path]) -> list[str]:
+    """Return a short name for each checkpoint, all different.
+
+    A run's folder goes by its name, a file in one by that and its own.
+    """
+    found: list[str] = []
+    for path in checkpoints:
+        name = path.absolute().name
+        if path.is_file():
+            name = f"{path.absolute().parent.name}/{path.stem}"
+        name = printable(name).replace("\n", " ").replace("\t", " ")
+        if len(name) > LABEL:
+            name = f"{name[: LABEL // 2 - 1]}…{name[-LABEL // 2 :]}"
+        numbers = (f" {number}" for number in itertools.count(2))
+        distinct = name
+        while distinct in found:
+            distinct = name + next(numbers)
+        found.append(distinct)
+    return found
+
+
+def document(
+    command: str, title: str, lead: str, text: str, sections: Sequence[str], origin: Origin
+) -> str:
+    """Return the whole page.
+
+    Args:
+        command: that it is of.
+        title: its head.
+        lead: a sentence or two below it: what came out.
+        text: what was read, in words.
+        sections: made by ``section``, in order; each is linked at the top.
+        origin: how the page comes about.
+    """
+    facts: Mapping[str, str] = {
+        "Command": origin.command,
+        "Text": text,
+        "Machine": origin.machine,
+        "Made": f"{origin.made} by charrnn {origin.version}",
+    }
+    made = "".join(
+        f"<dt>{name}</dt><dd>{'<code>' if name == 'Command' else ''}{safe(value)}"
+        f"{'</code>' if name == 'Command' else ''}</dd>\n"
+        for name, value in facts.items()
+    )
+    heads = re.findall(r'^<h2 id="([a-z-]+)-head">(.*)</h2>$', "".join(sections), re.MULTILINE)
+    links = "".join(f'<a href="#{anchor}">{head}</a>\n' for anchor, head in heads)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{safe(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f'<header><p class="kicker">charrnn {command}</p><h1>{safe(title)}</h1>\n'
+        f'<p class="lead">{safe(lead)}</p>\n<nav aria-label="Sections">\n{links}</nav></header>\n'
+        "<main>\n"
+        f"{''.join(sections)}"
+        f"{section('How this was made', f'<dl>{made}</dl>')}"
+        "</main>\n</body>\n</html>\n"
+    )
+
+
+# HTML ------------------------------------------------------------------------------------
+
+
+def safe(text: str) -> str:
+    """Return text that is safe anywhere in a page: no markup, nothing that steers."""
+    return escape(printable(text))
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as words: a, b and c."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def section(title: str, *parts: str) -> str:
+    """Return a section under its title, letters and spaces only: it is the anchor too."""
+    anchor = title.lower().replace(" ", "-")
+    return (
+        f'<section id="{anchor}" aria-labelledby="{anchor}-head">\n'
+        f'<h2 id="{anchor}-head">{safe(title)}</h2>\n{"".join(parts)}</section>\n'
+    )
+
+
+def figure(panels: Sequence[tuple[str, str]], caption: str, *, small: bool = False) -> str:
+    """Return a figure of titled panels with its caption; nothing without panels."""
+    if not panels:
+        return note("There is nothing to draw: no number is above zero.")
+    shown = "".join(
+        f'<div class="panel"><h3>{safe(title)}</h3>\n{svg}</div>\n' for title, svg in panels
+    )
+    size = "small" if small else "one" if len(panels) == 1 else "two"
+    return (
+        f'<figure><div class="panels {size}">\n{shown}</div>\n'
+        f"<figcaption>{safe(caption.strip())}</figcaption></figure>\n"
+    )
+
+
+def table(lines: Sequence[Sequence[str]], words: int, title: str = "") -> str:
+    """Return a table that scrolls by itself where it is too wide.
+
+    Args:
+        lines: the head and the rows.
+        words: the first columns that hold words; the others hold numbers.
+        title: what it is about, if its section does not say it.
+    """
+
+    def cell(number: int, text: str, tag: str) -> str:
+        side = "" if number < words else ' class="number"'
+        return f"<{tag}{side}>{safe(text)}</{tag.split()[0]}>"
+
+    head, *rows = lines
+    said = f"<caption>{safe(title)}</caption>" if title else ""
+    name = f"Table: {safe(title)}" if title else "Table"
+    top = "".join(cell(n, text, 'th scope="col"') for n, text in enumerate(head))
+    body = "".join(
+        "<tr>"
+        + "".join(cell(n, text, "td" if n else 'th scope="row"') for n, text in enumerate(row))
+        + "</tr>\n"
+        for row in rows
+    )
+    return (
+        f'<div class="scroll" tabindex="0" role="group" aria-label="{name}"><table>{said}'
+        f"<thead><tr>{top}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
+    )
+
+
+def bullets(sentences: Iterable[str]) -> str:
+    """Return sentences as a list; nothing where there are none."""
+    items = "".join(f"<li>{safe(sentence)}</li>\n" for sentence in sentences)
+    return f'<ul class="says">\n{items}</ul>\n' if items else ""
+
+
+def note(sentence: str) -> str:
+    """Return a paragraph that explains."""
+    return f'<p class="note">{safe(sentence)}</p>\n'
+
+
+def coloured(pieces: Sequence[tuple[str, int]], name: Callable[[int], str], label: str) -> str:
+    """Return a text whose pieces carry the class of their level; equal neighbours share one."""
+    spans = []
+    for level, group in itertools.groupby(pieces, key=lambda piece: piece[1]):
+        text = safe("".join(piece for piece, _ in group).replace("\r", ""))
+        spans.append(f'<span class="{name(level)}">{text}</span>' if name(level) else text)
+    return preformatted("".join(spans), label, ' class="coloured"') + "\n"
+
+
+def preformatted(inside: str, label: str, more: str = "") -> str:
+    """Return a text that is HTML already, each line in the direction of its script."""
+    return f'<pre{more} role="group" dir="auto" aria-label="{safe(label)}">{inside}</pre>'
+
+
+def legend(items: Iterable[tuple[str, str]], before: str) -> str:
+    """Return what colours mean: after some words each one's class and what it stands for."""
+    shown = " ".join(
+        f'<span class="key"><span class="{name} swatch">{safe(what)}</span></span>'
+        for name, what in items
+    )
+    return f'<p class="legend">{safe(before)}{shown}</p>\n'
+
+
+STYLE = (
+    f"""
+:root {{
+  color-scheme: light dark;
+  {SANS}
+  --mono: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  {LIGHT}
+  --raised: #f5f6f7;
+  --warm: 214 94 0; --cool: 0 98 168; --loud: #a82a00; --on-loud: #ffffff;
+}}
+@media screen and (prefers-color-scheme: dark) {{
+  :root {{
+    {DARK}
+    --raised: #1b2025;
+    --warm: 255 140 50; --cool: 70 160 240; --loud: #ffb27a; --on-loud: #121518;
+  }}
+}}
+"""
+    """\
+* { box-sizing: border-box; }
+body {
+  margin: 0; padding: 2rem clamp(1rem, 4vw, 3rem) 3rem; background: var(--paper);
+  color: var(--ink); font: 1rem/1.55 var(--sans); overflow-wrap: break-word;
+}
+header, main { max-width: 70rem; margin: 0 auto; }
+h1 { font-size: clamp(1.6rem, 4vw, 2.5rem); line-height: 1.15; margin: 0 0 .6rem; }
+h2 { font-size: 1.45rem; line-height: 1.2; margin: 0 0 1rem; }
+h3 { font-size: 1rem; margin: 0 0 .4rem; }
+.kicker { margin: 0 0 .3rem; color: var(--muted); font: .9rem var(--mono); }
+.lead { font-size: 1.2rem; max-width: 46rem; margin: 0; }
+nav { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin-top: 1.2rem; font-size: .93rem; }
+nav a { color: var(--series-1); }
+section { border-top: 1px solid var(--grid); margin-top: 2.4rem; padding-top: 1.6rem; }
+figure { margin: 0 0 1.4rem; }
+.panels { display: grid; gap: 1.4rem 2rem; }
+.panels.two { grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
+.panels.one, .panels.two > .panel { max-width: 34rem; }
+.beside { display: flex; flex-wrap: wrap; gap: 0 3rem; align-items: flex-start; }
+.beside > figure { flex: 1 1 24rem; max-width: 34rem; }
+.beside > .tables { flex: 0 1 auto; min-width: 0; max-width: 100%; }
+.tables { display: flex; flex-wrap: wrap; gap: 0 3.5rem; align-items: flex-start; }
+.panels.small { display: flex; flex-wrap: wrap; gap: 1.2rem; }
+.panels.small > .panel { flex: 1 1 min(46%, 12rem); max-width: 15rem; }
+.panel { min-width: 0; break-inside: avoid; }
+svg { display: block; width: 100%; height: auto; overflow: visible; }
+svg * { stroke-linejoin: round; stroke-linecap: butt; }
+svg text { font-variant-numeric: tabular-nums; }
+.note + .scroll { margin-top: .9rem; }
+figcaption, .note { color: var(--muted); font-size: .93rem; max-width: 46rem; margin: .7rem 0 0; }
+.scroll { overflow-x: auto; margin: 0 0 1rem; max-width: 100%; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+caption { text-align: left; font-weight: 600; padding: .3rem 0; }
+th, td { padding: .25rem .85rem .25rem 0; text-align: left; white-space: pre; }
+th:last-child, td:last-child { padding-right: 0; }
+thead th { color: var(--muted); font-weight: 500; border-bottom: 1px solid var(--muted); }
+tbody th { font-weight: 600; }
+tbody tr + tr > * { border-top: 1px solid var(--grid); }
+.number { text-align: right; }
+.says { margin: 0 0 1rem; padding-left: 1.2rem; max-width: 46rem; }
+.texts { display: grid; gap: 1.4rem 1.6rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); }
+.text { min-width: 0; }
+pre {
+  font: .85rem/1.6 var(--mono); white-space: pre-wrap; overflow-wrap: anywhere; margin: 0;
+  padding: .8rem 1rem; background: var(--raised); border-radius: .4rem; tab-size: 4;
+}
+.coloured, .swatch { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
+.legend { margin: .7rem 0 1rem; font-size: .93rem; }
+.swatch { padding: .1rem .45rem; border-radius: .2rem; font-family: var(--mono); }
+.bits-0 { color: var(--muted); }
+.bits-2 { background: rgb(var(--warm) / .2); }
+.bits-3 { background: rgb(var(--warm) / .45); box-shadow: inset 0 -1px var(--ink); }
+.bits-4 { background: var(--loud); color: var(--on-loud); font-weight: 700; }
+.up-1 { background: rgb(var(--warm) / .12); } .down-1 { background: rgb(var(--cool) / .12); }
+.up-2 { background: rgb(var(--warm) / .24); } .down-2 { background: rgb(var(--cool) / .24); }
+.up-3 { background: rgb(var(--warm) / .36); } .down-3 { background: rgb(var(--cool) / .36); }
+.up-4 { background: rgb(var(--warm) / .48); box-shadow: inset 0 -2px rgb(var(--warm)); }
+.up-5 { background: rgb(var(--warm) / .6); box-shadow: inset 0 -2px rgb(var(--warm)); }
+.down-4 { background: rgb(var(--cool) / .48); box-shadow: inset 0 2px rgb(var(--cool)); }
+.down-5 { background: rgb(var(--cool) / .6); box-shadow: inset 0 2px rgb(var(--cool)); }
+dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .4rem 1.2rem;
+  margin: 0; }
+dt { color: var(--muted); }
+dd { margin: 0; overflow-wrap: anywhere; }
+code { font: .9rem var(--mono); }
+:focus-visible { outline: 2px solid var(--series-1); outline-offset: 2px; }
+@media (max-width: 40rem) {
+  dl { grid-template-columns: minmax(0, 1fr); }
+  dd { margin-bottom: .5rem; }
+}
+@media print {
+  nav { display: none; }
+  body { padding: 0; font-size: 10pt; }
+  figure, .scroll, .text, tr { break-inside: avoid; }
+  section { break-inside: auto; margin-top: 1.2rem; padding-top: .8rem; }
+  h2, h3 { break-after: avoid; }
+  .panels.two { grid-template-columns: 1fr 1fr; }
+  .scroll { overflow: visible; }
+  table { font-size: 7.5pt; } th, td { padding-right: .6rem; white-space: normal; }
+  pre { font-size: 7.5pt; }
+}
+"""
+)
