@@ -899,9 +899,15 @@ def _compare(
 
     results = []
     display = open_display(as_json=False, quiet=True)
+    closed: list[OSError] = []
     try:
         for event in compare(
-            folder, plan, new=new, device=device, command=command, should_stop=stop.reason
+            folder,
+            plan,
+            new=new,
+            device=device,
+            command=command,
+            should_stop=lambda: "a closed output" if closed else stop.reason(),
         ):
             if isinstance(event, Note):
                 _say(f"note: {event.text}")
@@ -915,9 +921,14 @@ def _compare(
                 display.close()
                 results.append(event.result)
             else:
-                display.show(event)
+                try:
+                    display.show(event)
+                except OSError as error:
+                    closed.append(error)  # as in _train
     finally:
         display.close()
+    if closed:
+        raise closed[0]
     return None if stop.received else results
 
 

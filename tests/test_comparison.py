@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import math
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from charrnn.cells import CELLS
-from charrnn.checkpoint import Checkpoint
+from charrnn.checkpoint import Checkpoint, read_meta
 from charrnn.comparison import (
     CellResult,
     Comparison,
@@ -31,6 +32,7 @@ from charrnn.errors import RunFolderError, UsageError
 from charrnn.model import CharModel
 from charrnn.runfolder import RunFolder
 from charrnn.trained import load_model
+from charrnn.training import Event, Logged
 from charrnn.update import window_loss
 from tests.conftest import ENVIRONMENT, Cli, command, run_process
 
@@ -343,6 +345,23 @@ class TestCompare:
         assert saved in done.err
         assert "--lr" not in done.err
         assert cli(*go_on).code == 0
+
+    def test_a_comparison_whose_reader_leaves_is_saved(
+        self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = tmp_path / "comparison"
+
+        def show(_: object, event: Event) -> None:
+            if isinstance(event, Logged):
+                raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr("charrnn.display._PlainLines.show", show)
+        words = ("--cell", "rnn", "--device", "cpu", "--run", folder)
+        left = cli("compare", prose, *words, *QUICK)
+        assert left.err.endswith("charrnn: cannot write the output: Input/output error\n")
+        # Of 20 steps the 10th is logged; the best checkpoint until then is an earlier one.
+        assert read_meta(folder / "rnn-seed1" / "last.safetensors")["step"] == 10
+        assert not (folder / "rnn-seed1" / "result.json").exists()
 
     def test_a_run_without_its_first_save_begins_again(self, prose: Path, tmp_path: Path) -> None:
         plan = Plan(texts=(str(prose),), cells=("rnn",), steps=3, hidden=5, batch_size=2, bptt=9)
