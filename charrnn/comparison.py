@@ -111,8 +111,8 @@ class Plan(Record):
             raise UsageError("--valid-share and --test-share are 0: nothing is left to compare on")
         # What the runs would refuse later is refused now.
         self.text()
-        for cell in self.cells:
-            recipe.choose(self.choices(cell), vocabulary=2, characters=2, device="cpu")
+        for seed, cell in itertools.product({self.seed, self.seed + self.seeds - 1}, self.cells):
+            recipe.choose(self.choices(cell, seed), vocabulary=2, characters=2, device="cpu")
 
     def corpus(self) -> Corpus:
         """Read the text once, from end to end.

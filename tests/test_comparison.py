@@ -193,6 +193,8 @@ class TestPlan:
             ({"hidden": 0}, "--hidden"),
             ({"epochs": 1.0}, "one budget"),
             ({"bptt": 0}, "--bptt"),
+            ({"seed": -1, "seeds": 2}, "--seed"),
+            ({"seed": (1 << 63) - 1, "seeds": 2}, "--seed"),
         ],
     )
     def test_refuses_what_no_run_could_do(self, values: dict[str, Any], says: str) -> None:
