@@ -94,6 +94,8 @@ class Plan(Record):
     bptt: int | None = None
     precision: Literal["fp32", "bf16"] | None = None
     """Of the products; None: bf16 where the hardware has it."""
+    fingerprint: str | None = None
+    """Of the text, as ``Corpus`` has it; None before it is read, and in older plans."""
 
     def __post_init__(self) -> None:
         if not self.cells:
@@ -493,11 +495,20 @@ def compare(
             "another folder with --run"
         )
     runs = [(seed, cell, folder / f"{cell}-seed{seed}") for seed, cell in plan.runs()]
+    for path in (path for _, _, path in runs if new):
+        if (path / RESULT).exists() or _has_begun(path):
+            raise RunFolderError(
+                f"{shown(path)}: holds a run already, of no comparison that is known here: choose "
+                "another folder with --run"
+            )
     if not new and all(there := [_read_result(path) for _, _, path in runs]):
         # Nothing is left to train: neither the text nor what the rules give here matters.
         yield from (RunScored(result) for result in there if result)
         return
     corpus = plan.corpus()
+    if plan.fingerprint is None:
+        plan = replace(plan, fingerprint=corpus.fingerprint)
+    _refuse_another_text(plan, corpus)
     part, valid, test = split(corpus, plan.valid_share, plan.test_share)
     refuse_too_short(part, plan.text())
     for name, share, held_out in (
@@ -538,6 +549,7 @@ def compare(
                     _refuse_another_shape(path, (has.layers, has.hidden), shape)
                 else:
                     run = start(choices, plan.text(), folder=held, device=device)
+                _refuse_another_text(plan, run.train.corpus)
                 run.owner = command
                 if new and number == 1:
                     write_json(folder / PLAN, plan.to_dict())
@@ -556,6 +568,18 @@ def compare(
         yield RunScored(result)
 
 
+def _refuse_another_text(plan: Plan, corpus: Corpus) -> None:
+    """Refuse to go on with another text than the runs so far have read."""
+    if corpus.fingerprint != plan.fingerprint:
+        files = corpus.files
+        name = shown(files[0].path) if len(files) == 1 else f"{len(files):,} files"
+        raise CorpusError(
+            f"the text ({name}) is not the one this comparison was started on: SHA-256 "
+            f"{corpus.fingerprint[:12]}..., not {str(plan.fingerprint)[:12]}...: bring the old "
+            "text back, or compare anew in another folder with --run"
+        )
+
+
 def _refuse_another_shape(path: Path, has: tuple[int, int], shape: ModelConfig) -> None:
     """Refuse to go on where the rules give other sizes than the runs so far have."""
     wanted = (shape.layers, shape.hidden)
@@ -569,11 +593,16 @@ def _refuse_another_shape(path: Path, has: tuple[int, int], shape: ModelConfig) 
 @contextmanager
 def _open_run(path: Path) -> Iterator[tuple[RunFolder, bool]]:
     """Hold a run's folder; say whether there is something in it to go on from."""
-    begun = (path / "last.safetensors").exists() or any(path.glob("step-*.safetensors"))
+    begun = _has_begun(path)
     # Killed between its first validation and its first save, it begins again.
     held = RunFolder.open_existing(path) if begun else RunFolder.create(path, over_best=True)
     with held as folder:
         yield folder, begun
+
+
+def _has_begun(path: Path) -> bool:
+    """Whether there is a checkpoint of a run's complete state in its folder."""
+    return (path / "last.safetensors").exists() or any(path.glob("step-*.safetensors"))
 
 
 def _measure(run: Run, seed: int, should_stop: Callable[[], str | None]) -> RunResult:

@@ -25,10 +25,11 @@ from charrnn.comparison import (
     RunStarted,
     compare,
     matched_hidden,
+    open_plan,
     shapes,
 )
 from charrnn.config import CELL_NAMES, CellName, ModelConfig
-from charrnn.errors import RunFolderError, UsageError
+from charrnn.errors import CorpusError, RunFolderError, UsageError
 from charrnn.model import CharModel
 from charrnn.runfolder import RunFolder
 from charrnn.trained import load_model
@@ -404,6 +405,44 @@ class TestCompare:
         events.close()  # type: ignore[attr-defined]
         with pytest.raises(UsageError, match="1 x 12 units, and here it would be 1 x 16"):
             list(compare(folder, replace(plan, hidden=7), new=False, device=CPU))
+
+    @pytest.mark.parametrize("when", ["resumed", "between two runs"])
+    def test_other_texts_are_not_mixed_in(self, prose: Path, tmp_path: Path, when: str) -> None:
+        text, folder = tmp_path / "text", tmp_path / "comparison"
+        text.write_text(prose.read_text())
+        plan = Plan(texts=(str(text),), cells=("rnn", "gru"), steps=3, hidden=5, batch_size=2)
+        events = compare(folder, plan, new=True, device=CPU)
+        next(event for event in events if isinstance(event, RunScored))
+        if when == "resumed":
+            events.close()  # type: ignore[attr-defined]
+            events = compare(folder, open_plan(folder), new=False, device=CPU)
+        text.write_text(prose.read_text().replace("river", "riv re", 1))
+        with pytest.raises(CorpusError, match="not the one this comparison was started on"):
+            list(events)
+        assert not (folder / "gru-seed1").exists()
+        text.write_text(prose.read_text())
+        events = compare(folder, open_plan(folder), new=False, device=CPU)
+        assert sum(isinstance(event, RunScored) for event in events) == 2
+
+    def test_a_plan_without_a_fingerprint_goes_on(self, prose: Path, tmp_path: Path) -> None:
+        plan = Plan(texts=(str(prose),), cells=("rnn", "gru"), steps=3, hidden=5, batch_size=2)
+        events = compare(tmp_path, plan, new=True, device=CPU)
+        next(event for event in events if isinstance(event, RunScored))
+        events.close()  # type: ignore[attr-defined]
+        events = compare(tmp_path, plan, new=False, device=CPU)
+        assert sum(isinstance(event, RunScored) for event in events) == 2
+
+    @pytest.mark.parametrize("left", ["result.json", "last.safetensors"])
+    def test_runs_of_an_unknown_comparison_are_not_taken_over(
+        self, cli: Cli, prose: Path, tmp_path: Path, left: str
+    ) -> None:
+        """Not those of its last run either, before anything is trained."""
+        (tmp_path / "gru-seed1").mkdir()
+        (tmp_path / "gru-seed1" / left).write_text("{}")
+        done = cli("compare", prose, "--run", tmp_path, *QUICK)
+        assert (done.code, done.err.count("\n")) == (1, 1)
+        assert f"{tmp_path}/gru-seed1: holds a run already" in done.err
+        assert list(tmp_path.iterdir()) == [tmp_path / "gru-seed1"]
 
     def test_a_folder_is_compared_in_once(self, cli: Cli, prose: Path, uninterrupted: Path) -> None:
         done = cli("compare", prose, "--run", uninterrupted, *QUICK)
