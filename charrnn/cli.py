@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -606,6 +607,7 @@ def evaluate(
     from charrnn.assessment import assess
     from charrnn.baselines import baselines as price_baselines
     from charrnn.checkpoint import Checkpoint, find
+    from charrnn.corpus import scan
     from charrnn.device import choose_device
     from charrnn.display import to_json
     from charrnn.errors import CheckpointError, CorpusError
@@ -614,8 +616,10 @@ def evaluate(
     from charrnn.vocabulary import listed
 
     where = choose_device(device)
+    # A text is read once for all models that read it alike.
+    scan_once = cache(scan)
     with contextlib.ExitStack() as stack:
-        read_text = stack.enter_context(_text_to_read(text, part, encoding))
+        read_text = stack.enter_context(_text_to_read(text, part, encoding, scan_once))
         assessments = []
         portraits = []
         if report is not None:
@@ -679,7 +683,7 @@ def evaluate(
             if baselines:
                 known = None
                 try:
-                    known = recorded_part(meta, "train", path)
+                    known = recorded_part(meta, "train", path, scan_once)
                 except (CorpusError, CheckpointError) as error:
                     _say(f"{error}: unigram and n-gram, which learn from it, are left out")
                 key = (scored, vocabulary, known)
@@ -1008,6 +1012,7 @@ def inspect_recurrence(
 
     from charrnn.checkpoint import Checkpoint, find
     from charrnn.config import TrainConfig
+    from charrnn.corpus import scan
     from charrnn.device import choose_device
     from charrnn.display import to_json
     from charrnn.inspection import Unit, activation, inspect, read_stretch
@@ -1028,7 +1033,7 @@ def inspect_recurrence(
                 f"{checkpoint}: no log of updates (metrics.jsonl) beside it, so nothing is said "
                 "on the norms of its training"
             )
-    with _text_to_read(text, part, encoding) as read_text:
+    with _text_to_read(text, part, encoding, scan) as read_text:
         whole = read_text(checkpoint, vocabulary, meta)
         read = [find(checkpoint), *(file.path for file in whole.corpus.files)]
         _refuse_overwriting("--report", report, read)
@@ -1159,10 +1164,12 @@ def _tell_if_learnt(checkpoint: Path, trained: TextRecord, read: Part) -> None:
 
 @contextlib.contextmanager
 def _text_to_read(
-    text: list[str] | None, part: PartName | None, encoding: str | None
+    text: list[str] | None,
+    part: PartName | None,
+    encoding: str | None,
+    scan: Callable[[tuple[str, ...], str], Corpus],
 ) -> Iterator[Callable[[Path, Vocabulary, dict[str, Any]], Part]]:
     """Yield what gives the text to read under a checkpoint: --text as it reads it, or --part."""
-    from charrnn.corpus import scan
     from charrnn.errors import CorpusError
     from charrnn.trained import recorded_part, refuse_other_symbols
 
@@ -1172,28 +1179,27 @@ def _text_to_read(
             spooled = stack.enter_context(_standard_input(stack.enter_context(StopSignals())))
             names = [str(spooled) if name == "-" else name for name in names]
 
-        # A text is read once for all models that read it alike.
-        scanned: dict[str, Corpus] = {}
+        told: set[str] = set()
 
         def tell(corpus: Corpus) -> None:
             for note in corpus.notes:
-                _say(note if spooled is None else note.replace(str(spooled), "standard input"))
+                if note not in told:
+                    told.add(note)
+                    _say(note if spooled is None else note.replace(str(spooled), "standard input"))
 
         def read(checkpoint: Path, vocabulary: Vocabulary, meta: dict[str, Any]) -> Part:
             if part is not None:
                 try:
-                    found = recorded_part(meta, part, checkpoint)
+                    found = recorded_part(meta, part, checkpoint, scan)
                 except (CorpusError, UsageError) as error:
                     raise type(error)(f"{error}; --text FILE reads another text") from error
                 tell(found.corpus)
                 return found
             if encoding is not None:
                 refuse_other_symbols(encoding, vocabulary, str(checkpoint))
-            name = encoding or vocabulary.encoding
-            if name not in scanned:
-                scanned[name] = scan(names, name)
-                tell(scanned[name])
-            return scanned[name].part(0, scanned[name].characters)
+            corpus = scan(tuple(names), encoding or vocabulary.encoding)
+            tell(corpus)
+            return corpus.part(0, corpus.characters)
 
         yield read
 

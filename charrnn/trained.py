@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from charrnn.checkpoint import Checkpoint, find, load, read_meta
 from charrnn.config import ModelConfig, Record
-from charrnn.corpus import BYTES, Part, embedded_corpus, scan, text_encoding
+from charrnn.corpus import BYTES, Corpus, Part, embedded_corpus, scan, text_encoding
 from charrnn.errors import CheckpointError, CorpusError, UsageError, shown
 from charrnn.model import CharModel, outline
 from charrnn.vocabulary import Vocabulary
@@ -70,13 +70,19 @@ def load_model(path: Path, device: torch.device) -> tuple[CharModel, Vocabulary,
     return model.to(device).eval(), vocabulary, checkpoint.meta
 
 
-def recorded_part(meta: dict[str, Any], name: PartName, path: Path) -> Part:
+def recorded_part(
+    meta: dict[str, Any],
+    name: PartName,
+    path: Path,
+    read: Callable[[tuple[str, ...], str], Corpus] = scan,
+) -> Part:
     """Return a part of the text that a checkpoint's run reads.
 
     Args:
         meta: the checkpoint's description, from ``load_model``.
         name: which part.
         path: the checkpoint, for messages.
+        read: returns the corpus of some names in an encoding.
 
     Raises:
         CheckpointError: the description is not usable.
@@ -95,7 +101,7 @@ def recorded_part(meta: dict[str, Any], name: PartName, path: Path) -> Part:
     if "-" in names:
         raise CorpusError(f"{shown(path)}: its run read standard input, which is gone")
     try:
-        corpus = scan(names or embedded_corpus(), record.encoding)
+        corpus = read(tuple(names or embedded_corpus()), record.encoding)
     except CorpusError as error:
         raise CorpusError(f"{shown(path)}: the text that its run read: {error}") from error
     if corpus.fingerprint != fingerprint:

@@ -19,6 +19,7 @@ import typer
 from charrnn import __version__, recipe
 from charrnn.cli import app
 from charrnn.config import TextChoices
+from charrnn.corpus import _scan_file
 from charrnn.run import start
 from charrnn.runfolder import RunFolder
 from charrnn.stepper import Stepper
@@ -688,17 +689,30 @@ class TestEvaluate:
         assert row["bits_per_byte"] == pytest.approx(row["bits_per_char"]), "the text is ASCII"
         assert row["perplexity"] == pytest.approx(math.exp(row["nats_per_char"]))
 
+    @pytest.mark.parametrize("words", ["--text {folder}", "--part valid", "--part test"])
     def test_a_text_is_read_once_for_all_models(
-        self, cli: Cli, trained: Path, prose: Path, tmp_path: Path
+        self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
     ) -> None:
-        folder = tmp_path / "texts"
+        folder, run = tmp_path / "texts", tmp_path / "run"
         folder.mkdir()
-        shutil.copy(prose, folder / "a.txt")
+        (folder / "a.txt").write_text(make_prose(900))
         (folder / "b.bin").write_bytes(b"\0\1\2" * 9)
-        result = cli("evaluate", trained, trained / "last.safetensors", "--text", folder, "--json")
+        assert cli("train", folder, "--run", run, "--test-share", 0.1, *QUICK).code == 0
+        read: list[Path] = []
+
+        def scan_file(path: Path, *rest: Any) -> Any:
+            read.append(path)
+            return _scan_file(path, *rest)
+
+        monkeypatch.setattr("charrnn.corpus._scan_file", scan_file)
+        models = (run, run / "last.safetensors")
+        options = words.format(folder=folder).split()
+        result = cli("evaluate", *models, *options, "--baselines", "--json")
         assert result.code == 0
         assert result.err.count("b.bin") == 1
-        assert [row["characters"] for row in json.loads(result.out)] == [6006, 6006]
+        assert read == [folder / "a.txt", folder / "b.bin"]
+        first, second = (row["characters"] for row in json.loads(result.out))
+        assert first == second == (899 if "--text" in options else 89)
 
     def test_a_part_of_the_text_that_the_model_was_trained_on(
         self, cli: Cli, trained: Path, prose: Path, tmp_path: Path
