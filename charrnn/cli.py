@@ -31,7 +31,7 @@ from charrnn.config import (
     TextChoices,
     WeightsName,
 )
-from charrnn.errors import CharrnnError, UsageError
+from charrnn.errors import CharrnnError, UsageError, shown
 from charrnn.stopping import Stopped, StopSignals
 
 if TYPE_CHECKING:
@@ -606,7 +606,7 @@ def evaluate(
 
     from charrnn.assessment import assess
     from charrnn.baselines import baselines as price_baselines
-    from charrnn.checkpoint import Checkpoint, find
+    from charrnn.checkpoint import Checkpoint
     from charrnn.corpus import scan
     from charrnn.device import choose_device
     from charrnn.display import to_json
@@ -663,9 +663,15 @@ def evaluate(
                     f"{scored.characters:,} characters, and each costs what it takes to spell it "
                     f"out: {listed(unknown)}"
                 )
-            read = [find(path), *(file.path for file in scored.corpus.files)]
-            _refuse_overwriting("--report", report, read)
-            _refuse_overwriting("--per-char", per_char, read)
+            known = None
+            if baselines:
+                try:
+                    known = recorded_part(meta, "train", path, scan_once)
+                except (CorpusError, CheckpointError) as error:
+                    _say(f"{error}: unigram and n-gram, which learn from it, are left out")
+            read = [one.corpus for one in (scored, known) if one is not None]
+            _refuse_overwriting("--report", report, read, path)
+            _refuse_overwriting("--per-char", per_char, read, path)
             watchers: list[Callable[[Prices], None]] = []
             if per_char is not None:
                 file = stack.enter_context(per_char.open("w", encoding="utf-8"))
@@ -681,11 +687,6 @@ def evaluate(
 
             beside: list[Baseline] = []
             if baselines:
-                known = None
-                try:
-                    known = recorded_part(meta, "train", path, scan_once)
-                except (CorpusError, CheckpointError) as error:
-                    _say(f"{error}: unigram and n-gram, which learn from it, are left out")
                 key = (scored, vocabulary, known)
                 if key not in priced:
                     priced[key] = list(price_baselines(scored, vocabulary, known))
@@ -846,7 +847,7 @@ def compare(
             plan = Plan(texts=absolute_names(texts or ()), **given)
             folder = run or _default_run(plan.text(), "compare")
         if report is not None and report.exists():
-            _refuse_overwriting("--report", report, (file.path for file in plan.corpus().files))
+            _refuse_overwriting("--report", report, [plan.corpus()])
         words = ["charrnn", "compare", "--run", str(folder), "--resume"]
         words += ["--report", str(report)] if report is not None else []
         words += ["--device", device] if device != "auto" else []
@@ -1010,7 +1011,7 @@ def inspect_recurrence(
     if report is not None:
         report = _report_path(report)
 
-    from charrnn.checkpoint import Checkpoint, find
+    from charrnn.checkpoint import Checkpoint
     from charrnn.config import TrainConfig
     from charrnn.corpus import scan
     from charrnn.device import choose_device
@@ -1035,8 +1036,7 @@ def inspect_recurrence(
             )
     with _text_to_read(text, part, encoding, scan) as read_text:
         whole = read_text(checkpoint, vocabulary, meta)
-        read = [find(checkpoint), *(file.path for file in whole.corpus.files)]
-        _refuse_overwriting("--report", report, read)
+        _refuse_overwriting("--report", report, [whole.corpus], checkpoint)
         start = max(whole.start, whole.stop - config.characters)
         seen = whole.corpus.part(start, whole.stop)
         stretch = read_stretch(seen, vocabulary)
@@ -1100,13 +1100,24 @@ def _report_path(path: Path) -> Path:
     return path
 
 
-def _refuse_overwriting(flag: str, path: Path | None, read: Iterable[Path]) -> None:
-    """Refuse to write a result over what it is made from, which would be lost."""
+def _refuse_overwriting(
+    flag: str, path: Path | None, read: Iterable[Corpus], checkpoint: Path | None = None
+) -> None:
+    """Refuse to write a result over a text that is read, or over a run, which would be lost."""
     if path is None or not path.exists():
         return
-    for source in read:
+    sources = {file.path: "what is read" for corpus in read for file in corpus.files}
+    if checkpoint is not None:
+        from charrnn.checkpoint import find
+        from charrnn.runfolder import RESULT
+
+        folder = find(checkpoint).parent
+        own = [folder / name for name in ("metrics.jsonl", RESULT, "lock")]
+        own += [find(checkpoint), *folder.glob("*.safetensors")]
+        sources |= dict.fromkeys(own, "a file of the run")
+    for source, what in sources.items():
         if source.exists() and path.samefile(source):
-            raise UsageError(f"{flag} {path} would overwrite what is read: give another file")
+            raise UsageError(f"{flag} {shown(path)} would overwrite {what}: give another file")
 
 
 def _report_comparison(

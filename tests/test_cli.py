@@ -822,19 +822,35 @@ class TestEvaluate:
         mean = sum(line["nats"] for line in lines) / 6006
         assert mean == pytest.approx(row.get("dynamic", row)["nats_per_char"], abs=1e-5)
 
-    @pytest.mark.parametrize("target", ["text", "alias", "run/best.safetensors"])
+    @pytest.mark.parametrize(
+        ("target", "options"),
+        [
+            ("text", ""),
+            ("alias", ""),
+            ("run/best.safetensors", ""),
+            ("run/last.safetensors", ""),
+            ("run/metrics.jsonl", ""),
+            ("learnt", "--baselines"),
+        ],
+    )
     def test_what_is_read_is_not_written_over(
-        self, cli: Cli, trained: Path, tmp_path: Path, target: str
+        self, cli: Cli, tmp_path: Path, target: str, options: str
     ) -> None:
-        text, run = tmp_path / "text", tmp_path / "run"
+        text, run, learnt = (tmp_path / name for name in ("text", "run", "learnt"))
         text.write_text(make_prose(300))
         (tmp_path / "alias").symlink_to(text)
-        shutil.copytree(trained, run)
+        learnt.write_text(make_prose(302))
+        assert cli("train", learnt, "--valid", text, "--run", run, *QUICK).code == 0
         before = (tmp_path / target).read_bytes()
-        result = cli("evaluate", run, "--text", text, "--per-char", tmp_path / target)
-        assert "would overwrite what is read: give another file" in one_line(result)
-        assert result.code == 2
-        assert (tmp_path / target).read_bytes() == before
+        for named in (("--text", text), ("--part", "valid")):
+            words = ("--per-char", tmp_path / target, *options.split())
+            result = cli("evaluate", run, *named, *words)
+            assert f"--per-char {tmp_path / target} would overwrite " in one_line(result)
+            assert result.code == 2
+            assert (tmp_path / target).read_bytes() == before
+        for _ in range(2):
+            beside = ("--part", "valid", "--per-char", run / "prices.jsonl")
+            assert cli("evaluate", run, *beside).code == 0
 
     def test_shows_the_text(self, cli: Cli, trained: Path, tmp_path: Path) -> None:
         text = tmp_path / "text"
