@@ -674,8 +674,9 @@ def evaluate(
             _refuse_overwriting("--per-char", per_char, read, path)
             watchers: list[Callable[[Prices], None]] = []
             if per_char is not None:
-                file = stack.enter_context(per_char.open("w", encoding="utf-8"))
-                watchers.append(PerCharacter(scored, file))
+                lines = PerCharacter(scored, per_char)
+                stack.callback(lines.close)
+                watchers.append(lines)
             if show:
                 coloured = SurpriseText(scored)
                 stack.callback(coloured.close)

@@ -7,7 +7,8 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TextIO
+from contextlib import contextmanager
+from pathlib import Path
 
 from rich.segment import Segment, Segments
 from rich.text import Text
@@ -17,6 +18,7 @@ from charrnn.baselines import Baseline
 from charrnn.comparison import Comparison
 from charrnn.corpus import Part
 from charrnn.display import WIDE, Output, counted, plain_table, print_words, printable
+from charrnn.errors import CharrnnError, reason, shown
 from charrnn.evaluation import PositionScores, Prices, Scores
 from charrnn.portrait import PricedText, code_points
 
@@ -252,14 +254,19 @@ class PerCharacter:
 
     Args:
         part: the text that is scored.
-        stream: where to write.
+        path: the file to write.
+
+    Raises:
+        CharrnnError: the file cannot be written; so do calls and ``close``.
     """
 
-    def __init__(self, part: Part, stream: TextIO) -> None:
+    def __init__(self, part: Part, path: Path) -> None:
         self._codes = code_points(part)
         next(self._codes)
-        self._stream = stream
+        self._path = path
         self._bytes = part.corpus.encoding == "bytes"
+        with self._naming_the_file():
+            self._stream = path.open("w", encoding="utf-8")
 
     def __call__(self, stretch: Prices) -> None:
         """Write a stretch's lines; stretches must come in order."""
@@ -267,7 +274,23 @@ class PerCharacter:
             code = next(self._codes)
             what = {"byte": code} if self._bytes else {"character": chr(code)}
             row = {"position": position, **what, "nats": round(nats, 6)}
-            self._stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+            with self._naming_the_file():
+                self._stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        """Write what is left, and close the file."""
+        with self._naming_the_file():
+            self._stream.close()
+
+    @contextmanager
+    def _naming_the_file(self) -> Iterator[None]:
+        # An error that names no file would be taken for one of stdout.
+        try:
+            yield
+        except OSError as error:
+            raise CharrnnError(
+                f"{shown(self._path)}: cannot write the prices: {reason(error)}"
+            ) from error
 
 
 class SurpriseText:

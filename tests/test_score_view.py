@@ -1,9 +1,10 @@
 from __future__ import annotations
 
-import io
 import json
 import math
+import os
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from charrnn.baselines import Baseline
 from charrnn.comparison import Comparison, Plan, RunResult
 from charrnn.config import CellName, ModelConfig
 from charrnn.corpus import Part, scan
+from charrnn.errors import CharrnnError
 from charrnn.evaluation import PositionScores, Prices, Scores
 from charrnn.score_view import (
     PerCharacter,
@@ -172,21 +174,45 @@ class TestComparison:
 
 class TestPerCharacter:
     def test_writes_a_line_a_character(self, tmp_path: Path) -> None:
-        stream = io.StringIO()
-        write = PerCharacter(make_part(tmp_path, "xé\n☃".encode()), stream)
+        file = tmp_path / "prices"
+        write = PerCharacter(make_part(tmp_path, "xé\n☃".encode()), file)
         write(Prices(1, np.array([0.5, 1.25]), 0))
         write(Prices(3, np.array([14.0]), 1))
-        assert [json.loads(line) for line in stream.getvalue().splitlines()] == [
+        write.close()
+        assert [json.loads(line) for line in file.read_text("utf-8").splitlines()] == [
             {"position": 1, "character": "é", "nats": 0.5},
             {"position": 2, "character": "\n", "nats": 1.25},
             {"position": 3, "character": "☃", "nats": 14.0},
         ]
 
     def test_bytes_are_numbers(self, tmp_path: Path) -> None:
-        stream = io.StringIO()
-        write = PerCharacter(make_part(tmp_path, b"\x00\xff\x00", "bytes"), stream)
+        file = tmp_path / "prices"
+        write = PerCharacter(make_part(tmp_path, b"\x00\xff\x00", "bytes"), file)
         write(Prices(1, np.array([0.5, 1.25]), 0))
-        assert [json.loads(line)["byte"] for line in stream.getvalue().splitlines()] == [255, 0]
+        write.close()
+        assert [json.loads(line)["byte"] for line in file.read_text().splitlines()] == [255, 0]
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+    @pytest.mark.parametrize("stretches", [1, 999])
+    def test_a_full_disk_is_named(self, tmp_path: Path, stretches: int) -> None:
+        """Whether it is noticed at the end or before."""
+        write = PerCharacter(make_part(tmp_path, b"ab" * 999), Path("/dev/full"))
+        with pytest.raises(CharrnnError, match="/dev/full: cannot write the prices: No space"):
+            for position in range(1, stretches + 1):
+                write(Prices(position, np.array([0.5]), 0))
+            write.close()
+        with suppress(CharrnnError):
+            write.close()
+
+    def test_a_reader_who_leaves_is_named(self, tmp_path: Path) -> None:
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        write = PerCharacter(make_part(tmp_path, b"ab"), pipe)
+        os.close(reader)
+        write(Prices(1, np.array([0.5]), 0))
+        with pytest.raises(CharrnnError, match="pipe: cannot write the prices: Broken pipe"):
+            write.close()
 
 
 class TestSurpriseText:
