@@ -610,7 +610,7 @@ def scan(
     hasher = hashlib.sha256()
     counts = np.zeros(0, np.int64)
     files: list[TextFile] = []
-    skipped: list[Path] = []
+    skipped: dict[str, list[Path]] = {}
     reasons: list[_NotTextError] = []
     characters = bytes_before = 0
     total_bytes = sum(found.sizes)
@@ -631,7 +631,7 @@ def scan(
         except _NotTextError as error:
             if path in found.explicit:
                 raise
-            skipped.append(path)
+            skipped.setdefault(error.reason or f"it is not {encoding} text", []).append(path)
             reasons.append(error)
             continue
         hasher = file_hasher
@@ -641,10 +641,11 @@ def scan(
 
     if characters == 0:
         names = ", ".join(map(shown, texts[:3])) + ", ..." * (len(texts) > 3)
-        why = f"none of its files is {encoding}; {reasons[0]}" if reasons else "it is empty"
+        why = "it is empty"
+        if reasons:
+            why = f"none of its files can be read as {encoding} text; {reasons[0]}"
         raise CorpusError(f"no text in {names}: {why}")
-    if skipped:
-        notes.append(_several(skipped, f"left out, because it is not {encoding} text"))
+    notes += [_several(paths, f"left out, because {why}") for why, paths in skipped.items()]
     marked = [file.path for file in files if file.mark]
     if marked:
         notes.append(_several(marked, "read without its byte order mark"))
@@ -661,6 +662,11 @@ def scan(
 
 class _NotTextError(CorpusError):
     """A file that cannot be read as text: left out where it was not named itself."""
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        #: Why the file could not be read at all; None: it is no text.
+        self.reason = reason
 
 
 def _scan_file(
@@ -811,11 +817,15 @@ def _as_dict(counts: NDArray[np.int64]) -> dict[int, int]:
 
 def _cannot_read(path: str | Path, error: OSError | ValueError) -> _NotTextError:
     if isinstance(error, FileNotFoundError):
-        return _NotTextError(f"there is no file {shown(path) or repr('')}: check its name")
+        return _NotTextError(
+            f"there is no file {shown(path) or repr('')}: check its name", "it is gone"
+        )
     if isinstance(error, PermissionError):
-        return _NotTextError(f"{shown(path)} may not be read: check its permissions")
-    reason = error.strerror if isinstance(error, OSError) else str(error)
-    return _NotTextError(f"cannot read {shown(path)}: {reason}")
+        return _NotTextError(
+            f"{shown(path)} may not be read: check its permissions", "it may not be read"
+        )
+    said = error.strerror if isinstance(error, OSError) else str(error)
+    return _NotTextError(f"cannot read {shown(path)}: {said}", f"it cannot be read ({said})")
 
 
 def _not_text(

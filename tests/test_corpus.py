@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import codecs
 import encodings.aliases
+import errno
 import hashlib
 import io
 import os
@@ -535,7 +536,32 @@ class TestUnreadable:
         corpus = scan([str(tmp_path)])
         assert text_of(whole(corpus)) == "xyz"
         assert len(corpus.notes) == 2
-        assert all("left out" in note for note in corpus.notes)
+        assert all(note.endswith(": left out, because it may not be read") for note in corpus.notes)
+
+    def test_each_file_that_is_left_out_has_its_own_reason(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write(tmp_path / "a.bin", "a\0b")
+        refused = {"b": errno.ENOENT, "c": errno.EACCES, "d": errno.EIO}
+        for name in (*refused, "open.txt"):
+            write(tmp_path / name, "xyz")
+        opened = Path.open
+
+        def open_(path: Path, *args: Any, **options: Any) -> Any:
+            if number := refused.get(path.name):
+                raise OSError(number, os.strerror(number), str(path))
+            return opened(path, *args, **options)
+
+        monkeypatch.setattr(Path, "open", open_)
+        assert scan([str(tmp_path)]).notes == tuple(
+            f"{tmp_path / name}: left out, because {why}"
+            for name, why in (
+                ("a.bin", "it is not utf-8 text"),
+                ("b", "it is gone"),
+                ("c", "it may not be read"),
+                ("d", "it cannot be read (Input/output error)"),
+            )
+        )
 
 
 class TestRefused:
@@ -611,7 +637,7 @@ class TestRefused:
         write(tmp_path / "b.png", b"\x89PNG\0\0")
         with pytest.raises(CorpusError) as error:
             scan([str(tmp_path)])
-        assert_one_line(error, "no text in", "none of its files is utf-8", "b.png")
+        assert_one_line(error, "no text in", "none of its files can be read as utf-8", "b.png")
 
 
 class TestChangedSinceTheScan:
