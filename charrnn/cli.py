@@ -96,6 +96,13 @@ def spin_briefly() -> None:
         os.environ["GOMP_SPINCOUNT"] = "4000"
 
 
+def _run_folder(name: str) -> Path:
+    """Refuse an empty name, which as a path would be the current folder."""
+    if not name:
+        raise UsageError("--run is empty: name a folder, or . for the current one")
+    return Path(name)
+
+
 def main() -> None:
     """Run the command line; every failure is one line on stderr and an exit code."""
     spin_briefly()
@@ -301,7 +308,11 @@ def train(
     precision: Precision = "auto",
     run: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="The run's folder (default: checkpoints/TEXT-CELL)."),
+        typer.Option(
+            metavar="DIR",
+            parser=_run_folder,
+            help="The run's folder (default: checkpoints/TEXT-CELL).",
+        ),
     ] = None,
     keep: Annotated[
         int | None, typer.Option(help="Earlier checkpoints to keep beside the last (default 1).")
@@ -779,7 +790,12 @@ def compare(
     device: Device = "auto",
     precision: Precision = "auto",
     run: Annotated[
-        Path | None, typer.Option(help="Its folder (default: checkpoints/TEXT-compare).")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            parser=_run_folder,
+            help="Its folder (default: checkpoints/TEXT-compare).",
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the comparison in --run.")

@@ -187,6 +187,8 @@ class TestBadInput:
             ("train --resume --run {trained} --hidden 9", 2, "--hidden and --resume"),
             ("train {prose} --run {prose}", 1, "prose"),
             ("train {prose} --run {trained}", 1, "--resume"),
+            ("train {prose} --steps 1 --run=", 2, "--run is empty"),
+            ("compare {prose} --steps 1 --run=", 2, "--run is empty"),
             ("train {prose} --init-from {missing}", 1, "no such checkpoint"),
             ("train {prose} --init-from {prose}", 1, "safetensors"),
             ("train {prose} --init-from {trained} --hidden 9", 2, "has 32"),
