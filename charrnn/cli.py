@@ -433,7 +433,7 @@ def train(
                     f"{path}: finished already, after {old.progress.step:,} steps: "
                     f"a larger {larger} goes on"
                 )
-            print(path)
+            _print_path(path)
             return 0
         return _train(old, stop, as_json=as_json, quiet=quiet)
 
@@ -1294,8 +1294,15 @@ def _train(run: Run, stop: StopSignals, *, as_json: bool, quiet: bool) -> int:
     if closed:
         raise closed[0]
     if not as_json:
-        print(run.folder.path)
+        _print_path(run.folder.path)
     return 0
+
+
+def _print_path(path: Path) -> None:
+    """Print a path on stdout byte for byte, for a shell to use, whatever its characters."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def _cell_of(init_from: Path | None) -> CellName:

@@ -344,6 +344,16 @@ class TestTrain:
         run = tmp_path / "run"
         assert cli("train", prose, "--run", run, "--quiet", *QUICK) == Result(0, f"{run}\n", "")
 
+    def test_a_path_comes_back_byte_for_byte(
+        self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        words = ("train", "--run", os.fsdecode(b"r\xff"), "--quiet")
+        for more in ((prose, *QUICK), ("--resume",)):
+            done = cli(*words, *more)
+            # As ``Cli`` shows a byte that is no utf-8.
+            assert done == Result(0, "r\N{REPLACEMENT CHARACTER}\n", "")
+
     def test_json_lines(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
         run = tmp_path / "run"
         result = cli("train", prose, "--run", run, "--json", *QUICK)
