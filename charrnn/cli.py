@@ -31,7 +31,7 @@ from charrnn.config import (
     TextChoices,
     WeightsName,
 )
-from charrnn.errors import CharrnnError, UsageError, shown
+from charrnn.errors import CharrnnError, UsageError, reason, shown
 from charrnn.stopping import Stopped, StopSignals
 
 if TYPE_CHECKING:
@@ -1251,11 +1251,14 @@ def _prompt(prompt: str, vocabulary: Vocabulary) -> str | bytes:
     """Return the text that --prompt stands for; "-" is standard input, read as utf-8."""
     if prompt != "-":
         return prompt
-    data = sys.stdin.buffer.read()
+    try:
+        data = sys.stdin.buffer.read()
+    except OSError as error:
+        raise UsageError(f"--prompt -: cannot read standard input: {reason(error)}") from error
     if vocabulary.is_bytes:
         return data
     try:
-        return data.decode()
+        return data.decode().removeprefix("\ufeff")  # a byte order mark is no text
     except UnicodeDecodeError as error:
         raise UsageError(f"--prompt -: standard input is no utf-8 at byte {error.start}") from None
 

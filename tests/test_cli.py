@@ -17,13 +17,15 @@ import torch
 import typer
 
 from charrnn import __version__, recipe
-from charrnn.cli import app
+from charrnn.cli import _prompt, app
 from charrnn.config import TextChoices
 from charrnn.corpus import _scan_file
+from charrnn.errors import UsageError
 from charrnn.run import start
 from charrnn.runfolder import RunFolder
 from charrnn.stepper import Stepper
 from charrnn.trained import load_model
+from charrnn.vocabulary import Vocabulary
 from tests.conftest import ENVIRONMENT, Cli, Result, command, make_prose, run_process, run_unread
 
 COMMANDS = tuple(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
@@ -613,6 +615,19 @@ class TestSample:
         assert piped == cli("sample", trained, "--prompt", "The bird", "--length", 30)
         broken = cli("sample", trained, "--prompt", "-", stdin=b"The \xff")
         assert "no utf-8 at byte 4" in one_line(broken)
+        marked = cli(
+            "sample", trained, "--prompt", "-", "--length", 30, stdin=b"\xef\xbb\xbfThe bird"
+        )
+        assert marked == piped
+
+    def test_a_standard_input_that_cannot_be_read_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        only_written = os.open(tmp_path / "written", os.O_WRONLY | os.O_CREAT)
+        with os.fdopen(only_written) as stream:
+            monkeypatch.setattr(sys, "stdin", stream)
+            with pytest.raises(UsageError, match="cannot read standard input: Bad file"):
+                _prompt("-", Vocabulary.from_counts({97: 5}, "utf-8"))
 
     def test_unknown_characters_go_by_the_policy(self, cli: Cli, trained: Path) -> None:
         skipped = cli("sample", trained, "--prompt", "a☃b", "--unknown", "skip", "--length", 20)
