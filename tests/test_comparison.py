@@ -38,7 +38,7 @@ from charrnn.update import window_loss
 from tests.conftest import ENVIRONMENT, Cli, command, run_process
 
 CPU = torch.device("cpu")
-#: A comparison that is over in a moment, and long enough for a signal to come between.
+#: A comparison that is over in a moment.
 QUICK = ("--steps", 20, "--hidden", 9, "--batch-size", 3, "--bptt", 11)
 #: What no two runs measure alike.
 TIMES = {"seconds", "chars_per_second", "train_chars_per_second", "checkpoint", "run"}
@@ -299,32 +299,45 @@ class TestCompare:
         assert done.out.count("nats ahead of") == 3
         assert "95 %" in lines[-1]
 
-    @pytest.mark.parametrize("lines", [12, 30, 75])
+    @pytest.mark.parametrize(("run", "step"), [(1, 0), (2, 13), (5, 20)])
     def test_interrupted_and_resumed_is_as_if_it_never_was(
-        self, cli: Cli, prose: Path, uninterrupted: Path, tmp_path: Path, lines: int
+        self, cli: Cli, prose: Path, uninterrupted: Path, tmp_path: Path, run: int, step: int
     ) -> None:
-        """Interrupt after some lines of talk: in the first run, or in a later one."""
+        """Stopped in one of its runs: before its first update, between two, after the last."""
         folder = tmp_path / "stopped"
-        arguments = ("compare", prose, "--run", folder, "--device", "cpu", "--seeds", 2, *QUICK)
+        begun: RunStarted | None = None
+
+        def should_stop() -> str | None:
+            is_there = begun and begun.number == run and begun.run.progress.step >= step
+            return "SIGINT" if is_there else None
+
+        plan = open_plan(uninterrupted)
+        for event in compare(folder, plan, new=True, device=CPU, should_stop=should_stop):
+            if isinstance(event, RunStarted):
+                begun = event
+        assert begun
+        assert (begun.number, begun.run.progress.step) == (run, step)
+        assert len(list(folder.glob("*/result.json"))) == run - 1
+        done = cli("compare", "--run", folder, "--resume", "--device", "cpu", "--json")
+        assert done.code == 0
+        whole = cli("compare", "--run", uninterrupted, "--resume", "--json")
+        assert timeless(json.loads(done.out)) == timeless(json.loads(whole.out))
+
+    def test_a_signal_stops_it_in_order(self, prose: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "stopped"
+        go_on = ("--run", str(folder), "--resume", "--device", "cpu")
+        arguments = ("compare", prose, *go_on[:2], *go_on[3:], "--steps", 10**6, *QUICK[2:])
         with subprocess.Popen(
             command(*arguments), stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT
         ) as process:
             assert process.stderr is not None
-            for _ in range(lines):
-                assert process.stderr.readline()
+            while not process.stderr.readline().startswith(b"step "):
+                assert process.poll() is None
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=60)
-        if not (folder / "comparison.json").exists():
-            pytest.skip("the signal came before the first run began")
-        if process.returncode == 0:
-            pytest.skip("the signal came after the last run")
         assert (process.returncode, out) == (130, b"")
-        go_on = ("--run", str(folder), "--resume", "--device", "cpu")
         assert f"go on with: charrnn compare {' '.join(go_on)}\n".encode() in err
-        done = cli("compare", *go_on, "--json")
-        assert done.code == 0
-        whole = cli("compare", "--run", uninterrupted, "--resume", "--json")
-        assert timeless(json.loads(done.out)) == timeless(json.loads(whole.out))
+        assert (folder / "rnn-seed1" / "last.safetensors").exists()
 
     @pytest.mark.parametrize("step", [2, 14])
     def test_what_goes_wrong_in_a_run_names_the_comparison(
