@@ -15,7 +15,7 @@ from rich.text import Text
 
 from charrnn.assessment import Assessment
 from charrnn.baselines import Baseline
-from charrnn.comparison import Comparison
+from charrnn.comparison import TOLERANCE, Comparison
 from charrnn.corpus import Part
 from charrnn.display import WIDE, Output, counted, plain_table, print_words, printable
 from charrnn.errors import CharrnnError, reason, shown
@@ -220,7 +220,11 @@ def comparison_says(comparison: Comparison) -> Iterator[str]:
         if (value := getattr(plan, f"{name}s")) is not None
     )
     part = "test part" if plan.test_share else "validation part"
+    parameters = [cell.best.parameters for cell in comparison.cells]
+    apart = max(parameters) / min(parameters) - 1
     matched = "parameters" if plan.match == "parameters" else "width"
+    if plan.match == "parameters" and apart > TOLERANCE:
+        matched += f" as nearly as widths allow, up to {apart:.1%} apart"
     seeds = f"mean of {plan.seeds} seeds" if plan.seeds > 1 else "one seed"
     chosen = (
         "last checkpoint" if one.valid_nats_per_char is None else "best checkpoint by validation"

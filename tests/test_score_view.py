@@ -135,12 +135,15 @@ class TestTable:
 
 
 class TestComparison:
-    def says(self, cells: tuple[CellName, ...], seeds: int, **budget: float) -> list[str]:
+    def says(
+        self, cells: tuple[CellName, ...], seeds: int, more: int = 0, /, **budget: float
+    ) -> list[str]:
         plan = Plan(texts=(), cells=cells, seeds=seeds, **budget)  # type: ignore[arg-type]
         results = [
             RunResult(
-                run="run", cell=cell, seed=seed, layers=1, hidden=3, parameters=9, multiply_adds=7,
-                steps=20, clipped_steps=0, trained_characters=80, seconds=7.0,
+                run="run", cell=cell, seed=seed, layers=1, hidden=3,
+                parameters=900 + place * more, multiply_adds=7, steps=20, clipped_steps=0,
+                trained_characters=80, seconds=7.0,
                 train_chars_per_second=1000.0, valid_nats_per_char=2.0,
                 nats_per_char=2.0 + place + 0.01 * seed, bits_per_byte=3.0, characters=999,
                 unknown=0, chars_per_second=5000.0,
@@ -154,6 +157,13 @@ class TestComparison:
         *_, pair, least = self.says(("lstm", "gru"), 3, steps=20)
         assert pair == "lstm is 1.0000 nats ahead of gru: supported"
         assert least.startswith("Supported is a difference above 0.0227 nats: 95 % for one pair")
+
+    @pytest.mark.parametrize(
+        ("more", "said"), [(4, ";"), (63, " as nearly as widths allow, up to 14.0% apart;")]
+    )
+    def test_what_could_not_be_matched_is_not_said_to_be(self, more: int, said: str) -> None:
+        first, *_ = self.says(("rnn", "lstm", "gru"), 1, more, steps=20)
+        assert first.startswith(f"Matched by parameters{said} 20 steps a run")
 
     @pytest.mark.parametrize("seeds", [1, 3])
     def test_one_cell_is_held_against_nothing(self, seeds: int) -> None:
