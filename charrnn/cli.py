@@ -620,7 +620,7 @@ def evaluate(
     from charrnn.checkpoint import Checkpoint
     from charrnn.corpus import scan
     from charrnn.device import choose_device
-    from charrnn.display import to_json
+    from charrnn.display import counted, to_json
     from charrnn.errors import CheckpointError, CorpusError
     from charrnn.score_view import PerCharacter, SurpriseText, print_assessments
     from charrnn.trained import TextRecord, load_model, record_of, recorded_part
@@ -665,14 +665,14 @@ def evaluate(
                 described = Checkpoint({}, meta, path=path)
                 _tell_if_learnt(path, record_of(described, "text", TextRecord), scored)
             if scored.characters < 2:
-                raise CorpusError(
-                    f"{text[0] if text else path}: a text to score needs at least 2 characters"
-                )
-            if unknown := vocabulary.unknown_among(scored.counts()):
+                name = _text_named(text, None) if text else str(path)
+                raise CorpusError(f"{shown(name)}: a text to score needs at least 2 characters")
+            predicted = scored.corpus.part(scored.start + 1, scored.stop)
+            if unknown := vocabulary.unknown_among(predicted.counts()):
                 _say(
-                    f"{path}: the model does not know {sum(unknown.values()):,} of the text's "
-                    f"{scored.characters:,} characters, and each costs what it takes to spell it "
-                    f"out: {listed(unknown)}"
+                    f"{shown(path)}: the model does not know {sum(unknown.values()):,} of the "
+                    f"{counted(predicted.characters, 'character')} scored, and each costs what it "
+                    f"takes to spell it out: {listed(unknown)}"
                 )
             known = None
             if baselines:

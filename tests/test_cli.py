@@ -885,11 +885,22 @@ class TestEvaluate:
         result = cli("evaluate", trained, "--text", text, "--show")
         assert result.code == 0
         assert result.err.splitlines() == [
-            f"{trained}: the model does not know 4 of the text's 27 characters, and each costs "
+            f"{trained}: the model does not know 4 of the 26 characters scored, and each costs "
             "what it takes to spell it out: '\\x1b' x 1, '2' x 1, 'J' x 1, '[' x 1"
         ]
         assert result.out.startswith("The grey stone \ufffd[2J sings.")
         assert "\x1b" not in result.out, "a pipe gets no colours"
+
+    def test_the_first_character_has_no_price(
+        self, cli: Cli, trained: Path, tmp_path: Path
+    ) -> None:
+        text = tmp_path / "text"
+        for strange in ("☃", "☃☃"):
+            text.write_text(strange + "The grey stone")
+            result = cli("evaluate", trained, "--text", text, "--json")
+            unknown = json.loads(result.out)[0]["unknown"]
+            assert unknown == len(strange) - 1
+            assert result.err.count(f"does not know {unknown} of the 15 characters") == unknown
 
     def test_the_table_has_every_figure(self, cli: Cli, trained: Path, prose: Path) -> None:
         models = (trained, trained / "last.safetensors")

@@ -90,7 +90,7 @@ def test_a_scored_text(run: Path, tmp_path: Path, promise: Promise) -> None:
     result = run_cli("evaluate", run, "--text", text, "--json")
     assert result.code == 0
     assert result.err == (
-        f"{run}: the model does not know 6 of the text's 13 characters, and each costs what it "
+        f"{run}: the model does not know 6 of the 12 characters scored, and each costs what it "
         f"takes to spell it out: {LIST}\n"
     )
     (row,) = json.loads(result.out)
