@@ -392,7 +392,7 @@ def train(
     # Every number is checked before torch is imported and before anything is written.
     recipe.choose(choices, vocabulary=2, characters=2, device="cpu")
 
-    command = "charrnn " + " ".join(sys.argv[1:])
+    command = shlex.join(["charrnn", *sys.argv[1:]])
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
 
@@ -430,7 +430,7 @@ def train(
                     "--patience" if old.is_out_of_patience else "--minutes, --epochs or --steps"
                 )
                 _say(
-                    f"{path}: finished already, after {old.progress.step:,} steps: "
+                    f"{shown(path)}: finished already, after {old.progress.step:,} steps: "
                     f"a larger {larger} goes on"
                 )
             _print_path(path)
@@ -613,7 +613,9 @@ def evaluate(
     if report is not None:
         report = _report_path(report)
         if per_char is not None and per_char.resolve() == report:
-            raise UsageError(f"--report and --per-char both write {report}: give another file")
+            raise UsageError(
+                f"--report and --per-char both write {shown(report)}: give another file"
+            )
 
     from charrnn.assessment import assess
     from charrnn.baselines import baselines as price_baselines
@@ -657,8 +659,8 @@ def evaluate(
             # Losses of different texts side by side would rank the texts.
             if part is not None and not other.is_same_as(parts[0]):
                 raise UsageError(
-                    f"the {part} part of {path} is not that of {checkpoints[0]}: score them one "
-                    "by one, or on the same text with --text FILE"
+                    f"the {part} part of {shown(path)} is not that of {shown(checkpoints[0])}: "
+                    "score them one by one, or on the same text with --text FILE"
                 )
         for path, (model, vocabulary, meta), scored in zip(checkpoints, models, parts, strict=True):
             if part is None:
@@ -937,7 +939,7 @@ def _compare(
                 stop.defer()
                 display = open_display(as_json=False, quiet=quiet)
                 if not quiet:
-                    _say(f"--- run {event.number} of {event.total}: {event.run.folder.path}")
+                    _say(f"--- run {event.number} of {event.total}: {shown(event.run.folder.path)}")
                 display.start(event.run)
             elif isinstance(event, RunScored):
                 display.close()
@@ -1042,14 +1044,14 @@ def inspect_recurrence(
     described = Checkpoint({}, meta, path=checkpoint)
     training = record_of(described, "training", TrainConfig)
     trained = record_of(described, "text", TextRecord)
-    shown = Unit.parse(config.unit, model) if config.unit is not None else None
+    watched = Unit.parse(config.unit, model) if config.unit is not None else None
     history = None
     if "clipping" in config.measured:
         history = read_history(checkpoint, training)
         if history is None:
             _say(
-                f"{checkpoint}: no log of updates (metrics.jsonl) beside it, so nothing is said "
-                "on the norms of its training"
+                f"{shown(checkpoint)}: no log of updates (metrics.jsonl) beside it, so nothing is "
+                "said on the norms of its training"
             )
     with _text_to_read(text, part, encoding, scan) as read_text:
         whole = read_text(checkpoint, vocabulary, meta)
@@ -1061,12 +1063,12 @@ def inspect_recurrence(
             _tell_if_learnt(checkpoint, trained, seen)
         shape = model.config
         if "gates" in config.only and shape.cell == "rnn":
-            _say(f"{checkpoint}: a plain RNN has no gates, so nothing is said on them")
+            _say(f"{shown(checkpoint)}: a plain RNN has no gates, so nothing is said on them")
         if not as_json:
             _say(f"looking at {len(stretch):,} characters ...")
         inspection = inspect(
-            model, stretch, vocabulary, config, unit=shown, seed=training.seed, bptt=training.bptt,
-            history=history,
+            model, stretch, vocabulary, config, unit=watched, seed=training.seed,
+            bptt=training.bptt, history=history,
         )  # fmt: skip
         # Before the tables: who reads those may leave, and there is a page all the same.
         if report is not None:
@@ -1157,7 +1159,7 @@ def _save_report(path: Path, page: str) -> None:
     from charrnn.report import save_page
 
     save_page(path, page)
-    _say(f"report: {path}")
+    _say(f"report: {shown(path)}")
 
 
 def _text_named(text: list[str] | None, part: str | None) -> str:
@@ -1184,8 +1186,8 @@ def _tell_if_learnt(checkpoint: Path, trained: TextRecord, read: Part) -> None:
     learnt = min(read.stop, trained.train[1]) - max(read.start, trained.train[0])
     if read.corpus.fingerprint == trained.fingerprint and learnt > 0:
         _say(
-            f"{checkpoint}: the model was trained on {learnt:,} of these {read.characters:,} "
-            "characters: "
+            f"{shown(checkpoint)}: the model was trained on {learnt:,} of these "
+            f"{read.characters:,} characters: "
             + ("--part valid is what was held out" if trained.valid else "others tell more")
         )
 

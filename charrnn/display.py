@@ -28,6 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from charrnn.config import ModelConfig
+from charrnn.errors import shown
 from charrnn.run import Run
 from charrnn.training import (
     Event,
@@ -253,7 +254,7 @@ def _introduction(run: Run) -> Iterable[str]:
     yield f"device  {run.device.type} ({threads}), {config.precision}; {_budget(run)}"
     guesses = [f"{word} {nats:.3f} ({_bits(nats)})" for word, nats in run.baselines.items()]
     yield f"to beat nats a character: {', '.join(guesses)}"
-    yield f"run     {run.folder.path}"
+    yield f"run     {shown(run.folder.path)}"
     yield from (f"note: {note}" for note in run.notes)
     if run.resumed:
         progress = run.progress

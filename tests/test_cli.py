@@ -259,9 +259,25 @@ class TestBadInput:
         one_line(cli("train", texts["letter"], "--run", run))
         assert not run.parent.exists()
 
-    def test_standard_input_is_named_as_such(self, cli: Cli, empty_folder: Path) -> None:
+    def test_standard_input_is_named_as_such(
+        self, cli: Cli, trained: Path, empty_folder: Path
+    ) -> None:
         line = one_line(cli("train", "-", stdin=b"abc\xff"))
         assert "standard input is not utf-8 text at byte 3" in line
+        line = one_line(cli("evaluate", trained, "--text", "-", stdin=b"a"))
+        assert "standard input: a text to score needs at least 2 characters" in line
+
+    def test_a_path_cannot_steer_the_terminal(
+        self, cli: Cli, trained: Path, prose: Path, tmp_path: Path
+    ) -> None:
+        run = tmp_path / "a\x1bb"
+        shutil.copytree(trained, run)
+        said = cli("train", "--run", run, "--resume").err
+        said += cli("evaluate", run, "--text", prose).err
+        said += cli("train", prose, "--run", tmp_path / "c\x1bd", *QUICK).err
+        assert f"{tmp_path}/a\\x1bb: finished already" in said
+        assert f"{tmp_path}/a\\x1bb: the model was trained on" in said
+        assert f"run     {tmp_path}/c\\x1bd\n" in said
 
     def test_bf16_on_a_cpu_without_it(
         self, cli: Cli, texts: dict[str, Path], empty_folder: Path, monkeypatch: pytest.MonkeyPatch
