@@ -3,7 +3,7 @@
 The first loop that a process runs on a CPU compiles the file (a quarter to half a second) into
 a folder that is removed again once the code is loaded: so it always suits the processor, and
 nothing is left behind that could suit another. Where there is no C compiler with OpenMP,
-``loops`` gives None, and the callers have other ways.
+``loops`` gives None, ``why_none`` says why, and the callers have other ways.
 
 The environment variable CC names the compiler, as for make; ``CHARRNN_NATIVE=0`` asks for
 none.
@@ -15,9 +15,11 @@ import ctypes
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -25,7 +27,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["Loops", "compile_loops", "find_compiler", "loops"]
+from charrnn.errors import shown
+
+__all__ = ["Loops", "compile_loops", "find_compiler", "loops", "why_none"]
 
 _OPTIONS = ["-std=gnu11", "-O3", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared"]
 """OpenMP's threads are torch's own: gcc's library is the one that torch has loaded. Nothing here
@@ -228,11 +232,24 @@ def _argument(value: Tensor | int) -> ctypes.c_void_p | ctypes.c_long:
     return ctypes.c_long(value)
 
 
-@cache
 def loops() -> Loops | None:
     """Return the compiled loops, or None where there is no compiler for them."""
+    compiled = _compiled()
+    return compiled if isinstance(compiled, Loops) else None
+
+
+def why_none() -> str | None:
+    """Return why there are no compiled loops, as "none is found here"; None if there are."""
+    compiled = _compiled()
+    return None if isinstance(compiled, Loops) else compiled
+
+
+@cache
+def _compiled() -> Loops | str:
+    if os.environ.get("CHARRNN_NATIVE") == "0":
+        return "CHARRNN_NATIVE=0 asks for none"
     compiler = find_compiler()
-    return compile_loops(compiler) if compiler else None
+    return compile_loops(compiler) if compiler else "none is found here"
 
 
 def find_compiler() -> list[str]:
@@ -250,41 +267,50 @@ def find_compiler() -> list[str]:
 
 def compile_loops(
     compiler: list[str], machine: str = "native", *, tiles: bool = True
-) -> Loops | None:
-    """Return the loops as a compiler makes them, or None if it cannot.
+) -> Loops | str:
+    """Return the loops as a compiler makes them, or why it does not.
 
     Args:
         compiler: a command that takes gcc's options.
-        machine: its ``-march``.
+        machine: its ``-march``; left out where the compiler does not know it.
         tiles: see ``Loops``.
     """
+    name, march = shown(shlex.join(compiler)), f"-march={machine}"
     try:
         with (
             as_file(files("charrnn") / "recurrence.c") as source,
             tempfile.TemporaryDirectory(prefix="charrnn-", ignore_cleanup_errors=True) as folder,
         ):
             library = Path(folder) / "recurrence.so"
-            fixed = [*compiler, *_OPTIONS, f"-march={machine}", str(source), "-o", str(library)]
-            for wish in ([_WIDE], []):
-                if _succeeds([*fixed, *wish]):
+            fixed = [*compiler, *_OPTIONS, str(source), "-o", str(library)]
+            for wishes in ([march, _WIDE], [march], []):
+                if _succeeds([*fixed, *wishes], folder):
                     return Loops(ctypes.CDLL(str(library)), tiles=tiles)
-    except OSError:  # no such compiler, no room, or a folder from which nothing may be run
-        pass
-    return None
-
-
-def _succeeds(command: list[str]) -> bool:
-    """Run a command without a word; a Ctrl-C that is meant for us does not reach it."""
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=_COMPILE_SECONDS,
-            start_new_session=True,
-            check=False,
-        )
     except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0
+        return f"{name} took more than {_COMPILE_SECONDS} s"
+    except OSError as error:  # no such compiler, no room, or a folder from which nothing may be run
+        return f"{name} cannot be used: {shown(error)}"
+    return f"{name} does not compile it"
+
+
+def _succeeds(command: list[str], folder: str) -> bool:
+    """Run a command without a word, its temporary files in a folder.
+
+    A Ctrl-C that is meant for us does not reach it; whatever ends the waiting ends it, and
+    the processes that it has started.
+    """
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": folder},
+        start_new_session=True,
+    ) as child:
+        try:
+            return child.wait(_COMPILE_SECONDS) == 0
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()  # Popen would not, after a Ctrl-C
+            raise

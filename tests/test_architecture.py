@@ -105,7 +105,7 @@ def test_only_the_edge_prints_and_reads_the_world(name: str) -> None:
         assert not ours(name) & {"cli", "stopping"}
         assert not imports(name) & {"argparse"}
     if name not in ("cli", "stopping"):
-        assert not imports(name) & {"signal"}
+        assert name == "native" or "signal" not in imports(name)  # it sends one, to the compiler
         assert "os._exit" not in used
     assert not used & {"eval", "exec", "torch.load", "torch.save"}
 

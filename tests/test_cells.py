@@ -142,7 +142,7 @@ def loops_for(machine: str, *, tiles: bool) -> native.Loops:
     if not compiles(f"-march={machine}"):
         pytest.skip("no C compiler with OpenMP that knows it")
     compiled = native.compile_loops(native.find_compiler(), machine, tiles=tiles)
-    assert compiled is not None
+    assert isinstance(compiled, native.Loops), compiled
     return compiled
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import select
+import shlex
+import signal
 import subprocess
+from collections.abc import Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -130,32 +135,109 @@ def test_the_compiler_has_nothing_to_say(options: list[str], machine: str, tmp_p
         subprocess.run([*command, str(source), "-o", str(tmp_path / "out.o")], check=True)
 
 
-def test_without_a_compiler_there_are_no_loops(
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder for temporary files, in which nothing must be left."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    yield folder
+    assert list(folder.iterdir()) == []
+
+
+def script(path: Path, text: str) -> list[str]:
+    """Return the command that runs a shell script."""
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o700)
+    return [str(path)]
+
+
+@pytest.fixture
+def asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget, for the time of the test, the loops that this process has compiled."""
+    monkeypatch.setattr(native, "_compiled", native._compiled.__wrapped__)
+
+
+@pytest.mark.usefixtures("temporary", "asked_anew")
+def test_without_a_compiler_there_are_no_loops_and_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    missing = str(tmp_path / "none")
+    assert native.compile_loops(["false", "\n"]) == "false '\\n' does not compile it"
+    assert native.compile_loops([missing]) == (
+        f"{missing} cannot be used: [Errno 2] No such file or directory: {missing!r}"
+    )
     monkeypatch.delenv("CHARRNN_NATIVE", raising=False)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    for compiler in (["false"], [str(tmp_path / "none")]):
-        assert native.compile_loops(compiler) is None
     monkeypatch.setenv("CC", "ccache gcc-99")
     assert native.find_compiler() == ["ccache", "gcc-99"]
     monkeypatch.setenv("CC", "gcc '-O3")
     assert native.find_compiler() == [], "a quote that is never closed names no compiler"
-    monkeypatch.setenv("CHARRNN_NATIVE", "0")
-    assert native.find_compiler() == []
-    monkeypatch.delenv("CHARRNN_NATIVE")
     monkeypatch.delenv("CC")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert native.find_compiler() == []
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
-    assert native.compile_loops(["true"]) is None
-    assert list(tmp_path.iterdir()) == []
+    assert (native.loops(), native.why_none()) == (None, "none is found here")
+
+
+@pytest.mark.usefixtures("asked_anew")
+def test_no_compiler_is_run_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHARRNN_NATIVE", "0")
+    monkeypatch.setattr(native, "compile_loops", None)
+    assert native.find_compiler() == []
+    assert (native.loops(), native.why_none()) == (None, "CHARRNN_NATIVE=0 asks for none")
+
+
+def test_without_a_folder_there_are_no_loops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    said = native.compile_loops(script(tmp_path / "cc", f"touch {tmp_path}/ran"))
+    assert isinstance(said, str) and "No such file or directory" in said
+    assert not (tmp_path / "ran").exists()
 
 
 @needs_compiler
-def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    assert native.compile_loops(native.find_compiler()) is not None
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.usefixtures("temporary")
+@pytest.mark.parametrize("refused", ["-mprefer-vector-width", "-march"])
+def test_a_compiler_may_refuse_what_is_only_wished(refused: str, tmp_path: Path) -> None:
+    compiler = shlex.join(native.find_compiler())
+    refuse = f'case "$*" in *{refused}*) exit 1;; esac'
+    command = script(tmp_path / "cc", f'{refuse}\nexec {compiler} "$@"')
+    assert isinstance(native.compile_loops(command), native.Loops)
+
+
+@pytest.mark.usefixtures("temporary")
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_compiler_that_does_not_end_is_ended_with_all_it_started(
+    interrupted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lives = tmp_path / "lives"  # a pipe that whoever was started holds open
+    os.mkfifo(lives)
+    reader = os.open(lives, os.O_RDONLY | os.O_NONBLOCK)
+    command = script(
+        tmp_path / "cc",
+        f'exec 9>{lives}\necho >>{tmp_path}/runs\ntouch "$TMPDIR/ccX.s"\nsleep 30 &\nwait',
+    )
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if interrupted:
+        previous = signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(KeyboardInterrupt):
+            native.compile_loops(command)
+        signal.signal(signal.SIGALRM, previous)
+    else:
+        monkeypatch.setattr(native, "_COMPILE_SECONDS", 0.3)
+        assert native.compile_loops(command) == f"{command[0]} took more than 0.3 s"
+    assert (tmp_path / "runs").read_text() == "\n", "it is not tried twice"
+    assert select.select([reader], [], [], 10)[0]
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("temporary")
+def test_nothing_is_left_behind() -> None:
+    assert isinstance(native.compile_loops(native.find_compiler()), native.Loops)
