@@ -322,13 +322,14 @@ INLINE float exponential(float x)
 
 INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
+/* Within 2e-7 of tanh, absolute: near 0 the difference loses digits. */
 INLINE float tangent(float x) { return 1.0f - 2.0f / (exponential(2.0f * x) + 1.0f); }
 
 /* ---- The loops ----
  *
  * What all have in common:
  *
- *   threads  that share out the lanes
+ *   threads  that share out the lanes; the team may have more, which get none
  *   narrow   whether the panels are bf16
  *   forward  panels of U' over its rows, the gates' units; backward: of U over its columns
  *   inputs   [T, B, gates * H]: W x + b
@@ -341,8 +342,10 @@ INLINE float tangent(float x) { return 1.0f - 2.0f / (exponential(2.0f * x) + 1.
  *   room     [B, room of a lane]
  */
 
+/* The team is torch's, though some may get no share: gcc's library ends the threads that a smaller
+ * one leaves out, and starts others for torch's next product. */
 #define EACH_SHARE                                                                               \
-    _Pragma("omp parallel for num_threads(threads)")                                             \
+    _Pragma("omp parallel for if(threads > 1)")                                                  \
     for (long share = 0; share < threads; share++)
 #define FIRST (lanes * share / threads)
 #define LAST (lanes * (share + 1) / threads)

@@ -20,24 +20,27 @@ from charrnn.kernels import multiplies_bf16
 from charrnn.loops import beats_onednn_lstm, run_gru, run_lstm, run_rnn
 from tests.conftest import compiles
 
-T, B, E, H = 9, 11, 5, 37
+T, B, E, H = 9, 23, 5, 37
 
 needs_compiler = pytest.mark.skipif(not compiles(), reason="no C compiler with OpenMP")
 
 
-def run(cell: str, lanes: slice, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Return outputs, final state and the gradients of inputs and states of some lanes."""
+def run(cell: str, dtype: torch.dtype) -> list[Tensor]:
+    """Return outputs, final state and the gradients of inputs and states.
+
+    Those of the weights are oneDNN's, who may sum up in an order of its own.
+    """
     torch.manual_seed(3)
     gates = {"rnn": 1, "lstm": 4, "gru": 3}[cell]
     weights = [torch.randn(gates * H, E), torch.randn(gates * H, H) / 4, torch.randn(gates * H)]
     if cell == "gru":
         weights.append(torch.randn(H))
     x, *state = (torch.randn(T, B, E), *torch.randn(2 if cell == "lstm" else 1, B, H))
-    x, *state = (t.requires_grad_() for t in (x[:, lanes], *(s[lanes] for s in state)))
+    wanted = [t.requires_grad_() for t in (x, *state)]
     function = {"rnn": run_rnn, "lstm": run_lstm, "gru": run_gru}[cell]
     out, *after = function(x.to(dtype), *state, *weights)  # type: ignore[operator]
     loss = out.float().square().sum() + sum(a.sum() for a in after)
-    return [out, *after, *torch.autograd.grad(loss, [x, *state])]
+    return [out, *after, *torch.autograd.grad(loss, wanted)]
 
 
 each_cell = pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
@@ -51,9 +54,9 @@ def test_threads_change_no_bit(cell: str, dtype: torch.dtype) -> None:
     threads = torch.get_num_threads()
     results = []
     try:
-        for number in (1, 2, 3):
+        for number in (1, 2, 3, 5):  # shares of 23, 11, 7 and 4 lanes, and of one more
             torch.set_num_threads(number)
-            results.append(run(cell, slice(None), dtype))
+            results.append(run(cell, dtype))
     finally:
         torch.set_num_threads(threads)
     for others in results[1:]:
@@ -101,7 +104,7 @@ def test_a_broken_lane_stays_alone(cell: str) -> None:
 
 
 @needs_compiler
-def test_tanh_is_exact_everywhere() -> None:
+def test_tanh_is_within_2e_7_everywhere() -> None:
     """Through an RNN whose state is not looked at."""
     x = torch.cat([torch.linspace(-12, 12, 100_001), torch.tensor([1e4, -1e30, 0.0, -0.0])])
     one, zero = torch.ones(1, 1), torch.zeros(1, 1)
@@ -110,7 +113,7 @@ def test_tanh_is_exact_everywhere() -> None:
 
 
 @needs_compiler
-def test_sigmoid_is_exact_everywhere() -> None:
+def test_sigmoid_is_within_2e_7_everywhere() -> None:
     """Through a GRU whose candidate is 0: the state is the update gate's."""
     x = torch.cat([torch.linspace(-30, 30, 100_001), torch.tensor([1e4, -1e30, 0.0])])
     weight_input = torch.tensor([[0.0], [1.0], [0.0]])
