@@ -151,7 +151,7 @@ def loops_for(machine: str, *, tiles: bool) -> native.Loops:
 @each_cell
 @pytest.mark.parametrize(
     ("steps", "lanes", "inputs", "hidden"),
-    [(T, B, E, H), (9, 1, 33, 113), (9, 5, 3, 193), (3, 23, 5, 33), (2, 34, 5, 7)],
+    [(T, B, E, H), (9, 1, 33, 113), (9, 5, 3, 193), (3, 23, 5, 33), (2, 34, 5, 7), (1, 3, 5, 37)],
 )
 @pytest.mark.parametrize("engine", ENGINES, indirect=True)
 @pytest.mark.usefixtures("engine")
@@ -170,7 +170,14 @@ def test_float32_equals_the_naive_loop(
 @each_cell
 @pytest.mark.parametrize(
     ("steps", "lanes", "inputs", "hidden"),
-    [(T, B, E, H), (9, 5, 33, 113), (40, 16, 65, 128), (3, 23, 5, 33), (2, 34, 5, 7)],
+    [
+        (T, B, E, H),
+        (9, 5, 33, 113),
+        (40, 16, 65, 128),
+        (3, 23, 5, 33),
+        (2, 34, 5, 7),
+        (1, 3, 5, 37),
+    ],
 )
 @pytest.mark.parametrize("engine", ENGINES, indirect=True)
 @pytest.mark.usefixtures("engine")
@@ -247,12 +254,36 @@ def test_only_what_wants_a_gradient_gets_one(name: CellName) -> None:
     assert all(s.grad is not None for s in state)
 
 
-@pytest.mark.parametrize("name", ["rnn", "gru"])
-def test_a_second_derivative_is_refused(name: CellName) -> None:
-    cell = make_cell(name)
+@pytest.mark.parametrize(
+    ("name", "dtype", "engine"),
+    [
+        ("rnn", torch.float64, "torch"),
+        ("gru", torch.float64, "torch"),
+        *((name, torch.float32, "native") for name in CELL_NAMES),
+    ],
+    indirect=["engine"],
+)
+@pytest.mark.usefixtures("engine")
+def test_a_second_derivative_is_refused(name: CellName, dtype: torch.dtype) -> None:
+    cell = make_cell(name, dtype=dtype)
     x, state = make_inputs(cell)
     with pytest.raises(RuntimeError, match="second derivative"):
         torch.autograd.grad(cell(x, state)[0].sum(), x, create_graph=True)
+
+
+@each_cell
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("engine", ENGINES, indirect=True)
+@pytest.mark.usefixtures("engine")
+def test_a_graph_that_is_kept_gives_its_gradient_again(name: CellName, dtype: torch.dtype) -> None:
+    cell = make_cell(name, E, 33, torch.float32)
+    x, state = make_inputs(cell)
+    out, after = cell(x.to(dtype), state)
+    wanted = [x, *state, *cell.parameters()]
+    loss = loss_of(out, *after)
+    first = torch.autograd.grad(loss, wanted, retain_graph=True)
+    again = torch.autograd.grad(loss, wanted)
+    assert all(map(torch.equal, first, again))
 
 
 @each_cell
@@ -330,8 +361,17 @@ def test_numbers_that_are_none_pass_through_without_a_word(name: CellName) -> No
     torch.testing.assert_close(out[:, 2], cell(x, state)[0][:, 2], rtol=0, atol=1e-12)
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
 @each_cell
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("two_threads")
 def test_same_inputs_give_the_same_bits(name: CellName, dtype: torch.dtype) -> None:
     cell = make_cell(name, 66, 128, torch.float32)
     x, state = make_inputs(cell, 16, 8)
