@@ -115,7 +115,8 @@ def next_probabilities(
         p_BV: NDArray[np.float64] = np.exp((logits_BV - top_B1) / config.temperature)
     p_BV /= p_BV.sum(axis=1, keepdims=True)
     if config.top_k is not None or config.top_p is not None:
-        order_BV = np.argsort(-p_BV, axis=1, kind="stable")
+        # Not of p: a high temperature rounds those of unequal logits to equal ones.
+        order_BV = np.argsort(-logits_BV, axis=1, kind="stable")
         sorted_BV = np.take_along_axis(p_BV, order_BV, axis=1)
         if config.top_k is not None:
             sorted_BV[:, config.top_k :] = 0
@@ -145,6 +146,9 @@ def sample(
 
     Yields:
         One piece a new character, samples interleaved.
+
+    Raises:
+        VocabularyError: ``config.stop`` can never be produced; with the first piece.
     """
     was_training = model.training
     points = _points(config)

@@ -117,6 +117,12 @@ class TestProbabilities:
         assert p_BV.sum() == pytest.approx(1)
         assert p_BV[0, 0] == 0
 
+    @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 0.1}])
+    def test_the_likeliest_stay_so_at_any_temperature(self, options: dict[str, Any]) -> None:
+        logits_BV = np.array([[-np.inf, 1.0, 9.0, 5.0]], np.float32)
+        p_BV = next_probabilities(logits_BV, SampleConfig(temperature=1e20, **options))
+        assert p_BV.tolist() == [[0, 0, 1, 0]]
+
     def test_what_must_not_be_drawn_has_no_share(self) -> None:
         logits_BV = np.array([[-np.inf, 1.0, 1.0]])
         for config in (SampleConfig(top_p=0.99), SampleConfig(top_k=3), SampleConfig()):
