@@ -150,6 +150,8 @@ def described(checkpoint: Checkpoint, path: Path) -> tuple[ModelConfig, Vocabula
         vocabulary = Vocabulary.from_json(checkpoint.require("vocabulary", dict))
     except ValueError as error:
         raise CheckpointError(f"{shown(path)}: the field {error}") from error
+    if vocabulary.size < 2:
+        raise CheckpointError(f"{shown(path)}: the field 'vocabulary' has no characters")
     if shape.vocabulary != vocabulary.size:
         raise CheckpointError(
             f"{shown(path)}: the field 'vocabulary' has {vocabulary.size} symbols, the model "

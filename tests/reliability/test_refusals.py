@@ -178,6 +178,22 @@ def test_another_vocabulary(run: Path, promise: Promise, characters: str) -> Non
     promise("R14", "another vocabulary in the checkpoint: refused, named", repr(characters))
 
 
+def test_a_model_of_one_symbol(run: Path, promise: Promise) -> None:
+    """A description that fits its weights, and a model that has nothing to say."""
+    promise("R14", "another vocabulary in the checkpoint: refused, named", "'', and weights to fit")
+    whole = load(run / "last.safetensors")
+    tensors = dict(whole.tensors)
+    for name in ("model.embedding.weight", "model.head.weight", "model.head.bias"):
+        tensors[name] = tensors[name][:1].clone()
+    model = {**whole.meta["model"], "vocabulary": 1}
+    vocabulary = {**whole.meta["vocabulary"], "characters": ""}
+    rewrite(run, tensors=tensors, meta={**whole.meta, "model": model, "vocabulary": vocabulary})
+    file = run / "last.safetensors"
+    said = f"charrnn: {file}: the field 'vocabulary' has no characters\n"
+    assert run_cli("sample", file, "--length", 3) == Result(1, "", said)
+    assert refusal(run) == said
+
+
 def test_another_format(run: Path, promise: Promise, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(charrnn.checkpoint, "FORMAT", 2)
