@@ -172,7 +172,7 @@ def trained(prose: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "trained"
     result = run_cli(
         "train", prose, "--run", run, "--steps", 150, "--hidden", 32, "--batch-size", 8,
-        "--bptt", 32, "--quiet",
+        "--bptt", 32, "--precision", "fp32", "--quiet",
     )  # fmt: skip
     assert result == Result(0, f"{run}\n", "")
     return run

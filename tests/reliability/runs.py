@@ -12,6 +12,7 @@ import torch
 
 from charrnn.checkpoint import load
 from charrnn.config import TextChoices
+from charrnn.kernels import multiplies_bf16
 from charrnn.recipe import Choices
 from charrnn.run import Run, resume, start
 from charrnn.runfolder import RunFolder
@@ -20,10 +21,15 @@ from tests.conftest import make_prose
 
 CPU = torch.device("cpu")
 
+needs_bf16 = pytest.mark.skipif(not multiplies_bf16(CPU), reason="no CPU with AVX512-BF16")
+
 #: Fields of the log and of a checkpoint's progress that tell the time of day.
 CLOCKS = {"seconds", "validation_seconds", "chars_per_second"}
 
-TRAINING = {"batch_size": 3, "bptt": 7, "validate_every": 6, "lr": 0.02}
+#: In the arithmetic of every machine, whatever this one has.
+TRAINING: dict[str, Any] = {
+    "batch_size": 3, "bptt": 7, "validate_every": 6, "lr": 0.02, "precision": "fp32"
+}  # fmt: skip
 STEPS = 44
 
 #: Whether to stop, asked at every step's edge, in validations and in samples.
@@ -45,6 +51,7 @@ def begin(
     cell: Any = "lstm",
     budget: dict[str, Any] | None = None,
     valid: Path | None = None,
+    valid_share: float = 0.1,
     model: dict[str, Any] | None = None,
     **training: Any,
 ) -> Run:
@@ -55,7 +62,8 @@ def begin(
         model={"hidden": 8, "embedding": 5, "layers": 2, **(model or {})},
         training={**TRAINING, **training},
     )
-    texts = TextChoices(texts=(str(text),), valid=(str(valid),) if valid else ())
+    beside = (str(valid),) if valid else ()
+    texts = TextChoices(texts=(str(text),), valid=beside, valid_share=valid_share)
     return start(choices, texts, folder=folder, device=CPU)
 
 
@@ -112,10 +120,9 @@ def whole_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    """Return the weights and moments of a run's last checkpoint."""
-    tensors = load(path / "last.safetensors").tensors
-    return {name: t for name, t in tensors.items() if name.startswith(("model.", "optimiser."))}
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Return the last checkpoint's: weights, moments, hidden state, the random generator's."""
+    return dict(load(path / "last.safetensors").tensors)
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

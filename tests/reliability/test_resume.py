@@ -19,12 +19,13 @@ from tests.reliability.runs import (
     begin,
     drive,
     equal,
+    needs_bf16,
     resumed,
     rows,
     stopped,
     straight,
     tale,
-    weights,
+    tensors,
     whole_state,
 )
 
@@ -103,10 +104,13 @@ HARDER: dict[str, tuple[Callable[[Run], bool], dict[str, Any]]] = {
     "AdamW for all weights": (at(25), {"optimiser": "adamw"}),
     "plain gradient descent": (at(25), {"optimiser": "sgd", "scale_norm": 0.5}),
     "a state that is not carried": (at(25), {"reset_state": True}),
+    "products in bf16": (at(25), {"precision": "bf16"}),
 }
 
 
-@pytest.mark.parametrize("case", HARDER)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=needs_bf16 if "bf16" in case else ()) for case in HARDER]
+)
 def test_resume_equals_never_stopping_also(
     tmp_path: Path, tale: Path, promise: Promise, case: str
 ) -> None:
@@ -218,35 +222,42 @@ def test_a_killed_repetition_of_a_validation_is_logged_once(tmp_path: Path, tale
     assert whole_state(tmp_path / "run") == expected
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    ("cell", "precision"),
+    [*((cell, "fp32") for cell in CELLS), pytest.param("lstm", "bf16", marks=needs_bf16)],
+)
 def test_validating_does_not_touch_training(
-    tmp_path: Path, tale: Path, promise: Promise, cell: str
+    tmp_path: Path, tale: Path, promise: Promise, cell: str, precision: str
 ) -> None:
     valid = tmp_path / "valid.txt"
     valid.write_text(tale.read_text()[:97])
     choices: dict[str, Any] = {
         "cell": cell,
-        "valid": valid,
+        "precision": precision,
         "model": {"dropout": 0.2, "weight_drop": 0.2},
     }
     runs = [
-        straight(tmp_path / str(every), tale, validate_every=every, **choices)
+        straight(tmp_path / str(every), tale, validate_every=every, valid=valid, **choices)
         for every in (1, 10, 10**6)
     ]
+    runs.append(straight(tmp_path / "never", tale, validate_every=None, valid_share=0.0, **choices))
     validations = [sum("valid_nats_per_char" in row for row in rows(run)) for run in runs]
-    assert validations == [44, 5, 1]
-    same = all(equal(weights(run), weights(runs[0])) for run in runs[1:])
-    promise("R5", "equal weights, validated every 1, every 10 steps, at the end only", cell)
+    assert validations == [44, 5, 1, 0]
+    same = all(equal(tensors(run), tensors(runs[0])) for run in runs[1:])
+    what = "equal weights and generators, validated every 1, every 10 steps, at the end, never"
+    promise("R5", what, f"{cell} in {precision}")
     assert same
-    losses = [[row for row in rows(run) if "train_nats_per_char" in row] for run in runs]
-    assert losses[0] == losses[1] == losses[2]
+    losses = [
+        [row["train_nats_per_char"] for row in rows(run) if "learning_rate" in row] for run in runs
+    ]
+    assert all(each == losses[0] for each in losses)
 
 
 def test_sampling_and_logging_do_not_touch_training(
     tmp_path: Path, tale: Path, promise: Promise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choices: dict[str, Any] = {"model": {"dropout": 0.2, "weight_drop": 0.2}}
-    expected = weights(straight(tmp_path / "straight", tale, **choices))
+    expected = tensors(straight(tmp_path / "straight", tale, **choices))
     monkeypatch.setattr(charrnn.training, "LOG_EVERY", 1)
     monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 3)
     monkeypatch.setattr(charrnn.training, "SAVE_EVERY", 0.0)
@@ -254,7 +265,7 @@ def test_sampling_and_logging_do_not_touch_training(
     with RunFolder.create(tmp_path / "changed") as folder:
         names = [type(event).__name__ for event in drive(begin(folder, tale, **choices))]
     assert names.count("Saved") >= names.count("Logged") == 44
-    changed = weights(tmp_path / "changed")
+    changed = tensors(tmp_path / "changed")
     promise("R5", "a row and a checkpoint every step, samples of 3 characters", "equal weights")
     assert equal(changed, expected)
 
