@@ -31,6 +31,7 @@ def test_every_format_has_its_checkpoints() -> None:
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_an_old_checkpoint(name: str, tmp_path: Path, promise: Promise) -> None:
+    promise("R15", f"{name}: loaded, sampled to its golden string, scored, resumed", "yes")
     golden = GOLDEN[name]
     file = DATA / name
     assert load(file).versions["charrnn"] == golden["charrnn"]
@@ -52,4 +53,3 @@ def test_an_old_checkpoint(name: str, tmp_path: Path, promise: Promise) -> None:
     resumed = run_cli("train", text, *more)
     assert (resumed.code, resumed.err) == (0, "")
     assert rows(run)[-1]["step"] == golden["step"] + 20
-    promise("R15", f"{name}: loaded, sampled to its golden string, scored, resumed", "yes")

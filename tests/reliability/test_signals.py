@@ -142,15 +142,15 @@ def signals(
 ) -> tuple[int, dict[str, int]]:
     """Send ``count`` signals; return (as promised, how many came into what).
 
-    More than ``count`` if fewer than ``each`` of them came into a validation or a sample.
+    More than ``count`` if fewer than ``each`` of them came into a validation, a sample or a save.
     """
     assert run_cli(*options(book, folder / "straight")).code == 0
     expected = whole_state(folder / "straight")
     duration = load(folder / "straight" / "last.safetensors").meta["progress"]["seconds"]
     rng = random.Random(seed)
-    places = {"score": 0, "_sample": 0}
+    places = {"score": 0, "_sample": 0, "_save": 0, "update": 0}
     turn = 0
-    while sum(places.values()) < count or min(places["score"], places["_sample"]) < each:
+    while sum(places.values()) < count or min(places.values()) < each:
         turn += 1
         assert turn < 20 * count, places
         place = folder / str(turn)
@@ -161,7 +161,7 @@ def signals(
             duration *= 0.9
             continue
         assert not found.startswith("flaw"), found
-        places[found] = places.get(found, 0) + 1
+        places[found] += 1
     return sum(places.values()), places
 
 
