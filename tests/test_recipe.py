@@ -47,22 +47,27 @@ class TestChoose:
         device=DEVICES,
         vocabulary=st.integers(2, 200_000),
         characters=st.integers(2, 10**11),
+        bf16=st.booleans(),
     )
     def test_there_are_defaults_for_everything(
-        self, cell: CellName, device: str, vocabulary: int, characters: int
+        self, cell: CellName, device: str, vocabulary: int, characters: int, bf16: bool
     ) -> None:
-        model, training = choose(
-            Choices(cell=cell), vocabulary=vocabulary, characters=characters, device=device
-        )
+        def chosen() -> tuple[ModelConfig, TrainConfig]:
+            return choose(
+                Choices(cell=cell),
+                vocabulary=vocabulary,
+                characters=characters,
+                device=device,
+                bf16=bf16,
+            )
+
+        model, training = chosen()
         assert (model.cell, model.vocabulary) == (cell, vocabulary)
         assert model.embedding <= vocabulary
         assert training.minutes is not None
         assert training.clip_norm is not None, "clipping by norm is the default"
-        assert training.precision == "fp32" or device != "cpu"
-        again = choose(
-            Choices(cell=cell), vocabulary=vocabulary, characters=characters, device=device
-        )
-        assert again == (model, training)
+        assert training.precision == ("bf16" if bf16 else "fp32")
+        assert chosen() == (model, training)
 
     @pytest.mark.parametrize("cell", CELL_NAMES)
     def test_a_cpu_that_multiplies_bf16_does(self, cell: CellName) -> None:
