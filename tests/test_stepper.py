@@ -75,6 +75,30 @@ def rounded(weight_NK: torch.Tensor, weights: WeightsName) -> torch.Tensor:
 
 @pytest.mark.parametrize("lanes", [1, 4])
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
+@pytest.mark.parametrize(("rows", "columns"), [(7, 5), (33, 45), (64, 96)])
+def test_a_product_reads_the_rounded_weights(
+    rows: int, columns: int, weights: WeightsName, lanes: int
+) -> None:
+    """One weight a time: what is multiplied by 1 comes out as it was written."""
+    weight_NK = torch.randn(rows, columns, generator=torch.Generator().manual_seed(5))
+    weight_NK[:, 2] = 100  # beside it, what is below 100 / 127 / 2 is nothing in 8 bits
+    weight_NK[:, 3] = 0.3
+    product = stepper._product(weight_NK, lanes, weights)
+    expected_NK = rounded(weight_NK, weights)
+    if weights == "int8":
+        assert not expected_NK[:, 3].any()
+    for column in range(columns):
+        x_BK = np.zeros((lanes, columns), np.float32)
+        x_BK[-1, column] = 1
+        out_BN = product(x_BK)
+        assert not out_BN[:-1].any()
+        # The sums of 8-bit weights leave torch in bf16.
+        tolerance = 2**-8 if weights == "int8" else 0
+        np.testing.assert_allclose(out_BN[-1], expected_NK[:, column], rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
 @pytest.mark.parametrize("cell", CELL_NAMES)
 def test_smaller_weights_are_the_rounded_ones(
     cell: CellName, weights: WeightsName, lanes: int
