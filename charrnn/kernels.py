@@ -27,8 +27,11 @@ __all__ = [
     "mean_cross_entropy",
     "multiplies_bf16",
     "needs_gradient",
+    "product",
+    "refuse_second_derivative",
+    "step_product",
+    "weight_gradient",
 ]
-__all__ += ["product", "refuse_second_derivative", "step_product", "weight_gradient"]
 
 _ONEDNN = torch.ops.mkldnn
 """The operators that torch's own compiler uses for oneDNN's products with packed weights."""

@@ -56,6 +56,7 @@ class Stepper:
                 model.embedding.weight,
                 (lowest.weight_input * halves_G1).t(),
             )
+            self._inputs = [_input_product(cell, lanes, weights) for cell in layers[1:]]
             self._head = _product(model.head.weight, lanes, weights)
         self._table_VG = _array(table_VG)
         self._states: list[list[Array]] = [[_array(part) for part in state] for state in hidden]
@@ -73,7 +74,7 @@ class Stepper:
         gates_BG: Array = self._table_VG[symbols_B]
         for index, layer in enumerate(self._layers):
             if index:
-                gates_BG = layer.project(self._states[index - 1][0])
+                gates_BG = self._inputs[index - 1](self._states[index - 1][0])
             self._states[index] = layer.step(gates_BG, self._states[index])
         logits_BV = self._head(self._states[-1][0])
         logits_BV += self._head_bias_V
@@ -85,21 +86,12 @@ class Stepper:
 
 
 class _Layer:
-    """One cell's weights, those of its logistic gates halved, and its step."""
+    """One cell's recurrent weights, those of its logistic gates halved, and its step."""
 
     def __init__(self, cell: Cell, lanes: int, weights: WeightsName) -> None:
-        halves_G1 = _halves(cell)
         # Half of a float is exact, in 8 bits with a scale too.
-        self._input = _product(cell.weight_input * halves_G1, lanes, weights)
-        self._recurrent = _product(cell.weight_recurrent * halves_G1, lanes, weights)
-        self._bias_G = _array(cell.bias * halves_G1[:, 0])
+        self._recurrent = _product(cell.weight_recurrent * _halves(cell), lanes, weights)
         self._width = cell.hidden
-
-    def project(self, below_BH: Array) -> Array:
-        """Return the input product of a layer that reads another one's output."""
-        gates_BG = self._input(below_BH)
-        gates_BG += self._bias_G
-        return gates_BG
 
     def step(self, gates_BG: Array, state: list[Array]) -> list[Array]:
         """Return the state after a step; ``gates_BG``, the input product, is used up."""
@@ -172,6 +164,20 @@ def _finish_sigmoid(tanh: Array) -> None:
 
 def _blocks(gates_BG: Array, count: int, width: int) -> list[Array]:
     return [gates_BG[:, n * width : (n + 1) * width] for n in range(count)]
+
+
+def _input_product(cell: Cell, lanes: int, weights: WeightsName) -> Product:
+    """Return the input product of a layer that reads another one's output, bias included."""
+    halves_G1 = _halves(cell)
+    product = _product(cell.weight_input * halves_G1, lanes, weights)
+    bias_G = _array(cell.bias * halves_G1[:, 0])
+
+    def run(below_BH: Array) -> Array:
+        gates_BG = product(below_BH)
+        gates_BG += bias_G
+        return gates_BG
+
+    return run
 
 
 def _product(weight_NK: Tensor, lanes: int, weights: WeightsName) -> Product:
