@@ -76,7 +76,14 @@ class Loops:
     def rnn_forward(
         self, narrow: bool, weight_HH: Tensor, inputs_TBH: Tensor, states_TBH: Tensor
     ) -> None:
-        """Fill in the states after the first, [T + 1, B, H]."""
+        """Fill in the states after the first, [T + 1, B, H].
+
+        Args:
+            narrow: see the class.
+            weight_HH: U.
+            inputs_TBH: W x + b, [T, B, H].
+            states_TBH: Room for all states, the first one given.
+        """
         self._run("rnn_forward", narrow, weight_HH.t(), states_TBH, inputs_TBH, states_TBH)
 
     def rnn_backward(
@@ -112,7 +119,16 @@ class Loops:
     ) -> Tensor:
         """Fill in the states and cells after the first, [T + 1, B, H].
 
-        Returns i, f, g, o and tanh(c), [T, B, 5, H]; without ``keep`` of some step, [1, B, 5, H].
+        Args:
+            narrow: see the class.
+            weight_GH: U, [4H, H].
+            inputs_TBG: W x + b, [T, B, 4H].
+            states_TBH: Room for all states, the first one given.
+            cells_TBH: So of all cells.
+            keep: Whether a backward loop will follow.
+
+        Returns:
+            i, f, g, o and tanh(c), [T, B, 5, H]; without ``keep`` of some step, [1, B, 5, H].
         """
         kept_TBGH = _room_to_keep(states_TBH, 5, keep)
         tensors = (inputs_TBG, states_TBH, cells_TBH, keep, kept_TBGH)
@@ -156,8 +172,17 @@ class Loops:
     ) -> Tensor:
         """Fill in the states after the first, [T + 1, B, H].
 
-        Returns r, z, m and n, [T, B, 4, H], where ``n = tanh(W x + b + r * m)`` and
-        ``m = U h + bias``; without ``keep`` of some step, [1, B, 4, H].
+        Args:
+            narrow: see the class.
+            weight_GH: U, [3H, H].
+            inputs_TBG: W x + b, [T, B, 3H].
+            bias_H: The candidate's second bias.
+            states_TBH: Room for all states, the first one given.
+            keep: Whether a backward loop will follow.
+
+        Returns:
+            r, z, m and n, [T, B, 4, H], where ``n = tanh(W x + b + r * m)`` and
+            ``m = U h + bias``; without ``keep`` of some step, [1, B, 4, H].
         """
         kept_TBGH = _room_to_keep(states_TBH, 4, keep)
         tensors = (inputs_TBG, bias_H, states_TBH, keep, kept_TBGH)

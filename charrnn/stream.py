@@ -106,6 +106,9 @@ class Lanes:
         stride: characters from one window of a lane to the next: N, or T without it.
         chunks_per_pass: steps of one pass over the part.
         predictions_per_pass: predictions of one pass whose loss counts, in all lanes.
+
+    Raises:
+        ValueError: the part has fewer than B predictions; ``fit_lanes`` says what it has.
     """
 
     def __init__(

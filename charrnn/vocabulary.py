@@ -58,6 +58,9 @@ class Vocabulary:
             symbol; 1 for bytes.
         characters: the characters known, sorted by code point; character i has the id
             i + 1. Empty for bytes.
+
+    Raises:
+        ValueError: the characters are not in ascending order, each once.
     """
 
     def __init__(self, characters: str, encoding: str, min_count: int) -> None:
