@@ -79,9 +79,6 @@ class Chunk:
     """The characters that follow each of them, to be predicted, int64."""
     first: bool
     """Whether a pass begins here: the hidden state must be zero."""
-    pass_index: int
-    chunk_index: int
-    """Number of the chunk within its pass."""
     characters: int
     """Predictions whose loss counts: those of the last ``characters // B`` time steps."""
 
@@ -181,8 +178,6 @@ class Lanes:
                 x_TB=ids_TB[:-1],
                 y_TB=ids_TB[1:],
                 first=chunk_index == 0,
-                pass_index=pass_index,
-                chunk_index=chunk_index,
                 characters=new * self.lanes,
             )
 

@@ -107,8 +107,8 @@ def test_a_window_as_long_as_the_lane_is_full_bptt(
 
 def test_gradients_stop_at_the_window_and_values_do_not(tmp_path: Path, cell: CellName) -> None:
     setting = Setting(tmp_path, cell, lanes=3, bptt=8, clip_norm=None)
-    for chunk in islice(setting.lanes.chunks(), setting.lanes.chunks_per_pass):
-        start = 8 * chunk.chunk_index
+    for index, chunk in enumerate(islice(setting.lanes.chunks(), setting.lanes.chunks_per_pass)):
+        start = 8 * index
         stop = start + len(chunk.x_TB)
         # What the window sees of its past is a constant ...
         truncated = setting.prices(start, stop, setting.state_before(start)).mean()
@@ -138,8 +138,8 @@ def test_the_state_is_zero_where_a_pass_begins(tmp_path: Path, cell: CellName) -
 
 def test_a_state_that_is_reset_is_zero_before_every_window(tmp_path: Path, cell: CellName) -> None:
     setting = Setting(tmp_path, cell, lanes=3, bptt=8, clip_norm=None, reset_state=True)
-    for chunk in islice(setting.lanes.chunks(), setting.lanes.chunks_per_pass):
-        start = 8 * chunk.chunk_index
+    for index, chunk in enumerate(islice(setting.lanes.chunks(), setting.lanes.chunks_per_pass)):
+        start = 8 * index
         loss = setting.prices(start, start + len(chunk.x_TB)).mean()
         gradient = setting.gradient(loss)
         result = setting.update(chunk)
@@ -154,8 +154,8 @@ def test_loss_last_counts_every_prediction_once_with_its_context(
     setting = Setting(tmp_path, cell, lanes=3, bptt=bptt, loss_last=last, clip_norm=None)
     stride = last or bptt
     counted_before = bptt - stride
-    for chunk in islice(setting.lanes.chunks(), setting.lanes.chunks_per_pass):
-        start = chunk.chunk_index * stride
+    for index, chunk in enumerate(islice(setting.lanes.chunks(), setting.lanes.chunks_per_pass)):
+        start = index * stride
         stop = start + len(chunk.x_TB)
         prices_TB = setting.prices(start, stop, setting.state_before(start))
         loss = prices_TB[counted_before - start :].mean()
