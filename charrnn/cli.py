@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from charrnn.comparison import Comparison, Plan, RunResult
     from charrnn.corpus import Corpus, Part
     from charrnn.evaluation import Prices
-    from charrnn.report import Origin
+    from charrnn.page import Origin
     from charrnn.run import Run
     from charrnn.trained import PartName, TextRecord
     from charrnn.vocabulary import Vocabulary
@@ -636,8 +636,8 @@ def evaluate(
         assessments = []
         portraits = []
         if report is not None:
+            from charrnn.page import labels
             from charrnn.portrait import portray
-            from charrnn.report import labels
 
             called = iter(labels(checkpoints))
         priced: dict[Any, list[Baseline]] = {}
@@ -1072,7 +1072,8 @@ def inspect_recurrence(
         )  # fmt: skip
         # Before the tables: who reads those may leave, and there is a page all the same.
         if report is not None:
-            from charrnn.report import inspection_page, labels
+            from charrnn.page import labels
+            from charrnn.report import inspection_page
 
             drawn = inspection
             if inspection.activation is None and inspection.units:
@@ -1150,13 +1151,13 @@ def _report_comparison(
 
 
 def _origin(device: torch.device) -> Origin:
-    from charrnn.report import origin
+    from charrnn.page import origin
 
     return origin(["charrnn", *sys.argv[1:]], device)
 
 
 def _save_report(path: Path, page: str) -> None:
-    from charrnn.report import save_page
+    from charrnn.page import save_page
 
     save_page(path, page)
     _say(f"report: {shown(path)}")

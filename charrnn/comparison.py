@@ -33,7 +33,7 @@ from charrnn.evaluation import Interrupted, Scores, score
 from charrnn.kernels import multiplies_bf16
 from charrnn.model import outline
 from charrnn.run import Run, refuse_too_short, resume, start
-from charrnn.runfolder import RESULT, RunFolder, write_json
+from charrnn.runfolder import RESULT, RunFolder, read_metrics, write_json
 from charrnn.trained import load_model
 from charrnn.training import Event, Finished, train
 from charrnn.vocabulary import Vocabulary
@@ -640,7 +640,7 @@ def _measure(run: Run, seed: int, should_stop: Callable[[], str | None]) -> RunR
 
 def _median_speed(log: Path) -> float:
     """Return the median of the speeds in a run's log, in characters per second."""
-    rows = map(json.loads, log.read_text(encoding="utf-8").splitlines())
+    rows = read_metrics(log)
     speeds = [float(row["chars_per_second"]) for row in rows if "chars_per_second" in row]
     return statistics.median(speeds)
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from charrnn import page
 from charrnn.assessment import Assessment
 from charrnn.comparison import Comparison, RunResult
+from charrnn.display import counted
 from charrnn.figures import (
     Dots,
     Line,
@@ -53,7 +54,7 @@ from charrnn.inspection_view import (
     unit_lines,
     units_say,
 )
-from charrnn.page import Origin, labels, origin, save_page
+from charrnn.page import Origin
 from charrnn.portrait import SAMPLE, Portrait, Row
 from charrnn.properties import PROPERTIES
 from charrnn.score_view import (
@@ -68,15 +69,7 @@ from charrnn.score_view import (
     surprise,
 )
 
-__all__ = [
-    "Origin",
-    "assessment_page",
-    "comparison_page",
-    "inspection_page",
-    "labels",
-    "origin",
-    "save_page",
-]
+__all__ = ["assessment_page", "comparison_page", "inspection_page"]
 
 #: The grey style: of what is no model.
 PLAIN = 5
@@ -866,7 +859,7 @@ def _excerpts(portraits: Sequence[Portrait], what: str) -> str:
             f'<div class="text"><h3>{page.safe(portrait.label)}</h3>\n'
             + page.coloured(levels, lambda n: f"bits-{n}", f"Text as {portrait.label} sees it")
             + page.note(
-                f"{len(priced):,} characters cost {bits:,.0f} bits, "
+                f"{bits:,.0f} bits for {counted(len(priced), 'character')}, "
                 f"{bits / max(1, len(priced)):.2f} each."
             )
             + "</div>\n"

@@ -541,9 +541,11 @@ def _slow_loops(model: CharModel, lanes: int) -> list[str]:
     """Return what is said where the machine could train faster, had it a compiler."""
     on_cpu = model.head.weight.device.type == "cpu"
     looped = model.config.cell != "lstm" or suits_lstm(model.compute_dtype, lanes)
-    if not (on_cpu and looped) or native.loops() is not None:
+    # Asking compiles, which takes its time.
+    why = native.why_none() if on_cpu and looped else None
+    if why is None:
         return []
-    return ["training is faster with a C compiler that has OpenMP, such as gcc: none is found here"]
+    return [f"training is faster with a C compiler that has OpenMP, such as gcc: {why}"]
 
 
 def _divide(

@@ -274,12 +274,14 @@ class PerCharacter:
 
     def __call__(self, stretch: Prices) -> None:
         """Write a stretch's lines; stretches must come in order."""
+        rows = []
         for position, nats in enumerate(stretch.nats_T.tolist(), start=stretch.position):
             code = next(self._codes)
             what = {"byte": code} if self._bytes else {"character": chr(code)}
             row = {"position": position, **what, "nats": round(nats, 6)}
-            with self._naming_the_file():
-                self._stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+            rows.append(json.dumps(row, ensure_ascii=False) + "\n")
+        with self._naming_the_file():
+            self._stream.writelines(rows)
 
     def close(self) -> None:
         """Write what is left, and close the file."""

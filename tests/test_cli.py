@@ -979,7 +979,7 @@ class TestEvaluate:
         text, page = tmp_path / "text", tmp_path / "page.html"
         text.write_text("é")
         assert cli("evaluate", of_bytes, "--text", text, "--report", page).code == 0
-        assert "1 characters cost" in page.read_text()
+        assert "bits for 1 character, " in page.read_text()
 
     def test_models_of_other_symbols_have_other_baselines(
         self, cli: Cli, prose: Path, trained: Path, of_bytes: Path

@@ -571,12 +571,17 @@ def test_a_missing_compiler_is_told_where_it_costs_speed(
     start_run: StartRun,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked: list[None] = []
-    monkeypatch.setattr(native, "loops", lambda: asked.append(None))
+    asked = []
+
+    def compiled() -> str:
+        asked.append("a compiler")
+        return "gcc is on leave"
+
+    monkeypatch.setattr(native, "_compiled", compiled)
     monkeypatch.setattr(kernels, "_has", lambda capability: vectors.startswith(capability))
     run = start_run(cell=cell, steps=2, precision=precision, batch_size=lanes)
     said = [note for note in run.notes if "compiler" in note]
-    note = "training is faster with a C compiler that has OpenMP, such as gcc: none is found here"
+    note = "training is faster with a C compiler that has OpenMP, such as gcc: gcc is on leave"
     assert said == [note] * slower
     assert bool(asked) == slower  # who is asked compiles, which takes its time
     assert list(train(run))[-1] == Finished("done", complete=True)
