@@ -410,9 +410,9 @@ def scaling(lab: Lab) -> Section:
         why=f"""
 If what comes back from `k` steps ago is a millionth, one could multiply it. But the gradient of
 a weight is a sum over all lags, and a scale takes every term by the same factor: near lags
-drown far ones as before. So it is told. `--scale-norm 1` gives every gradient the norm 1, up or
-down: a factor that is found anew at every step, where a higher rate is the same for all; so
-higher rates are tried as well. Plain descent does not hide it, as Adam and Muon would, which
+drown far ones as before. That is the lecture's argument. `--scale-norm 1` gives every gradient
+the norm 1, so its factor differs from step to step; a higher rate is one factor for all steps,
+and is tried as well, for comparison. Plain descent does not hide it, as Adam and Muon would, which
 rescale by themselves. The task is claim 4's, with a window of {length} that shows it whole; for
 longer distances this says nothing.
 """,

@@ -275,6 +275,7 @@ loss is within 0.01 nats.
             {(cell, state): relative[lag] for (cell, state), relative in trained.items()},
             needed,
             lag,
+            {cell: lags["trained", cell, "h"] for cell in needed},
         ),
     )  # fmt: skip
 
@@ -289,7 +290,10 @@ def _context(needed: int | None) -> str:
 
 
 def judge_along(
-    left: Mapping[tuple[str, str], float], needed: Mapping[str, int | None], lag: int
+    left: Mapping[tuple[str, str], float],
+    needed: Mapping[str, int | None],
+    lag: int,
+    under: Mapping[str, int],
 ) -> Judgement:
     """Judge claim 9.
 
@@ -298,6 +302,7 @@ def judge_along(
         needed: cell -> characters of context from which on its loss is that of all; None: more
             than were tried.
         lag: that one.
+        under: cell -> lag from which on less than 1 % is left along its h, trained.
     """
     rnn, lstm, gru = (left[cell, "h"] for cell in ("rnn", "lstm", "gru"))
     far = lstm >= FARTHER * rnn
@@ -308,6 +313,10 @@ def judge_along(
         f"At lag {lag}, {percent(lstm)} of the gradient is left along the LSTM's h and "
         f"{percent(rnn)} along the plain RNN's"
         + ("." if far else f": not {FARTHER:g} times as much."),
+        f"Near by the LSTM's h keeps no more than the RNN's: less than 1 % from lag "
+        f"{under['lstm']} on, the RNN's from {under['rnn']}."
+        if under["lstm"] <= under["rnn"]
+        else "",
         f"The LSTM needs {_context(most)} characters of context, the RNN {_context(least)}"
         + ("." if used else f": not {USED:g} times as many."),
         f"Along the LSTM's c {percent(left['lstm', 'c'])} is left, but of a size at lag 0 that is "
