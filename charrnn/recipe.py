@@ -111,8 +111,10 @@ def choose(
     training["decay_embedding"] = vocabulary >= MANY_SYMBOLS[choices.cell]
     chosen, chosen_model = given(choices.training), given(choices.model)
     planned = training | chosen
-    # What makes no sense is refused where the numbers are put together.
-    a_step = max(1, planned["batch_size"] * (planned.get("loss_last") or planned["bptt"]))
+    # What makes no sense is refused where the numbers are put together, and no float holds every
+    # whole number that can be typed.
+    a_step = planned["batch_size"] * (planned.get("loss_last") or planned["bptt"])
+    a_step = min(10**15, max(1, a_step))
     read = _characters_read(budget, a_step, vocabulary, characters, device)
     passes = read / characters
     hidden = _hidden(choices.cell, device, planned["precision"], vocabulary, passes, characters)
@@ -228,7 +230,6 @@ def _characters_read(
     if "epochs" in budget:
         return float(budget["epochs"] * characters)
     if "steps" in budget:
-        # No float holds every whole number that can be typed.
         return float(min(budget["steps"] * a_step, 10**15))
     speed = GUESSED_SPEED[device] / (1 + vocabulary / HALVED_BY[device])
     return float(budget["minutes"] * 60 * speed)

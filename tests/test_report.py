@@ -751,7 +751,7 @@ def test_prices_in_the_page_are_those_of_per_char(
     cli("evaluate", trained, "--part", "valid", "--per-char", prices)
     rows = [json.loads(line) for line in prices.read_text(encoding="utf-8").splitlines()]
     bits = sum(row["nats"] for row in rows) / math.log(2)
-    said = f"{len(rows):,} characters cost {bits:,.0f} bits, {bits / len(rows):.2f} each."
+    said = f"{bits:,.0f} bits for {len(rows):,} characters, {bits / len(rows):.2f} each."
     assert said in pages.evaluate.read_text(encoding="utf-8")
 
 
