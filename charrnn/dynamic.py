@@ -14,10 +14,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from charrnn.corpus import Part
-from charrnn.evaluation import Prices, read_windows, window_prices
+from charrnn.evaluation import Prices, read_windows, symbol_prices, window_prices
 from charrnn.model import CharModel, detach
 from charrnn.vocabulary import Vocabulary
 
@@ -112,6 +111,6 @@ def dynamic_prices(
     for position, x_TB, y_TB in read_windows(part, vocabulary, config.window):
         x_TB, y_TB = x_TB.to(model.head.weight.device), y_TB.to(model.head.weight.device)
         logits_TBV, hidden = adapting(x_TB, detach(hidden))
-        nats_T = F.cross_entropy(logits_TBV.flatten(0, 1), y_TB.flatten(), reduction="none")
+        nats_T = symbol_prices(logits_TBV, y_TB)[:, 0]
         yield window_prices(position, nats_T, y_TB, vocabulary)
         adaptation.step(nats_T.mean())

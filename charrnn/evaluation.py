@@ -34,6 +34,7 @@ __all__ = [
     "read_windows",
     "score",
     "score_by_position",
+    "symbol_prices",
     "total",
     "window_prices",
 ]
@@ -230,7 +231,9 @@ def prices(
     hidden = model.initial_hidden(1)
     for position, x_TB, y_TB in read_windows(part, vocabulary, window):
         logits_TBV, hidden = model(x_TB.to(device), hidden)
-        yield window_prices(position, _prices(logits_TBV, y_TB.to(device)), y_TB, vocabulary)
+        yield window_prices(
+            position, symbol_prices(logits_TBV, y_TB.to(device))[:, 0], y_TB, vocabulary
+        )
 
 
 def total(stretches: Iterable[Prices], part: Part) -> Scores:
@@ -262,6 +265,14 @@ def read_windows(
             return
         text_TB = torch.from_numpy(ids.astype(np.int64))[:, None]
         yield position, text_TB[:-1], text_TB[1:]
+
+
+def symbol_prices(logits_TBV: Tensor, y_TB: Tensor) -> Tensor:
+    """Return -ln p of the symbol at every position, price_TB, in float32 at least."""
+    if logits_TBV.dtype in (torch.bfloat16, torch.float16):
+        logits_TBV = logits_TBV.float()
+    price_N = F.cross_entropy(logits_TBV.flatten(0, 1), y_TB.flatten(), reduction="none")
+    return price_N.view(y_TB.shape)
 
 
 def window_prices(position: int, nats_T: Tensor, y_TB: Tensor, vocabulary: Vocabulary) -> Prices:
@@ -328,7 +339,7 @@ def score_by_position(
         hidden = model.initial_hidden(lanes)
         for first in range(0, length, at_once):
             logits_TBV, hidden = model(x_TB[first : first + at_once], hidden)
-            price_TB = _wide(_prices(logits_TBV, y_TB[first : first + at_once])).view(-1, lanes)
+            price_TB = _wide(symbol_prices(logits_TBV, y_TB[first : first + at_once]))
             nats_T[first : first + at_once] += price_TB.sum(1).cpu().numpy()
         if vocabulary.has_unknown:
             unknown_T = (y_TB == UNKNOWN).sum(1).cpu().numpy()
@@ -357,16 +368,9 @@ def _with_zero_lane(zero: Hidden, warmed: Hidden) -> Hidden:
 
 def _price(logits_TBV: Tensor, y_TB: Tensor, counted_TB: Tensor) -> Tensor:
     """Return the sum of -ln p over the counted positions, in float64."""
-    return _wide(_prices(logits_TBV, y_TB) * counted_TB.flatten()).sum()
+    return _wide(symbol_prices(logits_TBV, y_TB) * counted_TB).sum()
 
 
 def _wide(tensor: Tensor) -> Tensor:
     """Return a tensor in float64; Apple's GPUs have none, so there it comes to the host."""
     return tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()
-
-
-def _prices(logits_TBV: Tensor, y_TB: Tensor) -> Tensor:
-    """Return -ln p of every position, flat, in float32 at least."""
-    if logits_TBV.dtype in (torch.bfloat16, torch.float16):
-        logits_TBV = logits_TBV.float()
-    return F.cross_entropy(logits_TBV.flatten(0, 1), y_TB.flatten(), reduction="none")

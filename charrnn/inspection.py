@@ -37,6 +37,7 @@ from charrnn.config import InspectConfig, ModelConfig
 from charrnn.corpus import Part
 from charrnn.equations import Step, write_out
 from charrnn.errors import CorpusError, UsageError
+from charrnn.evaluation import symbol_prices
 from charrnn.gradients import Clipping, Cut, Truncation, cuts, truncation
 from charrnn.model import CharModel, Hidden, detach
 from charrnn.properties import PROPERTIES
@@ -445,7 +446,7 @@ def memory(
     for start in range(0, farthest, at_once):
         x_TB, y_TB = ids_KB[start:-1][:at_once], ids_KB[start + 1 :][:at_once]
         logits_TBV, hidden = model(x_TB, hidden)
-        price_KB.append(_prices(logits_TBV, y_TB))
+        price_KB.append(symbol_prices(logits_TBV, y_TB))
     context_K = np.arange(farthest + 1)
     full_KB = price_T[starts_B[None] + context_K[:, None]]
     excess_KB = torch.cat(price_KB).cpu().double().numpy() - full_KB
@@ -472,13 +473,8 @@ def _full_prices(model: CharModel, stretch: Stretch) -> NDArray[np.float64]:
     for start in range(0, len(stretch) - 1, at_once):
         x_T1, y_T1 = ids_T1[start:-1][:at_once], ids_T1[start + 1 :][:at_once]
         logits_T1V, hidden = model(x_T1, hidden)
-        prices.append(_prices(logits_T1V, y_T1).cpu())
+        prices.append(symbol_prices(logits_T1V, y_T1).cpu())
     return torch.cat(prices)[:, 0].cpu().double().numpy()
-
-
-def _prices(logits_TBV: Tensor, y_TB: Tensor) -> Tensor:
-    price = F.cross_entropy(logits_TBV.flatten(0, 1), y_TB.flatten(), reduction="none")
-    return price.view(y_TB.shape)
 
 
 def _never_rising(values: NDArray[np.float64]) -> NDArray[np.float64]:
