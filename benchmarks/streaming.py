@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.common import in_turns, machine, write_json
-from charrnn.corpus import Part, embedded_corpus, scan
+from charrnn.corpus import Part, scan
+from charrnn.files import embedded_corpus
 from charrnn.stream import Lanes
 from charrnn.vocabulary import Vocabulary
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from charrnn.baselines import Baseline
-from charrnn.config import ModelConfig
+from charrnn.config import EvaluateConfig, ModelConfig
 from charrnn.corpus import Part
 from charrnn.dynamic import dynamic_prices
 from charrnn.evaluation import (
@@ -105,13 +105,10 @@ def assess(
     model: CharModel,
     vocabulary: Vocabulary,
     part: Part,
+    config: EvaluateConfig,
     *,
-    exact: bool = False,
-    dynamic: bool = False,
-    positions: int | None = None,
-    after: str | None = None,
     baselines: Iterable[Baseline] = (),
-    watch: Callable[[Prices], None] | None = None,
+    watchers: Iterable[Callable[[Prices], None]] = (),
 ) -> Assessment:
     """Measure a model on a text; it stays as it is.
 
@@ -120,28 +117,28 @@ def assess(
         model: in evaluation mode.
         vocabulary: the model's.
         part: the text; at least 2 characters.
-        exact: score in one lane from start to end.
-        dynamic: score by dynamic evaluation too.
-        positions: score by position after a reset too, up to this many.
-        after: price the characters that follow this text by themselves; exactly, like the
-            whole text then, or by dynamic evaluation if there is one.
+        config: what to measure. What follows a text is priced exactly, like the whole text
+            then, or by dynamic evaluation if there is one.
         baselines: of the same text, for the record.
-        watch: called with the price of every character in order, from dynamic
+        watchers: each is called with the price of every character in order, from dynamic
             evaluation if there is one; else the score is exact then.
 
     Raises:
         CorpusError: the text changed while it was read.
     """
-    following = None if after is None else _Following(after, part)
-    watchers = [watcher for watcher in (watch, following) if watcher]
-    if watchers and not dynamic:
-        scores = total(_watched(prices(model, part, vocabulary), watchers), part)
+    following = None if config.after is None else _Following(config.after, part)
+    watching: list[Callable[[Prices], None]] = [*watchers]
+    if following is not None:
+        watching.append(following)
+    if watching and not config.dynamic:
+        scores = total(_watched(prices(model, part, vocabulary), watching), part)
     else:
-        scores = score(model, part, vocabulary, lanes=1 if exact else None)
+        scores = score(model, part, vocabulary, lanes=1 if config.exact else None)
     adapted = None
-    if dynamic:
+    if config.dynamic:
         stretches = dynamic_prices(model, part, vocabulary)
-        adapted = total(_watched(stretches, watchers), part)
+        adapted = total(_watched(stretches, watching), part)
+    positions = config.by_position
     return Assessment(
         checkpoint=checkpoint,
         shape=model.config,

@@ -33,7 +33,8 @@ import torch
 from torch import Tensor
 
 from charrnn import __version__
-from charrnn.errors import CheckpointError, RunFolderError, reason, shown
+from charrnn.config import Record
+from charrnn.errors import CheckpointError, RunFolderError, UsageError, reason, shown
 
 __all__ = [
     "FORMAT",
@@ -44,7 +45,7 @@ __all__ = [
     "exists",
     "find",
     "load",
-    "read_meta",
+    "read_description",
     "replacing",
     "save",
     "write",
@@ -89,6 +90,7 @@ _KINDS = (
 )
 
 T = TypeVar("T")
+R = TypeVar("R", bound=Record)
 
 assert sys.byteorder == "little", "tensors are copied to and from the file as they are"
 
@@ -146,6 +148,18 @@ class Checkpoint:
                 f"not {type(value).__name__}"
             )
         return value
+
+    def record(self, name: str, kind: type[R]) -> R:
+        """Return ``meta[name]`` as a record.
+
+        Raises:
+            CheckpointError: the field is missing or of another form; the message names it.
+        """
+        try:
+            return kind.from_dict(self.require(name, dict))
+        except (ValueError, UsageError) as error:
+            where = f"{shown(self.path)}: " if self.path is not None else ""
+            raise CheckpointError(f"{where}the field {name!r} is not usable: {error}") from error
 
 
 # Writing ---------------------------------------------------------------------
@@ -384,8 +398,8 @@ def load(path: str | Path) -> Checkpoint:
         return Checkpoint(tensors, info["meta"], versions, path)
 
 
-def read_meta(path: str | Path) -> dict[str, Any]:
-    """Return a checkpoint's ``meta`` alone, without reading tensors or checking the SHA-256.
+def read_description(path: str | Path) -> Checkpoint:
+    """Return a checkpoint without its tensors, neither reading them nor checking the SHA-256.
 
     For a glance at a run, such as the step it has come to.
 
@@ -395,8 +409,8 @@ def read_meta(path: str | Path) -> dict[str, Any]:
     with _reading(Path(path)) as (file, size):
         head, header, info = _read_header(file, size)
         _read_entries(header, size - len(head))
-    meta: dict[str, Any] = info["meta"]
-    return meta
+    versions = {"charrnn": info["charrnn"], "torch": info["torch"]}
+    return Checkpoint({}, info["meta"], versions, Path(path))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,7 @@ from charrnn.config import (
     CELL_NAMES,
     MEASUREMENTS,
     CellName,
+    EvaluateConfig,
     InspectConfig,
     OptimiserName,
     SampleConfig,
@@ -38,15 +39,16 @@ if TYPE_CHECKING:
     import torch
 
     from charrnn.baselines import Baseline
+    from charrnn.checkpoint import Checkpoint
     from charrnn.comparison import Comparison, Plan, RunResult
     from charrnn.corpus import Corpus, Part
     from charrnn.evaluation import Prices
     from charrnn.page import Origin
+    from charrnn.reading import PartName, TextRecord
     from charrnn.run import Run
-    from charrnn.trained import PartName, TextRecord
     from charrnn.vocabulary import Vocabulary
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "spin_briefly"]
 
 app = typer.Typer(
     name="charrnn",
@@ -602,10 +604,7 @@ def evaluate(
     --dynamic is given too, --after, --per-char and --show use its prices.
     """
     _refuse_two_texts(text, part, encoding)
-    if by_position is not None and by_position < 1:
-        raise UsageError(f"--by-position must be 1 or above, not {by_position}")
-    if after == "":
-        raise UsageError("--after must not be empty")
+    config = EvaluateConfig(exact=exact, dynamic=dynamic, by_position=by_position, after=after)
     if (per_char or show) and len(checkpoints) > 1:
         raise UsageError("--per-char and --show go with one checkpoint only")
     if show and as_json:
@@ -619,13 +618,13 @@ def evaluate(
 
     from charrnn.assessment import assess
     from charrnn.baselines import baselines as price_baselines
-    from charrnn.checkpoint import Checkpoint
     from charrnn.corpus import scan
     from charrnn.device import choose_device
     from charrnn.display import counted, to_json
     from charrnn.errors import CheckpointError, CorpusError
+    from charrnn.reading import TextRecord, recorded_part
     from charrnn.score_view import PerCharacter, SurpriseText, print_assessments
-    from charrnn.trained import TextRecord, load_model, record_of, recorded_part
+    from charrnn.trained import load_model
     from charrnn.vocabulary import listed
 
     where = choose_device(device)
@@ -651,10 +650,7 @@ def evaluate(
                     raise
                 hint = "if a pattern after --text gave this name, put the pattern in quotes"
                 raise CheckpointError(f"{error}; {hint}") from error
-        parts = [
-            read_text(path, vocabulary, meta)
-            for path, (_, vocabulary, meta) in zip(checkpoints, models, strict=True)
-        ]
+        parts = [read_text(vocabulary, checkpoint) for _, vocabulary, checkpoint in models]
         for path, other in zip(checkpoints, parts, strict=True):
             # Losses of different texts side by side would rank the texts.
             if part is not None and not other.is_same_as(parts[0]):
@@ -662,10 +658,11 @@ def evaluate(
                     f"the {part} part of {shown(path)} is not that of {shown(checkpoints[0])}: "
                     "score them one by one, or on the same text with --text FILE"
                 )
-        for path, (model, vocabulary, meta), scored in zip(checkpoints, models, parts, strict=True):
+        for path, (model, vocabulary, checkpoint), scored in zip(
+            checkpoints, models, parts, strict=True
+        ):
             if part is None:
-                described = Checkpoint({}, meta, path=path)
-                _tell_if_learnt(path, record_of(described, "text", TextRecord), scored)
+                _tell_if_learnt(path, checkpoint.record("text", TextRecord), scored)
             if scored.characters < 2:
                 name = _text_named(text, None) if text else str(path)
                 raise CorpusError(f"{shown(name)}: a text to score needs at least 2 characters")
@@ -679,7 +676,7 @@ def evaluate(
             known = None
             if baselines:
                 try:
-                    known = recorded_part(meta, "train", path, scan_once)
+                    known = recorded_part(checkpoint, "train", scan_once)
                 except (CorpusError, CheckpointError) as error:
                     _say(f"{error}: unigram and n-gram, which learn from it, are left out")
             read = [one.corpus for one in (scored, known) if one is not None]
@@ -694,11 +691,6 @@ def evaluate(
                 coloured = SurpriseText(scored)
                 stack.callback(coloured.close)
                 watchers.append(coloured)
-
-            def watch(stretch: Prices, watchers: Sequence[Any] = watchers) -> None:
-                for watcher in watchers:
-                    watcher(stretch)
-
             beside: list[Baseline] = []
             if baselines:
                 key = (scored, vocabulary, known)
@@ -707,18 +699,10 @@ def evaluate(
                 beside = priced[key]
             assessments.append(
                 assess(
-                    str(path),
-                    model,
-                    vocabulary,
-                    scored,
-                    exact=exact,
-                    dynamic=dynamic,
-                    positions=by_position,
-                    after=after,
-                    baselines=beside,
-                    watch=watch if watchers else None,
+                    str(path), model, vocabulary, scored, config,
+                    baselines=beside, watchers=watchers,
                 )
-            )
+            )  # fmt: skip
             if report is not None:
                 portraits.append(portray(next(called), path, model, vocabulary, scored))
     # Before the table: who reads that may leave, and there is a page all the same.
@@ -855,7 +839,7 @@ def compare(
         from charrnn.comparison import PLAN, Comparison, Plan, open_plan
         from charrnn.device import choose_device
         from charrnn.display import to_json
-        from charrnn.run import absolute_names
+        from charrnn.reading import absolute_names
         from charrnn.score_view import print_comparison
 
         where = choose_device(device)
@@ -1030,20 +1014,19 @@ def inspect_recurrence(
     if report is not None:
         report = _report_path(report)
 
-    from charrnn.checkpoint import Checkpoint
     from charrnn.config import TrainConfig
     from charrnn.corpus import scan
     from charrnn.device import choose_device
     from charrnn.display import to_json
     from charrnn.inspection import Unit, activation, inspect, read_stretch
     from charrnn.portrait import portray, read_history
-    from charrnn.trained import TextRecord, load_model, record_of
+    from charrnn.reading import TextRecord
+    from charrnn.trained import load_model
 
     where = choose_device(device)
-    model, vocabulary, meta = load_model(checkpoint, where)
-    described = Checkpoint({}, meta, path=checkpoint)
-    training = record_of(described, "training", TrainConfig)
-    trained = record_of(described, "text", TextRecord)
+    model, vocabulary, described = load_model(checkpoint, where)
+    training = described.record("training", TrainConfig)
+    trained = described.record("text", TextRecord)
     watched = Unit.parse(config.unit, model) if config.unit is not None else None
     history = None
     if "clipping" in config.measured:
@@ -1054,7 +1037,7 @@ def inspect_recurrence(
                 "said on the norms of its training"
             )
     with _text_to_read(text, part, encoding, scan) as read_text:
-        whole = read_text(checkpoint, vocabulary, meta)
+        whole = read_text(vocabulary, described)
         _refuse_overwriting("--report", report, [whole.corpus], checkpoint)
         start = max(whole.start, whole.stop - config.characters)
         seen = whole.corpus.part(start, whole.stop)
@@ -1199,10 +1182,10 @@ def _text_to_read(
     part: PartName | None,
     encoding: str | None,
     scan: Callable[[tuple[str, ...], str], Corpus],
-) -> Iterator[Callable[[Path, Vocabulary, dict[str, Any]], Part]]:
+) -> Iterator[Callable[[Vocabulary, Checkpoint], Part]]:
     """Yield what gives the text to read under a checkpoint: --text as it reads it, or --part."""
     from charrnn.errors import CorpusError
-    from charrnn.trained import recorded_part, refuse_other_symbols
+    from charrnn.reading import recorded_part, refuse_other_symbols
 
     with contextlib.ExitStack() as stack:
         names, spooled = list(text or ()), None
@@ -1218,16 +1201,16 @@ def _text_to_read(
                     told.add(note)
                     _say(note if spooled is None else note.replace(str(spooled), "standard input"))
 
-        def read(checkpoint: Path, vocabulary: Vocabulary, meta: dict[str, Any]) -> Part:
+        def read(vocabulary: Vocabulary, checkpoint: Checkpoint) -> Part:
             if part is not None:
                 try:
-                    found = recorded_part(meta, part, checkpoint, scan)
+                    found = recorded_part(checkpoint, part, scan)
                 except (CorpusError, UsageError) as error:
                     raise type(error)(f"{error}; --text FILE reads another text") from error
                 tell(found.corpus)
                 return found
             if encoding is not None:
-                refuse_other_symbols(encoding, vocabulary, str(checkpoint))
+                refuse_other_symbols(encoding, vocabulary, str(checkpoint.path))
             corpus = scan(tuple(names), encoding or vocabulary.encoding)
             tell(corpus)
             return corpus.part(0, corpus.characters)
@@ -1238,8 +1221,8 @@ def _text_to_read(
 @contextlib.contextmanager
 def _standard_input(stop: StopSignals) -> Iterator[Path]:
     """Put standard input into a temporary file; a message does not name that."""
-    from charrnn.corpus import spool
     from charrnn.errors import CorpusError
+    from charrnn.files import spool
 
     path = spool(sys.stdin.buffer, stop.removed.append)
     try:

@@ -27,12 +27,14 @@ import torch
 
 from charrnn import recipe
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, Record, TextChoices
-from charrnn.corpus import Corpus, Part, embedded_corpus, scan, split
+from charrnn.corpus import Corpus, Part, scan, split
 from charrnn.errors import CorpusError, RunFolderError, UsageError, shown
 from charrnn.evaluation import Interrupted, Scores, score
+from charrnn.files import embedded_corpus
 from charrnn.kernels import multiplies_bf16
 from charrnn.model import outline
-from charrnn.run import Run, refuse_too_short, resume, start
+from charrnn.reading import refuse_another_text, refuse_too_short
+from charrnn.run import Run, resume, start
 from charrnn.runfolder import RESULT, RunFolder, read_metrics, write_json
 from charrnn.trained import load_model
 from charrnn.training import Event, Finished, train
@@ -569,15 +571,12 @@ def compare(
 
 
 def _refuse_another_text(plan: Plan, corpus: Corpus) -> None:
-    """Refuse to go on with another text than the runs so far have read."""
-    if corpus.fingerprint != plan.fingerprint:
-        files = corpus.files
-        name = shown(files[0].path) if len(files) == 1 else f"{len(files):,} files"
-        raise CorpusError(
-            f"the text ({name}) is not the one this comparison was started on: SHA-256 "
-            f"{corpus.fingerprint[:12]}..., not {str(plan.fingerprint)[:12]}...: bring the old "
-            "text back, or compare anew in another folder with --run"
-        )
+    refuse_another_text(
+        corpus,
+        plan.fingerprint,
+        of="this comparison",
+        instead="compare anew in another folder with --run",
+    )
 
 
 def _refuse_another_shape(path: Path, has: tuple[int, int], shape: ModelConfig) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "MEASUREMENTS",
     "WEIGHTS_NAMES",
     "CellName",
+    "EvaluateConfig",
     "InspectConfig",
     "ModelConfig",
     "OptimiserName",
@@ -238,6 +239,25 @@ class TrainConfig(Record):
 
 #: Samples made side by side; each has a state and a random stream in memory.
 MOST_SAMPLES = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """How a text is scored, and what is measured besides."""
+
+    exact: bool = False
+    """In one lane from start to end."""
+    dynamic: bool = False
+    """By dynamic evaluation, too."""
+    by_position: int | None = None
+    """By position after a reset of the state, too, up to this many."""
+    after: str | None = None
+    """Price the characters that follow this text by themselves, too."""
+
+    def __post_init__(self) -> None:
+        _check(self, {"by_position": _COUNT})
+        if self.after == "":
+            raise UsageError("--after must not be empty")
 
 
 @dataclass(frozen=True, kw_only=True)

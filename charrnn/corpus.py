@@ -13,40 +13,31 @@ kills the process. Every later read compares the file with what the scan saw.
 from __future__ import annotations
 
 import codecs
-import glob
 import hashlib
-import itertools
 import os
-import shutil
-import stat
-import sysconfig
-import tempfile
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from charrnn.errors import CorpusError, UsageError, shown
+from charrnn.files import NotTextError, cannot_read, find_files, several
 
 __all__ = [
     "BLOCK_BYTES",
     "BYTES",
     "Codes",
     "Corpus",
-    "Found",
     "Part",
     "Split",
     "TextFile",
-    "embedded_corpus",
-    "find_files",
     "scan",
     "split",
-    "spool",
     "text_encoding",
 ]
 
@@ -347,214 +338,6 @@ def split(corpus: Corpus, valid_share: float = 0.1, test_share: float = 0.0) -> 
     )
 
 
-class Found(NamedTuple):
-    """The files that some names on a command line stand for."""
-
-    files: tuple[Path, ...]
-    sizes: tuple[int, ...]
-    """Bytes of each."""
-    explicit: frozenset[Path]
-    """Those named themselves, not found in a folder or by a pattern: they must be text."""
-    notes: tuple[str, ...]
-
-
-def find_files(texts: Sequence[str]) -> Found:
-    """Return the files that ``texts`` name, in order, each once.
-
-    A name is a file; a folder, which stands for all regular files below it, sorted by
-    path, those whose name or folder begins with a dot left out; or a pattern (``*``,
-    ``?``, ``[...]``, ``**``), which stands for the files it matches, sorted.
-
-    Raises:
-        CorpusError: a name stands for no file, or is neither a file nor a folder.
-    """
-    found: dict[tuple[int, int], _File] = {}  # by device and inode: links name the same text
-    explicit: set[Path] = set()
-    notes: list[str] = []
-    repeated: list[Path] = []
-    for text in texts:
-        try:
-            status = os.stat(text)  # noqa: PTH116 - Path("") would be the current folder
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            if not glob.has_magic(text) or "\0" in text:
-                raise _cannot_read(text, error) from None
-            matches = sorted(map(Path, glob.glob(text, recursive=True)))  # noqa: PTH207
-            new = _regular_files(_outside_runs(text, matches, notes), notes)
-            if not new:
-                raise CorpusError(
-                    f"no file matches the pattern {shown(text)}: check its spelling"
-                ) from None
-        else:
-            if stat.S_ISDIR(status.st_mode):
-                new = _files_below(text, notes)
-            elif stat.S_ISREG(status.st_mode):
-                new = [_File(Path(text), status)]
-                explicit.add(Path(text))
-            else:
-                raise CorpusError(
-                    f"{shown(text)} is neither a file nor a folder: to read a pipe, pipe it into -"
-                )
-        for file in new:
-            first = found.setdefault((file.status.st_dev, file.status.st_ino), file)
-            if first is not file:
-                repeated.append(file.path)
-    if repeated:
-        notes.append(_several(repeated, "named more than once and read once"))
-    return Found(
-        files=tuple(file.path for file in found.values()),
-        sizes=tuple(file.status.st_size for file in found.values()),
-        explicit=frozenset(explicit),
-        notes=tuple(notes),
-    )
-
-
-class _File(NamedTuple):
-    """A regular file and its status."""
-
-    path: Path
-    status: os.stat_result
-
-
-#: Files by which a folder is known that a run, or a comparison, writes into while its own text
-#: is read: with them a text would be another at every start.
-OF_RUNS = ({"lock", "metrics.jsonl"}, {"comparison.json"})
-
-
-def _files_below(folder: str, notes: list[str]) -> list[_File]:
-    """Return the regular files below a folder, sorted by path, without hidden ones and runs'."""
-    closed: list[Path] = []
-    runs: list[Path] = []
-    paths: list[Path] = []
-    for parent, folders, names in os.walk(
-        folder, onerror=lambda e: closed.append(Path(e.filename))
-    ):
-        if _is_of_run(names):
-            runs.append(Path(parent))
-            folders[:] = names[:] = []
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths += [Path(parent, name) for name in names if not name.startswith(".")]
-    if closed:
-        notes.append(_several(closed, "left out, because it may not be read", noun="folder"))
-    _note_runs(runs, notes)
-    return _regular_files(sorted(paths), notes)
-
-
-def _outside_runs(pattern: str, matches: list[Path], notes: list[str]) -> list[Path]:
-    """Return a pattern's matches that are in no run's folder below what is no pattern of it."""
-    parts = itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts)
-    fixed = Path(*parts)
-    known: dict[Path, bool] = {}
-    runs: set[Path] = set()
-    outside = []
-    for match in matches:
-        above = [folder for folder in match.parents if folder == fixed or fixed in folder.parents]
-        for folder in above:
-            if folder not in known:
-                known[folder] = _is_of_run(entry.name for entry in _entries(folder))
-        # The outermost names them all.
-        if own := [folder for folder in above if known[folder]]:
-            runs.add(own[-1])
-        else:
-            outside.append(match)
-    _note_runs(runs, notes)
-    return outside
-
-
-def _entries(folder: Path) -> list[Path]:
-    """Return what is in a folder; nothing of one that may not be read."""
-    try:
-        return list(folder.iterdir())
-    except OSError:
-        return []
-
-
-def _is_of_run(names: Iterable[str]) -> bool:
-    """Whether these are the names in a folder of a run or a comparison."""
-    there = set(names)
-    return any(marks <= there for marks in OF_RUNS)
-
-
-def _note_runs(runs: Iterable[Path], notes: list[str]) -> None:
-    if found := sorted(runs):
-        notes.append(_several(found, "left out, because it is a run's", noun="folder"))
-
-
-def _regular_files(paths: list[Path], notes: list[str]) -> list[_File]:
-    """Return those of some paths that are regular files, or links to one."""
-    files: list[_File] = []
-    closed: list[Path] = []
-    for path in paths:
-        try:
-            status = path.stat()
-        except FileNotFoundError:  # a link to nowhere
-            continue
-        except OSError:
-            closed.append(path)
-            continue
-        if stat.S_ISREG(status.st_mode):
-            files.append(_File(path, status))
-    if closed:
-        notes.append(_several(closed, "left out, because it may not be read"))
-    return files
-
-
-def embedded_corpus() -> list[str]:
-    """Return the files of the text that every machine with Python has.
-
-    They are the ``.py`` files of the interpreter's own standard library in sorted
-    order, without its tests and without installed packages: about 12 MB.
-
-    Raises:
-        CorpusError: this Python came without its sources.
-    """
-    library = Path(sysconfig.get_path("stdlib"))
-    left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-    paths: list[Path] = []
-    for parent, folders, names in os.walk(library):
-        folders[:] = [name for name in folders if name not in left_out]
-        paths += [Path(parent, name) for name in names if name.endswith(".py")]
-    if not paths:
-        raise CorpusError(f"this Python has no sources in {shown(library)}: name a text to use")
-    once: dict[Path, str] = {}
-    for path in sorted(paths):
-        once.setdefault(path.resolve(), str(path))  # Debian has a file with two names
-    return list(once.values())
-
-
-def spool(stream: BinaryIO, made: Callable[[Path], object] = lambda path: None) -> Path:
-    """Copy a stream that can be read only once into a temporary file.
-
-    Args:
-        stream: what to copy.
-        made: called with the file's path before the copying begins.
-
-    Returns:
-        The file's path; removing it is the caller's part.
-
-    Raises:
-        CorpusError: the stream is empty, or the temporary folder is full or not writable.
-    """
-    try:
-        with tempfile.NamedTemporaryFile(prefix="charrnn-", delete=False) as file:
-            path = Path(file.name)
-            try:
-                made(path)
-                shutil.copyfileobj(stream, file, 1 << 20)
-                size = file.tell()
-            except BaseException:
-                path.unlink()
-                raise
-    except OSError as error:
-        raise CorpusError(
-            f"cannot copy standard input to {shown(tempfile.gettempdir())}: "
-            f"{error.strerror}; make room there, set TMPDIR, or name a file"
-        ) from None
-    if size == 0:
-        path.unlink()
-        raise CorpusError("standard input is empty: pipe a text into it")
-    return path
-
-
 def text_encoding(name: str) -> str:
     """Return the codec's own name for an encoding, or ``bytes``.
 
@@ -585,7 +368,6 @@ def scan(
     texts: Sequence[str],
     encoding: str = "utf-8",
     *,
-    progress: Callable[[int, int], None] | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> Corpus:
     """Read every file once and return the corpus.
@@ -596,7 +378,6 @@ def scan(
     Args:
         texts: files, folders and patterns, as ``find_files`` takes them.
         encoding: any text encoding that Python knows, or ``bytes``.
-        progress: called after every block with the bytes read so far and in all.
         block_bytes: bytes read at a time and between two entries of the seek index.
 
     Raises:
@@ -611,24 +392,14 @@ def scan(
     counts = np.zeros(0, np.int64)
     files: list[TextFile] = []
     skipped: dict[str, list[Path]] = {}
-    reasons: list[_NotTextError] = []
-    characters = bytes_before = 0
-    total_bytes = sum(found.sizes)
-
-    for path, size in zip(found.files, found.sizes, strict=True):
-
-        def tick(done: int, before: int = bytes_before) -> None:
-            if progress is not None:
-                progress(before + done, total_bytes)
-
-        bytes_before += size
+    reasons: list[NotTextError] = []
+    characters = 0
+    for path in found.files:
         # The hash and the counts of a file that turns out not to be text are thrown away.
         file_hasher = hasher.copy()
         try:
-            file, file_counts = _scan_file(
-                path, encoding, characters, file_hasher, block_bytes, tick
-            )
-        except _NotTextError as error:
+            file, file_counts = _scan_file(path, encoding, characters, file_hasher, block_bytes)
+        except NotTextError as error:
             if path in found.explicit:
                 raise
             skipped.setdefault(error.reason or f"it is not {encoding} text", []).append(path)
@@ -645,10 +416,10 @@ def scan(
         if reasons:
             why = f"none of its files can be read as {encoding} text; {reasons[0]}"
         raise CorpusError(f"no text in {names}: {why}")
-    notes += [_several(paths, f"left out, because {why}") for why, paths in skipped.items()]
+    notes += [several(paths, f"left out, because {why}") for why, paths in skipped.items()]
     marked = [file.path for file in files if file.mark]
     if marked:
-        notes.append(_several(marked, "read without its byte order mark"))
+        notes.append(several(marked, "read without its byte order mark"))
     return Corpus(
         files=tuple(files),
         encoding=encoding,
@@ -660,22 +431,12 @@ def scan(
     )
 
 
-class _NotTextError(CorpusError):
-    """A file that cannot be read as text: left out where it was not named itself."""
-
-    def __init__(self, message: str, reason: str | None = None) -> None:
-        super().__init__(message)
-        #: Why the file could not be read at all; None: it is no text.
-        self.reason = reason
-
-
 def _scan_file(
     path: Path,
     encoding: str,
     start: int,
     hasher: hashlib._Hash,
     block_bytes: int,
-    tick: Callable[[int], None],
 ) -> tuple[TextFile, NDArray[np.int64]]:
     """Read one file for ``scan``; return it with its counts by code point."""
     decoder = _Decoder(encoding)
@@ -703,7 +464,7 @@ def _scan_file(
                 except UnicodeError as error:
                     raise _not_text(path, encoding, error, offset - len(state[0]), head) from None
                 if len(blocks) == 1 and encoding != BYTES and not codes.all():
-                    raise _NotTextError(
+                    raise NotTextError(
                         f"{shown(path)} looks binary, with NUL characters: use --encoding bytes, "
                         "or utf-16-le or utf-16-be if it is that"
                     )
@@ -711,10 +472,9 @@ def _scan_file(
                 counts = _add(counts, np.bincount(codes))
                 characters += len(codes)
                 offset += len(data)
-                tick(offset)
             unchanged = _Identity.of(os.fstat(stream.fileno())) == identity
     except OSError as error:
-        raise _cannot_read(path, error) from None
+        raise cannot_read(path, error) from None
     if not unchanged or offset != identity.size:
         raise CorpusError(
             f"{shown(path)} changed while it was read: wait until nothing writes to it"
@@ -815,22 +575,9 @@ def _as_dict(counts: NDArray[np.int64]) -> dict[int, int]:
     return {int(code): int(counts[code]) for code in np.flatnonzero(counts)}
 
 
-def _cannot_read(path: str | Path, error: OSError | ValueError) -> _NotTextError:
-    if isinstance(error, FileNotFoundError):
-        return _NotTextError(
-            f"there is no file {shown(path) or repr('')}: check its name", "it is gone"
-        )
-    if isinstance(error, PermissionError):
-        return _NotTextError(
-            f"{shown(path)} may not be read: check its permissions", "it may not be read"
-        )
-    said = error.strerror if isinstance(error, OSError) else str(error)
-    return _NotTextError(f"cannot read {shown(path)}: {said}", f"it cannot be read ({said})")
-
-
 def _not_text(
     path: Path, encoding: str, error: UnicodeError, offset: int, head: bytes
-) -> _NotTextError:
+) -> NotTextError:
     """Say where decoding failed; ``offset`` is of the first byte the decoder was given."""
     where = f" at byte {offset + error.start:,}" if isinstance(error, UnicodeDecodeError) else ""
     reason = f" ({error.reason})" if isinstance(error, UnicodeDecodeError) else ""
@@ -840,11 +587,4 @@ def _not_text(
         advice = f"use --encoding {encoding}-le or {encoding}-be, or another one's name, or bytes"
     elif head.startswith(_BYTE_ORDER_MARKS["utf-16"]):
         advice = "its first bytes are a mark of utf-16: use --encoding utf-16"
-    return _NotTextError(f"{shown(path)} is not {encoding} text{where}{reason}: {advice}")
-
-
-def _several(paths: list[Path], what: str, noun: str = "file") -> str:
-    """Return a note that something holds for one or several paths."""
-    if len(paths) == 1:
-        return f"{shown(paths[0])}: {what}"
-    return f"{len(paths):,} {noun}s, the first being {shown(paths[0])}: {what}"
+    return NotTextError(f"{shown(path)} is not {encoding} text{where}{reason}: {advice}")

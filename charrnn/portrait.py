@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from charrnn.checkpoint import Checkpoint, find
+from charrnn.checkpoint import find
 from charrnn.comparison import Comparison, RunResult
 from charrnn.config import InspectConfig, ModelConfig, SampleConfig, TrainConfig
 from charrnn.corpus import Part
@@ -26,9 +26,10 @@ from charrnn.inspection import (
     read_stretch,
 )
 from charrnn.model import CharModel
+from charrnn.reading import PartName, recorded_part
 from charrnn.runfolder import read_metrics
 from charrnn.sampling import prepare_prompt, sample
-from charrnn.trained import PartName, load_model, record_of, recorded_part
+from charrnn.trained import load_model
 from charrnn.vocabulary import Vocabulary
 
 __all__ = [
@@ -175,9 +176,9 @@ def portray_comparison(
     name: PartName = "test" if comparison.plan.test_share else "valid"
     for cell in comparison.cells:
         path = folder / Path(cell.best.run).name
-        model, vocabulary, meta = load_model(path, torch.device("cpu"))
-        part = recorded_part(meta, name, path)
-        training = record_of(Checkpoint({}, meta, path=path), "training", TrainConfig)
+        model, vocabulary, checkpoint = load_model(path, torch.device("cpu"))
+        part = recorded_part(checkpoint, name)
+        training = checkpoint.record("training", TrainConfig)
         inspection = _inspect_end(path, model, vocabulary, training, part)
         portraits.append(portray(cell.cell.upper(), path, model, vocabulary, part, inspection))
     runs = [run for cell in comparison.cells for run in cell.runs]

@@ -6,14 +6,11 @@ folder holds, exactly as it was; ``training.train`` then drives it.
 
 from __future__ import annotations
 
-import glob
-import json
 import math
 import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -23,41 +20,42 @@ from torch import Tensor
 from charrnn import native, recipe
 from charrnn.baselines import compressed_nats, uniform_nats, unigram_nats
 from charrnn.cells import CELLS
-from charrnn.checkpoint import MAX_HEADER, Checkpoint, find, load
+from charrnn.checkpoint import Checkpoint, find, load
 from charrnn.config import ModelConfig, Record, TextChoices, TrainConfig
-from charrnn.corpus import Corpus, Part, embedded_corpus, scan, split
+from charrnn.corpus import Part, scan
 from charrnn.device import choose_device
 from charrnn.errors import (
     CheckpointError,
-    CorpusError,
     NonFiniteError,
     UsageError,
     VocabularyError,
     shown,
 )
+from charrnn.files import embedded_corpus
 from charrnn.kernels import multiplies_bf16
 from charrnn.loops import suits_lstm
 from charrnn.machine import processor
 from charrnn.model import CharModel
 from charrnn.optimiser import OPTIMISERS
+from charrnn.reading import (
+    TextRecord,
+    absolute_names,
+    divide,
+    readable,
+    refuse_another_text,
+    refuse_other_symbols,
+    refuse_too_many_names,
+    refuse_too_short,
+)
 from charrnn.runfolder import RunFolder
 from charrnn.stream import Lanes, fit_lanes
-from charrnn.trained import (
-    TextRecord,
-    described,
-    prefixed,
-    record_of,
-    refuse_other_symbols,
-    with_weights,
-)
+from charrnn.trained import described, prefixed, with_weights
 from charrnn.update import Update
 from charrnn.vocabulary import Vocabulary, listed
 
 __all__ = [
     "Progress",
     "Run",
-    "absolute_names",
-    "refuse_too_short",
     "resume",
     "start",
 ]
@@ -311,8 +309,8 @@ def start(
         choices = replace(
             choices, cell=model_config.cell, model=shape_of_it | recipe.given(choices.model)
         )
-    corpus = scan(_readable(text.texts, spooled) or embedded_corpus(), encoding)
-    train, valid, test, valid_corpus = _divide(corpus, text)
+    corpus = scan(readable(text.texts, spooled) or embedded_corpus(), encoding)
+    train, valid, test, valid_corpus = divide(corpus, text)
     refuse_too_short(train, text)
     if valid is None:
         _refuse_validations(choices.training)
@@ -364,7 +362,7 @@ def start(
         valid_texts=absolute_names(text.valid),
         valid_fingerprint=valid_corpus.fingerprint if valid_corpus else None,
     )
-    _refuse_too_many_names(record)
+    refuse_too_many_names(record)
     return _assemble(
         model.to(device),
         vocabulary,
@@ -408,9 +406,9 @@ def resume(
     checkpoint, notes = folder.load_last()
     path = checkpoint.path or folder.path
     shape, vocabulary = described(checkpoint, path)
-    config = record_of(checkpoint, "training", TrainConfig)
-    progress = record_of(checkpoint, "progress", Progress)
-    record = record_of(checkpoint, "text", TextRecord)
+    config = checkpoint.record("training", TrainConfig)
+    progress = checkpoint.record("progress", Progress)
+    record = checkpoint.record("text", TextRecord)
     kept = max(0, checkpoint.require("keep", int))
     saved_choices = (config, record, kept, checkpoint.require("device", str))
     folder.keep = kept if keep is None else keep
@@ -435,12 +433,12 @@ def resume(
         if not record.valid_texts:
             raise UsageError("--valid: this run validates on no text of its own: leave it out")
         record = replace(record, valid_texts=absolute_names(valid_texts))
-    corpus = scan(_readable(record.texts, spooled) or embedded_corpus(), record.encoding)
-    _same_text(corpus, record.fingerprint, "the text")
+    corpus = scan(readable(record.texts, spooled) or embedded_corpus(), record.encoding)
+    refuse_another_text(corpus, record.fingerprint, "the text")
     valid_corpus = corpus
     if record.valid_texts:
         valid_corpus = scan(record.valid_texts, record.encoding)
-        _same_text(valid_corpus, record.valid_fingerprint, "the validation text")
+        refuse_another_text(valid_corpus, record.valid_fingerprint, "the validation text")
     try:
         train = corpus.part(*record.train)
         valid = valid_corpus.part(*record.valid) if record.valid else None
@@ -475,7 +473,7 @@ def resume(
 def _better(folder: RunFolder, progress: Progress) -> Progress | None:
     """Return the state at a run's best checkpoint where that is better than it knows."""
     try:
-        best = record_of(Checkpoint({}, folder.best_meta()), "progress", Progress)
+        best = folder.best().record("progress", Progress)
     except CheckpointError:
         return None
     is_comparable = best.validate_characters == progress.validate_characters
@@ -548,43 +546,11 @@ def _slow_loops(model: CharModel, lanes: int) -> list[str]:
     return [f"training is faster with a C compiler that has OpenMP, such as gcc: {why}"]
 
 
-def _divide(
-    corpus: Corpus, text: TextChoices
-) -> tuple[Part, Part | None, Part | None, Corpus | None]:
-    if not text.valid:
-        train, valid, test = split(corpus, text.valid_share, text.test_share)
-        return train, valid, test, None
-    train, _, test = split(corpus, 0.0, text.test_share)
-    valid_corpus = scan(text.valid, corpus.encoding)
-    if valid_corpus.characters < 2:
-        raise CorpusError(
-            f"{shown(text.valid[0])}: a text to validate on needs at least 2 characters"
-        )
-    return train, valid_corpus.part(0, valid_corpus.characters), test, valid_corpus
-
-
 def _refuse_validations(training: Mapping[str, Any]) -> None:
     """Refuse what counts validations where nothing is held out."""
     for name, flag in (("patience", "--patience"), ("validate_every", "--validate-every")):
         if training.get(name) is not None:
             raise UsageError(f"{flag} counts on validations, and nothing is held out for them")
-
-
-def refuse_too_short(train: Part, text: TextChoices) -> None:
-    """Refuse a text of which fewer than 2 characters are left to train on.
-
-    Raises:
-        CorpusError: with the least length.
-    """
-    if train.characters >= 2:
-        return
-    shares = (0.0 if text.valid else text.valid_share, text.test_share)
-    # As ``split`` rounds: exactly, and down.
-    least = math.ceil(2 / (1 - sum(Fraction(repr(float(share))) for share in shares)))
-    raise CorpusError(
-        f"a text of length {train.corpus.characters} leaves {train.characters} to train on: "
-        f"give at least {least} characters"
-    )
 
 
 def _changed(
@@ -690,37 +656,6 @@ def _refuse_too_large(shape: ModelConfig, config: TrainConfig, device: torch.dev
         )
 
 
-def _refuse_too_many_names(record: TextRecord) -> None:
-    """Refuse what no checkpoint can hold, before anything is trained that could not be saved."""
-    names = [*record.texts, *record.valid_texts]
-    # A description is JSON within the header's JSON.
-    written = json.dumps(json.dumps(names, ensure_ascii=False), ensure_ascii=False)
-    if len(written.encode("utf-8", "backslashreplace")) > MAX_HEADER // 2:
-        raise UsageError(
-            f"{len(names):,} names of texts are more than a checkpoint can hold: name their "
-            "folder, or give a pattern in quotes"
-        )
-
-
-def absolute_names(texts: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of texts as they hold from any folder: files, folders, patterns, "-"."""
-
-    def absolute(name: str) -> str:
-        path = Path(name)
-        if name == "-" or path.is_absolute():
-            return name
-        # In front of a pattern the current folder is none.
-        folder = Path.cwd() if path.exists() else Path(glob.escape(str(Path.cwd())))
-        return str(folder / path)
-
-    return tuple(map(absolute, texts))
-
-
-def _readable(texts: Sequence[str], spooled: Path | None) -> list[str]:
-    """Return the names to read: where standard input was put stands for it."""
-    return [str(spooled) if name == "-" and spooled else name for name in texts]
-
-
 def _refuse_conflicts(
     choices: recipe.Choices, text: TextChoices, config: ModelConfig, vocabulary: Vocabulary
 ) -> None:
@@ -743,15 +678,4 @@ def _coverage(counts: Mapping[int, int], vocabulary: Vocabulary, path: Path) -> 
     return (
         f"weights and vocabulary from {shown(path)}: it knows {100 * known:.2f} % "
         f"of the text's characters{lacks}"
-    )
-
-
-def _same_text(corpus: Corpus, fingerprint: str | None, what: str) -> None:
-    if corpus.fingerprint == fingerprint:
-        return
-    files = shown(corpus.files[0].path) if len(corpus.files) == 1 else f"{len(corpus.files)} files"
-    raise CorpusError(
-        f"{what} ({files}) is not the one this run was started on: {corpus.characters:,} "
-        f"characters, SHA-256 {corpus.fingerprint[:12]}..., not {str(fingerprint)[:12]}...: "
-        "bring the old text back, or start anew (train --init-from begins with its weights)"
     )

@@ -37,7 +37,7 @@ from charrnn.checkpoint import (
     DamagedCheckpointError,
     exists,
     load,
-    read_meta,
+    read_description,
     replacing,
     save,
     write,
@@ -279,13 +279,13 @@ class RunFolder:
             "start from its weights with --init-from, in another folder"
         )
 
-    def best_meta(self) -> dict[str, Any]:
-        """Return the description in ``best.safetensors``.
+    def best(self) -> Checkpoint:
+        """Return ``best.safetensors`` without its tensors.
 
         Raises:
             CheckpointError: there is none, or it is not usable.
         """
-        return read_meta(self.path / "best.safetensors")
+        return read_description(self.path / "best.safetensors")
 
     def _step_if_whole(self, path: Path) -> int | None:
         """Return the step of a checkpoint file; None if there is none or it is damaged."""
@@ -384,7 +384,7 @@ class RunFolder:
         """Raise RunFolderError if the folder holds a run; one that saved nothing does not count."""
         if checkpoints := _checkpoints(self.path):
             try:
-                where = f" at step {read_meta(checkpoints[0])['step']}"
+                where = f" at step {read_description(checkpoints[0]).meta['step']}"
             except (CheckpointError, KeyError):
                 where = ""
             raise RunFolderError(

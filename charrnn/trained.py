@@ -1,60 +1,25 @@
-"""A checkpoint as a trained model: weights, vocabulary, and the text that its run read."""
+"""A checkpoint as a trained model: weights and vocabulary."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from charrnn.checkpoint import Checkpoint, find, load, read_meta
-from charrnn.config import ModelConfig, Record
-from charrnn.corpus import BYTES, Corpus, Part, embedded_corpus, scan, text_encoding
-from charrnn.errors import CheckpointError, CorpusError, UsageError, shown
+from charrnn.checkpoint import Checkpoint, find, load
+from charrnn.config import ModelConfig
+from charrnn.errors import CheckpointError, shown
 from charrnn.model import CharModel, outline
 from charrnn.vocabulary import Vocabulary
 
-__all__ = [
-    "PartName",
-    "TextRecord",
-    "described",
-    "load_model",
-    "prefixed",
-    "record_of",
-    "recorded_part",
-    "refuse_other_symbols",
-    "with_weights",
-]
-
-R = TypeVar("R", bound=Record)
-
-PartName = Literal["train", "valid", "test"]
+__all__ = ["described", "load_model", "prefixed", "with_weights"]
 
 
-@dataclass(frozen=True)
-class TextRecord(Record):
-    """Which text a run reads and how it is divided, so that a resumed run reads the same."""
-
-    texts: tuple[str, ...]
-    """Absolute paths, or "-"; none: the embedded corpus."""
-    encoding: str
-    fingerprint: str
-    characters: int
-    train: tuple[int, int]
-    """The part's first character, and the one after its last; so are those below."""
-    valid: tuple[int, int] | None
-    test: tuple[int, int] | None
-    valid_texts: tuple[str, ...]
-    """Absolute paths of the texts to validate on, if they are others."""
-    valid_fingerprint: str | None
-
-
-def load_model(path: Path, device: torch.device) -> tuple[CharModel, Vocabulary, dict[str, Any]]:
-    """Load a checkpoint's model for use: weights, vocabulary and the rest of its description.
+def load_model(path: Path, device: torch.device) -> tuple[CharModel, Vocabulary, Checkpoint]:
+    """Load a checkpoint's model for use: weights, vocabulary and, without tensors, the rest.
 
     Args:
         path: a checkpoint, or a run's folder (its best one is taken).
@@ -67,76 +32,7 @@ def load_model(path: Path, device: torch.device) -> tuple[CharModel, Vocabulary,
     checkpoint = load(file)
     shape, vocabulary = described(checkpoint, file)
     model = with_weights(shape, prefixed(checkpoint.tensors, "model."), file)
-    return model.to(device).eval(), vocabulary, checkpoint.meta
-
-
-def recorded_part(
-    meta: dict[str, Any],
-    name: PartName,
-    path: Path,
-    read: Callable[[tuple[str, ...], str], Corpus] = scan,
-) -> Part:
-    """Return a part of the text that a checkpoint's run reads.
-
-    Args:
-        meta: the checkpoint's description, from ``load_model``.
-        name: which part.
-        path: the checkpoint, for messages.
-        read: returns the corpus of some names in an encoding.
-
-    Raises:
-        CheckpointError: the description is not usable.
-        CorpusError: the text is gone or changed, or was standard input; the message names the
-            checkpoint.
-        UsageError: the run has no such part.
-    """
-    record = record_of(Checkpoint({}, meta, path=path), "text", TextRecord)
-    borders = {"train": record.train, "valid": record.valid, "test": record.test}[name]
-    if borders is None:
-        raise UsageError(f"{shown(path)}: its run held out no {name} part")
-    record = _where_it_lies(record, path)
-    names, fingerprint = record.texts, record.fingerprint
-    if name == "valid" and record.valid_texts:
-        names, fingerprint = record.valid_texts, record.valid_fingerprint or ""
-    if "-" in names:
-        raise CorpusError(f"{shown(path)}: its run read standard input, which is gone")
-    try:
-        corpus = read(tuple(names or embedded_corpus()), record.encoding)
-    except CorpusError as error:
-        raise CorpusError(f"{shown(path)}: the text that its run read: {error}") from error
-    if corpus.fingerprint != fingerprint:
-        raise CorpusError(f"{shown(path)}: the text that its run read has changed since")
-    try:
-        return corpus.part(*borders)
-    except ValueError as error:
-        raise CheckpointError(f"{shown(path)}: the field 'text' is not usable: {error}") from error
-
-
-def _where_it_lies(record: TextRecord, path: Path) -> TextRecord:
-    """Return the record with the names that the run's text had last: it may have moved."""
-    with suppress(CheckpointError):
-        last = Checkpoint({}, read_meta(find(path).parent / "last.safetensors"))
-        newest = record_of(last, "text", TextRecord)
-        moved = replace(record, texts=newest.texts, valid_texts=newest.valid_texts)
-        if "-" not in newest.texts and moved == newest:
-            return newest
-    return record
-
-
-def refuse_other_symbols(encoding: str, vocabulary: Vocabulary, who: str) -> None:
-    """Refuse bytes for a model of characters, and characters for a model of bytes.
-
-    Args:
-        encoding: of the text, as the user names it.
-        vocabulary: the model's.
-        who: the model, for the message.
-
-    Raises:
-        UsageError: they do not fit.
-    """
-    if (text_encoding(encoding) == BYTES) != vocabulary.is_bytes:
-        reads = "bytes" if vocabulary.is_bytes else "characters"
-        raise UsageError(f"--encoding {encoding}: {who} reads {reads}: leave it out")
+    return model.to(device).eval(), vocabulary, replace(checkpoint, tensors={}, path=path)
 
 
 def described(checkpoint: Checkpoint, path: Path) -> tuple[ModelConfig, Vocabulary]:
@@ -145,7 +41,7 @@ def described(checkpoint: Checkpoint, path: Path) -> tuple[ModelConfig, Vocabula
     Raises:
         CheckpointError: one is missing or of another form, or they do not fit.
     """
-    shape = record_of(checkpoint, "model", ModelConfig)
+    shape = checkpoint.record("model", ModelConfig)
     try:
         vocabulary = Vocabulary.from_json(checkpoint.require("vocabulary", dict))
     except ValueError as error:
@@ -158,19 +54,6 @@ def described(checkpoint: Checkpoint, path: Path) -> tuple[ModelConfig, Vocabula
             f"{shape.vocabulary}"
         )
     return shape, vocabulary
-
-
-def record_of(checkpoint: Checkpoint, name: str, kind: type[R]) -> R:
-    """Return a field of a checkpoint's description as a record.
-
-    Raises:
-        CheckpointError: it is missing or of another form; the message names the field.
-    """
-    try:
-        return kind.from_dict(checkpoint.require(name, dict))
-    except (ValueError, UsageError) as error:
-        where = f"{shown(checkpoint.path)}: " if checkpoint.path else ""
-        raise CheckpointError(f"{where}the field {name!r} is not usable: {error}") from error
 
 
 def with_weights(shape: ModelConfig, weights: dict[str, Tensor], path: Path) -> CharModel:

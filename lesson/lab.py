@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from charrnn.corpus import embedded_corpus, scan
+from charrnn.corpus import scan
+from charrnn.files import embedded_corpus
 
 __all__ = ["FULL", "QUICK", "Answer", "Lab", "LessonError", "Size"]
 

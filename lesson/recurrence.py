@@ -38,7 +38,7 @@ def length(lab: Lab) -> Section:
     lengths = [length for length in lab.size.lengths if length <= lab.held_out]
     if lab.text is None:
         write = (
-            "python -c \"from charrnn.corpus import embedded_corpus; text = ''.join(open(path)."
+            "python -c \"from charrnn.files import embedded_corpus; text = ''.join(open(path)."
             "read() \\\n    for path in embedded_corpus()[-40:]); "
             f"print(text[-{max(lengths)}:], end='')\" > {END}"
         )

@@ -24,6 +24,8 @@ import pytest
 import torch
 
 from charrnn import native
+from charrnn.corpus import Part
+from charrnn.errors import CharrnnError
 
 # A suite that was started in the background or under nohup ignores these signals, and so
 # would every process that it starts; the tests send them.
@@ -186,3 +188,24 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     monkeypatch.chdir(folder)
     yield folder
     assert list(folder.rglob("*")) == []
+
+
+def text_of(part: Part, start: int = 0, block_bytes: int = 1 << 18) -> str:
+    """Return the text as ``codes`` gives it."""
+    return "".join(
+        codes.astype("<u4").tobytes().decode("utf-32-le")
+        for codes in part.codes(start, block_bytes=block_bytes)
+    )
+
+
+def write(path: Path, content: str | bytes, encoding: str = "utf-8") -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode(encoding))
+    return str(path)
+
+
+def assert_one_line(error: pytest.ExceptionInfo[CharrnnError], *words: str) -> None:
+    message = str(error.value)
+    assert message.isprintable()
+    for word in words:
+        assert word in message

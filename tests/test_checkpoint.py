@@ -18,7 +18,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from charrnn import __version__, checkpoint
-from charrnn.checkpoint import Checkpoint, DamagedCheckpointError, find, load, read_meta, save
+from charrnn.checkpoint import (
+    Checkpoint,
+    DamagedCheckpointError,
+    find,
+    load,
+    read_description,
+    save,
+)
 from charrnn.errors import CheckpointError, RunFolderError
 
 DTYPES = (
@@ -87,7 +94,7 @@ def test_what_goes_in_comes_out(
     read = load(path)
     assert same(read, written)
     assert read.path == path
-    assert read_meta(path) == meta
+    assert read_description(path).meta == meta
     content = path.read_bytes()
     save(path, read)
     assert path.read_bytes() == content

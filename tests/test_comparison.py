@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from charrnn.cells import CELLS
-from charrnn.checkpoint import Checkpoint, read_meta
+from charrnn.checkpoint import Checkpoint, read_description
 from charrnn.comparison import (
     CellResult,
     Comparison,
@@ -223,11 +223,12 @@ class TestCompare:
         }
         assert set(models) == {f"{cell}-seed{seed}" for cell in CELL_NAMES for seed in (1, 2)}
         same = ("batch_size", "bptt", "steps", "loss_last", "weight_decay", "clip_norm")
-        assert len({str(meta["text"]) for _, _, meta in models.values()}) == 1
-        assert len({str([m["training"][name] for name in same]) for *_, m in models.values()}) == 1
+        metas = [checkpoint.meta for *_, checkpoint in models.values()]
+        assert len({str(meta["text"]) for meta in metas}) == 1
+        assert len({str([meta["training"][name] for name in same]) for meta in metas}) == 1
         assert len({vocabulary for _, vocabulary, _ in models.values()}) == 1
-        for name, (model, _, meta) in models.items():
-            assert name == f"{model.config.cell}-seed{meta['training']['seed']}"
+        for name, (model, _, checkpoint) in models.items():
+            assert name == f"{model.config.cell}-seed{checkpoint.meta['training']['seed']}"
             assert type(model.layers()[0]) is CELLS[model.config.cell]
 
     def test_scores_are_those_of_evaluate(self, cli: Cli, uninterrupted: Path) -> None:
@@ -376,7 +377,7 @@ class TestCompare:
         left = cli("compare", prose, *words, *QUICK)
         assert left.err.endswith("charrnn: cannot write the output: Input/output error\n")
         # Of 20 steps the 10th is logged; the best checkpoint until then is an earlier one.
-        assert read_meta(folder / "rnn-seed1" / "last.safetensors")["step"] == 10
+        assert read_description(folder / "rnn-seed1" / "last.safetensors").meta["step"] == 10
         assert not (folder / "rnn-seed1" / "result.json").exists()
 
     def test_a_run_without_its_first_save_begins_again(self, prose: Path, tmp_path: Path) -> None:

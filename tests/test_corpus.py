@@ -4,10 +4,8 @@ import codecs
 import encodings.aliases
 import errno
 import hashlib
-import io
 import os
 import random
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,14 +18,12 @@ from hypothesis import strategies as st
 from charrnn.corpus import (
     Corpus,
     Part,
-    embedded_corpus,
-    find_files,
     scan,
     split,
-    spool,
     text_encoding,
 )
-from charrnn.errors import CharrnnError, CorpusError, UsageError
+from charrnn.errors import CorpusError, UsageError
+from tests.conftest import assert_one_line, text_of, write
 
 # Characters of one to four bytes in utf-8, CRLF, lone CR, a combining mark, plane 16.
 MIXED = "plain\r\nnaïve — 紅樓夢\n\U0001f600 e\u0301 \U0010fffd\rß" * 3
@@ -55,29 +51,8 @@ TEXTS = [
 IDS = [encoding for encoding, _ in TEXTS]
 
 
-def text_of(part: Part, start: int = 0, block_bytes: int = 1 << 18) -> str:
-    """Return the text as ``codes`` gives it."""
-    return "".join(
-        codes.astype("<u4").tobytes().decode("utf-32-le")
-        for codes in part.codes(start, block_bytes=block_bytes)
-    )
-
-
 def whole(corpus: Corpus) -> Part:
     return corpus.part(0, corpus.characters)
-
-
-def write(path: Path, content: str | bytes, encoding: str = "utf-8") -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode(encoding))
-    return str(path)
-
-
-def assert_one_line(error: pytest.ExceptionInfo[CharrnnError], *words: str) -> None:
-    message = str(error.value)
-    assert message.isprintable()
-    for word in words:
-        assert word in message
 
 
 class TestDecoding:
@@ -287,14 +262,6 @@ class TestManyFiles:
         corpus = scan([write(tmp_path / "marked", marked)])
         assert corpus.fingerprint == hashlib.sha256(marked).hexdigest()
 
-    def test_progress_reaches_all_bytes(self, tmp_path: Path) -> None:
-        names, text = self.files(tmp_path)
-        calls: list[tuple[int, int]] = []
-        scan(names, block_bytes=7, progress=lambda done, total: calls.append((done, total)))
-        done = [call[0] for call in calls]
-        assert done == sorted(done)
-        assert calls[-1] == (len(text.encode()), len(text.encode()))
-
     def test_escape_sequence_across_parts(self, tmp_path: Path) -> None:
         # Each part's bytes in a stateful encoding: an escape counts with what follows it.
         content = "ab漢字cd".encode("iso2022_jp")
@@ -395,113 +362,6 @@ class TestSplit:
         with pytest.raises(UsageError) as error:
             split(shakespeare, valid_share, test_share)
         assert_one_line(error, "-share")
-
-
-class TestFindFiles:
-    @pytest.fixture
-    def folder(self, tmp_path: Path) -> Path:
-        folder = tmp_path / "folder"
-        for name in ("b.txt", "a/z.txt", "a/y.py", "a.txt", ".hidden", ".git/config", "c/.h/x"):
-            write(folder / name, name)
-        (folder / "empty").mkdir()
-        (folder / "dangling").symlink_to(folder / "nowhere")
-        os.mkfifo(folder / "pipe")
-        return folder
-
-    def names(self, folder: Path, *texts: str) -> list[str]:
-        return [str(path.relative_to(folder)) for path in find_files(texts).files]
-
-    def test_folder_is_searched_in_order_without_hidden_files(self, folder: Path) -> None:
-        assert self.names(folder, str(folder)) == ["a/y.py", "a/z.txt", "a.txt", "b.txt"]
-
-    def test_folders_of_runs_are_left_out(self, folder: Path) -> None:
-        for name in (
-            "run/lock",
-            "run/metrics.jsonl",
-            "runs/comparison.json",
-            "runs/deep/result.txt",
-        ):
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("of no text")
-        found = find_files([str(folder)])
-        assert not any("of no text" in path.read_text() for path in found.files)
-        assert f"2 folders, the first being {folder / 'run'}: left out" in found.notes[-1]
-
-    def test_a_pattern_leaves_them_out_too(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        write(folder / "run/lock", "held")
-        write(folder / "run/metrics.jsonl", "rows")
-        write(folder / "run/deep/z.txt", "of no text")
-        monkeypatch.chdir(folder)
-        for pattern in (f"{folder}/**/*", "**/*", "*/**"):
-            found = find_files([pattern])
-            assert not any("run" in path.parts for path in found.files)
-            assert Path(folder / "a/z.txt").samefile(
-                next(path for path in found.files if path.name == "z.txt")
-            )
-            (note,) = found.notes
-            assert note.endswith("run: left out, because it is a run's")
-        (only,) = find_files(["run/deep/*.txt"]).files
-        assert only == Path("run/deep/z.txt"), "named as a folder would be"
-        with pytest.raises(CorpusError, match="no file matches"):
-            find_files(["run/*"])
-
-    def test_patterns(self, folder: Path) -> None:
-        assert self.names(folder, f"{folder}/*.txt") == ["a.txt", "b.txt"]
-        assert self.names(folder, f"{folder}/**/*.txt") == ["a/z.txt", "a.txt", "b.txt"]
-        assert self.names(folder, f"{folder}/[b-z].???") == ["b.txt"]
-        assert find_files([f"{folder}/*.txt"]).explicit == frozenset()
-
-    def test_a_name_that_looks_like_a_pattern(self, folder: Path) -> None:
-        name = write(folder / "[ab].txt", "literal")
-        found = find_files([name])
-        assert found.files == (Path(name),)
-        assert found.explicit == {Path(name)}
-
-    def test_order_of_the_names_and_each_file_once(self, folder: Path) -> None:
-        named = [str(folder / "b.txt"), str(folder), str(folder / "a.txt")]
-        found = find_files(named)
-        assert [path.name for path in found.files] == ["b.txt", "y.py", "z.txt", "a.txt"]
-        assert found.sizes == (5, 6, 7, 5)
-        (note,) = found.notes
-        assert "2 files" in note
-        assert "b.txt" in note
-
-    def test_link_to_a_file_named_too_is_read_once(self, folder: Path) -> None:
-        (folder / "link").symlink_to(folder / "b.txt")
-        found = find_files([str(folder / "b.txt"), str(folder / "link")])
-        assert found.files == (folder / "b.txt",)
-
-    @pytest.mark.parametrize(
-        ("name", "words"),
-        [
-            ("missing.txt", ("there is no file", "missing.txt")),
-            ("*.zip", ("no file matches", "*.zip")),
-            ("em[p]ty", ("no file matches",)),
-            ("pipe", ("neither a file nor a folder", "pipe")),
-            ("new\nline\udcff", ("there is no file", r"new\nline\udcff")),
-            ("nul\0", ("nul",)),
-            ("nul\0*", ("nul",)),
-            ("x" * 300, ("x" * 300,)),
-            ("b.txt/x", ("cannot read",)),
-        ],
-    )
-    def test_names_of_nothing(self, folder: Path, name: str, words: tuple[str, ...]) -> None:
-        with pytest.raises(CorpusError) as error:
-            find_files([f"{folder}/{name}"])
-        assert_one_line(error, *words)
-
-    def test_empty_name_is_not_the_current_folder(self) -> None:
-        with pytest.raises(CorpusError) as error:
-            find_files([""])
-        assert_one_line(error, "there is no file ''")
-
-    def test_no_name_at_all(self) -> None:
-        with pytest.raises(CorpusError) as error:
-            scan([])
-        assert_one_line(error, "no text")
 
 
 class TestUnreadable:
@@ -691,97 +551,17 @@ class TestChangedSinceTheScan:
             list(whole(corpus).codes(block_bytes=1000))
         assert_one_line(error, "text changed since it was scanned")
 
-    def test_while_it_is_scanned(self, tmp_path: Path) -> None:
+    def test_while_it_is_scanned(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = tmp_path / "growing.txt"
         name = write(path, "abc" * 100)
+        bincount = np.bincount
 
-        def grow(_done: int, _total: int) -> None:
+        def grow(codes: Any) -> Any:
             with path.open("ab") as stream:
                 stream.write(b"more")
+            return bincount(codes)
 
+        monkeypatch.setattr("charrnn.corpus.np.bincount", grow)
         with pytest.raises(CorpusError) as error:
-            scan([name], progress=grow)
+            scan([name])
         assert_one_line(error, "growing.txt changed while it was read")
-
-
-class TestSpool:
-    def test_keeps_every_byte(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-        content = bytes(range(256)) * 5000
-        path = spool(io.BytesIO(content))
-        assert path.read_bytes() == content
-        assert path.parent == tmp_path
-
-    def test_tells_where_before_it_copies(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-        told: list[Path] = []
-
-        class Stream(io.BytesIO):
-            def read(self, size: int | None = -1) -> bytes:
-                assert told[0].exists()
-                return super().read(size)
-
-        assert [spool(Stream(b"text"), told.append)] == told
-
-    def test_nothing_to_read(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-        with pytest.raises(CorpusError) as error:
-            spool(io.BytesIO())
-        assert_one_line(error, "standard input is empty")
-        assert list(tmp_path.iterdir()) == []
-
-    @pytest.mark.parametrize(
-        "failure", [OSError(28, "No space left on device"), KeyboardInterrupt()]
-    )
-    def test_failure_leaves_nothing(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failure: BaseException
-    ) -> None:
-        class Failing(io.BytesIO):
-            def read(self, size: int | None = -1) -> bytes:
-                if self.tell():
-                    raise failure
-                return super().read(1)
-
-        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-        expected = CorpusError if isinstance(failure, OSError) else KeyboardInterrupt
-        with pytest.raises(expected) as error:
-            spool(Failing(b"abc"))
-        assert list(tmp_path.iterdir()) == []
-        if isinstance(error.value, CorpusError):
-            assert "No space left" in str(error.value)
-
-
-class TestEmbeddedCorpus:
-    def test_is_the_standard_library(self) -> None:
-        names = embedded_corpus()
-        assert names == sorted(names, key=lambda name: Path(name).parts)
-        modules = {Path(name).name for name in names}
-        assert {"argparse.py", "heapq.py", "decimal.py"} <= modules
-        assert not any("test" in Path(name).parts or "site-packages" in name for name in names)
-
-    def test_can_be_read_from_anywhere(self) -> None:
-        corpus = scan(embedded_corpus())
-        assert 8_000_000 < corpus.characters < 16_000_000
-        assert corpus.notes == ()
-        chance = random.Random(3)
-        # A stretch over the border of two files, against their own text.
-        for file in chance.sample(corpus.files[1:], 20):
-            part = corpus.part(file.start - 1, file.stop)
-            assert text_of(part)[1:] == file.path.read_bytes().decode()
-
-    def test_a_file_with_two_names_is_one(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        monkeypatch.setattr("charrnn.corpus.sysconfig.get_path", lambda _name: str(tmp_path))
-        (tmp_path / "b.py").write_text("import this\n")
-        (tmp_path / "c.py").symlink_to("b.py")
-        (tmp_path / "d.py").write_text("import that\n")
-        assert [Path(name).name for name in embedded_corpus()] == ["b.py", "d.py"]
-
-    def test_python_without_sources(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr("charrnn.corpus.sysconfig.get_path", lambda _name: str(tmp_path))
-        with pytest.raises(CorpusError) as error:
-            embedded_corpus()
-        assert_one_line(error, "no sources", str(tmp_path))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from charrnn import evaluation
 from charrnn.assessment import assess
-from charrnn.config import CELL_NAMES, CellName, ModelConfig
+from charrnn.config import CELL_NAMES, CellName, EvaluateConfig, ModelConfig
 from charrnn.corpus import Part, scan
 from charrnn.evaluation import (
     Interrupted,
@@ -254,7 +254,7 @@ class TestAfter:
         at = [n for n in range(len(wanted), len(text)) if text[n - len(wanted) : n] == wanted]
         assert len(at) > 30
         part = make_part(tmp_path, text)
-        found = assess("run", make_model().eval(), known, part, after=wanted)
+        found = assess("run", make_model().eval(), known, part, EvaluateConfig(after=wanted))
         assert found.after is not None
         assert (found.after.text, found.after.characters) == (wanted, len(at))
         assert found.after.nats_per_char == pytest.approx(sum(nats[n - 1] for n in at) / len(at))
@@ -267,13 +267,15 @@ class TestAfter:
         corpus = scan([str(path)], "bytes")
         known = Vocabulary.from_counts(corpus.part(0, corpus.characters).counts(), "bytes", 1)
         model = make_model(size=known.size).eval()
-        found = assess("run", model, known, corpus.part(0, corpus.characters), after="樓")
+        found = assess(
+            "run", model, known, corpus.part(0, corpus.characters), EvaluateConfig(after="樓")
+        )
         assert found.after is not None
         assert found.after.characters == 20
 
     def test_a_text_that_never_occurs_has_no_price(self, tmp_path: Path) -> None:
         part = make_part(tmp_path, make_text(101))
-        found = assess("run", make_model().eval(), vocabulary(), part, after="zz")
+        found = assess("run", make_model().eval(), vocabulary(), part, EvaluateConfig(after="zz"))
         assert found.to_dict()["after"] == {"text": "zz", "characters": 0, "nats_per_char": None}
         assert after_says(found) == "run: 'zz' is followed by nothing"
 

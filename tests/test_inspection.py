@@ -653,7 +653,7 @@ class TestCommand:
         )  # fmt: skip
         assert (result.code, result.err) == (0, "")
         found = json.loads(result.out)
-        model, _, meta = load_model(trained, torch.device("cpu"))
+        model, _, checkpoint = load_model(trained, torch.device("cpu"))
         assert list(found) == [
             "checkpoint", "cell", "layers", "hidden", "parameters", "characters",
             "step", "gradient_flow", "memory", "gates", "units", "activation", "clipping", "cuts",
@@ -667,7 +667,7 @@ class TestCommand:
         ]  # fmt: skip
         # New recurrent matrices are orthogonal: if these are the run's, its seed was used.
         assert found["gradient_flow"][1]["spectral_radii"][0] == pytest.approx([1.0] * 4)
-        assert found["memory"]["bptt"] == meta["training"]["bptt"] == 32
+        assert found["memory"]["bptt"] == checkpoint.meta["training"]["bptt"] == 32
         excess = found["memory"]["excess_nats"]
         assert excess[0] > 0.5 > 0.1 > abs(excess[-1])
         assert [gate["gate"] for gate in found["gates"]] == ["input", "forget", "output"]

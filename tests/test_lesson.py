@@ -372,7 +372,7 @@ def test_what_is_measured_comes_from_the_commands() -> None:
         for path in (ROOT / "lesson").glob("*.py")
         for name in re.findall(r"^from charrnn\.?(\w*) import", path.read_text(), re.M)
     }
-    assert used == {"", "corpus", "figures", "inspection", "properties"}
+    assert used == {"", "corpus", "figures", "files", "inspection", "properties"}
 
 
 def test_the_page_of_the_docs_is_whole() -> None:

@@ -171,8 +171,8 @@ def test_the_best_checkpoint_is_the_best_validation(start_run: StartRun, prose: 
     ]
     assert run.progress.best_nats == lowest
     assert run.progress.best_step == 3 * (prices.index(lowest) + 1)
-    model, vocabulary, meta = load_model(run.folder.path, CPU)
-    assert meta["progress"]["step"] == run.progress.best_step
+    model, vocabulary, best = load_model(run.folder.path, CPU)
+    assert best.meta["progress"]["step"] == run.progress.best_step
     assert run.valid is not None
     assert score(model, run.valid, vocabulary).nats_per_char == pytest.approx(lowest, rel=1e-6)
     assert load(run.folder.path / "last.safetensors").meta["progress"]["step"] == 24
@@ -371,7 +371,7 @@ def test_more_names_than_a_checkpoint_holds(
 ) -> None:
     text = TextChoices(texts=(str(prose),), valid=(str(prose),))
     start_run(text, steps=1)
-    monkeypatch.setattr("charrnn.run.MAX_HEADER", 2 * len(str(prose)))
+    monkeypatch.setattr("charrnn.reading.MAX_HEADER", 2 * len(str(prose)))
     with pytest.raises(UsageError, match="2 names of texts are more than a checkpoint can hold"):
         start_run(text, steps=1)
 

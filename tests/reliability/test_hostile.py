@@ -25,7 +25,7 @@ import pytest
 import torch
 
 import charrnn
-from charrnn.checkpoint import Checkpoint, find, load, read_meta, save
+from charrnn.checkpoint import Checkpoint, find, load, read_description, save
 from charrnn.errors import CheckpointError
 from charrnn.runfolder import RunFolder
 from tests.reliability.conftest import Promise
@@ -88,7 +88,7 @@ def zip_bombs() -> list[tuple[str, bytes]]:
 def refused_everywhere(path: Path) -> bool:
     """Whether every way to read a checkpoint refuses a file in one plain line."""
     messages = []
-    for read in (load, read_meta):
+    for read in (load, read_description):
         with pytest.raises(CheckpointError) as caught:
             read(path)
         messages.append(str(caught.value))
@@ -262,7 +262,7 @@ def test_a_whole_checkpoint_larger_than_memory(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (2**40, 2**40))
         with pytest.raises(CheckpointError, match="not enough memory to load it"):
             load(path)
-        assert read_meta(path) == {}
+        assert read_description(path).meta == {}
 
     assert finish(fork(work)) == 0
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from charrnn.checkpoint import load, read_meta
+from charrnn.checkpoint import load, read_description
 from charrnn.config import TextChoices
 from charrnn.errors import CheckpointError
 from charrnn.recipe import Choices
@@ -47,7 +47,7 @@ def options(text: Path, run: Path, steps: int = ENDLESS) -> list[str]:
 def saved_step(run: Path) -> int:
     """Return the step of a run's last checkpoint as it is now; 0: none."""
     with suppress(CheckpointError):
-        return int(read_meta(run / "last.safetensors")["step"])
+        return int(read_description(run / "last.safetensors").meta["step"])
     return 0
 
 

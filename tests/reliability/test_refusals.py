@@ -20,9 +20,10 @@ from charrnn.checkpoint import Checkpoint, load, save
 from charrnn.config import ModelConfig, TrainConfig
 from charrnn.errors import CharrnnError, CheckpointError, CorpusError, UsageError
 from charrnn.machine import processor
+from charrnn.reading import TextRecord
 from charrnn.run import Progress, resume
 from charrnn.runfolder import RunFolder
-from charrnn.trained import TextRecord, load_model
+from charrnn.trained import load_model
 from tests.conftest import Result, make_prose, run_cli
 from tests.reliability.conftest import Promise
 from tests.reliability.runs import CPU, begin, drive, rows, tale

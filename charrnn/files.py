@@ -1,0 +1,261 @@
+"""Names become files: those of a command line, of standard input, and what every Python has."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import shutil
+import stat
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from charrnn.errors import CorpusError, shown
+
+__all__ = [
+    "Found",
+    "NotTextError",
+    "cannot_read",
+    "embedded_corpus",
+    "find_files",
+    "several",
+    "spool",
+]
+
+
+class Found(NamedTuple):
+    """The files that some names on a command line stand for."""
+
+    files: tuple[Path, ...]
+    explicit: frozenset[Path]
+    """Those named themselves, not found in a folder or by a pattern: they must be text."""
+    notes: tuple[str, ...]
+
+
+def find_files(texts: Sequence[str]) -> Found:
+    """Return the files that ``texts`` name, in order, each once.
+
+    A name is a file; a folder, which stands for all regular files below it, sorted by
+    path, those whose name or folder begins with a dot left out; or a pattern (``*``,
+    ``?``, ``[...]``, ``**``), which stands for the files it matches, sorted.
+
+    Raises:
+        CorpusError: a name stands for no file, or is neither a file nor a folder.
+    """
+    found: dict[tuple[int, int], _File] = {}  # by device and inode: links name the same text
+    explicit: set[Path] = set()
+    notes: list[str] = []
+    repeated: list[Path] = []
+    for text in texts:
+        try:
+            status = os.stat(text)  # noqa: PTH116 - Path("") would be the current folder
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            if not glob.has_magic(text) or "\0" in text:
+                raise cannot_read(text, error) from None
+            matches = sorted(map(Path, glob.glob(text, recursive=True)))  # noqa: PTH207
+            new = _regular_files(_outside_runs(text, matches, notes), notes)
+            if not new:
+                raise CorpusError(
+                    f"no file matches the pattern {shown(text)}: check its spelling"
+                ) from None
+        else:
+            if stat.S_ISDIR(status.st_mode):
+                new = _files_below(text, notes)
+            elif stat.S_ISREG(status.st_mode):
+                new = [_File(Path(text), status)]
+                explicit.add(Path(text))
+            else:
+                raise CorpusError(
+                    f"{shown(text)} is neither a file nor a folder: to read a pipe, pipe it into -"
+                )
+        for file in new:
+            first = found.setdefault((file.status.st_dev, file.status.st_ino), file)
+            if first is not file:
+                repeated.append(file.path)
+    if repeated:
+        notes.append(several(repeated, "named more than once and read once"))
+    return Found(
+        files=tuple(file.path for file in found.values()),
+        explicit=frozenset(explicit),
+        notes=tuple(notes),
+    )
+
+
+class _File(NamedTuple):
+    """A regular file and its status."""
+
+    path: Path
+    status: os.stat_result
+
+
+#: Files by which a folder is known that a run, or a comparison, writes into while its own text
+#: is read: with them a text would be another at every start.
+OF_RUNS = ({"lock", "metrics.jsonl"}, {"comparison.json"})
+
+
+def _files_below(folder: str, notes: list[str]) -> list[_File]:
+    """Return the regular files below a folder, sorted by path, without hidden ones and runs'."""
+    closed: list[Path] = []
+    runs: list[Path] = []
+    paths: list[Path] = []
+    for parent, folders, names in os.walk(
+        folder, onerror=lambda e: closed.append(Path(e.filename))
+    ):
+        if _is_of_run(names):
+            runs.append(Path(parent))
+            folders[:] = names[:] = []
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths += [Path(parent, name) for name in names if not name.startswith(".")]
+    if closed:
+        notes.append(several(closed, "left out, because it may not be read", noun="folder"))
+    _note_runs(runs, notes)
+    return _regular_files(sorted(paths), notes)
+
+
+def _outside_runs(pattern: str, matches: list[Path], notes: list[str]) -> list[Path]:
+    """Return a pattern's matches that are in no run's folder below what is no pattern of it."""
+    parts = itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts)
+    fixed = Path(*parts)
+    known: dict[Path, bool] = {}
+    runs: set[Path] = set()
+    outside = []
+    for match in matches:
+        above = [folder for folder in match.parents if folder == fixed or fixed in folder.parents]
+        for folder in above:
+            if folder not in known:
+                known[folder] = _is_of_run(entry.name for entry in _entries(folder))
+        # The outermost names them all.
+        if own := [folder for folder in above if known[folder]]:
+            runs.add(own[-1])
+        else:
+            outside.append(match)
+    _note_runs(runs, notes)
+    return outside
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return what is in a folder; nothing of one that may not be read."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _is_of_run(names: Iterable[str]) -> bool:
+    """Whether these are the names in a folder of a run or a comparison."""
+    there = set(names)
+    return any(marks <= there for marks in OF_RUNS)
+
+
+def _note_runs(runs: Iterable[Path], notes: list[str]) -> None:
+    if found := sorted(runs):
+        notes.append(several(found, "left out, because it is a run's", noun="folder"))
+
+
+def _regular_files(paths: list[Path], notes: list[str]) -> list[_File]:
+    """Return those of some paths that are regular files, or links to one."""
+    files: list[_File] = []
+    closed: list[Path] = []
+    for path in paths:
+        try:
+            status = path.stat()
+        except FileNotFoundError:  # a link to nowhere
+            continue
+        except OSError:
+            closed.append(path)
+            continue
+        if stat.S_ISREG(status.st_mode):
+            files.append(_File(path, status))
+    if closed:
+        notes.append(several(closed, "left out, because it may not be read"))
+    return files
+
+
+def embedded_corpus() -> list[str]:
+    """Return the files of the text that every machine with Python has.
+
+    They are the ``.py`` files of the interpreter's own standard library in sorted
+    order, without its tests and without installed packages: about 12 MB.
+
+    Raises:
+        CorpusError: this Python came without its sources.
+    """
+    library = Path(sysconfig.get_path("stdlib"))
+    left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+    paths: list[Path] = []
+    for parent, folders, names in os.walk(library):
+        folders[:] = [name for name in folders if name not in left_out]
+        paths += [Path(parent, name) for name in names if name.endswith(".py")]
+    if not paths:
+        raise CorpusError(f"this Python has no sources in {shown(library)}: name a text to use")
+    once: dict[Path, str] = {}
+    for path in sorted(paths):
+        once.setdefault(path.resolve(), str(path))  # Debian has a file with two names
+    return list(once.values())
+
+
+def spool(stream: BinaryIO, made: Callable[[Path], object] = lambda path: None) -> Path:
+    """Copy a stream that can be read only once into a temporary file.
+
+    Args:
+        stream: what to copy.
+        made: called with the file's path before the copying begins.
+
+    Returns:
+        The file's path; removing it is the caller's part.
+
+    Raises:
+        CorpusError: the stream is empty, or the temporary folder is full or not writable.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(prefix="charrnn-", delete=False) as file:
+            path = Path(file.name)
+            try:
+                made(path)
+                shutil.copyfileobj(stream, file, 1 << 20)
+                size = file.tell()
+            except BaseException:
+                path.unlink()
+                raise
+    except OSError as error:
+        raise CorpusError(
+            f"cannot copy standard input to {shown(tempfile.gettempdir())}: "
+            f"{error.strerror}; make room there, set TMPDIR, or name a file"
+        ) from None
+    if size == 0:
+        path.unlink()
+        raise CorpusError("standard input is empty: pipe a text into it")
+    return path
+
+
+class NotTextError(CorpusError):
+    """A file that cannot be read as text: left out where it was not named itself."""
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        #: Why the file could not be read at all; None: it is no text.
+        self.reason = reason
+
+
+def cannot_read(path: str | Path, error: OSError | ValueError) -> NotTextError:
+    """Return what is said of a file that the system does not let us read."""
+    if isinstance(error, FileNotFoundError):
+        return NotTextError(
+            f"there is no file {shown(path) or repr('')}: check its name", "it is gone"
+        )
+    if isinstance(error, PermissionError):
+        return NotTextError(
+            f"{shown(path)} may not be read: check its permissions", "it may not be read"
+        )
+    said = error.strerror if isinstance(error, OSError) else str(error)
+    return NotTextError(f"cannot read {shown(path)}: {said}", f"it cannot be read ({said})")
+
+
+def several(paths: list[Path], what: str, noun: str = "file") -> str:
+    """Return a note that something holds for one or several paths."""
+    if len(paths) == 1:
+        return f"{shown(paths[0])}: {what}"
+    return f"{len(paths):,} {noun}s, the first being {shown(paths[0])}: {what}"

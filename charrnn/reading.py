@@ -1,0 +1,224 @@
+"""Which text a run reads: named, divided, recorded, and found again."""
+
+from __future__ import annotations
+
+import glob
+import json
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+from charrnn.checkpoint import MAX_HEADER, Checkpoint, find, read_description
+from charrnn.config import Record, TextChoices
+from charrnn.corpus import BYTES, Corpus, Part, scan, split, text_encoding
+from charrnn.errors import CheckpointError, CorpusError, UsageError, shown
+from charrnn.files import embedded_corpus
+from charrnn.vocabulary import Vocabulary
+
+__all__ = [
+    "PartName",
+    "TextRecord",
+    "absolute_names",
+    "divide",
+    "readable",
+    "recorded_part",
+    "refuse_another_text",
+    "refuse_other_symbols",
+    "refuse_too_many_names",
+    "refuse_too_short",
+]
+
+PartName = Literal["train", "valid", "test"]
+
+
+@dataclass(frozen=True)
+class TextRecord(Record):
+    """Which text a run reads and how it is divided, so that a resumed run reads the same."""
+
+    texts: tuple[str, ...]
+    """Absolute paths, or "-"; none: the embedded corpus."""
+    encoding: str
+    fingerprint: str
+    characters: int
+    train: tuple[int, int]
+    """The part's first character, and the one after its last; so are those below."""
+    valid: tuple[int, int] | None
+    test: tuple[int, int] | None
+    valid_texts: tuple[str, ...]
+    """Absolute paths of the texts to validate on, if they are others."""
+    valid_fingerprint: str | None
+
+
+def absolute_names(texts: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of texts as they hold from any folder: files, folders, patterns, "-"."""
+
+    def absolute(name: str) -> str:
+        path = Path(name)
+        if name == "-" or path.is_absolute():
+            return name
+        # In front of a pattern the current folder is none.
+        folder = Path.cwd() if path.exists() else Path(glob.escape(str(Path.cwd())))
+        return str(folder / path)
+
+    return tuple(map(absolute, texts))
+
+
+def readable(texts: Sequence[str], spooled: Path | None) -> list[str]:
+    """Return the names to read: where standard input was put stands for it."""
+    return [str(spooled) if name == "-" and spooled else name for name in texts]
+
+
+def divide(
+    corpus: Corpus, text: TextChoices
+) -> tuple[Part, Part | None, Part | None, Corpus | None]:
+    """Return what to train, to validate and to test on, and another text to validate on, if any.
+
+    Raises:
+        CorpusError: that other text cannot be read, or is too short.
+        UsageError: the shares leave nothing to train on.
+    """
+    if not text.valid:
+        train, valid, test = split(corpus, text.valid_share, text.test_share)
+        return train, valid, test, None
+    train, _, test = split(corpus, 0.0, text.test_share)
+    valid_corpus = scan(text.valid, corpus.encoding)
+    if valid_corpus.characters < 2:
+        raise CorpusError(
+            f"{shown(text.valid[0])}: a text to validate on needs at least 2 characters"
+        )
+    return train, valid_corpus.part(0, valid_corpus.characters), test, valid_corpus
+
+
+def refuse_too_short(train: Part, text: TextChoices) -> None:
+    """Refuse a text of which fewer than 2 characters are left to train on.
+
+    Raises:
+        CorpusError: with the least length.
+    """
+    if train.characters >= 2:
+        return
+    shares = (0.0 if text.valid else text.valid_share, text.test_share)
+    # As ``split`` rounds: exactly, and down.
+    least = math.ceil(2 / (1 - sum(Fraction(repr(float(share))) for share in shares)))
+    raise CorpusError(
+        f"a text of length {train.corpus.characters} leaves {train.characters} to train on: "
+        f"give at least {least} characters"
+    )
+
+
+def refuse_too_many_names(record: TextRecord) -> None:
+    """Refuse what no checkpoint can hold, before anything is trained that could not be saved.
+
+    Raises:
+        UsageError: the names are too many.
+    """
+    names = [*record.texts, *record.valid_texts]
+    # A description is JSON within the header's JSON.
+    written = json.dumps(json.dumps(names, ensure_ascii=False), ensure_ascii=False)
+    if len(written.encode("utf-8", "backslashreplace")) > MAX_HEADER // 2:
+        raise UsageError(
+            f"{len(names):,} names of texts are more than a checkpoint can hold: name their "
+            "folder, or give a pattern in quotes"
+        )
+
+
+def refuse_another_text(
+    corpus: Corpus,
+    fingerprint: str | None,
+    what: str = "the text",
+    of: str = "this run",
+    instead: str = "start anew (train --init-from begins with its weights)",
+) -> None:
+    """Refuse to go on with a text other than the one that was read before.
+
+    Args:
+        corpus: the text.
+        fingerprint: of the one before.
+        what: the text is, for the message.
+        of: whom the text is, for the message.
+        instead: what else to do.
+
+    Raises:
+        CorpusError: they differ.
+    """
+    if corpus.fingerprint == fingerprint:
+        return
+    files = shown(corpus.files[0].path) if len(corpus.files) == 1 else f"{len(corpus.files)} files"
+    raise CorpusError(
+        f"{what} ({files}) is not the one {of} was started on: {corpus.characters:,} "
+        f"characters, SHA-256 {corpus.fingerprint[:12]}..., not {str(fingerprint)[:12]}...: "
+        f"bring the old text back, or {instead}"
+    )
+
+
+def recorded_part(
+    checkpoint: Checkpoint,
+    name: PartName,
+    read: Callable[[tuple[str, ...], str], Corpus] = scan,
+) -> Part:
+    """Return a part of the text that a checkpoint's run reads.
+
+    Args:
+        checkpoint: from ``load_model``.
+        name: which part.
+        read: returns the corpus of some names in an encoding.
+
+    Raises:
+        CheckpointError: the description is not usable.
+        CorpusError: the text is gone or changed, or was standard input; the message names the
+            checkpoint.
+        UsageError: the run has no such part.
+    """
+    path = checkpoint.path
+    assert path is not None
+    record = checkpoint.record("text", TextRecord)
+    borders = {"train": record.train, "valid": record.valid, "test": record.test}[name]
+    if borders is None:
+        raise UsageError(f"{shown(path)}: its run held out no {name} part")
+    record = _where_it_lies(record, path)
+    names, fingerprint = record.texts, record.fingerprint
+    if name == "valid" and record.valid_texts:
+        names, fingerprint = record.valid_texts, record.valid_fingerprint or ""
+    if "-" in names:
+        raise CorpusError(f"{shown(path)}: its run read standard input, which is gone")
+    try:
+        corpus = read(tuple(names or embedded_corpus()), record.encoding)
+    except CorpusError as error:
+        raise CorpusError(f"{shown(path)}: the text that its run read: {error}") from error
+    if corpus.fingerprint != fingerprint:
+        raise CorpusError(f"{shown(path)}: the text that its run read has changed since")
+    try:
+        return corpus.part(*borders)
+    except ValueError as error:
+        raise CheckpointError(f"{shown(path)}: the field 'text' is not usable: {error}") from error
+
+
+def _where_it_lies(record: TextRecord, path: Path) -> TextRecord:
+    """Return the record with the names that the run's text had last: it may have moved."""
+    with suppress(CheckpointError):
+        last = read_description(find(path).parent / "last.safetensors")
+        newest = last.record("text", TextRecord)
+        moved = replace(record, texts=newest.texts, valid_texts=newest.valid_texts)
+        if "-" not in newest.texts and moved == newest:
+            return newest
+    return record
+
+
+def refuse_other_symbols(encoding: str, vocabulary: Vocabulary, who: str) -> None:
+    """Refuse bytes for a model of characters, and characters for a model of bytes.
+
+    Args:
+        encoding: of the text, as the user names it.
+        vocabulary: the model's.
+        who: the model, for the message.
+
+    Raises:
+        UsageError: they do not fit.
+    """
+    if (text_encoding(encoding) == BYTES) != vocabulary.is_bytes:
+        reads = "bytes" if vocabulary.is_bytes else "characters"
+        raise UsageError(f"--encoding {encoding}: {who} reads {reads}: leave it out")
