@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from charrnn.run import Run
     from charrnn.vocabulary import Vocabulary
 
-__all__ = ["app", "main", "spin_briefly"]
+__all__ = ["app", "main"]
 
 app = typer.Typer(
     name="charrnn",
@@ -87,7 +87,7 @@ def _cell_name(name: str) -> str:
     return name
 
 
-def spin_briefly() -> None:
+def _spin_briefly() -> None:
     """Let OpenMP's threads sleep soon while they wait; to be called before torch is loaded.
 
     A thread that waits for the next time step spins; if it spins for long while something else
@@ -107,7 +107,7 @@ def _run_folder(name: str) -> Path:
 
 def main() -> None:
     """Run the command line; every failure is one line on stderr and an exit code."""
-    spin_briefly()
+    _spin_briefly()
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             # Closed by the caller: it reads as empty and swallows what is written, and no
@@ -1210,7 +1210,7 @@ def _text_to_read(
                 tell(found.corpus)
                 return found
             if encoding is not None:
-                refuse_other_symbols(encoding, vocabulary, str(checkpoint.path))
+                refuse_other_symbols(encoding, vocabulary, shown(checkpoint.path))
             corpus = scan(tuple(names), encoding or vocabulary.encoding)
             tell(corpus)
             return corpus.part(0, corpus.characters)

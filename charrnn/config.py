@@ -242,25 +242,6 @@ MOST_SAMPLES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """How a text is scored, and what is measured besides."""
-
-    exact: bool = False
-    """In one lane from start to end."""
-    dynamic: bool = False
-    """By dynamic evaluation, too."""
-    by_position: int | None = None
-    """By position after a reset of the state, too, up to this many."""
-    after: str | None = None
-    """Price the characters that follow this text by themselves, too."""
-
-    def __post_init__(self) -> None:
-        _check(self, {"by_position": _COUNT})
-        if self.after == "":
-            raise UsageError("--after must not be empty")
-
-
-@dataclass(frozen=True, kw_only=True)
 class SampleConfig:
     """How characters are drawn from a model."""
 
@@ -332,6 +313,25 @@ class TextChoices:
             )
         if "-" in self.valid:
             raise UsageError("--valid cannot be standard input: give a file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """How a text is scored, and what is measured besides."""
+
+    exact: bool = False
+    """In one lane from start to end."""
+    dynamic: bool = False
+    """By dynamic evaluation, too."""
+    by_position: int | None = None
+    """By position after a reset of the state, too, up to this many."""
+    after: str | None = None
+    """Price the characters that follow this text by themselves, too."""
+
+    def __post_init__(self) -> None:
+        _check(self, {"by_position": _COUNT})
+        if self.after == "":
+            raise UsageError("--after must not be empty")
 
 
 #: What can be looked at when a model is inspected. The last one is only on request: it

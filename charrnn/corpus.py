@@ -414,7 +414,8 @@ def scan(
         names = ", ".join(map(shown, texts[:3])) + ", ..." * (len(texts) > 3)
         why = "it is empty"
         if reasons:
-            why = f"none of its files can be read as {encoding} text; {reasons[0]}"
+            text = encoding if encoding == BYTES else f"{encoding} text"
+            why = f"none of its files can be read as {text}; {reasons[0]}"
         raise CorpusError(f"no text in {names}: {why}")
     notes += [several(paths, f"left out, because {why}") for why, paths in skipped.items()]
     marked = [file.path for file in files if file.mark]

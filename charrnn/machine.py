@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import platform
+from functools import cache
 from pathlib import Path
 
 __all__ = ["processor"]
 
 
+@cache
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return the processor's name, with the numbers that tell apart those of one name.
 

@@ -271,10 +271,11 @@ def why_none() -> str | None:
 
 @cache
 def _compiled() -> Loops | str:
+    if compiler := find_compiler():
+        return compile_loops(compiler)
     if os.environ.get("CHARRNN_NATIVE") == "0":
         return "CHARRNN_NATIVE=0 asks for none"
-    compiler = find_compiler()
-    return compile_loops(compiler) if compiler else "none is found here"
+    return "CC names none" if os.environ.get("CC") else "none is found here"
 
 
 def find_compiler() -> list[str]:

@@ -204,7 +204,7 @@ def read_log(checkpoint: Path) -> tuple[Row, ...]:
     """Return the log of the run that a checkpoint belongs to; nothing where there is none.
 
     Raises:
-        RunFolderError: a line is no row of it.
+        RunFolderError: it cannot be read, or a line is no row of it.
     """
     log = find(checkpoint).parent / "metrics.jsonl"
     return tuple(read_metrics(log)) if log.exists() else ()
@@ -214,7 +214,7 @@ def read_history(checkpoint: Path, training: TrainConfig) -> Clipping | None:
     """Return the gradient norms of the training of a checkpoint; None where there is no log.
 
     Raises:
-        RunFolderError: a line of the log is no row of it.
+        RunFolderError: the log cannot be read, or a line is no row of it.
     """
     return clipping(
         read_log(checkpoint),

@@ -140,8 +140,9 @@ def choose(
             **chosen_model,
         }
     )
-    tenth = read / a_step / 10
-    training["warmup_steps"] = math.ceil(max(1, min(training["warmup_steps"], tenth)))
+    if "epochs" not in budget:  # of which the run knows how many updates they are
+        tenth = read / min(a_step, characters) / 10
+        training["warmup_steps"] = math.ceil(max(1, min(training["warmup_steps"], tenth)))
     if (optimiser := chosen.get("optimiser")) in ONE_RATE:
         training |= ONE_RATE[optimiser]
     if "lr" in chosen:

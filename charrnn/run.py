@@ -447,11 +447,13 @@ def resume(
         raise CheckpointError(f"{shown(path)}: the field 'text' is not usable: {error}") from error
 
     model = with_weights(shape, prefixed(checkpoint.tensors, "model."), path)
-    _refuse_too_large(shape, config, device)
     run = _assemble(
         model.to(device), vocabulary, config, train, valid, train.counts(), progress, folder,
         record, notes,
     )  # fmt: skip
+    if not run.is_over:
+        elsewhere = "go on where there is more, or with another --device"
+        _refuse_too_large(shape, config, device, elsewhere)
     try:
         _restore(run, checkpoint.tensors)
     except ValueError as error:
@@ -512,6 +514,9 @@ def _assemble(
             # A checkpoint holds whole numbers of 64 bits.
             steps = min(2.0**62, config.epochs * lanes.chunks_per_pass)
             progress.planned_steps = max(1, round(steps))
+            if progress.step == 0:
+                warmup = min(config.warmup_steps, -(-progress.planned_steps // 10))
+                config = replace(config, warmup_steps=warmup)
     notes = [*notes, *_slow_loops(model, config.batch_size)]
     held_out = valid.counts() if valid is not None else {}
     baselines = {"uniform": uniform_nats(held_out, vocabulary)}
@@ -625,7 +630,12 @@ def _restore(run: Run, tensors: Mapping[str, Tensor]) -> None:
         raise ValueError(f"generator.cpu or that of the GPU: {error}") from error
 
 
-def _refuse_too_large(shape: ModelConfig, config: TrainConfig, device: torch.device) -> None:
+def _refuse_too_large(
+    shape: ModelConfig,
+    config: TrainConfig,
+    device: torch.device,
+    instead: str = "give a smaller --hidden, --embedding, --layers, --batch-size or --bptt",
+) -> None:
     """Refuse what can never fit, before the system kills the process for trying.
 
     The estimate counts what is kept for the backward pass of one window, the logits of what
@@ -651,8 +661,7 @@ def _refuse_too_large(shape: ModelConfig, config: TrainConfig, device: torch.dev
     if needed > there:
         raise UsageError(
             f"training needs about {needed / 1e9:,.0f} GB of memory, and there are "
-            f"{there / 1e9:,.0f}: give a smaller --hidden, --embedding, --layers, "
-            "--batch-size or --bptt"
+            f"{there / 1e9:,.0f}: {instead}"
         )
 
 

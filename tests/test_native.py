@@ -176,6 +176,7 @@ def test_without_a_compiler_there_are_no_loops_and_a_reason(
     assert native.find_compiler() == ["ccache", "gcc-99"]
     monkeypatch.setenv("CC", "gcc '-O3")
     assert native.find_compiler() == [], "a quote that is never closed names no compiler"
+    assert native.why_none() == "CC names none"
     monkeypatch.delenv("CC")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert native.find_compiler() == []

@@ -181,6 +181,9 @@ class TestChoose:
         assert choose_for(budget={"steps": 31})[1].warmup_steps == 4
         assert choose_for(budget={"steps": 1})[1].warmup_steps == 1
         assert 1 < choose_for(budget={"minutes": 0.05})[1].warmup_steps < 20
+        # Lanes and windows become no more than a text has.
+        short = choose_for(budget={"minutes": 0.05}, characters=900)[1].warmup_steps
+        assert short > 2 * choose_for(budget={"minutes": 0.05})[1].warmup_steps
         usual = choose_for()[1].warmup_steps
         assert choose_for(budget={"steps": 2**63 - 1})[1].warmup_steps == usual > 3
 

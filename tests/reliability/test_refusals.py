@@ -419,6 +419,16 @@ def test_keep_is_remembered(tmp_path: Path, tale: Path, monkeypatch: pytest.Monk
     assert list(run.glob("step-*")) == []
 
 
+def test_what_no_longer_fits_is_refused_with_advice_that_can_be_followed(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sysconf = os.sysconf
+    monkeypatch.setattr(os, "sysconf", lambda n: 1 if n == "SC_PHYS_PAGES" else sysconf(n))
+    said = run_cli("train", "--run", run, "--resume")
+    assert said.code == 2
+    assert "there are 0: go on where there is more, or with another --device" in said.err
+
+
 def test_another_machine_is_told(run: Path) -> None:
     checkpoint = load(run / "last.safetensors")
     meta = {**checkpoint.meta, "threads": 64, "processor": "a Zilog Z80"}
