@@ -138,7 +138,7 @@ class Checkpoint:
         Raises:
             CheckpointError: the field is missing or of another type.
         """
-        where = f"{shown(self.path)}: " if self.path is not None else ""
+        where = self._where()
         if name not in self.meta:
             raise CheckpointError(f"{where}the checkpoint lacks the field {name!r}")
         value = self.meta[name]
@@ -158,8 +158,13 @@ class Checkpoint:
         try:
             return kind.from_dict(self.require(name, dict))
         except (ValueError, UsageError) as error:
-            where = f"{shown(self.path)}: " if self.path is not None else ""
-            raise CheckpointError(f"{where}the field {name!r} is not usable: {error}") from error
+            raise CheckpointError(
+                f"{self._where()}the field {name!r} is not usable: {error}"
+            ) from error
+
+    def _where(self) -> str:
+        """Return what a message begins with: the file, where there is one."""
+        return f"{shown(self.path)}: " if self.path is not None else ""
 
 
 # Writing ---------------------------------------------------------------------

@@ -87,17 +87,6 @@ def _cell_name(name: str) -> str:
     return name
 
 
-def _spin_briefly() -> None:
-    """Let OpenMP's threads sleep soon while they wait; to be called before torch is loaded.
-
-    A thread that waits for the next time step spins; if it spins for long while something else
-    wants its core, a step takes ten times as long. Spinning for less costs a quiet machine too
-    much (docs/performance.md).
-    """
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = "4000"
-
-
 def _run_folder(name: str) -> Path:
     """Refuse an empty name, which as a path would be the current folder."""
     if not name:
@@ -107,7 +96,11 @@ def _run_folder(name: str) -> Path:
 
 def main() -> None:
     """Run the command line; every failure is one line on stderr and an exit code."""
-    _spin_briefly()
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        # OpenMP reads this when torch is loaded. A thread that waits for the next time step
+        # spins; if it spins for long while something else wants its core, a step takes ten
+        # times as long. Spinning for less costs a quiet machine too much (docs/performance.md).
+        os.environ["GOMP_SPINCOUNT"] = "4000"
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             # Closed by the caller: it reads as empty and swallows what is written, and no

@@ -497,8 +497,8 @@ def compare(
             "another folder with --run"
         )
     runs = [(seed, cell, folder / f"{cell}-seed{seed}") for seed, cell in plan.runs()]
-    for path in (path for _, _, path in runs if new):
-        if (path / RESULT).exists() or _has_begun(path):
+    for _, _, path in runs:
+        if new and ((path / RESULT).exists() or _has_begun(path)):
             raise RunFolderError(
                 f"{shown(path)}: holds a run already, of no comparison that is known here: choose "
                 "another folder with --run"
