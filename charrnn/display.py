@@ -13,7 +13,7 @@ import shlex
 import sys
 import time
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal, Protocol
 
@@ -292,12 +292,29 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
     )
     if progress.best_nats is not None:
         yield f"best validation {_both_units(progress.best_nats)} at step {progress.best_step:,}"
+        if progress.best_nats > run.baselines["uniform"]:
+            yield "that is worse than guessing every symbol alike" + (
+                f": try {_tamer(run)}, or more time" if run.owner is None else ""
+            )
     if run.owner is not None:
         return  # what is next is the owner's to say
     if event.complete:
         yield f"sample from it with: charrnn sample {shlex.quote(str(run.folder.path))}"
     else:
         yield f"go on with: {run.command()}"
+
+
+def _clipped(run: Run, row: Mapping[str, Any]) -> str:
+    """Return the share of updates whose gradient was made smaller."""
+    what = "scaled down" if run.config.scale_norm else "clipped"
+    return f"{what} {100 * row['clipped_share']:.0f} %"
+
+
+def _tamer(run: Run) -> str:
+    """Return the options that keep updates small."""
+    config = run.config
+    bounded = config.clip_norm or config.clip_value or config.scale_norm
+    return "a lower --lr" if bounded else "a lower --lr or --clip-norm 1"
 
 
 class _Quiet:
@@ -394,7 +411,7 @@ class _PlainLines:
             f"step {row['step']:,}  epoch {row['epoch']:.2f}  {duration(row['seconds'])}  "
             f"train {_both_units(row['train_nats_per_char'])}  "
             f"lr {row['learning_rate']:.2g}  gradient {row['gradient_norm']:.2f}  "
-            f"clipped {100 * row['clipped_share']:.0f} %  "
+            f"{_clipped(self.run, row)}  "
             f"{row['chars_per_second']:,.0f} chars/s{eta}"
         )
 
@@ -419,10 +436,10 @@ def _plain(event: Event, run: Run) -> Iterable[str]:
         if scored < run.valid.characters:
             yield f"validations score the first {scored:,} characters held out, to save time"
     elif isinstance(event, Spiked):
-        advice = "; a lower --lr makes that rarer" if run.owner is None else ""
+        advice = f"; {_tamer(run)} makes that rarer" if run.owner is None else ""
         yield (
-            f"the loss jumped from {event.before:.3f} to {event.after:.3f} nats at step "
-            f"{event.step:,}{advice}"
+            f"the loss jumped to {event.after:.3f} nats at step {event.step:,}, from "
+            f"{event.before:.3f} in the mean{advice}"
         )
     elif isinstance(event, Uncaptured):
         yield (
@@ -506,7 +523,7 @@ class _LiveTerminal:
                 f"{eta} to go",
                 f"lr {row['learning_rate']:.2g}",
                 f"gradient {row['gradient_norm']:.2f}",
-                f"clipped {100 * row['clipped_share']:.0f} %",
+                _clipped(self.run, row),
             ]
             columns = 4 if self.console.width >= 70 else 2
             grid = Table.grid(padding=(0, 3))

@@ -83,6 +83,7 @@ class Spiked:
 
     step: int
     before: float
+    """Running mean of the loss before, nats per character."""
     after: float
 
 
@@ -136,6 +137,8 @@ class _Loop:
         self.planner = Planner(run)
         self.told_uncaptured = False
         self.row_from = (run.progress.characters, run.progress.seconds)
+        #: The training loss of this sitting's latest row, nats per character.
+        self.row_loss = math.inf
         #: Updates that nobody has looked at yet.
         self.pending: list[tuple[UpdateResult, int]] = []
         self.last_losses: deque[float] = deque(maxlen=5)
@@ -281,7 +284,8 @@ class _Loop:
         }
         progress.row_loss = progress.row_norm = 0.0
         progress.row_characters = progress.row_clipped = progress.row_updates = 0
-        before = progress.smooth_loss
+        before, risen = progress.smooth_loss, loss > self.row_loss
+        self.row_loss = loss
         if before is None:
             progress.smooth_loss = loss
         else:
@@ -292,7 +296,9 @@ class _Loop:
         self.row_from = (progress.characters, progress.seconds)
         yield Logged(row, progress.planned_steps, self._eta())
         warm = progress.step > 2 * config.warmup_steps
-        if before is not None and warm and loss > before + SPIKE and progress.spike_step is None:
+        # What comes down after a jump is above the mean, too.
+        told = progress.spike_step is not None
+        if before is not None and risen and loss > before + SPIKE and warm and not told:
             progress.spike_step = progress.step
             yield Spiked(progress.step, before, loss)
 

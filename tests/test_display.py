@@ -131,7 +131,8 @@ class TestPlain:
             "step 1,200  epoch 2.50  3:05  train 1.3863 nats (2.000 bits)  lr 0.012  "
             "gradient 0.46  clipped 30 %  12,346 chars/s  1:02:05 to go",
             "step 1,200  epoch 2.50  3:05  valid 2.0794 nats (3.000 bits)  best",
-            "the loss jumped from 1.234 to 3.456 nats at step 1,200; a lower --lr makes that rarer",
+            "the loss jumped to 3.456 nats at step 1,200, from 1.234 in the mean; a lower --lr "
+            "makes that rarer",
             "done after 1,200 steps, 61,200 characters, 0 s",
             "best validation 2.0794 nats (3.000 bits) at step 1,100",
             f"sample from it with: charrnn sample '{run.folder.path}'",
@@ -168,7 +169,40 @@ class TestPlain:
         text = capsys.readouterr().err
         assert text.count("after 1,200 steps") == 2
         assert "charrnn" not in text
-        assert text.endswith("the loss jumped from 1.234 to 3.456 nats at step 1,200\n")
+        assert text.endswith(
+            "the loss jumped to 3.456 nats at step 1,200, from 1.234 in the mean\n"
+        )
+
+    def test_says_what_keeps_updates_small(
+        self, run: Run, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run.progress.best_nats = run.baselines["uniform"] + 0.1
+        worse = "that is worse than guessing every symbol alike: try a lower --lr"
+        spike, end = Spiked(1200, 1.234, 3.456), Finished("done", complete=True)
+        assert f"{worse}, or more time\n" in said(run, end, capsys)
+        run.config = replace(run.config, clip_norm=None)
+        assert f"{worse} or --clip-norm 1, or more time\n" in said(run, end, capsys)
+        assert "; a lower --lr or --clip-norm 1 makes that rarer\n" in said(run, spike, capsys)
+        run.owner = "charrnn compare --run all --resume"
+        assert "that is worse than guessing every symbol alike\n" in said(run, end, capsys)
+        run.progress.best_nats = run.baselines["uniform"]
+        assert "worse" not in said(run, end, capsys)
+
+    @pytest.mark.parametrize("live", [False, True])
+    def test_scaling_is_not_called_clipping(
+        self, run: Run, capsys: pytest.CaptureFixture[str], live: bool
+    ) -> None:
+        run.config = replace(run.config, clip_norm=None, scale_norm=0.5)
+        if live:
+            panel = _LiveTerminal(Console(stderr=True, force_terminal=True, width=100))
+            panel.start(run)
+            panel.show(LOGGED)
+            panel.close()
+            shown = capsys.readouterr().err
+        else:
+            shown = said(run, LOGGED, capsys)
+        assert "scaled down 30 %" in shown
+        assert "clipped" not in shown
 
     def test_lines_of_progress_come_now_and_then(
         self, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -7,7 +7,7 @@ import math
 import random
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from charrnn.evaluation import score as real_score
 from charrnn.model import CharModel, Hidden
 from charrnn.optimiser import MuonAdamW
 from charrnn.runfolder import RunFolder
-from charrnn.training import Spiked
+from charrnn.training import Logged, Spiked
 from tests.conftest import Result, run_cli
 from tests.reliability.conftest import Promise
 from tests.reliability.runs import STEPS, begin, drive, rows, tale
@@ -218,15 +218,15 @@ def test_a_validation_that_is_none(
     assert is_whole(tmp_path / "run")
 
 
-def spiking(at: set[int]) -> Callable[..., tuple[Tensor, Hidden]]:
-    """A loss that is 3 nats higher at some updates."""
+def spiking(jumps: Mapping[int, float]) -> Callable[..., tuple[Tensor, Hidden]]:
+    """A loss that is so many nats higher at some updates."""
     updates = 0
 
     def window_loss(*window: Any) -> tuple[Tensor, Hidden]:
         nonlocal updates
         updates += 1
         loss, after = real_window_loss(*window)
-        return loss + 3 * (updates in at), after
+        return loss + jumps.get(updates, 0.0), after
 
     return window_loss
 
@@ -234,7 +234,7 @@ def spiking(at: set[int]) -> Callable[..., tuple[Tensor, Hidden]]:
 def test_a_loss_spike_is_told_once(
     tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jumps = {*range(121, 131), *range(151, 161)}
+    jumps = dict.fromkeys((*range(121, 131), *range(151, 161)), 3.0)
     monkeypatch.setattr(charrnn.update, "window_loss", spiking(jumps))
     monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 3)
     budget = {"steps": 200}
@@ -243,6 +243,20 @@ def test_a_loss_spike_is_told_once(
     (spike,) = (event for event in events if isinstance(event, Spiked))
     assert spike.step == 130
     assert spike.after > spike.before + 2
+
+
+def test_a_loss_that_falls_has_not_jumped(
+    tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it is far above its mean: what comes down after a jump that was no news yet."""
+    jumps = dict.fromkeys(range(31, 41), 9.0) | dict.fromkeys(range(41, 51), 7.0)
+    monkeypatch.setattr(charrnn.update, "window_loss", spiking(jumps))
+    monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 3)
+    with RunFolder.create(tmp_path / "run") as folder:
+        events = drive(begin(folder, tale, budget={"steps": 200}, validate_every=100))
+    losses = {e.row["step"]: e.row["train_nats_per_char"] for e in events if isinstance(e, Logged)}
+    assert losses[50] > sum(losses[step] for step in (10, 20, 30, 40)) / 4 + charrnn.training.SPIKE
+    assert not [event for event in events if isinstance(event, Spiked)]
 
 
 @pytest.mark.parametrize(
