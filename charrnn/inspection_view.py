@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from charrnn.display import WIDE, Output, plain_table, print_words, printable
+from charrnn.display import WIDE, Output, counted, plain_table, print_words, printable
 from charrnn.equations import SHOWN, Step
 from charrnn.gradients import Clipping, Cut, Truncation
 from charrnn.inspection import (
@@ -40,6 +40,7 @@ __all__ = [
     "memory_lines",
     "memory_says",
     "print_inspection",
+    "radius_says",
     "step_lines",
     "step_says",
     "truncation_lines",
@@ -86,8 +87,7 @@ def _sections(inspection: Inspection, console: Output) -> Iterator[tuple[str, st
             "What is left of the gradient of one character's loss, k characters before it "
             f"(means of {flows[0].places} places), along each layer's states. Plot: k from 0 to "
             f"{len(flows[0].reaches[0].relative) - 1}, both axes logarithmic, down to "
-            f"{FAINTEST:g}. Radius: the recurrent matrices' spectral radius"
-            + (", * scaled to it." if any(flow.scaled_to for flow in flows) else ".")
+            f"{FAINTEST:g}. {radius_says(flows)}"
             + (" Linear: through the matrix alone, without tanh." if linear else ""),
             _gradient_flow(flows),
         )
@@ -200,6 +200,12 @@ def _step(step: Step, console: Output) -> Table:
         lines = [line[:-1] for line in lines]
 
 
+def radius_says(flows: Sequence[GradientFlow]) -> str:
+    """Say what the table of the gradient flow means by a radius."""
+    scaled = ", * scaled to it" if any(flow.scaled_to for flow in flows) else ""
+    return f"Radius: the recurrent matrices' spectral radius{scaled}."
+
+
 def gradient_flow_lines(flows: Sequence[GradientFlow]) -> list[list[str]]:
     """Return the table of the gradient flow: its head, and a row a state."""
     farthest = len(flows[0].reaches[0].relative) - 1
@@ -256,10 +262,16 @@ def memory_says(memory: Memory) -> str:
 
 
 def enough_says(memory: Memory) -> str:
-    """Say how many characters of context are enough."""
+    """Say how many characters of context are enough, and where less is better than all."""
     if memory.needed is None:
         return f"more than {len(memory.excess_nats) - 1:,} characters are needed"
-    return f"{memory.needed:,} characters are enough"
+    are = "is" if memory.needed == 1 else "are"
+    enough = f"{counted(memory.needed, 'character')} {are} enough"
+    least = min(memory.excess_nats)
+    if least >= -memory.tolerance:
+        return enough
+    best = counted(memory.excess_nats.index(least), "character")
+    return f"{enough} (with {best} the loss is {-least:.4f} nats lower than with all before)"
 
 
 def memory_lines(memory: Memory) -> list[list[str]]:
@@ -391,7 +403,7 @@ def clipping_says(clipping: Clipping) -> str:
     elif clipping.clip_value is not None:
         done = f"Entries clipped to {clipping.clip_value:g}: {share}"
     elif clipping.scale_norm is not None:
-        done = f"Scaled to a norm of {clipping.scale_norm:g}, down: {share}"
+        done = f"Every one was scaled to a norm of {clipping.scale_norm:g}, down in {share}"
     return (
         f"Norms of the gradient over {clipping.steps:,} updates, largest {clipping.largest:.3g} "
         f"(means of a few updates each, as logged). {done}."
@@ -408,7 +420,8 @@ def clipping_lines(clipping: Clipping) -> list[list[str]]:
         ]
         for period in clipping.periods
     ]
-    return [["steps", "10 %", "median", "90 %", "clipped"], *rows]
+    cut = "clipped" if clipping.scale_norm is None else "scaled down"
+    return [["steps", "10 %", "median", "90 %", cut], *rows]
 
 
 def _clipping(clipping: Clipping) -> Table:

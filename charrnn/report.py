@@ -47,6 +47,7 @@ from charrnn.inspection_view import (
     mark,
     memory_lines,
     memory_says,
+    radius_says,
     step_lines,
     step_says,
     truncation_lines,
@@ -243,7 +244,8 @@ def inspection_page(inspection: Inspection, portrait: Portrait, text: str, origi
         reach = next(r for r in reaches if r.layer == last and r.state == "h")
         lag, farthest = reach.under_1_percent_at, len(reach.relative) - 1
         after = f"beyond {farthest:,}" if lag is None else f"after {lag:,}"
-        lead += f" Along its state h the gradient falls under 1 % {after} characters."
+        of_layer = f" of layer {last}" if last > 1 else ""
+        lead += f" Along its state h{of_layer} the gradient falls under 1 % {after} characters."
     if inspection.memory is not None:
         lead += f" As context, {enough_says(inspection.memory)}."
     sections = [
@@ -523,7 +525,8 @@ def _beside(looked: Looked, figure: str, tables: str) -> str:
 
 
 def _flow_section(looked: Looked, seen: str) -> str:
-    flow = looked[0][2].gradient_flow[0]
+    flows = [flow for _, _, inspection in looked for flow in inspection.gradient_flow]
+    flow = flows[0]
     linear = ""
     if any(reach.state == "linear" for _, _, i in looked for reach in i.gradient_flow[0].reaches):
         linear = " Linear"
@@ -536,8 +539,10 @@ def _flow_section(looked: Looked, seen: str) -> str:
             "What is left of the gradient of one character's loss, k characters before it, as a "
             "share of what it is at the character itself; k from 1 to "
             f"{len(flow.reaches[0].relative) - 1}, means of {flow.places} places, both axes "
-            "logarithmic. The gradient vanishes where a line falls; one that rises above 1 "
-            f"explodes, and is not drawn above {LOUDEST:,.0f}.{linear} {seen}",
+            "logarithmic. The gradient vanishes along a line that goes on falling, and explodes "
+            f"along one that goes on rising, which is not drawn above {LOUDEST:,.0f}; in the first "
+            "few characters a line may rise because more ways lead back, through other layers or "
+            f"an LSTM's c.{linear} {radius_says(flows)} {seen}",
         ),
         _each(looked, gradient_flow_lines, "gradient_flow"),
     )
@@ -615,8 +620,8 @@ def _clipping_section(looked: Looked) -> str:
         "Clipping",
         page.figure(
             _clipping_charts(looked),
-            "Gradient norms during training, in periods of equal length. Lines: medians; bands: "
-            "10 to 90 % of the norms in the log.",
+            "Gradient norms during training, in periods of about equal length. Lines: medians; "
+            "bands: 10 to 90 % of the norms in the log.",
         ),
         page.bullets(
             (f"{portrait.label}: " if several else "") + clipping_says(inspection.clipping)
@@ -710,7 +715,7 @@ def _flow_charts(looked: Looked) -> list[tuple[str, str]]:
 
 
 def _weights(flow: GradientFlow) -> str:
-    name = {"trained": "Trained", "initial": "At initialisation"}[flow.weights]
+    name = {"trained": "Trained", "initial": "Untrained"}[flow.weights]
     return name if flow.scaled_to is None else f"{name}, radius {flow.scaled_to:g}"
 
 
@@ -773,7 +778,7 @@ def _unit_chart(looked: Looked) -> str:
 
 
 def _clipping_charts(looked: Looked) -> list[tuple[str, str]]:
-    norms, shares, rules = [], [], []
+    norms, shares, rules, cut = [], [], [], "clipped"
     for style, portrait, inspection in looked:
         history = inspection.clipping
         assert history is not None
@@ -784,14 +789,17 @@ def _clipping_charts(looked: Looked) -> list[tuple[str, str]]:
         shares.append(Line(label, steps, [p.clipped_share for p in history.periods], style))
         if history.clip_norm is not None:
             rules.append(Rule(f"clipped above {history.clip_norm:g}", history.clip_norm))
+        if history.scale_norm is not None:
+            rules.append(Rule(f"scaled to {history.scale_norm:g}", history.scale_norm))
+            cut = "scaled down"
     return [
         ("Gradient norms", line_chart(
             "norms", "Norms of the gradient during training", norms, x_label="step",
             y_label="norm of the gradient", y_log=True, rules=tuple(dict.fromkeys(rules)),
         )),
-        ("Share of updates clipped", line_chart(
-            "clipped", "Share of the updates whose gradient was clipped", shares, x_label="step",
-            y_label="updates clipped", y_range=(-0.03, 1.03), y_percent=True,
+        (f"Share of updates {cut}", line_chart(
+            "clipped", f"Share of the updates whose gradient was {cut}", shares, x_label="step",
+            y_label=f"updates {cut}", y_range=(-0.03, 1.03), y_percent=True,
         )),
     ]  # fmt: skip
 

@@ -193,7 +193,10 @@ class TestClipping:
             ({}, "Nothing was clipped."),
             ({"clip_norm": 1.5}, "Clipped to a norm of 1.5: 50.0 % of updates."),
             ({"clip_value": 0.25}, "Entries clipped to 0.25: 50.0 % of updates."),
-            ({"scale_norm": 2.5}, "Scaled to a norm of 2.5, down: 50.0 % of updates."),
+            (
+                {"scale_norm": 2.5},
+                "Every one was scaled to a norm of 2.5, down in 50.0 % of updates.",
+            ),
         ],
     )
     def test_says_what_was_done(self, how: dict[str, float], said: str) -> None:

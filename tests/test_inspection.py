@@ -44,7 +44,7 @@ from charrnn.inspection import (
     unroll_model,
     with_spectral_radius,
 )
-from charrnn.inspection_view import memory_lines, print_inspection
+from charrnn.inspection_view import enough_says, memory_lines, print_inspection
 from charrnn.model import CharModel
 from charrnn.properties import PROPERTIES
 from charrnn.trained import load_model
@@ -331,6 +331,23 @@ class TestMemory:
         assert found.excess_nats[0] == pytest.approx(math.log(9), abs=0.01)
         assert found.excess_nats[1:] == pytest.approx([0.0] * (len(found.excess_nats) - 1))
         assert found.full_nats == pytest.approx(0.0, abs=0.01)
+
+    @pytest.mark.parametrize(
+        ("excess", "said"),
+        [
+            ((0.5, 0.1, 0.004), "2 characters are enough"),
+            ((0.5, 0.004, -0.01), "1 character is enough"),
+            (
+                (-0.3, -0.9, 0.0),
+                "0 characters are enough (with 1 character the loss is 0.9000 nats lower than with "
+                "all before)",
+            ),
+        ],
+    )
+    def test_says_where_less_is_better(self, excess: tuple[float, ...], said: str) -> None:
+        needed = int(said[0])
+        found = Memory(1.5, excess, (0.0,) * 3, 30, tolerance=0.01, needed=needed, bptt=None)
+        assert enough_says(found) == said
 
     def test_not_enough(self) -> None:
         found = memory(make_model("rnn"), make_stretch(120), vocabulary(), tolerance=-9.0)

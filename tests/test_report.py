@@ -472,7 +472,7 @@ class TestInspectionPage:
         seen = inspection(gradient_flow=(flow(reaches=reaches), flow("initial")), memory=memory)
         text = inspection_page(seen, portrait(inspection=seen), "poem", ORIGIN)
         assert ">Trained</h3>" not in text
-        assert "At initialisation" in text
+        assert "Untrained" in text
         assert "nothing to draw" in text
         check(text)
 
