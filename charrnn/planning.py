@@ -20,6 +20,10 @@ OFF_PLAN = 0.1
 OFF_PLAN_AFTER = 0.1
 #: What saves and rows of the log leave of the time.
 OF_UPDATES = 0.98
+#: Least that a validation scores where the minutes are few.
+LEAST_TIMED = 10_000
+#: Characters that a validation is expected to score in the time that trains one, before the first.
+PACE = 2
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,27 @@ class Planner:
     def characters_to_validate(self) -> int | None:
         """Return what a validation is to score at the speed so far; None: nothing is held out."""
         speed = self._speed_so_far()
-        return self._validations(self._affordable_steps(speed), speed)[1]
+        total = self._affordable_steps(speed)
+        characters = self._validations(total, speed)[1]
+        if characters is None or self.run.progress.validate_characters is not None:
+            return characters
+        tenth = int(total * self._characters_per_step() / 10)
+        return min(characters, max(LEAST_TIMED, tenth))
+
+    def seconds_left(self) -> float | None:
+        """Return the time of the updates and validations still to come; None: not known yet."""
+        progress, minutes = self.run.progress, self.run.config.minutes
+        if progress.planned_steps is None:
+            return None if minutes is None else max(0.0, minutes * 60 - progress.seconds)
+        if progress.step == 0:
+            return None
+        an_update = progress.training_seconds / progress.step
+        a_validation = progress.seconds_a_validation
+        if not progress.validations and progress.validate_characters is not None:
+            as_updates = progress.validate_characters / self._characters_per_step() / PACE
+            a_validation = as_updates * an_update
+        ahead = self._validations_ahead(progress.planned_steps, progress.validate_every)
+        return (progress.planned_steps - progress.step) * an_update + ahead * a_validation
 
     def plan(self) -> Planned:
         """Plan the minutes at the speed so far, once it is known."""
@@ -78,14 +102,18 @@ class Planner:
     def is_off(self) -> bool:
         """Whether the speed has changed so much that the minutes would not be kept."""
         progress = self.run.progress
-        if self.run.config.minutes is None or progress.planned_steps is None or self.run.is_over:
+        planned = progress.planned_steps
+        if self.run.config.minutes is None or planned is None or self.run.is_out_of_patience:
             return False
         speed, since = self._speed_since_plan()
-        if since < OFF_PLAN_AFTER * self._budget():
+        # A plan that was made after a pause may be over before the stretch is.
+        if since < OFF_PLAN_AFTER * self._budget() and progress.step < planned:
             return False
-        end = progress.seconds + (progress.planned_steps - progress.step) / speed
-        end += self._validations_ahead(progress.planned_steps, progress.validate_every)
-        return abs(end - self._budget()) > OFF_PLAN * self._budget()
+        end = progress.seconds + (planned - progress.step) / speed
+        ahead = self._validations_ahead(planned, progress.validate_every)
+        end += ahead * progress.seconds_a_validation
+        off = abs(end - self._budget()) > OFF_PLAN * self._budget()
+        return off and self._affordable_steps(speed) != planned
 
     def plan_again(self) -> Planned:
         """Plan what is left of the minutes at the speed since the last plan."""
@@ -135,20 +163,33 @@ class Planner:
         return (progress.step - progress.planned_at_step) / max(1e-9, seconds), seconds
 
     def _affordable_steps(self, speed: float) -> int:
-        """Return the run's updates if it ends with its minutes, validations included."""
-        progress = self.run.progress
-        left = max(0.0, self._budget() - progress.seconds)
-        total = progress.step + max(1, int(left * speed))
-        left -= self._validations_ahead(total, self._validations(total, speed)[0])
-        return progress.step + max(1, int(left * speed))
+        """Return the run's updates if it ends with its minutes, validations included.
 
-    def _validations_ahead(self, total: int, every: int | None) -> float:
-        """Return the seconds that the validations take from here to the run's last update."""
+        Fewer updates are validated less often: it is the most of them that the time left by
+        their validations is enough for.
+        """
         progress = self.run.progress
+        left, cost = max(0.0, self._budget() - progress.seconds), progress.seconds_a_validation
+        validations = 0
+        while True:
+            total = progress.step + max(1, int((left - validations * cost) * speed))
+            ahead = self._validations_ahead(total, self._validations(total, speed)[0])
+            if not cost or ahead <= validations:
+                return total
+            validations += 1
+
+    def _validations_ahead(self, total: int, every: int | None) -> int:
+        """Return how many validations there are from here to the run's last update."""
         if every is None:
-            return 0.0
-        number = math.ceil(total / every) - progress.step // every
-        return number * progress.seconds_a_validation
+            return 0
+        progress = self.run.progress
+        is_due = progress.validated_step != progress.step
+        return math.ceil(total / every) - (progress.step - is_due) // every
+
+    def _characters_per_step(self) -> int:
+        """Return the predictions of an update whose loss counts."""
+        config = self.run.config
+        return config.batch_size * (config.loss_last or config.bptt)
 
     def _validations(self, total: int, speed: float | None = None) -> tuple[int | None, int | None]:
         """Return the steps between validations, and the characters that each one scores.
@@ -160,7 +201,7 @@ class Planner:
             return None, None
         every, characters = plan_validations(
             total,
-            config.batch_size * (config.loss_last or config.bptt),
+            self._characters_per_step(),
             run.valid.characters,
             run.progress.seconds_a_validation * (speed or 0.0),
         )

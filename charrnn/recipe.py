@@ -319,7 +319,8 @@ def plan_validations(
     Validation reads one to three times as fast as training (it is in float32 on a CPU that
     trains in bf16), so 3 to 20 validations that share a tenth of the trained characters take
     3 to 10 % of the time. A held-out part too large for three is scored on its beginning, and
-    then the same in every validation. Where one turns out to cost more, there are fewer.
+    then the same in every validation. Where one turns out to cost more, there are fewer, down
+    to that at the end.
 
     Args:
         total_steps: of the run.
@@ -328,10 +329,8 @@ def plan_validations(
         cost: of a validation, as the updates that could be made in its time; 0: not known.
     """
     affordable = total_steps * characters_per_step / 10
-    number = affordable / max(1, held_out)
-    if cost:
-        number = min(number, total_steps / 10 / cost)
-    number = min(20, max(3, int(number)))
-    every = max(1, math.ceil(total_steps / number))
+    number = min(20, max(3, int(affordable / max(1, held_out))))
     characters = min(held_out, max(LEAST_SCORED, int(affordable / number)))
-    return every, characters
+    if cost:
+        number = min(number, max(1, int(total_steps / 10 / cost)))
+    return max(1, math.ceil(total_steps / number)), characters

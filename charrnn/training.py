@@ -294,21 +294,13 @@ class _Loop:
             )
         self.run.folder.log(row)
         self.row_from = (progress.characters, progress.seconds)
-        yield Logged(row, progress.planned_steps, self._eta())
+        yield Logged(row, progress.planned_steps, self.planner.seconds_left())
         warm = progress.step > 2 * config.warmup_steps
         # What comes down after a jump is above the mean, too.
         told = progress.spike_step is not None
         if before is not None and risen and loss > before + SPIKE and warm and not told:
             progress.spike_step = progress.step
             yield Spiked(progress.step, before, loss)
-
-    def _eta(self) -> float | None:
-        progress, minutes = self.run.progress, self.run.config.minutes
-        if progress.planned_steps is None:
-            return None if minutes is None else max(0.0, minutes * 60 - progress.seconds)
-        if progress.step == 0:
-            return None
-        return (progress.planned_steps - progress.step) * progress.seconds / progress.step
 
     # -- validation and saving -------------------------------------------------------
 

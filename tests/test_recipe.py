@@ -357,4 +357,5 @@ def test_dear_validations_are_few(total: int, per_step: int, cost: float) -> Non
     usual, _ = plan_validations(total, per_step, 1000)
     assert every >= usual
     number = -(-total // every)
-    assert number <= 3 or number * cost <= total / 10 + cost
+    # The one at the end is made whatever it costs.
+    assert number == 1 or number * cost <= total / 10

@@ -462,28 +462,87 @@ def test_minutes_are_kept_when_the_speed_changes(
     assert rates[-1] < 0.1 * run.config.lr
 
 
+@pytest.mark.parametrize(
+    ("budget", "cost", "number"), [(30.0, 2.5, 2), (18.0, 4.0, 2), (60.0, 1.5, 4), (60.0, 8.0, 2)]
+)
 def test_minutes_are_kept_when_validations_are_dear(
-    start_run: StartRun, prose: Path, monkeypatch: pytest.MonkeyPatch
+    start_run: StartRun,
+    prose: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    budget: float,
+    cost: float,
+    number: int,
 ) -> None:
     """A stretch of updates with a validation in it is no slower than one without."""
     clock = Clock()
     monkeypatch.setattr("charrnn.training.time", clock)
 
     def dear(*arguments: Any, **options: Any) -> Scores:
-        clock.now += 2.5
+        clock.now += cost
         return score(*arguments, **options)
 
     monkeypatch.setattr("charrnn.training.score", dear)
-    run = start_run(TextChoices(texts=(str(prose),)), minutes=0.5)
+    run = start_run(TextChoices(texts=(str(prose),)), minutes=budget / 60)
     events = list(train(run))
     assert len(only(events, Planned)) == 1
-    assert 0.9 * 30 < run.progress.seconds < 1.1 * 30
-    number = len(only(events, Validated))
-    assert run.progress.validations == number
-    assert 3 <= number <= 4, "a tenth of the time would not do for three"
-    assert run.progress.validation_seconds == pytest.approx(2.5 * number, rel=0.2)
+    assert 0.9 * budget < run.progress.seconds < 1.1 * budget
+    assert len(only(events, Validated)) == run.progress.validations == number
+    assert run.progress.validation_seconds == pytest.approx(cost * number, rel=0.2)
     speeds = [row["chars_per_second"] for row in rows(run) if "chars_per_second" in row]
     assert min(speeds) > 0.5 * max(speeds), "the speed shown is that of updates"
+
+
+def test_minutes_are_used_when_a_pause_made_the_plan_too_short(
+    start_run: StartRun, prose: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-Z while the speed is measured: the plan ends before there is a new stretch to see."""
+    clock = Clock()
+    monkeypatch.setattr("charrnn.training.time", clock)
+    run = start_run(TextChoices(texts=(str(prose),)), minutes=1)
+    events = []
+    for event in train(run):
+        events.append(event)
+        if isinstance(event, Logged) and event.row["step"] == 250:
+            clock.now += 40
+    first, *others = only(events, Planned)
+    assert [plan.again for plan in others] == [True] * len(others)
+    assert run.progress.step == others[-1].total_steps > 1.3 * first.total_steps
+    assert 0.85 * 60 < run.progress.seconds < 1.1 * 60
+
+
+def test_few_minutes_are_not_spent_on_validation(
+    start_run: StartRun, prose: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("charrnn.training.time", Clock())
+    monkeypatch.setattr("charrnn.planning.LEAST_TIMED", 50)
+    run = start_run(TextChoices(texts=(str(prose),)), minutes=0.05)
+    planned, *_ = only(list(train(run)), Planned)
+    assert planned.validate_characters == run.progress.validate_characters
+    assert planned.validate_characters is not None
+    assert 50 < planned.validate_characters < 601
+    trained = planned.total_steps * run.config.batch_size * run.config.bptt
+    assert planned.validate_characters == pytest.approx(trained / 10, rel=0.5)
+
+
+@pytest.mark.parametrize("budget", [{"steps": 300}, {"minutes": 0.5}])
+def test_the_time_that_is_left_counts_the_validations(
+    start_run: StartRun, prose: Path, monkeypatch: pytest.MonkeyPatch, budget: dict[str, float]
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("charrnn.training.time", clock)
+
+    def dear(*arguments: Any, **options: Any) -> Scores:
+        clock.now += 3
+        return score(*arguments, **options)
+
+    monkeypatch.setattr("charrnn.training.score", dear)
+    run = start_run(TextChoices(texts=(str(prose),)), **budget)
+    told = [(e.row["seconds"], e.eta) for e in train(run) if isinstance(e, Logged)]
+    validated = next(row["seconds"] for row in rows(run) if "valid_nats_per_char" in row)
+    later = [(seconds, eta) for seconds, eta in told if eta is not None and seconds > validated]
+    assert len(later) > 5
+    for seconds, eta in later:
+        assert seconds + eta == pytest.approx(run.progress.seconds, rel=0.1)
 
 
 def test_another_plan_validates_on_the_same_characters(
