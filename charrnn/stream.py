@@ -82,6 +82,12 @@ class Chunk:
     characters: int
     """Predictions whose loss counts: those of the last ``characters // B`` time steps."""
 
+    @property
+    def unknown(self) -> int:
+        """How many of these are of symbol 0, the unknown one (for bytes: of the byte 0)."""
+        steps = self.characters // self.y_TB.shape[1]
+        return int((self.y_TB[-steps:] == UNKNOWN).sum())
+
 
 class Lanes:
     """A part of a text as B lanes of consecutive windows, pass after pass without end.

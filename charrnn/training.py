@@ -22,6 +22,7 @@ from charrnn.planning import Planned, Planner
 from charrnn.recipe import LEAST_SCORED
 from charrnn.run import Run
 from charrnn.sampling import sample
+from charrnn.stream import Chunk
 from charrnn.update import UpdateResult
 
 __all__ = ["Event", "Finished", "Logged", "Planned", "Sampled", "Saved", "Spiked", "Uncaptured"]
@@ -140,7 +141,7 @@ class _Loop:
         #: The training loss of this sitting's latest row, nats per character.
         self.row_loss = math.inf
         #: Updates that nobody has looked at yet.
-        self.pending: list[tuple[UpdateResult, int]] = []
+        self.pending: list[tuple[UpdateResult, Chunk]] = []
         self.last_losses: deque[float] = deque(maxlen=5)
         self.saved_at = run.progress.seconds
         self.save_seconds = 0.0
@@ -190,7 +191,7 @@ class _Loop:
             chunk = next(chunks)
             factor = run.schedule().factor(progress.step)
             run.update.optimiser.set_rates(config.lr * factor, config.lr_adam * factor)
-            self.pending.append((run.update(chunk), chunk.characters))
+            self.pending.append((run.update(chunk), chunk))
             progress.step += 1
             progress.characters += chunk.characters
             row_is_due = progress.step % LOG_EVERY == 0 or run.is_over
@@ -233,14 +234,17 @@ class _Loop:
         """Look at the results of the updates since the last look and add them up."""
         progress = self.run.progress
         first = progress.step - len(self.pending) + 1
-        for step, (result, characters) in enumerate(self.pending, start=first):
+        for step, (result, chunk) in enumerate(self.pending, start=first):
             loss, norm = float(result.loss), float(result.norm)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise self._non_finite(step, loss, norm)
             clipped = bool(result.clipped)
             progress.clipped_steps += clipped
-            progress.row_loss += loss * characters
-            progress.row_characters += characters
+            # Nothing can be learned of how an unknown character is spelled, but every score
+            # charges it.
+            spelling = chunk.unknown * self.run.vocabulary.unknown_nats
+            progress.row_loss += loss * chunk.characters + spelling
+            progress.row_characters += chunk.characters
             progress.row_norm += norm
             progress.row_clipped += clipped
             progress.row_updates += 1

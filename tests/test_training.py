@@ -129,6 +129,22 @@ def test_the_log_has_the_rows_and_names_that_were_promised(start_run: StartRun) 
     assert run.progress.characters == rows(run)[-1]["characters"]
 
 
+def test_the_training_loss_charges_unknown_characters_as_a_score_does(
+    start_run: StartRun, prose: Path
+) -> None:
+    text = TextChoices(texts=(str(prose),), min_count=60)
+    run = start_run(text, epochs=1, lr=1e-9, loss_last=11)
+    exact = score(run.model, run.train, run.vocabulary)
+    assert exact.unknown / exact.characters > 0.02
+    list(train(run))
+    updates = [row for row in rows(run) if "train_nats_per_char" in row]
+    losses, characters = zip(
+        *((row["train_nats_per_char"], row["characters"]) for row in updates), strict=True
+    )
+    counted = np.diff(characters, prepend=0)
+    assert np.average(losses, weights=counted) == pytest.approx(exact.nats_per_char, rel=0.01)
+
+
 def test_a_row_sums_up_the_updates_since_the_last(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
