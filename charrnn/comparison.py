@@ -199,6 +199,7 @@ class RunResult(Record):
     characters: int
     """Predictions scored there."""
     unknown: int
+    """Those of them that are charged with their spelling besides."""
     chars_per_second: float
     """Speed of that scoring."""
 
@@ -249,6 +250,7 @@ class CellResult:
             "hidden": best.hidden,
             "parameters": best.parameters,
             "characters": best.characters,
+            "unknown": best.unknown,
             "nats_per_char": nats,
             "bits_per_char": nats / math.log(2),
             "bits_per_byte": self.mean("bits_per_byte"),

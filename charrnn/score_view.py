@@ -233,6 +233,11 @@ def comparison_says(comparison: Comparison) -> Iterator[str]:
         f"Matched by {matched}; {budget} a run, {seeds}; the {chosen}, on the "
         f"{one.characters:,} predictions of the {part}; us/char: training, microseconds."
     )
+    if one.unknown:
+        yield (
+            f"{one.unknown:,} of these characters {'is' if one.unknown == 1 else 'are'} unknown "
+            "to the vocabulary, charged with their spelling."
+        )
     if len(comparison.cells) < 2:
         return
     if plan.minutes is not None:

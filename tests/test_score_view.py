@@ -7,6 +7,7 @@ import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,10 +136,16 @@ class TestTable:
 
 
 class TestComparison:
-    def says(
-        self, cells: tuple[CellName, ...], seeds: int, more: int = 0, /, **budget: float
-    ) -> list[str]:
-        plan = Plan(texts=(), cells=cells, seeds=seeds, **budget)  # type: ignore[arg-type]
+    def made(
+        self,
+        cells: tuple[CellName, ...],
+        seeds: int,
+        more: int = 0,
+        /,
+        unknown: int = 0,
+        **planned: Any,
+    ) -> Comparison:
+        plan = Plan(texts=(), cells=cells, seeds=seeds, **planned)
         results = [
             RunResult(
                 run="run", cell=cell, seed=seed, layers=1, hidden=3,
@@ -146,12 +153,15 @@ class TestComparison:
                 trained_characters=80, seconds=7.0,
                 train_chars_per_second=1000.0, valid_nats_per_char=2.0,
                 nats_per_char=2.0 + place + 0.01 * seed, bits_per_byte=3.0, characters=999,
-                unknown=0, chars_per_second=5000.0,
+                unknown=unknown, chars_per_second=5000.0,
             )
             for place, cell in enumerate(cells)
             for seed in range(seeds)
         ]  # fmt: skip
-        return list(comparison_says(Comparison.of(plan, results)))
+        return Comparison.of(plan, results)
+
+    def says(self, *made: Any, **planned: Any) -> list[str]:
+        return list(comparison_says(self.made(*made, **planned)))
 
     def test_a_pair_is_held_against_what_chance_makes(self) -> None:
         *_, pair, least = self.says(("lstm", "gru"), 3, steps=20)
@@ -164,6 +174,17 @@ class TestComparison:
     def test_what_could_not_be_matched_is_not_said_to_be(self, more: int, said: str) -> None:
         first, *_ = self.says(("rnn", "lstm", "gru"), 1, more, steps=20)
         assert first.startswith(f"Matched by parameters{said} 20 steps a run")
+
+    @pytest.mark.parametrize(
+        ("unknown", "said"), [(1, "1 of these characters is"), (93, "93 of these characters are")]
+    )
+    def test_what_the_vocabulary_lacks_is_said(self, unknown: int, said: str) -> None:
+        made = self.made(("lstm", "gru"), 2, unknown=unknown, steps=20)
+        assert f"{said} unknown to the vocabulary, charged with their spelling." in list(
+            comparison_says(made)
+        )
+        assert [row["unknown"] for row in made.to_list()] == [unknown] * 2
+        assert not any("unknown" in line for line in self.says(("lstm", "gru"), 2, steps=20))
 
     @pytest.mark.parametrize("seeds", [1, 3])
     def test_one_cell_is_held_against_nothing(self, seeds: int) -> None:
