@@ -875,7 +875,7 @@ def compare(
             try:
                 stop.leave_at_once()
                 _say("looking into a run of each cell, for the report ...")
-                _report_comparison(report, folder, comparison, where)
+                _report_comparison(report, comparison, where)
             except Stopped:
                 _say(f"all runs are done, but there is no report yet; {go_on}")
                 raise
@@ -1116,13 +1116,11 @@ def _refuse_overwriting(
             raise UsageError(f"{flag} {shown(path)} would overwrite {what}: give another file")
 
 
-def _report_comparison(
-    path: Path, folder: Path, comparison: Comparison, device: torch.device
-) -> None:
+def _report_comparison(path: Path, comparison: Comparison, device: torch.device) -> None:
     from charrnn.portrait import portray_comparison
     from charrnn.report import comparison_page
 
-    portraits, logs = portray_comparison(folder, comparison)
+    portraits, logs = portray_comparison(comparison)
     _save_report(path, comparison_page(comparison, portraits, logs, _origin(device)))
 
 

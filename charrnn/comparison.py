@@ -649,12 +649,15 @@ def _median_speed(log: Path) -> float:
 def _read_result(path: Path) -> RunResult | None:
     """Return the result of a finished run; None for one that is not finished.
 
+    Its folder is the one it is found in: it was perhaps written in another place.
+
     Raises:
         RunFolderError: the file is not usable.
     """
     file = path / RESULT
     try:
-        return RunResult.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        result = RunResult.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        return replace(result, run=str(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -156,14 +156,13 @@ def portray(
 
 
 def portray_comparison(
-    folder: Path, comparison: Comparison
+    comparison: Comparison,
 ) -> tuple[list[Portrait], list[tuple[RunResult, tuple[Row, ...]]]]:
     """Make the portrait of each cell's best run, looked into on what the cells are compared on.
 
     On the CPU, where ``charrnn inspect`` and ``charrnn sample`` give the same by default.
 
     Args:
-        folder: the comparison's.
         comparison: what came out.
 
     Returns:
@@ -175,14 +174,14 @@ def portray_comparison(
     portraits = []
     name: PartName = "test" if comparison.plan.test_share else "valid"
     for cell in comparison.cells:
-        path = folder / Path(cell.best.run).name
+        path = Path(cell.best.run)
         model, vocabulary, checkpoint = load_model(path, torch.device("cpu"))
         part = recorded_part(checkpoint, name)
         training = checkpoint.record("training", TrainConfig)
         inspection = _inspect_end(path, model, vocabulary, training, part)
         portraits.append(portray(cell.cell.upper(), path, model, vocabulary, part, inspection))
     runs = [run for cell in comparison.cells for run in cell.runs]
-    return portraits, [(run, read_log(folder / Path(run.run).name)) for run in runs]
+    return portraits, [(run, read_log(Path(run.run))) for run in runs]
 
 
 def _inspect_end(

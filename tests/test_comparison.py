@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import math
+import shutil
 import signal
 import statistics
 import subprocess
@@ -247,6 +248,18 @@ class TestCompare:
         assert [row["cell"] for row in rows] == list(CELL_NAMES)
         assert [len(row["runs"]) for row in rows] == [2, 2, 2]
         assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")} == before
+
+    def test_paths_are_those_of_the_folder_it_is_in_now(
+        self, cli: Cli, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shutil.copytree(uninterrupted, tmp_path / "moved")
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        rows = json.loads(cli("compare", "--run", "../moved", "--resume", "--json").out)
+        for row in rows:
+            paths = [row["checkpoint"], *(run["run"] for run in row["runs"])]
+            assert {Path(path).parent for path in paths} == {Path("../moved")}
+            assert all(Path(path).is_dir() for path in paths)
 
     def test_a_finished_one_needs_neither_its_text_nor_its_machine(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
