@@ -762,7 +762,10 @@ def compare(
         float | None, typer.Option(help="Share held out to choose by (default 0.1).")
     ] = None,
     test_share: Annotated[
-        float | None, typer.Option(help="Share at the very end to compare on (default 0.1).")
+        float | None,
+        typer.Option(
+            help="Share at the very end to compare on (default 0.1; 0: on the validation part)."
+        ),
     ] = None,
     encoding: Annotated[str | None, typer.Option(help="Of the text (default utf-8).")] = None,
     min_count: MinCount = None,

@@ -220,18 +220,20 @@ def comparison_says(comparison: Comparison) -> Iterator[str]:
         if (value := getattr(plan, f"{name}s")) is not None
     )
     part = "test part" if plan.test_share else "validation part"
+    flattered = "" if plan.test_share else ", which flatters it: it was chosen there"
     parameters = [cell.best.parameters for cell in comparison.cells]
     apart = max(parameters) / min(parameters) - 1
     matched = "parameters" if plan.match == "parameters" else "width"
     if plan.match == "parameters" and apart > TOLERANCE:
         matched += f" as nearly as widths allow, up to {apart:.1%} apart"
+    matched = f"Matched by {matched}; " if len(parameters) > 1 else ""
     seeds = f"mean of {plan.seeds} seeds" if plan.seeds > 1 else "one seed"
     chosen = (
         "last checkpoint" if one.valid_nats_per_char is None else "best checkpoint by validation"
     )
     yield (
-        f"Matched by {matched}; {budget} a run, {seeds}; the {chosen}, on the "
-        f"{one.characters:,} predictions of the {part}; us/char: training, microseconds."
+        f"{matched}{budget} a run, {seeds}; the {chosen}, on the "
+        f"{one.characters:,} predictions of the {part}{flattered}; us/char: training, microseconds."
     )
     if one.unknown:
         yield (

@@ -188,7 +188,13 @@ class TestComparison:
 
     @pytest.mark.parametrize("seeds", [1, 3])
     def test_one_cell_is_held_against_nothing(self, seeds: int) -> None:
-        assert len(self.says(("lstm",), seeds, steps=20)) == 1
+        (line,) = self.says(("lstm",), seeds, steps=20)
+        assert line.startswith("20 steps a run, ")
+
+    def test_what_was_chosen_where_it_is_scored_is_flattered(self) -> None:
+        first, *_ = self.says(("lstm", "gru"), 2, steps=20, test_share=0.0)
+        assert "of the validation part, which flatters it: it was chosen there; us/char" in first
+        assert "flatters" not in self.says(("lstm", "gru"), 2, steps=20)[0]
 
     @pytest.mark.parametrize(
         ("budget", "said"),
@@ -199,7 +205,7 @@ class TestComparison:
         ],
     )
     def test_the_budget_is_counted(self, budget: dict[str, float], said: str) -> None:
-        first, *_ = self.says(("lstm",), 1, **budget)
+        first, *_ = self.says(("lstm", "gru"), 1, **budget)
         assert first.startswith(f"Matched by parameters; {said} a run, one seed; ")
 
 
