@@ -29,7 +29,7 @@ from charrnn import recipe
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, Record, TextChoices
 from charrnn.corpus import Corpus, Part, scan, split
 from charrnn.errors import CorpusError, RunFolderError, UsageError, shown
-from charrnn.evaluation import Interrupted, Scores, score
+from charrnn.evaluation import Interrupted, Scores, perplexity, score
 from charrnn.files import embedded_corpus
 from charrnn.kernels import multiplies_bf16
 from charrnn.model import outline
@@ -254,7 +254,7 @@ class CellResult:
             "nats_per_char": nats,
             "bits_per_char": nats / math.log(2),
             "bits_per_byte": self.mean("bits_per_byte"),
-            "perplexity": math.exp(nats),
+            "perplexity": perplexity(nats),
             "chars_per_second": self.mean("chars_per_second"),
             "seconds": self.mean("seconds"),
             "spread": self.spread,

@@ -30,6 +30,7 @@ __all__ = [
     "PositionScores",
     "Prices",
     "Scores",
+    "perplexity",
     "prices",
     "read_windows",
     "score",
@@ -87,16 +88,21 @@ class Scores:
 
     @property
     def perplexity(self) -> float:
-        """Exponential of the nats per character; infinite beyond the largest float."""
-        try:
-            return math.exp(self.nats_per_char)
-        except OverflowError:
-            return math.inf
+        """See ``perplexity``."""
+        return perplexity(self.nats_per_char)
 
     @property
     def chars_per_second(self) -> float:
         """Predictions made per second of wall-clock time."""
         return self.characters / self.seconds
+
+
+def perplexity(nats_per_char: float) -> float:
+    """Return the exponential; infinite beyond the largest float."""
+    try:
+        return math.exp(nats_per_char)
+    except OverflowError:
+        return math.inf
 
 
 @torch.inference_mode()

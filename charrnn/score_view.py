@@ -19,7 +19,7 @@ from charrnn.comparison import TOLERANCE, Comparison
 from charrnn.corpus import Part
 from charrnn.display import WIDE, Output, counted, plain_table, print_words, printable
 from charrnn.errors import CharrnnError, reason, shown
-from charrnn.evaluation import PositionScores, Prices, Scores
+from charrnn.evaluation import PositionScores, Prices, Scores, perplexity
 from charrnn.portrait import PricedText, code_points
 
 __all__ = [
@@ -201,7 +201,7 @@ def comparison_lines(comparison: Comparison) -> list[list[str]]:
                 f"{row['steps']:,.0f}",
                 f"{row['clipped_steps']:,.0f}",
                 "-" if valid is None else f"{valid:.4f}",
-                "-" if valid is None else perplexity_figure(math.exp(valid)),
+                "-" if valid is None else perplexity_figure(perplexity(valid)),
                 f"{row['nats_per_char']:.4f}",
                 *([f"{row['spread']:.4f}"] if several else []),
                 f"{row['bits_per_char']:.4f}",

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from charrnn.assessment import After, Assessment
 from charrnn.baselines import Baseline
-from charrnn.comparison import Comparison, Plan, RunResult
+from charrnn.comparison import CellResult, Comparison, Plan, RunResult
 from charrnn.config import CellName, ModelConfig
 from charrnn.corpus import Part, scan
 from charrnn.errors import CharrnnError
@@ -23,6 +23,7 @@ from charrnn.evaluation import PositionScores, Prices, Scores
 from charrnn.score_view import (
     PerCharacter,
     SurpriseText,
+    comparison_lines,
     comparison_says,
     print_assessments,
 )
@@ -185,6 +186,15 @@ class TestComparison:
         )
         assert [row["unknown"] for row in made.to_list()] == [unknown] * 2
         assert not any("unknown" in line for line in self.says(("lstm", "gru"), 2, steps=20))
+
+    def test_a_model_that_came_to_nothing_has_its_row(self) -> None:
+        """Its perplexity is beyond the largest float."""
+        (cell,) = self.made(("lstm",), 1, steps=20).cells
+        lost = CellResult((replace(cell.runs[0], nats_per_char=1e9, valid_nats_per_char=1e9),))
+        assert lost.to_dict()["perplexity"] == math.inf
+        made = Comparison(self.made(("lstm",), 1, steps=20).plan, (lost,))
+        head, row = comparison_lines(made)
+        assert row[head.index("valid ppl")] == row[head.index("perplexity")] == "inf"
 
     @pytest.mark.parametrize("seeds", [1, 3])
     def test_one_cell_is_held_against_nothing(self, seeds: int) -> None:
