@@ -758,6 +758,22 @@ def compare(
     bptt: Annotated[
         int | None, typer.Option(help="Window of the gradient (default: the LSTM's).")
     ] = None,
+    optimiser: Annotated[
+        OptimiserName | None, typer.Option(help="The update rule (default muon).")
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Peak learning rate of the recurrence's matrices (default: each cell's); that of "
+            "the rest moves with it, by each cell's ratio."
+        ),
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Decoupled weight decay (default: by rule; sgd 0).")
+    ] = None,
+    clip_norm: Annotated[
+        float | None, typer.Option(help="Largest gradient norm; 0 turns clipping off (default 1).")
+    ] = None,
     valid_share: Annotated[
         float | None, typer.Option(help="Share held out to choose by (default 0.1).")
     ] = None,
@@ -790,8 +806,8 @@ def compare(
 
     All read the same text in the same order, with the same layers and lanes, and have the same
     number of parameters (--match hidden: the same width). With --minutes a faster cell reads more.
-    Learning rates, weight decay, dropout and weight drop are each cell's own. Ctrl-C saves and
-    leaves.
+    Learning rates, weight decay, dropout and weight drop are each cell's own where they are not
+    given. Ctrl-C saves and leaves.
 
     The page of --report is made when all runs are done; --resume makes it of a comparison that is
     finished already, without training anything.
@@ -811,6 +827,10 @@ def compare(
         "weight_drop": weight_drop,
         "batch_size": batch_size,
         "bptt": bptt,
+        "optimiser": optimiser,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "clip_norm": clip_norm,
         "valid_share": valid_share,
         "test_share": test_share,
         "encoding": encoding,

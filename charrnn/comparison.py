@@ -3,9 +3,9 @@
 Everything but the cell is equal: the split, the vocabulary, the lanes and windows in
 which the text is read, the number of layers, the embedding. Widths are solved for, so
 that all models have the same number of parameters, or are equal too. Learning rates,
-weight decay, dropout and weight drop follow the recipe's rules for each cell. Each cell
-is trained from several seeds, so that a difference can be held against the spread that
-chance alone makes.
+weight decay, dropout and weight drop follow the recipe's rules for each cell where they
+are not given. Each cell is trained from several seeds, so that a difference can be held
+against the spread that chance alone makes.
 
 A comparison is a folder: ``comparison.json`` with its plan, and a run's folder for
 every cell and seed, with the run's ``result.json`` once it is finished.
@@ -26,7 +26,7 @@ from typing import Any, Literal, Self
 import torch
 
 from charrnn import recipe
-from charrnn.config import CELL_NAMES, CellName, ModelConfig, Record, TextChoices
+from charrnn.config import CELL_NAMES, CellName, ModelConfig, OptimiserName, Record, TextChoices
 from charrnn.corpus import Corpus, Part, scan, split
 from charrnn.errors import CorpusError, RunFolderError, UsageError, shown
 from charrnn.evaluation import Interrupted, Scores, perplexity, score
@@ -86,7 +86,8 @@ class Plan(Record):
     test_share: float = 0.1
     min_count: int | None = None
     layers: int | None = None
-    """None leaves a number to the reference cell's recipe; so do those below."""
+    """None leaves a number to the reference cell's recipe, or to each cell's own; so do those
+    below."""
     hidden: int | None = None
     """H of the reference cell; the others' too where hidden is matched."""
     embedding: int | None = None
@@ -94,6 +95,12 @@ class Plan(Record):
     weight_drop: float | None = None
     batch_size: int | None = None
     bptt: int | None = None
+    optimiser: OptimiserName | None = None
+    lr: float | None = None
+    """Of the recurrence's matrices; each cell's recipe has the ratio of the other rate to it."""
+    weight_decay: float | None = None
+    clip_norm: float | None = None
+    """0: no clipping."""
     precision: Literal["fp32", "bf16"] | None = None
     """Of the products; None: bf16 where the hardware has it."""
     fingerprint: str | None = None
@@ -154,6 +161,10 @@ class Plan(Record):
         training = {
             "batch_size": self.batch_size,
             "bptt": self.bptt,
+            "optimiser": self.optimiser,
+            "lr": self.lr,
+            "weight_decay": self.weight_decay,
+            "clip_norm": self.clip_norm,
             "precision": self.precision,
             "seed": self.seed if seed is None else seed,
         }

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.segment import Segment, Segments
 from rich.text import Text
 
+from charrnn import recipe
 from charrnn.assessment import Assessment
 from charrnn.baselines import Baseline
 from charrnn.comparison import TOLERANCE, Comparison
@@ -235,6 +236,19 @@ def comparison_says(comparison: Comparison) -> Iterator[str]:
         f"{matched}{budget} a run, {seeds}; the {chosen}, on the "
         f"{one.characters:,} predictions of the {part}{flattered}; us/char: training, microseconds."
     )
+    rules = ("optimiser", "lr", "weight_decay", "clip_norm", "dropout", "weight_drop")
+    given = recipe.given({name: getattr(plan, name) for name in rules})
+    if given:
+        words = (
+            f"--{name.replace('_', '-')} {value if isinstance(value, str) else f'{value:g}'}"
+            for name, value in given.items()
+        )
+        own = (
+            "; the rate of the other weights keeps each cell's ratio to it"
+            if plan.lr is not None and plan.optimiser in (None, "muon") and len(parameters) > 1
+            else ""
+        )
+        yield f"Every run was given {' '.join(words)}{own}."
     if one.unknown:
         yield (
             f"{one.unknown:,} of these characters {'is' if one.unknown == 1 else 'are'} unknown "

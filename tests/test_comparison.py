@@ -195,6 +195,10 @@ class TestPlan:
             ({"hidden": 0}, "--hidden"),
             ({"epochs": 1.0}, "one budget"),
             ({"bptt": 0}, "--bptt"),
+            ({"optimiser": "adam"}, "--optimiser"),
+            ({"lr": 0.0}, "--lr"),
+            ({"weight_decay": -0.1}, "--weight-decay"),
+            ({"clip_norm": -1.0}, "--clip-norm"),
             ({"seed": -1, "seeds": 2}, "--seed"),
             ({"seed": (1 << 63) - 1, "seeds": 2}, "--seed"),
         ],
@@ -358,7 +362,7 @@ class TestCompare:
     def test_what_goes_wrong_in_a_run_names_the_comparison(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
     ) -> None:
-        """Before the first save of its run and after it; compare has no --lr."""
+        """Before the first save of its run and after it; no --lr can be given on the way."""
         folder, losses = tmp_path / "comparison", itertools.count(1)
 
         def poisoned(*window: Any) -> Any:
@@ -372,9 +376,10 @@ class TestCompare:
         assert (done.code, done.err.count("\n")) == (1, 1)
         go_on = ("compare", "--run", str(folder), "--resume", "--device", "cpu")
         assert done.err.endswith(f" with: charrnn {' '.join(go_on)}\n")
-        saved = "the last good checkpoint" if step == 14 else "nothing was saved before: start"
-        assert saved in done.err
-        assert "--lr" not in done.err
+        assert (
+            "the last good checkpoint" if step == 14 else "nothing was saved before"
+        ) in done.err
+        assert ": compare anew with a lower --lr, or " in done.err
         assert cli(*go_on).code == 0
 
     def test_a_comparison_whose_reader_leaves_is_saved(
@@ -393,6 +398,30 @@ class TestCompare:
         # Of 20 steps the 10th is logged; the best checkpoint until then is an earlier one.
         assert read_description(folder / "rnn-seed1" / "last.safetensors").meta["step"] == 10
         assert not (folder / "rnn-seed1" / "result.json").exists()
+
+    def test_the_rule_of_training_can_be_held_equal(
+        self, cli: Cli, prose: Path, tmp_path: Path
+    ) -> None:
+        """And goes on so; what train makes of the same words is what each run has."""
+        rule = ("--optimiser", "sgd", "--lr", 0.5, "--weight-decay", 0.01, "--clip-norm", 0)
+        cells = ("--cell", "rnn", "--cell", "gru")
+        same = (*QUICK, *rule, "--device", "cpu", "--quiet")
+        first = cli("compare", prose, "--run", tmp_path / "all", *cells, "--seeds", 2, *same)
+        assert first.code == 0
+        shutil.rmtree(tmp_path / "all" / "gru-seed2")
+        done = cli("compare", "--run", tmp_path / "all", "--resume", "--device", "cpu")
+        said = "--optimiser sgd --lr 0.5 --weight-decay 0.01 --clip-norm 0"
+        assert f"\nEvery run was given {said}.\n" in done.out
+        alone = cli("train", prose, "--run", tmp_path / "one", "--test-share", 0.1, *same)
+        assert alone.code == 0
+        names = ("optimiser", "lr", "lr_adam", "weight_decay", "clip_norm")
+        rules = [
+            {name: read_description(path).meta["training"][name] for name in names}
+            for path in tmp_path.glob("**/last.safetensors")
+        ]
+        assert len(rules) == 5
+        expected = dict(zip(names, ("sgd", 0.5, 0.5, 0.01, None), strict=True))
+        assert all(rule == expected for rule in rules)
 
     def test_a_run_without_its_first_save_begins_again(self, prose: Path, tmp_path: Path) -> None:
         plan = Plan(texts=(str(prose),), cells=("rnn",), steps=3, hidden=5, batch_size=2, bptt=9)

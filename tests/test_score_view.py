@@ -187,6 +187,21 @@ class TestComparison:
         assert [row["unknown"] for row in made.to_list()] == [unknown] * 2
         assert not any("unknown" in line for line in self.says(("lstm", "gru"), 2, steps=20))
 
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            (
+                {"lr": 0.02},
+                "--lr 0.02; the rate of the other weights keeps each cell's ratio to it",
+            ),
+            ({"lr": 0.02, "optimiser": "adamw"}, "--optimiser adamw --lr 0.02"),
+            ({"clip_norm": 0.0, "dropout": 0.5}, "--clip-norm 0 --dropout 0.5"),
+        ],
+    )
+    def test_what_every_run_was_given_is_said(self, given: dict[str, Any], said: str) -> None:
+        _, line, *_ = self.says(("rnn", "gru"), 2, steps=20, **given)
+        assert line == f"Every run was given {said}."
+
     def test_a_model_that_came_to_nothing_has_its_row(self) -> None:
         """Its perplexity is beyond the largest float."""
         (cell,) = self.made(("lstm",), 1, steps=20).cells
