@@ -734,7 +734,10 @@ def compare(
         typer.Option(help="What all cells have as many of (default: parameters, within 1 %)."),
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(help="Runs of each cell, for mean and spread (default 1).")
+        int | None,
+        typer.Option(
+            help="Runs of each cell, for mean and spread (default 1); --resume can add some."
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the first run; the others follow.")] = None,
     minutes: Annotated[
@@ -796,7 +799,7 @@ def compare(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the comparison in --run.")
+        bool, typer.Option("--resume", help="Go on with the comparison in --run; --seeds may grow.")
     ] = False,
     report: Report = None,
     as_json: AsJson = False,
@@ -840,9 +843,10 @@ def compare(
     given = recipe.given(numbers)
     if resume and run is None:
         raise UsageError("--resume needs --run DIR, the folder of the comparison to go on with")
-    if resume and (given or texts):
+    if resume and (given.keys() - {"seeds"} or texts):
         raise UsageError(
-            "--resume goes on with the comparison as it was planned: give --run DIR alone"
+            "--resume goes on with the comparison as it was planned: give --run DIR alone, or "
+            "--seeds to add some"
         )
     if report is not None:
         report = _report_path(report)
@@ -862,12 +866,14 @@ def compare(
         if resume:
             assert run is not None
             folder, plan = run, open_plan(run)
+            plan = plan if seeds is None else plan.extended(seeds)
         else:
             plan = Plan(texts=absolute_names(texts or ()), **given)
             folder = run or _default_run(plan.text(), "compare")
         if report is not None and report.exists():
             _refuse_overwriting("--report", report, [plan.corpus()])
         words = ["charrnn", "compare", "--run", str(folder), "--resume"]
+        words += ["--seeds", str(plan.seeds)] if resume and seeds is not None else []
         words += ["--report", str(report)] if report is not None else []
         words += ["--device", device] if device != "auto" else []
         command = shlex.join(words)

@@ -125,6 +125,19 @@ class Plan(Record):
         for seed, cell in itertools.product({self.seed, self.seed + self.seeds - 1}, self.cells):
             recipe.choose(self.choices(cell, seed), vocabulary=2, characters=2, device="cpu")
 
+    def extended(self, seeds: int) -> Self:
+        """Return the plan with more runs of each cell, after those that it has.
+
+        Raises:
+            UsageError: they would be fewer.
+        """
+        if seeds < self.seeds:
+            raise UsageError(
+                f"--seeds {seeds} is fewer than the {self.seeds} of this comparison: --resume can "
+                "only add some"
+            )
+        return replace(self, seeds=seeds)
+
     def corpus(self) -> Corpus:
         """Read the text once, from end to end.
 
@@ -489,8 +502,9 @@ def compare(
 
     Args:
         folder: the comparison's.
-        plan: what to compare; for a comparison that goes on, from ``open_plan``.
-        new: whether it begins here; the plan is put into the folder with the first run.
+        plan: what to compare; for a comparison that goes on, from ``open_plan``, perhaps extended.
+        new: whether it begins here. The plan of a new or extended one is put into the folder with
+            the first run.
         device: where to compute.
         command: the command line that goes on with the comparison, for messages.
         should_stop: as for ``training.train``; a stopped comparison goes on by calling
@@ -510,11 +524,13 @@ def compare(
             "another folder with --run"
         )
     runs = [(seed, cell, folder / f"{cell}-seed{seed}") for seed, cell in plan.runs()]
-    for _, _, path in runs:
-        if new and ((path / RESULT).exists() or _has_begun(path)):
+    known = 0 if new else open_plan(folder).seeds
+    for seed, _, path in runs:
+        added = seed >= plan.seed + known
+        if added and ((path / RESULT).exists() or _has_begun(path)):
             raise RunFolderError(
-                f"{shown(path)}: holds a run already, of no comparison that is known here: choose "
-                "another folder with --run"
+                f"{shown(path)}: holds a run already, of no comparison that is known here: "
+                + ("choose another folder with --run" if new else "move it elsewhere")
             )
     if not new and all(there := [_read_result(path) for _, _, path in runs]):
         # Nothing is left to train: neither the text nor what the rules give here matters.
@@ -566,8 +582,9 @@ def compare(
                     run = start(choices, plan.text(), folder=held, device=device)
                 _refuse_another_text(plan, run.train.corpus)
                 run.owner = command
-                if new and number == 1:
+                if known < plan.seeds:
                     write_json(folder / PLAN, plan.to_dict())
+                    known = plan.seeds
                 yield RunStarted(run, number, len(runs))
                 complete = False
                 for event in train(run, should_stop):

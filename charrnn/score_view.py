@@ -260,7 +260,7 @@ def comparison_says(comparison: Comparison) -> Iterator[str]:
         yield "Equal time: a cell that computes faster does more steps."
     least = comparison.least_difference
     if least is None:
-        yield "One seed has no spread: --seeds 3 tells which differences are more than chance."
+        yield "One seed has no spread: --resume --seeds 3 shows what is more than chance."
         return
     for pair in comparison.differences:
         verdict = "supported" if pair.supported else "may be chance"

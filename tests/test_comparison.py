@@ -423,6 +423,58 @@ class TestCompare:
         expected = dict(zip(names, ("sgd", 0.5, 0.5, 0.01, None), strict=True))
         assert all(rule == expected for rule in rules)
 
+    def test_seeds_can_be_added(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
+        """As if all had been planned at once; stopped among the added, it goes on as a whole."""
+        words = (prose, "--cell", "rnn", "--device", "cpu", *QUICK)
+        whole = cli("compare", *words, "--seeds", 3, "--run", tmp_path / "whole", "--json")
+        folder = tmp_path / "grown"
+        begun: RunStarted | None = None
+
+        def should_stop() -> str | None:
+            return "SIGINT" if begun else None
+
+        assert cli("compare", *words, "--run", folder, "--quiet").code == 0
+        first = (folder / "rnn-seed1" / "result.json").stat().st_mtime_ns
+        plan = open_plan(folder)
+        more = plan.extended(3)
+        for event in compare(folder, more, new=False, device=CPU, should_stop=should_stop):
+            if isinstance(event, RunStarted):
+                begun = event
+        assert begun
+        assert (begun.number, begun.total) == (2, 3)
+        assert open_plan(folder) == more
+        grown = cli("compare", "--run", folder, "--resume", "--device", "cpu", "--json")
+        assert timeless(json.loads(grown.out)) == timeless(json.loads(whole.out))
+        assert (folder / "rnn-seed1" / "result.json").stat().st_mtime_ns == first
+
+    def test_seeds_are_not_taken_away(self, cli: Cli, uninterrupted: Path) -> None:
+        done = cli("compare", "--run", uninterrupted, "--resume", "--seeds", 1)
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert "--seeds 1 is fewer than the 2 of this comparison" in done.err
+        assert cli("compare", "--run", uninterrupted, "--resume", "--seeds", 2).code == 0
+
+    def test_an_added_seed_takes_no_unknown_run_over(
+        self, cli: Cli, uninterrupted: Path, tmp_path: Path
+    ) -> None:
+        folder = shutil.copytree(uninterrupted, tmp_path / "copy")
+        shutil.copytree(folder / "gru-seed2", folder / "gru-seed3")
+        done = cli("compare", "--run", folder, "--resume", "--seeds", 3)
+        assert (done.code, done.err.count("\n")) == (1, 1)
+        assert "gru-seed3: holds a run already, of no comparison" in done.err
+        assert not (folder / "rnn-seed3").exists()
+        assert open_plan(folder).seeds == 2
+
+    def test_a_stop_before_the_first_added_run_names_the_seeds(
+        self, cli: Cli, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def stop(*_: object) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr("charrnn.comparison.split", stop)
+        done = cli("compare", "--run", uninterrupted, "--resume", "--seeds", 3)
+        assert done.code == 130
+        assert f"go on with: charrnn compare --run {uninterrupted} --resume --seeds 3\n" in done.err
+
     def test_a_run_without_its_first_save_begins_again(self, prose: Path, tmp_path: Path) -> None:
         plan = Plan(texts=(str(prose),), cells=("rnn",), steps=3, hidden=5, batch_size=2, bptt=9)
         folder = tmp_path / "comparison"
@@ -519,7 +571,9 @@ class TestCompare:
         [
             ("--resume", 2, "--run DIR"),
             ("{text} --resume --run {tmp}", 2, "--run DIR alone"),
-            ("--resume --run {tmp} --seeds 2", 2, "--run DIR alone"),
+            ("--resume --run {tmp} --hidden 2", 2, "--run DIR alone"),
+            ("--resume --run {tmp} --seeds 2 --steps 9", 2, "or --seeds to add some"),
+            ("--resume --run {tmp} --seeds 2", 1, "no comparison to resume"),
             ("--resume --run {tmp}", 1, "no comparison to resume"),
             ("{text} --cell elman", 2, "'elman' is not one of 'rnn', 'lstm', 'gru'. (charrnn comp"),
             ("{text} --steps 1 --epochs 1", 2, "one budget"),
