@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import math
+import re
 import shutil
 import signal
 import statistics
@@ -296,8 +297,10 @@ class TestCompare:
             "nats_per_char", "bits_per_char", "bits_per_byte", "perplexity", "chars_per_second",
             "seconds",
         )  # fmt: skip
+        page = (Path(__file__).parent.parent / "docs" / "cli.md").read_text(encoding="utf-8")
         for row in rows:
             assert tuple(row)[: len(promised)] == promised
+            assert row.keys() <= set(re.findall(r"\w+", page.partition("metrics.jsonl")[0]))
             assert Path(row["checkpoint"]).parent == uninterrupted
             assert row["bits_per_char"] == pytest.approx(row["nats_per_char"] / math.log(2))
 
