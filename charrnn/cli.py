@@ -1019,7 +1019,7 @@ def inspect_recurrence(
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Look into the recurrence: step, gradient flow, memory, gates, units, clipping, truncation.
+    """Look into a model: step, gradient flow, memory, pace, gates, units, clipping, truncation.
 
     The text is named by --text or by --part: one of them must be given.
     """

@@ -336,7 +336,7 @@ class EvaluateConfig:
 
 #: What can be looked at when a model is inspected. The last one is only on request: it
 #: repeats whole backward passes to time them.
-MEASUREMENTS = ("step", "flow", "memory", "gates", "units", "clipping", "truncation")
+MEASUREMENTS = ("step", "flow", "memory", "pace", "gates", "units", "clipping", "truncation")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,10 @@ from the numbers in a checkpoint: no torch, no kernel, no window. What the model
 makes of the same characters is the proof that nothing else is in it.
 
 Letters of the equations as in Elman (1990), Gers, Schmidhuber and Cummins (2000) and Cho et
-al. (2014). Axis letters: T time, V vocabulary, H hidden, E embedding, G gates.
+al. (2014). The GRU is torch's and cuDNN's: its reset gate takes U h, with a bias of its own;
+that of Cho et al. takes h, before the product: n = tanh(W e + U (r ∘ h)).
+
+Axis letters: T time, V vocabulary, H hidden, E embedding, G gates.
 """
 
 from __future__ import annotations

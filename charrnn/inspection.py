@@ -5,6 +5,7 @@ The measurements of a model on a stretch of text, and that of its training's log
 - the step: the printed equations in plain numbers, against the model (``equations``);
 - gradient flow: how far back the loss of one character reaches, by size;
 - memory: what a reset of the state costs, by the number of characters since;
+- pace: how slowly the states change, and what gates keep of one;
 - gates: how often each is nearly open or nearly closed;
 - units: which of them follow a property that a reader sees;
 - clipping: the gradient norms of a training's log, and how far a cut turns a gradient
@@ -21,6 +22,7 @@ H hidden, G gates, K characters back, P properties.
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -49,6 +51,7 @@ __all__ = [
     "GradientFlow",
     "Inspection",
     "Memory",
+    "Pace",
     "Reach",
     "Stretch",
     "Unit",
@@ -60,6 +63,7 @@ __all__ = [
     "initial_model",
     "inspect",
     "memory",
+    "pace",
     "read_stretch",
     "units",
     "unroll",
@@ -72,6 +76,13 @@ GATES: dict[type[Cell], tuple[str, ...]] = {
     RNN: (),
     LSTM: ("input", "forget", "output"),
     GRU: ("reset", "update"),
+}
+
+#: The gate that a state is multiplied by on its way to the next step, unit by unit.
+KEEPERS: dict[type[Cell], dict[str, str]] = {
+    RNN: {},
+    LSTM: {"c": "forget"},
+    GRU: {"h": "update"},
 }
 
 #: Fewest characters that can be inspected.
@@ -88,6 +99,8 @@ RESET_WORK, FEWEST_RESETS, MOST_RESETS = 2e11, 200, 2000
 LANES = 8
 #: Time steps whose states and gates are held at a time.
 BLOCK = 64
+#: Steps in a row over which the values of such a gate are multiplied.
+KEPT_OVER = 10
 #: Logits that are held at a time.
 LOGITS = 1 << 22
 #: Characters whose activation is shown.
@@ -490,6 +503,88 @@ def _never_rising(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([np.full(length, mean) for mean, length in pools])
 
 
+# Pace --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How slowly one layer's state changes along the text."""
+
+    layer: int
+    state: str
+    autocorrelation: tuple[float, ...]
+    """Of each unit, at lag 1: Pearson's correlation of its state with that one character
+    before. NaN for a unit that does not vary."""
+    mean: float
+    """Of these, over the units that vary; NaN if none does."""
+    gate: str | None
+    """That keeps the state: an LSTM's forget gate for c, a GRU's update gate for h."""
+    kept_mean: float | None
+    """Product of that gate's values at ``KEPT_OVER`` steps in a row, mean over units and
+    places; None: no such gate, or too short a text."""
+    kept_median: float | None
+
+
+@torch.inference_mode()
+def pace(model: CharModel, stretch: Stretch) -> tuple[Pace, ...]:
+    """Measure how slowly each state changes, and how much of it the gate on its way keeps.
+
+    At an autocorrelation of 0.5 a step changes a unit by as much as its state differs from
+    its mean (root mean squares): above that it changes more slowly than it varies.
+    """
+    cells = model.layers()
+    sums: dict[tuple[int, str], NDArray[np.float64]] = {}
+    before: dict[tuple[int, str], NDArray[np.float64]] = {}
+    kept: dict[tuple[int, str], list[NDArray[np.float64]]] = {}
+    count = 0
+    for at_TB, layers in _observe(model, stretch):
+        count += at_TB.size - (0 if before else at_TB.shape[1])
+        whole = len(at_TB) // KEPT_OVER * KEPT_OVER
+        for number, layer in enumerate(layers, start=1):
+            for name, steps in layer.states.items():
+                key = (number, name)
+                state_TBH = torch.stack(steps).cpu().double().numpy()
+                if key in before:
+                    state_TBH = np.concatenate([before[key][None], state_TBH])
+                before[key] = state_TBH[-1]
+                x_NH, y_NH = (part.reshape(-1, part.shape[-1])
+                              for part in (state_TBH[:-1], state_TBH[1:]))  # fmt: skip
+                of_block = [x_NH, y_NH, x_NH**2, y_NH**2, x_NH * y_NH]
+                sums[key] = sums.get(key, 0) + np.array([part.sum(0) for part in of_block])
+                gate = KEEPERS[type(cells[number - 1])].get(name)
+                if gate is not None and whole:
+                    gate_TBH = torch.stack(layer.gates[gate][:whole])
+                    product_NBH = gate_TBH.view(-1, KEPT_OVER, *gate_TBH.shape[1:]).prod(1)
+                    kept.setdefault(key, []).append(product_NBH.flatten().cpu().numpy())
+    found = []
+    for (number, name), sums_5H in sums.items():
+        correlation_H = _autocorrelation(sums_5H / count)
+        varies_H = np.isfinite(correlation_H)
+        products = np.concatenate(kept.get((number, name), [np.empty(0)]))
+        found.append(
+            Pace(
+                layer=number,
+                state=name,
+                autocorrelation=tuple(correlation_H.tolist()),
+                mean=float(correlation_H[varies_H].mean()) if varies_H.any() else math.nan,
+                gate=KEEPERS[type(cells[number - 1])].get(name),
+                kept_mean=float(products.mean()) if len(products) else None,
+                kept_median=float(np.median(products)) if len(products) else None,
+            )
+        )
+    return tuple(found)
+
+
+def _autocorrelation(mean_5H: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return Pearson's correlation [H] from the means of x, y, x², y² and x y."""
+    x_H, y_H, xx_H, yy_H, xy_H = mean_5H
+    variance_2H = np.array([xx_H - x_H**2, yy_H - y_H**2])
+    # A unit that is constant but for rounding does not vary.
+    variance_2H[variance_2H <= 1e-12 * np.array([xx_H, yy_H])] = np.nan
+    result: NDArray[np.float64] = (xy_H - x_H * y_H) / np.sqrt(variance_2H.prod(0))
+    return result
+
+
 # Gates -------------------------------------------------------------------------------
 
 
@@ -716,6 +811,7 @@ class Inspection:
     gradient_flow: tuple[GradientFlow, ...]
     """Trained and initial weights; then each scaled to each of the radii asked for."""
     memory: Memory | None
+    pace: tuple[Pace, ...]
     gates: tuple[GateUse, ...]
     units: tuple[UnitFound, ...]
     activation: Activation | None
@@ -773,6 +869,7 @@ def inspect(
             if "flow" in wanted
         ),
         memory=memory(model, stretch, vocabulary, bptt=bptt) if "memory" in wanted else None,
+        pace=pace(model, stretch) if "pace" in wanted else (),
         gates=gate_use(model, stretch) if "gates" in wanted else (),
         units=units(model, stretch) if "units" in wanted else (),
         activation=activation(model, stretch, unit) if unit else None,

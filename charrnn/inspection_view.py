@@ -16,6 +16,7 @@ from charrnn.display import WIDE, Output, counted, plain_table, print_words, pri
 from charrnn.equations import SHOWN, Step
 from charrnn.gradients import Clipping, Cut, Truncation
 from charrnn.inspection import (
+    KEPT_OVER,
     NEARLY_CLOSED,
     NEARLY_OPEN,
     Activation,
@@ -23,6 +24,7 @@ from charrnn.inspection import (
     GradientFlow,
     Inspection,
     Memory,
+    Pace,
     UnitFound,
 )
 from charrnn.properties import PROPERTIES
@@ -30,6 +32,7 @@ from charrnn.properties import PROPERTIES
 __all__ = [
     "ALWAYS",
     "CUTS_SAY",
+    "PACE_SAYS",
     "clipping_lines",
     "clipping_says",
     "cut_lines",
@@ -39,6 +42,7 @@ __all__ = [
     "mark",
     "memory_lines",
     "memory_says",
+    "pace_lines",
     "print_inspection",
     "radius_says",
     "step_lines",
@@ -59,6 +63,11 @@ FAINTEST = 1e-3
 CUTS_SAY = (
     "How far a gradient turns that is cut down to a share of its norm: scaled as a whole, or "
     "every entry cut to the same limit."
+)
+PACE_SAYS = (
+    "Correlation of a state with itself one character before: mean, least and most of the units. "
+    "Kept: what the gate on a state's way (an LSTM's forget gate for c, a GRU's update gate) "
+    f"leaves of it over {KEPT_OVER} characters: mean and median of the product of its values."
 )
 #: Share of the text from which on a gate counts as always open or closed.
 ALWAYS = 0.9
@@ -93,6 +102,12 @@ def _sections(inspection: Inspection, console: Output) -> Iterator[tuple[str, st
         )
     if inspection.memory is not None:
         yield "Memory", memory_says(inspection.memory), _memory(inspection.memory)
+    if inspection.pace:
+        yield (
+            "Pace",
+            PACE_SAYS,
+            _table(pace_lines(inspection.pace), "", [""] * len(inspection.pace)),
+        )
     if inspection.gates:
         yield (
             "Gates",
@@ -297,6 +312,20 @@ def _memory(memory: Memory) -> Table:
     most = max(memory.excess_nats)
     pictures = [_bar(memory.excess_nats[k] / most if most > 0 else 0.0) for k in _contexts(memory)]
     return _table(memory_lines(memory), "more", pictures)
+
+
+def pace_lines(paces: Sequence[Pace]) -> list[list[str]]:
+    """Return the table of the pace: its head, and a row a state of a layer."""
+    lines = [["state", "lag 1", "least", "most", "kept", "median"]]
+    for one in paces:
+        varying = [value for value in one.autocorrelation if math.isfinite(value)]
+        numbers = [one.mean, min(varying), max(varying)] if varying else [math.nan] * 3
+        kept = [
+            "" if share is None else f"{100 * share:.3g} %"
+            for share in (one.kept_mean, one.kept_median)
+        ]
+        lines.append([f"{one.state} {one.layer}", *(f"{value:+.3f}" for value in numbers), *kept])
+    return lines
 
 
 def gate_lines(gates: Sequence[GateUse]) -> list[list[str]]:

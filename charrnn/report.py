@@ -38,6 +38,7 @@ from charrnn.inspection import (
 from charrnn.inspection_view import (
     ALWAYS,
     CUTS_SAY,
+    PACE_SAYS,
     clipping_lines,
     clipping_says,
     cut_lines,
@@ -47,6 +48,7 @@ from charrnn.inspection_view import (
     mark,
     memory_lines,
     memory_says,
+    pace_lines,
     radius_says,
     step_lines,
     step_says,
@@ -491,6 +493,10 @@ def _inside(portraits: Sequence[Portrait], seen: str) -> Iterator[str]:
         yield _flow_section(flows, seen)
     if memories := [one for one in looked if one[2].memory]:
         yield _memory_section(memories, seen)
+    if any(inspection.pace for _, _, inspection in looked):
+        yield page.section(
+            "Pace", page.note(f"{PACE_SAYS} {seen}"), _each(looked, pace_lines, "pace")
+        )
     if any(inspection.gates for _, _, inspection in looked):
         yield _gate_section(looked, seen)
     if units := [one for one in looked if one[2].units or one[2].activation]:

@@ -39,6 +39,7 @@ from charrnn.inspection import (
     gradient_flow,
     initial_model,
     memory,
+    pace,
     read_stretch,
     units,
     unroll_model,
@@ -405,6 +406,57 @@ class TestGates:
         assert gate_use(make_model("rnn"), make_stretch(100)) == ()
 
 
+# Pace -----------------------------------------------------------------------------
+
+
+class TestPace:
+    @each_cell
+    def test_it_is_numpy_s_correlation_of_each_lane_with_itself(self, cell: CellName) -> None:
+        """Of the model read in one piece, lane by lane, over several blocks."""
+        model, stretch = make_model(cell), make_stretch(2200)
+        observed = [layers for _, layers in module._observe(model, stretch)]
+        assert len(observed) > 1
+        found = pace(model, stretch)
+        assert [(one.layer, one.state) for one in found] == [
+            (n, name) for n, of in enumerate(model.layers(), 1) for name in of.states
+        ]
+        for one in found:
+            state_TBH = torch.cat(
+                [torch.stack(layers[one.layer - 1].states[one.state]) for layers in observed]
+            ).detach().numpy()  # fmt: skip
+            expected = [
+                np.corrcoef(state_TBH[:-1, :, u].ravel(), state_TBH[1:, :, u].ravel())[0, 1]
+                for u in range(3)
+            ]
+            assert one.autocorrelation == pytest.approx(expected)
+            assert one.mean == pytest.approx(np.mean(expected))
+
+    def test_kept_is_the_product_of_planted_gates(self) -> None:
+        """Unit 1's forget gate is at 0.9, unit 2's at 0.5, unit 3's nearly shut."""
+        model = zero_(make_model("lstm", layers=1))
+        with torch.no_grad():
+            model.layers()[0].bias[3:6] = torch.tensor([math.log(9), 0.0, -50.0])
+        h, c = pace(model, make_stretch(1000))
+        assert (h.gate, h.kept_mean, h.kept_median) == (None, None, None)
+        assert c.gate == "forget"
+        assert c.kept_mean == pytest.approx((0.9**10 + 0.5**10) / 3)
+        assert c.kept_median == pytest.approx(0.5**10)
+        assert all(map(math.isnan, (*c.autocorrelation, c.mean)))
+
+    def test_the_update_gate_keeps_a_gru_s_state(self) -> None:
+        model = zero_(make_model("gru", layers=1))
+        with torch.no_grad():
+            model.layers()[0].bias[3:6] = math.log(9)
+        (h,) = pace(model, make_stretch(1000))
+        assert h.gate == "update"
+        assert h.kept_mean == pytest.approx(0.9**10)
+
+    def test_a_text_too_short_for_ten_characters_in_a_row(self) -> None:
+        (h, c) = pace(make_model("lstm", layers=1), make_stretch(100))
+        assert (c.kept_mean, c.kept_median) == (None, None)
+        assert len(h.autocorrelation) == 3
+
+
 # Units ----------------------------------------------------------------------------
 
 
@@ -563,7 +615,7 @@ class TestStretch:
         def measured(*_: object, **__: object) -> None:
             pytest.fail("it was measured")
 
-        for name in ("write_out", "gradient_flow", "memory", "gate_use", "units", "cuts"):
+        for name in ("write_out", "gradient_flow", "memory", "pace", "gate_use", "units", "cuts"):
             monkeypatch.setattr(module, name, measured)
         with pytest.raises(UsageError, match="lanes of 62 characters"):
             module.inspect(
@@ -577,8 +629,8 @@ class TestStretch:
 def without_sentences(lines: Sequence[str]) -> list[str]:
     """Return what a pipe gets but the sentences below the titles, each whole on a line."""
     titles = {
-        "The step", "Gradient flow", "Memory", "Gates", "Units", "Clipping", "A cut gradient",
-        "Truncation",
+        "The step", "Gradient flow", "Memory", "Pace", "Gates", "Units", "Clipping",
+        "A cut gradient", "Truncation",
     }  # fmt: skip
     said = {n + 1 for n, line in enumerate(lines) if line in titles or line.startswith("Unit ")}
     assert all(lines[n].endswith(".") for n in said)
@@ -673,8 +725,8 @@ class TestCommand:
         model, _, checkpoint = load_model(trained, torch.device("cpu"))
         assert list(found) == [
             "checkpoint", "cell", "layers", "hidden", "parameters", "characters",
-            "step", "gradient_flow", "memory", "gates", "units", "activation", "clipping", "cuts",
-            "truncation",
+            "step", "gradient_flow", "memory", "pace", "gates", "units", "activation", "clipping",
+            "cuts", "truncation",
         ]  # fmt: skip
         assert found["truncation"] == []
         assert (found["cell"], found["hidden"], found["characters"]) == ("lstm", 32, 500)
@@ -699,13 +751,14 @@ class TestCommand:
     def test_only(self, cli: Cli, trained: Path, prose: Path) -> None:
         words = ("inspect", trained, "--text", prose, "--characters", 500)
         empty: dict[str, Any] = {
-            "step": None, "gradient_flow": [], "memory": None, "gates": [], "units": [],
+            "step": None, "gradient_flow": [], "memory": None, "pace": [], "gates": [], "units": [],
             "activation": None, "clipping": None, "cuts": [], "truncation": [],
         }  # fmt: skip
         for names, keys in (
             (["step"], {"step"}),
             (["flow"], {"gradient_flow"}),
             (["memory"], {"memory"}),
+            (["pace"], {"pace"}),
             (["gates", "units"], {"gates", "units"}),
             (["clipping"], {"clipping", "cuts"}),
             (["truncation"], {"truncation"}),

@@ -47,6 +47,7 @@ from charrnn.inspection import (
     GradientFlow,
     Inspection,
     Memory,
+    Pace,
     Reach,
     Unit,
     UnitFound,
@@ -167,6 +168,7 @@ def inspection(**changes: Any) -> Inspection:
         step=None,
         gradient_flow=(flow(), flow("initial")),
         memory=Memory(1.5, excess, (0.01,) * 12, 30, 0.01, 7, 16),
+        pace=(Pace(1, "c", (0.75, math.nan), 0.75, "forget", 0.2, 0.125),),
         gates=(GateUse(1, "forget", (0.9, 0.4, 0.0), (0.0, 0.5, 1.0), 100),),
         units=(
             UnitFound("inside quotes", Unit(1, 3, "c"), 0.7, 0.6, 0.25),
@@ -264,7 +266,7 @@ class TestComparisonPage:
         page = check(text)
         assert page.texts["h1"] == ["LSTM and GRU on poem.txt"]
         assert page.texts["h2"] == [
-            "Result", "Learning", "Gradient flow", "Memory", "Gates", "Units", "Clipping",
+            "Result", "Learning", "Gradient flow", "Memory", "Pace", "Gates", "Units", "Clipping",
             "A cut gradient", "Samples", "Surprise", "How this was made",
         ]  # fmt: skip
         # One of the result, two of curves, of flow and of clipping, memory, two gates, units.
@@ -414,7 +416,9 @@ class TestInspectionPage:
     def test_all_measurements_are_there(self) -> None:
         text = inspection_page(inspection(), portrait(), "poem", ORIGIN)
         page = check(text)
-        assert page.texts["h2"][:5] == ["Gradient flow", "Memory", "Gates", "Units", "Clipping"]
+        assert page.texts["h2"][:6] == [
+            "Gradient flow", "Memory", "Pace", "Gates", "Units", "Clipping",
+        ]  # fmt: skip
         assert (
             "Along its state h the gradient falls under 1 % after 7 characters"
             in page.texts["p"][1]
@@ -440,8 +444,8 @@ class TestInspectionPage:
         windows = tuple(Window(n, None, 90.0 / n, 1 - 1 / n, 1e-6, 100 * n) for n in (1, 2, 4))
         truncation = Truncation("trained", 8, 512, full, 30.0, windows)
         seen = inspection(
-            gradient_flow=(), memory=None, gates=(), units=(), activation=None, clipping=None,
-            cuts=(), truncation=(truncation,),
+            gradient_flow=(), memory=None, pace=(), gates=(), units=(), activation=None,
+            clipping=None, cuts=(), truncation=(truncation,),
         )  # fmt: skip
         page = check(inspection_page(seen, portrait(inspection=seen, log=()), "poem", ORIGIN))
         assert page.texts["h2"][0] == "Truncation"
@@ -461,7 +465,7 @@ class TestInspectionPage:
         seen = inspection(gates=(), clipping=None, units=(), activation=None, cuts=())
         page = check(inspection_page(seen, portrait(inspection=seen, log=()), "poem", ORIGIN))
         assert page.texts["h2"] == [
-            "Gradient flow", "Memory", "Samples", "Surprise", "How this was made",
+            "Gradient flow", "Memory", "Pace", "Samples", "Surprise", "How this was made",
         ]  # fmt: skip
 
     def test_numbers_that_are_none_are_not_drawn(self) -> None:
