@@ -25,7 +25,7 @@ __all__ = [
 #: Of the page's lines.
 WIDTH = 96
 
-Verdict = Literal["holds", "holds in part", "does not hold"]
+Verdict = Literal["holds", "holds in part", "does not hold", "is not tested"]
 
 #: What an introductory lecture says, in order.
 CLAIMS = (
@@ -65,9 +65,12 @@ class Judgement:
 
 
 def judged(parts: Iterable[bool], *says: str) -> Judgement:
-    """Return that a claim holds if all of its parts do, in part if some do."""
+    """Return that a claim holds if all of its parts do, in part if some do.
+
+    Without any part, as where nothing happened that the claim is about, it is not tested.
+    """
     kept = list(parts)
-    verdict: Verdict = "does not hold"
+    verdict: Verdict = "does not hold" if kept else "is not tested"
     if any(kept):
         verdict = "holds" if all(kept) else "holds in part"
     return Judgement(verdict, tuple(sentence for sentence in says if sentence))

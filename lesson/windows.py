@@ -235,8 +235,9 @@ steps and read as many characters.
         rule="holds if no window shorter than the distance brings the key below "
         f"{percent(NOTHING)} of ln 8, neither with the state carried nor with it reset, while some "
         f"window at least as long brings it below {percent(LEARNT)}; in part if only some of this "
-        "is so. With the state reset a shorter window can never learn it: those runs show that "
-        "nothing else gives the key away, and the verdict turns on the others.",
+        "is so. Not tested if no shorter window brings it down and no longer one as far. With the "
+        "state reset a shorter window can never learn it: those runs show that nothing else gives "
+        "the key away, and the verdict turns on the others.",
         judgement=judge_beyond(lab.size.distance, carried, reset),
     )
 
@@ -263,6 +264,12 @@ def judge_beyond(
     )
     learns = min(longer, longer_reset) < LEARNT * CHANCE
     kept, kept_reset = price > NOTHING * CHANCE, price_reset > NOTHING * CHANCE
+    if kept and kept_reset and not learns:
+        return judged(
+            [],
+            f"No window learnt the key in these steps (at best {min(longer, longer_reset):.2f} of "
+            f"{CHANCE:.2f} nats), so that nothing is shown about the shorter ones.",
+        )
     return judged(
         [kept, kept_reset, learns],
         f"With the state reset it is so: the best window shorter than {distance} leaves the key at "
@@ -277,8 +284,5 @@ def judge_beyond(
         f"{price:.2f} nats ({longer:.2f} with {enough}). No gradient reaches the key, but traces "
         "of it are in the state that comes in, and the window learns to read and to preserve them."
         + (" Truncation makes it harder, not impossible." if longer < price else ""),
-        ""
-        if learns
-        else "No window learnt the key in these steps, so that nothing is shown about the shorter "
-        "ones.",
+        "" if learns else f"No longer window brings it below {percent(LEARNT)} in these steps.",
     )
