@@ -360,7 +360,7 @@ def scaling(lab: Lab) -> Section:
             f"for SEED in {' '.join(map(str, size.seeds))}; do",
             "  for CELL in rnn lstm; do",
             f"    for LR in {' '.join(rates)}; do",
-            f"      {train} --lr $LR --run checkpoints/lesson/plain-$CELL-$LR-$SEED",
+            f"      {train} --clip-norm 0 --lr $LR --run checkpoints/lesson/plain-$CELL-$LR-$SEED",
             "    done",
             f"    {train} --lr {rates[0]} --scale-norm 1 --run "
             "checkpoints/lesson/scaled-$CELL-$SEED",
@@ -413,7 +413,8 @@ If what comes back from `k` steps ago is a millionth, one could multiply it. But
 a weight is a sum over all lags, and a scale takes every term by the same factor: near lags
 drown far ones as before. That is the lecture's argument. `--scale-norm 1` gives every gradient
 the norm 1, so its factor differs from step to step; a higher rate is one factor for all steps,
-and is tried as well, for comparison. Plain descent does not hide it, as Adam and Muon would, which
+but for the schedule, and is tried as well, for comparison; those gradients are not clipped
+either. Plain descent does not hide it, as Adam and Muon would, which
 rescale by themselves. The task is claim 4's, with a window of {length} that shows it whole; for
 longer distances this says nothing.
 """,
@@ -487,7 +488,7 @@ def judge_scaling(
         else "Scaling does mend it here: with every gradient scaled to one norm the plain RNN "
         f"remembers {distance} characters (the key costs {scaled_rnn:.3f} nats; {rnn:.2f} "
         "unscaled, at the best rate). Nobody had to know how far: the direction was good enough. "
-        "No rate tried does the same, as it is the same at every step.",
+        "No rate tried does the same: a rate is one factor for all steps, but for the schedule.",
         f"The LSTM learns it with its gradients as they are, at a rate high enough ({lstm:.3f} "
         "nats)."
         if lstm < limit

@@ -17,7 +17,7 @@ import pytest
 import typer
 
 from charrnn.cli import app
-from lesson.gradients import judge_clipping, judge_radii, judge_scaling
+from lesson.gradients import judge_clipping, judge_radii, judge_scaling, scaling
 from lesson.lab import QUICK, Lab, LessonError
 from lesson.memory import Held, judge_along, judge_gates
 from lesson.price import Costs, costs, judge_gru, judge_lstm
@@ -142,6 +142,8 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
     ("6 nothing to mend", lambda: judge_clipping({2: (1.5, 1.4)}), "is not tested",
      "nothing to mend"),
     ("7 as told", lambda: judge_scaling(2.0, 0.1, 1.9, 0.1, 16), "holds", "does not teach"),
+    ("7 one factor", lambda: judge_scaling(2.0, 0.1, 0.01, 0.1, 16), "holds in part",
+     "a rate is one factor for all steps, but for the schedule."),
     ("7 the RNN is mended", lambda: judge_scaling(2.0, 0.1, 0.01, 0.1, 16), "holds in part",
      "The LSTM learns it with its gradients as they are, at a rate high enough (0.100 nats)"),
     ("7 nothing to mend", lambda: judge_scaling(0.02, 2.0, 0.01, 0.1, 16), "is not tested",
@@ -378,6 +380,23 @@ def test_what_is_measured_comes_from_the_commands() -> None:
         for name in re.findall(r"^from charrnn\.?(\w*) import", path.read_text(), re.M)
     }
     assert used == {"", "corpus", "figures", "files", "inspection", "properties"}
+
+
+def test_gradients_as_they_are_are_not_clipped_at_claim_7(
+    tmp_path: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is clipped is scaled down, by a factor that differs from step to step."""
+    prose.write_text(make_prose(12_000))
+    lab = Lab(tmp_path / "lab", prose, QUICK, lambda _: None)
+    answer = [{"after": {"nats_per_char": 1.0}}] * (
+        2 * (len(QUICK.plain_rates) + 1) * len(QUICK.seeds)
+    )
+    monkeypatch.setattr(lab, "do", lambda command: command)
+    monkeypatch.setattr(lab, "json", lambda command: answer)
+    (loop,) = (one for one in scaling(lab).commands if one.startswith("for "))
+    plain, scaled = (line for line in loop.splitlines() if "charrnn train" in line)
+    assert " --clip-norm 0 " in plain
+    assert " --scale-norm 1 " in scaled
 
 
 def test_the_page_of_the_docs_is_whole() -> None:
