@@ -24,6 +24,9 @@ NEAR = 0.05
 FAINTEST, LOUDEST = 1e-6, 1e4
 #: Nats above the best of all trainings from which on one counts as gone wrong.
 WRONG = 0.5
+#: Window and lanes of claim 6, and what takes their place without a recurrence: as many
+#: characters an update.
+WINDOW, LANES = 64, 32
 
 
 def flow(lab: Lab, cell: str) -> str:
@@ -190,14 +193,19 @@ def clipping(lab: Lab) -> Section:
     """Train at a high rate with and without clipping, and look at what clipping turns."""
     size = lab.size
     listed = " ".join(f"{rate:g}" for rate in size.clip_rates)
+    train = (
+        f"charrnn train{lab.words} --cell rnn --hidden {size.clip_hidden} --optimiser sgd --lr $LR "
+        f"--clip-norm $NORM --steps {size.clip_steps} --valid-share {lab.valid_share} --device cpu "
+        "--precision fp32"
+    )
     loop = "\n".join(
         [
             f"for LR in {listed}; do",
             "  for NORM in 1 0; do",
-            f"    charrnn train{lab.words} --cell rnn --hidden {size.clip_hidden} --optimiser sgd "
-            f"--lr $LR --clip-norm $NORM --steps {size.clip_steps} --valid-share "
-            f"{lab.valid_share} --device cpu --precision fp32 --run "
+            f"    {train} --bptt {WINDOW} --batch-size {LANES} --run "
             "checkpoints/lesson/clip-$NORM-rate-$LR --json || true",
+            f"    {train} --bptt 1 --batch-size {WINDOW * LANES} --reset-state --run "
+            "checkpoints/lesson/alone-$NORM-rate-$LR --json || true",
             "  done",
             "done",
         ]
@@ -207,7 +215,10 @@ def clipping(lab: Lab) -> Section:
         "clipping --device cpu --json"
     )
     names = ("clipped to norm 1", "not clipped")
-    trainings = [(rate, name) for rate in size.clip_rates for name in names]
+    windows = (f"window of {WINDOW}", "no recurrence")
+    trainings = [
+        (rate, name, window) for rate in size.clip_rates for name in names for window in windows
+    ]
     logs = dict(zip(trainings, _logs(lab.do(loop).out), strict=True))
     cuts = [cut for cut in lab.json(look)["cuts"] if cut["weights"] == "trained"]
     ends = {training: _end(log, size.clip_steps) for training, log in logs.items()}
@@ -218,7 +229,9 @@ def clipping(lab: Lab) -> Section:
             [row["train_nats_per_char"] for row in log],
             style,
         )
-        for style, ((rate, name), log) in enumerate(logs.items())
+        for style, ((rate, name, _), log) in enumerate(
+            (training, log) for training, log in logs.items() if training[2] == windows[0]
+        )
     ]
     chart = line_chart(
         "clipping",
@@ -231,32 +244,39 @@ def clipping(lab: Lab) -> Section:
     return Section(
         number=6,
         why="""
-Where the loss is as steep as a cliff, one step of plain gradient descent, `w ← w - η g`, throws
-the weights far away. Clipping by norm replaces `g` by `g min(1, c / |g|)`: shorter, and in the
-same direction: that the cosine is 1 is arithmetic. Clipping by value cuts every entry by itself,
-which turns the gradient. All runs are a plain RNN with plain descent, of the same seed and text.
-(The default optimiser, Muon, takes the size out of every gradient by itself.)
+A step of plain gradient descent, `w ← w - η g`, that is too large throws the weights far away,
+whether the rate `η` makes it so or the gradient. A recurrence makes large gradients of its own,
+where many steps back each enlarge it, and the loss is as steep as a cliff (Pascanu, Mikolov and
+Bengio 2013). To tell the two apart, every training is done without a recurrence, too: with
+windows of one character from the zero state, and as many characters an update. Clipping by norm
+replaces `g` by `g min(1, c / |g|)`: shorter, and in the same direction: that the cosine is 1 is
+arithmetic. Clipping by value cuts every entry by itself, which turns the gradient. All runs are
+a plain RNN with plain descent, of the same seed and text.
+(The default optimiser, Muon, takes the size out of a running mean of the gradients, not out of
+each: the mean keeps 95 % of itself at a step, so that a gradient 100 times as large as the others
+outweighs them for about 30 steps.)
 """,
         commands=[loop, look],
         tables=[
             Table(
-                ["rate", "training", "steps", "largest norm logged", "updates clipped",
-                 "loss at the end"],
+                ["rate", "training", "recurrence", "steps", "largest norm logged",
+                 "updates clipped", "loss at the end"],
                 [
                     [
                         f"{rate:g}",
                         name,
+                        window,
                         f"{log[-1]['step']:,}",
                         f"{max(row['gradient_norm'] for row in log):.3g}",
                         percent(statistics.fmean(row["clipped_share"] for row in log)),
-                        f"{ends[rate, name]:.3f}"
-                        if math.isfinite(ends[rate, name])
+                        f"{ends[rate, name, window]:.3f}"
+                        if math.isfinite(ends[rate, name, window])
                         else "stopped: not finite",
                     ]
-                    for (rate, name), log in logs.items()
+                    for (rate, name, window), log in logs.items()
                     if log
                 ],
-                words=2,
+                words=3,
             ),
             Table(
                 ["gradient cut to", "cosine, cut by norm", "cosine, cut by value"],
@@ -275,11 +295,16 @@ which turns the gradient. All runs are a plain RNN with plain descent, of the sa
             Figure("6-clipping", "Training loss with and without clipping", standalone(chart))
         ],
         rule="a training has gone wrong if it stops because a number is not finite, or ends more "
-        f"than {WRONG:g} nats above the best of them all. Holds if at every rate at which it goes "
-        "wrong without clipping it does not with clipping; in part if at some of them; not tested "
-        "if it goes wrong at none.",
+        f"than {WRONG:g} nats above the best of them all, those without a recurrence among "
+        "themselves. Of those with one: holds if at every rate at which it goes wrong without "
+        "clipping it does not with clipping; in part if at some of them; not tested if it goes "
+        "wrong at none.",
         judgement=judge_clipping(
-            {rate: (ends[rate, names[0]], ends[rate, names[1]]) for rate in size.clip_rates}
+            *(
+                {rate: (ends[rate, names[0], window], ends[rate, names[1], window])
+                 for rate in size.clip_rates}
+                for window in windows
+            )
         ),
     )  # fmt: skip
 
@@ -304,18 +329,18 @@ def _cosine(degrees: float | None) -> float:
     return math.nan if degrees is None else math.cos(math.radians(degrees))
 
 
-def judge_clipping(ends: Mapping[float, tuple[float, float]]) -> Judgement:
+def judge_clipping(
+    ends: Mapping[float, tuple[float, float]], alone: Mapping[float, tuple[float, float]]
+) -> Judgement:
     """Judge claim 6.
 
     Args:
         ends: rate -> training loss at the end with clipping and without, in nats per character;
             infinity if it broke off.
+        alone: the same without a recurrence.
     """
-    best = min(end for pair in ends.values() for end in pair)
-    wrong = {
-        rate: [not math.isfinite(end) or end > best + WRONG for end in pair]
-        for rate, pair in ends.items()
-    }
+    wrong = _wrong(ends)
+    anyhow = [rate for rate, (_, not_clipped) in _wrong(alone).items() if not_clipped]
     mended = [rate for rate, (clipped, not_clipped) in wrong.items() if not_clipped > clipped]
     lost = [rate for rate, both in wrong.items() if all(both)]
     fine = [rate for rate, (_, not_clipped) in wrong.items() if not not_clipped]
@@ -326,19 +351,40 @@ def judge_clipping(ends: Mapping[float, tuple[float, float]]) -> Judgement:
     def end(value: float) -> str:
         return f"at {value:.3f} nats" if math.isfinite(value) else "in an overflow"
 
-    def both(rates: Sequence[float]) -> str:
+    def both(rates: Sequence[float], of: Mapping[float, tuple[float, float]] = ends) -> str:
         return "; ".join(
-            f"it ends {end(ends[rate][0])} with clipping and {end(ends[rate][1])} without"
+            f"it ends {end(of[rate][0])} with clipping and {end(of[rate][1])} without"
             for rate in rates
         )
 
+    too_large = [rate for rate in [*mended, *lost] if rate in anyhow]
+    recurrent = [rate for rate in [*mended, *lost] if rate not in anyhow]
     return judged(
         [rate in mended for rate in [*mended, *lost]],
         f"At {at(mended)} clipping decides: {both(mended)}." if mended else "",
         f"At {at(lost)} the training goes wrong with clipping, too: {both(lost)}." if lost else "",
         f"At {at(fine)} it does not go wrong without: {both(fine)}." if fine else "",
         "" if mended or lost else "So there was nothing to mend.",
+        f"At {at(recurrent)} it is the recurrence that makes the harm: without one, training does "
+        f"not go wrong there ({both(recurrent, alone)})."
+        if recurrent
+        else "",
+        f"At {at(too_large)} the step is too large whatever the network: without a recurrence it "
+        f"goes wrong, too ({both(too_large, alone)}). That shows what clipping does, but no cliff "
+        "of a recurrence."
+        if too_large
+        else "",
     )
+
+
+def _wrong(ends: Mapping[float, tuple[float, float]]) -> dict[float, tuple[bool, bool]]:
+    """Return by rate whether training goes wrong with clipping and without."""
+    best = min(end for pair in ends.values() for end in pair)
+
+    def wrong(end: float) -> bool:
+        return not math.isfinite(end) or end > best + WRONG
+
+    return {rate: (wrong(one), wrong(other)) for rate, (one, other) in ends.items()}
 
 
 def _listed(rates: Sequence[float]) -> str:
