@@ -9,12 +9,16 @@ from typing import Any
 from charrnn.figures import Dots, dot_chart, standalone
 from lesson.lab import Lab
 from lesson.recurrence import compare_steps
-from lesson.section import Figure, Judgement, Section, Table, judged
+from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
 __all__ = ["Costs", "costs", "gru", "judge_gru", "judge_lstm", "lstm"]
 
 #: Nats within which two losses of one seed each are taken for equal.
 EQUAL = 0.02
+#: How many times as long a character must take for a cell to be dearer: clocks differ by less.
+DEARER = 1.05
+#: Share of the multiply-adds below which a model's time tells little about its recurrence.
+MOST = 0.5
 #: The most that "half" may be, and from which share on nothing is saved.
 HALF, NOT_LESS = 0.6, 0.95
 
@@ -35,6 +39,8 @@ class Costs:
     """Nats per character with equal parameters after equal steps."""
     by_time: float
     """Nats per character with equal parameters after equal time."""
+    share: float
+    """Of the whole model's multiply-adds, at equal width, those of the recurrence."""
 
 
 def _compare(lab: Lab, name: str, *options: str) -> str:
@@ -80,6 +86,7 @@ def costs(steps: Rows, minutes: Rows, width: Rows) -> dict[str, Costs]:
             microseconds=1e6 / width[cell]["train_chars_per_second"],
             by_steps=steps[cell]["nats_per_char"],
             by_time=minutes[cell]["nats_per_char"],
+            share=alone["multiply_adds"] / width[cell]["multiply_adds"],
         )
     return found
 
@@ -99,12 +106,14 @@ def lstm(lab: Lab) -> Section:
     cells = list(found)
     by_width = Table(
         [f"at {lab.size.hidden} units", "parameters of the recurrence", "its multiply-adds per "
-         "character", "µs per character, training", "µs per character, scoring"],
+         "character", "share of the model's", "µs per character, training",
+         "µs per character, scoring"],
         [
             [
                 cell.upper(),
                 f"{one.parameters:,.0f}",
                 f"{one.multiply_adds:,.0f}",
+                percent(one.share),
                 f"{one.microseconds:.1f}",
                 f"{1e6 / width[cell]['chars_per_second']:.1f}",
             ]
@@ -156,7 +165,8 @@ the LSTM, and then as many steps, or as many minutes. Losses are on the held-out
 text. One seed each: differences of a hundredth of a nat or two may be chance. Times at equal
 width are means of several trainings, the cells in turns, on the machine named above; the cells
 may run through code of different makers (where it is faster torch's fused operator for the
-LSTM, else this project's loops, as for the others), which is part of the price.
+LSTM, else this project's loops, as for the others), which is part of the price. Times are
+of the whole model: embedding and head are in them.
 """,
         commands=commands(lab),
         tables=[by_width, by_loss],
@@ -164,9 +174,10 @@ LSTM, else this project's loops, as for the others), which is part of the price.
             Figure("10-loss", "Loss of the cells at equal parameters", standalone(loss)),
             Figure("10-price", "Time of the cells at equal width", standalone(price)),
         ],
-        rule="three parts. A price: at equal width the LSTM takes the most time per character of "
-        f"the three. Its only drawback: with equal parameters no cell is more than {EQUAL:g} nats "
-        "better, neither after equal steps, nor after equal time. All: holds; some: in part.",
+        rule=f"three parts. A price: at equal width the LSTM takes at least {DEARER:g} times as "
+        "long per character as any other. Its only drawback: with equal parameters no cell is more "
+        f"than {EQUAL:g} nats better, neither after equal steps, nor after equal time. All: "
+        "holds; some: in part.",
         judgement=judge_lstm(found),
     )
 
@@ -178,37 +189,56 @@ def judge_lstm(found: Mapping[str, Costs]) -> Judgement:
         found: by cell, its costs and losses.
     """
     own = found["lstm"]
-    dearest = max(found, key=lambda cell: found[cell].microseconds)
+    others = [cell for cell in found if cell != "lstm"]
+    next_to = max(others, key=lambda cell: found[cell].microseconds)
     best_steps = min(found, key=lambda cell: found[cell].by_steps)
     best_time = min(found, key=lambda cell: found[cell].by_time)
+    dearest = own.microseconds >= DEARER * found[next_to].microseconds
+    cheaper = found[next_to].microseconds >= DEARER * own.microseconds
     by_steps = found[best_steps].by_steps >= own.by_steps - EQUAL
     by_time = found[best_time].by_time >= own.by_time - EQUAL
     times = ", ".join(f"{cell.upper()} {one.microseconds:.1f}" for cell, one in found.items())
-    return judged(
-        [dearest == "lstm", by_steps, by_time],
-        f"At equal width a character takes, in µs: {times}"
-        + (
-            "; the LSTM is the dearest."
-            if dearest == "lstm"
-            else f". So by the clock the {dearest.upper()} is the dearest, whatever the LSTM has "
-            "more by count."
-        ),
-        "With equal parameters and steps "
-        + (
-            f"no cell is better than the LSTM ({own.by_steps:.3f} nats) by more than {EQUAL:g}"
-            if by_steps
-            else f"the {best_steps.upper()} is better: {found[best_steps].by_steps:.3f} against "
-            f"{own.by_steps:.3f} nats"
+    clock = "the LSTM is the dearest."
+    if cheaper:
+        clock = f"the {next_to.upper()} is dearer, whatever the LSTM has more by count."
+    elif not dearest:
+        clock = f"the LSTM's time and the {next_to.upper()}'s differ by too little to tell."
+    after_steps, after_time = (
+        f"the {best.upper()} is better than the LSTM: {nats:.3f} against {its:.3f} nats"
+        for best, nats, its in (
+            (best_steps, found[best_steps].by_steps, own.by_steps),
+            (best_time, found[best_time].by_time, own.by_time),
         )
-        + ", and with equal time "
-        + (
-            f"{'neither' if by_steps else 'none'} ({own.by_time:.3f} nats): what it costs it is "
-            "worth."
-            if by_time
-            else f"the {best_time.upper()} is: {found[best_time].by_time:.3f} against "
-            f"{own.by_time:.3f} nats."
-        ),
-    )  # fmt: skip
+    )
+    none = f"no cell is better than the LSTM by more than {EQUAL:g}"
+    if by_steps and by_time:
+        loss = f"{none} nats, neither after equal steps ({own.by_steps:.3f}) nor after equal time "
+        loss += f"({own.by_time:.3f})" + (": what it costs it is worth." if dearest else ".")
+    elif by_steps:
+        loss = f"{none} nats after equal steps ({own.by_steps:.3f}), "
+        loss += f"but after equal time {after_time}."
+    elif by_time:
+        loss = f"{after_steps} after equal steps; after equal time {none} ({own.by_time:.3f} nats)."
+    else:
+        loss = f"{after_steps} after equal steps; after equal time {after_time}."
+    return judged(
+        [dearest, by_steps, by_time],
+        f"At equal width a character takes, in µs: {times}; {clock}",
+        _of_the_head(own),
+        f"With equal parameters {loss}",
+    )
+
+
+def _of_the_head(one: Costs) -> str:
+    """Say that a model's time is mostly not its recurrence's, if so; the LSTM's has the most."""
+    if one.share >= MOST:
+        return ""
+    return (
+        f"But only {percent(one.share)} of the LSTM's multiply-adds are its recurrence's, of the "
+        "other cells' fewer still; the rest is the head's, which with many symbols in the "
+        "vocabulary is most of the work and the same for all: the times tell little about the "
+        "cells."
+    )
 
 
 def gru(lab: Lab) -> Section:
@@ -261,27 +291,23 @@ def judge_gru(one: Costs, other: Costs) -> Judgement:
     """
     count = one.parameters / other.parameters
     clock = one.microseconds / other.microseconds
-    worse = one.by_steps - other.by_steps
-    loss = f"{abs(worse):.3f} nats {'more' if worse > 0 else 'less'}"
-    judgement = judged(
+    return judged(
         [clock < NOT_LESS, clock <= HALF],
         f"By count the GRU's recurrence is {count:.2f} of the LSTM's.",
         f"By the clock of this machine a character takes {clock:.2f} of the LSTM's time"
         + (
             ": the loops it runs through cost more than the products they save."
-            if clock > 1
+            if clock > DEARER
             else "."
         ),
-        f"With equal parameters and steps it costs {loss} per character"
-        if abs(worse) > EQUAL
-        else f"With equal parameters and steps its loss is the LSTM's within {EQUAL:g} nats",
+        _of_the_head(other),
+        f"With equal parameters its loss is {_beside(one.by_steps - other.by_steps)} after equal "
+        f"steps and {_beside(one.by_time - other.by_time)} after equal time.",
     )
-    says = (*judgement.says[:-1], judgement.says[-1] + _by_time(one, other))
-    return Judgement(judgement.verdict, says)
 
 
-def _by_time(one: Costs, other: Costs) -> str:
-    gained = other.by_time - one.by_time
-    if abs(gained) <= EQUAL:
-        return ", and with equal time too."
-    return f", with equal time {abs(gained):.3f} {'less' if gained > 0 else 'more'}."
+def _beside(more: float) -> str:
+    """Return how a loss lies beside the LSTM's."""
+    if abs(more) <= EQUAL:
+        return f"within {EQUAL:g} nats of the LSTM's"
+    return f"{abs(more):.3f} nats {'above' if more > 0 else 'below'} the LSTM's"
