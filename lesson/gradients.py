@@ -30,11 +30,11 @@ WINDOW, LANES = 64, 32
 
 
 def flow(lab: Lab, cell: str) -> str:
-    """Return the command that measures a cell's gradient flow; for the RNN by radius too."""
+    """Return the command that measures a cell's gradient flow and pace; the RNN's by radius too."""
     scaled = " ".join(f"--spectral-radius {radius:g}" for radius in lab.size.radii)
     return (
         f"charrnn inspect {run_of(cell)} --part valid --characters {lab.size.inspected} --only "
-        f"flow --only memory{' ' + scaled if cell == 'rnn' else ''} --device cpu --json"
+        f"flow --only memory --only pace{' ' + scaled if cell == 'rnn' else ''} --device cpu --json"
     )
 
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from charrnn.figures import Line, Rule, line_chart, standalone
-from charrnn.inspection import NEARLY_CLOSED, NEARLY_OPEN
+from charrnn.inspection import KEPT_OVER, NEARLY_CLOSED, NEARLY_OPEN
 from charrnn.properties import PROPERTIES
 from lesson.gradients import flow
 from lesson.lab import Lab
 from lesson.recurrence import run_of
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
-__all__ = ["Held", "along", "gates", "judge_along", "judge_gates"]
+__all__ = ["Held", "Pace", "along", "gates", "judge_along", "judge_gates"]
 
 #: Properties that last longer than a word.
 LASTING = ("inside quotes", "inside brackets", "position in line", "indentation")
@@ -28,8 +28,12 @@ TENS = 20
 SHOWN = 240
 #: The lag at which the states' gradients are compared.
 LAG = 50
-#: How many times as much of a gradient must be left there for it to reach far back.
-FARTHER = 10.0
+#: What must be left there of the memory's gradient for it to reach far back, and how many times
+#: as much along h as along the plain RNN's.
+FLOOR, FARTHER = 0.01, 10.0
+#: Correlation with itself a character before above which a state changes slowly: at 0.5 a step
+#: changes it by as much as it differs from its mean.
+SLOW = 0.5
 #: How many times as much context must be needed for that to be used.
 USED = 1.5
 
@@ -46,6 +50,17 @@ class Held:
     """Characters, the last of the text, that it is of."""
     lasts: int
     """Characters for which the property goes on without a break, at the longest."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How slowly a state changes."""
+
+    correlation: float
+    """With itself one character before, mean of the units; NaN if none varies."""
+    kept_mean: float | None = None
+    """Of the product of the gate on its way over ten characters; None without such a gate."""
+    kept_median: float | None = None
 
 
 def gates(lab: Lab) -> Section:
@@ -203,9 +218,15 @@ def along(lab: Lab) -> Section:
     commands = {cell: flow(lab, cell) for cell in ("rnn", "lstm", "gru")}
     reaches: dict[tuple[str, str, str], Sequence[float]] = {}
     needed: dict[str, int | None] = {}
+    paces: dict[tuple[str, str], Pace] = {}
     for cell, command in commands.items():
         found = lab.json(command)
         needed[cell] = found["memory"]["needed"]
+        for one in found["pace"]:
+            mean = one["mean"]
+            paces[cell, one["state"]] = Pace(
+                math.nan if mean is None else mean, one["kept_mean"], one["kept_median"]
+            )
         for one in found["gradient_flow"]:
             if one["scaled_to"] is None:
                 for reach in one["reaches"]:
@@ -235,13 +256,16 @@ def along(lab: Lab) -> Section:
     lags = {key: _under(relative) for key, relative in reaches.items()}
     return Section(
         number=9,
-        why="""
-Along the memory line alone, `dc_t/dc_{t-k}` is the product of `k` forget gates: no matrix and
+        why=f"""
+Along the memory line alone, `dc_t/dc_{{t-k}}` is the product of `k` forget gates: no matrix and
 no tanh, and near 1 as long as they are open. The gradient of `h` has to pass the matrix at
 every step. The shares are of total derivatives, so all other ways back are in them as well.
 Where they fall under 1 % and stay there is as far as a window can teach directly; what the
 model then uses is "context needed": the characters after a reset of the state from which on its
-loss is within 0.01 nats.
+loss is within 0.01 nats. How slowly a state changes is its correlation with itself one
+character before, mean of the units: at {SLOW:g} a step changes it by as much as it differs from
+its mean. "Kept" is the product of {KEPT_OVER} values in a row of the gate on its way, forget or
+update: mean and median over units and characters.
 """,
         commands=list(commands.values()),
         tables=[
@@ -261,21 +285,37 @@ loss is within 0.01 nats.
                     for (weights, cell, state), relative in reaches.items()
                 ],
                 words=2,
-            )
+            ),
+            Table(
+                ["state, trained", "correlation with itself a character before",
+                 f"kept over {KEPT_OVER} characters, mean", "median"],
+                [
+                    [
+                        f"{cell.upper()} {state}",
+                        f"{one.correlation:+.3f}",
+                        *("" if share is None else percent(share)
+                          for share in (one.kept_mean, one.kept_median)),
+                    ]
+                    for (cell, state), one in paces.items()
+                ],
+            ),
         ],
         figures=[
             Figure("9-along", "Gradient against lag along the states of trained cells",
                    standalone(chart))
         ],
-        rule="two parts, for the trained models, along h, which all cells have. Far: at lag "
-        f"{lag} at least {FARTHER:g} times as much of the gradient is left along the LSTM's h as "
-        f"along the plain RNN's. Used: the LSTM needs at least {USED:g} times as much context. "
-        "Both: holds; one: in part.",
+        rule="three parts, for the trained models. Slowly: the LSTM's c correlates with itself a "
+        f"character before by more than {SLOW:g}, and by more than the plain RNN's h. Far: at lag "
+        f"{lag} at least {percent(FLOOR)} of the gradient is left along the LSTM's c, and along "
+        f"its h, which all cells have, at least {FARTHER:g} times as much as along the plain "
+        f"RNN's. Used: the LSTM needs at least {USED:g} times as much context; left out if both "
+        "need more than was tried. All: holds; some: in part.",
         judgement=judge_along(
             {(cell, state): relative[lag] for (cell, state), relative in trained.items()},
             needed,
             lag,
             {cell: lags["trained", cell, "h"] for cell in needed},
+            paces,
         ),
     )  # fmt: skip
 
@@ -294,6 +334,7 @@ def judge_along(
     needed: Mapping[str, int | None],
     lag: int,
     under: Mapping[str, int],
+    paces: Mapping[tuple[str, str], Pace],
 ) -> Judgement:
     """Judge claim 9.
 
@@ -303,26 +344,56 @@ def judge_along(
             than were tried.
         lag: that one.
         under: cell -> lag from which on less than 1 % is left along its h, trained.
+        paces: cell, state -> how slowly it changes, trained.
     """
     rnn, lstm, gru = (left[cell, "h"] for cell in ("rnn", "lstm", "gru"))
-    far = lstm >= FARTHER * rnn
+    c = left["lstm", "c"]
+    pace, other = paces["lstm", "c"], paces["rnn", "h"]
+    slow = pace.correlation > SLOW and pace.correlation > other.correlation
+    reaches, farther = c >= FLOOR, lstm > 0 and lstm >= FARTHER * rnn
     least, most = needed["rnn"], needed["lstm"]
     used = least is not None and (most is None or most >= USED * least)
+    others = ", ".join(
+        f"the {'plain ' if cell == 'rnn' else ''}{cell.upper()}'s {state} {one.correlation:+.2f}"
+        for (cell, state), one in paces.items()
+        if (cell, state) != ("lstm", "c")
+    )
+    how = "changes slowly" if slow else "does not change slowly"
+    if pace.correlation > SLOW and not slow:
+        how = "changes slowly, but no more so than the plain RNN's h"
+    early = under["rnn"] - under["lstm"]
     return judged(
-        [far, used],
-        f"At lag {lag}, {percent(lstm)} of the gradient is left along the LSTM's h and "
-        f"{percent(rnn)} along the plain RNN's"
-        + ("." if far else f": not {FARTHER:g} times as much."),
-        f"Near by the LSTM's h keeps no more than the RNN's: less than 1 % from lag "
-        f"{under['lstm']} on, the RNN's from {under['rnn']}."
-        if under["lstm"] <= under["rnn"]
+        [slow, reaches and farther] + ([] if least is most is None else [used]),
+        f"The LSTM's c {how}: it correlates with itself a character before by "
+        f"{pace.correlation:+.2f}; {others}.",
+        f"Its forget gates keep {percent(pace.kept_mean)} of it over {KEPT_OVER} characters in the "
+        f"mean, {percent(pace.kept_median)} in the median."
+        if pace.kept_mean is not None and pace.kept_median is not None
+        else "",
+        f"At lag {lag}, {percent(c)} of the gradient is left along the c"
+        + ("." if reaches else f", under {percent(FLOOR)}: so far it does not reach."),
+        f"Along the LSTM's h {percent(lstm)} is left, and along the plain RNN's {percent(rnn)}"
+        + ("." if farther else f": not {FARTHER:g} times as much."),
+        f"Near by the LSTM's h has no advantage: it is under 1 % from lag {under['lstm']} on, "
+        + (f"{_counted(early, 'lag')} before the RNN's." if early else "like the RNN's.")
+        if early >= 0
         else "",
         f"The LSTM needs {_context(most)} characters of context, the RNN {_context(least)}"
-        + ("." if used else f": not {USED:g} times as many."),
-        f"Along the LSTM's c {percent(left['lstm', 'c'])} is left, but of a size at lag 0 that is "
-        "another than along h: the two do not compare.",
-        f"The GRU, which has no memory beside its state, keeps {percent(gru)}: its update gate "
-        "does for h what the forget gate does for c."
+        + (
+            ": not compared."
+            if least is most is None
+            else "."
+            if used
+            else f": not {USED:g} times as many."
+        ),
+        f"The GRU has no memory beside its state, and keeps {percent(gru)} along h: more than the "
+        f"LSTM along its h{', and along its c too' if gru > c else ''}. So it takes no memory line "
+        "to reach that far: an update gate does for h what the forget gate does for c. Each share "
+        "is of a size at lag 0 of its own, so that those of c and h compare only roughly."
         if gru > lstm
         else "",
     )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{'one' if number == 1 else number} {what}{'s' if number > 1 else ''}"

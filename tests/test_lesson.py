@@ -19,7 +19,7 @@ import typer
 from charrnn.cli import app
 from lesson.gradients import judge_clipping, judge_radii, judge_scaling, scaling
 from lesson.lab import QUICK, Lab, LessonError
-from lesson.memory import Held, judge_along, judge_gates
+from lesson.memory import Held, Pace, judge_along, judge_gates
 from lesson.price import Costs, costs, judge_gru, judge_lstm
 from lesson.recurrence import judge_length, judge_step
 from lesson.section import CLAIMS, Table, Verdict, broken, filled, judged, markdown, percent
@@ -68,9 +68,17 @@ def along_of(
     needed: int | None,
     gru: float = 0.001,
     near: int = 12,
+    c: float = 0.5,
+    slow: float = 0.8,
+    rnn_slow: float = 0.2,
 ) -> Any:
-    left = {("rnn", "h"): rnn, ("lstm", "h"): lstm, ("lstm", "c"): 0.5, ("gru", "h"): gru}
-    return judge_along(left, {"rnn": needs, "lstm": needed, "gru": 9}, 50, {"rnn": 9, "lstm": near})
+    left = {("rnn", "h"): rnn, ("lstm", "h"): lstm, ("lstm", "c"): c, ("gru", "h"): gru}
+    paces = {
+        ("rnn", "h"): Pace(rnn_slow), ("lstm", "h"): Pace(0.6),
+        ("lstm", "c"): Pace(slow, 0.2, 0.01), ("gru", "h"): Pace(0.7, 0.3, 0.1),
+    }  # fmt: skip
+    needs_of = {"rnn": needs, "lstm": needed, "gru": 9}
+    return judge_along(left, needs_of, 50, {"rnn": 9, "lstm": near}, paces)
 
 
 def clipping_of(
@@ -182,18 +190,34 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
     ("8 nothing", lambda: judge_gates({"forget": (0.6, 0.0)}, Held("1.3", "digit", 0.1, 1000, 4)),
      "does not hold", "No lasting property"),
     ("9 as told", lambda: along_of(0.001, 0.01, 30, 45), "holds",
-     "1 % of the gradient is left along the LSTM's h and 0.1 % along the plain RNN's."),
+     "changes slowly: it correlates with itself a character before by +0.80; the plain RNN's h "
+     "+0.20, the LSTM's h +0.60, the GRU's h +0.70. Its forget gates keep 20 % of it over 10 "
+     "characters in the mean, 1 % in the median. At lag 50, 50 % of the gradient is left along "
+     "the c. Along the LSTM's h 1 % is left, and along the plain RNN's 0.1 %. The LSTM needs"),
+    ("9 not slow", lambda: along_of(0.001, 0.01, 30, 45, slow=0.5), "holds in part",
+     "The LSTM's c does not change slowly"),
+    ("9 a ratio of nothing", lambda: along_of(1e-6, 1e-4, 30, 45, c=0.0077), "holds in part",
+     "At lag 50, 0.77 % of the gradient is left along the c, under 1 %: so far it does not reach."),
+    ("9 context is not compared", lambda: along_of(0.001, 0.01, None, None), "holds",
+     "the RNN more than tried: not compared."),
+    ("9 the RNN's is as slow", lambda: along_of(0.001, 0.01, 30, 45, slow=0.6, rnn_slow=0.6),
+     "holds in part", "changes slowly, but no more so than the plain RNN's h"),
     ("9 more than was tried", lambda: along_of(0.001, 0.01, 30, None), "holds",
      "The LSTM needs more than tried characters of context, the RNN 30."),
     ("9 the GRU is ahead", lambda: along_of(0.001, 0.01, 30, 45, gru=0.02), "holds",
-     "The GRU, which has no memory beside its state, keeps 2 %"),
+     "keeps 2 % along h: more than the LSTM along its h. So it takes no memory line"),
+    ("9 the GRU is ahead of c", lambda: along_of(0.001, 0.01, 30, 45, gru=0.02, c=0.015), "holds",
+     "more than the LSTM along its h, and along its c too. So it takes no memory line"),
     ("9 not far", lambda: along_of(0.002, 0.01, 30, 45), "holds in part",
-     "along the plain RNN's: not 10 times as much"),
+     "along the plain RNN's 0.2 %: not 10 times as much"),
     ("9 not used", lambda: along_of(0.001, 0.01, 30, 40), "holds in part",
      "the RNN 30: not 1.5 times as many"),
     ("9 not near", lambda: along_of(0.001, 0.01, 30, 45, near=9), "holds",
-     "keeps no more than the RNN's: less than 1 % from lag 9 on, the RNN's from 9."),
-    ("9 nothing", lambda: along_of(0.002, 0.01, None, None), "does not hold", "not 10 times"),
+     "the LSTM's h has no advantage: it is under 1 % from lag 9 on, like the RNN's."),
+    ("9 one lag before", lambda: along_of(0.001, 0.01, 30, 45, near=8), "holds",
+     "it is under 1 % from lag 8 on, one lag before the RNN's."),
+    ("9 nothing", lambda: along_of(0.002, 0.01, None, None, slow=0.4),
+     "does not hold", "not 10 times"),
     ("10 as told", lambda: judge_lstm({
         "rnn": cost(microseconds=3, by_steps=1.9, by_time=1.8), "lstm": cost(),
         "gru": cost(microseconds=7)}),
