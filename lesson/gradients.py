@@ -96,10 +96,11 @@ def radii(lab: Lab) -> Section:
         why=f"""
 One step back multiplies the gradient by `Uᵀ diag(1 - h²)`. Leave the tanh out, and `k` steps
 are `Uᵀ` to the power `k`: the largest absolute eigenvalue of `U`, its spectral radius `ρ`,
-gives `ρᵏ`. That is the textbook's picture, measured here as "without tanh". "With tanh" is the
-gradient of the network as it is: the mean over {flows[0]["places"]} places of |dL_t/dh_{{t-k}}|
-as a share of its size at lag 0. The recurrent matrix of the initial weights (orthogonal) and of
-the trained ones is scaled to each radius.
+gives `ρᵏ`: at every `k` for the initial `U`, which is orthogonal, and for a trained one, which
+is not normal, only in the long run. That is the textbook's picture, measured here as "without
+tanh". "With tanh" is the gradient of the network as it is: the mean over {flows[0]["places"]}
+places of |dL_t/dh_{{t-k}}| as a share of its size at lag 0. The recurrent matrix of the initial
+weights (orthogonal) and of the trained ones is scaled to each radius.
 """,
         commands=[command],
         tables=[
@@ -460,9 +461,9 @@ a weight is a sum over all lags, and a scale takes every term by the same factor
 drown far ones as before. That is the lecture's argument. `--scale-norm 1` gives every gradient
 the norm 1, so its factor differs from step to step; a higher rate is one factor for all steps,
 but for the schedule, and is tried as well, for comparison; those gradients are not clipped
-either. Plain descent does not hide it, as Adam and Muon would, which
-rescale by themselves. The task is claim 4's, with a window of {length} that shows it whole; for
-longer distances this says nothing.
+either. Plain descent does not hide it, as Adam and Muon would, which rescale by themselves. The
+task is claim 4's, with a window of {length} that shows it whole; for longer distances this says
+nothing.
 """,
         commands=[write, loop, score],
         tables=[

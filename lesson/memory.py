@@ -118,12 +118,14 @@ def gates(lab: Lab) -> Section:
         why=f"""
 `c_t = f_t ∘ c_{{t-1}} + i_t ∘ g_t` and `h_t = o_t ∘ tanh(c_t)`: the forget gate `f` decides
 what of the memory `c` is kept, the input gate `i` what of the candidate `g = tanh(...)` is
-written, the output gate `o` what is shown. A gate is a logistic function of the character and
-the state, so between 0 and 1; open means above {NEARLY_OPEN:g}, closed below {NEARLY_CLOSED:g}
-(Karpathy, Johnson and Fei-Fei 2015). Every unit is correlated with properties that a reader
-sees; the best is chosen on the first half of the {found["characters"]:,} characters, and the
-second half gives the correlation in the table. Units are written layer.unit: {name}c is the
-memory c of unit {number} in layer {layer}, {name} its state h.
+written, the output gate `o` what is shown. The forget gate came with Gers, Schmidhuber and
+Cummins (2000); the LSTM of Hochreiter and Schmidhuber (1997) keeps all of `c`. A gate is a
+logistic function of the character and the state, so between 0 and 1; open means above
+{NEARLY_OPEN:g}, closed below {NEARLY_CLOSED:g} (Karpathy, Johnson and Fei-Fei 2015). Every unit
+is correlated with properties that a reader sees; the best is chosen on the first half of the
+{found["characters"]:,} characters, and the second half gives the correlation in the table.
+Units are written layer.unit: {name}c is the memory c of unit {number} in layer {layer}, {name}
+its state h.
 """,
         commands=[first, second],
         tables=[

@@ -151,7 +151,8 @@ Elman's network computes `a = W e + U h + b`, a linear map of the character's em
 the state `h`, and `h' = tanh(a)`. `--only step` does nothing but these lines, in numpy and with
 the numbers in the checkpoint, for {steps["rnn"]["characters"]} characters one after another,
 and compares with what the model's fast path makes of the same text. σ is the logistic function,
-∘ the product unit by unit.
+∘ the product unit by unit. The GRU is the one of torch and cuDNN: its reset gate `r` scales
+`U_n h + d`, where Cho et al. (2014) have `U_n (r ∘ h)`.
 """,
         commands=commands,
         tables=[numbers, differences],

@@ -242,6 +242,16 @@ steps and read as many characters.
     )
 
 
+def _unexplained(distance: int, carried: Mapping[int, float]) -> str:
+    """Say that a shorter window does better than longer ones that are too short as well."""
+    short = {n: price for n, price in sorted(carried.items()) if n < distance}
+    best = min(short, key=lambda n: short[n])
+    longer = [str(n) for n, p in short.items() if n > best and p > short[best] + LEARNT * CHANCE]
+    if not longer:
+        return ""
+    return f" That {best} does better than {' and '.join(longer)} is seen here and not explained."
+
+
 def judge_beyond(
     distance: int, carried: Mapping[int, float], reset: Mapping[int, float]
 ) -> Judgement:
@@ -283,6 +293,7 @@ def judge_beyond(
         else f"With the state carried it is not: a window of {window} brings the key to "
         f"{price:.2f} nats ({longer:.2f} with {enough}). No gradient reaches the key, but traces "
         "of it are in the state that comes in, and the window learns to read and to preserve them."
-        + (" Truncation makes it harder, not impossible." if longer < price else ""),
+        + (" Truncation makes it harder, not impossible." if longer < price else "")
+        + _unexplained(distance, carried),
         "" if learns else f"No longer window brings it below {percent(LEARNT)} in these steps.",
     )

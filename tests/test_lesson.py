@@ -128,6 +128,9 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
     ("4 the state carries it", lambda: judge_beyond(
         16, {4: 1.3, 8: 1.2, 24: 0.01}, {4: 2.1, 8: 2.1, 24: 0.1}),
      "holds in part", "a window of 8 brings the key to 1.20 nats (0.01 with 24)"),
+    ("4 the shortest does best", lambda: judge_beyond(
+        16, {4: 1.2, 8: 1.8, 12: 2.0, 24: 0.01}, {4: 2.1, 24: 0.1}),
+     "holds in part", "That 4 does better than 8 and 12 is seen here and not explained."),
     ("4 nothing is learnt", lambda: judge_beyond(16, {8: 2.1, 24: 2.1}, {8: 2.1, 24: 2.1}),
      "is not tested", "nothing is shown"),
     ("4 all is wrong", lambda: judge_beyond(16, {8: 0.5, 24: 2.1}, {8: 0.6, 24: 2.1}),
