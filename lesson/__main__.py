@@ -106,8 +106,9 @@ def main() -> int:
     parser.add_argument("--text", type=Path, metavar="FILE", help="default: Python's own library")
     parser.add_argument("--quick", action="store_true", help="a tiny one, to see that all works")
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "docs", metavar="DIR",
-        help="where lesson.md goes, and lesson/ with its figures (default: docs)",
+        "--out", type=Path, metavar="DIR",
+        help="where lesson.md goes, and lesson/ with its figures (default: docs; to be given with "
+        "--text or --quick)",
     )  # fmt: skip
     parser.add_argument(
         "--work", type=Path, metavar="DIR",
@@ -116,9 +117,13 @@ def main() -> int:
     chosen = parser.parse_args()
     if chosen.text is not None and not chosen.text.is_file():
         parser.error(f"--text {chosen.text}: there is no such file")
+    if chosen.out is None and (chosen.text is not None or chosen.quick):
+        parser.error("--out is missing: only the whole lesson on Python's own library goes to docs")
+    out = chosen.out or ROOT / "docs"
     command = "scripts/lesson"
     command += f" --text {shlex.quote(chosen.text.name)}" if chosen.text else ""
     command += " --quick" if chosen.quick else ""
+    command += f" --out {shlex.quote(out.name or '.')}" if chosen.out else ""
     started = time.monotonic()
 
     def say(doing: str) -> None:
@@ -132,14 +137,14 @@ def main() -> int:
         except LessonError as error:
             print(f"scripts/lesson: {error}", file=sys.stderr)
             return 1
-        text = page(lab, sections, command, "lesson", chosen.out)
-    drawn = chosen.out / "lesson"
+        text = page(lab, sections, command, "lesson", out)
+    drawn = out / "lesson"
     drawn.mkdir(parents=True, exist_ok=True)
     for old in drawn.glob("*.svg"):
         old.unlink()
     for figure in (figure for section in sections for figure in section.figures):
         (drawn / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
-    written = chosen.out / "lesson.md"
+    written = out / "lesson.md"
     written.write_text(text, encoding="utf-8")
     print(written)
     return 0

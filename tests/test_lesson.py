@@ -17,6 +17,7 @@ import pytest
 import typer
 
 from charrnn.cli import app
+from lesson.__main__ import main
 from lesson.gradients import judge_clipping, judge_radii, judge_scaling, scaling
 from lesson.lab import QUICK, Lab, LessonError
 from lesson.memory import Held, Pace, judge_along, judge_gates
@@ -474,9 +475,20 @@ def test_a_quick_lesson_is_a_whole_one(tmp_path: Path) -> None:
     assert done.stdout == f"{out / 'lesson.md'}\n"
     page = (out / "lesson.md").read_text(encoding="utf-8")
     check(page, out)
-    assert "`scripts/lesson --text prose.txt --quick`" in page
+    assert "`scripts/lesson --text prose.txt --quick --out out`" in page
     assert "`prose.txt`, 24,000 characters" in page.replace("\n", " ")
     assert str(tmp_path) not in page
+
+
+@pytest.mark.parametrize("words", [["--text", str(ROOT / "README.md")], ["--quick"]])
+def test_the_page_of_the_docs_is_not_overwritten_by_another(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lesson.__main__.Lab", lambda *_: pytest.fail("it was begun"))
+    monkeypatch.setattr(sys, "argv", ["lesson", *words])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main()
+    assert "--out is missing" in capsys.readouterr().err
 
 
 def test_a_text_that_is_not_there_is_refused(tmp_path: Path) -> None:
