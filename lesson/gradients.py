@@ -518,8 +518,8 @@ def judge_scaling(
     if least >= limit:
         return judged(
             [],
-            f"No training learnt the key in these steps (at best {least:.2f} of {CHANCE:.2f} "
-            "nats), so that nothing is shown about what it takes.",
+            f"No training learnt the key in these steps: it costs {least:.2f} nats at best, and "
+            f"{CHANCE:.2f} by chance. So nothing is shown about what it takes.",
         )
     if rnn < limit:
         return judged(

@@ -372,9 +372,9 @@ def judge_along(
         f"mean, {percent(pace.kept_median)} in the median."
         if pace.kept_mean is not None and pace.kept_median is not None
         else "",
-        f"At lag {lag}, {percent(c)} of the gradient is left along the c"
+        f"At lag {lag}, {percent(c)} of the gradient is left along the LSTM's c"
         + ("." if reaches else f", under {percent(FLOOR)}: so far it does not reach."),
-        f"Along the LSTM's h {percent(lstm)} is left, and along the plain RNN's {percent(rnn)}"
+        f"Along its h {percent(lstm)} is left, and along the plain RNN's {percent(rnn)}"
         + ("." if farther else f": not {FARTHER:g} times as much."),
         f"Near by the LSTM's h has no advantage: it is under 1 % from lag {under['lstm']} on, "
         + (f"{_counted(early, 'lag')} before the RNN's." if early else "like the RNN's.")

@@ -277,8 +277,9 @@ def judge_beyond(
     if kept and kept_reset and not learns:
         return judged(
             [],
-            f"No window learnt the key in these steps (at best {min(longer, longer_reset):.2f} of "
-            f"{CHANCE:.2f} nats), so that nothing is shown about the shorter ones.",
+            "No window learnt the key in these steps: it costs "
+            f"{min(longer, longer_reset):.2f} nats at best, and {CHANCE:.2f} by chance. So "
+            "nothing is shown about the shorter ones.",
         )
     return judged(
         [kept, kept_reset, learns],

@@ -175,7 +175,7 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
     ("7 nothing to mend", lambda: judge_scaling(0.02, 2.0, 0.01, 0.1, 16), "is not tested",
      "There is nothing to mend"),
     ("7 nothing is learnt", lambda: judge_scaling(2.0, 2.0, 1.9, 1.8, 16), "is not tested",
-     "No training learnt the key in these steps (at best 1.80 of 2.08 nats)"),
+     "No training learnt the key in these steps: it costs 1.80 nats at best, and 2.08 by chance."),
     ("7 the LSTM only when scaled", lambda: judge_scaling(2.0, 2.0, 1.9, 0.1, 16), "holds in part",
      "the LSTM stays at 2.00 nats at the best rate, and with scaled ones it reaches 0.100."),
     ("7 the RNN only when scaled", lambda: judge_scaling(2.0, 2.0, 0.01, 1.8, 16), "does not hold",
@@ -197,11 +197,12 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
      "changes slowly: it correlates with itself a character before by +0.80; the plain RNN's h "
      "+0.20, the LSTM's h +0.60, the GRU's h +0.70. Its forget gates keep 20 % of it over 10 "
      "characters in the mean, 1 % in the median. At lag 50, 50 % of the gradient is left along "
-     "the c. Along the LSTM's h 1 % is left, and along the plain RNN's 0.1 %. The LSTM needs"),
+     "the LSTM's c. Along its h 1 % is left, and along the plain RNN's 0.1 %. The LSTM needs"),
     ("9 not slow", lambda: along_of(0.001, 0.01, 30, 45, slow=0.5), "holds in part",
      "The LSTM's c does not change slowly"),
     ("9 a ratio of nothing", lambda: along_of(1e-6, 1e-4, 30, 45, c=0.0077), "holds in part",
-     "At lag 50, 0.77 % of the gradient is left along the c, under 1 %: so far it does not reach."),
+     "At lag 50, 0.77 % of the gradient is left along the LSTM's c, under 1 %: so far it does "
+     "not reach."),
     ("9 context is not compared", lambda: along_of(0.001, 0.01, None, None), "holds",
      "the RNN more than tried: not compared."),
     ("9 the RNN's is as slow", lambda: along_of(0.001, 0.01, 30, 45, slow=0.6, rnn_slow=0.6),
