@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 import math
+import re
 import shlex
 import sys
 import time
@@ -18,12 +19,13 @@ from dataclasses import asdict
 from typing import Any, Literal, Protocol
 
 import torch
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.constrain import Constrain
 from rich.live import Live
 from rich.padding import Padding
-from rich.panel import Panel
 from rich.progress_bar import ProgressBar
+from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
@@ -63,6 +65,8 @@ REORDERING = frozenset(
 #: Columns of an output that cuts nothing off: a pipe has no width, and a terminal breaks what
 #: is too wide.
 WIDE = 10_000
+#: Rows of a sample that the live display shows.
+SAMPLE_ROWS = 7
 #: Seconds between the plain lines of a log.
 PLAIN_EVERY = 10.0
 
@@ -193,6 +197,39 @@ def printable(text: str) -> str:
 
 def _steers(character: str) -> bool:
     return unicodedata.category(character) in STEERING or character in REORDERING
+
+
+def _rows(text: str, width: int) -> list[str]:
+    """Break text into rows that no terminal draws wider, between words where it can be."""
+    rows = []
+    for line in printable(text).expandtabs().split("\n"):
+        row, taken = "", 0
+        for word in re.split(r"(?<=\s)(?=\S)", line):
+            if row and taken + sum(map(_most_columns, word.rstrip())) > width:
+                rows.append(row)
+                row, taken = "", 0
+            for character in word:
+                columns = _most_columns(character)
+                if taken + columns > width:
+                    if character.isspace():
+                        continue
+                    rows.append(row)
+                    row, taken = "", 0
+                row += character
+                taken += columns
+        rows.append(row)
+    return rows
+
+
+def _most_columns(character: str) -> int:
+    """Return the most columns that a terminal may draw a character in.
+
+    Not all of them let a spacing mark, or an emoji that is joined to another, take no column of
+    its own, as Rich does.
+    """
+    if character == "\N{VARIATION SELECTOR-16}":  # may widen the character before it
+        return 1
+    return max(cell_len(character), int(unicodedata.category(character) not in ("Mn", "Me")))
 
 
 def counted(number: float, noun: str) -> str:
@@ -489,7 +526,7 @@ class _LiveTerminal:
         if isinstance(event, Finished):
             self.close()
             if self.sample:
-                self.console.print(self._narrowed(self._sample_panel()))
+                self.console.print(self._narrowed(self._sample()))
         for line in _plain(event, self.run):
             self._say(line)
 
@@ -536,7 +573,7 @@ class _LiveTerminal:
         else:
             parts = [bar, Text("first steps ...")]
         if self.sample:
-            parts.append(self._sample_panel())
+            parts.append(self._sample())
         return self._narrowed(Group(*parts))
 
     def _narrowed(self, drawn: Any) -> Constrain:
@@ -544,7 +581,18 @@ class _LiveTerminal:
 
         Did that begin a new line, the one above would not be cleared.
         """
-        return Constrain(drawn, max(20, self.console.width - 4))
+        return Constrain(drawn, self._width)
 
-    def _sample_panel(self) -> Panel:
-        return Panel(Text(printable(self.sample)), title="sample", title_align="left", height=9)
+    @property
+    def _width(self) -> int:
+        return max(20, self.console.width - 4)
+
+    def _sample(self) -> Group:
+        """Return the sample between two lines.
+
+        A frame around it would be torn, and wider than the screen, where the terminal draws a
+        character wider than Rich counts it.
+        """
+        rows = _rows(self.sample, self._width)[:SAMPLE_ROWS]
+        head = Rule("sample", align="left", style="none")
+        return Group(head, *map(Text, rows), Rule(style="none"))

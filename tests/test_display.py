@@ -4,6 +4,7 @@ import io
 import json
 import math
 import sys
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -304,6 +305,13 @@ class TestLive:
         )
         return file.getvalue()
 
+    def sample(self, display: _LiveTerminal) -> list[str]:
+        """Return the lines of the sample that is drawn now."""
+        lines = [line.rstrip() for line in self.picture(display).splitlines()]
+        head = next(number for number, line in enumerate(lines) if line.startswith("sample ─"))
+        assert set(lines[-1]) == {"─"}
+        return lines[head + 1 : -1]
+
     def test_is_chosen_on_a_terminal_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
         monkeypatch.setenv("TERM", "xterm")
@@ -352,6 +360,35 @@ class TestLive:
         display.show(SAMPLED)
         drawn = self.picture(display)
         assert "To be \N{REPLACEMENT CHARACTER}[2Jor [bold]not[/bold] to be" in drawn
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "की था। लड़की ने पानी में " * 9,
+            "👩\u200d🌾👨\u200d👩\u200d👧❤\ufe0f " * 9,
+            "甄士隐梦幻" * 40,
+            "a\tb " * 50,
+        ],
+    )
+    def test_no_terminal_draws_a_sample_wider_than_the_screen(
+        self, display: _LiveTerminal, run: Run, text: str
+    ) -> None:
+        display.start(run)
+        display.show(Sampled(text))
+        drawn = self.picture(display).splitlines()
+        for line in drawn:
+            wide = sum(unicodedata.east_asian_width(character) == "W" for character in line)
+            marks = sum(unicodedata.category(character) == "Mn" for character in line)
+            assert len(line) + wide - marks <= 80 - 4
+        shown = "".join(self.sample(display)).replace(" ", "")
+        assert shown
+        assert text.expandtabs().replace(" ", "").startswith(shown)
+
+    def test_a_sample_is_broken_between_words(self, display: _LiveTerminal, run: Run) -> None:
+        display.start(run)
+        display.show(Sampled("abcdefg hijkl " * 16 + "\n\nend"))
+        full = " ".join(["abcdefg hijkl"] * 5)
+        assert self.sample(display) == [full, full, full, "abcdefg hijkl", "", "end"]
 
     def test_bar_goes_by_time_until_there_is_a_plan(
         self, display: _LiveTerminal, run: Run, monkeypatch: pytest.MonkeyPatch
