@@ -26,6 +26,7 @@ from rich.live import Live
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.rule import Rule
+from rich.segment import SegmentLines
 from rich.table import Table
 from rich.text import Text
 
@@ -526,7 +527,7 @@ class _LiveTerminal:
         if isinstance(event, Finished):
             self.close()
             if self.sample:
-                self.console.print(self._narrowed(self._sample()))
+                self.console.print(Constrain(self._sample(SAMPLE_ROWS), self._width))
         for line in _plain(event, self.run):
             self._say(line)
 
@@ -538,7 +539,20 @@ class _LiveTerminal:
     def _say(self, line: str) -> None:
         self.console.print(Text(line), soft_wrap=True)
 
-    def _picture(self) -> Constrain:
+    def _picture(self) -> SegmentLines:
+        """Return what is drawn in place: as much of it as can be taken back.
+
+        What does not fit on the screen, with the line that the cursor is on in the end, cannot.
+        """
+        options = self.console.options.update(width=self._width)
+        height = self.console.height - 1
+        lines = self.console.render_lines(self._figures(), options, pad=False)
+        rows = min(SAMPLE_ROWS, height - len(lines) - 2)
+        if self.sample and rows > 0:
+            lines += self.console.render_lines(self._sample(rows), options, pad=False)
+        return SegmentLines(lines[:height], new_lines=True)
+
+    def _figures(self) -> Group:
         progress = self.run.progress
         parts: list[Any] = []
         done, total = progress.seconds, (self.run.config.minutes or 0) * 60
@@ -572,27 +586,22 @@ class _LiveTerminal:
             parts = [bar, grid, losses]
         else:
             parts = [bar, Text("first steps ...")]
-        if self.sample:
-            parts.append(self._sample())
-        return self._narrowed(Group(*parts))
-
-    def _narrowed(self, drawn: Any) -> Constrain:
-        """Leave room for the ^C that a terminal writes where the cursor is, twice.
-
-        Did that begin a new line, the one above would not be cleared.
-        """
-        return Constrain(drawn, self._width)
+        return Group(*parts)
 
     @property
     def _width(self) -> int:
-        return max(20, self.console.width - 4)
+        """Columns that are drawn on: room is left for the ^C that a terminal writes, twice.
 
-    def _sample(self) -> Group:
+        Did that begin a new line, the one above would not be cleared.
+        """
+        return max(1, self.console.width - 4)
+
+    def _sample(self, most: int) -> Group:
         """Return the sample between two lines.
 
         A frame around it would be torn, and wider than the screen, where the terminal draws a
         character wider than Rich counts it.
         """
-        rows = _rows(self.sample, self._width)[:SAMPLE_ROWS]
+        rows = _rows(self.sample, self._width)[:most]
         head = Rule("sample", align="left", style="none")
         return Group(head, *map(Text, rows), Rule(style="none"))

@@ -390,6 +390,22 @@ class TestLive:
         full = " ".join(["abcdefg hijkl"] * 5)
         assert self.sample(display) == [full, full, full, "abcdefg hijkl", "", "end"]
 
+    @pytest.mark.parametrize(
+        ("height", "lines", "rows"), [(24, 13, 7), (12, 11, 5), (8, 7, 1), (7, 4, 0), (4, 3, 0)]
+    )
+    def test_draws_no_more_than_can_be_taken_back(
+        self, screen: io.StringIO, run: Run, height: int, lines: int, rows: int
+    ) -> None:
+        console = Console(file=screen, force_terminal=True, width=80, height=height)
+        display = _LiveTerminal(console)
+        display.start(run)
+        display.show(LOGGED)
+        display.show(Sampled("\n".join("x" * 20)))
+        drawn = [line.rstrip() for line in self.picture(display).splitlines()]
+        display.close()
+        assert len(drawn) == lines < height
+        assert drawn.count("x") == rows
+
     def test_bar_goes_by_time_until_there_is_a_plan(
         self, display: _LiveTerminal, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
