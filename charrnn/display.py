@@ -68,6 +68,8 @@ REORDERING = frozenset(
 WIDE = 10_000
 #: Rows of a sample that the live display shows.
 SAMPLE_ROWS = 7
+#: Columns of the live figures: as many as there is room for, wide enough for most runs.
+GRIDS = ((12, 14, 15, 14), (17, 14), (0,))
 #: Seconds between the plain lines of a log.
 PLAIN_EVERY = 10.0
 
@@ -563,8 +565,8 @@ class _LiveTerminal:
         if self.logged is not None:
             row = self.logged.row
             eta = "?" if self.logged.eta is None else duration(self.logged.eta)
-            train = row["train_nats_per_char"]
-            valid = (
+            train = f"train {_both_units(row['train_nats_per_char'])}"
+            valid = "valid " + (
                 _both_units(self.validated.row["valid_nats_per_char"]) if self.validated else "-"
             )
             figures = [
@@ -576,13 +578,14 @@ class _LiveTerminal:
                 f"gradient {row['gradient_norm']:.2f}",
                 _clipped(self.run, row),
             ]
-            columns = 4 if self.console.width >= 70 else 2
+            # What stands to the right of a figure stays where it is when that gets longer.
+            widths = next(w for w in GRIDS if sum(w) + 3 * (len(w) - 1) <= self._width)
             grid = Table.grid(padding=(0, 3))
-            for _ in range(columns):
-                grid.add_column(no_wrap=True)
-            for first in range(0, len(figures), columns):
-                grid.add_row(*figures[first : first + columns])
-            losses = Text(f"train {_both_units(train)}   valid {valid}")
+            for width in widths:
+                grid.add_column(no_wrap=True, min_width=width)
+            for first in range(0, len(figures), len(widths)):
+                grid.add_row(*figures[first : first + len(widths)])
+            losses = Text(f"{train:31}   {valid}" if len(widths) == 4 else f"{train}\n{valid}")
             parts = [bar, grid, losses]
         else:
             parts = [bar, Text("first steps ...")]

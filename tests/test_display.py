@@ -341,6 +341,26 @@ class TestLive:
         # A terminal writes ^C where the cursor is: it must not begin a line.
         assert max(map(len, drawn.splitlines())) <= 80 - 4
 
+    @pytest.mark.parametrize("width", [70, 80, 40])
+    def test_figures_stay_where_they_are(self, screen: io.StringIO, run: Run, width: int) -> None:
+        display = _LiveTerminal(Console(file=screen, force_terminal=True, width=width, height=40))
+        display.start(run)
+        display.show(VALIDATED)
+        drawn = []
+        for step, loss, rate in ((90, 9.9, 0.01), (123_456, 0.5, 1.2e-5)):
+            row = {"step": step, "train_nats_per_char": loss, "learning_rate": rate}
+            row |= {"chars_per_second": 0.3 * step, "gradient_norm": loss, "epoch": loss}
+            display.show(replace(LOGGED, row=LOGGED.row | row, eta=step / 9))
+            drawn.append(self.picture(display))
+        display.close()
+        for words in ("epoch", "gradient", "clipped", "valid"):
+            places = [
+                line.index(words) for text in drawn for line in text.splitlines() if words in line
+            ]
+            assert len(places) == 2
+            assert places[0] == places[1], words
+        assert "…" not in drawn[1]
+
     def test_draws_every_figure_in_a_narrow_terminal(self, screen: io.StringIO, run: Run) -> None:
         console = Console(file=screen, force_terminal=True, width=40, height=40, highlight=False)
         display = _LiveTerminal(console)
