@@ -539,7 +539,10 @@ class _LiveTerminal:
             self.live = None
 
     def _say(self, line: str) -> None:
-        self.console.print(Text(line), soft_wrap=True)
+        """Say a line, broken between words; what is to be copied is the terminal's to break."""
+        longest = max(map(len, line.split()), default=0)
+        is_to_copy = "charrnn " in line or longest > self.console.width  # a command, a path
+        self.console.print(Text(line), soft_wrap=is_to_copy)
 
     def _picture(self) -> SegmentLines:
         """Return what is drawn in place: as much of it as can be taken back.

@@ -452,6 +452,20 @@ class TestLive:
         assert text.rindex("sample") > text.rindex("\x1b[?25h"), "the cursor is back"
         assert display.live is None
 
+    def test_lines_are_broken_between_words_and_what_is_copied_is_not(
+        self, screen: io.StringIO, run: Run
+    ) -> None:
+        display = _LiveTerminal(Console(file=screen, force_terminal=True, width=40))
+        broken = "note: " + "the text is read without its byte order mark " * 3
+        display._say(broken.strip())
+        lines = screen.getvalue().splitlines()
+        assert max(map(len, lines)) <= 40
+        assert " ".join(line.strip() for line in lines) == broken.strip()
+        for kept in (f"go on with: {run.command()}", "run     /" + "folder/" * 9):
+            screen.truncate(0)
+            display._say(kept)
+            assert kept + "\n" in screen.getvalue()
+
     def test_closes_twice(self, display: _LiveTerminal, run: Run) -> None:
         display.start(run)
         display.close()
