@@ -42,6 +42,7 @@ from charrnn.training import (
     Spiked,
     Uncaptured,
     Validated,
+    Validating,
 )
 
 __all__ = [
@@ -404,7 +405,7 @@ class _JsonLines:
                 best_step=progress.best_step,
                 go_on=None if event.complete else self.run.command(),
             )
-        else:
+        elif not isinstance(event, Validating):
             fields = {name: str(v) if name == "path" else v for name, v in asdict(event).items()}
             self._print(type(event).__name__.lower(), **fields)
 
@@ -501,6 +502,7 @@ class _LiveTerminal:
         self.run = run
         self.logged: Logged | None = None
         self.validated: Validated | None = None
+        self.validating = False
         self.sample = ""
         for line in _introduction(run):
             self._say(line)
@@ -513,6 +515,7 @@ class _LiveTerminal:
         self.live.start()
 
     def show(self, event: Event) -> None:
+        self.validating = isinstance(event, Validating)
         if isinstance(event, Logged):
             self.logged = event
         elif isinstance(event, Validated):
@@ -580,6 +583,7 @@ class _LiveTerminal:
                 f"lr {row['learning_rate']:.2g}",
                 f"gradient {row['gradient_norm']:.2f}",
                 _clipped(self.run, row),
+                *(["validating ..."] if self.validating else []),
             ]
             # What stands to the right of a figure stays where it is when that gets longer.
             widths = next(w for w in GRIDS if sum(w) + 3 * (len(w) - 1) <= self._width)
@@ -591,7 +595,7 @@ class _LiveTerminal:
             losses = Text(f"{train:31}   {valid}" if len(widths) == 4 else f"{train}\n{valid}")
             parts = [bar, grid, losses]
         else:
-            parts = [bar, Text("first steps ...")]
+            parts = [bar, Text("validating ..." if self.validating else "first steps ...")]
         return Group(*parts)
 
     @property

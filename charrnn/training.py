@@ -26,7 +26,7 @@ from charrnn.stream import Chunk
 from charrnn.update import UpdateResult
 
 __all__ = ["Event", "Finished", "Logged", "Planned", "Sampled", "Saved", "Spiked", "Uncaptured"]
-__all__ += ["Validated", "train"]
+__all__ += ["Validated", "Validating", "train"]
 
 #: Updates between rows of the log.
 LOG_EVERY = 10
@@ -51,6 +51,11 @@ class Logged:
     """Planned updates of the whole run."""
     eta: float | None
     """Seconds to go by the plan."""
+
+
+@dataclass(frozen=True)
+class Validating:
+    """The held-out part is about to be scored; ``Validated`` follows, unless the run stops."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ class Finished:
     """Whether the budget was used up or patience ran out."""
 
 
-Event = Planned | Logged | Validated | Sampled | Saved | Spiked | Uncaptured | Finished
+Event = Planned | Logged | Validating | Validated | Sampled | Saved | Spiked | Uncaptured | Finished
 
 
 def train(run: Run, should_stop: Callable[[], str | None] = lambda: None) -> Iterator[Event]:
@@ -326,6 +331,7 @@ class _Loop:
         """
         run, progress = self.run, self.run.progress
         assert run.valid is not None
+        yield Validating()
         self._flush()
         self._tick()
         started = progress.seconds

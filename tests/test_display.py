@@ -36,6 +36,7 @@ from charrnn.training import (
     Spiked,
     Uncaptured,
     Validated,
+    Validating,
 )
 
 POSITION = {"step": 1200, "epoch": 2.5, "characters": 61_200, "seconds": 185.0}
@@ -57,6 +58,7 @@ SAMPLED = Sampled("To be \x1b[2Jor [bold]not[/bold] to be")
 EVENTS: tuple[Event, ...] = (
     Planned(5000, 100, 50),
     LOGGED,
+    Validating(),
     VALIDATED,
     SAMPLED,
     Saved(Path("run/last.safetensors"), 1200),
@@ -340,6 +342,17 @@ class TestLive:
             assert words in drawn
         # A terminal writes ^C where the cursor is: it must not begin a line.
         assert max(map(len, drawn.splitlines())) <= 80 - 4
+
+    def test_says_while_it_validates(self, display: _LiveTerminal, run: Run) -> None:
+        display.start(run)
+        display.show(Validating())
+        assert "validating ..." in self.picture(display)
+        assert "first steps" not in self.picture(display)
+        for event in (VALIDATED, LOGGED):
+            display.show(event)
+            assert "validating ..." not in self.picture(display)
+        display.show(Validating())
+        assert "validating ..." in self.picture(display)
 
     @pytest.mark.parametrize("width", [70, 80, 40])
     def test_figures_stay_where_they_are(self, screen: io.StringIO, run: Run, width: int) -> None:

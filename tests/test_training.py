@@ -34,6 +34,7 @@ from charrnn.training import (
     Saved,
     Uncaptured,
     Validated,
+    Validating,
     train,
 )
 from charrnn.update import Update, UpdateResult
@@ -108,6 +109,7 @@ def test_events_come_in_order_and_the_state_is_saved_at_the_end(start_run: Start
     assert [event.row["step"] for event in only(events, Validated)] == [10, 20, 25]
     # A save comes when it is worth its time.
     for validated, sampled in pairwise(e for e in events if not isinstance(e, Saved)):
+        assert isinstance(validated, Validating) == isinstance(sampled, Validated)
         if isinstance(validated, Validated):
             assert isinstance(sampled, Sampled)
             assert len(sampled.text) > 100
