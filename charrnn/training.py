@@ -166,7 +166,8 @@ class _Loop:
             ) from error
         if not run.is_saved:
             yield self._save()
-        if self.stop_reason is not None:
+        # A run that was asked to stop after its last validation had nothing left to do.
+        if self.stop_reason is not None and not run.is_finished:
             yield Finished(self.stop_reason, complete=False)
         else:
             yield Finished("patience" if run.is_out_of_patience else "done", complete=True)

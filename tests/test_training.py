@@ -598,6 +598,14 @@ def test_stops_at_a_steps_edge_with_everything_saved(start_run: StartRun) -> Non
     assert load(saved.path).meta["progress"]["step"] == 13
 
 
+def test_a_run_that_is_to_stop_when_all_is_done_is_done(start_run: StartRun) -> None:
+    run = start_run(steps=4, validate_every=2)
+    # From the last validation on: while its sample is drawn.
+    *_, saved, finished = train(run, lambda: "stop" if run.progress.validated_step == 4 else None)
+    assert finished == Finished("done", complete=True)
+    assert saved == Saved(run.folder.path / "last.safetensors", 4)
+
+
 @pytest.mark.parametrize("text", ["ab", "aaaa", "abcdefgh", "a\nb\n" * 9])
 def test_tiny_texts_train(tmp_path: Path, start_run: StartRun, text: str) -> None:
     path = tmp_path / "tiny"
