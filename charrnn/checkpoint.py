@@ -321,7 +321,7 @@ def _memory(block: Tensor) -> memoryview:
 
 def _cannot_save(path: Path, error: OSError) -> RunFolderError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    advice = "; free some space, what was saved before is whole" if full else ""
+    advice = "; free some space" if full else ""
     return RunFolderError(f"{shown(path)}: cannot save: {reason(error)}{advice}")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from charrnn.config import SampleConfig
-from charrnn.errors import CorpusError, NonFiniteError
+from charrnn.errors import CorpusError, NonFiniteError, RunFolderError
 from charrnn.evaluation import Interrupted, Scores, score
 from charrnn.planning import Planned, Planner
 from charrnn.recipe import LEAST_SCORED
@@ -130,7 +130,14 @@ def train(run: Run, should_stop: Callable[[], str | None] = lambda: None) -> Ite
         CorpusError: the text changed; the state is saved before it is raised.
         RunFolderError: a file could not be written; earlier ones are whole.
     """
-    yield from _Loop(run, should_stop).events()
+    try:
+        yield from _Loop(run, should_stop).events()
+    except RunFolderError as error:
+        if run.saved is None:
+            raise
+        raise RunFolderError(
+            f"{error}; step {run.saved.step:,} is saved whole: go on from it with: {run.command()}"
+        ) from error
 
 
 class _Loop:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from charrnn import kernels, native, recipe, training
 from charrnn.checkpoint import load
 from charrnn.config import CellName, SampleConfig, TextChoices
 from charrnn.corpus import scan
-from charrnn.errors import UsageError
+from charrnn.errors import RunFolderError, UsageError
 from charrnn.evaluation import Scores, prices, score
 from charrnn.run import Progress, Run, resume, start
 from charrnn.runfolder import RunFolder
@@ -38,7 +39,7 @@ from charrnn.training import (
     train,
 )
 from charrnn.update import Update, UpdateResult
-from tests.conftest import make_prose
+from tests.conftest import assert_one_line, make_prose
 
 CPU = torch.device("cpu")
 POSITION = ["step", "epoch", "characters", "seconds"]
@@ -596,6 +597,23 @@ def test_stops_at_a_steps_edge_with_everything_saved(start_run: StartRun) -> Non
     assert finished == Finished("the test", complete=False)
     assert saved == Saved(run.folder.path / "last.safetensors", 13)
     assert load(saved.path).meta["progress"]["step"] == 13
+
+
+def test_a_full_disk_is_told_with_what_is_saved(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for saved in (0, 1):
+        run = start_run(steps=4, validate_every=2)
+        with monkeypatch.context() as patch, pytest.raises(RunFolderError) as caught:
+            for event in train(run):
+                if saved == isinstance(event, Saved):
+                    patch.setattr(os, "fsync", fail)
+        said = f"; step 2 is saved whole: go on from it with: {run.command()}"
+        assert_one_line(caught, "free some space")
+        assert str(caught.value).endswith(said if saved else "; free some space")
 
 
 def test_a_run_that_is_to_stop_when_all_is_done_is_done(start_run: StartRun) -> None:
