@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -32,7 +31,7 @@ from charrnn.config import (
     TextChoices,
     WeightsName,
 )
-from charrnn.errors import CharrnnError, UsageError, reason, shown
+from charrnn.errors import CharrnnError, UsageError, command_line, reason, shown
 from charrnn.stopping import Stopped, StopSignals
 
 if TYPE_CHECKING:
@@ -387,7 +386,7 @@ def train(
     # Every number is checked before torch is imported and before anything is written.
     recipe.choose(choices, vocabulary=2, characters=2, device="cpu")
 
-    command = shlex.join(["charrnn", *sys.argv[1:]])
+    command = command_line(["charrnn", *sys.argv[1:]])
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
 
@@ -876,7 +875,7 @@ def compare(
         words += ["--seeds", str(plan.seeds)] if resume and seeds is not None else []
         words += ["--report", str(report)] if report is not None else []
         words += ["--device", device] if device != "auto" else []
-        command = shlex.join(words)
+        command = command_line(words)
         go_on = f"go on with: {command}"
         silent = quiet or as_json
         try:

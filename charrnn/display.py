@@ -10,7 +10,6 @@ import codecs
 import json
 import math
 import re
-import shlex
 import sys
 import time
 import unicodedata
@@ -31,7 +30,7 @@ from rich.table import Table
 from rich.text import Text
 
 from charrnn.config import ModelConfig
-from charrnn.errors import shown
+from charrnn.errors import command_line, shown
 from charrnn.run import Run
 from charrnn.training import (
     Event,
@@ -92,10 +91,12 @@ def to_json(value: Any, indent: int | None = None) -> str:
     """Return a value as JSON for stdout, whatever that can take.
 
     A number that is none becomes null: JSON has no infinity. Characters are written as they
-    are where stdout is utf-8, and escaped elsewhere.
+    are where stdout is utf-8, and escaped elsewhere; so are the surrogates that stand for bytes
+    of a file's name that are no utf-8.
     """
     is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
-    return json.dumps(_finite(value), indent=indent, ensure_ascii=not is_utf8)
+    text = json.dumps(_finite(value), indent=indent, ensure_ascii=not is_utf8)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _finite(value: Any) -> Any:
@@ -340,7 +341,7 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
     if run.owner is not None:
         return  # what is next is the owner's to say
     if event.complete:
-        yield f"sample from it with: charrnn sample {shlex.quote(str(run.folder.path))}"
+        yield f"sample from it with: charrnn sample {command_line([str(run.folder.path)])}"
     else:
         yield f"go on with: {run.command()}"
 

@@ -18,6 +18,9 @@ or a plain ``ValueError``, never one of these.
 
 from __future__ import annotations
 
+import os
+import shlex
+from collections.abc import Iterable
 from typing import ClassVar
 
 __all__ = [
@@ -28,6 +31,7 @@ __all__ = [
     "RunFolderError",
     "UsageError",
     "VocabularyError",
+    "command_line",
     "reason",
     "shown",
 ]
@@ -68,6 +72,27 @@ class NonFiniteError(CharrnnError):
 def shown(name: object) -> str:
     """Return a path, or what else somebody has named, fit for one line of a message."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(name))
+
+
+def command_line(words: Iterable[str]) -> str:
+    r"""Return the line that runs a command; what cannot be shown is as bash reads it.
+
+    >>> print(command_line(["charrnn", "sample", "my run", "caf\udce9"]))
+    charrnn sample 'my run' $'caf\xe9'
+    """
+    return " ".join(
+        shlex.quote(word) if word.isprintable() else f"$'{''.join(map(_escaped, word))}'"
+        for word in words
+    )
+
+
+def _escaped(character: str) -> str:
+    """Return a character as it stands between $' and '."""
+    if character in "\\'":
+        return "\\" + character
+    if character.isprintable():
+        return character
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
 
 
 def reason(error: OSError) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from charrnn.errors import (
     NonFiniteError,
     UsageError,
     VocabularyError,
+    command_line,
     shown,
 )
 from charrnn.files import embedded_corpus
@@ -202,7 +202,7 @@ class Run:
         if self.owner is not None:
             return self.owner
         text = ["TEXT"] if "-" in self.text.texts else []
-        return shlex.join(
+        return command_line(
             ["charrnn", "train", *text, "--run", str(self.folder.path), "--resume", *options]
         )
 
@@ -212,7 +212,7 @@ class Run:
         # A run of a comparison keeps its rate, and what it came to may come again.
         anew = "" if self.owner is None else "compare anew with a lower --lr, or "
         if self.saved is None:
-            again = f" {shlex.join(lower)}" if self.owner is None else f": {self.owner}"
+            again = f" {command_line(lower)}" if self.owner is None else f": {self.owner}"
             return f"nothing was saved before: {anew}start again with{again}"
         return (
             f"the last good checkpoint is {shown(self.folder.path / 'last.safetensors')} of step "
@@ -417,7 +417,7 @@ def resume(
     if "-" in record.texts and not texts:
         raise UsageError(
             "this run read standard input, which cannot be read again: give the same text as a "
-            f"file, charrnn train FILE --run {shlex.quote(str(folder.path))} --resume"
+            f"file, charrnn train FILE --run {command_line([str(folder.path)])} --resume"
         )
     device = device or choose_device(checkpoint.require("device", str))
     notes += _other_machine(checkpoint, device)

@@ -372,6 +372,19 @@ class TestTrain:
             # As ``Cli`` shows a byte that is no utf-8.
             assert done == Result(0, "r\N{REPLACEMENT CHARACTER}\n", "")
 
+    @pytest.mark.parametrize("name", [b"caf\xe9's", b"a\nb", b"\\ \xff0", "é\u202e".encode()])
+    def test_a_name_that_cannot_be_shown_can_be_pasted_and_read(
+        self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        words = ("train", prose, "--run", os.fsdecode(name), *QUICK)
+        (said,) = [line for line in cli(*words).err.splitlines() if "sample from it with" in line]
+        line = said.removeprefix("sample from it with: charrnn sample")
+        done = subprocess.run(["bash", "-c", f"printf %s {line}"], capture_output=True, check=True)
+        assert done.stdout == name
+        (tmp_path / os.fsdecode(name)).rename("else")
+        assert os.fsencode(cli(*words, "--json").rows[0]["run"]) == name
+
     def test_json_lines(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
         run = tmp_path / "run"
         result = cli("train", prose, "--run", run, "--json", *QUICK)

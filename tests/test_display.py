@@ -256,8 +256,8 @@ class TestJson:
         self, encoding: str, text: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
-        value = {"text": "é", "numbers": (1.5, math.inf, math.nan)}
-        assert to_json(value) == f'{{"text": "{text}", "numbers": [1.5, null, null]}}'
+        value = {"text": "é\udcff", "numbers": (1.5, math.inf, math.nan)}
+        assert to_json(value) == f'{{"text": "{text}\\udcff", "numbers": [1.5, null, null]}}'
 
     def test_every_event_is_an_object_of_its_own(
         self, run: Run, capsys: pytest.CaptureFixture[str]
