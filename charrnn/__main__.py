@@ -1,6 +1,21 @@
-"""``python -m charrnn``: the command line."""
+"""The command ``charrnn``, and ``python -m charrnn``."""
 
-from charrnn.cli import main
+import signal
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line.
+
+    Ctrl-C while that is imported ends the program without a word; then ``cli.main`` answers it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from charrnn import cli
+
+    cli.main()
+
 
 if __name__ == "__main__":
     main()

@@ -106,6 +106,8 @@ def main() -> None:
             # file that is opened later takes its number.
             null = os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, os.fdopen(null, mode, closefd=False))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as ``__main__`` has left it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(_run(sys.argv[1:]))
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -94,6 +95,20 @@ class TestHelp:
 
     def test_version(self, cli: Cli) -> None:
         assert cli("--version") == Result(0, f"charrnn {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "words", [["-m", "charrnn"], ["-c", "from charrnn.__main__ import main; main()"]]
+)
+def test_ctrl_c_during_the_imports_ends_it_without_a_word(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "typer.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, env={**ENVIRONMENT, "PYTHONPATH": paths}
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
 
 
 class TestBadInput:
