@@ -6,6 +6,7 @@ answered at once.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import logging
 import os
@@ -31,7 +32,7 @@ from charrnn.config import (
     TextChoices,
     WeightsName,
 )
-from charrnn.errors import CharrnnError, UsageError, command_line, reason, shown
+from charrnn.errors import CharrnnError, UsageError, command_line, printable, reason, shown
 from charrnn.stopping import Stopped, StopSignals
 
 if TYPE_CHECKING:
@@ -498,13 +499,11 @@ def sample(
     start = ids.tolist() if config.echo else []
     pieces = draw(model, vocabulary, ids, config)
     if count == 1 and not as_json:
-        symbols = start
-        _write(vocabulary, start)
+        writer = _Writer(vocabulary)
+        writer.write(start)
         for piece in pieces:
-            symbols = [piece.symbol]
-            _write(vocabulary, symbols)
-        if sys.stdout.isatty() and vocabulary.decode(symbols)[-1:] != "\n":
-            print()
+            writer.write([piece.symbol])
+        writer.end()
         return
     # A text that streams does not wait for what only a display needs.
     from charrnn.display import to_json
@@ -523,7 +522,7 @@ def sample(
             print(to_json(row))
         else:
             print(f"--- sample {number} of {count} ---")
-            _write(vocabulary, symbols)
+            _Writer(vocabulary).write(symbols)
             print()
 
 
@@ -1270,14 +1269,46 @@ def _prompt(prompt: str, vocabulary: Vocabulary) -> str | bytes:
         raise UsageError(f"--prompt -: standard input is no utf-8 at byte {error.start}") from None
 
 
-def _write(vocabulary: Vocabulary, symbols: list[int]) -> None:
-    """Write symbols to stdout at once; bytes as they are, characters as the terminal wants them."""
-    if vocabulary.is_bytes:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(vocabulary.decode_bytes(symbols))
-        sys.stdout.buffer.flush()
-    else:
-        print(vocabulary.decode(symbols), end="", flush=True)
+class _Writer:
+    """Writes symbols to stdout at once: a pipe gets them as they are, a terminal what is harmless.
+
+    Bytes stay bytes in a pipe, and are utf-8 to a terminal.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""  # a carriage return: before a line feed it is none to be shown
+        self._last = ""
+
+    def write(self, symbols: list[int]) -> None:
+        vocabulary = self.vocabulary
+        if sys.stdout.isatty():
+            self._show(
+                self._decoder.decode(vocabulary.decode_bytes(symbols))
+                if vocabulary.is_bytes
+                else vocabulary.decode(symbols)
+            )
+        elif vocabulary.is_bytes:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(vocabulary.decode_bytes(symbols))
+            sys.stdout.buffer.flush()
+        else:
+            print(vocabulary.decode(symbols), end="", flush=True)
+
+    def end(self) -> None:
+        """End a terminal's line."""
+        if sys.stdout.isatty():
+            self._show(self._decoder.decode(b"", final=True))
+            if self._last != "\n":
+                print()
+
+    def _show(self, text: str) -> None:
+        text = self._held + text
+        self._held = "\r" if text.endswith("\r") else ""
+        text = printable(text.removesuffix("\r"))
+        self._last = text[-1:] or self._last
+        print(text, end="", flush=True)
 
 
 def _train(run: Run, stop: StopSignals, *, as_json: bool, quiet: bool) -> int:

@@ -30,7 +30,7 @@ from rich.table import Table
 from rich.text import Text
 
 from charrnn.config import ModelConfig
-from charrnn.errors import command_line, shown
+from charrnn.errors import command_line, printable, shown
 from charrnn.run import Run
 from charrnn.training import (
     Event,
@@ -53,16 +53,9 @@ __all__ = [
     "open_display",
     "plain_table",
     "print_words",
-    "printable",
     "to_json",
 ]
 
-#: Categories of characters that a terminal acts on, or that no output can encode.
-STEERING = frozenset({"Cc", "Cs", "Zl", "Zp"})
-#: Embeddings, overrides and isolates of direction, and annotations.
-REORDERING = frozenset(
-    map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x2070), *range(0xFFF9, 0xFFFC)))
-)
 #: Columns of an output that cuts nothing off: a pipe has no width, and a terminal breaks what
 #: is too wide.
 WIDE = 10_000
@@ -182,26 +175,6 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(whole, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def printable(text: str) -> str:
-    r"""Return text that cannot steer a terminal: what controls it is shown as U+FFFD.
-
-    So is what turns the direction of all that follows. Line feeds, tabs, spaces of every width
-    and the joiners that many scripts are written with stay; a carriage return before a line
-    feed says nothing more and goes.
-
-    >>> printable("a\x1b[2Jb\r\n")
-    'a\ufffd[2Jb\n'
-    """
-    return "".join(
-        c if c in "\n\t" or c.isprintable() or not _steers(c) else "\N{REPLACEMENT CHARACTER}"
-        for c in text.replace("\r\n", "\n")
-    )
-
-
-def _steers(character: str) -> bool:
-    return unicodedata.category(character) in STEERING or character in REORDERING
 
 
 def _rows(text: str, width: int) -> list[str]:

@@ -12,8 +12,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from charrnn.display import WIDE, Output, counted, plain_table, print_words, printable
+from charrnn.display import WIDE, Output, counted, plain_table, print_words
 from charrnn.equations import SHOWN, Step
+from charrnn.errors import printable
 from charrnn.gradients import Clipping, Cut, Truncation
 from charrnn.inspection import (
     KEPT_OVER,

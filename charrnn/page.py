@@ -22,7 +22,7 @@ import torch
 
 from charrnn import __version__
 from charrnn.checkpoint import replacing
-from charrnn.display import printable
+from charrnn.errors import printable
 from charrnn.figures import DARK, LIGHT, SANS
 from charrnn.machine import processor
 

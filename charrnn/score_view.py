@@ -18,8 +18,8 @@ from charrnn.assessment import Assessment
 from charrnn.baselines import Baseline
 from charrnn.comparison import TOLERANCE, Comparison
 from charrnn.corpus import Part
-from charrnn.display import WIDE, Output, counted, plain_table, print_words, printable
-from charrnn.errors import CharrnnError, reason, shown
+from charrnn.display import WIDE, Output, counted, plain_table, print_words
+from charrnn.errors import CharrnnError, printable, reason, shown
 from charrnn.evaluation import PositionScores, Prices, Scores, perplexity
 from charrnn.portrait import PricedText, code_points
 

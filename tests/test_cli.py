@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import torch
 import typer
 
 from charrnn import __version__, recipe
-from charrnn.cli import _prompt, app
+from charrnn.cli import _prompt, _Writer, app
 from charrnn.config import TextChoices
 from charrnn.corpus import _scan_file
 from charrnn.errors import UsageError
@@ -724,6 +726,28 @@ class TestSample:
         )
         assert (done.returncode, len(done.stdout), done.stderr) == (0, 300, b"")
         assert any(byte > 127 for byte in done.stdout)
+
+    @pytest.mark.parametrize(
+        ("encoding", "drawn", "seen"),
+        [
+            ("utf-8", "a\x1b[2J\r\n\tb\rc", "a\ufffd[2J\n\tb\ufffdc\n"),
+            ("utf-8", "é\r\n", "é\n"),
+            ("bytes", b"\xc3\xa9\x1b\r\n\xff\xc3", "é\ufffd\n\ufffd\ufffd\n"),
+        ],
+    )
+    def test_a_terminal_gets_nothing_that_steers_it(
+        self, monkeypatch: pytest.MonkeyPatch, encoding: str, drawn: str | bytes, seen: str
+    ) -> None:
+        codes = Counter(map(ord, drawn) if isinstance(drawn, str) else drawn)
+        vocabulary = Vocabulary.from_counts(codes, encoding, 1)
+        screen = io.StringIO()
+        monkeypatch.setattr(screen, "isatty", lambda: True)
+        monkeypatch.setattr(sys, "stdout", screen)
+        writer = _Writer(vocabulary)
+        for symbol in vocabulary.encode(drawn).tolist():
+            writer.write([symbol])
+        writer.end()
+        assert screen.getvalue() == seen
 
     def test_each_character_is_flushed_as_it_is_made(
         self, cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch

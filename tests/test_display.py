@@ -20,9 +20,9 @@ from charrnn.display import (
     _LiveTerminal,
     duration,
     open_display,
-    printable,
     to_json,
 )
+from charrnn.errors import printable
 from charrnn.evaluation import Scores
 from charrnn.run import Run, start
 from charrnn.runfolder import RunFolder
