@@ -133,6 +133,8 @@ def _run(arguments: list[str]) -> int:
     except Stopped as stopped:
         return 128 + int(stopped.args[0])
     except (KeyboardInterrupt, typer.Abort):
+        if sys.stdout.isatty():
+            print()  # after the ^C that the terminal has written
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader has seen enough. Python must not complain about it while it exits.

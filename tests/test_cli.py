@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
 import math
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -748,6 +750,21 @@ class TestSample:
             writer.write([symbol])
         writer.end()
         assert screen.getvalue() == seen
+
+    def test_ctrl_c_leaves_the_prompt_a_line_of_its_own(self, trained: Path) -> None:
+        terminal, end = pty.openpty()
+        with subprocess.Popen(
+            command("sample", trained, "--length", 0), stdout=end, env=ENVIRONMENT
+        ) as process:
+            os.close(end)
+            seen = os.read(terminal, 100)
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(OSError):  # Linux has no end of such a file
+                while more := os.read(terminal, 4096):
+                    seen += more
+            assert process.wait(timeout=30) == 130
+        os.close(terminal)
+        assert seen.endswith(b"\r\n")
 
     def test_each_character_is_flushed_as_it_is_made(
         self, cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
