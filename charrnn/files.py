@@ -26,6 +26,10 @@ __all__ = [
 ]
 
 
+#: Files or folders that a note names.
+NAMED = 5
+
+
 class Found(NamedTuple):
     """The files that some names on a command line stand for."""
 
@@ -258,4 +262,6 @@ def several(paths: list[Path], what: str, noun: str = "file") -> str:
     """Return a note that something holds for one or several paths."""
     if len(paths) == 1:
         return f"{shown(paths[0])}: {what}"
-    return f"{len(paths):,} {noun}s, the first being {shown(paths[0])}: {what}"
+    names = ", ".join(map(shown, paths[:NAMED]))
+    more = f" and {len(paths) - NAMED:,} more" if len(paths) > NAMED else ""
+    return f"{len(paths):,} {noun}s, {names}{more}: {what}"

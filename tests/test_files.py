@@ -10,7 +10,7 @@ import pytest
 
 from charrnn.corpus import scan
 from charrnn.errors import CorpusError
-from charrnn.files import embedded_corpus, find_files, spool
+from charrnn.files import embedded_corpus, find_files, several, spool
 from tests.conftest import assert_one_line, text_of, write
 
 
@@ -43,7 +43,19 @@ class TestFindFiles:
             path.write_text("of no text")
         found = find_files([str(folder)])
         assert not any("of no text" in path.read_text() for path in found.files)
-        assert f"2 folders, the first being {folder / 'run'}: left out" in found.notes[-1]
+        assert f"2 folders, {folder / 'run'}, {folder / 'runs'}: left out" in found.notes[-1]
+
+    @pytest.mark.parametrize(
+        ("number", "said"),
+        [
+            (1, "f0: gone"),
+            (2, "2 files, f0, f1: gone"),
+            (5, "5 files, f0, f1, f2, f3, f4: gone"),
+            (7, "7 files, f0, f1, f2, f3, f4 and 2 more: gone"),
+        ],
+    )
+    def test_a_note_names_the_first_few(self, number: int, said: str) -> None:
+        assert several([Path(f"f{n}") for n in range(number)], "gone") == said
 
     def test_a_pattern_leaves_them_out_too(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
