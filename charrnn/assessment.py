@@ -17,6 +17,7 @@ from charrnn.evaluation import (
     Prices,
     Scores,
     prices,
+    run_once,
     score,
     score_by_position,
     total,
@@ -131,6 +132,7 @@ def assess(
     if following is not None:
         watching.append(following)
     if watching and not config.dynamic:
+        run_once(model)
         scores = total(_watched(prices(model, part, vocabulary), watching), part)
     else:
         scores = score(model, part, vocabulary, lanes=1 if config.exact else None)

@@ -33,6 +33,7 @@ __all__ = [
     "perplexity",
     "prices",
     "read_windows",
+    "run_once",
     "score",
     "score_by_position",
     "symbol_prices",
@@ -137,7 +138,6 @@ def score(
         CorpusError: the text changed while it was read.
         Interrupted: ``should_stop`` said so.
     """
-    started = time.perf_counter()
     predictions = part.characters - 1
     assert predictions >= 1, "a text of one character has nothing to score"
     device = model.head.weight.device
@@ -155,6 +155,8 @@ def score(
         model.compute_dtype = torch.float32
     readers: list[Reader] = []
     try:
+        run_once(model)
+        started = time.perf_counter()
         hidden = model.initial_hidden(lanes)
         readers = [
             Reader(part, vocabulary, lane * length - (warm_up if lane else 0))
@@ -240,6 +242,13 @@ def prices(
         yield window_prices(
             position, symbol_prices(logits_TBV, y_TB.to(device))[:, 0], y_TB, vocabulary
         )
+
+
+@torch.no_grad()
+def run_once(model: CharModel) -> None:
+    """Read one character, so that no clock counts what a first pass compiles or sets up."""
+    character_TB = torch.zeros(1, 1, dtype=torch.int64, device=model.head.weight.device)
+    model(character_TB)
 
 
 def total(stretches: Iterable[Prices], part: Part) -> Scores:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn import evaluation
+from charrnn import evaluation, native
 from charrnn.assessment import assess
 from charrnn.config import CELL_NAMES, CellName, EvaluateConfig, ModelConfig
 from charrnn.corpus import Part, scan
@@ -278,6 +279,20 @@ class TestAfter:
         found = assess("run", make_model().eval(), vocabulary(), part, EvaluateConfig(after="zz"))
         assert found.to_dict()["after"] == {"text": "zz", "characters": 0, "nats_per_char": None}
         assert after_says(found) == "run: 'zz' is followed by nothing"
+
+
+@pytest.mark.parametrize("after", [None, "a"])
+def test_no_clock_counts_the_compilation_of_the_loops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str | None
+) -> None:
+    happened: list[str] = []
+    loops, clock = native.loops, time.perf_counter
+    monkeypatch.setattr(native, "loops", lambda: happened.append("loops") or loops())  # type: ignore[func-returns-value]
+    monkeypatch.setattr(time, "perf_counter", lambda: happened.append("clock") or clock())  # type: ignore[func-returns-value]
+    model = make_model("gru").float().eval()
+    part = make_part(tmp_path, make_text(50))
+    assess("run", model, vocabulary(), part, EvaluateConfig(after=after))
+    assert "loops" in happened[: happened.index("clock")]
 
 
 def test_scores_on_a_cpu_are_in_float32_whatever_the_training_is_in(tmp_path: Path) -> None:
