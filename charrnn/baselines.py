@@ -36,10 +36,10 @@ __all__ = [
 ]
 
 #: The n-gram model counts this many characters at most, the last ones of the training
-#: part: its tables take some 200 bytes a character.
+#: part: its tables take up to 200 bytes a character.
 MOST_COUNTED = 2_000_000
-#: The longest n-grams that are tried.
-MOST_ORDER = 10
+#: The longest n-grams that are tried: a repetitive text is predicted better by ever longer ones.
+MOST_ORDER = 16
 #: Characters of the scored text that are priced at a time.
 BLOCK = 1 << 18
 
@@ -171,41 +171,49 @@ class KneserNey:
     """
 
     def __init__(self, ids: Ids, size: int, order: int) -> None:
-        text = ids.astype(np.int64)
+        self._text = ids.astype(np.int64)
         self._size = size
         self._orders: list[_Order] = []
-        # Of every place: the number of the (n-1)-gram that starts there. There is one 0-gram.
-        number_at, contexts = np.zeros(len(text) + 1, np.int64), 1
-        for n in range(1, min(order, len(text)) + 1):
-            keys, first, longer_at, counts = np.unique(
-                number_at[:-1] * size + text[n - 1 :],
-                return_index=True,
-                return_inverse=True,
-                return_counts=True,
-            )
-            if n > 1:
-                # An n-gram is a character before the (n-1)-gram that it ends with.
-                below = self._orders[-1]
-                left = np.bincount(number_at[1:][first], minlength=len(below.keys))
-                below.left = _Counts(left, below.keys // size, below.contexts)
-            self._orders.append(_Order(keys, contexts, _Counts(counts, keys // size, contexts)))
-            number_at, contexts = longer_at, len(keys)
+        # Of every place: the number of the n-gram that starts there. There is one 0-gram.
+        self._number_at = np.zeros(len(ids) + 1, np.int64)
+        for _ in range(order):
+            self.lengthen()
 
-    def prices(self, ids: Ids, order: int) -> NDArray[np.float64]:
+    def lengthen(self) -> None:
+        """Raise the order by one; a text has no n-grams longer than itself."""
+        n = len(self._orders) + 1
+        if n > len(self._text):
+            return
+        keys, first, longer_at, counts = np.unique(
+            self._number_at[:-1] * self._size + self._text[n - 1 :],
+            return_index=True,
+            return_inverse=True,
+            return_counts=True,
+        )
+        contexts = 1
+        if self._orders:
+            # An n-gram is a character before the (n-1)-gram that it ends with.
+            below = self._orders[-1]
+            contexts = len(below.keys)
+            left = np.bincount(self._number_at[1:][first], minlength=contexts)
+            below.counts = _Counts(left, below.keys // self._size, below.contexts)
+        occurrences = _Counts(counts, keys // self._size, contexts)
+        self._orders.append(_Order(keys, contexts, occurrences))
+        self._number_at = longer_at
+
+    def prices(self, ids: Ids) -> NDArray[np.float64]:
         """Return -ln p of every character of a text, given those before it.
 
         Args:
             ids: the text; where fewer than n - 1 characters come before, those count.
-            order: n, at most the model's.
         """
         text = ids.astype(np.int64)
         p = np.full(len(text), 1 / self._size)
         number_at = np.zeros(len(text) + 1, np.int64)
-        for n, grams in enumerate(self._orders[: min(order, len(text))], start=1):
+        for n, grams in enumerate(self._orders[: len(text)], start=1):
             context_at = number_at[:-1]
             number_at = grams.find(context_at * self._size + text[n - 1 :], context_at)
-            counts = grams.occurrences if grams.left is None or n == order else grams.left
-            p[n - 1 :] = counts.interpolate(context_at, number_at, p[n - 1 :])
+            p[n - 1 :] = grams.counts.interpolate(context_at, number_at, p[n - 1 :])
         prices: NDArray[np.float64] = -np.log(p)
         return prices
 
@@ -217,15 +225,14 @@ class _Order:
         keys: number of the context * V + last character, ascending; an n-gram's place
             here is its number.
         contexts: how many different (n-1)-grams there are.
-        occurrences: how often each occurs.
-        left: after how many different characters each occurs; None for the longest.
+        counts: how often each occurs, if they are the longest; else after how many different
+            characters.
     """
 
-    def __init__(self, keys: NDArray[np.int64], contexts: int, occurrences: _Counts) -> None:
+    def __init__(self, keys: NDArray[np.int64], contexts: int, counts: _Counts) -> None:
         self.keys = keys
         self.contexts = contexts
-        self.occurrences = occurrences
-        self.left: _Counts | None = None
+        self.counts = counts
 
     def find(self, keys: NDArray[np.int64], contexts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the numbers of n-grams; -1 for one that never occurred."""
@@ -319,8 +326,8 @@ def baselines(scored: Part, vocabulary: Vocabulary, train: Part | None) -> Itera
 def ngram(scored: Part, vocabulary: Vocabulary, train: Part) -> Baseline:
     """Return the price of a text under the n-gram model of the training part.
 
-    The order is the one that predicts the last tenth of the training part best from
-    the counts of the rest; the scored text has no say in it.
+    The order, ``MOST_ORDER`` at most, is the one that predicts the last tenth of the
+    training part best from the counts of the rest; the scored text has no say in it.
 
     Args:
         scored: the text; its first character is not predicted.
@@ -338,24 +345,29 @@ def ngram(scored: Part, vocabulary: Vocabulary, train: Part) -> Baseline:
     nats, before = 0.0, reader.read(1)
     while len(block := reader.read(BLOCK)):
         text = np.concatenate([before, block])
-        nats += float(model.prices(text, order)[len(before) :].sum())
+        nats += float(model.prices(text)[len(before) :].sum())
         if vocabulary.has_unknown:
             nats += int(np.count_nonzero(block == UNKNOWN)) * vocabulary.unknown_nats
         before = text[max(0, len(text) - order + 1) :]
     last = "" if counted == train.characters else f"last {counted:,} characters of the "
+    end = "; no longer n-grams are tried" if order == MOST_ORDER else ""
     return Baseline(
-        f"{order}-gram", nats / (scored.characters - 1), f"Kneser-Ney, {last}training part"
+        f"{order}-gram", nats / (scored.characters - 1), f"Kneser-Ney, {last}training part{end}"
     )
 
 
 def choose_order(ids: Ids, size: int) -> int:
-    """Return the order whose model of the first nine tenths predicts the last tenth best."""
+    """Return the order whose model of the first nine tenths predicts the last tenth best.
+
+    ``MOST_ORDER`` at most, and none above the first after which a longer one is worse.
+    """
     cut = len(ids) - len(ids) // 10
-    model = KneserNey(ids[:cut], size, MOST_ORDER)
+    model = KneserNey(ids[:cut], size, 0)
     best, least = 1, math.inf
     for order in range(1, min(MOST_ORDER, cut) + 1):
+        model.lengthen()
         # Longer ones go on getting worse once one has.
-        nats = float(model.prices(ids[cut:], order).sum())
+        nats = float(model.prices(ids[cut:]).sum())
         if nats >= least:
             break
         best, least = order, nats

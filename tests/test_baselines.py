@@ -128,14 +128,8 @@ class TestKneserNey:
             -math.log(naive.p(symbol, tuple(text[:i].tolist())))
             for i, symbol in enumerate(text.tolist())
         ]
-        prices = KneserNey(train, size, order).prices(text, order)
+        prices = KneserNey(train, size, order).prices(text)
         assert prices == pytest.approx(expected, rel=1e-9)
-
-    @pytest.mark.parametrize("order", [1, 2, 4])
-    def test_a_lower_order_of_a_model_is_the_model_of_that_order(self, order: int) -> None:
-        train, text = make_ids(500, 5), make_ids(80, 5, seed=3)
-        low, high = KneserNey(train, 5, order), KneserNey(train, 5, 6)
-        assert high.prices(text, order) == pytest.approx(low.prices(text, order), rel=1e-12)
 
     @pytest.mark.parametrize("before", [[], [0], [4, 1], [6, 6, 6], [1, 4, 5, 2], [6, 1, 4]])
     @pytest.mark.parametrize("length", [1, 2, 5, 900])
@@ -143,7 +137,7 @@ class TestKneserNey:
         size, order = 7, 4
         model = KneserNey(make_ids(length, size), size, order)
         total = sum(
-            math.exp(-model.prices(np.array([*before, symbol], np.uint8), order)[-1])
+            math.exp(-model.prices(np.array([*before, symbol], np.uint8))[-1])
             for symbol in range(size)
         )
         assert total == pytest.approx(1, rel=1e-12)
@@ -156,7 +150,7 @@ class TestKneserNey:
         # Single characters: a follows one character (b), b follows one (a).
         p_a = p_b = (1 - d) / 2 + (2 * d / 2) / 3
         p_c = (2 * d / 2) / 3
-        prices = model.prices(np.array([a, b, b, c], np.uint8), 2)
+        prices = model.prices(np.array([a, b, b, c], np.uint8))
         expected = [
             p_a,
             (2 - d) / 2 + d / 2 * p_b,  # after a: ab 2 of 2
@@ -192,7 +186,7 @@ class TestNGram:
         assert order > 2
         model = KneserNey(words.encode(make_prose(4001)), words.size, order)
         text = make_prose(403, seed=2) + "\N{SNOWMAN}e"
-        nats = model.prices(words.encode(text), order)[1:].sum() + words.unknown_nats
+        nats = model.prices(words.encode(text))[1:].sum() + words.unknown_nats
         assert whole.nats_per_char == pytest.approx(nats / 404)
         assert whole.about == "Kneser-Ney, training part"
 
@@ -207,6 +201,20 @@ class TestNGram:
         found, expected = ngram(scored, words, train), ngram(scored, words, end)
         assert found.nats_per_char == expected.nats_per_char
         assert found.about == "Kneser-Ney, last 1,200 characters of the training part"
+
+    def test_says_where_the_longest_that_are_tried_are_the_best(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        text = make_prose(100)
+        train, scored = make_part(tmp_path, text * 20), make_part(tmp_path, text, name="scored")
+        words = Vocabulary.from_counts(train.counts(), "utf-8")
+        free = ngram(scored, words, train)
+        assert int(free.name.removesuffix("-gram")) > 10, "what repeats needs a long context"
+        assert free.about == "Kneser-Ney, training part"
+        monkeypatch.setattr(module, "MOST_ORDER", 3)
+        bound = ngram(scored, words, train)
+        assert bound.name == "3-gram"
+        assert bound.about == "Kneser-Ney, training part; no longer n-grams are tried"
 
 
 class TestCompressors:
