@@ -53,6 +53,8 @@ class Assessment:
     """By dynamic evaluation, if there is one."""
     baselines: tuple[Baseline, ...] = ()
     """Of the same text, for the model's vocabulary and training part."""
+    of_bytes: bool = False
+    """Whether the model reads bytes, which stand as characters here."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON object; what was not measured is left out."""
@@ -150,6 +152,7 @@ def assess(
         by_position=score_by_position(model, part, vocabulary, positions) if positions else None,
         after=following.result() if following else None,
         baselines=tuple(baselines),
+        of_bytes=vocabulary.is_bytes,
     )
 
 

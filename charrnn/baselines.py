@@ -289,6 +289,8 @@ class Baseline:
     nats_per_char: float
     about: str
     """What it knows, for a table's reader."""
+    of_text: bool = False
+    """Whether that is the scored text alone: no model's vocabulary, no training part."""
 
     @property
     def bits_per_char(self) -> float:
@@ -320,7 +322,7 @@ def baselines(scored: Part, vocabulary: Vocabulary, train: Part | None) -> Itera
         yield Baseline("unigram", nats, "counts of the training part")
         yield ngram(scored, vocabulary, train)
     for name in COMPRESSORS:
-        yield Baseline(name, compressed_nats(predicted, name), "the scored text alone")
+        yield Baseline(name, compressed_nats(predicted, name), "the scored text alone", True)
 
 
 def ngram(scored: Part, vocabulary: Vocabulary, train: Part) -> Baseline:

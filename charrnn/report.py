@@ -64,7 +64,9 @@ from charrnn.score_view import (
     SURPRISE,
     after_says,
     assessment_lines,
+    baseline_rows,
     baselines_say,
+    characters_say,
     comparison_lines,
     comparison_says,
     perplexity_figure,
@@ -187,17 +189,21 @@ def assessment_page(
         key=lambda pair: pair[0].scores.bits_per_byte,
     )
     scores = best.scores
+    per_character = "" if best.of_bytes else f"{scores.bits_per_char:.4f} per character, "
     lead = (
         f"{name}{' needs the fewest bits' if len(assessments) > 1 else ''}: "
-        f"{scores.bits_per_byte:.4f} bits per byte, {scores.bits_per_char:.4f} per character, "
+        f"{scores.bits_per_byte:.4f} bits per byte, {per_character}"
         f"perplexity {perplexity_figure(scores.perplexity)}."
     )
-    cheaper = min(best.baselines, key=lambda baseline: baseline.nats_per_char, default=None)
-    if cheaper is not None and cheaper.nats_per_char < scores.nats_per_char:
-        lead += f" Without a network, {cheaper.name} needs fewer: "
-        lead += f"{cheaper.bits_per_char:.4f} bits per character."
-    units = _units(assessments)
-    unit = "byte" if "byte" in units else "character"
+    beside = baseline_rows(assessments, [portrait.label for portrait in portraits])
+    cheaper = min(beside, key=lambda row: row.bits_per_byte, default=None)
+    if cheaper is not None and cheaper.bits_per_byte < scores.bits_per_byte:
+        short = cheaper.baseline.name if cheaper.baseline.of_text else cheaper.name
+        lead += f" Without a network, {short} needs fewer: "
+        lead += f"{cheaper.bits_per_byte:.4f} bits per byte."
+    units = ["byte" if one.of_bytes else "character" for one in assessments]
+    differ = len({one.scores.characters for one in assessments}) > 1
+    unit = "byte" if differ or "byte" in units else "character"
     runs = _own_runs(portraits)
     sections = [
         page.section(
@@ -206,14 +212,10 @@ def assessment_page(
                 [(f"Bits per {unit}", _score_chart(assessments, portraits, unit))],
                 "What it takes to write the text down once the model is known, in bits per "
                 f"{unit}; further left is better."
-                + (
-                    " Per byte, since not all models count the same characters."
-                    if unit == "byte"
-                    else ""
-                ),
+                + (" Per byte, since not all models count the same characters." if differ else ""),
             ),
             page.table(assessment_lines(assessments), words=2),
-            page.bullets(baselines_say(assessments)),
+            page.bullets([*characters_say(assessments), *baselines_say(assessments)]),
             page.bullets(after_says(one) for one in assessments if one.after),
         ),
         *(_positions(assessments, portraits, units, of) for of in dict.fromkeys(units)),
@@ -271,15 +273,6 @@ def _own_runs(portraits: Sequence[Portrait]) -> list[tuple[str, int, Sequence[Ro
 # Scores ----------------------------------------------------------------------------------
 
 
-def _units(assessments: Sequence[Assessment]) -> list[str]:
-    """Return what each model predicts one by one, where that differs: characters or bytes."""
-    differ = len({one.scores.characters for one in assessments}) > 1
-    return [
-        "byte" if differ and one.scores.characters == one.scores.bytes else "character"
-        for one in assessments
-    ]
-
-
 def _result_chart(comparison: Comparison) -> str:
     cells = comparison.cells
     several = comparison.plan.seeds > 1
@@ -306,22 +299,26 @@ def _score_chart(
         portraits: of the same.
         unit: "character" or "byte": what the bits are counted per.
     """
-    rows: dict[tuple[str, float], int] = {}
+    rows: list[tuple[str, float, int]] = []
     for style, (one, portrait) in enumerate(zip(assessments, portraits, strict=True)):
         for scores, more in ((one.scores, ""), (one.dynamic, ", dynamic")):
             if scores is not None:
                 bits = scores.bits_per_byte if unit == "byte" else scores.bits_per_char
-                rows[portrait.label + more, bits] = style
-    for one in assessments:
-        for baseline in one.baselines:
-            by_byte = unit == "byte"
-            bits = baseline.bits_per_byte(one.scores) if by_byte else baseline.bits_per_char
-            rows[baseline.name, bits] = PLAIN
+                rows.append((portrait.label + more, bits, style))
+    drawn = set()
+    for row in baseline_rows(assessments, [portrait.label for portrait in portraits]):
+        # By the byte a compressor's price is the same for all.
+        once = unit == "byte" and row.baseline.of_text
+        name = row.baseline.name if once else row.name
+        if not (once and name in drawn):
+            bits = row.bits_per_byte if unit == "byte" else row.baseline.bits_per_char
+            rows.append((name, bits, PLAIN))
+            drawn.add(name)
     return dot_chart(
         "scores",
         f"Bits per {unit} of each model and baseline",
-        [name for name, _ in rows],
-        [Dots("bits", [bits for _, bits in rows], list(rows.values()))],
+        [name for name, _, _ in rows],
+        [Dots("bits", [bits for _, bits, _ in rows], [style for _, _, style in rows])],
         x_label=f"bits per {unit}",
         form=".4f",
     )

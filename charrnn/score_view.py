@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.segment import Segment, Segments
@@ -25,11 +26,14 @@ from charrnn.portrait import PricedText, code_points
 
 __all__ = [
     "SURPRISE",
+    "BaselineRow",
     "PerCharacter",
     "SurpriseText",
     "after_says",
     "assessment_lines",
+    "baseline_rows",
     "baselines_say",
+    "characters_say",
     "comparison_lines",
     "comparison_says",
     "perplexity_figure",
@@ -68,7 +72,7 @@ def print_table(lines: Sequence[Sequence[str]], words: int) -> None:
 def print_assessments(assessments: Sequence[Assessment]) -> None:
     """Print scores, beside them those of the baselines, and the scores by position."""
     print_table(assessment_lines(assessments), words=2)
-    for line in baselines_say(assessments):
+    for line in (*characters_say(assessments), *baselines_say(assessments)):
         print_words(line)
     for one in assessments:
         if one.after is not None:
@@ -109,17 +113,75 @@ def assessment_lines(assessments: Sequence[Assessment]) -> list[Sequence[str]]:
         lines.append([*head, *_figures(one.scores)])
         if one.dynamic:
             lines.append(["  dynamic evaluation", *head[1:], *_figures(one.dynamic)])
-    for one in assessments:
-        for baseline in one.baselines:
-            line = _baseline_line(baseline, one.scores)
-            if line not in lines:
-                lines.append(line)
+    lines += [_baseline_line(row) for row in baseline_rows(assessments)]
     return lines
 
 
+def characters_say(assessments: Sequence[Assessment]) -> list[str]:
+    """Say by which figures models compare that count different characters."""
+    if len({one.scores.characters for one in assessments}) == 1:
+        return []
+    of_bytes = dict.fromkeys(one.checkpoint for one in assessments if one.of_bytes)
+    if not of_bytes:
+        return ["not all models count the same characters; compare them by bits/byte"]
+    return [f"{', '.join(of_bytes)}: a character is a byte; compare with the others by bits/byte"]
+
+
+@dataclass(frozen=True)
+class BaselineRow:
+    """A baseline as a table or figure shows it."""
+
+    name: str
+    """With a model's, if there are others of the kind."""
+    baseline: Baseline
+    scores: Scores
+    """Of a model, on the same characters."""
+    same: tuple[str, ...]
+    """The other models that it is the baseline of, where a name is given."""
+
+    @property
+    def bits_per_byte(self) -> float:
+        """The price in bits per byte."""
+        return self.baseline.bits_per_byte(self.scores)
+
+
+def baseline_rows(
+    assessments: Sequence[Assessment], names: Sequence[str] | None = None
+) -> list[BaselineRow]:
+    """Return the baselines of models, each once; its name tells whose it is unless it is all's.
+
+    Args:
+        assessments: of the models.
+        names: the models'; None: the checkpoints'.
+    """
+    of: dict[tuple[Baseline, int, int], list[int]] = {}
+    beside = [place for place, one in enumerate(assessments) if one.baselines]
+    for place in beside:
+        scores = assessments[place].scores
+        for baseline in assessments[place].baselines:
+            of.setdefault((baseline, scores.characters, scores.bytes), []).append(place)
+    rows = []
+    for (baseline, _, _), places in of.items():
+        first, name = assessments[places[0]], baseline.name
+        same: list[str] = []
+        if len(places) < len(beside):
+            if baseline.of_text:
+                name += f", per {'byte' if first.of_bytes else 'character'}"
+            else:
+                called = [names[p] if names else assessments[p].checkpoint for p in places]
+                owner, *same = dict.fromkeys(called)
+                name += f" ({owner})"
+        rows.append(BaselineRow(name, baseline, first.scores, tuple(same)))
+    return rows
+
+
 def baselines_say(assessments: Sequence[Assessment]) -> list[str]:
-    """Return what each baseline is; models of other symbols have others of the same name."""
-    lines = (f"{b.name}: {b.about}" for one in assessments for b in one.baselines)
+    """Return what each baseline is, and of which models."""
+    lines = []
+    for row in baseline_rows(assessments):
+        name = row.baseline.name if row.baseline.of_text else row.name
+        same = f"; the same for {', '.join(row.same)}" if row.same else ""
+        lines.append(f"{name}: {row.baseline.about}{same}")
     return list(dict.fromkeys(lines))
 
 
@@ -144,16 +206,17 @@ def perplexity_figure(perplexity: float) -> str:
     return f"{perplexity:.3f}" if perplexity < 10_000 else f"{perplexity:,.0f}"
 
 
-def _baseline_line(baseline: Baseline, scores: Scores) -> list[str]:
+def _baseline_line(row: BaselineRow) -> list[str]:
     """Return a baseline's row, on the characters that a model was scored on."""
+    baseline = row.baseline
     return [
-        baseline.name,
+        row.name,
         *[""] * 2,
-        f"{scores.characters:,}",
+        f"{row.scores.characters:,}",
         "",
         f"{baseline.nats_per_char:.4f}",
         f"{baseline.bits_per_char:.4f}",
-        f"{baseline.bits_per_byte(scores):.4f}",
+        f"{row.bits_per_byte:.4f}",
         perplexity_figure(math.exp(baseline.nats_per_char)),
         "",
     ]

@@ -1054,9 +1054,9 @@ class TestEvaluate:
         self, cli: Cli, prose: Path, trained: Path, of_bytes: Path
     ) -> None:
         result = cli("evaluate", trained, of_bytes, "--text", prose, "--baselines")
-        said = [line for line in result.out.splitlines() if line.startswith("uniform: ")]
-        assert len(said) == 2
-        assert "uniform: 256 symbols" in said
+        said = [line for line in result.out.splitlines() if line.startswith("uniform (")]
+        assert len(said) == 4
+        assert f"uniform ({of_bytes}): 256 symbols" in said
 
     def test_a_note_does_not_name_where_standard_input_is_kept(
         self, cli: Cli, trained: Path

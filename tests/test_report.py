@@ -339,22 +339,33 @@ class TestAssessmentPage:
 
     def test_models_of_bytes_and_of_characters_compare_by_the_byte(self) -> None:
         scores = Scores(nats=1800.0, characters=3000, unknown=0, bytes=3000, seconds=2.0)
-        of_bytes = assessment("bytes", scores=scores, baselines=(Baseline("uniform", 1.0, ""),))
+        beside = (Baseline("uniform", 1.0, ""), Baseline("xz", 0.4, "", of_text=True))
+        of_bytes = assessment("bytes", scores=scores, baselines=beside, of_bytes=True)
         scores = Scores(nats=1500.0, characters=1000, unknown=1, bytes=3000, seconds=2.0)
-        of_text = assessment("text", scores=scores, baselines=(Baseline("uniform", 1.5, ""),))
+        beside = (Baseline("uniform", 1.5, ""), Baseline("xz", 1.2, "", of_text=True))
+        of_text = assessment("text", scores=scores, baselines=beside)
         text = assessment_page(
             [of_bytes, of_text], [portrait("bytes"), portrait("text")], "poem", ORIGIN
         )
         page = check(text)
-        assert page.texts["p"][1].startswith("text needs the fewest bits: 0.7213 bits per byte")
+        assert page.texts["p"][1] == (
+            "text needs the fewest bits: 0.7213 bits per byte, 2.1640 per character, "
+            "perplexity 4.482. Without a network, xz needs fewer: 0.5771 bits per byte."
+        )
         about = page.texts["desc"][0]
-        for row in ("bytes: 0.8656", "text: 0.7213", "uniform: 1.4427", "uniform: 0.7213"):
+        for row in ("bytes: 0.8656", "text: 0.7213", "(bytes): 1.4427", "(text): 0.7213"):
             assert row in about
+        assert about.count("xz: 0.5771") == about.count("xz") == 1
+        assert page.texts["li"][0] == (
+            "bytes: a character is a byte; compare with the others by bits/byte"
+        )
+        alone = check(assessment_page([of_bytes], [portrait("bytes")], "poem", ORIGIN))
+        assert alone.texts["p"][1].startswith("bytes: 0.8656 bits per byte, perplexity 1.822.")
 
     def test_no_figure_has_nats_per_byte_beside_those_per_character(self) -> None:
         by_position = PositionScores(np.linspace(3, 2, 10), 7)
         scores = Scores(nats=1800.0, characters=3000, unknown=0, bytes=3000, seconds=2.0)
-        of_bytes = assessment("bytes", scores=scores, by_position=by_position)
+        of_bytes = assessment("bytes", scores=scores, by_position=by_position, of_bytes=True)
         scores = Scores(nats=1500.0, characters=1000, unknown=1, bytes=3000, seconds=2.0)
         of_text = assessment("text", scores=scores, by_position=by_position)
         drawn = [portrait("bytes"), portrait("text", log=log(5))]
@@ -369,14 +380,14 @@ class TestAssessmentPage:
             assert about.startswith(f"Lines of nats per {unit} against")
             assert ("bytes: " in about, "text: " in about) == (is_byte, not is_byte)
         alone = check(assessment_page([of_bytes], drawn[:1], "poem", ORIGIN))
-        assert alone.texts["h2"][1:3] == ["Loss by position", "Learning"]
+        assert alone.texts["h2"][1:3] == ["Loss by position per byte", "Learning per byte"]
 
     @pytest.mark.parametrize(("nats", "said"), [(1.4, True), (1.6, False)])
     def test_says_where_no_network_is_needed(self, nats: float, said: bool) -> None:
         one = assessment(baselines=(Baseline("7-gram", nats, ""), Baseline("xz", 2.0, "")))
         page = check(assessment_page([one], [portrait()], "poem", ORIGIN))
         lead = page.texts["p"][1]
-        assert ("Without a network, 7-gram needs fewer: 2.0198 bits per char" in lead) == said
+        assert ("Without a network, 7-gram needs fewer: 1.8362 bits per byte" in lead) == said
         assert "xz" not in lead
 
     @pytest.mark.parametrize("length", [1, 2, 10, 1000])

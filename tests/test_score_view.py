@@ -23,6 +23,7 @@ from charrnn.evaluation import PositionScores, Prices, Scores
 from charrnn.score_view import (
     PerCharacter,
     SurpriseText,
+    baselines_say,
     comparison_lines,
     comparison_says,
     print_assessments,
@@ -118,6 +119,46 @@ class TestTable:
         assert lines[5] == ["uniform", "6,789", "2.1972", "3.1699", "3.0744", "9.000"]
         assert lines[6] == ["xz", "6,789", "2.0000", "2.8854", "2.7984", "7.389"], "and only once"
         assert lines[7:] == [["uniform:", "9", "symbols"], ["xz:", "alone"]]
+
+    def test_baselines_tell_whose_they_are_where_models_differ(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        xz = Baseline("xz", 2.0, "alone", of_text=True)
+        of = Baseline("uniform", 3.0, "9 symbols"), Baseline("3-gram", 2.5, "training part"), xz
+        other = replace(of[0]), Baseline("3-gram", 2.5, "last part"), replace(xz)
+        three = [
+            replace(ONE, checkpoint=name, baselines=beside)
+            for name, beside in (("a", of), ("b", of), ("c", other))
+        ]
+        print_assessments(three)
+        names = [line[:10].rstrip() for line in capsys.readouterr().out.splitlines()]
+        assert names[4:8] == ["uniform", "3-gram (a)", "xz", "3-gram (c)"]
+        said = [
+            "uniform: 9 symbols", "3-gram (a): training part; the same for b",
+            "xz: alone", "3-gram (c): last part",
+        ]  # fmt: skip
+        assert baselines_say(three) == said
+        print_assessments(three[:2])
+        assert "3-gram  " in capsys.readouterr().out
+
+    def test_a_byte_counts_as_a_character_and_that_is_said(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        of_bytes = Scores(nats=10_183.5, characters=7000, unknown=0, bytes=7000, seconds=1)
+        xz, fewer = (Baseline("xz", nats, "alone", of_text=True) for nats in (2.0, 1.9))
+        two = [
+            replace(ONE, baselines=(xz,)),
+            replace(ONE, checkpoint="b", scores=of_bytes, of_bytes=True, baselines=(fewer,)),
+        ]
+        print_assessments(two)
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[3].startswith("xz, per character ")
+        assert lines[4].startswith("xz, per byte ")
+        assert lines[5:] == [
+            "b: a character is a byte; compare with the others by bits/byte", "xz: alone",
+        ]  # fmt: skip
+        print_assessments(two[1:])
+        assert "is a byte" not in capsys.readouterr().out
 
     def test_positions_are_averaged_between_powers_of_two(
         self, capsys: pytest.CaptureFixture[str]
