@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -545,7 +545,8 @@ def evaluate(
         typer.Option(help="Score this part of the text that the model was trained on instead."),
     ] = None,
     encoding: Annotated[
-        str | None, typer.Option(help="Of the text (default: as the model was trained).")
+        str | None,
+        typer.Option(help="Of the text, for models of characters (default: as trained)."),
     ] = None,
     baselines: Annotated[
         bool,
@@ -645,7 +646,7 @@ def evaluate(
                     raise
                 hint = "if a pattern after --text gave this name, put the pattern in quotes"
                 raise CheckpointError(f"{error}; {hint}") from error
-        parts = [read_text(vocabulary, checkpoint) for _, vocabulary, checkpoint in models]
+        parts = read_text([(vocabulary, checkpoint) for _, vocabulary, checkpoint in models])
         for path, other in zip(checkpoints, parts, strict=True):
             # Losses of different texts side by side would rank the texts.
             if part is not None and not other.is_same_as(parts[0]):
@@ -1061,7 +1062,7 @@ def inspect_recurrence(
                 "said on the norms of its training"
             )
     with _text_to_read(text, part, encoding, scan) as read_text:
-        whole = read_text(vocabulary, described)
+        (whole,) = read_text([(vocabulary, described)])
         _refuse_overwriting("--report", report, [whole.corpus], checkpoint)
         start = max(whole.start, whole.stop - config.characters)
         seen = whole.corpus.part(start, whole.stop)
@@ -1204,8 +1205,8 @@ def _text_to_read(
     part: PartName | None,
     encoding: str | None,
     scan: Callable[[tuple[str, ...], str], Corpus],
-) -> Iterator[Callable[[Vocabulary, Checkpoint], Part]]:
-    """Yield what gives the text to read under a checkpoint: --text as it reads it, or --part."""
+) -> Iterator[Callable[[Sequence[tuple[Vocabulary, Checkpoint]]], list[Part]]]:
+    """Yield what gives the text to read under each checkpoint: --text as it reads it, or --part."""
     from charrnn.errors import CorpusError
     from charrnn.reading import recorded_part, refuse_other_symbols
 
@@ -1223,19 +1224,28 @@ def _text_to_read(
                     told.add(note)
                     _say(note if spooled is None else note.replace(str(spooled), "standard input"))
 
-        def read(vocabulary: Vocabulary, checkpoint: Checkpoint) -> Part:
-            if part is not None:
-                try:
-                    found = recorded_part(checkpoint, part, scan)
-                except (CorpusError, UsageError) as error:
-                    raise type(error)(f"{error}; --text FILE reads another text") from error
-                tell(found.corpus)
-                return found
-            if encoding is not None:
-                refuse_other_symbols(encoding, vocabulary, shown(checkpoint.path))
-            corpus = scan(tuple(names), encoding or vocabulary.encoding)
-            tell(corpus)
-            return corpus.part(0, corpus.characters)
+        def recorded(checkpoint: Checkpoint, part: PartName) -> Part:
+            try:
+                return recorded_part(checkpoint, part, scan)
+            except (CorpusError, UsageError) as error:
+                raise type(error)(f"{error}; --text FILE reads another text") from error
+
+        def read(models: Sequence[tuple[Vocabulary, Checkpoint]]) -> list[Part]:
+            parts = []
+            all_of_bytes = all(vocabulary.is_bytes for vocabulary, _ in models)
+            for vocabulary, checkpoint in models:
+                if part is not None:
+                    parts.append(recorded(checkpoint, part))
+                else:
+                    read_as = vocabulary.encoding
+                    # An encoding is meant for the models of characters, if there are any.
+                    if encoding is not None and (all_of_bytes or not vocabulary.is_bytes):
+                        refuse_other_symbols(encoding, vocabulary, shown(checkpoint.path))
+                        read_as = encoding
+                    corpus = scan(tuple(names), read_as)
+                    parts.append(corpus.part(0, corpus.characters))
+                tell(parts[-1].corpus)
+            return parts
 
         yield read
 

@@ -1036,6 +1036,19 @@ class TestEvaluate:
         by_char, by_byte = json.loads(result.out)
         assert by_char["bits_per_byte"] < by_byte["bits_per_byte"]
 
+    def test_an_encoding_is_for_the_models_of_characters(
+        self, cli: Cli, trained: Path, of_bytes: Path, tmp_path: Path
+    ) -> None:
+        text = tmp_path / "text"
+        text.write_text("the grey stöne sings", encoding="latin-1")
+        models = (of_bytes, trained)
+        assert "--encoding" in one_line(cli("evaluate", *models, "--text", text))
+        result = cli("evaluate", *models, "--text", text, "--encoding", "latin-1", "--json")
+        assert [row["unknown"] for row in json.loads(result.out)] == [0, 1]
+        for words in (("latin-1", of_bytes, of_bytes), ("bytes", *models)):
+            refused = cli("evaluate", *words[1:], "--text", text, "--encoding", words[0])
+            assert "leave it out" in one_line(refused)
+
     def test_bytes_that_are_no_utf_8_can_be_followed(
         self, cli: Cli, tmp_path: Path, of_bytes: Path
     ) -> None:
