@@ -616,12 +616,11 @@ def evaluate(
     from charrnn.baselines import baselines as price_baselines
     from charrnn.corpus import scan
     from charrnn.device import choose_device
-    from charrnn.display import counted, to_json
+    from charrnn.display import to_json
     from charrnn.errors import CheckpointError, CorpusError
     from charrnn.reading import TextRecord, recorded_part
     from charrnn.score_view import PerCharacter, SurpriseText, print_assessments
     from charrnn.trained import load_model
-    from charrnn.vocabulary import listed
 
     where = choose_device(device)
     # A text is read once for all models that read it alike.
@@ -654,21 +653,23 @@ def evaluate(
                     f"the {part} part of {shown(path)} is not that of {shown(checkpoints[0])}: "
                     "score them one by one, or on the same text with --text FILE"
                 )
-        for path, (model, vocabulary, checkpoint), scored in zip(
+        notes: dict[str, list[str]] = {}
+        for path, (_, vocabulary, checkpoint), scored in zip(
             checkpoints, models, parts, strict=True
         ):
-            if part is None:
-                _tell_if_learnt(path, checkpoint.record("text", TextRecord), scored)
             if scored.characters < 2:
                 name = _text_named(text, None) if text else str(path)
                 raise CorpusError(f"{shown(name)}: a text to score needs at least 2 characters")
-            predicted = scored.corpus.part(scored.start + 1, scored.stop)
-            if unknown := vocabulary.unknown_among(predicted.counts()):
-                _say(
-                    f"{shown(path)}: the model does not know {sum(unknown.values()):,} of the "
-                    f"{counted(predicted.characters, 'character')} scored, and each costs what it "
-                    f"takes to spell it out: {listed(unknown)}"
-                )
+            learnt = _learnt(checkpoint.record("text", TextRecord), scored)
+            for note in (None if part else learnt, _unknown(vocabulary, scored)):
+                if note is not None:
+                    notes.setdefault(note, []).append(shown(path))
+        for note, names in notes.items():
+            whose = "the" if len(names) == 1 else "each"
+            _say(f"{', '.join(names)}: {whose} model {note}")
+        for path, (model, vocabulary, checkpoint), scored in zip(
+            checkpoints, models, parts, strict=True
+        ):
             known = None
             if baselines:
                 try:
@@ -1067,8 +1068,8 @@ def inspect_recurrence(
         start = max(whole.start, whole.stop - config.characters)
         seen = whole.corpus.part(start, whole.stop)
         stretch = read_stretch(seen, vocabulary)
-        if part is None:
-            _tell_if_learnt(checkpoint, trained, seen)
+        if part is None and (learnt := _learnt(trained, seen)):
+            _say(f"{shown(checkpoint)}: the model {learnt}")
         shape = model.config
         if "gates" in config.only and shape.cell == "rnn":
             _say(f"{shown(checkpoint)}: a plain RNN has no gates, so nothing is said on them")
@@ -1188,15 +1189,30 @@ def _refuse_two_texts(text: list[str] | None, part: str | None, encoding: str | 
         raise UsageError("--part and --encoding exclude each other: the part has its own")
 
 
-def _tell_if_learnt(checkpoint: Path, trained: TextRecord, read: Part) -> None:
-    """Say how much of a text a model was trained on."""
+def _learnt(trained: TextRecord, read: Part) -> str | None:
+    """Say how much of a text a model was trained on, if any."""
     learnt = min(read.stop, trained.train[1]) - max(read.start, trained.train[0])
-    if read.corpus.fingerprint == trained.fingerprint and learnt > 0:
-        _say(
-            f"{shown(checkpoint)}: the model was trained on {learnt:,} of these "
-            f"{read.characters:,} characters: "
-            + ("--part valid is what was held out" if trained.valid else "others tell more")
-        )
+    if read.corpus.fingerprint != trained.fingerprint or learnt <= 0:
+        return None
+    return f"was trained on {learnt:,} of these {read.characters:,} characters: " + (
+        "--part valid is what was held out" if trained.valid else "others tell more"
+    )
+
+
+def _unknown(vocabulary: Vocabulary, scored: Part) -> str | None:
+    """Say what characters of a text a model does not know, if any; the first has no price."""
+    from charrnn.display import counted
+    from charrnn.vocabulary import listed
+
+    predicted = scored.corpus.part(scored.start + 1, scored.stop)
+    unknown = vocabulary.unknown_among(predicted.counts())
+    if not unknown:
+        return None
+    return (
+        f"does not know {sum(unknown.values()):,} of the "
+        f"{counted(predicted.characters, 'character')} scored, and each costs what it takes to "
+        f"spell it out: {listed(unknown)}"
+    )
 
 
 @contextlib.contextmanager

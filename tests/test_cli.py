@@ -790,7 +790,7 @@ class TestEvaluate:
 
     def test_json_has_the_promised_names(self, cli: Cli, trained: Path, prose: Path) -> None:
         result = cli("evaluate", trained, trained / "last.safetensors", "--text", prose, "--json")
-        assert (result.code, result.err.count("was trained on 5,406 of")) == (0, 2)
+        assert (result.code, result.err.count("was trained on 5,406 of")) == (0, 1)
         rows = json.loads(result.out)
         assert [tuple(row) for row in rows] == [self.NAMES] * 2
         row = rows[0]
@@ -986,6 +986,18 @@ class TestEvaluate:
             unknown = json.loads(result.out)[0]["unknown"]
             assert unknown == len(strange) - 1
             assert result.err.count(f"does not know {unknown} of the 15 characters") == unknown
+
+    def test_a_note_on_several_models_is_said_once(
+        self, cli: Cli, trained: Path, of_bytes: Path, tmp_path: Path
+    ) -> None:
+        text = tmp_path / "text"
+        text.write_text("The grey stone sings 22.\n")
+        last = trained / "last.safetensors"
+        result = cli("evaluate", trained, of_bytes, last, "--text", text)
+        assert result.err == (
+            f"{trained}, {last}: each model does not know 2 of the 24 characters scored, and each "
+            "costs what it takes to spell it out: '2' x 2\n"
+        )
 
     def test_the_table_has_every_figure(self, cli: Cli, trained: Path, prose: Path) -> None:
         models = (trained, trained / "last.safetensors")
