@@ -614,6 +614,7 @@ def evaluate(
 
     from charrnn.assessment import assess
     from charrnn.baselines import baselines as price_baselines
+    from charrnn.checkpoint import find
     from charrnn.corpus import scan
     from charrnn.device import choose_device
     from charrnn.display import to_json
@@ -654,31 +655,39 @@ def evaluate(
                     "score them one by one, or on the same text with --text FILE"
                 )
         notes: dict[str, list[str]] = {}
+        learnt_from: list[Part | None] = []
+        lost: list[str] = []
         for path, (_, vocabulary, checkpoint), scored in zip(
             checkpoints, models, parts, strict=True
         ):
             if scored.characters < 2:
                 name = _text_named(text, None) if text else str(path)
                 raise CorpusError(f"{shown(name)}: a text to score needs at least 2 characters")
-            learnt = _learnt(checkpoint.record("text", TextRecord), scored)
-            for note in (None if part else learnt, _unknown(vocabulary, scored)):
-                if note is not None:
-                    notes.setdefault(note, []).append(shown(path))
-        for note, names in notes.items():
-            whose = "the" if len(names) == 1 else "each"
-            _say(f"{', '.join(names)}: {whose} model {note}")
-        for path, (model, vocabulary, checkpoint), scored in zip(
-            checkpoints, models, parts, strict=True
-        ):
             known = None
             if baselines:
                 try:
                     known = recorded_part(checkpoint, "train", scan_once)
                 except (CorpusError, CheckpointError) as error:
-                    _say(f"{error}: unigram and n-gram, which learn from it, are left out")
+                    lost.append(str(error))
             read = [one.corpus for one in (scored, known) if one is not None]
             _refuse_overwriting("--report", report, read, path)
             _refuse_overwriting("--per-char", per_char, read, path)
+            learnt_from.append(known)
+            trained = checkpoint.record("text", TextRecord)
+            seen = None if part == "train" else _learnt(trained, scored)
+            if seen is None and find(path).name == "best.safetensors":
+                seen = _chosen(trained, scored)
+            for note in (seen, _unknown(vocabulary, scored)):
+                if note is not None:
+                    notes.setdefault(note, []).append(shown(path))
+        for note, names in notes.items():
+            whose = "the" if len(names) == 1 else "each"
+            _say(f"{', '.join(names)}: {whose} model {note}")
+        for said in lost:
+            _say(f"{said}: unigram and n-gram, which learn from it, are left out")
+        for path, (model, vocabulary, _), scored, known in zip(
+            checkpoints, models, parts, learnt_from, strict=True
+        ):
             watchers: list[Callable[[Prices], None]] = []
             if per_char is not None:
                 lines = PerCharacter(scored, per_char)
@@ -1196,6 +1205,20 @@ def _learnt(trained: TextRecord, read: Part) -> str | None:
         return None
     return f"was trained on {learnt:,} of these {read.characters:,} characters: " + (
         "--part valid is what was held out" if trained.valid else "others tell more"
+    )
+
+
+def _chosen(trained: TextRecord, read: Part) -> str | None:
+    """Say how much of a text a run's best checkpoint was chosen on, if any."""
+    if trained.held_out is None or trained.held_out[0] != read.corpus.fingerprint:
+        return None
+    first, end = trained.held_out[1]
+    validated = min(read.stop, end) - max(read.start, first)
+    if validated <= 0:
+        return None
+    return (
+        f"was chosen as its run's best on {validated:,} of these {read.characters:,} characters: "
+        + ("--part test tells more" if trained.test else "others tell more")
     )
 
 

@@ -52,6 +52,13 @@ class TextRecord(Record):
     """Absolute paths of the texts to validate on, if they are others."""
     valid_fingerprint: str | None
 
+    @property
+    def held_out(self) -> tuple[str, tuple[int, int]] | None:
+        """What the run validates on: a text's fingerprint, and the part's borders in it."""
+        if self.valid is None:
+            return None
+        return self.valid_fingerprint or self.fingerprint, self.valid
+
 
 def absolute_names(texts: Sequence[str]) -> tuple[str, ...]:
     """Return the names of texts as they hold from any folder: files, folders, patterns, "-"."""
