@@ -685,7 +685,7 @@ def evaluate(
             _say(f"{', '.join(names)}: {whose} model {note}")
         for said in lost:
             _say(f"{said}: unigram and n-gram, which learn from it, are left out")
-        for path, (model, vocabulary, _), scored, known in zip(
+        for path, (model, vocabulary, checkpoint), scored, known in zip(
             checkpoints, models, parts, learnt_from, strict=True
         ):
             watchers: list[Callable[[Prices], None]] = []
@@ -710,7 +710,11 @@ def evaluate(
                 )
             )  # fmt: skip
             if report is not None:
-                portraits.append(portray(next(called), path, model, vocabulary, scored))
+                trained = checkpoint.record("text", TextRecord)
+                on = trained.held_out or (trained.fingerprint, trained.train)
+                portraits.append(
+                    portray(next(called), path, model, vocabulary, scored, validated_on=on)
+                )
     # Before the table: who reads that may leave, and there is a page all the same.
     if report is not None:
         from charrnn.report import assessment_page

@@ -70,6 +70,8 @@ class Portrait:
     the price of its other bytes."""
     inspection: Inspection | None = None
     """None where it was not looked into, or the text is too short for that."""
+    validated_on: object = None
+    """What the log's losses are on; equal for runs whose losses compare."""
 
 
 class PricedText:
@@ -126,6 +128,7 @@ def portray(
     vocabulary: Vocabulary,
     part: Part,
     inspection: Inspection | None = None,
+    validated_on: object = None,
 ) -> Portrait:
     """Make a model's portrait.
 
@@ -136,6 +139,7 @@ def portray(
         vocabulary: the model's.
         part: the text whose beginning is priced; at least 2 characters.
         inspection: what was seen inside the model.
+        validated_on: what tells the text that its run's losses are on from others.
     """
     text = PricedText(part)
     excerpt = list(text.first())
@@ -152,6 +156,7 @@ def portray(
         sample=vocabulary.decode(drawn),
         excerpt=tuple(excerpt[:EXCERPT]),
         inspection=inspection,
+        validated_on=validated_on,
     )
 
 

@@ -205,6 +205,7 @@ def assessment_page(
     differ = len({one.scores.characters for one in assessments}) > 1
     unit = "byte" if differ or "byte" in units else "character"
     runs = _own_runs(portraits)
+    by_unit = {of: [run for run in runs if units[run[1]] == of] for of in units}
     sections = [
         page.section(
             "Scores",
@@ -220,8 +221,8 @@ def assessment_page(
         ),
         *(_positions(assessments, portraits, units, of) for of in dict.fromkeys(units)),
         *(
-            _curves([run for run in runs if units[run[1]] == of], "", of)
-            for of in dict.fromkeys(units)
+            _curves(drawn, _other_texts([portraits[style] for _, style, _ in drawn]), of)
+            for of, drawn in by_unit.items()
         ),
         _samples(portraits),
         _excerpts(portraits, "The beginning of the text"),
@@ -268,6 +269,13 @@ def _own_runs(portraits: Sequence[Portrait]) -> list[tuple[str, int, Sequence[Ro
         if portrait.log not in [log for _, _, log in runs]:
             runs.append((portrait.label, style, portrait.log))
     return runs
+
+
+def _other_texts(portraits: Sequence[Portrait]) -> str:
+    """Say so if the losses of models' trainings are not on one text."""
+    if len({portrait.validated_on for portrait in portraits if portrait.log}) < 2:
+        return ""
+    return "Not all runs' losses are on the same text: compare shapes, not heights. "
 
 
 # Scores ----------------------------------------------------------------------------------

@@ -576,6 +576,17 @@ def test_the_curves_are_said_to_be_what_was_drawn(logs: list[Any], said: str) ->
     assert page.texts["figcaption"][1].startswith(f"Marked lines: loss on {said} Nats per")
 
 
+def test_curves_on_different_texts_are_said_to_be_that() -> None:
+    def caption(*texts: str) -> str:
+        drawn = [portrait(str(n), log=log(n + 3), validated_on=on) for n, on in enumerate(texts)]
+        page = check(assessment_page([assessment() for _ in texts], drawn, "poem", ORIGIN))
+        return page.texts["figcaption"][1]
+
+    said = "Not all runs' losses are on the same text: compare shapes, not heights. Nats per"
+    assert said in caption("one", "another")
+    assert said not in caption("one", "one")
+
+
 def test_labels_are_short_and_all_different(tmp_path: Path) -> None:
     for name in ("a/run", "b/run", "run-with-a-very-long-name-of-40-letters"):
         (tmp_path / name).mkdir(parents=True)
