@@ -161,11 +161,13 @@ def cli() -> Cli:
 
 
 @pytest.fixture(scope="session")
-def prose(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A file of 6,007 characters, ASCII."""
     path = tmp_path_factory.mktemp("texts") / "prose.txt"
-    path.write_text(make_prose(6007), encoding="utf-8", newline="")
-    return path
+    text = make_prose(6007)
+    path.write_text(text, encoding="utf-8", newline="")
+    yield path
+    assert path.read_text(encoding="utf-8") == text, "a test has changed the text that all share"
 
 
 @pytest.fixture(scope="session")

@@ -442,11 +442,12 @@ def test_what_is_measured_comes_from_the_commands() -> None:
 
 
 def test_gradients_as_they_are_are_not_clipped_at_claim_7(
-    tmp_path: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that is clipped is scaled down, by a factor that differs from step to step."""
-    prose.write_text(make_prose(12_000))
-    lab = Lab(tmp_path / "lab", prose, QUICK, lambda _: None)
+    text = tmp_path / "text"
+    text.write_text(make_prose(12_000))
+    lab = Lab(tmp_path / "lab", text, QUICK, lambda _: None)
     answer = [{"after": {"nats_per_char": 1.0}}] * (
         2 * (len(QUICK.plain_rates) + 1) * len(QUICK.seeds)
     )
