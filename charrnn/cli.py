@@ -70,6 +70,12 @@ Report = Annotated[
     Path | None,
     typer.Option(metavar="FILE.html", help="Write a page with tables, figures and samples, too."),
 ]
+WeightDecay = Annotated[
+    float | None, typer.Option(help="Decoupled weight decay (default: by rule; sgd 0).")
+]
+ClipNorm = Annotated[
+    float | None, typer.Option(help="Largest gradient norm; 0 turns clipping off (default 1).")
+]
 MinCount = Annotated[
     int | None,
     typer.Option(
@@ -260,12 +266,8 @@ def train(
             help="Peak learning rate of the recurrence's matrices; that of the rest moves with it."
         ),
     ] = None,
-    weight_decay: Annotated[
-        float | None, typer.Option(help="Decoupled weight decay (default: by rule; sgd 0).")
-    ] = None,
-    clip_norm: Annotated[
-        float | None, typer.Option(help="Largest gradient norm; 0 turns clipping off (default 1).")
-    ] = None,
+    weight_decay: WeightDecay = None,
+    clip_norm: ClipNorm = None,
     clip_value: Annotated[
         float | None, typer.Option(help="Cut gradient entries instead of scaling the whole.")
     ] = None,
@@ -788,12 +790,8 @@ def compare(
             "the rest moves with it, by each cell's ratio."
         ),
     ] = None,
-    weight_decay: Annotated[
-        float | None, typer.Option(help="Decoupled weight decay (default: by rule; sgd 0).")
-    ] = None,
-    clip_norm: Annotated[
-        float | None, typer.Option(help="Largest gradient norm; 0 turns clipping off (default 1).")
-    ] = None,
+    weight_decay: WeightDecay = None,
+    clip_norm: ClipNorm = None,
     valid_share: Annotated[
         float | None, typer.Option(help="Share held out to choose by (default 0.1).")
     ] = None,
@@ -1204,8 +1202,8 @@ def _refuse_two_texts(text: list[str] | None, part: str | None, encoding: str | 
 
 def _learnt(trained: TextRecord, read: Part) -> str | None:
     """Say how much of a text a model was trained on, if any."""
-    learnt = min(read.stop, trained.train[1]) - max(read.start, trained.train[0])
-    if read.corpus.fingerprint != trained.fingerprint or learnt <= 0:
+    learnt = _shared(read, trained.fingerprint, trained.train)
+    if learnt == 0:
         return None
     return f"was trained on {learnt:,} of these {read.characters:,} characters: " + (
         "--part valid is what was held out" if trained.valid else "others tell more"
@@ -1214,16 +1212,20 @@ def _learnt(trained: TextRecord, read: Part) -> str | None:
 
 def _chosen(trained: TextRecord, read: Part) -> str | None:
     """Say how much of a text a run's best checkpoint was chosen on, if any."""
-    if trained.held_out is None or trained.held_out[0] != read.corpus.fingerprint:
-        return None
-    first, end = trained.held_out[1]
-    validated = min(read.stop, end) - max(read.start, first)
-    if validated <= 0:
+    validated = 0 if trained.held_out is None else _shared(read, *trained.held_out)
+    if validated == 0:
         return None
     return (
         f"was chosen as its run's best on {validated:,} of these {read.characters:,} characters: "
         + ("--part test tells more" if trained.test else "others tell more")
     )
+
+
+def _shared(read: Part, fingerprint: str, borders: tuple[int, int]) -> int:
+    """Return how many characters of a part lie between borders in the text of a fingerprint."""
+    if read.corpus.fingerprint != fingerprint:
+        return 0
+    return max(0, min(read.stop, borders[1]) - max(read.start, borders[0]))
 
 
 def _unknown(vocabulary: Vocabulary, scored: Part) -> str | None:

@@ -434,6 +434,18 @@ class Clock:
         return self.now
 
 
+def make_validations_cost(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each take so long, by a ``Clock``."""
+    clock = Clock()
+    monkeypatch.setattr("charrnn.training.time", clock)
+
+    def dear(*arguments: Any, **options: Any) -> Scores:
+        clock.now += seconds
+        return score(*arguments, **options)
+
+    monkeypatch.setattr("charrnn.training.score", dear)
+
+
 @pytest.mark.parametrize("valid_share", [0.1, 0.0])
 def test_minutes_are_kept(
     start_run: StartRun, prose: Path, monkeypatch: pytest.MonkeyPatch, valid_share: float
@@ -493,14 +505,7 @@ def test_minutes_are_kept_when_validations_are_dear(
     number: int,
 ) -> None:
     """A stretch of updates with a validation in it is no slower than one without."""
-    clock = Clock()
-    monkeypatch.setattr("charrnn.training.time", clock)
-
-    def dear(*arguments: Any, **options: Any) -> Scores:
-        clock.now += cost
-        return score(*arguments, **options)
-
-    monkeypatch.setattr("charrnn.training.score", dear)
+    make_validations_cost(cost, monkeypatch)
     run = start_run(TextChoices(texts=(str(prose),)), minutes=budget / 60)
     events = list(train(run))
     assert len(only(events, Planned)) == 1
@@ -547,14 +552,7 @@ def test_few_minutes_are_not_spent_on_validation(
 def test_the_time_that_is_left_counts_the_validations(
     start_run: StartRun, prose: Path, monkeypatch: pytest.MonkeyPatch, budget: dict[str, float]
 ) -> None:
-    clock = Clock()
-    monkeypatch.setattr("charrnn.training.time", clock)
-
-    def dear(*arguments: Any, **options: Any) -> Scores:
-        clock.now += 3
-        return score(*arguments, **options)
-
-    monkeypatch.setattr("charrnn.training.score", dear)
+    make_validations_cost(3, monkeypatch)
     run = start_run(TextChoices(texts=(str(prose),)), **budget)
     told = [(e.row["seconds"], e.eta) for e in train(run) if isinstance(e, Logged)]
     validated = next(row["seconds"] for row in rows(run) if "valid_nats_per_char" in row)
