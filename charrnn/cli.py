@@ -6,14 +6,13 @@ answered at once.
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,27 +27,26 @@ from charrnn.config import (
     EvaluateConfig,
     InspectConfig,
     OptimiserName,
+    PartName,
     SampleConfig,
     TextChoices,
+    TextSource,
     WeightsName,
 )
-from charrnn.errors import CharrnnError, UsageError, command_line, printable, reason, shown
+from charrnn.errors import UsageError, command_line, reason, shown
+from charrnn.outcome import outcome
 from charrnn.stopping import Stopped, StopSignals
 
 if TYPE_CHECKING:
     import torch
 
-    from charrnn.baselines import Baseline
-    from charrnn.checkpoint import Checkpoint
     from charrnn.comparison import Comparison, Plan, RunResult
-    from charrnn.corpus import Corpus, Part
     from charrnn.evaluation import Prices
     from charrnn.page import Origin
-    from charrnn.reading import PartName, TextRecord
     from charrnn.run import Run
     from charrnn.vocabulary import Vocabulary
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "run_command"]
 
 app = typer.Typer(
     name="charrnn",
@@ -115,79 +113,12 @@ def main() -> None:
             setattr(sys, name, os.fdopen(null, mode, closefd=False))
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as ``__main__`` has left it
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(_run(sys.argv[1:]))
+    sys.exit(run_command(sys.argv[1:]))
 
 
-def _run(arguments: list[str]) -> int:
-    try:
-        # A character that the terminal cannot show must not end a sample.
-        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-        command = typer.main.get_command(app)
-        # Not app(): that one answers a closed pipe itself, with exit code 1.
-        with command.make_context("charrnn", arguments or ["--help"]) as context:
-            result = command.invoke(context)
-        sys.stdout.flush()
-    except typer.Exit as leaving:
-        return leaving.exit_code
-    except CharrnnError as error:
-        return _fail(str(error), error.exit_code)
-    except typer.TyperException as error:
-        where = getattr(error, "ctx", None)
-        path = where.command_path if where else "charrnn"
-        message = error.format_message().replace("Value error, ", "")
-        return _fail(f"{message} ({path} --help lists what there is)", 2)
-    except Stopped as stopped:
-        return 128 + int(stopped.args[0])
-    except (KeyboardInterrupt, typer.Abort):
-        if sys.stdout.isatty():
-            print()  # after the ^C that the terminal has written
-        return 128 + signal.SIGINT
-    except BrokenPipeError:
-        # The reader has seen enough. Python must not complain about it while it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        # Reading and saving name their file themselves; what has no name is the output.
-        where = error.filename or "cannot write the output"
-        return _fail(f"{where}: {error.strerror or error}", 1)
-    except Exception as error:
-        if _is_out_of_memory(error):
-            trains = {"train", "compare"} & set(arguments[:1])
-            what = (
-                "give a smaller --hidden, --batch-size or --bptt"
-                if trains
-                else "close other programs"
-            )
-            return _fail(f"out of memory: {what}", 1)
-        if os.environ.get("CHARRNN_TRACEBACK"):
-            raise
-        return _fail(
-            f"a mistake in charrnn itself, {type(error).__name__}: {error}; please report it, "
-            "with what CHARRNN_TRACEBACK=1 in the environment makes this command print",
-            1,
-        )
-    return result if isinstance(result, int) else 0
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Say whether memory was refused: by Python, by a GPU, or by torch on the CPU."""
-    # By name and text: torch may not be imported yet, and its CPU has no class for it.
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (
-            isinstance(error, RuntimeError)
-            and any(
-                words in str(error)
-                for words in ("can't allocate memory", "Storage size calculation overflowed")
-            )
-        )
-    )
-
-
-def _fail(message: str, code: int) -> int:
-    print("charrnn: " + " ".join(message.splitlines()), file=sys.stderr)
-    return code
+def run_command(arguments: Sequence[str]) -> int:
+    """Run a command line and return its exit code."""
+    return outcome(app, arguments)
 
 
 def _say(message: str) -> None:
@@ -406,9 +337,7 @@ def train(
         path = run or _default_run(text, cell or _cell_of(init_from))
         take = RunFolder.open_existing if resume else RunFolder.create
         folder = stack.enter_context(take(path, 1 if keep is None else keep, command))
-        spooled = None
-        if "-" in text.texts:
-            spooled = stack.enter_context(_standard_input(stop))
+        spooled = _spooled(text.texts, stack, stop)
         if not resume:
             new = start_run(
                 choices, text, folder=folder, device=where, init_from=init_from, spooled=spooled
@@ -488,6 +417,7 @@ def sample(
         raise UsageError("--length 0 never ends: it does not go with --json")
 
     from charrnn.device import choose_device
+    from charrnn.sample_view import collect, print_as_made, print_samples
     from charrnn.sampling import encode_stop, prepare_prompt
     from charrnn.sampling import sample as draw
     from charrnn.trained import load_model
@@ -503,31 +433,23 @@ def sample(
     start = ids.tolist() if config.echo else []
     pieces = draw(model, vocabulary, ids, config)
     if count == 1 and not as_json:
-        writer = _Writer(vocabulary)
-        writer.write(start)
-        for piece in pieces:
-            writer.write([piece.symbol])
-        writer.end()
+        print_as_made(vocabulary, start, pieces)
+        return
+    samples = collect(count, pieces)
+    if not as_json:
+        print_samples(vocabulary, start, samples)
         return
     # A text that streams does not wait for what only a display needs.
     from charrnn.display import to_json
 
-    made: list[list[int]] = [list(start) for _ in range(count)]
-    for piece in pieces:
-        made[piece.sample].append(piece.symbol)
-    for number, symbols in enumerate(made, start=1):
-        if as_json:
-            row = {
-                "sample": number,
-                "seed": seed,
-                "characters": len(symbols) - len(start),
-                "text": vocabulary.decode(symbols),
-            }
-            print(to_json(row))
-        else:
-            print(f"--- sample {number} of {count} ---")
-            _Writer(vocabulary).write(symbols)
-            print()
+    for number, symbols in enumerate(samples, start=1):
+        row = {
+            "sample": number,
+            "seed": seed,
+            "characters": len(symbols),
+            "text": vocabulary.decode([*start, *symbols]),
+        }
+        print(to_json(row))
 
 
 @app.command()
@@ -543,7 +465,7 @@ def evaluate(
         ),
     ] = None,
     part: Annotated[
-        Literal["valid", "test", "train"] | None,
+        PartName | None,
         typer.Option(help="Score this part of the text that the model was trained on instead."),
     ] = None,
     encoding: Annotated[
@@ -601,7 +523,7 @@ def evaluate(
     characters that a model does not know are charged with what it takes to spell them out. Where
     --dynamic is given too, --after, --per-char and --show use its prices.
     """
-    _refuse_two_texts(text, part, encoding)
+    source = TextSource(texts=tuple(text or ()), part=part, encoding=encoding)
     config = EvaluateConfig(exact=exact, dynamic=dynamic, by_position=by_position, after=after)
     if (per_char or show) and len(checkpoints) > 1:
         raise UsageError("--per-char and --show go with one checkpoint only")
@@ -616,116 +538,61 @@ def evaluate(
 
     from charrnn.assessment import assess
     from charrnn.baselines import baselines as price_baselines
-    from charrnn.checkpoint import find
     from charrnn.corpus import scan
     from charrnn.device import choose_device
     from charrnn.display import to_json
-    from charrnn.errors import CheckpointError, CorpusError
-    from charrnn.reading import TextRecord, recorded_part
+    from charrnn.errors import CorpusError
+    from charrnn.files import refuse_overwriting
     from charrnn.score_view import PerCharacter, SurpriseText, print_assessments
-    from charrnn.trained import load_model
+    from charrnn.subject import load_subjects, remarks
 
     where = choose_device(device)
-    # A text is read once for all models that read it alike.
+    # A text is read once for all models that read it alike, and so are its baselines priced.
     scan_once = cache(scan)
+    price_once = cache(lambda *of: tuple(price_baselines(*of)))
     with contextlib.ExitStack() as stack:
-        read_text = stack.enter_context(_text_to_read(text, part, encoding, scan_once))
+        subjects = load_subjects(
+            checkpoints, source, where, scan=scan_once, spooled=_spooled(source.texts, stack),
+            with_training=baselines, tell=_say,
+        )  # fmt: skip
+        for subject in subjects:
+            if subject.part.characters < 2:
+                name = shown(source if text else subject.path)
+                raise CorpusError(f"{name}: a text to score needs at least 2 characters")
+        for subject in subjects:
+            refuse_overwriting("--report", report, subject.sources())
+            refuse_overwriting("--per-char", per_char, subject.sources())
+        for line in remarks(subjects, of_training=part == "train"):
+            _say(line)
         assessments = []
-        portraits = []
-        if report is not None:
-            from charrnn.page import labels
-            from charrnn.portrait import portray
-
-            called = iter(labels(checkpoints))
-        priced: dict[Any, list[Baseline]] = {}
-        # All of them are loaded before the first is scored: what is amiss is said at once.
-        models = []
-        for path in checkpoints:
-            try:
-                models.append(load_model(path, where))
-            except CheckpointError as error:
-                if not models or not text:
-                    raise
-                hint = "if a pattern after --text gave this name, put the pattern in quotes"
-                raise CheckpointError(f"{error}; {hint}") from error
-        parts = read_text([(vocabulary, checkpoint) for _, vocabulary, checkpoint in models])
-        for path, other in zip(checkpoints, parts, strict=True):
-            # Losses of different texts side by side would rank the texts.
-            if part is not None and not other.is_same_as(parts[0]):
-                raise UsageError(
-                    f"the {part} part of {shown(path)} is not that of {shown(checkpoints[0])}: "
-                    "score them one by one, or on the same text with --text FILE"
-                )
-        notes: dict[str, list[str]] = {}
-        learnt_from: list[Part | None] = []
-        lost: list[str] = []
-        for path, (_, vocabulary, checkpoint), scored in zip(
-            checkpoints, models, parts, strict=True
-        ):
-            if scored.characters < 2:
-                name = _text_named(text, None) if text else str(path)
-                raise CorpusError(f"{shown(name)}: a text to score needs at least 2 characters")
-            known = None
-            if baselines:
-                try:
-                    known = recorded_part(checkpoint, "train", scan_once)
-                except (CorpusError, CheckpointError) as error:
-                    lost.append(str(error))
-            read = [one.corpus for one in (scored, known) if one is not None]
-            _refuse_overwriting("--report", report, read, path)
-            _refuse_overwriting("--per-char", per_char, read, path)
-            learnt_from.append(known)
-            trained = checkpoint.record("text", TextRecord)
-            seen = None if part == "train" else _learnt(trained, scored)
-            if seen is None and find(path).name == "best.safetensors":
-                seen = _chosen(trained, scored)
-            for note in (seen, _unknown(vocabulary, scored)):
-                if note is not None:
-                    notes.setdefault(note, []).append(shown(path))
-        for note, names in notes.items():
-            whose = "the" if len(names) == 1 else "each"
-            _say(f"{', '.join(names)}: {whose} model {note}")
-        for said in lost:
-            _say(f"{said}: unigram and n-gram, which learn from it, are left out")
-        for path, (model, vocabulary, checkpoint), scored, known in zip(
-            checkpoints, models, parts, learnt_from, strict=True
-        ):
+        for subject in subjects:
             watchers: list[Callable[[Prices], None]] = []
             if per_char is not None:
-                lines = PerCharacter(scored, per_char)
+                lines = PerCharacter(subject.part, per_char)
                 stack.callback(lines.close)
                 watchers.append(lines)
             if show:
-                coloured = SurpriseText(scored)
+                coloured = SurpriseText(subject.part)
                 stack.callback(coloured.close)
                 watchers.append(coloured)
-            beside: list[Baseline] = []
-            if baselines:
-                key = (scored, vocabulary, known)
-                if key not in priced:
-                    priced[key] = list(price_baselines(scored, vocabulary, known))
-                beside = priced[key]
+            scored, vocabulary = subject.part, subject.vocabulary
+            beside = price_once(scored, vocabulary, subject.training) if baselines else ()
             assessments.append(
                 assess(
-                    str(path), model, vocabulary, scored, config,
+                    str(subject.path), subject.model, vocabulary, scored, config,
                     baselines=beside, watchers=watchers,
                 )
             )  # fmt: skip
-            if report is not None:
-                trained = checkpoint.record("text", TextRecord)
-                on = trained.held_out or (trained.fingerprint, trained.train)
-                portraits.append(
-                    portray(next(called), path, model, vocabulary, scored, validated_on=on)
-                )
-    # Before the table: who reads that may leave, and there is a page all the same.
-    if report is not None:
-        from charrnn.report import assessment_page
+        # Before the table: who reads that may leave, and there is a page all the same.
+        if report is not None:
+            from charrnn.portrait import portray_subjects
+            from charrnn.report import assessment_page
 
-        page = assessment_page(assessments, portraits, _text_named(text, part), _origin(where))
-        _save_report(report, page)
+            portraits = portray_subjects(subjects)
+            page = assessment_page(assessments, portraits, str(source), _origin(where))
+            _save_report(report, page)
     if as_json:
-        rows = [assessment.to_dict() for assessment in assessments]
-        print(to_json(rows, indent=2))
+        print(to_json([assessment.to_dict() for assessment in assessments], indent=2))
     else:
         print_assessments(assessments)
 
@@ -874,6 +741,7 @@ def compare(
         from charrnn.comparison import PLAN, Comparison, Plan, open_plan
         from charrnn.device import choose_device
         from charrnn.display import to_json
+        from charrnn.files import refuse_overwriting
         from charrnn.reading import absolute_names
         from charrnn.score_view import print_comparison
 
@@ -886,7 +754,8 @@ def compare(
             plan = Plan(texts=absolute_names(texts or ()), **given)
             folder = run or _default_run(plan.text(), "compare")
         if report is not None and report.exists():
-            _refuse_overwriting("--report", report, [plan.corpus()])
+            sources = {file.path: "what is read" for file in plan.corpus().files}
+            refuse_overwriting("--report", report, sources)
         words = ["charrnn", "compare", "--run", str(folder), "--resume"]
         words += ["--seeds", str(plan.seeds)] if resume and seeds is not None else []
         words += ["--report", str(report)] if report is not None else []
@@ -991,7 +860,7 @@ def inspect_recurrence(
         ),
     ] = None,
     part: Annotated[
-        Literal["valid", "test", "train"] | None,
+        PartName | None,
         typer.Option(help="Look at this part of the text that the model was trained on instead."),
     ] = None,
     encoding: Annotated[
@@ -1038,7 +907,7 @@ def inspect_recurrence(
 
     The text is named by --text or by --part: one of them must be given.
     """
-    _refuse_two_texts(text, part, encoding)
+    source = TextSource(texts=tuple(text or ()), part=part, encoding=encoding)
     config = InspectConfig(
         only=tuple(only or ()),
         characters=characters,
@@ -1055,33 +924,33 @@ def inspect_recurrence(
     from charrnn.corpus import scan
     from charrnn.device import choose_device
     from charrnn.display import to_json
-    from charrnn.inspection import Unit, activation, inspect, read_stretch
-    from charrnn.portrait import portray, read_history
-    from charrnn.reading import TextRecord
-    from charrnn.trained import load_model
+    from charrnn.files import refuse_overwriting
+    from charrnn.inspection import Unit, inspect, read_stretch
+    from charrnn.portrait import read_history
+    from charrnn.subject import load_subjects
 
     where = choose_device(device)
-    model, vocabulary, described = load_model(checkpoint, where)
-    training = described.record("training", TrainConfig)
-    trained = described.record("text", TextRecord)
-    watched = Unit.parse(config.unit, model) if config.unit is not None else None
-    history = None
-    if "clipping" in config.measured:
-        history = read_history(checkpoint, training)
-        if history is None:
-            _say(
-                f"{shown(checkpoint)}: no log of updates (metrics.jsonl) beside it, so nothing is "
-                "said on the norms of its training"
-            )
-    with _text_to_read(text, part, encoding, scan) as read_text:
-        (whole,) = read_text([(vocabulary, described)])
-        _refuse_overwriting("--report", report, [whole.corpus], checkpoint)
-        start = max(whole.start, whole.stop - config.characters)
-        seen = whole.corpus.part(start, whole.stop)
+    with contextlib.ExitStack() as stack:
+        (subject,) = load_subjects(
+            [checkpoint], source, where, scan=scan, spooled=_spooled(source.texts, stack), tell=_say
+        )
+        refuse_overwriting("--report", report, subject.sources())
+        model, vocabulary, shape = subject.model, subject.vocabulary, subject.model.config
+        training = subject.checkpoint.record("training", TrainConfig)
+        watched = Unit.parse(config.unit, model) if config.unit is not None else None
+        history = None
+        if "clipping" in config.measured:
+            history = read_history(checkpoint, training)
+            if history is None:
+                _say(
+                    f"{shown(checkpoint)}: no log of updates (metrics.jsonl) beside it, so nothing "
+                    "is said on the norms of its training"
+                )
+        whole = subject.part
+        seen = whole.corpus.part(max(whole.start, whole.stop - config.characters), whole.stop)
         stretch = read_stretch(seen, vocabulary)
-        if part is None and (learnt := _learnt(trained, seen)):
+        if part is None and (learnt := subject.learnt(seen)):
             _say(f"{shown(checkpoint)}: the model {learnt}")
-        shape = model.config
         if "gates" in config.only and shape.cell == "rnn":
             _say(f"{shown(checkpoint)}: a plain RNN has no gates, so nothing is said on them")
         if not as_json:
@@ -1092,16 +961,11 @@ def inspect_recurrence(
         )  # fmt: skip
         # Before the tables: who reads those may leave, and there is a page all the same.
         if report is not None:
-            from charrnn.page import labels
+            from charrnn.portrait import portray_inspected
             from charrnn.report import inspection_page
 
-            drawn = inspection
-            if inspection.activation is None and inspection.units:
-                best = inspection.units[0].unit
-                drawn = replace(inspection, activation=activation(model, stretch, best))
-            (label,) = labels([checkpoint])
-            portrait = portray(label, checkpoint, model, vocabulary, seen, drawn)
-            page = inspection_page(drawn, portrait, _text_named(text, part), _origin(where))
+            drawn, portrait = portray_inspected(subject, seen, stretch, inspection)
+            page = inspection_page(drawn, portrait, str(source), _origin(where))
             _save_report(report, page)
     if as_json:
         head = {
@@ -1140,26 +1004,6 @@ def _report_path(path: Path) -> Path:
     return path
 
 
-def _refuse_overwriting(
-    flag: str, path: Path | None, read: Iterable[Corpus], checkpoint: Path | None = None
-) -> None:
-    """Refuse to write a result over a text that is read, or over a run, which would be lost."""
-    if path is None or not path.exists():
-        return
-    sources = {file.path: "what is read" for corpus in read for file in corpus.files}
-    if checkpoint is not None:
-        from charrnn.checkpoint import find
-        from charrnn.runfolder import RESULT
-
-        folder = find(checkpoint).parent
-        own = [folder / name for name in ("metrics.jsonl", RESULT, "lock")]
-        own += [find(checkpoint), *folder.glob("*.safetensors")]
-        sources |= dict.fromkeys(own, "a file of the run")
-    for source, what in sources.items():
-        if source.exists() and path.samefile(source):
-            raise UsageError(f"{flag} {shown(path)} would overwrite {what}: give another file")
-
-
 def _report_comparison(path: Path, comparison: Comparison, device: torch.device) -> None:
     from charrnn.portrait import portray_comparison
     from charrnn.report import comparison_page
@@ -1181,118 +1025,13 @@ def _save_report(path: Path, page: str) -> None:
     _say(f"report: {shown(path)}")
 
 
-def _text_named(text: list[str] | None, part: str | None) -> str:
-    """Return what a report calls the text that was read."""
-    if part is not None:
-        return f"the {part} part of the text that the model was trained on"
-    return ", ".join("standard input" if name == "-" else name for name in text or ())
-
-
-def _refuse_two_texts(text: list[str] | None, part: str | None, encoding: str | None) -> None:
-    """Refuse all but one of --text and --part."""
-    if (text is None) == (part is None):
-        raise UsageError(
-            "give a text: --text FILE, or --part valid for what was held out"
-            if text is None
-            else "--text and --part exclude each other: give one"
-        )
-    if part is not None and encoding is not None:
-        raise UsageError("--part and --encoding exclude each other: the part has its own")
-
-
-def _learnt(trained: TextRecord, read: Part) -> str | None:
-    """Say how much of a text a model was trained on, if any."""
-    learnt = _shared(read, trained.fingerprint, trained.train)
-    if learnt == 0:
+def _spooled(
+    texts: Iterable[str], stack: contextlib.ExitStack, stop: StopSignals | None = None
+) -> Path | None:
+    """Put standard input into a file for as long as the stack stands, if the texts name it."""
+    if "-" not in texts:
         return None
-    return f"was trained on {learnt:,} of these {read.characters:,} characters: " + (
-        "--part valid is what was held out" if trained.valid else "others tell more"
-    )
-
-
-def _chosen(trained: TextRecord, read: Part) -> str | None:
-    """Say how much of a text a run's best checkpoint was chosen on, if any."""
-    validated = 0 if trained.held_out is None else _shared(read, *trained.held_out)
-    if validated == 0:
-        return None
-    return (
-        f"was chosen as its run's best on {validated:,} of these {read.characters:,} characters: "
-        + ("--part test tells more" if trained.test else "others tell more")
-    )
-
-
-def _shared(read: Part, fingerprint: str, borders: tuple[int, int]) -> int:
-    """Return how many characters of a part lie between borders in the text of a fingerprint."""
-    if read.corpus.fingerprint != fingerprint:
-        return 0
-    return max(0, min(read.stop, borders[1]) - max(read.start, borders[0]))
-
-
-def _unknown(vocabulary: Vocabulary, scored: Part) -> str | None:
-    """Say what characters of a text a model does not know, if any; the first has no price."""
-    from charrnn.display import counted
-    from charrnn.vocabulary import listed
-
-    predicted = scored.corpus.part(scored.start + 1, scored.stop)
-    unknown = vocabulary.unknown_among(predicted.counts())
-    if not unknown:
-        return None
-    return (
-        f"does not know {sum(unknown.values()):,} of the "
-        f"{counted(predicted.characters, 'character')} scored, and each costs what it takes to "
-        f"spell it out: {listed(unknown)}"
-    )
-
-
-@contextlib.contextmanager
-def _text_to_read(
-    text: list[str] | None,
-    part: PartName | None,
-    encoding: str | None,
-    scan: Callable[[tuple[str, ...], str], Corpus],
-) -> Iterator[Callable[[Sequence[tuple[Vocabulary, Checkpoint]]], list[Part]]]:
-    """Yield what gives the text to read under each checkpoint: --text as it reads it, or --part."""
-    from charrnn.errors import CorpusError
-    from charrnn.reading import recorded_part, refuse_other_symbols
-
-    with contextlib.ExitStack() as stack:
-        names, spooled = list(text or ()), None
-        if "-" in names:
-            spooled = stack.enter_context(_standard_input(stack.enter_context(StopSignals())))
-            names = [str(spooled) if name == "-" else name for name in names]
-
-        told: set[str] = set()
-
-        def tell(corpus: Corpus) -> None:
-            for note in corpus.notes:
-                if note not in told:
-                    told.add(note)
-                    _say(note if spooled is None else note.replace(str(spooled), "standard input"))
-
-        def recorded(checkpoint: Checkpoint, part: PartName) -> Part:
-            try:
-                return recorded_part(checkpoint, part, scan)
-            except (CorpusError, UsageError) as error:
-                raise type(error)(f"{error}; --text FILE reads another text") from error
-
-        def read(models: Sequence[tuple[Vocabulary, Checkpoint]]) -> list[Part]:
-            parts = []
-            all_of_bytes = all(vocabulary.is_bytes for vocabulary, _ in models)
-            for vocabulary, checkpoint in models:
-                if part is not None:
-                    parts.append(recorded(checkpoint, part))
-                else:
-                    read_as = vocabulary.encoding
-                    # An encoding is meant for the models of characters, if there are any.
-                    if encoding is not None and (all_of_bytes or not vocabulary.is_bytes):
-                        refuse_other_symbols(encoding, vocabulary, shown(checkpoint.path))
-                        read_as = encoding
-                    corpus = scan(tuple(names), read_as)
-                    parts.append(corpus.part(0, corpus.characters))
-                tell(parts[-1].corpus)
-            return parts
-
-        yield read
+    return stack.enter_context(_standard_input(stop or stack.enter_context(StopSignals())))
 
 
 @contextlib.contextmanager
@@ -1324,48 +1063,6 @@ def _prompt(prompt: str, vocabulary: Vocabulary) -> str | bytes:
         return data.decode().removeprefix("\ufeff")  # a byte order mark is no text
     except UnicodeDecodeError as error:
         raise UsageError(f"--prompt -: standard input is no utf-8 at byte {error.start}") from None
-
-
-class _Writer:
-    """Writes symbols to stdout at once: a pipe gets them as they are, a terminal what is harmless.
-
-    Bytes stay bytes in a pipe, and are utf-8 to a terminal.
-    """
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self.vocabulary = vocabulary
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""  # a carriage return: before a line feed it is none to be shown
-        self._last = ""
-
-    def write(self, symbols: list[int]) -> None:
-        vocabulary = self.vocabulary
-        if sys.stdout.isatty():
-            self._show(
-                self._decoder.decode(vocabulary.decode_bytes(symbols))
-                if vocabulary.is_bytes
-                else vocabulary.decode(symbols)
-            )
-        elif vocabulary.is_bytes:
-            sys.stdout.flush()
-            sys.stdout.buffer.write(vocabulary.decode_bytes(symbols))
-            sys.stdout.buffer.flush()
-        else:
-            print(vocabulary.decode(symbols), end="", flush=True)
-
-    def end(self) -> None:
-        """End a terminal's line."""
-        if sys.stdout.isatty():
-            self._show(self._decoder.decode(b"", final=True))
-            if self._last != "\n":
-                print()
-
-    def _show(self, text: str) -> None:
-        text = self._held + text
-        self._held = "\r" if text.endswith("\r") else ""
-        text = printable(text.removesuffix("\r"))
-        self._last = text[-1:] or self._last
-        print(text, end="", flush=True)
 
 
 def _train(run: Run, stop: StopSignals, *, as_json: bool, quiet: bool) -> int:
@@ -1407,11 +1104,11 @@ def _cell_of(init_from: Path | None) -> CellName:
     """Return the cell of a run that is given none: that of the checkpoint it starts from."""
     if init_from is None:
         return "lstm"
-    import torch
 
-    from charrnn.trained import load_model
+    from charrnn.checkpoint import find, read_description
+    from charrnn.config import ModelConfig
 
-    return load_model(init_from, torch.device("cpu"))[0].config.cell
+    return read_description(find(init_from)).record("model", ModelConfig).cell
 
 
 def _default_run(text: TextChoices, what: str) -> Path:

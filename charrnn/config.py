@@ -23,9 +23,11 @@ __all__ = [
     "InspectConfig",
     "ModelConfig",
     "OptimiserName",
+    "PartName",
     "Record",
     "SampleConfig",
     "TextChoices",
+    "TextSource",
     "TrainConfig",
     "WeightsName",
 ]
@@ -36,6 +38,7 @@ CELL_NAMES: tuple[CellName, ...] = get_args(CellName)
 WEIGHTS_NAMES: tuple[WeightsName, ...] = get_args(WeightsName)
 
 OptimiserName = Literal["muon", "adamw", "sgd"]
+PartName = Literal["train", "valid", "test"]
 
 #: What a number of each kind may be; checked by ``_check``.
 _POSITIVE = "a number above 0, at most 1e38"
@@ -313,6 +316,33 @@ class TextChoices:
             )
         if "-" in self.valid:
             raise UsageError("--valid cannot be standard input: give a file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSource:
+    """The text that trained models are measured on: a named one, or a part of their own."""
+
+    texts: tuple[str, ...] = ()
+    """Files, folders, globs, or "-" for standard input."""
+    part: PartName | None = None
+    """Of the text that the models were trained on, instead."""
+    encoding: str | None = None
+    """Of ``texts``: a codec's name, or "bytes"; None: as the models were trained."""
+
+    def __post_init__(self) -> None:
+        _check(self, {})
+        if not self.texts and self.part is None:
+            raise UsageError("give a text: --text FILE, or --part valid for what was held out")
+        if self.texts and self.part is not None:
+            raise UsageError("--text and --part exclude each other: give one")
+        if self.part is not None and self.encoding is not None:
+            raise UsageError("--part and --encoding exclude each other: the part has its own")
+
+    def __str__(self) -> str:
+        """Return what a page calls the text."""
+        if self.part is not None:
+            return f"the {self.part} part of the text that the model was trained on"
+        return ", ".join("standard input" if name == "-" else name for name in self.texts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,6 @@ __all__ = [
     "coloured",
     "document",
     "figure",
-    "labels",
     "legend",
     "listed",
     "note",
@@ -43,9 +42,6 @@ __all__ = [
     "section",
     "table",
 ]
-
-#: Longest label of a line in a figure.
-LABEL = 18
 
 
 @dataclass(frozen=True)
@@ -87,27 +83,6 @@ def save_page(path: Path, page: str) -> None:
     """
     with replacing(path) as fd, os.fdopen(fd, "w", encoding="utf-8", closefd=False) as file:
         file.write(page)
-
-
-def labels(checkpoints: Sequence[Path]) -> list[str]:
-    """Return a short name for each checkpoint, all different.
-
-    A run's folder goes by its name, a file in one by that and its own.
-    """
-    found: list[str] = []
-    for path in checkpoints:
-        name = path.absolute().name
-        if path.is_file():
-            name = f"{path.absolute().parent.name}/{path.stem}"
-        name = printable(name).replace("\n", " ").replace("\t", " ")
-        if len(name) > LABEL:
-            name = f"{name[: LABEL // 2 - 1]}…{name[-LABEL // 2 :]}"
-        numbers = (f" {number}" for number in itertools.count(2))
-        distinct = name
-        while distinct in found:
-            distinct = name + next(numbers)
-        found.append(distinct)
-    return found
 
 
 def document(

@@ -6,8 +6,9 @@ Small samples of a model's doings that a reader can look at, in one record a mod
 from __future__ import annotations
 
 import codecs
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,24 @@ import torch
 
 from charrnn.checkpoint import find
 from charrnn.comparison import Comparison, RunResult
-from charrnn.config import InspectConfig, ModelConfig, SampleConfig, TrainConfig
+from charrnn.config import InspectConfig, ModelConfig, PartName, SampleConfig, TrainConfig
 from charrnn.corpus import Part
+from charrnn.errors import printable
 from charrnn.evaluation import Prices, prices
 from charrnn.gradients import Clipping, clipping
 from charrnn.inspection import (
     LEAST_CHARACTERS,
     Inspection,
+    Stretch,
+    activation,
     inspect,
     read_stretch,
 )
 from charrnn.model import CharModel
-from charrnn.reading import PartName, recorded_part
+from charrnn.reading import recorded_part
 from charrnn.runfolder import read_metrics
 from charrnn.sampling import prepare_prompt, sample
+from charrnn.subject import Subject
 from charrnn.trained import load_model
 from charrnn.vocabulary import Vocabulary
 
@@ -39,8 +44,11 @@ __all__ = [
     "PricedText",
     "Row",
     "code_points",
+    "labels",
     "portray",
     "portray_comparison",
+    "portray_inspected",
+    "portray_subjects",
     "read_history",
     "read_log",
 ]
@@ -52,6 +60,8 @@ Row = Mapping[str, Any]
 SAMPLE = SampleConfig(length=600, temperature=0.8, seed=1)
 #: Characters of a text that are shown with their prices.
 EXCERPT = 800
+#: Longest label of a line in a figure.
+LABEL = 18
 
 
 @dataclass(frozen=True)
@@ -158,6 +168,65 @@ def portray(
         inspection=inspection,
         validated_on=validated_on,
     )
+
+
+def labels(checkpoints: Sequence[Path]) -> list[str]:
+    """Return a short name for each checkpoint, all different.
+
+    A run's folder goes by its name, a file in one by that and its own.
+    """
+    found: list[str] = []
+    for path in checkpoints:
+        name = path.absolute().name
+        if path.is_file():
+            name = f"{path.absolute().parent.name}/{path.stem}"
+        name = printable(name).replace("\n", " ").replace("\t", " ")
+        if len(name) > LABEL:
+            name = f"{name[: LABEL // 2 - 1]}…{name[-LABEL // 2 :]}"
+        numbers = (f" {number}" for number in itertools.count(2))
+        distinct = name
+        while distinct in found:
+            distinct = name + next(numbers)
+        found.append(distinct)
+    return found
+
+
+def portray_subjects(subjects: Sequence[Subject]) -> list[Portrait]:
+    """Make the portraits of models beside each other, each on its own text."""
+    return [
+        portray(
+            label,
+            subject.path,
+            subject.model,
+            subject.vocabulary,
+            subject.part,
+            validated_on=subject.trained_on.held_out
+            or (subject.trained_on.fingerprint, subject.trained_on.train),
+        )
+        for label, subject in zip(labels([s.path for s in subjects]), subjects, strict=True)
+    ]
+
+
+def portray_inspected(
+    subject: Subject, part: Part, stretch: Stretch, inspection: Inspection
+) -> tuple[Inspection, Portrait]:
+    """Make the portrait of a model that was looked into.
+
+    Args:
+        subject: the model.
+        part: of its text that was read.
+        stretch: the same, as the model has read it.
+        inspection: what was seen; where no unit was named, its page shows the first one.
+
+    Returns:
+        The inspection with a unit to show, and the portrait.
+    """
+    if inspection.activation is None and inspection.units:
+        shown = activation(subject.model, stretch, inspection.units[0].unit)
+        inspection = replace(inspection, activation=shown)
+    (label,) = labels([subject.path])
+    portrait = portray(label, subject.path, subject.model, subject.vocabulary, part, inspection)
+    return inspection, portrait
 
 
 def portray_comparison(

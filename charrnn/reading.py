@@ -10,17 +10,15 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
 
 from charrnn.checkpoint import MAX_HEADER, Checkpoint, find, read_description
-from charrnn.config import Record, TextChoices
+from charrnn.config import PartName, Record, TextChoices
 from charrnn.corpus import BYTES, Corpus, Part, scan, split, text_encoding
 from charrnn.errors import CheckpointError, CorpusError, UsageError, shown
 from charrnn.files import embedded_corpus
 from charrnn.vocabulary import Vocabulary
 
 __all__ = [
-    "PartName",
     "TextRecord",
     "absolute_names",
     "divide",
@@ -31,8 +29,6 @@ __all__ = [
     "refuse_too_many_names",
     "refuse_too_short",
 ]
-
-PartName = Literal["train", "valid", "test"]
 
 
 @dataclass(frozen=True)

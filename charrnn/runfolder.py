@@ -44,7 +44,7 @@ from charrnn.checkpoint import (
 )
 from charrnn.errors import CheckpointError, RunFolderError, reason, shown
 
-__all__ = ["RESULT", "RunFolder", "read_metrics", "write_json"]
+__all__ = ["RESULT", "RunFolder", "files_of_run", "read_metrics", "write_json"]
 
 #: What a finished run of a comparison came to.
 RESULT = "result.json"
@@ -494,6 +494,13 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     with replacing(path) as fd, os.fdopen(fd, "wb", closefd=False) as file:
         # A file's name that is no utf-8 is escaped, as JSON escapes.
         file.write(text.encode("utf-8", "backslashreplace"))
+
+
+def files_of_run(checkpoint: Path) -> list[Path]:
+    """Return a checkpoint's file and those of the run beside it, whether they exist or not."""
+    folder = checkpoint.parent
+    others = [folder / name for name in ("metrics.jsonl", RESULT, "lock")]
+    return [checkpoint, *sorted(folder.glob("*.safetensors")), *others]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -70,7 +70,7 @@ Cli = Callable[..., Result]
 
 def run_cli(*arguments: object, stdin: bytes = b"") -> Result:
     """Run a command in this process, on streams of its own; none is a terminal."""
-    from charrnn.cli import _run
+    from charrnn.cli import run_command
 
     words = [str(argument) for argument in arguments]
     out, err = io.BytesIO(), io.BytesIO()
@@ -83,7 +83,7 @@ def run_cli(*arguments: object, stdin: bytes = b"") -> Result:
             stack.enter_context(mock.patch.object(sys, name, stream))
         stack.enter_context(mock.patch.object(sys, "argv", ["charrnn", *words]))
         stack.enter_context(mock.patch.dict(os.environ, {"COLUMNS": "100"}))
-        code = _run(words)
+        code = run_command(words)
         text_out.flush()
         text_err.flush()
     return Result(code, out.getvalue().decode("utf-8", "replace"), err.getvalue().decode())

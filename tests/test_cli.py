@@ -22,12 +22,14 @@ import torch
 import typer
 
 from charrnn import __version__, recipe
-from charrnn.cli import _prompt, _Writer, app
+from charrnn.cli import _prompt, app
 from charrnn.config import TextChoices
 from charrnn.corpus import _scan_file
 from charrnn.errors import UsageError
 from charrnn.run import start
 from charrnn.runfolder import RunFolder
+from charrnn.sample_view import print_as_made
+from charrnn.sampling import Piece
 from charrnn.stepper import Stepper
 from charrnn.trained import load_model
 from charrnn.vocabulary import Vocabulary
@@ -745,10 +747,8 @@ class TestSample:
         screen = io.StringIO()
         monkeypatch.setattr(screen, "isatty", lambda: True)
         monkeypatch.setattr(sys, "stdout", screen)
-        writer = _Writer(vocabulary)
-        for symbol in vocabulary.encode(drawn).tolist():
-            writer.write([symbol])
-        writer.end()
+        pieces = [Piece(0, symbol) for symbol in vocabulary.encode(drawn).tolist()]
+        print_as_made(vocabulary, [], pieces)
         assert screen.getvalue() == seen
 
     def test_ctrl_c_leaves_the_prompt_a_line_of_its_own(self, trained: Path) -> None:
@@ -769,7 +769,7 @@ class TestSample:
     def test_each_character_is_flushed_as_it_is_made(
         self, cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        import charrnn.cli
+        import charrnn.sample_view
 
         flushed: list[str] = []
 
@@ -777,7 +777,7 @@ class TestSample:
             assert (end, flush) == ("", True)
             flushed.append(text)
 
-        monkeypatch.setattr(charrnn.cli, "print", watched, raising=False)
+        monkeypatch.setattr(charrnn.sample_view, "print", watched, raising=False)
         cli("sample", trained, "--length", 7)
         assert [len(text) for text in flushed] == [0, *[1] * 7]
 

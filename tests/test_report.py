@@ -52,8 +52,8 @@ from charrnn.inspection import (
     Unit,
     UnitFound,
 )
-from charrnn.page import Origin, labels, origin, save_page
-from charrnn.portrait import SAMPLE, Portrait
+from charrnn.page import Origin, origin, save_page
+from charrnn.portrait import SAMPLE, Portrait, labels
 from charrnn.report import assessment_page, comparison_page, inspection_page
 from charrnn.score_view import surprise
 from tests.conftest import Cli, make_prose, run_cli, run_unread

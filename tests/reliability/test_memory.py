@@ -41,7 +41,7 @@ PROGRAM = textwrap.dedent(
 
     measure = Measure()
     display.open_display = lambda **_: measure
-    code = cli._run(sys.argv[1:])
+    code = cli.run_command(sys.argv[1:])
     print(json.dumps({"resident": measure.resident, "peak": memory("VmHWM:"), "code": code}))
     """
 )

@@ -62,7 +62,7 @@ def forked_cli(words: list[str], folder: Path, prepare: Callable[[], None] | Non
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if prepare:
             prepare()
-        code = charrnn.cli._run(words)
+        code = charrnn.cli.run_command(words)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -1,0 +1,88 @@
+"""How a command ends: whatever stops it becomes one line on stderr and an exit code.
+
+The codes are those of ``charrnn.errors``, 2 for a command line that makes no sense, and
+128 + n after signal n.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from charrnn.errors import CharrnnError
+from charrnn.stopping import Stopped
+
+__all__ = ["outcome"]
+
+
+def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
+    """Run a command line; return the exit code, once the reason of a failure is on stderr.
+
+    Args:
+        app: the commands.
+        arguments: the words after the program's name; none asks for help.
+    """
+    try:
+        # A character that the terminal cannot show must not end a sample.
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+        command = typer.main.get_command(app)
+        # Not app(): that one answers a closed pipe itself, with exit code 1.
+        with command.make_context("charrnn", [*arguments] or ["--help"]) as context:
+            result = command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as leaving:
+        return leaving.exit_code
+    except CharrnnError as error:
+        return _fail(str(error), error.exit_code)
+    except typer.TyperException as error:
+        where = getattr(error, "ctx", None)
+        path = where.command_path if where else "charrnn"
+        message = error.format_message().replace("Value error, ", "")
+        return _fail(f"{message} ({path} --help lists what there is)", 2)
+    except Stopped as stopped:
+        return 128 + int(stopped.args[0])
+    except (KeyboardInterrupt, typer.Abort):
+        if sys.stdout.isatty():
+            print()  # after the ^C that the terminal has written
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader has seen enough. Python must not complain about it while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        # Reading and saving name their file themselves; what has no name is the output.
+        where = error.filename or "cannot write the output"
+        return _fail(f"{where}: {error.strerror or error}", 1)
+    except Exception as error:
+        if _is_out_of_memory(error):
+            trains = {"train", "compare"} & set(arguments[:1])
+            remedy = "give a smaller --hidden, --batch-size or --bptt"
+            return _fail(f"out of memory: {remedy if trains else 'close other programs'}", 1)
+        if os.environ.get("CHARRNN_TRACEBACK"):
+            raise
+        return _fail(
+            f"a mistake in charrnn itself, {type(error).__name__}: {error}; please report it, "
+            "with what CHARRNN_TRACEBACK=1 in the environment makes this command print",
+            1,
+        )
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    print("charrnn: " + " ".join(message.splitlines()), file=sys.stderr)
+    return code
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Say whether memory was refused: by Python, by a GPU, or by torch on the CPU."""
+    # By name and text: torch may not be imported yet, and its CPU has no class for it.
+    refusals = ("can't allocate memory", "Storage size calculation overflowed")
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and any(words in str(error) for words in refusals))
+    )

@@ -1,0 +1,203 @@
+"""A trained model and the text that it is measured on: what it has seen of that text.
+
+``evaluate`` and ``inspect`` both take checkpoints and one text, which is named or a part of
+the one that the models were trained on. Models are loaded before a text is scored under any
+of them, so that what is amiss is said at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from charrnn.checkpoint import Checkpoint, find
+from charrnn.config import PartName, TextSource
+from charrnn.corpus import Corpus, Part
+from charrnn.errors import CheckpointError, CorpusError, UsageError, shown
+from charrnn.model import CharModel
+from charrnn.reading import TextRecord, readable, recorded_part, refuse_other_symbols
+from charrnn.runfolder import files_of_run
+from charrnn.trained import load_model
+from charrnn.vocabulary import Vocabulary, listed
+
+__all__ = ["Subject", "load_subjects", "remarks"]
+
+Scan = Callable[[tuple[str, ...], str], Corpus]
+"""Returns the corpus of some names in an encoding."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A trained model and the text that it is measured on."""
+
+    path: Path
+    """As the user named it: a checkpoint or a run's folder."""
+    model: CharModel
+    vocabulary: Vocabulary
+    checkpoint: Checkpoint
+    """Without tensors."""
+    part: Part
+    training: Part | None = None
+    """What the model was trained on; None: nobody asked for it, or it is gone."""
+    gone: str | None = None
+    """Why the text that was asked for is gone."""
+
+    @cached_property
+    def trained_on(self) -> TextRecord:
+        """The text of the model's run."""
+        return self.checkpoint.record("text", TextRecord)
+
+    def learnt(self, part: Part) -> str | None:
+        """Say how much of a text the model was trained on, if any."""
+        trained = self.trained_on
+        learnt = _shared(part, trained.fingerprint, trained.train)
+        if learnt == 0:
+            return None
+        return f"was trained on {learnt:,} of these {part.characters:,} characters: " + (
+            "--part valid is what was held out" if trained.valid else "others tell more"
+        )
+
+    def chosen(self) -> str | None:
+        """Say on how much of its text the model was chosen as the best of its run, if any."""
+        trained = self.trained_on
+        if trained.held_out is None or find(self.path).name != "best.safetensors":
+            return None
+        validated = _shared(self.part, *trained.held_out)
+        if validated == 0:
+            return None
+        return (
+            f"was chosen as its run's best on {validated:,} of these "
+            f"{self.part.characters:,} characters: "
+            + ("--part test tells more" if trained.test else "others tell more")
+        )
+
+    def unknown(self) -> str | None:
+        """Say what characters of its text the model does not know, if any.
+
+        The first character is left out: nothing predicts it, so it has no price.
+        """
+        predicted = self.part.corpus.part(self.part.start + 1, self.part.stop)
+        unknown = self.vocabulary.unknown_among(predicted.counts())
+        if not unknown:
+            return None
+        noun = "character" if predicted.characters == 1 else "characters"
+        return (
+            f"does not know {sum(unknown.values()):,} of the {predicted.characters:,} {noun} "
+            f"scored, and each costs what it takes to spell it out: {listed(unknown)}"
+        )
+
+    def sources(self) -> dict[Path, str]:
+        """Return the files that no result may overwrite, each with what it is."""
+        parts = [part for part in (self.part, self.training) if part is not None]
+        read = [file.path for part in parts for file in part.corpus.files]
+        run = files_of_run(find(self.path))
+        return dict.fromkeys(read, "what is read") | dict.fromkeys(run, "a file of the run")
+
+
+def load_subjects(
+    paths: Sequence[Path],
+    source: TextSource,
+    device: torch.device,
+    *,
+    scan: Scan,
+    spooled: Path | None = None,
+    with_training: bool = False,
+    tell: Callable[[str], None],
+) -> list[Subject]:
+    """Load checkpoints, and read the text that they are measured on under each.
+
+    Args:
+        paths: checkpoints or runs' folders.
+        source: the text.
+        device: where to compute.
+        scan: reads a text.
+        spooled: where standard input was put, if the source names it.
+        with_training: read what the models were trained on as well, where it still is.
+        tell: is told what a user should know of the text.
+
+    Raises:
+        CheckpointError: a file is not a whole checkpoint.
+        CorpusError: a text cannot be read, is gone or has changed.
+        UsageError: the models' parts are different texts, whose scores would rank the texts; or
+            the encoding does not fit a model.
+    """
+    models = []
+    for path in paths:
+        try:
+            models.append(load_model(path, device))
+        except CheckpointError as error:
+            if not models or not source.texts:
+                raise
+            hint = "if a pattern after --text gave this name, put the pattern in quotes"
+            raise CheckpointError(f"{error}; {hint}") from error
+    all_of_bytes = all(vocabulary.is_bytes for _, vocabulary, _ in models)
+    subjects: list[Subject] = []
+    told: set[str] = set()
+    for path, (model, vocabulary, checkpoint) in zip(paths, models, strict=True):
+        if source.part is not None:
+            part = _recorded(checkpoint, source.part, scan)
+        else:
+            read_as = vocabulary.encoding
+            # An encoding is meant for the models of characters, if there are any.
+            if source.encoding is not None and (all_of_bytes or not vocabulary.is_bytes):
+                refuse_other_symbols(source.encoding, vocabulary, shown(path))
+                read_as = source.encoding
+            corpus = scan(tuple(readable(source.texts, spooled)), read_as)
+            part = corpus.part(0, corpus.characters)
+        for note in part.corpus.notes:
+            if note not in told:
+                told.add(note)
+                tell(note.replace(str(spooled), "standard input") if spooled else note)
+        subjects.append(Subject(path, model, vocabulary, checkpoint, part))
+    for other in subjects if source.part is not None else ():
+        if not other.part.is_same_as(subjects[0].part):
+            raise UsageError(
+                f"the {source.part} part of {shown(other.path)} is not that of "
+                f"{shown(paths[0])}: score them one by one, or on the same text with --text FILE"
+            )
+    return [_with_training(subject, scan) for subject in subjects] if with_training else subjects
+
+
+def _with_training(subject: Subject, scan: Scan) -> Subject:
+    try:
+        return replace(subject, training=recorded_part(subject.checkpoint, "train", scan))
+    except (CorpusError, CheckpointError) as error:
+        return replace(subject, gone=str(error))
+
+
+def remarks(subjects: Sequence[Subject], *, of_training: bool) -> Iterator[str]:
+    """Yield what a user must know to judge the scores of models, a line for each fact.
+
+    Args:
+        subjects: the models and their texts.
+        of_training: whether the text is the models' training part, as the user asked.
+    """
+    whose: dict[str, list[str]] = {}
+    for subject in subjects:
+        learnt = None if of_training else subject.learnt(subject.part)
+        for fact in (learnt or subject.chosen(), subject.unknown()):
+            if fact is not None:
+                whose.setdefault(fact, []).append(shown(subject.path))
+    for fact, names in whose.items():
+        yield f"{', '.join(names)}: {'the' if len(names) == 1 else 'each'} model {fact}"
+    for subject in subjects:
+        if subject.gone is not None:
+            yield f"{subject.gone}: unigram and n-gram, which learn from it, are left out"
+
+
+def _recorded(checkpoint: Checkpoint, part: PartName, scan: Scan) -> Part:
+    try:
+        return recorded_part(checkpoint, part, scan)
+    except (CorpusError, UsageError) as error:
+        raise type(error)(f"{error}; --text FILE reads another text") from error
+
+
+def _shared(part: Part, fingerprint: str, borders: tuple[int, int]) -> int:
+    """Return how many characters of a part lie between borders in the text of a fingerprint."""
+    if part.corpus.fingerprint != fingerprint:
+        return 0
+    return max(0, min(part.stop, borders[1]) - max(part.start, borders[0]))
