@@ -38,7 +38,7 @@ CELL_NAMES: tuple[CellName, ...] = get_args(CellName)
 WEIGHTS_NAMES: tuple[WeightsName, ...] = get_args(WeightsName)
 
 OptimiserName = Literal["muon", "adamw", "sgd"]
-PartName = Literal["train", "valid", "test"]
+PartName = Literal["valid", "test", "train"]
 
 #: What a number of each kind may be; checked by ``_check``.
 _POSITIVE = "a number above 0, at most 1e38"

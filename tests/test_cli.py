@@ -1143,7 +1143,7 @@ class TestPipes:
     ) -> None:
         run = tmp_path / "run"
         # Validations make lines; without them the next one comes after ten seconds.
-        often = ("--validate-every", 100)
+        often = ("--validate-every", 20)
         arguments = ("train", "-", "--minutes", 5, *often, *QUICK[2:], "--run", run, *talk)
         with subprocess.Popen(
             command(*arguments),
