@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -16,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from charrnn.config import CellName
-from charrnn.machine import processor
-from charrnn.native import loops
+from charrnn.machine import machine
 
 __all__ = [
     "TORCH_NN",
@@ -92,20 +89,6 @@ def detached(state: object) -> object:
         return tuple(part.detach() for part in state)
     assert isinstance(state, Tensor)
     return state.detach()
-
-
-def machine() -> str:
-    """Return the machine and the versions that figures depend on, in one line."""
-    parts = [processor(), f"{os.cpu_count()} cores"]
-    if torch.cuda.is_available():
-        parts.append(torch.cuda.get_device_name())
-    parts += [
-        f"{platform.system()} {platform.machine()}",
-        f"Python {platform.python_version()}",
-        f"torch {torch.__version__} with {torch.get_num_threads()} threads",
-        "loops compiled" if loops() else "loops in numpy",
-    ]
-    return ", ".join(parts)
 
 
 def in_turns(functions: Sequence[Callable[[], object]], rounds: int) -> list[float]:

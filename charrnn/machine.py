@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from functools import cache
 from pathlib import Path
 
-__all__ = ["processor"]
+import torch
+
+from charrnn.native import loops
+
+__all__ = ["machine", "processor"]
+
+
+def machine() -> str:
+    """Return the machine and the versions that figures depend on, in one line."""
+    parts = [processor(), f"{os.cpu_count()} cores"]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    parts += [
+        f"{platform.system()} {platform.machine()}",
+        f"Python {platform.python_version()}",
+        f"torch {torch.__version__} with {torch.get_num_threads()} threads",
+        "loops compiled" if loops() else "loops in numpy",
+    ]
+    return ", ".join(parts)
 
 
 @cache

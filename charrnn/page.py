@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import platform
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +23,7 @@ from charrnn import __version__
 from charrnn.checkpoint import replacing
 from charrnn.errors import printable
 from charrnn.figures import DARK, LIGHT, SANS
-from charrnn.machine import processor
+from charrnn.machine import machine
 
 __all__ = [
     "Origin",
@@ -62,15 +61,9 @@ def origin(command: Sequence[str], device: torch.device) -> Origin:
         command: the words of the command line.
         device: where the models computed.
     """
-    if device.type == "cuda":
-        computing = torch.cuda.get_device_name(device)
-    else:
-        computing = f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    software = f"{platform.system()}, Python {platform.python_version()}"
     return Origin(
         command=shlex.join(command),
-        machine=f"{device.type}: {computing}; {software}, torch {torch.__version__}, "
-        f"matplotlib {version('matplotlib')}",
+        machine=f"{device.type}: {machine()}, matplotlib {version('matplotlib')}",
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 

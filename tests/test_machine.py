@@ -4,8 +4,9 @@ import platform
 from pathlib import Path
 
 import pytest
+import torch
 
-from charrnn.machine import processor
+from charrnn.machine import machine, processor
 
 
 @pytest.mark.parametrize(
@@ -28,3 +29,10 @@ def test_the_processor_s_name(tmp_path: Path, cpuinfo: str, name: str) -> None:
 
 def test_where_nothing_describes_it(tmp_path: Path) -> None:
     assert processor(tmp_path / "none") == platform.machine()
+
+
+def test_the_machine_is_one_line_of_all_that_figures_depend_on() -> None:
+    said = machine()
+    assert said.startswith(f"{processor()}, ")
+    assert f"torch {torch.__version__} with {torch.get_num_threads()} threads, loops " in said
+    assert "\n" not in said
