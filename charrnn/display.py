@@ -15,7 +15,7 @@ import time
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from rich.cells import cell_len
@@ -45,7 +45,6 @@ from charrnn.training import (
 )
 
 __all__ = [
-    "WIDE",
     "Display",
     "Output",
     "counted",
@@ -56,9 +55,6 @@ __all__ = [
     "to_json",
 ]
 
-#: Columns of an output that cuts nothing off: a pipe has no width, and a terminal breaks what
-#: is too wide.
-WIDE = 10_000
 #: Rows of a sample that the live display shows.
 SAMPLE_ROWS = 7
 #: Columns of the live figures: as many as there is room for, wide enough for most runs.
@@ -101,10 +97,20 @@ def _finite(value: Any) -> Any:
 
 
 class Output(Console):
-    """A console whose reader may leave: like every other writer it raises BrokenPipeError.
+    """A console that adds no colours of its own, and whose reader may leave.
 
-    Rich would end the program itself, with exit code 1.
+    Like every other writer it raises BrokenPipeError then; Rich would end the program itself,
+    with exit code 1.
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, **options)
+
+    @classmethod
+    def wide(cls) -> Self:
+        """Return one that cuts nothing off: what is too wide for a terminal, that breaks."""
+        # Without a height Rich would take 80 columns of any terminal that calls itself dumb.
+        return cls(width=10_000, height=100)
 
     @property
     def is_screen(self) -> bool:
@@ -142,7 +148,7 @@ def plain_table(lines: Sequence[Sequence[str]], words: int) -> Table:
 
 def print_words(line: str) -> None:
     """Print a sentence on stdout; a terminal gets it broken between words, a pipe as it is."""
-    console = Output(highlight=False)
+    console = Output()
     console.print(Text(line), soft_wrap=not console.file.isatty())
 
 
@@ -157,7 +163,7 @@ def open_display(*, as_json: bool, quiet: bool) -> Display:
         return _JsonLines()
     if quiet:
         return _Quiet()
-    console = Output(stderr=True, highlight=False)
+    console = Output(stderr=True)
     if console.is_screen:
         return _LiveTerminal(console)
     return _PlainLines()

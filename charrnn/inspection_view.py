@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from charrnn.display import WIDE, Output, counted, plain_table, print_words
+from charrnn.display import Output, counted, plain_table, print_words
 from charrnn.equations import SHOWN, Step
 from charrnn.errors import printable
 from charrnn.gradients import Clipping, Cut, Truncation
@@ -76,13 +76,11 @@ ALWAYS = 0.9
 
 def print_inspection(inspection: Inspection) -> None:
     """Print all measurements on stdout."""
-    console = Output(highlight=False)
-    wide = Output(highlight=False, width=WIDE)
+    console, wide = Output(), Output.wide()
     for title, said, shown in _sections(inspection, console):
         console.print(Text(title, style="bold underline"))
         print_words(said)
-        is_too_wide = isinstance(shown, Table) and wide.measure(shown).maximum > console.width
-        (wide if is_too_wide else console).print(shown)
+        (wide if isinstance(shown, Table) else console).print(shown)
         console.print()
 
 
@@ -104,11 +102,7 @@ def _sections(inspection: Inspection, console: Output) -> Iterator[tuple[str, st
     if inspection.memory is not None:
         yield "Memory", memory_says(inspection.memory), _memory(inspection.memory)
     if inspection.pace:
-        yield (
-            "Pace",
-            PACE_SAYS,
-            _table(pace_lines(inspection.pace), "", [""] * len(inspection.pace)),
-        )
+        yield "Pace", PACE_SAYS, plain_table(pace_lines(inspection.pace), 1)
     if inspection.gates:
         yield (
             "Gates",
@@ -135,34 +129,23 @@ def _sections(inspection: Inspection, console: Output) -> Iterator[tuple[str, st
             picture,
         )
     if inspection.clipping is not None:
-        yield (
-            "Clipping",
-            clipping_says(inspection.clipping),
-            _clipping(inspection.clipping),
-        )
+        yield "Clipping", clipping_says(inspection.clipping), _clipping(inspection.clipping)
     if inspection.cuts:
-        yield (
-            "A cut gradient",
-            CUTS_SAY,
-            _table(cut_lines(inspection.cuts), "", [""] * len(inspection.cuts)),
-        )
+        yield "A cut gradient", CUTS_SAY, plain_table(cut_lines(inspection.cuts), 1)
     if truncations := inspection.truncation:
         yield "Truncation", truncation_says(truncations[0]), _truncation(truncations)
 
 
-def _table(
-    lines: Sequence[Sequence[str]], plot: str, pictures: Sequence[str], words: int = 1
-) -> Table:
-    """Return a table: columns of words, then numbers, then a plot.
+def _plotted(lines: Sequence[Sequence[str]], plot: str, pictures: Sequence[str]) -> Table:
+    """Return a table of a column of words, some of numbers, and a plot.
 
     Args:
         lines: the head and the rows.
         plot: the plot's name in the head.
         pictures: one a row.
-        words: the first columns that hold words; the others hold numbers.
     """
     plotted = zip(lines, (plot, *pictures), strict=True)
-    table = plain_table([[*line, picture] for line, picture in plotted], words)
+    table = plain_table([[*line, picture] for line, picture in plotted], 1)
     table.columns[-1].justify = "left"
     return table
 
@@ -207,9 +190,9 @@ def step_lines(step: Step) -> list[list[str]]:
 def _step(step: Step, console: Output) -> Table:
     """Return the table of the step; a narrow terminal gets fewer units of it."""
     lines = step_lines(step)
-    wide = Output(width=WIDE)
+    wide = Output.wide()
     while True:
-        table = _table(lines, "", [""] * (len(lines) - 1), 3)
+        table = plain_table(lines, 3)
         fits = wide.measure(table).maximum <= console.width
         if fits or not console.file.isatty() or len(lines[0]) == 4:
             return table
@@ -258,7 +241,7 @@ def _gradient_flow(flows: Sequence[GradientFlow]) -> Table:
         for flow in flows
         for reach in flow.reaches
     ]
-    return _table(gradient_flow_lines(flows), "", pictures)
+    return _plotted(gradient_flow_lines(flows), "", pictures)
 
 
 def _range(low: float, high: float) -> str:
@@ -312,7 +295,7 @@ def _contexts(memory: Memory) -> list[int]:
 def _memory(memory: Memory) -> Table:
     most = max(memory.excess_nats)
     pictures = [_bar(memory.excess_nats[k] / most if most > 0 else 0.0) for k in _contexts(memory)]
-    return _table(memory_lines(memory), "more", pictures)
+    return _plotted(memory_lines(memory), "more", pictures)
 
 
 def pace_lines(paces: Sequence[Pace]) -> list[list[str]]:
@@ -354,7 +337,7 @@ def _gates(gates: Sequence[GateUse]) -> Table:
             np.histogram(share_U, 10, (0, 1))[0] for share_U in (use.open_share, use.closed_share)
         ]
         pictures.append(" | ".join(_columns((count / count.max()).tolist()) for count in counts))
-    return _table(gate_lines(gates), "units by open | closed", pictures)
+    return _plotted(gate_lines(gates), "units by open | closed", pictures)
 
 
 def units_say(units: Sequence[UnitFound]) -> str:
@@ -383,7 +366,7 @@ def unit_lines(units: Sequence[UnitFound]) -> list[list[str]]:
 
 
 def _units(units: Sequence[UnitFound]) -> Table:
-    return _table(unit_lines(units), "", [_bar(abs(found.correlation)) for found in units])
+    return _plotted(unit_lines(units), "", [_bar(abs(found.correlation)) for found in units])
 
 
 def _coloured(shown: Activation, largest: float) -> Text:
@@ -457,7 +440,7 @@ def clipping_lines(clipping: Clipping) -> list[list[str]]:
 def _clipping(clipping: Clipping) -> Table:
     most = max(period.median for period in clipping.periods)
     pictures = [_bar(period.median / most if most else 0.0) for period in clipping.periods]
-    return _table(clipping_lines(clipping), "median", pictures)
+    return _plotted(clipping_lines(clipping), "median", pictures)
 
 
 def cut_lines(cuts: Sequence[Cut]) -> list[list[str]]:
@@ -505,4 +488,4 @@ def truncation_lines(truncations: Sequence[Truncation]) -> list[list[str]]:
 def _truncation(truncations: Sequence[Truncation]) -> Table:
     angles = [w.angle for t in truncations for w in (*t.windows, t.full)]
     pictures = [_bar(angle / 90 if math.isfinite(angle) else 0.0) for angle in angles]
-    return _table(truncation_lines(truncations), "angle", pictures)
+    return _plotted(truncation_lines(truncations), "angle", pictures)

@@ -19,7 +19,7 @@ from charrnn.assessment import Assessment
 from charrnn.baselines import Baseline
 from charrnn.comparison import TOLERANCE, Comparison
 from charrnn.corpus import Part
-from charrnn.display import WIDE, Output, counted, plain_table, print_words
+from charrnn.display import Output, counted, plain_table, print_words
 from charrnn.errors import CharrnnError, printable, reason, shown
 from charrnn.evaluation import PositionScores, Prices, Scores, perplexity
 from charrnn.portrait import PricedText, code_points
@@ -64,7 +64,7 @@ def print_table(lines: Sequence[Sequence[str]], words: int) -> None:
     """
     turned = list(zip(*lines, strict=True))
     tables = [plain_table(lines, words), plain_table(turned, 1)]
-    wide = Output(highlight=False, width=WIDE, height=100)
+    wide = Output.wide()
     fitting = [t for t in tables if wide.measure(t).maximum <= Output().width]
     wide.print(fitting[0] if sys.stdout.isatty() and fitting else tables[0])
 
@@ -396,7 +396,7 @@ class SurpriseText:
 
     def __init__(self, part: Part) -> None:
         self._text = PricedText(part)
-        self._console = Output(highlight=False, soft_wrap=True)
+        self._console = Output(soft_wrap=True)
         self._print(self._text.first())
 
     def __call__(self, stretch: Prices) -> None:

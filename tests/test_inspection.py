@@ -683,8 +683,9 @@ def test_a_narrow_terminal_gets_fewer_units_of_the_step(
     in_a_pipe = shown()
     assert "[4]" in in_a_pipe
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert shown() == in_a_pipe
-    monkeypatch.setenv("TERM", "xterm")
+    for name in ("dumb", "xterm"):
+        monkeypatch.setenv("TERM", name)
+        assert shown() == in_a_pipe
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     on_a_terminal = shown()
     assert "[1]" in on_a_terminal
