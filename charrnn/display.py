@@ -48,6 +48,7 @@ __all__ = [
     "Display",
     "Output",
     "counted",
+    "cut_word",
     "duration",
     "open_display",
     "plain_table",
@@ -325,10 +326,13 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
         yield f"go on with: {run.command()}"
 
 
+def cut_word(scale_norm: float | None) -> str:
+    """Return what happens to a gradient that is made smaller, by the norm all are scaled to."""
+    return "clipped" if scale_norm is None else "scaled down"
+
+
 def _clipped(run: Run, row: Mapping[str, Any]) -> str:
-    """Return the share of updates whose gradient was made smaller."""
-    what = "scaled down" if run.config.scale_norm else "clipped"
-    return f"{what} {100 * row['clipped_share']:.0f} %"
+    return f"{cut_word(run.config.scale_norm)} {100 * row['clipped_share']:.0f} %"
 
 
 def _tamer(run: Run) -> str:

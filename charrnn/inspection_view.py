@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from charrnn.display import Output, counted, plain_table, print_words
+from charrnn.display import Output, counted, cut_word, plain_table, print_words
 from charrnn.equations import SHOWN, Step
 from charrnn.errors import printable
 from charrnn.gradients import Clipping, Cut, Truncation
@@ -433,8 +433,7 @@ def clipping_lines(clipping: Clipping) -> list[list[str]]:
         ]
         for period in clipping.periods
     ]
-    cut = "clipped" if clipping.scale_norm is None else "scaled down"
-    return [["steps", "10 %", "median", "90 %", cut], *rows]
+    return [["steps", "10 %", "median", "90 %", cut_word(clipping.scale_norm)], *rows]
 
 
 def _clipping(clipping: Clipping) -> Table:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from charrnn import page
 from charrnn.assessment import Assessment
 from charrnn.comparison import Comparison, RunResult
-from charrnn.display import counted
+from charrnn.display import counted, cut_word
 from charrnn.figures import (
     Dots,
     Line,
@@ -789,7 +789,7 @@ def _unit_chart(looked: Looked) -> str:
 
 
 def _clipping_charts(looked: Looked) -> list[tuple[str, str]]:
-    norms, shares, rules, cut = [], [], [], "clipped"
+    norms, shares, rules = [], [], []
     for style, portrait, inspection in looked:
         history = inspection.clipping
         assert history is not None
@@ -802,7 +802,7 @@ def _clipping_charts(looked: Looked) -> list[tuple[str, str]]:
             rules.append(Rule(f"clipped above {history.clip_norm:g}", history.clip_norm))
         if history.scale_norm is not None:
             rules.append(Rule(f"scaled to {history.scale_norm:g}", history.scale_norm))
-            cut = "scaled down"
+    cut = cut_word(history.scale_norm)  # for all: a comparison scales none
     return [
         ("Gradient norms", line_chart(
             "norms", "Norms of the gradient during training", norms, x_label="step",
