@@ -1,7 +1,7 @@
 """The page itself: HTML that stands alone, its style, how it came about.
 
 One file: nothing is loaded from elsewhere and nothing runs in it. Whatever comes from a
-text, a model or a path passes through ``safe``; only ``preformatted`` takes what has.
+text, a model or a path passes through ``safe`` here: who calls gives it as it is.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import itertools
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
@@ -27,19 +27,22 @@ from charrnn.machine import machine
 
 __all__ = [
     "Origin",
+    "beside",
     "bullets",
     "coloured",
     "document",
     "figure",
+    "heading",
     "legend",
     "listed",
     "note",
     "origin",
-    "preformatted",
-    "safe",
+    "plain",
     "save_page",
     "section",
     "table",
+    "tables",
+    "texts",
 ]
 
 
@@ -91,17 +94,13 @@ def document(
         sections: made by ``section``, in order; each is linked at the top.
         origin: how the page comes about.
     """
-    facts: Mapping[str, str] = {
-        "Command": origin.command,
-        "Text": text,
-        "Machine": origin.machine,
-        "Made": f"{origin.made} by charrnn {origin.version}",
+    facts = {
+        "Command": f"<code>{safe(origin.command)}</code>",
+        "Text": safe(text),
+        "Machine": safe(origin.machine),
+        "Made": safe(f"{origin.made} by charrnn {origin.version}"),
     }
-    made = "".join(
-        f"<dt>{name}</dt><dd>{'<code>' if name == 'Command' else ''}{safe(value)}"
-        f"{'</code>' if name == 'Command' else ''}</dd>\n"
-        for name, value in facts.items()
-    )
+    made = "".join(f"<dt>{name}</dt><dd>{fact}</dd>\n" for name, fact in facts.items())
     heads = re.findall(r'^<h2 id="([a-z-]+)-head">(.*)</h2>$', "".join(sections), re.MULTILINE)
     links = "".join(f'<a href="#{anchor}">{head}</a>\n' for anchor, head in heads)
     return (
@@ -142,13 +141,16 @@ def section(title: str, *parts: str) -> str:
     )
 
 
+def heading(title: str) -> str:
+    """Return what stands above a part of a section."""
+    return f"<h3>{safe(title)}</h3>\n"
+
+
 def figure(panels: Sequence[tuple[str, str]], caption: str, *, small: bool = False) -> str:
-    """Return a figure of titled panels with its caption; nothing without panels."""
+    """Return a figure of titled panels with its caption; without panels, why there are none."""
     if not panels:
         return note("There is nothing to draw: no number is above zero.")
-    shown = "".join(
-        f'<div class="panel"><h3>{safe(title)}</h3>\n{svg}</div>\n' for title, svg in panels
-    )
+    shown = "".join(f'<div class="panel">{heading(title)}{svg}</div>\n' for title, svg in panels)
     size = "small" if small else "one" if len(panels) == 1 else "two"
     return (
         f'<figure><div class="panels {size}">\n{shown}</div>\n'
@@ -185,6 +187,22 @@ def table(lines: Sequence[Sequence[str]], words: int, title: str = "") -> str:
     )
 
 
+def tables(titled: Iterable[tuple[str, Sequence[Sequence[str]]]], words: int) -> str:
+    """Return tables side by side, as far as there is room; see ``table``.
+
+    Args:
+        titled: each one's title and its lines.
+        words: the first columns that hold words.
+    """
+    shown = "".join(table(lines, words, title) for title, lines in titled)
+    return f'<div class="tables">\n{shown}</div>\n'
+
+
+def beside(figure: str, tables: str) -> str:
+    """Return a figure and its tables side by side, if there is room."""
+    return f'<div class="beside">\n{figure}{tables}</div>\n'
+
+
 def bullets(sentences: Iterable[str]) -> str:
     """Return sentences as a list; nothing where there are none."""
     items = "".join(f"<li>{safe(sentence)}</li>\n" for sentence in sentences)
@@ -196,18 +214,29 @@ def note(sentence: str) -> str:
     return f'<p class="note">{safe(sentence)}</p>\n'
 
 
-def coloured(pieces: Sequence[tuple[str, int]], name: Callable[[int], str], label: str) -> str:
+def texts(titled: Iterable[tuple[str, str]]) -> str:
+    """Return texts side by side, as far as there is room: each one's title and its HTML."""
+    shown = "".join(f'<div class="text">{heading(title)}{text}</div>\n' for title, text in titled)
+    return f'<div class="texts">\n{shown}</div>\n'
+
+
+def plain(text: str, label: str) -> str:
+    """Return a text as it is, with a name to be read out."""
+    return _preformatted(safe(text), label)
+
+
+def coloured(pieces: Iterable[tuple[str, int]], name: Callable[[int], str], label: str) -> str:
     """Return a text whose pieces carry the class of their level; equal neighbours share one."""
     spans = []
     for level, group in itertools.groupby(pieces, key=lambda piece: piece[1]):
         text = safe("".join(piece for piece, _ in group).replace("\r", ""))
         spans.append(f'<span class="{name(level)}">{text}</span>' if name(level) else text)
-    return preformatted("".join(spans), label, ' class="coloured"') + "\n"
+    return _preformatted("".join(spans), label, ' class="coloured"') + "\n"
 
 
-def preformatted(inside: str, label: str, more: str = "") -> str:
-    """Return a text that is HTML already, each line in the direction of its script."""
-    return f'<pre{more} role="group" dir="auto" aria-label="{safe(label)}">{inside}</pre>'
+def _preformatted(inside: str, label: str, attributes: str = "") -> str:
+    """Return HTML whose lines stay, each in the direction of its script."""
+    return f'<pre{attributes} role="group" dir="auto" aria-label="{safe(label)}">{inside}</pre>'
 
 
 def legend(items: Iterable[tuple[str, str]], before: str) -> str:

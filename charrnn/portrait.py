@@ -176,10 +176,8 @@ def labels(checkpoints: Sequence[Path]) -> list[str]:
     A run's folder goes by its name, a file in one by that and its own.
     """
     found: list[str] = []
-    for path in checkpoints:
-        name = path.absolute().name
-        if path.is_file():
-            name = f"{path.absolute().parent.name}/{path.stem}"
+    for path in (checkpoint.absolute() for checkpoint in checkpoints):
+        name = path.name if not path.is_file() else f"{path.parent.name}/{path.stem}"
         name = printable(name).replace("\n", " ").replace("\t", " ")
         if len(name) > LABEL:
             name = f"{name[: LABEL // 2 - 1]}…{name[-LABEL // 2 :]}"

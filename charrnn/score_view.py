@@ -15,9 +15,9 @@ from rich.segment import Segment, Segments
 from rich.text import Text
 
 from charrnn import recipe
-from charrnn.assessment import Assessment
+from charrnn.assessment import After, Assessment
 from charrnn.baselines import Baseline
-from charrnn.comparison import TOLERANCE, Comparison
+from charrnn.comparison import TOLERANCE, Comparison, Plan
 from charrnn.corpus import Part
 from charrnn.display import Output, counted, plain_table, print_words
 from charrnn.errors import CharrnnError, printable, reason, shown
@@ -25,27 +25,27 @@ from charrnn.evaluation import PositionScores, Prices, Scores, perplexity
 from charrnn.portrait import PricedText, code_points
 
 __all__ = [
-    "SURPRISE",
     "BaselineRow",
     "PerCharacter",
     "SurpriseText",
-    "after_says",
     "assessment_lines",
+    "assessments_say",
     "baseline_rows",
-    "baselines_say",
-    "characters_say",
     "comparison_lines",
     "comparison_says",
     "perplexity_figure",
     "position_lines",
     "print_assessments",
     "print_comparison",
-    "print_table",
+    "scored_part",
     "surprise",
+    "surprise_mark",
+    "surprise_ranges",
 ]
 
-#: Bits from which on a character is shown in a style; characters below the first are dim.
-SURPRISE = ((0.5, ""), (2.0, "yellow"), (4.0, "bold red"), (8.0, "bold white on red"))
+#: Bits from which on a character is more surprising than below, and how each level looks.
+SURPRISE = (0.5, 2.0, 4.0, 8.0)
+STYLES = ("dim", "", "yellow", "bold red", "bold white on red")
 
 COLUMNS = (
     "checkpoint", "cell", "parameters", "characters", "unknown",
@@ -72,11 +72,8 @@ def print_table(lines: Sequence[Sequence[str]], words: int) -> None:
 def print_assessments(assessments: Sequence[Assessment]) -> None:
     """Print scores, beside them those of the baselines, and the scores by position."""
     print_table(assessment_lines(assessments), words=2)
-    for line in (*characters_say(assessments), *baselines_say(assessments)):
+    for line in assessments_say(assessments):
         print_words(line)
-    for one in assessments:
-        if one.after is not None:
-            print_words(after_says(one))
     for one in assessments:
         if one.by_position is not None:
             print()
@@ -84,18 +81,6 @@ def print_assessments(assessments: Sequence[Assessment]) -> None:
             over = f"means of {windows:,} stretches" if windows > 1 else "one stretch"
             print_words(f"{one.checkpoint}: characters of context since a state of zero, {over}")
             print_table(position_lines(one.by_position), words=0)
-
-
-def after_says(assessment: Assessment) -> str:
-    """Say what the characters cost that follow a given text."""
-    after = assessment.after
-    assert after is not None
-    if not after.characters:
-        return f"{assessment.checkpoint}: {after.text!r} is followed by nothing"
-    return (
-        f"{assessment.checkpoint}: after {after.text!r} {after.nats_per_char:.4f} nats per "
-        f"character ({after.characters:,} of them)"
-    )
 
 
 def assessment_lines(assessments: Sequence[Assessment]) -> list[Sequence[str]]:
@@ -117,14 +102,26 @@ def assessment_lines(assessments: Sequence[Assessment]) -> list[Sequence[str]]:
     return lines
 
 
-def characters_say(assessments: Sequence[Assessment]) -> list[str]:
-    """Say by which figures models compare that count different characters."""
-    if len({one.scores.characters for one in assessments}) == 1:
-        return []
-    of_bytes = dict.fromkeys(one.checkpoint for one in assessments if one.of_bytes)
-    if not of_bytes:
-        return ["not all models count the same characters; compare them by bits/byte"]
-    return [f"{', '.join(of_bytes)}: a character is a byte; compare with the others by bits/byte"]
+def assessments_say(assessments: Sequence[Assessment]) -> Iterator[str]:
+    """Yield what the table rests on, and what follows a given text."""
+    if len({one.scores.characters for one in assessments}) > 1:
+        of_bytes = dict.fromkeys(one.checkpoint for one in assessments if one.of_bytes)
+        yield (
+            f"{', '.join(of_bytes)}: a character is a byte; compare with the others by bits/byte"
+            if of_bytes
+            else "not all models count the same characters; compare them by bits/byte"
+        )
+    yield from _baselines_say(assessments)
+    yield from (_after_says(one.checkpoint, one.after) for one in assessments if one.after)
+
+
+def _after_says(checkpoint: str, after: After) -> str:
+    if not after.characters:
+        return f"{checkpoint}: {after.text!r} is followed by nothing"
+    return (
+        f"{checkpoint}: after {after.text!r} {after.nats_per_char:.4f} nats per character "
+        f"({after.characters:,} of them)"
+    )
 
 
 @dataclass(frozen=True)
@@ -175,7 +172,7 @@ def baseline_rows(
     return rows
 
 
-def baselines_say(assessments: Sequence[Assessment]) -> list[str]:
+def _baselines_say(assessments: Sequence[Assessment]) -> list[str]:
     """Return what each baseline is, and of which models."""
     lines = []
     for row in baseline_rows(assessments):
@@ -275,46 +272,19 @@ def comparison_lines(comparison: Comparison) -> list[list[str]]:
     return lines
 
 
+def scored_part(plan: Plan) -> str:
+    """Return the name of the part of the text that models are compared on."""
+    return "test part" if plan.test_share else "validation part"
+
+
 def comparison_says(comparison: Comparison) -> Iterator[str]:
     """Yield what the table rests on, and which differences are more than chance."""
-    plan, one = comparison.plan, comparison.cells[0].best
-    (budget,) = (
-        counted(value, name)
-        for name in ("minute", "epoch", "step")
-        if (value := getattr(plan, f"{name}s")) is not None
-    )
-    part = "test part" if plan.test_share else "validation part"
-    flattered = "" if plan.test_share else ", which flatters it: it was chosen there"
-    parameters = [cell.best.parameters for cell in comparison.cells]
-    apart = max(parameters) / min(parameters) - 1
-    matched = "parameters" if plan.match == "parameters" else "width"
-    if plan.match == "parameters" and apart > TOLERANCE:
-        matched += f" as nearly as widths allow, up to {apart:.1%} apart"
-    matched = f"Matched by {matched}; " if len(parameters) > 1 else ""
-    seeds = f"mean of {plan.seeds} seeds" if plan.seeds > 1 else "one seed"
-    chosen = (
-        "last checkpoint" if one.valid_nats_per_char is None else "best checkpoint by validation"
-    )
-    yield (
-        f"{matched}{budget} a run, {seeds}; the {chosen}, on the "
-        f"{one.characters:,} predictions of the {part}{flattered}; us/char: training, microseconds."
-    )
-    rules = ("optimiser", "lr", "weight_decay", "clip_norm", "dropout", "weight_drop")
-    given = recipe.given({name: getattr(plan, name) for name in rules})
-    if given:
-        words = (
-            f"--{name.replace('_', '-')} {value if isinstance(value, str) else f'{value:g}'}"
-            for name, value in given.items()
-        )
-        own = (
-            "; the rate of the other weights keeps each cell's ratio to it"
-            if plan.lr is not None and plan.optimiser in (None, "muon") and len(parameters) > 1
-            else ""
-        )
-        yield f"Every run was given {' '.join(words)}{own}."
-    if one.unknown:
+    plan, unknown = comparison.plan, comparison.cells[0].best.unknown
+    yield _compared_how(comparison)
+    yield from _given_to_all(plan)
+    if unknown:
         yield (
-            f"{one.unknown:,} of these characters {'is' if one.unknown == 1 else 'are'} unknown "
+            f"{unknown:,} of these characters {'is' if unknown == 1 else 'are'} unknown "
             "to the vocabulary, charged with their spelling."
         )
     if len(comparison.cells) < 2:
@@ -332,6 +302,48 @@ def comparison_says(comparison: Comparison) -> Iterator[str]:
         f"Supported is a difference above {least:.4f} nats: 95 % for one pair, Student's t, the "
         "spread over the seeds pooled over the cells."
     )
+
+
+def _compared_how(comparison: Comparison) -> str:
+    """Say what the models have in common, and where and when they were scored."""
+    plan, one = comparison.plan, comparison.cells[0].best
+    (budget,) = (
+        counted(value, name)
+        for name in ("minute", "epoch", "step")
+        if (value := getattr(plan, f"{name}s")) is not None
+    )
+    parameters = [cell.best.parameters for cell in comparison.cells]
+    apart = max(parameters) / min(parameters) - 1
+    matched = "parameters" if plan.match == "parameters" else "width"
+    if plan.match == "parameters" and apart > TOLERANCE:
+        matched += f" as nearly as widths allow, up to {apart:.1%} apart"
+    matched = f"Matched by {matched}; " if len(parameters) > 1 else ""
+    seeds = f"mean of {plan.seeds} seeds" if plan.seeds > 1 else "one seed"
+    chosen = (
+        "last checkpoint" if one.valid_nats_per_char is None else "best checkpoint by validation"
+    )
+    flattered = "" if plan.test_share else ", which flatters it: it was chosen there"
+    return (
+        f"{matched}{budget} a run, {seeds}; the {chosen}, on the {one.characters:,} predictions of "
+        f"the {scored_part(plan)}{flattered}; us/char: training, microseconds."
+    )
+
+
+def _given_to_all(plan: Plan) -> Iterator[str]:
+    """Yield what no rule chose, if there is anything."""
+    rules = ("optimiser", "lr", "weight_decay", "clip_norm", "dropout", "weight_drop")
+    given = recipe.given({name: getattr(plan, name) for name in rules})
+    if given:
+        words = (
+            f"--{name.replace('_', '-')} {value if isinstance(value, str) else f'{value:g}'}"
+            for name, value in given.items()
+        )
+        own = (
+            "; the rate of the other weights keeps each cell's ratio to it"
+            if plan.lr is not None and plan.optimiser in (None, "muon") and len(plan.cells) > 1
+            else ""
+        )
+        yield f"Every run was given {' '.join(words)}{own}."
 
 
 class PerCharacter:
@@ -408,22 +420,18 @@ class SurpriseText:
         if not self._console.has_colours:
             self._console.print("\n")
             return
-        legend = Text("\n\nbits: ")
-        legend.append(f"below {SURPRISE[0][0]:g}", style="dim")
-        for (least, style), (most, _) in itertools.pairwise(SURPRISE):
-            legend.append("  ").append(f"{least:g} to {most:g}", style=style)
-        legend.append("  ").append(f"{SURPRISE[-1][0]:g} and above", style=SURPRISE[-1][1])
+        ranges = map(Text, surprise_ranges(), STYLES)
+        legend = Text("\n\nbits: ") + Text("  ").join(ranges)
         self._console.print(legend, end="\n\n")
 
     def _print(self, priced: Iterable[tuple[str, float]]) -> None:
         # Segments, for a Text would turn tabs into spaces.
         segments: list[Segment] = []
         for character, cost in priced:
-            level = surprise(cost)
-            style = self._console.get_style(SURPRISE[level - 1][1] if level else "dim")
+            style = self._console.get_style(STYLES[surprise(cost)])
             if character == "\n":
-                if level > 1 and self._console.has_colours:
-                    segments.append(Segment("\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", style))
+                if self._console.has_colours:
+                    segments.append(Segment(surprise_mark(character, cost), style))
                 segments.append(Segment.line())
             else:
                 # A carriage return is half of a line's end: alone it would be a replacement.
@@ -433,4 +441,15 @@ class SurpriseText:
 
 def surprise(nats: float) -> int:
     """Return how surprising a price is: 0, or how many of ``SURPRISE`` it reaches."""
-    return sum(nats >= least * math.log(2) for least, _ in SURPRISE)
+    return sum(nats >= bits * math.log(2) for bits in SURPRISE)
+
+
+def surprise_ranges() -> list[str]:
+    """Return the bits of each level of ``surprise``, in words."""
+    between = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(SURPRISE)]
+    return [f"below {SURPRISE[0]:g}", *between, f"{SURPRISE[-1]:g} and above"]
+
+
+def surprise_mark(character: str, nats: float) -> str:
+    """Return what shows the colour of a line feed that costs much; it has nothing itself."""
+    return "↵" if character == "\n" and surprise(nats) > 1 else ""

@@ -24,7 +24,7 @@ from charrnn.evaluation import (
     total,
 )
 from charrnn.model import CharModel, Hidden
-from charrnn.score_view import after_says
+from charrnn.score_view import assessments_say
 from charrnn.trained import load_model
 from charrnn.vocabulary import UNKNOWN, Vocabulary
 from tests.conftest import make_prose
@@ -278,7 +278,7 @@ class TestAfter:
         part = make_part(tmp_path, make_text(101))
         found = assess("run", make_model().eval(), vocabulary(), part, EvaluateConfig(after="zz"))
         assert found.to_dict()["after"] == {"text": "zz", "characters": 0, "nats_per_char": None}
-        assert after_says(found) == "run: 'zz' is followed by nothing"
+        assert list(assessments_say([found])) == ["run: 'zz' is followed by nothing"]
 
 
 @pytest.mark.parametrize("after", [None, "a"])

@@ -23,7 +23,7 @@ from charrnn.evaluation import PositionScores, Prices, Scores
 from charrnn.score_view import (
     PerCharacter,
     SurpriseText,
-    baselines_say,
+    assessments_say,
     comparison_lines,
     comparison_says,
     print_assessments,
@@ -137,7 +137,7 @@ class TestTable:
             "uniform: 9 symbols", "3-gram (a): training part; the same for b",
             "xz: alone", "3-gram (c): last part",
         ]  # fmt: skip
-        assert baselines_say(three) == said
+        assert list(assessments_say(three)) == said
         print_assessments(three[:2])
         assert "3-gram  " in capsys.readouterr().out
 
