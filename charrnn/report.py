@@ -460,7 +460,7 @@ def _curves(runs: Sequence[_Run], more: str, unit: str = "character") -> str:
     ]
     on = " or ".join(dict.fromkeys(curve.on for curve in curves))
     thin = f"; thin lines: on {LEARNT}" if any(len(curve.thin_N3) for curve in curves) else ""
-    is_cut = y_all.max() > top
+    is_cut = y_all.max() > top + room
     cut = f" What lies above {top + room:.2f}, at the start, is cut off." if is_cut else ""
     return page.section(
         "Learning" + _per(unit),

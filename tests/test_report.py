@@ -578,6 +578,17 @@ def test_the_curves_are_said_to_be_what_was_drawn(logs: list[Any], said: str) ->
     assert page.texts["figcaption"][1].startswith(f"Marked lines: loss on {said} Nats per")
 
 
+@pytest.mark.parametrize(("first", "said"), [(2.95, False), (3.05, True)])
+def test_what_is_cut_off_is_said_and_nothing_else(first: float, said: bool) -> None:
+    """The scale goes from 2.0 to 2.9, with 0.054 to spare: the first row is of the beginning."""
+    rows = [
+        {"step": n, "characters": 100.0 * n, "seconds": 1.0 * n, "valid_nats_per_char": nats}
+        for n, nats in ((1, first), (20, 2.9), (30, 2.0))
+    ]
+    page = check(assessment_page([assessment()], [portrait(log=rows)], "poem", ORIGIN))
+    assert ("What lies above 2.95, at" in page.texts["figcaption"][1]) == said
+
+
 def test_curves_on_different_texts_are_said_to_be_that() -> None:
     def caption(*texts: str) -> str:
         drawn = [portrait(str(n), log=log(n + 3), validated_on=on) for n, on in enumerate(texts)]
