@@ -474,9 +474,10 @@ def _curves(runs: Sequence[_Run], more: str, unit: str = "character") -> str:
 
 def _curve(run: _Run) -> _Curve | None:
     """Return a run's losses: on what is held out, with the others beside, or those alone."""
-    trained, validated = (_losses(run.log, f"{part}_nats_per_char") for part in ("train", "valid"))
+    trained = _thinned(_losses(run.log, "train_nats_per_char"))
+    validated = _losses(run.log, "valid_nats_per_char")
     if len(validated):
-        return _Curve(run.label, run.style, HELD_OUT, validated, _thinned(trained))
+        return _Curve(run.label, run.style, HELD_OUT, validated, trained)
     if len(trained):
         return _Curve(run.label, run.style, LEARNT, trained, trained[:0])
     return None
