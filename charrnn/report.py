@@ -74,6 +74,7 @@ from charrnn.score_view import (
     perplexity_figure,
     position_lines,
     scored_part,
+    stretches_say,
     surprise,
     surprise_mark,
     surprise_ranges,
@@ -351,13 +352,13 @@ def _positions(
         y_label=f"nats per {unit}",
         x_log=True,
     )
-    windows = sorted({scores.windows for _, _, scores in measured})
+    stretches = dict.fromkeys(stretches_say(scores) for _, _, scores in measured)
     return page.section(
         "Loss by position" + _per(unit),
         page.figure(
             [("Loss against context", chart)],
-            f"What a {unit} costs with so many {unit}s read since a state of zero; means of "
-            f"{' or '.join(f'{number:,}' for number in windows)} stretches of text.",
+            f"What a {unit} costs with so many {unit}s read since a state of zero; "
+            f"{' or '.join(stretches)} of text.",
         ),
         page.tables([(label, position_lines(scores)) for _, label, scores in measured], words=0),
     )

@@ -38,6 +38,7 @@ __all__ = [
     "print_assessments",
     "print_comparison",
     "scored_part",
+    "stretches_say",
     "surprise",
     "surprise_mark",
     "surprise_ranges",
@@ -77,10 +78,14 @@ def print_assessments(assessments: Sequence[Assessment]) -> None:
     for one in assessments:
         if one.by_position is not None:
             print()
-            windows = one.by_position.windows
-            over = f"means of {windows:,} stretches" if windows > 1 else "one stretch"
+            over = stretches_say(one.by_position)
             print_words(f"{one.checkpoint}: characters of context since a state of zero, {over}")
             print_table(position_lines(one.by_position), words=0)
+
+
+def stretches_say(scores: PositionScores) -> str:
+    """Say what the price at each position is a mean of."""
+    return f"means of {scores.windows:,} stretches" if scores.windows > 1 else "one stretch"
 
 
 def assessment_lines(assessments: Sequence[Assessment]) -> list[Sequence[str]]:

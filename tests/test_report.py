@@ -392,6 +392,12 @@ class TestAssessmentPage:
         assert ("Without a network, 7-gram needs fewer: 1.8362 bits per byte" in lead) == said
         assert "xz" not in lead
 
+    @pytest.mark.parametrize(("windows", "said"), [(1, "one stretch"), (7, "means of 7 stretches")])
+    def test_positions_are_said_to_be_of_what_they_are(self, windows: int, said: str) -> None:
+        one = assessment(by_position=PositionScores(np.array([3.0, 2.0]), windows))
+        page = check(assessment_page([one], [portrait()], "poem", ORIGIN))
+        assert page.texts["figcaption"][1].endswith(f"since a state of zero; {said} of text.")
+
     @pytest.mark.parametrize("length", [1, 2, 10, 1000])
     def test_the_first_positions_are_drawn_each(
         self, length: int, monkeypatch: pytest.MonkeyPatch
