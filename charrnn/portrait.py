@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -176,7 +177,7 @@ def labels(checkpoints: Sequence[Path]) -> list[str]:
     A run's folder goes by its name, a file in one by that and its own.
     """
     found: list[str] = []
-    for path in (checkpoint.absolute() for checkpoint in checkpoints):
+    for path in map(Path, map(os.path.abspath, checkpoints)):
         name = path.name if not path.is_file() else f"{path.parent.name}/{path.stem}"
         name = printable(name).replace("\n", " ").replace("\t", " ")
         if len(name) > LABEL:
