@@ -296,6 +296,11 @@ class TestComparisonPage:
         page = check(text)
         assert page.texts["h2"] == ["Result", "Samples", "Surprise", "How this was made"]
 
+    def test_the_only_model_with_a_measurement_is_named(self) -> None:
+        lost = portrait("LSTM", inspection=inspection(clipping=None))
+        page = check(compare_page(comparison(), [lost, portrait("GRU")]))
+        assert any(said.startswith("GRU: Norms of the gradient") for said in page.texts["li"])
+
     def test_without_a_test_part_it_says_validation(self) -> None:
         made = comparison()
         made = replace(made, plan=replace(made.plan, test_share=0.0))
@@ -432,6 +437,17 @@ class TestAssessmentPage:
 
 
 class TestInspectionPage:
+    def test_scaling_is_not_called_clipping(self) -> None:
+        history = Clipping(None, None, 0.5, 20, 3.0, 0.75, (Period(1, 20, 1, 2, 3, 0.75),))
+        page = check(
+            inspection_page(
+                inspection(), portrait(inspection=inspection(clipping=history)), "", ORIGIN
+            )
+        )
+        assert "Share of updates scaled down" in page.texts["h3"]
+        assert "scaled down" in page.texts["th"]
+        assert "clipped" not in "".join(page.texts["th"])
+
     def test_all_measurements_are_there(self) -> None:
         text = inspection_page(inspection(), portrait(), "poem", ORIGIN)
         page = check(text)
@@ -613,6 +629,7 @@ def test_labels_are_short_and_all_different(tmp_path: Path) -> None:
     (tmp_path / "a/run/last.safetensors").touch()
     paths = [tmp_path / "a/run", tmp_path / "b/run", tmp_path / "a/run/last.safetensors"]
     assert labels(paths) == ["run", "run 2", "run/last"]
+    assert labels([tmp_path / "a/run/.."]) == ["a"]
     (long,) = labels([tmp_path / "run-with-a-very-long-name-of-40-letters"])
     assert long == "run-with…0-letters"
 
