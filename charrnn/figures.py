@@ -16,7 +16,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
@@ -152,10 +152,6 @@ def number(value: float) -> str:
     for least, unit, letter in UNITS:
         if abs(value) >= least:
             return f"{value / unit:.4g}{letter}"
-    return _plain(value)
-
-
-def _plain(value: float) -> str:
     if value == 0 or abs(value) >= 1e-3:
         return f"{value:,.4g}"
     mantissa, exponent = f"{value:.0e}".split("e")
@@ -175,7 +171,6 @@ def line_chart(
     y_range: tuple[float, float] | None = None,
     rules: Sequence[Rule] = (),
     y_percent: bool = False,
-    height: float = HEIGHT,
 ) -> str:
     """Return a chart of lines, each labelled beside its end.
 
@@ -192,14 +187,13 @@ def line_chart(
         y_range: what is shown of y; None: all lines and bands.
         rules: levels to compare with; those in the range are drawn.
         y_percent: show shares as per cent.
-        height: in inches, where the width is 5.
     """
     drawn = [_drawable(line, x_log=x_log, y_log=y_log) for line in lines]
     drawn = [line for line in drawn if len(line.x)]
     assert drawn, "nothing to draw"
-    labels = [line.label for line in drawn if line.label]
-    with _figure(name, WIDTH, height) as figure:
-        right = 0.12 + (0.42 + LETTER * max(map(cell_len, labels)) if labels else 0.0)
+    named = [line for line in drawn if line.label]
+    with _figure(name, WIDTH, HEIGHT) as figure:
+        right = 0.12 + (0.42 + LETTER * max(cell_len(line.label) for line in named) if named else 0)
         axes = _axes(figure, LEFT, right, y_label)
         if x_log:
             axes.set_xscale("log")
@@ -212,22 +206,28 @@ def line_chart(
         y_all = np.concatenate([end for line in drawn for end in (line.y, *(line.band or ()))])
         y_all = y_all[np.isfinite(y_all) & ((y_all > 0) | (not y_log))]
         axes.set_ylim(*(y_range or _padded(y_all, log=y_log, pad=0.06)))
-        _ticks(axes, x_log, y_log, y_percent)
+        _ticks(axes.xaxis, axes.get_xlim(), log=x_log)
+        _ticks(axes.yaxis, axes.get_ylim(), log=y_log, percent=y_percent)
         axes.set_xlabel(x_label, fontsize=TEXT, labelpad=4)
         low, high = axes.get_ylim()
         rules = [rule for rule in rules if low <= rule.y <= high]
         for rule in rules:
             _draw_rule(axes, rule)
-        _label_ends(axes, [line for line in drawn if line.label], height)
-        named = [line for line in drawn if line.label] or drawn[:1]
-        said = " ".join(
-            f"{line.label + ': ' if line.label else 'From '}{_value(line.y[0], y_percent)} at "
-            f"{number(line.x[0])} to {_value(line.y[-1], y_percent)} at {number(line.x[-1])}."
-            for line in named
-        )
-        levels = " ".join(f"A line marks {rule.label}." for rule in rules)
-        about = f"Lines of {y_label} against {x_label}. {said} {levels}".strip()
-        return _svg(figure, name, title, about)
+        _label_ends(axes, named)
+        about = [
+            f"Lines of {y_label} against {x_label}.",
+            *(_line_says(line, y_percent) for line in named or drawn[:1]),
+            *(f"A line marks {rule.label}." for rule in rules),
+        ]
+        return _svg(figure, name, title, " ".join(about))
+
+
+def _line_says(line: Line, percent: bool) -> str:
+    """Say where a line begins and ends."""
+    ends = (line.y[0], line.y[-1])
+    first, last = (f"{100 * y:.3g} %" if percent else f"{y:.4g}" for y in ends)
+    name = f"{line.label}: " if line.label else "From "
+    return f"{name}{first} at {number(line.x[0])} to {last} at {number(line.x[-1])}."
 
 
 def dot_chart(
@@ -262,14 +262,13 @@ def dot_chart(
         axes = _axes(figure, left, 0.15 if several else 0.75, top=top)
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", color=GRID, linewidth=0.8)
-        places = list(range(len(rows)))
         shift = np.linspace(-0.2, 0.2, len(series)) if several else np.zeros(1)
         for dots, off in zip(series, shift.tolist(), strict=True):
             styles = [dots.style] * len(rows) if isinstance(dots.style, int) else dots.style
-            for place in places:
+            for place, (value, style) in enumerate(zip(dots.values, styles, strict=True)):
                 singles = dots.around[place] if dots.around else ()
-                _draw_dots(axes, place + off, dots.values[place], singles, styles[place])
-                if not several and (value := dots.values[place]) is not None:
+                _draw_dots(axes, place + off, value, singles, style)
+                if not several and value is not None:
                     axes.annotate(
                         f"{value:{form}}", (1, place), xycoords=("axes fraction", "data"),
                         xytext=(6, 0), textcoords="offset points", va="center", color=INK,
@@ -279,25 +278,27 @@ def dot_chart(
         every += [value for dots in series for singles in dots.around for value in singles]
         axes.set_xlim(*(x_range or _padded(np.array(every), log=False, pad=0.06)))
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        _put_ticks(axes.yaxis, places, rows)
+        _put_ticks(axes.yaxis, range(len(rows)), rows)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        _even_ticks(axes.xaxis, *axes.get_xlim())
+        _ticks(axes.xaxis, axes.get_xlim())
         axes.set_xlabel(x_label, fontsize=TEXT, labelpad=4)
         if several:
-            _name_series(axes, series, height)
-        said = " ".join(
-            f"{row}: "
-            + ", ".join(
-                (f"{dots.label} " if several else "") + f"{value:{form}}"
-                for dots in series
-                if (value := dots.values[n]) is not None
-            )
-            + "."
-            for n, row in enumerate(rows)
-            if any(dots.values[n] is not None for dots in series)
-        )
-        return _svg(figure, name, title, f"Dots of {x_label}. {said}")
+            _name_series(axes, series)
+        about = [f"Dots of {x_label}.", *_rows_say(rows, series, form)]
+        return _svg(figure, name, title, " ".join(about))
+
+
+def _rows_say(rows: Sequence[str], series: Sequence[Dots], form: str) -> Iterator[str]:
+    """Yield the values of each row that has any."""
+    for place, row in enumerate(rows):
+        values = [
+            (f"{dots.label} " if len(series) > 1 else "") + f"{value:{form}}"
+            for dots in series
+            if (value := dots.values[place]) is not None
+        ]
+        if values:
+            yield f"{row}: {', '.join(values)}."
 
 
 def saturation_chart(
@@ -351,28 +352,15 @@ def standalone(svg: str) -> str:
 # Pieces of a chart ---------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Drawable:
-    """A line's points that can be drawn."""
-
-    label: str
-    x: NDArray[np.float64]
-    y: NDArray[np.float64]
-    style: int
-    faint: bool
-    band: tuple[NDArray[np.float64], NDArray[np.float64]] | None
-
-
-def _drawable(line: Line, *, x_log: bool, y_log: bool) -> _Drawable:
+def _drawable(line: Line, *, x_log: bool, y_log: bool) -> Line:
+    """Return a line of the points that can be drawn."""
     x, y = np.array(line.x, dtype=np.float64), np.array(line.y, dtype=np.float64)
-    usable = np.isfinite(x) & np.isfinite(y)
-    usable &= (x > 0) if x_log else True
-    usable &= (y > 0) if y_log else True
+    usable = np.isfinite(x) & np.isfinite(y) & ((x > 0) | (not x_log)) & ((y > 0) | (not y_log))
     band = None
     if line.band is not None:
         low, high = (np.array(end, dtype=np.float64)[usable] for end in line.band)
-        band = np.where(low > 0, low, y[usable]) if y_log else low, high
-    return _Drawable(line.label, x[usable], y[usable], line.style, line.faint, band)
+        band = (np.where(low > 0, low, y[usable]) if y_log else low).tolist(), high.tolist()
+    return replace(line, x=x[usable].tolist(), y=y[usable].tolist(), band=band)
 
 
 @contextmanager
@@ -402,18 +390,32 @@ def _axes(figure: Figure, left: float, right: float, y_label: str = "", top: flo
     return axes
 
 
-def _draw_line(axes: Axes, line: _Drawable) -> None:
-    colour = SERIES[line.style % STYLES]
+def _inches(axes: Axes) -> tuple[float, float]:
+    """Return the width and height of axes, without their margins."""
+    return axes.bbox.width / axes.figure.dpi, axes.bbox.height / axes.figure.dpi
+
+
+def _look(style: int) -> dict[str, Any]:
+    """Return how a line of a style and its markers look."""
+    style %= STYLES
+    return {
+        "color": SERIES[style],
+        "linewidth": 1.7,
+        "linestyle": DASHES[style],
+        "marker": MARKERS[style],
+        "markersize": 4.2,
+        "markeredgewidth": 0,
+    }
+
+
+def _draw_line(axes: Axes, line: Line) -> None:
+    look = _look(line.style)
     if line.band is not None:
-        axes.fill_between(line.x, *line.band, color=colour, alpha=0.16, linewidth=0)
+        axes.fill_between(line.x, *line.band, color=look["color"], alpha=0.16, linewidth=0)
     if line.faint and len(line.x) > 1:
-        axes.plot(line.x, line.y, color=colour, linewidth=0.9, alpha=0.5)
-        return
-    axes.plot(
-        line.x, line.y, color=colour, linewidth=1.7, linestyle=DASHES[line.style % STYLES],
-        marker=MARKERS[line.style % STYLES], markersize=4.2, markeredgewidth=0,
-        markevery=_marked(axes, line.x),
-    )  # fmt: skip
+        axes.plot(line.x, line.y, color=look["color"], linewidth=0.9, alpha=0.5)
+    else:
+        axes.plot(line.x, line.y, markevery=_marked(axes, line.x), **look)
 
 
 def _draw_dots(
@@ -434,11 +436,11 @@ def _draw_dots(
         )  # fmt: skip
 
 
-def _marked(axes: Axes, x: NDArray[np.float64]) -> list[int]:
+def _marked(axes: Axes, x: Sequence[float]) -> list[int]:
     """Return which points get a marker: some ten, evenly along the axis."""
     if len(x) <= 12:
         return list(range(len(x)))
-    along = np.log(x) if axes.get_xscale() == "log" else x
+    along = np.log(x) if axes.get_xscale() == "log" else np.array(x)
     wanted = np.linspace(along[0], along[-1], 10)
     return sorted(set(np.abs(along[None] - wanted[:, None]).argmin(axis=1).tolist()))
 
@@ -451,31 +453,23 @@ def _draw_rule(axes: Axes, rule: Rule) -> None:
     )  # fmt: skip
 
 
-def _label_ends(axes: Axes, lines: Sequence[_Drawable], height: float) -> None:
+def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
     """Write each line's label to the right of the axes, at the height at which it ends."""
     if not lines:
         return
-    ends = []
-    for line in lines:
-        (_, y), (low, high) = (
-            axes.transAxes.inverted().transform(axes.transData.transform((line.x[-1], line.y[-1]))),
-            (0.02, 0.98),
-        )
-        ends.append(min(high, max(low, float(y))))
-    gap = 1.25 * SMALL / 72 / (height - TOP - BOTTOM)
-    inches = float(axes.get_position().width) * WIDTH
-    for line, y in zip(lines, _spread(ends, gap), strict=True):
-        colour = SERIES[line.style % STYLES]
-        x = np.array([0.08, 0.21, 0.34]) / inches + 1
+    ends = axes.transData.transform([(line.x[-1], line.y[-1]) for line in lines])
+    heights = axes.transAxes.inverted().transform(ends)[:, 1].clip(0.02, 0.98).tolist()
+    width, height = _inches(axes)
+    gap = 1.25 * SMALL / 72 / height
+    for line, y in zip(lines, _spread(heights, gap), strict=True):
         axes.add_line(
             Line2D(
-                x, [y] * 3, color=colour, linewidth=1.7, linestyle=DASHES[line.style % STYLES],
-                marker=MARKERS[line.style % STYLES], markersize=4.2, markeredgewidth=0,
-                markevery=[1], transform=axes.transAxes, clip_on=False,
+                np.array([0.08, 0.21, 0.34]) / width + 1, [y] * 3, markevery=[1],
+                transform=axes.transAxes, clip_on=False, **_look(line.style),
             )
         )  # fmt: skip
         axes.text(
-            1 + 0.4 / inches, y, line.label, transform=axes.transAxes, color=INK,
+            1 + 0.4 / width, y, line.label, transform=axes.transAxes, color=INK,
             fontsize=SMALL, va="center", ha="left",
         )  # fmt: skip
 
@@ -496,19 +490,14 @@ def _spread(ends: Sequence[float], gap: float) -> list[float]:
     return result
 
 
-def _name_series(axes: Axes, series: Sequence[Dots], height: float) -> None:
+def _name_series(axes: Axes, series: Sequence[Dots]) -> None:
     """Name the series above the axes, each after its marker."""
-    width = float(axes.get_position().width) * WIDTH
-    x, y = 0.0, 1 + 0.18 / (height - TOP - BOTTOM)
+    width, height = _inches(axes)
+    x, y = 0.0, 1 + 0.18 / height
     for dots in series:
         assert isinstance(dots.style, int), "one of several series has one style"
-        axes.add_line(
-            Line2D(
-                [x / width], [y], marker=MARKERS[dots.style % STYLES], markersize=7,
-                color=SERIES[dots.style % STYLES], markeredgewidth=0, linestyle="none",
-                transform=axes.transAxes, clip_on=False,
-            )
-        )  # fmt: skip
+        look = _look(dots.style) | {"linestyle": "none", "markersize": 7}
+        axes.add_line(Line2D([x / width], [y], transform=axes.transAxes, clip_on=False, **look))
         axes.text(
             (x + 0.1) / width, y, dots.label, transform=axes.transAxes, color=INK, va="center"
         )
@@ -525,18 +514,17 @@ def _padded(values: NDArray[np.float64], *, log: bool, pad: float) -> tuple[floa
     return (math.exp(low), math.exp(high)) if log else (low, high)
 
 
-def _ticks(axes: Axes, x_log: bool, y_log: bool, y_percent: bool) -> None:
-    for axis, log, limits in (
-        (axes.xaxis, x_log, axes.get_xlim()),
-        (axes.yaxis, y_log, axes.get_ylim()),
-    ):
-        if log:
-            _put_ticks(axis, _log_ticks(*limits), list(map(number, _log_ticks(*limits))))
-        elif axis is axes.yaxis and y_percent:
-            quarters = [0.0, 0.25, 0.5, 0.75, 1.0]
-            _put_ticks(axis, quarters, [f"{100 * share:g} %" for share in quarters])
-        else:
-            _even_ticks(axis, *limits)
+def _ticks(
+    axis: Axis, limits: tuple[float, float], *, log: bool = False, percent: bool = False
+) -> None:
+    if log:
+        ticks = _log_ticks(*limits)
+        _put_ticks(axis, ticks, list(map(number, ticks)))
+    elif percent:
+        quarters = [0.0, 0.25, 0.5, 0.75, 1.0]
+        _put_ticks(axis, quarters, [f"{100 * share:g} %" for share in quarters])
+    else:
+        _even_ticks(axis, *limits)
 
 
 def _even_ticks(axis: Axis, low: float, high: float) -> None:
@@ -566,10 +554,6 @@ def _log_ticks(low: float, high: float) -> list[float]:
         if len(ticks) >= 3:
             break
     return ticks[:: math.ceil(len(ticks) / 7)] if ticks else [math.sqrt(low * high)]
-
-
-def _value(value: float, percent: bool) -> str:
-    return f"{100 * value:.3g} %" if percent else f"{value:.4g}"
 
 
 # From matplotlib's SVG to the page's ---------------------------------------------------
