@@ -239,7 +239,6 @@ def _introduction(run: Run) -> Iterable[str]:
     """Yield what the run is: each derived number once."""
     model, config, lanes = run.model, run.config, run.lanes
     shape, corpus = model.config, run.train.corpus
-    name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else None
     held = f", {run.valid.characters:,} held out to validate" if run.valid else ", none held out"
     if run.text.test:
         held += f", {run.text.test[1] - run.text.test[0]:,} to test"
@@ -272,8 +271,7 @@ def _introduction(run: Run) -> Iterable[str]:
     if config.optimiser != "muon":
         rates = f"{'SGD' if config.optimiser == 'sgd' else 'AdamW'} {config.lr:g}"
     yield "update  " + ", ".join([rates, clip, *drops, f"seed {config.seed}"])
-    threads = counted(torch.get_num_threads(), "thread") if run.device.type == "cpu" else name
-    yield f"device  {run.device.type} ({threads}), {config.precision}; {_budget(run)}"
+    yield f"device  {_device(run.device)}, {config.precision}; {_budget(run)}"
     guesses = [f"{word} {nats:.3f} ({_bits(nats)})" for word, nats in run.baselines.items()]
     yield f"to beat nats a character: {', '.join(guesses)}"
     yield f"run     {shown(run.folder.path)}"
@@ -281,6 +279,13 @@ def _introduction(run: Run) -> Iterable[str]:
     if run.resumed:
         progress = run.progress
         yield f"resumed at step {progress.step:,}, after {duration(progress.seconds)} of training"
+
+
+def _device(device: torch.device) -> str:
+    """Return a device with what tells it from others of its kind."""
+    if device.type == "cpu":
+        return f"cpu ({counted(torch.get_num_threads(), 'thread')})"
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
 
 
 def _dropout(shape: ModelConfig) -> list[str]:

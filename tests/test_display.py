@@ -145,6 +145,13 @@ class TestPlain:
         (line,) = said(run, Planned(9000, 100, 50, again=True), capsys).splitlines()
         assert line.startswith("the speed has changed: planned again, 9,000 steps, ")
 
+    def test_a_device_without_a_name_goes_by_its_kind(
+        self, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Run, "device", torch.device("mps"))
+        open_display(as_json=False, quiet=False).start(run)
+        assert f"\ndevice  mps, {run.config.precision}; 60 minutes\n" in capsys.readouterr().err
+
     def test_says_what_is_kept_to_test(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         run.text = replace(run.text, test=(5000, 6007))
         open_display(as_json=False, quiet=False).start(run)
