@@ -237,8 +237,7 @@ def _bits(nats: float) -> str:
 
 def _introduction(run: Run) -> Iterable[str]:
     """Yield what the run is: each derived number once."""
-    model, config, lanes = run.model, run.config, run.lanes
-    shape, corpus = model.config, run.train.corpus
+    shape, corpus = run.model.config, run.train.corpus
     held = f", {run.valid.characters:,} held out to validate" if run.valid else ", none held out"
     if run.text.test:
         held += f", {run.text.test[1] - run.text.test[0]:,} to test"
@@ -246,32 +245,12 @@ def _introduction(run: Run) -> Iterable[str]:
     yield f"text    {counted(run.train.characters, 'character')} to train on{held}{files}"
     yield (
         f"model   {shape.cell.upper()} {shape.layers} x {shape.hidden}, embedding "
-        f"{shape.embedding}, {model.parameter_count():,} parameters, "
+        f"{shape.embedding}, {run.model.parameter_count():,} parameters, "
         f"{shape.vocabulary:,} symbols"
     )
-    window = f"windows of {config.bptt}"
-    if config.loss_last:
-        window += f" (loss on the last {config.loss_last})"
-    if config.reset_state:
-        window += ", each from the zero state"
-    yield (
-        f"data    {counted(config.batch_size, 'lane')}, {window}, "
-        f"{counted(lanes.chunks_per_pass, 'step')} an epoch"
-    )
-    drops = [] if config.dropout_by_plan and not run.resumed else _dropout(shape)
-    if config.weight_decay:
-        too = " (embedding and head too)" if config.decay_embedding else ""
-        drops.append(f"weight decay {config.weight_decay:g}{too}")
-    clip = f"clip norm {config.clip_norm:g}" if config.clip_norm else "no clipping"
-    if config.clip_value:
-        clip = f"clip value {config.clip_value:g}"
-    if config.scale_norm:
-        clip = f"scaled to norm {config.scale_norm:g}"
-    rates = f"Muon {config.lr:g} and AdamW {config.lr_adam:g}"
-    if config.optimiser != "muon":
-        rates = f"{'SGD' if config.optimiser == 'sgd' else 'AdamW'} {config.lr:g}"
-    yield "update  " + ", ".join([rates, clip, *drops, f"seed {config.seed}"])
-    yield f"device  {_device(run.device)}, {config.precision}; {_budget(run)}"
+    yield f"data    {_data(run)}"
+    yield f"update  {_update(run)}"
+    yield f"device  {_device(run.device)}, {run.config.precision}; {_budget(run)}"
     guesses = [f"{word} {nats:.3f} ({_bits(nats)})" for word, nats in run.baselines.items()]
     yield f"to beat nats a character: {', '.join(guesses)}"
     yield f"run     {shown(run.folder.path)}"
@@ -279,6 +258,36 @@ def _introduction(run: Run) -> Iterable[str]:
     if run.resumed:
         progress = run.progress
         yield f"resumed at step {progress.step:,}, after {duration(progress.seconds)} of training"
+
+
+def _data(run: Run) -> str:
+    """Return how the text is read in training."""
+    config = run.config
+    window = f"windows of {config.bptt}"
+    if config.loss_last:
+        window += f" (loss on the last {config.loss_last})"
+    if config.reset_state:
+        window += ", each from the zero state"
+    steps = counted(run.lanes.chunks_per_pass, "step")
+    return f"{counted(config.batch_size, 'lane')}, {window}, {steps} an epoch"
+
+
+def _update(run: Run) -> str:
+    """Return what makes an update, and what holds the weights back."""
+    config = run.config
+    rates = f"Muon {config.lr:g} and AdamW {config.lr_adam:g}"
+    if config.optimiser != "muon":
+        rates = f"{'SGD' if config.optimiser == 'sgd' else 'AdamW'} {config.lr:g}"
+    clip = f"clip norm {config.clip_norm:g}" if config.clip_norm else "no clipping"
+    if config.clip_value:
+        clip = f"clip value {config.clip_value:g}"
+    if config.scale_norm:
+        clip = f"scaled to norm {config.scale_norm:g}"
+    drops = [] if config.dropout_by_plan and not run.resumed else _dropout(run.model.config)
+    if config.weight_decay:
+        too = " (embedding and head too)" if config.decay_embedding else ""
+        drops.append(f"weight decay {config.weight_decay:g}{too}")
+    return ", ".join([rates, clip, *drops, f"seed {config.seed}"])
 
 
 def _device(device: torch.device) -> str:
@@ -334,6 +343,18 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
 def cut_word(scale_norm: float | None) -> str:
     """Return what happens to a gradient that is made smaller, by the norm all are scaled to."""
     return "clipped" if scale_norm is None else "scaled down"
+
+
+def _place(row: Mapping[str, Any], widths: tuple[int, int, int] = (0, 0, 0)) -> str:
+    """Return where in its training a run is, each figure at least so wide."""
+    figures = (f"{row['step']:,}", f"{row['epoch']:.2f}", duration(row["seconds"]))
+    step, epoch, took = map(str.rjust, figures, widths)
+    return f"step {step}  epoch {epoch}  {took}"
+
+
+def _validation(event: Validated, widths: tuple[int, int, int] = (0, 0, 0)) -> str:
+    valid = _both_units(event.row["valid_nats_per_char"])
+    return f"{_place(event.row, widths)}  valid {valid}{'  best' if event.best else ''}"
 
 
 def _clipped(run: Run, row: Mapping[str, Any]) -> str:
@@ -421,12 +442,7 @@ class _PlainLines:
                 self.told = now
                 self._print(self._progress(event))
         elif isinstance(event, Validated):
-            mark = "  best" if event.best else ""
-            row = event.row
-            self._print(
-                f"step {row['step']:,}  epoch {row['epoch']:.2f}  {duration(row['seconds'])}  "
-                f"valid {_both_units(row['valid_nats_per_char'])}{mark}"
-            )
+            self._print(_validation(event))
         else:
             for line in _plain(event, self.run):
                 self._print(line)
@@ -438,8 +454,7 @@ class _PlainLines:
         row = event.row
         eta = f"  {duration(event.eta)} to go" if event.eta is not None else ""
         return (
-            f"step {row['step']:,}  epoch {row['epoch']:.2f}  {duration(row['seconds'])}  "
-            f"train {_both_units(row['train_nats_per_char'])}  "
+            f"{_place(row)}  train {_both_units(row['train_nats_per_char'])}  "
             f"lr {row['learning_rate']:.2g}  gradient {row['gradient_norm']:.2f}  "
             f"{_clipped(self.run, row)}  "
             f"{row['chars_per_second']:,.0f} chars/s{eta}"
@@ -509,13 +524,7 @@ class _LiveTerminal:
             self.logged = event
         elif isinstance(event, Validated):
             self.validated = event
-            row = event.row
-            mark = "  best" if event.best else ""
-            self._say(
-                f"step {row['step']:>7,}  epoch {row['epoch']:>6.2f}  "
-                f"{duration(row['seconds']):>7}  valid {_both_units(row['valid_nats_per_char'])}"
-                f"{mark}"
-            )
+            self._say(_validation(event, widths=(7, 6, 7)))
         elif isinstance(event, Sampled):
             self.sample = event.text
         if isinstance(event, Finished):
