@@ -114,20 +114,7 @@ def _sections(inspection: Inspection, console: Output) -> Iterator[tuple[str, st
     if inspection.units:
         yield "Units", units_say(inspection.units), _units(inspection.units)
     if inspection.activation is not None:
-        shown = inspection.activation
-        largest = max(map(abs, shown.values))
-        if console.has_colours:
-            low, high = "blue", "red"
-            picture: RenderableType = _coloured(shown, largest)
-        else:
-            low, high = BLOCKS[1], BLOCKS[-1]
-            picture = _underlined(shown, largest, console.width)
-        yield (
-            f"Unit {shown.unit}",
-            f"Its state after each character, from {-largest:.3g} ({low}) to {largest:.3g} "
-            f"({high}).",
-            picture,
-        )
+        yield _activation(inspection.activation, console)
     if inspection.clipping is not None:
         yield "Clipping", clipping_says(inspection.clipping), _clipping(inspection.clipping)
     if inspection.cuts:
@@ -367,6 +354,19 @@ def unit_lines(units: Sequence[UnitFound]) -> list[list[str]]:
 
 def _units(units: Sequence[UnitFound]) -> Table:
     return _plotted(unit_lines(units), "", [_bar(abs(found.correlation)) for found in units])
+
+
+def _activation(shown: Activation, console: Output) -> tuple[str, str, RenderableType]:
+    """Return title, explanation and picture of a unit's state along the text."""
+    largest = max(map(abs, shown.values))
+    if console.has_colours:
+        low, high = "blue", "red"
+        picture: RenderableType = _coloured(shown, largest)
+    else:
+        low, high = BLOCKS[1], BLOCKS[-1]
+        picture = _underlined(shown, largest, console.width)
+    ends = f"from {-largest:.3g} ({low}) to {largest:.3g} ({high})"
+    return f"Unit {shown.unit}", f"Its state after each character, {ends}.", picture
 
 
 def _coloured(shown: Activation, largest: float) -> Text:
