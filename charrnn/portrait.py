@@ -39,7 +39,6 @@ from charrnn.trained import load_model
 from charrnn.vocabulary import Vocabulary
 
 __all__ = [
-    "EXCERPT",
     "SAMPLE",
     "Portrait",
     "PricedText",
@@ -51,7 +50,6 @@ __all__ = [
     "portray_inspected",
     "portray_subjects",
     "read_history",
-    "read_log",
 ]
 
 #: A row of ``metrics.jsonl``.
@@ -163,7 +161,7 @@ def portray(
     return Portrait(
         label=label,
         shape=model.config,
-        log=read_log(checkpoint),
+        log=_read_log(checkpoint),
         sample=vocabulary.decode(drawn),
         excerpt=tuple(excerpt[:EXCERPT]),
         inspection=inspection,
@@ -254,7 +252,7 @@ def portray_comparison(
         inspection = _inspect_end(path, model, vocabulary, training, part)
         portraits.append(portray(cell.cell.upper(), path, model, vocabulary, part, inspection))
     runs = [run for cell in comparison.cells for run in cell.runs]
-    return portraits, [(run, read_log(Path(run.run))) for run in runs]
+    return portraits, [(run, _read_log(Path(run.run))) for run in runs]
 
 
 def _inspect_end(
@@ -272,7 +270,7 @@ def _inspect_end(
     )
 
 
-def read_log(checkpoint: Path) -> tuple[Row, ...]:
+def _read_log(checkpoint: Path) -> tuple[Row, ...]:
     """Return the log of the run that a checkpoint belongs to; nothing where there is none.
 
     Raises:
@@ -289,7 +287,7 @@ def read_history(checkpoint: Path, training: TrainConfig) -> Clipping | None:
         RunFolderError: the log cannot be read, or a line is no row of it.
     """
     return clipping(
-        read_log(checkpoint),
+        _read_log(checkpoint),
         clip_norm=training.clip_norm,
         clip_value=training.clip_value,
         scale_norm=training.scale_norm,
