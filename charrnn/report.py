@@ -115,29 +115,15 @@ def comparison_page(
         logs: of every run.
         origin: how the page comes about.
     """
-    plan, best = comparison.plan, comparison.cells[0].best
-    part = scored_part(plan)
+    plan, part = comparison.plan, scored_part(comparison.plan)
     runs = [
         _Run(run.cell.upper() if run.seed == plan.seed else "", plan.cells.index(run.cell), log)
         for run, log in logs
     ]
-    chosen = "first run" if best.valid_nats_per_char is None else "best run by validation"
+    validated = comparison.cells[0].best.valid_nats_per_char is not None
+    chosen = "best run by validation" if validated else "first run"
     sections = [
-        page.section(
-            "Result",
-            page.figure(
-                [(f"Loss on the {part}", _result_chart(comparison))],
-                f"Nats per character on the {best.characters:,} predictions of the {part}; "
-                "further left is better. "
-                + (
-                    f"The bar is the mean over {plan.seeds} seeds, hollow marks are single seeds."
-                    if plan.seeds > 1
-                    else "One seed each: the spread that chance makes is not known."
-                ),
-            ),
-            page.table(comparison_lines(comparison), words=2),
-            page.bullets(comparison_says(comparison)),
-        ),
+        _result_section(comparison),
         _curves(
             runs,
             "Seeds of one cell share a style; the first is named. " if plan.seeds > 1 else "",
@@ -273,6 +259,25 @@ def _inspection_lead(inspection: Inspection, portrait: Portrait) -> str:
 
 
 # Scores ----------------------------------------------------------------------------------
+
+
+def _result_section(comparison: Comparison) -> str:
+    part, seeds = scored_part(comparison.plan), comparison.plan.seeds
+    spread = (
+        f"The bar is the mean over {seeds} seeds, hollow marks are single seeds."
+        if seeds > 1
+        else "One seed each: the spread that chance makes is not known."
+    )
+    return page.section(
+        "Result",
+        page.figure(
+            [(f"Loss on the {part}", _result_chart(comparison))],
+            f"Nats per character on the {comparison.cells[0].best.characters:,} predictions of the "
+            f"{part}; further left is better. {spread}",
+        ),
+        page.table(comparison_lines(comparison), words=2),
+        page.bullets(comparison_says(comparison)),
+    )
 
 
 def _result_chart(comparison: Comparison) -> str:
@@ -443,7 +448,26 @@ def _curves(runs: Sequence[_Run], more: str, unit: str = "character") -> str:
     )
     low, top = float(y_all.min()), max(_settled_most(curve.main_N3) for curve in curves)
     room = 0.06 * (top - low) or 0.1
-    charts = [
+    on = " or ".join(dict.fromkeys(curve.on for curve in curves))
+    thin = f"; thin lines: on {LEARNT}" if any(len(curve.thin_N3) for curve in curves) else ""
+    is_cut = y_all.max() > top + room
+    cut = f" What lies above {top + room:.2f}, at the start, is cut off." if is_cut else ""
+    return page.section(
+        "Learning" + _per(unit),
+        page.figure(
+            _curve_charts(curves, unit, (low - room, top + room)),
+            f"Marked lines: loss on {on}{thin}. {more}"
+            f"Nats per {unit} where the named lines end: {', '.join(ends)}.{cut}",
+        ),
+    )
+
+
+def _curve_charts(
+    curves: Sequence[_Curve], unit: str, y_range: tuple[float, float]
+) -> list[tuple[str, str]]:
+    """Return the losses against what was read, and against time."""
+    axes = ((f"{unit}s", f"{unit}s read"), ("seconds", "seconds of training"))
+    return [
         (
             f"Against {name}",
             line_chart(
@@ -452,25 +476,11 @@ def _curves(runs: Sequence[_Run], more: str, unit: str = "character") -> str:
                 [line for curve in curves for line in _curve_lines(curve, axis)],
                 x_label=x_label,
                 y_label=f"nats per {unit}",
-                y_range=(low - room, top + room),
+                y_range=y_range,
             ),
         )
-        for axis, (name, x_label) in enumerate(
-            ((f"{unit}s", f"{unit}s read"), ("seconds", "seconds of training"))
-        )
+        for axis, (name, x_label) in enumerate(axes)
     ]
-    on = " or ".join(dict.fromkeys(curve.on for curve in curves))
-    thin = f"; thin lines: on {LEARNT}" if any(len(curve.thin_N3) for curve in curves) else ""
-    is_cut = y_all.max() > top + room
-    cut = f" What lies above {top + room:.2f}, at the start, is cut off." if is_cut else ""
-    return page.section(
-        "Learning" + _per(unit),
-        page.figure(
-            charts,
-            f"Marked lines: loss on {on}{thin}. {more}"
-            f"Nats per {unit} where the named lines end: {', '.join(ends)}.{cut}",
-        ),
-    )
 
 
 def _curve(run: _Run) -> _Curve | None:
@@ -510,12 +520,9 @@ def _settled_most(points_N3: NDArray[np.float64]) -> float:
 
 def _curve_lines(curve: _Curve, axis: int) -> Iterator[Line]:
     """Yield a training's lines against characters (0) or seconds (1)."""
-    for label, points_N3, faint in (
-        ("", curve.thin_N3, True),
-        (curve.label, curve.main_N3, False),
-    ):
+    for label, points_N3 in (("", curve.thin_N3), (curve.label, curve.main_N3)):
         x, y = points_N3[:, axis].tolist(), points_N3[:, 2].tolist()
-        yield Line(label, x, y, curve.style, faint=faint)
+        yield Line(label, x, y, curve.style, faint=points_N3 is curve.thin_N3)
 
 
 # Inside the models -----------------------------------------------------------------------
