@@ -173,7 +173,7 @@ class _Following:
         encoded = text.encode("utf-8", "surrogateescape")
         symbols = encoded if part.corpus.encoding == "bytes" else map(ord, text)
         self._text, self._wanted = text, list(symbols)
-        self._codes = (code for block in part.codes() for code in block.tolist())
+        self._codes = part.each_code()
         self._read = deque([next(self._codes)], maxlen=len(self._wanted))
         self._number, self._nats = 0, 0.0
 

@@ -16,7 +16,7 @@ import codecs
 import hashlib
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -281,6 +281,11 @@ class Part:
                 position = stop
             if position == self.stop:
                 return
+
+    def each_code(self) -> Iterator[int]:
+        """Yield the code points of the part one by one; errors as in ``codes``."""
+        for block in self.codes():
+            yield from block.tolist()
 
     def counts(self) -> dict[int, int]:
         """Return code point -> occurrences.

@@ -245,6 +245,11 @@ class Reach:
     under_1_percent_at: int | None
     """First lag at which less than 1 % is left; None: none of them."""
 
+    @property
+    def farthest(self) -> int:
+        """The farthest lag."""
+        return len(self.relative) - 1
+
 
 @dataclass(frozen=True)
 class GradientFlow:
@@ -407,6 +412,11 @@ class Memory:
     off a fit to the excess that never rises, since single figures scatter."""
     bptt: int | None
     """Window of the gradient that the model was trained with, if its checkpoint says it."""
+
+    @property
+    def longest(self) -> int:
+        """The longest context that was tried, in characters."""
+        return len(self.excess_nats) - 1
 
     def nats(self, context: int) -> float:
         """Return the nats per character with a context of that many characters."""

@@ -94,7 +94,7 @@ def _sections(inspection: Inspection, console: Output) -> Iterator[tuple[str, st
             "Gradient flow",
             "What is left of the gradient of one character's loss, k characters before it "
             f"(means of {flows[0].places} places), along each layer's states. Plot: k from 0 to "
-            f"{len(flows[0].reaches[0].relative) - 1}, both axes logarithmic, down to "
+            f"{flows[0].reaches[0].farthest}, both axes logarithmic, down to "
             f"{FAINTEST:g}. {radius_says(flows)}"
             + (" Linear: through the matrix alone, without tanh." if linear else ""),
             _gradient_flow(flows),
@@ -194,7 +194,7 @@ def radius_says(flows: Sequence[GradientFlow]) -> str:
 
 def gradient_flow_lines(flows: Sequence[GradientFlow]) -> list[list[str]]:
     """Return the table of the gradient flow: its head, and a row a state."""
-    farthest = len(flows[0].reaches[0].relative) - 1
+    farthest = flows[0].reaches[0].farthest
     lags = [k for k in (1, 10) if k <= farthest]
     lines = [["weights", "radius", "along", "half at", "1 % at"] + [f"k = {k}" for k in lags]]
     for flow in flows:
@@ -216,7 +216,7 @@ def gradient_flow_lines(flows: Sequence[GradientFlow]) -> list[list[str]]:
 
 
 def _gradient_flow(flows: Sequence[GradientFlow]) -> Table:
-    farthest = len(flows[0].reaches[0].relative) - 1
+    farthest = flows[0].reaches[0].farthest
     plotted = sorted({0, *np.geomspace(1, farthest, PLOT).round().astype(int).tolist()})
     pictures = [
         _columns(
@@ -250,7 +250,7 @@ def memory_says(memory: Memory) -> str:
 def enough_says(memory: Memory) -> str:
     """Say how many characters of context are enough, and where less is better than all."""
     if memory.needed is None:
-        return f"more than {len(memory.excess_nats) - 1:,} characters are needed"
+        return f"more than {memory.longest:,} characters are needed"
     are = "is" if memory.needed == 1 else "are"
     enough = f"{counted(memory.needed, 'character')} {are} enough"
     least = min(memory.excess_nats)
@@ -275,7 +275,7 @@ def memory_lines(memory: Memory) -> list[list[str]]:
 
 
 def _contexts(memory: Memory) -> list[int]:
-    farthest = len(memory.excess_nats) - 1
+    farthest = memory.longest
     return sorted({0, *(1 << n for n in range(farthest.bit_length())), farthest})
 
 

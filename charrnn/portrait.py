@@ -43,7 +43,6 @@ __all__ = [
     "Portrait",
     "PricedText",
     "Row",
-    "code_points",
     "labels",
     "portray",
     "portray_comparison",
@@ -94,7 +93,7 @@ class PricedText:
     """
 
     def __init__(self, part: Part) -> None:
-        self._codes = code_points(part)
+        self._codes = part.each_code()
         self._decoder = None
         if part.corpus.encoding == "bytes":
             self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -122,12 +121,6 @@ class PricedText:
             if character := self._decoder.decode(bytes([code]), final=self._left == 0):
                 yield character, self._pending
                 self._pending = 0.0
-
-
-def code_points(part: Part) -> Iterator[int]:
-    """Yield the code points of a text one by one."""
-    for block in part.codes():
-        yield from block.tolist()
 
 
 def portray(

@@ -249,7 +249,7 @@ def _inspection_lead(inspection: Inspection, portrait: Portrait) -> str:
     if inspection.gradient_flow:
         last, reaches = shape.layers, inspection.gradient_flow[0].reaches
         reach = next(r for r in reaches if r.layer == last and r.state == "h")
-        lag, farthest = reach.under_1_percent_at, len(reach.relative) - 1
+        lag, farthest = reach.under_1_percent_at, reach.farthest
         after = f"beyond {farthest:,}" if lag is None else f"after {lag:,}"
         of_layer = f" of layer {last}" if last > 1 else ""
         lead += f" Along its state h{of_layer} the gradient falls under 1 % {after} characters."
@@ -609,7 +609,7 @@ def _flow_section(flows: Measured[tuple[GradientFlow, ...]], seen: str) -> str:
             _flow_charts(flows),
             "What is left of the gradient of one character's loss, k characters before it, as a "
             "share of what it is at the character itself; k from 1 to "
-            f"{len(first.reaches[0].relative) - 1}, means of {first.places} places, both axes "
+            f"{first.reaches[0].farthest}, means of {first.places} places, both axes "
             "logarithmic. The gradient vanishes along a line that goes on falling, and explodes "
             f"along one that goes on rising, which is not drawn above {LOUDEST:,.0f}; in the first "
             "few characters a line may rise because more ways lead back, through other layers or "

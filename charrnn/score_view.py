@@ -22,7 +22,7 @@ from charrnn.corpus import Part
 from charrnn.display import Output, counted, plain_table, print_words
 from charrnn.errors import CharrnnError, printable, reason, shown
 from charrnn.evaluation import PositionScores, Prices, Scores, perplexity
-from charrnn.portrait import PricedText, code_points
+from charrnn.portrait import PricedText
 
 __all__ = [
     "BaselineRow",
@@ -366,7 +366,7 @@ class PerCharacter:
     """
 
     def __init__(self, part: Part, path: Path) -> None:
-        self._codes = code_points(part)
+        self._codes = part.each_code()
         next(self._codes)
         self._path = path
         self._bytes = part.corpus.encoding == "bytes"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -40,16 +39,13 @@ class Subject:
     vocabulary: Vocabulary
     checkpoint: Checkpoint
     """Without tensors."""
+    trained_on: TextRecord
+    """The text of the model's run."""
     part: Part
     training: Part | None = None
     """What the model was trained on; None: nobody asked for it, or it is gone."""
     gone: str | None = None
     """Why the text that was asked for is gone."""
-
-    @cached_property
-    def trained_on(self) -> TextRecord:
-        """The text of the model's run."""
-        return self.checkpoint.record("text", TextRecord)
 
     def learnt(self, part: Part) -> str | None:
         """Say how much of a text the model was trained on, if any."""
@@ -152,7 +148,8 @@ def load_subjects(
             if note not in told:
                 told.add(note)
                 tell(note.replace(str(spooled), "standard input") if spooled else note)
-        subjects.append(Subject(path, model, vocabulary, checkpoint, part))
+        trained_on = checkpoint.record("text", TextRecord)
+        subjects.append(Subject(path, model, vocabulary, checkpoint, trained_on, part))
     for other in subjects if source.part is not None else ():
         if not other.part.is_same_as(subjects[0].part):
             raise UsageError(
