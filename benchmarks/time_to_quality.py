@@ -5,7 +5,8 @@ The reference is what a good tutorial builds: torch.nn's cell, one layer of 256 
 the gradient clipped at norm 1, the state carried, in float32 or bf16, whichever is faster.
 It gets the same minutes, text, split and scoring. Run with::
 
-    python -m benchmarks.time_to_quality --corpora DIR [--minutes 2] [--cell lstm ...]
+    python -m benchmarks.time_to_quality --corpora DIR [--text NAME] [--minutes 2 ...]
+        [--cell lstm ...] [--quick] [--json FILE]
 """
 
 from __future__ import annotations
