@@ -170,7 +170,10 @@ def waits(rounds: int) -> tuple[float, float]:
 
 def main() -> None:
     """Run, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="benchmarks.sampling")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.sampling",
+        description="Measure characters sampled per second beside a loop over torch.nn's cells.",
+    )
     parser.add_argument("--corpora", type=Path, help=UNREAD)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, 2 x 128 only")
     parser.add_argument("--checkpoint", type=Path, help="of a trained model, for what bits cost")

@@ -154,7 +154,10 @@ def exact_loss(model: Reference, ids: Tensor) -> float:
 
 def main() -> None:
     """Run, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="benchmarks.time_to_quality")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.time_to_quality",
+        description="Measure the loss after some minutes of training beside a plain reference.",
+    )
     parser.add_argument("--corpora", type=Path, required=True, help="folder of the texts")
     parser.add_argument("--text", default="tinyshakespeare.txt", help="file in it")
     parser.add_argument("--minutes", type=float, nargs="+", default=[2.0])
