@@ -920,14 +920,16 @@ def inspect_recurrence(
     if report is not None:
         report = _report_path(report)
 
+    from charrnn.activity import Unit
     from charrnn.config import TrainConfig
     from charrnn.corpus import scan
     from charrnn.device import choose_device
     from charrnn.display import to_json
     from charrnn.files import refuse_overwriting
-    from charrnn.inspection import Unit, inspect, read_stretch
+    from charrnn.inspection import inspect
     from charrnn.portrait import read_history
     from charrnn.subject import load_subjects
+    from charrnn.unrolled import read_stretch
 
     where = choose_device(device)
     with contextlib.ExitStack() as stack:

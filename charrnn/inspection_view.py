@@ -12,22 +12,22 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from charrnn.display import Output, counted, cut_word, plain_table, print_words
-from charrnn.equations import SHOWN, Step
-from charrnn.errors import printable
-from charrnn.gradients import Clipping, Cut, Truncation
-from charrnn.inspection import (
+from charrnn.activity import (
     KEPT_OVER,
     NEARLY_CLOSED,
     NEARLY_OPEN,
     Activation,
     GateUse,
-    GradientFlow,
-    Inspection,
-    Memory,
     Pace,
     UnitFound,
 )
+from charrnn.display import Output, counted, cut_word, plain_table, print_words
+from charrnn.equations import SHOWN, Step
+from charrnn.errors import printable
+from charrnn.flow import GradientFlow
+from charrnn.gradients import Clipping, Cut, Truncation
+from charrnn.inspection import Inspection
+from charrnn.memory import Memory
 from charrnn.properties import PROPERTIES
 
 __all__ = [

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from charrnn.activity import activation
 from charrnn.checkpoint import find
 from charrnn.comparison import Comparison, RunResult
 from charrnn.config import InspectConfig, ModelConfig, PartName, SampleConfig, TrainConfig
@@ -22,20 +23,14 @@ from charrnn.corpus import Part
 from charrnn.errors import printable
 from charrnn.evaluation import Prices, prices
 from charrnn.gradients import Clipping, clipping
-from charrnn.inspection import (
-    LEAST_CHARACTERS,
-    Inspection,
-    Stretch,
-    activation,
-    inspect,
-    read_stretch,
-)
+from charrnn.inspection import Inspection, inspect
 from charrnn.model import CharModel
 from charrnn.reading import recorded_part
 from charrnn.runfolder import read_metrics
 from charrnn.sampling import prepare_prompt, sample
 from charrnn.subject import Subject
 from charrnn.trained import load_model
+from charrnn.unrolled import LEAST_CHARACTERS, Stretch, read_stretch
 from charrnn.vocabulary import Vocabulary
 
 __all__ = [

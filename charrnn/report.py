@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charrnn import page
+from charrnn.activity import NEARLY_CLOSED, NEARLY_OPEN, Activation, GateUse, UnitFound
 from charrnn.assessment import Assessment
 from charrnn.comparison import Comparison, RunResult
 from charrnn.display import counted, cut_word
@@ -29,17 +30,9 @@ from charrnn.figures import (
     line_chart,
     saturation_chart,
 )
+from charrnn.flow import GradientFlow
 from charrnn.gradients import Clipping, Truncation
-from charrnn.inspection import (
-    NEARLY_CLOSED,
-    NEARLY_OPEN,
-    Activation,
-    GateUse,
-    GradientFlow,
-    Inspection,
-    Memory,
-    UnitFound,
-)
+from charrnn.inspection import Inspection
 from charrnn.inspection_view import (
     ALWAYS,
     CUTS_SAY,
@@ -62,6 +55,7 @@ from charrnn.inspection_view import (
     unit_lines,
     units_say,
 )
+from charrnn.memory import Memory
 from charrnn.page import Origin
 from charrnn.portrait import SAMPLE, Portrait, Row
 from charrnn.properties import PROPERTIES

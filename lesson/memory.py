@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from charrnn.activity import KEPT_OVER, NEARLY_CLOSED, NEARLY_OPEN
 from charrnn.figures import Line, Rule, line_chart, standalone
-from charrnn.inspection import KEPT_OVER, NEARLY_CLOSED, NEARLY_OPEN
 from charrnn.properties import PROPERTIES
 from lesson.gradients import flow
 from lesson.lab import Lab

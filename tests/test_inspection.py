@@ -22,33 +22,21 @@ from rich.cells import cell_len
 from rich.text import Text
 from torch import Tensor
 
+from charrnn import flow
 from charrnn import inspection as module
+from charrnn.activity import Unit, activation, gate_use, pace, units
 from charrnn.cells import GRU, LSTM, Cell, State
 from charrnn.checkpoint import load, save
 from charrnn.config import CELL_NAMES, CellName, InspectConfig, ModelConfig
 from charrnn.corpus import scan
 from charrnn.errors import CorpusError, UsageError
-from charrnn.inspection import (
-    GATES,
-    LANES,
-    Memory,
-    Stretch,
-    Unit,
-    activation,
-    gate_use,
-    gradient_flow,
-    initial_model,
-    memory,
-    pace,
-    read_stretch,
-    units,
-    unroll_model,
-    with_spectral_radius,
-)
+from charrnn.flow import gradient_flow, initial_model, with_spectral_radius
 from charrnn.inspection_view import enough_says, memory_lines, print_inspection
+from charrnn.memory import Memory, _never_rising, memory
 from charrnn.model import CharModel
 from charrnn.properties import PROPERTIES
 from charrnn.trained import load_model
+from charrnn.unrolled import GATES, LANES, Stretch, observe, read_stretch, unroll_model
 from charrnn.vocabulary import UNKNOWN, Vocabulary
 from tests.conftest import Cli, Result, make_prose
 
@@ -245,10 +233,10 @@ class TestGradientFlow:
         assert along_c.relative == pytest.approx([forget**k for k in range(21)])
 
     def test_lags_at_which_it_halves_and_falls_under_1_percent(self) -> None:
-        reach = module._reach(0, "h", np.array([4.0, 3.0, 1.9, 0.03, 0.5]))
+        reach = flow._reach(0, "h", np.array([4.0, 3.0, 1.9, 0.03, 0.5]))
         assert (reach.layer, reach.size) == (1, 4.0)
         assert (reach.halves_at, reach.under_1_percent_at) == (2, 3)
-        reach = module._reach(0, "h", np.array([1.0, 3.0]))
+        reach = flow._reach(0, "h", np.array([1.0, 3.0]))
         assert (reach.halves_at, reach.under_1_percent_at) == (None, None)
 
     def test_needs_no_weight_that_requires_a_gradient(self) -> None:
@@ -294,10 +282,10 @@ class TestMemory:
     def test_equals_a_loop_over_resets(
         self, cell: CellName, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(module, "LOGITS", 300)
+        monkeypatch.setattr("charrnn.memory.LOGITS", 300)
         model, stretch = make_model(cell), make_stretch(101, ALPHABET + "é")
         ids = stretch.ids.tolist()
-        found = memory(model, stretch, vocabulary(), farthest=9, windows=7, bptt=4)
+        found = memory(model, stretch, vocabulary(), farthest=9, resets=7, bptt=4)
         starts = np.linspace(9, 91, 7).astype(int).tolist()
         for k in range(10):
             excess = [
@@ -357,7 +345,7 @@ class TestMemory:
     @pytest.mark.parametrize(("bptt", "farthest"), [(None, 256), (100, 256), (200, 400)])
     def test_looks_beyond_the_window_of_the_training(self, bptt: int | None, farthest: int) -> None:
         model = make_model("rnn", layers=1)
-        found = memory(model, make_stretch(1700), vocabulary(), bptt=bptt, windows=2)
+        found = memory(model, make_stretch(1700), vocabulary(), bptt=bptt, resets=2)
         assert len(found.excess_nats) == farthest + 1
 
     @given(st.lists(st.integers(-9, 9), min_size=1, max_size=12))
@@ -368,7 +356,7 @@ class TestMemory:
             min(max(np.mean(values[a : b + 1]) for b in range(i, n)) for a in range(i + 1))
             for i in range(n)
         ]
-        assert module._never_rising(np.array(values, float)) == pytest.approx(expected)
+        assert _never_rising(np.array(values, float)) == pytest.approx(expected)
 
 
 # Gates ----------------------------------------------------------------------------
@@ -414,7 +402,7 @@ class TestPace:
     def test_it_is_numpy_s_correlation_of_each_lane_with_itself(self, cell: CellName) -> None:
         """Of the model read in one piece, lane by lane, over several blocks."""
         model, stretch = make_model(cell), make_stretch(2200)
-        observed = [layers for _, layers in module._observe(model, stretch)]
+        observed = [layers for _, layers in observe(model, stretch)]
         assert len(observed) > 1
         found = pace(model, stretch)
         assert [(one.layer, one.state) for one in found] == [
@@ -649,7 +637,7 @@ def test_any_measurement_can_be_shown(
     stretch = make_stretch(150, ALPHABET + "\r\t\f\x1b紅e\u0301")
     config, unit = InspectConfig(spectral_radius=(math.pi,), bptt=(3,)), Unit(2, 1, "h")
     for shown in (model, make_model(cell)):
-        monkeypatch.setattr(module, "with_spectral_radius", lambda model, _: model)
+        monkeypatch.setattr(flow, "with_spectral_radius", lambda model, _: model)
         print_inspection(module.inspect(shown, stretch, vocabulary(), config, unit=unit))
         out = capsys.readouterr().out
         assert ("\nGates\n" in out) == (cell != "rnn")

@@ -24,6 +24,7 @@ import torch
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
+from charrnn.activity import Activation, GateUse, Pace, Unit, UnitFound
 from charrnn.assessment import Assessment
 from charrnn.baselines import Baseline
 from charrnn.checkpoint import load, save
@@ -41,19 +42,11 @@ from charrnn.figures import (
     saturation_chart,
     standalone,
 )
+from charrnn.flow import GradientFlow, Reach
 from charrnn.gradients import Clipping, Cut, Period, Truncation, Window
-from charrnn.inspection import (
-    Activation,
-    GateUse,
-    GradientFlow,
-    Inspection,
-    Memory,
-    Pace,
-    Reach,
-    Unit,
-    UnitFound,
-)
+from charrnn.inspection import Inspection
 from charrnn.machine import machine
+from charrnn.memory import Memory
 from charrnn.page import Origin, origin, save_page
 from charrnn.portrait import SAMPLE, Portrait, labels
 from charrnn.report import assessment_page, comparison_page, inspection_page

@@ -1,0 +1,332 @@
+"""What states, gates and units do along a text.
+
+- pace: how slowly the states change, and what gates keep of one;
+- gates: how often each is nearly open or nearly closed;
+- units: which of them follow a property that a reader sees; one of them along the text.
+
+Layers and units are counted from 1. Axis letters: T time, B lanes, H hidden, P properties.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from charrnn.errors import UsageError
+from charrnn.model import CharModel
+from charrnn.properties import PROPERTIES
+from charrnn.unrolled import KEEPERS, WARM_UP, Stretch, observe, unroll_model, warmed, windows_at
+
+__all__ = [
+    "KEPT_OVER",
+    "NEARLY_CLOSED",
+    "NEARLY_OPEN",
+    "Activation",
+    "GateUse",
+    "Pace",
+    "Unit",
+    "UnitFound",
+    "activation",
+    "gate_use",
+    "pace",
+    "units",
+]
+
+#: Steps in a row over which the values of such a gate are multiplied.
+KEPT_OVER = 10
+#: Characters whose activation is shown.
+SHOWN = 1000
+#: A gate is nearly open above, nearly closed below (Karpathy, Johnson, Fei-Fei 2015, 4.2).
+NEARLY_OPEN, NEARLY_CLOSED = 0.9, 0.1
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How slowly one layer's state changes along the text."""
+
+    layer: int
+    state: str
+    autocorrelation: tuple[float, ...]
+    """Of each unit, at lag 1: Pearson's correlation of its state with that one character
+    before. NaN for a unit that does not vary."""
+    mean: float
+    """Of these, over the units that vary; NaN if none does."""
+    gate: str | None
+    """That keeps the state: an LSTM's forget gate for c, a GRU's update gate for h."""
+    kept_mean: float | None
+    """Product of that gate's values at ``KEPT_OVER`` steps in a row, mean over units and
+    places; None: no such gate, or too short a text."""
+    kept_median: float | None
+
+
+@torch.inference_mode()
+def pace(model: CharModel, stretch: Stretch) -> tuple[Pace, ...]:
+    """Measure how slowly each state changes, and how much of it the gate on its way keeps.
+
+    At an autocorrelation of 0.5 a step changes a unit by as much as its state differs from
+    its mean (root mean squares): above that it changes more slowly than it varies.
+    """
+    cells = model.layers()
+    sums: dict[tuple[int, str], NDArray[np.float64]] = {}
+    before: dict[tuple[int, str], NDArray[np.float64]] = {}
+    kept: dict[tuple[int, str], list[NDArray[np.float64]]] = {}
+    count = 0
+    for at_TB, layers in observe(model, stretch):
+        count += at_TB.size - (0 if before else at_TB.shape[1])
+        whole = len(at_TB) // KEPT_OVER * KEPT_OVER
+        for number, layer in enumerate(layers, start=1):
+            for name, steps in layer.states.items():
+                key = (number, name)
+                state_TBH = torch.stack(steps).cpu().double().numpy()
+                if key in before:
+                    state_TBH = np.concatenate([before[key][None], state_TBH])
+                before[key] = state_TBH[-1]
+                x_NH, y_NH = (part.reshape(-1, part.shape[-1])
+                              for part in (state_TBH[:-1], state_TBH[1:]))  # fmt: skip
+                of_block = [x_NH, y_NH, x_NH**2, y_NH**2, x_NH * y_NH]
+                sums[key] = sums.get(key, 0) + np.array([part.sum(0) for part in of_block])
+                gate = KEEPERS[type(cells[number - 1])].get(name)
+                if gate is not None and whole:
+                    gate_TBH = torch.stack(layer.gates[gate][:whole])
+                    product_NBH = gate_TBH.view(-1, KEPT_OVER, *gate_TBH.shape[1:]).prod(1)
+                    kept.setdefault(key, []).append(product_NBH.flatten().cpu().numpy())
+    found = []
+    for (number, name), sums_5H in sums.items():
+        correlation_H = _autocorrelation(sums_5H / count)
+        varies_H = np.isfinite(correlation_H)
+        products = np.concatenate(kept.get((number, name), [np.empty(0)]))
+        found.append(
+            Pace(
+                layer=number,
+                state=name,
+                autocorrelation=tuple(correlation_H.tolist()),
+                mean=float(correlation_H[varies_H].mean()) if varies_H.any() else math.nan,
+                gate=KEEPERS[type(cells[number - 1])].get(name),
+                kept_mean=float(products.mean()) if len(products) else None,
+                kept_median=float(np.median(products)) if len(products) else None,
+            )
+        )
+    return tuple(found)
+
+
+def _autocorrelation(mean_5H: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return Pearson's correlation [H] from the means of x, y, x², y² and x y."""
+    x_H, y_H, xx_H, yy_H, xy_H = mean_5H
+    variance_2H = np.array([xx_H - x_H**2, yy_H - y_H**2])
+    # A unit that is constant but for rounding does not vary.
+    variance_2H[variance_2H <= 1e-12 * np.array([xx_H, yy_H])] = np.nan
+    result: NDArray[np.float64] = (xy_H - x_H * y_H) / np.sqrt(variance_2H.prod(0))
+    return result
+
+
+@dataclass(frozen=True)
+class GateUse:
+    """How far one layer's gates of one kind are open."""
+
+    layer: int
+    gate: str
+    open_share: tuple[float, ...]
+    """Of each unit: the share of characters at which its gate is above 0.9."""
+    closed_share: tuple[float, ...]
+    """Of each unit: the share of characters at which its gate is below 0.1."""
+    characters: int
+
+
+@torch.inference_mode()
+def gate_use(model: CharModel, stretch: Stretch) -> tuple[GateUse, ...]:
+    """Measure how often each unit's gates are nearly open and nearly closed.
+
+    After Karpathy, Johnson and Fei-Fei (2015), figure 3. A plain RNN has no gates: ().
+    """
+    opened: dict[tuple[int, str], Tensor] = {}
+    closed: dict[tuple[int, str], Tensor] = {}
+    characters = 0
+    for at_TB, layers in observe(model, stretch):
+        characters += at_TB.size
+        for number, layer in enumerate(layers, start=1):
+            for gate, steps in layer.gates.items():
+                value = torch.stack(steps).flatten(0, 1)
+                key = (number, gate)
+                opened[key] = opened.get(key, 0) + (value > NEARLY_OPEN).sum(0)
+                closed[key] = closed.get(key, 0) + (value < NEARLY_CLOSED).sum(0)
+    return tuple(
+        GateUse(
+            layer=layer,
+            gate=gate,
+            open_share=tuple((opened[layer, gate] / characters).tolist()),
+            closed_share=tuple((closed[layer, gate] / characters).tolist()),
+            characters=characters,
+        )
+        for layer, gate in opened
+    )
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One number of a model's state."""
+
+    layer: int
+    unit: int
+    state: str
+
+    @classmethod
+    def parse(cls, name: str, model: CharModel) -> Self:
+        """Return the unit that a name like 1.17 or 1.17c means; 17 is 1.17.
+
+        Raises:
+            UsageError: it is no such name, or the model has no such unit.
+        """
+        match = re.fullmatch(r"(?:([0-9]{1,9})\.)?([0-9]{1,9})([hc]?)", name)
+        if not match:
+            raise UsageError(
+                f"--unit must be layer.unit, like 1.17 (or 1.17c: an LSTM's memory), not {name!r}"
+            )
+        unit = cls(int(match[1] or 1), int(match[2]), match[3] or "h")
+        cells = model.layers()
+        if not 1 <= unit.layer <= len(cells) or not 1 <= unit.unit <= model.config.hidden:
+            raise UsageError(
+                f"--unit {name}: the model's units go from 1.1 to "
+                f"{len(cells)}.{model.config.hidden}"
+            )
+        if unit.state not in cells[0].states:
+            raise UsageError(f"--unit {name}: only an LSTM has a memory c: leave out the c")
+        return unit
+
+    def __str__(self) -> str:
+        return f"{self.layer}.{self.unit}{self.state.replace('h', '')}"
+
+
+@dataclass(frozen=True)
+class UnitFound:
+    """The unit that follows a property best, found on one half of the text."""
+
+    property: str
+    unit: Unit
+    found: float
+    """Correlation on the first half, where this unit's was the largest by size."""
+    correlation: float
+    """Correlation of the same unit on the second half."""
+    mean: float
+    """Of the property, over both halves."""
+
+
+@torch.inference_mode()
+def units(model: CharModel, stretch: Stretch) -> tuple[UnitFound, ...]:
+    """Find the unit that follows each visible property of the text best.
+
+    The measure is Pearson's correlation between the unit's state after a character and
+    the property's value at it. The best of many units is best by chance too: so it is
+    found on the first half of the text, and its correlation reported on the second.
+
+    Returns:
+        Findings by falling size of the correlation on the second half; none for a
+        property that does not vary in one of the halves.
+    """
+    value_TP = np.array([measure(stretch.text) for measure in PROPERTIES.values()]).T
+    names: list[tuple[int, str]] = []
+    halves: list[_Correlation] = []
+    for at_TB, layers in observe(model, stretch):
+        if not halves:
+            names = [(n, s) for n, layer in enumerate(layers, start=1) for s in layer.states]
+            width = len(names) * model.config.hidden
+            halves = [_Correlation(width, len(PROPERTIES)) for _ in range(2)]
+        state_TBU = torch.cat([torch.stack(layers[n - 1].states[s]) for n, s in names], dim=2)
+        lanes = at_TB.shape[1]
+        for half, of_half in zip(halves, np.array_split(np.arange(lanes), 2), strict=True):
+            half.add(
+                state_TBU[:, of_half].flatten(0, 1).cpu().double().numpy(),
+                value_TP[at_TB[:, of_half]].reshape(-1, len(PROPERTIES)),
+            )
+    first_UP, second_UP = (half.result() for half in halves)
+    findings = []
+    for number, name in enumerate(PROPERTIES):
+        if any(half.is_constant(number) for half in halves):
+            continue
+        best = int(np.abs(first_UP[:, number]).argmax())
+        layer, state = names[best // model.config.hidden]
+        findings.append(
+            UnitFound(
+                property=name,
+                unit=Unit(layer, best % model.config.hidden + 1, state),
+                found=float(first_UP[best, number]),
+                correlation=float(second_UP[best, number]),
+                mean=sum(float(half.sum_P[number]) for half in halves)
+                / sum(half.count for half in halves),
+            )
+        )
+    return tuple(sorted(findings, key=lambda found: -abs(found.correlation)))
+
+
+class _Correlation:
+    """Pearson's correlation of U variables with P others, from sums in float64."""
+
+    def __init__(self, width: int, properties: int) -> None:
+        self.count = 0
+        self.sum_U, self.square_U = np.zeros(width), np.zeros(width)
+        self.sum_P, self.square_P = np.zeros(properties), np.zeros(properties)
+        self.product_UP = np.zeros((width, properties))
+
+    def add(self, x_NU: NDArray[np.float64], y_NP: NDArray[np.float64]) -> None:
+        """Take N observations in."""
+        self.count += len(x_NU)
+        self.sum_U += x_NU.sum(0)
+        self.square_U += (x_NU**2).sum(0)
+        self.sum_P += y_NP.sum(0)
+        self.square_P += (y_NP**2).sum(0)
+        self.product_UP += x_NU.T @ y_NP
+
+    def is_constant(self, number: int) -> bool:
+        """Whether a property had one value only."""
+        # Exact: the values are small whole numbers.
+        return bool(self.count * self.square_P[number] == self.sum_P[number] ** 2)
+
+    def result(self) -> NDArray[np.float64]:
+        """Return the correlations [U, P]; 0 where one of both does not vary."""
+        n = self.count
+        covariance_UP = n * self.product_UP - np.outer(self.sum_U, self.sum_P)
+        variance_U = n * self.square_U - self.sum_U**2
+        variance_P = n * self.square_P - self.sum_P**2
+        # A unit that is constant but for rounding follows nothing.
+        variance_U[variance_U <= 1e-12 * n * self.square_U] = np.inf
+        variance_P[variance_P <= 0] = np.inf
+        result: NDArray[np.float64] = covariance_UP / np.sqrt(np.outer(variance_U, variance_P))
+        return result
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One unit's state along a text."""
+
+    unit: Unit
+    text: str
+    values: tuple[float, ...]
+    """The unit's state after each character of ``text``."""
+
+
+@torch.inference_mode()
+def activation(
+    model: CharModel, stretch: Stretch, unit: Unit, characters: int = SHOWN
+) -> Activation:
+    """Return a unit's state at the last characters of the stretch.
+
+    Args:
+        model: dropout does not act.
+        stretch: the text; what is before those characters is read first.
+        unit: which one of the model's.
+        characters: how many; at most three quarters of the stretch.
+    """
+    start = len(stretch) - min(characters, len(stretch) * 3 // 4)
+    warm_up = min(WARM_UP, start)
+    starts = np.array([start - warm_up])
+    ids_TB = windows_at(stretch, starts, len(stretch) - start + warm_up, model)
+    layers = unroll_model(model, ids_TB[warm_up:], warmed(model, ids_TB[:warm_up]))
+    steps = layers[unit.layer - 1].states[unit.state]
+    values = tuple(float(state_BH[0, unit.unit - 1]) for state_BH in steps)
+    return Activation(unit, stretch.text[start:], values)

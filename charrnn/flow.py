@@ -1,0 +1,192 @@
+"""Gradient flow: how far back the loss of one character reaches, by size.
+
+Layers are counted from 1. Axis letters: B places of the text, H hidden, K characters back.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from charrnn.cells import RNN, Cell
+from charrnn.config import ModelConfig
+from charrnn.model import CharModel
+from charrnn.unrolled import WARM_UP, Stretch, first_where, unroll_model, warmed, windows_at
+
+__all__ = ["GradientFlow", "Reach", "gradient_flow", "initial_model", "with_spectral_radius"]
+
+#: The farthest lag.
+FARTHEST = 256
+#: Places of the text whose gradient is followed back, and how many at a time.
+PLACES, PLACES_AT_ONCE = 128, 32
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How the gradient of one character's loss fades along one layer's state."""
+
+    layer: int
+    state: str
+    """``h``; ``c``: the memory of an LSTM; ``linear``: the textbook's picture of a plain RNN,
+    where the gradient at lag 0 passes through the recurrent matrix alone, k times, as if
+    tanh were a straight line and no layer lay above."""
+    size: float
+    """Mean of ``|d loss(t) / d state(t)|``, the Euclidean norm over the units."""
+    relative: tuple[float, ...]
+    """Mean of ``|d loss(t) / d state(t-k)|`` over that, for k = 0, 1, ..., the farthest lag."""
+    halves_at: int | None
+    """First lag at which less than half is left; None: none of them."""
+    under_1_percent_at: int | None
+    """First lag at which less than 1 % is left; None: none of them."""
+
+    @property
+    def farthest(self) -> int:
+        """The farthest lag."""
+        return len(self.relative) - 1
+
+
+@dataclass(frozen=True)
+class GradientFlow:
+    """Gradient flow of a model with some weights."""
+
+    weights: Literal["trained", "initial"]
+    scaled_to: float | None
+    """Spectral radius that the recurrent matrices were scaled to; None: as they are."""
+    spectral_radii: tuple[tuple[float, ...], ...]
+    """Largest absolute eigenvalue of each layer's recurrent matrices, one a gate's block."""
+    places: int
+    """Characters t whose loss was followed back."""
+    reaches: tuple[Reach, ...]
+
+
+def initial_model(config: ModelConfig, seed: int) -> CharModel:
+    """Return a model as a training with this seed begins it; torch's generator stays as it was."""
+    with torch.random.fork_rng(devices=[]):  # it is made on the CPU
+        torch.manual_seed(seed)
+        return CharModel(config).eval()
+
+
+def with_spectral_radius(model: CharModel, radius: float) -> CharModel:
+    """Return a copy whose recurrent matrices, each gate's block, have this spectral radius."""
+    scaled = copy.deepcopy(model)
+    for cell in scaled.layers():
+        blocks = cell.weight_recurrent.detach().chunk(cell.gates)
+        for block_HH, was in zip(blocks, _spectral_radii(cell), strict=True):
+            block_HH.mul_(radius / was)
+    return scaled
+
+
+def _spectral_radii(cell: Cell) -> tuple[float, ...]:
+    blocks = cell.weight_recurrent.detach().cpu().double().chunk(cell.gates)
+    return tuple(float(torch.linalg.eigvals(block_HH).abs().max()) for block_HH in blocks)
+
+
+def gradient_flow(
+    model: CharModel,
+    stretch: Stretch,
+    *,
+    weights: Literal["trained", "initial"] = "trained",
+    scaled_to: float | None = None,
+    farthest: int = FARTHEST,
+    places: int = PLACES,
+) -> GradientFlow:
+    """Measure ``d loss(t) / d state(t-k)`` for k = 0 ... ``farthest``, means over many t.
+
+    These are total derivatives by backpropagation through time, untruncated up to the
+    farthest lag: all ways from a layer's state at t-k to the loss at t count, those through
+    the layers above too. An LSTM's two states count as independent variables: the way
+    from h to the loss does not include the memory before it, that from c includes all.
+
+    Args:
+        model: dropout does not act.
+        stretch: where the characters t are taken from, evenly.
+        weights: what the model's weights are, for the record.
+        scaled_to: measure a copy with recurrent matrices of this spectral radius.
+        farthest: the largest lag; less on a short text.
+        places: how many t; fewer on a short text.
+    """
+    if scaled_to is not None:
+        model = with_spectral_radius(model, scaled_to)
+    farthest = min(farthest, len(stretch) // 4)
+    first = farthest + min(WARM_UP, len(stretch) // 4)
+    last = len(stretch) - 2  # its loss is the price of the character after it
+    at_B = np.unique(np.linspace(first, last, min(places, last - first + 1)).astype(np.int64))
+    sizes: dict[tuple[int, str], NDArray[np.float64]] = {}
+    for start in range(0, len(at_B), PLACES_AT_ONCE):
+        for name, size_KB in _gradient_sizes(
+            model, stretch, at_B[start : start + PLACES_AT_ONCE], farthest
+        ).items():
+            sizes[name] = sizes.get(name, 0) + size_KB.sum(dim=1).numpy() / len(at_B)
+    return GradientFlow(
+        weights=weights,
+        scaled_to=scaled_to,
+        spectral_radii=tuple(_spectral_radii(cell) for cell in model.layers()),
+        places=len(at_B),
+        reaches=tuple(_reach(layer, state, size_K) for (layer, state), size_K in sizes.items()),
+    )
+
+
+def _gradient_sizes(
+    model: CharModel, stretch: Stretch, at_B: NDArray[np.int64], farthest: int
+) -> dict[tuple[int, str], Tensor]:
+    """Return (layer from 0, state) -> norms [K, B] of the gradient at t-k, t = ``at_B``.
+
+    The windows that end at the places are lanes of one batch; since lanes do not touch
+    each other, one backward pass from the sum of their last losses serves them all.
+    """
+    warm_up = min(WARM_UP, int(at_B.min()) - farthest)
+    ids_TB = windows_at(stretch, at_B - farthest - warm_up, warm_up + farthest + 2, model)
+    hidden = warmed(model, ids_TB[:warm_up])
+    # Whatever the weights require: the states are to be followed.
+    hidden = tuple(tuple(s.requires_grad_() for s in state) for state in hidden)
+    with torch.enable_grad():
+        layers = unroll_model(model, ids_TB[warm_up:-1], hidden)
+        logits_BV = model.head(layers[-1].states["h"][-1])
+        loss = F.cross_entropy(logits_BV, ids_TB[-1], reduction="sum")
+        names = [(number, name) for number, layer in enumerate(layers) for name in layer.states]
+        nodes = [node for number, name in names for node in layers[number].states[name]]
+        gradients = torch.autograd.grad(loss, nodes)
+    steps = farthest + 1
+    sizes = {}
+    for (number, name), i in zip(names, range(0, len(nodes), steps), strict=True):
+        back = [g.detach() for g in reversed(gradients[i : i + steps])]
+        sizes[number, name] = _norms(back)
+        cell = model.layers()[number]
+        if isinstance(cell, RNN):
+            sizes[number, "linear"] = _norms(_through_matrix(back[0], cell, farthest))
+    return sizes
+
+
+def _norms(gradients: Sequence[Tensor]) -> Tensor:
+    """Return the Euclidean norms [K, B] of gradients [B, H]."""
+    return torch.stack([g_BH.cpu().double().norm(dim=1) for g_BH in gradients])
+
+
+def _through_matrix(g_BH: Tensor, cell: Cell, farthest: int) -> list[Tensor]:
+    """Return a gradient after 0, 1, ... passes backwards through the recurrent matrix alone."""
+    matrix_HH = cell.weight_recurrent.detach().cpu().double()
+    passed = [g_BH.cpu().double()]
+    for _ in range(farthest):
+        passed.append(passed[-1] @ matrix_HH)
+    return passed
+
+
+def _reach(layer: int, state: str, size_K: NDArray[np.float64]) -> Reach:
+    with np.errstate(invalid="ignore"):
+        relative_K = size_K / size_K[0]
+    return Reach(
+        layer=layer + 1,
+        state=state,
+        size=float(size_K[0]),
+        relative=tuple(relative_K.tolist()),
+        halves_at=first_where(relative_K < 0.5),
+        under_1_percent_at=first_where(relative_K < 0.01),
+    )

@@ -1,0 +1,149 @@
+"""Memory: what a reset of the state costs, by the number of characters since.
+
+Axis letters: T time, B resets, V vocabulary, K characters since a reset.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from charrnn.evaluation import symbol_prices
+from charrnn.model import CharModel
+from charrnn.unrolled import Stretch, first_where, windows_at
+from charrnn.vocabulary import UNKNOWN, Vocabulary
+
+__all__ = ["Memory", "memory"]
+
+#: The longest context is this at least, on a text that is long enough.
+LONGEST = 256
+#: Resets of the state: as many as make this many multiply-adds, within the bounds.
+RESET_WORK, FEWEST_RESETS, MOST_RESETS = 2e11, 200, 2000
+#: Logits that are held at a time.
+LOGITS = 1 << 22
+#: Nats per character that a context may cost and still count as enough.
+TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What is lost when the state is reset some characters before the one that is scored."""
+
+    full_nats: float
+    """Nats per character with the state carried on from the start of the stretch."""
+    excess_nats: tuple[float, ...]
+    """Nats per character more, with a context of k = 0, 1, ... characters. k = 0: none but
+    the head's bias."""
+    standard_error: tuple[float, ...]
+    """Of each excess, over the windows."""
+    windows: int
+    """Resets that each mean is over."""
+    tolerance: float
+    needed: int | None
+    """Fewest characters of context within the tolerance; None: more than were tried. Read
+    off a fit to the excess that never rises, since single figures scatter."""
+    bptt: int | None
+    """Window of the gradient that the model was trained with, if its checkpoint says it."""
+
+    @property
+    def longest(self) -> int:
+        """The longest context that was tried, in characters."""
+        return len(self.excess_nats) - 1
+
+    def nats(self, context: int) -> float:
+        """Return the nats per character with a context of that many characters."""
+        return self.full_nats + self.excess_nats[context]
+
+
+@torch.inference_mode()
+def memory(
+    model: CharModel,
+    stretch: Stretch,
+    vocabulary: Vocabulary,
+    *,
+    bptt: int | None = None,
+    farthest: int | None = None,
+    resets: int | None = None,
+    tolerance: float = TOLERANCE,
+) -> Memory:
+    """Measure the loss against the number of characters since a reset of the state.
+
+    The state is reset at many places, evenly over the stretch. The k-th character after
+    each has a context of k characters, so one reading of each window serves all k. Every
+    price is compared to that of the same character under the full state, which makes
+    the differences far less noisy than the prices.
+
+    Args:
+        model: dropout does not act.
+        stretch: the text.
+        vocabulary: prices unknown characters, as ``evaluation`` does.
+        bptt: the window of the training.
+        farthest: the longest context; None: twice the window, at least ``LONGEST``. Less
+            on a short text.
+        resets: how many; None: as many as the size of the model allows. Fewer on a
+            short text.
+        tolerance: nats per character that count as nothing.
+    """
+    farthest = min(farthest or max(LONGEST, 2 * (bptt or 0)), len(stretch) // 4)
+    price_T = _full_prices(model, stretch)
+    # The full state has read at least as much again before a window as the window has.
+    first, last = farthest, len(stretch) - 1 - farthest
+    if resets is None:
+        affordable = RESET_WORK / (model.multiply_adds() * farthest)
+        resets = round(min(MOST_RESETS, max(FEWEST_RESETS, affordable)))
+    resets = min(resets, last - first + 1)
+    starts_B = np.linspace(first, last, resets).astype(np.int64)
+    ids_KB = windows_at(stretch, starts_B, farthest + 1, model)
+    hidden = model.initial_hidden(resets)
+    at_once = max(1, LOGITS // (resets * model.config.vocabulary))
+    alone = F.log_softmax(model.head.bias, dim=0)
+    price_KB = [-alone[ids_KB[:1]]]
+    for start in range(0, farthest, at_once):
+        x_TB, y_TB = ids_KB[start:-1][:at_once], ids_KB[start + 1 :][:at_once]
+        logits_TBV, hidden = model(x_TB, hidden)
+        price_KB.append(symbol_prices(logits_TBV, y_TB))
+    context_K = np.arange(farthest + 1)
+    full_KB = price_T[starts_B[None] + context_K[:, None]]
+    excess_KB = torch.cat(price_KB).cpu().double().numpy() - full_KB
+    excess_K = excess_KB.mean(axis=1)
+    scored_T = stretch.ids[first:]
+    unknown = float((scored_T == UNKNOWN).mean()) if vocabulary.has_unknown else 0.0
+    return Memory(
+        full_nats=float(price_T[first:].mean()) + unknown * vocabulary.unknown_nats,
+        excess_nats=tuple(excess_K.tolist()),
+        standard_error=tuple((excess_KB.std(axis=1, ddof=1) / resets**0.5).tolist()),
+        windows=resets,
+        tolerance=tolerance,
+        needed=first_where(_never_rising(excess_K) <= tolerance),
+        bptt=bptt,
+    )
+
+
+def _full_prices(model: CharModel, stretch: Stretch) -> NDArray[np.float64]:
+    """Return -ln p of every character under the state carried on; NaN for the first."""
+    ids_T1 = torch.from_numpy(stretch.ids)[:, None].to(model.head.weight.device)
+    hidden = model.initial_hidden(1)
+    prices = [torch.full((1, 1), torch.nan)]
+    at_once = max(1, LOGITS // model.config.vocabulary)
+    for start in range(0, len(stretch) - 1, at_once):
+        x_T1, y_T1 = ids_T1[start:-1][:at_once], ids_T1[start + 1 :][:at_once]
+        logits_T1V, hidden = model(x_T1, hidden)
+        prices.append(symbol_prices(logits_T1V, y_T1).cpu())
+    return torch.cat(prices)[:, 0].cpu().double().numpy()
+
+
+def _never_rising(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the least-squares fit that never rises (pool adjacent violators)."""
+    pools: list[tuple[float, int]] = []  # mean and length of each flat piece
+    for value in values.tolist():
+        mean, length = value, 1
+        while pools and pools[-1][0] < mean:
+            before, more = pools.pop()
+            mean = (before * more + mean * length) / (more + length)
+            length += more
+        pools.append((mean, length))
+    return np.concatenate([np.full(length, mean) for mean, length in pools])

@@ -1,0 +1,208 @@
+"""A model's recurrence over a text with every state and every gate in sight.
+
+The library's cells do not show their gates, nor their states to autograd. So the
+recurrence is written out here step by step, with the model's own weights.
+
+Axis letters: T time, B lanes, E inputs, H hidden, G gates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from charrnn.cells import GRU, LSTM, RNN, Cell, State
+from charrnn.corpus import Part
+from charrnn.errors import CorpusError
+from charrnn.model import CharModel, Hidden, detach
+from charrnn.vocabulary import Vocabulary
+
+__all__ = [
+    "GATES",
+    "KEEPERS",
+    "LEAST_CHARACTERS",
+    "WARM_UP",
+    "Stretch",
+    "Unrolled",
+    "first_where",
+    "observe",
+    "read_stretch",
+    "unroll",
+    "unroll_model",
+    "warmed",
+    "windows_at",
+]
+
+#: Names of the gates whose values lie between 0 and 1, in the order of the weights' blocks.
+GATES: dict[type[Cell], tuple[str, ...]] = {
+    RNN: (),
+    LSTM: ("input", "forget", "output"),
+    GRU: ("reset", "update"),
+}
+
+#: The gate that a state is multiplied by on its way to the next step, unit by unit.
+KEEPERS: dict[type[Cell], dict[str, str]] = {
+    RNN: {},
+    LSTM: {"c": "forget"},
+    GRU: {"h": "update"},
+}
+
+#: Fewest characters that can be inspected.
+LEAST_CHARACTERS = 100
+#: Characters read before anything is measured, so that the state is a usual one.
+WARM_UP = 256
+#: Stretches that are read side by side for gates and units.
+LANES = 8
+#: Time steps whose states and gates are held at a time.
+BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """One layer over T time steps, each step's tensors a node of the graph of its own."""
+
+    states: dict[str, list[Tensor]]
+    """State name -> [B, H] after each step."""
+    gates: dict[str, list[Tensor]]
+    """Gate name -> [B, H] at each step."""
+
+    def last(self) -> State:
+        """Return the state after the last step."""
+        return tuple(steps[-1] for steps in self.states.values())
+
+
+def unroll(cell: Cell, x_TBE: Tensor, state: State) -> Unrolled:
+    """Run a cell as its equations are printed (see ``charrnn.cells``), step by step.
+
+    Weight drop does not act: this is the cell as it is used, not as it is trained.
+
+    Args:
+        cell: one layer.
+        x_TBE: what it reads [T, B, E].
+        state: before the first step, each part [B, H].
+    """
+    names = GATES[type(cell)]
+    states: dict[str, list[Tensor]] = {name: [] for name in cell.states}
+    gates: dict[str, list[Tensor]] = {name: [] for name in names}
+    for input_BG in F.linear(x_TBE, cell.weight_input, cell.bias).unbind():
+        state, values = _step(cell, input_BG, state)
+        for name, after_BH in zip(cell.states, state, strict=True):
+            states[name].append(after_BH)
+        for name, value_BH in zip(names, values, strict=True):
+            gates[name].append(value_BH)
+    return Unrolled(states, gates)
+
+
+def _step(cell: Cell, input_BG: Tensor, state: State) -> tuple[State, tuple[Tensor, ...]]:
+    """Return the state after one step, and the values of the cell's gates."""
+    h_BH = state[0]
+    recurrent_BG = h_BH @ cell.weight_recurrent.t()
+    if isinstance(cell, LSTM):
+        i, f, g, o = (input_BG + recurrent_BG).chunk(4, dim=1)
+        i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+        c_BH = f * state[1] + i * g
+        return (o * c_BH.tanh(), c_BH), (i, f, o)
+    if isinstance(cell, GRU):
+        (wx_r, wx_z, wx_n), (uh_r, uh_z, uh_n) = input_BG.chunk(3, 1), recurrent_BG.chunk(3, 1)
+        r, z = (wx_r + uh_r).sigmoid(), (wx_z + uh_z).sigmoid()
+        n = (wx_n + r * (uh_n + cell.bias_recurrent)).tanh()
+        return ((1 - z) * n + z * h_BH,), (r, z)
+    return ((input_BG + recurrent_BG).tanh(),), ()
+
+
+def unroll_model(model: CharModel, x_TB: Tensor, hidden: Hidden) -> tuple[Unrolled, ...]:
+    """Do what ``model(x_TB, hidden)`` does in evaluation, up to the head, step by step.
+
+    Args:
+        model: dropout and weight drop do not act.
+        x_TB: symbols [T, B].
+        hidden: of every layer, before the first step, each part [B, H].
+
+    Returns:
+        Every layer unrolled. The logits at t are the head of the last one's h at t.
+    """
+    out_TBH: Tensor = model.embedding(x_TB)
+    layers = []
+    for cell, state in zip(model.layers(), hidden, strict=True):
+        layers.append(unroll(cell, out_TBH, state))
+        out_TBH = torch.stack(layers[-1].states["h"])
+    return tuple(layers)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The text that is looked at, in memory."""
+
+    text: str
+    """A character a symbol; a byte that is not ASCII stands as U+FFFD."""
+    ids: NDArray[np.int64]
+    """The same as the model's symbols."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def read_stretch(part: Part, vocabulary: Vocabulary) -> Stretch:
+    """Read a part of a text, all of it.
+
+    Raises:
+        CorpusError: it has fewer than ``LEAST_CHARACTERS`` characters, or changed.
+    """
+    if part.characters < LEAST_CHARACTERS:
+        raise CorpusError(
+            f"{part.characters} characters are too few to inspect: give a text, and --characters, "
+            f"of at least {LEAST_CHARACTERS}"
+        )
+    codes = np.concatenate([block.astype(np.uint32) for block in part.codes()])
+    if vocabulary.is_bytes:
+        text = codes.astype(np.uint8).tobytes().decode("ascii", "replace")
+        return Stretch(text, codes.astype(np.int64))
+    text = codes.astype("<u4").tobytes().decode("utf-32-le")
+    return Stretch(text, vocabulary.encode_codes(codes).astype(np.int64))
+
+
+def first_where(holds: NDArray[np.bool_]) -> int | None:
+    """Return the first index at which something holds; None: at none."""
+    return int(holds.argmax()) if holds.any() else None
+
+
+def windows_at(
+    stretch: Stretch, starts_B: NDArray[np.int64], length: int, model: CharModel
+) -> Tensor:
+    """Return the symbols of windows that begin at these characters, [length, B]."""
+    ids_TB = stretch.ids[starts_B[None] + np.arange(length)[:, None]]
+    return torch.from_numpy(ids_TB).to(model.head.weight.device)
+
+
+@torch.no_grad()
+def warmed(model: CharModel, ids_TB: Tensor) -> Hidden:
+    """Return the state after some symbols, from zero."""
+    hidden = model.initial_hidden(ids_TB.shape[1])
+    return detach(model(ids_TB, hidden)[1]) if len(ids_TB) else hidden
+
+
+def observe(
+    model: CharModel, stretch: Stretch
+) -> Iterator[tuple[NDArray[np.int64], tuple[Unrolled, ...]]]:
+    """Read the stretch in ``LANES`` lanes, each warmed on the characters before it.
+
+    Yields:
+        The characters' places in the stretch [T, B], lane after lane in order of the
+        text, and every layer unrolled over them.
+    """
+    warm_up = min(WARM_UP, len(stretch) // 4)
+    length = (len(stretch) - warm_up) // LANES
+    starts_B = warm_up + length * np.arange(LANES)
+    hidden = warmed(model, windows_at(stretch, starts_B - warm_up, warm_up, model))
+    for start in range(0, length, BLOCK):
+        steps = min(BLOCK, length - start)
+        ids_TB = windows_at(stretch, starts_B + start, steps, model)
+        layers = unroll_model(model, ids_TB, hidden)
+        hidden = tuple(layer.last() for layer in layers)
+        yield starts_B[None] + start + np.arange(steps)[:, None], layers
