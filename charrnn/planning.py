@@ -112,6 +112,8 @@ class Planner:
         end = progress.seconds + (planned - progress.step) / speed
         ahead = self._validations_ahead(planned, progress.validate_every)
         end += ahead * progress.seconds_a_validation
+        if progress.step >= planned and end > self._budget():
+            return False  # one more update would be later still, and so on without end
         off = abs(end - self._budget()) > OFF_PLAN * self._budget()
         return off and self._affordable_steps(speed) != planned
 

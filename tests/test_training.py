@@ -534,6 +534,26 @@ def test_minutes_are_used_when_a_pause_made_the_plan_too_short(
     assert 0.85 * 60 < run.progress.seconds < 1.1 * 60
 
 
+@pytest.mark.parametrize("late_by", ["a pause", "a validation"])
+def test_a_run_that_is_late_ends(
+    start_run: StartRun, prose: Path, monkeypatch: pytest.MonkeyPatch, late_by: str
+) -> None:
+    """Ctrl-Z near the end, or a first validation that takes longer than the budget."""
+    clock = Clock()
+    monkeypatch.setattr("charrnn.training.time", clock)
+    if late_by == "a validation":
+        make_validations_cost(40, monkeypatch)
+    run = start_run(TextChoices(texts=(str(prose),)), minutes=0.5)
+    paused = False
+    for event in train(run):
+        if isinstance(event, Logged) and event.row["seconds"] > 25 and not paused:
+            paused = True
+            clock.now += 40 * (late_by == "a pause")
+        assert run.progress.seconds < 120
+    assert event == Finished("done", complete=True)
+    assert run.progress.seconds > 35
+
+
 def test_few_minutes_are_not_spent_on_validation(
     start_run: StartRun, prose: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
