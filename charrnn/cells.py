@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from charrnn.config import CellName
+from charrnn.config import CELL_GATES, CellName
 from charrnn.kernels import dropout
 from charrnn.loops import beats_onednn_lstm, run_gru, run_lstm, run_rnn
 
@@ -165,7 +165,7 @@ def _run_torch(
 class RNN(Cell):
     """A plain recurrent layer with tanh (Elman 1990)."""
 
-    gates = 1
+    gates = CELL_GATES["rnn"]
     states = ("h",)
 
     def _run(
@@ -184,7 +184,7 @@ class LSTM(Cell):
     The forget gate starts open, with bias 1 (Jozefowicz, Zaremba, Sutskever 2015).
     """
 
-    gates = 4
+    gates = CELL_GATES["lstm"]
     states = ("h", "c")
 
     def __init__(self, inputs: int, hidden: int, weight_drop: float = 0.0) -> None:
@@ -209,7 +209,7 @@ class GRU(Cell):
             reset gate scales.
     """
 
-    gates = 3
+    gates = CELL_GATES["gru"]
     states = ("h",)
 
     def __init__(self, inputs: int, hidden: int, weight_drop: float = 0.0) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hin
 from charrnn.errors import UsageError
 
 __all__ = [
+    "CELL_GATES",
     "CELL_NAMES",
     "MEASUREMENTS",
     "WEIGHTS_NAMES",
@@ -35,6 +36,8 @@ __all__ = [
 CellName = Literal["rnn", "lstm", "gru"]
 WeightsName = Literal["fp32", "bf16", "int8"]
 CELL_NAMES: tuple[CellName, ...] = get_args(CellName)
+#: Blocks that are stacked in a cell's weights: its gates, and what they let through.
+CELL_GATES: dict[CellName, int] = {"rnn": 1, "lstm": 4, "gru": 3}
 WEIGHTS_NAMES: tuple[WeightsName, ...] = get_args(WeightsName)
 
 OptimiserName = Literal["muon", "adamw", "sgd"]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from charrnn.config import CellName, ModelConfig, OptimiserName, TrainConfig
+from charrnn.config import CELL_GATES, CellName, ModelConfig, OptimiserName, TrainConfig
 
 __all__ = [
     "DEFAULT_MINUTES",
@@ -32,8 +32,6 @@ GUESSED_SPEED = {"cpu": 60_000, "mps": 100_000, "cuda": 300_000}
 #: Symbols whose logits cost as much as all else, so that they halve this speed: measured on a
 #: CPU, elsewhere a guess.
 HALVED_BY = {"cpu": 2_000, "mps": 2_000, "cuda": 12_000}
-#: Blocks of a cell's weights.
-GATES: dict[CellName, int] = {"rnn": 1, "lstm": 4, "gru": 3}
 #: The budget when none is given.
 DEFAULT_MINUTES = 3.0
 DEFAULT_BUDGET: dict[str, float | int] = {"minutes": DEFAULT_MINUTES}
@@ -221,7 +219,7 @@ def matrix_weights(cell: CellName, vocabulary: int, shape: Mapping[str, int]) ->
 
 def _recurrent_weights(cell: CellName, layers: int, hidden: int, embedding: int) -> int:
     """Return the weights in the matrices of all layers."""
-    return GATES[cell] * hidden * (embedding + hidden + (layers - 1) * 2 * hidden)
+    return CELL_GATES[cell] * hidden * (embedding + hidden + (layers - 1) * 2 * hidden)
 
 
 def _characters_read(

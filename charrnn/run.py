@@ -18,9 +18,8 @@ from torch import Tensor
 
 from charrnn import native, recipe
 from charrnn.baselines import compressed_nats, uniform_nats, unigram_nats
-from charrnn.cells import CELLS
 from charrnn.checkpoint import Checkpoint, find, load
-from charrnn.config import ModelConfig, Record, TextChoices, TrainConfig
+from charrnn.config import CELL_GATES, ModelConfig, Record, TextChoices, TrainConfig
 from charrnn.corpus import Part, scan
 from charrnn.device import choose_device
 from charrnn.errors import (
@@ -644,7 +643,7 @@ def _refuse_too_large(
     counts, and every weight with its gradient, its moments and the work space of its update;
     50 kB are a layer's objects.
     """
-    gates, size = CELLS[shape.cell].gates, 4
+    gates, size = CELL_GATES[shape.cell], 4
     weights = recipe.matrix_weights(shape.cell, shape.vocabulary, shape.to_dict())
     states = config.bptt * shape.layers * (gates + 2) * shape.hidden
     logits = (config.loss_last or config.bptt) * shape.vocabulary

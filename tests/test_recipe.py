@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charrnn.config import CELL_NAMES, CellName, ModelConfig, TrainConfig
+from charrnn.config import CELL_GATES, CELL_NAMES, CellName, ModelConfig, TrainConfig
 from charrnn.errors import UsageError
 from charrnn.recipe import (
     BY_HEART,
-    GATES,
     LEAST_PRESSURE,
     MANY_SYMBOLS,
     MOST_WEIGHTS,
@@ -224,7 +223,7 @@ class TestChoose:
         assert widths == sorted(widths)
         assert widths[0] == hidden(100, minutes=0.1) < widths[-1]
         for characters, width in zip(texts, widths, strict=True):
-            weights = GATES[cell] * width * (50 + width)
+            weights = CELL_GATES[cell] * width * (50 + width)
             assert width == widths[0] or weights <= MOST_WEIGHTS[device] * characters
 
     def test_a_plain_rnn_is_no_wider_for_more_passes(self) -> None:
