@@ -136,8 +136,7 @@ class Planner:
         if self.run.config.dropout_by_plan:
             passes = total / self.run.lanes.chunks_per_pass
             model, shape = self.run.model, self.run.model.config
-            weights = matrix_weights(shape.cell, shape.vocabulary, shape.to_dict())
-            pressed = pressure(passes, weights, self.run.train.characters)
+            pressed = pressure(passes, matrix_weights(shape), self.run.train.characters)
             model.set_dropout(*regularisation(shape.cell, pressed))
             self.run.update.forget_capture()
         return Planned(total, every, characters)

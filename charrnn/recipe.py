@@ -7,8 +7,7 @@ was tried and lost, are in docs/performance.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from charrnn.config import CELL_GATES, CellName, ModelConfig, OptimiserName, TrainConfig
@@ -116,28 +115,20 @@ def choose(
     read = _characters_read(budget, a_step, vocabulary, characters, device)
     passes = read / characters
     hidden = _hidden(choices.cell, device, planned["precision"], vocabulary, passes, characters)
-    shape = {"layers": 1, "hidden": hidden, "embedding": min(vocabulary, hidden)}
-    sizes = {name: chosen_model.get(name, size) for name, size in shape.items()}
-    pressed = pressure(
-        passes,
-        # No float holds every whole number that can be typed, and no memory such a model.
-        min(10**15, matrix_weights(choices.cell, vocabulary, sizes)),
-        characters,
-    )
+    sizes: dict[str, Any] = {
+        "cell": choices.cell,
+        "vocabulary": vocabulary,
+        "layers": 1,
+        "hidden": hidden,
+        "embedding": min(vocabulary, hidden),
+    }
+    model = ModelConfig(**(sizes | chosen_model))
+    pressed = pressure(passes, matrix_weights(model), characters)
     dropout, weight_drop = regularisation(choices.cell, pressed)
+    model = replace(model, **({"dropout": dropout, "weight_drop": weight_drop} | chosen_model))
     training["weight_decay"] = weight_decay(choices.cell, pressed)
     if vocabulary >= RARE_SYMBOLS and pressed < BY_HEART:
         training["lr_adam"] *= 3
-    model = ModelConfig(
-        **{
-            "cell": choices.cell,
-            "vocabulary": vocabulary,
-            **shape,
-            "dropout": dropout,
-            "weight_drop": weight_drop,
-            **chosen_model,
-        }
-    )
     if "epochs" not in budget:  # of which the run knows how many updates they are
         tenth = read / min(a_step, characters) / 10
         training["warmup_steps"] = math.ceil(max(1, min(training["warmup_steps"], tenth)))
@@ -204,17 +195,10 @@ def weight_decay(cell: CellName, pressure: float) -> float:
     return round(WEIGHT_DECAY * min(most, max(1.0, pressure / 8)), 2)
 
 
-def matrix_weights(cell: CellName, vocabulary: int, shape: Mapping[str, int]) -> int:
-    """Return the weights in a model's matrices, which are nearly all of its parameters.
-
-    Args:
-        cell: of the model.
-        vocabulary: V.
-        shape: its layers, hidden and embedding.
-    """
-    layers, hidden, embedding = shape["layers"], shape["hidden"], shape["embedding"]
-    recurrence = _recurrent_weights(cell, layers, hidden, embedding)
-    return recurrence + vocabulary * (embedding + hidden)
+def matrix_weights(shape: ModelConfig) -> int:
+    """Return the weights in a model's matrices, which are nearly all of its parameters."""
+    recurrence = _recurrent_weights(shape.cell, shape.layers, shape.hidden, shape.embedding)
+    return recurrence + shape.vocabulary * (shape.embedding + shape.hidden)
 
 
 def _recurrent_weights(cell: CellName, layers: int, hidden: int, embedding: int) -> int:

@@ -644,7 +644,7 @@ def _refuse_too_large(
     50 kB are a layer's objects.
     """
     gates, size = CELL_GATES[shape.cell], 4
-    weights = recipe.matrix_weights(shape.cell, shape.vocabulary, shape.to_dict())
+    weights = recipe.matrix_weights(shape)
     states = config.bptt * shape.layers * (gates + 2) * shape.hidden
     logits = (config.loss_last or config.bptt) * shape.vocabulary
     if device.type == "cpu":

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from charrnn.config import CELL_GATES, CELL_NAMES, CellName, ModelConfig, TrainConfig
 from charrnn.errors import UsageError
+from charrnn.model import outline
 from charrnn.recipe import (
     BY_HEART,
     LEAST_PRESSURE,
@@ -165,8 +166,7 @@ class TestChoose:
             device="cpu",
         )
         passes = steps * training.batch_size * training.bptt / 1_000_000
-        weights = matrix_weights(cell, vocabulary, model.to_dict())
-        pressed = pressure(passes, weights, 1_000_000)
+        pressed = pressure(passes, matrix_weights(model), 1_000_000)
         faster = vocabulary >= RARE_SYMBOLS and pressed < BY_HEART
         _, usual = choose_for(cell=cell)
         assert training.lr_adam == pytest.approx((3 if faster else 1) * usual.lr_adam)
@@ -285,6 +285,12 @@ class TestRegularisation:
     def test_pressure_is_parameters_a_character_times_passes(self) -> None:
         assert pressure(2.5, 300_000, 100_000) == 7.5
         assert pressure(10, 300_000, 400_000) == 7.5
+
+    @pytest.mark.parametrize("cell", CELL_NAMES)
+    def test_the_weights_of_the_matrices_are_those_of_the_model(self, cell: CellName) -> None:
+        shape = ModelConfig(cell=cell, vocabulary=13, layers=3, hidden=7, embedding=5)
+        matrices = [weight for weight in outline(shape).parameters() if weight.dim() == 2]
+        assert matrix_weights(shape) == sum(weight.numel() for weight in matrices)
 
     def test_a_plain_rnn_has_its_weights_dropped_alone_and_later(self) -> None:
         at_16, at_256 = regularisation("rnn", 16), regularisation("rnn", 256)

@@ -464,9 +464,8 @@ def test_minutes_are_kept(
     assert max(rates) > 0.9 * run.config.lr
     assert rates[-1] < 0.1 * run.config.lr
     shape = run.model.config
-    weights = recipe.matrix_weights(shape.cell, shape.vocabulary, shape.to_dict())
     passes = planned.total_steps / run.lanes.chunks_per_pass
-    pressure = recipe.pressure(passes, weights, run.train.characters)
+    pressure = recipe.pressure(passes, recipe.matrix_weights(shape), run.train.characters)
     assert (shape.dropout, shape.weight_drop) == recipe.regularisation(shape.cell, pressure)
     assert shape.dropout < guessed, "the plan is of fewer passes than were expected"
     assert {cell.weight_drop for cell in run.model.layers()} == {shape.weight_drop}
