@@ -23,6 +23,7 @@ __all__ = [
     "plan_validations",
     "pressure",
     "regularisation",
+    "warmup_steps",
     "weight_decay",
 ]
 
@@ -63,6 +64,8 @@ RARE_SYMBOLS = 500
 BY_HEART = 40
 #: Up to this pressure dropout gains nothing, and it takes time.
 LEAST_PRESSURE = 6
+#: Updates over which the rate rises: these, but at most a tenth of the run's.
+WARM_UP = 50
 #: Decay of the recurrence's matrices, as a share of the rate, in a run of a few passes.
 WEIGHT_DECAY = 0.1
 #: A validation scores this many characters at least, or all that are held out.
@@ -129,9 +132,7 @@ def choose(
     training["weight_decay"] = weight_decay(choices.cell, pressed)
     if vocabulary >= RARE_SYMBOLS and pressed < BY_HEART:
         training["lr_adam"] *= 3
-    if "epochs" not in budget:  # of which the run knows how many updates they are
-        tenth = read / min(a_step, characters) / 10
-        training["warmup_steps"] = math.ceil(max(1, min(training["warmup_steps"], tenth)))
+    training["warmup_steps"] = warmup_steps(read / min(a_step, characters))
     if (optimiser := chosen.get("optimiser")) in ONE_RATE:
         training |= ONE_RATE[optimiser]
     if "lr" in chosen:
@@ -143,6 +144,14 @@ def choose(
         chosen["clip_norm"] = None
     by_plan = "minutes" in budget and not {"dropout", "weight_drop"} & chosen_model.keys()
     return model, TrainConfig(**{**training, **budget, "dropout_by_plan": by_plan, **chosen})
+
+
+def warmup_steps(updates: float) -> int:
+    """Return the steps of warm-up in a run of so many updates.
+
+    Where only the run will know how many they are, ``choose`` takes this of a guess.
+    """
+    return math.ceil(max(1, min(WARM_UP, updates / 10)))
 
 
 def pressure(passes: float, parameters: int, characters: int) -> float:
@@ -232,7 +241,6 @@ def _training(cell: CellName, bf16: bool) -> dict[str, Any]:
         "lr": 0.014 if cell == "rnn" else 0.028,
         "lr_adam": 8.4e-3,
         "weight_decay": WEIGHT_DECAY,
-        "warmup_steps": 50,
         "precision": "bf16" if bf16 else "fp32",
     }
 

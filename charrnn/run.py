@@ -515,9 +515,8 @@ def _assemble(
             # A checkpoint holds whole numbers of 64 bits.
             steps = min(2.0**62, config.epochs * lanes.chunks_per_pass)
             progress.planned_steps = max(1, round(steps))
-            if progress.step == 0:
-                warmup = min(config.warmup_steps, -(-progress.planned_steps // 10))
-                config = replace(config, warmup_steps=warmup)
+        if progress.step == 0 and progress.planned_steps is not None:
+            config = replace(config, warmup_steps=recipe.warmup_steps(progress.planned_steps))
     notes = [*notes, *_slow_loops(model, config.batch_size)]
     held_out = valid.counts() if valid is not None else {}
     baselines = {"uniform": uniform_nats(held_out, vocabulary)}

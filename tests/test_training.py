@@ -292,12 +292,16 @@ def test_nothing_is_validated_before_it_is_known_on_how_much(
     assert len({event.scores.characters for event in only(events, Validated)}) == 1
 
 
-def test_a_warm_up_is_a_tenth_of_few_epochs_too(start_run: StartRun) -> None:
-    run = start_run(epochs=0.25)
-    planned = run.progress.planned_steps
-    assert planned is not None
-    assert planned < 500
-    assert run.config.warmup_steps == -(-planned // 10)
+def test_a_warm_up_is_a_tenth_of_few_updates(start_run: StartRun, tmp_path: Path) -> None:
+    """Also where they are epochs, or the text is shorter than the recipe's lanes and windows."""
+    path = tmp_path / "short"
+    path.write_text(make_prose(203))
+    texts = TextChoices(texts=(str(path),))
+    for run in (start_run(epochs=0.25), start_run(texts, steps=37, batch_size=16, bptt=128)):
+        planned = run.progress.planned_steps
+        assert planned is not None
+        assert planned < 500
+        assert run.config.warmup_steps == -(-planned // 10)
 
 
 @pytest.mark.parametrize(
