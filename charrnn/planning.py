@@ -189,8 +189,8 @@ class Planner:
 
     def _characters_per_step(self) -> int:
         """Return the predictions of an update whose loss counts."""
-        config = self.run.config
-        return config.batch_size * (config.loss_last or config.bptt)
+        lanes = self.run.lanes
+        return lanes.lanes * lanes.stride
 
     def _validations(self, total: int, speed: float | None = None) -> tuple[int | None, int | None]:
         """Return the steps between validations, and the characters that each one scores.
