@@ -380,27 +380,20 @@ def load(path: str | Path) -> Checkpoint:
         digest = hashlib.sha256(_without_digest(head, info))
         if info["format"] != FORMAT:
             _check_rest(file, digest, info["sha256"])
-            raise CheckpointError(
-                f"{shown(path)}: written by charrnn {_quoted(info['charrnn'])} in format "
-                f"{_quoted(info['format'])}, and charrnn {__version__} reads format {FORMAT} only: "
-                "use the version that wrote it"
-            )
-        entries = _read_entries(header, size - len(head))
+            raise _other_format(path, info)
         tensors = {}
-        for name, dtype, shape in entries:
+        for name, dtype, shape in _read_entries(header, size - len(head)):
             flat = _empty(math.prod(shape), dtype)
             _read_into(file, _memory(flat))
             digest.update(_memory(flat))
             tensors[name] = flat.reshape(shape)
-        if digest.hexdigest() != info["sha256"]:
-            raise _Flaw("damaged: its SHA-256 does not match its contents")
+        _check_rest(file, digest, info["sha256"])
         for name, tensor in tensors.items():
             if tensor.dtype is torch.bool and (tensor.view(torch.uint8) > 1).any():
                 raise _Flaw(
                     f"damaged: tensor {_quoted(name)} is BOOL with a byte other than 0 and 1"
                 )
-        versions = {"charrnn": info["charrnn"], "torch": info["torch"]}
-        return Checkpoint(tensors, info["meta"], versions, path)
+        return _checkpoint(path, info, tensors)
 
 
 def read_description(path: str | Path) -> Checkpoint:
@@ -411,11 +404,26 @@ def read_description(path: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: as ``load``, as far as the header shows it.
     """
-    with _reading(Path(path)) as (file, size):
+    path = Path(path)
+    with _reading(path) as (file, size):
         head, header, info = _read_header(file, size)
+        if info["format"] != FORMAT:
+            raise _other_format(path, info)
         _read_entries(header, size - len(head))
-    versions = {"charrnn": info["charrnn"], "torch": info["torch"]}
-    return Checkpoint({}, info["meta"], versions, Path(path))
+        return _checkpoint(path, info, {})
+
+
+def _checkpoint(path: Path, info: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
+    """Return what a file holds; ``info`` is charrnn's own object in its header."""
+    return Checkpoint(tensors, info["meta"], {name: info[name] for name in _versions()}, path)
+
+
+def _other_format(path: Path, info: dict[str, Any]) -> CheckpointError:
+    return CheckpointError(
+        f"{shown(path)}: written by charrnn {_quoted(info['charrnn'])} in format "
+        f"{_quoted(info['format'])}, and charrnn {__version__} reads format {FORMAT} only: "
+        "use the version that wrote it"
+    )
 
 
 @contextmanager
@@ -423,7 +431,7 @@ def _reading(path: Path) -> Iterator[tuple[io.FileIO, int]]:
     """Open a file for the strict reader: (file, size in bytes); what fails becomes one line."""
     try:
         # Without O_NONBLOCK, opening a named pipe waits for a writer.
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         with io.FileIO(fd, "r") as file:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
@@ -546,6 +554,7 @@ def _without_digest(head: bytes, info: dict[str, Any]) -> bytes:
 
 
 def _check_rest(file: io.FileIO, digest: hashlib._Hash, expected: str) -> None:
+    """Compare the SHA-256 of what was read, and of all that follows it."""
     while block := file.read(2**20):
         digest.update(block)
     if digest.hexdigest() != expected:

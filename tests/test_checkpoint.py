@@ -392,13 +392,14 @@ def test_a_newer_format_is_not_called_damaged(
     monkeypatch.setattr(checkpoint, "FORMAT", 2)
     save(path, Checkpoint({"model.weight": torch.zeros(3)}, {}, {"charrnn": "9.9", "torch": "3"}))
     monkeypatch.undo()
-    with pytest.raises(CheckpointError) as caught:
-        load(path)
-    assert not isinstance(caught.value, DamagedCheckpointError)
-    assert str(caught.value) == (
-        f"{path}: written by charrnn '9.9' in format 2, and charrnn {__version__} reads "
-        "format 1 only: use the version that wrote it"
-    )
+    for read in (load, read_description):
+        with pytest.raises(CheckpointError) as caught:
+            read(path)
+        assert not isinstance(caught.value, DamagedCheckpointError)
+        assert str(caught.value) == (
+            f"{path}: written by charrnn '9.9' in format 2, and charrnn {__version__} reads "
+            "format 1 only: use the version that wrote it"
+        )
 
 
 def test_an_unreadable_disk_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
