@@ -37,7 +37,9 @@ from charrnn.config import Record
 from charrnn.errors import CheckpointError, RunFolderError, UsageError, reason, shown
 
 __all__ = [
+    "BEST",
     "FORMAT",
+    "LAST",
     "MAX_HEADER",
     "Checkpoint",
     "DamagedCheckpointError",
@@ -50,6 +52,9 @@ __all__ = [
     "save",
     "write",
 ]
+
+#: In a run's folder: the best by validation, and the newest with the complete state.
+BEST, LAST = "best.safetensors", "last.safetensors"
 
 #: The number of the format that this version writes, and the only one it reads.
 FORMAT = 1
@@ -357,7 +362,7 @@ def find(path: str | Path) -> Path:
             raise CheckpointError(f"{shown(path)}: no such checkpoint or run's folder")
         if not path.is_dir():
             return path
-        for name in ("best.safetensors", "last.safetensors"):
+        for name in (BEST, LAST):
             if exists(path / name):
                 return path / name
     except OSError as error:

@@ -35,7 +35,7 @@ from charrnn.kernels import multiplies_bf16
 from charrnn.model import outline
 from charrnn.reading import refuse_another_text, refuse_too_short
 from charrnn.run import Run, resume, start
-from charrnn.runfolder import RESULT, RunFolder, read_metrics, write_json
+from charrnn.runfolder import LOG, RESULT, RunFolder, has_state, read_metrics, write_json
 from charrnn.trained import load_model
 from charrnn.training import Event, Finished, train
 from charrnn.vocabulary import Vocabulary
@@ -527,7 +527,7 @@ def compare(
     known = 0 if new else open_plan(folder).seeds
     for seed, _, path in runs:
         added = seed >= plan.seed + known
-        if added and ((path / RESULT).exists() or _has_begun(path)):
+        if added and ((path / RESULT).exists() or has_state(path)):
             raise RunFolderError(
                 f"{shown(path)}: holds a run already, of no comparison that is known here: "
                 + ("choose another folder with --run" if new else "move it elsewhere")
@@ -622,16 +622,11 @@ def _refuse_another_shape(path: Path, has: tuple[int, int], shape: ModelConfig) 
 @contextmanager
 def _open_run(path: Path) -> Iterator[tuple[RunFolder, bool]]:
     """Hold a run's folder; say whether there is something in it to go on from."""
-    begun = _has_begun(path)
+    begun = has_state(path)
     # Killed between its first validation and its first save, it begins again.
     held = RunFolder.open_existing(path) if begun else RunFolder.create(path, over_best=True)
     with held as folder:
         yield folder, begun
-
-
-def _has_begun(path: Path) -> bool:
-    """Whether there is a checkpoint of a run's complete state in its folder."""
-    return (path / "last.safetensors").exists() or any(path.glob("step-*.safetensors"))
 
 
 def _measure(run: Run, seed: int, should_stop: Callable[[], str | None]) -> RunResult:
@@ -657,7 +652,7 @@ def _measure(run: Run, seed: int, should_stop: Callable[[], str | None]) -> RunR
         clipped_steps=progress.clipped_steps,
         trained_characters=progress.characters,
         seconds=progress.seconds,
-        train_chars_per_second=_median_speed(path / "metrics.jsonl"),
+        train_chars_per_second=_median_speed(path / LOG),
         valid_nats_per_char=valid.nats_per_char if valid else None,
         nats_per_char=test.nats_per_char,
         bits_per_byte=test.bits_per_byte,

@@ -25,7 +25,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +33,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from charrnn.checkpoint import (
+    BEST,
+    LAST,
     Checkpoint,
     DamagedCheckpointError,
     exists,
@@ -44,8 +46,10 @@ from charrnn.checkpoint import (
 )
 from charrnn.errors import CheckpointError, RunFolderError, reason, shown
 
-__all__ = ["RESULT", "RunFolder", "files_of_run", "read_metrics", "write_json"]
+__all__ = ["LOG", "RESULT", "RunFolder", "files_of_run", "has_state", "read_metrics", "write_json"]
 
+#: A run's log.
+LOG = "metrics.jsonl"
 #: What a finished run of a comparison came to.
 RESULT = "result.json"
 
@@ -123,11 +127,11 @@ class RunFolder:
         folder._removable = [path / "lock", *made] if lock.made else []
         try:
             folder._remove_stale()
-            begins_again = over_best and _checkpoints(path) == [path / "best.safetensors"]
+            begins_again = over_best and _checkpoints(path) == [path / BEST]
             if begins_again:
-                (path / "best.safetensors").unlink()
+                (path / BEST).unlink()
             folder._refuse_another_run(lock.abandoned or begins_again)
-            folder._removable = [path / "metrics.jsonl", path / "lock", *made]
+            folder._removable = [path / LOG, path / "lock", *made]
             folder._open_log()
             with _failing(path, "cannot write"):
                 os.ftruncate(folder._log_fd, 0)  # of a run that ended before its first save
@@ -212,7 +216,7 @@ class RunFolder:
         Raises:
             RunFolderError: disk full or the like; the one before stays.
         """
-        best = self.path / "best.safetensors"
+        best = self.path / BEST
         save(best, checkpoint)
         self._removable = []
         return best
@@ -227,10 +231,10 @@ class RunFolder:
         Raises:
             RunFolderError: disk full or the like; all that was there stays.
         """
-        last = self.path / "last.safetensors"
+        last = self.path / LAST
         earlier = self._step_if_whole(last)
         if self._log is not None:
-            with _failing(self.path / "metrics.jsonl", "cannot save"):
+            with _failing(self.path / LOG, "cannot save"):
                 os.fsync(self._log)  # the rows up to this step are part of what is saved
         with replacing(last) as fd:
             write(fd, replace(checkpoint, meta={**checkpoint.meta, "step": step}))
@@ -259,7 +263,7 @@ class RunFolder:
         """
         passed_over: list[str] = []
         damage: DamagedCheckpointError | None = None
-        for path in (self.path / "last.safetensors", *_generations(self.path)):
+        for path in (self.path / LAST, *_generations(self.path)):
             try:
                 if not exists(path):
                     passed_over.append(f"{path.name}: missing")
@@ -285,7 +289,7 @@ class RunFolder:
         Raises:
             CheckpointError: there is none, or it is not usable.
         """
-        return read_description(self.path / "best.safetensors")
+        return read_description(self.path / BEST)
 
     def _step_if_whole(self, path: Path) -> int | None:
         """Return the step of a checkpoint file; None if there is none or it is damaged."""
@@ -320,12 +324,10 @@ class RunFolder:
         """
         text = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         line = (text + "\n").encode("utf-8", "backslashreplace")
-        with _failing(self.path / "metrics.jsonl", "cannot write"):
+        with _failing(self.path / LOG, "cannot write"):
             size = os.fstat(self._log_fd).st_size
-            written = 0
             try:
-                written = os.write(self._log_fd, line)
-                if written < len(line):
+                if os.write(self._log_fd, line) < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except BaseException:
                 os.ftruncate(self._log_fd, size)
@@ -342,7 +344,7 @@ class RunFolder:
         Raises:
             RunFolderError: it cannot be written; the log stays as it was.
         """
-        path = self.path / "metrics.jsonl"
+        path = self.path / LOG
         with _failing(path, "cannot write"):
             with (
                 path.open("rb") as old,
@@ -363,7 +365,7 @@ class RunFolder:
 
     def _open_log(self) -> None:
         """Open the log for appending; a last line that a crash cut off is removed."""
-        path = self.path / "metrics.jsonl"
+        path = self.path / LOG
         with _failing(path, "cannot write"):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
             self._log = fd
@@ -391,7 +393,7 @@ class RunFolder:
                 f"{shown(self.path)}: holds a run already{where}: go on with it with --resume, "
                 "or choose another folder with --run"
             )
-        if not abandoned and (self.path / "metrics.jsonl").exists():
+        if not abandoned and (self.path / LOG).exists():
             raise RunFolderError(
                 f"{shown(self.path)}: holds a metrics.jsonl that is not of a charrnn run: "
                 "choose another folder with --run"
@@ -421,9 +423,18 @@ def _generations(folder: Path) -> list[Path]:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Return all checkpoint files of a run, newest first."""
-    named = [folder / "last.safetensors", *_generations(folder), folder / "best.safetensors"]
+    """Return all checkpoint files of a run, newest first; the best is the last of them."""
+    named = [folder / LAST, *_generations(folder), folder / BEST]
     return [path for path in named if exists(path)]
+
+
+def has_state(folder: Path) -> bool:
+    """Whether there is a run in a folder to go on with: a checkpoint of its complete state.
+
+    Raises:
+        RunFolderError: the folder cannot be read.
+    """
+    return folder.is_dir() and any(path.name != BEST for path in _checkpoints(folder))
 
 
 def _link(source: Path, target: Path) -> None:
@@ -445,17 +456,22 @@ def _link(source: Path, target: Path) -> None:
 
 def _belongs(line: bytes, step: int, validated: bool) -> bool:
     """Whether a line of the log is a row from before the checkpoint of ``step``."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    if not isinstance(row, dict):
+    row = _row(line)
+    if row is None:
         return False
     if not isinstance(row.get("step"), int):
         return True
     return row["step"] < step or (
         row["step"] == step and (validated or "valid_nats_per_char" not in row)
     )
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """Return a line of the log as a JSON object; None if it is none."""
+    with suppress(ValueError, RecursionError):
+        row = json.loads(line)
+        return row if isinstance(row, dict) else None
+    return None
 
 
 def _make(path: Path) -> list[Path]:
@@ -499,7 +515,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 def files_of_run(checkpoint: Path) -> list[Path]:
     """Return a checkpoint's file and those of the run beside it, whether they exist or not."""
     folder = checkpoint.parent
-    others = [folder / name for name in ("metrics.jsonl", RESULT, "lock")]
+    others = [folder / name for name in (LOG, RESULT, "lock")]
     return [checkpoint, *sorted(folder.glob("*.safetensors")), *others]
 
 
@@ -513,23 +529,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         lines = path.read_bytes().splitlines()
     rows = []
     for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            usable = isinstance(row, dict) and _are_numbers(row, ("step",))
-            if usable and "gradient_norm" in row:
-                usable = _are_numbers(row, ("gradient_norm", "clipped_share"))
-        except ValueError:
-            usable = False
-        if not usable:
+        row = _row(line)
+        of_update = ("gradient_norm", "clipped_share")
+        needed = ("step", *of_update) if row and "gradient_norm" in row else ("step",)
+        if row is None or not all(type(row.get(name)) in (int, float) for name in needed):
             raise RunFolderError(
                 f"{shown(path)}: line {number} is no row of a run's log: remove the line"
             )
         rows.append(row)
     return rows
-
-
-def _are_numbers(row: Mapping[str, Any], names: Sequence[str]) -> bool:
-    return all(type(row.get(name)) in (int, float) for name in names)
 
 
 # The lock ----------------------------------------------------------------------

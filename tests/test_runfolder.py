@@ -565,6 +565,7 @@ def test_a_log_that_is_read_has_all_its_rows(tmp_path: Path) -> None:
     [
         b"{", b"[]", b"{}", b'{"step": "1"}', b'{"step": 1, "gradient_norm": 2}', b"\xff",
         b'{"step": 1, "gradient_norm": null, "clipped_share": 0}',
+        pytest.param(b"[" * 100_000, id="nested"),
     ],
 )  # fmt: skip
 def test_a_line_that_is_no_row_of_a_log(tmp_path: Path, line: bytes) -> None:
