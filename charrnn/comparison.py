@@ -17,11 +17,12 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 
@@ -54,6 +55,8 @@ __all__ = [
     "open_plan",
     "shapes",
 ]
+
+R = TypeVar("R", bound=Record)
 
 PLAN = "comparison.json"
 #: The cell whose recipe gives the numbers that all cells share.
@@ -406,34 +409,15 @@ def shapes(
     Returns:
         The shapes; lanes and window; sentences on what could not be matched.
     """
-
-    def choose(cell: CellName, **model: int) -> ModelConfig:
-        shape, _ = recipe.choose(
-            plan.choices(cell, **model),
-            vocabulary=vocabulary,
-            characters=characters,
-            device=device,
-            bf16=bf16,
-        )
-        return shape
-
-    reference, training = recipe.choose(
-        plan.choices(REFERENCE),
-        vocabulary=vocabulary,
-        characters=characters,
-        device=device,
-        bf16=bf16,
+    choose = partial(
+        recipe.choose, vocabulary=vocabulary, characters=characters, device=device, bf16=bf16
     )
-    shared = {
-        "layers": reference.layers,
-        "hidden": reference.hidden,
-        "embedding": reference.embedding,
-    }
+    reference, training = choose(plan.choices(REFERENCE))
     wished = outline(reference).parameter_count()
     found: dict[CellName, ModelConfig] = {}
     notes = []
     for cell in plan.cells:
-        shape = choose(cell, **shared)
+        shape, _ = choose(plan.choices(cell, **_sizes(reference)))
         if plan.match == "parameters":
             shape = replace(shape, hidden=matched_hidden(shape, wished))
             off = outline(shape).parameter_count() / wished - 1
@@ -444,6 +428,11 @@ def shapes(
                 )
         found[cell] = shape
     return found, {"batch_size": training.batch_size, "bptt": training.bptt}, notes
+
+
+def _sizes(shape: ModelConfig) -> dict[str, int]:
+    """Return what a run is told of its shape."""
+    return {"layers": shape.layers, "hidden": shape.hidden, "embedding": shape.embedding}
 
 
 # The runs ----------------------------------------------------------------------------
@@ -479,14 +468,12 @@ def open_plan(folder: Path) -> Plan:
     Raises:
         RunFolderError: there is none, or it is not usable.
     """
-    try:
-        return Plan.from_dict(json.loads((folder / PLAN).read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    plan = _read(folder / PLAN, Plan)
+    if plan is None:
         raise RunFolderError(
             f"{shown(folder)}: holds no comparison to resume: leave --resume out to start one"
-        ) from None
-    except (OSError, ValueError, TypeError, AttributeError, UsageError) as error:
-        raise RunFolderError(f"{shown(folder / PLAN)}: not usable: {error}") from error
+        )
+    return plan
 
 
 def compare(
@@ -536,42 +523,22 @@ def compare(
         # Nothing is left to train: neither the text nor what the rules give here matters.
         yield from (RunScored(result) for result in there if result)
         return
-    corpus = plan.corpus()
-    if plan.fingerprint is None:
-        plan = replace(plan, fingerprint=corpus.fingerprint)
-    _refuse_another_text(plan, corpus)
-    part, valid, test = split(corpus, plan.valid_share, plan.test_share)
-    refuse_too_short(part, plan.text())
-    for name, share, held_out in (
-        ("valid", plan.valid_share, valid),
-        ("test", plan.test_share, test),
-    ):
-        if share and held_out is None:
-            raise CorpusError(
-                f"--{name}-share {share:g} of a text of length {corpus.characters:,} leaves fewer "
-                "than 2 characters to compare on: give a longer text, a larger share, or 0"
-            )
-    vocabulary = Vocabulary.from_counts(part.counts(), corpus.encoding, plan.min_count)
+    part = _part_to_train_on(plan)
+    plan = replace(plan, fingerprint=part.corpus.fingerprint)
     found, training, notes = shapes(
         plan,
-        vocabulary=vocabulary.size,
+        vocabulary=Vocabulary.from_counts(part.counts(), part.corpus.encoding, plan.min_count).size,
         characters=part.characters,
         device=device.type,
         bf16=multiplies_bf16(device),
     )
     yield from map(Note, notes)
     for number, (seed, cell, path) in enumerate(runs, start=1):
-        result = _read_result(path)
-        shape = found[cell]
+        shape, result = found[cell], _read_result(path)
         if result is not None:
             _refuse_another_shape(path, (result.layers, result.hidden), shape)
         else:
-            sizes = {
-                "layers": shape.layers,
-                "hidden": shape.hidden,
-                "embedding": shape.embedding,
-            }
-            choices = plan.choices(cell, seed, **sizes)
+            choices = plan.choices(cell, seed, **_sizes(shape))
             choices = replace(choices, training={**choices.training, **training})
             with _open_run(path) as (held, begun):
                 if begun:
@@ -586,18 +553,30 @@ def compare(
                     write_json(folder / PLAN, plan.to_dict())
                     known = plan.seeds
                 yield RunStarted(run, number, len(runs))
-                complete = False
-                for event in train(run, should_stop):
-                    yield event
-                    complete = isinstance(event, Finished) and event.complete
-                if not complete:
-                    return
-                try:
-                    result = _measure(run, seed, should_stop)
-                except Interrupted:
+                result = yield from _finish(run, should_stop)
+                if result is None:
                     return
                 held.save_result(result.to_dict())
         yield RunScored(result)
+
+
+def _part_to_train_on(plan: Plan) -> Part:
+    """Read a comparison's text, and see that it is the one and leaves something for all parts."""
+    corpus = plan.corpus()
+    if plan.fingerprint is not None:
+        _refuse_another_text(plan, corpus)
+    train, valid, test = split(corpus, plan.valid_share, plan.test_share)
+    refuse_too_short(train, plan.text())
+    for name, share, held_out in (
+        ("valid", plan.valid_share, valid),
+        ("test", plan.test_share, test),
+    ):
+        if share and held_out is None:
+            raise CorpusError(
+                f"--{name}-share {share:g} of a text of length {corpus.characters:,} leaves fewer "
+                "than 2 characters to compare on: give a longer text, a larger share, or 0"
+            )
+    return train
 
 
 def _refuse_another_text(plan: Plan, corpus: Corpus) -> None:
@@ -629,7 +608,21 @@ def _open_run(path: Path) -> Iterator[tuple[RunFolder, bool]]:
         yield folder, begun
 
 
-def _measure(run: Run, seed: int, should_stop: Callable[[], str | None]) -> RunResult:
+def _finish(
+    run: Run, should_stop: Callable[[], str | None]
+) -> Generator[Event, None, RunResult | None]:
+    """Train a run to its end and score it; return None if it was stopped before."""
+    for event in train(run, should_stop):
+        yield event
+        if isinstance(event, Finished) and not event.complete:
+            return None
+    try:
+        return _measure(run, should_stop)
+    except Interrupted:
+        return None
+
+
+def _measure(run: Run, should_stop: Callable[[], str | None]) -> RunResult:
     """Score the best checkpoint of a finished run on what was held out."""
     path, progress = run.folder.path, run.progress
     model, vocabulary, _ = load_model(path, run.device)
@@ -643,7 +636,7 @@ def _measure(run: Run, seed: int, should_stop: Callable[[], str | None]) -> RunR
     return RunResult(
         run=str(path),
         cell=model.config.cell,
-        seed=seed,
+        seed=run.config.seed,
         layers=model.config.layers,
         hidden=model.config.hidden,
         parameters=model.parameter_count(),
@@ -666,6 +659,10 @@ def _median_speed(log: Path) -> float:
     """Return the median of the speeds in a run's log, in characters per second."""
     rows = read_metrics(log)
     speeds = [float(row["chars_per_second"]) for row in rows if "chars_per_second" in row]
+    if not speeds:
+        raise RunFolderError(
+            f"{shown(log)}: the rows on its updates are gone: remove the run's folder to train anew"
+        )
     return statistics.median(speeds)
 
 
@@ -677,13 +674,22 @@ def _read_result(path: Path) -> RunResult | None:
     Raises:
         RunFolderError: the file is not usable.
     """
-    file = path / RESULT
+    result = _read(path / RESULT, RunResult, ": remove it to score the run again")
+    return None if result is None else replace(result, run=str(path))
+
+
+def _read(file: Path, kind: type[R], advice: str = "") -> R | None:
+    """Return the record in a JSON file; None if there is no such file.
+
+    Raises:
+        RunFolderError: it is not usable.
+    """
     try:
-        result = RunResult.from_dict(json.loads(file.read_text(encoding="utf-8")))
-        return replace(result, run=str(path))
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it holds no JSON object")
+        return kind.from_dict(values)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise RunFolderError(
-            f"{shown(file)}: not usable: {error}: remove it to score the run again"
-        ) from error
+    except (OSError, ValueError, RecursionError, UsageError) as error:
+        raise RunFolderError(f"{shown(file)}: not usable: {error}{advice}") from error

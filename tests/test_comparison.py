@@ -594,7 +594,22 @@ class TestCompare:
         assert done.err.count("\n") == 1
         assert list(tmp_path.iterdir()) == []
 
-    @pytest.mark.parametrize("content", ["{}", "[]", "no json", '{"texts": [], "steps": 0}'])
+    def test_a_run_whose_log_is_gone_is_named(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
+        words = ("compare", "--run", tmp_path, "--device", "cpu")
+        assert cli(*words, prose, "--cell", "rnn", *QUICK).code == 0
+        for name in ("result.json", "metrics.jsonl"):
+            (tmp_path / "rnn-seed1" / name).unlink()
+        done = cli(*words, "--resume", "--quiet")
+        assert (done.code, done.err.count("\n")) == (1, 1)
+        assert "rnn-seed1/metrics.jsonl: the rows on its updates are gone" in done.err
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "{}", "[]", "no json", '{"texts": [], "steps": 0}',
+            pytest.param("[" * 100_000, id="nested"),
+        ],
+    )  # fmt: skip
     def test_a_damaged_plan_is_named(self, cli: Cli, tmp_path: Path, content: str) -> None:
         (tmp_path / "comparison.json").write_text(content)
         done = cli("compare", "--run", tmp_path, "--resume")
