@@ -11,16 +11,16 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from charrnn import native, recipe
 from charrnn.baselines import compressed_nats, uniform_nats, unigram_nats
-from charrnn.checkpoint import Checkpoint, find, load
+from charrnn.checkpoint import BEST, LAST, Checkpoint, find, load
 from charrnn.config import CELL_GATES, ModelConfig, Record, TextChoices, TrainConfig
-from charrnn.corpus import Part, scan
+from charrnn.corpus import BYTES, Part, scan
 from charrnn.device import choose_device
 from charrnn.errors import (
     CheckpointError,
@@ -214,7 +214,7 @@ class Run:
             again = f" {command_line(lower)}" if self.owner is None else f": {self.owner}"
             return f"nothing was saved before: {anew}start again with{again}"
         return (
-            f"the last good checkpoint is {shown(self.folder.path / 'last.safetensors')} of step "
+            f"the last good checkpoint is {shown(self.folder.path / LAST)} of step "
             f"{self.saved.step:,}: {anew}go on from it with: {self.command(*lower)}"
         )
 
@@ -298,18 +298,12 @@ def start(
     Raises:
         CharrnnError: a choice, the text, the checkpoint or the folder is not usable.
     """
-    vocabulary, weights, encoding = None, dict[str, Tensor](), text.encoding or "utf-8"
-    if init_from is not None:
-        loaded = load(find(init_from))
-        model_config, vocabulary = described(loaded, init_from)
-        _refuse_conflicts(choices, text, model_config, vocabulary)
-        encoding = text.encoding or vocabulary.encoding
-        weights = prefixed(loaded.tensors, "model.")
-        # The shape alone: what is dropped follows from this text and this budget.
-        shape_of_it = {name: getattr(model_config, name) for name in SHAPE}
-        choices = replace(
-            choices, cell=model_config.cell, model=shape_of_it | recipe.given(choices.model)
-        )
+    origin = None if init_from is None else _Origin.of(init_from, choices, text)
+    encoding = text.encoding or "utf-8"
+    if origin is not None:
+        encoding = text.encoding or origin.vocabulary.encoding
+        settled = origin.shape | recipe.given(choices.model)
+        choices = replace(choices, cell=origin.shape["cell"], model=settled)
     corpus = scan(readable(text.texts, spooled) or embedded_corpus(), encoding)
     train, valid, test, valid_corpus = divide(corpus, text)
     refuse_too_short(train, text)
@@ -320,17 +314,100 @@ def start(
     if spooled is not None:
         notes = [note.replace(str(spooled), "standard input") for note in notes]
         notes.append("standard input cannot be read again: to resume, give the text as a file")
-    if init_from is not None and vocabulary is not None:
-        notes.append(_coverage(counts, vocabulary, init_from))
+    if origin is None:
+        vocabulary = _new_vocabulary(counts, corpus.encoding, text.min_count)
     else:
-        if corpus.encoding == "bytes" and text.min_count is not None:
-            raise UsageError("--min-count and --encoding bytes exclude each other: bytes are known")
-        vocabulary = Vocabulary.from_counts(counts, corpus.encoding, text.min_count)
+        vocabulary = origin.vocabulary
+        notes.append(_coverage(counts, vocabulary, origin.path))
+    shape, config, said = _choose(choices, vocabulary, train, device)
+    record = TextRecord(
+        texts=absolute_names(text.texts),
+        encoding=corpus.encoding,
+        fingerprint=corpus.fingerprint,
+        characters=corpus.characters,
+        train=(train.start, train.stop),
+        valid=(valid.start, valid.stop) if valid else None,
+        test=(test.start, test.stop) if test else None,
+        valid_texts=absolute_names(text.valid),
+        valid_fingerprint=valid_corpus.fingerprint if valid_corpus else None,
+    )
+    refuse_too_many_names(record)
+    torch.manual_seed(config.seed)
+    model = CharModel(shape) if origin is None else with_weights(shape, origin.weights, origin.path)
+    return _assemble(
+        model.to(device),
+        vocabulary=vocabulary,
+        config=config,
+        train=train,
+        train_counts=counts,
+        lanes=_lanes(train, counts, vocabulary, config),
+        valid=valid,
+        progress=Progress(),
+        folder=folder,
+        text=record,
+        notes=notes + said,
+    )
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """The checkpoint that a run starts from."""
+
+    path: Path
+    shape: dict[str, Any]
+    """What its weights settle, and no more: what is dropped follows from text and budget."""
+    vocabulary: Vocabulary
+    weights: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, path: Path, choices: recipe.Choices, text: TextChoices) -> Self:
+        """Load it, and refuse choices that its weights or vocabulary have made already."""
+        checkpoint = load(find(path))
+        config, vocabulary = described(checkpoint, path)
+        shape = {name: getattr(config, name) for name in SHAPE}
+        for name, value in recipe.given(choices.model).items():
+            if shape.get(name, value) != value:
+                raise UsageError(
+                    f"--{name} {value}: the checkpoint of --init-from has {shape[name]}"
+                )
+        if text.min_count is not None:
+            raise UsageError(
+                "--min-count and --init-from exclude each other: its vocabulary is kept"
+            )
+        if text.encoding is not None:
+            refuse_other_symbols(text.encoding, vocabulary, "the checkpoint of --init-from")
+        return cls(path, shape, vocabulary, prefixed(checkpoint.tensors, "model."))
+
+
+def _new_vocabulary(counts: Mapping[int, int], encoding: str, min_count: int | None) -> Vocabulary:
+    """Return the vocabulary of the training part."""
+    if encoding == BYTES and min_count is not None:
+        raise UsageError("--min-count and --encoding bytes exclude each other: bytes are known")
+    vocabulary = Vocabulary.from_counts(counts, encoding, min_count)
     if vocabulary.size < 2:
         raise VocabularyError(
             f"no character occurs {vocabulary.min_count} times in the training part: "
             "give a smaller --min-count"
         )
+    return vocabulary
+
+
+def _coverage(counts: Mapping[int, int], vocabulary: Vocabulary, path: Path) -> str:
+    """Say how much of a text the vocabulary of another one knows."""
+    unknown = vocabulary.unknown_among(counts)
+    total = sum(counts.values())
+    known = 1 - sum(unknown.values()) / total
+    lacks = f", and lacks {listed(unknown)}" if unknown else ""
+    return (
+        f"weights and vocabulary from {shown(path)}: it knows {100 * known:.2f} % "
+        f"of the text's characters{lacks}"
+    )
+
+
+def _choose(
+    choices: recipe.Choices, vocabulary: Vocabulary, train: Part, device: torch.device
+) -> tuple[ModelConfig, TrainConfig, list[str]]:
+    """Return a new run's numbers as text and device allow them; say what had to shrink."""
     shape, config = recipe.choose(
         choices,
         vocabulary=vocabulary.size,
@@ -344,38 +421,10 @@ def start(
             "leave it out"
         )
     lanes, window, said = fit_lanes(train.characters, config.batch_size, config.bptt)
-    if said:
-        notes.append(said)
     loss_last = min(config.loss_last, window) if config.loss_last else None
     config = replace(config, batch_size=lanes, bptt=window, loss_last=loss_last)
     _refuse_too_large(shape, config, device)
-
-    torch.manual_seed(config.seed)
-    model = with_weights(shape, weights, init_from) if init_from else CharModel(shape)
-    record = TextRecord(
-        texts=absolute_names(text.texts),
-        encoding=corpus.encoding,
-        fingerprint=corpus.fingerprint,
-        characters=corpus.characters,
-        train=(train.start, train.stop),
-        valid=(valid.start, valid.stop) if valid else None,
-        test=(test.start, test.stop) if test else None,
-        valid_texts=absolute_names(text.valid),
-        valid_fingerprint=valid_corpus.fingerprint if valid_corpus else None,
-    )
-    refuse_too_many_names(record)
-    return _assemble(
-        model.to(device),
-        vocabulary,
-        config,
-        train,
-        valid,
-        counts,
-        Progress(),
-        folder,
-        record,
-        notes,
-    )
+    return shape, config, [said] if said else []
 
 
 def resume(
@@ -413,11 +462,7 @@ def resume(
     kept = max(0, checkpoint.require("keep", int))
     saved_choices = (config, record, kept, checkpoint.require("device", str))
     folder.keep = kept if keep is None else keep
-    if "-" in record.texts and not texts:
-        raise UsageError(
-            "this run read standard input, which cannot be read again: give the same text as a "
-            f"file, charrnn train FILE --run {command_line([str(folder.path)])} --resume"
-        )
+    record = _where_it_lies_now(record, folder, texts, valid_texts)
     device = device or choose_device(checkpoint.require("device", str))
     notes += _other_machine(checkpoint, device)
     if record.valid is None:
@@ -427,31 +472,25 @@ def resume(
     if config.precision == "bf16" and not multiplies_bf16(device):
         config = replace(config, precision="fp32")
         notes.append("precision fp32 (was bf16, which this device has no instructions for)")
-
-    if texts:
-        record = replace(record, texts=absolute_names(texts))
-    if valid_texts:
-        if not record.valid_texts:
-            raise UsageError("--valid: this run validates on no text of its own: leave it out")
-        record = replace(record, valid_texts=absolute_names(valid_texts))
-    corpus = scan(readable(record.texts, spooled) or embedded_corpus(), record.encoding)
-    refuse_another_text(corpus, record.fingerprint, "the text")
-    valid_corpus = corpus
-    if record.valid_texts:
-        valid_corpus = scan(record.valid_texts, record.encoding)
-        refuse_another_text(valid_corpus, record.valid_fingerprint, "the validation text")
     try:
-        train = corpus.part(*record.train)
-        valid = valid_corpus.part(*record.valid) if record.valid else None
-        Lanes(train, vocabulary, config.batch_size, config.bptt, config.loss_last)
+        train, valid = _read_again(record, spooled)
+        counts = train.counts()
+        lanes = _lanes(train, counts, vocabulary, config)
     except ValueError as error:
         raise CheckpointError(f"{shown(path)}: the field 'text' is not usable: {error}") from error
-
-    model = with_weights(shape, prefixed(checkpoint.tensors, "model."), path)
     run = _assemble(
-        model.to(device), vocabulary, config, train, valid, train.counts(), progress, folder,
-        record, notes,
-    )  # fmt: skip
+        with_weights(shape, prefixed(checkpoint.tensors, "model."), path).to(device),
+        vocabulary=vocabulary,
+        config=config,
+        train=train,
+        train_counts=counts,
+        lanes=lanes,
+        valid=valid,
+        progress=progress,
+        folder=folder,
+        text=record,
+        notes=notes,
+    )
     if not run.is_over:
         elsewhere = "go on where there is more, or with another --device"
         _refuse_too_large(shape, config, device, elsewhere)
@@ -467,10 +506,45 @@ def resume(
     run.better = _better(folder, progress)
     if run.better is not None:
         run.notes.append(
-            f"best.safetensors has {run.better.best_nats:.4f} nats, of step "
+            f"{BEST} has {run.better.best_nats:.4f} nats, of step "
             f"{run.better.best_step:,}: it stays until a validation is better"
         )
     return run
+
+
+def _where_it_lies_now(
+    record: TextRecord, folder: RunFolder, texts: Sequence[str], valid_texts: Sequence[str]
+) -> TextRecord:
+    """Return the record with the names that the user gives for texts that have moved."""
+    if texts:
+        record = replace(record, texts=absolute_names(texts))
+    elif "-" in record.texts:
+        raise UsageError(
+            "this run read standard input, which cannot be read again: give the same text as a "
+            f"file, charrnn train FILE --run {command_line([str(folder.path)])} --resume"
+        )
+    if valid_texts:
+        if not record.valid_texts:
+            raise UsageError("--valid: this run validates on no text of its own: leave it out")
+        record = replace(record, valid_texts=absolute_names(valid_texts))
+    return record
+
+
+def _read_again(record: TextRecord, spooled: Path | None) -> tuple[Part, Part | None]:
+    """Return what a run trains on and what it validates on.
+
+    Raises:
+        CorpusError: a text is not the one that the run was started on.
+        ValueError: a text has no such part.
+    """
+    corpus = scan(readable(record.texts, spooled) or embedded_corpus(), record.encoding)
+    refuse_another_text(corpus, record.fingerprint, "the text")
+    valid_corpus = corpus
+    if record.valid_texts:
+        valid_corpus = scan(record.valid_texts, record.encoding)
+        refuse_another_text(valid_corpus, record.valid_fingerprint, "the validation text")
+    valid = valid_corpus.part(*record.valid) if record.valid else None
+    return corpus.part(*record.train), valid
 
 
 def _better(folder: RunFolder, progress: Progress) -> Progress | None:
@@ -489,41 +563,34 @@ def _is_better(one: Progress, other: Progress) -> bool:
     return one.best_nats is not None and one.best_nats < least
 
 
+def _lanes(
+    train: Part, counts: Mapping[int, int], vocabulary: Vocabulary, config: TrainConfig
+) -> Lanes:
+    held_back = vocabulary.held_back(counts)
+    return Lanes(train, vocabulary, config.batch_size, config.bptt, config.loss_last, held_back)
+
+
 def _assemble(
     model: CharModel,
+    *,
     vocabulary: Vocabulary,
     config: TrainConfig,
     train: Part,
-    valid: Part | None,
     train_counts: Mapping[int, int],
+    lanes: Lanes,
+    valid: Part | None,
     progress: Progress,
     folder: RunFolder,
     text: TextRecord,
     notes: list[str],
 ) -> Run:
-    model.compute_dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    """Do what a new run and one that goes on have in common."""
     model.train()
+    model.compute_dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     optimiser = OPTIMISERS[config.optimiser](
         model, weight_decay=config.weight_decay, decay_embedding=config.decay_embedding
     )
-    held_back = vocabulary.held_back(train_counts)
-    lanes = Lanes(train, vocabulary, config.batch_size, config.bptt, config.loss_last, held_back)
-    if progress.planned_steps is None:
-        if config.steps is not None:
-            progress.planned_steps = config.steps
-        elif config.epochs is not None:
-            # A checkpoint holds whole numbers of 64 bits.
-            steps = min(2.0**62, config.epochs * lanes.chunks_per_pass)
-            progress.planned_steps = max(1, round(steps))
-        if progress.step == 0 and progress.planned_steps is not None:
-            config = replace(config, warmup_steps=recipe.warmup_steps(progress.planned_steps))
-    notes = [*notes, *_slow_loops(model, config.batch_size)]
-    held_out = valid.counts() if valid is not None else {}
-    baselines = {"uniform": uniform_nats(held_out, vocabulary)}
-    if valid is not None:
-        baselines["unigram"] = unigram_nats(train_counts, held_out, vocabulary)
-        stop = min(valid.stop, valid.start + MOST_COMPRESSED)
-        baselines["bzip2"] = compressed_nats(valid.corpus.part(valid.start, stop), "bzip2")
+    config = _with_planned_steps(config, lanes, progress)
     return Run(
         model=model,
         vocabulary=vocabulary,
@@ -535,9 +602,36 @@ def _assemble(
         progress=progress,
         folder=folder,
         text=text,
-        baselines=baselines,
-        notes=notes,
+        baselines=_baselines(train_counts, valid, vocabulary),
+        notes=[*notes, *_slow_loops(model, config.batch_size)],
     )
+
+
+def _with_planned_steps(config: TrainConfig, lanes: Lanes, progress: Progress) -> TrainConfig:
+    """Plan the updates of a budget that is not in minutes; return the config with its warm-up."""
+    if progress.planned_steps is None:
+        if config.steps is not None:
+            progress.planned_steps = config.steps
+        elif config.epochs is not None:
+            # A checkpoint holds whole numbers of 64 bits.
+            steps = min(2.0**62, config.epochs * lanes.chunks_per_pass)
+            progress.planned_steps = max(1, round(steps))
+    if progress.step > 0 or progress.planned_steps is None:
+        return config
+    return replace(config, warmup_steps=recipe.warmup_steps(progress.planned_steps))
+
+
+def _baselines(
+    train_counts: Mapping[int, int], valid: Part | None, vocabulary: Vocabulary
+) -> dict[str, float]:
+    """Return what the held-out text costs without a network, nats per character."""
+    held_out = valid.counts() if valid is not None else {}
+    baselines = {"uniform": uniform_nats(held_out, vocabulary)}
+    if valid is not None:
+        baselines["unigram"] = unigram_nats(train_counts, held_out, vocabulary)
+        stop = min(valid.stop, valid.start + MOST_COMPRESSED)
+        baselines["bzip2"] = compressed_nats(valid.corpus.part(valid.start, stop), "bzip2")
+    return baselines
 
 
 def _slow_loops(model: CharModel, lanes: int) -> list[str]:
@@ -663,28 +757,3 @@ def _refuse_too_large(
             f"training needs about {needed / 1e9:,.0f} GB of memory, and there are "
             f"{there / 1e9:,.0f}: {instead}"
         )
-
-
-def _refuse_conflicts(
-    choices: recipe.Choices, text: TextChoices, config: ModelConfig, vocabulary: Vocabulary
-) -> None:
-    """Refuse choices that a checkpoint's weights or vocabulary have made already."""
-    for name, value in recipe.given(choices.model).items():
-        have = getattr(config, name)
-        if name in SHAPE and have != value:
-            raise UsageError(f"--{name} {value}: the checkpoint of --init-from has {have}")
-    if text.min_count is not None:
-        raise UsageError("--min-count and --init-from exclude each other: its vocabulary is kept")
-    if text.encoding is not None:
-        refuse_other_symbols(text.encoding, vocabulary, "the checkpoint of --init-from")
-
-
-def _coverage(counts: Mapping[int, int], vocabulary: Vocabulary, path: Path) -> str:
-    unknown = vocabulary.unknown_among(counts)
-    total = sum(counts.values())
-    known = 1 - sum(unknown.values()) / total
-    lacks = f", and lacks {listed(unknown)}" if unknown else ""
-    return (
-        f"weights and vocabulary from {shown(path)}: it knows {100 * known:.2f} % "
-        f"of the text's characters{lacks}"
-    )
