@@ -27,7 +27,15 @@ from typing import Any, Literal, Self, TypeVar
 import torch
 
 from charrnn import recipe
-from charrnn.config import CELL_NAMES, CellName, ModelConfig, OptimiserName, Record, TextChoices
+from charrnn.config import (
+    BUDGETS,
+    CELL_NAMES,
+    CellName,
+    ModelConfig,
+    OptimiserName,
+    Record,
+    TextChoices,
+)
 from charrnn.corpus import Corpus, Part, scan, split
 from charrnn.errors import CorpusError, RunFolderError, UsageError, shown
 from charrnn.evaluation import Interrupted, Scores, perplexity, score
@@ -184,10 +192,9 @@ class Plan(Record):
             "precision": self.precision,
             "seed": self.seed if seed is None else seed,
         }
-        budget = {"minutes": self.minutes, "epochs": self.epochs, "steps": self.steps}
         return recipe.Choices(
             cell=cell,
-            budget=recipe.given(budget),
+            budget=recipe.given({name: getattr(self, name) for name in BUDGETS}),
             model={**shape, **model},
             training=training,
         )

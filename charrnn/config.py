@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from charrnn.errors import UsageError
 
 __all__ = [
+    "BUDGETS",
     "CELL_GATES",
     "CELL_NAMES",
     "MEASUREMENTS",
@@ -42,6 +43,9 @@ WEIGHTS_NAMES: tuple[WeightsName, ...] = get_args(WeightsName)
 
 OptimiserName = Literal["muon", "adamw", "sgd"]
 PartName = Literal["valid", "test", "train"]
+
+#: Fields of ``TrainConfig``; a run has one of them.
+BUDGETS = ("minutes", "epochs", "steps")
 
 #: What a number of each kind may be; checked by ``_check``.
 _POSITIVE = "a number above 0, at most 1e38"
@@ -77,19 +81,17 @@ def _check(config: Any, rules: dict[str, str], flags: dict[str, str] | None = No
 
     The rule of a field whose type is a Literal is that: one of its words.
     """
-    optional = {field.name for field in fields(config) if "None" in str(field.type)}
     for name, kind in get_type_hints(type(config)).items():
-        words, value = get_args(kind), getattr(config, name)
-        if get_origin(kind) is Literal and value not in words:
-            flag = "--" + name.replace("_", "-")
-            raise UsageError(f"{flag} must be {_either(words)}, not {value!r}")
-    for name, rule in rules.items():
-        value = getattr(config, name)
-        if value is None and name in optional:
+        value, choices = getattr(config, name), get_args(kind)
+        if get_origin(kind) is Literal:
+            rule, kept = _either(choices), value in choices
+        elif name in rules and not (value is None and NoneType in choices):
+            rule, kept = rules[name], _holds(value, rules[name])
+        else:
             continue
-        if not _holds(value, rule):
+        if not kept:
             flag = (flags or {}).get(name, "--" + name.replace("_", "-"))
-            raise UsageError(f"{flag} must be {rule}, not {value}")
+            raise UsageError(f"{flag} must be {rule}, not {value!r}")
 
 
 def _either(words: Sequence[str]) -> str:
@@ -237,7 +239,7 @@ class TrainConfig(Record):
         named = [flags[name] for name in limits if getattr(self, name) is not None]
         if len(named) > 1:
             raise UsageError(f"{' and '.join(named)} exclude each other: give one")
-        budgets = [name for name in ("minutes", "epochs", "steps") if getattr(self, name)]
+        budgets = [name for name in BUDGETS if getattr(self, name)]
         if len(budgets) != 1:
             given = " and ".join(f"--{name}" for name in budgets) or "none"
             raise UsageError(f"give one budget, --minutes, --epochs or --steps, not {given}")

@@ -19,7 +19,7 @@ from torch import Tensor
 from charrnn import native, recipe
 from charrnn.baselines import compressed_nats, uniform_nats, unigram_nats
 from charrnn.checkpoint import BEST, LAST, Checkpoint, find, load
-from charrnn.config import CELL_GATES, ModelConfig, Record, TextChoices, TrainConfig
+from charrnn.config import BUDGETS, CELL_GATES, ModelConfig, Record, TextChoices, TrainConfig
 from charrnn.corpus import BYTES, Part, scan
 from charrnn.device import choose_device
 from charrnn.errors import (
@@ -59,7 +59,6 @@ __all__ = [
     "start",
 ]
 
-BUDGETS = ("minutes", "epochs", "steps")
 #: What the weights of a checkpoint settle of a model.
 SHAPE = ("cell", "vocabulary", "layers", "hidden", "embedding")
 #: Characters of the held-out text that bzip2 compresses, for the mark to beat: a block of its
