@@ -151,7 +151,7 @@ class _Loop:
         self.told_uncaptured = False
         self.row_from = (run.progress.characters, run.progress.seconds)
         #: The training loss of this sitting's latest row, nats per character.
-        self.row_loss = math.inf
+        self.latest_loss = math.inf
         #: Updates that nobody has looked at yet.
         self.pending: list[tuple[UpdateResult, Chunk]] = []
         self.last_losses: deque[float] = deque(maxlen=5)
@@ -301,8 +301,8 @@ class _Loop:
         }
         progress.row_loss = progress.row_norm = 0.0
         progress.row_characters = progress.row_clipped = progress.row_updates = 0
-        before, risen = progress.smooth_loss, loss > self.row_loss
-        self.row_loss = loss
+        before, risen = progress.smooth_loss, loss > self.latest_loss
+        self.latest_loss = loss
         if before is None:
             progress.smooth_loss = loss
         else:
