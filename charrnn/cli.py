@@ -808,7 +808,7 @@ def _compare(
     quiet: bool,
 ) -> list[RunResult] | None:
     """Do a comparison's runs, showing them; return their results, or None if it was stopped."""
-    from charrnn.comparison import Note, RunScored, RunStarted, compare
+    from charrnn.comparing import Note, RunScored, RunStarted, compare
     from charrnn.display import open_display
 
     results = []

@@ -18,17 +18,13 @@ import torch
 
 from charrnn.cells import CELLS
 from charrnn.checkpoint import Checkpoint, read_description
+from charrnn.comparing import RunScored, RunStarted, compare, matched_hidden, shapes
 from charrnn.comparison import (
     CellResult,
     Comparison,
     Plan,
     RunResult,
-    RunScored,
-    RunStarted,
-    compare,
-    matched_hidden,
     open_plan,
-    shapes,
 )
 from charrnn.config import CELL_NAMES, CellName, ModelConfig
 from charrnn.errors import CorpusError, RunFolderError, UsageError
@@ -272,10 +268,10 @@ class TestCompare:
         text, folder = tmp_path / "text", tmp_path / "comparison"
         text.write_bytes(prose.read_bytes())
         words = ("--steps", 2, "--batch-size", 3, "--bptt", 11, "--cell", "rnn", "--cell", "gru")
-        monkeypatch.setattr("charrnn.comparison.multiplies_bf16", lambda device: False)
+        monkeypatch.setattr("charrnn.comparing.multiplies_bf16", lambda device: False)
         first = cli("compare", text, "--run", folder, *words, "--json")
         text.unlink()
-        monkeypatch.setattr("charrnn.comparison.multiplies_bf16", lambda device: True)
+        monkeypatch.setattr("charrnn.comparing.multiplies_bf16", lambda device: True)
         again = cli("compare", "--run", folder, "--resume", "--json")
         assert (again.code, again.err) == (0, "")
         assert timeless(json.loads(again.out)) == timeless(json.loads(first.out))
@@ -473,7 +469,7 @@ class TestCompare:
         def stop(*_: object) -> None:
             signal.raise_signal(signal.SIGINT)
 
-        monkeypatch.setattr("charrnn.comparison.split", stop)
+        monkeypatch.setattr("charrnn.comparing.split", stop)
         done = cli("compare", "--run", uninterrupted, "--resume", "--seeds", 3)
         assert done.code == 130
         assert f"go on with: charrnn compare --run {uninterrupted} --resume --seeds 3\n" in done.err

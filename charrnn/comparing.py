@@ -1,0 +1,329 @@
+"""The same text, budget and order of data for several cells: a comparison's runs.
+
+Everything but the cell is equal: the split, the vocabulary, the lanes and windows in
+which the text is read, the number of layers, the embedding. Widths are solved for, so
+that all models have the same number of parameters, or are equal too. Learning rates,
+weight decay, dropout and weight drop follow the recipe's rules for each cell where they
+are not given. Each cell is trained from several seeds, so that a difference can be held
+against the spread that chance alone makes.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from charrnn import recipe
+from charrnn.comparison import PLAN, TOLERANCE, Plan, RunResult, open_plan, read_result
+from charrnn.config import CellName, ModelConfig
+from charrnn.corpus import Corpus, Part, split
+from charrnn.errors import CorpusError, RunFolderError, UsageError, shown
+from charrnn.evaluation import Interrupted, Scores, score
+from charrnn.kernels import multiplies_bf16
+from charrnn.model import outline
+from charrnn.reading import refuse_another_text, refuse_too_short
+from charrnn.run import Run, resume, start
+from charrnn.runfolder import LOG, RESULT, RunFolder, has_state, read_metrics, write_json
+from charrnn.trained import load_model
+from charrnn.training import Event, Finished, train
+from charrnn.vocabulary import Vocabulary
+
+__all__ = [
+    "Note",
+    "RunScored",
+    "RunStarted",
+    "compare",
+    "matched_hidden",
+    "shapes",
+]
+
+#: The cell whose recipe gives the numbers that all cells share.
+REFERENCE: CellName = "lstm"
+
+
+# Shapes ------------------------------------------------------------------------------
+
+
+def matched_hidden(shape: ModelConfig, parameters: int) -> int:
+    """Return the width at which a model comes closest to a number of parameters.
+
+    Args:
+        shape: of the model, but for its width.
+        parameters: wished for.
+    """
+
+    def count(hidden: int) -> int:
+        return outline(replace(shape, hidden=hidden)).parameter_count()
+
+    # Parameters grow with the width: halve the interval in which they pass the wish.
+    low, high = 1, 2
+    while count(high) < parameters:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle) < parameters else (low, middle)
+    return min((low, high), key=lambda hidden: abs(count(hidden) - parameters))
+
+
+def shapes(
+    plan: Plan, *, vocabulary: int, characters: int, device: str, bf16: bool = False
+) -> tuple[dict[CellName, ModelConfig], dict[str, int], list[str]]:
+    """Return every cell's shape, and the training numbers that all share.
+
+    Args:
+        plan: what is compared.
+        vocabulary: V.
+        characters: of the training part.
+        device: "cpu", "cuda" or "mps".
+        bf16: whether the device has instructions for products in bf16.
+
+    Returns:
+        The shapes; lanes and window; sentences on what could not be matched.
+    """
+    choose = partial(
+        recipe.choose, vocabulary=vocabulary, characters=characters, device=device, bf16=bf16
+    )
+    reference, training = choose(plan.choices(REFERENCE))
+    wished = outline(reference).parameter_count()
+    found: dict[CellName, ModelConfig] = {}
+    notes = []
+    for cell in plan.cells:
+        shape, _ = choose(plan.choices(cell, **_sizes(reference)))
+        if plan.match == "parameters":
+            shape = replace(shape, hidden=matched_hidden(shape, wished))
+            off = outline(shape).parameter_count() / wished - 1
+            if abs(off) > TOLERANCE:
+                notes.append(
+                    f"{cell}: {abs(off):.1%} {'more' if off > 0 else 'fewer'} parameters than "
+                    f"the {REFERENCE}; no width comes closer: give a larger --hidden"
+                )
+        found[cell] = shape
+    return found, {"batch_size": training.batch_size, "bptt": training.bptt}, notes
+
+
+def _sizes(shape: ModelConfig) -> dict[str, int]:
+    """Return what a run is told of its shape."""
+    return {"layers": shape.layers, "hidden": shape.hidden, "embedding": shape.embedding}
+
+
+# The runs ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """A run begins or goes on; its events follow."""
+
+    run: Run
+    number: int
+    """Of the comparison's runs, from 1."""
+    total: int
+
+
+@dataclass(frozen=True)
+class RunScored:
+    """A run is finished, now or in an earlier sitting."""
+
+    result: RunResult
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence that the user should read."""
+
+    text: str
+
+
+def compare(
+    folder: Path,
+    plan: Plan,
+    *,
+    new: bool,
+    device: torch.device,
+    command: str | None = None,
+    should_stop: Callable[[], str | None] = lambda: None,
+) -> Iterator[RunStarted | RunScored | Note | Event]:
+    """Do all runs of a comparison that are not finished yet.
+
+    Args:
+        folder: the comparison's.
+        plan: what to compare; for a comparison that goes on, from ``open_plan``, perhaps extended.
+        new: whether it begins here. The plan of a new or extended one is put into the folder with
+            the first run.
+        device: where to compute.
+        command: the command line that goes on with the comparison, for messages.
+        should_stop: as for ``training.train``; a stopped comparison goes on by calling
+            this again.
+
+    Yields:
+        For every run ``RunStarted``, its events and ``RunScored``; for one that was
+        finished before only the last.
+
+    Raises:
+        CharrnnError: the text, the folder or a checkpoint is not usable, or a loss is
+            not finite.
+    """
+    if new and (folder / PLAN).exists():
+        raise RunFolderError(
+            f"{shown(folder)}: holds a comparison already: go on with it with --resume, or choose "
+            "another folder with --run"
+        )
+    runs = [(seed, cell, folder / f"{cell}-seed{seed}") for seed, cell in plan.runs()]
+    known = 0 if new else open_plan(folder).seeds
+    for seed, _, path in runs:
+        added = seed >= plan.seed + known
+        if added and ((path / RESULT).exists() or has_state(path)):
+            raise RunFolderError(
+                f"{shown(path)}: holds a run already, of no comparison that is known here: "
+                + ("choose another folder with --run" if new else "move it elsewhere")
+            )
+    if not new and all(there := [read_result(path) for _, _, path in runs]):
+        # Nothing is left to train: neither the text nor what the rules give here matters.
+        yield from (RunScored(result) for result in there if result)
+        return
+    part = _part_to_train_on(plan)
+    plan = replace(plan, fingerprint=part.corpus.fingerprint)
+    found, training, notes = shapes(
+        plan,
+        vocabulary=Vocabulary.from_counts(part.counts(), part.corpus.encoding, plan.min_count).size,
+        characters=part.characters,
+        device=device.type,
+        bf16=multiplies_bf16(device),
+    )
+    yield from map(Note, notes)
+    for number, (seed, cell, path) in enumerate(runs, start=1):
+        shape, result = found[cell], read_result(path)
+        if result is not None:
+            _refuse_another_shape(path, (result.layers, result.hidden), shape)
+        else:
+            choices = plan.choices(cell, seed, **_sizes(shape))
+            choices = replace(choices, training={**choices.training, **training})
+            with _open_run(path) as (held, begun):
+                if begun:
+                    run = resume(held, device=device, changes={})
+                    has = run.model.config
+                    _refuse_another_shape(path, (has.layers, has.hidden), shape)
+                else:
+                    run = start(choices, plan.text(), folder=held, device=device)
+                _refuse_another_text(plan, run.train.corpus)
+                run.owner = command
+                if known < plan.seeds:
+                    write_json(folder / PLAN, plan.to_dict())
+                    known = plan.seeds
+                yield RunStarted(run, number, len(runs))
+                result = yield from _finish(run, should_stop)
+                if result is None:
+                    return
+                held.save_result(result.to_dict())
+        yield RunScored(result)
+
+
+def _part_to_train_on(plan: Plan) -> Part:
+    """Read a comparison's text, and see that it is the one and leaves something for all parts."""
+    corpus = plan.corpus()
+    if plan.fingerprint is not None:
+        _refuse_another_text(plan, corpus)
+    train, valid, test = split(corpus, plan.valid_share, plan.test_share)
+    refuse_too_short(train, plan.text())
+    for name, share, held_out in (
+        ("valid", plan.valid_share, valid),
+        ("test", plan.test_share, test),
+    ):
+        if share and held_out is None:
+            raise CorpusError(
+                f"--{name}-share {share:g} of a text of length {corpus.characters:,} leaves fewer "
+                "than 2 characters to compare on: give a longer text, a larger share, or 0"
+            )
+    return train
+
+
+def _refuse_another_text(plan: Plan, corpus: Corpus) -> None:
+    refuse_another_text(
+        corpus,
+        plan.fingerprint,
+        of="this comparison",
+        instead="compare anew in another folder with --run",
+    )
+
+
+def _refuse_another_shape(path: Path, has: tuple[int, int], shape: ModelConfig) -> None:
+    """Refuse to go on where the rules give other sizes than the runs so far have."""
+    wanted = (shape.layers, shape.hidden)
+    if has != wanted:
+        raise UsageError(
+            f"{shown(path)} has {has[0]} x {has[1]} units, and here it would be {wanted[0]} x "
+            f"{wanted[1]}: go on with the comparison on the machine and --device it began on"
+        )
+
+
+@contextmanager
+def _open_run(path: Path) -> Iterator[tuple[RunFolder, bool]]:
+    """Hold a run's folder; say whether there is something in it to go on from."""
+    begun = has_state(path)
+    # Killed between its first validation and its first save, it begins again.
+    held = RunFolder.open_existing(path) if begun else RunFolder.create(path, over_best=True)
+    with held as folder:
+        yield folder, begun
+
+
+def _finish(
+    run: Run, should_stop: Callable[[], str | None]
+) -> Generator[Event, None, RunResult | None]:
+    """Train a run to its end and score it; return None if it was stopped before."""
+    for event in train(run, should_stop):
+        yield event
+        if isinstance(event, Finished) and not event.complete:
+            return None
+    try:
+        return _measure(run, should_stop)
+    except Interrupted:
+        return None
+
+
+def _measure(run: Run, should_stop: Callable[[], str | None]) -> RunResult:
+    """Score the best checkpoint of a finished run on what was held out."""
+    path, progress = run.folder.path, run.progress
+    model, vocabulary, _ = load_model(path, run.device)
+
+    def score_part(part: Part) -> Scores:
+        return score(model, part, vocabulary, should_stop=lambda: bool(should_stop()))
+
+    valid = score_part(run.valid) if run.valid else None
+    test = score_part(run.train.corpus.part(*run.text.test)) if run.text.test else valid
+    assert test is not None, "a plan without any held-out part is refused"
+    return RunResult(
+        run=str(path),
+        cell=model.config.cell,
+        seed=run.config.seed,
+        layers=model.config.layers,
+        hidden=model.config.hidden,
+        parameters=model.parameter_count(),
+        multiply_adds=model.multiply_adds(),
+        steps=progress.step,
+        clipped_steps=progress.clipped_steps,
+        trained_characters=progress.characters,
+        seconds=progress.seconds,
+        train_chars_per_second=_median_speed(path / LOG),
+        valid_nats_per_char=valid.nats_per_char if valid else None,
+        nats_per_char=test.nats_per_char,
+        bits_per_byte=test.bits_per_byte,
+        characters=test.characters,
+        unknown=test.unknown,
+        chars_per_second=test.chars_per_second,
+    )
+
+
+def _median_speed(log: Path) -> float:
+    """Return the median of the speeds in a run's log, in characters per second."""
+    rows = read_metrics(log)
+    speeds = [float(row["chars_per_second"]) for row in rows if "chars_per_second" in row]
+    if not speeds:
+        raise RunFolderError(
+            f"{shown(log)}: the rows on its updates are gone: remove the run's folder to train anew"
+        )
+    return statistics.median(speeds)
