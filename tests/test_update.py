@@ -21,7 +21,7 @@ from charrnn.corpus import scan
 from charrnn.model import CharModel, Hidden
 from charrnn.optimiser import OPTIMISERS, MuonAdamW
 from charrnn.stream import Lanes
-from charrnn.update import Update, UpdateResult, clip
+from charrnn.update import Update, UpdateResult, clip, window_loss
 from charrnn.vocabulary import Vocabulary
 from tests.conftest import make_prose
 
@@ -124,6 +124,7 @@ def test_gradients_stop_at_the_window_and_values_do_not(tmp_path: Path, cell: Ce
         assert_close(setting.last_gradient(), gradient)
         for a, b in zip(gradient[:-2], full[:-2], strict=True):  # the head's do not reach back
             assert torch.allclose(a, b) == (start == 0)
+        assert not result.loss.requires_grad, "whoever keeps it would keep the whole window"
         assert_close(setting.update.hidden, setting.state_before(stop))
         assert not any(part.requires_grad for state in setting.update.hidden for part in state)
 
@@ -203,6 +204,30 @@ def test_rates_of_zero_leave_the_weights(tmp_path: Path, cell: CellName) -> None
     assert all(map(torch.equal, before, setting.weights))
 
 
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_after_what_is_no_number_no_weight_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def no_number(*window: Any) -> tuple[Tensor, Hidden]:
+        loss, after = window_loss(*window)
+        if broken == "loss":
+            return loss + math.inf, after  # its gradient is finite
+        loss.register_hook(lambda grad: grad * math.inf)
+        return loss, after
+
+    setting = Setting(tmp_path, "lstm", lanes=3, bptt=17)
+    setting.update.optimiser.set_rates(0.02, 0.01)
+    before = [weight.detach().clone() for weight in setting.weights]
+    first, second = islice(setting.lanes.chunks(), 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("charrnn.update.window_loss", no_number)
+        result = setting.update(first)
+    assert bool(result.loss.isfinite()) == (broken != "loss")
+    assert bool(result.norm.isfinite()) == (broken != "gradient")
+    assert setting.update(second).loss.isfinite()
+    assert all(map(torch.equal, before, setting.weights))
+
+
 class Recording:
     """Stands for a CUDA graph on a CPU: a replay makes the update that was recorded."""
 
@@ -249,7 +274,7 @@ def cuda_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mock]:
 def captured_run(setting: Setting, cuda: Mock | None) -> list[Tensor]:
     """Make 14 updates, a pass's last, shorter window and another dropout among them."""
     setting.update.optimiser.set_rates(0.02, 0.01)
-    losses = []
+    measured: list[Tensor] = []
     for number, chunk in enumerate(islice(setting.lanes.chunks(), 14)):
         if number == 9:
             setting.model.set_dropout(0.0, 0.3)
@@ -262,8 +287,8 @@ def captured_run(setting: Setting, cuda: Mock | None) -> list[Tensor]:
                     for part_BH in state:
                         part_BH.zero_()
             result = setting.update._captured_update(chunk.x_TB, chunk.y_TB, len(chunk.x_TB))
-        losses.append(result.loss)
-    return [*losses, *setting.weights]
+        measured += [result.loss, result.norm, result.clipped]
+    return [*measured, *setting.weights]
 
 
 def test_a_captured_update_is_the_eager_one(
@@ -393,6 +418,15 @@ class TestClip:
         assert not bool(clipped)
         assert torch.equal(flat(grads), flat(gradients()))
 
+    def test_a_gradient_at_the_limit_stays(self) -> None:
+        norm = clip(gradients(), None, None)[0].item()
+        largest = flat(gradients()).abs().max().item()
+        for limits in ((norm, None, None), (None, largest, None), (None, None, norm)):
+            grads = gradients()
+            _, clipped = clip(grads, *limits)
+            assert not bool(clipped)
+            assert torch.equal(flat(grads), flat(gradients()))
+
     def test_by_value_cuts_every_entry_by_itself(self) -> None:
         grads = gradients()
         norm, clipped = clip(grads, None, 0.5)
@@ -429,6 +463,12 @@ class TestClip:
         before = flat(grads)
         clip(grads, None, None, wanted)
         assert torch.equal(flat(grads), before)
+
+    def test_a_factor_beyond_float32_is_its_largest(self) -> None:
+        grads = [torch.full((3, 5), 1e-13), torch.full((7,), -1e-13)]
+        expected = flat(grads) * torch.finfo(torch.float32).max
+        clip(grads, None, None, 1e38)
+        assert torch.equal(flat(grads), expected)
 
     @pytest.mark.parametrize(
         ("training", "limit"),
