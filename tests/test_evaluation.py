@@ -329,6 +329,7 @@ class TestByPosition:
     ) -> None:
         part, model = make_part(tmp_path, make_text(101)), make_model().eval()
         whole = score_by_position(model, part, vocabulary(), 25)
+        unbound = score(model, part, vocabulary(), lanes=5)
         sizes: list[int] = []
         forward = model.forward
 
@@ -343,3 +344,9 @@ class TestByPosition:
         pieces = score_by_position(model, part, vocabulary(), 25)
         assert max(sizes) <= most
         assert pieces.nats_T.tolist() == pytest.approx(whole.nats_T.tolist(), rel=1e-12)
+        for room, times in ((most, 19), (1, 1)):  # one time step at least
+            monkeypatch.setitem(evaluation.MOST_LOGITS, "cpu", room)
+            sizes.clear()
+            again = score(model, part, vocabulary(), lanes=5)
+            assert max(sizes) == 5 * times * vocabulary().size
+            assert again.nats == pytest.approx(unbound.nats, rel=1e-12)

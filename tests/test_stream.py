@@ -93,10 +93,14 @@ class TestReader:
             for reader in readers:
                 reader.read(1)
             held, _ = tracemalloc.get_traced_memory()
+            for reader in readers:
+                reader.close()
+            closed, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
         # The ids, and a few kilobytes for decoder and generator: not the decoded text too.
         assert held / len(readers) < (1 << 15) + 8000
+        assert closed / len(readers) < 1000
 
 
 def lanes_of(chunks: Sequence[Chunk], stride: int) -> tuple[list[list[int]], list[list[int]]]:
@@ -245,7 +249,7 @@ class TestLanesOtherwise:
         singles = "vwxyz"  # each once; of even rank are v, x and z
         text = list(make_text(1003, "abcdefghij \n"))
         for place, single in enumerate(singles):
-            text.insert(150 * place + 70, single)
+            text.insert(149 * place + 70, single)
         part, vocabulary = make_part(tmp_path, "".join(text))
         held_back = vocabulary.encode(singles)
         lanes = Lanes(part, vocabulary, 3, 13, 5, held_back)
@@ -257,6 +261,8 @@ class TestLanesOtherwise:
                 for single in ("vxz", "wy", "vxz")[step // lanes.chunks_per_pass]:
                     expected = expected.replace(single, REPLACEMENT)
                 assert vocabulary.decode(ids.flatten()) == expected
+        passes = [straight[n * lanes.chunks_per_pass :][: lanes.chunks_per_pass] for n in range(3)]
+        assert [sum(chunk.unknown for chunk in a_pass) for a_pass in passes] == [3, 2, 3]
         for step in (1, lanes.chunks_per_pass - 1, lanes.chunks_per_pass + 30):
             assert torch.equal(next(lanes.chunks(step)).x_TB, straight[step].x_TB)
 
