@@ -229,12 +229,9 @@ def _points(config: SampleConfig) -> Iterator[NDArray[np.float64]]:
 def _draw(p_BV: NDArray[np.float64], points_B: NDArray[np.float64]) -> NDArray[np.int64]:
     """Draw a symbol for each sample by inverting the cumulative distribution."""
     cumulative_BV = p_BV.cumsum(axis=1)
+    # A point is at most 1 - 2^-53: this never rounds up to the end.
     points_B1 = points_B[:, None] * cumulative_BV[:, -1:]
     symbols_B: NDArray[np.int64] = (cumulative_BV <= points_B1).sum(axis=1)
-    if symbols_B.max() == p_BV.shape[1]:
-        # The product may round up to the very end: the last possible symbol takes it.
-        last_B = p_BV.shape[1] - 1 - (p_BV[:, ::-1] > 0).argmax(axis=1)
-        symbols_B = np.minimum(symbols_B, last_B)
     return symbols_B
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -189,6 +190,8 @@ class TestScore:
         assert (scores.characters, scores.bytes, scores.unknown) == (96, 96, 0)
         assert scores.bits_per_char == pytest.approx(8)
         assert scores.bits_per_byte == pytest.approx(8)
+        priced = list(prices(model.float().eval(), part, Vocabulary.of_bytes()))
+        assert [one.nats_T.dtype for one in priced] == [np.float64]
 
     @pytest.mark.parametrize("training", [True, False])
     def test_touches_nothing_of_the_training(self, tmp_path: Path, training: bool) -> None:

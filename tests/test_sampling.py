@@ -17,6 +17,7 @@ from charrnn.errors import VocabularyError
 from charrnn.model import CharModel
 from charrnn.sampling import (
     SHORT_PROMPT,
+    _draw,
     encode_stop,
     next_probabilities,
     prepare_prompt,
@@ -40,8 +41,8 @@ def make_model(cell: CellName = "lstm", size: int = V) -> CharModel:
     model = CharModel(config)
     with torch.no_grad():
         for weight in model.parameters():
-            weight.mul_(2)
-        model.head.bias[UNKNOWN] = 5.0  # the likeliest by far, were it allowed
+            weight.mul_(8)  # each character of the past matters
+        model.head.bias[UNKNOWN] = 50.0  # the likeliest by far, were it allowed
     return model
 
 
@@ -172,6 +173,15 @@ class TestSample:
         counts_V = np.array([0] + [text.count(character) for character in KNOWN])
         assert np.abs(counts_V / 4000 - p_V).max() < 0.02
 
+    def test_the_outermost_points_draw_symbols_that_can_be(self) -> None:
+        p_BV = 0.01 + np.random.default_rng(3).random((5000, V))
+        p_BV[:, [0, -2, -1]] = 0
+        p_BV /= p_BV.sum(axis=1, keepdims=True)
+        ends_B = p_BV.cumsum(axis=1)[:, -1]
+        assert ends_B.min() < 1 < ends_B.max(), "rounded both ways"
+        assert (_draw(p_BV, np.zeros(len(p_BV))) == 1).all()
+        assert (_draw(p_BV, np.full(len(p_BV), np.nextafter(1, 0))) == V - 3).all()
+
     def test_temperature_0_takes_the_likeliest_whatever_the_seed(self) -> None:
         model, words = make_model(), vocabulary()
         made = {
@@ -288,7 +298,8 @@ class TestSample:
         assert bool(asked) == (cell != "lstm")
 
     def test_no_prompt_is_a_line_break(self) -> None:
-        model, words = make_model(), vocabulary()
+        words = Vocabulary.from_counts(Counter(map(ord, "\t" + KNOWN)), "utf-8", 1)
+        model = make_model(size=words.size)
         config = SampleConfig(length=20)
         assert texts(model, words, "", config) == texts(model, words, "\n", config)
 

@@ -212,7 +212,7 @@ def test_after_what_is_no_number_no_weight_moves(
         loss, after = window_loss(*window)
         if broken == "loss":
             return loss + math.inf, after  # its gradient is finite
-        loss.register_hook(lambda grad: grad * math.inf)
+        loss.register_hook(lambda grad: grad * math.inf)  # type: ignore[no-untyped-call]
         return loss, after
 
     setting = Setting(tmp_path, "lstm", lanes=3, bptt=17)

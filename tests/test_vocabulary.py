@@ -147,9 +147,8 @@ class TestEncode:
 class TestUnknownIn:
     def test_lists_them_with_counts(self) -> None:
         vocabulary = of_text("abc")
-        unknown = vocabulary.unknown_in("axbyxx樓\udcff")
-        assert unknown == {"x": 3, "y": 1, "樓": 1, "\udcff": 1}
-        assert next(iter(unknown)) == "x"
+        unknown = vocabulary.unknown_in("axbyyxy樓\udcff")
+        assert list(unknown.items()) == [("y", 3), ("x", 2), ("樓", 1), ("\udcff", 1)]
         assert vocabulary.unknown_in("cab" * 5) == {}
 
     def test_bytes_know_all(self) -> None:
