@@ -97,6 +97,7 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], toleranc
 def results(run: tuple[Tensor, State], cell: Cell, x: Tensor, state: State) -> dict[str, Tensor]:
     """Return, by name, outputs, final state, and all gradients of a loss on both."""
     out, after = run
+    assert all(s.untyped_storage().nbytes() == s.nbytes for s in after), "a state holds its chunk"
     names = ["x", *cell.states, *dict(cell.named_parameters())]
     wanted = [x, *state, *cell.parameters()]
     gradients = torch.autograd.grad(loss_of(out, *after), wanted)
@@ -110,6 +111,20 @@ def results(run: tuple[Tensor, State], cell: Cell, x: Tensor, state: State) -> d
 def test_equals_the_naive_loop(name: CellName, steps: int, lanes: int) -> None:
     cell = make_cell(name)
     x, state = make_inputs(cell, steps, lanes)
+    ours = results(cell(x, state), cell, x, state)
+    slow = results(naive(cell, x, state), cell, x, state)
+    assert_same(ours, slow, 1e-12)
+
+
+@each_cell
+def test_torch_s_operators_equal_the_naive_loop(
+    name: CellName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are what runs anywhere but on a CPU, and can be run on one."""
+    for own in ("_has_own_loop", "beats_onednn_lstm"):
+        monkeypatch.setattr(cells, own, lambda x: False)
+    cell = make_cell(name)
+    x, state = make_inputs(cell)
     ours = results(cell(x, state), cell, x, state)
     slow = results(naive(cell, x, state), cell, x, state)
     assert_same(ours, slow, 1e-12)

@@ -286,6 +286,22 @@ class TestSample:
         assert texts(model, words, prompt, config) == by_characters
 
     @pytest.mark.parametrize("cell", CELL_NAMES)
+    def test_what_runs_on_another_device_draws_the_same(
+        self, cell: CellName, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The model's own forward makes each step there; here it is the CPU's."""
+        model, words = make_model(cell), vocabulary()
+        config = SampleConfig(length=20, count=3)
+        expected = texts(model, words, "abba", config)
+
+        class Elsewhere(str):
+            type = "elsewhere"
+
+        monkeypatch.setattr(torch.nn.Parameter, "device", Elsewhere("cpu"), raising=False)
+        monkeypatch.setattr("charrnn.sampling.Stepper", None)
+        assert texts(model, words, "abba", config) == expected
+
+    @pytest.mark.parametrize("cell", CELL_NAMES)
     def test_nothing_is_compiled_for_a_short_prompt(
         self, cell: CellName, monkeypatch: pytest.MonkeyPatch
     ) -> None:
