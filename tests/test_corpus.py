@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from charrnn.corpus import (
     Corpus,
     Part,
+    TextFile,
     scan,
     split,
     text_encoding,
@@ -127,6 +128,31 @@ class TestDecoding:
             assert not expected or "\0" in expected
         else:
             assert text_of(whole(corpus)) == expected
+
+    @pytest.mark.parametrize("block_bytes", [1, 3, 5, 1 << 18])
+    def test_the_end_of_a_file_ends_a_character(self, tmp_path: Path, block_bytes: int) -> None:
+        # In utf-7 a "-" would end the base64, or any byte that is none of it.
+        name = write(tmp_path / "text", b"na+AO8-ve+AN8")
+        corpus = scan([name], "utf-7", block_bytes=block_bytes)
+        assert text_of(whole(corpus)) == "naïveß"
+        assert text_of(whole(corpus), 2, block_bytes=3) == "ïveß"
+
+    @pytest.mark.parametrize(("encoding", "mark"), [("utf-8", 3), ("bytes", 0)])
+    def test_one_byte_each_needs_no_reading_up_to_the_start(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, mark: int
+    ) -> None:
+        name = write(tmp_path / "text", codecs.BOM_UTF8 + b"abcdefg\n" * 20)
+        corpus = scan([name], encoding, block_bytes=64)
+        offsets: list[int] = []
+        read = TextFile.read
+
+        def watched(file: TextFile, offset: int, count: int) -> bytes:
+            offsets.append(offset)
+            return read(file, offset, count)
+
+        monkeypatch.setattr(TextFile, "read", watched)
+        next(whole(corpus).codes(77))
+        assert offsets == [mark + 77]
 
     def test_blocks_of_ascii_are_uint8_and_others_uint32(self, tmp_path: Path) -> None:
         name = write(tmp_path / "text", "abc" * 4 + "紅樓" * 4 + "abc" * 4)
@@ -324,7 +350,7 @@ class TestSplit:
             (0.07, 0.0, (930, 1000)),
             (0.0, 0.0, (1000, 1000)),
             (0.0, 0.25, (750, 750)),
-            (1e-3, 0.0, (999, 1000)),
+            (1e-3, 2e-3, (997, 998)),
         ],
     )
     def test_borders(

@@ -120,6 +120,16 @@ def test_without_steps_the_prices_are_those_of_the_model(tmp_path: Path) -> None
     assert adapted.nats == pytest.approx(total(prices(model, part, words), part).nats, rel=1e-6)
 
 
+def test_a_loss_without_a_gradient_moves_nothing(tmp_path: Path) -> None:
+    """Of one symbol alone nothing can be learnt; the sizes of its gradients have no mean."""
+    torch.manual_seed(1)
+    model = CharModel(ModelConfig(cell="gru", vocabulary=1, layers=1, hidden=5, embedding=3))
+    part, words = make_part(tmp_path, "abcdefgh"), Vocabulary("", "utf-8", 1)
+    found = list(dynamic_prices(model, part, words, DynamicConfig(window=3)))
+    nats = [stretch.nats_T.tolist() for stretch in found]
+    assert nats == [[words.unknown_nats] * count for count in (3, 3, 1)]
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_stays_as_it_is(tmp_path: Path, training: bool) -> None:
     part = make_part(tmp_path, "abcdefgh" * 9)
