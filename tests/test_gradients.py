@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import astuple
 from typing import Any
 
@@ -95,7 +96,6 @@ class TestTruncation:
             gradient = twin(window.bptt, last or window.bptt)
             assert window.angle == pytest.approx(degrees(gradient, full), abs=1e-5)
             assert window.size == pytest.approx(np.linalg.norm(gradient) / np.linalg.norm(full))
-            assert window.seconds_per_character > 0
 
     def test_halves_are_the_first_lanes_and_the_others(self) -> None:
         """A text said twice has equal halves; another one has not."""
@@ -113,6 +113,13 @@ class TestTruncation:
         assert four - two == pytest.approx(2 * (two - one), rel=0.05)
         assert two - one > 16 * LANES * 2 * 5 * 8, "the states of both layers, float64"
         assert found.full.bytes == four
+
+    def test_the_shortest_of_some_times_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = iter([10.0, 15.0, 20.0, 23.0, 30.0, 34.0] * 2)  # of all at once, of the window
+        monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+        found = truncation(make_model("rnn"), make_ids(6 * LANES + 1), (3,))
+        for window in (found.full, *found.windows):
+            assert window.seconds_per_character == pytest.approx(3 / (6 * LANES))
 
     def test_powers_of_2_if_nothing_is_given(self) -> None:
         found = truncation(make_model("rnn"), make_ids(20 * LANES + 1))
@@ -163,6 +170,11 @@ class TestCuts:
             assert cut.by_norm == pytest.approx(0, abs=1e-6)
             assert cut.by_value == pytest.approx(degrees(clipped, gradient), abs=1e-5)
             assert cut.by_value > 1
+
+    def test_both_are_cut_by_what_cuts_in_training(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "clip", lambda grads, *limits: grads[0].neg_())
+        for cut in cuts(make_model("rnn"), make_ids(9 * LANES + 2), 6):
+            assert (cut.by_norm, cut.by_value) == pytest.approx((180, 180))
 
     def test_a_short_text(self) -> None:
         assert len(cuts(make_model("rnn"), make_ids(100), 128)) == len(SHARES)
