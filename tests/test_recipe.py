@@ -194,6 +194,22 @@ class TestChoose:
         with pytest.raises(UsageError, match="give one budget"):
             choose_for(budget={"minutes": 1.0, "steps": 2, "epochs": 1.0})
 
+    @pytest.mark.parametrize("cell", CELL_NAMES)
+    def test_an_epoch_is_as_many_steps_as_read_the_text(self, cell: CellName) -> None:
+        def chosen(**budget: int) -> ModelConfig:
+            return choose_for(cell=cell, characters=2048 * 1000, budget=budget)[0]
+
+        assert chosen(epochs=300) == chosen(steps=300_000) != chosen(epochs=1)
+
+    def test_dropout_goes_by_the_plan_where_the_rules_choose_it(self) -> None:
+        def by_plan(budget: str, **model: float) -> bool:
+            return choose_for(budget={budget: 2}, model=model)[1].dropout_by_plan
+
+        assert by_plan("minutes")
+        assert not by_plan("steps")
+        assert not by_plan("minutes", dropout=0.1)
+        assert not by_plan("minutes", weight_drop=0.1)
+
     @pytest.mark.parametrize(
         ("cell", "minutes"), [("rnn", (1, 2, 5)), ("lstm", (1, 2, 5)), ("gru", (0.5, 2, 10))]
     )
