@@ -276,12 +276,28 @@ class TestAfter:
         )
         assert found.after is not None
         assert found.after.characters == 20
+        assert found.of_bytes
 
     def test_a_text_that_never_occurs_has_no_price(self, tmp_path: Path) -> None:
         part = make_part(tmp_path, make_text(101))
         found = assess("run", make_model().eval(), vocabulary(), part, EvaluateConfig(after="zz"))
         assert found.to_dict()["after"] == {"text": "zz", "characters": 0, "nats_per_char": None}
         assert list(assessments_say([found])) == ["run: 'zz' is followed by nothing"]
+
+
+def test_one_lane_is_scored_where_the_score_is_to_be_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "SHORTEST_LANE", 100)
+    model, part = make_model().eval(), make_part(tmp_path, make_text(401))
+    nats = [score(model, part, vocabulary(), lanes=lanes).nats for lanes in (1, 4)]
+    found = [
+        assess("run", model, vocabulary(), part, EvaluateConfig(exact=exact))
+        for exact in (True, False)
+    ]
+    assert [one.scores.nats for one in found] == nats
+    assert nats[0] != nats[1]
+    assert not any(one.of_bytes for one in found)
 
 
 @pytest.mark.parametrize("after", [None, "a"])
