@@ -34,7 +34,8 @@ from torch import Tensor
 
 from charrnn import __version__
 from charrnn.config import Record
-from charrnn.errors import CheckpointError, RunFolderError, UsageError, reason, shown
+from charrnn.errors import CheckpointError, RunFolderError, UsageError
+from charrnn.wording import reason, shown
 
 __all__ = [
     "BEST",

@@ -33,9 +33,10 @@ from charrnn.config import (
     TextSource,
     WeightsName,
 )
-from charrnn.errors import UsageError, command_line, reason, shown
+from charrnn.errors import UsageError
 from charrnn.outcome import outcome
 from charrnn.stopping import Stopped, StopSignals
+from charrnn.wording import command_line, reason, shown
 
 if TYPE_CHECKING:
     import torch
@@ -440,7 +441,7 @@ def sample(
         print_samples(vocabulary, start, samples)
         return
     # A text that streams does not wait for what only a display needs.
-    from charrnn.display import to_json
+    from charrnn.terminal import to_json
 
     for number, symbols in enumerate(samples, start=1):
         row = {
@@ -540,11 +541,11 @@ def evaluate(
     from charrnn.baselines import baselines as price_baselines
     from charrnn.corpus import scan
     from charrnn.device import choose_device
-    from charrnn.display import to_json
     from charrnn.errors import CorpusError
     from charrnn.files import refuse_overwriting
     from charrnn.score_view import PerCharacter, SurpriseText, print_assessments
     from charrnn.subject import load_subjects, remarks
+    from charrnn.terminal import to_json
 
     where = choose_device(device)
     # A text is read once for all models that read it alike, and so are its baselines priced.
@@ -740,10 +741,10 @@ def compare(
 
         from charrnn.comparison import PLAN, Comparison, Plan, open_plan
         from charrnn.device import choose_device
-        from charrnn.display import to_json
         from charrnn.files import refuse_overwriting
         from charrnn.reading import absolute_names
         from charrnn.score_view import print_comparison
+        from charrnn.terminal import to_json
 
         where = choose_device(device)
         if resume:
@@ -924,11 +925,11 @@ def inspect_recurrence(
     from charrnn.config import TrainConfig
     from charrnn.corpus import scan
     from charrnn.device import choose_device
-    from charrnn.display import to_json
     from charrnn.files import refuse_overwriting
     from charrnn.inspection import inspect
     from charrnn.portrait import read_history
     from charrnn.subject import load_subjects
+    from charrnn.terminal import to_json
     from charrnn.unrolled import read_stretch
 
     where = choose_device(device)

@@ -23,7 +23,7 @@ from charrnn import recipe
 from charrnn.comparison import PLAN, TOLERANCE, Plan, RunResult, open_plan, read_result
 from charrnn.config import CellName, ModelConfig
 from charrnn.corpus import Corpus, Part, split
-from charrnn.errors import CorpusError, RunFolderError, UsageError, shown
+from charrnn.errors import CorpusError, RunFolderError, UsageError
 from charrnn.evaluation import Interrupted, Scores, score
 from charrnn.kernels import multiplies_bf16
 from charrnn.model import outline
@@ -33,6 +33,7 @@ from charrnn.runfolder import LOG, RESULT, RunFolder, has_state, read_metrics, w
 from charrnn.trained import load_model
 from charrnn.training import Event, Finished, train
 from charrnn.vocabulary import Vocabulary
+from charrnn.wording import shown
 
 __all__ = [
     "Note",

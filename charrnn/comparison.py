@@ -19,10 +19,11 @@ from typing import Any, Literal, Self, TypeVar
 from charrnn import recipe
 from charrnn.config import BUDGETS, CELL_NAMES, CellName, OptimiserName, Record, TextChoices
 from charrnn.corpus import Corpus, scan
-from charrnn.errors import RunFolderError, UsageError, shown
+from charrnn.errors import RunFolderError, UsageError
 from charrnn.evaluation import perplexity
 from charrnn.files import embedded_corpus
 from charrnn.runfolder import RESULT
+from charrnn.wording import shown
 
 __all__ = [
     "PLAN",

@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from charrnn.errors import CorpusError, UsageError, shown
+from charrnn.errors import CorpusError, UsageError
 from charrnn.files import NotTextError, cannot_read, find_files, several
+from charrnn.wording import shown
 
 __all__ = [
     "BLOCK_BYTES",

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from charrnn.errors import CorpusError, UsageError, shown
+from charrnn.errors import CorpusError, UsageError
+from charrnn.wording import shown
 
 __all__ = [
     "Found",

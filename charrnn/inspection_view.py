@@ -21,14 +21,14 @@ from charrnn.activity import (
     Pace,
     UnitFound,
 )
-from charrnn.display import Output, counted, cut_word, plain_table, print_words
 from charrnn.equations import SHOWN, Step
-from charrnn.errors import printable
 from charrnn.flow import GradientFlow
 from charrnn.gradients import Clipping, Cut, Truncation
 from charrnn.inspection import Inspection
 from charrnn.memory import Memory
 from charrnn.properties import PROPERTIES
+from charrnn.terminal import Output, plain_table, print_words
+from charrnn.wording import counted, cut_word, printable
 
 __all__ = [
     "ALWAYS",

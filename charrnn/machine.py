@@ -10,19 +10,20 @@ from pathlib import Path
 import torch
 
 from charrnn.native import loops
+from charrnn.wording import counted
 
 __all__ = ["machine", "processor"]
 
 
 def machine() -> str:
     """Return the machine and the versions that figures depend on, in one line."""
-    parts = [processor(), f"{os.cpu_count()} cores"]
+    parts = [processor(), counted(os.cpu_count() or 1, "core")]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
     parts += [
         f"{platform.system()} {platform.machine()}",
         f"Python {platform.python_version()}",
-        f"torch {torch.__version__} with {torch.get_num_threads()} threads",
+        f"torch {torch.__version__} with {counted(torch.get_num_threads(), 'thread')}",
         "loops compiled" if loops() else "loops in numpy",
     ]
     return ", ".join(parts)

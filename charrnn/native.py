@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from charrnn.errors import shown
+from charrnn.wording import shown
 
 __all__ = ["Loops", "compile_loops", "find_compiler", "loops", "why_none"]
 

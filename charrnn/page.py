@@ -21,9 +21,9 @@ import torch
 
 from charrnn import __version__
 from charrnn.checkpoint import replacing
-from charrnn.errors import printable
 from charrnn.figures import DARK, LIGHT, SANS
 from charrnn.machine import machine
+from charrnn.wording import printable
 
 __all__ = [
     "Origin",

@@ -20,7 +20,6 @@ from charrnn.checkpoint import find
 from charrnn.comparison import Comparison, RunResult
 from charrnn.config import InspectConfig, ModelConfig, PartName, SampleConfig, TrainConfig
 from charrnn.corpus import Part
-from charrnn.errors import printable
 from charrnn.evaluation import Prices, prices
 from charrnn.gradients import Clipping, clipping
 from charrnn.inspection import Inspection, inspect
@@ -32,6 +31,7 @@ from charrnn.subject import Subject
 from charrnn.trained import load_model
 from charrnn.unrolled import LEAST_CHARACTERS, Stretch, read_stretch
 from charrnn.vocabulary import Vocabulary
+from charrnn.wording import printable
 
 __all__ = [
     "SAMPLE",

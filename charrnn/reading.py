@@ -14,9 +14,10 @@ from pathlib import Path
 from charrnn.checkpoint import MAX_HEADER, Checkpoint, find, read_description
 from charrnn.config import PartName, Record, TextChoices
 from charrnn.corpus import BYTES, Corpus, Part, scan, split, text_encoding
-from charrnn.errors import CheckpointError, CorpusError, UsageError, shown
+from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.files import embedded_corpus
 from charrnn.vocabulary import Vocabulary
+from charrnn.wording import shown
 
 __all__ = [
     "TextRecord",

@@ -21,7 +21,6 @@ from charrnn import page
 from charrnn.activity import NEARLY_CLOSED, NEARLY_OPEN, Activation, GateUse, UnitFound
 from charrnn.assessment import Assessment
 from charrnn.comparison import Comparison, RunResult
-from charrnn.display import counted, cut_word
 from charrnn.figures import (
     Dots,
     Line,
@@ -73,6 +72,7 @@ from charrnn.score_view import (
     surprise_mark,
     surprise_ranges,
 )
+from charrnn.wording import counted, cut_word
 
 __all__ = ["assessment_page", "comparison_page", "inspection_page"]
 

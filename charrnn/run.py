@@ -22,14 +22,7 @@ from charrnn.checkpoint import BEST, LAST, Checkpoint, find, load
 from charrnn.config import BUDGETS, CELL_GATES, ModelConfig, Record, TextChoices, TrainConfig
 from charrnn.corpus import BYTES, Part, scan
 from charrnn.device import choose_device
-from charrnn.errors import (
-    CheckpointError,
-    NonFiniteError,
-    UsageError,
-    VocabularyError,
-    command_line,
-    shown,
-)
+from charrnn.errors import CheckpointError, NonFiniteError, UsageError, VocabularyError
 from charrnn.files import embedded_corpus
 from charrnn.kernels import multiplies_bf16
 from charrnn.loops import suits_lstm
@@ -51,6 +44,7 @@ from charrnn.stream import Lanes, fit_lanes
 from charrnn.trained import described, prefixed, with_weights
 from charrnn.update import Update
 from charrnn.vocabulary import Vocabulary, listed
+from charrnn.wording import command_line, shown
 
 __all__ = [
     "Progress",

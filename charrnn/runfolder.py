@@ -44,7 +44,8 @@ from charrnn.checkpoint import (
     save,
     write,
 )
-from charrnn.errors import CheckpointError, RunFolderError, reason, shown
+from charrnn.errors import CheckpointError, RunFolderError
+from charrnn.wording import reason, shown
 
 __all__ = ["LOG", "RESULT", "RunFolder", "files_of_run", "has_state", "read_metrics", "write_json"]
 

@@ -6,9 +6,9 @@ import codecs
 import sys
 from collections.abc import Iterable, Sequence
 
-from charrnn.errors import printable
 from charrnn.sampling import Piece
 from charrnn.vocabulary import Vocabulary
+from charrnn.wording import printable
 
 __all__ = ["collect", "print_as_made", "print_samples"]
 

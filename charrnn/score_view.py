@@ -19,10 +19,11 @@ from charrnn.assessment import After, Assessment
 from charrnn.baselines import Baseline
 from charrnn.comparison import TOLERANCE, Comparison, Plan
 from charrnn.corpus import Part
-from charrnn.display import Output, counted, plain_table, print_words
-from charrnn.errors import CharrnnError, printable, reason, shown
+from charrnn.errors import CharrnnError
 from charrnn.evaluation import PositionScores, Prices, Scores, perplexity
 from charrnn.portrait import PricedText
+from charrnn.terminal import Output, plain_table, print_words
+from charrnn.wording import counted, printable, reason, shown
 
 __all__ = [
     "BaselineRow",

@@ -16,12 +16,13 @@ import torch
 from charrnn.checkpoint import Checkpoint, find
 from charrnn.config import PartName, TextSource
 from charrnn.corpus import Corpus, Part
-from charrnn.errors import CheckpointError, CorpusError, UsageError, shown
+from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.model import CharModel
 from charrnn.reading import TextRecord, readable, recorded_part, refuse_other_symbols
 from charrnn.runfolder import files_of_run
 from charrnn.trained import load_model
 from charrnn.vocabulary import Vocabulary, listed
+from charrnn.wording import counted, shown
 
 __all__ = ["Subject", "load_subjects", "remarks"]
 
@@ -80,10 +81,10 @@ class Subject:
         unknown = self.vocabulary.unknown_among(predicted.counts())
         if not unknown:
             return None
-        noun = "character" if predicted.characters == 1 else "characters"
         return (
-            f"does not know {sum(unknown.values()):,} of the {predicted.characters:,} {noun} "
-            f"scored, and each costs what it takes to spell it out: {listed(unknown)}"
+            f"does not know {sum(unknown.values()):,} of the "
+            f"{counted(predicted.characters, 'character')} scored, and each costs what it takes to "
+            f"spell it out: {listed(unknown)}"
         )
 
     def sources(self) -> dict[Path, str]:

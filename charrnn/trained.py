@@ -11,9 +11,10 @@ from torch import Tensor
 
 from charrnn.checkpoint import Checkpoint, find, load
 from charrnn.config import ModelConfig
-from charrnn.errors import CheckpointError, shown
+from charrnn.errors import CheckpointError
 from charrnn.model import CharModel, outline
 from charrnn.vocabulary import Vocabulary
+from charrnn.wording import shown
 
 __all__ = ["described", "load_model", "prefixed", "with_weights"]
 

@@ -32,7 +32,14 @@ SHOWING = set(ROOMS[ROOMS.index("training") + 1 :])
 EDGE = {"cli", "outcome"}
 
 #: Who may write to a terminal; ``stopping`` gives it its cursor back.
-PRINTING = EDGE | {"display", "score_view", "sample_view", "inspection_view", "stopping"}
+PRINTING = EDGE | {
+    "display",
+    "terminal",
+    "score_view",
+    "sample_view",
+    "inspection_view",
+    "stopping",
+}
 
 #: Packages from outside, each with the rooms that may know it.
 OUTSIDE = {
@@ -138,7 +145,7 @@ def test_a_room_says_what_it_is_for_and_what_it_offers(name: str) -> None:
 
 
 #: What the command line needs for help and for a wrong option.
-LIGHT = ("errors", "config", "recipe")
+LIGHT = ("errors", "wording", "config", "recipe")
 
 
 @pytest.mark.parametrize("name", LIGHT)

@@ -15,17 +15,11 @@ from rich.console import Console
 
 from charrnn import recipe
 from charrnn.config import TextChoices
-from charrnn.display import (
-    Display,
-    _LiveTerminal,
-    duration,
-    open_display,
-    to_json,
-)
-from charrnn.errors import printable
+from charrnn.display import Display, _LiveTerminal, open_display
 from charrnn.evaluation import Scores
 from charrnn.run import Run, start
 from charrnn.runfolder import RunFolder
+from charrnn.terminal import to_json
 from charrnn.training import (
     Event,
     Finished,
@@ -38,6 +32,7 @@ from charrnn.training import (
     Validated,
     Validating,
 )
+from charrnn.wording import duration, printable
 
 POSITION = {"step": 1200, "epoch": 2.5, "characters": 61_200, "seconds": 185.0}
 LOGGED = Logged(

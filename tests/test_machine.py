@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from charrnn.machine import machine, processor
+from charrnn.wording import counted
 
 
 @pytest.mark.parametrize(
@@ -34,5 +35,8 @@ def test_where_nothing_describes_it(tmp_path: Path) -> None:
 def test_the_machine_is_one_line_of_all_that_figures_depend_on() -> None:
     said = machine()
     assert said.startswith(f"{processor()}, ")
-    assert f"torch {torch.__version__} with {torch.get_num_threads()} threads, loops " in said
+    assert (
+        f"torch {torch.__version__} with {counted(torch.get_num_threads(), 'thread')}, loops "
+        in said
+    )
     assert "\n" not in said

@@ -1,0 +1,130 @@
+"""What commands write with: consoles and tables that change no text, rows that fit, JSON."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+import re
+import sys
+import unicodedata
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from charrnn.wording import printable
+
+__all__ = ["Output", "in_rows", "plain_table", "print_words", "to_json"]
+
+
+class Output(Console):
+    """A console that adds no colours of its own, and whose reader may leave.
+
+    Like every other writer it raises BrokenPipeError then; Rich would end the program itself,
+    with exit code 1.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, **options)
+
+    @classmethod
+    def wide(cls) -> Self:
+        """Return one that cuts nothing off: what is too wide for a terminal, that breaks."""
+        # Without a height Rich would take 80 columns of any terminal that calls itself dumb.
+        return cls(width=10_000, height=100)
+
+    @property
+    def is_screen(self) -> bool:
+        """Whether it is a terminal that can be drawn on in place.
+
+        Rich's ``is_terminal`` is so for a file, too, where FORCE_COLOR asks for colours.
+        """
+        return self.is_interactive and self.file.isatty()
+
+    @property
+    def has_colours(self) -> bool:
+        """Whether colours are shown; under NO_COLOR Rich has a colour system all the same."""
+        return self.color_system is not None and not self.no_color
+
+    def on_broken_pipe(self) -> None:
+        """Pass the error on, for the command line to answer."""
+        raise  # it is called where the error is handled
+
+
+def plain_table(lines: Sequence[Sequence[str]], words: int) -> Table:
+    """Return a table of text that is no markup; nothing in it is broken into lines.
+
+    Args:
+        lines: the head and the rows.
+        words: the first columns that hold words; the others hold numbers.
+    """
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for number, name in enumerate(lines[0]):
+        side: Literal["left", "right"] = "left" if number < words else "right"
+        table.add_column(Text(name), justify=side, no_wrap=True)
+    for line in lines[1:]:
+        table.add_row(*map(Text, line))
+    return table
+
+
+def print_words(line: str) -> None:
+    """Print a sentence on stdout; a terminal gets it broken between words, a pipe as it is."""
+    console = Output()
+    console.print(Text(line), soft_wrap=not console.file.isatty())
+
+
+def in_rows(text: str, width: int) -> list[str]:
+    """Break text into rows that no terminal draws wider, between words where it can be."""
+    rows = []
+    for line in printable(text).expandtabs().split("\n"):
+        row, taken = "", 0
+        for word in re.split(r"(?<=\s)(?=\S)", line):
+            if row and taken + sum(map(_most_columns, word.rstrip())) > width:
+                rows.append(row)
+                row, taken = "", 0
+            for character in word:
+                columns = _most_columns(character)
+                if taken + columns > width:
+                    if character.isspace():
+                        continue
+                    rows.append(row)
+                    row, taken = "", 0
+                row += character
+                taken += columns
+        rows.append(row)
+    return rows
+
+
+def _most_columns(character: str) -> int:
+    """Return the most columns that a terminal may draw a character in.
+
+    Not all of them let a spacing mark, or an emoji that is joined to another, take no column of
+    its own, as Rich does.
+    """
+    if character == "\N{VARIATION SELECTOR-16}":  # may widen the character before it
+        return 1
+    return max(cell_len(character), int(unicodedata.category(character) not in ("Mn", "Me")))
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return a value as JSON for stdout, whatever that can take.
+
+    A number that is none becomes null: JSON has no infinity. Characters are written as they
+    are where stdout is utf-8, and escaped elsewhere; so are the surrogates that stand for bytes
+    of a file's name that are no utf-8.
+    """
+    is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
+    text = json.dumps(_finite(value), indent=indent, ensure_ascii=not is_utf8)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,97 @@
+"""What a message needs: any text as a terminal or a shell can take it, numbers in words."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import unicodedata
+from collections.abc import Iterable
+
+__all__ = ["command_line", "counted", "cut_word", "duration", "printable", "reason", "shown"]
+
+#: Categories of characters that a terminal acts on, or that no output can encode.
+STEERING = frozenset({"Cc", "Cs", "Zl", "Zp"})
+#: Embeddings, overrides and isolates of direction, and annotations.
+REORDERING = frozenset(
+    map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x2070), *range(0xFFF9, 0xFFFC)))
+)
+
+
+def shown(name: object) -> str:
+    """Return a path, or what else somebody has named, fit for one line of a message."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(name))
+
+
+def printable(text: str) -> str:
+    r"""Return text that cannot steer a terminal: what controls it is shown as U+FFFD.
+
+    So is what turns the direction of all that follows. Line feeds, tabs, spaces of every width
+    and the joiners that many scripts are written with stay; a carriage return before a line
+    feed says nothing more and goes.
+
+    >>> printable("a\x1b[2Jb\r\n")
+    'a\ufffd[2Jb\n'
+    """
+    return "".join(
+        c if c in "\n\t" or c.isprintable() or not _steers(c) else "\N{REPLACEMENT CHARACTER}"
+        for c in text.replace("\r\n", "\n")
+    )
+
+
+def _steers(character: str) -> bool:
+    return unicodedata.category(character) in STEERING or character in REORDERING
+
+
+def command_line(words: Iterable[str]) -> str:
+    r"""Return the line that runs a command; what cannot be shown is as bash reads it.
+
+    >>> print(command_line(["charrnn", "sample", "my run", "caf\udce9"]))
+    charrnn sample 'my run' $'caf\xe9'
+    """
+    return " ".join(
+        shlex.quote(word) if word.isprintable() else f"$'{''.join(map(_escaped, word))}'"
+        for word in words
+    )
+
+
+def _escaped(character: str) -> str:
+    """Return a character as it stands between $' and '."""
+    if character in "\\'":
+        return "\\" + character
+    if character.isprintable():
+        return character
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
+
+
+def reason(error: OSError) -> str:
+    """Return in words why the operating system refused."""
+    return error.strerror or type(error).__name__
+
+
+def counted(number: float, noun: str) -> str:
+    """Return how many there are of something.
+
+    >>> counted(1, "lane"), counted(5326, "step"), counted(0.5, "minute")
+    ('1 lane', '5,326 steps', '0.5 minutes')
+    """
+    figure = f"{number:g}" if isinstance(number, float) else f"{number:,}"
+    return f"{figure} {noun}{'' if number == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as 8 s, 3:05 or 2:03:05.
+
+    >>> duration(185)
+    '3:05'
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def cut_word(scale_norm: float | None) -> str:
+    """Return what happens to a gradient that is made smaller, by the norm all are scaled to."""
+    return "clipped" if scale_norm is None else "scaled down"
