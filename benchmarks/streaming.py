@@ -42,7 +42,7 @@ from pathlib import Path
 import torch
 from charrnn.baselines import compressed_nats
 from charrnn.corpus import scan, split
-from charrnn.run import MOST_COMPRESSED
+from charrnn.starting import MOST_COMPRESSED
 from charrnn.stream import Lanes
 from charrnn.vocabulary import Vocabulary
 

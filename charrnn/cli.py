@@ -330,9 +330,9 @@ def train(
         stop = stack.enter_context(StopSignals())
 
         from charrnn.device import choose_device
-        from charrnn.run import resume as resume_run
-        from charrnn.run import start as start_run
         from charrnn.runfolder import RunFolder
+        from charrnn.starting import resume as resume_run
+        from charrnn.starting import start as start_run
 
         where = choose_device(device)
         path = run or _default_run(text, cell or _cell_of(init_from))

@@ -28,8 +28,9 @@ from charrnn.evaluation import Interrupted, Scores, score
 from charrnn.kernels import multiplies_bf16
 from charrnn.model import outline
 from charrnn.reading import refuse_another_text, refuse_too_short
-from charrnn.run import Run, resume, start
+from charrnn.run import Run
 from charrnn.runfolder import LOG, RESULT, RunFolder, has_state, read_metrics, write_json
+from charrnn.starting import resume, start
 from charrnn.trained import load_model
 from charrnn.training import Event, Finished, train
 from charrnn.vocabulary import Vocabulary

@@ -26,10 +26,10 @@ from charrnn.cli import _prompt, app
 from charrnn.config import TextChoices
 from charrnn.corpus import _scan_file
 from charrnn.errors import UsageError
-from charrnn.run import start
 from charrnn.runfolder import RunFolder
 from charrnn.sample_view import print_as_made
 from charrnn.sampling import Piece
+from charrnn.starting import start
 from charrnn.stepper import Stepper
 from charrnn.trained import load_model
 from charrnn.vocabulary import Vocabulary
@@ -303,7 +303,7 @@ class TestBadInput:
     def test_bf16_on_a_cpu_without_it(
         self, cli: Cli, texts: dict[str, Path], empty_folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("charrnn.run.multiplies_bf16", lambda device: False)
+        monkeypatch.setattr("charrnn.starting.multiplies_bf16", lambda device: False)
         result = cli("train", texts["prose"], "--precision", "bf16", "--device", "cpu")
         assert "--precision bf16 needs a CPU with AVX512-BF16 or a CUDA GPU" in one_line(result)
         assert result.code == 2

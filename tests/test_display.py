@@ -17,8 +17,9 @@ from charrnn import recipe
 from charrnn.config import TextChoices
 from charrnn.display import Display, _LiveTerminal, open_display
 from charrnn.evaluation import Scores
-from charrnn.run import Run, start
+from charrnn.run import Run
 from charrnn.runfolder import RunFolder
+from charrnn.starting import start
 from charrnn.terminal import to_json
 from charrnn.training import (
     Event,

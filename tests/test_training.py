@@ -21,9 +21,10 @@ from charrnn.config import CellName, SampleConfig, TextChoices
 from charrnn.corpus import scan
 from charrnn.errors import RunFolderError, UsageError
 from charrnn.evaluation import Scores, prices, score
-from charrnn.run import Progress, Run, resume, start
+from charrnn.run import Progress, Run
 from charrnn.runfolder import RunFolder
 from charrnn.sampling import sample
+from charrnn.starting import resume, start
 from charrnn.stream import Chunk
 from charrnn.trained import load_model
 from charrnn.training import (
@@ -249,13 +250,13 @@ def test_a_large_held_out_part_is_scored_on_its_beginning(
 def test_a_run_in_bf16_goes_on_in_fp32_where_there_is_none(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("charrnn.run.multiplies_bf16", lambda device: True)
+    monkeypatch.setattr("charrnn.starting.multiplies_bf16", lambda device: True)
     run = start_run(steps=20, precision=None)
     assert run.config.precision == "bf16"
     list(train(run, lambda: "the test" if run.progress.step == 3 else None))
     run.folder.close()
     for able in (True, False):
-        monkeypatch.setattr("charrnn.run.multiplies_bf16", lambda device, able=able: able)
+        monkeypatch.setattr("charrnn.starting.multiplies_bf16", lambda device, able=able: able)
         with RunFolder.open_existing(run.folder.path) as folder:
             again = resume(folder, device=None, changes={})
         assert again.config.precision == ("bf16" if able else "fp32")
@@ -323,7 +324,7 @@ def test_what_cannot_fit_is_refused_and_nothing_else(
     pages = 200_000_000 // os.sysconf("SC_PAGE_SIZE")
     sysconf = os.sysconf
     monkeypatch.setattr(os, "sysconf", lambda n: pages if n == "SC_PHYS_PAGES" else sysconf(n))
-    monkeypatch.setattr("charrnn.run.multiplies_bf16", lambda _device: True)
+    monkeypatch.setattr("charrnn.starting.multiplies_bf16", lambda _device: True)
     begin = partial(start_run, TextChoices(texts=(str(path),)), steps=1, **options)
     if fits:
         begin()

@@ -14,8 +14,9 @@ from charrnn.checkpoint import load
 from charrnn.config import TextChoices
 from charrnn.kernels import multiplies_bf16
 from charrnn.recipe import Choices
-from charrnn.run import Run, resume, start
+from charrnn.run import Run
 from charrnn.runfolder import RunFolder
+from charrnn.starting import resume, start
 from charrnn.training import Event, Finished, train
 from tests.conftest import make_prose
 

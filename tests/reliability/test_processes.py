@@ -16,8 +16,8 @@ from charrnn.checkpoint import load, read_description
 from charrnn.config import TextChoices
 from charrnn.errors import CheckpointError
 from charrnn.recipe import Choices
-from charrnn.run import start
 from charrnn.runfolder import RunFolder
+from charrnn.starting import start
 from tests.conftest import ENVIRONMENT, command, make_prose, run_cli
 from tests.reliability.conftest import Promise
 from tests.reliability.processes import finish, kill
