@@ -25,7 +25,7 @@ from charrnn.gradients import Clipping, clipping
 from charrnn.inspection import Inspection, inspect
 from charrnn.model import CharModel
 from charrnn.reading import recorded_part
-from charrnn.runfolder import read_metrics
+from charrnn.runfolder import LOG, read_metrics
 from charrnn.sampling import prepare_prompt, sample
 from charrnn.subject import Subject
 from charrnn.trained import load_model
@@ -264,7 +264,7 @@ def _read_log(checkpoint: Path) -> tuple[Row, ...]:
     Raises:
         RunFolderError: it cannot be read, or a line is no row of it.
     """
-    log = find(checkpoint).parent / "metrics.jsonl"
+    log = find(checkpoint).parent / LOG
     return tuple(read_metrics(log)) if log.exists() else ()
 
 

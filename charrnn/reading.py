@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-from charrnn.checkpoint import MAX_HEADER, Checkpoint, find, read_description
+from charrnn.checkpoint import LAST, MAX_HEADER, Checkpoint, find, read_description
 from charrnn.config import PartName, Record, TextChoices
 from charrnn.corpus import BYTES, Corpus, Part, scan, split, text_encoding
 from charrnn.errors import CheckpointError, CorpusError, UsageError
@@ -204,7 +204,7 @@ def recorded_part(
 def _where_it_lies(record: TextRecord, path: Path) -> TextRecord:
     """Return the record with the names that the run's text had last: it may have moved."""
     with suppress(CheckpointError):
-        last = read_description(find(path).parent / "last.safetensors")
+        last = read_description(find(path).parent / LAST)
         newest = last.record("text", TextRecord)
         moved = replace(record, texts=newest.texts, valid_texts=newest.valid_texts)
         if "-" not in newest.texts and moved == newest:

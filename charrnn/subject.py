@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from charrnn.checkpoint import Checkpoint, find
+from charrnn.checkpoint import BEST, Checkpoint, find
 from charrnn.config import PartName, TextSource
 from charrnn.corpus import Corpus, Part
 from charrnn.errors import CheckpointError, CorpusError, UsageError
@@ -61,7 +61,7 @@ class Subject:
     def chosen(self) -> str | None:
         """Say on how much of its text the model was chosen as the best of its run, if any."""
         trained = self.trained_on
-        if trained.held_out is None or find(self.path).name != "best.safetensors":
+        if trained.held_out is None or find(self.path).name != BEST:
             return None
         validated = _shared(self.part, *trained.held_out)
         if validated == 0:
