@@ -43,6 +43,7 @@ __all__ = [
     "line_chart",
     "number",
     "saturation_chart",
+    "spaced",
     "standalone",
 ]
 
@@ -157,6 +158,11 @@ def number(value: float) -> str:
     mantissa, exponent = f"{value:.0e}".split("e")
     power = "10" + str(int(exponent)).translate(SUPERSCRIPT)
     return power if mantissa == "1" else f"{mantissa}·{power}"
+
+
+def spaced(length: int) -> list[int]:
+    """Return numbers from 1 below a length, evenly along a logarithmic axis."""
+    return sorted(set(np.geomspace(1, max(1, length - 1), 60).round().astype(int).tolist()))
 
 
 def line_chart(

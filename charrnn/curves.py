@@ -1,0 +1,167 @@
+"""The course of trainings, as a page shows it.
+
+Axis letters: N points of a curve.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from charrnn import page
+from charrnn.figures import Line, line_chart
+from charrnn.portrait import Portrait, Row
+
+__all__ = ["LoggedRun", "learning_section", "other_texts", "own_runs", "per"]
+
+#: Points of a training curve; more rows than these are averaged in groups.
+POINTS = 150
+#: What the lines of a training are the loss on.
+HELD_OUT, LEARNT = "what is held out to validate", "the text being learnt"
+#: Share of a training from which on its losses set the scale: what is before is a cliff.
+SCALE_FROM = 0.1
+
+
+class LoggedRun(NamedTuple):
+    """A training whose losses are drawn."""
+
+    label: str
+    """Empty: it is not named."""
+    style: int
+    log: Sequence[Row]
+
+
+class _Curve(NamedTuple):
+    """A training's losses; N points of characters, seconds and nats."""
+
+    label: str
+    style: int
+    on: str
+    """What the main line is the loss on."""
+    main_N3: NDArray[np.float64]
+    thin_N3: NDArray[np.float64]
+    """What accompanies it; may be empty."""
+
+
+def own_runs(portraits: Sequence[Portrait]) -> list[LoggedRun]:
+    """Return the runs that models come from; one that several come from only once."""
+    runs: list[LoggedRun] = []
+    for style, portrait in enumerate(portraits):
+        if portrait.log not in [run.log for run in runs]:
+            runs.append(LoggedRun(portrait.label, style, portrait.log))
+    return runs
+
+
+def other_texts(portraits: Sequence[Portrait]) -> str:
+    """Say so if the losses of models' trainings are not on one text."""
+    if len({portrait.validated_on for portrait in portraits if portrait.log}) < 2:
+        return ""
+    return "Not all runs' losses are on the same text: compare shapes, not heights. "
+
+
+def learning_section(runs: Sequence[LoggedRun], more: str, unit: str = "character") -> str:
+    """Return the section on the loss during training; nothing where no log says it.
+
+    Args:
+        runs: the trainings.
+        more: a sentence on what is drawn, with a space after it.
+        unit: "character" or "byte": what all of the models predict one by one.
+    """
+    curves = [curve for run in runs if (curve := _curve(run)) is not None]
+    ends = [
+        f"{curve.label} {curve.main_N3[-1, 2]:.4f} "
+        f"({'validation' if curve.on == HELD_OUT else 'training'})"
+        for curve in curves
+        if curve.label
+    ]
+    if not ends:
+        return ""
+    y_all = np.concatenate(
+        [points_N3[:, 2] for curve in curves for points_N3 in (curve.main_N3, curve.thin_N3)]
+    )
+    low, top = float(y_all.min()), max(_settled_most(curve.main_N3) for curve in curves)
+    room = 0.06 * (top - low) or 0.1
+    on = " or ".join(dict.fromkeys(curve.on for curve in curves))
+    thin = f"; thin lines: on {LEARNT}" if any(len(curve.thin_N3) for curve in curves) else ""
+    is_cut = y_all.max() > top + room
+    cut = f" What lies above {top + room:.2f}, at the start, is cut off." if is_cut else ""
+    return page.section(
+        "Learning" + per(unit),
+        page.figure(
+            _curve_charts(curves, unit, (low - room, top + room)),
+            f"Marked lines: loss on {on}{thin}. {more}"
+            f"Nats per {unit} where the named lines end: {', '.join(ends)}.{cut}",
+        ),
+    )
+
+
+def _curve_charts(
+    curves: Sequence[_Curve], unit: str, y_range: tuple[float, float]
+) -> list[tuple[str, str]]:
+    """Return the losses against what was read, and against time."""
+    axes = ((f"{unit}s", f"{unit}s read"), ("seconds", "seconds of training"))
+    return [
+        (
+            f"Against {name}",
+            line_chart(
+                f"curves-{unit}-{name}",
+                f"Loss during training, against {name}",
+                [line for curve in curves for line in _curve_lines(curve, axis)],
+                x_label=x_label,
+                y_label=f"nats per {unit}",
+                y_range=y_range,
+            ),
+        )
+        for axis, (name, x_label) in enumerate(axes)
+    ]
+
+
+def _curve(run: LoggedRun) -> _Curve | None:
+    """Return a run's losses: on what is held out, with the others beside, or those alone."""
+    trained = _thinned(_losses(run.log, "train_nats_per_char"))
+    validated = _losses(run.log, "valid_nats_per_char")
+    if len(validated):
+        return _Curve(run.label, run.style, HELD_OUT, validated, trained)
+    if len(trained):
+        return _Curve(run.label, run.style, LEARNT, trained, trained[:0])
+    return None
+
+
+def _losses(log: Sequence[Row], name: str) -> NDArray[np.float64]:
+    """Return characters, seconds and loss [N, 3] of the rows that have this loss."""
+    rows = [[row.get(n) for n in ("characters", "seconds", name)] for row in log]
+    usable = [
+        row
+        for row in rows
+        if all(isinstance(value, int | float) and math.isfinite(value) for value in row)
+    ]
+    return np.array(usable, dtype=np.float64).reshape(-1, 3)
+
+
+def _thinned(points_N3: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return means of consecutive groups of points where there are too many."""
+    if len(points_N3) <= POINTS:
+        return points_N3
+    return np.array([group.mean(axis=0) for group in np.array_split(points_N3, POINTS)])
+
+
+def _settled_most(points_N3: NDArray[np.float64]) -> float:
+    """Return the largest loss after a training's beginning."""
+    characters_N = points_N3[:, 0]
+    return float(points_N3[characters_N >= SCALE_FROM * characters_N[-1], 2].max())
+
+
+def _curve_lines(curve: _Curve, axis: int) -> Iterator[Line]:
+    """Yield a training's lines against characters (0) or seconds (1)."""
+    for label, points_N3 in (("", curve.thin_N3), (curve.label, curve.main_N3)):
+        x, y = points_N3[:, axis].tolist(), points_N3[:, 2].tolist()
+        yield Line(label, x, y, curve.style, faint=points_N3 is curve.thin_N3)
+
+
+def per(unit: str) -> str:
+    """Return what sets a section on models of bytes apart from that on those of characters."""
+    return " per byte" if unit == "byte" else ""
