@@ -56,6 +56,7 @@ def find_files(texts: Sequence[str]) -> Found:
     notes: list[str] = []
     repeated: list[Path] = []
     for text in texts:
+        named = False
         try:
             status = os.stat(text)  # noqa: PTH116 - Path("") would be the current folder
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -71,8 +72,7 @@ def find_files(texts: Sequence[str]) -> Found:
             if stat.S_ISDIR(status.st_mode):
                 new = _files_below(text, notes)
             elif stat.S_ISREG(status.st_mode):
-                new = [_File(Path(text), status)]
-                explicit.add(Path(text))
+                new, named = [_File(Path(text), status)], True
             else:
                 raise CorpusError(
                     f"{shown(text)} is neither a file nor a folder: to read a pipe, pipe it into -"
@@ -81,6 +81,8 @@ def find_files(texts: Sequence[str]) -> Found:
             first = found.setdefault((file.status.st_dev, file.status.st_ino), file)
             if first is not file:
                 repeated.append(file.path)
+            if named:
+                explicit.add(first.path)
     if repeated:
         notes.append(several(repeated, "named more than once and read once"))
     return Found(

@@ -102,6 +102,14 @@ class TestFindFiles:
         found = find_files([str(folder / "b.txt"), str(folder / "link")])
         assert found.files == (folder / "b.txt",)
 
+    def test_a_file_of_a_folder_that_is_named_too_must_be_text(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (folder / "b.txt").write_bytes(b"\xff")
+        monkeypatch.chdir(folder)
+        with pytest.raises(CorpusError, match=r"b\.txt is not utf-8 text"):
+            scan([str(folder), "b.txt"])
+
     @pytest.mark.parametrize(
         ("name", "words"),
         [
