@@ -156,6 +156,13 @@ class TextFile:
         self._check_unchanged(status)
         return data
 
+    def changed(self) -> CorpusError:
+        """Return what is said where only the bytes tell that the file is another now.
+
+        That is possible only where a file system keeps no exact times of change.
+        """
+        return CorpusError(f"{shown(self.path)} changed since it was scanned")
+
     def is_one_byte_each(self, number: int) -> bool:
         """Whether the characters from index entry ``number`` to the next take a byte each."""
         block, end = self.blocks[number], self._end_of(number)
@@ -183,9 +190,15 @@ class TextFile:
 
         def characters_in(length: int) -> int:
             decoder = _Decoder(encoding, block.state)
-            return block.characters + len(decoder.decode(data[:length], final=False))
+            try:
+                return block.characters + len(decoder.decode(data[:length], final=False))
+            except UnicodeError:
+                raise self.changed() from None
 
-        return block.offset + bisect_left(range(len(data) + 1), characters, key=characters_in)
+        length = bisect_left(range(len(data) + 1), characters, key=characters_in)
+        if length > len(data):
+            raise self.changed()
+        return block.offset + length
 
 
 @dataclass(frozen=True)
@@ -551,9 +564,9 @@ class _Cursor:
             try:
                 codes = self._decoder.decode(data, final=self._offset >= self._file.size)
             except UnicodeError:
-                data = b""
-            if not data:  # possible only where a file system keeps no exact times of change
-                raise CorpusError(f"{shown(self._file.path)} changed since it was scanned")
+                raise self._file.changed() from None
+            if not data:
+                raise self._file.changed()
             if len(codes) > self._skip:
                 codes = codes[self._skip : self._skip + stop - self.position]
                 self.position += len(codes)

@@ -570,12 +570,14 @@ class TestChangedSinceTheScan:
         # Same size, same file, and the time put back: what a coarse clock looks like.
         path = tmp_path / "text"
         corpus = scan([write(path, "abcdefg\n" * 500)])
+        middle = corpus.part(7, 3999)
         status = path.stat()
         path.write_bytes(content)
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-        with pytest.raises(CorpusError) as error:
-            list(whole(corpus).codes(block_bytes=1000))
-        assert_one_line(error, "text changed since it was scanned")
+        for read in (lambda: list(whole(corpus).codes(block_bytes=1000)), lambda: middle.bytes):
+            with pytest.raises(CorpusError) as error:
+                read()
+            assert_one_line(error, "text changed since it was scanned")
 
     def test_while_it_is_scanned(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = tmp_path / "growing.txt"
