@@ -6,9 +6,8 @@ the single key ``charrnn``, whose value is canonical JSON; a SHA-256 in there
 covers every bit of the file; and equal contents give equal bytes.
 ``docs/reliability.md`` describes it byte by byte.
 
-Files are written under a temporary name and renamed once they are on disk, and
-are read by our own strict reader: nothing in them is ever executed, nothing is
-mapped, and no number in them is believed before the file's size confirms it.
+Files are read by our own strict reader: nothing in them is ever executed, nothing
+is mapped, and no number in them is believed before the file's size confirms it.
 """
 
 from __future__ import annotations
@@ -20,11 +19,10 @@ import json
 import math
 import os
 import re
-import secrets
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +32,8 @@ from torch import Tensor
 
 from charrnn import __version__
 from charrnn.config import Record
-from charrnn.errors import CheckpointError, RunFolderError, UsageError
+from charrnn.disk import exists, replacing
+from charrnn.errors import CheckpointError, UsageError
 from charrnn.wording import reason, shown
 
 __all__ = [
@@ -44,12 +43,9 @@ __all__ = [
     "MAX_HEADER",
     "Checkpoint",
     "DamagedCheckpointError",
-    "check_replaceable",
-    "exists",
     "find",
     "load",
     "read_description",
-    "replacing",
     "save",
     "write",
 ]
@@ -176,72 +172,6 @@ class Checkpoint:
 # Writing ---------------------------------------------------------------------
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[int]:
-    """Yield a file descriptor whose bytes become ``path`` all at once.
-
-    The bytes go to a temporary file in the same folder. When the block ends
-    they are brought to disk, the file takes its name, and the name is brought
-    to disk: a reader, or the next boot, finds the old file or the new one,
-    whole. When anything fails the temporary is removed and the old file stays.
-    Permissions follow the umask.
-
-    Raises:
-        RunFolderError: the operating system refused a step (disk full, no permission).
-    """
-    temporary = _temporary(path)
-    try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            try:
-                yield fd
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            temporary.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
-        sync_folder(path.parent)
-    except OSError as error:
-        raise _cannot_save(path, error) from error
-
-
-def check_replaceable(path: Path) -> None:
-    """See that ``replacing(path)`` could begin, before long work for what is written then.
-
-    Raises:
-        RunFolderError: the folder is missing or not writable, or ``path`` is there and no file.
-    """
-    if path.exists() and not path.is_file():
-        raise RunFolderError(f"{shown(path)}: cannot save: it is there and is no file")
-    temporary = _temporary(path)
-    try:
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        temporary.unlink()
-    except OSError as error:
-        raise _cannot_save(path, error) from error
-
-
-def _temporary(path: Path) -> Path:
-    """Return what a file is called until it is whole; a later run knows it by this name."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring a folder's names to disk."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        # Some network file systems cannot sync a folder: there a rename is as durable as it gets.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(fd)
-
-
 def write(fd: int, checkpoint: Checkpoint) -> None:
     """Write a checkpoint's bytes to an open file; equal contents give equal bytes.
 
@@ -325,28 +255,7 @@ def _memory(block: Tensor) -> memoryview:
     return block.view(torch.uint8).numpy().data
 
 
-def _cannot_save(path: Path, error: OSError) -> RunFolderError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    advice = "; free some space" if full else ""
-    return RunFolderError(f"{shown(path)}: cannot save: {reason(error)}{advice}")
-
-
 # Reading ---------------------------------------------------------------------
-
-
-def exists(path: Path) -> bool:
-    """Whether there is something at a path.
-
-    ``Path.exists`` says no to what may not be looked at, too, from Python 3.14 on.
-
-    Raises:
-        OSError: it may not be looked at, or cannot be.
-    """
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
-        return False
-    return True
 
 
 def find(path: str | Path) -> Path:

@@ -1000,7 +1000,7 @@ def _report_path(path: Path) -> Path:
     # Where it keeps its caches is none of the user's concern.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
-    from charrnn.checkpoint import check_replaceable
+    from charrnn.disk import check_replaceable
 
     path = path.resolve()  # what a link leads to is replaced, not the link
     check_replaceable(path)

@@ -23,13 +23,14 @@ from charrnn import recipe
 from charrnn.comparison import PLAN, TOLERANCE, Plan, RunResult, open_plan, read_result
 from charrnn.config import CellName, ModelConfig
 from charrnn.corpus import Corpus, Part, split
+from charrnn.disk import write_json
 from charrnn.errors import CorpusError, RunFolderError, UsageError
 from charrnn.evaluation import Interrupted, Scores, score
 from charrnn.kernels import multiplies_bf16
 from charrnn.model import outline
 from charrnn.reading import refuse_another_text, refuse_too_short
 from charrnn.run import Run
-from charrnn.runfolder import LOG, RESULT, RunFolder, has_state, read_metrics, write_json
+from charrnn.runfolder import LOG, RESULT, RunFolder, has_state, read_metrics
 from charrnn.starting import resume, start
 from charrnn.trained import load_model
 from charrnn.training import Event, Finished, train

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from charrnn import __version__
-from charrnn.checkpoint import replacing
+from charrnn.disk import replacing
 from charrnn.figures import DARK, LIGHT, SANS
 from charrnn.machine import machine
 from charrnn.wording import printable

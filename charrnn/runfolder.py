@@ -25,8 +25,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -37,17 +36,16 @@ from charrnn.checkpoint import (
     LAST,
     Checkpoint,
     DamagedCheckpointError,
-    exists,
     load,
     read_description,
-    replacing,
     save,
     write,
 )
+from charrnn.disk import exists, refusals, replacing, unfinished, write_json
 from charrnn.errors import CheckpointError, RunFolderError
 from charrnn.wording import reason, shown
 
-__all__ = ["LOG", "RESULT", "RunFolder", "files_of_run", "has_state", "read_metrics", "write_json"]
+__all__ = ["LOG", "RESULT", "RunFolder", "files_of_run", "has_state", "read_metrics"]
 
 #: A run's log.
 LOG = "metrics.jsonl"
@@ -55,11 +53,6 @@ LOG = "metrics.jsonl"
 RESULT = "result.json"
 
 _GENERATION = re.compile(r"step-(\d{8,})\.safetensors")
-_TEMPORARY = re.compile(
-    r"\.(?:best\.safetensors|last\.safetensors|step-\d{8,}\.safetensors|metrics\.jsonl"
-    r"|result\.json)"
-    r"\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp"
-)
 #: How every signature in a lock begins.
 _SIGNED = b'{"pid": '
 #: How long to try again what another process is just making, signing or removing, seconds.
@@ -113,7 +106,7 @@ class RunFolder:
         path = Path(path)
         made: list[Path] = []
         end = time.monotonic() + _PATIENCE
-        with _failing(path, "cannot make the run's folder"):
+        with refusals(path, "cannot make the run's folder"):
             while True:
                 try:
                     made = _make(path) + made
@@ -134,7 +127,7 @@ class RunFolder:
             folder._refuse_another_run(lock.abandoned or begins_again)
             folder._removable = [path / LOG, path / "lock", *made]
             folder._open_log()
-            with _failing(path, "cannot write"):
+            with refusals(path, "cannot write"):
                 os.ftruncate(folder._log_fd, 0)  # of a run that ended before its first save
         except BaseException:
             folder._refuse()
@@ -153,7 +146,7 @@ class RunFolder:
         nothing = RunFolderError(
             f"{shown(path)}: holds no run to resume: leave --resume out to start one there"
         )
-        with _failing(path, "cannot read the run's folder"):
+        with refusals(path, "cannot read the run's folder"):
             is_folder = exists(path) and path.is_dir()
             if not is_folder or not (_checkpoints(path) or exists(path / "lock")):
                 raise nothing
@@ -235,7 +228,7 @@ class RunFolder:
         last = self.path / LAST
         earlier = self._step_if_whole(last)
         if self._log is not None:
-            with _failing(self.path / LOG, "cannot save"):
+            with refusals(self.path / LOG, "cannot save"):
                 os.fsync(self._log)  # the rows up to this step are part of what is saved
         with replacing(last) as fd:
             write(fd, replace(checkpoint, meta={**checkpoint.meta, "step": step}))
@@ -325,7 +318,7 @@ class RunFolder:
         """
         text = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         line = (text + "\n").encode("utf-8", "backslashreplace")
-        with _failing(self.path / LOG, "cannot write"):
+        with refusals(self.path / LOG, "cannot write"):
             size = os.fstat(self._log_fd).st_size
             try:
                 if os.write(self._log_fd, line) < len(line):
@@ -346,7 +339,7 @@ class RunFolder:
             RunFolderError: it cannot be written; the log stays as it was.
         """
         path = self.path / LOG
-        with _failing(path, "cannot write"):
+        with refusals(path, "cannot write"):
             with (
                 path.open("rb") as old,
                 replacing(path) as fd,
@@ -367,7 +360,7 @@ class RunFolder:
     def _open_log(self) -> None:
         """Open the log for appending; a last line that a crash cut off is removed."""
         path = self.path / LOG
-        with _failing(path, "cannot write"):
+        with refusals(path, "cannot write"):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
             self._log = fd
             size = end = os.fstat(fd).st_size
@@ -403,8 +396,9 @@ class RunFolder:
     def _remove_stale(self) -> None:
         """Remove the temporaries of processes that have ended; this one has none yet."""
         for path in list(self.path.iterdir()):
-            match = _TEMPORARY.fullmatch(path.name)
-            if match and (int(match["pid"]) == os.getpid() or not _alive(int(match["pid"]))):
+            name, pid = unfinished(path.name) or ("", 0)
+            ours = name in (BEST, LAST, LOG, RESULT) or _GENERATION.fullmatch(name)
+            if ours and (pid == os.getpid() or not _alive(pid)):
                 with suppress(OSError):
                     path.unlink()
 
@@ -414,7 +408,7 @@ class RunFolder:
 
 def _generations(folder: Path) -> list[Path]:
     """Return the earlier checkpoints, newest first."""
-    with _failing(folder, "cannot read the run's folder"):
+    with refusals(folder, "cannot read the run's folder"):
         found = [
             (int(match[1]), path)
             for path in folder.iterdir()
@@ -492,27 +486,6 @@ def _make(path: Path) -> list[Path]:
     return made
 
 
-@contextmanager
-def _failing(path: Path, what: str) -> Iterator[None]:
-    """Turn an operating system's refusal into one line."""
-    try:
-        yield
-    except OSError as error:
-        raise RunFolderError(f"{shown(path)}: {what}: {reason(error)}") from error
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON object; the file appears whole or not at all.
-
-    Raises:
-        RunFolderError: disk full or the like.
-    """
-    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    with replacing(path) as fd, os.fdopen(fd, "wb", closefd=False) as file:
-        # A file's name that is no utf-8 is escaped, as JSON escapes.
-        file.write(text.encode("utf-8", "backslashreplace"))
-
-
 def files_of_run(checkpoint: Path) -> list[Path]:
     """Return a checkpoint's file and those of the run beside it, whether they exist or not."""
     folder = checkpoint.parent
@@ -526,7 +499,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         RunFolderError: it cannot be read, or a line is no row of it.
     """
-    with _failing(path, "cannot read"):
+    with refusals(path, "cannot read"):
         lines = path.read_bytes().splitlines()
     rows = []
     for number, line in enumerate(lines, start=1):
@@ -581,7 +554,7 @@ def _take_lock(folder: Path, command: str) -> _Lock:
                         "wait until it ends, or choose another folder"
                     )
             elif _is_at(fd, path):
-                with _failing(folder, "cannot write to the run's folder"):
+                with refusals(folder, "cannot write to the run's folder"):
                     signature = os.pread(fd, 65536, 0)
                     # A crash of the machine may leave zeros where the signature was.
                     if signature.strip(b"\0") and not signature.startswith(_SIGNED):

@@ -531,13 +531,16 @@ def test_a_rewind_that_fails_leaves_the_log(
 
 def test_a_log_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> int:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with RunFolder.create(tmp_path / "run") as folder:
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", fail)
             line = said(lambda: folder.log({"step": 1}))
-        assert line == f"{folder.path / 'metrics.jsonl'}: cannot write: Input/output error"
+        assert line == (
+            f"{folder.path / 'metrics.jsonl'}: cannot write: No space left on device; "
+            "free some space"
+        )
         assert rows(folder.path) == []
 
 

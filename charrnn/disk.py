@@ -1,0 +1,142 @@
+"""Files on disk: they appear whole or not at all, and every refusal is one line.
+
+A file is written under a temporary name and renamed once it is on disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from charrnn.errors import RunFolderError
+from charrnn.wording import reason, shown
+
+__all__ = ["check_replaceable", "exists", "refusals", "replacing", "unfinished", "write_json"]
+
+#: What a file is called until it is whole, as ``_temporary`` gives it.
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
+
+
+@contextmanager
+def refusals(path: Path, what: str) -> Iterator[None]:
+    """Turn an operating system's refusal into one line.
+
+    Args:
+        path: of what it refused to do something with.
+        what: could not be done.
+
+    Raises:
+        RunFolderError: the operating system refused a step (disk full, no permission).
+    """
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "; free some space" if full else ""
+        raise RunFolderError(f"{shown(path)}: {what}: {reason(error)}{advice}") from error
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something at a path.
+
+    ``Path.exists`` says no to what may not be looked at, too, from Python 3.14 on.
+
+    Raises:
+        OSError: it may not be looked at, or cannot be.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
+        return False
+    return True
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[int]:
+    """Yield a file descriptor whose bytes become ``path`` all at once.
+
+    The bytes go to a temporary file in the same folder. When the block ends
+    they are brought to disk, the file takes its name, and the name is brought
+    to disk: a reader, or the next boot, finds the old file or the new one,
+    whole. When anything fails the temporary is removed and the old file stays.
+    Permissions follow the umask.
+
+    Raises:
+        RunFolderError: the operating system refused a step (disk full, no permission).
+    """
+    temporary = _temporary(path)
+    with refusals(path, "cannot save"):
+        fd = _create(temporary)
+        try:
+            try:
+                yield fd
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync_folder(path.parent)
+
+
+def check_replaceable(path: Path) -> None:
+    """See that ``replacing(path)`` could begin, before long work for what is written then.
+
+    Raises:
+        RunFolderError: the folder is missing or not writable, or ``path`` is there and no file.
+    """
+    if path.exists() and not path.is_file():
+        raise RunFolderError(f"{shown(path)}: cannot save: it is there and is no file")
+    temporary = _temporary(path)
+    with refusals(path, "cannot save"):
+        os.close(_create(temporary))
+        temporary.unlink()
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON object; the file appears whole or not at all.
+
+    Raises:
+        RunFolderError: disk full or the like.
+    """
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    with replacing(path) as fd, os.fdopen(fd, "wb", closefd=False) as file:
+        # A file's name that is no utf-8 is escaped, as JSON escapes.
+        file.write(text.encode("utf-8", "backslashreplace"))
+
+
+def unfinished(name: str) -> tuple[str, int] | None:
+    """Return what a temporary was to be called, and its process's number; None if it is none."""
+    match = _TEMPORARY.fullmatch(name)
+    return (match["name"], int(match["pid"])) if match else None
+
+
+def _temporary(path: Path) -> Path:
+    """Return what a file is called until it is whole; ``unfinished`` knows it by this name."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def _create(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a folder's names to disk."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        # Some network file systems cannot sync a folder: there a rename is as durable as it gets.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(fd)
