@@ -395,7 +395,7 @@ class RunFolder:
 
     def _remove_stale(self) -> None:
         """Remove the temporaries of processes that have ended; this one has none yet."""
-        for path in list(self.path.iterdir()):
+        for path in _entries(self.path):
             name, pid = unfinished(path.name) or ("", 0)
             ours = name in (BEST, LAST, LOG, RESULT) or _GENERATION.fullmatch(name)
             if ours and (pid == os.getpid() or not _alive(pid)):
@@ -406,21 +406,26 @@ class RunFolder:
 # Files -------------------------------------------------------------------------
 
 
+def _entries(folder: Path) -> list[Path]:
+    with refusals(folder, "cannot read the run's folder"):
+        return list(folder.iterdir())
+
+
 def _generations(folder: Path) -> list[Path]:
     """Return the earlier checkpoints, newest first."""
-    with refusals(folder, "cannot read the run's folder"):
-        found = [
-            (int(match[1]), path)
-            for path in folder.iterdir()
-            if (match := _GENERATION.fullmatch(path.name))
-        ]
+    found = [
+        (int(match[1]), path)
+        for path in _entries(folder)
+        if (match := _GENERATION.fullmatch(path.name))
+    ]
     return [path for _, path in sorted(found, reverse=True)]
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Return all checkpoint files of a run, newest first; the best is the last of them."""
     named = [folder / LAST, *_generations(folder), folder / BEST]
-    return [path for path in named if exists(path)]
+    with refusals(folder, "cannot read the run's folder"):
+        return [path for path in named if exists(path)]
 
 
 def has_state(folder: Path) -> bool:

@@ -220,6 +220,13 @@ def test_a_place_that_may_not_be_entered(tmp_path: Path) -> None:
         tmp_path.chmod(0o700)
 
 
+def test_a_checkpoint_that_leads_to_itself(tmp_path: Path) -> None:
+    (tmp_path / "best.safetensors").symlink_to(tmp_path / "best.safetensors")
+    for take in (RunFolder.create, RunFolder.open_existing):
+        line = said(lambda take=take: take(tmp_path))  # type: ignore[misc]
+        assert line.startswith(f"{tmp_path}: cannot read the run's folder: Too many levels")
+
+
 def test_a_lock_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock").symlink_to(tmp_path / "victim")
