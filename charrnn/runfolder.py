@@ -18,15 +18,13 @@ what a dead process left behind. Files of other names are never touched.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
 import shutil
-import socket
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -43,7 +41,8 @@ from charrnn.checkpoint import (
 )
 from charrnn.disk import exists, refusals, replacing, unfinished, write_json
 from charrnn.errors import CheckpointError, RunFolderError
-from charrnn.wording import reason, shown
+from charrnn.lock import LOCK, PATIENCE, Lock, alive, take_lock
+from charrnn.wording import shown
 
 __all__ = ["LOG", "RESULT", "RunFolder", "files_of_run", "has_state", "read_metrics"]
 
@@ -53,10 +52,6 @@ LOG = "metrics.jsonl"
 RESULT = "result.json"
 
 _GENERATION = re.compile(r"step-(\d{8,})\.safetensors")
-#: How every signature in a lock begins.
-_SIGNED = b'{"pid": '
-#: How long to try again what another process is just making, signing or removing, seconds.
-_PATIENCE = 1.0
 
 
 class RunFolder:
@@ -69,11 +64,11 @@ class RunFolder:
     path: Path
     keep: int
 
-    def __init__(self, path: Path, lock: _Lock, keep: int) -> None:
+    def __init__(self, path: Path, lock: Lock, keep: int) -> None:
         """Take over a held lock; for ``create`` and ``open_existing`` only."""
         self.path = path
         self.keep = keep
-        self._lock: _Lock | None = lock
+        self._lock: Lock | None = lock
         self._log: int | None = None
         # What ``close`` removes if nothing was saved, in this order: files, then folders.
         self._removable: list[Path] = []
@@ -104,28 +99,16 @@ class RunFolder:
         """
         assert keep >= 0
         path = Path(path)
-        made: list[Path] = []
-        end = time.monotonic() + _PATIENCE
-        with refusals(path, "cannot make the run's folder"):
-            while True:
-                try:
-                    made = _make(path) + made
-                    lock = _take_lock(path, command)
-                    break
-                except (FileNotFoundError, FileExistsError):
-                    # Another run that saved nothing may be removing the folder this very moment.
-                    if time.monotonic() > end:
-                        raise
-                time.sleep(0.01)
+        made, lock = _make_and_lock(path, command)
         folder = cls(path, lock, keep)
-        folder._removable = [path / "lock", *made] if lock.made else []
+        folder._removable = [path / LOCK, *made] if lock.made else []
         try:
             folder._remove_stale()
             begins_again = over_best and _checkpoints(path) == [path / BEST]
             if begins_again:
                 (path / BEST).unlink()
             folder._refuse_another_run(lock.abandoned or begins_again)
-            folder._removable = [path / LOG, path / "lock", *made]
+            folder._removable = [path / LOG, path / LOCK, *made]
             folder._open_log()
             with refusals(path, "cannot write"):
                 os.ftruncate(folder._log_fd, 0)  # of a run that ended before its first save
@@ -148,10 +131,10 @@ class RunFolder:
         )
         with refusals(path, "cannot read the run's folder"):
             is_folder = exists(path) and path.is_dir()
-            if not is_folder or not (_checkpoints(path) or exists(path / "lock")):
+            if not is_folder or not (_checkpoints(path) or exists(path / LOCK)):
                 raise nothing
         try:
-            lock = _take_lock(path, command)
+            lock = take_lock(path, command)
         except FileNotFoundError:
             raise nothing from None
         folder = cls(path, lock, keep)
@@ -170,7 +153,7 @@ class RunFolder:
         assert self._lock is not None
         with suppress(OSError):
             # The signature would say that the log is of a run of ours.
-            _rewrite(self._lock.fd, self._lock.found)
+            self._lock.put_back()
         self.close()
 
     def close(self) -> None:
@@ -184,11 +167,11 @@ class RunFolder:
         with suppress(OSError, RunFolderError):
             # Without a checkpoint the signature stays: it says that the log is of a run of ours.
             if _checkpoints(self.path):
-                os.ftruncate(self._lock.fd, 0)
+                self._lock.clear()
             for path in self._removable:
                 # A folder in which somebody else put something is not empty, and so stays.
                 path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
-        os.close(self._lock.fd)
+        self._lock.close()
         self._lock = None
 
     def __enter__(self) -> Self:
@@ -398,7 +381,7 @@ class RunFolder:
         for path in _entries(self.path):
             name, pid = unfinished(path.name) or ("", 0)
             ours = name in (BEST, LAST, LOG, RESULT) or _GENERATION.fullmatch(name)
-            if ours and (pid == os.getpid() or not _alive(pid)):
+            if ours and (pid == os.getpid() or not alive(pid)):
                 with suppress(OSError):
                     path.unlink()
 
@@ -474,6 +457,26 @@ def _row(line: bytes) -> dict[str, Any] | None:
     return None
 
 
+def _make_and_lock(path: Path, command: str) -> tuple[list[Path], Lock]:
+    """Return a run's folder's lock, and the folders that were made, innermost first.
+
+    Raises:
+        RunFolderError: the folder cannot be made, or the lock not taken.
+    """
+    made: list[Path] = []
+    end = time.monotonic() + PATIENCE
+    with refusals(path, "cannot make the run's folder"):
+        while True:
+            try:
+                made = _make(path) + made
+                return made, take_lock(path, command)
+            except (FileNotFoundError, FileExistsError):
+                # Another run that saved nothing may be removing the folder this very moment.
+                if time.monotonic() > end:
+                    raise
+            time.sleep(0.01)
+
+
 def _make(path: Path) -> list[Path]:
     """Make a folder and its parents; return those that were made, innermost first."""
     made: list[Path] = []
@@ -494,7 +497,7 @@ def _make(path: Path) -> list[Path]:
 def files_of_run(checkpoint: Path) -> list[Path]:
     """Return a checkpoint's file and those of the run beside it, whether they exist or not."""
     folder = checkpoint.parent
-    others = [folder / name for name in (LOG, RESULT, "lock")]
+    others = [folder / name for name in (LOG, RESULT, LOCK)]
     return [checkpoint, *sorted(folder.glob("*.safetensors")), *others]
 
 
@@ -517,133 +520,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             )
         rows.append(row)
     return rows
-
-
-# The lock ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Lock:
-    """A lock file that this process holds."""
-
-    fd: int
-    made: bool
-    """This process made the file."""
-    found: bytes
-    """What was in it before."""
-
-    @property
-    def abandoned(self) -> bool:
-        """Whether its last holder was killed or saved nothing: its signature was still there."""
-        return bool(self.found)
-
-
-def _take_lock(folder: Path, command: str) -> _Lock:
-    """Take the lock of a run's folder.
-
-    Raises:
-        FileNotFoundError: the folder is gone.
-        RunFolderError: another process holds the lock, the file is not ours, or the folder
-            does not allow it.
-    """
-    path = folder / "lock"
-    end = time.monotonic() + _PATIENCE
-    while True:
-        fd, made = _open_lock(path)
-        try:
-            if not _flock(fd, folder):
-                # Just taken and not signed yet, or just let go: then another try succeeds.
-                if (holder := _holder(fd)) or time.monotonic() > end:
-                    raise RunFolderError(
-                        f"{shown(folder)}: in use by {holder or 'another process'}: "
-                        "wait until it ends, or choose another folder"
-                    )
-            elif _is_at(fd, path):
-                with refusals(folder, "cannot write to the run's folder"):
-                    signature = os.pread(fd, 65536, 0)
-                    # A crash of the machine may leave zeros where the signature was.
-                    if signature.strip(b"\0") and not signature.startswith(_SIGNED):
-                        raise RunFolderError(
-                            f"{shown(folder)}: has a file named lock that is not charrnn's: "
-                            "choose another folder with --run"
-                        )
-                    _sign(fd, command)
-                return _Lock(fd, made, signature)
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
-        time.sleep(0.01)
-
-
-def _open_lock(path: Path) -> tuple[int, bool]:
-    """Return (descriptor of the lock file, whether it was made here)."""
-    try:
-        try:
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
-        except FileExistsError:
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), False
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise RunFolderError(
-            f"{shown(path.parent)}: cannot write to the run's folder: {reason(error)}"
-        ) from error
-
-
-def _flock(fd: int, folder: Path) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:  # some network file systems have no locks
-        raise RunFolderError(
-            f"{shown(folder)}: cannot lock the run's folder: {reason(error)}: "
-            "choose a folder on a local disk"
-        ) from error
-    return True
-
-
-def _is_at(fd: int, path: Path) -> bool:
-    """Whether an open file is still at its path; a lock on a removed one guards nothing."""
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(fd), path.stat())
-    return False
-
-
-def _sign(fd: int, command: str) -> None:
-    """Write into the lock who holds it."""
-    me = {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "command": command,
-    }
-    _rewrite(fd, (json.dumps(me) + "\n").encode())
-
-
-def _rewrite(fd: int, content: bytes) -> None:
-    """Put other content into an open file."""
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, content, 0)
-
-
-def _holder(fd: int) -> str | None:
-    """Return in words who signed the lock; None for nobody, or a dead process of this machine."""
-    with suppress(ValueError, KeyError, TypeError):
-        who = json.loads(os.pread(fd, 65536, 0))
-        pid, host, since, command = (who[key] for key in ("pid", "host", "since", "command"))
-        if host != socket.gethostname() or _alive(int(pid)):
-            what = f" ({shown(str(command))})" if command else ""
-            return f"process {int(pid)} on {shown(str(host))} since {shown(str(since))}{what}"
-    return None
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from charrnn import runfolder
+from charrnn import lock, runfolder
 from charrnn.checkpoint import Checkpoint, find, load, save
 from charrnn.errors import CheckpointError, RunFolderError
 from charrnn.runfolder import RunFolder, read_metrics
@@ -184,7 +184,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, path: str) -> None:
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="no /proc")
 def test_a_folder_that_is_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runfolder, "_PATIENCE", 0.05)
+    monkeypatch.setattr(runfolder, "PATIENCE", 0.05)
     line = said(lambda: RunFolder.create("/proc/run"))
     assert line == "/proc/run: cannot make the run's folder: No such file or directory"
 
@@ -256,7 +256,7 @@ def test_the_second_comer_learns_who_holds_the_folder(tmp_path: Path) -> None:
 def test_a_holder_without_a_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
-    monkeypatch.setattr(runfolder, "_PATIENCE", 0.05)
+    monkeypatch.setattr(lock, "PATIENCE", 0.05)
     with RunFolder.create(tmp_path / "run") as folder:
         (folder.path / "lock").write_text(content)
         line = said(lambda: RunFolder.create(folder.path))

@@ -1,0 +1,170 @@
+"""The lock of a run's folder: one process at a time, and who comes second learns who is first.
+
+It is an advisory ``flock`` on a file: the kernel frees it when its process ends, however it
+ends. Its holder signs the file, which says whether a run that left no checkpoint was charrnn's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from charrnn.disk import refusals
+from charrnn.errors import RunFolderError
+from charrnn.wording import reason, shown
+
+__all__ = ["LOCK", "PATIENCE", "Lock", "alive", "take_lock"]
+
+#: The lock's file.
+LOCK = "lock"
+#: How long to try again what another process is just making, signing or removing, seconds.
+PATIENCE = 1.0
+
+#: How every signature in a lock begins.
+_SIGNED = b'{"pid": '
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A lock file that this process holds."""
+
+    fd: int
+    made: bool
+    """This process made the file."""
+    found: bytes
+    """What was in it before."""
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether its last holder was killed or saved nothing: its signature was still there."""
+        return bool(self.found)
+
+    def sign(self, command: str) -> None:
+        """Write into the file who holds it, with what command."""
+        me = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "command": command,
+        }
+        self._rewrite((json.dumps(me) + "\n").encode())
+
+    def put_back(self) -> None:
+        """Let the file say what it said before."""
+        self._rewrite(self.found)
+
+    def clear(self) -> None:
+        """Let the file say nothing."""
+        self._rewrite(b"")
+
+    def close(self) -> None:
+        """Let others take the lock."""
+        os.close(self.fd)
+
+    def _rewrite(self, content: bytes) -> None:
+        os.ftruncate(self.fd, 0)
+        os.pwrite(self.fd, content, 0)
+
+
+def take_lock(folder: Path, command: str) -> Lock:
+    """Take the lock of a run's folder, and sign it.
+
+    Args:
+        folder: the run's.
+        command: what a second comer is told about this process.
+
+    Raises:
+        FileNotFoundError: the folder is gone.
+        RunFolderError: another process holds the lock, the file is not ours, or the folder
+            does not allow it.
+    """
+    path = folder / LOCK
+    end = time.monotonic() + PATIENCE
+    while True:
+        fd, made = _open(path)
+        try:
+            if not _flock(fd, folder):
+                # Just taken and not signed yet, or just let go: then another try succeeds.
+                if (holder := _holder(fd)) or time.monotonic() > end:
+                    raise RunFolderError(
+                        f"{shown(folder)}: in use by {holder or 'another process'}: "
+                        "wait until it ends, or choose another folder"
+                    )
+            elif _is_at(fd, path):
+                with refusals(folder, "cannot write to the run's folder"):
+                    lock = Lock(fd, made, os.pread(fd, 65536, 0))
+                    # A crash of the machine may leave zeros where the signature was.
+                    if lock.found.strip(b"\0") and not lock.found.startswith(_SIGNED):
+                        raise RunFolderError(
+                            f"{shown(folder)}: has a file named {LOCK} that is not charrnn's: "
+                            "choose another folder with --run"
+                        )
+                    lock.sign(command)
+                return lock
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+        time.sleep(0.01)
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """Return (descriptor of the lock file, whether it was made here); errors as ``take_lock``."""
+    try:
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
+        except FileExistsError:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), False
+    except FileNotFoundError:
+        raise
+    except OSError:
+        with refusals(path.parent, "cannot write to the run's folder"):
+            raise
+
+
+def _flock(fd: int, folder: Path) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # some network file systems have no locks
+        raise RunFolderError(
+            f"{shown(folder)}: cannot lock the run's folder: {reason(error)}: "
+            "choose a folder on a local disk"
+        ) from error
+    return True
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether an open file is still at its path; a lock on a removed one guards nothing."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(fd), path.stat())
+    return False
+
+
+def _holder(fd: int) -> str | None:
+    """Return in words who signed the lock; None for nobody, or a dead process of this machine."""
+    with suppress(ValueError, KeyError, TypeError):
+        who = json.loads(os.pread(fd, 65536, 0))
+        pid, host, since, command = (who[key] for key in ("pid", "host", "since", "command"))
+        if host != socket.gethostname() or alive(int(pid)):
+            what = f" ({shown(str(command))})" if command else ""
+            return f"process {int(pid)} on {shown(str(host))} since {shown(str(since))}{what}"
+    return None
+
+
+def alive(pid: int) -> bool:
+    """Whether there is a process of this number on this machine."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
