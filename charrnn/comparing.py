@@ -27,10 +27,11 @@ from charrnn.disk import write_json
 from charrnn.errors import CorpusError, RunFolderError, UsageError
 from charrnn.evaluation import Interrupted, Scores, score
 from charrnn.kernels import multiplies_bf16
+from charrnn.metrics import LOG, read_metrics
 from charrnn.model import outline
 from charrnn.reading import refuse_another_text, refuse_too_short
 from charrnn.run import Run
-from charrnn.runfolder import LOG, RESULT, RunFolder, has_state, read_metrics
+from charrnn.runfolder import RESULT, RunFolder, has_state
 from charrnn.starting import resume, start
 from charrnn.trained import load_model
 from charrnn.training import Event, Finished, train

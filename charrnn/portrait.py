@@ -23,9 +23,9 @@ from charrnn.corpus import Part
 from charrnn.evaluation import Prices, prices
 from charrnn.gradients import Clipping, clipping
 from charrnn.inspection import Inspection, inspect
+from charrnn.metrics import LOG, read_metrics
 from charrnn.model import CharModel
 from charrnn.reading import recorded_part
-from charrnn.runfolder import LOG, read_metrics
 from charrnn.sampling import prepare_prompt, sample
 from charrnn.subject import Subject
 from charrnn.trained import load_model

@@ -18,7 +18,6 @@ what a dead process left behind. Files of other names are never touched.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -42,12 +41,11 @@ from charrnn.checkpoint import (
 from charrnn.disk import exists, refusals, replacing, unfinished, write_json
 from charrnn.errors import CheckpointError, RunFolderError
 from charrnn.lock import LOCK, PATIENCE, Lock, alive, take_lock
+from charrnn.metrics import LOG, Log
 from charrnn.wording import shown
 
-__all__ = ["LOG", "RESULT", "RunFolder", "files_of_run", "has_state", "read_metrics"]
+__all__ = ["RESULT", "RunFolder", "files_of_run", "has_state"]
 
-#: A run's log.
-LOG = "metrics.jsonl"
 #: What a finished run of a comparison came to.
 RESULT = "result.json"
 
@@ -69,7 +67,7 @@ class RunFolder:
         self.path = path
         self.keep = keep
         self._lock: Lock | None = lock
-        self._log: int | None = None
+        self._log: Log | None = None
         # What ``close`` removes if nothing was saved, in this order: files, then folders.
         self._removable: list[Path] = []
         # Steps of the checkpoint files that this process wrote, or loaded and found whole.
@@ -109,9 +107,8 @@ class RunFolder:
                 (path / BEST).unlink()
             folder._refuse_another_run(lock.abandoned or begins_again)
             folder._removable = [path / LOG, path / LOCK, *made]
-            folder._open_log()
-            with refusals(path, "cannot write"):
-                os.ftruncate(folder._log_fd, 0)  # of a run that ended before its first save
+            folder._log = Log(path)
+            folder._log.clear()  # of the rows of a run that ended before its first save
         except BaseException:
             folder._refuse()
             raise
@@ -142,7 +139,7 @@ class RunFolder:
             folder._remove_stale()
             if not _checkpoints(path):
                 raise nothing
-            folder._open_log()
+            folder._log = Log(path)
         except BaseException:
             folder._refuse()
             raise
@@ -161,7 +158,7 @@ class RunFolder:
         if self._lock is None:
             return
         if self._log is not None:
-            os.close(self._log)
+            self._log.close()
             self._log = None
         # What cannot be tidied up stays; what made this run end is not to be hidden by it.
         with suppress(OSError, RunFolderError):
@@ -210,9 +207,7 @@ class RunFolder:
         """
         last = self.path / LAST
         earlier = self._step_if_whole(last)
-        if self._log is not None:
-            with refusals(self.path / LOG, "cannot save"):
-                os.fsync(self._log)  # the rows up to this step are part of what is saved
+        self._held_log.sync()  # the rows up to this step are part of what is saved
         with replacing(last) as fd:
             write(fd, replace(checkpoint, meta={**checkpoint.meta, "step": step}))
             if earlier is not None and earlier != step and self.keep > 0:
@@ -293,69 +288,17 @@ class RunFolder:
     # The log ------------------------------------------------------------------
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append a row to ``metrics.jsonl``, as one line in one write.
-
-        Raises:
-            RunFolderError: it cannot be written; no part of the row is left in the file.
-            ValueError: a value is NaN or infinite.
-        """
-        text = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        line = (text + "\n").encode("utf-8", "backslashreplace")
-        with refusals(self.path / LOG, "cannot write"):
-            size = os.fstat(self._log_fd).st_size
-            try:
-                if os.write(self._log_fd, line) < len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            except BaseException:
-                os.ftruncate(self._log_fd, size)
-                raise
+        """Append a row to ``metrics.jsonl``; errors as of ``Log.append``."""
+        self._held_log.append(row)
 
     def rewind_log(self, step: int, *, validated: bool = True) -> None:
-        """Drop the rows after ``step``, and lines that are no rows, from ``metrics.jsonl``.
-
-        Args:
-            step: of the checkpoint that the run goes on from.
-            validated: whether that checkpoint was written after the validation at its step;
-                if not, the row of such a validation is dropped too, as it will be repeated.
-
-        Raises:
-            RunFolderError: it cannot be written; the log stays as it was.
-        """
-        path = self.path / LOG
-        with refusals(path, "cannot write"):
-            with (
-                path.open("rb") as old,
-                replacing(path) as fd,
-                os.fdopen(fd, "wb", closefd=False) as new,
-            ):
-                for line in old:
-                    if _belongs(line, step, validated):
-                        new.write(line)
-            os.close(self._log_fd)
-            self._log = None
-            self._open_log()
+        """Drop the rows after ``step`` from ``metrics.jsonl``, as ``Log.rewind`` does."""
+        self._held_log.rewind(step, validated=validated)
 
     @property
-    def _log_fd(self) -> int:
+    def _held_log(self) -> Log:
         assert self._log is not None, "the folder is closed"
         return self._log
-
-    def _open_log(self) -> None:
-        """Open the log for appending; a last line that a crash cut off is removed."""
-        path = self.path / LOG
-        with refusals(path, "cannot write"):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-            self._log = fd
-            size = end = os.fstat(fd).st_size
-            while end > 0:
-                start = max(0, end - 65536)
-                newline = os.pread(fd, end - start, start).rfind(b"\n")
-                if newline >= 0:
-                    end = start + newline + 1
-                    break
-                end = start
-            if end < size:
-                os.ftruncate(fd, end)
 
     # What is in the folder already ---------------------------------------------
 
@@ -437,26 +380,6 @@ def _link(source: Path, target: Path) -> None:
             shutil.copyfileobj(old, new)
 
 
-def _belongs(line: bytes, step: int, validated: bool) -> bool:
-    """Whether a line of the log is a row from before the checkpoint of ``step``."""
-    row = _row(line)
-    if row is None:
-        return False
-    if not isinstance(row.get("step"), int):
-        return True
-    return row["step"] < step or (
-        row["step"] == step and (validated or "valid_nats_per_char" not in row)
-    )
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    """Return a line of the log as a JSON object; None if it is none."""
-    with suppress(ValueError, RecursionError):
-        row = json.loads(line)
-        return row if isinstance(row, dict) else None
-    return None
-
-
 def _make_and_lock(path: Path, command: str) -> tuple[list[Path], Lock]:
     """Return a run's folder's lock, and the folders that were made, innermost first.
 
@@ -499,24 +422,3 @@ def files_of_run(checkpoint: Path) -> list[Path]:
     folder = checkpoint.parent
     others = [folder / name for name in (LOG, RESULT, LOCK)]
     return [checkpoint, *sorted(folder.glob("*.safetensors")), *others]
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the log of a run, ``metrics.jsonl``.
-
-    Raises:
-        RunFolderError: it cannot be read, or a line is no row of it.
-    """
-    with refusals(path, "cannot read"):
-        lines = path.read_bytes().splitlines()
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        row = _row(line)
-        of_update = ("gradient_norm", "clipped_share")
-        needed = ("step", *of_update) if row and "gradient_norm" in row else ("step",)
-        if row is None or not all(type(row.get(name)) in (int, float) for name in needed):
-            raise RunFolderError(
-                f"{shown(path)}: line {number} is no row of a run's log: remove the line"
-            )
-        rows.append(row)
-    return rows

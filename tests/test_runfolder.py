@@ -18,7 +18,8 @@ import torch
 from charrnn import lock, runfolder
 from charrnn.checkpoint import Checkpoint, find, load, save
 from charrnn.errors import CheckpointError, RunFolderError
-from charrnn.runfolder import RunFolder, read_metrics
+from charrnn.metrics import read_metrics
+from charrnn.runfolder import RunFolder
 from tests.reliability.processes import finish, fork
 
 

@@ -1,0 +1,161 @@
+"""A run's log, ``metrics.jsonl``: one JSON object a line, appended and cut back."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from charrnn.disk import refusals, replacing
+from charrnn.errors import RunFolderError
+from charrnn.wording import shown
+
+__all__ = ["LOG", "Log", "read_metrics"]
+
+#: A run's log.
+LOG = "metrics.jsonl"
+
+
+class Log:
+    """The log in a run's folder, open for appending until ``close``.
+
+    A last line that a crash cut off is removed.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LOG
+        self._fd = self._open()
+
+    def _open(self) -> int:
+        with refusals(self.path, "cannot write"):
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            try:
+                _remove_cut_line(fd)
+            except BaseException:
+                os.close(fd)
+                raise
+        return fd
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Append a row, as one line in one write.
+
+        Raises:
+            RunFolderError: it cannot be written; no part of the row is left in the file.
+            ValueError: a value is NaN or infinite.
+        """
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        line = (text + "\n").encode("utf-8", "backslashreplace")
+        with refusals(self.path, "cannot write"):
+            size = os.fstat(self._fd).st_size
+            try:
+                if os.write(self._fd, line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except BaseException:
+                os.ftruncate(self._fd, size)
+                raise
+
+    def rewind(self, step: int, *, validated: bool) -> None:
+        """Drop the rows after ``step``, and lines that are no rows.
+
+        Args:
+            step: of the checkpoint that the run goes on from.
+            validated: whether that checkpoint was written after the validation at its step;
+                if not, the row of such a validation is dropped too, as it will be repeated.
+
+        Raises:
+            RunFolderError: it cannot be written; the log stays as it was.
+        """
+        with refusals(self.path, "cannot write"):
+            with (
+                self.path.open("rb") as old,
+                replacing(self.path) as fd,
+                os.fdopen(fd, "wb", closefd=False) as new,
+            ):
+                for line in old:
+                    if _belongs(line, step, validated):
+                        new.write(line)
+            replaced, self._fd = self._fd, self._open()
+            os.close(replaced)
+
+    def clear(self) -> None:
+        """Drop all rows.
+
+        Raises:
+            RunFolderError: it cannot be written.
+        """
+        with refusals(self.path, "cannot write"):
+            os.ftruncate(self._fd, 0)
+
+    def sync(self) -> None:
+        """Bring the rows to disk.
+
+        Raises:
+            RunFolderError: disk full or the like.
+        """
+        with refusals(self.path, "cannot save"):
+            os.fsync(self._fd)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read the log of a run.
+
+    Raises:
+        RunFolderError: it cannot be read, or a line is no row of it.
+    """
+    with refusals(path, "cannot read"):
+        lines = path.read_bytes().splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        row = _row(line)
+        of_update = ("gradient_norm", "clipped_share")
+        needed = ("step", *of_update) if row and "gradient_norm" in row else ("step",)
+        if row is None or not all(type(row.get(name)) in (int, float) for name in needed):
+            raise RunFolderError(
+                f"{shown(path)}: line {number} is no row of a run's log: remove the line"
+            )
+        rows.append(row)
+    return rows
+
+
+def _remove_cut_line(fd: int) -> None:
+    """Cut a file back to the end of its last whole line."""
+    size = end = os.fstat(fd).st_size
+    while end > 0:
+        start = max(0, end - 65536)
+        newline = os.pread(fd, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end < size:
+        os.ftruncate(fd, end)
+
+
+def _belongs(line: bytes, step: int, validated: bool) -> bool:
+    """Whether a line of the log is a row from before the checkpoint of ``step``."""
+    row = _row(line)
+    if row is None:
+        return False
+    if not isinstance(row.get("step"), int):
+        return True
+    return row["step"] < step or (
+        row["step"] == step and (validated or "valid_nats_per_char" not in row)
+    )
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """Return a line of the log as a JSON object; None if it is none."""
+    with suppress(ValueError, RecursionError):
+        row = json.loads(line)
+        return row if isinstance(row, dict) else None
+    return None
