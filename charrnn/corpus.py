@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from charrnn.errors import CorpusError, UsageError
 from charrnn.files import NotTextError, cannot_read, find_files, several
-from charrnn.wording import shown
+from charrnn.wording import reason, shown
 
 __all__ = [
     "BLOCK_BYTES",
@@ -150,8 +150,7 @@ class TextFile:
                 status = os.fstat(stream.fileno())
         except OSError as error:
             raise CorpusError(
-                f"{shown(self.path)} can no longer be read ({error.strerror}): "
-                "put it back as it was"
+                f"{shown(self.path)} can no longer be read ({reason(error)}): put it back as it was"
             ) from None
         self._check_unchanged(status)
         return data
@@ -178,6 +177,9 @@ class TextFile:
         """Return the byte offset at which the first ``characters`` characters end.
 
         In a stateful encoding, an escape sequence belongs to the character after it.
+
+        Raises:
+            CorpusError: the file is gone, unreadable, or changed since the scan.
         """
         if characters == 0:
             return self.mark
@@ -600,11 +602,11 @@ def _not_text(
 ) -> NotTextError:
     """Say where decoding failed; ``offset`` is of the first byte the decoder was given."""
     where = f" at byte {offset + error.start:,}" if isinstance(error, UnicodeDecodeError) else ""
-    reason = f" ({error.reason})" if isinstance(error, UnicodeDecodeError) else ""
+    why = f" ({error.reason})" if isinstance(error, UnicodeDecodeError) else ""
     advice = "name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...) or use bytes"
     if encoding in ("utf-16", "utf-32") and not head.startswith(_BYTE_ORDER_MARKS[encoding]):
-        reason = " (no byte order mark)"
+        why = " (no byte order mark)"
         advice = f"use --encoding {encoding}-le or {encoding}-be, or another one's name, or bytes"
     elif head.startswith(_BYTE_ORDER_MARKS["utf-16"]):
         advice = "its first bytes are a mark of utf-16: use --encoding utf-16"
-    return NotTextError(f"{shown(path)} is not {encoding} text{where}{reason}: {advice}")
+    return NotTextError(f"{shown(path)} is not {encoding} text{where}{why}: {advice}")

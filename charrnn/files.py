@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from charrnn.errors import CorpusError, UsageError
-from charrnn.wording import shown
+from charrnn.wording import reason, shown
 
 __all__ = [
     "Found",
@@ -231,7 +231,7 @@ def spool(stream: BinaryIO, made: Callable[[Path], object] = lambda path: None) 
     except OSError as error:
         raise CorpusError(
             f"cannot copy standard input to {shown(tempfile.gettempdir())}: "
-            f"{error.strerror}; make room there, set TMPDIR, or name a file"
+            f"{reason(error)}; make room there, set TMPDIR, or name a file"
         ) from None
     if size == 0:
         path.unlink()
@@ -276,7 +276,7 @@ def cannot_read(path: str | Path, error: OSError | ValueError) -> NotTextError:
         return NotTextError(
             f"{shown(path)} may not be read: check its permissions", "it may not be read"
         )
-    said = error.strerror if isinstance(error, OSError) else str(error)
+    said = reason(error) if isinstance(error, OSError) else str(error)
     return NotTextError(f"cannot read {shown(path)}: {said}", f"it cannot be read ({said})")
 
 
