@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from charrnn.corpus import BYTES, Part
+from charrnn.corpus import Part
+from charrnn.decoding import BYTES
 from charrnn.evaluation import Scores
 from charrnn.stream import Reader
 from charrnn.vocabulary import UNKNOWN, Ids, Vocabulary

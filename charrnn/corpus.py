@@ -1,4 +1,4 @@
-"""Files become text: decoding by blocks, the split, the fingerprint.
+"""Files become text: the scan by blocks, the split, the fingerprint.
 
 A corpus may be larger than memory, so nothing here ever holds a whole text.
 ``scan`` reads every file once, by blocks: it decodes them, counts characters
@@ -12,7 +12,6 @@ kills the process. Every later read compares the file with what the scan saw.
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import os
 from bisect import bisect_left, bisect_right
@@ -20,56 +19,31 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from charrnn.decoding import BYTES, Codes, Decoder, State, byte_order_mark, text_encoding
 from charrnn.errors import CorpusError, UsageError
 from charrnn.files import NotTextError, cannot_read, find_files, several
 from charrnn.wording import reason, shown
 
 __all__ = [
     "BLOCK_BYTES",
-    "BYTES",
-    "Codes",
     "Corpus",
     "Part",
     "Split",
     "TextFile",
     "scan",
     "split",
-    "text_encoding",
 ]
-
-#: Code points of consecutive characters: uint8 where all are ASCII (or plain bytes), else uint32.
-Codes = NDArray[np.unsignedinteger[Any]]
-
-#: The "encoding" that takes a file's bytes as they are, as 256 symbols.
-BYTES = "bytes"
 
 #: Bytes between two entries of the seek index, and the size of the scan's reads. Smaller makes
 #: seeking cheaper and the index longer: 1.3 GB has 10,000 entries. Larger blocks are no faster, and
 #: their temporary arrays fragment the heap: the scan of 1.3 GB of C left it 10 MB larger with
 #: 1 << 17, 17 MB with 1 << 18, 55 MB with 1 << 20.
 BLOCK_BYTES = 1 << 17
-
-#: Byte order marks by the codec's own name. They say how to decode and are not text.
-_BYTE_ORDER_MARKS: dict[str, tuple[bytes, ...]] = {
-    "utf-8": (codecs.BOM_UTF8,),
-    "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
-    "utf-16-le": (codecs.BOM_UTF16_LE,),
-    "utf-16-be": (codecs.BOM_UTF16_BE,),
-    "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
-    "utf-32-le": (codecs.BOM_UTF32_LE,),
-    "utf-32-be": (codecs.BOM_UTF32_BE,),
-    "gb18030": ("\ufeff".encode("gb18030"),),
-}
-
-#: A text that every encoding of running text gives back when it is decoded byte by byte.
-_PROBE = 100 * "a" + "\n"
-
-_DecoderState = tuple[bytes, int]
 
 
 class _Block(NamedTuple):
@@ -79,7 +53,7 @@ class _Block(NamedTuple):
     """Characters of the file before this entry."""
     offset: int
     """Byte offset in the file at which to go on reading."""
-    state: _DecoderState
+    state: State
     """The decoder's state there; its first item holds bytes of a character cut in two."""
 
 
@@ -191,7 +165,7 @@ class TextFile:
         data = self.read(block.offset, self._end_of(number).offset - block.offset)
 
         def characters_in(length: int) -> int:
-            decoder = _Decoder(encoding, block.state)
+            decoder = Decoder(encoding, block.state)
             try:
                 return block.characters + len(decoder.decode(data[:length], final=False))
             except UnicodeError:
@@ -359,32 +333,6 @@ def split(corpus: Corpus, valid_share: float = 0.1, test_share: float = 0.0) -> 
     )
 
 
-def text_encoding(name: str) -> str:
-    """Return the codec's own name for an encoding, or ``bytes``.
-
-    ``utf-8-sig`` becomes ``utf-8``: byte order marks are never text here.
-
-    Raises:
-        UsageError: Python has no such codec, or it does not decode a running text
-            (``hex``, ``rot13``, ``punycode``, ...).
-    """
-    if name.lower() == BYTES:
-        return BYTES
-    try:
-        codec = codecs.lookup(name)
-        _PROBE.encode(name)  # a LookupError for codecs that are not between text and bytes
-        decoder = codecs.getincrementaldecoder(name)()
-        decoded = [decoder.decode(bytes([byte])) for byte in _PROBE.encode(name)]
-        if "".join(decoded) + decoder.decode(b"", True) != _PROBE:
-            raise LookupError
-    except (LookupError, ValueError):  # ValueError: UnicodeError, or a NUL in the name
-        raise UsageError(
-            f"--encoding {shown(name)} is not a text encoding that Python knows: "
-            "use utf-8, another one's name, or bytes"
-        ) from None
-    return "utf-8" if codec.name == "utf-8-sig" else codec.name
-
-
 def scan(
     texts: Sequence[str],
     encoding: str = "utf-8",
@@ -461,7 +409,7 @@ def _scan_file(
     block_bytes: int,
 ) -> tuple[TextFile, NDArray[np.int64]]:
     """Read one file for ``scan``; return it with its counts by code point."""
-    decoder = _Decoder(encoding)
+    decoder = Decoder(encoding)
     counts = np.zeros(0, np.int64)
     blocks: list[_Block] = []
     characters = 0
@@ -469,8 +417,7 @@ def _scan_file(
         with path.open("rb", buffering=0) as stream:
             identity = _Identity.of(os.fstat(stream.fileno()))
             head = stream.read(4)
-            marks = _BYTE_ORDER_MARKS.get(encoding, ())
-            mark = next((mark for mark in marks if head.startswith(mark)), b"")
+            mark = byte_order_mark(head, encoding)
             decoder.decode(mark, final=False)  # what it says of the byte order stays in the state
             hasher.update(mark)
             offset = stream.seek(len(mark))
@@ -507,37 +454,6 @@ def _scan_file(
     return TextFile(path, start, characters, size, len(mark), tuple(blocks), identity), counts
 
 
-class _Decoder:
-    """An incremental decoder from bytes to code points, whose state can be kept.
-
-    Raises UnicodeError where the bytes are not text in the encoding.
-    """
-
-    def __init__(self, encoding: str, state: _DecoderState | None = None) -> None:
-        self._is_utf8 = encoding == "utf-8"
-        self._incremental: codecs.IncrementalDecoder | None = None
-        if encoding != BYTES:
-            self._incremental = codecs.getincrementaldecoder(encoding)()
-            if state is not None:  # an initial state may differ from (b"", 0): utf-16's does
-                self._incremental.setstate(state)
-
-    def state(self) -> _DecoderState:
-        """Return what ``__init__`` needs to go on from here."""
-        return (b"", 0) if self._incremental is None else self._incremental.getstate()
-
-    def decode(self, data: bytes, *, final: bool) -> Codes:
-        """Return the code points that ``data`` completes."""
-        if self._incremental is None:
-            return np.frombuffer(data, np.uint8)
-        # ASCII is its own code points; it needs no decoding where no character is cut in two.
-        if self._is_utf8 and data.isascii() and not self._incremental.getstate()[0]:
-            return np.frombuffer(data, np.uint8)
-        text = self._incremental.decode(data, final)
-        if text.isascii():
-            return np.frombuffer(text.encode("ascii"), np.uint8)
-        return np.frombuffer(text.encode("utf-32-le"), np.dtype("<u4"))
-
-
 class _Cursor:
     """Reads on in one file from any of its characters.
 
@@ -551,7 +467,7 @@ class _Cursor:
         character = position - file.start
         number = bisect_right(file.blocks, character, key=lambda block: block.characters) - 1
         block = file.blocks[number]
-        self._decoder = _Decoder(encoding, block.state)
+        self._decoder = Decoder(encoding, block.state)
         self._offset = block.offset
         self._skip = character - block.characters  # characters between the entry and the position
         if encoding in ("utf-8", BYTES) and file.is_one_byte_each(number):
@@ -604,9 +520,9 @@ def _not_text(
     where = f" at byte {offset + error.start:,}" if isinstance(error, UnicodeDecodeError) else ""
     why = f" ({error.reason})" if isinstance(error, UnicodeDecodeError) else ""
     advice = "name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...) or use bytes"
-    if encoding in ("utf-16", "utf-32") and not head.startswith(_BYTE_ORDER_MARKS[encoding]):
+    if encoding in ("utf-16", "utf-32") and not byte_order_mark(head, encoding):
         why = " (no byte order mark)"
         advice = f"use --encoding {encoding}-le or {encoding}-be, or another one's name, or bytes"
-    elif head.startswith(_BYTE_ORDER_MARKS["utf-16"]):
+    elif byte_order_mark(head, "utf-16"):
         advice = "its first bytes are a mark of utf-16: use --encoding utf-16"
     return NotTextError(f"{shown(path)} is not {encoding} text{where}{why}: {advice}")

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from charrnn.checkpoint import LAST, MAX_HEADER, Checkpoint, find, read_description
 from charrnn.config import PartName, Record, TextChoices
-from charrnn.corpus import BYTES, Corpus, Part, scan, split, text_encoding
+from charrnn.corpus import Corpus, Part, scan, split
+from charrnn.decoding import BYTES, text_encoding
 from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.files import embedded_corpus
 from charrnn.vocabulary import Vocabulary

@@ -19,7 +19,8 @@ from charrnn import native, recipe
 from charrnn.baselines import compressed_nats, uniform_nats, unigram_nats
 from charrnn.checkpoint import BEST, Checkpoint, find, load
 from charrnn.config import BUDGETS, CELL_GATES, ModelConfig, TextChoices, TrainConfig
-from charrnn.corpus import BYTES, Part, scan
+from charrnn.corpus import Part, scan
+from charrnn.decoding import BYTES
 from charrnn.device import choose_device
 from charrnn.errors import CheckpointError, UsageError, VocabularyError
 from charrnn.files import embedded_corpus

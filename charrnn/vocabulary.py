@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from charrnn.corpus import BYTES, Codes, text_encoding
+from charrnn.decoding import BYTES, Codes, text_encoding
 from charrnn.errors import UsageError
 
 __all__ = ["REPLACEMENT", "UNKNOWN", "Ids", "Vocabulary", "listed"]

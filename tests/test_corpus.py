@@ -21,8 +21,8 @@ from charrnn.corpus import (
     TextFile,
     scan,
     split,
-    text_encoding,
 )
+from charrnn.decoding import text_encoding
 from charrnn.errors import CorpusError, UsageError
 from tests.conftest import assert_one_line, text_of, write
 

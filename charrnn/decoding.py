@@ -1,0 +1,107 @@
+"""Bytes become code points: encodings, byte order marks, decoders whose state can be kept."""
+
+from __future__ import annotations
+
+import codecs
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from charrnn.errors import UsageError
+from charrnn.wording import shown
+
+__all__ = ["BYTES", "Codes", "Decoder", "State", "byte_order_mark", "text_encoding"]
+
+#: Code points of consecutive characters: uint8 where all are ASCII (or plain bytes), else uint32.
+Codes = NDArray[np.unsignedinteger[Any]]
+
+#: The "encoding" that takes a file's bytes as they are, as 256 symbols.
+BYTES = "bytes"
+
+#: Where a decoder stands: the bytes of a character cut in two, and a number of the codec's own.
+State = tuple[bytes, int]
+
+#: Byte order marks by the codec's own name. They say how to decode and are not text.
+_BYTE_ORDER_MARKS: dict[str, tuple[bytes, ...]] = {
+    "utf-8": (codecs.BOM_UTF8,),
+    "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+    "utf-16-le": (codecs.BOM_UTF16_LE,),
+    "utf-16-be": (codecs.BOM_UTF16_BE,),
+    "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "utf-32-le": (codecs.BOM_UTF32_LE,),
+    "utf-32-be": (codecs.BOM_UTF32_BE,),
+    "gb18030": ("\ufeff".encode("gb18030"),),
+}
+
+#: A text that every encoding of running text gives back when it is decoded byte by byte.
+_PROBE = 100 * "a" + "\n"
+
+
+def text_encoding(name: str) -> str:
+    """Return the codec's own name for an encoding, or ``bytes``.
+
+    ``utf-8-sig`` becomes ``utf-8``: byte order marks are never text here.
+
+    Raises:
+        UsageError: Python has no such codec, or it does not decode a running text
+            (``hex``, ``rot13``, ``punycode``, ...).
+    """
+    if name.lower() == BYTES:
+        return BYTES
+    try:
+        codec = codecs.lookup(name)
+        _PROBE.encode(name)  # a LookupError for codecs that are not between text and bytes
+        decoder = codecs.getincrementaldecoder(name)()
+        decoded = [decoder.decode(bytes([byte])) for byte in _PROBE.encode(name)]
+        if "".join(decoded) + decoder.decode(b"", True) != _PROBE:
+            raise LookupError
+    except (LookupError, ValueError):  # ValueError: UnicodeError, or a NUL in the name
+        raise UsageError(
+            f"--encoding {shown(name)} is not a text encoding that Python knows: "
+            "use utf-8, another one's name, or bytes"
+        ) from None
+    return "utf-8" if codec.name == "utf-8-sig" else codec.name
+
+
+def byte_order_mark(head: bytes, encoding: str) -> bytes:
+    """Return the byte order mark that a file in an encoding begins with; empty without one."""
+    marks = _BYTE_ORDER_MARKS.get(encoding, ())
+    return next((mark for mark in marks if head.startswith(mark)), b"")
+
+
+class Decoder:
+    """An incremental decoder from bytes to code points, whose state can be kept.
+
+    Args:
+        encoding: as ``text_encoding`` returns it.
+        state: of a decoder that is to be gone on from.
+    """
+
+    def __init__(self, encoding: str, state: State | None = None) -> None:
+        self._is_utf8 = encoding == "utf-8"
+        self._incremental: codecs.IncrementalDecoder | None = None
+        if encoding != BYTES:
+            self._incremental = codecs.getincrementaldecoder(encoding)()
+            if state is not None:  # an initial state may differ from (b"", 0): utf-16's does
+                self._incremental.setstate(state)
+
+    def state(self) -> State:
+        """Return what ``__init__`` needs to go on from here."""
+        return (b"", 0) if self._incremental is None else self._incremental.getstate()
+
+    def decode(self, data: bytes, *, final: bool) -> Codes:
+        """Return the code points that ``data`` completes; ``final``: nothing comes after it.
+
+        Raises:
+            UnicodeError: the bytes are not text in the encoding.
+        """
+        if self._incremental is None:
+            return np.frombuffer(data, np.uint8)
+        # ASCII is its own code points; it needs no decoding where no character is cut in two.
+        if self._is_utf8 and data.isascii() and not self._incremental.getstate()[0]:
+            return np.frombuffer(data, np.uint8)
+        text = self._incremental.decode(data, final)
+        if text.isascii():
+            return np.frombuffer(text.encode("ascii"), np.uint8)
+        return np.frombuffer(text.encode("utf-32-le"), np.dtype("<u4"))
