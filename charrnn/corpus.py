@@ -520,9 +520,11 @@ def _not_text(
     where = f" at byte {offset + error.start:,}" if isinstance(error, UnicodeDecodeError) else ""
     why = f" ({error.reason})" if isinstance(error, UnicodeDecodeError) else ""
     advice = "name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...) or use bytes"
-    if encoding in ("utf-16", "utf-32") and not byte_order_mark(head, encoding):
+    # In this order: a mark of utf-32 begins as one of utf-16.
+    marked = next((name for name in ("utf-32", "utf-16") if byte_order_mark(head, name)), None)
+    if marked and not byte_order_mark(head, encoding):
+        advice = f"its first bytes are a mark of {marked}: use --encoding {marked}"
+    elif encoding in ("utf-16", "utf-32") and not marked:
         why = " (no byte order mark)"
         advice = f"use --encoding {encoding}-le or {encoding}-be, or another one's name, or bytes"
-    elif byte_order_mark(head, "utf-16"):
-        advice = "its first bytes are a mark of utf-16: use --encoding utf-16"
     return NotTextError(f"{shown(path)} is not {encoding} text{where}{why}: {advice}")
