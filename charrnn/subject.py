@@ -122,18 +122,9 @@ def load_subjects(
         UsageError: the models' parts are different texts, whose scores would rank the texts; or
             the encoding does not fit a model.
     """
-    models = []
-    for path in paths:
-        try:
-            models.append(load_model(path, device))
-        except CheckpointError as error:
-            if not models or not source.texts:
-                raise
-            hint = "if a pattern after --text gave this name, put the pattern in quotes"
-            raise CheckpointError(f"{error}; {hint}") from error
+    models = _load_models(paths, device, named=bool(source.texts))
     all_of_bytes = all(vocabulary.is_bytes for _, vocabulary, _ in models)
     subjects: list[Subject] = []
-    told: set[str] = set()
     for path, (model, vocabulary, checkpoint) in zip(paths, models, strict=True):
         if source.part is not None:
             part = _recorded(checkpoint, source.part, scan)
@@ -145,19 +136,39 @@ def load_subjects(
                 read_as = source.encoding
             corpus = scan(tuple(readable(source.texts, spooled)), read_as)
             part = corpus.part(0, corpus.characters)
-        for note in part.corpus.notes:
-            if note not in told:
-                told.add(note)
-                tell(note.replace(str(spooled), "standard input") if spooled else note)
         trained_on = checkpoint.record("text", TextRecord)
         subjects.append(Subject(path, model, vocabulary, checkpoint, trained_on, part))
-    for other in subjects if source.part is not None else ():
-        if not other.part.is_same_as(subjects[0].part):
-            raise UsageError(
-                f"the {source.part} part of {shown(other.path)} is not that of "
-                f"{shown(paths[0])}: score them one by one, or on the same text with --text FILE"
-            )
+    for note in dict.fromkeys(note for one in subjects for note in one.part.corpus.notes):
+        tell(note.replace(str(spooled), "standard input") if spooled else note)
+    if source.part is not None:
+        _refuse_different_parts(subjects, source.part)
     return [_with_training(subject, scan) for subject in subjects] if with_training else subjects
+
+
+def _load_models(
+    paths: Sequence[Path], device: torch.device, *, named: bool
+) -> list[tuple[CharModel, Vocabulary, Checkpoint]]:
+    """Load checkpoints; if texts were named, one of them may stand where a checkpoint is due."""
+    models = []
+    for path in paths:
+        try:
+            models.append(load_model(path, device))
+        except CheckpointError as error:
+            if not models or not named:
+                raise
+            hint = "if a pattern after --text gave this name, put the pattern in quotes"
+            raise CheckpointError(f"{error}; {hint}") from error
+    return models
+
+
+def _refuse_different_parts(subjects: Sequence[Subject], name: PartName) -> None:
+    first, *others = subjects
+    for other in others:
+        if not other.part.is_same_as(first.part):
+            raise UsageError(
+                f"the {name} part of {shown(other.path)} is not that of {shown(first.path)}: "
+                "score them one by one, or on the same text with --text FILE"
+            )
 
 
 def _with_training(subject: Subject, scan: Scan) -> Subject:
