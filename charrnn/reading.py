@@ -21,6 +21,7 @@ from charrnn.vocabulary import Vocabulary
 from charrnn.wording import shown
 
 __all__ = [
+    "Scan",
     "TextRecord",
     "absolute_names",
     "divide",
@@ -31,6 +32,9 @@ __all__ = [
     "refuse_too_many_names",
     "refuse_too_short",
 ]
+
+#: Returns the corpus of some names in an encoding.
+Scan = Callable[[tuple[str, ...], str], Corpus]
 
 
 @dataclass(frozen=True)
@@ -160,17 +164,13 @@ def refuse_another_text(
     )
 
 
-def recorded_part(
-    checkpoint: Checkpoint,
-    name: PartName,
-    read: Callable[[tuple[str, ...], str], Corpus] = scan,
-) -> Part:
+def recorded_part(checkpoint: Checkpoint, name: PartName, read: Scan = scan) -> Part:
     """Return a part of the text that a checkpoint's run reads.
 
     Args:
         checkpoint: from ``load_model``.
         name: which part.
-        read: returns the corpus of some names in an encoding.
+        read: reads the text.
 
     Raises:
         CheckpointError: the description is not usable.

@@ -15,19 +15,16 @@ import torch
 
 from charrnn.checkpoint import BEST, Checkpoint, find
 from charrnn.config import PartName, TextSource
-from charrnn.corpus import Corpus, Part
+from charrnn.corpus import Part
 from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.model import CharModel
-from charrnn.reading import TextRecord, readable, recorded_part, refuse_other_symbols
+from charrnn.reading import Scan, TextRecord, readable, recorded_part, refuse_other_symbols
 from charrnn.runfolder import files_of_run
 from charrnn.trained import load_model
 from charrnn.vocabulary import Vocabulary, listed
 from charrnn.wording import counted, shown
 
 __all__ = ["Subject", "load_subjects", "remarks"]
-
-Scan = Callable[[tuple[str, ...], str], Corpus]
-"""Returns the corpus of some names in an encoding."""
 
 
 @dataclass(frozen=True, eq=False)
