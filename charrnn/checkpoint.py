@@ -206,28 +206,7 @@ def _encode(checkpoint: Checkpoint) -> tuple[bytes, list[Tensor]]:
         tensors[name] = tensor.detach().to("cpu").contiguous()
     # The widest elements first, so that every tensor starts at a multiple of its element's size.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-
-    info = {
-        **checkpoint.versions,
-        "format": FORMAT,
-        "meta": checkpoint.meta,
-        "sha256": _NO_DIGEST,
-    }
-    header: dict[str, Any] = {"__metadata__": {"charrnn": _canonical(info)}}
-    end = 0
-    for name in order:
-        begin, end = end, end + tensors[name].numel() * tensors[name].element_size()
-        header[name] = {
-            "dtype": _DTYPE_NAMES[tensors[name].dtype],
-            "shape": list(tensors[name].shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    if len(text) > MAX_HEADER:
-        raise ValueError(f"the header takes {len(text)} bytes, more than {MAX_HEADER}")
-    head = len(text).to_bytes(8, "little") + text
-
+    head = _unsigned_head(checkpoint, {name: tensors[name] for name in order})
     flat = [tensors[name].reshape(-1) for name in order]
     digest = hashlib.sha256(head)
     for tensor in flat:
@@ -236,6 +215,30 @@ def _encode(checkpoint: Checkpoint) -> tuple[bytes, list[Tensor]]:
     # "sha256", and no tensor's name contains a quote.
     start = head.rindex(rb"\"sha256\":\"" + _NO_DIGEST.encode()) + len(rb"\"sha256\":\"")
     return head[:start] + digest.hexdigest().encode() + head[start + 64 :], flat
+
+
+def _unsigned_head(checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> bytes:
+    """Return the bytes before the data, with zeros for the SHA-256's digits."""
+    info = {
+        **checkpoint.versions,
+        "format": FORMAT,
+        "meta": checkpoint.meta,
+        "sha256": _NO_DIGEST,
+    }
+    header: dict[str, Any] = {"__metadata__": {"charrnn": _canonical(info)}}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER:
+        raise ValueError(f"the header takes {len(text)} bytes, more than {MAX_HEADER}")
+    return len(text).to_bytes(8, "little") + text
 
 
 def _canonical(value: Any) -> str:
@@ -291,7 +294,8 @@ def load(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     with _reading(path) as (file, size):
-        head, header, info = _read_header(file, size)
+        head = _read_head(file, size)
+        header, info = _parse_head(head)
         digest = hashlib.sha256(_without_digest(head, info))
         if info["format"] != FORMAT:
             _check_rest(file, digest, info["sha256"])
@@ -321,7 +325,8 @@ def read_description(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     with _reading(path) as (file, size):
-        head, header, info = _read_header(file, size)
+        head = _read_head(file, size)
+        header, info = _parse_head(head)
         if info["format"] != FORMAT:
             raise _other_format(path, info)
         _read_entries(header, size - len(head))
@@ -363,8 +368,8 @@ def _reading(path: Path) -> Iterator[tuple[io.FileIO, int]]:
         raise CheckpointError(f"{shown(path)}: cannot read the checkpoint: {why}") from error
 
 
-def _read_header(file: io.FileIO, size: int) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
-    """Return the bytes before the data, the safetensors header, and charrnn's own object."""
+def _read_head(file: io.FileIO, size: int) -> bytes:
+    """Return the bytes before the data."""
     head = bytearray(min(size, 512))
     _read_into(file, memoryview(head))
     if not head:
@@ -383,7 +388,12 @@ def _read_header(file: io.FileIO, size: int) -> tuple[bytes, dict[str, Any], dic
     else:
         file.seek(8 + length)
         del head[8 + length :]
-    header = _parse(bytes(head[8:]), "header")
+    return bytes(head)
+
+
+def _parse_head(head: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the safetensors header in the bytes before the data, and charrnn's own object."""
+    header = _parse(head[8:], "header")
     if not isinstance(header, dict):
         raise _Flaw("damaged: its header is not a JSON object")
     metadata = header.pop("__metadata__", None)
@@ -398,7 +408,7 @@ def _read_header(file: io.FileIO, size: int) -> tuple[bytes, dict[str, Any], dic
     for name, kind_of_field in kinds.items():
         if type(info[name]) is not kind_of_field:
             raise _Flaw(f"damaged: its field {name!r} must be of type {kind_of_field.__name__}")
-    return bytes(head), header, info
+    return header, info
 
 
 def _read_entries(header: dict[str, Any], data: int) -> list[tuple[str, torch.dtype, list[int]]]:
