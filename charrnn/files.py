@@ -56,32 +56,12 @@ def find_files(texts: Sequence[str]) -> Found:
     notes: list[str] = []
     repeated: list[Path] = []
     for text in texts:
-        named = False
-        try:
-            status = os.stat(text)  # noqa: PTH116 - Path("") would be the current folder
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            if not glob.has_magic(text) or "\0" in text:
-                raise cannot_read(text, error) from None
-            matches = sorted(map(Path, glob.glob(text, recursive=True)))  # noqa: PTH207
-            new = _regular_files(_outside_runs(text, matches, notes), notes)
-            if not new:
-                raise CorpusError(
-                    f"no file matches the pattern {shown(text)}: check its spelling"
-                ) from None
-        else:
-            if stat.S_ISDIR(status.st_mode):
-                new = _files_below(text, notes)
-            elif stat.S_ISREG(status.st_mode):
-                new, named = [_File(Path(text), status)], True
-            else:
-                raise CorpusError(
-                    f"{shown(text)} is neither a file nor a folder: to read a pipe, pipe it into -"
-                )
+        new, itself = _files_of(text, notes)
         for file in new:
             first = found.setdefault((file.status.st_dev, file.status.st_ino), file)
             if first is not file:
                 repeated.append(file.path)
-            if named:
+            if itself:
                 explicit.add(first.path)
     if repeated:
         notes.append(several(repeated, "named more than once and read once"))
@@ -97,6 +77,28 @@ class _File(NamedTuple):
 
     path: Path
     status: os.stat_result
+
+
+def _files_of(name: str, notes: list[str]) -> tuple[list[_File], bool]:
+    """Return the files that a name stands for, and whether it is a file's own."""
+    try:
+        status = os.stat(name)  # noqa: PTH116 - Path("") would be the current folder
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        if not glob.has_magic(name) or "\0" in name:
+            raise cannot_read(name, error) from None
+        matches = sorted(map(Path, glob.glob(name, recursive=True)))  # noqa: PTH207
+        if files := _regular_files(_outside_runs(name, matches, notes), notes):
+            return files, False
+        raise CorpusError(
+            f"no file matches the pattern {shown(name)}: check its spelling"
+        ) from None
+    if stat.S_ISDIR(status.st_mode):
+        return _files_below(name, notes), False
+    if stat.S_ISREG(status.st_mode):
+        return [_File(Path(name), status)], True
+    raise CorpusError(
+        f"{shown(name)} is neither a file nor a folder: to read a pipe, pipe it into -"
+    )
 
 
 #: Files by which a folder is known that a run, or a comparison, writes into while its own text
