@@ -159,8 +159,6 @@ class Vocabulary:
         Args:
             text: as for ``encode``.
         """
-        if self.is_bytes:
-            return {}
         return self.unknown_among(Counter(self._codes(text).tolist()))
 
     def unknown_among(self, counts: Mapping[int, int]) -> dict[str, int]:
