@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from charrnn.comparison import PLAN
 from charrnn.corpus import scan
 from charrnn.errors import CorpusError
-from charrnn.files import embedded_corpus, find_files, several, spool
+from charrnn.files import OF_RUNS, embedded_corpus, find_files, several, spool
+from charrnn.lock import LOCK
+from charrnn.metrics import LOG
 from tests.conftest import assert_one_line, text_of, write
 
 
@@ -30,6 +33,9 @@ class TestFindFiles:
 
     def test_folder_is_searched_in_order_without_hidden_files(self, folder: Path) -> None:
         assert self.names(folder, str(folder)) == ["a/y.py", "a/z.txt", "a.txt", "b.txt"]
+
+    def test_runs_are_known_by_the_names_that_they_use(self) -> None:
+        assert list(OF_RUNS) == [{LOCK, LOG}, {PLAN}]
 
     def test_folders_of_runs_are_left_out(self, folder: Path) -> None:
         for name in (
