@@ -25,7 +25,7 @@ import torch
 
 from charrnn import native
 from charrnn.corpus import Part
-from charrnn.errors import CharrnnError
+from charrnn.errors import CharrnnError, RunFolderError
 
 # A suite that was started in the background or under nohup ignores these signals, and so
 # would every process that it starts; the tests send them.
@@ -211,3 +211,11 @@ def assert_one_line(error: pytest.ExceptionInfo[CharrnnError], *words: str) -> N
     assert message.isprintable()
     for word in words:
         assert word in message
+
+
+def said(action: Callable[[], object]) -> str:
+    """Return the one line of the RunFolderError that an action raises."""
+    with pytest.raises(RunFolderError) as caught:
+        action()
+    assert str(caught.value).isprintable()
+    return str(caught.value)

@@ -1,0 +1,153 @@
+"""A run's log: rows are appended, cut back and read again; whatever fails leaves whole lines."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from charrnn.metrics import LOG, Log, read_metrics
+from tests.conftest import said
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Log]:
+    log = Log(tmp_path)
+    yield log
+    log.close()
+
+
+def rows(log: Log) -> list[object]:
+    return [json.loads(line) for line in log.path.read_text().splitlines()]
+
+
+def test_rows_are_lines_in_order(log: Log, tmp_path: Path) -> None:
+    log.append({"step": 1, "train_nats_per_char": 2.5, "sample": "a\n\u4e2d\udcff"})
+    log.append({"step": 2})
+    assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8") == (
+        '{"step":1,"train_nats_per_char":2.5,"sample":"a\\n\u4e2d\\udcff"}\n{"step":2}\n'
+    )
+    again = Log(tmp_path)
+    again.append({"step": 3})
+    again.close()
+    assert rows(log)[1:] == [{"step": 2}, {"step": 3}]
+    log.clear()
+    log.append({"step": 4})
+    assert rows(log) == [{"step": 4}]
+
+
+def test_a_row_has_no_nan(log: Log) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        log.append({"loss": float("inf")})
+    assert rows(log) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"", b""),
+        (b'{"step":1}\n', b'{"step":1}\n'),
+        (b'{"step":1}\n{"st', b'{"step":1}\n'),
+        (b'{"st', b""),
+        (b'{"step":1}\n' + b"\0" * 200_000, b'{"step":1}\n'),
+    ],
+)
+def test_a_last_line_that_was_cut_off_is_removed(
+    tmp_path: Path, before: bytes, after: bytes
+) -> None:
+    path = tmp_path / LOG
+    path.write_bytes(before)
+    log = Log(tmp_path)
+    assert path.read_bytes() == after
+    log.append({"step": 2})
+    log.close()
+    assert path.read_bytes() == after + b'{"step":2}\n'
+
+
+def test_rewinding_drops_later_rows_and_what_is_no_row(log: Log, tmp_path: Path) -> None:
+    log.append({"note": "a row without a step"})
+    for step in (1, 2, 3, 4):
+        log.append({"step": step})
+    with log.path.open("ab") as file:
+        file.write(b'not JSON\n\0\0\n[]\n{"step":2,"valid":1}\n{"step":5}\n')
+    log.rewind(2, validated=True)
+    kept: list[object] = [{"note": "a row without a step"}]
+    kept += [{"step": 1}, {"step": 2}, {"step": 2, "valid": 1}]
+    assert rows(log) == kept
+    log.append({"step": 3})
+    assert rows(log) == [*kept, {"step": 3}]
+    assert list(tmp_path.iterdir()) == [log.path]
+
+
+def test_rewinding_to_before_a_validation_drops_its_row_alone(log: Log) -> None:
+    for row in ({"step": 1, "valid_nats_per_char": 2.5}, {"step": 2}):
+        log.append(row)
+    log.append({"step": 2, "valid_nats_per_char": 2.25})
+    log.rewind(2, validated=False)
+    assert rows(log) == [{"step": 1, "valid_nats_per_char": 2.5}, {"step": 2}]
+
+
+def test_a_rewind_that_fails_leaves_the_log(
+    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    log.append({"step": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        line = said(lambda: log.rewind(0, validated=True))
+    assert line == f"{log.path}: cannot save: No space left on device; free some space"
+    log.append({"step": 2})
+    assert rows(log) == [{"step": 1}, {"step": 2}]
+    assert list(tmp_path.iterdir()) == [log.path]
+
+
+def test_a_log_that_cannot_be_written(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", fail)
+        line = said(lambda: log.append({"step": 1}))
+    assert line == f"{log.path}: cannot write: No space left on device; free some space"
+    assert rows(log) == []
+
+
+def test_a_log_that_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / LOG).mkdir()
+    assert said(lambda: Log(tmp_path)) == f"{tmp_path / LOG}: cannot write: Is a directory"
+
+
+def test_a_log_that_is_read_has_all_its_rows(tmp_path: Path) -> None:
+    written = [
+        {"step": 3, "gradient_norm": 2.0, "clipped_share": 1},
+        {"step": 3, "valid_nats_per_char": 1.5},
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in written))
+    assert read_metrics(path) == written
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{", b"[]", b"{}", b'{"step": "1"}', b'{"step": 1, "gradient_norm": 2}', b"\xff",
+        b'{"step": 1, "gradient_norm": null, "clipped_share": 0}',
+        pytest.param(b"[" * 100_000, id="nested"),
+    ],
+)  # fmt: skip
+def test_a_line_that_is_no_row_of_a_log(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "two\nlines.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b"\n")
+    assert said(lambda: read_metrics(path)) == (
+        f"{tmp_path}/two\\nlines.jsonl: line 2 is no row of a run's log: remove the line"
+    )
+
+
+def test_a_log_that_cannot_be_read(tmp_path: Path) -> None:
+    assert said(lambda: read_metrics(tmp_path)) == f"{tmp_path}: cannot read: Is a directory"
