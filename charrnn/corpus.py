@@ -356,12 +356,10 @@ def scan(
     """
     encoding = text_encoding(encoding)
     found = find_files(texts)
-    notes = list(found.notes)
     hasher = hashlib.sha256()
     counts = np.zeros(0, np.int64)
     files: list[TextFile] = []
-    skipped: dict[str, list[Path]] = {}
-    reasons: list[NotTextError] = []
+    skipped: dict[Path, NotTextError] = {}
     characters = 0
     for path in found.files:
         # The hash and the counts of a file that turns out not to be text are thrown away.
@@ -371,8 +369,7 @@ def scan(
         except NotTextError as error:
             if path in found.explicit:
                 raise
-            skipped.setdefault(error.reason or f"it is not {encoding} text", []).append(path)
-            reasons.append(error)
+            skipped[path] = error
             continue
         hasher = file_hasher
         counts = _add(counts, file_counts)
@@ -380,23 +377,14 @@ def scan(
         files.append(file)
 
     if characters == 0:
-        names = ", ".join(map(shown, texts[:3])) + ", ..." * (len(texts) > 3)
-        why = "it is empty"
-        if reasons:
-            text = encoding if encoding == BYTES else f"{encoding} text"
-            why = f"none of its files can be read as {text}; {reasons[0]}"
-        raise CorpusError(f"no text in {names}: {why}")
-    notes += [several(paths, f"left out, because {why}") for why, paths in skipped.items()]
-    marked = [file.path for file in files if file.mark]
-    if marked:
-        notes.append(several(marked, "read without its byte order mark"))
+        raise _no_text(texts, encoding, list(skipped.values()))
     return Corpus(
         files=tuple(files),
         encoding=encoding,
         characters=characters,
         bytes=sum(file.size - file.mark for file in files),
         fingerprint=hasher.hexdigest(),
-        notes=tuple(notes),
+        notes=(*found.notes, *_notes(files, skipped, encoding)),
         counts=_as_dict(counts),
     )
 
@@ -452,6 +440,29 @@ def _scan_file(
         blocks.pop()  # the entry at the file's end, from which there is nothing to read
     size = identity.size
     return TextFile(path, start, characters, size, len(mark), tuple(blocks), identity), counts
+
+
+def _no_text(texts: Sequence[str], encoding: str, why_not: list[NotTextError]) -> CorpusError:
+    """Return what is said where nothing was read, by why the files that were skipped were."""
+    names = ", ".join(map(shown, texts[:3])) + ", ..." * (len(texts) > 3)
+    why = "it is empty"
+    if why_not:
+        text = encoding if encoding == BYTES else f"{encoding} text"
+        why = f"none of its files can be read as {text}; {why_not[0]}"
+    return CorpusError(f"no text in {names}: {why}")
+
+
+def _notes(
+    files: list[TextFile], skipped: Mapping[Path, NotTextError], encoding: str
+) -> Iterator[str]:
+    """Yield what a user should know of the files that were read, and of those that were not."""
+    left_out: dict[str, list[Path]] = {}
+    for path, error in skipped.items():
+        left_out.setdefault(error.reason or f"it is not {encoding} text", []).append(path)
+    for why, paths in left_out.items():
+        yield several(paths, f"left out, because {why}")
+    if marked := [file.path for file in files if file.mark]:
+        yield several(marked, "read without its byte order mark")
 
 
 class _Cursor:
