@@ -127,8 +127,7 @@ class RunFolder:
             f"{shown(path)}: holds no run to resume: leave --resume out to start one there"
         )
         with refusals(path, "cannot read the run's folder"):
-            is_folder = exists(path) and path.is_dir()
-            if not is_folder or not (_checkpoints(path) or exists(path / LOCK)):
+            if not _is_folder(path) or not (_checkpoints(path) or exists(path / LOCK)):
                 raise nothing
         try:
             lock = take_lock(path, command)
@@ -332,6 +331,10 @@ class RunFolder:
 # Files -------------------------------------------------------------------------
 
 
+def _is_folder(path: Path) -> bool:
+    return exists(path) and path.is_dir()
+
+
 def _entries(folder: Path) -> list[Path]:
     with refusals(folder, "cannot read the run's folder"):
         return list(folder.iterdir())
@@ -360,7 +363,8 @@ def has_state(folder: Path) -> bool:
     Raises:
         RunFolderError: the folder cannot be read.
     """
-    return folder.is_dir() and any(path.name != BEST for path in _checkpoints(folder))
+    with refusals(folder, "cannot read the run's folder"):
+        return _is_folder(folder) and any(path.name != BEST for path in _checkpoints(folder))
 
 
 def _link(source: Path, target: Path) -> None:

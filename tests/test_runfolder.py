@@ -18,7 +18,7 @@ from charrnn import lock, runfolder
 from charrnn.checkpoint import Checkpoint, find, load, save
 from charrnn.errors import CheckpointError, RunFolderError
 from charrnn.metrics import read_metrics
-from charrnn.runfolder import RunFolder
+from charrnn.runfolder import RunFolder, has_state
 from tests.conftest import said
 from tests.reliability.processes import finish, fork
 
@@ -202,6 +202,7 @@ def test_a_place_that_may_not_be_entered(tmp_path: Path) -> None:
             tmp_path.chmod(0)
         for take in (RunFolder.create, RunFolder.open_existing):
             assert said(lambda take=take: take(tmp_path / "run")).endswith(": Permission denied")  # type: ignore[misc]
+        assert said(lambda: has_state(tmp_path / "run")).endswith(": Permission denied")
         with pytest.raises(CheckpointError, match="cannot be read: Permission denied"):
             find(tmp_path / "run")
         with pytest.raises(CheckpointError, match="cannot read the checkpoint: Permission denied"):
