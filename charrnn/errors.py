@@ -7,7 +7,7 @@
     ├── CorpusError         1   a text that cannot be read, decoded, or is too small
     ├── VocabularyError     1   characters that the model does not know
     ├── CheckpointError     1   a file that is not a whole checkpoint of ours
-    ├── RunFolderError      1   a run's folder that is taken, locked, full or not writable
+    ├── RunFolderError      1   a run's folder that is taken or locked, a result not writable
     └── NonFiniteError      1   a loss or gradient that is no number any more
 
 Every message is one line: what is wrong, where, and what to do. The command
@@ -56,7 +56,7 @@ class CheckpointError(CharrnnError):
 
 
 class RunFolderError(CharrnnError):
-    """A run's folder that another process holds, or that cannot be written."""
+    """A run's folder that another process holds, or a result that cannot be written."""
 
 
 class NonFiniteError(CharrnnError):
