@@ -37,7 +37,7 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
         cpuinfo: where Linux describes it.
     """
     try:
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     facts: dict[str, str] = {}

@@ -19,12 +19,13 @@ from charrnn.wording import counted
             "AMD EPYC (family 25, model 17)",
         ),
         ("model name\t: a name\n", "a name"),
+        ("model name\t: caf\udce9\n", "caf\ufffd"),
         ("processor\t: 0\nBogoMIPS\t: 2100.00\n", platform.machine()),
     ],
 )
 def test_the_processor_s_name(tmp_path: Path, cpuinfo: str, name: str) -> None:
     path = tmp_path / "cpuinfo"
-    path.write_text(cpuinfo)
+    path.write_text(cpuinfo, errors="surrogateescape")
     assert processor(path) == name
 
 
