@@ -15,6 +15,7 @@ import typer
 
 from charrnn.errors import CharrnnError
 from charrnn.stopping import Stopped
+from charrnn.wording import reason, shown
 
 __all__ = ["outcome"]
 
@@ -55,8 +56,8 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
         return 0
     except OSError as error:
         # Reading and saving name their file themselves; what has no name is the output.
-        where = error.filename or "cannot write the output"
-        return _fail(f"{where}: {error.strerror or error}", 1)
+        where = shown(error.filename or "cannot write the output")
+        return _fail(f"{where}: {reason(error)}", 1)
     except Exception as error:
         if _is_out_of_memory(error):
             trains = {"train", "compare"} & set(arguments[:1])
