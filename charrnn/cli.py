@@ -541,8 +541,8 @@ def evaluate(
     from charrnn.baselines import baselines as price_baselines
     from charrnn.corpus import scan
     from charrnn.device import choose_device
+    from charrnn.disk import refuse_overwriting
     from charrnn.errors import CorpusError
-    from charrnn.files import refuse_overwriting
     from charrnn.score_view import PerCharacter, SurpriseText, print_assessments
     from charrnn.subject import load_subjects, remarks
     from charrnn.terminal import to_json
@@ -741,7 +741,7 @@ def compare(
 
         from charrnn.comparison import PLAN, Comparison, Plan, open_plan
         from charrnn.device import choose_device
-        from charrnn.files import refuse_overwriting
+        from charrnn.disk import refuse_overwriting
         from charrnn.reading import absolute_names
         from charrnn.score_view import print_comparison
         from charrnn.terminal import to_json
@@ -925,7 +925,7 @@ def inspect_recurrence(
     from charrnn.config import TrainConfig
     from charrnn.corpus import scan
     from charrnn.device import choose_device
-    from charrnn.files import refuse_overwriting
+    from charrnn.disk import refuse_overwriting
     from charrnn.inspection import inspect
     from charrnn.portrait import read_history
     from charrnn.subject import load_subjects

@@ -10,15 +10,23 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from charrnn.errors import RunFolderError
+from charrnn.errors import RunFolderError, UsageError
 from charrnn.wording import reason, shown
 
-__all__ = ["check_replaceable", "exists", "refusals", "replacing", "unfinished", "write_json"]
+__all__ = [
+    "check_replaceable",
+    "exists",
+    "refusals",
+    "refuse_overwriting",
+    "replacing",
+    "unfinished",
+    "write_json",
+]
 
 #: What a file is called until it is whole, as ``_temporary`` gives it.
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
@@ -140,3 +148,21 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(fd)
+
+
+def refuse_overwriting(flag: str, path: Path | None, sources: Mapping[Path, str]) -> None:
+    """Refuse to write a result over what would be lost by it.
+
+    Args:
+        flag: the option that names the result.
+        path: of the result, if there is to be one.
+        sources: what must stay, each file with what it is.
+
+    Raises:
+        UsageError: the result would take the place of one of them.
+    """
+    if path is None or not path.exists():
+        return
+    for source, what in sources.items():
+        if source.exists() and path.samefile(source):
+            raise UsageError(f"{flag} {shown(path)} would overwrite {what}: give another file")

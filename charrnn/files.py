@@ -9,11 +9,11 @@ import shutil
 import stat
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from charrnn.errors import CorpusError, UsageError
+from charrnn.errors import CorpusError
 from charrnn.wording import reason, shown
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "cannot_read",
     "embedded_corpus",
     "find_files",
-    "refuse_overwriting",
     "several",
     "spool",
 ]
@@ -239,24 +238,6 @@ def spool(stream: BinaryIO, made: Callable[[Path], object] = lambda path: None) 
         path.unlink()
         raise CorpusError("standard input is empty: pipe a text into it")
     return path
-
-
-def refuse_overwriting(flag: str, path: Path | None, sources: Mapping[Path, str]) -> None:
-    """Refuse to write a result over what would be lost by it.
-
-    Args:
-        flag: the option that names the result.
-        path: of the result, if there is to be one.
-        sources: what must stay, each file with what it is.
-
-    Raises:
-        UsageError: the result would take the place of one of them.
-    """
-    if path is None or not path.exists():
-        return
-    for source, what in sources.items():
-        if source.exists() and path.samefile(source):
-            raise UsageError(f"{flag} {shown(path)} would overwrite {what}: give another file")
 
 
 class NotTextError(CorpusError):
