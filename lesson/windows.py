@@ -235,8 +235,8 @@ steps and read as many characters.
         rule="holds if no window shorter than the distance brings the key below "
         f"{percent(NOTHING)} of ln 8, neither with the state carried nor with it reset, while some "
         f"window at least as long brings it below {percent(LEARNT)}; in part if only some of this "
-        "is so. Not tested if no shorter window brings it down and no longer one as far. With the "
-        "state reset a shorter window can never learn it: those runs show that nothing else gives "
+        "is so; not tested if the shorter ones do not and no longer one does. With the state reset "
+        "a shorter window can never learn it: those runs show that nothing else gives "
         "the key away, and the verdict turns on the others.",
         judgement=judge_beyond(lab.size.distance, carried, reset),
     )
@@ -278,23 +278,24 @@ def judge_beyond(
         return judged(
             [],
             "No window learnt the key in these steps: it costs "
-            f"{min(longer, longer_reset):.2f} nats at best, and {CHANCE:.2f} by chance. So "
-            "nothing is shown about the shorter ones.",
+            f"{min(*carried.values(), *reset.values()):.2f} nats at best, and {CHANCE:.2f} by "
+            "chance. So nothing is shown about the shorter ones.",
         )
     return judged(
         [kept, kept_reset, learns],
-        f"With the state reset it is so: the best window shorter than {distance} leaves the key at "
-        f"{price_reset:.2f} of {CHANCE:.2f} nats; the best longer one, {enough_reset}, brings it "
-        f"to {longer_reset:.2f}."
+        f"With the state reset no window shorter than {distance} learns it: the best leaves the "
+        f"key at {price_reset:.2f} of {CHANCE:.2f} nats; the best of the others, {enough_reset}, "
+        f"at {longer_reset:.2f}."
         if kept_reset
         else f"Even with the state reset a window of {window_reset} brings the key to "
         f"{price_reset:.2f} of {CHANCE:.2f} nats.",
-        f"With the state carried no shorter window learns it either (at best {price:.2f} nats)."
+        f"With the state carried no shorter window learns it{' either' if kept_reset else ''} (at "
+        f"best {price:.2f} nats)."
         if kept
-        else f"With the state carried it is not: a window of {window} brings the key to "
-        f"{price:.2f} nats ({longer:.2f} with {enough}). No gradient reaches the key, but traces "
-        "of it are in the state that comes in, and the window learns to read and to preserve them."
+        else f"With the state carried a window of {window} brings the key to {price:.2f} nats "
+        f"({longer:.2f} with {enough}). No gradient reaches the key, but traces of it are in the "
+        "state that comes in, and the window learns to read and to preserve them."
         + (" Truncation makes it harder, not impossible." if longer < price else "")
         + _unexplained(distance, carried),
-        "" if learns else f"No longer window brings it below {percent(LEARNT)} in these steps.",
+        "" if learns else f"No window of {distance} or more brings it below {percent(LEARNT)}.",
     )
