@@ -518,8 +518,8 @@ def judge_scaling(
     if least >= limit:
         return judged(
             [],
-            f"No training learnt the key in these steps: it costs {least:.2f} nats at best, and "
-            f"{CHANCE:.2f} by chance. So nothing is shown about what it takes.",
+            f"By the medians no training learnt the key in these steps: it costs {least:.2f} nats "
+            f"at best, and {CHANCE:.2f} by chance. So nothing is shown about what it takes.",
         )
     if rnn < limit:
         return judged(
@@ -528,16 +528,15 @@ def judge_scaling(
             f"gradients as they are (the key costs {rnn:.3f} nats; {scaled_rnn:.3f} scaled).",
         )
     return judged(
-        [scaled_rnn > limit, lstm < limit],
+        [scaled_rnn >= limit, lstm < limit],
         f"Scaling does not teach the plain RNN to remember {distance} characters: the key costs "
         f"{scaled_rnn:.2f} of {CHANCE:.2f} nats ({rnn:.2f} unscaled)."
-        if scaled_rnn > limit
+        if scaled_rnn >= limit
         else "Scaling does mend it here: with every gradient scaled to one norm the plain RNN "
         f"remembers {distance} characters (the key costs {scaled_rnn:.3f} nats; {rnn:.2f} "
         "unscaled, at the best rate). Nobody had to know how far: the direction was good enough. "
         "No rate tried does the same: a rate is one factor for all steps, but for the schedule.",
-        f"The LSTM learns it with its gradients as they are, at a rate high enough ({lstm:.3f} "
-        "nats)."
+        f"The LSTM learns it with its gradients as they are, at the best rate ({lstm:.3f} nats)."
         if lstm < limit
         else "And the architecture alone does not: with its gradients as they are the LSTM stays "
         f"at {lstm:.2f} nats at the best rate"
@@ -546,5 +545,7 @@ def judge_scaling(
             if scaled_lstm < limit
             else f", with scaled ones at {scaled_lstm:.2f}."
         ),
-        "" if scaled_rnn > limit or lstm < limit else "Here the optimiser decided, not the cell.",
+        "Here the optimiser decided, not the cell."
+        if max(scaled_rnn, scaled_lstm) < limit <= lstm
+        else "",
     )
