@@ -194,12 +194,12 @@ def judge_lstm(found: Mapping[str, Costs]) -> Judgement:
     best_steps = min(found, key=lambda cell: found[cell].by_steps)
     best_time = min(found, key=lambda cell: found[cell].by_time)
     dearest = own.microseconds >= DEARER * found[next_to].microseconds
-    cheaper = found[next_to].microseconds >= DEARER * own.microseconds
+    outdone = found[next_to].microseconds >= DEARER * own.microseconds
     by_steps = found[best_steps].by_steps >= own.by_steps - EQUAL
     by_time = found[best_time].by_time >= own.by_time - EQUAL
     times = ", ".join(f"{cell.upper()} {one.microseconds:.1f}" for cell, one in found.items())
     clock = "the LSTM is the dearest."
-    if cheaper:
+    if outdone:
         clock = f"the {next_to.upper()} is dearer, whatever the LSTM has more by count."
     elif not dearest:
         clock = f"the LSTM's time and the {next_to.upper()}'s differ by too little to tell."
@@ -213,7 +213,7 @@ def judge_lstm(found: Mapping[str, Costs]) -> Judgement:
     none = f"no cell is better than the LSTM by more than {EQUAL:g}"
     if by_steps and by_time:
         loss = f"{none} nats, neither after equal steps ({own.by_steps:.3f}) nor after equal time "
-        loss += f"({own.by_time:.3f})" + (": what it costs it is worth." if dearest else ".")
+        loss += f"({own.by_time:.3f})."
     elif by_steps:
         loss = f"{none} nats after equal steps ({own.by_steps:.3f}), "
         loss += f"but after equal time {after_time}."

@@ -140,9 +140,9 @@ def judge_window(
         f"All time steps of this text at once would keep {whole / 1e9:,.0f} GB for the backward "
         f"pass, {'more' if whole > LAPTOP else 'no more'} than a laptop has.",
         _growth([*windows, full]),
-        f"The gradient of the last {of_last['loss_last'] or LAST} of {of_last['bptt']} is "
-        f"{of_last['angle']:.1f}° off the full one and has {of_last['size']:.2f} of its size"
-        + (": not exact." if of_last["angle"] > EXACT else ": as good as exact."),
+        f"The gradient of the last {of_last['loss_last']} of {of_last['bptt']} has "
+        f"{of_last['size']:.2f} of the full one's size and is {of_last['angle']:.1f}° off it: "
+        + ("not exact." if of_last["angle"] > EXACT else "a direction as good as exact."),
         choice,
     )
 
