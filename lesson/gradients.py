@@ -153,41 +153,36 @@ def judge_radii(
         radius: of the trained weights as they are.
         left: the share left of theirs.
     """
-    told = {
-        weights: {r: _as_told(r, share) for r, share in found.items()}
-        for weights, found in (("initial", initial), ("trained", scaled))
-    }
-    says = []
-    for weights, found in (("initial", initial), ("trained", scaled)):
-        good = [f"{r:g}" for r in found if told[weights][r]]
-        bad = [
-            f"{r:g} ({_share(share)} left)" for r, share in found.items() if not told[weights][r]
-        ]
-        says.append(
-            f"With {weights} weights "
-            + (f"the radii {', '.join(good)} do as they are told" if good else "no radius does")
-            + (f", but not {', '.join(bad)}." if bad else ".")
-        )
     fate = "is still there"
     if left < VANISHED:
         fate = "has vanished"
     elif left > EXPLODED:
         fate = "has exploded"
-    near_one = abs(radius - 1) <= NEAR
-    told_trained = _as_told(1.0 if near_one else radius, left)
+    about = 1.0 if abs(radius - 1) <= NEAR else radius
+    told = _as_told(about, left)
+    less = not told and about >= 1 and left <= EXPLODED
     return judged(
-        [one for found in told.values() for one in found.values()],
-        *says,
+        [_as_told(r, share) for found in (initial, scaled) for r, share in found.items()],
+        _radii_told("initial", initial),
+        _radii_told("trained", scaled),
         f"The trained network ended at a radius of {radius:.2f}, and at lag {LAG} its gradient "
-        f"{fate} ({_share(left)} of it)"
-        + (
-            "."
-            if told_trained
-            else ": the radius alone does not tell. tanh takes its part at every step, 1 - h² "
-            "where a unit is far from 0, and what a character's loss needs of the state need not "
-            "lie in the directions that the matrix stretches."
-        ),
+        f"{fate} ({_share(left)} of it)" + ("." if told else ": the radius alone does not tell."),
+        "tanh takes its part at every step, 1 - h² where a unit is far from 0, and what a "
+        "character's loss needs of the state need not lie in the directions that the matrix "
+        "stretches."
+        if less
+        else "",
     )
+
+
+def _radii_told(weights: str, left: Mapping[float, float]) -> str:
+    """Say which spectral radii do as they are told, by the share of the gradient left at each."""
+    good = [f"{r:g}" for r, share in left.items() if _as_told(r, share)]
+    bad = [f"{r:g} ({_share(share)} left)" for r, share in left.items() if not _as_told(r, share)]
+    if not good:
+        return f"With {weights} weights no radius does as it is told: {', '.join(bad)}."
+    but = f", but not {', '.join(bad)}" if bad else ""
+    return f"With {weights} weights a radius of {' or '.join(good)} does as it is told{but}."
 
 
 def clipping(lab: Lab) -> Section:

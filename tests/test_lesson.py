@@ -148,14 +148,17 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
      "holds", "still there"),
     ("5 tanh takes it all", lambda: judge_radii(
         {0.5: 0.01, 1.5: 0.05}, {0.5: 0.0, 1.5: 2.0}, 1.4, 0.01),
-     "holds in part", "the radius alone does not tell"),
+     "holds in part", "the radius alone does not tell. tanh takes its part"),
     ("5 near 1 and gone", lambda: judge_radii({0.5: 0.01}, {0.5: 0.5}, 1.02, 0.01),
-     "holds in part", "the radius alone does not tell"),
+     "holds in part", "the radius alone does not tell. tanh takes its part"),
     ("5 only overflow as told", lambda: judge_radii(
         {0.5: 0.5, 1.5: 1.0}, {0.5: 0.5, 1.5: math.inf}, 2.0, 50.0),
-     "holds in part", "has exploded"),
+     "holds in part", "With trained weights a radius of 1.5 does as it is told, but not 0.5 (0.5 "
+     "left). The trained network ended at a radius of 2.00, and at lag 20 its gradient has "
+     "exploded"),
     ("5 nothing at all", lambda: judge_radii({0.5: 0.5, 1.5: 1.0}, {1.5: 0.5}, 2.0, 50.0),
-     "does not hold", "no radius does"),
+     "does not hold", "With initial weights no radius does as it is told: 0.5 (0.5 left), 1.5 (1 "
+     "left)."),
     ("6 as told", lambda: clipping_of({2: (1.75, 1.8), 5: (1.5, 2.5)}), "holds",
      "At a rate of 5 clipping decides: it ends at 1.500 nats with clipping and at 2.500"),
     ("6 overflow", lambda: clipping_of({5: (1.5, math.inf), 7: (1.6, 2.2)}), "holds",
@@ -276,6 +279,12 @@ def test_a_rule(judge: Callable[[], Any], verdict: Verdict, says: str) -> None:
     found = judge()
     assert found.verdict == verdict
     assert says in " ".join(found.says)
+
+
+@pytest.mark.parametrize(("radius", "left"), [(0.9, 0.5), (1.0, 11.0), (2.0, 50.0), (0.5, 0.01)])
+def test_tanh_is_no_reason_where_more_is_left_than_told(radius: float, left: float) -> None:
+    *_, last = judge_radii({0.5: 0.01}, {0.5: 0.01}, radius, left).says
+    assert last.startswith("The trained network ended at a radius")
 
 
 def test_the_optimiser_did_not_decide_where_the_scaled_lstm_does_not_learn() -> None:
