@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from charrnn.figures import Dots, Line, dot_chart, line_chart, standalone
@@ -14,14 +15,23 @@ from lesson.recurrence import run_of
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
 from lesson.windows import CHANCE, LEARNT, recall_text, recall_training
 
-__all__ = ["clipping", "flow", "judge_clipping", "judge_radii", "judge_scaling", "radii", "scaling"]
+__all__ = [
+    "clipping",
+    "flow",
+    "judge_clipping",
+    "judge_radii",
+    "judge_scaling",
+    "radii",
+    "scaling",
+    "shares_left",
+]
 
 #: The lag of claim 5, and the shares that count as vanished and exploded there.
 LAG, VANISHED, EXPLODED = 20, 0.1, 10.0
 #: How close to 1 a radius is near it.
 NEAR = 0.05
-#: Shares of the gradient between which the figures show it.
-FAINTEST, LOUDEST = 1e-6, 1e4
+#: Shares of the gradient between which the figures show it, and up to which lag.
+FAINTEST, LOUDEST, LAGS = 1e-6, 1e4, 100
 #: Nats above the best of all trainings from which on one counts as gone wrong.
 WRONG = 0.5
 #: Window and lanes of claim 6, and what takes their place without a recurrence: as many
@@ -43,27 +53,17 @@ def radii(lab: Lab) -> Section:
     command = flow(lab, "rnn")
     flows = lab.json(command)["gradient_flow"]
 
-    def reach(weights: str, radius: float | None, state: str) -> Sequence[float | None]:
-        (relative,) = (
-            one["relative"]
-            for found in flows
-            if (found["weights"], found["scaled_to"]) == (weights, radius)
-            for one in found["reaches"]
-            if one["state"] == state
-        )
-        return [*relative]
-
-    def at_lag(weights: str, radius: float | None, state: str) -> float:
-        relative = reach(weights, radius, state)
-        value = relative[min(LAG, len(relative) - 1)]
-        return math.inf if value is None else value  # JSON knows no infinity
-
+    left = {
+        (found["weights"], found["scaled_to"], reach["state"]): shares_left(reach)
+        for found in flows
+        for reach in found["reaches"]
+    }
     ((trained_radius,),) = flows[0]["spectral_radii"]
     initial, linear, scaled = (
-        {radius: at_lag(weights, radius, state) for radius in lab.size.radii}
+        {radius: left[weights, radius, state][LAG] for radius in lab.size.radii}
         for weights, state in (("initial", "h"), ("initial", "linear"), ("trained", "h"))
     )
-    trained = at_lag("trained", None, "h"), at_lag("trained", None, "linear")
+    trained = left["trained", None, "h"]
     rows = [
         [
             f"{radius:g}",
@@ -72,16 +72,16 @@ def radii(lab: Lab) -> Section:
         ]
         for radius in lab.size.radii
     ]
-    rows.append([f"{trained_radius:.2f}, as trained", "", "", "", _share(trained[0])])
+    rows.append([f"{trained_radius:.2f}, as trained", "", "", "", _share(trained[LAG])])
     charts = [
         line_chart(
             f"radii-{state}",
             "Gradient against lag by spectral radius, " + how,
             [
-                _line(f"{radius:g}", reach("initial", radius, state), style)
+                _line(f"{radius:g}", left["initial", radius, state], style)
                 for style, radius in enumerate(lab.size.radii)
             ]
-            + [_line("as trained", reach("trained", None, state), 5)],
+            + [_line("as trained", left["trained", None, state], 5)],
             x_label=f"lag k, characters; {how}",
             y_label="share of the gradient at lag 0",
             y_log=True,
@@ -118,22 +118,26 @@ weights (orthogonal) and of the trained ones is scaled to each radius.
         f"gradient is left at lag {LAG} with tanh, one above 1 if more than {EXPLODED:g} times, "
         "and 1 if it is between. Holds if all do, with initial and with trained weights; in part "
         "if some do.",
-        judgement=judge_radii(initial, scaled, trained_radius, trained[0]),
+        judgement=judge_radii(initial, scaled, trained_radius, trained[LAG]),
     )  # fmt: skip
+
+
+def shares_left(reach: Mapping[str, Any]) -> list[float]:
+    """Return the share of a gradient that is left at each lag, as ``inspect`` answers it.
+
+    It is infinity where it is too large for a number, which JSON does not know.
+    """
+    return [math.inf if share is None else share for share in reach["relative"]]
 
 
 def _share(value: float) -> str:
     return "overflow" if math.isinf(value) else f"{value:.2g}"
 
 
-def _line(label: str, relative: Sequence[float | None], style: int) -> Line:
-    """Return a gradient's line as far as it is within the figure."""
-    points = []
-    for k, value in enumerate(relative):
-        if k > 100 or value is None or not FAINTEST <= value <= LOUDEST:
-            break
-        points.append((k, value))
-    return Line(label, [k for k, _ in points], [value for _, value in points], style)
+def _line(label: str, left: Sequence[float], style: int) -> Line:
+    """Return a gradient's line by lag as far as it is within the figure."""
+    shown = [*takewhile(lambda share: FAINTEST <= share <= LOUDEST, left[: LAGS + 1])]
+    return Line(label, range(len(shown)), shown, style)
 
 
 def _as_told(radius: float, left: float) -> bool:

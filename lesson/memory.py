@@ -11,7 +11,7 @@ import numpy as np
 from charrnn.activity import KEPT_OVER, NEARLY_CLOSED, NEARLY_OPEN
 from charrnn.figures import Line, Rule, line_chart, standalone
 from charrnn.properties import PROPERTIES
-from lesson.gradients import flow
+from lesson.gradients import flow, shares_left
 from lesson.lab import Lab
 from lesson.recurrence import run_of
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
@@ -26,8 +26,8 @@ FOLLOWS = 0.5
 TENS = 20
 #: Characters of the figure.
 SHOWN = 240
-#: The lag at which the states' gradients are compared.
-LAG = 50
+#: The lag at which the states' gradients are compared, and one before it that is shown.
+LAG, NEARER = 50, 10
 #: What must be left there of the memory's gradient for it to reach far back, and how many times
 #: as much along h as along the plain RNN's.
 FLOOR, FARTHER = 0.01, 10.0
@@ -233,12 +233,9 @@ def along(lab: Lab) -> Section:
             if one["scaled_to"] is None:
                 for reach in one["reaches"]:
                     if reach["state"] != "linear":
-                        reaches[one["weights"], cell, reach["state"]] = [
-                            math.nan if value is None else value for value in reach["relative"]
-                        ]
+                        reaches[one["weights"], cell, reach["state"]] = shares_left(reach)
     trained = {key[1:]: relative for key, relative in reaches.items() if key[0] == "trained"}
     farthest = min(len(relative) for relative in trained.values()) - 1
-    lag = min(LAG, farthest)
     chart = line_chart(
         "along",
         "Gradient against lag along the states of trained cells",
@@ -272,16 +269,16 @@ update: mean and median over units and characters.
         commands=list(commands.values()),
         tables=[
             Table(
-                ["state", "weights", "1 % at lag", f"left at lag {min(10, farthest)}",
-                 f"left at lag {lag}", "context needed"],
+                ["state", "weights", "1 % at lag", f"left at lag {NEARER}",
+                 f"left at lag {LAG}", "context needed"],
                 [
                     [
                         f"{cell.upper()} {state}",
                         weights,
-                        f"> {farthest}" if lags[weights, cell, state] > farthest
+                        f"> {farthest}" if lags[weights, cell, state] is None
                         else f"{lags[weights, cell, state]}",
-                        percent(relative[min(10, farthest)]),
-                        percent(relative[lag]),
+                        percent(relative[NEARER]),
+                        percent(relative[LAG]),
                         _context(needed[cell]) if weights == "trained" else "",
                     ]
                     for (weights, cell, state), relative in reaches.items()
@@ -308,23 +305,23 @@ update: mean and median over units and characters.
         ],
         rule="three parts, for the trained models. Slowly: the LSTM's c correlates with itself a "
         f"character before by more than {SLOW:g}, and by more than the plain RNN's h. Far: at lag "
-        f"{lag} at least {percent(FLOOR)} of the gradient is left along the LSTM's c, and along "
+        f"{LAG} at least {percent(FLOOR)} of the gradient is left along the LSTM's c, and along "
         f"its h, which all cells have, at least {FARTHER:g} times as much as along the plain "
         f"RNN's. Used: the LSTM needs at least {USED:g} times as much context; left out if both "
         "need more than was tried. All: holds; some: in part.",
         judgement=judge_along(
-            {(cell, state): relative[lag] for (cell, state), relative in trained.items()},
+            {(cell, state): relative[LAG] for (cell, state), relative in trained.items()},
             needed,
-            lag,
             {cell: lags["trained", cell, "h"] for cell in needed},
             paces,
         ),
     )  # fmt: skip
 
 
-def _under(relative: Sequence[float]) -> int:
-    """Return the lag after the last one with 1 % or more left."""
-    return 1 + max(k for k, value in enumerate(relative) if value >= 0.01)
+def _under(relative: Sequence[float]) -> int | None:
+    """Return the lag from which on less than 1 % is left; None: none of those measured."""
+    lag = 1 + max(k for k, value in enumerate(relative) if value >= 0.01)
+    return lag if lag < len(relative) else None
 
 
 def _context(needed: int | None) -> str:
@@ -334,18 +331,17 @@ def _context(needed: int | None) -> str:
 def judge_along(
     left: Mapping[tuple[str, str], float],
     needed: Mapping[str, int | None],
-    lag: int,
-    under: Mapping[str, int],
+    under: Mapping[str, int | None],
     paces: Mapping[tuple[str, str], Pace],
 ) -> Judgement:
     """Judge claim 9.
 
     Args:
-        left: cell, state -> share of the gradient left at some lag, trained.
+        left: cell, state -> share of the gradient left at lag ``LAG``, trained.
         needed: cell -> characters of context from which on its loss is that of all; None: more
             than were tried.
-        lag: that one.
-        under: cell -> lag from which on less than 1 % is left along its h, trained.
+        under: cell -> lag from which on less than 1 % is left along its h, trained; None: none
+            of those measured.
         paces: cell, state -> how slowly it changes, trained.
     """
     rnn, lstm, gru = (left[cell, "h"] for cell in ("rnn", "lstm", "gru"))
@@ -354,7 +350,7 @@ def judge_along(
     slow = pace.correlation > SLOW and pace.correlation > other.correlation
     reaches, farther = c >= FLOOR, lstm > 0 and lstm >= FARTHER * rnn
     least, most = needed["rnn"], needed["lstm"]
-    used = least is not None and (most is None or most >= USED * least)
+    used = least is not None and (most is None or (most > 0 and most >= USED * least))
     others = ", ".join(
         f"the {'plain ' if cell == 'rnn' else ''}{cell.upper()}'s {state} {one.correlation:+.2f}"
         for (cell, state), one in paces.items()
@@ -363,7 +359,7 @@ def judge_along(
     how = "changes slowly" if slow else "does not change slowly"
     if pace.correlation > SLOW and not slow:
         how = "changes slowly, but no more so than the plain RNN's h"
-    early = under["rnn"] - under["lstm"]
+    own, plain = under["lstm"], under["rnn"]
     return judged(
         [slow, reaches and farther] + ([] if least is most is None else [used]),
         f"The LSTM's c {how}: it correlates with itself a character before by "
@@ -372,30 +368,26 @@ def judge_along(
         f"mean, {percent(pace.kept_median)} in the median."
         if pace.kept_mean is not None and pace.kept_median is not None
         else "",
-        f"At lag {lag}, {percent(c)} of the gradient is left along the LSTM's c"
+        f"At lag {LAG}, {percent(c)} of the gradient is left along the LSTM's c"
         + ("." if reaches else f", under {percent(FLOOR)}: so far it does not reach."),
         f"Along its h {percent(lstm)} is left, and along the plain RNN's {percent(rnn)}"
         + ("." if farther else f": not {FARTHER:g} times as much."),
-        f"Near by the LSTM's h has no advantage: it is under 1 % from lag {under['lstm']} on, "
-        + (f"{_counted(early, 'lag')} before the RNN's." if early else "like the RNN's.")
-        if early >= 0
+        f"But the LSTM's h is under 1 % from lag {own} on, the plain RNN's "
+        + (f"from lag {plain} on." if plain is not None else "at no lag that was measured.")
+        if own is not None and (plain is None or own <= plain)
         else "",
-        f"The LSTM needs {_context(most)} characters of context, the RNN {_context(least)}"
+        f"Context that is needed, in characters: LSTM {_context(most)}, RNN {_context(least)}"
         + (
             ": not compared."
             if least is most is None
             else "."
             if used
-            else f": not {USED:g} times as many."
+            else f": not {USED:g} times as much."
         ),
         f"The GRU has no memory beside its state, and keeps {percent(gru)} along h: more than the "
         f"LSTM along its h{', and along its c too' if gru > c else ''}. So it takes no memory line "
         "to reach that far: an update gate does for h what the forget gate does for c. Each share "
         "is of a size at lag 0 of its own, so that those of c and h compare only roughly."
-        if gru > lstm
+        if gru > lstm and gru >= FLOOR
         else "",
     )
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{'one' if number == 1 else number} {what}{'s' if number > 1 else ''}"
