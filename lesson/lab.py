@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from charrnn.corpus import scan
+from charrnn.errors import CorpusError
 from charrnn.files import embedded_corpus
 
 __all__ = ["FULL", "QUICK", "Answer", "Lab", "LessonError", "Size"]
@@ -108,7 +109,7 @@ class Lab:
         say: called with each command before it runs.
 
     Raises:
-        LessonError: the text is too short.
+        LessonError: the text cannot be read as one in utf-8, or is too short.
     """
 
     folder: Path
@@ -119,6 +120,17 @@ class Lab:
     """By command: several claims ask for the same ones."""
 
     def __post_init__(self) -> None:
+        read = [str(self.text)] if self.text is not None else embedded_corpus()
+        try:
+            self.characters: int = scan(read).characters
+            """Of the text, all of it."""
+        except CorpusError as error:
+            raise LessonError(f"{error} (the lesson takes utf-8 only)") from None
+        if self.characters < self.size.least:
+            raise LessonError(
+                f"the text has {self.characters:,} characters: give one of at least "
+                f"{self.size.least:,}"
+            )
         (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         (self.folder / "answers").mkdir(exist_ok=True)
         corpora = self.folder / "corpora"
@@ -126,14 +138,6 @@ class Lab:
         shutil.copy(ROOT / "corpora" / "recall.py", corpora)
         if self.text is not None:
             shutil.copy(self.text, corpora / self.name)
-        read = [str(self.text)] if self.text is not None else embedded_corpus()
-        self.characters: int = scan(read).characters
-        """Of the text, all of it."""
-        if self.characters < self.size.least:
-            raise LessonError(
-                f"the text has {self.characters:,} characters: give one of at least "
-                f"{self.size.least:,}"
-            )
 
     @property
     def name(self) -> str:

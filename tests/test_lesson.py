@@ -369,6 +369,13 @@ class TestLab:
         with pytest.raises(LessonError, match="6,007 characters: give one of at least 10,000"):
             Lab(tmp_path, prose, QUICK, lambda _: None)
 
+    def test_a_file_that_is_no_text_is_refused(self, tmp_path: Path) -> None:
+        data = tmp_path / "data"
+        data.write_bytes(b"\xff" * 20_000)
+        with pytest.raises(LessonError, match=r"not utf-8 text .* \(the lesson takes utf-8 only\)"):
+            Lab(tmp_path / "lab", data, QUICK, lambda _: None)
+        assert not (tmp_path / "lab").exists()
+
     def test_runs_as_printed_once_and_keeps_the_answer(self, text: Path, tmp_path: Path) -> None:
         said: list[str] = []
         lab = Lab(tmp_path, text, QUICK, said.append)
@@ -471,7 +478,7 @@ def test_what_is_measured_comes_from_the_commands() -> None:
         for path in (ROOT / "lesson").glob("*.py")
         for name in re.findall(r"^from charrnn\.?(\w*) import", path.read_text(), re.M)
     }
-    assert used == {"", "corpus", "figures", "files", "activity", "properties"}
+    assert used == {"", "corpus", "figures", "errors", "files", "activity", "properties"}
 
 
 def test_gradients_as_they_are_are_not_clipped_at_claim_7(
