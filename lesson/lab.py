@@ -141,9 +141,12 @@ class Lab:
 
     @property
     def name(self) -> str:
-        """What a reader's text is called in commands: nothing in it that a shell would read."""
+        """What a reader's text is called in commands: nothing in it that a shell would read.
+
+        Nor is it the name of a file that the lesson itself writes.
+        """
         assert self.text is not None
-        return re.sub(r"[^\w.-]+", "-", self.text.name)
+        return "own-" + re.sub(r"[^\w.-]+", "-", self.text.name)
 
     @property
     def words(self) -> str:

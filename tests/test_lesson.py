@@ -380,7 +380,7 @@ class TestLab:
         said: list[str] = []
         lab = Lab(tmp_path, text, QUICK, said.append)
         assert lab.characters == 12_000
-        assert (lab.words, lab.valid_share) == (" corpora/text.txt", "0.1")
+        assert (lab.words, lab.valid_share) == (" corpora/own-text.txt", "0.1")
         command = "for N in 1 2; do\n  echo $N >> kept\ndone\npython -c 'print([1, 2])'"
         assert lab.json(command) == [1, 2]
         once = lab.seconds
@@ -397,7 +397,14 @@ class TestLab:
         text = tmp_path / "a 'b'; $c.txt"
         text.write_text("some text\n" * 1000)
         lab = Lab(tmp_path / "lab", text, QUICK, lambda _: None)
-        assert lab.words == " corpora/a-b-c.txt"
+        assert lab.words == " corpora/own-a-b-c.txt"
+        assert lab.do(f"cat{lab.words}").out == text.read_text()
+
+    def test_a_text_is_not_mixed_up_with_the_lesson_s_own_files(self, tmp_path: Path) -> None:
+        text = tmp_path / "recall.py"
+        text.write_text("some text\n" * 1000)
+        lab = Lab(tmp_path / "lab", text, QUICK, lambda _: None)
+        assert lab.do("python corpora/recall.py --help").out.startswith("usage")
         assert lab.do(f"cat{lab.words}").out == text.read_text()
 
     def test_a_command_that_fails_is_said_and_not_kept(self, text: Path, tmp_path: Path) -> None:
