@@ -140,8 +140,6 @@ def main() -> int:
         text = page(lab, sections, command, "lesson", out)
     drawn = out / "lesson"
     drawn.mkdir(parents=True, exist_ok=True)
-    for old in drawn.glob("*.svg"):
-        old.unlink()
     for figure in (figure for section in sections for figure in section.figures):
         (drawn / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
     written = out / "lesson.md"
