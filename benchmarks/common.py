@@ -1,4 +1,4 @@
-"""What the benchmarks share: whom to compare with, where, timing in turns, JSON."""
+"""What the benchmarks share: whom to compare with, timing in turns, JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ __all__ = [
     "Reference",
     "ReferenceTraining",
     "in_turns",
-    "machine",
     "write_json",
 ]
 

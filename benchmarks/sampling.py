@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.common import TORCH_NN, UNREAD, in_turns, machine, write_json
+from benchmarks.common import TORCH_NN, UNREAD, in_turns, write_json
 from charrnn.config import (
     CELL_NAMES,
     WEIGHTS_NAMES,
@@ -36,6 +36,7 @@ from charrnn.config import (
     SampleConfig,
     WeightsName,
 )
+from charrnn.machine import machine
 from charrnn.model import CharModel
 from charrnn.sampling import sample
 from charrnn.stepper import Stepper

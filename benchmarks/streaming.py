@@ -23,9 +23,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.common import in_turns, machine, write_json
+from benchmarks.common import in_turns, write_json
 from charrnn.corpus import Part, scan
 from charrnn.files import embedded_corpus
+from charrnn.machine import machine
 from charrnn.stream import Lanes
 from charrnn.vocabulary import Vocabulary
 

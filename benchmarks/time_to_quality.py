@@ -29,10 +29,11 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.common import Reference, ReferenceTraining, machine, write_json
+from benchmarks.common import Reference, ReferenceTraining, write_json
 from charrnn.config import CELL_NAMES, CellName
 from charrnn.device import choose_device, synchronise
 from charrnn.kernels import multiplies_bf16
+from charrnn.machine import machine
 
 #: The reference's, of AdamW, before its decay.
 RATE = 3e-3

@@ -30,7 +30,6 @@ from benchmarks.common import (
     Reference,
     ReferenceTraining,
     in_turns,
-    machine,
     write_json,
 )
 from charrnn.cells import CELLS
@@ -39,6 +38,7 @@ from charrnn.corpus import scan
 from charrnn.device import choose_device
 from charrnn.evaluation import score
 from charrnn.kernels import multiplies_bf16
+from charrnn.machine import machine
 from charrnn.model import CharModel
 from charrnn.optimiser import MuonAdamW
 from charrnn.stream import Chunk

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.common import machine
 from charrnn import __version__
+from charrnn.machine import machine
 from lesson import gradients, memory, price, recurrence, windows
 from lesson.lab import FULL, QUICK, ROOT, Lab, LessonError
 from lesson.section import CLAIMS, Section, Table, filled, markdown

@@ -485,7 +485,7 @@ def test_what_is_measured_comes_from_the_commands() -> None:
         for path in (ROOT / "lesson").glob("*.py")
         for name in re.findall(r"^from charrnn\.?(\w*) import", path.read_text(), re.M)
     }
-    assert used == {"", "corpus", "figures", "errors", "files", "activity", "properties"}
+    assert used == {"", "corpus", "figures", "errors", "files", "activity", "properties", "machine"}
 
 
 def test_gradients_as_they_are_are_not_clipped_at_claim_7(
