@@ -15,7 +15,7 @@ from pathlib import Path
 
 from charrnn import __version__
 from charrnn.machine import machine
-from lesson import gradients, memory, price, recurrence, windows
+from lesson import gradients, memory, price, recall, recurrence, windows
 from lesson.lab import FULL, QUICK, ROOT, Lab, LessonError
 from lesson.section import CLAIMS, Section, Table, filled, markdown
 
@@ -26,10 +26,10 @@ SECTIONS: tuple[Callable[[Lab], Section], ...] = (
     recurrence.length,
     recurrence.step,
     windows.window,
-    windows.beyond,
+    recall.beyond,
     gradients.radii,
     gradients.clipping,
-    gradients.scaling,
+    recall.scaling,
     memory.gates,
     memory.along,
     price.lstm,

@@ -1,30 +1,20 @@
-"""Claims 5, 6 and 7: gradients that vanish and explode, and what can be done about them."""
+"""Claims 5 and 6: gradients that vanish and explode, and how the latter are cut."""
 
 from __future__ import annotations
 
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from charrnn.figures import Dots, Line, dot_chart, line_chart, standalone
+from charrnn.figures import Line, line_chart, standalone
 from lesson.lab import Lab
 from lesson.recurrence import run_of
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
-from lesson.windows import CHANCE, LEARNT, recall_text, recall_training
 
-__all__ = [
-    "clipping",
-    "flow",
-    "judge_clipping",
-    "judge_radii",
-    "judge_scaling",
-    "radii",
-    "scaling",
-    "shares_left",
-]
+__all__ = ["clipping", "flow", "judge_clipping", "judge_radii", "radii", "shares_left"]
 
 #: The lag of claim 5, and the shares that count as vanished and exploded there.
 LAG, VANISHED, EXPLODED = 20, 0.1, 10.0
@@ -390,161 +380,3 @@ def _wrong(ends: Mapping[float, tuple[float, float]]) -> dict[float, tuple[bool,
 def _listed(rates: Sequence[float]) -> str:
     *most, last = (f"{rate:g}" for rate in rates)
     return f"{', '.join(most)} and {last}" if most else last
-
-
-def scaling(lab: Lab) -> Section:
-    """Scale every gradient to one norm, and see whether a plain RNN learns what an LSTM learns."""
-    _, write = recall_text(lab)
-    size = lab.size
-    length = max(n for n in size.recall_windows if n <= 48)
-    sizes = f"--bptt {length} --batch-size {size.recall_lanes // length}"
-    train = recall_training(lab, "$CELL").replace(" --quiet", "")
-    train += f" {sizes} --optimiser sgd --seed $SEED --quiet"
-    rates = [f"{rate:g}" for rate in size.plain_rates]
-    loop = "\n".join(
-        [
-            f"for SEED in {' '.join(map(str, size.seeds))}; do",
-            "  for CELL in rnn lstm; do",
-            f"    for LR in {' '.join(rates)}; do",
-            f"      {train} --clip-norm 0 --lr $LR --run checkpoints/lesson/plain-$CELL-$LR-$SEED",
-            "    done",
-            f"    {train} --lr {rates[0]} --scale-norm 1 --run "
-            "checkpoints/lesson/scaled-$CELL-$SEED",
-            "  done",
-            "done",
-        ]
-    )
-    cells = ("rnn", "lstm")
-    groups = [("plain", cell, rate) for cell in cells for rate in rates]
-    groups += [("scaled", cell, rates[0]) for cell in cells]
-    seeds = _braces(map(str, size.seeds))
-    score = (
-        f"charrnn evaluate checkpoints/lesson/plain-{_braces(cells)}-{_braces(rates)}-{seeds} "
-        f"checkpoints/lesson/scaled-{_braces(cells)}-{seeds} --part valid --after = --device cpu "
-        "--json"
-    )
-    lab.do(write)
-    lab.do(loop)
-    priced = [row["after"]["nats_per_char"] for row in lab.json(score)]
-    n = len(size.seeds)
-    prices = {group: priced[i * n : (i + 1) * n] for i, group in enumerate(groups)}
-    medians = {group: statistics.median(prices[group]) for group in groups}
-    words = {"plain": "as it is", "scaled": "scaled to norm 1"}
-    names = [f"{cell.upper()}, {words[how]}, rate {rate}" for how, cell, rate in groups]
-    named = dict(zip(groups, names, strict=True))
-    best = {
-        (how, cell): min(medians[group] for group in groups if group[:2] == (how, cell))
-        for how, cell, _ in groups
-    }
-    chart = dot_chart(
-        "scaling",
-        f"Price of the key {size.distance} characters back, by cell and gradient",
-        list(named.values()),
-        [
-            Dots(
-                "median",
-                list(medians.values()),
-                [cells.index(cell) for _, cell, _ in groups],
-                [prices[group] for group in groups],
-            )
-        ],
-        x_label=f"nats for the key; {CHANCE:.2f}: not remembered",
-        form=".2f",
-        x_range=(-0.08, 1.15 * max(CHANCE, *priced)),
-    )
-    return Section(
-        number=7,
-        why=f"""
-If what comes back from `k` steps ago is a millionth, one could multiply it. But the gradient of
-a weight is a sum over all lags, and a scale takes every term by the same factor: near lags
-drown far ones as before. That is the lecture's argument. `--scale-norm 1` gives every gradient
-the norm 1, so its factor differs from step to step; a higher rate is one factor for all steps,
-but for the schedule, and is tried as well, for comparison; those gradients are not clipped
-either. Plain descent does not hide it, as Adam and Muon would, which rescale by themselves. The
-task is claim 4's, with a window of {length} that shows it whole; for longer distances this says
-nothing.
-""",
-        commands=[write, loop, score],
-        tables=[
-            Table(
-                ["gradient", *(f"seed {seed}" for seed in size.seeds), "median, nats for the key"],
-                [
-                    [
-                        named[group],
-                        *(f"{price:.3f}" for price in prices[group]),
-                        f"{medians[group]:.3f}",
-                    ]
-                    for group in groups
-                ],
-            )
-        ],
-        figures=[Figure("7-scaling", "Price of the key by cell and gradient", standalone(chart))],
-        rule="two parts, by the medians over the seeds at the best rate. Scaling does not mend it: "
-        f"the RNN with scaled gradients leaves the key above {percent(LEARNT)} of ln 8. The "
-        "architecture does: the LSTM with its gradients as they are brings it below that. Both: "
-        "holds; one: in part. Not tested if no training brings it below that, or if the RNN does "
-        "with its gradients as they are.",
-        judgement=judge_scaling(
-            best["plain", "rnn"],
-            best["plain", "lstm"],
-            best["scaled", "rnn"],
-            best["scaled", "lstm"],
-            size.distance,
-        ),
-    )
-
-
-def _braces(names: Iterable[str]) -> str:
-    """Return names as a shell expands them; it takes braces around one for letters."""
-    listed = ",".join(names)
-    return f"{{{listed}}}" if "," in listed else listed
-
-
-def judge_scaling(
-    rnn: float, lstm: float, scaled_rnn: float, scaled_lstm: float, distance: int
-) -> Judgement:
-    """Judge claim 7, by the nats that a key costs which has to be remembered.
-
-    Args:
-        rnn: a plain RNN, trained with its gradients as they are, at the best rate.
-        lstm: the same of an LSTM.
-        scaled_rnn: a plain RNN whose gradients were scaled to one norm.
-        scaled_lstm: the same of an LSTM.
-        distance: characters that the key has to be remembered for.
-    """
-    limit = LEARNT * CHANCE
-    least = min(rnn, lstm, scaled_rnn, scaled_lstm)
-    if least >= limit:
-        return judged(
-            [],
-            f"By the medians no training learnt the key in these steps: it costs {least:.2f} nats "
-            f"at best, and {CHANCE:.2f} by chance. So nothing is shown about what it takes.",
-        )
-    if rnn < limit:
-        return judged(
-            [],
-            f"There is nothing to mend: the plain RNN remembers {distance} characters with its "
-            f"gradients as they are (the key costs {rnn:.3f} nats; {scaled_rnn:.3f} scaled).",
-        )
-    return judged(
-        [scaled_rnn >= limit, lstm < limit],
-        f"Scaling does not teach the plain RNN to remember {distance} characters: the key costs "
-        f"{scaled_rnn:.2f} of {CHANCE:.2f} nats ({rnn:.2f} unscaled)."
-        if scaled_rnn >= limit
-        else "Scaling does mend it here: with every gradient scaled to one norm the plain RNN "
-        f"remembers {distance} characters (the key costs {scaled_rnn:.3f} nats; {rnn:.2f} "
-        "unscaled, at the best rate). Nobody had to know how far: the direction was good enough. "
-        "No rate tried does the same: a rate is one factor for all steps, but for the schedule.",
-        f"The LSTM learns it with its gradients as they are, at the best rate ({lstm:.3f} nats)."
-        if lstm < limit
-        else "And the architecture alone does not: with its gradients as they are the LSTM stays "
-        f"at {lstm:.2f} nats at the best rate"
-        + (
-            f", and with scaled ones it reaches {scaled_lstm:.3f}."
-            if scaled_lstm < limit
-            else f", with scaled ones at {scaled_lstm:.2f}."
-        ),
-        "Here the optimiser decided, not the cell."
-        if max(scaled_rnn, scaled_lstm) < limit <= lstm
-        else "",
-    )

@@ -18,13 +18,14 @@ import typer
 
 from charrnn.cli import app
 from lesson.__main__ import main
-from lesson.gradients import judge_clipping, judge_radii, judge_scaling, scaling
+from lesson.gradients import judge_clipping, judge_radii
 from lesson.lab import QUICK, Lab, LessonError
 from lesson.memory import Held, Pace, judge_along, judge_gates
 from lesson.price import Costs, costs, judge_gru, judge_lstm
+from lesson.recall import judge_beyond, judge_scaling, scaling
 from lesson.recurrence import judge_length, judge_step
 from lesson.section import CLAIMS, Table, Verdict, broken, filled, judged, markdown, percent
-from lesson.windows import judge_beyond, judge_window
+from lesson.windows import judge_window
 from tests.conftest import ENVIRONMENT, make_prose
 
 ROOT = Path(__file__).parent.parent
