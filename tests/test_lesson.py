@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +22,10 @@ import typer
 from charrnn.cli import app
 from lesson.__main__ import main
 from lesson.gradients import judge_clipping, judge_radii
-from lesson.lab import QUICK, Lab, LessonError
+from lesson.lab import QUICK, Answer, Lab, LessonError
 from lesson.memory import Held, Pace, judge_along, judge_gates
 from lesson.price import Costs, costs, judge_gru, judge_lstm
-from lesson.recall import judge_beyond, judge_scaling, scaling
+from lesson.recall import beyond, judge_beyond, judge_scaling, scaling
 from lesson.recurrence import judge_length, judge_step
 from lesson.section import CLAIMS, Table, Verdict, broken, filled, judged, markdown, percent
 from lesson.windows import judge_window
@@ -489,19 +492,55 @@ def test_what_is_measured_comes_from_the_commands() -> None:
     assert used == {"", "corpus", "figures", "errors", "files", "activity", "properties", "machine"}
 
 
-def test_gradients_as_they_are_are_not_clipped_at_claim_7(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One that is clipped is scaled down, by a factor that differs from step to step."""
+def price_of(run: str) -> float:
+    """What the key is said to cost for a run: another price for each name."""
+    return zlib.crc32(run.encode()) % 2000 / 1000  # what the table shows of it
+
+
+@pytest.fixture
+def unlearnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """A lab in which nothing is trained, and every run has a price of its own."""
     text = tmp_path / "text"
     text.write_text(make_prose(12_000))
-    lab = Lab(tmp_path / "lab", text, QUICK, lambda _: None)
-    answer = [{"after": {"nats_per_char": 1.0}}] * (
-        2 * (len(QUICK.plain_rates) + 1) * len(QUICK.seeds)
+    size = replace(QUICK, plain_rates=(0.5, 8.0), seeds=(1, 2, 3), recall_windows=(4, 8, 48))
+    lab = Lab(tmp_path / "lab", text, size, lambda _: None)
+    run = lab._run
+
+    def answer(command: str) -> Answer:
+        if "charrnn evaluate" not in command:
+            return run(command) if "recall.py" in command else Answer(command, 0, "", "", 0.0)
+        runs = re.findall(r"checkpoints/lesson/(\S+)", run(f"echo {command}").out)
+        rows = [{"after": {"nats_per_char": price_of(run)}} for run in runs]
+        return Answer(command, 0, json.dumps(rows), "", 0.0)
+
+    monkeypatch.setattr(lab, "_run", answer)
+    return lab
+
+
+def test_every_price_of_the_key_is_of_its_own_run(unlearnt: Lab) -> None:
+    (table,) = beyond(unlearnt).tables
+    assert [[float(cell) for cell in row] for row in table.rows] == [
+        [window, price_of(f"carried-{window}"), price_of(f"reset-{window}")]
+        for window in (4, 8, 48)
+    ]
+    (table,) = scaling(unlearnt).tables
+    runs = {
+        "RNN, as it is, rate 0.5": "plain-rnn-0.5", "RNN, as it is, rate 8": "plain-rnn-8",
+        "LSTM, as it is, rate 0.5": "plain-lstm-0.5", "LSTM, as it is, rate 8": "plain-lstm-8",
+        "RNN, scaled to norm 1, rate 0.5": "scaled-rnn",
+        "LSTM, scaled to norm 1, rate 0.5": "scaled-lstm",
+    }  # fmt: skip
+    assert {name: [*map(float, prices)] for name, *prices, _ in table.rows} == {
+        name: [price_of(f"{run}-{seed}") for seed in (1, 2, 3)] for name, run in runs.items()
+    }
+    assert all(
+        float(median) == statistics.median(map(float, prices)) for _, *prices, median in table.rows
     )
-    monkeypatch.setattr(lab, "do", lambda command: command)
-    monkeypatch.setattr(lab, "json", lambda command: answer)
-    (loop,) = (one for one in scaling(lab).commands if one.startswith("for "))
+
+
+def test_gradients_as_they_are_are_not_clipped_at_claim_7(unlearnt: Lab) -> None:
+    """One that is clipped is scaled down, by a factor that differs from step to step."""
+    (loop,) = (one for one in scaling(unlearnt).commands if one.startswith("for "))
     plain, scaled = (line for line in loop.splitlines() if "charrnn train" in line)
     assert " --clip-norm 0 " in plain
     assert " --scale-norm 1 " in scaled
