@@ -152,7 +152,7 @@ class Section:
                 + "\n```\n",
                 *map(markdown, self.tables),
                 *shown,
-                filled(f"**The claim {verdict}.** {' '.join(self.judgement.says)}\n") + "\n",
+                filled(f"**The claim {verdict}.** {' '.join(self.judgement.says)}") + "\n",
                 filled(f"*The rule: {self.rule}*") + "\n",
             ]
         )
@@ -172,8 +172,8 @@ def filled(text: str) -> str:
     # A line that began with a formula's + would begin a list.
     kept = re.sub(r"`[^`]*`", lambda code: re.sub(r"\s+", "\0", code[0]), text.strip())
     kept = re.sub(r"(?<=\d) %", "\0%", kept)
-    filled = textwrap.fill(kept, WIDTH, break_long_words=False, break_on_hyphens=False)
-    return filled.replace("\0", " ")
+    lines = textwrap.fill(kept, WIDTH, break_long_words=False, break_on_hyphens=False)
+    return lines.replace("\0", " ")
 
 
 def markdown(table: Table) -> str:
@@ -191,13 +191,13 @@ def broken(command: str, width: int = WIDTH) -> str:
 def _broken(command: str, width: int) -> str:
     if len(command) <= width:
         return command
-    indent = re.match(r" *", command)
-    assert indent
-    lines = [indent[0].removesuffix(" ")]
+    indent = re.sub(r"\S.*", "", command)
     # Before options, checkpoints and pipes only: not within what a shell has to read as one.
-    for piece in re.split(r" (?=--[a-z]|\| )|(?<!--run) (?=checkpoints/)", command.strip()):
+    first, *pieces = re.split(r" (?=--[a-z]|\| )|(?<!--run) (?=checkpoints/)", command.strip())
+    lines = [indent + first]
+    for piece in pieces:
         if len(lines[-1]) + 1 + len(piece) > width - 2:
-            lines.append(f"{indent[0]}   ")
-        lines[-1] += f" {piece}"
-    lines[0] = lines[0].removeprefix(" ") if not indent[0] else lines[0]
+            lines.append(f"{indent}    {piece}")
+        else:
+            lines[-1] += f" {piece}"
     return " \\\n".join(lines)
