@@ -27,6 +27,13 @@ WRONG = 0.5
 #: Window and lanes of claim 6, and what takes their place without a recurrence: as many
 #: characters an update.
 WINDOW, LANES = 64, 32
+#: How the trainings of claim 6 differ, but for their rates.
+CUT = ("clipped to norm 1", "not clipped")
+RECURRENCE = (f"window of {WINDOW}", "no recurrence")
+
+#: Rate, and one of each of these.
+Training = tuple[float, str, str]
+Log = Sequence[Mapping[str, Any]]
 
 
 def flow(lab: Lab, cell: str) -> str:
@@ -42,45 +49,25 @@ def radii(lab: Lab) -> Section:
     """Follow the gradient back through recurrent matrices of several spectral radii."""
     command = flow(lab, "rnn")
     flows = lab.json(command)["gradient_flow"]
-
+    ((trained_radius,),) = flows[0]["spectral_radii"]
     left = {
         (found["weights"], found["scaled_to"], reach["state"]): shares_left(reach)
         for found in flows
         for reach in found["reaches"]
     }
-    ((trained_radius,),) = flows[0]["spectral_radii"]
-    initial, linear, scaled = (
+    linear, initial, scaled = (
         {radius: left[weights, radius, state][LAG] for radius in lab.size.radii}
-        for weights, state in (("initial", "h"), ("initial", "linear"), ("trained", "h"))
+        for weights, state in (("initial", "linear"), ("initial", "h"), ("trained", "h"))
     )
-    trained = left["trained", None, "h"]
+    trained = left["trained", None, "h"][LAG]
     rows = [
         [
             f"{radius:g}",
-            *(_share(value) for value in (radius**LAG, linear[radius], initial[radius])),
-            _share(scaled[radius]),
+            *map(_share, (radius**LAG, linear[radius], initial[radius], scaled[radius])),
         ]
         for radius in lab.size.radii
     ]
-    rows.append([f"{trained_radius:.2f}, as trained", "", "", "", _share(trained[LAG])])
-    charts = [
-        line_chart(
-            f"radii-{state}",
-            "Gradient against lag by spectral radius, " + how,
-            [
-                _line(f"{radius:g}", left["initial", radius, state], style)
-                for style, radius in enumerate(lab.size.radii)
-            ]
-            + [_line("as trained", left["trained", None, state], 5)],
-            x_label=f"lag k, characters; {how}",
-            y_label="share of the gradient at lag 0",
-            y_log=True,
-            y_range=(FAINTEST, LOUDEST),
-        )
-        for state, how in (("linear", "without tanh"), ("h", "with tanh"))
-    ]
-    names = ("5-without-tanh", "5-with-tanh")
-    titles = ("Gradient against lag without tanh", "Gradient against lag with tanh")
+    rows.append([f"{trained_radius:.2f}, as trained", "", "", "", _share(trained)])
     return Section(
         number=5,
         why=f"""
@@ -101,15 +88,39 @@ weights (orthogonal) and of the trained ones is scaled to each radius.
             )
         ],
         figures=[
-            Figure(name, title, standalone(chart))
-            for name, title, chart in zip(names, titles, charts, strict=True)
+            _radii_figure(lab.size.radii, left, "linear", "without tanh"),
+            _radii_figure(lab.size.radii, left, "h", "with tanh"),
         ],
         rule=f"a radius below 1 does as it is told if less than {percent(VANISHED)} of the "
         f"gradient is left at lag {LAG} with tanh, one above 1 if more than {EXPLODED:g} times, "
         "and 1 if it is between. Holds if all do, with initial and with trained weights; in part "
         "if some do.",
-        judgement=judge_radii(initial, scaled, trained_radius, trained[LAG]),
+        judgement=judge_radii(initial, scaled, trained_radius, trained),
     )  # fmt: skip
+
+
+def _radii_figure(
+    radii: Sequence[float],
+    left: Mapping[tuple[str, float | None, str], Sequence[float]],
+    state: str,
+    how: str,
+) -> Figure:
+    """Return the figure of one state, by weights, radius and state what is left at each lag."""
+    lines = [
+        _line(f"{radius:g}", left["initial", radius, state], style)
+        for style, radius in enumerate(radii)
+    ]
+    chart = line_chart(
+        f"radii-{state}",
+        f"Gradient against lag by spectral radius, {how}",
+        [*lines, _line("as trained", left["trained", None, state], len(radii))],
+        x_label=f"lag k, characters; {how}",
+        y_label="share of the gradient at lag 0",
+        y_log=True,
+        y_range=(FAINTEST, LOUDEST),
+    )
+    name = f"5-{how.replace(' ', '-')}"
+    return Figure(name, f"Gradient against lag {how}", standalone(chart))
 
 
 def shares_left(reach: Mapping[str, Any]) -> list[float]:
@@ -182,55 +193,16 @@ def _radii_told(weights: str, left: Mapping[float, float]) -> str:
 def clipping(lab: Lab) -> Section:
     """Train at a high rate with and without clipping, and look at what clipping turns."""
     size = lab.size
-    listed = " ".join(f"{rate:g}" for rate in size.clip_rates)
-    train = (
-        f"charrnn train{lab.words} --cell rnn --hidden {size.clip_hidden} --optimiser sgd --lr $LR "
-        f"--clip-norm $NORM --steps {size.clip_steps} --valid-share {lab.valid_share} --device cpu "
-        "--precision fp32"
-    )
-    loop = "\n".join(
-        [
-            f"for LR in {listed}; do",
-            "  for NORM in 1 0; do",
-            f"    {train} --bptt {WINDOW} --batch-size {LANES} --run "
-            "checkpoints/lesson/clip-$NORM-rate-$LR --json || true",
-            f"    {train} --bptt 1 --batch-size {WINDOW * LANES} --reset-state --run "
-            "checkpoints/lesson/alone-$NORM-rate-$LR --json || true",
-            "  done",
-            "done",
-        ]
-    )
-    look = (
-        f"charrnn inspect {run_of('rnn')} --part valid --characters {size.inspected} --only "
-        "clipping --device cpu --json"
-    )
-    names = ("clipped to norm 1", "not clipped")
-    windows = (f"window of {WINDOW}", "no recurrence")
+    loop, look = commands = _clipping_commands(lab)
     trainings = [
-        (rate, name, window) for rate in size.clip_rates for name in names for window in windows
+        (rate, cut, recurrence)
+        for rate in size.clip_rates
+        for cut in CUT
+        for recurrence in RECURRENCE
     ]
     logs = dict(zip(trainings, _logs(lab.do(loop).out), strict=True))
-    cuts = [cut for cut in lab.json(look)["cuts"] if cut["weights"] == "trained"]
     ends = {training: _end(log, size.clip_steps) for training, log in logs.items()}
-    drawn = [
-        Line(
-            f"{rate:g}, {name}",
-            [row["step"] for row in log],
-            [row["train_nats_per_char"] for row in log],
-            style,
-        )
-        for style, ((rate, name, _), log) in enumerate(
-            (training, log) for training, log in logs.items() if training[2] == windows[0]
-        )
-    ]
-    chart = line_chart(
-        "clipping",
-        "Training loss with and without clipping, by rate",
-        drawn,
-        x_label="step",
-        y_label="training loss, nats per character",
-        y_log=True,
-    )
+    cuts = [cut for cut in lab.json(look)["cuts"] if cut["weights"] == "trained"]
     return Section(
         number=6,
         why="""
@@ -246,26 +218,12 @@ a plain RNN with plain descent, of the same seed and text.
 each: the mean keeps 95 % of itself at a step, so that a gradient 100 times as large as the others
 outweighs them for about 30 steps.)
 """,
-        commands=[loop, look],
+        commands=commands,
         tables=[
             Table(
                 ["rate", "training", "recurrence", "steps", "largest norm logged",
                  "updates clipped", "loss at the end"],
-                [
-                    [
-                        f"{rate:g}",
-                        name,
-                        window,
-                        f"{log[-1]['step']:,}",
-                        f"{max(row['gradient_norm'] for row in log):.3g}",
-                        percent(statistics.fmean(row["clipped_share"] for row in log)),
-                        f"{ends[rate, name, window]:.3f}"
-                        if math.isfinite(ends[rate, name, window])
-                        else "stopped: not finite",
-                    ]
-                    for (rate, name, window), log in logs.items()
-                    if log
-                ],
+                [_training_row(training, log, ends[training]) for training, log in logs.items()],
                 words=3,
             ),
             Table(
@@ -281,9 +239,7 @@ outweighs them for about 30 steps.)
                 words=0,
             ),
         ],
-        figures=[
-            Figure("6-clipping", "Training loss with and without clipping", standalone(chart))
-        ],
+        figures=[_clipping_figure(logs)],
         rule="a training has gone wrong if it stops because a number is not finite, or ends more "
         f"than {WRONG:g} nats above the best of them all, those without a recurrence among "
         "themselves. Of those with one: holds if at every rate at which it goes wrong without "
@@ -291,15 +247,80 @@ outweighs them for about 30 steps.)
         "wrong at none.",
         judgement=judge_clipping(
             *(
-                {rate: (ends[rate, names[0], window], ends[rate, names[1], window])
+                {rate: (ends[rate, CUT[0], recurrence], ends[rate, CUT[1], recurrence])
                  for rate in size.clip_rates}
-                for window in windows
+                for recurrence in RECURRENCE
             )
         ),
     )  # fmt: skip
 
 
-def _logs(out: str) -> list[list[dict[str, Any]]]:
+def _clipping_commands(lab: Lab) -> list[str]:
+    size = lab.size
+    train = (
+        f"charrnn train{lab.words} --cell rnn --hidden {size.clip_hidden} --optimiser sgd --lr $LR "
+        f"--clip-norm $NORM --steps {size.clip_steps} --valid-share {lab.valid_share} --device cpu "
+        "--precision fp32"
+    )
+    loop = "\n".join(
+        [
+            f"for LR in {' '.join(f'{rate:g}' for rate in size.clip_rates)}; do",
+            "  for NORM in 1 0; do",
+            f"    {train} --bptt {WINDOW} --batch-size {LANES} --run "
+            "checkpoints/lesson/clip-$NORM-rate-$LR --json || true",
+            f"    {train} --bptt 1 --batch-size {WINDOW * LANES} --reset-state --run "
+            "checkpoints/lesson/alone-$NORM-rate-$LR --json || true",
+            "  done",
+            "done",
+        ]
+    )
+    look = (
+        f"charrnn inspect {run_of('rnn')} --part valid --characters {size.inspected} --only "
+        "clipping --device cpu --json"
+    )
+    return [loop, look]
+
+
+def _training_row(training: Training, log: Log, end: float) -> list[str]:
+    rate, cut, recurrence = training
+    loss = f"{end:.3f}" if math.isfinite(end) else "stopped: not finite"
+    if not log:
+        return [f"{rate:g}", cut, recurrence, "none logged", "", "", loss]
+    return [
+        f"{rate:g}",
+        cut,
+        recurrence,
+        f"{log[-1]['step']:,}",
+        f"{max(row['gradient_norm'] for row in log):.3g}",
+        percent(statistics.fmean(row["clipped_share"] for row in log)),
+        loss,
+    ]
+
+
+def _clipping_figure(logs: Mapping[Training, Log]) -> Figure:
+    """Return the figure of the trainings with a recurrence."""
+    drawn = [(rate, cut, log) for (rate, cut, recurrence), log in logs.items()
+             if recurrence == RECURRENCE[0]]  # fmt: skip
+    chart = line_chart(
+        "clipping",
+        "Training loss with and without clipping, by rate",
+        [
+            Line(
+                f"{rate:g}, {cut}",
+                [row["step"] for row in log],
+                [row["train_nats_per_char"] for row in log],
+                style,
+            )
+            for style, (rate, cut, log) in enumerate(drawn)
+        ],
+        x_label="step",
+        y_label="training loss, nats per character",
+        y_log=True,
+    )
+    return Figure("6-clipping", "Training loss with and without clipping", standalone(chart))
+
+
+def _logs(out: str) -> Sequence[Log]:
     """Return the rows on updates of each training that ``train --json`` printed."""
     logs: list[list[dict[str, Any]]] = []
     for event in map(json.loads, out.splitlines()):
@@ -310,7 +331,7 @@ def _logs(out: str) -> list[list[dict[str, Any]]]:
     return logs
 
 
-def _end(log: Sequence[Mapping[str, Any]], steps: int) -> float:
+def _end(log: Log, steps: int) -> float:
     """Return the loss at the end of a log; infinity where the run did not reach it."""
     return log[-1]["train_nats_per_char"] if log and log[-1]["step"] == steps else math.inf
 
