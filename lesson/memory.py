@@ -18,12 +18,16 @@ from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
 __all__ = ["Held", "Pace", "along", "gates", "judge_along", "judge_gates"]
 
+#: Share of characters up to which a gate is hardly ever open, or closed.
+IDLE = 0.01
+#: Share of characters above which a unit's gate counts as open throughout.
+ALWAYS = 0.9
 #: Properties that last longer than a word.
 LASTING = ("inside quotes", "inside brackets", "position in line", "indentation")
 #: Correlation from which on a unit follows a property.
 FOLLOWS = 0.5
-#: Tens of characters.
-TENS = 20
+#: Characters for which a property must go on somewhere.
+LONG = 20
 #: Characters of the figure.
 SHOWN = 240
 #: The lag at which the states' gradients are compared, and one before it that is shown.
@@ -71,14 +75,14 @@ def gates(lab: Lab) -> Section:
     )
     first = f"{inspect} --only gates --only units --json"
     found = lab.json(first)
-    units = [one for one in found["units"] if one["property"] in LASTING]
-    best = max(units or found["units"], key=lambda one: abs(one["correlation"]))
+    lasting = [one for one in found["units"] if one["property"] in LASTING]
+    best = max(lasting or found["units"], key=lambda one: abs(one["correlation"]))
     layer, number = best["unit"]["layer"], best["unit"]["unit"]
     name = f"{layer}.{number}"
     second = f"{inspect} --only units --unit {name}c --json"
     shown = lab.json(second)["activation"]
-    property_T = np.array(PROPERTIES[best["property"]](shown["text"]))
     c_T = np.array(shown["values"])
+    property_T = np.array(PROPERTIES[best["property"]](shown["text"]))
     held = Held(
         unit=name,
         property=best["property"],
@@ -89,30 +93,10 @@ def gates(lab: Lab) -> Section:
     use = {
         one["gate"]: (float(np.mean(one["open_share"])), float(np.mean(one["closed_share"])))
         for one in found["gates"]
-        if one["layer"] == 1
     }
     always = {
-        one["gate"]: sum(share > 0.9 for share in one["open_share"])
-        for one in found["gates"]
-        if one["layer"] == 1
+        one["gate"]: sum(share > ALWAYS for share in one["open_share"]) for one in found["gates"]
     }
-    start = _start(property_T)
-    x = list(range(start, min(start + SHOWN, len(c_T))))
-    drawn = property_T[x]
-    # On the scale of the unit, so that both can be read in one figure.
-    drawn = float(c_T.min()) + (drawn - drawn.min()) * (
-        float(np.ptp(c_T)) / max(1.0, float(np.ptp(drawn)))
-    )
-    chart = line_chart(
-        "memory",
-        f"The memory of unit {name} along the text, and the property {best['property']}",
-        [
-            Line(f"c of unit {name}", x, c_T[x].tolist(), 0),
-            Line(best["property"], x, drawn.tolist(), 1, faint=True),
-        ],
-        x_label="characters of the text",
-        y_label="c; the property to the same scale",
-    )
     return Section(
         number=8,
         why=f"""
@@ -130,9 +114,9 @@ its state h.
         commands=[first, second],
         tables=[
             Table(
-                ["gate", "open", "closed", "units open at over 90 % of characters"],
+                ["gate", "open", "closed", f"units open at over {percent(ALWAYS)} of characters"],
                 [
-                    [gate, f"{percent(opened)}", f"{percent(closed)}", f"{always[gate]:,}"]
+                    [gate, percent(opened), percent(closed), f"{always[gate]:,}"]
                     for gate, (opened, closed) in use.items()
                 ],
             ),
@@ -150,16 +134,36 @@ its state h.
                 words=2,
             ),
         ],
-        figures=[
-            Figure("8-memory", f"The memory of unit {name} along the text", standalone(chart))
-        ],
-        rule="two parts. Each gate is used both ways: open at more than 1 % of characters and "
-        "closed at more than 1 %, in the mean of the units. A unit's memory holds a visible "
+        figures=[_memory_figure(held, c_T, property_T)],
+        rule=f"two parts. Each gate is used both ways: open at more than {percent(IDLE)} of "
+        f"characters and closed at more than {percent(IDLE)}, in the mean of the units. A unit's "
+        "memory holds a visible "
         f"property: its c correlates with one by at least {FOLLOWS:g} in size, over the last "
-        f"{held.over:,} characters, and that property goes on for at least {TENS} characters "
+        f"{held.over:,} characters, and that property goes on for at least {LONG} characters "
         "somewhere. Both: holds; one: in part.",
         judgement=judge_gates(use, held),
     )
+
+
+def _memory_figure(held: Held, c_T: np.ndarray, property_T: np.ndarray) -> Figure:
+    """Return the figure of a unit's memory along a text, beside the property that it follows."""
+    start = _start(property_T)
+    x = range(start, min(start + SHOWN, len(c_T)))
+    drawn = property_T[x]
+    # On the scale of the unit, so that both can be read in one figure.
+    drawn = c_T.min() + (drawn - drawn.min()) * (np.ptp(c_T) / max(1.0, np.ptp(drawn)))
+    chart = line_chart(
+        "memory",
+        f"The memory of unit {held.unit} along the text, and the property {held.property}",
+        [
+            Line(f"c of unit {held.unit}", x, c_T[x].tolist(), 0),
+            Line(held.property, x, drawn.tolist(), 1, faint=True),
+        ],
+        x_label="characters of the text",
+        y_label="c; the property to the same scale",
+    )
+    title = f"The memory of unit {held.unit} along the text"
+    return Figure("8-memory", title, standalone(chart))
 
 
 def _correlation(x_T: np.ndarray, y_T: np.ndarray) -> float:
@@ -193,8 +197,8 @@ def judge_gates(use: Mapping[str, tuple[float, float]], held: Held) -> Judgement
         use: gate -> shares of characters at which it is open and closed, mean of the units.
         held: the best unit found.
     """
-    idle = [gate for gate, shares in use.items() if min(shares) <= 0.01]
-    follows = abs(held.correlation) >= FOLLOWS and held.lasts >= TENS
+    idle = [gate for gate, shares in use.items() if min(shares) <= IDLE]
+    follows = abs(held.correlation) >= FOLLOWS and held.lasts >= LONG
     forget_open, forget_closed = use["forget"]
     return judged(
         [not idle, follows],
@@ -218,41 +222,29 @@ def judge_gates(use: Mapping[str, tuple[float, float]], held: Held) -> Judgement
 def along(lab: Lab) -> Section:
     """Compare how far gradients reach along the states of the three cells."""
     commands = {cell: flow(lab, cell) for cell in ("rnn", "lstm", "gru")}
-    reaches: dict[tuple[str, str, str], Sequence[float]] = {}
-    needed: dict[str, int | None] = {}
-    paces: dict[tuple[str, str], Pace] = {}
-    for cell, command in commands.items():
-        found = lab.json(command)
-        needed[cell] = found["memory"]["needed"]
-        for one in found["pace"]:
-            mean = one["mean"]
-            paces[cell, one["state"]] = Pace(
-                math.nan if mean is None else mean, one["kept_mean"], one["kept_median"]
-            )
-        for one in found["gradient_flow"]:
-            if one["scaled_to"] is None:
-                for reach in one["reaches"]:
-                    if reach["state"] != "linear":
-                        reaches[one["weights"], cell, reach["state"]] = shares_left(reach)
-    trained = {key[1:]: relative for key, relative in reaches.items() if key[0] == "trained"}
-    farthest = min(len(relative) for relative in trained.values()) - 1
-    chart = line_chart(
-        "along",
-        "Gradient against lag along the states of trained cells",
-        [
-            Line(
-                f"{cell.upper()} {state}", range(1, farthest + 1), relative[1 : farthest + 1], style
-            )
-            for style, ((cell, state), relative) in enumerate(trained.items())
-        ],
-        x_label="lag k, characters",
-        y_label="share of the gradient at lag 0, trained",
-        x_log=True,
-        y_log=True,
-        y_range=(1e-5, 4.0),
-        rules=[Rule("1 %", 0.01)],
-    )
-    lags = {key: _under(relative) for key, relative in reaches.items()}
+    found = {cell: lab.json(command) for cell, command in commands.items()}
+    left = {
+        (model["weights"], cell, reach["state"]): shares_left(reach)
+        for cell, one in found.items()
+        for model in one["gradient_flow"]
+        for reach in model["reaches"]
+        if model["scaled_to"] is None and reach["state"] != "linear"
+    }
+    needed = {cell: one["memory"]["needed"] for cell, one in found.items()}
+    paces = {
+        (cell, pace["state"]): Pace(
+            math.nan if pace["mean"] is None else pace["mean"],
+            pace["kept_mean"],
+            pace["kept_median"],
+        )
+        for cell, one in found.items()
+        for pace in one["pace"]
+    }
+    trained = {
+        (cell, state): shares
+        for (weights, cell, state), shares in left.items()
+        if weights == "trained"
+    }
     return Section(
         number=9,
         why=f"""
@@ -267,42 +259,8 @@ its mean. "Kept" is the product of {KEPT_OVER} values in a row of the gate on it
 update: mean and median over units and characters.
 """,
         commands=list(commands.values()),
-        tables=[
-            Table(
-                ["state", "weights", "1 % at lag", f"left at lag {NEARER}",
-                 f"left at lag {LAG}", "context needed"],
-                [
-                    [
-                        f"{cell.upper()} {state}",
-                        weights,
-                        f"> {farthest}" if lags[weights, cell, state] is None
-                        else f"{lags[weights, cell, state]}",
-                        percent(relative[NEARER]),
-                        percent(relative[LAG]),
-                        _context(needed[cell]) if weights == "trained" else "",
-                    ]
-                    for (weights, cell, state), relative in reaches.items()
-                ],
-                words=2,
-            ),
-            Table(
-                ["state, trained", "correlation with itself a character before",
-                 f"kept over {KEPT_OVER} characters, mean", "median"],
-                [
-                    [
-                        f"{cell.upper()} {state}",
-                        f"{one.correlation:+.3f}",
-                        *("" if share is None else percent(share)
-                          for share in (one.kept_mean, one.kept_median)),
-                    ]
-                    for (cell, state), one in paces.items()
-                ],
-            ),
-        ],
-        figures=[
-            Figure("9-along", "Gradient against lag along the states of trained cells",
-                   standalone(chart))
-        ],
+        tables=[_reach_table(left, needed), _pace_table(paces)],
+        figures=[_along_figure(trained)],
         rule="three parts, for the trained models. Slowly: the LSTM's c correlates with itself a "
         f"character before by more than {SLOW:g}, and by more than the plain RNN's h. Far: at lag "
         f"{LAG} at least {percent(FLOOR)} of the gradient is left along the LSTM's c, and along "
@@ -310,18 +268,80 @@ update: mean and median over units and characters.
         f"RNN's. Used: the LSTM needs at least {USED:g} times as much context; left out if both "
         "need more than was tried. All: holds; some: in part.",
         judgement=judge_along(
-            {(cell, state): relative[LAG] for (cell, state), relative in trained.items()},
+            {key: shares[LAG] for key, shares in trained.items()},
             needed,
-            {cell: lags["trained", cell, "h"] for cell in needed},
+            {cell: _under(trained[cell, "h"]) for cell in needed},
             paces,
         ),
-    )  # fmt: skip
+    )
 
 
-def _under(relative: Sequence[float]) -> int | None:
+def _reach_table(
+    left: Mapping[tuple[str, str, str], Sequence[float]], needed: Mapping[str, int | None]
+) -> Table:
+    """Return what is left of gradients, by weights, cell and state, and each cell's context."""
+    rows = []
+    for (weights, cell, state), shares in left.items():
+        under = _under(shares)
+        rows.append(
+            [
+                f"{cell.upper()} {state}",
+                weights,
+                f"> {len(shares) - 1}" if under is None else f"{under}",
+                percent(shares[NEARER]),
+                percent(shares[LAG]),
+                _context(needed[cell]) if weights == "trained" else "",
+            ]
+        )
+    head = [
+        "state", "weights", "1 % at lag", f"left at lag {NEARER}", f"left at lag {LAG}",
+        "context needed",
+    ]  # fmt: skip
+    return Table(head, rows, words=2)
+
+
+def _pace_table(paces: Mapping[tuple[str, str], Pace]) -> Table:
+    head = [
+        "state, trained", "correlation with itself a character before",
+        f"kept over {KEPT_OVER} characters, mean", "median",
+    ]  # fmt: skip
+    rows = [
+        [
+            f"{cell.upper()} {state}",
+            f"{pace.correlation:+.3f}",
+            *(
+                "" if share is None else percent(share)
+                for share in (pace.kept_mean, pace.kept_median)
+            ),
+        ]
+        for (cell, state), pace in paces.items()
+    ]
+    return Table(head, rows)
+
+
+def _along_figure(trained: Mapping[tuple[str, str], Sequence[float]]) -> Figure:
+    title = "Gradient against lag along the states of trained cells"
+    chart = line_chart(
+        "along",
+        title,
+        [
+            Line(f"{cell.upper()} {state}", range(1, len(shares)), shares[1:], style)
+            for style, ((cell, state), shares) in enumerate(trained.items())
+        ],
+        x_label="lag k, characters",
+        y_label="share of the gradient at lag 0, trained",
+        x_log=True,
+        y_log=True,
+        y_range=(1e-5, 4.0),
+        rules=[Rule("1 %", 0.01)],
+    )
+    return Figure("9-along", title, standalone(chart))
+
+
+def _under(shares: Sequence[float]) -> int | None:
     """Return the lag from which on less than 1 % is left; None: none of those measured."""
-    lag = 1 + max(k for k, value in enumerate(relative) if value >= 0.01)
-    return lag if lag < len(relative) else None
+    lag = 1 + max(k for k, share in enumerate(shares) if share >= 0.01)
+    return lag if lag < len(shares) else None
 
 
 def _context(needed: int | None) -> str:
