@@ -100,10 +100,8 @@ def _measured(lab: Lab) -> tuple[Rows, Rows, Rows]:
 
 def lstm(lab: Lab) -> Section:
     """Compare the cells at equal width, equal parameters and equal time."""
-    rows = _measured(lab)
-    steps, minutes, width = rows
-    found = costs(*rows)
-    cells = list(found)
+    steps, minutes, width = _measured(lab)
+    found = costs(steps, minutes, width)
     by_width = Table(
         [f"at {lab.size.hidden} units", "parameters of the recurrence", "its multiply-adds per "
          "character", "share of the model's", "µs per character, training",
@@ -128,34 +126,14 @@ def lstm(lab: Lab) -> Section:
                 cell.upper(),
                 f"{steps[cell]['hidden']}",
                 f"{steps[cell]['parameters']:,}",
-                f"{found[cell].by_steps:.3f}",
+                f"{one.by_steps:.3f}",
                 f"{steps[cell]['seconds']:.0f}",
-                f"{found[cell].by_time:.3f}",
+                f"{one.by_time:.3f}",
                 f"{minutes[cell]['runs'][0]['trained_characters']:,}",
             ]
-            for cell in cells
+            for cell, one in found.items()
         ],
     )  # fmt: skip
-    names = [cell.upper() for cell in cells]
-    loss = dot_chart(
-        "loss",
-        "Loss of the cells at equal parameters",
-        names,
-        [
-            Dots("equal steps", [one.by_steps for one in found.values()], 0),
-            Dots("equal time", [one.by_time for one in found.values()], 1),
-        ],
-        x_label="held-out loss, nats per character",
-    )
-    price = dot_chart(
-        "price",
-        "Time of the cells at equal width",
-        names,
-        [Dots("training", [one.microseconds for one in found.values()], 0)],
-        x_label=f"training, µs per character, {lab.size.hidden} units",
-        form=".1f",
-        x_range=(0.0, 1.15 * max(one.microseconds for one in found.values())),
-    )
     return Section(
         number=10,
         why="""
@@ -170,16 +148,43 @@ of the whole model: embedding and head are in them.
 """,
         commands=commands(lab),
         tables=[by_width, by_loss],
-        figures=[
-            Figure("10-loss", "Loss of the cells at equal parameters", standalone(loss)),
-            Figure("10-price", "Time of the cells at equal width", standalone(price)),
-        ],
+        figures=[_loss_figure(found), _price_figure(found, lab.size.hidden)],
         rule=f"three parts. A price: at equal width the LSTM takes at least {DEARER:g} times as "
         "long per character as any other. Its only drawback: with equal parameters no cell is more "
         f"than {EQUAL:g} nats better, neither after equal steps, nor after equal time. All: "
         "holds; some: in part.",
         judgement=judge_lstm(found),
     )
+
+
+def _loss_figure(found: Mapping[str, Costs]) -> Figure:
+    title = "Loss of the cells at equal parameters"
+    chart = dot_chart(
+        "loss",
+        title,
+        [cell.upper() for cell in found],
+        [
+            Dots("equal steps", [one.by_steps for one in found.values()], 0),
+            Dots("equal time", [one.by_time for one in found.values()], 1),
+        ],
+        x_label="held-out loss, nats per character",
+    )
+    return Figure("10-loss", title, standalone(chart))
+
+
+def _price_figure(found: Mapping[str, Costs], hidden: int) -> Figure:
+    title = "Time of the cells at equal width"
+    times = [one.microseconds for one in found.values()]
+    chart = dot_chart(
+        "price",
+        title,
+        [cell.upper() for cell in found],
+        [Dots("training", times, 0)],
+        x_label=f"training, µs per character, {hidden} units",
+        form=".1f",
+        x_range=(0.0, 1.15 * max(times)),
+    )
+    return Figure("10-price", title, standalone(chart))
 
 
 def judge_lstm(found: Mapping[str, Costs]) -> Judgement:
