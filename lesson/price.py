@@ -196,42 +196,31 @@ def judge_lstm(found: Mapping[str, Costs]) -> Judgement:
     own = found["lstm"]
     others = [cell for cell in found if cell != "lstm"]
     next_to = max(others, key=lambda cell: found[cell].microseconds)
-    best_steps = min(found, key=lambda cell: found[cell].by_steps)
-    best_time = min(found, key=lambda cell: found[cell].by_time)
     dearest = own.microseconds >= DEARER * found[next_to].microseconds
     outdone = found[next_to].microseconds >= DEARER * own.microseconds
-    by_steps = found[best_steps].by_steps >= own.by_steps - EQUAL
-    by_time = found[best_time].by_time >= own.by_time - EQUAL
+    by_steps, after_steps = _none_better({cell: one.by_steps for cell, one in found.items()})
+    by_time, after_time = _none_better({cell: one.by_time for cell, one in found.items()})
     times = ", ".join(f"{cell.upper()} {one.microseconds:.1f}" for cell, one in found.items())
     clock = "the LSTM is the dearest."
     if outdone:
         clock = f"the {next_to.upper()} is dearer, whatever the LSTM has more by count."
     elif not dearest:
         clock = f"the LSTM's time and the {next_to.upper()}'s differ by too little to tell."
-    after_steps, after_time = (
-        f"the {best.upper()} is better than the LSTM: {nats:.3f} against {its:.3f} nats"
-        for best, nats, its in (
-            (best_steps, found[best_steps].by_steps, own.by_steps),
-            (best_time, found[best_time].by_time, own.by_time),
-        )
-    )
-    none = f"no cell is better than the LSTM by more than {EQUAL:g}"
-    if by_steps and by_time:
-        loss = f"{none} nats, neither after equal steps ({own.by_steps:.3f}) nor after equal time "
-        loss += f"({own.by_time:.3f})."
-    elif by_steps:
-        loss = f"{none} nats after equal steps ({own.by_steps:.3f}), "
-        loss += f"but after equal time {after_time}."
-    elif by_time:
-        loss = f"{after_steps} after equal steps; after equal time {none} ({own.by_time:.3f} nats)."
-    else:
-        loss = f"{after_steps} after equal steps; after equal time {after_time}."
     return judged(
         [dearest, by_steps, by_time],
         f"At equal width a character takes, in µs: {times}; {clock}",
         _of_the_head(own),
-        f"With equal parameters {loss}",
+        f"With equal parameters {after_steps} after equal steps, and {after_time} after equal "
+        "time.",
     )
+
+
+def _none_better(nats: Mapping[str, float]) -> tuple[bool, str]:
+    """Return whether no cell's loss is clearly below the LSTM's, and that in words."""
+    best, own = min(nats, key=lambda cell: nats[cell]), nats["lstm"]
+    if nats[best] >= own - EQUAL:
+        return True, f"no cell is more than {EQUAL:g} nats better than the LSTM ({own:.3f})"
+    return False, f"the {best.upper()} is better than the LSTM ({nats[best]:.3f}, {own:.3f} nats)"
 
 
 def _of_the_head(one: Costs) -> str:

@@ -246,19 +246,19 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
     ("10 as told", lambda: judge_lstm({
         "rnn": cost(microseconds=3, by_steps=1.9, by_time=1.8), "lstm": cost(),
         "gru": cost(microseconds=7)}),
-     "holds", "the LSTM is the dearest. With equal parameters no cell is better than the LSTM by "
-     "more than 0.02 nats, neither after equal steps (1.500) nor after equal time (1.500)."),
+     "holds", "the LSTM is the dearest. With equal parameters no cell is more than 0.02 nats "
+     "better than the LSTM (1.500) after equal steps, and no cell is more than 0.02 nats better "
+     "than the LSTM (1.500) after equal time."),
     ("10 the GRU is dearer", lambda: judge_lstm({"lstm": cost(), "gru": cost(microseconds=12)}),
      "holds in part", "the GRU is dearer, whatever"),
     ("10 worse by time", lambda: judge_lstm(
         {"lstm": cost(), "gru": cost(microseconds=7, by_time=1.4)}),
-     "holds in part", "(1.500), but after equal time the GRU is better than the LSTM: 1.400 "
-     "against 1.500 nats."),
+     "holds in part", "(1.500) after equal steps, and the GRU is better than the LSTM (1.400, "
+     "1.500 nats) after equal time."),
     ("10 worse by steps only", lambda: judge_lstm(
         {"lstm": cost(), "rnn": cost(microseconds=7, by_steps=1.4)}),
-     "holds in part", "parameters the RNN is better than the LSTM: 1.400 against 1.500 nats after "
-     "equal steps; after equal time no cell is better than the LSTM by more than 0.02 (1.500 "
-     "nats)."),
+     "holds in part", "parameters the RNN is better than the LSTM (1.400, 1.500 nats) after equal "
+     "steps, and no cell is more than 0.02 nats better than the LSTM (1.500) after equal time."),
     ("10 too close to tell", lambda: judge_lstm(
         {"lstm": cost(), "rnn": cost(microseconds=10.1), "gru": cost(microseconds=9)}),
      "holds in part", "the LSTM's time and the RNN's differ by too little to tell. With"),
@@ -267,8 +267,8 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
      "holds", "But only 12 % of the LSTM's multiply-adds are its recurrence's"),
     ("10 nothing", lambda: judge_lstm(
         {"lstm": cost(), "gru": cost(microseconds=12, by_time=1.4, by_steps=1.3)}),
-     "does not hold", "the GRU is better than the LSTM: 1.300 against 1.500 nats after equal "
-     "steps; after equal time the GRU is better than the LSTM: 1.400"),
+     "does not hold", "the GRU is better than the LSTM (1.300, 1.500 nats) after equal steps, and "
+     "the GRU is better than the LSTM (1.400, 1.500 nats) after equal time."),
     ("11 as told", lambda: judge_gru(cost(parameters=75, microseconds=5), cost()), "holds",
      "0.50 of the LSTM's time"),
     ("11 three quarters", lambda: judge_gru(
