@@ -569,22 +569,36 @@ def test_a_quick_lesson_is_a_whole_one(tmp_path: Path) -> None:
     assert str(tmp_path) not in page
 
 
-@pytest.mark.parametrize("words", [["--text", str(ROOT / "README.md")], ["--quick"]])
-def test_the_page_of_the_docs_is_not_overwritten_by_another(
-    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--text", str(ROOT / "README.md")], "--out is missing"),
+        (["--quick"], "--out is missing"),
+        (["--text", "none", "--out", "out"], "--text none: there is no such file"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_it_is_begun(
+    words: list[str],
+    says: str,
+    empty_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """The page of the docs is not overwritten by another; nothing is left anywhere."""
     monkeypatch.setattr("lesson.__main__.Lab", lambda *_: pytest.fail("it was begun"))
     monkeypatch.setattr(sys, "argv", ["lesson", *words])
     with pytest.raises(SystemExit, match=r"^2$"):
         main()
-    assert "--out is missing" in capsys.readouterr().err
+    assert says in capsys.readouterr().err
 
 
-def test_a_text_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "lesson", "--text", tmp_path / "none", "--out", tmp_path],
-        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "there is no such file" in done.stderr
-    assert not list(tmp_path.iterdir())
+def test_a_lesson_that_fails_says_so_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "empty.txt"
+    text.touch()
+    monkeypatch.setattr(sys, "argv", ["lesson", "--text", str(text), "--out", str(tmp_path)])
+    assert main() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("scripts/lesson: no text in ")
+    assert list(tmp_path.iterdir()) == [text]
