@@ -83,7 +83,7 @@ QUICK = Size(
     hidden=16, steps=30, minutes=0.02, width_steps=10, width_seeds=1, least=10_000, held_out=4_000,
     inspected=2_000, lengths=(10, 1_000), windows=(4, 108), recall_hidden=8, recall_steps=20,
     recall_windows=(8, 48), seeds=(1,), clip_hidden=16, clip_steps=20, clip_rates=(5.0,),
-    plain_rates=(0.5, 8.0),
+    plain_rates=(8.0,),
 )  # fmt: skip
 
 
