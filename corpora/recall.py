@@ -71,12 +71,11 @@ def main() -> None:
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader has seen enough; Python must not complain about it while it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
+        # What is not written yet must not fail once more while Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        parser.exit(1, f"recall.py: cannot write the text: {error.strerror}\n")
+        if not isinstance(error, BrokenPipeError):  # else the reader has seen enough
+            parser.exit(1, f"recall.py: cannot write the text: {error.strerror}\n")
 
 
 if __name__ == "__main__":
