@@ -16,7 +16,7 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -100,7 +100,7 @@ def measure(cell: CellName, layers: int, hidden: int, length: int, rounds: int) 
         for _ in sample(model, vocabulary, prompt, config):
             pass
 
-    shorter = max(1, length // 10)
+    shorter = length // 10  # the loop is slow
     loop, one, int8, many, many_bf16 = in_turns(
         [
             lambda: slow(shorter),
@@ -169,6 +169,38 @@ def waits(rounds: int) -> tuple[float, float]:
     return torch_alone, first
 
 
+def show(
+    rows: Sequence[Row],
+    seconds: tuple[float, float],
+    speeds: Mapping[str, float],
+    bits: Mapping[WeightsName, float],
+) -> None:
+    table = Table(title=f"characters sampled per second, CPU\n{machine()}")
+    for name in (
+        "cell", "size", "MB", "loop", "one", "/ loop", "GB/s", "int8", "/ one", "64", "/ one",
+        "64, bf16", "/ one",
+    ):  # fmt: skip
+        table.add_column(name, justify="left" if name == "cell" else "right")
+    for row in rows:
+        table.add_row(
+            row.cell, f"{row.layers}x{row.hidden}", f"{row.megabytes:.1f}", f"{row.loop:,.0f}",
+            f"{row.one:,.0f}", f"{row.one / row.loop:.1f}", f"{row.one * row.megabytes / 1e3:.0f}",
+            f"{row.int8:,.0f}", f"{row.int8 / row.one:.1f}",
+            f"{row.many:,.0f}", f"{row.many / row.one:.1f}",
+            f"{row.many_bf16:,.0f}", f"{row.many_bf16 / row.one:.1f}",
+        )  # fmt: skip
+    console = Console(width=120, highlight=False)
+    console.print(table)
+    torch_alone, first = seconds
+    console.print(f"First character after {first:.2f} s, of which torch {torch_alone:.2f}")
+    console.print(
+        "Reading an array again and again, GB/s: "
+        + "; ".join(f"{size}: {speed:.0f}" for size, speed in speeds.items())
+    )
+    for weights, value in bits.items():
+        console.print(f"{weights}: {value:.4f} bits per character")
+
+
 def main() -> None:
     """Run, print the table, write the JSON."""
     parser = argparse.ArgumentParser(
@@ -189,36 +221,11 @@ def main() -> None:
         sizes = sizes[: len(CELL_NAMES)]
     torch_alone, first = waits(rounds)
     rows = [measure(cell, 2, hidden, length, rounds) for cell, hidden in sizes]
-    table = Table(title=f"characters sampled per second, CPU\n{machine()}")
-    for name in (
-        "cell", "size", "MB", "loop", "one", "/ loop", "GB/s", "int8", "/ one", "64", "/ one",
-        "64, bf16", "/ one",
-    ):  # fmt: skip
-        table.add_column(name, justify="left" if name == "cell" else "right")
-    for row in rows:
-        table.add_row(
-            row.cell, f"{row.layers}x{row.hidden}", f"{row.megabytes:.1f}", f"{row.loop:,.0f}",
-            f"{row.one:,.0f}", f"{row.one / row.loop:.1f}", f"{row.one * row.megabytes / 1e3:.0f}",
-            f"{row.int8:,.0f}", f"{row.int8 / row.one:.1f}",
-            f"{row.many:,.0f}", f"{row.many / row.one:.1f}",
-            f"{row.many_bf16:,.0f}", f"{row.many_bf16 / row.one:.1f}",
-        )  # fmt: skip
-    console = Console(width=120)
-    console.print(table)
-    console.print(
-        f"First character after {first:.2f} s, of which torch {torch_alone:.2f}", highlight=False
-    )
     speeds = {
         f"{size} MB": read_speed(size) for size in ((4, 13) if chosen.quick else (4, 13, 50, 500))
     }
-    console.print(
-        "Reading an array again and again, GB/s: "
-        + "; ".join(f"{size}: {speed:.0f}" for size, speed in speeds.items()),
-        highlight=False,
-    )
     bits = losses(chosen.checkpoint, chosen.text) if chosen.checkpoint else {}
-    for weights, value in bits.items():
-        console.print(f"{weights}: {value:.4f} bits per character", highlight=False)
+    show(rows, (torch_alone, first), speeds, bits)
     if chosen.json:
         results = {
             "seconds": {"torch": torch_alone, "first_character": first},

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,14 +30,17 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.common import Reference, ReferenceTraining, write_json
+from benchmarks.common import Reference, ReferenceTraining, in_turns, write_json
 from charrnn.config import CELL_NAMES, CellName
 from charrnn.device import choose_device, synchronise
 from charrnn.kernels import multiplies_bf16
 from charrnn.machine import machine
 
-#: The reference's, of AdamW, before its decay.
-RATE = 3e-3
+#: The reference's, of AdamW, before its decay; the updates over which it warms up to that, and
+#: the share of it that is left at the end.
+RATE, WARM_UP, LEFT = 3e-3, 50, 0.02
+#: The reference's lanes and the characters of its windows.
+LANES, WINDOW = 32, 64
 
 
 @dataclass(frozen=True)
@@ -88,17 +92,14 @@ def narrow_is_faster(
     """Whether the reference trains faster in bf16, by some updates of each in turns."""
     if not multiplies_bf16(device):
         return False
+
+    def update(training: ReferenceTraining) -> None:
+        training.update(x_TB, y_TB)
+        synchronise(device)
+
     trainings = [plain(cell, vocabulary, device, narrow) for narrow in (False, True)]
-    took = [0.0, 0.0]
-    for number in range(25):
-        for which, training in enumerate(trainings):
-            synchronise(device)
-            started = time.monotonic()
-            training.update(x_TB, y_TB)
-            synchronise(device)
-            if number >= 5:  # the first ones choose and load kernels
-                took[which] += time.monotonic() - started
-    return took[1] < took[0]
+    wide, narrow = in_turns([partial(update, training) for training in trainings], 25)
+    return narrow < wide
 
 
 def reference(text: Path, cell: CellName, minutes: float, device: torch.device) -> Outcome:
@@ -111,25 +112,24 @@ def reference(text: Path, cell: CellName, minutes: float, device: torch.device) 
     symbols = {character: index for index, character in enumerate(sorted(set(characters)))}
     ids = torch.from_numpy(np.array([symbols[character] for character in characters]))
     train, valid = ids[: int(0.9 * len(ids))], ids[int(0.9 * len(ids)) :]
-    lanes, window = 32, 64
-    length = (len(train) - 1) // lanes
-    x_LB = train[: lanes * length].view(lanes, length).t().contiguous().to(device)
-    y_LB = train[1 : lanes * length + 1].view(lanes, length).t().contiguous().to(device)
-    narrow = narrow_is_faster(cell, len(symbols), x_LB[:window], y_LB[:window], device)
+    length = (len(train) - 1) // LANES
+    x_LB = train[: LANES * length].view(LANES, length).t().contiguous().to(device)
+    y_LB = train[1 : LANES * length + 1].view(LANES, length).t().contiguous().to(device)
+    narrow = narrow_is_faster(cell, len(symbols), x_LB[:WINDOW], y_LB[:WINDOW], device)
     training = plain(cell, len(symbols), device, narrow)
-    budget, step, read = minutes * 60, 0, 0
+    budget, step = minutes * 60, 0
     started = time.monotonic()
     while (elapsed := time.monotonic() - started) < budget:
-        start = step * window % (length - window)
-        if start < window:
+        start = step * WINDOW % (length - WINDOW)
+        if start < WINDOW:
             training.state = None
-        decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * elapsed / budget))
+        decay = LEFT + (1 - LEFT) * 0.5 * (1 + math.cos(math.pi * elapsed / budget))
         for group in training.optimiser.param_groups:
-            group["lr"] = RATE * min(1.0, (step + 1) / 50) * decay
-        training.update(x_LB[start : start + window], y_LB[start : start + window])
-        step, read = step + 1, read + lanes * window
+            group["lr"] = RATE * min(1.0, (step + 1) / WARM_UP) * decay
+        training.update(x_LB[start : start + WINDOW], y_LB[start : start + WINDOW])
+        step += 1
     synchronise(device)
-    seconds = time.monotonic() - started
+    seconds, read = time.monotonic() - started, step * LANES * WINDOW
     return Outcome(
         f"plain {'bf16' if narrow else 'fp32'}",
         cell,
@@ -151,6 +151,18 @@ def exact_loss(model: Reference, ids: Tensor) -> float:
         logits_TBV, state = model(x_TB, state)
         total += float(F.cross_entropy(logits_TBV[:, 0], y_T, reduction="sum"))
     return total / (len(ids) - 1)
+
+
+def show(text: str, outcomes: Sequence[Outcome]) -> None:
+    table = Table(title=f"{text}: loss on the last tenth after a time\n{machine()}")
+    for name in ("cell", "minutes", "who", "nats/char", "chars/s", "characters", "seconds"):
+        table.add_column(name, justify="left" if name in ("cell", "who") else "right")
+    for o in outcomes:
+        table.add_row(
+            o.cell, f"{o.minutes:g}", o.who, f"{o.nats_per_char:.4f}",
+            f"{o.chars_per_second:,.0f}", f"{o.characters:,}", f"{o.seconds:.0f}",
+        )  # fmt: skip
+    Console().print(table)
 
 
 def main() -> None:
@@ -180,15 +192,7 @@ def main() -> None:
                 if len(outcomes) % 4:
                     both.reverse()
                 outcomes += [train() for train in both]
-    table = Table(title=f"{text.name}: loss on the last tenth after a time\n{machine()}")
-    for name in ("cell", "minutes", "who", "nats/char", "chars/s", "characters", "seconds"):
-        table.add_column(name, justify="left" if name in ("cell", "who") else "right")
-    for o in outcomes:
-        table.add_row(
-            o.cell, f"{o.minutes:g}", o.who, f"{o.nats_per_char:.4f}",
-            f"{o.chars_per_second:,.0f}", f"{o.characters:,}", f"{o.seconds:.0f}",
-        )  # fmt: skip
-    Console().print(table)
+    show(text.name, outcomes)
     if chosen.json:
         write_json(chosen.json, [asdict(outcome) for outcome in outcomes])
 
