@@ -270,12 +270,8 @@ def matrix_peaks() -> dict[str, float]:
     }
 
 
-def show(
-    rows: Sequence[Row],
-    reading: Mapping[str, float],
-    peaks: Mapping[str, float],
-    console: Console,
-) -> None:
+def show(rows: Sequence[Row], reading: Mapping[str, float], peaks: Mapping[str, float]) -> None:
+    console = Console(highlight=False)
     for what, group in groupby(rows, lambda row: row.what):
         table = Table(title=what)
         for column in ("cell", "by"):
@@ -284,22 +280,16 @@ def show(
             table.add_column(column, justify="right")
         for row in group:
             table.add_row(
-                row.cell,
-                row.by,
-                f"{row.ms:.2f}",
-                f"{row.characters_per_second:,.0f}",
-                f"{row.gflops:,.0f}",
-                f"{row.over_torch_nn:.2f}",
-                f"{row.over_lstm:.2f}",
-            )
+                row.cell, row.by, f"{row.ms:.2f}", f"{row.characters_per_second:,.0f}",
+                f"{row.gflops:,.0f}", f"{row.over_torch_nn:.2f}", f"{row.over_lstm:.2f}",
+            )  # fmt: skip
         console.print(table)
     console.print(
         "Characters/s of an LSTM of 384: "
-        + "; ".join(f"{name} {speed:,.0f}" for name, speed in reading.items()),
-        highlight=False,
+        + "; ".join(f"{name} {speed:,.0f}" for name, speed in reading.items())
     )
     limits = "; ".join(f"{name} {peak:,.0f}" for name, peak in peaks.items())
-    console.print(f"Matrix peak, GFLOP/s: {limits}\n{machine()}", highlight=False)
+    console.print(f"Matrix peak, GFLOP/s: {limits}\n{machine()}")
 
 
 def main() -> None:
@@ -317,7 +307,7 @@ def main() -> None:
     rows = [row for length in lengths for row in measure_layers(length, rounds)]
     rows += measure_updates(_ON_CUDA if torch.cuda.is_available() else _ON_CPU, rounds)
     reading, peaks = measure_scoring(rounds // 2), matrix_peaks()
-    show(rows, reading, peaks, Console())
+    show(rows, reading, peaks)
     if options.json:
         results = {
             "matrix_peaks": peaks,
