@@ -350,9 +350,8 @@ def judge_clipping(
             infinity if it broke off.
         alone: the same without a recurrence.
     """
-    wrong = _wrong(ends)
-    anyhow = [rate for rate, (_, not_clipped) in _wrong(alone).items() if not_clipped]
-    mended = [rate for rate, (clipped, not_clipped) in wrong.items() if not_clipped > clipped]
+    wrong, wrong_alone = _wrong(ends), _wrong(alone)
+    mended = [rate for rate, (clipped, not_clipped) in wrong.items() if not_clipped and not clipped]
     lost = [rate for rate, both in wrong.items() if all(both)]
     fine = [rate for rate, (_, not_clipped) in wrong.items() if not not_clipped]
 
@@ -368,14 +367,15 @@ def judge_clipping(
             for rate in rates
         )
 
-    too_large = [rate for rate in [*mended, *lost] if rate in anyhow]
-    recurrent = [rate for rate in [*mended, *lost] if rate not in anyhow]
+    tested = [*mended, *lost]
+    too_large = [rate for rate in tested if wrong_alone[rate][1]]
+    recurrent = [rate for rate in tested if not any(wrong_alone[rate])]
     return judged(
-        [rate in mended for rate in [*mended, *lost]],
+        [rate in mended for rate in tested],
         f"At {at(mended)} clipping decides: {both(mended)}." if mended else "",
         f"At {at(lost)} the training goes wrong with clipping, too: {both(lost)}." if lost else "",
         f"At {at(fine)} it does not go wrong without: {both(fine)}." if fine else "",
-        "" if mended or lost else "So there was nothing to mend.",
+        "" if tested else "So there was nothing to mend.",
         f"At {at(recurrent)} it is the recurrence that makes the harm: without one, training does "
         f"not go wrong there ({both(recurrent, alone)})."
         if recurrent

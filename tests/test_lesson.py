@@ -296,6 +296,11 @@ def test_tanh_is_no_reason_where_more_is_left_than_told(radius: float, left: flo
     assert last.startswith("The trained network ended at a radius")
 
 
+def test_the_recurrence_is_not_blamed_where_training_goes_wrong_without_one() -> None:
+    says = clipping_of({5: (1.5, 2.5)}, {5: (3.2, 2.4)}).says
+    assert not [sentence for sentence in says if "recurrence" in sentence]
+
+
 def test_a_gate_that_keeps_next_to_nothing_does_not_replace_a_memory_line() -> None:
     says = along_of(1e-4, 0.001, 30, 45, gru=0.005).says
     assert not [sentence for sentence in says if "GRU has no memory" in sentence]
