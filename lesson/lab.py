@@ -55,10 +55,13 @@ class Size:
     held_out: int = 200_000
     """Characters to validate on."""
     inspected: int = 20_000
+    """Characters of these that ``inspect`` looks into."""
     lengths: tuple[int, ...] = (10, 1_000, 100_000)
+    """Characters that are scored, at claim 1."""
     windows: tuple[int, ...] = (1, 4, 16, 32, 64, 108, 256, 512)
     """Of the gradient, at claim 3."""
     radii: tuple[float, ...] = (0.5, 0.9, 1.0, 1.1, 1.5)
+    """Spectral radii of the recurrent matrix, at claim 5."""
     distance: int = 16
     """K of the recall text. At 12 every window learns it within the steps, at 24 hardly any."""
     recall_hidden: int = 32
@@ -70,6 +73,7 @@ class Size:
     """Below and above K. With a state that is not carried a window shows a whole line only
     where it happens to begin before it, so that the longest are much longer."""
     seeds: tuple[int, ...] = (1, 2, 3)
+    """Of the trainings at claim 7."""
     clip_hidden: int = 128
     clip_steps: int = 300
     clip_rates: tuple[float, ...] = (2.0, 5.0, 10.0)

@@ -35,7 +35,7 @@ def length(lab: Lab) -> Section:
     """Measure the same checkpoint on texts of several lengths."""
     rows = {row["cell"]: row for row in lab.json(compare_steps(lab))}
     # Nothing that the models were trained on.
-    lengths = [length for length in lab.size.lengths if length <= lab.held_out]
+    lengths = [n for n in lab.size.lengths if n <= lab.held_out]
     if lab.text is None:
         write = (
             "python -c \"from charrnn.files import embedded_corpus; text = ''.join(open(path)."
@@ -47,17 +47,17 @@ def length(lab: Lab) -> Section:
             f"python -c \"print(open('{lab.words.strip()}').read()[-{max(lengths)}:], "
             f"end='')\" > {END}"
         )
+    scoring = [
+        f"python -c \"print(open('{END}').read()[:{n}], end='')\" | charrnn evaluate "
+        f"{run_of('lstm')} --text - --device cpu --json"
+        for n in lengths
+    ]
     lab.do(write)
-    scores = []
-    scoring = []
-    for characters in lengths:
-        command = (
-            f"python -c \"print(open('{END}').read()[:{characters}], end='')\" | charrnn evaluate "
-            f"{run_of('lstm')} --text - --device cpu --json"
-        )
-        scoring.append(command)
-        (row,) = lab.json(command)
-        scores.append((row["characters"] + 1, row["parameters"], row["nats_per_char"]))
+    scores = [
+        # The first character is read, but has no price.
+        (row["characters"] + 1, row["parameters"], row["nats_per_char"])
+        for (row,) in map(lab.json, scoring)
+    ]
     table = Table(
         ["characters", "parameters used", "nats/char", "parameters of a step of its own each"],
         [

@@ -51,8 +51,7 @@ def length_of(*scores: tuple[int, int, float]) -> Any:
 
 
 def steps_of(**differences: float) -> Any:
-    return judge_step({cell: {"logits_difference": d, "quantities": []}
-                       for cell, d in differences.items()})  # fmt: skip
+    return judge_step({cell: {"logits_difference": d} for cell, d in differences.items()})
 
 
 def window_of(bptt: int, angle: float, microseconds: float, last: int | None = None) -> Any:
