@@ -137,6 +137,9 @@ def main() -> int:
         except LessonError as error:
             print(f"scripts/lesson: {error}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            print("scripts/lesson: stopped", file=sys.stderr)
+            return 130
         text = page(lab, sections, command, "lesson", out)
     drawn = out / "lesson"
     drawn.mkdir(parents=True, exist_ok=True)

@@ -596,6 +596,19 @@ def test_what_cannot_be_done_is_refused_before_it_is_begun(
     assert says in capsys.readouterr().err
 
 
+def test_a_lesson_is_stopped_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lesson.__main__.Lab", interrupted)
+    monkeypatch.setattr(sys, "argv", ["lesson", "--out", str(tmp_path)])
+    assert main() == 130
+    assert capsys.readouterr().err == "scripts/lesson: stopped\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_lesson_that_fails_says_so_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
