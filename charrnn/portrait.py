@@ -5,10 +5,9 @@ Small samples of a model's doings that a reader can look at, in one record a mod
 
 from __future__ import annotations
 
-import codecs
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from charrnn.checkpoint import find
 from charrnn.comparison import Comparison, RunResult
 from charrnn.config import InspectConfig, ModelConfig, PartName, SampleConfig, TrainConfig
 from charrnn.corpus import Part
-from charrnn.evaluation import Prices, prices
+from charrnn.evaluation import PricedText, prices
 from charrnn.gradients import Clipping, clipping
 from charrnn.inspection import Inspection, inspect
 from charrnn.metrics import LOG, read_metrics
@@ -36,7 +35,6 @@ from charrnn.wording import printable
 __all__ = [
     "SAMPLE",
     "Portrait",
-    "PricedText",
     "Row",
     "labels",
     "portray",
@@ -75,47 +73,6 @@ class Portrait:
     """None where it was not looked into, or the text is too short for that."""
     validated_on: object = None
     """What the log's losses are on; equal for runs whose losses compare."""
-
-
-class PricedText:
-    """Puts characters to the prices of a text.
-
-    Bytes are given as the utf-8 characters they make up, each at the price of all of its
-    bytes.
-
-    Args:
-        part: the text that is scored.
-    """
-
-    def __init__(self, part: Part) -> None:
-        self._codes = part.each_code()
-        self._decoder = None
-        if part.corpus.encoding == "bytes":
-            self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._pending = 0.0
-        self._left = part.characters
-
-    def first(self) -> Iterator[tuple[str, float]]:
-        """Yield what comes before the first price; to be called once, at the start."""
-        return self._characters([0.0])
-
-    def priced(self, stretch: Prices) -> Iterator[tuple[str, float]]:
-        """Yield a stretch's characters with their prices; stretches must come in order."""
-        return self._characters(stretch.nats_T.tolist())
-
-    def _characters(self, costs: Iterable[float]) -> Iterator[tuple[str, float]]:
-        for nats in costs:
-            code = next(self._codes)
-            self._left -= 1
-            if self._decoder is None:
-                yield chr(code), nats
-                continue
-            self._pending += nats
-            # None while a character's bytes are not complete; more than one after a wrong byte.
-            # At the end, what is there of a character that was cut off.
-            if character := self._decoder.decode(bytes([code]), final=self._left == 0):
-                yield character, self._pending
-                self._pending = 0.0
 
 
 def portray(

@@ -20,8 +20,7 @@ from charrnn.baselines import Baseline
 from charrnn.comparison import TOLERANCE, Comparison, Plan
 from charrnn.corpus import Part
 from charrnn.errors import CharrnnError
-from charrnn.evaluation import PositionScores, Prices, Scores, perplexity
-from charrnn.portrait import PricedText
+from charrnn.evaluation import PositionScores, PricedText, Prices, Scores, perplexity
 from charrnn.terminal import Output, plain_table, print_words
 from charrnn.wording import counted, printable, reason, shown
 
