@@ -1,0 +1,181 @@
+"""Gradient flow, against finite differences and what can be computed by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from charrnn import flow as module
+from charrnn.cells import GRU, LSTM, Cell, State
+from charrnn.config import CellName
+from charrnn.flow import gradient_flow, initial_model, with_spectral_radius
+from charrnn.model import CharModel
+from tests.small import each_cell, make_model, make_stretch, zero_
+
+
+@dataclass(frozen=True)
+class Nudge:
+    """A change of one number of the state, at one character."""
+
+    at: int
+    layer: int
+    state: str
+    unit: int
+    by: float
+
+
+def nudged_step(cell: Cell, x_E: Tensor, state: State, nudge: Nudge | None) -> State:
+    """Do one step by the printed equations, one lane; change h after it, or c within it."""
+    h, H = state[0], cell.hidden
+    change = torch.zeros(H, dtype=h.dtype)
+    if nudge:
+        change[nudge.unit] = nudge.by
+    wx, uh = cell.weight_input @ x_E + cell.bias, cell.weight_recurrent @ h
+    if isinstance(cell, LSTM):
+        a = wx + uh
+        i, f = a[:H].sigmoid(), a[H : 2 * H].sigmoid()
+        g, o = a[2 * H : 3 * H].tanh(), a[3 * H :].sigmoid()
+        c = f * state[1] + i * g + (change if nudge and nudge.state == "c" else 0)
+        after: State = (o * c.tanh(), c)
+    elif isinstance(cell, GRU):
+        r, z = (wx + uh)[:H].sigmoid(), (wx + uh)[H : 2 * H].sigmoid()
+        n = (wx[2 * H :] + r * (uh[2 * H :] + cell.bias_recurrent)).tanh()
+        after = ((1 - z) * n + z * h,)
+    else:
+        after = ((wx + uh).tanh(),)
+    if nudge and nudge.state == "h":
+        after = (after[0] + change, *after[1:])
+    return after
+
+
+def last_loss(model: CharModel, ids: Sequence[int], nudge: Nudge) -> float:
+    """Return -ln p of the last symbol, having read all before it from the zero state."""
+    hidden = [tuple(s[0] for s in cell.initial_state(1)) for cell in model.layers()]
+    for t, symbol in enumerate(ids[:-1]):
+        out = model.embedding.weight[symbol]
+        for layer, cell in enumerate(model.layers()):
+            here = (t, layer) == (nudge.at, nudge.layer)
+            hidden[layer] = nudged_step(cell, out, hidden[layer], nudge if here else None)
+            out = hidden[layer][0]
+    return -float(torch.log_softmax(model.head(out), dim=0)[ids[-1]])
+
+
+@each_cell
+@torch.no_grad()
+def test_equals_finite_differences(cell: CellName) -> None:
+    model, stretch = make_model(cell), make_stretch(40)
+    farthest, warm_up, eps = 6, 10, 1e-5
+    flow = gradient_flow(model, stretch, farthest=farthest, places=2)
+    assert flow.places == 2
+    assert (flow.weights, flow.scaled_to) == ("trained", None)
+    states = (*model.layers()[0].states, *(("linear",) if cell == "rnn" else ()))
+    assert [(r.layer, r.state) for r in flow.reaches] == [
+        (layer, state) for layer in (1, 2) for state in states
+    ]
+    for reach in flow.reaches:
+        if reach.state == "linear":
+            continue
+        for k in (0, 1, farthest):
+            norms = []
+            for t in (farthest + warm_up, len(stretch) - 2):
+                ids = stretch.ids[t - farthest - warm_up : t + 2].tolist()
+                at = len(ids) - 2 - k
+                slopes = []
+                for unit in range(3):
+                    up, down = (
+                        Nudge(at, reach.layer - 1, reach.state, unit, by) for by in (eps, -eps)
+                    )
+                    change = last_loss(model, ids, up) - last_loss(model, ids, down)
+                    slopes.append(change / (2 * eps))
+                norms.append(math.hypot(*slopes))
+            assert reach.size * reach.relative[k] == pytest.approx(sum(norms) / 2, rel=1e-6)
+        assert reach.relative[0] == 1
+        assert len(reach.relative) == farthest + 1
+
+
+@pytest.mark.parametrize("radius", [0.5, 1.0, 1.5])
+def test_of_a_linear_recurrence_is_a_power_of_its_radius(radius: float) -> None:
+    """Claim of every lecture; true where tanh is not bent, as at h = 0."""
+    model = zero_(make_model("rnn", layers=1))
+    with torch.no_grad():
+        model.layers()[0].weight_recurrent.copy_(3 * torch.eye(3))
+    flow = gradient_flow(model, make_stretch(120), scaled_to=radius, farthest=20)
+    reach, linear = flow.reaches
+    assert reach.relative == pytest.approx([radius**k for k in range(21)])
+    assert linear.relative == pytest.approx(reach.relative)
+    assert flow.spectral_radii[0] == pytest.approx((radius,))
+    assert flow.scaled_to == radius
+    assert reach.halves_at == (2 if radius == 0.5 else None)
+    assert reach.under_1_percent_at == (7 if radius == 0.5 else None)
+
+
+def test_linear_is_the_gradient_through_the_matrix_alone() -> None:
+    model, stretch = make_model("rnn"), make_stretch(40)
+    flow = gradient_flow(model, stretch, farthest=4, places=1)
+    t, warm_up = len(stretch) - 2, 10
+    first = 4 + warm_up  # of the one place
+    ids = stretch.ids[first - 4 - warm_up : first + 2].tolist()
+    assert t > first
+    for reach in (r for r in flow.reaches if r.state == "linear"):
+        slope = []
+        for unit in range(3):
+            up, down = (Nudge(len(ids) - 2, reach.layer - 1, "h", unit, by) for by in (1e-5, -1e-5))
+            with torch.no_grad():
+                slope.append((last_loss(model, ids, up) - last_loss(model, ids, down)) / 2e-5)
+        g_H = np.array(slope)
+        matrix_HH = model.layers()[reach.layer - 1].weight_recurrent.detach().numpy()
+        for k in range(5):
+            norm = np.linalg.norm(np.linalg.matrix_power(matrix_HH.T, k) @ g_H)
+            assert reach.size * reach.relative[k] == pytest.approx(norm, rel=1e-6)
+
+
+def test_along_a_memory_is_a_power_of_the_forget_gate() -> None:
+    model = zero_(make_model("lstm", layers=1))
+    with torch.no_grad():
+        model.layers()[0].bias[3:6] = 2.0
+    _, along_c = gradient_flow(model, make_stretch(120), farthest=20).reaches
+    forget = 1 / (1 + math.exp(-2))
+    assert along_c.state == "c"
+    assert along_c.relative == pytest.approx([forget**k for k in range(21)])
+
+
+def test_lags_at_which_it_halves_and_falls_under_1_percent() -> None:
+    reach = module._reach(0, "h", np.array([4.0, 3.0, 1.9, 0.03, 0.5]))
+    assert (reach.layer, reach.size) == (1, 4.0)
+    assert (reach.halves_at, reach.under_1_percent_at) == (2, 3)
+    reach = module._reach(0, "h", np.array([1.0, 3.0]))
+    assert (reach.halves_at, reach.under_1_percent_at) == (None, None)
+
+
+def test_needs_no_weight_that_requires_a_gradient() -> None:
+    model = make_model("gru").requires_grad_(False)
+    gradient_flow(model, make_stretch(100), farthest=3, places=3)
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_scaling_leaves_the_model_alone() -> None:
+    model = make_model("gru")
+    before = [w.clone() for w in model.parameters()]
+    scaled = with_spectral_radius(model, 0.7)
+    for cell in scaled.layers():
+        for block_HH in cell.weight_recurrent.detach().chunk(3):
+            assert torch.linalg.eigvals(block_HH).abs().max() == pytest.approx(0.7)
+    for weight, was in zip(model.parameters(), before, strict=True):
+        assert torch.equal(weight, was)
+
+
+def test_initial_model_is_where_training_begins() -> None:
+    config = make_model("lstm").config
+    state = torch.get_rng_state()
+    model = initial_model(config, 3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model.training
+    torch.manual_seed(3)
+    for one, other in zip(model.parameters(), CharModel(config).parameters(), strict=True):
+        assert torch.equal(one, other)

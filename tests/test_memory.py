@@ -1,0 +1,92 @@
+"""Memory, against a loop over resets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charrnn.config import CellName
+from charrnn.memory import _never_rising, memory
+from charrnn.model import CharModel
+from charrnn.vocabulary import UNKNOWN
+from tests.small import ALPHABET, each_cell, make_model, make_stretch, stretch_of, vocabulary, zero_
+
+
+def price(model: CharModel, context: Sequence[int], symbol: int) -> float:
+    """Return -ln p of a symbol, having read the context from the zero state."""
+    logits_V = model.head.bias
+    if len(context):
+        logits_V = model(torch.tensor(context)[:, None])[0][-1, 0]
+    return -float(torch.log_softmax(logits_V, dim=0)[symbol])
+
+
+@each_cell
+@torch.no_grad()
+def test_equals_a_loop_over_resets(cell: CellName, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("charrnn.memory.LOGITS", 300)
+    model, stretch = make_model(cell), make_stretch(101, ALPHABET + "é")
+    ids = stretch.ids.tolist()
+    found = memory(model, stretch, vocabulary(), farthest=9, resets=7, bptt=4)
+    starts = np.linspace(9, 91, 7).astype(int).tolist()
+    for k in range(10):
+        excess = [
+            price(model, ids[s : s + k], ids[s + k]) - price(model, ids[: s + k], ids[s + k])
+            for s in starts
+        ]
+        assert found.excess_nats[k] == pytest.approx(np.mean(excess), abs=1e-12)
+        error = np.std(excess, ddof=1) / math.sqrt(7)
+        assert found.standard_error[k] == pytest.approx(error, abs=1e-12)
+    assert len(found.excess_nats) == len(found.standard_error) == 10
+    full = [price(model, ids[:t], ids[t]) for t in range(9, 101)]
+    full = [
+        p + vocabulary().unknown_nats * (i == UNKNOWN) for p, i in zip(full, ids[9:], strict=True)
+    ]
+    assert found.full_nats == pytest.approx(np.mean(full))
+    assert found.nats(3) == found.full_nats + found.excess_nats[3]
+    assert (found.windows, found.bptt) == (7, 4)
+
+
+def test_of_a_model_that_needs_one_character() -> None:
+    """It knows that b follows a and a follows b, and has no recurrence."""
+    model = zero_(make_model("rnn", layers=1))
+    a, b = (int(vocabulary().encode(c)[0]) for c in "ab")
+    with torch.no_grad():
+        for weight in (model.embedding.weight, model.head.weight, model.head.bias):
+            weight.zero_()
+        model.embedding.weight[a, 0], model.embedding.weight[b, 0] = 1, -1
+        model.layers()[0].weight_input[0, 0] = 9
+        model.head.weight[b, 0], model.head.weight[a, 0] = 9, -9
+    found = memory(model, stretch_of("ab" * 60), vocabulary())
+    assert found.needed == 1
+    assert found.excess_nats[0] == pytest.approx(math.log(9), abs=0.01)
+    assert found.excess_nats[1:] == pytest.approx([0.0] * (len(found.excess_nats) - 1))
+    assert found.full_nats == pytest.approx(0.0, abs=0.01)
+
+
+def test_not_enough() -> None:
+    found = memory(make_model("rnn"), make_stretch(120), vocabulary(), tolerance=-9.0)
+    assert found.needed is None
+
+
+@pytest.mark.parametrize(("bptt", "farthest"), [(None, 256), (100, 256), (200, 400)])
+def test_looks_beyond_the_window_of_the_training(bptt: int | None, farthest: int) -> None:
+    model = make_model("rnn", layers=1)
+    found = memory(model, make_stretch(1700), vocabulary(), bptt=bptt, resets=2)
+    assert len(found.excess_nats) == farthest + 1
+
+
+@given(st.lists(st.integers(-9, 9), min_size=1, max_size=12))
+def test_fit_never_rises(values: list[int]) -> None:
+    """Against the min-max formula of isotonic regression."""
+    n = len(values)
+    expected = [
+        min(max(np.mean(values[a : b + 1]) for b in range(i, n)) for a in range(i + 1))
+        for i in range(n)
+    ]
+    assert _never_rising(np.array(values, float)) == pytest.approx(expected)
