@@ -133,8 +133,8 @@ def assess(
     watching: list[Callable[[Prices], None]] = [*watchers]
     if following is not None:
         watching.append(following)
+    run_once(model)
     if watching and not config.dynamic:
-        run_once(model)
         scores = total(_watched(prices(model, part, vocabulary), watching), part)
     else:
         scores = score(model, part, vocabulary, lanes=1 if config.exact else None)

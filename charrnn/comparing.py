@@ -25,7 +25,7 @@ from charrnn.config import CellName, ModelConfig
 from charrnn.corpus import Corpus, Part, split
 from charrnn.disk import write_json
 from charrnn.errors import CorpusError, RunFolderError, UsageError
-from charrnn.evaluation import Interrupted, Scores, score
+from charrnn.evaluation import Interrupted, Scores, run_once, score
 from charrnn.kernels import multiplies_bf16
 from charrnn.metrics import LOG, read_metrics
 from charrnn.model import outline
@@ -293,6 +293,7 @@ def _measure(run: Run, should_stop: Callable[[], str | None]) -> RunResult:
     """Score the best checkpoint of a finished run on what was held out."""
     path, progress = run.folder.path, run.progress
     model, vocabulary, _ = load_model(path, run.device)
+    run_once(model)
 
     def score_part(part: Part) -> Scores:
         return score(model, part, vocabulary, should_stop=lambda: bool(should_stop()))

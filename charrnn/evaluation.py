@@ -157,7 +157,6 @@ def score(
         model.compute_dtype = torch.float32
     readers: list[Reader] = []
     try:
-        run_once(model)
         started = time.perf_counter()
         hidden = model.initial_hidden(lanes)
         readers = [
