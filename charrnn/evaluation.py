@@ -13,6 +13,7 @@ import codecs
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,52 +151,23 @@ def score(
     lengths = [min(length, predictions - lane * length) for lane in range(lanes)]
     warm_up = min(WARM_UP, length)
     window = _affordable(window, lanes, vocabulary, device)
-
-    was_training, trained_in = model.training, model.compute_dtype
-    model.eval()
-    if device.type == "cpu":
-        model.compute_dtype = torch.float32
-    readers: list[Reader] = []
-    try:
-        started = time.perf_counter()
-        hidden = model.initial_hidden(lanes)
+    started = time.perf_counter()
+    nats, unknown = torch.zeros((), dtype=torch.float64), 0
+    with _evaluating(model):
         readers = [
             Reader(part, vocabulary, lane * length - (warm_up if lane else 0))
             for lane in range(lanes)
         ]
-        if lanes > 1:
-            warm = np.stack([reader.read(warm_up) for reader in readers[1:]], axis=1)
-            warm_TB = torch.from_numpy(warm.astype(np.int64)).to(device)
-            warmed = model.initial_hidden(lanes - 1)
-            for start in range(0, warm_up, window):
-                _, warmed = model(warm_TB[start : start + window], warmed)
-            hidden = _with_zero_lane(hidden, warmed)
-
-        nats = torch.zeros((), dtype=torch.float64)
-        unknown = 0
-        last_B = np.array([reader.read(1)[0] for reader in readers], dtype=np.int64)
-        for start in range(0, length, window):
+        hidden = _warmed(model, readers, warm_up, window)
+        for ids_TB, counted_TB in _lane_windows(readers, lengths, window):
             if should_stop():
                 raise Interrupted
-            wanted = [max(0, min(window, have - start)) for have in lengths]
-            ids_TB = np.zeros((max(wanted) + 1, lanes), dtype=np.int64)
-            counted_TB = np.zeros((max(wanted), lanes), dtype=bool)
-            ids_TB[0] = last_B
-            for lane, (reader, count) in enumerate(zip(readers, wanted, strict=True)):
-                if count:
-                    ids_TB[1 : count + 1, lane] = reader.read(count)
-                    counted_TB[:count, lane] = True
-            last_B = ids_TB[-1]
             if vocabulary.has_unknown:
                 unknown += int(((ids_TB[1:] == UNKNOWN) & counted_TB).sum())
             text_TB = torch.from_numpy(ids_TB).to(device)
             logits_TBV, hidden = model(text_TB[:-1], hidden)
-            nats = nats + _price(logits_TBV, text_TB[1:], torch.from_numpy(counted_TB).to(device))
-    finally:
-        model.train(was_training)
-        model.compute_dtype = trained_in
-        for reader in readers:
-            reader.close()
+            price_TB = symbol_prices(logits_TBV, text_TB[1:])
+            nats = nats + _wide(price_TB * torch.from_numpy(counted_TB).to(device)).sum()
     return Scores(
         nats=float(nats) + unknown * vocabulary.unknown_nats,
         characters=predictions,
@@ -203,6 +175,63 @@ def score(
         bytes=_predicted_bytes(part),
         seconds=time.perf_counter() - started,
     )
+
+
+@contextmanager
+def _evaluating(model: CharModel) -> Iterator[None]:
+    """Turn a model's dropout off, and its arithmetic to float32 on a CPU, for a while."""
+    was_training, trained_in = model.training, model.compute_dtype
+    model.eval()
+    if model.head.weight.device.type == "cpu":
+        model.compute_dtype = torch.float32
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        model.compute_dtype = trained_in
+
+
+def _warmed(model: CharModel, readers: list[Reader], warm_up: int, window: int) -> Hidden:
+    """Return the state before each lane: zero in the first, the others read so much before."""
+    first = model.initial_hidden(1)
+    if len(readers) == 1:
+        return first
+    ids_TB = np.stack([reader.read(warm_up) for reader in readers[1:]], axis=1)
+    text_TB = torch.from_numpy(ids_TB.astype(np.int64)).to(model.head.weight.device)
+    others = model.initial_hidden(len(readers) - 1)
+    for start in range(0, warm_up, window):
+        _, others = model.read(text_TB[start : start + window], others)
+    return tuple(
+        tuple(torch.cat(parts) for parts in zip(*states, strict=True))
+        for states in zip(first, others, strict=True)
+    )
+
+
+def _lane_windows(
+    readers: list[Reader], lengths: list[int], window: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
+    """Yield what lanes read, window by window, until the longest has ended.
+
+    Args:
+        readers: at the character before each lane's first prediction.
+        lengths: the predictions of each.
+        window: predictions at a time.
+
+    Yields:
+        The symbols [T + 1, B], the first those that the last window ended with; and which
+        of the predictions [T, B] are a lane's own, not beyond its end.
+    """
+    last_B = np.array([reader.read(1)[0] for reader in readers], dtype=np.int64)
+    for start in range(0, max(lengths), window):
+        wanted = [max(0, min(window, length - start)) for length in lengths]
+        ids_TB = np.zeros((max(wanted) + 1, len(readers)), dtype=np.int64)
+        counted_TB = np.zeros((max(wanted), len(readers)), dtype=bool)
+        ids_TB[0] = last_B
+        for lane, (reader, count) in enumerate(zip(readers, wanted, strict=True)):
+            ids_TB[1 : count + 1, lane] = reader.read(count)
+            counted_TB[:count, lane] = True
+        last_B = ids_TB[-1]
+        yield ids_TB, counted_TB
 
 
 @dataclass(frozen=True)
@@ -413,19 +442,6 @@ def _affordable(window: int, lanes: int, vocabulary: Vocabulary, device: torch.d
 def _predicted_bytes(part: Part) -> int:
     """Return the encoded size of all characters but the first."""
     return part.corpus.part(part.start + 1, part.stop).bytes
-
-
-def _with_zero_lane(zero: Hidden, warmed: Hidden) -> Hidden:
-    """Put the first lane of ``zero`` before the lanes of ``warmed``."""
-    return tuple(
-        tuple(torch.cat([a_BH[:1], b_BH]) for a_BH, b_BH in zip(state, warm, strict=True))
-        for state, warm in zip(zero, warmed, strict=True)
-    )
-
-
-def _price(logits_TBV: Tensor, y_TB: Tensor, counted_TB: Tensor) -> Tensor:
-    """Return the sum of -ln p over the counted positions, in float64."""
-    return _wide(symbol_prices(logits_TBV, y_TB) * counted_TB).sum()
 
 
 def _wide(tensor: Tensor) -> Tensor:
