@@ -31,7 +31,7 @@ __all__ = ["OPTIMISERS", "SGD", "AdamW", "MuonAdamW", "Optimiser", "orthogonalis
 #: a, b, c of one quintic after the other (Amsel, Persson, Musco, Gower 2025, "The Polar
 #: Express", algorithm 1): each is the best next step for what the ones before it leave of
 #: singular values from 0.001 to 1. Three bring them to [0.13, 1.87], 1 in the mean; five to
-#: [0.87, 1.12]. Three are enough here, and better than three times the quintic of the Muon
+#: [0.88, 1.12]. Three are enough here, and better than three times the quintic of the Muon
 #: post (docs/performance.md).
 POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
