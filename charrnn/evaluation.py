@@ -355,9 +355,9 @@ def read_windows(
 
 def symbol_prices(logits_TBV: Tensor, y_TB: Tensor) -> Tensor:
     """Return -ln p of the symbol at every position, price_TB, in float32 at least."""
-    if logits_TBV.dtype in (torch.bfloat16, torch.float16):
-        logits_TBV = logits_TBV.float()
-    price_N = F.cross_entropy(logits_TBV.flatten(0, 1), y_TB.flatten(), reduction="none")
+    wide = torch.promote_types(logits_TBV.dtype, torch.float32)
+    logits_NV = logits_TBV.to(wide).flatten(0, 1)
+    price_N = F.cross_entropy(logits_NV, y_TB.flatten(), reduction="none")
     return price_N.view(y_TB.shape)
 
 

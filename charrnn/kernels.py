@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 __all__ = [
@@ -66,8 +67,10 @@ def _has(capability: str) -> bool:
 
 
 def _uses_onednn(x: Tensor) -> bool:
+    """Whether products with this tensor, on a CPU, go by oneDNN rather than by torch's own."""
+    here = x.device.type == "cpu" and _HAS_ONEDNN and bool(torch.backends.mkldnn.enabled)
     known = x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _onednn_takes_bf16())
-    return _HAS_ONEDNN and known and bool(torch.backends.mkldnn.enabled)
+    return here and known
 
 
 @cache  # it is asked for every product
@@ -84,7 +87,7 @@ def product(x_TBK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> T
     if _uses_onednn(x_TBK):
         out_TBN: Tensor = _ONEDNN._linear_pointwise(x_TBK, weight_NK, bias_N, "none", [], "")
         return out_TBN
-    return torch.nn.functional.linear(x_TBK, weight_NK, bias_N)
+    return F.linear(x_TBK, weight_NK, bias_N)
 
 
 def weight_gradient(d_TBN: Tensor, x_TBK: Tensor) -> Tensor:
@@ -126,10 +129,7 @@ def linear(x_TBK: Tensor, weight_NK: Tensor, bias_N: Tensor) -> Tensor:
         weight_NK: Cast to it, like the bias.
         bias_N: The bias.
     """
-    if x_TBK.device.type != "cpu" or not _uses_onednn(x_TBK):
-        dtype = x_TBK.dtype
-        return torch.nn.functional.linear(x_TBK, weight_NK.to(dtype), bias_N.to(dtype))
-    if needs_gradient(x_TBK, weight_NK, bias_N):
+    if _uses_onednn(x_TBK) and needs_gradient(x_TBK, weight_NK, bias_N):
         result: Tensor = _Linear.apply(x_TBK, weight_NK, bias_N)  # type: ignore[no-untyped-call]
         return result
     return product(x_TBK, weight_NK, bias_N)
@@ -153,16 +153,19 @@ class _Linear(torch.autograd.Function):
 
 
 def mean_cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """Return the mean of -ln softmax(logits)[target], differentiably (once), on a CPU.
+    """Return the mean of -ln softmax(logits)[target], differentiably (once).
 
-    The logits are used up: where a gradient is wanted it takes their place, a block of
-    rows at a time, while the block is in the cache. So one tensor of this size is needed,
-    not four, and in bf16 if the logits are.
+    The logits are used up: on a CPU, where a gradient is wanted, it takes their place, a
+    block of rows at a time, while the block is in the cache. So one tensor of this size is
+    needed, not four, and in bf16 if the logits are.
 
     Args:
         logits_NV: of N predictions; float32, float64 or bfloat16, computed in float32 at least.
         targets_N: the symbols that came.
     """
+    if logits_NV.device.type != "cpu":
+        wide = torch.promote_types(logits_NV.dtype, torch.float32)
+        return F.cross_entropy(logits_NV.to(wide), targets_N)
     result: Tensor = _MeanCrossEntropy.apply(logits_NV, targets_N)  # type: ignore[no-untyped-call]
     return result
 
@@ -215,7 +218,7 @@ def dropout(x: Tensor, share: float) -> Tensor:
         share: of the entries, at least 0 and less than 1.
     """
     if x.device.type != "cpu":
-        return torch.nn.functional.dropout(x, share)
+        return F.dropout(x, share)
     dropped = min(round(share * _LEVELS), _LEVELS - 1)
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     levels = draws.view(torch.int16)[: x.numel()].view(x.shape)

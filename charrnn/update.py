@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from charrnn.config import TrainConfig
 from charrnn.kernels import mean_cross_entropy
@@ -64,11 +63,7 @@ def window_loss(
         # The last N of both parts; the head reads no other.
         out_TBH = torch.cat([out_TBH[len(rest_TBH) :], rest_TBH[-counted:]])
     logits_NV = model.predict(out_TBH).flatten(0, 1)
-    y_N = y_TB[-counted:].flatten()
-    if logits_NV.device.type == "cpu":
-        return mean_cross_entropy(logits_NV, y_N), detach(after)
-    logits_NV = logits_NV.float() if logits_NV.dtype == torch.bfloat16 else logits_NV
-    return F.cross_entropy(logits_NV, y_N), detach(after)
+    return mean_cross_entropy(logits_NV, y_TB[-counted:].flatten()), detach(after)
 
 
 def clip(
