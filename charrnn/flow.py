@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 
 from charrnn.cells import RNN, Cell
 from charrnn.config import ModelConfig
+from charrnn.gradients import Origin
 from charrnn.model import CharModel
 from charrnn.unrolled import WARM_UP, Stretch, first_where, unroll_model, warmed, windows_at
 
@@ -57,7 +57,7 @@ class Reach:
 class GradientFlow:
     """Gradient flow of a model with some weights."""
 
-    weights: Literal["trained", "initial"]
+    weights: Origin
     scaled_to: float | None
     """Spectral radius that the recurrent matrices were scaled to; None: as they are."""
     spectral_radii: tuple[tuple[float, ...], ...]
@@ -93,7 +93,7 @@ def gradient_flow(
     model: CharModel,
     stretch: Stretch,
     *,
-    weights: Literal["trained", "initial"] = "trained",
+    weights: Origin = "trained",
     scaled_to: float | None = None,
     farthest: int = FARTHEST,
     places: int = PLACES,

@@ -31,7 +31,20 @@ from charrnn.errors import UsageError
 from charrnn.model import CharModel
 from charrnn.update import clip, window_loss
 
-__all__ = ["Clipping", "Cut", "Period", "Truncation", "Window", "clipping", "cuts", "truncation"]
+__all__ = [
+    "Clipping",
+    "Cut",
+    "Origin",
+    "Period",
+    "Truncation",
+    "Window",
+    "clipping",
+    "cuts",
+    "truncation",
+]
+
+Origin = Literal["trained", "initial"]
+"""Where the weights of a model come from."""
 
 #: Places of the text that are read side by side.
 LANES = 8
@@ -65,7 +78,7 @@ class Window:
 class Truncation:
     """What windows make of the gradient of a model with some weights."""
 
-    weights: Literal["trained", "initial"]
+    weights: Origin
     lanes: int
     characters: int
     """Predictions of all lanes whose loss counts."""
@@ -83,7 +96,7 @@ def truncation(
     windows: Sequence[int] = (),
     *,
     loss_last: int | None = None,
-    weights: Literal["trained", "initial"] = "trained",
+    weights: Origin = "trained",
     longest: int = LONGEST,
 ) -> Truncation:
     """Compare the gradient by windows, as training computes it, with the full gradient.
@@ -246,7 +259,7 @@ def _kept(model: CharModel, x_TB: Tensor, y_TB: Tensor, counted: int) -> int:
 class Cut:
     """A gradient cut down, as a whole and entry by entry."""
 
-    weights: Literal["trained", "initial"]
+    weights: Origin
     share: float
     """Norm after, as a share of the norm before."""
     by_norm: float
@@ -262,7 +275,7 @@ def cuts(
     ids: NDArray[np.int64],
     bptt: int,
     *,
-    weights: Literal["trained", "initial"] = "trained",
+    weights: Origin = "trained",
 ) -> tuple[Cut, ...]:
     """Measure how far clipping turns a gradient, by norm and by value to the same norm.
 
@@ -277,7 +290,7 @@ def cuts(
     return tuple(_cut(gradient, share, weights) for share in SHARES)
 
 
-def _cut(gradient: Tensor, share: float, weights: Literal["trained", "initial"]) -> Cut:
+def _cut(gradient: Tensor, share: float, weights: Origin) -> Cut:
     norm = float(gradient.norm())
     low, high = 0.0, float(gradient.abs().max())
     # The norm grows with the largest entry: halve the interval where it passes the wish.

@@ -14,7 +14,6 @@ The measurements of a model on a stretch of text, and that of its training's log
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from charrnn.activity import (
     Activation,
@@ -30,7 +29,7 @@ from charrnn.activity import (
 from charrnn.config import InspectConfig
 from charrnn.equations import Step, write_out
 from charrnn.flow import GradientFlow, gradient_flow, initial_model
-from charrnn.gradients import Clipping, Cut, Truncation, cuts, truncation
+from charrnn.gradients import Clipping, Cut, Origin, Truncation, cuts, truncation
 from charrnn.memory import Memory, memory
 from charrnn.model import CharModel
 from charrnn.unrolled import Stretch
@@ -94,11 +93,12 @@ def inspect(
     """
     initial = initial_model(model.config, seed if config.seed is None else config.seed)
     initial.to(model.head.weight)
+    both: tuple[tuple[Origin, CharModel], ...] = ("trained", model), ("initial", initial)
     wanted = config.measured
     # First, for it may refuse.
     truncations = tuple(
         truncation(weighted, stretch.ids, config.bptt, loss_last=config.loss_last, weights=weights)
-        for weights, weighted in _trained_and(initial, model)
+        for weights, weighted in both
         if "truncation" in wanted
     )
     return Inspection(
@@ -107,7 +107,7 @@ def inspect(
         gradient_flow=tuple(
             gradient_flow(weighted, stretch, weights=weights, scaled_to=radius)
             for radius in (None, *config.spectral_radius)
-            for weights, weighted in _trained_and(initial, model)
+            for weights, weighted in both
             if "flow" in wanted
         ),
         memory=memory(model, stretch, vocabulary, bptt=bptt) if "memory" in wanted else None,
@@ -118,15 +118,9 @@ def inspect(
         clipping=history,
         cuts=tuple(
             cut
-            for weights, weighted in _trained_and(initial, model)
+            for weights, weighted in both
             if "clipping" in wanted
             for cut in cuts(weighted, stretch.ids, bptt or CUT, weights=weights)
         ),
         truncation=truncations,
     )
-
-
-def _trained_and(
-    initial: CharModel, trained: CharModel
-) -> tuple[tuple[Literal["trained", "initial"], CharModel], ...]:
-    return ("trained", trained), ("initial", initial)
