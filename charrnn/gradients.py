@@ -197,7 +197,7 @@ def _by_windows(
     with torch.no_grad():
         hidden = model.initial_hidden(x_TB.shape[1])
         if start:
-            _, hidden = model(x_TB[:start], hidden)
+            _, hidden = model.read(x_TB[:start], hidden)
     while start + bptt - last < length:
         window = slice(start, min(start + bptt, length))
         counted = window.stop - (start + bptt - last)

@@ -184,7 +184,7 @@ def windows_at(
 def warmed(model: CharModel, ids_TB: Tensor) -> Hidden:
     """Return the state after some symbols, from zero."""
     hidden = model.initial_hidden(ids_TB.shape[1])
-    return detach(model(ids_TB, hidden)[1]) if len(ids_TB) else hidden
+    return detach(model.read(ids_TB, hidden)[1]) if len(ids_TB) else hidden
 
 
 def observe(
