@@ -68,9 +68,9 @@ class GradientFlow:
 
 
 def initial_model(config: ModelConfig, seed: int) -> CharModel:
-    """Return a model as a training with this seed begins it; torch's generator stays as it was."""
+    """Return a model as a training with this seed begins it; no generator of torch's changes."""
     with torch.random.fork_rng(devices=[]):  # it is made on the CPU
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed() would seed a GPU's, too
         return CharModel(config).eval()
 
 

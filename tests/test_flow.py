@@ -170,11 +170,15 @@ def test_scaling_leaves_the_model_alone() -> None:
         assert torch.equal(weight, was)
 
 
-def test_initial_model_is_where_training_begins() -> None:
+def test_initial_model_is_where_training_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_model("lstm").config
     state = torch.get_rng_state()
-    model = initial_model(config, 3)
+    seeded: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+        model = initial_model(config, 3)
     assert torch.equal(torch.get_rng_state(), state)
+    assert not seeded
     assert not model.training
     torch.manual_seed(3)
     for one, other in zip(model.parameters(), CharModel(config).parameters(), strict=True):
