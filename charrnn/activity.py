@@ -76,11 +76,10 @@ def pace(model: CharModel, stretch: Stretch) -> tuple[Pace, ...]:
     cells = model.layers()
     sums: dict[tuple[int, str], NDArray[np.float64]] = {}
     before: dict[tuple[int, str], NDArray[np.float64]] = {}
-    kept: dict[tuple[int, str], list[NDArray[np.float64]]] = {}
+    kept: dict[tuple[int, str], list[NDArray[np.floating]]] = {}
     count = 0
     for at_TB, layers in observe(model, stretch):
         count += at_TB.size - (0 if before else at_TB.shape[1])
-        whole = len(at_TB) // KEPT_OVER * KEPT_OVER
         for number, layer in enumerate(layers, start=1):
             for name, steps in layer.states.items():
                 key = (number, name)
@@ -88,15 +87,9 @@ def pace(model: CharModel, stretch: Stretch) -> tuple[Pace, ...]:
                 if key in before:
                     state_TBH = np.concatenate([before[key][None], state_TBH])
                 before[key] = state_TBH[-1]
-                x_NH, y_NH = (part.reshape(-1, part.shape[-1])
-                              for part in (state_TBH[:-1], state_TBH[1:]))  # fmt: skip
-                of_block = [x_NH, y_NH, x_NH**2, y_NH**2, x_NH * y_NH]
-                sums[key] = sums.get(key, 0) + np.array([part.sum(0) for part in of_block])
-                gate = KEEPERS[type(cells[number - 1])].get(name)
-                if gate is not None and whole:
-                    gate_TBH = torch.stack(layer.gates[gate][:whole])
-                    product_NBH = gate_TBH.view(-1, KEPT_OVER, *gate_TBH.shape[1:]).prod(1)
-                    kept.setdefault(key, []).append(product_NBH.flatten().cpu().numpy())
+                sums[key] = sums.get(key, 0) + _sums(state_TBH[:-1], state_TBH[1:])
+                if gate := KEEPERS[type(cells[number - 1])].get(name):
+                    kept.setdefault(key, []).append(_products(layer.gates[gate]))
     found = []
     for (number, name), sums_5H in sums.items():
         correlation_H = _autocorrelation(sums_5H / count)
@@ -114,6 +107,21 @@ def pace(model: CharModel, stretch: Stretch) -> tuple[Pace, ...]:
             )
         )
     return tuple(found)
+
+
+def _sums(x_TBH: NDArray[np.float64], y_TBH: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the sums [5, H] of x, y, x², y² and x y over time and lanes."""
+    x_NH, y_NH = (part.reshape(-1, part.shape[-1]) for part in (x_TBH, y_TBH))
+    return np.array([part.sum(0) for part in (x_NH, y_NH, x_NH**2, y_NH**2, x_NH * y_NH)])
+
+
+def _products(gate: list[Tensor]) -> NDArray[np.floating]:
+    """Return the products of a gate's values at ``KEPT_OVER`` steps in a row, all in one row."""
+    runs = len(gate) // KEPT_OVER
+    gate_TBH = torch.stack(gate)[: runs * KEPT_OVER]
+    product_NBH = gate_TBH.view(runs, KEPT_OVER, *gate_TBH.shape[1:]).prod(1)
+    products: NDArray[np.floating] = product_NBH.flatten().cpu().numpy()
+    return products
 
 
 def _autocorrelation(mean_5H: NDArray[np.float64]) -> NDArray[np.float64]:
