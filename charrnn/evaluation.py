@@ -145,7 +145,7 @@ def score(
     assert predictions >= 1, "a text of one character has nothing to score"
     device = model.head.weight.device
     if lanes is None:
-        lanes = min(MOST_LANES.get(device.type, 32), predictions // SHORTEST_LANE)
+        lanes = min(MOST_LANES[device.type], predictions // SHORTEST_LANE)
     length = math.ceil(predictions / max(1, lanes))
     lanes = math.ceil(predictions / length)
     lengths = [min(length, predictions - lane * length) for lane in range(lanes)]
@@ -414,7 +414,7 @@ def score_by_position(
     nats_T = np.zeros(length)
     reader = Reader(part, vocabulary)
     last = reader.read(1)
-    most = MOST_LANES.get(device.type, 32)
+    most = MOST_LANES[device.type]
     at_once = _affordable(WINDOW, most, vocabulary, device)
     for start in range(0, windows, most):
         lanes = min(most, windows - start)
@@ -435,8 +435,7 @@ def score_by_position(
 
 def _affordable(window: int, lanes: int, vocabulary: Vocabulary, device: torch.device) -> int:
     """Return a window whose logits the memory of a device has room for."""
-    most = MOST_LOGITS.get(device.type, 1 << 26)
-    return max(1, min(window, most // (lanes * vocabulary.size)))
+    return max(1, min(window, MOST_LOGITS[device.type] // (lanes * vocabulary.size)))
 
 
 def _predicted_bytes(part: Part) -> int:
