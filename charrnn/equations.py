@@ -98,15 +98,14 @@ def write_out(model: CharModel, text: str, ids: NDArray[np.int64]) -> Step:
     states = [[np.zeros(cell.hidden) for _ in cell.states] for cell in layers]
     steps = [_STEPS[type(cell)](cell) for cell in layers]
     written_TV = np.zeros_like(logits_TV)
+    lines: dict[tuple[int, str], tuple[str, Array]] = {}
     for t, symbol in enumerate(ids_T.tolist()):
         x_E = embedding_VE[symbol]
-        lines: list[tuple[int, list[_Line]]] = []
-        for index, step in enumerate(steps):
-            done = step(x_E, states[index])
-            lines.append((index + 1, done))
-            values = {name: value_H for name, _, value_H in done}
-            states[index] = [values[name + "'"] for name in layers[index].states]
-            x_E = states[index][0]
+        for number, (cell, step) in enumerate(zip(layers, steps, strict=True), start=1):
+            for name, equation, value_H in step(x_E, states[number - 1]):
+                lines[number, name] = equation, value_H
+            states[number - 1] = [lines[number, name + "'"][1] for name in cell.states]
+            x_E = states[number - 1][0]
         written_TV[t] = head_VH @ x_E + head_bias_V
 
     of_model = {
@@ -115,19 +114,19 @@ def write_out(model: CharModel, text: str, ids: NDArray[np.int64]) -> Step:
         for name, part_BH in zip(cell.states, state, strict=True)
     }
     quantities = [
-        Quantity(number, name, equation, _first(value_H), _shown(of_model.get((number, name))))
-        for number, done in lines
-        for name, equation, value_H in done
+        Quantity(*key, equation, _first(value_H), _shown(of_model.get(key)))
+        for key, (equation, value_H) in lines.items()
     ]
     quantities.append(
         Quantity(len(layers), "y", "V h' + v", _first(written_TV[-1]), _first(logits_TV[-1]))
     )
-    last = {(number, name): value_H for number, done in lines for name, _, value_H in done}
     return Step(
         read=text[-1],
         quantities=tuple(quantities),
         characters=len(ids_T),
-        state_difference=max(float(np.abs(last[key] - of_model[key]).max()) for key in of_model),
+        state_difference=max(
+            float(np.abs(lines[key][1] - value_H).max()) for key, value_H in of_model.items()
+        ),
         logits_difference=float(np.abs(written_TV - logits_TV).max()),
         written_nats=_nats(written_TV, ids_T),
         model_nats=_nats(logits_TV, ids_T),
