@@ -137,7 +137,7 @@ def gradient_flow(
 def _gradient_sizes(
     model: CharModel, stretch: Stretch, at_B: NDArray[np.int64], farthest: int
 ) -> dict[tuple[int, str], Tensor]:
-    """Return (layer from 0, state) -> norms [K, B] of the gradient at t-k, t = ``at_B``.
+    """Return (layer, state) -> norms [K, B] of the gradient at t-k, t = ``at_B``.
 
     The windows that end at the places are lanes of one batch; since lanes do not touch
     each other, one backward pass from the sum of their last losses serves them all.
@@ -151,15 +151,19 @@ def _gradient_sizes(
         layers = unroll_model(model, ids_TB[warm_up:-1], hidden)
         logits_BV = model.head(layers[-1].states["h"][-1])
         loss = F.cross_entropy(logits_BV, ids_TB[-1], reduction="sum")
-        names = [(number, name) for number, layer in enumerate(layers) for name in layer.states]
-        nodes = [node for number, name in names for node in layers[number].states[name]]
+        states = {
+            (number, name): steps
+            for number, layer in enumerate(layers, start=1)
+            for name, steps in layer.states.items()
+        }
+        nodes = [node for steps in states.values() for node in steps]
         gradients = torch.autograd.grad(loss, nodes)
-    steps = farthest + 1
+    lags = farthest + 1
     sizes = {}
-    for (number, name), i in zip(names, range(0, len(nodes), steps), strict=True):
-        back = [g.detach() for g in reversed(gradients[i : i + steps])]
+    for (number, name), i in zip(states, range(0, len(nodes), lags), strict=True):
+        back = gradients[i : i + lags][::-1]
         sizes[number, name] = _norms(back)
-        cell = model.layers()[number]
+        cell = model.layers()[number - 1]
         if isinstance(cell, RNN):
             sizes[number, "linear"] = _norms(_through_matrix(back[0], cell, farthest))
     return sizes
@@ -183,7 +187,7 @@ def _reach(layer: int, state: str, size_K: NDArray[np.float64]) -> Reach:
     with np.errstate(invalid="ignore"):
         relative_K = size_K / size_K[0]
     return Reach(
-        layer=layer + 1,
+        layer=layer,
         state=state,
         size=float(size_K[0]),
         relative=tuple(relative_K.tolist()),

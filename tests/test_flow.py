@@ -146,10 +146,10 @@ def test_along_a_memory_is_a_power_of_the_forget_gate() -> None:
 
 
 def test_lags_at_which_it_halves_and_falls_under_1_percent() -> None:
-    reach = module._reach(0, "h", np.array([4.0, 3.0, 1.9, 0.03, 0.5]))
+    reach = module._reach(1, "h", np.array([4.0, 3.0, 1.9, 0.03, 0.5]))
     assert (reach.layer, reach.size) == (1, 4.0)
     assert (reach.halves_at, reach.under_1_percent_at) == (2, 3)
-    reach = module._reach(0, "h", np.array([1.0, 3.0]))
+    reach = module._reach(1, "h", np.array([1.0, 3.0]))
     assert (reach.halves_at, reach.under_1_percent_at) == (None, None)
 
 
