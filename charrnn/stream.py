@@ -63,11 +63,6 @@ class Reader:
         self.position += count - missing
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    def close(self) -> None:
-        """Give back the block; nothing can be read any more."""
-        self._blocks.close()
-        self._ids = self._ids[:0].copy()
-
 
 @dataclass(frozen=True)
 class Chunk:

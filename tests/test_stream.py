@@ -66,13 +66,6 @@ class TestReader:
         reader = Reader(part, vocabulary)
         assert [reader.read(n).dtype.itemsize for n in (0, 3, 100, 1000, 1)] == [2] * 5
 
-    def test_closed_gives_nothing_more(self, tmp_path: Path) -> None:
-        part, vocabulary = make_part(tmp_path, make_text(1003))
-        reader = Reader(part, vocabulary)
-        reader.read(5)
-        reader.close()
-        assert len(reader.read(5)) == 0
-
     def test_holds_no_open_file(self, tmp_path: Path) -> None:
         part, vocabulary = make_part(tmp_path, make_text(1003))
         before = len(list(Path("/dev/fd").iterdir()))
@@ -93,14 +86,10 @@ class TestReader:
             for reader in readers:
                 reader.read(1)
             held, _ = tracemalloc.get_traced_memory()
-            for reader in readers:
-                reader.close()
-            closed, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
         # The ids, and a few kilobytes for decoder and generator: not the decoded text too.
         assert held / len(readers) < (1 << 15) + 8000
-        assert closed / len(readers) < 1000
 
 
 def lanes_of(chunks: Sequence[Chunk], stride: int) -> tuple[list[list[int]], list[list[int]]]:
