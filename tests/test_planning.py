@@ -1,0 +1,294 @@
+"""Plans of a run that computes nothing, by a clock that moves by what a thing takes.
+
+The loop is the real one: what is planned depends on when it asks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from charrnn import planning, training
+from charrnn.config import TrainConfig
+from charrnn.evaluation import Interrupted, Scores
+from charrnn.run import Progress, Run
+from charrnn.training import Event, Finished, Logged, Planned, Validated, train
+
+HELD_OUT = 600
+#: Predictions of an update: 3 lanes of 17.
+AN_UPDATE = 51
+
+
+@dataclass
+class World:
+    """What things take, in seconds; time passes when they are done."""
+
+    update: float = 0.5
+    validation: float = 0.1
+    save: float = 0.0
+    first: float = 0.0
+    """What the first update takes besides."""
+    changes: list[tuple[float, float]] = field(default_factory=list)
+    """From when on things take how many times as long."""
+    pauses: list[tuple[float, float]] = field(default_factory=list)
+    """When the process is stopped, and for how long."""
+    now: float = 0.0
+    begun: list[tuple[str, float]] = field(default_factory=list)
+    """Updates and validations, and when each began."""
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def spend(self, seconds: float) -> None:
+        times = [times for start, times in self.changes if start <= self.now]
+        self.now += seconds * (times[-1] if times else 1.0)
+        while self.pauses and self.pauses[0][0] <= self.now:
+            self.now += self.pauses.pop(0)[1]
+
+
+class StubRun(Run):
+    """A run without a model or a file."""
+
+    world: World
+
+    def save(self) -> Path:
+        self.world.spend(self.world.save)
+        self.saved, self.saved_choices = replace(self.progress), self.choices()
+        return Path("last")
+
+    def save_best(self) -> None:
+        pass
+
+
+def stub_run(
+    world: World, config: TrainConfig, progress: Progress, held_out: int, device: str
+) -> Run:
+    def update(_chunk: object) -> object:
+        world.begun.append(("update", world.now))
+        world.spend(world.update + world.first * (progress.step == 0))
+        return SimpleNamespace(loss=2.0, norm=1.0, clipped=False)
+
+    def chunks(_step: int) -> Iterator[object]:
+        while True:
+            yield SimpleNamespace(characters=AN_UPDATE, unknown=0)
+
+    update.optimiser = SimpleNamespace(set_rates=lambda *_: None)  # type: ignore[attr-defined]
+    update.capture_failure = None  # type: ignore[attr-defined]
+    corpus = SimpleNamespace(part=lambda start, stop: SimpleNamespace(characters=stop - start))
+    valid = SimpleNamespace(characters=held_out, start=0, stop=held_out, corpus=corpus)
+    stubs: dict[str, Any] = {
+        "model": SimpleNamespace(
+            head=SimpleNamespace(weight=SimpleNamespace(device=SimpleNamespace(type=device)))
+        ),
+        "vocabulary": SimpleNamespace(unknown_nats=1.0, encode=len, decode=str),
+        "train": SimpleNamespace(characters=5000),
+        "valid": valid if held_out else None,
+        "lanes": SimpleNamespace(lanes=3, stride=17, chunks_per_pass=98, chunks=chunks),
+        "update": update,
+        "folder": SimpleNamespace(log=lambda _row: None, keep=1),
+    }
+    run = StubRun(
+        config=config, progress=progress, text=cast(Any, None), baselines={}, notes=[], **stubs
+    )
+    run.world = world
+    return run
+
+
+@dataclass
+class Told:
+    """What a run that is over did, all sittings together."""
+
+    run: Run
+    events: list[tuple[float, Event]]
+    """With the run's seconds."""
+
+    @property
+    def seconds(self) -> float:
+        return self.run.progress.seconds
+
+    def only(self, kind: type[Any]) -> list[Any]:
+        return [event for _, event in self.events if isinstance(event, kind)]
+
+
+Simulate = Callable[..., Told]
+
+
+@pytest.fixture
+def simulate(monkeypatch: pytest.MonkeyPatch) -> Simulate:
+    """Train a stub run of ``seconds`` to its end, stopped and gone on with at ``stops``."""
+
+    def begin(
+        world: World,
+        seconds: float | None = 60,
+        *,
+        held_out: int = HELD_OUT,
+        device: str = "cpu",
+        losses: Callable[[], float] = lambda: 2.0,
+        stops: Sequence[float] = (),
+        **options: Any,
+    ) -> Told:
+        def score(
+            _model: object, part: Any, _vocabulary: object, should_stop: Callable[[], bool]
+        ) -> Scores:
+            world.begun.append(("validation", world.now))
+            for _ in range(4):
+                world.spend(world.validation / 4)
+                if should_stop():
+                    raise Interrupted
+            return Scores(losses() * part.characters, part.characters, 0, part.characters, 0.1)
+
+        def asked(stop: float) -> str | None:
+            return "stop" if world.now >= stop else None
+
+        monkeypatch.setattr(training, "time", world)
+        monkeypatch.setattr(training, "score", score)
+        monkeypatch.setattr(training, "sample", lambda *_: [])
+        if seconds is not None:
+            options["minutes"] = seconds / 60
+        config = TrainConfig(
+            batch_size=3, bptt=17, lr=0.1, lr_adam=0.1, warmup_steps=5, precision="fp32", **options
+        )
+        told = Told(stub_run(world, config, Progress(), held_out, device), [])
+        if config.steps is not None:
+            told.run.progress.planned_steps = config.steps
+        for stop in (*stops, math.inf):
+            run = told.run
+            for event in train(run, partial(asked, stop)):
+                told.events.append((run.progress.seconds, event))
+                assert run.progress.seconds < 1e4 + 50 * (seconds or 1e9), "it does not end"
+            if event == Finished("stop", complete=False):
+                progress = Progress.from_dict(run.progress.to_dict())
+                told.run = stub_run(world, config, progress, held_out, device)
+        reason = "patience" if told.run.is_out_of_patience else "done"
+        assert told.events[-1][1] == Finished(reason, complete=True)
+        return told
+
+    return begin
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("held_out", [HELD_OUT, 0])
+def test_minutes_are_kept(simulate: Simulate, held_out: int, device: str) -> None:
+    told = simulate(World(update=0.1), held_out=held_out, device=device)
+    (planned,) = told.only(Planned)
+    progress = told.run.progress
+    assert progress.step == planned.total_steps == progress.planned_steps
+    assert planned.validate_characters == progress.validate_characters == (held_out or None)
+    assert 0.95 * 60 < told.seconds < 60
+    if held_out:
+        assert progress.validated_step == progress.step
+
+
+@pytest.mark.parametrize("times", [1.0, 1.1, 2.5, 0.4, 10, 0.1])
+def test_minutes_are_kept_when_the_speed_changes(simulate: Simulate, times: float) -> None:
+    told = simulate(World(update=0.2, changes=[(15, times)]))
+    planned = told.only(Planned)
+    assert (len(planned) > 1) == (times not in (1.0, 1.1))
+    assert [plan.again for plan in planned] == [False] + [True] * (len(planned) - 1)
+    assert told.run.progress.step == planned[-1].total_steps == told.run.progress.planned_steps
+    assert 0.9 * 60 < told.seconds < 1.1 * 60
+    rates = [event.row["learning_rate"] for event in told.only(Logged)]
+    assert max(rates) == told.run.config.lr
+    assert rates[-1] < 0.1 * told.run.config.lr
+
+
+@pytest.mark.parametrize(
+    ("budget", "cost", "number"), [(30.0, 2.5, 2), (18.0, 4.0, 2), (60.0, 1.5, 4), (60.0, 8.0, 2)]
+)
+def test_minutes_are_kept_when_validations_are_dear(
+    simulate: Simulate, budget: float, cost: float, number: int
+) -> None:
+    """A stretch of updates with a validation in it is no slower than one without."""
+    told = simulate(World(update=0.06, validation=cost), budget)
+    assert len(told.only(Planned)) == 1
+    assert 0.9 * budget < told.seconds < 1.1 * budget
+    assert len(told.only(Validated)) == told.run.progress.validations == number
+    assert told.run.progress.validation_seconds == pytest.approx(cost * number)
+    speeds = [event.row["chars_per_second"] for event in told.only(Logged)]
+    assert min(speeds) > 0.5 * max(speeds), "the speed shown is that of updates"
+
+
+@pytest.mark.parametrize("pause", [(9.0, 40), (13.0, 40), (20.0, 25)])
+def test_a_pause_is_no_change_of_speed(simulate: Simulate, pause: tuple[float, float]) -> None:
+    """Ctrl-Z before or after the first plan: what time is left is used."""
+    told = simulate(World(update=0.1, pauses=[pause]))
+    assert 0.9 * 60 < told.seconds < 1.1 * 60
+    assert told.run.progress.validated_step == told.run.progress.step
+
+
+@pytest.mark.parametrize(
+    "world",
+    [
+        pytest.param(World(pauses=[(55.0, 80)]), id="a pause near the end"),
+        pytest.param(World(validation=80), id="a validation"),
+    ],
+)
+def test_a_run_that_is_late_ends(simulate: Simulate, world: World) -> None:
+    """What is begun when the time is over: an update, to know the speed, and a validation."""
+    told = simulate(world)
+    late = [what for what, begun in world.begun if begun > 1.1 * 60]
+    assert late in ([], ["update"], ["validation"], ["update", "validation"])
+    assert told.run.progress.validated_step == told.run.progress.step
+    assert sum(event.row["step"] == told.run.progress.step for event in told.only(Logged)) == 1
+
+
+@pytest.mark.parametrize("changes", [[]])
+def test_the_time_that_is_left_is_that_of_the_plan(
+    simulate: Simulate, changes: list[tuple[float, float]]
+) -> None:
+    told = simulate(World(update=0.1, validation=1.0, changes=changes))
+    known = max(seconds for seconds, event in told.events if isinstance(event, Planned))
+    left = [
+        (seconds, event.eta)
+        for seconds, event in told.events
+        if isinstance(event, Logged) and seconds > known
+    ]
+    assert len(left) > 5
+    for seconds, eta in left:
+        assert eta is not None
+        assert seconds + eta == pytest.approx(told.seconds, abs=0.1 * 60)
+
+
+def test_the_time_that_is_left_counts_validations_before_the_first(simulate: Simulate) -> None:
+    """Until then each is expected to read twice as fast as training."""
+    told = simulate(World(update=0.5, validation=0.5 * HELD_OUT / AN_UPDATE / 2), None, steps=90)
+    for seconds, event in told.events:
+        if isinstance(event, Logged):
+            assert event.eta == pytest.approx(told.seconds - seconds)
+
+
+def test_few_minutes_are_not_spent_on_validation(
+    simulate: Simulate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "LEAST_TIMED", 50)
+    told = simulate(World(update=0.1), 5)  # 50 updates or somewhat fewer
+    assert told.run.progress.validate_characters == pytest.approx(50 * AN_UPDATE / 10, rel=0.1)
+
+
+def test_a_run_that_goes_on_keeps_its_plan(simulate: Simulate) -> None:
+    """Also when it was stopped in a validation, a part of which was in vain."""
+    world = World(update=0.2, validation=3.0)
+    whole = simulate(replace(world, begun=[]))
+    ends = [seconds for seconds, event in whole.events if isinstance(event, Validated)]
+    assert len(ends) == 2
+    told = simulate(world, stops=[ends[0] + 5, ends[1] - 1])
+    assert len(told.only(Finished)) == 3
+    assert len(told.only(Planned)) == 1
+    assert told.run.progress.step == whole.run.progress.step
+
+
+def test_a_run_that_was_stopped_before_its_plan_is_planned_when_it_goes_on(
+    simulate: Simulate,
+) -> None:
+    """Stopped at the start, while the speed is measured, and within the first validation."""
+    told = simulate(World(update=0.2, validation=3.0), stops=[4, 12, 22])
+    assert len(told.only(Finished)) == 4
+    assert len(told.only(Planned)) == 1
+    assert 0.9 * 60 < told.seconds < 1.1 * 60
