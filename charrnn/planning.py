@@ -48,15 +48,18 @@ class Planner:
         self.run = run
         #: Seconds of the run before this sitting.
         self._seconds_before = run.progress.seconds
-        #: Where the measurement of the speed begins: (step, seconds).
+        #: Where the measurement of the speed begins: (step, seconds of training).
         self._speed_from: tuple[int, float] | None = None
+        #: When it ends, in seconds of the run.
+        self._speed_until = math.inf
 
     def speed_is_known(self) -> bool:
         """Whether a budget in minutes has come to the end of the part that holds the rate.
 
         To be asked at every step until it is. The speed is that of the second half of this
         part: the first updates warm up caches and pools, and on a GPU they are not captured
-        yet. In a run that goes on the part is that of the time that is left.
+        yet. In a run that goes on the part is that of the time that is left. A run that is late
+        by then is measured no longer than an update.
         """
         progress = self.run.progress
         half = Schedule.HOLD * (self._budget() - self._seconds_before) / 2
@@ -65,9 +68,9 @@ class Planner:
         if self._speed_from is None:
             if progress.seconds >= self._seconds_before + half:
                 self._speed_from = (progress.step, progress.training_seconds)
+                self._speed_until = min(progress.seconds + half, self._budget())
             return False
-        step, seconds = self._speed_from
-        return progress.step > step and progress.training_seconds >= seconds + half
+        return progress.step > self._speed_from[0] and progress.seconds >= self._speed_until
 
     def characters_to_validate(self) -> int | None:
         """Return what a validation is to score at the speed so far; None: nothing is held out."""

@@ -215,6 +215,13 @@ def test_minutes_are_kept_when_validations_are_dear(
     assert min(speeds) > 0.5 * max(speeds), "the speed shown is that of updates"
 
 
+def test_validations_that_are_dear_and_many_leave_time_for_updates(simulate: Simulate) -> None:
+    """--validate-every 1: an update and its validation are 3.2 seconds, 18 times 60."""
+    told = simulate(World(update=0.2, validation=3.0), validate_every=1)
+    at, *_ = [seconds for seconds, event in told.events if isinstance(event, Planned)]
+    assert at < 0.3 * 60, "not when a fifth of the minutes went into updates"
+
+
 @pytest.mark.parametrize("pause", [(9.0, 40), (13.0, 40), (20.0, 25)])
 def test_a_pause_is_no_change_of_speed(simulate: Simulate, pause: tuple[float, float]) -> None:
     """Ctrl-Z before or after the first plan: what time is left is used."""
