@@ -7,6 +7,7 @@ that never stopped only as long as both follow the same plan.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 
 from charrnn.recipe import Schedule, matrix_weights, plan_validations, pressure, regularisation
@@ -167,20 +168,16 @@ class Planner:
         return (progress.step - progress.planned_at_step) / max(1e-9, seconds), seconds
 
     def _affordable_steps(self, speed: float) -> int:
-        """Return the run's updates if it ends with its minutes, validations included.
-
-        Fewer updates are validated less often: it is the most of them that the time left by
-        their validations is enough for.
-        """
+        """Return the run's updates if it ends with its minutes, validations included."""
         progress = self.run.progress
         left, cost = max(0.0, self._budget() - progress.seconds), progress.seconds_a_validation
-        validations = 0
-        while True:
-            total = progress.step + max(1, int((left - validations * cost) * speed))
+
+        def seconds(total: int) -> float:
             ahead = self._validations_ahead(total, self._validations(total, speed)[0])
-            if not cost or ahead <= validations:
-                return total
-            validations += 1
+            return (total - progress.step) / speed + ahead * cost
+
+        totals = range(progress.step + 1, progress.step + int(left * speed) + 1)
+        return progress.step + max(1, bisect_right(totals, left, key=seconds))
 
     def _validations_ahead(self, total: int, every: int | None) -> int:
         """Return how many validations there are from here to the run's last update."""

@@ -218,6 +218,7 @@ def test_minutes_are_kept_when_validations_are_dear(
 def test_validations_that_are_dear_and_many_leave_time_for_updates(simulate: Simulate) -> None:
     """--validate-every 1: an update and its validation are 3.2 seconds, 18 times 60."""
     told = simulate(World(update=0.2, validation=3.0), validate_every=1)
+    assert told.run.progress.step == told.run.progress.validations == 18
     at, *_ = [seconds for seconds, event in told.events if isinstance(event, Planned)]
     assert at < 0.3 * 60, "not when a fifth of the minutes went into updates"
 
