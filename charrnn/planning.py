@@ -110,14 +110,14 @@ class Planner:
         if self.run.config.minutes is None or planned is None or self.run.is_out_of_patience:
             return False
         speed, since = self._speed_since_plan()
-        # A plan that was made after a pause may be over before the stretch is.
-        if since < OFF_PLAN_AFTER * self._budget() and progress.step < planned:
+        # A plan that was made after a pause may be over before the stretch is, and so may be
+        # the minutes.
+        is_late = progress.seconds > (1 + OFF_PLAN) * self._budget()
+        if since < OFF_PLAN_AFTER * self._budget() and progress.step < planned and not is_late:
             return False
         end = progress.seconds + (planned - progress.step) / speed
         ahead = self._validations_ahead(planned, progress.validate_every)
         end += ahead * progress.seconds_a_validation
-        if progress.step >= planned and end > self._budget():
-            return False  # one more update would be later still, and so on without end
         off = abs(end - self._budget()) > OFF_PLAN * self._budget()
         return off and self._affordable_steps(speed) != planned
 
@@ -177,7 +177,10 @@ class Planner:
             return (total - progress.step) / speed + ahead * cost
 
         totals = range(progress.step + 1, progress.step + int(left * speed) + 1)
-        return progress.step + max(1, bisect_right(totals, left, key=seconds))
+        affordable = bisect_right(totals, left, key=seconds)
+        # Where a pause was taken for slowness, one update more shows it.
+        least = left > 0 and progress.planned_steps != progress.step
+        return progress.step + max(least, affordable)
 
     def _validations_ahead(self, total: int, every: int | None) -> int:
         """Return how many validations there are from here to the run's last update."""

@@ -182,7 +182,7 @@ class _Loop:
     def _updates(self) -> Iterator[Event]:
         run, progress, config = self.run, self.run.progress, self.run.config
         if progress.planned_steps is not None and progress.planned_at_step is None:
-            yield self.planner.set(progress.planned_steps)
+            yield from self._follow(self.planner.set(progress.planned_steps))
         chunks = run.lanes.chunks(progress.step)
         while True:
             self._tick()
@@ -239,7 +239,13 @@ class _Loop:
             if progress.validated_step != progress.step:
                 return  # stopped within: planned when the run goes on
             self._tick()
-        yield self.planner.plan()
+        yield from self._follow(self.planner.plan())
+
+    def _follow(self, planned: Planned) -> Iterator[Event]:
+        """Tell a plan; where it has no update left, the last ones have had no row."""
+        yield planned
+        if self.run.is_over and self.run.progress.row_updates:
+            yield from self._log()
 
     # -- what an update leaves behind ------------------------------------------------
 

@@ -234,8 +234,12 @@ def test_a_pause_is_no_change_of_speed(simulate: Simulate, pause: tuple[float, f
 @pytest.mark.parametrize(
     "world",
     [
+        pytest.param(World(pauses=[(3.0, 80)]), id="a pause at the start"),
+        pytest.param(World(pauses=[(8.0, 80)]), id="a pause while the speed is measured"),
         pytest.param(World(pauses=[(55.0, 80)]), id="a pause near the end"),
         pytest.param(World(validation=80), id="a validation"),
+        pytest.param(World(first=80), id="the first update"),
+        pytest.param(World(update=70), id="every update"),
     ],
 )
 def test_a_run_that_is_late_ends(simulate: Simulate, world: World) -> None:
