@@ -109,6 +109,8 @@ class Planner:
         planned = progress.planned_steps
         if self.run.config.minutes is None or planned is None or self.run.is_out_of_patience:
             return False
+        if progress.step == progress.planned_at_step:
+            return False
         speed, since = self._speed_since_plan()
         # A plan that was made after a pause may be over before the stretch is, and so may be
         # the minutes.
@@ -184,10 +186,10 @@ class Planner:
 
     def _validations_ahead(self, total: int, every: int | None) -> int:
         """Return how many validations there are from here to the run's last update."""
-        if every is None:
-            return 0
         progress = self.run.progress
         is_due = progress.validated_step != progress.step
+        if every is None or (progress.step >= total and not is_due):
+            return 0
         return math.ceil(total / every) - (progress.step - is_due) // every
 
     def _characters_per_step(self) -> int:

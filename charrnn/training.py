@@ -183,20 +183,23 @@ class _Loop:
         run, progress, config = self.run, self.run.progress, self.run.config
         if progress.planned_steps is not None and progress.planned_at_step is None:
             yield from self._follow(self.planner.set(progress.planned_steps))
+        if run.is_finished:
+            return  # what time may be left was not enough then
         chunks = run.lanes.chunks(progress.step)
         while True:
             self._tick()
             if self._stopping():
                 return
             # The time of updates that nobody has waited for is not known.
-            unplanned = progress.planned_steps is None and not self.pending
-            if unplanned and self.planner.speed_is_known():
-                yield from self._plan()
-                continue
+            if not self.pending:
+                if progress.planned_steps is None and self.planner.speed_is_known():
+                    yield from self._plan()
+                    continue
+                if self.planner.is_off():
+                    yield from self._follow(self.planner.plan_again())
             if self._validation_due():
                 yield from self._validate(progress.validate_characters)
-                if self._stopping():
-                    return
+                continue  # if it was the last, and took less than was planned, there is time left
             if run.is_over:
                 return
             if self._save_due():
@@ -216,8 +219,6 @@ class _Loop:
                 if run.update.capture_failure and not self.told_uncaptured:
                     self.told_uncaptured = True
                     yield Uncaptured(run.update.capture_failure)
-                if self.planner.is_off():
-                    yield self.planner.plan_again()
 
     def _tick(self) -> None:
         """Add the time since the last tick to the run's clock."""
@@ -235,7 +236,8 @@ class _Loop:
         if characters is not None:
             # What one costs is known when one has been made; the others score the same.
             progress.validate_characters = characters
-            yield from self._validate(characters)
+            if progress.validated_step != progress.step:
+                yield from self._validate(characters)
             if progress.validated_step != progress.step:
                 return  # stopped within: planned when the run goes on
             self._tick()

@@ -223,7 +223,7 @@ def test_validations_that_are_dear_and_many_leave_time_for_updates(simulate: Sim
     assert at < 0.3 * 60, "not when a fifth of the minutes went into updates"
 
 
-@pytest.mark.parametrize("pause", [(9.0, 40), (13.0, 40), (20.0, 25)])
+@pytest.mark.parametrize("pause", [(9.0, 40), (13.0, 40), (20.0, 25), (58.8, 7)])
 def test_a_pause_is_no_change_of_speed(simulate: Simulate, pause: tuple[float, float]) -> None:
     """Ctrl-Z before or after the first plan: what time is left is used."""
     told = simulate(World(update=0.1, pauses=[pause]))
@@ -236,9 +236,11 @@ def test_a_pause_is_no_change_of_speed(simulate: Simulate, pause: tuple[float, f
     [
         pytest.param(World(pauses=[(3.0, 80)]), id="a pause at the start"),
         pytest.param(World(pauses=[(8.0, 80)]), id="a pause while the speed is measured"),
+        pytest.param(World(pauses=[(13.0, 80)]), id="a pause after the plan"),
         pytest.param(World(pauses=[(55.0, 80)]), id="a pause near the end"),
         pytest.param(World(validation=80), id="a validation"),
         pytest.param(World(first=80), id="the first update"),
+        pytest.param(World(changes=[(20, 100)]), id="slowness"),
         pytest.param(World(update=70), id="every update"),
     ],
 )
@@ -249,6 +251,19 @@ def test_a_run_that_is_late_ends(simulate: Simulate, world: World) -> None:
     assert late in ([], ["update"], ["validation"], ["update", "validation"])
     assert told.run.progress.validated_step == told.run.progress.step
     assert sum(event.row["step"] == told.run.progress.step for event in told.only(Logged)) == 1
+
+
+def test_slow_updates_are_watched_one_by_one(simulate: Simulate) -> None:
+    """Ten of them, the rows of the log, are half of the budget."""
+    told = simulate(World(update=3.0, changes=[(31, 3.0)]))
+    assert told.seconds < 1.1 * 60
+    assert told.only(Planned)[-1].again
+
+
+def test_a_last_validation_that_takes_less_leaves_time(simulate: Simulate) -> None:
+    """Ctrl-Z within the first one: what the others take was thought to be as much."""
+    told = simulate(World(update=0.1, validation=1.0, pauses=[(12.8, 20)]))
+    assert 0.9 * 60 < told.seconds < 1.1 * 60
 
 
 @pytest.mark.parametrize("changes", [[]])
