@@ -88,15 +88,19 @@ class Planner:
         progress, minutes = self.run.progress, self.run.config.minutes
         if progress.planned_steps is None:
             return None if minutes is None else max(0.0, minutes * 60 - progress.seconds)
-        if progress.step == 0:
+        updates = max(0, progress.planned_steps - progress.step)
+        if updates and progress.step == progress.planned_at_step:
             return None
-        an_update = progress.training_seconds / progress.step
+        speed, since = self._speed_since_plan()
+        if minutes is not None and since < OFF_PLAN_AFTER * self._budget():
+            return max(0.0, self._budget() - progress.seconds)  # as it was planned to be
+        an_update = 1 / speed if updates else 0.0
         a_validation = progress.seconds_a_validation
         if not progress.validations and progress.validate_characters is not None:
             as_updates = progress.validate_characters / self._characters_per_step() / PACE
             a_validation = as_updates * an_update
         ahead = self._validations_ahead(progress.planned_steps, progress.validate_every)
-        return (progress.planned_steps - progress.step) * an_update + ahead * a_validation
+        return updates * an_update + ahead * a_validation
 
     def plan(self) -> Planned:
         """Plan the minutes at the speed so far, once it is known."""

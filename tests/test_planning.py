@@ -266,7 +266,7 @@ def test_a_last_validation_that_takes_less_leaves_time(simulate: Simulate) -> No
     assert 0.9 * 60 < told.seconds < 1.1 * 60
 
 
-@pytest.mark.parametrize("changes", [[]])
+@pytest.mark.parametrize("changes", [[], [(13.0, 2.5)], [(13.0, 0.2)]])
 def test_the_time_that_is_left_is_that_of_the_plan(
     simulate: Simulate, changes: list[tuple[float, float]]
 ) -> None:
