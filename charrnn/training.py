@@ -358,6 +358,8 @@ class _Loop:
                 run.model, part, run.vocabulary, should_stop=lambda: bool(self.should_stop())
             )
         except Interrupted:
+            self._tick()
+            progress.validation_seconds += progress.seconds - started
             return
         nats = scores.nats_per_char
         if not math.isfinite(nats):

@@ -309,6 +309,8 @@ def test_a_run_that_goes_on_keeps_its_plan(simulate: Simulate) -> None:
     assert len(told.only(Finished)) == 3
     assert len(told.only(Planned)) == 1
     assert told.run.progress.step == whole.run.progress.step
+    in_vain = told.run.progress.validation_seconds - whole.run.progress.validation_seconds
+    assert in_vain == pytest.approx(2.25)
 
 
 def test_a_run_that_was_stopped_before_its_plan_is_planned_when_it_goes_on(
