@@ -18,8 +18,7 @@ from typing import Any
 from charrnn.config import SampleConfig
 from charrnn.errors import CorpusError, NonFiniteError, RunFolderError
 from charrnn.evaluation import Interrupted, Scores, score
-from charrnn.planning import Planned, Planner
-from charrnn.recipe import LEAST_SCORED
+from charrnn.planning import LEAST_TIMED, Planned, Planner
 from charrnn.run import Run
 from charrnn.sampling import sample
 from charrnn.stream import Chunk
@@ -334,7 +333,7 @@ class _Loop:
         if run.valid is None or progress.step == 0 or progress.validated_step == progress.step:
             return False
         is_unplanned = progress.planned_steps is None and progress.validate_characters is None
-        if is_unplanned and run.valid.characters > LEAST_SCORED:
+        if is_unplanned and run.valid.characters > LEAST_TIMED:
             return False  # how many characters the minutes allow is not known yet
         every = run.config.validate_every or progress.validate_every
         return run.is_over or (every is not None and progress.step % every == 0)

@@ -299,6 +299,17 @@ def test_few_minutes_are_not_spent_on_validation(
     assert told.run.progress.validate_characters == pytest.approx(50 * AN_UPDATE / 10, rel=0.1)
 
 
+def test_all_validations_score_the_same_characters(simulate: Simulate) -> None:
+    """Losses on other characters are other losses: the best would be the best of nothing."""
+    world = World(update=0.1, changes=[(14, 0.1)])
+    told = simulate(world, held_out=20_000, validate_every=3)
+    assert len(told.only(Planned)) > 1
+    scored = {event.scores.characters for event in told.only(Validated)}
+    assert scored == {planning.LEAST_TIMED}
+    kinds = [type(event) for _, event in told.events]
+    assert kinds[: kinds.index(Planned)].count(Validated) == 1, "to know what one costs"
+
+
 def test_a_run_that_goes_on_keeps_its_plan(simulate: Simulate) -> None:
     """Also when it was stopped in a validation, a part of which was in vain."""
     world = World(update=0.2, validation=3.0)
