@@ -6,9 +6,11 @@ The loop is the real one: what is planned depends on when it asks.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -260,6 +262,12 @@ def test_slow_updates_are_watched_one_by_one(simulate: Simulate) -> None:
     assert told.only(Planned)[-1].again
 
 
+def test_an_update_more_shows_that_a_pause_was_no_slowness(simulate: Simulate) -> None:
+    """Ctrl-Z in the first update after the plan: by that one, none would fit."""
+    told = simulate(World(update=1.7, pauses=[(15, 32)]))
+    assert 0.9 * 60 < told.seconds < 1.1 * 60
+
+
 def test_a_last_validation_that_takes_less_leaves_time(simulate: Simulate) -> None:
     """Ctrl-Z within the first one: what the others take was thought to be as much."""
     told = simulate(World(update=0.1, validation=1.0, pauses=[(12.8, 20)]))
@@ -332,3 +340,73 @@ def test_a_run_that_was_stopped_before_its_plan_is_planned_when_it_goes_on(
     assert len(told.only(Finished)) == 4
     assert len(told.only(Planned)) == 1
     assert 0.9 * 60 < told.seconds < 1.1 * 60
+
+
+def test_a_run_that_is_finished_is_not_planned_again(simulate: Simulate) -> None:
+    """Also where more time is left than a run leaves now, as earlier versions did."""
+    run = simulate(World()).run
+    before = run.progress.step
+    run.progress.seconds -= 20
+    *_, finished = train(run)
+    assert finished == Finished("done", complete=True)
+    assert run.progress.step == before
+
+
+def scenario(chance: random.Random) -> tuple[World, dict[str, Any]]:
+    """Draw what may happen to a run of 60 seconds."""
+
+    def size(least: float, most: float) -> float:
+        return math.exp(chance.uniform(math.log(least), math.log(most)))
+
+    def some(most: int) -> range:
+        return range(chance.choice([0, 0, chance.randint(1, most)]))
+
+    update = 60 / size(*chance.choice([(40, 400), (1, 40)]))
+    world = World(
+        update=update,
+        validation=chance.choice([update * size(0.1, 10), size(1, 90)]),
+        save=update * size(0.01, 3),
+        first=chance.choice([0, 0, size(3, 90)]),
+        changes=sorted((60 * chance.random(), size(0.1, 10)) for _ in some(3)),
+        pauses=sorted((60 * chance.random(), size(3, 120)) for _ in some(2)),
+    )
+    options = {
+        "held_out": chance.choice([0, HELD_OUT, HELD_OUT, 15_000]),
+        "device": chance.choice(["cpu", "cpu", "cuda"]),
+        "losses": lambda: chance.uniform(1, 2),
+        "stops": sorted(60 * chance.random() for _ in some(3)),
+    }
+    if options["held_out"]:
+        options["validate_every"] = chance.choice([None, None, None, 1, 3, 10])
+        options["patience"] = chance.choice([None, None, None, 3])
+    return world, options
+
+
+def test_whatever_happens_a_plan_is_kept_as_far_as_possible(simulate: Simulate) -> None:
+    budget, chance = 60, random.Random(5)
+    for number in range(150):
+        world, options = scenario(chance)
+        told = simulate(world, budget, **options)
+        progress = told.run.progress
+        if options["held_out"]:
+            assert progress.validated_step == progress.step, number
+        validated = [event.row["step"] for event in told.only(Validated)]
+        assert len(set(validated)) == len(validated), number
+        assert len({event.scores.characters for event in told.only(Validated)}) <= 1, number
+        # Nothing is begun in vain when the time is over. On a GPU ten updates are waited for.
+        late = [what for what, begun in world.begun if begun > 1.1 * budget]
+        at_once = 10 if options["device"] == "cuda" else 1
+        assert late.count("update") < 2 * at_once, number
+        in_vain = len(options["stops"]) + (options.get("validate_every") is not None)
+        assert late.count("validation") <= 1 + in_vain, number
+        # All time is used that is enough for something.
+        slowest = max(1, *(times for _, times in world.changes), 1)
+        if max(world.update * at_once, world.validation) * slowest < 0.03 * budget:
+            assert told.run.is_out_of_patience or told.seconds > 0.89 * budget, number
+        # Not planned again before there is a stretch to measure the speed by.
+        plans = [(at, event) for at, event in told.events if isinstance(event, Planned)]
+        for (before, old), (at, new) in pairwise(plans):
+            assert new.again
+            is_early = at - before < 0.099 * budget
+            is_forced = new.total_steps > old.total_steps or at > budget
+            assert not is_early or is_forced, number
