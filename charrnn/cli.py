@@ -553,8 +553,8 @@ def evaluate(
     price_once = cache(lambda *of: tuple(price_baselines(*of)))
     with contextlib.ExitStack() as stack:
         subjects = load_subjects(
-            checkpoints, source, where, scan=scan_once, spooled=_spooled(source.texts, stack),
-            with_training=baselines, tell=_say,
+            checkpoints, source, where, scan=scan_once,
+            spool=lambda: _spooled(source.texts, stack), with_training=baselines, tell=_say,
         )  # fmt: skip
         for subject in subjects:
             if subject.part.characters < 2:
@@ -935,8 +935,9 @@ def inspect_recurrence(
     where = choose_device(device)
     with contextlib.ExitStack() as stack:
         (subject,) = load_subjects(
-            [checkpoint], source, where, scan=scan, spooled=_spooled(source.texts, stack), tell=_say
-        )
+            [checkpoint], source, where, scan=scan,
+            spool=lambda: _spooled(source.texts, stack), tell=_say,
+        )  # fmt: skip
         refuse_overwriting("--report", report, subject.sources())
         model, vocabulary, shape = subject.model, subject.vocabulary, subject.model.config
         training = subject.checkpoint.record("training", TrainConfig)

@@ -98,7 +98,7 @@ def load_subjects(
     device: torch.device,
     *,
     scan: Scan,
-    spooled: Path | None = None,
+    spool: Callable[[], Path | None] = lambda: None,
     with_training: bool = False,
     tell: Callable[[str], None],
 ) -> list[Subject]:
@@ -109,7 +109,8 @@ def load_subjects(
         source: the text.
         device: where to compute.
         scan: reads a text.
-        spooled: where standard input was put, if the source names it.
+        spool: puts standard input into a file, if the source names it; called once all
+            checkpoints are loaded, so that nobody types a text for one that is not there.
         with_training: read what the models were trained on as well, where it still is.
         tell: is told what a user should know of the text.
 
@@ -120,6 +121,7 @@ def load_subjects(
             the encoding does not fit a model.
     """
     models = _load_models(paths, device, named=bool(source.texts))
+    spooled = spool()
     all_of_bytes = all(vocabulary.is_bytes for _, vocabulary, _ in models)
     subjects: list[Subject] = []
     for path, (model, vocabulary, checkpoint) in zip(paths, models, strict=True):

@@ -288,6 +288,13 @@ class TestBadInput:
         line = one_line(cli("evaluate", trained, "--text", "-", stdin=b"a"))
         assert "standard input: a text to score needs at least 2 characters" in line
 
+    @pytest.mark.parametrize("name", ["evaluate", "inspect"])
+    def test_a_checkpoint_is_looked_for_before_standard_input_is_read(
+        self, cli: Cli, tmp_path: Path, name: str
+    ) -> None:
+        line = one_line(cli(name, tmp_path / "missing", "--text", "-", stdin=b""))
+        assert "no such checkpoint" in line
+
     def test_a_path_cannot_steer_the_terminal(
         self, cli: Cli, trained: Path, prose: Path, tmp_path: Path
     ) -> None:
