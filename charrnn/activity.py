@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from charrnn.cells import CELLS
+from charrnn.config import ModelConfig
 from charrnn.errors import UsageError
 from charrnn.model import CharModel
 from charrnn.properties import PROPERTIES
@@ -185,11 +187,11 @@ class Unit:
     state: str
 
     @classmethod
-    def parse(cls, name: str, model: CharModel) -> Self:
+    def parse(cls, name: str, shape: ModelConfig) -> Self:
         """Return the unit that a name like 1.17 or 1.17c means; 17 is 1.17.
 
         Raises:
-            UsageError: it is no such name, or the model has no such unit.
+            UsageError: it is no such name, or a model of this shape has no such unit.
         """
         match = re.fullmatch(r"(?:([0-9]{1,9})\.)?([0-9]{1,9})([hc]?)", name)
         if not match:
@@ -197,13 +199,11 @@ class Unit:
                 f"--unit must be layer.unit, like 1.17 (or 1.17c: an LSTM's memory), not {name!r}"
             )
         unit = cls(int(match[1] or 1), int(match[2]), match[3] or "h")
-        cells = model.layers()
-        if not 1 <= unit.layer <= len(cells) or not 1 <= unit.unit <= model.config.hidden:
+        if not 1 <= unit.layer <= shape.layers or not 1 <= unit.unit <= shape.hidden:
             raise UsageError(
-                f"--unit {name}: the model's units go from 1.1 to "
-                f"{len(cells)}.{model.config.hidden}"
+                f"--unit {name}: the model's units go from 1.1 to {shape.layers}.{shape.hidden}"
             )
-        if unit.state not in cells[0].states:
+        if unit.state not in CELLS[shape.cell].states:
             raise UsageError(f"--unit {name}: only an LSTM has a memory c: leave out the c")
         return unit
 

@@ -930,9 +930,12 @@ def inspect_recurrence(
     from charrnn.portrait import read_history
     from charrnn.subject import load_subjects
     from charrnn.terminal import to_json
+    from charrnn.trained import shape_of
     from charrnn.unrolled import read_stretch
 
     where = choose_device(device)
+    # What the model lacks is refused before a long text is read.
+    watched = None if unit is None else Unit.parse(unit, shape_of(checkpoint))
     with contextlib.ExitStack() as stack:
         (subject,) = load_subjects(
             [checkpoint], source, where, scan=scan,
@@ -941,7 +944,6 @@ def inspect_recurrence(
         refuse_overwriting("--report", report, subject.sources())
         model, vocabulary, shape = subject.model, subject.vocabulary, subject.model.config
         training = subject.checkpoint.record("training", TrainConfig)
-        watched = Unit.parse(config.unit, model) if config.unit is not None else None
         history = None
         if "clipping" in config.measured:
             history = read_history(checkpoint, training)
@@ -1109,10 +1111,9 @@ def _cell_of(init_from: Path | None) -> CellName:
     if init_from is None:
         return "lstm"
 
-    from charrnn.checkpoint import find, read_description
-    from charrnn.config import ModelConfig
+    from charrnn.trained import shape_of
 
-    return read_description(find(init_from)).record("model", ModelConfig).cell
+    return shape_of(init_from).cell
 
 
 def _default_run(text: TextChoices, what: str) -> Path:

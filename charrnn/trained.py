@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from charrnn.checkpoint import Checkpoint, find, load
+from charrnn.checkpoint import Checkpoint, find, load, read_description
 from charrnn.config import ModelConfig
 from charrnn.errors import CheckpointError
 from charrnn.model import CharModel, outline
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import shown
 
-__all__ = ["described", "load_model", "prefixed", "with_weights"]
+__all__ = ["described", "load_model", "prefixed", "shape_of", "with_weights"]
 
 
 def load_model(path: Path, device: torch.device) -> tuple[CharModel, Vocabulary, Checkpoint]:
@@ -34,6 +34,18 @@ def load_model(path: Path, device: torch.device) -> tuple[CharModel, Vocabulary,
     shape, vocabulary = described(checkpoint, file)
     model = with_weights(shape, prefixed(checkpoint.tensors, "model."), file)
     return model.to(device).eval(), vocabulary, replace(checkpoint, tensors={}, path=path)
+
+
+def shape_of(path: Path) -> ModelConfig:
+    """Return the shape of a checkpoint's model, which its header says.
+
+    Args:
+        path: a checkpoint, or a run's folder (its best one is taken).
+
+    Raises:
+        CheckpointError: as ``load_model``, as far as the header shows it.
+    """
+    return read_description(find(path)).record("model", ModelConfig)
 
 
 def described(checkpoint: Checkpoint, path: Path) -> tuple[ModelConfig, Vocabulary]:

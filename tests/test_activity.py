@@ -190,8 +190,8 @@ class TestUnits:
     )
     def test_names(self, name: str, unit: tuple[int, int, str]) -> None:
         model = make_model("lstm")
-        assert Unit.parse(name, model) == Unit(*unit)
-        assert Unit.parse(str(Unit(*unit)), model) == Unit(*unit)
+        assert Unit.parse(name, model.config) == Unit(*unit)
+        assert Unit.parse(str(Unit(*unit)), model.config) == Unit(*unit)
 
     @pytest.mark.parametrize(
         ("name", "says"),
@@ -202,7 +202,7 @@ class TestUnits:
     )  # fmt: skip
     def test_names_of_no_unit(self, name: str, says: str) -> None:
         with pytest.raises(UsageError, match=says):
-            Unit.parse(name, make_model("gru"))
+            Unit.parse(name, make_model("gru").config)
 
     @torch.no_grad()
     def test_activation_is_the_state_at_each_character(self) -> None:
