@@ -561,8 +561,9 @@ def evaluate(
                 name = shown(source if text else subject.path)
                 raise CorpusError(f"{name}: a text to score needs at least 2 characters")
         for subject in subjects:
-            refuse_overwriting("--report", report, subject.sources())
-            refuse_overwriting("--per-char", per_char, subject.sources())
+            sources = subject.sources()
+            refuse_overwriting("--report", report, sources)
+            refuse_overwriting("--per-char", per_char, sources)
         for line in remarks(subjects, of_training=part == "train"):
             _say(line)
         assessments = []
