@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from charrnn.cells import RNN, Cell
 from charrnn.config import ModelConfig
-from charrnn.gradients import Origin
+from charrnn.gradients import WeightsOrigin
 from charrnn.model import CharModel
 from charrnn.unrolled import WARM_UP, Stretch, first_where, unroll_model, warmed, windows_at
 
@@ -57,7 +57,7 @@ class Reach:
 class GradientFlow:
     """Gradient flow of a model with some weights."""
 
-    weights: Origin
+    weights: WeightsOrigin
     scaled_to: float | None
     """Spectral radius that the recurrent matrices were scaled to; None: as they are."""
     spectral_radii: tuple[tuple[float, ...], ...]
@@ -93,7 +93,7 @@ def gradient_flow(
     model: CharModel,
     stretch: Stretch,
     *,
-    weights: Origin = "trained",
+    weights: WeightsOrigin = "trained",
     scaled_to: float | None = None,
     farthest: int = FARTHEST,
     places: int = PLACES,

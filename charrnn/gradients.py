@@ -34,16 +34,16 @@ from charrnn.update import clip, window_loss
 __all__ = [
     "Clipping",
     "Cut",
-    "Origin",
     "Period",
     "Truncation",
+    "WeightsOrigin",
     "Window",
     "clipping",
     "cuts",
     "truncation",
 ]
 
-Origin = Literal["trained", "initial"]
+WeightsOrigin = Literal["trained", "initial"]
 """Where the weights of a model come from."""
 
 #: Places of the text that are read side by side.
@@ -78,7 +78,7 @@ class Window:
 class Truncation:
     """What windows make of the gradient of a model with some weights."""
 
-    weights: Origin
+    weights: WeightsOrigin
     lanes: int
     characters: int
     """Predictions of all lanes whose loss counts."""
@@ -96,7 +96,7 @@ def truncation(
     windows: Sequence[int] = (),
     *,
     loss_last: int | None = None,
-    weights: Origin = "trained",
+    weights: WeightsOrigin = "trained",
     longest: int = LONGEST,
 ) -> Truncation:
     """Compare the gradient by windows, as training computes it, with the full gradient.
@@ -259,7 +259,7 @@ def _kept(model: CharModel, x_TB: Tensor, y_TB: Tensor, counted: int) -> int:
 class Cut:
     """A gradient cut down, as a whole and entry by entry."""
 
-    weights: Origin
+    weights: WeightsOrigin
     share: float
     """Norm after, as a share of the norm before."""
     by_norm: float
@@ -275,7 +275,7 @@ def cuts(
     ids: NDArray[np.int64],
     bptt: int,
     *,
-    weights: Origin = "trained",
+    weights: WeightsOrigin = "trained",
 ) -> tuple[Cut, ...]:
     """Measure how far clipping turns a gradient, by norm and by value to the same norm.
 
@@ -290,7 +290,7 @@ def cuts(
     return tuple(_cut(gradient, share, weights) for share in SHARES)
 
 
-def _cut(gradient: Tensor, share: float, weights: Origin) -> Cut:
+def _cut(gradient: Tensor, share: float, weights: WeightsOrigin) -> Cut:
     norm = float(gradient.norm())
     low, high = 0.0, float(gradient.abs().max())
     # The norm grows with the largest entry: halve the interval where it passes the wish.

@@ -29,7 +29,7 @@ from charrnn.activity import (
 from charrnn.config import InspectConfig
 from charrnn.equations import Step, write_out
 from charrnn.flow import GradientFlow, gradient_flow, initial_model
-from charrnn.gradients import Clipping, Cut, Origin, Truncation, cuts, truncation
+from charrnn.gradients import Clipping, Cut, Truncation, WeightsOrigin, cuts, truncation
 from charrnn.memory import Memory, memory
 from charrnn.model import CharModel
 from charrnn.unrolled import Stretch
@@ -93,7 +93,7 @@ def inspect(
     """
     initial = initial_model(model.config, seed if config.seed is None else config.seed)
     initial.to(model.head.weight)
-    both: tuple[tuple[Origin, CharModel], ...] = ("trained", model), ("initial", initial)
+    both: tuple[tuple[WeightsOrigin, CharModel], ...] = ("trained", model), ("initial", initial)
     wanted = config.measured
     # First, for it may refuse.
     truncations = tuple(
