@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 from charrnn import recipe
-from charrnn.config import BUDGETS, CELL_NAMES, CellName, OptimiserName, Record, TextChoices
+from charrnn.config import (
+    BUDGETS,
+    CELL_NAMES,
+    CellName,
+    OptimiserName,
+    PartName,
+    Record,
+    TextChoices,
+)
 from charrnn.corpus import Corpus, scan
 from charrnn.errors import RunFolderError, UsageError
 from charrnn.evaluation import perplexity
@@ -119,6 +127,11 @@ class Plan(Record):
                 "only add some"
             )
         return replace(self, seeds=seeds)
+
+    @property
+    def compared_on(self) -> PartName:
+        """The part of the text that the cells are compared on."""
+        return "test" if self.test_share else "valid"
 
     def corpus(self) -> Corpus:
         """Read the text once, from end to end.

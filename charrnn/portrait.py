@@ -17,7 +17,7 @@ import torch
 from charrnn.activity import activation
 from charrnn.checkpoint import find
 from charrnn.comparison import Comparison, RunResult
-from charrnn.config import InspectConfig, ModelConfig, PartName, SampleConfig, TrainConfig
+from charrnn.config import InspectConfig, ModelConfig, SampleConfig, TrainConfig
 from charrnn.corpus import Part
 from charrnn.evaluation import PricedText, prices
 from charrnn.gradients import Clipping, clipping
@@ -188,11 +188,10 @@ def portray_comparison(
         CharrnnError: a checkpoint, a log or the text is not usable any more.
     """
     portraits = []
-    name: PartName = "test" if comparison.plan.test_share else "valid"
     for cell in comparison.cells:
         path = Path(cell.best.run)
         model, vocabulary, checkpoint = load_model(path, torch.device("cpu"))
-        part = recorded_part(checkpoint, name)
+        part = recorded_part(checkpoint, comparison.plan.compared_on)
         training = checkpoint.record("training", TrainConfig)
         inspection = _inspect_end(path, model, vocabulary, training, part)
         portraits.append(portray(cell.cell.upper(), path, model, vocabulary, part, inspection))

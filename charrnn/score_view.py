@@ -279,7 +279,7 @@ def comparison_lines(comparison: Comparison) -> list[list[str]]:
 
 def scored_part(plan: Plan) -> str:
     """Return the name of the part of the text that models are compared on."""
-    return "test part" if plan.test_share else "validation part"
+    return {"test": "test part", "valid": "validation part"}[plan.compared_on]
 
 
 def comparison_says(comparison: Comparison) -> Iterator[str]:
@@ -327,7 +327,7 @@ def _compared_how(comparison: Comparison) -> str:
     chosen = (
         "last checkpoint" if one.valid_nats_per_char is None else "best checkpoint by validation"
     )
-    flattered = "" if plan.test_share else ", which flatters it: it was chosen there"
+    flattered = "" if plan.compared_on == "test" else ", which flatters it: it was chosen there"
     return (
         f"{matched}{budget} a run, {seeds}; the {chosen}, on the {one.characters:,} predictions of "
         f"the {scored_part(plan)}{flattered}; us/char: training, microseconds."
