@@ -29,11 +29,17 @@ def make_stretch(length: int, alphabet: str = ALPHABET, seed: int = 5) -> Stretc
     return stretch_of("".join(random.Random(seed).choices(alphabet, k=length)))
 
 
-def make_model(cell: CellName, layers: int = 2, hidden: int = 3) -> CharModel:
+def make_model(
+    cell: CellName,
+    layers: int = 2,
+    hidden: int = 3,
+    embedding: int = 4,
+    vocabulary: int = len(ALPHABET) + 1,
+) -> CharModel:
     """Return a model in float64 whose weights are large and whose biases are no zeros."""
     torch.manual_seed(7)
     config = ModelConfig(
-        cell=cell, vocabulary=len(ALPHABET) + 1, layers=layers, hidden=hidden, embedding=4,
+        cell=cell, vocabulary=vocabulary, layers=layers, hidden=hidden, embedding=embedding,
         dropout=0.5, weight_drop=0.5,
     )  # fmt: skip
     model = CharModel(config).double().eval()

@@ -13,27 +13,18 @@ import torch
 from numpy.typing import NDArray
 
 from charrnn import gradients as module
-from charrnn.config import CELL_NAMES, CellName, ModelConfig
+from charrnn.config import CellName
 from charrnn.errors import UsageError
 from charrnn.gradients import LANES, SHARES, clipping, cuts, truncation
 from charrnn.inspection_view import clipping_says
 from charrnn.model import CharModel, Hidden, detach
+from tests import small
 
 SYMBOLS = 7
-each_cell = pytest.mark.parametrize("cell", CELL_NAMES)
 
 
 def make_model(cell: CellName) -> CharModel:
-    torch.manual_seed(7)
-    config = ModelConfig(
-        cell=cell, vocabulary=SYMBOLS, layers=2, hidden=5, embedding=3, dropout=0.5,
-        weight_drop=0.5,
-    )  # fmt: skip
-    model = CharModel(config).double().eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(1.5).add_(torch.randn_like(weight) / 4)
-    return model
+    return small.make_model(cell, hidden=5, embedding=3, vocabulary=SYMBOLS)
 
 
 def make_ids(length: int) -> NDArray[np.int64]:
@@ -72,7 +63,7 @@ def degrees(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 
 
 class TestTruncation:
-    @each_cell
+    @small.each_cell
     @pytest.mark.parametrize(("windows", "last"), [((1, 3, 8), None), ((9, 5), 4)])
     def test_equals_the_definition(
         self, cell: CellName, windows: tuple[int, ...], last: int | None
@@ -105,7 +96,7 @@ class TestTruncation:
         assert same.between_halves == pytest.approx(0, abs=1e-5)
         assert truncation(make_model("gru"), make_ids(9 * LANES + 1), (3,)).between_halves > 5
 
-    @each_cell
+    @small.each_cell
     def test_what_is_kept_grows_with_the_window(self, cell: CellName) -> None:
         found = truncation(make_model(cell), make_ids(64 * LANES + 1), (16, 32, 64))
         one, two, four = (window.bytes for window in found.windows)
