@@ -68,7 +68,8 @@ LEAST_PRESSURE = 6
 WARM_UP = 50
 #: Decay of the recurrence's matrices, as a share of the rate, in a run of a few passes.
 WEIGHT_DECAY = 0.1
-#: A validation scores this many characters at least, or all that are held out.
+#: A validation scores this many characters at least, or all that are held out; in few minutes
+#: fewer (``planning.LEAST_TIMED``).
 LEAST_SCORED = 200_000
 #: What the optimisers with one rate for all weights begin with, instead of Muon's numbers.
 #: SGD's decay is a share of a rate that is a hundred times as large: none.
