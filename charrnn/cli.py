@@ -175,6 +175,10 @@ def train(
             help="Share of recurrent weights dropped (default: by rule, also with --dropout 0)."
         ),
     ] = None,
+    dropout_masks: Annotated[
+        int | None,
+        typer.Option(help="Masks of dropout whose losses an update averages (default: by rule)."),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Lanes: places in the text read side by side.")
     ] = None,
@@ -281,6 +285,7 @@ def train(
         "weight_drop": weight_drop,
     }
     training: dict[str, Any] = {
+        "dropout_masks": dropout_masks,
         "batch_size": batch_size,
         "bptt": bptt,
         "loss_last": loss_last,

@@ -217,6 +217,8 @@ class TrainConfig(Record):
     dropout_by_plan: bool = False
     """Whether dropout and weight drop follow from the passes over the text that a budget
     in minutes turns out to allow."""
+    dropout_masks: int = 1
+    """Masks of dropout before the head; an update's loss is the mean of theirs."""
     seed: int = 1
     """Of weights, dropout and the shown samples."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -227,7 +229,7 @@ class TrainConfig(Record):
         positive = ("lr", "lr_adam", "clip_value", "scale_norm", "minutes", "epochs")
         rules = dict.fromkeys(counts, _COUNT) | dict.fromkeys(positive, _POSITIVE)
         rules |= {"clip_norm": _LIMIT, "weight_decay": _NOT_NEGATIVE}
-        rules |= {"warmup_steps": _WHOLE, "seed": _WHOLE}
+        rules |= {"warmup_steps": _WHOLE, "seed": _WHOLE, "dropout_masks": _SIZE}
         _check(self, rules, {"lr_adam": "--lr"})
         if self.loss_last is not None and self.loss_last > self.bptt:
             raise UsageError(

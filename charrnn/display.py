@@ -24,7 +24,6 @@ from rich.segment import SegmentLines
 from rich.table import Table
 from rich.text import Text
 
-from charrnn.config import ModelConfig
 from charrnn.run import Run
 from charrnn.terminal import Output, in_rows, to_json
 from charrnn.training import (
@@ -136,7 +135,7 @@ def _update(run: Run) -> str:
         clip = f"clip value {config.clip_value:g}"
     if config.scale_norm:
         clip = f"scaled to norm {config.scale_norm:g}"
-    drops = [] if config.dropout_by_plan and not run.resumed else _dropout(run.model.config)
+    drops = [] if config.dropout_by_plan and not run.resumed else _dropout(run)
     if config.weight_decay:
         too = " (embedding and head too)" if config.decay_embedding else ""
         drops.append(f"weight decay {config.weight_decay:g}{too}")
@@ -150,15 +149,20 @@ def _device(device: torch.device) -> str:
     return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
 
 
-def _dropout(shape: ModelConfig) -> list[str]:
-    drops = (("dropout", shape.dropout), ("weight drop", shape.weight_drop))
-    return [f"{word} {share:g}" for word, share in drops if share]
+def _dropout(run: Run) -> list[str]:
+    shape, masks = run.model.config, run.config.dropout_masks
+    drops = []
+    if shape.dropout:
+        drops.append(f"dropout {shape.dropout:g}{f' ({masks} masks)' if masks > 1 else ''}")
+    if shape.weight_drop:
+        drops.append(f"weight drop {shape.weight_drop:g}")
+    return drops
 
 
 def _planned_dropout(run: Run) -> str:
     if not run.config.dropout_by_plan:
         return ""
-    return f"; {', '.join(_dropout(run.model.config)) or 'no dropout'}"
+    return f"; {', '.join(_dropout(run)) or 'no dropout'}"
 
 
 def _budget(run: Run) -> str:

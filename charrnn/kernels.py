@@ -206,26 +206,52 @@ _LEVELS = 1 << 16
 """Shares that dropout can drop: 16 bits are drawn for an entry."""
 
 
-def dropout(x: Tensor, share: float) -> Tensor:
+def dropout(x: Tensor, share: float, masks: int = 1) -> Tensor:
     """Set entries to zero by chance and let the others grow by 1 / (1 - share).
 
     Of torch's own generator. On a CPU torch draws one number after the other, two to four
     nanoseconds each; here one draw of 64 bits serves four entries. The share is rounded to a
     multiple of 2^-16, and what is left grows by exactly what that takes.
 
+    Several masks share a draw, so that they are as unlike as can be: mask m drops the entries
+    whose level, of 2^16, is among the dropped ones once m / masks of all levels are added to it,
+    around the end (systematic sampling). Each mask by itself is one of ``dropout``; of all M an
+    entry is dropped in M times the share, rounded up or down.
+
     Args:
         x: of any shape.
         share: of the entries, at least 0 and less than 1.
+        masks: M, at least 1.
+
+    Returns:
+        x under one mask after the other, along its first axis.
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" and masks == 1:
         return F.dropout(x, share)
     dropped = min(round(share * _LEVELS), _LEVELS - 1)
-    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    levels = draws.view(torch.int16)[: x.numel()].view(x.shape)
+    levels = _draw_levels(x)
     # Ones and zeros of x's own type: torch multiplies those ten times as fast as it chooses.
+    kept = x.new_empty(masks, *x.shape)
     with torch.no_grad():
-        kept = torch.ge(levels, dropped - _LEVELS // 2, out=torch.empty_like(x))
-    return x * (_LEVELS / (_LEVELS - dropped)) * kept
+        for mask in range(masks):
+            # Sums of int16 go around the end.
+            shifted = levels + _as_int16(mask * _LEVELS // masks) if mask else levels
+            torch.ge(shifted, dropped - _LEVELS // 2, out=kept[mask])
+    grown = x * (_LEVELS / (_LEVELS - dropped))
+    return (grown * kept).flatten(0, 1) if masks > 1 else grown * kept[0]
+
+
+def _draw_levels(x: Tensor) -> Tensor:
+    """Return a number of 16 bits, from all of int16, for each entry of ``x``."""
+    if x.device.type != "cpu":
+        return torch.empty(x.shape, dtype=torch.int16, device=x.device).random_(-(2**15), 2**15)
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    return draws.view(torch.int16)[: x.numel()].view(x.shape)
+
+
+def _as_int16(level: int) -> int:
+    """Return what 16 bits hold of a number from 0 on."""
+    return (level + _LEVELS // 2) % _LEVELS - _LEVELS // 2
 
 
 def refuse_second_derivative() -> None:

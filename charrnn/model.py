@@ -38,7 +38,7 @@ def detach(hidden: Hidden) -> Hidden:
 class CharModel(nn.Module):
     """A character-level language model.
 
-    Dropout acts on every layer's output (Zaremba, Sutskever, Vinyals 2014), never on
+    Dropout acts on what every layer hands up (Zaremba, Sutskever, Vinyals 2014), never on
     the recurrence itself nor on the embedding; ``weight_drop`` acts on the recurrent
     weights, inside the cells.
 
@@ -100,15 +100,24 @@ class CharModel(nn.Module):
             hidden = self.initial_hidden(x_TB.shape[1])
         out = self.embedding(x_TB).to(self._dtype())
         after = []
-        for cell, state in zip(self.layers(), hidden, strict=True):
-            out, state = cell(out, state)
-            if self.training and self.config.dropout > 0:
+        for layer, (cell, state) in enumerate(zip(self.layers(), hidden, strict=True)):
+            if layer and self._drops():
                 out = dropout(out, self.config.dropout)
+            out, state = cell(out, state)
             after.append(state)
         return out, tuple(after)
 
-    def predict(self, out_TBH: Tensor) -> Tensor:
-        """Return the head's logits_TBV for the highest layer's outputs."""
+    def predict(self, out_TBH: Tensor, masks: int = 1) -> Tensor:
+        """Return the head's logits_TBV for the highest layer's outputs.
+
+        Args:
+            out_TBH: what ``read`` returned, of any T.
+            masks: M. Where units are dropped, what M masks of dropout leave of the outputs is
+                predicted from, for hardly more time: of all layers the head is the smallest.
+                The logits are those of M x T steps then, one mask after the other.
+        """
+        if self._drops():
+            out_TBH = dropout(out_TBH, self.config.dropout, masks)
         return linear(out_TBH, self.head.weight, self.head.bias)
 
     def parameter_count(self) -> int:
@@ -119,6 +128,9 @@ class CharModel(nn.Module):
         """Return the multiply-adds of the matrix products for one character."""
         head = self.head.weight.numel()
         return head + sum(cell.multiply_adds() for cell in self.layers())
+
+    def _drops(self) -> bool:
+        return self.training and self.config.dropout > 0
 
     def _dtype(self) -> torch.dtype:
         weight = self.head.weight.dtype

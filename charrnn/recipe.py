@@ -18,6 +18,7 @@ __all__ = [
     "Choices",
     "Schedule",
     "choose",
+    "dropout_masks",
     "given",
     "matrix_weights",
     "plan_validations",
@@ -64,6 +65,11 @@ RARE_SYMBOLS = 500
 BY_HEART = 40
 #: Up to this pressure dropout gains nothing, and it takes time.
 LEAST_PRESSURE = 6
+#: Most masks of dropout in an update: more gain nothing ...
+MOST_MASKS = 4
+#: ... and each of them but the first costs the head's products again, which are to stay below
+#: this share of the recurrence's.
+MASKS_COST = 1 / 3
 #: Updates over which the rate rises: these, but at most a tenth of the run's.
 WARM_UP = 50
 #: Decay of the recurrence's matrices, as a share of the rate, in a run of a few passes.
@@ -131,6 +137,7 @@ def choose(
     dropout, weight_drop = regularisation(choices.cell, pressed)
     model = replace(model, **({"dropout": dropout, "weight_drop": weight_drop} | chosen_model))
     training["weight_decay"] = weight_decay(choices.cell, pressed)
+    training["dropout_masks"] = dropout_masks(model)
     if vocabulary >= RARE_SYMBOLS and pressed < BY_HEART:
         training["lr_adam"] *= 3
     training["warmup_steps"] = warmup_steps(read / min(a_step, characters))
@@ -189,6 +196,17 @@ def regularisation(cell: CellName, pressure: float) -> tuple[float, float]:
     dropout = min(0.6, 0.1 * math.log2(pressure / 4))
     share = min(0.8, max(0.0, 0.5 * math.log2(pressure / 32)))
     return round(dropout, 2), round(share * dropout, 2)
+
+
+def dropout_masks(shape: ModelConfig) -> int:
+    """Return the masks of dropout in an update.
+
+    The mean of several losses has less noise than one, and each takes no more than the head's
+    time: little, unless the symbols are many.
+    """
+    recurrence = _recurrent_weights(shape.cell, shape.layers, shape.hidden, shape.embedding)
+    affordable = int(MASKS_COST * recurrence / (shape.vocabulary * shape.hidden))
+    return min(MOST_MASKS, 1 + affordable)
 
 
 def weight_decay(cell: CellName, pressure: float) -> float:

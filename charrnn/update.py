@@ -40,12 +40,15 @@ class UpdateResult:
 
 
 def window_loss(
-    model: CharModel, x_TB: Tensor, y_TB: Tensor, hidden: Hidden, counted: int
+    model: CharModel, x_TB: Tensor, y_TB: Tensor, hidden: Hidden, counted: int, masks: int = 1
 ) -> tuple[Tensor, Hidden]:
     """Return a window's loss and the state that the next window starts from.
 
     Where only the last N of T predictions count, the window moves by N characters,
     so the next one starts from the state after the first N of this one.
+
+    With several masks of dropout before the head the loss is their mean (Inoue 2019,
+    arXiv:1905.09788): the same expectation, and a gradient with less noise.
 
     Args:
         model: who predicts.
@@ -53,6 +56,7 @@ def window_loss(
         y_TB: the character after each of ``x_TB``.
         hidden: the state before the window.
         counted: N, at most T.
+        masks: of dropout.
 
     Returns:
         The mean nats of the counted predictions, and the detached state.
@@ -62,8 +66,10 @@ def window_loss(
         rest_TBH, _ = model.read(x_TB[counted:], after)
         # The last N of both parts; the head reads no other.
         out_TBH = torch.cat([out_TBH[len(rest_TBH) :], rest_TBH[-counted:]])
-    logits_NV = model.predict(out_TBH).flatten(0, 1)
-    return mean_cross_entropy(logits_NV, y_TB[-counted:].flatten()), detach(after)
+    logits_NV = model.predict(out_TBH, masks).flatten(0, 1)
+    targets_N = y_TB[-counted:].flatten()
+    targets_N = targets_N.repeat(len(logits_NV) // len(targets_N))
+    return mean_cross_entropy(logits_NV, targets_N), detach(after)
 
 
 def clip(
@@ -156,10 +162,12 @@ class Update:
     def _update(self, x_TB: Tensor, y_TB: Tensor, counted: int) -> UpdateResult:
         for weight in self._weights:
             weight.grad = None
-        loss, after = window_loss(self.model, x_TB, y_TB, self.hidden, counted)
+        config = self.config
+        loss, after = window_loss(
+            self.model, x_TB, y_TB, self.hidden, counted, config.dropout_masks
+        )
         loss.backward()  # type: ignore[no-untyped-call]
         grads = [weight.grad for weight in self._weights if weight.grad is not None]
-        config = self.config
         norm, clipped = clip(grads, config.clip_norm, config.clip_value, config.scale_norm)
         self._alive.mul_(torch.isfinite(loss.detach()) & torch.isfinite(norm))
         if self.device.type == "cuda":

@@ -125,7 +125,7 @@ class TestPlain:
     def test_has_a_line_for_what_matters(self, run: Run, lines: list[str]) -> None:
         assert lines[7:] == [
             f"planned 5,000 steps, {5000 / run.lanes.chunks_per_pass:.2f} epochs, "
-            "at the speed so far; 1:00:00 to go; dropout 0.6, weight drop 0.48",
+            "at the speed so far; 1:00:00 to go; dropout 0.6 (2 masks), weight drop 0.48",
             "validations score the first 50 characters held out, to save time",
             "step 1,200  epoch 2.50  3:05  train 1.3863 nats (2.000 bits)  lr 0.012  "
             "gradient 0.46  clipped 30 %  12,346 chars/s  1:02:05 to go",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from unittest.mock import Mock
+
 import pytest
 import torch
 from torch import Tensor
@@ -105,24 +108,27 @@ class TestMeanCrossEntropy:
 class TestDropout:
     @DTYPES
     @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.999999])
+    @pytest.mark.parametrize("masks", [1, 2, 3, 7])
     def test_drops_by_the_bits_of_torchs_own_generator(
-        self, dtype: torch.dtype, share: float
+        self, dtype: torch.dtype, share: float, masks: int
     ) -> None:
         x_TBK = random(T, B, K, dtype=dtype)
         torch.manual_seed(5)
-        got_TBK = dropout(x_TBK, share)
+        got_MTBK = dropout(x_TBK, share, masks)
 
         torch.manual_seed(5)
         draws = [int(torch.empty((), dtype=torch.int64).random_(-(2**63), None)) for _ in range(27)]
         levels = [2**15 + as_int16(draw >> 16 * part) for draw in draws for part in range(4)]
         dropped = min(round(share * 2**16), 2**16 - 1)
         wanted = [
-            x * 2**16 / (2**16 - dropped) if level >= dropped else 0.0
+            x * 2**16 / (2**16 - dropped) if (level + shift) % 2**16 >= dropped else 0.0
+            for shift in (mask * 2**16 // masks for mask in range(masks))
             for x, level in zip(x_TBK.flatten().tolist(), levels[: T * B * K], strict=True)
         ]
-        assert got_TBK.dtype == dtype
+        assert got_MTBK.dtype == dtype
+        assert got_MTBK.shape == (masks * T, B, K)
         torch.testing.assert_close(
-            got_TBK.flatten().double(), torch.tensor(wanted, dtype=torch.float64),
+            got_MTBK.flatten().double(), torch.tensor(wanted, dtype=torch.float64),
             rtol=min(0.01, CLOSE[dtype]), atol=0,
         )  # fmt: skip
 
@@ -131,12 +137,36 @@ class TestDropout:
         assert out.mean().item() == pytest.approx(1, abs=0.01)
         assert (out == 0).double().mean().item() == pytest.approx(0.4, abs=0.01)
 
-    def test_the_gradient_is_dropped_alike(self) -> None:
+    @pytest.mark.parametrize(("masks", "share"), [(2, 0.4), (3, 0.5), (4, 0.1), (5, 0.9)])
+    def test_masks_take_turns_at_an_entry(self, masks: int, share: float) -> None:
+        zeros_MN = (dropout(torch.ones(10_007), share, masks) == 0).view(masks, -1)
+        for zeros_N in zeros_MN:
+            assert zeros_N.double().mean().item() == pytest.approx(share, abs=0.02)
+        often_N = zeros_MN.sum(0)
+        wanted = {math.floor(masks * share), math.ceil(masks * share)}
+        assert {*often_N.tolist()} == wanted
+        # Which entries a mask drops is independent: pairs of neighbours as often as by chance.
+        both = (zeros_MN[:, 1:] & zeros_MN[:, :-1]).double().mean().item()
+        assert both == pytest.approx(share**2, abs=0.02)
+
+    def test_a_gpu_draws_the_levels_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        elsewhere = Mock(shape=(10_007,), device=Mock(type="cuda"))
+        empty = torch.empty
+        monkeypatch.setattr(torch, "empty", lambda *of, device, dtype: empty(*of, dtype=dtype))
+        levels = kernels._draw_levels(elsewhere)
+        assert levels.dtype == torch.int16
+        assert levels.double().mean().item() == pytest.approx(0, abs=1_000)
+        assert levels.double().std().item() == pytest.approx(2**16 / math.sqrt(12), rel=0.02)
+
+    @pytest.mark.parametrize("masks", [1, 3])
+    def test_the_gradient_is_dropped_alike(self, masks: int) -> None:
         x_TBK = random(T, B, K).requires_grad_()
-        d_TBK = random(T, B, K, seed=2)
-        out_TBK = dropout(x_TBK, 0.4)
-        (dx_TBK,) = torch.autograd.grad(out_TBK, x_TBK, d_TBK)
-        torch.testing.assert_close(dx_TBK, d_TBK * (out_TBK / x_TBK).detach())
+        d_MTBK = random(masks * T, B, K, seed=2)
+        out_MTBK = dropout(x_TBK, 0.4, masks)
+        (dx_TBK,) = torch.autograd.grad(out_MTBK, x_TBK, d_MTBK)
+        factors = (out_MTBK.view(masks, T, B, K) / x_TBK).detach()
+        wanted_TBK = (d_MTBK.view(masks, T, B, K) * factors).sum(0)
+        torch.testing.assert_close(dx_TBK, wanted_TBK)
 
 
 def as_int16(number: int) -> int:

@@ -341,7 +341,9 @@ def test_an_update_on_a_gpu_never_asks_what_it_has_computed(
     monkeypatch.setattr("charrnn.update.mean_cross_entropy", F.cross_entropy)
     monkeypatch.setattr("charrnn.cells._has_own_loop", lambda _x: False)
     monkeypatch.setattr("charrnn.cells.beats_onednn_lstm", lambda _x: False)
-    setting = Setting(tmp_path, cell, lanes=3, bptt=7, loss_last=4, clip_norm=None, **clipping)
+    setting = Setting(
+        tmp_path, cell, lanes=3, bptt=7, loss_last=4, clip_norm=None, dropout_masks=3, **clipping
+    )
     setting.model.set_dropout(0.2, 0.3)
     setting.update.optimiser = OPTIMISERS[optimiser](setting.model, weight_decay=0.1)
     setting.update.device = torch.device("cuda")  # the tensors stay on the CPU
@@ -369,12 +371,48 @@ def test_gpu_captured_update_is_the_eager_one(tmp_path: Path, cell: CellName) ->
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_every_replay_drops_other_units(tmp_path: Path) -> None:
-    setting = Setting(tmp_path, "lstm", lanes=3, bptt=7, device="cuda")
+    setting = Setting(tmp_path, "lstm", lanes=3, bptt=7, device="cuda", dropout_masks=3)
     setting.model.set_dropout(0.5, 0.3)
     chunk = replace(next(iter(setting.lanes.chunks())), first=True)
     losses = [setting.update(chunk).loss.item() for _ in range(9)]
     assert setting.update.capture_failure is None
     assert len(set(losses)) == 9
+
+
+@pytest.mark.parametrize("counted", [7, 4])
+def test_the_loss_is_the_mean_of_all_masks(
+    tmp_path: Path, cell: CellName, counted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = Setting(tmp_path, cell, lanes=3, bptt=7)
+    model, hidden = setting.model, setting.state_before(5)
+    model.set_dropout(0.5, 0.0)
+    x_TB, y_TB = setting.x_TB[5:12], setting.y_TB[5:12]
+    masks_MNBH = (torch.rand(3, counted, 3, 6) < 0.5).double()
+
+    def masked(x_TBH: Tensor, share: float, masks: int | None = None) -> Tensor:
+        assert share == 0.5
+        if masks is None:
+            return x_TBH  # between layers: only the masks before the head differ
+        assert masks == 3
+        return (x_TBH * masks_MNBH).flatten(0, 1)
+
+    monkeypatch.setattr("charrnn.model.dropout", masked)
+    out_NBH = model.read(x_TB, hidden)[0][-counted:]
+    loss, _ = window_loss(model, x_TB, y_TB, hidden, counted, masks=3)
+    each = [
+        F.cross_entropy(
+            (out_NBH * mask_NBH @ model.head.weight.T + model.head.bias).flatten(0, 1),
+            y_TB[-counted:].flatten(),
+        )
+        for mask_NBH in masks_MNBH
+    ]
+    mean = torch.stack(each).mean()
+    assert_close(loss, mean)
+    assert_close(setting.gradient(loss), setting.gradient(mean))
+    model.eval()
+    scored, _ = window_loss(model, x_TB, y_TB, hidden, counted, masks=3)
+    whole, _ = window_loss(model, x_TB, y_TB, hidden, counted)
+    assert_close(scored, whole)
 
 
 def gradients(scale: float = 1.0) -> list[Tensor]:
