@@ -65,10 +65,11 @@ RARE_SYMBOLS = 500
 BY_HEART = 40
 #: Up to this pressure dropout gains nothing, and it takes time.
 LEAST_PRESSURE = 6
-#: Most masks of dropout in an update: more gain nothing ...
-MOST_MASKS = 4
-#: ... and each of them but the first costs the head's products again, which are to stay below
-#: this share of the recurrence's.
+#: Most masks of dropout in an update: on a CPU the second takes a twentieth of its time, and
+#: more gain as much as their time does; on a GPU, which waits more than it computes, four.
+MOST_MASKS = {"cpu": 2, "mps": 2, "cuda": 4}
+#: Each of them but the first costs the head's products again, which are to stay below this share
+#: of the recurrence's; but where a text is learned by heart, two are worth any time.
 MASKS_COST = 1 / 3
 #: Updates over which the rate rises: these, but at most a tenth of the run's.
 WARM_UP = 50
@@ -137,7 +138,7 @@ def choose(
     dropout, weight_drop = regularisation(choices.cell, pressed)
     model = replace(model, **({"dropout": dropout, "weight_drop": weight_drop} | chosen_model))
     training["weight_decay"] = weight_decay(choices.cell, pressed)
-    training["dropout_masks"] = dropout_masks(model)
+    training["dropout_masks"] = dropout_masks(model, device, pressed)
     if vocabulary >= RARE_SYMBOLS and pressed < BY_HEART:
         training["lr_adam"] *= 3
     training["warmup_steps"] = warmup_steps(read / min(a_step, characters))
@@ -198,15 +199,20 @@ def regularisation(cell: CellName, pressure: float) -> tuple[float, float]:
     return round(dropout, 2), round(share * dropout, 2)
 
 
-def dropout_masks(shape: ModelConfig) -> int:
+def dropout_masks(shape: ModelConfig, device: str, pressure: float) -> int:
     """Return the masks of dropout in an update.
 
     The mean of several losses has less noise than one, and each takes no more than the head's
     time: little, unless the symbols are many.
+
+    Args:
+        shape: of the model.
+        device: "cpu", "cuda" or "mps".
+        pressure: see ``pressure``.
     """
     recurrence = _recurrent_weights(shape.cell, shape.layers, shape.hidden, shape.embedding)
     affordable = int(MASKS_COST * recurrence / (shape.vocabulary * shape.hidden))
-    return min(MOST_MASKS, 1 + affordable)
+    return min(MOST_MASKS[device], 1 + max(affordable, pressure >= BY_HEART))
 
 
 def weight_decay(cell: CellName, pressure: float) -> float:
