@@ -63,8 +63,8 @@ MANY_SYMBOLS: dict[CellName, int] = {"rnn": 2000, "lstm": 500, "gru": 500}
 RARE_SYMBOLS = 500
 #: ... unless they are so many that the text is learned by heart: from this pressure on.
 BY_HEART = 40
-#: Up to this pressure dropout gains nothing, and it takes time.
-LEAST_PRESSURE = 6
+#: Up to this pressure dropout gains too little for its time.
+LEAST_PRESSURE = 5
 #: Most masks of dropout in an update: on a CPU the second takes a twentieth of its time, and
 #: more gain as much as their time does; on a GPU, which waits more than it computes, four.
 MOST_MASKS = {"cpu": 2, "mps": 2, "cuda": 4}
@@ -194,7 +194,7 @@ def regularisation(cell: CellName, pressure: float) -> tuple[float, float]:
         return 0.0, round(min(0.5, max(0.0, 0.08 * math.log2(pressure / 16))), 2)
     if pressure <= LEAST_PRESSURE:
         return 0.0, 0.0
-    dropout = min(0.6, 0.1 * math.log2(pressure / 4))
+    dropout = min(0.6, max(0.06 * math.log2(pressure), 0.1 * math.log2(pressure / 4)))
     share = min(0.8, max(0.0, 0.5 * math.log2(pressure / 32)))
     return round(dropout, 2), round(share * dropout, 2)
 

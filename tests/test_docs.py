@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -121,7 +122,8 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
     gru, _ = chosen("gru", **few)
     (on_gpu, trained_on_gpu), (rnn_on_gpu, _) = (chosen(c, "cuda", **few) for c in ("lstm", "rnn"))
     assert lstm.hidden == gru.hidden
-    assert trained_on_gpu == lstm_trained
+    masks, masks_on_gpu = lstm_trained.dropout_masks, trained_on_gpu.dropout_masks
+    assert replace(trained_on_gpu, dropout_masks=masks) == lstm_trained
     assert recipe.GPU_UNITS["lstm"] == recipe.GPU_UNITS["gru"]
     wider = [f"{least / 1e6:g}" for least in recipe.WIDER_FROM["lstm"]]
     assert recipe.WIDER_FROM["lstm"][1:] == recipe.WIDER_FROM["gru"][1:]
@@ -151,6 +153,8 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         f"| `--weight-decay` | {lstm_trained.weight_decay} (sgd: 0)",
         f"from {recipe.MANY_SYMBOLS['lstm']} symbols on (RNN: {recipe.MANY_SYMBOLS['rnn']:,})",
         f"none up to p = {recipe.LEAST_PRESSURE}, then",
+        f"| `--dropout-masks` | {masks}; 1 where",
+        f"and p, above, is below {recipe.BY_HEART} | {masks_on_gpu}, and fewer",
         f"a cosine down to {100 * recipe.Schedule.FLOOR:g} % |",
     ):
         assert line in page, line

@@ -339,6 +339,7 @@ class TestRegularisation:
         assert at_256 == (0, 0.32)
         for cell in ("lstm", "gru"):
             assert regularisation(cell, LEAST_PRESSURE) == (0, 0)
+            assert regularisation(cell, 8) == (0.18, 0.0)
             assert regularisation(cell, 32) == (0.3, 0.0)
             assert regularisation(cell, 64) == (0.4, 0.2)
             assert regularisation(cell, 1e6) == (0.6, 0.48)
