@@ -213,10 +213,10 @@ def dropout(x: Tensor, share: float, masks: int = 1) -> Tensor:
     nanoseconds each; here one draw of 64 bits serves four entries. The share is rounded to a
     multiple of 2^-16, and what is left grows by exactly what that takes.
 
-    Several masks share a draw, so that they are as unlike as can be: mask m drops the entries
-    whose level, of 2^16, is among the dropped ones once m / masks of all levels are added to it,
-    around the end (systematic sampling). Each mask by itself is one of ``dropout``; of all M an
-    entry is dropped in M times the share, rounded up or down.
+    Several masks share a draw there, so that they are as unlike as can be: mask m drops the
+    entries whose level, of 2^16, is among the dropped ones once m / masks of all levels are added
+    to it, around the end (systematic sampling). Each mask by itself is one of ``dropout``; of all
+    M an entry is dropped in M times the share, rounded up or down. Elsewhere they are independent.
 
     Args:
         x: of any shape.
@@ -226,10 +226,11 @@ def dropout(x: Tensor, share: float, masks: int = 1) -> Tensor:
     Returns:
         x under one mask after the other, along its first axis.
     """
-    if x.device.type != "cpu" and masks == 1:
-        return F.dropout(x, share)
+    if x.device.type != "cpu":
+        return F.dropout(x.expand(masks, *x.shape), share).flatten(0, 1)
     dropped = min(round(share * _LEVELS), _LEVELS - 1)
-    levels = _draw_levels(x)
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    levels = draws.view(torch.int16)[: x.numel()].view(x.shape)
     # Ones and zeros of x's own type: torch multiplies those ten times as fast as it chooses.
     kept = x.new_empty(masks, *x.shape)
     with torch.no_grad():
@@ -239,14 +240,6 @@ def dropout(x: Tensor, share: float, masks: int = 1) -> Tensor:
             torch.ge(shifted, dropped - _LEVELS // 2, out=kept[mask])
     grown = x * (_LEVELS / (_LEVELS - dropped))
     return (grown * kept).flatten(0, 1) if masks > 1 else grown * kept[0]
-
-
-def _draw_levels(x: Tensor) -> Tensor:
-    """Return a number of 16 bits, from all of int16, for each entry of ``x``."""
-    if x.device.type != "cpu":
-        return torch.empty(x.shape, dtype=torch.int16, device=x.device).random_(-(2**15), 2**15)
-    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    return draws.view(torch.int16)[: x.numel()].view(x.shape)
 
 
 def _as_int16(level: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -149,14 +148,20 @@ class TestDropout:
         both = (zeros_MN[:, 1:] & zeros_MN[:, :-1]).double().mean().item()
         assert both == pytest.approx(share**2, abs=0.02)
 
-    def test_a_gpu_draws_the_levels_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        elsewhere = Mock(shape=(10_007,), device=Mock(type="cuda"))
-        empty = torch.empty
-        monkeypatch.setattr(torch, "empty", lambda *of, device, dtype: empty(*of, dtype=dtype))
-        levels = kernels._draw_levels(elsewhere)
-        assert levels.dtype == torch.int16
-        assert levels.double().mean().item() == pytest.approx(0, abs=1_000)
-        assert levels.double().std().item() == pytest.approx(2**16 / math.sqrt(12), rel=0.02)
+    @pytest.mark.parametrize("masks", [1, 3])
+    def test_elsewhere_masks_are_torch_s_own(
+        self, masks: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        drop, seen = F.dropout, []
+
+        def noted(x: Tensor, share: float) -> Tensor:
+            seen.append((*x.shape, share))
+            return drop(x, share)
+
+        monkeypatch.setattr("charrnn.kernels.F.dropout", noted)
+        out = dropout(torch.empty(T, B, K, device="meta"), 0.4, masks)
+        assert out.shape == (masks * T, B, K)
+        assert seen == [(masks, T, B, K, 0.4)], "a draw for each entry of each mask"
 
     @pytest.mark.parametrize("masks", [1, 3])
     def test_the_gradient_is_dropped_alike(self, masks: int) -> None:
