@@ -23,7 +23,7 @@ import typer
 
 from charrnn import __version__, recipe
 from charrnn.cli import _prompt, app
-from charrnn.config import TextChoices
+from charrnn.config import TextChoices, TrainConfig
 from charrnn.corpus import _scan_file
 from charrnn.errors import UsageError
 from charrnn.runfolder import RunFolder
@@ -168,6 +168,7 @@ class TestBadInput:
             ("train {prose} --lr many", 2, "--lr"),
             ("train {prose} --dropout 1", 2, "--dropout"),
             ("train {prose} --weight-drop nan", 2, "--weight-drop"),
+            ("train {prose} --dropout-masks 0", 2, "--dropout-masks"),
             ("train {prose} --weight-decay -1", 2, "--weight-decay"),
             ("train {prose} --layers 0", 2, "--layers"),
             ("train {prose} --hidden -4", 2, "--hidden"),
@@ -585,6 +586,16 @@ class TestTrain:
         assert replace(after.config, **dropped) == before.config
         # The first 900 characters are trained on; the marks are in the part held out.
         assert f"weights and vocabulary from {trained}: it knows 100.00 %" in result.err
+
+    @pytest.mark.parametrize(("given", "masks"), [((), 2), (("--dropout-masks", "3"), 3)])
+    def test_masks_of_dropout_are_those_given_or_by_rule(
+        self, cli: Cli, prose: Path, tmp_path: Path, given: tuple[str, ...], masks: int
+    ) -> None:
+        result = cli("train", prose, "--dropout", 0.4, *given, "--run", tmp_path / "run", *QUICK)
+        assert result.code == 0
+        assert f"dropout 0.4 ({masks} masks)" in result.err
+        _, _, kept = load_model(tmp_path / "run", torch.device("cpu"))
+        assert kept.record("training", TrainConfig).dropout_masks == masks
 
     def test_the_folder_is_named_after_the_cell_it_starts_from(
         self, cli: Cli, prose: Path, empty_folder: Path
