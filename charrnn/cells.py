@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from charrnn.config import CELL_GATES, CellName
-from charrnn.kernels import dropout
+from charrnn.kernels import dropout, linear
 from charrnn.loops import beats_onednn_lstm, run_gru, run_lstm, run_rnn
 
 __all__ = ["CELLS", "GRU", "LSTM", "RNN", "Cell", "State"]
@@ -88,13 +88,18 @@ class Cell(nn.Module, ABC):
         """Return the multiply-adds of the matrix products for one character."""
         return self.weight_input.numel() + self.weight_recurrent.numel()
 
-    def forward(self, x_TBE: Tensor, state: State) -> tuple[Tensor, State]:
+    def forward(
+        self, x: Tensor, state: State, which_TB: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """Read a chunk.
 
         Args:
-            x_TBE: Inputs, T >= 1; their type is that of the arithmetic, and the weights
-                are cast to it (bfloat16, say).
+            x: Inputs [T, B, E], T >= 1, or D different ones [D, E]; their type is that of the
+                arithmetic, and the weights are cast to it (bfloat16, say).
             state: The state before the chunk, [B, H] each.
+            which_TB: Which of the D inputs each time step of a lane reads. The same as reading
+                ``x[which_TB]``, but that W x is computed once for each (on a CPU, by the loops of
+                ``charrnn.loops``).
 
         Returns:
             The outputs [T, B, H], of the inputs' type, and the state after the last
@@ -103,7 +108,7 @@ class Cell(nn.Module, ABC):
         weights = self._weights()
         if self.training and self.weight_drop > 0:
             weights[1] = dropout(weights[1], self.weight_drop)
-        out_TBH, after = self._run(x_TBE, [s.to(x_TBE.dtype) for s in state], weights)
+        out_TBH, after = self._run(x, [s.to(x.dtype) for s in state], weights, which_TB)
         return out_TBH, tuple(a.to(s.dtype) for a, s in zip(after, state, strict=True))
 
     def _weights(self) -> list[Tensor]:
@@ -111,7 +116,7 @@ class Cell(nn.Module, ABC):
 
     @abstractmethod
     def _run(
-        self, x_TBE: Tensor, state: list[Tensor], weights: list[Tensor]
+        self, x: Tensor, state: list[Tensor], weights: list[Tensor], which_TB: Tensor | None
     ) -> tuple[Tensor, State]:
         """Do what ``forward`` promises, with these weights; ``state`` has the inputs' type."""
 
@@ -133,20 +138,29 @@ def _has_own_loop(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in _LOOP_DTYPES
 
 
+def _typed(*tensors: Tensor, like: Tensor) -> tuple[Tensor, ...]:
+    """Return tensors in the type in which the loops have what is not their inputs."""
+    dtype = _LOOP_DTYPES[like.dtype]
+    return tuple(tensor.to(dtype) for tensor in tensors)
+
+
 def _run_torch(
     operator: Callable[..., tuple[Tensor, ...]],
-    x_TBE: Tensor,
+    x: Tensor,
     state: list[Tensor],
     weights: list[Tensor],
+    which_TB: Tensor | None,
 ) -> tuple[Tensor, State]:
     """Run one of torch's recurrent operators: cuDNN on CUDA, oneDNN's LSTM on a CPU.
 
     Args:
         operator: ``torch.lstm``, ``torch.gru`` or ``torch.rnn_tanh``.
-        x_TBE: Inputs.
+        x: Inputs.
         state: The state's tensors, [B, H] each, of the inputs' type.
         weights: Input and recurrent weights and both biases, in the operator's order.
+        which_TB: Which of the inputs each time step reads, or None.
     """
+    x_TBE = x if which_TB is None else F.embedding(which_TB, x)
     if x_TBE.is_cuda:
         # cuDNN wants its weights in one piece, or it warns and copies them at every call.
         # Built afresh (and differentiably) here, they may be cast and dropped before.
@@ -169,13 +183,14 @@ class RNN(Cell):
     states = ("h",)
 
     def _run(
-        self, x_TBE: Tensor, state: list[Tensor], weights: list[Tensor]
+        self, x: Tensor, state: list[Tensor], weights: list[Tensor], which_TB: Tensor | None
     ) -> tuple[Tensor, State]:
-        if _has_own_loop(x_TBE):
-            dtype = _LOOP_DTYPES[x_TBE.dtype]
-            out_TBH, h_BH = run_rnn(x_TBE, *(t.to(dtype) for t in (state[0], *weights)))
+        if _has_own_loop(x):
+            w, u, b, h_BH = _typed(*weights, *state, like=x)
+            out_TBH, h_BH = run_rnn(linear(x, w, b), h_BH, u, which_TB)
             return out_TBH, (h_BH,)
-        return _run_torch(torch.rnn_tanh, x_TBE, state, [*weights, torch.zeros_like(self.bias)])
+        weights = [*weights, torch.zeros_like(self.bias)]
+        return _run_torch(torch.rnn_tanh, x, state, weights, which_TB)
 
 
 class LSTM(Cell):
@@ -192,13 +207,14 @@ class LSTM(Cell):
         nn.init.ones_(self.bias.detach()[hidden : 2 * hidden])
 
     def _run(
-        self, x_TBE: Tensor, state: list[Tensor], weights: list[Tensor]
+        self, x: Tensor, state: list[Tensor], weights: list[Tensor], which_TB: Tensor | None
     ) -> tuple[Tensor, State]:
-        if x_TBE.device.type == "cpu" and beats_onednn_lstm(x_TBE):
-            dtype = _LOOP_DTYPES[x_TBE.dtype]
-            out_TBH, *after = run_lstm(x_TBE, *(t.to(dtype) for t in (*state, *weights)))
+        if x.device.type == "cpu" and beats_onednn_lstm(x.dtype, len(state[0])):
+            w, u, b, h_BH, c_BH = _typed(*weights, *state, like=x)
+            out_TBH, *after = run_lstm(linear(x, w, b), h_BH, c_BH, u, which_TB)
             return out_TBH, tuple(after)
-        return _run_torch(torch.lstm, x_TBE, state, [*weights, torch.zeros_like(self.bias)])
+        weights = [*weights, torch.zeros_like(self.bias)]
+        return _run_torch(torch.lstm, x, state, weights, which_TB)
 
 
 class GRU(Cell):
@@ -220,14 +236,14 @@ class GRU(Cell):
         return [*super()._weights(), self.bias_recurrent]
 
     def _run(
-        self, x_TBE: Tensor, state: list[Tensor], weights: list[Tensor]
+        self, x: Tensor, state: list[Tensor], weights: list[Tensor], which_TB: Tensor | None
     ) -> tuple[Tensor, State]:
-        if _has_own_loop(x_TBE):
-            dtype = _LOOP_DTYPES[x_TBE.dtype]
-            out_TBH, h_BH = run_gru(x_TBE, *(t.to(dtype) for t in (state[0], *weights)))
+        if _has_own_loop(x):
+            w, u, b, b_n, h_BH = _typed(*weights, *state, like=x)
+            out_TBH, h_BH = run_gru(linear(x, w, b), h_BH, u, b_n, which_TB)
             return out_TBH, (h_BH,)
-        bias_recurrent_G = F.pad(weights[3], (2 * self.hidden, 0))
-        return _run_torch(torch.gru, x_TBE, state, [*weights[:3], bias_recurrent_G])
+        weights = [*weights[:3], F.pad(weights[3], (2 * self.hidden, 0))]
+        return _run_torch(torch.gru, x, state, weights, which_TB)
 
 
 CELLS: dict[CellName, type[Cell]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}

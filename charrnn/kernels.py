@@ -121,18 +121,20 @@ def needs_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
-def linear(x_TBK: Tensor, weight_NK: Tensor, bias_N: Tensor) -> Tensor:
-    """Return ``x @ weight.T + bias``, differentiably (once), [T, B, N]; on a CPU by oneDNN.
+def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor) -> Tensor:
+    """Return ``x @ weight.T + bias``, differentiably (once); on a CPU by oneDNN.
 
     Args:
-        x_TBK: Inputs; their type is that of the arithmetic.
+        x: Inputs, [T, B, K] or [D, K]; their type is that of the arithmetic.
         weight_NK: Cast to it, like the bias.
         bias_N: The bias.
     """
-    if _uses_onednn(x_TBK) and needs_gradient(x_TBK, weight_NK, bias_N):
-        result: Tensor = _Linear.apply(x_TBK, weight_NK, bias_N)  # type: ignore[no-untyped-call]
-        return result
-    return product(x_TBK, weight_NK, bias_N)
+    x_TBK = x if x.dim() == 3 else x[None]
+    if _uses_onednn(x) and needs_gradient(x, weight_NK, bias_N):
+        out_TBN: Tensor = _Linear.apply(x_TBK, weight_NK, bias_N)  # type: ignore[no-untyped-call]
+    else:
+        out_TBN = product(x_TBK, weight_NK, bias_N)
+    return out_TBN.view(*x.shape[:-1], -1)
 
 
 class _Linear(torch.autograd.Function):

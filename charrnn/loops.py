@@ -4,8 +4,9 @@ torch's LSTM on a CPU is one fused oneDNN primitive; its RNN and GRU are loops o
 operators, so that a GRU, with three quarters of an LSTM's products, takes twice its time.
 The loops here win that back (an LSTM's own only where ``beats_onednn_lstm``):
 
-- the input product of all time steps is one large product before the loop, the gradients
-  of the weights and of the inputs are large products after it (in bf16 if the inputs are);
+- the input product is made before the loop, once for each different input: a chunk of
+  2,048 characters has some 60 of them. The gradient of the recurrent weights is one large
+  product after it (in bf16 if the inputs are);
 - the loop itself is compiled C (``native``) in float32. In float64, or where there is no
   compiler, RNN and GRU are numpy on the tensors' own memory: a call costs half of torch's
   there, and numpy's tanh a tenth of that of torch with MKL.
@@ -27,7 +28,6 @@ from charrnn.kernels import (
     has_avx512,
     multiplies_bf16,
     needs_gradient,
-    product,
     refuse_second_derivative,
     step_product,
     weight_gradient,
@@ -37,23 +37,23 @@ __all__ = ["beats_onednn_lstm", "run_gru", "run_lstm", "run_rnn", "suits_lstm"]
 
 
 def run_rnn(
-    x_TBE: Tensor, h_BH: Tensor, weight_input: Tensor, weight_recurrent: Tensor, bias: Tensor
+    inputs: Tensor, h_BH: Tensor, weight_recurrent: Tensor, which_TB: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Run a plain RNN over a chunk, differentiably (once).
+    """Run a plain RNN over a chunk of T >= 1 time steps on a CPU, differentiably (once).
 
     Args:
-        x_TBE: Inputs, T >= 1, on a CPU; float32 or float64 like all tensors here, or
-            bfloat16 beside float32.
+        inputs: W x + b of every time step, [T, B, H], or of D different x, [D, H]; contiguous,
+            float32 or float64 like all tensors here, or bfloat16 beside float32.
         h_BH: The state before.
-        weight_input: W [H, E].
         weight_recurrent: U [H, H].
-        bias: b [H].
+        which_TB: Which of the D inputs each time step of a lane reads, int64, contiguous; None:
+            each has its own.
 
     Returns:
         The outputs [T, B, H], of the inputs' type, and the state after the last step [B, H].
     """
     result: tuple[Tensor, Tensor] = _RNN.apply(  # type: ignore[no-untyped-call]
-        x_TBE, h_BH, weight_input, weight_recurrent, bias
+        inputs, h_BH, weight_recurrent, which_TB
     )
     return result
 
@@ -75,71 +75,73 @@ def suits_lstm(dtype: torch.dtype, lanes: int) -> bool:
     return dtype == torch.float32 and lanes >= _LSTM_LANES and not has_avx512()
 
 
-def beats_onednn_lstm(x_TBE: Tensor) -> bool:
-    """Return whether ``run_lstm`` can be had for inputs on a CPU, and is the better one.
+def beats_onednn_lstm(dtype: torch.dtype, lanes: int) -> bool:
+    """Return whether ``run_lstm`` can be had on a CPU, and is the better one.
 
     What is not differentiated, in float32, needs no compiler.
+
+    Args:
+        dtype: of the inputs.
+        lanes: B.
     """
-    narrow = x_TBE.dtype == torch.bfloat16
-    if not (narrow or torch.is_grad_enabled()) or not suits_lstm(x_TBE.dtype, x_TBE.shape[1]):
+    narrow = dtype == torch.bfloat16
+    if not (narrow or torch.is_grad_enabled()) or not suits_lstm(dtype, lanes):
         return False
     compiled = native.loops()
     return compiled is not None and (compiled.multiplies_bf16 or not narrow)
 
 
 def run_lstm(
-    x_TBE: Tensor,
+    inputs: Tensor,
     h_BH: Tensor,
     c_BH: Tensor,
-    weight_input: Tensor,
     weight_recurrent: Tensor,
-    bias: Tensor,
+    which_TB: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run an LSTM over a chunk, differentiably (once); ``native.loops`` must be there.
 
     Args:
-        x_TBE: Inputs, T >= 1, on a CPU; float32 like all tensors here, or bfloat16.
+        inputs: W x + b of every time step, [T, B, 4H], the blocks of i, f, g and o, or of D
+            different x, [D, 4H]; float32 like all tensors here, or bfloat16.
         h_BH: The state before.
         c_BH: The cell before.
-        weight_input: W [4H, E], the blocks of i, f, g and o.
         weight_recurrent: U [4H, H].
-        bias: b [4H].
+        which_TB: See ``run_rnn``.
 
     Returns:
         The outputs [T, B, H], of the inputs' type, and state and cell after the last step.
     """
-    tensors = (x_TBE, h_BH, c_BH, weight_input, weight_recurrent, bias)
+    tensors = (inputs, h_BH, c_BH, weight_recurrent)
     keep = needs_gradient(*tensors)
     result: tuple[Tensor, Tensor, Tensor]
-    result = _LSTM.apply(keep, *tensors)  # type: ignore[no-untyped-call]
+    result = _LSTM.apply(keep, *tensors, which_TB)  # type: ignore[no-untyped-call]
     return result
 
 
 def run_gru(
-    x_TBE: Tensor,
+    inputs: Tensor,
     h_BH: Tensor,
-    weight_input: Tensor,
     weight_recurrent: Tensor,
-    bias: Tensor,
     bias_recurrent: Tensor,
+    which_TB: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run a GRU over a chunk, differentiably (once).
 
     Args:
-        x_TBE: Inputs, T >= 1, on a CPU; float32 or float64 like all tensors here, or
-            bfloat16 beside float32.
+        inputs: W x + b of every time step, [T, B, 3H], the blocks of r, z and n, or of D
+            different x, [D, 3H]; the types are ``run_rnn``'s.
         h_BH: The state before.
-        weight_input: W [3H, E], the blocks of r, z and n.
         weight_recurrent: U [3H, H].
-        bias: b [3H].
         bias_recurrent: The candidate's second bias [H].
+        which_TB: See ``run_rnn``.
 
     Returns:
         The outputs [T, B, H], of the inputs' type, and the state after the last step [B, H].
     """
-    tensors = (x_TBE, h_BH, weight_input, weight_recurrent, bias, bias_recurrent)
+    tensors = (inputs, h_BH, weight_recurrent, bias_recurrent)
     keep = needs_gradient(*tensors)
-    result: tuple[Tensor, Tensor] = _GRU.apply(keep, *tensors)  # type: ignore[no-untyped-call]
+    result: tuple[Tensor, Tensor]
+    result = _GRU.apply(keep, *tensors, which_TB)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -149,33 +151,31 @@ class _RNN(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x_TBE: Tensor,
+        inputs: Tensor,
         h_BH: Tensor,
-        weight_input: Tensor,
         weight_recurrent: Tensor,
-        bias: Tensor,
+        which_TB: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        inputs_TBH = product(x_TBE, weight_input, bias).to(h_BH.dtype)
-        states_TBH = _states(h_BH, len(x_TBE))
-        narrow = x_TBE.dtype == torch.bfloat16
-        _loops(h_BH).rnn_forward(narrow, weight_recurrent, inputs_TBH, states_TBH)
-        typed_TBH = states_TBH.to(x_TBE.dtype)
-        ctx.save_for_backward(x_TBE, weight_input, weight_recurrent, states_TBH, typed_TBH)
+        steps = len(inputs if which_TB is None else which_TB)
+        states_TBH = _states(h_BH, steps)
+        narrow = inputs.dtype == torch.bfloat16
+        wide = inputs.to(h_BH.dtype)
+        _loops(h_BH).rnn_forward(narrow, weight_recurrent, wide, which_TB, states_TBH)
+        typed_TBH = states_TBH.to(inputs.dtype)
+        ctx.save_for_backward(weight_recurrent, states_TBH, typed_TBH, which_TB)
+        ctx.count = len(inputs)
         return typed_TBH[1:], states_TBH[-1].clone()
 
     @staticmethod
     def backward(ctx: Any, d_out_TBH: Tensor, d_last_BH: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        x_TBE, weight_input, weight_recurrent, states_TBH, typed_TBH = ctx.saved_tensors
-        dtype = states_TBH.dtype
+        weight_recurrent, states_TBH, typed_TBH, which_TB = ctx.saved_tensors
         dh_BH = d_last_BH.clone(memory_format=torch.contiguous_format)
-        narrow = x_TBE.dtype == torch.bfloat16
-        d_TBH = _loops(dh_BH).rnn_backward(
-            narrow, weight_recurrent, states_TBH, d_out_TBH.to(dtype).contiguous(), dh_BH
-        )
-        wanted = weight_input if ctx.needs_input_grad[0] else None
-        dx, *d_weights = _gradients(d_TBH, x_TBE, typed_TBH, wanted)
-        return dx, dh_BH, *d_weights
+        above_TBH = d_out_TBH.to(states_TBH.dtype).contiguous()
+        narrow = typed_TBH.dtype == torch.bfloat16
+        d_TBH = _loops(dh_BH).rnn_backward(narrow, weight_recurrent, states_TBH, above_TBH, dh_BH)
+        d_inputs, d_weight = _gradients(d_TBH, typed_TBH, which_TB, ctx.count)
+        return d_inputs, dh_BH, d_weight, None
 
 
 class _LSTM(torch.autograd.Function):
@@ -185,24 +185,22 @@ class _LSTM(torch.autograd.Function):
     def forward(
         ctx: Any,
         keep: bool,
-        x_TBE: Tensor,
+        inputs: Tensor,
         h_BH: Tensor,
         c_BH: Tensor,
-        weight_input: Tensor,
         weight_recurrent: Tensor,
-        bias: Tensor,
+        which_TB: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        inputs_TBG = product(x_TBE, weight_input, bias).to(h_BH.dtype)
-        states_TBH, cells_TBH = _states(h_BH, len(x_TBE)), _states(c_BH, len(x_TBE))
-        compiled, narrow = native.loops(), x_TBE.dtype == torch.bfloat16
+        steps = len(inputs if which_TB is None else which_TB)
+        states_TBH, cells_TBH = _states(h_BH, steps), _states(c_BH, steps)
+        compiled, narrow = native.loops(), inputs.dtype == torch.bfloat16
         assert compiled is not None
         kept_TBGH = compiled.lstm_forward(
-            narrow, weight_recurrent, inputs_TBG, states_TBH, cells_TBH, keep
+            narrow, weight_recurrent, inputs.to(h_BH.dtype), which_TB, states_TBH, cells_TBH, keep
         )
-        typed_TBH = states_TBH.to(x_TBE.dtype)
-        ctx.save_for_backward(
-            x_TBE, weight_input, weight_recurrent, typed_TBH, cells_TBH, kept_TBGH
-        )
+        typed_TBH = states_TBH.to(inputs.dtype)
+        ctx.save_for_backward(weight_recurrent, typed_TBH, cells_TBH, kept_TBGH, which_TB)
+        ctx.count = len(inputs)
         return typed_TBH[1:], states_TBH[-1].clone(), cells_TBH[-1].clone()
 
     @staticmethod
@@ -210,19 +208,17 @@ class _LSTM(torch.autograd.Function):
         ctx: Any, d_out_TBH: Tensor, d_last_BH: Tensor, d_cell_BH: Tensor
     ) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        x_TBE, weight_input, weight_recurrent, typed_TBH, cells_TBH, kept_TBGH = ctx.saved_tensors
-        dtype = cells_TBH.dtype
+        weight_recurrent, typed_TBH, cells_TBH, kept_TBGH, which_TB = ctx.saved_tensors
         dh_BH = d_last_BH.clone(memory_format=torch.contiguous_format)
         dc_BH = d_cell_BH.clone(memory_format=torch.contiguous_format)
-        compiled, narrow = native.loops(), x_TBE.dtype == torch.bfloat16
+        above_TBH = d_out_TBH.to(cells_TBH.dtype).contiguous()
+        compiled, narrow = native.loops(), typed_TBH.dtype == torch.bfloat16
         assert compiled is not None
         d_TBG = compiled.lstm_backward(
-            narrow, weight_recurrent, cells_TBH, kept_TBGH, d_out_TBH.to(dtype).contiguous(),
-            dh_BH, dc_BH,
-        )  # fmt: skip
-        wanted = weight_input if ctx.needs_input_grad[1] else None
-        dx, *d_weights = _gradients(d_TBG, x_TBE, typed_TBH, wanted)
-        return None, dx, dh_BH, dc_BH, *d_weights
+            narrow, weight_recurrent, cells_TBH, kept_TBGH, above_TBH, dh_BH, dc_BH
+        )
+        d_inputs, d_weight = _gradients(d_TBG, typed_TBH, which_TB, ctx.count)
+        return None, d_inputs, dh_BH, dc_BH, d_weight, None
 
 
 class _GRU(torch.autograd.Function):
@@ -232,71 +228,66 @@ class _GRU(torch.autograd.Function):
     def forward(
         ctx: Any,
         keep: bool,
-        x_TBE: Tensor,
+        inputs: Tensor,
         h_BH: Tensor,
-        weight_input: Tensor,
         weight_recurrent: Tensor,
-        bias: Tensor,
         bias_recurrent: Tensor,
+        which_TB: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        inputs_TBG = product(x_TBE, weight_input, bias).to(h_BH.dtype)
-        states_TBH = _states(h_BH, len(x_TBE))
-        narrow = x_TBE.dtype == torch.bfloat16
+        steps = len(inputs if which_TB is None else which_TB)
+        states_TBH = _states(h_BH, steps)
+        narrow = inputs.dtype == torch.bfloat16
+        wide = inputs.to(h_BH.dtype)
         kept_TBGH = _loops(h_BH).gru_forward(
-            narrow, weight_recurrent, inputs_TBG, bias_recurrent, states_TBH, keep
+            narrow, weight_recurrent, wide, which_TB, bias_recurrent, states_TBH, keep
         )
-        typed_TBH = states_TBH.to(x_TBE.dtype)
-        ctx.save_for_backward(
-            x_TBE, weight_input, weight_recurrent, states_TBH, typed_TBH, kept_TBGH
-        )
+        typed_TBH = states_TBH.to(inputs.dtype)
+        ctx.save_for_backward(weight_recurrent, states_TBH, typed_TBH, kept_TBGH, which_TB)
+        ctx.count = len(inputs)
         return typed_TBH[1:], states_TBH[-1].clone()
 
     @staticmethod
     def backward(ctx: Any, d_out_TBH: Tensor, d_last_BH: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        x_TBE, weight_input, weight_recurrent, states_TBH, typed_TBH, kept_TBGH = ctx.saved_tensors
-        dtype, hidden = states_TBH.dtype, states_TBH.shape[2]
+        weight_recurrent, states_TBH, typed_TBH, kept_TBGH, which_TB = ctx.saved_tensors
+        hidden = states_TBH.shape[2]
         dh_BH = d_last_BH.clone(memory_format=torch.contiguous_format)
-        narrow = x_TBE.dtype == torch.bfloat16
+        above_TBH = d_out_TBH.to(states_TBH.dtype).contiguous()
+        narrow = typed_TBH.dtype == torch.bfloat16
         d_TBG, d_n_TBH = _loops(dh_BH).gru_backward(
-            narrow, weight_recurrent, states_TBH, kept_TBGH, d_out_TBH.to(dtype).contiguous(), dh_BH
+            narrow, weight_recurrent, states_TBH, kept_TBGH, above_TBH, dh_BH
         )
-        d_bias_G, d_bias_n = d_TBG.sum((0, 1)), d_n_TBH.sum((0, 1))
-        d_bias = torch.cat([d_bias_G[: 2 * hidden], d_bias_n])
-        d_TBG = d_TBG.to(x_TBE.dtype)
-        d_weight_recurrent = weight_gradient(d_TBG, typed_TBH[:-1])
-        # From here on the gradient of the input product.
-        d_TBG[..., 2 * hidden :] = d_n_TBH
-        dx = product(d_TBG, weight_input.t()) if ctx.needs_input_grad[1] else None
-        d_weight_input = weight_gradient(d_TBG, x_TBE)
-        return (
-            None,
-            dx,
-            dh_BH,
-            d_weight_input.to(dtype),
-            d_weight_recurrent.to(dtype),
-            d_bias,
-            d_bias_G[2 * hidden :],
-        )
+        d_bias_recurrent = d_TBG[..., 2 * hidden :].sum((0, 1))
+        d_inputs, d_weight = _gradients(d_TBG, typed_TBH, which_TB, ctx.count, d_n_TBH)
+        return None, d_inputs, dh_BH, d_weight, d_bias_recurrent, None
 
 
 def _gradients(
-    d_TBG: Tensor, x_TBE: Tensor, typed_TBH: Tensor, weight_input: Tensor | None
-) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    """Return the gradients of x, W, U and b in ``W x + U h + b`` from that of the sum.
+    d_TBG: Tensor,
+    typed_TBH: Tensor,
+    which_TB: Tensor | None,
+    count: int,
+    d_last_TBH: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the inputs, W x + b, and of U.
 
     Args:
-        d_TBG: That of the sum, of the weights' type.
-        x_TBE: x; products are in its type.
-        typed_TBH: All states [T + 1, B, H], in x's type.
-        weight_input: W; None if x wants no gradient.
+        d_TBG: That of U h, of the weights' type; used up.
+        typed_TBH: All states [T + 1, B, H], in the inputs' type, which is the products'.
+        which_TB: Which of the inputs each time step reads; None: its own.
+        count: How many inputs there are.
+        d_last_TBH: That of the last block of the inputs, where it is another than U h's.
     """
-    dtype, d_bias = d_TBG.dtype, d_TBG.sum((0, 1))
-    d_TBG = d_TBG.to(x_TBE.dtype)
-    dx = product(d_TBG, weight_input.t()) if weight_input is not None else None
-    d_weight_input = weight_gradient(d_TBG, x_TBE).to(dtype)
-    d_weight_recurrent = weight_gradient(d_TBG, typed_TBH[:-1]).to(dtype)
-    return dx, d_weight_input, d_weight_recurrent, d_bias
+    typed_TBG = d_TBG.to(typed_TBH.dtype)
+    d_weight = weight_gradient(typed_TBG, typed_TBH[:-1]).to(d_TBG.dtype)
+    of_steps_TBG = typed_TBG if which_TB is None else d_TBG
+    if d_last_TBH is not None:
+        of_steps_TBG[..., -d_last_TBH.shape[2] :] = d_last_TBH
+    if which_TB is None:
+        return of_steps_TBG, d_weight
+    d_DG = d_TBG.new_zeros(count, d_TBG.shape[2])
+    d_DG.index_add_(0, which_TB.flatten(), of_steps_TBG.flatten(0, 1))
+    return d_DG.to(typed_TBH.dtype), d_weight
 
 
 def _states(h_BH: Tensor, steps: int) -> Tensor:
@@ -325,8 +316,14 @@ class _NumpyLoops:
 
     @_quietly
     def rnn_forward(
-        self, narrow: bool, weight_HH: Tensor, inputs_TBH: Tensor, states_TBH: Tensor
+        self,
+        narrow: bool,
+        weight_HH: Tensor,
+        inputs: Tensor,
+        which_TB: Tensor | None,
+        states_TBH: Tensor,
     ) -> None:
+        inputs_TBH = inputs if which_TB is None else inputs[which_TB]
         recurrent = step_product(weight_HH, *inputs_TBH.shape[:2])
         of_steps = zip(states_TBH[:-1], inputs_TBH.numpy(), states_TBH[1:].numpy(), strict=True)
         for h, x, h_next in of_steps:
@@ -358,11 +355,13 @@ class _NumpyLoops:
         self,
         narrow: bool,
         weight_GH: Tensor,
-        inputs_TBG: Tensor,
+        inputs: Tensor,
+        which_TB: Tensor | None,
         bias_H: Tensor,
         states_TBH: Tensor,
         keep: bool,
     ) -> Tensor:
+        inputs_TBG = inputs if which_TB is None else inputs[which_TB]
         steps, lanes, _ = inputs_TBG.shape
         recurrent = step_product(weight_GH, steps, lanes)
         gates_TBGH = inputs_TBG.view(steps, lanes, 3, -1).numpy()

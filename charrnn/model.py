@@ -98,14 +98,26 @@ class CharModel(nn.Module):
         """
         if hidden is None:
             hidden = self.initial_hidden(x_TB.shape[1])
-        out = self.embedding(x_TB).to(self._dtype())
+        out, which_TB = self._embed(x_TB)
         after = []
         for layer, (cell, state) in enumerate(zip(self.layers(), hidden, strict=True)):
             if layer and self._drops():
                 out = dropout(out, self.config.dropout)
-            out, state = cell(out, state)
+            out, state = cell(out, state, which_TB)
+            which_TB = None  # above the lowest layer every step has an input of its own
             after.append(state)
         return out, tuple(after)
+
+    def _embed(self, x_TB: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the lowest layer's inputs, and which of them each time step reads (None: its own).
+
+        A cell's products cost a CPU as much as there are inputs: it has those of a chunk once
+        each. On other devices that would be to wait for how many they are.
+        """
+        which_TB = None
+        if x_TB.device.type == "cpu":
+            x_TB, which_TB = torch.unique(x_TB, return_inverse=True)
+        return self.embedding(x_TB).to(self._dtype()), which_TB
 
     def predict(self, out_TBH: Tensor, masks: int = 1) -> Tensor:
         """Return the head's logits_TBV for the highest layer's outputs.

@@ -50,9 +50,10 @@ _FUNCTIONS = [f"{cell}_{way}" for cell in ("rnn", "lstm", "gru") for way in ("fo
 class Loops:
     """The functions of ``recurrence.c``, on tensors.
 
-    All tensors are float32, contiguous and on a CPU; sizes are the caller's word. What is
-    said to be returned is allocated here. ``narrow`` asks for recurrent products in bf16,
-    which are in float32 where the processor has none.
+    All tensors are float32 (``which_TB`` int64), contiguous and on a CPU; sizes, and what
+    ``which_TB`` names, are the caller's word. What is said to be returned is allocated here.
+    ``narrow`` asks for recurrent products in bf16, which are in float32 where the processor has
+    none.
 
     Args:
         library: compiled.
@@ -74,17 +75,24 @@ class Loops:
         self.multiplies_bf16 = self._depth > 0
 
     def rnn_forward(
-        self, narrow: bool, weight_HH: Tensor, inputs_TBH: Tensor, states_TBH: Tensor
+        self,
+        narrow: bool,
+        weight_HH: Tensor,
+        inputs: Tensor,
+        which_TB: Tensor | None,
+        states_TBH: Tensor,
     ) -> None:
         """Fill in the states after the first, [T + 1, B, H].
 
         Args:
             narrow: see the class.
             weight_HH: U.
-            inputs_TBH: W x + b, [T, B, H].
+            inputs: W x + b of every time step, [T, B, H], or of D different x, [D, H].
+            which_TB: Which of these each time step reads; None: its own.
             states_TBH: Room for all states, the first one given.
         """
-        self._run("rnn_forward", narrow, weight_HH.t(), states_TBH, inputs_TBH, states_TBH)
+        tensors = (inputs, which_TB, states_TBH)
+        self._run("rnn_forward", narrow, weight_HH.t(), states_TBH, *tensors)
 
     def rnn_backward(
         self,
@@ -112,7 +120,8 @@ class Loops:
         self,
         narrow: bool,
         weight_GH: Tensor,
-        inputs_TBG: Tensor,
+        inputs: Tensor,
+        which_TB: Tensor | None,
         states_TBH: Tensor,
         cells_TBH: Tensor,
         keep: bool,
@@ -122,7 +131,8 @@ class Loops:
         Args:
             narrow: see the class.
             weight_GH: U, [4H, H].
-            inputs_TBG: W x + b, [T, B, 4H].
+            inputs: W x + b of every time step, [T, B, 4H], or of D different x, [D, 4H].
+            which_TB: See ``rnn_forward``.
             states_TBH: Room for all states, the first one given.
             cells_TBH: So of all cells.
             keep: Whether a backward loop will follow.
@@ -131,7 +141,7 @@ class Loops:
             i, f, g, o and tanh(c), [T, B, 5, H]; without ``keep`` of some step, [1, B, 5, H].
         """
         kept_TBGH = _room_to_keep(states_TBH, 5, keep)
-        tensors = (inputs_TBG, states_TBH, cells_TBH, keep, kept_TBGH)
+        tensors = (inputs, which_TB, states_TBH, cells_TBH, keep, kept_TBGH)
         self._run("lstm_forward", narrow, weight_GH.t(), states_TBH, *tensors)
         return kept_TBGH
 
@@ -165,7 +175,8 @@ class Loops:
         self,
         narrow: bool,
         weight_GH: Tensor,
-        inputs_TBG: Tensor,
+        inputs: Tensor,
+        which_TB: Tensor | None,
         bias_H: Tensor,
         states_TBH: Tensor,
         keep: bool,
@@ -175,7 +186,8 @@ class Loops:
         Args:
             narrow: see the class.
             weight_GH: U, [3H, H].
-            inputs_TBG: W x + b, [T, B, 3H].
+            inputs: W x + b of every time step, [T, B, 3H], or of D different x, [D, 3H].
+            which_TB: See ``rnn_forward``.
             bias_H: The candidate's second bias.
             states_TBH: Room for all states, the first one given.
             keep: Whether a backward loop will follow.
@@ -185,7 +197,7 @@ class Loops:
             ``m = U h + bias``; without ``keep`` of some step, [1, B, 4, H].
         """
         kept_TBGH = _room_to_keep(states_TBH, 4, keep)
-        tensors = (inputs_TBG, bias_H, states_TBH, keep, kept_TBGH)
+        tensors = (inputs, which_TB, bias_H, states_TBH, keep, kept_TBGH)
         self._run("gru_forward", narrow, weight_GH.t(), states_TBH, *tensors)
         return kept_TBGH
 
@@ -215,7 +227,12 @@ class Loops:
         return d_TBG, d_n_TBH
 
     def _run(
-        self, name: str, narrow: bool, weight_KN: Tensor, states_TBH: Tensor, *rest: Tensor | bool
+        self,
+        name: str,
+        narrow: bool,
+        weight_KN: Tensor,
+        states_TBH: Tensor,
+        *rest: Tensor | bool | None,
     ) -> None:
         """Call a function for as many steps, lanes and units as the states have."""
         states, lanes, hidden = states_TBH.shape
@@ -250,10 +267,10 @@ def _room_to_keep(states_TBH: Tensor, gates: int, keep: bool) -> Tensor:
     return states_TBH.new_empty(states - 1 if keep else 1, lanes, gates, hidden)
 
 
-def _argument(value: Tensor | int) -> ctypes.c_void_p | ctypes.c_long:
-    """Return what C gets of a tensor, its address, or of a number."""
-    if isinstance(value, Tensor):
-        return ctypes.c_void_p(value.data_ptr())
+def _argument(value: Tensor | int | None) -> ctypes.c_void_p | ctypes.c_long:
+    """Return what C gets of a tensor, its address, or of none, or of a number."""
+    if value is None or isinstance(value, Tensor):
+        return ctypes.c_void_p(None if value is None else value.data_ptr())
     return ctypes.c_long(value)
 
 

@@ -21,17 +21,26 @@ from tests.conftest import compiles
 T, B, E, H = 7, 3, 5, 4
 
 each_cell = pytest.mark.parametrize("name", CELL_NAMES)
+#: Inputs of every time step, or so many that the time steps share.
+own_or_shared = pytest.mark.parametrize("shared", [None, 6], ids=["own", "shared"])
 
 
 def naive(
-    cell: Cell, x_TBE: Tensor, state: State, weight_recurrent: Tensor | None = None
+    cell: Cell,
+    x: Tensor,
+    state: State,
+    which_TB: Tensor | None = None,
+    weight_recurrent: Tensor | None = None,
 ) -> tuple[Tensor, State]:
     """Run a cell as its equations are printed, one time step after another."""
+    x_TBE = x if which_TB is None else x[which_TB]
     W, b = cell.weight_input, cell.bias
     U = cell.weight_recurrent if weight_recurrent is None else weight_recurrent
     h, out = state[0], []
-    for x in x_TBE:
-        gates = zip((x @ W.T + b).chunk(cell.gates, 1), (h @ U.T).chunk(cell.gates, 1), strict=True)
+    for x_BE in x_TBE:
+        gates = zip(
+            (x_BE @ W.T + b).chunk(cell.gates, 1), (h @ U.T).chunk(cell.gates, 1), strict=True
+        )
         if len(state) == 2:
             i, f, g, o = (wx + uh for wx, uh in gates)
             c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
@@ -79,6 +88,20 @@ def make_inputs(cell: Cell, steps: int = T, lanes: int = B) -> tuple[Tensor, Sta
     return x_TBE, tuple(state)
 
 
+def make_shared(
+    cell: Cell, shared: int | None, steps: int = T, lanes: int = B
+) -> tuple[Tensor, State, Tensor | None]:
+    """Return inputs, a state, and which of the inputs each time step reads.
+
+    Of inputs that are shared, some are read again and again, and the last one never.
+    """
+    x, state = make_inputs(cell, steps, lanes)
+    if shared is None:
+        return x, state, None
+    x_DE = torch.randn(shared, cell.inputs, dtype=x.dtype, requires_grad=True)
+    return x_DE, state, torch.randint(shared - 1, (steps, lanes))
+
+
 def loss_of(*tensors: Tensor) -> Tensor:
     """Return a loss on which every entry of the tensors has its own influence."""
     torch.manual_seed(6)
@@ -106,27 +129,29 @@ def results(run: tuple[Tensor, State], cell: Cell, x: Tensor, state: State) -> d
 
 
 @each_cell
+@own_or_shared
 @pytest.mark.parametrize("steps", [1, 2, T])
 @pytest.mark.parametrize("lanes", [1, B])
-def test_equals_the_naive_loop(name: CellName, steps: int, lanes: int) -> None:
+def test_equals_the_naive_loop(name: CellName, steps: int, lanes: int, shared: int | None) -> None:
     cell = make_cell(name)
-    x, state = make_inputs(cell, steps, lanes)
-    ours = results(cell(x, state), cell, x, state)
-    slow = results(naive(cell, x, state), cell, x, state)
+    x, state, which = make_shared(cell, shared, steps, lanes)
+    ours = results(cell(x, state, which), cell, x, state)
+    slow = results(naive(cell, x, state, which), cell, x, state)
     assert_same(ours, slow, 1e-12)
 
 
 @each_cell
+@own_or_shared
 def test_torch_s_operators_equal_the_naive_loop(
-    name: CellName, monkeypatch: pytest.MonkeyPatch
+    name: CellName, shared: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are what runs anywhere but on a CPU, and can be run on one."""
     for own in ("_has_own_loop", "beats_onednn_lstm"):
-        monkeypatch.setattr(cells, own, lambda x: False)
+        monkeypatch.setattr(cells, own, lambda *_: False)
     cell = make_cell(name)
-    x, state = make_inputs(cell)
-    ours = results(cell(x, state), cell, x, state)
-    slow = results(naive(cell, x, state), cell, x, state)
+    x, state, which = make_shared(cell, shared)
+    ours = results(cell(x, state, which), cell, x, state)
+    slow = results(naive(cell, x, state, which), cell, x, state)
     assert_same(ours, slow, 1e-12)
 
 
@@ -145,7 +170,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         return
     compiled = loops_for(name.split()[0], tiles=name != "native without tiles")
     monkeypatch.setattr(native, "loops", lambda: compiled)
-    monkeypatch.setattr(cells, "beats_onednn_lstm", lambda x: x.dtype != torch.float64)
+    monkeypatch.setattr(cells, "beats_onednn_lstm", lambda dtype, _: dtype != torch.float64)
 
 
 @cache
@@ -164,6 +189,7 @@ def loops_for(machine: str, *, tiles: bool) -> native.Loops:
 # Widths below and above the size from which the recurrent weights are packed; lanes for
 # every number of rows that a compiled product takes at a time.
 @each_cell
+@own_or_shared
 @pytest.mark.parametrize(
     ("steps", "lanes", "inputs", "hidden"),
     [(T, B, E, H), (9, 1, 33, 113), (9, 5, 3, 193), (3, 23, 5, 33), (2, 34, 5, 7), (1, 3, 5, 37)],
@@ -171,18 +197,19 @@ def loops_for(machine: str, *, tiles: bool) -> native.Loops:
 @pytest.mark.parametrize("engine", ENGINES, indirect=True)
 @pytest.mark.usefixtures("engine")
 def test_float32_equals_the_naive_loop(
-    name: CellName, steps: int, lanes: int, inputs: int, hidden: int
+    name: CellName, steps: int, lanes: int, inputs: int, hidden: int, shared: int | None
 ) -> None:
     cell = make_cell(name, inputs, hidden, torch.float32)
-    x, state = make_inputs(cell, steps, lanes)
-    ours = results(cell(x, state), cell, x, state)
+    x, state, which = make_shared(cell, shared, steps, lanes)
+    ours = results(cell(x, state, which), cell, x, state)
     cell.double()
     x, state = (x.detach().double().requires_grad_(), double(state))
-    slow = results(naive(cell, x, state), cell, x, state)
+    slow = results(naive(cell, x, state, which), cell, x, state)
     assert_same(ours, slow, 3e-6)
 
 
 @each_cell
+@own_or_shared
 @pytest.mark.parametrize(
     ("steps", "lanes", "inputs", "hidden"),
     [
@@ -197,15 +224,15 @@ def test_float32_equals_the_naive_loop(
 @pytest.mark.parametrize("engine", ENGINES, indirect=True)
 @pytest.mark.usefixtures("engine")
 def test_bfloat16_is_near_the_naive_loop(
-    name: CellName, steps: int, lanes: int, inputs: int, hidden: int
+    name: CellName, steps: int, lanes: int, inputs: int, hidden: int, shared: int | None
 ) -> None:
     """Products have 8 bits, and errors that point nowhere: the gradient's direction is kept."""
     cell = make_cell(name, inputs, hidden, torch.float32)
-    x, state = make_inputs(cell, steps, lanes)
-    ours = results(cell(x.bfloat16(), state), cell, x, state)
+    x, state, which = make_shared(cell, shared, steps, lanes)
+    ours = results(cell(x.bfloat16(), state, which), cell, x, state)
     cell.double()
     x, state = x.detach().double().requires_grad_(), double(state)
-    slow = results(naive(cell, x, state), cell, x, state)
+    slow = results(naive(cell, x, state, which), cell, x, state)
     for key, exact in slow.items():
         cosine = F.cosine_similarity(ours[key].double().flatten(), exact.flatten(), 0)
         assert cosine > 0.9997, key
@@ -419,7 +446,7 @@ def test_weight_drop_drops_recurrent_weights_once_a_call(name: CellName) -> None
     kept = dropped != 0
     assert 0 < kept.sum() < kept.numel()
     torch.testing.assert_close(dropped[kept], cell.weight_recurrent[kept] / 0.6, rtol=1e-4, atol=0)
-    slow = results(naive(cell, x, state, dropped), cell, x, state)
+    slow = results(naive(cell, x, state, weight_recurrent=dropped), cell, x, state)
     assert_same(results((out, after), cell, x, state), slow, 1e-12)
     torch.manual_seed(3)
     assert torch.equal(cell(x, state)[0], out)

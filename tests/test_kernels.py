@@ -25,24 +25,27 @@ def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Te
 
 class TestLinear:
     @DTYPES
-    def test_agrees_with_torch_in_value_and_gradients(self, dtype: torch.dtype) -> None:
+    @pytest.mark.parametrize("rows", [(T, B), (T,)], ids=str)
+    def test_agrees_with_torch_in_value_and_gradients(
+        self, rows: tuple[int, ...], dtype: torch.dtype
+    ) -> None:
         of_weights = torch.float64 if dtype == torch.float64 else torch.float32
-        x_TBK = random(T, B, K, dtype=dtype).requires_grad_()
+        x = random(*rows, K, dtype=dtype).requires_grad_()
         weight_NK = random(N, K, dtype=of_weights, seed=2).requires_grad_()
         bias_N = random(N, dtype=of_weights, seed=3).requires_grad_()
-        d_TBN = random(T, B, N, dtype=dtype, seed=4)
-        tensors = (x_TBK, weight_NK, bias_N)
+        d_out = random(*rows, N, dtype=dtype, seed=4)
+        tensors = (x, weight_NK, bias_N)
 
-        out_TBN = linear(*tensors)
-        gradients = torch.autograd.grad(out_TBN, tensors, d_TBN)
+        out = linear(*tensors)
+        gradients = torch.autograd.grad(out, tensors, d_out)
 
         exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
-        expected_TBN = F.linear(*exact)
-        expected = torch.autograd.grad(expected_TBN, exact, d_TBN.double())
-        assert out_TBN.dtype == dtype
+        expected_out = F.linear(*exact)
+        expected = torch.autograd.grad(expected_out, exact, d_out.double())
+        assert out.dtype == dtype
         for got, tensor in zip(gradients, tensors, strict=True):
             assert got.dtype == tensor.dtype
-        for got, wanted in zip((out_TBN, *gradients), (expected_TBN, *expected), strict=True):
+        for got, wanted in zip((out, *gradients), (expected_out, *expected), strict=True):
             scale = float(wanted.detach().abs().max())
             torch.testing.assert_close(got.double(), wanted, atol=CLOSE[dtype] * scale, rtol=0)
         # The bias's is a sum of nothing rounded.

@@ -20,27 +20,34 @@ from charrnn.kernels import multiplies_bf16
 from charrnn.loops import beats_onednn_lstm, run_gru, run_lstm, run_rnn
 from tests.conftest import compiles
 
-T, B, E, H = 9, 23, 5, 37
+T, B, H = 9, 23, 37
+GATES = {"rnn": 1, "lstm": 4, "gru": 3}
+FUNCTIONS = {"rnn": run_rnn, "lstm": run_lstm, "gru": run_gru}
 
 needs_compiler = pytest.mark.skipif(not compiles(), reason="no C compiler with OpenMP")
 
 
-def run(cell: str, dtype: torch.dtype) -> list[Tensor]:
+def run(cell: str, dtype: torch.dtype, shared: bool = False) -> list[Tensor]:
     """Return outputs, final state and the gradients of inputs and states.
 
-    Those of the weights are oneDNN's, who may sum up in an order of its own.
+    That of the weights is oneDNN's, who may sum up in an order of its own.
     """
     torch.manual_seed(3)
-    gates = {"rnn": 1, "lstm": 4, "gru": 3}[cell]
-    weights = [torch.randn(gates * H, E), torch.randn(gates * H, H) / 4, torch.randn(gates * H)]
-    if cell == "gru":
-        weights.append(torch.randn(H))
-    x, *state = (torch.randn(T, B, E), *torch.randn(2 if cell == "lstm" else 1, B, H))
-    wanted = [t.requires_grad_() for t in (x, *state)]
-    function = {"rnn": run_rnn, "lstm": run_lstm, "gru": run_gru}[cell]
-    out, *after = function(x.to(dtype), *state, *weights)  # type: ignore[operator]
+    weights = make_weights(cell, 1 / 4)
+    state = torch.randn(2 if cell == "lstm" else 1, B, H).unbind()
+    rows = (5,) if shared else (T, B)
+    inputs = torch.randn(*rows, GATES[cell] * H)
+    which = torch.randint(5, (T, B)) if shared else None
+    wanted = [t.requires_grad_() for t in (inputs, *state)]
+    out, *after = FUNCTIONS[cell](inputs.to(dtype), *state, *weights, which)  # type: ignore[operator]
     loss = out.float().square().sum() + sum(a.sum() for a in after)
     return [out, *after, *torch.autograd.grad(loss, wanted)]
+
+
+def make_weights(cell: str, scale: float) -> list[Tensor]:
+    """Return U, and the GRU's second bias."""
+    weights = [torch.randn(GATES[cell] * H, H) * scale]
+    return [*weights, torch.randn(H)] if cell == "gru" else weights
 
 
 each_cell = pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
@@ -50,13 +57,14 @@ each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], i
 @needs_compiler
 @each_cell
 @each_dtype
-def test_threads_change_no_bit(cell: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+def test_threads_change_no_bit(cell: str, dtype: torch.dtype, shared: bool) -> None:
     threads = torch.get_num_threads()
     results = []
     try:
         for number in (1, 2, 3, 5):  # shares of 23, 11, 7 and 4 lanes, and of one more
             torch.set_num_threads(number)
-            results.append(run(cell, dtype))
+            results.append(run(cell, dtype, shared))
     finally:
         torch.set_num_threads(threads)
     for others in results[1:]:
@@ -69,33 +77,29 @@ def test_an_lstm_runs_here_where_that_is_faster(
     monkeypatch: pytest.MonkeyPatch, avx512: bool
 ) -> None:
     monkeypatch.setattr(loops, "has_avx512", lambda: avx512)
-    many, few = torch.zeros(T, 16, E), torch.zeros(T, 15, E)
-    assert beats_onednn_lstm(many) == (not avx512)
-    assert not beats_onednn_lstm(few)
-    assert not beats_onednn_lstm(many.double())
-    assert beats_onednn_lstm(few.bfloat16()) == multiplies_bf16(few.device)
+    wide, narrow = torch.float32, torch.bfloat16
+    assert beats_onednn_lstm(wide, 16) == (not avx512)
+    assert not beats_onednn_lstm(wide, 15)
+    assert not beats_onednn_lstm(torch.float64, 16)
+    assert beats_onednn_lstm(narrow, 15) == multiplies_bf16(torch.device("cpu"))
     with torch.no_grad():
-        assert not beats_onednn_lstm(many)
+        assert not beats_onednn_lstm(wide, 16)
     monkeypatch.setattr(native, "loops", lambda: None)
-    assert not beats_onednn_lstm(many)
-    assert not beats_onednn_lstm(many.bfloat16())
+    assert not beats_onednn_lstm(wide, 16)
+    assert not beats_onednn_lstm(narrow, 16)
 
 
 @needs_compiler
 @each_cell
 def test_a_broken_lane_stays_alone(cell: str) -> None:
-    gates = {"rnn": 1, "lstm": 4, "gru": 3}[cell]
     torch.manual_seed(3)
-    weights = [torch.randn(gates * H, E), torch.randn(gates * H, H), torch.randn(gates * H)]
-    if cell == "gru":
-        weights.append(torch.randn(H))
-    x = torch.randn(T, B, E)
+    weights = make_weights(cell, 1)
+    x = torch.randn(T, B, GATES[cell] * H)
     whole = x.clone()
     x[2, 3], x[4, 5] = torch.nan, -torch.inf
     state = [torch.zeros(B, H)] * (2 if cell == "lstm" else 1)
-    function = {"rnn": run_rnn, "lstm": run_lstm, "gru": run_gru}[cell]
     out, expected = (
-        function(inputs, *state, *weights)[0]  # type: ignore[operator]
+        FUNCTIONS[cell](inputs, *state, *weights)[0]  # type: ignore[operator]
         for inputs in (x, whole)
     )
     assert out[2:, 3].isnan().all()
@@ -107,8 +111,7 @@ def test_a_broken_lane_stays_alone(cell: str) -> None:
 def test_tanh_is_within_2e_7_everywhere() -> None:
     """Through an RNN whose state is not looked at."""
     x = torch.cat([torch.linspace(-12, 12, 100_001), torch.tensor([1e4, -1e30, 0.0, -0.0])])
-    one, zero = torch.ones(1, 1), torch.zeros(1, 1)
-    out, _ = run_rnn(x[None, :, None], torch.zeros(len(x), 1), one, zero, torch.zeros(1))
+    out, _ = run_rnn(x[None, :, None], torch.zeros(len(x), 1), torch.zeros(1, 1))
     torch.testing.assert_close(out[0, :, 0].double(), x.double().tanh(), rtol=0, atol=2e-7)
 
 
@@ -116,11 +119,8 @@ def test_tanh_is_within_2e_7_everywhere() -> None:
 def test_sigmoid_is_within_2e_7_everywhere() -> None:
     """Through a GRU whose candidate is 0: the state is the update gate's."""
     x = torch.cat([torch.linspace(-30, 30, 100_001), torch.tensor([1e4, -1e30, 0.0])])
-    weight_input = torch.tensor([[0.0], [1.0], [0.0]])
-    out, _ = run_gru(
-        x[None, :, None], torch.ones(len(x), 1), weight_input, torch.zeros(3, 1),
-        torch.zeros(3), torch.zeros(1),
-    )  # fmt: skip
+    inputs = x[None, :, None] * torch.tensor([0.0, 1.0, 0.0])
+    out, _ = run_gru(inputs, torch.ones(len(x), 1), torch.zeros(3, 1), torch.zeros(1))
     torch.testing.assert_close(out[0, :, 0].double(), x.double().sigmoid(), rtol=0, atol=2e-7)
 
 
