@@ -209,7 +209,8 @@ class LSTM(Cell):
     def _run(
         self, x: Tensor, state: list[Tensor], weights: list[Tensor], which_TB: Tensor | None
     ) -> tuple[Tensor, State]:
-        if x.device.type == "cpu" and beats_onednn_lstm(x.dtype, len(state[0])):
+        shared = which_TB is not None
+        if x.device.type == "cpu" and beats_onednn_lstm(x.dtype, len(state[0]), shared):
             w, u, b, h_BH, c_BH = _typed(*weights, *state, like=x)
             out_TBH, *after = run_lstm(linear(x, w, b), h_BH, c_BH, u, which_TB)
             return out_TBH, tuple(after)

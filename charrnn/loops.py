@@ -62,20 +62,25 @@ _LSTM_LANES = 16
 """Fewest lanes in float32: fewer keep the threads of oneDNN's LSTM busier than the loop's."""
 
 
-def suits_lstm(dtype: torch.dtype, lanes: int) -> bool:
+def suits_lstm(dtype: torch.dtype, lanes: int, shared: bool) -> bool:
     """Return whether an LSTM trains faster by ``run_lstm`` than by oneDNN, given a compiler.
 
-    It does in bf16, because oneDNN's LSTM leaves AMX out in training, and in float32 without
-    AVX-512; with it, oneDNN's is faster by a few hundredths where nothing else runs. Where much
-    does, its threads lose half of its speed by waiting for each other at every time step
-    (docs/performance.md).
+    It does in bf16, because oneDNN's LSTM leaves AMX out in training; where time steps share
+    their inputs, whose products it makes for each; and without AVX-512. Else oneDNN's is faster
+    by a few hundredths where nothing else runs. Where much does, its threads lose half of its
+    speed by waiting for each other at every time step (docs/performance.md).
+
+    Args:
+        dtype: of the inputs.
+        lanes: B.
+        shared: whether time steps share their inputs.
     """
     if dtype == torch.bfloat16:
         return multiplies_bf16(torch.device("cpu"))
-    return dtype == torch.float32 and lanes >= _LSTM_LANES and not has_avx512()
+    return dtype == torch.float32 and lanes >= _LSTM_LANES and (shared or not has_avx512())
 
 
-def beats_onednn_lstm(dtype: torch.dtype, lanes: int) -> bool:
+def beats_onednn_lstm(dtype: torch.dtype, lanes: int, shared: bool) -> bool:
     """Return whether ``run_lstm`` can be had on a CPU, and is the better one.
 
     What is not differentiated, in float32, needs no compiler.
@@ -83,9 +88,10 @@ def beats_onednn_lstm(dtype: torch.dtype, lanes: int) -> bool:
     Args:
         dtype: of the inputs.
         lanes: B.
+        shared: whether time steps share their inputs.
     """
     narrow = dtype == torch.bfloat16
-    if not (narrow or torch.is_grad_enabled()) or not suits_lstm(dtype, lanes):
+    if not (narrow or torch.is_grad_enabled()) or not suits_lstm(dtype, lanes, shared):
         return False
     compiled = native.loops()
     return compiled is not None and (compiled.multiplies_bf16 or not narrow)

@@ -170,7 +170,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         return
     compiled = loops_for(name.split()[0], tiles=name != "native without tiles")
     monkeypatch.setattr(native, "loops", lambda: compiled)
-    monkeypatch.setattr(cells, "beats_onednn_lstm", lambda dtype, _: dtype != torch.float64)
+    monkeypatch.setattr(cells, "beats_onednn_lstm", lambda dtype, *_: dtype != torch.float64)
 
 
 @cache
