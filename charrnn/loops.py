@@ -63,9 +63,9 @@ _LSTM_LANES = 16
 
 
 def suits_lstm(dtype: torch.dtype, lanes: int, shared: bool) -> bool:
-    """Return whether an LSTM trains faster by ``run_lstm`` than by oneDNN, given a compiler.
+    """Return whether an LSTM is faster by ``run_lstm`` than by oneDNN, given a compiler.
 
-    It does in bf16, because oneDNN's LSTM leaves AMX out in training; where time steps share
+    It is in bf16, because oneDNN's LSTM leaves AMX out in training; where time steps share
     their inputs, whose products it makes for each; and without AVX-512. Else oneDNN's is faster
     by a few hundredths where nothing else runs. Where much does, its threads lose half of its
     speed by waiting for each other at every time step (docs/performance.md).
@@ -83,17 +83,18 @@ def suits_lstm(dtype: torch.dtype, lanes: int, shared: bool) -> bool:
 def beats_onednn_lstm(dtype: torch.dtype, lanes: int, shared: bool) -> bool:
     """Return whether ``run_lstm`` can be had on a CPU, and is the better one.
 
-    What is not differentiated, in float32, needs no compiler.
+    Where nothing is learned, in float32, there may be little to compute: no compiler is waited
+    for.
 
     Args:
         dtype: of the inputs.
         lanes: B.
         shared: whether time steps share their inputs.
     """
-    narrow = dtype == torch.bfloat16
-    if not (narrow or torch.is_grad_enabled()) or not suits_lstm(dtype, lanes, shared):
+    if not suits_lstm(dtype, lanes, shared):
         return False
-    compiled = native.loops()
+    narrow = dtype == torch.bfloat16
+    compiled = native.loops() if narrow or torch.is_grad_enabled() else native.loaded()
     return compiled is not None and (compiled.multiplies_bf16 or not narrow)
 
 

@@ -68,6 +68,17 @@ def make_model(cell: CellName = "lstm", size: int = len(KNOWN) + 1) -> CharModel
     return model
 
 
+def test_loops_are_compiled_for_long_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(native, "loops", lambda: asked.append("a compiler"))
+    monkeypatch.setattr(evaluation, "MANY_PREDICTIONS", 100)
+    model = make_model().float()
+    score(model, make_part(tmp_path, make_text(100)), vocabulary())
+    assert not asked
+    score(model, make_part(tmp_path, make_text(101)), vocabulary())
+    assert asked
+
+
 def naive_nats(model: CharModel, text: str, vocabulary: Vocabulary) -> list[float]:
     """Return the price of every character but the first, by the definition."""
     model.eval()

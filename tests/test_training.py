@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -545,7 +545,7 @@ def test_a_missing_compiler_is_told_where_it_costs_speed(
         asked.append("a compiler")
         return "gcc is on leave"
 
-    monkeypatch.setattr(native, "_compiled", compiled)
+    monkeypatch.setattr(native, "_compiled", cache(compiled))
     monkeypatch.setattr(kernels, "_has", lambda capability: vectors.startswith(capability))
     run = start_run(cell=cell, steps=2, precision=precision, batch_size=lanes)
     said = [note for note in run.notes if "compiler" in note]
