@@ -54,6 +54,19 @@ def assert_same(a: tuple[Tensor, Hidden], b: tuple[Tensor, Hidden]) -> None:
     torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
+def test_on_a_cpu_the_lowest_layer_gets_each_symbol_once(cell: CellName) -> None:
+    model, x_TB = make(cell), text(9, 3)
+    given: list[tuple[Tensor, Hidden, Tensor | None]] = []
+    for layer in model.layers():
+        layer.register_forward_pre_hook(lambda _, arguments: given.append(arguments))
+    model(x_TB)
+    (x_DE, _, which_TB), (x_TBH, _, which_above) = given
+    assert which_TB is not None and which_above is None
+    assert len(x_DE) == len(set(x_TB.flatten().tolist())) < x_TB.numel()
+    assert torch.equal(x_DE[which_TB], model.embedding(x_TB))
+    assert x_TBH.shape == (9, 3, H)
+
+
 @pytest.mark.parametrize("times", [1, 2, 9, 40])
 def test_the_same_weights_serve_any_length(cell: CellName, times: int) -> None:
     model = make(cell)
