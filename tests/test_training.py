@@ -517,6 +517,18 @@ def test_the_unknown_symbol_is_learned_where_the_text_has_none(
     assert last.nats_T[-1] - run.vocabulary.unknown_nats < 7.0
 
 
+def test_both_rates_follow_the_schedule(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start_run(steps=20)
+    rates: list[tuple[float, float]] = []
+    monkeypatch.setattr(run.update.optimiser, "set_rates", lambda *both: rates.append(both))
+    list(train(run))
+    factors = [run.schedule().factor(step) for step in range(20)]
+    assert rates == [(run.config.lr * f, run.config.lr_adam * f) for f in factors]
+    assert max(factors) > 10 * factors[-1]
+
+
 @pytest.mark.parametrize(
     ("cell", "vectors", "precision", "lanes", "slower"),
     [
