@@ -73,9 +73,11 @@ def test_loops_are_compiled_for_long_texts(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(native, "loops", lambda: asked.append("a compiler"))
     monkeypatch.setattr(evaluation, "MANY_PREDICTIONS", 100)
     model = make_model().float()
-    score(model, make_part(tmp_path, make_text(100)), vocabulary())
+    score(model, make_part(tmp_path, make_text(100)), vocabulary(), lanes=3)
     assert not asked
-    score(model, make_part(tmp_path, make_text(101)), vocabulary())
+    score(model, make_part(tmp_path, make_text(101)), vocabulary(), lanes=1)
+    assert not asked, "a single lane has no use for them"
+    score(model, make_part(tmp_path, make_text(101)), vocabulary(), lanes=3)
     assert asked
 
 
