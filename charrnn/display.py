@@ -304,12 +304,11 @@ class _PlainLines:
 
     def _progress(self, event: Logged) -> str:
         row = event.row
-        eta = f"  {duration(event.eta)} to go" if event.eta is not None else ""
         return (
             f"{_place(row)}  train {_both_units(row['train_nats_per_char'])}  "
             f"lr {row['learning_rate']:.2g}  gradient {row['gradient_norm']:.2f}  "
             f"{_clipped(self.run, row)}  "
-            f"{row['chars_per_second']:,.0f} chars/s{eta}"
+            f"{row['chars_per_second']:,.0f} chars/s  {duration(event.eta)} to go"
         )
 
     def _print(self, line: str) -> None:
@@ -420,7 +419,6 @@ class _LiveTerminal:
         bar = Padding(ProgressBar(total=total, completed=done), 0)
         if self.logged is not None:
             row = self.logged.row
-            eta = "?" if self.logged.eta is None else duration(self.logged.eta)
             train = f"train {_both_units(row['train_nats_per_char'])}"
             valid = "valid " + (
                 _both_units(self.validated.row["valid_nats_per_char"]) if self.validated else "-"
@@ -429,7 +427,7 @@ class _LiveTerminal:
                 f"step {row['step']:,}",
                 f"epoch {row['epoch']:.2f}",
                 f"{row['chars_per_second']:,.0f} chars/s",
-                f"{eta} to go",
+                f"{duration(self.logged.eta)} to go",
                 f"lr {row['learning_rate']:.2g}",
                 f"gradient {row['gradient_norm']:.2f}",
                 _clipped(self.run, row),

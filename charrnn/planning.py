@@ -83,17 +83,20 @@ class Planner:
         tenth = int(total * self._characters_per_step() / 10)
         return min(characters, max(LEAST_TIMED, tenth))
 
-    def seconds_left(self) -> float | None:
-        """Return the time of the updates and validations still to come; None: not known yet."""
+    def seconds_left(self) -> float:
+        """Return the time of the updates and validations still to come.
+
+        Before a speed is measured it is that of the minutes, or as they were planned.
+        """
         progress, minutes = self.run.progress, self.run.config.minutes
+        if self.run.is_finished:
+            return 0.0
         if progress.planned_steps is None:
-            return None if minutes is None else max(0.0, minutes * 60 - progress.seconds)
+            return max(0.0, self._budget() - progress.seconds)
         updates = max(0, progress.planned_steps - progress.step)
-        if updates and progress.step == progress.planned_at_step:
-            return None
         speed, since = self._speed_since_plan()
         if minutes is not None and since < OFF_PLAN_AFTER * self._budget():
-            return max(0.0, self._budget() - progress.seconds)  # as it was planned to be
+            return max(0.0, self._budget() - progress.seconds)
         an_update = 1 / speed if updates else 0.0
         a_validation = progress.seconds_a_validation
         if not progress.validations and progress.validate_characters is not None:
@@ -192,8 +195,10 @@ class Planner:
         """Return how many validations there are from here to the run's last update."""
         progress = self.run.progress
         is_due = progress.validated_step != progress.step
-        if every is None or (progress.step >= total and not is_due):
+        if every is None:
             return 0
+        if progress.step >= total:
+            return int(is_due)
         return math.ceil(total / every) - (progress.step - is_due) // every
 
     def _characters_per_step(self) -> int:

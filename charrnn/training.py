@@ -48,7 +48,7 @@ class Logged:
     row: dict[str, Any]
     total_steps: int | None
     """Planned updates of the whole run."""
-    eta: float | None
+    eta: float
     """Seconds to go by the plan."""
 
 

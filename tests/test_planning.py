@@ -20,6 +20,7 @@ import pytest
 from charrnn import planning, training
 from charrnn.config import TrainConfig
 from charrnn.evaluation import Interrupted, Scores
+from charrnn.planning import Planner
 from charrnn.run import Progress, Run
 from charrnn.training import Event, Finished, Logged, Planned, Validated, train
 
@@ -262,6 +263,39 @@ def test_slow_updates_are_watched_one_by_one(simulate: Simulate) -> None:
     assert told.only(Planned)[-1].again
 
 
+def test_lateness_is_seen_where_updates_take_little_of_the_time(simulate: Simulate) -> None:
+    """Validations take it: updates are no tenth of the minutes since the plan, and none is off."""
+    world = World(update=0.16, validation=1.4, first=3, changes=[(16, 0.5), (45, 4.0)])
+    assert simulate(world, validate_every=1).seconds < 1.2 * 60
+
+
+def test_no_update_more_is_done_where_none_fits(simulate: Simulate) -> None:
+    """The last validation takes more than is left: the plan's last update stays the last."""
+    world = World(update=2.5, validation=33)
+    told = simulate(world, held_out=15_000, validate_every=3)
+    assert len(told.only(Planned)) == 1
+    assert told.run.progress.validations == 2
+
+
+def test_time_that_a_validation_left_is_used(simulate: Simulate) -> None:
+    """After the last update and its validation none is ahead that would take it."""
+    told = simulate(World(update=1.3, validation=0.25, save=1.7, first=23.5), validate_every=10)
+    assert told.seconds > 60
+
+
+def test_a_run_out_of_patience_is_not_planned_again(simulate: Simulate) -> None:
+    """Though Ctrl-Z within the last validation left no time for the plan."""
+    losses = iter([2.0, 3.0])
+    told = simulate(
+        World(update=0.1, validation=1.0, pauses=[(21.5, 30)]),
+        losses=lambda: next(losses),
+        patience=1,
+        validate_every=200,
+    )
+    assert told.run.is_out_of_patience
+    assert len(told.only(Planned)) == 1
+
+
 def test_an_update_more_shows_that_a_pause_was_no_slowness(simulate: Simulate) -> None:
     """Ctrl-Z in the first update after the plan: by that one, none would fit."""
     told = simulate(World(update=1.7, pauses=[(15, 32)]))
@@ -274,7 +308,7 @@ def test_a_last_validation_that_takes_less_leaves_time(simulate: Simulate) -> No
     assert 0.9 * 60 < told.seconds < 1.1 * 60
 
 
-@pytest.mark.parametrize("changes", [[], [(13.0, 2.5)], [(13.0, 0.2)]])
+@pytest.mark.parametrize("changes", [[], [(13.0, 2.5)], [(13.0, 0.2)], [(13.3, 5.0), (14.0, 1.0)]])
 def test_the_time_that_is_left_is_that_of_the_plan(
     simulate: Simulate, changes: list[tuple[float, float]]
 ) -> None:
@@ -297,6 +331,19 @@ def test_the_time_that_is_left_counts_validations_before_the_first(simulate: Sim
     for seconds, event in told.events:
         if isinstance(event, Logged):
             assert event.eta == pytest.approx(told.seconds - seconds)
+
+
+def test_no_time_is_left_where_none_is_needed(simulate: Simulate) -> None:
+    """Not less than none when the minutes are over, or the budget was cut to less than is done."""
+    for world in World(pauses=[(4.3, 80)]), World(changes=[(20, 100)]):
+        assert min(event.eta for event in simulate(world).only(Logged)) == 0
+    impatient = simulate(World(), None, steps=90, patience=1).run
+    assert impatient.progress.step < 90
+    assert Planner(impatient).seconds_left() == 0
+    run = simulate(World(), None, steps=90).run
+    progress = run.progress
+    progress.step = progress.planned_at_step = 93
+    assert Planner(run).seconds_left() == progress.seconds_a_validation > 0
 
 
 def test_few_minutes_are_not_spent_on_validation(
