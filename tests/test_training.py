@@ -5,9 +5,11 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,9 @@ from charrnn import kernels, native, recipe, training
 from charrnn.checkpoint import load
 from charrnn.config import CellName, SampleConfig, TextChoices
 from charrnn.corpus import scan
-from charrnn.errors import RunFolderError, UsageError
+from charrnn.errors import NonFiniteError, RunFolderError, UsageError
 from charrnn.evaluation import Scores, prices, score
+from charrnn.planning import Planner
 from charrnn.run import Progress, Run
 from charrnn.runfolder import RunFolder
 from charrnn.sampling import sample
@@ -447,6 +450,39 @@ def test_a_plan_sets_rate_and_dropout(start_run: StartRun, monkeypatch: pytest.M
     assert (shape.dropout, shape.weight_drop) == recipe.regularisation(shape.cell, pressure)
     assert shape.dropout < guessed, "the plan is of fewer passes than were expected"
     assert {cell.weight_drop for cell in run.model.layers()} == {shape.weight_drop}
+
+
+@pytest.mark.parametrize(("options", "forgotten"), [({}, 1), ({"dropout": 0.1}, 0)])
+def test_dropout_by_plan_is_captured_anew(
+    start_run: StartRun,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, float],
+    forgotten: int,
+) -> None:
+    """A graph that was captured before would go on with the dropout of then."""
+    forgets: list[Update] = []
+    monkeypatch.setattr(Update, "forget_capture", lambda update: forgets.append(update))
+    run = start_run(minutes=1, model=options)
+    assert forgets == []
+    Planner(run).set(500)
+    assert forgets == [run.update] * forgotten
+
+
+def test_the_update_that_is_not_finite_is_named_though_nobody_waited_for_it(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU ten updates are looked at together."""
+    run, real = start_run(steps=35, validate_every=30), Update.__call__
+
+    def poisoned(update: Update, chunk: Chunk) -> UpdateResult:
+        result = real(update, chunk)
+        return replace(result, loss=result.loss * math.nan) if run.progress.step == 13 else result
+
+    monkeypatch.setattr(Update, "__call__", poisoned)
+    monkeypatch.setattr(Run, "device", SimpleNamespace(type="cuda"))
+    with pytest.raises(NonFiniteError, match="the loss is not finite at step 14 "):
+        list(train(run))
+    assert run.progress.step == 20
 
 
 def test_an_update_that_is_not_captured_is_told_once(start_run: StartRun) -> None:
