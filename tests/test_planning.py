@@ -35,6 +35,8 @@ class World:
 
     update: float = 0.5
     validation: float = 0.1
+    sample: float = 0.0
+    """After each validation."""
     save: float = 0.0
     first: float = 0.0
     """What the first update takes besides."""
@@ -147,12 +149,16 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> Simulate:
                     raise Interrupted
             return Scores(losses() * part.characters, part.characters, 0, part.characters, 0.1)
 
+        def sample(*_: object) -> list[object]:
+            world.spend(world.sample)
+            return []
+
         def asked(stop: float) -> str | None:
             return "stop" if world.now >= stop else None
 
         monkeypatch.setattr(training, "time", world)
         monkeypatch.setattr(training, "score", score)
-        monkeypatch.setattr(training, "sample", lambda *_: [])
+        monkeypatch.setattr(training, "sample", sample)
         if seconds is not None:
             options["minutes"] = seconds / 60
         config = TrainConfig(
@@ -202,16 +208,21 @@ def test_minutes_are_kept_when_the_speed_changes(simulate: Simulate, times: floa
     rates = [event.row["learning_rate"] for event in told.only(Logged)]
     assert max(rates) == told.run.config.lr
     assert rates[-1] < 0.1 * told.run.config.lr
+    first, *_, last = told.only(Logged)
+    for row, update in (first.row, 0.2), (last.row, 0.2 * times):
+        assert row["chars_per_second"] == pytest.approx(AN_UPDATE / update)
 
 
 @pytest.mark.parametrize(
     ("budget", "cost", "number"), [(30.0, 2.5, 2), (18.0, 4.0, 2), (60.0, 1.5, 4), (60.0, 8.0, 2)]
 )
+@pytest.mark.parametrize("sampling", [0.0, 0.8])
 def test_minutes_are_kept_when_validations_are_dear(
-    simulate: Simulate, budget: float, cost: float, number: int
+    simulate: Simulate, budget: float, cost: float, number: int, sampling: float
 ) -> None:
-    """A stretch of updates with a validation in it is no slower than one without."""
-    told = simulate(World(update=0.06, validation=cost), budget)
+    """A stretch of updates with a validation and its sample in it is no slower than one without."""
+    world = World(update=0.06, validation=(1 - sampling) * cost, sample=sampling * cost)
+    told = simulate(world, budget)
     assert len(told.only(Planned)) == 1
     assert 0.9 * budget < told.seconds < 1.1 * budget
     assert len(told.only(Validated)) == told.run.progress.validations == number
