@@ -60,13 +60,14 @@ class Log:
                 os.ftruncate(self._fd, size)
                 raise
 
-    def rewind(self, step: int, *, validated: bool) -> None:
+    def rewind(self, step: int, *, logged: bool = True, validated: bool = True) -> None:
         """Drop the rows after ``step``, and lines that are no rows.
 
         Args:
             step: of the checkpoint that the run goes on from.
-            validated: whether that checkpoint was written after the validation at its step;
-                if not, the row of such a validation is dropped too, as it will be repeated.
+            logged: whether that checkpoint was written after the row of its step's updates;
+                if not, such a row is dropped too, as it will be repeated.
+            validated: the same of the row of a validation.
 
         Raises:
             RunFolderError: it cannot be written; the log stays as it was.
@@ -78,7 +79,7 @@ class Log:
                 os.fdopen(fd, "wb", closefd=False) as new,
             ):
                 for line in old:
-                    if _belongs(line, step, validated):
+                    if _belongs(line, step, logged, validated):
                         new.write(line)
             replaced, self._fd = self._fd, self._open()
             os.close(replaced)
@@ -141,16 +142,15 @@ def _remove_cut_line(fd: int) -> None:
         os.ftruncate(fd, end)
 
 
-def _belongs(line: bytes, step: int, validated: bool) -> bool:
+def _belongs(line: bytes, step: int, logged: bool, validated: bool) -> bool:
     """Whether a line of the log is a row from before the checkpoint of ``step``."""
     row = _row(line)
     if row is None:
         return False
     if not isinstance(row.get("step"), int):
         return True
-    return row["step"] < step or (
-        row["step"] == step and (validated or "valid_nats_per_char" not in row)
-    )
+    is_old = validated if "valid_nats_per_char" in row else logged
+    return row["step"] < step or (row["step"] == step and is_old)
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

@@ -138,12 +138,13 @@ class Run:
 
     @property
     def is_saved(self) -> bool:
-        """Whether the last checkpoint has all: updates, validations, the plan, the choices."""
+        """Whether the last checkpoint has all: updates, rows, validations, plan, choices."""
         saved, now = self.saved, self.progress
         return (
             saved is not None
             and self.saved_choices == self.choices()
             and saved.step == now.step
+            and saved.row_updates == now.row_updates
             and saved.validated_step == now.validated_step
             and saved.planned_steps == now.planned_steps
         )

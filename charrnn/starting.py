@@ -280,8 +280,12 @@ def resume(
         raise CheckpointError(
             f"{shown(path)}: the training state is not usable: {error}"
         ) from error
-    # A validation at this very step may have been logged after the checkpoint was written.
-    folder.rewind_log(progress.step, validated=progress.validated_step == progress.step)
+    # Rows of this very step may have been logged after the checkpoint was written.
+    folder.rewind_log(
+        progress.step,
+        logged=progress.row_updates == 0,
+        validated=progress.validated_step == progress.step,
+    )
     run.resumed, run.saved, run.saved_choices = True, replace(progress), saved_choices
     run.better = _better(folder, progress)
     if run.better is not None:

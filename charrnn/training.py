@@ -116,7 +116,7 @@ def train(run: Run, should_stop: Callable[[], str | None] = lambda: None) -> Ite
     """Train a run to the end of its budget.
 
     Args:
-        run: from ``run.start`` or ``run.resume``; its progress is kept up to date.
+        run: from ``starting.start`` or ``resume``; its progress is kept up to date.
         should_stop: asked at every step's edge and within validations; anything but
             None stops the run there, with its state saved.
 
@@ -170,6 +170,8 @@ class _Loop:
                 f"{error}; the run is saved at step {run.progress.step:,}, and goes on with: "
                 f"{run.command()}"
             ) from error
+        if run.is_over and run.progress.row_updates:
+            yield from self._log()  # a plan left no update, or patience ended, between two rows
         if not run.is_saved:
             yield self._save()
         # A run that was asked to stop after its last validation had nothing left to do.
@@ -181,7 +183,7 @@ class _Loop:
     def _updates(self) -> Iterator[Event]:
         run, progress, config = self.run, self.run.progress, self.run.config
         if progress.planned_steps is not None and progress.planned_at_step is None:
-            yield from self._follow(self.planner.set(progress.planned_steps))
+            yield self.planner.set(progress.planned_steps)
         if run.is_finished:
             return  # what time may be left was not enough then
         chunks = run.lanes.chunks(progress.step)
@@ -195,7 +197,7 @@ class _Loop:
                     yield from self._plan()
                     continue
                 if self.planner.is_off():
-                    yield from self._follow(self.planner.plan_again())
+                    yield self.planner.plan_again()
             if self._validation_due():
                 yield from self._validate(progress.validate_characters)
                 continue  # if it was the last, and took less than was planned, there is time left
@@ -240,13 +242,7 @@ class _Loop:
             if progress.validated_step != progress.step:
                 return  # stopped within: planned when the run goes on
             self._tick()
-        yield from self._follow(self.planner.plan())
-
-    def _follow(self, planned: Planned) -> Iterator[Event]:
-        """Tell a plan; where it has no update left, the last ones have had no row."""
-        yield planned
-        if self.run.is_over and self.run.progress.row_updates:
-            yield from self._log()
+        yield self.planner.plan()
 
     # -- what an update leaves behind ------------------------------------------------
 
@@ -313,9 +309,8 @@ class _Loop:
         if before is None:
             progress.smooth_loss = loss
         else:
-            progress.smooth_loss = before + (loss - before) / min(
-                progress.step / LOG_EVERY, SMOOTHING
-            )
+            rows = max(1.0, progress.step / LOG_EVERY)
+            progress.smooth_loss = before + (loss - before) / min(rows, SMOOTHING)
         self.run.folder.log(row)
         self.row_from = (progress.characters, progress.seconds)
         yield Logged(row, progress.planned_steps, self.planner.seconds_left())

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,12 +84,16 @@ def test_rewinding_drops_later_rows_and_what_is_no_row(log: Log, tmp_path: Path)
     assert list(tmp_path.iterdir()) == [log.path]
 
 
-def test_rewinding_to_before_a_validation_drops_its_row_alone(log: Log) -> None:
-    for row in ({"step": 1, "valid_nats_per_char": 2.5}, {"step": 2}):
+@pytest.mark.parametrize(("logged", "validated"), [(True, False), (False, True)])
+def test_rewinding_to_before_a_row_of_the_same_step_drops_that_alone(
+    log: Log, logged: bool, validated: bool
+) -> None:
+    before: list[dict[str, Any]] = [{"step": 1, "valid_nats_per_char": 2.5}, {"step": 1}]
+    updates, validation = {"step": 2}, {"step": 2, "valid_nats_per_char": 2.25}
+    for row in (*before, updates, validation):
         log.append(row)
-    log.append({"step": 2, "valid_nats_per_char": 2.25})
-    log.rewind(2, validated=False)
-    assert rows(log) == [{"step": 1, "valid_nats_per_char": 2.5}, {"step": 2}]
+    log.rewind(2, logged=logged, validated=validated)
+    assert rows(log) == before + [updates] * logged + [validation] * validated
 
 
 def test_a_rewind_that_fails_leaves_the_log(

@@ -221,8 +221,9 @@ def scripted_scores(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_patience_counts_validations_without_a_new_best(
-    start_run: StartRun, scripted_scores: list[float]
+    start_run: StartRun, scripted_scores: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(training, "SAVE_SHARE", math.inf)  # after every validation
     scripted_scores += [3.0, 3.1, 2.9, 2.9, 3.0, 2.95, 1.0]
     run = start_run(steps=999, validate_every=2, patience=3)
     events = list(train(run))
@@ -232,6 +233,14 @@ def test_patience_counts_validations_without_a_new_best(
     assert run.progress.best_step == 6
     assert run.progress.best_nats == pytest.approx(2.9)
     assert only(events, Saved)[-1].step == 12
+    # The updates since the row of step 10 have one, too, and a resume does not repeat it.
+    assert [event.row["step"] for event in only(events, Logged)] == [10, 12]
+    log = rows(run)
+    assert load(run.folder.path / "last.safetensors").meta["progress"]["row_updates"] == 0
+    run.folder.close()
+    with RunFolder.open_existing(run.folder.path) as folder:
+        assert list(train(resume(folder, device=CPU, changes={})))[-1] == events[-1]
+    assert rows(run) == log
 
 
 def test_validation_counts_every_prediction(start_run: StartRun, prose: Path) -> None:
@@ -526,9 +535,36 @@ def test_a_full_disk_is_told_with_what_is_saved(
 def test_a_run_that_is_to_stop_when_all_is_done_is_done(start_run: StartRun) -> None:
     run = start_run(steps=4, validate_every=2)
     # From the last validation on: while its sample is drawn.
-    *_, saved, finished = train(run, lambda: "stop" if run.progress.validated_step == 4 else None)
+    events = list(train(run, lambda: "stop" if run.progress.validated_step == 4 else None))
+    assert [len(event.text) for event in only(events, Sampled)] == [training.SHOWN_LENGTH, 1]
+    *_, saved, finished = events
     assert finished == Finished("done", complete=True)
     assert saved == Saved(run.folder.path / "last.safetensors", 4)
+
+
+def test_the_sample_shown_is_that_of_the_seed(start_run: StartRun) -> None:
+    run = start_run(steps=2, seed=7)
+    *_, shown = only(list(train(run)), Sampled)
+    config = SampleConfig(length=training.SHOWN_LENGTH, temperature=0.8, seed=7)
+    pieces = sample(run.model, run.vocabulary, run.vocabulary.encode(""), config)
+    assert shown.text == run.vocabulary.decode([piece.symbol for piece in pieces])
+
+
+def test_a_run_whose_patience_is_over_when_it_goes_on_is_done(start_run: StartRun) -> None:
+    """Stopped between two rows: what was done has its row, once, and no speed is known."""
+    run = start_run(steps=40, validate_every=6, lr=30.0)
+    list(train(run, lambda: "stop" if run.progress.step == 33 else None))
+    assert run.progress.row_updates == 3
+    assert run.progress.validations_since_best >= 1
+    run.folder.close()
+    for killed in (True, False):
+        with RunFolder.open_existing(run.folder.path) as folder:
+            if killed:  # between the row and the checkpoint
+                folder.log({"step": 33, "learning_rate": 0.0})
+            again = resume(folder, device=CPU, changes={"patience": 1, "steps": 2000})
+            assert list(train(again))[-1] == Finished("patience", complete=True)
+        steps = [row["step"] for row in rows(run) if "learning_rate" in row]
+        assert steps == [10, 20, 30, 33]
 
 
 @pytest.mark.parametrize("text", ["ab", "aaaa", "abcdefgh", "a\nb\n" * 9])
