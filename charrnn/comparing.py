@@ -177,7 +177,7 @@ def compare(
             f"{shown(folder)}: holds a comparison already: go on with it with --resume, or choose "
             "another folder with --run"
         )
-    runs = [(seed, cell, folder / f"{cell}-seed{seed}") for seed, cell in plan.runs()]
+    runs = [(seed, cell, folder / plan.run_name(seed, cell)) for seed, cell in plan.runs()]
     known = 0 if new else open_plan(folder).seeds
     for seed, _, path in runs:
         added = seed >= plan.seed + known

@@ -31,7 +31,7 @@ from charrnn.errors import RunFolderError, UsageError
 from charrnn.evaluation import perplexity
 from charrnn.files import embedded_corpus
 from charrnn.runfolder import RESULT
-from charrnn.wording import shown
+from charrnn.wording import command_line, shown
 
 __all__ = [
     "PLAN",
@@ -43,6 +43,7 @@ __all__ = [
     "RunResult",
     "open_plan",
     "read_result",
+    "refuse_run_of_comparison",
 ]
 
 R = TypeVar("R", bound=Record)
@@ -186,6 +187,11 @@ class Plan(Record):
     def runs(self) -> Iterator[tuple[int, CellName]]:
         """Yield seed and cell of every run, in order: each seed for all cells in turn."""
         return itertools.product(range(self.seed, self.seed + self.seeds), self.cells)
+
+    @staticmethod
+    def run_name(seed: int, cell: CellName) -> str:
+        """Return the name of a run's folder in that of the comparison."""
+        return f"{cell}-seed{seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,6 +382,25 @@ def open_plan(folder: Path) -> Plan:
             f"{shown(folder)}: holds no comparison to resume: leave --resume out to start one"
         )
     return plan
+
+
+def refuse_run_of_comparison(run: Path) -> None:
+    """Refuse to train a run further that a comparison measures beside others.
+
+    Raises:
+        RunFolderError: the folder is that of a comparison's run, or it lies in that of a
+            comparison whose plan is not usable.
+    """
+    run = run.resolve()
+    if not (run.parent / PLAN).exists():
+        return
+    plan = open_plan(run.parent)
+    if run.name in {plan.run_name(*one) for one in plan.runs()}:
+        more = command_line(["charrnn", "compare", "--run", str(run.parent), "--resume"])
+        raise RunFolderError(
+            f"{shown(run)}: is a run of a comparison, whose runs have one budget: go on with them "
+            f"with: {more}; or start from its weights with --init-from, in another folder"
+        )
 
 
 def read_result(path: Path) -> RunResult | None:

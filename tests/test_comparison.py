@@ -25,6 +25,7 @@ from charrnn.comparison import (
     Plan,
     RunResult,
     open_plan,
+    refuse_run_of_comparison,
 )
 from charrnn.config import CELL_NAMES, CellName, ModelConfig
 from charrnn.errors import CorpusError, RunFolderError, UsageError
@@ -445,6 +446,23 @@ class TestCompare:
         grown = cli("compare", "--run", folder, "--resume", "--device", "cpu", "--json")
         assert timeless(json.loads(grown.out)) == timeless(json.loads(whole.out))
         assert (folder / "rnn-seed1" / "result.json").stat().st_mtime_ns == first
+
+    def test_no_run_of_it_is_trained_further(
+        self, cli: Cli, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its result would no longer be that of its weights, nor its budget that of the others."""
+        monkeypatch.chdir(uninterrupted / "rnn-seed1")
+        refused = cli("train", "--run", ".", "--resume", "--steps", 99)
+        assert (refused.code, refused.out, refused.err.count("\n")) == (1, "", 1)
+        advice = f"go on with them with: charrnn compare --run {uninterrupted} --resume; or start"
+        assert f"{uninterrupted}/rnn-seed1: is a run of a comparison" in refused.err
+        assert advice in refused.err
+        # Whatever else lies there is none of its runs.
+        refuse_run_of_comparison(uninterrupted / "rnn-seed9")
+        refuse_run_of_comparison(uninterrupted)
+        (tmp_path / "comparison.json").write_text("{}")
+        with pytest.raises(RunFolderError, match=r"comparison\.json: not usable"):
+            refuse_run_of_comparison(tmp_path / "rnn-seed1")
 
     def test_seeds_are_not_taken_away(self, cli: Cli, uninterrupted: Path) -> None:
         done = cli("compare", "--run", uninterrupted, "--resume", "--seeds", 1)
