@@ -170,6 +170,15 @@ def test_dropout_acts_in_training_only_and_never_on_the_state(cell: CellName) ->
     assert all(part_BH.all() for state in hidden for part_BH in state)
 
 
+def test_dropout_is_between_layers_and_before_the_head(cell: CellName) -> None:
+    """Embeddings stay: as each symbol is read once, one would be gone from the whole window."""
+    x_TB = text(9, 3)
+    for layers in (1, 2):
+        model = make(cell, layers, dropout=0.5)
+        (trained_TBH, _), _ = model.train().read(x_TB), model.eval()
+        assert torch.equal(trained_TBH, model.read(x_TB)[0]) == (layers == 1)
+
+
 @pytest.mark.parametrize("layers", [1, 3])
 def test_parameters_and_products_are_counted(cell: CellName, layers: int) -> None:
     gates = {"rnn": 1, "gru": 3, "lstm": 4}[cell]
