@@ -102,8 +102,8 @@ def measure_text(name: str, texts: Sequence[str], rounds: int, chunks: int) -> l
         ],
         rounds,
     )
-    megabytes = corpus.bytes / 1e6
-    is_ascii = corpus.bytes < 1.1 * corpus.characters  # or as good as
+    megabytes = part.bytes / 1e6
+    is_ascii = part.bytes < 1.1 * part.characters  # or as good as
     rows = [
         Row(name, "scan", megabytes / seconds[0], "MB/s"),
         Row(name, "text to ids", megabytes / seconds[1], "MB/s", 200 if is_ascii else 100),

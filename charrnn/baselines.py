@@ -8,7 +8,6 @@ text; a compressor knows nothing but what it has read of the scored text itself.
 from __future__ import annotations
 
 import bz2
-import codecs
 import lzma
 import math
 import zlib
@@ -19,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charrnn.corpus import Part
-from charrnn.decoding import BYTES
 from charrnn.evaluation import Scores
 from charrnn.stream import Reader
 from charrnn.vocabulary import UNKNOWN, Ids, Vocabulary
@@ -119,7 +117,7 @@ COMPRESSORS: dict[str, Callable[[], zlib._Compress | bz2.BZ2Compressor | lzma.LZ
 def compressed_nats(part: Part, name: str) -> float:
     """Return the size of a text, compressed by itself, in nats per character.
 
-    The text is compressed in its own encoding, as a file that holds nothing else:
+    Its bytes are compressed as they stand in its files, as a file that holds nothing else:
     the compressor's header and its learning of the text are part of the price.
 
     Args:
@@ -130,21 +128,9 @@ def compressed_nats(part: Part, name: str) -> float:
         CorpusError: the text changed since it was scanned.
     """
     compressor = COMPRESSORS[name]()
-    size = sum(len(compressor.compress(block)) for block in _encoded(part))
+    size = sum(len(compressor.compress(block)) for block in part.encoded())
     size += len(compressor.flush())
     return 8 * size * math.log(2) / part.characters
-
-
-def _encoded(part: Part) -> Iterator[bytes]:
-    """Yield the bytes of a part, block by block."""
-    encoding = part.corpus.encoding
-    if encoding == BYTES:
-        for codes in part.codes():
-            yield codes.tobytes()
-        return
-    encoder = codecs.getincrementalencoder(encoding)()
-    for codes in part.codes():
-        yield encoder.encode(codes.astype("<u4").tobytes().decode("utf-32-le"))
 
 
 # The n-gram model ----------------------------------------------------------------

@@ -12,6 +12,7 @@ kills the process. Every later read compares the file with what the scan saw.
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import os
 from bisect import bisect_left, bisect_right
@@ -185,8 +186,6 @@ class Corpus:
     encoding: str
     """A codec's own name (``utf-8``, ``iso8859-1``, ...) or ``bytes``."""
     characters: int
-    bytes: int
-    """Encoded size of the text: of all files, without their byte order marks."""
     fingerprint: str
     """SHA-256, in hexadecimal, of the files' bytes one after another: what ``cat FILES |
     sha256sum`` prints. Names and dates do not count."""
@@ -222,14 +221,26 @@ class Part:
     @property
     def bytes(self) -> int:
         """Encoded size of the stretch: the bytes that its characters take in the files."""
+        return sum(stop - start for _, start, stop in self._stretches())
+
+    def encoded(self, *, block_bytes: int = BLOCK_BYTES) -> Iterator[builtins.bytes]:
+        """Yield the bytes that the characters take in the files; errors as in ``codes``.
+
+        Encoded anew they might be others, or none: many encodings have several ways to write
+        a text, and some characters that are read from them cannot be written by Python.
+        """
+        for file, start, stop in self._stretches():
+            for offset in range(start, stop, block_bytes):
+                yield file.read(offset, min(block_bytes, stop - offset))
+
+    def _stretches(self) -> Iterator[tuple[TextFile, int, int]]:
+        """Yield each file of the part, the first byte of it, and the one after its last."""
         encoding = self.corpus.encoding
-        total = 0
         for file in self.corpus.files:
             start, stop = max(self.start, file.start), min(self.stop, file.stop)
             if start < stop:
-                total += file.byte_of(stop - file.start, encoding)
-                total -= file.byte_of(start - file.start, encoding)
-        return total
+                first = file.byte_of(start - file.start, encoding)
+                yield file, first, file.byte_of(stop - file.start, encoding)
 
     def is_same_as(self, other: Part) -> bool:
         """Whether both are the same bytes of the same text, in whatever encoding they are read."""
@@ -382,7 +393,6 @@ def scan(
         files=tuple(files),
         encoding=encoding,
         characters=characters,
-        bytes=sum(file.size - file.mark for file in files),
         fingerprint=hasher.hexdigest(),
         notes=(*found.notes, *_notes(files, skipped, encoding)),
         counts=_as_dict(counts),

@@ -236,6 +236,13 @@ class TestCompressors:
             bits = compressed_nats(part, name) / math.log(2)
             assert bits == pytest.approx(8 * size / len(text), rel=1e-12)
 
+    def test_bytes_that_python_reads_and_cannot_write(self, tmp_path: Path) -> None:
+        (tmp_path / "text").write_bytes(b"ab\x8f\xd4\xda" * 99)
+        part = scan([str(tmp_path / "text")], "euc_jisx0213").part(2, 297)
+        bits = compressed_nats(part, "bzip2") / math.log(2)
+        size = len(bz2.compress(b"\x8f\xd4\xda" + b"ab\x8f\xd4\xda" * 98))
+        assert bits == pytest.approx(8 * size / 295, rel=1e-12)
+
     def test_noise_does_not_shrink_and_zeros_do(self, tmp_path: Path) -> None:
         for name, data in (("noise", random.Random(1).randbytes(9000)), ("zeros", bytes(9000))):
             (tmp_path / name).write_bytes(data)
