@@ -142,7 +142,7 @@ def portray_subjects(subjects: Sequence[Subject]) -> list[Portrait]:
             subject.model,
             subject.vocabulary,
             subject.part,
-            validated_on=subject.trained_on.held_out
+            validated_on=subject.validated_on
             or (subject.trained_on.fingerprint, subject.trained_on.train),
         )
         for label, subject in zip(labels([s.path for s in subjects]), subjects, strict=True)

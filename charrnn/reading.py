@@ -54,12 +54,17 @@ class TextRecord(Record):
     """Absolute paths of the texts to validate on, if they are others."""
     valid_fingerprint: str | None
 
-    @property
-    def held_out(self) -> tuple[str, tuple[int, int]] | None:
-        """What the run validates on: a text's fingerprint, and the part's borders in it."""
+    def validated(self, characters: int | None) -> tuple[str, tuple[int, int]] | None:
+        """Return what the run's validations score: a text's fingerprint, and borders in it.
+
+        Args:
+            characters: of the beginning of what is held out; None: all.
+        """
         if self.valid is None:
             return None
-        return self.valid_fingerprint or self.fingerprint, self.valid
+        start, stop = self.valid
+        stop = stop if characters is None else min(stop, start + characters)
+        return self.valid_fingerprint or self.fingerprint, (start, stop)
 
 
 def absolute_names(texts: Sequence[str]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from charrnn.corpus import Part
 from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.model import CharModel
 from charrnn.reading import Scan, TextRecord, readable, recorded_part, refuse_other_symbols
+from charrnn.run import Progress
 from charrnn.runfolder import files_of_run
 from charrnn.trained import load_model
 from charrnn.vocabulary import Vocabulary, listed
@@ -45,28 +46,32 @@ class Subject:
     gone: str | None = None
     """Why the text that was asked for is gone."""
 
+    @property
+    def validated_on(self) -> tuple[str, tuple[int, int]] | None:
+        """What the validations of its run scored: a text's fingerprint, and borders in it."""
+        progress = self.checkpoint.record("progress", Progress)
+        return self.trained_on.validated(progress.validate_characters)
+
     def learnt(self, part: Part) -> str | None:
         """Say how much of a text the model was trained on, if any."""
         trained = self.trained_on
-        learnt = _shared(part, trained.fingerprint, trained.train)
-        if learnt == 0:
+        learnt = _shared(part, trained.encoding, trained.fingerprint, trained.train)
+        if learnt is None:
             return None
-        return f"was trained on {learnt:,} of these {part.characters:,} characters: " + (
+        return f"was trained on {learnt}: " + (
             "--part valid is what was held out" if trained.valid else "others tell more"
         )
 
     def chosen(self) -> str | None:
         """Say on how much of its text the model was chosen as the best of its run, if any."""
-        trained = self.trained_on
-        if trained.held_out is None or find(self.path).name != BEST:
+        trained, validated_on = self.trained_on, self.validated_on
+        if validated_on is None or find(self.path).name != BEST:
             return None
-        validated = _shared(self.part, *trained.held_out)
-        if validated == 0:
+        validated = _shared(self.part, trained.encoding, *validated_on)
+        if validated is None:
             return None
-        return (
-            f"was chosen as its run's best on {validated:,} of these "
-            f"{self.part.characters:,} characters: "
-            + ("--part test tells more" if trained.test else "others tell more")
+        return f"was chosen as its run's best on {validated}: " + (
+            "--part test tells more" if trained.test else "others tell more"
         )
 
     def unknown(self) -> str | None:
@@ -204,8 +209,11 @@ def _recorded(checkpoint: Checkpoint, part: PartName, scan: Scan) -> Part:
         raise type(error)(f"{error}; --text FILE reads another text") from error
 
 
-def _shared(part: Part, fingerprint: str, borders: tuple[int, int]) -> int:
-    """Return how many characters of a part lie between borders in the text of a fingerprint."""
+def _shared(part: Part, encoding: str, fingerprint: str, borders: tuple[int, int]) -> str | None:
+    """Say how much of a part lies between borders in the text of a fingerprint, if any."""
     if part.corpus.fingerprint != fingerprint:
-        return 0
-    return max(0, min(part.stop, borders[1]) - max(part.start, borders[0]))
+        return None
+    if part.corpus.encoding != encoding:
+        return "some of this text"  # where the borders are in it only the encoding of then tells
+    shared = min(part.stop, borders[1]) - max(part.start, borders[0])
+    return f"{shared:,} of these {part.characters:,} characters" if shared > 0 else None

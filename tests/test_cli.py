@@ -875,13 +875,28 @@ class TestEvaluate:
         )
         assert cli("evaluate", trained, "--part", "train").err == ""
 
-    def test_says_what_chose_the_checkpoint(self, cli: Cli, trained: Path, tmp_path: Path) -> None:
+    def test_says_on_how_much_validations_chose_the_checkpoint(
+        self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """They score the beginning alone where few updates are planned."""
+        monkeypatch.setattr("charrnn.planning.plan_validations", lambda *_: (2, 100))
+        run = tmp_path / "run"
+        assert cli("train", prose, "--run", run, *QUICK).code == 0
+        result = cli("evaluate", run, "--part", "valid")
+        assert "was chosen as its run's best on 100 of these 601 characters" in result.err
+
+    def test_says_what_chose_the_checkpoint(
+        self, cli: Cli, trained: Path, prose: Path, tmp_path: Path
+    ) -> None:
         said = "was chosen as its run's best on"
         result = cli("evaluate", trained, "--part", "valid")
         assert result.err == (
             f"{trained}: the model {said} 601 of these 601 characters: others tell more\n"
         )
         assert cli("evaluate", trained / "last.safetensors", "--part", "valid").err == ""
+        # Where positions in the text are of other characters, they are not compared.
+        result = cli("evaluate", trained, "--text", prose, "--encoding", "latin-1")
+        assert "the model was trained on some of this text: --part valid is" in result.err
         text, held_out, run = (tmp_path / name for name in ("text", "held-out", "run"))
         text.write_text(make_prose(400))
         held_out.write_text(make_prose(200, seed=2))
