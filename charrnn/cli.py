@@ -99,6 +99,13 @@ def _run_folder(name: str) -> Path:
     return Path(name)
 
 
+def _checkpoint(name: str) -> Path:
+    """Refuse an empty name, which as a path would be the current folder."""
+    if not name:
+        raise UsageError("CHECKPOINT is empty: name one, or a run's folder, . for the current one")
+    return Path(name)
+
+
 def main() -> None:
     """Run the command line; every failure is one line on stderr and an exit code."""
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
@@ -260,7 +267,9 @@ def train(
     init_from: Annotated[
         Path | None,
         typer.Option(
-            metavar="CHECKPOINT", help="Start from this checkpoint's weights and vocabulary."
+            metavar="CHECKPOINT",
+            parser=_checkpoint,
+            help="Start from this checkpoint's weights and vocabulary.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -380,7 +389,10 @@ def train(
 @app.command()
 def sample(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run's folder.")
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT", parser=_checkpoint, help="A checkpoint, or a run's folder."
+        ),
     ],
     prompt: Annotated[str, typer.Option(help="Text to go on from; - reads standard input.")] = "",
     length: Annotated[int, typer.Option(help="New characters; 0: without end.")] = 1000,
@@ -464,7 +476,10 @@ def sample(
 @app.command()
 def evaluate(
     checkpoints: Annotated[
-        list[Path], typer.Argument(metavar="CHECKPOINT", help="Checkpoints or runs' folders.")
+        list[Path],
+        typer.Argument(
+            metavar="CHECKPOINT", parser=_checkpoint, help="Checkpoints or runs' folders."
+        ),
     ],
     text: Annotated[
         list[str] | None,
@@ -859,7 +874,10 @@ def _compare(
 @app.command(name="inspect", short_help="Measure gradient flow, memory, gates and units.")
 def inspect_recurrence(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run's folder.")
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT", parser=_checkpoint, help="A checkpoint, or a run's folder."
+        ),
     ],
     text: Annotated[
         list[str] | None,

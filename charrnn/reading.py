@@ -72,8 +72,8 @@ def absolute_names(texts: Sequence[str]) -> tuple[str, ...]:
 
     def absolute(name: str) -> str:
         path = Path(name)
-        if name == "-" or path.is_absolute():
-            return name
+        if name in ("", "-") or path.is_absolute():
+            return name  # an empty name is refused where files are found
         # In front of a pattern the current folder is none.
         folder = Path.cwd() if path.exists() else Path(glob.escape(str(Path.cwd())))
         return str(folder / path)

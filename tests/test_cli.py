@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pty
+import shlex
 import shutil
 import signal
 import subprocess
@@ -213,6 +214,12 @@ class TestBadInput:
             ("train {prose} --run {trained}", 1, "--resume"),
             ("train {prose} --steps 1 --run=", 2, "--run is empty"),
             ("compare {prose} --steps 1 --run=", 2, "--run is empty"),
+            ("train {prose} --steps 1 --init-from=", 2, "CHECKPOINT is empty"),
+            ("sample ''", 2, "CHECKPOINT is empty"),
+            ("evaluate {prose} '' --part valid", 2, "CHECKPOINT is empty"),
+            ("inspect '' --part valid", 2, "CHECKPOINT is empty"),
+            ("train '' --steps 1", 1, "there is no file ''"),
+            ("compare '' --steps 1", 1, "there is no file ''"),
             ("train {prose} --init-from {missing}", 1, "no such checkpoint"),
             ("train {prose} --init-from {prose}", 1, "safetensors"),
             ("train {prose} --init-from {trained} --hidden 9", 2, "has 32"),
@@ -269,7 +276,7 @@ class TestBadInput:
         says: str,
     ) -> None:
         before = {path: path.read_bytes() for path in texts["trained"].iterdir()}
-        result = cli(*words.format(**texts).split())
+        result = cli(*(word.format(**texts) for word in shlex.split(words)))
         assert says in one_line(result)
         assert result.code == code
         assert {path: path.read_bytes() for path in texts["trained"].iterdir()} == before
