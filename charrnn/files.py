@@ -5,11 +5,11 @@ from __future__ import annotations
 import glob
 import itertools
 import os
-import shutil
 import stat
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -217,27 +217,40 @@ def spool(stream: BinaryIO, made: Callable[[Path], object] = lambda path: None) 
         The file's path; removing it is the caller's part.
 
     Raises:
-        CorpusError: the stream is empty, or the temporary folder is full or not writable.
+        CorpusError: the stream is empty or cannot be read, or there is no temporary folder, or
+            it is full or not writable.
     """
     try:
         with tempfile.NamedTemporaryFile(prefix="charrnn-", delete=False) as file:
             path = Path(file.name)
             try:
                 made(path)
-                shutil.copyfileobj(stream, file, 1 << 20)
+                for block in _blocks(stream):
+                    file.write(block)
                 size = file.tell()
             except BaseException:
                 path.unlink()
                 raise
     except OSError as error:
+        folder = "a temporary folder"
+        with suppress(FileNotFoundError):
+            folder = shown(tempfile.gettempdir())
         raise CorpusError(
-            f"cannot copy standard input to {shown(tempfile.gettempdir())}: "
-            f"{reason(error)}; make room there, set TMPDIR, or name a file"
+            f"cannot copy standard input to {folder}: {reason(error)}; make room there, set "
+            "TMPDIR, or name a file"
         ) from None
     if size == 0:
         path.unlink()
         raise CorpusError("standard input is empty: pipe a text into it")
     return path
+
+
+def _blocks(stream: BinaryIO) -> Iterator[bytes]:
+    try:
+        while block := stream.read(1 << 20):
+            yield block
+    except OSError as error:
+        raise CorpusError(f"cannot read standard input: {reason(error)}") from None
 
 
 class NotTextError(CorpusError):

@@ -79,7 +79,9 @@ def print_assessments(assessments: Sequence[Assessment]) -> None:
         if one.by_position is not None:
             print()
             over = stretches_say(one.by_position)
-            print_words(f"{one.checkpoint}: characters of context since a state of zero, {over}")
+            print_words(
+                f"{shown(one.checkpoint)}: characters of context since a state of zero, {over}"
+            )
             print_table(position_lines(one.by_position), words=0)
 
 
@@ -94,7 +96,7 @@ def assessment_lines(assessments: Sequence[Assessment]) -> list[Sequence[str]]:
     for one in assessments:
         shape = one.shape
         head = (
-            one.checkpoint,
+            shown(one.checkpoint),
             f"{shape.cell} {shape.layers}x{shape.hidden}",
             f"{one.parameters:,}",
             f"{one.scores.characters:,}",
@@ -110,14 +112,14 @@ def assessment_lines(assessments: Sequence[Assessment]) -> list[Sequence[str]]:
 def assessments_say(assessments: Sequence[Assessment]) -> Iterator[str]:
     """Yield what the table rests on, and what follows a given text."""
     if len({one.scores.characters for one in assessments}) > 1:
-        of_bytes = dict.fromkeys(one.checkpoint for one in assessments if one.of_bytes)
+        of_bytes = dict.fromkeys(shown(one.checkpoint) for one in assessments if one.of_bytes)
         yield (
             f"{', '.join(of_bytes)}: a character is a byte; compare with the others by bits/byte"
             if of_bytes
             else "not all models count the same characters; compare them by bits/byte"
         )
     yield from _baselines_say(assessments)
-    yield from (_after_says(one.checkpoint, one.after) for one in assessments if one.after)
+    yield from (_after_says(shown(one.checkpoint), one.after) for one in assessments if one.after)
 
 
 def _after_says(checkpoint: str, after: After) -> str:
@@ -170,7 +172,7 @@ def baseline_rows(
             if baseline.of_text:
                 name += f", per {'byte' if first.of_bytes else 'character'}"
             else:
-                called = [names[p] if names else assessments[p].checkpoint for p in places]
+                called = [names[p] if names else shown(assessments[p].checkpoint) for p in places]
                 owner, *same = dict.fromkeys(called)
                 name += f" ({owner})"
         rows.append(BaselineRow(name, baseline, first.scores, tuple(same)))
@@ -219,7 +221,7 @@ def _baseline_line(row: BaselineRow) -> list[str]:
         f"{baseline.nats_per_char:.4f}",
         f"{baseline.bits_per_char:.4f}",
         f"{row.bits_per_byte:.4f}",
-        perplexity_figure(math.exp(baseline.nats_per_char)),
+        perplexity_figure(perplexity(baseline.nats_per_char)),
         "",
     ]
 

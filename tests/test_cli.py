@@ -309,11 +309,16 @@ class TestBadInput:
         run = tmp_path / "a\x1bb"
         shutil.copytree(trained, run)
         said = cli("train", "--run", run, "--resume").err
-        said += cli("evaluate", run, "--text", prose).err
+        scored = cli("evaluate", run, "--text", prose, "--after", "e", "--by-position", 9)
+        said += scored.err
         said += cli("train", prose, "--run", tmp_path / "c\x1bd", *QUICK).err
         assert f"{tmp_path}/a\\x1bb: finished already" in said
         assert f"{tmp_path}/a\\x1bb: the model was trained on" in said
         assert f"run     {tmp_path}/c\\x1bd\n" in said
+        assert "\x1b" not in scored.out + said
+        assert scored.out.count(f"{tmp_path}/a\\x1bb") == 3, "table, --after, --by-position"
+        as_json = json.loads(cli("evaluate", run, "--text", prose, "--json").out)
+        assert [row["checkpoint"] for row in as_json] == [str(run)]
 
     def test_bf16_on_a_cpu_without_it(
         self, cli: Cli, texts: dict[str, Path], empty_folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import os
 import random
@@ -175,7 +176,7 @@ class TestSpool:
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(
-        "failure", [OSError(28, "No space left on device"), KeyboardInterrupt()]
+        "failure", [OSError(errno.EISDIR, "Is a directory"), KeyboardInterrupt()]
     )
     def test_failure_leaves_nothing(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failure: BaseException
@@ -192,7 +193,27 @@ class TestSpool:
             spool(Failing(b"abc"))
         assert list(tmp_path.iterdir()) == []
         if isinstance(error.value, CorpusError):
-            assert "No space left" in str(error.value)
+            assert str(error.value) == "cannot read standard input: Is a directory"
+
+    def test_a_full_folder_and_no_folder_are_told(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        advice = "; make room there, set TMPDIR, or name a file"
+
+        def full(*_: object, **__: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        with monkeypatch.context() as patch, pytest.raises(CorpusError) as error:
+            patch.setattr(tempfile, "NamedTemporaryFile", full)
+            spool(io.BytesIO(b"abc"))
+        assert_one_line(error, f"input to {tmp_path}: No space left on device{advice}")
+        monkeypatch.setattr("tempfile.tempdir", None)
+        monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "gone")])
+        with pytest.raises(CorpusError) as error:
+            spool(io.BytesIO(b"abc"))
+        assert_one_line(error, "input to a temporary folder: No usable temporary directory found")
+        assert str(error.value).endswith(advice)
 
 
 class TestEmbeddedCorpus:
