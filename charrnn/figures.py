@@ -149,7 +149,8 @@ class Dots:
 
 
 def number(value: float) -> str:
-    """Return a number as it stands at an axis: 0.01, 20k, 1.5M."""
+    """Return a number as it stands at an axis, of 4 digits: 0.01, 20k, 1.5M."""
+    value = float(f"{value:.4g}")
     for least, unit, letter in UNITS:
         if abs(value) >= least:
             return f"{value / unit:.4g}{letter}"
@@ -488,7 +489,7 @@ def _spread(ends: Sequence[float], gap: float) -> list[float]:
         placed[n] = max(placed[n], placed[n - 1] + gap)
     # What was pushed up comes down by half, as far as the lowest can.
     pushed = placed[-1] - ends[order[-1]]
-    down = max(pushed / 2, placed[-1] - 0.98)
+    down = min(max(pushed / 2, placed[-1] - 0.98), placed[0] - 0.02)
     placed = [y - down for y in placed] if len(placed) > 1 and pushed > 0 else placed
     result = [0.0] * len(ends)
     for n, y in zip(order, placed, strict=True):
