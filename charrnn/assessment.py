@@ -11,6 +11,7 @@ from typing import Any
 from charrnn.baselines import Baseline
 from charrnn.config import EvaluateConfig, ModelConfig
 from charrnn.corpus import Part
+from charrnn.decoding import BYTES
 from charrnn.dynamic import dynamic_prices
 from charrnn.evaluation import (
     PositionScores,
@@ -171,7 +172,7 @@ class _Following:
     def __init__(self, text: str, part: Part) -> None:
         # Bytes that are no utf-8 come from a command line as lone surrogates.
         encoded = text.encode("utf-8", "surrogateescape")
-        symbols = encoded if part.corpus.encoding == "bytes" else map(ord, text)
+        symbols = encoded if part.corpus.encoding == BYTES else map(ord, text)
         self._text, self._wanted = text, list(symbols)
         self._codes = part.each_code()
         self._read = deque([next(self._codes)], maxlen=len(self._wanted))

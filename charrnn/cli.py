@@ -36,7 +36,7 @@ from charrnn.config import (
 from charrnn.errors import UsageError
 from charrnn.outcome import outcome
 from charrnn.stopping import Stopped, StopSignals
-from charrnn.wording import command_line, reason, shown
+from charrnn.wording import command_line, flag, reason, shown
 
 if TYPE_CHECKING:
     import torch
@@ -325,10 +325,9 @@ def train(
         given = [name for name, value in fixed.items() if value is not None]
         for name in given:
             if name not in ("lr", "patience"):
-                flag = "--" + name.replace("_", "-")
                 raise UsageError(
-                    f"{flag} and --resume exclude each other: a resumed run keeps what it was "
-                    "started with (a budget, --lr, --patience, --keep and --device may change)"
+                    f"{flag(name)} and --resume exclude each other: a resumed run keeps what it "
+                    "was started with (a budget, --lr, --patience, --keep and --device may change)"
                 )
         if run is None:
             raise UsageError("--resume needs --run DIR, the folder of the run to go on with")

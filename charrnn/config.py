@@ -13,6 +13,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from charrnn.errors import UsageError
+from charrnn.wording import flag
 
 __all__ = [
     "BUDGETS",
@@ -90,8 +91,8 @@ def _check(config: Any, rules: dict[str, str], flags: dict[str, str] | None = No
         else:
             continue
         if not kept:
-            flag = (flags or {}).get(name, "--" + name.replace("_", "-"))
-            raise UsageError(f"{flag} must be {rule}, not {value!r}")
+            called = (flags or {}).get(name, flag(name))
+            raise UsageError(f"{called} must be {rule}, not {value!r}")
 
 
 def _either(words: Sequence[str]) -> str:
@@ -237,8 +238,7 @@ class TrainConfig(Record):
                 f"give at most --bptt {self.bptt}"
             )
         limits = ("clip_norm", "clip_value", "scale_norm")
-        flags = {name: "--" + name.replace("_", "-") for name in limits}
-        named = [flags[name] for name in limits if getattr(self, name) is not None]
+        named = [flag(name) for name in limits if getattr(self, name) is not None]
         if len(named) > 1:
             raise UsageError(f"{' and '.join(named)} exclude each other: give one")
         budgets = [name for name in BUDGETS if getattr(self, name)]
@@ -416,15 +416,15 @@ class InspectConfig:
                 raise UsageError(
                     f"--loss-last {self.loss_last} is longer than the window --bptt {window}"
                 )
-        for flag, given, about in (
-            ("--spectral-radius", self.spectral_radius, ["flow"]),
-            ("--bptt", self.bptt, ["truncation"]),
-            ("--loss-last", self.loss_last, ["truncation"]),
-            ("--seed", self.seed is not None, ["flow", "clipping", "truncation"]),
+        for name, given, about in (
+            ("spectral_radius", self.spectral_radius, ["flow"]),
+            ("bptt", self.bptt, ["truncation"]),
+            ("loss_last", self.loss_last, ["truncation"]),
+            ("seed", self.seed is not None, ["flow", "clipping", "truncation"]),
         ):
             if given and not self.measured.intersection(about):
                 raise UsageError(
-                    f"{flag} is about what --only leaves out: add --only {_either(about)}"
+                    f"{flag(name)} is about what --only leaves out: add --only {_either(about)}"
                 )
         for radius in self.spectral_radius:
             if not _holds(radius, _POSITIVE):

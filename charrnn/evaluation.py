@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from charrnn import native
 from charrnn.corpus import Part
+from charrnn.decoding import BYTES
 from charrnn.model import CharModel, Hidden
 from charrnn.stream import Reader
 from charrnn.vocabulary import UNKNOWN, Vocabulary
@@ -316,7 +317,7 @@ class PricedText:
     def __init__(self, part: Part) -> None:
         self._codes = part.each_code()
         self._decoder = None
-        if part.corpus.encoding == "bytes":
+        if part.corpus.encoding == BYTES:
             self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._pending = 0.0
         self._left = part.characters

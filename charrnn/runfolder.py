@@ -202,6 +202,7 @@ class RunFolder:
         whole ones. ``meta`` in the file has ``step``.
 
         Raises:
+            CheckpointError: the one before is of another format or unreadable.
             RunFolderError: disk full or the like; all that was there stays.
         """
         last = self.path / LAST

@@ -19,10 +19,11 @@ from charrnn.assessment import After, Assessment
 from charrnn.baselines import Baseline
 from charrnn.comparison import TOLERANCE, Comparison, Plan
 from charrnn.corpus import Part
+from charrnn.decoding import BYTES
 from charrnn.errors import CharrnnError
 from charrnn.evaluation import PositionScores, PricedText, Prices, Scores, perplexity
 from charrnn.terminal import Output, plain_table, print_words
-from charrnn.wording import counted, printable, reason, shown
+from charrnn.wording import counted, flag, printable, reason, shown
 
 __all__ = [
     "BaselineRow",
@@ -342,7 +343,7 @@ def _given_to_all(plan: Plan) -> Iterator[str]:
     given = recipe.given({name: getattr(plan, name) for name in rules})
     if given:
         words = (
-            f"--{name.replace('_', '-')} {value if isinstance(value, str) else f'{value:g}'}"
+            f"{flag(name)} {value if isinstance(value, str) else f'{value:g}'}"
             for name, value in given.items()
         )
         own = (
@@ -371,7 +372,7 @@ class PerCharacter:
         self._codes = part.each_code()
         next(self._codes)
         self._path = path
-        self._bytes = part.corpus.encoding == "bytes"
+        self._bytes = part.corpus.encoding == BYTES
         with self._naming_the_file():
             self._stream = path.open("w", encoding="utf-8")
 

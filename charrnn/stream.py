@@ -103,7 +103,6 @@ class Lanes:
         bptt: T, at most the length of a lane.
         stride: characters from one window of a lane to the next: N, or T without it.
         chunks_per_pass: steps of one pass over the part.
-        predictions_per_pass: predictions of one pass whose loss counts, in all lanes.
 
     Raises:
         ValueError: the part has fewer than B predictions; ``fit_lanes`` says what it has.
@@ -130,7 +129,6 @@ class Lanes:
         warmup = self.bptt - self.stride
         # Rounded up: the remainder of a lane makes a short last chunk.
         self.chunks_per_pass = -(-(self._length - warmup) // self.stride)
-        self.predictions_per_pass = (self._length - warmup) * batch_size
 
     def position(self, step: int) -> tuple[int, int, int]:
         """Return where a step begins: the pass, the chunk in it, the character of the part.

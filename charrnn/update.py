@@ -118,8 +118,8 @@ class Update:
         config: window, clipping.
 
     Attributes:
-        hidden: the state that the next window starts from (zero at a pass's start, and
-            everywhere if the config says so).
+        hidden: the state after the last window, which the next one starts from; but where a
+            pass begins, or the config says so, that one starts from zero.
     """
 
     def __init__(self, model: CharModel, optimiser: Optimiser, config: TrainConfig) -> None:

@@ -31,6 +31,9 @@ _RARE_SHARE = 1 / 1000
 #: Where more of a text's characters occur only once, it is to be learned by heart: "hello".
 _TOY_SHARE = 1 / 10
 
+#: Characters that a message names.
+LISTED = 8
+
 #: Unicode's code points that can be characters: all but the surrogates.
 _UNICODE = 0x110000 - 0x800
 
@@ -38,14 +41,14 @@ _UNICODE = 0x110000 - 0x800
 Ids = NDArray[np.integer[Any]]
 
 
-def listed(unknown: Mapping[str, int], most: int = 8) -> str:
-    """Return characters and their counts in words, the first ``most`` of them.
+def listed(unknown: Mapping[str, int]) -> str:
+    """Return characters and their counts in words, the first ``LISTED`` of them.
 
     >>> listed({"é": 3, "Z": 1})
     "'é' x 3, 'Z' x 1"
     """
-    words = [f"{character!r} x {count:,}" for character, count in list(unknown.items())[:most]]
-    more = f" and {len(unknown) - most:,} more" if len(unknown) > most else ""
+    words = [f"{character!r} x {count:,}" for character, count in list(unknown.items())[:LISTED]]
+    more = f" and {len(unknown) - LISTED:,} more" if len(unknown) > LISTED else ""
     return ", ".join(words) + more
 
 

@@ -7,7 +7,16 @@ import shlex
 import unicodedata
 from collections.abc import Iterable
 
-__all__ = ["command_line", "counted", "cut_word", "duration", "printable", "reason", "shown"]
+__all__ = [
+    "command_line",
+    "counted",
+    "cut_word",
+    "duration",
+    "flag",
+    "printable",
+    "reason",
+    "shown",
+]
 
 #: Categories of characters that a terminal acts on, or that no output can encode.
 STEERING = frozenset({"Cc", "Cs", "Zl", "Zp"})
@@ -40,6 +49,15 @@ def printable(text: str) -> str:
 
 def _steers(character: str) -> bool:
     return unicodedata.category(character) in STEERING or character in REORDERING
+
+
+def flag(field: str) -> str:
+    """Return what sets a field of an option's name on the command line.
+
+    >>> flag("clip_norm")
+    '--clip-norm'
+    """
+    return "--" + field.replace("_", "-")
 
 
 def command_line(words: Iterable[str]) -> str:

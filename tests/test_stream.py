@@ -169,9 +169,6 @@ class TestLanes:
             stop = index * lanes.stride + time_steps
             counted += range(stop - losses, stop)
         assert counted == list(range(warmup, length))
-        assert lanes.predictions_per_pass == len(counted) * batch_size
-        if loss_last is None:
-            assert lanes.predictions_per_pass == length * batch_size
 
     def test_shapes(
         self, view: tuple[Lanes, Vocabulary], batch_size: int, bptt: int, loss_last: int | None

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -434,7 +434,8 @@ def test_epochs_are_passes(start_run: StartRun) -> None:
     run = start_run(epochs=2)
     list(train(run))
     assert run.progress.step == 2 * run.lanes.chunks_per_pass
-    assert run.progress.characters == 2 * run.lanes.predictions_per_pass
+    of_a_pass = islice(run.lanes.chunks(), run.lanes.chunks_per_pass)
+    assert run.progress.characters == 2 * sum(chunk.characters for chunk in of_a_pass)
     assert rows(run)[-1]["epoch"] == 2
 
 
