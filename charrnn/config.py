@@ -33,6 +33,7 @@ __all__ = [
     "TextSource",
     "TrainConfig",
     "WeightsName",
+    "WeightsOrigin",
 ]
 
 CellName = Literal["rnn", "lstm", "gru"]
@@ -44,6 +45,8 @@ WEIGHTS_NAMES: tuple[WeightsName, ...] = get_args(WeightsName)
 
 OptimiserName = Literal["muon", "adamw", "sgd"]
 PartName = Literal["valid", "test", "train"]
+WeightsOrigin = Literal["trained", "initial"]
+"""Where the weights of a model that is inspected come from."""
 
 #: Fields of ``TrainConfig``; a run has one of them.
 BUDGETS = ("minutes", "epochs", "steps")

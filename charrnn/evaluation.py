@@ -9,7 +9,6 @@ that bits per character compare across vocabularies.
 
 from __future__ import annotations
 
-import codecs
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +23,6 @@ from torch.nn import functional as F
 
 from charrnn import native
 from charrnn.corpus import Part
-from charrnn.decoding import BYTES
 from charrnn.model import CharModel, Hidden
 from charrnn.stream import Reader
 from charrnn.vocabulary import UNKNOWN, Vocabulary
@@ -32,7 +30,6 @@ from charrnn.vocabulary import UNKNOWN, Vocabulary
 __all__ = [
     "Interrupted",
     "PositionScores",
-    "PricedText",
     "Prices",
     "Scores",
     "perplexity",
@@ -302,47 +299,6 @@ def total(stretches: Iterable[Prices], part: Part) -> Scores:
         bytes=_predicted_bytes(part),
         seconds=time.perf_counter() - started,
     )
-
-
-class PricedText:
-    """Puts characters to the prices of a text.
-
-    Bytes are given as the utf-8 characters they make up, each at the price of all of its
-    bytes.
-
-    Args:
-        part: the text that is scored.
-    """
-
-    def __init__(self, part: Part) -> None:
-        self._codes = part.each_code()
-        self._decoder = None
-        if part.corpus.encoding == BYTES:
-            self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._pending = 0.0
-        self._left = part.characters
-
-    def first(self) -> Iterator[tuple[str, float]]:
-        """Yield what comes before the first price; to be called once, at the start."""
-        return self._characters([0.0])
-
-    def priced(self, stretch: Prices) -> Iterator[tuple[str, float]]:
-        """Yield a stretch's characters with their prices; stretches must come in order."""
-        return self._characters(stretch.nats_T.tolist())
-
-    def _characters(self, costs: Iterable[float]) -> Iterator[tuple[str, float]]:
-        for nats in costs:
-            code = next(self._codes)
-            self._left -= 1
-            if self._decoder is None:
-                yield chr(code), nats
-                continue
-            self._pending += nats
-            # None while a character's bytes are not complete; more than one after a wrong byte.
-            # At the end, what is there of a character that was cut off.
-            if character := self._decoder.decode(bytes([code]), final=self._left == 0):
-                yield character, self._pending
-                self._pending = 0.0
 
 
 def read_windows(

@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from charrnn.cells import RNN, Cell
-from charrnn.config import ModelConfig
-from charrnn.gradients import WeightsOrigin
+from charrnn.config import ModelConfig, WeightsOrigin
 from charrnn.model import CharModel
 from charrnn.unrolled import WARM_UP, Stretch, first_where, unroll_model, warmed, windows_at
 

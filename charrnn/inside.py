@@ -21,8 +21,8 @@ from charrnn.figures import (
     spaced,
 )
 from charrnn.flow import GradientFlow
-from charrnn.gradients import Clipping, Truncation
-from charrnn.inspection_view import (
+from charrnn.gradients import Truncation
+from charrnn.inspection_words import (
     ALWAYS,
     CUTS_SAY,
     PACE_SAYS,
@@ -45,6 +45,7 @@ from charrnn.inspection_view import (
     units_say,
 )
 from charrnn.memory import Memory
+from charrnn.norms import Clipping
 from charrnn.portrait import Portrait
 from charrnn.properties import PROPERTIES
 from charrnn.wording import cut_word

@@ -26,12 +26,13 @@ from charrnn.activity import (
     pace,
     units,
 )
-from charrnn.config import InspectConfig
+from charrnn.config import InspectConfig, WeightsOrigin
 from charrnn.equations import Step, write_out
 from charrnn.flow import GradientFlow, gradient_flow, initial_model
-from charrnn.gradients import Clipping, Cut, Truncation, WeightsOrigin, cuts, truncation
+from charrnn.gradients import Cut, Truncation, cuts, truncation
 from charrnn.memory import Memory, memory
 from charrnn.model import CharModel
+from charrnn.norms import Clipping
 from charrnn.unrolled import Stretch
 from charrnn.vocabulary import Vocabulary
 

@@ -19,14 +19,15 @@ from charrnn.checkpoint import find
 from charrnn.comparison import Comparison, RunResult
 from charrnn.config import InspectConfig, ModelConfig, SampleConfig, TrainConfig
 from charrnn.corpus import Part
-from charrnn.evaluation import PricedText, prices
-from charrnn.gradients import Clipping, clipping
+from charrnn.evaluation import prices
 from charrnn.inspection import Inspection, inspect
 from charrnn.metrics import LOG, read_metrics
 from charrnn.model import CharModel
+from charrnn.norms import Clipping, clipping
 from charrnn.reading import recorded_part
 from charrnn.sampling import prepare_prompt, sample
 from charrnn.subject import Subject
+from charrnn.surprise import PricedText
 from charrnn.trained import load_model
 from charrnn.unrolled import LEAST_CHARACTERS, Stretch, read_stretch
 from charrnn.vocabulary import Vocabulary

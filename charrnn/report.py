@@ -29,12 +29,10 @@ from charrnn.figures import (
 )
 from charrnn.inside import inside_sections
 from charrnn.inspection import Inspection
-from charrnn.inspection_view import (
-    enough_says,
-)
+from charrnn.inspection_words import enough_says
 from charrnn.page import Origin
 from charrnn.portrait import SAMPLE, Portrait, Row
-from charrnn.score_view import (
+from charrnn.score_words import (
     assessment_lines,
     assessments_say,
     baseline_rows,
@@ -44,10 +42,8 @@ from charrnn.score_view import (
     position_lines,
     scored_part,
     stretches_say,
-    surprise,
-    surprise_mark,
-    surprise_ranges,
 )
+from charrnn.surprise import surprise, surprise_mark, surprise_ranges
 from charrnn.wording import counted
 
 __all__ = ["assessment_page", "comparison_page", "inspection_page"]

@@ -25,7 +25,7 @@ from charrnn.evaluation import (
     total,
 )
 from charrnn.model import CharModel, Hidden
-from charrnn.score_view import assessments_say
+from charrnn.score_words import assessments_say
 from charrnn.trained import load_model
 from charrnn.vocabulary import UNKNOWN, Vocabulary
 from tests.conftest import make_prose

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from charrnn import gradients as module
 from charrnn.config import CellName
 from charrnn.errors import UsageError
-from charrnn.gradients import LANES, SHARES, clipping, cuts, truncation
-from charrnn.inspection_view import clipping_says
+from charrnn.gradients import LANES, SHARES, cuts, truncation
+from charrnn.inspection_words import clipping_says
 from charrnn.model import CharModel, Hidden, detach
+from charrnn.norms import clipping
 from tests import small
 
 SYMBOLS = 7

@@ -23,7 +23,8 @@ from charrnn.activity import Unit
 from charrnn.checkpoint import load, save
 from charrnn.config import CellName, InspectConfig
 from charrnn.errors import UsageError
-from charrnn.inspection_view import enough_says, memory_lines, print_inspection
+from charrnn.inspection_view import print_inspection
+from charrnn.inspection_words import enough_says, memory_lines
 from charrnn.memory import Memory
 from charrnn.trained import load_model
 from tests.conftest import Cli, Result, make_prose

@@ -43,14 +43,15 @@ from charrnn.figures import (
     standalone,
 )
 from charrnn.flow import GradientFlow, Reach
-from charrnn.gradients import Clipping, Cut, Period, Truncation, Window
+from charrnn.gradients import Cut, Truncation, Window
 from charrnn.inspection import Inspection
 from charrnn.machine import machine
 from charrnn.memory import Memory
+from charrnn.norms import Clipping, Period
 from charrnn.page import Origin, origin, save_page
 from charrnn.portrait import SAMPLE, Portrait, labels
 from charrnn.report import assessment_page, comparison_page, inspection_page
-from charrnn.score_view import surprise
+from charrnn.surprise import surprise
 from tests.conftest import Cli, make_prose, run_cli, run_unread
 
 ORIGIN = Origin("charrnn compare a --report b.html", "a machine", "2026-01-02 03:04 UTC", "9.9")

@@ -20,14 +20,8 @@ from charrnn.config import CellName, ModelConfig
 from charrnn.corpus import Part, scan
 from charrnn.errors import CharrnnError
 from charrnn.evaluation import PositionScores, Prices, Scores
-from charrnn.score_view import (
-    PerCharacter,
-    SurpriseText,
-    assessments_say,
-    comparison_lines,
-    comparison_says,
-    print_assessments,
-)
+from charrnn.score_view import PerCharacter, SurpriseText, print_assessments
+from charrnn.score_words import assessments_say, comparison_lines, comparison_says
 
 ONE = Assessment(
     checkpoint="runs/[red]",

@@ -1,0 +1,298 @@
+"""Measurements of a model become the rows and sentences that a terminal and a page show."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+
+from charrnn.activity import (
+    KEPT_OVER,
+    GateUse,
+    Pace,
+    UnitFound,
+)
+from charrnn.equations import SHOWN, Step
+from charrnn.flow import GradientFlow
+from charrnn.gradients import Cut, Truncation
+from charrnn.memory import Memory
+from charrnn.norms import Clipping
+from charrnn.properties import PROPERTIES
+from charrnn.wording import counted, cut_word, printable
+
+__all__ = [
+    "ALWAYS",
+    "CUTS_SAY",
+    "PACE_SAYS",
+    "clipping_lines",
+    "clipping_says",
+    "contexts",
+    "cut_lines",
+    "enough_says",
+    "gate_lines",
+    "gradient_flow_lines",
+    "mark",
+    "memory_lines",
+    "memory_says",
+    "pace_lines",
+    "radius_says",
+    "step_lines",
+    "step_says",
+    "truncation_lines",
+    "truncation_says",
+    "unit_lines",
+    "units_say",
+]
+
+CUTS_SAY = (
+    "How far a gradient turns that is cut down to a share of its norm: scaled as a whole, or "
+    "every entry cut to the same limit."
+)
+PACE_SAYS = (
+    "Correlation of a state with itself one character before: mean, least and most of the units. "
+    "Kept: what the gate on a state's way (an LSTM's forget gate for c, a GRU's update gate) "
+    f"leaves of it over {KEPT_OVER} characters: mean and median of the product of its values."
+)
+#: Share of the text from which on a gate counts as always open or closed.
+ALWAYS = 0.9
+
+
+def step_says(step: Step) -> str:
+    """Say what is computed, and how close it is to the model."""
+    return (
+        f"One step by its equations, from the checkpoint's weights, in float64; it reads "
+        f"{step.read!r}. e: embedding, or h' of the layer below; σ: logistic function; ∘: unit by "
+        f"unit; y: logits. Over {step.characters:,} characters from the zero state the largest "
+        f"difference from the model is {step.logits_difference:.1e} in a logit, at the end "
+        f"{step.state_difference:.1e} in a unit; nats per character {step.written_nats:.6f} by the "
+        f"equations, {step.model_nats:.6f} by the model."
+    )
+
+
+def step_lines(step: Step) -> list[list[str]]:
+    """Return the table of the step: its head, and a row an equation; model's below its own."""
+    lines = [["layer", "line", "equation", *(f"[{n + 1}]" for n in range(SHOWN))]]
+    for quantity in step.quantities:
+        shown = [(f"= {quantity.equation}", quantity.units)]
+        if quantity.model is not None:
+            shown.append(("by the model", quantity.model))
+        for words, values in shown:
+            numbers = [f"{value:+.5f}" for value in values]
+            numbers += [""] * (SHOWN - len(numbers))
+            lines.append([str(quantity.layer), quantity.name, words, *numbers])
+    return lines
+
+
+def radius_says(flows: Sequence[GradientFlow]) -> str:
+    """Say what the table of the gradient flow means by a radius."""
+    scaled = ", * scaled to it" if any(flow.scaled_to for flow in flows) else ""
+    return f"Radius: the recurrent matrices' spectral radius{scaled}."
+
+
+def gradient_flow_lines(flows: Sequence[GradientFlow]) -> list[list[str]]:
+    """Return the table of the gradient flow: its head, and a row a state."""
+    farthest = flows[0].reaches[0].farthest
+    lags = [k for k in (1, 10) if k <= farthest]
+    lines = [["weights", "radius", "along", "half at", "1 % at"] + [f"k = {k}" for k in lags]]
+    for flow in flows:
+        for reach in flow.reaches:
+            radii = flow.spectral_radii[reach.layer - 1]
+            lines.append(
+                [
+                    flow.weights,
+                    _range(min(radii), max(radii)) + ("" if flow.scaled_to is None else " *"),
+                    f"{reach.state} {reach.layer}",
+                    *(
+                        f"> {farthest}" if lag is None else str(lag)
+                        for lag in (reach.halves_at, reach.under_1_percent_at)
+                    ),
+                    *(f"{reach.relative[k]:.2g}" for k in lags),
+                ]
+            )
+    return lines
+
+
+def _range(low: float, high: float) -> str:
+    ends = (f"{low:.2f}", f"{high:.2f}")
+    return "-".join(dict.fromkeys(ends))
+
+
+def memory_says(memory: Memory) -> str:
+    """Say how much context is enough."""
+    window = "" if memory.bptt is None else f"; the window of the training was {memory.bptt:,}"
+    return (
+        f"Loss with the state reset k characters before the one that is scored "
+        f"({memory.windows:,} resets), against {memory.full_nats:.4f} nats per character with "
+        f"the state carried on. To come within {memory.tolerance:g} nats of that, "
+        f"{enough_says(memory)}{window}."
+    )
+
+
+def enough_says(memory: Memory) -> str:
+    """Say how many characters of context are enough, and where less is better than all."""
+    if memory.needed is None:
+        return f"more than {memory.longest:,} characters are needed"
+    are = "is" if memory.needed == 1 else "are"
+    enough = f"{counted(memory.needed, 'character')} {are} enough"
+    least = min(memory.excess_nats)
+    if least >= -memory.tolerance:
+        return enough
+    best = counted(memory.excess_nats.index(least), "character")
+    return f"{enough} (with {best} the loss is {-least:.4f} nats lower than with all before)"
+
+
+def memory_lines(memory: Memory) -> list[list[str]]:
+    """Return the table of the memory: its head, and rows of contexts 0, 1, 2, 4, ..."""
+    rows = [
+        [
+            f"{k:,}",
+            f"{memory.nats(k):.4f}",
+            f"{memory.excess_nats[k]:+z.4f}",
+            f"{memory.standard_error[k]:.4f}",
+        ]
+        for k in contexts(memory)
+    ]
+    return [["k", "nats/char", "more", "±"], *rows]
+
+
+def contexts(memory: Memory) -> list[int]:
+    """Return the characters of context that the rows of the memory's table are on."""
+    farthest = memory.longest
+    return sorted({0, *(1 << n for n in range(farthest.bit_length())), farthest})
+
+
+def pace_lines(paces: Sequence[Pace]) -> list[list[str]]:
+    """Return the table of the pace: its head, and a row a state of a layer."""
+    lines = [["state", "lag 1", "least", "most", "kept", "median"]]
+    for one in paces:
+        varying = [value for value in one.autocorrelation if math.isfinite(value)]
+        numbers = [one.mean, min(varying), max(varying)] if varying else [math.nan] * 3
+        kept = [
+            "" if share is None else f"{100 * share:.3g} %"
+            for share in (one.kept_mean, one.kept_median)
+        ]
+        lines.append([f"{one.state} {one.layer}", *(f"{value:+.3f}" for value in numbers), *kept])
+    return lines
+
+
+def gate_lines(gates: Sequence[GateUse]) -> list[list[str]]:
+    """Return the table of the gates: its head, and a row a gate of a layer."""
+    lines = [["gate", "open", "units", "closed", "units"]]
+    for use in gates:
+        shares = (np.array(use.open_share), np.array(use.closed_share))
+        lines.append(
+            [
+                f"{use.gate} {use.layer}",
+                *(
+                    text
+                    for share_U in shares
+                    for text in (f"{100 * share_U.mean():.1f} %", f"{(share_U > ALWAYS).sum():,}")
+                ),
+            ]
+        )
+    return lines
+
+
+def units_say(units: Sequence[UnitFound]) -> str:
+    """Say how the units were found, and what could not be looked for."""
+    missing = [name for name in PROPERTIES if name not in {found.property for found in units}]
+    return (
+        "The unit whose state follows each property best: found on the first half of the text, "
+        "held to account on the second."
+        + (f" Not in both halves: {', '.join(missing)}." if missing else "")
+    )
+
+
+def unit_lines(units: Sequence[UnitFound]) -> list[list[str]]:
+    """Return the table of the units: its head, and a row a property."""
+    rows = [
+        [
+            found.property,
+            f"{found.mean:.3g}",
+            str(found.unit),
+            f"{found.found:+.3f}",
+            f"{found.correlation:+.3f}",
+        ]
+        for found in units
+    ]
+    return [["property", "mean", "unit", "found", "correlation"], *rows]
+
+
+def mark(character: str) -> str:
+    """Return what stands for a character, so that each one's state can be seen."""
+    if unicodedata.category(character) == "Cf":  # joiners and the like show nothing themselves
+        return "\N{REPLACEMENT CHARACTER}"
+    return {"\n": "↵", "\r": "␍"}.get(character) or printable(character)
+
+
+def clipping_says(clipping: Clipping) -> str:
+    """Say how large the norms were and what was clipped."""
+    share = f"{100 * clipping.clipped_share:.1f} % of updates"
+    done = "Nothing was clipped"
+    if clipping.clip_norm is not None:
+        done = f"Clipped to a norm of {clipping.clip_norm:g}: {share}"
+    elif clipping.clip_value is not None:
+        done = f"Entries clipped to {clipping.clip_value:g}: {share}"
+    elif clipping.scale_norm is not None:
+        done = f"Every one was scaled to a norm of {clipping.scale_norm:g}, down in {share}"
+    return (
+        f"Norms of the gradient over {clipping.steps:,} updates, largest {clipping.largest:.3g} "
+        f"(means of a few updates each, as logged). {done}."
+    )
+
+
+def clipping_lines(clipping: Clipping) -> list[list[str]]:
+    """Return the table of the clipping: its head, and a row a period."""
+    rows = [
+        [
+            f"{period.first_step:,} - {period.last_step:,}",
+            *(f"{norm:.3g}" for norm in (period.low, period.median, period.high)),
+            f"{100 * period.clipped_share:.1f} %",
+        ]
+        for period in clipping.periods
+    ]
+    return [["steps", "10 %", "median", "90 %", cut_word(clipping.scale_norm)], *rows]
+
+
+def cut_lines(cuts: Sequence[Cut]) -> list[list[str]]:
+    """Return the table of cut gradients: its head, and a row a share."""
+    rows = [
+        [cut.weights, f"{cut.share:.0%}", _turned(cut.by_norm), _turned(cut.by_value)]
+        for cut in cuts
+    ]
+    return [["weights", "cut to", "by norm", "by value"], *rows]
+
+
+def _turned(degrees: float) -> str:
+    return f"{degrees:.1f}°" if math.isfinite(degrees) else "no gradient"
+
+
+def truncation_says(truncation: Truncation) -> str:
+    """Say what windows are compared, and how well a gradient is known at all."""
+    return (
+        f"The gradient of {truncation.characters:,} predictions in {truncation.lanes} lanes, "
+        f"window by window, against that through all {truncation.full.bptt:,} time steps at once: "
+        "the angle between both, the size as a share, time per prediction, and what is kept for "
+        "the backward pass. For comparison, full gradients of one half of the lanes and of the "
+        f"other are {truncation.between_halves:.0f}° apart."
+    )
+
+
+def truncation_lines(truncations: Sequence[Truncation]) -> list[list[str]]:
+    """Return the table of the truncation: its head, and a row a window."""
+    rows = [
+        [
+            truncation.weights,
+            f"{window.bptt:,}" + (" (all)" if window is truncation.full else ""),
+            "all" if window.loss_last is None else f"last {window.loss_last:,}",
+            _turned(window.angle),
+            f"{window.size:.3f}",
+            f"{1e6 * window.seconds_per_character:.1f}",
+            f"{window.bytes / 1e6:.2f}",
+        ]
+        for truncation in truncations
+        for window in (*truncation.windows, truncation.full)
+    ]
+    return [["weights", "window", "loss on", "angle", "size", "µs/char", "MB"], *rows]

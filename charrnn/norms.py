@@ -1,0 +1,104 @@
+"""The gradient norms of a training, and what clipping did to them, by its log.
+
+Axis letter: R rows of a log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = [
+    "Clipping",
+    "Period",
+    "clipping",
+]
+
+
+@dataclass(frozen=True)
+class Period:
+    """Some consecutive rows of a training's log."""
+
+    first_step: int
+    last_step: int
+    low: float
+    """Of the gradient norms in the log: the quantile at 10 %; then at 50 % and 90 %."""
+    median: float
+    high: float
+    clipped_share: float
+    """Updates whose gradient was cut, as a share of all in the period."""
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """Gradient norms over a training. Each number of the log is the mean of a few updates."""
+
+    clip_norm: float | None
+    """What norms were scaled down to; None: they were not."""
+    clip_value: float | None
+    """What single entries were cut to; None: they were not."""
+    scale_norm: float | None
+    """The norm that every gradient was given; None: it was not."""
+    steps: int
+    """Updates in the log."""
+    largest: float
+    """Largest norm in the log."""
+    clipped_share: float
+    """Updates whose gradient was cut or scaled down, as a share of all."""
+    periods: tuple[Period, ...]
+    """In order of time, about the same number of rows each."""
+
+
+def clipping(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    scale_norm: float | None = None,
+    periods: int = 12,
+) -> Clipping | None:
+    """Sum up the gradient norms of a training's log.
+
+    Args:
+        rows: of ``metrics.jsonl``; those on updates have ``gradient_norm``.
+        clip_norm: of the training, for the record; so are the next two.
+        clip_value: see there.
+        scale_norm: see there.
+        periods: at most so many.
+
+    Returns:
+        None where no row is on updates.
+    """
+    rows = [row for row in rows if "gradient_norm" in row]
+    if not rows:
+        return None
+    norm_R = np.array([row["gradient_norm"] for row in rows], dtype=np.float64)
+    clipped_R = np.array([row["clipped_share"] for row in rows], dtype=np.float64)
+    # A row is on the updates since the row before.
+    after_R = np.array([0] + [row["step"] for row in rows])
+    updates_R = np.diff(after_R)
+    pieces = []
+    for piece in np.array_split(np.arange(len(rows)), min(periods, len(rows))):
+        low, median, high = np.quantile(norm_R[piece], (0.1, 0.5, 0.9)).tolist()
+        pieces.append(
+            Period(
+                first_step=int(after_R[piece[0]]) + 1,
+                last_step=int(after_R[piece[-1] + 1]),
+                low=low,
+                median=median,
+                high=high,
+                clipped_share=float(np.average(clipped_R[piece], weights=updates_R[piece])),
+            )
+        )
+    return Clipping(
+        clip_norm=clip_norm,
+        clip_value=clip_value,
+        scale_norm=scale_norm,
+        steps=int(after_R[-1]),
+        largest=float(norm_R.max()),
+        clipped_share=float(np.average(clipped_R, weights=updates_R)),
+        periods=tuple(pieces),
+    )

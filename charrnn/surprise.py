@@ -1,0 +1,79 @@
+"""A text's characters with their prices, as a reader sees them, and how surprising each is."""
+
+from __future__ import annotations
+
+import codecs
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+
+from charrnn.corpus import Part
+from charrnn.decoding import BYTES
+from charrnn.evaluation import Prices
+
+__all__ = [
+    "PricedText",
+    "surprise",
+    "surprise_mark",
+    "surprise_ranges",
+]
+
+#: Bits from which on a character is more surprising than below.
+SURPRISE = (0.5, 2.0, 4.0, 8.0)
+
+
+class PricedText:
+    """Puts characters to the prices of a text.
+
+    Bytes are given as the utf-8 characters they make up, each at the price of all of its
+    bytes.
+
+    Args:
+        part: the text that is scored.
+    """
+
+    def __init__(self, part: Part) -> None:
+        self._codes = part.each_code()
+        self._decoder = None
+        if part.corpus.encoding == BYTES:
+            self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._pending = 0.0
+        self._left = part.characters
+
+    def first(self) -> Iterator[tuple[str, float]]:
+        """Yield what comes before the first price; to be called once, at the start."""
+        return self._characters([0.0])
+
+    def priced(self, stretch: Prices) -> Iterator[tuple[str, float]]:
+        """Yield a stretch's characters with their prices; stretches must come in order."""
+        return self._characters(stretch.nats_T.tolist())
+
+    def _characters(self, costs: Iterable[float]) -> Iterator[tuple[str, float]]:
+        for nats in costs:
+            code = next(self._codes)
+            self._left -= 1
+            if self._decoder is None:
+                yield chr(code), nats
+                continue
+            self._pending += nats
+            # None while a character's bytes are not complete; more than one after a wrong byte.
+            # At the end, what is there of a character that was cut off.
+            if character := self._decoder.decode(bytes([code]), final=self._left == 0):
+                yield character, self._pending
+                self._pending = 0.0
+
+
+def surprise(nats: float) -> int:
+    """Return how surprising a price is: 0, or how many of ``SURPRISE`` it reaches."""
+    return sum(nats >= bits * math.log(2) for bits in SURPRISE)
+
+
+def surprise_ranges() -> list[str]:
+    """Return the bits of each level of ``surprise``, in words."""
+    between = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(SURPRISE)]
+    return [f"below {SURPRISE[0]:g}", *between, f"{SURPRISE[-1]:g} and above"]
+
+
+def surprise_mark(character: str, nats: float) -> str:
+    """Return what shows the colour of a line feed that costs much; it has nothing itself."""
+    return "↵" if character == "\n" and surprise(nats) > 1 else ""
