@@ -303,7 +303,8 @@ def baselines(scored: Part, vocabulary: Vocabulary, train: Part | None) -> Itera
     predicted = scored.corpus.part(scored.start + 1, scored.stop)
     counts = predicted.counts()
     nats = uniform_nats(counts, vocabulary)
-    yield Baseline("uniform", nats, f"{vocabulary.size:,} symbols")
+    spelled = ", and unknown characters spelled out" if vocabulary.unknown_among(counts) else ""
+    yield Baseline("uniform", nats, f"{vocabulary.size:,} symbols{spelled}")
     if train is not None:
         nats = unigram_nats(train.counts(), counts, vocabulary)
         yield Baseline("unigram", nats, "counts of the training part")

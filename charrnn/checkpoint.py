@@ -280,7 +280,9 @@ def find(path: str | Path) -> Path:
                 return path / name
     except OSError as error:
         raise CheckpointError(f"{shown(path)}: cannot be read: {reason(error)}") from error
-    raise CheckpointError(f"{shown(path)}: a folder without a checkpoint: is it a run's folder?")
+    runs = sorted({file.parent.name for name in (BEST, LAST) for file in path.glob(f"*/{name}")})
+    hint = f"name a run's in it, such as {shown(path / runs[0])}" if runs else "is it a run's?"
+    raise CheckpointError(f"{shown(path)}: a folder without a checkpoint: {hint}")
 
 
 def load(path: str | Path) -> Checkpoint:

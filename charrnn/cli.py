@@ -34,9 +34,9 @@ from charrnn.config import (
     WeightsName,
 )
 from charrnn.errors import UsageError
-from charrnn.outcome import outcome
+from charrnn.outcome import outcome, unread_unfinished
 from charrnn.stopping import Stopped, StopSignals
-from charrnn.wording import command_line, flag, reason, shown
+from charrnn.wording import command_line, counted, duration, flag, reason, shown
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +130,14 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def _say(message: str) -> None:
-    print(message, file=sys.stderr)
+    """Say a line on stderr; a terminal gets it broken between words."""
+    if not sys.stderr.isatty():
+        print(message, file=sys.stderr)
+        return
+
+    from charrnn.terminal import Output, say
+
+    say(Output(stderr=True), message)
 
 
 def _show_version(wanted: bool) -> None:
@@ -371,7 +378,7 @@ def train(
         )
         if old.is_finished and not as_json:
             if (text.texts or text.valid or keep is not None) and not old.is_saved:
-                old.save()  # where its text lies now, how many checkpoints it keeps
+                old.save_names()
             if not quiet:
                 larger = (
                     "--patience" if old.is_out_of_patience else "--minutes, --epochs or --steps"
@@ -550,6 +557,8 @@ def evaluate(
     config = EvaluateConfig(exact=exact, dynamic=dynamic, by_position=by_position, after=after)
     if (per_char or show) and len(checkpoints) > 1:
         raise UsageError("--per-char and --show go with one checkpoint only")
+    if per_char == Path("-"):
+        raise UsageError("--per-char writes a file: give its name")
     if show and as_json:
         raise UsageError("--show and --json exclude each other: both print on stdout")
     if report is not None:
@@ -787,11 +796,18 @@ def compare(
         command = command_line(words)
         go_on = f"go on with: {command}"
         silent = quiet or as_json
+        if plan.minutes is not None and not resume and not silent:
+            runs = plan.seeds * len(plan.cells)
+            _say(
+                f"{counted(runs, 'run')} of {counted(plan.minutes, 'minute')}: "
+                f"{duration(60 * plan.minutes * runs)}, and what scoring takes"
+            )
         try:
             results = _compare(folder, plan, where, stop, command, new=not resume, quiet=silent)
         except Stopped:
-            if (folder / PLAN).exists():  # after the plan was written, before the first update
-                _say(go_on)
+            if (folder / PLAN).exists():  # after the plan was written
+                with contextlib.suppress(OSError):
+                    _say(go_on)
             raise
         if results is None:
             assert stop.received
@@ -848,13 +864,16 @@ def _compare(
             should_stop=lambda: "a closed output" if closed else stop.reason(),
         ):
             if isinstance(event, Note):
-                _say(f"note: {event.text}")
+                if not quiet:
+                    _say(f"note: {event.text}")
             elif isinstance(event, RunStarted):
                 stop.defer()
                 display = open_display(as_json=False, quiet=quiet)
-                if not quiet:
-                    _say(f"--- run {event.number} of {event.total}: {shown(event.run.folder.path)}")
-                display.start(event.run)
+                with unread_unfinished():
+                    if not quiet:
+                        number = f"{event.number} of {event.total}"
+                        _say(f"--- run {number}: {shown(event.run.folder.path)}")
+                    display.start(event.run)
             elif isinstance(event, RunScored):
                 display.close()
                 results.append(event.result)
@@ -866,7 +885,8 @@ def _compare(
     finally:
         display.close()
     if closed:
-        raise closed[0]
+        with unread_unfinished():
+            raise closed[0]
     return None if stop.received else results
 
 
@@ -983,6 +1003,8 @@ def inspect_recurrence(
         stretch = read_stretch(seen, vocabulary)
         if part is None and (learnt := subject.learnt(seen)):
             _say(f"{shown(checkpoint)}: the model {learnt}")
+        if (unknown := subject.unknown(seen)) is not None:
+            _say(f"{shown(checkpoint)}: the model {unknown}")
         if "gates" in config.only and shape.cell == "rnn":
             _say(f"{shown(checkpoint)}: a plain RNN has no gates, so nothing is said on them")
         if not as_json:
@@ -1072,6 +1094,7 @@ def _standard_input(stop: StopSignals) -> Iterator[Path]:
     from charrnn.errors import CorpusError
     from charrnn.files import spool
 
+    _say_how_to_end()
     path = spool(sys.stdin.buffer, stop.removed.append)
     try:
         yield path
@@ -1081,10 +1104,17 @@ def _standard_input(stop: StopSignals) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
+def _say_how_to_end() -> None:
+    """Tell who types a text how it ends."""
+    if sys.stdin.isatty():
+        _say("reading from the terminal: Ctrl-D at the beginning of a line ends it")
+
+
 def _prompt(prompt: str, vocabulary: Vocabulary) -> str | bytes:
     """Return the text that --prompt stands for; "-" is standard input, read as utf-8."""
     if prompt != "-":
         return prompt
+    _say_how_to_end()
     try:
         data = sys.stdin.buffer.read()
     except OSError as error:
@@ -1106,7 +1136,8 @@ def _train(run: Run, stop: StopSignals, *, as_json: bool, quiet: bool) -> int:
     display = open_display(as_json=as_json, quiet=quiet)
     closed: list[OSError] = []
     try:
-        display.start(run)
+        with unread_unfinished():
+            display.start(run)
         stop.defer()
         for event in events(run, lambda: "a closed output" if closed else stop.reason()):
             try:
@@ -1114,8 +1145,13 @@ def _train(run: Run, stop: StopSignals, *, as_json: bool, quiet: bool) -> int:
             except OSError as error:
                 # Whoever read has left, or the terminal is gone: stop as for a signal.
                 closed.append(error)
-            if isinstance(event, Finished) and not event.complete and stop.received:
-                return 128 + stop.received
+            if isinstance(event, Finished) and not event.complete:
+                if stop.received:
+                    return 128 + stop.received
+                with contextlib.suppress(OSError):
+                    _say(f"nobody reads the output any more; go on with: {run.command()}")
+                with unread_unfinished():
+                    raise closed[0]
     finally:
         display.close()
     if closed:

@@ -108,6 +108,12 @@ def shapes(
                     f"the {REFERENCE}; no width comes closer: give a larger --hidden"
                 )
         found[cell] = shape
+    if plan.hidden is not None and plan.match == "parameters" and REFERENCE not in found:
+        widths = ", ".join(f"{cell} {shape.hidden}" for cell, shape in found.items())
+        notes.append(
+            f"--hidden {plan.hidden} is the {REFERENCE}'s, to whose parameters widths are matched: "
+            f"{widths} units"
+        )
     return found, {"batch_size": training.batch_size, "bptt": training.bptt}, notes
 
 

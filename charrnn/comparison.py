@@ -140,7 +140,8 @@ class Plan(Record):
         Raises:
             CorpusError: it is not usable.
         """
-        return scan(self.texts or embedded_corpus(), self.encoding or "utf-8")
+        encoding = "utf-8" if self.encoding is None else self.encoding
+        return scan(self.texts or embedded_corpus(), encoding)
 
     def text(self) -> TextChoices:
         """Return what every run reads."""

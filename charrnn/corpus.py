@@ -388,7 +388,7 @@ def scan(
         files.append(file)
 
     if characters == 0:
-        raise _no_text(texts, encoding, list(skipped.values()))
+        raise _no_text(texts, encoding, list(skipped.values()), found.notes)
     return Corpus(
         files=tuple(files),
         encoding=encoding,
@@ -452,10 +452,12 @@ def _scan_file(
     return TextFile(path, start, characters, size, len(mark), tuple(blocks), identity), counts
 
 
-def _no_text(texts: Sequence[str], encoding: str, why_not: list[NotTextError]) -> CorpusError:
+def _no_text(
+    texts: Sequence[str], encoding: str, why_not: list[NotTextError], notes: Sequence[str]
+) -> CorpusError:
     """Return what is said where nothing was read, by why the files that were skipped were."""
     names = ", ".join(map(shown, texts[:3])) + ", ..." * (len(texts) > 3)
-    why = "it is empty"
+    why = "; ".join(notes) or "it is empty"
     if why_not:
         text = encoding if encoding == BYTES else f"{encoding} text"
         why = f"none of its files can be read as {text}; {why_not[0]}"

@@ -47,6 +47,8 @@ def text_encoding(name: str) -> str:
         UsageError: Python has no such codec, or it does not decode a running text
             (``hex``, ``rot13``, ``punycode``, ...).
     """
+    if not name:
+        raise UsageError("--encoding is empty: name one, or leave it out for utf-8")
     if name.lower() == BYTES:
         return BYTES
     try:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -25,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from charrnn.run import Run
-from charrnn.terminal import Output, in_rows, to_json
+from charrnn.terminal import Output, in_rows, say, to_json
 from charrnn.training import (
     Event,
     Finished,
@@ -94,7 +95,8 @@ def _introduction(run: Run) -> Iterable[str]:
     if run.text.test:
         held += f", {run.text.test[1] - run.text.test[0]:,} to test"
     files = f", in {len(corpus.files):,} files" if len(corpus.files) > 1 else ""
-    yield f"text    {counted(run.train.characters, 'character')} to train on{held}{files}"
+    trained = counted(run.train.characters, "character")
+    yield f"text    {_text(run.text.texts)}: {trained} to train on{held}{files}"
     yield (
         f"model   {shape.cell.upper()} {shape.layers} x {shape.hidden}, embedding "
         f"{shape.embedding}, {run.model.parameter_count():,} parameters, "
@@ -110,6 +112,18 @@ def _introduction(run: Run) -> Iterable[str]:
     if run.resumed:
         progress = run.progress
         yield f"resumed at step {progress.step:,}, after {duration(progress.seconds)} of training"
+
+
+def _text(names: Sequence[str]) -> str:
+    """Return what a text is called: the first of its names, from the current folder."""
+    if not names:
+        return "Python's own library"
+    if names[0] == "-":
+        first = "standard input"
+    else:
+        path = Path(names[0])
+        first = shown(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    return first if len(names) == 1 else f"{first} and {counted(len(names) - 1, 'name')} more"
 
 
 def _data(run: Run) -> str:
@@ -186,8 +200,14 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
     if progress.best_nats is not None:
         yield f"best validation {_both_units(progress.best_nats)} at step {progress.best_step:,}"
         if progress.best_nats > run.baselines["uniform"]:
+            rose = progress.validations_since_best > 0
+            advice = (
+                "the text is too short, or nothing in it repeats"
+                if rose
+                else (f"try {_tamer(run)}, or more time")
+            )
             yield "that is worse than guessing every symbol alike" + (
-                f": try {_tamer(run)}, or more time" if run.owner is None else ""
+                f": {advice}" if run.owner is None else ""
             )
     if run.owner is not None:
         return  # what is next is the owner's to say
@@ -358,7 +378,7 @@ class _LiveTerminal:
         self.logged: Logged | None = None
         self.validated: Validated | None = None
         self.validating = False
-        self.sample = ""
+        self.sample, self.sampled_at = "", 0
         for line in _introduction(run):
             self._say(line)
         self.live = Live(
@@ -377,7 +397,7 @@ class _LiveTerminal:
             self.validated = event
             self._say(_validation(event, widths=(7, 6, 7)))
         elif isinstance(event, Sampled):
-            self.sample = event.text
+            self.sample, self.sampled_at = event.text, self.run.progress.step
         if isinstance(event, Finished):
             self.close()
             if self.sample:
@@ -391,10 +411,7 @@ class _LiveTerminal:
             self.live = None
 
     def _say(self, line: str) -> None:
-        """Say a line, broken between words; what is to be copied is the terminal's to break."""
-        longest = max(map(len, line.split()), default=0)
-        is_to_copy = "charrnn " in line or longest > self.console.width  # a command, a path
-        self.console.print(Text(line), soft_wrap=is_to_copy)
+        say(self.console, line)
 
     def _picture(self) -> SegmentLines:
         """Return what is drawn in place: as much of it as can be taken back.
@@ -461,5 +478,5 @@ class _LiveTerminal:
         character wider than Rich counts it.
         """
         rows = in_rows(self.sample, self._width)[:most]
-        head = Rule("sample", align="left", style="none")
+        head = Rule(f"sample at step {self.sampled_at:,}", align="left", style="none")
         return Group(head, *map(Text, rows), Rule(style="none"))

@@ -63,7 +63,7 @@ def find_files(texts: Sequence[str]) -> Found:
             if itself:
                 explicit.add(first.path)
     if repeated:
-        notes.append(several(repeated, "named more than once and read once"))
+        notes.append(several(list(dict.fromkeys(repeated)), "named more than once and read once"))
     return Found(
         files=tuple(file.path for file in found.values()),
         explicit=frozenset(explicit),
@@ -246,8 +246,10 @@ def spool(stream: BinaryIO, made: Callable[[Path], object] = lambda path: None) 
 
 
 def _blocks(stream: BinaryIO) -> Iterator[bytes]:
+    # A terminal's end is told once: what reads on until it has enough asks for another.
+    read = getattr(stream, "read1", stream.read)
     try:
-        while block := stream.read(1 << 20):
+        while block := read(1 << 20):
             yield block
     except OSError as error:
         raise CorpusError(f"cannot read standard input: {reason(error)}") from None

@@ -136,6 +136,8 @@ def enough_says(memory: Memory) -> str:
         return f"more than {memory.longest:,} characters are needed"
     are = "is" if memory.needed == 1 else "are"
     enough = f"{counted(memory.needed, 'character')} {are} enough"
+    if (error := memory.standard_error[memory.needed]) > memory.tolerance:
+        enough += f" as far as so few resets can tell (± {error:.2g} nats)"
     least = min(memory.excess_nats)
     if least >= -memory.tolerance:
         return enough

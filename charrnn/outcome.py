@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import typer
 
@@ -17,7 +18,14 @@ from charrnn.errors import CharrnnError
 from charrnn.stopping import Stopped
 from charrnn.wording import reason, shown
 
-__all__ = ["outcome"]
+__all__ = ["outcome", "unread_unfinished"]
+
+#: What typer says, in the words of all other messages.
+WORDS = {
+    "Value error, ": "",
+    "Input should be a valid integer, unable to parse string as an integer": "no whole number",
+    "Input should be a valid number, unable to parse string as a number": "no number",
+}
 
 
 def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
@@ -40,19 +48,22 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
     except CharrnnError as error:
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
-        where = getattr(error, "ctx", None)
-        path = where.command_path if where else "charrnn"
-        message = error.format_message().replace("Value error, ", "")
+        names = getattr(command, "commands", {}).keys() & set(arguments[:1])
+        path = " ".join(["charrnn", *names])
+        message = error.format_message()
+        for words, ours in WORDS.items():
+            message = message.replace(words, ours)
         return _fail(f"{message} ({path} --help lists what there is)", 2)
     except Stopped as stopped:
+        if stopped.args[0] == signal.SIGPIPE:
+            _forget_output()
         return 128 + int(stopped.args[0])
     except (KeyboardInterrupt, typer.Abort):
         if sys.stdout.isatty():
             print()  # after the ^C that the terminal has written
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # The reader has seen enough. Python must not complain about it while it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()  # the reader has seen enough
         return 0
     except OSError as error:
         # Reading and saving name their file themselves; what has no name is the output.
@@ -71,6 +82,24 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
             1,
         )
     return result if isinstance(result, int) else 0
+
+
+@contextmanager
+def unread_unfinished() -> Iterator[None]:
+    """Make of a closed pipe the signal that ends other programs then: what it ends is unfinished.
+
+    Raises:
+        Stopped: in place of a BrokenPipeError.
+    """
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise Stopped(signal.SIGPIPE) from error
+
+
+def _forget_output() -> None:
+    """Lead what is left of the output nowhere: Python would complain while it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> int:

@@ -123,7 +123,7 @@ class Run:
     resumed: bool = False
     saved: Progress | None = None
     """As it is in the last checkpoint that was written or read; so is the next one."""
-    saved_choices: tuple[object, ...] | None = None
+    saved_choices: tuple[TrainConfig, TextRecord, int, str] | None = None
     better: Progress | None = None
     """Of the best checkpoint on disk, if the run went on from before it."""
 
@@ -213,6 +213,15 @@ class Run:
         path = self.folder.save_last(self._checkpoint(tensors), self.progress.step)
         self.saved, self.saved_choices = replace(self.progress), self.choices()
         return path
+
+    def save_names(self) -> None:
+        """Save where the text of a run that is finished lies now, and how much it keeps.
+
+        What else was asked for, a rate or a budget that is used up, has had no effect.
+        """
+        assert self.saved is not None and self.saved_choices is not None, "it goes on"
+        config, *_ = self.saved_choices
+        replace(self, config=config, progress=replace(self.saved)).save()
 
     def save_best(self) -> None:
         """Write the weights alone as the run's best checkpoint, unless the one there is better.

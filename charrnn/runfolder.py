@@ -123,10 +123,11 @@ class RunFolder:
         """
         assert keep >= 0
         path = Path(path)
-        nothing = RunFolderError(
-            f"{shown(path)}: holds no run to resume: leave --resume out to start one there"
-        )
+        instead = "leave --resume out to start one there"
         with refusals(path, "cannot read the run's folder"):
+            if path.is_file():
+                instead = f"it is a file; name the folder of a run, such as {shown(path.parent)}"
+            nothing = RunFolderError(f"{shown(path)}: holds no run to resume: {instead}")
             if not _is_folder(path) or not (_checkpoints(path) or exists(path / LOCK)):
                 raise nothing
         try:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.segment import Segment, Segments
+from rich.table import Table
 from rich.text import Text
 
 from charrnn.assessment import Assessment
@@ -43,17 +44,46 @@ STYLES = ("dim", "", "yellow", "bold red", "bold white on red")
 def print_table(lines: Sequence[Sequence[str]], words: int) -> None:
     """Print a table on stdout; nothing in it is ever cut off.
 
-    A line is a row, or a column where a terminal is too narrow for that.
+    A line is a row, or a column where a terminal is too narrow for that; where it is for both,
+    the columns come one below the other, as many at a time as it has room for.
 
     Args:
         lines: the head and the rows.
         words: the first columns that hold words; the others hold numbers.
     """
-    turned = list(zip(*lines, strict=True))
-    tables = [plain_table(lines, words), plain_table(turned, 1)]
-    wide = Output.wide()
-    fitting = [t for t in tables if wide.measure(t).maximum <= Output().width]
-    wide.print(fitting[0] if sys.stdout.isatty() and fitting else tables[0])
+    wide, width = Output.wide(), Output().width
+
+    def fits(table: Table) -> bool:
+        return wide.measure(table).maximum <= width
+
+    columns = list(zip(*lines, strict=True))
+    rows, turned = plain_table(lines, words), plain_table(columns, 1)
+    if not sys.stdout.isatty() or fits(rows):
+        wide.print(rows)
+    elif fits(turned):
+        wide.print(turned)
+    else:
+        for block in _blocks(columns, words, fits):
+            wide.print(block)
+
+
+def _blocks(
+    columns: Sequence[Sequence[str]], words: int, fits: Callable[[Table], bool]
+) -> Iterator[Table]:
+    """Yield tables of a few columns each, all of them with the first one."""
+    name, *rest = columns
+    while rest:
+        count = 1
+        for more in range(2, len(rest) + 1):
+            if not fits(_table([name, *rest[:more]], words)):
+                break
+            count = more
+        yield _table([name, *rest[:count]], words)
+        rest, words = rest[count:], 1 + max(0, words - 1 - count)
+
+
+def _table(columns: Sequence[Sequence[str]], words: int) -> Table:
+    return plain_table(list(zip(*columns, strict=True)), words)
 
 
 def print_assessments(assessments: Sequence[Assessment]) -> None:

@@ -72,7 +72,7 @@ def assessments_say(assessments: Sequence[Assessment]) -> Iterator[str]:
 
 def _after_says(checkpoint: str, after: After) -> str:
     if not after.characters:
-        return f"{checkpoint}: {after.text!r} is followed by nothing"
+        return f"{checkpoint}: {after.text!r} does not occur, or only at the end"
     return (
         f"{checkpoint}: after {after.text!r} {after.nats_per_char:.4f} nats per character "
         f"({after.characters:,} of them)"

@@ -22,7 +22,7 @@ from charrnn.config import BUDGETS, CELL_GATES, ModelConfig, TextChoices, TrainC
 from charrnn.corpus import Part, scan
 from charrnn.decoding import BYTES
 from charrnn.device import choose_device
-from charrnn.errors import CheckpointError, UsageError, VocabularyError
+from charrnn.errors import CheckpointError, CorpusError, UsageError, VocabularyError
 from charrnn.files import embedded_corpus
 from charrnn.kernels import multiplies_bf16
 from charrnn.loops import suits_lstm
@@ -45,7 +45,7 @@ from charrnn.stream import Lanes, fit_lanes
 from charrnn.trained import described, prefixed, with_weights
 from charrnn.update import Update
 from charrnn.vocabulary import Vocabulary, listed
-from charrnn.wording import command_line, shown
+from charrnn.wording import command_line, counted, shown
 
 __all__ = ["resume", "start"]
 
@@ -79,9 +79,9 @@ def start(
         CharrnnError: a choice, the text, the checkpoint or the folder is not usable.
     """
     origin = None if init_from is None else _Origin.of(init_from, choices, text)
-    encoding = text.encoding or "utf-8"
+    encoding = "utf-8" if text.encoding is None else text.encoding
     if origin is not None:
-        encoding = text.encoding or origin.vocabulary.encoding
+        encoding = origin.vocabulary.encoding if text.encoding is None else text.encoding
         settled = origin.shape | recipe.given(choices.model)
         choices = replace(choices, cell=origin.shape["cell"], model=settled)
     corpus = scan(readable(text.texts, spooled) or embedded_corpus(), encoding)
@@ -94,11 +94,14 @@ def start(
     if spooled is not None:
         notes = [note.replace(str(spooled), "standard input") for note in notes]
         notes.append("standard input cannot be read again: to resume, give the text as a file")
+    if valid_corpus is not None and valid_corpus.fingerprint == corpus.fingerprint:
+        notes.append("what --valid names is the text that is trained on: nothing is held out")
     if origin is None:
         vocabulary = _new_vocabulary(counts, corpus.encoding, text.min_count)
     else:
         vocabulary = origin.vocabulary
         notes.append(_coverage(counts, vocabulary, origin.path))
+    notes += _unknown(valid, vocabulary)
     shape, config, said = _choose(choices, vocabulary, train, device)
     record = TextRecord(
         texts=absolute_names(text.texts),
@@ -184,6 +187,17 @@ def _coverage(counts: Mapping[int, int], vocabulary: Vocabulary, path: Path) -> 
     )
 
 
+def _unknown(valid: Part | None, vocabulary: Vocabulary) -> list[str]:
+    """Say how much of what is held out the vocabulary does not know, if any."""
+    unknown = vocabulary.unknown_among(valid.counts()) if valid is not None else {}
+    if valid is None or not unknown:
+        return []
+    return [
+        f"{sum(unknown.values()):,} of the {counted(valid.characters, 'character')} held out are "
+        f"unknown, and each costs what it takes to spell it out: {listed(unknown)}"
+    ]
+
+
 def _choose(
     choices: recipe.Choices, vocabulary: Vocabulary, train: Part, device: torch.device
 ) -> tuple[ModelConfig, TrainConfig, list[str]]:
@@ -253,7 +267,7 @@ def resume(
         config = replace(config, precision="fp32")
         notes.append("precision fp32 (was bf16, which this device has no instructions for)")
     try:
-        train, valid = _read_again(record, spooled)
+        train, valid = _read_again(record, spooled, folder)
         counts = train.counts()
         lanes = _lanes(train, counts, vocabulary, config)
     except ValueError as error:
@@ -286,7 +300,9 @@ def resume(
         logged=progress.row_updates == 0,
         validated=progress.validated_step == progress.step,
     )
-    run.resumed, run.saved, run.saved_choices = True, replace(progress), saved_choices
+    # Before the changes: the plan is another now where the budget is.
+    saved = checkpoint.record("progress", Progress)
+    run.resumed, run.saved, run.saved_choices = True, saved, saved_choices
     run.better = _better(folder, progress)
     if run.better is not None:
         run.notes.append(
@@ -314,14 +330,20 @@ def _where_it_lies_now(
     return record
 
 
-def _read_again(record: TextRecord, spooled: Path | None) -> tuple[Part, Part | None]:
+def _read_again(
+    record: TextRecord, spooled: Path | None, folder: RunFolder
+) -> tuple[Part, Part | None]:
     """Return what a run trains on and what it validates on.
 
     Raises:
-        CorpusError: a text is not the one that the run was started on.
+        CorpusError: a text cannot be read, or is not the one that the run was started on.
         ValueError: a text has no such part.
     """
-    corpus = scan(readable(record.texts, spooled) or embedded_corpus(), record.encoding)
+    try:
+        corpus = scan(readable(record.texts, spooled) or embedded_corpus(), record.encoding)
+    except CorpusError as error:
+        resumed = command_line(["charrnn", "train", "TEXT", "--run", str(folder.path), "--resume"])
+        raise CorpusError(f"{error}; where the run's text has moved, name it: {resumed}") from error
     refuse_another_text(corpus, record.fingerprint, "the text")
     valid_corpus = corpus
     if record.valid_texts:

@@ -58,8 +58,10 @@ class Subject:
         learnt = _shared(part, trained.encoding, trained.fingerprint, trained.train)
         if learnt is None:
             return None
+        kept = trained.valid and trained.valid_fingerprint != trained.fingerprint
+        is_gone = "-" in (*trained.texts, *trained.valid_texts)
         return f"was trained on {learnt}: " + (
-            "--part valid is what was held out" if trained.valid else "others tell more"
+            "--part valid is what was held out" if kept and not is_gone else "others tell more"
         )
 
     def chosen(self) -> str | None:
@@ -70,16 +72,16 @@ class Subject:
         validated = _shared(self.part, trained.encoding, *validated_on)
         if validated is None:
             return None
-        return f"was chosen as its run's best on {validated}: " + (
+        return f"was chosen by its loss on {validated}, which flatters it: " + (
             "--part test tells more" if trained.test else "others tell more"
         )
 
-    def unknown(self) -> str | None:
-        """Say what characters of its text the model does not know, if any.
+    def unknown(self, part: Part) -> str | None:
+        """Say what characters of a text the model does not know, if any.
 
         The first character is left out: nothing predicts it, so it has no price.
         """
-        predicted = self.part.corpus.part(self.part.start + 1, self.part.stop)
+        predicted = part.corpus.part(part.start + 1, part.stop)
         unknown = self.vocabulary.unknown_among(predicted.counts())
         if not unknown:
             return None
@@ -192,7 +194,7 @@ def remarks(subjects: Sequence[Subject], *, of_training: bool) -> Iterator[str]:
     whose: dict[str, list[str]] = {}
     for subject in subjects:
         learnt = None if of_training else subject.learnt(subject.part)
-        for fact in (learnt or subject.chosen(), subject.unknown()):
+        for fact in (learnt or subject.chosen(), subject.unknown(subject.part)):
             if fact is not None:
                 whose.setdefault(fact, []).append(shown(subject.path))
     for fact, names in whose.items():

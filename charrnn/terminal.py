@@ -71,6 +71,13 @@ def plain_table(lines: Sequence[Sequence[str]], words: int) -> Table:
     return table
 
 
+def say(console: Console, line: str) -> None:
+    """Say a line, broken between words; what is to be copied is the terminal's to break."""
+    longest = max(map(len, line.split()), default=0)
+    is_to_copy = "charrnn " in line or longest > console.width  # a command, a path
+    console.print(Text(line), soft_wrap=is_to_copy)
+
+
 def print_words(line: str) -> None:
     """Print a sentence on stdout; a terminal gets it broken between words, a pipe as it is."""
     console = Output()

@@ -23,6 +23,7 @@ import torch
 import typer
 
 from charrnn import __version__, recipe
+from charrnn.checkpoint import read_description
 from charrnn.cli import _prompt, app
 from charrnn.config import TextChoices, TrainConfig
 from charrnn.corpus import _scan_file
@@ -147,6 +148,18 @@ class TestBadInput:
             # The text.
             ("train {missing}", 1, "there is no file"),
             ("train {empty}", 1, "empty"),
+            ("train {trained}", 1, "no text in {trained}: {trained}: left out, because it is a"),
+            ("train {prose} --steps 1e3", 2, "'--steps': no whole number (charrnn train --help"),
+            ("train {prose} --lr x", 2, "'--lr': no number (charrnn train --help lists"),
+            ("train {prose} --steps", 2, "(charrnn train --help lists what there is)"),
+            ("train {prose} --steps 1 --encoding=", 2, "--encoding is empty"),
+            ("compare {prose} --steps 1 --encoding=", 2, "--encoding is empty"),
+            ("evaluate {trained} --text {prose} --per-char -", 2, "--per-char writes a file"),
+            (
+                "train --run {trained}/last.safetensors --resume",
+                1,
+                "it is a file; name the folder of a run, such as {trained}",
+            ),
             ("train {letter}", 1, "give at least 3 characters"),
             ("train {binary}", 1, "--encoding bytes"),
             ("train {latin}", 1, "at byte 0"),
@@ -277,7 +290,7 @@ class TestBadInput:
     ) -> None:
         before = {path: path.read_bytes() for path in texts["trained"].iterdir()}
         result = cli(*(word.format(**texts) for word in shlex.split(words)))
-        assert says in one_line(result)
+        assert says.format(**texts) in one_line(result)
         assert result.code == code
         assert {path: path.read_bytes() for path in texts["trained"].iterdir()} == before
 
@@ -381,7 +394,7 @@ class TestTrain:
         names = {"best.safetensors", "last.safetensors", "metrics.jsonl", "lock"}
         assert names <= {path.name for path in run.iterdir()}
         for words in (
-            "5,406 characters to train on, 601 held out",
+            f"text    {prose}: 5,406 characters to train on, 601 held out",
             "LSTM 1 x 5",
             "parameters",
             "2 lanes, windows of 9",
@@ -484,6 +497,46 @@ class TestTrain:
         assert result.rows[0]["train_characters"] == 5406
         assert "cannot be read again" in result.rows[0]["notes"][0]
         assert list(copies.iterdir()) == []
+        # What is gone is no advice.
+        result = cli("evaluate", tmp_path / "run", "--text", prose)
+        assert "was trained on 5,406 of these 6,007 characters: others tell more\n" in result.err
+
+    def test_says_how_the_text_is_called(self, prose: Path, cli: Cli, empty_folder: Path) -> None:
+        """From the folder that one is in, and the first of several."""
+        for number in (1, 2, 3):
+            shutil.copy(prose, f"{number}.txt")
+        for texts, called in (
+            (["1.txt"], "1.txt: 5,4"),
+            (["1.txt", "2.txt"], "1.txt and 1 name more: 10,8"),
+            (["3.txt", "2.txt", prose], "3.txt and 2 names more: 16,2"),
+            (["-"], "standard input: 5,4"),
+        ):
+            text = prose.read_bytes()
+            result = cli("train", *texts, "--run", "run", *QUICK, stdin=text)
+            assert result.err.startswith(f"text    {called}")
+            shutil.rmtree("run")
+        for number in (1, 2, 3):
+            Path(f"{number}.txt").unlink()
+
+    def test_says_that_what_validates_is_what_trains(
+        self, cli: Cli, prose: Path, tmp_path: Path
+    ) -> None:
+        result = cli("train", prose, "--valid", prose, "--run", tmp_path / "run", *QUICK)
+        note = "note: what --valid names is the text that is trained on: nothing is held out\n"
+        assert note in result.err
+        result = cli("evaluate", tmp_path / "run", "--part", "valid")
+        assert "was trained on 6,007 of these 6,007 characters: others tell more\n" in result.err
+
+    def test_says_what_is_unknown_in_what_is_held_out(self, cli: Cli, tmp_path: Path) -> None:
+        text, run = tmp_path / "text", tmp_path / "run"
+        text.write_text(make_prose(1800) + "\u20ac" * 3 + make_prose(187))
+        words = "3 of the 199 characters held out are unknown, and each costs what it takes"
+        assert (
+            f"note: {words} to spell it out: '\u20ac' x 3\n"
+            in cli("train", text, "--run", run, "--min-count", 2, *QUICK).err
+        )
+        seen = cli("inspect", run, "--part", "valid", "--only", "memory", "--characters", 199)
+        assert "the model does not know 3 of the 198 characters scored" in seen.err
 
     def test_says_what_a_tiny_text_shrinks(self, cli: Cli, tmp_path: Path) -> None:
         path = tmp_path / "tiny.txt"
@@ -895,15 +948,16 @@ class TestEvaluate:
         run = tmp_path / "run"
         assert cli("train", prose, "--run", run, *QUICK).code == 0
         result = cli("evaluate", run, "--part", "valid")
-        assert "was chosen as its run's best on 100 of these 601 characters" in result.err
+        assert "was chosen by its loss on 100 of these 601 characters" in result.err
 
     def test_says_what_chose_the_checkpoint(
         self, cli: Cli, trained: Path, prose: Path, tmp_path: Path
     ) -> None:
-        said = "was chosen as its run's best on"
+        said = "was chosen by its loss on"
         result = cli("evaluate", trained, "--part", "valid")
         assert result.err == (
-            f"{trained}: the model {said} 601 of these 601 characters: others tell more\n"
+            f"{trained}: the model {said} 601 of these 601 characters, which flatters it: others "
+            "tell more\n"
         )
         assert cli("evaluate", trained / "last.safetensors", "--part", "valid").err == ""
         # Where positions in the text are of other characters, they are not compared.
@@ -915,7 +969,7 @@ class TestEvaluate:
         options = ("--valid", held_out, "--test-share", 0.1)
         assert cli("train", text, "--run", run, *options, *QUICK).code == 0
         result = cli("evaluate", run, "--text", held_out)
-        assert f"{said} 200 of these 200 characters: --part test tells more\n" in result.err
+        assert f"{said} 200 of these 200 characters, which flatters it: --part test" in result.err
         assert said not in cli("evaluate", run, "--part", "test").err
 
     def test_a_text_that_moved_is_found_where_the_run_went_on_with_it(
@@ -931,7 +985,19 @@ class TestEvaluate:
             f"charrnn: {run}: the text that its run read: there is no file {text}: check its "
             "name; --text FILE reads another text\n"
         )
-        assert "finished already" in cli("train", moved, "--run", run, "--resume").err
+        lost = one_line(cli("train", "--run", run, "--resume"))
+        assert lost == (
+            f"charrnn: there is no file {text}: check its name; where the run's text has moved, "
+            f"name it: charrnn train TEXT --run {run} --resume\n"
+        )
+        last = run / "last.safetensors"
+        before = read_description(last).meta["training"]
+        for options in ((), ("--lr", 0.5, "--steps", 2)):
+            again = cli("train", moved, "--run", run, "--resume", *options)
+            assert "finished already" in again.err
+        # What could have no effect is not kept: it would have one as soon as there is more to do.
+        assert read_description(last).meta["training"] == before
+        assert read_description(last).meta["progress"]["planned_steps"] == 3
         found = cli("evaluate", run, "--part", "valid", "--json")
         assert (found.code, found.err) == (0, whole.err)
         before, since = (json.loads(one.out)[0]["nats_per_char"] for one in (whole, found))
@@ -1209,10 +1275,27 @@ class TestPipes:
             ):
                 assert line
             process.stdout.close()
-            assert process.wait(timeout=60) == 0
+            assert process.wait(timeout=60) == 128 + signal.SIGPIPE, "it is not finished"
             if process.stderr:
-                assert process.stderr.read() == b""
+                go_on = f"charrnn train TEXT --run {run} --resume"
+                said = f"nobody reads the output any more; go on with: {go_on}\n"
+                assert process.stderr.read().decode() == said
         assert run_process("sample", run, "--length", 5).code == 0
+
+    def test_a_comparison_whose_reader_leaves_is_unfinished(
+        self, prose: Path, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "all"
+        options = ("--minutes", 5, "--hidden", 5, "--run", folder)
+        with subprocess.Popen(
+            command("compare", prose, *options), stderr=subprocess.PIPE, env=ENVIRONMENT
+        ) as process:
+            assert process.stderr is not None
+            while not process.stderr.readline().startswith(b"--- run 1 of 3"):
+                pass
+            process.stderr.close()
+            assert process.wait(timeout=60) == 128 + signal.SIGPIPE
+        assert not list(folder.glob("*/result.json"))
 
     def test_closed_streams_are_empty_and_swallow(self, trained: Path) -> None:
         arguments = " ".join(command("sample", trained, "--prompt", "-", "--length", "5"))

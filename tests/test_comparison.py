@@ -447,6 +447,20 @@ class TestCompare:
         assert timeless(json.loads(grown.out)) == timeless(json.loads(whole.out))
         assert (folder / "rnn-seed1" / "result.json").stat().st_mtime_ns == first
 
+    def test_says_how_long_it_takes_and_whose_width_was_given(
+        self, cli: Cli, prose: Path, tmp_path: Path
+    ) -> None:
+        options = ("--minutes", 0.01, "--seeds", 2, "--hidden", 16, "--run", tmp_path / "all")
+        done = cli("compare", prose, "--cell", "rnn", *options)
+        assert done.code == 0
+        assert done.err.startswith("2 runs of 0.01 minutes: 1 s, and what scoring takes\n")
+        note = "--hidden 16 is the lstm's, to whose parameters widths are matched: rnn "
+        (widths,) = re.findall(re.escape(note) + r"(\d+) units\n", done.err)
+        assert f"RNN 1 x {widths}," in done.err
+        assert int(widths) > 16
+        again = cli("compare", "--run", tmp_path / "all", "--resume")
+        assert "what scoring takes" not in again.err
+
     def test_no_run_of_it_is_trained_further(
         self, cli: Cli, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

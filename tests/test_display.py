@@ -108,7 +108,7 @@ class TestPlain:
     def test_says_each_derived_number_once(self, run: Run, lines: list[str]) -> None:
         introduction = "\n".join(lines[:7])
         for words in (
-            "5,406 characters to train on, 601 held out to validate",
+            "prose.txt: 5,406 characters to train on, 601 held out to validate",
             "LSTM 1 x 5",
             f"{run.model.parameter_count():,} parameters",
             f"{run.vocabulary.size} symbols",
@@ -189,6 +189,9 @@ class TestPlain:
         run.config = replace(run.config, clip_norm=None)
         assert f"{worse} or --clip-norm 1, or more time\n" in said(run, end, capsys)
         assert "; a lower --lr or --clip-norm 1 makes that rarer\n" in said(run, spike, capsys)
+        run.progress.validations_since_best = 1
+        short = "that is worse than guessing every symbol alike: the text is too short, or nothing"
+        assert f"{short} in it repeats\n" in said(run, end, capsys)
         run.owner = "charrnn compare --run all --resume"
         assert "that is worse than guessing every symbol alike\n" in said(run, end, capsys)
         run.progress.best_nats = run.baselines["uniform"]
@@ -313,7 +316,9 @@ class TestLive:
     def sample(self, display: _LiveTerminal) -> list[str]:
         """Return the lines of the sample that is drawn now."""
         lines = [line.rstrip() for line in self.picture(display).splitlines()]
-        head = next(number for number, line in enumerate(lines) if line.startswith("sample ─"))
+        head = next(
+            number for number, line in enumerate(lines) if line.startswith("sample at step ")
+        )
         assert set(lines[-1]) == {"─"}
         return lines[head + 1 : -1]
 
@@ -462,7 +467,7 @@ class TestLive:
     ) -> None:
         show_all(display, run)
         text = screen.getvalue()
-        for words in ("5,406 characters", "valid 2.0794 nats", "planned 5,000", "done after"):
+        for words in ("5,406", "valid 2.0794 nats", "planned 5,000", "done after"):
             assert words in text
         assert text.endswith("charrnn sample '" + str(run.folder.path) + "'\n")
         assert text.rindex("sample") > text.rindex("\x1b[?25h"), "the cursor is back"

@@ -295,7 +295,7 @@ class TestAfter:
         part = make_part(tmp_path, make_text(101))
         found = assess("run", make_model().eval(), vocabulary(), part, EvaluateConfig(after="zz"))
         assert found.to_dict()["after"] == {"text": "zz", "characters": 0, "nats_per_char": None}
-        assert list(assessments_say([found])) == ["run: 'zz' is followed by nothing"]
+        assert list(assessments_say([found])) == ["run: 'zz' does not occur, or only at the end"]
 
 
 def test_one_lane_is_scored_where_the_score_is_to_be_exact(

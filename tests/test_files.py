@@ -6,6 +6,7 @@ import os
 import random
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -162,11 +163,32 @@ class TestSpool:
         told: list[Path] = []
 
         class Stream(io.BytesIO):
-            def read(self, size: int | None = -1) -> bytes:
+            def read1(self, size: int | None = -1) -> bytes:
                 assert told[0].exists()
-                return super().read(size)
+                return super().read1(size)
 
         assert [spool(Stream(b"text"), told.append)] == told
+
+    def test_a_terminal_is_asked_once_for_its_end(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """It would give more after its first end, were it read on."""
+
+        class Terminal(io.RawIOBase):
+            def __init__(self) -> None:
+                self.typed = [b"one line\n", b"another\n", b"", b"too late\n"]
+
+            def readable(self) -> bool:
+                return True
+
+            def readinto(self, buffer: Any) -> int:
+                line = self.typed.pop(0)
+                buffer[: len(line)] = line
+                return len(line)
+
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        path = spool(io.BufferedReader(Terminal()))
+        assert path.read_bytes() == b"one line\nanother\n"
 
     def test_nothing_to_read(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -182,10 +204,10 @@ class TestSpool:
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failure: BaseException
     ) -> None:
         class Failing(io.BytesIO):
-            def read(self, size: int | None = -1) -> bytes:
+            def read1(self, size: int | None = -1) -> bytes:
                 if self.tell():
                     raise failure
-                return super().read(1)
+                return super().read1(1)
 
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
         expected = CorpusError if isinstance(failure, OSError) else KeyboardInterrupt

@@ -146,6 +146,13 @@ def test_says_where_less_is_better(excess: tuple[float, ...], said: str) -> None
     assert enough_says(found) == said
 
 
+def test_says_that_few_resets_tell_little() -> None:
+    one = Memory(2.0, (1.0, -0.2), (0.1, 0.19), 9, tolerance=0.01, needed=1, bptt=None)
+    said = "1 character is enough as far as so few resets can tell (± 0.19 nats)"
+    assert enough_says(one).startswith(said)
+    assert enough_says(replace(one, standard_error=(0.1, 0.01))).startswith("1 character is enough")
+
+
 def test_nothing_more_has_no_sign_of_less() -> None:
     one = Memory(2.0, (1.0, -1e-9), (0.1, 0.0), 9, tolerance=0.01, needed=1, bptt=None)
     assert [line[2] for line in memory_lines(one)] == ["more", "+1.0000", "+0.0000"]

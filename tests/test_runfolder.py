@@ -156,7 +156,7 @@ def test_a_run_killed_before_its_first_save_may_start_again(tmp_path: Path) -> N
         folder.save_last(state(1), 1)
 
 
-@pytest.mark.parametrize("path", ["missing", "file", "file/run", "empty"])
+@pytest.mark.parametrize("path", ["missing", "file/run", "empty"])
 def test_there_is_nothing_to_resume(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
@@ -165,6 +165,15 @@ def test_there_is_nothing_to_resume(tmp_path: Path, path: str) -> None:
     )
     assert names(tmp_path) == ["empty", "file"]
     assert names(tmp_path / "empty") == []
+
+
+def test_a_checkpoint_is_no_folder_to_resume(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "run") as folder:
+        last = folder.save_last(state(1), 1)
+    assert said(lambda: RunFolder.open_existing(last)) == (
+        f"{last}: holds no run to resume: it is a file; name the folder of a run, such as "
+        f"{tmp_path / 'run'}"
+    )
 
 
 @pytest.mark.parametrize("path", ["file", "file/run"])
