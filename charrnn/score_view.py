@@ -63,7 +63,9 @@ def print_table(lines: Sequence[Sequence[str]], words: int) -> None:
     elif fits(turned):
         wide.print(turned)
     else:
-        for block in _blocks(columns, words, fits):
+        for number, block in enumerate(_blocks(columns, words, fits)):
+            if number:
+                wide.print()
             wide.print(block)
 
 

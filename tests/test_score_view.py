@@ -87,7 +87,8 @@ class TestTable:
         plain = Text.from_ansi(capsys.readouterr().out).plain
         lines = [line.rstrip() for line in plain.splitlines()]
         assert max(map(len, lines)) <= width
-        blocks = [lines[n : n + 6] for n in range(0, len(lines), 6)]
+        blocks = [lines[n : n + 6] for n in range(0, len(lines), 7)]
+        assert lines[6::7] == [""] * (len(blocks) - 1)
         names = [block[0].split() for block in blocks]
         assert {name[0] for name in names} == {"checkpoint"}
         assert [word for name in names for word in name[1:]] == [*COLUMNS[1:]]
