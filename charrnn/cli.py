@@ -1148,8 +1148,9 @@ def _train(run: Run, stop: StopSignals, *, as_json: bool, quiet: bool) -> int:
             if isinstance(event, Finished) and not event.complete:
                 if stop.received:
                     return 128 + stop.received
-                with contextlib.suppress(OSError):
-                    _say(f"nobody reads the output any more; go on with: {run.command()}")
+                if isinstance(closed[0], BrokenPipeError):
+                    with contextlib.suppress(OSError):
+                        _say(f"nobody reads the output any more; go on with: {run.command()}")
                 with unread_unfinished():
                     raise closed[0]
     finally:

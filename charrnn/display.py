@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -118,11 +119,9 @@ def _text(names: Sequence[str]) -> str:
     """Return what a text is called: the first of its names, from the current folder."""
     if not names:
         return "Python's own library"
-    if names[0] == "-":
-        first = "standard input"
-    else:
-        path = Path(names[0])
-        first = shown(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    first = "standard input" if names[0] == "-" else shown(names[0])
+    with suppress(ValueError, FileNotFoundError):  # elsewhere, or in a folder that is gone
+        first = shown(Path(names[0]).relative_to(Path.cwd()))
     return first if len(names) == 1 else f"{first} and {counted(len(names) - 1, 'name')} more"
 
 
@@ -200,12 +199,9 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
     if progress.best_nats is not None:
         yield f"best validation {_both_units(progress.best_nats)} at step {progress.best_step:,}"
         if progress.best_nats > run.baselines["uniform"]:
-            rose = progress.validations_since_best > 0
-            advice = (
-                "the text is too short, or nothing in it repeats"
-                if rose
-                else (f"try {_tamer(run)}, or more time")
-            )
+            advice = f"try {_tamer(run)}, or more time"
+            if progress.validations_since_best > 0:  # more of the same makes it worse
+                advice = "the text is too short, or nothing in it repeats"
             yield "that is worse than guessing every symbol alike" + (
                 f": {advice}" if run.owner is None else ""
             )
