@@ -43,7 +43,8 @@ WIDER_FROM: dict[CellName, tuple[int, ...]] = {
     "lstm": (15_000_000, 25_000_000, 35_000_000, 50_000_000, 70_000_000),
     "gru": (4_000_000, 25_000_000, 35_000_000, 50_000_000, 70_000_000),
 }
-#: ... unless a plain RNN reads the same few again and again: in so many passes, or more.
+#: ... and a plain RNN's are twice as many where it would read the same few again and again: in so
+#: many passes, or more.
 RNN_WIDER_IN_PASSES = 10
 #: A GPU, which waits more than it computes, is given a width: of a short run, and of one that is
 #: expected to read so many characters.
@@ -288,10 +289,11 @@ def _hidden(
         narrowest += 128
     if device == "cuda":
         width = GPU_UNITS[cell][passes * characters > GPU_WIDER_FROM]
-    elif cell == "rnn" and passes >= RNN_WIDER_IN_PASSES:
-        width = narrowest
     else:
-        width = narrowest + 128 * sum(passes * characters > least for least in WIDER_FROM[cell])
+        more = 128 * sum(passes * characters > least for least in WIDER_FROM[cell])
+        if cell == "rnn" and passes >= RNN_WIDER_IN_PASSES:
+            more *= 2
+        width = narrowest + more
     most = MOST_WEIGHTS[device] * characters
     while width > narrowest and _recurrent_weights(cell, 1, width, min(vocabulary, width)) > most:
         width -= 128

@@ -267,11 +267,14 @@ class TestChoose:
             weights = CELL_GATES[cell] * width * (50 + width)
             assert width == widths[0] or weights <= MOST_WEIGHTS[device] * characters
 
-    def test_a_plain_rnn_is_no_wider_for_more_passes(self) -> None:
-        def hidden(characters: int) -> int:
-            return choose_for("cpu", "rnn", characters, budget={"minutes": 5})[0].hidden
+    def test_a_plain_rnn_is_wider_yet_where_it_reads_the_same_again_and_again(self) -> None:
+        def hidden(characters: int, minutes: float = 5) -> int:
+            return choose_for("cpu", "rnn", characters, budget={"minutes": minutes})[0].hidden
 
-        assert hidden(1_000_000) < hidden(3_000_000)
+        narrowest = hidden(1_000_000, minutes=2)
+        assert hidden(3_000_000) == narrowest + 128
+        assert hidden(1_000_000) == hidden(1_000_000, minutes=60) == narrowest + 256
+        assert hidden(30_000) == narrowest, "too short a text for it"
 
     def test_the_length_of_a_run_in_minutes_depends_on_the_symbols(self) -> None:
         few, many = (
