@@ -101,7 +101,8 @@ def start(
     else:
         vocabulary = origin.vocabulary
         notes.append(_coverage(counts, vocabulary, origin.path))
-    notes += _unknown(valid, vocabulary)
+    held_out = valid.counts() if valid is not None else {}
+    notes += _unknown(held_out, vocabulary)
     shape, config, said = _choose(choices, vocabulary, train, device)
     record = TextRecord(
         texts=absolute_names(text.texts),
@@ -125,6 +126,7 @@ def start(
         train_counts=counts,
         lanes=_lanes(train, counts, vocabulary, config),
         valid=valid,
+        held_out=held_out,
         progress=Progress(),
         folder=folder,
         text=record,
@@ -187,14 +189,14 @@ def _coverage(counts: Mapping[int, int], vocabulary: Vocabulary, path: Path) -> 
     )
 
 
-def _unknown(valid: Part | None, vocabulary: Vocabulary) -> list[str]:
+def _unknown(held_out: Mapping[int, int], vocabulary: Vocabulary) -> list[str]:
     """Say how much of what is held out the vocabulary does not know, if any."""
-    unknown = vocabulary.unknown_among(valid.counts()) if valid is not None else {}
-    if valid is None or not unknown:
+    unknown = vocabulary.unknown_among(held_out)
+    if not unknown:
         return []
     return [
-        f"{sum(unknown.values()):,} of the {counted(valid.characters, 'character')} held out are "
-        f"unknown, and each costs what it takes to spell it out: {listed(unknown)}"
+        f"{sum(unknown.values()):,} of the {counted(sum(held_out.values()), 'character')} held out "
+        f"are unknown, and each costs what it takes to spell it out: {listed(unknown)}"
     ]
 
 
@@ -280,6 +282,7 @@ def resume(
         train_counts=counts,
         lanes=lanes,
         valid=valid,
+        held_out=valid.counts() if valid is not None else {},
         progress=progress,
         folder=folder,
         text=record,
@@ -379,6 +382,7 @@ def _assemble(
     train_counts: Mapping[int, int],
     lanes: Lanes,
     valid: Part | None,
+    held_out: Mapping[int, int],
     progress: Progress,
     folder: RunFolder,
     text: TextRecord,
@@ -402,7 +406,7 @@ def _assemble(
         progress=progress,
         folder=folder,
         text=text,
-        baselines=_baselines(train_counts, valid, vocabulary),
+        baselines=_baselines(train_counts, valid, held_out, vocabulary),
         notes=[*notes, *_slow_loops(model, config.batch_size)],
     )
 
@@ -422,10 +426,12 @@ def _with_planned_steps(config: TrainConfig, lanes: Lanes, progress: Progress) -
 
 
 def _baselines(
-    train_counts: Mapping[int, int], valid: Part | None, vocabulary: Vocabulary
+    train_counts: Mapping[int, int],
+    valid: Part | None,
+    held_out: Mapping[int, int],
+    vocabulary: Vocabulary,
 ) -> dict[str, float]:
     """Return what the held-out text costs without a network, nats per character."""
-    held_out = valid.counts() if valid is not None else {}
     baselines = {"uniform": uniform_nats(held_out, vocabulary)}
     if valid is not None:
         baselines["unigram"] = unigram_nats(train_counts, held_out, vocabulary)
