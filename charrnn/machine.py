@@ -1,4 +1,4 @@
-"""What this machine is called, beside figures that depend on it."""
+"""Which machine this is: its name beside figures, its maker where speed depends on it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from charrnn.native import loops
 from charrnn.wording import counted
 
-__all__ = ["machine", "processor"]
+__all__ = ["machine", "processor", "vendor"]
 
 
 def machine() -> str:
@@ -36,15 +36,31 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     Args:
         cpuinfo: where Linux describes it.
     """
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    facts: dict[str, str] = {}
-    for line in lines:
-        name, _, value = line.partition(":")
-        facts.setdefault(name.strip(), value.strip())
+    facts = _facts(cpuinfo)
     called = facts.get("model name", platform.machine())
     if not {"cpu family", "model"} <= facts.keys():
         return called
     return f"{called} (family {facts['cpu family']}, model {facts['model']})"
+
+
+@cache
+def vendor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """Return who made the processor, as "GenuineIntel"; None where nothing says so.
+
+    Args:
+        cpuinfo: where Linux describes it.
+    """
+    return _facts(cpuinfo).get("vendor_id")
+
+
+def _facts(cpuinfo: Path) -> dict[str, str]:
+    """Return what is said of the first processor."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    facts: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip(), value.strip())
+    return facts

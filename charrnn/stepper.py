@@ -2,8 +2,8 @@
 
 A step of one character is a handful of matrix-vector products, each of which
 reads a matrix once: memory is the limit, and everything else is overhead. So the
-step runs in numpy, whose calls cost a fraction of torch's (but for matrices of
-one size), and the lowest layer's input product, which can take only V values, is
+step runs in numpy, whose calls cost a fraction of torch's (but for some matrices on
+Intel's processors), and the lowest layer's input product, which can take only V values, is
 computed once and looked up. The logistic function is tanh at half the argument;
 the rows of its gates are halved beforehand, so that one call of tanh serves all
 gates of a step.
@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from charrnn.cells import GRU, LSTM, RNN, Cell
 from charrnn.config import WeightsName
 from charrnn.kernels import step_product
+from charrnn.machine import vendor
 from charrnn.model import CharModel, Hidden
 
 __all__ = ["Stepper"]
@@ -188,7 +189,7 @@ def _product(weight_NK: Tensor, lanes: int, weights: WeightsName) -> Product:
     if weights == "bf16":
         narrow = step_product(weight_NK.bfloat16(), _MANY, lanes)
         return lambda x_BK: narrow(torch.from_numpy(x_BK).bfloat16()).float().numpy()
-    if lanes == 1 and weight_NK.numel() in _FOR_TORCH:
+    if lanes == 1 and weight_NK.numel() in _FOR_MKL and vendor() == "GenuineIntel":
         return lambda x_BK: torch.mv(weight_NK, torch.from_numpy(x_BK[0])).numpy()[None]
     if lanes == 1:
         # A view, transposed: the product reads the rows as they lie in memory.
@@ -202,9 +203,10 @@ _MANY = 1 << 30
 """Time steps: packing the weights pays."""
 
 
-_FOR_TORCH = range(1 << 17, 1 << 19)
-"""Sizes of a matrix that numpy's OpenBLAS leaves to one thread though two are twice as fast; a
-call of torch's costs more, so that below and above numpy is the faster one."""
+_FOR_MKL = range(1 << 17, 1 << 19)
+"""Sizes of a matrix that numpy's OpenBLAS leaves to one thread though two are twice as fast on
+Intel's processors. MKL, behind torch's product, has two there, and one half as fast as OpenBLAS's
+on others; a call costs more, so that below and above numpy is the faster one."""
 
 _INT8_BLOCK = 32
 """torch's product of 8-bit weights reads whole blocks, beyond the end of what is no multiple."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from charrnn.machine import machine, processor
+from charrnn.machine import machine, processor, vendor
 from charrnn.wording import counted
 
 
@@ -29,8 +29,15 @@ def test_the_processor_s_name(tmp_path: Path, cpuinfo: str, name: str) -> None:
     assert processor(path) == name
 
 
+def test_the_processor_s_maker(tmp_path: Path) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text("processor\t: 0\nvendor_id\t: GenuineIntel\n\nvendor_id\t: another\n")
+    assert vendor(path) == "GenuineIntel"
+
+
 def test_where_nothing_describes_it(tmp_path: Path) -> None:
     assert processor(tmp_path / "none") == platform.machine()
+    assert vendor(tmp_path / "none") is None
 
 
 def test_the_machine_is_one_line_of_all_that_figures_depend_on() -> None:

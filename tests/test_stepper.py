@@ -1,6 +1,7 @@
 """The step of one character against the model's own forward."""
 
 import copy
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -46,12 +47,19 @@ def test_steps_give_the_logits_of_one_forward(cell: CellName, layers: int, lanes
 
 
 @pytest.mark.parametrize(("cell", "hidden"), [("rnn", 367), ("lstm", 190), ("gru", 211)])
-def test_a_lane_s_products_are_right_where_torch_makes_them(cell: CellName, hidden: int) -> None:
+@pytest.mark.parametrize("maker", ["GenuineIntel", None])
+def test_a_lane_s_products_are_right_whoever_makes_them(
+    cell: CellName, hidden: int, maker: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make_model(cell, 2, hidden)
-    assert all(layer.weight_recurrent.numel() in stepper._FOR_TORCH for layer in model.layers())
+    assert all(layer.weight_recurrent.numel() in stepper._FOR_MKL for layer in model.layers())
+    by_torch = Mock(wraps=torch.mv)
+    monkeypatch.setattr(stepper, "vendor", lambda: maker)
+    monkeypatch.setattr(torch, "mv", by_torch)
     text_TB, state, expected_TBV = forward(model, 1)
     got_TBV = steps(Stepper(model, state), text_TB)
     np.testing.assert_allclose(got_TBV, expected_TBV.numpy(), atol=1e-5)
+    assert by_torch.called == (maker is not None)
 
 
 @pytest.mark.parametrize("cell", CELL_NAMES)
