@@ -86,11 +86,12 @@ def _files_of(name: str, notes: list[str]) -> tuple[list[_File], bool]:
         if not glob.has_magic(name) or "\0" in name:
             raise cannot_read(name, error) from None
         matches = sorted(map(Path, glob.glob(name, recursive=True)))  # noqa: PTH207
-        if files := _regular_files(_outside_runs(name, matches, notes), notes):
+        left_out: list[str] = []
+        if files := _regular_files(_outside_runs(name, matches, left_out), left_out):
+            notes += left_out
             return files, False
-        raise CorpusError(
-            f"no file matches the pattern {shown(name)}: check its spelling"
-        ) from None
+        why = "; ".join(left_out) or "check its spelling"
+        raise CorpusError(f"no file matches the pattern {shown(name)}: {why}") from None
     if stat.S_ISDIR(status.st_mode):
         return _files_below(name, notes), False
     if stat.S_ISREG(status.st_mode):
@@ -125,7 +126,7 @@ def _files_below(folder: str, notes: list[str]) -> list[_File]:
 
 
 def _outside_runs(pattern: str, matches: list[Path], notes: list[str]) -> list[Path]:
-    """Return a pattern's matches that are in no run's folder below what is no pattern of it."""
+    """Return a pattern's matches that are in no run's folder, at or below its fixed part."""
     parts = itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts)
     fixed = Path(*parts)
     known: dict[Path, bool] = {}
