@@ -286,7 +286,7 @@ class Baseline:
 
     def bits_per_byte(self, scores: Scores) -> float:
         """Return the price in bits per byte of the text that these scores are of."""
-        return self.bits_per_char * scores.characters / scores.bytes
+        return self.bits_per_char * scores.characters / scores.bytes if scores.bytes else math.inf
 
 
 def baselines(scored: Part, vocabulary: Vocabulary, train: Part | None) -> Iterator[Baseline]:

@@ -88,8 +88,12 @@ class Scores:
 
     @property
     def bits_per_byte(self) -> float:
-        """Total bits over total bytes: the figure that no vocabulary flatters."""
-        return self.nats / math.log(2) / self.bytes
+        """Total bits over total bytes: the figure that no vocabulary flatters.
+
+        Infinite where the predicted characters have no byte of their own (Big5-HKSCS writes some
+        pairs of characters as one).
+        """
+        return self.nats / math.log(2) / self.bytes if self.bytes else math.inf
 
     @property
     def perplexity(self) -> float:
@@ -152,10 +156,10 @@ def score(
     lengths = [min(length, predictions - lane * length) for lane in range(lanes)]
     warm_up = min(WARM_UP, length)
     window = _affordable(window, lanes, vocabulary, device)
-    started = time.perf_counter()
     # A single lane is oneDNN's, for an LSTM; the other cells ask for the loops themselves.
     if device.type == "cpu" and lanes > 1 and predictions >= MANY_PREDICTIONS:
         native.loops()
+    started = time.perf_counter()
     nats, unknown = torch.zeros((), dtype=torch.float64), 0
     with _evaluating(model):
         readers = [

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from charrnn import evaluation, native
 from charrnn.assessment import assess
+from charrnn.baselines import Baseline
 from charrnn.config import CELL_NAMES, CellName, EvaluateConfig, ModelConfig
 from charrnn.corpus import Part, scan
 from charrnn.evaluation import (
@@ -120,6 +121,20 @@ class TestScore:
         assert scores.bits_per_byte == pytest.approx(0.8)
         assert scores.perplexity == pytest.approx(4)
         assert scores.chars_per_second == pytest.approx(200)
+
+    def test_characters_without_a_byte_of_their_own_cost_infinitely_many_bits_a_byte(
+        self, tmp_path: Path
+    ) -> None:
+        """Big5-HKSCS has pairs of characters that are written as one."""
+        path = tmp_path / "text"
+        path.write_bytes(b"\x88\x62")
+        pair = scan([str(path)], "big5hkscs")
+        assert pair.characters == 2
+        part = pair.part(0, 2)
+        scores = score(make_model("rnn"), part, vocabulary())
+        assert (scores.characters, scores.bytes, scores.bits_per_byte) == (1, 0, math.inf)
+        baseline = Baseline("one", 1.0, "")
+        assert baseline.bits_per_byte(scores) == math.inf
 
     def test_a_score_beyond_all_numbers_is_infinite(self) -> None:
         assert (
