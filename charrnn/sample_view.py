@@ -42,7 +42,9 @@ def print_samples(
     """Print samples one below the other, each after ``start`` and with its number above."""
     for number, symbols in enumerate(samples, start=1):
         print(f"--- sample {number} of {len(samples)} ---")
-        _Writer(vocabulary).write([*start, *symbols])
+        writer = _Writer(vocabulary)
+        writer.write([*start, *symbols])
+        writer.show_rest()
         print()
 
 
@@ -73,12 +75,16 @@ class _Writer:
         else:
             print(vocabulary.decode(symbols), end="", flush=True)
 
-    def end(self) -> None:
-        """End a terminal's line."""
+    def show_rest(self) -> None:
+        """Show a terminal the bytes that still wait for others of their character."""
         if sys.stdout.isatty():
             self._show(self._decoder.decode(b"", final=True))
-            if self._last != "\n":
-                print()
+
+    def end(self) -> None:
+        """End a terminal's line."""
+        self.show_rest()
+        if sys.stdout.isatty() and self._last != "\n":
+            print()
 
     def _show(self, text: str) -> None:
         text = self._held + text
