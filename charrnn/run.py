@@ -45,6 +45,8 @@ class Progress(Record):
     """Wall-clock time of training, validation and saving, all sittings together."""
     validation_seconds: float = 0.0
     """Of them: the time of all validations together."""
+    vain_seconds: float = 0.0
+    """Of these: the time of validations that were stopped before their end."""
     validations: int = 0
     """Made so far."""
     planned_steps: int | None = None
@@ -80,7 +82,7 @@ class Progress(Record):
             least = {"validate_every": 1, "validate_characters": 2}.get(name, 0)
             if type(value) is int and value < least:
                 raise ValueError(f"{name} is {value}, less than {least}")
-        for name in ("seconds", "validation_seconds", "planned_at_seconds"):
+        for name in ("seconds", "validation_seconds", "vain_seconds", "planned_at_seconds"):
             if not 0 <= getattr(self, name) < 1e10:
                 raise ValueError(f"{name} is {getattr(self, name)}")
 
@@ -92,7 +94,7 @@ class Progress(Record):
     @property
     def seconds_a_validation(self) -> float:
         """What one takes, by the mean of those made; 0 before the first."""
-        return self.validation_seconds / max(1, self.validations)
+        return (self.validation_seconds - self.vain_seconds) / max(1, self.validations)
 
     def is_better_than(self, other: Progress) -> bool:
         """Whether the best validation so far is better than that of another state."""

@@ -354,6 +354,7 @@ class _Loop:
         except Interrupted:
             self._tick()
             progress.validation_seconds += progress.seconds - started
+            progress.vain_seconds += progress.seconds - started
             return
         nats = scores.nats_per_char
         if not math.isfinite(nats):

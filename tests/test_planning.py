@@ -390,6 +390,9 @@ def test_a_run_that_goes_on_keeps_its_plan(simulate: Simulate) -> None:
     assert told.run.progress.step == whole.run.progress.step
     in_vain = told.run.progress.validation_seconds - whole.run.progress.validation_seconds
     assert in_vain == pytest.approx(2.25)
+    # What one takes is known by those that were made: the next are planned for by it.
+    assert told.run.progress.seconds_a_validation == pytest.approx(3.0)
+    assert whole.run.progress.seconds_a_validation == pytest.approx(3.0)
 
 
 def test_a_run_that_was_stopped_before_its_plan_is_planned_when_it_goes_on(

@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 needs_bf16 = pytest.mark.skipif(not multiplies_bf16(CPU), reason="no CPU with AVX512-BF16")
 
 #: Fields of the log and of a checkpoint's progress that tell the time of day.
-CLOCKS = {"seconds", "validation_seconds", "chars_per_second"}
+CLOCKS = {"seconds", "validation_seconds", "vain_seconds", "chars_per_second"}
 
 #: In the arithmetic of every machine, whatever this one has.
 TRAINING: dict[str, Any] = {
