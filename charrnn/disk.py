@@ -26,6 +26,7 @@ __all__ = [
     "replacing",
     "unfinished",
     "write_json",
+    "write_text",
 ]
 
 #: What a file is called until it is whole, as ``_temporary`` gives it.
@@ -116,9 +117,18 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     Raises:
         RunFolderError: disk full or the like.
     """
-    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in utf-8; the file appears, or changes, whole or not at all.
+
+    What is no character, as in a file's name that is not utf-8, is escaped as JSON escapes it.
+
+    Raises:
+        RunFolderError: disk full or the like.
+    """
     with replacing(path) as fd, os.fdopen(fd, "wb", closefd=False) as file:
-        # A file's name that is no utf-8 is escaped, as JSON escapes.
         file.write(text.encode("utf-8", "backslashreplace"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from rich.segment import Segment, Segments
@@ -16,7 +16,7 @@ from charrnn.assessment import Assessment
 from charrnn.comparison import Comparison
 from charrnn.corpus import Part
 from charrnn.decoding import BYTES
-from charrnn.errors import CharrnnError
+from charrnn.disk import refusals
 from charrnn.evaluation import Prices
 from charrnn.score_words import (
     assessment_lines,
@@ -28,7 +28,7 @@ from charrnn.score_words import (
 )
 from charrnn.surprise import PricedText, surprise, surprise_mark, surprise_ranges
 from charrnn.terminal import Output, plain_table, print_words
-from charrnn.wording import printable, reason, shown
+from charrnn.wording import printable, shown
 
 __all__ = [
     "PerCharacter",
@@ -122,7 +122,7 @@ class PerCharacter:
         path: the file to write.
 
     Raises:
-        CharrnnError: the file cannot be written; so do calls and ``close``.
+        RunFolderError: the file cannot be written; so do calls and ``close``.
     """
 
     def __init__(self, part: Part, path: Path) -> None:
@@ -149,15 +149,9 @@ class PerCharacter:
         with self._naming_the_file():
             self._stream.close()
 
-    @contextmanager
-    def _naming_the_file(self) -> Iterator[None]:
+    def _naming_the_file(self) -> AbstractContextManager[None]:
         # An error that names no file would be taken for one of stdout.
-        try:
-            yield
-        except OSError as error:
-            raise CharrnnError(
-                f"{shown(self._path)}: cannot write the prices: {reason(error)}"
-            ) from error
+        return refusals(self._path, "cannot write the prices")
 
 
 class SurpriseText:
