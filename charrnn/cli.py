@@ -7,12 +7,11 @@ answered at once.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -34,18 +33,14 @@ from charrnn.config import (
     WeightsName,
 )
 from charrnn.errors import UsageError
-from charrnn.outcome import outcome, unread_unfinished
+from charrnn.outcome import outcome
+from charrnn.reporting import check_report, origin_of_page, show_and_report
+from charrnn.stdio import print_path, read_prompt, say, spooled
 from charrnn.stopping import Stopped, StopSignals
-from charrnn.wording import command_line, counted, duration, flag, reason, shown
+from charrnn.wording import command_line, counted, duration, flag, shown
 
 if TYPE_CHECKING:
-    import torch
-
-    from charrnn.comparison import Comparison, Plan, RunResult
     from charrnn.evaluation import Prices
-    from charrnn.page import Origin
-    from charrnn.run import Run
-    from charrnn.vocabulary import Vocabulary
 
 __all__ = ["app", "main", "run_command"]
 
@@ -111,7 +106,7 @@ def main() -> None:
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         # OpenMP reads this when torch is loaded. A thread that waits for the next time step
         # spins; if it spins for long while something else wants its core, a step takes ten
-        # times as long. Spinning for less costs a quiet machine too much (docs/performance.md).
+        # times as long. Spinning for less costs a quiet machine too much (docs/diary.md).
         os.environ["GOMP_SPINCOUNT"] = "4000"
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -127,17 +122,6 @@ def main() -> None:
 def run_command(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit code."""
     return outcome(app, arguments)
-
-
-def _say(message: str) -> None:
-    """Say a line on stderr; a terminal gets it broken between words."""
-    if not sys.stderr.isatty():
-        print(message, file=sys.stderr)
-        return
-
-    from charrnn.terminal import Output, say
-
-    say(Output(stderr=True), message)
 
 
 def _show_version(wanted: bool) -> None:
@@ -354,6 +338,7 @@ def train(
         from charrnn.runfolder import RunFolder
         from charrnn.starting import resume as resume_run
         from charrnn.starting import start as start_run
+        from charrnn.watching import watch_run
 
         where = choose_device(device)
         path = run or _default_run(text, cell or _cell_of(init_from))
@@ -361,19 +346,19 @@ def train(
             refuse_run_of_comparison(path)
         take = RunFolder.open_existing if resume else RunFolder.create
         folder = stack.enter_context(take(path, 1 if keep is None else keep, command))
-        spooled = _spooled(text.texts, stack, stop)
+        typed = spooled(text.texts, stack, stop)
         if not resume:
             new = start_run(
-                choices, text, folder=folder, device=where, init_from=init_from, spooled=spooled
+                choices, text, folder=folder, device=where, init_from=init_from, spooled=typed
             )
-            return _train(new, stop, as_json=as_json, quiet=quiet)
+            return watch_run(new, stop, as_json=as_json, quiet=quiet)
         old = resume_run(
             folder,
             device=None if device == "auto" else where,
             changes={**budget, **recipe.given({"lr": lr, "patience": patience})},
             texts=text.texts,
             valid_texts=text.valid,
-            spooled=spooled,
+            spooled=typed,
             keep=keep,
         )
         if old.is_finished and not as_json:
@@ -383,13 +368,13 @@ def train(
                 larger = (
                     "--patience" if old.is_out_of_patience else "--minutes, --epochs or --steps"
                 )
-                _say(
+                say(
                     f"{shown(path)}: finished already, after {old.progress.step:,} steps: "
                     f"a larger {larger} goes on"
                 )
-            _print_path(path)
+            print_path(path)
             return 0
-        return _train(old, stop, as_json=as_json, quiet=quiet)
+        return watch_run(old, stop, as_json=as_json, quiet=quiet)
 
 
 @app.command()
@@ -453,9 +438,9 @@ def sample(
     if config.weights != "fp32" and where.type != "cpu":
         raise UsageError(f"--weights {config.weights} is for a CPU: leave it out on {where.type}")
     model, vocabulary, _ = load_model(checkpoint, where)
-    ids, note = prepare_prompt(_prompt(prompt, vocabulary), vocabulary, config.unknown)
+    ids, note = prepare_prompt(read_prompt(prompt, vocabulary), vocabulary, config.unknown)
     if note:
-        _say(note)
+        say(note)
     encode_stop(vocabulary, config.stop)
     start = ids.tolist() if config.echo else []
     pieces = draw(model, vocabulary, ids, config)
@@ -562,7 +547,7 @@ def evaluate(
     if show and as_json:
         raise UsageError("--show and --json exclude each other: both print on stdout")
     if report is not None:
-        report = _report_path(report)
+        report = check_report(report)
         if per_char is not None and per_char.resolve() == report:
             raise UsageError(
                 f"--report and --per-char both write {shown(report)}: give another file"
@@ -585,7 +570,7 @@ def evaluate(
     with contextlib.ExitStack() as stack:
         subjects = load_subjects(
             checkpoints, source, where, scan=scan_once,
-            spool=lambda: _spooled(source.texts, stack), with_training=baselines, tell=_say,
+            spool=lambda: spooled(source.texts, stack), with_training=baselines, tell=say,
         )  # fmt: skip
         for subject in subjects:
             if subject.part.characters < 2:
@@ -596,38 +581,38 @@ def evaluate(
             refuse_overwriting("--report", report, sources)
             refuse_overwriting("--per-char", per_char, sources)
         for line in remarks(subjects, of_training=part == "train"):
-            _say(line)
+            say(line)
         assessments = []
         for subject in subjects:
-            watchers: list[Callable[[Prices], None]] = []
-            if per_char is not None:
-                lines = PerCharacter(subject.part, per_char)
-                stack.callback(lines.close)
-                watchers.append(lines)
-            if show:
-                coloured = SurpriseText(subject.part)
-                stack.callback(coloured.close)
-                watchers.append(coloured)
             scored, vocabulary = subject.part, subject.vocabulary
             beside = price_once(scored, vocabulary, subject.training) if baselines else ()
-            assessments.append(
-                assess(
-                    str(subject.path), subject.model, vocabulary, scored, config,
-                    baselines=beside, watchers=watchers,
-                )
-            )  # fmt: skip
-        # Before the table: who reads that may leave, and there is a page all the same.
-        if report is not None:
+            with contextlib.ExitStack() as watched:
+                watchers: list[Callable[[Prices], None]] = []
+                if per_char is not None:
+                    watchers.append(watched.enter_context(closing(PerCharacter(scored, per_char))))
+                if show:
+                    watchers.append(watched.enter_context(closing(SurpriseText(scored))))
+                assessments.append(
+                    assess(
+                        str(subject.path), subject.model, vocabulary, scored, config,
+                        baselines=beside, watchers=watchers,
+                    )
+                )  # fmt: skip
+
+        def show_scores() -> None:
+            if as_json:
+                print(to_json([assessment.to_dict() for assessment in assessments], indent=2))
+            else:
+                print_assessments(assessments)
+
+        def page() -> str:
             from charrnn.portrait import portray_subjects
             from charrnn.report import assessment_page
 
             portraits = portray_subjects(subjects)
-            page = assessment_page(assessments, portraits, str(source), _origin(where))
-            _save_report(report, page)
-    if as_json:
-        print(to_json([assessment.to_dict() for assessment in assessments], indent=2))
-    else:
-        print_assessments(assessments)
+            return assessment_page(assessments, portraits, str(source), origin_of_page(where))
+
+        show_and_report(show_scores, report, page)
 
 
 @app.command()
@@ -764,7 +749,7 @@ def compare(
             "--seeds to add some"
         )
     if report is not None:
-        report = _report_path(report)
+        report = check_report(report)
     if not {"minutes", "epochs", "steps"} & given.keys():
         given["minutes"] = recipe.DEFAULT_MINUTES
 
@@ -774,9 +759,11 @@ def compare(
         from charrnn.comparison import PLAN, Comparison, Plan, open_plan
         from charrnn.device import choose_device
         from charrnn.disk import refuse_overwriting
+        from charrnn.files import embedded_corpus, find_files
         from charrnn.reading import absolute_names
         from charrnn.score_view import print_comparison
         from charrnn.terminal import to_json
+        from charrnn.watching import watch_comparison
 
         where = choose_device(device)
         if resume:
@@ -787,8 +774,8 @@ def compare(
             plan = Plan(texts=absolute_names(texts or ()), **given)
             folder = run or _default_run(plan.text(), "compare")
         if report is not None and report.exists():
-            sources = {file.path: "what is read" for file in plan.corpus().files}
-            refuse_overwriting("--report", report, sources)
+            read = find_files(plan.texts or embedded_corpus()).files
+            refuse_overwriting("--report", report, dict.fromkeys(read, "what is read"))
         words = ["charrnn", "compare", "--run", str(folder), "--resume"]
         words += ["--seeds", str(plan.seeds)] if resume and seeds is not None else []
         words += ["--report", str(report)] if report is not None else []
@@ -798,96 +785,47 @@ def compare(
         silent = quiet or as_json
         if plan.minutes is not None and not resume and not silent:
             runs = plan.seeds * len(plan.cells)
-            _say(
+            say(
                 f"{counted(runs, 'run')} of {counted(plan.minutes, 'minute')}: "
                 f"{duration(60 * plan.minutes * runs)}, and what scoring takes"
             )
         try:
-            results = _compare(folder, plan, where, stop, command, new=not resume, quiet=silent)
+            results = watch_comparison(
+                folder, plan, stop, new=not resume, device=where, command=command, quiet=silent
+            )
         except Stopped:
             if (folder / PLAN).exists():  # after the plan was written
                 with contextlib.suppress(OSError):
-                    _say(go_on)
+                    say(go_on)
             raise
         if results is None:
             assert stop.received
-            _say(go_on)
+            say(go_on)
             return 128 + stop.received
         comparison = Comparison.of(plan, results)
-        closed: OSError | None = None
-        try:
+
+        def show() -> None:
             if as_json:
                 print(to_json(comparison.to_list(), indent=2))
             else:
                 print_comparison(comparison)
-            sys.stdout.flush()
-        except OSError as error:
-            # Whoever read has left: there is a page all the same.
-            closed = error
-        if report is not None:
-            try:
-                stop.leave_at_once()
-                _say("looking into a run of each cell, for the report ...")
-                _report_comparison(report, comparison, where)
-            except Stopped:
-                _say(f"all runs are done, but there is no report yet; {go_on}")
-                raise
-        if closed is not None:
-            raise closed
+
+        def page() -> str:
+            from charrnn.portrait import portray_comparison
+            from charrnn.report import comparison_page
+
+            stop.leave_at_once()
+            say("looking into a run of each cell, for the report ...")
+            return comparison_page(
+                comparison, *portray_comparison(comparison), origin_of_page(where)
+            )
+
+        try:
+            show_and_report(show, report, page)
+        except Stopped:
+            say(f"all runs are done, but there is no report yet; {go_on}")
+            raise
     return 0
-
-
-def _compare(
-    folder: Path,
-    plan: Plan,
-    device: torch.device,
-    stop: StopSignals,
-    command: str,
-    *,
-    new: bool,
-    quiet: bool,
-) -> list[RunResult] | None:
-    """Do a comparison's runs, showing them; return their results, or None if it was stopped."""
-    from charrnn.comparing import Note, RunScored, RunStarted, compare
-    from charrnn.display import open_display
-
-    results = []
-    display = open_display(as_json=False, quiet=True)
-    closed: list[OSError] = []
-    try:
-        for event in compare(
-            folder,
-            plan,
-            new=new,
-            device=device,
-            command=command,
-            should_stop=lambda: "a closed output" if closed else stop.reason(),
-        ):
-            if isinstance(event, Note):
-                if not quiet:
-                    _say(f"note: {event.text}")
-            elif isinstance(event, RunStarted):
-                stop.defer()
-                display = open_display(as_json=False, quiet=quiet)
-                with unread_unfinished():
-                    if not quiet:
-                        number = f"{event.number} of {event.total}"
-                        _say(f"--- run {number}: {shown(event.run.folder.path)}")
-                    display.start(event.run)
-            elif isinstance(event, RunScored):
-                display.close()
-                results.append(event.result)
-            else:
-                try:
-                    display.show(event)
-                except OSError as error:
-                    closed.append(error)  # as in _train
-    finally:
-        display.close()
-    if closed:
-        with unread_unfinished():
-            raise closed[0]
-    return None if stop.received else results
 
 
 @app.command(name="inspect", short_help="Measure gradient flow, memory, gates and units.")
@@ -965,7 +903,7 @@ def inspect_recurrence(
         loss_last=loss_last,
     )
     if report is not None:
-        report = _report_path(report)
+        report = check_report(report)
 
     from charrnn.activity import Unit
     from charrnn.config import TrainConfig
@@ -973,6 +911,7 @@ def inspect_recurrence(
     from charrnn.device import choose_device
     from charrnn.disk import refuse_overwriting
     from charrnn.inspection import inspect
+    from charrnn.inspection_view import print_inspection
     from charrnn.portrait import read_history
     from charrnn.subject import load_subjects
     from charrnn.terminal import to_json
@@ -985,7 +924,7 @@ def inspect_recurrence(
     with contextlib.ExitStack() as stack:
         (subject,) = load_subjects(
             [checkpoint], source, where, scan=scan,
-            spool=lambda: _spooled(source.texts, stack), tell=_say,
+            spool=lambda: spooled(source.texts, stack), tell=say,
         )  # fmt: skip
         refuse_overwriting("--report", report, subject.sources())
         model, vocabulary, shape = subject.model, subject.vocabulary, subject.model.config
@@ -994,7 +933,7 @@ def inspect_recurrence(
         if "clipping" in config.measured:
             history = read_history(checkpoint, training)
             if history is None:
-                _say(
+                say(
                     f"{shown(checkpoint)}: no log of updates (metrics.jsonl) beside it, so nothing "
                     "is said on the norms of its training"
                 )
@@ -1002,171 +941,32 @@ def inspect_recurrence(
         seen = whole.corpus.part(max(whole.start, whole.stop - config.characters), whole.stop)
         stretch = read_stretch(seen, vocabulary)
         if part is None and (learnt := subject.learnt(seen)):
-            _say(f"{shown(checkpoint)}: the model {learnt}")
+            say(f"{shown(checkpoint)}: the model {learnt}")
         if (unknown := subject.unknown(seen)) is not None:
-            _say(f"{shown(checkpoint)}: the model {unknown}")
+            say(f"{shown(checkpoint)}: the model {unknown}")
         if "gates" in config.only and shape.cell == "rnn":
-            _say(f"{shown(checkpoint)}: a plain RNN has no gates, so nothing is said on them")
+            say(f"{shown(checkpoint)}: a plain RNN has no gates, so nothing is said on them")
         if not as_json:
-            _say(f"looking at {len(stretch):,} characters ...")
+            say(f"looking at {len(stretch):,} characters ...")
         inspection = inspect(
             model, stretch, vocabulary, config, unit=watched, seed=training.seed,
             bptt=training.bptt, history=history,
         )  # fmt: skip
-        # Before the tables: who reads those may leave, and there is a page all the same.
-        if report is not None:
+
+        def show() -> None:
+            if as_json:
+                print(to_json(inspection.to_dict(str(checkpoint), model)))
+            else:
+                print_inspection(inspection)
+
+        def page() -> str:
             from charrnn.portrait import portray_inspected
             from charrnn.report import inspection_page
 
-            drawn, portrait = portray_inspected(subject, seen, stretch, inspection)
-            page = inspection_page(drawn, portrait, str(source), _origin(where))
-            _save_report(report, page)
-    if as_json:
-        head = {
-            "checkpoint": str(checkpoint),
-            "cell": shape.cell,
-            "layers": shape.layers,
-            "hidden": shape.hidden,
-            "parameters": model.parameter_count(),
-        }
-        print(to_json({**head, **asdict(inspection)}))
-    else:
-        from charrnn.inspection_view import print_inspection
+            portrait = portray_inspected(subject, seen, stretch, inspection)
+            return inspection_page(portrait, str(source), origin_of_page(where))
 
-        print_inspection(inspection)
-
-
-def _report_path(path: Path) -> Path:
-    """Return where a report goes, once it is sure that one can be made and written there."""
-    from importlib.util import find_spec
-
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"--report writes a page: give FILE.html, not {str(path)!r}")
-    if find_spec("matplotlib") is None:
-        raise UsageError(
-            "--report draws with matplotlib, which is not installed: pip install '.[report]' in "
-            "charrnn's folder, or pip install matplotlib"
-        )
-
-    # Where it keeps its caches is none of the user's concern.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-
-    from charrnn.disk import check_replaceable
-
-    path = path.resolve()  # what a link leads to is replaced, not the link
-    check_replaceable(path)
-    return path
-
-
-def _report_comparison(path: Path, comparison: Comparison, device: torch.device) -> None:
-    from charrnn.portrait import portray_comparison
-    from charrnn.report import comparison_page
-
-    portraits, logs = portray_comparison(comparison)
-    _save_report(path, comparison_page(comparison, portraits, logs, _origin(device)))
-
-
-def _origin(device: torch.device) -> Origin:
-    from charrnn.page import origin
-
-    return origin(["charrnn", *sys.argv[1:]], device)
-
-
-def _save_report(path: Path, page: str) -> None:
-    from charrnn.page import save_page
-
-    save_page(path, page)
-    _say(f"report: {shown(path)}")
-
-
-def _spooled(
-    texts: Iterable[str], stack: contextlib.ExitStack, stop: StopSignals | None = None
-) -> Path | None:
-    """Put standard input into a file for as long as the stack stands, if the texts name it."""
-    if "-" not in texts:
-        return None
-    return stack.enter_context(_standard_input(stop or stack.enter_context(StopSignals())))
-
-
-@contextlib.contextmanager
-def _standard_input(stop: StopSignals) -> Iterator[Path]:
-    """Put standard input into a temporary file; a message does not name that."""
-    from charrnn.errors import CorpusError
-    from charrnn.files import spool
-
-    _say_how_to_end()
-    path = spool(sys.stdin.buffer, stop.removed.append)
-    try:
-        yield path
-    except CorpusError as error:
-        raise CorpusError(str(error).replace(str(path), "standard input")) from None
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _say_how_to_end() -> None:
-    """Tell who types a text how it ends."""
-    if sys.stdin.isatty():
-        _say("reading from the terminal: Ctrl-D at the beginning of a line ends it")
-
-
-def _prompt(prompt: str, vocabulary: Vocabulary) -> str | bytes:
-    """Return the text that --prompt stands for; "-" is standard input, read as utf-8."""
-    if prompt != "-":
-        return prompt
-    _say_how_to_end()
-    try:
-        data = sys.stdin.buffer.read()
-    except OSError as error:
-        raise UsageError(f"--prompt -: cannot read standard input: {reason(error)}") from error
-    if vocabulary.is_bytes:
-        return data
-    try:
-        return data.decode().removeprefix("\ufeff")  # a byte order mark is no text
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--prompt -: standard input is no utf-8 at byte {error.start}") from None
-
-
-def _train(run: Run, stop: StopSignals, *, as_json: bool, quiet: bool) -> int:
-    """Drive a run to its end, showing it; return the exit code."""
-    from charrnn.display import open_display
-    from charrnn.training import Finished
-    from charrnn.training import train as events
-
-    display = open_display(as_json=as_json, quiet=quiet)
-    closed: list[OSError] = []
-    try:
-        with unread_unfinished():
-            display.start(run)
-        stop.defer()
-        for event in events(run, lambda: "a closed output" if closed else stop.reason()):
-            try:
-                display.show(event)
-            except OSError as error:
-                # Whoever read has left, or the terminal is gone: stop as for a signal.
-                closed.append(error)
-            if isinstance(event, Finished) and not event.complete:
-                if stop.received:
-                    return 128 + stop.received
-                if isinstance(closed[0], BrokenPipeError):
-                    with contextlib.suppress(OSError):
-                        _say(f"nobody reads the output any more; go on with: {run.command()}")
-                with unread_unfinished():
-                    raise closed[0]
-    finally:
-        display.close()
-    if closed:
-        raise closed[0]
-    if not as_json:
-        _print_path(run.folder.path)
-    return 0
-
-
-def _print_path(path: Path) -> None:
-    """Print a path on stdout byte for byte, for a shell to use, whatever its characters."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write(os.fsencode(path) + b"\n")
-    sys.stdout.buffer.flush()
+        show_and_report(show, report, page)
 
 
 def _cell_of(init_from: Path | None) -> CellName:

@@ -22,10 +22,11 @@ import torch
 from charrnn import recipe
 from charrnn.comparison import PLAN, TOLERANCE, Plan, RunResult, open_plan, read_result
 from charrnn.config import CellName, ModelConfig
-from charrnn.corpus import Corpus, Part, split
+from charrnn.corpus import Corpus, Part, scan, split
 from charrnn.disk import write_json
 from charrnn.errors import CorpusError, RunFolderError, UsageError
 from charrnn.evaluation import Interrupted, Scores, run_once, score
+from charrnn.files import embedded_corpus
 from charrnn.kernels import multiplies_bf16
 from charrnn.metrics import LOG, read_metrics
 from charrnn.model import outline
@@ -235,7 +236,8 @@ def compare(
 
 def _part_to_train_on(plan: Plan) -> Part:
     """Read a comparison's text, and see that it is the one and leaves something for all parts."""
-    corpus = plan.corpus()
+    encoding = "utf-8" if plan.encoding is None else plan.encoding
+    corpus = scan(plan.texts or embedded_corpus(), encoding)
     if plan.fingerprint is not None:
         _refuse_another_text(plan, corpus)
     train, valid, test = split(corpus, plan.valid_share, plan.test_share)

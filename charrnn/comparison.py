@@ -26,10 +26,8 @@ from charrnn.config import (
     Record,
     TextChoices,
 )
-from charrnn.corpus import Corpus, scan
 from charrnn.errors import RunFolderError, UsageError
 from charrnn.evaluation import perplexity
-from charrnn.files import embedded_corpus
 from charrnn.runfolder import RESULT
 from charrnn.wording import command_line, shown
 
@@ -133,15 +131,6 @@ class Plan(Record):
     def compared_on(self) -> PartName:
         """The part of the text that the cells are compared on."""
         return "test" if self.test_share else "valid"
-
-    def corpus(self) -> Corpus:
-        """Read the text once, from end to end.
-
-        Raises:
-            CorpusError: it is not usable.
-        """
-        encoding = "utf-8" if self.encoding is None else self.encoding
-        return scan(self.texts or embedded_corpus(), encoding)
 
     def text(self) -> TextChoices:
         """Return what every run reads."""

@@ -54,7 +54,7 @@ def keep_freed_memory() -> bool:
     An update frees all that it allocated, and the next one wants the same again. Memory that
     went back to the kernel meanwhile is cleared page by page when it is touched: with a large
     vocabulary, or a cell that keeps its gates, that is a quarter of an update's time
-    (docs/performance.md). The most that the process takes is the same.
+    (docs/diary.md). The most that the process takes is the same.
 
     Returns:
         Whether it was done; only glibc, on Linux, can.

@@ -13,7 +13,8 @@ The measurements of a model on a stretch of text, and that of its training's log
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from charrnn.activity import (
     Activation,
@@ -64,6 +65,22 @@ class Inspection:
     """Trained and initial weights."""
     truncation: tuple[Truncation, ...]
     """Trained and initial weights."""
+
+    def to_dict(self, checkpoint: str, model: CharModel) -> dict[str, Any]:
+        """Return a JSON object; what was not measured is null or empty.
+
+        Args:
+            checkpoint: the model's name.
+            model: that was looked into.
+        """
+        return {
+            "checkpoint": checkpoint,
+            "cell": model.config.cell,
+            "layers": model.config.layers,
+            "hidden": model.config.hidden,
+            "parameters": model.parameter_count(),
+            **asdict(self),
+        }
 
 
 def inspect(

@@ -96,7 +96,7 @@ def weight_gradient(d_TBN: Tensor, x_TBK: Tensor) -> Tensor:
     In float32 as the weight gradient of a 1 x 1 convolution over the T x B "pixels", which
     is how oneDNN can be had without copying or transposing anything. In bf16 torch's own
     product is oneDNN's, and the convolution's threads wait for each other without end where
-    something else wants a core (docs/performance.md).
+    something else wants a core (docs/diary.md).
     """
     if x_TBK.dtype != torch.float32 or not _uses_onednn(x_TBK):
         return d_TBN.flatten(0, 1).t() @ x_TBK.flatten(0, 1)

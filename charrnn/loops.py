@@ -68,7 +68,7 @@ def suits_lstm(dtype: torch.dtype, lanes: int, shared: bool) -> bool:
     It is in bf16, because oneDNN's LSTM leaves AMX out in training; where time steps share
     their inputs, whose products it makes for each; and without AVX-512. Else oneDNN's is faster
     by a few hundredths where nothing else runs. Where much does, its threads lose half of its
-    speed by waiting for each other at every time step (docs/performance.md).
+    speed by waiting for each other at every time step (docs/diary.md).
 
     Args:
         dtype: of the inputs.

@@ -8,7 +8,7 @@ of the gradient moves the weights by the same amount. What is one matrix here is
 gate's [W U], which reads [x; h] at once: gates have nothing in common, but what
 a gate takes from the input and from the state adds up. Within it, bands of some
 rows are orthogonalised by themselves: the loss is the same and the time a half or
-less (all measured in docs/performance.md). The rows, of norm 1, are scaled so that
+less (all measured in docs/diary.md). The rows, of norm 1, are scaled so that
 their parts in U have that norm in the mean, however wide the input.
 """
 
@@ -32,7 +32,7 @@ __all__ = ["OPTIMISERS", "SGD", "AdamW", "MuonAdamW", "Optimiser", "orthogonalis
 #: Express", algorithm 1): each is the best next step for what the ones before it leave of
 #: singular values from 0.001 to 1. Three bring them to [0.13, 1.87], 1 in the mean; five to
 #: [0.88, 1.12]. Three are enough here, and better than three times the quintic of the Muon
-#: post (docs/performance.md).
+#: post (docs/diary.md).
 POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -288,7 +288,7 @@ def _product_dtype(weight: Tensor) -> torch.dtype:
     """Return what the orthogonalisation computes in: bf16 where the hardware multiplies it.
 
     The iteration mends its own rounding errors, so bf16 is enough (Jordan et al. 2024); it
-    took a quarter off the update of an LSTM of 256 units (docs/performance.md).
+    took a quarter off the update of an LSTM of 256 units (docs/diary.md).
     """
     if weight.dtype != torch.float32:
         return weight.dtype

@@ -7,23 +7,19 @@ text, a model or a path passes through ``safe`` here: who calls gives it as it i
 from __future__ import annotations
 
 import itertools
-import os
 import re
-import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
 from charrnn import __version__
-from charrnn.disk import replacing
 from charrnn.figures import DARK, LIGHT, SANS
 from charrnn.machine import machine
-from charrnn.wording import printable
+from charrnn.wording import command_line, printable
 
 __all__ = [
     "Origin",
@@ -38,7 +34,6 @@ __all__ = [
     "note",
     "origin",
     "plain",
-    "save_page",
     "section",
     "table",
     "tables",
@@ -65,20 +60,10 @@ def origin(command: Sequence[str], device: torch.device) -> Origin:
         device: where the models computed.
     """
     return Origin(
-        command=shlex.join(command),
+        command=command_line(command),
         machine=f"{device.type}: {machine()}, matplotlib {version('matplotlib')}",
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-
-
-def save_page(path: Path, page: str) -> None:
-    """Write a page; the file appears, or changes, whole or not at all.
-
-    Raises:
-        RunFolderError: the operating system refused it.
-    """
-    with replacing(path) as fd, os.fdopen(fd, "w", encoding="utf-8", closefd=False) as file:
-        file.write(page)
 
 
 def document(

@@ -152,24 +152,20 @@ def portray_subjects(subjects: Sequence[Subject]) -> list[Portrait]:
 
 def portray_inspected(
     subject: Subject, part: Part, stretch: Stretch, inspection: Inspection
-) -> tuple[Inspection, Portrait]:
+) -> Portrait:
     """Make the portrait of a model that was looked into.
 
     Args:
         subject: the model.
         part: of its text that was read.
         stretch: the same, as the model has read it.
-        inspection: what was seen; where no unit was named, its page shows the first one.
-
-    Returns:
-        The inspection with a unit to show, and the portrait.
+        inspection: what was seen; where no unit was named, the portrait shows the first one.
     """
     if inspection.activation is None and inspection.units:
         shown = activation(subject.model, stretch, inspection.units[0].unit)
         inspection = replace(inspection, activation=shown)
     (label,) = labels([subject.path])
-    portrait = portray(label, subject.path, subject.model, subject.vocabulary, part, inspection)
-    return inspection, portrait
+    return portray(label, subject.path, subject.model, subject.vocabulary, part, inspection)
 
 
 def portray_comparison(

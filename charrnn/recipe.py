@@ -1,7 +1,7 @@
 """The defaults: chosen by rule from the text's size, its symbols, the device and the budget.
 
 No rule looks at what the text says. The figures behind each number, and what
-was tried and lost, are in docs/performance.md.
+was tried and lost, are in docs/diary.md.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def regularisation(cell: CellName, pressure: float) -> tuple[float, float]:
     Where a text is not learned by heart, dropout only slows it down. Where it is read some
     ten times, hiding units is better than dropping weights, which comes in later. A plain RNN
     is slower to learn by heart, and hiding units from it costs more than it gains: its weights
-    are dropped alone (docs/performance.md).
+    are dropped alone (docs/diary.md).
 
     Args:
         cell: of the model.
@@ -220,7 +220,7 @@ def weight_decay(cell: CellName, pressure: float) -> float:
     """Return Muon's weight decay in a run.
 
     Twice as much where a text is read some ten times, and with a plain RNN, of which no unit
-    is hidden then, in time four times (docs/performance.md).
+    is hidden then, in time four times (docs/diary.md).
 
     Args:
         cell: of the model.

@@ -28,7 +28,6 @@ from charrnn.figures import (
     spaced,
 )
 from charrnn.inside import inside_sections
-from charrnn.inspection import Inspection
 from charrnn.inspection_words import enough_says
 from charrnn.page import Origin
 from charrnn.portrait import SAMPLE, Portrait, Row
@@ -177,12 +176,11 @@ def _assessment_lead(assessments: Sequence[Assessment], labels: Sequence[str]) -
     )
 
 
-def inspection_page(inspection: Inspection, portrait: Portrait, text: str, origin: Origin) -> str:
+def inspection_page(portrait: Portrait, text: str, origin: Origin) -> str:
     """Return the page of an inspection.
 
     Args:
-        inspection: what was measured.
-        portrait: of the model.
+        portrait: of the model that was looked into.
         text: what was looked at, in words.
         origin: how the page comes about.
     """
@@ -192,12 +190,13 @@ def inspection_page(inspection: Inspection, portrait: Portrait, text: str, origi
         _samples([portrait]),
         _excerpts([portrait], "The beginning of what was looked at"),
     ]
-    title, lead = f"Inside {portrait.label}", _inspection_lead(inspection, portrait)
+    title, lead = f"Inside {portrait.label}", _inspection_lead(portrait)
     return page.document("inspect", title, lead, text, sections, origin)
 
 
-def _inspection_lead(inspection: Inspection, portrait: Portrait) -> str:
-    shape = portrait.shape
+def _inspection_lead(portrait: Portrait) -> str:
+    shape, inspection = portrait.shape, portrait.inspection
+    assert inspection is not None
     lead = (
         f"{shape.cell.upper()} {shape.layers} x {shape.hidden}, looked into on "
         f"{inspection.characters:,} characters."

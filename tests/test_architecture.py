@@ -29,7 +29,7 @@ ROOMS = re.findall(
 SHOWING = set(ROOMS[ROOMS.index("training") + 1 :])
 
 #: Who knows of a command line and its process.
-EDGE = {"cli", "outcome"}
+EDGE = {"cli", "outcome", "reporting", "stdio", "watching"}
 
 #: Who may write to a terminal; ``stopping`` gives it its cursor back.
 PRINTING = EDGE | {

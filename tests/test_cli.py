@@ -24,14 +24,15 @@ import typer
 
 from charrnn import __version__, recipe
 from charrnn.checkpoint import read_description
-from charrnn.cli import _prompt, app
+from charrnn.cli import app
 from charrnn.config import TextChoices, TrainConfig
 from charrnn.corpus import _scan_file
 from charrnn.errors import UsageError
 from charrnn.runfolder import RunFolder
-from charrnn.sample_view import print_as_made
+from charrnn.sample_view import print_as_made, print_samples
 from charrnn.sampling import Piece
 from charrnn.starting import start
+from charrnn.stdio import read_prompt
 from charrnn.stepper import Stepper
 from charrnn.trained import load_model
 from charrnn.vocabulary import Vocabulary
@@ -747,7 +748,7 @@ class TestSample:
         piped = cli("sample", trained, "--prompt", "-", "--length", 30, stdin=b"The bird")
         assert piped == cli("sample", trained, "--prompt", "The bird", "--length", 30)
         broken = cli("sample", trained, "--prompt", "-", stdin=b"The \xff")
-        assert "no utf-8 at byte 4" in one_line(broken)
+        assert "is not valid utf-8 at byte 4" in one_line(broken)
         marked = cli(
             "sample", trained, "--prompt", "-", "--length", 30, stdin=b"\xef\xbb\xbfThe bird"
         )
@@ -760,7 +761,7 @@ class TestSample:
         with os.fdopen(only_written) as stream:
             monkeypatch.setattr(sys, "stdin", stream)
             with pytest.raises(UsageError, match="cannot read standard input: Bad file"):
-                _prompt("-", Vocabulary.from_counts({97: 5}, "utf-8"))
+                read_prompt("-", Vocabulary.from_counts({97: 5}, "utf-8"))
 
     def test_unknown_characters_go_by_the_policy(self, cli: Cli, trained: Path) -> None:
         skipped = cli("sample", trained, "--prompt", "a☃b", "--unknown", "skip", "--length", 20)
@@ -833,6 +834,19 @@ class TestSample:
         pieces = [Piece(0, symbol) for symbol in vocabulary.encode(drawn).tolist()]
         print_as_made(vocabulary, [], pieces)
         assert screen.getvalue() == seen
+
+    def test_a_character_that_a_sample_ends_within_is_shown(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On a terminal, where bytes are shown as the characters they make up."""
+        vocabulary = Vocabulary.from_counts(Counter(b"a\xc3"), "bytes", 1)
+        screen = io.StringIO()
+        monkeypatch.setattr(screen, "isatty", lambda: True)
+        monkeypatch.setattr(sys, "stdout", screen)
+        cut = vocabulary.encode(b"a\xc3").tolist()
+        print_samples(vocabulary, [], [cut, cut])
+        shown = screen.getvalue().splitlines()
+        assert shown == ["--- sample 1 of 2 ---", "a\ufffd", "--- sample 2 of 2 ---", "a\ufffd"]
 
     def test_ctrl_c_leaves_the_prompt_a_line_of_its_own(self, trained: Path) -> None:
         terminal, end = pty.openpty()

@@ -1,0 +1,84 @@
+"""``--report``: the page that a command writes besides what it prints.
+
+That it can be written is made sure of before anything is measured. torch, and what draws,
+are imported when the page is made.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from charrnn.errors import UsageError
+from charrnn.stdio import say
+from charrnn.wording import shown
+
+if TYPE_CHECKING:
+    import torch
+
+    from charrnn.page import Origin
+
+__all__ = ["check_report", "origin_of_page", "show_and_report"]
+
+
+def check_report(path: Path) -> Path:
+    """Return where a page goes, once it is sure that one can be made and written there.
+
+    Raises:
+        UsageError: it is not named .html, or matplotlib is missing.
+        RunFolderError: no file can be written there.
+    """
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--report writes a page: give FILE.html, not {str(path)!r}")
+    if find_spec("matplotlib") is None:
+        raise UsageError(
+            "--report draws with matplotlib, which is not installed: pip install '.[report]' in "
+            "charrnn's folder, or pip install matplotlib"
+        )
+
+    # Where it keeps its caches is none of the user's concern.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+
+    from charrnn.disk import check_replaceable
+
+    path = path.resolve()  # what a link leads to is replaced, not the link
+    check_replaceable(path)
+    return path
+
+
+def origin_of_page(device: torch.device) -> Origin:
+    """Return how the page of this command comes about."""
+    from charrnn.page import origin
+
+    return origin(["charrnn", *sys.argv[1:]], device)
+
+
+def show_and_report(show: Callable[[], None], report: Path | None, make: Callable[[], str]) -> None:
+    """Print results and write a page of them; none of the two is lost with the other.
+
+    Args:
+        show: prints the results.
+        report: where the page goes; None: there is none.
+        make: makes the page.
+
+    Raises:
+        OSError: the results cannot be printed; the page is written.
+        RunFolderError: the page cannot be written; the results are printed.
+    """
+    unread: OSError | None = None
+    try:
+        show()
+        sys.stdout.flush()
+    except OSError as error:
+        unread = error
+    if report is not None:
+        from charrnn.disk import write_text
+
+        write_text(report, make())
+        say(f"report: {shown(report)}")
+    if unread is not None:
+        raise unread

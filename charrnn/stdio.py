@@ -1,0 +1,103 @@
+"""What a command takes from standard input, and what it says on standard error.
+
+Rich, which breaks lines for a terminal, is imported where there is one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from charrnn.errors import CorpusError, UsageError
+from charrnn.stopping import StopSignals
+from charrnn.wording import reason
+
+if TYPE_CHECKING:
+    from charrnn.vocabulary import Vocabulary
+
+__all__ = ["print_path", "read_prompt", "say", "spooled"]
+
+
+def say(message: str) -> None:
+    """Say a line on stderr; a terminal gets it broken between words."""
+    if not sys.stderr.isatty():
+        print(message, file=sys.stderr)
+        return
+
+    from charrnn.terminal import Output
+    from charrnn.terminal import say as say_on
+
+    say_on(Output(stderr=True), message)
+
+
+def print_path(path: Path) -> None:
+    """Print a path on stdout byte for byte, for a shell to use, whatever its characters."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def spooled(texts: Iterable[str], stack: ExitStack, stop: StopSignals | None = None) -> Path | None:
+    """Put standard input into a file for as long as the stack stands, if the texts name it.
+
+    Args:
+        texts: as the user named them.
+        stack: removes the file.
+        stop: removes it, too, where a second signal ends the command; None: no signals are
+            handled yet.
+    """
+    if "-" not in texts:
+        return None
+    return stack.enter_context(_standard_input(stop or stack.enter_context(StopSignals())))
+
+
+@contextmanager
+def _standard_input(stop: StopSignals) -> Iterator[Path]:
+    """Put standard input into a temporary file; a message does not name that."""
+    from charrnn.files import spool
+
+    _say_how_to_end()
+    path = spool(sys.stdin.buffer, stop.removed.append)
+    try:
+        yield path
+    except CorpusError as error:
+        raise CorpusError(str(error).replace(str(path), "standard input")) from None
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def read_prompt(prompt: str, vocabulary: Vocabulary) -> str | bytes:
+    """Return the text that --prompt stands for; "-" is standard input.
+
+    Args:
+        prompt: as the user gave it.
+        vocabulary: the model's; one of bytes takes any, one of characters utf-8.
+
+    Raises:
+        UsageError: standard input cannot be read, or is not valid utf-8.
+    """
+    if prompt != "-":
+        return prompt
+    _say_how_to_end()
+    try:
+        data = sys.stdin.buffer.read()
+    except OSError as error:
+        raise UsageError(f"--prompt -: cannot read standard input: {reason(error)}") from error
+    if vocabulary.is_bytes:
+        return data
+    try:
+        return data.decode().removeprefix("\ufeff")  # a byte order mark is no text
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"--prompt -: standard input is not valid utf-8 at byte {error.start}"
+        ) from None
+
+
+def _say_how_to_end() -> None:
+    """Tell who types a text how it ends."""
+    if sys.stdin.isatty():
+        say("reading from the terminal: Ctrl-D at the beginning of a line ends it")

@@ -1,0 +1,146 @@
+"""A training or a comparison driven to its end, and shown, unless something stops it.
+
+That is a signal, or a reader of the output who leaves: both end it at a step's edge, saved.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing, suppress
+from pathlib import Path
+
+import torch
+
+from charrnn.comparing import Note, RunScored, RunStarted, compare
+from charrnn.comparison import Plan, RunResult
+from charrnn.display import Display, open_display
+from charrnn.outcome import unread_unfinished
+from charrnn.run import Run
+from charrnn.stdio import print_path, say
+from charrnn.stopping import StopSignals
+from charrnn.training import Event, Finished, train
+from charrnn.wording import shown
+
+__all__ = ["watch_comparison", "watch_run"]
+
+
+class _Reader:
+    """Whoever reads what displays show: once one has left, there is a reason to stop."""
+
+    def __init__(self, stop: StopSignals) -> None:
+        self._stop = stop
+        self.left: OSError | None = None
+        """What the first line that nobody read, or no terminal took, was refused with."""
+
+    def show(self, display: Display, event: Event) -> None:
+        try:
+            display.show(event)
+        except OSError as error:
+            self.left = self.left or error
+
+    def reason_to_stop(self) -> str | None:
+        return "a closed output" if self.left else self._stop.reason()
+
+
+def watch_run(run: Run, stop: StopSignals, *, as_json: bool, quiet: bool) -> int:
+    """Train a run to its end, showing it.
+
+    Args:
+        run: new or resumed.
+        stop: signals, which are only noted once the training has begun.
+        as_json: show it as JSON lines; else its folder is printed at the end.
+        quiet: show nothing else.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        Stopped: the run was stopped, and saved, because nobody reads the output any more.
+        OSError: its output cannot be written; what was trained is saved.
+        CharrnnError: as ``charrnn.training.train``.
+    """
+    reader = _Reader(stop)
+    with closing(open_display(as_json=as_json, quiet=quiet)) as display:
+        with unread_unfinished():
+            display.start(run)
+        stop.defer()
+        for event in train(run, reader.reason_to_stop):
+            reader.show(display, event)
+            if isinstance(event, Finished) and not event.complete:
+                if stop.received:
+                    return 128 + stop.received
+                assert reader.left is not None
+                if isinstance(reader.left, BrokenPipeError):
+                    with suppress(OSError):
+                        say(f"nobody reads the output any more; go on with: {run.command()}")
+                with unread_unfinished():
+                    raise reader.left
+    if reader.left:
+        raise reader.left
+    if not as_json:
+        print_path(run.folder.path)
+    return 0
+
+
+def watch_comparison(
+    folder: Path,
+    plan: Plan,
+    stop: StopSignals,
+    *,
+    new: bool,
+    device: torch.device,
+    command: str,
+    quiet: bool,
+) -> list[RunResult] | None:
+    """Do a comparison's runs, showing them.
+
+    Args:
+        folder: the comparison's.
+        plan: what is compared.
+        stop: signals, which are only noted once a run has begun.
+        new: whether the folder must be a new one.
+        device: where to compute.
+        command: what goes on with it, for the locks and messages of its runs.
+        quiet: show nothing.
+
+    Returns:
+        The results of all runs; None if a signal stopped it.
+
+    Raises:
+        Stopped: it was stopped, and saved, because nobody reads the output any more.
+        OSError: its output cannot be written; what was trained is saved.
+        CharrnnError: as ``charrnn.comparing.compare``.
+    """
+    results = []
+    reader = _Reader(stop)
+    display = open_display(as_json=False, quiet=True)
+    try:
+        for event in compare(
+            folder,
+            plan,
+            new=new,
+            device=device,
+            command=command,
+            should_stop=reader.reason_to_stop,
+        ):
+            if isinstance(event, Note):
+                if not quiet:
+                    say(f"note: {event.text}")
+            elif isinstance(event, RunStarted):
+                stop.defer()
+                display = open_display(as_json=False, quiet=quiet)
+                with unread_unfinished():
+                    if not quiet:
+                        number = f"{event.number} of {event.total}"
+                        say(f"--- run {number}: {shown(event.run.folder.path)}")
+                    display.start(event.run)
+            elif isinstance(event, RunScored):
+                display.close()
+                results.append(event.result)
+            else:
+                reader.show(display, event)
+    finally:
+        display.close()
+    if reader.left:
+        with unread_unfinished():
+            raise reader.left
+    return None if stop.received else results

@@ -1,0 +1,49 @@
+"""A page asked for beside what is printed: none of the two is lost with the other."""
+
+from pathlib import Path
+
+import pytest
+
+from charrnn.errors import RunFolderError
+from charrnn.reporting import show_and_report
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    path = tmp_path / "page.html"
+    path.write_text("old", encoding="utf-8")
+    return path
+
+
+def test_results_are_printed_and_then_the_page_is_written(
+    page: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_and_report(lambda: print("results"), page, lambda: "new \u00e9")
+    assert page.read_text(encoding="utf-8") == "new \u00e9"
+    assert capsys.readouterr() == ("results\n", f"report: {page}\n")
+
+
+def test_no_page_is_made_where_none_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    show_and_report(lambda: print("results"), None, lambda: pytest.fail("made a page"))
+    assert capsys.readouterr() == ("results\n", "")
+
+
+def test_a_page_that_cannot_be_made_costs_no_results(
+    page: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def make() -> str:
+        raise RunFolderError("no log")
+
+    with pytest.raises(RunFolderError, match="no log"):
+        show_and_report(lambda: print("results"), page, make)
+    assert capsys.readouterr().out == "results\n"
+    assert page.read_text(encoding="utf-8") == "old"
+
+
+def test_results_that_nobody_reads_cost_no_page(page: Path) -> None:
+    def show() -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        show_and_report(show, page, lambda: "new")
+    assert page.read_text(encoding="utf-8") == "new"
