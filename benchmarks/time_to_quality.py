@@ -32,8 +32,7 @@ from torch.nn import functional as F
 
 from benchmarks.common import Reference, ReferenceTraining, in_turns, write_json
 from charrnn.config import CELL_NAMES, CellName
-from charrnn.device import choose_device, synchronise
-from charrnn.kernels import multiplies_bf16
+from charrnn.device import choose_device, multiplies_bf16, synchronise
 from charrnn.machine import machine
 
 #: The reference's, of AdamW, before its decay; the updates over which it warms up to that, and

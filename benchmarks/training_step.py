@@ -35,9 +35,8 @@ from benchmarks.common import (
 from charrnn.cells import CELLS
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, TrainConfig
 from charrnn.corpus import scan
-from charrnn.device import choose_device
+from charrnn.device import choose_device, multiplies_bf16
 from charrnn.evaluation import score
-from charrnn.kernels import multiplies_bf16
 from charrnn.machine import machine
 from charrnn.model import CharModel
 from charrnn.optimiser import MuonAdamW

@@ -24,7 +24,8 @@ from charrnn.config import ModelConfig
 from charrnn.errors import UsageError
 from charrnn.model import CharModel
 from charrnn.properties import PROPERTIES
-from charrnn.unrolled import KEEPERS, WARM_UP, Stretch, observe, unroll_model, warmed, windows_at
+from charrnn.stretch import WARM_UP, Stretch, warmed, windows_at
+from charrnn.unrolled import KEEPERS, observe, unroll_model
 
 __all__ = [
     "KEPT_OVER",
@@ -191,7 +192,7 @@ class Unit:
         """Return the unit that a name like 1.17 or 1.17c means; 17 is 1.17.
 
         Raises:
-            UsageError: it is no such name, or a model of this shape has no such unit.
+            UsageError: it is not such a name, or a model of this shape has no such unit.
         """
         match = re.fullmatch(r"(?:([0-9]{1,9})\.)?([0-9]{1,9})([hc]?)", name)
         if not match:

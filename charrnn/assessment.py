@@ -170,7 +170,7 @@ class _Following:
     """Adds up the prices of the characters that follow a text."""
 
     def __init__(self, text: str, part: Part) -> None:
-        # Bytes that are no utf-8 come from a command line as lone surrogates.
+        # Bytes that are not utf-8 come from a command line as lone surrogates.
         encoded = text.encode("utf-8", "surrogateescape")
         symbols = encoded if part.corpus.encoding == BYTES else map(ord, text)
         self._text, self._wanted = text, list(symbols)

@@ -300,8 +300,7 @@ def baselines(scored: Part, vocabulary: Vocabulary, train: Part | None) -> Itera
     Raises:
         CorpusError: a text changed since it was scanned.
     """
-    predicted = scored.corpus.part(scored.start + 1, scored.stop)
-    counts = predicted.counts()
+    counts = scored.predicted.counts()
     nats = uniform_nats(counts, vocabulary)
     spelled = ", and unknown characters spelled out" if vocabulary.unknown_among(counts) else ""
     yield Baseline("uniform", nats, f"{vocabulary.size:,} symbols{spelled}")
@@ -310,7 +309,7 @@ def baselines(scored: Part, vocabulary: Vocabulary, train: Part | None) -> Itera
         yield Baseline("unigram", nats, "counts of the training part")
         yield ngram(scored, vocabulary, train)
     for name in COMPRESSORS:
-        yield Baseline(name, compressed_nats(predicted, name), "the scored text alone", True)
+        yield Baseline(name, compressed_nats(scored.predicted, name), "the scored text alone", True)
 
 
 def ngram(scored: Part, vocabulary: Vocabulary, train: Part) -> Baseline:

@@ -120,10 +120,6 @@ class Cell(nn.Module, ABC):
     ) -> tuple[Tensor, State]:
         """Do what ``forward`` promises, with these weights; ``state`` has the inputs' type."""
 
-    def extra_repr(self) -> str:
-        """Return the sizes for ``repr``."""
-        return f"{self.inputs}, {self.hidden}, weight_drop={self.weight_drop}"
-
 
 #: The arithmetic of the loops in ``charrnn.loops``, by the type of their inputs.
 _LOOP_DTYPES = {

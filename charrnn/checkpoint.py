@@ -135,7 +135,7 @@ class Checkpoint:
     def require(self, name: str, kind: type[T]) -> T:
         """Return ``meta[name]``, which has to be of type ``kind``.
 
-        A bool stands for no number.
+        A bool does not stand for a number.
 
         Raises:
             CheckpointError: the field is missing or of another type.

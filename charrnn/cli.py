@@ -277,7 +277,6 @@ def train(
     """
     budget = recipe.given({"minutes": minutes, "epochs": epochs, "steps": steps})
     model = {
-        "cell": cell,
         "layers": layers,
         "hidden": hidden,
         "embedding": embedding,
@@ -312,7 +311,7 @@ def train(
     if keep is not None and keep < 0:
         raise UsageError(f"--keep must be 0 or above, not {keep}")
     if resume:
-        fixed = {**model, **training, **reading, "init_from": init_from}
+        fixed = {"cell": cell, **model, **training, **reading, "init_from": init_from}
         given = [name for name, value in fixed.items() if value is not None]
         for name in given:
             if name not in ("lr", "patience"):
@@ -325,7 +324,7 @@ def train(
     if valid and valid_share is not None:
         raise UsageError("--valid and --valid-share exclude each other: give one")
     text = TextChoices(texts=tuple(texts or ()), valid=tuple(valid or ()), **recipe.given(reading))
-    choices = recipe.Choices(cell=cell or "lstm", budget=budget, model=model, training=training)
+    choices = recipe.Choices(cell=cell, budget=budget, model=model, training=training)
     # Every number is checked before torch is imported and before anything is written.
     recipe.choose(choices, vocabulary=2, characters=2, device="cpu")
 
@@ -429,7 +428,7 @@ def sample(
         raise UsageError("--length 0 never ends: it does not go with --json")
 
     from charrnn.device import choose_device
-    from charrnn.sample_view import collect, print_as_made, print_samples
+    from charrnn.sample_view import collect, print_as_json, print_as_made, print_samples
     from charrnn.sampling import encode_stop, prepare_prompt
     from charrnn.sampling import sample as draw
     from charrnn.trained import load_model
@@ -448,20 +447,10 @@ def sample(
         print_as_made(vocabulary, start, pieces)
         return
     samples = collect(count, pieces)
-    if not as_json:
+    if as_json:
+        print_as_json(vocabulary, start, samples, seed)
+    else:
         print_samples(vocabulary, start, samples)
-        return
-    # A text that streams does not wait for what only a display needs.
-    from charrnn.terminal import to_json
-
-    for number, symbols in enumerate(samples, start=1):
-        row = {
-            "sample": number,
-            "seed": seed,
-            "characters": len(symbols),
-            "text": vocabulary.decode([*start, *symbols]),
-        }
-        print(to_json(row))
 
 
 @app.command()
@@ -913,10 +902,10 @@ def inspect_recurrence(
     from charrnn.inspection import inspect
     from charrnn.inspection_view import print_inspection
     from charrnn.portrait import read_history
+    from charrnn.stretch import read_stretch
     from charrnn.subject import load_subjects
     from charrnn.terminal import to_json
     from charrnn.trained import shape_of
-    from charrnn.unrolled import read_stretch
 
     where = choose_device(device)
     # What the model lacks is refused before a long text is read.
@@ -937,8 +926,7 @@ def inspect_recurrence(
                     f"{shown(checkpoint)}: no log of updates (metrics.jsonl) beside it, so nothing "
                     "is said on the norms of its training"
                 )
-        whole = subject.part
-        seen = whole.corpus.part(max(whole.start, whole.stop - config.characters), whole.stop)
+        seen = subject.part.last(config.characters)
         stretch = read_stretch(seen, vocabulary)
         if part is None and (learnt := subject.learnt(seen)):
             say(f"{shown(checkpoint)}: the model {learnt}")

@@ -23,11 +23,11 @@ from charrnn import recipe
 from charrnn.comparison import PLAN, TOLERANCE, Plan, RunResult, open_plan, read_result
 from charrnn.config import CellName, ModelConfig
 from charrnn.corpus import Corpus, Part, scan, split
+from charrnn.device import multiplies_bf16
 from charrnn.disk import write_json
 from charrnn.errors import CorpusError, RunFolderError, UsageError
 from charrnn.evaluation import Interrupted, Scores, run_once, score
 from charrnn.files import embedded_corpus
-from charrnn.kernels import multiplies_bf16
 from charrnn.metrics import LOG, read_metrics
 from charrnn.model import outline
 from charrnn.reading import refuse_another_text, refuse_too_short

@@ -203,7 +203,7 @@ class RunResult(Record):
     seconds: float
     """Wall-clock time of training, validation and saving."""
     train_chars_per_second: float
-    """Median over the run, validation and saving left out."""
+    """Median of the log's rows, which leave validations out."""
     valid_nats_per_char: float | None
     """Of the best checkpoint by validation, on all of the validation part; None without one."""
     nats_per_char: float

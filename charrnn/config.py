@@ -7,13 +7,12 @@ answered at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from charrnn.errors import UsageError
-from charrnn.wording import flag
+from charrnn.wording import flag, joined
 
 __all__ = [
     "BUDGETS",
@@ -88,7 +87,7 @@ def _check(config: Any, rules: dict[str, str], flags: dict[str, str] | None = No
     for name, kind in get_type_hints(type(config)).items():
         value, choices = getattr(config, name), get_args(kind)
         if get_origin(kind) is Literal:
-            rule, kept = _either(choices), value in choices
+            rule, kept = joined(choices, "or"), value in choices
         elif name in rules and not (value is None and NoneType in choices):
             rule, kept = rules[name], _holds(value, rules[name])
         else:
@@ -96,11 +95,6 @@ def _check(config: Any, rules: dict[str, str], flags: dict[str, str] | None = No
         if not kept:
             called = (flags or {}).get(name, flag(name))
             raise UsageError(f"{called} must be {rule}, not {value!r}")
-
-
-def _either(words: Sequence[str]) -> str:
-    """Return words as one chooses among them: a, b or c."""
-    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 class Record:
@@ -426,8 +420,9 @@ class InspectConfig:
             ("seed", self.seed is not None, ["flow", "clipping", "truncation"]),
         ):
             if given and not self.measured.intersection(about):
+                added = joined(about, "or")
                 raise UsageError(
-                    f"{flag(name)} is about what --only leaves out: add --only {_either(about)}"
+                    f"{flag(name)} is about what --only leaves out: add --only {added}"
                 )
         for radius in self.spectral_radius:
             if not _holds(radius, _POSITIVE):

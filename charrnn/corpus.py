@@ -198,6 +198,11 @@ class Corpus:
         """Return the characters from ``start`` up to but not including ``stop``."""
         return Part(self, start, stop)
 
+    @property
+    def whole(self) -> Part:
+        """All characters."""
+        return Part(self, 0, self.characters)
+
 
 @dataclass(frozen=True)
 class Part:
@@ -217,6 +222,19 @@ class Part:
     def characters(self) -> int:
         """Length in characters."""
         return self.stop - self.start
+
+    @property
+    def predicted(self) -> Part:
+        """All characters but the first, which nothing predicts."""
+        return Part(self.corpus, self.start + 1, self.stop)
+
+    def first(self, characters: int) -> Part:
+        """Return the beginning, at most so many characters of it."""
+        return Part(self.corpus, self.start, min(self.stop, self.start + characters))
+
+    def last(self, characters: int) -> Part:
+        """Return the end, at most so many characters of it."""
+        return Part(self.corpus, max(self.start, self.stop - characters), self.stop)
 
     @property
     def bytes(self) -> int:

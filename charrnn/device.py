@@ -9,7 +9,14 @@ import torch
 
 from charrnn.errors import UsageError
 
-__all__ = ["choose_device", "keep_freed_memory", "synchronise"]
+__all__ = [
+    "choose_device",
+    "has_avx512",
+    "has_capability",
+    "keep_freed_memory",
+    "multiplies_bf16",
+    "synchronise",
+]
 
 #: Numbers of glibc's ``mallopt`` (malloc.h), and the largest values that they take.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -46,6 +53,26 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for products in bf16, at twice float32's speed."""
+    if device.type == "cpu":
+        return has_capability("avx512_bf16")
+    # Older GPUs than Ampere compute bf16 as well, with float32's instructions and more.
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def has_avx512() -> bool:
+    """Return whether the CPU's vectors have 512 bits."""
+    return has_capability("avx512_f")
+
+
+def has_capability(name: str) -> bool:
+    """Return whether the CPU has what torch calls so, such as "avx512_f"."""
+    # Not in every torch that we take; without it nothing is promised.
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get(name))
 
 
 def keep_freed_memory() -> bool:

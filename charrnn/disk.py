@@ -104,7 +104,7 @@ def check_replaceable(path: Path) -> None:
         RunFolderError: the folder is missing or not writable, or ``path`` is there and no file.
     """
     if path.exists() and not path.is_file():
-        raise RunFolderError(f"{shown(path)}: cannot save: it is there and is no file")
+        raise RunFolderError(f"{shown(path)}: cannot save: it exists and is not a regular file")
     temporary = _temporary(path)
     with refusals(path, "cannot save"):
         os.close(_create(temporary))
@@ -123,7 +123,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text in utf-8; the file appears, or changes, whole or not at all.
 
-    What is no character, as in a file's name that is not utf-8, is escaped as JSON escapes it.
+    What is not a character, as in a file's name that is not utf-8, is escaped as JSON escapes it.
 
     Raises:
         RunFolderError: disk full or the like.
@@ -133,7 +133,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def unfinished(name: str) -> tuple[str, int] | None:
-    """Return what a temporary was to be called, and its process's number; None if it is none."""
+    """Return what a temporary was to be called, and its process's number; None if it is not one."""
     match = _TEMPORARY.fullmatch(name)
     return (match["name"], int(match["pid"])) if match else None
 

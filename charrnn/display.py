@@ -351,7 +351,7 @@ def _plain(event: Event, run: Run) -> Iterable[str]:
         advice = f"; {_tamer(run)} makes that rarer" if run.owner is None else ""
         yield (
             f"the loss jumped to {event.after:.3f} nats at step {event.step:,}, from "
-            f"{event.before:.3f} in the mean{advice}"
+            f"a mean of {event.before:.3f}{advice}"
         )
     elif isinstance(event, Uncaptured):
         yield (

@@ -8,7 +8,7 @@
     ├── VocabularyError     1   characters that the model does not know
     ├── CheckpointError     1   a file that is not a whole checkpoint of ours
     ├── RunFolderError      1   a run's folder that is taken or locked, a result not writable
-    └── NonFiniteError      1   a loss or gradient that is no number any more
+    └── NonFiniteError      1   a loss or gradient that is no longer a number
 
 Every message is one line: what is wrong, where, and what to do. The command
 line prints it after ``charrnn: `` and leaves with the exit code; whoever calls

@@ -133,7 +133,7 @@ def score(
     float32 whatever the training's, so a run shows what its checkpoint will score.
 
     Args:
-        model: who predicts.
+        model: the one that predicts.
         part: the text; at least 2 characters.
         vocabulary: the model's.
         lanes: stretches scored side by side; None: as many as the device and the
@@ -180,7 +180,7 @@ def score(
         nats=float(nats) + unknown * vocabulary.unknown_nats,
         characters=predictions,
         unknown=unknown,
-        bytes=_predicted_bytes(part),
+        bytes=part.predicted.bytes,
         seconds=time.perf_counter() - started,
     )
 
@@ -300,7 +300,7 @@ def total(stretches: Iterable[Prices], part: Part) -> Scores:
         nats=nats,
         characters=part.characters - 1,
         unknown=unknown,
-        bytes=_predicted_bytes(part),
+        bytes=part.predicted.bytes,
         seconds=time.perf_counter() - started,
     )
 
@@ -403,11 +403,6 @@ def score_by_position(
 def _affordable(window: int, lanes: int, vocabulary: Vocabulary, device: torch.device) -> int:
     """Return a window whose logits the memory of a device has room for."""
     return max(1, min(window, MOST_LOGITS[device.type] // (lanes * vocabulary.size)))
-
-
-def _predicted_bytes(part: Part) -> int:
-    """Return the encoded size of all characters but the first."""
-    return part.corpus.part(part.start + 1, part.stop).bytes
 
 
 def _wide(tensor: Tensor) -> Tensor:

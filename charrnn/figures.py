@@ -2,7 +2,7 @@
 
 Drawn by matplotlib (the extra ``report``), then made fit for HTML: colours become the
 page's own (CSS variables, so that a figure follows light and dark), text stays text,
-and every figure carries a title and a description for who cannot see it. Equal numbers
+and every figure carries a title and a description for readers who cannot see it. Equal numbers
 give equal bytes.
 
 Lines and dots of one style differ from the others' in colour, dash and marker.

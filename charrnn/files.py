@@ -261,7 +261,7 @@ class NotTextError(CorpusError):
 
     def __init__(self, message: str, reason: str | None = None) -> None:
         super().__init__(message)
-        #: Why the file could not be read at all; None: it is no text.
+        #: Why the file could not be read at all; None: it is not text.
         self.reason = reason
 
 

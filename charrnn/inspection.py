@@ -6,7 +6,7 @@ The measurements of a model on a stretch of text, and that of its training's log
 - gradient flow: how far back the loss of one character reaches, by size (``flow``);
 - memory: what a reset of the state costs, by the number of characters since (``memory``);
 - pace, gates and units: what they do along the text (``activity``);
-- clipping: the gradient norms of a training's log, and how far a cut turns a gradient
+- clipping: the gradient norms of a training's log (``norms``), and how far a cut turns a gradient
   (``gradients``);
 - truncation: what windows make of the full gradient (``gradients``).
 """
@@ -34,7 +34,7 @@ from charrnn.gradients import Cut, Truncation, cuts, truncation
 from charrnn.memory import Memory, memory
 from charrnn.model import CharModel
 from charrnn.norms import Clipping
-from charrnn.unrolled import Stretch
+from charrnn.stretch import Stretch
 from charrnn.vocabulary import Vocabulary
 
 __all__ = ["Inspection", "inspect"]
@@ -45,7 +45,10 @@ CUT = 128
 
 @dataclass(frozen=True)
 class Inspection:
-    """The measurements of a model on a stretch of text; one that was not asked for is empty."""
+    """The measurements of a model on a stretch of text.
+
+    One that was not asked for is empty, but the log's norms, which are there if they were given.
+    """
 
     characters: int
     """Length of the stretch."""

@@ -23,10 +23,8 @@ from torch.nn.grad import conv2d_weight
 
 __all__ = [
     "dropout",
-    "has_avx512",
     "linear",
     "mean_cross_entropy",
-    "multiplies_bf16",
     "needs_gradient",
     "product",
     "refuse_second_derivative",
@@ -45,25 +43,6 @@ _PACKED_STEPS = 8
 _PACKED_SIZE = 2**15
 """Fewest recurrent weights for which oneDNN's faster product pays for its slower call
 (8 us against 1 us of ``torch.mm``)."""
-
-
-def multiplies_bf16(device: torch.device) -> bool:
-    """Whether a device has instructions for products in bf16, at twice float32's speed."""
-    if device.type == "cpu":
-        return _has("avx512_bf16")
-    # Older GPUs than Ampere compute bf16 as well, with float32's instructions and more.
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def has_avx512() -> bool:
-    """Return whether the CPU's vectors have 512 bits."""
-    return _has("avx512_f")
-
-
-def _has(capability: str) -> bool:
-    # Not in every torch that we take; without it nothing is promised.
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get(capability))
 
 
 def _uses_onednn(x: Tensor) -> bool:

@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from charrnn import native
+from charrnn.device import has_avx512, multiplies_bf16
 from charrnn.kernels import (
-    has_avx512,
-    multiplies_bf16,
     needs_gradient,
     refuse_second_derivative,
     step_product,
@@ -310,7 +309,7 @@ def _loops(h_BH: Tensor) -> native.Loops | _NumpyLoops:
     return _NumpyLoops() if compiled is None else compiled
 
 
-#: A state that is no number is for whoever looks at the loss; numpy need not warn.
+#: A state that is not a number is for whoever looks at the loss; numpy need not warn.
 _quietly = np.errstate(all="ignore")
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from charrnn.evaluation import symbol_prices
 from charrnn.model import CharModel
-from charrnn.unrolled import Stretch, first_where, windows_at
+from charrnn.stretch import Stretch, first_where, windows_at
 from charrnn.vocabulary import UNKNOWN, Vocabulary
 
 __all__ = ["Memory", "memory"]

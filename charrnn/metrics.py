@@ -61,7 +61,7 @@ class Log:
                 raise
 
     def rewind(self, step: int, *, logged: bool = True, validated: bool = True) -> None:
-        """Drop the rows after ``step``, and lines that are no rows.
+        """Drop the rows after ``step``, and lines that are not rows.
 
         Args:
             step: of the checkpoint that the run goes on from.
@@ -111,7 +111,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read the log of a run.
 
     Raises:
-        RunFolderError: it cannot be read, or a line is no row of it.
+        RunFolderError: it cannot be read, or a line is not a row of it.
     """
     with refusals(path, "cannot read"):
         lines = path.read_bytes().splitlines()
@@ -122,7 +122,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         needed = ("step", *of_update) if row and "gradient_norm" in row else ("step",)
         if row is None or not all(type(row.get(name)) in (int, float) for name in needed):
             raise RunFolderError(
-                f"{shown(path)}: line {number} is no row of a run's log: remove the line"
+                f"{shown(path)}: line {number} is not a row of a run's log: remove the line"
             )
         rows.append(row)
     return rows
@@ -154,7 +154,7 @@ def _belongs(line: bytes, step: int, logged: bool, validated: bool) -> bool:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """Return a line of the log as a JSON object; None if it is none."""
+    """Return a line of the log as a JSON object; None if it is not one."""
     with suppress(ValueError, RecursionError):
         row = json.loads(line)
         return row if isinstance(row, dict) else None

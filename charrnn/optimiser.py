@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from charrnn.config import OptimiserName
-from charrnn.kernels import multiplies_bf16
+from charrnn.device import multiplies_bf16
 from charrnn.model import CharModel
 
 __all__ = ["OPTIMISERS", "SGD", "AdamW", "MuonAdamW", "Optimiser", "orthogonalise"]

@@ -23,8 +23,8 @@ __all__ = ["outcome", "unread_unfinished"]
 #: What typer says, in the words of all other messages.
 WORDS = {
     "Value error, ": "",
-    "Input should be a valid integer, unable to parse string as an integer": "no whole number",
-    "Input should be a valid number, unable to parse string as a number": "no number",
+    "Input should be a valid integer, unable to parse string as an integer": "not a whole number",
+    "Input should be a valid number, unable to parse string as a number": "not a number",
 }
 
 

@@ -1,7 +1,7 @@
 """The page itself: HTML that stands alone, its style, how it came about.
 
 One file: nothing is loaded from elsewhere and nothing runs in it. Whatever comes from a
-text, a model or a path passes through ``safe`` here: who calls gives it as it is.
+text, a model or a path passes through ``safe`` here: callers pass it unescaped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ __all__ = [
     "figure",
     "heading",
     "legend",
-    "listed",
     "note",
     "origin",
     "plain",
@@ -110,11 +109,6 @@ def document(
 def safe(text: str) -> str:
     """Return text that is safe anywhere in a page: no markup, nothing that steers."""
     return escape(printable(text))
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return names as words: a, b and c."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def section(title: str, *parts: str) -> str:

@@ -54,7 +54,7 @@ class Planner:
         #: When it ends, in seconds of the run.
         self._speed_until = math.inf
 
-    def speed_is_known(self) -> bool:
+    def watch_speed(self) -> bool:
         """Whether a budget in minutes has come to the end of the part that holds the rate.
 
         To be asked at every step until it is. The speed is that of the second half of this
@@ -108,7 +108,7 @@ class Planner:
     def plan(self) -> Planned:
         """Plan the minutes at the speed so far, once it is known."""
         speed = OF_UPDATES * self._speed_so_far()
-        return self.set(self._affordable_steps(speed), speed)
+        return self.adopt(self._affordable_steps(speed), speed)
 
     def is_off(self) -> bool:
         """Whether the speed has changed so much that the minutes would not be kept."""
@@ -133,9 +133,9 @@ class Planner:
     def plan_again(self) -> Planned:
         """Plan what is left of the minutes at the speed since the last plan."""
         speed, _ = self._speed_since_plan()
-        return replace(self.set(self._affordable_steps(speed), speed), again=True)
+        return replace(self.adopt(self._affordable_steps(speed), speed), again=True)
 
-    def set(self, total: int, speed: float | None = None) -> Planned:
+    def adopt(self, total: int, speed: float | None = None) -> Planned:
         """Take ``total`` updates as the run's, at ``speed`` a second if that is known.
 
         Where the rules choose the dropout, it becomes that of so many passes.

@@ -1,6 +1,6 @@
 """What a page shows of a model beside its scores: its training, a sample, a text it reads.
 
-Small samples of a model's doings that a reader can look at, in one record a model.
+What one model does, in a form that a reader can look at; one record a model.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from charrnn.model import CharModel
 from charrnn.norms import Clipping, clipping
 from charrnn.reading import recorded_part
 from charrnn.sampling import prepare_prompt, sample
+from charrnn.stretch import LEAST_CHARACTERS, Stretch, read_stretch
 from charrnn.subject import Subject
 from charrnn.surprise import PricedText
 from charrnn.trained import load_model
-from charrnn.unrolled import LEAST_CHARACTERS, Stretch, read_stretch
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import printable
 
@@ -64,7 +64,7 @@ class Portrait:
     """Short and different from the others' in the page."""
     shape: ModelConfig
     log: Sequence[Row]
-    """Of its training; empty where there is none any more."""
+    """Of its training; empty where there is no log any more."""
     sample: str
     """As ``charrnn sample`` draws it with ``SAMPLE``."""
     excerpt: Sequence[tuple[str, float]]
@@ -203,8 +203,7 @@ def _inspect_end(
     if part.characters < LEAST_CHARACTERS:
         return None
     config = InspectConfig(only=("flow", "memory", "gates", "units"))
-    start = max(part.start, part.stop - config.characters)
-    stretch = read_stretch(part.corpus.part(start, part.stop), vocabulary)
+    stretch = read_stretch(part.last(config.characters), vocabulary)
     history = read_history(path, training)
     return inspect(
         model, stretch, vocabulary, config, seed=training.seed, bptt=training.bptt, history=history

@@ -74,7 +74,7 @@ def absolute_names(texts: Sequence[str]) -> tuple[str, ...]:
         path = Path(name)
         if name in ("", "-") or path.is_absolute():
             return name  # an empty name is refused where files are found
-        # In front of a pattern the current folder is none.
+        # In front of a pattern the current folder's name must not be read as one.
         folder = Path.cwd() if path.exists() else Path(glob.escape(str(Path.cwd())))
         return str(folder / path)
 
@@ -104,7 +104,7 @@ def divide(
         raise CorpusError(
             f"{shown(text.valid[0])}: a text to validate on needs at least 2 characters"
         )
-    return train, valid_corpus.part(0, valid_corpus.characters), test, valid_corpus
+    return train, valid_corpus.whole, test, valid_corpus
 
 
 def refuse_too_short(train: Part, text: TextChoices) -> None:

@@ -91,11 +91,11 @@ ONE_RATE: dict[OptimiserName, dict[str, float]] = {
 class Choices:
     """What the user chose; None leaves a number to the rules."""
 
-    cell: CellName = "lstm"
+    cell: CellName | None = None
     budget: dict[str, float | int] = field(default_factory=dict)
     """At most one of minutes, epochs, steps."""
     model: dict[str, Any] = field(default_factory=dict)
-    """Fields of ModelConfig."""
+    """Fields of ModelConfig, but for the cell."""
     training: dict[str, Any] = field(default_factory=dict)
     """Fields of TrainConfig."""
 
@@ -115,9 +115,10 @@ def choose(
     Raises:
         UsageError: a choice makes no sense.
     """
+    cell = choices.cell or "lstm"
     budget = choices.budget or DEFAULT_BUDGET
-    training = _training(choices.cell, bf16)
-    training["decay_embedding"] = vocabulary >= MANY_SYMBOLS[choices.cell]
+    training = _training(cell, bf16)
+    training["decay_embedding"] = vocabulary >= MANY_SYMBOLS[cell]
     chosen, chosen_model = given(choices.training), given(choices.model)
     planned = training | chosen
     # What makes no sense is refused where the numbers are put together, and no float holds every
@@ -126,9 +127,9 @@ def choose(
     a_step = min(10**15, max(1, a_step))
     read = _characters_read(budget, a_step, vocabulary, characters, device)
     passes = read / characters
-    hidden = _hidden(choices.cell, device, planned["precision"], vocabulary, passes, characters)
+    hidden = _hidden(cell, device, planned["precision"], vocabulary, passes, characters)
     sizes: dict[str, Any] = {
-        "cell": choices.cell,
+        "cell": cell,
         "vocabulary": vocabulary,
         "layers": 1,
         "hidden": hidden,
@@ -136,9 +137,9 @@ def choose(
     }
     model = ModelConfig(**(sizes | chosen_model))
     pressed = pressure(passes, matrix_weights(model), characters)
-    dropout, weight_drop = regularisation(choices.cell, pressed)
+    dropout, weight_drop = regularisation(cell, pressed)
     model = replace(model, **({"dropout": dropout, "weight_drop": weight_drop} | chosen_model))
-    training["weight_decay"] = weight_decay(choices.cell, pressed)
+    training["weight_decay"] = weight_decay(cell, pressed)
     training["dropout_masks"] = dropout_masks(model, device, pressed)
     if vocabulary >= RARE_SYMBOLS and pressed < BY_HEART:
         training["lr_adam"] *= 3
@@ -178,7 +179,7 @@ def pressure(passes: float, parameters: int, characters: int) -> float:
     return passes * parameters / characters
 
 
-def regularisation(cell: CellName, pressure: float) -> tuple[float, float]:
+def regularisation(cell: CellName, pressed: float) -> tuple[float, float]:
     """Return the dropout and the weight drop of a run.
 
     Where a text is not learned by heart, dropout only slows it down. Where it is read some
@@ -188,19 +189,19 @@ def regularisation(cell: CellName, pressure: float) -> tuple[float, float]:
 
     Args:
         cell: of the model.
-        pressure: see ``pressure``.
+        pressed: see ``pressure``.
     """
-    pressure = max(1.0, pressure)
+    pressed = max(1.0, pressed)
     if cell == "rnn":
-        return 0.0, round(min(0.5, max(0.0, 0.08 * math.log2(pressure / 16))), 2)
-    if pressure <= LEAST_PRESSURE:
+        return 0.0, round(min(0.5, max(0.0, 0.08 * math.log2(pressed / 16))), 2)
+    if pressed <= LEAST_PRESSURE:
         return 0.0, 0.0
-    dropout = min(0.6, max(0.06 * math.log2(pressure), 0.1 * math.log2(pressure / 4)))
-    share = min(0.8, max(0.0, 0.5 * math.log2(pressure / 32)))
+    dropout = min(0.6, max(0.06 * math.log2(pressed), 0.1 * math.log2(pressed / 4)))
+    share = min(0.8, max(0.0, 0.5 * math.log2(pressed / 32)))
     return round(dropout, 2), round(share * dropout, 2)
 
 
-def dropout_masks(shape: ModelConfig, device: str, pressure: float) -> int:
+def dropout_masks(shape: ModelConfig, device: str, pressed: float) -> int:
     """Return the masks of dropout in an update.
 
     The mean of several losses has less noise than one, and each takes no more than the head's
@@ -209,14 +210,14 @@ def dropout_masks(shape: ModelConfig, device: str, pressure: float) -> int:
     Args:
         shape: of the model.
         device: "cpu", "cuda" or "mps".
-        pressure: see ``pressure``.
+        pressed: see ``pressure``.
     """
     recurrence = _recurrent_weights(shape.cell, shape.layers, shape.hidden, shape.embedding)
     affordable = int(MASKS_COST * recurrence / (shape.vocabulary * shape.hidden))
-    return min(MOST_MASKS[device], 1 + max(affordable, pressure >= BY_HEART))
+    return min(MOST_MASKS[device], 1 + max(affordable, pressed >= BY_HEART))
 
 
-def weight_decay(cell: CellName, pressure: float) -> float:
+def weight_decay(cell: CellName, pressed: float) -> float:
     """Return Muon's weight decay in a run.
 
     Twice as much where a text is read some ten times, and with a plain RNN, of which no unit
@@ -224,10 +225,10 @@ def weight_decay(cell: CellName, pressure: float) -> float:
 
     Args:
         cell: of the model.
-        pressure: see ``pressure``.
+        pressed: see ``pressure``.
     """
     most = 4.0 if cell == "rnn" else 2.0
-    return round(WEIGHT_DECAY * min(most, max(1.0, pressure / 8)), 2)
+    return round(WEIGHT_DECAY * min(most, max(1.0, pressed / 8)), 2)
 
 
 def matrix_weights(shape: ModelConfig) -> int:

@@ -3,7 +3,7 @@
 Tables, figures as inline SVG, samples and coloured text. The numbers are those of the
 records that the terminal's tables are made of. The HTML is that of ``page``.
 
-Axis letters: T positions, N points of a curve.
+Axis letter: T positions.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from charrnn.score_words import (
     stretches_say,
 )
 from charrnn.surprise import surprise, surprise_mark, surprise_ranges
-from charrnn.wording import counted
+from charrnn.wording import counted, joined
 
 __all__ = ["assessment_page", "comparison_page", "inspection_page"]
 
-#: The grey style: of what is no model.
+#: The grey style: of what is not a model.
 PLAIN = 5
 
 
@@ -89,7 +89,7 @@ def comparison_page(
     ]
     text = ", ".join(plan.texts) or "Python's own sources"
     name = {0: text, 1: Path(text).name}.get(len(plan.texts), "the same texts")
-    title = f"{page.listed([cell.cell.upper() for cell in comparison.cells])} on {name}"
+    title = f"{joined([cell.cell.upper() for cell in comparison.cells], 'and')} on {name}"
     return page.document("compare", title, _comparison_lead(comparison), text, sections, origin)
 
 
@@ -150,7 +150,7 @@ def assessment_page(
         _samples(portraits),
         _excerpts(portraits, "The beginning of the text"),
     ]
-    title, lead = f"Scores of {page.listed(labels)}", _assessment_lead(assessments, labels)
+    title, lead = f"Scores of {joined(labels, 'and')}", _assessment_lead(assessments, labels)
     return page.document("evaluate", title, lead, text, sections, origin)
 
 

@@ -35,7 +35,7 @@ __all__ = ["Progress", "Run"]
 
 @dataclass
 class Progress(Record):
-    """How far a run has come: all of a run's state that is no tensor."""
+    """How far a run has come: all of a run's state but its tensors."""
 
     step: int = 0
     """Updates done."""
@@ -121,7 +121,7 @@ class Run:
     notes: list[str]
     """What the user should know, a sentence each."""
     owner: str | None = None
-    """The command that goes on with what this run is a part of; None: it is no part."""
+    """The command that goes on with what this run is a part of; None: of nothing."""
     resumed: bool = False
     saved: Progress | None = None
     """As it is in the last checkpoint that was written or read; so is the next one."""
@@ -200,7 +200,7 @@ class Run:
         """Write the complete state as the run's last checkpoint; return its path.
 
         Raises:
-            NonFiniteError: the state holds a number that is none; nothing is written.
+            NonFiniteError: the state holds a NaN or an infinity; nothing is written.
             RunFolderError: the file could not be written; the earlier ones stay.
         """
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}

@@ -10,7 +10,7 @@ from charrnn.sampling import Piece
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import printable
 
-__all__ = ["collect", "print_as_made", "print_samples"]
+__all__ = ["collect", "print_as_json", "print_as_made", "print_samples"]
 
 
 def print_as_made(vocabulary: Vocabulary, start: Sequence[int], pieces: Iterable[Piece]) -> None:
@@ -48,6 +48,23 @@ def print_samples(
         print()
 
 
+def print_as_json(
+    vocabulary: Vocabulary, start: Sequence[int], samples: Sequence[Sequence[int]], seed: int
+) -> None:
+    """Print samples as lines of JSON, each after ``start``, with the seed they were drawn with."""
+    # A text that streams does not wait for what only a display needs.
+    from charrnn.terminal import to_json
+
+    for number, symbols in enumerate(samples, start=1):
+        row = {
+            "sample": number,
+            "seed": seed,
+            "characters": len(symbols),
+            "text": vocabulary.decode([*start, *symbols]),
+        }
+        print(to_json(row))
+
+
 class _Writer:
     """Writes symbols to stdout at once: a pipe gets them as they are, a terminal what is harmless.
 
@@ -57,7 +74,7 @@ class _Writer:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""  # a carriage return: before a line feed it is none to be shown
+        self._held = ""  # a carriage return: before a line feed it is not shown
         self._last = ""
 
     def write(self, symbols: Sequence[int]) -> None:

@@ -139,7 +139,7 @@ def sample(
     drawn. Dropout is off while this generator runs.
 
     Args:
-        model: who predicts.
+        model: the one that predicts.
         vocabulary: the model's.
         prompt: ids from ``prepare_prompt``.
         config: how to draw, how many, and where to stop.

@@ -18,13 +18,12 @@ from torch import Tensor
 from charrnn import native, recipe
 from charrnn.baselines import compressed_nats, uniform_nats, unigram_nats
 from charrnn.checkpoint import BEST, Checkpoint, find, load
-from charrnn.config import BUDGETS, CELL_GATES, ModelConfig, TextChoices, TrainConfig
+from charrnn.config import BUDGETS, CELL_GATES, CellName, ModelConfig, TextChoices, TrainConfig
 from charrnn.corpus import Part, scan
 from charrnn.decoding import BYTES
-from charrnn.device import choose_device
+from charrnn.device import choose_device, multiplies_bf16
 from charrnn.errors import CheckpointError, CorpusError, UsageError, VocabularyError
 from charrnn.files import embedded_corpus
-from charrnn.kernels import multiplies_bf16
 from charrnn.loops import suits_lstm
 from charrnn.machine import processor
 from charrnn.model import CharModel
@@ -49,8 +48,8 @@ from charrnn.wording import command_line, counted, shown
 
 __all__ = ["resume", "start"]
 
-#: What the weights of a checkpoint settle of a model.
-SHAPE = ("cell", "vocabulary", "layers", "hidden", "embedding")
+#: What the weights of a checkpoint settle of a model, beside its cell.
+SHAPE = ("vocabulary", "layers", "hidden", "embedding")
 #: Characters of the held-out text that bzip2 compresses, for the mark to beat: a block of its
 #: own, a tenth of a second.
 MOST_COMPRESSED = 900_000
@@ -83,7 +82,7 @@ def start(
     if origin is not None:
         encoding = origin.vocabulary.encoding if text.encoding is None else text.encoding
         settled = origin.shape | recipe.given(choices.model)
-        choices = replace(choices, cell=origin.shape["cell"], model=settled)
+        choices = replace(choices, cell=origin.cell, model=settled)
     corpus = scan(readable(text.texts, spooled) or embedded_corpus(), encoding)
     train, valid, test, valid_corpus = divide(corpus, text)
     refuse_too_short(train, text)
@@ -139,6 +138,7 @@ class _Origin:
     """The checkpoint that a run starts from."""
 
     path: Path
+    cell: CellName
     shape: dict[str, Any]
     """What its weights settle, and no more: what is dropped follows from text and budget."""
     vocabulary: Vocabulary
@@ -150,10 +150,11 @@ class _Origin:
         checkpoint = load(find(path))
         config, vocabulary = described(checkpoint, path)
         shape = {name: getattr(config, name) for name in SHAPE}
-        for name, value in recipe.given(choices.model).items():
-            if shape.get(name, value) != value:
+        settled = {"cell": config.cell, **shape}
+        for name, value in recipe.given({"cell": choices.cell, **choices.model}).items():
+            if settled.get(name, value) != value:
                 raise UsageError(
-                    f"--{name} {value}: the checkpoint of --init-from has {shape[name]}"
+                    f"--{name} {value}: the checkpoint of --init-from has {settled[name]}"
                 )
         if text.min_count is not None:
             raise UsageError(
@@ -161,7 +162,7 @@ class _Origin:
             )
         if text.encoding is not None:
             refuse_other_symbols(text.encoding, vocabulary, "the checkpoint of --init-from")
-        return cls(path, shape, vocabulary, prefixed(checkpoint.tensors, "model."))
+        return cls(path, config.cell, shape, vocabulary, prefixed(checkpoint.tensors, "model."))
 
 
 def _new_vocabulary(counts: Mapping[int, int], encoding: str, min_count: int | None) -> Vocabulary:
@@ -328,7 +329,7 @@ def _where_it_lies_now(
         )
     if valid_texts:
         if not record.valid_texts:
-            raise UsageError("--valid: this run validates on no text of its own: leave it out")
+            raise UsageError("--valid: this run has no separate text to validate on: leave it out")
         record = replace(record, valid_texts=absolute_names(valid_texts))
     return record
 
@@ -435,8 +436,7 @@ def _baselines(
     baselines = {"uniform": uniform_nats(held_out, vocabulary)}
     if valid is not None:
         baselines["unigram"] = unigram_nats(train_counts, held_out, vocabulary)
-        stop = min(valid.stop, valid.start + MOST_COMPRESSED)
-        baselines["bzip2"] = compressed_nats(valid.corpus.part(valid.start, stop), "bzip2")
+        baselines["bzip2"] = compressed_nats(valid.first(MOST_COMPRESSED), "bzip2")
     return baselines
 
 

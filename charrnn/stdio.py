@@ -90,7 +90,7 @@ def read_prompt(prompt: str, vocabulary: Vocabulary) -> str | bytes:
     if vocabulary.is_bytes:
         return data
     try:
-        return data.decode().removeprefix("\ufeff")  # a byte order mark is no text
+        return data.decode().removeprefix("\ufeff")  # a byte order mark is not text
     except UnicodeDecodeError as error:
         raise UsageError(
             f"--prompt -: standard input is not valid utf-8 at byte {error.start}"

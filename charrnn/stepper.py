@@ -41,7 +41,7 @@ class Stepper:
     """Predicts the next character of B texts that grow by one character a step.
 
     Args:
-        model: who predicts; its weights are read once, here.
+        model: the one that predicts; its weights are read once, here.
         hidden: the state to start from, of B lanes.
         weights: what the products read the weights in; states and sums stay in float32.
     """
@@ -209,7 +209,7 @@ Intel's processors. MKL, behind torch's product, has two there, and one half as 
 on others; a call costs more, so that below and above numpy is the faster one."""
 
 _INT8_BLOCK = 32
-"""torch's product of 8-bit weights reads whole blocks, beyond the end of what is no multiple."""
+"""torch's product of 8-bit weights reads whole blocks, beyond the end of what is not a multiple."""
 
 
 def _int8_product(weight_NK: Tensor) -> Product:

@@ -81,7 +81,7 @@ class Subject:
 
         The first character is left out: nothing predicts it, so it has no price.
         """
-        predicted = part.corpus.part(part.start + 1, part.stop)
+        predicted = part.predicted
         unknown = self.vocabulary.unknown_among(predicted.counts())
         if not unknown:
             return None
@@ -140,8 +140,7 @@ def load_subjects(
             if source.encoding is not None and (all_of_bytes or not vocabulary.is_bytes):
                 refuse_other_symbols(source.encoding, vocabulary, shown(path))
                 read_as = source.encoding
-            corpus = scan(tuple(readable(source.texts, spooled)), read_as)
-            part = corpus.part(0, corpus.characters)
+            part = scan(tuple(readable(source.texts, spooled)), read_as).whole
         trained_on = checkpoint.record("text", TextRecord)
         subjects.append(Subject(path, model, vocabulary, checkpoint, trained_on, part))
     for note in dict.fromkeys(note for one in subjects for note in one.part.corpus.notes):

@@ -56,7 +56,7 @@ class Output(Console):
 
 
 def plain_table(lines: Sequence[Sequence[str]], words: int) -> Table:
-    """Return a table of text that is no markup; nothing in it is broken into lines.
+    """Return a table of text that is not markup; nothing in it is broken into lines.
 
     Args:
         lines: the head and the rows.
@@ -120,9 +120,9 @@ def _most_columns(character: str) -> int:
 def to_json(value: Any, indent: int | None = None) -> str:
     """Return a value as JSON for stdout, whatever that can take.
 
-    A number that is none becomes null: JSON has no infinity. Characters are written as they
+    A NaN or an infinity becomes null: JSON has neither. Characters are written as they
     are where stdout is utf-8, and escaped elsewhere; so are the surrogates that stand for bytes
-    of a file's name that are no utf-8.
+    of a file's name that are not utf-8.
     """
     is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
     text = json.dumps(_finite(value), indent=indent, ensure_ascii=not is_utf8)

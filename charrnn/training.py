@@ -24,8 +24,19 @@ from charrnn.sampling import sample
 from charrnn.stream import Chunk
 from charrnn.update import UpdateResult
 
-__all__ = ["Event", "Finished", "Logged", "Planned", "Sampled", "Saved", "Spiked", "Uncaptured"]
-__all__ += ["Validated", "Validating", "train"]
+__all__ = [
+    "Event",
+    "Finished",
+    "Logged",
+    "Planned",
+    "Sampled",
+    "Saved",
+    "Spiked",
+    "Uncaptured",
+    "Validated",
+    "Validating",
+    "train",
+]
 
 #: Updates between rows of the log.
 LOG_EVERY = 10
@@ -183,7 +194,7 @@ class _Loop:
     def _updates(self) -> Iterator[Event]:
         run, progress, config = self.run, self.run.progress, self.run.config
         if progress.planned_steps is not None and progress.planned_at_step is None:
-            yield self.planner.set(progress.planned_steps)
+            yield self.planner.adopt(progress.planned_steps)
         if run.is_finished:
             return  # what time may be left was not enough then
         chunks = run.lanes.chunks(progress.step)
@@ -193,7 +204,7 @@ class _Loop:
                 return
             # The time of updates that nobody has waited for is not known.
             if not self.pending:
-                if progress.planned_steps is None and self.planner.speed_is_known():
+                if progress.planned_steps is None and self.planner.watch_speed():
                     yield from self._plan()
                     continue
                 if self.planner.is_off():
@@ -345,8 +356,7 @@ class _Loop:
         self._flush()
         self._tick()
         started = progress.seconds
-        start, stop = run.valid.start, run.valid.stop
-        part = run.valid.corpus.part(start, min(stop, start + (characters or stop)))
+        part = run.valid if characters is None else run.valid.first(characters)
         try:
             scores = score(
                 run.model, part, run.vocabulary, should_stop=lambda: bool(self.should_stop())

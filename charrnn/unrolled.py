@@ -18,26 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from charrnn.cells import GRU, LSTM, RNN, Cell, State
-from charrnn.corpus import Part
-from charrnn.errors import CorpusError
-from charrnn.model import CharModel, Hidden, detach
-from charrnn.vocabulary import Vocabulary
+from charrnn.model import CharModel, Hidden
+from charrnn.stretch import WARM_UP, Stretch, warmed, windows_at
 
-__all__ = [
-    "GATES",
-    "KEEPERS",
-    "LEAST_CHARACTERS",
-    "WARM_UP",
-    "Stretch",
-    "Unrolled",
-    "first_where",
-    "observe",
-    "read_stretch",
-    "unroll",
-    "unroll_model",
-    "warmed",
-    "windows_at",
-]
+__all__ = ["GATES", "KEEPERS", "Unrolled", "observe", "unroll", "unroll_model"]
 
 #: Names of the gates whose values lie between 0 and 1, in the order of the weights' blocks.
 GATES: dict[type[Cell], tuple[str, ...]] = {
@@ -53,10 +37,6 @@ KEEPERS: dict[type[Cell], dict[str, str]] = {
     GRU: {"h": "update"},
 }
 
-#: Fewest characters that can be inspected.
-LEAST_CHARACTERS = 100
-#: Characters read before anything is measured, so that the state is a usual one.
-WARM_UP = 256
 #: Stretches that are read side by side for gates and units.
 LANES = 8
 #: Time steps whose states and gates are held at a time.
@@ -133,58 +113,6 @@ def unroll_model(model: CharModel, x_TB: Tensor, hidden: Hidden) -> tuple[Unroll
         layers.append(unroll(cell, out_TBH, state))
         out_TBH = torch.stack(layers[-1].states["h"])
     return tuple(layers)
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """The text that is looked at, in memory."""
-
-    text: str
-    """A character a symbol; a byte that is not ASCII stands as U+FFFD."""
-    ids: NDArray[np.int64]
-    """The same as the model's symbols."""
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-def read_stretch(part: Part, vocabulary: Vocabulary) -> Stretch:
-    """Read a part of a text, all of it.
-
-    Raises:
-        CorpusError: it has fewer than ``LEAST_CHARACTERS`` characters, or changed.
-    """
-    if part.characters < LEAST_CHARACTERS:
-        raise CorpusError(
-            f"{part.characters} characters are too few to inspect: give a text, and --characters, "
-            f"of at least {LEAST_CHARACTERS}"
-        )
-    codes = np.concatenate([block.astype(np.uint32) for block in part.codes()])
-    if vocabulary.is_bytes:
-        text = codes.astype(np.uint8).tobytes().decode("ascii", "replace")
-        return Stretch(text, codes.astype(np.int64))
-    text = codes.astype("<u4").tobytes().decode("utf-32-le")
-    return Stretch(text, vocabulary.encode_codes(codes).astype(np.int64))
-
-
-def first_where(holds: NDArray[np.bool_]) -> int | None:
-    """Return the first index at which something holds; None: at none."""
-    return int(holds.argmax()) if holds.any() else None
-
-
-def windows_at(
-    stretch: Stretch, starts_B: NDArray[np.int64], length: int, model: CharModel
-) -> Tensor:
-    """Return the symbols of windows that begin at these characters, [length, B]."""
-    ids_TB = stretch.ids[starts_B[None] + np.arange(length)[:, None]]
-    return torch.from_numpy(ids_TB).to(model.head.weight.device)
-
-
-@torch.no_grad()
-def warmed(model: CharModel, ids_TB: Tensor) -> Hidden:
-    """Return the state after some symbols, from zero."""
-    hidden = model.initial_hidden(ids_TB.shape[1])
-    return detach(model.read(ids_TB, hidden)[1]) if len(ids_TB) else hidden
 
 
 def observe(

@@ -23,7 +23,8 @@ __all__ = ["Update", "UpdateResult", "clip", "window_loss"]
 
 #: Updates that run on a CUDA device before one is captured; they train like any other.
 EAGER_UPDATES = 3
-#: A gradient below this norm is none: near it the squares of its entries leave float32's range.
+#: A gradient below this norm counts as zero: near it the squares of its entries leave the range
+#: of float32.
 LEAST_NORM = 1e-15
 
 
@@ -51,7 +52,7 @@ def window_loss(
     arXiv:1905.09788): the same expectation, and a gradient with less noise.
 
     Args:
-        model: who predicts.
+        model: the one that predicts.
         x_TB: the window.
         y_TB: the character after each of ``x_TB``.
         hidden: the state before the window.
@@ -133,13 +134,13 @@ class Update:
         self._weights = list(model.parameters())
         self._graph: torch.cuda.CUDAGraph | None = None
         self._eager_updates = 0
-        #: 1 until a loss or gradient was no number, then 0 for good.
+        #: 1 until a loss or gradient was not finite, then 0 for good.
         self._alive = torch.ones((), device=self.device)
 
     def __call__(self, chunk: Chunk) -> UpdateResult:
         """Update the weights on one window.
 
-        After a loss or gradient that is no number, no call changes the weights any
+        After a loss or gradient that is not finite, no call changes the weights any
         more; the result shows the number.
         """
         x_TB = chunk.x_TB.to(self.device, non_blocking=True)

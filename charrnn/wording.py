@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "command_line",
@@ -13,6 +13,7 @@ __all__ = [
     "cut_word",
     "duration",
     "flag",
+    "joined",
     "printable",
     "reason",
     "shown",
@@ -24,6 +25,15 @@ STEERING = frozenset({"Cc", "Cs", "Zl", "Zp"})
 REORDERING = frozenset(
     map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x2070), *range(0xFFF9, 0xFFFC)))
 )
+
+
+def joined(words: Sequence[str], last: str) -> str:
+    """Return words as a sentence has them.
+
+    >>> joined(["a", "b", "c"], "or")
+    'a, b or c'
+    """
+    return f" {last} ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def shown(name: object) -> str:

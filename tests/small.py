@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import random
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from charrnn.comparison import RunResult
 from charrnn.config import CELL_NAMES, CellName, ModelConfig
 from charrnn.model import CharModel
-from charrnn.unrolled import Stretch
+from charrnn.stretch import Stretch
 from charrnn.vocabulary import Vocabulary
 
 ALPHABET = "abcd ()\n"
@@ -35,12 +39,14 @@ def make_model(
     hidden: int = 3,
     embedding: int = 4,
     vocabulary: int = len(ALPHABET) + 1,
+    dropout: float = 0.5,
+    weight_drop: float = 0.5,
 ) -> CharModel:
     """Return a model in float64 whose weights are large and whose biases are no zeros."""
     torch.manual_seed(7)
     config = ModelConfig(
         cell=cell, vocabulary=vocabulary, layers=layers, hidden=hidden, embedding=embedding,
-        dropout=0.5, weight_drop=0.5,
+        dropout=dropout, weight_drop=weight_drop,
     )  # fmt: skip
     model = CharModel(config).double().eval()
     with torch.no_grad():
@@ -56,3 +62,16 @@ def zero_(model: CharModel) -> CharModel:
             for weight in cell.parameters():
                 weight.zero_()
     return model
+
+
+def make_result(
+    cell: CellName = "lstm", seed: int = 1, nats: float = 2.0, **changes: Any
+) -> RunResult:
+    """Return the result of no real run of a comparison."""
+    made = RunResult(
+        run=f"runs/{cell}-seed{seed}", cell=cell, seed=seed, layers=1, hidden=3, parameters=900,
+        multiply_adds=567, steps=20, clipped_steps=seed, trained_characters=660, seconds=7.0,
+        train_chars_per_second=1000.0, valid_nats_per_char=nats, nats_per_char=nats,
+        bits_per_byte=nats / math.log(2), characters=999, unknown=0, chars_per_second=5000.0,
+    )  # fmt: skip
+    return replace(made, **changes)

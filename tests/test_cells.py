@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from charrnn import cells, kernels, native
 from charrnn.cells import CELLS, Cell, State
 from charrnn.config import CELL_NAMES, CellName
+from charrnn.device import has_capability
 from charrnn.kernels import dropout
 from tests.conftest import compiles
 
@@ -177,7 +178,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 def loops_for(machine: str, *, tiles: bool) -> native.Loops:
     """Return compiled loops, or skip where they cannot be had or run."""
     needs = {"x86-64-v2": "sse4_2", "x86-64-v3": "avx2"}.get(machine)
-    if needs and not kernels._has(needs):
+    if needs and not has_capability(needs):
         pytest.skip(f"the processor has no {needs}")
     if not compiles(f"-march={machine}"):
         pytest.skip("no C compiler with OpenMP that knows it")

@@ -150,8 +150,8 @@ class TestBadInput:
             ("train {missing}", 1, "there is no file"),
             ("train {empty}", 1, "empty"),
             ("train {trained}", 1, "no text in {trained}: {trained}: left out, because it is a"),
-            ("train {prose} --steps 1e3", 2, "'--steps': no whole number (charrnn train --help"),
-            ("train {prose} --lr x", 2, "'--lr': no number (charrnn train --help lists"),
+            ("train {prose} --steps 1e3", 2, "'--steps': not a whole number (charrnn train --help"),
+            ("train {prose} --lr x", 2, "'--lr': not a number (charrnn train --help lists"),
             ("train {prose} --steps", 2, "(charrnn train --help lists what there is)"),
             ("train {prose} --steps 1 --encoding=", 2, "--encoding is empty"),
             ("compare {prose} --steps 1 --encoding=", 2, "--encoding is empty"),
@@ -915,7 +915,7 @@ class TestEvaluate:
 
         monkeypatch.setattr("charrnn.corpus._scan_file", scan_file)
         models = (run, run / "last.safetensors")
-        options = words.format(folder=folder).split()
+        options = [word.format(folder=folder) for word in words.split()]
         result = cli("evaluate", *models, *options, "--baselines", "--json")
         assert result.code == 0
         assert result.err.count("b.bin") == 1
@@ -1019,6 +1019,27 @@ class TestEvaluate:
         moved.rename(text)
         cli("train", "-", "--run", run, "--resume", stdin=prose.read_bytes())
         assert cli("evaluate", run, "--part", "valid").code == 0, "piped, it lies nowhere else"
+
+    def test_a_checkpoint_in_another_run_s_folder_keeps_its_own_text(
+        self, cli: Cli, trained: Path, prose: Path, tmp_path: Path
+    ) -> None:
+        other, run = tmp_path / "other", tmp_path / "run"
+        other.write_text(prose.read_text()[::-1])
+        assert cli("train", other, "--run", run, *QUICK).code == 0
+        stray = shutil.copy(trained / "best.safetensors", run / "stray.safetensors")
+        found = [cli("evaluate", path, "--part", "valid", "--json") for path in (trained, stray)]
+        one, same = (json.loads(result.out)[0]["nats_per_char"] for result in found)
+        assert one == same
+
+    def test_a_text_that_was_piped_is_said_to_be_gone(
+        self, cli: Cli, prose: Path, tmp_path: Path
+    ) -> None:
+        run = tmp_path / "run"
+        assert cli("train", "-", "--run", run, *QUICK, stdin=prose.read_bytes()).code == 0
+        assert one_line(cli("evaluate", run, "--part", "valid")) == (
+            f"charrnn: {run}: its run read standard input, which is gone; --text FILE reads "
+            "another text\n"
+        )
 
     def test_in_depth_adds_names_and_changes_none(self, cli: Cli, trained: Path) -> None:
         plain = json.loads(cli("evaluate", trained, "--part", "valid", "--json").out)[0]
@@ -1312,7 +1333,7 @@ class TestPipes:
         assert not list(folder.glob("*/result.json"))
 
     def test_closed_streams_are_empty_and_swallow(self, trained: Path) -> None:
-        arguments = " ".join(command("sample", trained, "--prompt", "-", "--length", "5"))
+        arguments = shlex.join(command("sample", trained, "--prompt", "-", "--length", "5"))
         done = subprocess.run(
             f"{arguments} <&- >&-", shell=True, stderr=subprocess.PIPE, env=ENVIRONMENT
         )

@@ -158,3 +158,18 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         f"a cosine down to {100 * recipe.Schedule.FLOOR:g} % |",
     ):
         assert line in page, line
+
+
+def test_the_readme_s_python_does_what_it_says() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    golden = ROOT / "tests" / "data" / "format-1-lstm.safetensors"
+    shown = "checkpoints/poems-lstm"
+    assert shown in program
+    done = subprocess.run(
+        [sys.executable, "-c", program.replace(shown, str(golden))],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.fullmatch(r"\[('.+', ){4}'.+'\] tensor\(\[(0\.\d+, ){4}0\.\d+\]\)\n", done.stdout)

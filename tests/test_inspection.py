@@ -6,7 +6,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +19,26 @@ from rich.text import Text
 
 from charrnn import flow
 from charrnn import inspection as module
-from charrnn.activity import Unit
+from charrnn.activity import Activation, GateUse, Pace, Unit, UnitFound
 from charrnn.checkpoint import load, save
 from charrnn.config import CellName, InspectConfig
 from charrnn.errors import UsageError
+from charrnn.flow import GradientFlow, Reach, gradient_flow, initial_model
+from charrnn.gradients import Cut, Truncation, Window, cuts
 from charrnn.inspection_view import print_inspection
-from charrnn.inspection_words import enough_says, memory_lines
+from charrnn.inspection_words import (
+    clipping_lines,
+    cut_lines,
+    enough_says,
+    gate_lines,
+    gradient_flow_lines,
+    memory_lines,
+    pace_lines,
+    truncation_lines,
+    unit_lines,
+)
 from charrnn.memory import Memory
+from charrnn.norms import Clipping, Period
 from charrnn.trained import load_model
 from tests.conftest import Cli, Result, make_prose
 from tests.small import ALPHABET, each_cell, make_model, make_stretch, vocabulary, zero_
@@ -56,6 +69,122 @@ def test_a_window_too_long_is_refused_before_anything_is_measured(
         module.inspect(make_model("rnn"), make_stretch(500), vocabulary(), InspectConfig(**chosen))
 
 
+@pytest.mark.parametrize(("own", "seed"), [(None, 3), (5, 5)])
+def test_the_initial_weights_are_of_the_seed(own: int | None, seed: int) -> None:
+    model, stretch = make_model("gru"), make_stretch(100)
+    config = InspectConfig(only=("flow",), seed=own)
+    found = module.inspect(model, stretch, vocabulary(), config, seed=3)
+    expected = initial_model(model.config, seed).double()
+    assert found.gradient_flow[1] == gradient_flow(expected, stretch, weights="initial")
+
+
+def test_the_gradient_that_is_cut_is_of_the_training_s_window() -> None:
+    model, stretch, config = make_model("gru"), make_stretch(200), InspectConfig(only=("clipping",))
+    found = module.inspect(model, stretch, vocabulary(), config, bptt=7)
+    assert found.cuts[:3] == cuts(model, stretch.ids, 7)
+
+
+@contextmanager
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        for name, value in (("FORCE_COLOR", "1"), ("COLORTERM", "truecolor"), ("TERM", "xterm")):
+            patch.setenv(name, value)
+        patch.delenv("NO_COLOR", raising=False)
+        yield
+
+
+# Figures and tables by hand -------------------------------------------------------
+
+
+class TestTables:
+    def test_gradient_flow(self) -> None:
+        reach = Reach(1, "h", 2.0, (1.0, 0.75, 0.25), 2, None)
+        assert gradient_flow_lines([GradientFlow("initial", 1.5, ((1.5, 1.25),), 9, (reach,))]) == [
+            ["weights", "radius", "along", "half at", "1 % at", "k = 1"],
+            ["initial", "1.25-1.50 *", "h 1", "2", "> 2", "0.75"],
+        ]
+
+    def test_memory(self) -> None:
+        memory = Memory(1.5, (2.0, 0.25, -0.5), (0.125, 0.0625, 0.0), 30, 0.01, 2, None)
+        assert memory_lines(memory)[1:] == [
+            ["0", "3.5000", "+2.0000", "0.1250"],
+            ["1", "1.7500", "+0.2500", "0.0625"],
+            ["2", "1.0000", "-0.5000", "0.0000"],
+        ]
+
+    def test_pace(self) -> None:
+        one = Pace(2, "c", (0.75, -0.5, math.nan), 0.125, "forget", 0.2, 0.125)
+        assert pace_lines([one])[1] == ["c 2", "+0.125", "-0.500", "+0.750", "20 %", "12.5 %"]
+
+    def test_gates(self) -> None:
+        use = GateUse(1, "forget", (0.9, 0.95, 0.1), (0.05, 0.0, 0.91), 100)
+        assert gate_lines([use])[1] == ["forget 1", "65.0 %", "1", "32.0 %", "1"]
+
+    def test_units(self) -> None:
+        found = UnitFound("digit", Unit(1, 3, "c"), -0.7, 0.6, 0.25)
+        assert unit_lines([found])[1] == ["digit", "0.25", "1.3c", "-0.700", "+0.600"]
+
+    def test_clipping(self) -> None:
+        period = Period(1, 1200, 0.5, 1.5, 2.5, 0.125)
+        lines = clipping_lines(Clipping(1.0, None, None, 20, 3.0, 0.5, (period,)))
+        assert lines[1] == ["1 - 1,200", "0.5", "1.5", "2.5", "12.5 %"]
+
+    def test_a_cut_gradient(self) -> None:
+        cut = Cut("trained", 0.1, 1.25, 0.5, 12.5)
+        assert cut_lines([cut])[1] == ["trained", "10%", "1.2°", "12.5°"]
+
+    def test_truncation(self) -> None:
+        full = Window(62, None, 0.0, 1.0, 2.5e-6, 3_500_000)
+        window = Window(20, 5, 12.5, 0.875, 1.5e-6, 1_250_000)
+        found = Truncation("trained", 8, 100, full, 30.0, (window,))
+        assert truncation_lines([found])[1:] == [
+            ["trained", "20", "last 5", "12.5°", "0.875", "1.5", "1.25"],
+            ["trained", "62 (all)", "all", "0.0°", "1.000", "2.5", "3.50"],
+        ]
+
+
+class TestPlots:
+    @pytest.fixture
+    def printed(self, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+        """What is printed of measurements of no real model."""
+        nothing = module.Inspection(
+            characters=9, step=None, gradient_flow=(), memory=None, pace=(), gates=(), units=(),
+            activation=None, clipping=None, cuts=(), truncation=(),
+        )  # fmt: skip
+
+        def show(**measured: Any) -> str:
+            print_inspection(replace(nothing, **measured))
+            return capsys.readouterr().out.rstrip()
+
+        return show
+
+    def test_what_is_left_of_a_gradient_is_on_a_logarithmic_scale(
+        self, printed: Callable[..., str]
+    ) -> None:
+        """A column of its eighths: all of it, 10^-1.4, nearly a thousandth, nothing."""
+        reach = Reach(1, "h", 2.0, (1.0, 0.04, 0.002, 0.0), 1, 3)
+        flow = GradientFlow("trained", None, ((1.5,),), 9, (reach,))
+        assert printed(gradient_flow=(flow,)).endswith("  █▅▁")
+
+    def test_units_by_their_share_are_those_of_open_gates_first(
+        self, printed: Callable[..., str]
+    ) -> None:
+        use = GateUse(1, "forget", (0.95, 0.95, 0.05), (0.0, 0.05, 0.95), 100)
+        assert printed(gates=(use,)).endswith("  ▄        █ | █        ▄")
+
+    def test_a_unit_s_sign_is_seen(
+        self, printed: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shown = Activation(Unit(1, 1, "h"), "abc", (2.0, -2.0, 0.0))
+        assert printed(activation=shown).endswith("from -2 (▁) to 2 (█).\nabc\n█▁▅")
+        with terminal(monkeypatch):
+            out = printed(activation=shown)
+        assert "(blue) to 2 (red)." in Text.from_ansi(out).plain
+        colours = re.findall(r"48;2;(\d+);(\d+);(\d+)m", out)
+        assert colours == [("255", "0", "0"), ("0", "0", "255"), ("255", "255", "255")]
+
+
+# In a terminal --------------------------------------------------------------------
 # In a terminal --------------------------------------------------------------------
 
 
@@ -169,15 +298,6 @@ def lone(trained: Path, tmp_path: Path) -> Path:
     return path
 
 
-@contextmanager
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with monkeypatch.context() as patch:
-        for name, value in (("FORCE_COLOR", "1"), ("COLORTERM", "truecolor"), ("TERM", "xterm")):
-            patch.setenv(name, value)
-        patch.delenv("NO_COLOR", raising=False)
-        yield
-
-
 class TestCommand:
     def test_json(self, cli: Cli, trained: Path, prose: Path) -> None:
         result = cli(
@@ -198,7 +318,6 @@ class TestCommand:
         assert [flow["scaled_to"] for flow in found["gradient_flow"]] == [
             None, None, 0.5, 0.5, 2.0, 2.0,
         ]  # fmt: skip
-        # New recurrent matrices are orthogonal: if these are the run's, its seed was used.
         assert found["gradient_flow"][1]["spectral_radii"][0] == pytest.approx([1.0] * 4)
         assert found["memory"]["bptt"] == checkpoint.meta["training"]["bptt"] == 32
         excess = found["memory"]["excess_nats"]
@@ -370,5 +489,5 @@ class TestCommand:
         (lone.parent / "metrics.jsonl").write_text("no row\n")
         result = cli("inspect", lone, "--text", prose)
         log = lone.parent / "metrics.jsonl"
-        says = f"charrnn: {log}: line 1 is no row of a run's log: remove the line\n"
+        says = f"charrnn: {log}: line 1 is not a row of a run's log: remove the line\n"
         assert result == Result(1, "", says)

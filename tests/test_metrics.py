@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from charrnn.metrics import LOG, Log, read_metrics
-from tests.conftest import said
+from tests.conftest import refusing, said
 
 
 @pytest.fixture
@@ -99,12 +99,9 @@ def test_rewinding_to_before_a_row_of_the_same_step_drops_that_alone(
 def test_a_rewind_that_fails_leaves_the_log(
     log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     log.append({"step": 1})
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fail)
+        patch.setattr(os, "fsync", refusing(errno.ENOSPC))
         line = said(lambda: log.rewind(0, validated=True))
     assert line == f"{log.path}: cannot save: No space left on device; free some space"
     log.append({"step": 2})
@@ -112,12 +109,15 @@ def test_a_rewind_that_fails_leaves_the_log(
     assert list(tmp_path.iterdir()) == [log.path]
 
 
-def test_a_log_that_cannot_be_written(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def test_a_rewind_leaves_no_file_open(log: Log) -> None:
+    before = len(list(Path("/dev/fd").iterdir()))
+    log.rewind(1)
+    assert len(list(Path("/dev/fd").iterdir())) == before
 
+
+def test_a_log_that_cannot_be_written(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", fail)
+        patch.setattr(os, "write", refusing(errno.ENOSPC))
         line = said(lambda: log.append({"step": 1}))
     assert line == f"{log.path}: cannot write: No space left on device; free some space"
     assert rows(log) == []
@@ -150,7 +150,7 @@ def test_a_line_that_is_no_row_of_a_log(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "two\nlines.jsonl"
     path.write_bytes(b'{"step": 1}\n' + line + b"\n")
     assert said(lambda: read_metrics(path)) == (
-        f"{tmp_path}/two\\nlines.jsonl: line 2 is no row of a run's log: remove the line"
+        f"{tmp_path}/two\\nlines.jsonl: line 2 is not a row of a run's log: remove the line"
     )
 
 

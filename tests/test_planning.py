@@ -86,8 +86,9 @@ def stub_run(
 
     update.optimiser = SimpleNamespace(set_rates=lambda *_: None)  # type: ignore[attr-defined]
     update.capture_failure = None  # type: ignore[attr-defined]
-    corpus = SimpleNamespace(part=lambda start, stop: SimpleNamespace(characters=stop - start))
-    valid = SimpleNamespace(characters=held_out, start=0, stop=held_out, corpus=corpus)
+    valid = SimpleNamespace(
+        characters=held_out, first=lambda n: SimpleNamespace(characters=min(n, held_out))
+    )
     stubs: dict[str, Any] = {
         "model": SimpleNamespace(
             head=SimpleNamespace(weight=SimpleNamespace(device=SimpleNamespace(type=device)))

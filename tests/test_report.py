@@ -28,7 +28,8 @@ from charrnn.activity import Activation, GateUse, Pace, Unit, UnitFound
 from charrnn.assessment import Assessment
 from charrnn.baselines import Baseline
 from charrnn.checkpoint import load, save
-from charrnn.comparison import CellResult, Comparison, Plan, RunResult
+from charrnn.comparing import RunScored, compare
+from charrnn.comparison import CellResult, Comparison, Plan
 from charrnn.config import ModelConfig
 from charrnn.equations import Quantity, Step
 from charrnn.evaluation import PositionScores, Scores
@@ -42,17 +43,18 @@ from charrnn.figures import (
     saturation_chart,
     standalone,
 )
-from charrnn.flow import GradientFlow, Reach
+from charrnn.flow import GradientFlow, Reach, gradient_flow, initial_model
 from charrnn.gradients import Cut, Truncation, Window
 from charrnn.inspection import Inspection
 from charrnn.machine import machine
 from charrnn.memory import Memory
 from charrnn.norms import Clipping, Period
 from charrnn.page import Origin, origin
-from charrnn.portrait import SAMPLE, Portrait, labels
+from charrnn.portrait import SAMPLE, Portrait, labels, portray_comparison
 from charrnn.report import assessment_page, comparison_page, inspection_page
 from charrnn.surprise import surprise
 from tests.conftest import Cli, make_prose, run_cli, run_unread
+from tests.small import make_result, make_stretch
 
 ORIGIN = Origin("charrnn compare a --report b.html", "a machine", "2026-01-02 03:04 UTC", "9.9")
 SHAPE = ModelConfig(cell="lstm", vocabulary=9, layers=1, hidden=3, embedding=2)
@@ -222,19 +224,10 @@ def portrait(label: str = "LSTM", **changes: Any) -> Portrait:
     return replace(made, **changes)
 
 
-def result(cell: Any = "lstm", seed: int = 1, nats: float = 2.0) -> RunResult:
-    return RunResult(
-        run=f"runs/{cell}-seed{seed}", cell=cell, seed=seed, layers=1, hidden=3, parameters=1234,
-        multiply_adds=567, steps=20, clipped_steps=10, trained_characters=8000, seconds=7.0,
-        train_chars_per_second=1000.0, valid_nats_per_char=nats + 0.1, nats_per_char=nats,
-        bits_per_byte=nats / math.log(2), characters=999, unknown=0, chars_per_second=5000.0,
-    )  # fmt: skip
-
-
 def comparison(seeds: int = 2, cells: tuple[Any, ...] = ("lstm", "gru")) -> Comparison:
     plan = Plan(texts=("/texts/poem.txt",), cells=cells, seeds=seeds, steps=20)
     results = [
-        result(cell, seed, 2.0 + 0.1 * cells.index(cell) + 0.01 * seed)
+        make_result(cell, seed, 2.0 + 0.1 * cells.index(cell) + 0.01 * seed)
         for seed in range(1, seeds + 1)
         for cell in cells
     ]
@@ -286,7 +279,9 @@ class TestComparisonPage:
     def test_models_that_were_not_looked_into_have_their_other_sections(self) -> None:
         bare = portrait(inspection=None, log=())
         made = comparison()
-        text = comparison_page(made, [bare, bare], [(result(), ()), (result("gru"), ())], ORIGIN)
+        text = comparison_page(
+            made, [bare, bare], [(make_result(), ()), (make_result("gru"), ())], ORIGIN
+        )
         page = check(text)
         assert page.texts["h2"] == ["Result", "Samples", "Surprise", "How this was made"]
 
@@ -452,6 +447,15 @@ class TestInspectionPage:
         assert "The beginning of what was looked at, read from a state" in page.texts["p"][-1]
         assert "a<b␍↵\n\tc" in page.texts["pre"]
 
+    def test_signs_and_shares_are_not_swapped(self) -> None:
+        unit = Activation(Unit(1, 3, "c"), "abc", (1.0, -1.0, 0.0))
+        text = inspection_page(portrait(inspection=inspection(activation=unit)), "poem", ORIGIN)
+        assert 'class="up-5">a<' in text
+        assert 'class="down-5">b<' in text
+        abouts = " ".join(check(text).texts["desc"])
+        assert "means 50.0 % closed, 43.3 % open." in abouts
+        assert "updates clipped against step. From 100 % at 5.5 to 0 % at 15.5." in abouts
+
     def test_the_step_is_written_out(self) -> None:
         quantities = (
             Quantity(1, "h'", "tanh(a)", (0.5, -0.25), (0.5, -0.25)),
@@ -539,7 +543,7 @@ def test_what_a_text_holds_cannot_become_part_of_the_page() -> None:
     evil = Origin(HOSTILE, HOSTILE, HOSTILE, HOSTILE)
     baseline = Baseline("<b>&", 2.0, HOSTILE)
     for text in (
-        comparison_page(made, [hostile, portrait()], [(result(), log())], evil),
+        comparison_page(made, [hostile, portrait()], [(make_result(), log())], evil),
         assessment_page([assessment(HOSTILE, baselines=(baseline,))], [hostile], HOSTILE, evil),
         inspection_page(hostile, HOSTILE, evil),
     ):
@@ -610,6 +614,23 @@ def test_curves_on_different_texts_are_said_to_be_that() -> None:
     said = "Not all runs' losses are on the same text: compare shapes, not heights. Nats per"
     assert said in caption("one", "another")
     assert said not in caption("one", "one")
+
+
+def test_a_comparison_looks_into_each_model_by_its_own_seed_and_window(
+    prose: Path, tmp_path: Path
+) -> None:
+    cpu = torch.device("cpu")
+    plan = Plan(
+        texts=(str(prose),), cells=("gru",), steps=3, seed=4, hidden=5, batch_size=3, bptt=11
+    )
+    events = compare(tmp_path, plan, new=True, device=cpu)
+    results = [event.result for event in events if isinstance(event, RunScored)]
+    ((drawn,), _) = portray_comparison(Comparison.of(plan, results))
+    assert drawn.inspection is not None
+    assert drawn.inspection.memory is not None
+    assert drawn.inspection.memory.bptt == 11
+    expected = gradient_flow(initial_model(drawn.shape, 4), make_stretch(100)).spectral_radii
+    assert drawn.inspection.gradient_flow[1].spectral_radii == expected
 
 
 def test_labels_are_short_and_all_different(tmp_path: Path) -> None:
@@ -906,7 +927,11 @@ def test_a_reader_who_leaves_does_not_take_the_page_along(
 class TestWhereThePageGoes:
     @pytest.mark.parametrize(
         ("name", "words"),
-        [("page.txt", "give FILE.html"), ("none/page.html", "cannot save"), ("is.html", "no file")],
+        [
+            ("page.txt", "give FILE.html"),
+            ("none/page.html", "cannot save"),
+            ("is.html", "not a regular file"),
+        ],
     )
     @pytest.mark.parametrize("command", NAMES)
     def test_it_is_looked_at_before_anything_else(

@@ -17,8 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn import kernels, native, recipe, training
-from charrnn.checkpoint import load
+from charrnn import device, native, recipe, training
+from charrnn.baselines import compressed_nats, uniform_nats, unigram_nats
+from charrnn.checkpoint import load, save
 from charrnn.config import CellName, SampleConfig, TextChoices
 from charrnn.corpus import scan
 from charrnn.errors import NonFiniteError, RunFolderError, UsageError
@@ -43,7 +44,7 @@ from charrnn.training import (
     train,
 )
 from charrnn.update import Update, UpdateResult
-from tests.conftest import assert_one_line, make_prose
+from tests.conftest import assert_one_line, make_prose, refusing
 
 CPU = torch.device("cpu")
 POSITION = ["step", "epoch", "characters", "seconds"]
@@ -312,6 +313,12 @@ def test_a_warm_up_is_a_tenth_of_few_updates(start_run: StartRun, tmp_path: Path
         assert run.config.warmup_steps == -(-planned // 10)
 
 
+def give_memory(monkeypatch: pytest.MonkeyPatch, megabytes: int) -> None:
+    """Let the machine have this much memory."""
+    sysconf, pages = os.sysconf, megabytes * 1_000_000 // os.sysconf("SC_PAGE_SIZE")
+    monkeypatch.setattr(os, "sysconf", lambda n: pages if n == "SC_PHYS_PAGES" else sysconf(n))
+
+
 @pytest.mark.parametrize(
     ("options", "fits"),
     [
@@ -328,9 +335,7 @@ def test_what_cannot_fit_is_refused_and_nothing_else(
     """3 lanes, 1,000 symbols, 9 units: 40 MB an update of bf16 logits for 20,000 of window."""
     path = tmp_path / "symbols"
     path.write_text("".join(chr(0x4E00 + i % 999) for i in range(200_000)))
-    pages = 200_000_000 // os.sysconf("SC_PAGE_SIZE")
-    sysconf = os.sysconf
-    monkeypatch.setattr(os, "sysconf", lambda n: pages if n == "SC_PHYS_PAGES" else sysconf(n))
+    give_memory(monkeypatch, 200)
     monkeypatch.setattr("charrnn.starting.multiplies_bf16", lambda _device: True)
     begin = partial(start_run, TextChoices(texts=(str(path),)), steps=1, **options)
     if fits:
@@ -340,9 +345,70 @@ def test_what_cannot_fit_is_refused_and_nothing_else(
             begin()
 
 
+@pytest.mark.parametrize(("megabytes", "fits"), [(70, False), (120, True)])
+def test_weights_count_five_times(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch, megabytes: int, fits: bool
+) -> None:
+    """Themselves, gradient, two moments, work space: 4.1 million of them, 83 MB."""
+    begin = partial(start_run, model={"hidden": 999}, steps=1, batch_size=1, bptt=1)
+    give_memory(monkeypatch, megabytes)
+    if fits:
+        begin()
+    else:
+        with pytest.raises(UsageError, match="training needs about"):
+            begin()
+
+
+def test_a_budget_of_less_than_an_update_makes_one(start_run: StartRun) -> None:
+    assert start_run(epochs=1e-9).progress.planned_steps == 1
+
+
 def test_epochs_without_end_can_be_gone_on_with(start_run: StartRun) -> None:
     run = start_run(epochs=1e30)
     assert Progress.from_dict(run.progress.to_dict()).planned_steps == 2**62
+
+
+def test_the_marks_to_beat_are_of_what_is_held_out(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a new run and of one that goes on; what a compressor takes long for, of its beginning."""
+    monkeypatch.setattr("charrnn.starting.MOST_COMPRESSED", 101)
+    run = start_run(steps=3)
+    assert run.valid is not None
+    held_out, first = run.valid.counts(), run.valid.start
+    expected = {
+        "uniform": uniform_nats(held_out, run.vocabulary),
+        "unigram": unigram_nats(run.train.counts(), held_out, run.vocabulary),
+        "bzip2": compressed_nats(run.valid.corpus.part(first, first + 101), "bzip2"),
+    }
+    assert run.baselines == expected
+    list(train(run, lambda: "stop"))
+    run.folder.close()
+    with RunFolder.open_existing(run.folder.path) as folder:
+        assert resume(folder, device=CPU, changes={}).baselines == expected
+
+
+def test_a_changed_rate_moves_both(start_run: StartRun) -> None:
+    run = start_run(steps=7)
+    list(train(run, lambda: "stop"))
+    run.folder.close()
+    with RunFolder.open_existing(run.folder.path) as folder:
+        again = resume(folder, device=CPU, changes={"lr": 3 * run.config.lr})
+    assert again.config.lr_adam == pytest.approx(3 * run.config.lr_adam)
+
+
+def test_nothing_that_counts_validations_is_added_to_a_run_without_any(
+    start_run: StartRun, prose: Path
+) -> None:
+    run = start_run(TextChoices(texts=(str(prose),), valid_share=0.0), steps=7)
+    list(train(run, lambda: "stop"))
+    run.folder.close()
+    for change in ("patience", "validate_every"):
+        with (
+            RunFolder.open_existing(run.folder.path) as folder,
+            pytest.raises(UsageError, match="nothing is held out"),
+        ):
+            resume(folder, device=CPU, changes={change: 2})
 
 
 def test_what_a_resumed_run_changes_is_kept_if_it_stops_at_once(start_run: StartRun) -> None:
@@ -395,6 +461,21 @@ def test_a_better_best_checkpoint_outlives_a_run_that_went_back(
             if isinstance(event, Validated)
         ]
     assert kept == [2.0, 2.0, 1.5, 1.25, 1.25]
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_best_by_another_length_of_the_text_is_not_compared(
+    start_run: StartRun, more: int
+) -> None:
+    run = start_run(steps=7, validate_every=2)
+    list(train(run, lambda: "stop" if run.progress.step == 3 else None))
+    run.folder.close()
+    best = load(run.folder.path / "best.safetensors")
+    progress = best.meta["progress"]
+    progress |= {"best_nats": 0.5, "validate_characters": 601 + more}
+    save(run.folder.path / "best.safetensors", best)
+    with RunFolder.open_existing(run.folder.path) as folder:
+        assert (resume(folder, device=CPU, changes={}).better is None) == bool(more)
 
 
 def test_more_names_than_a_checkpoint_holds(
@@ -481,7 +562,7 @@ def test_dropout_by_plan_is_captured_anew(
     monkeypatch.setattr(Update, "forget_capture", lambda update: forgets.append(update))
     run = start_run(minutes=1, model=options)
     assert forgets == []
-    Planner(run).set(500)
+    Planner(run).adopt(500)
     assert forgets == [run.update] * forgotten
 
 
@@ -519,15 +600,12 @@ def test_stops_at_a_steps_edge_with_everything_saved(start_run: StartRun) -> Non
 def test_a_full_disk_is_told_with_what_is_saved(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     for saved in (0, 1):
         run = start_run(steps=4, validate_every=2)
         with monkeypatch.context() as patch, pytest.raises(RunFolderError) as caught:
             for event in train(run):
                 if saved == isinstance(event, Saved):
-                    patch.setattr(os, "fsync", fail)
+                    patch.setattr(os, "fsync", refusing(errno.ENOSPC))
         said = f"; step 2 is saved whole: go on from it with: {run.command()}"
         assert_one_line(caught, "free some space")
         assert str(caught.value).endswith(said if saved else "; free some space")
@@ -638,7 +716,7 @@ def test_a_missing_compiler_is_told_where_it_costs_speed(
         return "gcc is on leave"
 
     monkeypatch.setattr(native, "_compiled", cache(compiled))
-    monkeypatch.setattr(kernels, "_has", lambda capability: vectors.startswith(capability))
+    monkeypatch.setattr(device, "has_capability", vectors.startswith)
     run = start_run(cell=cell, steps=2, precision=precision, batch_size=lanes)
     said = [note for note in run.notes if "compiler" in note]
     note = "training is faster with a C compiler that has OpenMP, such as gcc: gcc is on leave"

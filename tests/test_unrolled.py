@@ -10,7 +10,8 @@ import torch
 from charrnn.config import CellName
 from charrnn.corpus import scan
 from charrnn.errors import CorpusError
-from charrnn.unrolled import GATES, read_stretch, unroll_model
+from charrnn.stretch import read_stretch
+from charrnn.unrolled import GATES, unroll_model
 from charrnn.vocabulary import Vocabulary
 from tests.small import ALPHABET, each_cell, make_model, vocabulary
 

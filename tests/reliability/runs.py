@@ -12,7 +12,7 @@ import torch
 
 from charrnn.checkpoint import load
 from charrnn.config import TextChoices
-from charrnn.kernels import multiplies_bf16
+from charrnn.device import multiplies_bf16
 from charrnn.recipe import Choices
 from charrnn.run import Run
 from charrnn.runfolder import RunFolder
