@@ -5,15 +5,16 @@ from __future__ import annotations
 import glob
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Self
 
 from charrnn.checkpoint import LAST, MAX_HEADER, Checkpoint, find, read_description
 from charrnn.config import PartName, Record, TextChoices
-from charrnn.corpus import Corpus, Part, scan, split
+from charrnn.corpus import DIGEST, Corpus, Part, Split, scan, split
 from charrnn.decoding import BYTES, text_encoding
 from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.files import embedded_corpus
@@ -33,6 +34,8 @@ __all__ = [
     "refuse_too_short",
 ]
 
+#: Most files that a run remembers one by one: a header with these stays small.
+MOST_FILES = 1000
 #: Returns the corpus of some names in an encoding.
 Scan = Callable[[tuple[str, ...], str], Corpus]
 
@@ -53,6 +56,76 @@ class TextRecord(Record):
     valid_texts: tuple[str, ...]
     """Absolute paths of the texts to validate on, if they are others."""
     valid_fingerprint: str | None
+    files: tuple[str, ...] = ()
+    """Digests of the text's files, where they are several, and at most ``MOST_FILES``."""
+    file_starts: tuple[int, ...] = ()
+    """Characters of the text before each of them."""
+
+    def __post_init__(self) -> None:
+        if len(self.files) != len(self.file_starts):
+            raise ValueError("'files' and 'file_starts' differ in length")
+
+    @classmethod
+    def of(cls, text: TextChoices, train: Part, valid: Part | None, test: Part | None) -> Self:
+        """Return the record of a text as ``divide`` has divided it.
+
+        Args:
+            text: what the user chose.
+            train: of the text.
+            valid: of it, or of another one.
+            test: of it.
+        """
+        corpus = train.corpus
+        files = corpus.files if 1 < len(corpus.files) <= MOST_FILES else ()
+        return cls(
+            texts=absolute_names(text.texts),
+            encoding=corpus.encoding,
+            fingerprint=corpus.fingerprint,
+            characters=corpus.characters,
+            train=(train.start, train.stop),
+            valid=(valid.start, valid.stop) if valid else None,
+            test=(test.start, test.stop) if test else None,
+            valid_texts=absolute_names(text.valid),
+            valid_fingerprint=valid.corpus.fingerprint if valid and text.valid else None,
+            files=tuple(file.digest for file in files),
+            file_starts=tuple(file.start for file in files),
+        )
+
+    def shared(self, part: Part, fingerprint: str, borders: tuple[int, int]) -> int | None:
+        """Return how many characters of a part lie between borders of a text of the run.
+
+        Args:
+            part: of any text.
+            fingerprint: of the run's text, or of the one that it validates on.
+            borders: in that; the first character, and the one after the last.
+
+        Returns:
+            The characters. None: some, but which ones only the encoding tells that the text was
+            read in then.
+        """
+        shared = 0
+        for place, start, length in self._in_common(part.corpus, fingerprint):
+            first, last = max(part.start, place), min(part.stop, place + length)
+            if first < last and part.corpus.encoding != self.encoding:
+                return None
+            moved = start - place
+            shared += max(0, min(last, borders[1] - moved) - max(first, borders[0] - moved))
+        return shared
+
+    def _in_common(self, corpus: Corpus, fingerprint: str) -> Iterator[tuple[int, int, int]]:
+        """Yield what a corpus and a text of the run both have: its place in each, its length.
+
+        That is all of it, or whole files, of equal ones the first.
+        """
+        if corpus.fingerprint == fingerprint:
+            yield 0, 0, corpus.characters
+            return
+        starts = {fingerprint[:DIGEST]: 0}
+        if self.files and fingerprint == self.fingerprint:
+            starts = dict(reversed([*zip(self.files, self.file_starts, strict=True)]))
+        for file in corpus.files:
+            if (start := starts.get(file.digest)) is not None:
+                yield file.start, start, file.characters
 
     def validated(self, characters: int | None) -> tuple[str, tuple[int, int]] | None:
         """Return what the run's validations score: a text's fingerprint, and borders in it.
@@ -86,25 +159,22 @@ def readable(texts: Sequence[str], spooled: Path | None) -> list[str]:
     return [str(spooled) if name == "-" and spooled else name for name in texts]
 
 
-def divide(
-    corpus: Corpus, text: TextChoices
-) -> tuple[Part, Part | None, Part | None, Corpus | None]:
-    """Return what to train, to validate and to test on, and another text to validate on, if any.
+def divide(corpus: Corpus, text: TextChoices) -> Split:
+    """Return what to train on, to validate on, of another text where one is named, and to test on.
 
     Raises:
         CorpusError: that other text cannot be read, or is too short.
         UsageError: the shares leave nothing to train on.
     """
     if not text.valid:
-        train, valid, test = split(corpus, text.valid_share, text.test_share)
-        return train, valid, test, None
+        return split(corpus, text.valid_share, text.test_share)
     train, _, test = split(corpus, 0.0, text.test_share)
     valid_corpus = scan(text.valid, corpus.encoding)
     if valid_corpus.characters < 2:
         raise CorpusError(
             f"{shown(text.valid[0])}: a text to validate on needs at least 2 characters"
         )
-    return train, valid_corpus.whole, test, valid_corpus
+    return Split(train, valid_corpus.whole, test)
 
 
 def refuse_too_short(train: Part, text: TextChoices) -> None:

@@ -84,17 +84,19 @@ def start(
         settled = origin.shape | recipe.given(choices.model)
         choices = replace(choices, cell=origin.cell, model=settled)
     corpus = scan(readable(text.texts, spooled) or embedded_corpus(), encoding)
-    train, valid, test, valid_corpus = divide(corpus, text)
+    train, valid, test = divide(corpus, text)
     refuse_too_short(train, text)
+    record = TextRecord.of(text, train, valid, test)
+    refuse_too_many_names(record)
     if valid is None:
         _refuse_validations(choices.training)
     counts = train.counts()
-    notes = [*corpus.notes, *(valid_corpus.notes if valid_corpus else ())]
+    notes = [*corpus.notes, *(valid.corpus.notes if valid and text.valid else ())]
     if spooled is not None:
         notes = [note.replace(str(spooled), "standard input") for note in notes]
         notes.append("standard input cannot be read again: to resume, give the text as a file")
-    if valid_corpus is not None and valid_corpus.fingerprint == corpus.fingerprint:
-        notes.append("what --valid names is the text that is trained on: nothing is held out")
+    if valid and text.valid:
+        notes += _trained_on(valid, record)
     if origin is None:
         vocabulary = _new_vocabulary(counts, corpus.encoding, text.min_count)
     else:
@@ -103,18 +105,6 @@ def start(
     held_out = valid.counts() if valid is not None else {}
     notes += _unknown(held_out, vocabulary)
     shape, config, said = _choose(choices, vocabulary, train, device)
-    record = TextRecord(
-        texts=absolute_names(text.texts),
-        encoding=corpus.encoding,
-        fingerprint=corpus.fingerprint,
-        characters=corpus.characters,
-        train=(train.start, train.stop),
-        valid=(valid.start, valid.stop) if valid else None,
-        test=(test.start, test.stop) if test else None,
-        valid_texts=absolute_names(text.valid),
-        valid_fingerprint=valid_corpus.fingerprint if valid_corpus else None,
-    )
-    refuse_too_many_names(record)
     torch.manual_seed(config.seed)
     model = CharModel(shape) if origin is None else with_weights(shape, origin.weights, origin.path)
     return _assemble(
@@ -188,6 +178,19 @@ def _coverage(counts: Mapping[int, int], vocabulary: Vocabulary, path: Path) -> 
         f"weights and vocabulary from {shown(path)}: it knows {100 * known:.2f} % "
         f"of the text's characters{lacks}"
     )
+
+
+def _trained_on(valid: Part, record: TextRecord) -> list[str]:
+    """Say how much of a text of its own to validate on is trained on, if any."""
+    shared = record.shared(valid, record.fingerprint, record.train)
+    if not shared:
+        return []
+    if shared == valid.characters:
+        return ["what --valid names is trained on: nothing is held out"]
+    return [
+        f"{shared:,} of the {counted(valid.characters, 'character')} that --valid names are "
+        "trained on, too: validations flatter the model"
+    ]
 
 
 def _unknown(held_out: Mapping[int, int], vocabulary: Vocabulary) -> list[str]:

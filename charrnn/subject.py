@@ -55,7 +55,7 @@ class Subject:
     def learnt(self, part: Part) -> str | None:
         """Say how much of a text the model was trained on, if any."""
         trained = self.trained_on
-        learnt = _shared(part, trained.encoding, trained.fingerprint, trained.train)
+        learnt = _shared(part, trained, trained.fingerprint, trained.train)
         if learnt is None:
             return None
         kept = trained.valid and trained.valid_fingerprint != trained.fingerprint
@@ -69,7 +69,7 @@ class Subject:
         trained, validated_on = self.trained_on, self.validated_on
         if validated_on is None or find(self.path).name != BEST:
             return None
-        validated = _shared(self.part, trained.encoding, *validated_on)
+        validated = _shared(self.part, trained, *validated_on)
         if validated is None:
             return None
         return f"was chosen by its loss on {validated}, which flatters it: " + (
@@ -210,11 +210,11 @@ def _recorded(checkpoint: Checkpoint, part: PartName, scan: Scan) -> Part:
         raise type(error)(f"{error}; --text FILE reads another text") from error
 
 
-def _shared(part: Part, encoding: str, fingerprint: str, borders: tuple[int, int]) -> str | None:
-    """Say how much of a part lies between borders in the text of a fingerprint, if any."""
-    if part.corpus.fingerprint != fingerprint:
-        return None
-    if part.corpus.encoding != encoding:
-        return "some of this text"  # where the borders are in it only the encoding of then tells
-    shared = min(part.stop, borders[1]) - max(part.start, borders[0])
-    return f"{shared:,} of these {part.characters:,} characters" if shared > 0 else None
+def _shared(
+    part: Part, record: TextRecord, fingerprint: str, borders: tuple[int, int]
+) -> str | None:
+    """Say how much of a part lies between borders of a text of a run, if any."""
+    shared = record.shared(part, fingerprint, borders)
+    if shared is None:
+        return "some of this text"
+    return f"{shared:,} of these {part.characters:,} characters" if shared else None

@@ -523,7 +523,7 @@ class TestTrain:
         self, cli: Cli, prose: Path, tmp_path: Path
     ) -> None:
         result = cli("train", prose, "--valid", prose, "--run", tmp_path / "run", *QUICK)
-        note = "note: what --valid names is the text that is trained on: nothing is held out\n"
+        note = "note: what --valid names is trained on: nothing is held out\n"
         assert note in result.err
         result = cli("evaluate", tmp_path / "run", "--part", "valid")
         assert "was trained on 6,007 of these 6,007 characters: others tell more\n" in result.err
@@ -954,6 +954,22 @@ class TestEvaluate:
         )
         assert cli("evaluate", trained, "--part", "train").err == ""
 
+    def test_says_so_of_a_file_of_several(self, cli: Cli, tmp_path: Path) -> None:
+        texts = [tmp_path / name for name in ("one", "two", "three")]
+        for seed, path in enumerate(texts):
+            path.write_text(make_prose(300 + seed, seed=seed), encoding="utf-8")
+        run = tmp_path / "run"
+        options = ("--valid", texts[2], "--valid", texts[1])
+        result = cli("train", *texts[:2], *options, "--run", run, *QUICK)
+        note = (
+            "note: 301 of the 603 characters that --valid names are trained on, too: validations "
+        )
+        assert note + "flatter the model\n" in result.err
+        result = cli("evaluate", run, "--text", texts[1])
+        assert f"{run}: the model was trained on 301 of these 301 characters" in result.err
+        result = cli("evaluate", run, "--text", texts[2], "--text", texts[0])
+        assert f"{run}: the model was trained on 300 of these 602 characters" in result.err
+
     def test_says_on_how_much_validations_chose_the_checkpoint(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -1252,6 +1268,30 @@ class TestEvaluate:
             text = b"\xef\xbb\xbf" + make_prose(400).encode()
             result = cli(name, trained, "--text", "-", stdin=text)
             assert "standard input: read without its byte order mark" in result.err
+
+
+def test_where_the_locale_is_ascii(cli: Cli, tmp_path: Path) -> None:
+    """Texts are utf-8 and paths bytes all the same; what cannot be shown is a question mark."""
+    name, text = "flüsse.txt".encode(), "Ein Fluß fließt — kalt.\n" * 60
+    (tmp_path / os.fsdecode(name)).write_bytes(text.encode())
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+    def run(*words: object, stdin: str = "") -> tuple[bytes, str]:
+        done = subprocess.run(
+            command(*words), input=stdin.encode(), capture_output=True, cwd=tmp_path, check=True,
+            env=ENVIRONMENT | ascii_only,
+        )  # fmt: skip
+        return done.stdout, done.stderr.decode("ascii")
+
+    path, said = run("train", os.fsdecode(name), *QUICK)
+    assert path == b"checkpoints/" + name.removesuffix(b".txt") + b"-lstm\n"
+    assert said.startswith("text    fl\\udcc3\\udcbcsse.txt: 1,296 characters to train on")
+    go_on = said.splitlines()[-1].removeprefix("sample from it with: charrnn sample ")
+    assert subprocess.run(["bash", "-c", f"echo {go_on}"], capture_output=True).stdout == path
+    words = ("sample", tmp_path / os.fsdecode(path.rstrip()), "--prompt", "-", "--echo")
+    whole = cli(*words, stdin="Fluß".encode()).out
+    assert {"ß", "—"} <= set(whole.removeprefix("Fluß"))
+    assert run(*words, stdin="Fluß")[0] == whole.encode("ascii", "replace")
 
 
 class TestPipes:

@@ -1,0 +1,99 @@
+"""Which part of which text a run reads."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from charrnn.config import TextChoices
+from charrnn.corpus import Part, scan, split
+from charrnn.errors import CorpusError
+from charrnn.reading import TextRecord, refuse_too_short
+from tests.conftest import write
+
+
+@pytest.mark.parametrize(
+    ("valid_share", "test_share"), [(0.1, 0.0), (0.1, 0.2), (0.3, 0.4), (0.0, 0.9)]
+)
+@pytest.mark.parametrize("own", [True, False])
+def test_the_least_length_that_is_said_is_the_least(
+    tmp_path: Path, valid_share: float, test_share: float, own: bool
+) -> None:
+    """Also where another text validates, for which nothing is held out."""
+    valid = () if own else ("other",)
+    text = TextChoices(texts=("x",), valid=valid, valid_share=valid_share, test_share=test_share)
+
+    def trained_on(length: int) -> Part:
+        corpus = scan([write(tmp_path / "text", "a" * length)])
+        return split(corpus, valid_share if own else 0.0, test_share).train
+
+    least = next(n for n in range(1, 99) if trained_on(n).characters >= 2)
+    refuse_too_short(trained_on(least), text)
+    with pytest.raises(CorpusError, match=rf"give at least {least} characters"):
+        refuse_too_short(trained_on(least - 1), text)
+
+
+#: Files of a text: of one content there are two, and the last letters are not ASCII.
+FILES = {"a": "first ", "b": "second, longer ", "c": "first ", "d": "ein grö\u00dferes"}
+
+
+def recorded(folder: Path, names: str) -> TextRecord:
+    corpus = scan([write(folder / name, FILES[name]) for name in names])
+    record = TextRecord.of(TextChoices(texts=tuple(names)), *split(corpus, 0.0))
+    assert record.files == (tuple(f.digest for f in corpus.files) if len(names) > 1 else ())
+    return record
+
+
+def naively_shared(
+    names: str, within: tuple[int, int], trained_on: str, borders: tuple[int, int]
+) -> int:
+    """Look every character's file up in the text of the run, and count those between borders."""
+
+    def places(text: str) -> list[tuple[str, int]]:
+        return [(FILES[name], n) for name in text for n in range(len(FILES[name]))]
+
+    trained = places(trained_on)
+    if names == trained_on:
+        return len({*range(*within)} & {*range(*borders)})
+    wanted = places(names)[slice(*within)]
+    found = [trained.index(place) for place in wanted if place in trained]
+    return sum(borders[0] <= place < borders[1] for place in found)
+
+
+@pytest.mark.parametrize("trained_on", ["abcd", "dba", "b"])
+@pytest.mark.parametrize("names", ["abcd", "cab", "bd", "d"])
+def test_files_that_are_in_both_texts_are_found_wherever_they_lie(
+    tmp_path: Path, trained_on: str, names: str
+) -> None:
+    (tmp_path / "other").mkdir()
+    record = recorded(tmp_path, trained_on)
+    corpus = scan([write(tmp_path / "other" / name, FILES[name]) for name in names])
+    seen = set()
+    for start, stop in itertools.combinations(range(0, corpus.characters + 1, 5), 2):
+        for borders in itertools.combinations(range(0, record.characters + 1, 7), 2):
+            shared = record.shared(corpus.part(start, stop), record.fingerprint, borders)
+            assert shared == naively_shared(names, (start, stop), trained_on, borders)
+            seen.add(shared)
+    assert len(seen) > 1 or not set(names) & set(trained_on)
+
+
+def test_in_another_encoding_nobody_can_say_which_characters_are_shared(tmp_path: Path) -> None:
+    record = recorded(tmp_path, "abd")
+    corpus = scan([str(tmp_path / "d"), write(tmp_path / "e", "new")], "latin-1")
+    in_common = corpus.part(0, 2)
+    assert record.shared(in_common, record.fingerprint, (0, 5)) is None
+    new = corpus.part(corpus.characters - 3, corpus.characters)
+    assert record.shared(new, record.fingerprint, (0, 5)) == 0
+
+
+def test_a_run_remembers_no_more_files_than_fit_into_a_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("charrnn.reading.MOST_FILES", 2)
+    corpus = scan([write(tmp_path / name, FILES[name]) for name in "abd"])
+    record = TextRecord.of(TextChoices(texts=("x",)), *split(corpus, 0.0))
+    assert (record.files, record.file_starts) == ((), ())
+    assert record.shared(corpus.part(2, 9), corpus.fingerprint, (3, 99)) == 6
+    assert record.shared(scan([str(tmp_path / "a")]).whole, corpus.fingerprint, (0, 99)) == 0
