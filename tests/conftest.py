@@ -15,8 +15,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from unittest import mock
 
 import hypothesis
@@ -24,7 +25,7 @@ import pytest
 import torch
 
 from charrnn import native
-from charrnn.corpus import Part
+from charrnn.corpus import Part, scan
 from charrnn.errors import CharrnnError, RunFolderError
 
 # A suite that was started in the background or under nohup ignores these signals, and so
@@ -206,6 +207,22 @@ def write(path: Path, content: str | bytes, encoding: str = "utf-8") -> str:
     return str(path)
 
 
+def make_part(
+    folder: Path, content: str | bytes, encoding: str = "utf-8", name: str = "text"
+) -> Part:
+    """Return the whole of a text that is written to a file."""
+    return scan([write(folder / name, content, encoding)], encoding).whole
+
+
+def make_framed_part(folder: Path, text: str, files: int = 3) -> Part:
+    """Return a text in some files, with a character of each side left out of the part."""
+    framed = f"<{text}>"
+    cuts = [len(framed) * i // files for i in range(files + 1)]
+    pieces = (framed[start:stop] for start, stop in pairwise(cuts))
+    names = [write(folder / f"{i}.txt", piece) for i, piece in enumerate(pieces)]
+    return scan(names, block_bytes=64).part(1, len(framed) - 1)
+
+
 def assert_one_line(error: pytest.ExceptionInfo[CharrnnError], *words: str) -> None:
     message = str(error.value)
     assert message.isprintable()
@@ -219,3 +236,12 @@ def said(action: Callable[[], object]) -> str:
         action()
     assert str(caught.value).isprintable()
     return str(caught.value)
+
+
+def refusing(number: int) -> Callable[..., NoReturn]:
+    """Return a system call that fails with this errno."""
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    return refuse

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from charrnn.activity import Unit, activation, gate_use, pace, units
+from charrnn.activity import KEPT_OVER, Unit, activation, gate_use, pace, units
 from charrnn.config import CellName
 from charrnn.errors import UsageError
 from charrnn.model import CharModel
@@ -86,6 +86,21 @@ class TestPace:
         assert c.kept_mean == pytest.approx((0.9**10 + 0.5**10) / 3)
         assert c.kept_median == pytest.approx(0.5**10)
         assert all(map(math.isnan, (*c.autocorrelation, c.mean)))
+
+    def test_kept_is_the_product_of_ten_values_in_a_row(self) -> None:
+        """By the definition, over several blocks, of each lane and unit by itself."""
+        model, stretch = make_model("lstm", layers=1), make_stretch(2200)
+        products = []
+        for _, (layer,) in observe(model, stretch):
+            gate_TBH = torch.stack(layer.gates["forget"]).detach().numpy()
+            whole = len(gate_TBH) // KEPT_OVER * KEPT_OVER
+            products += [
+                gate_TBH[first : first + KEPT_OVER].prod(axis=0).ravel()
+                for first in range(0, whole, KEPT_OVER)
+            ]
+        _, c = pace(model, stretch)
+        assert c.kept_mean == pytest.approx(np.concatenate(products).mean())
+        assert c.kept_median == pytest.approx(np.median(np.concatenate(products)))
 
     def test_the_update_gate_keeps_a_gru_s_state(self) -> None:
         model = zero_(make_model("gru", layers=1))

@@ -23,18 +23,11 @@ from charrnn.baselines import (
     uniform_nats,
     unigram_nats,
 )
-from charrnn.corpus import Part, scan
 from charrnn.vocabulary import Vocabulary
-from tests.conftest import make_prose
+from tests.conftest import make_part, make_prose
 
 #: Unicode's characters: all code points but the surrogates.
 UNICODE = 0x110000 - 0x800
-
-
-def make_part(folder: Path, text: str, encoding: str = "utf-8", name: str = "text") -> Part:
-    path = folder / name
-    path.write_bytes(text.encode(encoding))
-    return scan([str(path)], encoding).part(0, len(text))
 
 
 def make_ids(length: int, size: int, seed: int = 1) -> np.ndarray:
@@ -101,6 +94,15 @@ class TestGuesses:
         words = Vocabulary.from_counts({97: 1, 98: 1}, "utf-8", 1)
         nats = math.log(3) + 0.25 * words.unknown_nats
         assert uniform_nats({97: 3, 120: 1}, words) == pytest.approx(nats)
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [("abba", "3 symbols"), ("abxa", "3 symbols, and unknown characters spelled out")],
+    )
+    def test_uniform_says_what_it_counts(self, tmp_path: Path, text: str, said: str) -> None:
+        words = Vocabulary.from_counts({97: 1, 98: 1}, "utf-8", 1)
+        uniform, *_ = baselines(make_part(tmp_path, text), words, None)
+        assert (uniform.name, uniform.about) == ("uniform", said)
 
     def test_unigram_equals_the_computation_by_hand(self) -> None:
         # Symbols: unknown (for z, seen once), a, b. Smoothed counts: 2, 6, 4 of 12.
@@ -237,16 +239,15 @@ class TestCompressors:
             assert bits == pytest.approx(8 * size / len(text), rel=1e-12)
 
     def test_bytes_that_python_reads_and_cannot_write(self, tmp_path: Path) -> None:
-        (tmp_path / "text").write_bytes(b"ab\x8f\xd4\xda" * 99)
-        part = scan([str(tmp_path / "text")], "euc_jisx0213").part(2, 297)
+        whole = make_part(tmp_path, b"ab\x8f\xd4\xda" * 99, "euc_jisx0213")
+        part = whole.corpus.part(2, 297)
         bits = compressed_nats(part, "bzip2") / math.log(2)
         size = len(bz2.compress(b"\x8f\xd4\xda" + b"ab\x8f\xd4\xda" * 98))
         assert bits == pytest.approx(8 * size / 295, rel=1e-12)
 
     def test_noise_does_not_shrink_and_zeros_do(self, tmp_path: Path) -> None:
         for name, data in (("noise", random.Random(1).randbytes(9000)), ("zeros", bytes(9000))):
-            (tmp_path / name).write_bytes(data)
-            part = scan([str(tmp_path / name)], "bytes").part(0, 9000)
+            part = make_part(tmp_path, data, "bytes", name)
             for compressor in COMPRESSORS:
                 bits = compressed_nats(part, compressor) / math.log(2)
                 assert 8 < bits < 8.6 if name == "noise" else bits < 0.2

@@ -27,6 +27,7 @@ from charrnn.checkpoint import (
     save,
 )
 from charrnn.errors import CheckpointError, RunFolderError
+from tests.conftest import refusing
 
 DTYPES = (
     torch.float64,
@@ -370,6 +371,23 @@ def test_what_is_said_of_a_tensor(tmp_path: Path, change: dict[str, Any], said: 
     assert message(path) == f"damaged: {said}{ADVICE}"
 
 
+def test_a_header_too_long_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    content = plain({"a": "x" * checkpoint.MAX_HEADER})
+    path.write_bytes(content)
+    for read in (load, read_description):
+        with pytest.raises(CheckpointError, match=f"a header of {len(content) - 8} bytes"):
+            read(path)
+
+
+def test_a_description_of_tensors_that_do_not_fit_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save(path, Checkpoint({"model.weight": torch.zeros(3)}, {}))
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(CheckpointError, match="its tensors take 12 bytes, the file has 13"):
+        read_description(path)
+
+
 def test_a_tensor_of_an_impossible_name(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     info = {"charrnn": "1", "format": 1, "meta": {}, "sha256": "a" * 64, "torch": "2"}
@@ -405,11 +423,7 @@ def test_a_newer_format_is_not_called_damaged(
 def test_an_unreadable_disk_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.safetensors"
     save(path, Checkpoint({}, {}))
-
-    def fail(*_: object) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(checkpoint, "_read_into", fail)
+    monkeypatch.setattr(checkpoint, "_read_into", refusing(errno.EIO))
     with pytest.raises(DamagedCheckpointError, match="damaged: Input/output error; take another"):
         load(path)
 
@@ -427,11 +441,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.safetensors"
-
-    def refuse(*_: object) -> None:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-    monkeypatch.setattr(os, "open", refuse)  # root, too, may run this test
+    monkeypatch.setattr(os, "open", refusing(errno.EACCES))  # root, too, may run this test
     assert message(path) == "cannot read the checkpoint: Permission denied"
 
 
@@ -454,6 +464,14 @@ def test_find_says_what_is_missing(tmp_path: Path) -> None:
         find(tmp_path)
 
 
+def test_a_folder_of_runs_names_one(tmp_path: Path) -> None:
+    for name in ("two", "one"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "last.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"name a run's in it, such as .*/one$"):
+        find(tmp_path)
+
+
 # Writing -------------------------------------------------------------------------------
 
 
@@ -463,11 +481,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     path = tmp_path / "a.safetensors"
     save(path, Checkpoint({}, {"step": 1}))
     for call in ("write", "fsync", "replace"):
-
-        def fail(*_: object, **__: object) -> None:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-        monkeypatch.setattr(os, call, fail)
+        monkeypatch.setattr(os, call, refusing(errno.EIO))
         with pytest.raises(RunFolderError) as caught:
             save(path, Checkpoint({}, {"step": 2}))
         monkeypatch.undo()
@@ -507,9 +521,8 @@ def test_a_folder_that_cannot_be_synced_is_no_failure(
     real = os.fsync
 
     def fsync(fd: int) -> None:
-        if stat.S_ISDIR(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        real(fd)
+        refuse = refusing(errno.EINVAL)
+        (refuse if stat.S_ISDIR(os.fstat(fd).st_mode) else real)(fd)
 
     monkeypatch.setattr(os, "fsync", fsync)
     save(tmp_path / "a", Checkpoint({}, {"step": 2}))

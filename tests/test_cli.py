@@ -530,7 +530,7 @@ class TestTrain:
 
     def test_says_what_is_unknown_in_what_is_held_out(self, cli: Cli, tmp_path: Path) -> None:
         text, run = tmp_path / "text", tmp_path / "run"
-        text.write_text(make_prose(1800) + "\u20ac" * 3 + make_prose(187))
+        text.write_text(make_prose(1800) + "\u20ac" * 3 + make_prose(187), encoding="utf-8")
         words = "3 of the 199 characters held out are unknown, and each costs what it takes"
         assert (
             f"note: {words} to spell it out: '\u20ac' x 3\n"
@@ -579,7 +579,7 @@ class TestTrain:
 
     def test_holds_out_a_test_part_that_nobody_reads(self, cli: Cli, tmp_path: Path) -> None:
         path = tmp_path / "text"
-        path.write_text(make_prose(900) + "☃" * 100)
+        path.write_text(make_prose(900) + "☃" * 100, encoding="utf-8")
         run = tmp_path / "run"
         result = cli(
             "train", path, "--test-share", 0.1, "--valid-share", 0.2, "--run", run, "--json", *QUICK
@@ -641,7 +641,7 @@ class TestTrain:
 
     def test_starts_from_a_checkpoint(self, cli: Cli, trained: Path, tmp_path: Path) -> None:
         other = tmp_path / "other.txt"
-        other.write_text(make_prose(980, seed=2) + "ÄÄÄÄÄÄÄÄÄ" + "b" * 11)
+        other.write_text(make_prose(980, seed=2) + "ÄÄÄÄÄÄÄÄÄ" + "b" * 11, encoding="utf-8")
         result = cli("train", other, "--init-from", trained, "--run", tmp_path / "run", *QUICK[:2])
         assert result.code == 0
         before, vocabulary, _ = load_model(trained, torch.device("cpu"))
@@ -676,7 +676,7 @@ class TestTrain:
         self, cli: Cli, trained: Path, tmp_path: Path
     ) -> None:
         other = tmp_path / "other.txt"
-        other.write_text("Ä" * 90 + make_prose(910))
+        other.write_text("Ä" * 90 + make_prose(910), encoding="utf-8")
         result = cli("train", other, "--init-from", trained, "--run", tmp_path / "run", *QUICK[:2])
         assert "it knows 90.00 % of the text's characters" in result.err
 
@@ -1159,7 +1159,7 @@ class TestEvaluate:
     ) -> None:
         text = tmp_path / "text"
         for strange in ("☃", "☃☃"):
-            text.write_text(strange + "The grey stone")
+            text.write_text(strange + "The grey stone", encoding="utf-8")
             result = cli("evaluate", trained, "--text", text, "--json")
             unknown = json.loads(result.out)[0]["unknown"]
             assert unknown == len(strange) - 1
@@ -1205,7 +1205,7 @@ class TestEvaluate:
         self, cli: Cli, trained: Path, prose: Path, tmp_path: Path
     ) -> None:
         path = tmp_path / "text"
-        path.write_text(prose.read_text() + "☃☃☃")
+        path.write_text(prose.read_text() + "☃☃☃", encoding="utf-8")
         strange = json.loads(cli("evaluate", trained, "--text", path, "--json").out)[0]
         plain = json.loads(cli("evaluate", trained, "--text", prose, "--json").out)[0]
         assert strange["unknown"] == 3
@@ -1249,9 +1249,9 @@ class TestEvaluate:
 
     def test_a_page_of_a_single_character(self, cli: Cli, tmp_path: Path, of_bytes: Path) -> None:
         text, page = tmp_path / "text", tmp_path / "page.html"
-        text.write_text("é")
+        text.write_text("é", encoding="utf-8")
         assert cli("evaluate", of_bytes, "--text", text, "--report", page).code == 0
-        assert "bits for 1 character, " in page.read_text()
+        assert "bits for 1 character, " in page.read_text(encoding="utf-8")
 
     def test_models_of_other_symbols_have_other_baselines(
         self, cli: Cli, prose: Path, trained: Path, of_bytes: Path

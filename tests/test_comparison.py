@@ -13,44 +13,37 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 
 from charrnn.cells import CELLS
-from charrnn.checkpoint import Checkpoint, read_description
+from charrnn.checkpoint import Checkpoint, load, read_description
 from charrnn.comparing import RunScored, RunStarted, compare, matched_hidden, shapes
 from charrnn.comparison import (
+    STUDENT,
     CellResult,
     Comparison,
     Plan,
-    RunResult,
     open_plan,
     refuse_run_of_comparison,
 )
 from charrnn.config import CELL_NAMES, CellName, ModelConfig
 from charrnn.errors import CorpusError, RunFolderError, UsageError
+from charrnn.metrics import read_metrics
 from charrnn.model import CharModel
 from charrnn.runfolder import RunFolder
 from charrnn.trained import load_model
 from charrnn.training import Event, Logged
 from charrnn.update import window_loss
 from tests.conftest import ENVIRONMENT, Cli, command, run_process
+from tests.small import make_result
 
 CPU = torch.device("cpu")
 #: A comparison that is over in a moment.
 QUICK = ("--steps", 20, "--hidden", 9, "--batch-size", 3, "--bptt", 11)
 #: What no two runs measure alike.
 TIMES = {"seconds", "chars_per_second", "train_chars_per_second", "checkpoint", "run"}
-
-
-def result(cell: CellName, seed: int, nats: float, valid: float | None = None) -> RunResult:
-    return RunResult(
-        run=f"{cell}-{seed}", cell=cell, seed=seed, layers=1, hidden=9, parameters=99,
-        multiply_adds=77, steps=20, clipped_steps=seed, trained_characters=660, seconds=2.0,
-        train_chars_per_second=1000.0, valid_nats_per_char=nats if valid is None else valid,
-        nats_per_char=nats, bits_per_byte=nats, characters=600, unknown=0,
-        chars_per_second=5000.0,
-    )  # fmt: skip
 
 
 def timeless(value: Any) -> Any:
@@ -137,7 +130,7 @@ class TestDifferences:
         found = Comparison.of(
             plan,
             [
-                result(cell, seed, nats[cell][seed - 1])
+                make_result(cell, seed, nats[cell][seed - 1])
                 for seed, cell in itertools.product((1, 2), CELL_NAMES)
             ],
         )
@@ -160,23 +153,36 @@ class TestDifferences:
 
     def test_one_seed_supports_nothing(self) -> None:
         found = Comparison.of(
-            Plan(texts=(), steps=1), [result(cell, 1, n) for n, cell in enumerate(CELL_NAMES, 1)]
+            Plan(texts=(), steps=1),
+            [make_result(cell, 1, n) for n, cell in enumerate(CELL_NAMES, 1)],
         )
         assert found.least_difference is None
         assert [cell.spread for cell in found.cells] == [None] * 3
         assert not any(pair.supported for pair in found.differences)
 
+    @pytest.mark.parametrize(("freedom", "t"), list(enumerate(STUDENT, start=1)))
+    def test_five_percent_of_student_s_t_are_outside(self, freedom: int, t: float) -> None:
+        """Integrated over the angle whose tangent is t / sqrt(freedom)."""
+        edges = np.linspace(0, math.pi / 2, 200_001)
+        middle = (edges[1:] + edges[:-1]) / 2
+        density = np.cos(middle) ** (freedom - 1)
+        inside = density[middle < math.atan(t / math.sqrt(freedom))].sum() / density.sum()
+        assert inside == pytest.approx(0.95, abs=5e-5)
+
     def test_many_degrees_of_freedom(self) -> None:
         # Tables of Student's t: 2.086 for 20, 1.984 for 100.
         for seeds, t in ((21, 2.086), (101, 1.984)):
-            runs = [result("gru", seed, 1.0 + seed % 2) for seed in range(seeds)]
+            runs = [make_result("gru", seed, 1.0 + seed % 2) for seed in range(seeds)]
             found = Comparison.of(Plan(texts=(), steps=1, cells=("gru",), seeds=seeds), runs)
             spread = statistics.stdev(run.nats_per_char for run in runs)
             expected = t * spread * math.sqrt(2 / seeds)
             assert found.least_difference == pytest.approx(expected, rel=1e-3)
 
     def test_the_best_run_is_chosen_without_the_test_part(self) -> None:
-        runs = (result("gru", 1, 1.0, valid=2.0), result("gru", 2, 1.1, valid=1.9))
+        runs = (
+            make_result("gru", 1, 1.0, valid_nats_per_char=2.0),
+            make_result("gru", 2, 1.1, valid_nats_per_char=1.9),
+        )
         assert CellResult(runs).best.seed == 2
 
 
@@ -241,6 +247,47 @@ class TestCompare:
             row = json.loads(cli("evaluate", path, "--part", part, "--json").out)[0]
             assert row["nats_per_char"] == saved[name]
             assert row["parameters"] == saved["parameters"]
+
+    def test_every_cell_reads_the_same_lanes_and_windows(self, prose: Path, tmp_path: Path) -> None:
+        """Those of the lstm, to whose parameters widths are matched, though it is not compared."""
+        plan = Plan(texts=(str(prose),), cells=("rnn", "gru"), steps=1, hidden=5, precision="fp32")
+        _, sizes, _ = shapes(plan, vocabulary=50, characters=5000, device="cpu")
+        begun = [
+            event.run
+            for event in compare(tmp_path, plan, new=True, device=CPU)
+            if isinstance(event, RunStarted)
+        ]
+        assert [run.model.config.cell for run in begun] == ["rnn", "gru"]
+        for run in begun:
+            found = {"batch_size": run.config.batch_size, "bptt": run.config.bptt}
+            assert found == sizes
+
+    def test_a_result_is_that_of_its_run(self, prose: Path, tmp_path: Path) -> None:
+        plan = Plan(
+            texts=(str(prose),), cells=("gru",), steps=33, hidden=5, batch_size=3, bptt=11,
+            clip_norm=0.5,
+        )  # fmt: skip
+        list(compare(tmp_path, plan, new=True, device=CPU))
+        run = tmp_path / "gru-seed1"
+        found = json.loads((run / "result.json").read_text(encoding="utf-8"))
+        meta = load(run / "last.safetensors").meta
+        progress = meta["progress"]
+        assert 0 < progress["clipped_steps"] < 33
+        for name, field in (
+            ("steps", "step"), ("clipped_steps", "clipped_steps"),
+            ("trained_characters", "characters"),
+        ):  # fmt: skip
+            assert found[name] == progress[field], name
+        model = CharModel(ModelConfig.from_dict(meta["model"]))
+        counted = (found["parameters"], found["multiply_adds"])
+        assert counted == (model.parameter_count(), model.multiply_adds())
+        speeds = [
+            row["chars_per_second"]
+            for row in read_metrics(run / "metrics.jsonl")
+            if "chars_per_second" in row
+        ]
+        assert len(speeds) == 4
+        assert found["train_chars_per_second"] == statistics.median(speeds)
 
     def test_finished_runs_are_not_done_again(self, cli: Cli, uninterrupted: Path) -> None:
         before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
@@ -546,6 +593,19 @@ class TestCompare:
         with pytest.raises(UsageError, match="1 x 12 units, and here it would be 1 x 16"):
             list(compare(folder, replace(plan, hidden=7), new=False, device=CPU))
 
+    def test_nor_where_the_first_run_was_begun(self, prose: Path, tmp_path: Path) -> None:
+        plan = Plan(texts=(str(prose),), cells=("gru",), steps=9, hidden=5, batch_size=2, bptt=9)
+        begun: RunStarted | None = None
+
+        def should_stop() -> str | None:
+            return "SIGINT" if begun and begun.run.progress.step >= 3 else None
+
+        for event in compare(tmp_path, plan, new=True, device=CPU, should_stop=should_stop):
+            if isinstance(event, RunStarted):
+                begun = event
+        with pytest.raises(UsageError, match="units, and here it would be"):
+            list(compare(tmp_path, replace(plan, hidden=7), new=False, device=CPU))
+
     @pytest.mark.parametrize("when", ["resumed", "between two runs"])
     def test_other_texts_are_not_mixed_in(self, prose: Path, tmp_path: Path, when: str) -> None:
         text, folder = tmp_path / "text", tmp_path / "comparison"
@@ -616,7 +676,7 @@ class TestCompare:
     def test_mistakes_are_one_line_and_leave_nothing(
         self, cli: Cli, prose: Path, tmp_path: Path, words: str, code: int, says: str
     ) -> None:
-        done = cli("compare", *words.format(text=prose, tmp=tmp_path).split())
+        done = cli("compare", *(word.format(text=prose, tmp=tmp_path) for word in words.split()))
         assert (done.code, done.out) == (code, "")
         assert says in done.err
         assert done.err.count("\n") == 1

@@ -142,10 +142,25 @@ ANYTHING = st.one_of(
 )
 
 
-@given(values=st.fixed_dictionaries(dict.fromkeys(TrainConfig.__dataclass_fields__, ANYTHING)))
-def test_whatever_a_file_says_gives_a_config_or_a_plain_error(values: dict[str, Any]) -> None:
-    try:
-        config = TrainConfig.from_dict(values)
-    except (UsageError, ValueError):
-        return
-    assert config.to_dict() == values
+def test_whatever_a_file_says_gives_a_config_or_a_plain_error() -> None:
+    taken = 0
+
+    @given(
+        changes=st.dictionaries(
+            st.sampled_from([*TrainConfig.__dataclass_fields__]),
+            ANYTHING | st.integers(1, 11) | st.floats(0.01, 0.9),
+            max_size=2,
+        )
+    )
+    def check(changes: dict[str, Any]) -> None:
+        nonlocal taken
+        values = training().to_dict() | changes
+        try:
+            config = TrainConfig.from_dict(values)
+        except (UsageError, ValueError):
+            return
+        assert config.to_dict() == values
+        taken += bool(changes)
+
+    check()
+    assert taken > 5

@@ -184,15 +184,21 @@ class TestDecoding:
         # The codec that writes no mark of its own, in the order that the mark announces.
         big = mark in (codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
         plain = {"utf-16": "utf-16-be" if big else "utf-16-le", "utf-32": "utf-32-be"}
-        content = MIXED.encode(plain.get(encoding, encoding.removesuffix("-sig")))
+        codec = plain.get(encoding, encoding.removesuffix("-sig"))
+        content = MIXED.encode(codec)
         name = write(tmp_path / "text", mark + content)
         corpus = scan([name], encoding, block_bytes=block_bytes)
         assert text_of(whole(corpus)) == MIXED
         assert text_of(whole(corpus), 11) == MIXED[11:]
         assert whole(corpus).bytes == len(content)
-        assert corpus.part(0, 2).bytes == len(content) * 2 // 2 - corpus.part(2, len(MIXED)).bytes
+        assert corpus.part(0, 2).bytes == len(MIXED[:2].encode(codec))
         (note,) = corpus.notes
         assert "byte order mark" in note
+
+    def test_a_nul_beyond_the_first_block_is_a_character(self, tmp_path: Path) -> None:
+        text = "abcdefg\n\0hij"
+        corpus = scan([write(tmp_path / "text", text)], block_bytes=8)
+        assert text_of(whole(corpus)) == text
 
     def test_mark_is_text_only_within(self, tmp_path: Path) -> None:
         text = "a\ufeffb"
@@ -520,6 +526,15 @@ class TestRefused:
             assert "b.png" in note
         with pytest.raises(CorpusError, match="not utf-8"):
             scan([str(tmp_path), str(tmp_path / "b.png")])
+
+    @pytest.mark.parametrize(("number", "said"), [(3, "a, b, c: it"), (4, "a, b, c, ...: it")])
+    def test_the_first_few_names_without_text_are_told(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        names = [write(Path(name), "") for name in "abcd"[:number]]
+        with pytest.raises(CorpusError, match=f"^no text in {said} is empty$"):
+            scan(names)
 
     def test_folder_without_text(self, tmp_path: Path) -> None:
         with pytest.raises(CorpusError) as error:

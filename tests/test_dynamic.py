@@ -10,36 +10,20 @@ import pytest
 import torch
 
 from charrnn.config import CELL_NAMES, CellName, ModelConfig
-from charrnn.corpus import Part, scan
 from charrnn.dynamic import DynamicConfig, dynamic_prices
 from charrnn.evaluation import prices, total
 from charrnn.model import CharModel
 from charrnn.trained import load_model
 from charrnn.vocabulary import UNKNOWN, Vocabulary
-from tests.conftest import make_prose
+from tests import small
+from tests.conftest import make_part, make_prose
 
 KNOWN = "abcdefgh \n"
 
 
-def make_part(folder: Path, text: str) -> Part:
-    path = folder / "text"
-    path.write_text(text, encoding="utf-8", newline="")
-    return scan([str(path)]).part(0, len(text))
-
-
 def make_model(cell: CellName) -> CharModel:
-    """Return a model in float64, in training mode, with dropout that must not act."""
-    torch.manual_seed(3)
-    config = ModelConfig(
-        cell=cell,
-        vocabulary=len(KNOWN) + 1,
-        layers=2,
-        hidden=6,
-        embedding=4,
-        dropout=0.5,
-        weight_drop=0.5,
-    )
-    return CharModel(config).double()
+    """Return a model in training mode, whose dropout must not act."""
+    return small.make_model(cell, hidden=6, vocabulary=len(KNOWN) + 1).train()
 
 
 def naive_dynamic(

@@ -11,26 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from charrnn.config import CELL_NAMES, CellName, ModelConfig
+from charrnn.config import CELL_NAMES, CellName
 from charrnn.equations import CHARACTERS, SHOWN, write_out
 from charrnn.model import CharModel
+from tests import small
 from tests.conftest import Cli
 
 TEXT = "abacabadabacabae" * 20
 
 
 def make_model(cell: CellName, layers: int = 2, hidden: int = 6) -> CharModel:
-    """Return a model in float64 whose biases are no zeros; dropout must not act."""
-    torch.manual_seed(3)
-    config = ModelConfig(
-        cell=cell, vocabulary=6, layers=layers, hidden=hidden, embedding=4, dropout=0.5,
-        weight_drop=0.5,
-    )  # fmt: skip
-    model = CharModel(config).double().eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn_like(weight) / 2)
-    return model
+    return small.make_model(cell, layers, hidden, vocabulary=6)
 
 
 def ids(text: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -15,8 +15,8 @@ from torch import Tensor
 from charrnn import evaluation, native
 from charrnn.assessment import assess
 from charrnn.baselines import Baseline
-from charrnn.config import CELL_NAMES, CellName, EvaluateConfig, ModelConfig
-from charrnn.corpus import Part, scan
+from charrnn.config import CELL_NAMES, CellName, EvaluateConfig
+from charrnn.corpus import scan
 from charrnn.evaluation import (
     Interrupted,
     Scores,
@@ -29,23 +29,12 @@ from charrnn.model import CharModel, Hidden
 from charrnn.score_words import assessments_say
 from charrnn.trained import load_model
 from charrnn.vocabulary import UNKNOWN, Vocabulary
-from tests.conftest import make_prose
+from tests import small
+from tests.conftest import make_framed_part, make_prose
 
 KNOWN = "abcdefgh \n紅樓夢é"
 #: Unicode's characters: all code points but the surrogates.
 UNICODE = 0x110000 - 0x800
-
-
-def make_part(folder: Path, text: str, files: int = 2) -> Part:
-    """Return a text in some files, with a character of each side left out of the part."""
-    framed = f"<{text}>"
-    names = []
-    for index in range(files):
-        path = folder / f"{index}.txt"
-        share = framed[len(framed) * index // files : len(framed) * (index + 1) // files]
-        path.write_bytes(share.encode())
-        names.append(str(path))
-    return scan(names).part(1, len(framed) - 1)
 
 
 def make_text(length: int, alphabet: str = KNOWN + "☃\U0001f600") -> str:
@@ -57,16 +46,8 @@ def vocabulary() -> Vocabulary:
 
 
 def make_model(cell: CellName = "lstm", size: int = len(KNOWN) + 1) -> CharModel:
-    """Return a model in float64, in training mode, with dropout that must not act."""
-    torch.manual_seed(3)
-    config = ModelConfig(
-        cell=cell, vocabulary=size, layers=2, hidden=6, embedding=4, dropout=0.5, weight_drop=0.5
-    )
-    model = CharModel(config).double()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(3)
-    return model
+    """Return a model in training mode, whose dropout must not act."""
+    return small.make_model(cell, hidden=6, vocabulary=size).train()
 
 
 def test_loops_are_compiled_for_long_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,11 +55,11 @@ def test_loops_are_compiled_for_long_texts(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(native, "loops", lambda: asked.append("a compiler"))
     monkeypatch.setattr(evaluation, "MANY_PREDICTIONS", 100)
     model = make_model().float()
-    score(model, make_part(tmp_path, make_text(100)), vocabulary(), lanes=3)
+    score(model, make_framed_part(tmp_path, make_text(100)), vocabulary(), lanes=3)
     assert not asked
-    score(model, make_part(tmp_path, make_text(101)), vocabulary(), lanes=1)
+    score(model, make_framed_part(tmp_path, make_text(101)), vocabulary(), lanes=1)
     assert not asked, "a single lane has no use for them"
-    score(model, make_part(tmp_path, make_text(101)), vocabulary(), lanes=3)
+    score(model, make_framed_part(tmp_path, make_text(101)), vocabulary(), lanes=3)
     assert asked
 
 
@@ -105,7 +86,7 @@ class TestScore:
     @pytest.mark.parametrize("cell", CELL_NAMES)
     def test_equals_the_definition(self, tmp_path: Path, cell: CellName) -> None:
         text = make_text(331)
-        scores = score(make_model(cell), make_part(tmp_path, text), vocabulary(), window=17)
+        scores = score(make_model(cell), make_framed_part(tmp_path, text), vocabulary(), window=17)
         prices = naive_nats(make_model(cell), text, vocabulary())
         assert scores.characters == len(prices) == 330
         assert scores.nats == pytest.approx(sum(prices), rel=1e-12)
@@ -143,7 +124,7 @@ class TestScore:
 
     @pytest.mark.parametrize("length", [2, 3, 17, 18, 19, 100])
     def test_does_not_depend_on_the_window(self, tmp_path: Path, length: int) -> None:
-        part = make_part(tmp_path, make_text(length))
+        part = make_framed_part(tmp_path, make_text(length))
         model = make_model()
         exact = score(model, part, vocabulary(), lanes=1, window=1)
         assert exact.characters == length - 1
@@ -157,7 +138,7 @@ class TestScore:
         self, tmp_path: Path, length: int
     ) -> None:
         text = make_text(length)
-        part = make_part(tmp_path, text)
+        part = make_framed_part(tmp_path, text)
         # Without weights from state to state and from the head, p depends on nothing:
         # whatever the lanes, the sum shows which characters were counted how often.
         model = make_model()
@@ -175,10 +156,19 @@ class TestScore:
     @pytest.mark.parametrize("window", [1, 16, 1000])
     def test_two_short_lanes_are_exact(self, tmp_path: Path, window: int) -> None:
         # The second one's warm-up reaches back to the text's first character.
-        part = make_part(tmp_path, make_text(401))
+        part = make_framed_part(tmp_path, make_text(401))
         exact = score(make_model(), part, vocabulary(), lanes=1)
         scores = score(make_model(), part, vocabulary(), lanes=2, window=window)
         assert scores.nats == pytest.approx(exact.nats, rel=1e-9)
+
+    def test_lanes_are_no_more_than_the_device_has_use_for(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(evaluation, "SHORTEST_LANE", 20)
+        monkeypatch.setitem(evaluation.MOST_LANES, "cpu", 3)
+        model, part = make_model(), make_framed_part(tmp_path, make_text(401))
+        found = score(model, part, vocabulary())
+        assert found.nats == score(model, part, vocabulary(), lanes=3).nats
 
     @pytest.mark.parametrize("lanes", [2, 7, 16])
     def test_lanes_of_a_trained_model_are_within_a_thousandth_of_a_nat(
@@ -199,7 +189,7 @@ class TestScore:
             model.head.weight.zero_()
             model.head.bias.zero_()
             model.head.bias[UNKNOWN] = math.log(len(KNOWN))  # as likely as all the others together
-        scores = score(model, make_part(tmp_path, "a☃☃b"), vocabulary())
+        scores = score(model, make_framed_part(tmp_path, "a☃☃b"), vocabulary())
         spelling = math.log(1_114_112 - 2_048 - len(KNOWN))
         symbol, known = math.log(2), math.log(2 * len(KNOWN))
         assert scores.nats == pytest.approx(2 * (symbol + spelling) + known, rel=1e-12)
@@ -223,7 +213,7 @@ class TestScore:
 
     @pytest.mark.parametrize("training", [True, False])
     def test_touches_nothing_of_the_training(self, tmp_path: Path, training: bool) -> None:
-        part = make_part(tmp_path, make_text(50))
+        part = make_framed_part(tmp_path, make_text(50))
         model = make_model().train(training)
         for weight in model.parameters():
             weight.grad = torch.ones_like(weight)
@@ -240,7 +230,7 @@ class TestScore:
             assert weight.requires_grad
 
     def test_stops_between_windows_when_asked(self, tmp_path: Path) -> None:
-        part = make_part(tmp_path, make_text(50))
+        part = make_framed_part(tmp_path, make_text(50))
         model = make_model()
         asked: list[None] = []
 
@@ -258,7 +248,7 @@ class TestPrices:
     @pytest.mark.parametrize("window", [1, 17, 1000])
     def test_equal_the_definition(self, tmp_path: Path, window: int) -> None:
         text = make_text(101)
-        part = make_part(tmp_path, text)
+        part = make_framed_part(tmp_path, text)
         stretches = list(prices(make_model().eval(), part, vocabulary(), window=window))
         found = [float(nats) for stretch in stretches for nats in stretch.nats_T]
         assert found == pytest.approx(naive_nats(make_model(), text, vocabulary()), rel=1e-12)
@@ -268,7 +258,7 @@ class TestPrices:
         )
 
     def test_add_up_to_the_exact_score(self, tmp_path: Path) -> None:
-        part = make_part(tmp_path, make_text(401))
+        part = make_framed_part(tmp_path, make_text(401))
         exact = score(make_model(), part, vocabulary(), lanes=1)
         added = total(prices(make_model().eval(), part, vocabulary()), part)
         assert added.nats == pytest.approx(exact.nats, rel=1e-12)
@@ -285,7 +275,7 @@ class TestAfter:
         nats = naive_nats(make_model(), text, known)
         at = [n for n in range(len(wanted), len(text)) if text[n - len(wanted) : n] == wanted]
         assert len(at) > 30
-        part = make_part(tmp_path, text)
+        part = make_framed_part(tmp_path, text)
         found = assess("run", make_model().eval(), known, part, EvaluateConfig(after=wanted))
         assert found.after is not None
         assert (found.after.text, found.after.characters) == (wanted, len(at))
@@ -307,7 +297,7 @@ class TestAfter:
         assert found.of_bytes
 
     def test_a_text_that_never_occurs_has_no_price(self, tmp_path: Path) -> None:
-        part = make_part(tmp_path, make_text(101))
+        part = make_framed_part(tmp_path, make_text(101))
         found = assess("run", make_model().eval(), vocabulary(), part, EvaluateConfig(after="zz"))
         assert found.to_dict()["after"] == {"text": "zz", "characters": 0, "nats_per_char": None}
         assert list(assessments_say([found])) == ["run: 'zz' does not occur, or only at the end"]
@@ -317,7 +307,7 @@ def test_one_lane_is_scored_where_the_score_is_to_be_exact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluation, "SHORTEST_LANE", 100)
-    model, part = make_model().eval(), make_part(tmp_path, make_text(401))
+    model, part = make_model().eval(), make_framed_part(tmp_path, make_text(401))
     nats = [score(model, part, vocabulary(), lanes=lanes).nats for lanes in (1, 4)]
     found = [
         assess("run", model, vocabulary(), part, EvaluateConfig(exact=exact))
@@ -337,13 +327,13 @@ def test_no_clock_counts_the_compilation_of_the_loops(
     monkeypatch.setattr(native, "loops", lambda: happened.append("loops") or loops())  # type: ignore[func-returns-value]
     monkeypatch.setattr(time, "perf_counter", lambda: happened.append("clock") or clock())  # type: ignore[func-returns-value]
     model = make_model("gru").float().eval()
-    part = make_part(tmp_path, make_text(50))
+    part = make_framed_part(tmp_path, make_text(50))
     assess("run", model, vocabulary(), part, EvaluateConfig(after=after))
     assert "loops" in happened[: happened.index("clock")]
 
 
 def test_scores_on_a_cpu_are_in_float32_whatever_the_training_is_in(tmp_path: Path) -> None:
-    part = make_part(tmp_path, make_text(401))
+    part = make_framed_part(tmp_path, make_text(401))
     model = make_model().float()
     exact = score(model, part, vocabulary())
     model.compute_dtype = torch.bfloat16
@@ -360,7 +350,7 @@ class TestByPosition:
         monkeypatch.setattr(evaluation, "WINDOW", window)
         text = make_text(101)
         scores = score_by_position(
-            make_model().eval(), make_part(tmp_path, text), vocabulary(), length
+            make_model().eval(), make_framed_part(tmp_path, text), vocabulary(), length
         )
         used = min(length, 100)
         stretches = [text[start : start + used + 1] for start in range(0, 101 - used, used)]
@@ -374,7 +364,7 @@ class TestByPosition:
     def test_logits_are_no_more_than_the_memory_has_room_for(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        part, model = make_part(tmp_path, make_text(101)), make_model().eval()
+        part, model = make_framed_part(tmp_path, make_text(101)), make_model().eval()
         whole = score_by_position(model, part, vocabulary(), 25)
         unbound = score(model, part, vocabulary(), lanes=5)
         sizes: list[int] = []

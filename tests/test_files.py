@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import random
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from charrnn.errors import CorpusError
 from charrnn.files import OF_RUNS, embedded_corpus, find_files, several, spool
 from charrnn.lock import LOCK
 from charrnn.metrics import LOG
-from tests.conftest import assert_one_line, text_of, write
+from tests.conftest import assert_one_line, refusing, text_of, write
 
 
 class TestFindFiles:
@@ -221,13 +222,9 @@ class TestSpool:
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         advice = "; make room there, set TMPDIR, or name a file"
-
-        def full(*_: object, **__: object) -> None:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
         with monkeypatch.context() as patch, pytest.raises(CorpusError) as error:
-            patch.setattr(tempfile, "NamedTemporaryFile", full)
+            patch.setattr(tempfile, "NamedTemporaryFile", refusing(errno.ENOSPC))
             spool(io.BytesIO(b"abc"))
         assert_one_line(error, f"input to {tmp_path}: No space left on device{advice}")
         monkeypatch.setattr("tempfile.tempdir", None)
@@ -244,11 +241,13 @@ class TestEmbeddedCorpus:
         assert names == sorted(names, key=lambda name: Path(name).parts)
         modules = {Path(name).name for name in names}
         assert {"argparse.py", "heapq.py", "decimal.py"} <= modules
-        assert not any("test" in Path(name).parts or "site-packages" in name for name in names)
+        library = sysconfig.get_path("stdlib")
+        parts = {part for name in names for part in Path(name).relative_to(library).parts}
+        assert not parts & {"test", "site-packages"}
 
     def test_can_be_read_from_anywhere(self) -> None:
         corpus = scan(embedded_corpus())
-        assert 8_000_000 < corpus.characters < 16_000_000
+        assert corpus.characters > 8_000_000
         assert corpus.notes == ()
         chance = random.Random(3)
         # A stretch over the border of two files, against their own text.

@@ -23,7 +23,7 @@ def log(tmp_path: Path) -> Iterator[Log]:
 
 
 def rows(log: Log) -> list[object]:
-    return [json.loads(line) for line in log.path.read_text().splitlines()]
+    return [json.loads(line) for line in log.path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_rows_are_lines_in_order(log: Log, tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn.config import CELL_NAMES, CellName, ModelConfig
+from charrnn.config import CELL_NAMES, CellName
 from charrnn.model import CharModel, Hidden, detach, outline
+from tests.small import make_model
 
 V, E, H = 11, 5, 7
 
@@ -18,18 +19,10 @@ def cell(request: pytest.FixtureRequest) -> CellName:
     return name
 
 
-def make(cell: CellName, layers: int = 2, **changes: float) -> CharModel:
-    """Return a model in float64 whose every weight matters, the biases too."""
-    torch.manual_seed(3)
-    config = ModelConfig(
-        cell=cell, vocabulary=V, layers=layers, hidden=H, embedding=E,
-        dropout=changes.get("dropout", 0.0), weight_drop=changes.get("weight_drop", 0.0),
-    )  # fmt: skip
-    model = CharModel(config).double()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(0.3 * torch.randn_like(weight))
-    return model
+def make(
+    cell: CellName, layers: int = 2, dropout: float = 0.0, weight_drop: float = 0.0
+) -> CharModel:
+    return make_model(cell, layers, H, E, V, dropout, weight_drop).train()
 
 
 def text(times: int, lanes: int) -> Tensor:

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn.config import CELL_NAMES, CellName, ModelConfig, OptimiserName
+from charrnn import optimiser as module
+from charrnn.config import CELL_NAMES, CellName, OptimiserName
 from charrnn.model import CharModel
 from charrnn.optimiser import OPTIMISERS, POLAR_EXPRESS, MuonAdamW, orthogonalise
+from tests.small import make_model
 
 
 def random(*shape: int, seed: int = 1) -> Tensor:
@@ -94,6 +96,25 @@ def test_in_bf16_the_iteration_mends_its_rounding() -> None:
             assert torch.linalg.svdvals(result).max() < 2
 
 
+@pytest.mark.parametrize("able", [True, False])
+def test_products_are_in_bf16_where_the_hardware_has_them(
+    monkeypatch: pytest.MonkeyPatch, able: bool
+) -> None:
+    computed: set[torch.dtype] = set()
+
+    def seen(matrices_NRC: Tensor, *rest: Any) -> Tensor:
+        computed.add(matrices_NRC.dtype)
+        return orthogonalise(matrices_NRC, *rest)
+
+    monkeypatch.setattr(module, "multiplies_bf16", lambda _device: able)
+    monkeypatch.setattr(module, "orthogonalise", seen)
+    model = make("gru").float()
+    for weight in model.parameters():
+        weight.grad = torch.ones_like(weight)
+    MuonAdamW(model).step()
+    assert computed == {torch.bfloat16 if able else torch.float32}
+
+
 def test_orthogonalise_does_not_care_for_scale_and_takes_zero() -> None:
     matrices_NRC = random(2, 4, 6)
     scaled = orthogonalise(matrices_NRC * 1e-3, 4)
@@ -102,9 +123,7 @@ def test_orthogonalise_does_not_care_for_scale_and_takes_zero() -> None:
 
 
 def make(cell: CellName, embedding: int = 4) -> CharModel:
-    torch.manual_seed(3)
-    config = ModelConfig(cell=cell, vocabulary=9, layers=2, hidden=7, embedding=embedding)
-    return CharModel(config).double()
+    return make_model(cell, hidden=7, embedding=embedding, vocabulary=9)
 
 
 def set_gradients(model: CharModel, seed: int) -> None:

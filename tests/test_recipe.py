@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +16,8 @@ from charrnn.errors import UsageError
 from charrnn.model import outline
 from charrnn.recipe import (
     BY_HEART,
+    GPU_UNITS,
+    GPU_WIDER_FROM,
     LEAST_PRESSURE,
     MANY_SYMBOLS,
     MOST_WEIGHTS,
@@ -186,6 +189,12 @@ class TestChoose:
         usual = choose_for()[1].warmup_steps
         assert choose_for(budget={"steps": 2**63 - 1})[1].warmup_steps == usual > 3
 
+    @pytest.mark.parametrize("symbols", [7, 256, 5000])
+    def test_an_embedding_is_no_wider_than_the_layer(self, symbols: int) -> None:
+        choices = Choices(budget={"steps": 3})
+        model, _ = choose(choices, vocabulary=symbols, characters=10**5, device="cpu")
+        assert model.embedding == min(symbols, model.hidden)
+
     @pytest.mark.parametrize("name", ["minutes", "epochs", "steps"])
     def test_a_budget_stands_alone(self, name: str) -> None:
         _, training = choose_for(budget={name: 2})
@@ -250,6 +259,16 @@ class TestChoose:
         widths = [hidden(m, 10**9) for m in range(1, 60)]
         assert widths == sorted(widths)
         assert hidden(1000, 10**9) == widths[-1], "there is an end to it"
+
+    @pytest.mark.parametrize("cell", CELL_NAMES)
+    def test_a_long_run_on_a_gpu_gets_its_wider_model(self, cell: CellName) -> None:
+        training = {"batch_size": 10, "bptt": 100}
+        steps = GPU_WIDER_FROM // 1000
+        widths = [
+            choose_for("cuda", cell, 10**8, budget={"steps": n}, training=training)[0].hidden
+            for n in (steps, steps + 1)
+        ]
+        assert tuple(widths) == GPU_UNITS[cell]
 
     @pytest.mark.parametrize("cell", ["lstm", "gru"])
     @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -353,6 +372,14 @@ TOTALS = st.integers(1, 10**6)
 
 
 class TestSchedule:
+    def test_by_hand(self) -> None:
+        """A ramp to the peak; a cosine from the end of the hold to the floor."""
+        assert [Schedule(4, None).factor(step) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+        found = [Schedule(0, 1000).factor(step) for step in (0, 200, 400, 600, 800, 1000)]
+        cosines = [1, 1, math.cos(math.pi / 4), 0, -math.cos(math.pi / 4), -1]
+        floor = Schedule.FLOOR
+        assert found == pytest.approx([floor + (1 - floor) * (1 + c) / 2 for c in cosines])
+
     @given(warmup=WARMUPS, total=TOTALS, steps=st.lists(st.integers(0, 10**6), max_size=9))
     def test_is_a_pure_function_of_the_step(
         self, warmup: int, total: int, steps: list[int]

@@ -18,8 +18,8 @@ from charrnn import lock, runfolder
 from charrnn.checkpoint import Checkpoint, find, load, save
 from charrnn.errors import CheckpointError, RunFolderError
 from charrnn.metrics import read_metrics
-from charrnn.runfolder import RunFolder, has_state
-from tests.conftest import said
+from charrnn.runfolder import RunFolder, files_of_run, has_state
+from tests.conftest import refusing, said
 from tests.reliability.processes import finish, fork
 
 
@@ -192,10 +192,7 @@ def test_a_folder_that_is_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "open", refusing(errno.EACCES))
     assert said(lambda: RunFolder.create(tmp_path)) == (
         f"{tmp_path}: cannot write to the run's folder: Permission denied"
     )
@@ -267,10 +264,7 @@ def test_a_holder_without_a_name(
 
 
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refusing(errno.ENOLCK))
     assert said(lambda: RunFolder.create(tmp_path / "run")) == (
         f"{tmp_path / 'run'}: cannot lock the run's folder: No locks available: "
         "choose a folder on a local disk"
@@ -363,15 +357,25 @@ def test_earlier_checkpoints_take_no_space_of_their_own(tmp_path: Path) -> None:
 def test_without_hard_links_they_are_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-
-    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "link", refusing(errno.EPERM))
     with RunFolder.create(tmp_path / "run") as folder:
         for step in (1, 2, 3):
             folder.save_last(state(step), step)
     assert load(tmp_path / "run" / "step-00000002.safetensors").meta["number"] == 2
     assert len(names(tmp_path / "run")) == 4
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_disk_that_has_no_room_for_a_name_is_not_copied_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    with RunFolder.create(tmp_path / "run") as folder:
+        folder.save_last(state(1), 1)
+        monkeypatch.setattr(os, "link", refusing(number))
+        line = said(lambda: folder.save_last(state(2), 2))
+    assert os.strerror(number) in line
+    assert names(tmp_path / "run") == ["last.safetensors", "lock", "metrics.jsonl"]
+    assert load(tmp_path / "run" / "last.safetensors").meta["step"] == 1
 
 
 def test_large_steps_stay_in_order(tmp_path: Path) -> None:
@@ -440,6 +444,13 @@ def test_what_we_may_not_judge_is_neither_passed_over_nor_pruned(
         ]
         folder.save_last(state(4), 4)
     assert "step-00000000.safetensors" in names(run)
+
+
+def test_the_files_of_a_run_are_all_but_what_others_put_there(tmp_path: Path) -> None:
+    ours = {"best.safetensors", "step-00000010.safetensors", "metrics.jsonl", "result.json", "lock"}
+    for name in (*ours, "notes.txt"):
+        (tmp_path / name).touch()
+    assert {path.name for path in files_of_run(tmp_path / "best.safetensors")} == ours
 
 
 # The log ---------------------------------------------------------------------------------

@@ -15,13 +15,14 @@ from rich.text import Text
 
 from charrnn.assessment import After, Assessment
 from charrnn.baselines import Baseline
-from charrnn.comparison import CellResult, Comparison, Plan, RunResult
+from charrnn.comparison import CellResult, Comparison, Plan
 from charrnn.config import CellName, ModelConfig
-from charrnn.corpus import Part, scan
 from charrnn.errors import CharrnnError
 from charrnn.evaluation import PositionScores, Prices, Scores
 from charrnn.score_view import PerCharacter, SurpriseText, print_assessments
 from charrnn.score_words import COLUMNS, assessments_say, comparison_lines, comparison_says
+from tests.conftest import make_part
+from tests.small import make_result
 
 ONE = Assessment(
     checkpoint="runs/[red]",
@@ -32,13 +33,6 @@ ONE = Assessment(
 FIGURES = (
     "gru 2x7", "12,345", "6,789", "1", "1.5000", "2.1640", "2.0988", "4.482", "10",
 )  # fmt: skip
-
-
-def make_part(folder: Path, data: bytes, encoding: str = "utf-8") -> Part:
-    path = folder / "text"
-    path.write_bytes(data)
-    corpus = scan([str(path)], encoding)
-    return corpus.part(0, corpus.characters)
 
 
 class TestTable:
@@ -204,13 +198,9 @@ class TestComparison:
     ) -> Comparison:
         plan = Plan(texts=(), cells=cells, seeds=seeds, **planned)
         results = [
-            RunResult(
-                run="run", cell=cell, seed=seed, layers=1, hidden=3,
-                parameters=900 + place * more, multiply_adds=7, steps=20, clipped_steps=0,
-                trained_characters=80, seconds=7.0,
-                train_chars_per_second=1000.0, valid_nats_per_char=2.0,
-                nats_per_char=2.0 + place + 0.01 * seed, bits_per_byte=3.0, characters=999,
-                unknown=unknown, chars_per_second=5000.0,
+            make_result(
+                cell, seed, 2.0 + place + 0.01 * seed, valid_nats_per_char=2.0,
+                parameters=900 + place * more, unknown=unknown,
             )
             for place, cell in enumerate(cells)
             for seed in range(seeds)
@@ -266,6 +256,16 @@ class TestComparison:
         made = Comparison(self.made(("lstm",), 1, steps=20).plan, (lost,))
         head, row = comparison_lines(made)
         assert row[head.index("valid ppl")] == row[head.index("perplexity")] == "inf"
+
+    def test_a_row_by_hand(self) -> None:
+        made = self.made(("lstm",), 2, steps=20)
+        assert comparison_lines(made)[1] == [
+            "lstm", "1 x 3", "900", "567", "1000.0", "7", "20", "0", "2.0000", "7.389", "2.0050",
+            "0.0071", "2.8926", "7.426",
+        ]  # fmt: skip
+        row = made.to_list()[0]
+        times = (row["seconds"], row["chars_per_second"], row["train_chars_per_second"])
+        assert times == (7, 5000, 1000)
 
     @pytest.mark.parametrize("seeds", [1, 3])
     def test_one_cell_is_held_against_nothing(self, seeds: int) -> None:

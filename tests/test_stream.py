@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 import tracemalloc
 from collections.abc import Sequence
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from charrnn.corpus import Part, scan
 from charrnn.errors import CorpusError
 from charrnn.stream import Chunk, Lanes, Reader, fit_lanes
 from charrnn.vocabulary import REPLACEMENT, Vocabulary
+from tests.conftest import make_framed_part
 
 
 def make_text(length: int, alphabet: str = "abcdefghij \r\n紅樓夢\U0001f600") -> str:
@@ -23,17 +24,9 @@ def make_text(length: int, alphabet: str = "abcdefghij \r\n紅樓夢\U0001f600")
 
 
 def make_part(folder: Path, text: str, files: int = 3) -> tuple[Part, Vocabulary]:
-    """Return a text, cut into some files, with a character of each side left out of the part."""
-    framed = f"<{text}>"
-    cuts = [len(framed) * i // files for i in range(files + 1)]
-    names = []
-    for i, (start, stop) in enumerate(pairwise(cuts)):
-        path = folder / f"{i}.txt"
-        path.write_bytes(framed[start:stop].encode())
-        names.append(str(path))
-    corpus = scan(names, block_bytes=64)
-    vocabulary = Vocabulary.from_counts(corpus.counts, corpus.encoding, 1)
-    return corpus.part(1, len(framed) - 1), vocabulary
+    """Return a framed part, and the vocabulary of all its files."""
+    part = make_framed_part(folder, text, files)
+    return part, Vocabulary.from_counts(part.corpus.counts, "utf-8", 1)
 
 
 @pytest.fixture(autouse=True)

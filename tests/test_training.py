@@ -334,7 +334,7 @@ def test_what_cannot_fit_is_refused_and_nothing_else(
 ) -> None:  # fmt: skip
     """3 lanes, 1,000 symbols, 9 units: 40 MB an update of bf16 logits for 20,000 of window."""
     path = tmp_path / "symbols"
-    path.write_text("".join(chr(0x4E00 + i % 999) for i in range(200_000)))
+    path.write_text("".join(chr(0x4E00 + i % 999) for i in range(200_000)), encoding="utf-8")
     give_memory(monkeypatch, 200)
     monkeypatch.setattr("charrnn.starting.multiplies_bf16", lambda _device: True)
     begin = partial(start_run, TextChoices(texts=(str(path),)), steps=1, **options)
@@ -662,13 +662,14 @@ def test_the_unknown_symbol_is_learned_where_the_text_has_none(
 ) -> None:
     once = "".join(map(chr, range(0x4E00, 0x4E00 + 40)))
     prose, path, strange = make_prose(6000), tmp_path / "text", tmp_path / "strange"
-    path.write_text("".join(one + prose[150 * i : 150 * (i + 1)] for i, one in enumerate(once)))
+    text = "".join(one + prose[150 * i : 150 * (i + 1)] for i, one in enumerate(once))
+    path.write_text(text, encoding="utf-8")
     run = start_run(TextChoices(texts=(str(path),), valid_share=0.0), steps=238)
     assert run.vocabulary.min_count == 1
     assert run.vocabulary.unknown_among(run.train.counts()) == {}
     list(train(run))
     assert run.progress.step == 2 * run.lanes.chunks_per_pass  # each had its turn
-    strange.write_text(make_prose(70, seed=2) + "\N{SNOWMAN}")
+    strange.write_text(make_prose(70, seed=2) + "\N{SNOWMAN}", encoding="utf-8")
     corpus = scan([str(strange)])
     *_, last = prices(run.model.eval(), corpus.part(0, 71), run.vocabulary)
     # Half of 40 in 6,040 characters are ln(302) = 5.7 nats; never seen, it costs 7.7 by now.

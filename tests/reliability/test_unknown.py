@@ -87,7 +87,7 @@ def test_a_stop_that_can_never_come(run: Path) -> None:
 def test_a_scored_text(run: Path, tmp_path: Path, promise: Promise) -> None:
     promise("R13", "a scored text: listed with counts, and charged", "6 of 13 characters")
     text = tmp_path / "text"
-    text.write_text(PROMPT)
+    text.write_text(PROMPT, encoding="utf-8")
     result = run_cli("evaluate", run, "--text", text, "--json")
     assert result.code == 0
     assert result.err == (
@@ -104,7 +104,7 @@ def test_a_scored_text(run: Path, tmp_path: Path, promise: Promise) -> None:
 
 def test_a_text_to_go_on_training_with(run: Path, tmp_path: Path) -> None:
     text = tmp_path / "text"
-    text.write_text(PROMPT * 9)
+    text.write_text(PROMPT * 9, encoding="utf-8")
     result = run_cli("train", text, "--init-from", run, "--run", tmp_path / "run", "--steps", 1)
     assert result.code == 0
     assert "it knows 54.29 % of the text's characters, and lacks 'é' x 24, " in result.err

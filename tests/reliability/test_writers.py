@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -78,52 +75,6 @@ def test_pairs_of_writers(tmp_path: Path, promise: Promise) -> None:
         "R11", "pairs of writers: one writes, one names it, free after kill -9", f"{count} of 20"
     )
     assert count == 20
-
-
-PROGRAM = textwrap.dedent(
-    """
-    import sys
-    from charrnn.checkpoint import Checkpoint
-    from charrnn.errors import RunFolderError
-    from charrnn.runfolder import RunFolder
-
-    try:
-        with RunFolder.create(sys.argv[1]) as folder:
-            folder.save_last(Checkpoint({}, {}), 1)
-            print("writes", flush=True)
-            sys.stdin.read()
-    except RunFolderError as error:
-        print(error, flush=True)
-        sys.exit(1)
-    """
-)
-
-
-@pytest.mark.slow
-def test_two_programs(tmp_path: Path) -> None:
-    """The same with processes that share nothing."""
-    pair = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(tmp_path / "run")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    try:
-        lines = []
-        for process in pair:
-            assert process.stdout is not None
-            lines.append(process.stdout.readline())
-        assert sorted(line == "writes\n" for line in lines) == [False, True]
-        writer = pair[lines.index("writes\n")]
-        assert f"in use by process {writer.pid} on " in next(x for x in lines if x != "writes\n")
-    finally:
-        for process in pair:
-            process.kill()
-            process.communicate()
-    RunFolder.open_existing(tmp_path / "run").close()
 
 
 def test_the_lock_outlives_no_process(tmp_path: Path) -> None:
