@@ -87,6 +87,13 @@ def _cell_name(name: str) -> str:
     return name
 
 
+def _typed(word: str) -> str:
+    """Return text as it was typed: utf-8 it is also where the locale knows no bytes but ASCII's."""
+    if not any("\udc80" <= character <= "\udcff" for character in word):
+        return word
+    return os.fsencode(word).decode("utf-8", "surrogateescape")
+
+
 def _run_folder(name: str) -> Path:
     """Refuse an empty name, which as a path would be the current folder."""
     if not name:
@@ -384,7 +391,12 @@ def sample(
             metavar="CHECKPOINT", parser=_checkpoint, help="A checkpoint, or a run's folder."
         ),
     ],
-    prompt: Annotated[str, typer.Option(help="Text to go on from; - reads standard input.")] = "",
+    prompt: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT", parser=_typed, help="Text to go on from; - reads standard input."
+        ),
+    ] = "",
     length: Annotated[int, typer.Option(help="New characters; 0: without end.")] = 1000,
     temperature: Annotated[
         float, typer.Option(help="Below 1 safer, above 1 wilder; 0: always the likeliest.")
@@ -393,7 +405,9 @@ def sample(
     top_p: Annotated[
         float | None, typer.Option(help="Draw from the likeliest that make up P only.")
     ] = None,
-    stop: Annotated[str | None, typer.Option(help="End after this text.")] = None,
+    stop: Annotated[
+        str | None, typer.Option(metavar="TEXT", parser=_typed, help="End after this text.")
+    ] = None,
     count: Annotated[int, typer.Option(help="Samples, made side by side.")] = 1,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 1,
     unknown: Annotated[
@@ -498,7 +512,9 @@ def evaluate(
     ] = None,
     after: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="Price the characters that follow this text, too."),
+        typer.Option(
+            metavar="TEXT", parser=_typed, help="Price the characters that follow this text, too."
+        ),
     ] = None,
     per_char: Annotated[
         Path | None,

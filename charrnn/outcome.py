@@ -6,6 +6,7 @@ The codes are those of ``charrnn.errors``, 2 for a command line that makes no se
 
 from __future__ import annotations
 
+import codecs
 import os
 import signal
 import sys
@@ -36,8 +37,11 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
         arguments: the words after the program's name; none asks for help.
     """
     try:
-        # A character that the terminal cannot show must not end a sample.
-        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+        # A character that the terminal cannot show must not end a sample. Where the locale is
+        # ASCII a file gets utf-8, which says the same of ASCII, and loses nothing.
+        is_ascii = codecs.lookup(sys.stdout.encoding or "utf-8").name == "ascii"
+        encoding = "utf-8" if is_ascii and not sys.stdout.isatty() else None
+        sys.stdout.reconfigure(encoding=encoding, errors="replace")  # type: ignore[union-attr]
         command = typer.main.get_command(app)
         # Not app(): that one answers a closed pipe itself, with exit code 1.
         with command.make_context("charrnn", [*arguments] or ["--help"]) as context:

@@ -1271,7 +1271,7 @@ class TestEvaluate:
 
 
 def test_where_the_locale_is_ascii(cli: Cli, tmp_path: Path) -> None:
-    """Texts are utf-8 and paths bytes all the same; what cannot be shown is a question mark."""
+    """Texts are utf-8 and paths bytes all the same, typed, piped and in files."""
     name, text = "flüsse.txt".encode(), "Ein Fluß fließt — kalt.\n" * 60
     (tmp_path / os.fsdecode(name)).write_bytes(text.encode())
     ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
@@ -1291,7 +1291,14 @@ def test_where_the_locale_is_ascii(cli: Cli, tmp_path: Path) -> None:
     words = ("sample", tmp_path / os.fsdecode(path.rstrip()), "--prompt", "-", "--echo")
     whole = cli(*words, stdin="Fluß".encode()).out
     assert {"ß", "—"} <= set(whole.removeprefix("Fluß"))
-    assert run(*words, stdin="Fluß")[0] == whole.encode("ascii", "replace")
+    assert run(*words, stdin="Fluß")[0] == whole.encode()
+    assert run(*words[:2], "--prompt", "Fluß", "--echo")[0] == whole.encode()
+    assert run(*words[:2], "--stop", "ß")[0].endswith("ß".encode())
+    scored, _ = run("evaluate", words[1], "--part", "train", "--after", "flie", "--json")
+    assert json.loads(scored)[0]["after"]["characters"] > 0
+    scored, _ = run("evaluate", words[1], "--part", "train", "--after", "ß", "--json")
+    assert json.loads(scored)[0]["after"]["text"] == "ß"
+    assert json.loads(scored)[0]["after"]["characters"] > 0
 
 
 class TestPipes:
