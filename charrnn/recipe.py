@@ -37,15 +37,12 @@ HALVED_BY = {"cpu": 2_000, "mps": 2_000, "cuda": 12_000}
 DEFAULT_MINUTES = 3.0
 DEFAULT_BUDGET: dict[str, float | int] = {"minutes": DEFAULT_MINUTES}
 #: Characters that a run is expected to read: past each of these numbers 128 units more are the
-#: better use of the time, on a CPU ...
+#: better use of the time, on a CPU.
 WIDER_FROM: dict[CellName, tuple[int, ...]] = {
-    "rnn": (15_000_000,),
+    "rnn": (6_000_000, 6_000_000),
     "lstm": (15_000_000, 25_000_000, 35_000_000, 50_000_000, 70_000_000),
     "gru": (4_000_000, 25_000_000, 35_000_000, 50_000_000, 70_000_000),
 }
-#: ... and a plain RNN's are twice as many where it would read the same few again and again: in so
-#: many passes, or more.
-RNN_WIDER_IN_PASSES = 10
 #: A GPU, which waits more than it computes, is given a width: of a short run, and of one that is
 #: expected to read so many characters.
 GPU_UNITS: dict[CellName, tuple[int, int]] = {
@@ -220,15 +217,18 @@ def dropout_masks(shape: ModelConfig, device: str, pressed: float) -> int:
 def weight_decay(cell: CellName, pressed: float) -> float:
     """Return Muon's weight decay in a run.
 
-    Twice as much where a text is read some ten times, and with a plain RNN, of which no unit
-    is hidden then, in time four times (docs/diary.md).
+    Twice as much where a text is read some ten times. With a plain RNN, whose rate is half of the
+    others' and of which no unit is hidden, that comes sooner, and four times as much in time
+    (docs/diary.md).
 
     Args:
         cell: of the model.
         pressed: see ``pressure``.
     """
-    most = 4.0 if cell == "rnn" else 2.0
-    return round(WEIGHT_DECAY * min(most, max(1.0, pressed / 8)), 2)
+    times = min(2.0, max(1.0, pressed / 8))
+    if cell == "rnn":
+        times = max(min(2.0, max(1.0, pressed / 2)), min(4.0, pressed / 8))
+    return round(WEIGHT_DECAY * times, 2)
 
 
 def matrix_weights(shape: ModelConfig) -> int:
@@ -291,10 +291,8 @@ def _hidden(
     if device == "cuda":
         width = GPU_UNITS[cell][passes * characters > GPU_WIDER_FROM]
     else:
-        more = 128 * sum(passes * characters > least for least in WIDER_FROM[cell])
-        if cell == "rnn" and passes >= RNN_WIDER_IN_PASSES:
-            more *= 2
-        width = narrowest + more
+        more = sum(passes * characters > least for least in WIDER_FROM[cell])
+        width = narrowest + 128 * more
     most = MOST_WEIGHTS[device] * characters
     while width > narrowest and _recurrent_weights(cell, 1, width, min(vocabulary, width)) > most:
         width -= 128

@@ -135,8 +135,8 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         f"expected to read, {recipe.GUESSED_SPEED['cpu']:,} / "
         f"(1 + symbols / {recipe.HALVED_BY['cpu']:,}) a second",
         f"(GRU: {recipe.WIDER_FROM['gru'][0] / 1e6:g} instead of {wider[0]}; "
-        f"RNN: {recipe.WIDER_FROM['rnn'][0] / 1e6:g} alone, and 256 in "
-        f"{recipe.RNN_WIDER_IN_PASSES} passes or more)",
+        f"RNN: {128 * len(recipe.WIDER_FROM['rnn'])} from "
+        f"{recipe.WIDER_FROM['rnn'][0] / 1e6:g} on)",
         f"{recipe.MOST_WEIGHTS['cpu']:g} weights for a character",
         f"LSTM and GRU {on_gpu.hidden}, {recipe.GPU_UNITS['lstm'][1]} from "
         f"{recipe.GPU_WIDER_FROM / 1e6:g} million characters on, "
