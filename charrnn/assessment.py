@@ -56,6 +56,8 @@ class Assessment:
     """Of the same text, for the model's vocabulary and training part."""
     of_bytes: bool = False
     """Whether the model reads bytes, which stand as characters here."""
+    facts: tuple[str, ...] = ()
+    """What a user must know of the model to judge its scores: "was trained on ..."."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON object; what was not measured is left out."""
@@ -68,6 +70,7 @@ class Assessment:
             "characters": self.scores.characters,
             "unknown": self.scores.unknown,
             **_figures(self.scores),
+            "notes": [f"the model {fact}" for fact in self.facts],
         }
         if self.dynamic:
             row["dynamic"] = _figures(self.dynamic)
@@ -112,6 +115,7 @@ def assess(
     config: EvaluateConfig,
     *,
     baselines: Iterable[Baseline] = (),
+    facts: Iterable[str] = (),
     watchers: Iterable[Callable[[Prices], None]] = (),
 ) -> Assessment:
     """Measure a model on a text; it stays as it is.
@@ -124,6 +128,7 @@ def assess(
         config: what to measure. What follows a text is priced exactly, like the whole text
             then, or by dynamic evaluation if there is one.
         baselines: of the same text, for the record.
+        facts: what a user must know of the model, for the record.
         watchers: each is called with the price of every character in order, from dynamic
             evaluation if there is one; else the score is exact then.
 
@@ -154,6 +159,7 @@ def assess(
         after=following.result() if following else None,
         baselines=tuple(baselines),
         of_bytes=vocabulary.is_bytes,
+        facts=tuple(facts),
     )
 
 

@@ -206,7 +206,7 @@ class LSTM(Cell):
         self, x: Tensor, state: list[Tensor], weights: list[Tensor], which_TB: Tensor | None
     ) -> tuple[Tensor, State]:
         shared = which_TB is not None
-        if x.device.type == "cpu" and beats_onednn_lstm(x.dtype, len(state[0]), shared):
+        if x.device.type == "cpu" and beats_onednn_lstm(x.dtype, shared):
             w, u, b, h_BH, c_BH = _typed(*weights, *state, like=x)
             out_TBH, *after = run_lstm(linear(x, w, b), h_BH, c_BH, u, which_TB)
             return out_TBH, tuple(after)

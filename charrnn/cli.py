@@ -394,7 +394,9 @@ def sample(
     prompt: Annotated[
         str,
         typer.Option(
-            metavar="TEXT", parser=_typed, help="Text to go on from; - reads standard input."
+            metavar="TEXT",
+            parser=_typed,
+            help="Text to go on from (default: a line break); - reads standard input.",
         ),
     ] = "",
     length: Annotated[int, typer.Option(help="New characters; 0: without end.")] = 1000,
@@ -600,7 +602,8 @@ def evaluate(
                 assessments.append(
                     assess(
                         str(subject.path), subject.model, vocabulary, scored, config,
-                        baselines=beside, watchers=watchers,
+                        baselines=beside, facts=subject.facts(of_training=part == "train"),
+                        watchers=watchers,
                     )
                 )  # fmt: skip
 

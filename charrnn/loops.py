@@ -57,29 +57,26 @@ def run_rnn(
     return result
 
 
-_LSTM_LANES = 16
-"""Fewest lanes in float32: fewer keep the threads of oneDNN's LSTM busier than the loop's."""
-
-
-def suits_lstm(dtype: torch.dtype, lanes: int, shared: bool) -> bool:
+def suits_lstm(dtype: torch.dtype, shared: bool) -> bool:
     """Return whether an LSTM is faster by ``run_lstm`` than by oneDNN, given a compiler.
 
     It is in bf16, because oneDNN's LSTM leaves AMX out in training; where time steps share
     their inputs, whose products it makes for each; and without AVX-512. Else oneDNN's is faster
-    by a few hundredths where nothing else runs. Where much does, its threads lose half of its
-    speed by waiting for each other at every time step (docs/diary.md).
+    by a few hundredths where nothing else runs. Where much does, its threads wait for each other
+    at every time step, which costs half of its speed, and with few lanes nearly all of it: so
+    nothing is scored by it (docs/diary.md).
 
     Args:
         dtype: of the inputs.
-        lanes: B.
         shared: whether time steps share their inputs.
     """
     if dtype == torch.bfloat16:
         return multiplies_bf16(torch.device("cpu"))
-    return dtype == torch.float32 and lanes >= _LSTM_LANES and (shared or not has_avx512())
+    learns = torch.is_grad_enabled()
+    return dtype == torch.float32 and (shared or not learns or not has_avx512())
 
 
-def beats_onednn_lstm(dtype: torch.dtype, lanes: int, shared: bool) -> bool:
+def beats_onednn_lstm(dtype: torch.dtype, shared: bool) -> bool:
     """Return whether ``run_lstm`` can be had on a CPU, and is the better one.
 
     Where nothing is learned, in float32, there may be little to compute: no compiler is waited
@@ -87,10 +84,9 @@ def beats_onednn_lstm(dtype: torch.dtype, lanes: int, shared: bool) -> bool:
 
     Args:
         dtype: of the inputs.
-        lanes: B.
         shared: whether time steps share their inputs.
     """
-    if not suits_lstm(dtype, lanes, shared):
+    if not suits_lstm(dtype, shared):
         return False
     narrow = dtype == torch.bfloat16
     compiled = native.loops() if narrow or torch.is_grad_enabled() else native.loaded()

@@ -36,6 +36,9 @@ class Planned:
     validate_characters: int | None
     again: bool = False
     """Whether the speed has changed since an earlier plan."""
+    dropout: float = 0.0
+    """The model's from here on; so is the next."""
+    weight_drop: float = 0.0
 
 
 class Planner:
@@ -146,13 +149,19 @@ class Planner:
         progress.planned_at_step = progress.step
         progress.planned_at_seconds = progress.training_seconds
         progress.validate_every, progress.validate_characters = every, characters
+        model = self.run.model
         if self.run.config.dropout_by_plan:
             passes = total / self.run.lanes.chunks_per_pass
-            model, shape = self.run.model, self.run.model.config
-            pressed = pressure(passes, matrix_weights(shape), self.run.train.characters)
-            model.set_dropout(*regularisation(shape.cell, pressed))
+            pressed = pressure(passes, matrix_weights(model.config), self.run.train.characters)
+            model.set_dropout(*regularisation(model.config.cell, pressed))
             self.run.update.forget_capture()
-        return Planned(total, every, characters)
+        return Planned(
+            total,
+            every,
+            characters,
+            dropout=model.config.dropout,
+            weight_drop=model.config.weight_drop,
+        )
 
     def _budget(self) -> float:
         """Return the seconds that the user gave."""

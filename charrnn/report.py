@@ -140,6 +140,11 @@ def assessment_page(
                 + (" Per byte, since not all models count the same characters." if differ else ""),
             ),
             page.table(assessment_lines(assessments), words=2),
+            page.bullets(
+                f"{label}: the model {fact}"
+                for label, one in zip(labels, assessments, strict=True)
+                for fact in one.facts
+            ),
             page.bullets(assessments_say(assessments)),
         ),
         *(_positions(assessments, labels, units, of) for of in by_unit),

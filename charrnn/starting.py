@@ -411,7 +411,7 @@ def _assemble(
         folder=folder,
         text=text,
         baselines=_baselines(train_counts, valid, held_out, vocabulary),
-        notes=[*notes, *_slow_loops(model, config.batch_size)],
+        notes=[*notes, *_slow_loops(model)],
     )
 
 
@@ -443,10 +443,10 @@ def _baselines(
     return baselines
 
 
-def _slow_loops(model: CharModel, lanes: int) -> list[str]:
+def _slow_loops(model: CharModel) -> list[str]:
     """Return what is said where the machine could train faster, had it a compiler."""
     on_cpu = model.head.weight.device.type == "cpu"
-    looped = model.config.cell != "lstm" or suits_lstm(model.compute_dtype, lanes, shared=True)
+    looped = model.config.cell != "lstm" or suits_lstm(model.compute_dtype, shared=True)
     # Asking compiles, which takes its time.
     why = native.why_none() if on_cpu and looped else None
     if why is None:

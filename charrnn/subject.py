@@ -91,6 +91,16 @@ class Subject:
             f"spell it out: {listed(unknown)}"
         )
 
+    def facts(self, *, of_training: bool) -> list[str]:
+        """Return what a user must know to judge the model's scores: "was trained on ...".
+
+        Args:
+            of_training: whether the text is the training part, as the user asked.
+        """
+        learnt = None if of_training else self.learnt(self.part)
+        facts = (learnt or self.chosen(), self.unknown(self.part))
+        return [fact for fact in facts if fact is not None]
+
     def sources(self) -> dict[Path, str]:
         """Return the files that no result may overwrite, each with what it is."""
         parts = [part for part in (self.part, self.training) if part is not None]
@@ -192,10 +202,8 @@ def remarks(subjects: Sequence[Subject], *, of_training: bool) -> Iterator[str]:
     """
     whose: dict[str, list[str]] = {}
     for subject in subjects:
-        learnt = None if of_training else subject.learnt(subject.part)
-        for fact in (learnt or subject.chosen(), subject.unknown(subject.part)):
-            if fact is not None:
-                whose.setdefault(fact, []).append(shown(subject.path))
+        for fact in subject.facts(of_training=of_training):
+            whose.setdefault(fact, []).append(shown(subject.path))
     for fact, names in whose.items():
         yield f"{', '.join(names)}: {'the' if len(names) == 1 else 'each'} model {fact}"
     for subject in subjects:

@@ -100,7 +100,7 @@ def watch_comparison(
         new: whether the folder must be a new one.
         device: where to compute.
         command: what goes on with it, for the locks and messages of its runs.
-        quiet: show nothing.
+        quiet: show nothing but notes.
 
     Returns:
         The results of all runs; None if a signal stopped it.
@@ -123,8 +123,7 @@ def watch_comparison(
             should_stop=reader.reason_to_stop,
         ):
             if isinstance(event, Note):
-                if not quiet:
-                    say(f"note: {event.text}")
+                say(f"note: {event.text}")
             elif isinstance(event, RunStarted):
                 stop.defer()
                 display = open_display(as_json=False, quiet=quiet)

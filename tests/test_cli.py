@@ -883,6 +883,7 @@ class TestEvaluate:
     NAMES = (
         "checkpoint", "cell", "layers", "hidden", "parameters", "characters", "unknown",
         "nats_per_char", "bits_per_char", "bits_per_byte", "perplexity", "chars_per_second",
+        "notes",
     )  # fmt: skip
 
     def test_json_has_the_promised_names(self, cli: Cli, trained: Path, prose: Path) -> None:
@@ -953,6 +954,9 @@ class TestEvaluate:
             "what was held out\n"
         )
         assert cli("evaluate", trained, "--part", "train").err == ""
+        (row,) = json.loads(cli("evaluate", trained, "--text", prose, "--json").out)
+        (note,) = row["notes"]
+        assert result.err == f"{trained}: {note}\n"
 
     def test_says_so_of_a_file_of_several(self, cli: Cli, tmp_path: Path) -> None:
         texts = [tmp_path / name for name in ("one", "two", "three")]

@@ -420,7 +420,7 @@ class TestCompare:
         monkeypatch.setattr("charrnn.training.SAVE_SHARE", 1e9)
         words = ("--cell", "rnn", "--device", "cpu", "--run", folder, *QUICK)
         done = cli("compare", prose, *words, "--quiet")
-        assert (done.code, done.err.count("\n")) == (1, 1)
+        assert (done.code, [line[:5] for line in done.err.splitlines()]) == (1, ["note:", "charr"])
         go_on = ("compare", "--run", str(folder), "--resume", "--device", "cpu")
         assert done.err.endswith(f" with: charrnn {' '.join(go_on)}\n")
         assert (
@@ -688,8 +688,13 @@ class TestCompare:
         for name in ("result.json", "metrics.jsonl"):
             (tmp_path / "rnn-seed1" / name).unlink()
         done = cli(*words, "--resume", "--quiet")
-        assert (done.code, done.err.count("\n")) == (1, 1)
-        assert "rnn-seed1/metrics.jsonl: the rows on its updates are gone" in done.err
+        note, said = done.err.splitlines()
+        assert (done.code, note.startswith("note: "), said.startswith("charrnn: ")) == (
+            1,
+            True,
+            True,
+        )
+        assert "rnn-seed1/metrics.jsonl: the rows on its updates are gone" in said
 
     @pytest.mark.parametrize(
         "content",

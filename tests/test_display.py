@@ -277,6 +277,7 @@ class TestJson:
         assert rows[0]["training"] == run.config.to_dict()
         assert rows[1] == {
             "total_steps": 5000, "validate_every": 100, "validate_characters": 50, "again": False,
+            "dropout": 0.0, "weight_drop": 0.0,
         }  # fmt: skip
         assert rows[2] == LOGGED.row | {"planned_steps": 5000}
         assert rows[3] == VALIDATED.row | {"best": True}

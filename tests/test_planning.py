@@ -91,7 +91,8 @@ def stub_run(
     )
     stubs: dict[str, Any] = {
         "model": SimpleNamespace(
-            head=SimpleNamespace(weight=SimpleNamespace(device=SimpleNamespace(type=device)))
+            config=SimpleNamespace(dropout=0.0, weight_drop=0.0),
+            head=SimpleNamespace(weight=SimpleNamespace(device=SimpleNamespace(type=device))),
         ),
         "vocabulary": SimpleNamespace(unknown_nats=1.0, encode=len, decode=str),
         "train": SimpleNamespace(characters=5000),

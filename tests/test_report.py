@@ -424,6 +424,12 @@ class TestAssessmentPage:
         assert "one 2.9000 (validation)" in curves
         assert ">two<" not in curves
 
+    def test_what_a_model_was_trained_on_is_below_its_scores(self) -> None:
+        facts = ("was trained on 3 of these 4 characters", "does not know <1>")
+        text = assessment_page([assessment(facts=facts)], [portrait("one")], "poem", ORIGIN)
+        assert "one: the model was trained on 3 of these 4 characters" in check(text).texts["li"]
+        assert "one: the model does not know <1>" in check(text).texts["li"]
+
 
 class TestInspectionPage:
     def test_scaling_is_not_called_clipping(self) -> None:

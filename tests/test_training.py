@@ -689,24 +689,19 @@ def test_both_rates_follow_the_schedule(
 
 
 @pytest.mark.parametrize(
-    ("cell", "vectors", "precision", "lanes", "slower"),
+    ("cell", "vectors", "precision"),
     [
-        ("rnn", "avx512_bf16", "fp32", 3, True),
-        ("gru", "avx512_bf16", "fp32", 3, True),
-        ("lstm", "avx512_f", "fp32", 16, True),
-        # oneDNN's LSTM needs no compiler, and is as fast with few lanes.
-        ("lstm", "avx512_f", "fp32", 15, False),
-        ("lstm", "avx512_bf16", "bf16", 3, True),
-        ("lstm", "avx2", "fp32", 16, True),
-        ("lstm", "avx2", "fp32", 15, False),
+        ("rnn", "avx512_bf16", "fp32"),
+        ("gru", "avx512_bf16", "fp32"),
+        ("lstm", "avx512_f", "fp32"),
+        ("lstm", "avx512_bf16", "bf16"),
+        ("lstm", "avx2", "fp32"),
     ],
 )
 def test_a_missing_compiler_is_told_where_it_costs_speed(
     cell: CellName,
     vectors: str,
     precision: str,
-    lanes: int,
-    slower: bool,
     start_run: StartRun,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -718,11 +713,11 @@ def test_a_missing_compiler_is_told_where_it_costs_speed(
 
     monkeypatch.setattr(native, "_compiled", cache(compiled))
     monkeypatch.setattr(device, "has_capability", vectors.startswith)
-    run = start_run(cell=cell, steps=2, precision=precision, batch_size=lanes)
+    run = start_run(cell=cell, steps=2, precision=precision)
     said = [note for note in run.notes if "compiler" in note]
     note = "training is faster with a C compiler that has OpenMP, such as gcc: gcc is on leave"
-    assert said == [note] * slower
-    assert bool(asked) == slower  # who is asked compiles, which takes its time
+    assert said == [note]
+    assert asked
     assert list(train(run))[-1] == Finished("done", complete=True)
 
 
