@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from charrnn import native
 from charrnn.corpus import Part
 from charrnn.model import CharModel, Hidden
 from charrnn.stream import Reader
@@ -50,9 +49,6 @@ SHORTEST_LANE = 16 * WARM_UP
 #: Lanes that keep each kind of device busy.
 MOST_LANES = {"cpu": 32, "cuda": 512, "mps": 128}
 WINDOW = 128
-#: Predictions on a CPU that are worth compiling the loops for, if that has not been done: where
-#: nothing else runs oneDNN's LSTM makes as many in that time, and far fewer where much does.
-MANY_PREDICTIONS = 50_000
 #: Logits of a window, T x B x V: with many symbols the window has to be shorter. A GPU holds
 #: each in 12 bytes, twice in bf16 and twice in float32, so that this is 1.6 GB.
 MOST_LOGITS = {"cpu": 1 << 26, "cuda": 1 << 27, "mps": 1 << 27}
@@ -157,9 +153,6 @@ def score(
     lengths = [min(length, predictions - lane * length) for lane in range(lanes)]
     warm_up = min(WARM_UP, length)
     window = _affordable(window, lanes, vocabulary, device)
-    # An LSTM takes what there is; the other cells ask for the loops themselves.
-    if device.type == "cpu" and predictions >= MANY_PREDICTIONS:
-        native.loops()
     started = time.perf_counter()
     nats, unknown = torch.zeros((), dtype=torch.float64), 0
     with _evaluating(model):

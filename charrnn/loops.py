@@ -79,9 +79,6 @@ def suits_lstm(dtype: torch.dtype, shared: bool) -> bool:
 def beats_onednn_lstm(dtype: torch.dtype, shared: bool) -> bool:
     """Return whether ``run_lstm`` can be had on a CPU, and is the better one.
 
-    Where nothing is learned, in float32, there may be little to compute: no compiler is waited
-    for.
-
     Args:
         dtype: of the inputs.
         shared: whether time steps share their inputs.
@@ -89,7 +86,7 @@ def beats_onednn_lstm(dtype: torch.dtype, shared: bool) -> bool:
     if not suits_lstm(dtype, shared):
         return False
     narrow = dtype == torch.bfloat16
-    compiled = native.loops() if narrow or torch.is_grad_enabled() else native.loaded()
+    compiled = native.loops()
     return compiled is not None and (compiled.multiplies_bf16 or not narrow)
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from charrnn.wording import shown
 
-__all__ = ["Loops", "compile_loops", "find_compiler", "loaded", "loops", "why_none"]
+__all__ = ["Loops", "compile_loops", "find_compiler", "loops", "why_none"]
 
 _OPTIONS = ["-std=gnu11", "-O3", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared"]
 """OpenMP's threads are torch's own: gcc's library is the one that torch has loaded. Nothing here
@@ -278,11 +278,6 @@ def loops() -> Loops | None:
     """Return the compiled loops, or None where there is no compiler for them."""
     compiled = _compiled()
     return compiled if isinstance(compiled, Loops) else None
-
-
-def loaded() -> Loops | None:
-    """Return the compiled loops if somebody has waited for them already."""
-    return loops() if _compiled.cache_info().currsize else None
 
 
 def why_none() -> str | None:

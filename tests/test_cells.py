@@ -389,7 +389,8 @@ def test_inference_equals_training_and_keeps_nothing(
     assert out.grad_fn is not None
     for bare, trained in zip((bare_out, *bare_after), (out, *after), strict=True):
         assert bare.grad_fn is None
-        assert torch.equal(bare, trained)
+        # With AVX-512 an LSTM that reads no symbols is trained by oneDNN, and runs by the loop.
+        torch.testing.assert_close(bare, trained.detach(), rtol=0, atol=1e-6)
 
 
 @each_cell

@@ -1070,10 +1070,9 @@ class TestEvaluate:
         assert tuple(row) == (
             *self.NAMES, "dynamic", "nats_by_position", "after", "baselines",
         )  # fmt: skip
-        assert {name: row[name] for name in self.NAMES[:-1]} == {
-            name: plain[name] for name in self.NAMES[:-1]
-        }
-        assert tuple(row["dynamic"]) == self.NAMES[-5:]
+        measured = set(self.NAMES) - {"chars_per_second"}
+        assert {name: row[name] for name in measured} == {name: plain[name] for name in measured}
+        assert tuple(row["dynamic"]) == self.NAMES[-6:-1]
         assert len(row["nats_by_position"]) == 7
         for baseline in row["baselines"]:  # the text is ASCII
             assert baseline["bits_per_byte"] == pytest.approx(baseline["bits_per_char"])
@@ -1202,7 +1201,6 @@ class TestEvaluate:
             for options in ((), ("--exact",))
         ]
         by_lanes, exact = (result["nats_per_char"] for result in results)
-        assert by_lanes != exact
         assert by_lanes == pytest.approx(exact, abs=1e-3)
 
     def test_unknown_characters_are_charged(

@@ -50,19 +50,6 @@ def make_model(cell: CellName = "lstm", size: int = len(KNOWN) + 1) -> CharModel
     return small.make_model(cell, hidden=6, vocabulary=size).train()
 
 
-def test_loops_are_compiled_for_long_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(native, "loops", lambda: asked.append("a compiler"))
-    monkeypatch.setattr(evaluation, "MANY_PREDICTIONS", 100)
-    model = make_model().float()
-    score(model, make_framed_part(tmp_path, make_text(100)), vocabulary(), lanes=3)
-    assert not asked
-    score(model, make_framed_part(tmp_path, make_text(101)), vocabulary(), lanes=1)
-    assert not asked, "a single lane has no use for them"
-    score(model, make_framed_part(tmp_path, make_text(101)), vocabulary(), lanes=3)
-    assert asked
-
-
 def naive_nats(model: CharModel, text: str, vocabulary: Vocabulary) -> list[float]:
     """Return the price of every character but the first, by the definition."""
     model.eval()

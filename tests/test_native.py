@@ -8,7 +8,6 @@ import shlex
 import signal
 import subprocess
 from collections.abc import Iterator
-from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -84,9 +83,6 @@ def test_an_lstm_runs_here_where_that_is_faster(
     assert not beats_onednn_lstm(torch.float64, shared)
     assert beats_onednn_lstm(narrow, shared) == multiplies_bf16(torch.device("cpu"))
     with torch.no_grad():
-        monkeypatch.setattr(native, "loaded", lambda: None)
-        assert not beats_onednn_lstm(wide, shared)
-        monkeypatch.setattr(native, "loaded", native.loops)
         assert beats_onednn_lstm(wide, shared)
     monkeypatch.setattr(native, "loops", lambda: None)
     assert not beats_onednn_lstm(wide, shared)
@@ -242,16 +238,6 @@ def test_a_compiler_that_does_not_end_is_ended_with_all_it_started(
     assert select.select([reader], [], [], 10)[0]
     assert os.read(reader, 1) == b""
     os.close(reader)
-
-
-@needs_compiler
-def test_loops_are_loaded_once_they_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_compiled", cache(native._compiled.__wrapped__))
-    assert native.loaded() is None
-    assert native.loaded() is None, "nobody has asked for them"
-    loops = native.loops()
-    assert loops is not None
-    assert native.loaded() is loops is native.loops()
 
 
 @needs_compiler
