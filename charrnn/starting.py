@@ -458,7 +458,10 @@ def _refuse_validations(training: Mapping[str, Any]) -> None:
     """Refuse what counts validations where nothing is held out."""
     for name, flag in (("patience", "--patience"), ("validate_every", "--validate-every")):
         if training.get(name) is not None:
-            raise UsageError(f"{flag} counts on validations, and nothing is held out for them")
+            raise UsageError(
+                f"{flag} counts on validations, and nothing is held out for them: leave it out, or "
+                "hold out a part (--valid-share)"
+            )
 
 
 def _changed(

@@ -61,7 +61,9 @@ class Subject:
         kept = trained.valid and trained.valid_fingerprint != trained.fingerprint
         is_gone = "-" in (*trained.texts, *trained.valid_texts)
         return f"was trained on {learnt}: " + (
-            "--part valid is what was held out" if kept and not is_gone else "others tell more"
+            "--part valid is what was held out"
+            if kept and not is_gone
+            else "another text tells more"
         )
 
     def chosen(self) -> str | None:
@@ -73,7 +75,7 @@ class Subject:
         if validated is None:
             return None
         return f"was chosen by its loss on {validated}, which flatters it: " + (
-            "--part test tells more" if trained.test else "others tell more"
+            "--part test tells more" if trained.test else "another text tells more"
         )
 
     def unknown(self, part: Part) -> str | None:

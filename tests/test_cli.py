@@ -500,7 +500,10 @@ class TestTrain:
         assert list(copies.iterdir()) == []
         # What is gone is no advice.
         result = cli("evaluate", tmp_path / "run", "--text", prose)
-        assert "was trained on 5,406 of these 6,007 characters: others tell more\n" in result.err
+        assert (
+            "was trained on 5,406 of these 6,007 characters: another text tells more\n"
+            in result.err
+        )
 
     def test_says_how_the_text_is_called(self, prose: Path, cli: Cli, empty_folder: Path) -> None:
         """From the folder that one is in, and the first of several."""
@@ -526,7 +529,10 @@ class TestTrain:
         note = "note: what --valid names is trained on: nothing is held out\n"
         assert note in result.err
         result = cli("evaluate", tmp_path / "run", "--part", "valid")
-        assert "was trained on 6,007 of these 6,007 characters: others tell more\n" in result.err
+        assert (
+            "was trained on 6,007 of these 6,007 characters: another text tells more\n"
+            in result.err
+        )
 
     def test_says_what_is_unknown_in_what_is_held_out(self, cli: Cli, tmp_path: Path) -> None:
         text, run = tmp_path / "text", tmp_path / "run"
@@ -990,8 +996,8 @@ class TestEvaluate:
         said = "was chosen by its loss on"
         result = cli("evaluate", trained, "--part", "valid")
         assert result.err == (
-            f"{trained}: the model {said} 601 of these 601 characters, which flatters it: others "
-            "tell more\n"
+            f"{trained}: the model {said} 601 of these 601 characters, which flatters it: another "
+            "text tells more\n"
         )
         assert cli("evaluate", trained / "last.safetensors", "--part", "valid").err == ""
         # Where positions in the text are of other characters, they are not compared.
