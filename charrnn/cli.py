@@ -587,10 +587,11 @@ def evaluate(
             sources = subject.sources()
             refuse_overwriting("--report", report, sources)
             refuse_overwriting("--per-char", per_char, sources)
-        for line in remarks(subjects, of_training=part == "train"):
+        facts = [subject.facts(of_training=part == "train") for subject in subjects]
+        for line in remarks(subjects, facts):
             say(line)
         assessments = []
-        for subject in subjects:
+        for subject, its_facts in zip(subjects, facts, strict=True):
             scored, vocabulary = subject.part, subject.vocabulary
             beside = price_once(scored, vocabulary, subject.training) if baselines else ()
             with contextlib.ExitStack() as watched:
@@ -602,8 +603,7 @@ def evaluate(
                 assessments.append(
                     assess(
                         str(subject.path), subject.model, vocabulary, scored, config,
-                        baselines=beside, facts=subject.facts(of_training=part == "train"),
-                        watchers=watchers,
+                        baselines=beside, facts=its_facts, watchers=watchers,
                     )
                 )  # fmt: skip
 

@@ -225,10 +225,10 @@ def weight_decay(cell: CellName, pressed: float) -> float:
         cell: of the model.
         pressed: see ``pressure``.
     """
-    times = min(2.0, max(1.0, pressed / 8))
+    times = min(2.0, pressed / 8)
     if cell == "rnn":
-        times = max(min(2.0, max(1.0, pressed / 2)), min(4.0, pressed / 8))
-    return round(WEIGHT_DECAY * times, 2)
+        times = max(min(2.0, pressed / 2), min(4.0, pressed / 8))
+    return round(WEIGHT_DECAY * max(1.0, times), 2)
 
 
 def matrix_weights(shape: ModelConfig) -> int:

@@ -213,16 +213,16 @@ on others; a call costs more, so that below and above numpy is the faster one.""
 
 
 def _pieces(weights: int) -> int:
-    """Return how many products a matrix's is made of, so that a thread makes it.
-
-    From ``_SHARED`` weights on numpy's OpenBLAS shares a product among threads. Up to ``_ALONE``
-    that gains a fifth of a step where nothing else runs, and costs most of it where something
-    does, for they wait for each other in every product.
-    """
+    """Return how many products a matrix's is made of, so that one thread makes it."""
     return -(-weights // (_SHARED - 1)) if weights <= _ALONE else 1
 
 
-_SHARED, _ALONE = 460_800, 800_000
+_SHARED = 460_800
+"""From so many weights on numpy's OpenBLAS shares a product among threads."""
+
+_ALONE = 800_000
+"""Up to so many that gains a fifth of a step where nothing else runs, and costs most of it where
+something does, because threads wait for each other in every product: so one thread has it all."""
 
 _INT8_BLOCK = 32
 """torch's product of 8-bit weights reads whole blocks, beyond the end of what is not a multiple."""

@@ -195,16 +195,16 @@ def _with_training(subject: Subject, scan: Scan) -> Subject:
         return replace(subject, gone=str(error))
 
 
-def remarks(subjects: Sequence[Subject], *, of_training: bool) -> Iterator[str]:
+def remarks(subjects: Sequence[Subject], facts: Sequence[Sequence[str]]) -> Iterator[str]:
     """Yield what a user must know to judge the scores of models, a line for each fact.
 
     Args:
         subjects: the models and their texts.
-        of_training: whether the text is the models' training part, as the user asked.
+        facts: of each.
     """
     whose: dict[str, list[str]] = {}
-    for subject in subjects:
-        for fact in subject.facts(of_training=of_training):
+    for subject, its_facts in zip(subjects, facts, strict=True):
+        for fact in its_facts:
             whose.setdefault(fact, []).append(shown(subject.path))
     for fact, names in whose.items():
         yield f"{', '.join(names)}: {'the' if len(names) == 1 else 'each'} model {fact}"
