@@ -167,7 +167,7 @@ def compare(
         new: whether it begins here. The plan of a new or extended one is put into the folder with
             the first run.
         device: where to compute.
-        command: the command line that goes on with the comparison, for messages.
+        command: the command line that goes on with the comparison, for locks and messages.
         should_stop: as for ``training.train``; a stopped comparison goes on by calling
             this again.
 
@@ -214,7 +214,7 @@ def compare(
         else:
             choices = plan.choices(cell, seed, **_sizes(shape))
             choices = replace(choices, training={**choices.training, **training})
-            with _open_run(path) as (held, begun):
+            with _open_run(path, command or "") as (held, begun):
                 if begun:
                     run = resume(held, device=device, changes={})
                     has = run.model.config
@@ -274,11 +274,14 @@ def _refuse_another_shape(path: Path, has: tuple[int, int], shape: ModelConfig) 
 
 
 @contextmanager
-def _open_run(path: Path) -> Iterator[tuple[RunFolder, bool]]:
+def _open_run(path: Path, command: str) -> Iterator[tuple[RunFolder, bool]]:
     """Hold a run's folder; say whether there is something in it to go on from."""
     begun = has_state(path)
     # Killed between its first validation and its first save, it begins again.
-    held = RunFolder.open_existing(path) if begun else RunFolder.create(path, over_best=True)
+    if begun:
+        held = RunFolder.open_existing(path, command=command)
+    else:
+        held = RunFolder.create(path, command=command, over_best=True)
     with held as folder:
         yield folder, begun
 

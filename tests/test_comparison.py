@@ -248,6 +248,13 @@ class TestCompare:
             assert row["nats_per_char"] == saved[name]
             assert row["parameters"] == saved["parameters"]
 
+    def test_who_comes_second_learns_what_compares_there(self, prose: Path, tmp_path: Path) -> None:
+        plan = Plan(texts=(str(prose),), cells=("rnn",), steps=1, hidden=5, precision="fp32")
+        for event in compare(tmp_path, plan, new=True, device=CPU, command="charrnn compare it"):
+            if isinstance(event, RunStarted):
+                with pytest.raises(RunFolderError, match=r" in use by .* \(charrnn compare it\)"):
+                    RunFolder.create(event.run.folder.path)
+
     def test_every_cell_reads_the_same_lanes_and_windows(self, prose: Path, tmp_path: Path) -> None:
         """Those of the lstm, to whose parameters widths are matched, though it is not compared."""
         plan = Plan(texts=(str(prose),), cells=("rnn", "gru"), steps=1, hidden=5, precision="fp32")
