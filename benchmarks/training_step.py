@@ -186,7 +186,7 @@ def our_update(cell: CellName, size: Size, x_TB: Tensor, y_TB: Tensor, dtype: to
         batch_size=size.lanes, bptt=size.steps, lr=0.01, lr_adam=0.001, warmup_steps=0, steps=1
     )
     update = Update(model, MuonAdamW(model), config)
-    chunk = Chunk(x_TB, y_TB, False, x_TB.numel())
+    chunk = Chunk(x_TB, y_TB, False, x_TB.numel(), unknown=0)
     for _ in range(EAGER_UPDATES + 1):
         update(chunk)
     if update.capture_failure:

@@ -76,12 +76,9 @@ class Chunk:
     """Whether a pass begins here: the hidden state must be zero."""
     characters: int
     """Predictions whose loss counts: those of the last ``characters // B`` time steps."""
-
-    @property
-    def unknown(self) -> int:
-        """How many of these are of symbol 0, the unknown one (for bytes: of the byte 0)."""
-        steps = self.characters // self.y_TB.shape[1]
-        return int((self.y_TB[-steps:] == UNKNOWN).sum())
+    unknown: int
+    """How many of these are of a character that the vocabulary lacks (for bytes: of the byte 0).
+    One that is held back is none: the vocabulary has it, whatever it is read as."""
 
 
 class Lanes:
@@ -125,7 +122,7 @@ class Lanes:
         self.stride = self.bptt if loss_last is None else min(loss_last, self.bptt)
         self._part = part
         self._vocabulary = vocabulary
-        self._held_back = held_back
+        self._held_back = vocabulary.encode("") if held_back is None else held_back
         warmup = self.bptt - self.stride
         # Rounded up: the remainder of a lane makes a short last chunk.
         self.chunks_per_pass = -(-(self._length - warmup) // self.stride)
@@ -162,8 +159,7 @@ class Lanes:
         ids_BT = np.empty((self.lanes, self.bptt + 1), readers[0].read(0).dtype)
         kept = warmup + 1
         read_as_V = np.arange(self._vocabulary.size, dtype=np.int64)
-        if self._held_back is not None:
-            read_as_V[self._held_back[pass_index % 2 :: 2]] = UNKNOWN
+        read_as_V[self._held_back[pass_index % 2 :: 2]] = UNKNOWN
         for row, reader in zip(ids_BT, readers, strict=True):
             row[-kept:] = reader.read(kept)
         for chunk_index in range(first_chunk, self.chunks_per_pass):
@@ -178,6 +174,7 @@ class Lanes:
                 y_TB=ids_TB[1:],
                 first=chunk_index == 0,
                 characters=new * self.lanes,
+                unknown=0 if len(self._held_back) else int((ids_TB[-new:] == UNKNOWN).sum()),
             )
 
 
