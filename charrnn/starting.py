@@ -6,7 +6,6 @@ folder holds, exactly as it was; ``training.train`` then drives it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from charrnn.device import choose_device, multiplies_bf16
 from charrnn.errors import CheckpointError, CorpusError, UsageError, VocabularyError
 from charrnn.files import embedded_corpus
 from charrnn.loops import suits_lstm
-from charrnn.machine import processor
+from charrnn.machine import memory_bytes, processor
 from charrnn.model import CharModel
 from charrnn.optimiser import OPTIMISERS
 from charrnn.reading import (
@@ -530,7 +529,7 @@ def _refuse_too_large(
     if device.type == "cuda":
         _, there = torch.cuda.mem_get_info(device)
     else:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        there = memory_bytes()
     if needed > there:
         raise UsageError(
             f"training needs about {needed / 1e9:,.0f} GB of memory, and there are "
