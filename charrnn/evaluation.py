@@ -45,7 +45,7 @@ __all__ = [
 #: Characters that a lane reads before its first prediction counts.
 WARM_UP = 256
 #: A lane shorter than this would spend too much of its time on its warm-up.
-SHORTEST_LANE = 16 * WARM_UP
+SHORTEST_LANE = 4 * WARM_UP
 #: Lanes that keep each kind of device busy.
 MOST_LANES = {"cpu": 32, "cuda": 512, "mps": 128}
 WINDOW = 128
