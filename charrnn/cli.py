@@ -341,8 +341,8 @@ def train(
 
         from charrnn.comparison import refuse_run_of_comparison
         from charrnn.device import choose_device
+        from charrnn.resuming import resume as resume_run
         from charrnn.runfolder import RunFolder
-        from charrnn.starting import resume as resume_run
         from charrnn.starting import start as start_run
         from charrnn.watching import watch_run
 

@@ -11,7 +11,7 @@ against the spread that chance alone makes.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +22,7 @@ import torch
 from charrnn import recipe
 from charrnn.comparison import PLAN, TOLERANCE, Plan, RunResult, open_plan, read_result
 from charrnn.config import CellName, ModelConfig
-from charrnn.corpus import Corpus, Part, scan, split
+from charrnn.corpus import Corpus, Part, scan
 from charrnn.device import multiplies_bf16
 from charrnn.disk import write_json
 from charrnn.errors import CorpusError, RunFolderError, UsageError
@@ -30,10 +30,11 @@ from charrnn.evaluation import Interrupted, Scores, run_once, score
 from charrnn.files import embedded_corpus
 from charrnn.metrics import LOG, read_metrics
 from charrnn.model import outline
-from charrnn.reading import refuse_another_text, refuse_too_short
+from charrnn.reading import divide, refuse_another_text, refuse_too_short
+from charrnn.resuming import resume
 from charrnn.run import Run
 from charrnn.runfolder import RESULT, RunFolder, has_state
-from charrnn.starting import resume, start
+from charrnn.starting import start
 from charrnn.trained import load_model
 from charrnn.training import Event, Finished, train
 from charrnn.vocabulary import Vocabulary
@@ -186,13 +187,8 @@ def compare(
         )
     runs = [(seed, cell, folder / plan.run_name(seed, cell)) for seed, cell in plan.runs()]
     known = 0 if new else open_plan(folder).seeds
-    for seed, _, path in runs:
-        added = seed >= plan.seed + known
-        if added and ((path / RESULT).exists() or has_state(path)):
-            raise RunFolderError(
-                f"{shown(path)}: holds a run already, of no comparison that is known here: "
-                + ("choose another folder with --run" if new else "move it elsewhere")
-            )
+    instead = "choose another folder with --run" if new else "move it elsewhere"
+    _refuse_foreign_runs((path for seed, _, path in runs if seed >= plan.seed + known), instead)
     if not new and all(there := [read_result(path) for _, _, path in runs]):
         # Nothing is left to train: neither the text nor what the rules give here matters.
         yield from (RunScored(result) for result in there if result)
@@ -234,13 +230,23 @@ def compare(
         yield RunScored(result)
 
 
+def _refuse_foreign_runs(added: Iterable[Path], instead: str) -> None:
+    """Refuse to begin a run where there is one already."""
+    for path in added:
+        if (path / RESULT).exists() or has_state(path):
+            raise RunFolderError(
+                f"{shown(path)}: holds a run already, of no comparison that is known here: "
+                f"{instead}"
+            )
+
+
 def _part_to_train_on(plan: Plan) -> Part:
     """Read a comparison's text, and see that it is the one and leaves something for all parts."""
     encoding = "utf-8" if plan.encoding is None else plan.encoding
     corpus = scan(plan.texts or embedded_corpus(), encoding)
     if plan.fingerprint is not None:
         _refuse_another_text(plan, corpus)
-    train, valid, test = split(corpus, plan.valid_share, plan.test_share)
+    train, valid, test = divide(corpus, plan.text())
     refuse_too_short(train, plan.text())
     for name, share, held_out in (
         ("valid", plan.valid_share, valid),

@@ -1,6 +1,6 @@
 """What a training run is: text, model, optimiser, lanes and folder; how far it has come.
 
-``starting`` puts one together, ``training.train`` drives it.
+``starting`` and ``resuming`` put one together, ``training.train`` drives it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,9 +21,7 @@ from charrnn.corpus import Part
 from charrnn.errors import NonFiniteError
 from charrnn.machine import processor
 from charrnn.model import CharModel
-from charrnn.reading import (
-    TextRecord,
-)
+from charrnn.reading import TextRecord
 from charrnn.runfolder import RunFolder
 from charrnn.stream import Lanes
 from charrnn.trained import prefixed
@@ -30,7 +29,7 @@ from charrnn.update import Update
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import command_line, shown
 
-__all__ = ["Progress", "Run"]
+__all__ = ["Progress", "Run", "Settings"]
 
 
 @dataclass
@@ -102,6 +101,16 @@ class Progress(Record):
         return self.best_nats is not None and self.best_nats < least
 
 
+class Settings(NamedTuple):
+    """What a checkpoint keeps of what the user can change when a run goes on."""
+
+    config: TrainConfig
+    text: TextRecord
+    keep: int
+    """Earlier checkpoints."""
+    device: str
+
+
 @dataclass
 class Run:
     """Everything that training needs, ready to go on at ``progress.step``."""
@@ -125,7 +134,7 @@ class Run:
     resumed: bool = False
     saved: Progress | None = None
     """As it is in the last checkpoint that was written or read; so is the next one."""
-    saved_choices: tuple[TrainConfig, TextRecord, int, str] | None = None
+    saved_settings: Settings | None = None
     better: Progress | None = None
     """Of the best checkpoint on disk, if the run went on from before it."""
 
@@ -134,9 +143,9 @@ class Run:
         """Where the model computes."""
         return self.model.head.weight.device
 
-    def choices(self) -> tuple[TrainConfig, TextRecord, int, str]:
-        """Return what a checkpoint keeps of the user's choices."""
-        return self.config, self.text, self.folder.keep, self.device.type
+    def settings(self) -> Settings:
+        """Return what the next checkpoint will keep of what the user can change."""
+        return Settings(self.config, self.text, self.folder.keep, self.device.type)
 
     @property
     def is_saved(self) -> bool:
@@ -144,7 +153,7 @@ class Run:
         saved, now = self.saved, self.progress
         return (
             saved is not None
-            and self.saved_choices == self.choices()
+            and self.saved_settings == self.settings()
             and saved.step == now.step
             and saved.row_updates == now.row_updates
             and saved.validated_step == now.validated_step
@@ -213,7 +222,7 @@ class Run:
         elif self.device.type == "mps":
             tensors["generator.mps"] = torch.mps.get_rng_state()
         path = self.folder.save_last(self._checkpoint(tensors), self.progress.step)
-        self.saved, self.saved_choices = replace(self.progress), self.choices()
+        self.saved, self.saved_settings = replace(self.progress), self.settings()
         return path
 
     def save_names(self) -> None:
@@ -221,8 +230,8 @@ class Run:
 
         What else was asked for, a rate or a budget that is used up, has had no effect.
         """
-        assert self.saved is not None and self.saved_choices is not None, "it goes on"
-        config, *_ = self.saved_choices
+        assert self.saved is not None and self.saved_settings is not None, "it goes on"
+        config = self.saved_settings.config
         replace(self, config=config, progress=replace(self.saved)).save()
 
     def save_best(self) -> None:

@@ -127,7 +127,7 @@ def train(run: Run, should_stop: Callable[[], str | None] = lambda: None) -> Ite
     """Train a run to the end of its budget.
 
     Args:
-        run: from ``starting.start`` or ``resume``; its progress is kept up to date.
+        run: from ``starting.start`` or ``resuming.resume``; its progress is kept up to date.
         should_stop: asked at every step's edge and within validations; anything but
             None stops the run there, with its state saved.
 

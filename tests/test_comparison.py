@@ -555,7 +555,7 @@ class TestCompare:
         def stop(*_: object) -> None:
             signal.raise_signal(signal.SIGINT)
 
-        monkeypatch.setattr("charrnn.comparing.split", stop)
+        monkeypatch.setattr("charrnn.comparing.divide", stop)
         done = cli("compare", "--run", uninterrupted, "--resume", "--seeds", 3)
         assert done.code == 130
         assert f"go on with: charrnn compare --run {uninterrupted} --resume --seeds 3\n" in done.err

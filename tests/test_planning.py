@@ -65,7 +65,7 @@ class StubRun(Run):
 
     def save(self) -> Path:
         self.world.spend(self.world.save)
-        self.saved, self.saved_choices = replace(self.progress), self.choices()
+        self.saved, self.saved_settings = replace(self.progress), self.settings()
         return Path("last")
 
     def save_best(self) -> None:

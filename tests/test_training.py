@@ -25,10 +25,11 @@ from charrnn.corpus import scan
 from charrnn.errors import NonFiniteError, RunFolderError, UsageError
 from charrnn.evaluation import Scores, prices, score
 from charrnn.planning import Planner
+from charrnn.resuming import resume
 from charrnn.run import Progress, Run
 from charrnn.runfolder import RunFolder
 from charrnn.sampling import sample
-from charrnn.starting import resume, start
+from charrnn.starting import start
 from charrnn.stream import Chunk
 from charrnn.trained import load_model
 from charrnn.training import (
@@ -276,7 +277,7 @@ def test_a_run_in_bf16_goes_on_in_fp32_where_there_is_none(
     list(train(run, lambda: "the test" if run.progress.step == 3 else None))
     run.folder.close()
     for able in (True, False):
-        monkeypatch.setattr("charrnn.starting.multiplies_bf16", lambda device, able=able: able)
+        monkeypatch.setattr("charrnn.resuming.multiplies_bf16", lambda device, able=able: able)
         with RunFolder.open_existing(run.folder.path) as folder:
             again = resume(folder, device=None, changes={})
         assert again.config.precision == ("bf16" if able else "fp32")
@@ -372,7 +373,7 @@ def test_the_marks_to_beat_are_of_what_is_held_out(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a new run and of one that goes on; what a compressor takes long for, of its beginning."""
-    monkeypatch.setattr("charrnn.starting.MOST_COMPRESSED", 101)
+    monkeypatch.setattr("charrnn.assembling.MOST_COMPRESSED", 101)
     run = start_run(steps=3)
     assert run.valid is not None
     held_out, first = run.valid.counts(), run.valid.start

@@ -14,9 +14,10 @@ from charrnn.checkpoint import load
 from charrnn.config import TextChoices
 from charrnn.device import multiplies_bf16
 from charrnn.recipe import Choices
+from charrnn.resuming import resume
 from charrnn.run import Run
 from charrnn.runfolder import RunFolder
-from charrnn.starting import resume, start
+from charrnn.starting import start
 from charrnn.training import Event, Finished, train
 from tests.conftest import make_prose
 

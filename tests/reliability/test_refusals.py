@@ -21,9 +21,9 @@ from charrnn.config import ModelConfig, TrainConfig
 from charrnn.errors import CharrnnError, CheckpointError, CorpusError, UsageError
 from charrnn.machine import processor
 from charrnn.reading import TextRecord
+from charrnn.resuming import resume
 from charrnn.run import Progress
 from charrnn.runfolder import RunFolder
-from charrnn.starting import resume
 from charrnn.trained import load_model
 from tests.conftest import Result, make_prose, run_cli
 from tests.reliability.conftest import Promise

@@ -11,9 +11,9 @@ import pytest
 
 import charrnn.training
 from charrnn.checkpoint import load
+from charrnn.resuming import resume
 from charrnn.run import Run
 from charrnn.runfolder import RunFolder
-from charrnn.starting import resume
 from charrnn.training import Event, Planned, Sampled, Validated, train
 from tests.reliability.conftest import Promise
 from tests.reliability.runs import (

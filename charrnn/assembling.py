@@ -1,0 +1,202 @@
+"""What a new run and one that goes on have in common: the parts of a run, put together.
+
+What can never work is refused here, before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from charrnn import native, recipe
+from charrnn.baselines import compressed_nats, uniform_nats, unigram_nats
+from charrnn.config import CELL_GATES, ModelConfig, TrainConfig
+from charrnn.corpus import Part
+from charrnn.errors import UsageError
+from charrnn.loops import suits_lstm
+from charrnn.machine import memory_bytes
+from charrnn.model import CharModel
+from charrnn.optimiser import OPTIMISERS
+from charrnn.reading import TextRecord
+from charrnn.run import Progress, Run
+from charrnn.runfolder import RunFolder
+from charrnn.stream import Lanes
+from charrnn.update import Update
+from charrnn.vocabulary import Vocabulary
+
+__all__ = ["assemble", "lanes_of", "refuse_too_large", "refuse_validations"]
+
+#: Characters of the held-out text that bzip2 compresses, for the mark to beat: a block of its
+#: own, a tenth of a second.
+MOST_COMPRESSED = 900_000
+
+
+def lanes_of(
+    train: Part, counts: Mapping[int, int], vocabulary: Vocabulary, config: TrainConfig
+) -> Lanes:
+    """Return a training part in lanes.
+
+    Args:
+        train: the part.
+        counts: of its code points.
+        vocabulary: that its characters become ids of.
+        config: of the lanes and windows, which ``stream.fit_lanes`` has fitted to it.
+
+    Raises:
+        ValueError: the part has fewer predictions than lanes.
+    """
+    held_back = vocabulary.held_back(counts)
+    return Lanes(train, vocabulary, config.batch_size, config.bptt, config.loss_last, held_back)
+
+
+def assemble(
+    model: CharModel,
+    *,
+    vocabulary: Vocabulary,
+    config: TrainConfig,
+    train: Part,
+    train_counts: Mapping[int, int],
+    lanes: Lanes,
+    valid: Part | None,
+    held_out: Mapping[int, int],
+    progress: Progress,
+    folder: RunFolder,
+    text: TextRecord,
+    notes: list[str],
+) -> Run:
+    """Put a run together, and plan its updates where the budget is not in minutes.
+
+    Args:
+        model: on its device.
+        vocabulary: the model's.
+        config: of the training.
+        train: what is trained on.
+        train_counts: of its code points.
+        lanes: its, from ``lanes_of``.
+        valid: what is validated on, if anything.
+        held_out: the counts of its code points.
+        progress: zero for a new run; keeps the plan.
+        folder: the run's, locked.
+        text: what a checkpoint says of the text.
+        notes: what the user should know so far.
+    """
+    model.train()
+    model.compute_dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    optimiser = OPTIMISERS[config.optimiser](
+        model, weight_decay=config.weight_decay, decay_embedding=config.decay_embedding
+    )
+    config = _with_planned_steps(config, lanes, progress)
+    return Run(
+        model=model,
+        vocabulary=vocabulary,
+        config=config,
+        train=train,
+        valid=valid,
+        lanes=lanes,
+        update=Update(model, optimiser, config),
+        progress=progress,
+        folder=folder,
+        text=text,
+        baselines=_baselines(train_counts, valid, held_out, vocabulary),
+        notes=[*notes, *_slow_loops(model)],
+    )
+
+
+def _with_planned_steps(config: TrainConfig, lanes: Lanes, progress: Progress) -> TrainConfig:
+    """Plan the updates of a budget that is not in minutes; return the config with its warm-up."""
+    if progress.planned_steps is None:
+        if config.steps is not None:
+            progress.planned_steps = config.steps
+        elif config.epochs is not None:
+            # A checkpoint holds whole numbers of 64 bits.
+            steps = min(2.0**62, config.epochs * lanes.chunks_per_pass)
+            progress.planned_steps = max(1, round(steps))
+    if progress.step > 0 or progress.planned_steps is None:
+        return config
+    return replace(config, warmup_steps=recipe.warmup_steps(progress.planned_steps))
+
+
+def _baselines(
+    train_counts: Mapping[int, int],
+    valid: Part | None,
+    held_out: Mapping[int, int],
+    vocabulary: Vocabulary,
+) -> dict[str, float]:
+    """Return what the held-out text costs without a network, nats per character."""
+    baselines = {"uniform": uniform_nats(held_out, vocabulary)}
+    if valid is not None:
+        baselines["unigram"] = unigram_nats(train_counts, held_out, vocabulary)
+        baselines["bzip2"] = compressed_nats(valid.first(MOST_COMPRESSED), "bzip2")
+    return baselines
+
+
+def _slow_loops(model: CharModel) -> list[str]:
+    """Return what is said where the machine could train faster, had it a compiler."""
+    on_cpu = model.head.weight.device.type == "cpu"
+    looped = model.config.cell != "lstm" or suits_lstm(model.compute_dtype, shared=True)
+    # Asking compiles, which takes its time.
+    why = native.why_none() if on_cpu and looped else None
+    if why is None:
+        return []
+    return [f"training is faster with a C compiler that has OpenMP, such as gcc: {why}"]
+
+
+def refuse_validations(training: Mapping[str, Any]) -> None:
+    """Refuse what counts validations where nothing is held out.
+
+    Raises:
+        UsageError: a field of ``TrainConfig`` is given that does.
+    """
+    for name, flag in (("patience", "--patience"), ("validate_every", "--validate-every")):
+        if training.get(name) is not None:
+            raise UsageError(
+                f"{flag} counts on validations, and nothing is held out for them: leave it out, or "
+                "hold out a part (--valid-share)"
+            )
+
+
+def refuse_too_large(
+    shape: ModelConfig,
+    config: TrainConfig,
+    device: torch.device,
+    instead: str = "give a smaller --hidden, --embedding, --layers, --batch-size or --bptt",
+) -> None:
+    """Refuse what can never fit, before the system kills the process for trying.
+
+    The estimate counts what is kept for the backward pass of one window, the logits of what
+    counts, and every weight with its gradient, its moments and the work space of its update;
+    50 kB are a layer's objects.
+
+    Args:
+        shape: of the model.
+        config: of its training.
+        device: where it is to be trained.
+        instead: what the user can do.
+
+    Raises:
+        UsageError: it is more than the device's memory, or the machine's.
+    """
+    gates, size = CELL_GATES[shape.cell], 4
+    weights = recipe.matrix_weights(shape)
+    states = config.bptt * shape.layers * (gates + 2) * shape.hidden
+    logits = (config.loss_last or config.bptt) * shape.vocabulary
+    if device.type == "cpu":
+        # They become their own gradient where they lie, in the precision of products.
+        window = size * states + (2 if config.precision == "bf16" else 4) * logits
+    else:
+        window = size * (states + 2 * logits)
+    if device.type == "cuda":
+        window *= 2  # the captured update keeps its memory while a pass's last window takes its own
+    needed = size * 5 * weights + config.batch_size * window + 50_000 * shape.layers
+    if device.type == "cuda":
+        _, there = torch.cuda.mem_get_info(device)
+    else:
+        there = memory_bytes()
+    if needed > there:
+        raise UsageError(
+            f"training needs about {needed / 1e9:,.0f} GB of memory, and there are "
+            f"{there / 1e9:,.0f}: {instead}"
+        )

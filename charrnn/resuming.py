@@ -1,0 +1,214 @@
+"""The run that a folder holds, exactly as it was; ``training.train`` then goes on with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from charrnn.assembling import assemble, lanes_of, refuse_too_large, refuse_validations
+from charrnn.checkpoint import BEST, Checkpoint
+from charrnn.config import BUDGETS, TrainConfig
+from charrnn.corpus import Part, scan
+from charrnn.device import choose_device, multiplies_bf16
+from charrnn.errors import CheckpointError, CorpusError, UsageError
+from charrnn.files import embedded_corpus
+from charrnn.machine import processor
+from charrnn.reading import TextRecord, absolute_names, readable, refuse_another_text
+from charrnn.run import Progress, Run, Settings
+from charrnn.runfolder import RunFolder
+from charrnn.trained import described, prefixed, with_weights
+from charrnn.wording import command_line, shown
+
+__all__ = ["resume"]
+
+
+def resume(
+    folder: RunFolder,
+    *,
+    device: torch.device | None,
+    changes: Mapping[str, Any],
+    texts: Sequence[str] = (),
+    valid_texts: Sequence[str] = (),
+    spooled: Path | None = None,
+    keep: int | None = None,
+) -> Run:
+    """Put the run in a folder together again, exactly as its last checkpoint has it.
+
+    Args:
+        folder: the run's, locked.
+        device: where to compute; None: where the run computed before.
+        changes: fields of TrainConfig to change: a budget, lr, patience.
+        texts: where the text lies now, if it has moved.
+        valid_texts: where the text to validate on lies now, if it is another and has moved.
+        spooled: where standard input was put, for the text "-".
+        keep: how many earlier checkpoints to keep; None: as many as before.
+
+    Raises:
+        CheckpointError: no checkpoint of the folder is whole, or a field is off.
+        CorpusError: the text is not the one that the run was started on.
+        UsageError: a change makes no sense.
+    """
+    checkpoint, notes = folder.load_last()
+    path = checkpoint.path or folder.path
+    shape, vocabulary = described(checkpoint, path)
+    saved = _saved_settings(checkpoint)
+    progress = checkpoint.record("progress", Progress)
+    folder.keep = saved.keep if keep is None else keep
+    record = _where_it_lies_now(saved.text, folder, texts, valid_texts)
+    device = device or choose_device(saved.device)
+    notes += _other_machine(checkpoint, device)
+    if record.valid is None:
+        refuse_validations(changes)
+    config, said = _changed(saved.config, progress, changes)
+    notes += said
+    if config.precision == "bf16" and not multiplies_bf16(device):
+        config = replace(config, precision="fp32")
+        notes.append("precision fp32 (was bf16, which this device has no instructions for)")
+    try:
+        train, valid = _read_again(record, spooled, folder)
+        counts = train.counts()
+        lanes = lanes_of(train, counts, vocabulary, config)
+    except ValueError as error:
+        raise CheckpointError(f"{shown(path)}: the field 'text' is not usable: {error}") from error
+    run = assemble(
+        with_weights(shape, prefixed(checkpoint.tensors, "model."), path).to(device),
+        vocabulary=vocabulary,
+        config=config,
+        train=train,
+        train_counts=counts,
+        lanes=lanes,
+        valid=valid,
+        held_out=valid.counts() if valid is not None else {},
+        progress=progress,
+        folder=folder,
+        text=record,
+        notes=notes,
+    )
+    if not run.is_over:
+        elsewhere = "go on where there is more, or with another --device"
+        refuse_too_large(shape, config, device, elsewhere)
+    try:
+        run.restore(checkpoint.tensors)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{shown(path)}: the training state is not usable: {error}"
+        ) from error
+    # Rows of this very step may have been logged after the checkpoint was written.
+    folder.rewind_log(
+        progress.step,
+        logged=progress.row_updates == 0,
+        validated=progress.validated_step == progress.step,
+    )
+    run.resumed, run.saved_settings = True, saved
+    # Read anew, before the changes: the plan is another now where the budget is.
+    run.saved = checkpoint.record("progress", Progress)
+    run.better = _better(folder, progress)
+    if run.better is not None:
+        run.notes.append(
+            f"{BEST} has {run.better.best_nats:.4f} nats, of step "
+            f"{run.better.best_step:,}: it stays until a validation is better"
+        )
+    return run
+
+
+def _saved_settings(checkpoint: Checkpoint) -> Settings:
+    return Settings(
+        config=checkpoint.record("training", TrainConfig),
+        text=checkpoint.record("text", TextRecord),
+        keep=max(0, checkpoint.require("keep", int)),
+        device=checkpoint.require("device", str),
+    )
+
+
+def _where_it_lies_now(
+    record: TextRecord, folder: RunFolder, texts: Sequence[str], valid_texts: Sequence[str]
+) -> TextRecord:
+    """Return the record with the names that the user gives for texts that have moved."""
+    if texts:
+        record = replace(record, texts=absolute_names(texts))
+    elif "-" in record.texts:
+        raise UsageError(
+            "this run read standard input, which cannot be read again: give the same text as a "
+            f"file, charrnn train FILE --run {command_line([str(folder.path)])} --resume"
+        )
+    if valid_texts:
+        if not record.valid_texts:
+            raise UsageError("--valid: this run has no separate text to validate on: leave it out")
+        record = replace(record, valid_texts=absolute_names(valid_texts))
+    return record
+
+
+def _read_again(
+    record: TextRecord, spooled: Path | None, folder: RunFolder
+) -> tuple[Part, Part | None]:
+    """Return what a run trains on and what it validates on.
+
+    Raises:
+        CorpusError: a text cannot be read, or is not the one that the run was started on.
+        ValueError: a text has no such part.
+    """
+    try:
+        corpus = scan(readable(record.texts, spooled) or embedded_corpus(), record.encoding)
+    except CorpusError as error:
+        resumed = command_line(["charrnn", "train", "TEXT", "--run", str(folder.path), "--resume"])
+        raise CorpusError(f"{error}; where the run's text has moved, name it: {resumed}") from error
+    refuse_another_text(corpus, record.fingerprint, "the text")
+    valid_corpus = corpus
+    if record.valid_texts:
+        valid_corpus = scan(record.valid_texts, record.encoding)
+        refuse_another_text(valid_corpus, record.valid_fingerprint, "the validation text")
+    valid = valid_corpus.part(*record.valid) if record.valid else None
+    return corpus.part(*record.train), valid
+
+
+def _better(folder: RunFolder, progress: Progress) -> Progress | None:
+    """Return the state at a run's best checkpoint where that is better than it knows."""
+    try:
+        best = folder.best().record("progress", Progress)
+    except CheckpointError:
+        return None
+    is_comparable = best.validate_characters == progress.validate_characters
+    return best if is_comparable and best.is_better_than(progress) else None
+
+
+def _changed(
+    config: TrainConfig, progress: Progress, changes: Mapping[str, Any]
+) -> tuple[TrainConfig, list[str]]:
+    """Apply the changes that a resumed run may have; say what they mean."""
+    values, notes = {**config.to_dict(), **changes}, []
+    if "lr" in changes:
+        values["lr_adam"] = changes["lr"] * config.lr_adam / config.lr
+        notes.append(f"--lr {changes['lr']:g} (was {config.lr:g}) from step {progress.step:,} on")
+    given = [name for name in BUDGETS if name in changes]
+    if given:
+        values |= {name: changes.get(name) for name in BUDGETS}
+    new = TrainConfig(**values)
+    if any(getattr(new, name) != getattr(config, name) for name in BUDGETS):
+        progress.planned_steps = progress.planned_at_step = progress.validate_every = None
+        if new.minutes is not None and progress.seconds >= 60 * new.minutes:
+            progress.planned_steps = progress.step
+        (old,) = (f"--{name} {value:g}" for name in BUDGETS if (value := getattr(config, name)))
+        notes.append(
+            f"the schedule is planned anew for --{given[0]} {changes[given[0]]:g}, what was done "
+            f"before included (it was {old}): the learning rate follows the new plan from step "
+            f"{progress.step:,} on"
+        )
+    return new, notes
+
+
+def _other_machine(checkpoint: Checkpoint, device: torch.device) -> list[str]:
+    """Return why a resumed run may differ in the last bits from one that never stopped."""
+    then_and_now = (
+        ("device", checkpoint.require("device", str), device.type),
+        ("threads", checkpoint.require("threads", int), torch.get_num_threads()),
+        ("torch", checkpoint.versions["torch"], str(torch.__version__)),
+        ("processor", checkpoint.meta.get("processor", processor()), processor()),
+    )
+    changes = [f"{what} {now} (was {then})" for what, then, now in then_and_now if then != now]
+    if not changes:
+        return []
+    return [f"{', '.join(changes)}: results may differ in the last bits"]
