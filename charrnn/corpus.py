@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charrnn.decoding import BYTES, Codes, Decoder, State, byte_order_mark, text_encoding
-from charrnn.errors import CorpusError, UsageError
+from charrnn.errors import CorpusError
 from charrnn.files import NotTextError, cannot_read, find_files, several
 from charrnn.wording import reason, shown
 
@@ -37,6 +37,7 @@ __all__ = [
     "Part",
     "Split",
     "TextFile",
+    "exact",
     "scan",
     "split",
 ]
@@ -337,6 +338,11 @@ class Split(NamedTuple):
     test: Part | None
 
 
+def exact(share: float) -> Fraction:
+    """Return a share as it is written in decimal: in binary 1 - 0.1 - 0.2 is not 0.7."""
+    return Fraction(repr(float(share)))
+
+
 def split(corpus: Corpus, valid_share: float = 0.1, test_share: float = 0.0) -> Split:
     """Cut a corpus into a training part, a validation part and a test part, in this order.
 
@@ -344,18 +350,12 @@ def split(corpus: Corpus, valid_share: float = 0.1, test_share: float = 0.0) -> 
     characters, 0.1 leaves 1,003,854 for training. A held-out part of fewer than two
     characters has nothing to predict and is None.
 
-    Raises:
-        UsageError: a share is not in [0, 1), or nothing is left for training.
+    Args:
+        corpus: to cut.
+        valid_share: of its characters, as ``TextChoices`` allows it.
+        test_share: so, too.
     """
-    for flag, share in (("--valid-share", valid_share), ("--test-share", test_share)):
-        if not 0 <= share < 1:
-            raise UsageError(f"{flag} must be a number from 0 up to but not including 1: {share}")
-    # Exact, because 1 - 0.1 - 0.2 is not 0.7 in binary.
-    valid, test = Fraction(repr(float(valid_share))), Fraction(repr(float(test_share)))
-    if valid + test >= 1:
-        raise UsageError(
-            f"--valid-share {valid_share} and --test-share {test_share} leave nothing to train on"
-        )
+    valid, test = exact(valid_share), exact(test_share)
     total = corpus.characters
     train_stop = int(total * (1 - valid - test))
     valid_stop = int(total * (1 - test))

@@ -8,13 +8,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Self
 
 from charrnn.checkpoint import LAST, MAX_HEADER, Checkpoint, find, read_description
 from charrnn.config import PartName, Record, TextChoices
-from charrnn.corpus import DIGEST, Corpus, Part, Split, scan, split
+from charrnn.corpus import DIGEST, Corpus, Part, Split, exact, scan, split
 from charrnn.decoding import BYTES, text_encoding
 from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.files import embedded_corpus
@@ -164,7 +163,6 @@ def divide(corpus: Corpus, text: TextChoices) -> Split:
 
     Raises:
         CorpusError: that other text cannot be read, or is too short.
-        UsageError: the shares leave nothing to train on.
     """
     if not text.valid:
         return split(corpus, text.valid_share, text.test_share)
@@ -187,7 +185,7 @@ def refuse_too_short(train: Part, text: TextChoices) -> None:
         return
     shares = (0.0 if text.valid else text.valid_share, text.test_share)
     # As ``split`` rounds: exactly, and down.
-    least = math.ceil(2 / (1 - sum(Fraction(repr(float(share))) for share in shares)))
+    least = math.ceil(2 / (1 - sum(map(exact, shares))))
     raise CorpusError(
         f"a text of length {train.corpus.characters} leaves {train.characters} to train on: "
         f"give at least {least} characters"

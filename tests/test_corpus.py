@@ -388,17 +388,6 @@ class TestSplit:
         assert valid.counts() == {ord("a"): 50}
         assert (train.bytes, valid.bytes) == (150, 50)
 
-    @pytest.mark.parametrize(
-        ("valid_share", "test_share"),
-        [(1.0, 0.0), (-0.1, 0.0), (float("nan"), 0.0), (0.1, float("inf")), (0.5, 0.5)],
-    )
-    def test_impossible_shares(
-        self, shakespeare: Corpus, valid_share: float, test_share: float
-    ) -> None:
-        with pytest.raises(UsageError) as error:
-            split(shakespeare, valid_share, test_share)
-        assert_one_line(error, "-share")
-
 
 class TestUnreadable:
     """Refused by the system calls, not by permissions: tests often run as root."""
