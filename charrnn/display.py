@@ -226,14 +226,20 @@ def _validation(event: Validated, widths: tuple[int, int, int] = (0, 0, 0)) -> s
 
 
 def _clipped(run: Run, row: Mapping[str, Any]) -> str:
+    if not _bounded(run):
+        return "not clipped"
     return f"{cut_word(run.config.scale_norm)} {100 * row['clipped_share']:.0f} %"
 
 
 def _tamer(run: Run) -> str:
     """Return the options that keep updates small."""
+    return "a lower --lr" if _bounded(run) else "a lower --lr or --clip-norm 1"
+
+
+def _bounded(run: Run) -> bool:
+    """Whether anything keeps gradients small."""
     config = run.config
-    bounded = config.clip_norm or config.clip_value or config.scale_norm
-    return "a lower --lr" if bounded else "a lower --lr or --clip-norm 1"
+    return bool(config.clip_norm or config.clip_value or config.scale_norm)
 
 
 class _Quiet:
@@ -349,9 +355,11 @@ def _plain(event: Event, run: Run) -> Iterable[str]:
             yield f"validations score the first {scored:,} characters held out, to save time"
     elif isinstance(event, Spiked):
         advice = f"; {_tamer(run)} makes that rarer" if run.owner is None else ""
+        guessing = f"worse than guessing ({run.baselines['uniform']:.3f})"
         yield (
-            f"the loss jumped to {event.after:.3f} nats at step {event.step:,}, from "
-            f"a mean of {event.before:.3f}{advice}"
+            f"the loss jumped to {event.after:.3f} nats at step {event.step:,}, "
+            + (guessing if event.before is None else f"from a mean of {event.before:.3f}")
+            + advice
         )
     elif isinstance(event, Uncaptured):
         yield (

@@ -273,7 +273,7 @@ def _gate_section(gates: Measured[tuple[GateUse, ...]], seen: str) -> str:
             "A dot a unit, larger where several coincide: to the right the share of characters at "
             f"which its gate is nearly closed (below {NEARLY_CLOSED}), upwards nearly open (above "
             f"{NEARLY_OPEN}). On the dashed line a gate is never in between. {seen} In the table: "
-            "the mean shares, and the units for which it is so at "
+            "the mean shares; always: the units for which it is so at "
             f"{100 * ALWAYS:.0f} % of characters.",
             small=True,
         ),

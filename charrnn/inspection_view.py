@@ -80,48 +80,60 @@ def _sections(inspection: Inspection, console: Output) -> Iterator[tuple[str, st
         yield (
             "Gradient flow",
             "What is left of the gradient of one character's loss, k characters before it "
-            f"(means of {flows[0].places} places), along each layer's states. Plot: k from 0 to "
-            f"{flows[0].reaches[0].farthest}, both axes logarithmic, down to "
+            f"(means of {flows[0].places} places), along each layer's states. Plot: k = 0, then "
+            f"1 to {flows[0].reaches[0].farthest}, both axes logarithmic, down to "
             f"{FAINTEST:g}. {radius_says(flows)}"
             + (" Linear: through the matrix alone, without tanh." if linear else ""),
-            _gradient_flow(flows),
+            _gradient_flow(flows, console),
         )
     if inspection.memory is not None:
-        yield "Memory", memory_says(inspection.memory), _memory(inspection.memory)
+        yield "Memory", memory_says(inspection.memory), _memory(inspection.memory, console)
     if inspection.pace:
         yield "Pace", PACE_SAYS, plain_table(pace_lines(inspection.pace), 1)
     if inspection.gates:
         yield (
             "Gates",
             f"Share of characters at which gates are open (above {NEARLY_OPEN}) and closed "
-            f"(below {NEARLY_CLOSED}), mean of the units; units for which that is so at "
+            f"(below {NEARLY_CLOSED}), mean of the units; always: units for which that is so at "
             f"{100 * ALWAYS:.0f} % of characters; units by their share, from 0 to 1.",
-            _gates(inspection.gates),
+            _gates(inspection.gates, console),
         )
     if inspection.units:
-        yield "Units", units_say(inspection.units), _units(inspection.units)
+        yield "Units", units_say(inspection.units), _units(inspection.units, console)
     if inspection.activation is not None:
         yield _activation(inspection.activation, console)
     if inspection.clipping is not None:
-        yield "Clipping", clipping_says(inspection.clipping), _clipping(inspection.clipping)
+        yield (
+            "Clipping",
+            clipping_says(inspection.clipping),
+            _clipping(inspection.clipping, console),
+        )
     if inspection.cuts:
         yield "A cut gradient", CUTS_SAY, plain_table(cut_lines(inspection.cuts), 1)
     if truncations := inspection.truncation:
-        yield "Truncation", truncation_says(truncations[0]), _truncation(truncations)
+        yield "Truncation", truncation_says(truncations[0]), _truncation(truncations, console)
 
 
-def _plotted(lines: Sequence[Sequence[str]], plot: str, pictures: Sequence[str]) -> Table:
-    """Return a table of a column of words, some of numbers, and a plot.
+def _plotted(
+    lines: Sequence[Sequence[str]], plot: str, pictures: Sequence[str], console: Output
+) -> Table:
+    """Return a table of a column of words, some of numbers, and a plot, if there is room for it.
 
     Args:
         lines: the head and the rows.
         plot: the plot's name in the head.
         pictures: one a row.
+        console: of the terminal.
     """
     plotted = zip(lines, (plot, *pictures), strict=True)
     table = plain_table([[*line, picture] for line, picture in plotted], 1)
     table.columns[-1].justify = "left"
-    return table
+    return table if _fits(table, console) else plain_table(lines, 1)
+
+
+def _fits(table: Table, console: Output) -> bool:
+    """Whether a table is not too wide for a terminal; a pipe takes all."""
+    return not console.file.isatty() or Output.wide().measure(table).maximum <= console.width
 
 
 def _bar(share: float) -> str:
@@ -138,16 +150,14 @@ def _columns(shares: Sequence[float]) -> str:
 def _step(step: Step, console: Output) -> Table:
     """Return the table of the step; a narrow terminal gets fewer units of it."""
     lines = step_lines(step)
-    wide = Output.wide()
     while True:
         table = plain_table(lines, 3)
-        fits = wide.measure(table).maximum <= console.width
-        if fits or not console.file.isatty() or len(lines[0]) == 4:
+        if _fits(table, console) or len(lines[0]) == 4:
             return table
         lines = [line[:-1] for line in lines]
 
 
-def _gradient_flow(flows: Sequence[GradientFlow]) -> Table:
+def _gradient_flow(flows: Sequence[GradientFlow], console: Output) -> Table:
     farthest = flows[0].reaches[0].farthest
     plotted = sorted({0, *np.geomspace(1, farthest, PLOT).round().astype(int).tolist()})
     pictures = [
@@ -160,27 +170,28 @@ def _gradient_flow(flows: Sequence[GradientFlow]) -> Table:
         for flow in flows
         for reach in flow.reaches
     ]
-    return _plotted(gradient_flow_lines(flows), "", pictures)
+    return _plotted(gradient_flow_lines(flows), "", pictures, console)
 
 
-def _memory(memory: Memory) -> Table:
+def _memory(memory: Memory, console: Output) -> Table:
     most = max(memory.excess_nats)
     pictures = [_bar(memory.excess_nats[k] / most if most > 0 else 0.0) for k in contexts(memory)]
-    return _plotted(memory_lines(memory), "more", pictures)
+    return _plotted(memory_lines(memory), "more", pictures, console)
 
 
-def _gates(gates: Sequence[GateUse]) -> Table:
+def _gates(gates: Sequence[GateUse], console: Output) -> Table:
     pictures = []
     for use in gates:
         counts = [
             np.histogram(share_U, 10, (0, 1))[0] for share_U in (use.open_share, use.closed_share)
         ]
         pictures.append(" | ".join(_columns((count / count.max()).tolist()) for count in counts))
-    return _plotted(gate_lines(gates), "units by open | closed", pictures)
+    return _plotted(gate_lines(gates), "units by open | closed", pictures, console)
 
 
-def _units(units: Sequence[UnitFound]) -> Table:
-    return _plotted(unit_lines(units), "", [_bar(abs(found.correlation)) for found in units])
+def _units(units: Sequence[UnitFound], console: Output) -> Table:
+    pictures = [_bar(abs(found.correlation)) for found in units]
+    return _plotted(unit_lines(units), "", pictures, console)
 
 
 def _activation(shown: Activation, console: Output) -> tuple[str, str, RenderableType]:
@@ -227,13 +238,13 @@ def _underlined(shown: Activation, largest: float, width: int) -> Group:
     return Group(*lines, Text(text), Text(columns))
 
 
-def _clipping(clipping: Clipping) -> Table:
+def _clipping(clipping: Clipping, console: Output) -> Table:
     most = max(period.median for period in clipping.periods)
     pictures = [_bar(period.median / most if most else 0.0) for period in clipping.periods]
-    return _plotted(clipping_lines(clipping), "median", pictures)
+    return _plotted(clipping_lines(clipping), "median", pictures, console)
 
 
-def _truncation(truncations: Sequence[Truncation]) -> Table:
+def _truncation(truncations: Sequence[Truncation], console: Output) -> Table:
     angles = [w.angle for t in truncations for w in (*t.windows, t.full)]
     pictures = [_bar(angle / 90 if math.isfinite(angle) else 0.0) for angle in angles]
-    return _plotted(truncation_lines(truncations), "angle", pictures)
+    return _plotted(truncation_lines(truncations), "angle", pictures, console)

@@ -88,7 +88,7 @@ def step_lines(step: Step) -> list[list[str]]:
 def radius_says(flows: Sequence[GradientFlow]) -> str:
     """Say what the table of the gradient flow means by a radius."""
     scaled = ", * scaled to it" if any(flow.scaled_to for flow in flows) else ""
-    return f"Radius: the recurrent matrices' spectral radius{scaled}."
+    return f"Radius: the recurrent matrices' spectral radius, least to largest{scaled}."
 
 
 def gradient_flow_lines(flows: Sequence[GradientFlow]) -> list[list[str]]:
@@ -126,7 +126,9 @@ def memory_says(memory: Memory) -> str:
         f"Loss with the state reset k characters before the one that is scored "
         f"({memory.windows:,} resets), against {memory.full_nats:.4f} nats per character with "
         f"the state carried on. To come within {memory.tolerance:g} nats of that, "
-        f"{enough_says(memory)}{window}."
+        f"{enough_says(memory)}{window}. The state after a reset is zero, from which training "
+        "reads the beginning of a pass only: what a few characters cost is more than the want of "
+        "context."
     )
 
 
@@ -181,7 +183,7 @@ def pace_lines(paces: Sequence[Pace]) -> list[list[str]]:
 
 def gate_lines(gates: Sequence[GateUse]) -> list[list[str]]:
     """Return the table of the gates: its head, and a row a gate of a layer."""
-    lines = [["gate", "open", "units", "closed", "units"]]
+    lines = [["gate", "open", "always", "closed", "always"]]
     for use in gates:
         shares = (np.array(use.open_share), np.array(use.closed_share))
         lines.append(

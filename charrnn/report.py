@@ -207,12 +207,17 @@ def _inspection_lead(portrait: Portrait) -> str:
         f"{inspection.characters:,} characters."
     )
     if inspection.gradient_flow:
-        last, reaches = shape.layers, inspection.gradient_flow[0].reaches
-        reach = next(r for r in reaches if r.layer == last and r.state == "h")
-        lag, farthest = reach.under_1_percent_at, reach.farthest
-        after = f"beyond {farthest:,}" if lag is None else f"after {lag:,}"
+        last = shape.layers
+        reaches = [r for r in inspection.gradient_flow[0].reaches if r.layer == last]
         of_layer = f" of layer {last}" if last > 1 else ""
-        lead += f" Along its state h{of_layer} the gradient falls under 1 % {after} characters."
+        after = {
+            r.state: f"beyond {r.farthest:,}"
+            if r.under_1_percent_at is None
+            else f"after {r.under_1_percent_at:,}"
+            for r in reaches
+        }
+        lead += f" The gradient falls under 1 % {after['h']} characters along its state h{of_layer}"
+        lead += f", {after['c']} along its memory c." if "c" in after else "."
     if inspection.memory is not None:
         lead += f" As context, {enough_says(inspection.memory)}."
     return lead

@@ -27,7 +27,7 @@ from charrnn.score_words import (
     stretches_say,
 )
 from charrnn.surprise import PricedText, surprise, surprise_mark, surprise_ranges
-from charrnn.terminal import Output, plain_table, print_words
+from charrnn.terminal import Output, plain_table, print_words, say
 from charrnn.wording import printable, shown
 
 __all__ = [
@@ -175,9 +175,14 @@ class SurpriseText:
         self._print(self._text.priced(stretch))
 
     def close(self) -> None:
-        """Print what the colours mean, where there are some."""
+        """Print what the colours mean; where there are none, say on stderr how to have them."""
         if not self._console.has_colours:
             self._console.print("\n")
+            say(
+                Output(stderr=True),
+                "the text is without its colours here: FORCE_COLOR=1 keeps them, --per-char FILE "
+                "writes each character's price",
+            )
             return
         ranges = map(Text, surprise_ranges(), STYLES)
         legend = Text("\n\nbits: ") + Text("  ").join(ranges)

@@ -46,7 +46,7 @@ SAVE_EVERY = 60.0
 SAVE_SHARE = 0.02
 #: The running mean of the loss looks back about this many rows.
 SMOOTHING = 20
-#: A row's loss this far above the running mean is a spike, in nats.
+#: A row's loss this far above the running mean is a spike, in nats; early on, above guessing.
 SPIKE = 1.0
 #: Characters of the samples shown while training.
 SHOWN_LENGTH = 240
@@ -95,11 +95,11 @@ class Saved:
 
 @dataclass(frozen=True)
 class Spiked:
-    """The loss jumped; told once a run."""
+    """The loss jumped, or is worse than guessing; told once a run."""
 
     step: int
-    before: float
-    """Running mean of the loss before, nats per character."""
+    before: float | None
+    """Running mean of the loss before, nats per character; None: still warming up."""
     after: float
 
 
@@ -325,12 +325,14 @@ class _Loop:
         self.run.folder.log(row)
         self.row_from = (progress.characters, progress.seconds)
         yield Logged(row, progress.planned_steps, self.planner.seconds_left())
-        warm = progress.step > 2 * config.warmup_steps
+        if progress.spike_step is not None:
+            return
+        warm = before is not None and progress.step > 2 * config.warmup_steps
+        limit = before if before is not None and warm else self.run.baselines["uniform"]
         # What comes down after a jump is above the mean, too.
-        told = progress.spike_step is not None
-        if before is not None and risen and loss > before + SPIKE and warm and not told:
+        if risen and loss > limit + SPIKE:
             progress.spike_step = progress.step
-            yield Spiked(progress.step, before, loss)
+            yield Spiked(progress.step, before if warm else None, loss)
 
     # -- validation and saving -------------------------------------------------------
 

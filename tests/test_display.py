@@ -211,6 +211,12 @@ class TestPlain:
         assert "scaled down 30 %" in shown
         assert "clipped" not in shown
 
+    def test_what_nothing_bounds_is_not_called_clipped_at_0_percent(
+        self, run: Run, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run.config = replace(run.config, clip_norm=None, clip_value=None, scale_norm=None)
+        assert "  not clipped  " in said(run, LOGGED, capsys)
+
     def test_lines_of_progress_come_now_and_then(
         self, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:

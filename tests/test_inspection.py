@@ -257,6 +257,28 @@ def test_a_narrow_terminal_gets_fewer_units_of_the_step(
     assert max(map(cell_len, on_a_terminal.splitlines())) <= 64
 
 
+def test_a_narrow_terminal_gets_tables_without_their_plots(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, stretch = make_model("lstm", hidden=4), make_stretch(1500)
+    asked = InspectConfig(only=("flow", "memory", "gates", "units", "truncation"))
+    found = module.inspect(model, stretch, vocabulary(), asked)
+
+    def shown(columns: int) -> str:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        print_inspection(found)
+        return re.sub("\x1b[^m]*m", "", capsys.readouterr().out)
+
+    in_a_pipe = shown(62)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    wide, narrow = shown(100), shown(62)
+    plots = [len(re.findall("[▁▂▃▄▅▆▇█]+", text)) for text in (wide, narrow)]
+    assert plots[0] > plots[1]
+    assert max(map(cell_len, narrow.splitlines())) <= 62
+    figures = [re.findall(r"\d+\.\d+", text) for text in (in_a_pipe, narrow)]
+    assert figures[0] == figures[1] != []
+
+
 @pytest.mark.parametrize(
     ("excess", "said"),
     [

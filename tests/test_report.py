@@ -446,8 +446,8 @@ class TestInspectionPage:
             "Gradient flow", "Memory", "Pace", "Gates", "Units", "Clipping",
         ]  # fmt: skip
         assert (
-            "Along its state h the gradient falls under 1 % after 7 characters"
-            in page.texts["p"][1]
+            "The gradient falls under 1 % after 7 characters along its state h, after 7 along its "
+            "memory c." in page.texts["p"][1]
         )
         assert "Unit 1.3c along the text" in page.texts["h3"]
         assert "The beginning of what was looked at, read from a state" in page.texts["p"][-1]

@@ -363,6 +363,17 @@ class TestSurpriseText:
         show.close()
         assert "0.5 to 2" in Text.from_ansi(capsys.readouterr().out).plain
 
+    def test_says_how_to_have_colours_where_there_are_none(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("FORCE_COLOR")
+        show = SurpriseText(make_part(tmp_path, b"abc"))
+        show(Prices(1, np.array([0.1, 9.0]), 0))
+        show.close()
+        out, err = capsys.readouterr()
+        assert out.rstrip() == "abc"
+        assert "FORCE_COLOR=1" in err
+
     def test_nothing_steers_the_terminal(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -242,21 +242,29 @@ def test_a_loss_spike_is_told_once(
         events = drive(begin(folder, tale, budget=budget, validate_every=100))
     (spike,) = (event for event in events if isinstance(event, Spiked))
     assert spike.step == 130
+    assert spike.before is not None
     assert spike.after > spike.before + 2
 
 
+@pytest.mark.parametrize(("guessing", "told"), [(4.0, [40]), (99.0, [])])
 def test_a_loss_that_falls_has_not_jumped(
-    tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch, guessing: float, told: list[int]
 ) -> None:
-    """Though it is far above its mean: what comes down after a jump that was no news yet."""
+    """Though it is far above its mean: what comes down after a jump that was no news yet.
+
+    At step 40 it is too early for a mean to tell; that a loss is worse than guessing is told.
+    """
     jumps = dict.fromkeys(range(31, 41), 9.0) | dict.fromkeys(range(41, 51), 7.0)
     monkeypatch.setattr(charrnn.update, "window_loss", spiking(jumps))
     monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 3)
     with RunFolder.create(tmp_path / "run") as folder:
-        events = drive(begin(folder, tale, budget={"steps": 200}, validate_every=100))
+        run = begin(folder, tale, budget={"steps": 200}, validate_every=100)
+        run.baselines["uniform"] = guessing
+        events = drive(run)
     losses = {e.row["step"]: e.row["train_nats_per_char"] for e in events if isinstance(e, Logged)}
     assert losses[50] > sum(losses[step] for step in (10, 20, 30, 40)) / 4 + charrnn.training.SPIKE
-    assert not [event for event in events if isinstance(event, Spiked)]
+    spikes = [event for event in events if isinstance(event, Spiked)]
+    assert [(spike.step, spike.before) for spike in spikes] == [(step, None) for step in told]
 
 
 @pytest.mark.parametrize(
