@@ -136,7 +136,8 @@ def _baselines(
 def _slow_loops(model: CharModel) -> list[str]:
     """Return what is said where the machine could train faster, had it a compiler."""
     on_cpu = model.head.weight.device.type == "cpu"
-    looped = model.config.cell != "lstm" or suits_lstm(model.compute_dtype, shared=True)
+    of_lstm = suits_lstm(model.compute_dtype, shared=True, learns=True)
+    looped = model.config.cell != "lstm" or of_lstm
     # Asking compiles, which takes its time.
     why = native.why_none() if on_cpu and looped else None
     if why is None:

@@ -205,8 +205,8 @@ class LSTM(Cell):
     def _run(
         self, x: Tensor, state: list[Tensor], weights: list[Tensor], which_TB: Tensor | None
     ) -> tuple[Tensor, State]:
-        shared = which_TB is not None
-        if x.device.type == "cpu" and beats_onednn_lstm(x.dtype, shared):
+        shared, learns = which_TB is not None, torch.is_grad_enabled()
+        if x.device.type == "cpu" and beats_onednn_lstm(x.dtype, shared=shared, learns=learns):
             w, u, b, h_BH, c_BH = _typed(*weights, *state, like=x)
             out_TBH, *after = run_lstm(linear(x, w, b), h_BH, c_BH, u, which_TB)
             return out_TBH, tuple(after)

@@ -1,10 +1,11 @@
 """Exact scores of a text under a model.
 
 A text of n characters has n - 1 predictions (the first character has nothing to
-be predicted from), and all sums are divided by exactly that number. A character
-outside the vocabulary costs the model's price of the unknown symbol plus the
-price of spelling it out, ln(number of code points outside the vocabulary), so
-that bits per character compare across vocabularies.
+be predicted from), and all sums are divided by exactly that number. A price is -ln p,
+the negative log-likelihood (or surprisal) of what came. A character outside the
+vocabulary costs the model's price of the unknown symbol plus the price of spelling it
+out, ln(number of code points outside the vocabulary), so that bits per character
+compare across vocabularies.
 """
 
 from __future__ import annotations

@@ -36,12 +36,12 @@ __all__ = ["beats_onednn_lstm", "run_gru", "run_lstm", "run_rnn", "suits_lstm"]
 
 
 def run_rnn(
-    inputs: Tensor, h_BH: Tensor, weight_recurrent: Tensor, which_TB: Tensor | None = None
+    projected: Tensor, h_BH: Tensor, weight_recurrent: Tensor, which_TB: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Run a plain RNN over a chunk of T >= 1 time steps on a CPU, differentiably (once).
 
     Args:
-        inputs: W x + b of every time step, [T, B, H], or of D different x, [D, H]; contiguous,
+        projected: W x + b of every time step, [T, B, H], or of D different x, [D, H]; contiguous,
             float32 or float64 like all tensors here, or bfloat16 beside float32.
         h_BH: The state before.
         weight_recurrent: U [H, H].
@@ -52,12 +52,12 @@ def run_rnn(
         The outputs [T, B, H], of the inputs' type, and the state after the last step [B, H].
     """
     result: tuple[Tensor, Tensor] = _RNN.apply(  # type: ignore[no-untyped-call]
-        inputs, h_BH, weight_recurrent, which_TB
+        projected, h_BH, weight_recurrent, which_TB
     )
     return result
 
 
-def suits_lstm(dtype: torch.dtype, shared: bool) -> bool:
+def suits_lstm(dtype: torch.dtype, *, shared: bool, learns: bool) -> bool:
     """Return whether an LSTM is faster by ``run_lstm`` than by oneDNN, given a compiler.
 
     It is in bf16, because oneDNN's LSTM leaves AMX out in training; where time steps share
@@ -69,21 +69,22 @@ def suits_lstm(dtype: torch.dtype, shared: bool) -> bool:
     Args:
         dtype: of the inputs.
         shared: whether time steps share their inputs.
+        learns: whether there will be a backward pass.
     """
     if dtype == torch.bfloat16:
         return multiplies_bf16(torch.device("cpu"))
-    learns = torch.is_grad_enabled()
     return dtype == torch.float32 and (shared or not learns or not has_avx512())
 
 
-def beats_onednn_lstm(dtype: torch.dtype, shared: bool) -> bool:
+def beats_onednn_lstm(dtype: torch.dtype, *, shared: bool, learns: bool) -> bool:
     """Return whether ``run_lstm`` can be had on a CPU, and is the better one.
 
     Args:
         dtype: of the inputs.
-        shared: whether time steps share their inputs.
+        shared: see ``suits_lstm``.
+        learns: see ``suits_lstm``.
     """
-    if not suits_lstm(dtype, shared):
+    if not suits_lstm(dtype, shared=shared, learns=learns):
         return False
     narrow = dtype == torch.bfloat16
     compiled = native.loops()
@@ -91,7 +92,7 @@ def beats_onednn_lstm(dtype: torch.dtype, shared: bool) -> bool:
 
 
 def run_lstm(
-    inputs: Tensor,
+    projected: Tensor,
     h_BH: Tensor,
     c_BH: Tensor,
     weight_recurrent: Tensor,
@@ -100,7 +101,7 @@ def run_lstm(
     """Run an LSTM over a chunk, differentiably (once); ``native.loops`` must be there.
 
     Args:
-        inputs: W x + b of every time step, [T, B, 4H], the blocks of i, f, g and o, or of D
+        projected: W x + b of every time step, [T, B, 4H], the blocks of i, f, g and o, or of D
             different x, [D, 4H]; float32 like all tensors here, or bfloat16.
         h_BH: The state before.
         c_BH: The cell before.
@@ -110,7 +111,7 @@ def run_lstm(
     Returns:
         The outputs [T, B, H], of the inputs' type, and state and cell after the last step.
     """
-    tensors = (inputs, h_BH, c_BH, weight_recurrent)
+    tensors = (projected, h_BH, c_BH, weight_recurrent)
     keep = needs_gradient(*tensors)
     result: tuple[Tensor, Tensor, Tensor]
     result = _LSTM.apply(keep, *tensors, which_TB)  # type: ignore[no-untyped-call]
@@ -118,7 +119,7 @@ def run_lstm(
 
 
 def run_gru(
-    inputs: Tensor,
+    projected: Tensor,
     h_BH: Tensor,
     weight_recurrent: Tensor,
     bias_recurrent: Tensor,
@@ -127,7 +128,7 @@ def run_gru(
     """Run a GRU over a chunk, differentiably (once).
 
     Args:
-        inputs: W x + b of every time step, [T, B, 3H], the blocks of r, z and n, or of D
+        projected: W x + b of every time step, [T, B, 3H], the blocks of r, z and n, or of D
             different x, [D, 3H]; the types are ``run_rnn``'s.
         h_BH: The state before.
         weight_recurrent: U [3H, H].
@@ -137,7 +138,7 @@ def run_gru(
     Returns:
         The outputs [T, B, H], of the inputs' type, and the state after the last step [B, H].
     """
-    tensors = (inputs, h_BH, weight_recurrent, bias_recurrent)
+    tensors = (projected, h_BH, weight_recurrent, bias_recurrent)
     keep = needs_gradient(*tensors)
     result: tuple[Tensor, Tensor]
     result = _GRU.apply(keep, *tensors, which_TB)  # type: ignore[no-untyped-call]
@@ -150,19 +151,19 @@ class _RNN(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        inputs: Tensor,
+        projected: Tensor,
         h_BH: Tensor,
         weight_recurrent: Tensor,
         which_TB: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        steps = len(inputs if which_TB is None else which_TB)
+        steps = len(projected if which_TB is None else which_TB)
         states_TBH = _states(h_BH, steps)
-        narrow = inputs.dtype == torch.bfloat16
-        wide = inputs.to(h_BH.dtype)
+        narrow = projected.dtype == torch.bfloat16
+        wide = projected.to(h_BH.dtype)
         _loops(h_BH).rnn_forward(narrow, weight_recurrent, wide, which_TB, states_TBH)
-        typed_TBH = states_TBH.to(inputs.dtype)
+        typed_TBH = states_TBH.to(projected.dtype)
         ctx.save_for_backward(weight_recurrent, states_TBH, typed_TBH, which_TB)
-        ctx.count = len(inputs)
+        ctx.count = len(projected)
         return typed_TBH[1:], states_TBH[-1].clone()
 
     @staticmethod
@@ -173,8 +174,8 @@ class _RNN(torch.autograd.Function):
         above_TBH = d_out_TBH.to(states_TBH.dtype).contiguous()
         narrow = typed_TBH.dtype == torch.bfloat16
         d_TBH = _loops(dh_BH).rnn_backward(narrow, weight_recurrent, states_TBH, above_TBH, dh_BH)
-        d_inputs, d_weight = _gradients(d_TBH, typed_TBH, which_TB, ctx.count)
-        return d_inputs, dh_BH, d_weight, None
+        d_projected, d_weight = _gradients(d_TBH, typed_TBH, which_TB, ctx.count)
+        return d_projected, dh_BH, d_weight, None
 
 
 class _LSTM(torch.autograd.Function):
@@ -184,22 +185,23 @@ class _LSTM(torch.autograd.Function):
     def forward(
         ctx: Any,
         keep: bool,
-        inputs: Tensor,
+        projected: Tensor,
         h_BH: Tensor,
         c_BH: Tensor,
         weight_recurrent: Tensor,
         which_TB: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        steps = len(inputs if which_TB is None else which_TB)
+        steps = len(projected if which_TB is None else which_TB)
         states_TBH, cells_TBH = _states(h_BH, steps), _states(c_BH, steps)
-        compiled, narrow = native.loops(), inputs.dtype == torch.bfloat16
+        compiled, narrow = native.loops(), projected.dtype == torch.bfloat16
+        wide = projected.to(h_BH.dtype)
         assert compiled is not None
         kept_TBGH = compiled.lstm_forward(
-            narrow, weight_recurrent, inputs.to(h_BH.dtype), which_TB, states_TBH, cells_TBH, keep
+            narrow, weight_recurrent, wide, which_TB, states_TBH, cells_TBH, keep
         )
-        typed_TBH = states_TBH.to(inputs.dtype)
+        typed_TBH = states_TBH.to(projected.dtype)
         ctx.save_for_backward(weight_recurrent, typed_TBH, cells_TBH, kept_TBGH, which_TB)
-        ctx.count = len(inputs)
+        ctx.count = len(projected)
         return typed_TBH[1:], states_TBH[-1].clone(), cells_TBH[-1].clone()
 
     @staticmethod
@@ -216,8 +218,8 @@ class _LSTM(torch.autograd.Function):
         d_TBG = compiled.lstm_backward(
             narrow, weight_recurrent, cells_TBH, kept_TBGH, above_TBH, dh_BH, dc_BH
         )
-        d_inputs, d_weight = _gradients(d_TBG, typed_TBH, which_TB, ctx.count)
-        return None, d_inputs, dh_BH, dc_BH, d_weight, None
+        d_projected, d_weight = _gradients(d_TBG, typed_TBH, which_TB, ctx.count)
+        return None, d_projected, dh_BH, dc_BH, d_weight, None
 
 
 class _GRU(torch.autograd.Function):
@@ -227,22 +229,22 @@ class _GRU(torch.autograd.Function):
     def forward(
         ctx: Any,
         keep: bool,
-        inputs: Tensor,
+        projected: Tensor,
         h_BH: Tensor,
         weight_recurrent: Tensor,
         bias_recurrent: Tensor,
         which_TB: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        steps = len(inputs if which_TB is None else which_TB)
+        steps = len(projected if which_TB is None else which_TB)
         states_TBH = _states(h_BH, steps)
-        narrow = inputs.dtype == torch.bfloat16
-        wide = inputs.to(h_BH.dtype)
+        narrow = projected.dtype == torch.bfloat16
+        wide = projected.to(h_BH.dtype)
         kept_TBGH = _loops(h_BH).gru_forward(
             narrow, weight_recurrent, wide, which_TB, bias_recurrent, states_TBH, keep
         )
-        typed_TBH = states_TBH.to(inputs.dtype)
+        typed_TBH = states_TBH.to(projected.dtype)
         ctx.save_for_backward(weight_recurrent, states_TBH, typed_TBH, kept_TBGH, which_TB)
-        ctx.count = len(inputs)
+        ctx.count = len(projected)
         return typed_TBH[1:], states_TBH[-1].clone()
 
     @staticmethod
@@ -257,8 +259,8 @@ class _GRU(torch.autograd.Function):
             narrow, weight_recurrent, states_TBH, kept_TBGH, above_TBH, dh_BH
         )
         d_bias_recurrent = d_TBG[..., 2 * hidden :].sum((0, 1))
-        d_inputs, d_weight = _gradients(d_TBG, typed_TBH, which_TB, ctx.count, d_n_TBH)
-        return None, d_inputs, dh_BH, d_weight, d_bias_recurrent, None
+        d_projected, d_weight = _gradients(d_TBG, typed_TBH, which_TB, ctx.count, d_n_TBH)
+        return None, d_projected, dh_BH, d_weight, d_bias_recurrent, None
 
 
 def _gradients(
@@ -318,13 +320,13 @@ class _NumpyLoops:
         self,
         narrow: bool,
         weight_HH: Tensor,
-        inputs: Tensor,
+        projected: Tensor,
         which_TB: Tensor | None,
         states_TBH: Tensor,
     ) -> None:
-        inputs_TBH = inputs if which_TB is None else inputs[which_TB]
-        recurrent = step_product(weight_HH, *inputs_TBH.shape[:2])
-        of_steps = zip(states_TBH[:-1], inputs_TBH.numpy(), states_TBH[1:].numpy(), strict=True)
+        projected_TBH = projected if which_TB is None else projected[which_TB]
+        recurrent = step_product(weight_HH, *projected_TBH.shape[:2])
+        of_steps = zip(states_TBH[:-1], projected_TBH.numpy(), states_TBH[1:].numpy(), strict=True)
         for h, x, h_next in of_steps:
             np.add(recurrent(h).numpy(), x, out=h_next)
             np.tanh(h_next, out=h_next)
@@ -354,18 +356,18 @@ class _NumpyLoops:
         self,
         narrow: bool,
         weight_GH: Tensor,
-        inputs: Tensor,
+        projected: Tensor,
         which_TB: Tensor | None,
         bias_H: Tensor,
         states_TBH: Tensor,
         keep: bool,
     ) -> Tensor:
-        inputs_TBG = inputs if which_TB is None else inputs[which_TB]
-        steps, lanes, _ = inputs_TBG.shape
+        projected_TBG = projected if which_TB is None else projected[which_TB]
+        steps, lanes, _ = projected_TBG.shape
         recurrent = step_product(weight_GH, steps, lanes)
-        gates_TBGH = inputs_TBG.view(steps, lanes, 3, -1).numpy()
+        gates_TBGH = projected_TBG.view(steps, lanes, 3, -1).numpy()
         bias = bias_H.detach().numpy()
-        kept_TBGH = inputs_TBG.new_empty(steps if keep else 1, lanes, 4, len(bias))
+        kept_TBGH = projected_TBG.new_empty(steps if keep else 1, lanes, 4, len(bias))
         each_TBGH = kept_TBGH.expand(steps, -1, -1, -1)
         of_steps = zip(
             states_TBH[:-1], states_TBH.numpy(), states_TBH[1:].numpy(), gates_TBGH,

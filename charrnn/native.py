@@ -78,7 +78,7 @@ class Loops:
         self,
         narrow: bool,
         weight_HH: Tensor,
-        inputs: Tensor,
+        projected: Tensor,
         which_TB: Tensor | None,
         states_TBH: Tensor,
     ) -> None:
@@ -87,11 +87,11 @@ class Loops:
         Args:
             narrow: see the class.
             weight_HH: U.
-            inputs: W x + b of every time step, [T, B, H], or of D different x, [D, H].
+            projected: W x + b of every time step, [T, B, H], or of D different x, [D, H].
             which_TB: Which of these each time step reads; None: its own.
             states_TBH: Room for all states, the first one given.
         """
-        tensors = (inputs, which_TB, states_TBH)
+        tensors = (projected, which_TB, states_TBH)
         self._run("rnn_forward", narrow, weight_HH.t(), states_TBH, *tensors)
 
     def rnn_backward(
@@ -120,7 +120,7 @@ class Loops:
         self,
         narrow: bool,
         weight_GH: Tensor,
-        inputs: Tensor,
+        projected: Tensor,
         which_TB: Tensor | None,
         states_TBH: Tensor,
         cells_TBH: Tensor,
@@ -131,7 +131,7 @@ class Loops:
         Args:
             narrow: see the class.
             weight_GH: U, [4H, H].
-            inputs: W x + b of every time step, [T, B, 4H], or of D different x, [D, 4H].
+            projected: W x + b of every time step, [T, B, 4H], or of D different x, [D, 4H].
             which_TB: See ``rnn_forward``.
             states_TBH: Room for all states, the first one given.
             cells_TBH: So of all cells.
@@ -141,7 +141,7 @@ class Loops:
             i, f, g, o and tanh(c), [T, B, 5, H]; without ``keep`` of some step, [1, B, 5, H].
         """
         kept_TBGH = _room_to_keep(states_TBH, 5, keep)
-        tensors = (inputs, which_TB, states_TBH, cells_TBH, keep, kept_TBGH)
+        tensors = (projected, which_TB, states_TBH, cells_TBH, keep, kept_TBGH)
         self._run("lstm_forward", narrow, weight_GH.t(), states_TBH, *tensors)
         return kept_TBGH
 
@@ -175,7 +175,7 @@ class Loops:
         self,
         narrow: bool,
         weight_GH: Tensor,
-        inputs: Tensor,
+        projected: Tensor,
         which_TB: Tensor | None,
         bias_H: Tensor,
         states_TBH: Tensor,
@@ -186,7 +186,7 @@ class Loops:
         Args:
             narrow: see the class.
             weight_GH: U, [3H, H].
-            inputs: W x + b of every time step, [T, B, 3H], or of D different x, [D, 3H].
+            projected: W x + b of every time step, [T, B, 3H], or of D different x, [D, 3H].
             which_TB: See ``rnn_forward``.
             bias_H: The candidate's second bias.
             states_TBH: Room for all states, the first one given.
@@ -197,7 +197,7 @@ class Loops:
             ``m = U h + bias``; without ``keep`` of some step, [1, B, 4, H].
         """
         kept_TBGH = _room_to_keep(states_TBH, 4, keep)
-        tensors = (inputs, which_TB, bias_H, states_TBH, keep, kept_TBGH)
+        tensors = (projected, which_TB, bias_H, states_TBH, keep, kept_TBGH)
         self._run("gru_forward", narrow, weight_GH.t(), states_TBH, *tensors)
         return kept_TBGH
 

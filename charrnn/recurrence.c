@@ -332,7 +332,7 @@ INLINE float tangent(float x) { return 1.0f - 2.0f / (exponential(2.0f * x) + 1.
  *   threads  that share out the lanes; the team may have more, which get none
  *   narrow   whether the panels are bf16
  *   forward  panels of U' over its rows, the gates' units; backward: of U over its columns
- *   inputs   [T, B, gates * H]: W x + b; or, of every x that there is, [D, gates * H], and
+ *   projected   [T, B, gates * H]: W x + b; or, of every x that there is, [D, gates * H], and
  *   which    [T, B]: the one of them that a step of a lane reads; else none
  *   states   [T + 1, B, H]: h; the first is given, forward writes the others
  *   kept     [T, B, ...]: what backward needs of each step; unless `keep` is set, one
@@ -348,13 +348,13 @@ INLINE float tangent(float x) { return 1.0f - 2.0f / (exponential(2.0f * x) + 1.
 #define EACH_SHARE                                                                               \
     _Pragma("omp parallel for if(threads > 1)")                                                  \
     for (long share = 0; share < threads; share++)
-#define INPUTS(at, width) (inputs + (which ? which[at] : (at)) * (width))
+#define PROJECTED(at, width) (projected + (which ? which[at] : (at)) * (width))
 #define FIRST (lanes * share / threads)
 #define LAST (lanes * (share + 1) / threads)
 
-/* h' = tanh(inputs + U h) */
+/* h' = tanh(projected + U h) */
 void rnn_forward(long threads, long narrow, long steps, long lanes, long hidden,
-                 const void *panels, const float *inputs, const int64_t *which, float *states,
+                 const void *panels, const float *projected, const int64_t *which, float *states,
                  float *room)
 {
     const matrix m = as_matrix(panels, hidden, hidden, narrow);
@@ -365,7 +365,7 @@ void rnn_forward(long threads, long narrow, long steps, long lanes, long hidden,
             multiply(m, rows, states + (t * lanes + first) * hidden, hidden, sums);
             for (long row = 0; row < rows; row++) {
                 const long at = t * lanes + first + row;
-                const float *sum = sums + row * m.count * WIDTH, *x = INPUTS(at, hidden);
+                const float *sum = sums + row * m.count * WIDTH, *x = PROJECTED(at, hidden);
                 float *next = states + (at + lanes) * hidden;
                 EACH_UNIT
                 for (long j = 0; j < hidden; j++)
@@ -401,13 +401,13 @@ void rnn_backward(long threads, long narrow, long steps, long lanes, long hidden
     }
 }
 
-/* i, f, o = sigma(inputs + U h);  g = tanh(inputs + U h);  c' = f c + i g;  h' = o tanh(c')
+/* i, f, o = sigma(projected + U h);  g = tanh(projected + U h);  c' = f c + i g;  h' = o tanh(c')
  *
  *   cells    [T + 1, B, H]: c; the first is given, forward writes the others
  *   kept     [T, B, 5H]: i, f, g, o and tanh(c')
  */
 void lstm_forward(long threads, long narrow, long steps, long lanes, long hidden,
-                  const void *panels, const float *inputs, const int64_t *which, float *states,
+                  const void *panels, const float *projected, const int64_t *which, float *states,
                   float *cells, long keep, float *kept, float *room)
 {
     const matrix m = as_matrix(panels, hidden, 4 * hidden, narrow);
@@ -418,7 +418,7 @@ void lstm_forward(long threads, long narrow, long steps, long lanes, long hidden
             multiply(m, rows, states + (t * lanes + first) * hidden, hidden, sums);
             for (long row = 0; row < rows; row++) {
                 const long at = t * lanes + first + row;
-                const float *sum = sums + row * m.count * WIDTH, *x = INPUTS(at, 4 * hidden);
+                const float *sum = sums + row * m.count * WIDTH, *x = PROJECTED(at, 4 * hidden);
                 const float *c = cells + at * hidden;
                 float *c_next = cells + (at + lanes) * hidden;
                 float *h_next = states + (at + lanes) * hidden;
@@ -478,13 +478,13 @@ void lstm_backward(long threads, long narrow, long steps, long lanes, long hidde
     }
 }
 
-/* r, z = sigma(inputs + U h);  m = U h + bias;  n = tanh(inputs + r m);  h' = n + z (h - n)
+/* r, z = sigma(projected + U h);  m = U h + bias;  n = tanh(projected + r m);  h' = n + z (h - n)
  *
  *   bias     [H]: m's
  *   kept     [T, B, 4H]: r, z, m and n
  */
 void gru_forward(long threads, long narrow, long steps, long lanes, long hidden,
-                 const void *panels, const float *inputs, const int64_t *which, const float *bias,
+                 const void *panels, const float *projected, const int64_t *which, const float *bias,
                  float *states, long keep, float *kept, float *room)
 {
     const matrix m = as_matrix(panels, hidden, 3 * hidden, narrow);
@@ -495,7 +495,7 @@ void gru_forward(long threads, long narrow, long steps, long lanes, long hidden,
             multiply(m, rows, states + (t * lanes + first) * hidden, hidden, sums);
             for (long row = 0; row < rows; row++) {
                 const long at = t * lanes + first + row;
-                const float *sum = sums + row * m.count * WIDTH, *x = INPUTS(at, 3 * hidden);
+                const float *sum = sums + row * m.count * WIDTH, *x = PROJECTED(at, 3 * hidden);
                 const float *h = states + at * hidden;
                 float *next = states + (at + lanes) * hidden;
                 float *gates = kept + (keep ? at : first + row) * 4 * hidden;

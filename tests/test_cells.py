@@ -148,7 +148,7 @@ def test_torch_s_operators_equal_the_naive_loop(
 ) -> None:
     """They are what runs anywhere but on a CPU, and can be run on one."""
     for own in ("_has_own_loop", "beats_onednn_lstm"):
-        monkeypatch.setattr(cells, own, lambda *_: False)
+        monkeypatch.setattr(cells, own, lambda *_, **__: False)
     cell = make_cell(name)
     x, state, which = make_shared(cell, shared)
     ours = results(cell(x, state, which), cell, x, state)
@@ -171,7 +171,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         return
     compiled = loops_for(name.split()[0], tiles=name != "native without tiles")
     monkeypatch.setattr(native, "loops", lambda: compiled)
-    monkeypatch.setattr(cells, "beats_onednn_lstm", lambda dtype, *_: dtype != torch.float64)
+    monkeypatch.setattr(cells, "beats_onednn_lstm", lambda dtype, **_: dtype != torch.float64)
 
 
 @cache

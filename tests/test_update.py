@@ -340,7 +340,7 @@ def test_an_update_on_a_gpu_never_asks_what_it_has_computed(
     # What a CPU does by hand.
     monkeypatch.setattr("charrnn.update.mean_cross_entropy", F.cross_entropy)
     monkeypatch.setattr("charrnn.cells._has_own_loop", lambda _x: False)
-    monkeypatch.setattr("charrnn.cells.beats_onednn_lstm", lambda *_: False)
+    monkeypatch.setattr("charrnn.cells.beats_onednn_lstm", lambda *_, **__: False)
     setting = Setting(
         tmp_path, cell, lanes=3, bptt=7, loss_last=4, clip_norm=None, dropout_masks=3, **clipping
     )
