@@ -172,11 +172,11 @@ class Lab:
         """Wall-clock time of all commands."""
         return sum(answer.seconds for answer in self.answers.values())
 
-    def do(self, command: str, *, may_fail: bool = False) -> Answer:
+    def do(self, command: str) -> Answer:
         """Run a command, or return what it answered before.
 
         Raises:
-            LessonError: it failed, and may not.
+            LessonError: it failed.
         """
         kept = self.folder / "answers" / f"{hashlib.sha256(command.encode()).hexdigest()[:16]}.json"
         if kept.exists():
@@ -184,7 +184,7 @@ class Lab:
         else:
             self.say(command)
             answer = self._run(command)
-            if answer.code and not may_fail:
+            if answer.code:
                 raise LessonError(f"{command}\nended with {answer.code}: {answer.error.strip()}")
             kept.write_text(json.dumps(asdict(answer)), encoding="utf-8")
         self.answers[command] = answer

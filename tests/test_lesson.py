@@ -420,8 +420,8 @@ class TestLab:
         for _ in range(2):
             with pytest.raises(LessonError, match=r"false \| cat\nended with 1"):
                 lab.do("false | cat")
-        answer = lab.do("echo why >&2; exit 3", may_fail=True)
-        assert (answer.code, answer.error) == (3, "why\n")
+        with pytest.raises(LessonError, match=r"ended with 3: why$"):
+            lab.do("echo why >&2; exit 3")
 
 
 # A page -----------------------------------------------------------------------------------
