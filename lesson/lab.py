@@ -20,9 +20,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from charrnn import __version__
 from charrnn.corpus import scan
 from charrnn.errors import CorpusError
 from charrnn.files import embedded_corpus
+from charrnn.machine import machine
 
 __all__ = ["FULL", "QUICK", "Answer", "Lab", "LessonError", "Size"]
 
@@ -30,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class LessonError(Exception):
-    """A command of the lesson failed."""
+    """A command of the lesson failed, or the lesson cannot be made of what is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +109,14 @@ class Lab:
     """A folder to run the lesson's commands in.
 
     Args:
-        folder: answers that are there already are not asked for again.
+        folder: answers of the same lesson that are there already are not asked for again.
         text: a reader's own; None: the embedded corpus.
         size: how much is done.
         say: called with each command before it runs.
 
     Raises:
-        LessonError: the text cannot be read as one in utf-8, or is too short.
+        LessonError: the text cannot be read as one in utf-8, or is too short; or what is in the
+            folder is not of this lesson.
     """
 
     folder: Path
@@ -126,22 +129,54 @@ class Lab:
     def __post_init__(self) -> None:
         read = [str(self.text)] if self.text is not None else embedded_corpus()
         try:
-            self.characters: int = scan(read).characters
-            """Of the text, all of it."""
+            corpus = scan(read)
         except CorpusError as error:
             raise LessonError(f"{error} (the lesson takes utf-8 only)") from None
+        self.characters: int = corpus.characters
+        """Of the text, all of it."""
         if self.characters < self.size.least:
             raise LessonError(
                 f"the text has {self.characters:,} characters: give one of at least "
                 f"{self.size.least:,}"
             )
-        (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        self._take_folder(corpus.fingerprint)
+        (self.folder / "checkpoints").mkdir(exist_ok=True)
         (self.folder / "answers").mkdir(exist_ok=True)
         corpora = self.folder / "corpora"
         corpora.mkdir(exist_ok=True)
         shutil.copy(ROOT / "corpora" / "recall.py", corpora)
         if self.text is not None:
             shutil.copy(self.text, corpora / self.name)
+
+    def _take_folder(self, fingerprint: str) -> None:
+        """Note in the folder what its answers depend on, or see that it is what was noted there.
+
+        Raises:
+            LessonError: it is not.
+        """
+        now = {
+            "text": f"{self.text.name if self.text else 'embedded corpus'}, {fingerprint}",
+            "machine": machine(),
+            "charrnn version": __version__,
+            "size": repr(self.size),
+        }
+        noted = self.folder / "about.json"
+        if noted.exists():
+            before = json.loads(noted.read_text(encoding="utf-8"))
+            differ = [name for name, value in now.items() if before.get(name) != value]
+            if differ:
+                raise LessonError(
+                    f"{noted}: the answers there are of another {' and '.join(differ)}: give "
+                    "another folder with --work, or remove that one"
+                )
+        elif (self.folder / "checkpoints" / "lesson").exists():
+            raise LessonError(
+                f"{self.folder}: holds checkpoints/lesson already, and not what it is of: give "
+                "another folder with --work"
+            )
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write(noted, json.dumps(now, indent=2) + "\n")
 
     @property
     def name(self) -> str:
@@ -186,7 +221,7 @@ class Lab:
             answer = self._run(command)
             if answer.code:
                 raise LessonError(f"{command}\nended with {answer.code}: {answer.error.strip()}")
-            kept.write_text(json.dumps(asdict(answer)), encoding="utf-8")
+            _write(kept, json.dumps(asdict(answer)))
         self.answers[command] = answer
         return answer
 
@@ -208,3 +243,10 @@ class Lab:
         )
         took = time.monotonic() - started
         return Answer(command, done.returncode, done.stdout, done.stderr, took)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all: the lesson may be stopped at any time."""
+    part = path.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)

@@ -401,6 +401,38 @@ class TestLab:
         assert again.seconds == once
         assert (tmp_path / "corpora" / "recall.py").is_file()
 
+    def test_answers_about_another_text_are_not_taken(self, text: Path, tmp_path: Path) -> None:
+        folder, before = tmp_path / "lab", text.read_text()
+        Lab(folder, text, QUICK, lambda _: None)
+        text.write_text(make_prose(12_000, seed=2))
+        more = replace(QUICK, steps=31)
+        with pytest.raises(LessonError, match=r"^\S+about\.json: .* another text and size: .*$"):
+            Lab(folder, text, more, lambda _: None)
+        assert (folder / "corpora" / "own-text.txt").read_text() == before
+
+    @pytest.mark.parametrize(
+        ("name", "value", "differs"),
+        [("machine", lambda: "another", "machine"), ("__version__", "another", "charrnn version")],
+    )
+    def test_answers_of_another_machine_are_not_taken(
+        self,
+        name: str,
+        value: object,
+        differs: str,
+        text: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        Lab(tmp_path, text, QUICK, lambda _: None)
+        monkeypatch.setattr(f"lesson.lab.{name}", value)
+        with pytest.raises(LessonError, match=f"another {differs}: give another folder"):
+            Lab(tmp_path, text, QUICK, lambda _: None)
+
+    def test_models_of_who_knows_what_are_not_taken(self, text: Path, tmp_path: Path) -> None:
+        (tmp_path / "checkpoints" / "lesson").mkdir(parents=True)
+        with pytest.raises(LessonError, match=r"holds checkpoints/lesson already"):
+            Lab(tmp_path, text, QUICK, lambda _: None)
+
     def test_a_text_s_name_is_safe_in_a_shell(self, tmp_path: Path) -> None:
         text = tmp_path / "a 'b'; $c.txt"
         text.write_text("some text\n" * 1000)
