@@ -170,6 +170,7 @@ class Lab:
                     "another folder with --work, or remove that one"
                 )
         elif (self.folder / "checkpoints" / "lesson").exists():
+            # What is there may be removed by ``do``.
             raise LessonError(
                 f"{self.folder}: holds checkpoints/lesson already, and not what it is of: give "
                 "another folder with --work"
@@ -210,6 +211,8 @@ class Lab:
     def do(self, command: str) -> Answer:
         """Run a command, or return what it answered before.
 
+        One that was stopped is begun anew, without the runs that it left.
+
         Raises:
             LessonError: it failed.
         """
@@ -217,6 +220,7 @@ class Lab:
         if kept.exists():
             answer = Answer(**json.loads(kept.read_text(encoding="utf-8")))
         else:
+            self._remove_runs(command)
             self.say(command)
             answer = self._run(command)
             if answer.code:
@@ -228,6 +232,12 @@ class Lab:
     def json(self, command: str) -> Any:
         """Run a command that prints one JSON value, and return that."""
         return json.loads(self.do(command).out)
+
+    def _remove_runs(self, command: str) -> None:
+        """Remove the folders that a command's ``--run`` names, in a loop those of every turn."""
+        for run in re.findall(r"--run (\S+)", command):
+            for left in list(self.folder.glob(re.sub(r"\$\w+", "*", run))):
+                shutil.rmtree(left)
 
     def _run(self, command: str) -> Answer:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"

@@ -401,6 +401,22 @@ class TestLab:
         assert again.seconds == once
         assert (tmp_path / "corpora" / "recall.py").is_file()
 
+    def test_a_command_that_was_stopped_begins_anew(self, text: Path, tmp_path: Path) -> None:
+        """A folder that is there already ends it, as a run's folder ends charrnn."""
+        lab = Lab(tmp_path, text, QUICK, lambda _: None)
+        lab.do("mkdir -p checkpoints/lesson/other-1 # --run checkpoints/lesson/other-1")
+        command = (
+            "for N in 1 2; do\n  set -- --run checkpoints/lesson/run-$N-$N\n  mkdir $2\n"
+            "  test $N = 1 -o -e whole\ndone\necho done"
+        )
+        with pytest.raises(LessonError, match=r"ended with 1: $"):
+            lab.do(command)
+        assert (tmp_path / "checkpoints/lesson/run-2-2").exists()
+        (tmp_path / "whole").touch()
+        assert Lab(tmp_path, text, QUICK, lambda _: None).do(command).out == "done\n"
+        left = sorted(path.name for path in (tmp_path / "checkpoints/lesson").iterdir())
+        assert left == ["other-1", "run-1-1", "run-2-2"]
+
     def test_answers_about_another_text_are_not_taken(self, text: Path, tmp_path: Path) -> None:
         folder, before = tmp_path / "lab", text.read_text()
         Lab(folder, text, QUICK, lambda _: None)
