@@ -6,11 +6,13 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
 from charrnn.figures import Line, line_chart, standalone
-from lesson.lab import Lab
+from lesson.lab import Answer, Lab, LessonError
 from lesson.recurrence import run_of
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
@@ -33,7 +35,16 @@ RECURRENCE = (f"window of {WINDOW}", "no recurrence")
 
 #: Rate, and one of each of these.
 Training = tuple[float, str, str]
-Log = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a training went."""
+
+    log: Sequence[Mapping[str, Any]]
+    """Its rows on updates."""
+    end: float
+    """Loss of the last of them; infinity if it stopped because a number was not finite."""
 
 
 def flow(lab: Lab, cell: str) -> str:
@@ -200,8 +211,9 @@ def clipping(lab: Lab) -> Section:
         for cut in CUT
         for recurrence in RECURRENCE
     ]
-    logs = dict(zip(trainings, _logs(lab.do(loop).out), strict=True))
-    ends = {training: _end(log, size.clip_steps) for training, log in logs.items()}
+    read = partial(_courses, trainings)
+    courses = read(lab.do(loop, read))
+    ends = {training: course.end for training, course in courses.items()}
     cuts = [cut for cut in lab.json(look)["cuts"] if cut["weights"] == "trained"]
     return Section(
         number=6,
@@ -223,7 +235,7 @@ outweighs them for about 30 steps.)
             Table(
                 ["rate", "training", "recurrence", "steps", "largest norm logged",
                  "updates clipped", "loss at the end"],
-                [_training_row(training, log, ends[training]) for training, log in logs.items()],
+                [_training_row(training, course) for training, course in courses.items()],
                 words=3,
             ),
             Table(
@@ -239,7 +251,7 @@ outweighs them for about 30 steps.)
                 words=0,
             ),
         ],
-        figures=[_clipping_figure(logs)],
+        figures=[_clipping_figure(courses)],
         rule="a training has gone wrong if it stops because a number is not finite, or ends more "
         f"than {WRONG:g} nats above the best of them all, those without a recurrence among "
         "themselves. Of those with one: holds if at every rate at which it goes wrong without "
@@ -281,9 +293,10 @@ def _clipping_commands(lab: Lab) -> list[str]:
     return [loop, look]
 
 
-def _training_row(training: Training, log: Log, end: float) -> list[str]:
+def _training_row(training: Training, course: Course) -> list[str]:
     rate, cut, recurrence = training
-    loss = f"{end:.3f}" if math.isfinite(end) else "stopped: not finite"
+    log = course.log
+    loss = f"{course.end:.3f}" if math.isfinite(course.end) else "stopped: not finite"
     if not log:
         return [f"{rate:g}", cut, recurrence, "none logged", "", "", loss]
     return [
@@ -297,9 +310,9 @@ def _training_row(training: Training, log: Log, end: float) -> list[str]:
     ]
 
 
-def _clipping_figure(logs: Mapping[Training, Log]) -> Figure:
+def _clipping_figure(courses: Mapping[Training, Course]) -> Figure:
     """Return the figure of the trainings with a recurrence."""
-    drawn = [(rate, cut, log) for (rate, cut, recurrence), log in logs.items()
+    drawn = [(rate, cut, course.log) for (rate, cut, recurrence), course in courses.items()
              if recurrence == RECURRENCE[0]]  # fmt: skip
     chart = line_chart(
         "clipping",
@@ -320,20 +333,29 @@ def _clipping_figure(logs: Mapping[Training, Log]) -> Figure:
     return Figure("6-clipping", "Training loss with and without clipping", standalone(chart))
 
 
-def _logs(out: str) -> Sequence[Log]:
-    """Return the rows on updates of each training that ``train --json`` printed."""
-    logs: list[list[dict[str, Any]]] = []
-    for event in map(json.loads, out.splitlines()):
+def _courses(trainings: Sequence[Training], answer: Answer) -> dict[Training, Course]:
+    """Return how each training went, as ``train --json`` told it one after another.
+
+    Raises:
+        LessonError: one ended early, and not because a number was not finite.
+    """
+    told: list[list[Mapping[str, Any]]] = []
+    for event in map(json.loads, answer.out.splitlines()):
         if event["event"] == "started":
-            logs.append([])
-        elif event["event"] == "logged":
-            logs[-1].append(event)
-    return logs
+            told.append([])
+        told[-1].append(event)
+    courses = [_course(events) for events in told]
+    whole = sum(math.isfinite(course.end) for course in courses)
+    not_finite = sum(" is not finite " in line for line in answer.error.splitlines())
+    if whole + not_finite != len(trainings):
+        raise LessonError(f"{answer.command}\na training ended early: {answer.error.strip()}")
+    return dict(zip(trainings, courses, strict=True))
 
 
-def _end(log: Log, steps: int) -> float:
-    """Return the loss at the end of a log; infinity where the run did not reach it."""
-    return log[-1]["train_nats_per_char"] if log and log[-1]["step"] == steps else math.inf
+def _course(events: Sequence[Mapping[str, Any]]) -> Course:
+    log = [event for event in events if event["event"] == "logged"]
+    whole = events[-1]["event"] == "finished" and events[-1]["complete"]
+    return Course(log, log[-1]["train_nats_per_char"] if whole else math.inf)
 
 
 def _cosine(degrees: float | None) -> float:

@@ -208,13 +208,17 @@ class Lab:
         """Wall-clock time of all commands."""
         return sum(answer.seconds for answer in self.answers.values())
 
-    def do(self, command: str) -> Answer:
+    def do(self, command: str, check: Callable[[Answer], object] = lambda _: None) -> Answer:
         """Run a command, or return what it answered before.
 
         One that was stopped is begun anew, without the runs that it left.
 
+        Args:
+            command: as bash reads it.
+            check: raises a LessonError where the answer is of no use, which is then not kept.
+
         Raises:
-            LessonError: it failed.
+            LessonError: it failed, or its answer is of no use.
         """
         kept = self.folder / "answers" / f"{hashlib.sha256(command.encode()).hexdigest()[:16]}.json"
         if kept.exists():
@@ -225,6 +229,7 @@ class Lab:
             answer = self._run(command)
             if answer.code:
                 raise LessonError(f"{command}\nended with {answer.code}: {answer.error.strip()}")
+            check(answer)
             _write(kept, json.dumps(asdict(answer)))
         self.answers[command] = answer
         return answer

@@ -21,13 +21,23 @@ import typer
 
 from charrnn.cli import app
 from lesson.__main__ import main
-from lesson.gradients import judge_clipping, judge_radii
+from lesson.gradients import clipping, judge_clipping, judge_radii
 from lesson.lab import QUICK, Answer, Lab, LessonError
 from lesson.memory import Held, Pace, judge_along, judge_gates
 from lesson.price import Costs, costs, judge_gru, judge_lstm
 from lesson.recall import beyond, judge_beyond, judge_scaling, scaling
 from lesson.recurrence import judge_length, judge_step
-from lesson.section import CLAIMS, Table, Verdict, broken, filled, judged, markdown, percent
+from lesson.section import (
+    CLAIMS,
+    Section,
+    Table,
+    Verdict,
+    broken,
+    filled,
+    judged,
+    markdown,
+    percent,
+)
 from lesson.windows import judge_window
 from tests.conftest import ENVIRONMENT, make_prose
 
@@ -594,6 +604,61 @@ def test_gradients_as_they_are_are_not_clipped_at_claim_7(unlearnt: Lab) -> None
     plain, scaled = (line for line in loop.splitlines() if "charrnn train" in line)
     assert " --clip-norm 0 " in plain
     assert " --scale-norm 1 " in scaled
+
+
+def training_of(*losses: float, complete: bool | None = True) -> str:
+    """What ``train --json`` prints; complete: None where it breaks off."""
+    events: list[dict[str, Any]] = [{"event": "started"}]
+    for step, loss in enumerate(losses, 1):
+        row = {"step": step, "train_nats_per_char": loss, "gradient_norm": 2.0}
+        events.append({"event": "logged", **row, "clipped_share": 0.5})
+    if complete is not None:
+        events.append({"event": "finished", "complete": complete})
+    return "".join(json.dumps(event) + "\n" for event in events)
+
+
+class TestClipping:
+    @pytest.fixture
+    def section_of(self, unlearnt: Lab, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Section]:
+        """Of one rate's four trainings, by what they print and what stderr says."""
+
+        def made(out: str, error: str = "") -> Section:
+            def answer(command: str) -> Answer:
+                looks = "charrnn inspect" in command
+                return Answer(command, 0, '{"cuts": []}' if looks else out, error, 0.0)
+
+            monkeypatch.setattr(unlearnt, "_run", answer)
+            return clipping(unlearnt)
+
+        return made
+
+    def test_a_training_has_gone_wrong_where_a_number_is_not_finite(
+        self, section_of: Callable[..., Section]
+    ) -> None:
+        """Be it only in the validation after the last step."""
+        whole, stopped = training_of(3.0, 2.5), training_of(3.0, 2.6, complete=None)
+        section = section_of(
+            whole + whole + stopped + training_of(complete=None),
+            "charrnn: the validation loss is not finite after step 2; nothing was saved\n"
+            "charrnn: the loss is not finite at step 1 (pass 1, window 1): loss nan\n",
+        )
+        assert [[row[3], row[-1]] for row in section.tables[0].rows] == [
+            ["2", "2.500"], ["2", "2.500"], ["2", "stopped: not finite"],
+            ["none logged", "stopped: not finite"],
+        ]  # fmt: skip
+        assert section.judgement.verdict == "holds"
+
+    @pytest.mark.parametrize(
+        "last", [training_of(3.0, complete=None), training_of(3.0, complete=False), ""]
+    )
+    def test_a_training_that_ends_otherwise_decides_nothing(
+        self, last: str, section_of: Callable[..., Section]
+    ) -> None:
+        """And is tried again."""
+        whole = training_of(3.0, 2.5)
+        with pytest.raises(LessonError, match=r"done\na training ended early: charrnn: disk full$"):
+            section_of(3 * whole + last, "charrnn: disk full\n")
+        assert section_of(4 * whole).judgement.verdict == "is not tested"
 
 
 def test_the_page_of_the_docs_is_whole() -> None:
