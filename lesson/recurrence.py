@@ -36,20 +36,16 @@ def length(lab: Lab) -> Section:
     rows = {row["cell"]: row for row in lab.json(compare_steps(lab))}
     # Nothing that the models were trained on.
     lengths = [n for n in lab.size.lengths if n <= lab.held_out]
+    read = f"text = open('{lab.words.strip()}', 'rb').read()"
     if lab.text is None:
-        write = (
-            "python -c \"from charrnn.files import embedded_corpus; text = ''.join(open(path)."
-            "read() \\\n    for path in embedded_corpus()[-40:]); "
-            f"print(text[-{max(lengths)}:], end='')\" > {END}"
+        read = (
+            "from charrnn.files import embedded_corpus; \\\n    text = b''.join(open(path, 'rb')."
+            "read() for path in embedded_corpus()[-40:])"
         )
-    else:
-        write = (
-            f"python -c \"print(open('{lab.words.strip()}').read()[-{max(lengths)}:], "
-            f"end='')\" > {END}"
-        )
+    write = _printed(read, f"-{max(lengths)}:") + f" > {END}"
     scoring = [
-        f"python -c \"print(open('{END}').read()[:{n}], end='')\" | charrnn evaluate "
-        f"{run_of('lstm')} --text - --device cpu --json"
+        _printed(f"text = open('{END}', 'rb').read()", f":{n}")
+        + f" | charrnn evaluate {run_of('lstm')} --text - --device cpu --json"
         for n in lengths
     ]
     lab.do(write)
@@ -82,6 +78,19 @@ of the last {max(lengths):,} characters, which no model was trained on.
         "program is made for, and the loss is a finite number at all of them; in part if only one "
         "of the two.",
         judgement=judge_length(scores),
+    )
+
+
+def _printed(read: str, cut: str) -> str:
+    """Return the command that prints a part of a text, with the line ends that it has.
+
+    Args:
+        read: Python that calls the bytes of the text ``text``.
+        cut: the slice of its characters.
+    """
+    return (
+        f'python -c "import sys; {read}; \\\n'
+        f'    sys.stdout.buffer.write(text.decode()[{cut}].encode())"'
     )
 
 

@@ -20,13 +20,14 @@ import pytest
 import typer
 
 from charrnn.cli import app
+from charrnn.files import embedded_corpus
 from lesson.__main__ import main
 from lesson.gradients import clipping, judge_clipping, judge_radii
 from lesson.lab import QUICK, Answer, Lab, LessonError
 from lesson.memory import Held, Pace, judge_along, judge_gates
 from lesson.price import Costs, costs, judge_gru, judge_lstm
 from lesson.recall import beyond, judge_beyond, judge_scaling, scaling
-from lesson.recurrence import judge_length, judge_step
+from lesson.recurrence import judge_length, judge_step, length
 from lesson.section import (
     CLAIMS,
     Section,
@@ -550,6 +551,33 @@ def test_what_is_measured_comes_from_the_commands() -> None:
     imported = re.compile(r"^from charrnn\.?(\w*) import", re.MULTILINE)
     used = {name for source in sources for name in imported.findall(source)}
     assert used == {"", "corpus", "figures", "errors", "files", "activity", "properties", "machine"}
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_end_of_the_text_is_scored_to_the_byte(
+    own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where line ends were translated it would reach into what was trained on."""
+    text = tmp_path / "text"
+    text.write_bytes(make_prose(24_000).replace("\n", "é\r\n").encode())
+    lab = Lab(tmp_path / "lab", text if own else None, QUICK, lambda _: None)
+    run = lab._run
+
+    def answer(command: str) -> Answer:
+        printing, _, scoring = command.partition(" | ")
+        if not command.startswith("charrnn compare"):
+            run(f"{printing} >> scored" if scoring else printing)
+        row = {
+            "cell": "lstm", "runs": [{"trained_characters": 1}],
+            "characters": 9, "parameters": 7, "nats_per_char": 1.5,
+        }  # fmt: skip
+        return Answer(command, 0, json.dumps([row]), "", 0.0)
+
+    monkeypatch.setattr(lab, "_run", answer)
+    length(lab)
+    read = [text] if own else map(Path, embedded_corpus())
+    end = b"".join(path.read_bytes() for path in read).decode()[-1000:]
+    assert (lab.folder / "scored").read_bytes() == (end[:10] + end).encode()
 
 
 def price_of(run: str) -> float:
