@@ -129,26 +129,36 @@ def main() -> int:
     def say(doing: str) -> None:
         print(f"{time.monotonic() - started:6.0f} s  {doing}", file=sys.stderr, flush=True)
 
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = chosen.work or Path(temporary)
-        try:
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = chosen.work or Path(temporary)
             lab = Lab(folder.absolute(), chosen.text, QUICK if chosen.quick else FULL, say)
+            for place in (out, out / "lesson"):
+                _make_writable(place)
             sections = [make(lab) for make in SECTIONS]
-        except LessonError as error:
-            print(f"scripts/lesson: {error}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print("scripts/lesson: stopped", file=sys.stderr)
-            return 130
-        text = page(lab, sections, command, "lesson", out)
-    drawn = out / "lesson"
-    drawn.mkdir(parents=True, exist_ok=True)
-    for figure in (figure for section in sections for figure in section.figures):
-        (drawn / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
-    written = out / "lesson.md"
-    written.write_text(text, encoding="utf-8")
+            text = page(lab, sections, command, "lesson", out)
+        for figure in (figure for section in sections for figure in section.figures):
+            (out / "lesson" / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
+        written = out / "lesson.md"
+        written.write_text(text, encoding="utf-8")
+    except (LessonError, OSError) as error:
+        print(f"scripts/lesson: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("scripts/lesson: stopped", file=sys.stderr)
+        return 130
     print(written)
     return 0
+
+
+def _make_writable(folder: Path) -> None:
+    """Make a folder, and see that files can be written there, before long work for them.
+
+    Raises:
+        OSError: they cannot.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
 
 
 if __name__ == "__main__":

@@ -758,3 +758,19 @@ def test_a_lesson_that_fails_says_so_in_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("scripts/lesson: no text in ")
     assert list(tmp_path.iterdir()) == [text]
+
+
+@pytest.mark.parametrize("place", ["/dev/null", "/proc"])
+def test_a_place_that_cannot_be_written_is_said_before_anything_runs(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, out = tmp_path / "text", tmp_path / "out"
+    text.write_text(make_prose(12_000))
+    out.mkdir()
+    (out / "lesson").symlink_to(place)
+    monkeypatch.setattr(Lab, "do", lambda *_: pytest.fail("it was begun"))
+    monkeypatch.setattr(sys, "argv", ["lesson", "--quick", "--text", str(text), "--out", str(out)])
+    assert main() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("scripts/lesson: ")
+    assert str(out / "lesson") in line
