@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from lesson.lab import Lab
 from lesson.recurrence import run_of
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
-__all__ = ["Held", "Pace", "along", "gates", "judge_along", "judge_gates"]
+__all__ = ["Held", "Pace", "along", "best_found", "gates", "judge_along", "judge_gates"]
 
 #: Share of characters up to which a gate is hardly ever open, or closed.
 IDLE = 0.01
@@ -75,8 +76,7 @@ def gates(lab: Lab) -> Section:
     )
     first = f"{inspect} --only gates --only units --json"
     found = lab.json(first)
-    lasting = [one for one in found["units"] if one["property"] in LASTING]
-    best = max(lasting or found["units"], key=lambda one: abs(one["correlation"]))
+    best = best_found(found["units"])
     layer, number = best["unit"]["layer"], best["unit"]["unit"]
     name = f"{layer}.{number}"
     second = f"{inspect} --only units --unit {name}c --json"
@@ -106,8 +106,9 @@ written, the output gate `o` what is shown. The forget gate came with Gers, Schm
 Cummins (2000); the LSTM of Hochreiter and Schmidhuber (1997) keeps all of `c`. A gate is a
 logistic function of the character and the state, so between 0 and 1; open means above
 {NEARLY_OPEN:g}, closed below {NEARLY_CLOSED:g} (Karpathy, Johnson and Fei-Fei 2015). Every unit
-is correlated with properties that a reader sees; the best is chosen on the first half of the
-{found["characters"]:,} characters, and the second half gives the correlation in the table.
+is correlated with properties that a reader sees; the best for each of them, and of those for
+lasting ones the one to judge, is chosen on the first half of the {found["characters"]:,}
+characters, and the second half gives the correlation in the table.
 Units are written layer.unit: {name}c is the memory c of unit {number} in layer {layer}, {name}
 its state h.
 """,
@@ -143,6 +144,18 @@ its state h.
         "somewhere. Both: holds; one: in part.",
         judgement=judge_gates(use, held),
     )
+
+
+def best_found(units: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return which unit follows its property best on the first half, of a lasting one if any.
+
+    The second half, which the correlation is told of, has no say in it.
+
+    Args:
+        units: by property the one that follows it best, as ``inspect --only units`` answers.
+    """
+    lasting = [one for one in units if one["property"] in LASTING]
+    return max(lasting or units, key=lambda one: abs(one["found"]))
 
 
 def _memory_figure(held: Held, c_T: np.ndarray, property_T: np.ndarray) -> Figure:

@@ -24,7 +24,7 @@ from charrnn.files import embedded_corpus
 from lesson.__main__ import main
 from lesson.gradients import clipping, judge_clipping, judge_radii
 from lesson.lab import QUICK, Answer, Lab, LessonError
-from lesson.memory import Held, Pace, judge_along, judge_gates
+from lesson.memory import Held, Pace, best_found, judge_along, judge_gates
 from lesson.price import Costs, costs, judge_gru, judge_lstm
 from lesson.recall import beyond, judge_beyond, judge_scaling, scaling
 from lesson.recurrence import judge_length, judge_step, length
@@ -344,6 +344,16 @@ def test_the_recurrence_s_costs_are_told_from_those_of_the_model() -> None:
     }  # fmt: skip
     assert found["gru"].microseconds == pytest.approx(10)
     assert found["lstm"].share == pytest.approx(160 / 167)
+
+
+def test_the_half_that_a_unit_is_judged_on_does_not_choose_it() -> None:
+    def unit(name: str, found: float, correlation: float) -> dict[str, Any]:
+        return {"property": name, "found": found, "correlation": correlation}
+
+    short = unit("digit", 0.9, 0.9)
+    lasting = [unit("inside quotes", 0.4, 0.7), unit("indentation", -0.6, -0.5)]
+    assert best_found([short, *lasting])["property"] == "indentation"
+    assert best_found([short]) == short
 
 
 # The page's pieces ------------------------------------------------------------------------
