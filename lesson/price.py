@@ -34,7 +34,7 @@ class Costs:
     multiply_adds: float
     """Of the recurrence for one character, at equal width."""
     microseconds: float
-    """Of training a character, whole model, at equal width."""
+    """Of training a character, whole model, at equal width, by the mean speed."""
     by_steps: float
     """Nats per character with equal parameters after equal steps."""
     by_time: float
@@ -141,10 +141,11 @@ An LSTM has four blocks of weights where a plain RNN has one: four times the par
 products at equal width. But width is a choice: here all cells also get as many parameters as
 the LSTM, and then as many steps, or as many minutes. Losses are on the held-out end of the
 text. One seed each: differences of a hundredth of a nat or two may be chance. Times at equal
-width are means of several trainings, the cells in turns, on the machine named above; the cells
-may run through code of different makers (where it is faster torch's fused operator for the
-LSTM, else this project's loops, as for the others), which is part of the price. Times are
-of the whole model: embedding and head are in them.
+width are by the mean speed over the seeds, the cells in turns, on the machine named above; the
+speed of one training is the median of those in its log. Where the loops are compiled, as is said
+there, all cells run through this project's; where they are in numpy, the LSTM runs through torch's
+fused operator, which is then part of the price. Times are of the whole model: embedding and head
+are in them.
 """,
         commands=commands(lab),
         tables=[by_width, by_loss],
