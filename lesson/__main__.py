@@ -17,11 +17,11 @@ from charrnn import __version__
 from charrnn.machine import machine
 from lesson import gradients, memory, price, recall, recurrence, windows
 from lesson.lab import FULL, QUICK, ROOT, Lab, LessonError
-from lesson.section import CLAIMS, Section, Table, filled, markdown
+from lesson.section import Section, Table, filled, markdown
 
 __all__ = ["page"]
 
-#: In the order of the claims.
+#: One for each claim, in the page's order.
 SECTIONS: tuple[Callable[[Lab], Section], ...] = (
     recurrence.length,
     recurrence.step,
@@ -58,8 +58,8 @@ def page(lab: Lab, sections: Sequence[Section], command: str, figures: str, fold
     verdicts = Table(
         ["", "claim", "verdict"],
         [
-            [f"[{section.number}](#{section.anchor})", section.claim, section.judgement.verdict]
-            for section in sections
+            [f"[{n}](#{section.anchor(n)})", section.claim, section.judgement.verdict]
+            for n, section in enumerate(sections, 1)
         ],
         words=3,
     )
@@ -78,13 +78,15 @@ def page(lab: Lab, sections: Sequence[Section], command: str, figures: str, fold
         f"{linked('the command line', 'docs/cli.md')}."
     )
     first: dict[str, int] = {}
-    for section in sections:
+    told = []
+    for n, section in enumerate(sections, 1):
         for one in section.commands:
-            first.setdefault(one, section.number)
+            first.setdefault(one, n)
+        told.append(section.markdown(n, figures, first))
     return f"""\
 # A lesson on recurrent networks, measured
 
-What an introductory lecture says about recurrent networks, in {len(CLAIMS)} claims. For each: the
+What an introductory lecture says about recurrent networks, in {len(sections)} claims. For each: the
 commands, what they measured, and whether the claim holds. The verdicts follow from the numbers
 by the rules printed in the sections, and so do the sentences about them.
 
@@ -93,7 +95,7 @@ by the rules printed in the sections, and so do the sentences about them.
 
 {filled(how)}
 
-{chr(10).join(section.markdown(figures, first) for section in sections).rstrip()}
+{chr(10).join(told).rstrip()}
 """
 
 
@@ -137,8 +139,9 @@ def main() -> int:
                 _make_writable(place)
             sections = [make(lab) for make in SECTIONS]
             text = page(lab, sections, command, "lesson", out)
-        for figure in (figure for section in sections for figure in section.figures):
-            (out / "lesson" / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
+        for n, section in enumerate(sections, 1):
+            for figure in section.figures:
+                (out / "lesson" / figure.file(n)).write_text(figure.svg, encoding="utf-8")
         written = out / "lesson.md"
         written.write_text(text, encoding="utf-8")
     except (LessonError, OSError) as error:

@@ -80,7 +80,9 @@ def radii(lab: Lab) -> Section:
     ]
     rows.append([f"{trained_radius:.2f}, as trained", "", "", "", _share(trained)])
     return Section(
-        number=5,
+        title="Vanishing and exploding",
+        claim="With a recurrent weight below 1 gradients vanish, above 1 they explode, within 20 "
+        "steps already; it must lie near 1.",
         why=f"""
 One step back multiplies the gradient by `Uᵀ diag(1 - h²)`. Leave the tanh out, and `k` steps
 are `Uᵀ` to the power `k`: the largest absolute eigenvalue of `U`, its spectral radius `ρ`,
@@ -130,8 +132,7 @@ def _radii_figure(
         y_log=True,
         y_range=(FAINTEST, LOUDEST),
     )
-    name = f"5-{how.replace(' ', '-')}"
-    return Figure(name, f"Gradient against lag {how}", standalone(chart))
+    return Figure(how.replace(" ", "-"), f"Gradient against lag {how}", standalone(chart))
 
 
 def shares_left(reach: Mapping[str, Any]) -> list[float]:
@@ -216,7 +217,8 @@ def clipping(lab: Lab) -> Section:
     ends = {training: course.end for training, course in courses.items()}
     cuts = [cut for cut in lab.json(look)["cuts"] if cut["weights"] == "trained"]
     return Section(
-        number=6,
+        title="Clipping",
+        claim="A large gradient is easy to mend: cut its size, keep its direction.",
         why="""
 A step of plain gradient descent, `w ← w - η g`, that is too large throws the weights far away,
 whether the rate `η` makes it so or the gradient. A recurrence makes large gradients of its own,
@@ -330,7 +332,7 @@ def _clipping_figure(courses: Mapping[Training, Course]) -> Figure:
         y_label="training loss, nats per character",
         y_log=True,
     )
-    return Figure("6-clipping", "Training loss with and without clipping", standalone(chart))
+    return Figure("clipping", "Training loss with and without clipping", standalone(chart))
 
 
 def _courses(trainings: Sequence[Training], answer: Answer) -> dict[Training, Course]:

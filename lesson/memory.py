@@ -98,7 +98,9 @@ def gates(lab: Lab) -> Section:
         one["gate"]: sum(share > ALWAYS for share in one["open_share"]) for one in found["gates"]
     }
     return Section(
-        number=8,
+        title="The memory line",
+        claim="The LSTM adds a memory line. Gates decide what to keep (forget), what to write "
+        "(input times tanh) and what to show (output).",
         why=f"""
 `c_t = f_t ∘ c_{{t-1}} + i_t ∘ g_t` and `h_t = o_t ∘ tanh(c_t)`: the forget gate `f` decides
 what of the memory `c` is kept, the input gate `i` what of the candidate `g = tanh(...)` is
@@ -176,7 +178,7 @@ def _memory_figure(held: Held, c_T: np.ndarray, property_T: np.ndarray) -> Figur
         y_label="c; the property to the same scale",
     )
     title = f"The memory of unit {held.unit} along the text"
-    return Figure("8-memory", title, standalone(chart))
+    return Figure("memory", title, standalone(chart))
 
 
 def _correlation(x_T: np.ndarray, y_T: np.ndarray) -> float:
@@ -259,7 +261,9 @@ def along(lab: Lab) -> Section:
         if weights == "trained"
     }
     return Section(
-        number=9,
+        title="Gradients along the memory",
+        claim="The memory changes slowly and its gradient does not pass through the recurrent "
+        "weights, so gradients reach far back.",
         why=f"""
 Along the memory line alone, `dc_t/dc_{{t-k}}` is the product of `k` forget gates: no matrix and
 no tanh, and near 1 as long as they are open. The gradient of `h` has to pass the matrix at
@@ -348,7 +352,7 @@ def _along_figure(trained: Mapping[tuple[str, str], Sequence[float]]) -> Figure:
         y_range=(1e-5, 4.0),
         rules=[Rule("1 %", 0.01)],
     )
-    return Figure("9-along", title, standalone(chart))
+    return Figure("along", title, standalone(chart))
 
 
 def _under(shares: Sequence[float]) -> int | None:

@@ -135,7 +135,8 @@ def lstm(lab: Lab) -> Section:
         ],
     )  # fmt: skip
     return Section(
-        number=10,
+        title="The price of the LSTM",
+        claim="The LSTM's only drawback is its price.",
         why="""
 An LSTM has four blocks of weights where a plain RNN has one: four times the parameters and
 products at equal width. But width is a choice: here all cells also get as many parameters as
@@ -170,7 +171,7 @@ def _loss_figure(found: Mapping[str, Costs]) -> Figure:
         ],
         x_label="held-out loss, nats per character",
     )
-    return Figure("10-loss", title, standalone(chart))
+    return Figure("loss", title, standalone(chart))
 
 
 def _price_figure(found: Mapping[str, Costs], hidden: int) -> Figure:
@@ -185,7 +186,7 @@ def _price_figure(found: Mapping[str, Costs], hidden: int) -> Figure:
         form=".1f",
         x_range=(0.0, 1.15 * max(times)),
     )
-    return Figure("10-price", title, standalone(chart))
+    return Figure("price", title, standalone(chart))
 
 
 def judge_lstm(found: Mapping[str, Costs]) -> Judgement:
@@ -262,7 +263,8 @@ def gru(lab: Lab) -> Section:
         ],
     )  # fmt: skip
     return Section(
-        number=11,
+        title="The GRU",
+        claim="The GRU is a simpler LSTM at half the price.",
         why="""
 The GRU has no memory beside its state and one gate less: `z` both forgets and writes,
 `h_t = (1 - z) ∘ n + z ∘ h_{t-1}`. Three blocks of weights instead of four are three quarters of

@@ -80,7 +80,8 @@ def beyond(lab: Lab) -> Section:
     reset = dict(zip(lengths, prices[len(lengths) :], strict=True))
     first = (lab.folder / _text(lab)).read_text(encoding="utf-8").partition("\n")[0]
     return Section(
-        number=4,
+        title="Beyond the window",
+        claim="Truncation keeps the model from learning what lies further back than the window.",
         why=f"""
 Every line of the recall text is a key, noise, `=`, and the key again: `{first}`. The second key
 is {lab.size.distance} characters after the first and cannot be guessed otherwise, so it costs
@@ -125,7 +126,7 @@ def _beyond_figure(
         y_range=(-0.08, 1.15 * max(CHANCE, *carried.values(), *reset.values())),
         rules=[Rule("not remembered: ln 8", CHANCE)],
     )
-    return Figure("4-beyond", "Price of the key against the window", standalone(chart))
+    return Figure("beyond", "Price of the key against the window", standalone(chart))
 
 
 def _unexplained(distance: int, carried: Mapping[int, float]) -> str:
@@ -218,7 +219,9 @@ def scaling(lab: Lab) -> Section:
         return min(medians[one] for one in trainings if (one.how, one.cell) == (how, cell))
 
     return Section(
-        number=7,
+        title="Scaling up",
+        claim="A vanishing gradient cannot be mended by scaling it up, since nobody knows how far: "
+        "the architecture has to change.",
         why=f"""
 If what comes back from `k` steps ago is a millionth, one could multiply it. But the gradient of
 a weight is a sum over all lags, and a scale takes every term by the same factor: near lags
@@ -298,7 +301,7 @@ def _scaling_figure(
         form=".2f",
         x_range=(-0.08, 1.15 * max(CHANCE, *chain(*prices.values()))),
     )
-    return Figure("7-scaling", "Price of the key by cell and gradient", standalone(chart))
+    return Figure("scaling", "Price of the key by cell and gradient", standalone(chart))
 
 
 def judge_scaling(

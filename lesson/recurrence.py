@@ -63,7 +63,9 @@ def length(lab: Lab) -> Section:
         words=0,
     )
     return Section(
-        number=1,
+        title="Any length",
+        claim="A recurrent network takes input of any length, because one set of weights serves "
+        "every step; separate weights for each of 1,000 steps would be 1,000 times as many.",
         why=f"""
 A feed-forward network has an input for every character it is to see. A recurrent one reads one
 character at a time and keeps a state: `h_t = f(h_{{t-1}}, x_t)` with the same `f`, and so the
@@ -154,7 +156,8 @@ def step(lab: Lab) -> Section:
         words=2,
     )  # fmt: skip
     return Section(
-        number=2,
+        title="One step",
+        claim="A step is nothing but a linear map and a nonlinearity, tanh in the original.",
         why=f"""
 Elman's network computes `a = W e + U h + b`, a linear map of the character's embedding `e` and
 the state `h`, and `h' = tanh(a)`. `--only step` does nothing but these lines, in numpy and with

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
-    "CLAIMS",
     "Figure",
     "Judgement",
     "Section",
@@ -26,33 +25,6 @@ __all__ = [
 WIDTH = 96
 
 Verdict = Literal["holds", "holds in part", "does not hold", "is not tested"]
-
-#: What an introductory lecture says, in order.
-CLAIMS = (
-    "A recurrent network takes input of any length, because one set of weights serves every step; "
-    "separate weights for each of 1,000 steps would be 1,000 times as many.",
-    "A step is nothing but a linear map and a nonlinearity, tanh in the original.",
-    "Backpropagation through all time steps is hardly feasible, so a window is used: of 108 steps "
-    "only the loss of the last 10, say. The gradient is not exact, but there is no choice.",
-    "Truncation keeps the model from learning what lies further back than the window.",
-    "With a recurrent weight below 1 gradients vanish, above 1 they explode, within 20 steps "
-    "already; it must lie near 1.",
-    "A large gradient is easy to mend: cut its size, keep its direction.",
-    "A vanishing gradient cannot be mended by scaling it up, since nobody knows how far: the "
-    "architecture has to change.",
-    "The LSTM adds a memory line. Gates decide what to keep (forget), what to write (input times "
-    "tanh) and what to show (output).",
-    "The memory changes slowly and its gradient does not pass through the recurrent weights, so "
-    "gradients reach far back.",
-    "The LSTM's only drawback is its price.",
-    "The GRU is a simpler LSTM at half the price.",
-)
-
-TITLES = (
-    "Any length", "One step", "A window", "Beyond the window", "Vanishing and exploding",
-    "Clipping", "Scaling up", "The memory line", "Gradients along the memory",
-    "The price of the LSTM", "The GRU",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -102,13 +74,18 @@ class Figure:
     title: str
     svg: str
 
+    def file(self, number: int) -> str:
+        """Return what its file is called, in the section of that number."""
+        return f"{number}-{self.name}.svg"
+
 
 @dataclass(frozen=True)
 class Section:
     """All that the page says of one claim."""
 
-    number: int
-    """From 1 to 11."""
+    title: str
+    claim: str
+    """What an introductory lecture says."""
     why: str
     """What a student should know first, in Markdown."""
     commands: Sequence[str]
@@ -118,37 +95,31 @@ class Section:
     judgement: Judgement
     figures: Sequence[Figure] = ()
 
-    @property
-    def claim(self) -> str:
-        """The claim."""
-        return CLAIMS[self.number - 1]
+    def heading(self, number: int) -> str:
+        """Return the section's heading, by its place on the page from 1 on."""
+        return f"{number}. {self.title}"
 
-    @property
-    def title(self) -> str:
-        """The section's heading."""
-        return f"{self.number}. {TITLES[self.number - 1]}"
+    def anchor(self, number: int) -> str:
+        """Return the heading's anchor, as GitHub makes it."""
+        return re.sub(r"[^\w\- ]", "", self.heading(number).lower()).replace(" ", "-")
 
-    @property
-    def anchor(self) -> str:
-        """The heading's anchor, as GitHub makes it."""
-        return re.sub(r"[^\w\- ]", "", self.title.lower()).replace(" ", "-")
-
-    def markdown(self, figures: str, first: Mapping[str, int]) -> str:
+    def markdown(self, number: int, figures: str, first: Mapping[str, int]) -> str:
         """Return the section in Markdown.
 
         Args:
+            number: its place on the page, from 1 on.
             figures: the folder of the figures, seen from the page.
             first: by command, the number of the section that prints it first.
         """
-        shown = [f"![{figure.title}]({figures}/{figure.name}.svg)\n" for figure in self.figures]
+        shown = [f"![{one.title}]({figures}/{one.file(number)})\n" for one in self.figures]
         verdict = self.judgement.verdict
         return "\n".join(
             [
-                f"## {self.title}\n",
+                f"## {self.heading(number)}\n",
                 textwrap.indent(filled(self.claim), "> ") + "\n",
                 f"{filled(self.why)}\n",
                 "```sh\n"
-                + "\n".join(self._shown(command, first[command]) for command in self.commands)
+                + "\n".join(_shown(command, number, first[command]) for command in self.commands)
                 + "\n```\n",
                 *map(markdown, self.tables),
                 *shown,
@@ -157,14 +128,15 @@ class Section:
             ]
         )
 
-    def _shown(self, command: str, first: int) -> str:
-        """Return a command on lines; a comment if an earlier section has it.
 
-        Typed twice, one that trains ends with an error: its run's folder is there.
-        """
-        if first == self.number:
-            return broken(command)
-        return textwrap.indent(broken(f"as in claim {first}: {command}", WIDTH - 2), "# ")
+def _shown(command: str, number: int, first: int) -> str:
+    """Return a section's command on lines; a comment if an earlier section has it.
+
+    Typed twice, one that trains ends with an error: its run's folder is there.
+    """
+    if first == number:
+        return broken(command)
+    return textwrap.indent(broken(f"as in claim {first}: {command}", WIDTH - 2), "# ")
 
 
 def filled(text: str) -> str:

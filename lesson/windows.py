@@ -61,7 +61,10 @@ def window(lab: Lab) -> Section:
         rules=[Rule("another piece of the text", trained["between_halves"])],
     )  # fmt: skip
     return Section(
-        number=3,
+        title="A window",
+        claim="Backpropagation through all time steps is hardly feasible, so a window is used: of "
+        "108 steps only the loss of the last 10, say. The gradient is not exact, but there is no "
+        "choice.",
         why=f"""
 The loss at `t` depends on the weights through every earlier step: `dL_t/dW` is a sum over all
 `k` of the way back from `h_t` to `h_{{t-k}}`. Backpropagation through time adds it up exactly
@@ -81,7 +84,7 @@ what another sample of the text changes anyhow.
             )
         ],
         figures=[
-            Figure("3-window", "Angle to the full gradient against the window", standalone(chart))
+            Figure("window", "Angle to the full gradient against the window", standalone(chart))
         ],
         rule="three parts. All steps at once are hardly feasible: over the whole text they keep "
         f"more than {LAPTOP / 1e9:.0f} GB. Not exact: the gradient of {T} steps, last {LAST} "

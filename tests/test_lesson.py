@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import math
 import re
@@ -21,24 +23,14 @@ import typer
 
 from charrnn.cli import app
 from charrnn.files import embedded_corpus
-from lesson.__main__ import main
+from lesson.__main__ import SECTIONS, main
 from lesson.gradients import clipping, judge_clipping, judge_radii
 from lesson.lab import QUICK, Answer, Lab, LessonError
 from lesson.memory import Held, Pace, best_found, judge_along, judge_gates
 from lesson.price import Costs, costs, judge_gru, judge_lstm
 from lesson.recall import beyond, judge_beyond, judge_scaling, scaling
 from lesson.recurrence import judge_length, judge_step, length
-from lesson.section import (
-    CLAIMS,
-    Section,
-    Table,
-    Verdict,
-    broken,
-    filled,
-    judged,
-    markdown,
-    percent,
-)
+from lesson.section import Section, Table, Verdict, broken, filled, judged, markdown, percent
 from lesson.windows import judge_window
 from tests.conftest import ENVIRONMENT, make_prose
 
@@ -322,7 +314,7 @@ def test_the_optimiser_did_not_decide_where_the_scaled_lstm_does_not_learn() -> 
 
 
 def test_every_claim_s_rule_is_tested_in_both_directions() -> None:
-    verdicts = {n: set() for n in range(1, len(CLAIMS) + 1)}  # type: dict[int, set[str]]
+    verdicts = {n: set() for n in range(1, len(SECTIONS) + 1)}  # type: dict[int, set[str]]
     for name, _, verdict, _ in CASES:
         verdicts[int(name.split()[0])].add(verdict)
     assert all({"holds", "does not hold"} <= found for found in verdicts.values())
@@ -505,15 +497,24 @@ def parse(command: str) -> None:
     program.commands[name].make_context(name, words)
 
 
+def claim_of(section: Callable[[Lab], Section]) -> str:
+    """What a section claims, by its source: to make it, commands would have to run."""
+    nodes = ast.walk(ast.parse(inspect.getsource(section)))
+    (claim,) = (
+        node.value for node in nodes if isinstance(node, ast.keyword) and node.arg == "claim"
+    )
+    return str(ast.literal_eval(claim))
+
+
 def check(page: str, folder: Path) -> dict[int, str]:
     """Hold a page to what every one must be; return the verdicts."""
     assert page.startswith("# ")
     rows = re.findall(r"^\| \[(\d+)\]\(#([\w-]+)\) \| (.*) \| (.*) \|$", page, re.M)
-    assert [(int(n), claim) for n, _, claim, _ in rows] == list(enumerate(CLAIMS, 1))
+    assert [(int(n), claim) for n, _, claim, _ in rows] == [*enumerate(map(claim_of, SECTIONS), 1)]
     verdicts = {int(n): verdict for n, _, _, verdict in rows}
     assert set(verdicts.values()) <= set(get_args(Verdict))
     _, *sections = re.split(r"^## ", page, flags=re.M)
-    assert len(sections) == len(CLAIMS)
+    assert len(sections) == len(SECTIONS)
     first: dict[str, str] = {}
     for (n, anchor, claim, verdict), section in zip(rows, sections, strict=True):
         title, _, rest = section.partition("\n")
