@@ -339,7 +339,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
 
-        from charrnn.comparison import refuse_run_of_comparison
+        from charrnn.comparison import refuse_comparison
         from charrnn.device import choose_device
         from charrnn.resuming import resume as resume_run
         from charrnn.runfolder import RunFolder
@@ -348,8 +348,7 @@ def train(
 
         where = choose_device(device)
         path = run or _default_run(text, cell or _cell_of(init_from))
-        if resume:
-            refuse_run_of_comparison(path)
+        refuse_comparison(path)
         take = RunFolder.open_existing if resume else RunFolder.create
         folder = stack.enter_context(take(path, 1 if keep is None else keep, command))
         typed = spooled(text.texts, stack, stop)

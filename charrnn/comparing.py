@@ -28,6 +28,7 @@ from charrnn.disk import write_json
 from charrnn.errors import CorpusError, RunFolderError, UsageError
 from charrnn.evaluation import Interrupted, Scores, run_once, score
 from charrnn.files import embedded_corpus
+from charrnn.lock import LOCK
 from charrnn.metrics import LOG, read_metrics
 from charrnn.model import outline
 from charrnn.reading import divide, refuse_another_text, refuse_too_short
@@ -180,11 +181,8 @@ def compare(
         CharrnnError: the text, the folder or a checkpoint is not usable, or a loss is
             not finite.
     """
-    if new and (folder / PLAN).exists():
-        raise RunFolderError(
-            f"{shown(folder)}: holds a comparison already: go on with it with --resume, or choose "
-            "another folder with --run"
-        )
+    if new:
+        _refuse_used(folder)
     runs = [(seed, cell, folder / plan.run_name(seed, cell)) for seed, cell in plan.runs()]
     known = 0 if new else open_plan(folder).seeds
     instead = "choose another folder with --run" if new else "move it elsewhere"
@@ -228,6 +226,21 @@ def compare(
                     return
                 held.save_result(result.to_dict())
         yield RunScored(result)
+
+
+def _refuse_used(folder: Path) -> None:
+    """Refuse to begin a comparison where there is one already, or a run of its own."""
+    if folder.is_file():
+        raise RunFolderError(f"{shown(folder)}: is a file: choose a folder with --run")
+    found = "a comparison" if (folder / PLAN).exists() else None
+    # A run that has saved nothing yet has its lock only.
+    if (folder / LOCK).exists() or has_state(folder):
+        found = "a run"
+    if found is not None:
+        raise RunFolderError(
+            f"{shown(folder)}: holds {found} already: go on with it with --resume, or choose "
+            "another folder with --run"
+        )
 
 
 def _refuse_foreign_runs(added: Iterable[Path], instead: str) -> None:

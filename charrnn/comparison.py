@@ -41,7 +41,7 @@ __all__ = [
     "RunResult",
     "open_plan",
     "read_result",
-    "refuse_run_of_comparison",
+    "refuse_comparison",
 ]
 
 R = TypeVar("R", bound=Record)
@@ -364,8 +364,10 @@ def open_plan(folder: Path) -> Plan:
     """Return the plan of the comparison in a folder.
 
     Raises:
-        RunFolderError: there is none, or it is not usable.
+        RunFolderError: it is no folder, there is none in it, or it is not usable.
     """
+    if folder.is_file():
+        raise RunFolderError(f"{shown(folder)}: is a file: name a comparison's folder")
     plan = _read(folder / PLAN, Plan)
     if plan is None:
         raise RunFolderError(
@@ -374,23 +376,32 @@ def open_plan(folder: Path) -> Plan:
     return plan
 
 
-def refuse_run_of_comparison(run: Path) -> None:
-    """Refuse to train a run further that a comparison measures beside others.
+def refuse_comparison(run: Path) -> None:
+    """Refuse to train in a comparison's folder, or a run that it measures beside others.
 
     Raises:
-        RunFolderError: the folder is that of a comparison's run, or it lies in that of a
-            comparison whose plan is not usable.
+        RunFolderError: the folder is that of a comparison or of one of its runs, or it lies in
+            that of a comparison whose plan is not usable.
     """
     run = run.resolve()
+    if (run / PLAN).exists():
+        raise RunFolderError(
+            f"{shown(run)}: holds a comparison: go on with it with: {_goes_on(run)}; or choose "
+            "another folder with --run"
+        )
     if not (run.parent / PLAN).exists():
         return
     plan = open_plan(run.parent)
     if run.name in {plan.run_name(*one) for one in plan.runs()}:
-        more = command_line(["charrnn", "compare", "--run", str(run.parent), "--resume"])
         raise RunFolderError(
             f"{shown(run)}: is a run of a comparison, whose runs have one budget: go on with them "
-            f"with: {more}; or start from its weights with --init-from, in another folder"
+            f"with: {_goes_on(run.parent)}; or start from its weights with --init-from, in "
+            "another folder"
         )
+
+
+def _goes_on(folder: Path) -> str:
+    return command_line(["charrnn", "compare", "--run", str(folder), "--resume"])
 
 
 def read_result(path: Path) -> RunResult | None:

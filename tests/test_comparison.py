@@ -26,7 +26,7 @@ from charrnn.comparison import (
     Comparison,
     Plan,
     open_plan,
-    refuse_run_of_comparison,
+    refuse_comparison,
 )
 from charrnn.config import CELL_NAMES, CellName, ModelConfig
 from charrnn.errors import CorpusError, RunFolderError, UsageError
@@ -526,11 +526,43 @@ class TestCompare:
         assert f"{uninterrupted}/rnn-seed1: is a run of a comparison" in refused.err
         assert advice in refused.err
         # Whatever else lies there is none of its runs.
-        refuse_run_of_comparison(uninterrupted / "rnn-seed9")
-        refuse_run_of_comparison(uninterrupted)
+        refuse_comparison(uninterrupted / "rnn-seed9")
         (tmp_path / "comparison.json").write_text("{}")
         with pytest.raises(RunFolderError, match=r"comparison\.json: not usable"):
-            refuse_run_of_comparison(tmp_path / "rnn-seed1")
+            refuse_comparison(tmp_path / "rnn-seed1")
+
+    @pytest.mark.parametrize("resume", [[], ["--resume"]])
+    def test_nothing_is_trained_in_its_folder(
+        self, cli: Cli, prose: Path, uninterrupted: Path, resume: list[str]
+    ) -> None:
+        before = sorted(uninterrupted.iterdir())
+        text = [] if resume else [prose]
+        refused = cli("train", *text, "--run", uninterrupted, "--steps", 2, *resume)
+        assert (refused.code, refused.out, refused.err.count("\n")) == (1, "", 1)
+        assert f"go on with it with: charrnn compare --run {uninterrupted} --resume" in refused.err
+        assert sorted(uninterrupted.iterdir()) == before
+
+    @pytest.mark.parametrize("left", ["lock", "last.safetensors"])
+    def test_it_does_not_begin_in_a_run_s_folder(
+        self, cli: Cli, prose: Path, tmp_path: Path, left: str
+    ) -> None:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / left).touch()
+        refused = cli("compare", prose, "--run", tmp_path / "run", *QUICK)
+        assert (refused.code, refused.out) == (1, "")
+        assert refused.err.endswith(
+            "run: holds a run already: go on with it with --resume, or choose another folder with "
+            "--run\n"
+        )
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [left]
+
+    def test_a_file_is_no_folder(self, cli: Cli, prose: Path) -> None:
+        refused = cli("compare", prose, "--run", prose, *QUICK)
+        assert (refused.code, refused.err.count("\n")) == (1, 1)
+        assert f"{prose}: is a file: choose a folder with --run" in refused.err
+        again = cli("compare", "--run", prose, "--resume")
+        assert (again.code, again.err.count("\n")) == (1, 1)
+        assert f"{prose}: is a file: name a comparison's folder" in again.err
 
     def test_seeds_are_not_taken_away(self, cli: Cli, uninterrupted: Path) -> None:
         done = cli("compare", "--run", uninterrupted, "--resume", "--seeds", 1)
