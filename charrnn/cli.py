@@ -37,7 +37,7 @@ from charrnn.outcome import outcome
 from charrnn.reporting import check_report, origin_of_page, show_and_report
 from charrnn.stdio import print_path, read_prompt, say, spooled
 from charrnn.stopping import Stopped, StopSignals
-from charrnn.wording import command_line, counted, duration, flag, shown
+from charrnn.wording import command_line, counted, duration, flag, joined, shown
 
 if TYPE_CHECKING:
     from charrnn.evaluation import Prices
@@ -318,14 +318,12 @@ def train(
     if keep is not None and keep < 0:
         raise UsageError(f"--keep must be 0 or above, not {keep}")
     if resume:
-        fixed = {"cell": cell, **model, **training, **reading, "init_from": init_from}
-        given = [name for name, value in fixed.items() if value is not None]
-        for name in given:
-            if name not in ("lr", "patience"):
-                raise UsageError(
-                    f"{flag(name)} and --resume exclude each other: a resumed run keeps what it "
-                    "was started with (a budget, --lr, --patience, --keep and --device may change)"
-                )
+        begun = {"valid_share": valid_share, "test_share": test_share, "init_from": init_from}
+        if told := recipe.given(begun):
+            raise UsageError(
+                f"{joined([*map(flag, told)], 'and')}: a run that goes on has its text divided and "
+                "its weights: leave that out"
+            )
         if run is None:
             raise UsageError("--resume needs --run DIR, the folder of the run to go on with")
     if valid and valid_share is not None:
@@ -357,10 +355,13 @@ def train(
                 choices, text, folder=folder, device=where, init_from=init_from, spooled=typed
             )
             return watch_run(new, stop, as_json=as_json, quiet=quiet)
+        fixed: dict[str, Any] = recipe.given({"cell": cell, **model, **training, **reading})
+        may_change = {name: fixed.pop(name) for name in ("lr", "patience") if name in fixed}
         old = resume_run(
             folder,
             device=None if device == "auto" else where,
-            changes={**budget, **recipe.given({"lr": lr, "patience": patience})},
+            changes=budget | may_change,
+            fixed=fixed,
             texts=text.texts,
             valid_texts=text.valid,
             spooled=typed,

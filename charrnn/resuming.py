@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from charrnn.reading import TextRecord, absolute_names, readable, refuse_another
 from charrnn.run import Progress, Run, Settings
 from charrnn.runfolder import RunFolder
 from charrnn.trained import described, prefixed, with_weights
-from charrnn.wording import command_line, shown
+from charrnn.wording import command_line, flag, joined, shown
 
 __all__ = ["resume"]
 
@@ -31,6 +32,7 @@ def resume(
     *,
     device: torch.device | None,
     changes: Mapping[str, Any],
+    fixed: Mapping[str, Any] = MappingProxyType({}),
     texts: Sequence[str] = (),
     valid_texts: Sequence[str] = (),
     spooled: Path | None = None,
@@ -42,6 +44,7 @@ def resume(
         folder: the run's, locked.
         device: where to compute; None: where the run computed before.
         changes: fields of TrainConfig to change: a budget, lr, patience.
+        fixed: what else the user gives, by field: the run must have it so.
         texts: where the text lies now, if it has moved.
         valid_texts: where the text to validate on lies now, if it is another and has moved.
         spooled: where standard input was put, for the text "-".
@@ -50,13 +53,16 @@ def resume(
     Raises:
         CheckpointError: no checkpoint of the folder is whole, or a field is off.
         CorpusError: the text is not the one that the run was started on.
-        UsageError: a change makes no sense.
+        UsageError: a change makes no sense, or the run has something else than is given.
     """
     checkpoint, notes = folder.load_last()
     path = checkpoint.path or folder.path
     shape, vocabulary = described(checkpoint, path)
     saved = _saved_settings(checkpoint)
     progress = checkpoint.record("progress", Progress)
+    encoding, min_count = vocabulary.encoding, vocabulary.min_count
+    has = {**shape.to_dict(), **saved.config.to_dict()}
+    _refuse_others(fixed, has | {"encoding": encoding, "min_count": min_count})
     folder.keep = saved.keep if keep is None else keep
     record = _where_it_lies_now(saved.text, folder, texts, valid_texts)
     device = device or choose_device(saved.device)
@@ -113,6 +119,23 @@ def resume(
             f"{run.better.best_step:,}: it stays until a validation is better"
         )
     return run
+
+
+def _refuse_others(fixed: Mapping[str, Any], has: Mapping[str, Any]) -> None:
+    """Refuse numbers that are given and are others than the run was started with."""
+    # None and 0 are both "none" where a number may be either.
+    differ = [name for name, value in fixed.items() if (value or None) != (has[name] or None)]
+    if differ:
+        given = [f"{flag(name)} {_short(fixed[name])}" for name in differ]
+        kept = [_short(has[name] or "none") for name in differ]
+        raise UsageError(
+            f"{joined(given, 'and')}: the run was started with {joined(kept, 'and')}, and keeps "
+            "that (a budget, --lr, --patience, --keep and --device may change)"
+        )
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _saved_settings(checkpoint: Checkpoint) -> Settings:

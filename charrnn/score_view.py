@@ -27,7 +27,7 @@ from charrnn.score_words import (
     stretches_say,
 )
 from charrnn.surprise import PricedText, surprise, surprise_mark, surprise_ranges
-from charrnn.terminal import Output, plain_table, print_words, say
+from charrnn.terminal import Output, plain_table, print_words
 from charrnn.wording import printable, shown
 
 __all__ = [
@@ -178,10 +178,9 @@ class SurpriseText:
         """Print what the colours mean; where there are none, say on stderr how to have them."""
         if not self._console.has_colours:
             self._console.print("\n")
-            say(
-                Output(stderr=True),
+            Output(stderr=True, soft_wrap=True).print(
                 "the text is without its colours here: FORCE_COLOR=1 keeps them, --per-char FILE "
-                "writes each character's price",
+                "writes each character's price"
             )
             return
         ranges = map(Text, surprise_ranges(), STYLES)

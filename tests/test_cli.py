@@ -222,8 +222,12 @@ class TestBadInput:
             ("trian {prose}", 2, "train"),
             ("train --resume", 2, "--resume needs --run"),
             ("train --resume --run {missing}", 1, "no run to resume"),
-            ("train --resume --run {missing} --init-from {trained}", 2, "exclude each other"),
-            ("train --resume --run {trained} --hidden 9", 2, "--hidden and --resume"),
+            ("train --resume --run {missing} --init-from {trained}", 2, "has its text divided"),
+            (
+                "train --resume --run {trained} --hidden 9",
+                2,
+                "--hidden 9: the run was started with",
+            ),
             ("train {prose} --run {prose}", 1, "prose"),
             ("train {prose} --run {trained}", 1, "--resume"),
             ("train {prose} --steps 1 --run=", 2, "--run is empty"),
@@ -1158,7 +1162,9 @@ class TestEvaluate:
         assert result.code == 0
         assert result.err.splitlines() == [
             f"{trained}: the model does not know 4 of the 26 characters scored, and each costs "
-            "what it takes to spell it out: '\\x1b' x 1, '2' x 1, 'J' x 1, '[' x 1"
+            "what it takes to spell it out: '\\x1b' x 1, '2' x 1, 'J' x 1, '[' x 1",
+            "the text is without its colours here: FORCE_COLOR=1 keeps them, --per-char FILE writes "
+            "each character's price",
         ]
         assert result.out.startswith("The grey stone \ufffd[2J sings.")
         assert "\x1b" not in result.out, "a pipe gets no colours"

@@ -133,22 +133,51 @@ def test_a_text_that_has_moved(tmp_path: Path, tale: Path) -> None:
 
 # Options that a resumed run cannot have --------------------------------------------
 
-FIXED = {
-    "--cell": "gru", "--layers": 2, "--hidden": 8, "--embedding": 5, "--dropout": 0.1,
-    "--weight-drop": 0.1, "--batch-size": 3, "--bptt": 7, "--loss-last": 3,
-    "--reset-state": None, "--optimiser": "sgd", "--weight-decay": 0.1, "--clip-norm": 1,
-    "--clip-value": 1, "--scale-norm": 1, "--valid-share": 0.1,
-    "--test-share": 0.1, "--validate-every": 6, "--encoding": "utf-8", "--min-count": 1,
-    "--seed": 1, "--precision": "fp32", "--init-from": "x",
+OTHERS = {
+    "--cell": "gru", "--layers": 3, "--hidden": 9, "--embedding": 6, "--dropout": 0.3,
+    "--weight-drop": 0.3, "--dropout-masks": 3, "--batch-size": 2, "--bptt": 6, "--loss-last": 4,
+    "--reset-state": True, "--optimiser": "sgd", "--weight-decay": 0.3, "--clip-norm": 3,
+    "--clip-value": 3, "--scale-norm": 3, "--validate-every": 7, "--encoding": "latin-1",
+    "--min-count": 3, "--seed": 3, "--precision": "bf16",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("flag", FIXED)
+@pytest.mark.parametrize("flag", OTHERS)
 def test_options_that_stay_as_they_were(run: Path, promise: Promise, flag: str) -> None:
     promise("R14", "options that would change the run: refused, named", flag)
-    value = FIXED[flag]
-    said = refusal(run, flag, *(() if value is None else (value,)))
-    assert said.startswith(f"charrnn: {flag} and --resume exclude each other")
+    value = OTHERS[flag]
+    said = refusal(run, flag, *(() if value is True else (value,)))
+    assert said.startswith(f"charrnn: {flag} {value}: the run was started with ")
+
+
+def test_all_options_that_differ_are_named_with_what_the_run_has(run: Path) -> None:
+    said = refusal(run, "--hidden", 9, "--layers", 2, "--clip-norm", 0, "--bptt", 6)
+    has = load(run / "last.safetensors").record("training", TrainConfig)
+    differ = "--hidden 9, --bptt 6 and --clip-norm 0"
+    assert has.clip_norm == 1
+    assert f"{differ}: the run was started with 8, {has.bptt} and 1, and keeps that" in said
+
+
+def test_what_the_run_has_may_be_said_again(run: Path) -> None:
+    checkpoint = load(run / "last.safetensors")
+    model = checkpoint.record("model", ModelConfig)
+    training = checkpoint.record("training", TrainConfig)
+    has: dict[str, Any] = {**model.to_dict(), **training.to_dict()} | {"encoding": "utf-8"}
+    words = []
+    for flag in OTHERS:
+        value = has.get(flag[2:].replace("-", "_"))
+        words += [flag, value] if value and value is not True else []
+    assert len(words) > 20
+    done = run_cli("train", *words, "--run", run, "--resume", "--steps", 45, "--quiet")
+    assert (done.code, done.err) == (0, "")
+
+
+@pytest.mark.parametrize("flag", ["--valid-share", "--test-share", "--init-from"])
+def test_the_text_is_divided_and_the_weights_are_there(
+    run: Path, promise: Promise, flag: str
+) -> None:
+    promise("R14", "options that would change the run: refused, named", flag)
+    assert refusal(run, flag, 0.1).startswith(f"charrnn: {flag}: a run that goes on has its text")
 
 
 # What the checkpoint says ----------------------------------------------------------
