@@ -87,7 +87,7 @@ def encode_all(part: Part, vocabulary: Vocabulary) -> int:
 
 def measure_text(name: str, texts: Sequence[str], rounds: int, chunks: int) -> list[Row]:
     corpus = scan(texts)
-    part = corpus.part(0, corpus.characters)
+    part = corpus.whole
     vocabulary = Vocabulary.from_counts(corpus.counts, corpus.encoding)
     views = [Lanes(part, vocabulary, lanes, _BPTT) for lanes in _LANES]
 

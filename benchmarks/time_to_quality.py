@@ -112,9 +112,9 @@ def reference(text: Path, cell: CellName, minutes: float, device: torch.device) 
     ids = torch.from_numpy(np.array([symbols[character] for character in characters]))
     train, valid = ids[: int(0.9 * len(ids))], ids[int(0.9 * len(ids)) :]
     length = (len(train) - 1) // LANES
-    x_LB = train[: LANES * length].view(LANES, length).t().contiguous().to(device)
-    y_LB = train[1 : LANES * length + 1].view(LANES, length).t().contiguous().to(device)
-    narrow = narrow_is_faster(cell, len(symbols), x_LB[:WINDOW], y_LB[:WINDOW], device)
+    x_TB = train[: LANES * length].view(LANES, length).t().contiguous().to(device)
+    y_TB = train[1 : LANES * length + 1].view(LANES, length).t().contiguous().to(device)
+    narrow = narrow_is_faster(cell, len(symbols), x_TB[:WINDOW], y_TB[:WINDOW], device)
     training = plain(cell, len(symbols), device, narrow)
     budget, step = minutes * 60, 0
     started = time.monotonic()
@@ -125,7 +125,7 @@ def reference(text: Path, cell: CellName, minutes: float, device: torch.device) 
         decay = LEFT + (1 - LEFT) * 0.5 * (1 + math.cos(math.pi * elapsed / budget))
         for group in training.optimiser.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / WARM_UP) * decay
-        training.update(x_LB[start : start + WINDOW], y_LB[start : start + WINDOW])
+        training.update(x_TB[start : start + WINDOW], y_TB[start : start + WINDOW])
         step += 1
     synchronise(device)
     seconds, read = time.monotonic() - started, step * LANES * WINDOW

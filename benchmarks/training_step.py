@@ -223,7 +223,7 @@ def measure_scoring(rounds: int) -> dict[str, float]:
         path = Path(folder, "letters.txt")
         path.write_text("".join(random.Random(1).choices(symbols, k=_SCORED)))
         corpus = scan([str(path)])
-        part = corpus.part(0, corpus.characters)
+        part = corpus.whole
         vocabulary = Vocabulary.from_counts(corpus.counts, corpus.encoding)
         shape = ModelConfig(
             cell="lstm", vocabulary=vocabulary.size, layers=1, hidden=384, embedding=64
