@@ -1,8 +1,8 @@
-"""What the benchmarks share: whom to compare with, timing in turns, JSON."""
+"""What the benchmarks share: whom to compare with, timing in turns, results as JSON."""
 
 from __future__ import annotations
 
-import json
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from charrnn.config import CellName
+from charrnn.disk import check_replaceable, write_json
+from charrnn.errors import RunFolderError
 from charrnn.machine import machine
 
 __all__ = [
@@ -22,7 +24,8 @@ __all__ = [
     "Reference",
     "ReferenceTraining",
     "in_turns",
-    "write_json",
+    "results_file",
+    "write_results",
 ]
 
 #: What the cells are compared with.
@@ -106,7 +109,24 @@ def in_turns(functions: Sequence[Callable[[], object]], rounds: int) -> list[flo
     return [statistics.median(times) for times in seconds]
 
 
-def write_json(path: Path, results: Any) -> None:
-    """Write a benchmark's results, with the machine they are of."""
-    content = {"machine": machine(), "results": results}
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def results_file(name: str) -> Path:
+    """Return where ``--json`` writes, once it is sure that it can: minutes of measuring follow.
+
+    Raises:
+        ArgumentTypeError: no file can be written there.
+    """
+    path = Path(name).resolve()  # what a link leads to is replaced, not the link
+    try:
+        check_replaceable(path)
+    except RunFolderError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return path
+
+
+def write_results(path: Path, results: Any) -> None:
+    """Write a benchmark's results, with the machine they are of.
+
+    Raises:
+        RunFolderError: disk full or the like.
+    """
+    write_json(path, {"machine": machine(), "results": results})

@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.common import TORCH_NN, UNREAD, in_turns, write_json
+from benchmarks.common import TORCH_NN, UNREAD, in_turns, results_file, write_results
 from charrnn.config import (
     CELL_NAMES,
     WEIGHTS_NAMES,
@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds, 2 x 128 only")
     parser.add_argument("--checkpoint", type=Path, help="of a trained model, for what bits cost")
     parser.add_argument("--text", type=Path, help="that it did not learn from")
-    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--json", type=results_file, help="write the results here")
     chosen = parser.parse_args()
     if (chosen.checkpoint is None) != (chosen.text is None):
         parser.error("--checkpoint and --text go together: give both")
@@ -233,7 +233,7 @@ def main() -> None:
             "read_gb_per_second": speeds,
             "bits": bits,
         }
-        write_json(chosen.json, results)
+        write_results(chosen.json, results)
 
 
 if __name__ == "__main__":

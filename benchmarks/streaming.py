@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.common import in_turns, write_json
+from benchmarks.common import in_turns, results_file, write_results
 from charrnn.corpus import Part, scan
 from charrnn.files import embedded_corpus
 from charrnn.machine import machine
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--corpora", type=Path, required=True, help="folder of texts, *.txt")
     parser.add_argument("--big", type=Path, help="a file of a gigabyte or so, in utf-8")
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", type=results_file, help="write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rounds, chunks = (5, 100) if options.quick else (25, 400)
@@ -167,7 +167,7 @@ def main() -> None:
         rows += measure_big(options.big, chunks)
     show(rows)
     if options.json:
-        write_json(options.json, [asdict(row) for row in rows])
+        write_results(options.json, [asdict(row) for row in rows])
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.common import Reference, ReferenceTraining, in_turns, write_json
+from benchmarks.common import Reference, ReferenceTraining, in_turns, results_file, write_results
 from charrnn.config import CELL_NAMES, CellName
 from charrnn.device import choose_device, multiplies_bf16, synchronise
 from charrnn.machine import machine
@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, nargs="+", default=[2.0])
     parser.add_argument("--cell", nargs="+", choices=CELL_NAMES, default=CELL_NAMES)
     parser.add_argument("--quick", action="store_true", help="six seconds each")
-    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--json", type=results_file, help="write the results here")
     chosen = parser.parse_args()
     text = chosen.corpora / chosen.text
     device = choose_device("auto")  # the reference's memory is kept as ours is, too
@@ -193,7 +193,7 @@ def main() -> None:
                 outcomes += [train() for train in both]
     show(text.name, outcomes)
     if chosen.json:
-        write_json(chosen.json, [asdict(outcome) for outcome in outcomes])
+        write_results(chosen.json, [asdict(outcome) for outcome in outcomes])
 
 
 if __name__ == "__main__":

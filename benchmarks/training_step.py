@@ -30,7 +30,8 @@ from benchmarks.common import (
     Reference,
     ReferenceTraining,
     in_turns,
-    write_json,
+    results_file,
+    write_results,
 )
 from charrnn.cells import CELLS
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, TrainConfig
@@ -298,7 +299,7 @@ def main() -> None:
     )
     parser.add_argument("--corpora", type=Path, help=UNREAD)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, windows of 64 only")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", type=results_file, help="write the figures to this file")
     options = parser.parse_args()
     torch.manual_seed(1)
     choose_device("auto")  # as `charrnn train` does: memory is kept, float32 is not rounded
@@ -313,7 +314,7 @@ def main() -> None:
             "chars_per_second": reading,
             "rows": [asdict(row) for row in rows],
         }
-        write_json(options.json, results)
+        write_results(options.json, results)
 
 
 if __name__ == "__main__":

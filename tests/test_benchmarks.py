@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from tests.conftest import make_prose
 
 ROOT = Path(__file__).parent.parent
+BENCHMARKS = ("streaming", "training_step", "sampling", "time_to_quality")
 
 
 def numbers(value: Any) -> Iterator[float]:
@@ -52,3 +54,15 @@ def test_runs(tmp_path: Path, name: str, options: list[str]) -> None:
     measured = list(numbers(written["results"]))
     assert measured
     assert all(math.isfinite(number) and number >= 0 for number in measured)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_asks_before_it_measures_whether_results_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    results = tmp_path / "missing" / "out.json"
+    words = ["--corpora", str(tmp_path), "--quick", "--json", str(results)]
+    monkeypatch.setattr(sys, "argv", [name, *words])
+    with pytest.raises(SystemExit, match="2"):
+        import_module(f"benchmarks.{name}").main()
+    assert f"argument --json: {results}: cannot save: " in capsys.readouterr().err
