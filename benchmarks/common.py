@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -97,15 +98,18 @@ def in_turns(functions: Sequence[Callable[[], object]], rounds: int) -> list[flo
     """Return the median seconds of a call of each function.
 
     Every round calls each function once, so that a busy spell of a shared machine falls
-    on all of them and their ratios stand. One round before them warms up.
+    on all of them and their ratios stand. Their order is drawn anew in each, so that none
+    always finds its memory as the same one before it has left it. One round before them
+    warms up.
     """
     seconds: list[list[float]] = [[] for _ in functions]
+    chance = random.Random(1)
     for number in range(rounds + 1):
-        for times, function in zip(seconds, functions, strict=True):
+        for index in chance.sample(range(len(functions)), len(functions)):
             start = time.perf_counter()
-            function()
+            functions[index]()
             if number:
-                times.append(time.perf_counter() - start)
+                seconds[index].append(time.perf_counter() - start)
     return [statistics.median(times) for times in seconds]
 
 

@@ -6,13 +6,17 @@ import json
 import math
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.common import in_turns
 from tests.conftest import make_prose
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +58,27 @@ def test_runs(tmp_path: Path, name: str, options: list[str]) -> None:
     measured = list(numbers(written["results"]))
     assert measured
     assert all(math.isfinite(number) and number >= 0 for number in measured)
+
+
+class TestInTurns:
+    def test_medians_are_each_functions_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        now = 0
+
+        def spend(seconds: int) -> None:
+            nonlocal now
+            now += seconds
+
+        monkeypatch.setattr(time, "perf_counter", lambda: now)
+        assert in_turns([partial(spend, seconds) for seconds in (1, 4, 2)], 5) == [1, 4, 2]
+
+    def test_every_round_has_an_order_of_its_own(self) -> None:
+        called: list[int] = []
+        in_turns([partial(called.append, index) for index in range(4)], 30)
+        rounds = [called[start : start + 4] for start in range(0, len(called), 4)]
+        assert len(rounds) == 1 + 30
+        assert all(sorted(order) == [0, 1, 2, 3] for order in rounds)
+        # Each comes after each other one at some time.
+        assert len(set(pairwise(called))) == 4 * 4
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
