@@ -42,6 +42,7 @@ from charrnn.sampling import sample
 from charrnn.stepper import Stepper
 from charrnn.trained import load_model
 from charrnn.vocabulary import Vocabulary
+from charrnn.wording import command_line
 
 #: Of a text that is scored a character at a time.
 LOSS_CHARACTERS = 20_000
@@ -143,6 +144,20 @@ def losses(checkpoint: Path, text: Path) -> dict[WeightsName, float]:
     return bits
 
 
+def first_byte(*command: str) -> None:
+    """Wait for the first byte that a command prints, and end it.
+
+    Raises:
+        RuntimeError: it printed nothing.
+    """
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        byte = process.stdout.read(1)
+        process.kill()
+    if not byte:
+        raise RuntimeError(f"printed nothing: {command_line(command)}")
+
+
 def waits(rounds: int) -> tuple[float, float]:
     """Return the seconds of loading torch, and until ``sample`` prints its first character."""
     with tempfile.TemporaryDirectory() as folder:
@@ -152,12 +167,6 @@ def waits(rounds: int) -> tuple[float, float]:
             *charrnn, "train", __file__, "--hidden", "128", "--steps", "1", "--run", str(run),
         ]  # fmt: skip
         subprocess.run(training, check=True, capture_output=True)
-
-        def first_byte(*command: str) -> None:
-            with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-                assert process.stdout
-                process.stdout.read(1)
-                process.kill()
 
         torch_alone, first = in_turns(
             [

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from benchmarks.common import in_turns
+from benchmarks.sampling import first_byte
 from tests.conftest import make_prose
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +59,12 @@ def test_runs(tmp_path: Path, name: str, options: list[str]) -> None:
     measured = list(numbers(written["results"]))
     assert measured
     assert all(math.isfinite(number) and number >= 0 for number in measured)
+
+
+def test_what_prints_nothing_has_no_first_byte() -> None:
+    first_byte("echo", "a")
+    with pytest.raises(RuntimeError, match="printed nothing: true"):
+        first_byte("true")
 
 
 class TestInTurns:
