@@ -12,11 +12,10 @@ waits for the first character, beside the loading of torch. Run with::
 from __future__ import annotations
 
 import argparse
-import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,7 +24,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.nn import functional as F
 
 from benchmarks.common import TORCH_NN, UNREAD, in_turns, results_file, write_results
 from charrnn.config import (
@@ -35,6 +33,15 @@ from charrnn.config import (
     ModelConfig,
     SampleConfig,
     WeightsName,
+)
+from charrnn.corpus import Part, scan
+from charrnn.evaluation import (
+    WINDOW,
+    Prices,
+    read_windows,
+    symbol_prices,
+    total,
+    window_prices,
 )
 from charrnn.machine import machine
 from charrnn.model import CharModel
@@ -129,19 +136,23 @@ def read_speed(megabytes: float) -> float:
 
 
 def losses(checkpoint: Path, text: Path) -> dict[WeightsName, float]:
-    """Return the bits per character of a text's first characters by each kind of weights."""
+    """Return the bits per character of a text's beginning by each kind of weights."""
     model, vocabulary, _ = load_model(checkpoint, torch.device("cpu"))
-    data = text.read_bytes()
-    read = data if vocabulary.is_bytes else data.decode(vocabulary.encoding)
-    ids = vocabulary.encode(read[:LOSS_CHARACTERS])
-    bits: dict[WeightsName, float] = {}
-    for weights in WEIGHTS_NAMES:
-        stepper = Stepper(model, model.initial_hidden(1), weights)
-        logits_TV = np.concatenate([stepper.step(ids[t : t + 1]) for t in range(len(ids) - 1)])
-        targets_T = torch.from_numpy(ids[1:].astype(np.int64))
-        nats = float(F.cross_entropy(torch.from_numpy(logits_TV), targets_T))
-        bits[weights] = nats / math.log(2)
-    return bits
+    part = scan([str(text)], vocabulary.encoding).whole.first(LOSS_CHARACTERS)
+    return {
+        weights: total(stepped_prices(model, part, vocabulary, weights), part).bits_per_char
+        for weights in WEIGHTS_NAMES
+    }
+
+
+def stepped_prices(
+    model: CharModel, part: Part, vocabulary: Vocabulary, weights: WeightsName
+) -> Iterator[Prices]:
+    """Price a text as ``evaluation.prices`` does, with the weights that ``sample`` reads."""
+    stepper = Stepper(model, model.initial_hidden(1), weights)
+    for position, x_TB, y_TB in read_windows(part, vocabulary, WINDOW):
+        logits_TBV = torch.from_numpy(np.stack([stepper.step(x_B) for x_B in x_TB.numpy()]))
+        yield window_prices(position, symbol_prices(logits_TBV, y_TB)[:, 0], y_TB, vocabulary)
 
 
 def first_byte(*command: str) -> None:

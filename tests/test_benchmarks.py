@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.common import in_turns
-from benchmarks.sampling import first_byte
+from benchmarks.sampling import first_byte, losses
+from charrnn.corpus import scan
+from charrnn.evaluation import score
+from charrnn.trained import load_model
 from tests.conftest import make_prose
 
 ROOT = Path(__file__).parent.parent
@@ -65,6 +69,20 @@ def test_what_prints_nothing_has_no_first_byte() -> None:
     first_byte("echo", "a")
     with pytest.raises(RuntimeError, match="printed nothing: true"):
         first_byte("true")
+
+
+def test_what_fewer_bits_cost_is_told_by_scores_as_evaluate_gives_them(
+    trained: Path, tmp_path: Path
+) -> None:
+    """A byte order mark is no character, and one that is unknown costs its spelling."""
+    text = tmp_path / "text.txt"
+    text.write_text("\ufeff" + make_prose(300, seed=2) + "\u2603", encoding="utf-8")
+    model, vocabulary, _ = load_model(trained, torch.device("cpu"))
+    scores = score(model, scan([str(text)]).whole, vocabulary, lanes=1)
+    assert scores.unknown == 1
+    bits = losses(trained, text)
+    assert bits["fp32"] == pytest.approx(scores.bits_per_char, rel=1e-5)
+    assert list(bits.values()) == pytest.approx([scores.bits_per_char] * len(bits), rel=0.01)
 
 
 class TestInTurns:
