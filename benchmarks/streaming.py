@@ -3,20 +3,23 @@
     python -m benchmarks.streaming --corpora DIR [--big FILE] [--quick] [--json FILE]
 
 Files are in the page cache and every figure is of one thread, from the file: opening,
-reading, checking and decoding are in it. With ``--big``, the time to the first chunk and
-the peak memory of a process of its own are set against those on 50 MB of the same file.
+reading, checking and decoding are in it. With ``--big``, all that ``train`` does up to its
+first update is timed in a process of its own; that and the process's peak memory are set
+against the same on 50 MB of the file.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
+import re
 import tempfile
+import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -24,47 +27,19 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.common import in_turns, results_file, write_results
+from charrnn.config import TextChoices
 from charrnn.corpus import Part, scan
 from charrnn.files import embedded_corpus
 from charrnn.machine import machine
+from charrnn.recipe import Choices
+from charrnn.runfolder import RunFolder
+from charrnn.starting import start
 from charrnn.stream import Lanes
 from charrnn.vocabulary import Vocabulary
 
 _LANES = (16, 64)
 _BPTT = 128
 _SMALL_BYTES = 50_000_000
-
-#: Run in a process of its own: what ``train`` does up to its first update, and then some
-#: chunks. Peak memory comes from the kernel's own record, because getrusage's includes the
-#: process that started this one.
-_FIRST_CHUNK = """
-import re, sys, time
-from pathlib import Path
-import torch
-from charrnn.baselines import compressed_nats
-from charrnn.corpus import scan, split
-from charrnn.starting import MOST_COMPRESSED
-from charrnn.stream import Lanes
-from charrnn.vocabulary import Vocabulary
-
-def memory(field):
-    return int(re.search(field + r":\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
-
-name, chunks = sys.argv[1], int(sys.argv[2])
-before = memory("VmRSS")
-start = time.perf_counter()
-train, valid, _ = split(scan([name]))
-vocabulary = Vocabulary.from_counts(train.counts(), "utf-8")
-valid.counts()
-stop = min(valid.stop, valid.start + MOST_COMPRESSED)
-compressed_nats(valid.corpus.part(valid.start, stop), "bzip2")
-stream = Lanes(train, vocabulary, 64, 128).chunks()
-next(stream)
-first = time.perf_counter() - start
-for _ in range(chunks):
-    next(stream)
-print(first, before, memory("VmHWM"))
-"""
 
 
 @dataclass(frozen=True)
@@ -120,20 +95,55 @@ def measure_big(big: Path, chunks: int) -> list[Row]:
         small = Path(folder, "small.txt")
         with big.open("rb") as source:
             head = source.read(_SMALL_BYTES)
+            while source.read(_SMALL_BYTES):
+                pass  # the rest is to be in the page cache, too
         # Up to a line's end, so that no character is cut in two.
         small.write_bytes(head[: head.rfind(b"\n") + 1])
         rows = []
         for path in (small, big):
-            command = [sys.executable, "-c", _FIRST_CHUNK, str(path), str(chunks)]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            first, before, peak = map(float, output.split())
+            with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                first, peak, beyond = process.submit(first_chunk, path, chunks).result()
             name = f"{path.stat().st_size / 1e6:,.0f} MB"
             rows += [
                 Row(name, "first chunk after", first, "s", 15),
-                Row(name, "peak memory", peak / 1024, "MiB"),
-                Row(name, "beyond torch's own", (peak - before) / 1024, "MiB"),
+                Row(name, "peak memory", peak, "MiB"),
+                Row(name, "beyond torch's own", beyond, "MiB"),
             ]
         return rows
+
+
+def first_chunk(path: Path, chunks: int) -> tuple[float, float, float]:
+    """Do what ``train`` does up to its first update, and then read some chunks.
+
+    Returns:
+        The seconds to the first chunk, and the most memory of this process, whole and beyond
+        what it had before, in MiB.
+    """
+    torch.set_num_threads(1)
+    before = memory("VmRSS")
+    started = time.perf_counter()
+    choices = Choices(training={"batch_size": max(_LANES), "bptt": _BPTT})
+    with tempfile.TemporaryDirectory() as folder, RunFolder.create(Path(folder, "run")) as held:
+        text = TextChoices(texts=(str(path),))
+        run = start(choices, text, folder=held, device=torch.device("cpu"))
+        stream = run.lanes.chunks()
+        next(stream)
+        seconds = time.perf_counter() - started
+        for _ in range(chunks):
+            next(stream)
+    peak = memory("VmHWM")
+    return seconds, peak, peak - before
+
+
+def memory(field: str) -> float:
+    """Return a figure of the kernel's own record of this process, in MiB.
+
+    Its peak is of this process alone; getrusage's includes the one that started it.
+    """
+    status = Path("/proc/self/status").read_text()
+    found = re.search(rf"^{field}:\s*(\d+) kB$", status, re.MULTILINE)
+    assert found
+    return int(found[1]) / 1024
 
 
 def show(rows: Sequence[Row]) -> None:
