@@ -5,8 +5,10 @@
 On a CPU: forward and backward of one layer at 16 lanes, with the gradients of its weights
 and inputs. Then whole updates (forward, loss, backward, clipping, optimiser): ours with
 Muon, on a CUDA device captured as a graph; torch.nn's with AdamW, as tutorials write them.
-Then what a character costs that is scored, beside the forward part of an update. All
-candidates of a size take turns, so that a busy machine slows all of them.
+In both weights move and decay, and nothing is dropped: `charrnn train` drops units and weights
+only in runs of many passes, and torch.nn has no weight drop. Then what a character costs that
+is scored, beside the forward part of an update. All candidates of a size take turns, so that
+a busy machine slows all of them.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import cycle, groupby
 from pathlib import Path
 
 import torch
@@ -39,8 +41,9 @@ from charrnn.corpus import scan
 from charrnn.device import choose_device, multiplies_bf16
 from charrnn.evaluation import score
 from charrnn.machine import machine
-from charrnn.model import CharModel
+from charrnn.model import CharModel, outline
 from charrnn.optimiser import MuonAdamW
+from charrnn.recipe import Choices, choose
 from charrnn.stream import Chunk
 from charrnn.update import EAGER_UPDATES, Update, window_loss
 from charrnn.vocabulary import Vocabulary
@@ -48,6 +51,8 @@ from charrnn.vocabulary import Vocabulary
 _LANES = 16
 #: Characters of the text that is scored.
 _SCORED = 100_000
+#: Characters of the text that our updates are by the recipe for.
+_LEARNED = 1_000_000
 _HIDDEN = (128, 256, 512)
 
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -154,59 +159,71 @@ def measure_layers(length: int, rounds: int) -> list[Row]:
     return rows
 
 
-def reference_update(
-    cell: CellName, size: Size, x_TB: Tensor, y_TB: Tensor, dtype: torch.dtype
-) -> Step:
-    """Return an eager update of torch.nn's layers, bfloat16 by autocast."""
+def reference_update(cell: CellName, size: Size, windows: Tensor, dtype: torch.dtype) -> Step:
+    """Return an eager update of torch.nn's layers on the next window, bfloat16 by autocast."""
     model = Reference(cell, size.vocabulary, size.vocabulary, size.hidden, size.layers)
     narrow = dtype == torch.bfloat16
     training = ReferenceTraining(model.to(size.device), rate=0.001, narrow=narrow)
-    return lambda: training.update(x_TB, y_TB)
+    following = cycle(windows)
+    return lambda: training.update(*next(following))
 
 
-def our_model(cell: CellName, size: Size) -> CharModel:
-    """Return a model of the same shape as ``Reference``."""
-    config = ModelConfig(
+def our_numbers(cell: CellName, size: Size) -> tuple[ModelConfig, TrainConfig]:
+    """Return a model of the shape of ``Reference``, without dropout, and the recipe for it."""
+    choices = Choices(
         cell=cell,
-        vocabulary=size.vocabulary,
-        layers=size.layers,
-        hidden=size.hidden,
-        embedding=size.vocabulary,
+        budget={"steps": 1},
+        model={
+            "layers": size.layers,
+            "hidden": size.hidden,
+            "embedding": size.vocabulary,
+            "dropout": 0.0,
+            "weight_drop": 0.0,
+        },
+        training={"batch_size": size.lanes, "bptt": size.steps},
     )
-    return CharModel(config)
+    return choose(choices, vocabulary=size.vocabulary, characters=_LEARNED, device=size.device)
 
 
-def our_update(cell: CellName, size: Size, x_TB: Tensor, y_TB: Tensor, dtype: torch.dtype) -> Step:
-    """Return an update as ``charrnn train`` makes them, past its eager beginning."""
-    model = our_model(cell, size).to(size.device)
+def our_update(cell: CellName, size: Size, windows: Tensor, dtype: torch.dtype) -> Step:
+    """Return an update as ``charrnn train`` makes them past its eager beginning.
+
+    It learns from the next window by the recipe's peak rates and weight decay; dropout and
+    weight drop are left out.
+    """
+    shape, config = our_numbers(cell, size)
+    model = CharModel(shape).to(size.device)
     model.compute_dtype = dtype
-    config = TrainConfig(
-        batch_size=size.lanes, bptt=size.steps, lr=0.01, lr_adam=0.001, warmup_steps=0, steps=1
-    )
-    update = Update(model, MuonAdamW(model), config)
-    chunk = Chunk(x_TB, y_TB, False, x_TB.numel(), unknown=0)
+    optimiser = MuonAdamW(model, weight_decay=config.weight_decay)
+    optimiser.set_rates(config.lr, config.lr_adam)
+    update = Update(model, optimiser, config)
+    chunks = cycle([Chunk(x_TB, y_TB, False, x_TB.numel(), unknown=0) for x_TB, y_TB in windows])
     for _ in range(EAGER_UPDATES + 1):
-        update(chunk)
+        update(next(chunks))
     if update.capture_failure:
         raise RuntimeError(f"no CUDA graph for {cell}: {update.capture_failure}")
-    return lambda: update(chunk)
+    return lambda: update(next(chunks))
 
 
 def measure_updates(size: Size, rounds: int) -> list[Row]:
-    window = (2, size.steps, size.lanes)
-    x_TB, y_TB = torch.randint(size.vocabulary, window, device=size.device)
-    multiply_adds = {cell: our_model(cell, size).multiply_adds() for cell in CELL_NAMES}
+    # A window again and again would soon be learned by heart, and leave no gradient.
+    windows = torch.randint(
+        size.vocabulary, (rounds, 2, size.steps, size.lanes), device=size.device
+    )
+    multiply_adds = {
+        cell: outline(our_numbers(cell, size)[0]).multiply_adds() for cell in CELL_NAMES
+    }
     rows = []
     for precision, dtype in _PRECISIONS.items():
         if dtype == torch.bfloat16 and not multiplies_bf16(torch.device(size.device)):
             continue
         steps: dict[tuple[CellName, str], Step] = {}
         for cell in CELL_NAMES:
-            steps[cell, "charrnn"] = our_update(cell, size, x_TB, y_TB, dtype)
-            steps[cell, "torch.nn"] = reference_update(cell, size, x_TB, y_TB, dtype)
+            steps[cell, "charrnn"] = our_update(cell, size, windows, dtype)
+            steps[cell, "torch.nn"] = reference_update(cell, size, windows, dtype)
         shape = f"{size.layers} x {size.hidden}, {size.lanes} lanes x {size.steps}"
         what = f"update of {shape}, {size.device.upper()}, {precision}"
-        rows += make_rows(what, steps, multiply_adds, x_TB.numel(), rounds)
+        rows += make_rows(what, steps, multiply_adds, size.lanes * size.steps, rounds)
     return rows
 
 

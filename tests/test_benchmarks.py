@@ -19,10 +19,14 @@ import torch
 
 from benchmarks.common import in_turns
 from benchmarks.sampling import first_byte, losses
+from benchmarks.training_step import Size, our_update
+from charrnn.config import CellName
 from charrnn.corpus import scan
 from charrnn.evaluation import score
 from charrnn.trained import load_model
+from charrnn.update import UpdateResult
 from tests.conftest import make_prose
+from tests.small import each_cell
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ("streaming", "training_step", "sampling", "time_to_quality")
@@ -83,6 +87,17 @@ def test_what_fewer_bits_cost_is_told_by_scores_as_evaluate_gives_them(
     bits = losses(trained, text)
     assert bits["fp32"] == pytest.approx(scores.bits_per_char, rel=1e-5)
     assert list(bits.values()) == pytest.approx([scores.bits_per_char] * len(bits), rel=0.01)
+
+
+@each_cell
+def test_an_update_of_ours_learns(cell: CellName) -> None:
+    size = Size("cpu", lanes=2, steps=5, layers=2, hidden=8, vocabulary=7)
+    torch.manual_seed(1)
+    windows = torch.randint(size.vocabulary, (1, 2, size.steps, size.lanes))
+    update = our_update(cell, size, windows, torch.float32)
+    results = [update() for _ in range(40)]
+    losses = [float(result.loss) for result in results if isinstance(result, UpdateResult)]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 class TestInTurns:
