@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from itertools import pairwise
@@ -19,7 +20,7 @@ import torch
 
 from benchmarks.common import in_turns
 from benchmarks.sampling import first_byte, losses
-from benchmarks.training_step import Size, our_update
+from benchmarks.training_step import Size, our_update, window_multiply_adds
 from charrnn.config import CellName
 from charrnn.corpus import scan
 from charrnn.evaluation import score
@@ -98,6 +99,16 @@ def test_an_update_of_ours_learns(cell: CellName) -> None:
     results = [update() for _ in range(40)]
     losses = [float(result.loss) for result in results if isinstance(result, UpdateResult)]
     assert losses[-1] < 0.9 * losses[0]
+
+
+def test_products_are_counted_as_they_are_made() -> None:
+    """On a CPU, W of the lowest layer once for each symbol instead of each character."""
+    on_cpu = Size("cpu", lanes=2, steps=50, layers=2, hidden=3, vocabulary=7)
+    w, others = 3 * 7, 3 * 3 + (3 * 3 + 3 * 3) + 7 * 3
+    theirs = 100 * (w + others)
+    for size, ours in ((on_cpu, 7 * w + 100 * others), (replace(on_cpu, device="cuda"), theirs)):
+        counted = window_multiply_adds("rnn", size, torch.float32)
+        assert counted == {("rnn", "charrnn"): ours, ("rnn", "torch.nn"): theirs}
 
 
 class TestInTurns:
