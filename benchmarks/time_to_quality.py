@@ -3,7 +3,7 @@
 The reference is what a good tutorial builds: torch.nn's cell, one layer of 256 units,
 32 lanes x 64 characters, AdamW at 3e-3 with a warm-up and a cosine decay over the time,
 the gradient clipped at norm 1, the state carried, in float32 or bf16, whichever is faster.
-It gets the same minutes, text, split and scoring. Run with::
+It gets the same minutes, text, split and scoring, in one lane. Run with::
 
     python -m benchmarks.time_to_quality --corpora DIR [--text NAME] [--minutes 2 ...]
         [--cell lstm ...] [--quick] [--json FILE]
@@ -66,7 +66,8 @@ def ours(text: Path, cell: CellName, minutes: float, folder: Path) -> Outcome:
     trained = charrnn("train", text, "--cell", cell, "--minutes", minutes, "--run", run)
     end = json.loads(trained.splitlines()[-1])
     # Of a large text, validations score only the beginning of what is held out.
-    (scores,) = json.loads(charrnn("evaluate", run / "last.safetensors", "--part", "valid"))
+    checkpoint = run / "last.safetensors"
+    (scores,) = json.loads(charrnn("evaluate", checkpoint, "--part", "valid", "--exact"))
     return Outcome(
         "charrnn",
         cell,
