@@ -1163,8 +1163,8 @@ class TestEvaluate:
         assert result.err.splitlines() == [
             f"{trained}: the model does not know 4 of the 26 characters scored, and each costs "
             "what it takes to spell it out: '\\x1b' x 1, '2' x 1, 'J' x 1, '[' x 1",
-            "the text is without its colours here: FORCE_COLOR=1 keeps them, --per-char FILE writes "
-            "each character's price",
+            "the text is without its colours here: FORCE_COLOR=1 keeps them, --per-char FILE "
+            "writes each character's price",
         ]
         assert result.out.startswith("The grey stone \ufffd[2J sings.")
         assert "\x1b" not in result.out, "a pipe gets no colours"
