@@ -105,14 +105,18 @@ class DamagedCheckpointError(CheckpointError):
     is a plain ``CheckpointError``.
     """
 
-    def __init__(self, path: Path, flaw: str) -> None:
-        super().__init__(f"{shown(path)}: {flaw}; take another copy or an earlier checkpoint")
+    def __init__(self, path: Path, flaw: str, advice: str = "") -> None:
+        super().__init__(f"{shown(path)}: {flaw}{advice}")
         self.path = path
         self.flaw = flaw
 
 
 class _Flaw(Exception):  # noqa: N818 - never leaves this module
     """What is wrong with a file's bytes; becomes a DamagedCheckpointError."""
+
+
+class _Foreign(_Flaw):
+    """The file never was a checkpoint of ours: no other copy would be."""
 
 
 def _versions() -> dict[str, str]:
@@ -359,15 +363,23 @@ def _reading(path: Path) -> Iterator[tuple[io.FileIO, int]]:
             if not stat.S_ISREG(status.st_mode):
                 raise CheckpointError(f"{shown(path)}: not a regular file, so not a checkpoint")
             yield file, status.st_size
-    except _Flaw as flaw:
+    except _Foreign as flaw:
         raise DamagedCheckpointError(path, str(flaw)) from None
+    except _Flaw as flaw:
+        raise DamagedCheckpointError(path, str(flaw), _advice(path)) from None
     except MemoryError:
         raise CheckpointError(f"{shown(path)}: not enough memory to load it") from None
     except OSError as error:
         why = reason(error)
         if error.errno == errno.EIO:
-            raise DamagedCheckpointError(path, f"damaged: {why}") from error
+            raise DamagedCheckpointError(path, f"damaged: {why}", _advice(path)) from error
         raise CheckpointError(f"{shown(path)}: cannot read the checkpoint: {why}") from error
+
+
+def _advice(damaged: Path) -> str:
+    """Return what to take instead of a damaged file."""
+    beside = sorted(file.name for file in damaged.parent.glob("*.safetensors") if file != damaged)
+    return f"; take another copy{', or one of ' if beside else ''}{', '.join(map(shown, beside))}"
 
 
 def _read_head(file: io.FileIO, size: int) -> bytes:
@@ -379,7 +391,7 @@ def _read_head(file: io.FileIO, size: int) -> bytes:
     length = int.from_bytes(head[:8], "little")
     if size < 16 or length > size - 8 or length > MAX_HEADER or head[8:9] != b"{":
         if kind := _kind(head):
-            raise _Flaw(f"{kind}, and charrnn reads only its own safetensors checkpoints")
+            raise _Foreign(f"{kind}, and charrnn reads only its own safetensors checkpoints")
         if head[8:9] != b"{":
             raise _Flaw("not a checkpoint, or its beginning is damaged")
         raise _Flaw(f"damaged: a header of {length} bytes in a file of {size} bytes is impossible")
@@ -400,7 +412,7 @@ def _parse_head(head: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
         raise _Flaw("damaged: its header is not a JSON object")
     metadata = header.pop("__metadata__", None)
     if not isinstance(metadata, dict) or "charrnn" not in metadata:
-        raise _Flaw("a safetensors file, but not a checkpoint of charrnn: no 'charrnn' metadata")
+        raise _Foreign("a safetensors file, but not a checkpoint of charrnn: no 'charrnn' metadata")
     if len(metadata) != 1 or not isinstance(metadata["charrnn"], str):
         raise _Flaw("damaged: 'charrnn' must be a string and the only metadata")
     info = _parse(metadata["charrnn"].encode("utf-8", "surrogatepass"), "metadata")

@@ -251,10 +251,14 @@ class RunFolder:
             return checkpoint, [
                 f"{flaw}: took {path.name} instead, step {step}" for flaw in passed_over
             ]
-        raise damage or CheckpointError(
-            f"{shown(self.path)}: holds best.safetensors only, which has no state to resume from: "
-            "start from its weights with --init-from, in another folder"
-        )
+        if damage is None:
+            flaw = f"{shown(self.path)}: holds {BEST} only, which has no state to resume from"
+        else:
+            flaw = f"{shown(damage.path)}: {damage.flaw}, and no checkpoint is whole to resume from"
+        with suppress(CheckpointError):
+            self.best()
+            flaw += f"; {BEST} has weights to start from with --init-from, in another folder"
+        raise CheckpointError(flaw) from damage
 
     def best(self) -> Checkpoint:
         """Return ``best.safetensors`` without its tensors.

@@ -398,17 +398,22 @@ def test_the_newest_is_loaded_without_a_word(tmp_path: Path) -> None:
     assert notes == []
 
 
-def test_all_damaged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("best_is_whole", [False, True])
+def test_all_damaged(tmp_path: Path, best_is_whole: bool) -> None:
     with RunFolder.create(tmp_path / "run") as folder:
         for step in (1, 2):
             folder.save_last(state(step), step)
     for path in (tmp_path / "run").glob("*.safetensors"):
         os.truncate(path, 100)
-    with (
-        RunFolder.open_existing(tmp_path / "run") as folder,
-        pytest.raises(CheckpointError, match=r"last\.safetensors: damaged: a header of"),
-    ):
-        folder.load_last()
+    with RunFolder.open_existing(tmp_path / "run") as folder:
+        if best_is_whole:
+            folder.save_best(state(1))
+        with pytest.raises(CheckpointError) as error:
+            folder.load_last()
+    said = str(error.value)
+    assert "last.safetensors: damaged: a header of" in said
+    assert "no checkpoint is whole to resume from" in said
+    assert ("best.safetensors has weights to start from" in said) == best_is_whole
 
 
 def test_only_the_best_is_there(tmp_path: Path) -> None:
