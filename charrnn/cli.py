@@ -486,7 +486,10 @@ def evaluate(
     ] = None,
     part: Annotated[
         PartName | None,
-        typer.Option(help="Score this part of the text that the model was trained on instead."),
+        typer.Option(
+            help="Score this part of the text that the model was trained on; --text says where "
+            "that lies now, if it has moved."
+        ),
     ] = None,
     encoding: Annotated[
         str | None,
@@ -539,7 +542,7 @@ def evaluate(
 ) -> None:
     """Score a text under one model or several.
 
-    The text is named by --text or by --part: one of them must be given.
+    The text is named by --text or by --part: give one of them.
 
     Nats and bits per character, bits per byte and perplexity, over every character but the first;
     characters that a model does not know are charged with what it takes to spell them out. Where
@@ -854,7 +857,10 @@ def inspect_recurrence(
     ] = None,
     part: Annotated[
         PartName | None,
-        typer.Option(help="Look at this part of the text that the model was trained on instead."),
+        typer.Option(
+            help="Look at this part of the text that the model was trained on; --text says where "
+            "that lies now, if it has moved."
+        ),
     ] = None,
     encoding: Annotated[
         str | None, typer.Option(help="Of the text (default: as the model was trained).")
@@ -898,7 +904,7 @@ def inspect_recurrence(
 ) -> None:
     """Look into a model: step, gradient flow, memory, pace, gates, units, clipping, truncation.
 
-    The text is named by --text or by --part: one of them must be given.
+    The text is named by --text or by --part: give one of them.
     """
     source = TextSource(texts=tuple(text or ()), part=part, encoding=encoding)
     config = InspectConfig(

@@ -329,7 +329,7 @@ class TextSource:
     texts: tuple[str, ...] = ()
     """Files, folders, globs, or "-" for standard input."""
     part: PartName | None = None
-    """Of the text that the models were trained on, instead."""
+    """Of the text that the models were trained on; ``texts`` say where that lies now, if moved."""
     encoding: str | None = None
     """Of ``texts``: a codec's name, or "bytes"; None: as the models were trained."""
 
@@ -337,8 +337,6 @@ class TextSource:
         _check(self, {})
         if not self.texts and self.part is None:
             raise UsageError("give a text: --text FILE, or --part valid for what was held out")
-        if self.texts and self.part is not None:
-            raise UsageError("--text and --part exclude each other: give one")
         if self.part is not None and self.encoding is not None:
             raise UsageError("--part and --encoding exclude each other: the part has its own")
 

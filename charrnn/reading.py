@@ -237,13 +237,16 @@ def refuse_another_text(
     )
 
 
-def recorded_part(checkpoint: Checkpoint, name: PartName, read: Scan = scan) -> Part:
+def recorded_part(
+    checkpoint: Checkpoint, name: PartName, read: Scan = scan, moved: Sequence[str] = ()
+) -> Part:
     """Return a part of the text that a checkpoint's run reads.
 
     Args:
         checkpoint: from ``load_model``.
         name: which part.
         read: reads the text.
+        moved: where it lies now, if not where the run knows it to be.
 
     Raises:
         CheckpointError: the description is not usable.
@@ -261,14 +264,18 @@ def recorded_part(checkpoint: Checkpoint, name: PartName, read: Scan = scan) -> 
     names, fingerprint = record.texts, record.fingerprint
     if name == "valid" and record.valid_texts:
         names, fingerprint = record.valid_texts, record.valid_fingerprint or ""
-    if "-" in names:
+    if "-" in names and not moved:
         raise CorpusError(f"{shown(path)}: its run read standard input, which is gone")
     try:
-        corpus = read(tuple(names or embedded_corpus()), record.encoding)
+        corpus = read(tuple(moved or names or embedded_corpus()), record.encoding)
     except CorpusError as error:
         raise CorpusError(f"{shown(path)}: the text that its run read: {error}") from error
     if corpus.fingerprint != fingerprint:
-        raise CorpusError(f"{shown(path)}: the text that its run read has changed since")
+        raise CorpusError(
+            f"{shown(path)}: its run read another text than {shown(' '.join(moved))}"
+            if moved
+            else f"{shown(path)}: the text that its run read has changed since"
+        )
     try:
         return corpus.part(*borders)
     except ValueError as error:

@@ -141,25 +141,29 @@ def load_subjects(
     """
     models = _load_models(paths, device, named=bool(source.texts))
     spooled = spool()
+    texts = tuple(readable(source.texts, spooled))
     all_of_bytes = all(vocabulary.is_bytes for _, vocabulary, _ in models)
     subjects: list[Subject] = []
     for path, (model, vocabulary, checkpoint) in zip(paths, models, strict=True):
         if source.part is not None:
-            part = _recorded(checkpoint, source.part, scan)
+            part = _recorded(checkpoint, source.part, scan, texts)
         else:
             read_as = vocabulary.encoding
             # An encoding is meant for the models of characters, if there are any.
             if source.encoding is not None and (all_of_bytes or not vocabulary.is_bytes):
                 refuse_other_symbols(source.encoding, vocabulary, shown(path))
                 read_as = source.encoding
-            part = scan(tuple(readable(source.texts, spooled)), read_as).whole
+            part = scan(texts, read_as).whole
         trained_on = checkpoint.record("text", TextRecord)
         subjects.append(Subject(path, model, vocabulary, checkpoint, trained_on, part))
     for note in dict.fromkeys(note for one in subjects for note in one.part.corpus.notes):
         tell(note.replace(str(spooled), "standard input") if spooled else note)
     if source.part is not None:
         _refuse_different_parts(subjects, source.part)
-    return [_with_training(subject, scan) for subject in subjects] if with_training else subjects
+    if not with_training:
+        return subjects
+    moved = () if source.part is None else texts
+    return [_with_training(subject, scan, moved) for subject in subjects]
 
 
 def _load_models(
@@ -188,9 +192,11 @@ def _refuse_different_parts(subjects: Sequence[Subject], name: PartName) -> None
             )
 
 
-def _with_training(subject: Subject, scan: Scan) -> Subject:
+def _with_training(subject: Subject, scan: Scan, moved: Sequence[str]) -> Subject:
+    # Where it is not one text with what is validated on, that is what has been named.
+    moved = () if subject.trained_on.valid_texts else moved
     try:
-        return replace(subject, training=recorded_part(subject.checkpoint, "train", scan))
+        return replace(subject, training=recorded_part(subject.checkpoint, "train", scan, moved))
     except (CorpusError, CheckpointError) as error:
         return replace(subject, gone=str(error))
 
@@ -213,11 +219,17 @@ def remarks(subjects: Sequence[Subject], facts: Sequence[Sequence[str]]) -> Iter
             yield f"{subject.gone}: unigram and n-gram, which learn from it, are left out"
 
 
-def _recorded(checkpoint: Checkpoint, part: PartName, scan: Scan) -> Part:
+def _recorded(checkpoint: Checkpoint, part: PartName, scan: Scan, moved: Sequence[str]) -> Part:
     try:
-        return recorded_part(checkpoint, part, scan)
-    except (CorpusError, UsageError) as error:
-        raise type(error)(f"{error}; --text FILE reads another text") from error
+        return recorded_part(checkpoint, part, scan, moved)
+    except UsageError as error:
+        raise UsageError(f"{error}; --text FILE alone reads another text") from error
+    except CorpusError as error:
+        if moved:
+            raise
+        raise CorpusError(
+            f"{error}; --text FILE says where it lies now, or without --part names another"
+        ) from error
 
 
 def _shared(

@@ -267,7 +267,7 @@ class TestBadInput:
             # Scoring.
             ("evaluate", 2, "Missing"),
             ("evaluate {trained}", 2, "--text"),
-            ("evaluate {trained} --text {prose} --part valid", 2, "--part"),
+            ("evaluate {trained} --text {latin} --part valid", 1, "the text that its run read"),
             ("evaluate {trained} --part test", 2, "no test part"),
             ("evaluate {trained} --part valid --encoding utf-8", 2, "--encoding"),
             ("evaluate {trained} --part valid --by-position 0", 2, "--by-position"),
@@ -1027,8 +1027,19 @@ class TestEvaluate:
         lost = one_line(cli("evaluate", run, "--part", "valid"))
         assert lost == (
             f"charrnn: {run}: the text that its run read: there is no file {text}: check its "
-            "name; --text FILE reads another text\n"
+            "name; --text FILE says where it lies now, or without --part names another\n"
         )
+        there = cli("evaluate", run, "--part", "valid", "--text", moved, "--baselines", "--json")
+        assert (there.code, there.err) == (0, whole.err)
+        found, scored = (json.loads(one.out)[0] for one in (there, whole))
+        assert found["nats_per_char"] == scored["nats_per_char"]
+        assert "unigram" in {one["name"] for one in found["baselines"]}
+        other = tmp_path / "other"
+        other.write_text(prose.read_text()[::-1])
+        for words in (("evaluate",), ("inspect", "--only", "gates")):
+            refused = cli(*words, run, "--part", "valid", "--text", other)
+            assert refused.code == 1
+            assert one_line(refused) == f"charrnn: {run}: its run read another text than {other}\n"
         lost = one_line(cli("train", "--run", run, "--resume"))
         assert lost == (
             f"charrnn: there is no file {text}: check its name; where the run's text has moved, "
@@ -1067,9 +1078,13 @@ class TestEvaluate:
         run = tmp_path / "run"
         assert cli("train", "-", "--run", run, *QUICK, stdin=prose.read_bytes()).code == 0
         assert one_line(cli("evaluate", run, "--part", "valid")) == (
-            f"charrnn: {run}: its run read standard input, which is gone; --text FILE reads "
-            "another text\n"
+            f"charrnn: {run}: its run read standard input, which is gone; --text FILE says where "
+            "it lies now, or without --part names another\n"
         )
+        again = ("evaluate", run, "--part", "valid", "--text", "-", "--baselines")
+        found = cli(*again, stdin=prose.read_bytes())
+        assert found.code == 0
+        assert "unigram" in found.out
 
     def test_in_depth_adds_names_and_changes_none(self, cli: Cli, trained: Path) -> None:
         plain = json.loads(cli("evaluate", trained, "--part", "valid", "--json").out)[0]

@@ -467,7 +467,6 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("words", "code", "says"),
         [
-            ("--part valid", 2, "--text and --part exclude each other"),
             ("--unit 33", 2, "1.1 to 1.32"),
             ("--unit best", 2, "--unit must be"),
             ("--characters 0", 2, "--characters"),
