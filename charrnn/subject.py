@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from charrnn.checkpoint import BEST, Checkpoint, find
+from charrnn.checkpoint import LAST, Checkpoint, find
 from charrnn.config import PartName, TextSource
 from charrnn.corpus import Part
 from charrnn.errors import CheckpointError, CorpusError, UsageError
@@ -69,7 +69,10 @@ class Subject:
     def chosen(self) -> str | None:
         """Say on how much of its text the model was chosen as the best of its run, if any."""
         trained, validated_on = self.trained_on, self.validated_on
-        if validated_on is None or find(self.path).name != BEST:
+        progress = self.checkpoint.record("progress", Progress)
+        # The best one under any name; the last was not chosen, though it may be the best.
+        is_best = progress.step == progress.best_step and find(self.path).name != LAST
+        if validated_on is None or not is_best:
             return None
         validated = _shared(self.part, trained, *validated_on)
         if validated is None:

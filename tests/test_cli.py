@@ -1004,6 +1004,8 @@ class TestEvaluate:
             "text tells more\n"
         )
         assert cli("evaluate", trained / "last.safetensors", "--part", "valid").err == ""
+        copy = shutil.copy(trained / "best.safetensors", tmp_path / "mine.safetensors")
+        assert said in cli("evaluate", copy, "--part", "valid").err
         # Where positions in the text are of other characters, they are not compared.
         result = cli("evaluate", trained, "--text", prose, "--encoding", "latin-1")
         assert "the model was trained on some of this text: --part valid is" in result.err
