@@ -22,9 +22,10 @@ from torch import Tensor
 from charrnn.cells import CELLS
 from charrnn.config import ModelConfig
 from charrnn.errors import UsageError
+from charrnn.evaluation import WARM_UP
 from charrnn.model import CharModel
 from charrnn.properties import PROPERTIES
-from charrnn.stretch import WARM_UP, Stretch, warmed, windows_at
+from charrnn.stretch import Stretch, warmed, windows_at
 from charrnn.unrolled import KEEPERS, observe, unroll_model
 
 __all__ = [

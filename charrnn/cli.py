@@ -331,7 +331,7 @@ def train(
     text = TextChoices(texts=tuple(texts or ()), valid=tuple(valid or ()), **recipe.given(reading))
     choices = recipe.Choices(cell=cell, budget=budget, model=model, training=training)
     # Every number is checked before torch is imported and before anything is written.
-    recipe.choose(choices, vocabulary=2, characters=2, device="cpu")
+    recipe.refuse_nonsense(choices)
 
     command = command_line(["charrnn", *sys.argv[1:]])
     with contextlib.ExitStack() as stack:

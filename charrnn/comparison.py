@@ -112,7 +112,7 @@ class Plan(Record):
         # What the runs would refuse later is refused now.
         self.text()
         for seed, cell in itertools.product({self.seed, self.seed + self.seeds - 1}, self.cells):
-            recipe.choose(self.choices(cell, seed), vocabulary=2, characters=2, device="cpu")
+            recipe.refuse_nonsense(self.choices(cell, seed))
 
     def extended(self, seeds: int) -> Self:
         """Return the plan with more runs of each cell, after those that it has.

@@ -28,6 +28,7 @@ from charrnn.stream import Reader
 from charrnn.vocabulary import UNKNOWN, Vocabulary
 
 __all__ = [
+    "WARM_UP",
     "Interrupted",
     "PositionScores",
     "Prices",
@@ -43,7 +44,7 @@ __all__ = [
     "window_prices",
 ]
 
-#: Characters that a lane reads before its first prediction counts.
+#: Characters read before the first prediction counts, so that the state is a usual one.
 WARM_UP = 256
 #: A lane shorter than this would spend too much of its time on its warm-up.
 SHORTEST_LANE = 4 * WARM_UP

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from charrnn.cells import RNN, Cell
 from charrnn.config import ModelConfig, WeightsOrigin
+from charrnn.evaluation import WARM_UP
 from charrnn.model import CharModel
-from charrnn.stretch import WARM_UP, Stretch, first_where, warmed, windows_at
+from charrnn.stretch import Stretch, first_where, warmed, windows_at
 from charrnn.unrolled import unroll_model
 
 __all__ = ["GradientFlow", "Reach", "gradient_flow", "initial_model", "with_spectral_radius"]

@@ -124,7 +124,7 @@ def choose(
     a_step = min(10**15, max(1, a_step))
     read = _characters_read(budget, a_step, vocabulary, characters, device)
     passes = read / characters
-    hidden = _hidden(cell, device, planned["precision"], vocabulary, passes, characters)
+    hidden = _hidden(cell, device, planned["precision"], vocabulary, read, characters)
     sizes: dict[str, Any] = {
         "cell": cell,
         "vocabulary": vocabulary,
@@ -154,6 +154,15 @@ def choose(
     return model, TrainConfig(**{**training, **budget, "dropout_by_plan": by_plan, **chosen})
 
 
+def refuse_nonsense(choices: Choices) -> None:
+    """Refuse numbers that make no sense for any text, before one is read and torch imported.
+
+    Raises:
+        UsageError: with the first of them.
+    """
+    choose(choices, vocabulary=2, characters=2, device="cpu")
+
+
 def warmup_steps(updates: float) -> int:
     """Return the steps of warm-up in a run of so many updates.
 
@@ -170,7 +179,7 @@ def pressure(passes: float, parameters: int, characters: int) -> float:
 
     Args:
         passes: over the training part, in the whole run.
-        parameters: of the model.
+        parameters: of the model's matrices (``matrix_weights``).
         characters: of the training part.
     """
     return passes * parameters / characters
@@ -273,7 +282,7 @@ def _training(cell: CellName, bf16: bool) -> dict[str, Any]:
 
 
 def _hidden(
-    cell: CellName, device: str, precision: str, vocabulary: int, passes: float, characters: int
+    cell: CellName, device: str, precision: str, vocabulary: int, read: float, characters: int
 ) -> int:
     """Return the units of a model's only layer.
 
@@ -282,16 +291,16 @@ def _hidden(
         device: where it is trained.
         precision: of its products there.
         vocabulary: V.
-        passes: over the text, in the whole run.
+        read: characters, in the whole run.
         characters: of the training part.
     """
     narrowest = 384 if cell == "rnn" else 256
     if precision == "bf16":
         narrowest += 128
     if device == "cuda":
-        width = GPU_UNITS[cell][passes * characters > GPU_WIDER_FROM]
+        width = GPU_UNITS[cell][read > GPU_WIDER_FROM]
     else:
-        more = sum(passes * characters > least for least in WIDER_FROM[cell])
+        more = sum(read > least for least in WIDER_FROM[cell])
         width = narrowest + 128 * more
     most = MOST_WEIGHTS[device] * characters
     while width > narrowest and _recurrent_weights(cell, 1, width, min(vocabulary, width)) > most:

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from charrnn.corpus import Part
 from charrnn.errors import CorpusError
-from charrnn.model import CharModel, Hidden, detach
+from charrnn.model import CharModel, Hidden
 from charrnn.vocabulary import Vocabulary
 
 __all__ = [
     "LEAST_CHARACTERS",
-    "WARM_UP",
     "Stretch",
     "first_where",
     "read_stretch",
@@ -29,8 +28,6 @@ __all__ = [
 
 #: Fewest characters that can be inspected.
 LEAST_CHARACTERS = 100
-#: Characters read before anything is measured, so that the state is a usual one.
-WARM_UP = 256
 
 
 @dataclass(frozen=True)
@@ -82,4 +79,4 @@ def windows_at(
 def warmed(model: CharModel, ids_TB: Tensor) -> Hidden:
     """Return the state after some symbols, from zero."""
     hidden = model.initial_hidden(ids_TB.shape[1])
-    return detach(model.read(ids_TB, hidden)[1]) if len(ids_TB) else hidden
+    return model.read(ids_TB, hidden)[1] if len(ids_TB) else hidden

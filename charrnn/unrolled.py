@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from charrnn.cells import GRU, LSTM, RNN, Cell, State
+from charrnn.evaluation import WARM_UP
 from charrnn.model import CharModel, Hidden
-from charrnn.stretch import WARM_UP, Stretch, warmed, windows_at
+from charrnn.stretch import Stretch, warmed, windows_at
 
 __all__ = ["GATES", "KEEPERS", "Unrolled", "observe", "unroll", "unroll_model"]
 
