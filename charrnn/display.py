@@ -32,6 +32,7 @@ from charrnn.training import (
     Event,
     Finished,
     Logged,
+    Paused,
     Planned,
     Sampled,
     Spiked,
@@ -361,6 +362,8 @@ def _plain(event: Event, run: Run) -> Iterable[str]:
             + (guessing if event.before is None else f"from a mean of {event.before:.3f}")
             + advice
         )
+    elif isinstance(event, Paused):
+        yield f"was stopped for {duration(event.seconds)}, which the run's time leaves out"
     elif isinstance(event, Uncaptured):
         yield (
             "the update cannot be captured in a CUDA graph and is slower without, "

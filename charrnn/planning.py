@@ -122,7 +122,7 @@ class Planner:
         if progress.step == progress.planned_at_step:
             return False
         speed, since = self._speed_since_plan()
-        # A plan that was made after a pause may be over before the stretch is, and so may be
+        # A plan that was made after a stall may be over before the stretch is, and so may be
         # the minutes.
         is_late = progress.seconds > (1 + OFF_PLAN) * self._budget()
         if since < OFF_PLAN_AFTER * self._budget() and progress.step < planned and not is_late:
@@ -196,7 +196,7 @@ class Planner:
 
         totals = range(progress.step + 1, progress.step + int(left * speed) + 1)
         affordable = bisect_right(totals, left, key=seconds)
-        # Where a pause was taken for slowness, one update more shows it.
+        # Where a stall was taken for slowness, one update more shows it.
         least = left > 0 and progress.planned_steps != progress.step
         return progress.step + max(least, affordable)
 

@@ -41,7 +41,7 @@ class Progress(Record):
     characters: int = 0
     """Predictions trained on."""
     seconds: float = 0.0
-    """Wall-clock time of training, validation and saving, all sittings together."""
+    """Time of training, validation and saving, all sittings together, by ``clock.Clock``."""
     validation_seconds: float = 0.0
     """Of them: the time of all validations together."""
     vain_seconds: float = 0.0

@@ -8,13 +8,13 @@ with its complete state saved.
 from __future__ import annotations
 
 import math
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from charrnn.clock import Clock
 from charrnn.config import SampleConfig
 from charrnn.errors import CorpusError, NonFiniteError, RunFolderError
 from charrnn.evaluation import Interrupted, Scores, score
@@ -28,6 +28,7 @@ __all__ = [
     "Event",
     "Finished",
     "Logged",
+    "Paused",
     "Planned",
     "Sampled",
     "Saved",
@@ -104,6 +105,13 @@ class Spiked:
 
 
 @dataclass(frozen=True)
+class Paused:
+    """The process was stopped and goes on, as by Ctrl-Z and fg; the run's time leaves that out."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Uncaptured:
     """The update could not be captured in a CUDA graph, and runs step by step; told once."""
 
@@ -120,7 +128,18 @@ class Finished:
     """Whether the budget was used up or patience ran out."""
 
 
-Event = Planned | Logged | Validating | Validated | Sampled | Saved | Spiked | Uncaptured | Finished
+Event = (
+    Planned
+    | Logged
+    | Validating
+    | Validated
+    | Sampled
+    | Saved
+    | Spiked
+    | Paused
+    | Uncaptured
+    | Finished
+)
 
 
 def train(run: Run, should_stop: Callable[[], str | None] = lambda: None) -> Iterator[Event]:
@@ -141,7 +160,8 @@ def train(run: Run, should_stop: Callable[[], str | None] = lambda: None) -> Ite
         RunFolderError: a file could not be written; earlier ones are whole.
     """
     try:
-        yield from _Loop(run, should_stop).events()
+        with Clock() as clock:
+            yield from _Loop(run, should_stop, clock).events()
     except RunFolderError as error:
         if run.saved is None:
             raise
@@ -153,10 +173,13 @@ def train(run: Run, should_stop: Callable[[], str | None] = lambda: None) -> Ite
 class _Loop:
     """One sitting of a run."""
 
-    def __init__(self, run: Run, should_stop: Callable[[], str | None]) -> None:
+    def __init__(self, run: Run, should_stop: Callable[[], str | None], clock: Clock) -> None:
         self.run = run
         self.should_stop = should_stop
-        self.clock = time.monotonic()
+        self.clock = clock
+        self.ticked_at = clock.now()
+        #: Seconds for which the process was stopped, as far as they were told.
+        self.told_stopped = 0.0
         self.planner = Planner(run)
         self.told_uncaptured = False
         self.row_from = (run.progress.characters, run.progress.seconds)
@@ -200,6 +223,9 @@ class _Loop:
         chunks = run.lanes.chunks(progress.step)
         while True:
             self._tick()
+            if (stopped := self.clock.stopped) > self.told_stopped:
+                yield Paused(stopped - self.told_stopped)
+                self.told_stopped = stopped
             if self._stopping():
                 return
             # The time of updates that nobody has waited for is not known.
@@ -234,9 +260,9 @@ class _Loop:
 
     def _tick(self) -> None:
         """Add the time since the last tick to the run's clock."""
-        now = time.monotonic()
-        self.run.progress.seconds += now - self.clock
-        self.clock = now
+        now = self.clock.now()
+        self.run.progress.seconds += now - self.ticked_at
+        self.ticked_at = now
 
     def _stopping(self) -> bool:
         self.stop_reason = self.stop_reason or self.should_stop()
@@ -418,9 +444,9 @@ class _Loop:
     def _save(self) -> Saved:
         self._flush()
         self._tick()
-        started = time.monotonic()
+        started = self.clock.now()
         path = self.run.save()
-        self.save_seconds = time.monotonic() - started
+        self.save_seconds = self.clock.now() - started
         self._tick()
         self.saved_at = self.run.progress.seconds
         return Saved(path, self.run.progress.step)

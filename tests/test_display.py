@@ -25,6 +25,7 @@ from charrnn.training import (
     Event,
     Finished,
     Logged,
+    Paused,
     Planned,
     Sampled,
     Saved,
@@ -140,6 +141,12 @@ class TestPlain:
     def test_a_plan_made_again_says_so(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         (line,) = said(run, Planned(9000, 100, 50, again=True), capsys).splitlines()
         assert line.startswith("the speed has changed: planned again, 9,000 steps, ")
+
+    def test_says_how_long_it_was_stopped(
+        self, run: Run, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        line = said(run, Paused(20.25), capsys)
+        assert line == "was stopped for 20 s, which the run's time leaves out\n"
 
     def test_a_device_without_a_name_goes_by_its_kind(
         self, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -22,7 +23,7 @@ from charrnn.config import TrainConfig
 from charrnn.evaluation import Interrupted, Scores
 from charrnn.planning import Planner
 from charrnn.run import Progress, Run
-from charrnn.training import Event, Finished, Logged, Planned, Validated, train
+from charrnn.training import Event, Finished, Logged, Paused, Planned, Validated, train
 
 HELD_OUT = 600
 #: Predictions of an update: the last 17 of 19 in 3 lanes.
@@ -42,20 +43,46 @@ class World:
     """What the first update takes besides."""
     changes: list[tuple[float, float]] = field(default_factory=list)
     """From when on things take how many times as long."""
+    stalls: list[tuple[float, float]] = field(default_factory=list)
+    """When nothing gets done, as on a disk that hangs, and for how long."""
     pauses: list[tuple[float, float]] = field(default_factory=list)
     """When the process is stopped, and for how long."""
     now: float = 0.0
+    stopped: float = 0.0
+    """Seconds of all pauses so far."""
     begun: list[tuple[str, float]] = field(default_factory=list)
     """Updates and validations, and when each began."""
 
-    def monotonic(self) -> float:
-        return self.now
+    def clock(self) -> Any:
+        """Return what a run has of it."""
+        return nullcontext(RunningClock(self))
 
     def spend(self, seconds: float) -> None:
         times = [times for start, times in self.changes if start <= self.now]
         self.now += seconds * (times[-1] if times else 1.0)
+        while self.stalls and self.stalls[0][0] <= self.now:
+            self.now += self.stalls.pop(0)[1]
         while self.pauses and self.pauses[0][0] <= self.now:
-            self.now += self.pauses.pop(0)[1]
+            pause = self.pauses.pop(0)[1]
+            self.now += pause
+            self.stopped += pause
+
+
+@dataclass
+class RunningClock:
+    """As ``clock.Clock`` is, which is made for a sitting: pauses before it are not its own."""
+
+    world: World
+
+    def __post_init__(self) -> None:
+        self.before = self.world.stopped
+
+    @property
+    def stopped(self) -> float:
+        return self.world.stopped - self.before
+
+    def now(self) -> float:
+        return self.world.now - self.stopped
 
 
 class StubRun(Run):
@@ -90,6 +117,7 @@ def stub_run(
         characters=held_out, first=lambda n: SimpleNamespace(characters=min(n, held_out))
     )
     stubs: dict[str, Any] = {
+        "baselines": {"uniform": 5.0},
         "model": SimpleNamespace(
             config=SimpleNamespace(dropout=0.0, weight_drop=0.0),
             head=SimpleNamespace(weight=SimpleNamespace(device=SimpleNamespace(type=device))),
@@ -101,9 +129,7 @@ def stub_run(
         "update": update,
         "folder": SimpleNamespace(log=lambda _row: None, keep=1),
     }
-    run = StubRun(
-        config=config, progress=progress, text=cast(Any, None), baselines={}, notes=[], **stubs
-    )
+    run = StubRun(config=config, progress=progress, text=cast(Any, None), notes=[], **stubs)
     run.world = world
     return run
 
@@ -158,7 +184,7 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> Simulate:
         def asked(stop: float) -> str | None:
             return "stop" if world.now >= stop else None
 
-        monkeypatch.setattr(training, "time", world)
+        monkeypatch.setattr(training, "Clock", world.clock)
         monkeypatch.setattr(training, "score", score)
         monkeypatch.setattr(training, "sample", sample)
         if seconds is not None:
@@ -241,21 +267,37 @@ def test_validations_that_are_dear_and_many_leave_time_for_updates(simulate: Sim
     assert at < 0.3 * 60, "not when a fifth of the minutes went into updates"
 
 
-@pytest.mark.parametrize("pause", [(9.0, 40), (13.0, 40), (20.0, 25), (58.8, 7)])
-def test_a_pause_is_no_change_of_speed(simulate: Simulate, pause: tuple[float, float]) -> None:
-    """Ctrl-Z before or after the first plan: what time is left is used."""
-    told = simulate(World(update=0.1, pauses=[pause]))
+@pytest.mark.parametrize("stall", [(9.0, 40), (13.0, 40), (20.0, 25), (58.8, 7)])
+def test_a_stall_is_no_change_of_speed(simulate: Simulate, stall: tuple[float, float]) -> None:
+    """Before or after the first plan: what time is left is used."""
+    told = simulate(World(update=0.1, stalls=[stall]))
     assert 0.9 * 60 < told.seconds < 1.1 * 60
     assert told.run.progress.validated_step == told.run.progress.step
+
+
+@pytest.mark.parametrize("pause", [(3.0, 80), (9.0, 80), (12.8, 80), (20.0, 25), (55.0, 7)])
+def test_a_pause_takes_no_time(simulate: Simulate, pause: tuple[float, float]) -> None:
+    """Ctrl-Z at the start, while the speed is measured, in a validation, later: as without."""
+    world = World(update=0.1, validation=1.0, save=0.2)
+    without = simulate(replace(world))
+    told = simulate(replace(world, pauses=[pause]))
+    assert told.only(Paused) == [Paused(pause[1])]
+    assert told.seconds == pytest.approx(without.seconds)
+    others = [event for _, event in told.events if not isinstance(event, Paused)]
+    assert len(others) == len(without.events)
+    for event, (_, expected) in zip(others, without.events, strict=True):
+        assert type(event) is type(expected)
+        if isinstance(event, Logged) and isinstance(expected, Logged):
+            assert event.row == pytest.approx(expected.row)
 
 
 @pytest.mark.parametrize(
     "world",
     [
-        pytest.param(World(pauses=[(3.0, 80)]), id="a pause at the start"),
-        pytest.param(World(pauses=[(8.0, 80)]), id="a pause while the speed is measured"),
-        pytest.param(World(pauses=[(13.0, 80)]), id="a pause after the plan"),
-        pytest.param(World(pauses=[(55.0, 80)]), id="a pause near the end"),
+        pytest.param(World(stalls=[(3.0, 80)]), id="a stall at the start"),
+        pytest.param(World(stalls=[(8.0, 80)]), id="a stall while the speed is measured"),
+        pytest.param(World(stalls=[(13.0, 80)]), id="a stall after the plan"),
+        pytest.param(World(stalls=[(55.0, 80)]), id="a stall near the end"),
         pytest.param(World(validation=80), id="a validation"),
         pytest.param(World(first=80), id="the first update"),
         pytest.param(World(changes=[(20, 100)]), id="slowness"),
@@ -299,10 +341,10 @@ def test_time_that_a_validation_left_is_used(simulate: Simulate) -> None:
 
 
 def test_a_run_out_of_patience_is_not_planned_again(simulate: Simulate) -> None:
-    """Though Ctrl-Z within the last validation left no time for the plan."""
+    """Though a stall within the last validation left no time for the plan."""
     losses = iter([2.0, 3.0])
     told = simulate(
-        World(update=0.1, validation=1.0, pauses=[(21.5, 30)]),
+        World(update=0.1, validation=1.0, stalls=[(21.5, 30)]),
         losses=lambda: next(losses),
         patience=1,
         validate_every=200,
@@ -311,15 +353,15 @@ def test_a_run_out_of_patience_is_not_planned_again(simulate: Simulate) -> None:
     assert len(told.only(Planned)) == 1
 
 
-def test_an_update_more_shows_that_a_pause_was_no_slowness(simulate: Simulate) -> None:
-    """Ctrl-Z in the first update after the plan: by that one, none would fit."""
-    told = simulate(World(update=1.7, pauses=[(15, 32)]))
+def test_an_update_more_shows_that_a_stall_was_no_slowness(simulate: Simulate) -> None:
+    """In the first update after the plan: by that one, none would fit."""
+    told = simulate(World(update=1.7, stalls=[(15, 32)]))
     assert 0.9 * 60 < told.seconds < 1.1 * 60
 
 
 def test_a_last_validation_that_takes_less_leaves_time(simulate: Simulate) -> None:
-    """Ctrl-Z within the first one: what the others take was thought to be as much."""
-    told = simulate(World(update=0.1, validation=1.0, pauses=[(12.8, 20)]))
+    """A stall within the first one: what the others take was thought to be as much."""
+    told = simulate(World(update=0.1, validation=1.0, stalls=[(12.8, 20)]))
     assert 0.9 * 60 < told.seconds < 1.1 * 60
 
 
@@ -350,7 +392,7 @@ def test_the_time_that_is_left_counts_validations_before_the_first(simulate: Sim
 
 def test_no_time_is_left_where_none_is_needed(simulate: Simulate) -> None:
     """Not less than none when the minutes are over, or the budget was cut to less than is done."""
-    for world in World(pauses=[(4.3, 80)]), World(changes=[(20, 100)]):
+    for world in World(stalls=[(4.3, 80)]), World(changes=[(20, 100)]):
         assert min(event.eta for event in simulate(world).only(Logged)) == 0
     impatient = simulate(World(), None, steps=90, patience=1).run
     assert impatient.progress.step < 90
@@ -434,7 +476,7 @@ def scenario(chance: random.Random) -> tuple[World, dict[str, Any]]:
         save=update * size(0.01, 3),
         first=chance.choice([0, 0, size(3, 90)]),
         changes=sorted((60 * chance.random(), size(0.1, 10)) for _ in some(3)),
-        pauses=sorted((60 * chance.random(), size(3, 120)) for _ in some(2)),
+        stalls=sorted((60 * chance.random(), size(3, 120)) for _ in some(2)),
     )
     options = {
         "held_out": chance.choice([0, HELD_OUT, HELD_OUT, 15_000]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -147,14 +148,14 @@ def test_resume_while_patience_counts(tmp_path: Path, tale: Path, promise: Promi
 def fast_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock of the loop that goes on by 10 ms whenever it is read."""
 
-    class Clock:
-        now = 0.0
+    class FakeClock:
+        time, stopped = 0.0, 0.0
 
-        def monotonic(self) -> float:
-            self.now += 0.01
-            return self.now
+        def now(self) -> float:
+            self.time += 0.01
+            return self.time
 
-    monkeypatch.setattr(charrnn.training, "time", Clock())
+    monkeypatch.setattr(charrnn.training, "Clock", lambda: nullcontext(FakeClock()))
 
 
 @pytest.mark.usefixtures("fast_clock")
