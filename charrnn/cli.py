@@ -35,7 +35,7 @@ from charrnn.config import (
 from charrnn.errors import UsageError
 from charrnn.outcome import outcome
 from charrnn.reporting import check_report, origin_of_page, show_and_report
-from charrnn.stdio import print_path, read_prompt, say, spooled
+from charrnn.stdio import print_path, read_prompt, say, spooled, waits_unread
 from charrnn.stopping import Stopped, StopSignals
 from charrnn.wording import command_line, counted, duration, flag, joined, shown
 
@@ -354,6 +354,8 @@ def train(
             new = start_run(
                 choices, text, folder=folder, device=where, init_from=init_from, spooled=typed
             )
+            if not texts and waits_unread():
+                new.notes.append("standard input is not read: give - as TEXT to train on it")
             return watch_run(new, stop, as_json=as_json, quiet=quiet)
         fixed: dict[str, Any] = recipe.given({"cell": cell, **model, **training, **reading})
         may_change = {name: fixed.pop(name) for name in ("lr", "patience") if name in fixed}

@@ -5,8 +5,11 @@ Rich, which breaks lines for a terminal, is imported where there is one.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import stat
 import sys
+import termios
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,7 +22,7 @@ from charrnn.wording import reason
 if TYPE_CHECKING:
     from charrnn.vocabulary import Vocabulary
 
-__all__ = ["print_path", "read_prompt", "say", "spooled"]
+__all__ = ["print_path", "read_prompt", "say", "spooled", "waits_unread"]
 
 
 def say(message: str) -> None:
@@ -68,6 +71,24 @@ def _standard_input(stop: StopSignals) -> Iterator[Path]:
         raise CorpusError(str(error).replace(str(path), "standard input")) from None
     finally:
         path.unlink(missing_ok=True)
+
+
+def waits_unread() -> bool:
+    """Whether there is a text on standard input, from its beginning, in a pipe or a file.
+
+    Nothing is taken from it. Schedulers and shells leave a process a pipe that is empty, or the
+    script they are in the midst of.
+    """
+    try:
+        fd = sys.stdin.fileno()
+        status = os.fstat(fd)
+        if stat.S_ISREG(status.st_mode):
+            return status.st_size > 0 == os.lseek(fd, 0, os.SEEK_CUR)
+        if stat.S_ISFIFO(status.st_mode):
+            return fcntl.ioctl(fd, termios.FIONREAD, bytes(4)) != bytes(4)
+    except OSError:  # a stream without a file, say
+        pass
+    return False
 
 
 def read_prompt(prompt: str, vocabulary: Vocabulary) -> str | bytes:

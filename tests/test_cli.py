@@ -32,7 +32,7 @@ from charrnn.runfolder import RunFolder
 from charrnn.sample_view import print_as_made, print_samples
 from charrnn.sampling import Piece
 from charrnn.starting import start
-from charrnn.stdio import read_prompt
+from charrnn.stdio import read_prompt, waits_unread
 from charrnn.stepper import Stepper
 from charrnn.trained import load_model
 from charrnn.vocabulary import Vocabulary
@@ -508,6 +508,43 @@ class TestTrain:
             "was trained on 5,406 of these 6,007 characters: another text tells more\n"
             in result.err
         )
+
+    @pytest.mark.parametrize("waits", [True, False])
+    def test_says_that_standard_input_is_not_read_where_a_text_waits_there(
+        self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: bool
+    ) -> None:
+        monkeypatch.setattr("charrnn.starting.embedded_corpus", lambda: [str(prose)])
+        monkeypatch.setattr("charrnn.cli.waits_unread", lambda: waits)
+        note = "note: standard input is not read: give - as TEXT to train on it\n"
+        for texts in ((), (prose,), ("-",)):
+            run = tmp_path / f"{len(texts)}{'-' in texts}"
+            result = cli("train", *texts, "--run", run, *QUICK, stdin=prose.read_bytes())
+            assert (note in result.err) == (waits and not texts)
+
+    def test_looks_for_a_text_on_standard_input_and_takes_nothing(
+        self, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def waits(stream: io.TextIOBase) -> bool:
+            monkeypatch.setattr(sys, "stdin", stream)
+            return waits_unread()
+
+        with prose.open() as file:
+            assert waits(file)
+            file.readline()
+            assert not waits(file), "in the midst of a script, say"
+        reader, writer = os.pipe()
+        with os.fdopen(reader) as pipe:
+            assert not waits(pipe), "of a scheduler, which never writes"
+            os.write(writer, b"text")
+            assert waits(pipe)
+            os.close(writer)
+            assert pipe.read() == "text"
+            assert not waits(pipe)
+        (tmp_path / "empty").touch()
+        for nothing in (tmp_path / "empty", Path(os.devnull)):
+            with nothing.open() as file:
+                assert not waits(file)
+        assert not waits(io.StringIO("no file at all"))
 
     def test_says_how_the_text_is_called(self, prose: Path, cli: Cli, empty_folder: Path) -> None:
         """From the folder that one is in, and the first of several."""
