@@ -48,6 +48,8 @@ __all__ = ["Display", "open_display"]
 SAMPLE_ROWS = 7
 #: Columns of the live figures: as many as there is room for, wide enough for most runs.
 GRIDS = ((12, 14, 15, 14), (17, 14), (0,))
+#: Above this share unknown characters are what makes a score bad.
+MANY_UNKNOWN = 0.1
 #: Seconds between the plain lines of a log.
 PLAIN_EVERY = 10.0
 
@@ -200,11 +202,8 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
     if progress.best_nats is not None:
         yield f"best validation {_both_units(progress.best_nats)} at step {progress.best_step:,}"
         if progress.best_nats > run.baselines["uniform"]:
-            advice = f"try {_tamer(run)}, or more time"
-            if progress.validations_since_best > 0:  # more of the same makes it worse
-                advice = "the text is too short, or nothing in it repeats"
             yield "that is worse than guessing every symbol alike" + (
-                f": {advice}" if run.owner is None else ""
+                f": {_why_worse(run)}" if run.owner is None else ""
             )
     if run.owner is not None:
         return  # what is next is the owner's to say
@@ -212,6 +211,18 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
         yield f"sample from it with: charrnn sample {command_line([str(run.folder.path)])}"
     else:
         yield f"go on with: {run.command()}"
+
+
+def _why_worse(run: Run) -> str:
+    """Return what may make a run worse than guessing, or what helps."""
+    if run.unknown_share > MANY_UNKNOWN:
+        return (
+            f"{100 * run.unknown_share:.0f} % of the characters held out are unknown, and they "
+            "are what costs: hold out text like that trained on"
+        )
+    if run.progress.validations_since_best > 0:  # more of the same makes it worse
+        return "the text is too short, or nothing in it repeats"
+    return f"try {_tamer(run)}, or more time"
 
 
 def _place(row: Mapping[str, Any], widths: tuple[int, int, int] = (0, 0, 0)) -> str:

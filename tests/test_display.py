@@ -202,6 +202,18 @@ class TestPlain:
         run.progress.best_nats = run.baselines["uniform"]
         assert "worse" not in said(run, end, capsys)
 
+    @pytest.mark.parametrize("since_best", [0, 1])
+    def test_says_that_unknown_characters_are_what_costs(
+        self, run: Run, capsys: pytest.CaptureFixture[str], since_best: int
+    ) -> None:
+        assert run.unknown_share == 0
+        run.progress.best_nats = run.baselines["uniform"] + 0.1
+        run.progress.validations_since_best = since_best
+        words = "alike: 76 % of the characters held out are unknown, and they are what costs: hold"
+        for share, is_cause in ((0.764, True), (0.09, False)):
+            run.unknown_share = share
+            assert (words in said(run, Finished("done", complete=True), capsys)) == is_cause
+
     @pytest.mark.parametrize("live", [False, True])
     def test_scaling_is_not_called_clipping(
         self, run: Run, capsys: pytest.CaptureFixture[str], live: bool

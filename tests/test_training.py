@@ -162,6 +162,17 @@ def test_the_training_loss_charges_unknown_characters_as_a_score_does(
     assert np.average(losses, weights=counted) == pytest.approx(exact.nats_per_char, rel=0.01)
 
 
+def test_knows_what_share_of_the_held_out_text_is_unknown(
+    start_run: StartRun, prose: Path, tmp_path: Path
+) -> None:
+    strange = tmp_path / "strange"
+    strange.write_text("ab" * 9 + "\N{SNOWMAN}" * 6, encoding="utf-8")
+    text = TextChoices(texts=(str(prose),), valid=(str(strange),))
+    assert start_run(text, steps=1).unknown_share == 0.25
+    without = TextChoices(texts=(str(prose),), valid_share=0)
+    assert start_run(without, steps=1).unknown_share == 0
+
+
 def test_a_row_sums_up_the_updates_since_the_last(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
