@@ -237,6 +237,11 @@ def _validation(event: Validated, widths: tuple[int, int, int] = (0, 0, 0)) -> s
     return f"{_place(event.row, widths)}  valid {valid}{'  best' if event.best else ''}"
 
 
+def _speed(row: Mapping[str, Any]) -> str:
+    speed = row.get("chars_per_second")  # not there where all was done before a resume
+    return f"{'-' if speed is None else f'{speed:,.0f}'} chars/s"
+
+
 def _clipped(run: Run, row: Mapping[str, Any]) -> str:
     if not _bounded(run):
         return "not clipped"
@@ -341,8 +346,7 @@ class _PlainLines:
         return (
             f"{_place(row)}  train {_both_units(row['train_nats_per_char'])}  "
             f"lr {row['learning_rate']:.2g}  gradient {row['gradient_norm']:.2f}  "
-            f"{_clipped(self.run, row)}  "
-            f"{row['chars_per_second']:,.0f} chars/s  {duration(event.eta)} to go"
+            f"{_clipped(self.run, row)}  {_speed(row)}  {duration(event.eta)} to go"
         )
 
     def _print(self, line: str) -> None:
@@ -461,7 +465,7 @@ class _LiveTerminal:
             figures = [
                 f"step {row['step']:,}",
                 f"epoch {row['epoch']:.2f}",
-                f"{row['chars_per_second']:,.0f} chars/s",
+                _speed(row),
                 f"{duration(self.logged.eta)} to go",
                 f"lr {row['learning_rate']:.2g}",
                 f"gradient {row['gradient_norm']:.2f}",

@@ -330,15 +330,16 @@ class _Loop:
         progress, config = self.run.progress, self.run.config
         row = self._row()
         characters, seconds = self.row_from
-        elapsed = max(1e-9, progress.seconds - seconds)
         loss = progress.row_loss / progress.row_characters
         row |= {
             "train_nats_per_char": loss,
             "learning_rate": config.lr * self.run.schedule().factor(progress.step - 1),
             "gradient_norm": progress.row_norm / progress.row_updates,
             "clipped_share": progress.row_clipped / progress.row_updates,
-            "chars_per_second": (progress.characters - characters) / elapsed,
         }
+        if progress.characters > characters:  # else all were done in the sitting before
+            elapsed = max(1e-9, progress.seconds - seconds)
+            row["chars_per_second"] = (progress.characters - characters) / elapsed
         progress.row_loss = progress.row_norm = 0.0
         progress.row_characters = progress.row_clipped = progress.row_updates = 0
         before, risen = progress.smooth_loss, loss > self.latest_loss

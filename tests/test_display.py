@@ -236,6 +236,12 @@ class TestPlain:
         run.config = replace(run.config, clip_norm=None, clip_value=None, scale_norm=None)
         assert "  not clipped  " in said(run, LOGGED, capsys)
 
+    def test_a_row_without_a_speed_has_none(
+        self, run: Run, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        row = {name: value for name, value in LOGGED.row.items() if name != "chars_per_second"}
+        assert "  - chars/s  " in said(run, replace(LOGGED, row=row), capsys)
+
     def test_lines_of_progress_come_now_and_then(
         self, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -655,8 +655,9 @@ def test_a_run_whose_patience_is_over_when_it_goes_on_is_done(start_run: StartRu
                 folder.log({"step": 33, "learning_rate": 0.0})
             again = resume(folder, device=CPU, changes={"patience": 1, "steps": 2000})
             assert list(train(again))[-1] == Finished("patience", complete=True)
-        steps = [row["step"] for row in rows(run) if "learning_rate" in row]
-        assert steps == [10, 20, 30, 33]
+        updates = [row for row in rows(run) if "learning_rate" in row]
+        assert [row["step"] for row in updates] == [10, 20, 30, 33]
+        assert ["chars_per_second" in row for row in updates] == [True, True, True, False]
 
 
 @pytest.mark.parametrize("text", ["ab", "aaaa", "abcdefgh", "a\nb\n" * 9])
