@@ -308,7 +308,7 @@ class _Loop:
         run = self.run
         passed, chunk, character = run.lanes.position(step - 1)
         what = "gradient" if math.isfinite(loss) else "loss"
-        losses = ", ".join(f"{loss:.3f}" for loss in self.last_losses) or "none"
+        losses = ", ".join(f"{loss:.4g}" for loss in self.last_losses) or "none"
         return NonFiniteError(
             f"the {what} is not finite at step {step:,} (pass {passed + 1}, window {chunk + 1}, "
             f"from character {character:,} of each lane on): loss {loss:g}, gradient norm "

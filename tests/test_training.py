@@ -596,6 +596,21 @@ def test_the_update_that_is_not_finite_is_named_though_nobody_waited_for_it(
     assert run.progress.step == 20
 
 
+def test_losses_before_one_that_is_not_finite_are_short(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, real = start_run(steps=9), Update.__call__
+    times = iter((1.0, 1e28, math.nan))
+
+    def growing(update: Update, chunk: Chunk) -> UpdateResult:
+        result = real(update, chunk)
+        return replace(result, loss=result.loss * next(times))
+
+    monkeypatch.setattr(Update, "__call__", growing)
+    with pytest.raises(NonFiniteError, match=r"losses before it [\d.]{1,5}, [\d.]{1,5}e\+28; "):
+        list(train(run))
+
+
 def test_an_update_that_is_not_captured_is_told_once(start_run: StartRun) -> None:
     run = start_run(steps=35)
     run.update.capture_failure = "out of memory"
