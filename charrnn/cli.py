@@ -35,7 +35,7 @@ from charrnn.config import (
 from charrnn.errors import UsageError
 from charrnn.outcome import outcome
 from charrnn.reporting import check_report, origin_of_page, show_and_report
-from charrnn.stdio import print_path, read_prompt, say, spooled, waits_unread
+from charrnn.stdio import lossy, print_path, read_prompt, say, spooled, waits_unread
 from charrnn.stopping import Stopped, StopSignals
 from charrnn.wording import command_line, counted, duration, flag, joined, shown
 
@@ -121,6 +121,7 @@ def main() -> None:
             # file that is opened later takes its number.
             null = os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, os.fdopen(null, mode, closefd=False))
+    sys.stderr = lossy(sys.stderr)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as ``__main__`` has left it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(run_command(sys.argv[1:]))

@@ -19,6 +19,7 @@ from charrnn.errors import RunFolderError, UsageError
 from charrnn.wording import reason, shown
 
 __all__ = [
+    "FULL",
     "check_replaceable",
     "exists",
     "refusals",
@@ -28,6 +29,9 @@ __all__ = [
     "write_json",
     "write_text",
 ]
+
+#: What a disk, or a user's share of it, refuses with that is full.
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 #: What a file is called until it is whole, as ``_temporary`` gives it.
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
@@ -47,8 +51,7 @@ def refusals(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "; free some space" if full else ""
+        advice = "; free some space" if error.errno in FULL else ""
         raise RunFolderError(f"{shown(path)}: {what}: {reason(error)}{advice}") from error
 
 

@@ -6,6 +6,7 @@ Rich, which breaks lines for a terminal, is imported where there is one.
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import stat
 import sys
@@ -13,8 +14,9 @@ import termios
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
+from charrnn.disk import FULL
 from charrnn.errors import CorpusError, UsageError
 from charrnn.stopping import StopSignals
 from charrnn.wording import reason
@@ -22,7 +24,28 @@ from charrnn.wording import reason
 if TYPE_CHECKING:
     from charrnn.vocabulary import Vocabulary
 
-__all__ = ["print_path", "read_prompt", "say", "spooled", "waits_unread"]
+__all__ = ["lossy", "print_path", "read_prompt", "say", "spooled", "waits_unread"]
+
+
+class _Lossy(io.FileIO):
+    def write(self, data: Any) -> int:
+        """Write what the disk takes; what it does not take is lost."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            return len(data)
+
+
+def lossy(stream: TextIO) -> TextIO:
+    """Return a stream that writes to the same file, and drops what a full disk does not take.
+
+    A training must not end because nobody will read how it goes.
+    """
+    raw = _Lossy(stream.fileno(), "w", closefd=False)
+    # As Python opens standard error: what is kept back would be refused again at the exit.
+    return io.TextIOWrapper(raw, stream.encoding, stream.errors, write_through=True)
 
 
 def say(message: str) -> None:

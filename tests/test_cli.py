@@ -32,15 +32,24 @@ from charrnn.runfolder import RunFolder
 from charrnn.sample_view import print_as_made, print_samples
 from charrnn.sampling import Piece
 from charrnn.starting import start
-from charrnn.stdio import read_prompt, waits_unread
+from charrnn.stdio import lossy, read_prompt, waits_unread
 from charrnn.stepper import Stepper
 from charrnn.trained import load_model
 from charrnn.vocabulary import Vocabulary
-from tests.conftest import ENVIRONMENT, Cli, Result, command, make_prose, run_process, run_unread
+from tests.conftest import (
+    ENVIRONMENT,
+    Cli,
+    Result,
+    command,
+    make_prose,
+    run_process,
+    run_unread,
+)
 
 COMMANDS = tuple(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 #: Of a training that is over in a moment.
 QUICK = ("--steps", 3, "--hidden", 5, "--batch-size", 2, "--bptt", 9)
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 
 
 def one_line(result: Result) -> str:
@@ -1454,7 +1463,7 @@ class TestPipes:
         )
         assert (done.returncode, done.stderr) == (0, b"")
 
-    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+    @needs_full
     def test_output_that_cannot_be_written_is_one_line(self, trained: Path) -> None:
         with Path("/dev/full").open("w") as full:
             done = subprocess.run(
@@ -1465,3 +1474,35 @@ class TestPipes:
             )
         assert done.returncode == 1
         assert done.stderr == b"charrnn: cannot write the output: No space left on device\n"
+
+    @needs_full
+    def test_a_training_outlives_a_full_disk_under_its_talk(
+        self, prose: Path, tmp_path: Path
+    ) -> None:
+        run = tmp_path / "run"
+        with Path("/dev/full").open("w") as full:
+            for arguments, code, out in (
+                (("train", prose, "--run", run, *QUICK), 0, f"{run}\n"),
+                (("train", prose, "--run", run, *QUICK), 1, ""),  # it holds a run
+                (("train", "--steps", "many"), 2, ""),
+            ):
+                done = subprocess.run(
+                    command(*arguments), stdout=subprocess.PIPE, stderr=full, env=ENVIRONMENT
+                )
+                assert (done.returncode, done.stdout.decode()) == (code, out)
+        assert run_process("sample", run, "--length", 5).code == 0
+
+    @needs_full
+    def test_what_a_disk_takes_is_written_as_it_was(self, tmp_path: Path) -> None:
+        """Also after a while in which it was full."""
+        with (tmp_path / "log").open("w", encoding="ascii", errors="backslashreplace") as log:
+            stream = lossy(log)
+            print("a line, \N{SNOWMAN}", file=stream)
+            kept = os.dup(log.fileno())
+            with Path("/dev/full").open("w") as full:
+                os.dup2(full.fileno(), log.fileno())
+                print("lost", file=stream)
+            os.dup2(kept, log.fileno())
+            os.close(kept)
+            print("and another", file=stream)
+        assert (tmp_path / "log").read_text() == "a line, \\u2603\nand another\n"
