@@ -43,9 +43,8 @@ def lossy(stream: TextIO) -> TextIO:
 
     A training must not end because nobody will read how it goes.
     """
-    raw = _Lossy(stream.fileno(), "w", closefd=False)
-    # As Python opens standard error: what is kept back would be refused again at the exit.
-    return io.TextIOWrapper(raw, stream.encoding, stream.errors, write_through=True)
+    whole_lines = io.BufferedWriter(_Lossy(stream.fileno(), "w", closefd=False))
+    return io.TextIOWrapper(whole_lines, stream.encoding, stream.errors, line_buffering=True)
 
 
 def say(message: str) -> None:
