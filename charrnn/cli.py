@@ -786,6 +786,8 @@ def compare(
             plan = plan if seeds is None else plan.extended(seeds)
         else:
             plan = Plan(texts=absolute_names(texts or ()), **given)
+            if not texts and waits_unread():
+                say("note: standard input is not read: give the text as a file")
             folder = run or _default_run(plan.text(), "compare")
         if report is not None and report.exists():
             read = find_files(plan.texts or embedded_corpus()).files

@@ -529,6 +529,9 @@ class TestTrain:
             run = tmp_path / f"{len(texts)}{'-' in texts}"
             result = cli("train", *texts, "--run", run, *QUICK, stdin=prose.read_bytes())
             assert (note in result.err) == (waits and not texts)
+        monkeypatch.setattr("charrnn.comparing.embedded_corpus", lambda: [str(prose)])
+        compared = cli("compare", "--cell", "rnn", "--run", tmp_path / "compared", *QUICK)
+        assert ("is not read: give the text as a file" in compared.err) == waits
 
     def test_looks_for_a_text_on_standard_input_and_takes_nothing(
         self, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
