@@ -272,9 +272,10 @@ the parameters and products, not a half, before any clock is looked at.
 """,
         commands=commands(lab),
         tables=[table],
-        rule=f"by the clock at equal width: holds if a character takes the GRU at most {HALF:g} "
-        f"times the LSTM's time, in part if less than {NOT_LESS:g} times. By count it is three "
-        "quarters, whatever is measured.",
+        rule="two parts, by the clock at equal width. Cheaper: a character takes the GRU less than "
+        f"{NOT_LESS:g} times the LSTM's time. Half the price: at most {HALF:g} times. Both: holds; "
+        "cheaper alone: in part. By count, which is how much simpler it is, it is three quarters, "
+        "whatever is measured.",
         judgement=judge_gru(one, other),
     )
 
@@ -290,16 +291,26 @@ def judge_gru(one: Costs, other: Costs) -> Judgement:
     clock = one.microseconds / other.microseconds
     return judged(
         [clock < NOT_LESS, clock <= HALF],
-        f"By count the GRU's recurrence is {count:.2f} of the LSTM's.",
-        f"By the clock of this machine a character takes {clock:.2f} of the LSTM's time"
-        + (
-            ": the loops it runs through cost more than the products they save."
-            if clock > DEARER
-            else "."
-        ),
+        f"By count the GRU's recurrence is {count:.2f} of the LSTM's: simpler, but not by half.",
+        f"By the clock of this machine a character takes {clock:.2f} of the LSTM's time: "
+        + _of_half(clock),
         _of_the_head(other),
         f"With equal parameters its loss is {_beside(one.by_steps - other.by_steps)} after equal "
         f"steps and {_beside(one.by_time - other.by_time)} after equal time.",
+    )
+
+
+def _of_half(clock: float) -> str:
+    """Say what is left of half the price, by the share of the LSTM's time."""
+    if clock <= HALF:
+        return "about half the price, or less."
+    if clock < NOT_LESS:
+        return "cheaper, but half the price does not hold."
+    if clock <= DEARER:
+        return "no cheaper; half the price does not hold."
+    return (
+        "dearer, for the loops it runs through cost more than the products they save; half the "
+        "price does not hold."
     )
 
 

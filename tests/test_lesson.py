@@ -272,11 +272,17 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
      "does not hold", "the GRU is better than the LSTM (1.300, 1.500 nats) after equal steps, and "
      "the GRU is better than the LSTM (1.400, 1.500 nats) after equal time."),
     ("11 as told", lambda: judge_gru(cost(parameters=75, microseconds=5), cost()), "holds",
-     "0.50 of the LSTM's time"),
+     "By count the GRU's recurrence is 0.75 of the LSTM's: simpler, but not by half. By the clock "
+     "of this machine a character takes 0.50 of the LSTM's time: about half the price, or less."),
     ("11 three quarters", lambda: judge_gru(
         cost(parameters=75, microseconds=8, by_steps=1.4), cost()),
-     "holds in part", "its loss is 0.100 nats below the LSTM's after equal steps and within "
+     "holds in part", "0.80 of the LSTM's time: cheaper, but half the price does not hold. With "
+     "equal parameters its loss is 0.100 nats below the LSTM's after equal steps and within "
      "0.02 nats of the LSTM's after equal time."),
+    ("11 as dear", lambda: judge_gru(cost(parameters=75, microseconds=9.9), cost()),
+     "does not hold", "no cheaper; half the price does not hold."),
+    ("11 dearer", lambda: judge_gru(cost(parameters=75, microseconds=13), cost()),
+     "does not hold", "dearer, for the loops it runs through cost more"),
     ("11 nothing saved", lambda: judge_gru(
         cost(parameters=75, microseconds=13, by_time=1.6), cost()),
      "does not hold", "within 0.02 nats of the LSTM's after equal steps and 0.100 nats above the "
