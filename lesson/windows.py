@@ -58,7 +58,7 @@ def window(lab: Lab) -> Section:
         y_label="angle to the full gradient, degrees",
         x_log=True,
         y_range=(-2.0, max(92.0, trained["between_halves"] + 4)),
-        rules=[Rule("another piece of the text", trained["between_halves"])],
+        rules=[Rule("one half of the pieces, the other", trained["between_halves"])],
     )  # fmt: skip
     return Section(
         title="A window",
@@ -71,8 +71,8 @@ The loss at `t` depends on the weights through every earlier step: `dL_t/dW` is 
 but has to keep every step's state until the backward pass. Truncation cuts the sum off at the
 window's edge, where the state comes in as a constant. Angles are between that gradient and the
 full one through all {full["bptt"]:,} steps of {trained["lanes"]} pieces of text, for the
-trained LSTM. Two full gradients of different pieces are {trained["between_halves"]:.0f}° apart:
-what another sample of the text changes anyhow.
+trained LSTM. The full gradient of one half of these pieces and that of the other half are
+{trained["between_halves"]:.0f}° apart: what another sample of the text changes anyhow.
 """,
         commands=commands,
         tables=[
