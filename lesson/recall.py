@@ -297,7 +297,7 @@ def _scaling_figure(
                 list(prices.values()),
             )
         ],
-        x_label=f"nats for the key; {CHANCE:.2f}: not remembered",
+        x_label="nats for the key, after =",
         form=".2f",
         x_range=(-0.08, 1.15 * max(CHANCE, *chain(*prices.values()))),
     )
