@@ -415,12 +415,17 @@ def _look(style: int) -> dict[str, Any]:
     }
 
 
+def _faint(style: int) -> dict[str, Any]:
+    """Return how a line that only accompanies another looks."""
+    return {"color": SERIES[style % STYLES], "linewidth": 0.9, "alpha": 0.5}
+
+
 def _draw_line(axes: Axes, line: Line) -> None:
     look = _look(line.style)
     if line.band is not None:
         axes.fill_between(line.x, *line.band, color=look["color"], alpha=0.16, linewidth=0)
     if line.faint and len(line.x) > 1:
-        axes.plot(line.x, line.y, color=look["color"], linewidth=0.9, alpha=0.5)
+        axes.plot(line.x, line.y, **_faint(line.style))
     else:
         axes.plot(line.x, line.y, markevery=_marked(axes, line.x), **look)
 
@@ -472,7 +477,8 @@ def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
         axes.add_line(
             Line2D(
                 np.array([0.08, 0.21, 0.34]) / width + 1, [y] * 3, markevery=[1],
-                transform=axes.transAxes, clip_on=False, **_look(line.style),
+                transform=axes.transAxes, clip_on=False,
+                **(_faint(line.style) if line.faint else _look(line.style)),
             )
         )  # fmt: skip
         axes.text(
@@ -491,6 +497,11 @@ def _spread(ends: Sequence[float], gap: float) -> list[float]:
     pushed = placed[-1] - ends[order[-1]]
     down = min(max(pushed / 2, placed[-1] - 0.98), placed[0] - 0.02)
     placed = [y - down for y in placed] if len(placed) > 1 and pushed > 0 else placed
+    # Those that are still above the figure come down alone.
+    top = 0.98
+    for n in reversed(range(len(placed))):
+        placed[n] = min(placed[n], top)
+        top = placed[n] - gap
     result = [0.0] * len(ends)
     for n, y in zip(order, placed, strict=True):
         result[n] = y

@@ -703,6 +703,25 @@ class TestFigures:
         assert min(np.diff(heights)) > 10
         assert 0 < heights[0] < heights[-1] < float(axis) - 15
 
+    def test_labels_at_the_top_stay_in_the_figure_whatever_is_at_the_bottom(self) -> None:
+        """In the lines' order, where several end at one height."""
+        lines = [Line(f"line {n}", (1, 2), (0.5, min(1, n)), n) for n in range(5)]
+        svg = line_chart("x", "T", lines, x_label="k", y_label="v", y_range=(0, 1))
+        heights = [float(y) for y in re.findall(r'y="([\d.]+)"[^>]*>line \d<', svg)]
+        (name,) = re.findall(r'y="([\d.]+)"[^>]*>v<', svg)
+        assert heights == sorted(heights, reverse=True)
+        assert min(-np.diff(heights)) > 10
+        assert heights[-1] > float(name) + 10
+
+    def test_a_line_is_named_as_it_is_drawn(self) -> None:
+        """One that only accompanies others without a marker, and thin."""
+        line = Line("l", range(30), range(30), 1, faint=True)
+        svg = line_chart("x", "T", [line], x_label="k", y_label="v")
+        drawn = re.findall(r'style="([^"]*var\(--series-1\)[^"]*)"', svg)
+        assert len(drawn) == 2
+        assert drawn[0] == drawn[1]
+        assert "stroke-width: 0.9" in drawn[0]
+
     @pytest.mark.parametrize(
         "label", ["'DejaVu Sans'", "#0a0b10", ' id="a"', 'xlink:href="#a"', "url(#a", "a>b<c"]
     )
