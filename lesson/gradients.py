@@ -101,8 +101,8 @@ weights (orthogonal) and of the trained ones is scaled to each radius.
             )
         ],
         figures=[
-            _radii_figure(lab.size.radii, left, "linear", "without tanh"),
-            _radii_figure(lab.size.radii, left, "h", "with tanh"),
+            _radii_figure(lab.size.radii, left, trained_radius, "linear", "without tanh"),
+            _radii_figure(lab.size.radii, left, trained_radius, "h", "with tanh"),
         ],
         rule=f"a radius below 1 does as it is told if less than {percent(VANISHED)} of the "
         f"gradient is left at lag {LAG} with tanh, one above 1 if more than {EXPLODED:g} times, "
@@ -115,24 +115,35 @@ weights (orthogonal) and of the trained ones is scaled to each radius.
 def _radii_figure(
     radii: Sequence[float],
     left: Mapping[tuple[str, float | None, str], Sequence[float]],
+    trained: float,
     state: str,
     how: str,
 ) -> Figure:
-    """Return the figure of one state, by weights, radius and state what is left at each lag."""
+    """Return the figure of one state: two networks, the initial one at several radii.
+
+    Args:
+        radii: of the initial weights.
+        left: by weights, radius and state what is left at each lag.
+        trained: radius of the trained weights as they are.
+        state: whose gradient is shown.
+        how: the gradient passes it, in words.
+    """
     lines = [
-        _line(f"{radius:g}", left["initial", radius, state], style)
+        _line(f"initial, {radius:g}", left["initial", radius, state], style)
         for style, radius in enumerate(radii)
     ]
+    lines.append(_line(f"trained, {trained:.2f}", left["trained", None, state], len(radii)))
     chart = line_chart(
         f"radii-{state}",
         f"Gradient against lag by spectral radius, {how}",
-        [*lines, _line("as trained", left["trained", None, state], len(radii))],
+        sorted(lines, key=_height),
         x_label=f"lag k, characters; {how}",
         y_label="share of the gradient at lag 0",
         y_log=True,
         y_range=(FAINTEST, LOUDEST),
     )
-    return Figure(how.replace(" ", "-"), f"Gradient against lag {how}", standalone(chart))
+    title = f"Gradient against lag {how}: the initial network at each radius, and the trained one"
+    return Figure(how.replace(" ", "-"), title, standalone(chart))
 
 
 def shares_left(reach: Mapping[str, Any]) -> list[float]:
@@ -148,9 +159,20 @@ def _share(value: float) -> str:
 
 
 def _line(label: str, left: Sequence[float], style: int) -> Line:
-    """Return a gradient's line by lag as far as it is within the figure."""
-    shown = [*takewhile(lambda share: FAINTEST <= share <= LOUDEST, left[: LAGS + 1])]
+    """Return a gradient's line by lag, up to the first point that is outside the figure."""
+    inside = [*takewhile(lambda share: FAINTEST <= share <= LOUDEST, left[: LAGS + 1])]
+    shown = left[: min(len(inside), LAGS) + 1]
     return Line(label, range(len(shown)), shown, style)
+
+
+def _height(line: Line) -> float:
+    """Return how high a line lies, on its way through the figure and where it has left it.
+
+    Lines that leave it at one edge have their names there, above each other in this order.
+    """
+    within = [min(max(share, FAINTEST), LOUDEST) for share in line.y]
+    within += within[-1:] * (LAGS + 1 - len(within))
+    return sum(map(math.log, within))
 
 
 def _as_told(radius: float, left: float) -> bool:
