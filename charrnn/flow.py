@@ -27,7 +27,7 @@ __all__ = ["GradientFlow", "Reach", "gradient_flow", "initial_model", "with_spec
 #: The farthest lag.
 FARTHEST = 256
 #: Places of the text whose gradient is followed back, and how many at a time.
-PLACES, PLACES_AT_ONCE = 128, 32
+PLACES, PLACES_AT_ONCE = 256, 32
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,9 @@ class Reach:
     """Mean of ``|d loss(t) / d state(t)|``, the Euclidean norm over the units."""
     relative: tuple[float, ...]
     """Mean of ``|d loss(t) / d state(t-k)|`` over that, for k = 0, 1, ..., the farthest lag."""
+    median: tuple[float, ...]
+    """Median over the places of each one's own share of what it is at k = 0; NaN if none has a
+    gradient there. A few places can make up most of the mean at a far lag, never of this."""
     halves_at: int | None
     """First lag at which less than half is left; None: none of them."""
     under_1_percent_at: int | None
@@ -63,6 +66,10 @@ class GradientFlow:
     """Spectral radius that the recurrent matrices were scaled to; None: as they are."""
     spectral_radii: tuple[tuple[float, ...], ...]
     """Largest absolute eigenvalue of each layer's recurrent matrices, one a gate's block."""
+    tanh_slopes: tuple[float | None, ...]
+    """Root mean square of tanh' = 1 - h², of each layer of a plain RNN, over units and steps; None
+    for other cells. Where what comes back has no direction of its own, a step leaves
+    the matrix's share times this of it."""
     places: int
     """Characters t whose loss was followed back."""
     reaches: tuple[Reach, ...]
@@ -120,25 +127,36 @@ def gradient_flow(
     first = farthest + min(WARM_UP, len(stretch) // 4)
     last = len(stretch) - 2  # its loss is the price of the character after it
     at_B = np.unique(np.linspace(first, last, min(places, last - first + 1)).astype(np.int64))
-    sizes: dict[tuple[int, str], NDArray[np.float64]] = {}
+    sizes: dict[tuple[int, str], list[NDArray[np.float64]]] = {}
+    slopes: list[NDArray[np.float64]] = []
     for start in range(0, len(at_B), PLACES_AT_ONCE):
-        for name, size_KB in _gradient_sizes(
-            model, stretch, at_B[start : start + PLACES_AT_ONCE], farthest
-        ).items():
-            sizes[name] = sizes.get(name, 0) + size_KB.sum(dim=1).numpy() / len(at_B)
+        found, squares_L = _follow(model, stretch, at_B[start : start + PLACES_AT_ONCE], farthest)
+        for name, size_KB in found.items():
+            sizes.setdefault(name, []).append(size_KB.numpy())
+        slopes.append(squares_L * min(PLACES_AT_ONCE, len(at_B) - start) / len(at_B))
+    slope_L = np.sqrt(np.sum(slopes, axis=0))
     return GradientFlow(
         weights=weights,
         scaled_to=scaled_to,
         spectral_radii=tuple(_spectral_radii(cell) for cell in model.layers()),
+        tanh_slopes=tuple(
+            float(slope) if isinstance(cell, RNN) else None
+            for cell, slope in zip(model.layers(), slope_L, strict=True)
+        ),
         places=len(at_B),
-        reaches=tuple(_reach(layer, state, size_K) for (layer, state), size_K in sizes.items()),
+        reaches=tuple(
+            _reach(layer, state, np.concatenate(parts, axis=1))
+            for (layer, state), parts in sizes.items()
+        ),
     )
 
 
-def _gradient_sizes(
+def _follow(
     model: CharModel, stretch: Stretch, at_B: NDArray[np.int64], farthest: int
-) -> dict[tuple[int, str], Tensor]:
+) -> tuple[dict[tuple[int, str], Tensor], NDArray[np.float64]]:
     """Return (layer, state) -> norms [K, B] of the gradient at t-k, t = ``at_B``.
+
+    Beside it the mean square of 1 - h² over the same steps, of each layer.
 
     The windows that end at the places are lanes of one batch; since lanes do not touch
     each other, one backward pass from the sum of their last losses serves them all.
@@ -167,7 +185,13 @@ def _gradient_sizes(
         cell = model.layers()[number - 1]
         if isinstance(cell, RNN):
             sizes[number, "linear"] = _norms(_through_matrix(back[0], cell, farthest))
-    return sizes
+    squares = [_square_slope(layer.states["h"]) for layer in layers]
+    return sizes, np.array(squares)
+
+
+def _square_slope(steps: Sequence[Tensor]) -> float:
+    """Return the mean square of 1 - h², which is tanh' where h is a tanh."""
+    return float((1 - torch.stack(list(steps)).detach().cpu().double() ** 2).square().mean())
 
 
 def _norms(gradients: Sequence[Tensor]) -> Tensor:
@@ -184,14 +208,20 @@ def _through_matrix(g_BH: Tensor, cell: Cell, farthest: int) -> list[Tensor]:
     return passed
 
 
-def _reach(layer: int, state: str, size_K: NDArray[np.float64]) -> Reach:
-    with np.errstate(invalid="ignore"):
+def _reach(layer: int, state: str, size_KB: NDArray[np.float64]) -> Reach:
+    size_K = size_KB.mean(axis=1)
+    share_KB = size_KB[:, size_KB[0] > 0]
+    with np.errstate(invalid="ignore", over="ignore"):
         relative_K = size_K / size_K[0]
+        share_KB = share_KB / share_KB[0]
+    none = not share_KB.size
+    median_K = np.full(len(size_K), np.nan) if none else np.median(share_KB, axis=1)
     return Reach(
         layer=layer,
         state=state,
         size=float(size_K[0]),
         relative=tuple(relative_K.tolist()),
+        median=tuple(median_K.tolist()),
         halves_at=first_where(relative_K < 0.5),
         under_1_percent_at=first_where(relative_K < 0.01),
     )

@@ -81,6 +81,7 @@ def test_equals_finite_differences(cell: CellName) -> None:
     for reach in flow.reaches:
         if reach.state == "linear":
             continue
+        sizes: list[list[float]] = []
         for k in (0, 1, farthest):
             norms = []
             for t in (farthest + warm_up, len(stretch) - 2):
@@ -94,7 +95,10 @@ def test_equals_finite_differences(cell: CellName) -> None:
                     change = last_loss(model, ids, up) - last_loss(model, ids, down)
                     slopes.append(change / (2 * eps))
                 norms.append(math.hypot(*slopes))
+            sizes.append(norms)
             assert reach.size * reach.relative[k] == pytest.approx(sum(norms) / 2, rel=1e-6)
+            shares = [size / first for size, first in zip(norms, sizes[0], strict=True)]
+            assert reach.median[k] == pytest.approx(sum(shares) / 2, rel=1e-6)
         assert reach.relative[0] == 1
         assert len(reach.relative) == farthest + 1
 
@@ -146,11 +150,32 @@ def test_along_a_memory_is_a_power_of_the_forget_gate() -> None:
 
 
 def test_lags_at_which_it_halves_and_falls_under_1_percent() -> None:
-    reach = module._reach(1, "h", np.array([4.0, 3.0, 1.9, 0.03, 0.5]))
+    reach = module._reach(1, "h", np.array([[4.0], [3.0], [1.9], [0.03], [0.5]]))
     assert (reach.layer, reach.size) == (1, 4.0)
     assert (reach.halves_at, reach.under_1_percent_at) == (2, 3)
-    reach = module._reach(1, "h", np.array([1.0, 3.0]))
+    reach = module._reach(1, "h", np.array([[1.0], [3.0]]))
     assert (reach.halves_at, reach.under_1_percent_at) == (None, None)
+
+
+def test_one_place_makes_a_mean_but_no_median() -> None:
+    """A place without a gradient has no shares."""
+    reach = module._reach(1, "h", np.array([[2.0, 1.0, 1.0, 0.0], [1.0, 0.1, 8.9, 0.0]]))
+    assert (reach.size, reach.relative[1]) == pytest.approx((1.0, 2.5))
+    assert reach.median == pytest.approx((1.0, 0.5))
+    nothing = module._reach(1, "h", np.zeros((3, 2)))
+    assert all(map(math.isnan, nothing.median))
+
+
+def test_the_slope_of_a_tanh_is_that_of_the_states_on_the_way() -> None:
+    """Of a state that does not change, however many places are followed at a time."""
+    model = zero_(make_model("rnn"))
+    with torch.no_grad():
+        model.layers()[1].bias[:] = torch.tensor([0.0, 0.5, 1.0])
+    slopes = [1 - math.tanh(a) ** 2 for a in (0.0, 0.5, 1.0)]
+    flow = gradient_flow(model, make_stretch(300), farthest=4, places=40)
+    assert flow.tanh_slopes == pytest.approx((1.0, math.hypot(*slopes) / math.sqrt(3)))
+    other = gradient_flow(make_model("gru"), make_stretch(100), farthest=3, places=3)
+    assert other.tanh_slopes == (None, None)
 
 
 def test_needs_no_weight_that_requires_a_gradient() -> None:

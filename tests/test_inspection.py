@@ -98,8 +98,9 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 class TestTables:
     def test_gradient_flow(self) -> None:
-        reach = Reach(1, "h", 2.0, (1.0, 0.75, 0.25), 2, None)
-        assert gradient_flow_lines([GradientFlow("initial", 1.5, ((1.5, 1.25),), 9, (reach,))]) == [
+        reach = Reach(1, "h", 2.0, (1.0, 0.75, 0.25), (1.0, 0.5, 0.1), 2, None)
+        flow = GradientFlow("initial", 1.5, ((1.5, 1.25),), (None,), 9, (reach,))
+        assert gradient_flow_lines([flow]) == [
             ["weights", "radius", "along", "half at", "1 % at", "k = 1"],
             ["initial", "1.25-1.50 *", "h 1", "2", "> 2", "0.75"],
         ]
@@ -162,8 +163,8 @@ class TestPlots:
         self, printed: Callable[..., str]
     ) -> None:
         """A column of its eighths: all of it, 10^-1.4, nearly a thousandth, nothing."""
-        reach = Reach(1, "h", 2.0, (1.0, 0.04, 0.002, 0.0), 1, 3)
-        flow = GradientFlow("trained", None, ((1.5,),), 9, (reach,))
+        reach = Reach(1, "h", 2.0, (1.0, 0.04, 0.002, 0.0), (1.0,) * 4, 1, 3)
+        flow = GradientFlow("trained", None, ((1.5,),), (None,), 9, (reach,))
         assert printed(gradient_flow=(flow,)).endswith("  █▅▁")
 
     def test_units_by_their_share_are_those_of_open_gates_first(

@@ -154,8 +154,8 @@ def check(text: str) -> Page:
 
 def flow(weights: Any = "trained", **changes: Any) -> GradientFlow:
     relative = tuple(0.5**k for k in range(9))
-    reaches = tuple(Reach(1, state, 1.0, relative, 2, 7) for state in "hc")
-    made = GradientFlow(weights, None, ((1.0, 1.1),), 5, reaches)
+    reaches = tuple(Reach(1, state, 1.0, relative, relative, 2, 7) for state in "hc")
+    made = GradientFlow(weights, None, ((1.0, 1.1),), (None,), 5, reaches)
     return replace(made, **changes)
 
 
@@ -505,7 +505,7 @@ class TestInspectionPage:
     def test_numbers_that_are_none_are_not_drawn(self) -> None:
         nan = tuple([math.nan] * 9)
         zero = tuple([1.0] + [0.0] * 8)
-        reaches = (Reach(1, "h", 0.0, nan, None, None), Reach(1, "c", 1.0, zero, 1, 1))
+        reaches = (Reach(1, "h", 0.0, nan, nan, None, None), Reach(1, "c", 1.0, zero, zero, 1, 1))
         memory = Memory(1.5, (0.1, -0.2, -0.1), (0.0,) * 3, 30, 0.01, None, None)
         seen = inspection(gradient_flow=(flow(reaches=reaches), flow("initial")), memory=memory)
         text = inspection_page(portrait(inspection=seen), "poem", ORIGIN)
