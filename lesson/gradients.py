@@ -22,6 +22,8 @@ __all__ = ["clipping", "flow", "judge_clipping", "judge_radii", "radii", "shares
 LAG, VANISHED, EXPLODED = 20, 0.1, 10.0
 #: How close to 1 a radius is near it.
 NEAR = 0.05
+#: Factor within which a product of radius and slope gives what is left.
+CLOSE = 2.0
 #: Shares of the gradient between which the figures show it, and up to which lag.
 FAINTEST, LOUDEST, LAGS = 1e-6, 1e4, 100
 #: Nats above the best of all trainings from which on one counts as gone wrong.
@@ -71,14 +73,18 @@ def radii(lab: Lab) -> Section:
         for weights, state in (("initial", "linear"), ("initial", "h"), ("trained", "h"))
     )
     trained = left["trained", None, "h"][LAG]
+    slopes = {(found["weights"], found["scaled_to"]): found["tanh_slopes"][0] for found in flows}
+    products = {r: (r * slopes["initial", r]) ** LAG for r in lab.size.radii}
     rows = [
         [
-            f"{radius:g}",
-            *map(_share, (radius**LAG, linear[radius], initial[radius], scaled[radius])),
+            f"{r:g}",
+            *map(_share, (r**LAG, linear[r])),
+            f"{slopes['initial', r]:.3f}",
+            *map(_share, (products[r], initial[r], scaled[r])),
         ]
-        for radius in lab.size.radii
+        for r in lab.size.radii
     ]
-    rows.append([f"{trained_radius:.2f}, as trained", "", "", "", _share(trained)])
+    rows.append([f"{trained_radius:.2f}, as trained", *[""] * 5, _share(trained)])
     return Section(
         title="Vanishing and exploding",
         claim="With a recurrent weight below 1 gradients vanish, above 1 they explode, within 20 "
@@ -90,13 +96,16 @@ gives `ρᵏ`: at every `k` for the initial `U`, which is orthogonal, and for a 
 is not normal, only in the long run. That is the textbook's picture, measured here as "without
 tanh". "With tanh" is the gradient of the network as it is: the mean over {flows[0]["places"]}
 places of |dL_t/dh_{{t-k}}| as a share of its size at lag 0. The recurrent matrix of the initial
-weights (orthogonal) and of the trained ones is scaled to each radius.
+weights (orthogonal) and of the trained ones is scaled to each radius. `s` is the root mean
+square of tanh' = 1 - h² along the way: if neither the matrix nor the gradient had a direction of
+its own, a step would leave `ρ s`. A unit's input `W e` has a mean square of 1 to begin with,
+because the embeddings have: far enough from 0 for tanh to bend.
 """,
         commands=[command],
         tables=[
             Table(
-                ["spectral radius", f"ρ^{LAG}", "initial, without tanh", "initial, with tanh",
-                 "trained, with tanh"],
+                ["spectral radius ρ", f"ρ^{LAG}", "initial, without tanh", "s of the initial",
+                 f"(ρ s)^{LAG}", "initial, with tanh", "trained, with tanh"],
                 rows,
             )
         ],
@@ -108,7 +117,14 @@ weights (orthogonal) and of the trained ones is scaled to each radius.
         f"gradient is left at lag {LAG} with tanh, one above 1 if more than {EXPLODED:g} times, "
         "and 1 if it is between. Holds if all do, with initial and with trained weights; in part "
         "if some do.",
-        judgement=judge_radii(initial, scaled, trained_radius, trained),
+        judgement=judge_radii(
+            initial,
+            scaled,
+            trained_radius,
+            trained,
+            products,
+            (trained_radius * slopes["trained", None]) ** LAG,
+        ),
     )  # fmt: skip
 
 
@@ -182,7 +198,12 @@ def _as_told(radius: float, left: float) -> bool:
 
 
 def judge_radii(
-    initial: Mapping[float, float], scaled: Mapping[float, float], radius: float, left: float
+    initial: Mapping[float, float],
+    scaled: Mapping[float, float],
+    radius: float,
+    left: float,
+    products: Mapping[float, float],
+    product: float,
 ) -> Judgement:
     """Judge claim 5.
 
@@ -191,6 +212,8 @@ def judge_radii(
         scaled: the same of the trained weights scaled to the radius.
         radius: of the trained weights as they are.
         left: the share left of theirs.
+        products: of the initial weights, by radius: what radius and slope of tanh would leave.
+        product: what they would leave of the trained weights' as they are.
     """
     fate = "is still there"
     if left < VANISHED:
@@ -199,18 +222,39 @@ def judge_radii(
         fate = "has exploded"
     about = 1.0 if abs(radius - 1) <= NEAR else radius
     told = _as_told(about, left)
-    less = not told and about >= 1 and left <= EXPLODED
     return judged(
         [_as_told(r, share) for found in (initial, scaled) for r, share in found.items()],
         _radii_told("initial", initial),
         _radii_told("trained", scaled),
         f"The trained network ended at a radius of {radius:.2f}, and at lag {LAG} its gradient "
         f"{fate} ({_share(left)} of it)" + ("." if told else ": the radius alone does not tell."),
-        "tanh takes its part at every step, 1 - h² where a unit is far from 0, and what a "
-        "character's loss needs of the state need not lie in the directions that the matrix "
-        "stretches."
-        if less
-        else "",
+        _decides(initial, products),
+        f"In the trained network they would leave {_share(product)}"
+        + (
+            ", so there they tell as well."
+            if _close(product, left)
+            else ": its matrix is not orthogonal, so that a step need not stretch anything by ρ, "
+            "and what a character's loss needs of the state has directions of its own."
+        ),
+    )
+
+
+def _close(one: float, other: float) -> bool:
+    return other / CLOSE <= one <= other * CLOSE
+
+
+def _decides(left: Mapping[float, float], products: Mapping[float, float]) -> str:
+    """Say whether the radius and tanh's slope together tell what is left."""
+    bad = [r for r, share in left.items() if not _close(products[r], share)]
+    beside = ", ".join(f"{_share(products[r])} at {r:g}" for r in bad or left)
+    if bad:
+        return (
+            f"Radius and the slope of tanh together, (ρ s)^{LAG}, do not tell what is left with "
+            f"initial weights: {beside}."
+        )
+    return (
+        f"Radius and the slope of tanh together, (ρ s)^{LAG}, tell what is left with initial "
+        f"weights, within a factor of {CLOSE:g} ({beside}): it is ρ s that has to be near 1."
     )
 
 
