@@ -64,7 +64,7 @@ def radii(lab: Lab) -> Section:
     flows = lab.json(command)["gradient_flow"]
     ((trained_radius,),) = flows[0]["spectral_radii"]
     left = {
-        (found["weights"], found["scaled_to"], reach["state"]): shares_left(reach)
+        (found["weights"], found["scaled_to"], reach["state"]): shares_left(reach["relative"])
         for found in flows
         for reach in found["reaches"]
     }
@@ -162,12 +162,12 @@ def _radii_figure(
     return Figure(how.replace(" ", "-"), title, standalone(chart))
 
 
-def shares_left(reach: Mapping[str, Any]) -> list[float]:
-    """Return the share of a gradient that is left at each lag, as ``inspect`` answers it.
+def shares_left(answered: Sequence[float | None]) -> list[float]:
+    """Return the share of a gradient that is left at each lag, from what ``inspect`` answers.
 
     It is infinity where it is too large for a number, which JSON does not know.
     """
-    return [math.inf if share is None else share for share in reach["relative"]]
+    return [math.inf if share is None else share for share in answered]
 
 
 def _share(value: float) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,7 +17,9 @@ from lesson.lab import Lab
 from lesson.recurrence import run_of
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
-__all__ = ["Held", "Pace", "along", "best_found", "gates", "judge_along", "judge_gates"]
+__all__ = ["Held", "Pace", "Reach", "along", "best_found", "gates", "judge_along", "judge_gates"]
+
+T = TypeVar("T")
 
 #: Share of characters up to which a gate is hardly ever open, or closed.
 IDLE = 0.01
@@ -31,14 +33,17 @@ FOLLOWS = 0.5
 LONG = 20
 #: Characters of the figure.
 SHOWN = 240
-#: The lag at which the states' gradients are compared, and one before it that is shown.
-LAG, NEARER = 50, 10
-#: What must be left there of the memory's gradient for it to reach far back, and how many times
-#: as much along h as along the plain RNN's.
-FLOOR, FARTHER = 0.01, 10.0
-#: Correlation with itself a character before above which a state changes slowly: at 0.5 a step
-#: changes it by as much as it differs from its mean.
-SLOW = 0.5
+#: The lags at which what is left of the states' gradients is shown.
+NEARER, LAG = 10, 50
+#: The share whose lag is a state's reach, and how many times as far a reach must be to be farther.
+REST, FARTHER = 0.01, 2.0
+#: Correlation with itself a character before above which a unit changes slowly: at 0.9 a step
+#: changes it by 0.45 standard deviations, root mean square, and at 0.5 by a whole one.
+SLOW = 0.9
+#: Shares of units that are some of them, and most.
+SOME, MOST = 0.05, 0.5
+#: How many times as large a mean must be for few units to make it up.
+FEW = 10.0
 #: How many times as much context must be needed for that to be used.
 USED = 1.5
 
@@ -61,11 +66,54 @@ class Held:
 class Pace:
     """How slowly a state changes."""
 
-    correlation: float
-    """With itself one character before, mean of the units; NaN if none varies."""
+    units: Sequence[float]
+    """Of each that varies the correlation with itself one character before."""
     kept_mean: float | None = None
     """Of the product of the gate on its way over ten characters; None without such a gate."""
     kept_median: float | None = None
+
+    def quantile(self, share: float) -> float:
+        """Return what a share of the units is below; NaN if none varies."""
+        return float(np.quantile(self.units, share)) if self.units else math.nan
+
+    @property
+    def slow(self) -> int:
+        """Units that change slowly."""
+        return sum(one > SLOW for one in self.units)
+
+    @property
+    def slow_share(self) -> float:
+        """Of the units that vary."""
+        return self.slow / max(1, len(self.units))
+
+
+@dataclass(frozen=True)
+class Reach:
+    """From which lag on less than 1 % of a state's gradient is left."""
+
+    median: int
+    """By the median over the places."""
+    mean: int
+    """By the mean."""
+    farthest: int = 256
+    """The farthest lag that was measured; one more stands for any beyond it."""
+
+    @property
+    def words(self) -> str:
+        """Both in words."""
+        return f"{self.lag(self.median)} ({self.lag(self.mean)})"
+
+    def lag(self, lag: int) -> str:
+        """Return a lag in words."""
+        return f"{lag}" if lag <= self.farthest else f"> {self.farthest}"
+
+    def farther(self, other: Reach) -> bool | None:
+        """Return whether it is clearly farther than another; None: median and mean disagree."""
+        by_median, by_mean = (
+            one >= FARTHER * against
+            for one, against in ((self.median, other.median), (self.mean, other.mean))
+        )
+        return by_median if by_median == by_mean else None
 
 
 def gates(lab: Lab) -> Section:
@@ -238,28 +286,31 @@ def along(lab: Lab) -> Section:
     """Compare how far gradients reach along the states of the three cells."""
     commands = {cell: flow(lab, cell) for cell in ("rnn", "lstm", "gru")}
     found = {cell: lab.json(command) for cell, command in commands.items()}
-    left = {
-        (model["weights"], cell, reach["state"]): shares_left(reach)
-        for cell, one in found.items()
-        for model in one["gradient_flow"]
-        for reach in model["reaches"]
-        if model["scaled_to"] is None and reach["state"] != "linear"
+    medians, means = (
+        {
+            (model["weights"], cell, reach["state"]): shares_left(reach[by])
+            for cell, one in found.items()
+            for model in one["gradient_flow"]
+            for reach in model["reaches"]
+            if model["scaled_to"] is None and reach["state"] != "linear"
+        }
+        for by in ("median", "relative")
+    )
+    reaches = {
+        key: Reach(_under(shares), _under(means[key]), len(shares) - 1)
+        for key, shares in medians.items()
     }
     needed = {cell: one["memory"]["needed"] for cell, one in found.items()}
     paces = {
         (cell, pace["state"]): Pace(
-            math.nan if pace["mean"] is None else pace["mean"],
+            [unit for unit in pace["autocorrelation"] if unit is not None],
             pace["kept_mean"],
             pace["kept_median"],
         )
         for cell, one in found.items()
         for pace in one["pace"]
     }
-    trained = {
-        (cell, state): shares
-        for (weights, cell, state), shares in left.items()
-        if weights == "trained"
-    }
+    places = found["lstm"]["gradient_flow"][0]["places"]
     return Section(
         title="Gradients along the memory",
         claim="The memory changes slowly and its gradient does not pass through the recurrent "
@@ -267,65 +318,77 @@ def along(lab: Lab) -> Section:
         why=f"""
 Along the memory line alone, `dc_t/dc_{{t-k}}` is the product of `k` forget gates: no matrix and
 no tanh, and near 1 as long as they are open. The gradient of `h` has to pass the matrix at
-every step. The shares are of total derivatives, so all other ways back are in them as well.
-Where they fall under 1 % and stay there is as far as a window can teach directly; what the
-model then uses is "context needed": the characters after a reset of the state from which on its
-loss is within 0.01 nats. How slowly a state changes is its correlation with itself one
-character before, mean of the units: at {SLOW:g} a step changes it by as much as it differs from
-its mean. "Kept" is the product of {KEPT_OVER} values in a row of the gate on its way, forget or
-update: mean and median over units and characters.
+every step. The shares are of total derivatives, so all other ways back are in them as well, and
+each is of a size at lag 0 of its own, so that those of c and h compare only roughly. Where they
+fall under 1 % and stay there is as far as a window can teach directly: by the median over
+{places} places of the text, and by the mean, which a few places can make up. What the model
+then uses is "context needed": the characters after a reset of the state from which on its loss
+is within 0.01 nats. How slowly a unit changes is its correlation `r` with itself one character
+before: a step changes it by `√(2 (1 - r))` standard deviations, root mean square; slow is one
+above {SLOW:g}, which is {_change(SLOW):.2f} of them. "Kept" is the product of {KEPT_OVER}
+values in a row of the gate on its way, forget or update: mean and median over units and
+characters.
 """,
         commands=list(commands.values()),
-        tables=[_reach_table(left, needed), _pace_table(paces)],
-        figures=[_along_figure(trained)],
-        rule="three parts, for the trained models. Slowly: the LSTM's c correlates with itself a "
-        f"character before by more than {SLOW:g}, and by more than the plain RNN's h. Far: at lag "
-        f"{LAG} at least {percent(FLOOR)} of the gradient is left along the LSTM's c, and along "
-        f"its h, which all cells have, at least {FARTHER:g} times as much as along the plain "
-        f"RNN's. Used: the LSTM needs at least {USED:g} times as much context; left out if both "
-        "need more than was tried. All: holds; some: in part.",
-        judgement=judge_along(
-            {key: shares[LAG] for key, shares in trained.items()},
-            needed,
-            {cell: _under(trained[cell, "h"]) for cell in needed},
-            paces,
-        ),
+        tables=[_reach_table(reaches, medians, needed), _pace_table(paces)],
+        figures=[_along_figure(_trained(medians))],
+        rule="for the trained models. Slowly, two parts: some units of the LSTM's c, more than "
+        f"{percent(SOME)}, change slowly, and a larger share than of the plain RNN's h; most of "
+        f"them do, more than {percent(MOST)}. Far: along the LSTM's c the lag at which "
+        f"{percent(REST)} is left is at least {FARTHER:g} times that along the plain RNN's h, and "
+        "that along its own; where the median over the places and the mean do not say the same, "
+        "that is not decided, and does not count as so. Used: the LSTM needs at least "
+        f"{USED:g} times as much context; left out if both need more than was tried. All: holds; "
+        "some: in part.",
+        judgement=judge_along(_trained(reaches), needed, paces),
     )
 
 
+def _trained(by_model: Mapping[tuple[str, str, str], T]) -> dict[tuple[str, str], T]:
+    """Return what is of the trained models, by cell and state."""
+    return {
+        (cell, state): one
+        for (weights, cell, state), one in by_model.items()
+        if weights == "trained"
+    }
+
+
 def _reach_table(
-    left: Mapping[tuple[str, str, str], Sequence[float]], needed: Mapping[str, int | None]
+    reaches: Mapping[tuple[str, str, str], Reach],
+    medians: Mapping[tuple[str, str, str], Sequence[float]],
+    needed: Mapping[str, int | None],
 ) -> Table:
     """Return what is left of gradients, by weights, cell and state, and each cell's context."""
-    rows = []
-    for (weights, cell, state), shares in left.items():
-        under = _under(shares)
-        rows.append(
-            [
-                f"{cell.upper()} {state}",
-                weights,
-                f"> {len(shares) - 1}" if under is None else f"{under}",
-                percent(shares[NEARER]),
-                percent(shares[LAG]),
-                _context(needed[cell]) if weights == "trained" else "",
-            ]
-        )
+    rows = [
+        [
+            f"{cell.upper()} {state}",
+            weights,
+            reach.lag(reach.median),
+            reach.lag(reach.mean),
+            percent(medians[weights, cell, state][NEARER]),
+            percent(medians[weights, cell, state][LAG]),
+            _context(needed[cell]) if weights == "trained" else "",
+        ]
+        for (weights, cell, state), reach in reaches.items()
+    ]
     head = [
-        "state", "weights", "1 % at lag", f"left at lag {NEARER}", f"left at lag {LAG}",
-        "context needed",
+        "state", "weights", "1 % at lag, median", "by the mean", f"left at lag {NEARER}, median",
+        f"left at lag {LAG}", "context needed",
     ]  # fmt: skip
     return Table(head, rows, words=2)
 
 
 def _pace_table(paces: Mapping[tuple[str, str], Pace]) -> Table:
     head = [
-        "state, trained", "correlation with itself a character before",
-        f"kept over {KEPT_OVER} characters, mean", "median",
+        "state, trained", "correlation with itself a character before: 10 % of the units below",
+        "median unit", "90 % below", "slow units", f"kept over {KEPT_OVER} characters, mean",
+        "median",
     ]  # fmt: skip
     rows = [
         [
             f"{cell.upper()} {state}",
-            f"{pace.correlation:+.3f}",
+            *(f"{pace.quantile(share):+.3f}" for share in (0.1, 0.5, 0.9)),
+            f"{pace.slow} of {len(pace.units)}",
             *(
                 "" if share is None else percent(share)
                 for share in (pace.kept_mean, pace.kept_median)
@@ -346,19 +409,23 @@ def _along_figure(trained: Mapping[tuple[str, str], Sequence[float]]) -> Figure:
             for style, ((cell, state), shares) in enumerate(trained.items())
         ],
         x_label="lag k, characters",
-        y_label="share of the gradient at lag 0, trained",
+        y_label="share of the gradient at lag 0, trained, median",
         x_log=True,
         y_log=True,
         y_range=(1e-5, 4.0),
-        rules=[Rule("1 %", 0.01)],
+        rules=[Rule(percent(REST), REST)],
     )
     return Figure("along", title, standalone(chart))
 
 
-def _under(shares: Sequence[float]) -> int | None:
-    """Return the lag from which on less than 1 % is left; None: none of those measured."""
-    lag = 1 + max(k for k, share in enumerate(shares) if share >= 0.01)
-    return lag if lag < len(shares) else None
+def _under(shares: Sequence[float]) -> int:
+    """Return the lag from which on less than 1 % is left; one more than the last if at none."""
+    return 1 + max((k for k, share in enumerate(shares) if share >= REST), default=-1)
+
+
+def _change(correlation: float) -> float:
+    """Return the root mean square of a step's change, in standard deviations of a unit."""
+    return math.sqrt(2 * (1 - correlation))
 
 
 def _context(needed: int | None) -> str:
@@ -366,65 +433,115 @@ def _context(needed: int | None) -> str:
 
 
 def judge_along(
-    left: Mapping[tuple[str, str], float],
+    reaches: Mapping[tuple[str, str], Reach],
     needed: Mapping[str, int | None],
-    under: Mapping[str, int | None],
     paces: Mapping[tuple[str, str], Pace],
 ) -> Judgement:
     """Judge claim 9.
 
     Args:
-        left: cell, state -> share of the gradient left at lag ``LAG``, trained.
+        reaches: cell, state -> how far its gradient reaches, trained.
         needed: cell -> characters of context from which on its loss is that of all; None: more
             than were tried.
-        under: cell -> lag from which on less than 1 % is left along its h, trained; None: none
-            of those measured.
         paces: cell, state -> how slowly it changes, trained.
     """
-    rnn, lstm, gru = (left[cell, "h"] for cell in ("rnn", "lstm", "gru"))
-    c = left["lstm", "c"]
-    pace, other = paces["lstm", "c"], paces["rnn", "h"]
-    slow = pace.correlation > SLOW and pace.correlation > other.correlation
-    reaches, farther = c >= FLOOR, lstm > 0 and lstm >= FARTHER * rnn
-    least, most = needed["rnn"], needed["lstm"]
-    used = least is not None and (most is None or (most > 0 and most >= USED * least))
-    others = ", ".join(
-        f"the {'plain ' if cell == 'rnn' else ''}{cell.upper()}'s {state} {one.correlation:+.2f}"
-        for (cell, state), one in paces.items()
-        if (cell, state) != ("lstm", "c")
-    )
-    how = "changes slowly" if slow else "does not change slowly"
-    if pace.correlation > SLOW and not slow:
-        how = "changes slowly, but no more so than the plain RNN's h"
-    own, plain = under["lstm"], under["rnn"]
+    c, pace = reaches["lstm", "c"], paces["lstm", "c"]
+    some = pace.slow_share > max(SOME, paces["rnn", "h"].slow_share)
+    most = some and pace.slow_share > MOST
+    farther = {
+        name: c.farther(reaches[cell, "h"])
+        for cell, name in (("rnn", "the plain RNN's h"), ("lstm", "its own h"))
+    }
+    least, own = needed["rnn"], needed["lstm"]
+    used = least is not None and (own is None or (own > 0 and own >= USED * least))
     return judged(
-        [slow, reaches and farther] + ([] if least is most is None else [used]),
-        f"The LSTM's c {how}: it correlates with itself a character before by "
-        f"{pace.correlation:+.2f}; {others}.",
-        f"Its forget gates keep {percent(pace.kept_mean)} of it over {KEPT_OVER} characters in the "
-        f"mean, {percent(pace.kept_median)} in the median."
-        if pace.kept_mean is not None and pace.kept_median is not None
-        else "",
-        f"At lag {LAG}, {percent(c)} of the gradient is left along the LSTM's c"
-        + ("." if reaches else f", under {percent(FLOOR)}: so far it does not reach."),
-        f"Along its h {percent(lstm)} is left, and along the plain RNN's {percent(rnn)}"
-        + ("." if farther else f": not {FARTHER:g} times as much."),
-        f"But the LSTM's h is under 1 % from lag {own} on, the plain RNN's "
-        + (f"from lag {plain} on." if plain is not None else "at no lag that was measured.")
-        if own is not None and (plain is None or own <= plain)
-        else "",
-        f"Context that is needed, in characters: LSTM {_context(most)}, RNN {_context(least)}"
+        [some, most, all(farther.values())] + ([] if least is own is None else [used]),
+        *_pace_told(paces, some=some, most=most),
+        _far_told(reaches, farther),
+        _h_told(reaches),
+        f"Context that is needed, in characters: LSTM {_context(own)}, RNN {_context(least)}"
         + (
             ": not compared."
-            if least is most is None
+            if least is own is None
             else "."
             if used
             else f": not {USED:g} times as much."
         ),
-        f"The GRU has no memory beside its state, and keeps {percent(gru)} along h: more than the "
-        f"LSTM along its h{', and along its c too' if gru > c else ''}. So it takes no memory line "
-        "to reach that far: an update gate does for h what the forget gate does for c. Each share "
-        "is of a size at lag 0 of its own, so that those of c and h compare only roughly."
-        if gru > lstm and gru >= FLOOR
+        _gru_told(reaches),
+    )
+
+
+def _pace_told(paces: Mapping[tuple[str, str], Pace], *, some: bool, most: bool) -> Iterator[str]:
+    """Say how many units change slowly, and how much is kept of the memory."""
+    pace = paces["lstm", "c"]
+    how = "most units do" if most else "some units do, most do not" if some else "hardly any does"
+    if not some and pace.slow_share > SOME:
+        how = "no larger a share than of the plain RNN's h"
+    others = ", ".join(
+        f"{one.slow} of {len(one.units)} of the {'plain ' if cell == 'rnn' else ''}{cell.upper()}'s"
+        f" {state}"
+        for (cell, state), one in paces.items()
+        if (cell, state) != ("lstm", "c")
+    )
+    yield (
+        f"Of the LSTM's c {pace.slow} of {len(pace.units)} units change slowly: {how}. Beside it "
+        f"{others}."
+    )
+    if pace.units:
+        yield (
+            "The median unit of c correlates with itself a character before by "
+            f"{pace.quantile(0.5):+.2f}: a step changes it by {_change(pace.quantile(0.5)):.2f} "
+            "standard deviations."
+        )
+    if pace.kept_mean is not None and pace.kept_median is not None:
+        few = pace.kept_mean > FEW * pace.kept_median
+        yield (
+            f"The forget gates keep {percent(pace.kept_mean)} of it over {KEPT_OVER} characters in "
+            f"the mean, {percent(pace.kept_median)} in the median"
+            + (": a few keep much, most next to nothing." if few else ".")
+        )
+
+
+def _far_told(reaches: Mapping[tuple[str, str], Reach], farther: Mapping[str, bool | None]) -> str:
+    """Say how far gradients reach along the LSTM's memory, and beside it along h."""
+    words = {
+        told: " and ".join(name for name, one in farther.items() if one is told)
+        for told in (True, False, None)
+    }
+    verdicts = [
+        f"at least {FARTHER:g} times as far as along {words[True]}" if words[True] else "",
+        f"not {FARTHER:g} times as far as along {words[False]}" if words[False] else "",
+        f"whether {FARTHER:g} times as far as along {words[None]} is not decided, since median and "
+        "mean do not say the same"
+        if words[None]
         else "",
+    ]
+    return (
+        f"Along the LSTM's c less than {percent(REST)} of the gradient is left from lag "
+        f"{reaches['lstm', 'c'].words} on by the median (by the mean), along its own h from "
+        f"{reaches['lstm', 'h'].words}, along the plain RNN's h from {reaches['rnn', 'h'].words}: "
+        f"{'; '.join(filter(None, verdicts))}."
+    )
+
+
+def _h_told(reaches: Mapping[tuple[str, str], Reach]) -> str:
+    """Say that the memory line does not help h, if so."""
+    if reaches["lstm", "h"].farther(reaches["rnn", "h"]):
+        return ""
+    return (
+        "Along h, which all cells have, the LSTM's gradient does not clearly reach farther than "
+        "the plain RNN's."
+    )
+
+
+def _gru_told(reaches: Mapping[tuple[str, str], Reach]) -> str:
+    """Say that it takes no memory line, if the GRU's h does as well as the LSTM's c."""
+    gru, c = reaches["gru", "h"], reaches["lstm", "c"]
+    if not gru.farther(reaches["rnn", "h"]) or c.farther(gru) is not False:
+        return ""
+    return (
+        "The GRU has no memory beside its state, and along its h less than "
+        f"{percent(REST)} is left from lag {gru.words} on: the LSTM's c is not {FARTHER:g} times "
+        "as far. So it takes no memory line to reach that far: an update gate does for h what the "
+        "forget gate does for c."
     )
