@@ -9,9 +9,10 @@ A step is a linear map of what is read and what is remembered, and a nonlinearit
           h' = (1 - z) ∘ n + z ∘ h
 
 with e the embedding of the character (or the h' of the layer below) and, at the top, the
-logits y = V h' + v. Here these lines are computed as they stand, in numpy and in float64,
-from the numbers in a checkpoint: no torch, no kernel, no window. What the model's fast path
-makes of the same characters is the proof that nothing else is in it.
+logits y = V h' + v, of which p = softmax(y) makes probabilities. Here these lines are
+computed as they stand, in numpy and in float64, from the numbers in a checkpoint: no torch,
+no kernel, no window. What the model's fast path makes of the same characters is the proof
+that nothing else is in it.
 
 Letters of the equations as in Elman (1990), Gers, Schmidhuber and Cummins (2000) and Cho et
 al. (2014). The GRU is torch's and cuDNN's: its reset gate takes U h, with a bias of its own;
@@ -33,12 +34,13 @@ from torch.nn import functional as F
 
 from charrnn.cells import GRU, LSTM, RNN, Cell
 from charrnn.model import CharModel
+from charrnn.vocabulary import Vocabulary
 
 __all__ = ["SHOWN", "Quantity", "Step", "write_out"]
 
 #: Characters of the text that are computed both ways.
 CHARACTERS = 256
-#: Units whose numbers are shown.
+#: Units, and symbols at the top, whose numbers are shown.
 SHOWN = 4
 
 Array = NDArray[np.float64]
@@ -53,7 +55,7 @@ class Quantity:
     name: str
     equation: str
     units: tuple[float, ...]
-    """Its values in the first units; of the logits, in the first symbols."""
+    """Its values in the first units; of y and p, at the likeliest next symbols."""
     model: tuple[float, ...] | None
     """The same numbers as the model gives them; None for what it keeps to itself."""
 
@@ -66,6 +68,8 @@ class Step:
     """The character that the step shown reads."""
     quantities: tuple[Quantity, ...]
     """In the order in which they are computed."""
+    likeliest: tuple[str, ...]
+    """The likeliest next characters, likeliest first; a symbol that is none is U+FFFD."""
     characters: int
     """Steps from the zero state that were computed both ways."""
     state_difference: float
@@ -79,13 +83,14 @@ class Step:
 
 
 @torch.inference_mode()
-def write_out(model: CharModel, text: str, ids: NDArray[np.int64]) -> Step:
+def write_out(model: CharModel, text: str, ids: NDArray[np.int64], vocabulary: Vocabulary) -> Step:
     """Compute the last characters of a text by the printed equations and by the model.
 
     Args:
         model: dropout and weight drop do not act.
         text: at least two characters, a character a symbol.
         ids: the same as the model's symbols.
+        vocabulary: the model's.
     """
     ids_T = ids[-CHARACTERS:]
     ids_T1 = torch.from_numpy(ids_T)[:, None].to(model.head.weight.device)
@@ -117,12 +122,18 @@ def write_out(model: CharModel, text: str, ids: NDArray[np.int64]) -> Step:
         Quantity(*key, equation, _first(value_H), _shown(of_model.get(key)))
         for key, (equation, value_H) in lines.items()
     ]
-    quantities.append(
-        Quantity(len(layers), "y", "V h' + v", _first(written_TV[-1]), _first(logits_TV[-1]))
-    )
+    likeliest = np.argsort(-written_TV[-1], kind="stable")[:SHOWN]
+    y_V, model_V = written_TV[-1], logits_TV[-1]
+    for name, equation, own_V, other_V in (
+        ("y", "V h' + v", y_V, model_V),
+        ("p", "softmax(y)", _softmax(y_V), _softmax(model_V)),
+    ):
+        shown = (_first(values_V[likeliest]) for values_V in (own_V, other_V))
+        quantities.append(Quantity(len(layers), name, equation, *shown))
     return Step(
         read=text[-1],
         quantities=tuple(quantities),
+        likeliest=tuple(vocabulary.decode([symbol]) for symbol in likeliest.tolist()),
         characters=len(ids_T),
         state_difference=max(
             float(np.abs(lines[key][1] - value_H).max()) for key, value_H in of_model.items()
@@ -202,6 +213,12 @@ def _weights(cell: Cell) -> tuple[Array, Array, Array]:
 def _sigmoid(x: Array) -> Array:
     y: Array = 0.5 * (1 + np.tanh(0.5 * x))  # 1 / (1 + exp(-x)), which overflows
     return y
+
+
+def _softmax(y: Array) -> Array:
+    powers = np.exp(y - y.max())
+    p: Array = powers / powers.sum()
+    return p
 
 
 def _array(tensor: Tensor) -> Array:

@@ -124,7 +124,7 @@ def inspect(
     )
     return Inspection(
         characters=len(stretch),
-        step=write_out(model, stretch.text, stretch.ids) if "step" in wanted else None,
+        step=write_out(model, stretch.text, stretch.ids, vocabulary) if "step" in wanted else None,
         gradient_flow=tuple(
             gradient_flow(weighted, stretch, weights=weights, scaled_to=radius)
             for radius in (None, *config.spectral_radius)

@@ -64,8 +64,10 @@ def step_says(step: Step) -> str:
     return (
         f"One step by its equations, from the checkpoint's weights, in float64; it reads "
         f"{step.read!r}. e: embedding, or h' of the layer below; σ: logistic function; ∘: unit by "
-        f"unit; y: logits. Over {step.characters:,} characters from the zero state the largest "
-        f"difference from the model is {step.logits_difference:.1e} in a logit, at the end "
+        "unit. In brackets: a layer's first units; at the logits y and the probabilities p there "
+        f"are the likeliest next characters. Over {step.characters:,} characters from the "
+        "zero state the largest difference from the model is "
+        f"{step.logits_difference:.1e} in a logit, at the end "
         f"{step.state_difference:.1e} in a unit; nats per character {step.written_nats:.6f} by the "
         f"equations, {step.model_nats:.6f} by the model."
     )
@@ -75,6 +77,9 @@ def step_lines(step: Step) -> list[list[str]]:
     """Return the table of the step: its head, and a row an equation; model's below its own."""
     lines = [["layer", "line", "equation", *(f"[{n + 1}]" for n in range(SHOWN))]]
     for quantity in step.quantities:
+        if quantity.name == "y":
+            named = [*map(repr, step.likeliest), *[""] * (SHOWN - len(step.likeliest))]
+            lines.append([str(quantity.layer), "", "next character", *named])
         shown = [(f"= {quantity.equation}", quantity.units)]
         if quantity.model is not None:
             shown.append(("by the model", quantity.model))

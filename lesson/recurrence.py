@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -124,17 +125,15 @@ def step(lab: Lab) -> Section:
         for cell in ("rnn", "lstm", "gru")
     ]
     steps = {row["cell"]: row["step"] for row in map(lab.json, commands)}
+    *of_units, y, p = steps["rnn"]["quantities"]
     numbers = Table(
-        ["plain RNN", "unit 1", "unit 2", "unit 3", "unit 4"],
-        [
-            [f"{name} {line}", *(f"{value:+.5f}" for value in values)]
-            for quantity in steps["rnn"]["quantities"]
-            for name, line, values in (
-                (quantity["name"], f"= {quantity['equation']}", quantity["units"]),
-                (quantity["name"], "by the model", quantity["model"]),
-            )
-            if values is not None
-        ],
+        ["plain RNN", *(f"unit {n + 1}" for n in range(len(of_units[0]["units"])))],
+        _step_rows(of_units),
+    )
+    symbols = steps["rnn"]["likeliest"]
+    ends = Table(
+        [f"after {_symbol(steps['rnn']['read'])}, likeliest next", *map(_symbol, symbols)],
+        _step_rows([y, p]),
     )
     differences = Table(
         ["cell", "lines of a step", "largest difference in a state", "in a logit", "nats/char by "
@@ -144,7 +143,8 @@ def step(lab: Lab) -> Section:
                 cell.upper(),
                 "; ".join(
                     f"{line['name']} = {line['equation']}".replace("|", "\\|")
-                    for line in found["quantities"][:-1]
+                    for line in found["quantities"]
+                    if line["name"] not in ("y", "p")
                 ),
                 f"{found['state_difference']:.1e}",
                 f"{found['logits_difference']:.1e}",
@@ -160,19 +160,40 @@ def step(lab: Lab) -> Section:
         claim="A step is nothing but a linear map and a nonlinearity, tanh in the original.",
         why=f"""
 Elman's network computes `a = W e + U h + b`, a linear map of the character's embedding `e` and
-the state `h`, and `h' = tanh(a)`. `--only step` does nothing but these lines, in numpy and with
+the state `h`, and `h' = tanh(a)`. At the top `p = softmax(y)` makes a probability of each
+character's logit `y`. `--only step` does nothing but these lines, in numpy and with
 the numbers in the checkpoint, for {steps["rnn"]["characters"]} characters one after another,
 and compares with what the model's fast path makes of the same text. σ is the logistic function,
 ∘ the product unit by unit. The GRU is the one of torch and cuDNN: its reset gate `r` scales
 `U_n h + d`, where Cho et al. (2014) have `U_n (r ∘ h)`.
 """,
         commands=commands,
-        tables=[numbers, differences],
+        tables=[numbers, ends, differences],
         rule=f"of the original, the plain RNN: holds if the two lines and the model differ by less "
         f"than {SAME:g} in every logit. The other cells' lines are held against their models, too, "
         "and count for nothing here.",
         judgement=judge_step(steps),
     )  # fmt: skip
+
+
+def _step_rows(quantities: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Return the lines of a step in numbers, the model's below its own."""
+    return [
+        [f"{quantity['name']} {line}", *(f"{value:+.5f}" for value in values)]
+        for quantity in quantities
+        for line, values in (
+            (f"= {quantity['equation']}", quantity["units"]),
+            ("by the model", quantity["model"]),
+        )
+        if values is not None
+    ]
+
+
+def _symbol(character: str) -> str:
+    """Return a character as a table in Markdown can show it."""
+    if character == "\N{REPLACEMENT CHARACTER}":
+        return "unknown"
+    return re.sub(r"([|`*_<\\\[\]])", r"\\\1", repr(character))
 
 
 def judge_step(steps: Mapping[str, Mapping[str, Any]]) -> Judgement:

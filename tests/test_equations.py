@@ -14,10 +14,12 @@ import torch
 from charrnn.config import CELL_NAMES, CellName
 from charrnn.equations import CHARACTERS, SHOWN, write_out
 from charrnn.model import CharModel
+from charrnn.vocabulary import Vocabulary
 from tests import small
 from tests.conftest import Cli
 
 TEXT = "abacabadabacabae" * 20
+VOCABULARY = Vocabulary("abcde", "utf-8", 1)
 
 
 def make_model(cell: CellName, layers: int = 2, hidden: int = 6) -> CharModel:
@@ -25,13 +27,13 @@ def make_model(cell: CellName, layers: int = 2, hidden: int = 6) -> CharModel:
 
 
 def ids(text: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.array([ord(letter) - ord("a") for letter in text], dtype=np.int64)
+    return VOCABULARY.encode(text).astype(np.int64)
 
 
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("cell", CELL_NAMES)
 def test_the_equations_give_the_model_s_numbers(cell: CellName, layers: int) -> None:
-    step = write_out(make_model(cell, layers), TEXT, ids(TEXT))
+    step = write_out(make_model(cell, layers), TEXT, ids(TEXT), VOCABULARY)
     assert step.read == "e"
     assert step.characters == CHARACTERS
     assert step.state_difference < 1e-10
@@ -40,10 +42,12 @@ def test_the_equations_give_the_model_s_numbers(cell: CellName, layers: int) -> 
     assert step.written_nats > 1
     names = {"rnn": "a h'", "lstm": "i f g o c' h'", "gru": "r z n h'"}[cell].split()
     found = [(quantity.layer, quantity.name) for quantity in step.quantities]
-    assert found == [(n + 1, name) for n in range(layers) for name in names] + [(layers, "y")]
+    assert found == [(n + 1, name) for n in range(layers) for name in names] + [
+        (layers, name) for name in "yp"
+    ]
     for quantity in step.quantities:
         assert len(quantity.units) == SHOWN
-        assert (quantity.model is not None) == (quantity.name in ("h'", "c'", "y"))
+        assert (quantity.model is not None) == (quantity.name in ("h'", "c'", "y", "p"))
         if quantity.model:
             assert quantity.units == pytest.approx(quantity.model, abs=1e-10)
 
@@ -59,7 +63,7 @@ def test_a_difference_is_seen(cell: CellName, monkeypatch: pytest.MonkeyPatch) -
         return logits_TBV + 1e-3, tuple(tuple(part + 0.01 for part in s) for s in hidden)
 
     monkeypatch.setattr(CharModel, "forward", forward)
-    step = write_out(model, TEXT, ids(TEXT))
+    step = write_out(model, TEXT, ids(TEXT), VOCABULARY)
     assert step.logits_difference == pytest.approx(1e-3)
     assert step.state_difference == pytest.approx(0.01)
 
@@ -75,14 +79,32 @@ def test_one_step_by_hand() -> None:
         cell.bias.fill_(-0.3)
         model.head.weight.fill_(3.0)
         model.head.bias.fill_(0.25)
-    step = write_out(model, "ab", ids("ab"))
+    step = write_out(model, "ab", ids("ab"), VOCABULARY)
     first = math.tanh(0.2 - 0.3)
     second = 0.2 + 2.0 * first - 0.3
-    a, h, y = step.quantities
+    a, h, y, p = step.quantities
     assert a.units == pytest.approx((second,))
     assert h.units == pytest.approx((math.tanh(second),))
     assert y.units == pytest.approx([3 * math.tanh(second) + 0.25] * SHOWN)
+    assert p.units == pytest.approx([1 / 6] * SHOWN)
+    assert step.likeliest == ("\N{REPLACEMENT CHARACTER}", "a", "b", "c")
     assert step.written_nats == pytest.approx(math.log(6))
+
+
+def test_a_step_ends_at_the_likeliest_next_characters() -> None:
+    """In order, with their part of all; a vocabulary may have fewer than are shown."""
+    model = make_model("gru", layers=1)
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.copy_(torch.tensor([0.0, 1.0, 3.0, 2.0, -1.0, 1000.0]))
+    step = write_out(model, TEXT, ids(TEXT), VOCABULARY)
+    y, p = step.quantities[-2:]
+    assert step.likeliest == ("e", "b", "c", "a")
+    assert y.units == y.model == (1000.0, 3.0, 2.0, 1.0)
+    assert p.units == p.model == pytest.approx((1.0, 0.0, 0.0, 0.0))
+    few = Vocabulary("ab", "utf-8", 1)
+    model = small.make_model("rnn", 1, 3, vocabulary=few.size)
+    assert len(write_out(model, "ab", np.array([1, 2]), few).likeliest) == 3
 
 
 def test_the_command_shows_the_step(cli: Cli, trained: Path, prose: Path) -> None:
@@ -92,6 +114,8 @@ def test_the_command_shows_the_step(cli: Cli, trained: Path, prose: Path) -> Non
     assert step["read"] == prose.read_text()[-1]
     out = cli(*words).out
     assert out.startswith("The step\n")
-    shown = f"{step['quantities'][-2]['units'][0]:+.5f}"
+    shown = f"{step['quantities'][-3]['units'][0]:+.5f}"
     assert re.search(rf"1 +h' +\= o ∘ tanh\(c'\) +{re.escape(shown)}", out)
     assert re.search(r"\n1 +h' +by the model +[+-]", out)
+    first = re.escape(repr(step["likeliest"][0]))
+    assert re.search(rf"\n1 +next character +{first}.*\n1 +y += V h' \+ v ", out)

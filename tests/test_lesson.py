@@ -29,7 +29,7 @@ from lesson.lab import QUICK, Answer, Lab, LessonError
 from lesson.memory import Held, Pace, Reach, _under, best_found, judge_along, judge_gates
 from lesson.price import Costs, costs, judge_gru, judge_lstm
 from lesson.recall import beyond, judge_beyond, judge_scaling, scaling
-from lesson.recurrence import judge_length, judge_step, length
+from lesson.recurrence import _symbol, judge_length, judge_step, length
 from lesson.section import Section, Table, Verdict, broken, filled, judged, markdown, percent
 from lesson.windows import judge_window
 from tests.conftest import ENVIRONMENT, make_prose
@@ -413,6 +413,11 @@ def test_the_half_that_a_unit_is_judged_on_does_not_choose_it() -> None:
     lasting = [unit("inside quotes", 0.4, 0.7), unit("indentation", -0.6, -0.5)]
     assert best_found([short, *lasting])["property"] == "indentation"
     assert best_found([short]) == short
+
+
+def test_a_symbol_is_shown_in_a_table_as_it_is() -> None:
+    symbols = ["a", "\n", "|", "_", "`", "\N{REPLACEMENT CHARACTER}"]
+    assert [*map(_symbol, symbols)] == ["'a'", r"'\\n'", r"'\|'", r"'\_'", r"'\`'", "unknown"]
 
 
 # The page's pieces ------------------------------------------------------------------------

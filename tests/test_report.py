@@ -467,12 +467,13 @@ class TestInspectionPage:
             Quantity(1, "h'", "tanh(a)", (0.5, -0.25), (0.5, -0.25)),
             Quantity(1, "y", "V h' + v", (1.5, 2.5), None),
         )
-        seen = inspection(step=Step("\n", quantities, 256, 1e-7, 2e-6, 1.25, 1.25))
+        seen = inspection(step=Step("\n", quantities, ("e", "\n"), 256, 1e-7, 2e-6, 1.25, 1.25))
         page = check(inspection_page(portrait(inspection=seen), "poem", ORIGIN))
         assert page.texts["h2"][0] == "The step"
         assert any("it reads '\\n'" in text and "2.0e-06" in text for text in page.texts["p"])
         assert page.texts["td"][:4] == ["h'", "= tanh(a)", "+0.50000", "-0.25000"]
         assert page.texts["td"][6:10] == ["h'", "by the model", "+0.50000", "-0.25000"]
+        assert page.texts["td"][13:17] == ["next character", "'e'", "'\\n'", ""]
 
     def test_what_was_not_measured_has_no_section(self) -> None:
         full = Window(64, None, 0.0, 1.0, 1e-6, 10_000)
