@@ -17,7 +17,17 @@ from lesson.lab import Lab
 from lesson.recurrence import run_of
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
-__all__ = ["Held", "Pace", "Reach", "along", "best_found", "gates", "judge_along", "judge_gates"]
+__all__ = [
+    "Held",
+    "Pace",
+    "Reach",
+    "along",
+    "best_found",
+    "gates",
+    "hold",
+    "judge_along",
+    "judge_gates",
+]
 
 T = TypeVar("T")
 
@@ -29,8 +39,9 @@ ALWAYS = 0.9
 LASTING = ("inside quotes", "inside brackets", "position in line", "indentation")
 #: Correlation from which on a unit follows a property.
 FOLLOWS = 0.5
-#: Characters for which a property must go on somewhere.
-LONG = 20
+#: Characters for which a property must have gone on where a unit still follows it, and at how
+#: many characters at least that must be so.
+LONG, OFTEN = 20, 50
 #: Characters of the figure.
 SHOWN = 240
 #: The lags at which what is left of the states' gradients is shown.
@@ -53,13 +64,24 @@ class Held:
     """How one unit's memory follows a property of the text."""
 
     unit: str
-    property: str
+    property_name: str
     correlation: float
     """Of its c with the property."""
     over: int
     """Characters, the last of the text, that it is of."""
-    lasts: int
-    """Characters for which the property goes on without a break, at the longest."""
+    late: float
+    """The same where the property has gone on for more than ``LONG`` characters."""
+    late_over: int
+    """Characters at which it has."""
+
+    @property
+    def follows(self) -> bool:
+        """Whether it does so over a long time, too."""
+        return (
+            abs(self.correlation) >= FOLLOWS
+            and self.late_over >= OFTEN
+            and self.late * math.copysign(1, self.correlation) >= FOLLOWS
+        )
 
 
 @dataclass(frozen=True)
@@ -131,13 +153,7 @@ def gates(lab: Lab) -> Section:
     shown = lab.json(second)["activation"]
     c_T = np.array(shown["values"])
     property_T = np.array(PROPERTIES[best["property"]](shown["text"]))
-    held = Held(
-        unit=name,
-        property=best["property"],
-        correlation=_correlation(c_T, property_T),
-        over=len(c_T),
-        lasts=_longest(property_T),
-    )
+    held = hold(name, best["property"], c_T, property_T)
     use = {
         one["gate"]: (float(np.mean(one["open_share"])), float(np.mean(one["closed_share"])))
         for one in found["gates"]
@@ -190,8 +206,10 @@ its state h.
         f"characters and closed at more than {percent(IDLE)}, in the mean of the units. A unit's "
         "memory holds a visible "
         f"property: its c correlates with one by at least {FOLLOWS:g} in size, over the last "
-        f"{held.over:,} characters, and that property goes on for at least {LONG} characters "
-        "somewhere. Both: holds; one: in part.",
+        f"{held.over:,} characters, and with the same sign by at least that at those, at least "
+        f"{OFTEN}, at which the property has gone on for more than {LONG} characters without a "
+        "break (where it only goes on or not, those at which it does not are beside them). Both: "
+        "holds; one: in part.",
         judgement=judge_gates(use, held),
     )
 
@@ -217,10 +235,10 @@ def _memory_figure(held: Held, c_T: np.ndarray, property_T: np.ndarray) -> Figur
     drawn = c_T.min() + (drawn - drawn.min()) * (np.ptp(c_T) / max(1.0, np.ptp(drawn)))
     chart = line_chart(
         "memory",
-        f"The memory of unit {held.unit} along the text, and the property {held.property}",
+        f"The memory of unit {held.unit} along the text, and the property {held.property_name}",
         [
             Line(f"c of unit {held.unit}", x, c_T[x].tolist(), 0),
-            Line(held.property, x, drawn.tolist(), 1, faint=True),
+            Line(held.property_name, x, drawn.tolist(), 1, faint=True),
         ],
         x_label="characters of the text",
         y_label="c; the property to the same scale",
@@ -231,18 +249,38 @@ def _memory_figure(held: Held, c_T: np.ndarray, property_T: np.ndarray) -> Figur
 
 def _correlation(x_T: np.ndarray, y_T: np.ndarray) -> float:
     """Return Pearson's correlation; 0 where one of both does not vary."""
-    if not x_T.std() or not y_T.std():
+    if not len(x_T) or not x_T.std() or not y_T.std():
         return 0.0
     return float(np.corrcoef(x_T, y_T)[0, 1])
 
 
-def _longest(property_T: np.ndarray) -> int:
-    """Return the longest stretch over which a property is above zero."""
-    longest = length = 0
+def hold(unit: str, name: str, c_T: np.ndarray, property_T: np.ndarray) -> Held:
+    """Return how a unit's memory follows a property, anywhere and where it has gone on for long.
+
+    That a property lasts is not enough: a unit may rise at the beginning of every line, and
+    count no farther.
+    """
+    late_T = _ages(property_T) > LONG
+    # What is 1 as long as it goes on does not vary there: it is held against its absence.
+    varies = late_T.any() and np.ptp(property_T[late_T]) > 0
+    chosen_T = late_T if varies else late_T | (property_T == 0)
+    return Held(
+        unit=unit,
+        property_name=name,
+        correlation=_correlation(c_T, property_T),
+        over=len(c_T),
+        late=_correlation(c_T[chosen_T], property_T[chosen_T]),
+        late_over=int(late_T.sum()),
+    )
+
+
+def _ages(property_T: np.ndarray) -> np.ndarray:
+    """Return for how many characters without a break a property has been above zero."""
+    ages, age = [], 0
     for value in property_T:
-        length = length + 1 if value > 0 else 0
-        longest = max(longest, length)
-    return longest
+        age = age + 1 if value > 0 else 0
+        ages.append(age)
+    return np.array(ages)
 
 
 def _start(property_T: np.ndarray) -> int:
@@ -261,10 +299,9 @@ def judge_gates(use: Mapping[str, tuple[float, float]], held: Held) -> Judgement
         held: the best unit found.
     """
     idle = [gate for gate, shares in use.items() if min(shares) <= IDLE]
-    follows = abs(held.correlation) >= FOLLOWS and held.lasts >= LONG
     forget_open, forget_closed = use["forget"]
     return judged(
-        [not idle, follows],
+        [not idle, held.follows],
         f"The forget gate is open at {percent(forget_open)} of characters and closed at "
         f"{percent(forget_closed)}"
         + (
@@ -272,14 +309,18 @@ def judge_gates(use: Mapping[str, tuple[float, float]], held: Held) -> Judgement
             if not idle
             else f"; hardly ever both open and closed: {', '.join(idle)}."
         ),
-        f"The memory of unit {held.unit} follows the property \"{held.property}\" with a "
-        f"correlation of {held.correlation:+.2f} over the last {held.over:,} characters, and that "
-        f"goes on for up to {held.lasts} of them."
-        if follows
-        else f"No lasting property was found in a unit: the best, {held.unit} with "
-        f"\"{held.property}\", has a correlation of {held.correlation:+.2f} over the last "
-        f"{held.over:,} characters, and the property goes on for up to {held.lasts} of them.",
-    )  # fmt: skip
+        f'The memory of unit {held.unit} follows the property "{held.property_name}" with a '
+        f"correlation of {held.correlation:+.2f} over the last {held.over:,} characters, and still "
+        f"with {held.late:+.2f} {_where(held)}."
+        if held.follows
+        else "No unit was found whose memory follows a property for long: the best, "
+        f'{held.unit} with "{held.property_name}", has a correlation of {held.correlation:+.2f} '
+        f"over the last {held.over:,} characters, and of {held.late:+.2f} {_where(held)}.",
+    )
+
+
+def _where(held: Held) -> str:
+    return f"at the {held.late_over:,} at which that has gone on for more than {LONG}"
 
 
 def along(lab: Lab) -> Section:

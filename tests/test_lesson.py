@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import typer
 
@@ -26,7 +27,16 @@ from charrnn.files import embedded_corpus
 from lesson.__main__ import SECTIONS, main
 from lesson.gradients import clipping, judge_clipping, judge_radii
 from lesson.lab import QUICK, Answer, Lab, LessonError
-from lesson.memory import Held, Pace, Reach, _under, best_found, judge_along, judge_gates
+from lesson.memory import (
+    Held,
+    Pace,
+    Reach,
+    _under,
+    best_found,
+    hold,
+    judge_along,
+    judge_gates,
+)
 from lesson.price import Costs, costs, judge_gru, judge_lstm
 from lesson.recall import beyond, judge_beyond, judge_scaling, scaling
 from lesson.recurrence import _symbol, judge_length, judge_step, length
@@ -66,6 +76,11 @@ def window_of(bptt: int, angle: float, microseconds: float, last: int | None = N
 
 #: The gradient of all time steps.
 FULL = window_of(1024, 0, 9)
+
+
+def gates_of(correlation: float, late: float, over: int = 300, opened: float = 0.1) -> Any:
+    use = {"input": (opened, 0.2), "forget": (0.6, 0.1)}
+    return judge_gates(use, Held("1.3", "indentation", correlation, 1000, late, over))
 
 
 def along_of(
@@ -243,17 +258,19 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
      "the LSTM stays at 2.00 nats at the best rate, with scaled ones at 1.80"),
     ("7 the contrary", lambda: judge_scaling(2.0, 2.0, 0.01, 0.02, 16), "does not hold",
      "the optimiser decided"),
-    ("8 as told", lambda: judge_gates(
-        {"input": (0.1, 0.2), "forget": (0.6, 0.1)}, Held("1.3", "indentation", -0.8, 1000, 60)),
-     "holds", "a correlation of -0.80 over the last 1,000 characters"),
-    ("8 an idle gate", lambda: judge_gates(
-        {"input": (0.0, 0.2), "forget": (0.6, 0.1)}, Held("1.3", "indentation", -0.8, 1000, 60)),
-     "holds in part", "hardly ever both open and closed: input"),
-    ("8 a short property", lambda: judge_gates(
-        {"input": (0.1, 0.2), "forget": (0.6, 0.1)}, Held("1.3", "digit", 0.8, 1000, 4)),
-     "holds in part", "No lasting property"),
-    ("8 nothing", lambda: judge_gates({"forget": (0.6, 0.0)}, Held("1.3", "digit", 0.1, 1000, 4)),
-     "does not hold", "No lasting property"),
+    ("8 as told", lambda: gates_of(-0.8, -0.7), "holds",
+     "a correlation of -0.80 over the last 1,000 characters, and still with -0.70 at the 300 at "
+     "which that has gone on for more than 20."),
+    ("8 an idle gate", lambda: gates_of(-0.8, -0.7, opened=0.0), "holds in part",
+     "hardly ever both open and closed: input"),
+    ("8 at the beginning alone", lambda: gates_of(0.7, 0.1), "holds in part",
+     "No unit was found whose memory follows a property for long: the best, 1.3 with "
+     "\"indentation\", has a correlation of +0.70 over the last 1,000 characters, and of +0.10 at "
+     "the 300 at which that has gone on for more than 20."),
+    ("8 the other way later", lambda: gates_of(0.7, -0.8), "holds in part", "No unit was found"),
+    ("8 hardly ever for long", lambda: gates_of(0.7, 0.8, 49), "holds in part",
+     "and of +0.80 at the 49 at which"),
+    ("8 nothing", lambda: gates_of(0.1, 0.1, opened=0.0), "does not hold", "No unit was found"),
     ("9 as told", along_of, "holds",
      "Of the LSTM's c 6 of 10 units change slowly: most units do. Beside it 0 of 10 of the plain "
      "RNN's h, 0 of 10 of the LSTM's h, 2 of 10 of the GRU's h. The median unit of c correlates "
@@ -403,6 +420,31 @@ def test_the_recurrence_s_costs_are_told_from_those_of_the_model() -> None:
     }  # fmt: skip
     assert found["gru"].microseconds == pytest.approx(10)
     assert found["lstm"].share == pytest.approx(160 / 167)
+
+
+def test_a_unit_that_rises_with_every_line_and_counts_no_farther_does_not_follow() -> None:
+    """Lines of 10 and 60: one unit counts their characters, one stops at the 15th."""
+    position_T = np.array([*range(11), *range(61)] * 15)
+    counting = hold("1.1", "position in line", position_T / 9, position_T)
+    assert counting.follows
+    assert (counting.correlation, counting.late) == pytest.approx((1.0, 1.0))
+    assert (counting.over, counting.late_over) == (1080, 600)
+    stopping = hold("1.2", "position in line", np.minimum(position_T, 15), position_T)
+    assert stopping.correlation > 0.7
+    assert (stopping.late, stopping.follows) == (0.0, False)
+
+
+def test_a_unit_follows_what_only_goes_on_or_not_while_it_is_another_than_without() -> None:
+    inside_T = np.array(([0.0] * 20 + [1.0] * 60) * 5)
+    held = hold("1.1", "inside quotes", -inside_T, inside_T)
+    assert (held.late, held.late_over) == pytest.approx((-1.0, 200))
+    assert held.follows
+    # Gone after 20 characters.
+    short_T = np.array(([0.0] * 20 + [1.0] * 20 + [0.0] * 40) * 5)
+    lost = hold("1.1", "inside quotes", short_T, inside_T)
+    assert not lost.follows
+    none = hold("1.1", "inside quotes", short_T, 0 * inside_T)
+    assert (none.correlation, none.late, none.late_over) == (0, 0, 0)
 
 
 def test_the_half_that_a_unit_is_judged_on_does_not_choose_it() -> None:
