@@ -43,8 +43,9 @@ def lossy(stream: TextIO) -> TextIO:
 
     A training must not end because nobody will read how it goes.
     """
-    whole_lines = io.BufferedWriter(_Lossy(stream.fileno(), "w", closefd=False))
-    return io.TextIOWrapper(whole_lines, stream.encoding, stream.errors, line_buffering=True)
+    # No buffer: what a closed pipe refuses would be kept there, and refused again at the exit.
+    raw: Any = _Lossy(stream.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True)
 
 
 def say(message: str) -> None:
