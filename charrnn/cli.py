@@ -557,6 +557,9 @@ def evaluate(
         raise UsageError("--per-char and --show go with one checkpoint only")
     if per_char == Path("-"):
         raise UsageError("--per-char writes a file: give its name")
+    there = per_char.stat() if per_char is not None and per_char.is_file() else None
+    if there is not None and os.path.samestat(there, os.fstat(1)):
+        raise UsageError(f"--per-char {shown(per_char)} is where the scores go: give another file")
     if show and as_json:
         raise UsageError("--show and --json exclude each other: both print on stdout")
     if report is not None:
@@ -581,9 +584,10 @@ def evaluate(
     scan_once = cache(scan)
     price_once = cache(lambda *of: tuple(price_baselines(*of)))
     with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopSignals())  # so that nothing is left behind
         subjects = load_subjects(
             checkpoints, source, where, scan=scan_once,
-            spool=lambda: spooled(source.texts, stack), with_training=baselines, tell=say,
+            spool=lambda: spooled(source.texts, stack, stop), with_training=baselines, tell=say,
         )  # fmt: skip
         for subject in subjects:
             if subject.part.characters < 2:
@@ -602,10 +606,10 @@ def evaluate(
             beside = price_once(scored, vocabulary, subject.training) if baselines else ()
             with contextlib.ExitStack() as watched:
                 watchers: list[Callable[[Prices], None]] = []
-                if per_char is not None:
-                    watchers.append(watched.enter_context(closing(PerCharacter(scored, per_char))))
                 if show:
                     watchers.append(watched.enter_context(closing(SurpriseText(scored))))
+                if per_char is not None:
+                    watchers.append(watched.enter_context(PerCharacter(scored, per_char)))
                 assessments.append(
                     assess(
                         str(subject.path), subject.model, vocabulary, scored, config,

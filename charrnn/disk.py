@@ -20,6 +20,7 @@ from charrnn.wording import reason, shown
 
 __all__ = [
     "FULL",
+    "becoming",
     "check_replaceable",
     "exists",
     "refusals",
@@ -72,6 +73,17 @@ def exists(path: Path) -> bool:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[int]:
+    """Yield a file descriptor as ``becoming`` does; every refusal is one line.
+
+    Raises:
+        RunFolderError: the operating system refused a step (disk full, no permission).
+    """
+    with refusals(path, "cannot save"), becoming(path) as fd:
+        yield fd
+
+
+@contextmanager
+def becoming(path: Path) -> Iterator[int]:
     """Yield a file descriptor whose bytes become ``path`` all at once.
 
     The bytes go to a temporary file in the same folder. When the block ends
@@ -81,23 +93,22 @@ def replacing(path: Path) -> Iterator[int]:
     Permissions follow the umask.
 
     Raises:
-        RunFolderError: the operating system refused a step (disk full, no permission).
+        OSError: the operating system refused a step, or what the block did fails so.
     """
     temporary = _temporary(path)
-    with refusals(path, "cannot save"):
-        fd = _create(temporary)
+    fd = _create(temporary)
+    try:
         try:
-            try:
-                yield fd
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            temporary.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
-        _sync_folder(path.parent)
+            yield fd
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(path.parent)
 
 
 def check_replaceable(path: Path) -> None:

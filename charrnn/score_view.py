@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any, BinaryIO, Self
 
 from rich.segment import Segment, Segments
 from rich.table import Table
@@ -16,7 +18,7 @@ from charrnn.assessment import Assessment
 from charrnn.comparison import Comparison
 from charrnn.corpus import Part
 from charrnn.decoding import BYTES
-from charrnn.disk import refusals
+from charrnn.disk import becoming, refusals
 from charrnn.evaluation import Prices
 from charrnn.score_words import (
     assessment_lines,
@@ -112,17 +114,19 @@ def print_comparison(comparison: Comparison) -> None:
 
 
 class PerCharacter:
-    """Writes the price of every character as a line of JSON.
+    """Writes the price of every character as a line of JSON, in a ``with``.
+
+    The file appears whole, or stays as it was where the block fails.
 
     ``position`` counts from the text's first character, which has 0 and no price; a model
     of bytes has ``byte`` in place of ``character``.
 
     Args:
         part: the text that is scored.
-        path: the file to write.
+        path: the file to write; a pipe or a device gets the lines as they come.
 
     Raises:
-        RunFolderError: the file cannot be written; so do calls and ``close``.
+        RunFolderError: the file cannot be written; so do calls and the block's end.
     """
 
     def __init__(self, part: Part, path: Path) -> None:
@@ -130,8 +134,9 @@ class PerCharacter:
         next(self._codes)
         self._path = path
         self._bytes = part.corpus.encoding == BYTES
+        self._open = ExitStack()
         with self._naming_the_file():
-            self._stream = path.open("w", encoding="utf-8")
+            self._stream = self._open.enter_context(_written(path))
 
     def __call__(self, stretch: Prices) -> None:
         """Write a stretch's lines; stretches must come in order."""
@@ -142,16 +147,35 @@ class PerCharacter:
             row = {"position": position, **what, "nats": round(nats, 6)}
             rows.append(json.dumps(row, ensure_ascii=False) + "\n")
         with self._naming_the_file():
-            self._stream.writelines(rows)
+            self._stream.write("".join(rows).encode())
 
-    def close(self) -> None:
-        """Write what is left, and close the file."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        """Give the file its name, or drop it where the block failed."""
+        if kind is not None:
+            with suppress(OSError):  # the block's own failure is what counts
+                self._open.__exit__(kind, *error)
+            return
         with self._naming_the_file():
-            self._stream.close()
+            self._open.close()
 
     def _naming_the_file(self) -> AbstractContextManager[None]:
         # An error that names no file would be taken for one of stdout.
         return refusals(self._path, "cannot write the prices")
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[BinaryIO]:
+    """Yield what is written to a path: all at once, but for a pipe or a device."""
+    if path.exists() and not path.is_file():
+        with path.open("wb") as stream:
+            yield stream
+        return
+    # What a link leads to is replaced, not the link.
+    with becoming(path.resolve()) as fd, os.fdopen(fd, "wb", closefd=False) as stream:
+        yield stream
 
 
 class SurpriseText:

@@ -1191,6 +1191,17 @@ class TestEvaluate:
         mean = sum(line["nats"] for line in lines) / 6006
         assert mean == pytest.approx(row.get("dynamic", row)["nats_per_char"], abs=1e-5)
 
+    def test_prices_do_not_replace_the_scores(
+        self, trained: Path, prose: Path, tmp_path: Path
+    ) -> None:
+        words = command("evaluate", trained, "--text", prose, "--per-char", "both")
+        with (tmp_path / "both").open("w") as both:
+            done = subprocess.run(
+                words, stdout=both, stderr=subprocess.PIPE, cwd=tmp_path, env=ENVIRONMENT
+            )
+        assert done.returncode == 2
+        assert b"--per-char both is where the scores go: give another file" in done.stderr
+
     @pytest.mark.parametrize(
         ("target", "options"),
         [

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import sys
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from charrnn.errors import CharrnnError
 from charrnn.evaluation import PositionScores, Prices, Scores
 from charrnn.score_view import PerCharacter, SurpriseText, print_assessments
 from charrnn.score_words import COLUMNS, assessments_say, comparison_lines, comparison_says
-from tests.conftest import make_part
+from tests.conftest import make_part, refusing
 from tests.small import make_result
 
 ONE = Assessment(
@@ -293,10 +293,11 @@ class TestComparison:
 class TestPerCharacter:
     def test_writes_a_line_a_character(self, tmp_path: Path) -> None:
         file = tmp_path / "prices"
-        write = PerCharacter(make_part(tmp_path, "xé\n☃".encode()), file)
-        write(Prices(1, np.array([0.5, 1.25]), 0))
-        write(Prices(3, np.array([14.0]), 1))
-        write.close()
+        file.write_text("of before")
+        with PerCharacter(make_part(tmp_path, "xé\n☃".encode()), file) as write:
+            write(Prices(1, np.array([0.5, 1.25]), 0))
+            assert file.read_text() == "of before", "it appears whole"
+            write(Prices(3, np.array([14.0]), 1))
         assert [json.loads(line) for line in file.read_text("utf-8").splitlines()] == [
             {"position": 1, "character": "é", "nats": 0.5},
             {"position": 2, "character": "\n", "nats": 1.25},
@@ -305,32 +306,76 @@ class TestPerCharacter:
 
     def test_bytes_are_numbers(self, tmp_path: Path) -> None:
         file = tmp_path / "prices"
-        write = PerCharacter(make_part(tmp_path, b"\x00\xff\x00", "bytes"), file)
-        write(Prices(1, np.array([0.5, 1.25]), 0))
-        write.close()
+        with PerCharacter(make_part(tmp_path, b"\x00\xff\x00", "bytes"), file) as write:
+            write(Prices(1, np.array([0.5, 1.25]), 0))
         assert [json.loads(line)["byte"] for line in file.read_text().splitlines()] == [255, 0]
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
     @pytest.mark.parametrize("stretches", [1, 999])
     def test_a_full_disk_is_named(self, tmp_path: Path, stretches: int) -> None:
         """Whether it is noticed at the end or before."""
-        write = PerCharacter(make_part(tmp_path, b"ab" * 999), Path("/dev/full"))
-        with pytest.raises(CharrnnError, match="/dev/full: cannot write the prices: No space"):
+        part = make_part(tmp_path, b"ab" * 999)
+        with (
+            pytest.raises(CharrnnError, match="/dev/full: cannot write the prices: No space"),
+            PerCharacter(part, Path("/dev/full")) as write,
+        ):
             for position in range(1, stretches + 1):
                 write(Prices(position, np.array([0.5]), 0))
-            write.close()
-        with suppress(CharrnnError):
-            write.close()
+
+    @pytest.mark.parametrize("failure", [KeyboardInterrupt(), BrokenPipeError("stdout")])
+    @pytest.mark.parametrize("before", ["of before", None])
+    def test_a_failure_leaves_what_was_there(
+        self, tmp_path: Path, before: str | None, failure: BaseException
+    ) -> None:
+        """It is passed on as it is: a pipe that broke elsewhere is not this file's."""
+        file = tmp_path / "folder" / "prices"
+        file.parent.mkdir()
+        if before is not None:
+            file.write_text(before)
+        with (
+            pytest.raises(type(failure)) as caught,
+            PerCharacter(make_part(tmp_path, b"abc"), file) as write,
+        ):
+            write(Prices(1, np.array([0.5]), 0))
+            raise failure
+        assert caught.value is failure
+        left = [path.read_text() for path in file.parent.iterdir()]
+        assert left == ([] if before is None else [before])
+
+    def test_a_disk_that_fills_leaves_what_was_there(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = tmp_path / "folder" / "prices"
+        file.parent.mkdir()
+        file.write_text("of before")
+        part = make_part(tmp_path, b"abc")
+        monkeypatch.setattr("os.fsync", refusing(errno.ENOSPC))
+        with (
+            pytest.raises(CharrnnError, match=r"prices: cannot write the prices: No space.*free"),
+            PerCharacter(part, file) as write,
+        ):
+            write(Prices(1, np.array([0.5, 0.5]), 0))
+        assert [path.read_text() for path in file.parent.iterdir()] == ["of before"]
+
+    def test_what_a_link_leads_to_is_replaced(self, tmp_path: Path) -> None:
+        file, link = tmp_path / "prices", tmp_path / "link"
+        file.write_text("of before")
+        link.symlink_to(file)
+        with PerCharacter(make_part(tmp_path, b"ab"), link) as write:
+            write(Prices(1, np.array([0.5]), 0))
+        assert link.is_symlink()
+        assert json.loads(file.read_text())["character"] == "b"
 
     def test_a_reader_who_leaves_is_named(self, tmp_path: Path) -> None:
         pipe = tmp_path / "pipe"
         os.mkfifo(pipe)
         reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-        write = PerCharacter(make_part(tmp_path, b"ab"), pipe)
-        os.close(reader)
-        write(Prices(1, np.array([0.5]), 0))
-        with pytest.raises(CharrnnError, match="pipe: cannot write the prices: Broken pipe"):
-            write.close()
+        with (
+            pytest.raises(CharrnnError, match="pipe: cannot write the prices: Broken pipe"),
+            PerCharacter(make_part(tmp_path, b"ab"), pipe) as write,
+        ):
+            os.close(reader)
+            write(Prices(1, np.array([0.5]), 0))
 
 
 class TestSurpriseText:

@@ -295,6 +295,22 @@ def test_a_second_signal_leaves_at_once_in_a_save(
     assert not list(run.glob(".*"))
 
 
+@pytest.mark.parametrize("number", CODES)
+def test_a_signal_while_prices_are_written_leaves_the_file_of_before(
+    trained: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    text, prices = tmp_path / "text", tmp_path / "prices"
+    text.write_text(make_prose(200_000))
+    prices.write_text("of before")
+    words = ["evaluate", trained, "--text", text, "--dynamic", "--per-char", prices]
+    pid = forked_cli([str(word) for word in words], tmp_path)
+    wait_for(lambda: any(file.stat().st_size for file in tmp_path.glob(".prices.*")), "a price")
+    os.kill(pid, number)
+    assert finish(pid) == CODES[number]
+    assert prices.read_text() == "of before"
+    assert not list(tmp_path.glob(".prices.*"))
+
+
 @pytest.fixture
 def process(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Start a command as a process of its own; it is killed at the test's end at the latest."""
