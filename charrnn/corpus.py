@@ -25,10 +25,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from charrnn.decoding import BYTES, Codes, Decoder, State, byte_order_mark, text_encoding
+from charrnn.decoding import BYTES, Codes, Decoder, State, byte_order_mark, packed, text_encoding
 from charrnn.errors import CorpusError
 from charrnn.files import NotTextError, cannot_read, find_files, several
-from charrnn.wording import reason, shown
+from charrnn.wording import counted, reason, shown
 
 __all__ = [
     "BLOCK_BYTES",
@@ -47,8 +47,14 @@ __all__ = [
 #: their temporary arrays fragment the heap: the scan of 1.3 GB of C left it 10 MB larger with
 #: 1 << 17, 17 MB with 1 << 18, 55 MB with 1 << 20.
 BLOCK_BYTES = 1 << 17
+#: Bytes of a file's beginning by which it is known what it is.
+_HEAD = 8
 #: Hexadecimal digits by which a file's bytes are known again.
 DIGEST = 16
+
+
+#: What to do about a text in an unknown encoding.
+_OTHERWISE = "name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...) or use bytes"
 
 
 class _Block(NamedTuple):
@@ -442,7 +448,7 @@ def _scan_file(
     try:
         with path.open("rb", buffering=0) as stream:
             identity = _Identity.of(os.fstat(stream.fileno()))
-            head = stream.read(4)
+            head = stream.read(_HEAD)
             mark = byte_order_mark(head, encoding)
             decoder.decode(mark, final=False)  # what it says of the byte order stays in the state
             for hasher in hashers:
@@ -458,12 +464,14 @@ def _scan_file(
                 try:
                     codes = decoder.decode(data, final=final)
                 except UnicodeError as error:
-                    raise _not_text(path, encoding, error, offset - len(state[0]), head) from None
+                    first = offset - len(state[0])
+                    if final and _is_text_so_far(data, encoding, state):
+                        refusal = _cut(path, encoding, error, first, identity.size)
+                    else:
+                        refusal = _not_text(path, encoding, error, first, head)
+                    raise _packed(path, head) or refusal from None
                 if len(blocks) == 1 and encoding != BYTES and not codes.all():
-                    raise NotTextError(
-                        f"{shown(path)} looks binary, with NUL characters: use --encoding bytes, "
-                        "or utf-16-le or utf-16-be if it is that"
-                    )
+                    raise _packed(path, head) or _binary(path, codes)
                 for hasher in hashers:
                     hasher.update(data)
                 counts = _add(counts, np.bincount(codes))
@@ -512,8 +520,20 @@ def _notes(
         left_out.setdefault(error.reason or f"it is not {encoding} text", []).append(path)
     for why, paths in left_out.items():
         yield several(paths, f"left out, because {why}")
+    if encoding == BYTES:
+        yield from _as_they_are(files)
     if marked := [file.path for file in files if file.mark]:
         yield several(marked, "read without its byte order mark")
+
+
+def _as_they_are(files: list[TextFile]) -> Iterator[str]:
+    """Yield which files hold a text in another form, that is learned in its place."""
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        if said := packed(file.read(0, _HEAD)):
+            found.setdefault(said[0], []).append(file.path)
+    for what, paths in found.items():
+        yield several(paths, f"{what}, and read as it is")
 
 
 class _Cursor:
@@ -575,13 +595,47 @@ def _as_dict(counts: NDArray[np.int64]) -> dict[int, int]:
     return {int(code): int(counts[code]) for code in np.flatnonzero(counts)}
 
 
+def _is_text_so_far(data: bytes, encoding: str, state: State) -> bool:
+    """Whether bytes are text that lacks nothing but the rest of its last character."""
+    try:
+        Decoder(encoding, state).decode(data, final=False)
+    except UnicodeError:
+        return False
+    return True
+
+
+def _cut(path: Path, encoding: str, error: UnicodeError, offset: int, size: int) -> NotTextError:
+    """Say that a file ends in the middle of a character; ``offset`` as for ``_not_text``."""
+    assert isinstance(error, UnicodeDecodeError)
+    start = offset + error.start
+    return NotTextError(
+        f"{shown(path)} ends in the middle of a character of {encoding}, at byte {start:,}: if it "
+        f"was cut, drop its last {counted(size - start, 'byte')}; else {_OTHERWISE}"
+    )
+
+
+def _binary(path: Path, codes: Codes) -> NotTextError:
+    """Say that there is a NUL among a file's first characters."""
+    before = counted(int(codes.argmin()), "character")
+    return NotTextError(
+        f"{shown(path)} looks binary, with a NUL after {before}: use --encoding bytes, "
+        "or utf-16-le or utf-16-be if it is that"
+    )
+
+
+def _packed(path: Path, head: bytes) -> NotTextError | None:
+    """Say what a file is that holds its text in another form; None: it is no such."""
+    said = packed(head)
+    return said and NotTextError(f"{shown(path)} is {said[0]}: {said[1]}")
+
+
 def _not_text(
     path: Path, encoding: str, error: UnicodeError, offset: int, head: bytes
 ) -> NotTextError:
     """Say where decoding failed; ``offset`` is of the first byte the decoder was given."""
     where = f" at byte {offset + error.start:,}" if isinstance(error, UnicodeDecodeError) else ""
     why = f" ({error.reason})" if isinstance(error, UnicodeDecodeError) else ""
-    advice = "name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...) or use bytes"
+    advice = _OTHERWISE
     # In this order: a mark of utf-32 begins as one of utf-16.
     marked = next((name for name in ("utf-32", "utf-16") if byte_order_mark(head, name)), None)
     if marked and not byte_order_mark(head, encoding):

@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from charrnn.errors import UsageError
 from charrnn.wording import shown
 
-__all__ = ["BYTES", "Codes", "Decoder", "State", "byte_order_mark", "text_encoding"]
+__all__ = [
+    "BYTES",
+    "Codes",
+    "Decoder",
+    "State",
+    "byte_order_mark",
+    "packed",
+    "text_encoding",
+]
 
 #: Code points of consecutive characters: uint8 where all are ASCII (or plain bytes), else uint32.
 Codes = NDArray[np.unsignedinteger[Any]]
@@ -33,6 +41,16 @@ _BYTE_ORDER_MARKS: dict[str, tuple[bytes, ...]] = {
     "utf-32-be": (codecs.BOM_UTF32_BE,),
     "gb18030": ("\ufeff".encode("gb18030"),),
 }
+
+#: Beginnings of files that hold a text in another form: what they are, and what to do first.
+_PACKED = (
+    (b"\x1f\x8b", "compressed by gzip", "unpack it first, with gzip -dc"),
+    (b"BZh", "compressed by bzip2", "unpack it first, with bzip2 -dc"),
+    (b"\xfd7zXZ\0", "compressed by xz", "unpack it first, with xz -dc"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd", "unpack it first, with zstd -dc"),
+    (b"PK\3\4", "a zip archive, as .docx and .epub are", "take the text out of it first"),
+    (b"%PDF-", "a PDF", "make text of it first, with pdftotext"),
+)
 
 #: A text that every encoding of running text gives back when it is decoded byte by byte.
 _PROBE = 100 * "a" + "\n"
@@ -70,6 +88,11 @@ def byte_order_mark(head: bytes, encoding: str) -> bytes:
     """Return the byte order mark that a file in an encoding begins with; empty without one."""
     marks = _BYTE_ORDER_MARKS.get(encoding, ())
     return next((mark for mark in marks if head.startswith(mark)), b"")
+
+
+def packed(head: bytes) -> tuple[str, str] | None:
+    """Return what a file is that begins so, and how to come by the text in it; None: no such."""
+    return next(((what, how) for magic, what, how in _PACKED if head.startswith(magic)), None)
 
 
 class Decoder:

@@ -174,7 +174,7 @@ class TestBadInput:
             ("train {binary}", 1, "--encoding bytes"),
             ("train {latin}", 1, "at byte 0"),
             ("train {latin} --encoding utf-99", 2, "--encoding utf-99"),
-            ("train {zip}", 1, "--encoding"),
+            ("train {zip}", 1, "zip is compressed by gzip: unpack it first, with gzip -dc"),
             ("train {hollow}", 1, "no text in"),
             ("train {hollow}/*.txt", 1, "no file matches"),
             ("train {pipe}", 1, "neither a file nor a folder"),

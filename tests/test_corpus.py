@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import bz2
 import codecs
 import encodings.aliases
 import errno
+import gzip
 import hashlib
+import lzma
 import os
 import random
 from collections import Counter
@@ -456,7 +459,7 @@ class TestRefused:
             (b"", "utf-8", ("no text in", "empty")),
             (codecs.BOM_UTF8, "utf-8", ("no text in", "empty")),
             (b"", "bytes", ("no text in", "empty")),
-            (b"ELF\0\1\2", "utf-8", ("binary", "--encoding bytes")),
+            (b"ELF\0\1\2", "utf-8", ("binary, with a NUL after 3 char", "--encoding bytes")),
             ("abc".encode("utf-16-le"), "utf-8", ("binary", "utf-16-le or utf-16-be")),
             (
                 "abc".encode("utf-16-le"),
@@ -468,13 +471,26 @@ class TestRefused:
             (b"x" * 1234 + b"\xff", "utf-8", ("at byte 1,234",)),
             ("naïve".encode("utf-16"), "utf-8", ("at byte 0", "--encoding utf-16")),
             ("naïve".encode("utf-32"), "utf-8", ("at byte 0", "--encoding utf-32")),
-            ("紅".encode()[:2], "utf-8", ("at byte 0", "unexpected end")),
-            ("ab紅樓".encode()[:-1], "utf-8", ("at byte 5", "unexpected end")),
+            ("紅".encode()[:2], "utf-8", ("middle of a character of utf-8, at byte 0",)),
+            ("ab紅樓".encode()[:-1], "utf-8", ("at byte 5", "its last 2 bytes; else name its")),
+            (b"caf\xe9", "utf-8", ("at byte 3: if it was cut, drop its last 1 byte; else name",)),
+            ("a漢".encode("shift_jis")[:-1], "shift_jis", ("at byte 1", "its last 1 byte")),
+            (b"caf\xe9\xff", "utf-8", ("not utf-8", "at byte 3")),
             ("ab".encode("utf-16") + b"c", "utf-16", ("at byte 6", "name its --encoding")),
+            (
+                gzip.compress(b"abc", mtime=0),
+                "utf-8",
+                ("is compressed by gzip: unpack", "gzip -dc"),
+            ),
+            (bz2.compress(b"abc"), "utf-8", ("is compressed by bzip2: unpack", "bzip2 -dc")),
+            (lzma.compress(b"abc"), "cp1252", ("is compressed by xz: unpack", "xz -dc")),
+            (b"\x28\xb5\x2f\xfd\x04", "utf-8", ("is compressed by zstd: unpack", "zstd -dc")),
+            (b"PK\3\4\x14\0\0\0\xff", "utf-8", ("is a zip archive, as .docx",)),
+            (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3", "utf-8", ("is a PDF: make text of it", "pdftotext")),
             (b"caf\xe9", "ascii", ("not ascii", "at byte 3")),
             ("ab漢".encode("shift_jis") + b"\xfd\xfd", "shift_jis", ("at byte 4",)),
             ("ab漢".encode("gb18030") + b"\xff\xff", "gb18030", ("at byte 4",)),
-            (b"\x1b$B\x30", "iso2022_jp", ("not iso2022_jp", "at byte")),
+            (b"\x1b$B\x30", "iso2022_jp", ("middle of a character of iso2022_jp", "at byte")),
             (b"a\\ud800b", "unicode_escape", ("not unicode-escape",)),
         ],
     )
@@ -488,11 +504,21 @@ class TestRefused:
         block_bytes: int,
     ) -> None:
         name = write(tmp_path / "file.txt", content)
-        if words[0] == "binary":
+        if b"\0" in content and encoding in ("utf-8", "cp1252"):
             block_bytes = 1 << 18  # only the first block is searched for NUL
         with pytest.raises(CorpusError) as error:
             scan([name], encoding, block_bytes=block_bytes)
         assert_one_line(error, *words, "file.txt")
+
+    def test_what_begins_as_a_packed_file_may_be_text(self, tmp_path: Path) -> None:
+        name = write(tmp_path / "file.txt", "BZh%PDF-1.7")
+        assert text_of(whole(scan([name]))) == "BZh%PDF-1.7"
+
+    def test_packed_files_are_bytes_with_a_note(self, tmp_path: Path) -> None:
+        names = [write(tmp_path / name, gzip.compress(b"abc")) for name in ("a", "b")]
+        names.append(write(tmp_path / "c", "abc"))
+        (note,) = scan(names, "bytes").notes
+        assert note == f"2 files, {names[0]}, {names[1]}: compressed by gzip, and read as it is"
 
     def test_empty_file_among_others_does_no_harm(self, tmp_path: Path) -> None:
         names = [write(tmp_path / "empty", ""), write(tmp_path / "full", "abc")]
