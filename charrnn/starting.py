@@ -14,7 +14,7 @@ from charrnn import recipe
 from charrnn.assembling import assemble, lanes_of, refuse_too_large, refuse_validations
 from charrnn.checkpoint import find, load
 from charrnn.config import CellName, ModelConfig, TextChoices, TrainConfig
-from charrnn.corpus import Part, scan
+from charrnn.corpus import Corpus, Part, scan
 from charrnn.decoding import BYTES
 from charrnn.device import multiplies_bf16
 from charrnn.errors import UsageError, VocabularyError
@@ -78,6 +78,7 @@ def start(
         refuse_validations(choices.training)
     counts = train.counts()
     notes = [*corpus.notes, *(valid.corpus.notes if valid and text.valid else ())]
+    notes += _line_ends(corpus)
     if spooled is not None:
         notes = [note.replace(str(spooled), "standard input") for note in notes]
         notes.append("standard input cannot be read again: to resume, give the text as a file")
@@ -164,6 +165,18 @@ def _coverage(counts: Mapping[int, int], vocabulary: Vocabulary, path: Path) -> 
         f"weights and vocabulary from {shown(path)}: it knows {100 * known:.2f} % "
         f"of the text's characters{lacks}"
     )
+
+
+def _line_ends(corpus: Corpus) -> list[str]:
+    """Say how a text's lines end, if not with LF alone, and how to make them."""
+    returns, feeds = (corpus.counts.get(ord(end), 0) for end in "\r\n")
+    if corpus.encoding == BYTES or not returns:
+        return []
+    ends, command = ("CRLF", r"tr -d '\r'") if returns <= feeds else ("CR", r"tr '\r' '\n'")
+    which = f"{returns:,} of {feeds:,}" if returns < feeds else "the"
+    # It changes bytes: two of utf-16 are a character.
+    tr = f", with {command} <FILE >NEW" if "\r".encode(corpus.encoding) == b"\r" else ""
+    return [f"{which} line ends are {ends}, and \\r counts as a character: make them LF{tr}"]
 
 
 def _trained_on(valid: Part, record: TextRecord) -> list[str]:

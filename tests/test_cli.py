@@ -587,6 +587,34 @@ class TestTrain:
             in result.err
         )
 
+    @pytest.mark.parametrize(
+        ("encoding", "end", "ends", "advice"),
+        [
+            ("utf-8", "\r\n", "CRLF", r", with tr -d '\r' <FILE >NEW"),
+            ("cp1252", "\r", "CR", r", with tr '\r' '\n' <FILE >NEW"),
+            ("utf-16", "\r\n", "CRLF", ""),
+            ("utf-8", "\n", None, ""),
+            ("bytes", "\r\n", None, ""),
+        ],
+    )
+    def test_says_how_lines_end(
+        self, cli: Cli, tmp_path: Path, encoding: str, end: str, ends: str | None, advice: str
+    ) -> None:
+        text = tmp_path / "text"
+        written = make_prose(900).replace("\n", end)
+        text.write_bytes(written.encode("utf-8" if encoding == "bytes" else encoding))
+        words = ("--encoding", encoding, "--run", tmp_path / "run", "--json", *QUICK)
+        result = cli("train", text, *words)
+        notes = [said for said in result.rows[0]["notes"] if "line ends" in said]
+        said = rf"the line ends are {ends}, and \r counts as a character: make them LF{advice}"
+        assert notes == ([said] if ends else [])
+
+    def test_says_that_some_lines_end_otherwise(self, cli: Cli, tmp_path: Path) -> None:
+        text, run = tmp_path / "text", tmp_path / "run"
+        text.write_bytes(b"abc\n" * 900 + b"abc\r\n" * 9)
+        said = cli("train", text, "--run", run, *QUICK).err
+        assert "note: 9 of 909 line ends are CRLF, " in said
+
     def test_says_what_is_unknown_in_what_is_held_out(self, cli: Cli, tmp_path: Path) -> None:
         text, run = tmp_path / "text", tmp_path / "run"
         text.write_text(make_prose(1800) + "\u20ac" * 3 + make_prose(187), encoding="utf-8")
