@@ -18,6 +18,7 @@ from charrnn.errors import VocabularyError
 from charrnn.model import CharModel, Hidden
 from charrnn.stepper import Stepper
 from charrnn.vocabulary import UNKNOWN, Vocabulary, listed
+from charrnn.wording import quoted
 
 __all__ = ["Piece", "encode_stop", "next_probabilities", "prepare_prompt", "sample"]
 
@@ -82,7 +83,7 @@ def encode_stop(vocabulary: Vocabulary, stop: str | None) -> list[int] | None:
     if missing:
         raise VocabularyError(
             f"--stop {stop!r} can never be produced: the model does not know "
-            + ", ".join(map(repr, missing))
+            + ", ".join(map(quoted, missing))
         )
     ids: list[int] = vocabulary.encode(stop).tolist()
     return ids

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from charrnn.decoding import BYTES, Codes, text_encoding
 from charrnn.errors import UsageError
+from charrnn.wording import quoted
 
 __all__ = ["REPLACEMENT", "UNKNOWN", "Ids", "Vocabulary", "listed"]
 
@@ -34,6 +35,9 @@ _TOY_SHARE = 1 / 10
 #: Characters that a message names.
 LISTED = 8
 
+#: What an unknown CR means.
+_LINE_ENDS = " (the training text has other line ends)"
+
 #: Unicode's code points that can be characters: all but the surrogates.
 _UNICODE = 0x110000 - 0x800
 
@@ -47,7 +51,10 @@ def listed(unknown: Mapping[str, int]) -> str:
     >>> listed({"é": 3, "Z": 1})
     "'é' x 3, 'Z' x 1"
     """
-    words = [f"{character!r} x {count:,}" for character, count in list(unknown.items())[:LISTED]]
+    words = [
+        f"{quoted(character)} x {count:,}" + _LINE_ENDS * (character == "\r")
+        for character, count in list(unknown.items())[:LISTED]
+    ]
     more = f" and {len(unknown) - LISTED:,} more" if len(unknown) > LISTED else ""
     return ", ".join(words) + more
 

@@ -15,6 +15,7 @@ __all__ = [
     "flag",
     "joined",
     "printable",
+    "quoted",
     "reason",
     "shown",
 ]
@@ -25,6 +26,8 @@ STEERING = frozenset({"Cc", "Cs", "Zl", "Zp"})
 REORDERING = frozenset(
     map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x2070), *range(0xFFF9, 0xFFFC)))
 )
+#: Classes of direction of the letters that run from right to left, and of their numerals.
+RIGHT_TO_LEFT = frozenset({"R", "AL", "AN"})
 
 
 def joined(words: Sequence[str], last: str) -> str:
@@ -55,6 +58,21 @@ def printable(text: str) -> str:
         c if c in "\n\t" or c.isprintable() or not _steers(c) else "\N{REPLACEMENT CHARACTER}"
         for c in text.replace("\r\n", "\n")
     )
+
+
+def quoted(character: str) -> str:
+    r"""Return a character between quotes, fit for a list of them.
+
+    As an escape, besides what ``repr`` has as one: a mark, which would be drawn onto the quote,
+    and a letter from right to left, which would turn the list around.
+
+    >>> print(quoted("é"), quoted("\u0301"), quoted("\u05d0"))
+    'é' '\u0301' '\u05d0'
+    """
+    is_mark = unicodedata.category(character).startswith("M")
+    if is_mark or unicodedata.bidirectional(character) in RIGHT_TO_LEFT:
+        return f"'{character.encode('unicode_escape').decode()}'"
+    return repr(character)
 
 
 def _steers(character: str) -> bool:

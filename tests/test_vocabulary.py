@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charrnn.vocabulary import UNKNOWN, Vocabulary
+from charrnn.vocabulary import UNKNOWN, Vocabulary, listed
 
 CHARACTERS = st.characters(exclude_categories=["Cs"])
 
@@ -142,6 +142,21 @@ class TestEncode:
 
     def test_lone_surrogate_is_unknown(self) -> None:
         assert of_text("ab").encode("a\udcffb").tolist() == [1, UNKNOWN, 2]
+
+
+class TestListed:
+    def test_no_character_changes_the_list_around_it(self) -> None:
+        """A mark, a spacing and an enclosing one, letters from right to left, a joiner."""
+        strange = "\u0301\u0903\u20dd\u05d0\u0628\u0661\u200d"
+        said = listed(dict.fromkeys(strange, 1))
+        assert said.isascii()
+        assert said.startswith(r"'\u0301' x 1, '\u0903' x 1, ")
+        assert listed({"é": 2, "樓": 1}) == "'é' x 2, '樓' x 1"
+
+    def test_a_carriage_return_is_about_line_ends(self) -> None:
+        assert listed({"\r": 1234, "a": 1}) == (
+            r"'\r' x 1,234 (the training text has other line ends), 'a' x 1"
+        )
 
 
 class TestUnknownIn:
