@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from charrnn.baselines import Baseline
@@ -117,6 +118,7 @@ def assess(
     baselines: Iterable[Baseline] = (),
     facts: Iterable[str] = (),
     watchers: Iterable[Callable[[Prices], None]] = (),
+    tell: Callable[[str, int], None] = lambda what, done: None,
 ) -> Assessment:
     """Measure a model on a text; it stays as it is.
 
@@ -131,6 +133,7 @@ def assess(
         facts: what a user must know of the model, for the record.
         watchers: each is called with the price of every character in order, from dynamic
             evaluation if there is one; else the score is exact then.
+        tell: is told now and then what is done with how many characters.
 
     Raises:
         CorpusError: the text changed while it was read.
@@ -140,14 +143,16 @@ def assess(
     if following is not None:
         watching.append(following)
     run_once(model)
+    scored, learnt = (partial(tell, what) for what in ("scored", "scored by dynamic evaluation"))
     if watching and not config.dynamic:
-        scores = total(_watched(prices(model, part, vocabulary), watching), part)
+        scores = total(_watched(prices(model, part, vocabulary), watching, scored), part)
     else:
-        scores = score(model, part, vocabulary, lanes=1 if config.exact else None)
+        lanes = 1 if config.exact else None
+        scores = score(model, part, vocabulary, lanes=lanes, tell=scored)
     adapted = None
     if config.dynamic:
         stretches = dynamic_prices(model, part, vocabulary)
-        adapted = total(_watched(stretches, watching), part)
+        adapted = total(_watched(stretches, watching, learnt), part)
     positions = config.by_position
     return Assessment(
         checkpoint=checkpoint,
@@ -164,11 +169,14 @@ def assess(
 
 
 def _watched(
-    stretches: Iterable[Prices], watchers: Iterable[Callable[[Prices], None]]
+    stretches: Iterable[Prices],
+    watchers: Iterable[Callable[[Prices], None]],
+    tell: Callable[[int], None],
 ) -> Iterator[Prices]:
     for stretch in stretches:
         for watcher in watchers:
             watcher(stretch)
+        tell(stretch.position + len(stretch.nats_T) - 1)
         yield stretch
 
 

@@ -35,7 +35,15 @@ from charrnn.config import (
 from charrnn.errors import UsageError
 from charrnn.outcome import outcome
 from charrnn.reporting import check_report, origin_of_page, show_and_report
-from charrnn.stdio import lossy, print_path, read_prompt, say, spooled, waits_unread
+from charrnn.stdio import (
+    Progress,
+    lossy,
+    print_path,
+    read_prompt,
+    say,
+    spooled,
+    waits_unread,
+)
 from charrnn.stopping import Stopped, StopSignals
 from charrnn.wording import command_line, counted, duration, flag, joined, shown
 
@@ -606,6 +614,11 @@ def evaluate(
             beside = price_once(scored, vocabulary, subject.training) if baselines else ()
             with contextlib.ExitStack() as watched:
                 watchers: list[Callable[[Prices], None]] = []
+                progress = Progress(
+                    shown(subject.path), scored.characters - 1, in_pipe=not as_json,
+                    quiet=show,  # the text shows by itself how far it is
+                )  # fmt: skip
+                watched.enter_context(closing(progress))
                 if show:
                     watchers.append(watched.enter_context(closing(SurpriseText(scored))))
                 if per_char is not None:
@@ -613,7 +626,7 @@ def evaluate(
                 assessments.append(
                     assess(
                         str(subject.path), subject.model, vocabulary, scored, config,
-                        baselines=beside, facts=its_facts, watchers=watchers,
+                        baselines=beside, facts=its_facts, watchers=watchers, tell=progress,
                     )
                 )  # fmt: skip
 
@@ -969,7 +982,8 @@ def inspect_recurrence(
         if "gates" in config.only and shape.cell == "rnn":
             say(f"{shown(checkpoint)}: a plain RNN has no gates, so nothing is said on them")
         if not as_json:
-            say(f"looking at {len(stretch):,} characters ...")
+            slow = "; truncation takes longest" if "truncation" in config.measured else ""
+            say(f"looking at {len(stretch):,} characters{slow} ...")
         inspection = inspect(
             model, stretch, vocabulary, config, unit=watched, seed=training.seed,
             bptt=training.bptt, history=history,

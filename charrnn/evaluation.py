@@ -122,6 +122,7 @@ def score(
     lanes: int | None = None,
     window: int = WINDOW,
     should_stop: Callable[[], bool] = lambda: False,
+    tell: Callable[[int], None] = lambda done: None,
 ) -> Scores:
     """Score a part of a text, dropout off, state carried from its first character on.
 
@@ -140,6 +141,7 @@ def score(
         window: characters of a lane given to the model at a time; fewer for a large
             vocabulary, whose logits would fill the memory.
         should_stop: asked before every window.
+        tell: is told after every window how many characters are scored.
 
     Raises:
         CorpusError: the text changed while it was read.
@@ -156,7 +158,7 @@ def score(
     warm_up = min(WARM_UP, length)
     window = _affordable(window, lanes, vocabulary, device)
     started = time.perf_counter()
-    nats, unknown = torch.zeros((), dtype=torch.float64), 0
+    nats, unknown, done = torch.zeros((), dtype=torch.float64), 0, 0
     with _evaluating(model):
         readers = [
             Reader(part, vocabulary, lane * length - (warm_up if lane else 0))
@@ -172,6 +174,8 @@ def score(
             logits_TBV, hidden = model(text_TB[:-1], hidden)
             price_TB = symbol_prices(logits_TBV, text_TB[1:])
             nats = nats + _wide(price_TB * torch.from_numpy(counted_TB).to(device)).sum()
+            done += int(counted_TB.sum())
+            tell(done)
     return Scores(
         nats=float(nats) + unknown * vocabulary.unknown_nats,
         characters=predictions,

@@ -58,14 +58,13 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
         for words, ours in WORDS.items():
             message = message.replace(words, ours)
         return _fail(f"{message} ({path} --help lists what there is)", 2)
-    except Stopped as stopped:
-        if stopped.args[0] == signal.SIGPIPE:
+    except (Stopped, KeyboardInterrupt, typer.Abort) as stopped:
+        number = int(stopped.args[0]) if isinstance(stopped, Stopped) else signal.SIGINT
+        if number == signal.SIGPIPE:
             _forget_output()
-        return 128 + int(stopped.args[0])
-    except (KeyboardInterrupt, typer.Abort):
-        if sys.stdout.isatty():
+        elif number == signal.SIGINT and sys.stdout.isatty():
             print()  # after the ^C that the terminal has written
-        return 128 + signal.SIGINT
+        return 128 + number
     except BrokenPipeError:
         _forget_output()  # the reader has seen enough
         return 0

@@ -11,6 +11,7 @@ import os
 import stat
 import sys
 import termios
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,12 +20,22 @@ from typing import TYPE_CHECKING, Any, TextIO
 from charrnn.disk import FULL
 from charrnn.errors import CorpusError, UsageError
 from charrnn.stopping import StopSignals
-from charrnn.wording import reason
+from charrnn.wording import duration, reason
 
 if TYPE_CHECKING:
+    from rich.live import Live
+
     from charrnn.vocabulary import Vocabulary
 
-__all__ = ["lossy", "print_path", "read_prompt", "say", "spooled", "waits_unread"]
+__all__ = [
+    "Progress",
+    "lossy",
+    "print_path",
+    "read_prompt",
+    "say",
+    "spooled",
+    "waits_unread",
+]
 
 
 class _Lossy(io.FileIO):
@@ -58,6 +69,69 @@ def say(message: str) -> None:
     from charrnn.terminal import say as say_on
 
     say_on(Output(stderr=True), message)
+
+
+class Progress:
+    """Says on stderr how far a long work is: on a terminal in a line that is redrawn.
+
+    Args:
+        name: what is worked on.
+        characters: that are to be done.
+        in_pipe: whether to say it where there is no terminal, too.
+        quiet: say nothing anywhere.
+    """
+
+    #: Seconds until the first line, and between two, on a terminal; and elsewhere.
+    FIRST, REDRAWN, PLAIN = 3.0, 0.25, 10.0
+
+    def __init__(self, name: str, characters: int, *, in_pipe: bool, quiet: bool) -> None:
+        from charrnn.terminal import Output
+
+        self._name = name
+        self._characters = characters
+        self._what, self._last = "", time.monotonic()
+        self._live: Live | None = None
+        self._console = Output(stderr=True)
+        self._is_quiet = quiet or not (in_pipe or self._console.is_screen)
+
+    def __call__(self, what: str, done: int) -> None:
+        """Say what is done with how many characters, if it is time to."""
+        now = time.monotonic()
+        is_screen = self._console.is_screen
+        if what != self._what:
+            self._what, self._started = what, self._last
+            self._next = self._last + (self.FIRST if is_screen else self.PLAIN)
+        self._last = now
+        if self._is_quiet or now < self._next:
+            return
+        self._next = now + (self.REDRAWN if is_screen else self.PLAIN)
+        to_go = duration((now - self._started) * (self._characters - done) / done)
+        line = f"{done:,} of {self._characters:,} characters {what}, {to_go} to go: {self._name}"
+        if is_screen:
+            self._draw(line)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _draw(self, line: str) -> None:
+        from rich.live import Live
+        from rich.text import Text
+
+        if self._live is None:
+            self._live = Live(
+                console=self._console,
+                auto_refresh=False,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._live.start()
+        self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
 
 
 def print_path(path: Path) -> None:

@@ -1219,6 +1219,18 @@ class TestEvaluate:
         mean = sum(line["nats"] for line in lines) / 6006
         assert mean == pytest.approx(row.get("dynamic", row)["nats_per_char"], abs=1e-5)
 
+    @pytest.mark.parametrize("options", [(), ("--exact",), ("--after", "the")])
+    def test_says_how_far_it_is(
+        self, cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+    ) -> None:
+        monkeypatch.setattr("charrnn.stdio.Progress.PLAIN", 0.0)
+        words = ("evaluate", trained, "--part", "valid", "--dynamic", *options)
+        said = cli(*words).err
+        for what in ("scored", "scored by dynamic evaluation"):
+            assert f"600 of 600 characters {what}, 0 s to go: {trained}\n" in said
+        for silent in ("--json", "--show"):
+            assert "characters scored" not in cli(*words, silent).err
+
     def test_prices_do_not_replace_the_scores(
         self, trained: Path, prose: Path, tmp_path: Path
     ) -> None:

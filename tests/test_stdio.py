@@ -1,0 +1,82 @@
+"""What a command says on standard error of a long work: on a terminal, and in a pipe."""
+
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stderr
+from types import SimpleNamespace
+
+import pytest
+
+from charrnn.stdio import Progress
+
+
+class Screen(io.StringIO):
+    """What passes for a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
+    """A terminal to say things on."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "60")
+    return Screen()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, which passes only where a test says so."""
+    now = [100.0]
+    monkeypatch.setattr("charrnn.stdio.time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def work(clock: list[float], *, in_pipe: bool = True, quiet: bool = False) -> None:
+    """Do 40 characters in 40 seconds."""
+    progress = Progress("runs/[red]", 40, in_pipe=in_pipe, quiet=quiet)
+    for done in range(1, 41):
+        clock[0] += 1
+        progress("read", done)
+    progress.close()
+
+
+def test_a_terminal_has_one_line_that_goes(screen: Screen, clock: list[float]) -> None:
+    with redirect_stderr(screen):  # pytest has its own until the test begins
+        work(clock)
+    seen = screen.getvalue()
+    assert seen.count("\n") == 1
+    assert seen.startswith("\x1b[?25l3 of 40"), "what is soon done says nothing"
+    assert "4 of 40 characters read, 36 s to go: runs/[red]" in seen
+    assert seen.endswith("\x1b[2K"), "it is taken back in the end"
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_pipe_has_a_line_now_and_then(
+    clock: list[float], capsys: pytest.CaptureFixture[str], quiet: bool
+) -> None:
+    work(clock, quiet=quiet)
+    assert capsys.readouterr() == (
+        "",
+        ""
+        if quiet
+        else "10 of 40 characters read, 30 s to go: runs/[red]\n"
+        "20 of 40 characters read, 20 s to go: runs/[red]\n"
+        "30 of 40 characters read, 10 s to go: runs/[red]\n"
+        "40 of 40 characters read, 0 s to go: runs/[red]\n",
+    )
+
+
+def test_beside_json_a_terminal_has_its_line(screen: Screen, clock: list[float]) -> None:
+    with redirect_stderr(screen):
+        work(clock, in_pipe=False)
+    assert "4 of 40 characters read" in screen.getvalue()
+
+
+def test_beside_json_a_pipe_has_nothing(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    work(clock, in_pipe=False)
+    assert capsys.readouterr() == ("", "")
