@@ -33,6 +33,7 @@ from charrnn.config import (
     WeightsName,
 )
 from charrnn.errors import UsageError
+from charrnn.files import is_text
 from charrnn.outcome import outcome
 from charrnn.reporting import check_report, origin_of_page, show_and_report
 from charrnn.stdio import (
@@ -559,6 +560,10 @@ def evaluate(
     characters that a model does not know are charged with what it takes to spell them out. Where
     --dynamic is given too, --after, --per-char and --show use its prices.
     """
+    if text is None and part is None:
+        for path in filter(is_text, checkpoints):
+            name = shown(path)
+            raise UsageError(f"{name} is no checkpoint: give the text with --text {name}")
     source = TextSource(texts=tuple(text or ()), part=part, encoding=encoding)
     config = EvaluateConfig(exact=exact, dynamic=dynamic, by_position=by_position, after=after)
     if (per_char or show) and len(checkpoints) > 1:

@@ -517,9 +517,9 @@ def _notes(
     """Yield what a user should know of the files that were read, and of those that were not."""
     left_out: dict[str, list[Path]] = {}
     for path, error in skipped.items():
-        left_out.setdefault(error.reason or f"it is not {encoding} text", []).append(path)
+        left_out.setdefault(error.reason or f"not {encoding} text", []).append(path)
     for why, paths in left_out.items():
-        yield several(paths, f"left out, because {why}")
+        yield several(paths, f"left out ({why})")
     if encoding == BYTES:
         yield from _as_they_are(files)
     if marked := [file.path for file in files if file.mark]:

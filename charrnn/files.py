@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import itertools
 import os
+import re
 import stat
 import sysconfig
 import tempfile
@@ -22,11 +24,14 @@ __all__ = [
     "cannot_read",
     "embedded_corpus",
     "find_files",
+    "is_text",
     "several",
     "spool",
 ]
 
 
+#: How an address on the web begins, also where it has been made a path.
+ADDRESS = re.compile(r"(^|/)(https?|ftp):/")
 #: Files or folders that a note names.
 NAMED = 5
 
@@ -83,6 +88,10 @@ def _files_of(name: str, notes: list[str]) -> tuple[list[_File], bool]:
     try:
         status = os.stat(name)  # noqa: PTH116 - Path("") would be the current folder
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        if ADDRESS.search(name):
+            raise CorpusError(
+                f"{shown(name)} is an address, not a file: download it first, with curl -LO say"
+            ) from None
         if not glob.has_magic(name) or "\0" in name:
             raise cannot_read(name, error) from None
         matches = sorted(map(Path, glob.glob(name, recursive=True)))  # noqa: PTH207
@@ -120,7 +129,7 @@ def _files_below(folder: str, notes: list[str]) -> list[_File]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths += [Path(parent, name) for name in names if not name.startswith(".")]
     if closed:
-        notes.append(several(closed, "left out, because it may not be read", noun="folder"))
+        notes.append(several(closed, "left out (may not be read)", noun="folder"))
     _note_runs(runs, notes)
     return _regular_files(sorted(paths), notes)
 
@@ -162,7 +171,7 @@ def _is_of_run(names: Iterable[str]) -> bool:
 
 def _note_runs(runs: Iterable[Path], notes: list[str]) -> None:
     if found := sorted(runs):
-        notes.append(several(found, "left out, because it is a run's", noun="folder"))
+        notes.append(several(found, "left out (written by a run)", noun="folder"))
 
 
 def _regular_files(paths: list[Path], notes: list[str]) -> list[_File]:
@@ -180,7 +189,7 @@ def _regular_files(paths: list[Path], notes: list[str]) -> list[_File]:
         if stat.S_ISREG(status.st_mode):
             files.append(_File(path, status))
     if closed:
-        notes.append(several(closed, "left out, because it may not be read"))
+        notes.append(several(closed, "left out (may not be read)"))
     return files
 
 
@@ -205,6 +214,17 @@ def embedded_corpus() -> list[str]:
     for path in sorted(paths):
         once.setdefault(path.resolve(), str(path))  # Debian has a file with two names
     return list(once.values())
+
+
+def is_text(path: Path) -> bool:
+    """Whether a file begins as text in utf-8; a checkpoint's length ends in NULs."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(1024)
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except (OSError, ValueError):  # ValueError: not utf-8, or a NUL in the name
+        return False
+    return bool(text) and "\0" not in text
 
 
 def spool(stream: BinaryIO, made: Callable[[Path], object] = lambda path: None) -> Path:
@@ -268,15 +288,13 @@ class NotTextError(CorpusError):
 def cannot_read(path: str | Path, error: OSError | ValueError) -> NotTextError:
     """Return what is said of a file that the system does not let us read."""
     if isinstance(error, FileNotFoundError):
-        return NotTextError(
-            f"there is no file {shown(path) or repr('')}: check its name", "it is gone"
-        )
+        return NotTextError(f"there is no file {shown(path) or repr('')}: check its name", "gone")
     if isinstance(error, PermissionError):
         return NotTextError(
-            f"{shown(path)} may not be read: check its permissions", "it may not be read"
+            f"{shown(path)} may not be read: check its permissions", "may not be read"
         )
     said = reason(error) if isinstance(error, OSError) else str(error)
-    return NotTextError(f"cannot read {shown(path)}: {said}", f"it cannot be read ({said})")
+    return NotTextError(f"cannot read {shown(path)}: {said}", f"cannot be read: {said}")
 
 
 def several(paths: list[Path], what: str, noun: str = "file") -> str:

@@ -187,8 +187,8 @@ def refuse_too_short(train: Part, text: TextChoices) -> None:
     # As ``split`` rounds: exactly, and down.
     least = math.ceil(2 / (1 - sum(map(exact, shares))))
     raise CorpusError(
-        f"a text of length {train.corpus.characters} leaves {train.characters} to train on: "
-        f"give at least {least} characters"
+        f"{_files(train.corpus)}: a text of length {train.corpus.characters} leaves "
+        f"{train.characters} to train on: give at least {least} characters"
     )
 
 
@@ -229,12 +229,17 @@ def refuse_another_text(
     """
     if corpus.fingerprint == fingerprint:
         return
-    files = shown(corpus.files[0].path) if len(corpus.files) == 1 else f"{len(corpus.files)} files"
     raise CorpusError(
-        f"{what} ({files}) is not the one {of} was started on: {corpus.characters:,} "
+        f"{what} ({_files(corpus)}) is not the one {of} was started on: {corpus.characters:,} "
         f"characters, SHA-256 {corpus.fingerprint[:12]}..., not {str(fingerprint)[:12]}...: "
         f"bring the old text back, or {instead}"
     )
+
+
+def _files(corpus: Corpus) -> str:
+    """Return what a message calls the files of a text."""
+    first, *others = corpus.files
+    return f"{len(corpus.files)} files" if others else shown(first.path)
 
 
 def recorded_part(

@@ -16,6 +16,7 @@ from charrnn.corpus import Part
 from charrnn.errors import CorpusError
 from charrnn.model import CharModel, Hidden
 from charrnn.vocabulary import Vocabulary
+from charrnn.wording import counted
 
 __all__ = [
     "LEAST_CHARACTERS",
@@ -51,8 +52,8 @@ def read_stretch(part: Part, vocabulary: Vocabulary) -> Stretch:
     """
     if part.characters < LEAST_CHARACTERS:
         raise CorpusError(
-            f"{part.characters} characters are too few to inspect: give a text, and --characters, "
-            f"of at least {LEAST_CHARACTERS}"
+            f"a text of {counted(part.characters, 'character')} is too short to inspect: give a "
+            f"text, and --characters, of at least {LEAST_CHARACTERS}"
         )
     codes = np.concatenate([block.astype(np.uint32) for block in part.codes()])
     if vocabulary.is_bytes:

@@ -158,7 +158,7 @@ class TestBadInput:
             # The text.
             ("train {missing}", 1, "there is no file"),
             ("train {empty}", 1, "empty"),
-            ("train {trained}", 1, "no text in {trained}: {trained}: left out, because it is a"),
+            ("train {trained}", 1, "no text in {trained}: {trained}: left out (written by a"),
             ("train {prose} --steps 1e3", 2, "'--steps': not a whole number (charrnn train --help"),
             ("train {prose} --lr x", 2, "'--lr': not a number (charrnn train --help lists"),
             ("train {prose} --steps", 2, "(charrnn train --help lists what there is)"),
@@ -170,7 +170,14 @@ class TestBadInput:
                 1,
                 "it is a file; name the folder of a run, such as {trained}",
             ),
-            ("train {letter}", 1, "give at least 3 characters"),
+            (
+                "train {letter}",
+                1,
+                "{letter}: a text of length 1 leaves 0 to train on: give at least",
+            ),
+            ("train https://a.org/b.txt", 1, "https://a.org/b.txt is an address, not a file: down"),
+            ("train https://a.org/b?c=d", 1, "is an address, not a file: download it first"),
+            ("compare http://a.org/b.txt --steps 1", 1, "is an address, not a file: download"),
             ("train {binary}", 1, "--encoding bytes"),
             ("train {latin}", 1, "at byte 0"),
             ("train {latin} --encoding utf-99", 2, "--encoding utf-99"),
@@ -257,7 +264,7 @@ class TestBadInput:
             ("sample", 2, "Missing argument"),
             ("sample {missing}", 1, "no such checkpoint"),
             ("sample {empty}", 1, "empty"),
-            ("sample {prose}", 1, "checkpoint"),
+            ("sample {prose}", 1, "{prose} is a text, not a checkpoint: train on it, and name"),
             ("sample {zip}", 1, "checkpoint"),
             ("sample {hollow}", 1, "a folder without a checkpoint"),
             ("sample {trained} --length -1", 2, "--length"),
@@ -277,6 +284,12 @@ class TestBadInput:
             ("evaluate", 2, "Missing"),
             ("evaluate {trained}", 2, "--text"),
             ("evaluate {trained} --text {latin} --part valid", 1, "the text that its run read"),
+            (
+                "evaluate {trained} {prose}",
+                2,
+                "{prose} is no checkpoint: give the text with --text {prose}",
+            ),
+            ("inspect {trained} --text {letter}", 1, "a text of 1 character is too short to insp"),
             ("evaluate {trained} --part test", 2, "no test part"),
             ("evaluate {trained} --part valid --encoding utf-8", 2, "--encoding"),
             ("evaluate {trained} --part valid --by-position 0", 2, "--by-position"),
@@ -705,7 +718,7 @@ class TestTrain:
         shutil.copy(prose, tmp_path / "a.txt")
         monkeypatch.chdir(tmp_path)
         result = cli("train", ".", *QUICK)
-        assert "left out, because it is a run's" in result.err
+        assert "left out (written by a run)" in result.err
         assert cli("train", "--run", result.out.strip(), "--resume", "--steps", 5).code == 0
 
     def test_stops_when_patience_runs_out(self, cli: Cli, prose: Path, tmp_path: Path) -> None:

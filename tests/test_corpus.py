@@ -424,7 +424,7 @@ class TestUnreadable:
         corpus = scan([str(tmp_path)])
         assert text_of(whole(corpus)) == "xyz"
         assert len(corpus.notes) == 2
-        assert all(note.endswith(": left out, because it may not be read") for note in corpus.notes)
+        assert all(note.endswith(": left out (may not be read)") for note in corpus.notes)
 
     def test_each_file_that_is_left_out_has_its_own_reason(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -442,12 +442,12 @@ class TestUnreadable:
 
         monkeypatch.setattr(Path, "open", open_)
         assert scan([str(tmp_path)]).notes == tuple(
-            f"{tmp_path / name}: left out, because {why}"
+            f"{tmp_path / name}: left out ({why})"
             for name, why in (
-                ("a.bin", "it is not utf-8 text"),
-                ("b", "it is gone"),
-                ("c", "it may not be read"),
-                ("d", "it cannot be read (Input/output error)"),
+                ("a.bin", "not utf-8 text"),
+                ("b", "gone"),
+                ("c", "may not be read"),
+                ("d", "cannot be read: Input/output error"),
             )
         )
 

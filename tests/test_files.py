@@ -80,10 +80,12 @@ class TestFindFiles:
                 next(path for path in found.files if path.name == "z.txt")
             )
             (note,) = found.notes
-            assert note.endswith("run: left out, because it is a run's")
+            assert note.endswith("run: left out (written by a run)")
         (only,) = find_files(["run/deep/*.txt"]).files
         assert only == Path("run/deep/z.txt"), "named as a folder would be"
-        with pytest.raises(CorpusError, match=r"the pattern run/\*: run: left out, because it"):
+        with pytest.raises(
+            CorpusError, match=r"the pattern run/\*: run: left out \(written by a run"
+        ):
             find_files(["run/*"])
 
     def test_patterns(self, folder: Path) -> None:
