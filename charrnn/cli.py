@@ -37,7 +37,7 @@ from charrnn.files import is_text
 from charrnn.outcome import outcome
 from charrnn.reporting import check_report, origin_of_page, show_and_report
 from charrnn.stdio import (
-    Progress,
+    Meter,
     lossy,
     print_path,
     read_prompt,
@@ -619,11 +619,11 @@ def evaluate(
             beside = price_once(scored, vocabulary, subject.training) if baselines else ()
             with contextlib.ExitStack() as watched:
                 watchers: list[Callable[[Prices], None]] = []
-                progress = Progress(
+                meter = Meter(
                     shown(subject.path), scored.characters - 1, in_pipe=not as_json,
                     quiet=show,  # the text shows by itself how far it is
                 )  # fmt: skip
-                watched.enter_context(closing(progress))
+                watched.enter_context(closing(meter))
                 if show:
                     watchers.append(watched.enter_context(closing(SurpriseText(scored))))
                 if per_char is not None:
@@ -631,7 +631,7 @@ def evaluate(
                 assessments.append(
                     assess(
                         str(subject.path), subject.model, vocabulary, scored, config,
-                        baselines=beside, facts=its_facts, watchers=watchers, tell=progress,
+                        baselines=beside, facts=its_facts, watchers=watchers, tell=meter,
                     )
                 )  # fmt: skip
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from charrnn.vocabulary import Vocabulary
 
 __all__ = [
-    "Progress",
+    "Meter",
     "lossy",
     "print_path",
     "read_prompt",
@@ -71,7 +71,7 @@ def say(message: str) -> None:
     say_on(Output(stderr=True), message)
 
 
-class Progress:
+class Meter:
     """Says on stderr how far a long work is: on a terminal in a line that is redrawn.
 
     Args:

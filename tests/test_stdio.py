@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from charrnn.stdio import Progress
+from charrnn.stdio import Meter
 
 
 class Screen(io.StringIO):
@@ -36,7 +36,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def work(clock: list[float], *, in_pipe: bool = True, quiet: bool = False) -> None:
     """Do 40 characters in 40 seconds."""
-    progress = Progress("runs/[red]", 40, in_pipe=in_pipe, quiet=quiet)
+    progress = Meter("runs/[red]", 40, in_pipe=in_pipe, quiet=quiet)
     for done in range(1, 41):
         clock[0] += 1
         progress("read", done)
