@@ -160,8 +160,14 @@ def _standard_input(stop: StopSignals) -> Iterator[Path]:
     """Put standard input into a temporary file; a message does not name that."""
     from charrnn.files import spool
 
+    def made(path: Path) -> None:
+        stop.removed.append(path)
+        stop.leave_at_once()
+
     _say_how_to_end()
-    path = spool(sys.stdin.buffer, stop.removed.append)
+    # No signal may come between the making of the file and the noting of its name.
+    stop.defer()
+    path = spool(sys.stdin.buffer, made)
     try:
         yield path
     except CorpusError as error:

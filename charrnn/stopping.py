@@ -33,7 +33,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        #: Removed before a second signal leaves: files that nobody else would remove.
+        #: Removed at the end, and before a second signal leaves: files that nobody else removes.
         self.removed: list[Path] = []
         self._deferred = False
 
@@ -58,6 +58,7 @@ class StopSignals:
         self._watcher.join()
         os.close(self._reader)
         os.close(self._writer)
+        self._remove()
 
     def defer(self) -> None:
         """From now on only note the first signal."""
@@ -90,6 +91,9 @@ class StopSignals:
             if now - first > self.SAME:
                 if sys.stderr.isatty():
                     os.write(2, b"\x1b[?25h\n")  # the live display had hidden the cursor
-                for path in self.removed:
-                    path.unlink(missing_ok=True)
+                self._remove()
                 os._exit(128 + number)
+
+    def _remove(self) -> None:
+        for path in self.removed:
+            path.unlink(missing_ok=True)

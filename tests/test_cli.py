@@ -1236,7 +1236,7 @@ class TestEvaluate:
     def test_says_how_far_it_is(
         self, cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
     ) -> None:
-        monkeypatch.setattr("charrnn.stdio.Progress.PLAIN", 0.0)
+        monkeypatch.setattr("charrnn.stdio.Meter.PLAIN", 0.0)
         words = ("evaluate", trained, "--part", "valid", "--dynamic", *options)
         said = cli(*words).err
         for what in ("scored", "scored by dynamic evaluation"):

@@ -57,5 +57,5 @@ class TestStretch:
     def test_too_short(self, tmp_path: Path) -> None:
         (tmp_path / "text").write_text("a" * 99)
         corpus = scan([str(tmp_path / "text")])
-        with pytest.raises(CorpusError, match=r"^99 characters .* at least 100$"):
+        with pytest.raises(CorpusError, match=r"^a text of 99 characters .* at least 100$"):
             read_stretch(corpus.part(0, 99), vocabulary())
