@@ -554,7 +554,7 @@ def evaluate(
 ) -> None:
     """Score a text under one model or several.
 
-    The text is named by --text or by --part: give one of them.
+    The text is named by --text, or by --part; by both where what the run read has moved.
 
     Nats and bits per character, bits per byte and perplexity, over every character but the first;
     characters that a model does not know are charged with what it takes to spell them out. Where
@@ -931,7 +931,7 @@ def inspect_recurrence(
 ) -> None:
     """Look into a model: step, gradient flow, memory, pace, gates, units, clipping, truncation.
 
-    The text is named by --text or by --part: give one of them.
+    The text is named by --text, or by --part; by both where what the run read has moved.
     """
     source = TextSource(texts=tuple(text or ()), part=part, encoding=encoding)
     config = InspectConfig(
