@@ -466,7 +466,7 @@ def judge_clipping(
         f"At {at(lost)} the training goes wrong with clipping, too: {both(lost)}." if lost else "",
         f"At {at(fine)} it does not go wrong without: {both(fine)}." if fine else "",
         "" if tested else "So there was nothing to mend.",
-        f"At {at(recurrent)} it is the recurrence that makes the harm: without one, training does "
+        f"At {at(recurrent)} it is the recurrence that does the harm: without one, training does "
         f"not go wrong there ({both(recurrent, alone)})."
         if recurrent
         else "",

@@ -230,7 +230,7 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
      "At rates of 5 and 7 clipping decides: it ends at 1.500 nats with clipping and in an "
      "overflow without"),
     ("6 the recurrence does it", lambda: clipping_of({5: (1.5, 2.5)}), "holds",
-     "At a rate of 5 it is the recurrence that makes the harm: without one, training does not go "
+     "At a rate of 5 it is the recurrence that does the harm: without one, training does not go "
      "wrong there (it ends at 2.400 nats with clipping and at 2.500 nats without)."),
     ("6 too large a step", lambda: clipping_of(
         {5: (1.5, 2.5), 10: (1.6, 4.5)}, {5: (2.4, 2.5), 10: (2.4, 4.9)}), "holds",
