@@ -220,7 +220,7 @@ def _pieces(weights: int) -> int:
 _SHARED = 460_800
 """From so many weights on numpy's OpenBLAS shares a product among threads."""
 
-_ALONE = 800_000
+_ALONE = 700_000
 """Up to so many that gains a fifth of a step where nothing else runs, and costs most of it where
 something does, because threads wait for each other in every product: so one thread has it all."""
 
