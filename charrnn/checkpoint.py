@@ -32,6 +32,7 @@ from torch import Tensor
 
 from charrnn import __version__
 from charrnn.config import Record
+from charrnn.decoding import COMPRESSED, ZIP
 from charrnn.disk import exists, replacing
 from charrnn.errors import CheckpointError, UsageError
 from charrnn.wording import reason, shown
@@ -80,12 +81,12 @@ _MAX_AXES = 8
 
 #: Beginnings of files that people mistake for a checkpoint.
 _KINDS = (
-    (b"PK\x03\x04", "a zip archive, perhaps a PyTorch pickle"),
+    (ZIP, "a zip archive, perhaps a PyTorch pickle"),
     (b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", "a PyTorch pickle"),
-    (b"\x1f\x8b", "a gzip file"),
-    (b"BZh", "a bzip2 file"),
-    (b"\xfd7zXZ\x00", "an xz file"),
-    (b"\x28\xb5\x2f\xfd", "a zstd file"),
+    (COMPRESSED["gzip"], "a gzip file"),
+    (COMPRESSED["bzip2"], "a bzip2 file"),
+    (COMPRESSED["xz"], "an xz file"),
+    (COMPRESSED["zstd"], "a zstd file"),
     (b"\x89HDF\r\n", "an HDF5 file"),
     (b"\x93NUMPY", "a NumPy array"),
     (b"GGUF", "a GGUF model"),

@@ -13,6 +13,8 @@ from charrnn.wording import shown
 
 __all__ = [
     "BYTES",
+    "COMPRESSED",
+    "ZIP",
     "Codes",
     "Decoder",
     "State",
@@ -42,13 +44,22 @@ _BYTE_ORDER_MARKS: dict[str, tuple[bytes, ...]] = {
     "gb18030": ("\ufeff".encode("gb18030"),),
 }
 
+#: How files begin that these programs have compressed.
+COMPRESSED = {
+    "gzip": b"\x1f\x8b",
+    "bzip2": b"BZh",
+    "xz": b"\xfd7zXZ\0",
+    "zstd": b"\x28\xb5\x2f\xfd",
+}
+#: How a zip archive begins.
+ZIP = b"PK\3\4"
 #: Beginnings of files that hold a text in another form: what they are, and what to do first.
 _PACKED = (
-    (b"\x1f\x8b", "compressed by gzip", "unpack it first, with gzip -dc"),
-    (b"BZh", "compressed by bzip2", "unpack it first, with bzip2 -dc"),
-    (b"\xfd7zXZ\0", "compressed by xz", "unpack it first, with xz -dc"),
-    (b"\x28\xb5\x2f\xfd", "compressed by zstd", "unpack it first, with zstd -dc"),
-    (b"PK\3\4", "a zip archive, as .docx and .epub are", "take the text out of it first"),
+    *(
+        (magic, f"compressed by {name}", f"unpack it first, with {name} -dc")
+        for name, magic in COMPRESSED.items()
+    ),
+    (ZIP, "a zip archive, as .docx and .epub are", "take the text out of it first"),
     (b"%PDF-", "a PDF", "make text of it first, with pdftotext"),
 )
 
