@@ -157,7 +157,7 @@ def spooled(texts: Iterable[str], stack: ExitStack, stop: StopSignals | None = N
 
 @contextmanager
 def _standard_input(stop: StopSignals) -> Iterator[Path]:
-    """Put standard input into a temporary file; a message does not name that."""
+    """Put standard input into a file that ``stop`` removes; a message does not name that."""
     from charrnn.files import spool
 
     def made(path: Path) -> None:
@@ -172,8 +172,6 @@ def _standard_input(stop: StopSignals) -> Iterator[Path]:
         yield path
     except CorpusError as error:
         raise CorpusError(str(error).replace(str(path), "standard input")) from None
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def waits_unread() -> bool:
