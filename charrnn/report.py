@@ -27,6 +27,7 @@ from charrnn.figures import (
     line_chart,
     spaced,
 )
+from charrnn.flow import Reach
 from charrnn.inside import inside_sections
 from charrnn.inspection_words import enough_says
 from charrnn.page import Origin
@@ -210,17 +211,18 @@ def _inspection_lead(portrait: Portrait) -> str:
         last = shape.layers
         reaches = [r for r in inspection.gradient_flow[0].reaches if r.layer == last]
         of_layer = f" of layer {last}" if last > 1 else ""
-        after = {
-            r.state: f"beyond {r.farthest:,}"
-            if r.under_1_percent_at is None
-            else f"after {r.under_1_percent_at:,}"
-            for r in reaches
-        }
+        after = {r.state: _after(r) for r in reaches}
         lead += f" The gradient falls under 1 % {after['h']} characters along its state h{of_layer}"
         lead += f", {after['c']} along its memory c." if "c" in after else "."
     if inspection.memory is not None:
         lead += f" As context, {enough_says(inspection.memory)}."
     return lead
+
+
+def _after(reach: Reach) -> str:
+    """Say after how many characters a gradient falls under 1 %."""
+    lag = reach.under_1_percent_at
+    return f"beyond {reach.farthest:,}" if lag is None else f"after {lag:,}"
 
 
 # Scores ----------------------------------------------------------------------------------
