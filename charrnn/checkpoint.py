@@ -35,6 +35,7 @@ from charrnn.config import Record
 from charrnn.decoding import COMPRESSED, ZIP
 from charrnn.disk import exists, replacing
 from charrnn.errors import CheckpointError, UsageError
+from charrnn.files import begins_text
 from charrnn.wording import reason, shown
 
 __all__ = [
@@ -391,6 +392,8 @@ def _read_head(file: io.FileIO, size: int) -> bytes:
         raise _Flaw("the file is empty")
     length = int.from_bytes(head[:8], "little")
     if size < 16 or length > size - 8 or length > MAX_HEADER or head[8:9] != b"{":
+        if begins_text(head):
+            raise _Foreign("a text, not a checkpoint: train on it, and name the run's folder")
         if kind := _kind(head):
             raise _Foreign(f"{kind}, and charrnn reads only its own safetensors checkpoints")
         if head[8:9] != b"{":
@@ -525,8 +528,6 @@ def _kind(head: bytearray) -> str | None:
         return "a Python pickle"
     if head[257:262] == b"ustar":
         return "a tar archive"
-    if len(head) >= 16 and all(byte >= 32 or byte in b"\t\n\r\f" for byte in head[:16]):
-        return "a text"
     return None
 
 

@@ -792,7 +792,7 @@ def compare(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
 
-        from charrnn.comparison import PLAN, Comparison, Plan, open_plan
+        from charrnn.comparison import PLAN, Comparison, Plan, open_plan, resume_words
         from charrnn.device import choose_device
         from charrnn.disk import refuse_overwriting
         from charrnn.files import embedded_corpus, find_files
@@ -814,7 +814,7 @@ def compare(
         if report is not None and report.exists():
             read = find_files(plan.texts or embedded_corpus()).files
             refuse_overwriting("--report", report, dict.fromkeys(read, "what is read"))
-        words = ["charrnn", "compare", "--run", str(folder), "--resume"]
+        words = resume_words(folder)
         words += ["--seeds", str(plan.seeds)] if resume and seeds is not None else []
         words += ["--report", str(report)] if report is not None else []
         words += ["--device", device] if device != "auto" else []

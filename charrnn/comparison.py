@@ -42,6 +42,7 @@ __all__ = [
     "open_plan",
     "read_result",
     "refuse_comparison",
+    "resume_words",
 ]
 
 R = TypeVar("R", bound=Record)
@@ -386,8 +387,8 @@ def refuse_comparison(run: Path) -> None:
     run = run.resolve()
     if (run / PLAN).exists():
         raise RunFolderError(
-            f"{shown(run)}: holds a comparison: go on with it with: {_goes_on(run)}; or choose "
-            "another folder with --run"
+            f"{shown(run)}: holds a comparison: go on with it with: "
+            f"{command_line(resume_words(run))}; or choose another folder with --run"
         )
     if not (run.parent / PLAN).exists():
         return
@@ -395,13 +396,14 @@ def refuse_comparison(run: Path) -> None:
     if run.name in {plan.run_name(*one) for one in plan.runs()}:
         raise RunFolderError(
             f"{shown(run)}: is a run of a comparison, whose runs have one budget: go on with them "
-            f"with: {_goes_on(run.parent)}; or start from its weights with --init-from, in "
-            "another folder"
+            f"with: {command_line(resume_words(run.parent))}; or start from its weights with "
+            "--init-from, in another folder"
         )
 
 
-def _goes_on(folder: Path) -> str:
-    return command_line(["charrnn", "compare", "--run", str(folder), "--resume"])
+def resume_words(folder: Path) -> list[str]:
+    """Return the words of the command that goes on with a folder's comparison."""
+    return ["charrnn", "compare", "--run", str(folder), "--resume"]
 
 
 def read_result(path: Path) -> RunResult | None:

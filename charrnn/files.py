@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import glob
 import itertools
 import os
@@ -21,6 +20,7 @@ from charrnn.wording import reason, shown
 __all__ = [
     "Found",
     "NotTextError",
+    "begins_text",
     "cannot_read",
     "embedded_corpus",
     "find_files",
@@ -217,14 +217,20 @@ def embedded_corpus() -> list[str]:
 
 
 def is_text(path: Path) -> bool:
-    """Whether a file begins as text in utf-8; a checkpoint's length ends in NULs."""
+    """Whether a file begins as a text."""
     try:
         with path.open("rb") as file:
-            head = file.read(1024)
-        text = codecs.getincrementaldecoder("utf-8")().decode(head)
-    except (OSError, ValueError):  # ValueError: not utf-8, or a NUL in the name
+            return begins_text(file.read(1024))
+    except (OSError, ValueError):  # ValueError: a NUL in the name
         return False
-    return bool(text) and "\0" not in text
+
+
+def begins_text(head: bytes | bytearray) -> bool:
+    """Whether bytes are a text's first: none is a control character but white space.
+
+    A checkpoint's length, which it begins with, ends in NULs.
+    """
+    return bool(head) and all(byte >= 32 or byte in b"\t\n\r\f" for byte in head)
 
 
 def spool(stream: BinaryIO, made: Callable[[Path], object] = lambda path: None) -> Path:

@@ -12,7 +12,6 @@ from torch import Tensor
 from charrnn.checkpoint import Checkpoint, find, load, read_description
 from charrnn.config import ModelConfig
 from charrnn.errors import CheckpointError
-from charrnn.files import is_text
 from charrnn.model import CharModel, outline
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import shown
@@ -31,10 +30,6 @@ def load_model(path: Path, device: torch.device) -> tuple[CharModel, Vocabulary,
         CheckpointError: the file is not a whole checkpoint.
     """
     file = find(path)
-    if is_text(file):
-        raise CheckpointError(
-            f"{shown(file)} is a text, not a checkpoint: train on it, and name the run's folder"
-        )
     checkpoint = load(file)
     shape, vocabulary = described(checkpoint, file)
     model = with_weights(shape, prefixed(checkpoint.tensors, "model."), file)

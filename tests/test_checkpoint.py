@@ -289,11 +289,12 @@ def inside(**fields: object) -> bytes:
     ("content", "said"),
     [
         (b"", "the file is empty"),
-        (b"abc", "not a checkpoint, or its beginning is damaged"),
+        (b"a\x02c", "not a checkpoint, or its beginning is damaged"),
         (b"\x01" * 40, "not a checkpoint, or its beginning is damaged"),
+        (b"abc", "a text, not a checkpoint: train on it, and name the run's folder"),
         (
-            b"To be, or not to be",
-            "a text, and charrnn reads only its own safetensors checkpoints",
+            "Können\n".encode("latin-1"),
+            "a text, not a checkpoint: train on it, and name the run's folder",
         ),
         (
             (900).to_bytes(8, "little") + b'{"a":1}',
@@ -333,7 +334,7 @@ def inside(**fields: object) -> bytes:
 def test_what_is_said_of_a_file(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
-    foreign = "checkpoints" in said or "of charrnn" in said
+    foreign = "a text" in said or "of charrnn" in said
     assert message(path) == said + ("" if foreign else ADVICE)
 
 
