@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
+from math import log2
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ import typer
 from charrnn import recipe
 from charrnn.cli import app
 from charrnn.config import CellName
+from charrnn.planning import LEAST_TIMED
 
 ROOT = Path(__file__).parent.parent
 LISTED = (
@@ -114,50 +116,80 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
     page = " ".join((ROOT / "docs" / "defaults.md").read_text(encoding="utf-8").split())
 
     def chosen(cell: CellName, device: str = "cpu", **options: Any) -> tuple[Any, Any]:
-        choices = recipe.Choices(cell=cell, **options)
-        return recipe.choose(choices, vocabulary=65, characters=10**6, device=device)
+        choices = recipe.Choices(cell=cell, budget={"steps": 10})
+        return recipe.choose(choices, vocabulary=65, characters=10**6, device=device, **options)
 
-    few: dict[str, Any] = {"budget": {"steps": 10}}
-    (lstm, lstm_trained), (rnn, rnn_trained) = chosen("lstm", **few), chosen("rnn", **few)
-    gru, _ = chosen("gru", **few)
-    (on_gpu, trained_on_gpu), (rnn_on_gpu, _) = (chosen(c, "cuda", **few) for c in ("lstm", "rnn"))
-    assert lstm.hidden == gru.hidden
+    def widths(device: str, **options: Any) -> str:
+        return " | ".join(str(chosen(cell, device, **options)[0].hidden) for cell in cells)
+
+    def growing(cell: CellName) -> str:
+        return ", ".join(f"{least / 1e6:g}" for least in recipe.WIDER_FROM[cell])
+
+    def decay(cell: CellName, low: str, high: int) -> str:
+        before = recipe.weight_decay(cell, int(low.removeprefix("p = ")))
+        return f"{before} up to {low}, rising to {recipe.weight_decay(cell, high)} at {high}"
+
+    cells: tuple[CellName, ...] = ("lstm", "gru", "rnn")
+    (lstm, lstm_trained), (_, rnn_trained) = chosen("lstm"), chosen("rnn")
+    on_gpu, trained_on_gpu = chosen("lstm", "cuda")
     masks, masks_on_gpu = lstm_trained.dropout_masks, trained_on_gpu.dropout_masks
+    assert lstm.layers == on_gpu.layers
     assert replace(trained_on_gpu, dropout_masks=masks) == lstm_trained
-    assert recipe.GPU_UNITS["lstm"] == recipe.GPU_UNITS["gru"]
-    wider = [f"{least / 1e6:g}" for least in recipe.WIDER_FROM["lstm"]]
-    assert recipe.WIDER_FROM["lstm"][1:] == recipe.WIDER_FROM["gru"][1:]
+    assert chosen("gru")[1] == lstm_trained
+    assert rnn_trained.lr_adam == lstm_trained.lr_adam
+    assert recipe.MANY_SYMBOLS["gru"] == recipe.MANY_SYMBOLS["lstm"] == recipe.RARE_SYMBOLS
     for line in (
         f"| `--minutes` | {recipe.DEFAULT_MINUTES:g} |",
-        f"| `--layers` | {lstm.layers} | {on_gpu.layers} |",
-        f"LSTM and GRU {lstm.hidden}, RNN {rnn.hidden};",
-        f"for each of {', '.join(wider[:-1])} and {wider[-1]} million characters that the run is "
-        f"expected to read, {recipe.GUESSED_SPEED['cpu']:,} / "
-        f"(1 + symbols / {recipe.HALVED_BY['cpu']:,}) a second",
-        f"(GRU: {recipe.WIDER_FROM['gru'][0] / 1e6:g} instead of {wider[0]}; "
-        f"RNN: {128 * len(recipe.WIDER_FROM['rnn'])} from "
-        f"{recipe.WIDER_FROM['rnn'][0] / 1e6:g} on)",
-        f"{recipe.MOST_WEIGHTS['cpu']:g} weights for a character",
-        f"LSTM and GRU {on_gpu.hidden}, {recipe.GPU_UNITS['lstm'][1]} from "
-        f"{recipe.GPU_WIDER_FROM / 1e6:g} million characters on, "
-        f"{recipe.GUESSED_SPEED['cuda']:,} / (1 + symbols / {recipe.HALVED_BY['cuda']:,}) a "
-        f"second; RNN {rnn_on_gpu.hidden}; of these at most what gives it "
-        f"{recipe.MOST_WEIGHTS['cuda']:g} |",
+        f"| `--layers` | {lstm.layers} |",
         f"LSTM and GRU {lstm_trained.batch_size} x {lstm_trained.bptt}, "
         f"RNN {rnn_trained.batch_size} x {rnn_trained.bptt};",
-        f"Muon {lstm_trained.lr} (RNN {rnn_trained.lr}), AdamW {lstm_trained.lr_adam};",
-        f"from {recipe.RARE_SYMBOLS} symbols on AdamW three times that",
-        f"(p below from {recipe.BY_HEART} on)",
-        f"`--optimiser adamw` {recipe.ONE_RATE['adamw']['lr']}, "
-        f"`sgd` {recipe.ONE_RATE['sgd']['lr']:g} |",
-        f"| `--weight-decay` | {lstm_trained.weight_decay} (sgd: 0)",
+        f"{recipe.GUESSED_SPEED['mps']:,} characters a second are expected of it",
+        f"| units in fp32 | {widths('cpu')} |",
+        f"| units in bf16 | {widths('cpu', bf16=True)} |",
+        f"characters read | {growing('lstm')} | {growing('gru')} | {growing('rnn')} |",
+        f"| units | {widths('cuda')} |",
+        f"| units past {recipe.GPU_WIDER_FROM / 1e6:g} million characters read | "
+        f"{' | '.join(str(recipe.GPU_UNITS[cell][1]) for cell in cells)} |",
+        f"{recipe.GUESSED_SPEED['cpu']:,} / (1 + symbols / {recipe.HALVED_BY['cpu']:,}) "
+        "characters a second on a CPU, "
+        f"{recipe.GUESSED_SPEED['cuda']:,} / (1 + symbols / {recipe.HALVED_BY['cuda']:,}) on CUDA",
+        f"more than {recipe.MOST_WEIGHTS['cpu']:g} weights for a character of the text "
+        f"(CUDA: {recipe.MOST_WEIGHTS['cuda']:g})",
+        f"| LSTM, GRU | {lstm_trained.lr} | {lstm_trained.lr_adam} |",
+        f"| RNN | {rnn_trained.lr} | {rnn_trained.lr_adam} |",
+        f"From {recipe.RARE_SYMBOLS} symbols on AdamW's is three times that",
+        f"(p, below, from {recipe.BY_HEART} on)",
+        f"rate, {recipe.ONE_RATE['adamw']['lr']}; with `sgd` it is "
+        f"{recipe.ONE_RATE['sgd']['lr']:g}.",
+        f"{recipe.WARM_UP} steps of warm-up",
+        f"a cosine down to {100 * recipe.Schedule.FLOOR:g} %.",
+        f"| {decay('lstm', 'p = 8', 16)} | {decay('rnn', 'p = 2', 4)}; {decay('rnn', '16', 32)} |",
         f"from {recipe.MANY_SYMBOLS['lstm']} symbols on (RNN: {recipe.MANY_SYMBOLS['rnn']:,})",
-        f"none up to p = {recipe.LEAST_PRESSURE}, then",
-        f"| `--dropout-masks` | {masks}; 1 where",
-        f"and p, above, is below {recipe.BY_HEART} | {masks_on_gpu}, and fewer",
-        f"a cosine down to {100 * recipe.Schedule.FLOOR:g} % |",
+        f"With `--optimiser adamw` it is {recipe.ONE_RATE['adamw']['weight_decay']}, "
+        f"with `sgd` {recipe.ONE_RATE['sgd']['weight_decay']:g}.",
+        f"none up to p = {recipe.LEAST_PRESSURE}; then 0.06 log2(p);",
+        f"{masks} on a CPU, but 1 where p is below {recipe.BY_HEART} and",
+        f"{masks_on_gpu} on CUDA, and fewer",
+        f"{recipe.LEAST_SCORED:,} characters at least, in few minutes {LEAST_TIMED:,}.",
     ):
         assert line in page, line
+
+
+@pytest.mark.parametrize("p", [1, 5, 6, 15, 31, 33, 66, 97, 240, 1000])
+def test_the_page_of_defaults_has_the_formulas_of_dropout(p: int) -> None:
+    page = (ROOT / "docs" / "defaults.md").read_text(encoding="utf-8")
+    assert (
+        "none up to p = 5; then 0.06 log2(p); from p = 32 on 0.1 log2(p / 4), at most 0.6" in page
+    )
+    assert "of the dropout the share 0.5 log2(p / 32), from 0 to 0.8" in page
+    assert "0.08 log2(p / 16), from 0 to 0.5" in page
+    dropout = 0.06 * log2(p) if p < 32 else min(0.6, 0.1 * log2(p / 4))
+    dropout = dropout if p > 5 else 0.0
+    dropped = dropout * min(0.8, max(0.0, 0.5 * log2(p / 32)))
+    assert recipe.regularisation("lstm", p) == (round(dropout, 2), round(dropped, 2))
+    assert recipe.regularisation("gru", p) == recipe.regularisation("lstm", p)
+    alone = min(0.5, max(0.0, 0.08 * log2(p / 16)))
+    assert recipe.regularisation("rnn", p) == (0.0, round(alone, 2))
 
 
 def test_the_readme_s_python_does_what_it_says() -> None:
