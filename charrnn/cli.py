@@ -55,7 +55,12 @@ __all__ = ["app", "main", "run_command"]
 
 app = typer.Typer(
     name="charrnn",
-    help="Train a character RNN, LSTM or GRU on any text; sample from it, score text with it.",
+    help="""Train a character RNN, LSTM or GRU on any text; sample from it, score text with it.
+
+    \b
+    charrnn train poems.txt --minutes 5
+    charrnn sample checkpoints/poems-lstm
+    """,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -64,25 +69,28 @@ app = typer.Typer(
 
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
-Device = Annotated[DeviceName, typer.Option(help="Where to compute; auto takes a CUDA GPU if any.")]
+Device = Annotated[
+    DeviceName, typer.Option(help="Where to compute; auto: a CUDA GPU, if there is one.")
+]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
-    typer.Option(help="Of the matrix products; auto: bf16 where the hardware has it."),
+    typer.Option(help="Precision of matrix products; auto: bf16 where the hardware has it."),
 ]
 Report = Annotated[
     Path | None,
-    typer.Option(metavar="FILE.html", help="Write a page with tables, figures and samples, too."),
+    typer.Option(metavar="FILE.html", help="Also write a page with tables, figures and samples."),
 ]
 WeightDecay = Annotated[
     float | None, typer.Option(help="Decoupled weight decay (default: by rule; sgd 0).")
 ]
 ClipNorm = Annotated[
-    float | None, typer.Option(help="Largest gradient norm; 0 turns clipping off (default 1).")
+    float | None,
+    typer.Option(help="Scale larger gradients down to this norm; 0: no clipping (default 1)."),
 ]
 MinCount = Annotated[
     int | None,
     typer.Option(
-        help="Rarer characters become the unknown symbol "
+        help="Characters that occur less often become the unknown symbol "
         "(default 2; 1 where characters seen once are over 0.1 %)."
     ),
 ]
@@ -173,57 +181,76 @@ def train(
             show_default=False,
         ),
     ] = None,
-    cell: Annotated[CellName | None, typer.Option(help="The recurrence (default lstm).")] = None,
-    layers: Annotated[int | None, typer.Option(help="Stacked cells.")] = None,
-    hidden: Annotated[int | None, typer.Option(help="Width of each layer.")] = None,
-    embedding: Annotated[int | None, typer.Option(help="Width of a character's embedding.")] = None,
+    cell: Annotated[
+        CellName | None, typer.Option(help="The recurrent cell (default lstm).")
+    ] = None,
+    layers: Annotated[int | None, typer.Option(help="Layers of cells (default 1).")] = None,
+    hidden: Annotated[
+        int | None, typer.Option(help="Units of each layer (default: by rule).")
+    ] = None,
+    embedding: Annotated[
+        int | None, typer.Option(help="Width of a character's vector (default: by rule).")
+    ] = None,
     dropout: Annotated[
         float | None,
         typer.Option(
-            help="Share of units dropped after each layer "
-            "(default: by rule; --weight-drop is apart)."
+            help="Share of units dropped after each layer (default: by rule); "
+            "does not change --weight-drop."
         ),
     ] = None,
     weight_drop: Annotated[
         float | None,
         typer.Option(
-            help="Share of recurrent weights dropped (default: by rule, also with --dropout 0)."
+            help="Share of recurrent weights dropped (default: by rule, even with --dropout 0)."
         ),
     ] = None,
     dropout_masks: Annotated[
         int | None,
-        typer.Option(help="Masks of dropout whose losses an update averages (default: by rule)."),
+        typer.Option(help="Average the loss over so many masks of dropout (default: by rule)."),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Lanes: places in the text read side by side.")
+        int | None,
+        typer.Option(help="Lanes: places in the text read side by side (default: by rule)."),
     ] = None,
     bptt: Annotated[
-        int | None, typer.Option(help="Window: characters that a gradient goes back.")
+        int | None,
+        typer.Option(help="Window: characters that a gradient goes back (default: by rule)."),
     ] = None,
     loss_last: Annotated[
         int | None,
-        typer.Option(help="Count the loss on the last N characters of a window, move it by N."),
+        typer.Option(help="Count only the loss on a window's last N characters, and move it by N."),
     ] = None,
     reset_state: Annotated[
-        bool, typer.Option("--reset-state", help="Start every window from the zero state.")
+        bool,
+        typer.Option(
+            "--reset-state", help="Start every window from the zero state, not from the last one's."
+        ),
     ] = False,
     optimiser: Annotated[
         OptimiserName | None,
-        typer.Option(help="The update rule (default muon: it moves the matrices, AdamW the rest)."),
+        typer.Option(
+            help="The update rule (default muon: Muon for the recurrence's matrices, AdamW for "
+            "the rest)."
+        ),
     ] = None,
     lr: Annotated[
         float | None,
         typer.Option(
-            help="Peak learning rate of the recurrence's matrices; that of the rest moves with it."
+            help="Peak learning rate of the recurrence's matrices (default: by rule); that of the "
+            "rest moves with it."
         ),
     ] = None,
     weight_decay: WeightDecay = None,
     clip_norm: ClipNorm = None,
     clip_value: Annotated[
-        float | None, typer.Option(help="Cut gradient entries instead of scaling the whole.")
+        float | None,
+        typer.Option(help="Instead of --clip-norm: cut each entry of a gradient to this."),
     ] = None,
     scale_norm: Annotated[
-        float | None, typer.Option(help="Scale every gradient to this norm, small ones up.")
+        float | None,
+        typer.Option(
+            help="Instead of --clip-norm: scale every gradient to this norm, small ones up."
+        ),
     ] = None,
     minutes: Annotated[
         float | None,
@@ -244,18 +271,25 @@ def train(
     ] = None,
     test_share: Annotated[
         float | None,
-        typer.Option(help="Share at the very end that training never sees (default 0)."),
+        typer.Option(
+            help="Share at the very end kept for a test: neither trained nor validated on "
+            "(default 0)."
+        ),
     ] = None,
-    validate_every: Annotated[int | None, typer.Option(help="Steps between validations.")] = None,
+    validate_every: Annotated[
+        int | None, typer.Option(help="Steps between validations (default: by rule).")
+    ] = None,
     patience: Annotated[
         int | None, typer.Option(help="Stop after N validations without a new best.")
     ] = None,
     encoding: Annotated[
         str | None,
-        typer.Option(help="Of the text (default utf-8); bytes takes any file as 256 symbols."),
+        typer.Option(help="Encoding of the text (default utf-8); bytes: any file, as 256 symbols."),
     ] = None,
     min_count: MinCount = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, dropout and samples.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of weights, dropout and samples (default 1).")
+    ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     run: Annotated[
@@ -267,10 +301,10 @@ def train(
         ),
     ] = None,
     keep: Annotated[
-        int | None, typer.Option(help="Earlier checkpoints to keep beside the last (default 1).")
+        int | None, typer.Option(help="Earlier checkpoints to keep besides the last (default 1).")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --run, exactly.")
+        bool, typer.Option("--resume", help="Go on with the run in --run, exactly as it was.")
     ] = False,
     init_from: Annotated[
         Path | None,
@@ -408,10 +442,10 @@ def sample(
         typer.Option(
             metavar="TEXT",
             parser=_typed,
-            help="Text to go on from (default: a line break); - reads standard input.",
+            help="Text to continue (default: a line break); - reads standard input.",
         ),
     ] = "",
-    length: Annotated[int, typer.Option(help="New characters; 0: without end.")] = 1000,
+    length: Annotated[int, typer.Option(help="How many new characters; 0: without end.")] = 1000,
     temperature: Annotated[
         float, typer.Option(help="Below 1 safer, above 1 wilder; 0: always the likeliest.")
     ] = 1.0,
@@ -422,17 +456,17 @@ def sample(
     stop: Annotated[
         str | None, typer.Option(metavar="TEXT", parser=_typed, help="End after this text.")
     ] = None,
-    count: Annotated[int, typer.Option(help="Samples, made side by side.")] = 1,
+    count: Annotated[int, typer.Option(help="How many samples, made side by side.")] = 1,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 1,
     unknown: Annotated[
         Literal["error", "replace", "skip"],
-        typer.Option(help="For characters of the prompt that the model lacks."),
+        typer.Option(help="What to do with characters of the prompt that the model lacks."),
     ] = "error",
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt first.")] = False,
     weights: Annotated[
         WeightsName,
         typer.Option(
-            help="What the weights are read in on a CPU: fewer bits are faster where the model "
+            help="Precision of the weights on a CPU: fewer bits are faster where the model "
             "is larger than the cache, and give a slightly different text."
         ),
     ] = "fp32",
@@ -505,37 +539,37 @@ def evaluate(
     ] = None,
     encoding: Annotated[
         str | None,
-        typer.Option(help="Of the text, for models of characters (default: as trained)."),
+        typer.Option(help="Encoding of the text, for models of characters (default: as trained)."),
     ] = None,
     baselines: Annotated[
         bool,
         typer.Option(
             "--baselines",
-            help="Beside the models: uniform, unigram, n-gram, gzip, bzip2, xz.",
+            help="Also score it by uniform, unigram, n-gram, gzip, bzip2 and xz.",
         ),
     ] = False,
     dynamic: Annotated[
         bool,
         typer.Option(
             "--dynamic",
-            help="Score by dynamic evaluation too: a copy of the model goes on learning.",
+            help="Also score by dynamic evaluation: a copy of the model goes on learning.",
         ),
     ] = False,
     by_position: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Score by position too, up to N after a reset of the state."
+            metavar="N", help="Also score by position, up to N after a reset of the state."
         ),
     ] = None,
     after: Annotated[
         str | None,
         typer.Option(
-            metavar="TEXT", parser=_typed, help="Price the characters that follow this text, too."
+            metavar="TEXT", parser=_typed, help="Also price the characters that follow this text."
         ),
     ] = None,
     per_char: Annotated[
         Path | None,
-        typer.Option(help="Write each character's price to this file, a line of JSON each."),
+        typer.Option(help="Write each character's price to this file, one line of JSON each."),
     ] = None,
     show: Annotated[
         bool, typer.Option("--show", help="Print the text, coloured by what each character costs.")
@@ -544,8 +578,8 @@ def evaluate(
         bool,
         typer.Option(
             "--exact",
-            help="One lane from start to end: slower; differs from the default by less than "
-            "0.001 nats.",
+            help="Score in one lane from start to end: slower, and within 0.001 nats of the "
+            "default.",
         ),
     ] = False,
     report: Report = None,
@@ -554,7 +588,8 @@ def evaluate(
 ) -> None:
     """Score a text under one model or several.
 
-    The text is named by --text, or by --part; by both where what the run read has moved.
+    The text is that of --text, or a --part of the one that the run read; give both where that has
+    moved.
 
     Nats and bits per character, bits per byte and perplexity, over every character but the first;
     characters that a model does not know are charged with what it takes to spell them out. Where
@@ -666,12 +701,14 @@ def compare(
         typer.Option(
             metavar="<rnn|lstm|gru>",
             parser=_cell_name,
-            help="To compare; once for each (default: all three).",
+            help="A cell to compare; give it once for each (default: all three).",
         ),
     ] = None,
     match: Annotated[
         Literal["parameters", "hidden"] | None,
-        typer.Option(help="What all cells have as many of (default: parameters, within 1 %)."),
+        typer.Option(
+            help="What is equal in all cells: parameters, within 1 % (default), or the width."
+        ),
     ] = None,
     seeds: Annotated[
         int | None,
@@ -679,17 +716,23 @@ def compare(
             help="Runs of each cell, for mean and spread (default 1); --resume can add some."
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the first run; the others follow.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Seed of the first run (default 1); the others count on from it."),
+    ] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Budget of each run: wall-clock minutes (default 3).")
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Budget: passes over the text.")] = None,
     steps: Annotated[int | None, typer.Option(help="Budget: updates.")] = None,
-    layers: Annotated[int | None, typer.Option(help="Stacked cells (default: the LSTM's).")] = None,
+    layers: Annotated[int | None, typer.Option(help="Layers of cells (default 1).")] = None,
     hidden: Annotated[
-        int | None, typer.Option(help="Width of the LSTM, to match (default: its recipe's).")
+        int | None,
+        typer.Option(help="Units of the LSTM, which the others are matched to (default: by rule)."),
     ] = None,
-    embedding: Annotated[int | None, typer.Option(help="Width of a character's vector.")] = None,
+    embedding: Annotated[
+        int | None, typer.Option(help="Width of a character's vector (default: by rule).")
+    ] = None,
     dropout: Annotated[
         float | None,
         typer.Option(help="Share of units dropped after each layer (default: by rule)."),
@@ -714,7 +757,8 @@ def compare(
     weight_decay: WeightDecay = None,
     clip_norm: ClipNorm = None,
     valid_share: Annotated[
-        float | None, typer.Option(help="Share held out to choose by (default 0.1).")
+        float | None,
+        typer.Option(help="Share held out to choose the best checkpoint by (default 0.1)."),
     ] = None,
     test_share: Annotated[
         float | None,
@@ -722,7 +766,9 @@ def compare(
             help="Share at the very end to compare on (default 0.1; 0: on the validation part)."
         ),
     ] = None,
-    encoding: Annotated[str | None, typer.Option(help="Of the text (default utf-8).")] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Encoding of the text (default utf-8).")
+    ] = None,
     min_count: MinCount = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -731,7 +777,7 @@ def compare(
         typer.Option(
             metavar="DIR",
             parser=_run_folder,
-            help="Its folder (default: checkpoints/TEXT-compare).",
+            help="The comparison's folder (default: checkpoints/TEXT-compare).",
         ),
     ] = None,
     resume: Annotated[
@@ -890,24 +936,27 @@ def inspect_recurrence(
         ),
     ] = None,
     encoding: Annotated[
-        str | None, typer.Option(help="Of the text (default: as the model was trained).")
+        str | None, typer.Option(help="Encoding of the text (default: as the model was trained).")
     ] = None,
-    characters: Annotated[int, typer.Option(help="Look at the last so many characters.")] = 20_000,
+    characters: Annotated[
+        int, typer.Option(help="How many characters to look at, the last ones.")
+    ] = 20_000,
     only: Annotated[
         list[str] | None,
         typer.Option(
             metavar=f"<{'|'.join(MEASUREMENTS)}>",
-            help="To measure; once for each (default: all; truncation only with its options).",
+            help="What to measure; give it once for each (default: all; truncation only with "
+            "--bptt).",
         ),
     ] = None,
     unit: Annotated[
         str | None,
-        typer.Option(help="Colour the text by this unit: layer.unit, from 1.1 on; 1.17c: its c."),
+        typer.Option(help="Colour the text by this unit: 1.17 is unit 17 of layer 1, 1.17c its c."),
     ] = None,
     spectral_radius: Annotated[
         list[float] | None,
         typer.Option(
-            help="Show the gradient flow of recurrent matrices scaled to this, besides; may be "
+            help="Also show the gradient flow with the recurrent matrices scaled to this; may be "
             "given several times."
         ),
     ] = None,
@@ -923,7 +972,7 @@ def inspect_recurrence(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(help="Of the untrained weights to compare with (default: the run's)."),
+        typer.Option(help="Seed of the untrained weights to compare with (default: the run's)."),
     ] = None,
     report: Report = None,
     device: Device = "cpu",
@@ -931,7 +980,8 @@ def inspect_recurrence(
 ) -> None:
     """Look into a model: step, gradient flow, memory, pace, gates, units, clipping, truncation.
 
-    The text is named by --text, or by --part; by both where what the run read has moved.
+    The text is that of --text, or a --part of the one that the run read; give both where that has
+    moved.
     """
     source = TextSource(texts=tuple(text or ()), part=part, encoding=encoding)
     config = InspectConfig(

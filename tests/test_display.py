@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -316,6 +317,26 @@ class TestJson:
         assert rows[5] == {"path": "run/last.safetensors", "step": 1200}
         assert rows[7]["reason"] == "done"
         assert rows[7]["best_step"] == 1100
+
+    def test_the_page_has_the_fields_of_every_event(
+        self, run: Run, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        page = (Path(__file__).parent.parent / "docs" / "cli.md").read_text(encoding="utf-8")
+        table = page.partition("| event | fields |")[2].partition("\n\n")[0]
+        promised = {
+            event: re.findall(r"\w+", fields.partition(", and a row")[0])
+            for event, fields in re.findall(r"^\| (\w+) \| (.*?) \|", table, re.MULTILINE)
+        }
+        display = open_display(as_json=True, quiet=False)
+        display.start(run)
+        for event in (*EVENTS, Paused(5.0), Uncaptured("")):
+            display.show(event)
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        of_the_log = LOGGED.row.keys() | VALIDATED.row.keys()
+        for row in rows:
+            its_log = of_the_log if row["event"] in ("logged", "validated") else set()
+            assert row.keys() - its_log - {"event"} == set(promised.pop(row["event"]))
+        assert not promised
 
 
 def test_quiet_says_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
