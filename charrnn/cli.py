@@ -184,6 +184,54 @@ def train(
     cell: Annotated[
         CellName | None, typer.Option(help="The recurrent cell (default lstm).")
     ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Budget: minutes of training, validating and saving (default 3)."),
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Budget: passes over the text.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Budget: updates.")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            parser=_run_folder,
+            help="The run's folder (default: checkpoints/TEXT-CELL).",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --run, exactly as it was.")
+    ] = False,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            parser=_checkpoint,
+            help="Start from this checkpoint's weights and vocabulary.",
+        ),
+    ] = None,
+    valid: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Validate on this text (default: the end of TEXT); may be given several times.",
+        ),
+    ] = None,
+    valid_share: Annotated[
+        float | None,
+        typer.Option(help="Share of the text held out to validate (default 0.1; 0: none)."),
+    ] = None,
+    test_share: Annotated[
+        float | None,
+        typer.Option(
+            help="Share at the very end kept for a test: neither trained nor validated on "
+            "(default 0)."
+        ),
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(help="Encoding of the text (default utf-8); bytes: any file, as 256 symbols."),
+    ] = None,
+    min_count: MinCount = None,
     layers: Annotated[int | None, typer.Option(help="Layers of cells (default 1).")] = None,
     hidden: Annotated[
         int | None, typer.Option(help="Units of each layer (default: by rule).")
@@ -252,68 +300,20 @@ def train(
             help="Instead of --clip-norm: scale every gradient to this norm, small ones up."
         ),
     ] = None,
-    minutes: Annotated[
-        float | None,
-        typer.Option(help="Budget: minutes of training, validating and saving (default 3)."),
-    ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Budget: passes over the text.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Budget: updates.")] = None,
-    valid: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Validate on this text (default: the end of TEXT); may be given several times.",
-        ),
-    ] = None,
-    valid_share: Annotated[
-        float | None,
-        typer.Option(help="Share of the text held out to validate (default 0.1; 0: none)."),
-    ] = None,
-    test_share: Annotated[
-        float | None,
-        typer.Option(
-            help="Share at the very end kept for a test: neither trained nor validated on "
-            "(default 0)."
-        ),
-    ] = None,
     validate_every: Annotated[
         int | None, typer.Option(help="Steps between validations (default: by rule).")
     ] = None,
     patience: Annotated[
         int | None, typer.Option(help="Stop after N validations without a new best.")
     ] = None,
-    encoding: Annotated[
-        str | None,
-        typer.Option(help="Encoding of the text (default utf-8); bytes: any file, as 256 symbols."),
+    keep: Annotated[
+        int | None, typer.Option(help="Earlier checkpoints to keep besides the last (default 1).")
     ] = None,
-    min_count: MinCount = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of weights, dropout and samples (default 1).")
     ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    run: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            parser=_run_folder,
-            help="The run's folder (default: checkpoints/TEXT-CELL).",
-        ),
-    ] = None,
-    keep: Annotated[
-        int | None, typer.Option(help="Earlier checkpoints to keep besides the last (default 1).")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --run, exactly as it was.")
-    ] = False,
-    init_from: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="CHECKPOINT",
-            parser=_checkpoint,
-            help="Start from this checkpoint's weights and vocabulary.",
-        ),
-    ] = None,
     as_json: AsJson = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", help="Print nothing but the run's folder.")
@@ -324,7 +324,8 @@ def train(
     The last tenth of the text is held out to validate. The run's folder gets the best and the last
     checkpoint and a log; its path is printed on stdout at the end. Ctrl-C saves and leaves.
 
-    What is not given is chosen for the size of the text, the device and the budget, and shown.
+    What is not given follows by rule from the size of the text, the device and the budget, and is
+    shown before the first step.
     """
     budget = recipe.given({"minutes": minutes, "epochs": epochs, "steps": steps})
     model = {
@@ -716,15 +717,37 @@ def compare(
             help="Runs of each cell, for mean and spread (default 1); --resume can add some."
         ),
     ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(help="Seed of the first run (default 1); the others count on from it."),
-    ] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Budget of each run: wall-clock minutes (default 3).")
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Budget: passes over the text.")] = None,
     steps: Annotated[int | None, typer.Option(help="Budget: updates.")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            parser=_run_folder,
+            help="The comparison's folder (default: checkpoints/TEXT-compare).",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the comparison in --run; --seeds may grow.")
+    ] = False,
+    report: Report = None,
+    valid_share: Annotated[
+        float | None,
+        typer.Option(help="Share held out to choose the best checkpoint by (default 0.1)."),
+    ] = None,
+    test_share: Annotated[
+        float | None,
+        typer.Option(
+            help="Share at the very end to compare on (default 0.1; 0: on the validation part)."
+        ),
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Encoding of the text (default utf-8).")
+    ] = None,
+    min_count: MinCount = None,
     layers: Annotated[int | None, typer.Option(help="Layers of cells (default 1).")] = None,
     hidden: Annotated[
         int | None,
@@ -756,34 +779,12 @@ def compare(
     ] = None,
     weight_decay: WeightDecay = None,
     clip_norm: ClipNorm = None,
-    valid_share: Annotated[
-        float | None,
-        typer.Option(help="Share held out to choose the best checkpoint by (default 0.1)."),
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Seed of the first run (default 1); the others count on from it."),
     ] = None,
-    test_share: Annotated[
-        float | None,
-        typer.Option(
-            help="Share at the very end to compare on (default 0.1; 0: on the validation part)."
-        ),
-    ] = None,
-    encoding: Annotated[
-        str | None, typer.Option(help="Encoding of the text (default utf-8).")
-    ] = None,
-    min_count: MinCount = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    run: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            parser=_run_folder,
-            help="The comparison's folder (default: checkpoints/TEXT-compare).",
-        ),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the comparison in --run; --seeds may grow.")
-    ] = False,
-    report: Report = None,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print notes and the table only.")] = False,
 ) -> int:
