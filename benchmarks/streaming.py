@@ -51,7 +51,7 @@ class Row:
     value: float
     unit: str
     target: float | None = None
-    """What docs/performance.md asks for: fast enough that no training waits for its text; of
+    """What is asked for: fast enough that no training waits for its text; of
     seconds, the most."""
 
 

@@ -452,8 +452,9 @@ def judge_clipping(
         return f"at {value:.3f} nats" if math.isfinite(value) else "in an overflow"
 
     def both(rates: Sequence[float], of: Mapping[float, tuple[float, float]] = ends) -> str:
+        which = {rate: f"with {rate:g} " if len(rates) > 1 else "" for rate in rates}
         return "; ".join(
-            f"it ends {end(of[rate][0])} with clipping and {end(of[rate][1])} without"
+            f"{which[rate]}it ends {end(of[rate][0])} with clipping and {end(of[rate][1])} without"
             for rate in rates
         )
 

@@ -203,9 +203,9 @@ def judge_lstm(found: Mapping[str, Costs]) -> Judgement:
     by_steps, after_steps = _none_better({cell: one.by_steps for cell, one in found.items()})
     by_time, after_time = _none_better({cell: one.by_time for cell, one in found.items()})
     times = ", ".join(f"{cell.upper()} {one.microseconds:.1f}" for cell, one in found.items())
-    clock = "the LSTM is the dearest."
+    clock = "the LSTM takes longest."
     if outdone:
-        clock = f"the {next_to.upper()} is dearer, whatever the LSTM has more by count."
+        clock = f"the {next_to.upper()} takes longer, whatever the LSTM has more by count."
     elif not dearest:
         clock = f"the LSTM's time and the {next_to.upper()}'s differ by too little to tell."
     return judged(

@@ -200,9 +200,9 @@ def judge_beyond(distance: int, carried: Prices, reset: Prices) -> Judgement:
         )
     return judged(
         [kept, kept_reset, learns],
-        f"With the state reset no window shorter than {distance} learns it: the best leaves the "
-        f"key at {price_reset:.2f} of {CHANCE:.2f} nats; the best of the others, {enough_reset}, "
-        f"at {longer_reset:.2f}."
+        f"With the state reset no window shorter than {distance} learns it: the best of them "
+        f"leaves the key at {price_reset:.2f} nats ({CHANCE:.2f} is chance), the best of the "
+        f"others, {enough_reset}, at {longer_reset:.2f}."
         if kept_reset
         else f"Even with the state reset a window of {window_reset} brings the key to "
         f"{price_reset:.2f} of {CHANCE:.2f} nats.",
