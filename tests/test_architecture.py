@@ -20,7 +20,7 @@ SOURCES = {path.stem: path for path in sorted((ROOT / "charrnn").glob("*.py"))}
 MODULES = [name for name in SOURCES if not name.startswith("__")]
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
 
-#: The table of rooms: the way of the data is from top to bottom.
+#: The table of modules: the way of the data is from top to bottom.
 ROOMS = re.findall(
     r"^\| `(\w+)\.py` \|", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), re.M
 )
@@ -41,7 +41,7 @@ PRINTING = EDGE | {
     "stopping",
 }
 
-#: Packages from outside, each with the rooms that may know it.
+#: Packages from outside, each with the modules that may know it.
 OUTSIDE = {
     "numpy": set(ROOMS),
     "torch": set(ROOMS),
@@ -83,7 +83,7 @@ def names_used(name: str) -> set[str]:
     return used
 
 
-def test_every_room_is_in_the_table_and_every_row_is_a_room() -> None:
+def test_every_module_is_in_the_table_and_every_row_is_a_module() -> None:
     assert sorted(ROOMS) == sorted(MODULES), "give it a row in docs/architecture.md"
 
 
@@ -134,7 +134,7 @@ def test_float64_is_asked_of_the_host(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_room_says_what_it_is_for_and_what_it_offers(name: str) -> None:
+def test_a_module_says_what_it_is_for_and_what_it_offers(name: str) -> None:
     assert ast.get_docstring(TREES[name])
     module = importlib.import_module(f"charrnn.{name}")
     assert module.__all__
@@ -147,7 +147,7 @@ LIGHT = ("errors", "wording", "config", "recipe")
 
 
 @pytest.mark.parametrize("name", LIGHT)
-def test_the_light_rooms_know_no_torch(name: str) -> None:
+def test_the_light_modules_know_no_torch(name: str) -> None:
     assert not {module.partition(".")[0] for module in imports(name)} & OUTSIDE.keys()
     assert ours(name) <= set(LIGHT)
 
