@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from rich.console import Console, Group
+from rich.console import Group
 from rich.constrain import Constrain
 from rich.live import Live
 from rich.padding import Padding
@@ -54,14 +54,18 @@ MANY_UNKNOWN = 0.1
 PLAIN_EVERY = 10.0
 
 
-class Display(Protocol):
-    """Shows a run from its start to its end."""
+class Display:
+    """Shows a run from its start to its end; this one shows nothing."""
 
     def start(self, run: Run) -> None:
         """Show what the run is."""
 
     def show(self, event: Event) -> None:
         """Show one event."""
+
+    def away(self) -> AbstractContextManager[None]:
+        """Leave the terminal to others for a while."""
+        return nullcontext()
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -77,7 +81,7 @@ def open_display(*, as_json: bool, quiet: bool) -> Display:
     if as_json:
         return _JsonLines()
     if quiet:
-        return _Quiet()
+        return Display()
     console = Output(stderr=True)
     if console.is_screen:
         return _LiveTerminal(console)
@@ -259,18 +263,7 @@ def _bounded(run: Run) -> bool:
     return bool(config.clip_norm or config.clip_value or config.scale_norm)
 
 
-class _Quiet:
-    def start(self, run: Run) -> None:
-        pass
-
-    def show(self, event: Event) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class _JsonLines:
+class _JsonLines(Display):
     """One object a line on stdout; ``event`` says which."""
 
     def start(self, run: Run) -> None:
@@ -310,14 +303,11 @@ class _JsonLines:
             fields = {name: str(v) if name == "path" else v for name, v in asdict(event).items()}
             self._print(type(event).__name__.lower(), **fields)
 
-    def close(self) -> None:
-        pass
-
     def _print(self, event: str, **fields: Any) -> None:
         print(to_json({"event": event, **fields}), flush=True)
 
 
-class _PlainLines:
+class _PlainLines(Display):
     """A line now and then, for logs and pipes."""
 
     def start(self, run: Run) -> None:
@@ -337,9 +327,6 @@ class _PlainLines:
         else:
             for line in _plain(event, self.run):
                 self._print(line)
-
-    def close(self) -> None:
-        pass
 
     def _progress(self, event: Logged) -> str:
         row = event.row
@@ -388,10 +375,10 @@ def _plain(event: Event, run: Run) -> Iterable[str]:
         yield from _ending(event, run)
 
 
-class _LiveTerminal:
+class _LiveTerminal(Display):
     """One panel that is redrawn in place, under what has been said."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Output) -> None:
         self.console = console
         self.live: Live | None = None
 
@@ -403,15 +390,10 @@ class _LiveTerminal:
         self.sample, self.sampled_at = "", 0
         for line in _introduction(run):
             self._say(line)
-        self.live = Live(
-            get_renderable=self._picture,
-            console=self.console,
-            refresh_per_second=4,
-            transient=True,
-        )
-        self.live.start()
+        self._draw()
 
     def show(self, event: Event) -> None:
+        self._draw()
         self.validating = isinstance(event, Validating)
         if isinstance(event, Logged):
             self.logged = event
@@ -427,10 +409,31 @@ class _LiveTerminal:
         for line in _plain(event, self.run):
             self._say(line)
 
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        was_drawn = self.live is not None
+        self.close()
+        yield
+        if was_drawn:
+            self._draw()
+
     def close(self) -> None:
         if self.live is not None:
             self.live.stop()
             self.live = None
+
+    def _draw(self) -> None:
+        """Draw where the cursor is; nothing, as long as others have the terminal."""
+        if not self.console.is_in_foreground:
+            self.close()
+        elif self.live is None:
+            self.live = Live(
+                get_renderable=self._picture,
+                console=self.console,
+                refresh_per_second=4,
+                transient=True,
+            )
+            self.live.start()
 
     def _say(self, line: str) -> None:
         say(self.console, line)

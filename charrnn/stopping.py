@@ -36,6 +36,8 @@ class StopSignals:
         #: Removed at the end, and before a second signal leaves: files that nobody else removes.
         self.removed: list[Path] = []
         self._deferred = False
+        self.pause_is_due = False
+        """Whether a Ctrl-Z waits for ``pause``."""
 
     def __enter__(self) -> StopSignals:
         self._before = {
@@ -51,6 +53,7 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._pause_at_once()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(-1)
@@ -67,8 +70,22 @@ class StopSignals:
     def leave_at_once(self) -> None:
         """From now on the first signal ends the command again: all that counts is saved."""
         self._deferred = False
+        self._pause_at_once()
         if self.received:
             raise Stopped(self.received)
+
+    def defer_pauses(self) -> None:
+        """From now on only note a Ctrl-Z: what is drawn in place has to go first."""
+        if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
+            signal.signal(signal.SIGTSTP, self._note_pause)
+
+    def pause(self) -> None:
+        """Do what the Ctrl-Z that came asked for; return when the process goes on."""
+        self._pause_at_once()
+        # Not SIGSTOP: the system does not let a process sleep that nobody can wake. To this thread,
+        # for to the process it could come after the handler is there again.
+        signal.pthread_kill(threading.get_ident(), signal.SIGTSTP)
+        self.defer_pauses()
 
     def reason(self) -> str | None:
         """Return the name of the signal that came, if any."""
@@ -80,6 +97,14 @@ class StopSignals:
         self.received = signal.Signals(number)
         if not self._deferred:
             raise Stopped(number)
+
+    def _note_pause(self, _number: int, _frame: FrameType | None) -> None:
+        self.pause_is_due = True
+
+    def _pause_at_once(self) -> None:
+        self.pause_is_due = False
+        if signal.getsignal(signal.SIGTSTP) == self._note_pause:
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
 
     def _leave_on_second(self) -> None:
         first = math.inf

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import math
+import os
 import re
 import sys
 import unicodedata
@@ -44,6 +45,14 @@ class Output(Console):
         Rich's ``is_terminal`` is so for a file, too, where FORCE_COLOR asks for colours.
         """
         return self.is_interactive and self.file.isatty()
+
+    @property
+    def is_in_foreground(self) -> bool:
+        """Whether a terminal is this process's to draw on: a shell may have it, after & or bg."""
+        try:
+            return os.tcgetpgrp(self.file.fileno()) == os.getpgrp()
+        except OSError:  # one that controls no process
+            return True
 
     @property
     def has_colours(self) -> bool:

@@ -5,7 +5,8 @@ That is a signal, or a reader of the output who leaves: both end it at a step's 
 
 from __future__ import annotations
 
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -26,19 +27,28 @@ __all__ = ["watch_comparison", "watch_run"]
 class _Reader:
     """Whoever reads what displays show: once one has left, there is a reason to stop."""
 
-    def __init__(self, stop: StopSignals) -> None:
+    def __init__(self, stop: StopSignals, display: Display) -> None:
         self._stop = stop
+        self.display = display
         self.left: OSError | None = None
         """What the first line that nobody read, or no terminal took, was refused with."""
 
-    def show(self, display: Display, event: Event) -> None:
-        try:
-            display.show(event)
-        except OSError as error:
-            self.left = self.left or error
+    def show(self, event: Event) -> None:
+        with self._noting_that_one_left():
+            self.display.show(event)
 
     def reason_to_stop(self) -> str | None:
+        if self._stop.pause_is_due:
+            with self._noting_that_one_left(), self.display.away():
+                self._stop.pause()
         return "a closed output" if self.left else self._stop.reason()
+
+    @contextmanager
+    def _noting_that_one_left(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.left = self.left or error
 
 
 def watch_run(run: Run, stop: StopSignals, *, as_json: bool, quiet: bool) -> int:
@@ -58,13 +68,14 @@ def watch_run(run: Run, stop: StopSignals, *, as_json: bool, quiet: bool) -> int
         OSError: its output cannot be written; what was trained is saved.
         CharrnnError: as ``charrnn.training.train``.
     """
-    reader = _Reader(stop)
     with closing(open_display(as_json=as_json, quiet=quiet)) as display:
+        reader = _Reader(stop, display)
+        stop.defer_pauses()
         with unread_unfinished():
             display.start(run)
         stop.defer()
         for event in train(run, reader.reason_to_stop):
-            reader.show(display, event)
+            reader.show(event)
             if isinstance(event, Finished) and not event.complete:
                 if stop.received:
                     return 128 + stop.received
@@ -111,8 +122,7 @@ def watch_comparison(
         CharrnnError: as ``charrnn.comparing.compare``.
     """
     results = []
-    reader = _Reader(stop)
-    display = open_display(as_json=False, quiet=True)
+    reader = _Reader(stop, open_display(as_json=False, quiet=True))
     try:
         for event in compare(
             folder,
@@ -126,19 +136,20 @@ def watch_comparison(
                 say(f"note: {event.text}")
             elif isinstance(event, RunStarted):
                 stop.defer()
-                display = open_display(as_json=False, quiet=quiet)
+                stop.defer_pauses()
+                reader.display = open_display(as_json=False, quiet=quiet)
                 with unread_unfinished():
                     if not quiet:
                         number = f"{event.number} of {event.total}"
                         say(f"--- run {number}: {shown(event.run.folder.path)}")
-                    display.start(event.run)
+                    reader.display.start(event.run)
             elif isinstance(event, RunScored):
-                display.close()
+                reader.display.close()
                 results.append(event.result)
             else:
-                reader.show(display, event)
+                reader.show(event)
     finally:
-        display.close()
+        reader.display.close()
     if reader.left:
         with unread_unfinished():
             raise reader.left

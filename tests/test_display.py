@@ -21,7 +21,7 @@ from charrnn.evaluation import Scores
 from charrnn.run import Run
 from charrnn.runfolder import RunFolder
 from charrnn.starting import start
-from charrnn.terminal import to_json
+from charrnn.terminal import Output, to_json
 from charrnn.training import (
     Event,
     Finished,
@@ -221,7 +221,7 @@ class TestPlain:
     ) -> None:
         run.config = replace(run.config, clip_norm=None, scale_norm=0.5)
         if live:
-            panel = _LiveTerminal(Console(stderr=True, force_terminal=True, width=100))
+            panel = _LiveTerminal(Output(stderr=True, force_terminal=True, width=100))
             panel.start(run)
             panel.show(LOGGED)
             panel.close()
@@ -351,7 +351,7 @@ class TestLive:
 
     @pytest.fixture
     def display(self, screen: io.StringIO) -> Iterator[_LiveTerminal]:
-        console = Console(file=screen, force_terminal=True, width=80, height=40, highlight=False)
+        console = Output(file=screen, force_terminal=True, width=80, height=40)
         display = _LiveTerminal(console)
         yield display
         display.close()
@@ -415,7 +415,7 @@ class TestLive:
 
     @pytest.mark.parametrize("width", [70, 80, 40])
     def test_figures_stay_where_they_are(self, screen: io.StringIO, run: Run, width: int) -> None:
-        display = _LiveTerminal(Console(file=screen, force_terminal=True, width=width, height=40))
+        display = _LiveTerminal(Output(file=screen, force_terminal=True, width=width, height=40))
         display.start(run)
         display.show(VALIDATED)
         drawn = []
@@ -434,7 +434,7 @@ class TestLive:
         assert "…" not in drawn[1]
 
     def test_draws_every_figure_in_a_narrow_terminal(self, screen: io.StringIO, run: Run) -> None:
-        console = Console(file=screen, force_terminal=True, width=40, height=40, highlight=False)
+        console = Output(file=screen, force_terminal=True, width=40, height=40)
         display = _LiveTerminal(console)
         show_all(display, run)
         drawn = self.picture(display)
@@ -488,7 +488,7 @@ class TestLive:
     def test_draws_no_more_than_can_be_taken_back(
         self, screen: io.StringIO, run: Run, height: int, lines: int, rows: int
     ) -> None:
-        console = Console(file=screen, force_terminal=True, width=80, height=height)
+        console = Output(file=screen, force_terminal=True, width=80, height=height)
         display = _LiveTerminal(console)
         display.start(run)
         display.show(LOGGED)
@@ -527,7 +527,7 @@ class TestLive:
     def test_lines_are_broken_between_words_and_what_is_copied_is_not(
         self, screen: io.StringIO, run: Run
     ) -> None:
-        display = _LiveTerminal(Console(file=screen, force_terminal=True, width=40))
+        display = _LiveTerminal(Output(file=screen, force_terminal=True, width=40))
         broken = "note: " + "the text is read without its byte order mark " * 3
         display._say(broken.strip())
         lines = screen.getvalue().splitlines()
@@ -537,6 +537,25 @@ class TestLive:
             screen.truncate(0)
             display._say(kept)
             assert kept + "\n" in screen.getvalue()
+
+    def test_leaves_the_terminal_to_others(
+        self, display: _LiveTerminal, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        display.start(run)
+        with display.away():
+            assert display.live is None
+        assert display.live is not None
+        in_foreground = False
+        monkeypatch.setattr(Output, "is_in_foreground", property(lambda _: in_foreground))
+        display.show(LOGGED)
+        assert display.live is None, "a shell has the terminal, after bg"
+        in_foreground = True
+        display.show(LOGGED)
+        assert display.live is not None
+        display.close()
+        with display.away():
+            pass
+        assert display.live is None, "its run is over"
 
     def test_closes_twice(self, display: _LiveTerminal, run: Run) -> None:
         display.start(run)

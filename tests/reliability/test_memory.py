@@ -33,7 +33,7 @@ PROGRAM = textwrap.dedent(
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) * 1024 for line in status if line.startswith(name))
 
-    class Measure(display._Quiet):
+    class Measure(display.Display):
         resident = {}
         def show(self, event):
             if type(event).__name__ == "Logged":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import pty
 import random
 import re
 import shlex
@@ -31,6 +33,7 @@ from tests.reliability.processes import finish, fork
 from tests.reliability.runs import whole_state
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+HIDDEN, SHOWN = b"\x1b[?25l", b"\x1b[?25h"  # the cursor
 PATIENCE = 60.0  # seconds, on a busy machine
 
 
@@ -484,3 +487,40 @@ def test_a_signal_leaves_no_copy_of_standard_input(
     popen.send_signal(number)
     assert popen.wait(PATIENCE) == CODES[number]
     assert not list(tmp_path.glob("charrnn-*"))
+
+
+def test_ctrl_z_leaves_the_terminal_as_it_was(tmp_path: Path, book: Path) -> None:
+    """A shell with job control, as a user has it; what is drawn in place is taken back first."""
+    words = shlex.join(command(*options(book, tmp_path / "run"), "--steps", 100_000))
+    pid, terminal = pty.fork()
+    if pid == 0:  # pragma: no cover
+        shell = f"set -m; {words}; echo; echo '<left>'; sleep 1; echo '<back>'; fg; exit"
+        os.execvpe("bash", ["bash", "--norc", "-c", shell], ENVIRONMENT | {"TERM": "xterm"})
+    seen = b""
+
+    def until_shown(what: bytes) -> bytes:
+        """Return what is shown from here to there."""
+        nonlocal seen
+        while what not in seen:
+            seen += os.read(terminal, 4096)
+        shown, _, seen = seen.partition(what)
+        return shown
+
+    until_shown(HIDDEN)
+    until_shown(b"chars/s")
+    os.write(terminal, b"\x1a")
+    left = until_shown(b"<left>")
+    assert SHOWN in left
+    assert HIDDEN not in left.rpartition(SHOWN)[2]
+    assert b"\x1b" not in until_shown(b"<back>"), "nothing is drawn while it is stopped"
+    up = b"\x1b[1A"
+    assert up not in until_shown(HIDDEN), "what the shell wrote is not drawn over"
+    drawn = until_shown(b"chars/s")
+    assert up not in drawn.partition(b"step ")[0]
+    os.write(terminal, b"\x03")
+    until_shown(b"stopped by SIGINT")
+    with contextlib.suppress(OSError):  # Linux has no end of such a file
+        while more := os.read(terminal, 4096):
+            seen += more
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
