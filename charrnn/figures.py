@@ -11,6 +11,7 @@ Lines and dots of one style differ from the others' in colour, dash and marker.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 import warnings
@@ -27,7 +28,9 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.path import Path
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 from rich.cells import cell_len
 
@@ -76,6 +79,8 @@ DASHES: tuple[Any, ...] = (
     (0, (3, 3)),
     "solid",
 )
+#: Of the letters of a label among the lines.
+ON_PAPER = "stroke: var(--paper); stroke-width: 3; paint-order: stroke"
 MARKERS = ("o", "s", "^", "D", "v", "P")
 #: Styles that differ; the one after the last looks like the first.
 STYLES = len(SERIES)
@@ -219,7 +224,7 @@ def line_chart(
         low, high = axes.get_ylim()
         rules = [rule for rule in rules if low <= rule.y <= high]
         for rule in rules:
-            _draw_rule(axes, rule)
+            _draw_rule(axes, rule, drawn)
         _label_ends(axes, named)
         about = [
             f"Lines of {y_label} against {x_label}.",
@@ -457,11 +462,24 @@ def _marked(axes: Axes, x: Sequence[float]) -> list[int]:
     return sorted(set(np.abs(along[None] - wanted[:, None]).argmin(axis=1).tolist()))
 
 
-def _draw_rule(axes: Axes, rule: Rule) -> None:
+def _draw_rule(axes: Axes, rule: Rule, lines: Sequence[Line]) -> None:
+    """Draw a level and name it where no line passes, if there is such a place at its ends."""
     axes.axhline(rule.y, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
+    paths = [axes.transData.transform_path(Path(np.array([line.x, line.y]).T)) for line in lines]
+    width, height = np.array([LETTER * cell_len(rule.label), SMALL / 72]) * axes.figure.dpi
+    y = axes.transData.transform((axes.get_xlim()[0], rule.y))[1]
+
+    def crossings(place: tuple[str, str]) -> int:
+        x0 = axes.bbox.x1 - width if place[0] == "right" else axes.bbox.x0
+        y0 = y if place[1] == "bottom" else y - height
+        box = Bbox.from_bounds(x0, y0, width, height)
+        return sum(path.intersects_bbox(box, filled=False) for path in paths)
+
+    side, edge = min(itertools.product(("right", "left"), ("bottom", "top")), key=crossings)
     axes.annotate(
-        rule.label, (1, rule.y), xycoords=("axes fraction", "data"), xytext=(-2, 2),
-        textcoords="offset points", fontsize=SMALL, color=MUTED, va="bottom", ha="right",
+        rule.label, (1 if side == "right" else 0, rule.y), xycoords=("axes fraction", "data"),
+        xytext=(-2 if side == "right" else 4, 2 if edge == "bottom" else -2),
+        textcoords="offset points", fontsize=SMALL, color=MUTED, va=edge, ha=side,
     )  # fmt: skip
 
 
@@ -565,13 +583,21 @@ def _put_ticks(axis: Axis, ticks: Sequence[float], names: Sequence[str]) -> None
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Return powers of ten within limits; finer steps where there would be too few."""
+    """Return powers of ten within limits; finer steps where there would be too few.
+
+    Where there are too many, 1 is among those that stay, or the power nearest to it.
+    """
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
-        ticks = [m * 10.0**p for p in powers for m in steps if low <= m * 10.0**p <= high]
-        if len(ticks) >= 3:
+        found = [(m * 10.0**p, m, p) for p in powers for m in steps]
+        found = [place for place in found if low <= place[0] <= high]
+        if len(found) >= 3:
             break
-    return ticks[:: math.ceil(len(ticks) / 7)] if ticks else [math.sqrt(low * high)]
+    if not found:
+        return [math.sqrt(low * high)]
+    every = math.ceil(len(found) / 7)
+    kept = min(range(len(found)), key=lambda n: (found[n][1] > 1, abs(found[n][2])))
+    return [tick for tick, _, _ in found[kept % every :: every]]
 
 
 # From matplotlib's SVG to the page's ---------------------------------------------------
@@ -602,6 +628,8 @@ def _svg(figure: Figure, name: str, title: str, about: str) -> str:
             r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", said
         )
         said = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", said)
+        if said.startswith("<text"):  # what a label has to stand on a line for is cut out of that
+            said = said.replace(f"fill: {MUTED}", f"fill: {MUTED}; {ON_PAPER}")
         for colour, variable in VARIABLES.items():
             said = said.replace(colour, variable)
         return re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", said)

@@ -694,6 +694,45 @@ class TestFigures:
         assert "A line marks near." in svg
         assert "far" not in svg
 
+    @pytest.mark.parametrize(
+        ("low", "high", "ticks"),
+        [
+            (8e-6, 1e4, "10⁻⁴ 0.01 1 100 10k"),
+            (2.1, 19.9, "4 6 8 10"),
+            (0.9, 256, "1 10 100"),
+            (1.5, 9.5, "2 4 6 8"),
+            (2.1, 2.9, "2.468"),
+        ],
+    )
+    def test_a_logarithmic_axis_keeps_its_one(self, low: float, high: float, ticks: str) -> None:
+        svg = line_chart("x", "T", [Line("", (1, 2), (low, high), 0)], x_label="k", y_label="v",
+                         y_log=True, y_range=(low, high))  # fmt: skip
+        names = re.findall(r"text-anchor: end; [^>]*>([^<]*)</text>", svg)
+        assert names == ticks.split()
+
+    @pytest.mark.parametrize(
+        ("heights", "place"),
+        [
+            ([(0.2, 0.2, 0.2)], "right above"),
+            ([(0.2, 0.53, 0.53)], "right below"),
+            ([(0.2, 0.53, 0.53), (0.2, 0.47, 0.47)], "left above"),
+            ([(0.53, 0.53, 0.53), (0.2, 0.47, 0.47)], "left below"),
+            ([(0.53, 0.53, 0.53), (0.47, 0.47, 0.47)], "right above"),
+        ],
+    )
+    def test_a_level_is_named_where_no_line_passes(
+        self, heights: list[tuple[float, ...]], place: str
+    ) -> None:
+        """Where lines are everywhere, they are interrupted."""
+        lines = [Line("", (1, 2, 3), y, style) for style, y in enumerate(heights)]
+        svg = line_chart("x", "T", lines, x_label="k", y_label="v", y_range=(0, 1),
+                         rules=[Rule("half", 0.5)])  # fmt: skip
+        (found,) = re.findall(r'<text style="([^"]*)" x="([\d.]+)" y="([\d.]+)"[^>]*>half<', svg)
+        (level,) = re.findall(r'd="M [\d.]+ ([\d.]+) [^"]*"[^>]* 1\.8,1\.8;', svg)
+        side = "left" if float(found[1]) < 100 else "right"
+        assert f"{side} {'above' if float(found[2]) < float(level) else 'below'}" == place
+        assert found[0].endswith("stroke: var(--paper); stroke-width: 3; paint-order: stroke")
+
     @pytest.mark.parametrize("end", [0.0, 0.5, 1.0])
     def test_labels_at_the_ends_do_not_overlap(self, end: float) -> None:
         lines = [Line(f"line {n}", (1, 2, 3), (0.0, 1.0, end + 1e-6 * n), n) for n in range(6)]
