@@ -268,13 +268,14 @@ figure { margin: 0 0 1.4rem; }
 .beside > figure { flex: 1 1 24rem; max-width: 34rem; }
 .beside > .tables { flex: 0 1 auto; min-width: 0; max-width: 100%; }
 .tables { display: flex; flex-wrap: wrap; gap: 0 3.5rem; align-items: flex-start; }
-.panels.small { display: flex; flex-wrap: wrap; gap: 1.2rem; }
-.panels.small > .panel { flex: 1 1 min(46%, 12rem); max-width: 15rem; }
+.panels.small { grid-template-columns: repeat(auto-fill, minmax(min(46%, 13.5rem), 1fr));
+  gap: 1.2rem; }
+.panels.small > .panel { max-width: 15rem; }
 .panel { min-width: 0; break-inside: avoid; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg * { stroke-linejoin: round; stroke-linecap: butt; }
 svg text { font-variant-numeric: tabular-nums; }
-.note + .scroll { margin-top: .9rem; }
+.note + .scroll, .note + .tables { margin-top: .9rem; }
 figcaption, .note { color: var(--muted); font-size: .93rem; max-width: 46rem; margin: .7rem 0 0; }
 .scroll { overflow-x: auto; margin: 0 0 1rem; max-width: 100%; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
