@@ -16,6 +16,7 @@ from contextlib import contextmanager
 import typer
 
 from charrnn.errors import CharrnnError
+from charrnn.stdio import say
 from charrnn.stopping import Stopped
 from charrnn.wording import reason, shown
 
@@ -106,7 +107,7 @@ def _forget_output() -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    print("charrnn: " + " ".join(message.splitlines()), file=sys.stderr)
+    say("charrnn: " + " ".join(message.splitlines()))
     return code
 
 

@@ -23,8 +23,6 @@ from charrnn.stopping import StopSignals
 from charrnn.wording import duration, reason
 
 if TYPE_CHECKING:
-    from rich.live import Live
-
     from charrnn.vocabulary import Vocabulary
 
 __all__ = [
@@ -90,7 +88,7 @@ class Meter:
         self._name = name
         self._characters = characters
         self._what, self._last = "", time.monotonic()
-        self._live: Live | None = None
+        self._is_drawn = False
         self._console = Output(stderr=True)
         self._is_quiet = quiet or not (in_pipe or self._console.is_screen)
 
@@ -114,24 +112,24 @@ class Meter:
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        if self._is_drawn:
+            self._take_back()
 
     def _draw(self, line: str) -> None:
-        from rich.live import Live
         from rich.text import Text
 
-        if self._live is None:
-            self._live = Live(
-                console=self._console,
-                auto_refresh=False,
-                transient=True,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
-            self._live.start()
-        self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+        if self._is_drawn:
+            self._take_back()
+        text = Text(line)
+        text.truncate(self._console.width - 1, overflow="ellipsis")
+        self._console.print(text, end="")  # the cursor stays to be seen: Ctrl-Z may come
+        self._is_drawn = True
+
+    def _take_back(self) -> None:
+        from rich.control import Control
+        from rich.segment import ControlType
+
+        self._console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
 
 
 def print_path(path: Path) -> None:

@@ -7,7 +7,10 @@ from contextlib import redirect_stderr
 from types import SimpleNamespace
 
 import pytest
+import typer
 
+from charrnn.errors import UsageError
+from charrnn.outcome import outcome
 from charrnn.stdio import Meter
 
 
@@ -47,8 +50,9 @@ def test_a_terminal_has_one_line_that_goes(screen: Screen, clock: list[float]) -
     with redirect_stderr(screen):  # pytest has its own until the test begins
         work(clock)
     seen = screen.getvalue()
-    assert seen.count("\n") == 1
-    assert seen.startswith("\x1b[?25l3 of 40"), "what is soon done says nothing"
+    assert "\n" not in seen
+    assert seen.startswith("3 of 40"), "what is soon done says nothing"
+    assert "\x1b[?25l" not in seen, "who stops it with Ctrl-Z has a cursor"
     assert "4 of 40 characters read, 36 s to go: runs/[red]" in seen
     assert seen.endswith("\x1b[2K"), "it is taken back in the end"
 
@@ -80,3 +84,17 @@ def test_beside_json_a_pipe_has_nothing(
 ) -> None:
     work(clock, in_pipe=False)
     assert capsys.readouterr() == ("", "")
+
+
+def test_the_reason_of_a_failure_is_broken_between_words(screen: Screen) -> None:
+    app, reason = typer.Typer(), "it is " + "said " * 30 + "in the end"
+
+    @app.command()
+    def fail(words: str) -> None:
+        raise UsageError(words)
+
+    with redirect_stderr(screen):
+        assert outcome(app, [reason]) == 2
+    lines = screen.getvalue().splitlines()
+    assert max(map(len, lines)) <= 60
+    assert " ".join(map(str.strip, lines)) == f"charrnn: {reason}"
