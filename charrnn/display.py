@@ -48,6 +48,8 @@ __all__ = ["Display", "open_display"]
 SAMPLE_ROWS = 7
 #: Columns of the live figures: as many as there is room for, wide enough for most runs.
 GRIDS = ((12, 14, 15, 14), (17, 14), (0,))
+#: Columns of what stands before the lines of the introduction.
+LABEL = 8
 #: Above this share unknown characters are what makes a score bad.
 MANY_UNKNOWN = 0.1
 #: Seconds between the plain lines of a log.
@@ -113,8 +115,9 @@ def _introduction(run: Run) -> Iterable[str]:
     yield f"data    {_data(run)}"
     yield f"update  {_update(run)}"
     yield f"device  {_device(run.device)}, {run.config.precision}; {_budget(run)}"
-    guesses = [f"{word} {nats:.3f} ({_bits(nats)})" for word, nats in run.baselines.items()]
-    yield f"to beat nats a character: {', '.join(guesses)}"
+    (mark, nats), *others = run.baselines.items()
+    rest = (f", {word} {nats:.3f} ({nats / math.log(2):.3f})" for word, nats in others)
+    yield f"to beat {mark} {nats:.3f} nats a character ({_bits(nats)}){''.join(rest)}"
     yield f"run     {shown(run.folder.path)}"
     yield from (f"note: {note}" for note in run.notes)
     if run.resumed:
@@ -198,7 +201,8 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
     what = {
         "done": "done",
         "patience": f"stopped early: no better validation in {run.config.patience} in a row",
-    }.get(event.reason, f"stopped by {event.reason}")
+        "SIGINT": "stopped by Ctrl-C and saved",
+    }.get(event.reason, f"stopped by {event.reason} and saved")
     yield (
         f"{what} after {counted(progress.step, 'step')}, "
         f"{counted(progress.characters, 'character')}, {duration(progress.seconds)}"
@@ -389,7 +393,7 @@ class _LiveTerminal(Display):
         self.validating = False
         self.sample, self.sampled_at = "", 0
         for line in _introduction(run):
-            self._say(line)
+            say(self.console, line, hang=LABEL)
         self._draw()
 
     def show(self, event: Event) -> None:

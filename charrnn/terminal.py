@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -80,11 +81,22 @@ def plain_table(lines: Sequence[Sequence[str]], words: int) -> Table:
     return table
 
 
-def say(console: Console, line: str) -> None:
-    """Say a line, broken between words; what is to be copied is the terminal's to break."""
+def say(console: Console, line: str, hang: int = 0) -> None:
+    """Say a line, broken between words; what is to be copied is the terminal's to break.
+
+    Args:
+        console: where.
+        line: what.
+        hang: columns that are left free before all rows but the first.
+    """
     longest = max(map(len, line.split()), default=0)
-    is_to_copy = "charrnn " in line or longest > console.width  # a command, a path
-    console.print(Text(line), soft_wrap=is_to_copy)
+    if "charrnn " in line or longest > console.width - hang:  # a command, a path
+        console.print(Text(line), soft_wrap=True)
+        return
+    first = Text(line).wrap(console, console.width)[0].plain
+    console.print(Text(first))
+    if rest := line[len(first) :].strip():
+        console.print(Padding(Text(rest), (0, 0, 0, hang)))
 
 
 def print_words(line: str) -> None:

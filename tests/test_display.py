@@ -268,7 +268,7 @@ class TestPlain:
         self, run: Run, capsys: pytest.CaptureFixture[str]
     ) -> None:
         lines = said(run, Finished("SIGINT", complete=False), capsys).splitlines()
-        assert lines[0].startswith("stopped by SIGINT after 1,200 steps")
+        assert lines[0].startswith("stopped by Ctrl-C and saved after 1,200 steps")
         assert lines[-1] == f"go on with: {run.command()}"
         assert "--resume" in lines[-1]
 
@@ -537,6 +537,21 @@ class TestLive:
             screen.truncate(0)
             display._say(kept)
             assert kept + "\n" in screen.getvalue()
+
+    def test_the_introduction_hangs_beside_its_labels(
+        self, display: _LiveTerminal, run: Run, screen: io.StringIO
+    ) -> None:
+        run.text = replace(run.text, texts=("a name.txt", *"bc"))
+        display.console = Output(file=screen, force_terminal=True, width=46, height=40)
+        display.start(run)
+        display.close()
+        lines = screen.getvalue().partition("\x1b")[0].splitlines()
+        heads = [line[:8].strip() for line in lines if line[:8].strip()]
+        assert heads == ["text", "model", "data", "update", "device", "to beat", "run"]
+        assert len(lines) > len(heads)
+        assert max(len(line.rstrip()) for line in lines if not line.startswith("run")) <= 46
+        text = " ".join(" ".join(line.split()) for line in lines)
+        assert "text a name.txt and 2 names more: 5,406 characters to train on, 601 held" in text
 
     def test_leaves_the_terminal_to_others(
         self, display: _LiveTerminal, run: Run, monkeypatch: pytest.MonkeyPatch

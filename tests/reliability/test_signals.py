@@ -33,6 +33,7 @@ from tests.reliability.processes import finish, fork
 from tests.reliability.runs import whole_state
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+NAMES = {number: number.name for number in CODES} | {signal.SIGINT: "Ctrl-C"}
 HIDDEN, SHOWN = b"\x1b[?25l", b"\x1b[?25h"  # the cursor
 PATIENCE = 60.0  # seconds, on a busy machine
 
@@ -125,7 +126,7 @@ def signalled(
     if code == 0:
         return "too late"
     said = (folder / "err").read_text()
-    if code != CODES[number] or f"stopped by {number.name} after " not in said:
+    if code != CODES[number] or f"stopped by {NAMES[number]} and saved after " not in said:
         return f"flaw: ended with {code}: {said}"
     step = load(run / "last.safetensors").require("step", int)
     if f"after {step:,} steps" not in said:
@@ -518,7 +519,7 @@ def test_ctrl_z_leaves_the_terminal_as_it_was(tmp_path: Path, book: Path) -> Non
     drawn = until_shown(b"chars/s")
     assert up not in drawn.partition(b"step ")[0]
     os.write(terminal, b"\x03")
-    until_shown(b"stopped by SIGINT")
+    until_shown(b"stopped by Ctrl-C")
     with contextlib.suppress(OSError):  # Linux has no end of such a file
         while more := os.read(terminal, 4096):
             seen += more
