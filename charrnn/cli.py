@@ -1073,11 +1073,21 @@ def _cell_of(init_from: Path | None) -> CellName:
 
 def _default_run(text: TextChoices, what: str) -> Path:
     """Return a folder under checkpoints/ that no run has taken yet."""
-    first = text.texts[0] if text.texts else "python"
-    stem = "stdin" if first == "-" else Path(first).absolute().stem.strip("*?[].") or "text"
+    stem = _stem(text.texts) if text.texts else "python"
     base = Path("checkpoints") / f"{stem}-{what}"
     path, number = base, 1
     while path.exists():
         number += 1
         path = base.with_name(f"{base.name}-{number}")
     return path
+
+
+def _stem(texts: Sequence[str]) -> str:
+    """Return what a text is called: its file, or the folder below this one that all are in."""
+    if texts[0] == "-":
+        return "stdin"
+    stem, folder = Path(texts[0]).absolute().stem.strip("*?[]."), Path(texts[0]).absolute().parent
+    is_one_folder = {Path(name).absolute().parent for name in texts} == {folder}
+    if not stem or (len(texts) > 1 and is_one_folder and folder != Path.cwd()):
+        stem = folder.name
+    return stem or "text"

@@ -493,6 +493,14 @@ class TestTrain:
         assert cli("train", prose, *QUICK).out == "checkpoints/prose-lstm-2\n"
         assert cli("train", prose, "--cell", "gru", *QUICK).out == "checkpoints/prose-gru\n"
         assert cli("train", "-", *QUICK, stdin=b"text " * 99).out == "checkpoints/stdin-lstm\n"
+        folder = Path("my poems")
+        folder.mkdir()
+        names = [shutil.copy(prose, folder / f"{letter}.txt") for letter in "ab"]
+        for texts in (names, [folder / "*.txt"], [folder]):  # a shell's pattern, ours, none
+            assert cli("train", *texts, *QUICK).out == "checkpoints/my poems-lstm\n"
+            shutil.rmtree("checkpoints/my poems-lstm")
+        assert cli("train", names[0], *QUICK).out == "checkpoints/a-lstm\n"
+        assert cli("train", names[1], prose, *QUICK).out == "checkpoints/b-lstm\n"
         assert cli("train", f"{prose.parent}/*.txt", *QUICK).code == 0
 
     def test_joins_files_folders_and_patterns(self, cli: Cli, tmp_path: Path) -> None:
