@@ -6,13 +6,14 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from charrnn import recipe
 from charrnn.assessment import After, Assessment
 from charrnn.baselines import Baseline
 from charrnn.comparison import TOLERANCE, Comparison, Plan
 from charrnn.evaluation import PositionScores, Scores, perplexity
-from charrnn.wording import counted, flag, shown
+from charrnn.wording import command_line, counted, flag, shown
 
 __all__ = [
     "BaselineRow",
@@ -240,7 +241,9 @@ def comparison_says(comparison: Comparison) -> Iterator[str]:
         yield "Equal time: a cell that computes faster does more steps."
     least = comparison.least_difference
     if least is None:
-        yield "One seed has no spread: --resume --seeds 3 shows what is more than chance."
+        folder = str(Path(comparison.cells[0].best.run).parent)
+        more = command_line(["charrnn", "compare", "--run", folder, "--resume", "--seeds", "3"])
+        yield f"One seed has no spread; three show what is more than chance: {more}"
         return
     for pair in comparison.differences:
         verdict = "supported" if pair.supported else "may be chance"

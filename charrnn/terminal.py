@@ -100,9 +100,12 @@ def say(console: Console, line: str, hang: int = 0) -> None:
 
 
 def print_words(line: str) -> None:
-    """Print a sentence on stdout; a terminal gets it broken between words, a pipe as it is."""
+    """Print a sentence on stdout; a terminal gets it as ``say`` does, a pipe as it is."""
     console = Output()
-    console.print(Text(line), soft_wrap=not console.file.isatty())
+    if console.file.isatty():
+        say(console, line)
+    else:
+        console.print(Text(line), soft_wrap=True)
 
 
 def in_rows(text: str, width: int) -> list[str]:

@@ -215,6 +215,12 @@ class TestComparison:
         assert pair == "lstm is 1.0000 nats ahead of gru: supported"
         assert least.startswith("Supported is a difference above 0.0227 nats: 95 % for one pair")
 
+    def test_one_seed_says_how_to_have_more(self) -> None:
+        made = self.made(("lstm", "gru"), 1, steps=20)
+        runs = [replace(cell.runs[0], run=f"a b/{cell.cell}-seed1") for cell in made.cells]
+        *_, last = comparison_says(Comparison.of(made.plan, runs))
+        assert last.endswith(": charrnn compare --run 'a b' --resume --seeds 3")
+
     @pytest.mark.parametrize(
         ("more", "said"), [(4, ";"), (63, " as nearly as widths allow, up to 14.0% apart;")]
     )
