@@ -416,22 +416,22 @@ class _Loop:
         yield Validated(row, scores, best)
         if self._save_due():
             yield self._save()
-        yield Sampled(self._sample())
+        yield from self._sample()
         self._tick()
         progress.validation_seconds += progress.seconds - scored
         # Not the updates' time: the next row's speed leaves it out.
         self.row_from = (self.row_from[0], self.row_from[1] + progress.seconds - started)
 
-    def _sample(self) -> str:
-        """Draw the text to show; a part of it if the run is to stop meanwhile."""
+    def _sample(self) -> Iterator[Sampled]:
+        """Draw the text to show; none if the run is to stop meanwhile."""
         config = SampleConfig(length=SHOWN_LENGTH, temperature=0.8, seed=self.run.config.seed)
         empty = self.run.vocabulary.encode("")
         symbols: list[int] = []
         for piece in sample(self.run.model, self.run.vocabulary, empty, config):
-            symbols.append(piece.symbol)
             if self.should_stop():
-                break
-        return self.run.vocabulary.decode(symbols)
+                return
+            symbols.append(piece.symbol)
+        yield Sampled(self.run.vocabulary.decode(symbols))
 
     def _save_due(self) -> bool:
         """Whether a checkpoint is worth its time: after a validation, or after a while."""
