@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 #: How each level of ``surprise`` looks.
-STYLES = ("dim", "", "yellow", "bold red", "bold white on red")
+STYLES = ("dim", "", "magenta", "bold red", "bold white on red")
 
 
 def print_table(lines: Sequence[Sequence[str]], words: int) -> None:

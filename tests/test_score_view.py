@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.style import Style
 from rich.text import Text
 
 from charrnn.assessment import After, Assessment
@@ -19,7 +20,7 @@ from charrnn.comparison import CellResult, Comparison, Plan
 from charrnn.config import CellName, ModelConfig
 from charrnn.errors import CharrnnError
 from charrnn.evaluation import PositionScores, Prices, Scores
-from charrnn.score_view import PerCharacter, SurpriseText, print_assessments
+from charrnn.score_view import STYLES, PerCharacter, SurpriseText, print_assessments
 from charrnn.score_words import COLUMNS, assessments_say, comparison_lines, comparison_says
 from tests.conftest import make_part, refusing
 from tests.small import make_result
@@ -407,7 +408,7 @@ class TestSurpriseText:
         assert self.spans(out) == [
             ("a", "dim"),
             ("b", "dim"),
-            ("d", "color(3)"),
+            ("d", "color(5)"),
             ("e", "bold color(1)"),
             ("f", "bold color(7) on color(1)"),
         ]
@@ -480,3 +481,17 @@ class TestSurpriseText:
         show(Prices(1, np.array([1.0, 2.0, 0.0]), 0))
         out = capsys.readouterr().out
         assert self.spans(out) == [("a", "dim"), ("é", "bold color(1)"), ("b", "dim")]
+
+
+def test_colours_can_be_read_on_a_light_and_on_a_dark_terminal() -> None:
+    """Those of xterm."""
+    xterm = {"red": (205, 0, 0), "magenta": (205, 0, 205), "yellow": (205, 205, 0)}
+
+    def luminance(*colour: int) -> float:
+        linear = [((c / 255 + 0.055) / 1.055) ** 2.4 if c else 0.0 for c in colour]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05
+
+    inks = [style.color for style in map(Style.parse, STYLES) if not style.bgcolor]
+    for ink in filter(None, inks):
+        lit = luminance(*xterm[ink.name])
+        assert min(lit / luminance(0, 0, 0), luminance(255, 255, 255) / lit) > 3
