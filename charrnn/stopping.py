@@ -25,6 +25,8 @@ class StopSignals:
     is. From ``defer`` on the first signal is noted, for the loop to stop at a step's
     edge. A second one leaves at once, however long a product or a save takes: a thread
     watches for it, because Python's handlers wait until such a call returns.
+
+    From ``defer_pauses`` on SIGTSTP, a Ctrl-Z, waits in the same way, for ``pause``.
     """
 
     #: A terminal and a wrapper may both pass on the same Ctrl-C, and ``timeout`` sends its
