@@ -423,8 +423,13 @@ class _LiveTerminal(Display):
 
     def close(self) -> None:
         if self.live is not None:
+            # Nothing is taken back from below what a shell has written meanwhile: one that waits
+            # for a wrapper of this process, which a Ctrl-Z stopped at once.
+            self.console.quiet = not self.console.is_in_foreground
             self.live.stop()
             self.live = None
+            self.console.quiet = False
+            self.console.show_cursor()
 
     def _draw(self) -> None:
         """Draw where the cursor is; nothing, as long as others have the terminal."""

@@ -554,7 +554,11 @@ class TestLive:
         assert "text a name.txt and 2 names more: 5,406 characters to train on, 601 held" in text
 
     def test_leaves_the_terminal_to_others(
-        self, display: _LiveTerminal, run: Run, monkeypatch: pytest.MonkeyPatch
+        self,
+        display: _LiveTerminal,
+        run: Run,
+        screen: io.StringIO,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         display.start(run)
         with display.away():
@@ -562,8 +566,10 @@ class TestLive:
         assert display.live is not None
         in_foreground = False
         monkeypatch.setattr(Output, "is_in_foreground", property(lambda _: in_foreground))
+        before = screen.getvalue()
         display.show(LOGGED)
         assert display.live is None, "a shell has the terminal, after bg"
+        assert screen.getvalue() == before + "\x1b[?25h", "nothing goes but the cursor comes"
         in_foreground = True
         display.show(LOGGED)
         assert display.live is not None
