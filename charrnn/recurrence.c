@@ -300,14 +300,18 @@ static void multiply(matrix m, long rows, const float *x, long given, float *roo
 
 /* ---- The gates' functions ---- */
 
-/* e^x within 2 units of the last place (Cephes' expf); no number stays none. Written without
- * branches, so that the compiler computes a vector of them at a time. */
-INLINE float exponential(float x)
+/* e^x - 1 within 2 units of the last place (Cephes' expf, its 1 left out), between its ends;
+ * no number stays none. Written without branches, so that the compiler computes a vector of them
+ * at a time. */
+INLINE float exponential_less_1(float x)
 {
-    x = x > 88.0f ? 88.0f : x;
+    x = x > 87.0f ? 87.0f : x;
     x = x < -87.0f ? -87.0f : x;
-    const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
-    const float whole = (x * 1.44269504f + shift) - shift;
+    /* Adding 1.5 * 2^23 rounds to a whole number, which is then in the lowest bits. */
+    const float shift = 12582912.0f;
+    union { float value; uint32_t bits; } power = {x * 1.44269504f + shift};
+    const float whole = power.value - shift;
+    power.bits = (power.bits + 127) << 23; /* 2^whole */
     const float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
     float sum = 1.9875691500e-4f;
     sum = sum * rest + 1.3981999507e-3f;
@@ -315,15 +319,18 @@ INLINE float exponential(float x)
     sum = sum * rest + 4.1665795894e-2f;
     sum = sum * rest + 1.6666665459e-1f;
     sum = sum * rest + 5.0000001201e-1f;
-    sum = sum * rest * rest + rest + 1.0f;
-    union { int bits; float value; } power = {((int)whole + 127) << 23};
-    return sum * power.value;
+    sum = sum * rest * rest + rest;
+    return sum * power.value + (power.value - 1.0f);
 }
 
-INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+/* Both within 3 units of the last place; sigmoid down to -87, from where on it stays 1.6e-38. */
+INLINE float sigmoid(float x) { return 1.0f / (2.0f + exponential_less_1(-x)); }
 
-/* Within 2e-7 of tanh, absolute: near 0 the difference loses digits. */
-INLINE float tangent(float x) { return 1.0f - 2.0f / (exponential(2.0f * x) + 1.0f); }
+INLINE float tangent(float x)
+{
+    const float e = exponential_less_1(2.0f * x);
+    return e / (e + 2.0f);
+}
 
 /* ---- The loops ----
  *
