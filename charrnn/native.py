@@ -31,10 +31,10 @@ from charrnn.wording import shown
 
 __all__ = ["Loops", "compile_loops", "find_compiler", "loops", "why_none"]
 
-_OPTIONS = ["-std=gnu11", "-O3", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared"]
-"""OpenMP's threads are torch's own: gcc's library is the one that torch has loaded. Nothing here
-wants a trap on an overflow; if something did, gcc could not compute a vector of exponentials with
-AVX2."""
+_OPTIONS = ["-x", "c", "-std=gnu11", "-O3", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared"]
+"""C++ compilers are told that it is C: they would compile it as C++, under other names. OpenMP's
+threads are torch's own: gcc's library is the one that torch has loaded. Nothing here wants a trap
+on an overflow; if something did, gcc could not compute a vector of exponentials with AVX2."""
 
 _WIDE = "-mprefer-vector-width=512"
 """Vectors as wide as the processor's; gcc takes half of it, others do not know the option."""

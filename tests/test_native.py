@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import shlex
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -192,6 +193,13 @@ def test_without_a_compiler_there_are_no_loops_and_a_reason(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert native.find_compiler() == []
     assert (native.loops(), native.why_none()) == (None, "none is found here")
+
+
+@needs_compiler
+@pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
+@pytest.mark.usefixtures("temporary")
+def test_a_compiler_of_c_plus_plus_compiles_c() -> None:
+    assert isinstance(native.compile_loops(["g++"]), native.Loops)
 
 
 @pytest.mark.usefixtures("asked_anew")
