@@ -327,33 +327,45 @@ def compile_loops(
             library = Path(folder) / "recurrence.so"
             fixed = [*compiler, *_OPTIONS, str(source), "-o", str(library)]
             for wishes in ([march, _WIDE], [march], []):
-                if _succeeds([*fixed, *wishes], folder):
+                complaint = _complaint([*fixed, *wishes], Path(folder))
+                if complaint is None:
                     return Loops(ctypes.CDLL(str(library)), tiles=tiles)
     except subprocess.TimeoutExpired:
         return f"{name} took more than {_COMPILE_SECONDS} s"
     except OSError as error:  # no such compiler, no room, or a folder from which nothing may be run
         return f"{name} cannot be used: {shown(error)}"
-    return f"{name} does not compile it"
+    return f"{name} does not compile it" + (f": {shown(complaint)}" if complaint else "")
 
 
-def _succeeds(command: list[str], folder: str) -> bool:
+def _complaint(command: list[str], folder: Path) -> str | None:
     """Run a command without a word, its temporary files in a folder.
 
     A Ctrl-C that is meant for us does not reach it; whatever ends the waiting ends it, and
     the processes that it has started.
+
+    Returns:
+        None if it succeeds, else the line in which it says why not, as far as that can be told.
     """
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "TMPDIR": folder},
-        start_new_session=True,
-    ) as child:
+    # Not a pipe: what a compiler leaves running, such as a cache, would hold that open.
+    said = folder / "said"
+    with (
+        said.open("wb") as errors,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env={**os.environ, "TMPDIR": str(folder), "LC_ALL": "C"},
+            start_new_session=True,
+        ) as child,
+    ):
         try:
-            return child.wait(_COMPILE_SECONDS) == 0
+            if child.wait(_COMPILE_SECONDS) == 0:
+                return None
         except BaseException:
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()  # Popen would not, after a Ctrl-C
             raise
+    lines = said.read_text("utf-8", errors="replace").splitlines()
+    return next((line for line in lines if "error:" in line or "cannot" in line), "")

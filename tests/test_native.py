@@ -195,6 +195,16 @@ def test_without_a_compiler_there_are_no_loops_and_a_reason(
     assert (native.loops(), native.why_none()) == (None, "none is found here")
 
 
+@pytest.mark.usefixtures("temporary")
+def test_the_compiler_s_own_reason_is_told(tmp_path: Path) -> None:
+    """That of the last try, which asks for least."""
+    wished = 'case "$*" in *-march*) echo "cc: error: no -march" >&2; exit 1;; esac'
+    says = r"printf 'In file included\nwarning: old\ncc: error: no \001omp.h\ncc: error: 2\n' >&2"
+    command = script(tmp_path / "cc", f"{wished}\n{says}\nexit 1")
+    said = f"{command[0]} does not compile it: cc: error: no \\x01omp.h"
+    assert native.compile_loops(command) == said
+
+
 @needs_compiler
 @pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
 @pytest.mark.usefixtures("temporary")
