@@ -240,7 +240,12 @@ class Loops:
         narrow = narrow and self.multiplies_bf16
         panels = self._panels(weight_KN, narrow)
         # The library's room_of: sums, and what is multiplied in bf16.
-        room = torch.empty(lanes * panels.shape[0] * self._width + lanes * panels.shape[1] * 2)
+        room = states_TBH.new_empty(lanes * (panels.shape[0] * self._width + panels.shape[1] * 2))
+        # C would read another layout or type as other numbers, or beyond its end.
+        tensors = [tensor for tensor in (*rest, room) if isinstance(tensor, Tensor)]
+        types = {tensor.dtype for tensor in (weight_KN, *tensors)}
+        assert all(tensor.is_contiguous() for tensor in tensors), "they must be contiguous"
+        assert types <= {torch.float32, torch.int64}, f"they must be float32: {types}"
         function: Callable[..., None] = getattr(self._library, name)
         sizes = (threads, narrow, states - 1, lanes, hidden)
         function(*map(_argument, (*sizes, panels, *rest, room)))

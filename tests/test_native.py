@@ -109,6 +109,29 @@ def test_a_broken_lane_stays_alone(cell: str) -> None:
     torch.testing.assert_close(out[:, others], expected[:, others], rtol=0, atol=1e-6)
 
 
+@needs_compiler
+def test_what_c_would_misread_is_refused() -> None:
+    x, state, weight = torch.randn(B, T, H), torch.zeros(B, H), torch.randn(H, H)
+    with pytest.raises(AssertionError, match="contiguous"):
+        run_rnn(x.transpose(0, 1), state, weight)
+    compiled = native.loops()
+    assert compiled is not None
+    with pytest.raises(AssertionError, match="float32"):
+        compiled.rnn_forward(False, weight, x.double(), None, torch.zeros(B + 1, T, H))
+
+
+@needs_compiler
+def test_the_default_type_of_the_process_does_not_matter() -> None:
+    x, state, weight = torch.randn(T, B, H), torch.zeros(B, H), torch.randn(H, H)
+    expected, _ = run_rnn(x, state, weight)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        out, _ = run_rnn(x, state, weight)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(out, expected)
+
+
 #: From the smallest numbers on, where a difference of two others has lost its digits.
 SIZES = torch.logspace(-37, 4, 100_001)
 BOTH_SIGNS = torch.cat([SIZES, -SIZES, torch.linspace(-12, 12, 100_001), torch.tensor([-1e30])])
