@@ -110,6 +110,31 @@ def test_a_broken_lane_stays_alone(cell: str) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("tiles", [True, False])
+def test_narrow_products_are_of_factors_rounded_to_the_nearest(tiles: bool) -> None:
+    compiled = native.compile_loops(native.find_compiler(), tiles=tiles)
+    assert isinstance(compiled, native.Loops)
+    if not compiled.multiplies_bf16:
+        pytest.skip("the processor has no products in bf16")
+
+    def rounded(tensor: Tensor) -> Tensor:
+        return tensor.bfloat16().double()
+
+    torch.manual_seed(3)
+    weight_HH, x_BH, states_TBH = torch.randn(H, H) / 8, torch.randn(B, H), torch.randn(2, B, H)
+    states_TBH[0, 0, :2] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8])  # ties, to even: down, up
+    states_TBH[0, 5, 7] = torch.nan
+    compiled.rnn_forward(True, weight_HH, x_BH[None], None, states_TBH)
+    expected_BH = (rounded(states_TBH[0]) @ rounded(weight_HH).T + x_BH).tanh()
+    assert expected_BH[5].isnan().all()
+    close = partial(torch.testing.assert_close, rtol=0, equal_nan=True)
+    close(states_TBH[1].double(), expected_BH, atol=1e-6)
+    dh_BH = torch.randn(B, H)
+    (d_BH,) = compiled.rnn_backward(True, weight_HH, states_TBH, torch.randn(1, B, H), dh_BH)
+    close(dh_BH.double(), rounded(d_BH) @ rounded(weight_HH), atol=1e-5)
+
+
+@needs_compiler
 def test_what_c_would_misread_is_refused() -> None:
     x, state, weight = torch.randn(B, T, H), torch.zeros(B, H), torch.randn(H, H)
     with pytest.raises(AssertionError, match="contiguous"):
