@@ -51,17 +51,21 @@ def print_samples(
 def print_as_json(
     vocabulary: Vocabulary, start: Sequence[int], samples: Sequence[Sequence[int]], seed: int
 ) -> None:
-    """Print samples as lines of JSON, each after ``start``, with the seed they were drawn with."""
+    """Print samples as lines of JSON, each after ``start``, with the seed they were drawn with.
+
+    Bytes that are no utf-8 are surrogates in it, so that none is lost.
+    """
     # A text that streams does not wait for what only a display needs.
     from charrnn.terminal import to_json
 
     for number, symbols in enumerate(samples, start=1):
-        row = {
-            "sample": number,
-            "seed": seed,
-            "characters": len(symbols),
-            "text": vocabulary.decode([*start, *symbols]),
-        }
+        drawn = [*start, *symbols]
+        text = (
+            vocabulary.decode_bytes(drawn).decode("utf-8", "surrogateescape")
+            if vocabulary.is_bytes
+            else vocabulary.decode(drawn)
+        )
+        row = {"sample": number, "seed": seed, "characters": len(symbols), "text": text}
         print(to_json(row))
 
 

@@ -146,7 +146,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
     A NaN or an infinity becomes null: JSON has neither. Characters are written as they
     are where stdout is utf-8, and escaped elsewhere; so are the surrogates that stand for bytes
-    of a file's name that are not utf-8.
+    of a file's name or of a sample that are not utf-8.
     """
     is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
     text = json.dumps(_finite(value), indent=indent, ensure_ascii=not is_utf8)

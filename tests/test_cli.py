@@ -923,6 +923,12 @@ class TestSample:
         assert (done.returncode, len(done.stdout), done.stderr) == (0, 300, b"")
         assert any(byte > 127 for byte in done.stdout)
 
+    def test_bytes_come_out_of_json_as_they_are(self, cli: Cli, of_bytes: Path) -> None:
+        words = ("sample", of_bytes, "--length", 300)
+        drawn = subprocess.run(command(*words), capture_output=True, env=ENVIRONMENT).stdout
+        (row,) = cli(*words, "--json").rows
+        assert row["text"].encode("utf-8", "surrogateescape") == drawn
+
     @pytest.mark.parametrize(
         ("encoding", "drawn", "seen"),
         [
