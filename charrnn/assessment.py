@@ -153,14 +153,17 @@ def assess(
     if config.dynamic:
         stretches = dynamic_prices(model, part, vocabulary)
         adapted = total(_watched(stretches, watching, learnt), part)
-    positions = config.by_position
+    by_position = None
+    if config.by_position:
+        told = partial(tell, "scored by position")
+        by_position = score_by_position(model, part, vocabulary, config.by_position, told)
     return Assessment(
         checkpoint=checkpoint,
         shape=model.config,
         parameters=model.parameter_count(),
         scores=scores,
         dynamic=adapted,
-        by_position=score_by_position(model, part, vocabulary, positions) if positions else None,
+        by_position=by_position,
         after=following.result() if following else None,
         baselines=tuple(baselines),
         of_bytes=vocabulary.is_bytes,

@@ -13,6 +13,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,7 +115,9 @@ COMPRESSORS: dict[str, Callable[[], zlib._Compress | bz2.BZ2Compressor | lzma.LZ
 }
 
 
-def compressed_nats(part: Part, name: str) -> float:
+def compressed_nats(
+    part: Part, name: str, tell: Callable[[int], None] = lambda done: None
+) -> float:
     """Return the size of a text, compressed by itself, in nats per character.
 
     Its bytes are compressed as they stand in its files, as a file that holds nothing else:
@@ -123,12 +126,17 @@ def compressed_nats(part: Part, name: str) -> float:
     Args:
         part: the text.
         name: one of ``COMPRESSORS``.
+        tell: is told now and then how many characters, about, are compressed.
 
     Raises:
         CorpusError: the text changed since it was scanned.
     """
     compressor = COMPRESSORS[name]()
-    size = sum(len(compressor.compress(block)) for block in part.encoded())
+    size, read, whole = 0, 0, part.bytes
+    for block in part.encoded():
+        size += len(compressor.compress(block))
+        read += len(block)
+        tell(math.ceil(part.characters * read / whole))
     size += len(compressor.flush())
     return 8 * size * math.log(2) / part.characters
 
@@ -289,13 +297,19 @@ class Baseline:
         return self.bits_per_char * scores.characters / scores.bytes if scores.bytes else math.inf
 
 
-def baselines(scored: Part, vocabulary: Vocabulary, train: Part | None) -> Iterator[Baseline]:
+def baselines(
+    scored: Part,
+    vocabulary: Vocabulary,
+    train: Part | None,
+    tell: Callable[[str, int], None] = lambda what, done: None,
+) -> Iterator[Baseline]:
     """Yield every baseline's price of a text: guesses, the n-gram model, compressors.
 
     Args:
         scored: the text; as for a model, its first character is not predicted.
         vocabulary: of the models to compare with.
         train: their training part; None leaves out what is learnt from it.
+        tell: is told now and then what is done with how many characters.
 
     Raises:
         CorpusError: a text changed since it was scanned.
@@ -307,12 +321,18 @@ def baselines(scored: Part, vocabulary: Vocabulary, train: Part | None) -> Itera
     if train is not None:
         nats = unigram_nats(train.counts(), counts, vocabulary)
         yield Baseline("unigram", nats, "counts of the training part")
-        yield ngram(scored, vocabulary, train)
+        yield ngram(scored, vocabulary, train, partial(tell, "scored by the n-gram model"))
     for name in COMPRESSORS:
-        yield Baseline(name, compressed_nats(scored.predicted, name), "the scored text alone", True)
+        nats = compressed_nats(scored.predicted, name, partial(tell, f"compressed by {name}"))
+        yield Baseline(name, nats, "the scored text alone", True)
 
 
-def ngram(scored: Part, vocabulary: Vocabulary, train: Part) -> Baseline:
+def ngram(
+    scored: Part,
+    vocabulary: Vocabulary,
+    train: Part,
+    tell: Callable[[int], None] = lambda done: None,
+) -> Baseline:
     """Return the price of a text under the n-gram model of the training part.
 
     The order, ``MOST_ORDER`` at most, is the one that predicts the last tenth of the
@@ -322,6 +342,7 @@ def ngram(scored: Part, vocabulary: Vocabulary, train: Part) -> Baseline:
         scored: the text; its first character is not predicted.
         vocabulary: whose symbols are counted.
         train: the training part; its last ``MOST_COUNTED`` characters are counted.
+        tell: is told now and then how many characters are scored.
 
     Raises:
         CorpusError: a text changed since it was scanned.
@@ -337,6 +358,7 @@ def ngram(scored: Part, vocabulary: Vocabulary, train: Part) -> Baseline:
         nats += float(model.prices(text)[len(before) :].sum())
         if vocabulary.has_unknown:
             nats += int(np.count_nonzero(block == UNKNOWN)) * vocabulary.unknown_nats
+        tell(reader.position - 1)
         before = text[max(0, len(text) - order + 1) :]
     last = "" if counted == train.characters else f"last {counted:,} characters of the "
     end = "; no longer n-grams are tried" if order == MOST_ORDER else ""

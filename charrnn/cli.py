@@ -629,9 +629,14 @@ def evaluate(
     from charrnn.terminal import to_json
 
     where = choose_device(device)
-    # A text is read once for all models that read it alike, and so are its baselines priced.
+    # A text is read once for all models that read it alike, and so are its baselines priced; how
+    # far that is, the first model's meter says.
     scan_once = cache(scan)
-    price_once = cache(lambda *of: tuple(price_baselines(*of)))
+    price_once = cache(
+        lambda scored, vocabulary, training: tuple(
+            price_baselines(scored, vocabulary, training, meter)
+        )
+    )
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())  # so that nothing is left behind
         subjects = load_subjects(
@@ -652,7 +657,6 @@ def evaluate(
         assessments = []
         for subject, its_facts in zip(subjects, facts, strict=True):
             scored, vocabulary = subject.part, subject.vocabulary
-            beside = price_once(scored, vocabulary, subject.training) if baselines else ()
             with contextlib.ExitStack() as watched:
                 watchers: list[Callable[[Prices], None]] = []
                 meter = Meter(
@@ -660,6 +664,7 @@ def evaluate(
                     quiet=show,  # the text shows by itself how far it is
                 )  # fmt: skip
                 watched.enter_context(closing(meter))
+                beside = price_once(scored, vocabulary, subject.training) if baselines else ()
                 if show:
                     watchers.append(watched.enter_context(closing(SurpriseText(scored))))
                 if per_char is not None:

@@ -357,7 +357,11 @@ class PositionScores:
 
 @torch.inference_mode()
 def score_by_position(
-    model: CharModel, part: Part, vocabulary: Vocabulary, length: int
+    model: CharModel,
+    part: Part,
+    vocabulary: Vocabulary,
+    length: int,
+    tell: Callable[[int], None] = lambda done: None,
 ) -> PositionScores:
     """Score consecutive stretches of a text, each from a state of zero.
 
@@ -370,6 +374,7 @@ def score_by_position(
         vocabulary: the model's.
         length: predictions of a stretch; what is left over at the end of the text is not
             scored. A shorter text makes one shorter stretch.
+        tell: is told now and then how many characters are scored.
 
     Raises:
         CorpusError: the text changed while it was read.
@@ -397,6 +402,7 @@ def score_by_position(
         if vocabulary.has_unknown:
             unknown_T = (y_TB == UNKNOWN).sum(1).cpu().numpy()
             nats_T += unknown_T * vocabulary.unknown_nats
+        tell((start + lanes) * length)
     return PositionScores(nats_T / windows, windows)
 
 

@@ -23,6 +23,7 @@ import torch
 import typer
 
 from charrnn import __version__, recipe
+from charrnn.baselines import COMPRESSORS
 from charrnn.checkpoint import read_description
 from charrnn.cli import app
 from charrnn.config import TextChoices, TrainConfig
@@ -1257,6 +1258,18 @@ class TestEvaluate:
             assert f"600 of 600 characters {what}, 0 s to go: {trained}\n" in said
         for silent in ("--json", "--show"):
             assert "characters scored" not in cli(*words, silent).err
+
+    def test_says_how_far_the_rest_is(
+        self, cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("charrnn.stdio.Meter.PLAIN", 0.0)
+        words = ("evaluate", trained, trained / "last.safetensors", "--part", "valid")
+        said = cli(*words, "--baselines", "--by-position", 7).err.splitlines()
+        priced = ["scored by the n-gram model", *(f"compressed by {name}" for name in COMPRESSORS)]
+        for what in priced:
+            told = [f"600 of 600 characters {what}, 0 s to go: {trained}"]
+            assert [line for line in said if what in line] == told, "both have these baselines"
+        assert f"595 of 600 characters scored by position, 0 s to go: {trained}" in said
 
     def test_prices_do_not_replace_the_scores(
         self, trained: Path, prose: Path, tmp_path: Path
