@@ -97,51 +97,68 @@ class TextFile:
     """The first ``DIGEST`` hexadecimal digits of its bytes' SHA-256: the same text goes by the
     same one, whatever it is called and whatever it is beside."""
     blocks: tuple[_Block, ...] = field(repr=False)
-    identity: _Identity = field(repr=False)
+    identities: set[_Identity] = field(repr=False, compare=False)
+    """As the scan found it, and as it was later with the same bytes."""
 
     @property
     def stop(self) -> int:
         """Characters of the corpus up to this file's end."""
         return self.start + self.characters
 
-    def _check_unchanged(self, status: os.stat_result) -> None:
-        """Raise CorpusError, saying what changed, unless the file is as the scan found it."""
-        now, then = _Identity.of(status), self.identity
-        if now == then:
-            return
-        if now.size != then.size:
-            verb = "shrank" if now.size < then.size else "grew"
-            change = f"{verb} from {then.size:,} to {now.size:,} bytes"
-        elif (now.device, now.inode) != (then.device, then.inode):
-            change = "was replaced by another file"
-        else:
-            change = "was written to"
-        raise CorpusError(
-            f"{shown(self.path)} {change} since it was scanned: "
-            "leave a text alone while it is in use"
-        )
-
     def read(self, offset: int, count: int) -> bytes:
         """Return up to ``count`` bytes from ``offset``; fewer only at the file's end.
 
         The file is opened anew each time: that costs some 10 microseconds, keeps a run
         with thousands of lanes from running out of file handles, and makes the check see
-        a file that was replaced under its name.
+        a file that was replaced under its name. One that was only touched, or replaced by its
+        copy, is known again by its bytes.
 
         Raises:
             CorpusError: the file is gone, unreadable, or changed since the scan.
         """
         try:
-            with self.path.open("rb", buffering=0) as stream:
-                stream.seek(offset)
-                data = stream.read(count)
-                status = os.fstat(stream.fileno())
+            data, found = self._read(offset, count)
+            if found not in self.identities:
+                self._know_again()
+                data, found = self._read(offset, count)
         except OSError as error:
             raise CorpusError(
                 f"{shown(self.path)} can no longer be read ({reason(error)}): put it back as it was"
             ) from None
-        self._check_unchanged(status)
+        if found not in self.identities:
+            raise self._changed_to(found)
         return data
+
+    def _read(self, offset: int, count: int) -> tuple[bytes, _Identity]:
+        """Return bytes of the file that now has its name, and which one that is."""
+        with self.path.open("rb", buffering=0) as stream:
+            stream.seek(offset)
+            return stream.read(count), _Identity.of(os.fstat(stream.fileno()))
+
+    def _know_again(self) -> None:
+        """Take the file that now has its name for this one if it has the same bytes."""
+        with self.path.open("rb", buffering=0) as stream:
+            found = _Identity.of(os.fstat(stream.fileno()))
+            if found.size != self.size:
+                return
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()[:DIGEST]
+            if digest == self.digest and _Identity.of(os.fstat(stream.fileno())) == found:
+                self.identities.add(found)
+
+    def _changed_to(self, found: _Identity) -> CorpusError:
+        """Return what is said where the file is another now."""
+        places = {(known.device, known.inode) for known in self.identities}
+        if found.size != self.size:
+            verb = "shrank" if found.size < self.size else "grew"
+            change = f"{verb} from {self.size:,} to {found.size:,} bytes"
+        elif (found.device, found.inode) not in places:
+            change = "was replaced by another file"
+        else:
+            change = "was written to"
+        return CorpusError(
+            f"{shown(self.path)} {change} since it was scanned: "
+            "leave a text alone while it is in use"
+        )
 
     def changed(self) -> CorpusError:
         """Return what is said where only the bytes tell that the file is another now.
@@ -494,7 +511,7 @@ def _scan_file(
         mark=len(mark),
         digest=hashers[-1].hexdigest()[:DIGEST],
         blocks=tuple(blocks),
-        identity=identity,
+        identities={identity},
     )
     return file, counts
 

@@ -571,7 +571,7 @@ class TestChangedSinceTheScan:
             path.write_bytes(content + b"more")
         elif how == "replaced":
             other = path.with_name("other")
-            other.write_bytes(content)
+            other.write_bytes(content[::-1])
             status = path.stat()
             os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
             other.replace(path)
@@ -599,6 +599,25 @@ class TestChangedSinceTheScan:
         with pytest.raises(CorpusError) as error:
             next(blocks)
         assert_one_line(error, "second.txt", word)
+
+    @pytest.mark.parametrize("how", ["touched", "replaced by its copy"])
+    def test_is_none_where_the_bytes_are_the_same(self, tmp_path: Path, how: str) -> None:
+        path = tmp_path / "text"
+        corpus = scan([write(path, "abcdefg\n" * 500)])
+        blocks = whole(corpus).codes(block_bytes=1000)
+        first = next(blocks)
+        if how == "touched":
+            os.utime(path, ns=(1, 1))
+        else:
+            other = write(tmp_path / "other", "abcdefg\n" * 500)
+            Path(other).replace(path)
+        assert sum(map(len, blocks)) == 4000 - len(first)
+        # And what is written to it afterwards is still noticed.
+        path.write_bytes(b"x" * 4000)
+        os.utime(path, ns=(2, 2))
+        with pytest.raises(CorpusError) as error:
+            list(whole(corpus).codes())
+        assert_one_line(error, "text was written to since it was scanned")
 
     @pytest.mark.parametrize("content", [b"\xff" * 4000, "紅".encode() * 1333 + b"x"])
     def test_even_if_no_time_tells(self, tmp_path: Path, content: bytes) -> None:
