@@ -13,10 +13,12 @@ from charrnn.disk import refusals, replacing
 from charrnn.errors import RunFolderError
 from charrnn.wording import shown
 
-__all__ = ["LOG", "Log", "read_metrics"]
+__all__ = ["LOG", "LOG_EVERY", "Log", "read_metrics"]
 
 #: A run's log.
 LOG = "metrics.jsonl"
+#: Updates that a row is on, at most.
+LOG_EVERY = 10
 
 
 class Log:
@@ -60,7 +62,7 @@ class Log:
                 os.ftruncate(self._fd, size)
                 raise
 
-    def rewind(self, step: int, *, logged: bool = True, validated: bool = True) -> None:
+    def rewind(self, step: int, *, logged: bool = True, validated: bool = True) -> list[int]:
         """Drop the rows after ``step``, and lines that are not rows.
 
         Args:
@@ -68,6 +70,9 @@ class Log:
             logged: whether that checkpoint was written after the row of its step's updates;
                 if not, such a row is dropped too, as it will be repeated.
             validated: the same of the row of a validation.
+
+        Returns:
+            The steps of the rows on updates that are left.
 
         Raises:
             RunFolderError: it cannot be written; the log stays as it was.
@@ -78,11 +83,17 @@ class Log:
                 replacing(self.path) as fd,
                 os.fdopen(fd, "wb", closefd=False) as new,
             ):
+                steps = []
                 for line in old:
-                    if _belongs(line, step, logged, validated):
-                        new.write(line)
+                    row = _row(line)
+                    if row is None or not _belongs(row, step, logged, validated):
+                        continue
+                    new.write(line)
+                    if "gradient_norm" in row and isinstance(row.get("step"), int):
+                        steps.append(row["step"])
             replaced, self._fd = self._fd, self._open()
             os.close(replaced)
+        return steps
 
     def clear(self) -> None:
         """Drop all rows.
@@ -142,11 +153,8 @@ def _remove_cut_line(fd: int) -> None:
         os.ftruncate(fd, end)
 
 
-def _belongs(line: bytes, step: int, logged: bool, validated: bool) -> bool:
-    """Whether a line of the log is a row from before the checkpoint of ``step``."""
-    row = _row(line)
-    if row is None:
-        return False
+def _belongs(row: dict[str, Any], step: int, logged: bool, validated: bool) -> bool:
+    """Whether a row of the log is from before the checkpoint of ``step``."""
     if not isinstance(row.get("step"), int):
         return True
     is_old = validated if "valid_nats_per_char" in row else logged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from charrnn.device import choose_device, multiplies_bf16
 from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.files import embedded_corpus
 from charrnn.machine import processor
+from charrnn.metrics import LOG, LOG_EVERY
 from charrnn.reading import TextRecord, absolute_names, readable, refuse_another_text
 from charrnn.run import Progress, Run, Settings
 from charrnn.runfolder import RunFolder
@@ -104,11 +106,12 @@ def resume(
             f"{shown(path)}: the training state is not usable: {error}"
         ) from error
     # Rows of this very step may have been logged after the checkpoint was written.
-    folder.rewind_log(
+    logged = folder.rewind_log(
         progress.step,
         logged=progress.row_updates == 0,
         validated=progress.validated_step == progress.step,
     )
+    run.notes += _lost_rows(logged, progress.step - progress.row_updates)
     run.resumed, run.saved_settings = True, saved
     # Read anew, before the changes: the plan is another now where the budget is.
     run.saved = checkpoint.record("progress", Progress)
@@ -221,6 +224,23 @@ def _changed(
             f"{progress.step:,} on"
         )
     return new, notes
+
+
+def _lost_rows(steps: Sequence[int], last: int) -> list[str]:
+    """Say what the log has lost, if anything.
+
+    Args:
+        steps: of its rows on updates.
+        last: that of the last one that was written before the checkpoint.
+    """
+    gaps = [
+        (before, after)
+        for before, after in itertools.pairwise([0, *steps, last + LOG_EVERY])
+        if after - before > LOG_EVERY
+    ]
+    if not gaps:
+        return []
+    return [f"{LOG} has lost rows between steps {gaps[0][0]:,} and {min(gaps[-1][1], last):,}"]
 
 
 def _other_machine(checkpoint: Checkpoint, device: torch.device) -> list[str]:

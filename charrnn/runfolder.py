@@ -296,9 +296,9 @@ class RunFolder:
         """Append a row to ``metrics.jsonl``; errors as of ``Log.append``."""
         self._held_log.append(row)
 
-    def rewind_log(self, step: int, *, logged: bool = True, validated: bool = True) -> None:
+    def rewind_log(self, step: int, *, logged: bool = True, validated: bool = True) -> list[int]:
         """Drop the rows after ``step`` from ``metrics.jsonl``, as ``Log.rewind`` does."""
-        self._held_log.rewind(step, logged=logged, validated=validated)
+        return self._held_log.rewind(step, logged=logged, validated=validated)
 
     @property
     def _held_log(self) -> Log:

@@ -18,6 +18,7 @@ from charrnn.clock import Clock
 from charrnn.config import SampleConfig
 from charrnn.errors import CorpusError, NonFiniteError, RunFolderError
 from charrnn.evaluation import Interrupted, Scores, score
+from charrnn.metrics import LOG_EVERY
 from charrnn.planning import LEAST_TIMED, Planned, Planner
 from charrnn.run import Run
 from charrnn.sampling import sample
@@ -39,8 +40,6 @@ __all__ = [
     "train",
 ]
 
-#: Updates between rows of the log.
-LOG_EVERY = 10
 #: Seconds between checkpoints, beside those that follow a validation.
 SAVE_EVERY = 60.0
 #: A checkpoint may take this share of the time since the one before.

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from charrnn.runfolder import RunFolder
 from charrnn.trained import load_model
 from tests.conftest import Result, make_prose, run_cli
 from tests.reliability.conftest import Promise
-from tests.reliability.runs import CPU, begin, drive, rows, tale
+from tests.reliability.runs import CPU, begin, drive, resumed, rows, stopped, tale
 
 __all__ = ["tale"]
 
@@ -466,6 +466,29 @@ def test_another_machine_is_told(run: Path) -> None:
     said = run_cli("train", "--run", run, "--resume").err
     changes = f"threads 1 (was 64), torch {torch.__version__} (was 1.0.0), processor {processor()}"
     assert f"{changes} (was a Zilog Z80): results may differ" in said
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        (lambda step: True, []),
+        (lambda step: False, ["0 and 40"]),
+        (lambda step: step > 20, ["0 and 30"]),
+        (lambda step: step != 30, ["20 and 40"]),
+        (lambda step: step < 40, ["30 and 40"]),
+        (lambda step: step == 30, ["0 and 40"]),
+    ],
+)
+def test_rows_that_the_log_has_lost_are_told(
+    tmp_path: Path, tale: Path, kept: Callable[[int], bool], said: list[str]
+) -> None:
+    path = tmp_path / "run"
+    assert stopped(path, tale, lambda run: run.progress.step == 42) == 42
+    log = path / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(line for line in lines if kept(json.loads(line)["step"])))
+    told = [f"metrics.jsonl has lost rows between steps {steps}" for steps in said]
+    assert [note for note in resumed(path).notes if "lost" in note] == told
 
 
 def test_a_checkpoint_from_before_a_field_was_added(run: Path) -> None:
