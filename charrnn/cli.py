@@ -723,7 +723,10 @@ def compare(
         ),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="Budget of each run: wall-clock minutes (default 3).")
+        float | None,
+        typer.Option(
+            help="Budget of each run: minutes of training, validating and saving (default 3)."
+        ),
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Budget: passes over the text.")] = None,
     steps: Annotated[int | None, typer.Option(help="Budget: updates.")] = None,

@@ -217,6 +217,8 @@ class RunResult(Record):
     """Those of them that are charged with their spelling besides."""
     chars_per_second: float
     """Speed of that scoring."""
+    validation_seconds: float | None = None
+    """Those of ``seconds`` that were validations'; None in older results."""
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,12 @@ class CellResult:
             return None
         return statistics.stdev(run.nats_per_char for run in self.runs)
 
+    @property
+    def validation_seconds(self) -> float | None:
+        """Mean over the seeds; None where a run does not know it."""
+        known = [run.validation_seconds for run in self.runs if run.validation_seconds is not None]
+        return statistics.fmean(known) if len(known) == len(self.runs) else None
+
     def mean(self, name: str) -> float:
         """Return the mean over the seeds of a number of ``RunResult``."""
         return statistics.fmean(getattr(run, name) for run in self.runs)
@@ -272,6 +280,7 @@ class CellResult:
             "perplexity": perplexity(nats),
             "chars_per_second": self.mean("chars_per_second"),
             "seconds": self.mean("seconds"),
+            "validation_seconds": self.validation_seconds,
             "spread": self.spread,
             "valid_nats_per_char": valid,
             "multiply_adds": best.multiply_adds,

@@ -238,7 +238,7 @@ def comparison_says(comparison: Comparison) -> Iterator[str]:
     if len(comparison.cells) < 2:
         return
     if plan.minutes is not None:
-        yield "Equal time: a cell that computes faster does more steps."
+        yield f"Equal time{_validating(comparison)}: a cell that computes faster does more steps."
     least = comparison.least_difference
     if least is None:
         folder = str(Path(comparison.cells[0].best.run).parent)
@@ -277,6 +277,20 @@ def _compared_how(comparison: Comparison) -> str:
         f"{matched}{budget} a run, {seeds}; the {chosen}, on the {one.characters:,} predictions of "
         f"the {scored_part(plan)}{flattered}; us/char: training, microseconds."
     )
+
+
+def _validating(comparison: Comparison) -> str:
+    """Say what share of equal time the validations took, if that is known."""
+    shares = [
+        round(100 * cell.validation_seconds / cell.mean("seconds"))
+        for cell in comparison.cells
+        if cell.validation_seconds is not None
+    ]
+    if not any(shares):
+        return ""
+    least, most = min(shares), max(shares)
+    share = f"{least} %" if least == most else f"{least} to {most} %"
+    return f", of which validations took {share}"
 
 
 def _given_to_all(plan: Plan) -> Iterator[str]:

@@ -43,7 +43,14 @@ CPU = torch.device("cpu")
 #: A comparison that is over in a moment.
 QUICK = ("--steps", 20, "--hidden", 9, "--batch-size", 3, "--bptt", 11)
 #: What no two runs measure alike.
-TIMES = {"seconds", "chars_per_second", "train_chars_per_second", "checkpoint", "run"}
+TIMES = {
+    "seconds",
+    "validation_seconds",
+    "chars_per_second",
+    "train_chars_per_second",
+    "checkpoint",
+    "run",
+}
 
 
 def timeless(value: Any) -> Any:

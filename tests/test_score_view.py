@@ -274,6 +274,28 @@ class TestComparison:
         times = (row["seconds"], row["chars_per_second"], row["train_chars_per_second"])
         assert times == (7, 5000, 1000)
 
+    @pytest.mark.parametrize(
+        ("took", "said"),
+        [
+            ((0.7, 0.35), ", of which validations took 5 to 10 %"),
+            ((0.7, 0.7), ", of which validations took 10 %"),
+            ((0.0, 0.0), ""),  # nothing is held out to validate
+            ((None, None), ""),  # results of before
+        ],
+    )
+    def test_what_validations_took_of_equal_time_is_said(
+        self, took: tuple[float | None, ...], said: str
+    ) -> None:
+        plan = Plan(texts=(), cells=("lstm", "gru"), minutes=1.0)
+        results = [
+            make_result(cell, validation_seconds=seconds)
+            for cell, seconds in zip(plan.cells, took, strict=True)
+        ]
+        made = Comparison.of(plan, results)
+        line = f"Equal time{said}: a cell that computes faster does more steps."
+        assert line in list(comparison_says(made))
+        assert [row["validation_seconds"] for row in made.to_list()] == [*took]
+
     @pytest.mark.parametrize("seeds", [1, 3])
     def test_one_cell_is_held_against_nothing(self, seeds: int) -> None:
         (line,) = self.says(("lstm",), seeds, steps=20)
