@@ -37,6 +37,8 @@ from charrnn.wording import counted, shown
 
 __all__ = ["start"]
 
+#: Of a new text's characters, the share that a vocabulary should know, or it is of another script.
+LEAST_KNOWN = 0.9
 #: What the weights of a checkpoint settle of a model, beside its cell.
 SHAPE = ("vocabulary", "layers", "hidden", "embedding")
 
@@ -161,9 +163,10 @@ def _coverage(counts: Mapping[int, int], vocabulary: Vocabulary, path: Path) -> 
     total = sum(counts.values())
     known = 1 - sum(unknown.values()) / total
     lacks = f", and lacks {listed(unknown)}" if unknown else ""
+    advice = "; it cannot learn to write those: a run without --init-from can"
     return (
         f"weights and vocabulary from {shown(path)}: it knows {100 * known:.2f} % "
-        f"of the text's characters{lacks}"
+        f"of the text's characters{lacks}{advice if known < LEAST_KNOWN else ''}"
     )
 
 

@@ -781,13 +781,24 @@ class TestTrain:
         assert second.out == "checkpoints/prose-gru-2\n"
         shutil.rmtree(empty_folder / "checkpoints")
 
+    @pytest.mark.parametrize(
+        ("unknown", "said"),
+        [
+            (90, "90.00 % of the text's characters, and lacks 'Ä' x 90\n"),
+            (
+                99,
+                "89.00 % of the text's characters, and lacks 'Ä' x 99; it cannot learn to write "
+                "those: a run without --init-from can\n",
+            ),
+        ],
+    )
     def test_says_what_share_of_the_text_a_checkpoint_knows(
-        self, cli: Cli, trained: Path, tmp_path: Path
+        self, cli: Cli, trained: Path, tmp_path: Path, unknown: int, said: str
     ) -> None:
         other = tmp_path / "other.txt"
-        other.write_text("Ä" * 90 + make_prose(910), encoding="utf-8")
+        other.write_text("Ä" * unknown + make_prose(1000 - unknown), encoding="utf-8")
         result = cli("train", other, "--init-from", trained, "--run", tmp_path / "run", *QUICK[:2])
-        assert "it knows 90.00 % of the text's characters" in result.err
+        assert f"it knows {said}" in result.err
 
     def test_what_it_starts_from_is_the_checkpoint_itself(
         self, trained: Path, prose: Path, tmp_path: Path
