@@ -580,7 +580,7 @@ def evaluate(
         typer.Option(
             "--exact",
             help="Score in one lane from start to end: slower, and within 0.001 nats of the "
-            "default.",
+            "default unless the text is quite unlike the training's.",
         ),
     ] = False,
     report: Report = None,
