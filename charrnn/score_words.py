@@ -250,7 +250,8 @@ def comparison_says(comparison: Comparison) -> Iterator[str]:
         yield f"{pair.better} is {pair.nats:.4f} nats ahead of {pair.worse}: {verdict}"
     yield (
         f"Supported is a difference above {least:.4f} nats: 95 % for one pair, Student's t, the "
-        "spread over the seeds pooled over the cells."
+        "spread over the seeds pooled over the cells. Seeds vary weights and dropout, not the "
+        "text: another one may rank the cells otherwise."
     )
 
 

@@ -215,6 +215,7 @@ class TestComparison:
         *_, pair, least = self.says(("lstm", "gru"), 3, steps=20)
         assert pair == "lstm is 1.0000 nats ahead of gru: supported"
         assert least.startswith("Supported is a difference above 0.0227 nats: 95 % for one pair")
+        assert "Seeds vary weights and dropout, not the text" in least
 
     def test_one_seed_says_how_to_have_more(self) -> None:
         made = self.made(("lstm", "gru"), 1, steps=20)
