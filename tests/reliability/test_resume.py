@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import charrnn.training
 from charrnn.checkpoint import load
@@ -88,6 +89,15 @@ def test_resume_equals_never_stopping(
     what = f"weights, losses and log equal after a stop at {', '.join(STOPS)}"
     promise("R3", what, f"{cell}, dropout {dropout:g}: {4 - len(differing)} of 4")
     assert not differing
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_same_seed_gives_the_same_run(tmp_path: Path, tale: Path, cell: str) -> None:
+    choices: dict[str, Any] = {"cell": cell, "model": {"dropout": 0.2, "weight_drop": 0.1}}
+    first = whole_state(straight(tmp_path / "first", tale, **choices))
+    torch.manual_seed(999)  # whatever was drawn before
+    assert whole_state(straight(tmp_path / "again", tale, **choices)) == first
+    assert whole_state(straight(tmp_path / "other", tale, seed=2, **choices)) != first
 
 
 HARDER: dict[str, tuple[Callable[[Run], bool], dict[str, Any]]] = {
