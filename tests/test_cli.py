@@ -1211,12 +1211,12 @@ class TestEvaluate:
         (row,) = json.loads(result.out)
         assert result.err.count("\n") == 1
         assert tuple(row) == (
-            *self.NAMES, "dynamic", "nats_by_position", "after", "baselines",
+            *self.NAMES, "dynamic", "nats_by_position", "stretches", "after", "baselines",
         )  # fmt: skip
         measured = set(self.NAMES) - {"chars_per_second"}
         assert {name: row[name] for name in measured} == {name: plain[name] for name in measured}
         assert tuple(row["dynamic"]) == self.NAMES[-6:-1]
-        assert len(row["nats_by_position"]) == 7
+        assert (len(row["nats_by_position"]), row["stretches"]) == (7, 600 // 7)
         for baseline in row["baselines"]:  # the text is ASCII
             assert baseline["bits_per_byte"] == pytest.approx(baseline["bits_per_char"])
         assert row["after"]["text"] == "the "
