@@ -98,7 +98,7 @@ class TextFile:
     same one, whatever it is called and whatever it is beside."""
     blocks: tuple[_Block, ...] = field(repr=False)
     identities: set[_Identity] = field(repr=False, compare=False)
-    """As the scan found it, and as it was later with the same bytes."""
+    """As the scan found it, or as it was last with the same bytes: one."""
 
     @property
     def stop(self) -> int:
@@ -143,6 +143,7 @@ class TextFile:
                 return
             digest = hashlib.file_digest(stream, "sha256").hexdigest()[:DIGEST]
             if digest == self.digest and _Identity.of(os.fstat(stream.fileno())) == found:
+                self.identities.clear()
                 self.identities.add(found)
 
     def _changed_to(self, found: _Identity) -> CorpusError:
