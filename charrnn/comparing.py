@@ -344,6 +344,7 @@ def _measure(run: Run, should_stop: Callable[[], str | None]) -> RunResult:
         trained_characters=progress.characters,
         seconds=progress.seconds,
         validation_seconds=progress.validation_seconds,
+        uniform_nats=run.baselines["uniform"],
         train_chars_per_second=_median_speed(path / LOG),
         valid_nats_per_char=valid.nats_per_char if valid else None,
         nats_per_char=test.nats_per_char,

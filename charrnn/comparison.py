@@ -219,6 +219,8 @@ class RunResult(Record):
     """Speed of that scoring."""
     validation_seconds: float | None = None
     """Those of ``seconds`` that were validations'; None in older results."""
+    uniform_nats: float | None = None
+    """What guessing costs, nats per character; None in older results."""
 
 
 @dataclass(frozen=True)

@@ -334,12 +334,19 @@ def compile_loops(
             for wishes in ([march, _WIDE], [march], []):
                 complaint = _complaint([*fixed, *wishes], Path(folder))
                 if complaint is None:
-                    return Loops(ctypes.CDLL(str(library)), tiles=tiles)
+                    break
+            else:
+                return f"{name} does not compile it" + (
+                    f": {shown(complaint)}" if complaint else ""
+                )
+            try:
+                return Loops(ctypes.CDLL(str(library)), tiles=tiles)
+            except OSError as error:  # of a folder from which nothing may be run, say
+                return f"what {name} made cannot be loaded: {shown(error)}; TMPDIR names its folder"
     except subprocess.TimeoutExpired:
         return f"{name} took more than {_COMPILE_SECONDS} s"
-    except OSError as error:  # no such compiler, no room, or a folder from which nothing may be run
+    except OSError as error:  # no such compiler, or no room
         return f"{name} cannot be used: {shown(error)}"
-    return f"{name} does not compile it" + (f": {shown(complaint)}" if complaint else "")
 
 
 def _complaint(command: list[str], folder: Path) -> str | None:

@@ -235,6 +235,7 @@ def comparison_says(comparison: Comparison) -> Iterator[str]:
             f"{unknown:,} of these characters {'is' if unknown == 1 else 'are'} unknown "
             "to the vocabulary, charged with their spelling."
         )
+    yield from _worse_than_guessing(comparison)
     if len(comparison.cells) < 2:
         return
     if plan.minutes is not None:
@@ -278,6 +279,18 @@ def _compared_how(comparison: Comparison) -> str:
         f"{matched}{budget} a run, {seeds}; the {chosen}, on the {one.characters:,} predictions of "
         f"the {scored_part(plan)}{flattered}; us/char: training, microseconds."
     )
+
+
+def _worse_than_guessing(comparison: Comparison) -> Iterator[str]:
+    """Yield which trainings went wrong, though every loss in them was a number."""
+    for cell in comparison.cells:
+        for run in cell.runs:
+            if run.uniform_nats is not None and run.nats_per_char > run.uniform_nats:
+                yield (
+                    f"{cell.cell}, seed {run.seed}, is worse than guessing ({run.uniform_nats:.3f} "
+                    "nats): its training went wrong, and this compares nothing; a smaller --lr may "
+                    "help."
+                )
 
 
 def _validating(comparison: Comparison) -> str:

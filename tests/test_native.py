@@ -253,6 +253,16 @@ def test_the_compiler_s_own_reason_is_told(tmp_path: Path) -> None:
     assert native.compile_loops(command) == said
 
 
+@pytest.mark.usefixtures("temporary")
+def test_where_nothing_may_be_run_the_way_out_is_told(tmp_path: Path) -> None:
+    """What is no library is refused as one on a folder without permission to run is."""
+    command = script(tmp_path / "cc", 'while [ "$1" != -o ]; do shift; done; echo "" >"$2"')
+    said = native.compile_loops(command)
+    assert isinstance(said, str)
+    assert said.startswith(f"what {command[0]} made cannot be loaded: ")
+    assert said.endswith("; TMPDIR names its folder")
+
+
 @needs_compiler
 @pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
 @pytest.mark.usefixtures("temporary")

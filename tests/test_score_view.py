@@ -265,6 +265,14 @@ class TestComparison:
         head, row = comparison_lines(made)
         assert row[head.index("valid ppl")] == row[head.index("perplexity")] == "inf"
 
+    def test_a_training_that_went_wrong_is_named(self) -> None:
+        made = self.made(("lstm", "gru"), 2, steps=20)  # the losses are 2, 2.01; 3 and 3.01
+        assert not any("guessing" in line for line in comparison_says(made))
+        runs = [replace(run, uniform_nats=3.005) for cell in made.cells for run in cell.runs]
+        lines = list(comparison_says(Comparison.of(made.plan, runs)))
+        (line,) = [line for line in lines if "guessing" in line]
+        assert line.startswith("gru, seed 1, is worse than guessing (3.005 nats): ")
+
     def test_a_row_by_hand(self) -> None:
         made = self.made(("lstm",), 2, steps=20)
         assert comparison_lines(made)[1] == [
