@@ -167,7 +167,6 @@ class Lanes:
             new = min(self.stride, self._length - warmup - chunk_index * self.stride)
             for row, reader in zip(ids_BT, readers, strict=True):
                 row[kept : kept + new] = reader.read(new)
-            lacked = int(np.count_nonzero(ids_BT[:, kept : kept + new] == UNKNOWN))
             # A new array every time: the consumer may still be copying the last one.
             ids_TB = torch.from_numpy(read_as_V.take(ids_BT[:, : kept + new].T))
             yield Chunk(
@@ -175,7 +174,7 @@ class Lanes:
                 y_TB=ids_TB[1:],
                 first=chunk_index == 0,
                 characters=new * self.lanes,
-                unknown=0 if len(self._held_back) else lacked,
+                unknown=int(np.count_nonzero(ids_BT[:, kept : kept + new] == UNKNOWN)),
             )
 
 
@@ -202,7 +201,7 @@ def fit_lanes(characters: int, batch_size: int, bptt: int) -> tuple[int, int, st
         )
     predictions = characters - 1
     lanes = min(batch_size, max(1, predictions // bptt))
-    window = min(bptt, predictions // lanes)
+    window = min(bptt, predictions)
     changes = [
         f"{thing} {now:,} instead of {wished:,}"
         for thing, now, wished in (("lanes", lanes, batch_size), ("window", window, bptt))
