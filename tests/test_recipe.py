@@ -345,6 +345,18 @@ class TestRegularisation:
         assert decay(optimiser="adamw") == 0.1
         assert decay(weight_decay=0.3) == 0.3
 
+    @given(
+        cell=CELLS, layers=st.integers(1, 3), hidden=st.integers(1, 900), epochs=st.integers(1, 99)
+    )
+    def test_goes_by_the_sizes_that_the_user_gives(
+        self, cell: CellName, layers: int, hidden: int, epochs: int
+    ) -> None:
+        sizes = {"layers": layers, "hidden": hidden, "embedding": 5}
+        model, training = choose_for(cell=cell, budget={"epochs": epochs}, model=sizes)
+        pressed = pressure(epochs, matrix_weights(model), 10_000)
+        assert (model.dropout, model.weight_drop) == regularisation(cell, pressed)
+        assert training.weight_decay == weight_decay(cell, pressed)
+
     def test_pressure_is_parameters_a_character_times_passes(self) -> None:
         assert pressure(2.5, 300_000, 100_000) == 7.5
         assert pressure(10, 300_000, 400_000) == 7.5
