@@ -167,6 +167,31 @@ def test_there_is_nothing_to_resume(tmp_path: Path, path: str) -> None:
     assert names(tmp_path / "empty") == []
 
 
+def test_nor_in_a_folder_that_is_removed_at_that_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with RunFolder.create(run) as folder:
+        folder.save_last(state(1), 1)
+
+    def too_late(path: Path, command: str) -> lock.Lock:
+        shutil.rmtree(path)
+        return lock.take_lock(path, command)
+
+    monkeypatch.setattr(runfolder, "take_lock", too_late)
+    assert said(lambda: RunFolder.open_existing(run)).startswith(f"{run}: holds no run to resume")
+
+
+def test_checkpoints_that_were_copied_without_their_lock_are_gone_on_with(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "run") as folder:
+        last = folder.save_last(state(1), 1)
+    (tmp_path / "copy").mkdir()
+    shutil.copy(last, tmp_path / "copy")
+    with RunFolder.open_existing(tmp_path / "copy") as folder:
+        assert folder.load_last()[0].meta["number"] == 1
+        assert "in use by process" in said(lambda: RunFolder.open_existing(tmp_path / "copy"))
+
+
 def test_a_checkpoint_is_no_folder_to_resume(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path / "run") as folder:
         last = folder.save_last(state(1), 1)
@@ -271,9 +296,13 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
 
 
-def test_makers_and_removers_of_one_folder_never_hold_it_together(tmp_path: Path) -> None:
+def test_makers_and_removers_of_one_folder_never_hold_it_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Runs that end before a save remove folder and lock under the feet of those who wait."""
     run = tmp_path / "a" / "run"
+    for module in (lock, runfolder):
+        monkeypatch.setattr(module, "PATIENCE", 60)  # a busy machine may stop one of them for long
 
     def take_and_leave() -> None:
         for _ in range(150):
