@@ -15,13 +15,20 @@ from numpy.typing import NDArray
 from charrnn import gradients as module
 from charrnn.config import CellName
 from charrnn.errors import UsageError
-from charrnn.gradients import LANES, SHARES, cuts, truncation
+from charrnn.gradients import SHARES, cuts, truncation
 from charrnn.inspection_words import clipping_says
 from charrnn.model import CharModel, Hidden, detach
 from charrnn.norms import clipping
 from tests import small
 
 SYMBOLS = 7
+LANES = 4
+
+
+@pytest.fixture(autouse=True)
+def few_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the definition half of its lanes."""
+    monkeypatch.setattr(module, "LANES", LANES)
 
 
 def make_model(cell: CellName) -> CharModel:
