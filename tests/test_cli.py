@@ -831,14 +831,13 @@ class TestTrain:
                 device=torch.device("cpu"),
                 init_from=trained,
             )
-        pressure = recipe.pressure(200, run.model.parameter_count(), run.train.characters)
+        weights = recipe.matrix_weights(run.model.config)
+        pressure = recipe.pressure(200, weights, run.train.characters)
         expected = recipe.regularisation("lstm", pressure)
         before, _, _ = load_model(trained, torch.device("cpu"))
         assert before.config.dropout + 0.1 < expected[0]
-        assert run.model.config.dropout == pytest.approx(
-            given.get("dropout", expected[0]), abs=0.02
-        )
-        assert run.model.config.weight_drop == pytest.approx(expected[1], abs=0.02)
+        assert run.model.config.dropout == given.get("dropout", expected[0])
+        assert run.model.config.weight_drop == expected[1]
 
     def test_bytes_follow_the_checkpoint_without_being_named(
         self, cli: Cli, of_bytes: Path, prose: Path, tmp_path: Path

@@ -123,11 +123,17 @@ def test_events_come_in_order_and_the_state_is_saved_at_the_end(start_run: Start
             assert len(sampled.text) > 100
 
 
-def test_the_mean_loss_is_that_of_all_rows_while_they_are_few(start_run: StartRun) -> None:
-    run = start_run(steps=40)
+def test_the_mean_loss_is_that_of_all_rows_while_they_are_few_and_then_of_the_latest(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SMOOTHING", 3)
+    run = start_run(steps=57)
     losses = [event.row["train_nats_per_char"] for event in only(list(train(run)), Logged)]
-    assert len(losses) == 4 < training.SMOOTHING
-    assert run.progress.smooth_loss == pytest.approx(sum(losses) / 4)
+    assert len(losses) == 6
+    mean = sum(losses[:3]) / 3
+    for loss in losses[3:]:
+        mean = (2 * mean + loss) / 3
+    assert run.progress.smooth_loss == pytest.approx(mean)
 
 
 def test_the_log_has_the_rows_and_names_that_were_promised(start_run: StartRun) -> None:
