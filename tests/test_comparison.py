@@ -36,6 +36,7 @@ from charrnn.runfolder import RunFolder
 from charrnn.trained import load_model
 from charrnn.training import Event, Logged
 from charrnn.update import window_loss
+from charrnn.wording import flag
 from tests.conftest import ENVIRONMENT, Cli, command, run_process
 from tests.small import make_result
 
@@ -484,6 +485,37 @@ class TestCompare:
         assert len(rules) == 5
         expected = dict(zip(names, ("sgd", 0.5, 0.5, 0.01, None), strict=True))
         assert all(rule == expected for rule in rules)
+
+    def test_every_option_reaches_the_plan_and_the_runs(
+        self, cli: Cli, prose: Path, tmp_path: Path
+    ) -> None:
+        model = {"layers": 2, "hidden": 13, "embedding": 5, "dropout": 0.25, "weight_drop": 0.125}
+        training = {
+            "batch_size": 3, "bptt": 11, "optimiser": "adamw", "lr": 0.03, "weight_decay": 0.07,
+            "clip_norm": 0.5, "precision": "fp32", "seed": 7,
+        }  # fmt: skip
+        others = {
+            "match": "hidden", "seeds": 2, "epochs": 0.01, "encoding": "latin-1", "min_count": 4,
+            "valid_share": 0.3, "test_share": 0.2,
+        }  # fmt: skip
+        given = model | training | others
+        words = [word for name, value in given.items() for word in (flag(name), value)]
+        done = cli("compare", prose, "--cell", "gru", "--run", tmp_path / "all", *words)
+        assert done.code == 0
+        plan = open_plan(tmp_path / "all")
+        has = plan.to_dict()
+        assert has.keys() - given.keys() == {"texts", "cells", "minutes", "steps", "fingerprint"}
+        assert {name: has[name] for name in given} == given
+        assert (plan.texts, plan.cells) == ((str(prose),), ("gru",))
+        assert plan.minutes is plan.steps is None
+        for seed in (7, 8):
+            meta = read_description(tmp_path / "all" / f"gru-seed{seed}" / "last.safetensors").meta
+            assert {name: meta["model"][name] for name in model} == model
+            expected = training | {"seed": seed, "epochs": 0.01}
+            assert {name: meta["training"][name] for name in expected} == expected
+            vocabulary, text = meta["vocabulary"], meta["text"]
+            assert (vocabulary["encoding"], vocabulary["min_count"]) == ("iso8859-1", 4)
+            assert (text["train"], text["valid"]) == ([0, 3003], [3003, 4805])
 
     def test_seeds_can_be_added(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
         """As if all had been planned at once; stopped among the added, it goes on as a whole."""
