@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 
 from charrnn.corpus import (
     Corpus,
-    Part,
     TextFile,
     scan,
     split,
@@ -55,10 +54,6 @@ TEXTS = [
 IDS = [encoding for encoding, _ in TEXTS]
 
 
-def whole(corpus: Corpus) -> Part:
-    return corpus.part(0, corpus.characters)
-
-
 class TestDecoding:
     @pytest.mark.parametrize(("encoding", "text"), TEXTS, ids=IDS)
     @pytest.mark.parametrize("block_bytes", [1, 2, 3, 5, 17, 1 << 18])
@@ -69,9 +64,9 @@ class TestDecoding:
         corpus = scan([name], encoding, block_bytes=block_bytes)
         assert corpus.characters == len(text)
         assert corpus.counts == Counter(map(ord, text))
-        assert text_of(whole(corpus)) == text
+        assert text_of(corpus.whole) == text
         for start in range(0, len(text), 7):
-            assert text_of(whole(corpus), start, block_bytes=3) == text[start:]
+            assert text_of(corpus.whole, start, block_bytes=3) == text[start:]
 
     @settings(max_examples=150)
     @given(
@@ -108,11 +103,11 @@ class TestDecoding:
     ) -> None:
         name = write(tmp_path_factory.getbasetemp() / "any-bytes", content)
         corpus = scan([name], "bytes", block_bytes=block_bytes)
-        codes = list(whole(corpus).codes(block_bytes=4))
+        codes = list(corpus.whole.codes(block_bytes=4))
         assert all(block.dtype == np.uint8 for block in codes)
         assert b"".join(block.tobytes() for block in codes) == content
         assert corpus.counts == Counter(content)
-        assert whole(corpus).bytes == corpus.characters == len(content)
+        assert corpus.whole.bytes == corpus.characters == len(content)
 
     @settings(max_examples=300)
     @given(content=st.binary(), block_bytes=st.integers(1, 9))
@@ -130,15 +125,15 @@ class TestDecoding:
             assert str(error).isprintable()
             assert not expected or "\0" in expected
         else:
-            assert text_of(whole(corpus)) == expected
+            assert text_of(corpus.whole) == expected
 
     @pytest.mark.parametrize("block_bytes", [1, 3, 5, 1 << 18])
     def test_the_end_of_a_file_ends_a_character(self, tmp_path: Path, block_bytes: int) -> None:
         # In utf-7 a "-" would end the base64, or any byte that is none of it.
         name = write(tmp_path / "text", b"na+AO8-ve+AN8")
         corpus = scan([name], "utf-7", block_bytes=block_bytes)
-        assert text_of(whole(corpus)) == "naïveß"
-        assert text_of(whole(corpus), 2, block_bytes=3) == "ïveß"
+        assert text_of(corpus.whole) == "naïveß"
+        assert text_of(corpus.whole, 2, block_bytes=3) == "ïveß"
 
     @pytest.mark.parametrize(("encoding", "mark"), [("utf-8", 3), ("bytes", 0)])
     def test_one_byte_each_needs_no_reading_up_to_the_start(
@@ -154,17 +149,17 @@ class TestDecoding:
             return read(file, offset, count)
 
         monkeypatch.setattr(TextFile, "read", watched)
-        next(whole(corpus).codes(77))
+        next(corpus.whole.codes(77))
         assert offsets == [mark + 77]
 
     def test_blocks_of_ascii_are_uint8_and_others_uint32(self, tmp_path: Path) -> None:
         name = write(tmp_path / "text", "abc" * 4 + "紅樓" * 4 + "abc" * 4)
-        types = [codes.dtype for codes in whole(scan([name])).codes(block_bytes=12)]
+        types = [codes.dtype for codes in scan([name]).whole.codes(block_bytes=12)]
         assert types == [np.uint8, np.uint32, np.uint32, np.uint8]
 
     def test_newlines_stay_as_they_are(self, tmp_path: Path) -> None:
         text = "a\r\nb\rc\nd\r\n\r\n\x0b\u2028\x85"
-        assert text_of(whole(scan([write(tmp_path / "text", text)]))) == text
+        assert text_of(scan([write(tmp_path / "text", text)]).whole) == text
 
     @pytest.mark.parametrize(
         ("encoding", "mark"),
@@ -191,9 +186,9 @@ class TestDecoding:
         content = MIXED.encode(codec)
         name = write(tmp_path / "text", mark + content)
         corpus = scan([name], encoding, block_bytes=block_bytes)
-        assert text_of(whole(corpus)) == MIXED
-        assert text_of(whole(corpus), 11) == MIXED[11:]
-        assert whole(corpus).bytes == len(content)
+        assert text_of(corpus.whole) == MIXED
+        assert text_of(corpus.whole, 11) == MIXED[11:]
+        assert corpus.whole.bytes == len(content)
         assert corpus.part(0, 2).bytes == len(MIXED[:2].encode(codec))
         (note,) = corpus.notes
         assert "byte order mark" in note
@@ -201,12 +196,12 @@ class TestDecoding:
     def test_a_nul_beyond_the_first_block_is_a_character(self, tmp_path: Path) -> None:
         text = "abcdefg\n\0hij"
         corpus = scan([write(tmp_path / "text", text)], block_bytes=8)
-        assert text_of(whole(corpus)) == text
+        assert text_of(corpus.whole) == text
 
     def test_mark_is_text_only_within(self, tmp_path: Path) -> None:
         text = "a\ufeffb"
         corpus = scan([write(tmp_path / "text", text)])
-        assert text_of(whole(corpus)) == text
+        assert text_of(corpus.whole) == text
         assert corpus.notes == ()
 
 
@@ -272,9 +267,9 @@ class TestManyFiles:
         corpus = scan(names, block_bytes=block_bytes)
         assert len(corpus.files) == len(names)
         assert corpus.characters == len(text)
-        assert whole(corpus).bytes == len(text.encode())
+        assert corpus.whole.bytes == len(text.encode())
         for start in range(len(text) + 1):
-            assert text_of(whole(corpus), start, block_bytes=5) == text[start:]
+            assert text_of(corpus.whole, start, block_bytes=5) == text[start:]
 
     def test_stretches_over_borders(self, tmp_path: Path) -> None:
         names, text = self.files(tmp_path)
@@ -285,6 +280,10 @@ class TestManyFiles:
             part = corpus.part(start, stop)
             assert text_of(part) == text[start:stop]
             assert part.characters == stop - start
+            assert text_of(part.first(4)) == text[start:stop][:4]
+            assert text_of(part.last(4)) == text[start:stop][-4:]
+            if part.characters:
+                assert text_of(part.predicted) == text[start + 1 : stop]
             assert part.bytes == len(text[start:stop].encode())
             assert b"".join(part.encoded(block_bytes=3)) == text[start:stop].encode()
             assert part.counts() == Counter(map(ord, text[start:stop]))
@@ -314,7 +313,7 @@ class TestManyFiles:
         corpus = scan([write(tmp_path / "text", text, encoding)], encoding, block_bytes=11)
         for cut in range(len(text) + 1):
             left, right = corpus.part(0, cut), corpus.part(cut, len(text))
-            assert left.bytes + right.bytes == whole(corpus).bytes
+            assert left.bytes + right.bytes == corpus.whole.bytes
 
     def test_the_same_stretch_in_another_encoding(self, tmp_path: Path) -> None:
         name = write(tmp_path / "text", "aé漢" * 4)
@@ -422,7 +421,7 @@ class TestUnreadable:
             scan([name])
         assert_one_line(error, "closed.txt may not be read", "permissions")
         corpus = scan([str(tmp_path)])
-        assert text_of(whole(corpus)) == "xyz"
+        assert text_of(corpus.whole) == "xyz"
         assert len(corpus.notes) == 2
         assert all(note.endswith(": left out (may not be read)") for note in corpus.notes)
 
@@ -512,7 +511,7 @@ class TestRefused:
 
     def test_what_begins_as_a_packed_file_may_be_text(self, tmp_path: Path) -> None:
         name = write(tmp_path / "file.txt", "BZh%PDF-1.7")
-        assert text_of(whole(scan([name]))) == "BZh%PDF-1.7"
+        assert text_of(scan([name]).whole) == "BZh%PDF-1.7"
 
     def test_packed_files_are_bytes_with_a_note(self, tmp_path: Path) -> None:
         names = [write(tmp_path / name, gzip.compress(b"abc")) for name in ("a", "b")]
@@ -523,7 +522,7 @@ class TestRefused:
     def test_empty_file_among_others_does_no_harm(self, tmp_path: Path) -> None:
         names = [write(tmp_path / "empty", ""), write(tmp_path / "full", "abc")]
         corpus = scan(names)
-        assert text_of(whole(corpus)) == "abc"
+        assert text_of(corpus.whole) == "abc"
         assert corpus.notes == ()
 
     def test_in_a_folder_left_out_with_a_note(self, tmp_path: Path) -> None:
@@ -533,7 +532,7 @@ class TestRefused:
         write(tmp_path / "d.txt", "déf")
         for texts in ([str(tmp_path)], [f"{tmp_path}/*"]):
             corpus = scan(texts)
-            assert text_of(whole(corpus)) == "abcdéf"
+            assert text_of(corpus.whole) == "abcdéf"
             assert corpus.counts == Counter(map(ord, "abcdéf"))
             assert corpus.fingerprint == hashlib.sha256("abcdéf".encode()).hexdigest()
             (note,) = corpus.notes
@@ -593,7 +592,7 @@ class TestChangedSinceTheScan:
         first, second = tmp_path / "first.txt", tmp_path / "second.txt"
         names = [write(first, "x" * 500), write(second, "abcdefg\n" * 500)]
         corpus = scan(names)
-        blocks = whole(corpus).codes(block_bytes=1000)
+        blocks = corpus.whole.codes(block_bytes=1000)
         assert [len(next(blocks)) for _ in range(3)] == [500, 1000, 1000]
         word = self.change(second, how)
         with pytest.raises(CorpusError) as error:
@@ -628,7 +627,7 @@ class TestChangedSinceTheScan:
         status = path.stat()
         path.write_bytes(content)
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-        for read in (lambda: list(whole(corpus).codes(block_bytes=1000)), lambda: middle.bytes):
+        for read in (lambda: list(corpus.whole.codes(block_bytes=1000)), lambda: middle.bytes):
             with pytest.raises(CorpusError) as error:
                 read()
             assert_one_line(error, "text changed since it was scanned")

@@ -150,9 +150,9 @@ def test_along_a_memory_is_a_power_of_the_forget_gate() -> None:
 
 
 def test_lags_at_which_it_halves_and_falls_under_1_percent() -> None:
-    reach = module._reach(1, "h", np.array([[4.0], [3.0], [1.9], [0.03], [0.5]]))
+    reach = module._reach(1, "h", np.array([[4.0], [3.0], [2.0], [1.9], [0.041], [0.039], [0.5]]))
     assert (reach.layer, reach.size) == (1, 4.0)
-    assert (reach.halves_at, reach.under_1_percent_at) == (2, 3)
+    assert (reach.halves_at, reach.under_1_percent_at) == (3, 5)
     reach = module._reach(1, "h", np.array([[1.0], [3.0]]))
     assert (reach.halves_at, reach.under_1_percent_at) == (None, None)
 
@@ -176,6 +176,12 @@ def test_the_slope_of_a_tanh_is_that_of_the_states_on_the_way() -> None:
     assert flow.tanh_slopes == pytest.approx((1.0, math.hypot(*slopes) / math.sqrt(3)))
     other = gradient_flow(make_model("gru"), make_stretch(100), farthest=3, places=3)
     assert other.tanh_slopes == (None, None)
+
+
+def test_a_short_text_is_followed_back_by_a_quarter() -> None:
+    flow = gradient_flow(make_model("rnn"), make_stretch(23))
+    assert {len(reach.relative) for reach in flow.reaches} == {5 + 1}
+    assert flow.places == len(range(5 + 5, 23 - 1))
 
 
 def test_needs_no_weight_that_requires_a_gradient() -> None:

@@ -69,6 +69,15 @@ def test_of_a_model_that_needs_one_character() -> None:
     assert found.full_nats == pytest.approx(0.0, abs=0.01)
 
 
+def test_a_short_text_has_no_place_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, stretch = make_model("gru"), make_stretch(22)
+    found = memory(model, stretch, vocabulary(), resets=99)
+    assert (len(found.excess_nats), found.windows) == (5 + 1, 22 - 2 * 5)
+    monkeypatch.setattr("charrnn.memory.LOGITS", 1)  # of fewer than one character's
+    slow = memory(model, stretch, vocabulary(), resets=99)
+    assert slow.excess_nats == pytest.approx(found.excess_nats, abs=1e-12)
+
+
 def test_not_enough() -> None:
     found = memory(make_model("rnn"), make_stretch(120), vocabulary(), tolerance=-9.0)
     assert found.needed is None
