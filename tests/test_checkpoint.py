@@ -300,6 +300,10 @@ def inside(**fields: object) -> bytes:
             (900).to_bytes(8, "little") + b'{"a":1}',
             "damaged: a header of 900 bytes in a file of 15 bytes is impossible",
         ),
+        (
+            (14).to_bytes(8, "little") + b'{"a":1,"b":2}',
+            "damaged: a header of 14 bytes in a file of 21 bytes is impossible",
+        ),
         (plain(b"{nothing}"), "damaged: its header is not JSON"),
         (plain(b'{"a":"\xff"}'), "damaged: its header is not JSON"),
         (plain(b'{"a":NaN,"b":1}'), "damaged: its header holds NaN, which is not JSON"),

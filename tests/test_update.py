@@ -465,6 +465,16 @@ class TestClip:
             assert not bool(clipped)
             assert torch.equal(flat(grads), flat(gradients()))
 
+    def test_a_gradient_just_beyond_the_limit_is_cut(self) -> None:
+        """Also where that is one entry of one weight."""
+        norm = clip(gradients(), None, None)[0].item()
+        largest = flat(gradients()).abs().max().item()
+        for limits in ((0.999 * norm, None, None), (None, 0.999 * largest, None)):
+            grads = gradients()
+            _, clipped = clip(grads, *limits)
+            assert bool(clipped)
+            assert not torch.equal(flat(grads), flat(gradients()))
+
     def test_by_value_cuts_every_entry_by_itself(self) -> None:
         grads = gradients()
         norm, clipped = clip(grads, None, 0.5)
