@@ -20,7 +20,7 @@ from charrnn.config import CELL_NAMES, CellName, ModelConfig, OptimiserName, Tra
 from charrnn.corpus import scan
 from charrnn.model import CharModel, Hidden
 from charrnn.optimiser import OPTIMISERS, MuonAdamW
-from charrnn.stream import Lanes
+from charrnn.stream import Chunk, Lanes
 from charrnn.update import Update, UpdateResult, clip, window_loss
 from charrnn.vocabulary import Vocabulary
 from tests.conftest import make_prose
@@ -204,9 +204,15 @@ def test_rates_of_zero_leave_the_weights(tmp_path: Path, cell: CellName) -> None
     assert all(map(torch.equal, before, setting.weights))
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
 def test_after_what_is_no_number_no_weight_moves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: str,
+    optimiser: OptimiserName,
+    device: str,
 ) -> None:
     def no_number(*window: Any) -> tuple[Tensor, Hidden]:
         loss, after = window_loss(*window)
@@ -216,15 +222,21 @@ def test_after_what_is_no_number_no_weight_moves(
         return loss, after
 
     setting = Setting(tmp_path, "lstm", lanes=3, bptt=17)
-    setting.update.optimiser.set_rates(0.02, 0.01)
+    setting.update.optimiser = OPTIMISERS[optimiser](setting.model, weight_decay=0.1)
+    setting.update.device = torch.device(device)  # the tensors stay on the CPU
+
+    def update(chunk: Chunk) -> UpdateResult:
+        setting.update.optimiser.set_rates(0.02, 0.01)
+        return setting.update._update(chunk.x_TB, chunk.y_TB, 17)
+
     before = [weight.detach().clone() for weight in setting.weights]
     first, second = islice(setting.lanes.chunks(), 2)
     with monkeypatch.context() as patch:
         patch.setattr("charrnn.update.window_loss", no_number)
-        result = setting.update(first)
+        result = update(first)
     assert bool(result.loss.isfinite()) == (broken != "loss")
     assert bool(result.norm.isfinite()) == (broken != "gradient")
-    assert setting.update(second).loss.isfinite()
+    assert update(second).loss.isfinite()
     assert all(map(torch.equal, before, setting.weights))
 
 
