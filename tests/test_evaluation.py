@@ -184,7 +184,7 @@ class TestScore:
 
     def test_bytes_know_everything(self, tmp_path: Path) -> None:
         path = tmp_path / "noise"
-        data = random.Random(1).randbytes(97)
+        data = bytes(9) + random.Random(1).randbytes(88)
         path.write_bytes(data)
         part = scan([str(path)], "bytes").part(0, 97)
         model = make_model(size=256)
@@ -197,6 +197,7 @@ class TestScore:
         assert scores.bits_per_byte == pytest.approx(8)
         priced = list(prices(model.float().eval(), part, Vocabulary.of_bytes()))
         assert [one.nats_T.dtype for one in priced] == [np.float64]
+        assert [one.unknown for one in priced] == [0]
 
     @pytest.mark.parametrize("training", [True, False])
     def test_touches_nothing_of_the_training(self, tmp_path: Path, training: bool) -> None:
