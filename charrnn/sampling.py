@@ -238,6 +238,6 @@ def _draw(p_BV: NDArray[np.float64], points_B: NDArray[np.float64]) -> NDArray[n
 
 def _first_symbol(vocabulary: Vocabulary) -> NDArray[np.generic]:
     newline = vocabulary.encode("\n")
-    if not vocabulary.has_unknown or newline[0] != UNKNOWN:
+    if newline[0] != UNKNOWN:
         return newline
     return np.array([1], dtype=np.int64)
