@@ -307,6 +307,19 @@ def test_a_run_in_bf16_goes_on_in_fp32_where_there_is_none(
         assert torch.equal(new.float(), old.float())
 
 
+def test_a_run_in_fp32_goes_on_so_without_a_word(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start_run(steps=20)
+    list(train(run, lambda: "the test" if run.progress.step == 3 else None))
+    run.folder.close()
+    monkeypatch.setattr("charrnn.resuming.multiplies_bf16", lambda device: False)
+    with RunFolder.open_existing(run.folder.path) as folder:
+        again = resume(folder, device=CPU, changes={})
+    assert again.config == run.config
+    assert again.notes == []
+
+
 @pytest.mark.parametrize("share", [0.0, 0.1])
 def test_a_run_that_goes_on_keeps_its_plan(start_run: StartRun, share: float, prose: Path) -> None:
     run = start_run(TextChoices(texts=(str(prose),), valid_share=share), steps=20)
