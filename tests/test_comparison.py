@@ -192,6 +192,10 @@ class TestDifferences:
             make_result("gru", 2, 1.1, valid_nats_per_char=1.9),
         )
         assert CellResult(runs).best.seed == 2
+        assert CellResult(runs).to_dict()["valid_nats_per_char"] == pytest.approx(1.95)
+        unvalidated = CellResult((make_result("gru", 3, valid_nats_per_char=None),))
+        assert unvalidated.best.seed == 3
+        assert unvalidated.to_dict()["valid_nats_per_char"] is None
 
 
 class TestPlan:
