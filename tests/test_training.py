@@ -140,6 +140,9 @@ def test_the_log_has_the_rows_and_names_that_were_promised(start_run: StartRun) 
     run = start_run(steps=25, validate_every=10)
     events = list(train(run))
     assert rows(run) == [e.row for e in events if isinstance(e, Logged | Validated)]
+    # What was trained comes before what that is worth, also at the end.
+    order = [(row["step"], "valid_nats_per_char" in row) for row in rows(run)]
+    assert order == [(step, validated) for step in (10, 20, 25) for validated in (False, True)]
     for row in rows(run):
         valid = "valid_nats_per_char" in row
         assert list(row) == POSITION + (["valid_nats_per_char"] if valid else OF_TRAINING)
