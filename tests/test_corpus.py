@@ -603,7 +603,7 @@ class TestChangedSinceTheScan:
     def test_is_none_where_the_bytes_are_the_same(self, tmp_path: Path, how: str) -> None:
         path = tmp_path / "text"
         corpus = scan([write(path, "abcdefg\n" * 500)])
-        blocks = whole(corpus).codes(block_bytes=1000)
+        blocks = corpus.whole.codes(block_bytes=1000)
         first = next(blocks)
         if how == "touched":
             os.utime(path, ns=(1, 1))
@@ -615,7 +615,7 @@ class TestChangedSinceTheScan:
         path.write_bytes(b"x" * 4000)
         os.utime(path, ns=(2, 2))
         with pytest.raises(CorpusError) as error:
-            list(whole(corpus).codes())
+            list(corpus.whole.codes())
         assert_one_line(error, "text was written to since it was scanned")
 
     @pytest.mark.parametrize("content", [b"\xff" * 4000, "紅".encode() * 1333 + b"x"])

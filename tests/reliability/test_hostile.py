@@ -127,7 +127,7 @@ def test_files_that_run_code_elsewhere(tmp_path: Path, promise: Promise) -> None
         ("bz2", "a bzip2 file"),
         ("lzma", "an xz file"),
         ("tar", "a tar archive"),
-        ("Python source", "a text"),
+        ("Python source", "a text, not a checkpoint"),
     ],
 )
 def test_the_line_says_what_the_file_is(tmp_path: Path, what: str, said: str) -> None:
@@ -136,7 +136,8 @@ def test_the_line_says_what_the_file_is(tmp_path: Path, what: str, said: str) ->
     with pytest.raises(CheckpointError) as caught:
         load(path)
     assert str(caught.value).startswith(f"{path}: {said}")
-    assert "charrnn reads only its own safetensors checkpoints" in str(caught.value)
+    is_text = "a text" in said
+    assert ("charrnn reads only its own safetensors checkpoints" in str(caught.value)) != is_text
 
 
 def test_a_hostile_last_checkpoint_is_passed_over(tmp_path: Path) -> None:
