@@ -16,7 +16,7 @@ from charrnn.run import Run
 __all__ = ["Planned", "Planner"]
 
 #: A budget in minutes is planned again if the run would end this share of it off ...
-OFF_PLAN = 0.1
+OFF_PLAN = 0.05
 #: ... at the speed of a stretch of at least this share of it.
 OFF_PLAN_AFTER = 0.1
 #: What saves and rows of the log leave of the time.
