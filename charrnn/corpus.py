@@ -97,8 +97,8 @@ class TextFile:
     """The first ``DIGEST`` hexadecimal digits of its bytes' SHA-256: the same text goes by the
     same one, whatever it is called and whatever it is beside."""
     blocks: tuple[_Block, ...] = field(repr=False)
-    identities: set[_Identity] = field(repr=False, compare=False)
-    """As the scan found it, or as it was last with the same bytes: one."""
+    identity: _Identity = field(repr=False, compare=False)
+    """As the scan found it, or as it was last with the same bytes."""
 
     @property
     def stop(self) -> int:
@@ -118,14 +118,14 @@ class TextFile:
         """
         try:
             data, found = self._read(offset, count)
-            if found not in self.identities:
+            if found != self.identity:
                 self._know_again()
                 data, found = self._read(offset, count)
         except OSError as error:
             raise CorpusError(
                 f"{shown(self.path)} can no longer be read ({reason(error)}): put it back as it was"
             ) from None
-        if found not in self.identities:
+        if found != self.identity:
             raise self._changed_to(found)
         return data
 
@@ -143,16 +143,16 @@ class TextFile:
                 return
             digest = hashlib.file_digest(stream, "sha256").hexdigest()[:DIGEST]
             if digest == self.digest and _Identity.of(os.fstat(stream.fileno())) == found:
-                self.identities.clear()
-                self.identities.add(found)
+                # The text is the same as ever: only where its bytes lie is another.
+                object.__setattr__(self, "identity", found)
 
     def _changed_to(self, found: _Identity) -> CorpusError:
         """Return what is said where the file is another now."""
-        places = {(known.device, known.inode) for known in self.identities}
+        then = self.identity
         if found.size != self.size:
             verb = "shrank" if found.size < self.size else "grew"
             change = f"{verb} from {self.size:,} to {found.size:,} bytes"
-        elif (found.device, found.inode) not in places:
+        elif (found.device, found.inode) != (then.device, then.inode):
             change = "was replaced by another file"
         else:
             change = "was written to"
@@ -512,7 +512,7 @@ def _scan_file(
         mark=len(mark),
         digest=hashers[-1].hexdigest()[:DIGEST],
         blocks=tuple(blocks),
-        identities={identity},
+        identity=identity,
     )
     return file, counts
 

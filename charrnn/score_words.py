@@ -129,10 +129,14 @@ def baseline_rows(
 
 
 def _baselines_say(assessments: Sequence[Assessment]) -> list[str]:
-    """Return what each baseline is, and of which models."""
-    lines = []
-    for row in baseline_rows(assessments):
-        name = row.baseline.name if row.baseline.of_text else row.name
+    """Return what each baseline is, and of which models where they differ in that."""
+    rows, lines = baseline_rows(assessments), []
+    for row in rows:
+        of_kind = [other for other in rows if other.baseline.name == row.baseline.name]
+        is_one = all(
+            other.baseline.about == row.baseline.about and not other.same for other in of_kind
+        )
+        name = row.baseline.name if is_one else row.name
         same = f"; the same for {', '.join(row.same)}" if row.same else ""
         lines.append(f"{name}: {row.baseline.about}{same}")
     return list(dict.fromkeys(lines))

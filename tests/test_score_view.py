@@ -151,6 +151,14 @@ class TestTable:
         print_assessments(three[:2])
         assert "3-gram  " in capsys.readouterr().out
 
+    def test_what_is_told_of_all_of_a_kind_is_told_once(self) -> None:
+        """Their prices differ, with the training part; what they are does not."""
+        three = [
+            replace(ONE, checkpoint=name, baselines=(Baseline("unigram", nats, "counts"),))
+            for name, nats in (("a", 2.5), ("b", 2.6), ("c", 2.7))
+        ]
+        assert list(assessments_say(three)) == ["unigram: counts"]
+
     def test_a_byte_counts_as_a_character_and_that_is_said(
         self, capsys: pytest.CaptureFixture[str]
     ) -> None:
