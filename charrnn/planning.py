@@ -19,6 +19,9 @@ __all__ = ["Planned", "Planner"]
 OFF_PLAN = 0.05
 #: ... at the speed of a stretch of at least this share of it.
 OFF_PLAN_AFTER = 0.1
+#: The dropout stays where a new plan's updates are not this share more or fewer: it makes an update
+#: slower, and so could be put in and left out by turns.
+SAME_PLAN = 0.1
 #: What saves and rows of the log leave of the time.
 OF_UPDATES = 0.98
 #: Least that a validation scores where the minutes are few.
@@ -141,16 +144,18 @@ class Planner:
     def adopt(self, total: int, speed: float | None = None) -> Planned:
         """Take ``total`` updates as the run's, at ``speed`` a second if that is known.
 
-        Where the rules choose the dropout, it becomes that of so many passes.
+        Where the rules choose the dropout, it becomes that of so many passes, unless the plan
+        before had about as many.
         """
         progress = self.run.progress
         every, characters = self._validations(total, speed)
-        progress.planned_steps = total
+        before, progress.planned_steps = progress.planned_steps, total
         progress.planned_at_step = progress.step
         progress.planned_at_seconds = progress.training_seconds
         progress.validate_every, progress.validate_characters = every, characters
         model = self.run.model
-        if self.run.config.dropout_by_plan:
+        is_much_the_same = before is not None and abs(total - before) <= SAME_PLAN * before
+        if self.run.config.dropout_by_plan and not is_much_the_same:
             passes = total / self.run.lanes.chunks_per_pass
             pressed = pressure(passes, matrix_weights(model.config), self.run.train.characters)
             model.set_dropout(*regularisation(model.config.cell, pressed))

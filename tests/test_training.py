@@ -601,6 +601,20 @@ def test_dropout_by_plan_is_captured_anew(
     assert forgets == [run.update] * forgotten
 
 
+def test_a_plan_of_about_as_many_updates_leaves_the_dropout(start_run: StartRun) -> None:
+    """One that takes time would take itself back, and bring itself back."""
+    run = start_run(minutes=1)
+
+    def dropout(updates: int) -> float:
+        return Planner(run).adopt(updates).dropout
+
+    first = dropout(5000)
+    assert 0 < first < 0.5
+    assert dropout(5500) == dropout(6050) == dropout(5450) == first
+    assert dropout(6000) > first
+    assert dropout(5000) == first
+
+
 def test_the_update_that_is_not_finite_is_named_though_nobody_waited_for_it(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
