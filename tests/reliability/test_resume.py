@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import charrnn.planning
 import charrnn.training
 from charrnn.checkpoint import load
 from charrnn.resuming import resume
@@ -169,8 +170,12 @@ def fast_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fast_clock")
-def test_resume_of_a_budget_in_minutes(tmp_path: Path, tale: Path, promise: Promise) -> None:
+def test_resume_of_a_budget_in_minutes(
+    tmp_path: Path, tale: Path, promise: Promise, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From the moment that the minutes became steps, a run resumes bit for bit."""
+    # By this clock a stop takes as long as some updates, which would be a change of speed.
+    monkeypatch.setattr(charrnn.planning, "OFF_PLAN", 0.2)
     choices: dict[str, Any] = {"budget": {"minutes": 0.1}, "validate_every": None}
     planned = stopped(
         tmp_path / "a", tale, lambda run: run.progress.planned_steps is not None, **choices
