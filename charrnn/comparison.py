@@ -355,7 +355,10 @@ class Comparison:
             cell.cell: [d.worse for d in self.differences if d.supported and d.better == cell.cell]
             for cell in self.cells
         }
-        return [cell.to_dict() | {"ahead_of": ahead[cell.cell]} for cell in self.cells]
+        part = self.plan.compared_on
+        return [
+            cell.to_dict() | {"part": part, "ahead_of": ahead[cell.cell]} for cell in self.cells
+        ]
 
 
 def _student(freedom: int) -> float:

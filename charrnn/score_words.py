@@ -193,12 +193,12 @@ def position_lines(scores: PositionScores) -> list[list[str]]:
 
 
 def comparison_lines(comparison: Comparison) -> list[list[str]]:
-    """Return a comparison's table: its head, and a row a cell."""
+    """Return a comparison's table: its head, and a row a cell; what was asked for comes first."""
     several = comparison.plan.seeds > 1
     lines = [[
-        "cell", "layers x width", "parameters", "multiply-adds", "us/char", "seconds", "steps",
-        "clipped", "valid nats", "valid ppl", "nats/char", *(["spread"] if several else []),
-        "bits/char", "perplexity",
+        "cell", "layers x width", "nats/char", *(["spread"] if several else []), "bits/char",
+        "perplexity", "valid nats", "valid ppl", "parameters", "multiply-adds", "us/char",
+        "seconds", "steps", "clipped",
     ]]  # fmt: skip
     for cell in comparison.cells:
         one, row = cell.best, cell.to_dict()
@@ -207,18 +207,18 @@ def comparison_lines(comparison: Comparison) -> list[list[str]]:
             [
                 cell.cell,
                 f"{one.layers} x {one.hidden}",
+                f"{row['nats_per_char']:.4f}",
+                *([f"{row['spread']:.4f}"] if several else []),
+                f"{row['bits_per_char']:.4f}",
+                perplexity_figure(row["perplexity"]),
+                "-" if valid is None else f"{valid:.4f}",
+                "-" if valid is None else perplexity_figure(perplexity(valid)),
                 f"{one.parameters:,}",
                 f"{one.multiply_adds:,}",
                 f"{1e6 / row['train_chars_per_second']:.1f}",
                 f"{row['seconds']:.0f}",
                 f"{row['steps']:,.0f}",
                 f"{row['clipped_steps']:,.0f}",
-                "-" if valid is None else f"{valid:.4f}",
-                "-" if valid is None else perplexity_figure(perplexity(valid)),
-                f"{row['nats_per_char']:.4f}",
-                *([f"{row['spread']:.4f}"] if several else []),
-                f"{row['bits_per_char']:.4f}",
-                perplexity_figure(row["perplexity"]),
             ]
         )
     return lines

@@ -155,6 +155,9 @@ class TestDifferences:
         ]
         rows = found.to_list()
         assert [row["ahead_of"] for row in rows] == [[], ["rnn"], ["rnn"]]
+        assert {row["part"] for row in rows} == {"test"}
+        on_valid = Comparison(replace(found.plan, test_share=0.0), found.cells)
+        assert {row["part"] for row in on_valid.to_list()} == {"valid"}
         assert rows[0]["nats_per_char"] == pytest.approx(2.1)
         assert rows[0]["perplexity"] == pytest.approx(math.exp(2.1))
         assert rows[0]["clipped_steps"] == 1.5

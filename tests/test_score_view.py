@@ -284,8 +284,8 @@ class TestComparison:
     def test_a_row_by_hand(self) -> None:
         made = self.made(("lstm",), 2, steps=20)
         assert comparison_lines(made)[1] == [
-            "lstm", "1 x 3", "900", "567", "1000.0", "7", "20", "0", "2.0000", "7.389", "2.0050",
-            "0.0071", "2.8926", "7.426",
+            "lstm", "1 x 3", "2.0050", "0.0071", "2.8926", "7.426", "2.0000", "7.389", "900", "567",
+            "1000.0", "7", "20", "0",
         ]  # fmt: skip
         row = made.to_list()[0]
         times = (row["seconds"], row["chars_per_second"], row["train_chars_per_second"])
