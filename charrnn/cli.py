@@ -1094,8 +1094,9 @@ def _stem(texts: Sequence[str]) -> str:
     """Return what a text is called: its file, or the folder below this one that all are in."""
     if texts[0] == "-":
         return "stdin"
-    stem, folder = Path(texts[0]).absolute().stem.strip("*?[]."), Path(texts[0]).absolute().parent
-    is_one_folder = {Path(name).absolute().parent for name in texts} == {folder}
-    if not stem or (len(texts) > 1 and is_one_folder and folder != Path.cwd()):
+    paths = [Path(name).absolute() for name in texts]
+    stem, folder = paths[0].stem.strip("*?[]."), paths[0].parent
+    are_all_there = len(paths) > 1 and {path.parent for path in paths} == {folder}
+    if not stem or (are_all_there and folder != Path.cwd()):
         stem = folder.name
     return stem or "text"
