@@ -80,6 +80,12 @@ Report = Annotated[
     Path | None,
     typer.Option(metavar="FILE.html", help="Also write a page with tables, figures and samples."),
 ]
+Epochs = Annotated[float | None, typer.Option(help="Budget: passes over the text.")]
+Steps = Annotated[int | None, typer.Option(help="Budget: updates.")]
+Layers = Annotated[int | None, typer.Option(help="Layers of cells (default 1).")]
+Embedding = Annotated[
+    int | None, typer.Option(help="Width of a character's vector (default: by rule).")
+]
 WeightDecay = Annotated[
     float | None, typer.Option(help="Decoupled weight decay (default: by rule; sgd 0).")
 ]
@@ -188,8 +194,8 @@ def train(
         float | None,
         typer.Option(help="Budget: minutes of training, validating and saving (default 3)."),
     ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Budget: passes over the text.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Budget: updates.")] = None,
+    epochs: Epochs = None,
+    steps: Steps = None,
     run: Annotated[
         Path | None,
         typer.Option(
@@ -232,13 +238,11 @@ def train(
         typer.Option(help="Encoding of the text (default utf-8); bytes: any file, as 256 symbols."),
     ] = None,
     min_count: MinCount = None,
-    layers: Annotated[int | None, typer.Option(help="Layers of cells (default 1).")] = None,
+    layers: Layers = None,
     hidden: Annotated[
         int | None, typer.Option(help="Units of each layer (default: by rule).")
     ] = None,
-    embedding: Annotated[
-        int | None, typer.Option(help="Width of a character's vector (default: by rule).")
-    ] = None,
+    embedding: Embedding = None,
     dropout: Annotated[
         float | None,
         typer.Option(
@@ -728,8 +732,8 @@ def compare(
             help="Budget of each run: minutes of training, validating and saving (default 3)."
         ),
     ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Budget: passes over the text.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Budget: updates.")] = None,
+    epochs: Epochs = None,
+    steps: Steps = None,
     run: Annotated[
         Path | None,
         typer.Option(
@@ -756,14 +760,12 @@ def compare(
         str | None, typer.Option(help="Encoding of the text (default utf-8).")
     ] = None,
     min_count: MinCount = None,
-    layers: Annotated[int | None, typer.Option(help="Layers of cells (default 1).")] = None,
+    layers: Layers = None,
     hidden: Annotated[
         int | None,
         typer.Option(help="Units of the LSTM, which the others are matched to (default: by rule)."),
     ] = None,
-    embedding: Annotated[
-        int | None, typer.Option(help="Width of a character's vector (default: by rule).")
-    ] = None,
+    embedding: Embedding = None,
     dropout: Annotated[
         float | None,
         typer.Option(help="Share of units dropped after each layer (default: by rule)."),
