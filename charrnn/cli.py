@@ -803,7 +803,8 @@ def compare(
     All read the same text in the same order, with the same layers and lanes, and have the same
     number of parameters (--match hidden: the same width). With --minutes a faster cell reads more.
     Learning rates, weight decay, dropout and weight drop are each cell's own where they are not
-    given. Ctrl-C saves and leaves.
+    given. Ctrl-C saves and leaves. A run whose loss is no longer finite is left out, and tried
+    again by --resume.
 
     The page of --report is made when all runs are done; --resume makes it of a comparison that is
     finished already, without training anything.
@@ -849,7 +850,7 @@ def compare(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
 
-        from charrnn.comparison import PLAN, Comparison, Plan, open_plan, resume_words
+        from charrnn.comparison import PLAN, Plan, open_plan, resume_words
         from charrnn.device import choose_device
         from charrnn.disk import refuse_overwriting
         from charrnn.files import embedded_corpus, find_files
@@ -885,7 +886,7 @@ def compare(
                 f"{duration(60 * plan.minutes * runs)}, and what scoring takes"
             )
         try:
-            results = watch_comparison(
+            comparison = watch_comparison(
                 folder, plan, stop, new=not resume, device=where, command=command, quiet=silent
             )
         except Stopped:
@@ -893,11 +894,10 @@ def compare(
                 with contextlib.suppress(OSError):
                     say(go_on)
             raise
-        if results is None:
+        if comparison is None:
             assert stop.received
             say(go_on)
             return 128 + stop.received
-        comparison = Comparison.of(plan, results)
 
         def show() -> None:
             if as_json:
@@ -920,7 +920,7 @@ def compare(
         except Stopped:
             say(f"all runs are done, but there is no report yet; {go_on}")
             raise
-    return 0
+    return 1 if comparison.failures else 0
 
 
 @app.command(name="inspect", short_help="Measure gradient flow, memory, gates and units.")

@@ -20,12 +20,20 @@ from pathlib import Path
 import torch
 
 from charrnn import recipe
-from charrnn.comparison import PLAN, TOLERANCE, Plan, RunResult, open_plan, read_result
+from charrnn.comparison import (
+    PLAN,
+    TOLERANCE,
+    Plan,
+    RunFailure,
+    RunResult,
+    open_plan,
+    read_result,
+)
 from charrnn.config import CellName, ModelConfig
 from charrnn.corpus import Corpus, Part, scan
 from charrnn.device import multiplies_bf16
 from charrnn.disk import write_json
-from charrnn.errors import CorpusError, RunFolderError, UsageError
+from charrnn.errors import CorpusError, NonFiniteError, RunFolderError, UsageError
 from charrnn.evaluation import Interrupted, Scores, run_once, score
 from charrnn.files import embedded_corpus
 from charrnn.lock import LOCK
@@ -43,6 +51,7 @@ from charrnn.wording import shown
 
 __all__ = [
     "Note",
+    "RunFailed",
     "RunScored",
     "RunStarted",
     "compare",
@@ -146,6 +155,13 @@ class RunScored:
 
 
 @dataclass(frozen=True)
+class RunFailed:
+    """A run came to a number that is not finite; the others go on, and --resume tries it again."""
+
+    failure: RunFailure
+
+
+@dataclass(frozen=True)
 class Note:
     """A sentence that the user should read."""
 
@@ -160,7 +176,7 @@ def compare(
     device: torch.device,
     command: str | None = None,
     should_stop: Callable[[], str | None] = lambda: None,
-) -> Iterator[RunStarted | RunScored | Note | Event]:
+) -> Iterator[RunStarted | RunScored | RunFailed | Note | Event]:
     """Do all runs of a comparison that are not finished yet.
 
     Args:
@@ -174,12 +190,11 @@ def compare(
             this again.
 
     Yields:
-        For every run ``RunStarted``, its events and ``RunScored``; for one that was
-        finished before only the last.
+        For every run ``RunStarted``, its events and ``RunScored`` or ``RunFailed``; for one
+        that was finished before only ``RunScored``.
 
     Raises:
-        CharrnnError: the text, the folder or a checkpoint is not usable, or a loss is
-            not finite.
+        CharrnnError: the text, the folder or a checkpoint is not usable.
     """
     if new:
         _refuse_used(folder)
@@ -221,7 +236,11 @@ def compare(
                     write_json(folder / PLAN, plan.to_dict())
                     known = plan.seeds
                 yield RunStarted(run, number, len(runs))
-                result = yield from _finish(run, should_stop)
+                try:
+                    result = yield from _finish(run, should_stop)
+                except NonFiniteError as error:
+                    yield RunFailed(RunFailure(cell, seed, str(error)))
+                    continue
                 if result is None:
                     return
                 held.save_result(result.to_dict())

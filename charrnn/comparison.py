@@ -38,6 +38,7 @@ __all__ = [
     "Comparison",
     "Difference",
     "Plan",
+    "RunFailure",
     "RunResult",
     "open_plan",
     "read_result",
@@ -224,8 +225,17 @@ class RunResult(Record):
 
 
 @dataclass(frozen=True)
+class RunFailure:
+    """A run that nothing came out of: a loss, gradient or weight of it was not finite."""
+
+    cell: CellName
+    seed: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class CellResult:
-    """One cell's runs, all seeds."""
+    """One cell's runs, all seeds that came to their end: at least one."""
 
     runs: tuple[RunResult, ...]
 
@@ -311,18 +321,16 @@ class Comparison:
 
     plan: Plan
     cells: tuple[CellResult, ...]
-    """In the order of the plan."""
+    """In the order of the plan, without those of which every run failed."""
+    failures: tuple[RunFailure, ...] = ()
 
     @classmethod
-    def of(cls, plan: Plan, results: Sequence[RunResult]) -> Self:
-        """Return the comparison of a plan whose runs are all finished."""
-        return cls(
-            plan,
-            tuple(
-                CellResult(tuple(result for result in results if result.cell == cell))
-                for cell in plan.cells
-            ),
-        )
+    def of(
+        cls, plan: Plan, results: Sequence[RunResult], failures: Sequence[RunFailure] = ()
+    ) -> Self:
+        """Return the comparison of a plan whose runs are all over, one with a result at least."""
+        runs = [tuple(result for result in results if result.cell == cell) for cell in plan.cells]
+        return cls(plan, tuple(map(CellResult, filter(None, runs))), tuple(failures))
 
     @property
     def least_difference(self) -> float | None:
@@ -330,13 +338,17 @@ class Comparison:
 
         Fisher's least significant difference: with n seeds and s the standard deviation
         pooled over the C cells, t s sqrt(2 / n), where t is Student's two-sided 95 % for
-        C (n - 1) degrees of freedom. It is for each pair by itself.
+        C (n - 1) degrees of freedom. It is for each pair by itself. Where runs failed, n is
+        that of the cell with the fewest left.
         """
-        n = len(self.cells[0].runs)
-        if n < 2:
+        runs = [len(cell.runs) for cell in self.cells]
+        fewest, freedom = min(runs), sum(runs) - len(runs)
+        if fewest < 2:
             return None
-        variance = statistics.fmean((cell.spread or 0.0) ** 2 for cell in self.cells)
-        return _student(len(self.cells) * (n - 1)) * math.sqrt(2 * variance / n)
+        squares = sum(
+            (n - 1) * (cell.spread or 0.0) ** 2 for n, cell in zip(runs, self.cells, strict=True)
+        )
+        return _student(freedom) * math.sqrt(2 * squares / freedom / fewest)
 
     @property
     def differences(self) -> tuple[Difference, ...]:
@@ -350,14 +362,20 @@ class Comparison:
         )
 
     def to_list(self) -> list[dict[str, Any]]:
-        """Return a JSON list, an object a cell."""
+        """Return a JSON list, an object a cell that a run of came to its end."""
         ahead = {
             cell.cell: [d.worse for d in self.differences if d.supported and d.better == cell.cell]
             for cell in self.cells
         }
         part = self.plan.compared_on
         return [
-            cell.to_dict() | {"part": part, "ahead_of": ahead[cell.cell]} for cell in self.cells
+            cell.to_dict()
+            | {
+                "part": part,
+                "ahead_of": ahead[cell.cell],
+                "failed_seeds": [one.seed for one in self.failures if one.cell == cell.cell],
+            }
+            for cell in self.cells
         ]
 
 

@@ -193,14 +193,13 @@ class Run:
     def way_back(self) -> str:
         """Return what to do once a number is not finite."""
         lower = ("--lr", f"{self.config.lr / 2:g}")
-        # A run of a comparison keeps its rate, and what it came to may come again.
-        anew = "" if self.owner is None else "compare anew with a lower --lr, or "
+        # A run of a comparison keeps its rate, and what it came to would come again.
+        anew = None if self.owner is None else "compare anew with a lower --lr"
         if self.saved is None:
-            again = f" {command_line(lower)}" if self.owner is None else f": {self.owner}"
-            return f"nothing was saved before: {anew}start again with{again}"
+            return f"nothing was saved before: {anew or f'start again with {command_line(lower)}'}"
         return (
             f"the last good checkpoint is {shown(self.folder.path / LAST)} of step "
-            f"{self.saved.step:,}: {anew}go on from it with: {self.command(*lower)}"
+            f"{self.saved.step:,}: {anew or f'go on from it with: {self.command(*lower)}'}"
         )
 
     def schedule(self) -> recipe.Schedule:

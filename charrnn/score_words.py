@@ -13,7 +13,7 @@ from charrnn.assessment import After, Assessment
 from charrnn.baselines import Baseline
 from charrnn.comparison import TOLERANCE, Comparison, Plan
 from charrnn.evaluation import PositionScores, Scores, perplexity
-from charrnn.wording import command_line, counted, flag, shown
+from charrnn.wording import command_line, counted, flag, joined, shown
 
 __all__ = [
     "BaselineRow",
@@ -208,7 +208,7 @@ def comparison_lines(comparison: Comparison) -> list[list[str]]:
                 cell.cell,
                 f"{one.layers} x {one.hidden}",
                 f"{row['nats_per_char']:.4f}",
-                *([f"{row['spread']:.4f}"] if several else []),
+                *(["-" if cell.spread is None else f"{cell.spread:.4f}"] if several else []),
                 f"{row['bits_per_char']:.4f}",
                 perplexity_figure(row["perplexity"]),
                 "-" if valid is None else f"{valid:.4f}",
@@ -240,11 +240,15 @@ def comparison_says(comparison: Comparison) -> Iterator[str]:
             "to the vocabulary, charged with their spelling."
         )
     yield from _worse_than_guessing(comparison)
+    yield from _left_out(comparison)
     if len(comparison.cells) < 2:
         return
     if plan.minutes is not None:
         yield f"Equal time{_validating(comparison)}: a cell that computes faster does more steps."
     least = comparison.least_difference
+    if least is None and plan.seeds > 1:
+        yield "A cell of which one run is left has no spread: no difference is supported."
+        return
     if least is None:
         folder = str(Path(comparison.cells[0].best.run).parent)
         more = command_line(["charrnn", "compare", "--run", folder, "--resume", "--seeds", "3"])
@@ -295,6 +299,22 @@ def _worse_than_guessing(comparison: Comparison) -> Iterator[str]:
                     "nats): its training went wrong, and this compares nothing; a smaller --lr may "
                     "help."
                 )
+
+
+def _left_out(comparison: Comparison) -> Iterator[str]:
+    """Yield which runs nothing came out of, and what of their cells is left."""
+    for cell in comparison.plan.cells:
+        seeds = [str(failure.seed) for failure in comparison.failures if failure.cell == cell]
+        if not seeds:
+            continue
+        left = comparison.plan.seeds - len(seeds)
+        named = f"seed{'s' if len(seeds) > 1 else ''} {joined(seeds, 'and')}"
+        which = f", {named}," if left else ""
+        yield f"{cell}{which} is left out: a loss was not finite; a lower --lr may help." + (
+            f" Its figures are of the other {counted(left, 'seed')}, which flatters it."
+            if left
+            else ""
+        )
 
 
 def _validating(comparison: Comparison) -> str:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
-from charrnn.comparing import Note, RunScored, RunStarted, compare
-from charrnn.comparison import Plan, RunResult
+from charrnn.comparing import Note, RunFailed, RunScored, RunStarted, compare
+from charrnn.comparison import Comparison, Plan, RunFailure, RunResult
 from charrnn.display import Display, open_display
+from charrnn.errors import NonFiniteError
 from charrnn.outcome import unread_unfinished
 from charrnn.run import Run
 from charrnn.stdio import print_path, say
@@ -101,7 +102,7 @@ def watch_comparison(
     device: torch.device,
     command: str,
     quiet: bool,
-) -> list[RunResult] | None:
+) -> Comparison | None:
     """Do a comparison's runs, showing them.
 
     Args:
@@ -114,14 +115,16 @@ def watch_comparison(
         quiet: show nothing but notes.
 
     Returns:
-        The results of all runs; None if a signal stopped it.
+        What came out; None if a signal stopped it.
 
     Raises:
         Stopped: it was stopped, and saved, because nobody reads the output any more.
         OSError: its output cannot be written; what was trained is saved.
-        CharrnnError: as ``charrnn.comparing.compare``.
+        CharrnnError: as ``charrnn.comparing.compare``; NonFiniteError: nothing came out of
+            any run.
     """
-    results = []
+    results: list[RunResult] = []
+    failures: list[RunFailure] = []
     reader = _Reader(stop, open_display(as_json=False, quiet=True))
     try:
         for event in compare(
@@ -146,6 +149,10 @@ def watch_comparison(
             elif isinstance(event, RunScored):
                 reader.display.close()
                 results.append(event.result)
+            elif isinstance(event, RunFailed):
+                reader.display.close()
+                failures.append(failed := event.failure)
+                say(f"{failed.cell}, seed {failed.seed}, is left out: {failed.reason}")
             else:
                 reader.show(event)
     finally:
@@ -153,4 +160,10 @@ def watch_comparison(
     if reader.left:
         with unread_unfinished():
             raise reader.left
-    return None if stop.received else results
+    if stop.received:
+        return None
+    if not results:
+        raise NonFiniteError(
+            "no run came to its end: all losses are not finite; compare anew with a lower --lr"
+        )
+    return Comparison.of(plan, results, failures)

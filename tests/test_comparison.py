@@ -9,6 +9,7 @@ import shutil
 import signal
 import statistics
 import subprocess
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from charrnn.comparison import (
     CellResult,
     Comparison,
     Plan,
+    RunFailure,
     open_plan,
     refuse_comparison,
 )
@@ -52,6 +54,18 @@ TIMES = {
     "checkpoint",
     "run",
 }
+
+
+def poison_losses(monkeypatch: pytest.MonkeyPatch, updates: Collection[int]) -> None:
+    """Make the losses of some updates, counted over all runs from 1, no numbers."""
+    losses = itertools.count(1)
+
+    def poisoned(*window: Any) -> Any:
+        loss, after = window_loss(*window)
+        return loss * (math.nan if next(losses) in updates else 1), after
+
+    monkeypatch.setattr("charrnn.update.window_loss", poisoned)
+    monkeypatch.setattr("charrnn.training.SAVE_SHARE", 1e9)
 
 
 def timeless(value: Any) -> Any:
@@ -170,6 +184,19 @@ class TestDifferences:
         assert found.least_difference is None
         assert [cell.spread for cell in found.cells] == [None] * 3
         assert not any(pair.supported for pair in found.differences)
+
+    def test_failed_runs_leave_less_to_rest_on(self) -> None:
+        results = [make_result("gru", seed, nats) for seed, nats in ((1, 2.0), (2, 2.2), (3, 2.1))]
+        results += [make_result("lstm", seed, nats) for seed, nats in ((1, 1.5), (3, 1.6))]
+        failures = [RunFailure("lstm", 2, "")] + [RunFailure("rnn", n, "") for n in (1, 2, 3)]
+        found = Comparison.of(Plan(texts=(), steps=1, seeds=3), results, failures)
+        assert [cell.cell for cell in found.cells] == ["lstm", "gru"]
+        assert [row["failed_seeds"] for row in found.to_list()] == [[2], []]
+        # Squares about the means: 0.005 and 0.02, of 1 + 2 degrees of freedom; two runs at least.
+        expected = 3.182 * math.sqrt((0.005 + 0.02) / 3) * math.sqrt(2 / 2)
+        assert found.least_difference == pytest.approx(expected)
+        only = Comparison.of(found.plan, [run for run in results if run.seed != 3], failures)
+        assert only.least_difference is None, "one run of the LSTM is left"
 
     @pytest.mark.parametrize(("freedom", "t"), list(enumerate(STUDENT, start=1)))
     def test_five_percent_of_student_s_t_are_outside(self, freedom: int, t: float) -> None:
@@ -429,28 +456,47 @@ class TestCompare:
         assert (folder / "rnn-seed1" / "last.safetensors").exists()
 
     @pytest.mark.parametrize("step", [2, 14])
-    def test_what_goes_wrong_in_a_run_names_the_comparison(
+    def test_the_others_go_on_without_a_run_that_goes_wrong(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
     ) -> None:
         """Before the first save of its run and after it; no --lr can be given on the way."""
-        folder, losses = tmp_path / "comparison", itertools.count(1)
+        folder = tmp_path / "comparison"
+        poison_losses(monkeypatch, {step})
+        words = ("--cell", "rnn", "--cell", "gru", "--device", "cpu", "--run", folder, *QUICK)
+        done = cli("compare", prose, *words, "--quiet", "--report", tmp_path / "page.html")
+        assert done.code == 1
+        (said,) = [line for line in done.err.splitlines() if "left out: " in line]
+        assert said.startswith("rnn, seed 1, is left out: ")
+        assert f"the loss is not finite at step {step} " in said
+        saved = "the last good checkpoint" if step == 14 else "nothing was saved before"
+        assert saved in said
+        assert said.endswith(": compare anew with a lower --lr")
+        assert "│ gru" in done.out or "\ngru" in done.out
+        assert "rnn is left out: a loss was not finite; a lower --lr may help." in done.out
+        assert "GRU" in (tmp_path / "page.html").read_text("utf-8")
 
-        def poisoned(*window: Any) -> Any:
-            loss, after = window_loss(*window)
-            return loss * (math.nan if next(losses) == step else 1), after
+        go_on = ("compare", "--run", folder, "--resume", "--device", "cpu", "--json")
+        again = cli(*go_on)
+        assert again.code == 0
+        assert [(row["cell"], row["failed_seeds"]) for row in json.loads(again.out)] == [
+            ("rnn", []),
+            ("gru", []),
+        ]
 
-        monkeypatch.setattr("charrnn.update.window_loss", poisoned)
-        monkeypatch.setattr("charrnn.training.SAVE_SHARE", 1e9)
-        words = ("--cell", "rnn", "--device", "cpu", "--run", folder, *QUICK)
-        done = cli("compare", prose, *words, "--quiet")
-        assert (done.code, [line[:5] for line in done.err.splitlines()]) == (1, ["note:", "charr"])
-        go_on = ("compare", "--run", str(folder), "--resume", "--device", "cpu")
-        assert done.err.endswith(f" with: charrnn {' '.join(go_on)}\n")
-        assert (
-            "the last good checkpoint" if step == 14 else "nothing was saved before"
-        ) in done.err
-        assert ": compare anew with a lower --lr, or " in done.err
-        assert cli(*go_on).code == 0
+    def test_an_error_says_that_no_run_came_to_its_end(
+        self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        poison_losses(monkeypatch, set(range(99)))
+        words = ("--cell", "rnn", "--cell", "gru", "--device", "cpu", "--run", tmp_path / "run")
+        done = cli("compare", prose, *words, *QUICK, "--quiet")
+        assert (done.code, done.out) == (1, "")
+        lines = done.err.splitlines()
+        assert [line.split(":")[0] for line in lines[-3:]] == [
+            "rnn, seed 1, is left out",
+            "gru, seed 1, is left out",
+            "charrnn",
+        ]
+        assert "no run came to its end" in lines[-1]
 
     def test_a_comparison_whose_reader_leaves_is_saved(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

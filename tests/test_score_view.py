@@ -16,7 +16,7 @@ from rich.text import Text
 
 from charrnn.assessment import After, Assessment
 from charrnn.baselines import Baseline
-from charrnn.comparison import CellResult, Comparison, Plan
+from charrnn.comparison import CellResult, Comparison, Plan, RunFailure
 from charrnn.config import CellName, ModelConfig
 from charrnn.errors import CharrnnError
 from charrnn.evaluation import PositionScores, Prices, Scores
@@ -280,6 +280,24 @@ class TestComparison:
         lines = list(comparison_says(Comparison.of(made.plan, runs)))
         (line,) = [line for line in lines if "guessing" in line]
         assert line.startswith("gru, seed 1, is worse than guessing (3.005 nats): ")
+
+    def test_what_is_left_of_a_cell_is_said(self) -> None:
+        made = self.made(("rnn", "lstm", "gru"), 3, steps=20)
+        gone = [RunFailure("rnn", seed, "") for seed in range(3)]
+        gone += [RunFailure("gru", seed, "") for seed in (0, 2)]
+        failed = {(one.cell, one.seed) for one in gone}
+        results = [
+            run for cell in made.cells for run in cell.runs if (run.cell, run.seed) not in failed
+        ]
+        rest = Comparison.of(made.plan, results, gone)
+        why = "left out: a loss was not finite; a lower --lr may help."
+        *_, of_rnn, of_gru, last = comparison_says(rest)
+        assert of_rnn == f"rnn is {why}"
+        others = "Its figures are of the other 1 seed, which flatters it."
+        assert of_gru == f"gru, seeds 0 and 2, is {why} {others}"
+        assert last == "A cell of which one run is left has no spread: no difference is supported."
+        head, _, row = comparison_lines(rest)
+        assert (row[0], row[head.index("spread")]) == ("gru", "-")
 
     def test_a_row_by_hand(self) -> None:
         made = self.made(("lstm",), 2, steps=20)
