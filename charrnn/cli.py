@@ -1000,7 +1000,6 @@ def inspect_recurrence(
         characters=characters,
         seed=seed,
         spectral_radius=tuple(spectral_radius or ()),
-        unit=unit,
         bptt=tuple(bptt or ()),
         loss_last=loss_last,
     )

@@ -377,15 +377,12 @@ class InspectConfig:
 
     only: tuple[str, ...] = ()
     """Some of ``MEASUREMENTS``; none: all, truncation only if something is said on it."""
-
     characters: int = 20_000
     """The last so many of the text are read."""
     seed: int | None = None
     """Of the untrained weights that the trained ones are compared to; None: the run's own."""
     spectral_radius: tuple[float, ...] = ()
     """Scale the recurrent matrices to each of these for the gradient flow, besides."""
-    unit: str | None = None
-    """Show the text with this unit's state; layer.unit, both counted from 1."""
     bptt: tuple[int, ...] = ()
     """Windows whose gradient is compared to the full one; none: powers of 2."""
     loss_last: int | None = None

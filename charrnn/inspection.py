@@ -104,7 +104,7 @@ def inspect(
         stretch: the text, held out if the figures are to mean what they seem to.
         vocabulary: the model's.
         config: what the user chose.
-        unit: the one that ``config`` names, whose activation is asked for.
+        unit: whose activation is asked for.
         seed: of the initial weights, unless the user chose one.
         bptt: the window that the model was trained with.
         history: of the training's gradient norms.
