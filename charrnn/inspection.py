@@ -39,9 +39,6 @@ from charrnn.vocabulary import Vocabulary
 
 __all__ = ["Inspection", "inspect"]
 
-#: Window of the gradient that is cut, where a checkpoint does not say its own.
-CUT = 128
-
 
 @dataclass(frozen=True)
 class Inspection:
@@ -92,9 +89,9 @@ def inspect(
     vocabulary: Vocabulary,
     config: InspectConfig,
     *,
+    bptt: int,
     unit: Unit | None = None,
     seed: int = 1,
-    bptt: int | None = None,
     history: Clipping | None = None,
 ) -> Inspection:
     """Measure what the user chose.
@@ -104,9 +101,9 @@ def inspect(
         stretch: the text, held out if the figures are to mean what they seem to.
         vocabulary: the model's.
         config: what the user chose.
+        bptt: the window that the model was trained with.
         unit: whose activation is asked for.
         seed: of the initial weights, unless the user chose one.
-        bptt: the window that the model was trained with.
         history: of the training's gradient norms.
 
     Raises:
@@ -141,7 +138,7 @@ def inspect(
             cut
             for weights, weighted in both
             if "clipping" in wanted
-            for cut in cuts(weighted, stretch.ids, bptt or CUT, weights=weights)
+            for cut in cuts(weighted, stretch.ids, bptt, weights=weights)
         ),
         truncation=truncations,
     )

@@ -126,14 +126,13 @@ def _range(low: float, high: float) -> str:
 
 def memory_says(memory: Memory) -> str:
     """Say how much context is enough."""
-    window = "" if memory.bptt is None else f"; the window of the training was {memory.bptt:,}"
     return (
         f"Loss with the state reset k characters before the one that is scored "
         f"({memory.windows:,} resets), against {memory.full_nats:.4f} nats per character with "
         f"the state carried on. To come within {memory.tolerance:g} nats of that, "
-        f"{enough_says(memory)}{window}. The state after a reset is zero, from which training "
-        "reads the beginning of a pass only: what a few characters cost is more than the want of "
-        "context."
+        f"{enough_says(memory)}; the window of the training was {memory.bptt:,}. The state after a "
+        "reset is zero, from which training reads the beginning of a pass only: what a few "
+        "characters cost is more than the want of context."
     )
 
 

@@ -46,8 +46,8 @@ class Memory:
     needed: int | None
     """Fewest characters of context within the tolerance; None: more than were tried. Read
     off a fit to the excess that never rises, since single figures scatter."""
-    bptt: int | None
-    """Window of the gradient that the model was trained with, if its checkpoint says it."""
+    bptt: int
+    """Window of the gradient that the model was trained with."""
 
     @property
     def longest(self) -> int:
@@ -65,7 +65,7 @@ def memory(
     stretch: Stretch,
     vocabulary: Vocabulary,
     *,
-    bptt: int | None = None,
+    bptt: int,
     farthest: int | None = None,
     resets: int | None = None,
     tolerance: float = TOLERANCE,
@@ -88,7 +88,7 @@ def memory(
             short text.
         tolerance: nats per character that count as nothing.
     """
-    farthest = min(farthest or max(LONGEST, 2 * (bptt or 0)), len(stretch) // 4)
+    farthest = min(farthest or max(LONGEST, 2 * bptt), len(stretch) // 4)
     price_T = _full_prices(model, stretch)
     # The full state has read at least as much again before a window as the window has.
     first, last = farthest, len(stretch) - 1 - farthest

@@ -46,8 +46,8 @@ from tests.small import ALPHABET, each_cell, make_model, make_stretch, vocabular
 
 @each_cell
 def test_the_shortest_is_enough(cell: CellName) -> None:
-    config, unit = InspectConfig(spectral_radius=(0.9,)), Unit(1, 3, "h")
-    found = module.inspect(make_model(cell), make_stretch(100), vocabulary(), config, unit=unit)
+    model, config, unit = make_model(cell), InspectConfig(spectral_radius=(0.9,)), Unit(1, 3, "h")
+    found = module.inspect(model, make_stretch(100), vocabulary(), config, bptt=9, unit=unit)
     assert found.characters == 100
     assert [(f.weights, f.scaled_to) for f in found.gradient_flow] == [
         ("trained", None), ("initial", None), ("trained", 0.9), ("initial", 0.9),
@@ -66,14 +66,15 @@ def test_a_window_too_long_is_refused_before_anything_is_measured(
     for name in ("write_out", "gradient_flow", "memory", "pace", "gate_use", "units", "cuts"):
         monkeypatch.setattr(module, name, measured)
     with pytest.raises(UsageError, match="lanes of 62 characters"):
-        module.inspect(make_model("rnn"), make_stretch(500), vocabulary(), InspectConfig(**chosen))
+        config = InspectConfig(**chosen)
+        module.inspect(make_model("rnn"), make_stretch(500), vocabulary(), config, bptt=9)
 
 
 @pytest.mark.parametrize(("own", "seed"), [(None, 3), (5, 5)])
 def test_the_initial_weights_are_of_the_seed(own: int | None, seed: int) -> None:
     model, stretch = make_model("gru"), make_stretch(100)
     config = InspectConfig(only=("flow",), seed=own)
-    found = module.inspect(model, stretch, vocabulary(), config, seed=3)
+    found = module.inspect(model, stretch, vocabulary(), config, bptt=9, seed=3)
     expected = initial_model(model.config, seed).double()
     assert found.gradient_flow[1] == gradient_flow(expected, stretch, weights="initial")
 
@@ -106,7 +107,7 @@ class TestTables:
         ]
 
     def test_memory(self) -> None:
-        memory = Memory(1.5, (2.0, 0.25, -0.5), (0.125, 0.0625, 0.0), 30, 0.01, 2, None)
+        memory = Memory(1.5, (2.0, 0.25, -0.5), (0.125, 0.0625, 0.0), 30, 0.01, 2, 9)
         assert memory_lines(memory)[1:] == [
             ["0", "3.5000", "+2.0000", "0.1250"],
             ["1", "1.7500", "+0.2500", "0.0625"],
@@ -213,7 +214,7 @@ def test_any_measurement_can_be_shown(
     config, unit = InspectConfig(spectral_radius=(math.pi,), bptt=(3,)), Unit(2, 1, "h")
     for shown in (model, make_model(cell)):
         monkeypatch.setattr(flow, "with_spectral_radius", lambda model, _: model)
-        print_inspection(module.inspect(shown, stretch, vocabulary(), config, unit=unit))
+        print_inspection(module.inspect(shown, stretch, vocabulary(), config, bptt=9, unit=unit))
         out = capsys.readouterr().out
         assert ("\nGates\n" in out) == (cell != "rnn")
         assert ("no gradient" in out) == (shown is model)
@@ -236,7 +237,7 @@ def test_a_narrow_terminal_gets_fewer_units_of_the_step(
     cell: CellName, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, stretch = make_model(cell, hidden=4), make_stretch(150)
-    found = module.inspect(model, stretch, vocabulary(), InspectConfig(only=("step",)))
+    found = module.inspect(model, stretch, vocabulary(), InspectConfig(only=("step",)), bptt=9)
 
     def shown() -> str:
         print_inspection(found)
@@ -263,7 +264,7 @@ def test_a_narrow_terminal_gets_tables_without_their_plots(
 ) -> None:
     model, stretch = make_model("lstm", hidden=4), make_stretch(1500)
     asked = InspectConfig(only=("flow", "memory", "gates", "units", "truncation"))
-    found = module.inspect(model, stretch, vocabulary(), asked)
+    found = module.inspect(model, stretch, vocabulary(), asked, bptt=9)
 
     def shown(columns: int) -> str:
         monkeypatch.setenv("COLUMNS", str(columns))
@@ -294,19 +295,19 @@ def test_a_narrow_terminal_gets_tables_without_their_plots(
 )
 def test_says_where_less_is_better(excess: tuple[float, ...], said: str) -> None:
     needed = int(said[0])
-    found = Memory(1.5, excess, (0.0,) * 3, 30, tolerance=0.01, needed=needed, bptt=None)
+    found = Memory(1.5, excess, (0.0,) * 3, 30, tolerance=0.01, needed=needed, bptt=9)
     assert enough_says(found) == said
 
 
 def test_says_that_few_resets_tell_little() -> None:
-    one = Memory(2.0, (1.0, -0.2), (0.1, 0.19), 9, tolerance=0.01, needed=1, bptt=None)
+    one = Memory(2.0, (1.0, -0.2), (0.1, 0.19), 9, tolerance=0.01, needed=1, bptt=9)
     said = "1 character is enough as far as so few resets can tell (± 0.19 nats)"
     assert enough_says(one).startswith(said)
     assert enough_says(replace(one, standard_error=(0.1, 0.01))).startswith("1 character is enough")
 
 
 def test_nothing_more_has_no_sign_of_less() -> None:
-    one = Memory(2.0, (1.0, -1e-9), (0.1, 0.0), 9, tolerance=0.01, needed=1, bptt=None)
+    one = Memory(2.0, (1.0, -1e-9), (0.1, 0.0), 9, tolerance=0.01, needed=1, bptt=9)
     assert [line[2] for line in memory_lines(one)] == ["more", "+1.0000", "+0.0000"]
 
 

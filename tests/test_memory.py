@@ -62,7 +62,7 @@ def test_of_a_model_that_needs_one_character() -> None:
         model.embedding.weight[a, 0], model.embedding.weight[b, 0] = 1, -1
         model.layers()[0].weight_input[0, 0] = 9
         model.head.weight[b, 0], model.head.weight[a, 0] = 9, -9
-    found = memory(model, stretch_of("ab" * 60), vocabulary())
+    found = memory(model, stretch_of("ab" * 60), vocabulary(), bptt=9)
     assert found.needed == 1
     assert found.excess_nats[0] == pytest.approx(math.log(9), abs=0.01)
     assert found.excess_nats[1:] == pytest.approx([0.0] * (len(found.excess_nats) - 1))
@@ -71,20 +71,20 @@ def test_of_a_model_that_needs_one_character() -> None:
 
 def test_a_short_text_has_no_place_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     model, stretch = make_model("gru"), make_stretch(22)
-    found = memory(model, stretch, vocabulary(), resets=99)
+    found = memory(model, stretch, vocabulary(), bptt=9, resets=99)
     assert (len(found.excess_nats), found.windows) == (5 + 1, 22 - 2 * 5)
     monkeypatch.setattr("charrnn.memory.LOGITS", 1)  # of fewer than one character's
-    slow = memory(model, stretch, vocabulary(), resets=99)
+    slow = memory(model, stretch, vocabulary(), bptt=9, resets=99)
     assert slow.excess_nats == pytest.approx(found.excess_nats, abs=1e-12)
 
 
 def test_not_enough() -> None:
-    found = memory(make_model("rnn"), make_stretch(120), vocabulary(), tolerance=-9.0)
+    found = memory(make_model("rnn"), make_stretch(120), vocabulary(), bptt=9, tolerance=-9.0)
     assert found.needed is None
 
 
-@pytest.mark.parametrize(("bptt", "farthest"), [(None, 256), (100, 256), (200, 400)])
-def test_looks_beyond_the_window_of_the_training(bptt: int | None, farthest: int) -> None:
+@pytest.mark.parametrize(("bptt", "farthest"), [(100, 256), (200, 400)])
+def test_looks_beyond_the_window_of_the_training(bptt: int, farthest: int) -> None:
     model = make_model("rnn", layers=1)
     found = memory(model, make_stretch(1700), vocabulary(), bptt=bptt, resets=2)
     assert len(found.excess_nats) == farthest + 1
