@@ -102,8 +102,7 @@ def assemble(
         text=text,
         baselines=_baselines(train_counts, valid, held_out, vocabulary),
         notes=[*notes, *_slow_loops(model)],
-        unknown_share=sum(vocabulary.unknown_among(held_out).values())
-        / max(1, sum(held_out.values())),
+        unknown_share=vocabulary.unknown_share(held_out),
     )
 
 

@@ -54,11 +54,7 @@ def uniform_nats(scored: Mapping[int, int], vocabulary: Vocabulary) -> float:
         scored: code point -> occurrences in the text that is scored.
         vocabulary: says which characters are unknown, and what it costs to spell them out.
     """
-    nats = math.log(vocabulary.size)
-    if vocabulary.has_unknown and scored:
-        occurrences_V = _symbol_counts(scored, vocabulary)
-        nats += vocabulary.unknown_nats * float(occurrences_V[UNKNOWN] / occurrences_V.sum())
-    return nats
+    return math.log(vocabulary.size) + vocabulary.unknown_nats * vocabulary.unknown_share(scored)
 
 
 def unigram_nats(

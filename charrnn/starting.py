@@ -160,8 +160,7 @@ def _new_vocabulary(counts: Mapping[int, int], encoding: str, min_count: int | N
 def _coverage(counts: Mapping[int, int], vocabulary: Vocabulary, path: Path) -> str:
     """Say how much of a text the vocabulary of another one knows."""
     unknown = vocabulary.unknown_among(counts)
-    total = sum(counts.values())
-    known = 1 - sum(unknown.values()) / total
+    known = 1 - vocabulary.unknown_share(counts)
     lacks = f", and lacks {listed(unknown)}" if unknown else ""
     advice = "; it cannot learn to write those: a run without --init-from can"
     return (

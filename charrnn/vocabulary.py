@@ -183,6 +183,14 @@ class Vocabulary:
         unknown = codes[self.encode_codes(codes) == UNKNOWN].tolist()
         return {chr(code): counts[code] for code in sorted(unknown, key=lambda c: -counts[c])}
 
+    def unknown_share(self, counts: Mapping[int, int]) -> float:
+        """Return the share of a text's characters that are unknown; 0 of an empty one.
+
+        Args:
+            counts: code point -> occurrences in the text.
+        """
+        return sum(self.unknown_among(counts).values()) / max(1, sum(counts.values()))
+
     def held_back(self, counts: Mapping[int, int]) -> Ids:
         """Return the ids of the characters that must at times be read as the unknown symbol.
 
