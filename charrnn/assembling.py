@@ -26,6 +26,7 @@ from charrnn.runfolder import RunFolder
 from charrnn.stream import Lanes
 from charrnn.update import Update
 from charrnn.vocabulary import Vocabulary
+from charrnn.wording import flag
 
 __all__ = ["assemble", "lanes_of", "refuse_too_large", "refuse_validations"]
 
@@ -152,11 +153,11 @@ def refuse_validations(training: Mapping[str, Any]) -> None:
     Raises:
         UsageError: a field of ``TrainConfig`` is given that does.
     """
-    for name, flag in (("patience", "--patience"), ("validate_every", "--validate-every")):
+    for name in ("patience", "validate_every"):
         if training.get(name) is not None:
             raise UsageError(
-                f"{flag} counts on validations, and nothing is held out for them: leave it out, or "
-                "hold out a part (--valid-share)"
+                f"{flag(name)} counts on validations, and nothing is held out for them: leave it "
+                "out, or hold out a part (--valid-share)"
             )
 
 

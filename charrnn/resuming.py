@@ -182,7 +182,7 @@ def _read_again(
     except CorpusError as error:
         resumed = command_line(["charrnn", "train", "TEXT", "--run", str(folder.path), "--resume"])
         raise CorpusError(f"{error}; where the run's text has moved, name it: {resumed}") from error
-    refuse_another_text(corpus, record.fingerprint, "the text")
+    refuse_another_text(corpus, record.fingerprint)
     valid_corpus = corpus
     if record.valid_texts:
         valid_corpus = scan(record.valid_texts, record.encoding)

@@ -11,7 +11,7 @@ from pathlib import Path
 from charrnn import recipe
 from charrnn.assessment import After, Assessment
 from charrnn.baselines import Baseline
-from charrnn.comparison import TOLERANCE, Comparison, Plan
+from charrnn.comparison import TOLERANCE, Comparison, Plan, resume_words
 from charrnn.evaluation import PositionScores, Scores, perplexity
 from charrnn.wording import command_line, counted, flag, joined, shown
 
@@ -250,8 +250,8 @@ def comparison_says(comparison: Comparison) -> Iterator[str]:
         yield "A cell of which one run is left has no spread: no difference is supported."
         return
     if least is None:
-        folder = str(Path(comparison.cells[0].best.run).parent)
-        more = command_line(["charrnn", "compare", "--run", folder, "--resume", "--seeds", "3"])
+        folder = Path(comparison.cells[0].best.run).parent
+        more = command_line([*resume_words(folder), "--seeds", "3"])
         yield f"One seed has no spread; three show what is more than chance: {more}"
         return
     for pair in comparison.differences:
