@@ -49,6 +49,7 @@ from charrnn.stopping import Stopped, StopSignals
 from charrnn.wording import command_line, counted, duration, flag, joined, shown
 
 if TYPE_CHECKING:
+    from charrnn.baselines import Baseline
     from charrnn.evaluation import Prices
 
 __all__ = ["app", "main", "run_command"]
@@ -633,14 +634,9 @@ def evaluate(
     from charrnn.terminal import to_json
 
     where = choose_device(device)
-    # A text is read once for all models that read it alike, and so are its baselines priced; how
-    # far that is, the first model's meter says.
+    # A text is read once for all models that read it alike, and so are its baselines priced.
     scan_once = cache(scan)
-    price_once = cache(
-        lambda scored, vocabulary, training: tuple(
-            price_baselines(scored, vocabulary, training, meter)
-        )
-    )
+    priced: dict[Any, tuple[Baseline, ...]] = {}
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())  # so that nothing is left behind
         subjects = load_subjects(
@@ -661,6 +657,7 @@ def evaluate(
         assessments = []
         for subject, its_facts in zip(subjects, facts, strict=True):
             scored, vocabulary = subject.part, subject.vocabulary
+            basis = (scored, vocabulary, subject.training)
             with contextlib.ExitStack() as watched:
                 watchers: list[Callable[[Prices], None]] = []
                 meter = Meter(
@@ -668,7 +665,8 @@ def evaluate(
                     quiet=show,  # the text shows by itself how far it is
                 )  # fmt: skip
                 watched.enter_context(closing(meter))
-                beside = price_once(scored, vocabulary, subject.training) if baselines else ()
+                if baselines and basis not in priced:
+                    priced[basis] = tuple(price_baselines(*basis, meter))
                 if show:
                     watchers.append(watched.enter_context(closing(SurpriseText(scored))))
                 if per_char is not None:
@@ -676,7 +674,8 @@ def evaluate(
                 assessments.append(
                     assess(
                         str(subject.path), subject.model, vocabulary, scored, config,
-                        baselines=beside, facts=its_facts, watchers=watchers, tell=meter,
+                        baselines=priced.get(basis, ()), facts=its_facts, watchers=watchers,
+                        tell=meter,
                     )
                 )  # fmt: skip
 
