@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from charrnn.recipe import Schedule, matrix_weights, plan_validations, pressure, regularisation
 from charrnn.run import Run
 
-__all__ = ["Planned", "Planner"]
+__all__ = ["LEAST_TIMED", "Planned", "Planner"]
 
 #: A budget in minutes is planned again if the run would end this share of it off ...
 OFF_PLAN = 0.05

@@ -23,6 +23,7 @@ __all__ = [
     "matrix_weights",
     "plan_validations",
     "pressure",
+    "refuse_nonsense",
     "regularisation",
     "warmup_steps",
     "weight_decay",

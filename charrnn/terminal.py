@@ -20,7 +20,7 @@ from rich.text import Text
 
 from charrnn.wording import printable
 
-__all__ = ["Output", "in_rows", "plain_table", "print_words", "to_json"]
+__all__ = ["Output", "in_rows", "plain_table", "print_words", "say", "to_json"]
 
 
 class Output(Console):

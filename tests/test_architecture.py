@@ -142,6 +142,19 @@ def test_a_module_says_what_it_is_for_and_what_it_offers(name: str) -> None:
         assert hasattr(module, offered)
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_takes_what_others_offer(name: str) -> None:
+    taken, whole = set(), set()
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.ImportFrom) and node.module == "charrnn":
+            whole |= {alias.name for alias in node.names} & set(MODULES)
+        elif isinstance(node, ast.ImportFrom) and str(node.module).startswith("charrnn."):
+            taken |= {f"{node.module}.{alias.name}" for alias in node.names}
+    taken |= {f"charrnn.{used}" for used in names_used(name) if used.rpartition(".")[0] in whole}
+    for module, _, offered in (one.rpartition(".") for one in taken):
+        assert offered in importlib.import_module(module).__all__, f"{module} does not offer it"
+
+
 #: What the command line needs for help and for a wrong option.
 LIGHT = ("errors", "wording", "config", "recipe")
 
