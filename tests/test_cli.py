@@ -1359,7 +1359,7 @@ class TestEvaluate:
             "costs what it takes to spell it out: '2' x 2\n"
         )
 
-    def test_the_table_has_every_figure(self, cli: Cli, trained: Path, prose: Path) -> None:
+    def test_the_table_has_every_figure(self, cli: Cli, trained: Path) -> None:
         models = (trained, trained / "last.safetensors")
         result = cli("evaluate", *models, "--part", "valid")
         assert (result.code, result.err.count("\n")) == (0, 1)
@@ -1504,7 +1504,7 @@ class TestPipes:
         "words", [("evaluate", "--show"), ("inspect", "--only", "memory", "--characters", 500)]
     )
     def test_a_table_ends_quietly_without_its_reader(
-        self, trained: Path, prose: Path, words: tuple[object, ...]
+        self, trained: Path, words: tuple[object, ...]
     ) -> None:
         name, *options = words
         code, said = run_unread(name, trained, "--part", "train", *options)

@@ -417,7 +417,7 @@ class TestCompare:
 
     @pytest.mark.parametrize(("run", "step"), [(1, 0), (2, 13), (5, 20)])
     def test_interrupted_and_resumed_is_as_if_it_never_was(
-        self, cli: Cli, prose: Path, uninterrupted: Path, tmp_path: Path, run: int, step: int
+        self, cli: Cli, uninterrupted: Path, tmp_path: Path, run: int, step: int
     ) -> None:
         """Stopped in one of its runs: before its first update, between two, after the last."""
         folder = tmp_path / "stopped"

@@ -149,7 +149,7 @@ class TestLanes:
                 assert vocabulary.decode(y_ids[lane]) == text[start + 1 : start + length + 1]
 
     def test_each_prediction_counts_once(
-        self, view: tuple[Lanes, Vocabulary], text: str, batch_size: int, loss_last: int | None
+        self, view: tuple[Lanes, Vocabulary], text: str, batch_size: int
     ) -> None:
         lanes, _ = view
         length = (len(text) - 1) // batch_size
@@ -164,9 +164,7 @@ class TestLanes:
             counted += range(stop - losses, stop)
         assert counted == list(range(warmup, length))
 
-    def test_shapes(
-        self, view: tuple[Lanes, Vocabulary], batch_size: int, bptt: int, loss_last: int | None
-    ) -> None:
+    def test_shapes(self, view: tuple[Lanes, Vocabulary], batch_size: int, bptt: int) -> None:
         lanes, _ = view
         assert lanes.lanes == batch_size
         assert lanes.bptt <= bptt

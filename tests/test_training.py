@@ -213,7 +213,7 @@ def test_a_row_sums_up_the_updates_since_the_last(
         assert rate == pytest.approx(run.config.lr * run.schedule().factor(step))
 
 
-def test_the_best_checkpoint_is_the_best_validation(start_run: StartRun, prose: Path) -> None:
+def test_the_best_checkpoint_is_the_best_validation(start_run: StartRun) -> None:
     run = start_run(steps=24, validate_every=3, lr=9.0)  # too high: up and down
     events = only(list(train(run)), Validated)
     prices = [event.scores.nats_per_char for event in events]
@@ -266,7 +266,7 @@ def test_patience_counts_validations_without_a_new_best(
     assert rows(run) == log
 
 
-def test_validation_counts_every_prediction(start_run: StartRun, prose: Path) -> None:
+def test_validation_counts_every_prediction(start_run: StartRun) -> None:
     run = start_run(steps=2)
     assert run.valid is not None
     assert run.valid.characters == 601
