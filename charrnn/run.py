@@ -213,16 +213,15 @@ class Run:
             NonFiniteError: the state holds a NaN or an infinity; nothing is written.
             RunFolderError: the file could not be written; the earlier ones stay.
         """
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for name, tensor in self.update.optimiser.state().items():
-            tensors[f"optimiser.{name}"] = tensor
-        tensors |= self._hidden()
-        tensors["generator.cpu"] = torch.get_rng_state()
+        optimiser = self.update.optimiser.state()
+        state = {f"optimiser.{name}": tensor for name, tensor in optimiser.items()}
+        state |= self._hidden()
+        state["generator.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
-            tensors["generator.cuda"] = torch.cuda.get_rng_state(self.device)
+            state["generator.cuda"] = torch.cuda.get_rng_state(self.device)
         elif self.device.type == "mps":
-            tensors["generator.mps"] = torch.mps.get_rng_state()
-        path = self.folder.save_last(self._checkpoint(tensors), self.progress.step)
+            state["generator.mps"] = torch.mps.get_rng_state()
+        path = self.folder.save_last(self._checkpoint(state), self.progress.step)
         self.saved, self.saved_settings = replace(self.progress), self.settings()
         return path
 
@@ -244,8 +243,7 @@ class Run:
         kept, now = self.better, self.progress
         if kept is not None and kept.is_better_than(now):
             return
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        self.folder.save_best(self._checkpoint(tensors))
+        self.folder.save_best(self._checkpoint({}))
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Put the optimiser's state, the hidden state and the random numbers back.
@@ -278,7 +276,8 @@ class Run:
             for name, part_BH in zip(cell.states, state, strict=True)
         }
 
-    def _checkpoint(self, tensors: Mapping[str, Tensor]) -> Checkpoint:
+    def _checkpoint(self, state: Mapping[str, Tensor]) -> Checkpoint:
+        """Return the model's weights and a state beside them, all of them finite."""
         meta = {
             "model": self.model.config.to_dict(),
             "vocabulary": self.vocabulary.to_json(),
@@ -290,7 +289,8 @@ class Run:
             "threads": torch.get_num_threads(),
             "processor": processor(),
         }
-        saved = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        weights = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        saved = {name: tensor.detach().cpu() for name, tensor in {**weights, **state}.items()}
         for name, tensor in saved.items():
             if not torch.isfinite(tensor).all():
                 raise NonFiniteError(
