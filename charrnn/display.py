@@ -403,7 +403,7 @@ class _LiveTerminal(Display):
             self.logged = event
         elif isinstance(event, Validated):
             self.validated = event
-            self._say(_validation(event, widths=(7, 6, 7)))
+            say(self.console, _validation(event, widths=(7, 6, 7)))
         elif isinstance(event, Sampled):
             self.sample, self.sampled_at = event.text, self.run.progress.step
         if isinstance(event, Finished):
@@ -411,7 +411,7 @@ class _LiveTerminal(Display):
             if self.sample:
                 self.console.print(Constrain(self._sample(SAMPLE_ROWS), self._width))
         for line in _plain(event, self.run):
-            self._say(line)
+            say(self.console, line)
 
     @contextmanager
     def away(self) -> Iterator[None]:
@@ -443,9 +443,6 @@ class _LiveTerminal(Display):
                 transient=True,
             )
             self.live.start()
-
-    def _say(self, line: str) -> None:
-        say(self.console, line)
 
     def _picture(self) -> SegmentLines:
         """Return what is drawn in place: as much of it as can be taken back.

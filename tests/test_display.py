@@ -21,7 +21,7 @@ from charrnn.evaluation import Scores
 from charrnn.run import Run
 from charrnn.runfolder import RunFolder
 from charrnn.starting import start
-from charrnn.terminal import Output, to_json
+from charrnn.terminal import Output, say, to_json
 from charrnn.training import (
     Event,
     Finished,
@@ -527,15 +527,15 @@ class TestLive:
     def test_lines_are_broken_between_words_and_what_is_copied_is_not(
         self, screen: io.StringIO, run: Run
     ) -> None:
-        display = _LiveTerminal(Output(file=screen, force_terminal=True, width=40))
+        console = Output(file=screen, force_terminal=True, width=40)
         broken = "note: " + "the text is read without its byte order mark " * 3
-        display._say(broken.strip())
+        say(console, broken.strip())
         lines = screen.getvalue().splitlines()
         assert max(map(len, lines)) <= 40
         assert " ".join(line.strip() for line in lines) == broken.strip()
         for kept in (f"go on with: {run.command()}", "run     /" + "folder/" * 9):
             screen.truncate(0)
-            display._say(kept)
+            say(console, kept)
             assert kept + "\n" in screen.getvalue()
 
     def test_the_introduction_hangs_beside_its_labels(
