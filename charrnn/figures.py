@@ -58,9 +58,9 @@ VARIABLES = {
     MUTED: "var(--muted)",
     GRID: "var(--grid)",
 } | {colour: f"var(--series-{number})" for number, colour in enumerate(SERIES)}
+SANS = '--sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;'
 #: The variables on light and on dark paper; colours after Okabe and Ito, darker on white and
 #: lighter on black for their contrast.
-SANS = '--sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;'
 LIGHT = (
     "--paper: #ffffff; --ink: #16191c; --muted: #5a626a; --grid: #e1e4e8; "
     "--series-0: #b64a00; --series-1: #005fa3; --series-2: #00754f; "

@@ -57,10 +57,11 @@ class RunFolder:
 
     Made by ``create`` (a new run) or ``open_existing`` (a run to go on with);
     a context manager. One process at a time holds a folder.
-    """
 
-    path: Path
-    keep: int
+    Attributes:
+        path: the folder.
+        keep: how many earlier ``last`` checkpoints to keep; may change.
+    """
 
     def __init__(self, path: Path, lock: Lock, keep: int) -> None:
         """Take over a held lock; for ``create`` and ``open_existing`` only."""
