@@ -269,7 +269,10 @@ class Part:
 
     @property
     def bytes(self) -> int:
-        """Encoded size of the stretch: the bytes that its characters take in the files."""
+        """Encoded size of the stretch: the bytes that its characters take in the files.
+
+        Read from them at its ends; errors as in ``codes``.
+        """
         return sum(stop - start for _, start, stop in self._stretches())
 
     def encoded(self, *, block_bytes: int = BLOCK_BYTES) -> Iterator[builtins.bytes]:
@@ -292,7 +295,10 @@ class Part:
                 yield file, first, file.byte_of(stop - file.start, encoding)
 
     def is_same_as(self, other: Part) -> bool:
-        """Whether both are the same bytes of the same text, in whatever encoding they are read."""
+        """Whether both are the same bytes of the same text, in whatever encoding they are read.
+
+        Errors as in ``codes``.
+        """
         if self.corpus.fingerprint != other.corpus.fingerprint:
             return False
         if self.corpus.encoding == other.corpus.encoding:
@@ -341,7 +347,7 @@ class Part:
         """Return code point -> occurrences.
 
         Reads whichever is smaller, the part or the rest of the corpus, whose counts
-        are then taken from the whole's.
+        are then taken from the whole's; errors as in ``codes``.
         """
         if 2 * self.characters <= self.corpus.characters:
             return _as_dict(_count(self))

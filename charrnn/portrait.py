@@ -95,6 +95,10 @@ def portray(
         part: the text whose beginning is priced; at least 2 characters.
         inspection: what was seen inside the model.
         validated_on: what tells the text that its run's losses are on from others.
+
+    Raises:
+        CorpusError: the text changed while it was read.
+        RunFolderError: the log cannot be read, or a line is no row of it.
     """
     text = PricedText(part)
     excerpt = list(text.first())
