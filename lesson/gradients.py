@@ -13,7 +13,7 @@ from typing import Any
 
 from charrnn.figures import Line, line_chart, standalone
 from lesson.lab import Answer, Lab, LessonError
-from lesson.recurrence import run_of
+from lesson.recurrence import inspect
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
 __all__ = ["clipping", "flow", "judge_clipping", "judge_radii", "radii", "shares_left"]
@@ -53,8 +53,8 @@ def flow(lab: Lab, cell: str) -> str:
     """Return the command that measures a cell's gradient flow and pace; the RNN's by radius too."""
     scaled = " ".join(f"--spectral-radius {radius:g}" for radius in lab.size.radii)
     return (
-        f"charrnn inspect {run_of(cell)} --part valid --characters {lab.size.inspected} --only "
-        f"flow --only memory --only pace{' ' + scaled if cell == 'rnn' else ''} --device cpu --json"
+        f"{inspect(lab, cell)} --only flow --only memory --only pace"
+        f"{' ' + scaled if cell == 'rnn' else ''} --device cpu --json"
     )
 
 
@@ -354,11 +354,7 @@ def _clipping_commands(lab: Lab) -> list[str]:
             "done",
         ]
     )
-    look = (
-        f"charrnn inspect {run_of('rnn')} --part valid --characters {size.inspected} --only "
-        "clipping --device cpu --json"
-    )
-    return [loop, look]
+    return [loop, f"{inspect(lab, 'rnn')} --only clipping --device cpu --json"]
 
 
 def _training_row(training: Training, course: Course) -> list[str]:

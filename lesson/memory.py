@@ -14,7 +14,7 @@ from charrnn.figures import Line, Rule, line_chart, standalone
 from charrnn.properties import PROPERTIES
 from lesson.gradients import flow, shares_left
 from lesson.lab import Lab
-from lesson.recurrence import run_of
+from lesson.recurrence import inspect
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
 __all__ = [
@@ -140,16 +140,13 @@ class Reach:
 
 def gates(lab: Lab) -> Section:
     """Count open and closed gates, and look for a unit that holds a property."""
-    inspect = (
-        f"charrnn inspect {run_of('lstm')} --part valid --characters {lab.size.inspected} --device "
-        "cpu"
-    )
-    first = f"{inspect} --only gates --only units --json"
+    looking = f"{inspect(lab, 'lstm')} --device cpu"
+    first = f"{looking} --only gates --only units --json"
     found = lab.json(first)
     best = best_found(found["units"])
     layer, number = best["unit"]["layer"], best["unit"]["unit"]
     name = f"{layer}.{number}"
-    second = f"{inspect} --only units --unit {name}c --json"
+    second = f"{looking} --only units --unit {name}c --json"
     shown = lab.json(second)["activation"]
     c_T = np.array(shown["values"])
     property_T = np.array(PROPERTIES[best["property"]](shown["text"]))

@@ -8,7 +8,7 @@ from typing import Any
 
 from charrnn.figures import Dots, dot_chart, standalone
 from lesson.lab import Lab
-from lesson.recurrence import compare_steps
+from lesson.recurrence import compare, compare_steps
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
 __all__ = ["Costs", "costs", "gru", "judge_gru", "judge_lstm", "lstm"]
@@ -43,23 +43,14 @@ class Costs:
     """Of the whole model's multiply-adds, at equal width, those of the recurrence."""
 
 
-def _compare(lab: Lab, name: str, *options: str) -> str:
-    return (
-        f"charrnn compare{lab.words} {' '.join(options)} --hidden {lab.size.hidden} --valid-share "
-        f"{lab.valid_share} --test-share 0 --device cpu --precision fp32 --run "
-        f"checkpoints/lesson/{name} --json"
-    )
-
-
 def commands(lab: Lab) -> list[str]:
     """Return the three comparisons: equal steps, equal time, equal width."""
+    size = lab.size
     return [
         compare_steps(lab),
-        _compare(lab, "minutes", f"--minutes {lab.size.minutes:g}"),
-        _compare(
-            lab,
-            "width",
-            f"--match hidden --steps {lab.size.width_steps} --seeds {lab.size.width_seeds}",
+        compare(lab, "minutes", f"--minutes {size.minutes:g}"),
+        compare(
+            lab, "width", f"--match hidden --steps {size.width_steps} --seeds {size.width_seeds}"
         ),
     ]
 

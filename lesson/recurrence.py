@@ -10,7 +10,7 @@ from typing import Any
 from lesson.lab import Lab
 from lesson.section import Judgement, Section, Table, judged
 
-__all__ = ["compare_steps", "judge_length", "judge_step", "length", "run_of", "step"]
+__all__ = ["compare", "compare_steps", "inspect", "judge_length", "judge_step", "length", "step"]
 
 #: Where the end of the text is put, for claim 1.
 END = "corpora/end.txt"
@@ -18,18 +18,34 @@ END = "corpora/end.txt"
 SAME = 1e-3
 
 
+def compare(lab: Lab, name: str, how: str) -> str:
+    """Return the command that trains and compares the cells.
+
+    Args:
+        lab: to run it in.
+        name: of the comparison's folder.
+        how: its budget, and what else sets it apart from the others.
+    """
+    return (
+        f"charrnn compare{lab.words} {how} --hidden {lab.size.hidden} --valid-share "
+        f"{lab.valid_share} --test-share 0 --device cpu --precision fp32 --run "
+        f"checkpoints/lesson/{name} --json"
+    )
+
+
 def compare_steps(lab: Lab) -> str:
     """Return the command that trains the models that most claims look at."""
-    return (
-        f"charrnn compare{lab.words} --steps {lab.size.steps} --hidden {lab.size.hidden} "
-        f"--valid-share {lab.valid_share} --test-share 0 --device cpu --precision fp32 --run "
-        "checkpoints/lesson/steps --json"
-    )
+    return compare(lab, "steps", f"--steps {lab.size.steps}")
 
 
 def run_of(cell: str) -> str:
     """Return the folder of one of these models."""
     return f"checkpoints/lesson/steps/{cell}-seed1"
+
+
+def inspect(lab: Lab, cell: str) -> str:
+    """Return the beginning of a command that looks into one of these models."""
+    return f"charrnn inspect {run_of(cell)} --part valid --characters {lab.size.inspected}"
 
 
 def length(lab: Lab) -> Section:
@@ -120,9 +136,7 @@ def judge_length(scores: Sequence[tuple[int, int, float]]) -> Judgement:
 def step(lab: Lab) -> Section:
     """Hold the printed equations against the models."""
     commands = [
-        f"charrnn inspect {run_of(cell)} --part valid --characters {lab.size.inspected} --only "
-        "step --device cpu --json"
-        for cell in ("rnn", "lstm", "gru")
+        f"{inspect(lab, cell)} --only step --device cpu --json" for cell in ("rnn", "lstm", "gru")
     ]
     steps = {row["cell"]: row["step"] for row in map(lab.json, commands)}
     *of_units, y, p = steps["rnn"]["quantities"]

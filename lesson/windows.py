@@ -7,7 +7,7 @@ from typing import Any
 
 from charrnn.figures import Line, Rule, line_chart, standalone
 from lesson.lab import Lab
-from lesson.recurrence import run_of
+from lesson.recurrence import inspect
 from lesson.section import Figure, Judgement, Section, Table, judged
 
 __all__ = ["judge_window", "window"]
@@ -22,12 +22,9 @@ EXACT = 1.0
 
 def window(lab: Lab) -> Section:
     """Hold the gradient by windows against the full one."""
-    inspect = (
-        f"charrnn inspect {run_of('lstm')} --part valid --characters {lab.size.inspected} --only "
-        "truncation --device cpu"
-    )
+    looking = f"{inspect(lab, 'lstm')} --only truncation --device cpu"
     lengths = " ".join(f"--bptt {length}" for length in lab.size.windows)
-    commands = [f"{inspect} {lengths} --json", f"{inspect} --bptt {T} --loss-last {LAST} --json"]
+    commands = [f"{looking} {lengths} --json", f"{looking} --bptt {T} --loss-last {LAST} --json"]
     every, last = (lab.json(command)["truncation"] for command in commands)
     trained, initial = every
     (of_last,) = last[0]["windows"]
