@@ -36,7 +36,6 @@ GUESSED_SPEED = {"cpu": 60_000, "mps": 100_000, "cuda": 300_000}
 HALVED_BY = {"cpu": 2_000, "mps": 2_000, "cuda": 12_000}
 #: The budget when none is given.
 DEFAULT_MINUTES = 3.0
-DEFAULT_BUDGET: dict[str, float | int] = {"minutes": DEFAULT_MINUTES}
 #: Characters that a run is expected to read: past each of these numbers 128 units more are the
 #: better use of the time, on a CPU.
 WIDER_FROM: dict[CellName, tuple[int, ...]] = {
@@ -114,7 +113,7 @@ def choose(
         UsageError: a choice makes no sense.
     """
     cell = choices.cell or "lstm"
-    budget = choices.budget or DEFAULT_BUDGET
+    budget = choices.budget or {"minutes": DEFAULT_MINUTES}
     training = _training(cell, bf16)
     training["decay_embedding"] = vocabulary >= MANY_SYMBOLS[cell]
     chosen, chosen_model = given(choices.training), given(choices.model)

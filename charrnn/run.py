@@ -129,7 +129,7 @@ class Run:
     """Nats per character of the held-out text without a network: uniform, unigram, bzip2."""
     notes: list[str]
     """What the user should know, a sentence each."""
-    unknown_share: float = 0.0
+    unknown_share: float
     """Of the held-out characters: those that the vocabulary lacks."""
     owner: str | None = None
     """The command that goes on with what this run is a part of; None: of nothing."""

@@ -118,6 +118,7 @@ def stub_run(
     )
     stubs: dict[str, Any] = {
         "baselines": {"uniform": 5.0},
+        "unknown_share": 0.0,
         "model": SimpleNamespace(
             config=SimpleNamespace(dropout=0.0, weight_drop=0.0),
             head=SimpleNamespace(weight=SimpleNamespace(device=SimpleNamespace(type=device))),
