@@ -70,7 +70,11 @@ class StopSignals:
         self._deferred = True
 
     def leave_at_once(self) -> None:
-        """From now on the first signal ends the command again: all that counts is saved."""
+        """From now on the first signal ends the command again: all that counts is saved.
+
+        Raises:
+            Stopped: it has come.
+        """
         self._deferred = False
         self._pause_at_once()
         if self.received:
