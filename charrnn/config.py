@@ -334,7 +334,6 @@ class TextSource:
     """Of ``texts``: a codec's name, or "bytes"; None: as the models were trained."""
 
     def __post_init__(self) -> None:
-        _check(self, {})
         if not self.texts and self.part is None:
             raise UsageError("give a text: --text FILE, or --part valid for what was held out")
         if self.part is not None and self.encoding is not None:

@@ -248,8 +248,6 @@ class Vocabulary:
             ValueError: a field is missing, unknown or impossible; the message names it.
         """
         fields = {"encoding": str, "min_count": int, "characters": str}
-        if not isinstance(value, dict):
-            raise ValueError("vocabulary is not an object")
         for name in sorted(fields.keys() ^ value.keys()):
             raise ValueError(f"vocabulary.{name} is {'missing' if name in fields else 'unknown'}")
         for name, kind in fields.items():

@@ -240,7 +240,3 @@ class TestJson:
         del value[field]
         with pytest.raises(ValueError, match=f"vocabulary.{field} is missing"):
             Vocabulary.from_json(value)
-
-    def test_not_an_object(self) -> None:
-        with pytest.raises(ValueError, match="vocabulary"):
-            Vocabulary.from_json([])  # type: ignore[arg-type]
