@@ -514,7 +514,7 @@ def _spread(ends: Sequence[float], gap: float) -> list[float]:
     # What was pushed up comes down by half, as far as the lowest can.
     pushed = placed[-1] - ends[order[-1]]
     down = min(max(pushed / 2, placed[-1] - 0.98), placed[0] - 0.02)
-    placed = [y - down for y in placed] if len(placed) > 1 and pushed > 0 else placed
+    placed = [y - down for y in placed] if pushed > 0 else placed
     # Those that are still above the figure come down alone.
     top = 0.98
     for n in reversed(range(len(placed))):

@@ -220,7 +220,7 @@ class Planner:
         lanes = self.run.lanes
         return lanes.lanes * lanes.stride
 
-    def _validations(self, total: int, speed: float | None = None) -> tuple[int | None, int | None]:
+    def _validations(self, total: int, speed: float | None) -> tuple[int | None, int | None]:
         """Return the steps between validations, and the characters that each one scores.
 
         What the best loss so far was measured on stays: other characters have another loss.
