@@ -132,6 +132,14 @@ def _checkpoint(name: str) -> Path:
     return Path(name)
 
 
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CHECKPOINT", parser=_checkpoint, help="A checkpoint, or a run's folder."
+    ),
+]
+
+
 def main() -> None:
     """Run the command line; every failure is one line on stderr and an exit code."""
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
@@ -437,12 +445,7 @@ def train(
 
 @app.command()
 def sample(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            metavar="CHECKPOINT", parser=_checkpoint, help="A checkpoint, or a run's folder."
-        ),
-    ],
+    checkpoint: Checkpoint,
     prompt: Annotated[
         str,
         typer.Option(
@@ -924,12 +927,7 @@ def compare(
 
 @app.command(name="inspect", short_help="Measure gradient flow, memory, gates and units.")
 def inspect_recurrence(
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            metavar="CHECKPOINT", parser=_checkpoint, help="A checkpoint, or a run's folder."
-        ),
-    ],
+    checkpoint: Checkpoint,
     text: Annotated[
         list[str] | None,
         typer.Option(
