@@ -68,14 +68,15 @@ def assessments_say(assessments: Sequence[Assessment]) -> Iterator[str]:
             else "not all models count the same characters; compare them by bits/byte"
         )
     yield from _baselines_say(assessments)
-    yield from (_after_says(shown(one.checkpoint), one.after) for one in assessments if one.after)
+    yield from (_after_says(one, one.after) for one in assessments if one.after)
 
 
-def _after_says(checkpoint: str, after: After) -> str:
+def _after_says(one: Assessment, after: After) -> str:
+    checkpoint, how = shown(one.checkpoint), " by dynamic evaluation" if one.dynamic else ""
     if not after.characters:
         return f"{checkpoint}: {after.text!r} does not occur, or only at the end"
     return (
-        f"{checkpoint}: after {after.text!r} {after.nats_per_char:.4f} nats per character "
+        f"{checkpoint}: after {after.text!r} {after.nats_per_char:.4f} nats per character{how} "
         f"({after.characters:,} of them)"
     )
 

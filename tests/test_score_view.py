@@ -120,15 +120,18 @@ class TestTable:
         beside = (Baseline("uniform", math.log(9), "9 symbols"), Baseline("xz", 2.0, "alone"))
         dynamic = Scores(nats=6789.0, characters=6789, unknown=1, bytes=7000, seconds=1)
         one = Assessment(
-            "run", ONE.shape, ONE.parameters, ONE.scores, dynamic=dynamic, baselines=beside
-        )
+            "run", ONE.shape, ONE.parameters, ONE.scores, dynamic=dynamic, baselines=beside,
+            after=After("a", 5, 1.5),
+        )  # fmt: skip
         print_assessments([one, one])
         lines = [line.split() for line in capsys.readouterr().out.splitlines()]
         assert lines[2][:2] == ["dynamic", "evaluation"]
         assert lines[2][-5:] == ["1.0000", "1.4427", "1.3992", "2.718", "6,789"]
         assert lines[5] == ["uniform", "6,789", "2.1972", "3.1699", "3.0744", "9.000"]
         assert lines[6] == ["xz", "6,789", "2.0000", "2.8854", "2.7984", "7.389"], "and only once"
-        assert lines[7:] == [["uniform:", "9", "symbols"], ["xz:", "alone"]]
+        assert lines[7:9] == [["uniform:", "9", "symbols"], ["xz:", "alone"]]
+        after = "run: after 'a' 1.5000 nats per character by dynamic evaluation (5 of them)"
+        assert lines[9:] == [after.split()] * 2, "whose prices it has is said"
 
     def test_baselines_tell_whose_they_are_where_models_differ(
         self, capsys: pytest.CaptureFixture[str]
