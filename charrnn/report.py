@@ -20,6 +20,7 @@ from charrnn import page
 from charrnn.assessment import Assessment
 from charrnn.comparison import Comparison, RunResult
 from charrnn.curves import LoggedRun, learning_section, other_texts, own_runs, per
+from charrnn.evaluation import Scores
 from charrnn.figures import (
     Dots,
     Line,
@@ -162,13 +163,13 @@ def assessment_page(
 
 def _assessment_lead(assessments: Sequence[Assessment], labels: Sequence[str]) -> str:
     # Bits per byte compare whatever the symbols are: one model's may be bytes.
-    best, label = min(
-        zip(assessments, labels, strict=True), key=lambda pair: pair[0].scores.bits_per_byte
-    )
-    scores = best.scores
+    rows = _scored(assessments, labels)
+    _, scores, place = min(rows, key=lambda row: row[1].bits_per_byte)
+    best = assessments[place]
     per_character = "" if best.of_bytes else f"{scores.bits_per_char:.4f} per character, "
+    how = " by dynamic evaluation" if scores is best.dynamic else ""
     lead = (
-        f"{label}{' needs the fewest bits' if len(assessments) > 1 else ''}: "
+        f"{labels[place]}{how}{' needs the fewest bits' if len(rows) > 1 else ''}: "
         f"{scores.bits_per_byte:.4f} bits per byte, {per_character}"
         f"perplexity {perplexity_figure(scores.perplexity)}."
     )
@@ -180,6 +181,18 @@ def _assessment_lead(assessments: Sequence[Assessment], labels: Sequence[str]) -
     return (
         f"{lead} Without a network, {name} needs fewer: {cheapest.bits_per_byte:.4f} bits per byte."
     )
+
+
+def _scored(
+    assessments: Sequence[Assessment], labels: Sequence[str]
+) -> list[tuple[str, Scores, int]]:
+    """Return all scores of models, those by dynamic evaluation too: name, scores, which model's."""
+    return [
+        (label + more, scores, place)
+        for place, (one, label) in enumerate(zip(assessments, labels, strict=True))
+        for scores, more in ((one.scores, ""), (one.dynamic, ", dynamic"))
+        if scores is not None
+    ]
 
 
 def inspection_page(portrait: Portrait, text: str, origin: Origin) -> str:
@@ -272,12 +285,10 @@ def _score_chart(assessments: Sequence[Assessment], labels: Sequence[str], unit:
         unit: "character" or "byte": what the bits are counted per.
     """
     by_byte = unit == "byte"
-    rows: list[tuple[str, float, int]] = []
-    for style, (one, label) in enumerate(zip(assessments, labels, strict=True)):
-        for scores, more in ((one.scores, ""), (one.dynamic, ", dynamic")):
-            if scores is not None:
-                bits = scores.bits_per_byte if by_byte else scores.bits_per_char
-                rows.append((label + more, bits, style))
+    rows = [
+        (name, scores.bits_per_byte if by_byte else scores.bits_per_char, style)
+        for name, scores, style in _scored(assessments, labels)
+    ]
     drawn = set()
     for row in baseline_rows(assessments, labels):
         # By the byte a compressor's price is the same for all.

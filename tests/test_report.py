@@ -332,6 +332,10 @@ class TestAssessmentPage:
         for row in ("one: 2.1640", "one, dynamic: 2.0198", "two: 2.1640", "xz: 2.8854"):
             assert row in about
         assert "xz: alone" in page.texts["li"][0]
+        assert page.texts["p"][1] == (
+            "one by dynamic evaluation needs the fewest bits: 1.8362 bits per byte, 2.0198 per "
+            "character, perplexity 4.055."
+        )
 
     def test_models_of_bytes_and_of_characters_compare_by_the_byte(self) -> None:
         scores = Scores(nats=1800.0, characters=3000, unknown=0, bytes=3000, seconds=2.0)
