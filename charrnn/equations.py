@@ -14,9 +14,10 @@ computed as they stand, in numpy and in float64, from the numbers in a checkpoin
 no kernel, no window. What the model's fast path makes of the same characters is the proof
 that nothing else is in it.
 
-Letters of the equations as in Elman (1990), Gers, Schmidhuber and Cummins (2000) and Cho et
-al. (2014). The GRU is torch's and cuDNN's: its reset gate takes U h, with a bias of its own;
-that of Cho et al. takes h, before the product: n = tanh(W e + U (r ∘ h)).
+The recurrences are those of Elman (1990), Gers, Schmidhuber and Cummins (2000) and Cho et al.
+(2014), in one set of letters. Where tanh stands, Elman has the logistic function, and Gers et al.
+have it shifted and stretched. The GRU is torch's and cuDNN's: its reset gate takes U h, with a bias
+of its own; that of Cho et al. takes h, before the product: n = tanh(W e + U (r ∘ h)).
 
 Axis letters: T time, V vocabulary, H hidden, E embedding, G gates.
 """
