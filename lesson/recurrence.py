@@ -173,8 +173,9 @@ def step(lab: Lab) -> Section:
         title="One step",
         claim="A step is nothing but a linear map and a nonlinearity, tanh in the original.",
         why=f"""
-Elman's network computes `a = W e + U h + b`, a linear map of the character's embedding `e` and
-the state `h`, and `h' = tanh(a)`. At the top `p = softmax(y)` makes a probability of each
+Elman's network, as it is used today, computes `a = W e + U h + b`, a linear map of the
+character's embedding `e` and the state `h`, and `h' = tanh(a)`; that of 1990 has the logistic
+function for tanh. At the top `p = softmax(y)` makes a probability of each
 character's logit `y`. `--only step` does nothing but these lines, in numpy and with
 the numbers in the checkpoint, for {steps["rnn"]["characters"]} characters one after another,
 and compares with what the model's fast path makes of the same text. σ is the logistic function,
