@@ -116,8 +116,8 @@ def shapes(
             off = outline(shape).parameter_count() / wished - 1
             if abs(off) > TOLERANCE:
                 notes.append(
-                    f"{cell}: {abs(off):.1%} {'more' if off > 0 else 'fewer'} parameters than "
-                    f"the {REFERENCE}; no width comes closer: give a larger --hidden"
+                    f"{cell}: {100 * abs(off):.1f} % {'more' if off > 0 else 'fewer'} parameters "
+                    f"than the {REFERENCE}; no width comes closer: give a larger --hidden"
                 )
         found[cell] = shape
     if plan.hidden is not None and plan.match == "parameters" and REFERENCE not in found:

@@ -267,7 +267,7 @@ def clipping_lines(clipping: Clipping) -> list[list[str]]:
 def cut_lines(cuts: Sequence[Cut]) -> list[list[str]]:
     """Return the table of cut gradients: its head, and a row a share."""
     rows = [
-        [cut.weights, f"{cut.share:.0%}", _turned(cut.by_norm), _turned(cut.by_value)]
+        [cut.weights, f"{100 * cut.share:.0f} %", _turned(cut.by_norm), _turned(cut.by_value)]
         for cut in cuts
     ]
     return [["weights", "cut to", "by norm", "by value"], *rows]

@@ -277,7 +277,7 @@ def _compared_how(comparison: Comparison) -> str:
     apart = max(parameters) / min(parameters) - 1
     matched = "parameters" if plan.match == "parameters" else "width"
     if plan.match == "parameters" and apart > TOLERANCE:
-        matched += f" as nearly as widths allow, up to {apart:.1%} apart"
+        matched += f" as nearly as widths allow, up to {100 * apart:.1f} % apart"
     matched = f"Matched by {matched}; " if len(parameters) > 1 else ""
     seeds = f"mean of {plan.seeds} seeds" if plan.seeds > 1 else "one seed"
     chosen = (

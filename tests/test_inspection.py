@@ -133,7 +133,7 @@ class TestTables:
 
     def test_a_cut_gradient(self) -> None:
         cut = Cut("trained", 0.1, 1.25, 0.5, 12.5)
-        assert cut_lines([cut])[1] == ["trained", "10%", "1.2°", "12.5°"]
+        assert cut_lines([cut])[1] == ["trained", "10 %", "1.2°", "12.5°"]
 
     def test_truncation(self) -> None:
         full = Window(62, None, 0.0, 1.0, 2.5e-6, 3_500_000)

@@ -235,7 +235,7 @@ class TestComparison:
         assert last.endswith(": charrnn compare --run 'a b' --resume --seeds 3")
 
     @pytest.mark.parametrize(
-        ("more", "said"), [(4, ";"), (63, " as nearly as widths allow, up to 14.0% apart;")]
+        ("more", "said"), [(4, ";"), (63, " as nearly as widths allow, up to 14.0 % apart;")]
     )
     def test_what_could_not_be_matched_is_not_said_to_be(self, more: int, said: str) -> None:
         first, *_ = self.says(("rnn", "lstm", "gru"), 1, more, steps=20)
