@@ -399,6 +399,6 @@ def _truncation_section(truncations: Sequence[Truncation]) -> str:
         panels.append(("Direction of a truncated gradient", chart))
     return page.section(
         "Truncation",
-        page.figure(panels, truncation_says(truncations[0])),
+        page.figure(panels, truncation_says(truncations)),
         page.tables([("", truncation_lines(truncations))], words=1),
     )

@@ -111,7 +111,7 @@ def _sections(inspection: Inspection, console: Output) -> Iterator[tuple[str, st
     if inspection.cuts:
         yield "A cut gradient", CUTS_SAY, plain_table(cut_lines(inspection.cuts), 1)
     if truncations := inspection.truncation:
-        yield "Truncation", truncation_says(truncations[0]), _truncation(truncations, console)
+        yield "Truncation", truncation_says(truncations), _truncation(truncations, console)
 
 
 def _plotted(

@@ -20,7 +20,7 @@ from charrnn.gradients import Cut, Truncation
 from charrnn.memory import Memory
 from charrnn.norms import Clipping
 from charrnn.properties import PROPERTIES
-from charrnn.wording import counted, cut_word, printable
+from charrnn.wording import counted, cut_word, joined, printable
 
 __all__ = [
     "ALWAYS",
@@ -277,14 +277,16 @@ def _turned(degrees: float) -> str:
     return f"{degrees:.1f}°" if math.isfinite(degrees) else "no gradient"
 
 
-def truncation_says(truncation: Truncation) -> str:
+def truncation_says(truncations: Sequence[Truncation]) -> str:
     """Say what windows are compared, and how well a gradient is known at all."""
+    truncation = truncations[0]
+    halves = joined([f"{one.between_halves:.0f}° ({one.weights})" for one in truncations], "and")
     return (
         f"The gradient of {truncation.characters:,} predictions in {truncation.lanes} lanes, "
         f"window by window, against that through all {truncation.full.bptt:,} time steps at once: "
         "the angle between both, the size as a share, time per prediction, and what is kept for "
         "the backward pass. For comparison, full gradients of one half of the lanes and of the "
-        f"other are {truncation.between_halves:.0f}° apart."
+        f"other are {halves} apart."
     )
 
 

@@ -35,6 +35,7 @@ from charrnn.inspection_words import (
     memory_lines,
     pace_lines,
     truncation_lines,
+    truncation_says,
     unit_lines,
 )
 from charrnn.memory import Memory
@@ -143,6 +144,9 @@ class TestTables:
             ["trained", "20", "last 5", "12.5°", "0.875", "1.5", "1.25"],
             ["trained", "62 (all)", "all", "0.0°", "1.000", "2.5", "3.50"],
         ]
+        initial = replace(found, weights="initial", between_halves=9.75)
+        said = truncation_says([found, initial])
+        assert said.endswith("and of the other are 30° (trained) and 10° (initial) apart.")
 
 
 class TestPlots:
