@@ -553,7 +553,8 @@ def _padded(values: NDArray[np.float64], *, log: bool, pad: float) -> tuple[floa
 def _ticks(
     axis: Axis, limits: tuple[float, float], *, log: bool = False, percent: bool = False
 ) -> None:
-    if log:
+    # Close to each other, numbers on a logarithmic axis are as good as evenly spaced.
+    if log and limits[1] >= 4 * limits[0]:
         ticks = _log_ticks(*limits)
         _put_ticks(axis, ticks, list(map(number, ticks)))
     elif percent:
@@ -583,7 +584,7 @@ def _put_ticks(axis: Axis, ticks: Sequence[float], names: Sequence[str]) -> None
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Return powers of ten within limits; finer steps where there would be too few.
+    """Return powers of ten within limits 4 times apart; finer steps where there would be too few.
 
     Where there are too many, 1 is among those that stay, or the power nearest to it.
     """
@@ -593,8 +594,6 @@ def _log_ticks(low: float, high: float) -> list[float]:
         found = [place for place in found if low <= place[0] <= high]
         if len(found) >= 3:
             break
-    if not found:
-        return [math.sqrt(low * high)]
     every = math.ceil(len(found) / 7)
     kept = min(range(len(found)), key=lambda n: (found[n][1] > 1, abs(found[n][2])))
     return [tick for tick, _, _ in found[kept % every :: every]]
