@@ -355,10 +355,11 @@ def along(lab: Lab) -> Section:
         "weights, so gradients reach far back.",
         why=f"""
 Along the memory line alone, `dc_t/dc_{{t-k}}` is the product of `k` forget gates: no matrix and
-no tanh, and near 1 as long as they are open. The gradient of `h` has to pass the matrix at
-every step. The shares are of total derivatives, so all other ways back are in them as well, and
-each is of a size at lag 0 of its own, so that those of c and h compare only roughly. Where they
-fall under 1 % and stay there is as far as a window can teach directly: by the median over
+no tanh, and near 1 as long as they are open. Along `h` alone a gradient has to pass the matrix at
+every step. The shares are of total derivatives, so all other ways back are in them as well (from an
+LSTM's h into c, and on along that), and each is of a size at lag 0 of its own, so that those of
+c and h compare only roughly. Where they fall under 1 % and stay there is as far as a window can
+teach directly: by the median over
 {places} places of the text, and by the mean, which a few places can make up. What the model
 then uses is "context needed": the characters after a reset of the state from which on its loss
 is within 0.01 nats. How slowly a unit changes is its correlation `r` with itself one character
