@@ -78,6 +78,14 @@ def test_commands_shown_have_the_options_they_show(page: Path) -> None:
             assert option in COMMANDS[name] | {"--help"}, f"charrnn {name} {option}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_command_to_copy_has_a_comment_behind_it(page: Path) -> None:
+    """zsh, which macOS has, takes what is typed after a # for more words of the command."""
+    for block in re.findall(r"^ *```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.M | re.S):
+        for line in block.splitlines():
+            assert "#" not in line.split()[1:], line
+
+
 def anchors(page: Path) -> set[str]:
     """Return what GitHub calls a page's headings in addresses."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
