@@ -7,6 +7,7 @@ are imported when the page is made.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -42,6 +43,8 @@ def check_report(path: Path) -> Path:
 
     # Where it keeps its caches is none of the user's concern.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    # A notebook names a backend of its own, without which matplotlib would not start here.
+    os.environ.pop("MPLBACKEND", None)
 
     from charrnn.disk import check_replaceable
 

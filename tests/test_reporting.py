@@ -1,11 +1,13 @@
 """A page asked for beside what is printed: none of the two is lost with the other."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from charrnn.errors import RunFolderError
-from charrnn.reporting import show_and_report
+from charrnn.reporting import check_report, show_and_report
 
 
 @pytest.fixture
@@ -47,3 +49,13 @@ def test_results_that_nobody_reads_cost_no_page(page: Path) -> None:
     with pytest.raises(BrokenPipeError):
         show_and_report(show, page, lambda: "new")
     assert page.read_text(encoding="utf-8") == "new"
+
+
+def test_the_backend_of_a_notebook_is_not_asked_for(
+    page: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setenv("MPLBACKEND", "of_another_environment")
+    check_report(page)
+    # Here it may be imported already: another process takes over what the environment says.
+    subprocess.run([sys.executable, "-c", "import matplotlib"], check=True)
