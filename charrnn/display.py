@@ -508,6 +508,12 @@ class _LiveTerminal(Display):
         A frame around it would be torn, and wider than the screen, where the terminal draws a
         character wider than Rich counts it.
         """
-        rows = in_rows(self.sample, self._width)[:most]
-        head = Rule(f"sample at step {self.sampled_at:,}", align="left", style="none")
-        return Group(head, *map(Text, rows), Rule(style="none"))
+        encoding = self.console.encoding
+        # What the terminal's encoding lacks would be written as an escape, wider than counted.
+        sample = self.sample.encode(encoding, "replace").decode(encoding)
+        rows = in_rows(sample, self._width)[:most]
+        line = "-" if self.console.options.ascii_only else "─"
+        head = Rule(
+            f"sample at step {self.sampled_at:,}", characters=line, align="left", style="none"
+        )
+        return Group(head, *map(Text, rows), Rule(characters=line, style="none"))

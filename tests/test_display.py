@@ -476,6 +476,22 @@ class TestLive:
         assert shown
         assert text.expandtabs().replace(" ", "").startswith(shown)
 
+    @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+    def test_nor_one_whose_encoding_lacks_its_characters(self, run: Run, encoding: str) -> None:
+        file = io.TextIOWrapper(io.BytesIO(), encoding, "backslashreplace", write_through=True)
+        console = Output(file=file, force_terminal=True, color_system=None, width=80, height=40)
+        display = _LiveTerminal(console)
+        display.start(run)
+        display.show(Sampled("甄士隐梦幻 café " * 20))
+        file.buffer.seek(0)
+        file.buffer.truncate()
+        display.console.print(display._picture())
+        display.close()
+        drawn = file.buffer.getvalue().decode(encoding).splitlines()
+        assert "?????" in "".join(drawn)
+        assert max(map(len, drawn)) <= 80 - 4
+        assert not any("\\u" in line for line in drawn)
+
     def test_a_sample_is_broken_between_words(self, display: _LiveTerminal, run: Run) -> None:
         display.start(run)
         display.show(Sampled("abcdefg hijkl " * 16 + "\n\nend"))
