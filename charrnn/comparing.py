@@ -10,6 +10,7 @@ against the spread that chance alone makes.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -345,7 +346,14 @@ def _measure(run: Run, should_stop: Callable[[], str | None]) -> RunResult:
     run_once(model)
 
     def score_part(part: Part) -> Scores:
-        return score(model, part, vocabulary, should_stop=lambda: bool(should_stop()))
+        scores = score(model, part, vocabulary, should_stop=lambda: bool(should_stop()))
+        # The weights may be finite, and too large to compute with.
+        if not math.isfinite(scores.nats_per_char):
+            raise NonFiniteError(
+                f"the loss of its model on what was held out is not finite after step "
+                f"{progress.step:,}: compare anew with a lower --lr"
+            )
+        return scores
 
     valid = score_part(run.valid) if run.valid else None
     test = score_part(run.train.corpus.part(*run.text.test)) if run.text.test else valid

@@ -6,6 +6,7 @@ What one model does, in a form that a reader can look at; one record a model.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from charrnn.checkpoint import find
 from charrnn.comparison import Comparison, RunResult
 from charrnn.config import InspectConfig, ModelConfig, SampleConfig, TrainConfig
 from charrnn.corpus import Part
+from charrnn.errors import NonFiniteError
 from charrnn.evaluation import prices
 from charrnn.inspection import Inspection, inspect
 from charrnn.metrics import LOG, read_metrics
@@ -31,7 +33,7 @@ from charrnn.subject import Subject
 from charrnn.surprise import PricedText
 from charrnn.trained import load_model
 from charrnn.vocabulary import Vocabulary
-from charrnn.wording import printable
+from charrnn.wording import printable, shown
 
 __all__ = [
     "SAMPLE",
@@ -98,6 +100,7 @@ def portray(
 
     Raises:
         CorpusError: the text changed while it was read.
+        NonFiniteError: a price is no number: its weights are too large to compute with.
         RunFolderError: the log cannot be read, or a line is no row of it.
     """
     text = PricedText(part)
@@ -106,6 +109,11 @@ def portray(
         excerpt += text.priced(stretch)
         if len(excerpt) >= EXCERPT:
             break
+    if not all(math.isfinite(nats) for _, nats in excerpt):
+        raise NonFiniteError(
+            f"{shown(checkpoint)}: its loss is not finite, so a page cannot show it: train anew "
+            "with a lower --lr"
+        )
     prompt, _ = prepare_prompt("", vocabulary, SAMPLE.unknown)
     drawn = [piece.symbol for piece in sample(model, vocabulary, prompt, SAMPLE)]
     return Portrait(
@@ -166,8 +174,8 @@ def portray_inspected(
         inspection: what was seen; where no unit was named, the portrait shows the first one.
     """
     if inspection.activation is None and inspection.units:
-        shown = activation(subject.model, stretch, inspection.units[0].unit)
-        inspection = replace(inspection, activation=shown)
+        coloured = activation(subject.model, stretch, inspection.units[0].unit)
+        inspection = replace(inspection, activation=coloured)
     (label,) = labels([subject.path])
     return portray(label, subject.path, subject.model, subject.vocabulary, part, inspection)
 

@@ -32,6 +32,7 @@ from charrnn.comparison import (
 )
 from charrnn.config import CELL_NAMES, CellName, ModelConfig
 from charrnn.errors import CorpusError, RunFolderError, UsageError
+from charrnn.evaluation import Scores, score
 from charrnn.metrics import read_metrics
 from charrnn.model import CharModel
 from charrnn.runfolder import RunFolder
@@ -482,6 +483,26 @@ class TestCompare:
             ("rnn", []),
             ("gru", []),
         ]
+
+    def test_so_they_do_without_one_whose_model_scores_no_number(
+        self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nothing else notices that of a last update where nothing is held out to validate."""
+        folder, first = tmp_path / "comparison", iter([math.inf])
+
+        def poisoned(*of: Any, **how: Any) -> Scores:
+            scores = score(*of, **how)
+            return replace(scores, nats=next(first, scores.nats))
+
+        monkeypatch.setattr("charrnn.comparing.score", poisoned)
+        words = ("--cell", "rnn", "--cell", "gru", "--valid-share", 0, "--run", folder, *QUICK)
+        done = cli("compare", prose, *words, "--device", "cpu", "--json")
+        assert done.code == 1
+        assert [row["cell"] for row in json.loads(done.out)] == ["gru"]
+        said = "rnn, seed 1, is left out: the loss of its model on what was held out is not finite"
+        assert f"{said} after step 20: compare anew with a lower --lr\n" in done.err
+        again = cli("compare", "--run", folder, "--resume", "--device", "cpu", "--json")
+        assert (again.code, len(json.loads(again.out))) == (0, 2)
 
     def test_an_error_says_that_no_run_came_to_its_end(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

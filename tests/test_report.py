@@ -945,6 +945,27 @@ def test_a_comparison_whose_checkpoint_is_not_described_names_it(
     assert "the field 'training' is not usable: 'batch_size' is missing\n" in done.err
 
 
+@pytest.mark.parametrize("name", ["evaluate", "inspect"])
+def test_weights_too_large_to_compute_with_are_named(
+    cli: Cli, prose: Path, trained: Path, tmp_path: Path, name: str
+) -> None:
+    """They are finite, as those of any checkpoint are; what comes of them is not."""
+    checkpoint, huge, page = (
+        load(trained / "best.safetensors"),
+        tmp_path / "huge",
+        tmp_path / "p.html",
+    )
+    large = {weight: tensor.sign() * 3e38 for weight, tensor in checkpoint.tensors.items()}
+    huge.mkdir()
+    save(huge / "best.safetensors", replace(checkpoint, tensors=large))
+    done = cli(name, huge, "--text", prose, "--report", page, "--device", "cpu")
+    assert (done.code, page.exists()) == (1, False)
+    assert done.out, "the tables are printed"
+    assert (
+        f"{huge}: its loss is not finite, so a page cannot show it: " in done.err.splitlines()[-1]
+    )
+
+
 def test_a_stopped_comparison_leaves_the_old_page_and_the_way_on(
     cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
