@@ -384,8 +384,8 @@ def _measure(run: Run, should_stop: Callable[[], str | None]) -> RunResult:
 
 def _median_speed(log: Path) -> float:
     """Return the median of the speeds in a run's log, in characters per second."""
-    rows = read_metrics(log)
-    speeds = [float(row["chars_per_second"]) for row in rows if "chars_per_second" in row]
+    found = [row.get("chars_per_second") for row in read_metrics(log)]
+    speeds = [float(speed) for speed in found if isinstance(speed, int | float)]
     if not speeds:
         raise RunFolderError(
             f"{shown(log)}: the rows on its updates are gone: remove the run's folder to train anew"

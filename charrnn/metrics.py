@@ -19,6 +19,8 @@ __all__ = ["LOG", "LOG_EVERY", "Log", "read_metrics"]
 LOG = "metrics.jsonl"
 #: Updates that a row is on, at most.
 LOG_EVERY = 10
+#: Above all that training computes with, 32 bits wide: a row has no larger numbers.
+LARGEST = 1e39
 
 
 class Log:
@@ -121,20 +123,24 @@ class Log:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read the log of a run.
 
+    Its numbers are finite, its steps and counts not negative, and each row on updates is on
+    one more at least.
+
     Raises:
         RunFolderError: it cannot be read, or a line is not a row of it.
     """
     with refusals(path, "cannot read"):
         lines = path.read_bytes().splitlines()
     rows = []
+    updated = 0
     for number, line in enumerate(lines, start=1):
         row = _row(line)
-        of_update = ("gradient_norm", "clipped_share")
-        needed = ("step", *of_update) if row and "gradient_norm" in row else ("step",)
-        if row is None or not all(type(row.get(name)) in (int, float) for name in needed):
+        if row is None or not _is_sound(row, updated):
             raise RunFolderError(
                 f"{shown(path)}: line {number} is not a row of a run's log: remove the line"
             )
+        if "gradient_norm" in row:
+            updated = row["step"]
         rows.append(row)
     return rows
 
@@ -159,6 +165,25 @@ def _belongs(row: dict[str, Any], step: int, logged: bool, validated: bool) -> b
         return True
     is_old = validated if "valid_nats_per_char" in row else logged
     return row["step"] < step or (row["step"] == step and is_old)
+
+
+def _is_sound(row: dict[str, Any], updated: int) -> bool:
+    """Whether an object can be a row of a log.
+
+    Args:
+        row: the object.
+        updated: step of the row on updates before it; 0: there is none.
+    """
+    numbers: dict[str, float] = {
+        name: value for name, value in row.items() if type(value) in (int, float)
+    }
+    if not all(abs(value) < LARGEST for value in numbers.values()):  # NaN is not either
+        return False
+    if "gradient_norm" in row:
+        sizes = [numbers.get(name, -1) for name in ("gradient_norm", "clipped_share")]
+        if min(sizes) < 0 or numbers.get("step", 0) <= updated:
+            return False
+    return min(numbers.get("step", -1), numbers.get("characters", 0)) >= 0
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

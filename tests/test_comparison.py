@@ -835,11 +835,14 @@ class TestCompare:
         assert done.err.count("\n") == 1
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_run_whose_log_is_gone_is_named(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("log", ["", '{"step": 10, "chars_per_second": "fast"}\n'])
+    def test_a_run_whose_log_is_gone_is_named(
+        self, cli: Cli, prose: Path, tmp_path: Path, log: str
+    ) -> None:
         words = ("compare", "--run", tmp_path, "--device", "cpu")
         assert cli(*words, prose, "--cell", "rnn", *QUICK).code == 0
-        for name in ("result.json", "metrics.jsonl"):
-            (tmp_path / "rnn-seed1" / name).unlink()
+        (tmp_path / "rnn-seed1" / "result.json").unlink()
+        (tmp_path / "rnn-seed1" / "metrics.jsonl").write_text(log)
         done = cli(*words, "--resume", "--quiet")
         note, said = done.err.splitlines()
         assert (done.code, note.startswith("note: "), said.startswith("charrnn: ")) == (

@@ -443,6 +443,13 @@ class TestInspectionPage:
         assert "scaled down" in page.texts["th"]
         assert "clipped" not in "".join(page.texts["th"])
 
+    def test_no_gradient_has_no_chart_of_its_norms(self) -> None:
+        """A model that is sure of a text, of one character repeated say, has none on it."""
+        history = Clipping(1.0, None, None, 20, 0.0, 0.0, (Period(1, 20, 0, 0, 0, 0.0),))
+        page = check(inspection_page(portrait(inspection=inspection(clipping=history)), "", ORIGIN))
+        assert "Gradient norms" not in page.texts["h3"]
+        assert "Share of updates clipped" in page.texts["h3"]
+
     def test_all_measurements_are_there(self) -> None:
         text = inspection_page(portrait(), "poem", ORIGIN)
         page = check(text)
