@@ -28,6 +28,7 @@ from charrnn.config import (
 )
 from charrnn.errors import RunFolderError, UsageError
 from charrnn.evaluation import perplexity
+from charrnn.metrics import LARGEST
 from charrnn.runfolder import RESULT
 from charrnn.wording import command_line, shown
 
@@ -107,6 +108,8 @@ class Plan(Record):
                 raise UsageError(f"--cell {cell} is given twice")
         if not 1 <= self.seeds <= 1000:
             raise UsageError(f"--seeds must be a number from 1 to 1000, not {self.seeds}")
+        if not any(getattr(self, name) is not None for name in BUDGETS):
+            raise UsageError("a budget is missing: one of minutes, epochs, steps")
         if "-" in self.texts:
             raise UsageError("compare reads the text once a run: give a file, not -")
         if self.valid_share == 0 and self.test_share == 0:
@@ -222,6 +225,12 @@ class RunResult(Record):
     """Those of ``seconds`` that were validations'; None in older results."""
     uniform_nats: float | None = None
     """What guessing costs, nats per character; None in older results."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            is_huge = isinstance(value, float) and abs(value) >= LARGEST
+            if is_huge or (name == "parameters" and value < 1):
+                raise ValueError(f"{name!r} cannot be {value}")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from charrnn.disk import refusals, replacing
 from charrnn.errors import RunFolderError
 from charrnn.wording import shown
 
-__all__ = ["LOG", "LOG_EVERY", "Log", "read_metrics"]
+__all__ = ["LARGEST", "LOG", "LOG_EVERY", "Log", "read_metrics"]
 
 #: A run's log.
 LOG = "metrics.jsonl"

@@ -28,6 +28,7 @@ from charrnn.comparison import (
     Plan,
     RunFailure,
     open_plan,
+    read_result,
     refuse_comparison,
 )
 from charrnn.config import CELL_NAMES, CellName, ModelConfig
@@ -855,7 +856,7 @@ class TestCompare:
     @pytest.mark.parametrize(
         "content",
         [
-            "{}", "[]", "no json", '{"texts": [], "steps": 0}',
+            "{}", "[]", "no json", '{"texts": [], "steps": 0}', '{"texts": []}',
             pytest.param("[" * 100_000, id="nested"),
         ],
     )  # fmt: skip
@@ -864,3 +865,15 @@ class TestCompare:
         done = cli("compare", "--run", tmp_path, "--resume")
         assert (done.code, done.err.count("\n")) == (1, 1)
         assert "comparison.json: not usable" in done.err
+
+    @pytest.mark.parametrize(("name", "value"), [("parameters", 0), ("nats_per_char", 1e300)])
+    def test_a_result_of_no_run_is_named(self, tmp_path: Path, name: str, value: float) -> None:
+        """Nothing that is computed from results can be made of such numbers."""
+        changed = make_result().to_dict() | {name: value}
+        (tmp_path / "result.json").write_text(json.dumps(changed))
+        with pytest.raises(RunFolderError) as raised:
+            read_result(tmp_path)
+        assert str(raised.value) == (
+            f"{tmp_path}/result.json: not usable: {name!r} cannot be {value}: remove it to score "
+            "the run again"
+        )
