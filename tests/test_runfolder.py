@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -286,6 +288,73 @@ def test_a_holder_without_a_name(
         (folder.path / "lock").write_text(content)
         line = said(lambda: RunFolder.create(folder.path))
     assert line.startswith(f"{folder.path}: in use by another process: wait until it ends")
+
+
+def test_a_holder_that_has_yet_to_sign_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RunFolder.create(tmp_path) as folder:
+        signature = (tmp_path / "lock").read_text()
+        (tmp_path / "lock").write_text("")
+        monkeypatch.setattr(time, "sleep", lambda _: (tmp_path / "lock").write_text(signature))
+        line = said(lambda: RunFolder.create(folder.path))
+    assert line.startswith(f"{tmp_path}: in use by process {os.getpid()} on ")
+
+
+def test_a_lock_that_is_just_let_go_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    monkeypatch.setattr(time, "sleep", lambda _: os.close(holder))
+    with RunFolder.create(tmp_path):
+        assert "in use by process" in said(lambda: RunFolder.create(tmp_path))
+
+
+@pytest.mark.parametrize("another", [False, True])
+def test_a_lock_that_was_removed_before_it_was_taken_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, another: bool
+) -> None:
+    flock = fcntl.flock
+
+    def removed_meanwhile(fd: int, how: int) -> None:
+        monkeypatch.undo()
+        (tmp_path / "lock").unlink()
+        if another:
+            (tmp_path / "lock").touch()
+        flock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
+    with RunFolder.create(tmp_path):
+        assert "in use by process" in said(lambda: RunFolder.create(tmp_path))
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_holder_that_is_dead_here_may_live_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: bool
+) -> None:
+    """Before its new holder signs it, a lock still names the one that was killed."""
+    monkeypatch.setattr(lock, "PATIENCE", 0.05)
+    dead = fork(lambda: None)
+    finish(dead)
+    host = socket.gethostname() if here else "elsewhere"
+    who = {"pid": dead, "host": host, "since": "noon", "command": ""}
+    with RunFolder.create(tmp_path):
+        (tmp_path / "lock").write_text(json.dumps(who))
+        line = said(lambda: RunFolder.create(tmp_path))
+    holder = "another process" if here else f"process {dead} on elsewhere since noon"
+    assert line.startswith(f"{tmp_path}: in use by {holder}: wait")
+
+
+def test_whoever_gets_no_lock_leaves_no_file_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "PATIENCE", 0.05)
+    with RunFolder.create(tmp_path):
+        (tmp_path / "lock").write_text("")
+        before = len(list(Path("/dev/fd").iterdir()))
+        said(lambda: RunFolder.create(tmp_path))
+        assert len(list(Path("/dev/fd").iterdir())) == before
 
 
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
