@@ -366,10 +366,20 @@ def test_a_last_validation_that_takes_less_leaves_time(simulate: Simulate) -> No
     assert 0.9 * 60 < told.seconds < 1.1 * 60
 
 
-@pytest.mark.parametrize("changes", [[], [(13.0, 2.5)], [(13.0, 0.2)], [(13.3, 5.0), (14.0, 1.0)]])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [],
+        [(13.0, 2.5)],
+        [(13.0, 0.2)],
+        [(13.3, 5.0), (14.0, 1.0)],
+        [(13.3, 5.0), (14.3, 0.5), (15.1, 1.0)],
+    ],
+)
 def test_the_time_that_is_left_is_that_of_the_plan(
     simulate: Simulate, changes: list[tuple[float, float]]
 ) -> None:
+    """Not at the speed of the first updates after it, which may be any."""
     told = simulate(World(update=0.1, validation=1.0, changes=changes))
     known = max(seconds for seconds, event in told.events if isinstance(event, Planned))
     left = [
@@ -421,6 +431,20 @@ def test_all_validations_score_the_same_characters(simulate: Simulate) -> None:
     assert scored == {planning.LEAST_TIMED}
     kinds = [type(event) for _, event in told.events]
     assert kinds[: kinds.index(Planned)].count(Validated) == 1, "to know what one costs"
+
+
+def test_so_they_do_where_the_minutes_are_fewer_when_it_goes_on(
+    simulate: Simulate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "LEAST_TIMED", 50)
+    told = simulate(World(update=0.1), held_out=20_000, validate_every=3, patience=1)
+    run, before = told.run, told.run.progress.validate_characters
+    run.config = replace(run.config, minutes=0.5, patience=None)
+    run.progress.planned_steps = run.progress.planned_at_step = None
+    events = list(train(run))
+    assert Planned in map(type, events)
+    scored = [event.scores.characters for event in events if isinstance(event, Validated)]
+    assert set(scored) == {before}
 
 
 def test_a_run_that_goes_on_keeps_its_plan(simulate: Simulate) -> None:
