@@ -583,6 +583,10 @@ def test_a_plan_sets_rate_and_dropout(start_run: StartRun, monkeypatch: pytest.M
     assert (shape.dropout, shape.weight_drop) == recipe.regularisation(shape.cell, pressure)
     assert shape.dropout < guessed, "the plan is of fewer passes than were expected"
     assert {cell.weight_drop for cell in run.model.layers()} == {shape.weight_drop}
+    longer = Planner(run).adopt(50_000)
+    shape = run.model.config
+    assert (longer.dropout, longer.weight_drop) == (shape.dropout, shape.weight_drop)
+    assert 0 < shape.weight_drop < shape.dropout, "the event tells both"
 
 
 @pytest.mark.parametrize(("options", "forgotten"), [({}, 1), ({"dropout": 0.1}, 0)])
