@@ -424,12 +424,14 @@ def test_the_marks_to_beat_are_of_what_is_held_out(
 
 
 def test_a_changed_rate_moves_both(start_run: StartRun) -> None:
-    run = start_run(steps=7)
+    run = start_run(steps=7, lr=0.02)
     list(train(run, lambda: "stop"))
     run.folder.close()
     with RunFolder.open_existing(run.folder.path) as folder:
-        again = resume(folder, device=CPU, changes={"lr": 3 * run.config.lr})
+        again = resume(folder, device=CPU, changes={"lr": 0.06})
+    assert again.config.lr == 0.06
     assert again.config.lr_adam == pytest.approx(3 * run.config.lr_adam)
+    assert "--lr 0.06 (was 0.02) from step 0 on" in again.notes
 
 
 def test_nothing_that_counts_validations_is_added_to_a_run_without_any(

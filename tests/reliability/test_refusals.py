@@ -457,6 +457,8 @@ def test_what_no_longer_fits_is_refused_with_advice_that_can_be_followed(
     said = run_cli("train", "--run", run, "--resume")
     assert said.code == 2
     assert "there are 0: go on where there is more, or with another --device" in said.err
+    # A run that is over needs none.
+    assert run_cli("train", "--run", run, "--resume", "--steps", 1).code == 0
 
 
 def test_another_machine_is_told(run: Path) -> None:
