@@ -9,6 +9,7 @@ import hashlib
 import lzma
 import os
 import random
+import stat
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -299,13 +300,14 @@ class TestManyFiles:
 
     def test_escape_sequence_across_parts(self, tmp_path: Path) -> None:
         # Each part's bytes in a stateful encoding: an escape counts with what follows it.
-        content = "ab漢字cd".encode("iso2022_jp")
+        # The one after the last character, too, has nowhere else to go.
+        content = "ab漢字cd漢".encode("iso2022_jp")
         corpus = scan([write(tmp_path / "text", content)], "iso2022_jp", block_bytes=3)
-        sizes = [corpus.part(i, i + 1).bytes for i in range(6)]
-        assert sizes == [1, 1, 3 + 2, 2, 3 + 1, 1]
+        sizes = [corpus.part(i, i + 1).bytes for i in range(7)]
+        assert sizes == [1, 1, 3 + 2, 2, 3 + 1, 1, 3 + 2 + 3]
         assert sum(sizes) == len(content)
-        for i in range(6):
-            encoded = b"".join(corpus.part(i, 6).encoded(block_bytes=2))
+        for i in range(7):
+            encoded = b"".join(corpus.part(i, 7).encoded(block_bytes=2))
             assert encoded == content[sum(sizes[:i]) :]
 
     @pytest.mark.parametrize(("encoding", "text"), TEXTS, ids=IDS)
@@ -646,3 +648,34 @@ class TestChangedSinceTheScan:
         with pytest.raises(CorpusError) as error:
             scan([name])
         assert_one_line(error, "growing.txt changed while it was read")
+
+    def test_while_it_is_known_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = tmp_path / "text"
+        corpus = scan([write(path, "abcdefg\n" * 500)])
+        os.utime(path, ns=(1, 1))
+        file_digest = hashlib.file_digest
+
+        def written_after(stream: Any, name: str) -> Any:
+            digest = file_digest(stream, name)
+            path.write_bytes(b"x" * 4000)
+            return digest
+
+        monkeypatch.setattr(hashlib, "file_digest", written_after)
+        with pytest.raises(CorpusError) as error:
+            list(corpus.whole.codes())
+        assert_one_line(error, "text was written to since it was scanned")
+
+    def test_a_file_that_ends_before_its_size(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        name, fstat = write(tmp_path / "text", "abc"), os.fstat
+
+        def larger(fd: int) -> os.stat_result:
+            status = list(fstat(fd))
+            status[stat.ST_SIZE] += 1
+            return os.stat_result(status)
+
+        monkeypatch.setattr(os, "fstat", larger)
+        with pytest.raises(CorpusError) as error:
+            scan([name])
+        assert_one_line(error, "text changed while it was read")
