@@ -172,6 +172,17 @@ def test_what_the_run_has_may_be_said_again(run: Path) -> None:
     assert (done.code, done.err) == (0, "")
 
 
+def test_none_may_be_said_again_as_it_was_said(tmp_path: Path, tale: Path) -> None:
+    run = tmp_path / "run"
+    with RunFolder.create(run) as folder:
+        started = begin(folder, tale, clip_norm=0, weight_decay=0)
+        drive(started, lambda run: run.progress.step == 1)
+    assert (started.config.clip_norm, started.config.weight_decay) == (None, 0)
+    assert "--clip-norm 3: the run was started with none," in refusal(run, "--clip-norm", 3)
+    words = ["--clip-norm", 0, "--weight-decay", 0, "--steps", 2]
+    assert run_cli("train", "--run", run, "--resume", *words).code == 0
+
+
 @pytest.mark.parametrize("flag", ["--valid-share", "--test-share", "--init-from"])
 def test_the_text_is_divided_and_the_weights_are_there(
     run: Path, promise: Promise, flag: str
@@ -445,8 +456,9 @@ def test_keep_is_remembered(tmp_path: Path, tale: Path, monkeypatch: pytest.Monk
     assert len(list(run.glob("step-*"))) == 3
     assert run_cli("train", "--run", run, "--resume").code == 0
     assert len(list(run.glob("step-*"))) == 3
-    assert run_cli("train", "--run", run, "--resume", "--steps", 60, "--keep", 0).code == 0
-    assert list(run.glob("step-*")) == []
+    for budget in (["--steps", 60, "--keep", 0], ["--steps", 62]):
+        assert run_cli("train", "--run", run, "--resume", *budget).code == 0
+        assert list(run.glob("step-*")) == []
 
 
 def test_what_no_longer_fits_is_refused_with_advice_that_can_be_followed(

@@ -17,7 +17,7 @@ from charrnn.checkpoint import load
 from charrnn.resuming import resume
 from charrnn.run import Run
 from charrnn.runfolder import RunFolder
-from charrnn.training import Event, Planned, Sampled, Validated, train
+from charrnn.training import Event, Logged, Planned, Sampled, Validated, train
 from tests.reliability.conftest import Promise
 from tests.reliability.runs import (
     begin,
@@ -238,6 +238,19 @@ def test_a_killed_repetition_of_a_validation_is_logged_once(tmp_path: Path, tale
     assert [row["step"] for row in rows(tmp_path / "run")].count(24) == 1
     resumed(tmp_path / "run")
     assert whole_state(tmp_path / "run") == expected
+
+
+def test_so_is_a_killed_repetition_of_a_row(tmp_path: Path, tale: Path) -> None:
+    """Stopped at a row and between two, cut to what is done, killed right after its last row."""
+    run = tmp_path / "run"
+    stopped(run, tale, at(20))
+    resumed(run, at(25))
+    with RunFolder.open_existing(run) as folder:
+        events = train(resume(folder, device=None, changes={"steps": 25}))
+        while not isinstance(next(events), Logged):
+            pass
+    resumed(run, steps=25)
+    assert [row["step"] for row in rows(run) if "gradient_norm" in row] == [10, 20, 25]
 
 
 @pytest.mark.parametrize(
