@@ -507,6 +507,8 @@ def test_a_best_by_another_length_of_the_text_is_not_compared(
     run = start_run(steps=7, validate_every=2)
     list(train(run, lambda: "stop" if run.progress.step == 3 else None))
     run.folder.close()
+    with RunFolder.open_existing(run.folder.path) as folder:
+        assert resume(folder, device=CPU, changes={}).better is None, "it knows this one"
     best = load(run.folder.path / "best.safetensors")
     progress = best.meta["progress"]
     progress |= {"best_nats": 0.5, "validate_characters": 601 + more}

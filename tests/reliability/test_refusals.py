@@ -106,6 +106,10 @@ def test_another_text_to_validate_on(tmp_path: Path, tale: Path, promise: Promis
     assert "the validation text" in said and "held out.txt" in said
 
 
+def test_a_text_to_validate_on_where_there_was_none(run: Path, tale: Path) -> None:
+    assert "this run has no separate text to validate on" in refusal(run, "--valid", tale)
+
+
 def test_a_file_that_appears_in_the_folder(tmp_path: Path, promise: Promise) -> None:
     promise("R14", "a text that is changed: refused, named", "a file more in its folder")
     texts = tmp_path / "texts"
