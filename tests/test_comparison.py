@@ -117,6 +117,11 @@ class TestWidths:
         assert off
         assert {note.partition(":")[0] for note in notes} == off
 
+    def test_a_width_that_nobody_gave_is_not_spoken_of(self) -> None:
+        plan = Plan(texts=(), steps=1, cells=("rnn",))
+        _, _, notes = shapes(plan, vocabulary=66, characters=10**6, device="cpu")
+        assert notes == []
+
     def test_widths_can_be_equal_instead(self) -> None:
         plan = Plan(texts=(), steps=1, match="hidden", hidden=17, cells=("gru", "rnn"))
         found, training, notes = shapes(plan, vocabulary=66, characters=999, device="cpu")
