@@ -139,13 +139,13 @@ class TestTruncation:
         assert found.characters == (20 - (windows[-1] - last)) * LANES
 
     def test_a_longer_window_than_usual_is_compared(self) -> None:
-        found = truncation(make_model("rnn"), make_ids(20 * LANES + 1), (15,), longest=9)
+        found = truncation(make_model("rnn"), make_ids(20 * LANES + 1), (3, 15), longest=9)
         assert found.full.bptt == 15
-        assert found.windows[0].angle == 0
+        assert found.windows[1].angle == 0
 
     def test_too_short_a_text(self) -> None:
         with pytest.raises(UsageError, match=rf"--bptt 21 .*--characters, of {21 * LANES + 1}$"):
-            truncation(make_model("rnn"), make_ids(20 * LANES + 1), (21,))
+            truncation(make_model("rnn"), make_ids(20 * LANES + 1), (5, 21))
         with pytest.raises(UsageError, match=r"^--loss-last 17 fits into no window .*--bptt$"):
             truncation(make_model("rnn"), make_ids(20 * LANES + 1), loss_last=17)
 
