@@ -124,6 +124,8 @@ class TestTruncation:
         found = truncation(make_model("rnn"), make_ids(20 * LANES + 1))
         assert [window.bptt for window in found.windows] == [1, 2, 4, 8, 16]
         assert found.full.bptt == 20
+        shortest = truncation(make_model("rnn"), make_ids(LANES + 1))
+        assert (shortest.full.bptt, shortest.windows) == (1, ())
 
     @pytest.mark.parametrize(
         ("last", "windows"), [(1, [1, 2, 4, 8]), (3, [4, 8]), (5, [8]), (12, [16])]
