@@ -102,14 +102,16 @@ def _comparison_lead(comparison: Comparison) -> str:
         f"{best.nats_per_char:.4f} nats per character, "
         f"{best.nats_per_char / math.log(2):.4f} bits."
     )
-    if not comparison.differences:
-        return lead
-    first = comparison.differences[0]
-    if comparison.plan.seeds == 1:
-        chance = "from one seed each"
-    else:
-        chance = "more than chance makes likely" if first.supported else "which may be chance"
-    return f"{lead} It is {first.nats:.4f} nats ahead of {first.worse.upper()}, {chance}."
+    if comparison.differences:
+        first = comparison.differences[0]
+        if comparison.plan.seeds == 1:
+            chance = "from one seed each"
+        else:
+            chance = "more than chance makes likely" if first.supported else "which may be chance"
+        lead += f" It is {first.nats:.4f} nats ahead of {first.worse.upper()}, {chance}."
+    if comparison.failures:
+        lead += f" Left out: {counted(len(comparison.failures), 'run')} whose loss was not finite."
+    return lead
 
 
 def assessment_page(

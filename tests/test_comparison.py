@@ -480,7 +480,9 @@ class TestCompare:
         assert said.endswith(": compare anew with a lower --lr")
         assert "│ gru" in done.out or "\ngru" in done.out
         assert "rnn is left out: a loss was not finite; a lower --lr may help." in done.out
-        assert "GRU" in (tmp_path / "page.html").read_text("utf-8")
+        page = (tmp_path / "page.html").read_text("utf-8")
+        assert "GRU predicts the test part best: " in page
+        assert " Left out: 1 run whose loss was not finite." in page
 
         go_on = ("compare", "--run", folder, "--resume", "--device", "cpu", "--json")
         again = cli(*go_on)
