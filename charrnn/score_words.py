@@ -297,7 +297,7 @@ def _worse_than_guessing(comparison: Comparison) -> Iterator[str]:
             if run.uniform_nats is not None and run.nats_per_char > run.uniform_nats:
                 yield (
                     f"{cell.cell}, seed {run.seed}, is worse than guessing ({run.uniform_nats:.3f} "
-                    "nats): its training went wrong, and this compares nothing; a smaller --lr may "
+                    "nats): its training went wrong, and this compares nothing; a lower --lr may "
                     "help."
                 )
 

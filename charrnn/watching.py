@@ -164,6 +164,7 @@ def watch_comparison(
         return None
     if not results:
         raise NonFiniteError(
-            "no run came to its end: all losses are not finite; compare anew with a lower --lr"
+            "no run came to its end: each met a loss that is not finite; compare anew "
+            "with a lower --lr"
         )
     return Comparison.of(plan, results, failures)
