@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -26,14 +27,7 @@ from rich.table import Table
 from torch import nn
 
 from benchmarks.common import TORCH_NN, UNREAD, in_turns, results_file, write_results
-from charrnn.config import (
-    CELL_NAMES,
-    WEIGHTS_NAMES,
-    CellName,
-    ModelConfig,
-    SampleConfig,
-    WeightsName,
-)
+from charrnn.config import CELL_NAMES, CellName, ModelConfig, SampleConfig, WeightsName
 from charrnn.corpus import Part, scan
 from charrnn.evaluation import (
     WINDOW,
@@ -141,7 +135,7 @@ def losses(checkpoint: Path, text: Path) -> dict[WeightsName, float]:
     part = scan([str(text)], vocabulary.encoding).whole.first(LOSS_CHARACTERS)
     return {
         weights: total(stepped_prices(model, part, vocabulary, weights), part).bits_per_char
-        for weights in WEIGHTS_NAMES
+        for weights in get_args(WeightsName)
     }
 
 

@@ -19,7 +19,6 @@ __all__ = [
     "CELL_GATES",
     "CELL_NAMES",
     "MEASUREMENTS",
-    "WEIGHTS_NAMES",
     "CellName",
     "EvaluateConfig",
     "InspectConfig",
@@ -40,7 +39,6 @@ WeightsName = Literal["fp32", "bf16", "int8"]
 CELL_NAMES: tuple[CellName, ...] = get_args(CellName)
 #: Blocks that are stacked in a cell's weights: its gates, and what they let through.
 CELL_GATES: dict[CellName, int] = {"rnn": 1, "lstm": 4, "gru": 3}
-WEIGHTS_NAMES: tuple[WeightsName, ...] = get_args(WeightsName)
 
 OptimiserName = Literal["muon", "adamw", "sgd"]
 PartName = Literal["valid", "test", "train"]
