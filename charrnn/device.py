@@ -11,7 +11,6 @@ from charrnn.errors import UsageError
 
 __all__ = [
     "choose_device",
-    "has_avx512",
     "has_capability",
     "keep_freed_memory",
     "multiplies_bf16",
@@ -35,11 +34,13 @@ def choose_device(name: str) -> torch.device:
     """
     keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     if name == "auto":
         return torch.device("cuda" if available["cuda"] else "cpu")
-    if name == "cpu":
-        return torch.device("cpu")
     if name not in available:
         raise UsageError(f"--device must be auto, cpu, cuda or mps, not {name!r}")
     if not available[name]:
@@ -61,11 +62,6 @@ def multiplies_bf16(device: torch.device) -> bool:
         return has_capability("avx512_bf16")
     # Older GPUs than Ampere compute bf16 as well, with float32's instructions and more.
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def has_avx512() -> bool:
-    """Return whether the CPU's vectors have 512 bits."""
-    return has_capability("avx512_f")
 
 
 def has_capability(name: str) -> bool:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from charrnn import native
-from charrnn.device import has_avx512, multiplies_bf16
+from charrnn.device import has_capability, multiplies_bf16
 from charrnn.kernels import (
     needs_gradient,
     refuse_second_derivative,
@@ -73,7 +73,7 @@ def suits_lstm(dtype: torch.dtype, *, shared: bool, learns: bool) -> bool:
     """
     if dtype == torch.bfloat16:
         return multiplies_bf16(torch.device("cpu"))
-    return dtype == torch.float32 and (shared or not learns or not has_avx512())
+    return dtype == torch.float32 and (shared or not learns or not has_capability("avx512_f"))
 
 
 def beats_onednn_lstm(dtype: torch.dtype, *, shared: bool, learns: bool) -> bool:

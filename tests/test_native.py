@@ -79,7 +79,7 @@ def test_threads_change_no_bit(cell: str, dtype: torch.dtype, shared: bool) -> N
 def test_an_lstm_runs_here_where_that_is_faster(
     monkeypatch: pytest.MonkeyPatch, avx512: bool, shared: bool
 ) -> None:
-    monkeypatch.setattr(loops, "has_avx512", lambda: avx512)
+    monkeypatch.setattr(loops, "has_capability", lambda _: avx512)
     wide, narrow = torch.float32, torch.bfloat16
     learning = partial(beats_onednn_lstm, shared=shared, learns=True)
     assert learning(wide) == (shared or not avx512)
