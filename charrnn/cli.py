@@ -492,7 +492,6 @@ def sample(
         count=count,
         seed=seed,
         unknown=unknown,
-        echo=echo,
         weights=weights,
     )
     if as_json and length == 0:
@@ -512,7 +511,7 @@ def sample(
     if note:
         say(note)
     encode_stop(vocabulary, config.stop)
-    start = ids.tolist() if config.echo else []
+    start = ids.tolist() if echo else []
     pieces = draw(model, vocabulary, ids, config)
     if count == 1 and not as_json:
         print_as_made(vocabulary, start, pieces)

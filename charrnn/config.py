@@ -266,8 +266,6 @@ class SampleConfig:
     """Of the draws: the same seed gives the same text."""
     unknown: Literal["error", "replace", "skip"] = "error"
     """What to do with characters of the prompt that the model does not know."""
-    echo: bool = False
-    """Print the prompt before the sample."""
     weights: WeightsName = "fp32"
     """What a CPU reads the weights in, a character at a time."""
 
