@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from charrnn.corpus import Part
-from charrnn.errors import CorpusError
 from charrnn.vocabulary import UNKNOWN, Ids, Vocabulary
 
 __all__ = ["Chunk", "Lanes", "Reader", "fit_lanes"]
@@ -185,20 +184,13 @@ def fit_lanes(characters: int, batch_size: int, bptt: int) -> tuple[int, int, st
     short for one such lane gets a shorter window.
 
     Args:
-        characters: n, of the part to be read.
+        characters: n >= 2, of the part to be read.
         batch_size: B, the lanes wished for.
         bptt: T, the window wished for.
 
     Returns:
         The lanes, the window, and a sentence that says what had to shrink, or None.
-
-    Raises:
-        CorpusError: the text has no prediction to make.
     """
-    if characters < 2:
-        raise CorpusError(
-            f"a text of length {characters} has no character to predict: give at least 2 characters"
-        )
     predictions = characters - 1
     lanes = min(batch_size, max(1, predictions // bptt))
     window = min(bptt, predictions)

@@ -241,7 +241,6 @@ class TestPlan:
         [
             ({"cells": ()}, "--cell"),
             ({"cells": ("gru", "gru")}, "twice"),
-            ({"cells": ("elman",)}, "--cell"),
             ({"seeds": 0}, "--seeds"),
             ({"texts": ("-",)}, "not -"),
             ({"valid_share": 0.0, "test_share": 0.0}, "nothing is left"),

@@ -296,9 +296,3 @@ class TestFitLanes:
         assert 1 <= window <= bptt
         assert lanes * window <= characters - 1
         assert (sentence is None) == ((lanes, window) == (batch_size, bptt))
-
-    @pytest.mark.parametrize("characters", [0, 1])
-    def test_too_short(self, characters: int) -> None:
-        with pytest.raises(CorpusError, match="at least 2 characters") as error:
-            fit_lanes(characters, 64, 128)
-        assert str(error.value).isprintable()
