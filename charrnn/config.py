@@ -7,8 +7,9 @@ answered at once.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields
-from types import NoneType, UnionType
+from types import UnionType
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from charrnn.errors import UsageError
@@ -61,36 +62,27 @@ _PROBABILITY = "a number above 0, at most 1"
 #: Larger numbers, and infinity, are none in the 32 bits that training computes with.
 _LARGEST = 1e38
 
-
-def _holds(value: object, rule: str) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    if rule in (_COUNT, _SIZE, _WHOLE):
-        limit = 1 << 31 if rule == _SIZE else 1 << 63
-        return isinstance(value, int) and (rule == _WHOLE or value > 0) and 0 <= value < limit
-    if not abs(value) <= _LARGEST:  # NaN is not either
-        return False
-    # A limit of 0 is None by now (recipe.choose).
-    if rule in (_POSITIVE, _LIMIT):
-        return value > 0
-    held = {_NOT_NEGATIVE: value >= 0, _SHARE: 0 <= value < 1, _PROBABILITY: 0 < value <= 1}
-    return held[rule]
+#: Whether a number is what its kind may be; NaN never is.
+_HOLDS: dict[str, Callable[[float], bool]] = {
+    _POSITIVE: lambda number: 0 < number <= _LARGEST,
+    _LIMIT: lambda number: 0 < number <= _LARGEST,  # 0 is None by now (recipe.choose)
+    _NOT_NEGATIVE: lambda number: 0 <= number <= _LARGEST,
+    _COUNT: lambda number: 0 < number < 1 << 63,
+    _SIZE: lambda number: 0 < number < 1 << 31,
+    _WHOLE: lambda number: 0 <= number < 1 << 63,
+    _SHARE: lambda number: 0 <= number < 1,
+    _PROBABILITY: lambda number: 0 < number <= 1,
+}
 
 
 def _check(config: Any, rules: dict[str, str], flags: dict[str, str] | None = None) -> None:
-    """Raise UsageError for the first field that breaks its rule; None where its type has it.
+    """Raise UsageError for the first field that breaks its rule; None breaks none.
 
-    The rule of a field whose type is a Literal is that: one of its words.
+    Types are not checked here: the command line has done it, or ``Record.from_dict``.
     """
-    for name, kind in get_type_hints(type(config)).items():
-        value, choices = getattr(config, name), get_args(kind)
-        if get_origin(kind) is Literal:
-            rule, kept = joined(choices, "or"), value in choices
-        elif name in rules and not (value is None and NoneType in choices):
-            rule, kept = rules[name], _holds(value, rules[name])
-        else:
-            continue
-        if not kept:
+    for name, rule in rules.items():
+        value = getattr(config, name)
+        if value is not None and not _HOLDS[rule](value):
             called = (flags or {}).get(name, flag(name))
             raise UsageError(f"{called} must be {rule}, not {value!r}")
 
@@ -397,7 +389,7 @@ class InspectConfig:
             if name not in MEASUREMENTS:
                 raise UsageError(f"--only must be one of {', '.join(MEASUREMENTS)}, not {name!r}")
         for window in self.bptt:
-            if not _holds(window, _COUNT):
+            if not _HOLDS[_COUNT](window):
                 raise UsageError(f"--bptt must be {_COUNT}, not {window}")
             if self.loss_last is not None and self.loss_last > window:
                 raise UsageError(
@@ -415,5 +407,5 @@ class InspectConfig:
                     f"{flag(name)} is about what --only leaves out: add --only {added}"
                 )
         for radius in self.spectral_radius:
-            if not _holds(radius, _POSITIVE):
+            if not _HOLDS[_POSITIVE](radius):
                 raise UsageError(f"--spectral-radius must be {_POSITIVE}, not {radius}")

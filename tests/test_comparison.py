@@ -247,7 +247,6 @@ class TestPlan:
             ({"hidden": 0}, "--hidden"),
             ({"epochs": 1.0}, "one budget"),
             ({"bptt": 0}, "--bptt"),
-            ({"optimiser": "adam"}, "--optimiser"),
             ({"lr": 0.0}, "--lr"),
             ({"weight_decay": -0.1}, "--weight-decay"),
             ({"clip_norm": -1.0}, "--clip-norm"),
