@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from charrnn import recipe
+from charrnn.baselines import uniform_nats
 from charrnn.comparison import (
     PLAN,
     TOLERANCE,
@@ -355,9 +356,10 @@ def _measure(run: Run, should_stop: Callable[[], str | None]) -> RunResult:
             )
         return scores
 
+    part = run.train.corpus.part(*run.text.test) if run.text.test else run.valid
+    assert part is not None, "a plan without any held-out part is refused"
     valid = score_part(run.valid) if run.valid else None
-    test = score_part(run.train.corpus.part(*run.text.test)) if run.text.test else valid
-    assert test is not None, "a plan without any held-out part is refused"
+    scores = valid if valid and part is run.valid else score_part(part)
     return RunResult(
         run=str(path),
         cell=model.config.cell,
@@ -371,14 +373,14 @@ def _measure(run: Run, should_stop: Callable[[], str | None]) -> RunResult:
         trained_characters=progress.characters,
         seconds=progress.seconds,
         validation_seconds=progress.validation_seconds,
-        uniform_nats=run.baselines["uniform"],
+        uniform_nats=uniform_nats(part.predicted.counts(), vocabulary),
         train_chars_per_second=_median_speed(path / LOG),
         valid_nats_per_char=valid.nats_per_char if valid else None,
-        nats_per_char=test.nats_per_char,
-        bits_per_byte=test.bits_per_byte,
-        characters=test.characters,
-        unknown=test.unknown,
-        chars_per_second=test.chars_per_second,
+        nats_per_char=scores.nats_per_char,
+        bits_per_byte=scores.bits_per_byte,
+        characters=scores.characters,
+        unknown=scores.unknown,
+        chars_per_second=scores.chars_per_second,
     )
 
 

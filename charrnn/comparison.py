@@ -222,7 +222,7 @@ class RunResult(Record):
     validation_seconds: float | None = None
     """Those of ``seconds`` that were validations'; None in older results."""
     uniform_nats: float | None = None
-    """What guessing costs, nats per character; None in older results."""
+    """What guessing costs there, nats per character; None in older results."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

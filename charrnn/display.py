@@ -40,6 +40,7 @@ from charrnn.training import (
     Validated,
     Validating,
 )
+from charrnn.vocabulary import MANY_UNKNOWN
 from charrnn.wording import command_line, counted, cut_word, duration, shown
 
 __all__ = ["Display", "open_display"]
@@ -50,8 +51,6 @@ SAMPLE_ROWS = 7
 GRIDS = ((12, 14, 15, 14), (17, 14), (0,))
 #: Columns of what stands before the lines of the introduction.
 LABEL = 8
-#: Above this share unknown characters are what makes a score bad.
-MANY_UNKNOWN = 0.1
 #: Seconds between the plain lines of a log.
 PLAIN_EVERY = 10.0
 

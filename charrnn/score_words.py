@@ -13,6 +13,7 @@ from charrnn.assessment import After, Assessment
 from charrnn.baselines import Baseline
 from charrnn.comparison import TOLERANCE, Comparison, Plan, resume_words
 from charrnn.evaluation import PositionScores, Scores, perplexity
+from charrnn.vocabulary import MANY_UNKNOWN
 from charrnn.wording import command_line, counted, flag, joined, shown
 
 __all__ = [
@@ -291,15 +292,21 @@ def _compared_how(comparison: Comparison) -> str:
 
 
 def _worse_than_guessing(comparison: Comparison) -> Iterator[str]:
-    """Yield which trainings went wrong, though every loss in them was a number."""
+    """Yield which runs are worse than guessing, though every loss in them was a number."""
     for cell in comparison.cells:
         for run in cell.runs:
-            if run.uniform_nats is not None and run.nats_per_char > run.uniform_nats:
-                yield (
-                    f"{cell.cell}, seed {run.seed}, is worse than guessing ({run.uniform_nats:.3f} "
-                    "nats): its training went wrong, and this compares nothing; a lower --lr may "
-                    "help."
+            if run.uniform_nats is None or run.nats_per_char <= run.uniform_nats:
+                continue
+            why = "its training went wrong, and this compares nothing; a lower --lr may help."
+            if (share := run.unknown / run.characters) > MANY_UNKNOWN:
+                why = (
+                    f"{100 * share:.0f} % of these characters are unknown, and they are what "
+                    "costs; compare on text like that trained on."
                 )
+            yield (
+                f"{cell.cell}, seed {run.seed}, is worse than guessing ({run.uniform_nats:.3f} "
+                f"nats): {why}"
+            )
 
 
 def _left_out(comparison: Comparison) -> Iterator[str]:

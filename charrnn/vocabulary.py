@@ -18,7 +18,7 @@ from charrnn.decoding import BYTES, Codes, text_encoding
 from charrnn.errors import UsageError
 from charrnn.wording import quoted
 
-__all__ = ["REPLACEMENT", "UNKNOWN", "Ids", "Vocabulary", "listed"]
+__all__ = ["MANY_UNKNOWN", "REPLACEMENT", "UNKNOWN", "Ids", "Vocabulary", "listed"]
 
 #: The id of the unknown symbol in every text vocabulary.
 UNKNOWN = 0
@@ -34,6 +34,9 @@ _TOY_SHARE = 1 / 10
 
 #: Characters that a message names.
 LISTED = 8
+
+#: Above this share unknown characters are what makes a score bad.
+MANY_UNKNOWN = 0.1
 
 #: What an unknown CR means.
 _LINE_ENDS = " (the training text has other line ends)"

@@ -41,7 +41,7 @@ from charrnn.trained import load_model
 from charrnn.training import Event, Logged
 from charrnn.update import window_loss
 from charrnn.wording import flag
-from tests.conftest import ENVIRONMENT, Cli, command, run_process
+from tests.conftest import ENVIRONMENT, Cli, command, make_prose, run_process
 from tests.small import make_result
 
 CPU = torch.device("cpu")
@@ -294,6 +294,16 @@ class TestCompare:
             row = json.loads(cli("evaluate", path, "--part", part, "--json").out)[0]
             assert row["nats_per_char"] == saved[name]
             assert row["parameters"] == saved["parameters"]
+
+    def test_guessing_is_priced_on_what_is_compared(self, cli: Cli, tmp_path: Path) -> None:
+        """Here that is characters which the rest of the text has not."""
+        text, folder = tmp_path / "text", tmp_path / "compared"
+        text.write_text(make_prose(1800) + "\u20ac" * 200, encoding="utf-8")
+        done = cli("compare", text, "--run", folder, "--cell", "gru", "--json", *QUICK)
+        (run,) = json.loads(done.out)[0]["runs"]
+        scored = cli("evaluate", run["run"], "--part", "test", "--baselines", "--json")
+        uniform = json.loads(scored.out)[0]["baselines"][0]
+        assert (uniform["name"], uniform["nats_per_char"]) == ("uniform", run["uniform_nats"])
 
     def test_who_comes_second_learns_what_compares_there(self, prose: Path, tmp_path: Path) -> None:
         plan = Plan(texts=(str(prose),), cells=("rnn",), steps=1, hidden=5, precision="fp32")

@@ -282,7 +282,12 @@ class TestComparison:
         runs = [replace(run, uniform_nats=3.005) for cell in made.cells for run in cell.runs]
         lines = list(comparison_says(Comparison.of(made.plan, runs)))
         (line,) = [line for line in lines if "guessing" in line]
-        assert line.startswith("gru, seed 1, is worse than guessing (3.005 nats): ")
+        worse = "gru, seed 1, is worse than guessing (3.005 nats): "
+        assert line.startswith(f"{worse}its training went wrong")
+        runs = [replace(run, unknown=100) for run in runs]  # of 999 characters
+        lines = list(comparison_says(Comparison.of(made.plan, runs)))
+        (line,) = [line for line in lines if "guessing" in line]
+        assert line.startswith(f"{worse}10 % of these characters are unknown, and they are what")
 
     def test_what_is_left_of_a_cell_is_said(self) -> None:
         made = self.made(("rnn", "lstm", "gru"), 3, steps=20)
