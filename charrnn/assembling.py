@@ -78,7 +78,7 @@ def assemble(
         train_counts: of its code points.
         lanes: its, from ``lanes_of``.
         valid: what is validated on, if anything.
-        held_out: the counts of its code points.
+        held_out: the counts of its code points, but for the first, which nothing predicts.
         progress: zero for a new run; keeps the plan.
         folder: the run's, locked.
         text: what a checkpoint says of the text.
@@ -131,7 +131,7 @@ def _baselines(
     baselines = {"uniform": uniform_nats(held_out, vocabulary)}
     if valid is not None:
         baselines["unigram"] = unigram_nats(train_counts, held_out, vocabulary)
-        baselines["bzip2"] = compressed_nats(valid.first(MOST_COMPRESSED), "bzip2")
+        baselines["bzip2"] = compressed_nats(valid.predicted.first(MOST_COMPRESSED), "bzip2")
     return baselines
 
 

@@ -90,7 +90,7 @@ def resume(
         train_counts=counts,
         lanes=lanes,
         valid=valid,
-        held_out=valid.counts() if valid is not None else {},
+        held_out=valid.predicted.counts() if valid is not None else {},
         progress=progress,
         folder=folder,
         text=record,

@@ -91,7 +91,7 @@ def start(
     else:
         vocabulary = origin.vocabulary
         notes.append(_coverage(counts, vocabulary, origin.path))
-    held_out = valid.counts() if valid is not None else {}
+    held_out = valid.predicted.counts() if valid is not None else {}
     notes += _unknown(held_out, vocabulary)
     shape, config, said = _choose(choices, vocabulary, train, device)
     torch.manual_seed(config.seed)
@@ -200,8 +200,9 @@ def _unknown(held_out: Mapping[int, int], vocabulary: Vocabulary) -> list[str]:
     if not unknown:
         return []
     return [
-        f"{sum(unknown.values()):,} of the {counted(sum(held_out.values()), 'character')} held out "
-        f"are unknown, and each costs what it takes to spell it out: {listed(unknown)}"
+        f"the model does not know {sum(unknown.values()):,} of the "
+        f"{counted(sum(held_out.values()), 'character')} to predict in what is held out, and each "
+        f"costs what it takes to spell it out: {listed(unknown)}"
     ]
 
 
