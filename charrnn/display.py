@@ -207,7 +207,11 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
         f"{counted(progress.characters, 'character')}, {duration(progress.seconds)}"
     )
     if progress.best_nats is not None:
-        yield f"best validation {_both_units(progress.best_nats)} at step {progress.best_step:,}"
+        best = f"best validation {_both_units(progress.best_nats)} at step {progress.best_step:,}"
+        scored = progress.validate_characters
+        if run.valid is not None and scored is not None and scored < run.valid.characters:
+            best += f", of the first {scored:,} characters held out"
+        yield best
         if progress.best_nats > run.baselines["uniform"]:
             yield "that is worse than guessing every symbol alike" + (
                 f": {_why_worse(run)}" if run.owner is None else ""

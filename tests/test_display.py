@@ -156,6 +156,17 @@ class TestPlain:
         open_display(as_json=False, quiet=False).start(run)
         assert f"\ndevice  mps, {run.config.precision}; 60 minutes\n" in capsys.readouterr().err
 
+    @pytest.mark.parametrize(
+        ("scored", "of"),
+        [(None, ""), (601, ""), (600, ", of the first 600 characters held out")],
+    )
+    def test_says_what_part_the_best_loss_is_of(
+        self, run: Run, capsys: pytest.CaptureFixture[str], scored: int | None, of: str
+    ) -> None:
+        run.progress.validate_characters = scored
+        _, best, _ = said(run, Finished("done", complete=True), capsys).splitlines()
+        assert best == f"best validation 2.0794 nats (3.000 bits) at step 1,100{of}"
+
     def test_says_what_is_kept_to_test(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         run.text = replace(run.text, test=(5000, 6007))
         open_display(as_json=False, quiet=False).start(run)
