@@ -7,20 +7,22 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from math import log2
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer
 
 from charrnn import recipe
 from charrnn.cli import app
+from charrnn.comparison import RunResult
 from charrnn.config import CellName
+from charrnn.inspection import Inspection
 from charrnn.planning import LEAST_TIMED
 
 ROOT = Path(__file__).parent.parent
@@ -67,6 +69,19 @@ def test_the_page_of_the_command_line_is_what_help_says(cli_docs: ModuleType) ->
         assert page == expected, "run .venv/bin/python scripts/cli-docs"
     else:
         assert options_in(page) == options_in(expected), "run .venv/bin/python scripts/cli-docs"
+
+
+def fields_in(kind: Any) -> set[str]:
+    """Return the names of a dataclass's fields, and of the fields of what is in them."""
+    hints = get_type_hints(kind) if is_dataclass(kind) else {}
+    inner = [*hints.values(), *get_args(kind)]
+    return set(hints).union(*map(fields_in, inner))
+
+
+@pytest.mark.parametrize("kind", [Inspection, RunResult])
+def test_every_field_of_the_json_is_named(kind: type) -> None:
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert fields_in(kind) <= set(re.findall(r"\w+", page.partition("## JSON")[2]))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
