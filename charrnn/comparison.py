@@ -230,6 +230,11 @@ class RunResult(Record):
             if is_huge or (name == "parameters" and value < 1):
                 raise ValueError(f"{name!r} cannot be {value}")
 
+    @property
+    def is_worse_than_guessing(self) -> bool:
+        """Whether ``nats_per_char`` is above ``uniform_nats``, as far as that is known."""
+        return self.uniform_nats is not None and self.nats_per_char > self.uniform_nats
+
 
 @dataclass(frozen=True)
 class RunFailure:

@@ -109,6 +109,8 @@ def _comparison_lead(comparison: Comparison) -> str:
         else:
             chance = "more than chance makes likely" if first.supported else "which may be chance"
         lead += f" It is {first.nats:.4f} nats ahead of {first.worse.upper()}, {chance}."
+    if worse := sum(run.is_worse_than_guessing for cell in comparison.cells for run in cell.runs):
+        lead += f" Worse than guessing: {counted(worse, 'run')}."
     if comparison.failures:
         lead += f" Left out: {counted(len(comparison.failures), 'run')} whose loss was not finite."
     return lead

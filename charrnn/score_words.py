@@ -294,30 +294,39 @@ def _compared_how(comparison: Comparison) -> str:
 def _worse_than_guessing(comparison: Comparison) -> Iterator[str]:
     """Yield which runs are worse than guessing, though every loss in them was a number."""
     for cell in comparison.cells:
-        for run in cell.runs:
-            if run.uniform_nats is None or run.nats_per_char <= run.uniform_nats:
-                continue
-            why = "its training went wrong, and this compares nothing; a lower --lr may help."
-            if (share := run.unknown / run.characters) > MANY_UNKNOWN:
-                why = (
-                    f"{100 * share:.0f} % of these characters are unknown, and they are what "
-                    "costs; compare on text like that trained on."
-                )
-            yield (
-                f"{cell.cell}, seed {run.seed}, is worse than guessing ({run.uniform_nats:.3f} "
-                f"nats): {why}"
+        worse = [run for run in cell.runs if run.is_worse_than_guessing]
+        if not worse:
+            continue
+        one = worse[0]  # all are scored on the same predictions
+        why = "the training went wrong, and this compares nothing; a lower --lr may help."
+        if (share := one.unknown / one.characters) > MANY_UNKNOWN:
+            why = (
+                f"{100 * share:.0f} % of these characters are unknown, and they are what "
+                "costs; compare on text like that trained on."
             )
+        yield (
+            f"{cell.cell}, {_seeds([run.seed for run in worse])}: worse than guessing "
+            f"({one.uniform_nats:.3f} nats); {why}"
+        )
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    """Return seeds by name.
+
+    >>> _seeds([1]), _seeds([1, 2, 3])
+    ('seed 1', 'seeds 1, 2 and 3')
+    """
+    return f"seed{'s' if len(seeds) > 1 else ''} {joined(list(map(str, seeds)), 'and')}"
 
 
 def _left_out(comparison: Comparison) -> Iterator[str]:
     """Yield which runs nothing came out of, and what of their cells is left."""
     for cell in comparison.plan.cells:
-        seeds = [str(failure.seed) for failure in comparison.failures if failure.cell == cell]
+        seeds = [failure.seed for failure in comparison.failures if failure.cell == cell]
         if not seeds:
             continue
         left = comparison.plan.seeds - len(seeds)
-        named = f"seed{'s' if len(seeds) > 1 else ''} {joined(seeds, 'and')}"
-        which = f", {named}," if left else ""
+        which = f", {_seeds(seeds)}," if left else ""
         yield f"{cell}{which} is left out: a loss was not finite; a lower --lr may help." + (
             f" Its figures are of the other {counted(left, 'seed')}, which flatters it."
             if left

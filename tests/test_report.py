@@ -270,6 +270,14 @@ class TestComparisonPage:
         assert f"--length {SAMPLE.length} " in said
         assert page.texts["pre"].count("and the\nbird") == 2
 
+    def test_runs_worse_than_guessing_are_told_at_the_top(self) -> None:
+        made = comparison()
+        assert "guessing" not in check(compare_page(made)).texts["p"][1]
+        # Only the better of both cells is below this.
+        runs = [replace(run, uniform_nats=2.05) for cell in made.cells for run in cell.runs]
+        lead = check(compare_page(Comparison.of(made.plan, runs))).texts["p"][1]
+        assert lead.endswith(" Worse than guessing: 2 runs.")
+
     def test_one_seed_and_one_cell_are_enough(self) -> None:
         page = check(compare_page(comparison(seeds=1)))
         assert "the spread that chance makes is not known" in page.texts["figcaption"][0]

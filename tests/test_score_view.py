@@ -282,12 +282,18 @@ class TestComparison:
         runs = [replace(run, uniform_nats=3.005) for cell in made.cells for run in cell.runs]
         lines = list(comparison_says(Comparison.of(made.plan, runs)))
         (line,) = [line for line in lines if "guessing" in line]
-        worse = "gru, seed 1, is worse than guessing (3.005 nats): "
-        assert line.startswith(f"{worse}its training went wrong")
+        worse = "gru, seed 1: worse than guessing (3.005 nats); "
+        assert line.startswith(f"{worse}the training went wrong")
         runs = [replace(run, unknown=100) for run in runs]  # of 999 characters
         lines = list(comparison_says(Comparison.of(made.plan, runs)))
         (line,) = [line for line in lines if "guessing" in line]
         assert line.startswith(f"{worse}10 % of these characters are unknown, and they are what")
+        runs = [replace(run, uniform_nats=1.0) for run in runs]
+        lines = list(comparison_says(Comparison.of(made.plan, runs)))
+        of_cells = [line for line in lines if "guessing" in line]
+        assert [line.split(":")[0] for line in of_cells] == [
+            "lstm, seeds 0 and 1", "gru, seeds 0 and 1",
+        ]  # fmt: skip
 
     def test_what_is_left_of_a_cell_is_said(self) -> None:
         made = self.made(("rnn", "lstm", "gru"), 3, steps=20)
