@@ -157,12 +157,14 @@ def _figures(scores: Scores) -> list[str]:
 def perplexity_figure(perplexity: float) -> str:
     """Return a perplexity for a reader: one of many millions needs no decimals.
 
-    >>> perplexity_figure(4.0511), perplexity_figure(151636722.849), perplexity_figure(1.5e144)
-    ('4.051', '151,636,723', '1.500e+144')
+    >>> perplexity_figure(4.0511), perplexity_figure(2631.69), perplexity_figure(151636722.849)
+    ('4.051', '2,631.690', '151,636,723')
+    >>> perplexity_figure(1.5e144)
+    '1.500e+144'
     """
     if perplexity >= 1e12:
         return f"{perplexity:.3e}"
-    return f"{perplexity:.3f}" if perplexity < 10_000 else f"{perplexity:,.0f}"
+    return f"{perplexity:,.3f}" if perplexity < 10_000 else f"{perplexity:,.0f}"
 
 
 def _baseline_line(row: BaselineRow) -> list[str]:
@@ -199,7 +201,7 @@ def comparison_lines(comparison: Comparison) -> list[list[str]]:
     several = comparison.plan.seeds > 1
     lines = [[
         "cell", "layers x width", "nats/char", *(["spread"] if several else []), "bits/char",
-        "perplexity", "valid nats", "valid ppl", "parameters", "multiply-adds", "us/char",
+        "perplexity", "valid nats", "valid ppl", "parameters", "multiply-adds", "µs/char",
         "seconds", "steps", "clipped",
     ]]  # fmt: skip
     for cell in comparison.cells:
@@ -287,7 +289,7 @@ def _compared_how(comparison: Comparison) -> str:
     flattered = "" if plan.compared_on == "test" else ", which flatters it: it was chosen there"
     return (
         f"{matched}{budget} a run, {seeds}; the {chosen}, on the {one.characters:,} predictions of "
-        f"the {scored_part(plan)}{flattered}; us/char: training, microseconds."
+        f"the {scored_part(plan)}{flattered}; µs/char: training, microseconds."
     )
 
 

@@ -419,7 +419,7 @@ class TestCompare:
         for name in (
             "layers x width",
             "multiply-adds",
-            "us/char",
+            "µs/char",
             "clipped",
             "valid ppl",
             "spread",

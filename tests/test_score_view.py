@@ -352,7 +352,7 @@ class TestComparison:
 
     def test_what_was_chosen_where_it_is_scored_is_flattered(self) -> None:
         first, *_ = self.says(("lstm", "gru"), 2, steps=20, test_share=0.0)
-        assert "of the validation part, which flatters it: it was chosen there; us/char" in first
+        assert "of the validation part, which flatters it: it was chosen there; µs/char" in first
         assert "flatters" not in self.says(("lstm", "gru"), 2, steps=20)[0]
 
     @pytest.mark.parametrize(
