@@ -351,6 +351,7 @@ def _clipping_section(histories: Measured[Clipping]) -> str:
 
 
 def _clipping_charts(histories: Measured[Clipping]) -> list[tuple[str, str]]:
+    """Return the charts of what is above zero at all."""
     norms, shares, rules = [], [], []
     for model, history in histories:
         steps = [(p.first_step + p.last_step) / 2 for p in history.periods]
@@ -363,19 +364,19 @@ def _clipping_charts(histories: Measured[Clipping]) -> list[tuple[str, str]]:
         if history.scale_norm is not None:
             rules.append(Rule(f"scaled to {history.scale_norm:g}", history.scale_norm))
     cut = cut_word(histories[0][1].scale_norm)  # the same for all: a comparison scales none
-    charts = [
-        (f"Share of updates {cut}", line_chart(
-            "clipped", f"Share of the updates whose gradient was {cut}", shares, x_label="step",
-            y_label=f"updates {cut}", y_range=(-0.03, 1.03), y_percent=True,
-        )),
-    ]  # fmt: skip
+    charts = []
     # A model that is sure of a text without a doubt has no gradient on it.
     if any(norm > 0 for line in norms for norm in line.y):
-        chart = line_chart(
+        charts.append(("Gradient norms", line_chart(
             "norms", "Norms of the gradient during training", norms, x_label="step",
             y_label="norm of the gradient", y_log=True, rules=tuple(dict.fromkeys(rules)),
-        )  # fmt: skip
-        charts.insert(0, ("Gradient norms", chart))
+        )))  # fmt: skip
+    # Of several models that clipped nothing all lines would be one, at zero.
+    if any(share > 0 for line in shares for share in line.y):
+        charts.append((f"Share of updates {cut}", line_chart(
+            "clipped", f"Share of the updates whose gradient was {cut}", shares, x_label="step",
+            y_label=f"updates {cut}", y_range=(-0.03, 1.03), y_percent=True,
+        )))  # fmt: skip
     return charts
 
 

@@ -456,7 +456,14 @@ class TestInspectionPage:
         history = Clipping(1.0, None, None, 20, 0.0, 0.0, (Period(1, 20, 0, 0, 0, 0.0),))
         page = check(inspection_page(portrait(inspection=inspection(clipping=history)), "", ORIGIN))
         assert "Gradient norms" not in page.texts["h3"]
-        assert "Share of updates clipped" in page.texts["h3"]
+        assert any("There is nothing to draw" in text for text in page.texts["p"])
+
+    def test_where_nothing_was_clipped_its_share_has_no_chart(self) -> None:
+        """Of several models all lines would be one."""
+        history = Clipping(1.0, None, None, 20, 0.3, 0.0, (Period(1, 20, 0.1, 0.2, 0.3, 0.0),))
+        page = check(inspection_page(portrait(inspection=inspection(clipping=history)), "", ORIGIN))
+        assert "Gradient norms" in page.texts["h3"]
+        assert "Share of updates clipped" not in page.texts["h3"]
 
     def test_all_measurements_are_there(self) -> None:
         text = inspection_page(portrait(), "poem", ORIGIN)
