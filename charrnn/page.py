@@ -241,7 +241,7 @@ STYLE = (
   :root {{
     {DARK}
     --raised: #1b2025;
-    --warm: 255 140 50; --cool: 70 160 240; --loud: #ffb27a; --on-loud: #121518;
+    --warm: 232 128 46; --cool: 70 160 240; --loud: #ffb27a; --on-loud: #121518;
   }}
 }}
 """

@@ -49,7 +49,7 @@ from charrnn.inspection import Inspection
 from charrnn.machine import machine
 from charrnn.memory import Memory
 from charrnn.norms import Clipping, Period
-from charrnn.page import Origin, origin
+from charrnn.page import STYLE, Origin, origin
 from charrnn.portrait import SAMPLE, Portrait, labels, portray_comparison
 from charrnn.report import assessment_page, comparison_page, inspection_page
 from charrnn.surprise import surprise
@@ -441,6 +441,26 @@ class TestAssessmentPage:
         text = assessment_page([assessment(facts=facts)], [portrait("one")], "poem", ORIGIN)
         assert "one: the model was trained on 3 of these 4 characters" in check(text).texts["li"]
         assert "one: the model does not know <1>" in check(text).texts["li"]
+
+
+@pytest.mark.parametrize("scheme", [0, 1])
+def test_coloured_text_can_be_read(scheme: int) -> None:
+    """On each colour that a text has behind it, in light and in dark."""
+
+    def value(name: str) -> str:
+        return str(re.findall(rf"--{name}: ([^;]+);", STYLE)[scheme])
+
+    raised = [*bytes.fromhex(value("raised").removeprefix("#"))]
+    shades = re.findall(r"background: rgb\(var\(--(\w+)\) / ([.\d]+)\)", STYLE)
+    assert len(shades) == 2 + 2 * 5
+    for name, share in shades:
+        mixed = [
+            round(float(share) * int(colour) + (1 - float(share)) * paper)
+            for colour, paper in zip(value(name).split(), raised, strict=True)
+        ]
+        assert contrast(value("ink"), mixed) >= 4.5, (name, share)
+    assert contrast(value("muted"), raised) >= 4.5
+    assert contrast(value("loud"), [*bytes.fromhex(value("on-loud")[1:])]) >= 4.5
 
 
 class TestInspectionPage:
