@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -32,11 +33,14 @@ class Output(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, **options)
+        # Rich would take 80 columns of any terminal that calls itself dumb.
+        if self.is_dumb_terminal and "width" not in options:
+            self.size = shutil.get_terminal_size()
 
     @classmethod
     def wide(cls) -> Self:
         """Return one that cuts nothing off: what is too wide for a terminal, that breaks."""
-        # Without a height Rich would take 80 columns of any terminal that calls itself dumb.
+        # Without a height Rich would take 80 columns here, too.
         return cls(width=10_000, height=100)
 
     @property

@@ -398,6 +398,16 @@ class TestLive:
         monkeypatch.setenv("TERM", "dumb")
         assert not isinstance(open_display(as_json=False, quiet=False), _LiveTerminal)
 
+    @pytest.mark.parametrize("columns", [40, 100])
+    def test_a_dumb_terminal_has_its_own_width(
+        self, monkeypatch: pytest.MonkeyPatch, columns: int
+    ) -> None:
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+        monkeypatch.setenv("TERM", "dumb")
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert Output().width == columns
+        assert Output.wide().width > 1000
+
     def test_draws_every_figure(self, display: _LiveTerminal, run: Run) -> None:
         display.start(run)
         assert "first steps" in self.picture(display)
