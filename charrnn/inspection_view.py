@@ -115,20 +115,25 @@ def _sections(inspection: Inspection, console: Output) -> Iterator[tuple[str, st
 
 
 def _plotted(
-    lines: Sequence[Sequence[str]], plot: str, pictures: Sequence[str], console: Output
+    lines: Sequence[Sequence[str]],
+    plot: str,
+    pictures: Sequence[str],
+    console: Output,
+    words: int = 1,
 ) -> Table:
-    """Return a table of a column of words, some of numbers, and a plot, if there is room for it.
+    """Return a table of words, numbers and a plot, if there is room for it.
 
     Args:
         lines: the head and the rows.
         plot: the plot's name in the head.
         pictures: one a row.
         console: of the terminal.
+        words: the first columns that hold words.
     """
     plotted = zip(lines, (plot, *pictures), strict=True)
-    table = plain_table([[*line, picture] for line, picture in plotted], 1)
+    table = plain_table([[*line, picture] for line, picture in plotted], words)
     table.columns[-1].justify = "left"
-    return table if _fits(table, console) else plain_table(lines, 1)
+    return table if _fits(table, console) else plain_table(lines, words)
 
 
 def _fits(table: Table, console: Output) -> bool:
@@ -176,7 +181,7 @@ def _gradient_flow(flows: Sequence[GradientFlow], console: Output) -> Table:
 def _memory(memory: Memory, console: Output) -> Table:
     most = max(memory.excess_nats)
     pictures = [_bar(memory.excess_nats[k] / most if most > 0 else 0.0) for k in contexts(memory)]
-    return _plotted(memory_lines(memory), "more", pictures, console)
+    return _plotted(memory_lines(memory), "more", pictures, console, words=0)
 
 
 def _gates(gates: Sequence[GateUse], console: Output) -> Table:

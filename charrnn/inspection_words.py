@@ -20,7 +20,7 @@ from charrnn.gradients import Cut, Truncation
 from charrnn.memory import Memory
 from charrnn.norms import Clipping
 from charrnn.properties import PROPERTIES
-from charrnn.wording import counted, cut_word, joined, printable
+from charrnn.wording import counted, cut_word, joined, printable, quoted
 
 __all__ = [
     "ALWAYS",
@@ -62,10 +62,10 @@ ALWAYS = 0.9
 def step_says(step: Step) -> str:
     """Say what is computed, and how close it is to the model."""
     return (
-        f"One step by its equations, from the checkpoint's weights, in float64; it reads "
-        f"{step.read!r}. e: embedding, or h' of the layer below; σ: logistic function; ∘: unit by "
-        "unit. In brackets: a layer's first units; at the logits y and the probabilities p there "
-        f"are the likeliest next characters. Over {step.characters:,} characters from the "
+        "One step by its equations, from the checkpoint's weights, in float64; it reads "
+        f"{quoted(step.read)}. e: embedding, or h' of the layer below; σ: logistic function; ∘: "
+        "unit by unit. In brackets: a layer's first units; at the logits y and the probabilities p "
+        f"there are the likeliest next characters. Over {step.characters:,} characters from the "
         "zero state the largest difference from the model is "
         f"{step.logits_difference:.1e} in a logit, at the end "
         f"{step.state_difference:.1e} in a unit; nats per character {step.written_nats:.6f} by the "
@@ -78,7 +78,7 @@ def step_lines(step: Step) -> list[list[str]]:
     lines = [["layer", "line", "equation", *(f"[{n + 1}]" for n in range(SHOWN))]]
     for quantity in step.quantities:
         if quantity.name == "y":
-            named = [*map(repr, step.likeliest), *[""] * (SHOWN - len(step.likeliest))]
+            named = [*map(quoted, step.likeliest), *[""] * (SHOWN - len(step.likeliest))]
             lines.append([str(quantity.layer), "", "next character", *named])
         shown = [(f"= {quantity.equation}", quantity.units)]
         if quantity.model is not None:

@@ -22,6 +22,7 @@ from charrnn import inspection as module
 from charrnn.activity import Activation, GateUse, Pace, Unit, UnitFound
 from charrnn.checkpoint import load, save
 from charrnn.config import CellName, InspectConfig
+from charrnn.equations import Quantity, Step
 from charrnn.errors import UsageError
 from charrnn.flow import GradientFlow, Reach, gradient_flow, initial_model
 from charrnn.gradients import Cut, Truncation, Window, cuts
@@ -34,6 +35,8 @@ from charrnn.inspection_words import (
     gradient_flow_lines,
     memory_lines,
     pace_lines,
+    step_lines,
+    step_says,
     truncation_lines,
     truncation_says,
     unit_lines,
@@ -107,6 +110,12 @@ class TestTables:
             ["initial", "1.25-1.50 *", "h 1", "2", "> 2", "0.75"],
         ]
 
+    def test_the_step_s_characters_cannot_turn_their_line_around(self) -> None:
+        quantities = (Quantity(1, "y", "V h' + v", (1.5, 2.5), None),)
+        step = Step("\u05d0", quantities, ("\u0301", "\u0645"), 256, 1e-7, 2e-6, 1.25, 1.25)
+        assert "it reads '\\u05d0'." in step_says(step)
+        assert step_lines(step)[1][3:5] == ["'\\u0301'", "'\\u0645'"]
+
     def test_memory(self) -> None:
         memory = Memory(1.5, (2.0, 0.25, -0.5), (0.125, 0.0625, 0.0), 30, 0.01, 2, 9)
         assert memory_lines(memory)[1:] == [
@@ -163,6 +172,11 @@ class TestPlots:
             return capsys.readouterr().out.rstrip()
 
         return show
+
+    def test_numbers_stand_below_each_other(self, printed: Callable[..., str]) -> None:
+        out = printed(memory=Memory(1.5, (0.5,) * 17, (0.0,) * 17, 30, 0.01, 2, 9))
+        lags = re.findall(r"^ *\d+(?= +2\.0000)", out, re.MULTILINE)
+        assert lags == [" 0", " 1", " 2", " 4", " 8", "16"]
 
     def test_what_is_left_of_a_gradient_is_on_a_logarithmic_scale(
         self, printed: Callable[..., str]
