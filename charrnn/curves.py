@@ -125,7 +125,9 @@ def _curve(run: LoggedRun) -> _Curve | None:
     trained = _thinned(_losses(run.log, "train_nats_per_char"))
     validated = _losses(run.log, "valid_nats_per_char")
     if len(validated):
-        return _Curve(run.label, run.style, HELD_OUT, validated, trained)
+        # A point is no thin line: it would look like one of the main line's.
+        thin = trained if len(trained) > 1 else trained[:0]
+        return _Curve(run.label, run.style, HELD_OUT, validated, thin)
     if len(trained):
         return _Curve(run.label, run.style, LEARNT, trained, trained[:0])
     return None

@@ -429,7 +429,7 @@ def _draw_line(axes: Axes, line: Line) -> None:
     look = _look(line.style)
     if line.band is not None:
         axes.fill_between(line.x, *line.band, color=look["color"], alpha=0.16, linewidth=0)
-    if line.faint and len(line.x) > 1:
+    if line.faint:
         axes.plot(line.x, line.y, **_faint(line.style))
     else:
         axes.plot(line.x, line.y, markevery=_marked(axes, line.x), **look)

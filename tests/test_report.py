@@ -633,6 +633,7 @@ def test_a_log_of_any_length_makes_curves(rows: Any) -> None:
     [
         ([log(3, 1)], "what is held out to validate; thin lines: on the text being learnt."),
         ([log(0, 1)], "what is held out to validate."),
+        ([log(1, 1)], "what is held out to validate."),
         ([log(3, 0)], "the text being learnt."),
         (
             [log(3, 0), log(5, 1)],
