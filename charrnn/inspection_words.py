@@ -20,7 +20,7 @@ from charrnn.gradients import Cut, Truncation
 from charrnn.memory import Memory
 from charrnn.norms import Clipping
 from charrnn.properties import PROPERTIES
-from charrnn.wording import counted, cut_word, joined, printable, quoted
+from charrnn.wording import counted, cut_word, joined, printable, quoted, significant
 
 __all__ = [
     "ALWAYS",
@@ -113,7 +113,7 @@ def gradient_flow_lines(flows: Sequence[GradientFlow]) -> list[list[str]]:
                         f"> {farthest}" if lag is None else str(lag)
                         for lag in (reach.halves_at, reach.under_1_percent_at)
                     ),
-                    *(f"{reach.relative[k]:.2g}" for k in lags),
+                    *(significant(reach.relative[k], 2) for k in lags),
                 ]
             )
     return lines
@@ -218,7 +218,7 @@ def unit_lines(units: Sequence[UnitFound]) -> list[list[str]]:
     rows = [
         [
             found.property,
-            f"{found.mean:.3g}",
+            significant(found.mean, 3),
             str(found.unit),
             f"{found.found:+.3f}",
             f"{found.correlation:+.3f}",
@@ -246,8 +246,8 @@ def clipping_says(clipping: Clipping) -> str:
     elif clipping.scale_norm is not None:
         done = f"Every one was scaled to a norm of {clipping.scale_norm:g}, down in {share}"
     return (
-        f"Norms of the gradient over {clipping.steps:,} updates, largest {clipping.largest:.3g} "
-        f"(means of a few updates each, as logged). {done}."
+        f"Norms of the gradient over {clipping.steps:,} updates, largest "
+        f"{significant(clipping.largest, 3)} (means of a few updates each, as logged). {done}."
     )
 
 
@@ -256,7 +256,7 @@ def clipping_lines(clipping: Clipping) -> list[list[str]]:
     rows = [
         [
             f"{period.first_step:,} - {period.last_step:,}",
-            *(f"{norm:.3g}" for norm in (period.low, period.median, period.high)),
+            *(significant(norm, 3) for norm in (period.low, period.median, period.high)),
             f"{100 * period.clipped_share:.1f} %",
         ]
         for period in clipping.periods

@@ -18,6 +18,7 @@ __all__ = [
     "quoted",
     "reason",
     "shown",
+    "significant",
 ]
 
 #: Categories of characters that a terminal acts on, or that no output can encode.
@@ -122,6 +123,15 @@ def counted(number: float, noun: str) -> str:
     """
     figure = f"{number:g}" if isinstance(number, float) else f"{number:,}"
     return f"{figure} {noun}{'' if number == 1 else 's'}"
+
+
+def significant(value: float, digits: int) -> str:
+    """Return a number to so many significant digits, as exact as those above and below it.
+
+    >>> significant(0.2, 2), significant(0.0021, 2), significant(54.2, 3), significant(123.4, 3)
+    ('0.20', '0.0021', '54.2', '123')
+    """
+    return f"{value:#.{digits}g}".removesuffix(".")
 
 
 def duration(seconds: float) -> str:

@@ -103,11 +103,11 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 class TestTables:
     def test_gradient_flow(self) -> None:
-        reach = Reach(1, "h", 2.0, (1.0, 0.75, 0.25), (1.0, 0.5, 0.1), 2, None)
+        reach = Reach(1, "h", 2.0, (1.0, 0.5, 0.25), (1.0, 0.5, 0.1), 2, None)
         flow = GradientFlow("initial", 1.5, ((1.5, 1.25),), (None,), 9, (reach,))
         assert gradient_flow_lines([flow]) == [
             ["weights", "radius", "along", "half at", "1 % at", "k = 1"],
-            ["initial", "1.25-1.50 *", "h 1", "2", "> 2", "0.75"],
+            ["initial", "1.25-1.50 *", "h 1", "2", "> 2", "0.50"],
         ]
 
     def test_the_step_s_characters_cannot_turn_their_line_around(self) -> None:
@@ -134,12 +134,12 @@ class TestTables:
 
     def test_units(self) -> None:
         found = UnitFound("digit", Unit(1, 3, "c"), -0.7, 0.6, 0.25)
-        assert unit_lines([found])[1] == ["digit", "0.25", "1.3c", "-0.700", "+0.600"]
+        assert unit_lines([found])[1] == ["digit", "0.250", "1.3c", "-0.700", "+0.600"]
 
     def test_clipping(self) -> None:
         period = Period(1, 1200, 0.5, 1.5, 2.5, 0.125)
         lines = clipping_lines(Clipping(1.0, None, None, 20, 3.0, 0.5, (period,)))
-        assert lines[1] == ["1 - 1,200", "0.5", "1.5", "2.5", "12.5 %"]
+        assert lines[1] == ["1 - 1,200", "0.500", "1.50", "2.50", "12.5 %"]
 
     def test_a_cut_gradient(self) -> None:
         cut = Cut("trained", 0.1, 1.25, 0.5, 12.5)
