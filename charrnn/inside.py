@@ -202,7 +202,7 @@ def _flow_lines(flows: Measured[GradientFlow]) -> list[Line]:
 
 
 def _weights(flow: GradientFlow) -> str:
-    name = {"trained": "Trained", "initial": "Untrained"}[flow.weights]
+    name = flow.weights.capitalize()
     return name if flow.scaled_to is None else f"{name}, radius {flow.scaled_to:g}"
 
 

@@ -557,7 +557,7 @@ class TestInspectionPage:
         seen = inspection(gradient_flow=(flow(reaches=reaches), flow("initial")), memory=memory)
         text = inspection_page(portrait(inspection=seen), "poem", ORIGIN)
         assert ">Trained</h3>" not in text
-        assert "Untrained" in text
+        assert ">Initial</h3>" in text
         assert "nothing to draw" in text
         check(text)
 
