@@ -240,7 +240,9 @@ def _underlined(shown: Activation, largest: float, width: int) -> Group:
         if character == "\n":
             lines += [Text(text), Text(columns)]
             text, columns = "", ""
-    return Group(*lines, Text(text), Text(columns))
+    if text:
+        lines += [Text(text), Text(columns)]
+    return Group(*lines)
 
 
 def _clipping(clipping: Clipping, console: Output) -> Table:

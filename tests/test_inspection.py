@@ -192,6 +192,13 @@ class TestPlots:
         use = GateUse(1, "forget", (0.95, 0.95, 0.05), (0.0, 0.05, 0.95), 100)
         assert printed(gates=(use,)).endswith("  ▄        █ | █        ▄")
 
+    def test_a_text_that_ends_with_its_line_has_no_line_more(
+        self, printed: Callable[..., str]
+    ) -> None:
+        shown = Activation(Unit(1, 1, "h"), "a\n", (1.0, -1.0))
+        cut = (Cut("trained", 0.1, 1.25, 0.5, 12.5),)
+        assert "\na↵\n█▁\n\nA cut gradient\n" in printed(activation=shown, cuts=cut)
+
     def test_a_unit_s_sign_is_seen(
         self, printed: Callable[..., str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
