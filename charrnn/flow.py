@@ -126,7 +126,7 @@ def gradient_flow(
     farthest = min(farthest, len(stretch) // 4)
     first = farthest + min(WARM_UP, len(stretch) // 4)
     last = len(stretch) - 2  # its loss is the price of the character after it
-    at_B = np.unique(np.linspace(first, last, min(places, last - first + 1)).astype(np.int64))
+    at_B = np.linspace(first, last, min(places, last - first + 1)).astype(np.int64)
     sizes: dict[tuple[int, str], list[NDArray[np.float64]]] = {}
     slopes: list[NDArray[np.float64]] = []
     for start in range(0, len(at_B), PLACES_AT_ONCE):

@@ -1,0 +1,179 @@
+"""What a training and a comparison do when what they show can no longer be written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from charrnn import watching
+from charrnn.checkpoint import read_description
+from charrnn.display import Display
+from charrnn.errors import NonFiniteError
+from charrnn.evaluation import Scores, score
+from charrnn.run import Run
+from charrnn.stopping import StopSignals
+from charrnn.training import Event, Finished, Logged
+from tests.conftest import Cli
+
+#: A training that logs twice.
+QUICK = ("--steps", 20, "--hidden", 9, "--batch-size", 3, "--bptt", 11, "--device", "cpu")
+#: What the first refusal gives: its number, an exit code and the last words.
+HOW_IT_ENDS = pytest.mark.parametrize(
+    ("number", "code", "says"),
+    [
+        (errno.EPIPE, 128 + signal.SIGPIPE, ""),
+        (errno.EIO, 1, "charrnn: cannot write the output: Input/output error\n"),
+    ],
+)
+
+
+class Refusing(Display):
+    """Refuses what it is told to, with an error number each."""
+
+    def __init__(self) -> None:
+        self.refuses: dict[type | str, int] = {}
+        self.is_away = False
+        self.done: list[str] = []
+
+    def start(self, run: Run) -> None:
+        self.done.append("start")
+        self._take("start")
+
+    def show(self, event: Event) -> None:
+        self._take(type(event))
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        self._take("away")
+        self.is_away = True
+        yield
+        self.is_away = False
+
+    def close(self) -> None:
+        self.done.append("close")
+
+    def _take(self, what: type | str) -> None:
+        if number := self.refuses.get(what):
+            raise OSError(number, os.strerror(number))
+
+
+@pytest.fixture
+def display(monkeypatch: pytest.MonkeyPatch) -> Refusing:
+    """Return the display of whatever is watched but quiet."""
+    one = Refusing()
+    monkeypatch.setattr(watching, "open_display", lambda quiet, **_: Display() if quiet else one)
+    monkeypatch.setattr("charrnn.outcome._forget_output", lambda: None)  # it is no file here
+    return one
+
+
+class TestRun:
+    @HOW_IT_ENDS
+    def test_the_first_refusal_ends_it_saved(
+        self, cli: Cli, prose: Path, tmp_path: Path, display: Refusing, number: int, code: int,
+        says: str,
+    ) -> None:  # fmt: skip
+        display.refuses = {Logged: number, Finished: errno.ENOSPC}
+        run = tmp_path / "run"
+        done = cli("train", prose, "--run", run, *QUICK)
+        assert (done.code, done.out) == (code, "")
+        go_on = f"charrnn train --run {run} --resume"
+        assert done.err == (says or f"nobody reads the output any more; go on with: {go_on}\n")
+        assert read_description(run / "last.safetensors").meta["step"] == 10
+        assert display.done == ["start", "close"]
+
+    @HOW_IT_ENDS
+    def test_before_its_first_step_there_is_nothing_to_save(
+        self, cli: Cli, prose: Path, tmp_path: Path, display: Refusing, number: int, code: int,
+        says: str,
+    ) -> None:  # fmt: skip
+        display.refuses = {"start": number}
+        done = cli("train", prose, "--run", tmp_path / "run", *QUICK)
+        assert (done.code, done.out, done.err) == (code, "", says)
+        assert not list(tmp_path.rglob("*.safetensors"))
+
+    @pytest.mark.parametrize(("number", "code"), [(errno.EPIPE, 0), (errno.EIO, 1)])
+    def test_at_its_end_it_is_whole(
+        self, cli: Cli, prose: Path, tmp_path: Path, display: Refusing, number: int, code: int
+    ) -> None:
+        display.refuses = {Finished: number}
+        run = tmp_path / "run"
+        done = cli("train", prose, "--run", run, *QUICK)
+        assert (done.code, done.out) == (code, "")
+        assert read_description(run / "last.safetensors").meta["step"] == 20
+
+
+class TestComparison:
+    @HOW_IT_ENDS
+    def test_the_first_refusal_ends_it_saved(
+        self, cli: Cli, prose: Path, tmp_path: Path, display: Refusing, number: int, code: int,
+        says: str,
+    ) -> None:  # fmt: skip
+        display.refuses = {Logged: number, Finished: errno.ENOSPC}
+        folder = tmp_path / "all"
+        done = cli("compare", prose, "--cell", "rnn", "--run", folder, *QUICK)
+        assert (done.code, done.out) == (code, "")
+        go_on = f"go on with: charrnn compare --run {folder} --resume --device cpu\n"
+        assert done.err.endswith(says or go_on)
+        assert read_description(folder / "rnn-seed1" / "last.safetensors").meta["step"] == 10
+        assert display.done == ["start", "close"]
+
+    @HOW_IT_ENDS
+    def test_before_its_first_step_there_is_nothing_to_save(
+        self, cli: Cli, prose: Path, tmp_path: Path, display: Refusing, number: int, code: int,
+        says: str,
+    ) -> None:  # fmt: skip
+        display.refuses = {"start": number}
+        done = cli("compare", prose, "--cell", "rnn", "--run", tmp_path / "all", *QUICK)
+        assert (done.code, done.out) == (code, "")
+        assert done.err.endswith(says or "--resume --device cpu\n")
+        assert not list(tmp_path.rglob("*.safetensors"))
+        assert display.done == ["start", "close"]
+
+    def test_nothing_is_said_beside_an_open_display(
+        self, cli: Cli, prose: Path, tmp_path: Path, display: Refusing,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        """The lines would go where a live one draws."""
+        unscored = iter([True])
+
+        def scored(*of: Any, **how: Any) -> Scores:
+            if next(unscored, False):
+                raise NonFiniteError("it has no number")
+            return score(*of, **how)
+
+        monkeypatch.setattr("charrnn.comparing.score", scored)
+        monkeypatch.setattr(watching, "say", lambda line: display.done.append(line.split(":")[0]))
+        words = ("--cell", "rnn", "--cell", "gru", "--run", tmp_path / "all")
+        assert cli("compare", prose, *words, *QUICK).code == 1
+        note, *done = (what for what, _ in groupby(display.done))
+        assert note == "note"
+        assert done == [
+            "--- run 1 of 2", "start", "close", "rnn, seed 1, is left out",
+            "--- run 2 of 2", "start", "close",
+        ]  # fmt: skip
+
+
+class TestPause:
+    def test_it_waits_until_the_terminal_is_free(
+        self, display: Refusing, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stop, was_away = StopSignals(), []
+        monkeypatch.setattr(stop, "pause", lambda: was_away.append(display.is_away))
+        reader = watching._Reader(stop, display)
+        assert reader.reason_to_stop() is None
+        assert was_away == []
+        stop.pause_is_due = True
+        assert reader.reason_to_stop() is None
+        assert was_away == [True]
+        display.refuses = {"away": errno.EIO}
+        assert reader.reason_to_stop() == "a closed output"
+        stop.received = signal.SIGTERM
+        assert watching._Reader(stop, Display()).reason_to_stop() == "SIGTERM"
