@@ -125,7 +125,7 @@ def watch_comparison(
     """
     results: list[RunResult] = []
     failures: list[RunFailure] = []
-    reader = _Reader(stop, open_display(as_json=False, quiet=True))
+    reader = _Reader(stop, Display())
     try:
         for event in compare(
             folder,
