@@ -40,9 +40,10 @@ def make_ids(length: int) -> NDArray[np.int64]:
 
 
 def by_the_definition(
-    model: CharModel, ids: NDArray[np.int64], *, skipped: int, length: int, window: int, last: int
-) -> NDArray[np.float64]:
-    """Return the gradient of the mean loss, lane by lane and loss by loss.
+    model: CharModel, ids: NDArray[np.int64], *, skipped: int, length: int, window: int, last: int,
+    lanes: range = range(LANES),
+) -> NDArray[np.float64]:  # fmt: skip
+    """Return the gradient of the mean loss of some lanes, lane by lane and loss by loss.
 
     Each loss reaches back to the start of the window that counts it: the last window
     that ends ``last`` or fewer predictions after it.
@@ -50,7 +51,7 @@ def by_the_definition(
     weights = [w for name, w in model.named_parameters() if "head" not in name]
     total = np.zeros(sum(weight.numel() for weight in weights))
     lane_length = (len(ids) - 1) // LANES
-    for lane in range(LANES):
+    for lane in lanes:
         text = torch.from_numpy(ids[lane * lane_length :][: length + 1])
         for t in range(skipped, length):
             start = skipped + (t - skipped) // last * last + last - window
@@ -62,7 +63,7 @@ def by_the_definition(
             loss = -torch.log_softmax(logits_11V[0, 0], dim=0)[text[t + 1]]
             parts = torch.autograd.grad(loss, weights)
             total += torch.cat([part.flatten() for part in parts]).numpy()
-    result: NDArray[np.float64] = total / (LANES * (length - skipped))
+    result: NDArray[np.float64] = total / (len(lanes) * (length - skipped))
     return result
 
 
@@ -102,7 +103,13 @@ class TestTruncation:
         twice = np.concatenate([once, once, once[:1]])
         same = truncation(make_model("gru"), twice, (3,), longest=8)
         assert same.between_halves == pytest.approx(0, abs=1e-5)
-        assert truncation(make_model("gru"), make_ids(9 * LANES + 1), (3,)).between_halves > 5
+        model, ids = make_model("gru"), make_ids(9 * LANES + 1)
+        first, others = (
+            by_the_definition(model, ids, skipped=0, length=7, window=7, last=7, lanes=lanes)
+            for lanes in (range(2), range(2, 4))
+        )
+        found = truncation(model, ids, (3,), longest=7).between_halves
+        assert found == pytest.approx(degrees(first, others)) != pytest.approx(0, abs=5)
 
     @small.each_cell
     def test_what_is_kept_grows_with_the_window(self, cell: CellName) -> None:
