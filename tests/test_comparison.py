@@ -294,6 +294,8 @@ class TestCompare:
             row = json.loads(cli("evaluate", path, "--part", part, "--json").out)[0]
             assert row["nats_per_char"] == saved[name]
             assert row["parameters"] == saved["parameters"]
+        for name in ("characters", "unknown", "bits_per_byte"):
+            assert row[name] == saved[name], "of the test part"
 
     def test_guessing_is_priced_on_what_is_compared(self, cli: Cli, tmp_path: Path) -> None:
         """Here that is characters which the rest of the text has not."""
@@ -331,7 +333,7 @@ class TestCompare:
             texts=(str(prose),), cells=("gru",), steps=33, hidden=5, batch_size=3, bptt=11,
             clip_norm=0.5,
         )  # fmt: skip
-        list(compare(tmp_path, plan, new=True, device=CPU))
+        events = list(compare(tmp_path, plan, new=True, device=CPU))
         run = tmp_path / "gru-seed1"
         found = json.loads((run / "result.json").read_text(encoding="utf-8"))
         meta = load(run / "last.safetensors").meta
@@ -342,6 +344,11 @@ class TestCompare:
             ("trained_characters", "characters"),
         ):  # fmt: skip
             assert found[name] == progress[field], name
+        (ended,) = (event.run for event in events if isinstance(event, RunStarted))
+        assert 0 < found["validation_seconds"] < found["seconds"]
+        assert found["validation_seconds"] == ended.progress.validation_seconds
+        assert found["seconds"] == ended.progress.seconds
+        assert found["uniform_nats"] == ended.baselines["uniform"]
         model = CharModel(ModelConfig.from_dict(meta["model"]))
         counted = (found["parameters"], found["multiply_adds"])
         assert counted == (model.parameter_count(), model.multiply_adds())
