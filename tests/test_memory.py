@@ -78,6 +78,18 @@ def test_a_short_text_has_no_place_twice(monkeypatch: pytest.MonkeyPatch) -> Non
     assert slow.excess_nats == pytest.approx(found.excess_nats, abs=1e-12)
 
 
+@pytest.mark.parametrize(("fewest", "most", "resets"), [(5, 40, 17), (20, 40, 20), (5, 13, 13)])
+def test_resets_are_as_many_as_their_work_allows(
+    fewest: int, most: int, resets: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model("lstm")
+    monkeypatch.setattr("charrnn.memory.RESET_WORK", 17 * 9 * model.multiply_adds())
+    monkeypatch.setattr("charrnn.memory.FEWEST_RESETS", fewest)
+    monkeypatch.setattr("charrnn.memory.MOST_RESETS", most)
+    found = memory(model, make_stretch(120), vocabulary(), farthest=9, bptt=4)
+    assert found.windows == resets
+
+
 def test_not_enough() -> None:
     found = memory(make_model("rnn"), make_stretch(120), vocabulary(), bptt=9, tolerance=-9.0)
     assert found.needed is None
