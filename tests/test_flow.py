@@ -164,6 +164,8 @@ def test_one_place_makes_a_mean_but_no_median() -> None:
     assert reach.median == pytest.approx((1.0, 0.5))
     nothing = module._reach(1, "h", np.zeros((3, 2)))
     assert all(map(math.isnan, nothing.median))
+    exploded = module._reach(1, "h", np.array([[1e-300], [1e300]]))
+    assert (exploded.relative[1], exploded.median[1]) == (math.inf, math.inf)
 
 
 def test_the_slope_of_a_tanh_is_that_of_the_states_on_the_way() -> None:
