@@ -489,7 +489,7 @@ def _scan_file(
                     codes = decoder.decode(data, final=final)
                 except UnicodeError as error:
                     first = offset - len(state[0])
-                    if final and _is_text_so_far(data, encoding, state):
+                    if _is_text_so_far(data, encoding, state):
                         refusal = _cut(path, encoding, error, first, identity.size)
                     else:
                         refusal = _not_text(path, encoding, error, first, head)
