@@ -166,17 +166,16 @@ def _follow(
     hidden = warmed(model, ids_TB[:warm_up])
     # Whatever the weights require: the states are to be followed.
     hidden = tuple(tuple(s.requires_grad_() for s in state) for state in hidden)
-    with torch.enable_grad():
-        layers = unroll_model(model, ids_TB[warm_up:-1], hidden)
-        logits_BV = model.head(layers[-1].states["h"][-1])
-        loss = F.cross_entropy(logits_BV, ids_TB[-1], reduction="sum")
-        states = {
-            (number, name): steps
-            for number, layer in enumerate(layers, start=1)
-            for name, steps in layer.states.items()
-        }
-        nodes = [node for steps in states.values() for node in steps]
-        gradients = torch.autograd.grad(loss, nodes)
+    layers = unroll_model(model, ids_TB[warm_up:-1], hidden)
+    logits_BV = model.head(layers[-1].states["h"][-1])
+    loss = F.cross_entropy(logits_BV, ids_TB[-1], reduction="sum")
+    states = {
+        (number, name): steps
+        for number, layer in enumerate(layers, start=1)
+        for name, steps in layer.states.items()
+    }
+    nodes = [node for steps in states.values() for node in steps]
+    gradients = torch.autograd.grad(loss, nodes)
     lags = farthest + 1
     sizes = {}
     for (number, name), i in zip(states, range(0, len(nodes), lags), strict=True):

@@ -192,9 +192,8 @@ def _by_windows(
     while start + bptt - last < length:
         window = slice(start, min(start + bptt, length))
         counted = window.stop - (start + bptt - last)
-        with torch.enable_grad():
-            loss, hidden = window_loss(model, x_TB[window], y_TB[window], hidden, counted)
-            gradient = torch.autograd.grad(loss * (counted / (length - skipped)), weights)
+        loss, hidden = window_loss(model, x_TB[window], y_TB[window], hidden, counted)
+        gradient = torch.autograd.grad(loss * (counted / (length - skipped)), weights)
         torch._foreach_add_(total, gradient)
         start += last
     return torch.cat([part.flatten() for part in total])
@@ -236,7 +235,7 @@ def _kept(model: CharModel, x_TB: Tensor, y_TB: Tensor, counted: int) -> int:
         return saved
 
     hidden = model.initial_hidden(x_TB.shape[1])
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
         # While the loss lives, so does all that was saved, and no address comes twice.
         loss, _ = window_loss(model, x_TB, y_TB, hidden, counted)
     del loss

@@ -54,6 +54,7 @@ def nudged_step(cell: Cell, x_E: Tensor, state: State, nudge: Nudge | None) -> S
     return after
 
 
+@torch.no_grad()
 def last_loss(model: CharModel, ids: Sequence[int], nudge: Nudge) -> float:
     """Return -ln p of the last symbol, having read all before it from the zero state."""
     hidden = [tuple(s[0] for s in cell.initial_state(1)) for cell in model.layers()]
@@ -67,7 +68,6 @@ def last_loss(model: CharModel, ids: Sequence[int], nudge: Nudge) -> float:
 
 
 @each_cell
-@torch.no_grad()
 def test_equals_finite_differences(cell: CellName) -> None:
     model, stretch = make_model(cell), make_stretch(40)
     farthest, warm_up, eps = 6, 10, 1e-5
@@ -130,8 +130,7 @@ def test_linear_is_the_gradient_through_the_matrix_alone() -> None:
         slope = []
         for unit in range(3):
             up, down = (Nudge(len(ids) - 2, reach.layer - 1, "h", unit, by) for by in (1e-5, -1e-5))
-            with torch.no_grad():
-                slope.append((last_loss(model, ids, up) - last_loss(model, ids, down)) / 2e-5)
+            slope.append((last_loss(model, ids, up) - last_loss(model, ids, down)) / 2e-5)
         g_H = np.array(slope)
         matrix_HH = model.layers()[reach.layer - 1].weight_recurrent.detach().numpy()
         for k in range(5):
