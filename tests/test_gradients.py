@@ -120,6 +120,13 @@ class TestTruncation:
         assert two - one > 16 * LANES * 2 * 5 * 8, "the states of both layers, float64"
         assert found.full.bytes == four
 
+    @small.each_cell
+    def test_weights_are_kept_anyway(self, cell: CellName) -> None:
+        model = small.make_model(cell, hidden=99, vocabulary=SYMBOLS)
+        matrices = [layer.weight_recurrent for layer in model.layers()]
+        (window,) = truncation(model, make_ids(LANES + 1), (1,)).windows
+        assert window.bytes < min(matrix.nbytes for matrix in matrices)
+
     def test_the_shortest_of_some_times_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         clock = iter([10.0, 15.0, 20.0, 23.0, 30.0, 34.0] * 2)  # of all at once, of the window
         monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
