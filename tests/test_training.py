@@ -725,9 +725,10 @@ def test_a_run_whose_patience_is_over_when_it_goes_on_is_done(start_run: StartRu
 def test_tiny_texts_train(tmp_path: Path, start_run: StartRun, text: str) -> None:
     path = tmp_path / "tiny"
     path.write_text(text)
-    run = start_run(TextChoices(texts=(str(path),), valid_share=0.0), steps=12)
+    run = start_run(TextChoices(texts=(str(path),), valid_share=0.0), steps=12, loss_last=9)
     *_, finished = train(run)
     assert finished == Finished("done", complete=True)
+    assert run.config.loss_last == min(9, len(text) - 1)
     assert run.lanes.lanes * run.lanes.bptt <= len(text) - 1
     assert any("the text has only" in note for note in run.notes)
 
