@@ -328,6 +328,24 @@ class TestCompare:
             found = {"batch_size": run.config.batch_size, "bptt": run.config.bptt}
             assert found == sizes
 
+    def test_sizes_follow_from_text_and_machine(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        given: dict[str, Any] = {}
+
+        def refuse(plan: Plan, **of: Any) -> None:
+            given.update(of)
+            raise UsageError("they are seen")
+
+        monkeypatch.setattr("charrnn.comparing.shapes", refuse)
+        monkeypatch.setattr("charrnn.comparing.multiplies_bf16", lambda _device: True)
+        (tmp_path / "text").write_text("abcab" * 20)
+        plan = Plan(texts=(str(tmp_path / "text"),), steps=1, min_count=20)
+        with pytest.raises(UsageError, match="they are seen"):
+            list(compare(tmp_path / "all", plan, new=True, device=CPU))
+        # 80 to train on: c is among them 16 times, and unknown.
+        assert given == {"vocabulary": 3, "characters": 80, "device": "cpu", "bf16": True}
+
     def test_a_result_is_that_of_its_run(self, prose: Path, tmp_path: Path) -> None:
         plan = Plan(
             texts=(str(prose),), cells=("gru",), steps=33, hidden=5, batch_size=3, bptt=11,
