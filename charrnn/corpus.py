@@ -97,6 +97,7 @@ class TextFile:
     """The first ``DIGEST`` hexadecimal digits of its bytes' SHA-256: the same text goes by the
     same one, whatever it is called and whatever it is beside."""
     blocks: tuple[_Block, ...] = field(repr=False)
+    """The seek index; the last entry is the file's end."""
     identity: _Identity = field(repr=False, compare=False)
     """As the scan found it, or as it was last with the same bytes."""
 
@@ -170,14 +171,8 @@ class TextFile:
 
     def is_one_byte_each(self, number: int) -> bool:
         """Whether the characters from index entry ``number`` to the next take a byte each."""
-        block, end = self.blocks[number], self._end_of(number)
+        block, end = self.blocks[number], self.blocks[number + 1]
         return end.offset - block.offset == end.characters - block.characters and not block.state[0]
-
-    def _end_of(self, number: int) -> _Block:
-        """Return where index entry ``number`` ends, which is where the next one begins."""
-        if number + 1 < len(self.blocks):
-            return self.blocks[number + 1]
-        return _Block(self.characters, self.size, (b"", 0))
 
     def byte_of(self, characters: int, encoding: str) -> int:
         """Return the byte offset at which the first ``characters`` characters end.
@@ -193,8 +188,8 @@ class TextFile:
             return self.size
         # The last entry with fewer characters before it, so that at least one is asked of it.
         number = bisect_left(self.blocks, characters, key=lambda block: block.characters) - 1
-        block = self.blocks[number]
-        data = self.read(block.offset, self._end_of(number).offset - block.offset)
+        block, end = self.blocks[number], self.blocks[number + 1]
+        data = self.read(block.offset, end.offset - block.offset)
 
         def characters_in(length: int) -> int:
             decoder = Decoder(encoding, block.state)
@@ -508,8 +503,6 @@ def _scan_file(
         raise CorpusError(
             f"{shown(path)} changed while it was read: wait until nothing writes to it"
         )
-    if len(blocks) > 1:
-        blocks.pop()  # the entry at the file's end, from which there is nothing to read
     file = TextFile(
         path=path,
         start=start,
