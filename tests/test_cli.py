@@ -798,8 +798,9 @@ class TestTrain:
         self, cli: Cli, trained: Path, tmp_path: Path, unknown: int, said: str
     ) -> None:
         other = tmp_path / "other.txt"
-        other.write_text("Ä" * unknown + make_prose(1000 - unknown), encoding="utf-8")
-        result = cli("train", other, "--init-from", trained, "--run", tmp_path / "run", *QUICK[:2])
+        other.write_text("Ä" * unknown + make_prose(1000 - unknown), encoding="latin-1")
+        words = ("--init-from", trained, "--encoding", "latin-1", "--run", tmp_path / "run")
+        result = cli("train", other, *words, *QUICK[:2])
         assert f"it knows {said}" in result.err
 
     def test_what_it_starts_from_is_the_checkpoint_itself(

@@ -25,6 +25,7 @@ from charrnn.config import CellName, SampleConfig, TextChoices
 from charrnn.corpus import scan
 from charrnn.errors import NonFiniteError, RunFolderError, UsageError
 from charrnn.evaluation import Scores, prices, score
+from charrnn.flow import initial_model
 from charrnn.planning import Planner
 from charrnn.resuming import resume
 from charrnn.run import Progress, Run
@@ -121,6 +122,15 @@ def test_events_come_in_order_and_the_state_is_saved_at_the_end(start_run: Start
         if isinstance(validated, Validated):
             assert isinstance(sampled, Sampled)
             assert len(sampled.text) > 100
+
+
+def test_it_begins_with_the_weights_of_its_seed(start_run: StartRun) -> None:
+    """Whatever was drawn before; and ``inspect`` makes them again."""
+    for seed in (5, 1, 5):
+        run = start_run(steps=1, seed=seed)
+        initial = initial_model(run.model.config, seed)
+        for one, other in zip(run.model.parameters(), initial.parameters(), strict=True):
+            assert torch.equal(one, other)
 
 
 def test_the_mean_loss_is_that_of_all_rows_while_they_are_few_and_then_of_the_latest(
