@@ -51,6 +51,7 @@ TEXTS = [
     ("iso2022_jp", JAPANESE),
     ("iso2022_jp_2", JAPANESE),
     ("cp037", "EBCDIC text\n" * 5),
+    ("big5hkscs", "a\u00ca\u0304" * 15),  # two bytes, of which neither is a character, are two
 ]
 IDS = [encoding for encoding, _ in TEXTS]
 
@@ -513,7 +514,8 @@ class TestRefused:
 
     def test_what_begins_as_a_packed_file_may_be_text(self, tmp_path: Path) -> None:
         name = write(tmp_path / "file.txt", "BZh%PDF-1.7")
-        assert text_of(scan([name]).whole) == "BZh%PDF-1.7"
+        assert text_of((corpus := scan([name])).whole) == "BZh%PDF-1.7"
+        assert corpus.notes == ()
 
     def test_packed_files_are_bytes_with_a_note(self, tmp_path: Path) -> None:
         names = [write(tmp_path / name, gzip.compress(b"abc")) for name in ("a", "b")]
