@@ -195,10 +195,9 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 
 def text_of(part: Part, start: int = 0, block_bytes: int = 1 << 18) -> str:
     """Return the text as ``codes`` gives it."""
-    return "".join(
-        codes.astype("<u4").tobytes().decode("utf-32-le")
-        for codes in part.codes(start, block_bytes=block_bytes)
-    )
+    blocks = list(part.codes(start, block_bytes=block_bytes))
+    assert all(map(len, blocks)), "none is empty"
+    return "".join(codes.astype("<u4").tobytes().decode("utf-32-le") for codes in blocks)
 
 
 def write(path: Path, content: str | bytes, encoding: str = "utf-8") -> str:

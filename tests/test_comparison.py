@@ -760,12 +760,19 @@ class TestCompare:
         assert not started.run.resumed
         assert timeless(events[-1].result.to_dict()) == timeless(first[0].result.to_dict())  # type: ignore[union-attr]
 
-    @pytest.mark.parametrize("text", ["a", "ab", "abc", "abcdefghij"])
+    @pytest.mark.parametrize(
+        ("text", "shares"),
+        [
+            ("a", ()), ("ab", ()), ("abc", ()), ("abcdefghij", ()),
+            ("abcdefghij", ("--valid-share", 0.45, "--test-share", 0.45)),
+        ],
+    )  # fmt: skip
     def test_too_short_a_text_is_refused_before_any_run(
-        self, cli: Cli, tmp_path: Path, text: str
+        self, cli: Cli, tmp_path: Path, text: str, shares: tuple[object, ...]
     ) -> None:
         (tmp_path / "text").write_text(text)
-        result = cli("compare", tmp_path / "text", "--run", tmp_path / "run", "--steps", 2)
+        words = ("--run", tmp_path / "run", "--steps", 2, "--hidden", 5, *shares)
+        result = cli("compare", tmp_path / "text", *words)
         assert result.code == 1
         assert f"a text of length {len(text)} leaves" in result.err
         assert len(result.err.splitlines()) == 1
