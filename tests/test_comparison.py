@@ -309,10 +309,15 @@ class TestCompare:
 
     def test_who_comes_second_learns_what_compares_there(self, prose: Path, tmp_path: Path) -> None:
         plan = Plan(texts=(str(prose),), cells=("rnn",), steps=1, hidden=5, precision="fp32")
-        for event in compare(tmp_path, plan, new=True, device=CPU, command="charrnn compare it"):
-            if isinstance(event, RunStarted):
-                with pytest.raises(RunFolderError, match=r" in use by .* \(charrnn compare it\)"):
-                    RunFolder.create(event.run.folder.path)
+        how: dict[str, Any] = {"command": "charrnn compare it", "should_stop": lambda: "SIGINT"}
+        resumed = []
+        for new in (True, False):
+            for event in compare(tmp_path, plan, new=new, device=CPU, **how):
+                if isinstance(event, RunStarted):
+                    resumed.append(event.run.resumed)
+                    with pytest.raises(RunFolderError, match=r" in use .* \(charrnn compare it\)"):
+                        RunFolder.create(event.run.folder.path)
+        assert resumed == [False, True]
 
     def test_every_cell_reads_the_same_lanes_and_windows(self, prose: Path, tmp_path: Path) -> None:
         """Those of the lstm, to whose parameters widths are matched, though it is not compared."""
