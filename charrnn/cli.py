@@ -619,8 +619,10 @@ def evaluate(
     if show and as_json:
         raise UsageError("--show and --json exclude each other: both print on stdout")
     if report is not None:
+        from charrnn.disk import followed
+
         report = check_report(report)
-        if per_char is not None and per_char.resolve() == report:
+        if per_char is not None and followed(per_char) == report:
             raise UsageError(
                 f"--report and --per-char both write {shown(report)}: give another file"
             )

@@ -26,6 +26,7 @@ from charrnn.config import (
     Record,
     TextChoices,
 )
+from charrnn.disk import followed
 from charrnn.errors import RunFolderError, UsageError
 from charrnn.evaluation import perplexity
 from charrnn.metrics import LARGEST
@@ -428,7 +429,7 @@ def refuse_comparison(run: Path) -> None:
         RunFolderError: the folder is that of a comparison or of one of its runs, or it lies in
             that of a comparison whose plan is not usable.
     """
-    run = run.resolve()
+    run = followed(run)
     if (run / PLAN).exists():
         raise RunFolderError(
             f"{shown(run)}: holds a comparison: go on with it with: "

@@ -23,6 +23,7 @@ __all__ = [
     "becoming",
     "check_replaceable",
     "exists",
+    "followed",
     "refusals",
     "refuse_overwriting",
     "replacing",
@@ -69,6 +70,14 @@ def exists(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
         return False
     return True
+
+
+def followed(path: Path) -> Path:
+    """Return where a path leads through links; one that leads round in a circle stays itself.
+
+    ``Path.resolve`` raises a RuntimeError for that before Python 3.13.
+    """
+    return Path(os.path.realpath(path))
 
 
 @contextmanager

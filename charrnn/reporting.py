@@ -46,9 +46,9 @@ def check_report(path: Path) -> Path:
     # A notebook names a backend of its own, without which matplotlib would not start here.
     os.environ.pop("MPLBACKEND", None)
 
-    from charrnn.disk import check_replaceable
+    from charrnn.disk import check_replaceable, followed
 
-    path = path.resolve()  # what a link leads to is replaced, not the link
+    path = followed(path)  # what a link leads to is replaced, not the link
     check_replaceable(path)
     return path
 

@@ -18,7 +18,7 @@ from charrnn.assessment import Assessment
 from charrnn.comparison import Comparison
 from charrnn.corpus import Part
 from charrnn.decoding import BYTES
-from charrnn.disk import becoming, refusals
+from charrnn.disk import becoming, followed, refusals
 from charrnn.evaluation import Prices
 from charrnn.score_words import (
     assessment_lines,
@@ -174,7 +174,7 @@ def _written(path: Path) -> Iterator[BinaryIO]:
             yield stream
         return
     # What a link leads to is replaced, not the link.
-    with becoming(path.resolve()) as fd, os.fdopen(fd, "wb", closefd=False) as stream:
+    with becoming(followed(path)) as fd, os.fdopen(fd, "wb", closefd=False) as stream:
         yield stream
 
 

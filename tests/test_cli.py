@@ -379,6 +379,29 @@ class TestBadInput:
             assert result.code == 2
 
     @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (("train", "prose", "--run", "loop"), "cannot make the run's folder: "),
+            (("evaluate", "trained", "--part", "valid", "--per-char", "loop/a"), "cannot write"),
+            (("evaluate", "trained", "--part", "valid", "--report", "loop/a.html"), "cannot save"),
+        ],
+    )
+    def test_a_link_that_leads_to_itself(
+        self,
+        cli: Cli,
+        texts: dict[str, Path],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        words: tuple[str, ...],
+        said: str,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("loop").symlink_to("loop")
+        result = cli(*(texts.get(word, word) for word in words))
+        assert said in result.err.splitlines()[-1]
+        assert result.code == 1
+
+    @pytest.mark.parametrize(
         "error",
         [
             MemoryError(),

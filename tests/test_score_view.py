@@ -444,6 +444,12 @@ class TestPerCharacter:
         assert link.is_symlink()
         assert json.loads(file.read_text())["character"] == "b"
 
+    def test_a_link_that_leads_to_itself_is_replaced(self, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to("link")
+        with PerCharacter(make_part(tmp_path, b"ab"), tmp_path / "link") as write:
+            write(Prices(1, np.array([0.5]), 0))
+        assert json.loads((tmp_path / "link").read_text())["character"] == "b"
+
     def test_a_reader_who_leaves_is_named(self, tmp_path: Path) -> None:
         pipe = tmp_path / "pipe"
         os.mkfifo(pipe)
