@@ -32,7 +32,7 @@ from charrnn.config import (
     TextSource,
     WeightsName,
 )
-from charrnn.errors import UsageError
+from charrnn.errors import CharrnnError, UsageError
 from charrnn.files import is_text
 from charrnn.outcome import outcome
 from charrnn.reporting import check_report, origin_of_page, show_and_report
@@ -46,7 +46,7 @@ from charrnn.stdio import (
     waits_unread,
 )
 from charrnn.stopping import Stopped, StopSignals
-from charrnn.wording import command_line, counted, duration, flag, joined, shown
+from charrnn.wording import command_line, counted, duration, flag, joined, reason, shown
 
 if TYPE_CHECKING:
     from charrnn.baselines import Baseline
@@ -182,7 +182,13 @@ def common(
         ),
     ] = False,
 ) -> None:
-    """Hold the options that stand before a command."""
+    """Hold the options that stand before a command, and see that there is a current folder."""
+    try:
+        Path.cwd()
+    except OSError as error:  # torch's libraries could not be loaded, and no name be found
+        raise CharrnnError(
+            f"the current folder cannot be found: {reason(error)}: change to one that is there"
+        ) from error
 
 
 @app.command()

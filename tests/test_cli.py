@@ -401,6 +401,22 @@ class TestBadInput:
         assert said in result.err.splitlines()[-1]
         assert result.code == 1
 
+    @pytest.mark.parametrize("words", [("sample", "trained"), ("train", "prose", "--steps", 1)])
+    def test_a_current_folder_that_was_removed(
+        self,
+        cli: Cli,
+        texts: dict[str, Path],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        words: tuple[object, ...],
+    ) -> None:
+        (tmp_path / "gone").mkdir()
+        monkeypatch.chdir(tmp_path / "gone")
+        (tmp_path / "gone").rmdir()
+        result = cli(*(texts.get(str(word), word) for word in words))
+        assert "the current folder cannot be found: No such file or directory" in one_line(result)
+        assert result.code == 1
+
     @pytest.mark.parametrize(
         "error",
         [
