@@ -900,8 +900,7 @@ def compare(
             )
         except Stopped:
             if (folder / PLAN).exists():  # after the plan was written
-                with contextlib.suppress(OSError):
-                    say(go_on)
+                say(go_on)
             raise
         if comparison is None:
             assert stop.received

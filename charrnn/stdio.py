@@ -13,7 +13,7 @@ import sys
 import termios
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -58,15 +58,19 @@ def lossy(stream: TextIO) -> TextIO:
 
 
 def say(message: str) -> None:
-    """Say a line on stderr; a terminal gets it broken between words."""
-    if not sys.stderr.isatty():
-        print(message, file=sys.stderr)
-        return
+    """Say a line on stderr; a terminal gets it broken between words.
 
-    from charrnn.terminal import Output
-    from charrnn.terminal import say as say_on
+    Where it cannot be written, as its reader has left, say, it is lost: the work goes on.
+    """
+    with suppress(OSError):
+        if not sys.stderr.isatty():
+            print(message, file=sys.stderr)
+            return
 
-    say_on(Output(stderr=True), message)
+        from charrnn.terminal import Output
+        from charrnn.terminal import say as say_on
+
+        say_on(Output(stderr=True), message)
 
 
 class Meter:
@@ -108,7 +112,8 @@ class Meter:
         if is_screen:
             self._draw(line)
         else:
-            print(line, file=sys.stderr, flush=True)
+            with suppress(OSError):  # as in ``say``
+                print(line, file=sys.stderr)
 
     def close(self) -> None:
         """Leave the terminal as it was."""

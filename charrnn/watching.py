@@ -6,7 +6,7 @@ That is a signal, or a reader of the output who leaves: both end it at a step's 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -82,8 +82,7 @@ def watch_run(run: Run, stop: StopSignals, *, as_json: bool, quiet: bool) -> int
                     return 128 + stop.received
                 assert reader.left is not None
                 if isinstance(reader.left, BrokenPipeError):
-                    with suppress(OSError):
-                        say(f"nobody reads the output any more; go on with: {run.command()}")
+                    say(f"nobody reads the output any more; go on with: {run.command()}")
                 with unread_unfinished():
                     raise reader.left
     if reader.left:
@@ -141,10 +140,10 @@ def watch_comparison(
                 stop.defer()
                 stop.defer_pauses()
                 reader.display = open_display(as_json=False, quiet=quiet)
+                if not quiet:
+                    number = f"{event.number} of {event.total}"
+                    say(f"--- run {number}: {shown(event.run.folder.path)}")
                 with unread_unfinished():
-                    if not quiet:
-                        number = f"{event.number} of {event.total}"
-                        say(f"--- run {number}: {shown(event.run.folder.path)}")
                     reader.display.start(event.run)
             elif isinstance(event, RunScored):
                 reader.display.close()

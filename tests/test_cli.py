@@ -1603,6 +1603,28 @@ class TestPipes:
             assert process.wait(timeout=60) == 128 + signal.SIGPIPE
         assert not list(folder.glob("*/result.json"))
 
+    @pytest.mark.parametrize(
+        ("words", "code"),
+        [
+            (("inspect", "trained", "--part", "train", "--only", "step"), 0),
+            # Notes come before its first run, which is what somebody watches.
+            (("compare", "prose", "--minutes", 5, "--hidden", 5, "--cell", "rnn"), 141),
+        ],
+    )
+    def test_a_command_whose_talk_nobody_reads_does_its_work(
+        self, trained: Path, prose: Path, tmp_path: Path, words: tuple[object, ...], code: int
+    ) -> None:
+        named = {"trained": trained, "prose": prose}
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(
+            command(*(named.get(str(word), word) for word in words)),
+            stdout=subprocess.PIPE, stderr=writer, cwd=tmp_path, env=ENVIRONMENT,
+        )  # fmt: skip
+        os.close(writer)
+        assert done.returncode == code
+        assert bool(done.stdout) == (code == 0)
+
     def test_closed_streams_are_empty_and_swallow(self, trained: Path) -> None:
         arguments = shlex.join(command("sample", trained, "--prompt", "-", "--length", "5"))
         done = subprocess.run(
