@@ -1026,9 +1026,10 @@ def inspect_recurrence(
     # What the model lacks is refused before a long text is read.
     watched = None if unit is None else Unit.parse(unit, shape_of(checkpoint))
     with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopSignals())  # so that nothing is left behind
         (subject,) = load_subjects(
             [checkpoint], source, where, scan=scan,
-            spool=lambda: spooled(source.texts, stack), tell=say,
+            spool=lambda: spooled(source.texts, stack, stop), tell=say,
         )  # fmt: skip
         refuse_overwriting("--report", report, subject.sources())
         model, vocabulary, shape = subject.model, subject.vocabulary, subject.model.config

@@ -144,18 +144,17 @@ def print_path(path: Path) -> None:
     sys.stdout.buffer.flush()
 
 
-def spooled(texts: Iterable[str], stack: ExitStack, stop: StopSignals | None = None) -> Path | None:
+def spooled(texts: Iterable[str], stack: ExitStack, stop: StopSignals) -> Path | None:
     """Put standard input into a file for as long as the stack stands, if the texts name it.
 
     Args:
         texts: as the user named them.
         stack: removes the file.
-        stop: removes it, too, where a second signal ends the command; None: no signals are
-            handled yet.
+        stop: removes it, too, where a second signal ends the command.
     """
     if "-" not in texts:
         return None
-    return stack.enter_context(_standard_input(stop or stack.enter_context(StopSignals())))
+    return stack.enter_context(_standard_input(stop))
 
 
 @contextmanager

@@ -474,6 +474,28 @@ def test_a_second_signal_removes_what_nobody_else_would(tmp_path: Path) -> None:
     assert not left.exists()
 
 
+def test_a_signal_while_the_loops_are_compiled_leaves_nothing(
+    trained: Path,
+    tmp_path: Path,
+    process: Callable[..., subprocess.Popen[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiler, lives = tmp_path / "cc", tmp_path / "lives"  # a pipe that it holds open
+    os.mkfifo(lives)
+    reader = os.open(lives, os.O_RDONLY | os.O_NONBLOCK)
+    compiler.write_text(f"#!/bin/sh\nexec 9>{lives}\ntouch {tmp_path}/begun\nexec sleep 60\n")
+    compiler.chmod(0o755)
+    monkeypatch.setitem(ENVIRONMENT, "CC", str(compiler))
+    monkeypatch.setitem(ENVIRONMENT, "CHARRNN_NATIVE", "1")
+    popen = process("inspect", trained, "--part", "train", "--only", "pace")
+    wait_for((tmp_path / "begun").exists, "the compiler")
+    popen.send_signal(signal.SIGTERM)
+    assert popen.wait(PATIENCE) == 143
+    assert not list(tmp_path.glob("charrnn-*"))
+    assert os.read(reader, 1) == b"", "it is ended, too"
+    os.close(reader)
+
+
 @pytest.mark.parametrize("name", ["evaluate", "inspect"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_no_copy_of_standard_input(
