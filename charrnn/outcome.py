@@ -69,7 +69,13 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         _forget_output()  # the reader has seen enough
         return 0
-    except OSError as error:
+    except (ImportError, OSError) as error:
+        if isinstance(error, ImportError) or error.errno is None:  # ctypes gives no number
+            return _fail(
+                f"a library cannot be loaded: {error}: there is too little memory (ulimit -v tells "
+                "the limit), or charrnn has to be installed anew",
+                1,
+            )
         # Reading and saving name their file themselves; what has no name is the output.
         where = shown(error.filename or "cannot write the output")
         return _fail(f"{where}: {reason(error)}", 1)

@@ -436,6 +436,26 @@ class TestBadInput:
         assert one_line(result) == "charrnn: out of memory: close other programs\n"
         assert result.code == 1
 
+    @pytest.mark.parametrize("kind", [ImportError, OSError])
+    def test_a_library_that_cannot_be_loaded(
+        self,
+        cli: Cli,
+        texts: dict[str, Path],
+        monkeypatch: pytest.MonkeyPatch,
+        kind: type[Exception],
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise kind("libtorch_cpu.so: failed to map segment from shared object")
+
+        monkeypatch.setattr("charrnn.trained.load_model", fail)
+        result = cli("sample", texts["trained"])
+        assert one_line(result) == (
+            "charrnn: a library cannot be loaded: libtorch_cpu.so: failed to map segment from "
+            "shared object: there is too little memory (ulimit -v tells the limit), or charrnn has "
+            "to be installed anew\n"
+        )
+        assert result.code == 1
+
     def test_a_mistake_of_ours_is_one_line_too(
         self, cli: Cli, texts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
