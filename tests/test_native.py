@@ -310,7 +310,15 @@ def test_a_compiler_that_does_not_end_is_ended_with_all_it_started(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
+    wait = subprocess.Popen.wait
+
+    def waiting(child: subprocess.Popen[bytes], seconds: float | None = None) -> int:
+        (tmp_path / "waiting").touch()
+        return wait(child, seconds)
+
     if interrupted:
+        monkeypatch.setattr(subprocess.Popen, "wait", waiting)
+        started += f"until [ -e {tmp_path}/waiting ]; do sleep 0.01; done\n"
         previous = signal.signal(signal.SIGALRM, interrupt)
         try:
             with pytest.raises(KeyboardInterrupt):

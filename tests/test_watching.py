@@ -90,20 +90,6 @@ class TestRun:
         assert read_description(run / "last.safetensors").meta["step"] == 10
         assert display.done == ["start", "close"]
 
-    def test_who_has_left_is_not_told_so(
-        self, cli: Cli, prose: Path, tmp_path: Path, display: Refusing,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:  # fmt: skip
-        """Both streams may have been one pipe; the run is unfinished all the same."""
-        display.refuses = {Logged: errno.EPIPE}
-
-        def unread(_: str) -> None:
-            raise BrokenPipeError
-
-        monkeypatch.setattr(watching, "say", unread)
-        done = cli("train", prose, "--run", tmp_path / "run", *QUICK)
-        assert done.code == 128 + signal.SIGPIPE
-
     @HOW_IT_ENDS
     def test_before_its_first_step_there_is_nothing_to_save(
         self, cli: Cli, prose: Path, tmp_path: Path, display: Refusing, number: int, code: int,
