@@ -83,6 +83,9 @@ def assemble(
         folder: the run's, locked.
         text: what a checkpoint says of the text.
         notes: what the user should know so far.
+
+    Raises:
+        CorpusError: the text to validate on changed since it was scanned.
     """
     model.train()
     model.compute_dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32

@@ -59,7 +59,11 @@ STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Record):
-    """What is compared: all that a comparison needs to begin or to go on."""
+    """What is compared: all that a comparison needs to begin or to go on.
+
+    Raises:
+        UsageError: a number or a combination makes no sense for one of its runs.
+    """
 
     texts: tuple[str, ...]
     """Absolute paths, folders or globs; none: the embedded corpus."""
@@ -122,7 +126,7 @@ class Plan(Record):
         """Return the plan with more runs of each cell, after those that it has.
 
         Raises:
-            UsageError: they would be fewer.
+            UsageError: they would be fewer, or too many.
         """
         if seeds < self.seeds:
             raise UsageError(

@@ -1,4 +1,4 @@
-"""The numbers of a run: frozen dataclasses that refuse impossible values.
+"""The numbers of a run: frozen dataclasses that refuse impossible values with a UsageError.
 
 Nothing here imports torch, so that ``charrnn --help`` and a wrong option are
 answered at once.
@@ -97,8 +97,9 @@ class Record:
         A field that has a default may be missing: a later version may have added it.
 
         Raises:
-            ValueError: a field is missing, unknown, or of another type; the message names it.
-            UsageError: a field has an impossible value.
+            ValueError: a field is missing, unknown, of another type or, in a record that no option
+                sets, of an impossible value; the message names it.
+            UsageError: a field that an option sets has an impossible value.
         """
         kinds = get_type_hints(cls)
         for name, value in values.items():

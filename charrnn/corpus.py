@@ -221,7 +221,11 @@ class Corpus:
     """Code point -> occurrences in the whole text."""
 
     def part(self, start: int, stop: int) -> Part:
-        """Return the characters from ``start`` up to but not including ``stop``."""
+        """Return the characters from ``start`` up to but not including ``stop``.
+
+        Raises:
+            ValueError: there are no such characters.
+        """
         return Part(self, start, stop)
 
     @property
@@ -232,7 +236,11 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Part:
-    """A contiguous stretch of a corpus, from character ``start`` to before ``stop``."""
+    """A contiguous stretch of a corpus, from character ``start`` to before ``stop``.
+
+    Raises:
+        ValueError: the corpus has no such stretch.
+    """
 
     corpus: Corpus
     start: int

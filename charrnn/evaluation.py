@@ -290,7 +290,11 @@ def run_once(model: CharModel) -> None:
 
 
 def total(stretches: Iterable[Prices], part: Part) -> Scores:
-    """Return the scores that the prices of a part add up to; the time is the iteration's."""
+    """Return the scores that the prices of a part add up to; the time is the iteration's.
+
+    Raises:
+        CorpusError: the text changed while it was read.
+    """
     started = time.perf_counter()
     nats, unknown = 0.0, 0
     for stretch in stretches:
@@ -308,7 +312,11 @@ def total(stretches: Iterable[Prices], part: Part) -> Scores:
 def read_windows(
     part: Part, vocabulary: Vocabulary, length: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield a text as one lane of windows: (position of y's first, x_TB, y_TB), B being 1."""
+    """Yield a text as one lane of windows: (position of y's first, x_TB, y_TB), B being 1.
+
+    Raises:
+        CorpusError: the text changed while it was read.
+    """
     reader = Reader(part, vocabulary)
     ids = reader.read(1)
     while True:

@@ -99,6 +99,7 @@ def portray(
         validated_on: what tells the text that its run's losses are on from others.
 
     Raises:
+        CheckpointError: there is no such checkpoint any more.
         CorpusError: the text changed while it was read.
         NonFiniteError: a price is no number: its weights are too large to compute with.
         RunFolderError: the log cannot be read, or a line is no row of it.
@@ -147,7 +148,10 @@ def labels(checkpoints: Sequence[Path]) -> list[str]:
 
 
 def portray_subjects(subjects: Sequence[Subject]) -> list[Portrait]:
-    """Make the portraits of models beside each other, each on its own text."""
+    """Make the portraits of models beside each other, each on its own text.
+
+    Errors as in ``portray``.
+    """
     return [
         portray(
             label,
@@ -165,7 +169,7 @@ def portray_subjects(subjects: Sequence[Subject]) -> list[Portrait]:
 def portray_inspected(
     subject: Subject, part: Part, stretch: Stretch, inspection: Inspection
 ) -> Portrait:
-    """Make the portrait of a model that was looked into.
+    """Make the portrait of a model that was looked into; errors as in ``portray``.
 
     Args:
         subject: the model.
@@ -236,6 +240,7 @@ def read_history(checkpoint: Path, training: TrainConfig) -> Clipping | None:
     """Return the gradient norms of the training of a checkpoint; None where there is no log.
 
     Raises:
+        CheckpointError: there is no such checkpoint.
         RunFolderError: the log cannot be read, or a line is no row of it.
     """
     return clipping(

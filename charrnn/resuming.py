@@ -55,6 +55,7 @@ def resume(
     Raises:
         CheckpointError: no checkpoint of the folder is whole, or a field is off.
         CorpusError: the text is not the one that the run was started on.
+        RunFolderError: the folder cannot be read, or its log not written.
         UsageError: a change makes no sense, or the run has something else than is given.
     """
     checkpoint, notes = folder.load_last()

@@ -210,6 +210,7 @@ class Run:
         """Write the complete state as the run's last checkpoint; return its path.
 
         Raises:
+            CheckpointError: the one before is of another format or unreadable; it stays.
             NonFiniteError: the state holds a NaN or an infinity; nothing is written.
             RunFolderError: the file could not be written; the earlier ones stay.
         """
@@ -228,7 +229,8 @@ class Run:
     def save_names(self) -> None:
         """Save where the text of a run that is finished lies now, and how much it keeps.
 
-        What else was asked for, a rate or a budget that is used up, has had no effect.
+        What else was asked for, a rate or a budget that is used up, has had no effect; errors as
+        in ``save``.
         """
         assert self.saved is not None and self.saved_settings is not None, "it goes on"
         config = self.saved_settings.config
@@ -239,6 +241,10 @@ class Run:
 
         A run that went on from before its best one, because that was saved later than its whole
         state, may take another course since.
+
+        Raises:
+            NonFiniteError: a weight is a NaN or an infinity; nothing is written.
+            RunFolderError: the file could not be written; the earlier one stays.
         """
         kept, now = self.better, self.progress
         if kept is not None and kept.is_better_than(now):

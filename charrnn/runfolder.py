@@ -234,6 +234,7 @@ class RunFolder:
 
         Raises:
             CheckpointError: none is whole, or the newest is of another format or unreadable.
+            RunFolderError: the folder cannot be read.
         """
         passed_over: list[str] = []
         damage: DamagedCheckpointError | None = None

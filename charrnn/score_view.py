@@ -126,6 +126,7 @@ class PerCharacter:
         path: the file to write; a pipe or a device gets the lines as they come.
 
     Raises:
+        CorpusError: the text changed while it was read; so do calls.
         RunFolderError: the file cannot be written; so do calls and the block's end.
     """
 
@@ -187,6 +188,9 @@ class SurpriseText:
 
     Args:
         part: the text that is scored.
+
+    Raises:
+        CorpusError: the text changed while it was read; so do calls.
     """
 
     def __init__(self, part: Part) -> None:

@@ -151,6 +151,9 @@ def spooled(texts: Iterable[str], stack: ExitStack, stop: StopSignals) -> Path |
         texts: as the user named them.
         stack: removes the file.
         stop: removes it, too, where a second signal ends the command.
+
+    Raises:
+        CorpusError: standard input is empty or cannot be read, or its copy not written.
     """
     if "-" not in texts:
         return None

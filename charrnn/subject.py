@@ -48,7 +48,11 @@ class Subject:
 
     @property
     def validated_on(self) -> tuple[str, tuple[int, int]] | None:
-        """What the validations of its run scored: a text's fingerprint, and borders in it."""
+        """What the validations of its run scored: a text's fingerprint, and borders in it.
+
+        Raises:
+            CheckpointError: what the checkpoint says of its run's progress is not usable.
+        """
         progress = self.checkpoint.record("progress", Progress)
         return self.trained_on.validated(progress.validate_characters)
 
@@ -67,7 +71,11 @@ class Subject:
         )
 
     def chosen(self) -> str | None:
-        """Say on how much of its text the model was chosen as the best of its run, if any."""
+        """Say on how much of its text the model was chosen as the best of its run, if any.
+
+        Raises:
+            CheckpointError: as of ``validated_on``.
+        """
         trained, validated_on = self.trained_on, self.validated_on
         progress = self.checkpoint.record("progress", Progress)
         # The best one under any name; the last was not chosen, though it may be the best.
@@ -85,6 +93,9 @@ class Subject:
         """Say what characters of a text the model does not know, if any.
 
         The first character is left out: nothing predicts it, so it has no price.
+
+        Raises:
+            CorpusError: the text changed since it was scanned.
         """
         predicted = part.predicted
         unknown = self.vocabulary.unknown_among(predicted.counts())
@@ -101,13 +112,21 @@ class Subject:
 
         Args:
             of_training: whether the text is the training part, as the user asked.
+
+        Raises:
+            CheckpointError: as of ``validated_on``.
+            CorpusError: the text changed since it was scanned.
         """
         learnt = None if of_training else self.learnt(self.part)
         facts = (learnt or self.chosen(), self.unknown(self.part))
         return [fact for fact in facts if fact is not None]
 
     def sources(self) -> dict[Path, str]:
-        """Return the files that no result may overwrite, each with what it is."""
+        """Return the files that no result may overwrite, each with what it is.
+
+        Raises:
+            CheckpointError: the checkpoint is gone.
+        """
         parts = [part for part in (self.part, self.training) if part is not None]
         read = [file.path for part in parts for file in part.corpus.files]
         run = files_of_run(find(self.path))

@@ -29,7 +29,10 @@ class PricedText:
     bytes.
 
     Args:
-        part: the text that is scored.
+        part: the text that is scored; it is read as its characters are asked for.
+
+    Raises:
+        CorpusError: the text changed while it was read; with the characters, not at once.
     """
 
     def __init__(self, part: Part) -> None:

@@ -156,6 +156,7 @@ def train(run: Run, should_stop: Callable[[], str | None] = lambda: None) -> Ite
         NonFiniteError: the loss, a gradient or a weight is not finite; it reached no
             file, and a loss or gradient no weight.
         CorpusError: the text changed; the state is saved before it is raised.
+        CheckpointError: the run's last checkpoint has become one of another format or unreadable.
         RunFolderError: a file could not be written; earlier ones are whole.
     """
     try:
