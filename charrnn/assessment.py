@@ -77,7 +77,7 @@ class Assessment:
             row["dynamic"] = _figures(self.dynamic)
         if self.by_position:
             row["nats_by_position"] = self.by_position.nats_T.tolist()
-            row["stretches"] = self.by_position.windows
+            row["stretches"] = self.by_position.stretches
         if self.after:
             priced = self.after.characters > 0
             row["after"] = {

@@ -58,7 +58,7 @@ def uniform_nats(scored: Mapping[int, int], vocabulary: Vocabulary) -> float:
 
 
 def unigram_nats(
-    train: Mapping[int, int], held_out: Mapping[int, int], vocabulary: Vocabulary
+    train: Mapping[int, int], scored: Mapping[int, int], vocabulary: Vocabulary
 ) -> float:
     """Return the nats per character of the training part's character frequencies.
 
@@ -66,14 +66,14 @@ def unigram_nats(
 
     Args:
         train: code point -> occurrences in the training part.
-        held_out: the same of the text that is scored.
+        scored: the same of the text that is scored.
         vocabulary: says which characters are unknown.
     """
     counts_V = _symbol_counts(train, vocabulary) + 1.0
     price_V = -np.log(counts_V / counts_V.sum())
     if vocabulary.has_unknown:
         price_V[UNKNOWN] += vocabulary.unknown_nats
-    occurrences_V = _symbol_counts(held_out, vocabulary)
+    occurrences_V = _symbol_counts(scored, vocabulary)
     return float((occurrences_V * price_V).sum() / occurrences_V.sum())
 
 

@@ -359,8 +359,8 @@ class PositionScores:
 
     nats_T: NDArray[np.float64]
     """Mean price of the character predicted from 1, 2, ... characters of context."""
-    windows: int
-    """Stretches of text, each read from a state of zero, that the means are over."""
+    stretches: int
+    """Of text, each read from a state of zero, that the means are over."""
 
 
 @torch.inference_mode()
@@ -390,14 +390,14 @@ def score_by_position(
     assert not model.training
     device = model.head.weight.device
     length = min(length, part.characters - 1)
-    windows = (part.characters - 1) // length
+    stretches = (part.characters - 1) // length
     nats_T = np.zeros(length)
     reader = Reader(part, vocabulary)
     last = reader.read(1)
     most = MOST_LANES[device.type]
     at_once = _affordable(WINDOW, most, vocabulary, device)
-    for start in range(0, windows, most):
-        lanes = min(most, windows - start)
+    for start in range(0, stretches, most):
+        lanes = min(most, stretches - start)
         ids = np.concatenate([last, reader.read(lanes * length)]).astype(np.int64)
         last = ids[-1:]
         x_TB = torch.from_numpy(ids[:-1]).view(lanes, length).t().contiguous().to(device)
@@ -411,7 +411,7 @@ def score_by_position(
             unknown_T = (y_TB == UNKNOWN).sum(1).cpu().numpy()
             nats_T += unknown_T * vocabulary.unknown_nats
         tell((start + lanes) * length)
-    return PositionScores(nats_T / windows, windows)
+    return PositionScores(nats_T / stretches, stretches)
 
 
 def _affordable(window: int, lanes: int, vocabulary: Vocabulary, device: torch.device) -> int:

@@ -37,7 +37,7 @@ COLUMNS = (
 
 def stretches_say(scores: PositionScores) -> str:
     """Say what the price at each position is a mean of."""
-    return f"means of {scores.windows:,} stretches" if scores.windows > 1 else "one stretch"
+    return f"means of {scores.stretches:,} stretches" if scores.stretches > 1 else "one stretch"
 
 
 def assessment_lines(assessments: Sequence[Assessment]) -> list[Sequence[str]]:

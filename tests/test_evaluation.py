@@ -346,7 +346,7 @@ class TestByPosition:
         for stretch in stretches:
             for position, nats in enumerate(naive_nats(make_model(), stretch, vocabulary())):
                 expected[position] += nats / len(stretches)
-        assert scores.windows == len(stretches) == 100 // used
+        assert scores.stretches == len(stretches) == 100 // used
         assert scores.nats_T.tolist() == pytest.approx(expected, rel=1e-12)
 
     def test_logits_are_no_more_than_the_memory_has_room_for(

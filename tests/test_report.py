@@ -398,9 +398,11 @@ class TestAssessmentPage:
         assert ("Without a network, 7-gram needs fewer: 1.8362 bits per byte" in lead) == said
         assert "xz" not in lead
 
-    @pytest.mark.parametrize(("windows", "said"), [(1, "one stretch"), (7, "means of 7 stretches")])
-    def test_positions_are_said_to_be_of_what_they_are(self, windows: int, said: str) -> None:
-        one = assessment(by_position=PositionScores(np.array([3.0, 2.0]), windows))
+    @pytest.mark.parametrize(
+        ("stretches", "said"), [(1, "one stretch"), (7, "means of 7 stretches")]
+    )
+    def test_positions_are_said_to_be_of_what_they_are(self, stretches: int, said: str) -> None:
+        one = assessment(by_position=PositionScores(np.array([3.0, 2.0]), stretches))
         page = check(assessment_page([one], [portrait()], "poem", ORIGIN))
         assert page.texts["figcaption"][1].endswith(f"since a state of zero; {said} of text.")
 

@@ -184,7 +184,7 @@ class TestTable:
     def test_positions_are_averaged_between_powers_of_two(
         self, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        positions = PositionScores(np.array([4.0, 3.0, 2.0, 1.0, 0.5, 0.7]), windows=1234)
+        positions = PositionScores(np.array([4.0, 3.0, 2.0, 1.0, 0.5, 0.7]), stretches=1234)
         one = Assessment("run", ONE.shape, 1, ONE.scores, by_position=positions)
         print_assessments([one])
         out = capsys.readouterr().out
