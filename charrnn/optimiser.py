@@ -30,7 +30,7 @@ __all__ = ["OPTIMISERS", "SGD", "AdamW", "MuonAdamW", "Optimiser", "orthogonalis
 
 #: a, b, c of one quintic after the other (Amsel, Persson, Musco, Gower 2025, "The Polar
 #: Express", algorithm 1): each is the best next step for what the ones before it leave of
-#: singular values from 0.001 to 1. Three bring them to [0.13, 1.87], 1 in the mean; five to
+#: singular values from 0.001 to 1. Three bring them to [0.13, 1.87], around 1; five to
 #: [0.88, 1.12]. The last is what the next ones come to, near 1. Three are enough here, and
 #: better than three times the quintic of the Muon post (docs/diary.md).
 POLAR_EXPRESS = (

@@ -70,7 +70,7 @@ class Progress(Record):
     spike_step: int | None = None
     """Step of the loss spike that was told."""
     row_loss: float = 0.0
-    """Nats, of all updates since the last row of the log; so are those below."""
+    """Nats of all predictions since the last row of the log; those below are sums since it, too."""
     row_characters: int = 0
     row_norm: float = 0.0
     row_clipped: int = 0
