@@ -6,7 +6,8 @@ The way of the data, one direction, no circles::
               -> evaluation | sampling | inspection
 
 Axis letters used in every name: T time, B lanes (the batch), V vocabulary,
-E embedding, H hidden, L layers, G gates, apart (GH) or stacked as rows (G).
+E embedding, H hidden, L layers, G gates, apart (GH) or stacked as rows (G);
+N what has no letter of its own. Other letters are said where they are used.
 """
 
 __version__ = "0.1.0"

@@ -4,7 +4,8 @@
 - gates: how often each is nearly open or nearly closed;
 - units: which of them follow a property that a reader sees; one of them along the text.
 
-Layers and units are counted from 1. Axis letters: T time, B lanes, H hidden, P properties.
+Layers and units are counted from 1. Axis letters: T time, B lanes, H hidden, U the units of all
+layers' states, P properties, N observations.
 """
 
 from __future__ import annotations

@@ -325,8 +325,8 @@ def saturation_chart(
     with _figure(name, side, side) as figure:
         axes = _axes(figure, 0.55, 0.26, "open")
         axes.grid(axis="x", color=GRID, linewidth=0.8)
-        cells_U2 = np.round(np.array([closed, opened]).T * 50).astype(int)
-        places, counts = np.unique(cells_U2, axis=0, return_counts=True)
+        units_N2 = np.round(np.array([closed, opened]).T * 50).astype(int)
+        places, counts = np.unique(units_N2, axis=0, return_counts=True)
         area = 12.0 * counts * min(1.0, 22.0 / counts.max())
         axes.plot([0, 1], [1, 0], color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
         axes.scatter(

@@ -1,6 +1,7 @@
 """Gradient flow: how far back the loss of one character reaches, by size.
 
-Layers are counted from 1. Axis letters: B places of the text, H hidden, K characters back.
+Layers are counted from 1. Axis letters: B places of the text, H hidden, K characters back,
+L layers.
 """
 
 from __future__ import annotations

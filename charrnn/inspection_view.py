@@ -188,7 +188,7 @@ def _gates(gates: Sequence[GateUse], console: Output) -> Table:
     pictures = []
     for use in gates:
         counts = [
-            np.histogram(share_U, 10, (0, 1))[0] for share_U in (use.open_share, use.closed_share)
+            np.histogram(share_H, 10, (0, 1))[0] for share_H in (use.open_share, use.closed_share)
         ]
         pictures.append(" | ".join(_columns((count / count.max()).tolist()) for count in counts))
     return _plotted(gate_lines(gates), "units by open | closed", pictures, console)

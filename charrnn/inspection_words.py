@@ -195,8 +195,8 @@ def gate_lines(gates: Sequence[GateUse]) -> list[list[str]]:
                 f"{use.gate} {use.layer}",
                 *(
                     text
-                    for share_U in shares
-                    for text in (f"{100 * share_U.mean():.1f} %", f"{(share_U > ALWAYS).sum():,}")
+                    for share_H in shares
+                    for text in (f"{100 * share_H.mean():.1f} %", f"{(share_H > ALWAYS).sum():,}")
                 ),
             ]
         )

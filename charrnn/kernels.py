@@ -7,7 +7,8 @@ The head's product goes the same way, and the loss turns the logits into their g
 where they lie: with thousands of symbols they are the largest tensor of an update.
 Dropout draws bits instead of numbers: torch's took a fifth of an update's time.
 
-Axis letters: T time, B lanes, K a product's inner axis, N its columns, V vocabulary.
+Axis letters: T time, B lanes, D different inputs, K a product's inner axis, N its columns; of the
+loss N predictions, R those of a block, V vocabulary.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ The loops here win that back (an LSTM's own only where ``beats_onednn_lstm``):
   compiler, RNN and GRU are numpy on the tensors' own memory: a call costs half of torch's
   there, and numpy's tanh a tenth of that of torch with MKL.
 
-Axis letters: T time, B lanes, E inputs, H hidden, G the stacked gates' rows.
+Axis letters: T time, B lanes, D different inputs, H hidden, G the stacked gates' rows.
 """
 
 from __future__ import annotations

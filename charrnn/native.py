@@ -7,6 +7,9 @@ nothing is left behind that could suit another. Where there is no C compiler wit
 
 The environment variable CC names the compiler, as for make; ``CHARRNN_NATIVE=0`` asks for
 none.
+
+Axis letters: T time, B lanes, D different inputs, H hidden, G gates, apart (GH) or stacked as rows
+(G); K a product's inner axis, N its columns.
 """
 
 from __future__ import annotations

@@ -12,6 +12,9 @@ Several texts side by side turn the products into those of matrices, which oneDN
 multiplies, with its weights packed once. Smaller weights are read faster: bf16, or
 8 bits a weight with one scale a row, where the memory is the limit.
 ``CharModel.forward`` is the readable twin that the tests hold this to.
+
+Axis letters: B texts, V vocabulary, H hidden, G the stacked gates' rows; K a product's inner axis,
+N its columns.
 """
 
 from __future__ import annotations
