@@ -50,7 +50,9 @@ from charrnn.wording import command_line, counted, duration, flag, joined, reaso
 
 if TYPE_CHECKING:
     from charrnn.baselines import Baseline
+    from charrnn.corpus import Part
     from charrnn.evaluation import Prices
+    from charrnn.vocabulary import Vocabulary
 
 __all__ = ["app", "main", "run_command"]
 
@@ -646,7 +648,7 @@ def evaluate(
     where = choose_device(device)
     # A text is read once for all models that read it alike, and so are its baselines priced.
     scan_once = cache(scan)
-    priced: dict[Any, tuple[Baseline, ...]] = {}
+    priced: dict[tuple[Part, Vocabulary, Part | None], tuple[Baseline, ...]] = {}
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())  # so that nothing is left behind
         subjects = load_subjects(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.constrain import Constrain
 from rich.live import Live
 from rich.padding import Padding
@@ -462,7 +462,7 @@ class _LiveTerminal(Display):
 
     def _figures(self) -> Group:
         progress = self.run.progress
-        parts: list[Any] = []
+        parts: list[RenderableType] = []
         done, total = progress.seconds, (self.run.config.minutes or 0) * 60
         if progress.planned_steps is not None:
             done, total = progress.step, progress.planned_steps
