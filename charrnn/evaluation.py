@@ -50,6 +50,7 @@ WARM_UP = 256
 SHORTEST_LANE = 4 * WARM_UP
 #: Lanes that keep each kind of device busy.
 MOST_LANES = {"cpu": 32, "cuda": 512, "mps": 128}
+#: Characters of a lane that are given to a model at a time, at most.
 WINDOW = 128
 #: Logits of a window, T x B x V: with many symbols the window has to be shorter. A GPU holds
 #: each in 12 bytes, twice in bf16 and twice in float32, so that this is 1.6 GB.

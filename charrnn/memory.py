@@ -43,6 +43,7 @@ class Memory:
     windows: int
     """Resets that each mean is over."""
     tolerance: float
+    """Nats per character that count as nothing."""
     needed: int | None
     """Fewest characters of context within the tolerance; None: more than were tried. Read
     off a fit to the excess that never rises, since single figures scatter."""

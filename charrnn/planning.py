@@ -36,7 +36,9 @@ class Planned:
 
     total_steps: int
     validate_every: int | None
+    """Steps between validations; None: nothing is held out."""
     validate_characters: int | None
+    """Characters of the held-out part that each scores; None: nothing is held out."""
     again: bool = False
     """Whether the speed has changed since an earlier plan."""
     dropout: float = 0.0

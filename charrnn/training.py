@@ -101,6 +101,7 @@ class Spiked:
     before: float | None
     """Running mean of the loss before, nats per character; None: still warming up."""
     after: float
+    """Loss of the row of the log that shows it, nats per character."""
 
 
 @dataclass(frozen=True)
