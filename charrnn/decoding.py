@@ -19,6 +19,7 @@ __all__ = [
     "Decoder",
     "State",
     "byte_order_mark",
+    "is_own_name",
     "packed",
     "text_encoding",
 ]
@@ -93,6 +94,14 @@ def text_encoding(name: str) -> str:
             "use utf-8, another one's name, or bytes"
         ) from None
     return "utf-8" if codec.name == "utf-8-sig" else codec.name
+
+
+def is_own_name(encoding: str) -> bool:
+    """Whether an encoding is named as ``text_encoding`` returns it."""
+    try:
+        return text_encoding(encoding) == encoding
+    except UsageError:
+        return False
 
 
 def byte_order_mark(head: bytes, encoding: str) -> bytes:

@@ -14,7 +14,7 @@ from typing import Self
 from charrnn.checkpoint import LAST, MAX_HEADER, Checkpoint, find, read_description
 from charrnn.config import PartName, Record, TextChoices
 from charrnn.corpus import DIGEST, Corpus, Part, Split, exact, scan, split
-from charrnn.decoding import BYTES, text_encoding
+from charrnn.decoding import BYTES, is_own_name, text_encoding
 from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.files import embedded_corpus
 from charrnn.vocabulary import Vocabulary
@@ -63,6 +63,12 @@ class TextRecord(Record):
     def __post_init__(self) -> None:
         if len(self.files) != len(self.file_starts):
             raise ValueError("'files' and 'file_starts' differ in length")
+        if not is_own_name(self.encoding):
+            raise ValueError("'encoding' is not a codec's own name")
+        for name in ("train", "valid", "test"):
+            start, stop = getattr(self, name) or (0, 2)
+            if stop - start < 2:  # as ``split`` and ``refuse_too_short`` have it
+                raise ValueError(f"{name!r} has fewer than 2 characters")
 
     @classmethod
     def of(cls, text: TextChoices, train: Part, valid: Part | None, test: Part | None) -> Self:

@@ -14,8 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from charrnn.decoding import BYTES, Codes, text_encoding
-from charrnn.errors import UsageError
+from charrnn.decoding import BYTES, Codes, is_own_name
 from charrnn.wording import quoted
 
 __all__ = ["MANY_UNKNOWN", "REPLACEMENT", "UNKNOWN", "Ids", "Vocabulary", "listed"]
@@ -257,11 +256,7 @@ class Vocabulary:
             if type(value[name]) is not kind:
                 raise ValueError(f"vocabulary.{name} is not of type {kind.__name__}")
         encoding, characters = value["encoding"], value["characters"]
-        try:
-            known = encoding == text_encoding(encoding)
-        except UsageError:
-            known = False
-        if not known:
+        if not is_own_name(encoding):
             raise ValueError("vocabulary.encoding is not a codec's own name")
         if value["min_count"] < 1:
             raise ValueError("vocabulary.min_count is less than 1")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import pytest
 
+from charrnn.checkpoint import Checkpoint
 from charrnn.config import TextChoices
 from charrnn.corpus import Part, scan, split
-from charrnn.errors import CorpusError
-from charrnn.reading import TextRecord, refuse_too_short
+from charrnn.errors import CheckpointError, CorpusError
+from charrnn.reading import TextRecord, recorded_part, refuse_too_short
 from tests.conftest import write
 
 
@@ -97,3 +99,21 @@ def test_a_run_remembers_no_more_files_than_fit_into_a_header(
     assert (record.files, record.file_starts) == ((), ())
     assert record.shared(corpus.part(2, 9), corpus.fingerprint, (3, 99)) == 6
     assert record.shared(scan([str(tmp_path / "a")]).whole, corpus.fingerprint, (0, 99)) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "flaw"),
+    [
+        *(("encoding", one, "is not a codec's own name") for one in ("hex", "no", "UTF8", "")),
+        *((part, [1, 2], "has fewer than 2 characters") for part in ("train", "valid", "test")),
+    ],
+)
+def test_a_damaged_record_is_the_checkpoints(
+    tmp_path: Path, name: str, value: object, flaw: str
+) -> None:
+    """Not the fault of an option that nobody gave, nor of a text that nothing is wrong with."""
+    # As JSON gives it back: lists for tuples.
+    record = json.loads(json.dumps(recorded(tmp_path, "a").to_dict()))
+    checkpoint = Checkpoint({}, {"text": record | {name: value}}, path=Path("x"))
+    with pytest.raises(CheckpointError, match=f"^x: the field 'text' .*: '{name}' {flaw}$"):
+        recorded_part(checkpoint, "train")
