@@ -233,12 +233,13 @@ def main() -> None:
     sizes = [(cell, hidden) for hidden in (128, 512) for cell in CELL_NAMES] + [("lstm", 1024)]
     if chosen.quick:
         sizes = sizes[: len(CELL_NAMES)]
+    # First: what cannot be read is to be known before minutes of measuring.
+    bits = losses(chosen.checkpoint, chosen.text) if chosen.checkpoint else {}
     torch_alone, first = waits(rounds)
     rows = [measure(cell, 2, hidden, length, rounds) for cell, hidden in sizes]
     speeds = {
         f"{size} MB": read_speed(size) for size in ((4, 13) if chosen.quick else (4, 13, 50, 500))
     }
-    bits = losses(chosen.checkpoint, chosen.text) if chosen.checkpoint else {}
     show(rows, (torch_alone, first), speeds, bits)
     if chosen.json:
         results = {

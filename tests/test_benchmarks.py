@@ -18,11 +18,13 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import sampling
 from benchmarks.common import in_turns
 from benchmarks.sampling import first_byte, losses
 from benchmarks.training_step import Size, our_update, window_multiply_adds
 from charrnn.config import CellName
 from charrnn.corpus import scan
+from charrnn.errors import CheckpointError
 from charrnn.evaluation import score
 from charrnn.trained import load_model
 from charrnn.update import UpdateResult
@@ -88,6 +90,16 @@ def test_what_fewer_bits_cost_is_told_by_scores_as_evaluate_gives_them(
     bits = losses(trained, text)
     assert bits["fp32"] == pytest.approx(scores.bits_per_char, rel=1e-5)
     assert list(bits.values()) == pytest.approx([scores.bits_per_char] * len(bits), rel=0.01)
+
+
+def test_asks_before_it_measures_whether_a_model_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = str(tmp_path / "missing")
+    monkeypatch.setattr(sampling, "waits", lambda rounds: pytest.fail("measured first"))
+    monkeypatch.setattr(sys, "argv", ["sampling", "--checkpoint", missing, "--text", missing])
+    with pytest.raises(CheckpointError, match="missing"):
+        sampling.main()
 
 
 @each_cell
