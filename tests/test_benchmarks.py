@@ -17,10 +17,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from benchmarks import sampling
-from benchmarks.common import in_turns
+from benchmarks.common import Reference, ReferenceTraining, detached, in_turns
 from benchmarks.sampling import first_byte, losses
+from benchmarks.time_to_quality import exact_loss
 from benchmarks.training_step import Size, our_update, window_multiply_adds
 from charrnn.config import CellName
 from charrnn.corpus import scan
@@ -111,6 +113,41 @@ def test_an_update_of_ours_learns(cell: CellName) -> None:
     results = [update() for _ in range(40)]
     losses = [float(result.loss) for result in results if isinstance(result, UpdateResult)]
     assert losses[-1] < 0.9 * losses[0]
+
+
+@each_cell
+def test_the_reference_learns_and_carries_its_state(cell: CellName) -> None:
+    torch.manual_seed(1)
+    model = Reference(cell, vocabulary=7, embedding=3, hidden=8)
+    x_TB, y_TB = torch.randint(7, (2, 5, 2))
+    training = ReferenceTraining(model, rate=0.02, narrow=False)
+    for _ in range(2):
+        _, state = model(x_TB, training.state)
+        training.update(x_TB, y_TB)
+        torch.testing.assert_close(training.state, detached(state), rtol=0, atol=0)
+
+    @torch.no_grad()
+    def loss() -> float:
+        logits_TBV, _ = model(x_TB, training.state)
+        return float(F.cross_entropy(logits_TBV.flatten(0, 1), y_TB.flatten()))
+
+    before = loss()
+    for _ in range(40):
+        training.update(x_TB, y_TB)
+    assert loss() < 0.9 * before
+
+
+def test_the_reference_is_scored_whole_in_one_lane() -> None:
+    """Its windows are no seams: the state goes on, and no character is left out."""
+    torch.manual_seed(1)
+    model = Reference("rnn", vocabulary=7, embedding=3, hidden=8)
+    ids = torch.randint(7, (4096 + 9,))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3)  # so that the state tells
+        logits_TBV, _ = model(ids[:-1, None])
+    whole = float(F.cross_entropy(logits_TBV[:, 0], ids[1:]))
+    assert exact_loss(model, ids) == pytest.approx(whole, rel=1e-6)
 
 
 def test_products_are_counted_as_they_are_made() -> None:
