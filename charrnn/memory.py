@@ -111,8 +111,7 @@ def memory(
     full_KB = price_T[starts_B[None] + context_K[:, None]]
     excess_KB = torch.cat(price_KB).cpu().double().numpy() - full_KB
     excess_K = excess_KB.mean(axis=1)
-    scored_T = stretch.ids[first:]
-    unknown = float((scored_T == UNKNOWN).mean()) if vocabulary.has_unknown else 0.0
+    unknown = float((stretch.ids[first:] == UNKNOWN).mean())  # a byte like others: costs no more
     return Memory(
         full_nats=float(price_T[first:].mean()) + unknown * vocabulary.unknown_nats,
         excess_nats=tuple(excess_K.tolist()),

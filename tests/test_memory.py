@@ -32,7 +32,12 @@ def test_equals_a_loop_over_resets(cell: CellName, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("charrnn.memory.LOGITS", 300)
     model, stretch = make_model(cell), make_stretch(101, ALPHABET + "é")
     ids = stretch.ids.tolist()
-    found = memory(model, stretch, vocabulary(), farthest=9, resets=7, bptt=4)
+    shapes: set[torch.Size] = set()
+    with model.register_forward_hook(lambda _model, _given, out: shapes.add(out[0].shape)):
+        found = memory(model, stretch, vocabulary(), farthest=9, resets=7, bptt=4)
+    for lanes in (1, 7):
+        steps = max(length for length, width, _ in shapes if width == lanes)
+        assert steps == 300 // (lanes * 9), "as many logits at a time as are allowed"
     starts = np.linspace(9, 91, 7).astype(int).tolist()
     for k in range(10):
         excess = [
