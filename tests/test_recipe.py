@@ -18,6 +18,7 @@ from charrnn.recipe import (
     BY_HEART,
     GPU_UNITS,
     GPU_WIDER_FROM,
+    HALVED_BY,
     LEAST_PRESSURE,
     MANY_SYMBOLS,
     MOST_WEIGHTS,
@@ -28,6 +29,7 @@ from charrnn.recipe import (
     matrix_weights,
     plan_validations,
     pressure,
+    refuse_nonsense,
     regularisation,
     weight_decay,
 )
@@ -195,6 +197,21 @@ class TestChoose:
         model, _ = choose(choices, vocabulary=symbols, characters=10**5, device="cpu")
         assert model.embedding == min(symbols, model.hidden)
 
+    @pytest.mark.parametrize("cell", CELL_NAMES)
+    @pytest.mark.parametrize("typed", ["0", "-3", "9" * 400], ids=["zero", "negative", "huge"])
+    def test_nonsense_of_any_size_is_refused_by_name(self, typed: str, cell: CellName) -> None:
+        wholes = {
+            "budget": ["steps"],
+            "model": ["layers", "hidden", "embedding"],
+            "training": ["batch_size", "bptt", "loss_last"],
+        }
+        reals = {"budget": ["minutes", "epochs"], "training": ["lr"]}
+        for number, groups in ((int(typed), wholes), (float(typed), reals)):
+            for group, name in ((group, name) for group, names in groups.items() for name in names):
+                chosen: dict[str, Any] = {"budget": {"steps": 5}, group: {name: number}}
+                with pytest.raises(UsageError, match="--" + name.replace("_", "-")):
+                    refuse_nonsense(Choices(cell=cell, **chosen))
+
     @pytest.mark.parametrize("name", ["minutes", "epochs", "steps"])
     def test_a_budget_stands_alone(self, name: str) -> None:
         _, training = choose_for(budget={name: 2})
@@ -286,6 +303,22 @@ class TestChoose:
             weights = CELL_GATES[cell] * width * (50 + width)
             assert width == widths[0] or weights <= MOST_WEIGHTS[device] * characters
 
+    @pytest.mark.parametrize("symbols", [50, 5000])
+    @pytest.mark.parametrize("device", ["cpu", "cuda"])
+    def test_a_text_that_is_long_enough_gets_the_wide_model(
+        self, device: str, symbols: int
+    ) -> None:
+        def hidden(characters: int) -> int:
+            choices = Choices(cell="gru", budget={"minutes": 60})
+            return choose(choices, vocabulary=symbols, characters=characters, device=device)[
+                0
+            ].hidden
+
+        wide = hidden(10**9)
+        weights = CELL_GATES["gru"] * wide * (min(symbols, wide) + wide)
+        enough = math.ceil(weights / MOST_WEIGHTS[device])
+        assert hidden(enough - 1) < hidden(enough) == wide
+
     def test_a_plain_rnn_is_wider_at_once_and_then_no_more(self) -> None:
         def hidden(characters: int, minutes: float) -> int:
             return choose_for("cpu", "rnn", characters, budget={"minutes": minutes})[0].hidden
@@ -302,6 +335,17 @@ class TestChoose:
             for v in (50, 5000)
         )
         assert few > many, "their logits take the time that the width would"
+
+    @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+    def test_so_many_symbols_halve_the_speed(self, device: str) -> None:
+        def warmup(minutes: float, symbols: int) -> int:
+            choices = Choices(budget={"minutes": minutes})
+            return choose(choices, vocabulary=symbols, characters=10**6, device=device)[
+                1
+            ].warmup_steps
+
+        half = HALVED_BY[device]
+        assert warmup(0.02, 2) == warmup(0.03, half // 2) == warmup(0.04, half) > 1
 
     def test_the_length_of_a_run_counts_in_characters(self) -> None:
         def hidden(**training: int) -> int:
@@ -371,11 +415,13 @@ class TestRegularisation:
         at_16, at_256 = regularisation("rnn", 16), regularisation("rnn", 256)
         assert at_16 == (0, 0)
         assert at_256 == (0, 0.32)
+        assert regularisation("rnn", 100) == (0, 0.21)
         for cell in ("lstm", "gru"):
             assert regularisation(cell, LEAST_PRESSURE) == (0, 0)
             assert regularisation(cell, 8) == (0.18, 0.0)
             assert regularisation(cell, 32) == (0.3, 0.0)
             assert regularisation(cell, 64) == (0.4, 0.2)
+            assert regularisation(cell, 100) == (0.46, 0.37), "two places"
             assert regularisation(cell, 1e6) == (0.6, 0.48)
 
 
