@@ -1,6 +1,7 @@
 """The step of one character against the model's own forward."""
 
 import copy
+import math
 from unittest.mock import Mock
 
 import numpy as np
@@ -60,6 +61,8 @@ def test_a_lane_s_products_are_right_whoever_makes_them(
     got_TBV = steps(Stepper(model, state), text_TB)
     np.testing.assert_allclose(got_TBV, expected_TBV.numpy(), atol=1e-5)
     assert by_torch.called == (maker is not None)
+    sizes = {call.args[0].numel() for call in by_torch.call_args_list}
+    assert sizes <= set(stepper._FOR_MKL), "numpy is faster with others"
 
 
 @pytest.mark.parametrize("rows", [7, 20, 21, 42])
@@ -79,11 +82,28 @@ def test_a_product_in_pieces_is_the_product(rows: int, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("cell", CELL_NAMES)
-def test_wide_layers_of_many_lanes_have_packed_products(cell: CellName) -> None:
+def test_wide_layers_of_many_lanes_have_packed_products(
+    cell: CellName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stepper, "vendor", lambda: "GenuineIntel")
     model = make_model(cell, 2, hidden=190)
     text_TB, hidden, expected_TBV = forward(model, 5)
     got_TBV = steps(Stepper(model, hidden), text_TB)
     np.testing.assert_allclose(got_TBV, expected_TBV.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(7, 5), (33, 45), (64, 96)])
+def test_a_product_of_8_bits_has_whole_blocks(
+    rows: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would read beyond the end of others, which shows in no result but by chance."""
+    product = Mock(wraps=torch.ops.aten._weight_int8pack_mm)
+    monkeypatch.setattr(torch.ops.aten, "_weight_int8pack_mm", product)
+    weight_NK = torch.ones(rows, columns)
+    stepper._product(weight_NK, 1, "int8")(np.ones((1, columns), np.float32))
+    (x_BK, whole_NK, scale_N), _ = product.call_args
+    blocks = [32 * math.ceil(size / 32) for size in (rows, columns)]
+    assert [*whole_NK.shape] == [len(scale_N), x_BK.shape[1]] == blocks
 
 
 def rounded(weight_NK: torch.Tensor, weights: WeightsName) -> torch.Tensor:
