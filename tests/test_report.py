@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import matplotlib
 import numpy as np
@@ -651,13 +652,23 @@ def test_the_curves_are_said_to_be_what_was_drawn(logs: list[Any], said: str) ->
 
 
 @pytest.mark.parametrize(("first", "said"), [(2.95, False), (3.05, True)])
-def test_what_is_cut_off_is_said_and_nothing_else(first: float, said: bool) -> None:
+def test_what_is_cut_off_is_said_and_nothing_else(
+    first: float, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The scale goes from 2.0 to 2.9, with 0.054 to spare: the first row is of the beginning."""
-    rows = [
-        {"step": n, "characters": 100.0 * n, "seconds": 1.0 * n, "valid_nats_per_char": nats}
-        for n, nats in ((1, first), (20, 2.9), (30, 2.0))
+    logs = [
+        [
+            {"step": n, "characters": 100.0 * n, "seconds": 1.0 * n, "valid_nats_per_char": nats}
+            for n, nats in course
+        ]
+        for course in (((1, first), (20, 2.9), (30, 2.5)), ((1, 2.7), (30, 2.0)))
     ]
-    page = check(assessment_page([assessment()], [portrait(log=rows)], "poem", ORIGIN))
+    drawn = [portrait(str(n), log=rows, inspection=None) for n, rows in enumerate(logs)]
+    chart = mock.Mock(wraps=line_chart)
+    monkeypatch.setattr("charrnn.curves.line_chart", chart)
+    page = check(assessment_page([assessment() for _ in logs], drawn, "poem", ORIGIN))
+    for call in chart.call_args_list:
+        assert call.kwargs["y_range"] == pytest.approx((2.0 - 0.054, 2.9 + 0.054))
     assert ("What lies above 2.95, at" in page.texts["figcaption"][1]) == said
 
 
