@@ -24,7 +24,7 @@ import typer
 
 from charrnn import __version__, recipe
 from charrnn.baselines import COMPRESSORS
-from charrnn.checkpoint import read_description
+from charrnn.checkpoint import load, read_description, save
 from charrnn.cli import app
 from charrnn.config import TextChoices, TrainConfig
 from charrnn.corpus import _scan_file
@@ -1183,6 +1183,10 @@ class TestEvaluate:
         assert cli("evaluate", trained / "last.safetensors", "--part", "valid").err == ""
         copy = shutil.copy(trained / "best.safetensors", tmp_path / "mine.safetensors")
         assert said in cli("evaluate", copy, "--part", "valid").err
+        later = load(copy)
+        later.meta["progress"]["best_step"] -= 1
+        save(copy, later)
+        assert cli("evaluate", copy, "--part", "valid").err == "", "a last one by another name"
         # Where positions in the text are of other characters, they are not compared.
         result = cli("evaluate", trained, "--text", prose, "--encoding", "latin-1")
         assert "the model was trained on some of this text: --part valid is" in result.err
