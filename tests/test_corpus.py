@@ -561,7 +561,7 @@ class TestRefused:
         write(tmp_path / "b.png", b"\x89PNG\0\0")
         with pytest.raises(CorpusError) as error:
             scan([str(tmp_path)])
-        assert_one_line(error, "no text in", "none of its files can be read as utf-8", "b.png")
+        assert_one_line(error, "no text in", "can be read as utf-8 text; ", "b.png")
 
 
 class TestChangedSinceTheScan:
