@@ -47,7 +47,7 @@ class Cell(nn.Module, ABC):
     New weights come from torch's global generator: recurrent blocks are orthogonal,
     one by one, so that each gate keeps the size of the state (Saxe, McClelland,
     Ganguli 2014); input weights are normal with deviation 1/sqrt(E); biases are
-    zero, but for the LSTM's forget gate.
+    zero, but for the gate that keeps the state.
 
     Args:
         inputs: E, the width of what it reads.
@@ -217,6 +217,9 @@ class LSTM(Cell):
 class GRU(Cell):
     """A gated recurrent unit (Cho et al. 2014), the reset gate after the recurrent product.
 
+    The update gate starts with bias 1, and so keeps most of the state, as an LSTM's forget gate
+    does (docs/diary.md).
+
     Attributes:
         bias_recurrent: The candidate's second bias [H], inside the product that the
             reset gate scales.
@@ -228,6 +231,7 @@ class GRU(Cell):
     def __init__(self, inputs: int, hidden: int, weight_drop: float = 0.0) -> None:
         super().__init__(inputs, hidden, weight_drop)
         self.bias_recurrent = nn.Parameter(torch.zeros(hidden))
+        nn.init.ones_(self.bias.detach()[hidden : 2 * hidden])
 
     def _weights(self) -> list[Tensor]:
         return [*super()._weights(), self.bias_recurrent]

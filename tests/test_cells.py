@@ -477,8 +477,8 @@ def test_new_weights(name: CellName) -> None:
         torch.testing.assert_close(block @ block.T, torch.eye(12), rtol=0, atol=1e-5)
     assert cell.weight_input.std().item() == pytest.approx(400**-0.5, rel=0.05)
     bias = torch.zeros(cell.gates, 12)
-    if name == "lstm":
-        bias[1] = 1
+    if name != "rnn":
+        bias[1] = 1  # the forget gate, or the update gate
     assert torch.equal(cell.bias, bias.flatten())
     if name == "gru":
         assert torch.equal(cell.get_parameter("bias_recurrent"), torch.zeros(12))
