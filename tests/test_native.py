@@ -313,6 +313,7 @@ def test_a_compiler_that_does_not_end_is_ended_with_all_it_started(
     wait = subprocess.Popen.wait
 
     def waiting(child: subprocess.Popen[bytes], seconds: float | None = None) -> int:
+        # Not earlier: on a busy machine the compiler runs before Popen has returned it.
         (tmp_path / "waiting").touch()
         return wait(child, seconds)
 
