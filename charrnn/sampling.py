@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from charrnn.config import SampleConfig
-from charrnn.errors import VocabularyError
+from charrnn.errors import NonFiniteError, VocabularyError
 from charrnn.model import CharModel, Hidden
 from charrnn.stepper import Stepper
 from charrnn.vocabulary import UNKNOWN, Vocabulary, listed
@@ -150,6 +150,7 @@ def sample(
 
     Raises:
         VocabularyError: ``config.stop`` can never be produced; with the first piece.
+        NonFiniteError: after the prompt no character has a probability; with the first piece.
     """
     was_training = model.training
     points = _points(config)
@@ -161,6 +162,11 @@ def sample(
     model.eval()
     try:
         logits_V, hidden = _read(model, prompt)
+        if not np.isfinite(logits_V).all():
+            raise NonFiniteError(
+                "the model's predictions are not finite: its weights are too large to compute with; "
+                "train anew with a lower --lr"
+            )
         logits_BV = logits_V[None].repeat(config.count, axis=0)
         step = _stepper(model, hidden, config)
         produced = 0
@@ -185,6 +191,7 @@ def sample(
 # Whoever computes turns the recording of gradients off for itself. Around the generator it
 # would be off in its caller too, or be switched twice a piece, at a piece's price again.
 @torch.inference_mode()
+@np.errstate(over="ignore", invalid="ignore")  # ``sample`` looks at what comes out
 def _read(model: CharModel, prompt: NDArray[np.generic]) -> tuple[NDArray[np.float32], Hidden]:
     """Return logits_V for the character after a prompt, and the state there, of one lane."""
     hidden = model.initial_hidden(1)

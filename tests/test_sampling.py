@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from charrnn import sampling
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, SampleConfig
-from charrnn.errors import VocabularyError
+from charrnn.errors import NonFiniteError, VocabularyError
 from charrnn.model import CharModel
 from charrnn.sampling import (
     SHORT_PROMPT,
@@ -261,6 +261,15 @@ class TestSample:
         ):
             for text in texts(make_model(), vocabulary(), "a", config):
                 assert set(text) <= set(KNOWN)
+
+    @pytest.mark.parametrize("temperature", [0, 1])
+    def test_weights_too_large_to_compute_with_are_refused(self, temperature: float) -> None:
+        model = make_model()
+        with torch.no_grad():
+            model.head.weight.fill_(torch.inf)
+        config = SampleConfig(length=5, temperature=temperature)
+        with pytest.raises(NonFiniteError, match="predictions are not finite: .* lower --lr"):
+            next(sample(model, vocabulary(), np.array([1]), config))
 
     @pytest.mark.parametrize("stop", ["a", "ab", "\n", "樓"])
     def test_stops_after_the_stop_text_of_each_sample(self, stop: str) -> None:
