@@ -26,6 +26,7 @@ __all__ = [
     "ReferenceTraining",
     "in_turns",
     "results_file",
+    "times_in_turns",
     "write_results",
 ]
 
@@ -94,8 +95,8 @@ def detached(state: object) -> object:
     return state.detach()
 
 
-def in_turns(functions: Sequence[Callable[[], object]], rounds: int) -> list[float]:
-    """Return the median seconds of a call of each function.
+def times_in_turns(functions: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
+    """Return the seconds of each function's calls, one a round.
 
     Every round calls each function once, so that a busy spell of a shared machine falls
     on all of them and their ratios stand. Their order is drawn anew in each, so that none
@@ -110,7 +111,12 @@ def in_turns(functions: Sequence[Callable[[], object]], rounds: int) -> list[flo
             functions[index]()
             if number:
                 seconds[index].append(time.perf_counter() - start)
-    return [statistics.median(times) for times in seconds]
+    return seconds
+
+
+def in_turns(functions: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """Return the median seconds of a call of each function, as ``times_in_turns`` has them."""
+    return [statistics.median(times) for times in times_in_turns(functions, rounds)]
 
 
 def results_file(name: str) -> Path:

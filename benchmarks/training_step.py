@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -33,6 +34,7 @@ from benchmarks.common import (
     ReferenceTraining,
     in_turns,
     results_file,
+    times_in_turns,
     write_results,
 )
 from charrnn.cells import CELLS
@@ -90,7 +92,9 @@ class Row:
     """Of the matrix products: 6 operations a weight and character, forward and backward. Where
     ours looks up W x of the lowest layer, that is 6 a weight of W and symbol of a window."""
     over_torch_nn: float
-    """Speed over that of the same cell by torch.nn."""
+    """Speed over that of the same cell by torch.nn: the median of the rounds' ratios."""
+    over_torch_nn_quartiles: tuple[float, float]
+    """The lower and the upper quartile of the rounds' ratios."""
     over_lstm: float
     """Speed over that of the LSTM by the same hand."""
 
@@ -123,21 +127,31 @@ def make_rows(
         characters: of a step.
         rounds: in which each step takes its turn.
     """
-    medians = in_turns([finished(step) for step in steps.values()], rounds)
-    seconds = dict(zip(steps, medians, strict=True))
-    return [
-        Row(
-            what=what,
-            cell=cell,
-            by=by,
-            ms=1e3 * elapsed,
-            characters_per_second=characters / elapsed,
-            gflops=6 * multiply_adds[cell, by] / elapsed / 1e9,
-            over_torch_nn=seconds[cell, "torch.nn"] / elapsed,
-            over_lstm=seconds["lstm", by] / elapsed,
+    times = times_in_turns([finished(step) for step in steps.values()], rounds)
+    seconds = dict(zip(steps, times, strict=True))
+    rows = []
+    for (cell, by), own in seconds.items():
+        elapsed = statistics.median(own)
+        lower, middle, upper = statistics.quantiles(ratios(seconds[cell, "torch.nn"], own))
+        rows.append(
+            Row(
+                what=what,
+                cell=cell,
+                by=by,
+                ms=1e3 * elapsed,
+                characters_per_second=characters / elapsed,
+                gflops=6 * multiply_adds[cell, by] / elapsed / 1e9,
+                over_torch_nn=middle,
+                over_torch_nn_quartiles=(lower, upper),
+                over_lstm=statistics.median(ratios(seconds["lstm", by], own)),
+            )
         )
-        for (cell, by), elapsed in seconds.items()
-    ]
+    return rows
+
+
+def ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
+    """Return how many times as long theirs took, round by round."""
+    return [other / own for other, own in zip(theirs, ours, strict=True)]
 
 
 def layer_steps(cell: CellName, hidden: int, length: int) -> dict[tuple[CellName, str], Step]:
@@ -319,12 +333,13 @@ def show(rows: Sequence[Row], reading: Mapping[str, float], peaks: Mapping[str, 
         table = Table(title=what)
         for column in ("cell", "by"):
             table.add_column(column)
-        for column in ("ms", "char/s", "GFLOP/s", "over torch.nn", "over LSTM"):
+        for column in ("ms", "char/s", "GFLOP/s", "over torch.nn", "quartiles", "over LSTM"):
             table.add_column(column, justify="right")
         for row in group:
             table.add_row(
                 row.cell, row.by, f"{row.ms:.2f}", f"{row.characters_per_second:,.0f}",
-                f"{row.gflops:,.0f}", f"{row.over_torch_nn:.2f}", f"{row.over_lstm:.2f}",
+                f"{row.gflops:,.0f}", f"{row.over_torch_nn:.2f}",
+                "{:.2f} to {:.2f}".format(*row.over_torch_nn_quartiles), f"{row.over_lstm:.2f}",
             )  # fmt: skip
         console.print(table)
     console.print(

@@ -164,8 +164,8 @@ def sample(
         logits_V, hidden = _read(model, prompt)
         if not np.isfinite(logits_V).all():
             raise NonFiniteError(
-                "the model's predictions are not finite: its weights are too large to compute with; "
-                "train anew with a lower --lr"
+                "the model's predictions are not finite: its weights are too large to compute "
+                "with; train anew with a lower --lr"
             )
         logits_BV = logits_V[None].repeat(config.count, axis=0)
         step = _stepper(model, hidden, config)

@@ -19,11 +19,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks import sampling
+from benchmarks import sampling, training_step
 from benchmarks.common import Reference, ReferenceTraining, detached, in_turns
 from benchmarks.sampling import first_byte, losses
 from benchmarks.time_to_quality import exact_loss
-from benchmarks.training_step import Size, our_update, window_multiply_adds
+from benchmarks.training_step import Size, make_rows, our_update, window_multiply_adds
 from charrnn.config import CellName
 from charrnn.corpus import scan
 from charrnn.errors import CheckpointError
@@ -158,6 +158,25 @@ def test_products_are_counted_as_they_are_made() -> None:
     for size, ours in ((on_cpu, 7 * w + 100 * others), (replace(on_cpu, device="cuda"), theirs)):
         counted = window_multiply_adds("rnn", size, torch.float32)
         assert counted == {("rnn", "charrnn"): ours, ("rnn", "torch.nn"): theirs}
+
+
+def test_ratios_are_of_times_in_the_same_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spell that slows both slows no ratio."""
+    busy = [1, 1, 8, 8, 1]
+    times = [[2 * spell for spell in busy], [*busy]]
+    monkeypatch.setattr(training_step, "times_in_turns", lambda functions, rounds: times)
+    keys: list[tuple[CellName, str]] = [("lstm", "charrnn"), ("lstm", "torch.nn")]
+    ours, theirs = make_rows(
+        "x", dict.fromkeys(keys, lambda: None), dict.fromkeys(keys, 5), characters=3, rounds=5
+    )
+    assert (ours.over_torch_nn, ours.over_torch_nn_quartiles) == (0.5, (0.5, 0.5))
+    assert (theirs.over_torch_nn, theirs.over_lstm) == (1, 1)
+    assert (ours.ms, theirs.ms) == (2000, 1000)
+    times[1][-1] = 4  # ratios 0.5, 0.5, 0.5, 0.5, 2
+    ours, _ = make_rows(
+        "x", dict.fromkeys(keys, lambda: None), dict.fromkeys(keys, 5), characters=3, rounds=5
+    )
+    assert (ours.over_torch_nn, ours.over_torch_nn_quartiles) == (0.5, (0.5, 1.25))
 
 
 class TestInTurns:

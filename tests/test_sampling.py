@@ -268,7 +268,7 @@ class TestSample:
         with torch.no_grad():
             model.head.weight.fill_(torch.inf)
         config = SampleConfig(length=5, temperature=temperature)
-        with pytest.raises(NonFiniteError, match="predictions are not finite: .* lower --lr"):
+        with pytest.raises(NonFiniteError, match=r"predictions are not finite: .* lower --lr"):
             next(sample(model, vocabulary(), np.array([1]), config))
 
     @pytest.mark.parametrize("stop", ["a", "ab", "\n", "樓"])
