@@ -328,7 +328,7 @@ def matrix_peaks() -> dict[str, float]:
 
 
 def show(rows: Sequence[Row], reading: Mapping[str, float], peaks: Mapping[str, float]) -> None:
-    console = Console(highlight=False)
+    console = Console(width=100, highlight=False)
     for what, group in groupby(rows, lambda row: row.what):
         table = Table(title=what)
         for column in ("cell", "by"):
@@ -336,10 +336,11 @@ def show(rows: Sequence[Row], reading: Mapping[str, float], peaks: Mapping[str, 
         for column in ("ms", "char/s", "GFLOP/s", "over torch.nn", "quartiles", "over LSTM"):
             table.add_column(column, justify="right")
         for row in group:
+            quartiles = "{:.2f} to {:.2f}".format(*row.over_torch_nn_quartiles)
             table.add_row(
                 row.cell, row.by, f"{row.ms:.2f}", f"{row.characters_per_second:,.0f}",
                 f"{row.gflops:,.0f}", f"{row.over_torch_nn:.2f}",
-                "{:.2f} to {:.2f}".format(*row.over_torch_nn_quartiles), f"{row.over_lstm:.2f}",
+                quartiles if row.by != "torch.nn" else "", f"{row.over_lstm:.2f}",
             )  # fmt: skip
         console.print(table)
     console.print(
