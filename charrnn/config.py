@@ -206,6 +206,8 @@ class TrainConfig(Record):
     dropout_by_plan: bool = False
     """Whether dropout and weight drop follow from the passes over the text that a budget
     in minutes turns out to allow."""
+    decay_by_plan: bool = False
+    """Whether weight decay does."""
     dropout_masks: int = 1
     """Masks of dropout before the head; an update's loss is the mean of theirs."""
     seed: int = 1

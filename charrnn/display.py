@@ -158,10 +158,8 @@ def _update(run: Run) -> str:
     if config.scale_norm:
         clip = f"scaled to norm {config.scale_norm:g}"
     drops = [] if config.dropout_by_plan and not run.resumed else _dropout(run)
-    if config.weight_decay:
-        too = " (embedding and head too)" if config.decay_embedding else ""
-        drops.append(f"weight decay {config.weight_decay:g}{too}")
-    return ", ".join([rates, clip, *drops, f"seed {config.seed}"])
+    decay = [] if config.decay_by_plan and not run.resumed else _decay(run)
+    return ", ".join([rates, clip, *drops, *decay, f"seed {config.seed}"])
 
 
 def _device(device: torch.device) -> str:
@@ -181,10 +179,17 @@ def _dropout(run: Run) -> list[str]:
     return drops
 
 
-def _planned_dropout(run: Run) -> str:
-    if not run.config.dropout_by_plan:
-        return ""
-    return f"; {', '.join(_dropout(run)) or 'no dropout'}"
+def _decay(run: Run) -> list[str]:
+    too = " (embedding and head too)" if run.config.decay_embedding else ""
+    share = run.config.weight_decay
+    return [f"weight decay {share:g}{too}"] if share else []
+
+
+def _by_plan(run: Run) -> str:
+    """Return what holds the weights back by a plan."""
+    drops = (_dropout(run) or ["no dropout"]) if run.config.dropout_by_plan else []
+    decay = _decay(run) if run.config.decay_by_plan else []
+    return f"; {', '.join([*drops, *decay])}" if drops or decay else ""
 
 
 def _budget(run: Run) -> str:
@@ -356,7 +361,7 @@ def _plain(event: Event, run: Run) -> Iterable[str]:
             yield (
                 f"{planned} {counted(event.total_steps, 'step')}, "
                 f"{event.total_steps / run.lanes.chunks_per_pass:.2f} epochs, at the speed so far; "
-                f"{duration(left)} to go{_planned_dropout(run)}"
+                f"{duration(left)} to go{_by_plan(run)}"
             )
         scored = event.validate_characters
         if event.again or run.valid is None or scored is None:

@@ -10,7 +10,14 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 
-from charrnn.recipe import Schedule, matrix_weights, plan_validations, pressure, regularisation
+from charrnn.recipe import (
+    Schedule,
+    matrix_weights,
+    plan_validations,
+    pressure,
+    regularisation,
+    weight_decay,
+)
 from charrnn.run import Run
 
 __all__ = ["LEAST_TIMED", "Planned", "Planner"]
@@ -44,6 +51,7 @@ class Planned:
     dropout: float = 0.0
     """The model's from here on; so is the next."""
     weight_drop: float = 0.0
+    weight_decay: float = 0.0
 
 
 class Planner:
@@ -146,8 +154,8 @@ class Planner:
     def adopt(self, total: int, speed: float | None = None) -> Planned:
         """Take ``total`` updates as the run's, at ``speed`` a second if that is known.
 
-        Where the rules choose the dropout, it becomes that of so many passes, unless the plan
-        before had about as many.
+        Where the rules choose dropout or weight decay, it becomes that of so many passes, unless
+        the plan before had about as many.
         """
         progress = self.run.progress
         every, characters = self._validations(total, speed)
@@ -155,19 +163,24 @@ class Planner:
         progress.planned_at_step = progress.step
         progress.planned_at_seconds = progress.training_seconds
         progress.validate_every, progress.validate_characters = every, characters
-        model = self.run.model
+        run, model = self.run, self.run.model
         is_much_the_same = before is not None and abs(total - before) <= SAME_PLAN * before
-        if self.run.config.dropout_by_plan and not is_much_the_same:
-            passes = total / self.run.lanes.chunks_per_pass
-            pressed = pressure(passes, matrix_weights(model.config), self.run.train.characters)
-            model.set_dropout(*regularisation(model.config.cell, pressed))
-            self.run.update.forget_capture()
+        by_plan = run.config.dropout_by_plan or run.config.decay_by_plan
+        if by_plan and not is_much_the_same:
+            passes = total / run.lanes.chunks_per_pass
+            pressed = pressure(passes, matrix_weights(model.config), run.train.characters)
+            if run.config.dropout_by_plan:
+                model.set_dropout(*regularisation(model.config.cell, pressed))
+            if run.config.decay_by_plan:
+                run.set_weight_decay(weight_decay(model.config.cell, pressed))
+            run.update.forget_capture()
         return Planned(
             total,
             every,
             characters,
             dropout=model.config.dropout,
             weight_drop=model.config.weight_drop,
+            weight_decay=run.config.weight_decay,
         )
 
     def _budget(self) -> float:

@@ -150,8 +150,10 @@ def choose(
         training["clip_norm"] = None
     if chosen.get("clip_norm") == 0:
         chosen["clip_norm"] = None
-    by_plan = "minutes" in budget and not {"dropout", "weight_drop"} & chosen_model.keys()
-    return model, TrainConfig(**{**training, **budget, "dropout_by_plan": by_plan, **chosen})
+    if "minutes" in budget:
+        training["dropout_by_plan"] = not {"dropout", "weight_drop"} & chosen_model.keys()
+        training["decay_by_plan"] = "weight_decay" not in chosen and optimiser not in ONE_RATE
+    return model, TrainConfig(**{**training, **budget, **chosen})
 
 
 def refuse_nonsense(choices: Choices) -> None:

@@ -202,6 +202,11 @@ class Run:
             f"{self.saved.step:,}: {anew or f'go on from it with: {self.command(*lower)}'}"
         )
 
+    def set_weight_decay(self, share: float) -> None:
+        """Change the weight decay from the next update on; the config follows."""
+        self.config = replace(self.config, weight_decay=share)
+        self.update.optimiser.weight_decay = share
+
     def schedule(self) -> recipe.Schedule:
         """Return the learning rate's schedule as planned by now."""
         return recipe.Schedule(self.config.warmup_steps, self.progress.planned_steps)

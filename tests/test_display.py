@@ -50,11 +50,12 @@ LOGGED = Logged(
     total_steps=5000,
     eta=3725.0,
 )
+PLANNED = Planned(5000, 100, 50)
 SCORES = Scores(nats=300 * math.log(2), characters=100, unknown=0, bytes=100, seconds=1)
 VALIDATED = Validated(POSITION | {"valid_nats_per_char": 3 * math.log(2)}, scores=SCORES, best=True)
 SAMPLED = Sampled("To be \x1b[2Jor [bold]not[/bold] to be")
 EVENTS: tuple[Event, ...] = (
-    Planned(5000, 100, 50),
+    PLANNED,
     LOGGED,
     Validating(),
     VALIDATED,
@@ -127,7 +128,8 @@ class TestPlain:
     def test_has_a_line_for_what_matters(self, run: Run, lines: list[str]) -> None:
         assert lines[7:] == [
             f"planned 5,000 steps, {5000 / run.lanes.chunks_per_pass:.2f} epochs, "
-            "at the speed so far; 1:00:00 to go; dropout 0.6 (2 masks), weight drop 0.48",
+            "at the speed so far; 1:00:00 to go; dropout 0.6 (2 masks), weight drop 0.48, "
+            "weight decay 0.2",
             "validations score the first 50 characters held out, to save time",
             "step 1,200  epoch 2.50  3:05  train 1.3863 nats (2.000 bits)  lr 0.012  "
             "gradient 0.46  clipped 30 %  12,346 chars/s  1:02:05 to go",
@@ -177,10 +179,19 @@ class TestPlain:
     def test_says_what_decays(
         self, run: Run, capsys: pytest.CaptureFixture[str], decay_embedding: bool
     ) -> None:
-        run.config = replace(run.config, weight_decay=0.3, decay_embedding=decay_embedding)
-        open_display(as_json=False, quiet=False).start(run)
+        config = replace(run.config, weight_decay=0.3, decay_embedding=decay_embedding)
         too = " (embedding and head too)" if decay_embedding else ""
+        run.config = replace(config, decay_by_plan=False)
+        open_display(as_json=False, quiet=False).start(run)
         assert f", weight decay 0.3{too}, seed 1\n" in capsys.readouterr().err
+        assert "weight decay" not in said(run, PLANNED, capsys)
+        run.config, run.resumed = config, True
+        open_display(as_json=False, quiet=False).start(run)
+        assert f", weight decay 0.3{too}, seed 1\n" in capsys.readouterr().err
+        run.resumed = False
+        open_display(as_json=False, quiet=False).start(run)
+        assert "weight decay" not in capsys.readouterr().err
+        assert f", weight decay 0.3{too}\n" in said(run, PLANNED, capsys)
 
     def test_gives_no_advice_where_a_run_is_one_of_several(
         self, run: Run, capsys: pytest.CaptureFixture[str]
@@ -320,7 +331,7 @@ class TestJson:
         assert rows[0]["training"] == run.config.to_dict()
         assert rows[1] == {
             "total_steps": 5000, "validate_every": 100, "validate_characters": 50, "again": False,
-            "dropout": 0.0, "weight_drop": 0.0,
+            "dropout": 0.0, "weight_drop": 0.0, "weight_decay": 0.0,
         }  # fmt: skip
         assert rows[2] == LOGGED.row | {"planned_steps": 5000}
         assert rows[3] == VALIDATED.row | {"best": True}

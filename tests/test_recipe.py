@@ -236,6 +236,17 @@ class TestChoose:
         assert not by_plan("minutes", dropout=0.1)
         assert not by_plan("minutes", weight_drop=0.1)
 
+    def test_decay_goes_by_the_plan_where_the_rules_choose_it(self) -> None:
+        def by_plan(budget: str, **training: float | str) -> bool:
+            return choose_for(budget={budget: 2}, training=training)[1].decay_by_plan
+
+        assert by_plan("minutes")
+        assert by_plan("minutes", optimiser="muon")
+        assert not by_plan("steps")
+        assert not by_plan("minutes", weight_decay=0.1)
+        assert not by_plan("minutes", optimiser="adamw")
+        assert not by_plan("minutes", optimiser="sgd")
+
     @given(
         cell=CELLS,
         device=DEVICES,

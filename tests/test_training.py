@@ -581,10 +581,12 @@ class FakeClock:
         return self.time
 
 
-def test_a_plan_sets_rate_and_dropout(start_run: StartRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_sets_rate_dropout_and_decay(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(training, "Clock", lambda: nullcontext(FakeClock()))
     run = start_run(minutes=0.2)
-    guessed = run.model.config.dropout
+    guessed, decay_guessed = run.model.config.dropout, run.config.weight_decay
     events = list(train(run))
     planned = only(events, Planned)[-1]
     assert run.progress.step == planned.total_steps == run.progress.planned_steps
@@ -598,26 +600,41 @@ def test_a_plan_sets_rate_and_dropout(start_run: StartRun, monkeypatch: pytest.M
     assert (shape.dropout, shape.weight_drop) == recipe.regularisation(shape.cell, pressure)
     assert shape.dropout < guessed, "the plan is of fewer passes than were expected"
     assert {cell.weight_drop for cell in run.model.layers()} == {shape.weight_drop}
+    assert recipe.weight_decay(shape.cell, pressure) == planned.weight_decay < decay_guessed
+    assert run.config.weight_decay == run.update.optimiser.weight_decay == planned.weight_decay
     longer = Planner(run).adopt(50_000)
     shape = run.model.config
     assert (longer.dropout, longer.weight_drop) == (shape.dropout, shape.weight_drop)
     assert 0 < shape.weight_drop < shape.dropout, "the event tells both"
 
 
-@pytest.mark.parametrize(("options", "forgotten"), [({}, 1), ({"dropout": 0.1}, 0)])
-def test_dropout_by_plan_is_captured_anew(
+@pytest.mark.parametrize(
+    ("model", "options", "forgotten"),
+    [
+        ({}, {}, 1),
+        ({"dropout": 0.1}, {}, 1),
+        ({}, {"weight_decay": 0.1}, 1),
+        ({"dropout": 0.1}, {"weight_decay": 0.1}, 0),
+    ],
+)
+def test_what_is_by_plan_is_captured_anew(
     start_run: StartRun,
     monkeypatch: pytest.MonkeyPatch,
+    model: dict[str, float],
     options: dict[str, float],
     forgotten: int,
 ) -> None:
-    """A graph that was captured before would go on with the dropout of then."""
+    """A graph that was captured before would go on with the dropout and the decay of then."""
     forgets: list[Update] = []
     monkeypatch.setattr(Update, "forget_capture", lambda update: forgets.append(update))
-    run = start_run(minutes=1, model=options)
+    run = start_run(minutes=1, model=model, **options)
     assert forgets == []
-    Planner(run).adopt(500)
+    planned = Planner(run).adopt(500)
     assert forgets == [run.update] * forgotten
+    for name, value in model.items():
+        assert getattr(planned, name) == value
+    for name, value in options.items():
+        assert getattr(planned, name) == getattr(run.update.optimiser, name) == value
 
 
 def test_a_plan_of_about_as_many_updates_leaves_the_dropout(start_run: StartRun) -> None:
