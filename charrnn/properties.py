@@ -8,6 +8,7 @@ follow such properties. A carriage return does not make an empty line any less e
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 
 __all__ = ["PROPERTIES"]
@@ -69,11 +70,13 @@ def indentation(text: str) -> list[float]:
 
 
 def _in_word(character: str) -> bool:
-    return character.isalnum() or character == "_"
+    # A mark belongs to its letter: many scripts write their vowels so.
+    is_mark = unicodedata.category(character).startswith("M")
+    return is_mark or character.isalnum() or character == "_"
 
 
 def inside_word(text: str) -> list[float]:
-    """1 at letters, digits and underscores, 0 between words."""
+    """1 at letters with their marks, digits and underscores, 0 between words."""
     return [float(_in_word(character)) for character in text]
 
 
