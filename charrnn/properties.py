@@ -15,15 +15,15 @@ __all__ = ["PROPERTIES"]
 
 
 def inside_quotes(text: str) -> list[float]:
-    """1 inside double quotation marks. An empty line ends a quotation that nobody closed."""
-    values, inside, before = [], False, ""
+    """1 inside double quotation marks or 「」; an empty line ends what nobody has closed."""
+    values, inside, low, before = [], False, False, ""
     for character in text:
         if character == '"':
             inside = not inside
-        elif character in "“«":
-            inside = True
-        elif character in "”»" or character == before == "\n":
-            inside = False
+        elif character in "„“«「" and not (character == "“" and low):
+            inside, low = True, character == "„"  # which “ closes, too
+        elif character in "“”»」" or character == before == "\n":
+            inside = low = False
         values.append(float(inside))
         if character != "\r":
             before = character

@@ -8,6 +8,8 @@ from charrnn.properties import PROPERTIES
 CASES = [
     ("inside quotes", 'a "bc" d', "00111000"),
     ("inside quotes", "“a” «b»c", "11001100"),
+    ("inside quotes", "„a“ „b” “c” 「d」", "110011001100110"),
+    ("inside quotes", "„a\n\n“b", "111011"),
     ("inside quotes", 'a "b\nc\n\nd "', "00111110001"),
     ("inside quotes", '"b\r\nc\r\n\r\nd', "1111111100"),
     ("inside brackets", "f(a[1]) )(", "0111110001"),
