@@ -73,7 +73,7 @@ def learning_section(runs: Sequence[LoggedRun], more: str, unit: str = "characte
     """
     curves = [curve for run in runs if (curve := _curve(run)) is not None]
     ends = [
-        f"{curve.label} {curve.main_N3[-1, 2]:.4f} "
+        f"{curve.label} at {curve.main_N3[-1, 2]:.4f} "
         f"({'validation' if curve.on == HELD_OUT else 'training'})"
         for curve in curves
         if curve.label

@@ -172,8 +172,9 @@ def _assessment_lead(assessments: Sequence[Assessment], labels: Sequence[str]) -
     best = assessments[place]
     per_character = "" if best.of_bytes else f"{scores.bits_per_char:.4f} per character, "
     how = " by dynamic evaluation" if scores is best.dynamic else ""
+    # Not a number at once: after a name from right to left it would be drawn before that.
     lead = (
-        f"{labels[place]}{how}{' needs the fewest bits' if len(rows) > 1 else ''}: "
+        f"{labels[place]}{how} needs {'the fewest bits: ' if len(rows) > 1 else ''}"
         f"{scores.bits_per_byte:.4f} bits per byte, {per_character}"
         f"perplexity {perplexity_figure(scores.perplexity)}."
     )

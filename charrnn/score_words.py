@@ -76,9 +76,10 @@ def _after_says(one: Assessment, after: After) -> str:
     checkpoint, how = shown(one.checkpoint), " by dynamic evaluation" if one.dynamic else ""
     if not after.characters:
         return f"{checkpoint}: {after.text!r} does not occur, or only at the end"
+    # A number right after words from right to left would be drawn before them.
     return (
-        f"{checkpoint}: after {after.text!r} {after.nats_per_char:.4f} nats per character{how} "
-        f"({after.characters:,} of them)"
+        f"{checkpoint}: after {after.text!r} a character costs {after.nats_per_char:.4f} nats{how} "
+        f"(mean of {after.characters:,})"
     )
 
 

@@ -26,7 +26,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from charrnn.activity import Activation, GateUse, Pace, Unit, UnitFound
-from charrnn.assessment import Assessment
+from charrnn.assessment import After, Assessment
 from charrnn.baselines import Baseline
 from charrnn.checkpoint import load, save
 from charrnn.comparing import RunScored, compare
@@ -369,7 +369,7 @@ class TestAssessmentPage:
             "bytes: a character is a byte; compare with the others by bits/byte"
         )
         alone = check(assessment_page([of_bytes], [portrait("bytes")], "poem", ORIGIN))
-        assert alone.texts["p"][1].startswith("bytes: 0.8656 bits per byte, perplexity 1.822.")
+        assert alone.texts["p"][1].startswith("bytes needs 0.8656 bits per byte, perplexity 1.822.")
 
     def test_no_figure_has_nats_per_byte_beside_those_per_character(self) -> None:
         by_position = PositionScores(np.linspace(3, 2, 10), 7)
@@ -390,6 +390,18 @@ class TestAssessmentPage:
             assert ("bytes: " in about, "text: " in about) == (is_byte, not is_byte)
         alone = check(assessment_page([of_bytes], drawn[:1], "poem", ORIGIN))
         assert alone.texts["h2"][1:3] == ["Loss by position per byte", "Learning per byte"]
+
+    @pytest.mark.parametrize("names", [("אחד",), ("אחד", "שתיים")])
+    def test_no_number_comes_right_after_words_from_right_to_left(
+        self, names: tuple[str, ...]
+    ) -> None:
+        models = [assessment(f"runs/{name}", after=After("אור", 5, 1.5)) for name in names]
+        drawn = [portrait(name, log=log(5)) for name in names]
+        page = check(assessment_page(models, drawn, "poem", ORIGIN))
+        said = [text for tag in ("p", "li", "figcaption") for text in page.texts[tag]]
+        assert sum("אחד" in text for text in said) >= 3
+        assert sum("אור" in text for text in said) == len(names)
+        assert [text for text in said if re.search(r"[א-ת]\W*\d", text)] == []
 
     @pytest.mark.parametrize(("nats", "said"), [(1.4, True), (1.6, False)])
     def test_says_where_no_network_is_needed(self, nats: float, said: bool) -> None:
@@ -436,7 +448,7 @@ class TestAssessmentPage:
             [assessment(), assessment()], [portrait("one"), portrait("two")], "poem", ORIGIN
         )
         (curves,) = re.findall(r'<section id="learning".*?</section>', text, re.DOTALL)
-        assert "one 2.9000 (validation)" in curves
+        assert "one at 2.9000 (validation)" in curves
         assert ">two<" not in curves
 
     def test_what_a_model_was_trained_on_is_below_its_scores(self) -> None:

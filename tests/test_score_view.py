@@ -96,8 +96,8 @@ class TestTable:
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         said = "what it knows, told at some length, with [red] and :smile: as they are"
-        follows = f"{ONE.checkpoint}: after 'some words' 1.5000 nats per character (6,789 of them)"
-        after = After("some words", 6789, 1.5)
+        follows = f"{ONE.checkpoint}: after 'words' a character costs 1.5000 nats (mean of 6,789)"
+        after = After("words", 6789, 1.5)
         one = replace(ONE, baselines=(Baseline("uniform", 2.0, said),), after=after)
         print_assessments([one])
         assert f"\nuniform: {said}\n" in capsys.readouterr().out, "a pipe gets a line"
@@ -130,7 +130,7 @@ class TestTable:
         assert lines[5] == ["uniform", "6,789", "2.1972", "3.1699", "3.0744", "9.000"]
         assert lines[6] == ["xz", "6,789", "2.0000", "2.8854", "2.7984", "7.389"], "and only once"
         assert lines[7:9] == [["uniform:", "9", "symbols"], ["xz:", "alone"]]
-        after = "run: after 'a' 1.5000 nats per character by dynamic evaluation (5 of them)"
+        after = "run: after 'a' a character costs 1.5000 nats by dynamic evaluation (mean of 5)"
         assert lines[9:] == [after.split()] * 2, "whose prices it has is said"
 
     def test_baselines_tell_whose_they_are_where_models_differ(
