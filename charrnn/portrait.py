@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.cells import cell_len
 
 from charrnn.activity import activation
 from charrnn.checkpoint import find
@@ -54,7 +55,7 @@ Row = Mapping[str, Any]
 SAMPLE = SampleConfig(length=600, temperature=0.8, seed=1)
 #: Characters of a text that are shown with their prices.
 EXCERPT = 800
-#: Longest label of a line in a figure.
+#: Widest label of a line in a figure, in columns of a terminal: a Chinese character takes two.
 LABEL = 18
 
 
@@ -137,14 +138,20 @@ def labels(checkpoints: Sequence[Path]) -> list[str]:
     for path in map(Path, map(os.path.abspath, checkpoints)):
         name = path.name if not path.is_file() else f"{path.parent.name}/{path.stem}"
         name = printable(name).replace("\n", " ").replace("\t", " ")
-        if len(name) > LABEL:
-            name = f"{name[: LABEL // 2 - 1]}…{name[-LABEL // 2 :]}"
+        if cell_len(name) > LABEL:
+            ends = _longest(name, LABEL // 2 - 1), _longest(name[::-1], LABEL // 2)[::-1]
+            name = "…".join(ends)
         numbers = (f" {number}" for number in itertools.count(2))
         distinct = name
         while distinct in found:
             distinct = name + next(numbers)
         found.append(distinct)
     return found
+
+
+def _longest(name: str, columns: int) -> str:
+    """Return as much of a name's beginning as takes no more columns."""
+    return next(name[:n] for n in range(len(name), -1, -1) if cell_len(name[:n]) <= columns)
 
 
 def portray_subjects(subjects: Sequence[Subject]) -> list[Portrait]:

@@ -721,6 +721,8 @@ def test_labels_are_short_and_all_different(tmp_path: Path) -> None:
     assert labels([tmp_path / "a/run/.."]) == ["a"]
     (long,) = labels([tmp_path / "run-with-a-very-long-name-of-40-letters"])
     assert long == "run-with…0-letters"
+    assert labels([Path("红楼梦-lstm")]) == ["红楼梦-lstm"]
+    assert labels([Path("红楼梦与石头记之名-lstm")]) == ["红楼梦与…之名-lstm"], "as wide as those"
 
 
 def test_surprise_counts_the_levels_in_bits() -> None:
