@@ -93,7 +93,7 @@ def say(console: Console, line: str, hang: int = 0) -> None:
         line: what.
         hang: columns that are left free before all rows but the first.
     """
-    longest = max(map(len, line.split()), default=0)
+    longest = max(map(cell_len, line.split()), default=0)
     if "charrnn " in line or longest > console.width - hang:  # a command, a path
         console.print(Text(line), soft_wrap=True)
         return

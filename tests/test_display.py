@@ -581,7 +581,8 @@ class TestLive:
         lines = screen.getvalue().splitlines()
         assert max(map(len, lines)) <= 40
         assert " ".join(line.strip() for line in lines) == broken.strip()
-        for kept in (f"go on with: {run.command()}", "run     /" + "folder/" * 9):
+        paths = ("run     /" + folder * 9 for folder in ("folder/", "文件/"))
+        for kept in (f"go on with: {run.command()}", *paths):
             screen.truncate(0)
             say(console, kept)
             assert kept + "\n" in screen.getvalue()
