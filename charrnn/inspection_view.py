@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -232,17 +233,23 @@ def _underlined(shown: Activation, largest: float, width: int) -> Group:
     for character, value in zip(shown.text, shown.values, strict=True):
         letter = mark(character).replace("\t", " ")
         height = 0.125 + 0.875 * (1 + value / largest) / 2 if largest else 0.5
-        if cell_len(text + letter) > width:
+        cells = _cells(letter)
+        if len(columns) + cells > width:
             lines += [Text(text), Text(columns)]
             text, columns = "", ""
         text += letter
-        columns += _columns([height]) * cell_len(letter)
+        columns += _columns([height]) * cells
         if character == "\n":
             lines += [Text(text), Text(columns)]
             text, columns = "", ""
     if text:
         lines += [Text(text), Text(columns)]
     return Group(*lines)
+
+
+def _cells(character: str) -> int:
+    """Return the columns that terminals draw a character in: Rich gives none to a spacing mark."""
+    return max(cell_len(character), int(unicodedata.category(character) == "Mc"))
 
 
 def _clipping(clipping: Clipping, console: Output) -> Table:

@@ -230,7 +230,8 @@ def unit_lines(units: Sequence[UnitFound]) -> list[list[str]]:
 
 def mark(character: str) -> str:
     """Return what stands for a character, so that each one's state can be seen."""
-    if unicodedata.category(character) == "Cf":  # joiners and the like show nothing themselves
+    # Joiners and variation selectors show nothing themselves.
+    if unicodedata.category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f":
         return "\N{REPLACEMENT CHARACTER}"
     return {"\n": "↵", "\r": "␍"}.get(character) or printable(character)
 

@@ -199,6 +199,22 @@ class TestPlots:
         cut = (Cut("trained", 0.1, 1.25, 0.5, 12.5),)
         assert "\na↵\n█▁\n\nA cut gradient\n" in printed(activation=shown, cuts=cut)
 
+    @pytest.mark.parametrize(
+        ("text", "rows"),
+        [
+            ("文a", "文a\n▁▁█"),
+            ("e\u0301a", "e\u0301a\n▁█"),
+            ("की\u0947a", "की\u0947a\n▁██"),
+            ("❤\ufe0f", "❤\N{REPLACEMENT CHARACTER}\n▁█"),
+        ],
+    )
+    def test_a_unit_s_columns_stand_below_their_characters(
+        self, printed: Callable[..., str], text: str, rows: str
+    ) -> None:
+        values = (-1.0, *(1.0 for _ in text[1:]))
+        shown = Activation(Unit(1, 1, "h"), text, values)
+        assert printed(activation=shown).endswith(f"\n{rows}")
+
     def test_a_unit_s_sign_is_seen(
         self, printed: Callable[..., str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
