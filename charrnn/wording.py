@@ -27,6 +27,11 @@ STEERING = frozenset({"Cc", "Cs", "Zl", "Zp"})
 REORDERING = frozenset(
     map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x2070), *range(0xFFF9, 0xFFFC)))
 )
+#: Letters that are drawn onto the one before, as marks are, or not at all: the vowels, finals and
+#: fillers of Korean that is spelled out, and Braille's blank.
+UNSEEN = frozenset(
+    map(chr, (*range(0x115F, 0x1200), *range(0xD7B0, 0xD800), 0x2800, 0x3164, 0xFFA0))
+)
 #: Classes of direction of the letters that run from right to left, and of their numerals.
 RIGHT_TO_LEFT = frozenset({"R", "AL", "AN"})
 
@@ -64,14 +69,14 @@ def printable(text: str) -> str:
 def quoted(character: str) -> str:
     r"""Return a character between quotes, fit for a list of them.
 
-    As an escape, besides what ``repr`` has as one: a mark, which would be drawn onto the quote,
-    and a letter from right to left, which would turn the list around.
+    As an escape, besides what ``repr`` has as one: a mark, or what else would be drawn onto the
+    quote or not at all, and a letter from right to left, which would turn the list around.
 
-    >>> print(quoted("é"), quoted("\u0301"), quoted("\u05d0"))
-    'é' '\u0301' '\u05d0'
+    >>> print(quoted("é"), quoted("\u0301"), quoted("\u1161"), quoted("\u05d0"))
+    'é' '\u0301' '\u1161' '\u05d0'
     """
-    is_mark = unicodedata.category(character).startswith("M")
-    if is_mark or unicodedata.bidirectional(character) in RIGHT_TO_LEFT:
+    unseen = character in UNSEEN or unicodedata.category(character).startswith("M")
+    if unseen or unicodedata.bidirectional(character) in RIGHT_TO_LEFT:
         return f"'{character.encode('unicode_escape').decode()}'"
     return repr(character)
 

@@ -153,6 +153,11 @@ class TestListed:
         assert said.startswith(r"'\u0301' x 1, '\u0903' x 1, ")
         assert listed({"é": 2, "樓": 1}) == "'é' x 2, '樓' x 1"
 
+    def test_no_character_is_named_by_what_nobody_sees(self) -> None:
+        """A vowel and a final of Korean spelled out, its filler, Braille's blank."""
+        assert listed(dict.fromkeys("\u1161\u11ab\u3164\u2800", 1)).isascii()
+        assert listed({"한": 1, "\u1112": 1}) == "'한' x 1, '\u1112' x 1"
+
     def test_a_carriage_return_is_about_line_ends(self) -> None:
         assert listed({"\r": 1234, "a": 1}) == (
             r"'\r' x 1,234 (the training text has other line ends), 'a' x 1"
