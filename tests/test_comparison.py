@@ -38,7 +38,7 @@ from charrnn.metrics import read_metrics
 from charrnn.model import CharModel
 from charrnn.runfolder import RunFolder
 from charrnn.trained import load_model
-from charrnn.training import Event, Logged
+from charrnn.training import Event, Finished, Logged
 from charrnn.update import window_loss
 from charrnn.wording import flag
 from tests.conftest import ENVIRONMENT, Cli, command, make_prose, run_process
@@ -382,6 +382,46 @@ class TestCompare:
         ]
         assert len(speeds) == 4
         assert found["train_chars_per_second"] == statistics.median(speeds)
+
+    def test_without_a_test_part_the_validation_part_is_scored_once(
+        self, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        counted = []
+
+        def timed(*of: Any, **how: Any) -> Scores:
+            counted.append(replace(score(*of, **how), seconds=0.5))
+            return counted[-1]
+
+        monkeypatch.setattr("charrnn.comparing.score", timed)
+        plan = Plan(
+            texts=(str(prose),), cells=("gru",), steps=2, seed=3, layers=2, hidden=5, batch_size=3,
+            bptt=11, test_share=0.0, match="hidden",
+        )  # fmt: skip
+        events = compare(tmp_path, plan, new=True, device=CPU)
+        (result,) = (event.result for event in events if isinstance(event, RunScored))
+        (scores,) = counted
+        assert result.nats_per_char == result.valid_nats_per_char == scores.nats_per_char
+        assert (result.characters, result.chars_per_second) == (600, 1200.0)
+        assert (result.seed, result.layers, result.hidden) == (3, 2, 5)
+
+    def test_a_run_that_is_stopped_while_it_is_scored_is_scored_later(
+        self, prose: Path, tmp_path: Path
+    ) -> None:
+        plan = Plan(texts=(str(prose),), cells=("rnn",), steps=2, hidden=5, batch_size=3, bptt=11)
+        signals: list[str] = []
+
+        def signalled() -> str | None:
+            return signals[0] if signals else None
+
+        for event in compare(tmp_path, plan, new=True, device=CPU, should_stop=signalled):
+            if isinstance(event, Finished):
+                assert event.complete
+                signals.append("SIGTERM")
+        assert signals
+        assert read_result(tmp_path / "rnn-seed1") is None
+        *_, last = compare(tmp_path, plan, new=False, device=CPU)
+        assert isinstance(last, RunScored)
+        assert last.result.steps == 2
 
     def test_finished_runs_are_not_done_again(self, cli: Cli, uninterrupted: Path) -> None:
         before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
