@@ -148,6 +148,7 @@ def check(text: str) -> Page:
     assert all(stop.startswith('<div class="scroll"') for stop in stops)
     assert page.tags["h1"] == 1
     assert all(page.texts["th"])
+    assert not re.search(r"<td>[-+]?[\d.,]+( %)?<", text), "numbers stand below each other"
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text)
     return page
 
@@ -630,6 +631,8 @@ class TestChartsOfTheInside:
             ("m3 h", [1, 2], [0.3, 0.15], 3),
             ("m3 c", [1, 2], [0.2, 0.1], 5),
         ]
+        assert linear in self.show(lstm, plain, layers=2)
+        assert [line.label for line in charts["flow-0"].args[1]] == ["m0 h", "m0 c", "m1 h"]
         assert " Linear" not in self.show(lstm, lstm, layers=2)
         assert " Linear: through" in self.show(plain, layers=2)
         assert [(line.label, line.y, line.style) for line in charts["flow-0"].args[1]] == [
@@ -644,6 +647,7 @@ class TestChartsOfTheInside:
         [
             ((0.5, 0.02), 0.02, 1.0),
             ((0.5, 0.02, 9e-6), 0.02, 1.0),
+            ((0.5, 0.0), 0.5, 1.0),
             ((7.0, 2e-5), 2e-5, 7.0),
             ((7.0, 1e5, math.inf), 0.9, 1e4),
             ((math.nan, 3.0), 0.9, 3.0),
@@ -657,10 +661,40 @@ class TestChartsOfTheInside:
         most = replace(reach, relative=(1.0, *[0.9 for _ in shares]))
         flows = flow(reaches=(reach,)), flow("initial", reaches=(most,))
         self.show(inspection(gradient_flow=flows))
-        ranges = {call.kwargs["y_range"] for name, call in charts.items() if "flow" in name}
-        ((bottom, top),) = ranges
+        first, second = charts["flow-0"].kwargs, charts["flow-1"].kwargs
+        assert first == second
+        bottom, top = first["y_range"]
         assert low / 1.5 < bottom < low
         assert top == high == 1e4 or high < top < 1.5 * high
+        assert {rule.label: rule.y for rule in first["rules"]} == {"half": 0.5, "1 %": 0.01}
+
+    def test_what_is_shown_on_a_logarithmic_axis(self, charts: dict[str, mock._Call]) -> None:
+        """Shares and lengths; correlations have the whole scale."""
+        full = Window(64, None, 10.0, 1.0, 1e-6, 10_000)
+        self.show(inspection(truncation=(Truncation("trained", 8, 512, full, 3.0, (full,)),)))
+        found = {
+            name: tuple(call.kwargs.get(axis, False) for axis in ("x_log", "y_log"))
+            for name, call in charts.items()
+        }
+        assert {name for name, logs in found.items() if logs == (True, True)} == {
+            "flow-0", "flow-1", "memory"
+        }  # fmt: skip
+        assert (found["norms"], found["truncation"]) == ((False, True), (True, False))
+        assert charts["units"].kwargs["x_range"] == (0, 1)
+
+    def test_one_model_has_its_table_beside_the_figure(self) -> None:
+        beside = '<div class="beside">\n<figure>'
+        assert self.show(inspection()).count(beside) == 2, "of memory and units"
+        assert self.show(inspection(), inspection()).count(beside) == 0
+
+    def test_no_gradient_and_nothing_to_forget_have_no_charts(
+        self, charts: dict[str, mock._Call]
+    ) -> None:
+        none = Reach(1, "h", 1.0, (1.0, 0.0, math.nan), (), 1, 1)
+        memory = Memory(1.5, (0.9, 0.0, 0.0), (0.0,) * 3, 30, 0.01, 1, 16)
+        seen = inspection(gradient_flow=(flow(reaches=(none,)),), memory=memory)
+        assert self.show(seen).count("nothing to draw") == 2
+        assert charts.keys() & {"flow-0", "memory"} == set()
 
     def test_a_band_is_one_standard_error_each_way(self, charts: dict[str, mock._Call]) -> None:
         memory = Memory(1.5, (0.9, 0.5, 0.25), (0.4, 0.2, 0.1), 30, 0.01, 2, 16)
@@ -671,15 +705,17 @@ class TestChartsOfTheInside:
         assert line.band == (pytest.approx([0.3, 0.15]), pytest.approx([0.7, 0.35]))
         low, high = charts["memory"].kwargs["y_range"]
         assert 0 < low < 0.01
-        assert high > 0.5
+        assert 0.5 < high < 1
         assert charts["memory"].kwargs["rules"] == (Rule("0.01 nats", 0.01),)
-        self.show(inspection(memory=replace(memory, excess_nats=(0.9, 1e-6, 0.0))))
-        assert charts["memory"].kwargs["y_range"][1] > 0.01, "the tolerance can be seen"
+        alone = self.show(inspection(memory=replace(memory, excess_nats=(0.9, 1e-6, 0.0))))
+        assert "<li>Loss with the state reset" in alone
+        assert 0.01 < charts["memory"].kwargs["y_range"][1] < 0.1, "the tolerance can be seen"
 
     def test_gates_are_those_of_their_model(self, charts: dict[str, mock._Call]) -> None:
         use = GateUse(2, "update", (0.75, 0.5), (0.25, 0.125), 100)
         says = self.show(None, inspection(gates=(use,)), inspection(gates=(use,)))
         assert "<h3>m2 update 2</h3>" in says
+        assert "at 90 % of characters" in says
         about = "m2: update gate of layer 2"
         assert charts["gate-2-update-2"].args == (about, (0.25, 0.125), (0.75, 0.5), 2)
 
@@ -700,10 +736,11 @@ class TestChartsOfTheInside:
             Dots("m1", [0.7, None, 0.1], 1),
         ]
 
-    def test_a_chosen_unit_needs_no_unit_that_follows_the_text(self) -> None:
+    def test_a_chosen_unit_and_those_that_follow_the_text_need_not_each_other(self) -> None:
         unit = Activation(Unit(1, 2, "c"), "ab\nc", (0.0, 0.25, -0.5, 0.1))
         says = self.show(inspection(units=(), activation=unit))
         assert "<h3>Unit 1.2c along the text</h3>" in says
+        assert "<h3>Units that follow the text</h3>" in self.show(inspection(activation=None))
         assert 'a<span class="up-2">b</span><span class="down-5">↵\n</span><span class="up-1">' in (
             says
         )
@@ -718,7 +755,8 @@ class TestChartsOfTheInside:
     ) -> None:
         periods = (Period(1, 10, 1, 2, 3, 0.0), Period(11, 30, 0.5, 0.6, 1, 0.25))
         history = Clipping(1.5, None, None, 30, 3.0, 0.5, periods)
-        says = self.show(inspection(clipping=history), inspection(clipping=history))
+        none = replace(history, periods=(Period(1, 30, 0.0, 0.0, 0.0, 0.0),))
+        says = self.show(inspection(clipping=none), inspection(clipping=history))
         assert "<li>m1: Norms of the gradient over 30 updates" in says
         lines = charts["norms"].args[1]
         assert lines[1] == Line("m1", [5.5, 20.5], (2, 0.6), 1, band=((1, 0.5), (3, 1)))
@@ -726,7 +764,8 @@ class TestChartsOfTheInside:
         assert charts["clipped"].args[1][1] == Line("m1", [5.5, 20.5], [0.0, 0.25], 1)
         low, high = charts["clipped"].kwargs["y_range"]
         assert low < 0 < 1 < high
-        self.show(inspection(clipping=replace(history, clip_norm=None, scale_norm=0.75)))
+        scaled = inspection(clipping=replace(history, clip_norm=None, scale_norm=0.75))
+        assert "<li>Norms of the gradient over 30 updates" in self.show(scaled)
         assert charts["norms"].kwargs["rules"] == (Rule("scaled to 0.75", 0.75),)
 
     def test_angles_are_drawn_over_their_windows(self, charts: dict[str, mock._Call]) -> None:
@@ -742,6 +781,8 @@ class TestChartsOfTheInside:
         low, high = charts["truncation"].kwargs["y_range"]
         assert low == 0
         assert 50 < high < 60
+        self.show(inspection(truncation=(replace(trained, windows=(replace(lost, angle=0.0),)),)))
+        assert charts["truncation"].kwargs["y_range"][1] > 0
         charts.clear()
         self.show(inspection(truncation=(replace(trained, windows=(lost,)),)))
         assert "truncation" not in charts
