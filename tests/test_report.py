@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -26,15 +27,16 @@ import torch
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from charrnn.activity import Activation, GateUse, Pace, Unit, UnitFound
+from charrnn.activity import Activation, GateUse, Pace, Unit, UnitFound, activation
 from charrnn.assessment import After, Assessment
 from charrnn.baselines import Baseline
 from charrnn.checkpoint import load, save
 from charrnn.comparing import RunScored, compare
 from charrnn.comparison import CellResult, Comparison, Plan
-from charrnn.config import ModelConfig
+from charrnn.config import ModelConfig, TrainConfig
+from charrnn.corpus import scan
 from charrnn.equations import Quantity, Step
-from charrnn.evaluation import PositionScores, Scores
+from charrnn.evaluation import PositionScores, Scores, prices
 from charrnn.figures import (
     Dots,
     Line,
@@ -51,11 +53,23 @@ from charrnn.inside import inside_sections
 from charrnn.inspection import Inspection
 from charrnn.machine import machine
 from charrnn.memory import Memory
+from charrnn.metrics import read_metrics
 from charrnn.norms import Clipping, Period
 from charrnn.page import STYLE, Origin, origin
-from charrnn.portrait import SAMPLE, Portrait, labels, portray_comparison
+from charrnn.portrait import (
+    SAMPLE,
+    Portrait,
+    labels,
+    portray,
+    portray_comparison,
+    portray_inspected,
+    portray_subjects,
+    read_history,
+)
 from charrnn.report import assessment_page, comparison_page, inspection_page
+from charrnn.stretch import read_stretch
 from charrnn.surprise import surprise
+from charrnn.trained import load_model
 from tests.conftest import Cli, make_prose, run_cli, run_unread
 from tests.small import make_result, make_stretch
 
@@ -912,20 +926,108 @@ def test_curves_on_different_texts_are_said_to_be_that() -> None:
 
 
 def test_a_comparison_looks_into_each_model_by_its_own_seed_and_window(
-    prose: Path, tmp_path: Path
+    prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """On the end of the text, where it is long enough."""
     cpu = torch.device("cpu")
     plan = Plan(
         texts=(str(prose),), cells=("gru",), steps=3, seed=4, hidden=5, batch_size=3, bptt=11
     )
     events = compare(tmp_path, plan, new=True, device=cpu)
     results = [event.result for event in events if isinstance(event, RunScored)]
-    ((drawn,), _) = portray_comparison(Comparison.of(plan, results))
+    made = Comparison.of(plan, results)
+    ((drawn,), ((run, rows),)) = portray_comparison(made)
+    assert (drawn.label, run, drawn.log) == ("GRU", results[0], rows)
+    assert [row["step"] for row in rows if "gradient_norm" in row] == [3]
     assert drawn.inspection is not None
     assert drawn.inspection.memory is not None
     assert drawn.inspection.memory.bptt == 11
     expected = gradient_flow(initial_model(drawn.shape, 4), make_stretch(100)).spectral_radii
     assert drawn.inspection.gradient_flow[1].spectral_radii == expected
+    assert drawn.inspection.gates
+    assert drawn.inspection.units
+    assert drawn.inspection.clipping is not None
+    unasked = drawn.inspection.step, drawn.inspection.cuts, drawn.inspection.truncation
+    assert unasked == (None, (), ())
+    part = scan([str(prose)], "utf-8").whole
+    monkeypatch.setattr("charrnn.portrait.SAMPLE", replace(SAMPLE, length=3))
+    for long_enough in (False, True):
+        end = part.first(99 + long_enough)
+        monkeypatch.setattr("charrnn.portrait.recorded_part", mock.Mock(return_value=end))
+        ((short,), _) = portray_comparison(made)
+        assert (short.inspection is not None) == long_enough
+
+
+def test_a_portrait_shows_the_beginning_of_a_text_and_the_log(
+    prose: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("charrnn.portrait.SAMPLE", replace(SAMPLE, length=3))
+    model, vocabulary, _ = load_model(trained, torch.device("cpu"))
+    part = scan([str(prose)], "utf-8").part(7, 3007)
+    drawn = portray("x", trained, model, vocabulary, part)
+    assert [character for character, _ in drawn.excerpt] == [*prose.read_text()[7:807]]
+    nats = next(prices(model, part, vocabulary)).nats_T
+    assert [price for _, price in drawn.excerpt][:9] == [0.0, *nats[:8]]
+    assert (drawn.label, drawn.shape) == ("x", model.config)
+    assert list(drawn.log) == list(read_metrics(trained / "metrics.jsonl"))
+    moved = shutil.copy(trained / "best.safetensors", tmp_path)
+    assert portray("x", Path(moved), model, vocabulary, part.first(9)).log == ()
+
+
+def test_a_portrait_has_the_unit_that_was_asked_for_or_the_first_found(
+    prose: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("charrnn.portrait.SAMPLE", replace(SAMPLE, length=3))
+    model, vocabulary, _ = load_model(trained, torch.device("cpu"))
+    subject: Any = SimpleNamespace(path=trained, model=model, vocabulary=vocabulary)
+    part = scan([str(prose)], "utf-8").whole.first(200)
+    stretch = read_stretch(part, vocabulary)
+
+    def shown(seen: Inspection) -> Activation | None:
+        drawn = portray_inspected(subject, part, stretch, seen)
+        assert drawn.label == "trained"
+        assert drawn.inspection is not None
+        return drawn.inspection.activation
+
+    found = shown(inspection(activation=None))
+    assert found == activation(model, stretch, Unit(1, 3, "c"))
+    assert shown(inspection()) == inspection().activation
+    assert shown(inspection(activation=None, units=())) is None
+
+
+def test_runs_compare_where_they_validate_on_the_same_or_learn_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn = mock.Mock()
+    monkeypatch.setattr("charrnn.portrait.portray", drawn)
+
+    def subject(text: str, train: tuple[int, int], validated_on: object = None) -> Any:
+        trained_on = SimpleNamespace(fingerprint=text, train=train, valid=None)
+        return mock.Mock(path=Path(text), trained_on=trained_on, validated_on=validated_on)
+
+    portray_subjects(
+        [
+            subject("a", (0, 5)), subject("a", (0, 5)), subject("a", (0, 6)), subject("b", (0, 5)),
+            subject("a", (0, 5), "held out"), subject("b", (0, 6), "held out"),
+        ]
+    )  # fmt: skip
+    first, second, *others = (call.kwargs["validated_on"] for call in drawn.call_args_list)
+    assert first == second
+    assert first not in others
+    assert others[0] != others[1] != others[2] == others[3]
+    named = [call.args[0] for call in drawn.call_args_list]
+    assert named == ["a", "a 2", "a 3", "b", "a 4", "b 2"]
+
+
+def test_the_history_says_what_cut_the_gradient(trained: Path) -> None:
+    _, _, checkpoint = load_model(trained, torch.device("cpu"))
+    plain = replace(checkpoint.record("training", TrainConfig), clip_norm=None)
+    for cuts in ((0.5, None, None), (None, 0.5, None), (None, None, 0.5)):
+        norm, value, scale = cuts
+        training = replace(plain, clip_norm=norm, clip_value=value, scale_norm=scale)
+        history = read_history(trained, training)
+        assert history is not None
+        assert (history.clip_norm, history.clip_value, history.scale_norm) == cuts
 
 
 def test_labels_are_short_and_all_different(tmp_path: Path) -> None:
@@ -939,6 +1041,7 @@ def test_labels_are_short_and_all_different(tmp_path: Path) -> None:
     assert long == "run-with…0-letters"
     assert labels([Path("红楼梦-lstm")]) == ["红楼梦-lstm"]
     assert labels([Path("红楼梦与石头记之名-lstm")]) == ["红楼梦与…之名-lstm"], "as wide as those"
+    assert labels([Path("abcdefghijklmnopqr")]) == ["abcdefghijklmnopqr"]
 
 
 def test_surprise_counts_the_levels_in_bits() -> None:
