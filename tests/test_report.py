@@ -704,10 +704,11 @@ class TestChartsOfTheInside:
     def test_no_gradient_and_nothing_to_forget_have_no_charts(
         self, charts: dict[str, mock._Call]
     ) -> None:
-        none = Reach(1, "h", 1.0, (1.0, 0.0, math.nan), (), 1, 1)
         memory = Memory(1.5, (0.9, 0.0, 0.0), (0.0,) * 3, 30, 0.01, 1, 16)
-        seen = inspection(gradient_flow=(flow(reaches=(none,)),), memory=memory)
-        assert self.show(seen).count("nothing to draw") == 2
+        for nothing in (0.0, math.nan):
+            none = Reach(1, "h", 1.0, (1.0, nothing, nothing), (), 1, 1)
+            seen = inspection(gradient_flow=(flow(reaches=(none,)),), memory=memory)
+            assert self.show(seen).count("nothing to draw") == 2
         assert charts.keys() & {"flow-0", "memory"} == set()
 
     def test_a_band_is_one_standard_error_each_way(self, charts: dict[str, mock._Call]) -> None:
@@ -964,7 +965,11 @@ def test_a_portrait_shows_the_beginning_of_a_text_and_the_log(
     monkeypatch.setattr("charrnn.portrait.SAMPLE", replace(SAMPLE, length=3))
     model, vocabulary, _ = load_model(trained, torch.device("cpu"))
     part = scan([str(prose)], "utf-8").part(7, 3007)
-    drawn = portray("x", trained, model, vocabulary, part)
+    windows = prices(model, part, vocabulary, window=47)
+    with mock.patch("charrnn.portrait.prices", return_value=windows):
+        drawn = portray("x", trained, model, vocabulary, part, validated_on="a part")
+    assert next(windows).position == 800, "no more is read than shown"
+    assert drawn.validated_on == "a part"
     assert [character for character, _ in drawn.excerpt] == [*prose.read_text()[7:807]]
     nats = next(prices(model, part, vocabulary)).nats_T
     assert [price for _, price in drawn.excerpt][:9] == [0.0, *nats[:8]]
@@ -1042,6 +1047,7 @@ def test_labels_are_short_and_all_different(tmp_path: Path) -> None:
     assert labels([Path("红楼梦-lstm")]) == ["红楼梦-lstm"]
     assert labels([Path("红楼梦与石头记之名-lstm")]) == ["红楼梦与…之名-lstm"], "as wide as those"
     assert labels([Path("abcdefghijklmnopqr")]) == ["abcdefghijklmnopqr"]
+    assert labels([Path("a\nb\tc")]) == ["a b c"]
 
 
 def test_surprise_counts_the_levels_in_bits() -> None:
