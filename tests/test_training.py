@@ -12,6 +12,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,9 +20,10 @@ import torch
 from torch import Tensor
 
 from charrnn import device, native, recipe, training
+from charrnn.assembling import refuse_too_large
 from charrnn.baselines import compressed_nats, uniform_nats, unigram_nats
 from charrnn.checkpoint import load, save
-from charrnn.config import CellName, SampleConfig, TextChoices
+from charrnn.config import CellName, ModelConfig, SampleConfig, TextChoices, TrainConfig
 from charrnn.corpus import scan
 from charrnn.errors import NonFiniteError, RunFolderError, UsageError
 from charrnn.evaluation import Scores, prices, score
@@ -402,6 +404,52 @@ def test_weights_count_five_times(
     else:
         with pytest.raises(UsageError, match="training needs about"):
             begin()
+
+
+@pytest.mark.parametrize(
+    ("shape", "config", "where", "megabytes"),
+    [
+        # 3 lanes x 20,000 predictions x 1,000 logits of 4 bytes; or of 2, or each with its
+        # gradient, and that twice; or of 2,000 predictions.
+        ({"vocabulary": 1000}, {"bptt": 20_000}, "cpu", 241),
+        ({"vocabulary": 1000}, {"bptt": 20_000, "precision": "bf16"}, "cpu", 121),
+        ({"vocabulary": 1000}, {"bptt": 20_000}, "mps", 481),
+        ({"vocabulary": 1000}, {"bptt": 20_000}, "cuda", 962),
+        ({"vocabulary": 1000}, {"bptt": 20_000, "loss_last": 2000}, "cpu", 24.8),
+        # 3 lanes x 1,000 characters x 5 layers x 300 units x 6 floats, which is 108, and
+        # 4 x 300 x 2,701 + 602 weights of 20 bytes.
+        ({"cell": "lstm", "layers": 5, "hidden": 300}, {"bptt": 1000}, "cpu", 173),
+        ({"layers": 3001}, {"bptt": 1}, "cpu", 150),
+    ],
+)
+def test_what_a_training_needs_is_known_before(
+    shape: dict[str, Any], config: dict[str, Any], where: str, megabytes: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    sizes = {"cell": "rnn", "vocabulary": 2, "layers": 1, "hidden": 1, "embedding": 1, **shape}
+    model = ModelConfig.from_dict(sizes)
+    training = TrainConfig(
+        **{"batch_size": 3, "precision": "fp32", "steps": 1, "lr": 0.1, "lr_adam": 0.1,
+           "warmup_steps": 1, **config},
+    )  # fmt: skip
+    for share in (0.97, 1.03):
+        there = round(share * 1e6 * megabytes)
+        asked = mock.Mock(return_value=(0, there) if where == "cuda" else there)
+        name = "torch.cuda.mem_get_info" if where == "cuda" else "charrnn.assembling.memory_bytes"
+        monkeypatch.setattr(name, asked)
+        with nullcontext() if share > 1 else pytest.raises(UsageError, match="needs about"):
+            refuse_too_large(model, training, torch.device(where))
+
+
+def test_what_is_too_large_is_said_in_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = ModelConfig(cell="gru", vocabulary=100, layers=1, hidden=8000, embedding=1)
+    monkeypatch.setattr("charrnn.assembling.memory_bytes", lambda: 2_900_000_000)
+    run = TrainConfig(
+        batch_size=1, bptt=1, precision="fp32", steps=1, lr=0.1, lr_adam=0.1, warmup_steps=1
+    )
+    said = "^training needs about 4 GB of memory, and there are 3: wait$"
+    with pytest.raises(UsageError, match=said):
+        refuse_too_large(shape, run, CPU, "wait")
 
 
 def test_a_budget_of_less_than_an_update_makes_one(start_run: StartRun) -> None:
