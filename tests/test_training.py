@@ -406,6 +406,26 @@ def test_weights_count_five_times(
             begin()
 
 
+@pytest.mark.parametrize("many_symbols", [False, True])
+def test_what_decays_is_what_the_recipe_says(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch, many_symbols: bool
+) -> None:
+    """Without a gradient nothing else moves a weight."""
+    if many_symbols:
+        monkeypatch.setitem(recipe.MANY_SYMBOLS, "lstm", 2)
+    run = start_run(steps=3, optimiser="adamw", weight_decay=0.25)
+    before = {name: weight.clone() for name, weight in run.model.named_parameters()}
+    for weight in run.model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    run.update.optimiser.set_rates(0.5, 0.5)
+    run.update.optimiser.step()
+    decayed = {name for name, weight in run.model.named_parameters() if weight.dim() == 2}
+    if not many_symbols:
+        decayed -= {"embedding.weight", "head.weight"}
+    for name, weight in run.model.named_parameters():
+        assert torch.equal(weight, before[name] * (0.875 if name in decayed else 1)), name
+
+
 @pytest.mark.parametrize(
     ("shape", "config", "where", "megabytes"),
     [
