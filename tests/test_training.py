@@ -360,6 +360,21 @@ def test_a_warm_up_is_a_tenth_of_few_updates(start_run: StartRun, tmp_path: Path
         assert run.config.warmup_steps == -(-planned // 10)
 
 
+@pytest.mark.parametrize(("done", "warm_up"), [(0, 9), (7, 4)])
+def test_a_new_budget_leaves_a_warm_up_that_has_begun(
+    start_run: StartRun, done: int, warm_up: int
+) -> None:
+    run = start_run(steps=40)
+    assert run.config.warmup_steps == 4
+    list(train(run, lambda: "stop" if run.progress.step == done else None))
+    run.folder.close()
+    with RunFolder.open_existing(run.folder.path) as folder:
+        again = resume(folder, device=CPU, changes={"steps": 90})
+    assert (again.progress.step, again.progress.planned_steps) == (done, 90)
+    assert again.config.warmup_steps == warm_up
+    assert (again.lanes.lanes, again.lanes.bptt) == (3, 17)
+
+
 def give_memory(monkeypatch: pytest.MonkeyPatch, megabytes: int) -> None:
     """Let the machine have this much memory."""
     sysconf, pages = os.sysconf, megabytes * 1_000_000 // os.sysconf("SC_PAGE_SIZE")
