@@ -16,7 +16,6 @@ from charrnn.baselines import compressed_nats, uniform_nats, unigram_nats
 from charrnn.config import CELL_GATES, ModelConfig, TrainConfig
 from charrnn.corpus import Part
 from charrnn.errors import UsageError
-from charrnn.loops import suits_lstm
 from charrnn.machine import memory_bytes
 from charrnn.model import CharModel
 from charrnn.optimiser import OPTIMISERS
@@ -71,7 +70,7 @@ def assemble(
     """Put a run together, and plan its updates where the budget is not in minutes.
 
     Args:
-        model: on its device.
+        model: on its device, in training mode, as it is made.
         vocabulary: the model's.
         config: of the training.
         train: what is trained on.
@@ -87,7 +86,6 @@ def assemble(
     Raises:
         CorpusError: the text to validate on changed since it was scanned.
     """
-    model.train()
     model.compute_dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     optimiser = OPTIMISERS[config.optimiser](
         model, weight_decay=config.weight_decay, decay_embedding=config.decay_embedding
@@ -140,11 +138,8 @@ def _baselines(
 
 def _slow_loops(model: CharModel) -> list[str]:
     """Return what is said where the machine could train faster, had it a compiler."""
-    on_cpu = model.head.weight.device.type == "cpu"
-    of_lstm = suits_lstm(model.compute_dtype, shared=True, learns=True)
-    looped = model.config.cell != "lstm" or of_lstm
     # Asking compiles, which takes its time.
-    why = native.why_none() if on_cpu and looped else None
+    why = native.why_none() if model.head.weight.device.type == "cpu" else None
     if why is None:
         return []
     return [f"training is faster with a C compiler that has OpenMP, such as gcc: {why}"]
