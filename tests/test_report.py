@@ -629,7 +629,7 @@ class TestChartsOfTheInside:
         def flows(*states: tuple[int, str]) -> Inspection:
             reaches = (
                 Reach(layer, state, 1.0, (1.0, share, share / 2), (), 1, None)
-                for share, (layer, state) in zip((0.5, 0.4, 0.3, 0.2), states, strict=False)
+                for share, (layer, state) in zip((0.5, 0.4, 0.3, 0.2), states, strict=True)
             )
             made = flow(reaches=tuple(reaches), spectral_radii=((1.0,), (1.1,)))
             return inspection(gradient_flow=(made,))
