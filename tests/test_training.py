@@ -292,7 +292,7 @@ def test_a_large_held_out_part_is_scored_on_its_beginning(
     monkeypatch.setattr("charrnn.planning.plan_validations", lambda *_: (1, 100))
     run = start_run(steps=1)
     planned, *events = train(run)
-    assert planned == Planned(1, 1, 100)
+    assert planned == Planned(1, 1, 100, weight_decay=0.1)
     (event,) = only(events, Validated)
     assert run.valid is not None
     part = run.valid.corpus.part(run.valid.start, run.valid.start + 100)
