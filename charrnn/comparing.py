@@ -235,6 +235,8 @@ def compare(
                 _refuse_another_text(plan, run.train.corpus)
                 run.owner = command
                 if known < plan.seeds:
+                    if known == 0:  # while the text was read another may have begun here
+                        _refuse_used(folder)
                     write_json(folder / PLAN, plan.to_dict())
                     known = plan.seeds
                 yield RunStarted(run, number, len(runs))

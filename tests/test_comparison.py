@@ -20,7 +20,7 @@ import torch
 
 from charrnn.cells import CELLS
 from charrnn.checkpoint import Checkpoint, load, read_description
-from charrnn.comparing import RunScored, RunStarted, compare, matched_hidden, shapes
+from charrnn.comparing import Note, RunScored, RunStarted, compare, matched_hidden, shapes
 from charrnn.comparison import (
     STUDENT,
     CellResult,
@@ -894,6 +894,17 @@ class TestCompare:
         done = cli("compare", prose, "--run", uninterrupted, *QUICK)
         assert done.code == 1
         assert "holds a comparison already" in done.err
+
+    def test_of_two_that_begin_at_once_one_is_refused(self, prose: Path, tmp_path: Path) -> None:
+        plan = Plan(texts=(str(prose),), cells=("rnn",), steps=3, hidden=5)
+        late = compare(tmp_path, replace(plan, cells=("gru",)), new=True, device=CPU)
+        assert isinstance(next(late), Note), "it has looked into the folder and read the text"
+        early = list(compare(tmp_path, plan, new=True, device=CPU))
+        with pytest.raises(RunFolderError, match="holds a comparison already"):
+            list(late)
+        assert isinstance(early[-1], RunScored)
+        assert open_plan(tmp_path).cells == ("rnn",)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["comparison.json", "rnn-seed1"]
 
     def test_a_run_in_use_is_left_alone(self, prose: Path, tmp_path: Path) -> None:
         plan = Plan(texts=(str(prose),), cells=("rnn",), steps=3, hidden=5)
