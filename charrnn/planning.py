@@ -49,7 +49,7 @@ class Planned:
     again: bool = False
     """Whether the speed has changed since an earlier plan."""
     dropout: float = 0.0
-    """The model's from here on; so is the next."""
+    """From here on, as are the next two."""
     weight_drop: float = 0.0
     weight_decay: float = 0.0
 
