@@ -32,7 +32,7 @@ from charrnn.kernels import (
     weight_gradient,
 )
 
-__all__ = ["beats_onednn_lstm", "run_gru", "run_lstm", "run_rnn", "suits_lstm"]
+__all__ = ["beats_onednn_lstm", "run_gru", "run_lstm", "run_rnn"]
 
 
 def run_rnn(
@@ -57,8 +57,8 @@ def run_rnn(
     return result
 
 
-def suits_lstm(dtype: torch.dtype, *, shared: bool, learns: bool) -> bool:
-    """Return whether an LSTM is faster by ``run_lstm`` than by oneDNN, given a compiler.
+def beats_onednn_lstm(dtype: torch.dtype, *, shared: bool, learns: bool) -> bool:
+    """Return whether ``run_lstm`` can be had on a CPU, and is the better one.
 
     It is in bf16, because oneDNN's LSTM leaves AMX out in training; where time steps share
     their inputs, whose products it makes for each; and without AVX-512. Else oneDNN's is faster
@@ -71,22 +71,14 @@ def suits_lstm(dtype: torch.dtype, *, shared: bool, learns: bool) -> bool:
         shared: whether time steps share their inputs.
         learns: whether there will be a backward pass.
     """
-    if dtype == torch.bfloat16:
-        return multiplies_bf16(torch.device("cpu"))
-    return dtype == torch.float32 and (shared or not learns or not has_capability("avx512_f"))
-
-
-def beats_onednn_lstm(dtype: torch.dtype, *, shared: bool, learns: bool) -> bool:
-    """Return whether ``run_lstm`` can be had on a CPU, and is the better one.
-
-    Args:
-        dtype: of the inputs.
-        shared: see ``suits_lstm``.
-        learns: see ``suits_lstm``.
-    """
-    if not suits_lstm(dtype, shared=shared, learns=learns):
-        return False
     narrow = dtype == torch.bfloat16
+    if narrow:
+        better = multiplies_bf16(torch.device("cpu"))
+    else:
+        slow = shared or not learns or not has_capability("avx512_f")
+        better = dtype == torch.float32 and slow
+    if not better:
+        return False  # before asking for the loops, which may compile them
     compiled = native.loops()
     return compiled is not None and (compiled.multiplies_bf16 or not narrow)
 
