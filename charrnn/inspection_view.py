@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -47,7 +45,7 @@ from charrnn.inspection_words import (
 )
 from charrnn.memory import Memory
 from charrnn.norms import Clipping
-from charrnn.terminal import Output, plain_table, print_words
+from charrnn.terminal import Output, columns_of, plain_table, print_words
 
 __all__ = [
     "print_inspection",
@@ -233,23 +231,18 @@ def _underlined(shown: Activation, largest: float, width: int) -> Group:
     for character, value in zip(shown.text, shown.values, strict=True):
         letter = mark(character).replace("\t", " ")
         height = 0.125 + 0.875 * (1 + value / largest) / 2 if largest else 0.5
-        cells = _cells(letter)
-        if len(columns) + cells > width:
+        taken = columns_of(letter)
+        if len(columns) + taken > width:
             lines += [Text(text), Text(columns)]
             text, columns = "", ""
         text += letter
-        columns += _columns([height]) * cells
+        columns += _columns([height]) * taken
         if character == "\n":
             lines += [Text(text), Text(columns)]
             text, columns = "", ""
     if text:
         lines += [Text(text), Text(columns)]
     return Group(*lines)
-
-
-def _cells(character: str) -> int:
-    """Return the columns that terminals draw a character in: Rich gives none to a spacing mark."""
-    return max(cell_len(character), int(unicodedata.category(character) == "Mc"))
 
 
 def _clipping(clipping: Clipping, console: Output) -> Table:

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from charrnn.wording import printable
 
-__all__ = ["Output", "in_rows", "plain_table", "print_words", "say", "to_json"]
+__all__ = ["Output", "columns_of", "in_rows", "plain_table", "print_words", "say", "to_json"]
 
 
 class Output(Console):
@@ -134,15 +134,21 @@ def in_rows(text: str, width: int) -> list[str]:
     return rows
 
 
+def columns_of(character: str) -> int:
+    """Return the columns that terminals draw a character in: Rich gives none to a spacing mark."""
+    return max(cell_len(character), int(unicodedata.category(character) == "Mc"))
+
+
 def _most_columns(character: str) -> int:
     """Return the most columns that a terminal may draw a character in.
 
-    Not all of them let a spacing mark, or an emoji that is joined to another, take no column of
-    its own, as Rich does.
+    Not all of them let an emoji that is joined to another, or a vowel of Korean spelled out, take
+    no column of its own.
     """
     if character == "\N{VARIATION SELECTOR-16}":  # may widen the character before it
         return 1
-    return max(cell_len(character), int(unicodedata.category(character) not in ("Mn", "Me")))
+    takes_one = unicodedata.category(character) not in ("Mn", "Me")
+    return max(columns_of(character), int(takes_one))
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
