@@ -259,7 +259,7 @@ class _Counts:
 
 
 def _discounts(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return what is taken off counts of 0, 1, 2 and above: equation 26 of Chen and Goodman."""
+    """Return what is taken off counts of 0, 1, 2 and above: D1, D2, D3+ of Chen and Goodman."""
     n1, n2, n3, n4 = (float(np.count_nonzero(counts == r)) for r in (1, 2, 3, 4))
     if n1 and n2 and n3:
         y = n1 / (n1 + 2 * n2)

@@ -45,7 +45,7 @@ class DynamicConfig:
 
 
 class _Adaptation:
-    """The update rule: equations 5 to 7 of the paper, for the weights of one model.
+    """The update rule: the paper's RMS with a global prior, for the weights of one model.
 
     With g the gradient of the stretch just read, s its root mean square so far and w0
     the trained weights, each weight takes the step::
