@@ -14,6 +14,7 @@ from charrnn.config import EvaluateConfig, ModelConfig
 from charrnn.corpus import Part
 from charrnn.decoding import BYTES
 from charrnn.dynamic import dynamic_prices
+from charrnn.errors import NonFiniteError
 from charrnn.evaluation import (
     PositionScores,
     Prices,
@@ -26,8 +27,9 @@ from charrnn.evaluation import (
 )
 from charrnn.model import CharModel
 from charrnn.vocabulary import Vocabulary
+from charrnn.wording import shown
 
-__all__ = ["After", "Assessment", "assess"]
+__all__ = ["After", "Assessment", "assess", "refuse_non_finite"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,20 @@ class Assessment:
                 for baseline in self.baselines
             ]
         return row
+
+
+def refuse_non_finite(assessments: Iterable[Assessment]) -> None:
+    """Refuse scores that are no numbers: the weights, though finite, are too large to compute with.
+
+    Raises:
+        NonFiniteError: with the first of them.
+    """
+    for assessment in assessments:
+        if not math.isfinite(assessment.scores.nats):
+            raise NonFiniteError(
+                f"{shown(assessment.checkpoint)}: its loss is not finite: train anew with a lower "
+                "--lr"
+            )
 
 
 def _figures(scores: Scores) -> dict[str, float]:

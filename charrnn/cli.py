@@ -635,7 +635,7 @@ def evaluate(
                 f"--report and --per-char both write {shown(report)}: give another file"
             )
 
-    from charrnn.assessment import assess
+    from charrnn.assessment import assess, refuse_non_finite
     from charrnn.baselines import baselines as price_baselines
     from charrnn.corpus import scan
     from charrnn.device import choose_device
@@ -705,6 +705,7 @@ def evaluate(
             return assessment_page(assessments, portraits, str(source), origin_of_page(where))
 
         show_and_report(show_scores, report, page)
+        refuse_non_finite(assessments)  # shown before: of several models the others have scores
 
 
 @app.command()

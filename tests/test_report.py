@@ -1340,19 +1340,32 @@ def test_a_comparison_whose_checkpoint_is_not_described_names_it(
     assert "the field 'training' is not usable: 'batch_size' is missing\n" in done.err
 
 
+@pytest.fixture
+def huge(trained: Path, tmp_path: Path) -> Path:
+    """Return a model whose weights are finite, as any checkpoint's; what comes of them is not."""
+    checkpoint, folder = load(trained / "best.safetensors"), tmp_path / "huge"
+    large = {weight: tensor.sign() * 3e38 for weight, tensor in checkpoint.tensors.items()}
+    folder.mkdir()
+    save(folder / "best.safetensors", replace(checkpoint, tensors=large))
+    return folder
+
+
+def test_scores_that_are_no_numbers_are_shown_and_refused(
+    cli: Cli, prose: Path, trained: Path, huge: Path
+) -> None:
+    done = cli("evaluate", trained, huge, "--text", prose, "--json", "--device", "cpu")
+    assert done.code == 1
+    good, bad = (row["nats_per_char"] for row in json.loads(done.out))
+    assert 0 < good < 10
+    assert bad is None
+    assert f"charrnn: {huge}: its loss is not finite: train anew with a lower --lr\n" in done.err
+
+
 @pytest.mark.parametrize("name", ["evaluate", "inspect"])
 def test_weights_too_large_to_compute_with_are_named(
-    cli: Cli, prose: Path, trained: Path, tmp_path: Path, name: str
+    cli: Cli, prose: Path, huge: Path, tmp_path: Path, name: str
 ) -> None:
-    """They are finite, as those of any checkpoint are; what comes of them is not."""
-    checkpoint, huge, page = (
-        load(trained / "best.safetensors"),
-        tmp_path / "huge",
-        tmp_path / "p.html",
-    )
-    large = {weight: tensor.sign() * 3e38 for weight, tensor in checkpoint.tensors.items()}
-    huge.mkdir()
-    save(huge / "best.safetensors", replace(checkpoint, tensors=large))
+    page = tmp_path / "p.html"
     done = cli(name, huge, "--text", prose, "--report", page, "--device", "cpu")
     assert (done.code, page.exists()) == (1, False)
     assert done.out, "the tables are printed"
