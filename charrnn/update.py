@@ -213,8 +213,13 @@ class Update:
             with torch.cuda.graph(graph):
                 self._result = self._update(self._x_TB, self._y_TB, counted)
         except RuntimeError as error:
-            # A capture that fails at its end leaves its own stream the current one.
+            # A capture that fails at its end leaves its own stream the current one and, in
+            # torch 2.11, a generator that only a capture can draw from.
             torch.cuda.set_stream(stream)
-            self.capture_failure = (str(error).splitlines() or ["no reason given"])[0]
+            generator = torch.cuda.default_generators[self.device.index]
+            generator.graphsafe_set_state(generator.clone_state())
+            # Its end says no more than that something within went wrong.
+            cause = error.__context__ or error
+            self.capture_failure = (str(cause).splitlines() or ["no reason given"])[0]
         else:
             self._graph = graph

@@ -262,22 +262,28 @@ UPDATE = Update._update
 def cuda_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mock]:
     """Let ``Update._captured_update`` run without a GPU; nothing runs while it records."""
     cuda = Mock(CUDAGraph=Recording, stream=lambda _stream: nullcontext())
+    cuda.default_generators = {None: Mock()}
 
     @contextmanager
     def graph(recording: Recording) -> Iterator[None]:
         cuda.recordings.append(recording)
 
         def record(*call: Any) -> UpdateResult:
+            if cuda.failure_within is not None:
+                raise cuda.failure_within
             recording.call = call
             return recording.held
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Update, "_update", record)
-            yield
-        if cuda.failure is not None:
-            raise cuda.failure
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Update, "_update", record)
+                yield
+        finally:
+            if cuda.failure is not None:
+                raise cuda.failure
 
-    cuda.graph, cuda.failure, cuda.recordings = graph, None, []
+    cuda.graph, cuda.recordings = graph, []
+    cuda.failure = cuda.failure_within = None
     monkeypatch.setattr("charrnn.update.torch.cuda", cuda)
     return cuda
 
@@ -312,17 +318,23 @@ def test_a_captured_update_is_the_eager_one(
     assert [recording.replays for recording in cuda_on_a_cpu.recordings] == [5, 1]
 
 
-@pytest.mark.parametrize(("message", "reason"), [("no\nmore", "no"), ("", "no reason given")])
+@pytest.mark.parametrize(
+    ("within", "message", "reason"),
+    [(None, "no\nmore", "no"), (None, "", "no reason given"), ("not\nso", "no", "not")],
+)
 def test_where_no_graph_can_be_captured_updates_go_on(
-    tmp_path: Path, cuda_on_a_cpu: Mock, message: str, reason: str
+    tmp_path: Path, cuda_on_a_cpu: Mock, within: str | None, message: str, reason: str
 ) -> None:
     eager = captured_run(Setting(tmp_path, "lstm", lanes=3, bptt=7), None)
     setting = Setting(tmp_path, "lstm", lanes=3, bptt=7)
     cuda_on_a_cpu.failure = RuntimeError(message)
+    cuda_on_a_cpu.failure_within = within and RuntimeError(within)
     assert all(map(torch.equal, captured_run(setting, cuda_on_a_cpu), eager))
     assert setting.update.capture_failure == reason
     assert len(cuda_on_a_cpu.recordings) == 1
     cuda_on_a_cpu.set_stream.assert_called_once_with(cuda_on_a_cpu.current_stream.return_value)
+    (generator,) = cuda_on_a_cpu.default_generators.values()
+    generator.graphsafe_set_state.assert_called_once_with(generator.clone_state.return_value)
 
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
@@ -355,15 +367,45 @@ def test_an_update_on_a_gpu_never_asks_what_it_has_computed(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_captured_update_is_the_eager_one(tmp_path: Path, cell: CellName) -> None:
+    """A pass's last, shorter window and another weight decay are among the updates."""
     eager, captured = (Setting(tmp_path, cell, lanes=3, bptt=7, device="cuda") for _ in range(2))
     eager.update.capture_failure = "not wanted"
     for setting in (eager, captured):
-        setting.update.optimiser.set_rates(0.02, 0.01)
-        for chunk in islice(setting.lanes.chunks(), 14):
+        setting.update.optimiser = MuonAdamW(setting.model, weight_decay=1.0, decay_embedding=True)
+        for number, chunk in enumerate(islice(setting.lanes.chunks(), 24)):
+            if number == 14:
+                setting.update.optimiser.weight_decay = 3.0
+                setting.update.forget_capture()
+            setting.update.optimiser.set_rates(0.02 / (1 + number), 0.01 / (1 + number))
             setting.update(chunk)
     assert captured.update.capture_failure is None
     for ours, expected in zip(captured.weights, eager.weights, strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_gpu_no_replay_moves_a_weight_after_what_is_no_number(
+    tmp_path: Path, optimiser: OptimiserName
+) -> None:
+    setting = Setting(tmp_path, "lstm", lanes=3, bptt=7, device="cuda")
+    setting.update.optimiser = OPTIMISERS[optimiser](setting.model, weight_decay=0.1)
+
+    def update(chunk: Chunk) -> UpdateResult:
+        setting.update.optimiser.set_rates(0.02, 0.01)
+        return setting.update(chunk)
+
+    chunks = setting.lanes.chunks()
+    for chunk in islice(chunks, 7):
+        assert update(chunk).loss.isfinite()
+    assert setting.update.capture_failure is None
+    before = [weight.detach().clone() for weight in setting.weights]
+    setting.update.hidden[0][0].fill_(math.nan)
+    assert update(next(chunks)).loss.isnan()
+    losses = [update(chunk).loss for chunk in islice(chunks, 4)]
+    assert losses[-1].isfinite(), "a pass has begun, from a state of zero"
+    assert all(map(torch.equal, before, setting.weights))
 
 
 @pytest.mark.gpu
