@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 
 import torch
 
@@ -34,16 +35,17 @@ def choose_device(name: str) -> torch.device:
     """
     keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False
-    available = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
     if name == "auto":
-        return torch.device("cuda" if available["cuda"] else "cpu")
-    if name not in available:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # To ask for CUDA wakes the driver, which takes its time, and warns of one that is too old.
+    is_available: dict[str, Callable[[], bool]] = {
+        "cpu": lambda: True,
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+    }
+    if name not in is_available:
         raise UsageError(f"--device must be auto, cpu, cuda or mps, not {name!r}")
-    if not available[name]:
+    if not is_available[name]():
         raise UsageError(f"--device {name}: there is no such device here; --device cpu works")
     return torch.device(name)
 

@@ -75,6 +75,11 @@ def test_a_device_that_is_not_there_is_refused() -> None:
             choose_device("mps")
 
 
+def test_no_driver_is_woken_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("asked"))
+    assert choose_device("cpu") == torch.device("cpu")
+
+
 def test_float32_is_float32_on_a_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     choose_device("auto")
