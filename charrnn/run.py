@@ -268,8 +268,9 @@ class Run:
                 raise ValueError(f"{name} is missing, or not {list(part_BH.shape)}")
             part_BH.copy_(tensors[name])
         try:
+            # Of its seed, in a run that goes on from another device: it has no state of this one.
+            torch.manual_seed(self.config.seed)
             torch.set_rng_state(tensors["generator.cpu"])
-            # Not there in a run that goes on from another device.
             if self.device.type == "cuda" and "generator.cuda" in tensors:
                 torch.cuda.set_rng_state(tensors["generator.cuda"], self.device)
             elif self.device.type == "mps" and "generator.mps" in tensors:

@@ -542,6 +542,18 @@ def test_nothing_that_counts_validations_is_added_to_a_run_without_any(
             resume(folder, device=CPU, changes={change: 2})
 
 
+def test_a_run_that_comes_from_another_device_draws_of_its_seed(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start_run(steps=1, seed=5)
+    state = torch.get_rng_state()
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    run.restore(load(run.save()).tensors)
+    assert seeded == [5]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_what_a_resumed_run_changes_is_kept_if_it_stops_at_once(start_run: StartRun) -> None:
     run = start_run(steps=7)
     list(train(run, lambda: "stop" if run.progress.step == 3 else None))
