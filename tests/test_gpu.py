@@ -1,0 +1,86 @@
+"""What only a GPU can show, by whole commands; skipped where there is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from charrnn.checkpoint import LAST, load
+from charrnn.config import CELL_NAMES, CellName
+from tests.conftest import Cli, Result
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+#: A pass is 21 windows and a shorter one.
+SMALL = ("--hidden", 64, "--layers", 2, "--batch-size", 8, "--bptt", 32, "--validate-every", 30)
+
+
+def trained(result: Result) -> Result:
+    """Return what a training left behind, all of whose updates but the first were captured."""
+    assert result.code == 0, result.err
+    assert "uncaptured" not in [row["event"] for row in result.rows]
+    assert result.rows[-1]["event"] == "finished"
+    return result
+
+
+@pytest.mark.parametrize("cell", CELL_NAMES)
+def test_gpu_learns_what_a_cpu_does(cli: Cli, prose: Path, tmp_path: Path, cell: CellName) -> None:
+    losses = {}
+    for device in ("cpu", "cuda"):
+        result = cli(
+            "train", prose, "--run", tmp_path / device, "--device", device, "--cell", cell,
+            "--steps", 60, "--dropout", 0, "--weight-drop", 0, "--precision", "fp32", *SMALL,
+            "--json",
+        )  # fmt: skip
+        logged = [row for row in trained(result).rows if row["event"] == "logged"]
+        losses[device] = [row["train_nats_per_char"] for row in logged]
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.02)
+
+
+@pytest.mark.parametrize("cell", CELL_NAMES)
+def test_gpu_a_run_goes_on_with_the_next_random_numbers(
+    cli: Cli, prose: Path, tmp_path: Path, cell: CellName
+) -> None:
+    """By the defaults' precision; every replay draws numbers of its own."""
+
+    def train(run: str, steps: int, *options: object) -> torch.Tensor:
+        words = ("train", "--run", tmp_path / run, "--device", "cuda", "--steps", steps, "--json")
+        trained(cli(*words, *options))
+        return load(tmp_path / run / LAST).tensors["generator.cuda"]
+
+    new = (prose, "--cell", cell, "--dropout", 0.3, "--weight-drop", 0.2, "--dropout-masks", 3)
+    whole = train("whole", 47, *new, *SMALL)
+    assert not torch.equal(train("parts", 24, *new, *SMALL), whole)
+    assert torch.equal(train("parts", 47, "--resume"), whole)
+
+
+def test_gpu_plans_minutes_and_captures_anew(cli: Cli, prose: Path, tmp_path: Path) -> None:
+    words = ("train", prose, "--run", tmp_path / "run", "--device", "cuda", "--minutes", 0.05)
+    result = trained(cli(*words, *SMALL, "--json"))
+    assert "planned" in [row["event"] for row in result.rows]
+
+
+@pytest.mark.parametrize("cell", CELL_NAMES)
+def test_gpu_every_command_ends_well(cli: Cli, prose: Path, tmp_path: Path, cell: CellName) -> None:
+    """A warning would be an error here."""
+    run = tmp_path / "run"
+    new = ("train", prose, "--run", run, "--device", "cuda", "--cell", cell, "--steps", 60)
+    trained(cli(*new, "--loss-last", 16, "--optimiser", "adamw", *SMALL, "--json"))
+    commands: tuple[tuple[object, ...], ...] = (
+        ("evaluate", run, "--part", "valid", "--exact", "--dynamic", "--by-position", 20),
+        ("inspect", run, "--part", "valid", "--bptt", 8, "--unit", 1.17),
+        ("sample", run, "--count", 3, "--length", 50),
+    )
+    for words in commands:
+        result = cli(*words, "--device", "cuda")
+        assert result.code == 0, result.err
+    scores = [
+        json.loads(cli("evaluate", run, "--part", "valid", "--device", device, "--json").out)[0]
+        for device in ("cpu", "cuda")
+    ]
+    assert scores[1]["nats_per_char"] == pytest.approx(scores[0]["nats_per_char"], rel=1e-4)
