@@ -68,8 +68,9 @@ class Lock:
         os.close(self.fd)
 
     def _rewrite(self, content: bytes) -> None:
-        os.ftruncate(self.fd, 0)
+        # Not cut to nothing first: on a full disk what it says must not be lost.
         os.pwrite(self.fd, content, 0)
+        os.ftruncate(self.fd, len(content))
 
 
 def take_lock(folder: Path, command: str) -> Lock:
@@ -105,7 +106,12 @@ def take_lock(folder: Path, command: str) -> Lock:
                             f"{shown(folder)}: has a file named {LOCK} that is not charrnn's: "
                             "choose another folder with --run"
                         )
-                    lock.sign(command)
+                    try:
+                        lock.sign(command)
+                    except OSError:
+                        if made:
+                            path.unlink()
+                        raise
                 return lock
         except BaseException:
             os.close(fd)

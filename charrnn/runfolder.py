@@ -396,25 +396,30 @@ def _make_and_lock(path: Path, command: str) -> tuple[list[Path], Lock]:
     """Return a run's folder's lock, and the folders that were made, innermost first.
 
     Raises:
-        RunFolderError: the folder cannot be made, or the lock not taken.
+        RunFolderError: the folder cannot be made, or the lock not taken; what was made is gone.
     """
     made: list[Path] = []
     end = time.monotonic() + PATIENCE
-    with refusals(path, "cannot make the run's folder"):
-        while True:
-            try:
-                made = _make(path) + made
-                return made, take_lock(path, command)
-            except (FileNotFoundError, FileExistsError):
-                # Another run that saved nothing may be removing the folder this very moment.
-                if time.monotonic() > end:
-                    raise
-            time.sleep(0.01)
+    try:
+        with refusals(path, "cannot make the run's folder"):
+            while True:
+                try:
+                    _make(path, made)
+                    return made, take_lock(path, command)
+                except (FileNotFoundError, FileExistsError):
+                    # Another run that saved nothing may be removing the folder this very moment.
+                    if time.monotonic() > end:
+                        raise
+                time.sleep(0.01)
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # somebody else may have put something there
+                folder.rmdir()
+        raise
 
 
-def _make(path: Path) -> list[Path]:
-    """Make a folder and its parents; return those that were made, innermost first."""
-    made: list[Path] = []
+def _make(path: Path, made: list[Path]) -> None:
+    """Make a folder and its parents; put those that were made into ``made``, innermost first."""
     for folder in [*reversed(path.parents), path]:
         try:
             folder.mkdir()
@@ -426,7 +431,6 @@ def _make(path: Path) -> list[Path]:
             raise
         else:
             made.insert(0, folder)
-    return made
 
 
 def files_of_run(checkpoint: Path) -> list[Path]:

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import re
+import resource
 import shutil
 import socket
 import time
@@ -223,6 +224,43 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.Mo
     assert said(lambda: RunFolder.create(tmp_path)) == (
         f"{tmp_path}: cannot write to the run's folder: Permission denied"
     )
+
+
+def without_room(work: Callable[[], object]) -> str:
+    """Return what is said where the disk, say, takes no byte of any file."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        return said(work)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_no_room_for_a_signature_leaves_nothing(tmp_path: Path) -> None:
+    run = tmp_path / "a" / "run"
+    assert without_room(lambda: RunFolder.create(run)) == (
+        f"{run}: cannot write to the run's folder: File too large; free some space"
+    )
+    assert names(tmp_path) == []
+
+
+def test_nor_takes_away_the_one_that_is_there(tmp_path: Path) -> None:
+    """It says that the log is of a run that was killed before its first save."""
+    signature = b'{"pid": 4711, "host": "elsewhere", "since": "", "command": ""}\n'
+    (tmp_path / "lock").write_bytes(signature)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert "File too large" in without_room(lambda: RunFolder.create(tmp_path))
+    assert (tmp_path / "lock").read_bytes() == signature
+    with RunFolder.create(tmp_path):
+        pass
+
+
+def test_a_folder_of_which_only_the_parents_can_be_made(tmp_path: Path) -> None:
+    run = tmp_path / "a" / "b" / ("x" * 300)
+    assert said(lambda: RunFolder.create(run)).endswith(
+        ": cannot make the run's folder: File name too long"
+    )
+    assert names(tmp_path) == []
 
 
 def test_a_place_that_may_not_be_entered(tmp_path: Path) -> None:
