@@ -272,7 +272,9 @@ class RunFolder:
 
     def _step_if_whole(self, path: Path) -> int | None:
         """Return the step of a checkpoint file; None if there is none or it is damaged."""
-        if path not in self._whole and path.exists():
+        if not path.exists():
+            self._whole.pop(path, None)  # somebody has removed it since
+        elif path not in self._whole:
             with suppress(DamagedCheckpointError):
                 self._whole[path] = load(path).require("step", int)
         return self._whole.get(path)

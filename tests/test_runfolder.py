@@ -483,6 +483,14 @@ def test_a_step_saved_again_is_no_earlier_one(tmp_path: Path) -> None:
     ]
 
 
+def test_a_last_that_somebody_removed_is_missed_by_nobody(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "run") as folder:
+        folder.save_last(state(1), 1).unlink()
+        folder.save_last(state(2), 2)
+    assert load(tmp_path / "run" / "last.safetensors").meta["step"] == 2
+    assert names(tmp_path / "run") == ["last.safetensors", "lock", "metrics.jsonl"]
+
+
 def test_earlier_checkpoints_take_no_space_of_their_own(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path / "run") as folder:
         inode = folder.save_last(state(1), 1).stat().st_ino
