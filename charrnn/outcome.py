@@ -84,6 +84,12 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
             trains = {"train", "compare"} & set(arguments[:1])
             remedy = "give a smaller --hidden, --batch-size or --bptt"
             return _fail(f"out of memory: {remedy if trains else 'close other programs'}", 1)
+        if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
+            return _fail(
+                "no thread can be started: there are too many processes (ulimit -u tells the "
+                "limit), or there is too little memory (ulimit -v)",
+                1,
+            )
         if os.environ.get("CHARRNN_TRACEBACK"):
             raise
         return _fail(
@@ -120,7 +126,7 @@ def _fail(message: str, code: int) -> int:
 def _is_out_of_memory(error: Exception) -> bool:
     """Say whether memory was refused: by Python, by a GPU, or by torch on the CPU."""
     # By name and text: torch may not be imported yet, and its CPU has no class for it.
-    refusals = ("can't allocate memory", "Storage size calculation overflowed")
+    refusals = ("can't allocate memory", "std::bad_alloc", "Storage size calculation overflowed")
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"

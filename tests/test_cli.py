@@ -422,6 +422,7 @@ class TestBadInput:
         [
             MemoryError(),
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."),
+            RuntimeError("std::bad_alloc"),
             torch.OutOfMemoryError("CUDA out of memory."),
         ],
     )
@@ -434,6 +435,20 @@ class TestBadInput:
         monkeypatch.setattr("charrnn.trained.load_model", fail)
         result = cli("sample", texts["trained"])
         assert one_line(result) == "charrnn: out of memory: close other programs\n"
+        assert result.code == 1
+
+    def test_a_thread_that_is_refused(
+        self, cli: Cli, texts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr("threading.Thread.start", fail)
+        result = cli("evaluate", texts["trained"], "--part", "valid")
+        assert one_line(result) == (
+            "charrnn: no thread can be started: there are too many processes (ulimit -u tells the "
+            "limit), or there is too little memory (ulimit -v)\n"
+        )
         assert result.code == 1
 
     @pytest.mark.parametrize("kind", [ImportError, OSError])
