@@ -277,6 +277,13 @@ def train(
         int | None,
         typer.Option(help="Average the loss over so many masks of dropout (default: by rule)."),
     ] = None,
+    loss_temperature: Annotated[
+        float | None,
+        typer.Option(
+            help="Divide the logits by this in the training loss; below 1 the trained model is "
+            "less sure of itself (default: by rule)."
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(help="Lanes: places in the text read side by side (default: by rule)."),
@@ -358,6 +365,7 @@ def train(
     }
     training: dict[str, Any] = {
         "dropout_masks": dropout_masks,
+        "loss_temperature": loss_temperature,
         "batch_size": batch_size,
         "bptt": bptt,
         "loss_last": loss_last,

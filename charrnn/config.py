@@ -208,8 +208,13 @@ class TrainConfig(Record):
     in minutes turns out to allow."""
     decay_by_plan: bool = False
     """Whether weight decay does."""
+    temperature_by_plan: bool = False
+    """Whether the loss temperature does."""
     dropout_masks: int = 1
     """Masks of dropout before the head; an update's loss is the mean of theirs."""
+    loss_temperature: float = 1.0
+    """Divides the logits in the training loss, and nowhere else; below 1 the trained model is
+    less sure of itself."""
     seed: int = 1
     """Of weights, dropout and the shown samples."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -217,7 +222,9 @@ class TrainConfig(Record):
 
     def __post_init__(self) -> None:
         counts = ("batch_size", "bptt", "loss_last", "steps", "patience", "validate_every")
-        positive = ("lr", "lr_adam", "clip_value", "scale_norm", "minutes", "epochs")
+        positive = (
+            "lr", "lr_adam", "clip_value", "scale_norm", "minutes", "epochs", "loss_temperature",
+        )  # fmt: skip
         rules = dict.fromkeys(counts, _COUNT) | dict.fromkeys(positive, _POSITIVE)
         rules |= {"clip_norm": _LIMIT, "weight_decay": _NOT_NEGATIVE}
         rules |= {"warmup_steps": _WHOLE, "seed": _WHOLE, "dropout_masks": _SIZE}

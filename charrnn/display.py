@@ -159,7 +159,8 @@ def _update(run: Run) -> str:
         clip = f"scaled to norm {config.scale_norm:g}"
     drops = [] if config.dropout_by_plan and not run.resumed else _dropout(run)
     decay = [] if config.decay_by_plan and not run.resumed else _decay(run)
-    return ", ".join([rates, clip, *drops, *decay, f"seed {config.seed}"])
+    flatter = [] if config.temperature_by_plan and not run.resumed else _temperature(run)
+    return ", ".join([rates, clip, *drops, *decay, *flatter, f"seed {config.seed}"])
 
 
 def _device(device: torch.device) -> str:
@@ -185,11 +186,19 @@ def _decay(run: Run) -> list[str]:
     return [f"weight decay {share:g}{too}"] if share else []
 
 
+def _temperature(run: Run) -> list[str]:
+    temperature = run.config.loss_temperature
+    return [f"loss temperature {temperature:g}"] if temperature != 1 else []
+
+
 def _by_plan(run: Run) -> str:
-    """Return what holds the weights back by a plan."""
-    drops = (_dropout(run) or ["no dropout"]) if run.config.dropout_by_plan else []
-    decay = _decay(run) if run.config.decay_by_plan else []
-    return f"; {', '.join([*drops, *decay])}" if drops or decay else ""
+    """Return what holds the model back by a plan."""
+    config = run.config
+    drops = (_dropout(run) or ["no dropout"]) if config.dropout_by_plan else []
+    decay = _decay(run) if config.decay_by_plan else []
+    flatter = _temperature(run) if config.temperature_by_plan else []
+    said = [*drops, *decay, *flatter]
+    return f"; {', '.join(said)}" if said else ""
 
 
 def _budget(run: Run) -> str:

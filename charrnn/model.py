@@ -119,7 +119,7 @@ class CharModel(nn.Module):
             x_TB, which_TB = torch.unique(x_TB, return_inverse=True)
         return self.embedding(x_TB).to(self._dtype()), which_TB
 
-    def predict(self, out_TBH: Tensor, masks: int = 1) -> Tensor:
+    def predict(self, out_TBH: Tensor, masks: int = 1, temperature: float = 1.0) -> Tensor:
         """Return the head's logits_TBV for the highest layer's outputs.
 
         Args:
@@ -127,10 +127,14 @@ class CharModel(nn.Module):
             masks: M. Where units are dropped, what M masks of dropout leave of the outputs is
                 predicted from, for hardly more time: of all layers the head is the smallest.
                 The logits are those of M x T steps then, one mask after the other.
+            temperature: divides the logits.
         """
         if self._drops():
             out_TBH = dropout(out_TBH, self.config.dropout, masks)
-        return linear(out_TBH, self.head.weight, self.head.bias)
+        if temperature == 1:
+            return linear(out_TBH, self.head.weight, self.head.bias)
+        # The head's weights are fewer than the logits.
+        return linear(out_TBH, self.head.weight / temperature, self.head.bias / temperature)
 
     def parameter_count(self) -> int:
         """Return the number of trained weights."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from charrnn.recipe import (
     Schedule,
+    loss_temperature,
     matrix_weights,
     plan_validations,
     pressure,
@@ -49,9 +50,10 @@ class Planned:
     again: bool = False
     """Whether the speed has changed since an earlier plan."""
     dropout: float = 0.0
-    """From here on, as are the next two."""
+    """From here on, as are the next three."""
     weight_drop: float = 0.0
     weight_decay: float = 0.0
+    loss_temperature: float = 1.0
 
 
 class Planner:
@@ -154,8 +156,8 @@ class Planner:
     def adopt(self, total: int, speed: float | None = None) -> Planned:
         """Take ``total`` updates as the run's, at ``speed`` a second if that is known.
 
-        Where the rules choose dropout or weight decay, it becomes that of so many passes, unless
-        the plan before had about as many.
+        Where the rules choose dropout, weight decay or the loss temperature, it becomes that of so
+        many passes, unless the plan before had about as many.
         """
         progress = self.run.progress
         every, characters = self._validations(total, speed)
@@ -165,14 +167,17 @@ class Planner:
         progress.validate_every, progress.validate_characters = every, characters
         run, model = self.run, self.run.model
         is_much_the_same = before is not None and abs(total - before) <= SAME_PLAN * before
-        by_plan = run.config.dropout_by_plan or run.config.decay_by_plan
+        config = run.config
+        by_plan = config.dropout_by_plan or config.decay_by_plan or config.temperature_by_plan
         if by_plan and not is_much_the_same:
             passes = total / run.lanes.chunks_per_pass
             pressed = pressure(passes, matrix_weights(model.config), run.train.characters)
-            if run.config.dropout_by_plan:
+            if config.dropout_by_plan:
                 model.set_dropout(*regularisation(model.config.cell, pressed))
-            if run.config.decay_by_plan:
+            if config.decay_by_plan:
                 run.set_weight_decay(weight_decay(model.config.cell, pressed))
+            if config.temperature_by_plan:
+                run.set_loss_temperature(loss_temperature(pressed))
             run.update.forget_capture()
         return Planned(
             total,
@@ -181,6 +186,7 @@ class Planner:
             dropout=model.config.dropout,
             weight_drop=model.config.weight_drop,
             weight_decay=run.config.weight_decay,
+            loss_temperature=run.config.loss_temperature,
         )
 
     def _budget(self) -> float:

@@ -20,6 +20,7 @@ __all__ = [
     "choose",
     "dropout_masks",
     "given",
+    "loss_temperature",
     "matrix_weights",
     "plan_validations",
     "pressure",
@@ -69,6 +70,9 @@ MOST_MASKS = {"cpu": 2, "mps": 2, "cuda": 4}
 #: Each of them but the first costs the head's products again, which are to stay below this share
 #: of the recurrence's; but where a text is learned by heart, two are worth any time.
 MASKS_COST = 1 / 3
+#: Most by which logits are larger in the training loss than in use, and the pressure from which
+#: they are; below a pressure of 1 they are the same.
+FLATTEST, FLATTEST_FROM = 1.1, 4
 #: Updates over which the rate rises: these, but at most a tenth of the run's.
 WARM_UP = 50
 #: Decay of the recurrence's matrices, as a share of the rate, in a run of a few passes.
@@ -137,6 +141,7 @@ def choose(
     dropout, weight_drop = regularisation(cell, pressed)
     model = replace(model, **({"dropout": dropout, "weight_drop": weight_drop} | chosen_model))
     training["weight_decay"] = weight_decay(cell, pressed)
+    training["loss_temperature"] = loss_temperature(pressed)
     training["dropout_masks"] = dropout_masks(model, device, pressed)
     if vocabulary >= RARE_SYMBOLS and pressed < BY_HEART:
         training["lr_adam"] *= 3
@@ -153,6 +158,7 @@ def choose(
     if "minutes" in budget:
         training["dropout_by_plan"] = not {"dropout", "weight_drop"} & chosen_model.keys()
         training["decay_by_plan"] = "weight_decay" not in chosen and optimiser not in ONE_RATE
+        training["temperature_by_plan"] = "loss_temperature" not in chosen
     return model, TrainConfig(**{**training, **budget, **chosen})
 
 
@@ -240,6 +246,21 @@ def weight_decay(cell: CellName, pressed: float) -> float:
     if cell == "rnn":
         times = max(min(2.0, pressed / 2), min(4.0, pressed / 8))
     return round(WEIGHT_DECAY * max(1.0, times), 2)
+
+
+def loss_temperature(pressed: float) -> float:
+    """Return what divides the logits in the training loss.
+
+    A model that has read its text several times is surer of what it says than it is right: of a
+    text that it has not read its predictions are better when flatter, most of all if that text is
+    unlike the first (docs/diary.md). So it learns to be right at a lower temperature than the one
+    that it is used at.
+
+    Args:
+        pressed: see ``pressure``.
+    """
+    passed = min(1.0, max(0.0, math.log2(max(1.0, pressed)) / math.log2(FLATTEST_FROM)))
+    return round(1 / (1 + (FLATTEST - 1) * passed), 2)
 
 
 def matrix_weights(shape: ModelConfig) -> int:

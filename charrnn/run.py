@@ -207,6 +207,11 @@ class Run:
         self.config = replace(self.config, weight_decay=share)
         self.update.optimiser.weight_decay = share
 
+    def set_loss_temperature(self, temperature: float) -> None:
+        """Change the temperature of the loss from the next update on; the config follows."""
+        self.config = replace(self.config, loss_temperature=temperature)
+        self.update.config = self.config
+
     def schedule(self) -> recipe.Schedule:
         """Return the learning rate's schedule as planned by now."""
         return recipe.Schedule(self.config.warmup_steps, self.progress.planned_steps)

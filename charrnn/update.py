@@ -41,7 +41,13 @@ class UpdateResult:
 
 
 def window_loss(
-    model: CharModel, x_TB: Tensor, y_TB: Tensor, hidden: Hidden, counted: int, masks: int = 1
+    model: CharModel,
+    x_TB: Tensor,
+    y_TB: Tensor,
+    hidden: Hidden,
+    counted: int,
+    masks: int = 1,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Hidden]:
     """Return a window's loss and the state that the next window starts from.
 
@@ -58,6 +64,9 @@ def window_loss(
         hidden: the state before the window.
         counted: N, at most T.
         masks: of dropout.
+        temperature: divides the logits. What is learned at one below 1 is used at 1, where its
+            predictions are flatter: temperature scaling (Guo, Pleiss, Sun, Weinberger 2017,
+            arXiv:1706.04599), but by a number chosen beforehand, which needs no held-out text.
 
     Returns:
         The mean nats of the counted predictions, and the detached state.
@@ -67,7 +76,7 @@ def window_loss(
         rest_TBH, _ = model.read(x_TB[counted:], after)
         # The last N of both parts; the head reads no other.
         out_TBH = torch.cat([out_TBH[len(rest_TBH) :], rest_TBH[-counted:]])
-    logits_NV = model.predict(out_TBH, masks).flatten(0, 1)
+    logits_NV = model.predict(out_TBH, masks, temperature).flatten(0, 1)
     targets_N = y_TB[-counted:].flatten()
     targets_N = targets_N.repeat(len(logits_NV) // len(targets_N))
     return mean_cross_entropy(logits_NV, targets_N), detach(after)
@@ -165,8 +174,9 @@ class Update:
             weight.grad = None
         config = self.config
         loss, after = window_loss(
-            self.model, x_TB, y_TB, self.hidden, counted, config.dropout_masks
-        )
+            self.model, x_TB, y_TB, self.hidden, counted,
+            config.dropout_masks, config.loss_temperature,
+        )  # fmt: skip
         loss.backward()  # type: ignore[no-untyped-call]
         grads = [weight.grad for weight in self._weights if weight.grad is not None]
         norm, clipped = clip(grads, config.clip_norm, config.clip_value, config.scale_norm)

@@ -129,7 +129,7 @@ class TestPlain:
         assert lines[7:] == [
             f"planned 5,000 steps, {5000 / run.lanes.chunks_per_pass:.2f} epochs, "
             "at the speed so far; 1:00:00 to go; dropout 0.6 (2 masks), weight drop 0.48, "
-            "weight decay 0.2",
+            "weight decay 0.2, loss temperature 0.91",
             "validations score the first 50 characters held out, to save time",
             "step 1,200  epoch 2.50  3:05  train 1.3863 nats (2.000 bits)  lr 0.012  "
             "gradient 0.46  clipped 30 %  12,346 chars/s  1:02:05 to go",
@@ -179,7 +179,10 @@ class TestPlain:
     def test_says_what_decays(
         self, run: Run, capsys: pytest.CaptureFixture[str], decay_embedding: bool
     ) -> None:
-        config = replace(run.config, weight_decay=0.3, decay_embedding=decay_embedding)
+        config = replace(
+            run.config, weight_decay=0.3, decay_embedding=decay_embedding, loss_temperature=1.0,
+            temperature_by_plan=False,
+        )  # fmt: skip
         too = " (embedding and head too)" if decay_embedding else ""
         run.config = replace(config, decay_by_plan=False)
         open_display(as_json=False, quiet=False).start(run)
@@ -192,6 +195,18 @@ class TestPlain:
         open_display(as_json=False, quiet=False).start(run)
         assert "weight decay" not in capsys.readouterr().err
         assert f", weight decay 0.3{too}\n" in said(run, PLANNED, capsys)
+
+    def test_says_what_divides_the_logits(
+        self, run: Run, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        config = replace(run.config, loss_temperature=0.75)
+        for by_plan, resumed in ((False, False), (True, False), (True, True)):
+            run.config, run.resumed = replace(config, temperature_by_plan=by_plan), resumed
+            open_display(as_json=False, quiet=False).start(run)
+            started = capsys.readouterr().err
+            assert (", loss temperature 0.75, seed 1\n" in started) == (resumed or not by_plan)
+            planned = said(run, PLANNED, capsys)
+            assert (", loss temperature 0.75\n" in planned) == by_plan
 
     def test_gives_no_advice_where_a_run_is_one_of_several(
         self, run: Run, capsys: pytest.CaptureFixture[str]
@@ -332,6 +347,7 @@ class TestJson:
         assert rows[1] == {
             "total_steps": 5000, "validate_every": 100, "validate_characters": 50, "again": False,
             "dropout": 0.0, "weight_drop": 0.0, "weight_decay": 0.0,
+            "loss_temperature": 1.0,
         }  # fmt: skip
         assert rows[2] == LOGGED.row | {"planned_steps": 5000}
         assert rows[3] == VALIDATED.row | {"best": True}

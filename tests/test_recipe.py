@@ -26,6 +26,7 @@ from charrnn.recipe import (
     Choices,
     Schedule,
     choose,
+    loss_temperature,
     matrix_weights,
     plan_validations,
     pressure,
@@ -106,8 +107,8 @@ class TestChoose:
         model = {"layers": 3, "hidden": 17, "embedding": 5, "dropout": 0.11, "weight_drop": 0.13}
         training = {
             "batch_size": 19, "bptt": 23, "loss_last": 7, "lr": 0.0123, "weight_decay": 0.029,
-            "clip_norm": 0.31, "validate_every": 37, "patience": 41, "seed": 43,
-            "precision": "fp32",
+            "clip_norm": 0.31, "loss_temperature": 0.7, "validate_every": 37, "patience": 41,
+            "seed": 43, "precision": "fp32",
         }  # fmt: skip
         chosen = choose_for(device, cell, budget={"epochs": 1.5}, model=model, training=training)
         assert {name: getattr(chosen[0], name) for name in model} == model
@@ -235,6 +236,15 @@ class TestChoose:
         assert not by_plan("steps")
         assert not by_plan("minutes", dropout=0.1)
         assert not by_plan("minutes", weight_drop=0.1)
+
+    def test_the_loss_temperature_goes_by_the_plan_where_the_rules_choose_it(self) -> None:
+        def by_plan(budget: str, **training: float | str) -> bool:
+            return choose_for(budget={budget: 2}, training=training)[1].temperature_by_plan
+
+        assert by_plan("minutes")
+        assert by_plan("minutes", optimiser="sgd")
+        assert not by_plan("steps")
+        assert not by_plan("minutes", loss_temperature=1.0)
 
     def test_decay_goes_by_the_plan_where_the_rules_choose_it(self) -> None:
         def by_plan(budget: str, **training: float | str) -> bool:
@@ -411,6 +421,12 @@ class TestRegularisation:
         pressed = pressure(epochs, matrix_weights(model), 10_000)
         assert (model.dropout, model.weight_drop) == regularisation(cell, pressed)
         assert training.weight_decay == weight_decay(cell, pressed)
+        assert training.loss_temperature == loss_temperature(pressed)
+
+    def test_logits_are_larger_in_the_loss_where_a_text_is_read_often(self) -> None:
+        found = [loss_temperature(p) for p in (0, 0.5, 1, 2, 3, 4, 1e6)]
+        assert found == [1.0, 1.0, 1.0, 0.95, 0.93, 0.91, 0.91]
+        assert choose_for(training={"loss_temperature": 1.3})[1].loss_temperature == 1.3
 
     def test_pressure_is_parameters_a_character_times_passes(self) -> None:
         assert pressure(2.5, 300_000, 100_000) == 7.5

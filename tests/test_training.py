@@ -682,6 +682,7 @@ def test_a_plan_sets_rate_dropout_and_decay(
     monkeypatch.setattr(training, "Clock", lambda: nullcontext(FakeClock()))
     run = start_run(minutes=0.2)
     guessed, decay_guessed = run.model.config.dropout, run.config.weight_decay
+    run.set_loss_temperature(0.5)
     events = list(train(run))
     planned = only(events, Planned)[-1]
     assert run.progress.step == planned.total_steps == run.progress.planned_steps
@@ -697,6 +698,9 @@ def test_a_plan_sets_rate_dropout_and_decay(
     assert {cell.weight_drop for cell in run.model.layers()} == {shape.weight_drop}
     assert recipe.weight_decay(shape.cell, pressure) == planned.weight_decay < decay_guessed
     assert run.config.weight_decay == run.update.optimiser.weight_decay == planned.weight_decay
+    assert recipe.loss_temperature(pressure) == planned.loss_temperature
+    assert run.config.loss_temperature == run.update.config.loss_temperature
+    assert run.config.loss_temperature == planned.loss_temperature
     longer = Planner(run).adopt(50_000)
     shape = run.model.config
     assert (longer.dropout, longer.weight_drop) == (shape.dropout, shape.weight_drop)
@@ -709,7 +713,8 @@ def test_a_plan_sets_rate_dropout_and_decay(
         ({}, {}, 1),
         ({"dropout": 0.1}, {}, 1),
         ({}, {"weight_decay": 0.1}, 1),
-        ({"dropout": 0.1}, {"weight_decay": 0.1}, 0),
+        ({"dropout": 0.1}, {"weight_decay": 0.1}, 1),
+        ({"dropout": 0.1}, {"weight_decay": 0.1, "loss_temperature": 0.7}, 0),
     ],
 )
 def test_what_is_by_plan_is_captured_anew(
@@ -719,7 +724,7 @@ def test_what_is_by_plan_is_captured_anew(
     options: dict[str, float],
     forgotten: int,
 ) -> None:
-    """A graph that was captured before would go on with the dropout and the decay of then."""
+    """A graph that was captured before would go on with the dropout, say, of then."""
     forgets: list[Update] = []
     monkeypatch.setattr(Update, "forget_capture", lambda update: forgets.append(update))
     run = start_run(minutes=1, model=model, **options)
@@ -729,7 +734,8 @@ def test_what_is_by_plan_is_captured_anew(
     for name, value in model.items():
         assert getattr(planned, name) == value
     for name, value in options.items():
-        assert getattr(planned, name) == getattr(run.update.optimiser, name) == value
+        assert getattr(planned, name) == getattr(run.config, name) == value
+    assert run.update.optimiser.weight_decay == run.config.weight_decay
 
 
 def test_a_plan_of_about_as_many_updates_leaves_the_dropout(start_run: StartRun) -> None:

@@ -455,6 +455,25 @@ def test_the_loss_is_the_mean_of_all_masks(
     assert_close(scored, whole)
 
 
+def test_the_temperature_divides_the_logits_of_the_loss_alone(
+    tmp_path: Path, cell: CellName
+) -> None:
+    setting = Setting(tmp_path, cell, lanes=3, bptt=7, loss_temperature=0.8, clip_norm=None)
+    model = setting.model
+    torch.nn.init.normal_(model.head.bias)
+    before = model(setting.x_TB)[0]
+    logits_NV = (before[:7] / 0.8).flatten(0, 1)
+    expected = F.cross_entropy(logits_NV, setting.y_TB[:7].flatten())
+    gradient = setting.gradient(expected)
+    model.eval()
+    assert_close(model(setting.x_TB)[0], before)
+    model.train()
+    setting.update.optimiser.set_rates(0.0, 0.0)
+    result = setting.update(next(setting.lanes.chunks()))
+    assert_close(result.loss, expected.detach())
+    assert_close(setting.last_gradient(), gradient)
+
+
 def gradients(scale: float = 1.0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(9)
     shapes = ((5, 3), (7,), (2, 3))

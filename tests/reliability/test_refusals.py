@@ -139,10 +139,11 @@ def test_a_text_that_has_moved(tmp_path: Path, tale: Path) -> None:
 
 OTHERS = {
     "--cell": "gru", "--layers": 3, "--hidden": 9, "--embedding": 6, "--dropout": 0.3,
-    "--weight-drop": 0.3, "--dropout-masks": 3, "--batch-size": 2, "--bptt": 6, "--loss-last": 4,
-    "--reset-state": True, "--optimiser": "sgd", "--weight-decay": 0.3, "--clip-norm": 3,
-    "--clip-value": 3, "--scale-norm": 3, "--validate-every": 7, "--encoding": "latin-1",
-    "--min-count": 3, "--seed": 3, "--precision": "bf16",
+    "--weight-drop": 0.3, "--dropout-masks": 3, "--loss-temperature": 0.3, "--batch-size": 2,
+    "--bptt": 6, "--loss-last": 4, "--reset-state": True, "--optimiser": "sgd",
+    "--weight-decay": 0.3, "--clip-norm": 3, "--clip-value": 3, "--scale-norm": 3,
+    "--validate-every": 7, "--encoding": "latin-1", "--min-count": 3, "--seed": 3,
+    "--precision": "bf16",
 }  # fmt: skip
 
 

@@ -111,6 +111,7 @@ HARDER: dict[str, tuple[Callable[[Run], bool], dict[str, Any]]] = {
     "during the decay of the rate": (at(41), {}),
     "dropout and weight drop": (at(25), {"model": {"dropout": 0.2, "weight_drop": 0.3}}),
     "several masks": (at(25), {"model": {"dropout": 0.2}, "dropout_masks": 3}),
+    "a temperature": (at(25), {"loss_temperature": 0.8}),
     "windows that overlap": (at(25), {"loss_last": 3, "budget": {"steps": 90}}),
     "a budget in epochs": (at(25), {"budget": {"epochs": 2.6}}),
     "gradients cut by value": (at(25), {"clip_value": 0.01}),
