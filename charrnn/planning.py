@@ -177,7 +177,7 @@ class Planner:
             if config.decay_by_plan:
                 run.set_weight_decay(weight_decay(model.config.cell, pressed))
             if config.temperature_by_plan:
-                run.set_loss_temperature(loss_temperature(pressed))
+                run.set_loss_temperature(loss_temperature(model.config.vocabulary, pressed))
             run.update.forget_capture()
         return Planned(
             total,

@@ -141,7 +141,7 @@ def choose(
     dropout, weight_drop = regularisation(cell, pressed)
     model = replace(model, **({"dropout": dropout, "weight_drop": weight_drop} | chosen_model))
     training["weight_decay"] = weight_decay(cell, pressed)
-    training["loss_temperature"] = loss_temperature(pressed)
+    training["loss_temperature"] = loss_temperature(vocabulary, pressed)
     training["dropout_masks"] = dropout_masks(model, device, pressed)
     if vocabulary >= RARE_SYMBOLS and pressed < BY_HEART:
         training["lr_adam"] *= 3
@@ -248,19 +248,22 @@ def weight_decay(cell: CellName, pressed: float) -> float:
     return round(WEIGHT_DECAY * max(1.0, times), 2)
 
 
-def loss_temperature(pressed: float) -> float:
+def loss_temperature(vocabulary: int, pressed: float) -> float:
     """Return what divides the logits in the training loss.
 
     A model that has read its text several times is surer of what it says than it is right: of a
     text that it has not read its predictions are better when flatter, most of all if that text is
     unlike the first (docs/diary.md). So it learns to be right at a lower temperature than the one
-    that it is used at.
+    that it is used at. Not where the symbols are many: of rare ones it is not sure.
 
     Args:
+        vocabulary: V.
         pressed: see ``pressure``.
     """
-    passed = min(1.0, max(0.0, math.log2(max(1.0, pressed)) / math.log2(FLATTEST_FROM)))
-    return round(1 / (1 + (FLATTEST - 1) * passed), 2)
+    if vocabulary >= RARE_SYMBOLS:
+        return 1.0
+    share = min(1.0, math.log2(max(1.0, pressed)) / math.log2(FLATTEST_FROM))
+    return round(1 / (1 + (FLATTEST - 1) * share), 2)
 
 
 def matrix_weights(shape: ModelConfig) -> int:

@@ -194,7 +194,8 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         f"{masks} on a CPU, but 1 where p is below {recipe.BY_HEART} and",
         f"{masks_on_gpu} on CUDA, and fewer",
         f"then 1 / (1 + {(recipe.FLATTEST - 1) / log2(recipe.FLATTEST_FROM):g} log2(p)), "
-        f"from p = {recipe.FLATTEST_FROM} on {recipe.loss_temperature(recipe.FLATTEST_FROM)}",
+        f"from p = {recipe.FLATTEST_FROM} on {recipe.loss_temperature(65, recipe.FLATTEST_FROM)}. "
+        f"From {recipe.RARE_SYMBOLS} symbols on 1.",
         f"{recipe.LEAST_SCORED:,} characters at least, in few minutes {LEAST_TIMED:,}.",
     ):
         assert line in page, line

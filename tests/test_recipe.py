@@ -421,11 +421,12 @@ class TestRegularisation:
         pressed = pressure(epochs, matrix_weights(model), 10_000)
         assert (model.dropout, model.weight_drop) == regularisation(cell, pressed)
         assert training.weight_decay == weight_decay(cell, pressed)
-        assert training.loss_temperature == loss_temperature(pressed)
+        assert training.loss_temperature == loss_temperature(model.vocabulary, pressed)
 
     def test_logits_are_larger_in_the_loss_where_a_text_is_read_often(self) -> None:
-        found = [loss_temperature(p) for p in (0, 0.5, 1, 2, 3, 4, 1e6)]
+        found = [loss_temperature(499, p) for p in (0, 0.5, 1, 2, 3, 4, 1e6)]
         assert found == [1.0, 1.0, 1.0, 0.95, 0.93, 0.91, 0.91]
+        assert loss_temperature(500, 4) == 1.0
         assert choose_for(training={"loss_temperature": 1.3})[1].loss_temperature == 1.3
 
     def test_pressure_is_parameters_a_character_times_passes(self) -> None:

@@ -698,7 +698,8 @@ def test_a_plan_sets_rate_dropout_and_decay(
     assert {cell.weight_drop for cell in run.model.layers()} == {shape.weight_drop}
     assert recipe.weight_decay(shape.cell, pressure) == planned.weight_decay < decay_guessed
     assert run.config.weight_decay == run.update.optimiser.weight_decay == planned.weight_decay
-    assert recipe.loss_temperature(pressure) == planned.loss_temperature
+    temperature = recipe.loss_temperature(shape.vocabulary, pressure)
+    assert temperature == planned.loss_temperature < 1
     assert run.config.loss_temperature == run.update.config.loss_temperature
     assert run.config.loss_temperature == planned.loss_temperature
     longer = Planner(run).adopt(50_000)
