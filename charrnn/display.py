@@ -157,10 +157,10 @@ def _update(run: Run) -> str:
         clip = f"clip value {config.clip_value:g}"
     if config.scale_norm:
         clip = f"scaled to norm {config.scale_norm:g}"
-    drops = [] if config.dropout_by_plan and not run.resumed else _dropout(run)
-    decay = [] if config.decay_by_plan and not run.resumed else _decay(run)
-    flatter = [] if config.temperature_by_plan and not run.resumed else _temperature(run)
-    return ", ".join([rates, clip, *drops, *decay, *flatter, f"seed {config.seed}"])
+    held = _held_back(run, by_plan=False)
+    if run.resumed:
+        held = [*_dropout(run), *_decay(run), *_temperature(run)]
+    return ", ".join([rates, clip, *held, f"seed {config.seed}"])
 
 
 def _device(device: torch.device) -> str:
@@ -191,14 +191,16 @@ def _temperature(run: Run) -> list[str]:
     return [f"loss temperature {temperature:g}"] if temperature != 1 else []
 
 
-def _by_plan(run: Run) -> str:
-    """Return what holds the model back by a plan."""
+def _held_back(run: Run, *, by_plan: bool) -> list[str]:
+    """Return what keeps a model from learning its text by heart: by a plan, or without one."""
     config = run.config
-    drops = (_dropout(run) or ["no dropout"]) if config.dropout_by_plan else []
-    decay = _decay(run) if config.decay_by_plan else []
-    flatter = _temperature(run) if config.temperature_by_plan else []
-    said = [*drops, *decay, *flatter]
-    return f"; {', '.join(said)}" if said else ""
+    drops = _dropout(run) or (["no dropout"] if by_plan else [])
+    kinds = (
+        (config.dropout_by_plan, drops),
+        (config.decay_by_plan, _decay(run)),
+        (config.temperature_by_plan, _temperature(run)),
+    )
+    return [one for planned, said in kinds if planned == by_plan for one in said]
 
 
 def _budget(run: Run) -> str:
@@ -367,10 +369,11 @@ def _plain(event: Event, run: Run) -> Iterable[str]:
         if run.config.minutes is not None:
             left = max(0.0, run.config.minutes * 60 - run.progress.seconds)
             planned = "the speed has changed: planned again," if event.again else "planned"
+            held = ", ".join(_held_back(run, by_plan=True))
             yield (
                 f"{planned} {counted(event.total_steps, 'step')}, "
                 f"{event.total_steps / run.lanes.chunks_per_pass:.2f} epochs, at the speed so far; "
-                f"{duration(left)} to go{_by_plan(run)}"
+                f"{duration(left)} to go{f'; {held}' if held else ''}"
             )
         scored = event.validate_characters
         if event.again or run.valid is None or scored is None:

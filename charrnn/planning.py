@@ -175,9 +175,12 @@ class Planner:
             if config.dropout_by_plan:
                 model.set_dropout(*regularisation(model.config.cell, pressed))
             if config.decay_by_plan:
-                run.set_weight_decay(weight_decay(model.config.cell, pressed))
+                decay = weight_decay(model.config.cell, pressed)
+                config = replace(config, weight_decay=decay)
             if config.temperature_by_plan:
-                run.set_loss_temperature(loss_temperature(model.config.vocabulary, pressed))
+                temperature = loss_temperature(model.config.vocabulary, pressed)
+                config = replace(config, loss_temperature=temperature)
+            run.adopt(config)
             run.update.forget_capture()
         return Planned(
             total,

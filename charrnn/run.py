@@ -202,15 +202,14 @@ class Run:
             f"{self.saved.step:,}: {anew or f'go on from it with: {self.command(*lower)}'}"
         )
 
-    def set_weight_decay(self, share: float) -> None:
-        """Change the weight decay from the next update on; the config follows."""
-        self.config = replace(self.config, weight_decay=share)
-        self.update.optimiser.weight_decay = share
+    def adopt(self, config: TrainConfig) -> None:
+        """Train by ``config`` from the next update on: another weight decay or loss temperature.
 
-    def set_loss_temperature(self, temperature: float) -> None:
-        """Change the temperature of the loss from the next update on; the config follows."""
-        self.config = replace(self.config, loss_temperature=temperature)
-        self.update.config = self.config
+        An update that is captured as a graph holds what it was captured with
+        (``Update.forget_capture``).
+        """
+        self.config = self.update.config = config
+        self.update.optimiser.weight_decay = config.weight_decay
 
     def schedule(self) -> recipe.Schedule:
         """Return the learning rate's schedule as planned by now."""

@@ -682,7 +682,7 @@ def test_a_plan_sets_rate_dropout_and_decay(
     monkeypatch.setattr(training, "Clock", lambda: nullcontext(FakeClock()))
     run = start_run(minutes=0.2)
     guessed, decay_guessed = run.model.config.dropout, run.config.weight_decay
-    run.set_loss_temperature(0.5)
+    run.adopt(replace(run.config, loss_temperature=0.5))
     events = list(train(run))
     planned = only(events, Planned)[-1]
     assert run.progress.step == planned.total_steps == run.progress.planned_steps
@@ -700,8 +700,8 @@ def test_a_plan_sets_rate_dropout_and_decay(
     assert run.config.weight_decay == run.update.optimiser.weight_decay == planned.weight_decay
     temperature = recipe.loss_temperature(shape.vocabulary, pressure)
     assert temperature == planned.loss_temperature < 1
-    assert run.config.loss_temperature == run.update.config.loss_temperature
     assert run.config.loss_temperature == planned.loss_temperature
+    assert run.update.config == run.config
     longer = Planner(run).adopt(50_000)
     shape = run.model.config
     assert (longer.dropout, longer.weight_drop) == (shape.dropout, shape.weight_drop)

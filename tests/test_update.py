@@ -367,7 +367,7 @@ def test_an_update_on_a_gpu_never_asks_what_it_has_computed(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_captured_update_is_the_eager_one(tmp_path: Path, cell: CellName) -> None:
-    """A pass's last, shorter window and another weight decay are among the updates."""
+    """A pass's last, shorter window and what a plan changes are among the updates."""
     eager, captured = (Setting(tmp_path, cell, lanes=3, bptt=7, device="cuda") for _ in range(2))
     eager.update.capture_failure = "not wanted"
     for setting in (eager, captured):
@@ -375,6 +375,7 @@ def test_gpu_captured_update_is_the_eager_one(tmp_path: Path, cell: CellName) ->
         for number, chunk in enumerate(islice(setting.lanes.chunks(), 24)):
             if number == 14:
                 setting.update.optimiser.weight_decay = 3.0
+                setting.update.config = replace(setting.update.config, loss_temperature=0.5)
                 setting.update.forget_capture()
             setting.update.optimiser.set_rates(0.02 / (1 + number), 0.01 / (1 + number))
             setting.update(chunk)
