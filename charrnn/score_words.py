@@ -111,16 +111,15 @@ def baseline_rows(
         names: the models'; None: the checkpoints'.
     """
     of: dict[tuple[Baseline, int, int], list[int]] = {}
-    beside = [place for place, one in enumerate(assessments) if one.baselines]
-    for place in beside:
-        scores = assessments[place].scores
-        for baseline in assessments[place].baselines:
-            of.setdefault((baseline, scores.characters, scores.bytes), []).append(place)
+    for place, one in enumerate(assessments):
+        for baseline in one.baselines:
+            key = (baseline, one.scores.characters, one.scores.bytes)
+            of.setdefault(key, []).append(place)
     rows = []
     for (baseline, _, _), places in of.items():
         first, name = assessments[places[0]], baseline.name
         same: list[str] = []
-        if len(places) < len(beside):
+        if len(places) < len(assessments):
             if baseline.of_text:
                 name += f", per {'byte' if first.of_bytes else 'character'}"
             else:

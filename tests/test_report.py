@@ -344,10 +344,9 @@ class TestAssessmentPage:
     def test_all_that_was_asked_for_is_there(self) -> None:
         by_position = PositionScores(np.linspace(3, 2, 10), 7)
         faster = Scores(nats=1400.0, characters=1000, unknown=1, bytes=1100, seconds=2.0)
-        first = assessment(
-            dynamic=faster, by_position=by_position, baselines=(Baseline("xz", 2.0, "alone"),)
-        )
-        second = assessment("runs/two", by_position=by_position)
+        beside = (Baseline("xz", 2.0, "alone"),)
+        first = assessment(dynamic=faster, by_position=by_position, baselines=beside)
+        second = assessment("runs/two", by_position=by_position, baselines=beside)
         text = assessment_page(
             [first, second], [portrait("one"), portrait("two", log=log(5))], "poem", ORIGIN
         )
@@ -366,10 +365,10 @@ class TestAssessmentPage:
     def test_models_of_bytes_and_of_characters_compare_by_the_byte(self) -> None:
         scores = Scores(nats=1800.0, characters=3000, unknown=0, bytes=3000, seconds=2.0)
         beside = (Baseline("uniform", 1.0, ""), Baseline("xz", 0.4, "", of_text=True))
-        of_bytes = assessment("bytes", scores=scores, baselines=beside, of_bytes=True)
+        of_bytes = assessment("runs/b", scores=scores, baselines=beside, of_bytes=True)
         scores = Scores(nats=1500.0, characters=1000, unknown=1, bytes=3000, seconds=2.0)
         beside = (Baseline("uniform", 1.5, ""), Baseline("xz", 1.2, "", of_text=True))
-        of_text = assessment("text", scores=scores, baselines=beside)
+        of_text = assessment("runs/t", scores=scores, baselines=beside)
         text = assessment_page(
             [of_bytes, of_text], [portrait("bytes"), portrait("text")], "poem", ORIGIN
         )
@@ -383,7 +382,7 @@ class TestAssessmentPage:
             assert row in about
         assert about.count("xz: 0.5771") == about.count("xz") == 1
         assert page.texts["li"][0] == (
-            "bytes: a character is a byte; compare with the others by bits/byte"
+            "runs/b: a character is a byte; compare with the others by bits/byte"
         )
         alone = check(assessment_page([of_bytes], [portrait("bytes")], "poem", ORIGIN))
         assert alone.texts["p"][1].startswith("bytes needs 0.8656 bits per byte, perplexity 1.822.")
