@@ -186,7 +186,7 @@ def _baseline_line(row: BaselineRow) -> list[str]:
 def position_lines(scores: PositionScores) -> list[list[str]]:
     """Return the table of the price at 1, 2, 4, ... characters after a reset of the state."""
     nats_T = scores.nats_T
-    places = [2**k for k in range(len(nats_T).bit_length()) if 2**k <= len(nats_T)]
+    places = [2**k for k in range(len(nats_T).bit_length())]
     if places[-1] != len(nats_T):
         places.append(len(nats_T))
     lines = [["from", "to", "nats/char", "bits/char"]]

@@ -914,6 +914,26 @@ def test_what_is_cut_off_is_said_and_nothing_else(
     assert ("What lies above 2.95, at" in page.texts["figcaption"][1]) == said
 
 
+def test_a_run_is_drawn_by_all_its_validations_and_a_thinned_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Seven updates become three points: the means of three, of two and of two."""
+    chart = mock.Mock(return_value="")
+    monkeypatch.setattr("charrnn.curves.line_chart", chart)
+    monkeypatch.setattr("charrnn.curves.POINTS", 3)
+    assessment_page([assessment()], [portrait("one", log=log(7, 4))], "poem", ORIGIN)
+    for call, name, scale in zip(
+        chart.call_args_list, ("character-characters", "character-seconds"), (100, 0.5), strict=True
+    ):
+        assert call.args[0] == f"curves-{name}"
+        thin, main = call.args[2]
+        assert (thin.label, thin.faint, main.label, main.faint) == ("", True, "one", False)
+        assert thin.x == pytest.approx([2 * scale, 4.5 * scale, 6.5 * scale])
+        assert thin.y == pytest.approx([2.8, 2.55, 2.35])
+        assert main.x == pytest.approx([scale, 2 * scale, 3 * scale, 4 * scale])
+        assert main.y == pytest.approx([3.0, 2.9, 2.8, 2.7])
+
+
 def test_curves_on_different_texts_are_said_to_be_that() -> None:
     def caption(*texts: str) -> str:
         drawn = [portrait(str(n), log=log(n + 3), validated_on=on) for n, on in enumerate(texts)]

@@ -184,18 +184,22 @@ class TestTable:
     def test_positions_are_averaged_between_powers_of_two(
         self, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        positions = PositionScores(np.array([4.0, 3.0, 2.0, 1.0, 0.5, 0.7]), stretches=1234)
+        nats_T = np.concatenate([[4.0, 3.0, 2.0, 1.0], np.full(1100, 0.6)])
+        positions = PositionScores(nats_T, stretches=1234)
         one = Assessment("run", ONE.shape, 1, ONE.scores, by_position=positions)
         print_assessments([one])
         out = capsys.readouterr().out
         assert "means of 1,234 stretches" in out
-        lines = [line.split()[:3] for line in out.splitlines()[-4:]]
-        assert lines == [
-            ["1", "1", "4.0000"],
-            ["2", "2", "3.0000"],
-            ["3", "4", "1.5000"],
-            ["5", "6", "0.6000"],
+        lines = [line.split()[:4] for line in out.splitlines()[-12:]]
+        assert lines[:4] == [
+            ["1", "1", "4.0000", "5.7708"],
+            ["2", "2", "3.0000", "4.3281"],
+            ["3", "4", "1.5000", "2.1640"],
+            ["5", "8", "0.6000", "0.8656"],
         ]
+        assert lines[-2:] == [
+            ["513", "1,024", "0.6000", "0.8656"], ["1,025", "1,104", "0.6000", "0.8656"],
+        ]  # fmt: skip
 
 
 class TestComparison:
@@ -228,6 +232,16 @@ class TestComparison:
         assert least.startswith("Supported is a difference above 0.0227 nats: 95 % for one pair")
         assert "Seeds vary weights and dropout, not the text" in least
 
+    def test_a_difference_within_the_spread_may_be_chance(self) -> None:
+        made = self.made(("lstm", "gru"), 3, steps=20)
+        runs = [
+            replace(run, nats_per_char=2 + 0.1 * run.seed + (0.01 if run.cell == "gru" else 0))
+            for cell in made.cells
+            for run in cell.runs
+        ]
+        *_, pair, _ = comparison_says(Comparison.of(made.plan, runs))
+        assert pair == "lstm is 0.0100 nats ahead of gru: may be chance"
+
     def test_one_seed_says_how_to_have_more(self) -> None:
         made = self.made(("lstm", "gru"), 1, steps=20)
         runs = [replace(cell.runs[0], run=f"a b/{cell.cell}-seed1") for cell in made.cells]
@@ -240,9 +254,12 @@ class TestComparison:
     def test_what_could_not_be_matched_is_not_said_to_be(self, more: int, said: str) -> None:
         first, *_ = self.says(("rnn", "lstm", "gru"), 1, more, steps=20)
         assert first.startswith(f"Matched by parameters{said} 20 steps a run")
+        first, *_ = self.says(("rnn", "lstm", "gru"), 1, more, steps=20, match="width")
+        assert first.startswith("Matched by width; 20 steps a run"), "there they may differ"
 
     @pytest.mark.parametrize(
-        ("unknown", "said"), [(1, "1 of these characters is"), (93, "93 of these characters are")]
+        ("unknown", "said"),
+        [(1, "1 of these characters is"), (1093, "1,093 of these characters are")],
     )
     def test_what_the_vocabulary_lacks_is_said(self, unknown: int, said: str) -> None:
         made = self.made(("lstm", "gru"), 2, unknown=unknown, steps=20)
@@ -315,9 +332,17 @@ class TestComparison:
 
     def test_a_row_by_hand(self) -> None:
         made = self.made(("lstm",), 2, steps=20)
+        large: dict[str, Any] = {
+            "parameters": 1900,
+            "multiply_adds": 1567,
+            "steps": 2000,
+            "clipped_steps": 1234,
+        }
+        runs = [replace(run, **large) for run in made.cells[0].runs]
+        made = Comparison.of(made.plan, runs)
         assert comparison_lines(made)[1] == [
-            "lstm", "1 x 3", "2.0050", "0.0071", "2.8926", "7.426", "2.0000", "7.389", "900", "567",
-            "1000.0", "7", "20", "0",
+            "lstm", "1 x 3", "2.0050", "0.0071", "2.8926", "7.426", "2.0000", "7.389", "1,900",
+            "1,567", "1000.0", "7", "2,000", "1,234",
         ]  # fmt: skip
         row = made.to_list()[0]
         times = (row["seconds"], row["chars_per_second"], row["train_chars_per_second"])
