@@ -32,7 +32,7 @@ from charrnn.assessment import After, Assessment
 from charrnn.baselines import Baseline
 from charrnn.checkpoint import load, save
 from charrnn.comparing import RunScored, compare
-from charrnn.comparison import CellResult, Comparison, Plan
+from charrnn.comparison import CellResult, Comparison, Plan, RunFailure
 from charrnn.config import ModelConfig, TrainConfig
 from charrnn.corpus import scan
 from charrnn.equations import Quantity, Step
@@ -242,10 +242,12 @@ def portrait(label: str = "LSTM", **changes: Any) -> Portrait:
     return replace(made, **changes)
 
 
-def comparison(seeds: int = 2, cells: tuple[Any, ...] = ("lstm", "gru")) -> Comparison:
+def comparison(
+    seeds: int = 2, cells: tuple[Any, ...] = ("lstm", "gru"), apart: float = 0.1
+) -> Comparison:
     plan = Plan(texts=("/texts/poem.txt",), cells=cells, seeds=seeds, steps=20)
     results = [
-        make_result(cell, seed, 2.0 + 0.1 * cells.index(cell) + 0.01 * seed)
+        make_result(cell, seed, 2.0 + apart * cells.index(cell) + 0.01 * seed)
         for seed in range(1, seeds + 1)
         for cell in cells
     ]
@@ -295,6 +297,66 @@ class TestComparisonPage:
         runs = [replace(run, uniform_nats=2.05) for cell in made.cells for run in cell.runs]
         lead = check(compare_page(Comparison.of(made.plan, runs))).texts["p"][1]
         assert lead.endswith(" Worse than guessing: 2 runs.")
+
+    @pytest.mark.parametrize(
+        ("seeds", "apart", "said"),
+        [
+            (1, 0.1, "0.1000 nats ahead of GRU, from one seed each."),
+            (3, 0.1, "0.1000 nats ahead of GRU, more than chance makes likely."),
+            (3, 0.005, "0.0050 nats ahead of GRU, which may be chance."),
+        ],
+    )
+    def test_how_far_ahead_the_best_is_stands_at_the_top(
+        self, seeds: int, apart: float, said: str
+    ) -> None:
+        lead = check(self.bare(comparison(seeds, apart=apart))).texts["p"][1]
+        assert lead.endswith(f" bits. It is {said}")
+
+    def test_what_is_left_out_is_told_at_the_top(self) -> None:
+        made = comparison(3)
+        runs = [run for cell in made.cells for run in cell.runs if run.seed == 1]
+        gone = [RunFailure(cell.cell, seed, "") for cell in made.cells for seed in (2, 3)]
+        lead = check(self.bare(Comparison.of(made.plan, runs, gone))).texts["p"][1]
+        assert lead.endswith(" Left out: 4 runs whose loss was not finite.")
+
+    @pytest.mark.parametrize(
+        ("texts", "said"),
+        [((), "Python's own sources"), (("a/b", "a/c"), "the same texts"), (("a/b",), "b")],
+    )
+    def test_the_title_names_what_was_read(self, texts: tuple[str, ...], said: str) -> None:
+        made = comparison()
+        page = check(self.bare(replace(made, plan=replace(made.plan, texts=texts))))
+        assert page.texts["h1"] == [f"LSTM and GRU on {said}"]
+        assert (", ".join(texts) or said) in page.texts["dd"]
+
+    def bare(self, made: Comparison) -> str:
+        """Return a page without figures of what was learnt and looked into."""
+        drawn = [portrait(cell.cell.upper(), inspection=None) for cell in made.cells]
+        return comparison_page(made, drawn, [(run, ()) for run in made.cells[0].runs], ORIGIN)
+
+    @pytest.mark.parametrize("seeds", [1, 3])
+    def test_every_seed_is_drawn_in_its_cells_style(
+        self, seeds: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        curves, losses = mock.Mock(return_value=""), mock.Mock(return_value="")
+        monkeypatch.setattr("charrnn.curves.line_chart", curves)
+        monkeypatch.setattr("charrnn.report.dot_chart", losses)
+        text = compare_page(comparison(seeds), [portrait(inspection=None)] * 2)
+        more = [""] * (seeds - 1)
+        main = [line for line in curves.call_args.args[2] if not line.faint]
+        assert [line.label for line in main] == ["LSTM", *more, "GRU", *more]
+        assert [line.style for line in main] == [0] * seeds + [1] * seeds
+        one_style = "Seeds of one cell share a style; the first is named. Nats per character"
+        assert (one_style in text) == (seeds > 1)
+        _, _, names, (dots,) = losses.call_args.args
+        assert (names, list(dots.style)) == (["LSTM", "GRU"], [0, 1])
+        assert dots.values == pytest.approx([2.02, 2.12] if seeds > 1 else [2.01, 2.11])
+        if seeds == 1:
+            assert not dots.around
+        else:
+            assert dots.around == [
+                pytest.approx([2.01, 2.02, 2.03]), pytest.approx([2.11, 2.12, 2.13]),
+            ]  # fmt: skip
 
     def test_one_seed_and_one_cell_are_enough(self) -> None:
         page = check(compare_page(comparison(seeds=1)))
@@ -458,6 +520,22 @@ class TestAssessmentPage:
         assert len(line.x) <= 60
         # A group's mean is near what is measured at its middle.
         assert line.y == pytest.approx([nats_T[int(x) - 1] for x in line.x], abs=0.05)
+
+    def test_baselines_are_grey_and_a_model_keeps_its_style(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        chart = mock.Mock(return_value="")
+        monkeypatch.setattr("charrnn.report.dot_chart", chart)
+        faster = Scores(nats=1400.0, characters=1000, unknown=1, bytes=1100, seconds=2.0)
+        beside = (Baseline("xz", 2.0, "alone"),)
+        two = [
+            assessment(baselines=beside),
+            assessment("runs/two", dynamic=faster, baselines=beside),
+        ]
+        assessment_page(two, [portrait("one"), portrait("two")], "poem", ORIGIN)
+        _, _, names, (dots,) = chart.call_args.args
+        assert list(names) == ["one", "two", "two, dynamic", "xz"]
+        assert list(dots.style) == [0, 1, 1, 5]
 
     def test_the_log_of_one_run_is_drawn_once(self) -> None:
         text = assessment_page(
