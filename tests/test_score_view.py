@@ -154,13 +154,32 @@ class TestTable:
         print_assessments(three[:2])
         assert "3-gram  " in capsys.readouterr().out
 
-    def test_what_is_told_of_all_of_a_kind_is_told_once(self) -> None:
-        """Their prices differ, with the training part; what they are does not."""
+    @pytest.mark.parametrize(
+        ("nats", "abouts", "said"),
+        [
+            ((2.5, 2.6, 2.7), ("counts",) * 3, ["unigram: counts"]),
+            (
+                (2.5, 2.5, 2.7),
+                ("counts",) * 3,
+                ["unigram (a): counts; the same for b", "unigram (c): counts"],
+            ),
+            (
+                (2.5, 2.6, 2.7),
+                ("counts", "counts", "others"),
+                ["unigram (a): counts", "unigram (b): counts", "unigram (c): others"],
+            ),
+        ],
+    )
+    def test_what_is_told_of_all_of_a_kind_is_told_once(
+        self, nats: tuple[float, ...], abouts: tuple[str, ...], said: list[str]
+    ) -> None:
+        """Their prices differ, with the training part, and what they are may not."""
+        uniform = Baseline("uniform", 3.0, "9 symbols")
         three = [
-            replace(ONE, checkpoint=name, baselines=(Baseline("unigram", nats, "counts"),))
-            for name, nats in (("a", 2.5), ("b", 2.6), ("c", 2.7))
+            replace(ONE, checkpoint=name, baselines=(uniform, Baseline("unigram", price, about)))
+            for name, price, about in zip("abc", nats, abouts, strict=True)
         ]
-        assert list(assessments_say(three)) == ["unigram: counts"]
+        assert list(assessments_say(three)) == ["uniform: 9 symbols", *said]
 
     def test_a_byte_counts_as_a_character_and_that_is_said(
         self, capsys: pytest.CaptureFixture[str]
@@ -284,6 +303,10 @@ class TestComparison:
         _, line, *_ = self.says(("rnn", "gru"), 2, steps=20, **given)
         assert line == f"Every run was given {said}."
 
+    def test_one_cell_has_no_ratio_to_keep(self) -> None:
+        _, line = self.says(("gru",), 2, steps=20, lr=0.02)
+        assert line == "Every run was given --lr 0.02."
+
     def test_a_model_that_came_to_nothing_has_its_row(self) -> None:
         """Its perplexity is beyond the largest float."""
         (cell,) = self.made(("lstm",), 1, steps=20).cells
@@ -301,10 +324,10 @@ class TestComparison:
         (line,) = [line for line in lines if "guessing" in line]
         worse = "gru, seed 1: worse than guessing (3.005 nats); "
         assert line.startswith(f"{worse}the training went wrong")
-        runs = [replace(run, unknown=100) for run in runs]  # of 999 characters
+        runs = [replace(run, unknown=700) for run in runs]  # of 999 characters
         lines = list(comparison_says(Comparison.of(made.plan, runs)))
         (line,) = [line for line in lines if "guessing" in line]
-        assert line.startswith(f"{worse}10 % of these characters are unknown, and they are what")
+        assert line.startswith(f"{worse}70 % of these characters are unknown, and they are what")
         runs = [replace(run, uniform_nats=1.0) for run in runs]
         lines = list(comparison_says(Comparison.of(made.plan, runs)))
         of_cells = [line for line in lines if "guessing" in line]
@@ -351,7 +374,7 @@ class TestComparison:
     @pytest.mark.parametrize(
         ("took", "said"),
         [
-            ((0.7, 0.35), ", of which validations took 5 to 10 %"),
+            ((4.9, 0.35), ", of which validations took 5 to 70 %"),
             ((0.7, 0.7), ", of which validations took 10 %"),
             ((0.0, 0.0), ""),  # nothing is held out to validate
             ((None, None), ""),  # results of before
@@ -378,7 +401,9 @@ class TestComparison:
     def test_what_was_chosen_where_it_is_scored_is_flattered(self) -> None:
         first, *_ = self.says(("lstm", "gru"), 2, steps=20, test_share=0.0)
         assert "of the validation part, which flatters it: it was chosen there; µs/char" in first
-        assert "flatters" not in self.says(("lstm", "gru"), 2, steps=20)[0]
+        first, *_ = self.says(("lstm", "gru"), 2, steps=20)
+        assert "mean of 2 seeds; the best checkpoint by validation, on the 999 pred" in first
+        assert "flatters" not in first
 
     @pytest.mark.parametrize(
         ("budget", "said"),
