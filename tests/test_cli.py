@@ -304,7 +304,6 @@ class TestBadInput:
             ("evaluate {trained} --text {latin}", 1, "--encoding"),
             ("evaluate {trained} --text {prose} --encoding bytes", 2, "--encoding bytes"),
             ("evaluate {trained} {missing} --text {prose}", 1, "no such checkpoint"),
-            ("evaluate {trained} {prose} --text {prose}", 1, "in quotes"),
         ],
     )
     def test_is_refused_in_one_line(
@@ -1283,6 +1282,25 @@ class TestEvaluate:
         found = cli(*again, stdin=prose.read_bytes())
         assert found.code == 0
         assert "unigram" in found.out
+
+    def test_a_validation_text_that_moved_is_not_taken_for_the_training_text(
+        self, cli: Cli, prose: Path, tmp_path: Path
+    ) -> None:
+        held_out, run, moved = tmp_path / "held-out", tmp_path / "run", tmp_path / "moved"
+        held_out.write_text(make_prose(200, seed=2))
+        assert cli("train", prose, "--valid", held_out, "--run", run, *QUICK).code == 0
+        held_out.rename(moved)
+        found = cli("evaluate", run, "--part", "valid", "--text", moved, "--baselines", "--json")
+        assert "left out" not in found.err
+        assert "unigram" in {one["name"] for one in json.loads(found.out)[0]["baselines"]}
+
+    def test_only_a_name_after_those_of_a_text_is_said_to_be_of_a_pattern(
+        self, cli: Cli, trained: Path, prose: Path
+    ) -> None:
+        hint = "in quotes"
+        assert hint in one_line(cli("evaluate", trained, prose, "--text", prose))
+        assert hint not in one_line(cli("evaluate", prose, "--text", prose))
+        assert hint not in one_line(cli("evaluate", trained, prose, "--part", "valid"))
 
     def test_in_depth_adds_names_and_changes_none(self, cli: Cli, trained: Path) -> None:
         plain = json.loads(cli("evaluate", trained, "--part", "valid", "--json").out)[0]
