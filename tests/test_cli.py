@@ -706,9 +706,9 @@ class TestTrain:
 
     def test_says_that_some_lines_end_otherwise(self, cli: Cli, tmp_path: Path) -> None:
         text, run = tmp_path / "text", tmp_path / "run"
-        text.write_bytes(b"abc\n" * 900 + b"abc\r\n" * 9)
+        text.write_bytes(b"a\n" * 900 + b"a\r\n" * 1100)
         said = cli("train", text, "--run", run, *QUICK).err
-        assert "note: 9 of 909 line ends are CRLF, " in said
+        assert "note: 1,100 of 2,000 line ends are CRLF, " in said
 
     def test_says_what_is_unknown_in_what_is_held_out(self, cli: Cli, tmp_path: Path) -> None:
         text, run = tmp_path / "text", tmp_path / "run"
@@ -835,7 +835,19 @@ class TestTrain:
         dropped = {name: getattr(before.config, name) for name in ("dropout", "weight_drop")}
         assert replace(after.config, **dropped) == before.config
         # The first 900 characters are trained on; the marks are in the part held out.
-        assert f"weights and vocabulary from {trained}: it knows 100.00 %" in result.err
+        assert f"weights and vocabulary from {trained}: it knows 100.00 % of the " in result.err
+        assert "characters, and lacks" not in result.err
+
+    def test_a_character_must_occur_often_enough(self, cli: Cli, tmp_path: Path) -> None:
+        """One is enough: beside the unknown symbol."""
+        text, words = tmp_path / "text", ("--run", tmp_path / "run", "--min-count", 200, *QUICK)
+        text.write_text("ab" * 190)
+        assert one_line(cli("train", text, *words)) == (
+            "charrnn: no character occurs 200 times in the training part: give a smaller "
+            "--min-count\n"
+        )
+        text.write_text("a" * 380)
+        assert cli("train", text, *words).code == 0
 
     @pytest.mark.parametrize(("given", "masks"), [((), 2), (("--dropout-masks", "3"), 3)])
     def test_masks_of_dropout_are_those_given_or_by_rule(
@@ -1162,18 +1174,19 @@ class TestEvaluate:
     def test_says_so_of_a_file_of_several(self, cli: Cli, tmp_path: Path) -> None:
         texts = [tmp_path / name for name in ("one", "two", "three")]
         for seed, path in enumerate(texts):
-            path.write_text(make_prose(300 + seed, seed=seed), encoding="utf-8")
+            path.write_text(make_prose(1300 + seed, seed=seed), encoding="utf-8")
         run = tmp_path / "run"
         options = ("--valid", texts[2], "--valid", texts[1])
         result = cli("train", *texts[:2], *options, "--run", run, *QUICK)
         note = (
-            "note: 301 of the 603 characters that --valid names are trained on, too: validations "
+            "note: 1,301 of the 2,603 characters that --valid names are trained on, too: "
+            "validations "
         )
         assert note + "flatter the model\n" in result.err
         result = cli("evaluate", run, "--text", texts[1])
-        assert f"{run}: the model was trained on 301 of these 301 characters" in result.err
+        assert f"{run}: the model was trained on 1,301 of these 1,301 characters" in result.err
         result = cli("evaluate", run, "--text", texts[2], "--text", texts[0])
-        assert f"{run}: the model was trained on 300 of these 602 characters" in result.err
+        assert f"{run}: the model was trained on 1,300 of these 2,602 characters" in result.err
 
     def test_says_on_how_much_validations_chose_the_checkpoint(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -336,7 +336,7 @@ class TestComparisonPage:
         drawn = [portrait(cell.cell.upper(), inspection=None) for cell in made.cells]
         return comparison_page(made, drawn, [(run, ()) for run in made.cells[0].runs], ORIGIN)
 
-    @pytest.mark.parametrize("seeds", [1, 3])
+    @pytest.mark.parametrize("seeds", [1, 2])
     def test_every_seed_is_drawn_in_its_cells_style(
         self, seeds: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -352,13 +352,14 @@ class TestComparisonPage:
         assert (one_style in text) == (seeds > 1)
         _, _, names, (dots,) = losses.call_args.args
         assert (names, list(dots.style)) == (["LSTM", "GRU"], [0, 1])
-        assert dots.values == pytest.approx([2.02, 2.12] if seeds > 1 else [2.01, 2.11])
+        assert dots.values == pytest.approx([2.015, 2.115] if seeds > 1 else [2.01, 2.11])
         if seeds == 1:
             assert not dots.around
         else:
             assert dots.around == [
-                pytest.approx([2.01, 2.02, 2.03]), pytest.approx([2.11, 2.12, 2.13]),
-            ]  # fmt: skip
+                pytest.approx([2.01, 2.02]),
+                pytest.approx([2.11, 2.12]),
+            ]
 
     def test_one_seed_and_one_cell_are_enough(self) -> None:
         page = check(compare_page(comparison(seeds=1)))
@@ -982,7 +983,7 @@ def test_what_is_cut_off_is_said_and_nothing_else(
     """The scale goes from 2.0 to 2.9, with 0.054 to spare: the first row is of the beginning."""
     logs = [
         [
-            {"step": n, "characters": 100.0 * n, "seconds": 1.0 * n, "valid_nats_per_char": nats}
+            {"step": n, "characters": 100.0 * n, "seconds": 50.0 + n, "valid_nats_per_char": nats}
             for n, nats in course
         ]
         for course in (((1, first), (20, 2.9), (30, 2.5)), ((1, 2.7), (30, 2.0)))
