@@ -453,6 +453,14 @@ class TestAssessmentPage:
         )
         alone = check(assessment_page([of_bytes], [portrait("bytes")], "poem", ORIGIN))
         assert alone.texts["p"][1].startswith("bytes needs 0.8656 bits per byte, perplexity 1.822.")
+        why = " Per byte, since not all models count the same characters."
+        fewer = assessment("runs/f", scores=replace(scores, characters=999))
+        two = check(
+            assessment_page([of_text, fewer], [portrait("text"), portrait("f")], "poem", ORIGIN)
+        )
+        for one, is_said in ((page, True), (alone, False), (two, True)):
+            assert one.texts["h3"][0] == "Bits per byte"
+            assert (why in one.texts["figcaption"][0]) == is_said
 
     def test_no_figure_has_nats_per_byte_beside_those_per_character(self) -> None:
         by_position = PositionScores(np.linspace(3, 2, 10), 7)
@@ -493,6 +501,16 @@ class TestAssessmentPage:
         lead = page.texts["p"][1]
         assert ("Without a network, 7-gram needs fewer: 1.8362 bits per byte" in lead) == said
         assert "xz" not in lead
+
+    def test_the_baseline_that_needs_least_is_said_to_be_whose_it_is(self) -> None:
+        two = [
+            assessment(f"runs/{name}", baselines=(Baseline("7-gram", nats, ""),))
+            for name, nats in (("a", 1.4), ("b", 1.3))
+        ]
+        page = check(assessment_page(two, [portrait("one"), portrait("two")], "poem", ORIGIN))
+        lead = page.texts["p"][1]
+        assert lead.endswith("Without a network, 7-gram (two) needs fewer: 1.7050 bits per byte.")
+        assert page.texts["h3"][0] == "Bits per character"
 
     @pytest.mark.parametrize(
         ("stretches", "said"), [(1, "one stretch"), (7, "means of 7 stretches")]
@@ -612,6 +630,27 @@ class TestInspectionPage:
         assert "Unit 1.3c along the text" in page.texts["h3"]
         assert "The beginning of what was looked at, read from a state" in page.texts["p"][-1]
         assert "a<b␍↵\n\tc" in page.texts["pre"]
+
+    @pytest.mark.parametrize(("lag", "said"), [(1234, "after 1,234"), (None, "beyond 1,500")])
+    def test_of_several_layers_the_last_is_told_at_the_top(
+        self, lag: int | None, said: str
+    ) -> None:
+        relative = tuple(0.99**k for k in range(1501))
+        reaches = tuple(
+            Reach(layer, "h", 1.0, relative, relative, 70, under)
+            for layer, under in ((1, 7), (2, lag))
+        )
+        seen = inspection(
+            gradient_flow=(flow(reaches=reaches, spectral_radii=((1.0,), (1.1,))),), memory=None,
+            pace=(), gates=(), units=(), activation=None, clipping=None, cuts=(),
+        )  # fmt: skip
+        shape = replace(SHAPE, cell="gru", layers=2)
+        drawn = portrait(shape=shape, inspection=seen, log=())
+        page = check(inspection_page(drawn, "poem", ORIGIN))
+        assert page.texts["p"][1] == (
+            "GRU 2 x 3, looked into on 1,234 characters. The gradient falls under 1 % "
+            f"{said} characters along its state h of layer 2."
+        )
 
     def test_signs_and_shares_are_not_swapped(self) -> None:
         unit = Activation(Unit(1, 3, "c"), "abc", (1.0, -1.0, 0.0))
