@@ -22,7 +22,7 @@ from charrnn import inspection as module
 from charrnn.activity import Activation, GateUse, Pace, Unit, UnitFound
 from charrnn.checkpoint import load, save
 from charrnn.config import CellName, InspectConfig
-from charrnn.equations import Quantity, Step
+from charrnn.equations import SHOWN, Quantity, Step
 from charrnn.errors import UsageError
 from charrnn.flow import GradientFlow, Reach, gradient_flow, initial_model
 from charrnn.gradients import Cut, Truncation, Window, cuts
@@ -34,15 +34,19 @@ from charrnn.inspection_words import (
     gate_lines,
     gradient_flow_lines,
     memory_lines,
+    memory_says,
     pace_lines,
+    radius_says,
     step_lines,
     step_says,
     truncation_lines,
     truncation_says,
     unit_lines,
+    units_say,
 )
 from charrnn.memory import Memory
 from charrnn.norms import Clipping, Period
+from charrnn.properties import PROPERTIES
 from charrnn.trained import load_model
 from tests.conftest import Cli, Result, make_prose
 from tests.small import ALPHABET, each_cell, make_model, make_stretch, vocabulary, zero_
@@ -109,12 +113,35 @@ class TestTables:
             ["weights", "radius", "along", "half at", "1 % at", "k = 1"],
             ["initial", "1.25-1.50 *", "h 1", "2", "> 2", "0.50"],
         ]
+        said = "Radius: the recurrent matrices' spectral radius, least to largest"
+        assert radius_says([flow, replace(flow, scaled_to=None)]) == f"{said}, * scaled to it."
+        far = tuple(0.5**k for k in range(11))
+        two = (Reach(1, "h", 2.0, far, far, 2, 7), Reach(2, "h", 2.0, far, far, None, 7))
+        plain = GradientFlow("trained", None, ((1.5, 1.25), (0.75,)), (None, None), 9, two)
+        assert gradient_flow_lines([plain]) == [
+            ["weights", "radius", "along", "half at", "1 % at", "k = 1", "k = 10"],
+            ["trained", "1.25-1.50", "h 1", "2", "7", "0.50", "0.00098"],
+            ["trained", "0.75", "h 2", "> 10", "7", "0.50", "0.00098"],
+        ]
+        assert radius_says([plain]) == f"{said}."
 
     def test_the_step_s_characters_cannot_turn_their_line_around(self) -> None:
         quantities = (Quantity(1, "y", "V h' + v", (1.5, 2.5), None),)
         step = Step("\u05d0", quantities, ("\u0301", "\u0645"), 256, 1e-7, 2e-6, 1.25, 1.25)
         assert "it reads '\\u05d0'." in step_says(step)
         assert step_lines(step)[1][3:5] == ["'\\u0301'", "'\\u0645'"]
+
+    def test_the_step_is_held_against_the_model(self) -> None:
+        quantities = (Quantity(2, "h'", "tanh(a)", (0.5, -0.25), (0.5, -0.125)),)
+        step = Step("e", quantities, ("a",), 2560, 1.25e-7, 2e-6, 1.25, 1.5)
+        numbers = "2.0e-06 in a logit, at the end 1.2e-07 in a unit; nats per character 1.250000"
+        assert "Over 2,560 characters from" in step_says(step)
+        assert step_says(step).endswith(f"{numbers} by the equations, 1.500000 by the model.")
+        rest = [""] * (SHOWN - 2)
+        assert step_lines(step)[1:] == [
+            ["2", "h'", "= tanh(a)", "+0.50000", "-0.25000", *rest],
+            ["2", "h'", "by the model", "+0.50000", "-0.12500", *rest],
+        ]
 
     def test_memory(self) -> None:
         memory = Memory(1.5, (2.0, 0.25, -0.5), (0.125, 0.0625, 0.0), 30, 0.01, 2, 9)
@@ -123,10 +150,21 @@ class TestTables:
             ["1", "1.7500", "+0.2500", "0.0625"],
             ["2", "1.0000", "-0.5000", "0.0000"],
         ]
+        said = memory_says(replace(memory, windows=1234, needed=None, bptt=1024))
+        assert "(1,234 resets), against 1.5000 nats per character" in said
+        assert "To come within 0.01 nats of that, more than 2 characters are needed; " in said
+        assert "; the window of the training was 1,024." in said
+        longer = replace(memory, excess_nats=(0.5,) * 1101, standard_error=(0.25,) * 1101)
+        names = [line[0] for line in memory_lines(longer)]
+        assert names == ["k", "0", *(f"{2**n:,}" for n in range(11)), "1,100"]
 
     def test_pace(self) -> None:
         one = Pace(2, "c", (0.75, -0.5, math.nan), 0.125, "forget", 0.2, 0.125)
-        assert pace_lines([one])[1] == ["c 2", "+0.125", "-0.500", "+0.750", "20 %", "12.5 %"]
+        still = Pace(1, "h", (math.nan, math.nan), math.nan, None, None, None)
+        assert pace_lines([one, still])[1:] == [
+            ["c 2", "+0.125", "-0.500", "+0.750", "20 %", "12.5 %"],
+            ["h 1", "+nan", "+nan", "+nan", "", ""],
+        ]
 
     def test_gates(self) -> None:
         use = GateUse(1, "forget", (0.9, 0.95, 0.1), (0.05, 0.0, 0.91), 100)
@@ -135,6 +173,10 @@ class TestTables:
     def test_units(self) -> None:
         found = UnitFound("digit", Unit(1, 3, "c"), -0.7, 0.6, 0.25)
         assert unit_lines([found])[1] == ["digit", "0.250", "1.3c", "-0.700", "+0.600"]
+        every = [replace(found, property=name) for name in PROPERTIES]
+        assert units_say(every).endswith(" on the second.")
+        missing = ", ".join(list(PROPERTIES)[1:])
+        assert units_say(every[:1]).endswith(f" on the second. Not in both halves: {missing}.")
 
     def test_clipping(self) -> None:
         period = Period(1, 1200, 0.5, 1.5, 2.5, 0.125)
