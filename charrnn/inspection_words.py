@@ -176,13 +176,17 @@ def pace_lines(paces: Sequence[Pace]) -> list[list[str]]:
     lines = [["state", "lag 1", "least", "most", "kept", "median"]]
     for one in paces:
         varying = [value for value in one.autocorrelation if math.isfinite(value)]
-        numbers = [one.mean, min(varying), max(varying)] if varying else [math.nan] * 3
-        kept = [
-            "" if share is None else f"{100 * share:.3g} %"
-            for share in (one.kept_mean, one.kept_median)
-        ]
-        lines.append([f"{one.state} {one.layer}", *(f"{value:+.3f}" for value in numbers), *kept])
+        numbers = (one.mean, min(varying), max(varying)) if varying else ()
+        lags = [f"{value:+.3f}" for value in numbers] or ["constant", "", ""]
+        kept = [_kept(share) for share in (one.kept_mean, one.kept_median)]
+        lines.append([f"{one.state} {one.layer}", *lags, *kept])
     return lines
+
+
+def _kept(share: float | None) -> str:
+    if share is None:
+        return ""
+    return "< 0.001 %" if 0 < share < 1e-5 else f"{100 * share:.3g} %"
 
 
 def gate_lines(gates: Sequence[GateUse]) -> list[list[str]]:

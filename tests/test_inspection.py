@@ -163,8 +163,10 @@ class TestTables:
         still = Pace(1, "h", (math.nan, math.nan), math.nan, None, None, None)
         assert pace_lines([one, still])[1:] == [
             ["c 2", "+0.125", "-0.500", "+0.750", "20 %", "12.5 %"],
-            ["h 1", "+nan", "+nan", "+nan", "", ""],
+            ["h 1", "constant", "", "", "", ""],
         ]
+        kept = [pace_lines([replace(one, kept_median=share)])[1][-1] for share in (9e-6, 1e-5, 0.0)]
+        assert kept == ["< 0.001 %", "0.001 %", "0 %"]
 
     def test_gates(self) -> None:
         use = GateUse(1, "forget", (0.9, 0.95, 0.1), (0.05, 0.0, 0.91), 100)
