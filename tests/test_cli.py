@@ -26,8 +26,8 @@ from charrnn import __version__, recipe
 from charrnn.baselines import COMPRESSORS
 from charrnn.checkpoint import load, read_description, save
 from charrnn.cli import app
-from charrnn.config import TextChoices, TrainConfig
-from charrnn.corpus import _scan_file
+from charrnn.config import TextChoices, TextSource, TrainConfig
+from charrnn.corpus import Corpus, _scan_file, scan
 from charrnn.errors import UsageError
 from charrnn.runfolder import RunFolder
 from charrnn.sample_view import print_as_made, print_samples
@@ -35,6 +35,7 @@ from charrnn.sampling import Piece
 from charrnn.starting import start
 from charrnn.stdio import lossy, read_prompt, waits_unread
 from charrnn.stepper import Stepper
+from charrnn.subject import load_subjects
 from charrnn.trained import load_model
 from charrnn.vocabulary import Vocabulary
 from tests.conftest import (
@@ -1295,6 +1296,24 @@ class TestEvaluate:
         found = cli(*again, stdin=prose.read_bytes())
         assert found.code == 0
         assert "unigram" in found.out
+
+    @pytest.mark.parametrize("with_training", [False, True])
+    def test_the_training_text_is_read_where_it_is_needed(
+        self, trained: Path, tmp_path: Path, with_training: bool
+    ) -> None:
+        text, read = tmp_path / "text", []
+        text.write_text(make_prose(200, seed=2))
+
+        def counting(texts: tuple[str, ...], encoding: str) -> Corpus:
+            read.append(texts)
+            return scan(texts, encoding)
+
+        (subject,) = load_subjects(
+            [trained], TextSource(texts=(str(text),)), torch.device("cpu"), scan=counting,
+            with_training=with_training, tell=print,
+        )  # fmt: skip
+        assert len(read) == 1 + with_training
+        assert (subject.training is not None) == with_training
 
     def test_a_validation_text_that_moved_is_not_taken_for_the_training_text(
         self, cli: Cli, prose: Path, tmp_path: Path

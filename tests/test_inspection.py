@@ -33,6 +33,7 @@ from charrnn.inspection_words import (
     enough_says,
     gate_lines,
     gradient_flow_lines,
+    mark,
     memory_lines,
     memory_says,
     pace_lines,
@@ -142,6 +143,11 @@ class TestTables:
             ["2", "h'", "= tanh(a)", "+0.50000", "-0.25000", *rest],
             ["2", "h'", "by the model", "+0.50000", "-0.12500", *rest],
         ]
+
+    def test_every_character_can_be_seen(self) -> None:
+        """A joiner and a variation selector stay in what is printed, and show nothing."""
+        unseen = "\u200d\ufe00\ufe0f\x1b"
+        assert [mark(c) for c in "a\n\r" + unseen] == ["a", "↵", "␍", *["\ufffd"] * 4]
 
     def test_memory(self) -> None:
         memory = Memory(1.5, (2.0, 0.25, -0.5), (0.125, 0.0625, 0.0), 30, 0.01, 2, 9)
