@@ -158,8 +158,6 @@ def _update(run: Run) -> str:
     if config.scale_norm:
         clip = f"scaled to norm {config.scale_norm:g}"
     held = _held_back(run, by_plan=False)
-    if run.resumed:
-        held = [*_dropout(run), *_decay(run), *_temperature(run)]
     return ", ".join([rates, clip, *held, f"seed {config.seed}"])
 
 
@@ -192,15 +190,19 @@ def _temperature(run: Run) -> list[str]:
 
 
 def _held_back(run: Run, *, by_plan: bool) -> list[str]:
-    """Return what keeps a model from learning its text by heart: by a plan, or without one."""
+    """Return what keeps a model from learning its text by heart: by a plan, or known at a start.
+
+    A run that goes on starts with what it has been planned with.
+    """
     config = run.config
+    wanted = (True,) if by_plan else (False, run.resumed)
     drops = _dropout(run) or (["no dropout"] if by_plan else [])
     kinds = (
         (config.dropout_by_plan, drops),
         (config.decay_by_plan, _decay(run)),
         (config.temperature_by_plan, _temperature(run)),
     )
-    return [one for planned, said in kinds if planned == by_plan for one in said]
+    return [one for planned, said in kinds if planned in wanted for one in said]
 
 
 def _budget(run: Run) -> str:

@@ -305,6 +305,7 @@ class TestBadInput:
             ("evaluate {trained} --text {latin}", 1, "--encoding"),
             ("evaluate {trained} --text {prose} --encoding bytes", 2, "--encoding bytes"),
             ("evaluate {trained} {missing} --text {prose}", 1, "no such checkpoint"),
+            ("evaluate {trained} {prose} --text {prose}", 1, "in quotes"),
         ],
     )
     def test_is_refused_in_one_line(

@@ -228,34 +228,27 @@ class TestChoose:
 
         assert chosen(epochs=300) == chosen(steps=300_000) != chosen(epochs=1)
 
-    def test_dropout_goes_by_the_plan_where_the_rules_choose_it(self) -> None:
-        def by_plan(budget: str, **model: float) -> bool:
-            return choose_for(budget={budget: 2}, model=model)[1].dropout_by_plan
-
-        assert by_plan("minutes")
-        assert not by_plan("steps")
-        assert not by_plan("minutes", dropout=0.1)
-        assert not by_plan("minutes", weight_drop=0.1)
-
-    def test_the_loss_temperature_goes_by_the_plan_where_the_rules_choose_it(self) -> None:
-        def by_plan(budget: str, **training: float | str) -> bool:
-            return choose_for(budget={budget: 2}, training=training)[1].temperature_by_plan
-
-        assert by_plan("minutes")
-        assert by_plan("minutes", optimiser="sgd")
-        assert not by_plan("steps")
-        assert not by_plan("minutes", loss_temperature=1.0)
-
-    def test_decay_goes_by_the_plan_where_the_rules_choose_it(self) -> None:
-        def by_plan(budget: str, **training: float | str) -> bool:
-            return choose_for(budget={budget: 2}, training=training)[1].decay_by_plan
-
-        assert by_plan("minutes")
-        assert by_plan("minutes", optimiser="muon")
-        assert not by_plan("steps")
-        assert not by_plan("minutes", weight_decay=0.1)
-        assert not by_plan("minutes", optimiser="adamw")
-        assert not by_plan("minutes", optimiser="sgd")
+    @pytest.mark.parametrize(
+        ("flag", "choices", "by_plan"),
+        [
+            ("dropout_by_plan", {}, True),
+            ("dropout_by_plan", {"model": {"dropout": 0.1}}, False),
+            ("dropout_by_plan", {"model": {"weight_drop": 0.1}}, False),
+            ("decay_by_plan", {}, True),
+            ("decay_by_plan", {"training": {"optimiser": "muon"}}, True),
+            ("decay_by_plan", {"training": {"weight_decay": 0.1}}, False),
+            ("decay_by_plan", {"training": {"optimiser": "adamw"}}, False),
+            ("decay_by_plan", {"training": {"optimiser": "sgd"}}, False),
+            ("temperature_by_plan", {}, True),
+            ("temperature_by_plan", {"training": {"optimiser": "sgd"}}, True),
+            ("temperature_by_plan", {"training": {"loss_temperature": 1.0}}, False),
+        ],
+    )
+    def test_what_the_rules_choose_goes_by_the_plan_of_minutes(
+        self, flag: str, choices: dict[str, Any], by_plan: bool
+    ) -> None:
+        assert getattr(choose_for(budget={"minutes": 2}, **choices)[1], flag) == by_plan
+        assert not getattr(choose_for(budget={"steps": 2}, **choices)[1], flag)
 
     @given(
         cell=CELLS,

@@ -203,7 +203,7 @@ class TestTable:
     def test_positions_are_averaged_between_powers_of_two(
         self, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        nats_T = np.concatenate([[4.0, 3.0, 2.0, 1.0], np.full(1100, 0.6)])
+        nats_T = np.concatenate([[4.0, 3.0, 2.0, 1.0], np.tile([0.5, 0.7], 550)])
         positions = PositionScores(nats_T, stretches=1234)
         one = Assessment("run", ONE.shape, 1, ONE.scores, by_position=positions)
         print_assessments([one])
