@@ -92,6 +92,17 @@ Embedding = Annotated[
 WeightDecay = Annotated[
     float | None, typer.Option(help="Decoupled weight decay (default: by rule; sgd 0).")
 ]
+DropoutMasks = Annotated[
+    int | None,
+    typer.Option(help="Average the loss over so many masks of dropout (default: by rule)."),
+]
+LossTemperature = Annotated[
+    float | None,
+    typer.Option(
+        help="Divide the logits by this in the training loss; below 1 the trained model is "
+        "less sure of itself (default: by rule)."
+    ),
+]
 ClipNorm = Annotated[
     float | None,
     typer.Option(help="Scale larger gradients down to this norm; 0: no clipping (default 1)."),
@@ -273,17 +284,8 @@ def train(
             help="Share of recurrent weights dropped (default: by rule, even with --dropout 0)."
         ),
     ] = None,
-    dropout_masks: Annotated[
-        int | None,
-        typer.Option(help="Average the loss over so many masks of dropout (default: by rule)."),
-    ] = None,
-    loss_temperature: Annotated[
-        float | None,
-        typer.Option(
-            help="Divide the logits by this in the training loss; below 1 the trained model is "
-            "less sure of itself (default: by rule)."
-        ),
-    ] = None,
+    dropout_masks: DropoutMasks = None,
+    loss_temperature: LossTemperature = None,
     batch_size: Annotated[
         int | None,
         typer.Option(help="Lanes: places in the text read side by side (default: by rule)."),
@@ -793,6 +795,8 @@ def compare(
     weight_drop: Annotated[
         float | None, typer.Option(help="Share of recurrent weights dropped (default: by rule).")
     ] = None,
+    dropout_masks: DropoutMasks = None,
+    loss_temperature: LossTemperature = None,
     batch_size: Annotated[int | None, typer.Option(help="Lanes (default: the LSTM's).")] = None,
     bptt: Annotated[
         int | None, typer.Option(help="Window of the gradient (default: the LSTM's).")
@@ -822,9 +826,9 @@ def compare(
 
     All read the same text in the same order, with the same layers and lanes, and have the same
     number of parameters (--match hidden: the same width). With --minutes a faster cell reads more.
-    Learning rates, weight decay, dropout and weight drop are each cell's own where they are not
-    given. Ctrl-C saves and leaves. A run whose loss is no longer finite is left out, and tried
-    again by --resume.
+    Learning rates, weight decay, dropout and its masks, weight drop and loss temperature are each
+    cell's own where they are not given. Ctrl-C saves and leaves. A run whose loss is no longer
+    finite is left out, and tried again by --resume.
 
     The page of --report is made when all runs are done; --resume makes it of a comparison that is
     finished already, without training anything.
@@ -842,6 +846,8 @@ def compare(
         "embedding": embedding,
         "dropout": dropout,
         "weight_drop": weight_drop,
+        "dropout_masks": dropout_masks,
+        "loss_temperature": loss_temperature,
         "batch_size": batch_size,
         "bptt": bptt,
         "optimiser": optimiser,

@@ -90,6 +90,8 @@ class Plan(Record):
     embedding: int | None = None
     dropout: float | None = None
     weight_drop: float | None = None
+    dropout_masks: int | None = None
+    loss_temperature: float | None = None
     batch_size: int | None = None
     bptt: int | None = None
     optimiser: OptimiserName | None = None
@@ -166,6 +168,8 @@ class Plan(Record):
             "weight_drop": self.weight_drop,
         }
         training = {
+            "dropout_masks": self.dropout_masks,
+            "loss_temperature": self.loss_temperature,
             "batch_size": self.batch_size,
             "bptt": self.bptt,
             "optimiser": self.optimiser,

@@ -352,7 +352,10 @@ def _validating(comparison: Comparison) -> str:
 
 def _given_to_all(plan: Plan) -> Iterator[str]:
     """Yield what no rule chose, if there is anything."""
-    rules = ("optimiser", "lr", "weight_decay", "clip_norm", "dropout", "weight_drop")
+    rules = (
+        "optimiser", "lr", "weight_decay", "clip_norm", "dropout", "weight_drop", "dropout_masks",
+        "loss_temperature",
+    )  # fmt: skip
     given = recipe.given({name: getattr(plan, name) for name in rules})
     if given:
         words = (

@@ -652,7 +652,8 @@ class TestCompare:
         model = {"layers": 2, "hidden": 13, "embedding": 5, "dropout": 0.25, "weight_drop": 0.125}
         training = {
             "batch_size": 3, "bptt": 11, "optimiser": "adamw", "lr": 0.03, "weight_decay": 0.07,
-            "clip_norm": 0.5, "precision": "fp32", "seed": 7,
+            "clip_norm": 0.5, "dropout_masks": 3, "loss_temperature": 0.75, "precision": "fp32",
+            "seed": 7,
         }  # fmt: skip
         others = {
             "match": "hidden", "seeds": 2, "epochs": 0.01, "encoding": "latin-1", "min_count": 4,
