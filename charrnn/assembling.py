@@ -61,7 +61,7 @@ def assemble(
     train_counts: Mapping[int, int],
     lanes: Lanes,
     valid: Part | None,
-    held_out: Mapping[int, int],
+    valid_counts: Mapping[int, int],
     progress: Progress,
     folder: RunFolder,
     text: TextRecord,
@@ -77,7 +77,7 @@ def assemble(
         train_counts: of its code points.
         lanes: its, from ``lanes_of``.
         valid: what is validated on, if anything.
-        held_out: the counts of its code points, but for the first, which nothing predicts.
+        valid_counts: the counts of its code points, but for the first, which nothing predicts.
         progress: zero for a new run; keeps the plan.
         folder: the run's, locked.
         text: what a checkpoint says of the text.
@@ -102,9 +102,9 @@ def assemble(
         progress=progress,
         folder=folder,
         text=text,
-        baselines=_baselines(train_counts, valid, held_out, vocabulary),
+        baselines=_baselines(train_counts, valid, valid_counts, vocabulary),
         notes=[*notes, *_slow_loops(model)],
-        unknown_share=vocabulary.unknown_share(held_out),
+        unknown_share=vocabulary.unknown_share(valid_counts),
     )
 
 
@@ -125,13 +125,13 @@ def _with_planned_steps(config: TrainConfig, lanes: Lanes, progress: Progress) -
 def _baselines(
     train_counts: Mapping[int, int],
     valid: Part | None,
-    held_out: Mapping[int, int],
+    valid_counts: Mapping[int, int],
     vocabulary: Vocabulary,
 ) -> dict[str, float]:
     """Return what the held-out text costs without a network, nats per character."""
-    baselines = {"uniform": uniform_nats(held_out, vocabulary)}
+    baselines = {"uniform": uniform_nats(valid_counts, vocabulary)}
     if valid is not None:
-        baselines["unigram"] = unigram_nats(train_counts, held_out, vocabulary)
+        baselines["unigram"] = unigram_nats(train_counts, valid_counts, vocabulary)
         baselines["bzip2"] = compressed_nats(valid.predicted.first(MOST_COMPRESSED), "bzip2")
     return baselines
 

@@ -15,6 +15,7 @@ from charrnn.assembling import assemble, lanes_of, refuse_too_large, refuse_vali
 from charrnn.checkpoint import BEST, Checkpoint
 from charrnn.config import BUDGETS, TrainConfig
 from charrnn.corpus import Part, scan
+from charrnn.decoding import text_encoding
 from charrnn.device import choose_device, multiplies_bf16
 from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.files import embedded_corpus
@@ -23,6 +24,7 @@ from charrnn.metrics import LOG, LOG_EVERY
 from charrnn.reading import TextRecord, absolute_names, readable, refuse_another_text
 from charrnn.run import Progress, Run, Settings
 from charrnn.runfolder import RunFolder
+from charrnn.stream import fit_lanes
 from charrnn.trained import described, prefixed, with_weights
 from charrnn.wording import command_line, flag, joined, shown
 
@@ -59,13 +61,14 @@ def resume(
         UsageError: a change makes no sense, or the run has something else than is given.
     """
     checkpoint, notes = folder.load_last()
-    path = checkpoint.path or folder.path
+    assert checkpoint.path is not None, "it was loaded from there"
+    path = checkpoint.path
     shape, vocabulary = described(checkpoint, path)
     saved = _saved_settings(checkpoint)
     progress = checkpoint.record("progress", Progress)
-    encoding, min_count = vocabulary.encoding, vocabulary.min_count
     has = {**shape.to_dict(), **saved.config.to_dict()}
-    _refuse_others(fixed, has | {"encoding": encoding, "min_count": min_count})
+    has |= {"encoding": saved.text.encoding, "min_count": vocabulary.min_count}
+    _refuse_others(fixed, has, _as_kept(fixed, saved))
     folder.keep = saved.keep if keep is None else keep
     record = _where_it_lies_now(saved.text, folder, texts, valid_texts)
     device = device or choose_device(saved.device)
@@ -91,7 +94,7 @@ def resume(
         train_counts=counts,
         lanes=lanes,
         valid=valid,
-        held_out=valid.predicted.counts() if valid is not None else {},
+        valid_counts=valid.predicted.counts() if valid is not None else {},
         progress=progress,
         folder=folder,
         text=record,
@@ -125,15 +128,37 @@ def resume(
     return run
 
 
-def _refuse_others(fixed: Mapping[str, Any], has: Mapping[str, Any]) -> None:
-    """Refuse numbers that are given and are others than the run was started with."""
+def _as_kept(fixed: Mapping[str, Any], saved: Settings) -> dict[str, Any]:
+    """Return what is given as a new run keeps it: the codec's own name; lanes that fit the text."""
+    config, kept = saved.config, dict(fixed)
+    if "encoding" in kept:
+        kept["encoding"] = text_encoding(kept["encoding"])
+    first, last = saved.text.train
+    wished = [kept.get(name, getattr(config, name)) for name in ("batch_size", "bptt")]
+    lanes, window, _ = fit_lanes(last - first, *wished)
+    fitted = {"batch_size": lanes, "bptt": window}
+    if kept.get("loss_last"):
+        fitted["loss_last"] = min(kept["loss_last"], window)
+    return kept | {name: number for name, number in fitted.items() if name in kept}
+
+
+def _refuse_others(
+    fixed: Mapping[str, Any], has: Mapping[str, Any], kept: Mapping[str, Any]
+) -> None:
+    """Refuse numbers that are given and are others than the run was started with.
+
+    Args:
+        fixed: as they are given.
+        has: the run's.
+        kept: what a new run makes of those that are given.
+    """
     # None and 0 are both "none" where a number may be either.
-    differ = [name for name, value in fixed.items() if (value or None) != (has[name] or None)]
+    differ = [name for name, value in kept.items() if (value or None) != (has[name] or None)]
     if differ:
         given = [f"{flag(name)} {_short(fixed[name])}" for name in differ]
-        kept = [_short(has[name] or "none") for name in differ]
+        others = [_short(has[name] or "none") for name in differ]
         raise UsageError(
-            f"{joined(given, 'and')}: the run was started with {joined(kept, 'and')}, and keeps "
+            f"{joined(given, 'and')}: the run was started with {joined(others, 'and')}, and keeps "
             "that (a budget, --lr, --patience, --keep and --device may change)"
         )
 

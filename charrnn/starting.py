@@ -66,11 +66,12 @@ def start(
         CharrnnError: a choice, the text, the checkpoint or the folder is not usable.
     """
     origin = None if init_from is None else _Origin.of(init_from, choices, text)
-    encoding = "utf-8" if text.encoding is None else text.encoding
+    encoding = "utf-8"
     if origin is not None:
-        encoding = origin.vocabulary.encoding if text.encoding is None else text.encoding
+        encoding = origin.encoding
         settled = origin.shape | recipe.given(choices.model)
         choices = replace(choices, cell=origin.cell, model=settled)
+    encoding = encoding if text.encoding is None else text.encoding
     corpus = scan(readable(text.texts, spooled) or embedded_corpus(), encoding)
     train, valid, test = divide(corpus, text)
     refuse_too_short(train, text)
@@ -89,10 +90,11 @@ def start(
     if origin is None:
         vocabulary = _new_vocabulary(counts, corpus.encoding, text.min_count)
     else:
-        vocabulary = origin.vocabulary
+        known = origin.vocabulary
+        vocabulary = Vocabulary(known.characters, corpus.encoding, known.min_count)
         notes.append(_coverage(counts, vocabulary, origin.path))
-    held_out = valid.predicted.counts() if valid is not None else {}
-    notes += _unknown(held_out, vocabulary)
+    valid_counts = valid.predicted.counts() if valid is not None else {}
+    notes += _unknown(valid_counts, vocabulary)
     shape, config, said = _choose(choices, vocabulary, train, device)
     torch.manual_seed(config.seed)
     model = CharModel(shape) if origin is None else with_weights(shape, origin.weights, origin.path)
@@ -104,7 +106,7 @@ def start(
         train_counts=counts,
         lanes=lanes_of(train, counts, vocabulary, config),
         valid=valid,
-        held_out=held_out,
+        valid_counts=valid_counts,
         progress=Progress(),
         folder=folder,
         text=record,
@@ -121,6 +123,8 @@ class _Origin:
     shape: dict[str, Any]
     """What its weights settle, and no more: what is dropped follows from text and budget."""
     vocabulary: Vocabulary
+    encoding: str
+    """Of the text that it was trained on."""
     weights: dict[str, Tensor]
 
     @classmethod
@@ -141,7 +145,9 @@ class _Origin:
             )
         if text.encoding is not None:
             refuse_other_symbols(text.encoding, vocabulary, "the checkpoint of --init-from")
-        return cls(path, config.cell, shape, vocabulary, prefixed(checkpoint.tensors, "model."))
+        encoding = checkpoint.record("text", TextRecord).encoding
+        weights = prefixed(checkpoint.tensors, "model.")
+        return cls(path, config.cell, shape, vocabulary, encoding, weights)
 
 
 def _new_vocabulary(counts: Mapping[int, int], encoding: str, min_count: int | None) -> Vocabulary:
@@ -194,15 +200,15 @@ def _trained_on(valid: Part, record: TextRecord) -> list[str]:
     ]
 
 
-def _unknown(held_out: Mapping[int, int], vocabulary: Vocabulary) -> list[str]:
+def _unknown(valid_counts: Mapping[int, int], vocabulary: Vocabulary) -> list[str]:
     """Say how much of what is held out the vocabulary does not know, if any."""
-    unknown = vocabulary.unknown_among(held_out)
+    unknown = vocabulary.unknown_among(valid_counts)
     if not unknown:
         return []
     return [
         f"the model does not know {sum(unknown.values()):,} of the "
-        f"{counted(sum(held_out.values()), 'character')} to predict in what is held out, and each "
-        f"costs what it takes to spell it out: {listed(unknown)}"
+        f"{counted(sum(valid_counts.values()), 'character')} to predict in what is held out, and "
+        f"each costs what it takes to spell it out: {listed(unknown)}"
     ]
 
 

@@ -167,16 +167,16 @@ def load_subjects(
     all_of_bytes = all(vocabulary.is_bytes for _, vocabulary, _ in models)
     subjects: list[Subject] = []
     for path, (model, vocabulary, checkpoint) in zip(paths, models, strict=True):
+        trained_on = checkpoint.record("text", TextRecord)
         if source.part is not None:
             part = _recorded(checkpoint, source.part, scan, texts)
         else:
-            read_as = vocabulary.encoding
+            read_as = trained_on.encoding
             # An encoding is meant for the models of characters, if there are any.
             if source.encoding is not None and (all_of_bytes or not vocabulary.is_bytes):
                 refuse_other_symbols(source.encoding, vocabulary, shown(path))
                 read_as = source.encoding
             part = scan(texts, read_as).whole
-        trained_on = checkpoint.record("text", TextRecord)
         subjects.append(Subject(path, model, vocabulary, checkpoint, trained_on, part))
     for note in dict.fromkeys(note for one in subjects for note in one.part.corpus.notes):
         tell(note.replace(str(spooled), "standard input") if spooled else note)

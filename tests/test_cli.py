@@ -890,6 +890,22 @@ class TestTrain:
         result = cli("train", other, *words, *QUICK[:2])
         assert f"it knows {said}" in result.err
 
+    def test_a_text_in_another_encoding_is_read_in_it_from_then_on(
+        self, cli: Cli, trained: Path, prose: Path, tmp_path: Path
+    ) -> None:
+        """By evaluate, by resume and by a run that starts from the run; not in its ancestor's."""
+        text, run = tmp_path / "text", tmp_path / "run"
+        text.write_bytes(make_prose(900).encode("utf-16"))
+        words = ("--init-from", trained, "--encoding", "utf-16", "--run", run)
+        started = cli("train", text, *words, "--steps", 3)
+        assert started.code == 0, started.err
+        (row,) = json.loads(cli("evaluate", run, "--text", text, "--json").out)
+        assert (row["characters"], row["unknown"]) == (899, 0)
+        again = cli("train", "--run", run, "--resume", "--encoding", "UTF-16", "--steps", 9)
+        assert again.code == 0, again.err
+        more = cli("train", text, "--init-from", run, "--run", tmp_path / "more", "--steps", 1)
+        assert "it knows 100.00 % of the text's characters" in more.err
+
     def test_what_it_starts_from_is_the_checkpoint_itself(
         self, trained: Path, prose: Path, tmp_path: Path
     ) -> None:

@@ -188,6 +188,22 @@ def test_none_may_be_said_again_as_it_was_said(tmp_path: Path, tale: Path) -> No
     assert run_cli("train", "--run", run, "--resume", *words).code == 0
 
 
+def test_what_a_new_run_made_of_an_option_may_be_said_again(tmp_path: Path) -> None:
+    """Another name of the encoding; lanes and windows that the text was too short for."""
+    text, run = tmp_path / "text", tmp_path / "run"
+    text.write_bytes(make_prose(300).encode("latin-1"))
+    words = ["--encoding", "Latin-1", "--batch-size", 99, "--bptt", 64, "--loss-last", 64]
+    words += ["--valid-share", 0, "--hidden", 8, "--run", run]
+    assert run_cli("train", text, *words, "--steps", 1).code == 0
+    has = load(run / "last.safetensors").record("training", TrainConfig)
+    assert (has.batch_size, has.bptt, has.loss_last) == (4, 64, 64)
+    del words[words.index("--valid-share") :]
+    done = run_cli("train", *words, "--run", run, "--resume", "--steps", 2, "--quiet")
+    assert (done.code, done.err) == (0, "")
+    said = refusal(run, "--encoding", "utf-8", "--batch-size", 3)
+    assert "--batch-size 3 and --encoding utf-8: the run was started with 4 and iso8859-1" in said
+
+
 @pytest.mark.parametrize("flag", ["--valid-share", "--test-share", "--init-from"])
 def test_the_text_is_divided_and_the_weights_are_there(
     run: Path, promise: Promise, flag: str
