@@ -33,18 +33,10 @@ from charrnn.config import (
     WeightsName,
 )
 from charrnn.errors import CharrnnError, UsageError
-from charrnn.files import is_text
+from charrnn.files import is_text, name_of
 from charrnn.outcome import outcome
-from charrnn.reporting import check_report, origin_of_page, show_and_report
-from charrnn.stdio import (
-    Meter,
-    lossy,
-    print_path,
-    read_prompt,
-    say,
-    spooled,
-    waits_unread,
-)
+from charrnn.reporting import check_report, origin_of_page, refuse_overwriting, show_and_report
+from charrnn.stdio import lossy, print_path, read_prompt, say, spooled, waits_unread
 from charrnn.stopping import Stopped, StopSignals
 from charrnn.wording import command_line, counted, duration, flag, joined, reason, shown
 
@@ -1103,22 +1095,10 @@ def _cell_of(init_from: Path | None) -> CellName:
 
 def _default_run(text: TextChoices, what: str) -> Path:
     """Return a folder under checkpoints/ that no run has taken yet."""
-    stem = _stem(text.texts) if text.texts else "python"
+    stem = name_of(text.texts) if text.texts else "python"
     base = Path("checkpoints") / f"{stem}-{what}"
     path, number = base, 1
     while path.exists():
         number += 1
         path = base.with_name(f"{base.name}-{number}")
     return path
-
-
-def _stem(texts: Sequence[str]) -> str:
-    """Return what a text is called: its file, or the folder below this one that all are in."""
-    if texts[0] == "-":
-        return "stdin"
-    paths = [Path(name).absolute() for name in texts]
-    stem, folder = paths[0].stem.strip("*?[]."), paths[0].parent
-    are_all_there = len(paths) > 1 and {path.parent for path in paths} == {folder}
-    if not stem or (are_all_there and folder != Path.cwd()):
-        stem = folder.name
-    return stem or "text"

@@ -25,6 +25,7 @@ __all__ = [
     "embedded_corpus",
     "find_files",
     "is_text",
+    "name_of",
     "several",
     "spool",
 ]
@@ -32,6 +33,8 @@ __all__ = [
 
 #: How an address on the web begins, also where it has been made a path.
 ADDRESS = re.compile(r"(^|/)(https?|ftp):/")
+#: What makes a name a pattern.
+WILDCARDS = re.compile(r"\[[^]]*\]?|[*?]")
 #: Files or folders that a note names.
 NAMED = 5
 
@@ -310,3 +313,19 @@ def several(paths: list[Path], what: str, noun: str = "file") -> str:
     names = ", ".join(map(shown, paths[:NAMED]))
     more = f" and {len(paths) - NAMED:,} more" if len(paths) > NAMED else ""
     return f"{len(paths):,} {noun}s, {names}{more}: {what}"
+
+
+def name_of(texts: Sequence[str]) -> str:
+    """Return what texts are called: a file, the folder of all, or what is fixed of a pattern."""
+    if texts[0] == "-":
+        return "stdin"
+    paths = [Path(name).absolute() for name in texts]
+    stem, folder = paths[0].stem, paths[0].parent
+    if not paths[0].exists():
+        fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), folder.parts))
+        stem = WILDCARDS.sub("", stem).strip("-_. ") if fixed == folder else ""
+        folder = fixed
+    are_all_there = len(paths) > 1 and {path.parent for path in paths} == {folder}
+    if not stem or (are_all_there and folder != Path.cwd()):
+        stem = folder.name
+    return stem or "text"

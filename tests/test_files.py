@@ -14,10 +14,41 @@ import pytest
 from charrnn.comparison import PLAN
 from charrnn.corpus import scan
 from charrnn.errors import CorpusError
-from charrnn.files import OF_RUNS, embedded_corpus, find_files, several, spool
+from charrnn.files import OF_RUNS, embedded_corpus, find_files, name_of, several, spool
 from charrnn.lock import LOCK
 from charrnn.metrics import LOG
 from tests.conftest import assert_one_line, refusing, text_of, write
+
+
+@pytest.mark.parametrize(
+    ("names", "called"),
+    [
+        (["-"], "stdin"),
+        (["x.txt"], "x"),
+        (["books/x.txt"], "x"),
+        (["books/x.txt", "books/y.txt"], "books"),
+        (["books/x.txt", "y.txt"], "x"),
+        (["books"], "books"),
+        (["books/*.txt"], "books"),
+        (["books/*/*.txt"], "books"),
+        (["books/**/*.txt"], "books"),
+        (["books/*/x.txt"], "books"),
+        (["books/ch[0-9].txt"], "ch"),
+        (["books/2024-*.txt"], "2024"),
+        (["books[12]/x.txt"], "here"),
+        (["*"], "here"),
+        (["x[1].txt"], "x[1]"),
+        (["missing"], "missing"),
+    ],
+)
+def test_what_texts_are_called(
+    names: list[str], called: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never by a wildcard, which a shell would take for a pattern again; but one may be a name."""
+    (tmp_path / "here" / "books").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    Path("x[1].txt").touch()
+    assert name_of(names) == called
 
 
 class TestFindFiles:
