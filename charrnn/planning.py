@@ -57,7 +57,7 @@ class Planned:
 
 
 class Planner:
-    """Plans one sitting of a run; what it decides is in the run's progress.
+    """Plans one sitting of a run: its progress keeps the plan, its model and configuration follow.
 
     Args:
         run: as the sitting begins; its progress is kept up to date by who trains it.
@@ -111,7 +111,8 @@ class Planner:
             return 0.0
         if progress.planned_steps is None:
             return max(0.0, self._budget() - progress.seconds)
-        updates = max(0, progress.planned_steps - progress.step)
+        total = progress.step if self.run.is_over else progress.planned_steps
+        updates = total - progress.step
         speed, since = self._speed_since_plan()
         if minutes is not None and since < OFF_PLAN_AFTER * self._budget():
             return max(0.0, self._budget() - progress.seconds)
@@ -120,7 +121,7 @@ class Planner:
         if not progress.validations and progress.validate_characters is not None:
             as_updates = progress.validate_characters / self._characters_per_step() / PACE
             a_validation = as_updates * an_update
-        ahead = self._validations_ahead(progress.planned_steps, progress.validate_every)
+        ahead = self._validations_ahead(total, progress.validate_every)
         return updates * an_update + ahead * a_validation
 
     def plan(self) -> Planned:
@@ -161,7 +162,9 @@ class Planner:
         """
         progress = self.run.progress
         every, characters = self._validations(total, speed)
-        before, progress.planned_steps = progress.planned_steps, total
+        # Another budget is planned anew: in steps or epochs it is known before, as ``total``.
+        before = None if progress.planned_at_step is None else progress.planned_steps
+        progress.planned_steps = total
         progress.planned_at_step = progress.step
         progress.planned_at_seconds = progress.training_seconds
         progress.validate_every, progress.validate_characters = every, characters

@@ -408,6 +408,12 @@ def test_no_time_is_left_where_none_is_needed(simulate: Simulate) -> None:
     impatient = simulate(World(), None, steps=90, patience=1).run
     assert impatient.progress.step < 90
     assert Planner(impatient).seconds_left() == 0
+    # Its patience ended before a validation that is still due, at the step it was planned at.
+    impatient.progress.planned_at_step = impatient.progress.step
+    impatient.progress.planned_at_seconds = impatient.progress.training_seconds
+    impatient.progress.validated_step = impatient.progress.step - 1
+    assert not impatient.is_finished
+    assert Planner(impatient).seconds_left() == impatient.progress.seconds_a_validation > 0
     run = simulate(World(), None, steps=90).run
     progress = run.progress
     progress.step = progress.planned_at_step = 93

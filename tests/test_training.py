@@ -753,6 +753,17 @@ def test_a_plan_of_about_as_many_updates_leaves_the_dropout(start_run: StartRun)
     assert dropout(5000) == first
 
 
+def test_a_budget_of_another_kind_is_planned_anew(start_run: StartRun) -> None:
+    """Its updates are known before; the plan of minutes had others."""
+    run = start_run(minutes=1)
+    few = Planner(run).adopt(500)
+    # As resuming leaves it where --steps is given instead.
+    run.progress.planned_steps, run.progress.planned_at_step = 50_000, None
+    many = Planner(run).adopt(50_000)
+    assert many.dropout > few.dropout
+    assert many.weight_decay > few.weight_decay
+
+
 def test_the_update_that_is_not_finite_is_named_though_nobody_waited_for_it(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
