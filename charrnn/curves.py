@@ -80,10 +80,10 @@ def learning_section(runs: Sequence[LoggedRun], more: str, unit: str = "characte
     ]
     if not ends:
         return ""
-    y_all = np.concatenate(
-        [points_N3[:, 2] for curve in curves for points_N3 in (curve.main_N3, curve.thin_N3)]
-    )
-    low, top = float(y_all.min()), max(_settled_most(curve.main_N3) for curve in curves)
+    drawn = [points_N3 for curve in curves for points_N3 in (curve.main_N3, curve.thin_N3)]
+    drawn = [points_N3 for points_N3 in drawn if len(points_N3)]
+    y_all = np.concatenate([points_N3[:, 2] for points_N3 in drawn])
+    low, top = float(y_all.min()), max(map(_settled_most, drawn))
     room = 0.06 * (top - low) or 0.1
     on = " or ".join(dict.fromkeys(curve.on for curve in curves))
     thin = f"; thin lines: on {LEARNT}" if any(len(curve.thin_N3) for curve in curves) else ""

@@ -1037,6 +1037,24 @@ def test_what_is_cut_off_is_said_and_nothing_else(
     assert ("What lies above 2.95, at" in page.texts["figcaption"][1]) == said
 
 
+def test_the_scale_has_room_for_the_training_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single validation, at the end: its loss alone would be a scale of nothing."""
+    rows = [
+        {"step": n, "characters": 100.0 * n, "seconds": 50.0 + n, "train_nats_per_char": nats}
+        for n, nats in ((1, 3.5), (10, 3.0), (20, 2.5), (30, 1.8))
+    ]
+    rows.append({"characters": 3000.0, "seconds": 80.0, "valid_nats_per_char": 1.9})
+    chart = mock.Mock(wraps=line_chart)
+    monkeypatch.setattr("charrnn.curves.line_chart", chart)
+    page = check(
+        assessment_page(
+            [assessment()], [portrait("one", log=rows, inspection=None)], "poem", ORIGIN
+        )
+    )
+    assert chart.call_args.kwargs["y_range"] == pytest.approx((1.8 - 0.072, 3.0 + 0.072))
+    assert "What lies above 3.07, at" in page.texts["figcaption"][1]
+
+
 def test_a_run_is_drawn_by_all_its_validations_and_a_thinned_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
