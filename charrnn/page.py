@@ -215,7 +215,9 @@ def coloured(pieces: Iterable[tuple[str, int]], name: Callable[[int], str], labe
 
 def _preformatted(inside: str, label: str, attributes: str = "") -> str:
     """Return HTML whose lines stay, each in the direction of its script."""
-    return f'<pre{attributes} role="group" dir="auto" aria-label="{safe(label)}">{inside}</pre>'
+    # HTML drops one line break directly after the tag: it is not to be the text's own.
+    tag = f'<pre{attributes} role="group" dir="auto" aria-label="{safe(label)}">'
+    return f"{tag}\n{inside}</pre>"
 
 
 def legend(items: Iterable[tuple[str, str]], before: str) -> str:

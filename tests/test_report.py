@@ -96,6 +96,8 @@ class Page(HTMLParser):
         self.feed(page)
         self.close()
         assert self.open == []
+        # As browsers do.
+        self.texts["pre"] = [text.removeprefix("\n") for text in self.texts.get("pre", [])]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags[tag] += 1
@@ -1440,7 +1442,7 @@ def test_every_command_makes_a_sound_page(pages: Pages, name: str) -> None:
 
 def test_a_sample_in_the_page_is_what_sample_writes(cli: Cli, pages: Pages, trained: Path) -> None:
     (shown,) = re.findall(
-        r'aria-label="Sample of trained">(.*?)</pre>', pages.inspect.read_text("utf-8"), re.DOTALL
+        r'aria-label="Sample of trained">\n(.*?)</pre>', pages.inspect.read_text("utf-8"), re.DOTALL
     )
     written = cli("sample", trained, "--length", 600, "--temperature", 0.8, "--seed", 1)
     assert shown == written.out
