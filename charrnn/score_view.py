@@ -1,8 +1,9 @@
-"""Scores become tables and coloured text in a terminal."""
+"""Scores become tables and coloured text in a terminal; prices become a file."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -145,7 +146,8 @@ class PerCharacter:
         for position, nats in enumerate(stretch.nats_T.tolist(), start=stretch.position):
             code = next(self._codes)
             what = {"byte": code} if self._bytes else {"character": chr(code)}
-            row = {"position": position, **what, "nats": round(nats, 6)}
+            price = round(nats, 6) if math.isfinite(nats) else None  # JSON has no other numbers
+            row = {"position": position, **what, "nats": price}
             rows.append(json.dumps(row, ensure_ascii=False) + "\n")
         with self._naming_the_file():
             self._stream.write("".join(rows).encode())

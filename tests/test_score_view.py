@@ -432,6 +432,16 @@ class TestPerCharacter:
             {"position": 3, "character": "☃", "nats": 14.0},
         ]
 
+    def test_a_price_that_is_no_number_is_null(self, tmp_path: Path) -> None:
+        file = tmp_path / "prices"
+        with PerCharacter(make_part(tmp_path, b"abc"), file) as write:
+            write(Prices(1, np.array([np.nan, np.inf]), 0))
+        lines = file.read_text().splitlines()
+        assert lines == [
+            '{"position": 1, "character": "b", "nats": null}',
+            '{"position": 2, "character": "c", "nats": null}',
+        ]
+
     def test_bytes_are_numbers(self, tmp_path: Path) -> None:
         file = tmp_path / "prices"
         with PerCharacter(make_part(tmp_path, b"\x00\xff\x00", "bytes"), file) as write:
