@@ -84,7 +84,7 @@ def _blocks(
                 break
             count = more
         yield _table([name, *rest[:count]], words)
-        rest, words = rest[count:], 1 + max(0, words - 1 - count)
+        rest, words = rest[count:], min(words, 1) + max(0, words - 1 - count)
 
 
 def _table(columns: Sequence[Sequence[str]], words: int) -> Table:
