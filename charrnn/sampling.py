@@ -103,13 +103,21 @@ def next_probabilities(
 
     Returns:
         probabilities_BV in float64; every row sums to 1.
+
+    Raises:
+        NonFiniteError: a row's logits are not finite, or none is above -inf.
     """
+    top_B1 = logits_BV.max(axis=1, keepdims=True)
+    if not np.isfinite(top_B1).all():
+        raise NonFiniteError(
+            "the model's predictions are not finite: its weights are too large to compute with; "
+            "train anew with a lower --lr"
+        )
     if config.temperature == 0:
         likeliest_BV = np.zeros_like(logits_BV, dtype=np.float64)
         np.put_along_axis(likeliest_BV, logits_BV.argmax(axis=1, keepdims=True), 1.0, axis=1)
         return likeliest_BV
     logits_BV = logits_BV.astype(np.float64)
-    top_B1 = logits_BV.max(axis=1, keepdims=True)
     # The maximum is taken off first: where a tiny temperature overflows, it is to
     # minus infinity, which is right.
     with np.errstate(over="ignore"):
@@ -150,7 +158,7 @@ def sample(
 
     Raises:
         VocabularyError: ``config.stop`` can never be produced; with the first piece.
-        NonFiniteError: after the prompt no character has a probability; with the first piece.
+        NonFiniteError: no character has a probability any more.
     """
     was_training = model.training
     points = _points(config)
@@ -162,11 +170,6 @@ def sample(
     model.eval()
     try:
         logits_V, hidden = _read(model, prompt)
-        if not np.isfinite(logits_V).all():
-            raise NonFiniteError(
-                "the model's predictions are not finite: its weights are too large to compute "
-                "with; train anew with a lower --lr"
-            )
         logits_BV = logits_V[None].repeat(config.count, axis=0)
         step = _stepper(model, hidden, config)
         produced = 0
@@ -191,7 +194,7 @@ def sample(
 # Whoever computes turns the recording of gradients off for itself. Around the generator it
 # would be off in its caller too, or be switched twice a piece, at a piece's price again.
 @torch.inference_mode()
-@np.errstate(over="ignore", invalid="ignore")  # ``sample`` looks at what comes out
+@np.errstate(over="ignore", invalid="ignore")  # ``next_probabilities`` looks at what comes out
 def _read(model: CharModel, prompt: NDArray[np.generic]) -> tuple[NDArray[np.float32], Hidden]:
     """Return logits_V for the character after a prompt, and the state there, of one lane."""
     hidden = model.initial_hidden(1)
@@ -214,7 +217,9 @@ def _stepper(
     """Return what reads one more character of each sample and gives logits_BV."""
     lanes = tuple(tuple(part.repeat(config.count, 1) for part in state) for state in hidden)
     if model.head.weight.device.type == "cpu":
-        return Stepper(model, lanes, config.weights).step
+        return np.errstate(over="ignore", invalid="ignore")(
+            Stepper(model, lanes, config.weights).step
+        )
 
     @torch.inference_mode()
     def step(symbols_B: NDArray[np.integer]) -> NDArray[np.float32]:

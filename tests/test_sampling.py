@@ -271,6 +271,20 @@ class TestSample:
         with pytest.raises(NonFiniteError, match=r"predictions are not finite: .* lower --lr"):
             next(sample(model, vocabulary(), np.array([1]), config))
 
+    @pytest.mark.parametrize("temperature", [0, 1])
+    def test_so_are_those_that_are_too_large_later(self, temperature: float) -> None:
+        """What the prompt leads to can be computed with, but not what comes after."""
+        model, config = make_model(), SampleConfig(length=50, temperature=temperature)
+        free = [piece.symbol for piece in sample(model, vocabulary(), np.array([1]), config)]
+        late = max(set(free[:-1]) - {1}, key=free.index)
+        with torch.no_grad():
+            model.embedding.weight[late] = torch.nan
+        drawn: list[int] = []
+        pieces = sample(model, vocabulary(), np.array([1]), config)
+        with pytest.raises(NonFiniteError, match="predictions are not finite"):
+            drawn.extend(piece.symbol for piece in pieces)
+        assert drawn == free[: free.index(late) + 1]
+
     @pytest.mark.parametrize("stop", ["a", "ab", "\n", "樓"])
     def test_stops_after_the_stop_text_of_each_sample(self, stop: str) -> None:
         model, words = make_model(), vocabulary()
