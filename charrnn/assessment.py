@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -162,14 +162,14 @@ def assess(
     run_once(model)
     scored, learnt = (partial(tell, what) for what in ("scored", "scored by dynamic evaluation"))
     if watching and not config.dynamic:
-        scores = total(_watched(prices(model, part, vocabulary), watching, scored), part)
+        scores = total(prices(model, part, vocabulary), part, [*watching, _telling(scored)])
     else:
         lanes = 1 if config.exact else None
         scores = score(model, part, vocabulary, lanes=lanes, tell=scored)
     adapted = None
     if config.dynamic:
         stretches = dynamic_prices(model, part, vocabulary)
-        adapted = total(_watched(stretches, watching, learnt), part)
+        adapted = total(stretches, part, [*watching, _telling(learnt)])
     by_position = None
     if config.by_position:
         told = partial(tell, "scored by position")
@@ -188,16 +188,9 @@ def assess(
     )
 
 
-def _watched(
-    stretches: Iterable[Prices],
-    watchers: Iterable[Callable[[Prices], None]],
-    tell: Callable[[int], None],
-) -> Iterator[Prices]:
-    for stretch in stretches:
-        for watcher in watchers:
-            watcher(stretch)
-        tell(stretch.position + len(stretch.nats_T) - 1)
-        yield stretch
+def _telling(tell: Callable[[int], None]) -> Callable[[Prices], None]:
+    """Return a watcher that tells how many characters are priced."""
+    return lambda stretch: tell(stretch.position + len(stretch.nats_T) - 1)
 
 
 class _Following:

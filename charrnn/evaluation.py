@@ -290,23 +290,36 @@ def run_once(model: CharModel) -> None:
     model(character_TB)
 
 
-def total(stretches: Iterable[Prices], part: Part) -> Scores:
-    """Return the scores that the prices of a part add up to; the time is the iteration's.
+def total(
+    stretches: Iterable[Prices], part: Part, watchers: Iterable[Callable[[Prices], None]] = ()
+) -> Scores:
+    """Return the scores that the prices of a part add up to.
+
+    Args:
+        stretches: in order; the time of the scores is that of iterating.
+        part: all of it.
+        watchers: each is called with every stretch, outside that time.
 
     Raises:
         CorpusError: the text changed while it was read.
     """
+    watchers = tuple(watchers)
+    nats, unknown, seconds = 0.0, 0, 0.0
     started = time.perf_counter()
-    nats, unknown = 0.0, 0
     for stretch in stretches:
+        seconds += time.perf_counter() - started
         nats += float(stretch.nats_T.sum())
         unknown += stretch.unknown
+        for watcher in watchers:
+            watcher(stretch)
+        started = time.perf_counter()
+    seconds += time.perf_counter() - started
     return Scores(
         nats=nats,
         characters=part.characters - 1,
         unknown=unknown,
         bytes=part.predicted.bytes,
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
     )
 
 

@@ -4,6 +4,7 @@ import math
 import random
 import time
 from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from charrnn.config import CELL_NAMES, CellName, EvaluateConfig
 from charrnn.corpus import scan
 from charrnn.evaluation import (
     Interrupted,
+    Prices,
     Scores,
     prices,
     score,
@@ -253,6 +255,26 @@ class TestPrices:
         assert (added.characters, added.unknown) == (exact.characters, exact.unknown)
         assert added.bytes == exact.bytes
         assert added.seconds > 0
+
+    def test_who_watches_takes_none_of_their_time(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = [0.0]
+        monkeypatch.setattr("charrnn.evaluation.time.perf_counter", lambda: now[0])
+
+        def priced() -> Iterator[Prices]:
+            for position in (1, 3):
+                now[0] += 1
+                yield Prices(position, np.array([0.5, 0.25]), 0)
+            now[0] += 3
+
+        def watch(stretch: Prices) -> None:
+            now[0] += 100
+            seen.append(stretch.position)
+
+        seen: list[int] = []
+        added = total(priced(), make_framed_part(tmp_path, make_text(5)), [watch, watch])
+        assert (added.nats, added.seconds, seen) == (1.5, 5, [1, 1, 3, 3])
 
 
 class TestAfter:
