@@ -7,6 +7,7 @@ L layers.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -140,10 +141,7 @@ def gradient_flow(
         weights=weights,
         scaled_to=scaled_to,
         spectral_radii=tuple(_spectral_radii(cell) for cell in model.layers()),
-        tanh_slopes=tuple(
-            float(slope) if isinstance(cell, RNN) else None
-            for cell, slope in zip(model.layers(), slope_L, strict=True)
-        ),
+        tanh_slopes=tuple(None if math.isnan(slope) else float(slope) for slope in slope_L),
         places=len(at_B),
         reaches=tuple(
             _reach(layer, state, np.concatenate(parts, axis=1))
@@ -157,13 +155,13 @@ def _follow(
 ) -> tuple[dict[tuple[int, str], Tensor], NDArray[np.float64]]:
     """Return (layer, state) -> norms [K, B] of the gradient at t-k, t = ``at_B``.
 
-    Beside it the mean square of 1 - h² over the same steps, of each layer.
+    Beside it the mean square of 1 - h² over the same steps, of each plain RNN's layer; else NaN.
 
     The windows that end at the places are lanes of one batch; since lanes do not touch
     each other, one backward pass from the sum of their last losses serves them all.
     """
     warm_up = min(WARM_UP, int(at_B.min()) - farthest)
-    ids_TB = windows_at(stretch, at_B - farthest - warm_up, warm_up + farthest + 2, model)
+    ids_TB = windows_at(stretch.ids, at_B - farthest - warm_up, warm_up + farthest + 2, model)
     hidden = warmed(model, ids_TB[:warm_up])
     # Whatever the weights require: the states are to be followed.
     hidden = tuple(tuple(s.requires_grad_() for s in state) for state in hidden)
@@ -185,7 +183,10 @@ def _follow(
         cell = model.layers()[number - 1]
         if isinstance(cell, RNN):
             sizes[number, "linear"] = _norms(_through_matrix(back[0], cell, farthest))
-    squares = [_square_slope(layer.states["h"]) for layer in layers]
+    squares = [
+        _square_slope(layer.states["h"]) if isinstance(cell, RNN) else math.nan
+        for cell, layer in zip(model.layers(), layers, strict=True)
+    ]
     return sizes, np.array(squares)
 
 

@@ -109,10 +109,11 @@ def inspect(
     Raises:
         UsageError: the stretch is too short for a window of ``config``; nothing was measured.
     """
-    initial = initial_model(model.config, seed if config.seed is None else config.seed)
-    initial.to(model.head.weight)
-    both: tuple[tuple[WeightsOrigin, CharModel], ...] = ("trained", model), ("initial", initial)
     wanted = config.measured
+    both: list[tuple[WeightsOrigin, CharModel]] = [("trained", model)]
+    if not wanted.isdisjoint(("flow", "clipping", "truncation")):
+        initial = initial_model(model.config, seed if config.seed is None else config.seed)
+        both.append(("initial", initial.to(model.head.weight)))
     # First, for it may refuse.
     truncations = tuple(
         truncation(weighted, stretch.ids, config.bptt, loss_last=config.loss_last, weights=weights)

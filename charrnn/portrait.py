@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from charrnn.activity import activation
 from charrnn.checkpoint import find
 from charrnn.comparison import Comparison, RunResult
 from charrnn.config import InspectConfig, ModelConfig, SampleConfig, TrainConfig
-from charrnn.corpus import Part
+from charrnn.corpus import Part, scan
 from charrnn.errors import NonFiniteError
 from charrnn.evaluation import prices
 from charrnn.inspection import Inspection, inspect
@@ -28,7 +29,7 @@ from charrnn.metrics import LOG, read_metrics
 from charrnn.model import CharModel
 from charrnn.norms import Clipping, clipping
 from charrnn.reading import recorded_part
-from charrnn.sampling import prepare_prompt, sample
+from charrnn.sampling import sample
 from charrnn.stretch import LEAST_CHARACTERS, Stretch, read_stretch
 from charrnn.subject import Subject
 from charrnn.surprise import PricedText
@@ -116,8 +117,7 @@ def portray(
             f"{shown(checkpoint)}: its loss is not finite, so a page cannot show it: train anew "
             "with a lower --lr"
         )
-    prompt, _ = prepare_prompt("", vocabulary, SAMPLE.unknown)
-    drawn = [piece.symbol for piece in sample(model, vocabulary, prompt, SAMPLE)]
+    drawn = [piece.symbol for piece in sample(model, vocabulary, vocabulary.encode(""), SAMPLE)]
     return Portrait(
         label=label,
         shape=model.config,
@@ -207,11 +207,11 @@ def portray_comparison(
     Raises:
         CharrnnError: a checkpoint, a log or the text is not usable any more.
     """
-    portraits = []
+    portraits, scan_once = [], cache(scan)
     for cell in comparison.cells:
         path = Path(cell.best.run)
         model, vocabulary, checkpoint = load_model(path, torch.device("cpu"))
-        part = recorded_part(checkpoint, comparison.plan.compared_on)
+        part = recorded_part(checkpoint, comparison.plan.compared_on, read=scan_once)
         training = checkpoint.record("training", TrainConfig)
         inspection = _inspect_end(path, model, vocabulary, training, part)
         portraits.append(portray(cell.cell.upper(), path, model, vocabulary, part, inspection))

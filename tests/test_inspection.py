@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from charrnn import flow
 from charrnn import inspection as module
 from charrnn.activity import Activation, GateUse, Pace, Unit, UnitFound
 from charrnn.checkpoint import load, save
-from charrnn.config import CellName, InspectConfig
+from charrnn.config import MEASUREMENTS, CellName, InspectConfig
 from charrnn.equations import SHOWN, Quantity, Step
 from charrnn.errors import UsageError
 from charrnn.flow import GradientFlow, Reach, gradient_flow, initial_model
@@ -77,6 +78,19 @@ def test_a_window_too_long_is_refused_before_anything_is_measured(
     with pytest.raises(UsageError, match="lanes of 62 characters"):
         config = InspectConfig(**chosen)
         module.inspect(make_model("rnn"), make_stretch(500), vocabulary(), config, bptt=9)
+
+
+def test_initial_weights_are_made_for_what_shows_them_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = mock.Mock(wraps=initial_model)
+    monkeypatch.setattr(module, "initial_model", made)
+    model, stretch = make_model("rnn"), make_stretch(200)
+    for name in MEASUREMENTS:
+        config = InspectConfig(only=(name,))
+        module.inspect(model, stretch, vocabulary(), config, bptt=9)
+        assert made.called == (name in ("flow", "clipping", "truncation")), name
+        made.reset_mock()
 
 
 @pytest.mark.parametrize(("own", "seed"), [(None, 3), (5, 5)])
