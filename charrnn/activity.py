@@ -336,7 +336,7 @@ def activation(
     start = len(stretch) - min(characters, len(stretch) * 3 // 4)
     warm_up = min(WARM_UP, start)
     starts = np.array([start - warm_up])
-    ids_TB = windows_at(stretch, starts, len(stretch) - start + warm_up, model)
+    ids_TB = windows_at(stretch.ids, starts, len(stretch) - start + warm_up, model)
     layers = unroll_model(model, ids_TB[warm_up:], warmed(model, ids_TB[:warm_up]))
     steps = layers[unit.layer - 1].states[unit.state]
     values = tuple(float(state_BH[0, unit.unit - 1]) for state_BH in steps)

@@ -27,6 +27,7 @@ from charrnn.config import WeightsOrigin
 from charrnn.device import synchronise
 from charrnn.errors import UsageError
 from charrnn.model import CharModel
+from charrnn.stretch import windows_at
 from charrnn.update import clip, window_loss
 
 __all__ = [
@@ -168,8 +169,7 @@ def _powers(length: int, last: int) -> list[int]:
 def _lanes(model: CharModel, ids: NDArray[np.int64], length: int) -> tuple[Tensor, Tensor]:
     """Return the inputs and targets [length, B] of lanes evenly over the text."""
     starts_B = (len(ids) - 1) // LANES * np.arange(LANES)
-    ids_TB = torch.from_numpy(ids[starts_B[None] + np.arange(length + 1)[:, None]])
-    ids_TB = ids_TB.to(model.head.weight.device)
+    ids_TB = windows_at(ids, starts_B, length + 1, model)
     return ids_TB[:-1], ids_TB[1:]
 
 

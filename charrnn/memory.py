@@ -98,7 +98,7 @@ def memory(
         resets = round(min(MOST_RESETS, max(FEWEST_RESETS, affordable)))
     resets = min(resets, last - first + 1)
     starts_B = np.linspace(first, last, resets).astype(np.int64)
-    ids_KB = windows_at(stretch, starts_B, farthest + 1, model)
+    ids_KB = windows_at(stretch.ids, starts_B, farthest + 1, model)
     hidden = model.initial_hidden(resets)
     at_once = max(1, LOGITS // (resets * model.config.vocabulary))
     alone = F.log_softmax(model.head.bias, dim=0)

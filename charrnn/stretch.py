@@ -69,10 +69,10 @@ def first_where(holds: NDArray[np.bool_]) -> int | None:
 
 
 def windows_at(
-    stretch: Stretch, starts_B: NDArray[np.int64], length: int, model: CharModel
+    ids: NDArray[np.int64], starts_B: NDArray[np.int64], length: int, model: CharModel
 ) -> Tensor:
-    """Return the symbols of windows that begin at these characters, [length, B]."""
-    ids_TB = stretch.ids[starts_B[None] + np.arange(length)[:, None]]
+    """Return the symbols of windows that begin at these characters, [length, B], for a model."""
+    ids_TB = ids[starts_B[None] + np.arange(length)[:, None]]
     return torch.from_numpy(ids_TB).to(model.head.weight.device)
 
 

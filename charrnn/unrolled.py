@@ -128,10 +128,10 @@ def observe(
     warm_up = min(WARM_UP, len(stretch) // 4)
     length = (len(stretch) - warm_up) // LANES
     starts_B = warm_up + length * np.arange(LANES)
-    hidden = warmed(model, windows_at(stretch, starts_B - warm_up, warm_up, model))
+    hidden = warmed(model, windows_at(stretch.ids, starts_B - warm_up, warm_up, model))
     for start in range(0, length, BLOCK):
         steps = min(BLOCK, length - start)
-        ids_TB = windows_at(stretch, starts_B + start, steps, model)
+        ids_TB = windows_at(stretch.ids, starts_B + start, steps, model)
         layers = unroll_model(model, ids_TB, hidden)
         hidden = tuple(layer.last() for layer in layers)
         yield starts_B[None] + start + np.arange(steps)[:, None], layers
