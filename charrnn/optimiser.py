@@ -41,6 +41,10 @@ POLAR_EXPRESS = (
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
     (1.875, -1.25, 0.375),
 )
+#: Muon's momentum; AdamW's of the running means of gradients and of their squares.
+MOMENTUM, BETAS = 0.95, (0.9, 0.99)
+#: Steps of Muon's orthogonalisation.
+STEPS = 3
 #: Each step is exact for singular values up to 1 only: rounding must not push any above.
 CUSHION = 1.01
 #: Most rows of a band. A band of r rows and C columns costs r (2C + r) multiply-adds a row, so
@@ -167,25 +171,12 @@ class SGD(Optimiser):
 
 
 class AdamW(Optimiser):
-    """AdamW (Loshchilov, Hutter 2019) for all weights.
-
-    Args:
-        model: whose weights are updated.
-        weight_decay: of the recurrence's matrices.
-        decay_embedding: of embedding and head as well.
-        betas: of the running means of gradients and of their squares.
-    """
+    """AdamW (Loshchilov, Hutter 2019) for all weights."""
 
     def __init__(
-        self,
-        model: CharModel,
-        *,
-        weight_decay: float = 0.0,
-        decay_embedding: bool = False,
-        betas: tuple[float, float] = (0.9, 0.99),
+        self, model: CharModel, *, weight_decay: float = 0.0, decay_embedding: bool = False
     ) -> None:
         super().__init__(model, weight_decay=weight_decay, decay_embedding=decay_embedding)
-        self.betas = betas
         self._state["updates"] = torch.zeros((), device=self.lr.device)
         for name, weight in self._adam_weights().items():
             self._state[f"mean.{name}"] = torch.zeros_like(weight)
@@ -200,7 +191,7 @@ class AdamW(Optimiser):
         weights, grads = list(named.values()), _grads(named.values())
         means = [self._state[f"mean.{name}"] for name in named]
         squares = [self._state[f"square.{name}"] for name in named]
-        beta1, beta2 = self.betas
+        beta1, beta2 = BETAS
         updates = self._state["updates"].add_(1)
         torch._foreach_lerp_(means, grads, 1 - beta1)
         torch._foreach_mul_(squares, beta2)
@@ -213,35 +204,12 @@ class AdamW(Optimiser):
 
 
 class MuonAdamW(AdamW):
-    """Muon for the matrices of the recurrence, AdamW for the rest.
-
-    Args:
-        model: whose weights are updated.
-        weight_decay: of the recurrence's matrices.
-        decay_embedding: of embedding and head as well.
-        momentum: Muon's.
-        betas: AdamW's.
-        newton_schulz: steps of the orthogonalisation.
-        band: rows that are orthogonalised together, see ``orthogonalise``.
-    """
+    """Muon for the matrices of the recurrence, AdamW for the rest."""
 
     def __init__(
-        self,
-        model: CharModel,
-        *,
-        weight_decay: float = 0.0,
-        decay_embedding: bool = False,
-        momentum: float = 0.95,
-        betas: tuple[float, float] = (0.9, 0.99),
-        newton_schulz: int = 3,
-        band: int | None = BAND,
+        self, model: CharModel, *, weight_decay: float = 0.0, decay_embedding: bool = False
     ) -> None:
-        super().__init__(
-            model, weight_decay=weight_decay, decay_embedding=decay_embedding, betas=betas
-        )
-        self.momentum = momentum
-        self.newton_schulz = newton_schulz
-        self.band = band
+        super().__init__(model, weight_decay=weight_decay, decay_embedding=decay_embedding)
         self._gates = model.layers()[0].gates
         #: Layers whose gates read equally many numbers are orthogonalised in one batch.
         self._groups: dict[int, list[tuple[str, str]]] = {}
@@ -262,9 +230,9 @@ class MuonAdamW(AdamW):
         weights = list(self._matrices.values())
         grads = _grads(weights)
         moments = [self._state[f"momentum.{name}"] for name in self._matrices]
-        torch._foreach_lerp_(moments, grads, 1 - self.momentum)
+        torch._foreach_lerp_(moments, grads, 1 - MOMENTUM)
         nesterov = dict(
-            zip(self._matrices, torch._foreach_lerp(grads, moments, self.momentum), strict=True)
+            zip(self._matrices, torch._foreach_lerp(grads, moments, MOMENTUM), strict=True)
         )
         for columns, layers in self._groups.items():
             joined = [
@@ -272,7 +240,7 @@ class MuonAdamW(AdamW):
                 for w, u in layers
             ]
             blocks = torch.cat(joined).view(len(layers) * self._gates, -1, columns)
-            whole = orthogonalise(blocks, self.newton_schulz, self.band).to(weights[0].dtype)
+            whole = orthogonalise(blocks, STEPS, BAND).to(weights[0].dtype)
             rate = self.lr * math.sqrt(columns / blocks.shape[1])
             moves = (whole * rate).view(len(layers), -1, columns)
             for (w, u), move in zip(layers, moves, strict=True):
