@@ -10,11 +10,10 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -39,12 +38,6 @@ from charrnn.reporting import check_report, origin_of_page, refuse_overwriting, 
 from charrnn.stdio import lossy, print_path, read_prompt, say, spooled, waits_unread
 from charrnn.stopping import Stopped, StopSignals
 from charrnn.wording import command_line, counted, duration, flag, joined, reason, shown
-
-if TYPE_CHECKING:
-    from charrnn.baselines import Baseline
-    from charrnn.corpus import Part
-    from charrnn.evaluation import Prices
-    from charrnn.vocabulary import Vocabulary
 
 __all__ = ["app", "main", "run_command"]
 
@@ -637,20 +630,17 @@ def evaluate(
                 f"--report and --per-char both write {shown(report)}: give another file"
             )
 
-    from charrnn.assessment import assess, refuse_non_finite
-    from charrnn.baselines import baselines as price_baselines
+    from charrnn.assessment import refuse_non_finite
     from charrnn.corpus import scan
     from charrnn.device import choose_device
-    from charrnn.disk import refuse_overwriting
     from charrnn.errors import CorpusError
-    from charrnn.score_view import PerCharacter, SurpriseText, print_assessments
+    from charrnn.score_view import print_assessments
     from charrnn.subject import load_subjects, remarks
     from charrnn.terminal import to_json
+    from charrnn.watching import watch_scoring
 
     where = choose_device(device)
-    # A text is read once for all models that read it alike, and so are its baselines priced.
-    scan_once = cache(scan)
-    priced: dict[tuple[Part, Vocabulary, Part | None], tuple[Baseline, ...]] = {}
+    scan_once = cache(scan)  # for all models that read it alike
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())  # so that nothing is left behind
         subjects = load_subjects(
@@ -668,30 +658,10 @@ def evaluate(
         facts = [subject.facts(of_training=part == "train") for subject in subjects]
         for line in remarks(subjects, facts):
             say(line)
-        assessments = []
-        for subject, its_facts in zip(subjects, facts, strict=True):
-            scored, vocabulary = subject.part, subject.vocabulary
-            basis = (scored, vocabulary, subject.training)
-            with contextlib.ExitStack() as watched:
-                watchers: list[Callable[[Prices], None]] = []
-                meter = Meter(
-                    shown(subject.path), scored.characters - 1, in_pipe=not as_json,
-                    quiet=show,  # the text shows by itself how far it is
-                )  # fmt: skip
-                watched.enter_context(closing(meter))
-                if baselines and basis not in priced:
-                    priced[basis] = tuple(price_baselines(*basis, meter))
-                if show:
-                    watchers.append(watched.enter_context(closing(SurpriseText(scored))))
-                if per_char is not None:
-                    watchers.append(watched.enter_context(PerCharacter(scored, per_char)))
-                assessments.append(
-                    assess(
-                        str(subject.path), subject.model, vocabulary, scored, config,
-                        baselines=priced.get(basis, ()), facts=its_facts, watchers=watchers,
-                        tell=meter,
-                    )
-                )  # fmt: skip
+        assessments = watch_scoring(
+            zip(subjects, facts, strict=True), config, baselines=baselines, show=show,
+            per_char=per_char, in_pipe=not as_json,
+        )  # fmt: skip
 
         def show_scores() -> None:
             if as_json:
@@ -870,7 +840,6 @@ def compare(
 
         from charrnn.comparison import PLAN, Plan, open_plan, resume_words
         from charrnn.device import choose_device
-        from charrnn.disk import refuse_overwriting
         from charrnn.files import embedded_corpus, find_files
         from charrnn.reading import absolute_names
         from charrnn.score_view import print_comparison
@@ -1022,7 +991,6 @@ def inspect_recurrence(
     from charrnn.config import TrainConfig
     from charrnn.corpus import scan
     from charrnn.device import choose_device
-    from charrnn.disk import refuse_overwriting
     from charrnn.inspection import inspect
     from charrnn.inspection_view import print_inspection
     from charrnn.portrait import read_history

@@ -10,12 +10,12 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from charrnn.errors import RunFolderError, UsageError
+from charrnn.errors import RunFolderError
 from charrnn.wording import reason, shown
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "exists",
     "followed",
     "refusals",
-    "refuse_overwriting",
     "replacing",
     "unfinished",
     "write_json",
@@ -181,21 +180,3 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(fd)
-
-
-def refuse_overwriting(flag: str, path: Path | None, sources: Mapping[Path, str]) -> None:
-    """Refuse to write a result over what would be lost by it.
-
-    Args:
-        flag: the option that names the result.
-        path: of the result, if there is to be one.
-        sources: what must stay, each file with what it is.
-
-    Raises:
-        UsageError: the result would take the place of one of them.
-    """
-    if path is None or not path.exists():
-        return
-    for source, what in sources.items():
-        if source.exists() and path.samefile(source):
-            raise UsageError(f"{flag} {shown(path)} would overwrite {what}: give another file")

@@ -1,4 +1,4 @@
-"""``--report``: the page that a command writes besides what it prints.
+"""Files that a command writes besides what it prints: ``--report``, the page, above all.
 
 That it can be written is made sure of before anything is measured. torch, and what draws,
 are imported when the page is made.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from charrnn.page import Origin
 
-__all__ = ["check_report", "origin_of_page", "show_and_report"]
+__all__ = ["check_report", "origin_of_page", "refuse_overwriting", "show_and_report"]
 
 
 def check_report(path: Path) -> Path:
@@ -51,6 +51,24 @@ def check_report(path: Path) -> Path:
     path = followed(path)  # what a link leads to is replaced, not the link
     check_replaceable(path)
     return path
+
+
+def refuse_overwriting(flag: str, path: Path | None, sources: Mapping[Path, str]) -> None:
+    """Refuse to write a result over what would be lost by it.
+
+    Args:
+        flag: the option that names the result.
+        path: of the result, if there is to be one.
+        sources: what must stay, each file with what it is.
+
+    Raises:
+        UsageError: the result would take the place of one of them.
+    """
+    if path is None or not path.exists():
+        return
+    for source, what in sources.items():
+        if source.exists() and path.samefile(source):
+            raise UsageError(f"{flag} {shown(path)} would overwrite {what}: give another file")
 
 
 def origin_of_page(device: torch.device) -> Origin:

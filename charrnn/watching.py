@@ -1,28 +1,37 @@
-"""A training or a comparison driven to its end, and shown, unless something stops it.
+"""A training, a comparison or the scoring of models driven to its end, and shown.
 
-That is a signal, or a reader of the output who leaves: both end it at a step's edge, saved.
+A signal, or a reader of the output who leaves, ends a training at a step's edge, saved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import torch
 
+from charrnn.assessment import Assessment, assess
+from charrnn.baselines import Baseline
+from charrnn.baselines import baselines as price_baselines
 from charrnn.comparing import Note, RunFailed, RunScored, RunStarted, compare
 from charrnn.comparison import Comparison, Plan, RunFailure, RunResult
+from charrnn.config import EvaluateConfig
+from charrnn.corpus import Part
 from charrnn.display import Display, open_display
 from charrnn.errors import NonFiniteError
+from charrnn.evaluation import Prices
 from charrnn.outcome import unread_unfinished
 from charrnn.run import Run
-from charrnn.stdio import print_path, say
+from charrnn.score_view import PerCharacter, SurpriseText
+from charrnn.stdio import Meter, print_path, say
 from charrnn.stopping import StopSignals
+from charrnn.subject import Subject
 from charrnn.training import Event, Finished, train
+from charrnn.vocabulary import Vocabulary
 from charrnn.wording import shown
 
-__all__ = ["watch_comparison", "watch_run"]
+__all__ = ["watch_comparison", "watch_run", "watch_scoring"]
 
 
 class _Reader:
@@ -167,3 +176,51 @@ def watch_comparison(
             "with a lower --lr"
         )
     return Comparison.of(plan, results, failures)
+
+
+def watch_scoring(
+    subjects: Iterable[tuple[Subject, Sequence[str]]],
+    config: EvaluateConfig,
+    *,
+    baselines: bool,
+    show: bool,
+    per_char: Path | None,
+    in_pipe: bool,
+) -> list[Assessment]:
+    """Score models one after another, showing how far that is.
+
+    Args:
+        subjects: each model with its text, and what a user must know of it.
+        config: how to score, and what besides.
+        baselines: price each text without a network, too; once for all models that read it alike.
+        show: print the text, coloured by its prices; of one model.
+        per_char: write the prices to this file; of one model.
+        in_pipe: say how far it is where no terminal is, too.
+
+    Raises:
+        CorpusError: a text changed while it was read.
+        RunFolderError: the prices cannot be written.
+    """
+    priced: dict[tuple[Part, Vocabulary, Part | None], tuple[Baseline, ...]] = {}
+    assessments = []
+    for subject, facts in subjects:
+        part, vocabulary = subject.part, subject.vocabulary
+        basis = (part, vocabulary, subject.training)
+        with ExitStack() as stack:
+            # A text that is shown says by itself how far it is.
+            meter = Meter(shown(subject.path), part.characters - 1, in_pipe=in_pipe, quiet=show)
+            stack.enter_context(closing(meter))
+            if baselines and basis not in priced:
+                priced[basis] = tuple(price_baselines(*basis, meter))
+            watchers: list[Callable[[Prices], None]] = []
+            if show:
+                watchers.append(stack.enter_context(closing(SurpriseText(part))))
+            if per_char is not None:
+                watchers.append(stack.enter_context(PerCharacter(part, per_char)))
+            assessments.append(
+                assess(
+                    str(subject.path), subject.model, vocabulary, part, config,
+                    baselines=priced.get(basis, ()), facts=facts, watchers=watchers, tell=meter,
+                )
+            )  # fmt: skip
+    return assessments
