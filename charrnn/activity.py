@@ -329,7 +329,7 @@ def activation(
 
     Args:
         model: dropout does not act.
-        stretch: the text; what is before those characters is read first.
+        stretch: the text; the 256 characters before those are read first.
         unit: which one of the model's.
         characters: how many; at most three quarters of the stretch.
     """

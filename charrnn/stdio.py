@@ -1,4 +1,4 @@
-"""What a command takes from standard input, and what it says on standard error.
+"""What a command takes from standard input, says on standard error, and a path on stdout.
 
 Rich, which breaks lines for a terminal, is imported where there is one.
 """
@@ -149,8 +149,8 @@ def spooled(texts: Iterable[str], stack: ExitStack, stop: StopSignals) -> Path |
 
     Args:
         texts: as the user named them.
-        stack: removes the file.
-        stop: removes it, too, where a second signal ends the command.
+        stack: as long as it stands, messages do not name the file.
+        stop: removes the file, at its end or where a second signal ends the command.
 
     Raises:
         CorpusError: standard input is empty or cannot be read, or its copy not written.

@@ -15,7 +15,7 @@ __all__ = ["StopSignals", "Stopped"]
 
 
 class Stopped(BaseException):
-    """A signal came before there was anything to save."""
+    """A signal, or a reader who left, ends the command where it is."""
 
 
 class StopSignals:

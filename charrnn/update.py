@@ -33,7 +33,7 @@ class UpdateResult:
     """What one update measured, still on the device."""
 
     loss: Tensor
-    """Mean nats over the counted predictions of the window."""
+    """Mean nats over the counted predictions of the window, with dropout and loss temperature."""
     norm: Tensor
     """Norm of the gradient of all weights together, before clipping."""
     clipped: Tensor
@@ -125,7 +125,7 @@ class Update:
     Args:
         model: whose weights are updated; on its device, in training mode.
         optimiser: of that model.
-        config: window, clipping.
+        config: of the training; rates and budget do not matter here.
 
     Attributes:
         hidden: the state after the last window, which the next one starts from; but where a
