@@ -318,7 +318,7 @@ def matrix_peaks() -> dict[str, float]:
         "torch.mm, float32": lambda: torch.mm(wide, wide),
         "torch.mm, bfloat16": lambda: torch.mm(narrow, narrow),
     }
-    if device == "cpu":
+    if device == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         onednn = torch.ops.mkldnn._linear_pointwise
         products["oneDNN, float32"] = lambda: onednn(wide, wide, None, "none", [], "")
     seconds = in_turns([finished(product) for product in products.values()], 7)
