@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
+from unittest import mock
 
 import pytest
 import torch
@@ -379,13 +380,20 @@ def test_inputs_may_lie_in_memory_in_any_order(name: CellName) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_inference_equals_training_and_keeps_nothing(
-    name: CellName, dtype: torch.dtype, mode: type[torch.no_grad | torch.inference_mode]
+    name: CellName,
+    dtype: torch.dtype,
+    mode: type[torch.no_grad | torch.inference_mode],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    room = mock.Mock(wraps=native._room_to_keep)
+    monkeypatch.setattr(native, "_room_to_keep", room)
     cell = make_cell(name, E, 113, dtype)
     x, state = make_inputs(cell, 9)
     out, after = cell(x, state)
+    room.reset_mock()
     with mode():
         bare_out, bare_after = cell(x, state)
+    assert not any(keep for (_, _, keep), _ in room.call_args_list)
     assert out.grad_fn is not None
     for bare, trained in zip((bare_out, *bare_after), (out, *after), strict=True):
         assert bare.grad_fn is None

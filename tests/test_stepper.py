@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from charrnn import stepper
+from charrnn import kernels, stepper
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, WeightsName
 from charrnn.model import CharModel, Hidden
 from charrnn.stepper import Stepper
@@ -86,9 +86,12 @@ def test_wide_layers_of_many_lanes_have_packed_products(
     cell: CellName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stepper, "vendor", lambda: "GenuineIntel")
+    packed = Mock(wraps=kernels._ONEDNN._reorder_linear_weight)
+    monkeypatch.setattr(kernels._ONEDNN, "_reorder_linear_weight", packed)
     model = make_model(cell, 2, hidden=190)
     text_TB, hidden, expected_TBV = forward(model, 5)
     got_TBV = steps(Stepper(model, hidden), text_TB)
+    assert packed.called == kernels._HAS_ONEDNN
     np.testing.assert_allclose(got_TBV, expected_TBV.numpy(), atol=1e-5)
 
 
