@@ -478,8 +478,11 @@ def _scan_file(
             head = stream.read(_HEAD)
             mark = byte_order_mark(head, encoding)
             decoder.decode(mark, final=False)  # what it says of the byte order stays in the state
-            for hasher in hashers:
-                hasher.update(mark)
+            hashers[-1].update(mark)
+            if mark and len(hashers) > 1:
+                # Where files meet, a mark is dropped that within one is text: of files put
+                # together beforehand the hash is to be another.
+                hashers[0].update(hashlib.sha256(mark).digest())
             offset = stream.seek(len(mark))
             while True:
                 state = decoder.state()

@@ -195,6 +195,17 @@ class TestDecoding:
         (note,) = corpus.notes
         assert "byte order mark" in note
 
+    def test_where_files_meet_a_mark_is_none_of_the_text_s(self, tmp_path: Path) -> None:
+        """Put together beforehand they are another text, with a mark in it."""
+        mark = codecs.BOM_UTF8
+        apart = scan([write(tmp_path / "a", mark + b"ab"), write(tmp_path / "b", mark + b"cd")])
+        whole = scan([write(tmp_path / "whole", mark + b"ab" + mark + b"cd")])
+        assert (text_of(apart.whole), text_of(whole.whole)) == ("abcd", "ab\ufeffcd")
+        assert apart.fingerprint != whole.fingerprint
+        first = scan([write(tmp_path / "c", mark + b"ab"), write(tmp_path / "d", b"cd")])
+        same = scan([write(tmp_path / "e", mark + b"abcd")])
+        assert first.fingerprint == same.fingerprint
+
     def test_a_nul_beyond_the_first_block_is_a_character(self, tmp_path: Path) -> None:
         text = "abcdefg\n\0hij"
         corpus = scan([write(tmp_path / "text", text)], block_bytes=8)
