@@ -158,8 +158,8 @@ def load_subjects(
     Raises:
         CheckpointError: a file is not a whole checkpoint.
         CorpusError: a text cannot be read, is gone or has changed.
-        UsageError: the models' parts are different texts, whose scores would rank the texts; or
-            the encoding does not fit a model.
+        UsageError: the models' parts, or the files that they can read, are different texts, whose
+            scores would rank the texts; or the encoding does not fit a model.
     """
     models = _load_models(paths, device, named=bool(source.texts))
     spooled = spool()
@@ -180,12 +180,13 @@ def load_subjects(
         subjects.append(Subject(path, model, vocabulary, checkpoint, trained_on, part))
     for note in dict.fromkeys(note for one in subjects for note in one.part.corpus.notes):
         tell(note.replace(str(spooled), "standard input") if spooled else note)
-    if source.part is not None:
+    if source.part is None:
+        _refuse_different_files(subjects)
+    else:
         _refuse_different_parts(subjects, source.part)
     if not with_training:
         return subjects
-    moved = () if source.part is None else texts
-    return [_with_training(subject, scan, moved) for subject in subjects]
+    return [_with_training(subject, scan, texts, source.part) for subject in subjects]
 
 
 def _load_models(
@@ -214,9 +215,27 @@ def _refuse_different_parts(subjects: Sequence[Subject], name: PartName) -> None
             )
 
 
-def _with_training(subject: Subject, scan: Scan, moved: Sequence[str]) -> Subject:
-    # Where it is not one text with what is validated on, that is what has been named.
-    moved = () if subject.trained_on.valid_texts else moved
+def _refuse_different_files(subjects: Sequence[Subject]) -> None:
+    """Refuse a folder of which models read other files, as others are text in their encoding."""
+    first, *others = subjects
+    read, *reads = [{file.path for file in one.part.corpus.files} for one in subjects]
+    for other, has in zip(others, reads, strict=True):
+        if lacking := sorted(read ^ has):
+            who, not_who = (first, other) if lacking[0] in read else (other, first)
+            raise UsageError(
+                f"{shown(lacking[0])} is text for {shown(who.path)} and none for "
+                f"{shown(not_who.path)}, which reads another encoding: score them one by one, or "
+                "name files that both can read"
+            )
+
+
+def _with_training(
+    subject: Subject, scan: Scan, texts: Sequence[str], part: PartName | None
+) -> Subject:
+    # What has been named is where the run's text lies now; but it may be another one, or the one
+    # that is validated on.
+    is_another = part is None or (part == "valid" and subject.trained_on.valid_texts)
+    moved = () if is_another else texts
     try:
         return replace(subject, training=recorded_part(subject.checkpoint, "train", scan, moved))
     except (CorpusError, CheckpointError) as error:

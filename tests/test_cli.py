@@ -1390,6 +1390,39 @@ class TestEvaluate:
         names = [baseline["name"] for baseline in json.loads(result.out)[0]["baselines"]]
         assert names == ["uniform", "gzip", "bzip2", "xz"]
 
+    def test_a_text_that_moved_is_found_for_the_baselines_of_its_test_part(
+        self, cli: Cli, prose: Path, tmp_path: Path
+    ) -> None:
+        """Though the run validates on another text, which --text names for --part valid alone."""
+        text, moved, run = tmp_path / "text", tmp_path / "moved", tmp_path / "run"
+        text.write_text(prose.read_text())
+        cli("train", text, "--valid", prose, "--test-share", 0.1, "--run", run, *QUICK)
+        text.rename(moved)
+        for part in ("test", "train"):
+            words = ("--part", part, "--text", moved, "--baselines", "--json")
+            found = cli("evaluate", run, *words)
+            names = [baseline["name"] for baseline in json.loads(found.out)[0]["baselines"]]
+            assert "unigram" in names, found.err
+        found = cli("evaluate", run, "--part", "valid", "--text", prose, "--baselines")
+        assert f"there is no file {text}" in found.err
+
+    def test_models_that_read_other_files_of_a_folder_are_not_ranked(
+        self, cli: Cli, trained: Path, prose: Path, tmp_path: Path
+    ) -> None:
+        folder, of_bytes = tmp_path / "folder", tmp_path / "bytes"
+        folder.mkdir()
+        (folder / "a").write_text(prose.read_text())
+        (folder / "b").write_bytes(b"\xe9t\xe9 " * 20)
+        cli("train", prose, "--encoding", "bytes", "--run", of_bytes, *QUICK)
+        for models in ((trained, of_bytes), (of_bytes, trained)):
+            done = cli("evaluate", *models, "--text", folder)
+            assert done.code == 2
+            assert (
+                f"charrnn: {folder}/b is text for {of_bytes} and none for {trained}, which reads "
+                "another encoding: score them one by one, or name files that both can read\n"
+            ) in done.err
+            assert cli("evaluate", *models, "--text", folder / "a").code == 0
+
     @pytest.mark.parametrize("options", [(), ("--dynamic",)])
     def test_the_price_of_each_character_adds_up(
         self, cli: Cli, trained: Path, prose: Path, tmp_path: Path, options: tuple[str, ...]
