@@ -851,8 +851,9 @@ def compare(
             assert run is not None
             folder, plan = run, open_plan(run)
             plan = plan if seeds is None else plan.extended(seeds)
+            where = choose_device(plan.device or "auto") if device == "auto" else where
         else:
-            plan = Plan(texts=absolute_names(texts or ()), **given)
+            plan = Plan(texts=absolute_names(texts or ()), device=where.type, **given)
             if not texts and waits_unread():
                 say("note: standard input is not read: give the text as a file")
             folder = run or _default_run(plan.text(), "compare")

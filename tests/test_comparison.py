@@ -665,7 +665,9 @@ class TestCompare:
         assert done.code == 0
         plan = open_plan(tmp_path / "all")
         has = plan.to_dict()
-        assert has.keys() - given.keys() == {"texts", "cells", "minutes", "steps", "fingerprint"}
+        told = {"texts", "cells", "minutes", "steps", "fingerprint", "device"}
+        assert has.keys() - given.keys() == told
+        assert plan.device == "cpu"
         assert {name: has[name] for name in given} == given
         assert (plan.texts, plan.cells) == ((str(prose),), ("gru",))
         assert plan.minutes is plan.steps is None
@@ -677,6 +679,20 @@ class TestCompare:
             vocabulary, text = meta["vocabulary"], meta["text"]
             assert (vocabulary["encoding"], vocabulary["min_count"]) == ("iso8859-1", 4)
             assert (text["train"], text["valid"]) == ([0, 3003], [3003, 4805])
+
+    def test_it_goes_on_where_it_began(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "all"
+        words = ("--cell", "rnn", "--run", folder, "--steps", 2, "--hidden", 5)
+        assert cli("compare", prose, *words, "--device", "cpu").code == 0
+        file = folder / "comparison.json"
+        elsewhere = json.loads(file.read_text()) | {"device": "mps"}
+        file.write_text(json.dumps(elsewhere))
+        done = cli("compare", "--run", folder, "--resume")
+        assert "mps" in done.err and done.err.count("\n") == 1, "there is none here"
+        assert cli("compare", "--run", folder, "--resume", "--device", "cpu").code == 0
+        elsewhere.pop("device")
+        file.write_text(json.dumps(elsewhere))
+        assert cli("compare", "--run", folder, "--resume").code == 0, "an older plan"
 
     def test_seeds_can_be_added(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
         """As if all had been planned at once; stopped among the added, it goes on as a whole."""
