@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -391,8 +392,10 @@ def train(
         raise UsageError("--valid and --valid-share exclude each other: give one")
     text = TextChoices(texts=tuple(texts or ()), valid=tuple(valid or ()), **recipe.given(reading))
     choices = recipe.Choices(cell=cell, budget=budget, model=model, training=training)
-    # Every number is checked before torch is imported and before anything is written.
-    recipe.refuse_nonsense(choices)
+    # Every number is checked before torch is imported and before anything is written; but a run
+    # that goes on has a window of its own.
+    known = {"loss_last": None} if resume and bptt is None else {}
+    recipe.refuse_nonsense(replace(choices, training=training | known))
 
     command = command_line(["charrnn", *sys.argv[1:]])
     with contextlib.ExitStack() as stack:
@@ -430,9 +433,10 @@ def train(
             spooled=typed,
             keep=keep,
         )
+        named = bool(text.texts or text.valid or keep is not None)
+        if old.is_finished and named and not old.is_saved:
+            old.save_names()
         if old.is_finished and not as_json:
-            if (text.texts or text.valid or keep is not None) and not old.is_saved:
-                old.save_names()
             if not quiet:
                 larger = (
                     "--patience" if old.is_out_of_patience else "--minutes, --epochs or --steps"

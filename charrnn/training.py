@@ -176,6 +176,7 @@ class _Loop:
 
     def __init__(self, run: Run, should_stop: Callable[[], str | None], clock: Clock) -> None:
         self.run = run
+        self.had_finished = run.is_finished
         self.should_stop = should_stop
         self.clock = clock
         self.ticked_at = clock.now()
@@ -207,7 +208,8 @@ class _Loop:
             ) from error
         if run.is_over and run.progress.row_updates:
             yield from self._log()  # a plan left no update, or patience ended, between two rows
-        if not run.is_saved:
+        # Of a run with nothing left to do what was asked for, a rate, say, has had no effect.
+        if not run.is_saved and not self.had_finished:
             yield self._save()
         # A run that was asked to stop after its last validation had nothing left to do.
         if self.stop_reason is not None and not run.is_finished:
