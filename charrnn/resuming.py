@@ -21,7 +21,13 @@ from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.files import embedded_corpus
 from charrnn.machine import processor
 from charrnn.metrics import LOG, LOG_EVERY
-from charrnn.reading import TextRecord, absolute_names, readable, refuse_another_text
+from charrnn.reading import (
+    TextRecord,
+    absolute_names,
+    readable,
+    refuse_another_text,
+    refuse_too_many_names,
+)
 from charrnn.run import Progress, Run, Settings
 from charrnn.runfolder import RunFolder
 from charrnn.stream import fit_lanes
@@ -58,7 +64,8 @@ def resume(
         CheckpointError: no checkpoint of the folder is whole, or a field is off.
         CorpusError: the text is not the one that the run was started on.
         RunFolderError: the folder cannot be read, or its log not written.
-        UsageError: a change makes no sense, or the run has something else than is given.
+        UsageError: a change makes no sense, the run has something else than is given, or the names
+            of its text are more than a checkpoint can hold.
     """
     checkpoint, notes = folder.load_last()
     assert checkpoint.path is not None, "it was loaded from there"
@@ -71,6 +78,7 @@ def resume(
     _refuse_others(fixed, has, _as_kept(fixed, saved))
     folder.keep = saved.keep if keep is None else keep
     record = _where_it_lies_now(saved.text, folder, texts, valid_texts)
+    refuse_too_many_names(record)
     device = device or choose_device(saved.device)
     notes += _other_machine(checkpoint, device)
     if record.valid is None:
@@ -211,7 +219,11 @@ def _read_again(
     refuse_another_text(corpus, record.fingerprint)
     valid_corpus = corpus
     if record.valid_texts:
-        valid_corpus = scan(record.valid_texts, record.encoding)
+        try:
+            valid_corpus = scan(record.valid_texts, record.encoding)
+        except CorpusError as error:
+            moved = "where the text to validate on has moved, name it with --valid"
+            raise CorpusError(f"{error}; {moved}") from error
         refuse_another_text(valid_corpus, record.valid_fingerprint, "the validation text")
     valid = valid_corpus.part(*record.valid) if record.valid else None
     return corpus.part(*record.train), valid
@@ -232,7 +244,7 @@ def _changed(
 ) -> tuple[TrainConfig, list[str]]:
     """Apply the changes that a resumed run may have; say what they mean."""
     values, notes = {**config.to_dict(), **changes}, []
-    if "lr" in changes:
+    if changes.get("lr", config.lr) != config.lr:
         values["lr_adam"] = changes["lr"] * config.lr_adam / config.lr
         notes.append(f"--lr {changes['lr']:g} (was {config.lr:g}) from step {progress.step:,} on")
     given = [name for name in BUDGETS if name in changes]

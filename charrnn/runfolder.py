@@ -318,9 +318,12 @@ class RunFolder:
                 where = f" at step {read_description(checkpoints[0]).meta['step']}"
             except (CheckpointError, KeyError):
                 where = ""
+            go_on = "go on with it with --resume"
+            if all(path.name == BEST for path in checkpoints):
+                go_on = f"its {BEST} has no state to go on from, but weights for --init-from"
             raise RunFolderError(
-                f"{shown(self.path)}: holds a run already{where}: go on with it with --resume, "
-                "or choose another folder with --run"
+                f"{shown(self.path)}: holds a run already{where}: {go_on}, or choose another "
+                "folder with --run"
             )
         if not abandoned and (self.path / LOG).exists():
             raise RunFolderError(

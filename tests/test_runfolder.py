@@ -82,13 +82,22 @@ def test_a_run_is_not_started_over_another(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
-@pytest.mark.parametrize("name", ["best", "last", "step-00000012"])
+@pytest.mark.parametrize("name", ["last", "step-00000012"])
 def test_nor_over_a_copy_or_ruins_of_one(tmp_path: Path, name: str) -> None:
     (tmp_path / f"{name}.safetensors").write_bytes(b"\0")
     assert said(lambda: RunFolder.create(tmp_path)).startswith(
         f"{tmp_path}: holds a run already: go on"
     )
     assert names(tmp_path) == [f"{name}.safetensors"]
+
+
+def test_nor_over_weights_that_no_run_can_go_on_from(tmp_path: Path) -> None:
+    (tmp_path / "best.safetensors").write_bytes(b"\0")
+    assert said(lambda: RunFolder.create(tmp_path)) == (
+        f"{tmp_path}: holds a run already: its best.safetensors has no state to go on from, but "
+        "weights for --init-from, or choose another folder with --run"
+    )
+    assert names(tmp_path) == ["best.safetensors"]
 
 
 def test_a_log_of_somebody_else_is_not_touched(tmp_path: Path) -> None:

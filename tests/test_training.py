@@ -633,6 +633,21 @@ def test_more_names_than_a_checkpoint_holds(
         start_run(text, steps=1)
 
 
+def test_more_names_than_a_checkpoint_holds_where_a_text_has_moved(
+    start_run: StartRun, prose: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused at once, not at the next save."""
+    run = start_run(steps=1)
+    list(train(run))
+    run.folder.close()
+    monkeypatch.setattr("charrnn.reading.MAX_HEADER", 2 * len(str(prose)))
+    with (
+        RunFolder.open_existing(run.folder.path) as folder,
+        pytest.raises(UsageError, match="2 names of texts are more than a checkpoint can hold"),
+    ):
+        resume(folder, device=CPU, changes={}, texts=[str(prose), str(prose)])
+
+
 @pytest.mark.parametrize(("takes", "wait"), [(0.0, 60), (3.0, 150)])
 def test_a_checkpoint_is_written_every_minute_or_at_2_percent(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch, takes: float, wait: float

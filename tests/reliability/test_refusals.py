@@ -200,8 +200,24 @@ def test_what_a_new_run_made_of_an_option_may_be_said_again(tmp_path: Path) -> N
     del words[words.index("--valid-share") :]
     done = run_cli("train", *words, "--run", run, "--resume", "--steps", 2, "--quiet")
     assert (done.code, done.err) == (0, "")
+    for steps, is_another in ((3, True), (4, False)):
+        done = run_cli("train", "--run", run, "--resume", "--lr", 0.5, "--steps", steps)
+        assert ("--lr 0.5 (was" in done.err) == is_another
     said = refusal(run, "--encoding", "utf-8", "--batch-size", 3)
     assert "--batch-size 3 and --encoding utf-8: the run was started with 4 and iso8859-1" in said
+
+
+def test_what_counts_may_be_said_again_without_the_window(tmp_path: Path, tale: Path) -> None:
+    """It is longer than the one that a new run would have."""
+    run = tmp_path / "run"
+    with RunFolder.create(run) as folder:
+        started = begin(folder, tale, bptt=300, loss_last=200, batch_size=2)
+        drive(started, lambda run: run.progress.step == 1)
+    words = ["--loss-last", 200, "--steps", 2]
+    again = run_cli("train", "--run", run, "--resume", *words)
+    assert again.code == 0, again.err
+    said = refusal(run, "--loss-last", 150)
+    assert "--loss-last 150: the run was started with 200" in said
 
 
 @pytest.mark.parametrize("flag", ["--valid-share", "--test-share", "--init-from"])
