@@ -92,6 +92,22 @@ class TestTable:
         figures = [figure for block in blocks for figure in block[1].split()[1:]]
         assert figures == " ".join(FIGURES).split()
 
+    def test_numbers_alone_are_to_the_right_in_every_block(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "16")
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        positions = PositionScores(np.linspace(4, 1, 99), stretches=7)
+        print_assessments([replace(ONE, by_position=positions)])
+        plain = Text.from_ansi(capsys.readouterr().out).plain
+        _, *blocks = plain.split("from")
+        assert len(blocks) > 1
+        for block in blocks:
+            rows = block.splitlines()[1:8]
+            assert [row[:4].rstrip() for row in rows] == ["   1", "   2", "   3", "   5", "   9",
+                                                         "  17", "  33"]  # fmt: skip
+
     def test_a_terminal_breaks_sentences_between_words(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
