@@ -656,9 +656,9 @@ def evaluate(
                 name = shown(source if text else subject.path)
                 raise CorpusError(f"{name}: a text to score needs at least 2 characters")
         for subject in subjects:
-            sources = subject.sources()
-            refuse_overwriting("--report", report, sources)
-            refuse_overwriting("--per-char", per_char, sources)
+            sources, read = subject.sources(), (*source.texts, *subject.texts)
+            refuse_overwriting("--report", report, sources, read)
+            refuse_overwriting("--per-char", per_char, sources, read)
         facts = [subject.facts(of_training=part == "train") for subject in subjects]
         for line in remarks(subjects, facts):
             say(line)
@@ -861,9 +861,10 @@ def compare(
             if not texts and waits_unread():
                 say("note: standard input is not read: give the text as a file")
             folder = run or _default_run(plan.text(), "compare")
-        if report is not None and report.exists():
-            read = find_files(plan.texts or embedded_corpus()).files
-            refuse_overwriting("--report", report, dict.fromkeys(read, "what is read"))
+        if report is not None:
+            found = find_files(plan.texts or embedded_corpus()).files if report.exists() else ()
+            read = dict.fromkeys(found, "what is read")
+            refuse_overwriting("--report", report, read, plan.texts)
         words = resume_words(folder)
         words += ["--seeds", str(plan.seeds)] if resume and seeds is not None else []
         words += ["--report", str(report)] if report is not None else []
@@ -1013,7 +1014,8 @@ def inspect_recurrence(
             [checkpoint], source, where, scan=scan,
             spool=lambda: spooled(source.texts, stack, stop), tell=say,
         )  # fmt: skip
-        refuse_overwriting("--report", report, subject.sources())
+        read = (*source.texts, *subject.texts)
+        refuse_overwriting("--report", report, subject.sources(), read)
         model, vocabulary, shape = subject.model, subject.vocabulary, subject.model.config
         training = subject.checkpoint.record("training", TrainConfig)
         history = None

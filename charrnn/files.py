@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import itertools
 import os
@@ -28,6 +29,7 @@ __all__ = [
     "name_of",
     "several",
     "spool",
+    "takes_in",
 ]
 
 
@@ -164,6 +166,33 @@ def _entries(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except OSError:
         return []
+
+
+def takes_in(texts: Sequence[str], path: Path) -> str | None:
+    """Return the first of ``texts`` that a new file would be read under; None: none would.
+
+    Args:
+        texts: as for ``find_files``.
+        path: where there is no file yet.
+    """
+    path = path.absolute()
+    for name in texts:
+        folder, fixed = Path(name).absolute(), Path(name).absolute()
+        if glob.has_magic(name) and not folder.exists():
+            fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), fixed.parts))
+            is_read = fnmatch.fnmatchcase(str(path), str(folder))
+        else:
+            is_read = folder in path.parents
+        if not is_read:
+            continue
+        below = path.relative_to(fixed)
+        inner = [fixed / part for part in (*below.parents, Path())]
+        is_hidden = any(part.startswith(".") for part in below.parts)
+        if not is_hidden and not any(
+            _is_of_run(entry.name for entry in _entries(one)) for one in inner
+        ):
+            return name
+    return None
 
 
 def _is_of_run(names: Iterable[str]) -> bool:

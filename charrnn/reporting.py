@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from charrnn.errors import UsageError
+from charrnn.files import takes_in
 from charrnn.stdio import say
 from charrnn.wording import shown
 
@@ -53,18 +54,28 @@ def check_report(path: Path) -> Path:
     return path
 
 
-def refuse_overwriting(flag: str, path: Path | None, sources: Mapping[Path, str]) -> None:
-    """Refuse to write a result over what would be lost by it.
+def refuse_overwriting(
+    flag: str, path: Path | None, sources: Mapping[Path, str], texts: Sequence[str] = ()
+) -> None:
+    """Refuse to write a result over what would be lost by it, or into a text that is read.
 
     Args:
         flag: the option that names the result.
         path: of the result, if there is to be one.
         sources: what must stay, each file with what it is.
+        texts: files, folders and patterns that are read: a run's text is to stay the same.
 
     Raises:
-        UsageError: the result would take the place of one of them.
+        UsageError: the result would take the place of one of the files, or be read as text.
     """
-    if path is None or not path.exists():
+    if path is None:
+        return
+    if not path.exists():
+        if (text := takes_in(texts, path)) is not None:
+            raise UsageError(
+                f"{flag} {shown(path)} would become a part of {shown(text)}, which is read as "
+                "text: give a file elsewhere"
+            )
         return
     for source, what in sources.items():
         if source.exists() and path.samefile(source):

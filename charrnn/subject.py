@@ -121,6 +121,11 @@ class Subject:
         facts = (learnt or self.chosen(), self.unknown(self.part))
         return [fact for fact in facts if fact is not None]
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The names of what its run reads."""
+        return (*self.trained_on.texts, *self.trained_on.valid_texts)
+
     def sources(self) -> dict[Path, str]:
         """Return the files that no result may overwrite, each with what it is.
 

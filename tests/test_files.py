@@ -14,7 +14,15 @@ import pytest
 from charrnn.comparison import PLAN
 from charrnn.corpus import scan
 from charrnn.errors import CorpusError
-from charrnn.files import OF_RUNS, embedded_corpus, find_files, name_of, several, spool
+from charrnn.files import (
+    OF_RUNS,
+    embedded_corpus,
+    find_files,
+    name_of,
+    several,
+    spool,
+    takes_in,
+)
 from charrnn.lock import LOCK
 from charrnn.metrics import LOG
 from tests.conftest import assert_one_line, refusing, text_of, write
@@ -49,6 +57,40 @@ def test_what_texts_are_called(
     monkeypatch.chdir(tmp_path / "here")
     Path("x[1].txt").touch()
     assert name_of(names) == called
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "taken"),
+    [
+        ("src", "src/new", True),
+        ("src", "src/sub/new", True),
+        ("src", "new", False),
+        ("src", "srcs/new", False),
+        ("src", "src/.new", False),
+        ("src", "src/.hidden/new", False),
+        ("src", "src/run/new", False),
+        ("src", "src/run/deep/new", False),
+        (".", "new", True),
+        ("src/*", "src/new", True),
+        ("src/o*", "src/new", False),
+        ("src/o*", "src/other", True),
+        ("src/**", "src/run/new", False),
+        ("[s]rc/*", "src/new", True),
+        ("src/old", "src/new", False),
+        ("-", "new", False),
+    ],
+)
+def test_what_takes_a_new_file_for_text(
+    text: str, path: str, taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``find_files`` does, once there is a file."""
+    monkeypatch.chdir(tmp_path)
+    for old in ("src/old", "src/sub/old", "src/run/lock", "src/run/metrics.jsonl", "srcs/old"):
+        write(Path(old), "old")
+    assert takes_in([text], Path(path)) == (text if taken else None)
+    if text != "-":
+        write(Path(path), "new")
+        assert (Path(path) in map(Path, find_files([text]).files)) == taken
 
 
 class TestFindFiles:

@@ -1642,6 +1642,26 @@ class TestWhereThePageGoes:
         )
         assert text.read_text(encoding="utf-8") == make_prose(300)
 
+    @pytest.mark.parametrize("command", ["compare", "evaluate", "inspect"])
+    def test_it_never_joins_the_text(
+        self, cli: Cli, trained: Path, tmp_path: Path, command: str
+    ) -> None:
+        """In a folder that is read it would make another text of it."""
+        folder = tmp_path / "texts"
+        folder.mkdir()
+        (folder / "text").write_text(make_prose(300), encoding="utf-8")
+        words = [folder, "--run", tmp_path / "run"] if command == "compare" else [
+            trained, "--text", folder
+        ]  # fmt: skip
+        for option in ("--report", "--per-char")[: 1 + (command == "evaluate")]:
+            done = cli(command, *words, option, folder / "page.html")
+            assert (done.code, done.out) == (2, "")
+            assert done.err == (
+                f"charrnn: {option} {folder}/page.html would become a part of {folder}, which is "
+                "read as text: give a file elsewhere\n"
+            )
+        assert [path.name for path in folder.iterdir()] == ["text"]
+
     @pytest.mark.parametrize("name", [".", "*.html"])
     @pytest.mark.parametrize("resume", [False, True])
     def test_nor_does_that_of_a_comparison_where_the_text_is_found(
