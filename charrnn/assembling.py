@@ -168,8 +168,8 @@ def refuse_too_large(
     """Refuse what can never fit, before the system kills the process for trying.
 
     The estimate counts what is kept for the backward pass of one window, the logits of what
-    counts, and every weight with its gradient, its moments and the work space of its update;
-    50 kB are a layer's objects.
+    counts under each mask of dropout, and every weight with its gradient, its moments and the
+    work space of its update; 50 kB are a layer's objects.
 
     Args:
         shape: of the model.
@@ -183,7 +183,8 @@ def refuse_too_large(
     gates, size = CELL_GATES[shape.cell], 4
     weights = recipe.matrix_weights(shape)
     states = config.bptt * shape.layers * (gates + 2) * shape.hidden
-    logits = (config.loss_last or config.bptt) * shape.vocabulary
+    masks = config.dropout_masks if shape.dropout else 1
+    logits = (config.loss_last or config.bptt) * shape.vocabulary * masks
     if device.type == "cpu":
         # They become their own gradient where they lie, in the precision of products.
         window = size * states + (2 if config.precision == "bf16" else 4) * logits
