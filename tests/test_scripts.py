@@ -28,3 +28,70 @@ def test_a_script_finds_its_own_project(tmp_path: Path, name: str) -> None:
         check=False,
     )
     assert done.returncode == 77, done.stderr
+
+
+#: Stands for Python: makes environments of itself, and notes what pip is asked for.
+PYTHON = """#!/bin/sh
+case "$*" in
+-c*) exit 0 ;;
+-V) cat "$HERE/version" ;;
+"-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python && exit "$(cat "$HERE/fails")" ;;
+"-m pip"*) echo "$*" >>"$HERE/installed" ;;
+esac
+"""
+
+
+class TestVenv:
+    """``scripts/venv`` with a Python that does nothing."""
+
+    here: Path
+    project: Path
+
+    @pytest.fixture(autouse=True)
+    def folders(self, tmp_path: Path) -> None:
+        self.here = tmp_path
+        self.project = tmp_path / "a project"
+        for folder in (tmp_path / "bin", self.project / "scripts"):
+            folder.mkdir(parents=True)
+        shutil.copy(SCRIPTS / "venv", self.project / "scripts")
+        (self.project / "pyproject.toml").write_text("[project]")
+        python = tmp_path / "bin" / "python3"
+        python.write_text(PYTHON)
+        python.chmod(0o755)
+        self.say(version="Python 3.12.1", fails="0")
+
+    def say(self, **files: str) -> None:
+        for name, text in files.items():
+            (self.here / name).write_text(text)
+
+    def run(self, extras: str = "dev") -> int:
+        """Run it, and return the exit code; ``installs`` counts what it asked of pip."""
+        path = f"{self.here / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        return subprocess.run(
+            [self.project / "scripts" / "venv", extras],
+            env=os.environ | {"PATH": path, "HERE": str(self.here)},
+            check=False,
+        ).returncode
+
+    def installs(self) -> list[str]:
+        noted = self.here / "installed"
+        return noted.read_text().splitlines() if noted.exists() else []
+
+    def test_installs_once_for_a_pyproject_and_a_python(self) -> None:
+        assert (self.run(), self.run()) == (0, 0)
+        (line,) = self.installs()
+        assert line.endswith("--editable .[dev]")
+        (self.project / "pyproject.toml").write_text("[project] # another")
+        assert (self.run(), len(self.installs())) == (0, 2)
+        self.say(version="Python 3.13.0")
+        assert (self.run(), len(self.installs())) == (0, 3)
+        assert (self.run(), len(self.installs())) == (0, 3)
+        assert (self.run(""), self.installs()[3][-12:]) == (0, "--editable .")
+
+    def test_leaves_nothing_half_made(self) -> None:
+        """Debian's Python fails so without python3-venv, when bin/python is there already."""
+        self.say(fails="1")
+        assert self.run() == 1
+        assert not (self.project / ".venv").exists()
+        self.say(fails="0")
+        assert (self.run(), len(self.installs())) == (0, 1)
