@@ -26,6 +26,7 @@ __all__ = [
     "followed",
     "refusals",
     "replacing",
+    "sync_folder",
     "unfinished",
     "write_json",
     "write_text",
@@ -116,7 +117,7 @@ def becoming(path: Path) -> Iterator[int]:
         with suppress(OSError):
             temporary.unlink()
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def check_replaceable(path: Path) -> None:
@@ -169,7 +170,7 @@ def _create(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Bring a folder's names to disk."""
     fd = os.open(folder, os.O_RDONLY)
     try:

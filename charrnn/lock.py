@@ -39,21 +39,27 @@ class Lock:
     """This process made the file."""
     found: bytes
     """What was in it before."""
+    command: str
+    """What a second comer is told about this process."""
 
     @property
     def abandoned(self) -> bool:
         """Whether its last holder was killed or saved nothing: its signature was still there."""
         return bool(self.found)
 
-    def sign(self, command: str) -> None:
+    def sign(self) -> None:
         """Write into the file who holds it, with what command."""
         me = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "command": command,
+            "command": self.command,
         }
         self._rewrite((json.dumps(me) + "\n").encode())
+
+    def guards(self, folder: Path) -> bool:
+        """Whether it is still that of the folder: a lock on a removed file guards nothing."""
+        return _is_at(self.fd, folder / LOCK)
 
     def put_back(self) -> None:
         """Let the file say what it said before."""
@@ -99,7 +105,7 @@ def take_lock(folder: Path, command: str) -> Lock:
                     )
             elif _is_at(fd, path):
                 with refusals(folder, "cannot write to the run's folder"):
-                    lock = Lock(fd, made, os.pread(fd, 65536, 0))
+                    lock = Lock(fd, made, os.pread(fd, 65536, 0), command)
                     # A crash of the machine may leave zeros where the signature was.
                     if lock.found.strip(b"\0") and not lock.found.startswith(_SIGNED):
                         raise RunFolderError(
@@ -107,7 +113,7 @@ def take_lock(folder: Path, command: str) -> Lock:
                             "choose another folder with --run"
                         )
                     try:
-                        lock.sign(command)
+                        lock.sign()
                     except OSError:
                         if made:
                             path.unlink()

@@ -38,7 +38,15 @@ from charrnn.checkpoint import (
     save,
     write,
 )
-from charrnn.disk import exists, refusals, replacing, unfinished, write_json
+from charrnn.disk import (
+    exists,
+    followed,
+    refusals,
+    replacing,
+    sync_folder,
+    unfinished,
+    write_json,
+)
 from charrnn.errors import CheckpointError, RunFolderError
 from charrnn.lock import LOCK, PATIENCE, Lock, alive, take_lock
 from charrnn.metrics import LOG, Log
@@ -166,7 +174,8 @@ class RunFolder:
             # Without a checkpoint the signature stays: it says that the log is of a run of ours.
             if _checkpoints(self.path):
                 self._lock.clear()
-            for path in self._removable:
+            is_ours = self._lock.guards(self.path)  # or what is there is another run's
+            for path in self._removable if is_ours else ():
                 # A folder in which somebody else put something is not empty, and so stays.
                 path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
         self._lock.close()
@@ -183,6 +192,25 @@ class RunFolder:
     ) -> None:
         self.close()
 
+    def _refuse_lost(self) -> None:
+        """Refuse to write where the lock was removed and another run has been since."""
+        assert self._lock is not None, "the folder is closed"
+        if self._lock.guards(self.path):
+            return
+        try:
+            lock = take_lock(self.path, self._lock.command)
+        except FileNotFoundError:
+            return  # the folder is gone: writing says so
+        if not lock.made:
+            lock.put_back()
+            lock.close()
+            raise RunFolderError(
+                f"{shown(self.path)}: was removed, or its {LOCK} was, and another run has been "
+                "there since: nothing more of this one is saved"
+            )
+        self._lock.close()
+        self._lock = lock
+
     # Checkpoints --------------------------------------------------------------
 
     def save_best(self, checkpoint: Checkpoint) -> Path:
@@ -191,6 +219,7 @@ class RunFolder:
         Raises:
             RunFolderError: disk full or the like; the one before stays.
         """
+        self._refuse_lost()
         best = self.path / BEST
         save(best, checkpoint)
         self._removable = []
@@ -207,6 +236,7 @@ class RunFolder:
             CheckpointError: the one before is of another format or unreadable.
             RunFolderError: disk full or the like; all that was there stays.
         """
+        self._refuse_lost()
         last = self.path / LAST
         earlier = self._step_if_whole(last)
         self._held_log.sync()  # the rows up to this step are part of what is saved
@@ -227,6 +257,7 @@ class RunFolder:
         Raises:
             RunFolderError: disk full or the like.
         """
+        self._refuse_lost()
         write_json(self.path / RESULT, values)
 
     def load_last(self) -> tuple[Checkpoint, list[str]]:
@@ -382,7 +413,10 @@ def has_state(folder: Path) -> bool:
 
 def _link(source: Path, target: Path) -> None:
     """Give a file a second name; where the file system knows no hard links, copy it."""
+    source = followed(source)  # systems differ in what a link to a link is
     with suppress(FileNotFoundError):
+        if target.samefile(source):
+            return
         target.unlink()
     try:
         os.link(source, target)
@@ -436,6 +470,7 @@ def _make(path: Path, made: list[Path]) -> None:
             raise
         else:
             made.insert(0, folder)
+            sync_folder(folder.parent)
 
 
 def files_of_run(checkpoint: Path) -> list[Path]:

@@ -152,6 +152,62 @@ def test_a_folder_that_is_gone_hides_nothing(tmp_path: Path) -> None:
         pass  # nobody holds it
 
 
+def test_a_folder_that_another_run_has_taken_is_let_alone(tmp_path: Path) -> None:
+    """The lock of a folder that was removed guards nothing in the one of the same name."""
+    for saves in (True, False):
+        run = tmp_path / str(saves)
+        with RunFolder.create(run) as folder:
+            shutil.rmtree(run)
+            with RunFolder.create(run) as other:
+                assert said(lambda: folder.save_last(state(1), 1)).startswith(f"{run}: in use by")
+                if saves:
+                    other.save_last(state(2), 2)
+            if saves:
+                there = {path.name: path.read_bytes() for path in run.iterdir()}
+                lost = f"{run}: was removed, or its lock was, and another run has been there since"
+                for save_it in (
+                    lambda: folder.save_last(state(1), 1),
+                    lambda: folder.save_best(state(1)),
+                    lambda: folder.save_result({}),
+                ):
+                    assert said(save_it).startswith(lost)
+                assert {path.name: path.read_bytes() for path in run.iterdir()} == there
+            else:
+                kept = RunFolder.create(run)
+        if not saves:
+            assert names(run) == ["lock", "metrics.jsonl"], "they are the other run's"
+            kept.close()
+        else:
+            assert {path.name: path.read_bytes() for path in run.iterdir()} == there
+
+
+def test_a_lock_that_was_removed_is_taken_again(tmp_path: Path) -> None:
+    """By somebody who tidies up old files, say: nobody else has been there."""
+    with RunFolder.create(tmp_path / "run", command="mine") as folder:
+        (folder.path / "lock").unlink()
+        folder.save_last(state(1), 1)
+        assert "mine" in said(lambda: RunFolder.open_existing(folder.path))
+        folder.save_last(state(2), 2)
+    with RunFolder.open_existing(folder.path) as folder:
+        assert folder.load_last()[0].meta["step"] == 2
+
+
+def test_a_last_that_is_a_link_to_an_earlier_one_is_kept(tmp_path: Path) -> None:
+    """Somebody went back by ``ln -sf``: the state that the link leads to is not to be lost."""
+    with RunFolder.create(tmp_path / "run", keep=3) as folder:
+        for step in (1, 2, 3):
+            folder.save_last(state(step), step)
+    last = folder.path / "last.safetensors"
+    last.unlink()
+    last.symlink_to("step-00000001.safetensors")
+    with RunFolder.open_existing(folder.path, keep=3) as folder:
+        assert folder.load_last()[0].meta["step"] == 1
+        folder.save_last(state(9), 9)
+    assert load(folder.path / "step-00000001.safetensors").meta["step"] == 1
+    assert load(last).meta["step"] == 9
+    assert not last.is_symlink()
+
+
 def test_a_run_killed_before_its_first_save_may_start_again(tmp_path: Path) -> None:
     run = tmp_path / "run"
 
