@@ -45,11 +45,12 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
         sys.stdout.reconfigure(encoding=encoding, errors="replace")  # type: ignore[union-attr]
         command = typer.main.get_command(app)
         # Not app(): that one answers a closed pipe itself, with exit code 1.
-        with command.make_context("charrnn", [*arguments] or ["--help"]) as context:
-            result = command.invoke(context)
+        try:
+            with command.make_context("charrnn", [*arguments] or ["--help"]) as context:
+                result = command.invoke(context)
+        except typer.Exit as leaving:
+            result = leaving.exit_code
         sys.stdout.flush()
-    except typer.Exit as leaving:
-        return leaving.exit_code
     except CharrnnError as error:
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
@@ -61,10 +62,9 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
         return _fail(f"{message} ({path} --help lists what there is)", 2)
     except (Stopped, KeyboardInterrupt, typer.Abort) as stopped:
         number = int(stopped.args[0]) if isinstance(stopped, Stopped) else signal.SIGINT
-        if number == signal.SIGPIPE:
-            _forget_output()
-        elif number == signal.SIGINT and sys.stdout.isatty():
-            print()  # after the ^C that the terminal has written
+        if number == signal.SIGINT and sys.stdout.isatty():
+            print(flush=True)  # after the ^C that the terminal has written
+        _forget_output()  # a reader that does not read would hold up the end
         return 128 + number
     except BrokenPipeError:
         _forget_output()  # the reader has seen enough
@@ -77,6 +77,11 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
                 1,
             )
         # Reading and saving name their file themselves; what has no name is the output.
+        if error.filename is None:
+            try:
+                sys.stdout.flush()
+            except OSError:
+                _forget_output()
         where = shown(error.filename or "cannot write the output")
         return _fail(f"{where}: {reason(error)}", 1)
     except Exception as error:

@@ -208,10 +208,11 @@ class SurpriseText:
         """Print what the colours mean; where there are none, say on stderr how to have them."""
         if not self._console.has_colours:
             self._console.print("\n")
-            Output(stderr=True, soft_wrap=True).print(
-                "the text is without its colours here: FORCE_COLOR=1 keeps them, --per-char FILE "
-                "writes each character's price"
-            )
+            with suppress(OSError):  # nobody has to read what is said on stderr
+                Output(stderr=True, soft_wrap=True).print(
+                    "the text is without its colours here: FORCE_COLOR=1 keeps them, --per-char "
+                    "FILE writes each character's price"
+                )
             return
         ranges = map(Text, surprise_ranges(), STYLES)
         legend = Text("\n\nbits: ") + Text("  ").join(ranges)

@@ -109,16 +109,17 @@ class Meter:
         self._next = now + (self.REDRAWN if is_screen else self.PLAIN)
         to_go = duration((now - self._started) * (self._characters - done) / done)
         line = f"{done:,} of {self._characters:,} characters {what}, {to_go} to go: {self._name}"
-        if is_screen:
-            self._draw(line)
-        else:
-            with suppress(OSError):  # as in ``say``
+        with suppress(OSError):  # as in ``say``
+            if is_screen:
+                self._draw(line)
+            else:
                 print(line, file=sys.stderr)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._is_drawn:
-            self._take_back()
+            with suppress(OSError):
+                self._take_back()
 
     def _draw(self, line: str) -> None:
         from rich.text import Text

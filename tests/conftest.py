@@ -50,6 +50,8 @@ for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "CH
 
 #: Of a process that a test starts.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "PYTHONWARNINGS": "error"}
+# What is left in a buffer when a command ends is part of how it ends.
+ENVIRONMENT.pop("PYTHONUNBUFFERED", None)
 
 
 @dataclass(frozen=True)

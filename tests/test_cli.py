@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gzip
 import io
 import json
@@ -10,8 +11,10 @@ import pty
 import shlex
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections import Counter
 from dataclasses import replace
@@ -1665,6 +1668,12 @@ def test_where_the_locale_is_ascii(cli: Cli, tmp_path: Path) -> None:
     assert json.loads(scored)[0]["after"]["characters"] > 0
 
 
+def waiting_in(pipe: int) -> int:
+    """Return the bytes in a pipe that nobody has read yet."""
+    (held,) = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
+    return int(held)
+
+
 class TestPipes:
     """Real processes and real pipes."""
 
@@ -1783,6 +1792,32 @@ class TestPipes:
             )
         assert done.returncode == 1
         assert done.stderr == b"charrnn: cannot write the output: No space left on device\n"
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                command("train", "--help"), stdout=full, stderr=subprocess.PIPE, env=ENVIRONMENT
+            )
+        assert done.returncode == 1
+        assert done.stderr == b"charrnn: cannot write the output: No space left on device\n"
+
+    def test_help_that_nobody_reads_is_no_failure(self) -> None:
+        assert run_unread("train", "--help") == (0, "")
+
+    def test_a_reader_that_does_not_read_holds_up_no_end(self, trained: Path) -> None:
+        """As less does not: what was not read yet is lost, and nothing is said of it."""
+        with subprocess.Popen(
+            command("sample", trained, "--length", 0), stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, env=ENVIRONMENT,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.stdout.read(1)
+            held, before = -1, -2
+            while held != before:  # until the pipe takes no more
+                before, held = held, waiting_in(process.stdout.fileno())
+                time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) == 130
+            assert process.stderr.read() == b""
 
     @needs_full
     def test_a_training_outlives_a_full_disk_under_its_talk(

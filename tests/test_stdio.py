@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from contextlib import redirect_stderr
 from types import SimpleNamespace
 
@@ -55,6 +57,23 @@ def test_a_terminal_has_one_line_that_goes(screen: Screen, clock: list[float]) -
     assert "\x1b[?25l" not in seen, "who stops it with Ctrl-Z has a cursor"
     assert "4 of 40 characters read, 36 s to go: runs/[red]" in seen
     assert seen.endswith("\x1b[2K"), "it is taken back in the end"
+
+
+def test_a_terminal_that_has_gone_is_no_matter(screen: Screen, clock: list[float]) -> None:
+    """As when its window is closed, and the work goes on in the background."""
+
+    def gone(_text: str) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with redirect_stderr(screen):
+        progress = Meter("run", 40, in_pipe=True, quiet=False)
+        for done in range(1, 41):
+            clock[0] += 1
+            if done == 20:
+                assert screen.getvalue()
+                screen.write = gone  # type: ignore[method-assign]
+            progress("read", done)
+        progress.close()
 
 
 @pytest.mark.parametrize("quiet", [False, True])
