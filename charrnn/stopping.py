@@ -55,6 +55,7 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._remove()  # before a signal could end the process at once
         self._pause_at_once()
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -63,7 +64,6 @@ class StopSignals:
         self._watcher.join()
         os.close(self._reader)
         os.close(self._writer)
-        self._remove()
 
     def defer(self) -> None:
         """From now on only note the first signal."""
@@ -113,10 +113,12 @@ class StopSignals:
             signal.signal(signal.SIGTSTP, signal.SIG_DFL)
 
     def _leave_on_second(self) -> None:
-        first = math.inf
+        first, has_hung_up = math.inf, False
         while (number := os.read(self._reader, 1)[0]) != 0:
-            if number not in self._before:
+            # A terminal that closes, and the shell in it, send several hang-ups, at any distance.
+            if number not in self._before or (number == signal.SIGHUP and has_hung_up):
                 continue
+            has_hung_up = has_hung_up or number == signal.SIGHUP
             now = time.monotonic()
             first = min(first, now)
             if now - first > self.SAME:

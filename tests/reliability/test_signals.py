@@ -27,6 +27,7 @@ import charrnn.runfolder
 import charrnn.stopping
 import charrnn.training
 from charrnn.checkpoint import Checkpoint, load
+from charrnn.stopping import StopSignals
 from tests.conftest import ENVIRONMENT, command, make_prose, run_cli
 from tests.reliability.conftest import Promise
 from tests.reliability.processes import finish, fork
@@ -494,6 +495,20 @@ def test_a_signal_while_the_loops_are_compiled_leaves_nothing(
     assert not list(tmp_path.glob("charrnn-*"))
     assert os.read(reader, 1) == b"", "it is ended, too"
     os.close(reader)
+
+
+def test_hang_ups_are_one_signal_however_far_apart() -> None:
+    """A shell sends its jobs one, and the system another when the shell is gone."""
+
+    def leave() -> None:
+        with StopSignals() as stop:
+            stop.defer()
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGHUP)
+                time.sleep(2 * StopSignals.SAME)
+            os._exit(7 if stop.received == signal.SIGHUP else 1)
+
+    assert finish(fork(leave)) == 7
 
 
 @pytest.mark.parametrize("name", ["evaluate", "inspect"])
