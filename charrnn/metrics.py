@@ -130,7 +130,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         RunFolderError: it cannot be read, or a line is not a row of it.
     """
     with refusals(path, "cannot read"):
-        lines = path.read_bytes().splitlines()
+        content = path.read_bytes()
+    # What a crash has cut, or is just being written, is no row.
+    lines = content[: content.rfind(b"\n") + 1].splitlines()
     rows = []
     updated = 0
     for number, line in enumerate(lines, start=1):

@@ -47,6 +47,13 @@ def test_a_row_has_no_nan(log: Log) -> None:
     assert rows(log) == []
 
 
+def test_a_last_line_that_was_cut_off_is_not_read(tmp_path: Path) -> None:
+    """Nor one that is being written: that is no reason to ask anybody to remove it."""
+    for cut in (b"", b'{"st', b'{"step":2}', b"\0\0"):
+        (tmp_path / LOG).write_bytes(b'{"step":1,"characters":9}\n' + cut)
+        assert read_metrics(tmp_path / LOG) == [{"step": 1, "characters": 9}]
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [
