@@ -210,13 +210,13 @@ def watch_scoring(
             # A text that is shown says by itself how far it is.
             meter = Meter(shown(subject.path), part.characters - 1, in_pipe=in_pipe, quiet=show)
             stack.enter_context(closing(meter))
+            watchers: list[Callable[[Prices], None]] = []
+            if per_char is not None:  # first, for it may be refused
+                watchers.append(stack.enter_context(PerCharacter(part, per_char)))
             if baselines and basis not in priced:
                 priced[basis] = tuple(price_baselines(*basis, meter))
-            watchers: list[Callable[[Prices], None]] = []
             if show:
                 watchers.append(stack.enter_context(closing(SurpriseText(part))))
-            if per_char is not None:
-                watchers.append(stack.enter_context(PerCharacter(part, per_char)))
             assessments.append(
                 assess(
                     str(subject.path), subject.model, vocabulary, part, config,

@@ -1427,6 +1427,15 @@ class TestEvaluate:
             ) in done.err
             assert cli("evaluate", *models, "--text", folder / "a").code == 0
 
+    def test_a_file_of_prices_is_refused_before_anything_is_measured(
+        self, cli: Cli, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("charrnn.watching.price_baselines", lambda *_: pytest.fail("it was"))
+        words = ("--part", "valid", "--baselines", "--per-char", tmp_path / "missing" / "x")
+        done = cli("evaluate", trained, *words)
+        assert done.code == 1
+        assert done.err.endswith("missing/x: cannot write the prices: No such file or directory\n")
+
     @pytest.mark.parametrize("options", [(), ("--dynamic",)])
     def test_the_price_of_each_character_adds_up(
         self, cli: Cli, trained: Path, prose: Path, tmp_path: Path, options: tuple[str, ...]
