@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import charrnn.sampling
 import charrnn.training
+from charrnn.cli import app
 from charrnn.run import Run
 from tests.conftest import Result, make_prose, run_cli, run_process
 from tests.reliability.conftest import Promise
@@ -202,6 +204,12 @@ WORDS = st.one_of(
     ),
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=9),
 )
+#: So many copies of a layer's output are made, and the largest number that there can be is allowed.
+MASKS = NUMBERS.filter(lambda value: value != "2147483647")
+#: Of files that are written, all in the current folder.
+FILES = st.sampled_from(
+    ["", "-", "x", ".", "..", "no/such.html", "x.html", "\x1b[2J.html", "a\nb.htm", "\udcff.html"]
+)
 
 TRAIN: dict[str, Any] = {
     **dict.fromkeys(
@@ -210,6 +218,7 @@ TRAIN: dict[str, Any] = {
             "--bptt", "--loss-last", "--lr", "--weight-decay", "--clip-norm", "--clip-value",
             "--minutes", "--epochs", "--steps", "--valid-share", "--test-share", "--patience",
             "--validate-every", "--min-count", "--seed", "--keep", "--scale-norm",
+            "--loss-temperature",
         ],
         NUMBERS,
     ),
@@ -217,6 +226,7 @@ TRAIN: dict[str, Any] = {
         ["--cell", "--encoding", "--device", "--precision", "--valid", "--optimiser"], WORDS
     ),
     "--init-from": WORDS,
+    "--dropout-masks": MASKS,
 }  # fmt: skip
 SAMPLE: dict[str, Any] = {
     **dict.fromkeys(
@@ -227,21 +237,42 @@ SAMPLE: dict[str, Any] = {
 EVALUATE: dict[str, Any] = {
     **dict.fromkeys(["--text", "--encoding", "--device", "--part", "--after"], WORDS),
     "--by-position": NUMBERS,
+    **dict.fromkeys(["--per-char", "--report"], FILES),
 }
 INSPECT: dict[str, Any] = {
     **dict.fromkeys(["--text", "--encoding", "--device", "--part", "--unit", "--only"], WORDS),
     **dict.fromkeys(
         ["--characters", "--spectral-radius", "--seed", "--bptt", "--loss-last"], NUMBERS
     ),
+    "--report": FILES,
 }
 COMPARE: dict[str, Any] = {
     **{o: values for o, values in TRAIN.items() if o in (
         "--cell", "--layers", "--hidden", "--dropout", "--batch-size", "--bptt", "--encoding",
         "--valid-share", "--test-share", "--min-count", "--seed", "--minutes", "--epochs",
-        "--steps", "--embedding", "--precision", "--device",
+        "--steps", "--embedding", "--precision", "--device", "--lr", "--weight-decay",
+        "--clip-norm", "--optimiser", "--weight-drop", "--dropout-masks", "--loss-temperature",
     )},
     "--seeds": st.sampled_from(["0", "-1", "1", "nan", "x", "1" + "0" * 30]),
     "--match": WORDS,
+    "--report": FILES,
+}  # fmt: skip
+
+OPTIONS = {
+    "train": TRAIN, "sample": SAMPLE, "evaluate": EVALUATE, "inspect": INSPECT, "compare": COMPARE,
+}  # fmt: skip
+#: What a command line may end in.
+FLAGS: dict[str, list[str]] = {
+    "train": ["--json", "--reset-state"],
+    "sample": ["--echo", "--json"],
+    "evaluate": ["--exact", "--baselines", "--dynamic", "--show", "--json"],
+    "inspect": ["--json"],
+    "compare": ["--json"],
+}
+#: What is not drawn: ``words_of`` names the folder of the run and is quiet; a ``train`` that
+#: resumes has a copy of ``model``, and of a comparison there is none.
+FIXED: dict[str, set[str]] = {
+    "train": {"--run", "--resume", "--quiet"}, "compare": {"--run", "--resume", "--quiet"},
 }  # fmt: skip
 
 
@@ -251,15 +282,28 @@ def option_sets(options: dict[str, Any], most: int) -> Any:
     return st.lists(st.one_of(pairs), min_size=1, max_size=most)
 
 
+def lines(name: str, most: int, flags: list[str]) -> Any:
+    """Command lines: a name, options, and one of some flags or none."""
+    ends: list[list[str]] = [[], *([flag] for flag in flags)]
+    return st.tuples(st.just(name), option_sets(OPTIONS[name], most), st.sampled_from(ends))
+
+
 commands = st.one_of(
-    st.tuples(st.just("train"), option_sets(TRAIN, 5), st.sampled_from([[], ["--json"]])),
-    st.tuples(st.just("train"), option_sets(TRAIN, 2), st.sampled_from([[], ["--resume"]])),
-    st.tuples(st.just("sample"), option_sets(SAMPLE, 4), st.sampled_from([[], ["--echo"]])),
-    st.tuples(st.just("sample"), option_sets(SAMPLE, 4), st.sampled_from([[], ["--json"]])),
-    st.tuples(st.just("evaluate"), option_sets(EVALUATE, 2), st.sampled_from([[], ["--exact"]])),
-    st.tuples(st.just("inspect"), option_sets(INSPECT, 2), st.sampled_from([[], ["--json"]])),
-    st.tuples(st.just("compare"), option_sets(COMPARE, 2), st.sampled_from([[], ["--json"]])),
+    lines("train", 5, FLAGS["train"]),
+    lines("train", 2, ["--resume"]),
+    lines("sample", 4, FLAGS["sample"]),
+    lines("evaluate", 2, FLAGS["evaluate"]),
+    lines("inspect", 2, FLAGS["inspect"]),
+    lines("compare", 2, FLAGS["compare"]),
 )
+
+
+def test_every_option_is_tried() -> None:
+    tried = {name: {*OPTIONS[name], *FLAGS[name], *FIXED.get(name, ())} for name in OPTIONS}
+    assert tried == {
+        name: {flag for param in known.params for flag in param.opts if flag.startswith("--")}
+        for name, known in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+    }
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +329,8 @@ def words_of(command: tuple[str, list[tuple[str, str]], list[str]], folder: Path
     if name == "compare":
         sizes += ["--cell", "gru", "--match", "hidden"]
     fixed = ["--run", folder / "run", *([] if budget else ["--steps", 3]), *sizes]
-    return [name, folder / "prose", *fixed, *options, *flags, "--quiet"]
+    quiet = [] if "--json" in flags else ["--quiet"]  # they exclude each other
+    return [name, folder / "prose", *fixed, *options, *flags, *quiet]
 
 
 def random_options(folder: Path, count: int, codes: Counter[int]) -> None:
@@ -293,6 +338,8 @@ def random_options(folder: Path, count: int, codes: Counter[int]) -> None:
     @given(command=commands)
     def check(command: tuple[str, list[tuple[str, str]], list[str]]) -> None:
         shutil.rmtree(folder / "run", ignore_errors=True)
+        for file in Path().iterdir():
+            file.unlink()
         if "--resume" in command[2]:
             shutil.copytree(folder / "model", folder / "run")
         result = run_cli(*words_of(command, folder), stdin=b"the cold bird")
