@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from charrnn import device, native, recipe, training
-from charrnn.assembling import refuse_too_large
+from charrnn.assembling import _slow_loops, refuse_too_large
 from charrnn.baselines import compressed_nats, uniform_nats, unigram_nats
 from charrnn.checkpoint import load, save
 from charrnn.config import CellName, ModelConfig, SampleConfig, TextChoices, TrainConfig
@@ -931,7 +931,7 @@ def test_both_rates_follow_the_schedule(
         ("lstm", "avx2", "fp32"),
     ],
 )
-def test_a_missing_compiler_is_told_where_it_costs_speed(
+def test_a_missing_compiler_is_told_on_a_cpu(
     cell: CellName,
     vectors: str,
     precision: str,
@@ -952,6 +952,21 @@ def test_a_missing_compiler_is_told_where_it_costs_speed(
     assert said == [note]
     assert asked
     assert list(train(run))[-1] == Finished("done", complete=True)
+    again = resume(run.folder, device=None, changes={"steps": 3})
+    assert [said for said in again.notes if "compiler" in said] == [note]
+
+
+def test_no_compiler_is_missed_where_there_is_one_or_none_is_used(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "why_none", lambda: None)
+    run = start_run(steps=1)
+    list(train(run))
+    again = resume(run.folder, device=None, changes={"steps": 2})
+    assert not [said for said in run.notes + again.notes if "compiler" in said]
+    monkeypatch.setattr(native, "why_none", lambda: "gcc is on leave")
+    assert _slow_loops(run.model)
+    assert not _slow_loops(run.model.to("meta"))  # a device that is no CPU
 
 
 @pytest.mark.slow
