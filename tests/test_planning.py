@@ -481,6 +481,23 @@ def test_a_run_that_was_stopped_before_its_plan_is_planned_when_it_goes_on(
     assert 0.95 * 60 < told.seconds < 1.05 * 60
 
 
+@pytest.mark.parametrize(("stops", "at"), [([], 12), ([10], 20), ([10, 15], 24)])
+def test_the_speed_is_measured_for_a_fifth_of_the_time_that_is_left(
+    simulate: Simulate, stops: list[float], at: float
+) -> None:
+    """In a new run, in one that was stopped before its plan, and in one that is given more."""
+    told = simulate(World(update=0.1), stops=stops)
+    (planned,) = [seconds for seconds, event in told.events if isinstance(event, Planned)]
+    assert planned == pytest.approx(at, abs=0.5)
+    run = told.run
+    run.config = replace(run.config, minutes=3)
+    run.progress.planned_steps = run.progress.planned_at_step = None
+    before, more = run.progress.seconds, train(run)
+    while not isinstance(next(more), Planned):
+        pass
+    assert run.progress.seconds == pytest.approx(before + (180 - before) / 5, abs=0.5)
+
+
 def test_a_run_that_is_finished_is_not_planned_again(simulate: Simulate) -> None:
     """Also where more time is left than a run leaves now, as earlier versions did."""
     run = simulate(World()).run
