@@ -581,6 +581,16 @@ class TestTrain:
         assert cli("train", names[0], *QUICK).out == "checkpoints/a-lstm\n"
         assert cli("train", names[1], prose, *QUICK).out == "checkpoints/b-lstm\n"
         assert cli("train", f"{prose.parent}/*.txt", *QUICK).code == 0
+        for module in ("starting", "comparing"):
+            monkeypatch.setattr(f"charrnn.{module}.embedded_corpus", lambda: [str(prose)])
+        assert cli("train", *QUICK).out == "checkpoints/python-lstm\n"
+        for words, name in (
+            ((prose,), "prose-compare"),
+            ((prose,), "prose-compare-2"),
+            ((), "python-compare"),
+        ):
+            assert cli("compare", *words, "--cell", "rnn", *QUICK).code == 0
+            assert Path("checkpoints", name, "comparison.json").exists()
 
     def test_joins_files_folders_and_patterns(self, cli: Cli, tmp_path: Path) -> None:
         folder = tmp_path / "many"
