@@ -24,6 +24,7 @@ from charrnn.comparison import RunResult
 from charrnn.config import CellName
 from charrnn.inspection import Inspection
 from charrnn.planning import LEAST_TIMED
+from tests.reliability.conftest import PROMISES
 
 ROOT = Path(__file__).parent.parent
 LISTED = (
@@ -69,6 +70,11 @@ def test_the_page_of_the_command_line_is_what_help_says(cli_docs: ModuleType) ->
         assert page == expected, "run .venv/bin/python scripts/cli-docs"
     else:
         assert options_in(page) == options_in(expected), "run .venv/bin/python scripts/cli-docs"
+
+
+def test_the_table_of_promises_has_those_that_are_measured() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| (R\d+) \|", page, re.M) == list(PROMISES)
 
 
 def fields_in(kind: Any) -> set[str]:
