@@ -66,10 +66,10 @@ def test_the_page_of_the_command_line_is_what_help_says(cli_docs: ModuleType) ->
     expected = cli_docs.generate()
     for options in COMMANDS.values():
         assert {option for option in options if option.startswith("--")} <= options_in(page)
-    if f"typer {typer.__version__}" in page:  # another one may lay the same out otherwise
-        assert page == expected, "run .venv/bin/python scripts/cli-docs"
-    else:
-        assert options_in(page) == options_in(expected), "run .venv/bin/python scripts/cli-docs"
+    assert options_in(page) == options_in(expected), "run .venv/bin/python scripts/cli-docs"
+    if f"typer {typer.__version__}" not in page:
+        pytest.skip("options compared only: another typer may lay the same page out otherwise")
+    assert page == expected, "run .venv/bin/python scripts/cli-docs"
 
 
 def test_the_table_of_promises_has_those_that_are_measured() -> None:
