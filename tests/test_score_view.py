@@ -289,7 +289,7 @@ class TestComparison:
     def test_what_could_not_be_matched_is_not_said_to_be(self, more: int, said: str) -> None:
         first, *_ = self.says(("rnn", "lstm", "gru"), 1, more, steps=20)
         assert first.startswith(f"Matched by parameters{said} 20 steps a run")
-        first, *_ = self.says(("rnn", "lstm", "gru"), 1, more, steps=20, match="width")
+        first, *_ = self.says(("rnn", "lstm", "gru"), 1, more, steps=20, match="hidden")
         assert first.startswith("Matched by width; 20 steps a run"), "there they may differ"
 
     @pytest.mark.parametrize(
