@@ -1760,16 +1760,19 @@ class TestPipes:
         self, prose: Path, tmp_path: Path
     ) -> None:
         folder = tmp_path / "all"
-        options = ("--minutes", 5, "--hidden", 5, "--run", folder)
+        # A validation, which makes a line, comes every 100 steps.
+        options = ("--steps", 2000, "--hidden", 5, "--run", folder)
         with subprocess.Popen(
             command("compare", prose, *options), stderr=subprocess.PIPE, env=ENVIRONMENT
         ) as process:
             assert process.stderr is not None
-            while not process.stderr.readline().startswith(b"--- run 1 of 3"):
-                pass
+            for begun in (b"--- run 1 of 3", b"step "):
+                while not (line := process.stderr.readline()).startswith(begun):
+                    assert line
             process.stderr.close()
             assert process.wait(timeout=60) == 128 + signal.SIGPIPE
         assert not list(folder.glob("*/result.json"))
+        assert len(list(folder.glob("*/last.safetensors"))) == 1, "it is saved"
 
     @pytest.mark.parametrize(
         ("words", "code"),
