@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import math
@@ -38,7 +37,7 @@ from charrnn.metrics import read_metrics
 from charrnn.model import CharModel
 from charrnn.runfolder import RunFolder
 from charrnn.trained import load_model
-from charrnn.training import Event, Finished, Logged
+from charrnn.training import Finished
 from charrnn.update import window_loss
 from charrnn.wording import flag
 from tests.conftest import ENVIRONMENT, Cli, command, make_prose, run_process
@@ -604,23 +603,6 @@ class TestCompare:
             "charrnn",
         ]
         assert "no run came to its end" in lines[-1]
-
-    def test_a_comparison_whose_reader_leaves_is_saved(
-        self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        folder = tmp_path / "comparison"
-
-        def show(_: object, event: Event) -> None:
-            if isinstance(event, Logged):
-                raise OSError(errno.EIO, "Input/output error")
-
-        monkeypatch.setattr("charrnn.display._PlainLines.show", show)
-        words = ("--cell", "rnn", "--device", "cpu", "--run", folder)
-        left = cli("compare", prose, *words, *QUICK)
-        assert left.err.endswith("charrnn: cannot write the output: Input/output error\n")
-        # Of 20 steps the 10th is logged; the best checkpoint until then is an earlier one.
-        assert read_description(folder / "rnn-seed1" / "last.safetensors").meta["step"] == 10
-        assert not (folder / "rnn-seed1" / "result.json").exists()
 
     def test_the_rule_of_training_can_be_held_equal(
         self, cli: Cli, prose: Path, tmp_path: Path

@@ -124,6 +124,7 @@ class TestComparison:
         go_on = f"go on with: charrnn compare --run {folder} --resume --device cpu\n"
         assert done.err.endswith(says or go_on)
         assert read_description(folder / "rnn-seed1" / "last.safetensors").meta["step"] == 10
+        assert not (folder / "rnn-seed1" / "result.json").exists()
         assert display.done == ["start", "close"]
 
     @HOW_IT_ENDS
