@@ -80,7 +80,7 @@ def test_many_are_counted(run: Path) -> None:
 
 def test_a_stop_that_can_never_come(run: Path) -> None:
     result = sample(run, "--stop", "né")
-    assert (result.code, result.out) == (1, "")
+    assert (result.code, result.out, result.err.count("\n")) == (1, "", 1)
     assert "'né' can never be produced: the model does not know 'é'" in result.err
 
 
