@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from functools import partial
 from importlib.resources import as_file, files
@@ -313,12 +314,15 @@ def test_a_compiler_that_does_not_end_is_ended_with_all_it_started(
     wait = subprocess.Popen.wait
 
     def waiting(child: subprocess.Popen[bytes], seconds: float | None = None) -> int:
-        # Not earlier: on a busy machine the compiler runs before Popen has returned it.
+        # On a busy machine the compiler may run before Popen has returned it, or long after.
+        end = time.monotonic() + 60
+        while not (tmp_path / "runs").exists() and time.monotonic() < end:
+            time.sleep(0.01)
         (tmp_path / "waiting").touch()
         return wait(child, seconds)
 
+    monkeypatch.setattr(subprocess.Popen, "wait", waiting)
     if interrupted:
-        monkeypatch.setattr(subprocess.Popen, "wait", waiting)
         started += f"until [ -e {tmp_path}/waiting ]; do sleep 0.01; done\n"
         previous = signal.signal(signal.SIGALRM, interrupt)
         try:
@@ -327,7 +331,7 @@ def test_a_compiler_that_does_not_end_is_ended_with_all_it_started(
         finally:
             signal.signal(signal.SIGALRM, previous)
     else:
-        monkeypatch.setattr(native, "_COMPILE_SECONDS", 2)  # in which a shell has started
+        monkeypatch.setattr(native, "_COMPILE_SECONDS", 2)
         command = script(tmp_path / "cc", f"{started}wait")
         assert native.compile_loops(command) == f"{command[0]} took more than 2 s"
     assert (tmp_path / "runs").read_text() == "\n", "it is not tried twice"
