@@ -338,9 +338,3 @@ def test_a_compiler_that_does_not_end_is_ended_with_all_it_started(
     assert select.select([reader], [], [], 10)[0]
     assert os.read(reader, 1) == b""
     os.close(reader)
-
-
-@needs_compiler
-@pytest.mark.usefixtures("temporary")
-def test_nothing_is_left_behind() -> None:
-    assert isinstance(native.compile_loops(native.find_compiler()), native.Loops)
