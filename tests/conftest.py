@@ -25,6 +25,7 @@ import pytest
 import torch
 
 from charrnn import native
+from charrnn.config import CELL_NAMES, CellName
 from charrnn.corpus import Part, scan
 from charrnn.errors import CharrnnError, RunFolderError
 
@@ -47,6 +48,11 @@ torch.set_num_threads(1)
 # What a caller's terminal or CI asks for is not what is tested.
 for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "CHARRNN_TRACEBACK"):
     os.environ.pop(name, None)
+
+#: Unicode's characters: all code points but the surrogates.
+UNICODE = 0x110000 - 0x800
+
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 
 #: Of a process that a test starts.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "PYTHONWARNINGS": "error"}
@@ -131,6 +137,11 @@ def make_prose(length: int, seed: int = 1) -> str:
     return text[:length]
 
 
+def make_text(length: int, alphabet: str = "abcdefgh \r\n紅樓夢é☃\U0001f600") -> str:
+    """Return characters by chance, always the same."""
+    return "".join(random.Random(length).choices(alphabet, k=length))
+
+
 @cache
 def compiles(*options: str) -> bool:
     """Whether there is a C compiler that knows OpenMP and some options, and whose output runs."""
@@ -161,6 +172,13 @@ def compiles(*options: str) -> bool:
 def cli() -> Cli:
     """Run a command in this process."""
     return run_cli
+
+
+@pytest.fixture(params=CELL_NAMES)
+def cell(request: pytest.FixtureRequest) -> CellName:
+    """Each cell."""
+    name: CellName = request.param
+    return name
 
 
 @pytest.fixture(scope="session")
@@ -222,6 +240,16 @@ def make_framed_part(folder: Path, text: str, files: int = 3) -> Part:
     pieces = (framed[start:stop] for start, stop in pairwise(cuts))
     names = [write(folder / f"{i}.txt", piece) for i, piece in enumerate(pieces)]
     return scan(names, block_bytes=64).part(1, len(framed) - 1)
+
+
+def names(folder: Path) -> list[str]:
+    """Return the names of what is in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def log_of(run: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run's log."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def assert_one_line(error: pytest.ExceptionInfo[CharrnnError], *words: str) -> None:

@@ -24,10 +24,7 @@ from charrnn.baselines import (
     unigram_nats,
 )
 from charrnn.vocabulary import Vocabulary
-from tests.conftest import make_part, make_prose
-
-#: Unicode's characters: all code points but the surrogates.
-UNICODE = 0x110000 - 0x800
+from tests.conftest import UNICODE, make_part, make_prose
 
 
 def make_ids(length: int, size: int, seed: int = 1) -> np.ndarray:

@@ -46,7 +46,9 @@ from tests.conftest import (
     Cli,
     Result,
     command,
+    log_of,
     make_prose,
+    needs_full,
     run_process,
     run_unread,
 )
@@ -54,7 +56,6 @@ from tests.conftest import (
 COMMANDS = tuple(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 #: Of a training that is over in a moment.
 QUICK = ("--steps", 3, "--hidden", 5, "--batch-size", 2, "--bptt", 9)
-needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 
 
 def one_line(result: Result) -> str:
@@ -65,10 +66,6 @@ def one_line(result: Result) -> str:
     assert result.err.endswith("\n")
     assert result.err[:-1].isprintable()
     return result.err
-
-
-def log_of(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")

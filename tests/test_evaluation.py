@@ -32,15 +32,9 @@ from charrnn.score_words import assessments_say
 from charrnn.trained import load_model
 from charrnn.vocabulary import UNKNOWN, Vocabulary
 from tests import small
-from tests.conftest import make_framed_part, make_prose
+from tests.conftest import UNICODE, make_framed_part, make_prose, make_text
 
 KNOWN = "abcdefgh \n紅樓夢é"
-#: Unicode's characters: all code points but the surrogates.
-UNICODE = 0x110000 - 0x800
-
-
-def make_text(length: int, alphabet: str = KNOWN + "☃\U0001f600") -> str:
-    return "".join(random.Random(length).choices(alphabet, k=length))
 
 
 def vocabulary() -> Vocabulary:

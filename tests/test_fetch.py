@@ -14,6 +14,7 @@ import pytest
 
 from corpora import fetch as fetch_module
 from corpora.fetch import TEXTS, FetchError, Text, fetch, main
+from tests.conftest import names
 
 CONTENT = bytes(range(256)) * 700  # more than two reads
 
@@ -64,10 +65,6 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def text_at(address: str) -> Text:
     return Text("sample", "a sample", address, len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_whole_text_gets_its_name(server: str, tmp_path: Path) -> None:

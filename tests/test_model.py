@@ -6,17 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn.config import CELL_NAMES, CellName
+from charrnn.config import CellName
 from charrnn.model import CharModel, Hidden, detach, outline
 from tests.small import make_model
 
 V, E, H = 11, 5, 7
-
-
-@pytest.fixture(params=CELL_NAMES)
-def cell(request: pytest.FixtureRequest) -> CellName:
-    name: CellName = request.param
-    return name
 
 
 def make(

@@ -22,6 +22,7 @@ from charrnn import loops, native
 from charrnn.device import multiplies_bf16
 from charrnn.loops import beats_onednn_lstm, run_gru, run_lstm, run_rnn
 from tests.conftest import compiles
+from tests.small import each_cell
 
 T, B, H = 9, 23, 37
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
@@ -53,7 +54,6 @@ def make_weights(cell: str, scale: float) -> list[Tensor]:
     return [*weights, torch.randn(H)] if cell == "gru" else weights
 
 
-each_cell = pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from corpora import recall as module
 from corpora.recall import KEYS, NOISE, recall_text
+from tests.conftest import needs_full
 
 
 def run(*arguments: str, stdout: int | None = subprocess.PIPE) -> tuple[int, str, str]:
@@ -55,12 +56,14 @@ def test_what_makes_no_sense(words: str, says: str) -> None:
     assert "Traceback" not in err
 
 
-def test_a_full_disk_and_a_closed_pipe() -> None:
-    if not Path("/dev/full").exists():
-        pytest.skip("needs /dev/full")
+@needs_full
+def test_a_full_disk_is_named() -> None:
     with Path("/dev/full").open("wb") as full:
         code, _, err = run(stdout=full.fileno())
     assert (code, err) == (1, "recall.py: cannot write the text: No space left on device\n")
+
+
+def test_a_reader_may_leave() -> None:
     with subprocess.Popen(
         [sys.executable, module.__file__], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:

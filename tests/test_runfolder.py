@@ -22,16 +22,12 @@ from charrnn.checkpoint import Checkpoint, find, load, save
 from charrnn.errors import CheckpointError, RunFolderError
 from charrnn.metrics import read_metrics
 from charrnn.runfolder import RunFolder, files_of_run, has_state
-from tests.conftest import refusing, said
+from tests.conftest import names, refusing, said
 from tests.reliability.processes import finish, fork
 
 
 def state(number: int) -> Checkpoint:
     return Checkpoint({"model.weight": torch.full((3,), float(number))}, {"number": number})
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 # Taking the folder ---------------------------------------------------------------

@@ -22,7 +22,7 @@ from charrnn.errors import CharrnnError
 from charrnn.evaluation import PositionScores, Prices, Scores
 from charrnn.score_view import STYLES, PerCharacter, SurpriseText, print_assessments
 from charrnn.score_words import COLUMNS, assessments_say, comparison_lines, comparison_says
-from tests.conftest import make_part, refusing
+from tests.conftest import make_part, needs_full, refusing
 from tests.small import make_result
 
 ONE = Assessment(
@@ -464,7 +464,7 @@ class TestPerCharacter:
             write(Prices(1, np.array([0.5, 1.25]), 0))
         assert [json.loads(line)["byte"] for line in file.read_text().splitlines()] == [255, 0]
 
-    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+    @needs_full
     @pytest.mark.parametrize("stretches", [1, 999])
     def test_a_full_disk_is_named(self, tmp_path: Path, stretches: int) -> None:
         """Whether it is noticed at the end or before."""

@@ -17,11 +17,7 @@ from charrnn.corpus import Part, scan
 from charrnn.errors import CorpusError
 from charrnn.stream import Chunk, Lanes, Reader, fit_lanes
 from charrnn.vocabulary import REPLACEMENT, Vocabulary
-from tests.conftest import make_framed_part
-
-
-def make_text(length: int, alphabet: str = "abcdefghij \r\n紅樓夢\U0001f600") -> str:
-    return "".join(random.Random(length).choices(alphabet, k=length))
+from tests.conftest import make_framed_part, make_text
 
 
 def make_part(folder: Path, text: str, files: int = 3) -> tuple[Part, Vocabulary]:

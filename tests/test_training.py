@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,6 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from charrnn import device, native, recipe, training
 from charrnn.assembling import _slow_loops, refuse_too_large
@@ -49,7 +47,7 @@ from charrnn.training import (
     train,
 )
 from charrnn.update import Update, UpdateResult
-from tests.conftest import assert_one_line, make_prose, refusing
+from tests.conftest import assert_one_line, log_of, make_prose, refusing
 
 CPU = torch.device("cpu")
 POSITION = ["step", "epoch", "characters", "seconds"]
@@ -92,17 +90,6 @@ def start_run(tmp_path: Path, prose: Path) -> Iterator[StartRun]:
     yield make
     for folder in folders:
         folder.close()
-
-
-def rows(run: Run) -> list[dict[str, Any]]:
-    lines = (run.folder.path / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def weights(run: Run) -> list[Tensor]:
-    everything = [*run.model.state_dict().values(), *run.update.optimiser.state().values()]
-    everything += [part_BH for state in run.update.hidden for part_BH in state]
-    return [tensor.clone() for tensor in everything]
 
 
 def only(events: Sequence[Event], kind: type[Any]) -> list[Any]:
@@ -151,20 +138,20 @@ def test_the_mean_loss_is_that_of_all_rows_while_they_are_few_and_then_of_the_la
 def test_the_log_has_the_rows_and_names_that_were_promised(start_run: StartRun) -> None:
     run = start_run(steps=25, validate_every=10)
     events = list(train(run))
-    assert rows(run) == [e.row for e in events if isinstance(e, Logged | Validated)]
+    assert log_of(run.folder.path) == [e.row for e in events if isinstance(e, Logged | Validated)]
     # What was trained comes before what that is worth, also at the end.
-    order = [(row["step"], "valid_nats_per_char" in row) for row in rows(run)]
+    order = [(row["step"], "valid_nats_per_char" in row) for row in log_of(run.folder.path)]
     assert order == [(step, validated) for step in (10, 20, 25) for validated in (False, True)]
-    for row in rows(run):
+    for row in log_of(run.folder.path):
         valid = "valid_nats_per_char" in row
         assert list(row) == POSITION + (["valid_nats_per_char"] if valid else OF_TRAINING)
         assert all(math.isfinite(value) for value in row.values())
         assert row["epoch"] == pytest.approx(row["step"] / run.lanes.chunks_per_pass)
         # Every window but a pass's last has 3 lanes of 17.
         assert row["characters"] <= row["step"] * 3 * 17
-    seconds = [row["seconds"] for row in rows(run)]
+    seconds = [row["seconds"] for row in log_of(run.folder.path)]
     assert seconds == sorted(seconds)
-    assert run.progress.characters == rows(run)[-1]["characters"]
+    assert run.progress.characters == log_of(run.folder.path)[-1]["characters"]
 
 
 def test_the_training_loss_charges_unknown_characters_as_a_score_does(
@@ -175,7 +162,7 @@ def test_the_training_loss_charges_unknown_characters_as_a_score_does(
     exact = score(run.model, run.train, run.vocabulary)
     assert exact.unknown / exact.characters > 0.02
     list(train(run))
-    updates = [row for row in rows(run) if "train_nats_per_char" in row]
+    updates = [row for row in log_of(run.folder.path) if "train_nats_per_char" in row]
     losses, characters = zip(
         *((row["train_nats_per_char"], row["characters"]) for row in updates), strict=True
     )
@@ -270,12 +257,12 @@ def test_patience_counts_validations_without_a_new_best(
     assert only(events, Saved)[-1].step == 12
     # The updates since the row of step 10 have one, too, and a resume does not repeat it.
     assert [event.row["step"] for event in only(events, Logged)] == [10, 12]
-    log = rows(run)
+    log = log_of(run.folder.path)
     assert load(run.folder.path / "last.safetensors").meta["progress"]["row_updates"] == 0
     run.folder.close()
     with RunFolder.open_existing(run.folder.path) as folder:
         assert list(train(resume(folder, device=CPU, changes={})))[-1] == events[-1]
-    assert rows(run) == log
+    assert log_of(run.folder.path) == log
 
 
 def test_validation_counts_every_prediction(start_run: StartRun) -> None:
@@ -679,7 +666,7 @@ def test_epochs_are_passes(start_run: StartRun) -> None:
     assert run.progress.step == 2 * run.lanes.chunks_per_pass
     of_a_pass = islice(run.lanes.chunks(), run.lanes.chunks_per_pass)
     assert run.progress.characters == 2 * sum(chunk.characters for chunk in of_a_pass)
-    assert rows(run)[-1]["epoch"] == 2
+    assert log_of(run.folder.path)[-1]["epoch"] == 2
 
 
 class FakeClock:
@@ -704,7 +691,7 @@ def test_a_plan_sets_rate_dropout_and_decay(
     planned = only(events, Planned)[-1]
     assert run.progress.step == planned.total_steps == run.progress.planned_steps
     assert 0.8 * 12 < run.progress.seconds < 1.2 * 12
-    rates = [row["learning_rate"] for row in rows(run) if "learning_rate" in row]
+    rates = [row["learning_rate"] for row in log_of(run.folder.path) if "learning_rate" in row]
     assert max(rates) > 0.9 * run.config.lr
     assert rates[-1] < 0.1 * run.config.lr
     shape = run.model.config
@@ -873,7 +860,7 @@ def test_a_run_whose_patience_is_over_when_it_goes_on_is_done(start_run: StartRu
                 folder.log({"step": 33, "learning_rate": 0.0})
             again = resume(folder, device=CPU, changes={"patience": 1, "steps": 2000})
             assert list(train(again))[-1] == Finished("patience", complete=True)
-        updates = [row for row in rows(run) if "learning_rate" in row]
+        updates = [row for row in log_of(run.folder.path) if "learning_rate" in row]
         assert [row["step"] for row in updates] == [10, 20, 30, 33]
         assert ["chars_per_second" in row for row in updates] == [True, True, True, False]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from charrnn import kernels
-from charrnn.config import CELL_NAMES, CellName, ModelConfig, OptimiserName, TrainConfig
+from charrnn.config import CellName, ModelConfig, OptimiserName, TrainConfig
 from charrnn.corpus import scan
 from charrnn.model import CharModel, Hidden
 from charrnn.optimiser import OPTIMISERS, MuonAdamW
@@ -23,12 +23,6 @@ from charrnn.stream import Chunk, Lanes
 from charrnn.update import Update, UpdateResult, clip, window_loss
 from charrnn.vocabulary import Vocabulary
 from tests.conftest import make_prose
-
-
-@pytest.fixture(params=CELL_NAMES)
-def cell(request: pytest.FixtureRequest) -> CellName:
-    name: CellName = request.param
-    return name
 
 
 class Setting:

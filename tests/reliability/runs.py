@@ -19,7 +19,7 @@ from charrnn.run import Run
 from charrnn.runfolder import RunFolder
 from charrnn.starting import start
 from charrnn.training import Event, Finished, train
-from tests.conftest import make_prose
+from tests.conftest import log_of, make_prose
 
 CPU = torch.device("cpu")
 
@@ -104,8 +104,7 @@ def resumed(path: Path, stop: Stop = lambda _run: False, **changes: Any) -> Run:
 
 def rows(path: Path) -> list[dict[str, Any]]:
     """Return the log without the time of day."""
-    lines = (path / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in CLOCKS} for line in lines]
+    return [{k: v for k, v in row.items() if k not in CLOCKS} for row in log_of(path)]
 
 
 def whole_state(path: Path) -> dict[str, Any]:

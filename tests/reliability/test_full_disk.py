@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import shutil
@@ -16,6 +15,7 @@ import torch
 from charrnn.checkpoint import Checkpoint
 from charrnn.errors import RunFolderError
 from charrnn.runfolder import RunFolder
+from tests.conftest import log_of, names
 from tests.reliability.conftest import Promise
 from tests.reliability.processes import finish, fork
 from tests.reliability.test_damage import is_one_plain_line
@@ -55,15 +55,15 @@ def unharmed(path: Path) -> bool:
     with RunFolder.open_existing(path) as folder:
         checkpoint, notes = folder.load_last()
         weight = checkpoint.tensors["model.weight"]
-        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-        names = {file.name for file in path.iterdir()}
+        rows = log_of(path)
+        files = {*names(path)}
     steps = {"best.safetensors", "last.safetensors", "step-00000001.safetensors"}
     return (
         checkpoint.meta["step"] == 2
         and bool((weight == 2).all())
         and not notes
         and rows == [{"step": 1}, {"step": 2}]
-        and names == steps | {"lock", "metrics.jsonl"}
+        and files == steps | {"lock", "metrics.jsonl"}
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -16,6 +15,7 @@ import torch
 
 from charrnn.checkpoint import Checkpoint, load
 from charrnn.runfolder import RunFolder
+from tests.conftest import log_of
 from tests.reliability.conftest import Promise
 from tests.reliability.processes import finish, fork, kill
 
@@ -78,8 +78,7 @@ def killed_savers(path: Path, kills: int) -> tuple[int, int]:
             folder.rewind_log(step)
         # The save that was under way may have been finished, though it was not reported.
         whole = step in (finished, finished + 1) and is_state(checkpoint, step) and not notes
-        log = (path / "metrics.jsonl").read_text()
-        rows = [json.loads(line)["step"] for line in log.splitlines()]
+        rows = [row["step"] for row in log_of(path)]
         names = {file.name for file in path.iterdir() if not file.name.startswith("step-")}
         tidy = names == {"last.safetensors", "lock", "metrics.jsonl"}
         lost += not (whole and tidy and step > before and rows == list(range(1, step + 1)))

@@ -10,7 +10,7 @@ import pytest
 
 from charrnn.checkpoint import load
 from charrnn.vocabulary import Vocabulary
-from tests.conftest import Result, run_cli
+from tests.conftest import UNICODE, Result, run_cli
 from tests.reliability.conftest import Promise
 
 LIST = "'é' x 3, 'Z' x 2, '中' x 1"
@@ -98,7 +98,7 @@ def test_a_scored_text(run: Path, tmp_path: Path, promise: Promise) -> None:
     assert (row["unknown"], row["characters"]) == (6, 12)
     # Each of them costs ln(number of code points that the model does not know), and then some.
     vocabulary = Vocabulary.from_json(load(run / "best.safetensors").meta["vocabulary"])
-    assert vocabulary.unknown_nats == math.log(0x110000 - 0x800 - (vocabulary.size - 1))
+    assert vocabulary.unknown_nats == math.log(UNICODE - (vocabulary.size - 1))
     assert row["nats_per_char"] * 12 > 6 * vocabulary.unknown_nats
 
 
