@@ -18,8 +18,9 @@ from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
 __all__ = ["clipping", "flow", "judge_clipping", "judge_radii", "radii", "shares_left"]
 
-#: The lag of claim 5, and the shares that count as vanished and exploded there.
-LAG, VANISHED, EXPLODED = 20, 0.1, 10.0
+#: The lag of claim 5, and the shares that count as vanished and exploded there: 0.9^20 is 0.12,
+#: and 1.1^20 is 6.7.
+LAG, VANISHED, EXPLODED = 20, 0.2, 5.0
 #: How close to 1 a radius is near it.
 NEAR = 0.05
 #: Factor within which a product of radius and slope gives what is left.
@@ -113,7 +114,7 @@ because the embeddings have: far enough from 0 for tanh to bend.
             _radii_figure(lab.size.radii, left, trained_radius, "linear", "without tanh"),
             _radii_figure(lab.size.radii, left, trained_radius, "h", "with tanh"),
         ],
-        rule=f"a radius below 1 does as it is told if less than {percent(VANISHED)} of the "
+        rule=f"a radius below 1 behaves as claimed if less than {percent(VANISHED)} of the "
         f"gradient is left at lag {LAG} with tanh, one above 1 if more than {EXPLODED:g} times, "
         "and 1 if it is between. Holds if all do, with initial and with trained weights; in part "
         "if some do.",
@@ -213,7 +214,7 @@ def judge_radii(
         radius: of the trained weights as they are.
         left: the share left of theirs.
         products: of the initial weights, by radius: what radius and slope of tanh would leave.
-        product: what they would leave of the trained weights' as they are.
+        product: the same of the trained weights as they are.
     """
     fate = "is still there"
     if left < VANISHED:
@@ -229,9 +230,9 @@ def judge_radii(
         f"The trained network ended at a radius of {radius:.2f}, and at lag {LAG} its gradient "
         f"{fate} ({_share(left)} of it)" + ("." if told else ": the radius alone does not tell."),
         _decides(initial, products),
-        f"In the trained network they would leave {_share(product)}"
+        f"For the trained network (ρ s)^{LAG} is {_share(product)}"
         + (
-            ", so there they tell as well."
+            ", so there it tells as well."
             if _close(product, left)
             else ": its matrix is not orthogonal, so that a step need not stretch anything by ρ, "
             "and what a character's loss needs of the state has directions of its own."
@@ -259,13 +260,13 @@ def _decides(left: Mapping[float, float], products: Mapping[float, float]) -> st
 
 
 def _radii_told(weights: str, left: Mapping[float, float]) -> str:
-    """Say which spectral radii do as they are told, by the share of the gradient left at each."""
+    """Say which spectral radii behave as claimed, by the share of the gradient left at each."""
     good = [f"{r:g}" for r, share in left.items() if _as_told(r, share)]
     bad = [f"{r:g} ({_share(share)} left)" for r, share in left.items() if not _as_told(r, share)]
     if not good:
-        return f"With {weights} weights no radius does as it is told: {', '.join(bad)}."
+        return f"With {weights} weights no radius behaves as claimed: {', '.join(bad)}."
     but = f", but not {', '.join(bad)}" if bad else ""
-    return f"With {weights} weights a radius of {' or '.join(good)} does as it is told{but}."
+    return f"With {weights} weights a radius of {' or '.join(good)} behaves as claimed{but}."
 
 
 def clipping(lab: Lab) -> Section:
@@ -301,8 +302,9 @@ outweighs them for about 30 steps.)
         commands=commands,
         tables=[
             Table(
-                ["rate", "training", "recurrence", "steps", "largest norm logged",
-                 "updates clipped", "loss at the end"],
+                ["rate", "training", "recurrence", "steps",
+                 "largest norm logged, a mean of 10 updates", "updates clipped",
+                 "loss at the end"],
                 [_training_row(training, course) for training, course in courses.items()],
                 words=3,
             ),

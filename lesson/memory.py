@@ -169,9 +169,9 @@ written, the output gate `o` what is shown. The forget gate came with Gers, Schm
 Cummins (2000); the LSTM of Hochreiter and Schmidhuber (1997) keeps all of `c`. A gate is a
 logistic function of the character and the state, so between 0 and 1; open means above
 {NEARLY_OPEN:g}, closed below {NEARLY_CLOSED:g} (Karpathy, Johnson and Fei-Fei 2015). Every unit
-is correlated with properties that a reader sees; the best for each of them, and of those for
-lasting ones the one to judge, is chosen on the first half of the {found["characters"]:,}
-characters, and the second half gives the correlation in the table.
+is correlated with properties that a reader sees. The best unit for each of them is chosen on the
+first half of the {found["characters"]:,} characters, and so is the memory to judge, of those for
+properties that last. The second half gives the correlations in the table.
 Units are written layer.unit: {name}c is the memory c of unit {number} in layer {layer}, {name}
 its state h.
 """,
@@ -205,22 +205,23 @@ its state h.
         f"property: its c correlates with one by at least {FOLLOWS:g} in size, over the last "
         f"{held.over:,} characters, and with the same sign by at least that at those, at least "
         f"{OFTEN}, at which the property has gone on for more than {LONG} characters without a "
-        "break (where it only goes on or not, those at which it does not are beside them). Both: "
-        "holds; one: in part.",
+        "break (of a property that is only on or off, together with those at which it is off). "
+        "Both: holds; one: in part.",
         judgement=judge_gates(use, held),
     )
 
 
 def best_found(units: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return which unit follows its property best on the first half, of a lasting one if any.
+    """Return which memory follows its property best on the first half, of a lasting one if any.
 
     The second half, which the correlation is told of, has no say in it.
 
     Args:
         units: by property the one that follows it best, as ``inspect --only units`` answers.
     """
-    lasting = [one for one in units if one["property"] in LASTING]
-    return max(lasting or units, key=lambda one: abs(one["found"]))
+    memories = [one for one in units if one["unit"]["state"] == "c"]
+    lasting = [one for one in memories if one["property"] in LASTING]
+    return max(lasting or memories or units, key=lambda one: abs(one["found"]))
 
 
 def _memory_figure(held: Held, c_T: np.ndarray, property_T: np.ndarray) -> Figure:
@@ -411,15 +412,15 @@ def _reach_table(
         for (weights, cell, state), reach in reaches.items()
     ]
     head = [
-        "state", "weights", "1 % at lag, median", "by the mean", f"left at lag {NEARER}, median",
-        f"left at lag {LAG}", "context needed",
+        "state", "weights", "under 1 % from lag, median", "by the mean",
+        f"left at lag {NEARER}, median", f"left at lag {LAG}", "context needed",
     ]  # fmt: skip
     return Table(head, rows, words=2)
 
 
 def _pace_table(paces: Mapping[tuple[str, str], Pace]) -> Table:
     head = [
-        "state, trained", "correlation with itself a character before: 10 % of the units below",
+        "state, trained", "correlation with itself a character before: 10 % of units below",
         "median unit", "90 % below", "slow units", f"kept over {KEPT_OVER} characters, mean",
         "median",
     ]  # fmt: skip

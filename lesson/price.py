@@ -94,8 +94,8 @@ def lstm(lab: Lab) -> Section:
     steps, minutes, width = _measured(lab)
     found = costs(steps, minutes, width)
     by_width = Table(
-        [f"at {lab.size.hidden} units", "parameters of the recurrence", "its multiply-adds per "
-         "character", "share of the model's", "µs per character, training",
+        [f"at {lab.size.hidden} units", "parameters of the recurrence", "multiply-adds per "
+         "character, by its equations", "share of the model's", "µs per character, training",
          "µs per character, scoring"],
         [
             [

@@ -72,7 +72,7 @@ def length(lab: Lab) -> Section:
         for (row,) in map(lab.json, scoring)
     ]
     table = Table(
-        ["characters", "parameters used", "nats/char", "parameters of a step of its own each"],
+        ["characters", "parameters used", "nats/char", "parameters, if each step had its own"],
         [
             [f"{n:,}", f"{parameters:,}", f"{nats:.3f}", f"{n * parameters:,}"]
             for n, parameters, nats in scores

@@ -16,7 +16,7 @@ __all__ = ["judge_window", "window"]
 T, LAST = 108, 10
 #: What the memory of a laptop is taken to be, in bytes.
 LAPTOP = 16e9
-#: Degrees from which on a gradient is not the exact one.
+#: Degrees from which on a gradient is not the exact one, and by which angles differ.
 EXACT = 1.0
 
 
@@ -68,8 +68,10 @@ The loss at `t` depends on the weights through every earlier step: `dL_t/dW` is 
 but has to keep every step's state until the backward pass. Truncation cuts the sum off at the
 window's edge, where the state comes in as a constant. Angles are between that gradient and the
 full one through all {full["bptt"]:,} steps of {trained["lanes"]} pieces of text, for the
-trained LSTM. The full gradient of one half of these pieces and that of the other half are
-{trained["between_halves"]:.0f}° apart: what another sample of the text changes anyhow.
+trained LSTM. (What counts the last {LAST} of {T} begins {T - LAST} characters later, and has the
+full gradient of its own predictions beside it, as many.) The full gradient of one half of these
+pieces and that of the other half are {trained["between_halves"]:.0f}° apart: what another
+sample of the text changes anyhow.
 """,
         commands=commands,
         tables=[
@@ -85,9 +87,10 @@ trained LSTM. The full gradient of one half of these pieces and that of the othe
         ],
         rule="three parts. All steps at once are hardly feasible: over the whole text they keep "
         f"more than {LAPTOP / 1e9:.0f} GB. Not exact: the gradient of {T} steps, last {LAST} "
-        f"counted, is more than {EXACT:g}° off. No choice: no window measured is nearer to the "
-        "full gradient and takes less time per prediction (all steps at once, from which the "
-        "angles are measured, do not count). All three: holds; some: in part.",
+        f"counted, is more than {EXACT:g}° off. No choice: no window measured comes as "
+        f"near to its full gradient, within {EXACT:g}°, and takes less time per prediction (all "
+        "steps at once, from which the angles are measured, do not count). All three: holds; "
+        "some: in part.",
         judgement=judge_window(of_last, trained["windows"], full, whole),
     )  # fmt: skip
 
@@ -110,8 +113,8 @@ def judge_window(
         one for one in windows if one["seconds_per_character"] < of_last["seconds_per_character"]
     ]
     nearest = min(cheaper, key=lambda one: one["angle"], default=None)
-    better = nearest is not None and nearest["angle"] < of_last["angle"]
-    choice = "No window measured is both nearer to it and cheaper."
+    better = nearest is not None and nearest["angle"] < of_last["angle"] + EXACT
+    choice = "No window measured is as near to it and cheaper."
     if nearest is not None:
         ratio = of_last["seconds_per_character"] / nearest["seconds_per_character"]
         choice = (

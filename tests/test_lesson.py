@@ -154,10 +154,16 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
      "miss the plain RNN's logits"),
     ("3 as told", lambda: judge_window(
         window_of(108, 5, 9, 10), [window_of(32, 12, 1), window_of(64, 9, 1)], FULL, 1e11),
-     "holds", "No window measured is both nearer to it and cheaper. A window of 64"),
+     "holds", "No window measured is as near to it and cheaper. A window of 64"),
     ("3 none is cheaper", lambda: judge_window(
         window_of(108, 5, 9, 10), [window_of(64, 4, 10)], FULL, 1e11),
-     "holds", "No window measured is both nearer to it and cheaper."),
+     "holds", "No window measured is as near to it and cheaper."),
+    ("3 one that is as near", lambda: judge_window(
+        window_of(108, 5, 9, 10), [window_of(64, 5.9, 1), window_of(32, 6.1, 1)], FULL, 1e11),
+     "holds in part", "But there is a choice: a window of 64"),
+    ("3 one that is nearly as near", lambda: judge_window(
+        window_of(108, 5, 9, 10), [window_of(64, 6.1, 1)], FULL, 1e11),
+     "holds", "No window measured is as near to it and cheaper. A window of 64"),
     ("3 a better window", lambda: judge_window(
         window_of(108, 5, 9, 10), [window_of(64, 4, 1), window_of(256, 2, 3)], FULL, 1e11),
      "holds in part", "window of 256 with the loss on all of its characters is 2.0° off and takes "
@@ -203,6 +209,9 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
     ("5 as told", lambda: radii_of(
         {0.5: 0.01, 1.0: 0.9, 1.5: 99.0}, {0.5: 0.01, 1.0: 1.1, 1.5: 99.0}, 1.01, 0.8),
      "holds", "still there"),
+    ("5 as a power", lambda: radii_of(
+        {0.9: 0.9**20, 1.0: 1.0, 1.1: 1.1**20}, {0.9: 0.9**20, 1.1: 1.1**20}, 1.0, 1.0),
+     "holds", "a radius of 0.9 or 1 or 1.1 behaves as claimed"),
     ("5 tanh takes it all", lambda: radii_of(
         {0.5: 0.01, 1.5: 0.05}, {0.5: 0.0, 1.5: 2.0}, 1.4, 0.01),
      "holds in part", "the radius alone does not tell. Radius and the slope"),
@@ -210,21 +219,21 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
      "holds in part", "the radius alone does not tell. Radius and the slope"),
     ("5 only overflow as told", lambda: radii_of(
         {0.5: 0.5, 1.5: 1.0}, {0.5: 0.5, 1.5: math.inf}, 2.0, 50.0),
-     "holds in part", "With trained weights a radius of 1.5 does as it is told, but not 0.5 (0.5 "
+     "holds in part", "With trained weights a radius of 1.5 behaves as claimed, but not 0.5 (0.5 "
      "left). The trained network ended at a radius of 2.00, and at lag 20 its gradient has "
      "exploded"),
     ("5 nothing at all", lambda: radii_of({0.5: 0.5, 1.5: 1.0}, {1.5: 0.5}, 2.0, 50.0),
-     "does not hold", "With initial weights no radius does as it is told: 0.5 (0.5 left), 1.5 (1 "
+     "does not hold", "With initial weights no radius behaves as claimed: 0.5 (0.5 left), 1.5 (1 "
      "left)."),
     ("5 the slope tells", lambda: radii_of(
         {0.5: 1e-6, 1.0: 9e-5}, {0.5: 0.01}, 1.0, 0.8, {0.5: 1.9e-6, 1.0: 5e-5}, 1.5),
      "holds in part", "(ρ s)^20, tell what is left with initial weights, within a factor of 2 "
-     "(1.9e-06 at 0.5, 5e-05 at 1): it is ρ s that has to be near 1. In the trained network they "
-     "would leave 1.5, so there they tell as well."),
+     "(1.9e-06 at 0.5, 5e-05 at 1): it is ρ s that has to be near 1. For the trained network (ρ "
+     "s)^20 is 1.5, so there it tells as well."),
     ("5 the slope does not", lambda: radii_of(
         {0.5: 1e-6, 1.0: 9e-5}, {0.5: 0.01}, 2.5, 0.01, {0.5: 1.1e-6, 1.0: 2e-4}, 18.0),
-     "holds in part", "(ρ s)^20, do not tell what is left with initial weights: 0.0002 at 1. In "
-     "the trained network they would leave 18: its matrix is not orthogonal"),
+     "holds in part", "(ρ s)^20, do not tell what is left with initial weights: 0.0002 at 1. For "
+     "the trained network (ρ s)^20 is 18: its matrix is not orthogonal"),
     ("6 as told", lambda: clipping_of({2: (1.75, 1.8), 5: (1.5, 2.5)}), "holds",
      "At a rate of 5 clipping decides: it ends at 1.500 nats with clipping and at 2.500"),
     ("6 overflow", lambda: clipping_of({5: (1.5, math.inf), 7: (1.6, 2.2)}), "holds",
@@ -449,13 +458,17 @@ def test_a_unit_follows_what_only_goes_on_or_not_while_it_is_another_than_withou
 
 
 def test_the_half_that_a_unit_is_judged_on_does_not_choose_it() -> None:
-    def unit(name: str, found: float, correlation: float) -> dict[str, Any]:
-        return {"property": name, "found": found, "correlation": correlation}
+    def unit(name: str, found: float, correlation: float, state: str = "c") -> dict[str, Any]:
+        of = {"layer": 1, "unit": 3, "state": state}
+        return {"property": name, "unit": of, "found": found, "correlation": correlation}
 
     short = unit("digit", 0.9, 0.9)
     lasting = [unit("inside quotes", 0.4, 0.7), unit("indentation", -0.6, -0.5)]
-    assert best_found([short, *lasting])["property"] == "indentation"
+    shown = unit("position in line", 0.7, 0.7, "h")
+    assert best_found([short, *lasting, shown])["property"] == "indentation"
     assert best_found([short]) == short
+    assert best_found([short, shown]) == short, "it is its memory that is judged"
+    assert best_found([shown]) == shown
 
 
 def test_a_symbol_is_shown_in_a_table_as_it_is() -> None:
