@@ -26,6 +26,7 @@ __all__ = [
     "CorpusError",
     "NonFiniteError",
     "RunFolderError",
+    "TakenFolderError",
     "UsageError",
     "VocabularyError",
 ]
@@ -57,6 +58,10 @@ class CheckpointError(CharrnnError):
 
 class RunFolderError(CharrnnError):
     """A run's folder that another process holds, or a result that cannot be written."""
+
+
+class TakenFolderError(RunFolderError):
+    """A run's folder that another run has taken since: what is there is not this one's."""
 
 
 class NonFiniteError(CharrnnError):

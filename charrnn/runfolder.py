@@ -47,7 +47,7 @@ from charrnn.disk import (
     unfinished,
     write_json,
 )
-from charrnn.errors import CheckpointError, RunFolderError
+from charrnn.errors import CheckpointError, RunFolderError, TakenFolderError
 from charrnn.lock import LOCK, PATIENCE, Lock, alive, take_lock
 from charrnn.metrics import LOG, Log
 from charrnn.wording import shown
@@ -197,16 +197,19 @@ class RunFolder:
         assert self._lock is not None, "the folder is closed"
         if self._lock.guards(self.path):
             return
+        lost = "was removed, or its lock was, while this run was going on"
         try:
             lock = take_lock(self.path, self._lock.command)
         except FileNotFoundError:
             return  # the folder is gone: writing says so
+        except RunFolderError as error:
+            raise TakenFolderError(f"{error}; it {lost}") from error
         if not lock.made:
             lock.put_back()
             lock.close()
-            raise RunFolderError(
-                f"{shown(self.path)}: was removed, or its {LOCK} was, and another run has been "
-                "there since: nothing more of this one is saved"
+            raise TakenFolderError(
+                f"{shown(self.path)}: {lost}, and another has been there since: nothing more of "
+                "this one is saved"
             )
         self._lock.close()
         self._lock = lock

@@ -16,7 +16,7 @@ from typing import Any
 
 from charrnn.clock import Clock
 from charrnn.config import SampleConfig
-from charrnn.errors import CorpusError, NonFiniteError, RunFolderError
+from charrnn.errors import CorpusError, NonFiniteError, RunFolderError, TakenFolderError
 from charrnn.evaluation import Interrupted, Scores, score
 from charrnn.metrics import LOG_EVERY
 from charrnn.planning import LEAST_TIMED, Planned, Planner
@@ -164,7 +164,7 @@ def train(run: Run, should_stop: Callable[[], str | None] = lambda: None) -> Ite
         with Clock() as clock:
             yield from _Loop(run, should_stop, clock).events()
     except RunFolderError as error:
-        if run.saved is None:
+        if run.saved is None or isinstance(error, TakenFolderError):
             raise
         raise RunFolderError(
             f"{error}; step {run.saved.step:,} is saved whole: go on from it with: {run.command()}"

@@ -160,7 +160,9 @@ def test_a_folder_that_another_run_has_taken_is_let_alone(tmp_path: Path) -> Non
                     other.save_last(state(2), 2)
             if saves:
                 there = {path.name: path.read_bytes() for path in run.iterdir()}
-                lost = f"{run}: was removed, or its lock was, and another run has been there since"
+                lost = (
+                    f"{run}: was removed, or its lock was, while this run was going on, and another"
+                )
                 for save_it in (
                     lambda: folder.save_last(state(1), 1),
                     lambda: folder.save_best(state(1)),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,7 +24,7 @@ from charrnn.baselines import compressed_nats, uniform_nats, unigram_nats
 from charrnn.checkpoint import load, save
 from charrnn.config import CellName, ModelConfig, SampleConfig, TextChoices, TrainConfig
 from charrnn.corpus import scan
-from charrnn.errors import NonFiniteError, RunFolderError, UsageError
+from charrnn.errors import NonFiniteError, RunFolderError, TakenFolderError, UsageError
 from charrnn.evaluation import Scores, prices, score
 from charrnn.flow import initial_model
 from charrnn.planning import Planner
@@ -620,6 +621,22 @@ def test_more_names_than_a_checkpoint_holds(
     monkeypatch.setattr("charrnn.reading.MAX_HEADER", 2 * len(str(prose)))
     with pytest.raises(UsageError, match="2 names of texts are more than a checkpoint can hold"):
         start_run(text, steps=1)
+
+
+def test_a_folder_that_another_run_has_taken_is_none_to_go_on_in(start_run: StartRun) -> None:
+    """What it holds is not this run's: the command that goes on would go on with the other."""
+    run = start_run(steps=25, validate_every=5)
+    path, others = run.folder.path, list[RunFolder]()
+    with pytest.raises(TakenFolderError) as caught:
+        for event in train(run):
+            if isinstance(event, Validated) and not others:
+                run.saved = replace(run.progress)
+                shutil.rmtree(path)
+                others.append(RunFolder.create(path))
+    assert str(caught.value).endswith(
+        "it was removed, or its lock was, while this run was going on"
+    )
+    others[0].close()
 
 
 def test_more_names_than_a_checkpoint_holds_where_a_text_has_moved(
