@@ -175,24 +175,34 @@ def takes_in(texts: Sequence[str], path: Path) -> str | None:
         texts: as for ``find_files``.
         path: where there is no file yet.
     """
-    path = path.absolute()
+    path = Path(os.path.realpath(path.parent), path.name)
     for name in texts:
-        folder, fixed = Path(name).absolute(), Path(name).absolute()
-        if glob.has_magic(name) and not folder.exists():
-            fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), fixed.parts))
-            is_read = fnmatch.fnmatchcase(str(path), str(folder))
-        else:
-            is_read = folder in path.parents
-        if not is_read:
+        fixed, pattern = Path(name).absolute(), ["**"]
+        if glob.has_magic(name) and not fixed.exists():
+            parts = fixed.parts
+            fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), parts))
+            pattern = [*parts[len(fixed.parts) :]]
+        fixed = Path(os.path.realpath(fixed))
+        if fixed not in path.parents:
             continue
         below = path.relative_to(fixed)
-        inner = [fixed / part for part in (*below.parents, Path())]
         is_hidden = any(part.startswith(".") for part in below.parts)
-        if not is_hidden and not any(
-            _is_of_run(entry.name for entry in _entries(one)) for one in inner
-        ):
+        if is_hidden or not _matches([*below.parts], pattern):
+            continue
+        folders = [fixed / folder for folder in below.parents]
+        if not any(_is_of_run(entry.name for entry in _entries(one)) for one in folders):
             return name
     return None
+
+
+def _matches(parts: list[str], pattern: list[str]) -> bool:
+    """Whether a pattern, in parts, matches a path, in parts."""
+    if not pattern:
+        return not parts
+    first, *rest = pattern
+    if first == "**":
+        return any(_matches(parts[n:], rest) for n in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], first) and _matches(parts[1:], rest)
 
 
 def _is_of_run(names: Iterable[str]) -> bool:
@@ -348,8 +358,8 @@ def name_of(texts: Sequence[str]) -> str:
     """Return what texts are called: a file, the folder of all, or what is fixed of a pattern."""
     if texts[0] == "-":
         return "stdin"
-    paths = [Path(name).absolute() for name in texts]
-    stem, folder = paths[0].stem, paths[0].parent
+    paths = [Path(os.path.abspath(name)) for name in texts]  # noqa: PTH100 - without ..
+    stem, folder = paths[0].stem.lstrip("."), paths[0].parent
     if not paths[0].exists():
         fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), folder.parts))
         stem = WILDCARDS.sub("", stem).strip("-_. ") if fixed == folder else ""

@@ -47,6 +47,9 @@ from tests.conftest import assert_one_line, refusing, text_of, write
         (["*"], "here"),
         (["x[1].txt"], "x[1]"),
         (["missing"], "missing"),
+        ([".notes"], "notes"),
+        (["."], "here"),
+        (["books/.."], "here"),
     ],
 )
 def test_what_texts_are_called(
@@ -75,6 +78,15 @@ def test_what_texts_are_called(
         ("src/o*", "src/new", False),
         ("src/o*", "src/other", True),
         ("src/**", "src/run/new", False),
+        ("src/**", "src/sub/new", True),
+        ("src/*", "src/sub/new", False),
+        ("src/**/o*", "src/other", True),
+        ("src/**/o*", "src/sub/other", True),
+        ("src/*/o*", "src/other", False),
+        ("sub/../src", "src/new", True),
+        ("src", "src/../new", False),
+        ("link", "src/new", True),
+        ("src", "link/new", True),
         ("[s]rc/*", "src/new", True),
         ("src/old", "src/new", False),
         ("-", "new", False),
@@ -87,10 +99,13 @@ def test_what_takes_a_new_file_for_text(
     monkeypatch.chdir(tmp_path)
     for old in ("src/old", "src/sub/old", "src/run/lock", "src/run/metrics.jsonl", "srcs/old"):
         write(Path(old), "old")
+    Path("sub").mkdir()
+    Path("link").symlink_to("src")
     assert takes_in([text], Path(path)) == (text if taken else None)
     if text != "-":
         write(Path(path), "new")
-        assert (Path(path) in map(Path, find_files([text]).files)) == taken
+        read = [os.path.realpath(file) for file in find_files([text]).files]
+        assert (os.path.realpath(path) in read) == taken
 
 
 class TestFindFiles:
