@@ -33,9 +33,13 @@ def test_a_script_finds_its_own_project(tmp_path: Path, name: str) -> None:
 #: Stands for Python: makes environments of itself, and notes what pip is asked for.
 PYTHON = """#!/bin/sh
 case "$*" in
+*print*) cat "$HERE/version" ;;
 -c*) exit 0 ;;
--V) cat "$HERE/version" ;;
-"-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python && exit "$(cat "$HERE/fails")" ;;
+"-m pip --version") [ "$(cat "$HERE/version")" = "$(cat "$HERE/made")" ] ;;
+"-m venv .venv")
+    mkdir -p .venv/bin && cp "$0" .venv/bin/python && cp "$HERE/version" "$HERE/made"
+    exit "$(cat "$HERE/fails")"
+    ;;
 "-m pip"*) echo "$*" >>"$HERE/installed" ;;
 esac
 """
@@ -58,7 +62,7 @@ class TestVenv:
         python = tmp_path / "bin" / "python3"
         python.write_text(PYTHON)
         python.chmod(0o755)
-        self.say(version="Python 3.12.1", fails="0")
+        self.say(version="3.12", fails="0")
 
     def say(self, **files: str) -> None:
         for name, text in files.items():
@@ -77,16 +81,22 @@ class TestVenv:
         noted = self.here / "installed"
         return noted.read_text().splitlines() if noted.exists() else []
 
-    def test_installs_once_for_a_pyproject_and_a_python(self) -> None:
+    def test_installs_once_for_a_pyproject(self) -> None:
         assert (self.run(), self.run()) == (0, 0)
         (line,) = self.installs()
         assert line.endswith("--editable .[dev]")
         (self.project / "pyproject.toml").write_text("[project] # another")
         assert (self.run(), len(self.installs())) == (0, 2)
-        self.say(version="Python 3.13.0")
-        assert (self.run(), len(self.installs())) == (0, 3)
-        assert (self.run(), len(self.installs())) == (0, 3)
-        assert (self.run(""), self.installs()[3][-12:]) == (0, "--editable .")
+        assert (self.run(), len(self.installs())) == (0, 2)
+        assert (self.run(""), self.installs()[2][-12:]) == (0, "--editable .")
+
+    def test_tells_that_python_has_become_another(self) -> None:
+        """Its packages are elsewhere, and pip with them."""
+        assert self.run() == 0
+        self.say(version="3.13")
+        assert (self.run(), len(self.installs())) == (1, 1)
+        shutil.rmtree(self.project / ".venv")
+        assert (self.run(), len(self.installs())) == (0, 2)
 
     def test_leaves_nothing_half_made(self) -> None:
         """Debian's Python fails so without python3-venv, when bin/python is there already."""
