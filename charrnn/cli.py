@@ -842,7 +842,7 @@ def compare(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
 
-        from charrnn.comparison import PLAN, Plan, open_plan, resume_words
+        from charrnn.comparison import PLAN, Plan, is_finished, open_plan, resume_words
         from charrnn.device import choose_device
         from charrnn.files import embedded_corpus, find_files
         from charrnn.reading import absolute_names
@@ -855,7 +855,8 @@ def compare(
             assert run is not None
             folder, plan = run, open_plan(run)
             plan = plan if seeds is None else plan.extended(seeds)
-            where = choose_device(plan.device or "auto") if device == "auto" else where
+            if device == "auto" and not is_finished(folder, plan):
+                where = choose_device(plan.device or "auto")
         else:
             plan = Plan(texts=absolute_names(texts or ()), device=where.type, **given)
             if not texts and waits_unread():

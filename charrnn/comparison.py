@@ -42,6 +42,7 @@ __all__ = [
     "Plan",
     "RunFailure",
     "RunResult",
+    "is_finished",
     "open_plan",
     "read_result",
     "refuse_comparison",
@@ -459,6 +460,15 @@ def refuse_comparison(run: Path) -> None:
 def resume_words(folder: Path) -> list[str]:
     """Return the words of the command that goes on with a folder's comparison."""
     return ["charrnn", "compare", "--run", str(folder), "--resume"]
+
+
+def is_finished(folder: Path, plan: Plan) -> bool:
+    """Whether all runs of a comparison have their results.
+
+    Raises:
+        RunFolderError: one of them is not usable.
+    """
+    return all(read_result(folder / plan.run_name(*one)) for one in plan.runs())
 
 
 def read_result(path: Path) -> RunResult | None:

@@ -662,19 +662,32 @@ class TestCompare:
             assert (vocabulary["encoding"], vocabulary["min_count"]) == ("iso8859-1", 4)
             assert (text["train"], text["valid"]) == ([0, 3003], [3003, 4805])
 
-    def test_it_goes_on_where_it_began(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
+    def test_it_goes_on_where_it_began(
+        self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         folder = tmp_path / "all"
         words = ("--cell", "rnn", "--run", folder, "--steps", 2, "--hidden", 5)
         assert cli("compare", prose, *words, "--device", "cpu").code == 0
+        asked: list[str] = []
+
+        def choose(name: str) -> torch.device:
+            asked.append(name)
+            return CPU
+
+        monkeypatch.setattr("charrnn.device.choose_device", choose)
         file = folder / "comparison.json"
-        elsewhere = json.loads(file.read_text()) | {"device": "mps"}
-        file.write_text(json.dumps(elsewhere))
-        done = cli("compare", "--run", folder, "--resume")
-        assert "mps" in done.err and done.err.count("\n") == 1, "there is none here"
-        assert cli("compare", "--run", folder, "--resume", "--device", "cpu").code == 0
-        elsewhere.pop("device")
-        file.write_text(json.dumps(elsewhere))
-        assert cli("compare", "--run", folder, "--resume").code == 0, "an older plan"
+        began = json.loads(file.read_text()) | {"device": "mps"}
+        again = ("compare", "--run", folder, "--resume")
+        for plan, more, names in (
+            (began, (), ["auto"]),  # where nothing is left to train no device matters
+            (began, ("--seeds", 2, "--device", "cpu"), ["cpu"]),
+            ({**began, "seeds": 2}, ("--seeds", 3), ["auto", "mps"]),
+            ({**began, "device": None, "seeds": 3}, ("--seeds", 4), ["auto", "auto"]),
+        ):
+            file.write_text(json.dumps(plan))
+            asked.clear()
+            assert cli(*again, *more).code == 0
+            assert asked == names
 
     def test_seeds_can_be_added(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
         """As if all had been planned at once; stopped among the added, it goes on as a whole."""
