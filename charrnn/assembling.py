@@ -183,8 +183,12 @@ def refuse_too_large(
     gates, size = CELL_GATES[shape.cell], 4
     weights = recipe.matrix_weights(shape)
     states = config.bptt * shape.layers * (gates + 2) * shape.hidden
-    masks = config.dropout_masks if shape.dropout else 1
-    logits = (config.loss_last or config.bptt) * shape.vocabulary * masks
+    counted = config.loss_last or config.bptt
+    drops = shape.dropout > 0 or (config.dropout_by_plan and shape.cell != "rnn")
+    masks = config.dropout_masks if drops else 0
+    # What the masks leave of the outputs, and what they are.
+    states += 2 * counted * masks * shape.hidden
+    logits = counted * max(1, masks) * shape.vocabulary
     if device.type == "cpu":
         # They become their own gradient where they lie, in the precision of products.
         window = size * states + (2 if config.precision == "bf16" else 4) * logits
