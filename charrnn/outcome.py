@@ -7,11 +7,12 @@ The codes are those of ``charrnn.errors``, 2 for a command line that makes no se
 from __future__ import annotations
 
 import codecs
+import io
 import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import typer
 
@@ -120,7 +121,8 @@ def unread_unfinished() -> Iterator[None]:
 
 def _forget_output() -> None:
     """Lead what is left of the output nowhere: Python would complain while it exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(io.UnsupportedOperation):  # a caller's own, which is in memory
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> int:

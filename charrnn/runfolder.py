@@ -473,7 +473,8 @@ def _make(path: Path, made: list[Path]) -> None:
             raise
         else:
             made.insert(0, folder)
-            sync_folder(folder.parent)
+            with suppress(PermissionError):  # one that may be written to, but not listed
+                sync_folder(folder.parent)
 
 
 def files_of_run(checkpoint: Path) -> list[Path]:

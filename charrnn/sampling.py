@@ -105,7 +105,7 @@ def next_probabilities(
         probabilities_BV in float64; every row sums to 1.
 
     Raises:
-        NonFiniteError: a row's logits are not finite, or none is above -inf.
+        NonFiniteError: a row has a NaN or +inf, or nothing above -inf.
     """
     top_B1 = logits_BV.max(axis=1, keepdims=True)
     if not np.isfinite(top_B1).all():

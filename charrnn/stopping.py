@@ -23,8 +23,8 @@ class StopSignals:
 
     Before the training begins there is nothing to save, and the command ends where it
     is. From ``defer`` on the first signal is noted, for the loop to stop at a step's
-    edge. A second one leaves at once, however long a product or a save takes: a thread
-    watches for it, because Python's handlers wait until such a call returns.
+    edge. A second one, but for another hang-up, leaves at once, however long a product or a save
+    takes: a thread watches for it, because Python's handlers wait until such a call returns.
 
     From ``defer_pauses`` on SIGTSTP, a Ctrl-Z, waits in the same way, for ``pause``.
     """

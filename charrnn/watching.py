@@ -206,7 +206,9 @@ def watch_scoring(
     for subject, facts in subjects:
         part, vocabulary = subject.part, subject.vocabulary
         basis = (part, vocabulary, subject.training)
-        with ExitStack() as stack:
+        # A text that is shown ends last: whether its last line can be printed is no matter to the
+        # file of prices.
+        with ExitStack() as text, ExitStack() as stack:
             # A text that is shown says by itself how far it is.
             meter = Meter(shown(subject.path), part.characters - 1, in_pipe=in_pipe, quiet=show)
             stack.enter_context(closing(meter))
@@ -216,7 +218,7 @@ def watch_scoring(
             if baselines and basis not in priced:
                 priced[basis] = tuple(price_baselines(*basis, meter))
             if show:
-                watchers.append(stack.enter_context(closing(SurpriseText(part))))
+                watchers.append(text.enter_context(closing(SurpriseText(part))))
             assessments.append(
                 assess(
                     str(subject.path), subject.model, vocabulary, part, config,
