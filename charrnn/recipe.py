@@ -123,9 +123,9 @@ def choose(
     chosen, chosen_model = given(choices.training), given(choices.model)
     planned = training | chosen
     # What makes no sense is refused where the numbers are put together, and no float holds every
-    # whole number that can be typed.
+    # whole number that can be typed. Lanes and window will be made to fit the text.
     a_step = planned["batch_size"] * (planned.get("loss_last") or planned["bptt"])
-    a_step = min(10**15, max(1, a_step))
+    a_step = min(characters, max(1, a_step))
     read = _characters_read(budget, a_step, vocabulary, characters, device)
     passes = read / characters
     hidden = _hidden(cell, device, planned["precision"], vocabulary, read, characters)
@@ -145,7 +145,7 @@ def choose(
     training["dropout_masks"] = dropout_masks(model, device, pressed)
     if vocabulary >= RARE_SYMBOLS and pressed < BY_HEART:
         training["lr_adam"] *= 3
-    training["warmup_steps"] = warmup_steps(read / min(a_step, characters))
+    training["warmup_steps"] = warmup_steps(read / a_step)
     if (optimiser := chosen.get("optimiser")) in ONE_RATE:
         training |= ONE_RATE[optimiser]
     if "lr" in chosen:

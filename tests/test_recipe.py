@@ -48,6 +48,21 @@ def choose_for(
 
 
 class TestChoose:
+    @pytest.mark.parametrize(
+        ("characters", "wished"),
+        [
+            (1_003_854, {"batch_size": 2048, "bptt": 1024}),
+            (180_000, {"batch_size": 4096, "bptt": 128}),
+        ],
+    )
+    def test_an_update_reads_no_more_than_there_is(
+        self, characters: int, wished: dict[str, int]
+    ) -> None:
+        """However many lanes were wished for: steps are passes then, and what follows from them."""
+        by_steps, _ = choose_for(characters=characters, budget={"steps": 20}, training=wished)
+        by_passes, _ = choose_for(characters=characters, budget={"epochs": 20}, training=wished)
+        assert by_steps == by_passes
+
     @given(
         cell=CELLS,
         device=DEVICES,
