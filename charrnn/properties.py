@@ -8,23 +8,37 @@ follow such properties. A carriage return does not make an empty line any less e
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
 
 __all__ = ["PROPERTIES"]
 
 
 def inside_quotes(text: str) -> list[float]:
-    """1 inside double quotation marks or 「」; an empty line ends what nobody has closed."""
-    values, inside, low, before = [], False, False, ""
+    """1 inside double quotation marks or 「」; an empty line ends what nobody has closed.
+
+    «a» is »a« in German and Danish books, and “a” is ”a” in Swedish and Finnish ones: the mark that
+    comes first in most paragraphs is the one that opens.
+    """
+    closed_by = {'"': '"', "„": '“”"', "「": "」", "『": "』"}
+    paragraphs = re.split(r"\n\r?\n", text)
+    if len(paragraphs) == 1:
+        paragraphs = text.splitlines()
+    for one, other in ("«»", "“”"):
+        firsts = Counter(found[0] for p in paragraphs if (found := re.search(one + "|" + other, p)))
+        if firsts[other] > firsts[one]:
+            closed_by[other] = one if one in text else other
+        else:
+            closed_by[one] = other
+    values, closing, before = [], "", ""
     for character in text:
-        if character == '"':
-            inside = not inside
-        elif character in "„“«「" and not (character == "“" and low):
-            inside, low = True, character == "„"  # which “ closes, too
-        elif character in "“”»」" or character == before == "\n":
-            inside = low = False
-        values.append(float(inside))
+        if character in closing or character == before == "\n":
+            closing = ""
+        elif not closing:
+            closing = closed_by.get(character, "")
+        values.append(float(bool(closing)))
         if character != "\r":
             before = character
     return values
