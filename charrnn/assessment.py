@@ -108,7 +108,8 @@ def refuse_non_finite(assessments: Iterable[Assessment]) -> None:
         NonFiniteError: with the first of them.
     """
     for assessment in assessments:
-        if not math.isfinite(assessment.scores.nats):
+        scored = [assessment.scores, *([assessment.dynamic] if assessment.dynamic else [])]
+        if not all(math.isfinite(scores.nats) for scores in scored):
             raise NonFiniteError(
                 f"{shown(assessment.checkpoint)}: its loss is not finite: train anew with a lower "
                 "--lr"

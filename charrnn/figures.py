@@ -288,6 +288,7 @@ def dot_chart(
                     )  # fmt: skip
         every = [value for dots in series for value in dots.values if value is not None]
         every += [value for dots in series for singles in dots.around for value in singles]
+        every = [value for value in every if math.isfinite(value)] or [0.0]
         axes.set_xlim(*(x_range or _padded(np.array(every), log=False, pad=0.06)))
         axes.set_ylim(len(rows) - 0.4, -0.6)
         _put_ticks(axes.yaxis, range(len(rows)), rows)

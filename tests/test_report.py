@@ -1372,6 +1372,10 @@ class TestFigures:
     def test_dots_carry_their_values(self) -> None:
         one = dot_chart("x", "T", ["a", "b"], [Dots("s", (1.0, None), 0)], x_label="v")
         assert ">1.000</text>" in one
+        for broken in (math.inf, math.nan):
+            svg = dot_chart("x", "T", ["a", "b"], [Dots("s", (1.0, broken), 0)], x_label="v")
+            assert f">{broken:.3f}</text>" in svg
+            dot_chart("x", "T", ["a"], [Dots("s", (broken,), 0)], x_label="v")
         two = [Dots("s", (1.0, 2.0), 0), Dots("t", (None, 3.0), 1)]
         assert "b: s 2.000, t 3.000." in dot_chart("x", "T", ["a", "b"], two, x_label="v")
 

@@ -14,11 +14,11 @@ import pytest
 from rich.style import Style
 from rich.text import Text
 
-from charrnn.assessment import After, Assessment
+from charrnn.assessment import After, Assessment, refuse_non_finite
 from charrnn.baselines import Baseline
 from charrnn.comparison import CellResult, Comparison, Plan, RunFailure
 from charrnn.config import CellName, ModelConfig
-from charrnn.errors import CharrnnError
+from charrnn.errors import CharrnnError, NonFiniteError
 from charrnn.evaluation import PositionScores, Prices, Scores
 from charrnn.score_view import STYLES, PerCharacter, SurpriseText, print_assessments
 from charrnn.score_words import COLUMNS, assessments_say, comparison_lines, comparison_says
@@ -432,6 +432,16 @@ class TestComparison:
     def test_the_budget_is_counted(self, budget: dict[str, float], said: str) -> None:
         first, *_ = self.says(("lstm", "gru"), 1, **budget)
         assert first.startswith(f"Matched by parameters; {said} a run, one seed; ")
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    """Those of the copy that learns on, too, whose gradient may be what is too large."""
+    refuse_non_finite([ONE, replace(ONE, dynamic=ONE.scores)])
+    for lost in (math.inf, math.nan):
+        scores = replace(ONE.scores, nats=lost)
+        for one in (replace(ONE, scores=scores), replace(ONE, dynamic=scores)):
+            with pytest.raises(NonFiniteError, match="its loss is not finite"):
+                refuse_non_finite([ONE, one])
 
 
 class TestPerCharacter:
