@@ -323,7 +323,7 @@ def _activation(shown: Activation) -> str:
     def name(shade: int) -> str:
         return f"{'up' if shade > 0 else 'down'}-{abs(shade)}" if shade else ""
 
-    ends = ((-SHADES, f"{-largest:.2g}"), (0, "0"), (SHADES, f"{largest:.2g}"))
+    ends = ((-SHADES, f"{-largest:z.2g}"), (0, "0"), (SHADES, f"{largest:.2g}"))
     return (
         page.heading(f"Unit {shown.unit} along the text")
         + page.coloured(states, name, "Coloured text")

@@ -207,7 +207,7 @@ def _activation(shown: Activation, console: Output) -> tuple[str, str, Renderabl
     else:
         low, high = BLOCKS[1], BLOCKS[-1]
         picture = _underlined(shown, largest, console.width)
-    ends = f"from {-largest:.3g} ({low}) to {largest:.3g} ({high})"
+    ends = f"from {-largest:z.3g} ({low}) to {largest:.3g} ({high})"
     return f"Unit {shown.unit}", f"Its state after each character, {ends}.", picture
 
 

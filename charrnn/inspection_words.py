@@ -84,7 +84,7 @@ def step_lines(step: Step) -> list[list[str]]:
         if quantity.model is not None:
             shown.append(("by the model", quantity.model))
         for words, values in shown:
-            numbers = [f"{value:+.5f}" for value in values]
+            numbers = [f"{value:+z.5f}" for value in values]
             numbers += [""] * (SHOWN - len(numbers))
             lines.append([str(quantity.layer), quantity.name, words, *numbers])
     return lines
@@ -104,16 +104,19 @@ def gradient_flow_lines(flows: Sequence[GradientFlow]) -> list[list[str]]:
     for flow in flows:
         for reach in flow.reaches:
             radii = flow.spectral_radii[reach.layer - 1]
+            measured = [
+                *(
+                    f"> {farthest}" if lag is None else str(lag)
+                    for lag in (reach.halves_at, reach.under_1_percent_at)
+                ),
+                *(significant(reach.relative[k], 2) for k in lags),
+            ]
             lines.append(
                 [
                     flow.weights,
                     _range(min(radii), max(radii)) + ("" if flow.scaled_to is None else " *"),
                     f"{reach.state} {reach.layer}",
-                    *(
-                        f"> {farthest}" if lag is None else str(lag)
-                        for lag in (reach.halves_at, reach.under_1_percent_at)
-                    ),
-                    *(significant(reach.relative[k], 2) for k in lags),
+                    *(measured if reach.size else ["no gradient", "", *[""] * len(lags)]),
                 ]
             )
     return lines
@@ -177,7 +180,7 @@ def pace_lines(paces: Sequence[Pace]) -> list[list[str]]:
     for one in paces:
         varying = [value for value in one.autocorrelation if math.isfinite(value)]
         numbers = (one.mean, min(varying), max(varying)) if varying else ()
-        lags = [f"{value:+.3f}" for value in numbers] or ["constant", "", ""]
+        lags = [f"{value:+z.3f}" for value in numbers] or ["constant", "", ""]
         kept = [_kept(share) for share in (one.kept_mean, one.kept_median)]
         lines.append([f"{one.state} {one.layer}", *lags, *kept])
     return lines
@@ -224,8 +227,8 @@ def unit_lines(units: Sequence[UnitFound]) -> list[list[str]]:
             found.property,
             significant(found.mean, 3),
             str(found.unit),
-            f"{found.found:+.3f}",
-            f"{found.correlation:+.3f}",
+            f"{found.found:+z.3f}",
+            f"{found.correlation:+z.3f}",
         ]
         for found in units
     ]
@@ -285,13 +288,17 @@ def _turned(degrees: float) -> str:
 def truncation_says(truncations: Sequence[Truncation]) -> str:
     """Say what windows are compared, and how well a gradient is known at all."""
     truncation = truncations[0]
-    halves = joined([f"{one.between_halves:.0f}° ({one.weights})" for one in truncations], "and")
+    halves = [
+        f"{one.between_halves:.0f}° ({one.weights})"
+        for one in truncations
+        if math.isfinite(one.between_halves)
+    ]
+    apart = " For comparison, full gradients of one half of the lanes and of the other are "
     return (
         f"The gradient of {truncation.characters:,} predictions in {truncation.lanes} lanes, "
         f"window by window, against that through all {truncation.full.bptt:,} time steps at once: "
         "the angle between both, the size as a share, time per prediction, and what is kept for "
-        "the backward pass. For comparison, full gradients of one half of the lanes and of the "
-        f"other are {halves} apart."
+        "the backward pass." + (f"{apart}{joined(halves, 'and')} apart." if halves else "")
     )
 
 
@@ -303,7 +310,7 @@ def truncation_lines(truncations: Sequence[Truncation]) -> list[list[str]]:
             f"{window.bptt:,}" + (" (all)" if window is truncation.full else ""),
             "all" if window.loss_last is None else f"last {window.loss_last:,}",
             _turned(window.angle),
-            f"{window.size:.3f}",
+            f"{window.size:.3f}" if math.isfinite(window.size) else "",
             f"{1e6 * window.seconds_per_character:.1f}",
             f"{window.bytes / 1e6:.2f}",
         ]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from charrnn import page
 from charrnn.assessment import Assessment
 from charrnn.comparison import Comparison, RunResult
+from charrnn.config import InspectConfig
 from charrnn.curves import LoggedRun, learning_section, other_texts, own_runs, per
 from charrnn.evaluation import Scores
 from charrnn.figures import (
@@ -34,6 +35,7 @@ from charrnn.inspection_words import enough_says
 from charrnn.page import Origin
 from charrnn.portrait import SAMPLE, Portrait, Row
 from charrnn.score_words import (
+    ahead,
     assessment_lines,
     assessments_say,
     baseline_rows,
@@ -85,7 +87,7 @@ def comparison_page(
             runs,
             "Seeds of one cell share a style; the first is named. " if plan.seeds > 1 else "",
         ),
-        *inside_sections(portraits, f"Each cell's {chosen}, on the {part}."),
+        *inside_sections(portraits, f"Each cell's {chosen}, on {_looked_at(portraits, part)}."),
         _samples(portraits),
         _excerpts(portraits, f"The beginning of the {part}"),
     ]
@@ -93,6 +95,14 @@ def comparison_page(
     name = {0: text, 1: Path(text).name}.get(len(plan.texts), "the same texts")
     title = f"{joined([cell.cell.upper() for cell in comparison.cells], 'and')} on {name}"
     return page.document("compare", title, _comparison_lead(comparison), text, sections, origin)
+
+
+def _looked_at(portraits: Sequence[Portrait], part: str) -> str:
+    """Say what of a part was looked at: a long one's end."""
+    seen = [one.inspection.characters for one in portraits if one.inspection is not None]
+    if seen and seen[0] == InspectConfig().characters:
+        return f"the last {seen[0]:,} characters of the {part}"
+    return f"the {part}"
 
 
 def _comparison_lead(comparison: Comparison) -> str:
@@ -108,7 +118,7 @@ def _comparison_lead(comparison: Comparison) -> str:
             chance = "from one seed each"
         else:
             chance = "more than chance makes likely" if first.supported else "which may be chance"
-        lead += f" It is {first.nats:.4f} nats ahead of {first.worse.upper()}, {chance}."
+        lead += f" It is {ahead(first.nats)} nats ahead of {first.worse.upper()}, {chance}."
     if worse := sum(run.is_worse_than_guessing for cell in comparison.cells for run in cell.runs):
         lead += f" Worse than guessing: {counted(worse, 'run')}."
     if comparison.failures:
@@ -229,27 +239,36 @@ def _inspection_lead(portrait: Portrait) -> str:
         last = shape.layers
         reaches = [r for r in inspection.gradient_flow[0].reaches if r.layer == last]
         of_layer = f" of layer {last}" if last > 1 else ""
-        after = {r.state: _after(r) for r in reaches}
-        lead += f" The gradient falls under 1 % {after['h']} characters along its state h{of_layer}"
-        lead += f", {after['c']} along its memory c." if "c" in after else "."
+        along = {"h": f"its state h{of_layer}", "c": "its memory c"}
+        first, *others = [r for r in reaches if r.state in along]
+        after = [f"{_after(first, 'character')} along {along[first.state]}"]
+        after += [f"{_after(other)} along {along[other.state]}" for other in others]
+        if all(r.size for r in reaches):
+            lead += f" The gradient falls under 1 % {', '.join(after)}."
     if inspection.memory is not None:
         lead += f" As context, {enough_says(inspection.memory)}."
     return lead
 
 
-def _after(reach: Reach) -> str:
+def _after(reach: Reach, noun: str = "") -> str:
     """Say after how many characters a gradient falls under 1 %."""
     lag = reach.under_1_percent_at
-    return f"beyond {reach.farthest:,}" if lag is None else f"after {lag:,}"
+    far = reach.farthest if lag is None else lag
+    return f"{'beyond' if lag is None else 'after'} {counted(far, noun) if noun else f'{far:,}'}"
 
 
 # Scores ----------------------------------------------------------------------------------
 
 
+def _seeds(comparison: Comparison) -> str:
+    """Say of how many seeds a cell's mean is."""
+    return f"{'up to ' if comparison.failures else ''}{comparison.plan.seeds} seeds"
+
+
 def _result_section(comparison: Comparison) -> str:
     part, seeds = scored_part(comparison.plan), comparison.plan.seeds
     spread = (
-        f"The bar is the mean over {seeds} seeds, hollow marks are single seeds."
+        f"The bar is the mean over {_seeds(comparison)}, hollow marks are single seeds."
         if seeds > 1
         else "One seed each: the spread that chance makes is not known."
     )

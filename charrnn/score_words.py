@@ -14,10 +14,11 @@ from charrnn.baselines import Baseline
 from charrnn.comparison import TOLERANCE, Comparison, Plan, resume_words
 from charrnn.evaluation import PositionScores, Scores, perplexity
 from charrnn.vocabulary import MANY_UNKNOWN
-from charrnn.wording import command_line, counted, flag, joined, shown
+from charrnn.wording import command_line, counted, flag, joined, shown, significant
 
 __all__ = [
     "BaselineRow",
+    "ahead",
     "assessment_lines",
     "assessments_say",
     "baseline_rows",
@@ -260,12 +261,21 @@ def comparison_says(comparison: Comparison) -> Iterator[str]:
         return
     for pair in comparison.differences:
         verdict = "supported" if pair.supported else "may be chance"
-        yield f"{pair.better} is {pair.nats:.4f} nats ahead of {pair.worse}: {verdict}"
+        yield f"{pair.better} is {ahead(pair.nats)} nats ahead of {pair.worse}: {verdict}"
     yield (
-        f"Supported is a difference above {least:.4f} nats: 95 % for one pair, Student's t, the "
+        f"Supported is a difference above {ahead(least)} nats: 95 % for one pair, Student's t, the "
         "spread over the seeds pooled over the cells. Seeds vary weights and dropout, not the "
         "text: another one may rank the cells otherwise."
     )
+
+
+def ahead(nats: float) -> str:
+    """Return a difference of losses, however small.
+
+    >>> ahead(0.0123), ahead(0.0000123), ahead(0.0)
+    ('0.0123', '1.2e-05', '0.0000')
+    """
+    return significant(nats, 2) if 0 < nats < 0.0001 else f"{nats:.4f}"
 
 
 def _compared_how(comparison: Comparison) -> str:
@@ -282,7 +292,8 @@ def _compared_how(comparison: Comparison) -> str:
     if plan.match == "parameters" and apart > TOLERANCE:
         matched += f" as nearly as widths allow, up to {100 * apart:.1f} % apart"
     matched = f"Matched by {matched}; " if len(parameters) > 1 else ""
-    seeds = f"mean of {plan.seeds} seeds" if plan.seeds > 1 else "one seed"
+    up_to = "up to " if comparison.failures else ""
+    seeds = f"mean of {up_to}{plan.seeds} seeds" if plan.seeds > 1 else "one seed"
     chosen = (
         "last checkpoint" if one.valid_nats_per_char is None else "best checkpoint by validation"
     )
@@ -300,7 +311,7 @@ def _worse_than_guessing(comparison: Comparison) -> Iterator[str]:
         if not worse:
             continue
         one = worse[0]  # all are scored on the same predictions
-        why = "the training went wrong, and this compares nothing; a lower --lr may help."
+        why = "nothing was learnt, and this compares nothing; a lower --lr or more time may help."
         if (share := one.unknown / one.characters) > MANY_UNKNOWN:
             why = (
                 f"{100 * share:.0f} % of these characters are unknown, and they are what "

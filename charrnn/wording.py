@@ -123,19 +123,23 @@ def reason(error: OSError) -> str:
 def counted(number: float, noun: str) -> str:
     """Return how many there are of something.
 
-    >>> counted(1, "lane"), counted(5326, "step"), counted(0.5, "minute")
-    ('1 lane', '5,326 steps', '0.5 minutes')
+    >>> counted(1, "lane"), counted(5326.0, "epoch"), counted(0.5, "minute")
+    ('1 lane', '5,326 epochs', '0.5 minutes')
     """
-    figure = f"{number:g}" if isinstance(number, float) else f"{number:,}"
+    # Floats above this do not hold every whole number.
+    is_whole = number == int(number) and abs(number) < 2**53
+    figure = f"{int(number):,}" if is_whole or isinstance(number, int) else f"{number:,.10g}"
     return f"{figure} {noun}{'' if number == 1 else 's'}"
 
 
 def significant(value: float, digits: int) -> str:
     """Return a number to so many significant digits, as exact as those above and below it.
 
-    >>> significant(0.2, 2), significant(0.0021, 2), significant(54.2, 3), significant(123.4, 3)
-    ('0.20', '0.0021', '54.2', '123')
+    >>> significant(0.2, 2), significant(0.0021, 2), significant(54.2, 3), significant(1234.5, 3)
+    ('0.20', '0.0021', '54.2', '1,234')
     """
+    if 10**digits <= abs(value) < 1e9:
+        return f"{value:,.0f}"
     return f"{value:#.{digits}g}".removesuffix(".")
 
 

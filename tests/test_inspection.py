@@ -140,6 +140,14 @@ class TestTables:
         ]
         assert radius_says([plain]) == f"{said}."
 
+    def test_no_gradient_falls_nowhere(self) -> None:
+        none = (math.nan,) * 3
+        flow = GradientFlow(
+            "trained", None, ((1.5,),), (None,), 9, (Reach(1, "h", 0.0, none, none, None, None),)
+        )
+        _, row = gradient_flow_lines([flow])
+        assert row == ["trained", "1.50", "h 1", "no gradient", "", ""]
+
     def test_the_step_s_characters_cannot_turn_their_line_around(self) -> None:
         quantities = (Quantity(1, "y", "V h' + v", (1.5, 2.5), None),)
         step = Step("\u05d0", quantities, ("\u0301", "\u0645"), 256, 1e-7, 2e-6, 1.25, 1.25)
@@ -217,6 +225,9 @@ class TestTables:
             ["trained", "20", "last 5", "12.5°", "0.875", "1.5", "1.25"],
             ["trained", "62 (all)", "all", "0.0°", "1.000", "2.5", "3.50"],
         ]
+        none = replace(found, between_halves=math.nan, windows=(replace(full, size=math.nan),))
+        assert truncation_says([none]).endswith("is kept for the backward pass.")
+        assert "nan" not in str(truncation_lines([none]))
         initial = replace(found, weights="initial", between_halves=9.75)
         said = truncation_says([found, initial])
         assert said.endswith("and of the other are 30° (trained) and 10° (initial) apart.")

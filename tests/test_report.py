@@ -397,6 +397,11 @@ class TestComparisonPage:
         seen = said(made)
         assert "the best checkpoint by validation, on the 999 predictions" in seen
         assert "Each cell's best run by validation, on the test part." in seen
+        long = replace(inspection(), characters=20_000)
+        page = comparison_page(made, [portrait("LSTM", inspection=long)], [], ORIGIN)
+        assert (
+            "Each cell's best run by validation, on the last 20,000 characters of the test part."
+        ) in " ".join(check(page).texts["body"][0].split())
         blind = replace(
             made,
             cells=tuple(

@@ -339,7 +339,7 @@ class TestComparison:
         lines = list(comparison_says(Comparison.of(made.plan, runs)))
         (line,) = [line for line in lines if "guessing" in line]
         worse = "gru, seed 1: worse than guessing (3.005 nats); "
-        assert line.startswith(f"{worse}the training went wrong")
+        assert line.startswith(f"{worse}nothing was learnt")
         runs = [replace(run, unknown=700) for run in runs]  # of 999 characters
         lines = list(comparison_says(Comparison.of(made.plan, runs)))
         (line,) = [line for line in lines if "guessing" in line]
@@ -413,6 +413,26 @@ class TestComparison:
     def test_one_cell_is_held_against_nothing(self, seeds: int) -> None:
         (line,) = self.says(("lstm",), seeds, steps=20)
         assert line.startswith("20 steps a run, ")
+
+    def test_a_difference_is_never_nothing(self) -> None:
+        made = self.made(("lstm", "gru"), 2, steps=20)
+        runs = [
+            replace(run, nats_per_char=run.nats_per_char / 1e5)
+            for cell in made.cells
+            for run in cell.runs
+        ]
+        lines = list(comparison_says(Comparison.of(made.plan, runs)))
+        assert "lstm is 1.0e-05 nats ahead of gru: supported" in lines
+        assert any(
+            line.startswith("Supported is a difference above 3.0e-07 nats") for line in lines
+        )
+
+    def test_a_mean_is_of_the_seeds_that_are_left(self) -> None:
+        made = self.made(("lstm", "gru"), 3, steps=20)
+        runs = [run for cell in made.cells for run in cell.runs][:-1]
+        failed = [RunFailure("gru", 2, "it went wrong")]
+        first, *_ = comparison_says(Comparison.of(made.plan, runs, failed))
+        assert "mean of up to 3 seeds" in first
 
     def test_what_was_chosen_where_it_is_scored_is_flattered(self) -> None:
         first, *_ = self.says(("lstm", "gru"), 2, steps=20, test_share=0.0)
