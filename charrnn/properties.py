@@ -22,16 +22,18 @@ def inside_quotes(text: str) -> list[float]:
     «a» is »a« in German and Danish books, and “a” is ”a” in Swedish and Finnish ones: the mark that
     comes first in most paragraphs is the one that opens.
     """
-    closed_by = {'"': '"', "„": '“”"', "「": "」", "『": "』"}
+    # Writers and programs mix straight marks with curly ones.
+    closed_by = {'"': '"”', "„": '“”"', "“": '”"', "「": "」", "『": "』"}
     paragraphs = re.split(r"\n\r?\n", text)
     if len(paragraphs) == 1:
         paragraphs = text.splitlines()
     for one, other in ("«»", "“”"):
         firsts = Counter(found[0] for p in paragraphs if (found := re.search(one + "|" + other, p)))
-        if firsts[other] > firsts[one]:
-            closed_by[other] = one if one in text else other
+        if firsts[other] <= firsts[one] or (one == "“" and "„" in text):
+            closed_by.setdefault(one, other)
         else:
-            closed_by[one] = other
+            closed_by.pop(one, None)
+            closed_by[other] = one + other
     values, closing, before = [], "", ""
     for character in text:
         if character in closing or character == before == "\n":
