@@ -175,24 +175,28 @@ def takes_in(texts: Sequence[str], path: Path) -> str | None:
         texts: as for ``find_files``.
         path: where there is no file yet.
     """
-    path = Path(os.path.realpath(path.parent), path.name)
     for name in texts:
         fixed, pattern = Path(name).absolute(), ["**"]
         if glob.has_magic(name) and not fixed.exists():
             parts = fixed.parts
             fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), parts))
             pattern = [*parts[len(fixed.parts) :]]
-        fixed = Path(os.path.realpath(fixed))
-        if fixed not in path.parents:
-            continue
-        below = path.relative_to(fixed)
-        is_hidden = any(part.startswith(".") for part in below.parts)
-        if is_hidden or not _matches([*below.parts], pattern):
-            continue
-        folders = [fixed / folder for folder in below.parents]
-        if not any(_is_of_run(entry.name for entry in _entries(one)) for one in folders):
-            return name
+        # As it is written, through links that a pattern may match, and as it is.
+        for follow in (os.path.abspath, os.path.realpath):
+            if _takes_in(Path(follow(fixed)), pattern, Path(follow(path.parent), path.name)):
+                return name
     return None
+
+
+def _takes_in(fixed: Path, pattern: list[str], path: Path) -> bool:
+    """Whether a pattern below a folder would give a new file, which is in no run's folder."""
+    if fixed not in path.parents:
+        return False
+    below = path.relative_to(fixed)
+    if any(part.startswith(".") for part in below.parts) or not _matches([*below.parts], pattern):
+        return False
+    folders = [fixed / folder for folder in below.parents]
+    return not any(_is_of_run(entry.name for entry in _entries(folder)) for folder in folders)
 
 
 def _matches(parts: list[str], pattern: list[str]) -> bool:

@@ -86,6 +86,7 @@ def test_what_texts_are_called(
         ("sub/../src", "src/new", True),
         ("src", "src/../new", False),
         ("link", "src/new", True),
+        ("l*/n*", "link/new", True),
         ("src", "link/new", True),
         ("[s]rc/*", "src/new", True),
         ("src/old", "src/new", False),
