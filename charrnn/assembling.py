@@ -167,8 +167,8 @@ def refuse_too_large(
 ) -> None:
     """Refuse what can never fit, before the system kills the process for trying.
 
-    The estimate counts what is kept for the backward pass of one window, the logits of what
-    counts under each mask of dropout, and every weight with its gradient, its moments and the
+    The estimate counts what is kept for the backward pass of one window, the outputs and logits of
+    what counts under each mask of dropout, and every weight with its gradient, its moments and the
     work space of its update; 50 kB are a layer's objects.
 
     Args:
@@ -184,8 +184,7 @@ def refuse_too_large(
     weights = recipe.matrix_weights(shape)
     states = config.bptt * shape.layers * (gates + 2) * shape.hidden
     counted = config.loss_last or config.bptt
-    drops = shape.dropout > 0 or (config.dropout_by_plan and shape.cell != "rnn")
-    masks = config.dropout_masks if drops else 0
+    masks = config.dropout_masks if shape.dropout > 0 else 0
     # What the masks leave of the outputs, and what they are.
     states += 2 * counted * masks * shape.hidden
     logits = counted * max(1, masks) * shape.vocabulary

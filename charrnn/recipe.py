@@ -124,8 +124,9 @@ def choose(
     planned = training | chosen
     # What makes no sense is refused where the numbers are put together, and no float holds every
     # whole number that can be typed. Lanes and window will be made to fit the text.
-    a_step = planned["batch_size"] * (planned.get("loss_last") or planned["bptt"])
-    a_step = min(characters, max(1, a_step))
+    window = max(1, planned["bptt"])
+    lanes = min(planned["batch_size"], max(1, (characters - 1) // window))
+    a_step = min(characters, max(1, lanes * (planned.get("loss_last") or window)))
     read = _characters_read(budget, a_step, vocabulary, characters, device)
     passes = read / characters
     hidden = _hidden(cell, device, planned["precision"], vocabulary, read, characters)

@@ -62,6 +62,14 @@ class TestChoose:
         by_steps, _ = choose_for(characters=characters, budget={"steps": 20}, training=wished)
         by_passes, _ = choose_for(characters=characters, budget={"epochs": 20}, training=wished)
         assert by_steps == by_passes
+        lanes = (characters - 1) // wished["bptt"]
+        some = {"loss_last": 10, "bptt": wished["bptt"]}
+        fits, wants = ({"batch_size": n, **some} for n in (lanes, 9 * lanes))
+        same, other = (
+            choose_for(characters=characters, budget={"steps": 200}, training=given)[0]
+            for given in (fits, wants)
+        )
+        assert same == other
 
     @given(
         cell=CELLS,

@@ -441,6 +441,8 @@ def test_what_decays_is_what_the_recipe_says(
         ({"vocabulary": 1000}, {"bptt": 20_000, "loss_last": 2000}, "cpu", 24.8),
         ({"vocabulary": 1000}, {"bptt": 20_000, "dropout_masks": 3}, "cpu", 241),
         ({"vocabulary": 1000, "dropout": 0.5}, {"bptt": 20_000, "dropout_masks": 3}, "cpu", 721),
+        # 3 lanes x 1,000 characters x 50 masks x 2 x 100 outputs of 4 bytes, and 7 of others.
+        ({"hidden": 100, "dropout": 0.5}, {"bptt": 1000, "dropout_masks": 50}, "cpu", 127),
         # 3 lanes x 1,000 characters x 5 layers x 300 units x 6 floats, which is 108, and
         # 4 x 300 x 2,701 + 602 weights of 20 bytes.
         ({"cell": "lstm", "layers": 5, "hidden": 300}, {"bptt": 1000}, "cpu", 173),
