@@ -122,7 +122,8 @@ def unread_unfinished() -> Iterator[None]:
 def _forget_output() -> None:
     """Lead what is left of the output nowhere: Python would complain while it exits."""
     with suppress(io.UnsupportedOperation):  # a caller's own, which is in memory
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        output = sys.stdout.fileno()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
 
 
 def _fail(message: str, code: int) -> int:

@@ -203,6 +203,8 @@ class RunFolder:
         except FileNotFoundError:
             return  # the folder is gone: writing says so
         except RunFolderError as error:
+            if error.__cause__ is not None:  # the system refused, and nobody has taken it
+                raise
             raise TakenFolderError(f"{error}; it {lost}") from error
         if not lock.made:
             lock.put_back()

@@ -135,10 +135,10 @@ def counted(number: float, noun: str) -> str:
 def significant(value: float, digits: int) -> str:
     """Return a number to so many significant digits, as exact as those above and below it.
 
-    >>> significant(0.2, 2), significant(0.0021, 2), significant(54.2, 3), significant(1234.5, 3)
-    ('0.20', '0.0021', '54.2', '1,234')
+    >>> significant(0.2, 2), significant(54.2, 3), significant(1234.5, 3), significant(999.7, 3)
+    ('0.20', '54.2', '1,234', '1,000')
     """
-    if 10**digits <= abs(value) < 1e9:
+    if 10**digits <= abs(float(f"{value:.{digits}g}")) < 1e9:
         return f"{value:,.0f}"
     return f"{value:#.{digits}g}".removesuffix(".")
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gzip
 import io
@@ -1423,6 +1424,18 @@ class TestEvaluate:
                 "another encoding: score them one by one, or name files that both can read\n"
             ) in done.err
             assert cli("evaluate", *models, "--text", folder / "a").code == 0
+
+    def test_a_file_of_prices_is_whole_where_the_text_cannot_be_shown_to_its_end(
+        self, cli: Cli, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(_text: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr("charrnn.watching.SurpriseText.close", full)
+        prices = tmp_path / "prices"
+        done = cli("evaluate", trained, "--part", "valid", "--show", "--per-char", prices)
+        assert done.code == 1
+        assert len(prices.read_text(encoding="utf-8").splitlines()) == 600
 
     def test_a_file_of_prices_is_refused_before_anything_is_measured(
         self, cli: Cli, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
