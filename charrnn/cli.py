@@ -842,6 +842,8 @@ def compare(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
 
+        import torch
+
         from charrnn.comparison import PLAN, Plan, is_finished, open_plan, resume_words
         from charrnn.device import choose_device
         from charrnn.files import embedded_corpus, find_files
@@ -855,10 +857,13 @@ def compare(
             assert run is not None
             folder, plan = run, open_plan(run)
             plan = plan if seeds is None else plan.extended(seeds)
-            if device == "auto" and not is_finished(folder, plan):
-                where = choose_device(plan.device or "auto")
+            if device == "auto" and plan.device is not None:
+                # Where nothing is left to train, it only says where that was done.
+                there = torch.device(plan.device)
+                where = there if is_finished(folder, plan) else choose_device(plan.device)
         else:
-            plan = Plan(texts=absolute_names(texts or ()), device=where.type, **given)
+            given["device"] = where.type
+            plan = Plan(texts=absolute_names(texts or ()), **given)
             if not texts and waits_unread():
                 say("note: standard input is not read: give the text as a file")
             folder = run or _default_run(plan.text(), "compare")

@@ -103,7 +103,7 @@ class Plan(Record):
     """0: no clipping."""
     precision: Literal["fp32", "bf16"] | None = None
     """Of the products; None: bf16 where the hardware has it."""
-    device: str | None = None
+    device: Literal["cpu", "cuda", "mps"] | None = None
     """Where it began, and goes on unless another is named; None in older plans."""
     fingerprint: str | None = None
     """Of the text, as ``Corpus`` has it; None before it is read, and in older plans."""

@@ -682,7 +682,7 @@ class TestCompare:
             (began, (), ["auto"]),  # where nothing is left to train no device matters
             (began, ("--seeds", 2, "--device", "cpu"), ["cpu"]),
             ({**began, "seeds": 2}, ("--seeds", 3), ["auto", "mps"]),
-            ({**began, "device": None, "seeds": 3}, ("--seeds", 4), ["auto", "auto"]),
+            ({**began, "device": None, "seeds": 3}, ("--seeds", 4), ["auto"]),
         ):
             file.write_text(json.dumps(plan))
             asked.clear()
