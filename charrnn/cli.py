@@ -504,6 +504,8 @@ def sample(
     if as_json and length == 0:
         raise UsageError("--length 0 never ends: it does not go with --json")
 
+    import numpy as np
+
     from charrnn.device import choose_device
     from charrnn.sample_view import collect, print_as_json, print_as_made, print_samples
     from charrnn.sampling import encode_stop, prepare_prompt
@@ -520,10 +522,11 @@ def sample(
     encode_stop(vocabulary, config.stop)
     start = ids.tolist() if echo else []
     pieces = draw(model, vocabulary, ids, config)
-    if count == 1 and not as_json:
-        print_as_made(vocabulary, start, pieces)
-        return
-    samples = collect(count, pieces)
+    with np.errstate(over="ignore", invalid="ignore"):  # it looks at what comes out
+        if count == 1 and not as_json:
+            print_as_made(vocabulary, start, pieces)
+            return
+        samples = collect(count, pieces)
     if as_json:
         print_as_json(vocabulary, start, samples, seed)
     else:

@@ -104,20 +104,15 @@ def next_probabilities(
     Returns:
         probabilities_BV in float64; every row sums to 1.
 
-    Raises:
-        NonFiniteError: a row has a NaN or +inf, or nothing above -inf.
+        Those of a row with a NaN or +inf, or with nothing above -inf, are NaN (temperature 0: 1 at
+        the first of them).
     """
-    top_B1 = logits_BV.max(axis=1, keepdims=True)
-    if not np.isfinite(top_B1).all():
-        raise NonFiniteError(
-            "the model's predictions are not finite: its weights are too large to compute with; "
-            "train anew with a lower --lr"
-        )
     if config.temperature == 0:
         likeliest_BV = np.zeros_like(logits_BV, dtype=np.float64)
         np.put_along_axis(likeliest_BV, logits_BV.argmax(axis=1, keepdims=True), 1.0, axis=1)
         return likeliest_BV
     logits_BV = logits_BV.astype(np.float64)
+    top_B1 = logits_BV.max(axis=1, keepdims=True)
     # The maximum is taken off first: where a tiny temperature overflows, it is to
     # minus infinity, which is right.
     with np.errstate(over="ignore"):
@@ -178,6 +173,9 @@ def sample(
                 logits_BV[:, UNKNOWN] = -np.inf
             drawn_B = _draw(next_probabilities(logits_BV, config), next(points))
             drawn = drawn_B.tolist()
+            # Where there are no probabilities the first symbol is drawn, which else is hardly ever.
+            if 0 in drawn or config.temperature == 0:
+                _refuse_non_finite(logits_BV)
             produced += 1
             yield from [Piece(index, drawn[index]) for index in open_samples]
             if stop is not None:
@@ -191,10 +189,18 @@ def sample(
         model.train(was_training)
 
 
+def _refuse_non_finite(logits_BV: NDArray[np.floating]) -> None:
+    if not np.isfinite(logits_BV.max(axis=1)).all():
+        raise NonFiniteError(
+            "the model's predictions are not finite: its weights are too large to compute with; "
+            "train anew with a lower --lr"
+        )
+
+
 # Whoever computes turns the recording of gradients off for itself. Around the generator it
 # would be off in its caller too, or be switched twice a piece, at a piece's price again.
 @torch.inference_mode()
-@np.errstate(over="ignore", invalid="ignore")  # ``next_probabilities`` looks at what comes out
+@np.errstate(over="ignore", invalid="ignore")  # ``sample`` looks at what comes out
 def _read(model: CharModel, prompt: NDArray[np.generic]) -> tuple[NDArray[np.float32], Hidden]:
     """Return logits_V for the character after a prompt, and the state there, of one lane."""
     hidden = model.initial_hidden(1)
@@ -217,9 +223,7 @@ def _stepper(
     """Return what reads one more character of each sample and gives logits_BV."""
     lanes = tuple(tuple(part.repeat(config.count, 1) for part in state) for state in hidden)
     if model.head.weight.device.type == "cpu":
-        return np.errstate(over="ignore", invalid="ignore")(
-            Stepper(model, lanes, config.weights).step
-        )
+        return Stepper(model, lanes, config.weights).step
 
     @torch.inference_mode()
     def step(symbols_B: NDArray[np.integer]) -> NDArray[np.float32]:
