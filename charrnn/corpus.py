@@ -192,9 +192,9 @@ class TextFile:
         data = self.read(block.offset, end.offset - block.offset)
 
         def characters_in(length: int) -> int:
-            decoder = Decoder(encoding, block.state)
+            decoder, final = Decoder(encoding, block.state), block.offset + length == self.size
             try:
-                return block.characters + len(decoder.decode(data[:length], final=False))
+                return block.characters + len(decoder.decode(data[:length], final=final))
             except UnicodeError:
                 raise self.changed() from None
 
@@ -214,7 +214,8 @@ class Corpus:
     characters: int
     fingerprint: str
     """SHA-256, in hexadecimal, of the files' bytes one after another: what ``cat FILES |
-    sha256sum`` prints. Names and dates do not count."""
+    sha256sum`` prints, unless a later file begins with a byte order mark. Names and dates do not
+    count."""
     notes: tuple[str, ...]
     """Sentences for the user: files left out, byte order marks."""
     counts: Mapping[int, int] = field(repr=False, compare=False)
@@ -359,7 +360,9 @@ class Part:
             rest = _add(rest, _count(Part(self.corpus, start, stop)))
         counts = dict(self.corpus.counts)
         for code, count in _as_dict(rest).items():
-            counts[code] -= count
+            counts[code] = counts.get(code, 0) - count
+            if counts[code] < 0:  # of one of the files; which one does not show
+                raise self.corpus.files[-1].changed()
         return {code: count for code, count in counts.items() if count}
 
 
@@ -495,7 +498,8 @@ def _scan_file(
                     codes = decoder.decode(data, final=final)
                 except UnicodeError as error:
                     first = offset - len(state[0])
-                    if _is_text_so_far(data, encoding, state):
+                    is_cut = isinstance(error, UnicodeDecodeError)
+                    if is_cut and _is_text_so_far(data, encoding, state):
                         refusal = _cut(path, encoding, error, first, identity.size)
                     else:
                         refusal = _not_text(path, encoding, error, first, head)

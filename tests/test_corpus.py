@@ -195,6 +195,25 @@ class TestDecoding:
         (note,) = corpus.notes
         assert "byte order mark" in note
 
+    def test_utf_7_may_end_without_its_last_sign(self, tmp_path: Path) -> None:
+        corpus = scan([write(tmp_path / "text", b"na+AO8A3w")], "utf-7")
+        assert text_of(corpus.whole) == "na\u00ef\u00df"
+        for cut in range(1, 4):
+            parts = corpus.part(0, cut), corpus.part(cut, 4)
+            assert sum(part.bytes for part in parts) == 9
+        with pytest.raises(CorpusError, match="is not utf-7 text"):
+            scan([write(tmp_path / "lone", b"x+2AAAYQ")], "utf-7")
+
+    def test_a_text_whose_counts_do_not_add_up_any_more_has_changed(self, tmp_path: Path) -> None:
+        """Though nothing else tells: it has its size and its times."""
+        path = tmp_path / "text"
+        corpus = scan([write(path, b"ab" * 2000)])
+        times = path.stat()
+        path.write_bytes(b"ab" * 1996 + b"Z" * 8)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        with pytest.raises(CorpusError, match="changed"):
+            corpus.part(0, 3600).counts()
+
     def test_where_files_meet_a_mark_is_none_of_the_text_s(self, tmp_path: Path) -> None:
         """Put together beforehand they are another text, with a mark in it."""
         mark = codecs.BOM_UTF8
