@@ -176,7 +176,7 @@ def takes_in(texts: Sequence[str], path: Path) -> str | None:
         path: where there is no file yet.
     """
     for name in texts:
-        fixed, pattern = Path(name).absolute(), ["**"]
+        fixed, pattern = Path(name), ["**"]
         if glob.has_magic(name) and not fixed.exists():
             parts = fixed.parts
             fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), parts))
@@ -364,10 +364,13 @@ def name_of(texts: Sequence[str]) -> str:
         return "stdin"
     paths = [Path(os.path.abspath(name)) for name in texts]  # noqa: PTH100 - without ..
     stem, folder = paths[0].stem.lstrip("."), paths[0].parent
-    if not paths[0].exists():
-        fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), folder.parts))
-        stem = WILDCARDS.sub("", stem).strip("-_. ") if fixed == folder else ""
-        folder = fixed
+    if paths[0].is_dir():
+        stem = paths[0].name.lstrip(".")
+    elif not paths[0].exists():
+        above = Path(texts[0]).parent
+        fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), above.parts))
+        stem = WILDCARDS.sub("", stem).strip("-_. ") if fixed == above else ""
+        folder = Path(os.path.abspath(fixed))  # noqa: PTH100
     are_all_there = len(paths) > 1 and {path.parent for path in paths} == {folder}
     if not stem or (are_all_there and folder != Path.cwd()):
         stem = folder.name

@@ -50,6 +50,7 @@ from tests.conftest import assert_one_line, refusing, text_of, write
         ([".notes"], "notes"),
         (["."], "here"),
         (["books/.."], "here"),
+        (["v1.5"], "v1.5"),
     ],
 )
 def test_what_texts_are_called(
@@ -57,6 +58,7 @@ def test_what_texts_are_called(
 ) -> None:
     """Never by a wildcard, which a shell would take for a pattern again; but one may be a name."""
     (tmp_path / "here" / "books").mkdir(parents=True)
+    (tmp_path / "here" / "v1.5").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     Path("x[1].txt").touch()
     assert name_of(names) == called
@@ -107,6 +109,15 @@ def test_what_takes_a_new_file_for_text(
         write(Path(path), "new")
         read = [os.path.realpath(file) for file in find_files([text]).files]
         assert (os.path.realpath(path) in read) == taken
+
+
+def test_a_folder_s_name_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the current one, say, which nobody has typed."""
+    (tmp_path / "novel [draft]").mkdir()
+    monkeypatch.chdir(tmp_path / "novel [draft]")
+    assert takes_in(["*.txt"], Path("new.txt")) == "*.txt"
+    assert takes_in(["*.txt"], Path("new.html")) is None
+    assert name_of(["*.txt"]) == "novel [draft]"
 
 
 class TestFindFiles:
