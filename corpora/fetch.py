@@ -109,6 +109,12 @@ def _download(text: Text, part: Path) -> None:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         error.close()
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and done:
+            part.unlink()  # what is there is shorter than the text
+            raise FetchError(
+                f"{text.address} no longer holds the text that is meant (it ends after {done:,} "
+                f"bytes): find {text.name} elsewhere"
+            ) from None
         raise FetchError(f"{text.address} answers {error.code} {error.reason}") from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error

@@ -37,6 +37,9 @@ class Handler(BaseHTTPRequestHandler):
         body = {"wrong": CONTENT[::-1], "longer": CONTENT + b"more", "shorter": CONTENT[:-1]}.get(
             way, CONTENT
         )[start:]
+        if start and not body:
+            self.send_error(416)
+            return
         self.send_response(206 if start else 200)
         # "shorter" ends like a whole answer; "breaks" like a lost connection.
         self.send_header("Content-Length", str(len(body)))
@@ -114,6 +117,12 @@ def test_part_of_another_text_is_thrown_away(server: str, tmp_path: Path) -> Non
     with pytest.raises(FetchError, match="SHA-256"):
         fetch(text_at(f"{server}/whole"), tmp_path)
     assert fetch(text_at(f"{server}/whole"), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_text_that_ends_too_soon_is_not_asked_for_for_ever(server: str, tmp_path: Path) -> None:
+    for words in ("run it again", f"ends after {len(CONTENT) - 1:,} bytes", "run it again"):
+        with pytest.raises(FetchError, match=words):
+            fetch(text_at(f"{server}/shorter"), tmp_path)
 
 
 @pytest.mark.parametrize(
