@@ -142,6 +142,7 @@ class Update:
         self.capture_failure: str | None = None
         self._weights = list(model.parameters())
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._side: torch.cuda.Stream | None = None
         self._eager_updates = 0
         #: 1 until a loss or gradient was not finite, then 0 for good.
         self._alive = torch.ones((), device=self.device)
@@ -200,7 +201,8 @@ class Update:
             if self._eager_updates < EAGER_UPDATES:
                 # Libraries choose and load their kernels now; a capture cannot.
                 self._eager_updates += 1
-                side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+                # One for all: freed memory is kept for the stream that it was of.
+                side = self._side = self._side or torch.cuda.Stream()  # type: ignore[no-untyped-call]
                 side.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(side):
                     result = self._update(x_TB, y_TB, counted)
@@ -228,8 +230,10 @@ class Update:
             torch.cuda.set_stream(stream)
             generator = torch.cuda.default_generators[self.device.index]
             generator.graphsafe_set_state(generator.clone_state())
-            # Its end says no more than that something within went wrong.
-            cause = error.__context__ or error
-            self.capture_failure = (str(cause).splitlines() or ["no reason given"])[0]
+            # Its end says no more than that something within went wrong. (Kept under a name of this
+            # frame, what did would keep the frame, and with it a window's memory, in a circle.)
+            self.capture_failure = (
+                str(error.__context__ or error).splitlines() or ["no reason given"]
+            )[0]
         else:
             self._graph = graph

@@ -570,7 +570,8 @@ def test_gpu_step_can_be_captured(name: CellName, dtype: torch.dtype, cuda: torc
     def step() -> list[Tensor]:
         out, after = cell(x.to(dtype), state)
         loss = out.float().square().mean() + sum(a.square().mean() for a in after)
-        return [out, *torch.autograd.grad(loss, list(cell.parameters()))]
+        # Its graph, kept, would tie the weights to the stream of the capture.
+        return [out.detach(), *torch.autograd.grad(loss, list(cell.parameters()))]
 
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(side):  # warm up away from the default stream, as graphs want it
