@@ -43,7 +43,7 @@ def lanes_of(
         train: the part.
         counts: of its code points.
         vocabulary: that its characters become ids of.
-        config: of the lanes and windows, which ``stream.fit_lanes`` has fitted to it.
+        config: of the lanes and windows, which ``recipe.fit_lanes`` has fitted to it.
 
     Raises:
         ValueError: the part has fewer predictions than lanes.

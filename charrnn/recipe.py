@@ -19,6 +19,7 @@ __all__ = [
     "Schedule",
     "choose",
     "dropout_masks",
+    "fit_lanes",
     "given",
     "loss_temperature",
     "matrix_weights",
@@ -125,7 +126,7 @@ def choose(
     # What makes no sense is refused where the numbers are put together, and no float holds every
     # whole number that can be typed. Lanes and window will be made to fit the text.
     window = max(1, planned["bptt"])
-    lanes = min(planned["batch_size"], max(1, (characters - 1) // window))
+    lanes, _, _ = fit_lanes(characters, planned["batch_size"], window)
     a_step = min(characters, max(1, lanes * (planned.get("loss_last") or window)))
     read = _characters_read(budget, a_step, vocabulary, characters, device)
     passes = read / characters
@@ -161,6 +162,33 @@ def choose(
         training["decay_by_plan"] = "weight_decay" not in chosen and optimiser not in ONE_RATE
         training["temperature_by_plan"] = "loss_temperature" not in chosen
     return model, TrainConfig(**{**training, **budget, **chosen})
+
+
+def fit_lanes(characters: int, batch_size: int, bptt: int) -> tuple[int, int, str | None]:
+    """Return the lanes and the window that a text is long enough for.
+
+    First there are fewer lanes, until each is as long as the window; a text that is too
+    short for one such lane gets a shorter window.
+
+    Args:
+        characters: n >= 2, of the part to be read.
+        batch_size: B, the lanes wished for.
+        bptt: T, the window wished for.
+
+    Returns:
+        The lanes, the window, and a sentence that says what had to shrink, or None.
+    """
+    predictions = characters - 1
+    lanes = min(batch_size, max(1, predictions // bptt))
+    window = min(bptt, predictions)
+    changes = [
+        f"{thing} {now:,} instead of {wished:,}"
+        for thing, now, wished in (("lanes", lanes, batch_size), ("window", window, bptt))
+        if now < wished
+    ]
+    if not changes:
+        return lanes, window, None
+    return lanes, window, f"the text has only {characters:,} characters: {', '.join(changes)}"
 
 
 def refuse_nonsense(choices: Choices) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from charrnn import recipe
 from charrnn.assembling import assemble, lanes_of, refuse_too_large, refuse_validations
 from charrnn.checkpoint import BEST, Checkpoint
 from charrnn.config import BUDGETS, TrainConfig
@@ -30,7 +31,6 @@ from charrnn.reading import (
 )
 from charrnn.run import Progress, Run, Settings
 from charrnn.runfolder import RunFolder
-from charrnn.stream import fit_lanes
 from charrnn.trained import described, prefixed, with_weights
 from charrnn.wording import command_line, flag, joined, shown
 
@@ -143,7 +143,7 @@ def _as_kept(fixed: Mapping[str, Any], saved: Settings) -> dict[str, Any]:
         kept["encoding"] = text_encoding(kept["encoding"])
     first, last = saved.text.train
     wished = [kept.get(name, getattr(config, name)) for name in ("batch_size", "bptt")]
-    lanes, window, _ = fit_lanes(last - first, *wished)
+    lanes, window, _ = recipe.fit_lanes(last - first, *wished)
     fitted = {"batch_size": lanes, "bptt": window}
     if kept.get("loss_last"):
         fitted["loss_last"] = min(kept["loss_last"], window)

@@ -30,7 +30,6 @@ from charrnn.reading import (
 )
 from charrnn.run import Progress, Run
 from charrnn.runfolder import RunFolder
-from charrnn.stream import fit_lanes
 from charrnn.trained import described, prefixed, with_weights
 from charrnn.vocabulary import Vocabulary, listed
 from charrnn.wording import counted, shown
@@ -228,7 +227,7 @@ def _choose(
             "--precision bf16 needs a CPU with AVX512-BF16 or a CUDA GPU from capability 8.0 on: "
             "leave it out"
         )
-    lanes, window, said = fit_lanes(train.characters, config.batch_size, config.bptt)
+    lanes, window, said = recipe.fit_lanes(train.characters, config.batch_size, config.bptt)
     loss_last = min(config.loss_last, window) if config.loss_last else None
     config = replace(config, batch_size=lanes, bptt=window, loss_last=loss_last)
     refuse_too_large(shape, config, device)

@@ -20,7 +20,7 @@ from torch import Tensor
 from charrnn.corpus import Part
 from charrnn.vocabulary import UNKNOWN, Ids, Vocabulary
 
-__all__ = ["Chunk", "Lanes", "Reader", "fit_lanes"]
+__all__ = ["Chunk", "Lanes", "Reader"]
 
 #: Bytes that a Reader takes from its file at a time, and about what it holds of them as ids.
 #: Times the lanes, this is the memory of a stream: 64 lanes hold 2 MB of ids below 256.
@@ -175,30 +175,3 @@ class Lanes:
                 characters=new * self.lanes,
                 unknown=int(np.count_nonzero(ids_BT[:, kept : kept + new] == UNKNOWN)),
             )
-
-
-def fit_lanes(characters: int, batch_size: int, bptt: int) -> tuple[int, int, str | None]:
-    """Return the lanes and the window that a text is long enough for.
-
-    First there are fewer lanes, until each is as long as the window; a text that is too
-    short for one such lane gets a shorter window.
-
-    Args:
-        characters: n >= 2, of the part to be read.
-        batch_size: B, the lanes wished for.
-        bptt: T, the window wished for.
-
-    Returns:
-        The lanes, the window, and a sentence that says what had to shrink, or None.
-    """
-    predictions = characters - 1
-    lanes = min(batch_size, max(1, predictions // bptt))
-    window = min(bptt, predictions)
-    changes = [
-        f"{thing} {now:,} instead of {wished:,}"
-        for thing, now, wished in (("lanes", lanes, batch_size), ("window", window, bptt))
-        if now < wished
-    ]
-    if not changes:
-        return lanes, window, None
-    return lanes, window, f"the text has only {characters:,} characters: {', '.join(changes)}"

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from charrnn import stream
 from charrnn.corpus import Part, scan
 from charrnn.errors import CorpusError
-from charrnn.stream import Chunk, Lanes, Reader, fit_lanes
+from charrnn.recipe import fit_lanes
+from charrnn.stream import Chunk, Lanes, Reader
 from charrnn.vocabulary import REPLACEMENT, Vocabulary
 from tests.conftest import make_framed_part, make_text
 
