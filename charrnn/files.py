@@ -141,8 +141,7 @@ def _files_below(folder: str, notes: list[str]) -> list[_File]:
 
 def _outside_runs(pattern: str, matches: list[Path], notes: list[str]) -> list[Path]:
     """Return a pattern's matches that are in no run's folder, at or below its fixed part."""
-    parts = itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts)
-    fixed = Path(*parts)
+    fixed = _fixed(Path(pattern))
     known: dict[Path, bool] = {}
     runs: set[Path] = set()
     outside = []
@@ -158,6 +157,11 @@ def _outside_runs(pattern: str, matches: list[Path], notes: list[str]) -> list[P
             outside.append(match)
     _note_runs(runs, notes)
     return outside
+
+
+def _fixed(pattern: Path) -> Path:
+    """Return what a pattern begins with that is none: the folder it looks in."""
+    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -178,8 +182,7 @@ def takes_in(texts: Sequence[str], path: Path) -> str | None:
     for name in texts:
         fixed, pattern = Path(name), ["**"]
         if glob.has_magic(name) and not fixed.exists():
-            parts = fixed.parts
-            fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), parts))
+            parts, fixed = fixed.parts, _fixed(fixed)
             pattern = [*parts[len(fixed.parts) :]]
         # As it is written, through links that a pattern may match, and as it is.
         for follow in (os.path.abspath, os.path.realpath):
@@ -368,7 +371,7 @@ def name_of(texts: Sequence[str]) -> str:
         stem = paths[0].name.lstrip(".")
     elif not paths[0].exists():
         above = Path(texts[0]).parent
-        fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), above.parts))
+        fixed = _fixed(above)
         stem = WILDCARDS.sub("", stem).strip("-_. ") if fixed == above else ""
         folder = Path(os.path.abspath(fixed))  # noqa: PTH100
     are_all_there = len(paths) > 1 and {path.parent for path in paths} == {folder}
