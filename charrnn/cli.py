@@ -847,7 +847,7 @@ def compare(
 
         import torch
 
-        from charrnn.comparison import PLAN, Plan, is_finished, open_plan, resume_words
+        from charrnn.comparison import PLAN, Plan, open_plan, read_results, resume_words
         from charrnn.device import choose_device
         from charrnn.files import embedded_corpus, find_files
         from charrnn.reading import absolute_names
@@ -862,8 +862,8 @@ def compare(
             plan = plan if seeds is None else plan.extended(seeds)
             if device == "auto" and plan.device is not None:
                 # Where nothing is left to train, it only says where that was done.
-                there = torch.device(plan.device)
-                where = there if is_finished(folder, plan) else choose_device(plan.device)
+                is_finished = all(read_results(folder, plan))
+                where = torch.device(plan.device) if is_finished else choose_device(plan.device)
         else:
             given["device"] = where.type
             plan = Plan(texts=absolute_names(texts or ()), **given)

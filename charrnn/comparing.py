@@ -30,6 +30,7 @@ from charrnn.comparison import (
     RunResult,
     open_plan,
     read_result,
+    read_results,
 )
 from charrnn.config import CellName, ModelConfig
 from charrnn.corpus import Corpus, Part, scan
@@ -204,7 +205,7 @@ def compare(
     known = 0 if new else open_plan(folder).seeds
     instead = "choose another folder with --run" if new else "move it elsewhere"
     _refuse_foreign_runs((path for seed, _, path in runs if seed >= plan.seed + known), instead)
-    if not new and all(there := [read_result(path) for _, _, path in runs]):
+    if not new and all(there := read_results(folder, plan)):
         # Nothing is left to train: neither the text nor what the rules give here matters.
         yield from (RunScored(result) for result in there if result)
         return

@@ -42,9 +42,9 @@ __all__ = [
     "Plan",
     "RunFailure",
     "RunResult",
-    "is_finished",
     "open_plan",
     "read_result",
+    "read_results",
     "refuse_comparison",
     "resume_words",
 ]
@@ -462,13 +462,13 @@ def resume_words(folder: Path) -> list[str]:
     return ["charrnn", "compare", "--run", str(folder), "--resume"]
 
 
-def is_finished(folder: Path, plan: Plan) -> bool:
-    """Whether all runs of a comparison have their results.
+def read_results(folder: Path, plan: Plan) -> list[RunResult | None]:
+    """Return the result of each run of a comparison, in order; None where it is not finished.
 
     Raises:
         RunFolderError: one of them is not usable.
     """
-    return all(read_result(folder / plan.run_name(*one)) for one in plan.runs())
+    return [read_result(folder / plan.run_name(*one)) for one in plan.runs()]
 
 
 def read_result(path: Path) -> RunResult | None:
