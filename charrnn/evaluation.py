@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -291,7 +291,7 @@ def run_once(model: CharModel) -> None:
 
 
 def total(
-    stretches: Iterable[Prices], part: Part, watchers: Iterable[Callable[[Prices], None]] = ()
+    stretches: Iterable[Prices], part: Part, watchers: Sequence[Callable[[Prices], None]] = ()
 ) -> Scores:
     """Return the scores that the prices of a part add up to.
 
@@ -303,7 +303,6 @@ def total(
     Raises:
         CorpusError: the text changed while it was read.
     """
-    watchers = tuple(watchers)
     nats, unknown, seconds = 0.0, 0, 0.0
     started = time.perf_counter()
     for stretch in stretches:

@@ -44,6 +44,7 @@ from charrnn.score_words import (
     perplexity_figure,
     position_lines,
     scored_part,
+    seeds_meant,
     stretches_say,
 )
 from charrnn.surprise import surprise, surprise_mark, surprise_ranges
@@ -260,15 +261,10 @@ def _after(reach: Reach, noun: str = "") -> str:
 # Scores ----------------------------------------------------------------------------------
 
 
-def _seeds(comparison: Comparison) -> str:
-    """Say of how many seeds a cell's mean is."""
-    return f"{'up to ' if comparison.failures else ''}{comparison.plan.seeds} seeds"
-
-
 def _result_section(comparison: Comparison) -> str:
     part, seeds = scored_part(comparison.plan), comparison.plan.seeds
     spread = (
-        f"The bar is the mean over {_seeds(comparison)}, hollow marks are single seeds."
+        f"The bar is the mean over {seeds_meant(comparison)}, hollow marks are single seeds."
         if seeds > 1
         else "One seed each: the spread that chance makes is not known."
     )

@@ -27,6 +27,7 @@ __all__ = [
     "perplexity_figure",
     "position_lines",
     "scored_part",
+    "seeds_meant",
     "stretches_say",
 ]
 
@@ -278,6 +279,11 @@ def ahead(nats: float) -> str:
     return significant(nats, 2) if 0 < nats < 0.0001 else f"{nats:.4f}"
 
 
+def seeds_meant(comparison: Comparison) -> str:
+    """Say of how many seeds, several, a cell's mean is."""
+    return f"{'up to ' if comparison.failures else ''}{comparison.plan.seeds} seeds"
+
+
 def _compared_how(comparison: Comparison) -> str:
     """Say what the models have in common, and where and when they were scored."""
     plan, one = comparison.plan, comparison.cells[0].best
@@ -292,8 +298,7 @@ def _compared_how(comparison: Comparison) -> str:
     if plan.match == "parameters" and apart > TOLERANCE:
         matched += f" as nearly as widths allow, up to {100 * apart:.1f} % apart"
     matched = f"Matched by {matched}; " if len(parameters) > 1 else ""
-    up_to = "up to " if comparison.failures else ""
-    seeds = f"mean of {up_to}{plan.seeds} seeds" if plan.seeds > 1 else "one seed"
+    seeds = f"mean of {seeds_meant(comparison)}" if plan.seeds > 1 else "one seed"
     chosen = (
         "last checkpoint" if one.valid_nats_per_char is None else "best checkpoint by validation"
     )
