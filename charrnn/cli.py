@@ -341,7 +341,7 @@ def train(
     checkpoint and a log; its path is printed on stdout at the end. Ctrl-C saves and leaves.
 
     What is not given follows by rule from the size of the text, the device and the budget, and is
-    shown before the first step.
+    shown, most of it before the first step.
     """
     budget = recipe.given({"minutes": minutes, "epochs": epochs, "steps": steps})
     model = {
@@ -953,7 +953,7 @@ def inspect_recurrence(
         typer.Option(
             metavar=f"<{'|'.join(MEASUREMENTS)}>",
             help="What to measure; give it once for each (default: all; truncation only with "
-            "--bptt).",
+            "--bptt or --loss-last).",
         ),
     ] = None,
     unit: Annotated[

@@ -8,7 +8,8 @@
     ├── VocabularyError     1   characters that the model does not know
     ├── CheckpointError     1   a file that is not a whole checkpoint of ours
     ├── RunFolderError      1   a run's folder that is taken or locked, a result not writable
-    └── NonFiniteError      1   a loss or gradient that is no longer a number
+    │   └── TakenFolderError    its folder is another run's by now
+    └── NonFiniteError      1   a loss, gradient, score or prediction that is no number
 
 Every message is one line: what is wrong, where, and what to do. The command
 line prints it after ``charrnn: `` and leaves with the exit code; whoever calls
@@ -65,4 +66,4 @@ class TakenFolderError(RunFolderError):
 
 
 class NonFiniteError(CharrnnError):
-    """A loss, gradient or weight that is NaN or infinite."""
+    """A loss, gradient, weight, score or prediction that is NaN or infinite."""

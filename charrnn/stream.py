@@ -101,7 +101,7 @@ class Lanes:
         chunks_per_pass: steps of one pass over the part.
 
     Raises:
-        ValueError: the part has fewer than B predictions; ``fit_lanes`` says what it has.
+        ValueError: the part has fewer than B predictions; ``recipe.fit_lanes`` says what it has.
     """
 
     def __init__(
