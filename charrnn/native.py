@@ -1,12 +1,7 @@
-"""The time-step loops of ``recurrence.c``, compiled for the machine that they run on.
+"""The time-step loops of ``recurrence.c``, on tensors.
 
-The first loop that a process runs on a CPU compiles the file (a quarter to half a second) into
-a folder that is removed again once the code is loaded: so it always suits the processor, and
-nothing is left behind that could suit another. Where there is no C compiler with OpenMP,
-``loops`` gives None, ``why_none`` says why, and the callers have other ways.
-
-The environment variable CC names the compiler, as for make; ``CHARRNN_NATIVE=0`` asks for
-none.
+Where there is no C compiler with OpenMP, ``loops`` gives None, ``why_none`` says why, and the
+callers have other ways.
 
 Axis letters: T time, B lanes, D different inputs, H hidden, G gates, apart (GH) or stacked as rows
 (G); K a product's inner axis, N its columns.
@@ -15,42 +10,28 @@ Axis letters: T time, B lanes, D different inputs, H hidden, G gates, apart (GH)
 from __future__ import annotations
 
 import ctypes
-import os
-import shlex
-import shutil
-import signal
-import subprocess
-import tempfile
 from collections.abc import Callable
-from contextlib import suppress
-from functools import cache
-from importlib.resources import as_file, files
-from pathlib import Path
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
-from charrnn.wording import shown
+from charrnn.compiler import (
+    LEAST_LANES,
+    Library,
+    argument,
+    compile_file,
+    find_compiler,
+    refuse_misreadable,
+    why_no_compiler,
+)
 
-__all__ = ["Loops", "compile_loops", "find_compiler", "loops", "why_none"]
-
-_OPTIONS = ["-x", "c", "-std=gnu11", "-O3", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared"]
-"""C++ compilers are told that it is C: they would compile it as C++, under other names. OpenMP's
-threads are torch's own: gcc's library is the one that torch has loaded. Nothing here wants a trap
-on an overflow; if something did, gcc could not compute a vector of exponentials with AVX2."""
-
-_WIDE = "-mprefer-vector-width=512"
-"""Vectors as wide as the processor's; gcc takes half of it, others do not know the option."""
-
-_COMPILE_SECONDS = 60
-
-_LEAST_LANES = 4
-"""Fewest lanes that are worth a thread: as many sums as keep a core's multipliers busy."""
+__all__ = ["Loops", "compile_loops", "loops", "why_none"]
 
 _FUNCTIONS = [f"{cell}_{way}" for cell in ("rnn", "lstm", "gru") for way in ("forward", "backward")]
 
 
-class Loops:
+class Loops(Library):
     """The functions of ``recurrence.c``, on tensors.
 
     All tensors are float32 (``which_TB`` int64), contiguous and on a CPU; sizes, and what
@@ -61,21 +42,10 @@ class Loops:
     Args:
         library: compiled.
         tiles: whether products in bf16 may use AMX's tiles.
-
-    Attributes:
-        multiplies_bf16: whether the processor has products in bf16, tiles or not.
     """
 
     def __init__(self, library: ctypes.CDLL, *, tiles: bool = True) -> None:
-        self._library = library
-        for name in ("prepare", *_FUNCTIONS):
-            getattr(library, name).restype = None
-        for name in ("panel_width", "narrow_depth"):
-            getattr(library, name).restype = ctypes.c_long
-        library.prepare(ctypes.c_long(tiles))
-        self._width: int = library.panel_width()
-        self._depth: int = library.narrow_depth()
-        self.multiplies_bf16 = self._depth > 0
+        super().__init__(library, _FUNCTIONS, tiles=tiles)
 
     def rnn_forward(
         self,
@@ -239,47 +209,21 @@ class Loops:
     ) -> None:
         """Call a function for as many steps, lanes and units as the states have."""
         states, lanes, hidden = states_TBH.shape
-        threads = max(1, min(torch.get_num_threads(), lanes // _LEAST_LANES))
+        threads = max(1, min(torch.get_num_threads(), lanes // LEAST_LANES))
         narrow = narrow and self.multiplies_bf16
-        panels = self._panels(weight_KN, narrow)
+        refuse_misreadable(*rest)
+        assert weight_KN.dtype == torch.float32, f"they must be float32: {weight_KN.dtype}"
+        panels = self._panels(weight_KN.bfloat16() if narrow else weight_KN)
         # The library's room_of: sums, and what is multiplied in bf16.
         room = states_TBH.new_empty(lanes * (panels.shape[0] * self._width + panels.shape[1] * 2))
-        # C would read another layout or type as other numbers, or beyond its end.
-        tensors = [tensor for tensor in (*rest, room) if isinstance(tensor, Tensor)]
-        types = {tensor.dtype for tensor in (weight_KN, *tensors)}
-        assert all(tensor.is_contiguous() for tensor in tensors), "they must be contiguous"
-        assert types <= {torch.float32, torch.int64}, f"they must be float32: {types}"
         function: Callable[..., None] = getattr(self._library, name)
         sizes = (threads, narrow, states - 1, lanes, hidden)
-        function(*map(_argument, (*sizes, panels, *rest, room)))
-
-    def _panels(self, weight_KN: Tensor, narrow: bool) -> Tensor:
-        """Return a matrix as ``recurrence.c`` has it, filled up with zeros.
-
-        [panels, K, width] in float32, [panels, K / 2, width, 2] in bf16.
-        """
-        width, pair = self._width, 2 if narrow else 1
-        inner, columns = weight_KN.shape
-        more_rows = -inner % self._depth if narrow else 0
-        more_columns = -columns % width
-        if more_rows or more_columns:
-            weight_KN = torch.nn.functional.pad(weight_KN, (0, more_columns, 0, more_rows))
-        if narrow:
-            weight_KN = weight_KN.bfloat16()
-        split = weight_KN.reshape(-1, pair, (columns + more_columns) // width, width)
-        return split.permute(2, 0, 3, 1).contiguous()
+        function(*map(argument, (*sizes, panels, *rest, room)))
 
 
 def _room_to_keep(states_TBH: Tensor, gates: int, keep: bool) -> Tensor:
     states, lanes, hidden = states_TBH.shape
     return states_TBH.new_empty(states - 1 if keep else 1, lanes, gates, hidden)
-
-
-def _argument(value: Tensor | int | None) -> ctypes.c_void_p | ctypes.c_long:
-    """Return what C gets of a tensor, its address, or of none, or of a number."""
-    if value is None or isinstance(value, Tensor):
-        return ctypes.c_void_p(None if value is None else value.data_ptr())
-    return ctypes.c_long(value)
 
 
 def loops() -> Loops | None:
@@ -296,24 +240,8 @@ def why_none() -> str | None:
 
 @cache
 def _compiled() -> Loops | str:
-    if compiler := find_compiler():
-        return compile_loops(compiler)
-    if os.environ.get("CHARRNN_NATIVE") == "0":
-        return "CHARRNN_NATIVE=0 asks for none"
-    return "CC names none" if os.environ.get("CC") else "none is found here"
-
-
-def find_compiler() -> list[str]:
-    """Return the command that compiles C here, or an empty list."""
-    if os.environ.get("CHARRNN_NATIVE") == "0":
-        return []
-    if os.environ.get("CC"):
-        try:
-            return shlex.split(os.environ["CC"])
-        except ValueError:  # a quote that is never closed names no compiler
-            return []
-    found = (shutil.which(name) for name in ("gcc", "cc"))
-    return [path for path in found if path][:1]
+    compiler = find_compiler()
+    return compile_loops(compiler) if compiler else why_no_compiler()
 
 
 def compile_loops(
@@ -326,61 +254,4 @@ def compile_loops(
         machine: its ``-march``; left out where the compiler does not know it.
         tiles: see ``Loops``.
     """
-    name, march = shown(shlex.join(compiler)), f"-march={machine}"
-    try:
-        with (
-            as_file(files("charrnn") / "recurrence.c") as source,
-            tempfile.TemporaryDirectory(prefix="charrnn-", ignore_cleanup_errors=True) as folder,
-        ):
-            library = Path(folder) / "recurrence.so"
-            fixed = [*compiler, *_OPTIONS, str(source), "-o", str(library)]
-            for wishes in ([march, _WIDE], [march], []):
-                complaint = _complaint([*fixed, *wishes], Path(folder))
-                if complaint is None:
-                    break
-            else:
-                return f"{name} does not compile it" + (
-                    f": {shown(complaint)}" if complaint else ""
-                )
-            try:
-                return Loops(ctypes.CDLL(str(library)), tiles=tiles)
-            except OSError as error:  # of a folder from which nothing may be run, say
-                return f"what {name} made cannot be loaded: {shown(error)}; TMPDIR names its folder"
-    except subprocess.TimeoutExpired:
-        return f"{name} took more than {_COMPILE_SECONDS} s"
-    except OSError as error:  # no such compiler, or no room
-        return f"{name} cannot be used: {shown(error)}"
-
-
-def _complaint(command: list[str], folder: Path) -> str | None:
-    """Run a command without a word, its temporary files in a folder.
-
-    A Ctrl-C that is meant for us does not reach it; whatever ends the waiting ends it, and
-    the processes that it has started.
-
-    Returns:
-        None if it succeeds, else the line in which it says why not, as far as that can be told.
-    """
-    # Not a pipe: what a compiler leaves running, such as a cache, would hold that open.
-    said = folder / "said"
-    with (
-        said.open("wb") as errors,
-        subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            env={**os.environ, "TMPDIR": str(folder), "LC_ALL": "C"},
-            start_new_session=True,
-        ) as child,
-    ):
-        try:
-            if child.wait(_COMPILE_SECONDS) == 0:
-                return None
-        except BaseException:
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()  # Popen would not, after a Ctrl-C
-            raise
-    lines = said.read_text("utf-8", errors="replace").splitlines()
-    return next((line for line in lines if "error:" in line or "cannot" in line), "")
+    return compile_file("recurrence.c", partial(Loops, tiles=tiles), compiler, machine)

@@ -24,9 +24,10 @@ import hypothesis
 import pytest
 import torch
 
-from charrnn import native
+from charrnn import compiler
 from charrnn.config import CELL_NAMES, CellName
 from charrnn.corpus import Part, scan
+from charrnn.device import has_capability
 from charrnn.errors import CharrnnError, RunFolderError
 
 # A suite that was started in the background or under nohup ignores these signals, and so
@@ -142,15 +143,24 @@ def make_text(length: int, alphabet: str = "abcdefgh \r\n紅樓夢é☃\U0001f60
     return "".join(random.Random(length).choices(alphabet, k=length))
 
 
+def skip_without(machine: str) -> None:
+    """Skip where C cannot be compiled for a machine, gcc's ``-march``, or not be run."""
+    needs = {"x86-64-v2": "sse4_2", "x86-64-v3": "avx2", "x86-64-v4": "avx512_bw"}.get(machine)
+    if needs and not has_capability(needs):
+        pytest.skip(f"the processor has no {needs}")
+    if not compiles(f"-march={machine}"):
+        pytest.skip("no C compiler with OpenMP that knows it")
+
+
 @cache
 def compiles(*options: str) -> bool:
     """Whether there is a C compiler that knows OpenMP and some options, and whose output runs."""
-    compiler = native.find_compiler()
+    command = compiler.find_compiler()
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder) / "a.c", Path(folder) / "a.so"
         source.write_text("#include <omp.h>\nint threads(void) { return omp_get_max_threads(); }\n")
         words = [
-            *compiler,
+            *command,
             "-fopenmp",
             "-fPIC",
             "-shared",
@@ -160,7 +170,7 @@ def compiles(*options: str) -> bool:
             str(library),
         ]
         try:
-            if not compiler or subprocess.run(words, capture_output=True).returncode:
+            if not command or subprocess.run(words, capture_output=True).returncode:
                 return False
             ctypes.CDLL(str(library))
         except OSError:

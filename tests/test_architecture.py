@@ -100,7 +100,7 @@ def test_imports_from_outside_are_few(name: str) -> None:
     outside = roots - set(sys.stdlib_module_names) - {"charrnn", "__future__"}
     for package in outside:
         assert name in OUTSIDE[package], package
-    assert name == "native" or "subprocess" not in roots
+    assert name == "compiler" or "subprocess" not in roots
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -110,11 +110,11 @@ def test_only_the_edge_prints_and_reads_the_world(name: str) -> None:
         assert not used & {"print", "input", "sys.stdout", "sys.stderr", "sys.stdin"}
     if name not in EDGE:
         assert not used & {"sys.argv", "sys.exit", "os.getenv", "exit", "quit"}
-        assert name == "native" or "os.environ" not in used
+        assert name == "compiler" or "os.environ" not in used
         assert not ours(name) & {"cli", "outcome", "stopping"}
         assert not imports(name) & {"argparse"}
     if name not in EDGE | {"stopping"}:
-        assert name == "native" or "signal" not in imports(name)  # it sends one, to the compiler
+        assert name == "compiler" or "signal" not in imports(name)  # it sends one, to the compiler
         assert "os._exit" not in used
 
 

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from charrnn import cells, kernels, native
+from charrnn import cells, compiler, kernels, native
 from charrnn.cells import CELLS, Cell, State
 from charrnn.config import CELL_NAMES, CellName
-from charrnn.device import has_capability
 from charrnn.kernels import dropout
-from tests.conftest import compiles
+from tests.conftest import skip_without
 
 T, B, E, H = 7, 3, 5, 4
 
@@ -178,12 +177,8 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 @cache
 def loops_for(machine: str, *, tiles: bool) -> native.Loops:
     """Return compiled loops, or skip where they cannot be had or run."""
-    needs = {"x86-64-v2": "sse4_2", "x86-64-v3": "avx2"}.get(machine)
-    if needs and not has_capability(needs):
-        pytest.skip(f"the processor has no {needs}")
-    if not compiles(f"-march={machine}"):
-        pytest.skip("no C compiler with OpenMP that knows it")
-    compiled = native.compile_loops(native.find_compiler(), machine, tiles=tiles)
+    skip_without(machine)
+    compiled = native.compile_loops(compiler.find_compiler(), machine, tiles=tiles)
     assert isinstance(compiled, native.Loops), compiled
     return compiled
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn import loops, native
+from charrnn import compiler, loops, native
 from charrnn.device import multiplies_bf16
 from charrnn.loops import beats_onednn_lstm, run_gru, run_lstm, run_rnn
 from tests.conftest import compiles
@@ -113,7 +113,7 @@ def test_a_broken_lane_stays_alone(cell: str) -> None:
 @needs_compiler
 @pytest.mark.parametrize("tiles", [True, False])
 def test_narrow_products_are_of_factors_rounded_to_the_nearest(tiles: bool) -> None:
-    compiled = native.compile_loops(native.find_compiler(), tiles=tiles)
+    compiled = native.compile_loops(compiler.find_compiler(), tiles=tiles)
     assert isinstance(compiled, native.Loops)
     if not compiled.multiplies_bf16:
         pytest.skip("the processor has no products in bf16")
@@ -188,14 +188,18 @@ def test_sigmoid_is_within_4e_7_of_its_value_everywhere() -> None:
 @needs_compiler
 @pytest.mark.parametrize("options", [["-fopenmp"], []])
 @pytest.mark.parametrize("machine", ["native", "x86-64-v2", "x86-64-v3", "x86-64-v4"])
-def test_the_compiler_has_nothing_to_say(options: list[str], machine: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["recurrence.c"])
+def test_the_compiler_has_nothing_to_say(
+    file: str, options: list[str], machine: str, tmp_path: Path
+) -> None:
     if machine.startswith("x86") and "x86" not in str(torch.cpu.get_capabilities()["architecture"]):
         pytest.skip("another processor")
     if not compiles(f"-march={machine}"):
         pytest.skip("a compiler that does not know it")
     strict = ["-std=gnu11", "-O3", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    with as_file(files("charrnn") / "recurrence.c") as source:
-        command = [*native.find_compiler(), *strict, *options, f"-march={machine}", "-c"]
+    # The header is found beside the file.
+    with as_file(files("charrnn") / file) as source:
+        command = [*compiler.find_compiler(), *strict, *options, f"-march={machine}", "-c"]
         subprocess.run([*command, str(source), "-o", str(tmp_path / "out.o")], check=True)
 
 
@@ -234,13 +238,13 @@ def test_without_a_compiler_there_are_no_loops_and_a_reason(
     )
     monkeypatch.delenv("CHARRNN_NATIVE", raising=False)
     monkeypatch.setenv("CC", "ccache gcc-99")
-    assert native.find_compiler() == ["ccache", "gcc-99"]
+    assert compiler.find_compiler() == ["ccache", "gcc-99"]
     monkeypatch.setenv("CC", "gcc '-O3")
-    assert native.find_compiler() == [], "a quote that is never closed names no compiler"
+    assert compiler.find_compiler() == [], "a quote that is never closed names no compiler"
     assert native.why_none() == "CC names none"
     monkeypatch.delenv("CC")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert native.find_compiler() == []
+    assert compiler.find_compiler() == []
     assert (native.loops(), native.why_none()) == (None, "none is found here")
 
 
@@ -275,7 +279,7 @@ def test_a_compiler_of_c_plus_plus_compiles_c() -> None:
 def test_no_compiler_is_run_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHARRNN_NATIVE", "0")
     monkeypatch.setattr(native, "compile_loops", None)
-    assert native.find_compiler() == []
+    assert compiler.find_compiler() == []
     assert (native.loops(), native.why_none()) == (None, "CHARRNN_NATIVE=0 asks for none")
 
 
@@ -292,9 +296,9 @@ def test_without_a_folder_there_are_no_loops(
 @pytest.mark.usefixtures("temporary")
 @pytest.mark.parametrize("refused", ["-mprefer-vector-width", "-march"])
 def test_a_compiler_may_refuse_what_is_only_wished(refused: str, tmp_path: Path) -> None:
-    compiler = shlex.join(native.find_compiler())
+    usual = shlex.join(compiler.find_compiler())
     refuse = f'case "$*" in *{refused}*) exit 1;; esac'
-    command = script(tmp_path / "cc", f'{refuse}\nexec {compiler} "$@"')
+    command = script(tmp_path / "cc", f'{refuse}\nexec {usual} "$@"')
     assert isinstance(native.compile_loops(command), native.Loops)
 
 
@@ -331,7 +335,7 @@ def test_a_compiler_that_does_not_end_is_ended_with_all_it_started(
         finally:
             signal.signal(signal.SIGALRM, previous)
     else:
-        monkeypatch.setattr(native, "_COMPILE_SECONDS", 2)
+        monkeypatch.setattr(compiler, "_COMPILE_SECONDS", 2)
         command = script(tmp_path / "cc", f"{started}wait")
         assert native.compile_loops(command) == f"{command[0]} took more than 2 s"
     assert (tmp_path / "runs").read_text() == "\n", "it is not tried twice"

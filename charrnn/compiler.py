@@ -1,0 +1,213 @@
+"""Files of C, compiled for the machine that they run on, and called with tensors.
+
+A file is compiled when a process first needs it (about half a second) into a folder that is
+removed again once the code is loaded: so it always suits the processor, and nothing is left
+behind that could suit another. Where there is no C compiler with OpenMP, callers have other ways.
+
+The environment variable CC names the compiler, as for make; ``CHARRNN_NATIVE=0`` asks for
+none.
+
+Axis letters: K a product's inner axis, N its columns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from charrnn.wording import shown
+
+__all__ = [
+    "LEAST_LANES",
+    "Library",
+    "argument",
+    "compile_file",
+    "find_compiler",
+    "refuse_misreadable",
+    "why_no_compiler",
+]
+
+LEAST_LANES = 4
+"""Fewest lanes that are worth a thread: as many sums as keep a core's multipliers busy."""
+
+_OPTIONS = ["-x", "c", "-std=gnu11", "-O3", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared"]
+"""C++ compilers are told that it is C: they would compile it as C++, under other names. OpenMP's
+threads are torch's own: gcc's library is the one that torch has loaded. Nothing here wants a trap
+on an overflow; if something did, gcc could not compute a vector of exponentials with AVX2."""
+
+_WIDE = "-mprefer-vector-width=512"
+"""Vectors as wide as the processor's; gcc takes half of it, others do not know the option."""
+
+_COMPILE_SECONDS = 60
+
+_BYTE_DEPTH = 4
+"""Rows of a matrix of bytes are a multiple of it; ``products.h`` has the same."""
+
+
+class Library:
+    """A compiled file that includes ``products.h``.
+
+    Args:
+        library: compiled.
+        functions: those of its own that return nothing.
+        tiles: whether products in bf16 may use AMX's tiles.
+
+    Attributes:
+        multiplies_bf16: whether the processor has products in bf16, tiles or not.
+    """
+
+    def __init__(self, library: ctypes.CDLL, functions: Sequence[str], *, tiles: bool) -> None:
+        self._library = library
+        for name in ("prepare", *functions):
+            getattr(library, name).restype = None
+        for name in ("panel_width", "narrow_depth"):
+            getattr(library, name).restype = ctypes.c_long
+        library.prepare(ctypes.c_long(tiles))
+        self._width: int = library.panel_width()
+        self._depth: int = library.narrow_depth()
+        self.multiplies_bf16 = self._depth > 0
+
+    def _panels(self, weight_KN: Tensor) -> Tensor:
+        """Return a matrix as ``products.h`` has it, filled up with zeros.
+
+        [panels, K, width] of float32, [panels, K / 2, width, 2] of bf16 and int8.
+        """
+        depth = {torch.bfloat16: self._depth, torch.int8: _BYTE_DEPTH}.get(weight_KN.dtype, 1)
+        inner, columns = weight_KN.shape
+        more_rows, more_columns = -inner % depth, -columns % self._width
+        if more_rows or more_columns:
+            weight_KN = torch.nn.functional.pad(weight_KN, (0, more_columns, 0, more_rows))
+        pair = 1 if depth == 1 else 2
+        split = weight_KN.reshape(-1, pair, (columns + more_columns) // self._width, self._width)
+        return split.permute(2, 0, 3, 1).contiguous()
+
+
+def argument(value: Tensor | int | None) -> ctypes.c_void_p | ctypes.c_long:
+    """Return what C gets of a tensor, its address, or of none, or of a number."""
+    if value is None or isinstance(value, Tensor):
+        return ctypes.c_void_p(None if value is None else value.data_ptr())
+    return ctypes.c_long(value)
+
+
+def refuse_misreadable(*values: Tensor | int | None, but: torch.dtype = torch.float32) -> None:
+    """Refuse what C would read as other numbers, or beyond its end.
+
+    Args:
+        values: the tensors among them must be contiguous, and float32 or int64.
+        but: a type that they may have besides.
+
+    Raises:
+        AssertionError: one is not.
+    """
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    types = {tensor.dtype for tensor in tensors}
+    assert all(tensor.is_contiguous() for tensor in tensors), "they must be contiguous"
+    assert types <= {torch.float32, torch.int64, but}, f"they must be float32: {types}"
+
+
+def why_no_compiler() -> str:
+    """Return why ``find_compiler`` finds none, as "none is found here"."""
+    if os.environ.get("CHARRNN_NATIVE") == "0":
+        return "CHARRNN_NATIVE=0 asks for none"
+    return "CC names none" if os.environ.get("CC") else "none is found here"
+
+
+def find_compiler() -> list[str]:
+    """Return the command that compiles C here, or an empty list."""
+    if os.environ.get("CHARRNN_NATIVE") == "0":
+        return []
+    if os.environ.get("CC"):
+        try:
+            return shlex.split(os.environ["CC"])
+        except ValueError:  # a quote that is never closed names no compiler
+            return []
+    found = (shutil.which(name) for name in ("gcc", "cc"))
+    return [path for path in found if path][:1]
+
+
+_L = TypeVar("_L", bound=Library)
+
+
+def compile_file(
+    file: str, load: Callable[[ctypes.CDLL], _L], compiler: list[str], machine: str
+) -> _L | str:
+    """Return a file as a compiler makes it, or why it does not.
+
+    Args:
+        file: its name, in this package.
+        load: makes something of what was compiled.
+        compiler: a command that takes gcc's options.
+        machine: its ``-march``; left out where the compiler does not know it.
+    """
+    name, march = shown(shlex.join(compiler)), f"-march={machine}"
+    try:
+        with (
+            as_file(files("charrnn") / file) as source,
+            as_file(files("charrnn") / "products.h") as header,
+            tempfile.TemporaryDirectory(prefix="charrnn-", ignore_cleanup_errors=True) as folder,
+        ):
+            library = Path(folder) / f"{source.stem}.so"
+            fixed = [*compiler, *_OPTIONS, f"-I{header.parent}", str(source), "-o", str(library)]
+            for wishes in ([march, _WIDE], [march], []):
+                complaint = _complaint([*fixed, *wishes], Path(folder))
+                if complaint is None:
+                    break
+            else:
+                return f"{name} does not compile it" + (
+                    f": {shown(complaint)}" if complaint else ""
+                )
+            try:
+                return load(ctypes.CDLL(str(library)))
+            except OSError as error:  # of a folder from which nothing may be run, say
+                return f"what {name} made cannot be loaded: {shown(error)}; TMPDIR names its folder"
+    except subprocess.TimeoutExpired:
+        return f"{name} took more than {_COMPILE_SECONDS} s"
+    except OSError as error:  # no such compiler, or no room
+        return f"{name} cannot be used: {shown(error)}"
+
+
+def _complaint(command: list[str], folder: Path) -> str | None:
+    """Run a command without a word, its temporary files in a folder.
+
+    A Ctrl-C that is meant for us does not reach it; whatever ends the waiting ends it, and
+    the processes that it has started.
+
+    Returns:
+        None if it succeeds, else the line in which it says why not, as far as that can be told.
+    """
+    # Not a pipe: what a compiler leaves running, such as a cache, would hold that open.
+    said = folder / "said"
+    with (
+        said.open("wb") as errors,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env={**os.environ, "TMPDIR": str(folder), "LC_ALL": "C"},
+            start_new_session=True,
+        ) as child,
+    ):
+        try:
+            if child.wait(_COMPILE_SECONDS) == 0:
+                return None
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()  # Popen would not, after a Ctrl-C
+            raise
+    lines = said.read_text("utf-8", errors="replace").splitlines()
+    return next((line for line in lines if "error:" in line or "cannot" in line), "")

@@ -1,0 +1,502 @@
+/* What recurrence.c and step.c have in common: products, the gates' functions, the recurrences.
+ *
+ * States, gates and sums are float32. A product's matrix is float32, or bf16 where the processor
+ * multiplies that, or bytes.
+ *
+ * Axis letters, as in Python: T time, B lanes, H hidden. Arrays are contiguous, row by row.
+ */
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define VECTOR 16
+#elif defined(__AVX__)
+#define VECTOR 8
+#else
+#define VECTOR 4
+#endif
+
+/* The sums of a product that are in registers: of MOST_ROWS rows, VECTORS vectors each. With them
+ * there are a vector of a panel and a factor: 32 registers are enough for 16 sums, 16 for 12. */
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define MOST_ROWS 8
+#define VECTORS 2
+#else
+#define MOST_ROWS 4
+#define VECTORS 3
+#endif
+
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512BF16__)
+#define NARROW
+#endif
+
+#if defined(NARROW) && defined(__AMX_BF16__) && defined(__linux__)
+#define TILES
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+/* Columns of a panel. */
+#define WIDTH (VECTORS * VECTOR)
+
+/* Rows of a bf16 panel are a multiple of this: the depth of an AMX tile. */
+#define NARROW_DEPTH 32
+
+/* So are those of a panel of bytes: a row's two sums take two at a time. */
+#define BYTE_DEPTH 4
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* What a loop over units writes it does not read: it may be computed a vector at a time. */
+#if defined(__clang__)
+#define EACH_UNIT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define EACH_UNIT _Pragma("GCC ivdep")
+#endif
+
+typedef float vector __attribute__((vector_size(4 * VECTOR), aligned(4)));
+
+/* ---- Products ---- */
+
+enum { FLOATS, NARROWS, BYTES };
+
+/* A matrix [inner, columns] in panels of WIDTH columns, each [inner, WIDTH]; in bf16 and bytes
+ * each [inner / 2, WIDTH, 2], two rows side by side. Filled up with zeros. After the panels of
+ * bytes there is a float for each column: what its bytes are in units of. */
+typedef struct {
+    const void *panels;
+    long count; /* of panels */
+    long inner;
+    long weights; /* FLOATS, NARROWS, BYTES */
+} matrix;
+
+#if defined(TILES)
+static int has_tiles = 0;
+#endif
+
+/* To be called before everything else: whether bf16 products may be in AMX's tiles. */
+void prepare(long wants_tiles)
+{
+#if defined(TILES)
+    /* The kernel gives AMX to a process that asks: ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA. */
+    has_tiles = wants_tiles && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+    (void)wants_tiles;
+#endif
+}
+
+long panel_width(void) { return WIDTH; }
+
+/* Rows of a bf16 panel are a multiple of this; 0: there is no product in bf16. */
+long narrow_depth(void)
+{
+#if defined(NARROW)
+    return NARROW_DEPTH;
+#else
+    return 0;
+#endif
+}
+
+static matrix as_matrix(const void *panels, long inner, long columns, long weights)
+{
+    if (weights == NARROWS)
+        inner = (inner + NARROW_DEPTH - 1) / NARROW_DEPTH * NARROW_DEPTH;
+    if (weights == BYTES)
+        inner = (inner + BYTE_DEPTH - 1) / BYTE_DEPTH * BYTE_DEPTH;
+    return (matrix){panels, (columns + WIDTH - 1) / WIDTH, inner, weights};
+}
+
+/* out[rows, WIDTH] = x[rows, inner] @ panel[inner, WIDTH] */
+INLINE void multiply_wide(const int rows, long inner, const float *x, long x_stride,
+                          const float *panel, float *out, long out_stride)
+{
+    vector sums[MOST_ROWS][VECTORS];
+    for (int row = 0; row < rows; row++)
+        for (int v = 0; v < VECTORS; v++)
+            sums[row][v] = (vector){0};
+    for (long k = 0; k < inner; k++) {
+        vector weights[VECTORS];
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++)
+            weights[v] = *(const vector *)(panel + k * WIDTH + v * VECTOR);
+#pragma GCC unroll 8
+        for (int row = 0; row < rows; row++) {
+            const float factor = x[row * x_stride + k];
+#pragma GCC unroll 8
+            for (int v = 0; v < VECTORS; v++)
+                sums[row][v] += factor * weights[v];
+        }
+    }
+#pragma GCC unroll 8
+    for (int row = 0; row < rows; row++)
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++)
+            *(vector *)(out + row * out_stride + v * VECTOR) = sums[row][v];
+}
+
+#if defined(NARROW)
+/* The same in bf16: two rows of the panel, and two numbers of x, at a time. */
+INLINE void multiply_narrow(const int rows, long inner, const uint16_t *x, long x_stride,
+                            const uint16_t *panel, float *out, long out_stride)
+{
+    __m512 sums[MOST_ROWS][VECTORS];
+    for (int row = 0; row < rows; row++)
+        for (int v = 0; v < VECTORS; v++)
+            sums[row][v] = _mm512_setzero_ps();
+    for (long k = 0; k < inner; k += 2) {
+        __m512bh weights[VECTORS];
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++)
+            weights[v] = (__m512bh)_mm512_loadu_si512(panel + k * WIDTH + v * 2 * VECTOR);
+#pragma GCC unroll 8
+        for (int row = 0; row < rows; row++) {
+            int pair;
+            memcpy(&pair, x + row * x_stride + k, sizeof pair);
+            const __m512bh factors = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 8
+            for (int v = 0; v < VECTORS; v++)
+                sums[row][v] = _mm512_dpbf16_ps(sums[row][v], factors, weights[v]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int row = 0; row < rows; row++)
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++)
+            _mm512_storeu_ps(out + row * out_stride + v * VECTOR, sums[row][v]);
+}
+
+/* Round to bf16, to the nearest, ties to even. */
+static void narrow_rows(long rows, long given, long inner, const float *x, uint16_t *narrow)
+{
+    for (long row = 0; row < rows; row++, x += given, narrow += inner) {
+        long k = 0;
+        for (; k + VECTOR <= given; k += VECTOR)
+            _mm256_storeu_si256((__m256i *)(narrow + k),
+                                (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x + k)));
+        const __mmask16 rest = (__mmask16)((1u << (given - k)) - 1);
+        if (rest)
+            _mm256_mask_storeu_epi16(
+                narrow + k, rest, (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(rest, x + k)));
+        memset(narrow + given, 0, (inner - given) * sizeof *narrow);
+    }
+}
+#endif
+
+#if defined(TILES)
+/* Tiles 0 to 3 are sums [rows, 16], 4 is of x [rows, 32], 5 and 6 of the panel [16, 16, 2]. */
+static void configure_tiles(long rows)
+{
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } config = {.palette = 1};
+    for (int tile = 0; tile < 7; tile++) {
+        config.bytes[tile] = 64;
+        config.rows[tile] = tile < 5 ? rows : 16;
+    }
+    _tile_loadconfig(&config);
+}
+
+/* x[rows, inner] times one or two panels, at most 16 rows, in AMX's tiles: two panels at a time
+ * keep four sums under way, as one must wait 50 cycles for its last product. */
+INLINE void multiply_tiles(const int pair, long inner, const uint16_t *x, const uint16_t *panel,
+                           float *out, long out_stride)
+{
+    const uint16_t *second = panel + inner * WIDTH;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (long k = 0; k < inner; k += NARROW_DEPTH) {
+        _tile_loadd(4, x + k, inner * sizeof *x);
+        _tile_loadd(5, panel + k * WIDTH, 128);
+        _tile_loadd(6, panel + k * WIDTH + 32, 128);
+        _tile_dpbf16ps(0, 4, 5);
+        _tile_dpbf16ps(1, 4, 6);
+        if (pair) {
+            _tile_loadd(5, second + k * WIDTH, 128);
+            _tile_loadd(6, second + k * WIDTH + 32, 128);
+            _tile_dpbf16ps(2, 4, 5);
+            _tile_dpbf16ps(3, 4, 6);
+        }
+    }
+    _tile_stored(0, out, out_stride * sizeof *out);
+    _tile_stored(1, out + 16, out_stride * sizeof *out);
+    if (pair) {
+        _tile_stored(2, out + WIDTH, out_stride * sizeof *out);
+        _tile_stored(3, out + WIDTH + 16, out_stride * sizeof *out);
+    }
+}
+
+static void multiply_in_tiles(matrix m, long from, long to, long rows, const uint16_t *x,
+                              float *out)
+{
+    const long columns = m.count * WIDTH;
+    const uint16_t *panels = m.panels;
+    for (long row = 0; row < rows; row += 16) {
+        configure_tiles(rows - row < 16 ? rows - row : 16);
+        float *sums = out + row * columns;
+        long p = from;
+        for (; p + 2 <= to; p += 2)
+            multiply_tiles(1, m.inner, x + row * m.inner, panels + p * m.inner * WIDTH,
+                           sums + p * WIDTH, columns);
+        if (p < to)
+            multiply_tiles(0, m.inner, x + row * m.inner, panels + p * m.inner * WIDTH,
+                           sums + p * WIDTH, columns);
+    }
+    _tile_release();
+}
+#endif
+
+#if defined(WITH_BYTES)
+/* Sums of VECTOR columns, to which two rows of a panel are added, times two numbers of x. */
+typedef int32_t whole __attribute__((vector_size(4 * VECTOR), aligned(4)));
+
+INLINE whole add_bytes(whole sum, const int16_t *x, const int8_t *panel)
+{
+    int32_t pair;
+    memcpy(&pair, x, sizeof pair);
+#if defined(__AVX512BW__)
+    const __m512i factors = _mm512_set1_epi32(pair);
+    const __m512i weights = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const void *)panel));
+#if defined(__AVX512VNNI__)
+    return (whole)_mm512_dpwssd_epi32((__m512i)sum, factors, weights);
+#else
+    return (whole)_mm512_add_epi32((__m512i)sum, _mm512_madd_epi16(factors, weights));
+#endif
+#elif defined(__AVX2__)
+    const __m256i factors = _mm256_set1_epi32(pair);
+    const __m256i weights = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)panel));
+    return (whole)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(factors, weights));
+#else
+    for (int j = 0; j < VECTOR; j++)
+        sum[j] += x[0] * panel[2 * j] + x[1] * panel[2 * j + 1];
+    return sum;
+#endif
+}
+
+/* The same of bytes, each sum times what its column and its row are in units of. One row has two
+ * sums a column, so that none waits for itself: of whole numbers that changes nothing. */
+INLINE void multiply_bytes(const int rows, long inner, const int16_t *x, long x_stride,
+                           const int8_t *panel, const float *row_units, const float *units,
+                           float *out, long out_stride)
+{
+    const int parts = rows == 1 ? 2 : 1;
+    whole sums[MOST_ROWS][VECTORS];
+    for (int sum = 0; sum < rows * parts; sum++)
+        for (int v = 0; v < VECTORS; v++)
+            sums[sum][v] = (whole){0};
+    for (long k = 0; k < inner; k += 2 * parts)
+#pragma GCC unroll 8
+        for (int part = 0; part < parts; part++)
+#pragma GCC unroll 8
+            for (int row = 0; row < rows; row++)
+#pragma GCC unroll 8
+                for (int v = 0; v < VECTORS; v++) {
+                    const long at = k + 2 * part;
+                    sums[row + part][v] = add_bytes(sums[row + part][v], x + row * x_stride + at,
+                                                    panel + at * WIDTH + v * 2 * VECTOR);
+                }
+#pragma GCC unroll 8
+    for (int row = 0; row < rows; row++)
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++) {
+            const whole sum = parts == 2 ? sums[0][v] + sums[1][v] : sums[row][v];
+            *(vector *)(out + row * out_stride + v * VECTOR) =
+                __builtin_convertvector(sum, vector) * row_units[row] *
+                *(const vector *)(units + v * VECTOR);
+        }
+}
+
+/* Round numbers from -1 to 1 to whole units, so many to 1 that no sum of products with bytes can
+ * overflow. A row with a number that is none has a unit that is none. */
+static void whole_rows(long rows, long given, long inner, const float *x, int16_t *narrow,
+                       float *units)
+{
+    float most = 16384;
+    while (most * 128 * inner > 2147483647.0f)
+        most /= 2;
+    for (long row = 0; row < rows; row++, x += given, narrow += inner) {
+        int none = 0;
+        for (long k = 0; k < given; k++) {
+            none |= x[k] != x[k];
+            narrow[k] = (int16_t)__builtin_rintf(x[k] * most);
+        }
+        memset(narrow + given, 0, (inner - given) * sizeof *narrow);
+        units[row] = none ? __builtin_nanf("") : 1 / most;
+    }
+}
+#endif
+
+#define FOR_ROWS(size, call)                                                                     \
+    for (; row + (size) <= rows; row += (size)) {                                                \
+        const int some = size;                                                                   \
+        call;                                                                                    \
+    }
+#if MOST_ROWS == 8
+#define IN_BLOCKS(call) FOR_ROWS(8, call) FOR_ROWS(4, call) FOR_ROWS(2, call) FOR_ROWS(1, call)
+#else
+#define IN_BLOCKS(call) FOR_ROWS(4, call) FOR_ROWS(2, call) FOR_ROWS(1, call)
+#endif
+
+/* Multiply x[rows, given] with the panels `from` to `to` of a matrix of `given` rows.
+ *
+ *   sums     [rows, m.count * WIDTH]
+ *   room     [rows, m.inner], for x in fewer bits
+ */
+static void multiply(matrix m, long from, long to, long rows, const float *x, long given,
+                     float *sums, float *room)
+{
+    const long columns = m.count * WIDTH;
+#if defined(NARROW)
+    if (m.weights == NARROWS) {
+        uint16_t *narrow = (uint16_t *)room;
+        narrow_rows(rows, given, m.inner, x, narrow);
+#if defined(TILES)
+        if (has_tiles) {
+            multiply_in_tiles(m, from, to, rows, narrow, sums);
+            return;
+        }
+#endif
+        for (long p = from; p < to; p++) {
+            const uint16_t *panel = (const uint16_t *)m.panels + p * m.inner * WIDTH;
+            float *out = sums + p * WIDTH;
+            long row = 0;
+            IN_BLOCKS(multiply_narrow(some, m.inner, narrow + row * m.inner, m.inner, panel,
+                                      out + row * columns, columns))
+        }
+        return;
+    }
+#endif
+#if defined(WITH_BYTES)
+    if (m.weights == BYTES) {
+        int16_t *narrow = (int16_t *)room;
+        float *row_units = room + (rows * m.inner + 1) / 2;
+        whole_rows(rows, given, m.inner, x, narrow, row_units);
+        const int8_t *panels = m.panels;
+        const float *units = (const float *)(panels + m.inner * columns);
+        for (long p = from; p < to; p++) {
+            float *out = sums + p * WIDTH;
+            long row = 0;
+            IN_BLOCKS(multiply_bytes(some, m.inner, narrow + row * m.inner, m.inner,
+                                     panels + p * m.inner * WIDTH, row_units + row,
+                                     units + p * WIDTH, out + row * columns, columns))
+        }
+        return;
+    }
+#endif
+    (void)room;
+    for (long p = from; p < to; p++) {
+        const float *panel = (const float *)m.panels + p * m.inner * WIDTH;
+        float *out = sums + p * WIDTH;
+        long row = 0;
+        IN_BLOCKS(multiply_wide(some, m.inner, x + row * given, given, panel, out + row * columns,
+                                columns))
+    }
+}
+
+/* ---- The gates' functions ---- */
+
+/* e^x - 1 within 2 units of the last place (Cephes' expf, its 1 left out), between its ends;
+ * no number stays none. Written without branches, so that the compiler computes a vector of them
+ * at a time. */
+INLINE float exponential_less_1(float x)
+{
+    x = x > 87.0f ? 87.0f : x;
+    x = x < -87.0f ? -87.0f : x;
+    /* Adding 1.5 * 2^23 rounds to a whole number, which is then in the lowest bits. */
+    const float shift = 12582912.0f;
+    union { float value; uint32_t bits; } power = {x * 1.44269504f + shift};
+    const float whole = power.value - shift;
+    power.bits = (power.bits + 127) << 23; /* 2^whole */
+    const float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    float sum = 1.9875691500e-4f;
+    sum = sum * rest + 1.3981999507e-3f;
+    sum = sum * rest + 8.3334519073e-3f;
+    sum = sum * rest + 4.1665795894e-2f;
+    sum = sum * rest + 1.6666665459e-1f;
+    sum = sum * rest + 5.0000001201e-1f;
+    sum = sum * rest * rest + rest;
+    return sum * power.value + (power.value - 1.0f);
+}
+
+/* Both within 3 units of the last place; sigmoid down to -87, from where on it stays 1.6e-38. */
+INLINE float sigmoid(float x) { return 1.0f / (2.0f + exponential_less_1(-x)); }
+
+INLINE float tangent(float x)
+{
+    const float e = exponential_less_1(2.0f * x);
+    return e / (e + 2.0f);
+}
+
+/* ---- The recurrences ----
+ *
+ * Units `from` to `to` of a lane's step.
+ *
+ *   sum      [gates * H]: U h
+ *   x        [gates * H]: W x + b
+ */
+
+/* h' = tanh(x + U h) */
+INLINE void rnn_units(long from, long to, const float *sum, const float *x, float *h_next)
+{
+    EACH_UNIT
+    for (long j = from; j < to; j++)
+        h_next[j] = tangent(sum[j] + x[j]);
+}
+
+/* i, f, o = sigma(x + U h);  g = tanh(x + U h);  c' = f c + i g;  h' = o tanh(c')
+ *
+ *   kept     [5H], or none: i, f, g, o and tanh(c')
+ */
+INLINE void lstm_units(long from, long to, long hidden, const float *sum, const float *x,
+                       const float *c, float *c_next, float *h_next, float *kept)
+{
+    EACH_UNIT
+    for (long j = from; j < to; j++) {
+        const float i = sigmoid(sum[j] + x[j]);
+        const float f = sigmoid(sum[hidden + j] + x[hidden + j]);
+        const float g = tangent(sum[2 * hidden + j] + x[2 * hidden + j]);
+        const float o = sigmoid(sum[3 * hidden + j] + x[3 * hidden + j]);
+        const float c_j = f * c[j] + i * g, tanh_c = tangent(c_j);
+        c_next[j] = c_j;
+        h_next[j] = o * tanh_c;
+        if (kept) {
+            kept[j] = i;
+            kept[hidden + j] = f;
+            kept[2 * hidden + j] = g;
+            kept[3 * hidden + j] = o;
+            kept[4 * hidden + j] = tanh_c;
+        }
+    }
+}
+
+/* r, z = sigma(x + U h);  m = U h + bias;  n = tanh(x + r m);  h' = n + z (h - n)
+ *
+ *   bias     [H]: m's
+ *   kept     [4H], or none: r, z, m and n
+ */
+INLINE void gru_units(long from, long to, long hidden, const float *sum, const float *x,
+                      const float *bias, const float *h, float *h_next, float *kept)
+{
+    EACH_UNIT
+    for (long j = from; j < to; j++) {
+        const float r = sigmoid(sum[j] + x[j]);
+        const float z = sigmoid(sum[hidden + j] + x[hidden + j]);
+        const float m = sum[2 * hidden + j] + bias[j];
+        const float n = tangent(x[2 * hidden + j] + r * m);
+        h_next[j] = n + z * (h[j] - n);
+        if (kept) {
+            kept[j] = r;
+            kept[hidden + j] = z;
+            kept[2 * hidden + j] = m;
+            kept[3 * hidden + j] = n;
+        }
+    }
+}
