@@ -2,9 +2,9 @@
 
 The loop is what a tutorial writes: for each character one call of torch.nn's cell, the
 head, softmax and multinomial. Ours is the whole of ``charrnn.sampling.sample``, drawing
-included: with the weights in float32, one stream in 8 bits, 64 streams in bf16 too. What
-fewer bits cost is measured on a trained model and a text. Before them, how long a user
-waits for the first character, beside the loading of torch. Run with::
+included, of texts long enough for the compiled step: one stream and 64, with the weights in
+float32, bf16 and 8 bits. What fewer bits cost is measured on a trained model and a text. Before
+them, how long a user waits for the first character, beside the loading of torch. Run with::
 
     python -m benchmarks.sampling [--quick] [--json FILE] [--checkpoint RUN --text FILE]
 """
@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -62,12 +63,14 @@ class Row:
     loop: float
     one: float
     """One stream, the whole of ``sample``."""
+    bf16: float
+    """One stream, weights in bf16."""
     int8: float
     """One stream, 8 bits a weight."""
     many: float
     """64 streams together."""
     many_bf16: float
-    """64 streams together, weights in bf16."""
+    many_int8: float
 
 
 def reference(cell: CellName, vocabulary: int, layers: int, hidden: int) -> Callable[[int], None]:
@@ -98,28 +101,25 @@ def measure(cell: CellName, layers: int, hidden: int, length: int, rounds: int) 
     slow = reference(cell, vocabulary.size, layers, hidden)
 
     def draw(count: int, weights: WeightsName = "fp32") -> None:
-        config = SampleConfig(length=length, count=count, weights=weights)
-        for _ in sample(model, vocabulary, prompt, config):
+        steps = length if count == 1 else length // 4
+        for _ in sample(
+            model, vocabulary, prompt, SampleConfig(length=steps, count=count, weights=weights)
+        ):
             pass
 
-    shorter = length // 10  # the loop is slow
-    loop, one, int8, many, many_bf16 = in_turns(
-        [
-            lambda: slow(shorter),
-            lambda: draw(1),
-            lambda: draw(1, "int8"),
-            lambda: draw(64),
-            lambda: draw(64, "bf16"),
-        ],
-        rounds,
+    shorter = length // 100  # the loop is slow
+    ours: list[tuple[int, WeightsName]] = [
+        (count, weights) for count in (1, 64) for weights in get_args(WeightsName)
+    ]
+    loop, *seconds = in_turns(
+        [lambda: slow(shorter), *(partial(draw, *which) for which in ours)], rounds
     )
+    drawn = [length if count == 1 else 64 * (length // 4) for count, _ in ours]
+    speeds = [characters / taken for characters, taken in zip(drawn, seconds, strict=True)]
     recurrent = [cell.weight_recurrent.numel() for cell in model.layers()]
     above = [cell.weight_input.numel() for cell in model.layers()[1:]]
     read = 4 * (sum(recurrent) + sum(above) + model.head.weight.numel())
-    return Row(
-        cell, layers, hidden, read / 1e6,
-        shorter / loop, length / one, length / int8, 64 * length / many, 64 * length / many_bf16,
-    )  # fmt: skip
+    return Row(cell, layers, hidden, read / 1e6, shorter / loop, *speeds)
 
 
 def read_speed(megabytes: float) -> float:
@@ -191,19 +191,19 @@ def show(
 ) -> None:
     table = Table(title=f"characters sampled per second, CPU\n{machine()}")
     for name in (
-        "cell", "size", "MB", "loop", "one", "/ loop", "GB/s", "int8", "/ one", "64", "/ one",
-        "64, bf16", "/ one",
+        "cell", "size", "MB", "loop", "one", "/ loop", "GB/s", "bf16", "int8", "/ fp32",
+        "64", "/ one", "64, bf16", "64, int8",
     ):  # fmt: skip
         table.add_column(name, justify="left" if name == "cell" else "right")
     for row in rows:
         table.add_row(
             row.cell, f"{row.layers}x{row.hidden}", f"{row.megabytes:.1f}", f"{row.loop:,.0f}",
             f"{row.one:,.0f}", f"{row.one / row.loop:.1f}", f"{row.one * row.megabytes / 1e3:.0f}",
-            f"{row.int8:,.0f}", f"{row.int8 / row.one:.1f}",
+            f"{row.bf16:,.0f}", f"{row.int8:,.0f}", f"{row.int8 / row.one:.1f}",
             f"{row.many:,.0f}", f"{row.many / row.one:.1f}",
-            f"{row.many_bf16:,.0f}", f"{row.many_bf16 / row.one:.1f}",
+            f"{row.many_bf16:,.0f}", f"{row.many_int8:,.0f}",
         )  # fmt: skip
-    console = Console(width=120, highlight=False)
+    console = Console(width=140, highlight=False)
     console.print(table)
     torch_alone, first = seconds
     console.print(f"First character after {first:.2f} s, of which torch {torch_alone:.2f}")
@@ -229,14 +229,15 @@ def main() -> None:
     chosen = parser.parse_args()
     if (chosen.checkpoint is None) != (chosen.text is None):
         parser.error("--checkpoint and --text go together: give both")
-    length, rounds = (200, 3) if chosen.quick else (2000, 5)
+    rounds = 1 if chosen.quick else 3
+    lengths = {128: 40_000, 512: 12_000, 1024: 4_000}
     sizes = [(cell, hidden) for hidden in (128, 512) for cell in CELL_NAMES] + [("lstm", 1024)]
     if chosen.quick:
         sizes = sizes[: len(CELL_NAMES)]
     # First: what cannot be read is to be known before minutes of measuring.
     bits = losses(chosen.checkpoint, chosen.text) if chosen.checkpoint else {}
     torch_alone, first = waits(rounds)
-    rows = [measure(cell, 2, hidden, length, rounds) for cell, hidden in sizes]
+    rows = [measure(cell, 2, hidden, lengths[hidden], rounds) for cell, hidden in sizes]
     speeds = {
         f"{size} MB": read_speed(size) for size in ((4, 13) if chosen.quick else (4, 13, 50, 500))
     }

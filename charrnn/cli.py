@@ -482,8 +482,8 @@ def sample(
     weights: Annotated[
         WeightsName,
         typer.Option(
-            help="Precision of the weights on a CPU: fewer bits are faster where the model "
-            "is larger than the cache, and give a slightly different text."
+            help="Precision of the weights on a CPU: fewer bits are faster where there is a C "
+            "compiler and the text is long, and give a slightly different text."
         ),
     ] = "fp32",
     device: Device = "cpu",

@@ -1,16 +1,17 @@
 """One character at a time on a CPU: the same recurrence, arranged for latency.
 
 A step of one character is a handful of matrix-vector products, each of which
-reads a matrix once: memory is the limit, and everything else is overhead. So the
-step runs in numpy, whose calls cost a fraction of torch's (but for some matrices on
-Intel's processors), and the lowest layer's input product, which can take only V values, is
-computed once and looked up. The logistic function is tanh at half the argument;
-the rows of its gates are halved beforehand, so that one call of tanh serves all
-gates of a step.
+reads a matrix once: memory is the limit, and everything else is overhead. The lowest
+layer's input product, which can take only V values, is computed once and looked up.
 
-Several texts side by side turn the products into those of matrices, which oneDNN
-multiplies, with its weights packed once. Smaller weights are read faster: bf16, or
-8 bits a weight with one scale a row, where the memory is the limit.
+A long text's steps are C, one call each (``steps``). Until compiling that pays, and where
+nothing compiles it, they are numpy's, whose calls cost a fraction of torch's (but for some
+matrices on Intel's processors). There the logistic function is tanh at half the argument; the
+rows of its gates are halved beforehand, so that one call of tanh serves all gates of a step.
+Several texts side by side turn the products into those of matrices, which oneDNN multiplies, with
+its weights packed once.
+
+Smaller weights are read faster by C: bf16, or 8 bits a weight with one scale a row.
 ``CharModel.forward`` is the readable twin that the tests hold this to.
 
 Axis letters: B texts, V vocabulary, H hidden, G the stacked gates' rows; K a product's inner axis,
@@ -19,19 +20,21 @@ N its columns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from charrnn.cells import GRU, LSTM, RNN, Cell
 from charrnn.config import WeightsName
 from charrnn.kernels import step_product
 from charrnn.machine import vendor
 from charrnn.model import CharModel, Hidden
+from charrnn.steps import Layer, Steps, steps
 
 __all__ = ["Stepper"]
 
@@ -43,13 +46,102 @@ Product = Callable[[Array], Array]
 class Stepper:
     """Predicts the next character of B texts that grow by one character a step.
 
+    The first steps are made in numpy, and what follows by C, if it is much more: so a short text
+    does not wait for a compiler, and a long one begins with the same characters as a short one.
+
     Args:
-        model: the one that predicts; its weights are read once, here.
+        model: the one that predicts; its weights must stay as they are.
         hidden: the state to start from, of B lanes.
         weights: what the products read the weights in; states and sums stay in float32.
+        length: how many steps will be made; None: no end is known.
     """
 
-    def __init__(self, model: CharModel, hidden: Hidden, weights: WeightsName = "fp32") -> None:
+    def __init__(
+        self,
+        model: CharModel,
+        hidden: Hidden,
+        weights: WeightsName = "fp32",
+        length: int | None = None,
+    ) -> None:
+        self._now: _InNumpy | _InC = _InNumpy(model, hidden, weights)
+        first = _steps_while_compiling(model, lanes=len(hidden[0][0]))
+        # C takes half of numpy's time, so three times as many win back what compiling takes.
+        self._left = first if length is None or length >= 4 * first else length
+        self._in_c = partial(_in_c, model, weights)
+
+    def step(self, symbols_B: NDArray[np.integer]) -> Array:
+        """Read one more character of every text.
+
+        Args:
+            symbols_B: the characters' ids.
+
+        Returns:
+            logits_BV for the character after it.
+        """
+        if self._left == 0:
+            self._now = self._in_c(self.hidden()) or self._now
+        self._left -= 1
+        return self._now.step(symbols_B)
+
+    def hidden(self) -> Hidden:
+        """Return the state after the last step, in float32."""
+        return self._now.hidden()
+
+
+def _steps_while_compiling(model: CharModel, lanes: int) -> int:
+    """Return how many steps numpy makes, by estimate, in the time that compiling takes."""
+    weights = sum(weight.numel() for weight in model.parameters())
+    return math.ceil(0.5 / (5e-5 + weights * (3e-11 + lanes * 1.5e-11)))
+
+
+def _in_c(model: CharModel, weights: WeightsName, hidden: Hidden) -> _InC | None:
+    compiled = steps()
+    return None if compiled is None else _InC(compiled, model, hidden, weights)
+
+
+class _InC:
+    """A step in one call."""
+
+    def __init__(
+        self, compiled: Steps, model: CharModel, hidden: Hidden, weights: WeightsName
+    ) -> None:
+        def matrix(weight_NK: Tensor) -> Tensor:
+            if weights == "int8":
+                return compiled.matrix(*_in_8_bits(weight_NK))
+            if weights == "bf16":
+                weight_NK = weight_NK.bfloat16()
+                return compiled.matrix(weight_NK if compiled.multiplies_bf16 else weight_NK.float())
+            return compiled.matrix(weight_NK)
+
+        with torch.inference_mode():
+            lowest, *upper = model.layers()
+            table_VG = torch.addmm(lowest.bias, model.embedding.weight, lowest.weight_input.t())
+            inputs = [(None, None), *((matrix(cell.weight_input), cell.bias) for cell in upper)]
+            self._hidden = tuple(tuple(part.clone() for part in state) for state in hidden)
+            layers = [
+                Layer(
+                    weight,
+                    matrix(cell.weight_recurrent),
+                    bias_G,
+                    cell.bias_recurrent if isinstance(cell, GRU) else None,
+                    state,
+                )
+                for cell, (weight, bias_G), state in zip(
+                    (lowest, *upper), inputs, self._hidden, strict=True
+                )
+            ]
+            self.step = compiled.bind(
+                model.config.cell, layers, table_VG, matrix(model.head.weight), model.head.bias
+            )
+
+    def hidden(self) -> Hidden:
+        return tuple(tuple(part.clone() for part in state) for state in self._hidden)
+
+
+class _InNumpy:
+    """The step in numpy."""
+
+    def __init__(self, model: CharModel, hidden: Hidden, weights: WeightsName) -> None:
         lanes = len(hidden[0][0])
         layers = model.layers()
         with torch.inference_mode():
@@ -67,14 +159,6 @@ class Stepper:
         self._head_bias_V = _array(model.head.bias)
 
     def step(self, symbols_B: NDArray[np.integer]) -> Array:
-        """Read one more character of every text.
-
-        Args:
-            symbols_B: the characters' ids.
-
-        Returns:
-            logits_BV for the character after it.
-        """
         gates_BG: Array = self._table_VG[symbols_B]
         for index, layer in enumerate(self._layers):
             if index:
@@ -85,7 +169,6 @@ class Stepper:
         return logits_BV
 
     def hidden(self) -> Hidden:
-        """Return the state after the last step, in float32."""
         return tuple(tuple(map(torch.from_numpy, state)) for state in self._states)
 
 
@@ -188,8 +271,11 @@ def _product(weight_NK: Tensor, lanes: int, weights: WeightsName) -> Product:
     """Return the product with a matrix, made for being called many times on B lanes."""
     weight_NK = weight_NK.detach().float().cpu().contiguous()
     if weights == "int8":
-        return _int8_product(weight_NK)
-    if weights == "bf16":
+        whole_NK, scale_N = _in_8_bits(weight_NK)
+        weight_NK = whole_NK * scale_N[:, None]
+    if weights == "bf16" and lanes == 1:
+        weight_NK = weight_NK.bfloat16().float()  # the product in bf16 is slower
+    elif weights == "bf16":
         narrow = step_product(weight_NK.bfloat16(), _MANY, lanes)
         return lambda x_BK: narrow(torch.from_numpy(x_BK).bfloat16()).float().numpy()
     if lanes == 1 and weight_NK.numel() in _FOR_MKL and vendor() == "GenuineIntel":
@@ -227,33 +313,14 @@ _ALONE = 700_000
 """Up to so many that gains a fifth of a step where nothing else runs, and costs most of it where
 something does, because threads wait for each other in every product: so one thread has it all."""
 
-_INT8_BLOCK = 32
-"""torch's product of 8-bit weights reads whole blocks, beyond the end of what is not a multiple."""
 
+def _in_8_bits(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a matrix in 8 bits a weight, and what each row of it is to be multiplied by.
 
-def _int8_product(weight_NK: Tensor) -> Product:
-    """Return the product with a matrix of 8 bits a weight and one scale a row.
-
-    Every weight is off by about half of 1/127 of the largest of its row; the products read
-    states in bf16 and sum up in float32.
+    Every weight is off by half of 1/127 of the largest of its row at most.
     """
-    largest_N = weight_NK.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny)
-    scale_N = (largest_N / 127).bfloat16()
-    # The scale was rounded, up or down: the weights are rounded to what it stands for.
-    whole_NK = (weight_NK / scale_N.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
-    rows, columns = whole_NK.shape
-    below, beside = -rows % _INT8_BLOCK, -columns % _INT8_BLOCK
-    whole_NK, scale_N = F.pad(whole_NK, (0, beside, 0, below)), F.pad(scale_N, (0, below))
-    product = torch.ops.aten._weight_int8pack_mm
-
-    def run(x_BK: Array) -> Array:
-        narrow_BK = torch.from_numpy(x_BK).bfloat16()
-        if beside:
-            narrow_BK = F.pad(narrow_BK, (0, beside))
-        out_BN: Array = product(narrow_BK, whole_NK, scale_N).float().numpy()
-        return out_BN[:, :rows]
-
-    return run
+    scale_N = weight_NK.abs().amax(1).clamp(min=127 * torch.finfo(torch.float32).tiny) / 127
+    return (weight_NK / scale_N[:, None]).round().to(torch.int8), scale_N
 
 
 def _array(tensor: Tensor) -> Array:

@@ -1,0 +1,109 @@
+/* One character more of texts that grow side by side: all layers of a model, and its head.
+ *
+ * A step is a handful of products, each of which reads a matrix once; what counts beside them is
+ * that it is one call. Many lanes are shared out among the threads; of a few the threads share
+ * the units, and wait for each other.
+ *
+ * charrnn/steps.py compiles this file for the machine it runs on and calls it.
+ */
+
+#define WITH_BYTES
+#include "products.h"
+
+int omp_get_thread_num(void);
+int omp_get_num_threads(void);
+
+enum { RNN, LSTM, GRU };
+
+typedef struct {
+    const void *inputs;    /* panels of W' over its rows; none in the lowest layer */
+    const void *recurrent; /* panels of U' over its rows */
+    const float *bias;     /* [gates * H]; none in the lowest layer */
+    const float *second;   /* [H], a GRU's second bias; else none */
+    float *h, *c;          /* [B, H], the states, which are replaced; c of an LSTM */
+} layer;
+
+static long gates_of(long cell) { return cell == LSTM ? 4 : cell == GRU ? 3 : 1; }
+
+static long least(long a, long b) { return a < b ? a : b; }
+
+/* The floats of room that a step needs. */
+long step_room(long threads, long cell, long weights, long lanes, long hidden, long vocabulary)
+{
+    const matrix m = as_matrix(0, hidden, gates_of(cell) * hidden, weights);
+    const matrix head = as_matrix(0, hidden, vocabulary, weights);
+    return lanes * (2 * m.count + head.count) * WIDTH + threads * lanes * m.inner;
+}
+
+/* One character more of every lane.
+ *
+ *   threads  that share out the lanes, or the units where `apart` is not set: then they wait for
+ *            each other, twice a layer
+ *   weights  FLOATS, NARROWS or BYTES, what the panels are
+ *   table    [V, gates * H]: W x + b of the lowest layer, for every symbol
+ *   symbols  [B]
+ *   head     panels over its rows, the units
+ *   logits   [B, V], written
+ *   room     [step_room]
+ */
+void step(long threads, long apart, long cell, long weights, long lanes, long hidden, long depth,
+          const layer *layers, const float *table, const int64_t *symbols, long vocabulary,
+          const void *head, const float *head_bias, float *logits, float *room)
+{
+    const long gates = gates_of(cell) * hidden;
+    const matrix top = as_matrix(head, hidden, vocabulary, weights);
+    const matrix like = as_matrix(0, hidden, gates, weights);
+    const long columns = like.count * WIDTH, top_columns = top.count * WIDTH;
+    float *sums = room, *inputs = sums + lanes * columns, *above = inputs + lanes * columns;
+    float *rest = above + lanes * top_columns;
+
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        const long share = omp_get_thread_num(), shares = omp_get_num_threads();
+        (void)threads;
+#define PART(whole, shared, end) ((shared) ? (whole) * (share + (end)) / shares : (end) * (whole))
+        const long first = PART(lanes, apart, 0), last = PART(lanes, apart, 1);
+        const long rows = last - first;
+        const long from = PART(hidden, !apart, 0), to = PART(hidden, !apart, 1);
+        const long panel = PART(like.count, !apart, 0), panel_end = PART(like.count, !apart, 1);
+        float *narrow = rest + (apart ? first : share * lanes) * like.inner;
+        for (long l = 0; l < depth; l++) {
+            const layer at = layers[l];
+            matrix m = like;
+            m.panels = at.recurrent;
+            multiply(m, panel, panel_end, rows, at.h + first * hidden, hidden,
+                     sums + first * columns, narrow);
+            if (l) {
+                m.panels = at.inputs;
+                multiply(m, panel, panel_end, rows, layers[l - 1].h + first * hidden, hidden,
+                         inputs + first * columns, narrow);
+                for (long row = first; row < last; row++)
+                    for (long j = panel * WIDTH; j < least(panel_end * WIDTH, gates); j++)
+                        inputs[row * columns + j] += at.bias[j];
+            }
+            if (!apart) {
+#pragma omp barrier
+            }
+            for (long row = first; row < last; row++) {
+                const float *sum = sums + row * columns;
+                const float *x = l ? inputs + row * columns : table + symbols[row] * gates;
+                float *h = at.h + row * hidden, *c = at.c ? at.c + row * hidden : 0;
+                if (cell == RNN)
+                    rnn_units(from, to, sum, x, h);
+                else if (cell == LSTM)
+                    lstm_units(from, to, hidden, sum, x, c, c, h, 0);
+                else
+                    gru_units(from, to, hidden, sum, x, at.second, h, h, 0);
+            }
+            if (!apart) {
+#pragma omp barrier
+            }
+        }
+        const long top_panel = PART(top.count, !apart, 0), top_end = PART(top.count, !apart, 1);
+        multiply(top, top_panel, top_end, rows, layers[depth - 1].h + first * hidden, hidden,
+                 above + first * top_columns, narrow);
+        for (long row = first; row < last; row++)
+            for (long j = top_panel * WIDTH; j < least(top_end * WIDTH, vocabulary); j++)
+                logits[row * vocabulary + j] = above[row * top_columns + j] + head_bias[j];
+    }
+}

@@ -1,0 +1,182 @@
+"""``step.c``, on tensors: a character more of texts that grow side by side, in one call.
+
+Axis letters: B texts, V vocabulary, H hidden, G gates, stacked as rows; K a product's inner axis,
+N its columns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from charrnn.compiler import (
+    LEAST_LANES,
+    Library,
+    argument,
+    compile_file,
+    find_compiler,
+    refuse_misreadable,
+)
+from charrnn.config import CELL_NAMES, CellName
+
+__all__ = ["Layer", "Step", "Steps", "compile_steps", "steps"]
+
+_TYPES = (torch.float32, torch.bfloat16, torch.int8)
+"""What matrices are made of, in the order in which ``products.h`` counts them."""
+
+_LEAST_BYTES = 1 << 21
+"""Fewest bytes of matrices that are worth a thread where threads wait for each other: half of it is
+faster on a quiet machine, and on a busy one ten times as slow as one thread."""
+
+
+class Layer(NamedTuple):
+    """A layer; its matrices as ``Steps.matrix`` returns them."""
+
+    inputs: Tensor | None
+    """W; the lowest layer has none."""
+    recurrent: Tensor
+    """U."""
+    bias_G: Tensor | None
+    """b; the lowest layer has none."""
+    second_bias_H: Tensor | None
+    """A GRU's."""
+    state: tuple[Tensor, ...]
+    """h_BH, and an LSTM's c_BH. A step replaces what they hold."""
+
+
+class Steps(Library):
+    """The functions of ``step.c``.
+
+    Args:
+        library: compiled.
+        tiles: whether products in bf16 may use AMX's tiles.
+    """
+
+    def __init__(self, library: ctypes.CDLL, *, tiles: bool = True) -> None:
+        super().__init__(library, ["step"], tiles=tiles)
+        library.step_room.restype = ctypes.c_long
+
+    def matrix(self, weight_NK: Tensor, scale_N: Tensor | None = None) -> Tensor:
+        """Return a matrix as ``step.c`` reads it.
+
+        Args:
+            weight_NK: float32; or bf16, where the processor multiplies that; or int8.
+            scale_N: What the rows of int8 are in units of, float32.
+        """
+        panels = self._panels(weight_NK.t())
+        if scale_N is None:
+            return panels
+        scales = torch.nn.functional.pad(scale_N, (0, -len(scale_N) % self._width))
+        return torch.cat([panels.flatten(), scales.view(torch.int8)])
+
+    def bind(
+        self,
+        cell: CellName,
+        layers: Sequence[Layer],
+        table_VG: Tensor,
+        head: Tensor,
+        head_bias_V: Tensor,
+    ) -> Step:
+        """Return the step of a model.
+
+        Args:
+            cell: What all layers are.
+            layers: The lowest one first.
+            table_VG: W x + b of the lowest layer, for every symbol.
+            head: A matrix of the type of all others.
+            head_bias_V: Its bias.
+        """
+        lanes, hidden = layers[0].state[0].shape
+        apart = lanes >= 2 * LEAST_LANES
+        matrices = [
+            matrix
+            for layer in layers
+            for matrix in (layer.inputs, layer.recurrent)
+            if matrix is not None
+        ]
+        shares = (
+            lanes // LEAST_LANES
+            if apart
+            else sum(matrix.nbytes for matrix in (*matrices, head)) // _LEAST_BYTES
+        )
+        threads = max(1, min(torch.get_num_threads(), shares))
+        kinds = (CELL_NAMES.index(cell), _TYPES.index(head.dtype))
+        room_for = (threads, *kinds, lanes, hidden, len(head_bias_V))
+        room_size = self._library.step_room(*map(ctypes.c_long, room_for))
+        room = torch.empty(room_size, dtype=torch.float32)
+        symbols_B = torch.zeros(lanes, dtype=torch.int64)
+        logits_BV = torch.empty(lanes, len(head_bias_V), dtype=torch.float32)
+        # The struct of a layer: its fields one after the other, the last one an LSTM's alone.
+        fields = [
+            field
+            for inputs, recurrent, bias_G, second_bias_H, state in layers
+            for field in (inputs, recurrent, bias_G, second_bias_H, *state, None)[:6]
+        ]
+        addresses = (ctypes.c_void_p * len(fields))(*(argument(field).value for field in fields))
+        rest = (table_VG, symbols_B, len(head_bias_V), head, head_bias_V, logits_BV, room)
+        refuse_misreadable(*fields, *rest, but=head.dtype)
+        sizes = (threads, apart, *kinds, lanes, hidden, len(layers))
+        arguments = (*map(ctypes.c_long, sizes), addresses, *(argument(value) for value in rest))
+        run = partial(self._library.step, *arguments)
+        return Step(run, symbols_B.numpy(), logits_BV.numpy(), (fields, rest))
+
+
+class Step:
+    """The step of a model: what ``step.c`` is called with.
+
+    Args:
+        run: the call.
+        symbols_B: what it reads.
+        logits_BV: what it writes.
+        held: what it has the addresses of.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[], None],
+        symbols_B: NDArray[np.int64],
+        logits_BV: NDArray[np.float32],
+        held: object,
+    ) -> None:
+        self._run = run
+        self._symbols_B = symbols_B
+        self._logits_BV = logits_BV
+        self._held = held
+
+    def __call__(self, symbols_B: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Read one more character of every text, and return logits_BV for the one after it."""
+        self._symbols_B[:] = symbols_B
+        self._run()
+        return self._logits_BV.copy()
+
+
+def steps() -> Steps | None:
+    """Return the compiled step, or None where there is no compiler for it."""
+    compiled = _compiled()
+    return compiled if isinstance(compiled, Steps) else None
+
+
+@cache
+def _compiled() -> Steps | str | None:
+    compiler = find_compiler()
+    return compile_steps(compiler) if compiler else None
+
+
+def compile_steps(
+    compiler: list[str], machine: str = "native", *, tiles: bool = True
+) -> Steps | str:
+    """Return the step as a compiler makes it, or why it does not.
+
+    Args:
+        compiler: a command that takes gcc's options.
+        machine: its ``-march``; left out where the compiler does not know it.
+        tiles: see ``Steps``.
+    """
+    return compile_file("step.c", partial(Steps, tiles=tiles), compiler, machine)
