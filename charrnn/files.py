@@ -181,7 +181,7 @@ def takes_in(texts: Sequence[str], path: Path) -> str | None:
     """
     for name in texts:
         fixed, pattern = Path(name), ["**"]
-        if glob.has_magic(name) and not fixed.exists():
+        if glob.has_magic(name) and not os.path.exists(name):  # noqa: PTH110 - which never raises
             parts, fixed = fixed.parts, _fixed(fixed)
             pattern = [*parts[len(fixed.parts) :]]
         # As it is written, through links that a pattern may match, and as it is.
@@ -367,9 +367,10 @@ def name_of(texts: Sequence[str]) -> str:
         return "stdin"
     paths = [Path(os.path.abspath(name)) for name in texts]  # noqa: PTH100 - without ..
     stem, folder = paths[0].stem.lstrip("."), paths[0].parent
-    if paths[0].is_dir():
+    # Not by methods of paths, which raise what is better said where the text is looked at.
+    if os.path.isdir(paths[0]):  # noqa: PTH112
         stem = paths[0].name.lstrip(".")
-    elif not paths[0].exists():
+    elif not os.path.exists(paths[0]):  # noqa: PTH110
         above = Path(texts[0]).parent
         fixed = _fixed(above)
         stem = WILDCARDS.sub("", stem).strip("-_. ") if fixed == above else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -153,7 +154,8 @@ def absolute_names(texts: Sequence[str]) -> tuple[str, ...]:
         if name in ("", "-") or path.is_absolute():
             return name  # an empty name is refused where files are found
         # In front of a pattern the current folder's name must not be read as one.
-        folder = Path.cwd() if path.exists() else Path(glob.escape(str(Path.cwd())))
+        is_there = os.path.exists(path)  # noqa: PTH110 - which never raises
+        folder = Path.cwd() if is_there else Path(glob.escape(str(Path.cwd())))
         return str(folder / path)
 
     return tuple(map(absolute, texts))

@@ -25,6 +25,7 @@ from charrnn.files import (
 )
 from charrnn.lock import LOCK
 from charrnn.metrics import LOG
+from charrnn.reading import absolute_names
 from tests.conftest import assert_one_line, refusing, text_of, write
 
 
@@ -118,6 +119,28 @@ def test_a_folder_s_name_is_no_pattern(tmp_path: Path, monkeypatch: pytest.Monke
     assert takes_in(["*.txt"], Path("new.txt")) == "*.txt"
     assert takes_in(["*.txt"], Path("new.html")) is None
     assert name_of(["*.txt"]) == "novel [draft]"
+
+
+def test_what_may_not_be_looked_at_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And by nothing that comes before: the name of the run, where a page may go."""
+    stat = os.stat
+
+    def stat_(path: Any, *args: Any, **options: Any) -> os.stat_result:
+        if "/closed/" in str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return stat(path, *args, **options)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "stat", stat_)
+    for name in ("./closed/x.txt", "./closed/x*.txt"):
+        assert name_of([name]) == "x"
+        assert takes_in([name], Path("new")) is None
+        assert takes_in([name], Path("./closed/new")) is None
+        absolute_names([name])
+    with pytest.raises(CorpusError, match=r"x\.txt may not be read: check its permissions"):
+        find_files(["./closed/x.txt"])
 
 
 class TestFindFiles:
