@@ -631,8 +631,8 @@ def evaluate(
     if report is not None:
         from charrnn.disk import followed
 
-        report = check_report(report)
-        if per_char is not None and followed(per_char) == report:
+        check_report(report)
+        if per_char is not None and followed(per_char) == followed(report):
             raise UsageError(
                 f"--report and --per-char both write {shown(report)}: give another file"
             )
@@ -838,7 +838,7 @@ def compare(
             "--seeds to add some"
         )
     if report is not None:
-        report = check_report(report)
+        check_report(report)
     if not {"minutes", "epochs", "steps"} & given.keys():
         given["minutes"] = recipe.DEFAULT_MINUTES
 
@@ -1000,7 +1000,7 @@ def inspect_recurrence(
         loss_last=loss_last,
     )
     if report is not None:
-        report = check_report(report)
+        check_report(report)
 
     from charrnn.activity import Unit
     from charrnn.config import TrainConfig

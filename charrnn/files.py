@@ -12,6 +12,7 @@ import sysconfig
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -142,16 +143,12 @@ def _files_below(folder: str, notes: list[str]) -> list[_File]:
 def _outside_runs(pattern: str, matches: list[Path], notes: list[str]) -> list[Path]:
     """Return a pattern's matches that are in no run's folder, at or below its fixed part."""
     fixed = _fixed(Path(pattern))
-    known: dict[Path, bool] = {}
+    is_run = cache(_is_run)
     runs: set[Path] = set()
     outside = []
     for match in matches:
-        above = [folder for folder in match.parents if folder == fixed or fixed in folder.parents]
-        for folder in above:
-            if folder not in known:
-                known[folder] = _is_of_run(entry.name for entry in _entries(folder))
         # The outermost names them all.
-        if own := [folder for folder in above if known[folder]]:
+        if own := [folder for folder in _folders(fixed, match) if is_run(folder)]:
             runs.add(own[-1])
         else:
             outside.append(match)
@@ -164,58 +161,76 @@ def _fixed(pattern: Path) -> Path:
     return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
 
 
-def _entries(folder: Path) -> list[Path]:
-    """Return what is in a folder; nothing of one that may not be read."""
-    try:
-        return list(folder.iterdir())
-    except OSError:
-        return []
+def _folders(fixed: Path, path: Path) -> list[Path]:
+    """Return the folders that a path is in at or below a folder, innermost first."""
+    return [folder for folder in path.parents if folder == fixed or fixed in folder.parents]
 
 
 def takes_in(texts: Sequence[str], path: Path) -> str | None:
-    """Return the first of ``texts`` that a new file would be read under; None: none would.
+    """Return the first of ``texts`` that a file would change by being written; None: none.
 
     Args:
         texts: as for ``find_files``.
-        path: where there is no file yet.
+        path: the file's, whether there is one already or not.
     """
-    for name in texts:
-        fixed, pattern = Path(name), ["**"]
-        if glob.has_magic(name) and not os.path.exists(name):  # noqa: PTH110 - which never raises
-            parts, fixed = fixed.parts, _fixed(fixed)
-            pattern = [*parts[len(fixed.parts) :]]
-        # As it is written, through links that a pattern may match, and as it is.
-        for follow in (os.path.abspath, os.path.realpath):
-            if _takes_in(Path(follow(fixed)), pattern, Path(follow(path.parent), path.name)):
+    for name in filter(None, texts):
+        with suppress(OSError):  # one of them is not there
+            if path.samefile(name):
                 return name
+        fixed, pattern = _looked_in(name)
+        # As it is; for a pattern, which goes through links, also as it is written.
+        for follow in (os.path.realpath, os.path.abspath) if pattern else (os.path.realpath,):
+            for place in (Path(follow(path.parent), path.name), Path(follow(path))):
+                if _takes_in(Path(follow(fixed)), pattern or ["**"], place):
+                    return name
     return None
+
+
+def _looked_in(name: str) -> tuple[Path, list[str]]:
+    """Return where a name's files are looked for, and the pattern that they match, in parts.
+
+    A file or a folder has none.
+    """
+    path = Path(name)
+    if not glob.has_magic(name) or os.path.exists(name):  # noqa: PTH110 - which never raises
+        return path, []
+    fixed = _fixed(path)
+    return fixed, [*path.parts[len(fixed.parts) :]]
 
 
 def _takes_in(fixed: Path, pattern: list[str], path: Path) -> bool:
     """Whether a pattern below a folder would give a new file, which is in no run's folder."""
-    if fixed not in path.parents:
+    if fixed not in path.parents or not _matches([*path.relative_to(fixed).parts], pattern):
         return False
-    below = path.relative_to(fixed)
-    if any(part.startswith(".") for part in below.parts) or not _matches([*below.parts], pattern):
-        return False
-    folders = [fixed / folder for folder in below.parents]
-    return not any(_is_of_run(entry.name for entry in _entries(folder)) for folder in folders)
+    return not any(map(_is_run, _folders(fixed, path)))
 
 
 def _matches(parts: list[str], pattern: list[str]) -> bool:
-    """Whether a pattern, in parts, matches a path, in parts."""
+    """Whether a pattern, in parts, matches a path, in parts; a wildcard no leading dot."""
     if not pattern:
         return not parts
     first, *rest = pattern
+    if first == "**" and _matches(parts, rest):
+        return True
+    if not parts or (parts[0].startswith(".") and not first.startswith(".")):
+        return False
     if first == "**":
-        return any(_matches(parts[n:], rest) for n in range(len(parts) + 1))
-    return bool(parts) and fnmatch.fnmatchcase(parts[0], first) and _matches(parts[1:], rest)
+        return _matches(parts[1:], pattern)
+    return fnmatch.fnmatchcase(parts[0], first) and _matches(parts[1:], rest)
 
 
 def _is_of_run(names: Iterable[str]) -> bool:
     """Whether these are the names in a folder of a run or a comparison."""
     there = set(names)
     return any(marks <= there for marks in OF_RUNS)
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is a run's or a comparison's; one that may not be read is none."""
+    try:
+        return _is_of_run(entry.name for entry in folder.iterdir())
+    except OSError:
+        return False
 
 
 def _note_runs(runs: Iterable[Path], notes: list[str]) -> None:

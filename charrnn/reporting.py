@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["check_report", "origin_of_page", "refuse_overwriting", "show_and_report"]
 
 
-def check_report(path: Path) -> Path:
-    """Return where a page goes, once it is sure that one can be made and written there.
+def check_report(path: Path) -> None:
+    """Refuse a page that cannot be made, or not be written there.
 
     Raises:
         UsageError: it is not named .html, or matplotlib is missing.
@@ -49,9 +49,7 @@ def check_report(path: Path) -> Path:
 
     from charrnn.disk import check_replaceable, followed
 
-    path = followed(path)  # what a link leads to is replaced, not the link
-    check_replaceable(path)
-    return path
+    check_replaceable(followed(path))
 
 
 def refuse_overwriting(
@@ -66,20 +64,18 @@ def refuse_overwriting(
         texts: files, folders and patterns that are read: a run's text is to stay the same.
 
     Raises:
-        UsageError: the result would take the place of one of the files, or be read as text.
+        UsageError: the result would take the place of one of the files, or change a text.
     """
     if path is None:
         return
-    if not path.exists():
-        if (text := takes_in(texts, path)) is not None:
-            raise UsageError(
-                f"{flag} {shown(path)} would become a part of {shown(text)}, which is read as "
-                "text: give a file elsewhere"
-            )
-        return
     for source, what in sources.items():
-        if source.exists() and path.samefile(source):
+        if path.exists() and source.exists() and path.samefile(source):
             raise UsageError(f"{flag} {shown(path)} would overwrite {what}: give another file")
+    if (text := takes_in(texts, path)) is not None:
+        raise UsageError(
+            f"{flag} {shown(path)} would change {shown(text)}, which is read as text: give a file "
+            "elsewhere"
+        )
 
 
 def origin_of_page(device: torch.device) -> Origin:
@@ -108,9 +104,9 @@ def show_and_report(show: Callable[[], None], report: Path | None, make: Callabl
     except OSError as error:
         unread = error
     if report is not None:
-        from charrnn.disk import write_text
+        from charrnn.disk import followed, write_text
 
-        write_text(report, make())
+        write_text(followed(report), make())  # what a link leads to is replaced, not the link
         say(f"report: {shown(report)}")
     if unread is not None:
         raise unread

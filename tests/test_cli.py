@@ -1526,6 +1526,23 @@ class TestEvaluate:
             beside = ("--part", "valid", "--per-char", run / "prices.jsonl")
             assert cli("evaluate", run, *beside).code == 0
 
+    @pytest.mark.parametrize("target", ["learnt", "held", "alias"])
+    def test_what_the_run_read_is_not_written_over(
+        self, cli: Cli, tmp_path: Path, target: str
+    ) -> None:
+        """Though it is not what is scored."""
+        learnt, held, text = (tmp_path / name for name in ("learnt", "held", "text"))
+        for number, path in enumerate((learnt, held, text)):
+            path.write_text(make_prose(300 + number))
+        (tmp_path / "alias").symlink_to(learnt)
+        run = tmp_path / "run"
+        assert cli("train", learnt, "--valid", held, "--run", run, *QUICK).code == 0
+        before = (tmp_path / target).read_bytes()
+        result = cli("evaluate", run, "--text", text, "--per-char", tmp_path / target)
+        assert f"--per-char {tmp_path / target} would change {tmp_path}/" in one_line(result)
+        assert result.code == 2
+        assert (tmp_path / target).read_bytes() == before
+
     def test_shows_the_text(self, cli: Cli, trained: Path, tmp_path: Path) -> None:
         text = tmp_path / "text"
         text.write_text("The grey stone \x1b[2J sings.\n")

@@ -94,19 +94,36 @@ def test_what_texts_are_called(
         ("[s]rc/*", "src/new", True),
         ("src/old", "src/new", False),
         ("-", "new", False),
+        ("", "new", False),
+        ("src/old", "src/old", True),
+        ("src", "src/old", True),
+        ("src/o*", "src/old", True),
+        ("link/old", "src/old", True),
+        ("src/.x*", "src/.xy", True),
+        ("src/.*/new", "src/.hidden/new", True),
+        ("src/**/.n*", "src/sub/.new", True),
+        ("src/**", "src/.hidden/new", False),
+        ("src", "src/way/new", False),
+        ("src/**", "src/way/new", True),
+        ("src/*/n*", "src/way/new", True),
+        ("src", "page", True),
+        ("p*", "page", True),
+        ("src", "src/away", True),
     ],
 )
-def test_what_takes_a_new_file_for_text(
+def test_what_takes_a_file_for_text(
     text: str, path: str, taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As ``find_files`` does, once there is a file."""
+    """As ``find_files`` does, once there is a file; ``page`` and ``away`` are links to new ones."""
     monkeypatch.chdir(tmp_path)
     for old in ("src/old", "src/sub/old", "src/run/lock", "src/run/metrics.jsonl", "srcs/old"):
         write(Path(old), "old")
     Path("sub").mkdir()
-    Path("link").symlink_to("src")
+    for link, to in (("link", "src"), ("src/way", "../sub"), ("page", "src/linked")):
+        Path(link).symlink_to(to)
+    Path("src/away").symlink_to("../far")
     assert takes_in([text], Path(path)) == (text if taken else None)
-    if text != "-":
+    if text not in ("-", ""):
         write(Path(path), "new")
         read = [os.path.realpath(file) for file in find_files([text]).files]
         assert (os.path.realpath(path) in read) == taken
