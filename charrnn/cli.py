@@ -623,9 +623,6 @@ def evaluate(
         raise UsageError("--per-char and --show go with one checkpoint only")
     if per_char == Path("-"):
         raise UsageError("--per-char writes a file: give its name")
-    there = per_char.stat() if per_char is not None and per_char.is_file() else None
-    if there is not None and os.path.samestat(there, os.fstat(1)):
-        raise UsageError(f"--per-char {shown(per_char)} is where the scores go: give another file")
     if show and as_json:
         raise UsageError("--show and --json exclude each other: both print on stdout")
     if report is not None:

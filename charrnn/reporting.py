@@ -64,10 +64,13 @@ def refuse_overwriting(
         texts: files, folders and patterns that are read: a run's text is to stay the same.
 
     Raises:
-        UsageError: the result would take the place of one of the files, or change a text.
+        UsageError: the result would take the place of one of the files or of what is printed, or
+            change a text.
     """
     if path is None:
         return
+    if path.is_file() and os.path.samestat(path.stat(), os.fstat(1)):
+        raise UsageError(f"{flag} {shown(path)} is where the results go: give another file")
     for source, what in sources.items():
         if path.exists() and source.exists() and path.samefile(source):
             raise UsageError(f"{flag} {shown(path)} would overwrite {what}: give another file")

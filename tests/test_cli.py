@@ -1485,16 +1485,18 @@ class TestEvaluate:
             assert [line for line in said if what in line] == told, "both have these baselines"
         assert f"595 of 600 characters scored by position, 0 s to go: {trained}" in said
 
-    def test_prices_do_not_replace_the_scores(
-        self, trained: Path, prose: Path, tmp_path: Path
+    @pytest.mark.parametrize("option", ["--per-char", "--report"])
+    def test_prices_and_pages_do_not_replace_the_scores(
+        self, trained: Path, prose: Path, tmp_path: Path, option: str
     ) -> None:
-        words = command("evaluate", trained, "--text", prose, "--per-char", "both")
-        with (tmp_path / "both").open("w") as both:
+        words = command("evaluate", trained, "--text", prose, option, "both.html")
+        with (tmp_path / "both.html").open("w") as both:
             done = subprocess.run(
                 words, stdout=both, stderr=subprocess.PIPE, cwd=tmp_path, env=ENVIRONMENT
             )
         assert done.returncode == 2
-        assert b"--per-char both is where the scores go: give another file" in done.stderr
+        said = f"{option} both.html is where the results go: give another file"
+        assert said in done.stderr.decode()
 
     @pytest.mark.parametrize(
         ("target", "options"),
