@@ -38,7 +38,7 @@ from charrnn.device import multiplies_bf16
 from charrnn.disk import write_json
 from charrnn.errors import CorpusError, NonFiniteError, RunFolderError, UsageError
 from charrnn.evaluation import Interrupted, Scores, run_once, score
-from charrnn.files import embedded_corpus
+from charrnn.files import embedded_corpus, text_within
 from charrnn.lock import LOCK
 from charrnn.metrics import LOG, read_metrics
 from charrnn.model import outline
@@ -201,6 +201,11 @@ def compare(
     """
     if new:
         _refuse_used(folder)
+        if (text := text_within(plan.texts, folder)) is not None:
+            raise RunFolderError(
+                f"{shown(folder)}: {shown(text)} is in it, and a comparison's folder is not read "
+                "as text: choose another folder with --run"
+            )
     runs = [(seed, cell, folder / plan.run_name(seed, cell)) for seed, cell in plan.runs()]
     known = 0 if new else open_plan(folder).seeds
     instead = "choose another folder with --run" if new else "move it elsewhere"

@@ -31,6 +31,7 @@ __all__ = [
     "several",
     "spool",
     "takes_in",
+    "text_within",
 ]
 
 
@@ -164,6 +165,27 @@ def _fixed(pattern: Path) -> Path:
 def _folders(fixed: Path, path: Path) -> list[Path]:
     """Return the folders that a path is in at or below a folder, innermost first."""
     return [folder for folder in path.parents if folder == fixed or fixed in folder.parents]
+
+
+def text_within(texts: Sequence[str], folder: Path) -> Path | None:
+    """Return a file that would be left out were a folder a run's; None: none would.
+
+    Args:
+        texts: as for ``find_files``.
+        folder: to become that of a run or a comparison.
+
+    Raises:
+        CorpusError: as of ``find_files``.
+    """
+    if not folder.is_dir():
+        return None
+    is_it = cache(folder.samefile)
+    for name in texts:
+        fixed, _ = _looked_in(name)
+        for path, _ in _files_of(name, [])[0]:
+            if any(map(is_it, _folders(fixed, path))):
+                return path
+    return None
 
 
 def takes_in(texts: Sequence[str], path: Path) -> str | None:

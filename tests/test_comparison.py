@@ -306,6 +306,36 @@ class TestCompare:
         uniform = json.loads(scored.out)[0]["baselines"][0]
         assert (uniform["name"], uniform["nats_per_char"]) == ("uniform", run["uniform_nats"])
 
+    @pytest.mark.parametrize(("text", "run"), [("*.txt", "."), (".", "."), (".", "books")])
+    def test_a_folder_that_holds_the_text_is_refused(
+        self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, run: str
+    ) -> None:
+        """From the second run on it would be left out, as written by a run."""
+        monkeypatch.chdir(tmp_path)
+        Path("books").mkdir()
+        for name in ("a.txt", "books/b.txt"):
+            Path(name).write_text(make_prose(300))
+        done = cli("compare", text, "--run", run, *QUICK, "--quiet")
+        assert (done.code, done.out) == (1, "")
+        held = tmp_path / ("a.txt" if run == "." else "books/b.txt")
+        assert done.err == (
+            f"charrnn: {run}: {held} is in it, and a comparison's folder is not read as text: "
+            "choose another folder with --run\n"
+        )
+        assert sorted(map(str, Path().rglob("*"))) == ["a.txt", "books", "books/b.txt"]
+
+    @pytest.mark.parametrize("text", ["books", "books/*.txt", "a.txt"])
+    def test_a_folder_above_the_text_is_none(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("books").mkdir()
+        for name in ("a.txt", "books/b.txt"):
+            Path(name).write_text(make_prose(300))
+        plan = Plan(texts=(text,), cells=("gru",), seeds=2, steps=1, hidden=5, precision="fp32")
+        events = compare(Path(), plan, new=True, device=CPU)
+        assert sum(isinstance(event, RunScored) for event in events) == 2
+
     def test_who_comes_second_learns_what_compares_there(self, prose: Path, tmp_path: Path) -> None:
         plan = Plan(texts=(str(prose),), cells=("rnn",), steps=1, hidden=5, precision="fp32")
         how: dict[str, Any] = {"command": "charrnn compare it", "should_stop": lambda: "SIGINT"}

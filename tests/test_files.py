@@ -22,6 +22,7 @@ from charrnn.files import (
     several,
     spool,
     takes_in,
+    text_within,
 )
 from charrnn.lock import LOCK
 from charrnn.metrics import LOG
@@ -136,6 +137,44 @@ def test_a_folder_s_name_is_no_pattern(tmp_path: Path, monkeypatch: pytest.Monke
     assert takes_in(["*.txt"], Path("new.txt")) == "*.txt"
     assert takes_in(["*.txt"], Path("new.html")) is None
     assert name_of(["*.txt"]) == "novel [draft]"
+
+
+@pytest.mark.parametrize(
+    ("texts", "folder", "found"),
+    [
+        (["*.txt"], ".", "a.txt"),
+        (["."], ".", "a.txt"),
+        (["."], "books", "books/b.txt"),
+        (["link/*"], "books", "link/b.txt"),
+        (["**/b*"], "books", "books/b.txt"),
+        (["books"], ".", None),
+        (["books/*"], ".", None),
+        (["a.txt", "books/b.txt"], ".", None),
+        (["*.txt"], "books", None),
+        (["."], "new", None),
+    ],
+)
+def test_what_a_run_in_a_folder_would_leave_out(
+    texts: list[str],
+    folder: str,
+    found: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As ``find_files`` does, once it is one."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "books/b.txt"):
+        write(Path(name), "text")
+    Path("link").symlink_to("books")
+    assert text_within(texts, Path(folder)) == (found and Path(found))
+    before = find_files(texts).files
+    if folder != "new":
+        write(Path(folder, PLAN), "{}")
+        try:
+            left = find_files(texts).files
+        except CorpusError:
+            left = ()
+        assert (before != left) == bool(found)
 
 
 def test_what_may_not_be_looked_at_is_refused_by_name(
