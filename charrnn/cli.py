@@ -846,6 +846,7 @@ def compare(
 
         from charrnn.comparison import PLAN, Plan, open_plan, read_results, resume_words
         from charrnn.device import choose_device
+        from charrnn.disk import followed
         from charrnn.files import embedded_corpus, find_files
         from charrnn.reading import absolute_names
         from charrnn.score_view import print_comparison
@@ -870,7 +871,9 @@ def compare(
         if report is not None:
             found = find_files(plan.texts or embedded_corpus()).files if report.exists() else ()
             read = dict.fromkeys(found, "what is read")
-            refuse_overwriting("--report", report, read, plan.texts)
+            # The comparison's own folder is not read once it is one.
+            is_own = {followed(report).parent, followed(report.parent)} == {followed(folder)}
+            refuse_overwriting("--report", report, read, () if is_own else plan.texts)
         words = resume_words(folder)
         words += ["--seeds", str(plan.seeds)] if resume and seeds is not None else []
         words += ["--report", str(report)] if report is not None else []

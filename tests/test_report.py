@@ -36,6 +36,7 @@ from charrnn.comparison import CellResult, Comparison, Plan, RunFailure
 from charrnn.config import ModelConfig, TrainConfig
 from charrnn.corpus import scan
 from charrnn.equations import Quantity, Step
+from charrnn.errors import UsageError
 from charrnn.evaluation import PositionScores, Scores, prices
 from charrnn.figures import (
     Dots,
@@ -1690,6 +1691,36 @@ class TestWhereThePageGoes:
         assert f"--report {text} would overwrite what is read" in done.err
         assert text.read_text(encoding="utf-8") == make_prose(300)
         assert not [path for path in run.glob("*") if path.is_dir()], "no run was begun"
+
+    @pytest.mark.parametrize(
+        ("report", "begins"),
+        [
+            ("out/page.html", True),
+            ("page.html", False),
+            ("link.html", False),
+            ("out/link.html", False),
+            ("texts/page.html", False),
+        ],
+    )
+    def test_that_of_a_comparison_may_lie_in_its_folder(
+        self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: str,
+        begins: bool,
+    ) -> None:  # fmt: skip
+        """Which is not read; but no link may lead into it, or out of it, from what is."""
+
+        def watch(*_: object, **__: object) -> None:
+            raise UsageError("it has begun")
+
+        monkeypatch.setattr("charrnn.watching.watch_comparison", watch)
+        monkeypatch.chdir(tmp_path)
+        for folder in ("out", "texts"):
+            Path(folder).mkdir()
+        Path("texts/text").write_text(make_prose(300), encoding="utf-8")
+        Path("link.html").symlink_to("out/linked.html")
+        Path("out/link.html").symlink_to("../linked.html")
+        done = cli("compare", ".", "--run", "out", "--steps", 1, "--report", report, "--quiet")
+        would = f"--report {report} would change {tmp_path}, which is read as text: give a file"
+        assert ("it has begun" if begins else would) in done.err
 
     @pytest.mark.parametrize("name", ["page.html", "link.html"])
     def test_it_is_not_where_the_prices_go(
