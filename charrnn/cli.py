@@ -409,7 +409,7 @@ def train(
         from charrnn.watching import watch_run
 
         where = choose_device(device)
-        path = run or _default_run(text, cell or _cell_of(init_from))
+        path = run or _default_run(text.texts, cell or _cell_of(init_from))
         refuse_comparison(path)
         take = RunFolder.open_existing if resume else RunFolder.create
         folder = stack.enter_context(take(path, 1 if keep is None else keep, command))
@@ -867,7 +867,7 @@ def compare(
             plan = Plan(texts=absolute_names(texts or ()), **given)
             if not texts and waits_unread():
                 say("note: standard input is not read: give the text as a file")
-            folder = run or _default_run(plan.text(), "compare")
+            folder = run or _default_run(texts or (), "compare")
         if report is not None:
             found = find_files(plan.texts or embedded_corpus()).files if report.exists() else ()
             read = dict.fromkeys(found, "what is read")
@@ -1077,9 +1077,9 @@ def _cell_of(init_from: Path | None) -> CellName:
     return shape_of(init_from).cell
 
 
-def _default_run(text: TextChoices, what: str) -> Path:
+def _default_run(texts: Sequence[str], what: str) -> Path:
     """Return a folder under checkpoints/ that no run has taken yet."""
-    stem = name_of(text.texts) if text.texts else "python"
+    stem = name_of(texts) if texts else "python"
     base = Path("checkpoints") / f"{stem}-{what}"
     path, number = base, 1
     while path.exists():

@@ -336,6 +336,21 @@ class TestCompare:
         events = compare(Path(), plan, new=True, device=CPU)
         assert sum(isinstance(event, RunScored) for event in events) == 2
 
+    def test_its_folder_is_named_by_the_words_that_were_typed(
+        self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folders: list[Path] = []
+
+        def watch(folder: Path, *_: object, **__: object) -> None:
+            folders.append(folder)
+            raise UsageError("it is seen")
+
+        monkeypatch.setattr("charrnn.watching.watch_comparison", watch)
+        (tmp_path / "v[1]").mkdir()
+        monkeypatch.chdir(tmp_path / "v[1]")
+        cli("compare", "poems-*.txt", *QUICK)
+        assert folders == [Path("checkpoints/poems-compare")]
+
     def test_who_comes_second_learns_what_compares_there(self, prose: Path, tmp_path: Path) -> None:
         plan = Plan(texts=(str(prose),), cells=("rnn",), steps=1, hidden=5, precision="fp32")
         how: dict[str, Any] = {"command": "charrnn compare it", "should_stop": lambda: "SIGINT"}
