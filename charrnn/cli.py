@@ -394,7 +394,7 @@ def train(
     choices = recipe.Choices(cell=cell, budget=budget, model=model, training=training)
     # Every number is checked before torch is imported and before anything is written; but a run
     # that goes on has a window of its own.
-    known = {"loss_last": None} if resume and bptt is None else {}
+    known = {"loss_last": min(1, loss_last)} if resume and bptt is None and loss_last else {}
     recipe.refuse_nonsense(replace(choices, training=training | known))
 
     command = command_line(["charrnn", *sys.argv[1:]])

@@ -216,6 +216,7 @@ def test_what_counts_may_be_said_again_without_the_window(tmp_path: Path, tale: 
     words = ["--loss-last", 200, "--steps", 2]
     again = run_cli("train", "--run", run, "--resume", *words)
     assert again.code == 0, again.err
+    assert "--loss-last must be a whole number from 1 " in refusal(run, "--loss-last", 0)
     said = refusal(run, "--loss-last", 150)
     assert "--loss-last 150: the run was started with 200" in said
 
