@@ -126,7 +126,7 @@ def choose(
     # What makes no sense is refused where the numbers are put together, and no float holds every
     # whole number that can be typed. Lanes and window will be made to fit the text.
     window = max(1, planned["bptt"])
-    lanes, _, _ = fit_lanes(characters, planned["batch_size"], window)
+    lanes, *_ = fit_lanes(characters, planned["batch_size"], window)
     a_step = min(characters, max(1, lanes * (planned.get("loss_last") or window)))
     read = _characters_read(budget, a_step, vocabulary, characters, device)
     passes = read / characters
@@ -164,7 +164,9 @@ def choose(
     return model, TrainConfig(**{**training, **budget, **chosen})
 
 
-def fit_lanes(characters: int, batch_size: int, bptt: int) -> tuple[int, int, str | None]:
+def fit_lanes(
+    characters: int, batch_size: int, bptt: int, loss_last: int | None = None
+) -> tuple[int, int, int | None, str | None]:
     """Return the lanes and the window that a text is long enough for.
 
     First there are fewer lanes, until each is as long as the window; a text that is too
@@ -174,9 +176,11 @@ def fit_lanes(characters: int, batch_size: int, bptt: int) -> tuple[int, int, st
         characters: n >= 2, of the part to be read.
         batch_size: B, the lanes wished for.
         bptt: T, the window wished for.
+        loss_last: the characters of a window that are to count; None: all.
 
     Returns:
-        The lanes, the window, and a sentence that says what had to shrink, or None.
+        The lanes, the window, what counts of it, and a sentence that says what of the first two
+        had to shrink, or None.
     """
     predictions = characters - 1
     lanes = min(batch_size, max(1, predictions // bptt))
@@ -186,9 +190,8 @@ def fit_lanes(characters: int, batch_size: int, bptt: int) -> tuple[int, int, st
         for thing, now, wished in (("lanes", lanes, batch_size), ("window", window, bptt))
         if now < wished
     ]
-    if not changes:
-        return lanes, window, None
-    return lanes, window, f"the text has only {characters:,} characters: {', '.join(changes)}"
+    said = f"the text has only {characters:,} characters: {', '.join(changes)}" if changes else None
+    return lanes, window, None if loss_last is None else min(loss_last, window), said
 
 
 def refuse_nonsense(choices: Choices) -> None:

@@ -142,12 +142,11 @@ def _as_kept(fixed: Mapping[str, Any], saved: Settings) -> dict[str, Any]:
     if "encoding" in kept:
         kept["encoding"] = text_encoding(kept["encoding"])
     first, last = saved.text.train
-    wished = [kept.get(name, getattr(config, name)) for name in ("batch_size", "bptt")]
-    lanes, window, _ = recipe.fit_lanes(last - first, *wished)
-    fitted = {"batch_size": lanes, "bptt": window}
-    if kept.get("loss_last"):
-        fitted["loss_last"] = min(kept["loss_last"], window)
-    return kept | {name: number for name, number in fitted.items() if name in kept}
+    names = ("batch_size", "bptt", "loss_last")
+    wished = [kept.get(name, getattr(config, name)) for name in names]
+    *fitted, _ = recipe.fit_lanes(last - first, *wished)
+    new = dict(zip(names, fitted, strict=True))
+    return kept | {name: number for name, number in new.items() if name in kept}
 
 
 def _refuse_others(

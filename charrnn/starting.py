@@ -227,8 +227,9 @@ def _choose(
             "--precision bf16 needs a CPU with AVX512-BF16 or a CUDA GPU from capability 8.0 on: "
             "leave it out"
         )
-    lanes, window, said = recipe.fit_lanes(train.characters, config.batch_size, config.bptt)
-    loss_last = min(config.loss_last, window) if config.loss_last else None
+    lanes, window, loss_last, said = recipe.fit_lanes(
+        train.characters, config.batch_size, config.bptt, config.loss_last
+    )
     config = replace(config, batch_size=lanes, bptt=window, loss_last=loss_last)
     refuse_too_large(shape, config, device)
     return shape, config, [said] if said else []

@@ -276,7 +276,7 @@ class TestFitLanes:
         ],
     )
     def test_lanes_shrink_before_the_window(self, characters: int, fitted: tuple[int, int]) -> None:
-        lanes, window, sentence = fit_lanes(characters, 64, 128)
+        lanes, window, _, sentence = fit_lanes(characters, 64, 128)
         assert (lanes, window) == fitted
         if fitted == (64, 128):
             assert sentence is None
@@ -288,7 +288,8 @@ class TestFitLanes:
 
     @given(st.integers(2, 5000), st.integers(1, 100), st.integers(1, 200))
     def test_always_fits(self, characters: int, batch_size: int, bptt: int) -> None:
-        lanes, window, sentence = fit_lanes(characters, batch_size, bptt)
+        lanes, window, counted, sentence = fit_lanes(characters, batch_size, bptt, bptt - bptt // 3)
+        assert counted == min(bptt - bptt // 3, window)
         assert 1 <= lanes <= batch_size
         assert 1 <= window <= bptt
         assert lanes * window <= characters - 1
