@@ -193,10 +193,16 @@ class RunFolder:
         self.close()
 
     def _refuse_lost(self) -> None:
-        """Refuse to write where the lock was removed and another run has been since."""
+        """Take a lock that was removed again; refuse where another run has been since.
+
+        Raises:
+            TakenFolderError: another run has taken the folder.
+            RunFolderError: the lock cannot be looked at, or not be taken again.
+        """
         assert self._lock is not None, "the folder is closed"
-        if self._lock.guards(self.path):
-            return
+        with refusals(self.path, "cannot save"):
+            if self._lock.guards(self.path):
+                return
         lost = "was removed, or its lock was, while this run was going on"
         try:
             lock = take_lock(self.path, self._lock.command)
@@ -222,6 +228,7 @@ class RunFolder:
         """Write ``best.safetensors``; return its path.
 
         Raises:
+            TakenFolderError: another run has taken the folder since.
             RunFolderError: disk full or the like; the one before stays.
         """
         self._refuse_lost()
@@ -239,6 +246,7 @@ class RunFolder:
 
         Raises:
             CheckpointError: the one before is of another format or unreadable.
+            TakenFolderError: another run has taken the folder since.
             RunFolderError: disk full or the like; all that was there stays.
         """
         self._refuse_lost()
@@ -260,6 +268,7 @@ class RunFolder:
         """Write ``result.json``: what the finished run came to.
 
         Raises:
+            TakenFolderError: another run has taken the folder since.
             RunFolderError: disk full or the like.
         """
         self._refuse_lost()
@@ -308,7 +317,9 @@ class RunFolder:
 
     def _step_if_whole(self, path: Path) -> int | None:
         """Return the step of a checkpoint file; None if there is none or it is damaged."""
-        if not path.exists():
+        with refusals(path, "cannot save"):
+            is_there = exists(path)
+        if not is_there:
             self._whole.pop(path, None)  # somebody has removed it since
         elif path not in self._whole:
             with suppress(DamagedCheckpointError):

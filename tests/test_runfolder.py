@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -188,6 +189,24 @@ def test_a_lock_that_was_removed_is_taken_again(tmp_path: Path) -> None:
         folder.save_last(state(2), 2)
     with RunFolder.open_existing(folder.path) as folder:
         assert folder.load_last()[0].meta["step"] == 2
+
+
+@pytest.mark.parametrize("name", ["lock", "last.safetensors"])
+def test_a_folder_that_may_no_longer_be_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with RunFolder.create(tmp_path / "run") as folder:
+        last, stat = folder.save_last(state(1), 1), Path.stat
+
+        def stat_(path: Path, **options: Any) -> os.stat_result:
+            return refusing(errno.EACCES)() if path.name == name else stat(path, **options)
+
+        monkeypatch.setattr(Path, "stat", stat_)
+        line = said(lambda: folder.save_last(state(2), 2))
+        monkeypatch.undo()
+    where = last if name == last.name else folder.path
+    assert line == f"{where}: cannot save: Permission denied"
+    assert load(last).meta["step"] == 1
 
 
 def test_a_last_that_is_a_link_to_an_earlier_one_is_kept(tmp_path: Path) -> None:
