@@ -197,7 +197,7 @@ class RunFolder:
 
         Raises:
             TakenFolderError: another run has taken the folder.
-            RunFolderError: the lock cannot be looked at, or not be taken again.
+            RunFolderError: the lock, or the log, cannot be looked at or taken again.
         """
         assert self._lock is not None, "the folder is closed"
         with refusals(self.path, "cannot save"):
@@ -221,6 +221,9 @@ class RunFolder:
             )
         self._lock.close()
         self._lock = lock
+        # The log may have been removed with it; --resume says that rows were lost.
+        removed, self._log = self._held_log, Log(self.path)
+        removed.close()
 
     # Checkpoints --------------------------------------------------------------
 

@@ -191,6 +191,16 @@ def test_a_lock_that_was_removed_is_taken_again(tmp_path: Path) -> None:
         assert folder.load_last()[0].meta["step"] == 2
 
 
+def test_a_log_that_was_removed_with_it_is_begun_again(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "run") as folder:
+        folder.log({"step": 1})
+        for name in ("lock", "metrics.jsonl"):
+            (folder.path / name).unlink()
+        folder.save_last(state(1), 1)
+        folder.log({"step": 2})
+    assert read_metrics(folder.path / "metrics.jsonl") == [{"step": 2}]
+
+
 @pytest.mark.parametrize("name", ["lock", "last.safetensors"])
 def test_a_folder_that_may_no_longer_be_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
