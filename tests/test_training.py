@@ -847,6 +847,16 @@ def test_a_full_disk_is_told_with_what_is_saved(
         assert str(caught.value).endswith(said if saved else "; free some space")
 
 
+def test_what_was_saved_and_is_gone_is_not_spoken_of(start_run: StartRun) -> None:
+    run = start_run(steps=4, validate_every=2)
+    with pytest.raises(RunFolderError) as caught:
+        for event in train(run):
+            if isinstance(event, Saved):
+                shutil.rmtree(run.folder.path)
+    assert_one_line(caught, "cannot save: No such file or directory")
+    assert "is saved whole" not in str(caught.value)
+
+
 def test_a_run_that_is_to_stop_when_all_is_done_is_done(start_run: StartRun) -> None:
     run = start_run(steps=4, validate_every=2)
     # From the last validation on: while its sample is drawn.
