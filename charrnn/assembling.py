@@ -184,7 +184,9 @@ def refuse_too_large(
     weights = recipe.matrix_weights(shape)
     states = config.bptt * shape.layers * (gates + 2) * shape.hidden
     counted = config.loss_last or config.bptt
-    masks = config.dropout_masks if shape.dropout > 0 else 0
+    # The rules may still give dropout to what has none yet, but never to a plain RNN.
+    is_dropped = shape.dropout > 0 or (config.dropout_by_plan and shape.cell != "rnn")
+    masks = config.dropout_masks if is_dropped else 0
     # What the masks leave of the outputs, and what they are.
     states += 2 * counted * masks * shape.hidden
     logits = counted * max(1, masks) * shape.vocabulary

@@ -429,6 +429,9 @@ def test_what_decays_is_what_the_recipe_says(
         assert torch.equal(weight, before[name] * (0.875 if name in decayed else 1)), name
 
 
+MAY_DROP = {"dropout_masks": 3, "dropout_by_plan": True}
+
+
 @pytest.mark.parametrize(
     ("shape", "config", "where", "megabytes"),
     [
@@ -441,6 +444,9 @@ def test_what_decays_is_what_the_recipe_says(
         ({"vocabulary": 1000}, {"bptt": 20_000, "loss_last": 2000}, "cpu", 24.8),
         ({"vocabulary": 1000}, {"bptt": 20_000, "dropout_masks": 3}, "cpu", 241),
         ({"vocabulary": 1000, "dropout": 0.5}, {"bptt": 20_000, "dropout_masks": 3}, "cpu", 721),
+        # What may get dropout needs as much as what has it, and a plain RNN never gets any.
+        ({"cell": "gru", "vocabulary": 1000}, {"bptt": 20_000, **MAY_DROP}, "cpu", 723),
+        ({"vocabulary": 1000}, {"bptt": 20_000, **MAY_DROP}, "cpu", 241),
         # 3 lanes x 1,000 characters x 50 masks x 2 x 100 outputs of 4 bytes, and 7 of others.
         ({"hidden": 100, "dropout": 0.5}, {"bptt": 1000, "dropout_masks": 50}, "cpu", 127),
         # 3 lanes x 1,000 characters x 5 layers x 300 units x 6 floats, which is 108, and
