@@ -434,8 +434,9 @@ def scan(
     characters = 0
     for path in found.files:
         # The hashes and the counts of a file that turns out not to be text are thrown away. The
-        # first file's own hash is that of all so far.
-        hashers = [hasher.copy(), *([hashlib.sha256()] if files else [])]
+        # hash of the first file that is not empty is that of all so far.
+        is_later = any(file.size for file in files)
+        hashers = [hasher.copy(), *([hashlib.sha256()] if is_later else [])]
         try:
             file, file_counts = _scan_file(path, encoding, characters, hashers, block_bytes)
         except NotTextError as error:

@@ -225,6 +225,14 @@ class TestDecoding:
         same = scan([write(tmp_path / "e", mark + b"abcd")])
         assert first.fingerprint == same.fingerprint
 
+    @pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
+    def test_an_empty_file_before_the_text_is_nothing(self, tmp_path: Path, mark: bytes) -> None:
+        empty = [write(tmp_path / name, "") for name in ("a", "b")]
+        text = [write(tmp_path / "c", mark + b"ab"), write(tmp_path / "d", mark + b"cd")]
+        alone, after = scan(text), scan([*empty, *text])
+        assert after.fingerprint == alone.fingerprint
+        assert [file.digest for file in after.files[2:]] == [file.digest for file in alone.files]
+
     def test_a_nul_beyond_the_first_block_is_a_character(self, tmp_path: Path) -> None:
         text = "abcdefg\n\0hij"
         corpus = scan([write(tmp_path / "text", text)], block_bytes=8)
