@@ -480,6 +480,11 @@ def _scan_file(
         with path.open("rb", buffering=0) as stream:
             identity = _Identity.of(os.fstat(stream.fileno()))
             head = stream.read(_HEAD)
+            if head and identity.size == 0:
+                raise NotTextError(
+                    f"{shown(path)} does not tell its size, like all in /proc: name a copy of it",
+                    "of no known size",
+                )
             mark = byte_order_mark(head, encoding)
             decoder.decode(mark, final=False)  # what it says of the byte order stays in the state
             hashers[-1].update(mark)

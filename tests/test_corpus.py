@@ -233,6 +233,14 @@ class TestDecoding:
         assert after.fingerprint == alone.fingerprint
         assert [file.digest for file in after.files[2:]] == [file.digest for file in alone.files]
 
+    def test_a_file_that_does_not_tell_its_size_is_not_called_empty(self, tmp_path: Path) -> None:
+        file = Path("/proc/version")
+        if not file.exists():
+            pytest.skip("no /proc")
+        with pytest.raises(CorpusError) as error:
+            scan([str(file)])
+        assert_one_line(error, "/proc/version does not tell its size", "name a copy of it")
+
     def test_a_nul_beyond_the_first_block_is_a_character(self, tmp_path: Path) -> None:
         text = "abcdefg\n\0hij"
         corpus = scan([write(tmp_path / "text", text)], block_bytes=8)
