@@ -511,7 +511,7 @@ def _scan_file(
                         refusal = _not_text(path, encoding, error, first, head)
                     raise _packed(path, head) or refusal from None
                 if len(blocks) == 1 and encoding != BYTES and not codes.all():
-                    raise _packed(path, head) or _binary(path, codes)
+                    raise _packed(path, head) or _binary(path, encoding, codes, head)
                 for hasher in hashers:
                     hasher.update(data)
                 counts = _add(counts, np.bincount(codes))
@@ -652,13 +652,12 @@ def _cut(path: Path, encoding: str, error: UnicodeError, offset: int, size: int)
     )
 
 
-def _binary(path: Path, codes: Codes) -> NotTextError:
+def _binary(path: Path, encoding: str, codes: Codes, head: bytes) -> NotTextError:
     """Say that there is a NUL among a file's first characters."""
     before = counted(int(codes.argmin()), "character")
-    return NotTextError(
-        f"{shown(path)} looks binary, with a NUL after {before}: use --encoding bytes, "
-        "or utf-16-le or utf-16-be if it is that"
-    )
+    otherwise = "use --encoding bytes, or utf-16-le or utf-16-be if it is that"
+    advice = _by_its_mark(head, encoding) or otherwise
+    return NotTextError(f"{shown(path)} looks binary, with a NUL after {before}: {advice}")
 
 
 def _packed(path: Path, head: bytes) -> NotTextError | None:
@@ -674,11 +673,19 @@ def _not_text(
     where = f" at byte {offset + error.start:,}" if isinstance(error, UnicodeDecodeError) else ""
     why = f" ({error.reason})" if isinstance(error, UnicodeDecodeError) else ""
     advice = _OTHERWISE
-    # In this order: a mark of utf-32 begins as one of utf-16.
-    marked = next((name for name in ("utf-32", "utf-16") if byte_order_mark(head, name)), None)
-    if marked and not byte_order_mark(head, encoding):
-        advice = f"its first bytes are a mark of {marked}: use --encoding {marked}"
-    elif encoding in ("utf-16", "utf-32") and not marked:
+    if said := _by_its_mark(head, encoding):
+        advice = said
+    elif encoding in ("utf-16", "utf-32") and not byte_order_mark(head, encoding):
         why = " (no byte order mark)"
         advice = f"use --encoding {encoding}-le or {encoding}-be, or another one's name, or bytes"
     return NotTextError(f"{shown(path)} is not {encoding} text{where}{why}: {advice}")
+
+
+def _by_its_mark(head: bytes, encoding: str) -> str | None:
+    """Return what to do about a file whose byte order mark is of another encoding, if it is."""
+    for name in ("utf-32", "utf-16"):  # in this order: a mark of utf-32 begins as one of utf-16
+        if mark := byte_order_mark(head, name):
+            is_another = mark != byte_order_mark(head, encoding)
+            advice = f"its first bytes are a mark of {name}: use --encoding {name}"
+            return advice if is_another else None
+    return None

@@ -524,6 +524,9 @@ class TestRefused:
             (b"\xff\xfe\0\xd8a\0", "utf-16", ("not utf-16 text at byte 2", "name its --encoding")),
             ("naïve".encode("utf-16"), "utf-8", ("at byte 0", "--encoding utf-16")),
             ("naïve".encode("utf-32"), "utf-8", ("at byte 0", "--encoding utf-32")),
+            ("naïve".encode("utf-32"), "utf-16", ("with a NUL after", "use --encoding utf-32")),
+            ("\U0001d800".encode("utf-32"), "utf-16", ("not utf-16", "use --encoding utf-32")),
+            (b"\xff\xfe\xd8\0\0a", "utf-16-be", ("not utf-16-be", "use --encoding utf-16")),
             ("紅".encode()[:2], "utf-8", ("middle of a character of utf-8, at byte 0",)),
             (b"x" * 1234 + b"\xe7", "utf-8", ("middle of a character of utf-8, at byte 1,234",)),
             ("ab紅樓".encode()[:-1], "utf-8", ("at byte 5", "its last 2 bytes; else name its")),
@@ -558,7 +561,7 @@ class TestRefused:
         block_bytes: int,
     ) -> None:
         name = write(tmp_path / "file.txt", content)
-        if b"\0" in content and encoding in ("utf-8", "cp1252"):
+        if b"\0" in content and encoding in ("utf-8", "cp1252", "utf-16"):
             block_bytes = 1 << 18  # only the first block is searched for NUL
         with pytest.raises(CorpusError) as error:
             scan([name], encoding, block_bytes=block_bytes)
