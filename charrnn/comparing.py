@@ -3,9 +3,9 @@
 Everything but the cell is equal: the split, the vocabulary, the lanes and windows in
 which the text is read, the number of layers, the embedding. Widths are solved for, so
 that all models have the same number of parameters, or are equal too. Learning rates,
-weight decay, dropout and weight drop follow the recipe's rules for each cell where they
-are not given. Each cell is trained from several seeds, so that a difference can be held
-against the spread that chance alone makes.
+weight decay, dropout and its masks, weight drop and loss temperature follow the
+recipe's rules for each cell where they are not given. Each cell is trained from several
+seeds, so that a difference can be held against the spread that chance alone makes.
 """
 
 from __future__ import annotations
