@@ -216,7 +216,7 @@ def units_say(units: Sequence[UnitFound]) -> str:
     return (
         "The unit whose state follows each property best: found on the first half of the text, "
         "held to account on the second."
-        + (f" Not in both halves: {', '.join(missing)}." if missing else "")
+        + (f" Of one value throughout a half: {', '.join(missing)}." if missing else "")
     )
 
 
