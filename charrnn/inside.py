@@ -381,15 +381,12 @@ def _clipping_charts(histories: Measured[Clipping]) -> list[tuple[str, str]]:
 
 
 def _truncation_section(truncations: Sequence[Truncation]) -> str:
-    lines = [
-        Line(
-            truncation.weights,
-            [window.bptt for window in truncation.windows],
-            [window.angle for window in truncation.windows],
-            style,
-        )
-        for style, truncation in enumerate(truncations)
-    ]
+    lines = []
+    for style, truncation in enumerate(truncations):
+        # In any order they may be asked for.
+        windows = sorted(truncation.windows, key=lambda window: window.bptt)
+        angles = [window.angle for window in windows]
+        lines.append(Line(truncation.weights, [window.bptt for window in windows], angles, style))
     panels = []
     if angles := [angle for line in lines for angle in line.y if math.isfinite(angle)]:
         chart = line_chart(

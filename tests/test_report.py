@@ -915,10 +915,10 @@ class TestChartsOfTheInside:
 
     def test_angles_are_drawn_over_their_windows(self, charts: dict[str, mock._Call]) -> None:
         full = Window(64, None, 0.0, 1.0, 1e-6, 10_000)
-        windows = tuple(replace(full, bptt=n, angle=angle) for n, angle in ((3, 50.0), (7, 20.0)))
+        windows = tuple(replace(full, bptt=n, angle=angle) for n, angle in ((7, 20.0), (3, 50.0)))
         trained = Truncation("trained", 8, 512, full, 30.0, windows)
-        lost = replace(windows[0], angle=math.nan)
-        initial = replace(trained, weights="initial", windows=(lost, windows[1]))
+        lost = replace(windows[1], angle=math.nan)
+        initial = replace(trained, weights="initial", windows=(windows[0], lost))
         self.show(inspection(truncation=(trained, initial)))
         first, second = charts["truncation"].args[1]
         assert first == Line("trained", [3, 7], [50.0, 20.0], 0)
