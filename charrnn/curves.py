@@ -30,7 +30,7 @@ class LoggedRun(NamedTuple):
     """A training whose losses are drawn."""
 
     label: str
-    """Empty: it is not named."""
+    """The first with a curve, of those that share it, is named."""
     style: int
     log: Sequence[Row]
 
@@ -71,7 +71,10 @@ def learning_section(runs: Sequence[LoggedRun], more: str, unit: str = "characte
         more: a sentence on what is drawn, with a space after it.
         unit: "character" or "byte": what all of the models predict one by one.
     """
-    curves = [curve for run in runs if (curve := _curve(run)) is not None]
+    curves: list[_Curve] = []
+    for curve in filter(None, map(_curve, runs)):
+        is_named = any(curve.label == other.label for other in curves)
+        curves.append(curve._replace(label="") if is_named else curve)
     ends = [
         f"{curve.label} at {curve.main_N3[-1, 2]:.4f} "
         f"({'validation' if curve.on == HELD_OUT else 'training'})"

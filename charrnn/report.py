@@ -75,11 +75,7 @@ def comparison_page(
     """
     plan, part = comparison.plan, scored_part(comparison.plan)
     styles = {cell.cell: style for style, cell in enumerate(comparison.cells)}
-    first = {cell.cell: cell.runs[0].seed for cell in comparison.cells}
-    runs = [
-        LoggedRun(run.cell.upper() if run.seed == first[run.cell] else "", styles[run.cell], log)
-        for run, log in logs
-    ]
+    runs = [LoggedRun(run.cell.upper(), styles[run.cell], log) for run, log in logs]
     validated = comparison.cells[0].best.valid_nats_per_char is not None
     chosen = "best run by validation" if validated else "first run"
     sections = [

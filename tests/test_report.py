@@ -371,6 +371,17 @@ class TestComparisonPage:
         alone = check(compare_page(comparison(seeds=1, cells=("lstm",))))
         assert alone.texts["h1"] == ["LSTM on poem.txt"]
 
+    def test_a_cell_is_named_though_its_first_log_is_gone(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made, curves = comparison(3), mock.Mock(return_value="")
+        monkeypatch.setattr("charrnn.curves.line_chart", curves)
+        logs = [(run, log() if run.seed > 1 else ()) for cell in made.cells for run in cell.runs]
+        page = check(comparison_page(made, [portrait(inspection=None)], logs, ORIGIN))
+        main = [line for line in curves.call_args.args[2] if not line.faint]
+        assert [line.label for line in main] == ["LSTM", "", "GRU", ""]
+        assert "LSTM at 2.9000 (validation), GRU at 2.9000" in page.texts["figcaption"][1]
+
     def test_models_that_were_not_looked_into_have_their_other_sections(self) -> None:
         bare = portrait(inspection=None, log=())
         made = comparison()
