@@ -78,6 +78,8 @@ class Portrait:
     """None where it was not looked into, or the text is too short for that."""
     validated_on: object = None
     """What the log's losses are on; equal for runs whose losses compare."""
+    of_bytes: bool = False
+    """Whether the model reads bytes, which stand as characters in what was measured."""
 
 
 def portray(
@@ -126,6 +128,7 @@ def portray(
         excerpt=tuple(excerpt[:EXCERPT]),
         inspection=inspection,
         validated_on=validated_on,
+        of_bytes=vocabulary.is_bytes,
     )
 
 

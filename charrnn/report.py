@@ -74,6 +74,7 @@ def comparison_page(
         origin: how the page comes about.
     """
     plan, part = comparison.plan, scored_part(comparison.plan)
+    unit, in_bytes = _unit(portraits)
     styles = {cell.cell: style for style, cell in enumerate(comparison.cells)}
     runs = [LoggedRun(run.cell.upper(), styles[run.cell], log) for run, log in logs]
     validated = comparison.cells[0].best.valid_nats_per_char is not None
@@ -83,6 +84,7 @@ def comparison_page(
         learning_section(
             runs,
             "Seeds of one cell share a style; the first is named. " if plan.seeds > 1 else "",
+            unit,
         ),
         *inside_sections(portraits, f"Each cell's {chosen}, on {_looked_at(portraits, part)}."),
         _samples(portraits),
@@ -91,7 +93,15 @@ def comparison_page(
     text = ", ".join(plan.texts) or "Python's own sources"
     name = {0: text, 1: Path(text).name}.get(len(plan.texts), "the same texts")
     title = f"{joined([cell.cell.upper() for cell in comparison.cells], 'and')} on {name}"
-    return page.document("compare", title, _comparison_lead(comparison), text, sections, origin)
+    lead = _comparison_lead(comparison) + in_bytes
+    return page.document("compare", title, lead, text, sections, origin)
+
+
+def _unit(portraits: Sequence[Portrait]) -> tuple[str, str]:
+    """Return what the models predict one by one, and what must be said of it."""
+    if portraits[0].of_bytes:
+        return "byte", " The text is read as bytes: in figures and tables a character is one."
+    return "character", ""
 
 
 def _looked_at(portraits: Sequence[Portrait], part: str) -> str:
@@ -215,13 +225,14 @@ def inspection_page(portrait: Portrait, text: str, origin: Origin) -> str:
         text: what was looked at, in words.
         origin: how the page comes about.
     """
+    unit, in_bytes = _unit([portrait])
     sections = [
         *inside_sections([portrait], ""),
-        learning_section(own_runs([portrait]), ""),
+        learning_section(own_runs([portrait]), "", unit),
         _samples([portrait]),
         _excerpts([portrait], "The beginning of what was looked at"),
     ]
-    title, lead = f"Inside {portrait.label}", _inspection_lead(portrait)
+    title, lead = f"Inside {portrait.label}", _inspection_lead(portrait) + in_bytes
     return page.document("inspect", title, lead, text, sections, origin)
 
 

@@ -371,6 +371,19 @@ class TestComparisonPage:
         alone = check(compare_page(comparison(seeds=1, cells=("lstm",))))
         assert alone.texts["h1"] == ["LSTM on poem.txt"]
 
+    def test_models_of_bytes_are_said_to_be_that(self) -> None:
+        """In the page of an inspection, too."""
+        drawn = portrait("LSTM", of_bytes=True)
+        for text in (
+            compare_page(comparison(), [drawn, portrait("GRU", of_bytes=True)]),
+            inspection_page(drawn, "poem", ORIGIN),
+        ):
+            page = check(text)
+            assert "Learning per byte" in page.texts["h2"]
+            assert "Against bytes" in page.texts["h3"]
+            assert "in figures and tables a character is one." in page.texts["p"][1]
+        assert "bytes" not in compare_page(comparison())
+
     def test_a_cell_is_named_though_its_first_log_is_gone(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -1154,6 +1167,7 @@ def test_a_portrait_shows_the_beginning_of_a_text_and_the_log(
     assert [price for _, price in drawn.excerpt][:9] == [0.0, *nats[:8]]
     assert (drawn.label, drawn.shape) == ("x", model.config)
     assert list(drawn.log) == list(read_metrics(trained / "metrics.jsonl"))
+    assert not drawn.of_bytes
     moved = shutil.copy(trained / "best.safetensors", tmp_path)
     assert portray("x", Path(moved), model, vocabulary, part.first(9)).log == ()
 
