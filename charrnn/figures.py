@@ -211,13 +211,13 @@ def line_chart(
             axes.set_xscale("log")
         if y_log:
             axes.set_yscale("log")
-        for line in drawn:
-            _draw_line(axes, line)
         x_all = np.concatenate([line.x for line in drawn])
         axes.set_xlim(*_padded(x_all, log=x_log, pad=0.02))
         y_all = np.concatenate([end for line in drawn for end in (line.y, *(line.band or ()))])
         y_all = y_all[np.isfinite(y_all) & ((y_all > 0) | (not y_log))]
         axes.set_ylim(*(y_range or _padded(y_all, log=y_log, pad=0.06)))
+        for line in drawn:
+            _draw_line(axes, line)
         _ticks(axes.xaxis, axes.get_xlim(), log=x_log)
         _ticks(axes.yaxis, axes.get_ylim(), log=y_log, percent=y_percent)
         axes.set_xlabel(x_label, fontsize=TEXT, labelpad=4)
@@ -372,7 +372,7 @@ def _drawable(line: Line, *, x_log: bool, y_log: bool) -> Line:
     band = None
     if line.band is not None:
         low, high = (np.array(end, dtype=np.float64)[usable] for end in line.band)
-        band = (np.where(low > 0, low, y[usable]) if y_log else low).tolist(), high.tolist()
+        band = low.tolist(), high.tolist()
     return replace(line, x=x[usable].tolist(), y=y[usable].tolist(), band=band)
 
 
@@ -429,7 +429,10 @@ def _faint(style: int) -> dict[str, Any]:
 def _draw_line(axes: Axes, line: Line) -> None:
     look = _look(line.style)
     if line.band is not None:
-        axes.fill_between(line.x, *line.band, color=look["color"], alpha=0.16, linewidth=0)
+        low, high = line.band
+        if axes.get_yscale() == "log":  # which has no place for nothing, nor for less
+            low = [axes.get_ylim()[0] if y <= 0 else y for y in low]
+        axes.fill_between(line.x, low, high, color=look["color"], alpha=0.16, linewidth=0)
     if line.faint:
         axes.plot(line.x, line.y, **_faint(line.style))
     else:

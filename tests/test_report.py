@@ -1286,6 +1286,18 @@ class TestFigures:
         assert "A line marks near." in svg
         assert "far" not in svg
 
+    @pytest.mark.parametrize("y_range", [(0.1, 1.0), None])
+    def test_a_band_that_goes_to_nothing_reaches_the_bottom_of_a_logarithmic_axis(
+        self, y_range: tuple[float, float] | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The axis is no longer for it."""
+        band = mock.Mock()
+        monkeypatch.setattr("matplotlib.axes.Axes.fill_between", band)
+        line = Line("l", (1, 2, 3), (0.6,) * 3, 0, band=((-0.1, 0.5, 0.0), (0.7,) * 3))
+        line_chart("x", "T", [line], x_label="k", y_label="v", y_log=True, y_range=y_range)
+        bottom = 0.1 if y_range else pytest.approx(0.49, abs=0.005)
+        assert list(band.call_args.args[1]) == [bottom, 0.5, bottom]
+
     @pytest.mark.parametrize(
         ("low", "high", "ticks"),
         [
