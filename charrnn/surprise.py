@@ -26,7 +26,7 @@ class PricedText:
     """Puts characters to the prices of a text.
 
     Bytes are given as the utf-8 characters they make up, each at the price of all of its
-    bytes.
+    bytes. A carriage return that no line feed follows is given as its symbol.
 
     Args:
         part: the text that is scored; it is read as its characters are asked for.
@@ -36,12 +36,12 @@ class PricedText:
     """
 
     def __init__(self, part: Part) -> None:
-        self._codes = part.each_code()
+        # Each with the one after it.
+        self._codes = itertools.pairwise(itertools.chain(part.each_code(), [None]))
         self._decoder = None
         if part.corpus.encoding == BYTES:
             self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._pending = 0.0
-        self._left = part.characters
 
     def first(self) -> Iterator[tuple[str, float]]:
         """Yield what comes before the first price; to be called once, at the start."""
@@ -53,16 +53,18 @@ class PricedText:
 
     def _characters(self, costs: Iterable[float]) -> Iterator[tuple[str, float]]:
         for nats in costs:
-            code = next(self._codes)
-            self._left -= 1
-            if self._decoder is None:
-                yield chr(code), nats
-                continue
+            code, following = next(self._codes)
+            assert code is not None
             self._pending += nats
-            # None while a character's bytes are not complete; more than one after a wrong byte.
-            # At the end, what is there of a character that was cut off.
-            if character := self._decoder.decode(bytes([code]), final=self._left == 0):
-                yield character, self._pending
+            if self._decoder is None:
+                character = chr(code)
+            else:
+                # None while a character's bytes are not complete; more than one after a wrong
+                # byte. At the end, what is there of a character that was cut off.
+                character = self._decoder.decode(bytes([code]), final=following is None)
+            if character:
+                is_alone = following != ord("\n")
+                yield character.replace("\r", "␍" if is_alone else "\r"), self._pending
                 self._pending = 0.0
 
 

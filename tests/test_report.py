@@ -71,8 +71,9 @@ from charrnn.report import assessment_page, comparison_page, inspection_page
 from charrnn.stretch import read_stretch
 from charrnn.surprise import surprise
 from charrnn.trained import load_model
-from tests.conftest import Cli, make_prose, run_cli, run_unread
-from tests.small import make_result, make_stretch
+from charrnn.vocabulary import Vocabulary
+from tests.conftest import Cli, make_part, make_prose, run_cli, run_unread
+from tests.small import make_model, make_result, make_stretch
 
 ORIGIN = Origin("charrnn compare a --report b.html", "a machine", "2026-01-02 03:04 UTC", "9.9")
 SHAPE = ModelConfig(cell="lstm", vocabulary=9, layers=1, hidden=3, embedding=2)
@@ -1170,6 +1171,19 @@ def test_a_portrait_shows_the_beginning_of_a_text_and_the_log(
     assert not drawn.of_bytes
     moved = shutil.copy(trained / "best.safetensors", tmp_path)
     assert portray("x", Path(moved), model, vocabulary, part.first(9)).log == ()
+
+
+def test_a_portrait_of_a_model_of_bytes_shows_what_its_text_is_made_of(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Carriage returns too, where no line feed follows."""
+    monkeypatch.setattr("charrnn.portrait.SAMPLE", replace(SAMPLE, length=3))
+    part = make_part(tmp_path, "é\rb\r\nc\r".encode(), "bytes")
+    model = make_model("gru", layers=1, vocabulary=256)
+    drawn = portray("x", trained, model, Vocabulary.of_bytes(), part, inspection())
+    assert drawn.of_bytes
+    assert [character for character, _ in drawn.excerpt] == [*"é␍b\r\nc␍"]
+    assert "é␍b↵\nc␍" in check(inspection_page(drawn, "", ORIGIN)).texts["pre"]
 
 
 def test_a_portrait_has_the_unit_that_was_asked_for_or_the_first_found(

@@ -665,6 +665,17 @@ class TestSurpriseText:
         out = capsys.readouterr().out
         assert self.spans(out) == [("a", "dim"), ("é", "bold color(1)"), ("b", "dim")]
 
+    def test_a_carriage_return_by_itself_is_shown(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also where its stretch ends with it, and where the text does."""
+        monkeypatch.delenv("FORCE_COLOR")
+        for encoding in ("utf-8", "bytes"):
+            show = SurpriseText(make_part(tmp_path, b"a\rb\r\nc\r", encoding))
+            show(Prices(1, np.zeros(3), 0))
+            show(Prices(4, np.zeros(3), 0))
+            assert capsys.readouterr().out == "a␍b\nc␍"
+
 
 def test_colours_can_be_read_on_a_light_and_on_a_dark_terminal() -> None:
     """Those of xterm."""
