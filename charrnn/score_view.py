@@ -223,11 +223,10 @@ class SurpriseText:
         segments: list[Segment] = []
         for character, cost in priced:
             style = self._console.get_style(STYLES[surprise(cost)])
-            if character == "\n":
-                if self._console.has_colours:
-                    segments.append(Segment(surprise_mark(character, cost), style))
+            marked = surprise_mark(character, cost) if self._console.has_colours else ""
+            # A carriage return is half of a line's end here: by itself it would be a replacement.
+            text, feed, _ = printable(marked + character.replace("\r", "")).partition("\n")
+            segments.append(Segment(text, style))
+            if feed:  # a line feed in a colour would colour what is left of the row
                 segments.append(Segment.line())
-            else:
-                # A carriage return is half of a line's end: alone it would be a replacement.
-                segments.append(Segment(printable(character.replace("\r", "")), style))
         self._console.print(Segments(Segment.simplify(segments)), end="")

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -664,6 +665,16 @@ class TestSurpriseText:
         show(Prices(1, np.array([1.0, 2.0, 0.0]), 0))
         out = capsys.readouterr().out
         assert self.spans(out) == [("a", "dim"), ("é", "bold color(1)"), ("b", "dim")]
+
+    def test_no_colour_reaches_over_the_end_of_a_line(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A byte that is wrong is known to be so by the line feed after it, and shown with it."""
+        show = SurpriseText(make_part(tmp_path, b"a\xc3\nb", "bytes"))
+        show(Prices(1, np.array([0.0, 9.0, 0.0]), 0))
+        out = capsys.readouterr().out
+        assert Text.from_ansi(out).plain == "a\ufffd\nb"
+        assert re.search("\ufffd\x1b\\[0m\n", out)
 
     def test_a_carriage_return_by_itself_is_shown(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
