@@ -115,7 +115,8 @@ def _looked_at(portraits: Sequence[Portrait], part: str) -> str:
 def _comparison_lead(comparison: Comparison) -> str:
     best = min(comparison.cells, key=lambda cell: cell.nats_per_char)
     lead = (
-        f"{best.cell.upper()} predicts the {scored_part(comparison.plan)} best: "
+        f"{best.cell.upper()} predicts the {scored_part(comparison.plan)}"
+        f"{' best' if len(comparison.cells) > 1 else ''}: "
         f"{best.nats_per_char:.4f} nats per character, "
         f"{best.nats_per_char / math.log(2):.4f} bits."
     )

@@ -371,6 +371,9 @@ class TestComparisonPage:
         assert "the spread that chance makes is not known" in page.texts["figcaption"][0]
         alone = check(compare_page(comparison(seeds=1, cells=("lstm",))))
         assert alone.texts["h1"] == ["LSTM on poem.txt"]
+        assert alone.texts["p"][1] == (
+            "LSTM predicts the test part: 2.0100 nats per character, 2.8998 bits."
+        )
 
     def test_models_of_bytes_are_said_to_be_that(self) -> None:
         """In the page of an inspection, too."""
