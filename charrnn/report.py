@@ -246,24 +246,24 @@ def _inspection_lead(portrait: Portrait) -> str:
     )
     if inspection.gradient_flow:
         last = shape.layers
-        reaches = [r for r in inspection.gradient_flow[0].reaches if r.layer == last]
         of_layer = f" of layer {last}" if last > 1 else ""
         along = {"h": f"its state h{of_layer}", "c": "its memory c"}
-        first, *others = [r for r in reaches if r.state in along]
-        after = [f"{_after(first, 'character')} along {along[first.state]}"]
-        after += [f"{_after(other)} along {along[other.state]}" for other in others]
+        reaches = [
+            r for r in inspection.gradient_flow[0].reaches if r.layer == last and r.state in along
+        ]
         if all(r.size for r in reaches):
-            lead += f" The gradient falls under 1 % {', '.join(after)}."
+            falls = [f"{_falls(r)} along {along[r.state]}" for r in reaches]
+            lead += f" The gradient {joined(falls, 'and')}."
     if inspection.memory is not None:
         lead += f" As context, {enough_says(inspection.memory)}."
     return lead
 
 
-def _after(reach: Reach, noun: str = "") -> str:
-    """Say after how many characters a gradient falls under 1 %."""
-    lag = reach.under_1_percent_at
-    far = reach.farthest if lag is None else lag
-    return f"{'beyond' if lag is None else 'after'} {counted(far, noun) if noun else f'{far:,}'}"
+def _falls(reach: Reach) -> str:
+    """Say after how many characters a gradient falls under 1 %, if it does."""
+    if reach.under_1_percent_at is None:
+        return f"does not fall under 1 % within {counted(reach.farthest, 'character')}"
+    return f"falls under 1 % after {counted(reach.under_1_percent_at, 'character')}"
 
 
 # Scores ----------------------------------------------------------------------------------

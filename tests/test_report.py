@@ -661,14 +661,20 @@ class TestInspectionPage:
             "Gradient flow", "Memory", "Pace", "Gates", "Units", "Clipping",
         ]  # fmt: skip
         assert (
-            "The gradient falls under 1 % after 7 characters along its state h, after 7 along its "
-            "memory c." in page.texts["p"][1]
+            "The gradient falls under 1 % after 7 characters along its state h and falls under 1 % "
+            "after 7 characters along its memory c." in page.texts["p"][1]
         )
         assert "Unit 1.3c along the text" in page.texts["h3"]
         assert "The beginning of what was looked at, read from a state" in page.texts["p"][-1]
         assert "a<b␍↵\n\tc" in page.texts["pre"]
 
-    @pytest.mark.parametrize(("lag", "said"), [(1234, "after 1,234"), (None, "beyond 1,500")])
+    @pytest.mark.parametrize(
+        ("lag", "said"),
+        [
+            (1234, "falls under 1 % after 1,234"),
+            (None, "does not fall under 1 % within 1,500"),
+        ],
+    )
     def test_of_several_layers_the_last_is_told_at_the_top(
         self, lag: int | None, said: str
     ) -> None:
@@ -685,8 +691,8 @@ class TestInspectionPage:
         drawn = portrait(shape=shape, inspection=seen, log=())
         page = check(inspection_page(drawn, "poem", ORIGIN))
         assert page.texts["p"][1] == (
-            "GRU 2 x 3, looked into on 1,234 characters. The gradient falls under 1 % "
-            f"{said} characters along its state h of layer 2."
+            f"GRU 2 x 3, looked into on 1,234 characters. The gradient {said} "
+            "characters along its state h of layer 2."
         )
 
     def test_signs_and_shares_are_not_swapped(self) -> None:
