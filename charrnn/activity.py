@@ -320,6 +320,17 @@ class Activation:
     values: tuple[float, ...]
     """The unit's state after each character of ``text``."""
 
+    @property
+    def largest(self) -> float:
+        """The largest state by size, of those that are numbers; 0 if none is."""
+        return max((abs(value) for value in self.values if math.isfinite(value)), default=0.0)
+
+    @property
+    def shares(self) -> list[float]:
+        """Each state as a share of the largest; 0 for one that is no number."""
+        largest = self.largest or 1.0
+        return [value / largest if math.isfinite(value) else 0.0 for value in self.values]
+
 
 @torch.inference_mode()
 def activation(

@@ -311,13 +311,10 @@ def _unit_chart(units: Measured[tuple[UnitFound, ...]]) -> str:
 
 def _activation(shown: Activation) -> str:
     """Return a text coloured by a unit's state."""
-    largest = max(map(abs, shown.values))
+    largest = shown.largest
     states = [
-        (
-            mark(character) + ("\n" if character == "\n" else ""),
-            round(SHADES * value / largest) if largest else 0,
-        )
-        for character, value in zip(shown.text, shown.values, strict=True)
+        (mark(character) + ("\n" if character == "\n" else ""), round(SHADES * share))
+        for character, share in zip(shown.text, shown.shares, strict=True)
     ]
 
     def name(shade: int) -> str:

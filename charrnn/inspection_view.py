@@ -200,37 +200,36 @@ def _units(units: Sequence[UnitFound], console: Output) -> Table:
 
 def _activation(shown: Activation, console: Output) -> tuple[str, str, RenderableType]:
     """Return title, explanation and picture of a unit's state along the text."""
-    largest = max(map(abs, shown.values))
+    largest = shown.largest
     if console.has_colours:
         low, high = "blue", "red"
-        picture: RenderableType = _coloured(shown, largest)
+        picture: RenderableType = _coloured(shown)
     else:
         low, high = BLOCKS[1], BLOCKS[-1]
-        picture = _underlined(shown, largest, console.width)
+        picture = _underlined(shown, console.width)
     ends = f"from {-largest:z.3g} ({low}) to {largest:.3g} ({high})"
     return f"Unit {shown.unit}", f"Its state after each character, {ends}.", picture
 
 
-def _coloured(shown: Activation, largest: float) -> Text:
+def _coloured(shown: Activation) -> Text:
     """Return the text on red where the unit is positive, on blue where it is negative."""
     text = Text()
-    for character, value in zip(shown.text, shown.values, strict=True):
-        strength = abs(value) / largest if largest else 0.0
-        faded = round(255 * (1 - strength))
-        red, green, blue = (255, faded, faded) if value > 0 else (faded, faded, 255)
-        ink = "white" if value < 0 and strength > 0.6 else "black"
+    for character, share in zip(shown.text, shown.shares, strict=True):
+        faded = round(255 * (1 - abs(share)))
+        red, green, blue = (255, faded, faded) if share > 0 else (faded, faded, 255)
+        ink = "white" if share < -0.6 else "black"
         text.append(mark(character), style=f"{ink} on rgb({red},{green},{blue})")
         text.append("\n" if character == "\n" else "")
     return text
 
 
-def _underlined(shown: Activation, largest: float, width: int) -> Group:
+def _underlined(shown: Activation, width: int) -> Group:
     """Return every line of the text with columns below it, where there are no colours."""
     lines: list[Text] = []
     text, columns = "", ""
-    for character, value in zip(shown.text, shown.values, strict=True):
+    for character, share in zip(shown.text, shown.shares, strict=True):
         letter = mark(character).replace("\t", " ")
-        height = 0.125 + 0.875 * (1 + value / largest) / 2 if largest else 0.5
+        height = 0.125 + 0.875 * (1 + share) / 2
         taken = columns_of(letter)
         if len(columns) + taken > width:
             lines += [Text(text), Text(columns)]

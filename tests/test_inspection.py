@@ -302,6 +302,17 @@ class TestPlots:
         colours = re.findall(r"48;2;(\d+);(\d+);(\d+)m", out)
         assert colours == [("255", "0", "0"), ("0", "0", "255"), ("255", "255", "255")]
 
+    def test_a_state_that_is_no_number_has_no_sign(
+        self, printed: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shown = Activation(Unit(1, 1, "c"), "abcd", (math.nan, 2.0, math.inf, -1.0))
+        assert printed(activation=shown).endswith("from -2 (▁) to 2 (█).\nabcd\n▅█▅▃")
+        with terminal(monkeypatch):
+            colours = re.findall(r"48;2;(\d+;\d+;\d+)m", printed(activation=shown))
+        assert colours == ["255;255;255", "255;0;0", "255;255;255", "128;128;255"]
+        none = replace(shown, values=(math.nan,) * 4)
+        assert printed(activation=none).endswith("\nabcd\n▅▅▅▅")
+
 
 # In a terminal --------------------------------------------------------------------
 # In a terminal --------------------------------------------------------------------
