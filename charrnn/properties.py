@@ -85,34 +85,34 @@ def indentation(text: str) -> list[float]:
     return values
 
 
-def _in_word(character: str) -> bool:
-    # A mark belongs to its letter: many scripts write their vowels so.
-    is_mark = unicodedata.category(character).startswith("M")
-    return is_mark or character.isalnum() or character == "_"
-
-
 def inside_word(text: str) -> list[float]:
     """1 at letters with their marks, digits and underscores, 0 between words."""
-    return [float(_in_word(character)) for character in text]
+    values, inside = [], False
+    for character in text:
+        # A mark belongs to what is before it: many scripts write their vowels so.
+        if not unicodedata.category(character).startswith("M"):
+            inside = character.isalnum() or character == "_"
+        values.append(float(inside))
+    return values
 
 
 def position_in_word(text: str) -> list[float]:
     """Characters of the word read so far; 0 between words."""
     values, position = [], 0
-    for character in text:
-        position = position + 1 if _in_word(character) else 0
+    for inside in inside_word(text):
+        position = position + 1 if inside else 0
         values.append(float(position))
     return values
 
 
 def capitalised_word(text: str) -> list[float]:
     """1 inside a word that began with an upper-case letter, to its end."""
-    values, inside, capital = [], False, False
-    for character in text:
-        starts = _in_word(character) and not inside
-        inside = _in_word(character)
-        capital = character.isupper() if starts else capital and inside
-        values.append(float(capital))
+    values, before, capital = [], 0.0, False
+    for character, inside in zip(text, inside_word(text), strict=True):
+        if inside and not before:
+            capital = character.isupper()
+        values.append(inside * capital)
+        before = inside
     return values
 
 

@@ -29,10 +29,12 @@ CASES = [
     ("indentation", "  a b\n\tc\nd", "1222201100"),
     ("inside a word", "a_1 é-", "111010"),
     ("inside a word", "हिन्दी।", "1111110"),
+    ("inside a word", "❤\ufe0f a\u0301", "00011"),
     ("position in word", "ab, cde\nf", "120012301"),
     ("position in word", "e\u0301t\u0301 a", "123401"),
     ("capitalised word", "Ab cD EF", "11000011"),
     ("capitalised word", "E\u0301t a", "11100"),
+    ("capitalised word", "❤\ufe0fE", "001"),
     ("upper case", "aBÉ1", "0110"),
     ("digit", "a1 2", "0101"),
 ]
