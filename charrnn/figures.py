@@ -34,6 +34,8 @@ from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 from rich.cells import cell_len
 
+from charrnn.wording import counted
+
 __all__ = [
     "DARK",
     "LIGHT",
@@ -339,9 +341,9 @@ def saturation_chart(
             _put_ticks(axis, (0, 0.5, 1), ("0 %", "50 %", "100 %"))
         axes.set_xlabel("closed", fontsize=TEXT, labelpad=3)
         about = (
-            f"{len(closed):,} units as dots by the share of the text at which their gate is nearly "
-            f"closed (to the right) and nearly open (upwards); means {100 * np.mean(closed):.1f} % "
-            f"closed, {100 * np.mean(opened):.1f} % open."
+            f"Dots of {counted(len(closed), 'unit')} by the share of the text at which a unit's "
+            "gate is nearly closed (to the right) and nearly open (upwards); means "
+            f"{100 * np.mean(closed):.1f} % closed, {100 * np.mean(opened):.1f} % open."
         )
         return _svg(figure, name, title, about)
 

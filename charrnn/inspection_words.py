@@ -254,7 +254,7 @@ def clipping_says(clipping: Clipping) -> str:
     elif clipping.scale_norm is not None:
         done = f"Every one was scaled to a norm of {clipping.scale_norm:g}, down in {share}"
     return (
-        f"Norms of the gradient over {clipping.steps:,} updates, largest "
+        f"Norms of the gradient over {counted(clipping.steps, 'update')}, largest "
         f"{significant(clipping.largest, 3)} (means of a few updates each, as logged). {done}."
     )
 

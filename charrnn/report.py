@@ -271,6 +271,7 @@ def _falls(reach: Reach) -> str:
 
 def _result_section(comparison: Comparison) -> str:
     part, seeds = scored_part(comparison.plan), comparison.plan.seeds
+    predictions = counted(comparison.cells[0].best.characters, "prediction")
     spread = (
         f"The bar is the mean over {seeds_meant(comparison)}, hollow marks are single seeds."
         if seeds > 1
@@ -280,8 +281,8 @@ def _result_section(comparison: Comparison) -> str:
         "Result",
         page.figure(
             [(f"Loss on the {part}", _result_chart(comparison))],
-            f"Nats per character on the {comparison.cells[0].best.characters:,} predictions of the "
-            f"{part}; further left is better. {spread}",
+            f"Nats per character on the {predictions} of the {part}; further left is better. "
+            f"{spread}",
         ),
         page.table(comparison_lines(comparison), words=2),
         page.bullets(comparison_says(comparison)),

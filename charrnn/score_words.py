@@ -299,13 +299,14 @@ def _compared_how(comparison: Comparison) -> str:
         matched += f" as nearly as widths allow, up to {100 * apart:.1f} % apart"
     matched = f"Matched by {matched}; " if len(parameters) > 1 else ""
     seeds = f"mean of {seeds_meant(comparison)}" if plan.seeds > 1 else "one seed"
+    predictions = counted(one.characters, "prediction")
     chosen = (
         "last checkpoint" if one.valid_nats_per_char is None else "best checkpoint by validation"
     )
     flattered = "" if plan.compared_on == "test" else ", which flatters it: it was chosen there"
     return (
-        f"{matched}{budget} a run, {seeds}; the {chosen}, on the {one.characters:,} predictions of "
-        f"the {scored_part(plan)}{flattered}; µs/char: training, microseconds."
+        f"{matched}{budget} a run, {seeds}; the {chosen}, on the {predictions} of the "
+        f"{scored_part(plan)}{flattered}; µs/char: training, microseconds."
     )
 
 
@@ -346,9 +347,7 @@ def _left_out(comparison: Comparison) -> Iterator[str]:
         left = comparison.plan.seeds - len(seeds)
         which = f", {_seeds(seeds)}," if left else ""
         yield f"{cell}{which} is left out: a loss was not finite; a lower --lr may help." + (
-            f" Its figures are of the other {counted(left, 'seed')}, which flatters it."
-            if left
-            else ""
+            f" Its figures are of {counted(left, 'seed')} only, which flatters it." if left else ""
         )
 
 

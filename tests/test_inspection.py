@@ -30,6 +30,7 @@ from charrnn.gradients import Cut, Truncation, Window, cuts
 from charrnn.inspection_view import print_inspection
 from charrnn.inspection_words import (
     clipping_lines,
+    clipping_says,
     cut_lines,
     enough_says,
     gate_lines,
@@ -211,8 +212,9 @@ class TestTables:
 
     def test_clipping(self) -> None:
         period = Period(1, 1200, 0.5, 1.5, 2.5, 0.125)
-        lines = clipping_lines(Clipping(1.0, None, None, 20, 3.0, 0.5, (period,)))
-        assert lines[1] == ["1 - 1,200", "0.500", "1.50", "2.50", "12.5 %"]
+        clipping = Clipping(1.0, None, None, 1, 3.0, 0.5, (period,))
+        assert clipping_lines(clipping)[1] == ["1 - 1,200", "0.500", "1.50", "2.50", "12.5 %"]
+        assert "over 1 update, largest" in clipping_says(clipping)
 
     def test_a_cut_gradient(self) -> None:
         cut = Cut("trained", 0.1, 1.25, 0.5, 12.5)

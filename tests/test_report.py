@@ -375,6 +375,12 @@ class TestComparisonPage:
             "LSTM predicts the test part: 2.0100 nats per character, 2.8998 bits."
         )
 
+    def test_one_prediction_is_one(self) -> None:
+        made = comparison(seeds=1)
+        runs = [replace(cell.runs[0], characters=1) for cell in made.cells]
+        page = check(self.bare(Comparison.of(made.plan, runs)))
+        assert "on the 1 prediction of the test part" in page.texts["figcaption"][0]
+
     def test_models_of_bytes_are_said_to_be_that(self) -> None:
         """In the page of an inspection, too."""
         drawn = portrait("LSTM", of_bytes=True)
@@ -1450,6 +1456,7 @@ class TestFigures:
         assert len(many) < 10_000
         assert "900 units" in many
         assert "50.0 % closed, 25.0 % open" in many
+        assert "Dots of 1 unit by the share" in saturation_chart("x", "T", [0.5], [0.25], 0)
 
     @pytest.mark.parametrize(
         ("value", "text"),

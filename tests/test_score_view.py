@@ -364,7 +364,7 @@ class TestComparison:
         why = "left out: a loss was not finite; a lower --lr may help."
         *_, of_rnn, of_gru, last = comparison_says(rest)
         assert of_rnn == f"rnn is {why}"
-        others = "Its figures are of the other 1 seed, which flatters it."
+        others = "Its figures are of 1 seed only, which flatters it."
         assert of_gru == f"gru, seeds 0 and 2, is {why} {others}"
         assert last == "A cell of which one run is left has no spread: no difference is supported."
         head, _, row = comparison_lines(rest)
@@ -453,6 +453,12 @@ class TestComparison:
     def test_the_budget_is_counted(self, budget: dict[str, float], said: str) -> None:
         first, *_ = self.says(("lstm", "gru"), 1, **budget)
         assert first.startswith(f"Matched by parameters; {said} a run, one seed; ")
+
+    def test_one_prediction_is_one(self) -> None:
+        (cell,) = self.made(("lstm",), 1, steps=20).cells
+        one = CellResult((replace(cell.runs[0], characters=1),))
+        made = Comparison(self.made(("lstm",), 1, steps=20).plan, (one,))
+        assert "on the 1 prediction of the test part; " in next(comparison_says(made))
 
 
 def test_scores_that_are_no_numbers_are_refused() -> None:
