@@ -91,7 +91,7 @@ def comparison_page(
         _excerpts(portraits, f"The beginning of the {part}"),
     ]
     text = ", ".join(plan.texts) or "Python's own sources"
-    name = {0: text, 1: Path(text).name}.get(len(plan.texts), "the same texts")
+    name = {0: text, 1: Path(text).name}.get(len(plan.texts), "several texts")
     title = f"{joined([cell.cell.upper() for cell in comparison.cells], 'and')} on {name}"
     lead = _comparison_lead(comparison) + in_bytes
     return page.document("compare", title, lead, text, sections, origin)

@@ -328,7 +328,7 @@ class TestComparisonPage:
 
     @pytest.mark.parametrize(
         ("texts", "said"),
-        [((), "Python's own sources"), (("a/b", "a/c"), "the same texts"), (("a/b",), "b")],
+        [((), "Python's own sources"), (("a/b", "a/c"), "several texts"), (("a/b",), "b")],
     )
     def test_the_title_names_what_was_read(self, texts: tuple[str, ...], said: str) -> None:
         made = comparison()
