@@ -340,7 +340,7 @@ class TextSource:
     def __str__(self) -> str:
         """Return what a page calls the text."""
         if self.part is not None:
-            return f"the {self.part} part of the text that the model was trained on"
+            return f"the {self.part} part of the text that was trained on"
         return ", ".join("standard input" if name == "-" else name for name in self.texts)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charrnn.config import ModelConfig, SampleConfig, TextChoices, TrainConfig
+from charrnn.config import ModelConfig, SampleConfig, TextChoices, TextSource, TrainConfig
 from charrnn.errors import UsageError
 
 MODEL: dict[str, Any] = {
@@ -116,6 +116,11 @@ def test_the_edges_are_allowed() -> None:
     training(loss_last=11, weight_decay=0, warmup_steps=0, seed=(1 << 63) - 1, clip_norm=None)
     SampleConfig(length=0, temperature=0, top_p=1, top_k=1)
     TextChoices(texts=(), valid_share=0, test_share=0)
+
+
+def test_a_part_is_named_whether_one_model_or_several_read_it() -> None:
+    assert str(TextSource(part="valid")) == "the valid part of the text that was trained on"
+    assert str(TextSource(texts=("a", "-"))) == "a, standard input"
 
 
 @pytest.mark.parametrize("config", [model(dropout=0.25), training(minutes=1.5, steps=None)])
