@@ -398,6 +398,6 @@ def _truncation_section(truncations: Sequence[Truncation]) -> str:
         panels.append(("Direction of a truncated gradient", chart))
     return page.section(
         "Truncation",
-        page.figure(panels, truncation_says(truncations)),
+        page.figure(panels, truncation_says(truncations), nothing="there is no gradient"),
         page.tables([("", truncation_lines(truncations))], words=1),
     )

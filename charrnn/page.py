@@ -125,10 +125,23 @@ def heading(title: str) -> str:
     return f"<h3>{safe(title)}</h3>\n"
 
 
-def figure(panels: Sequence[tuple[str, str]], caption: str, *, small: bool = False) -> str:
-    """Return a figure of titled panels with its caption; without panels, why there are none."""
+def figure(
+    panels: Sequence[tuple[str, str]],
+    caption: str,
+    *,
+    small: bool = False,
+    nothing: str = "no number is above zero",
+) -> str:
+    """Return a figure of titled panels with its caption.
+
+    Args:
+        panels: each one's title and its SVG.
+        caption: what they show, and what numbers beside them mean.
+        small: whether many stand in a row.
+        nothing: why there are no panels, if there are none.
+    """
     if not panels:
-        return note("There is nothing to draw: no number is above zero.")
+        return note(f"There is nothing to draw: {nothing}. {caption.strip()}")
     shown = "".join(f'<div class="panel">{heading(title)}{svg}</div>\n' for title, svg in panels)
     size = "small" if small else "one" if len(panels) == 1 else "two"
     return (
