@@ -512,7 +512,8 @@ def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def _spread(ends: Sequence[float], gap: float) -> list[float]:
-    """Return heights near the ends, in their order, no two closer than the gap."""
+    """Return heights near the ends, in their order, no two closer than the gap if there is room."""
+    gap = min(gap, 0.96 / max(1, len(ends) - 1))
     order = sorted(range(len(ends)), key=lambda n: ends[n])
     placed = [ends[n] for n in order]
     for n in range(1, len(placed)):
