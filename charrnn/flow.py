@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from charrnn.cells import RNN, Cell
 from charrnn.config import ModelConfig, WeightsOrigin
+from charrnn.errors import UsageError
 from charrnn.evaluation import WARM_UP
 from charrnn.model import CharModel
 from charrnn.stretch import Stretch, first_where, warmed, windows_at
@@ -85,11 +86,20 @@ def initial_model(config: ModelConfig, seed: int) -> CharModel:
 
 
 def with_spectral_radius(model: CharModel, radius: float) -> CharModel:
-    """Return a copy whose recurrent matrices, each gate's block, have this spectral radius."""
+    """Return a copy whose recurrent matrices, each gate's block, have this spectral radius.
+
+    Raises:
+        UsageError: one of them has a radius of zero.
+    """
     scaled = copy.deepcopy(model)
     for cell in scaled.layers():
         blocks = cell.weight_recurrent.detach().chunk(cell.gates)
         for block_HH, was in zip(blocks, _spectral_radii(cell), strict=True):
+            if not was:
+                raise UsageError(
+                    f"--spectral-radius {radius:g}: a recurrent matrix has a radius of 0, which no "
+                    "factor changes"
+                )
             block_HH.mul_(radius / was)
     return scaled
 
@@ -122,6 +132,9 @@ def gradient_flow(
         scaled_to: measure a copy with recurrent matrices of this spectral radius.
         farthest: the largest lag; less on a short text.
         places: how many t; fewer on a short text.
+
+    Raises:
+        UsageError: a matrix cannot be scaled.
     """
     if scaled_to is not None:
         model = with_spectral_radius(model, scaled_to)

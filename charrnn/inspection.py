@@ -107,7 +107,8 @@ def inspect(
         history: of the training's gradient norms.
 
     Raises:
-        UsageError: the stretch is too short for a window of ``config``; nothing was measured.
+        UsageError: the stretch is too short for a window of ``config``; nothing was measured. Or
+            a recurrent matrix cannot be scaled to a radius of it.
     """
     wanted = config.measured
     both: list[tuple[WeightsOrigin, CharModel]] = [("trained", model)]

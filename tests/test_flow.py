@@ -14,6 +14,7 @@ from torch import Tensor
 from charrnn import flow as module
 from charrnn.cells import GRU, LSTM, Cell, State
 from charrnn.config import CellName
+from charrnn.errors import UsageError
 from charrnn.flow import gradient_flow, initial_model, with_spectral_radius
 from charrnn.model import CharModel
 from tests.small import each_cell, make_model, make_stretch, zero_
@@ -201,6 +202,11 @@ def test_scaling_leaves_the_model_alone() -> None:
             assert torch.linalg.eigvals(block_HH).abs().max() == pytest.approx(0.7)
     for weight, was in zip(model.parameters(), before, strict=True):
         assert torch.equal(weight, was)
+
+
+def test_a_matrix_without_a_radius_is_not_scaled() -> None:
+    with pytest.raises(UsageError, match=r"^--spectral-radius 0\.7: a recurrent matrix has a radi"):
+        with_spectral_radius(zero_(make_model("gru")), 0.7)
 
 
 def test_initial_model_is_where_training_begins(monkeypatch: pytest.MonkeyPatch) -> None:
