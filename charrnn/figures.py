@@ -5,7 +5,7 @@ page's own (CSS variables, so that a figure follows light and dark), text stays 
 and every figure carries a title and a description for readers who cannot see it. Equal numbers
 give equal bytes.
 
-Lines and dots of one style differ from the others' in colour, dash and marker.
+Lines and dots of one style differ from the others' in colour and marker, lines of most in dash.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class Dots:
 
 
 def number(value: float) -> str:
-    """Return a number as it stands at an axis, of 4 digits: 0.01, 20k, 1.5M."""
+    """Return a number as it stands at an axis, of 4 digits: 0.01, 20k, 1.5M; of one: 3·10⁻⁴."""
     value = float(f"{value:.4g}")
     for least, unit, letter in UNITS:
         if abs(value) >= least:
@@ -321,7 +321,7 @@ def saturation_chart(
 ) -> str:
     """Return how often each unit's gate is nearly closed and nearly open.
 
-    A dot is at the unit's two shares of the text; units closer than 0.02 to each other
+    A dot is at the unit's two shares of the text, to the nearest 0.02; units at one place
     are one dot, its area their number. After Karpathy, Johnson, Fei-Fei (2015), figure 3.
     """
     side = 2.5

@@ -274,7 +274,7 @@ def _gate_section(gates: Measured[tuple[GateUse, ...]], seen: str) -> str:
             f"which its gate is nearly closed (below {NEARLY_CLOSED}), upwards nearly open (above "
             f"{NEARLY_OPEN}). On the dashed line a gate is never in between. {seen} In the table: "
             "the mean shares; always: the units for which it is so at "
-            f"{100 * ALWAYS:.0f} % of characters.",
+            f"more than {100 * ALWAYS:.0f} % of characters.",
             small=True,
         ),
         _tables(gate_lines, gates),

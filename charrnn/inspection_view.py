@@ -94,7 +94,7 @@ def _sections(inspection: Inspection, console: Output) -> Iterator[tuple[str, st
             "Gates",
             f"Share of characters at which gates are open (above {NEARLY_OPEN}) and closed "
             f"(below {NEARLY_CLOSED}), mean of the units; always: units for which that is so at "
-            f"{100 * ALWAYS:.0f} % of characters; units by their share, from 0 to 1.",
+            f"more than {100 * ALWAYS:.0f} % of characters; units by their share, from 0 to 1.",
             _gates(inspection.gates, console),
         )
     if inspection.units:

@@ -55,7 +55,7 @@ PACE_SAYS = (
     "Kept: what the gate on a state's way (an LSTM's forget gate for c, a GRU's update gate) "
     f"leaves of it over {KEPT_OVER} characters: mean and median of the product of its values."
 )
-#: Share of the text from which on a gate counts as always open or closed.
+#: Share of the text above which a gate counts as always open or closed.
 ALWAYS = 0.9
 
 

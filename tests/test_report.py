@@ -898,7 +898,7 @@ class TestChartsOfTheInside:
         use = GateUse(2, "update", (0.75, 0.5), (0.25, 0.125), 100)
         says = self.show(None, inspection(gates=(use,)), inspection(gates=(use,)))
         assert "<h3>m2 update 2</h3>" in says
-        assert "at 90 % of characters" in says
+        assert "at more than 90 % of characters" in says
         about = "m2: update gate of layer 2"
         assert charts["gate-2-update-2"].args == (about, (0.25, 0.125), (0.75, 0.5), 2)
 
