@@ -46,6 +46,23 @@ class TestGates:
             assert use.open_share == pytest.approx(opened)
             assert use.closed_share == pytest.approx(closed)
 
+    @pytest.mark.parametrize(
+        ("cell", "planted"),
+        [
+            ("lstm", {"input": 5.0, "forget": 0.0, "cell": 0.0, "output": -5.0}),
+            ("gru", {"reset": 5.0, "update": -5.0, "new": 0.0}),
+        ],
+    )
+    def test_a_gate_goes_by_its_own_name(self, cell: CellName, planted: dict[str, float]) -> None:
+        """Biases in the order of the blocks."""
+        model = zero_(make_model(cell, layers=1))
+        with torch.no_grad():
+            model.layers()[0].bias[:] = torch.tensor([*planted.values()]).repeat_interleave(3)
+        for use in gate_use(model, make_stretch(100)):
+            bias = planted[use.gate]
+            assert use.open_share == (float(bias > 0),) * 3
+            assert use.closed_share == (float(bias < 0),) * 3
+
     def test_a_plain_rnn_has_none(self) -> None:
         assert gate_use(make_model("rnn"), make_stretch(100)) == ()
 
@@ -187,6 +204,7 @@ class TestUnits:
             assert Unit(*names[best]) == f.unit
             assert f.found == pytest.approx(first[best], abs=1e-4)
             assert f.correlation == pytest.approx(second[best], abs=1e-4)
+            assert f.mean == pytest.approx(np.mean([value_T[half] for half in halves]))
 
     def test_a_property_that_does_not_vary_is_left_out(self) -> None:
         found = units(make_model("gru"), make_stretch(300))

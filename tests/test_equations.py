@@ -91,6 +91,19 @@ def test_one_step_by_hand() -> None:
     assert step.written_nats == pytest.approx(math.log(6))
 
 
+@pytest.mark.parametrize(("cell", "names"), [("lstm", "ifgo"), ("gru", "rzn")])
+def test_a_line_has_the_value_of_its_name(cell: CellName, names: str) -> None:
+    """Of no weights but the biases, 1, 2, 3 and so on in the order of the blocks."""
+    model = small.zero_(make_model(cell, layers=1, hidden=1))
+    with torch.no_grad():
+        model.layers()[0].bias.copy_(torch.arange(1.0, len(names) + 1))
+    step = write_out(model, "ab", ids("ab"), VOCABULARY)
+    found = {quantity.name: quantity.units for quantity in step.quantities}
+    for bias, name in enumerate(names, start=1):
+        value = math.tanh(bias) if name in "gn" else 1 / (1 + math.exp(-bias))
+        assert found[name] == pytest.approx((value,))
+
+
 def test_a_step_ends_at_the_likeliest_next_characters() -> None:
     """In order, with their part of all; a vocabulary may have fewer than are shown."""
     model = make_model("gru", layers=1)

@@ -17,6 +17,7 @@ from charrnn.config import CellName
 from charrnn.errors import UsageError
 from charrnn.flow import gradient_flow, initial_model, with_spectral_radius
 from charrnn.model import CharModel
+from charrnn.unrolled import unroll_model
 from tests.small import each_cell, make_model, make_stretch, zero_
 
 
@@ -179,6 +180,21 @@ def test_the_slope_of_a_tanh_is_that_of_the_states_on_the_way() -> None:
     assert flow.tanh_slopes == pytest.approx((1.0, math.hypot(*slopes) / math.sqrt(3)))
     other = gradient_flow(make_model("gru"), make_stretch(100), farthest=3, places=3)
     assert other.tanh_slopes == (None, None)
+
+
+def test_the_slope_of_a_tanh_is_the_mean_over_all_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of states that change, places in groups of two and one."""
+    model, stretch = make_model("rnn").requires_grad_(False), make_stretch(40)
+    monkeypatch.setattr(module, "WARM_UP", 7)
+    monkeypatch.setattr(module, "PLACES_AT_ONCE", 2)
+    found = gradient_flow(model, stretch, farthest=4, places=3).tanh_slopes
+    squares: list[list[Tensor]] = [[], []]
+    for t in (11, 24, 38):
+        ids_T1 = torch.from_numpy(stretch.ids[t - 11 : t + 1])[:, None]
+        layers = unroll_model(model, ids_T1, model.initial_hidden(1))
+        for layer, of_layer in zip(layers, squares, strict=True):
+            of_layer += [(1 - h_BH**2) ** 2 for h_BH in layer.states["h"][-5:]]
+    assert found == pytest.approx([float(torch.cat(s).mean().sqrt()) for s in squares])
 
 
 def test_a_short_text_is_followed_back_by_a_quarter() -> None:

@@ -18,7 +18,7 @@ import torch
 from rich.cells import cell_len
 from rich.text import Text
 
-from charrnn import flow
+from charrnn import flow, gradients
 from charrnn import inspection as module
 from charrnn.activity import Activation, GateUse, Pace, Unit, UnitFound
 from charrnn.checkpoint import load, save
@@ -106,7 +106,19 @@ def test_the_initial_weights_are_of_the_seed(own: int | None, seed: int) -> None
 def test_the_gradient_that_is_cut_is_of_the_training_s_window() -> None:
     model, stretch, config = make_model("gru"), make_stretch(200), InspectConfig(only=("clipping",))
     found = module.inspect(model, stretch, vocabulary(), config, bptt=7)
+    initial = initial_model(model.config, 1).double()
     assert found.cuts[:3] == cuts(model, stretch.ids, 7)
+    assert found.cuts[3:] == cuts(initial, stretch.ids, 7, weights="initial")
+
+
+def test_the_gradient_that_is_truncated_is_of_both_weights() -> None:
+    model, stretch = make_model("gru"), make_stretch(200)
+    config = InspectConfig(only=("truncation",), bptt=(3, 7))
+    found = module.inspect(model, stretch, vocabulary(), config, bptt=9).truncation
+    initial = initial_model(model.config, 1).double()
+    for one, weighted in zip(found, (model, initial), strict=True):
+        expected = gradients.truncation(weighted, stretch.ids, (3, 7))
+        assert [w.angle for w in one.windows] == [w.angle for w in expected.windows]
 
 
 @contextmanager
@@ -316,7 +328,6 @@ class TestPlots:
         assert printed(activation=none).endswith("\nabcd\n▅▅▅▅")
 
 
-# In a terminal --------------------------------------------------------------------
 # In a terminal --------------------------------------------------------------------
 
 
