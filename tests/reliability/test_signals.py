@@ -8,6 +8,7 @@ import os
 import pty
 import random
 import re
+import select
 import shlex
 import signal
 import subprocess
@@ -539,7 +540,10 @@ def test_ctrl_z_leaves_the_terminal_as_it_was(tmp_path: Path, book: Path) -> Non
     def until_shown(what: bytes) -> bytes:
         """Return what is shown from here to there."""
         nonlocal seen
+        end = time.monotonic() + PATIENCE
         while what not in seen:
+            ready, *_ = select.select([terminal], [], [], max(0.0, end - time.monotonic()))
+            assert ready, f"waited in vain for {what!r}"
             seen += os.read(terminal, 4096)
         shown, _, seen = seen.partition(what)
         return shown
