@@ -175,7 +175,7 @@ def sample(
             drawn = drawn_B.tolist()
             # Where there are no probabilities the first symbol is drawn, which else is hardly ever.
             if 0 in drawn or config.temperature == 0:
-                _refuse_non_finite(logits_BV)
+                _refuse_non_finite(logits_BV[open_samples])
             produced += 1
             yield from [Piece(index, drawn[index]) for index in open_samples]
             if stop is not None:

@@ -285,6 +285,15 @@ class TestSample:
             drawn.extend(piece.symbol for piece in pieces)
         assert drawn == free[: free.index(late) + 1]
 
+    def test_what_would_follow_a_sample_that_is_complete_does_not_matter(self) -> None:
+        model, words = make_model(), vocabulary()
+        config = SampleConfig(length=40, count=4, temperature=3, stop="a")
+        ended = texts(model, words, "b", config)
+        assert len({len(text) for text in ended}) > 1
+        with torch.no_grad():
+            model.embedding.weight[int(words.encode("a")[0])] = torch.nan
+        assert texts(model, words, "b", config) == ended
+
     @pytest.mark.parametrize("stop", ["a", "ab", "\n", "樓"])
     def test_stops_after_the_stop_text_of_each_sample(self, stop: str) -> None:
         model, words = make_model(), vocabulary()
