@@ -6,6 +6,7 @@ import codecs
 import sys
 from collections.abc import Iterable, Sequence
 
+from charrnn.errors import CharrnnError
 from charrnn.sampling import Piece
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import printable
@@ -23,8 +24,12 @@ def print_as_made(vocabulary: Vocabulary, start: Sequence[int], pieces: Iterable
     """
     writer = _Writer(vocabulary)
     writer.write(start)
-    for piece in pieces:
-        writer.write([piece.symbol])
+    try:
+        for piece in pieces:
+            writer.write([piece.symbol])
+    except CharrnnError:
+        writer.end()  # what is said of it has a line of its own
+        raise
     writer.end()
 
 
@@ -102,9 +107,9 @@ class _Writer:
             self._show(self._decoder.decode(b"", final=True))
 
     def end(self) -> None:
-        """End a terminal's line."""
+        """End a terminal's line, if one is begun."""
         self.show_rest()
-        if sys.stdout.isatty() and self._last != "\n":
+        if sys.stdout.isatty() and self._last not in ("", "\n"):
             print()
 
     def _show(self, text: str) -> None:

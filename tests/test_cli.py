@@ -18,6 +18,7 @@ import sys
 import termios
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from charrnn.checkpoint import load, read_description, save
 from charrnn.cli import app
 from charrnn.config import TextChoices, TextSource, TrainConfig
 from charrnn.corpus import Corpus, _scan_file, scan
-from charrnn.errors import UsageError
+from charrnn.errors import NonFiniteError, UsageError
 from charrnn.runfolder import RunFolder
 from charrnn.sample_view import print_as_made, print_samples
 from charrnn.sampling import Piece
@@ -1065,6 +1066,23 @@ class TestSample:
         monkeypatch.setattr(sys, "stdout", screen)
         pieces = [Piece(0, symbol) for symbol in vocabulary.encode(drawn).tolist()]
         print_as_made(vocabulary, [], pieces)
+        assert screen.getvalue() == seen
+
+    @pytest.mark.parametrize(("drawn", "seen"), [("ab", "ab\n"), ("a\n", "a\n"), ("", "")])
+    def test_a_refusal_leaves_the_message_a_line_of_its_own(
+        self, monkeypatch: pytest.MonkeyPatch, drawn: str, seen: str
+    ) -> None:
+        vocabulary = Vocabulary.from_counts(Counter(map(ord, "ab\n")), "utf-8", 1)
+        screen = io.StringIO()
+        monkeypatch.setattr(screen, "isatty", lambda: True)
+        monkeypatch.setattr(sys, "stdout", screen)
+
+        def pieces() -> Iterator[Piece]:
+            yield from (Piece(0, symbol) for symbol in vocabulary.encode(drawn).tolist())
+            raise NonFiniteError("no number")
+
+        with pytest.raises(NonFiniteError):
+            print_as_made(vocabulary, [], pieces())
         assert screen.getvalue() == seen
 
     def test_a_character_that_a_sample_ends_within_is_shown(
