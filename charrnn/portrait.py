@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.cells import cell_len
 
@@ -105,7 +106,8 @@ def portray(
     Raises:
         CheckpointError: there is no such checkpoint any more.
         CorpusError: the text changed while it was read.
-        NonFiniteError: a price is no number: its weights are too large to compute with.
+        NonFiniteError: a price, or what its sample is drawn from, is no number: its weights are
+            too large to compute with.
         RunFolderError: the log cannot be read, or a line is no row of it.
     """
     text = PricedText(part)
@@ -119,12 +121,16 @@ def portray(
             f"{shown(checkpoint)}: its loss is not finite, so a page cannot show it: train anew "
             "with a lower --lr"
         )
-    drawn = [piece.symbol for piece in sample(model, vocabulary, vocabulary.encode(""), SAMPLE)]
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # ``sample`` looks at what comes out
+            pieces = [*sample(model, vocabulary, vocabulary.encode(""), SAMPLE)]
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{shown(checkpoint)}: {error}") from error
     return Portrait(
         label=label,
         shape=model.config,
         log=_read_log(checkpoint),
-        sample=vocabulary.decode(drawn),
+        sample=vocabulary.decode([piece.symbol for piece in pieces]),
         excerpt=tuple(excerpt[:EXCERPT]),
         inspection=inspection,
         validated_on=validated_on,

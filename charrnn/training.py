@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from charrnn.checkpoint import LAST
 from charrnn.clock import Clock
 from charrnn.config import SampleConfig
@@ -430,14 +432,21 @@ class _Loop:
         self.row_from = (self.row_from[0], self.row_from[1] + progress.seconds - started)
 
     def _sample(self) -> Iterator[Sampled]:
-        """Draw the text to show; none if the run is to stop meanwhile."""
+        """Draw the text to show; none if the run is to stop meanwhile, or none can be drawn.
+
+        Whether the run goes on then is the loss's to say.
+        """
         config = SampleConfig(length=SHOWN_LENGTH, temperature=0.8, seed=self.run.config.seed)
         empty = self.run.vocabulary.encode("")
         symbols: list[int] = []
-        for piece in sample(self.run.model, self.run.vocabulary, empty, config):
-            if self.should_stop():
-                return
-            symbols.append(piece.symbol)
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):  # ``sample`` looks at what comes out
+                for piece in sample(self.run.model, self.run.vocabulary, empty, config):
+                    if self.should_stop():
+                        return
+                    symbols.append(piece.symbol)
+        except NonFiniteError:
+            return
         yield Sampled(self.run.vocabulary.decode(symbols))
 
     def _save_due(self) -> bool:

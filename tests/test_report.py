@@ -36,8 +36,8 @@ from charrnn.comparison import CellResult, Comparison, Plan, RunFailure
 from charrnn.config import ModelConfig, TrainConfig
 from charrnn.corpus import scan
 from charrnn.equations import Quantity, Step
-from charrnn.errors import UsageError
-from charrnn.evaluation import PositionScores, Scores, prices
+from charrnn.errors import NonFiniteError, UsageError
+from charrnn.evaluation import PositionScores, Prices, Scores, prices
 from charrnn.figures import (
     Dots,
     Line,
@@ -1197,6 +1197,20 @@ def test_a_portrait_of_a_model_of_bytes_shows_what_its_text_is_made_of(
     assert drawn.of_bytes
     assert [character for character, _ in drawn.excerpt] == [*"é␍b\r\nc␍"]
     assert "é␍b↵\nc␍" in check(inspection_page(drawn, "", ORIGIN)).texts["pre"]
+
+
+def test_a_portrait_without_a_sample_names_the_checkpoint(prose: Path, trained: Path) -> None:
+    """What a sample comes upon need not be in the text."""
+    model, vocabulary, _ = load_model(trained, torch.device("cpu"))
+    part = scan([str(prose)], "utf-8").part(0, 9)
+    for weight in model.state_dict().values():
+        weight.copy_(weight.sign() * 3e38)
+    named = re.escape(str(trained)) + ": the model's predictions are not finite: "
+    with (
+        mock.patch("charrnn.portrait.prices", return_value=[Prices(1, np.zeros(8), 0)]),
+        pytest.raises(NonFiniteError, match=named),
+    ):
+        portray("x", trained, model, vocabulary, part)
 
 
 def test_a_portrait_has_the_unit_that_was_asked_for_or_the_first_found(

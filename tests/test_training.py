@@ -27,11 +27,12 @@ from charrnn.corpus import scan
 from charrnn.errors import NonFiniteError, RunFolderError, TakenFolderError, UsageError
 from charrnn.evaluation import Scores, prices, score
 from charrnn.flow import initial_model
+from charrnn.model import CharModel
 from charrnn.planning import Planner
 from charrnn.resuming import resume
 from charrnn.run import Progress, Run
 from charrnn.runfolder import RunFolder
-from charrnn.sampling import sample
+from charrnn.sampling import Piece, sample
 from charrnn.starting import start
 from charrnn.stream import Chunk
 from charrnn.trained import load_model
@@ -823,6 +824,26 @@ def test_losses_before_one_that_is_not_finite_are_short(
     monkeypatch.setattr(Update, "__call__", growing)
     with pytest.raises(NonFiniteError, match=r"losses before it [\d.]{1,5}, [\d.]{1,5}e\+28; "):
         list(train(run))
+
+
+def test_a_sample_that_cannot_be_drawn_ends_no_training(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The losses are finite; only what the sample comes upon is not."""
+    run = start_run(steps=9, validate_every=3)
+
+    def drawn(model: CharModel, *of: Any) -> Iterator[Piece]:
+        if run.progress.step == 6:
+            model = CharModel(model.config)
+            for weight in model.state_dict().values():
+                weight.copy_(weight.sign() * 3e38)
+        return sample(model, *of)
+
+    monkeypatch.setattr(training, "sample", drawn)
+    *events, finished = train(run)
+    assert finished == Finished("done", complete=True)
+    assert len(only(events, Validated)) == 3
+    assert len(only(events, Sampled)) == 2
 
 
 def test_an_update_that_is_not_captured_is_told_once(start_run: StartRun) -> None:
