@@ -165,11 +165,11 @@ def watch_comparison(
                 reader.show(event)
     finally:
         reader.display.close()
+    if stop.received:  # first: a Ctrl-C ends the reader, too
+        return None
     if reader.left:
         with unread_unfinished():
             raise reader.left
-    if stop.received:
-        return None
     if not results:
         raise NonFiniteError(
             "no run came to its end: each met a loss that is not finite; compare anew "

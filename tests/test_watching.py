@@ -163,6 +163,25 @@ class TestComparison:
         ]  # fmt: skip
 
 
+@pytest.mark.parametrize("words", [("train",), ("compare", "--cell", "rnn")])
+def test_a_signal_that_ends_the_reader_too_is_what_counts(
+    cli: Cli, prose: Path, tmp_path: Path, display: Refusing, monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+) -> None:  # fmt: skip
+    """As a Ctrl-C does where the output goes to tee."""
+    show = display.show
+
+    def signalled(event: Event) -> None:
+        if isinstance(event, Logged):
+            signal.raise_signal(signal.SIGINT)
+        show(event)
+
+    display.refuses = {Logged: errno.EPIPE}
+    monkeypatch.setattr(display, "show", signalled)
+    name, *options = words
+    assert cli(name, prose, *options, "--run", tmp_path / "run", *QUICK).code == 130
+
+
 class TestPause:
     def test_it_waits_until_the_terminal_is_free(
         self, display: Refusing, monkeypatch: pytest.MonkeyPatch
