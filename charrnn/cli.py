@@ -662,9 +662,9 @@ def evaluate(
         facts = [subject.facts(of_training=part == "train") for subject in subjects]
         for line in remarks(subjects, facts):
             say(line)
-        assessments = watch_scoring(
+        assessments, failure = watch_scoring(
             zip(subjects, facts, strict=True), config, baselines=baselines, show=show,
-            per_char=per_char, in_pipe=not as_json,
+            per_char=per_char, with_page=report is not None, in_pipe=not as_json,
         )  # fmt: skip
 
         def show_scores() -> None:
@@ -680,7 +680,7 @@ def evaluate(
             portraits = portray_subjects(subjects)
             return assessment_page(assessments, portraits, str(source), origin_of_page(where))
 
-        show_and_report(show_scores, report, page)
+        show_and_report(show_scores, report, page, failure)
         refuse_non_finite(assessments)  # shown before: of several models the others have scores
 
 

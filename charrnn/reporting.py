@@ -88,28 +88,34 @@ def origin_of_page(device: torch.device) -> Origin:
     return origin(["charrnn", *sys.argv[1:]], device)
 
 
-def show_and_report(show: Callable[[], None], report: Path | None, make: Callable[[], str]) -> None:
+def show_and_report(
+    show: Callable[[], None],
+    report: Path | None,
+    make: Callable[[], str],
+    failure: Exception | None = None,
+) -> None:
     """Print results and write a page of them; none of the two is lost with the other.
 
     Args:
         show: prints the results.
         report: where the page goes; None: there is none.
         make: makes the page.
+        failure: of what came before, which is not to cost the results either.
 
     Raises:
+        Exception: the failure; the results are printed and the page is written.
         OSError: the results cannot be printed; the page is written.
         RunFolderError: the page cannot be written; the results are printed.
     """
-    unread: OSError | None = None
     try:
         show()
         sys.stdout.flush()
     except OSError as error:
-        unread = error
+        failure = failure or error
     if report is not None:
         from charrnn.disk import followed, write_text
 
         write_text(followed(report), make())  # what a link leads to is replaced, not the link
         say(f"report: {shown(report)}")
-    if unread is not None:
-        raise unread
+    if failure is not None:
+        raise failure

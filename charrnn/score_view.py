@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+from rich.console import RenderableType
 from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
@@ -190,14 +191,19 @@ class SurpriseText:
 
     Args:
         part: the text that is scored.
+        alone: nothing else comes of the scores: what cannot be printed ends it.
 
     Raises:
         CorpusError: the text changed while it was read; so do calls.
+        OSError: it cannot be printed, and is alone; so do calls and the end.
     """
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: Part, *, alone: bool = True) -> None:
         self._text = PricedText(part)
         self._console = Output(soft_wrap=True)
+        self._alone = alone
+        self.refused: OSError | None = None
+        """Why it is not printed any more."""
         self._print(self._text.first())
 
     def __call__(self, stretch: Prices) -> None:
@@ -207,7 +213,7 @@ class SurpriseText:
     def close(self) -> None:
         """Print what the colours mean; where there are none, say on stderr how to have them."""
         if not self._console.has_colours:
-            self._console.print("\n")
+            self._write("\n")
             with suppress(OSError):  # nobody has to read what is said on stderr
                 Output(stderr=True, soft_wrap=True).print(
                     "the text is without its colours here: FORCE_COLOR=1 keeps them, --per-char "
@@ -216,7 +222,7 @@ class SurpriseText:
             return
         ranges = map(Text, surprise_ranges(), STYLES)
         legend = Text("\n\nbits: ") + Text("  ").join(ranges)
-        self._console.print(legend, end="\n\n")
+        self._write(legend, end="\n\n")
 
     def _print(self, priced: Iterable[tuple[str, float]]) -> None:
         # Segments, for a Text would turn tabs into spaces.
@@ -229,4 +235,14 @@ class SurpriseText:
             segments.append(Segment(text, style))
             if feed:  # a line feed in a colour would colour what is left of the row
                 segments.append(Segment.line())
-        self._console.print(Segments(Segment.simplify(segments)), end="")
+        self._write(Segments(Segment.simplify(segments)), end="")
+
+    def _write(self, what: RenderableType, end: str = "\n") -> None:
+        if self.refused:
+            return
+        try:
+            self._console.print(what, end=end)
+        except OSError as error:
+            if self._alone:
+                raise
+            self.refused = error

@@ -19,7 +19,7 @@ from charrnn.comparison import Comparison, Plan, RunFailure, RunResult
 from charrnn.config import EvaluateConfig
 from charrnn.corpus import Part
 from charrnn.display import Display, open_display
-from charrnn.errors import NonFiniteError
+from charrnn.errors import NonFiniteError, RunFolderError
 from charrnn.evaluation import Prices
 from charrnn.outcome import unread_unfinished
 from charrnn.run import Run
@@ -185,8 +185,9 @@ def watch_scoring(
     baselines: bool,
     show: bool,
     per_char: Path | None,
+    with_page: bool,
     in_pipe: bool,
-) -> list[Assessment]:
+) -> tuple[list[Assessment], OSError | RunFolderError | None]:
     """Score models one after another, showing how far that is.
 
     Args:
@@ -195,34 +196,48 @@ def watch_scoring(
         baselines: price each text without a network, too; once for all models that read it alike.
         show: print the text, coloured by its prices; of one model.
         per_char: write the prices to this file; of one model.
+        with_page: a page is made of the scores.
         in_pipe: say how far it is where no terminal is, too.
+
+    Returns:
+        The scores; what kept the prices, though all are known, from their file, or the text from
+        being shown to its end where a file is to be written: to be raised once all else is done.
 
     Raises:
         CorpusError: a text changed while it was read.
+        OSError: the text cannot be shown, and no file is to be written.
         RunFolderError: the prices cannot be written.
     """
+    failure: OSError | RunFolderError | None = None
     priced: dict[tuple[Part, Vocabulary, Part | None], tuple[Baseline, ...]] = {}
     assessments = []
     for subject, facts in subjects:
         part, vocabulary = subject.part, subject.vocabulary
         basis = (part, vocabulary, subject.training)
-        # A text that is shown ends last: whether its last line can be printed is no matter to the
-        # file of prices.
-        with ExitStack() as text, ExitStack() as stack:
-            # A text that is shown says by itself how far it is.
-            meter = Meter(shown(subject.path), part.characters - 1, in_pipe=in_pipe, quiet=show)
-            stack.enter_context(closing(meter))
-            watchers: list[Callable[[Prices], None]] = []
-            if per_char is not None:  # first, for it may be refused
-                watchers.append(stack.enter_context(PerCharacter(part, per_char)))
-            if baselines and basis not in priced:
-                priced[basis] = tuple(price_baselines(*basis, meter))
-            if show:
-                watchers.append(text.enter_context(closing(SurpriseText(part))))
-            assessments.append(
-                assess(
-                    str(subject.path), subject.model, vocabulary, part, config,
-                    baselines=priced.get(basis, ()), facts=facts, watchers=watchers, tell=meter,
-                )
-            )  # fmt: skip
-    return assessments
+        try:
+            # A text that is shown ends last: the file of prices does not wait for its reader.
+            with ExitStack() as last, ExitStack() as stack:
+                # A text that is shown says by itself how far it is.
+                meter = Meter(shown(subject.path), part.characters - 1, in_pipe=in_pipe, quiet=show)
+                stack.enter_context(closing(meter))
+                watchers: list[Callable[[Prices], None]] = []
+                if per_char is not None:  # first, for it may be refused
+                    watchers.append(stack.enter_context(PerCharacter(part, per_char)))
+                if baselines and basis not in priced:
+                    priced[basis] = tuple(price_baselines(*basis, meter))
+                if show:
+                    text = SurpriseText(part, alone=per_char is None and not with_page)
+                    watchers.append(last.enter_context(closing(text)))
+                assessments.append(
+                    assess(
+                        str(subject.path), subject.model, vocabulary, part, config,
+                        baselines=priced.get(basis, ()), facts=facts, watchers=watchers, tell=meter,
+                    )
+                )  # fmt: skip
+        except RunFolderError as error:
+            if not assessments:
+                raise
+            failure = error
+        if show:
+            failure = failure or text.refused
+    return assessments, failure

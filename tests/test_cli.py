@@ -51,6 +51,7 @@ from tests.conftest import (
     log_of,
     make_prose,
     needs_full,
+    refusing,
     run_process,
     run_unread,
 )
@@ -1443,17 +1444,38 @@ class TestEvaluate:
             ) in done.err
             assert cli("evaluate", *models, "--text", folder / "a").code == 0
 
-    def test_a_file_of_prices_is_whole_where_the_text_cannot_be_shown_to_its_end(
+    @needs_full
+    def test_a_file_of_prices_is_whole_where_the_text_cannot_be_shown(
+        self, trained: Path, tmp_path: Path
+    ) -> None:
+        prices = tmp_path / "prices"
+        words = ("evaluate", trained, "--part", "valid", "--show", "--per-char", prices)
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                command(*words), stdout=full, stderr=subprocess.PIPE, env=ENVIRONMENT
+            )
+        assert done.returncode == 1
+        assert done.stderr.endswith(b"charrnn: cannot write the output: No space left on device\n")
+        assert len(prices.read_text(encoding="utf-8").splitlines()) == 600
+
+    @pytest.mark.parametrize("option", ["--per-char", "--report"])
+    def test_a_file_is_written_though_the_reader_of_the_text_leaves(
+        self, trained: Path, tmp_path: Path, option: str
+    ) -> None:
+        """As who quits a pager does; without a file that ends the command."""
+        file = tmp_path / "of-scores.html"
+        code, _ = run_unread("evaluate", trained, "--part", "valid", "--show", option, file)
+        assert (code, file.exists()) == (0, True)
+
+    def test_a_file_of_prices_that_fails_at_its_end_costs_no_scores(
         self, cli: Cli, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def full(_text: object) -> None:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        monkeypatch.setattr("charrnn.watching.SurpriseText.close", full)
+        monkeypatch.setattr("os.fsync", refusing(errno.ENOSPC))
         prices = tmp_path / "prices"
-        done = cli("evaluate", trained, "--part", "valid", "--show", "--per-char", prices)
-        assert done.code == 1
-        assert len(prices.read_text(encoding="utf-8").splitlines()) == 600
+        done = cli("evaluate", trained, "--part", "valid", "--json", "--per-char", prices)
+        said = f"charrnn: {prices}: cannot write the prices: No space left on device; free some "
+        assert (done.code, said in done.err, prices.exists()) == (1, True, False)
+        assert json.loads(done.out)[0]["characters"] == 600
 
     def test_a_file_of_prices_is_refused_before_anything_is_measured(
         self, cli: Cli, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -51,6 +51,17 @@ def test_results_that_nobody_reads_cost_no_page(page: Path) -> None:
     assert page.read_text(encoding="utf-8") == "new"
 
 
+def test_what_failed_before_costs_neither(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def show() -> None:
+        print("results")
+        raise BrokenPipeError
+
+    with pytest.raises(RunFolderError, match="no prices"):
+        show_and_report(show, page, lambda: "new", RunFolderError("no prices"))
+    assert capsys.readouterr().out == "results\n"
+    assert page.read_text(encoding="utf-8") == "new"
+
+
 def test_the_backend_of_a_notebook_is_not_asked_for(
     page: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
