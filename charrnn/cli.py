@@ -663,7 +663,7 @@ def evaluate(
         for line in remarks(subjects, facts):
             say(line)
         assessments, failure = watch_scoring(
-            zip(subjects, facts, strict=True), config, baselines=baselines, show=show,
+            zip(subjects, facts, strict=True), config, stop, baselines=baselines, show=show,
             per_char=per_char, with_page=report is not None, in_pipe=not as_json,
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,9 @@ def replacing(path: Path) -> Iterator[int]:
 
 
 @contextmanager
-def becoming(path: Path) -> Iterator[int]:
+def becoming(
+    path: Path, called: Callable[[Path], object] = lambda temporary: None
+) -> Iterator[int]:
     """Yield a file descriptor whose bytes become ``path`` all at once.
 
     The bytes go to a temporary file in the same folder. When the block ends
@@ -101,6 +103,10 @@ def becoming(path: Path) -> Iterator[int]:
     whole. When anything fails the temporary is removed and the old file stays.
     Permissions follow the umask.
 
+    Args:
+        path: what they become.
+        called: is told the temporary's name.
+
     Raises:
         OSError: the operating system refused a step, or what the block did fails so.
     """
@@ -108,6 +114,7 @@ def becoming(path: Path) -> Iterator[int]:
     fd = _create(temporary)
     try:
         try:
+            called(temporary)
             yield fd
             os.fsync(fd)
         finally:

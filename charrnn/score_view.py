@@ -121,25 +121,28 @@ class PerCharacter:
     The file appears whole, or stays as it was where the block fails.
 
     ``position`` counts from the text's first character, which has 0 and no price; a model
-    of bytes has ``byte`` in place of ``character``.
+    of bytes has ``byte`` in place of ``character``. A price that is no number is null.
 
     Args:
         part: the text that is scored.
         path: the file to write; a pipe or a device gets the lines as they come.
+        called: is told what the file is called until it is whole.
 
     Raises:
         CorpusError: the text changed while it was read; so do calls.
         RunFolderError: the file cannot be written; so do calls and the block's end.
     """
 
-    def __init__(self, part: Part, path: Path) -> None:
+    def __init__(
+        self, part: Part, path: Path, called: Callable[[Path], object] = lambda temporary: None
+    ) -> None:
         self._codes = part.each_code()
         next(self._codes)
         self._path = path
         self._bytes = part.corpus.encoding == BYTES
         self._open = ExitStack()
         with self._naming_the_file():
-            self._stream = self._open.enter_context(_written(path))
+            self._stream = self._open.enter_context(_written(path, called))
 
     def __call__(self, stretch: Prices) -> None:
         """Write a stretch's lines; stretches must come in order."""
@@ -171,14 +174,14 @@ class PerCharacter:
 
 
 @contextmanager
-def _written(path: Path) -> Iterator[BinaryIO]:
+def _written(path: Path, called: Callable[[Path], object]) -> Iterator[BinaryIO]:
     """Yield what is written to a path: all at once, but for a pipe or a device."""
     if path.exists() and not path.is_file():
         with path.open("wb") as stream:
             yield stream
         return
     # What a link leads to is replaced, not the link.
-    with becoming(followed(path)) as fd, os.fdopen(fd, "wb", closefd=False) as stream:
+    with becoming(followed(path), called) as fd, os.fdopen(fd, "wb", closefd=False) as stream:
         yield stream
 
 

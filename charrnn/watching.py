@@ -181,6 +181,7 @@ def watch_comparison(
 def watch_scoring(
     subjects: Iterable[tuple[Subject, Sequence[str]]],
     config: EvaluateConfig,
+    stop: StopSignals,
     *,
     baselines: bool,
     show: bool,
@@ -193,6 +194,7 @@ def watch_scoring(
     Args:
         subjects: each model with its text, and what a user must know of it.
         config: how to score, and what besides.
+        stop: removes what there is of the prices where a second signal ends the command.
         baselines: price each text without a network, too; once for all models that read it alike.
         show: print the text, coloured by its prices; of one model.
         per_char: write the prices to this file; of one model.
@@ -222,7 +224,8 @@ def watch_scoring(
                 stack.enter_context(closing(meter))
                 watchers: list[Callable[[Prices], None]] = []
                 if per_char is not None:  # first, for it may be refused
-                    watchers.append(stack.enter_context(PerCharacter(part, per_char)))
+                    prices = PerCharacter(part, per_char, stop.removed.append)
+                    watchers.append(stack.enter_context(prices))
                 if baselines and basis not in priced:
                     priced[basis] = tuple(price_baselines(*basis, meter))
                 if show:

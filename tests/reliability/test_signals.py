@@ -28,7 +28,7 @@ import charrnn.runfolder
 import charrnn.stopping
 import charrnn.training
 from charrnn.checkpoint import Checkpoint, load
-from charrnn.stopping import StopSignals
+from charrnn.stopping import Stopped, StopSignals
 from tests.conftest import ENVIRONMENT, command, make_prose, run_cli
 from tests.reliability.conftest import Promise
 from tests.reliability.processes import finish, fork
@@ -315,6 +315,32 @@ def test_a_signal_while_prices_are_written_leaves_the_file_of_before(
     assert finish(pid) == CODES[number]
     assert prices.read_text() == "of before"
     assert not list(tmp_path.glob(".prices.*"))
+
+
+def test_a_second_signal_leaves_no_temporary_of_the_prices(trained: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+
+    def compressing(*_: object) -> None:
+        begun.touch()
+        while True:  # as in a library, which hears of no signal before it is done
+            with contextlib.suppress(Stopped):
+                time.sleep(PATIENCE)
+
+    def slow() -> None:
+        charrnn.stopping.StopSignals.SAME = 0.0  # however fast the machine
+        pytest.MonkeyPatch().setattr("charrnn.watching.price_baselines", compressing)
+
+    words = ["evaluate", trained, "--part", "train", "--baselines", "--per-char", tmp_path / "p"]
+    pid = forked_cli([str(word) for word in words], tmp_path, slow)
+    wait_for(begun.exists, "the baselines")
+    assert list(tmp_path.glob(".p.*.tmp"))
+    time.sleep(0.2)  # until it is deep in them
+    os.kill(pid, signal.SIGTERM)
+    time.sleep(0.2)
+    assert not ended(pid)
+    os.kill(pid, signal.SIGTERM)
+    assert finish(pid) == 143
+    assert not list(tmp_path.glob(".p.*"))
 
 
 @pytest.fixture
