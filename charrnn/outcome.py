@@ -38,6 +38,7 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
         app: the commands.
         arguments: the words after the program's name; none asks for help.
     """
+    result: object = None
     try:
         # A character that the terminal cannot show must not end a sample. Where the locale is
         # ASCII a file gets utf-8, which says the same of ASCII, and loses nothing.
@@ -69,7 +70,6 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
         return 128 + number
     except BrokenPipeError:
         _forget_output()  # the reader has seen enough
-        return 0
     except (ImportError, OSError) as error:
         if isinstance(error, ImportError) or error.errno is None:  # ctypes gives no number
             return _fail(
@@ -78,11 +78,6 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
                 1,
             )
         # Reading and saving name their file themselves; what has no name is the output.
-        if error.filename is None:
-            try:
-                sys.stdout.flush()
-            except OSError:
-                _forget_output()
         where = shown(error.filename or "cannot write the output")
         return _fail(f"{where}: {reason(error)}", 1)
     except Exception as error:
@@ -127,6 +122,10 @@ def _forget_output() -> None:
 
 
 def _fail(message: str, code: int) -> int:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _forget_output()
     say("charrnn: " + " ".join(message.splitlines()))
     return code
 

@@ -1869,6 +1869,36 @@ class TestPipes:
         assert done.returncode == 1
         assert done.stderr == b"charrnn: cannot write the output: No space left on device\n"
 
+    @needs_full
+    def test_a_failure_after_output_that_cannot_be_written_is_one_line(
+        self, trained: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "text").write_text("The river runs.")
+        words = ("evaluate", trained, "--text", tmp_path / "text", "--per-char", "/dev/full")
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                command(*words), stdout=full, stderr=subprocess.PIPE, env=ENVIRONMENT
+            )
+        said = b"charrnn: /dev/full: cannot write the prices: No space left on device; free some "
+        assert (done.returncode, done.stderr) == (1, said + b"space\n")
+
+    def test_a_signal_counts_though_the_reader_of_a_training_leaves(
+        self, prose: Path, tmp_path: Path
+    ) -> None:
+        """As a Ctrl-C, which ends the program that reads --json, too."""
+        words = ("train", prose, "--minutes", 5, *QUICK[2:], "--run", tmp_path / "run", "--json")
+        with subprocess.Popen(
+            command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
+        ) as process:
+            assert process.stdout is not None
+            while not (line := process.stdout.readline()).startswith(b'{"event": "logged"'):
+                assert line
+            process.send_signal(signal.SIGSTOP)  # so that both come at once
+            process.send_signal(signal.SIGINT)
+            process.stdout.close()
+            process.send_signal(signal.SIGCONT)
+            assert process.wait(timeout=60) == 130
+
     def test_help_that_nobody_reads_is_no_failure(self) -> None:
         assert run_unread("train", "--help") == (0, "")
 
