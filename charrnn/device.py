@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable
 
 import torch
 
@@ -13,6 +12,7 @@ from charrnn.errors import UsageError
 __all__ = [
     "choose_device",
     "has_capability",
+    "is_here",
     "keep_freed_memory",
     "multiplies_bf16",
     "synchronise",
@@ -37,17 +37,21 @@ def choose_device(name: str) -> torch.device:
     torch.backends.cudnn.allow_tf32 = False
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # To ask for CUDA wakes the driver, which takes its time, and warns of one that is too old.
-    is_available: dict[str, Callable[[], bool]] = {
-        "cpu": lambda: True,
-        "cuda": torch.cuda.is_available,
-        "mps": torch.backends.mps.is_available,
-    }
-    if name not in is_available:
+    if name not in ("cpu", "cuda", "mps"):
         raise UsageError(f"--device must be auto, cpu, cuda or mps, not {name!r}")
-    if not is_available[name]():
+    if not is_here(name):
         raise UsageError(f"--device {name}: there is no such device here; --device cpu works")
     return torch.device(name)
+
+
+def is_here(name: str) -> bool:
+    """Whether this machine has a device: "cpu", "cuda" or "mps"."""
+    # To ask for CUDA wakes the driver, which takes its time, and warns of one that is too old.
+    return (
+        name == "cpu"
+        or (name == "cuda" and torch.cuda.is_available())
+        or (name == "mps" and torch.backends.mps.is_available())
+    )
 
 
 def synchronise(device: torch.device) -> None:

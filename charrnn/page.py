@@ -17,6 +17,7 @@ from importlib.metadata import version
 import torch
 
 from charrnn import __version__
+from charrnn.device import is_here
 from charrnn.figures import DARK, LIGHT, SANS
 from charrnn.machine import machine
 from charrnn.wording import command_line, printable
@@ -56,11 +57,13 @@ def origin(command: Sequence[str], device: torch.device) -> Origin:
 
     Args:
         command: the words of the command line.
-        device: where the models computed.
+        device: where the models computed; of a comparison that was finished, on any machine.
     """
+    here = f"{machine()}, matplotlib {version('matplotlib')}"
+    elsewhere = f"{device.type} of another machine; this page was made on "
     return Origin(
         command=command_line(command),
-        machine=f"{device.type}: {machine()}, matplotlib {version('matplotlib')}",
+        machine=(f"{device.type}: " if is_here(device.type) else elsewhere) + here,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 

@@ -1295,6 +1295,13 @@ def test_the_origin_names_program_and_machine() -> None:
     assert made.made.endswith(" UTC")
 
 
+def test_the_origin_of_what_was_trained_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    made = origin(["charrnn"], torch.device("cuda"))
+    here = f"{machine()}, matplotlib {matplotlib.__version__}"
+    assert made.machine == f"cuda of another machine; this page was made on {here}"
+
+
 # Figures ---------------------------------------------------------------------------------
 
 
