@@ -25,23 +25,25 @@ import typer
 from charrnn.cli import app
 from charrnn.files import embedded_corpus
 from lesson.__main__ import SECTIONS, main
-from lesson.gradients import clipping, judge_clipping, judge_radii
+from lesson.gradients import clipping, judge_clipping, judge_radii, radii
 from lesson.lab import QUICK, Answer, Lab, LessonError
 from lesson.memory import (
     Held,
     Pace,
     Reach,
     _under,
+    along,
     best_found,
+    gates,
     hold,
     judge_along,
     judge_gates,
 )
-from lesson.price import Costs, costs, judge_gru, judge_lstm
+from lesson.price import Costs, costs, gru, judge_gru, judge_lstm, lstm
 from lesson.recall import beyond, judge_beyond, judge_scaling, scaling
-from lesson.recurrence import _symbol, judge_length, judge_step, length
+from lesson.recurrence import _symbol, judge_length, judge_step, length, step
 from lesson.section import Section, Table, Verdict, broken, filled, judged, markdown, percent
-from lesson.windows import judge_window
+from lesson.windows import judge_window, window
 from tests.conftest import ENVIRONMENT, make_prose
 
 ROOT = Path(__file__).parent.parent
@@ -421,7 +423,9 @@ def test_the_recurrence_s_costs_are_told_from_those_of_the_model() -> None:
         cell: {**row, "parameters": 7 + blocks * 40 + extra, "multiply_adds": 7 + blocks * 40}
         for cell, blocks, extra in (("rnn", 1, 0), ("lstm", 4, 0), ("gru", 3, 2))
     }
-    found = costs(dict.fromkeys(width, row), dict.fromkeys(width, row), width)
+    steps, minutes = ({**row, "nats_per_char": nats} for nats in (1.25, 1.75))
+    found = costs(dict.fromkeys(width, steps), dict.fromkeys(width, minutes), width)
+    assert {(one.by_steps, one.by_time) for one in found.values()} == {(1.25, 1.75)}
     assert {cell: one.parameters for cell, one in found.items()} == {
         "rnn": 40, "lstm": 160, "gru": 122,
     }  # fmt: skip
@@ -780,11 +784,293 @@ def test_gradients_as_they_are_are_not_clipped_at_claim_7(unlearnt: Lab) -> None
     assert " --scale-norm 1 " in scaled
 
 
+# From what commands answer to tables and verdict, where no two numbers are the same ---------
+
+
+@pytest.fixture
+def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Lab]:
+    """A lab in which every command that has these words in it answers so."""
+
+    def made(answers: Mapping[str, Any], **size: Any) -> Lab:
+        text = tmp_path / "text"
+        text.write_text(make_prose(12_000))
+        lab = Lab(tmp_path / "lab", text, replace(QUICK, **size), lambda _: None)
+
+        def answer(command: str) -> Answer:
+            (found,) = (value for words, value in answers.items() if words in command)
+            return Answer(command, 0, json.dumps(found), "", 0.0)
+
+        monkeypatch.setattr(lab, "_run", answer)
+        return lab
+
+    return made
+
+
+def gradient(state: str, *at: tuple[int, float | None]) -> dict[str, Any]:
+    """What is left of a state's gradient: by the mean, and, another number, by the median."""
+    relative: list[float | None] = [1.0] * 21
+    for lag, share in at:
+        relative[lag] = share
+    return {"state": state, "relative": relative, "median": [0.7] * 21}
+
+
+def test_radii_are_told_by_weights_radius_and_state(answering: Callable[..., Lab]) -> None:
+    def flow(weights: str, scaled_to: float | None, slope: float, *left: float | None) -> Any:
+        linear, with_tanh = left
+        return {
+            "weights": weights, "scaled_to": scaled_to, "spectral_radii": [[1.25]],
+            "tanh_slopes": [slope], "places": 5,
+            "reaches": [gradient("linear", (20, linear)), gradient("h", (20, with_tanh))],
+        }  # fmt: skip
+
+    flows = [
+        flow("trained", None, 0.75, 0.31, 0.32),
+        {**flow("initial", None, 0.9, 0.33, 0.34), "spectral_radii": [[1.5]]},
+        flow("trained", 0.5, 0.91, 0.35, 0.11),
+        flow("trained", 1.5, 0.92, 0.36, 6.2),
+        flow("initial", 0.5, 0.8, 0.12, 0.13),
+        flow("initial", 1.5, 0.6, None, 0.14),
+    ]
+    lab = answering({"inspect": {"gradient_flow": flows}}, radii=(0.5, 1.5))
+    section = radii(lab)
+    (table,) = section.tables
+    assert table.rows == [
+        ["0.5", "9.5e-07", "0.12", "0.800", "1.1e-08", "0.13", "0.11"],
+        ["1.5", "3.3e+03", "overflow", "0.600", "0.12", "0.14", "6.2"],
+        ["1.25, as trained", "", "", "", "", "", "0.32"],
+    ]
+    assert section.judgement == judge_radii(
+        {0.5: 0.13, 1.5: 0.14}, {0.5: 0.11, 1.5: 6.2}, 1.25, 0.32,
+        {0.5: (0.5 * 0.8) ** 20, 1.5: (1.5 * 0.6) ** 20}, (1.25 * 0.75) ** 20,
+    )  # fmt: skip
+
+
+def test_reaches_and_paces_are_told_by_cell_and_state(answering: Callable[..., Lab]) -> None:
+    def reach(state: str, n: int) -> dict[str, Any]:
+        median, mean = ([1.0] * lag + [0.0] * (99 - lag) for lag in (51 + n, 71 + n))
+        median[10], median[50] = (20 + n) / 100, (40 + n) / 100
+        return {"state": state, "median": median, "relative": mean}
+
+    def flow(states: str, weights: str, scaled_to: float | None, first: int) -> dict[str, Any]:
+        reaches = [reach(state, n) for n, state in enumerate(states, first)]
+        linear = {"state": "linear", "median": [0.0], "relative": [0.0]}
+        return {
+            "weights": weights, "scaled_to": scaled_to, "places": 5, "reaches": [*reaches, linear]
+        }  # fmt: skip
+
+    def cell(states: str, first: int, needed: int, paces: list[Any]) -> dict[str, Any]:
+        flows = [
+            flow(states, "trained", None, first),
+            flow(states, "initial", None, first + 4),
+            flow(states, "trained", 0.5, first + 8),
+        ]
+        names = ("state", "autocorrelation", "kept_mean", "kept_median")
+        pace = [dict(zip(names, values, strict=True)) for values in paces]
+        return {"gradient_flow": flows, "memory": {"needed": needed}, "pace": pace}
+
+    section = along(
+        answering(
+            {
+                "rnn-seed1": cell("h", 0, 11, [("h", [0.25, None, 0.25], None, None)]),
+                "lstm-seed1": cell("hc", 1, 22, [
+                    ("h", [0.5], None, None), ("c", [0.9375, 0.9375, 0.0, 0.9375], 0.77, 0.66)]),
+                "gru-seed1": cell("h", 3, 13, [("h", [0.75], 0.55, 0.44)]),
+            }
+        )
+    )  # fmt: skip
+    reached, paced = section.tables
+    states = [("rnn", "h", 0), ("lstm", "h", 1), ("lstm", "c", 2), ("gru", "h", 3)]
+    needed = {"rnn": 11, "lstm": 22, "gru": 13}
+    expected = {
+        (f"{cell.upper()} {state}", weights): [
+            f"{51 + n}", f"{71 + n}", f"{20 + n} %", f"{40 + n} %",
+            f"{needed[cell]}" if weights == "trained" else "",
+        ]
+        for cell, state, first in states
+        for weights, n in (("trained", first), ("initial", first + 4))
+    }  # fmt: skip
+    assert {(row[0], row[1]): row[2:] for row in reached.rows} == expected
+    assert len(reached.rows) == len(expected)
+    assert paced.rows == [
+        ["RNN h", "+0.250", "+0.250", "+0.250", "0 of 2", "", ""],
+        ["LSTM h", "+0.500", "+0.500", "+0.500", "0 of 1", "", ""],
+        ["LSTM c", "+0.281", "+0.938", "+0.938", "3 of 4", "77 %", "66 %"],
+        ["GRU h", "+0.750", "+0.750", "+0.750", "0 of 1", "55 %", "44 %"],
+    ]
+    assert section.judgement == judge_along(
+        {(cell, state): Reach(51 + n, 71 + n, 98) for cell, state, n in states},
+        needed,
+        {
+            ("rnn", "h"): Pace([0.25, 0.25]), ("lstm", "h"): Pace([0.5]),
+            ("lstm", "c"): Pace([0.9375, 0.9375, 0.0, 0.9375], 0.77, 0.66),
+            ("gru", "h"): Pace([0.75], 0.55, 0.44),
+        },
+    )  # fmt: skip
+
+
+def test_gates_and_units_are_told_by_name(answering: Callable[..., Lab]) -> None:
+    def unit(name: str, layer: int, number: int, state: str, found: float, held: float) -> Any:
+        of = {"layer": layer, "unit": number, "state": state}
+        return {"property": name, "unit": of, "found": found, "correlation": held}
+
+    gate_shares = {
+        "input": ([0.11, 0.13], [0.21, 0.25]), "forget": ([0.95, 0.35], [0.04, 0.06]),
+    }  # fmt: skip
+    found = {
+        "characters": 999,
+        "gates": [
+            {"gate": gate, "open_share": opened, "closed_share": closed}
+            for gate, (opened, closed) in gate_shares.items()
+        ],
+        "units": [unit("digit", 1, 7, "h", 0.9, 0.8), unit("indentation", 2, 5, "c", 0.6, -0.5)],
+    }
+    values = [0.5, 1.5, 2.5, 3.5, 4.5, 5.5, -1.0, -2.0, 0.25, 2.0, 1.0, 3.0]
+    shown = {"activation": {"text": "    a\nb\n  c\n", "values": values}}
+    section = gates(answering({"--only gates": found, "--unit 2.5c": shown}))
+    of_gates, of_units = section.tables
+    assert of_gates.rows == [["input", "12 %", "23 %", "0"], ["forget", "65 %", "5 %", "1"]]
+    assert of_units.rows == [["digit", "1.7", "+0.800"], ["indentation", "2.5c", "-0.500"]]
+    indent_T = np.array([1, 2, 3, 4, 4, 0, 0, 0, 1, 2, 2, 0])
+    use = {"input": (0.12, 0.23), "forget": (0.65, 0.05)}
+    held = hold("2.5", "indentation", np.array(values), indent_T)
+    assert section.judgement == judge_gates(use, held)
+
+
+def test_windows_are_those_of_the_trained_model(answering: Callable[..., Lab]) -> None:
+    def one(bptt: int, n: int, size: int, last: int | None = None) -> dict[str, Any]:
+        return {
+            "bptt": bptt, "loss_last": last, "angle": n + 0.5, "size": n / 100,
+            "seconds_per_character": 1e-6 * n, "bytes": size,
+        }  # fmt: skip
+
+    def model(windows: list[Any], full: dict[str, Any]) -> dict[str, Any]:
+        return {"windows": windows, "full": full, "lanes": 4, "between_halves": 45.0}
+
+    trained = [one(4, 81, 120_000), one(108, 22, 340_000)]
+    initial = [one(4, 83, 560_000), one(108, 24, 780_000)]
+    last = [one(108, 31, 910_000, 10), one(108, 32, 920_000, 10)]
+    full = one(1000, 13, 8_000_000_000, 7)
+    every = [model(trained, full), model(initial, one(1000, 14, 9_000_000_000))]
+    alone = [model([found], one(1000, 15, 7_000_000_000)) for found in last]
+    answers = {"--bptt 4 ": {"truncation": every}, "--loss-last": {"truncation": alone}}
+    section = window(answering(answers))
+    (table,) = section.tables
+    assert table.rows == [
+        ["4", "all", "81.5°", "0.810", "81.0", "0.12"],
+        ["108", "all", "22.5°", "0.220", "22.0", "0.34"],
+        ["108", "last 10", "31.5°", "0.310", "31.0", "0.91"],
+        ["1,000 (all)", "all", "13.5°", "0.130", "13.0", "8000.00"],
+    ]
+    # Two million bytes a character of one lane, of 12,000.
+    assert section.judgement == judge_window(last[0], trained, full, 24e9)
+
+
+def test_a_step_s_lines_are_each_cell_s_own(answering: Callable[..., Lab]) -> None:
+    def line(name: str, n: int) -> dict[str, Any]:
+        return {"name": name, "equation": f"of {name}", "units": [n, n + 1], "model": [n + 2] * 2}
+
+    def cell(name: str, n: int) -> dict[str, Any]:
+        quantities = [line("a|", n), {**line("h", n + 10), "model": None}, line("y", n + 20),
+                      line("p", n + 30)]  # fmt: skip
+        found = {
+            "quantities": quantities, "read": name[0], "likeliest": [name[1], name[2]],
+            "characters": 9, "state_difference": n / 1e5, "logits_difference": n / 1e6,
+            "written_nats": n + 0.25, "model_nats": n + 0.75,
+        }  # fmt: skip
+        return {"cell": name, "step": found}
+
+    cells = {"rnn": cell("rnn", 100), "lstm": cell("lstm", 200), "gru": cell("gru", 300)}
+    section = step(answering({f"{name}-seed1": found for name, found in cells.items()}))
+    numbers, ends, differences = section.tables
+    assert [*numbers.head] == ["plain RNN", "unit 1", "unit 2"]
+    assert numbers.rows == [
+        ["a| = of a|", "+100.00000", "+101.00000"],
+        ["a| by the model", "+102.00000", "+102.00000"],
+        ["h = of h", "+110.00000", "+111.00000"],
+    ]
+    assert [*ends.head] == ["after 'r', likeliest next", "'n'", "'n'"]
+    assert [row[1] for row in ends.rows] == ["+120.00000", "+122.00000", "+130.00000", "+132.00000"]
+    assert differences.rows == [
+        [name.upper(), r"a\| = of a\|; h = of h", f"{n}.0e-03", f"{n}.0e-04", f"{n}00.250000",
+         f"{n}00.750000"]
+        for n, name in enumerate(cells, 1)
+    ]  # fmt: skip
+    assert section.judgement == judge_step({name: one["step"] for name, one in cells.items()})
+
+
+#: By cell what it costs and scores, in the numbers that three comparisons give.
+PRICED = {
+    "rnn": Costs(40, 30, 8, 1.125, 2.125, 30 / 50),
+    "lstm": Costs(160, 120, 20, 1.5, 2.5, 120 / 140),
+    "gru": Costs(120, 90, 16, 1.375, 2.375, 90 / 110),
+}
+
+
+@pytest.fixture
+def priced(answering: Callable[..., Lab]) -> Lab:
+    """A lab in which the three comparisons answer so."""
+
+    def row(cell: str, n: int, **of: Any) -> dict[str, Any]:
+        """What the n-th comparison answers: of what is not asked there, any numbers."""
+        others = {
+            "hidden": 1, "parameters": 2, "multiply_adds": 3, "seconds": 4.0, "nats_per_char": 5.0,
+            "chars_per_second": 6.0, "train_chars_per_second": 7.0,
+        }  # fmt: skip
+        found = {name: 1000 * n + value for name, value in others.items()}
+        return {"cell": cell, **found, "runs": [{"trained_characters": 1000 * n + 8}], **of}
+
+    steps = [
+        row(cell, 1, nats_per_char=one.by_steps, hidden=5 * k, parameters=70 * k, seconds=9.0 * k)
+        for k, (cell, one) in enumerate(PRICED.items(), 1)
+    ]
+    minutes = [
+        row(cell, 2, nats_per_char=one.by_time, runs=[{"trained_characters": 30 * k}])
+        for k, (cell, one) in enumerate(PRICED.items(), 1)
+    ]
+    width = [
+        row(
+            cell, 3, parameters=17 + one.parameters, multiply_adds=20 + one.multiply_adds,
+            train_chars_per_second=1e6 / one.microseconds, chars_per_second=1e6 / k,
+        )
+        for k, (cell, one) in enumerate(PRICED.items(), 1)
+    ]  # fmt: skip
+    found = {"steps": steps, "minutes": minutes, "width": width}
+    return answering({f"checkpoints/lesson/{name} ": rows for name, rows in found.items()})
+
+
+def test_the_price_of_the_lstm_is_of_three_comparisons(priced: Lab) -> None:
+    section = lstm(priced)
+    by_width, by_loss = section.tables
+    assert by_width.rows == [
+        ["RNN", "40", "30", "60 %", "8.0", "1.0"],
+        ["LSTM", "160", "120", "86 %", "20.0", "2.0"],
+        ["GRU", "120", "90", "82 %", "16.0", "3.0"],
+    ]
+    assert by_loss.rows == [
+        ["RNN", "5", "70", "1.125", "9", "2.125", "30"],
+        ["LSTM", "10", "140", "1.500", "18", "2.500", "60"],
+        ["GRU", "15", "210", "1.375", "27", "2.375", "90"],
+    ]
+    assert section.judgement == judge_lstm(PRICED)
+
+
+def test_the_gru_is_held_against_the_lstm(priced: Lab) -> None:
+    section = gru(priced)
+    assert [[*row[1:]] for row in section.tables[0].rows] == [
+        ["120.0", "160.0", "0.750"],
+        ["90.0", "120.0", "0.750"],
+        ["16.0", "20.0", "0.800"],
+        ["1.375", "1.500", "0.917"],
+        ["2.375", "2.500", "0.950"],
+    ]
+    assert section.judgement == judge_gru(PRICED["gru"], PRICED["lstm"])
+
+
 def training_of(*losses: float, complete: bool | None = True) -> str:
     """What ``train --json`` prints; complete: None where it breaks off."""
     events: list[dict[str, Any]] = [{"event": "started"}]
-    for step, loss in enumerate(losses, 1):
-        row = {"step": step, "train_nats_per_char": loss, "gradient_norm": 2.0}
+    for number, loss in enumerate(losses, 1):
+        row = {"step": number, "train_nats_per_char": loss, "gradient_norm": 2.0}
         events.append({"event": "logged", **row, "clipped_share": 0.5})
     if complete is not None:
         events.append({"event": "finished", "complete": complete})
