@@ -794,21 +794,53 @@ def test_a_budget_of_another_kind_is_planned_anew(start_run: StartRun) -> None:
     assert many.weight_decay > few.weight_decay
 
 
+@pytest.fixture
+def unwaited(start_run: StartRun, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
+    """Put a run together whose 14th loss is no number, and whose updates nobody waits for."""
+
+    def make(**options: Any) -> Run:
+        run, real = start_run(steps=35, **options), Update.__call__
+
+        def poisoned(update: Update, chunk: Chunk) -> UpdateResult:
+            result, is_14th = real(update, chunk), run.progress.step == 13
+            return replace(result, loss=result.loss * math.nan) if is_14th else result
+
+        monkeypatch.setattr(Update, "__call__", poisoned)
+        monkeypatch.setattr(Run, "device", SimpleNamespace(type="cuda"))
+        return run
+
+    return make
+
+
 def test_the_update_that_is_not_finite_is_named_though_nobody_waited_for_it(
-    start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+    unwaited: Callable[..., Run],
 ) -> None:
     """On a GPU ten updates are looked at together."""
-    run, real = start_run(steps=35, validate_every=30), Update.__call__
-
-    def poisoned(update: Update, chunk: Chunk) -> UpdateResult:
-        result = real(update, chunk)
-        return replace(result, loss=result.loss * math.nan) if run.progress.step == 13 else result
-
-    monkeypatch.setattr(Update, "__call__", poisoned)
-    monkeypatch.setattr(Run, "device", SimpleNamespace(type="cuda"))
+    run = unwaited(validate_every=30)
     with pytest.raises(NonFiniteError, match="the loss is not finite at step 14 "):
         list(train(run))
     assert run.progress.step == 20
+
+
+def test_nothing_is_scored_of_updates_that_nobody_has_looked_at(
+    unwaited: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, scored = unwaited(validate_every=15), mock.Mock(wraps=score)
+    monkeypatch.setattr(training, "score", scored)
+    with pytest.raises(NonFiniteError, match="the loss is not finite at step 14 "):
+        list(train(run))
+    assert run.progress.step == 15
+    scored.assert_not_called()
+
+
+def test_nothing_is_saved_of_updates_that_nobody_has_looked_at(
+    unwaited: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, saved = unwaited(validate_every=30), mock.Mock(return_value=Path("last"))
+    monkeypatch.setattr(Run, "save", saved)
+    with pytest.raises(NonFiniteError, match="the loss is not finite at step 14 "):
+        list(train(run, lambda: "the test" if run.progress.step == 15 else None))
+    saved.assert_not_called()
 
 
 def test_losses_before_one_that_is_not_finite_are_short(
