@@ -385,7 +385,7 @@ def _measure(run: Run, should_stop: Callable[[], str | None]) -> RunResult:
         train_chars_per_second=_median_speed(path / LOG),
         valid_nats_per_char=valid.nats_per_char if valid else None,
         nats_per_char=scores.nats_per_char,
-        bits_per_byte=scores.bits_per_byte,
+        bits_per_byte=scores.bits_per_byte if scores.bytes else None,
         characters=scores.characters,
         unknown=scores.unknown,
         chars_per_second=scores.chars_per_second,

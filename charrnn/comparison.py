@@ -224,7 +224,8 @@ class RunResult(Record):
     nats_per_char: float
     """Of the same, the last where nothing was validated, on the test part; on the validation
     part if there is none."""
-    bits_per_byte: float
+    bits_per_byte: float | None
+    """None where the predicted characters have no byte of their own (see ``Scores``)."""
     characters: int
     """Predictions scored there."""
     unknown: int
@@ -302,6 +303,7 @@ class CellResult:
         """Return a JSON object: numbers that differ from seed to seed are means."""
         best, nats = self.best, self.nats_per_char
         valid = None if best.valid_nats_per_char is None else self.mean("valid_nats_per_char")
+        by_byte = None if best.bits_per_byte is None else self.mean("bits_per_byte")
         return {
             "checkpoint": best.run,
             "cell": self.cell,
@@ -312,7 +314,7 @@ class CellResult:
             "unknown": best.unknown,
             "nats_per_char": nats,
             "bits_per_char": nats / math.log(2),
-            "bits_per_byte": self.mean("bits_per_byte"),
+            "bits_per_byte": by_byte,
             "perplexity": perplexity(nats),
             "chars_per_second": self.mean("chars_per_second"),
             "seconds": self.mean("seconds"),

@@ -351,6 +351,21 @@ class TestCompare:
         cli("compare", "poems-*.txt", *QUICK)
         assert folders == [Path("checkpoints/poems-compare")]
 
+    def test_what_has_no_byte_of_its_own_has_no_bits_a_byte(self, cli: Cli, tmp_path: Path) -> None:
+        """Big5-HKSCS has pairs of characters that are written as one; evaluate says null, too."""
+        text, folder = tmp_path / "text", tmp_path / "compared"
+        text.write_bytes(b"ab" * 19 + b"\x88\x62")
+        shares = ("--valid-share", 0.2, "--test-share", 0.05, "--encoding", "big5hkscs")
+        words = ("--cell", "gru", "--run", folder, *shares, *QUICK, "--json")
+        done = cli("compare", text, *words)
+        again = cli("compare", "--run", folder, "--resume", "--json")
+        assert (done.code, again.code, again.out) == (0, 0, done.out)
+        (row,) = json.loads(done.out)
+        assert (row["characters"], row["bits_per_byte"]) == (1, None)
+        assert row["runs"][0]["bits_per_byte"] is None
+        scored = cli("evaluate", folder / "gru-seed1", "--part", "test", "--json")
+        assert json.loads(scored.out)[0]["bits_per_byte"] is None
+
     def test_who_comes_second_learns_what_compares_there(self, prose: Path, tmp_path: Path) -> None:
         plan = Plan(texts=(str(prose),), cells=("rnn",), steps=1, hidden=5, precision="fp32")
         how: dict[str, Any] = {"command": "charrnn compare it", "should_stop": lambda: "SIGINT"}
