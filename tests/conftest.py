@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 from unittest import mock
 
 import hypothesis
@@ -52,6 +53,9 @@ for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "CH
 
 #: Unicode's characters: all code points but the surrogates.
 UNICODE = 0x110000 - 0x800
+
+#: Seconds after which a test gives up on a process, however busy the machine.
+PATIENCE = 60.0
 
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 
@@ -125,6 +129,25 @@ def run_unread(*arguments: object, timeout: float = 30) -> tuple[int, str]:
         process.stdout.close()
         said = process.stderr.read().decode()
         return process.wait(timeout=timeout), said
+
+
+def read_until(process: subprocess.Popen[bytes], stream: IO[bytes], *starts: bytes) -> bytes:
+    """Return the next line of a process's stream that begins in one of these ways.
+
+    A process that is silent for too long is ended, for a test to fail and not to wait for ever.
+    """
+    line = b""
+    while True:
+        if not select.select([stream], [], [], PATIENCE)[0]:
+            process.kill()
+            pytest.fail(f"waited in vain for a line that begins with one of {starts}")
+        byte = os.read(stream.fileno(), 1)  # no more: what follows is left in the pipe
+        assert byte, f"it ended before a line that begins with one of {starts}"
+        line += byte
+        if byte == b"\n":
+            if line.startswith(starts):
+                return line
+            line = b""
 
 
 def make_prose(length: int, seed: int = 1) -> str:

@@ -51,6 +51,7 @@ from tests.conftest import (
     log_of,
     make_prose,
     needs_full,
+    read_until,
     refusing,
     run_process,
     run_unread,
@@ -1790,12 +1791,9 @@ class TestPipes:
             assert process.stdout is not None
             process.stdin.write(prose.read_bytes())
             process.stdin.close()
-            first = process.stdout.readline()
+            first = read_until(process, process.stdout, b"")
             assert first.startswith(b'{"event": "started"' if talk else b"text ")
-            while not (line := process.stdout.readline()).startswith(
-                (b"step ", b'{"event": "logged"')
-            ):
-                assert line
+            read_until(process, process.stdout, b"step ", b'{"event": "logged"')
             process.stdout.close()
             assert process.wait(timeout=60) == 128 + signal.SIGPIPE, "it is not finished"
             if process.stderr:
@@ -1815,8 +1813,7 @@ class TestPipes:
         ) as process:
             assert process.stderr is not None
             for begun in (b"--- run 1 of 3", b"step "):
-                while not (line := process.stderr.readline()).startswith(begun):
-                    assert line
+                read_until(process, process.stderr, begun)
             process.stderr.close()
             assert process.wait(timeout=60) == 128 + signal.SIGPIPE
         assert not list(folder.glob("*/result.json"))

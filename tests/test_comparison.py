@@ -40,7 +40,7 @@ from charrnn.trained import load_model
 from charrnn.training import Finished
 from charrnn.update import window_loss
 from charrnn.wording import flag
-from tests.conftest import ENVIRONMENT, Cli, command, make_prose, run_process
+from tests.conftest import ENVIRONMENT, Cli, command, make_prose, read_until, run_process
 from tests.small import make_result
 
 CPU = torch.device("cpu")
@@ -602,8 +602,7 @@ class TestCompare:
             command(*arguments), stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT
         ) as process:
             assert process.stderr is not None
-            while not process.stderr.readline().startswith(b"step "):
-                assert process.poll() is None
+            read_until(process, process.stderr, b"step ")
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=60)
         assert (process.returncode, out) == (130, b"")

@@ -29,7 +29,7 @@ import charrnn.stopping
 import charrnn.training
 from charrnn.checkpoint import Checkpoint, load
 from charrnn.stopping import Stopped, StopSignals
-from tests.conftest import ENVIRONMENT, command, make_prose, run_cli
+from tests.conftest import ENVIRONMENT, PATIENCE, command, make_prose, run_cli
 from tests.reliability.conftest import Promise
 from tests.reliability.processes import finish, fork
 from tests.reliability.runs import whole_state
@@ -37,7 +37,6 @@ from tests.reliability.runs import whole_state
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 NAMES = {number: number.name for number in CODES} | {signal.SIGINT: "Ctrl-C"}
 HIDDEN, SHOWN = b"\x1b[?25l", b"\x1b[?25h"  # the cursor
-PATIENCE = 60.0  # seconds, on a busy machine
 
 
 @pytest.fixture(scope="module")
