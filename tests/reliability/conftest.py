@@ -15,6 +15,9 @@ from collections.abc import Callable
 
 import pytest
 
+from charrnn import lock, runfolder
+from tests.conftest import PATIENCE
+
 Promise = Callable[[str, str, str], None]
 
 #: What charrnn promises; docs/reliability.md has the same rows.
@@ -50,6 +53,13 @@ def promise(request: pytest.FixtureRequest) -> Promise:
         request.node.user_properties.append(("promise", (number, what, figure)))
 
     return record
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let who comes second wait until the first has signed, however slow the machine."""
+    for module in (lock, runfolder):
+        monkeypatch.setattr(module, "PATIENCE", PATIENCE)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -134,10 +134,12 @@ def meeting(text: Path, folder: Path, *, resume: bool) -> str | None:
     return None if result.code == 0 else f"not free after kill -9: {result}"
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_pair_of_trainings(text: Path, tmp_path: Path) -> None:
     assert meeting(text, tmp_path, resume=False) is None
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.slow
 def test_pairs_of_trainings(text: Path, tmp_path: Path, promise: Promise) -> None:
     flaws = []

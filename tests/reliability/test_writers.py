@@ -16,6 +16,8 @@ from charrnn.runfolder import RunFolder
 from tests.reliability.conftest import Promise
 from tests.reliability.processes import finish, fork, kill
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 STATE = Checkpoint({"model.weight": torch.zeros(3)}, {})
 
 
