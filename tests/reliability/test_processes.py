@@ -64,12 +64,13 @@ def killed_in_a_row(text: Path, run: Path, kills: int, seed: int) -> int:
             log.open("wb") as said,
             subprocess.Popen(command(*words), env=ENVIRONMENT, stdout=said, stderr=said) as popen,
         ):
-            while saved_step(run) == before:
+            while (first := saved_step(run)) == before:
                 assert popen.poll() is None, log.read_text()
                 time.sleep(0.01)
             time.sleep(rng.uniform(0, 0.6))
             popen.kill()
-        went_on += saved_step(run) > before
+        # One that had begun anew would have saved an early step first.
+        went_on += before < first <= saved_step(run)
     return went_on
 
 

@@ -145,8 +145,8 @@ def signalled(
 
 def signals(
     book: Path, folder: Path, count: int, seed: int, each: int = 0
-) -> tuple[int, dict[str, int]]:
-    """Send ``count`` signals; return (as promised, how many came into what).
+) -> tuple[dict[str, int], list[str]]:
+    """Send ``count`` signals; return (how many came into what, what was not as promised).
 
     More than ``count`` if fewer than ``each`` of them came into a validation or a sample.
     """
@@ -155,10 +155,13 @@ def signals(
     duration = load(folder / "straight" / "last.safetensors").meta["progress"]["seconds"]
     rng = random.Random(seed)
     places = {"score": 0, "_sample": 0}
+    flaws: list[str] = []
     turn = 0
-    while sum(places.values()) < count or min(places["score"], places["_sample"]) < each:
+    while (
+        sum(places.values()) + len(flaws) < count or min(places["score"], places["_sample"]) < each
+    ):
         turn += 1
-        assert turn < 20 * count, places
+        assert turn < 20 * count, (places, flaws)
         place = folder / str(turn)
         place.mkdir()
         number = (signal.SIGINT, signal.SIGTERM)[turn % 2]
@@ -166,20 +169,26 @@ def signals(
         if found == "too late":
             duration *= 0.9
             continue
-        assert not found.startswith("flaw"), found
-        places[found] = places.get(found, 0) + 1
-    return sum(places.values()), places
+        if found.startswith("flaw"):
+            flaws.append(found)
+        else:
+            places[found] = places.get(found, 0) + 1
+    return places, flaws
 
 
 def test_some_signals(book: Path, tmp_path: Path) -> None:
-    assert signals(book, tmp_path, 3, seed=1)[0] == 3
+    _, flaws = signals(book, tmp_path, 3, seed=1)
+    assert not flaws
 
 
 @pytest.mark.slow
 def test_signals(book: Path, tmp_path: Path, promise: Promise) -> None:
-    count, places = signals(book, tmp_path, 50, seed=2, each=3)
+    places, flaws = signals(book, tmp_path, 50, seed=2, each=3)
     came = ", ".join(f"{n} in {place.strip('_')}" for place, n in sorted(places.items()))
-    promise("R10", f"signals at random times ({came}): saved, left, resumed", f"{count} of {count}")
+    kept = sum(places.values())
+    figure = f"{kept} of {kept + len(flaws)}"
+    promise("R10", f"signals at random times ({came}): saved, left, resumed", figure)
+    assert not flaws
 
 
 def in_validation(stop: Callable[[], Any]) -> Callable[[], None]:
