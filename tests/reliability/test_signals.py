@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -530,6 +530,21 @@ def test_a_signal_while_the_loops_are_compiled_leaves_nothing(
     assert not list(tmp_path.glob("charrnn-*"))
     assert os.read(reader, 1) == b"", "it is ended, too"
     os.close(reader)
+
+
+@pytest.mark.parametrize(("apart", "code"), [(0.29, 7), (0.31, 130)])
+def test_signals_within_a_moment_are_the_same_one(apart: float, code: int) -> None:
+    def leave() -> None:
+        clock = SimpleNamespace(monotonic=iter([0.0, apart]).__next__)
+        pytest.MonkeyPatch().setattr(charrnn.stopping, "time", clock)
+        with StopSignals() as stop:
+            stop.defer()
+            for _ in range(2):
+                signal.raise_signal(signal.SIGINT)
+        # Both have been looked at: the thread that does so has ended.
+        os._exit(7 if stop.received == signal.SIGINT else 1)
+
+    assert finish(fork(leave)) == code
 
 
 def test_hang_ups_are_one_signal_however_far_apart() -> None:
