@@ -41,6 +41,15 @@ def test_a_run_that_saved_nothing_leaves_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+def test_the_names_of_folders_that_it_makes_are_brought_to_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(runfolder, "sync_folder", synced.append)
+    with RunFolder.create(tmp_path / "a" / "run"):
+        assert synced == [tmp_path, tmp_path / "a"]
+
+
 def test_a_run_that_saved_nothing_leaves_what_others_put_there(tmp_path: Path) -> None:
     run = tmp_path / "a" / "run"
     with RunFolder.create(run):
