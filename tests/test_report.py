@@ -33,7 +33,7 @@ from charrnn.baselines import Baseline
 from charrnn.checkpoint import load, save
 from charrnn.comparing import RunScored, compare
 from charrnn.comparison import CellResult, Comparison, Plan, RunFailure
-from charrnn.config import ModelConfig, TrainConfig
+from charrnn.config import InspectConfig, ModelConfig, TrainConfig
 from charrnn.corpus import scan
 from charrnn.equations import Quantity, Step
 from charrnn.errors import NonFiniteError, UsageError
@@ -67,6 +67,7 @@ from charrnn.portrait import (
     portray_subjects,
     read_history,
 )
+from charrnn.reading import recorded_part
 from charrnn.report import assessment_page, comparison_page, inspection_page
 from charrnn.stretch import read_stretch
 from charrnn.surprise import surprise
@@ -1163,6 +1164,28 @@ def test_a_comparison_looks_into_each_model_by_its_own_seed_and_window(
         monkeypatch.setattr("charrnn.portrait.recorded_part", mock.Mock(return_value=end))
         ((short,), _) = portray_comparison(made)
         assert (short.inspection is not None) == long_enough
+
+
+def test_a_comparison_looks_into_each_cell_s_best_run_on_the_end_of_what_is_compared(
+    prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan(
+        texts=(str(prose),), cells=("gru",), seeds=2, steps=1, hidden=5, batch_size=3, bptt=11
+    )
+    events = compare(tmp_path, plan, new=True, device=torch.device("cpu"))
+    first, second = (event.result for event in events if isinstance(event, RunScored))
+    better = replace(second, valid_nats_per_char=(first.valid_nats_per_char or 0.0) - 1)
+    monkeypatch.setattr("charrnn.portrait.SAMPLE", replace(SAMPLE, length=3))
+    monkeypatch.setattr("charrnn.portrait.InspectConfig", partial(InspectConfig, characters=150))
+    loaded, recorded = mock.Mock(wraps=load_model), mock.Mock(wraps=recorded_part)
+    inspected = mock.Mock(return_value=None)
+    monkeypatch.setattr("charrnn.portrait.load_model", loaded)
+    monkeypatch.setattr("charrnn.portrait.recorded_part", recorded)
+    monkeypatch.setattr("charrnn.portrait.inspect", inspected)
+    portray_comparison(Comparison.of(plan, [first, better]))
+    assert loaded.call_args.args[0] == tmp_path / "gru-seed2"
+    assert recorded.call_args.args[1] == "test"
+    assert inspected.call_args.args[1].text == prose.read_text()[-150:]
 
 
 def test_a_portrait_shows_the_beginning_of_a_text_and_the_log(
