@@ -530,6 +530,18 @@ def test_validations_are_some_and_cost_little(total: int, per_step: int, held_ou
     assert total // every * characters <= max(20 * 200_000, total * per_step / 10)
 
 
+@pytest.mark.parametrize(
+    ("total", "held_out", "expected"),
+    [
+        (10_000, 600, (500, 600)),
+        (10_000, 10**7, (3334, 682_666)),  # a third of a tenth of 20,480,000
+        (100, 10**7, (34, 200_000)),
+    ],
+)
+def test_validations_share_a_tenth(total: int, held_out: int, expected: tuple[int, int]) -> None:
+    assert plan_validations(total, 2048, held_out) == expected
+
+
 @given(total=TOTALS, per_step=st.integers(1, 10**5), cost=st.floats(0.01, 10**6))
 def test_dear_validations_are_few(total: int, per_step: int, cost: float) -> None:
     every, _ = plan_validations(total, per_step, 1000, cost)
