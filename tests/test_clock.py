@@ -36,7 +36,12 @@ def wall(monkeypatch: pytest.MonkeyPatch) -> Wall:
 def test_stands_still_where_nobody_could_look(wall: Wall) -> None:
     ours = Clock()
     started = ours.now()
-    for seconds, runs, stopped in ((3.0, 3.0, 0.0), (20.0, 3.0, 20.0), (4.5, 7.5, 20.0)):
+    for seconds, runs, stopped in (
+        (3.0, 3.0, 0.0),
+        (20.0, 3.0, 20.0),
+        (4.9, 7.9, 20.0),
+        (5.1, 7.9, 25.1),
+    ):
         wall.time += seconds
         assert ours.now() - started == pytest.approx(runs)
         assert ours.stopped == pytest.approx(stopped)

@@ -98,6 +98,7 @@ def test_an_impossible_number_is_refused_by_its_flag(
         (lambda: training(steps=None), ("--minutes", "--epochs", "--steps")),
         (lambda: training(minutes=1.0), ("not --minutes and --steps",)),
         (lambda: SampleConfig(length=0, count=2), ("--length 0", "--count")),
+        (lambda: SampleConfig(count=10_001), ("--count must be at most 10,000, not 10001",)),
         (lambda: TextChoices(texts=(), valid_share=0.5, test_share=0.5), ("leave nothing",)),
         (lambda: TextChoices(texts=("a",), valid=("-",)), ("--valid", "standard input")),
     ],
@@ -115,6 +116,7 @@ def test_the_edges_are_allowed() -> None:
     model(dropout=0.0, weight_drop=0.999, layers=1, hidden=1, embedding=1, vocabulary=1)
     training(loss_last=11, weight_decay=0, warmup_steps=0, seed=(1 << 63) - 1, clip_norm=None)
     SampleConfig(length=0, temperature=0, top_p=1, top_k=1)
+    SampleConfig(count=10_000)
     TextChoices(texts=(), valid_share=0, test_share=0)
 
 

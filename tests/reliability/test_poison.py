@@ -246,6 +246,17 @@ def test_a_loss_spike_is_told_once(
     assert spike.after > spike.before + 2
 
 
+@pytest.mark.parametrize(("jump", "told"), [(0.8, []), (1.3, [90])])
+def test_a_spike_is_a_jump_of_a_nat(
+    tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch, jump: float, told: list[int]
+) -> None:
+    """At a rate at which nothing is learnt the loss stays where it is."""
+    monkeypatch.setattr(charrnn.update, "window_loss", spiking(dict.fromkeys(range(81, 91), jump)))
+    with RunFolder.create(tmp_path / "run") as folder:
+        events = drive(begin(folder, tale, budget={"steps": 90}, validate_every=100, lr=1e-9))
+    assert [event.step for event in events if isinstance(event, Spiked)] == told
+
+
 @pytest.mark.parametrize(("guessing", "told"), [(4.0, [40]), (99.0, [])])
 def test_a_loss_that_falls_has_not_jumped(
     tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch, guessing: float, told: list[int]
