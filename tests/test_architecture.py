@@ -214,12 +214,17 @@ def test_reading_a_checkpoint_does_not_wait_for_the_compiler_of_torch(cell: str)
 
 
 @pytest.mark.slow
-def test_help_answers_within_a_second() -> None:
-    """In processor time, which does not count what else the machine does."""
-    took = []
-    for _ in range(2):
+def test_help_answers_at_once() -> None:
+    """In processor time, on any machine: 5 times what Python takes to begin; torch takes 60."""
+
+    def seconds(words: list[str]) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command("--help"), capture_output=True, env=ENVIRONMENT, check=True)
+        subprocess.run(words, capture_output=True, env=ENVIRONMENT, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(took) < 1
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    helped, begun = (
+        min(seconds(words) for _ in range(3))
+        for words in (command("--help"), [sys.executable, "-c", "pass"])
+    )
+    assert helped < 20 * begun
