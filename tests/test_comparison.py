@@ -628,7 +628,7 @@ class TestCompare:
         assert "\ngru" in done.out
         assert "rnn is left out: a loss was not finite; a lower --lr may help." in done.out
         page = (tmp_path / "page.html").read_text("utf-8")
-        assert "GRU predicts the test part best: " in page
+        assert "GRU predicts the test part: " in page
         assert " Left out: 1 run whose loss was not finite." in page
 
         go_on = ("compare", "--run", folder, "--resume", "--device", "cpu", "--json")
