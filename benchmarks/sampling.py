@@ -3,8 +3,9 @@
 The loop is what a tutorial writes: for each character one call of torch.nn's cell, the
 head, softmax and multinomial. Ours is the whole of ``charrnn.sampling.sample``, drawing
 included, of texts long enough for the compiled step: one stream and 64, with the weights in
-float32, bf16 and 8 bits. What fewer bits cost is measured on a trained model and a text. Before
-them, how long a user waits for the first character, beside the loading of torch. Run with::
+float32, bf16 and 8 bits. A step without the drawing is timed in numpy, which begins a text, and in
+C, which goes on. What fewer bits cost is measured on a trained model and a text. Before all that,
+how long a user waits for the first character, beside the loading of torch. Run with::
 
     python -m benchmarks.sampling [--quick] [--json FILE] [--checkpoint RUN --text FILE]
 """
@@ -12,9 +13,11 @@ them, how long a user waits for the first character, beside the loading of torch
 from __future__ import annotations
 
 import argparse
+import itertools
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,6 +26,7 @@ from typing import get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -41,7 +45,8 @@ from charrnn.evaluation import (
 from charrnn.machine import machine
 from charrnn.model import CharModel
 from charrnn.sampling import sample
-from charrnn.stepper import Stepper
+from charrnn.stepper import CompiledStepper, NumpyStepper, Stepper
+from charrnn.steps import steps
 from charrnn.trained import load_model
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import command_line
@@ -71,6 +76,19 @@ class Row:
     """64 streams together."""
     many_bf16: float
     many_int8: float
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """Seconds of one step without the drawing, in numpy and, where there is a compiler, in C."""
+
+    cell: str
+    layers: int
+    hidden: int
+    streams: int
+    weights: str
+    numpy: float
+    c: float | None
 
 
 def reference(cell: CellName, vocabulary: int, layers: int, hidden: int) -> Callable[[int], None]:
@@ -120,6 +138,44 @@ def measure(cell: CellName, layers: int, hidden: int, length: int, rounds: int) 
     above = [cell.weight_input.numel() for cell in model.layers()[1:]]
     read = 4 * (sum(recurrent) + sum(above) + model.head.weight.numel())
     return Row(cell, layers, hidden, read / 1e6, shorter / loop, *speeds)
+
+
+def make_steps(
+    stepper: NumpyStepper | CompiledStepper, symbols_B: NDArray[np.integer], number: int
+) -> None:
+    """Make some steps that read the same symbols."""
+    for _ in range(number):
+        stepper.step(symbols_B)
+
+
+def measure_steps(cell: CellName, layers: int, hidden: int, rounds: int) -> Iterator[StepRow]:
+    """Time steps in numpy and in C, in turns, for one stream and 64 and each kind of weights."""
+    torch.manual_seed(1)
+    shape = ModelConfig(
+        cell=cell, vocabulary=len(TEXT) + 1, layers=layers, hidden=hidden, embedding=64
+    )
+    model, compiled = CharModel(shape).eval(), steps()
+    for streams in (1, 64):
+        state, symbols_B = model.initial_hidden(streams), np.arange(streams) % len(TEXT)
+        for weights in get_args(WeightsName):
+            steppers: list[NumpyStepper | CompiledStepper] = [NumpyStepper(model, state, weights)]
+            if compiled is not None:
+                steppers.append(CompiledStepper(compiled, model, state, weights))
+            number = max(10, 40_000_000 // (hidden * hidden * streams))
+            # Between them a pause: numpy's threads spin for a while, at the cost of others.
+            one, _, *other = in_turns(
+                [
+                    turn
+                    for stepper in steppers
+                    for turn in (
+                        partial(make_steps, stepper, symbols_B, number),
+                        partial(time.sleep, 0.1),
+                    )
+                ],
+                rounds,
+            )
+            c = other[0] / number if other else None
+            yield StepRow(cell, layers, hidden, streams, weights, one / number, c)
 
 
 def read_speed(megabytes: float) -> float:
@@ -185,6 +241,7 @@ def waits(rounds: int) -> tuple[float, float]:
 
 def show(
     rows: Sequence[Row],
+    step_rows: Sequence[StepRow],
     seconds: tuple[float, float],
     speeds: Mapping[str, float],
     bits: Mapping[WeightsName, float],
@@ -205,6 +262,7 @@ def show(
         )  # fmt: skip
     console = Console(width=140, highlight=False)
     console.print(table)
+    console.print(steps_table(step_rows))
     torch_alone, first = seconds
     console.print(f"First character after {first:.2f} s, of which torch {torch_alone:.2f}")
     console.print(
@@ -213,6 +271,22 @@ def show(
     )
     for weights, value in bits.items():
         console.print(f"{weights}: {value:.4f} bits per character")
+
+
+def steps_table(rows: Sequence[StepRow]) -> Table:
+    """Return a table of the steps, a row for each cell, width and number of streams."""
+    table = Table(title="a step without the drawing, microseconds: numpy, C")
+    for name in ("cell", "size", "streams", *get_args(WeightsName)):
+        table.add_column(name, justify="left" if name == "cell" else "right")
+    for (cell, layers, hidden, streams), group in itertools.groupby(
+        rows, key=lambda row: (row.cell, row.layers, row.hidden, row.streams)
+    ):
+        times = [
+            f"{1e6 * row.numpy:,.0f}, {'-' if row.c is None else f'{1e6 * row.c:,.0f}'}"
+            for row in group
+        ]
+        table.add_row(cell, f"{layers}x{hidden}", str(streams), *times)
+    return table
 
 
 def main() -> None:
@@ -238,14 +312,18 @@ def main() -> None:
     bits = losses(chosen.checkpoint, chosen.text) if chosen.checkpoint else {}
     torch_alone, first = waits(rounds)
     rows = [measure(cell, 2, hidden, lengths[hidden], rounds) for cell, hidden in sizes]
+    step_rows = [
+        row for cell, hidden in sizes for row in measure_steps(cell, 2, hidden, 3 * rounds)
+    ]
     speeds = {
         f"{size} MB": read_speed(size) for size in ((4, 13) if chosen.quick else (4, 13, 50, 500))
     }
-    show(rows, (torch_alone, first), speeds, bits)
+    show(rows, step_rows, (torch_alone, first), speeds, bits)
     if chosen.json:
         results = {
             "seconds": {"torch": torch_alone, "first_character": first},
             "rows": [asdict(row) for row in rows],
+            "steps": [asdict(row) for row in step_rows],
             "read_gb_per_second": speeds,
             "bits": bits,
         }

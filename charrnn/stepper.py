@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
@@ -36,7 +35,7 @@ from charrnn.machine import vendor
 from charrnn.model import CharModel, Hidden
 from charrnn.steps import Layer, Steps, steps
 
-__all__ = ["Stepper"]
+__all__ = ["CompiledStepper", "NumpyStepper", "Stepper"]
 
 Array = NDArray[np.float32]
 Product = Callable[[Array], Array]
@@ -63,11 +62,11 @@ class Stepper:
         weights: WeightsName = "fp32",
         length: int | None = None,
     ) -> None:
-        self._now: _InNumpy | _InC = _InNumpy(model, hidden, weights)
+        self._now: NumpyStepper | CompiledStepper = NumpyStepper(model, hidden, weights)
         first = _steps_while_compiling(model, lanes=len(hidden[0][0]))
         # C takes half of numpy's time, so three times as many win back what compiling takes.
         self._left = first if length is None or length >= 4 * first else length
-        self._in_c = partial(_in_c, model, weights)
+        self._model, self._weights = model, weights
 
     def step(self, symbols_B: NDArray[np.integer]) -> Array:
         """Read one more character of every text.
@@ -78,8 +77,8 @@ class Stepper:
         Returns:
             logits_BV for the character after it.
         """
-        if self._left == 0:
-            self._now = self._in_c(self.hidden()) or self._now
+        if self._left == 0 and (compiled := steps()) is not None:
+            self._now = CompiledStepper(compiled, self._model, self.hidden(), self._weights)
         self._left -= 1
         return self._now.step(symbols_B)
 
@@ -94,13 +93,15 @@ def _steps_while_compiling(model: CharModel, lanes: int) -> int:
     return math.ceil(0.5 / (5e-5 + weights * (3e-11 + lanes * 1.5e-11)))
 
 
-def _in_c(model: CharModel, weights: WeightsName, hidden: Hidden) -> _InC | None:
-    compiled = steps()
-    return None if compiled is None else _InC(compiled, model, hidden, weights)
+class CompiledStepper:
+    """Steps of one call each; see ``Stepper``.
 
-
-class _InC:
-    """A step in one call."""
+    Args:
+        compiled: the step, in C.
+        model: the one that predicts.
+        hidden: the state to start from, which stays as it is.
+        weights: what the products read the weights in.
+    """
 
     def __init__(
         self, compiled: Steps, model: CharModel, hidden: Hidden, weights: WeightsName
@@ -135,11 +136,12 @@ class _InC:
             )
 
     def hidden(self) -> Hidden:
+        """Return the state after the last step."""
         return tuple(tuple(part.clone() for part in state) for state in self._hidden)
 
 
-class _InNumpy:
-    """The step in numpy."""
+class NumpyStepper:
+    """Steps in numpy; see ``Stepper``."""
 
     def __init__(self, model: CharModel, hidden: Hidden, weights: WeightsName) -> None:
         lanes = len(hidden[0][0])
@@ -159,6 +161,7 @@ class _InNumpy:
         self._head_bias_V = _array(model.head.bias)
 
     def step(self, symbols_B: NDArray[np.integer]) -> Array:
+        """Read one more character of every text, and return logits_BV for the one after it."""
         gates_BG: Array = self._table_VG[symbols_B]
         for index, layer in enumerate(self._layers):
             if index:
@@ -169,6 +172,7 @@ class _InNumpy:
         return logits_BV
 
     def hidden(self) -> Hidden:
+        """Return the state after the last step."""
         return tuple(tuple(map(torch.from_numpy, state)) for state in self._states)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from charrnn import compiler, kernels, stepper
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, WeightsName
 from charrnn.model import CharModel, Hidden
-from charrnn.stepper import Stepper, _InC, _InNumpy
+from charrnn.stepper import CompiledStepper, NumpyStepper, Stepper
 from charrnn.steps import Steps, compile_steps
 from tests.conftest import skip_without
 
@@ -36,7 +36,9 @@ def forward(model: CharModel, lanes: int) -> tuple[torch.Tensor, Hidden, torch.T
     return text_TB[3:], hidden, logits_TBV
 
 
-def steps(predictor: Stepper | _InNumpy | _InC, text_TB: torch.Tensor) -> NDArray[np.float32]:
+def steps(
+    predictor: Stepper | NumpyStepper | CompiledStepper, text_TB: torch.Tensor
+) -> NDArray[np.float32]:
     return np.stack([predictor.step(symbols_B.numpy()) for symbols_B in text_TB])
 
 
@@ -66,10 +68,10 @@ def steps_for(engine: str) -> Steps:
 
 def make_stepper(
     engine: str, model: CharModel, hidden: Hidden, weights: WeightsName = "fp32"
-) -> _InNumpy | _InC:
+) -> NumpyStepper | CompiledStepper:
     if engine == "numpy":
-        return _InNumpy(model, hidden, weights)
-    return _InC(steps_for(engine), model, hidden, weights)
+        return NumpyStepper(model, hidden, weights)
+    return CompiledStepper(steps_for(engine), model, hidden, weights)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -147,7 +149,7 @@ def test_c_takes_over_where_much_is_to_come(monkeypatch: pytest.MonkeyPatch) -> 
         assert not asked.called
         rest_TBV = steps(predictor, text_TB[1:])
         asked.assert_called_once_with()
-        assert isinstance(predictor._now, _InC)
+        assert isinstance(predictor._now, CompiledStepper)
         got_TBV = np.concatenate([first_TBV, rest_TBV])
         np.testing.assert_allclose(got_TBV, expected_TBV.numpy(), atol=3e-6)
 
@@ -155,7 +157,7 @@ def test_c_takes_over_where_much_is_to_come(monkeypatch: pytest.MonkeyPatch) -> 
     predictor = Stepper(model, hidden)
     got_TBV = steps(predictor, text_TB)
     np.testing.assert_allclose(got_TBV, expected_TBV.numpy(), atol=3e-6)
-    assert isinstance(predictor._now, _InNumpy)
+    assert isinstance(predictor._now, NumpyStepper)
 
 
 def test_compiling_is_worth_fewer_steps_where_they_are_long() -> None:
@@ -186,7 +188,7 @@ def test_a_lane_s_products_are_right_whoever_makes_them(
     monkeypatch.setattr(stepper, "vendor", lambda: maker)
     monkeypatch.setattr(torch, "mv", by_torch)
     text_TB, state, expected_TBV = forward(model, 1)
-    got_TBV = steps(_InNumpy(model, state, "fp32"), text_TB)
+    got_TBV = steps(NumpyStepper(model, state, "fp32"), text_TB)
     np.testing.assert_allclose(got_TBV, expected_TBV.numpy(), atol=1e-5)
     assert by_torch.called == (maker is not None)
     sizes = {call.args[0].numel() for call in by_torch.call_args_list}
@@ -218,7 +220,7 @@ def test_wide_layers_of_many_lanes_have_packed_products(
     monkeypatch.setattr(kernels._ONEDNN, "_reorder_linear_weight", packed)
     model = make_model(cell, 2, hidden=190)
     text_TB, hidden, expected_TBV = forward(model, 5)
-    got_TBV = steps(_InNumpy(model, hidden, "fp32"), text_TB)
+    got_TBV = steps(NumpyStepper(model, hidden, "fp32"), text_TB)
     assert packed.called == kernels._HAS_ONEDNN
     np.testing.assert_allclose(got_TBV, expected_TBV.numpy(), atol=1e-5)
 
