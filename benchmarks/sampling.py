@@ -169,7 +169,7 @@ def measure_steps(cell: CellName, layers: int, hidden: int, rounds: int) -> Iter
                     for stepper in steppers
                     for turn in (
                         partial(make_steps, stepper, symbols_B, number),
-                        partial(time.sleep, 0.1),
+                        partial(time.sleep, 0.3),
                     )
                 ],
                 rounds,
@@ -304,7 +304,7 @@ def main() -> None:
     if (chosen.checkpoint is None) != (chosen.text is None):
         parser.error("--checkpoint and --text go together: give both")
     rounds = 1 if chosen.quick else 3
-    lengths = {128: 40_000, 512: 12_000, 1024: 4_000}
+    lengths = {128: 40_000, 512: 24_000, 1024: 4_000}
     sizes = [(cell, hidden) for hidden in (128, 512) for cell in CELL_NAMES] + [("lstm", 1024)]
     if chosen.quick:
         sizes = sizes[: len(CELL_NAMES)]
