@@ -95,18 +95,21 @@ def detached(state: object) -> object:
     return state.detach()
 
 
-def times_in_turns(functions: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
+def times_in_turns(
+    functions: Sequence[Callable[[], object]], rounds: int, pause: float = 0
+) -> list[list[float]]:
     """Return the seconds of each function's calls, one a round.
 
     Every round calls each function once, so that a busy spell of a shared machine falls
     on all of them and their ratios stand. Their order is drawn anew in each, so that none
     always finds its memory as the same one before it has left it. One round before them
-    warms up.
+    warms up. Before each call there may be a pause, in seconds.
     """
     seconds: list[list[float]] = [[] for _ in functions]
     chance = random.Random(1)
     for number in range(rounds + 1):
         for index in chance.sample(range(len(functions)), len(functions)):
+            time.sleep(pause)
             start = time.perf_counter()
             functions[index]()
             if number:
@@ -114,9 +117,11 @@ def times_in_turns(functions: Sequence[Callable[[], object]], rounds: int) -> li
     return seconds
 
 
-def in_turns(functions: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+def in_turns(
+    functions: Sequence[Callable[[], object]], rounds: int, pause: float = 0
+) -> list[float]:
     """Return the median seconds of a call of each function, as ``times_in_turns`` has them."""
-    return [statistics.median(times) for times in times_in_turns(functions, rounds)]
+    return [statistics.median(times) for times in times_in_turns(functions, rounds, pause)]
 
 
 def results_file(name: str) -> Path:

@@ -2,7 +2,7 @@
 
 The loop is what a tutorial writes: for each character one call of torch.nn's cell, the
 head, softmax and multinomial. Ours is the whole of ``charrnn.sampling.sample``, drawing
-included, of texts long enough for the compiled step: one stream and 64, with the weights in
+included, of texts so long that C makes most of their steps: one stream and 64, with the weights in
 float32, bf16 and 8 bits. A step without the drawing is timed in numpy, which begins a text, and in
 C, which goes on. What fewer bits cost is measured on a trained model and a text. Before all that,
 how long a user waits for the first character, beside the loading of torch. Run with::
@@ -17,7 +17,6 @@ import itertools
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -162,17 +161,11 @@ def measure_steps(cell: CellName, layers: int, hidden: int, rounds: int) -> Iter
             if compiled is not None:
                 steppers.append(CompiledStepper(compiled, model, state, weights))
             number = max(10, 40_000_000 // (hidden * hidden * streams))
-            # Between them a pause: numpy's threads spin for a while, at the cost of others.
-            one, _, *other = in_turns(
-                [
-                    turn
-                    for stepper in steppers
-                    for turn in (
-                        partial(make_steps, stepper, symbols_B, number),
-                        partial(time.sleep, 0.3),
-                    )
-                ],
+            # A pause before each: numpy's threads spin for a while, at the cost of others.
+            one, *other = in_turns(
+                [partial(make_steps, stepper, symbols_B, number) for stepper in steppers],
                 rounds,
+                pause=0.3,
             )
             c = other[0] / number if other else None
             yield StepRow(cell, layers, hidden, streams, weights, one / number, c)

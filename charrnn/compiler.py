@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from importlib.resources import as_file, files
+from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
 
@@ -102,12 +102,14 @@ def argument(value: Tensor | int | None) -> ctypes.c_void_p | ctypes.c_long:
     return ctypes.c_long(value)
 
 
-def refuse_misreadable(*values: Tensor | int | None, but: torch.dtype = torch.float32) -> None:
+def refuse_misreadable(
+    *values: Tensor | int | None, dtypes: Sequence[torch.dtype] = (torch.float32, torch.int64)
+) -> None:
     """Refuse what C would read as other numbers, or beyond its end.
 
     Args:
-        values: the tensors among them must be contiguous, and float32 or int64.
-        but: a type that they may have besides.
+        values: the tensors among them must be contiguous.
+        dtypes: and of one of these types.
 
     Raises:
         AssertionError: one is not.
@@ -115,7 +117,7 @@ def refuse_misreadable(*values: Tensor | int | None, but: torch.dtype = torch.fl
     tensors = [value for value in values if isinstance(value, Tensor)]
     types = {tensor.dtype for tensor in tensors}
     assert all(tensor.is_contiguous() for tensor in tensors), "they must be contiguous"
-    assert types <= {torch.float32, torch.int64, but}, f"they must be float32: {types}"
+    assert types <= {*dtypes}, f"they must be {dtypes[0]}: {types}"
 
 
 def why_no_compiler() -> str:
@@ -154,15 +156,15 @@ def compile_file(
     """
     name, march = shown(shlex.join(compiler)), f"-march={machine}"
     try:
-        with (
-            as_file(files("charrnn") / file) as source,
-            as_file(files("charrnn") / "products.h") as header,
-            tempfile.TemporaryDirectory(prefix="charrnn-", ignore_cleanup_errors=True) as folder,
-        ):
-            library = Path(folder) / f"{source.stem}.so"
-            fixed = [*compiler, *_OPTIONS, f"-I{header.parent}", str(source), "-o", str(library)]
+        with tempfile.TemporaryDirectory(prefix="charrnn-", ignore_cleanup_errors=True) as name_of:
+            folder = Path(name_of)
+            # Copies, for in an archive of a package a compiler finds nothing.
+            for source in (file, "products.h"):
+                (folder / source).write_bytes((files("charrnn") / source).read_bytes())
+            library = folder / "library.so"
+            fixed = [*compiler, *_OPTIONS, str(folder / file), "-o", str(library)]
             for wishes in ([march, _WIDE], [march], []):
-                complaint = _complaint([*fixed, *wishes], Path(folder))
+                complaint = _complaint([*fixed, *wishes], folder)
                 if complaint is None:
                     break
             else:
@@ -171,7 +173,7 @@ def compile_file(
                 )
             try:
                 return load(ctypes.CDLL(str(library)))
-            except OSError as error:  # of a folder from which nothing may be run, say
+            except (OSError, AttributeError) as error:  # of a folder without leave to run, say
                 return f"what {name} made cannot be loaded: {shown(error)}; TMPDIR names its folder"
     except subprocess.TimeoutExpired:
         return f"{name} took more than {_COMPILE_SECONDS} s"

@@ -270,7 +270,7 @@ INLINE whole add_bytes(whole sum, const int16_t *x, const int8_t *panel)
 #else
     return (whole)_mm512_add_epi32((__m512i)sum, _mm512_madd_epi16(factors, weights));
 #endif
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && !defined(__AVX512F__)
     const __m256i factors = _mm256_set1_epi32(pair);
     const __m256i weights = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)panel));
     return (whole)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(factors, weights));

@@ -206,7 +206,7 @@ def _read(model: CharModel, prompt: NDArray[np.generic]) -> tuple[NDArray[np.flo
     hidden = model.initial_hidden(1)
     device = model.head.weight.device
     if device.type == "cpu" and len(prompt) <= SHORT_PROMPT:
-        stepper = Stepper(model, hidden, length=len(prompt))
+        stepper = Stepper(model, hidden)
         for symbol_B in prompt.astype(np.int64)[:, None]:
             logits_BV = stepper.step(symbol_B)
         return logits_BV[0], stepper.hidden()
@@ -223,7 +223,7 @@ def _stepper(
     """Return what reads one more character of each sample and gives logits_BV."""
     lanes = tuple(tuple(part.repeat(config.count, 1) for part in state) for state in hidden)
     if model.head.weight.device.type == "cpu":
-        return Stepper(model, lanes, config.weights, config.length or None).step
+        return Stepper(model, lanes, config.weights).step
 
     @torch.inference_mode()
     def step(symbols_B: NDArray[np.integer]) -> NDArray[np.float32]:

@@ -27,12 +27,15 @@ static long gates_of(long cell) { return cell == LSTM ? 4 : cell == GRU ? 3 : 1;
 
 static long least(long a, long b) { return a < b ? a : b; }
 
-/* The floats of room that a step needs. */
-long step_room(long threads, long cell, long weights, long lanes, long hidden, long vocabulary)
+/* The floats of room that a step needs: sums, and the states in fewer bits, of which threads that
+ * share the units have a copy each. */
+long step_room(long threads, long apart, long cell, long weights, long lanes, long hidden,
+               long vocabulary)
 {
     const matrix m = as_matrix(0, hidden, gates_of(cell) * hidden, weights);
     const matrix head = as_matrix(0, hidden, vocabulary, weights);
-    return lanes * (2 * m.count + head.count) * WIDTH + threads * lanes * m.inner;
+    const long copies = weights == FLOATS ? 0 : apart ? 1 : threads;
+    return lanes * ((2 * m.count + head.count) * WIDTH + copies * m.inner);
 }
 
 /* One character more of every lane.

@@ -45,27 +45,18 @@ Product = Callable[[Array], Array]
 class Stepper:
     """Predicts the next character of B texts that grow by one character a step.
 
-    The first steps are made in numpy, and what follows by C, if it is much more: so a short text
-    does not wait for a compiler, and a long one begins with the same characters as a short one.
+    The first steps are made in numpy, all others by C: so a short text does not wait for a
+    compiler, and a long one begins with the same characters as a short one.
 
     Args:
         model: the one that predicts; its weights must stay as they are.
         hidden: the state to start from, of B lanes.
         weights: what the products read the weights in; states and sums stay in float32.
-        length: how many steps will be made; None: no end is known.
     """
 
-    def __init__(
-        self,
-        model: CharModel,
-        hidden: Hidden,
-        weights: WeightsName = "fp32",
-        length: int | None = None,
-    ) -> None:
+    def __init__(self, model: CharModel, hidden: Hidden, weights: WeightsName = "fp32") -> None:
         self._now: NumpyStepper | CompiledStepper = NumpyStepper(model, hidden, weights)
-        first = _steps_while_compiling(model, lanes=len(hidden[0][0]))
-        # C takes half of numpy's time, so three times as many win back what compiling takes.
-        self._left = first if length is None or length >= 4 * first else length
+        self._left = _steps_in_numpy(model, lanes=len(hidden[0][0]))
         self._model, self._weights = model, weights
 
     def step(self, symbols_B: NDArray[np.integer]) -> Array:
@@ -78,7 +69,9 @@ class Stepper:
             logits_BV for the character after it.
         """
         if self._left == 0 and (compiled := steps()) is not None:
-            self._now = CompiledStepper(compiled, self._model, self.hidden(), self._weights)
+            hidden = self.hidden()
+            del self._now  # its matrices: there need not be room for both
+            self._now = CompiledStepper(compiled, self._model, hidden, self._weights)
         self._left -= 1
         return self._now.step(symbols_B)
 
@@ -87,10 +80,14 @@ class Stepper:
         return self._now.hidden()
 
 
-def _steps_while_compiling(model: CharModel, lanes: int) -> int:
-    """Return how many steps numpy makes, by estimate, in the time that compiling takes."""
+def _steps_in_numpy(model: CharModel, lanes: int) -> int:
+    """Return how many steps take numpy a second, by estimate.
+
+    C would have saved half of it, which is what compiling takes: so nobody waits much longer than
+    had it been known how long the text becomes.
+    """
     weights = sum(weight.numel() for weight in model.parameters())
-    return math.ceil(0.5 / (5e-5 + weights * (3e-11 + lanes * 1.5e-11)))
+    return math.ceil(1 / (5e-5 + weights * (3e-11 + lanes * 1.5e-11)))
 
 
 class CompiledStepper:

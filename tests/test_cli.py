@@ -1006,9 +1006,9 @@ class TestSample:
     ) -> None:
         made: list[object] = []
 
-        def noted(*arguments: Any, **length: int) -> Any:
-            made.extend(arguments[2:3])
-            return Stepper(*arguments, **length)
+        def noted(*arguments: Any) -> Any:
+            made.extend(arguments[2:])
+            return Stepper(*arguments)
 
         monkeypatch.setattr("charrnn.sampling.Stepper", noted)
         words = ("sample", trained, "--length", "40", "--weights", weights)

@@ -197,7 +197,7 @@ def test_the_compiler_has_nothing_to_say(
     if not compiles(f"-march={machine}"):
         pytest.skip("a compiler that does not know it")
     strict = ["-std=gnu11", "-O3", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    # The header is found beside the file.
+    # The compiler finds the header beside the file.
     with as_file(files("charrnn") / file) as source:
         command = [*compiler.find_compiler(), *strict, *options, f"-march={machine}", "-c"]
         subprocess.run([*command, str(source), "-o", str(tmp_path / "out.o")], check=True)

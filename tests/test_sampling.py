@@ -3,7 +3,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from itertools import islice
-from typing import Any
+from typing import Any, get_args
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from charrnn import sampling
-from charrnn.config import CELL_NAMES, CellName, ModelConfig, SampleConfig
+from charrnn.config import CELL_NAMES, CellName, ModelConfig, SampleConfig, WeightsName
 from charrnn.errors import NonFiniteError, VocabularyError
 from charrnn.model import CharModel
 from charrnn.sampling import (
@@ -24,6 +25,7 @@ from charrnn.sampling import (
     prepare_prompt,
     sample,
 )
+from charrnn.steps import steps
 from charrnn.vocabulary import UNKNOWN, Vocabulary
 
 KNOWN = "\nabcdefg樓"
@@ -342,11 +344,29 @@ class TestSample:
     ) -> None:
         asked: list[str] = []
         monkeypatch.setattr("charrnn.native.loops", lambda: asked.append("a compiler"))
+        monkeypatch.setattr("charrnn.stepper.steps", lambda: asked.append("a compiler"))
         model, words = make_model(cell), vocabulary()
         texts(model, words, "a" * SHORT_PROMPT, SampleConfig(length=20))
         assert not asked
         texts(model, words, "a" * (SHORT_PROMPT + 1), SampleConfig(length=20))
         assert asked
+
+    @pytest.mark.parametrize("weights", get_args(WeightsName))
+    def test_a_longer_text_begins_with_a_shorter_one(
+        self, weights: WeightsName, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whether C has taken over, which is asked for once, or not."""
+        asked = Mock(wraps=steps)
+        monkeypatch.setattr("charrnn.stepper.steps", asked)
+        monkeypatch.setattr("charrnn.stepper._steps_in_numpy", lambda *_, **__: 20)
+        model, words = make_model(), vocabulary()
+        made = {}
+        for length in (21, 22, 50, 0):
+            config = SampleConfig(length=length, weights=weights)
+            (made[length],) = texts(model, words, "abba", config, most=70)
+        assert [len(text) for text in made.values()] == [21, 22, 50, 70]
+        assert all(made[0].startswith(text) for text in made.values())
+        assert asked.call_count == 3
 
     def test_no_prompt_is_a_line_break(self) -> None:
         words = Vocabulary.from_counts(Counter(map(ord, "\t" + KNOWN)), "utf-8", 1)

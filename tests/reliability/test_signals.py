@@ -510,7 +510,13 @@ def test_a_second_signal_removes_what_nobody_else_would(tmp_path: Path) -> None:
     assert not left.exists()
 
 
-def test_a_signal_while_the_loops_are_compiled_leaves_nothing(
+@pytest.mark.parametrize(
+    "words",
+    [("inspect", "--part", "train", "--only", "pace"), ("sample", "--length", "0")],
+    ids=["inspect", "sample"],
+)
+def test_a_signal_while_c_is_compiled_leaves_nothing(
+    words: tuple[str, ...],
     trained: Path,
     tmp_path: Path,
     process: Callable[..., subprocess.Popen[str]],
@@ -523,7 +529,8 @@ def test_a_signal_while_the_loops_are_compiled_leaves_nothing(
     compiler.chmod(0o755)
     monkeypatch.setitem(ENVIRONMENT, "CC", str(compiler))
     monkeypatch.setitem(ENVIRONMENT, "CHARRNN_NATIVE", "1")
-    popen = process("inspect", trained, "--part", "train", "--only", "pace")
+    command, *options = words
+    popen = process(command, trained, *options)
     wait_for((tmp_path / "begun").exists, "the compiler")
     popen.send_signal(signal.SIGTERM)
     assert popen.wait(PATIENCE) == 143
