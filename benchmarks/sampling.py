@@ -2,7 +2,7 @@
 
 The loop is what a tutorial writes: for each character one call of torch.nn's cell, the
 head, softmax and multinomial. Ours is the whole of ``charrnn.sampling.sample``, drawing
-included, of texts so long that C makes most of their steps: one stream and 64, with the weights in
+included, of texts so long that C takes over from numpy: one stream and 64, with the weights in
 float32, bf16 and 8 bits. A step without the drawing is timed in numpy, which begins a text, and in
 C, which goes on. What fewer bits cost is measured on a trained model and a text. Before all that,
 how long a user waits for the first character, beside the loading of torch. Run with::
@@ -124,7 +124,7 @@ def measure(cell: CellName, layers: int, hidden: int, length: int, rounds: int) 
         ):
             pass
 
-    shorter = length // 100  # the loop is slow
+    shorter = length // 40  # the loop is slow
     ours: list[tuple[int, WeightsName]] = [
         (count, weights) for count in (1, 64) for weights in get_args(WeightsName)
     ]

@@ -627,6 +627,8 @@ def evaluate(
         raise UsageError("--per-char and --show go with one checkpoint only")
     if per_char == Path("-"):
         raise UsageError("--per-char writes a file: give its name")
+    refuse_overwriting("--per-char", per_char, {})
+    refuse_overwriting("--report", report, {})
     if show and as_json:
         raise UsageError("--show and --json exclude each other: both print on stdout")
     if report is not None:
@@ -684,7 +686,11 @@ def evaluate(
             portraits = portray_subjects(subjects)
             return assessment_page(assessments, portraits, str(source), origin_of_page(where))
 
-        show_and_report(show_scores, report, page, failure)
+        try:
+            show_and_report(show_scores, report, page, failure)
+        except BrokenPipeError:
+            refuse_non_finite(assessments)
+            raise
         refuse_non_finite(assessments)  # shown before: of several models the others have scores
 
 
@@ -925,6 +931,9 @@ def compare(
         except Stopped:
             say(f"all runs are done, but there is no report yet; {go_on}")
             raise
+        except BrokenPipeError:
+            if not comparison.failures:
+                raise
     return 1 if comparison.failures else 0
 
 

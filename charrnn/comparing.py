@@ -201,7 +201,7 @@ def compare(
     """
     if new:
         _refuse_used(folder)
-        if (text := text_within(plan.texts, folder)) is not None:
+        if (text := text_within(plan.texts, folder, plan.encoding)) is not None:
             raise RunFolderError(
                 f"{shown(folder)}: {shown(text)} is in it, and a comparison's folder is not read "
                 "as text: choose another folder with --run"

@@ -167,12 +167,13 @@ def _folders(fixed: Path, path: Path) -> list[Path]:
     return [folder for folder in path.parents if folder == fixed or fixed in folder.parents]
 
 
-def text_within(texts: Sequence[str], folder: Path) -> Path | None:
-    """Return a file that would be left out were a folder a run's; None: none would.
+def text_within(texts: Sequence[str], folder: Path, encoding: str | None) -> Path | None:
+    """Return a text that would be left out were a folder a run's; None: none would.
 
     Args:
         texts: as for ``find_files``.
         folder: to become that of a run or a comparison.
+        encoding: of the texts; None: utf-8.
 
     Raises:
         CorpusError: as of ``find_files``.
@@ -182,8 +183,10 @@ def text_within(texts: Sequence[str], folder: Path) -> Path | None:
     is_it = cache(folder.samefile)
     for name in texts:
         fixed, _ = _looked_in(name)
-        for path, _ in _files_of(name, [])[0]:
-            if any(map(is_it, _folders(fixed, path))):
+        for path, status in _files_of(name, [])[0]:
+            # What is empty, or no text, changes nothing by being left out.
+            is_read = status.st_size > 0 and (encoding is not None or is_text(path))
+            if is_read and any(map(is_it, _folders(fixed, path))):
                 return path
     return None
 
@@ -195,10 +198,13 @@ def takes_in(texts: Sequence[str], path: Path) -> str | None:
         texts: as for ``find_files``.
         path: the file's, whether there is one already or not.
     """
+    there = path.stat() if path.exists() else None
     for name in filter(None, texts):
-        with suppress(OSError):  # one of them is not there
-            if path.samefile(name):
-                return name
+        if there is not None:  # by whatever name, or through a link
+            with suppress(CorpusError):
+                if any(os.path.samestat(there, file.status) for file in _files_of(name, [])[0]):
+                    return name
+            continue
         fixed, pattern = _looked_in(name)
         # As it is; for a pattern, which goes through links, also as it is written.
         for follow in (os.path.realpath, os.path.abspath) if pattern else (os.path.realpath,):

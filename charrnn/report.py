@@ -80,7 +80,7 @@ def comparison_page(
     validated = comparison.cells[0].best.valid_nats_per_char is not None
     chosen = "best run by validation" if validated else "first run"
     sections = [
-        _result_section(comparison),
+        _result_section(comparison, unit),
         learning_section(
             runs,
             "Seeds of one cell share a style; the first is named. " if plan.seeds > 1 else "",
@@ -93,13 +93,13 @@ def comparison_page(
     text = ", ".join(plan.texts) or "Python's own sources"
     name = {0: text, 1: Path(text).name}.get(len(plan.texts), "several texts")
     title = f"{joined([cell.cell.upper() for cell in comparison.cells], 'and')} on {name}"
-    lead = _comparison_lead(comparison) + in_bytes
+    lead = _comparison_lead(comparison, unit) + in_bytes
     return page.document("compare", title, lead, text, sections, origin)
 
 
 def _unit(portraits: Sequence[Portrait]) -> tuple[str, str]:
     """Return what the models predict one by one, and what must be said of it."""
-    if portraits[0].of_bytes:
+    if all(portrait.of_bytes for portrait in portraits):
         return "byte", " The text is read as bytes: in figures and tables a character is one."
     return "character", ""
 
@@ -112,12 +112,12 @@ def _looked_at(portraits: Sequence[Portrait], part: str) -> str:
     return f"the {part}"
 
 
-def _comparison_lead(comparison: Comparison) -> str:
+def _comparison_lead(comparison: Comparison, unit: str) -> str:
     best = min(comparison.cells, key=lambda cell: cell.nats_per_char)
     lead = (
         f"{best.cell.upper()} predicts the {scored_part(comparison.plan)}"
         f"{' best' if len(comparison.cells) > 1 else ''}: "
-        f"{best.nats_per_char:.4f} nats per character, "
+        f"{best.nats_per_char:.4f} nats per {unit}, "
         f"{best.nats_per_char / math.log(2):.4f} bits."
     )
     if comparison.differences:
@@ -269,7 +269,7 @@ def _falls(reach: Reach) -> str:
 # Scores ----------------------------------------------------------------------------------
 
 
-def _result_section(comparison: Comparison) -> str:
+def _result_section(comparison: Comparison, unit: str) -> str:
     part, seeds = scored_part(comparison.plan), comparison.plan.seeds
     predictions = counted(comparison.cells[0].best.characters, "prediction")
     spread = (
@@ -280,16 +280,15 @@ def _result_section(comparison: Comparison) -> str:
     return page.section(
         "Result",
         page.figure(
-            [(f"Loss on the {part}", _result_chart(comparison))],
-            f"Nats per character on the {predictions} of the {part}; further left is better. "
-            f"{spread}",
+            [(f"Loss on the {part}", _result_chart(comparison, unit))],
+            f"Nats per {unit} on the {predictions} of the {part}; further left is better. {spread}",
         ),
         page.table(comparison_lines(comparison), words=2),
         page.bullets(comparison_says(comparison)),
     )
 
 
-def _result_chart(comparison: Comparison) -> str:
+def _result_chart(comparison: Comparison, unit: str) -> str:
     cells = comparison.cells
     several = comparison.plan.seeds > 1
     singles = [[run.nats_per_char for run in cell.runs] for cell in cells] if several else ()
@@ -300,7 +299,7 @@ def _result_chart(comparison: Comparison) -> str:
         "Loss of each cell",
         [cell.cell.upper() for cell in cells],
         [dots],
-        x_label="nats per character",
+        x_label=f"nats per {unit}",
         form=".4f",
     )
 
@@ -387,6 +386,7 @@ def _grouped(nats_T: NDArray[np.float64]) -> tuple[list[int], list[float]]:
 
 
 def _samples(portraits: Sequence[Portrait]) -> str:
+    unit, _ = _unit(portraits)
     how = f"--length {SAMPLE.length} --temperature {SAMPLE.temperature:g} --seed {SAMPLE.seed}"
     return page.section(
         "Samples",
@@ -394,8 +394,8 @@ def _samples(portraits: Sequence[Portrait]) -> str:
             (one.label, page.plain(one.sample, f"Sample of {one.label}")) for one in portraits
         ),
         page.note(
-            f"What each model writes by itself: {SAMPLE.length} characters from an empty prompt, "
-            f"all from the same random numbers (charrnn sample RUN {how})."
+            f"What each model writes by itself, {counted(SAMPLE.length, unit)} from an empty "
+            f"prompt, all from the same random numbers (charrnn sample RUN {how})."
             if len(portraits) > 1
             else f"What the model writes by itself (charrnn sample RUN {how})."
         ),

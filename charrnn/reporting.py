@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from charrnn.errors import UsageError
+from charrnn.errors import CharrnnError, UsageError
 from charrnn.files import takes_in
 from charrnn.stdio import say
 from charrnn.wording import shown
@@ -69,15 +69,17 @@ def refuse_overwriting(
     """
     if path is None:
         return
-    if path.is_file() and os.path.samestat(path.stat(), os.fstat(1)):
+    if path.exists() and not path.is_file():  # a pipe, say, which keeps nothing
+        return
+    if path.exists() and os.path.samestat(path.stat(), os.fstat(1)):
         raise UsageError(f"{flag} {shown(path)} is where the results go: give another file")
     for source, what in sources.items():
         if path.exists() and source.exists() and path.samefile(source):
             raise UsageError(f"{flag} {shown(path)} would overwrite {what}: give another file")
     if (text := takes_in(texts, path)) is not None:
         raise UsageError(
-            f"{flag} {shown(path)} would change {shown(text)}, which is read as text: give a file "
-            "elsewhere"
+            f"{flag} {shown(path)} would change {shown(text)}, which is or was read as text: give "
+            "a file elsewhere"
         )
 
 
@@ -103,7 +105,8 @@ def show_and_report(
         failure: of what came before, which is not to cost the results either.
 
     Raises:
-        Exception: the failure; the results are printed and the page is written.
+        Exception: the failure; the results are printed and the page is written. (If the page
+            cannot be, the failure is said and the page's own raised.)
         OSError: the results cannot be printed; the page is written.
         RunFolderError: the page cannot be written; the results are printed.
     """
@@ -115,7 +118,13 @@ def show_and_report(
     if report is not None:
         from charrnn.disk import followed, write_text
 
-        write_text(followed(report), make())  # what a link leads to is replaced, not the link
+        try:
+            # What a link leads to is replaced, not the link.
+            write_text(followed(report), make())
+        except CharrnnError:
+            if failure is not None and not isinstance(failure, BrokenPipeError):
+                say(f"charrnn: {failure}")
+            raise
         say(f"report: {shown(report)}")
     if failure is not None:
         raise failure

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -213,8 +213,16 @@ class SurpriseText:
         """Print a stretch; stretches must come in order."""
         self._print(self._text.priced(stretch))
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        # Where the block failed that counts, not whether this can still be printed.
+        with nullcontext() if kind is None else suppress(OSError):
+            self.close()
+
     def close(self) -> None:
-        """Print what the colours mean; where there are none, say on stderr how to have them."""
+        """Print the end: what the colours mean, or on stderr how to have them."""
         if not self._console.has_colours:
             self._write("\n")
             with suppress(OSError):  # nobody has to read what is said on stderr

@@ -148,6 +148,9 @@ def watch_comparison(
             elif isinstance(event, RunStarted):
                 stop.defer()
                 stop.defer_pauses()
+                if stop.received:  # since the run before; this one ends before its first update
+                    reader.display = Display()
+                    continue
                 reader.display = open_display(as_json=False, quiet=quiet)
                 if not quiet:
                     number = f"{event.number} of {event.total}"
@@ -230,7 +233,7 @@ def watch_scoring(
                     priced[basis] = tuple(price_baselines(*basis, meter))
                 if show:
                     text = SurpriseText(part, alone=per_char is None and not with_page)
-                    watchers.append(last.enter_context(closing(text)))
+                    watchers.append(last.enter_context(text))
                 assessments.append(
                     assess(
                         str(subject.path), subject.model, vocabulary, part, config,

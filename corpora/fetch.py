@@ -80,11 +80,16 @@ def fetch(text: Text, folder: Path) -> Path:
                 raise FetchError(f"{goal} is there but another text: move it away")
             return goal
         folder.mkdir(parents=True, exist_ok=True)
+        resumed = part.exists()
         _download(text, part)
         if part.stat().st_size < text.size:
             raise FetchError(f"the download of {text.name} broke off: run it again to go on")
         if not _is_right(part, text):
             part.unlink()
+            if resumed:
+                raise FetchError(
+                    f"what there was of {text.name} was of another text and is removed: run it again"
+                )
             raise FetchError(
                 f"{text.address} no longer holds the text that is meant "
                 f"(wrong size or SHA-256): find {text.name} elsewhere"

@@ -406,7 +406,8 @@ def _courses(trainings: Sequence[Training], answer: Answer) -> dict[Training, Co
         LessonError: one ended early, and not because a number was not finite.
     """
     told: list[list[Mapping[str, Any]]] = []
-    for event in map(json.loads, answer.out.splitlines()):
+    # Not by splitlines: a sample may hold other ends of lines.
+    for event in map(json.loads, answer.out.removesuffix("\n").split("\n")):
         if event["event"] == "started":
             told.append([])
         told[-1].append(event)

@@ -146,9 +146,10 @@ class Lab:
         (self.folder / "answers").mkdir(exist_ok=True)
         corpora = self.folder / "corpora"
         corpora.mkdir(exist_ok=True)
-        shutil.copy(ROOT / "corpora" / "recall.py", corpora)
+        # Without its mode: a copy that may not be written could not be copied again.
+        shutil.copyfile(ROOT / "corpora" / "recall.py", corpora / "recall.py")
         if self.text is not None:
-            shutil.copy(self.text, corpora / self.name)
+            shutil.copyfile(self.text, corpora / self.name)
 
     def _take_folder(self, fingerprint: str) -> None:
         """Note in the folder what its answers depend on, or see that it is what was noted there.
@@ -265,7 +266,7 @@ class Lab:
 def _code() -> str:
     """Return what tells this code from any other: that of the product, and of the recall text."""
     digest = hashlib.sha256()
-    for path in sorted([*(ROOT / "charrnn").glob("*.[pc]*"), ROOT / "corpora" / "recall.py"]):
+    for path in sorted([*(ROOT / "charrnn").glob("*.[pch]*"), ROOT / "corpora" / "recall.py"]):
         if path.is_file():
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

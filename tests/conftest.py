@@ -76,7 +76,7 @@ class Result:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """The JSON lines on stdout."""
-        return [json.loads(line) for line in self.out.splitlines()]
+        return [json.loads(line) for line in self.out.split("\n") if line]
 
 
 Cli = Callable[..., Result]

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -608,6 +609,23 @@ class TestCompare:
         assert (process.returncode, out) == (130, b"")
         assert f"go on with: charrnn compare {' '.join(go_on)}\n".encode() in err
         assert (folder / "rnn-seed1" / "last.safetensors").exists()
+
+    @pytest.mark.parametrize(("failing", "code"), [({2}, 1), (set(), 0)])
+    def test_a_run_left_out_counts_though_nobody_reads_of_it(
+        self,
+        cli: Cli,
+        prose: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        failing: set[int],
+        code: int,
+    ) -> None:
+        poison_losses(monkeypatch, failing)
+        unread = Mock(side_effect=BrokenPipeError)
+        monkeypatch.setattr("charrnn.score_view.print_comparison", unread)
+        words = ("--cell", "rnn", "--cell", "gru", "--device", "cpu", *QUICK, "--quiet")
+        assert cli("compare", prose, *words, "--run", tmp_path / "comparison").code == code
+        assert unread.called
 
     @pytest.mark.parametrize("step", [2, 14])
     def test_the_others_go_on_without_a_run_that_goes_wrong(

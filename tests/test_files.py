@@ -166,7 +166,10 @@ def test_what_a_run_in_a_folder_would_leave_out(
     for name in ("a.txt", "books/b.txt"):
         write(Path(name), "text")
     Path("link").symlink_to("books")
-    assert text_within(texts, Path(folder)) == (found and Path(found))
+    write(Path("books/empty.txt"), "")
+    write(Path("books/plot.txt"), "\x89PNG\0")
+    assert text_within(texts, Path(folder), None) == (found and Path(found))
+    Path("books/plot.txt").unlink()
     before = find_files(texts).files
     if folder != "new":
         write(Path(folder, PLAN), "{}")

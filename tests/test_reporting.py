@@ -1,13 +1,14 @@
 """A page asked for beside what is printed: none of the two is lost with the other."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from charrnn.errors import RunFolderError
-from charrnn.reporting import check_report, show_and_report
+from charrnn.errors import RunFolderError, UsageError
+from charrnn.reporting import check_report, refuse_overwriting, show_and_report
 
 
 @pytest.fixture
@@ -70,3 +71,36 @@ def test_the_backend_of_a_notebook_is_not_asked_for(
     check_report(page)
     # Here it may be imported already: another process takes over what the environment says.
     subprocess.run([sys.executable, "-c", "import matplotlib"], check=True)
+
+
+def test_a_page_that_fails_hides_no_failure_before_it(
+    page: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def make() -> str:
+        raise RunFolderError("no log")
+
+    with pytest.raises(RunFolderError, match="no log"):
+        show_and_report(lambda: None, page, make, RunFolderError("no prices"))
+    assert capsys.readouterr().err == "charrnn: no prices\n"
+    with pytest.raises(RunFolderError, match="no log"):
+        show_and_report(lambda: None, page, make, BrokenPipeError())
+    assert capsys.readouterr().err == "", "the reader has left"
+
+
+def test_a_text_that_a_link_leads_to_is_not_written_over(tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    other = tmp_path / "other.txt"
+    other.write_text("text")
+    (texts / "a.txt").symlink_to(other)
+    for names in ([str(texts)], [f"{texts}/*.txt"], [str(texts / "a.txt")]):
+        with pytest.raises(UsageError, match="would change"):
+            refuse_overwriting("--per-char", other, {}, names)
+    refuse_overwriting("--per-char", other, {}, [str(tmp_path / "gone")])
+
+
+def test_a_pipe_among_texts_may_be_written_to(tmp_path: Path) -> None:
+    """It is none of them."""
+    (tmp_path / "a.txt").write_text("text")
+    os.mkfifo(tmp_path / "prices")
+    refuse_overwriting("--per-char", tmp_path / "prices", {}, [str(tmp_path)])

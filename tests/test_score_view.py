@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from charrnn.errors import CharrnnError, NonFiniteError
 from charrnn.evaluation import PositionScores, Prices, Scores
 from charrnn.score_view import STYLES, PerCharacter, SurpriseText, print_assessments
 from charrnn.score_words import COLUMNS, assessments_say, comparison_lines, comparison_says
+from charrnn.stopping import Stopped
 from tests.conftest import make_part, needs_full, refusing
 from tests.small import make_result
 
@@ -604,6 +606,17 @@ class TestSurpriseText:
         ]
         show.close()
         assert "0.5 to 2" in Text.from_ansi(capsys.readouterr().out).plain
+
+    def test_what_ends_it_counts_before_that_nobody_reads(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A Ctrl-C ends the reader, too."""
+        show = SurpriseText(make_part(tmp_path, b"abc"))
+        monkeypatch.setattr(show, "close", Mock(side_effect=BrokenPipeError))
+        with pytest.raises(Stopped), show:
+            raise Stopped(2)
+        with pytest.raises(BrokenPipeError), show:
+            pass
 
     def test_says_how_to_have_colours_where_there_are_none(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

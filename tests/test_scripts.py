@@ -36,7 +36,7 @@ case "$*" in
 *print*) cat "$HERE/version" ;;
 -c*) exit 0 ;;
 "-m pip --version") [ "$(cat "$HERE/version")" = "$(cat "$HERE/made")" ] ;;
-"-m venv .venv")
+"-m venv --clear .venv")
     mkdir -p .venv/bin && cp "$0" .venv/bin/python && cp "$HERE/version" "$HERE/made"
     exit "$(cat "$HERE/fails")"
     ;;
