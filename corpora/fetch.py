@@ -88,7 +88,7 @@ def fetch(text: Text, folder: Path) -> Path:
             part.unlink()
             if resumed:
                 raise FetchError(
-                    f"what there was of {text.name} was of another text and is removed: run it again"
+                    f"what there was of {text.name} was another text, and is removed: run it again"
                 )
             raise FetchError(
                 f"{text.address} no longer holds the text that is meant "

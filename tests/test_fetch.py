@@ -114,7 +114,7 @@ def test_complete_part_needs_no_network(tmp_path: Path) -> None:
 
 def test_part_of_another_text_is_thrown_away(server: str, tmp_path: Path) -> None:
     (tmp_path / "sample.txt.part").write_bytes(b"x" * 100)
-    with pytest.raises(FetchError, match="was of another text and is removed: run it again"):
+    with pytest.raises(FetchError, match="was another text, and is removed: run it again"):
         fetch(text_at(f"{server}/whole"), tmp_path)
     assert fetch(text_at(f"{server}/whole"), tmp_path).read_bytes() == CONTENT
 
