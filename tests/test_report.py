@@ -1784,8 +1784,8 @@ class TestWhereThePageGoes:
             done = cli(command, *words, option, folder / "page.html")
             assert (done.code, done.out) == (2, "")
             assert done.err == (
-                f"charrnn: {option} {folder}/page.html would change {folder}, which is read as "
-                "text: give a file elsewhere\n"
+                f"charrnn: {option} {folder}/page.html would change {folder}, which is or was "
+                "read as text: give a file elsewhere\n"
             )
         assert [path.name for path in folder.iterdir()] == ["text"]
 
