@@ -160,7 +160,7 @@ def measure_steps(cell: CellName, layers: int, hidden: int, rounds: int) -> Iter
             steppers: list[NumpyStepper | CompiledStepper] = [NumpyStepper(model, state, weights)]
             if compiled is not None:
                 steppers.append(CompiledStepper(compiled, model, state, weights))
-            number = max(10, 40_000_000 // (hidden * hidden * streams))
+            number = min(5000, max(20, 400_000_000 // (hidden * hidden * streams)))
             # A pause before each: numpy's threads spin for a while, at the cost of others.
             one, *other = in_turns(
                 [partial(make_steps, stepper, symbols_B, number) for stepper in steppers],
@@ -306,7 +306,7 @@ def main() -> None:
     torch_alone, first = waits(rounds)
     rows = [measure(cell, 2, hidden, lengths[hidden], rounds) for cell, hidden in sizes]
     step_rows = [
-        row for cell, hidden in sizes for row in measure_steps(cell, 2, hidden, 3 * rounds)
+        row for cell, hidden in sizes for row in measure_steps(cell, 2, hidden, 2 * rounds - 1)
     ]
     speeds = {
         f"{size} MB": read_speed(size) for size in ((4, 13) if chosen.quick else (4, 13, 50, 500))

@@ -218,7 +218,8 @@ class TrainConfig(Record):
     seed: int = 1
     """Of weights, dropout and the shown samples."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the matrix products; weights and sums stay in fp32."""
+    """Arithmetic of the matrix products; weights and sums stay in fp32. Muon orthogonalises in bf16
+    wherever the hardware multiplies it."""
 
     def __post_init__(self) -> None:
         counts = ("batch_size", "bptt", "loss_last", "steps", "patience", "validate_every")

@@ -7,7 +7,7 @@ The model is one recurrence with shared weights: for every character x_t
     logits_t = head(h_t)
 
 so the same weights serve a text of any length, and cutting a text into chunks
-with the state carried from one to the next changes nothing.
+with the state carried from one to the next changes nothing (in bf16 it is rounded there).
 """
 
 from __future__ import annotations

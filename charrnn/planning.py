@@ -17,6 +17,7 @@ from charrnn.recipe import (
     plan_validations,
     pressure,
     regularisation,
+    warmup_steps,
     weight_decay,
 )
 from charrnn.run import Run
@@ -158,7 +159,8 @@ class Planner:
         """Take ``total`` updates as the run's, at ``speed`` a second if that is known.
 
         Where the rules choose dropout, weight decay or the loss temperature, it becomes that of so
-        many passes, unless the plan before had about as many.
+        many passes, unless the plan before had about as many. A warm-up that still goes on becomes
+        no longer than that of so many updates.
         """
         progress = self.run.progress
         every, characters = self._validations(total, speed)
@@ -169,6 +171,10 @@ class Planner:
         progress.planned_at_seconds = progress.training_seconds
         progress.validate_every, progress.validate_characters = every, characters
         run, model = self.run, self.run.model
+        if progress.step < run.config.warmup_steps and run.config.minutes is not None:
+            # It was of the updates expected: a slow run would end before it has warmed up.
+            warm = max(progress.step, warmup_steps(total))
+            run.adopt(replace(run.config, warmup_steps=min(warm, run.config.warmup_steps)))
         is_much_the_same = before is not None and abs(total - before) <= SAME_PLAN * before
         config = run.config
         by_plan = config.dropout_by_plan or config.decay_by_plan or config.temperature_by_plan

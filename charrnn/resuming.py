@@ -13,7 +13,7 @@ import torch
 
 from charrnn import recipe
 from charrnn.assembling import assemble, lanes_of, refuse_too_large, refuse_validations
-from charrnn.checkpoint import BEST, Checkpoint
+from charrnn.checkpoint import BEST, Checkpoint, load
 from charrnn.config import BUDGETS, TrainConfig
 from charrnn.corpus import Part, scan
 from charrnn.decoding import text_encoding
@@ -231,7 +231,8 @@ def _read_again(
 def _better(folder: RunFolder, progress: Progress) -> Progress | None:
     """Return the state at a run's best checkpoint where that is better than it knows."""
     try:
-        best = folder.best().record("progress", Progress)
+        # Whole: a damaged one is to be overwritten.
+        best = load(folder.path / BEST).record("progress", Progress)
     except CheckpointError:
         return None
     is_comparable = best.validate_characters == progress.validate_characters
@@ -254,11 +255,13 @@ def _changed(
         progress.planned_steps = progress.planned_at_step = progress.validate_every = None
         if new.minutes is not None and progress.seconds >= 60 * new.minutes:
             progress.planned_steps = progress.step
-        (old,) = (f"--{name} {value:g}" for name in BUDGETS if (value := getattr(config, name)))
+        (old,) = (
+            f"--{name} {_short(value)}" for name in BUDGETS if (value := getattr(config, name))
+        )
         notes.append(
-            f"the schedule is planned anew for --{given[0]} {changes[given[0]]:g}, what was done "
-            f"before included (it was {old}): the learning rate follows the new plan from step "
-            f"{progress.step:,} on"
+            f"the schedule is planned anew for --{given[0]} {_short(changes[given[0]])}, what was "
+            f"done before included (it was {old}): the learning rate follows the new plan from "
+            f"step {progress.step:,} on"
         )
     return new, notes
 

@@ -203,7 +203,7 @@ class Run:
         )
 
     def adopt(self, config: TrainConfig) -> None:
-        """Train by ``config`` from the next update on: another weight decay or loss temperature.
+        """Train by ``config`` from the next update on: another decay, temperature or warm-up.
 
         An update that is captured as a graph holds what it was captured with
         (``Update.forget_capture``).

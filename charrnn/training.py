@@ -191,6 +191,8 @@ class _Loop:
         self.planner = Planner(run)
         self.told_uncaptured = False
         self.row_from = (run.progress.characters, run.progress.seconds)
+        # Of the last update; a plan since then has made a schedule of its own.
+        self.rate = run.config.lr * run.schedule().factor(max(0, run.progress.step - 1))
         #: The training loss of this sitting's latest row, nats per character.
         self.latest_loss = math.inf
         #: Updates that nobody has looked at yet.
@@ -253,7 +255,8 @@ class _Loop:
                 yield self._save()
             chunk = next(chunks)
             factor = run.schedule().factor(progress.step)
-            run.update.optimiser.set_rates(config.lr * factor, config.lr_adam * factor)
+            self.rate = config.lr * factor
+            run.update.optimiser.set_rates(self.rate, config.lr_adam * factor)
             self.pending.append((run.update(chunk), chunk))
             progress.step += 1
             progress.characters += chunk.characters
@@ -342,7 +345,7 @@ class _Loop:
         loss = progress.row_loss / progress.row_characters
         row |= {
             "train_nats_per_char": loss,
-            "learning_rate": config.lr * self.run.schedule().factor(progress.step - 1),
+            "learning_rate": self.rate,
             "gradient_norm": progress.row_norm / progress.row_updates,
             "clipped_share": progress.row_clipped / progress.row_updates,
         }

@@ -150,7 +150,7 @@ class Vocabulary:
         cost under a uniform distribution over them; so scores stay comparable between
         vocabularies. 0 for bytes.
         """
-        return math.log(_UNICODE - len(self.characters)) if self.has_unknown else 0.0
+        return math.log(max(1, _UNICODE - len(self.characters))) if self.has_unknown else 0.0
 
     def encode_codes(self, codes: Codes) -> Ids:
         """Return the ids of code points (bytes, for bytes), of the same length."""

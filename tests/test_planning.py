@@ -226,6 +226,15 @@ def test_minutes_are_kept(simulate: Simulate, held_out: int, device: str) -> Non
         assert progress.validated_step == progress.step
 
 
+def test_a_warm_up_is_of_the_updates_that_are_planned(simulate: Simulate) -> None:
+    """Else a run that is slower than was expected would end before it has warmed up."""
+    told = simulate(World(update=4.0))
+    (planned,) = told.only(Planned)
+    assert planned.total_steps == 14
+    assert told.run.config.warmup_steps == 4, "it was 5; 4 updates told the speed"
+    assert simulate(World(update=0.2)).run.config.warmup_steps == 5, "it was over"
+
+
 @pytest.mark.parametrize("times", [1.0, 1.05, 1.1, 2.5, 0.4, 10, 0.1])
 def test_minutes_are_kept_when_the_speed_changes(simulate: Simulate, times: float) -> None:
     told = simulate(World(update=0.2, changes=[(15, times)]))
