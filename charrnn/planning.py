@@ -159,8 +159,8 @@ class Planner:
         """Take ``total`` updates as the run's, at ``speed`` a second if that is known.
 
         Where the rules choose dropout, weight decay or the loss temperature, it becomes that of so
-        many passes, unless the plan before had about as many. A warm-up that still goes on becomes
-        no longer than that of so many updates.
+        many passes, unless the plan before had about as many. A warm-up that still goes on ends
+        here if it is longer than that of so many updates.
         """
         progress = self.run.progress
         every, characters = self._validations(total, speed)

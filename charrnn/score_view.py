@@ -217,9 +217,11 @@ class SurpriseText:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        # Where the block failed that counts, not whether this can still be printed.
-        with nullcontext() if kind is None else suppress(OSError):
-            self.close()
+        # A signal does not wait for the reader. Where the block failed that counts, not whether
+        # this can still be printed.
+        if kind is None or issubclass(kind, Exception):
+            with nullcontext() if kind is None else suppress(OSError):
+                self.close()
 
     def close(self) -> None:
         """Print the end: what the colours mean, or on stderr how to have them."""

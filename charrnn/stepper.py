@@ -4,8 +4,8 @@ A step of one character is a handful of matrix-vector products, each of which
 reads a matrix once: memory is the limit, and everything else is overhead. The lowest
 layer's input product, which can take only V values, is computed once and looked up.
 
-A long text's steps are C, one call each (``steps``). Until compiling that pays, and where
-nothing compiles it, they are numpy's, whose calls cost a fraction of torch's (but for some
+A long text's steps are C, one call each (``steps``). Those of its first second, and all where
+nothing compiles, are numpy's, whose calls cost a fraction of torch's (but for some
 matrices on Intel's processors). There the logistic function is tanh at half the argument; the
 rows of its gates are halved beforehand, so that one call of tanh serves all gates of a step.
 Several texts side by side turn the products into those of matrices, which oneDNN multiplies, with
@@ -83,8 +83,8 @@ class Stepper:
 def _steps_in_numpy(model: CharModel, lanes: int) -> int:
     """Return how many steps take numpy a second, by estimate.
 
-    C would have saved half of it, which is what compiling takes: so nobody waits much longer than
-    had it been known how long the text becomes.
+    C would have saved about half of it, which is what compiling takes: so nobody waits much longer
+    than had it been known how long the text becomes.
     """
     weights = sum(weight.numel() for weight in model.parameters())
     return math.ceil(1 / (5e-5 + weights * (3e-11 + lanes * 1.5e-11)))

@@ -407,7 +407,7 @@ def _courses(trainings: Sequence[Training], answer: Answer) -> dict[Training, Co
     """
     told: list[list[Mapping[str, Any]]] = []
     # Not by splitlines: a sample may hold other ends of lines.
-    for event in map(json.loads, answer.out.removesuffix("\n").split("\n")):
+    for event in map(json.loads, filter(None, answer.out.split("\n"))):
         if event["event"] == "started":
             told.append([])
         told[-1].append(event)

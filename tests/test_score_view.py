@@ -612,9 +612,13 @@ class TestSurpriseText:
     ) -> None:
         """A Ctrl-C ends the reader, too."""
         show = SurpriseText(make_part(tmp_path, b"abc"))
-        monkeypatch.setattr(show, "close", Mock(side_effect=BrokenPipeError))
+        unread = Mock(side_effect=BrokenPipeError)
+        monkeypatch.setattr(show, "close", unread)
         with pytest.raises(Stopped), show:
             raise Stopped(2)
+        assert not unread.called, "it would wait for a reader that does not read"
+        with pytest.raises(NonFiniteError), show:
+            raise NonFiniteError("nan")
         with pytest.raises(BrokenPipeError), show:
             pass
 
