@@ -504,12 +504,10 @@ def sample(
     if as_json and length == 0:
         raise UsageError("--length 0 never ends: it does not go with --json")
 
-    import numpy as np
-
     from charrnn.compiler import find_compiler
     from charrnn.device import choose_device
     from charrnn.sample_view import collect, print_as_json, print_as_made, print_samples
-    from charrnn.sampling import encode_stop, prepare_prompt
+    from charrnn.sampling import encode_stop, prepare_prompt, unwarned
     from charrnn.sampling import sample as draw
     from charrnn.trained import load_model
 
@@ -525,8 +523,8 @@ def sample(
     encode_stop(vocabulary, config.stop)
     start = ids.tolist() if echo else []
     pieces = draw(model, vocabulary, ids, config)
-    # So that a compiler that runs meanwhile is ended, too. What ``draw`` looks at comes out.
-    with StopSignals(), np.errstate(over="ignore", invalid="ignore"):
+    # StopSignals: so that a compiler that runs meanwhile is ended, too.
+    with StopSignals(), unwarned():
         if count == 1 and not as_json:
             print_as_made(vocabulary, start, pieces)
             return

@@ -14,7 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.cells import cell_len
 
@@ -30,7 +29,7 @@ from charrnn.metrics import LOG, read_metrics
 from charrnn.model import CharModel
 from charrnn.norms import Clipping, clipping
 from charrnn.reading import recorded_part
-from charrnn.sampling import sample
+from charrnn.sampling import sample, unwarned
 from charrnn.stretch import LEAST_CHARACTERS, Stretch, read_stretch
 from charrnn.subject import Subject
 from charrnn.surprise import PricedText
@@ -122,7 +121,7 @@ def portray(
             "with a lower --lr"
         )
     try:
-        with np.errstate(over="ignore", invalid="ignore"):  # ``sample`` looks at what comes out
+        with unwarned():
             pieces = [*sample(model, vocabulary, vocabulary.encode(""), SAMPLE)]
     except NonFiniteError as error:
         raise NonFiniteError(f"{shown(checkpoint)}: {error}") from error

@@ -20,7 +20,7 @@ from charrnn.stepper import Stepper
 from charrnn.vocabulary import UNKNOWN, Vocabulary, listed
 from charrnn.wording import quoted
 
-__all__ = ["Piece", "encode_stop", "next_probabilities", "prepare_prompt", "sample"]
+__all__ = ["Piece", "encode_stop", "next_probabilities", "prepare_prompt", "sample", "unwarned"]
 
 #: Characters of a prompt given to the model at a time.
 PROMPT_WINDOW = 1024
@@ -189,6 +189,14 @@ def sample(
         model.train(was_training)
 
 
+def unwarned() -> np.errstate:
+    """Return the context to draw in: without numpy's warnings, as ``sample`` looks by itself.
+
+    It is the caller's, as a generator that enters it would leave it on between two pieces.
+    """
+    return np.errstate(over="ignore", invalid="ignore")
+
+
 def _refuse_non_finite(logits_BV: NDArray[np.floating]) -> None:
     if not np.isfinite(logits_BV.max(axis=1)).all():
         raise NonFiniteError(
@@ -200,7 +208,7 @@ def _refuse_non_finite(logits_BV: NDArray[np.floating]) -> None:
 # Whoever computes turns the recording of gradients off for itself. Around the generator it
 # would be off in its caller too, or be switched twice a piece, at a piece's price again.
 @torch.inference_mode()
-@np.errstate(over="ignore", invalid="ignore")  # ``sample`` looks at what comes out
+@unwarned()
 def _read(model: CharModel, prompt: NDArray[np.generic]) -> tuple[NDArray[np.float32], Hidden]:
     """Return logits_V for the character after a prompt, and the state there, of one lane."""
     hidden = model.initial_hidden(1)

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from charrnn.checkpoint import LAST
 from charrnn.clock import Clock
 from charrnn.config import SampleConfig
@@ -25,7 +23,7 @@ from charrnn.evaluation import Interrupted, Scores, score
 from charrnn.metrics import LOG_EVERY
 from charrnn.planning import LEAST_TIMED, Planned, Planner
 from charrnn.run import Run
-from charrnn.sampling import sample
+from charrnn.sampling import sample, unwarned
 from charrnn.stream import Chunk
 from charrnn.update import UpdateResult
 
@@ -443,7 +441,7 @@ class _Loop:
         empty = self.run.vocabulary.encode("")
         symbols: list[int] = []
         try:
-            with np.errstate(over="ignore", invalid="ignore"):  # ``sample`` looks at what comes out
+            with unwarned():
                 for piece in sample(self.run.model, self.run.vocabulary, empty, config):
                     if self.should_stop():
                         return
