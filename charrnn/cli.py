@@ -879,9 +879,9 @@ def compare(
         if report is not None:
             found = find_files(plan.texts or embedded_corpus()).files if report.exists() else ()
             read = dict.fromkeys(found, "what is read")
-            # The comparison's own folder is not read once it is one.
+            # A file that is there is found; and the comparison's own folder is not read.
             is_own = {followed(report).parent, followed(report.parent)} == {followed(folder)}
-            refuse_overwriting("--report", report, read, () if is_own else plan.texts)
+            refuse_overwriting("--report", report, read, () if is_own or found else plan.texts)
         words = resume_words(folder)
         words += ["--seeds", str(plan.seeds)] if resume and seeds is not None else []
         words += ["--report", str(report)] if report is not None else []

@@ -185,8 +185,8 @@ def text_within(texts: Sequence[str], folder: Path, encoding: str | None) -> Pat
         fixed, _ = _looked_in(name)
         for path, status in _files_of(name, [])[0]:
             # What is empty, or no text, changes nothing by being left out.
-            is_read = status.st_size > 0 and (encoding is not None or is_text(path))
-            if is_read and any(map(is_it, _folders(fixed, path))):
+            is_in_it = status.st_size > 0 and any(map(is_it, _folders(fixed, path)))
+            if is_in_it and (encoding is not None or is_text(path)):
                 return path
     return None
 
