@@ -122,9 +122,8 @@ class Steps(Library):
         addresses = (ctypes.c_void_p * len(fields))(*(argument(field).value for field in fields))
         rest = (table_VG, symbols_B, len(head_bias_V), head, head_bias_V, logits_BV, room)
         refuse_misreadable(*matrices, head, dtypes=(head.dtype,))
-        others = (table_VG, head_bias_V, logits_BV, room)
-        refuse_misreadable(*(field for row in layers for field in row[2:4]), *others)
-        refuse_misreadable(*(part for layer in layers for part in layer.state))
+        floats = [part for one in layers for part in (one.bias_G, one.second_bias_H, *one.state)]
+        refuse_misreadable(*floats, table_VG, head_bias_V)
         sizes = (threads, apart, *kinds, lanes, hidden, len(layers))
         arguments = (*map(ctypes.c_long, sizes), addresses, *(argument(value) for value in rest))
         run = partial(self._library.step, *arguments)
@@ -160,16 +159,12 @@ class Step:
         return self._logits_BV.copy()
 
 
+@cache
 def steps() -> Steps | None:
     """Return the compiled step, or None where there is no compiler for it."""
-    compiled = _compiled()
-    return compiled if isinstance(compiled, Steps) else None
-
-
-@cache
-def _compiled() -> Steps | str | None:
     compiler = find_compiler()
-    return compile_steps(compiler) if compiler else None
+    compiled = compile_steps(compiler) if compiler else None
+    return compiled if isinstance(compiled, Steps) else None
 
 
 def compile_steps(
