@@ -106,14 +106,19 @@ def reference(cell: CellName, vocabulary: int, layers: int, hidden: int) -> Call
     return run
 
 
+def make_model(cell: CellName, layers: int, hidden: int) -> CharModel:
+    """Return a model of ``TEXT``'s characters and the unknown symbol, untrained."""
+    torch.manual_seed(1)
+    shape = ModelConfig(
+        cell=cell, vocabulary=len(TEXT) + 1, layers=layers, hidden=hidden, embedding=64
+    )
+    return CharModel(shape).eval()
+
+
 def measure(cell: CellName, layers: int, hidden: int, length: int, rounds: int) -> Row:
     """Time the loop, one stream and 64 streams in turns."""
-    torch.manual_seed(1)
     vocabulary = Vocabulary.from_counts({ord(c): 2 for c in TEXT}, "utf-8")
-    shape = ModelConfig(
-        cell=cell, vocabulary=vocabulary.size, layers=layers, hidden=hidden, embedding=64
-    )
-    model = CharModel(shape).eval()
+    model = make_model(cell, layers, hidden)
     prompt = np.ones(1, dtype=np.int64)
     slow = reference(cell, vocabulary.size, layers, hidden)
 
@@ -149,11 +154,7 @@ def make_steps(
 
 def measure_steps(cell: CellName, layers: int, hidden: int, rounds: int) -> Iterator[StepRow]:
     """Time steps in numpy and in C, in turns, for one stream and 64 and each kind of weights."""
-    torch.manual_seed(1)
-    shape = ModelConfig(
-        cell=cell, vocabulary=len(TEXT) + 1, layers=layers, hidden=hidden, embedding=64
-    )
-    model, compiled = CharModel(shape).eval(), steps()
+    model, compiled = make_model(cell, layers, hidden), steps()
     for streams in (1, 64):
         state, symbols_B = model.initial_hidden(streams), np.arange(streams) % len(TEXT)
         for weights in get_args(WeightsName):

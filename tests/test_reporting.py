@@ -18,6 +18,11 @@ def page(tmp_path: Path) -> Path:
     return path
 
 
+def unmade() -> str:
+    """Fail to make a page."""
+    raise RunFolderError("no log")
+
+
 def test_results_are_printed_and_then_the_page_is_written(
     page: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -34,11 +39,8 @@ def test_no_page_is_made_where_none_is_asked_for(capsys: pytest.CaptureFixture[s
 def test_a_page_that_cannot_be_made_costs_no_results(
     page: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def make() -> str:
-        raise RunFolderError("no log")
-
     with pytest.raises(RunFolderError, match="no log"):
-        show_and_report(lambda: print("results"), page, make)
+        show_and_report(lambda: print("results"), page, unmade)
     assert capsys.readouterr().out == "results\n"
     assert page.read_text(encoding="utf-8") == "old"
 
@@ -76,14 +78,11 @@ def test_the_backend_of_a_notebook_is_not_asked_for(
 def test_a_page_that_fails_hides_no_failure_before_it(
     page: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def make() -> str:
-        raise RunFolderError("no log")
-
     with pytest.raises(RunFolderError, match="no log"):
-        show_and_report(lambda: None, page, make, RunFolderError("no prices"))
+        show_and_report(lambda: None, page, unmade, RunFolderError("no prices"))
     assert capsys.readouterr().err == "charrnn: no prices\n"
     with pytest.raises(RunFolderError, match="no log"):
-        show_and_report(lambda: None, page, make, BrokenPipeError())
+        show_and_report(lambda: None, page, unmade, BrokenPipeError())
     assert capsys.readouterr().err == "", "the reader has left"
 
 
