@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,9 +19,11 @@ from lesson.recurrence import inspect
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
 __all__ = [
+    "Context",
     "Held",
     "Pace",
     "Reach",
+    "after_empty_line",
     "along",
     "best_found",
     "gates",
@@ -130,12 +133,53 @@ class Reach:
         return f"{lag}" if lag <= self.farthest else f"> {self.farthest}"
 
     def farther(self, other: Reach) -> bool | None:
-        """Return whether it is clearly farther than another; None: median and mean disagree."""
+        """Return whether it is clearly farther than another.
+
+        None: median and mean do not say the same, or what was measured does not tell.
+        """
         by_median, by_mean = (
-            one >= FARTHER * against
+            _as_many(one, FARTHER, against, self.farthest)
             for one, against in ((self.median, other.median), (self.mean, other.mean))
         )
         return by_median if by_median == by_mean else None
+
+
+@dataclass(frozen=True)
+class Context:
+    """Characters of context from which on a model's loss is that of all of them."""
+
+    needed: int | None
+    """None: more than were tried."""
+    tried: int
+
+    @property
+    def words(self) -> str:
+        """It in words."""
+        return f"> {self.tried}" if self.needed is None else f"{self.needed}"
+
+    def more(self, other: Context) -> bool | None:
+        """Return whether clearly more is needed than another needs; None: not known."""
+        if self.needed == 0:
+            return False
+        one, against = (c.tried + 1 if c.needed is None else c.needed for c in (self, other))
+        return _as_many(one, USED, against, self.tried)
+
+
+def _as_many(one: int, times: float, other: int, farthest: int) -> bool | None:
+    """Return whether one number of characters is at least so many times another.
+
+    Args:
+        one: one more than the farthest that was measured stands for any beyond it.
+        times: at least 1.
+        other: as ``one``.
+        farthest: what was measured goes so far.
+
+    Returns:
+        None: one is beyond, and may be any number of times as large.
+    """
+    if one <= farthest:
+        return one >= times * other
+    return True if other <= farthest and one >= times * other else None
 
 
 def gates(lab: Lab) -> Section:
@@ -148,8 +192,10 @@ def gates(lab: Lab) -> Section:
     name = f"{layer}.{number}"
     second = f"{looking} --only units --unit {name}c --json"
     shown = lab.json(second)["activation"]
-    c_T = np.array(shown["values"])
-    property_T = np.array(PROPERTIES[best["property"]](shown["text"]))
+    # Where the text breaks off before, a bracket may be open, or a line begun.
+    start = after_empty_line(shown["text"])
+    c_T = np.array(shown["values"][start:])
+    property_T = np.array(PROPERTIES[best["property"]](shown["text"][start:]))
     held = hold(name, best["property"], c_T, property_T)
     use = {
         one["gate"]: (float(np.mean(one["open_share"])), float(np.mean(one["closed_share"])))
@@ -203,12 +249,21 @@ its state h.
         f"characters and closed at more than {percent(IDLE)}, in the mean of the units. A unit's "
         "memory holds a visible "
         f"property: its c correlates with one by at least {FOLLOWS:g} in size, over the last "
-        f"{held.over:,} characters, and with the same sign by at least that at those, at least "
-        f"{OFTEN}, at which the property has gone on for more than {LONG} characters without a "
-        "break (of a property that is only on or off, together with those at which it is off). "
-        "Both: holds; one: in part.",
+        f"{held.over:,} characters, which begin after an empty line if there is one, and with the "
+        f"same sign by at least that at those, at least {OFTEN}, at which the property has gone on "
+        f"for more than {LONG} characters without a break (of a property that is only on or off, "
+        "together with those at which it is off). Both: holds; one: in part.",
         judgement=judge_gates(use, held),
     )
+
+
+def after_empty_line(text: str) -> int:
+    """Return where a text has its first empty line behind it; 0 if it has none.
+
+    Every property begins anew there, whatever was before.
+    """
+    found = re.search(r"\n\r?\n", text)
+    return found.end() if found else 0
 
 
 def best_found(units: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -339,7 +394,10 @@ def along(lab: Lab) -> Section:
         key: Reach(_under(shares), _under(means[key]), len(shares) - 1)
         for key, shares in medians.items()
     }
-    needed = {cell: one["memory"]["needed"] for cell, one in found.items()}
+    contexts = {
+        cell: Context(one["memory"]["needed"], len(one["memory"]["excess_nats"]) - 1)
+        for cell, one in found.items()
+    }
     paces = {
         (cell, pace["state"]): Pace(
             [unit for unit in pace["autocorrelation"] if unit is not None],
@@ -370,17 +428,17 @@ values in a row of the gate on its way, forget or update: mean and median over u
 characters.
 """,
         commands=list(commands.values()),
-        tables=[_reach_table(reaches, medians, needed), _pace_table(paces)],
+        tables=[_reach_table(reaches, medians, contexts), _pace_table(paces)],
         figures=[_along_figure(_trained(medians))],
         rule="for the trained models. Slowly, two parts: some units of the LSTM's c, more than "
         f"{percent(SOME)}, change slowly, and a larger share than of the plain RNN's h; most of "
         f"them do, more than {percent(MOST)}. Far: along the LSTM's c the lag at which "
         f"{percent(REST)} is left is at least {FARTHER:g} times that along the plain RNN's h, and "
         "that along its own; where the median over the places and the mean do not say the same, "
-        "that is not decided, and does not count as so. Used: the LSTM needs at least "
-        f"{USED:g} times as much context; left out if both need more than was tried. All: holds; "
-        "some: in part.",
-        judgement=judge_along(_trained(reaches), needed, paces),
+        "or what was measured ends too early to tell, that is not decided, and does not count as "
+        f"so. Used: the LSTM needs at least {USED:g} times as much context as the plain RNN; left "
+        "out if too little was tried to tell. All: holds; some: in part.",
+        judgement=judge_along(_trained(reaches), contexts, paces),
     )
 
 
@@ -396,7 +454,7 @@ def _trained(by_model: Mapping[tuple[str, str, str], T]) -> dict[tuple[str, str]
 def _reach_table(
     reaches: Mapping[tuple[str, str, str], Reach],
     medians: Mapping[tuple[str, str, str], Sequence[float]],
-    needed: Mapping[str, int | None],
+    contexts: Mapping[str, Context],
 ) -> Table:
     """Return what is left of gradients, by weights, cell and state, and each cell's context."""
     rows = [
@@ -407,7 +465,7 @@ def _reach_table(
             reach.lag(reach.mean),
             percent(medians[weights, cell, state][NEARER]),
             percent(medians[weights, cell, state][LAG]),
-            _context(needed[cell]) if weights == "trained" else "",
+            contexts[cell].words if weights == "trained" else "",
         ]
         for (weights, cell, state), reach in reaches.items()
     ]
@@ -468,21 +526,16 @@ def _change(correlation: float) -> float:
     return math.sqrt(2 * (1 - correlation))
 
 
-def _context(needed: int | None) -> str:
-    return "more than tried" if needed is None else f"{needed:,}"
-
-
 def judge_along(
     reaches: Mapping[tuple[str, str], Reach],
-    needed: Mapping[str, int | None],
+    contexts: Mapping[str, Context],
     paces: Mapping[tuple[str, str], Pace],
 ) -> Judgement:
     """Judge claim 9.
 
     Args:
         reaches: cell, state -> how far its gradient reaches, trained.
-        needed: cell -> characters of context from which on its loss is that of all; None: more
-            than were tried.
+        contexts: cell -> how much it needs.
         paces: cell, state -> how slowly it changes, trained.
     """
     c, pace = reaches["lstm", "c"], paces["lstm", "c"]
@@ -492,20 +545,16 @@ def judge_along(
         name: c.farther(reaches[cell, "h"])
         for cell, name in (("rnn", "the plain RNN's h"), ("lstm", "its own h"))
     }
-    least, own = needed["rnn"], needed["lstm"]
-    used = least is not None and (own is None or (own > 0 and own >= USED * least))
+    used = contexts["lstm"].more(contexts["rnn"])
     return judged(
-        [some, most, all(farther.values())] + ([] if least is own is None else [used]),
+        [some, most, all(farther.values())] + ([] if used is None else [used]),
         *_pace_told(paces, some=some, most=most),
         _far_told(reaches, farther),
         _h_told(reaches),
-        f"Context that is needed, in characters: LSTM {_context(own)}, RNN {_context(least)}"
+        f"Context that is needed, in characters: LSTM {contexts['lstm'].words}, RNN "
+        f"{contexts['rnn'].words}"
         + (
-            ": not compared."
-            if least is own is None
-            else "."
-            if used
-            else f": not {USED:g} times as much."
+            ": not compared." if used is None else "." if used else f": not {USED:g} times as much."
         ),
         _gru_told(reaches),
     )
@@ -544,6 +593,7 @@ def _pace_told(paces: Mapping[tuple[str, str], Pace], *, some: bool, most: bool)
 
 def _far_told(reaches: Mapping[tuple[str, str], Reach], farther: Mapping[str, bool | None]) -> str:
     """Say how far gradients reach along the LSTM's memory, and beside it along h."""
+    c = reaches["lstm", "c"]
     words = {
         told: " and ".join(name for name, one in farther.items() if one is told)
         for told in (True, False, None)
@@ -551,14 +601,18 @@ def _far_told(reaches: Mapping[tuple[str, str], Reach], farther: Mapping[str, bo
     verdicts = [
         f"at least {FARTHER:g} times as far as along {words[True]}" if words[True] else "",
         f"not {FARTHER:g} times as far as along {words[False]}" if words[False] else "",
-        f"whether {FARTHER:g} times as far as along {words[None]} is not decided, since median and "
-        "mean do not say the same"
+        f"whether {FARTHER:g} times as far as along {words[None]} is not decided, since "
+        + (
+            "what was measured ends too early"
+            if max(c.median, c.mean) > c.farthest
+            else "median and mean do not say the same"
+        )
         if words[None]
         else "",
     ]
     return (
         f"Along the LSTM's c less than {percent(REST)} of the gradient is left from lag "
-        f"{reaches['lstm', 'c'].words} on by the median (by the mean), along its own h from "
+        f"{c.words} on by the median (by the mean), along its own h from "
         f"{reaches['lstm', 'h'].words}, along the plain RNN's h from {reaches['rnn', 'h'].words}: "
         f"{'; '.join(filter(None, verdicts))}."
     )

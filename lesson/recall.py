@@ -10,7 +10,7 @@ from statistics import median
 from typing import Literal
 
 from charrnn.figures import Dots, dot_chart, standalone
-from lesson.lab import Lab
+from lesson.lab import Answer, Lab, LessonError
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
 __all__ = ["beyond", "judge_beyond", "judge_scaling", "scaling"]
@@ -58,19 +58,18 @@ def _braces(names: Iterable[object]) -> str:
     return f"{{{listed}}}" if "," in listed else listed
 
 
-def _prices(lab: Lab, commands: Sequence[str]) -> list[float]:
-    """Return the nats of the key that the last command answers, after the others have run."""
-    *before, score = commands
-    for command in before:
-        lab.do(command)
+def _prices(lab: Lab, score: str) -> list[float]:
+    """Return the nats of the key for the runs that a command prices, in its order."""
     return [row["after"]["nats_per_char"] for row in lab.json(score)]
 
 
 def beyond(lab: Lab) -> Section:
     """Train on a text that asks for a memory, with windows around what it asks for."""
     lengths, seeds = lab.size.recall_windows, lab.size.seeds
-    commands = _beyond_commands(lab)
-    prices = iter(_prices(lab, commands))
+    commands = *trainings, score = _beyond_commands(lab)
+    for command in trainings:
+        lab.do(command)
+    prices = iter(_prices(lab, score))
     # In the order in which the shell names the runs; seeds change fastest.
     carried, reset = ({n: [next(prices) for _ in seeds] for n in lengths} for _ in range(2))
     first = (lab.folder / _text(lab)).read_text(encoding="utf-8").partition("\n")[0]
@@ -101,12 +100,12 @@ So the medians over the seeds are judged.
             )
         ],
         figures=[_beyond_figure(lab.size.distance, carried, reset)],
-        rule="by the medians over the seeds. Holds if no window shorter than the distance brings "
-        f"the key below {percent(NOTHING)} of ln 8, neither with the state carried nor with it "
-        f"reset, while some window at least as long brings it below {percent(LEARNT)}; in part if "
-        "only some of this is so; not tested if no window, shorter or longer, does so. "
-        "With the state reset a shorter window can never learn it: those runs show that nothing "
-        "else gives the key away, and the verdict turns on the others.",
+        rule="two parts, by the medians over the seeds, with the state carried. No window "
+        f"shorter than the distance learns the key: none brings it below {percent(LEARNT)} of "
+        f"ln 8. None learns anything of it: none brings it below {percent(NOTHING)}. Both: holds; "
+        f"the first alone: in part. Not tested if no window of any length brings it below "
+        f"{percent(LEARNT)}, or if a shorter one brings it below {percent(NOTHING)} with the state "
+        "reset: it cannot learn the key so, and something else would give it away.",
         judgement=judge_beyond(lab.size.distance, carried, reset),
     )
 
@@ -189,32 +188,32 @@ def judge_beyond(distance: int, carried: Prices, reset: Prices) -> Judgement:
     (longer, enough), (longer_reset, enough_reset) = (
         best(prices, shorter=False) for prices in (carried, reset)
     )
-    learns = min(longer, longer_reset) < LEARNT * CHANCE
-    kept, kept_reset = price > NOTHING * CHANCE, price_reset > NOTHING * CHANCE
-    if kept and kept_reset and not learns:
+    learnt, nothing = LEARNT * CHANCE, NOTHING * CHANCE
+    if price_reset < nothing:
         return judged(
             [],
-            "By the medians no window learnt the key in these steps: it costs "
-            f"{min(price, price_reset, longer, longer_reset):.2f} nats at best, and {CHANCE:.2f} "
-            "by chance. So nothing is shown about the shorter ones.",
+            f"Even with the state reset a window of {window_reset} brings the key to "
+            f"{price_reset:.2f} of {CHANCE:.2f} nats: something else gives it away, so nothing is "
+            "shown about truncation.",
+        )
+    if (least := min(price, longer, longer_reset)) >= learnt:
+        return judged(
+            [],
+            f"By the medians no window learnt the key in these steps: it costs {least:.2f} nats "
+            f"at best, and {CHANCE:.2f} by chance. So nothing is shown about the shorter ones.",
         )
     return judged(
-        [kept, kept_reset, learns],
+        [price >= learnt, price >= nothing],
         f"With the state reset no window shorter than {distance} learns it: the best of them "
         f"leaves the key at {price_reset:.2f} nats ({CHANCE:.2f} is chance), the best of the "
-        f"others, {enough_reset}, at {longer_reset:.2f}."
-        if kept_reset
-        else f"Even with the state reset a window of {window_reset} brings the key to "
-        f"{price_reset:.2f} of {CHANCE:.2f} nats.",
-        f"With the state carried no shorter window learns it{' either' if kept_reset else ''} (at "
-        f"best {price:.2f} nats)."
-        if kept
+        f"others, {enough_reset}, at {longer_reset:.2f}.",
+        f"With the state carried no shorter window learns it either (at best {price:.2f} nats)."
+        if price >= nothing
         else f"With the state carried a window of {window} brings the key to {price:.2f} nats "
         f"({longer:.2f} with {enough}). No gradient reaches the key, but traces of it are in the "
         "state that comes in, and the window learns to read and to preserve them."
         + (" Truncation makes it harder, not impossible." if longer < price else "")
         + _unexplained(distance, carried),
-        "" if learns else f"No window of {distance} or more brings it below {percent(LEARNT)}.",
         _chance(carried, reset),
     )
 
@@ -249,16 +248,28 @@ class Training:
         words = {"plain": "as it is", "scaled": "scaled to norm 1"}
         return f"{self.cell.upper()}, {words[self.how]}, rate {self.rate:g}"
 
+    def run(self, seed: object) -> str:
+        """Return what the run of a seed is called, or that of a variable's value."""
+        rate = f"{self.rate:g}" if self.how == "plain" else ""
+        return "-".join(filter(None, [self.how, self.cell, rate, f"{seed}"]))
+
 
 def scaling(lab: Lab) -> Section:
     """Scale every gradient to one norm, and see whether a plain RNN learns what an LSTM learns."""
     size = lab.size
-    commands = _scaling_commands(lab)
-    # In the order in which the shell names the runs; seeds change fastest.
     trainings = [Training("plain", cell, rate) for cell in CELLS for rate in size.plain_rates]
     trainings += [Training("scaled", cell, size.scaled_rate) for cell in CELLS]
-    found, n = _prices(lab, commands), len(size.seeds)
-    prices = {one: found[i * n : (i + 1) * n] for i, one in enumerate(trainings)}
+    write, loop = commands = _scaling_commands(lab)
+    lab.do(write)
+    stopped = _stopped(lab.do(loop, _stopped))
+    went_on = {one: [s for s in size.seeds if one.run(s) not in stopped] for one in trainings}
+    score = _score(*(one.run(_braces(seeds)) for one, seeds in went_on.items() if seeds))
+    commands.append(score)
+    found = iter(_prices(lab, score))
+    prices = {
+        one: [next(found) if seed in went_on[one] else math.inf for seed in size.seeds]
+        for one in trainings
+    }
     medians = {one: median(by_seed) for one, by_seed in prices.items()}
 
     def best(how: str, cell: str) -> float:
@@ -282,10 +293,7 @@ nothing.
         tables=[
             Table(
                 ["gradient", *(f"seed {seed}" for seed in size.seeds), "median, nats for the key"],
-                [
-                    [one.name, *(f"{price:.3f}" for price in (*prices[one], medians[one]))]
-                    for one in trainings
-                ],
+                [[one.name, *map(_price, (*prices[one], medians[one]))] for one in trainings],
             )
         ],
         figures=[_scaling_figure(size.distance, prices, medians)],
@@ -294,7 +302,8 @@ nothing.
         f"the RNN with scaled gradients leaves the key above {percent(LEARNT)} of ln 8. The "
         "architecture does: the LSTM with its gradients as they are brings it below that. Both: "
         "holds; one: in part. Not tested if no training brings it below that, or if the RNN does "
-        "with its gradients as they are.",
+        "with its gradients as they are. One that stops because a number is not finite leaves it "
+        "above everything.",
         judgement=judge_scaling(
             best("plain", "rnn"),
             best("plain", "lstm"),
@@ -316,17 +325,32 @@ def _scaling_commands(lab: Lab) -> list[str]:
             f"for SEED in {' '.join(map(str, lab.size.seeds))}; do",
             f"  for CELL in {' '.join(CELLS)}; do",
             f"    for LR in {' '.join(rates)}; do",
-            f"      {train} --clip-norm 0 --lr $LR --run checkpoints/lesson/plain-$CELL-$LR-$SEED",
+            f"      {train} --clip-norm 0 --lr $LR --run checkpoints/lesson/plain-$CELL-$LR-$SEED "
+            "|| echo plain-$CELL-$LR-$SEED",
             "    done",
             f"    {train} --lr {lab.size.scaled_rate:g} --scale-norm 1 --run "
-            "checkpoints/lesson/scaled-$CELL-$SEED",
+            "checkpoints/lesson/scaled-$CELL-$SEED || echo scaled-$CELL-$SEED",
             "  done",
             "done",
         ]
     )
-    cells, seeds = _braces(CELLS), _braces(lab.size.seeds)
-    score = _score(f"plain-{cells}-{_braces(rates)}-{seeds}", f"scaled-{cells}-{seeds}")
-    return [_write(lab), loop, score]
+    return [_write(lab), loop]
+
+
+def _stopped(answer: Answer) -> list[str]:
+    """Return the runs that the loop names because they stopped: at what is no finite number.
+
+    Raises:
+        LessonError: one ended early for another reason.
+    """
+    stopped = answer.out.split()
+    if len(stopped) != answer.error.count(" is not finite "):
+        raise LessonError(f"{answer.command}\na training ended early: {answer.error.strip()}")
+    return stopped
+
+
+def _price(nats: float) -> str:
+    return f"{nats:.3f}" if math.isfinite(nats) else "stopped: not finite"
 
 
 def _scaling_figure(
@@ -346,7 +370,7 @@ def _scaling_figure(
         ],
         x_label="nats for the key, after =",
         form=".2f",
-        x_range=(-0.08, 1.15 * max(CHANCE, *chain(*prices.values()))),
+        x_range=(-0.08, 1.15 * max(CHANCE, *filter(math.isfinite, chain(*prices.values())))),
     )
     return Figure("scaling", "Price of the key by cell and gradient", standalone(chart))
 

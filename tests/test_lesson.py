@@ -24,14 +24,17 @@ import typer
 
 from charrnn.cli import app
 from charrnn.files import embedded_corpus
+from charrnn.properties import PROPERTIES
 from lesson.__main__ import SECTIONS, main
 from lesson.gradients import clipping, judge_clipping, judge_radii, radii
 from lesson.lab import QUICK, Answer, Lab, LessonError
 from lesson.memory import (
+    Context,
     Held,
     Pace,
     Reach,
     _under,
+    after_empty_line,
     along,
     best_found,
     gates,
@@ -104,7 +107,8 @@ def along_of(
         ("rnn", "h"): pace_of(rnn_slow), ("lstm", "h"): pace_of(0),
         ("lstm", "c"): pace_of(slow, *kept), ("gru", "h"): pace_of(2, 0.3, 0.1),
     }  # fmt: skip
-    return judge_along(reaches, {"rnn": needs, "lstm": needed, "gru": 9}, paces)
+    contexts = {"rnn": Context(needs, 256), "lstm": Context(needed, 256), "gru": Context(9, 256)}
+    return judge_along(reaches, contexts, paces)
 
 
 def pace_of(slow: int, *kept: float) -> Pace:
@@ -199,15 +203,22 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
      "window of 8 and the state carried one seed gives 0.10 nats and another 2.10."),
     ("4 nothing is learnt", lambda: beyond_of(16, {8: 1.9, 24: 2.1}, {8: 2.1, 24: 2.1}),
      "is not tested", "it costs 1.90 nats at best, and 2.08 by chance. So nothing is shown"),
+    ("4 all but the whole is learnt", lambda: beyond_of(
+        16, {8: 0.21, 24: 0.01}, {8: 2.1, 24: 2.1}),
+     "holds in part", "a window of 8 brings the key to 0.21 nats (0.01 with 24)"),
     ("4 no window learns it reset", lambda: beyond_of(
         16, {8: 2.05, 24: 0.01}, {8: 2.1, 24: 2.0}),
      "holds", "the best of them leaves the key at 2.10 nats (2.08 is chance), the best of the "
      "others, 24, at 2.00."),
-    ("4 only reset a shorter one does", lambda: beyond_of(
+    ("4 something else gives it away", lambda: beyond_of(
         16, {8: 2.05, 24: 0.01}, {8: 0.6, 24: 0.01}),
-     "holds in part", "With the state carried no shorter window learns it (at best 2.05 nats)."),
-    ("4 all is wrong", lambda: beyond_of(16, {8: 0.5, 24: 2.1}, {8: 0.6, 24: 2.1}),
-     "does not hold", "Even with the state reset a window of 8"),
+     "is not tested", "Even with the state reset a window of 8 brings the key to 0.60 of 2.08 "
+     "nats: something else gives it away, so nothing is shown about truncation."),
+    ("4 a shorter one learns it", lambda: beyond_of(16, {8: 0.2, 24: 0.01}, {8: 2.1, 24: 2.1}),
+     "does not hold", "With the state carried a window of 8 brings the key to 0.20 nats (0.01 with "
+     "24). No gradient reaches the key, but"),
+    ("4 a shorter one alone learns it", lambda: beyond_of(16, {8: 0.2, 24: 2.1}, {8: 2.1, 24: 2.1}),
+     "does not hold", "a window of 8 brings the key to 0.20 nats (2.10 with 24). No gradient"),
     ("5 as told", lambda: radii_of(
         {0.5: 0.01, 1.0: 0.9, 1.5: 99.0}, {0.5: 0.01, 1.0: 1.1, 1.5: 99.0}, 1.01, 0.8),
      "holds", "still there"),
@@ -307,12 +318,21 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
      "decided, since median and mean do not say the same."),
     ("9 beyond what was measured", lambda: along_of(c=(257, 257), gru=(257, 257)),
      "holds", "from lag > 256 (> 256) on by"),
-    ("9 the RNN's reaches beyond", lambda: along_of(c=(257, 257), rnn=(257, 257)),
+    ("9 both reach beyond", lambda: along_of(c=(257, 257), rnn=(257, 257)),
+     "holds in part", "at least 2 times as far as along its own h; whether 2 times as far as along "
+     "the plain RNN's h is not decided, since what was measured ends too early."),
+    ("9 beyond, but how far", lambda: along_of(c=(257, 257), rnn=(129, 129)),
+     "holds in part", "whether 2 times as far as along the plain RNN's h is not decided"),
+    ("9 the RNN's reaches beyond", lambda: along_of(rnn=(257, 257)),
      "holds in part", "not 2 times as far as along the plain RNN's h"),
     ("9 context is not compared", lambda: along_of(needs=None, needed=None), "holds",
-     "LSTM more than tried, RNN more than tried: not compared."),
+     "LSTM > 256, RNN > 256: not compared."),
     ("9 more than was tried", lambda: along_of(needed=None), "holds",
-     "Context that is needed, in characters: LSTM more than tried, RNN 30."),
+     "Context that is needed, in characters: LSTM > 256, RNN 30."),
+    ("9 more, but how much", lambda: along_of(needs=172, needed=None), "holds",
+     "LSTM > 256, RNN 172: not compared."),
+    ("9 the RNN needs more than was tried", lambda: along_of(needs=None), "holds in part",
+     "LSTM 45, RNN > 256: not 1.5 times as much."),
     ("9 no context at all", lambda: along_of(needs=0, needed=0), "holds in part",
      "LSTM 0, RNN 0: not 1.5 times as much."),
     ("9 not used", lambda: along_of(needed=40), "holds in part", "RNN 30: not 1.5 times as much."),
@@ -459,6 +479,18 @@ def test_a_unit_follows_what_only_goes_on_or_not_while_it_is_another_than_withou
     assert not lost.follows
     none = hold("1.1", "inside quotes", short_T, 0 * inside_T)
     assert (none.correlation, none.late, none.late_over) == (0, 0, 0)
+
+
+def test_a_text_that_breaks_off_is_looked_at_from_an_empty_line_on() -> None:
+    """What is open before it, nobody who reads from here can know."""
+    whole = 'def f(\n    x="a\n    b",\n    c): pass\n\r\nif (1):\n    return [2, 3]\n\nend\n'
+    for cut in range(whole.index("\n\r\n") + 1):
+        text = whole[cut:]
+        start = after_empty_line(text)
+        assert text[start:].startswith("if (1)")
+        for name, measure in PROPERTIES.items():
+            assert measure(text[start:]) == measure(whole)[cut + start :], name
+    assert after_empty_line("a\nb\n") == 0
 
 
 def test_the_half_that_a_unit_is_judged_on_does_not_choose_it() -> None:
@@ -670,7 +702,7 @@ def check(page: str, folder: Path) -> dict[int, str]:
         commands = [
             part.strip().partition(" > ")[0]
             for line in lines
-            for part in line.removesuffix(" || true").split(" | ")
+            for part in re.sub(r" \|\| (true|echo .*)$", "", line).split(" | ")
             if part.strip().startswith("charrnn ")
         ]
         assert commands
@@ -776,6 +808,37 @@ def test_every_price_of_the_key_is_of_its_own_run(unlearnt: Lab) -> None:
     )
 
 
+def test_a_training_that_stopped_at_no_finite_number_has_no_price(
+    unlearnt: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others have theirs, and the claim is judged by them."""
+    stopped = ["plain-rnn-8-2", "plain-lstm-0.5-1", "plain-lstm-0.5-2", "plain-lstm-0.5-3"]
+    answer = unlearnt._run
+    error = "charrnn: the loss is not finite at step 7: loss nan\n"
+
+    def stopping(errors: str) -> None:
+        def run(command: str) -> Answer:
+            if not command.startswith("for "):
+                return answer(command)
+            return Answer(command, 0, "".join(f"{run}\n" for run in stopped), errors, 0.0)
+
+        monkeypatch.setattr(unlearnt, "_run", run)
+
+    stopping(3 * error + "charrnn: disk full\n")
+    with pytest.raises(LessonError, match=r"a training ended early: [^$]*disk full$"):
+        scaling(unlearnt)
+    stopping(4 * error)
+    (table,) = scaling(unlearnt).tables
+    rows = {name: prices for name, *prices in table.rows}
+    no = "stopped: not finite"
+    prices = [price_of("plain-rnn-8-1"), price_of("plain-rnn-8-3")]
+    one, other = (f"{price:.3f}" for price in prices)
+    assert rows["RNN, as it is, rate 8"] == [one, no, other, f"{max(prices):.3f}"]
+    assert rows["LSTM, as it is, rate 0.5"] == 4 * [no]
+    assert rows["LSTM, as it is, rate 8"][1] == f"{price_of('plain-lstm-8-2'):.3f}"
+    assert rows["LSTM, scaled to norm 1, rate 0.5"][2] == f"{price_of('scaled-lstm-3'):.3f}"
+
+
 def test_gradients_as_they_are_are_not_clipped_at_claim_7(unlearnt: Lab) -> None:
     """One that is clipped is scaled down, by a factor that differs from step to step."""
     (loop,) = (one for one in scaling(unlearnt).commands if one.startswith("for "))
@@ -866,7 +929,8 @@ def test_reaches_and_paces_are_told_by_cell_and_state(answering: Callable[..., L
         ]
         names = ("state", "autocorrelation", "kept_mean", "kept_median")
         pace = [dict(zip(names, values, strict=True)) for values in paces]
-        return {"gradient_flow": flows, "memory": {"needed": needed}, "pace": pace}
+        memory = {"needed": needed, "excess_nats": [0.5] * 100}
+        return {"gradient_flow": flows, "memory": memory, "pace": pace}
 
     section = along(
         answering(
@@ -899,7 +963,7 @@ def test_reaches_and_paces_are_told_by_cell_and_state(answering: Callable[..., L
     ]
     assert section.judgement == judge_along(
         {(cell, state): Reach(51 + n, 71 + n, 98) for cell, state, n in states},
-        needed,
+        {cell: Context(characters, 99) for cell, characters in needed.items()},
         {
             ("rnn", "h"): Pace([0.25, 0.25]), ("lstm", "h"): Pace([0.5]),
             ("lstm", "c"): Pace([0.9375, 0.9375, 0.0, 0.9375], 0.77, 0.66),
@@ -926,7 +990,8 @@ def test_gates_and_units_are_told_by_name(answering: Callable[..., Lab]) -> None
     }
     values = [0.5, 1.5, 2.5, 3.5, 4.5, 5.5, -1.0, -2.0, 0.25, 2.0, 1.0, 3.0]
     shown = {"activation": {"text": "    a\nb\n  c\n", "values": values}}
-    section = gates(answering({"--only gates": found, "--unit 2.5c": shown}))
+    answers = {"--only gates": found, "--unit 2.5c": shown}
+    section = gates(answering(answers))
     of_gates, of_units = section.tables
     assert of_gates.rows == [["input", "12 %", "23 %", "0"], ["forget", "65 %", "5 %", "1"]]
     assert of_units.rows == [["digit", "1.7", "+0.800"], ["indentation", "2.5c", "-0.500"]]
@@ -934,6 +999,9 @@ def test_gates_and_units_are_told_by_name(answering: Callable[..., Lab]) -> None
     use = {"input": (0.12, 0.23), "forget": (0.65, 0.05)}
     held = hold("2.5", "indentation", np.array(values), indent_T)
     assert section.judgement == judge_gates(use, held)
+    # What is before the first empty line counts for nothing.
+    shown["activation"] = {"text": "b (\n\n    a\nb\n  c\n", "values": [9.0] * 5 + values}
+    assert gates(answering(answers)).judgement == section.judgement
 
 
 def test_windows_are_those_of_the_trained_model(answering: Callable[..., Lab]) -> None:
