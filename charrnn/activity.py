@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -319,6 +319,8 @@ class Activation:
     text: str
     values: tuple[float, ...]
     """The unit's state after each character of ``text``."""
+    properties: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """What a reader sees at each character, as the whole stretch before it shows it."""
 
     @property
     def largest(self) -> float:
@@ -351,4 +353,7 @@ def activation(
     layers = unroll_model(model, ids_TB[warm_up:], warmed(model, ids_TB[:warm_up]))
     steps = layers[unit.layer - 1].states[unit.state]
     values = tuple(float(state_BH[0, unit.unit - 1]) for state_BH in steps)
-    return Activation(unit, stretch.text[start:], values)
+    properties = {
+        name: tuple(measure(stretch.text)[start:]) for name, measure in PROPERTIES.items()
+    }
+    return Activation(unit, stretch.text[start:], values, properties)

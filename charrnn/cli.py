@@ -1059,7 +1059,7 @@ def inspect_recurrence(
             say(f"looking at {len(stretch):,} characters{slow} ...")
         inspection = inspect(
             model, stretch, vocabulary, config, unit=watched, seed=training.seed,
-            bptt=training.bptt, history=history,
+            bptt=training.bptt, reset_state=training.reset_state, history=history,
         )  # fmt: skip
 
         def show() -> None:

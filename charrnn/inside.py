@@ -26,6 +26,7 @@ from charrnn.inspection_words import (
     ALWAYS,
     CUTS_SAY,
     PACE_SAYS,
+    activation_ends,
     clipping_lines,
     clipping_says,
     cut_lines,
@@ -311,7 +312,7 @@ def _unit_chart(units: Measured[tuple[UnitFound, ...]]) -> str:
 
 def _activation(shown: Activation) -> str:
     """Return a text coloured by a unit's state."""
-    largest = shown.largest
+    lowest, highest = activation_ends(shown)
     states = [
         (mark(character) + ("\n" if character == "\n" else ""), round(SHADES * share))
         for character, share in zip(shown.text, shown.shares, strict=True)
@@ -320,7 +321,7 @@ def _activation(shown: Activation) -> str:
     def name(shade: int) -> str:
         return f"{'up' if shade > 0 else 'down'}-{abs(shade)}" if shade else ""
 
-    ends = ((-SHADES, f"{-largest:z.2g}"), (0, "0"), (SHADES, f"{largest:.2g}"))
+    ends = ((-SHADES, lowest), (0, "0"), (SHADES, highest))
     return (
         page.heading(f"Unit {shown.unit} along the text")
         + page.coloured(states, name, "Coloured text")

@@ -90,6 +90,7 @@ def inspect(
     config: InspectConfig,
     *,
     bptt: int,
+    reset_state: bool = False,
     unit: Unit | None = None,
     seed: int = 1,
     history: Clipping | None = None,
@@ -102,6 +103,7 @@ def inspect(
         vocabulary: the model's.
         config: what the user chose.
         bptt: the window that the model was trained with.
+        reset_state: whether each window began at the zero state.
         unit: whose activation is asked for.
         seed: of the initial weights, unless the user chose one.
         history: of the training's gradient norms.
@@ -130,7 +132,9 @@ def inspect(
             for weights, weighted in both
             if "flow" in wanted
         ),
-        memory=memory(model, stretch, vocabulary, bptt=bptt) if "memory" in wanted else None,
+        memory=memory(model, stretch, vocabulary, bptt=bptt, reset_state=reset_state)
+        if "memory" in wanted
+        else None,
         pace=pace(model, stretch) if "pace" in wanted else (),
         gates=gate_use(model, stretch) if "gates" in wanted else (),
         units=units(model, stretch) if "units" in wanted else (),

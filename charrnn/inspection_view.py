@@ -25,6 +25,7 @@ from charrnn.inspection_words import (
     ALWAYS,
     CUTS_SAY,
     PACE_SAYS,
+    activation_ends,
     clipping_lines,
     clipping_says,
     contexts,
@@ -200,14 +201,14 @@ def _units(units: Sequence[UnitFound], console: Output) -> Table:
 
 def _activation(shown: Activation, console: Output) -> tuple[str, str, RenderableType]:
     """Return title, explanation and picture of a unit's state along the text."""
-    largest = shown.largest
+    lowest, highest = activation_ends(shown)
     if console.has_colours:
         low, high = "blue", "red"
         picture: RenderableType = _coloured(shown)
     else:
         low, high = BLOCKS[1], BLOCKS[-1]
         picture = _underlined(shown, console.width)
-    ends = f"from {-largest:z.3g} ({low}) to {largest:.3g} ({high})"
+    ends = f"from {lowest} ({low}) to {highest} ({high})"
     return f"Unit {shown.unit}", f"Its state after each character, {ends}.", picture
 
 

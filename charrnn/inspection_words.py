@@ -10,6 +10,7 @@ import numpy as np
 
 from charrnn.activity import (
     KEPT_OVER,
+    Activation,
     GateUse,
     Pace,
     UnitFound,
@@ -26,6 +27,7 @@ __all__ = [
     "ALWAYS",
     "CUTS_SAY",
     "PACE_SAYS",
+    "activation_ends",
     "clipping_lines",
     "clipping_says",
     "contexts",
@@ -133,9 +135,13 @@ def memory_says(memory: Memory) -> str:
         f"Loss with the state reset k characters before the one that is scored "
         f"({memory.windows:,} resets), against {memory.full_nats:.4f} nats per character with "
         f"the state carried on. To come within {memory.tolerance:g} nats of that, "
-        f"{enough_says(memory)}; the window of the training was {memory.bptt:,}. The state after a "
-        "reset is zero, from which training reads the beginning of a pass only: what a few "
-        "characters cost is more than the want of context."
+        f"{enough_says(memory)}; the window of the training was {memory.bptt:,}"
+        + (
+            ", each read from the state of zero that a reset leaves."
+            if memory.reset_state
+            else ". The state after a reset is zero, from which training reads the beginning of a "
+            "pass only: what a few characters cost is more than the want of context."
+        )
     )
 
 
@@ -166,6 +172,11 @@ def memory_lines(memory: Memory) -> list[list[str]]:
         for k in contexts(memory)
     ]
     return [["k", "nats/char", "more", "±"], *rows]
+
+
+def activation_ends(shown: Activation) -> tuple[str, str]:
+    """Return the ends of the scale that a unit's states are coloured on."""
+    return f"{-shown.largest:z.3g}", f"{shown.largest:.3g}"
 
 
 def contexts(memory: Memory) -> list[int]:

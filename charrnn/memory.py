@@ -49,6 +49,8 @@ class Memory:
     off a fit to the excess that never rises, since single figures scatter."""
     bptt: int
     """Window of the gradient that the model was trained with."""
+    reset_state: bool = False
+    """Whether each of its windows began at the zero state."""
 
     @property
     def longest(self) -> int:
@@ -67,6 +69,7 @@ def memory(
     vocabulary: Vocabulary,
     *,
     bptt: int,
+    reset_state: bool = False,
     farthest: int | None = None,
     resets: int | None = None,
     tolerance: float = TOLERANCE,
@@ -83,6 +86,7 @@ def memory(
         stretch: the text.
         vocabulary: prices unknown characters, as ``evaluation`` does.
         bptt: the window of the training.
+        reset_state: whether each of them began at the zero state.
         farthest: the longest context; None: twice the window, at least ``LONGEST``. Less
             on a short text.
         resets: how many; None: as many as the size of the model allows. Fewer on a
@@ -118,8 +122,9 @@ def memory(
         standard_error=tuple((excess_KB.std(axis=1, ddof=1) / resets**0.5).tolist()),
         windows=resets,
         tolerance=tolerance,
-        needed=first_where(_never_rising(excess_K) <= tolerance),
+        needed=_needed(excess_K, tolerance),
         bptt=bptt,
+        reset_state=reset_state,
     )
 
 
@@ -134,6 +139,18 @@ def _full_prices(model: CharModel, stretch: Stretch) -> NDArray[np.float64]:
         logits_T1V, hidden = model(x_T1, hidden)
         prices.append(symbol_prices(logits_T1V, y_T1).cpu())
     return torch.cat(prices)[:, 0].cpu().double().numpy()
+
+
+def _needed(excess_K: NDArray[np.float64], tolerance: float) -> int | None:
+    """Return the fewest characters of context within a tolerance; None: more than there are.
+
+    Without any the head's bias alone predicts, which may be nearer than a state of few characters:
+    that is enough only if theirs is, too.
+    """
+    needed = first_where(_never_rising(excess_K[1:]) <= tolerance)
+    if needed == 0 and excess_K[0] <= tolerance:
+        return 0
+    return None if needed is None else needed + 1
 
 
 def _never_rising(values: NDArray[np.float64]) -> NDArray[np.float64]:

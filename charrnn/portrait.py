@@ -237,8 +237,9 @@ def _inspect_end(
     stretch = read_stretch(part.last(config.characters), vocabulary)
     history = read_history(path, training)
     return inspect(
-        model, stretch, vocabulary, config, seed=training.seed, bptt=training.bptt, history=history
-    )
+        model, stretch, vocabulary, config, seed=training.seed, bptt=training.bptt,
+        reset_state=training.reset_state, history=history,
+    )  # fmt: skip
 
 
 def _read_log(checkpoint: Path) -> tuple[Row, ...]:

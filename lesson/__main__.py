@@ -15,6 +15,7 @@ from pathlib import Path
 
 from charrnn import __version__
 from charrnn.machine import machine
+from charrnn.wording import counted
 from lesson import gradients, memory, price, recall, recurrence, windows
 from lesson.lab import FULL, QUICK, ROOT, Lab, LessonError
 from lesson.section import Section, Table, filled, markdown
@@ -66,9 +67,9 @@ def page(lab: Lab, sections: Sequence[Section], command: str, figures: str, fold
     made = (
         f"Made by `{command}`, not by hand. The text: {read}, {lab.characters:,} characters. The "
         f"machine: {machine()}, charrnn {__version__}, matplotlib {version('matplotlib')}. The "
-        f"commands took {math.ceil(lab.seconds / 60)} minutes together. Losses, angles and shares "
-        "are the same again on the same machine, text and versions, and close on others; what is "
-        "measured in time is of that machine, at that time."
+        f"commands took {counted(math.ceil(lab.seconds / 60), 'minute')} together. Losses, angles "
+        "and shares are the same again on the same machine, text and versions, and close on "
+        "others; what is measured in time is of that machine, at that time."
     )
     own = "" if lab.text is None else f" and the text in `corpora/{lab.name}`"
     how = (

@@ -223,16 +223,17 @@ def judge_radii(
         fate = "has exploded"
     about = 1.0 if abs(radius - 1) <= NEAR else radius
     told = _as_told(about, left)
+    wrong = [r for r, share in initial.items() if not _close(products[r], share)]
     return judged(
         [_as_told(r, share) for found in (initial, scaled) for r, share in found.items()],
         _radii_told("initial", initial),
         _radii_told("trained", scaled),
         f"The trained network ended at a radius of {radius:.2f}, and at lag {LAG} its gradient "
         f"{fate} ({_share(left)} of it)" + ("." if told else ": the radius alone does not tell."),
-        _decides(initial, products),
+        _decides(initial, products, wrong),
         f"For the trained network (ρ s)^{LAG} is {_share(product)}"
         + (
-            ", so there it tells as well."
+            f", so there it tells{'' if wrong else ' as well'}."
             if _close(product, left)
             else ": its matrix is not orthogonal, so that a step need not stretch anything by ρ, "
             "and what a character's loss needs of the state has directions of its own."
@@ -244,11 +245,12 @@ def _close(one: float, other: float) -> bool:
     return other / CLOSE <= one <= other * CLOSE
 
 
-def _decides(left: Mapping[float, float], products: Mapping[float, float]) -> str:
-    """Say whether the radius and tanh's slope together tell what is left."""
-    bad = [r for r, share in left.items() if not _close(products[r], share)]
-    beside = ", ".join(f"{_share(products[r])} at {r:g}" for r in bad or left)
-    if bad:
+def _decides(
+    left: Mapping[float, float], products: Mapping[float, float], wrong: Sequence[float]
+) -> str:
+    """Say whether the radius and tanh's slope together tell what is left, or where not."""
+    beside = ", ".join(f"{_share(products[r])} at {r:g}" for r in wrong or left)
+    if wrong:
         return (
             f"Radius and the slope of tanh together, (ρ s)^{LAG}, do not tell what is left with "
             f"initial weights: {beside}."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,7 +11,6 @@ import numpy as np
 
 from charrnn.activity import KEPT_OVER, NEARLY_CLOSED, NEARLY_OPEN
 from charrnn.figures import Line, Rule, line_chart, standalone
-from charrnn.properties import PROPERTIES
 from lesson.gradients import flow, shares_left
 from lesson.lab import Lab
 from lesson.recurrence import inspect
@@ -23,7 +21,6 @@ __all__ = [
     "Held",
     "Pace",
     "Reach",
-    "after_empty_line",
     "along",
     "best_found",
     "gates",
@@ -51,6 +48,8 @@ SHOWN = 240
 NEARER, LAG = 10, 50
 #: The share whose lag is a state's reach, and how many times as far a reach must be to be farther.
 REST, FARTHER = 0.01, 2.0
+#: The cells whose h the LSTM's c is held against.
+BESIDE = {"rnn": "the plain RNN's h", "lstm": "its own h"}
 #: Correlation with itself a character before above which a unit changes slowly: at 0.9 a step
 #: changes it by 0.45 standard deviations, root mean square, and at 0.5 by a whole one.
 SLOW = 0.9
@@ -137,11 +136,20 @@ class Reach:
 
         None: median and mean do not say the same, or what was measured does not tell.
         """
-        by_median, by_mean = (
+        by_median, by_mean = self._compared(other)
+        return by_median if by_median == by_mean else None
+
+    def not_decided(self, other: Reach) -> str:
+        """Return why not, where ``farther`` is None."""
+        if None in self._compared(other):
+            return "since what was measured ends too early"
+        return "since median and mean do not say the same"
+
+    def _compared(self, other: Reach) -> list[bool | None]:
+        return [
             _as_many(one, FARTHER, against, self.farthest)
             for one, against in ((self.median, other.median), (self.mean, other.mean))
-        )
-        return by_median if by_median == by_mean else None
+        ]
 
 
 @dataclass(frozen=True)
@@ -192,10 +200,8 @@ def gates(lab: Lab) -> Section:
     name = f"{layer}.{number}"
     second = f"{looking} --only units --unit {name}c --json"
     shown = lab.json(second)["activation"]
-    # Where the text breaks off before, a bracket may be open, or a line begun.
-    start = after_empty_line(shown["text"])
-    c_T = np.array(shown["values"][start:])
-    property_T = np.array(PROPERTIES[best["property"]](shown["text"][start:]))
+    c_T = np.array(shown["values"])
+    property_T = np.array(shown["properties"][best["property"]])
     held = hold(name, best["property"], c_T, property_T)
     use = {
         one["gate"]: (float(np.mean(one["open_share"])), float(np.mean(one["closed_share"])))
@@ -249,21 +255,12 @@ its state h.
         f"characters and closed at more than {percent(IDLE)}, in the mean of the units. A unit's "
         "memory holds a visible "
         f"property: its c correlates with one by at least {FOLLOWS:g} in size, over the last "
-        f"{held.over:,} characters, which begin after an empty line if there is one, and with the "
-        f"same sign by at least that at those, at least {OFTEN}, at which the property has gone on "
-        f"for more than {LONG} characters without a break (of a property that is only on or off, "
-        "together with those at which it is off). Both: holds; one: in part.",
+        f"{held.over:,} characters, and with the same sign by at least that at those, at least "
+        f"{OFTEN}, at which the property has gone on for more than {LONG} characters without a "
+        "break (of a property that is only on or off, together with those at which it is off). "
+        "Both: holds; one: in part.",
         judgement=judge_gates(use, held),
     )
-
-
-def after_empty_line(text: str) -> int:
-    """Return where a text has its first empty line behind it; 0 if it has none.
-
-    Every property begins anew there, whatever was before.
-    """
-    found = re.search(r"\n\r?\n", text)
-    return found.end() if found else 0
 
 
 def best_found(units: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -540,11 +537,8 @@ def judge_along(
     """
     c, pace = reaches["lstm", "c"], paces["lstm", "c"]
     some = pace.slow_share > max(SOME, paces["rnn", "h"].slow_share)
-    most = some and pace.slow_share > MOST
-    farther = {
-        name: c.farther(reaches[cell, "h"])
-        for cell, name in (("rnn", "the plain RNN's h"), ("lstm", "its own h"))
-    }
+    most = pace.slow_share > MOST
+    farther = {cell: c.farther(reaches[cell, "h"]) for cell in BESIDE}
     used = contexts["lstm"].more(contexts["rnn"])
     return judged(
         [some, most, all(farther.values())] + ([] if used is None else [used]),
@@ -563,9 +557,12 @@ def judge_along(
 def _pace_told(paces: Mapping[tuple[str, str], Pace], *, some: bool, most: bool) -> Iterator[str]:
     """Say how many units change slowly, and how much is kept of the memory."""
     pace = paces["lstm", "c"]
-    how = "most units do" if most else "some units do, most do not" if some else "hardly any does"
-    if not some and pace.slow_share > SOME:
-        how = "no larger a share than of the plain RNN's h"
+    how = "most units do" if most else "some units do, most do not"
+    if not some:
+        how = "hardly any does"
+        if pace.slow_share > SOME:
+            share = "most" if most else "some"
+            how = f"{share} units do, no larger a share than of the plain RNN's h"
     others = ", ".join(
         f"{one.slow} of {len(one.units)} of the {'plain ' if cell == 'rnn' else ''}{cell.upper()}'s"
         f" {state}"
@@ -594,27 +591,21 @@ def _pace_told(paces: Mapping[tuple[str, str], Pace], *, some: bool, most: bool)
 def _far_told(reaches: Mapping[tuple[str, str], Reach], farther: Mapping[str, bool | None]) -> str:
     """Say how far gradients reach along the LSTM's memory, and beside it along h."""
     c = reaches["lstm", "c"]
-    words = {
-        told: " and ".join(name for name, one in farther.items() if one is told)
-        for told in (True, False, None)
-    }
-    verdicts = [
-        f"at least {FARTHER:g} times as far as along {words[True]}" if words[True] else "",
-        f"not {FARTHER:g} times as far as along {words[False]}" if words[False] else "",
-        f"whether {FARTHER:g} times as far as along {words[None]} is not decided, since "
-        + (
-            "what was measured ends too early"
-            if max(c.median, c.mean) > c.farthest
-            else "median and mean do not say the same"
-        )
-        if words[None]
-        else "",
-    ]
+    names: dict[str, list[str]] = {}
+    for cell, one in farther.items():
+        told = f"at least {FARTHER:g} times as far as along {{}}"
+        if one is False:
+            told = f"not {FARTHER:g} times as far as along {{}}"
+        elif one is None:
+            why = c.not_decided(reaches[cell, "h"])
+            told = f"whether {FARTHER:g} times as far as along {{}} is not decided, {why}"
+        names.setdefault(told, []).append(BESIDE[cell])
+    verdicts = [told.format(" and ".join(along)) for told, along in names.items()]
     return (
         f"Along the LSTM's c less than {percent(REST)} of the gradient is left from lag "
         f"{c.words} on by the median (by the mean), along its own h from "
         f"{reaches['lstm', 'h'].words}, along the plain RNN's h from {reaches['rnn', 'h'].words}: "
-        f"{'; '.join(filter(None, verdicts))}."
+        f"{'; '.join(verdicts)}."
     )
 
 

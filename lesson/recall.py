@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
+from pathlib import Path
 from statistics import median
 from typing import Literal
 
@@ -261,13 +263,14 @@ def scaling(lab: Lab) -> Section:
     trainings += [Training("scaled", cell, size.scaled_rate) for cell in CELLS]
     write, loop = commands = _scaling_commands(lab)
     lab.do(write)
-    stopped = _stopped(lab.do(loop, _stopped))
-    went_on = {one: [s for s in size.seeds if one.run(s) not in stopped] for one in trainings}
-    score = _score(*(one.run(_braces(seeds)) for one, seeds in went_on.items() if seeds))
+    trained = partial(_trained, [one.run(seed) for one in trainings for seed in size.seeds])
+    ended = trained(lab.do(loop, trained))
+    at_end = {one: [seed for seed in size.seeds if one.run(seed) in ended] for one in trainings}
+    score = _score(*(one.run(_braces(seeds)) for one, seeds in at_end.items() if seeds))
     commands.append(score)
     found = iter(_prices(lab, score))
     prices = {
-        one: [next(found) if seed in went_on[one] else math.inf for seed in size.seeds]
+        one: [next(found) if seed in at_end[one] else math.inf for seed in size.seeds]
         for one in trainings
     }
     medians = {one: median(by_seed) for one, by_seed in prices.items()}
@@ -326,10 +329,10 @@ def _scaling_commands(lab: Lab) -> list[str]:
             f"  for CELL in {' '.join(CELLS)}; do",
             f"    for LR in {' '.join(rates)}; do",
             f"      {train} --clip-norm 0 --lr $LR --run checkpoints/lesson/plain-$CELL-$LR-$SEED "
-            "|| echo plain-$CELL-$LR-$SEED",
+            "|| true",
             "    done",
             f"    {train} --lr {lab.size.scaled_rate:g} --scale-norm 1 --run "
-            "checkpoints/lesson/scaled-$CELL-$SEED || echo scaled-$CELL-$SEED",
+            "checkpoints/lesson/scaled-$CELL-$SEED || true",
             "  done",
             "done",
         ]
@@ -337,20 +340,24 @@ def _scaling_commands(lab: Lab) -> list[str]:
     return [_write(lab), loop]
 
 
-def _stopped(answer: Answer) -> list[str]:
-    """Return the runs that the loop names because they stopped: at what is no finite number.
+def _trained(runs: Sequence[str], answer: Answer) -> set[str]:
+    """Return the runs that came to their end: each printed its folder.
 
     Raises:
-        LessonError: one ended early for another reason.
+        LessonError: one did not, and not because a number was not finite; or none did.
     """
-    stopped = answer.out.split()
-    if len(stopped) != answer.error.count(" is not finite "):
+    ended = {Path(line).name for line in answer.out.splitlines()}
+    if not ended or len(runs) - len(ended) != answer.error.count(" is not finite "):
         raise LessonError(f"{answer.command}\na training ended early: {answer.error.strip()}")
-    return stopped
+    return ended
 
 
 def _price(nats: float) -> str:
     return f"{nats:.3f}" if math.isfinite(nats) else "stopped: not finite"
+
+
+def _nats(nats: float) -> str:
+    return f"{nats:.2f} nats" if math.isfinite(nats) else "no finite loss"
 
 
 def _scaling_figure(
@@ -363,9 +370,9 @@ def _scaling_figure(
         [
             Dots(
                 "median",
-                list(medians.values()),
+                [one if math.isfinite(one) else None for one in medians.values()],
                 [CELLS.index(training.cell) for training in prices],
-                list(prices.values()),
+                [[*filter(math.isfinite, by_seed)] for by_seed in prices.values()],
             )
         ],
         x_label="nats for the key, after =",
@@ -404,20 +411,20 @@ def judge_scaling(
     return judged(
         [scaled_rnn >= limit, lstm < limit],
         f"Scaling does not teach the plain RNN to remember {distance} characters: the key costs "
-        f"{scaled_rnn:.2f} of {CHANCE:.2f} nats ({rnn:.2f} unscaled)."
+        f"{_nats(scaled_rnn)}, and {CHANCE:.2f} by chance ({_nats(rnn)} unscaled)."
         if scaled_rnn >= limit
         else "Scaling does mend it here: with every gradient scaled to one norm the plain RNN "
-        f"remembers {distance} characters (the key costs {scaled_rnn:.3f} nats; {rnn:.2f} "
+        f"remembers {distance} characters (the key costs {scaled_rnn:.3f} nats; {_nats(rnn)} "
         "unscaled, at the best rate). Nobody had to know how far: the direction was good enough. "
         "No rate tried does the same: a rate is one factor for all steps, but for the schedule.",
         f"The LSTM learns it with its gradients as they are, at the best rate ({lstm:.3f} nats)."
         if lstm < limit
         else "And the architecture alone does not: with its gradients as they are the LSTM stays "
-        f"at {lstm:.2f} nats at the best rate"
+        f"at {_nats(lstm)} at the best rate"
         + (
             f", and with scaled ones it reaches {scaled_lstm:.3f}."
             if scaled_lstm < limit
-            else f", with scaled ones at {scaled_lstm:.2f}."
+            else f", with scaled ones at {_nats(scaled_lstm)}."
         ),
         "Here the optimiser decided, not the cell."
         if max(scaled_rnn, scaled_lstm) < limit <= lstm

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charrnn.config import CellName
-from charrnn.memory import _never_rising, memory
+from charrnn.memory import _needed, _never_rising, memory
 from charrnn.model import CharModel
 from charrnn.vocabulary import UNKNOWN
 from tests.small import ALPHABET, each_cell, make_model, make_stretch, stretch_of, vocabulary, zero_
@@ -93,6 +93,22 @@ def test_resets_are_as_many_as_their_work_allows(
     monkeypatch.setattr("charrnn.memory.MOST_RESETS", most)
     found = memory(model, make_stretch(120), vocabulary(), farthest=9, bptt=4)
     assert found.windows == resets
+
+
+@pytest.mark.parametrize(
+    ("excess", "needed"),
+    [
+        ([-0.07, 0.04, 0.02, 0.0], 3),  # the head's bias alone is better than a state of few
+        ([-0.07, 0.0, 0.0], 0),
+        ([0.5, 0.0, 0.0], 1),
+        ([-0.07, 0.5, 0.5], None),
+        ([0.5, -0.1, 0.04, 0.04], 1),
+    ],
+)
+def test_a_state_of_few_characters_may_be_worse_than_none(
+    excess: list[float], needed: int | None
+) -> None:
+    assert _needed(np.array(excess), 0.01) == needed
 
 
 def test_not_enough() -> None:
