@@ -170,36 +170,44 @@ class Planner:
         progress.planned_at_step = progress.step
         progress.planned_at_seconds = progress.training_seconds
         progress.validate_every, progress.validate_characters = every, characters
-        run, model = self.run, self.run.model
-        if progress.step < run.config.warmup_steps and run.config.minutes is not None:
-            # It was of the updates expected: a slow run would end before it has warmed up.
-            warm = max(progress.step, warmup_steps(total))
-            run.adopt(replace(run.config, warmup_steps=min(warm, run.config.warmup_steps)))
-        is_much_the_same = before is not None and abs(total - before) <= SAME_PLAN * before
-        config = run.config
-        by_plan = config.dropout_by_plan or config.decay_by_plan or config.temperature_by_plan
-        if by_plan and not is_much_the_same:
-            passes = total / run.lanes.chunks_per_pass
-            pressed = pressure(passes, matrix_weights(model.config), run.train.characters)
-            if config.dropout_by_plan:
-                model.set_dropout(*regularisation(model.config.cell, pressed))
-            if config.decay_by_plan:
-                decay = weight_decay(model.config.cell, pressed)
-                config = replace(config, weight_decay=decay)
-            if config.temperature_by_plan:
-                temperature = loss_temperature(model.config.vocabulary, pressed)
-                config = replace(config, loss_temperature=temperature)
-            run.adopt(config)
-            run.update.forget_capture()
+        self._shorten_warmup(total)
+        if before is None or abs(total - before) > SAME_PLAN * before:
+            self._regularise(total)
+        model, config = self.run.model.config, self.run.config
         return Planned(
             total,
             every,
             characters,
-            dropout=model.config.dropout,
-            weight_drop=model.config.weight_drop,
-            weight_decay=run.config.weight_decay,
-            loss_temperature=run.config.loss_temperature,
+            dropout=model.dropout,
+            weight_drop=model.weight_drop,
+            weight_decay=config.weight_decay,
+            loss_temperature=config.loss_temperature,
         )
+
+    def _shorten_warmup(self, total: int) -> None:
+        """End a warm-up that still goes on here, if it is longer than that of ``total`` updates."""
+        run, step = self.run, self.run.progress.step
+        if step < run.config.warmup_steps and run.config.minutes is not None:
+            # It was of the updates expected: a slow run would end before it has warmed up.
+            warm = max(step, warmup_steps(total))
+            run.reconfigure(replace(run.config, warmup_steps=min(warm, run.config.warmup_steps)))
+
+    def _regularise(self, total: int) -> None:
+        """Set dropout, decay and temperature, as far as by rule, to those of ``total`` updates."""
+        run, model, config = self.run, self.run.model, self.run.config
+        if not (config.dropout_by_plan or config.decay_by_plan or config.temperature_by_plan):
+            return
+        passes = total / run.lanes.chunks_per_pass
+        pressed = pressure(passes, matrix_weights(model.config), run.train.characters)
+        if config.dropout_by_plan:
+            model.set_dropout(*regularisation(model.config.cell, pressed))
+        if config.decay_by_plan:
+            config = replace(config, weight_decay=weight_decay(model.config.cell, pressed))
+        if config.temperature_by_plan:
+            temperature = loss_temperature(model.config.vocabulary, pressed)
+            config = replace(config, loss_temperature=temperature)
+        run.reconfigure(config)
+        run.update.forget_capture()
 
     def _budget(self) -> float:
         """Return the seconds that the user gave."""

@@ -202,7 +202,7 @@ class Run:
             f"{self.saved.step:,}: {anew or f'go on from it with: {self.command(*lower)}'}"
         )
 
-    def adopt(self, config: TrainConfig) -> None:
+    def reconfigure(self, config: TrainConfig) -> None:
         """Train by ``config`` from the next update on: another decay, temperature or warm-up.
 
         An update that is captured as a graph holds what it was captured with

@@ -712,7 +712,7 @@ def test_a_plan_sets_rate_dropout_and_decay(
     monkeypatch.setattr(training, "Clock", lambda: nullcontext(FakeClock()))
     run = start_run(minutes=0.2)
     guessed, decay_guessed = run.model.config.dropout, run.config.weight_decay
-    run.adopt(replace(run.config, loss_temperature=0.5))
+    run.reconfigure(replace(run.config, loss_temperature=0.5))
     events = list(train(run))
     planned = only(events, Planned)[-1]
     assert run.progress.step == planned.total_steps == run.progress.planned_steps
