@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, fields
 from types import UnionType
-from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Self, Union, get_args, get_origin, get_type_hints
 
 from charrnn.errors import UsageError
 from charrnn.wording import flag, joined
@@ -49,42 +49,39 @@ WeightsOrigin = Literal["trained", "initial"]
 #: Fields of ``TrainConfig``; a run has one of them.
 BUDGETS = ("minutes", "epochs", "steps")
 
-#: What a number of each kind may be; checked by ``_check``.
-_POSITIVE = "a number above 0, at most 1e38"
-_LIMIT = "a number above 0, at most 1e38, or 0 for none"
-_NOT_NEGATIVE = "a number from 0 to 1e38"
-_COUNT = "a whole number from 1 to 2^63 - 1"
-_SIZE = "a whole number from 1 to 2^31 - 1"
-_WHOLE = "a whole number from 0 to 2^63 - 1"
-_SHARE = "a number from 0 up to but not including 1"
-_PROBABILITY = "a number above 0, at most 1"
-
 #: Larger numbers, and infinity, are none in the 32 bits that training computes with.
 _LARGEST = 1e38
 
-#: Whether a number is what its kind may be; NaN never is.
-_HOLDS: dict[str, Callable[[float], bool]] = {
-    _POSITIVE: lambda number: 0 < number <= _LARGEST,
-    _LIMIT: lambda number: 0 < number <= _LARGEST,  # 0 is None by now (recipe.choose)
-    _NOT_NEGATIVE: lambda number: 0 <= number <= _LARGEST,
-    _COUNT: lambda number: 0 < number < 1 << 63,
-    _SIZE: lambda number: 0 < number < 1 << 31,
-    _WHOLE: lambda number: 0 <= number < 1 << 63,
-    _SHARE: lambda number: 0 <= number < 1,
-    _PROBABILITY: lambda number: 0 < number <= 1,
-}
+
+class _Rule(NamedTuple):
+    """What a number of a kind may be; NaN never is."""
+
+    words: str
+    """As a message says it."""
+    holds: Callable[[float], bool]
 
 
-def _check(config: Any, rules: dict[str, str], flags: dict[str, str] | None = None) -> None:
+_POSITIVE = _Rule("a number above 0, at most 1e38", lambda number: 0 < number <= _LARGEST)
+# 0 is None by now (recipe.choose).
+_LIMIT = _Rule("a number above 0, at most 1e38, or 0 for none", _POSITIVE.holds)
+_NOT_NEGATIVE = _Rule("a number from 0 to 1e38", lambda number: 0 <= number <= _LARGEST)
+_COUNT = _Rule("a whole number from 1 to 2^63 - 1", lambda number: 0 < number < 1 << 63)
+_SIZE = _Rule("a whole number from 1 to 2^31 - 1", lambda number: 0 < number < 1 << 31)
+_WHOLE = _Rule("a whole number from 0 to 2^63 - 1", lambda number: 0 <= number < 1 << 63)
+_SHARE = _Rule("a number from 0 up to but not including 1", lambda number: 0 <= number < 1)
+_PROBABILITY = _Rule("a number above 0, at most 1", lambda number: 0 < number <= 1)
+
+
+def _check(config: Any, rules: dict[str, _Rule], flags: dict[str, str] | None = None) -> None:
     """Raise UsageError for the first field that breaks its rule; None breaks none.
 
     Types are not checked here: the command line has done it, or ``Record.from_dict``.
     """
     for name, rule in rules.items():
         value = getattr(config, name)
-        if value is not None and not _HOLDS[rule](value):
+        if value is not None and not rule.holds(value):
             called = (flags or {}).get(name, flag(name))
-            raise UsageError(f"{called} must be {rule}, not {value!r}")
+            raise UsageError(f"{called} must be {rule.words}, not {value!r}")
 
 
 class Record:
@@ -400,8 +397,8 @@ class InspectConfig:
             if name not in MEASUREMENTS:
                 raise UsageError(f"--only must be one of {', '.join(MEASUREMENTS)}, not {name!r}")
         for window in self.bptt:
-            if not _HOLDS[_COUNT](window):
-                raise UsageError(f"--bptt must be {_COUNT}, not {window}")
+            if not _COUNT.holds(window):
+                raise UsageError(f"--bptt must be {_COUNT.words}, not {window}")
             if self.loss_last is not None and self.loss_last > window:
                 raise UsageError(
                     f"--loss-last {self.loss_last} is longer than the window --bptt {window}"
@@ -418,5 +415,5 @@ class InspectConfig:
                     f"{flag(name)} is about what --only leaves out: add --only {added}"
                 )
         for radius in self.spectral_radius:
-            if not _HOLDS[_POSITIVE](radius):
-                raise UsageError(f"--spectral-radius must be {_POSITIVE}, not {radius}")
+            if not _POSITIVE.holds(radius):
+                raise UsageError(f"--spectral-radius must be {_POSITIVE.words}, not {radius}")
