@@ -228,32 +228,25 @@ def compare(
         shape, result = found[cell], read_result(path)
         if result is not None:
             _refuse_another_shape(path, (result.layers, result.hidden), shape)
-        else:
-            choices = plan.choices(cell, seed, **_sizes(shape))
-            choices = replace(choices, training={**choices.training, **training})
-            with _open_run(path, command or "") as (held, begun):
-                if begun:
-                    run = resume(held, device=device, changes={})
-                    has = run.model.config
-                    _refuse_another_shape(path, (has.layers, has.hidden), shape)
-                else:
-                    run = start(choices, plan.text(), folder=held, device=device)
-                _refuse_another_text(plan, run.train.corpus)
-                run.owner = command
-                if known < plan.seeds:
-                    if known == 0:  # while the text was read another may have begun here
-                        _refuse_used(folder)
-                    write_json(folder / PLAN, plan.to_dict())
-                    known = plan.seeds
-                yield RunStarted(run, number, len(runs))
-                try:
-                    result = yield from _finish(run, should_stop)
-                except NonFiniteError as error:
-                    yield RunFailed(RunFailure(cell, seed, str(error)))
-                    continue
-                if result is None:
-                    return
-                held.save_result(result.to_dict())
+            yield RunScored(result)
+            continue
+        choices = plan.choices(cell, seed, **_sizes(shape))
+        choices = replace(choices, training={**choices.training, **training})
+        with _open_run(path, choices, plan, shape, device, command) as run:
+            if known < plan.seeds:
+                if known == 0:  # while the text was read another may have begun here
+                    _refuse_used(folder)
+                write_json(folder / PLAN, plan.to_dict())
+                known = plan.seeds
+            yield RunStarted(run, number, len(runs))
+            try:
+                result = yield from _finish(run, should_stop)
+            except NonFiniteError as error:
+                yield RunFailed(RunFailure(cell, seed, str(error)))
+                continue
+            if result is None:
+                return
+            run.folder.save_result(result.to_dict())
         yield RunScored(result)
 
 
@@ -322,16 +315,31 @@ def _refuse_another_shape(path: Path, has: tuple[int, int], shape: ModelConfig) 
 
 
 @contextmanager
-def _open_run(path: Path, command: str) -> Iterator[tuple[RunFolder, bool]]:
-    """Hold a run's folder; say whether there is something in it to go on from."""
+def _open_run(
+    path: Path,
+    choices: recipe.Choices,
+    plan: Plan,
+    shape: ModelConfig,
+    device: torch.device,
+    command: str | None,
+) -> Iterator[Run]:
+    """Hold a run's folder; yield the run that goes on there or begins, of this shape and text."""
     begun = has_state(path)
     # Killed between its first validation and its first save, it begins again.
     if begun:
-        held = RunFolder.open_existing(path, command=command)
+        held = RunFolder.open_existing(path, command=command or "")
     else:
-        held = RunFolder.create(path, command=command, over_best=True)
+        held = RunFolder.create(path, command=command or "", over_best=True)
     with held as folder:
-        yield folder, begun
+        if begun:
+            run = resume(folder, device=device, changes={})
+            has = run.model.config
+            _refuse_another_shape(path, (has.layers, has.hidden), shape)
+        else:
+            run = start(choices, plan.text(), folder=folder, device=device)
+        _refuse_another_text(plan, run.train.corpus)
+        run.owner = command
+        yield run
 
 
 def _finish(
