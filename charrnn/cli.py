@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -39,6 +39,10 @@ from charrnn.reporting import check_report, origin_of_page, refuse_overwriting, 
 from charrnn.stdio import lossy, print_path, read_prompt, say, spooled, waits_unread
 from charrnn.stopping import Stopped, StopSignals
 from charrnn.wording import command_line, counted, duration, flag, joined, reason, shown
+
+if TYPE_CHECKING:
+    from charrnn.comparison import Plan
+    from charrnn.run import Run
 
 __all__ = ["app", "main", "run_command"]
 
@@ -438,13 +442,7 @@ def train(
             old.save_names()
         if old.is_finished and not as_json:
             if not quiet:
-                larger = (
-                    "--patience" if old.is_out_of_patience else "--minutes, --epochs or --steps"
-                )
-                say(
-                    f"{shown(path)}: finished already, after {old.progress.step:,} steps: "
-                    f"a larger {larger} goes on"
-                )
+                _say_finished(old)
             print_path(path)
             return 0
         return watch_run(old, stop, as_json=as_json, quiet=quiet)
@@ -854,8 +852,6 @@ def compare(
 
         from charrnn.comparison import PLAN, Plan, open_plan, read_results, resume_words
         from charrnn.device import choose_device
-        from charrnn.disk import followed
-        from charrnn.files import embedded_corpus, find_files
         from charrnn.reading import absolute_names
         from charrnn.score_view import print_comparison
         from charrnn.terminal import to_json
@@ -877,11 +873,7 @@ def compare(
                 say("note: standard input is not read: give the text as a file")
             folder = run or _default_run(texts or (), "compare")
         if report is not None:
-            found = find_files(plan.texts or embedded_corpus()).files if report.exists() else ()
-            read = dict.fromkeys(found, "what is read")
-            # A file that is there is found; and the comparison's own folder is not read.
-            is_own = {followed(report).parent, followed(report.parent)} == {followed(folder)}
-            refuse_overwriting("--report", report, read, () if is_own or found else plan.texts)
+            _refuse_report_in_text(report, plan, folder)
         words = resume_words(folder)
         words += ["--seeds", str(plan.seeds)] if resume and seeds is not None else []
         words += ["--report", str(report)] if report is not None else []
@@ -1097,3 +1089,24 @@ def _default_run(texts: Sequence[str], what: str) -> Path:
         number += 1
         path = base.with_name(f"{base.name}-{number}")
     return path
+
+
+def _say_finished(run: Run) -> None:
+    """Say that a run has nothing left to do, and what would make it go on."""
+    larger = "--patience" if run.is_out_of_patience else "--minutes, --epochs or --steps"
+    say(
+        f"{shown(run.folder.path)}: finished already, after {run.progress.step:,} steps: "
+        f"a larger {larger} goes on"
+    )
+
+
+def _refuse_report_in_text(report: Path, plan: Plan, folder: Path) -> None:
+    """Refuse a report that would take the place of a comparison's text, or become part of it."""
+    from charrnn.disk import followed
+    from charrnn.files import embedded_corpus, find_files
+
+    found = find_files(plan.texts or embedded_corpus()).files if report.exists() else ()
+    read = dict.fromkeys(found, "what is read")
+    # A file that is there is found; and the comparison's own folder is not read.
+    is_own = {followed(report).parent, followed(report.parent)} == {followed(folder)}
+    refuse_overwriting("--report", report, read, () if is_own or found else plan.texts)
