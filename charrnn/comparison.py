@@ -54,6 +54,13 @@ R = TypeVar("R", bound=Record)
 PLAN = "comparison.json"
 #: Parameters are matched when they differ by no more than this share.
 TOLERANCE = 0.01
+#: What a plan tells every run of its model ...
+OF_MODEL = ("layers", "hidden", "embedding", "dropout", "weight_drop")
+#: ... and of its training, beside seed and budget.
+OF_TRAINING = (
+    "dropout_masks", "loss_temperature", "batch_size", "bptt", "optimiser", "lr", "weight_decay",
+    "clip_norm", "precision",
+)  # fmt: skip
 #: Student's t, two-sided 95 %, for 1 to 10 degrees of freedom.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
@@ -163,30 +170,13 @@ class Plan(Record):
             seed: its seed; None: the first.
             model: numbers of its shape that are known by now.
         """
-        shape = {
-            "layers": self.layers,
-            "hidden": self.hidden,
-            "embedding": self.embedding,
-            "dropout": self.dropout,
-            "weight_drop": self.weight_drop,
-        }
-        training = {
-            "dropout_masks": self.dropout_masks,
-            "loss_temperature": self.loss_temperature,
-            "batch_size": self.batch_size,
-            "bptt": self.bptt,
-            "optimiser": self.optimiser,
-            "lr": self.lr,
-            "weight_decay": self.weight_decay,
-            "clip_norm": self.clip_norm,
-            "precision": self.precision,
-            "seed": self.seed if seed is None else seed,
-        }
+        shape = {name: getattr(self, name) for name in OF_MODEL}
+        training = {name: getattr(self, name) for name in OF_TRAINING}
         return recipe.Choices(
             cell=cell,
             budget=recipe.given({name: getattr(self, name) for name in BUDGETS}),
             model={**shape, **model},
-            training=training,
+            training={**training, "seed": self.seed if seed is None else seed},
         )
 
     def runs(self) -> Iterator[tuple[int, CellName]]:
