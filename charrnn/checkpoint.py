@@ -136,7 +136,8 @@ class Checkpoint:
     versions: dict[str, str] = field(default_factory=_versions)
     """Of ``charrnn`` and ``torch``, when the checkpoint was made."""
     path: Path | None = None
-    """The file it was loaded from, for messages."""
+    """What messages call it: the file that it was loaded from, or, after ``trained.load_model``,
+    what the user named, perhaps a run's folder."""
 
     def require(self, name: str, kind: type[T]) -> T:
         """Return ``meta[name]``, which has to be of type ``kind``.
