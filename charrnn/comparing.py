@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -80,14 +81,12 @@ def matched_hidden(shape: ModelConfig, parameters: int) -> int:
     def count(hidden: int) -> int:
         return outline(replace(shape, hidden=hidden)).parameter_count()
 
-    # Parameters grow with the width: halve the interval in which they pass the wish.
-    low, high = 1, 2
+    # Parameters grow with the width: find where they pass the wish.
+    high = 2
     while count(high) < parameters:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if count(middle) < parameters else (low, middle)
-    return min((low, high), key=lambda hidden: abs(count(hidden) - parameters))
+        high *= 2
+    at = bisect_left(range(high + 1), parameters, lo=2, key=count)
+    return min((at - 1, at), key=lambda hidden: abs(count(hidden) - parameters))
 
 
 def shapes(
