@@ -195,14 +195,18 @@ def _held_back(run: Run, *, by_plan: bool) -> list[str]:
     A run that goes on starts with what it has been planned with.
     """
     config = run.config
-    wanted = (True,) if by_plan else (False, run.resumed)
     drops = _dropout(run) or (["no dropout"] if by_plan else [])
     kinds = (
         (config.dropout_by_plan, drops),
         (config.decay_by_plan, _decay(run)),
         (config.temperature_by_plan, _temperature(run)),
     )
-    return [one for planned, said in kinds if planned in wanted for one in said]
+    return [
+        one
+        for planned, said in kinds
+        if (planned if by_plan else run.resumed or not planned)
+        for one in said
+    ]
 
 
 def _budget(run: Run) -> str:
