@@ -65,6 +65,22 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "PYTHONWA
 ENVIRONMENT.pop("PYTHONUNBUFFERED", None)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide a GPU from all tests but its own, and from the processes that they start.
+
+    What is expected of commands is what a CPU gives; and no forked process may go on with CUDA.
+    """
+    if config.option.markexpr != "gpu":
+        # Before anything asks torch for a GPU; pytest-xdist's workers take it over.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ENVIRONMENT["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where none is seen."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and -m gpu")
+
+
 @dataclass(frozen=True)
 class Result:
     """What a command left behind."""

@@ -508,9 +508,7 @@ def test_every_name_has_a_cell() -> None:
 
 @pytest.fixture
 def cuda() -> torch.device:
-    """The GPU, or a skip."""
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
+    """The GPU."""
     return torch.device("cuda")
 
 

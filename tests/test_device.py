@@ -13,6 +13,7 @@ import torch
 
 from charrnn.device import choose_device, multiplies_bf16
 from charrnn.errors import UsageError
+from tests.conftest import ENVIRONMENT
 
 #: Allocates and frees the tensors of some updates; prints how many pages were cleared for them.
 _UPDATES = """
@@ -73,6 +74,12 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     if not torch.backends.mps.is_available():
         with pytest.raises(UsageError, match="no such device here"):
             choose_device("mps")
+
+
+def test_the_tests_and_their_processes_see_no_gpu() -> None:
+    """Many expect what ``--device auto`` does on a CPU; only ``-m gpu`` shows a GPU to its own."""
+    assert choose_device("auto") == torch.device("cpu")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ENVIRONMENT["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_no_driver_is_woken_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

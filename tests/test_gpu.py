@@ -12,10 +12,7 @@ from charrnn.checkpoint import LAST, load
 from charrnn.config import CELL_NAMES, CellName
 from tests.conftest import Cli, Result
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 #: A pass is 21 windows and a shorter one.
 SMALL = ("--hidden", 64, "--layers", 2, "--batch-size", 8, "--bptt", 32, "--validate-every", 30)
 

@@ -359,7 +359,6 @@ def test_an_update_on_a_gpu_never_asks_what_it_has_computed(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_captured_update_is_the_eager_one(tmp_path: Path, cell: CellName) -> None:
     """A pass's last, shorter window and what a plan changes are among the updates."""
     eager, captured = (Setting(tmp_path, cell, lanes=3, bptt=7, device="cuda") for _ in range(2))
@@ -379,7 +378,6 @@ def test_gpu_captured_update_is_the_eager_one(tmp_path: Path, cell: CellName) ->
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 def test_gpu_no_replay_moves_a_weight_after_what_is_no_number(
     tmp_path: Path, optimiser: OptimiserName
@@ -404,7 +402,6 @@ def test_gpu_no_replay_moves_a_weight_after_what_is_no_number(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_every_replay_drops_other_units(tmp_path: Path) -> None:
     setting = Setting(tmp_path, "lstm", lanes=3, bptt=7, device="cuda", dropout_masks=3)
     setting.model.set_dropout(0.5, 0.3)
