@@ -447,6 +447,23 @@ def test_the_loss_is_the_mean_of_all_masks(
     assert_close(scored, whole)
 
 
+@pytest.mark.parametrize("masks", [1, 3])
+def test_an_update_draws_as_many_masks_as_are_set(
+    tmp_path: Path, masks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def dropout(x_TBH: Tensor, share: float, masks: int = 1) -> Tensor:
+        drawn.append(masks)
+        return kernels.dropout(x_TBH, share, masks)
+
+    monkeypatch.setattr("charrnn.model.dropout", dropout)
+    setting = Setting(tmp_path, "lstm", lanes=3, bptt=7, dropout_masks=masks)
+    setting.model.set_dropout(0.5, 0.0)
+    setting.update(next(setting.lanes.chunks()))
+    assert drawn == [1, masks], "one between the layers, and those before the head"
+
+
 def test_the_temperature_divides_the_logits_of_the_loss_alone(
     tmp_path: Path, cell: CellName
 ) -> None:
@@ -586,3 +603,9 @@ class TestClip:
         length = min(limit, result.norm.item())
         assert flat(setting.last_gradient()).norm().item() == pytest.approx(length)
         assert result.norm.item() > 0.01
+
+    def test_an_update_cuts_the_entries_that_the_optimiser_sees(self, tmp_path: Path) -> None:
+        setting = Setting(tmp_path, "lstm", lanes=3, bptt=8, clip_norm=None, clip_value=1e-3)
+        result = setting.update(next(setting.lanes.chunks()))
+        assert bool(result.clipped)
+        assert flat(setting.last_gradient()).abs().max().item() == 1e-3
