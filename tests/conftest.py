@@ -47,8 +47,11 @@ hypothesis.settings.load_profile("same")
 # Small tensors on busy cores: a second thread costs more than it gives.
 torch.set_num_threads(1)
 
-# What a caller's terminal or CI asks for is not what is tested.
-for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "CHARRNN_TRACEBACK"):
+# What a caller's terminal, CI or own commands ask for is not what is tested.
+for name in (
+    "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE",
+    "CHARRNN_TRACEBACK", "CHARRNN_NATIVE",
+):  # fmt: skip
     os.environ.pop(name, None)
 
 #: Unicode's characters: all code points but the surrogates.

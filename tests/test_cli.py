@@ -27,7 +27,7 @@ import pytest
 import torch
 import typer
 
-from charrnn import __version__, recipe
+from charrnn import __version__, native, recipe
 from charrnn.baselines import COMPRESSORS
 from charrnn.checkpoint import load, read_description, save
 from charrnn.cli import app
@@ -767,7 +767,10 @@ class TestTrain:
         # The text to score is read as the training text was.
         assert cli("evaluate", run, "--text", path).code == 0
 
-    def test_validates_on_another_text(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
+    def test_validates_on_another_text(
+        self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(native, "why_none", lambda: None)
         other = tmp_path / "other.txt"
         other.write_text(make_prose(333, seed=2), encoding="utf-8-sig")
         result = cli("train", prose, "--valid", other, "--run", tmp_path / "run", "--json", *QUICK)

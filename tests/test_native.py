@@ -21,7 +21,8 @@ from torch import Tensor
 from charrnn import compiler, loops, native
 from charrnn.device import multiplies_bf16
 from charrnn.loops import beats_onednn_lstm, run_gru, run_lstm, run_rnn
-from tests.conftest import compiles
+from charrnn.steps import steps
+from tests.conftest import Cli, compiles
 from tests.small import each_cell
 
 T, B, H = 9, 23, 37
@@ -223,8 +224,9 @@ def script(path: Path, text: str) -> list[str]:
 
 @pytest.fixture
 def asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget, for the time of the test, the loops that this process has compiled."""
+    """Forget, for the time of the test, what this process has compiled."""
     monkeypatch.setattr(native, "_compiled", native._compiled.__wrapped__)
+    monkeypatch.setattr("charrnn.stepper.steps", steps.__wrapped__)
 
 
 @pytest.mark.usefixtures("temporary", "asked_anew")
@@ -236,7 +238,6 @@ def test_without_a_compiler_there_are_no_loops_and_a_reason(
     assert native.compile_loops([missing]) == (
         f"{missing} cannot be used: [Errno 2] No such file or directory: {missing!r}"
     )
-    monkeypatch.delenv("CHARRNN_NATIVE", raising=False)
     monkeypatch.setenv("CC", "ccache gcc-99")
     assert compiler.find_compiler() == ["ccache", "gcc-99"]
     monkeypatch.setenv("CC", "gcc '-O3")
@@ -281,6 +282,27 @@ def test_no_compiler_is_run_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(native, "compile_loops", None)
     assert compiler.find_compiler() == []
     assert (native.loops(), native.why_none()) == (None, "CHARRNN_NATIVE=0 asks for none")
+
+
+@pytest.mark.usefixtures("temporary", "asked_anew")
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_every_command_does_without_c_where_none_is_wanted(
+    cell: str, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHARRNN_NATIVE", "0")
+    monkeypatch.setenv("CC", shlex.join(script(tmp_path / "cc", f"touch {tmp_path}/ran; exit 1")))
+    monkeypatch.setattr("charrnn.stepper._steps_in_numpy", lambda *_, **__: 3)
+    run = tmp_path / "run"
+    small = ("--steps", 2, "--hidden", 5, "--batch-size", 2, "--bptt", 9)
+    for words in (
+        ("train", prose, "--run", run, "--cell", cell, *small),
+        ("evaluate", run, "--part", "valid", "--exact", "--dynamic"),
+        ("inspect", run, "--part", "valid"),
+        ("sample", run, "--length", 9),
+    ):
+        result = cli(*words)
+        assert result.code == 0, result.err
+    assert not (tmp_path / "ran").exists()
 
 
 def test_without_a_folder_there_are_no_loops(

@@ -318,6 +318,7 @@ def test_a_run_in_fp32_goes_on_so_without_a_word(
     list(train(run, lambda: "the test" if run.progress.step == 3 else None))
     run.folder.close()
     monkeypatch.setattr("charrnn.resuming.multiplies_bf16", lambda device: False)
+    monkeypatch.setattr(native, "why_none", lambda: None)
     with RunFolder.open_existing(run.folder.path) as folder:
         again = resume(folder, device=CPU, changes={})
     assert again.config == run.config

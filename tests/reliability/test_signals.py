@@ -528,7 +528,6 @@ def test_a_signal_while_c_is_compiled_leaves_nothing(
     compiler.write_text(f"#!/bin/sh\nexec 9>{lives}\ntouch {tmp_path}/begun\nexec sleep 60\n")
     compiler.chmod(0o755)
     monkeypatch.setitem(ENVIRONMENT, "CC", str(compiler))
-    monkeypatch.setitem(ENVIRONMENT, "CHARRNN_NATIVE", "1")
     command, *options = words
     popen = process(command, trained, *options)
     wait_for((tmp_path / "begun").exists, "the compiler")
