@@ -413,7 +413,6 @@ class TestLive:
 
     def test_is_chosen_on_a_terminal_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
-        monkeypatch.setenv("TERM", "xterm")
         assert not isinstance(open_display(as_json=False, quiet=False), _LiveTerminal)
         monkeypatch.setenv("FORCE_COLOR", "1")
         assert not isinstance(open_display(as_json=False, quiet=False), _LiveTerminal), "a log"

@@ -124,9 +124,8 @@ def test_the_gradient_that_is_truncated_is_of_both_weights() -> None:
 @contextmanager
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
-        for name, value in (("FORCE_COLOR", "1"), ("COLORTERM", "truecolor"), ("TERM", "xterm")):
+        for name, value in (("FORCE_COLOR", "1"), ("COLORTERM", "truecolor")):
             patch.setenv(name, value)
-        patch.delenv("NO_COLOR", raising=False)
         yield
 
 

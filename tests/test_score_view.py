@@ -6,6 +6,7 @@ import math
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,17 @@ FIGURES = (
 )  # fmt: skip
 
 
+@pytest.fixture
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let stdout pass for a terminal of some columns."""
+
+    def on_terminal(columns: int) -> None:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+
+    return on_terminal
+
+
 class TestTable:
     def test_a_pipe_gets_a_line_a_checkpoint_whatever_its_length(
         self, capsys: pytest.CaptureFixture[str]
@@ -56,13 +68,11 @@ class TestTable:
     def test_a_terminal_gets_the_table_that_fits(
         self,
         capsys: pytest.CaptureFixture[str],
-        monkeypatch: pytest.MonkeyPatch,
+        on_terminal: Callable[[int], None],
         width: int,
         height: int,
     ) -> None:
-        monkeypatch.setenv("COLUMNS", str(width))
-        monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        on_terminal(width)
         print_assessments([ONE, ONE])
         plain = Text.from_ansi(capsys.readouterr().out).plain
         lines = [line.rstrip() for line in plain.splitlines()]
@@ -76,11 +86,9 @@ class TestTable:
 
     @pytest.mark.parametrize("width", [30, 45])
     def test_a_terminal_too_narrow_for_both_gets_a_few_columns_at_a_time(
-        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+        self, capsys: pytest.CaptureFixture[str], on_terminal: Callable[[int], None], width: int
     ) -> None:
-        monkeypatch.setenv("COLUMNS", str(width))
-        monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        on_terminal(width)
         print_assessments([replace(ONE, checkpoint="one"), *[replace(ONE, checkpoint="b")] * 4])
         plain = Text.from_ansi(capsys.readouterr().out).plain
         lines = [line.rstrip() for line in plain.splitlines()]
@@ -96,11 +104,9 @@ class TestTable:
         assert figures == " ".join(FIGURES).split()
 
     def test_numbers_alone_are_to_the_right_in_every_block(
-        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+        self, capsys: pytest.CaptureFixture[str], on_terminal: Callable[[int], None]
     ) -> None:
-        monkeypatch.setenv("COLUMNS", "16")
-        monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        on_terminal(16)
         positions = PositionScores(np.linspace(4, 1, 99), stretches=7)
         print_assessments([replace(ONE, by_position=positions)])
         plain = Text.from_ansi(capsys.readouterr().out).plain
@@ -112,7 +118,10 @@ class TestTable:
                                                          "  17", "  33"]  # fmt: skip
 
     def test_a_terminal_breaks_sentences_between_words(
-        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+        self,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        on_terminal: Callable[[int], None],
     ) -> None:
         said = "what it knows, told at some length, with [red] and :smile: as they are"
         follows = f"{ONE.checkpoint}: after 'words' a character costs 1.5000 nats (mean of 6,789)"
@@ -124,9 +133,7 @@ class TestTable:
         print_assessments([one])
         assert f"\nuniform: {said}\n" in capsys.readouterr().out, "a pipe in colours, too"
         monkeypatch.delenv("FORCE_COLOR")
-        monkeypatch.setenv("COLUMNS", "40")
-        monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        on_terminal(40)
         print_assessments([one])
         lines = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
         first = next(n for n, line in enumerate(lines) if line.startswith("uniform: what"))
@@ -581,8 +588,6 @@ class TestSurpriseText:
     @pytest.fixture(autouse=True)
     def colours(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FORCE_COLOR", "1")
-        monkeypatch.setenv("TERM", "xterm-256color")
-        monkeypatch.delenv("NO_COLOR", raising=False)
 
     def spans(self, out: str) -> list[tuple[str, str]]:
         """Return the pieces of a coloured output, each with its style."""
