@@ -45,6 +45,7 @@ from charrnn.trained import load_model
 from charrnn.vocabulary import Vocabulary
 from tests.conftest import (
     ENVIRONMENT,
+    PATIENCE,
     Cli,
     Result,
     command,
@@ -1902,19 +1903,21 @@ class TestPipes:
     def test_help_that_nobody_reads_is_no_failure(self) -> None:
         assert run_unread("train", "--help") == (0, "")
 
+    @pytest.mark.skipif(not hasattr(fcntl, "F_GETPIPE_SZ"), reason="no pipe tells its size")
     def test_a_reader_that_does_not_read_holds_up_no_end(self, trained: Path) -> None:
         """As less does not: what was not read yet is lost, and nothing is said of it."""
         with subprocess.Popen(
             command("sample", trained, "--length", 0), stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, env=ENVIRONMENT,
+            stderr=subprocess.PIPE, pipesize=4096, env=ENVIRONMENT,
         ) as process:  # fmt: skip
             assert process.stdout is not None
             assert process.stderr is not None
             assert process.stdout.read(1)
-            held, before = -1, -2
-            while held != before:  # until the pipe takes no more
-                before, held = held, waiting_in(process.stdout.fileno())
-                time.sleep(0.5)
+            pipe, end = process.stdout.fileno(), time.monotonic() + PATIENCE
+            while waiting_in(pipe) < fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ):
+                assert time.monotonic() < end, "waited in vain for a pipe that takes no more"
+                time.sleep(0.02)
+            time.sleep(0.2)  # until it waits for the pipe
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=30) == 130
             assert process.stderr.read() == b""
