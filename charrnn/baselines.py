@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charrnn.corpus import Part
-from charrnn.evaluation import Scores
+from charrnn.evaluation import Scores, in_bits
 from charrnn.stream import Reader
 from charrnn.vocabulary import UNKNOWN, Ids, Vocabulary
 
@@ -286,7 +286,7 @@ class Baseline:
     @property
     def bits_per_char(self) -> float:
         """The price in bits per character."""
-        return self.nats_per_char / math.log(2)
+        return in_bits(self.nats_per_char)
 
     def bits_per_byte(self, scores: Scores) -> float:
         """Return the price in bits per byte of the text that these scores are of."""

@@ -28,7 +28,7 @@ from charrnn.config import (
 )
 from charrnn.disk import followed
 from charrnn.errors import RunFolderError, UsageError
-from charrnn.evaluation import perplexity
+from charrnn.evaluation import in_bits, perplexity
 from charrnn.metrics import LARGEST
 from charrnn.runfolder import RESULT
 from charrnn.wording import command_line, shown
@@ -303,7 +303,7 @@ class CellResult:
             "characters": best.characters,
             "unknown": best.unknown,
             "nats_per_char": nats,
-            "bits_per_char": nats / math.log(2),
+            "bits_per_char": in_bits(nats),
             "bits_per_byte": by_byte,
             "perplexity": perplexity(nats),
             "chars_per_second": self.mean("chars_per_second"),

@@ -26,6 +26,7 @@ from rich.segment import SegmentLines
 from rich.table import Table
 from rich.text import Text
 
+from charrnn.evaluation import in_bits
 from charrnn.run import Run
 from charrnn.terminal import Output, in_rows, say, to_json
 from charrnn.training import (
@@ -94,7 +95,7 @@ def _both_units(nats: float) -> str:
 
 
 def _bits(nats: float) -> str:
-    return f"{nats / math.log(2):.3f} bits"
+    return f"{in_bits(nats):.3f} bits"
 
 
 def _introduction(run: Run) -> Iterable[str]:
@@ -115,7 +116,7 @@ def _introduction(run: Run) -> Iterable[str]:
     yield f"update  {_update(run)}"
     yield f"device  {_device(run.device)}, {run.config.precision}; {_budget(run)}"
     (mark, nats), *others = run.baselines.items()
-    rest = (f", {word} {nats:.3f} ({nats / math.log(2):.3f})" for word, nats in others)
+    rest = (f", {word} {nats:.3f} ({in_bits(nats):.3f})" for word, nats in others)
     yield f"to beat {mark} {nats:.3f} nats a character ({_bits(nats)}){''.join(rest)}"
     yield f"run     {shown(run.folder.path)}"
     yield from (f"note: {note}" for note in run.notes)

@@ -33,6 +33,7 @@ __all__ = [
     "PositionScores",
     "Prices",
     "Scores",
+    "in_bits",
     "perplexity",
     "prices",
     "read_windows",
@@ -84,7 +85,7 @@ class Scores:
     @property
     def bits_per_char(self) -> float:
         """Mean -log2 p."""
-        return self.nats_per_char / math.log(2)
+        return in_bits(self.nats_per_char)
 
     @property
     def bits_per_byte(self) -> float:
@@ -93,7 +94,7 @@ class Scores:
         Infinite where the predicted characters have no byte of their own (Big5-HKSCS writes some
         pairs of characters as one).
         """
-        return self.nats / math.log(2) / self.bytes if self.bytes else math.inf
+        return in_bits(self.nats) / self.bytes if self.bytes else math.inf
 
     @property
     def perplexity(self) -> float:
@@ -104,6 +105,11 @@ class Scores:
     def chars_per_second(self) -> float:
         """Predictions made per second of wall-clock time."""
         return self.characters / self.seconds
+
+
+def in_bits(nats: float) -> float:
+    """Return a price in bits."""
+    return nats / math.log(2)
 
 
 def perplexity(nats_per_char: float) -> float:

@@ -21,7 +21,7 @@ from charrnn.assessment import Assessment
 from charrnn.comparison import Comparison, RunResult
 from charrnn.config import InspectConfig
 from charrnn.curves import LoggedRun, learning_section, other_texts, own_runs, per
-from charrnn.evaluation import Scores
+from charrnn.evaluation import Scores, in_bits
 from charrnn.figures import (
     Dots,
     Line,
@@ -118,7 +118,7 @@ def _comparison_lead(comparison: Comparison, unit: str) -> str:
         f"{best.cell.upper()} predicts the {scored_part(comparison.plan)}"
         f"{' best' if len(comparison.cells) > 1 else ''}: "
         f"{best.nats_per_char:.4f} nats per {unit}, "
-        f"{best.nats_per_char / math.log(2):.4f} bits."
+        f"{in_bits(best.nats_per_char):.4f} bits."
     )
     if comparison.differences:
         first = comparison.differences[0]
@@ -421,7 +421,7 @@ def _excerpt(portrait: Portrait) -> str:
     # The first byte of a text is given; what it is the whole of has no price.
     (_, first), *_ = portrait.excerpt
     priced = len(portrait.excerpt) - (first == 0)
-    bits = sum(nats for _, nats in portrait.excerpt) / math.log(2)
+    bits = in_bits(sum(nats for _, nats in portrait.excerpt))
     return page.coloured(
         pieces, lambda level: f"bits-{level}", f"Text as {portrait.label} sees it"
     ) + page.note(

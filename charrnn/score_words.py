@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from charrnn import recipe
 from charrnn.assessment import After, Assessment
 from charrnn.baselines import Baseline
 from charrnn.comparison import TOLERANCE, Comparison, Plan, resume_words
-from charrnn.evaluation import PositionScores, Scores, perplexity
+from charrnn.evaluation import PositionScores, Scores, in_bits, perplexity
 from charrnn.vocabulary import MANY_UNKNOWN
 from charrnn.wording import command_line, counted, flag, joined, shown, significant
 
@@ -194,7 +193,7 @@ def position_lines(scores: PositionScores) -> list[list[str]]:
     lines = [["from", "to", "nats/char", "bits/char"]]
     for first, last in itertools.pairwise([0, *places]):
         nats = float(nats_T[first:last].mean())
-        lines.append([f"{first + 1:,}", f"{last:,}", f"{nats:.4f}", f"{nats / math.log(2):.4f}"])
+        lines.append([f"{first + 1:,}", f"{last:,}", f"{nats:.4f}", f"{in_bits(nats):.4f}"])
     return lines
 
 
