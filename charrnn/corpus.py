@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from charrnn.decoding import BYTES, Codes, Decoder, State, byte_order_mark, packed, text_encoding
 from charrnn.errors import CorpusError
 from charrnn.files import NotTextError, cannot_read, find_files, several
-from charrnn.wording import counted, reason, shown
+from charrnn.not_text import undecodable, with_nul
+from charrnn.wording import reason, shown
 
 __all__ = [
     "BLOCK_BYTES",
@@ -51,10 +52,6 @@ BLOCK_BYTES = 1 << 17
 _HEAD = 8
 #: Hexadecimal digits by which a file's bytes are known again.
 DIGEST = 16
-
-
-#: What to do about a text in an unknown encoding.
-_OTHERWISE = "name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...) or use bytes"
 
 
 class _Block(NamedTuple):
@@ -503,15 +500,12 @@ def _scan_file(
                 try:
                     codes = decoder.decode(data, final=final)
                 except UnicodeError as error:
-                    first = offset - len(state[0])
-                    is_cut = isinstance(error, UnicodeDecodeError)
-                    if is_cut and _is_text_so_far(data, encoding, state):
-                        refusal = _cut(path, encoding, error, first, identity.size)
-                    else:
-                        refusal = _not_text(path, encoding, error, first, head)
-                    raise _packed(path, head) or refusal from None
+                    raise undecodable(
+                        path, encoding, error, data=data, state=state, offset=offset,
+                        size=identity.size, head=head,
+                    ) from None  # fmt: skip
                 if len(blocks) == 1 and encoding != BYTES and not codes.all():
-                    raise _packed(path, head) or _binary(path, encoding, codes, head)
+                    raise with_nul(path, encoding, codes, head)
                 for hasher in hashers:
                     hasher.update(data)
                 counts = _add(counts, np.bincount(codes))
@@ -631,61 +625,3 @@ def _add(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _as_dict(counts: NDArray[np.int64]) -> dict[int, int]:
     return {int(code): int(counts[code]) for code in np.flatnonzero(counts)}
-
-
-def _is_text_so_far(data: bytes, encoding: str, state: State) -> bool:
-    """Whether bytes are text that lacks nothing but the rest of its last character."""
-    try:
-        Decoder(encoding, state).decode(data, final=False)
-    except UnicodeError:
-        return False
-    return True
-
-
-def _cut(path: Path, encoding: str, error: UnicodeError, offset: int, size: int) -> NotTextError:
-    """Say that a file ends in the middle of a character; ``offset`` as for ``_not_text``."""
-    assert isinstance(error, UnicodeDecodeError)
-    start = offset + error.start
-    return NotTextError(
-        f"{shown(path)} ends in the middle of a character of {encoding}, at byte {start:,}: if it "
-        f"was cut, drop its last {counted(size - start, 'byte')}; else {_OTHERWISE}"
-    )
-
-
-def _binary(path: Path, encoding: str, codes: Codes, head: bytes) -> NotTextError:
-    """Say that there is a NUL among a file's first characters."""
-    before = counted(int(codes.argmin()), "character")
-    otherwise = "use --encoding bytes, or utf-16-le or utf-16-be if it is that"
-    advice = _by_its_mark(head, encoding) or otherwise
-    return NotTextError(f"{shown(path)} looks binary, with a NUL after {before}: {advice}")
-
-
-def _packed(path: Path, head: bytes) -> NotTextError | None:
-    """Say what a file is that holds its text in another form; None: it is no such."""
-    said = packed(head)
-    return said and NotTextError(f"{shown(path)} is {said[0]}: {said[1]}")
-
-
-def _not_text(
-    path: Path, encoding: str, error: UnicodeError, offset: int, head: bytes
-) -> NotTextError:
-    """Say where decoding failed; ``offset`` is of the first byte the decoder was given."""
-    where = f" at byte {offset + error.start:,}" if isinstance(error, UnicodeDecodeError) else ""
-    why = f" ({error.reason})" if isinstance(error, UnicodeDecodeError) else ""
-    advice = _OTHERWISE
-    if said := _by_its_mark(head, encoding):
-        advice = said
-    elif encoding in ("utf-16", "utf-32") and not byte_order_mark(head, encoding):
-        why = " (no byte order mark)"
-        advice = f"use --encoding {encoding}-le or {encoding}-be, or another one's name, or bytes"
-    return NotTextError(f"{shown(path)} is not {encoding} text{where}{why}: {advice}")
-
-
-def _by_its_mark(head: bytes, encoding: str) -> str | None:
-    """Return what to do about a file whose byte order mark is of another encoding, if it is."""
-    for name in ("utf-32", "utf-16"):  # in this order: a mark of utf-32 begins as one of utf-16
-        if mark := byte_order_mark(head, name):
-            is_another = mark != byte_order_mark(head, encoding)
-            advice = f"its first bytes are a mark of {name}: use --encoding {name}"
-            return advice if is_another else None
-    return None

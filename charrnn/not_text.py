@@ -1,0 +1,113 @@
+"""Why a file is no text: where decoding failed, what the file may be, and what to do about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from charrnn.decoding import Codes, Decoder, State, byte_order_mark, packed
+from charrnn.files import NotTextError
+from charrnn.wording import counted, shown
+
+__all__ = ["undecodable", "with_nul"]
+
+#: What to do about a text in an unknown encoding.
+_OTHERWISE = "name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...) or use bytes"
+
+
+def undecodable(
+    path: Path,
+    encoding: str,
+    error: UnicodeError,
+    *,
+    data: bytes,
+    state: State,
+    offset: int,
+    size: int,
+    head: bytes,
+) -> NotTextError:
+    """Return what is said of a file that could not be decoded.
+
+    Args:
+        path: the file's.
+        encoding: that it is read in.
+        error: the decoder's.
+        data: what it was given.
+        state: where it stood before that.
+        offset: of ``data`` in the file.
+        size: of the file.
+        head: its first bytes.
+    """
+    if refusal := _packed(path, head):
+        return refusal
+    first = offset - len(state[0])
+    if isinstance(error, UnicodeDecodeError) and _is_text_so_far(data, encoding, state):
+        return _cut(path, encoding, error, first, size)
+    return _not_text(path, encoding, error, first, head)
+
+
+def with_nul(path: Path, encoding: str, codes: Codes, head: bytes) -> NotTextError:
+    """Return what is said of a file that has a NUL among its first characters.
+
+    Args:
+        path: the file's.
+        encoding: that it is read in.
+        codes: its first characters.
+        head: its first bytes.
+    """
+    if refusal := _packed(path, head):
+        return refusal
+    before = counted(int(codes.argmin()), "character")
+    otherwise = "use --encoding bytes, or utf-16-le or utf-16-be if it is that"
+    advice = _by_its_mark(head, encoding) or otherwise
+    return NotTextError(f"{shown(path)} looks binary, with a NUL after {before}: {advice}")
+
+
+def _packed(path: Path, head: bytes) -> NotTextError | None:
+    """Say what a file is that holds its text in another form; None: it is no such."""
+    said = packed(head)
+    return said and NotTextError(f"{shown(path)} is {said[0]}: {said[1]}")
+
+
+def _is_text_so_far(data: bytes, encoding: str, state: State) -> bool:
+    """Whether bytes are text that lacks nothing but the rest of its last character."""
+    try:
+        Decoder(encoding, state).decode(data, final=False)
+    except UnicodeError:
+        return False
+    return True
+
+
+def _cut(
+    path: Path, encoding: str, error: UnicodeDecodeError, offset: int, size: int
+) -> NotTextError:
+    """Say that a file ends in the middle of a character; ``offset`` as for ``_not_text``."""
+    start = offset + error.start
+    return NotTextError(
+        f"{shown(path)} ends in the middle of a character of {encoding}, at byte {start:,}: if it "
+        f"was cut, drop its last {counted(size - start, 'byte')}; else {_OTHERWISE}"
+    )
+
+
+def _not_text(
+    path: Path, encoding: str, error: UnicodeError, offset: int, head: bytes
+) -> NotTextError:
+    """Say where decoding failed; ``offset`` is of the first byte the decoder was given."""
+    where = f" at byte {offset + error.start:,}" if isinstance(error, UnicodeDecodeError) else ""
+    why = f" ({error.reason})" if isinstance(error, UnicodeDecodeError) else ""
+    advice = _OTHERWISE
+    if said := _by_its_mark(head, encoding):
+        advice = said
+    elif encoding in ("utf-16", "utf-32") and not byte_order_mark(head, encoding):
+        why = " (no byte order mark)"
+        advice = f"use --encoding {encoding}-le or {encoding}-be, or another one's name, or bytes"
+    return NotTextError(f"{shown(path)} is not {encoding} text{where}{why}: {advice}")
+
+
+def _by_its_mark(head: bytes, encoding: str) -> str | None:
+    """Return what to do about a file whose byte order mark is of another encoding, if it is."""
+    for name in ("utf-32", "utf-16"):  # in this order: a mark of utf-32 begins as one of utf-16
+        if mark := byte_order_mark(head, name):
+            is_another = mark != byte_order_mark(head, encoding)
+            advice = f"its first bytes are a mark of {name}: use --encoding {name}"
+            return advice if is_another else None
+    return None
