@@ -835,10 +835,10 @@ def compare(
     given = recipe.given(numbers)
     if resume and run is None:
         raise UsageError("--resume needs --run DIR, the folder of the comparison to go on with")
-    if resume and (given.keys() - {"seeds"} or texts):
+    if resume and given.keys() - {"seeds"}:
         raise UsageError(
-            "--resume goes on with the comparison as it was planned: give --run DIR alone, or "
-            "--seeds to add some"
+            "--resume goes on with the comparison as it was planned: give --run DIR alone, "
+            "--seeds to add some, or TEXT where the text has moved"
         )
     if report is not None:
         check_report(report)
@@ -862,6 +862,7 @@ def compare(
             assert run is not None
             folder, plan = run, open_plan(run)
             plan = plan if seeds is None else plan.extended(seeds)
+            plan = replace(plan, texts=absolute_names(texts)) if texts else plan
             if device == "auto" and plan.device is not None:
                 # Where nothing is left to train, it only says where that was done.
                 is_finished = all(read_results(folder, plan))
@@ -875,6 +876,7 @@ def compare(
         if report is not None:
             _refuse_report_in_text(report, plan, folder)
         words = resume_words(folder)
+        words += [*(texts or ())] if resume else []
         words += ["--seeds", str(plan.seeds)] if resume and seeds is not None else []
         words += ["--report", str(report)] if report is not None else []
         words += ["--device", device] if device != "auto" else []
@@ -1094,9 +1096,10 @@ def _default_run(texts: Sequence[str], what: str) -> Path:
 def _say_finished(run: Run) -> None:
     """Say that a run has nothing left to do, and what would make it go on."""
     larger = "--patience" if run.is_out_of_patience else "--minutes, --epochs or --steps"
+    progress = run.progress
     say(
-        f"{shown(run.folder.path)}: finished already, after {run.progress.step:,} steps: "
-        f"a larger {larger} goes on"
+        f"{shown(run.folder.path)}: finished already, after {progress.step:,} steps and "
+        f"{duration(progress.seconds)}: give a larger {larger} to go on"
     )
 
 

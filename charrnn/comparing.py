@@ -18,11 +18,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from charrnn import recipe
 from charrnn.baselines import uniform_nats
+from charrnn.checkpoint import BEST
 from charrnn.comparison import (
     PLAN,
     TOLERANCE,
@@ -51,7 +53,7 @@ from charrnn.starting import start
 from charrnn.trained import load_model
 from charrnn.training import Event, Finished, train
 from charrnn.vocabulary import Vocabulary
-from charrnn.wording import shown
+from charrnn.wording import command_line, shown
 
 __all__ = [
     "Note",
@@ -91,7 +93,7 @@ def matched_hidden(shape: ModelConfig, parameters: int) -> int:
 
 def shapes(
     plan: Plan, *, vocabulary: int, characters: int, device: str, bf16: bool = False
-) -> tuple[dict[CellName, ModelConfig], dict[str, int], list[str]]:
+) -> tuple[dict[CellName, ModelConfig], dict[str, Any], list[str]]:
     """Return every cell's shape, and the training numbers that all share.
 
     Args:
@@ -102,7 +104,7 @@ def shapes(
         bf16: whether the device has instructions for products in bf16.
 
     Returns:
-        The shapes; lanes and window; sentences on what could not be matched.
+        The shapes; lanes, window and precision; sentences on what could not be matched.
     """
     choose = partial(
         recipe.choose, vocabulary=vocabulary, characters=characters, device=device, bf16=bf16
@@ -128,7 +130,8 @@ def shapes(
             f"--hidden {plan.hidden} is the {REFERENCE}'s, to whose parameters widths are matched: "
             f"{widths} units"
         )
-    return found, {"batch_size": training.batch_size, "bptt": training.bptt}, notes
+    shared = {name: getattr(training, name) for name in ("batch_size", "bptt", "precision")}
+    return found, shared, notes
 
 
 def _sizes(shape: ModelConfig) -> dict[str, int]:
@@ -206,14 +209,22 @@ def compare(
                 "as text: choose another folder with --run"
             )
     runs = [(seed, cell, folder / plan.run_name(seed, cell)) for seed, cell in plan.runs()]
-    known = 0 if new else open_plan(folder).seeds
+    kept = None if new else open_plan(folder)
+    known = kept.seeds if kept else 0
     instead = "choose another folder with --run" if new else "move it elsewhere"
     _refuse_foreign_runs((path for seed, _, path in runs if seed >= plan.seed + known), instead)
     if not new and all(there := read_results(folder, plan)):
         # Nothing is left to train: neither the text nor what the rules give here matters.
         yield from (RunScored(result) for result in there if result)
         return
-    part = _part_to_train_on(plan)
+    _refuse_another_device(plan, device)
+    try:
+        part = _part_to_train_on(plan)
+    except CorpusError as error:
+        if kept is None or kept.texts != plan.texts:
+            raise
+        again = command_line(["charrnn", "compare", "TEXT", "--run", str(folder), "--resume"])
+        raise CorpusError(f"{error}; where the text has moved, name it: {again}") from error
     plan = replace(plan, fingerprint=part.corpus.fingerprint)
     found, training, notes = shapes(
         plan,
@@ -222,6 +233,7 @@ def compare(
         device=device.type,
         bf16=multiplies_bf16(device),
     )
+    plan = replace(plan, precision=training["precision"])
     yield from map(Note, notes)
     for number, (seed, cell, path) in enumerate(runs, start=1):
         shape, result = found[cell], read_result(path)
@@ -232,11 +244,11 @@ def compare(
         choices = plan.choices(cell, seed, **_sizes(shape))
         choices = replace(choices, training={**choices.training, **training})
         with _open_run(path, choices, plan, shape, device, command) as run:
-            if known < plan.seeds:
-                if known == 0:  # while the text was read another may have begun here
+            if plan != kept:
+                if kept is None:  # while the text was read another may have begun here
                     _refuse_used(folder)
                 write_json(folder / PLAN, plan.to_dict())
-                known = plan.seeds
+                kept = plan
             yield RunStarted(run, number, len(runs))
             try:
                 result = yield from _finish(run, should_stop)
@@ -245,8 +257,18 @@ def compare(
                 continue
             if result is None:
                 return
-            run.folder.save_result(result.to_dict())
+            with _going_on(command):
+                run.folder.save_result(result.to_dict())
         yield RunScored(result)
+
+
+def _refuse_another_device(plan: Plan, device: torch.device) -> None:
+    """Refuse to train some of a comparison's runs elsewhere than the others."""
+    if plan.device is not None and device.type != plan.device:
+        raise UsageError(
+            f"--device {device.type}: the comparison began on {plan.device}, and runs on two "
+            "devices do not compare: leave it out, or compare anew in another folder with --run"
+        )
 
 
 def _refuse_used(folder: Path) -> None:
@@ -265,9 +287,9 @@ def _refuse_used(folder: Path) -> None:
 
 
 def _refuse_foreign_runs(added: Iterable[Path], instead: str) -> None:
-    """Refuse to begin a run where there is one already."""
+    """Refuse to begin a run where there is one already, or the weights of one."""
     for path in added:
-        if (path / RESULT).exists() or has_state(path):
+        if (path / RESULT).exists() or (path / BEST).exists() or has_state(path):
             raise RunFolderError(
                 f"{shown(path)}: holds a run already, of no comparison that is known here: "
                 f"{instead}"
@@ -331,9 +353,14 @@ def _open_run(
         held = RunFolder.create(path, command=command or "", over_best=True)
     with held as folder:
         if begun:
-            run = resume(folder, device=device, changes={})
+            run = resume(folder, device=device, changes={}, texts=plan.texts)
             has = run.model.config
             _refuse_another_shape(path, (has.layers, has.hidden), shape)
+            if run.config.precision != plan.precision:
+                raise UsageError(
+                    f"{shown(path)} would go on in {run.config.precision}, and the comparison is "
+                    f"in {plan.precision}: go on with it on the machine it began on"
+                )
         else:
             run = start(choices, plan.text(), folder=folder, device=device)
         _refuse_another_text(plan, run.train.corpus)
@@ -350,9 +377,21 @@ def _finish(
         if isinstance(event, Finished) and not event.complete:
             return None
     try:
-        return _measure(run, should_stop)
+        with _going_on(run.owner):
+            return _measure(run, should_stop)
     except Interrupted:
         return None
+
+
+@contextmanager
+def _going_on(command: str | None) -> Iterator[None]:
+    """Say of what fails once a run is trained that nothing of it is lost."""
+    try:
+        yield
+    except (CorpusError, RunFolderError) as error:
+        raise type(error)(
+            f"{error}; the run is trained and saved, and the comparison goes on with: {command}"
+        ) from error
 
 
 def _measure(run: Run, should_stop: Callable[[], str | None]) -> RunResult:

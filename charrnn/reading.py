@@ -6,7 +6,7 @@ import glob
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -221,6 +221,7 @@ def refuse_another_text(
     fingerprint: str | None,
     what: str = "the text",
     of: str = "this run",
+    known: Collection[str] = (),
     instead: str = "start anew (train --init-from begins with its weights)",
 ) -> None:
     """Refuse to go on with a text other than the one that was read before.
@@ -230,6 +231,7 @@ def refuse_another_text(
         fingerprint: of the one before.
         what: the text is, for the message.
         of: whom the text is, for the message.
+        known: digests of the files of the one before, as far as they are known.
         instead: what else to do.
 
     Raises:
@@ -238,10 +240,22 @@ def refuse_another_text(
     if corpus.fingerprint == fingerprint:
         return
     raise CorpusError(
-        f"{what} ({_files(corpus)}) is not the one {of} was started on: {corpus.characters:,} "
-        f"characters, SHA-256 {corpus.fingerprint[:12]}..., not {str(fingerprint)[:12]}...: "
-        f"bring the old text back, or {instead}"
+        f"{what} ({_files(corpus)}{_differing(corpus, known)}) is not the one {of} was started "
+        f"on: {corpus.characters:,} characters, SHA-256 {corpus.fingerprint[:12]}..., not "
+        f"{str(fingerprint)[:12]}...: bring the old text back, or {instead}"
     )
+
+
+def _differing(corpus: Corpus, known: Collection[str]) -> str:
+    """Return which files of a text make it another one, as far as digests tell; else ""."""
+    if not known:
+        return ""
+    new = [file.path for file in corpus.files if file.digest not in known]
+    if new:
+        more = f" and {len(new) - 1:,} more" if len(new) > 1 else ""
+        return f", of which new or changed: {shown(new[0])}{more}"
+    gone = len(set(known) - {file.digest for file in corpus.files})
+    return f", of which {gone:,} before are gone" if gone else ", in another order"
 
 
 def _files(corpus: Corpus) -> str:

@@ -128,7 +128,7 @@ class TestWidths:
         found, training, notes = shapes(plan, vocabulary=66, characters=999, device="cpu")
         assert {cell: shape.hidden for cell, shape in found.items()} == {"gru": 17, "rnn": 17}
         assert notes == []
-        assert set(training) == {"batch_size", "bptt"}
+        assert set(training) == {"batch_size", "bptt", "precision"}
 
     @pytest.mark.parametrize(
         ("precision", "wider"), [(None, True), ("bf16", True), ("fp32", False)]
@@ -283,6 +283,10 @@ def uninterrupted(prose: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+def refuse_to_save(path: Path, _values: object) -> None:
+    raise RunFolderError(f"{path}: cannot save")
+
+
 class TestCompare:
     def test_every_run_reads_the_same(self, uninterrupted: Path) -> None:
         models = {
@@ -401,8 +405,7 @@ class TestCompare:
         ]
         assert [run.model.config.cell for run in begun] == ["rnn", "gru"]
         for run in begun:
-            found = {"batch_size": run.config.batch_size, "bptt": run.config.bptt}
-            assert found == sizes
+            assert {name: getattr(run.config, name) for name in sizes} == sizes
 
     def test_sizes_follow_from_text_and_machine(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -677,6 +680,62 @@ class TestCompare:
         again = cli("compare", "--run", folder, "--resume", "--device", "cpu", "--json")
         assert (again.code, len(json.loads(again.out))) == (0, 2)
 
+    def test_it_goes_on_where_its_text_has_moved_to(
+        self, cli: Cli, prose: Path, tmp_path: Path
+    ) -> None:
+        text, folder = tmp_path / "old.txt", tmp_path / "all"
+        text.write_bytes(prose.read_bytes())
+        words = ("--cell", "rnn", "--cell", "gru", "--run", folder, *QUICK, "--quiet")
+        assert cli("compare", text, *words).code == 0
+        (folder / "gru-seed1" / "result.json").unlink()  # begun, and not scored
+        shutil.rmtree(folder / "rnn-seed1")
+        moved = text.rename(tmp_path / "new.txt")
+        again = ("compare", "--run", folder, "--resume", "--json")
+        refused = cli(*again)
+        assert (refused.code, refused.err.count("\n")) == (1, 1)
+        name_it = f"where the text has moved, name it: charrnn compare TEXT --run {folder} --resume"
+        assert refused.err.endswith(f"{name_it}\n")
+        other = cli(*again, __file__)
+        assert "is not the one this comparison was started on" in other.err
+        assert open_plan(folder).texts == (str(text),)
+        done = cli(*again, moved)
+        assert (done.code, len(json.loads(done.out))) == (0, 2)
+        assert open_plan(folder).texts == (str(moved),)
+
+    def test_it_goes_on_in_the_precision_that_it_began_in(
+        self, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("charrnn.comparing.multiplies_bf16", lambda _device: True)
+        monkeypatch.setattr("charrnn.starting.multiplies_bf16", lambda _device: True)
+        cells: tuple[CellName, ...] = ("rnn", "gru")
+        plan = Plan(texts=(str(prose),), cells=cells, steps=3, hidden=5, batch_size=2, bptt=9)
+        events = compare(tmp_path / "all", plan, new=True, device=CPU)
+        next(event for event in events if isinstance(event, RunScored))
+        events.close()  # type: ignore[attr-defined]
+        plan = open_plan(tmp_path / "all")
+        assert plan.precision == "bf16"
+        for module in ("comparing", "starting", "resuming"):
+            monkeypatch.setattr(f"charrnn.{module}.multiplies_bf16", lambda _device: False)
+        with pytest.raises(UsageError, match="--precision bf16 needs a CPU with AVX512-BF16"):
+            list(compare(tmp_path / "all", plan, new=False, device=CPU))
+        (tmp_path / "all" / "rnn-seed1" / "result.json").unlink()
+        with pytest.raises(UsageError, match=r"rnn-seed1 would go on in fp32, and the comparison "):
+            list(compare(tmp_path / "all", plan, new=False, device=CPU))
+
+    def test_what_fails_once_a_run_is_trained_says_how_to_go_on(
+        self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        words = ("--cell", "rnn", "--run", tmp_path / "all", *QUICK, "--quiet")
+        with monkeypatch.context() as patch:
+            patch.setattr("charrnn.runfolder.write_json", refuse_to_save)
+            failed = cli("compare", prose, *words)
+        go_on = f"charrnn compare --run {tmp_path}/all --resume"
+        assert failed.err.endswith(
+            "result.json: cannot save; the run is trained and saved, and the comparison goes on "
+            f"with: {go_on}\n"
+        )
+        assert cli("compare", "--run", tmp_path / "all", "--resume").code == 0
+
     def test_an_error_says_that_no_run_came_to_its_end(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -768,14 +827,18 @@ class TestCompare:
         again = ("compare", "--run", folder, "--resume")
         for plan, more, names in (
             (began, (), ["auto"]),  # where nothing is left to train no device matters
-            (began, ("--seeds", 2, "--device", "cpu"), ["cpu"]),
-            ({**began, "seeds": 2}, ("--seeds", 3), ["auto", "mps"]),
-            ({**began, "device": None, "seeds": 3}, ("--seeds", 4), ["auto"]),
+            ({**began, "device": "cpu"}, ("--seeds", 2), ["auto", "cpu"]),
+            ({**began, "device": None, "seeds": 2}, ("--seeds", 3), ["auto"]),
         ):
             file.write_text(json.dumps(plan))
             asked.clear()
             assert cli(*again, *more).code == 0
             assert asked == names
+        file.write_text(json.dumps({**began, "seeds": 3}))
+        refused = cli(*again, "--seeds", 4, "--device", "cpu")
+        assert (refused.code, refused.err.count("\n")) == (2, 1)
+        assert "--device cpu: the comparison began on mps, and runs on two devices" in refused.err
+        assert not (folder / "rnn-seed4").exists()
 
     def test_seeds_can_be_added(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
         """As if all had been planned at once; stopped among the added, it goes on as a whole."""
@@ -978,7 +1041,7 @@ class TestCompare:
         events = compare(tmp_path, plan, new=False, device=CPU)
         assert sum(isinstance(event, RunScored) for event in events) == 2
 
-    @pytest.mark.parametrize("left", ["result.json", "last.safetensors"])
+    @pytest.mark.parametrize("left", ["result.json", "last.safetensors", "best.safetensors"])
     def test_runs_of_an_unknown_comparison_are_not_taken_over(
         self, cli: Cli, prose: Path, tmp_path: Path, left: str
     ) -> None:
@@ -1010,7 +1073,7 @@ class TestCompare:
         plan = Plan(texts=(str(prose),), cells=("rnn",), steps=3, hidden=5)
         with RunFolder.create(tmp_path / "comparison" / "rnn-seed1") as held:
             best = held.save_best(Checkpoint({"weight": torch.ones(3)}, {}))
-            with pytest.raises(RunFolderError, match="in use"):
+            with pytest.raises(RunFolderError, match="holds a run already"):
                 list(compare(tmp_path / "comparison", plan, new=True, device=CPU))
             assert best.exists(), "between its first validation and its first save"
 
@@ -1018,9 +1081,9 @@ class TestCompare:
         ("words", "code", "says"),
         [
             ("--resume", 2, "--run DIR"),
-            ("{text} --resume --run {tmp}", 2, "--run DIR alone"),
+            ("{text} --resume --run {tmp}", 1, "no comparison to resume"),
             ("--resume --run {tmp} --hidden 2", 2, "--run DIR alone"),
-            ("--resume --run {tmp} --seeds 2 --steps 9", 2, "or --seeds to add some"),
+            ("--resume --run {tmp} --seeds 2 --steps 9", 2, "--seeds to add some, or TEXT"),
             ("--resume --run {tmp} --seeds 2", 1, "no comparison to resume"),
             ("--resume --run {tmp}", 1, "no comparison to resume"),
             ("{text} --cell elman", 2, "'elman' is not one of 'rnn', 'lstm', 'gru'. (charrnn comp"),

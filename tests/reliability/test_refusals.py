@@ -25,6 +25,7 @@ from charrnn.resuming import resume
 from charrnn.run import Progress
 from charrnn.runfolder import RunFolder
 from charrnn.trained import load_model
+from charrnn.wording import duration
 from tests.conftest import Result, make_prose, run_cli
 from tests.reliability.conftest import Promise
 from tests.reliability.runs import CPU, begin, drive, resumed, rows, stopped, tale
@@ -119,7 +120,18 @@ def test_a_file_that_appears_in_the_folder(tmp_path: Path, promise: Promise) -> 
     with RunFolder.create(tmp_path / "run") as folder:
         drive(begin(folder, texts), lambda run: run.progress.step == 13)
     (texts / "c.txt").write_text("one more")
-    assert "3 files" in refusal(tmp_path / "run")
+    assert f"(3 files, of which new or changed: {texts}/c.txt)" in refusal(tmp_path / "run")
+    (texts / "a.txt").write_text("another")
+    assert f"new or changed: {texts}/a.txt and 1 more)" in refusal(tmp_path / "run")
+    (texts / "a.txt").write_text(make_prose(200))
+    (texts / "c.txt").unlink()
+    b = (texts / "b.txt").rename(texts / "c.txt")
+    assert "step 13" in run_cli("train", "--run", tmp_path / "run", "--resume").err
+    b.rename(texts / "0.txt")
+    assert "(2 files, in another order) is not the one" in refusal(tmp_path / "run")
+    (texts / "d.txt").write_text(make_prose(200))
+    (texts / "0.txt").unlink()
+    assert "(2 files, of which 1 before are gone)" in refusal(tmp_path / "run")
 
 
 def test_a_text_that_has_moved(tmp_path: Path, tale: Path) -> None:
@@ -416,9 +428,10 @@ def test_a_finished_run_says_so(run: Path) -> None:
     assert run_cli("train", "--run", run, "--resume").code == 0
     log = (run / "metrics.jsonl").read_bytes()
     files = {file: file.read_bytes() for file in run.iterdir()}
+    seconds = load(run / "last.safetensors").meta["progress"]["seconds"]
     said = (
-        f"{run}: finished already, after 44 steps: "
-        "a larger --minutes, --epochs or --steps goes on\n"
+        f"{run}: finished already, after 44 steps and {duration(seconds)}: "
+        "give a larger --minutes, --epochs or --steps to go on\n"
     )
     assert run_cli("train", "--run", run, "--resume") == Result(0, f"{run}\n", said)
     assert run_cli("train", "--run", run, "--resume", "--steps", 30).code == 0
@@ -461,9 +474,8 @@ def test_a_run_that_ran_out_of_patience(tmp_path: Path, tale: Path) -> None:
     assert over < 400
     for budget in ([], ["--steps", 900]):
         result = run_cli("train", "--run", run, "--resume", *budget)
-        assert result.err == (
-            f"{run}: finished already, after {over} steps: a larger --patience goes on\n"
-        )
+        assert result.err.startswith(f"{run}: finished already, after {over} steps and ")
+        assert result.err.endswith(" s: give a larger --patience to go on\n")
     assert run_cli("train", "--run", run, "--resume", "--patience", 3).code == 0
     assert rows(run)[-1]["step"] > over
 
