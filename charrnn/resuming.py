@@ -127,12 +127,8 @@ def resume(
     run.resumed, run.saved_settings = True, saved
     # Read anew, before the changes: the plan is another now where the budget is.
     run.saved = checkpoint.record("progress", Progress)
-    run.better = _better(folder, progress)
-    if run.better is not None:
-        run.notes.append(
-            f"{BEST} has {run.better.best_nats:.4f} nats, of step "
-            f"{run.better.best_step:,}: it stays until a validation is better"
-        )
+    run.better, said = _best(folder, progress)
+    run.notes += said
     return run
 
 
@@ -215,7 +211,7 @@ def _read_again(
     except CorpusError as error:
         resumed = command_line(["charrnn", "train", "TEXT", "--run", str(folder.path), "--resume"])
         raise CorpusError(f"{error}; where the run's text has moved, name it: {resumed}") from error
-    refuse_another_text(corpus, record.fingerprint)
+    refuse_another_text(corpus, record.fingerprint, known=record.files)
     valid_corpus = corpus
     if record.valid_texts:
         try:
@@ -228,15 +224,27 @@ def _read_again(
     return corpus.part(*record.train), valid
 
 
-def _better(folder: RunFolder, progress: Progress) -> Progress | None:
-    """Return the state at a run's best checkpoint where that is better than it knows."""
+def _best(folder: RunFolder, progress: Progress) -> tuple[Progress | None, list[str]]:
+    """Look at a run's best checkpoint.
+
+    Returns:
+        The state at it where that is better than the run knows; what the user should know of it.
+        Where it is lost, ``progress`` forgets it, so that the next validation makes another.
+    """
     try:
-        # Whole: a damaged one is to be overwritten.
         best = load(folder.path / BEST).record("progress", Progress)
-    except CheckpointError:
-        return None
+    except CheckpointError as error:
+        if progress.best_nats is None:
+            return None, []
+        progress.best_nats = progress.best_step = None
+        return None, [f"{error}: the best of the validations to come takes its place"]
     is_comparable = best.validate_characters == progress.validate_characters
-    return best if is_comparable and best.is_better_than(progress) else None
+    if not is_comparable or not best.is_better_than(progress):
+        return None, []
+    return best, [
+        f"{BEST} has {best.best_nats:.4f} nats, of step {best.best_step:,}: it stays until a "
+        "validation is better"
+    ]
 
 
 def _changed(
@@ -253,6 +261,8 @@ def _changed(
     new = TrainConfig(**values)
     if any(getattr(new, name) != getattr(config, name) for name in BUDGETS):
         progress.planned_steps = progress.planned_at_step = progress.validate_every = None
+        if progress.validated_step is None:
+            progress.validate_characters = None  # there is no loss yet for others to compare with
         if new.minutes is not None and progress.seconds >= 60 * new.minutes:
             progress.planned_steps = progress.step
         (old,) = (

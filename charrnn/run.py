@@ -67,6 +67,8 @@ class Progress(Record):
     clipped_steps: int = 0
     smooth_loss: float | None = None
     """Running mean of the training loss, nats per character."""
+    latest_loss: float | None = None
+    """That of the log's latest row; None: there is none, or the checkpoint is an older one."""
     spike_step: int | None = None
     """Step of the loss spike that was told."""
     row_loss: float = 0.0

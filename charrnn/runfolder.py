@@ -377,7 +377,7 @@ class RunFolder:
             )
         if not abandoned and (self.path / LOG).exists():
             raise RunFolderError(
-                f"{shown(self.path)}: holds a metrics.jsonl that is not of a charrnn run: "
+                f"{shown(self.path)}: holds a metrics.jsonl without a checkpoint: remove it, or "
                 "choose another folder with --run"
             )
 

@@ -191,8 +191,6 @@ class _Loop:
         self.row_from = (run.progress.characters, run.progress.seconds)
         # Of the last update; a plan since then has made a schedule of its own.
         self.rate = run.config.lr * run.schedule().factor(max(0, run.progress.step - 1))
-        #: The training loss of this sitting's latest row, nats per character.
-        self.latest_loss = math.inf
         #: Updates that nobody has looked at yet.
         self.pending: list[tuple[UpdateResult, Chunk]] = []
         self.last_losses: deque[float] = deque(maxlen=5)
@@ -352,8 +350,9 @@ class _Loop:
             row["chars_per_second"] = (progress.characters - characters) / elapsed
         progress.row_loss = progress.row_norm = 0.0
         progress.row_characters = progress.row_clipped = progress.row_updates = 0
-        before, risen = progress.smooth_loss, loss > self.latest_loss
-        self.latest_loss = loss
+        before = progress.smooth_loss
+        risen = progress.latest_loss is not None and loss > progress.latest_loss
+        progress.latest_loss = loss
         if before is None:
             progress.smooth_loss = loss
         else:

@@ -90,8 +90,9 @@ def watch_run(run: Run, stop: StopSignals, *, as_json: bool, quiet: bool) -> int
                 if stop.received:
                     return 128 + stop.received
                 assert reader.left is not None
-                if isinstance(reader.left, BrokenPipeError):
-                    say(f"nobody reads the output any more; go on with: {run.command()}")
+                nobody = isinstance(reader.left, BrokenPipeError)
+                why = "nobody reads the output any more" if nobody else "the run is saved"
+                say(f"{why}; go on with: {run.command()}")
                 with unread_unfinished():
                     raise reader.left
     if reader.left:

@@ -109,7 +109,7 @@ def test_nor_over_weights_that_no_run_can_go_on_from(tmp_path: Path) -> None:
 def test_a_log_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"loss": 1}\n')
     assert said(lambda: RunFolder.create(tmp_path)) == (
-        f"{tmp_path}: holds a metrics.jsonl that is not of a charrnn run: "
+        f"{tmp_path}: holds a metrics.jsonl without a checkpoint: remove it, or "
         "choose another folder with --run"
     )
     assert names(tmp_path) == ["metrics.jsonl"]

@@ -606,6 +606,47 @@ def test_a_better_best_checkpoint_outlives_a_run_that_went_back(
     assert kept == [2.0, 2.0, 1.5, 1.25, 1.25]
 
 
+@pytest.mark.parametrize("damage", [True, False])
+def test_a_best_checkpoint_that_is_lost_is_made_again(
+    start_run: StartRun, scripted_scores: list[float], damage: bool
+) -> None:
+    """By the next validation, were it worse than the one that is lost."""
+    scripted_scores += [1.0, 3.0]
+    run = start_run(steps=8, validate_every=2)
+    list(train(run, lambda: "stop" if run.progress.step == 5 else None))
+    run.folder.close()
+    best = run.folder.path / "best.safetensors"
+    if damage:
+        best.write_bytes(best.read_bytes()[:-1])
+    else:
+        best.unlink()
+    scripted_scores += [2.0, 2.5]
+    with RunFolder.open_existing(run.folder.path) as folder:
+        again = resume(folder, device=CPU, changes={})
+        assert again.better is None
+        assert "best.safetensors" in again.notes[-1]
+        assert again.notes[-1].endswith(": the best of the validations to come takes its place")
+        assert [event.best for event in train(again) if isinstance(event, Validated)] == [
+            True, False,
+        ]  # fmt: skip
+    assert load(best).meta["progress"]["best_nats"] == 2.0
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_a_new_budget_keeps_what_losses_are_measured_on(
+    start_run: StartRun, validated: bool
+) -> None:
+    """Only if there is one to compare with: the new one may be too short for it."""
+    run = start_run(steps=9, validate_every=2)
+    list(train(run, lambda: "stop" if run.progress.step == 1 + 2 * validated else None))
+    run.progress.validate_characters = 17
+    run.save()
+    run.folder.close()
+    with RunFolder.open_existing(run.folder.path) as folder:
+        again = resume(folder, device=CPU, changes={"steps": 11})
+        assert again.progress.validate_characters == (17 if validated else None)
+
+
 @pytest.mark.parametrize("more", [0, 1])
 def test_a_best_by_another_length_of_the_text_is_not_compared(
     start_run: StartRun, more: int

@@ -23,11 +23,12 @@ from charrnn.evaluation import Scores
 from charrnn.evaluation import score as real_score
 from charrnn.model import CharModel, Hidden
 from charrnn.optimiser import MuonAdamW
+from charrnn.resuming import resume
 from charrnn.runfolder import RunFolder
 from charrnn.training import Logged, Spiked
 from tests.conftest import Result, run_cli
 from tests.reliability.conftest import Promise
-from tests.reliability.runs import STEPS, begin, drive, rows, tale
+from tests.reliability.runs import STEPS, begin, drive, rows, stopped, tale
 
 __all__ = ["tale"]
 
@@ -244,6 +245,17 @@ def test_a_loss_spike_is_told_once(
     assert spike.step == 130
     assert spike.before is not None
     assert spike.after > spike.before + 2
+
+
+def test_a_jump_after_a_stop_is_told_as_well(
+    tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The likeliest place: a rate given anew, or one that rises again by a new plan."""
+    monkeypatch.setattr(charrnn.update, "window_loss", spiking(dict.fromkeys(range(81, 91), 3.0)))
+    stopped(tmp_path / "run", tale, lambda run: run.progress.step == 80, budget={"steps": 90})
+    with RunFolder.open_existing(tmp_path / "run") as folder:
+        events = drive(resume(folder, device=torch.device("cpu"), changes={}))
+    assert [event.step for event in events if isinstance(event, Spiked)] == [90]
 
 
 @pytest.mark.parametrize(("jump", "told"), [(0.8, []), (1.3, [90])])
