@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fnmatch
 import glob
 import itertools
@@ -101,7 +102,7 @@ def _files_of(name: str, notes: list[str]) -> tuple[list[_File], bool]:
             ) from None
         if not glob.has_magic(name) or "\0" in name:
             raise cannot_read(name, error) from None
-        matches = sorted(map(Path, glob.glob(name, recursive=True)))  # noqa: PTH207
+        matches = sorted(_expand(name))
         left_out: list[str] = []
         if files := _regular_files(_outside_runs(name, matches, left_out), left_out):
             notes += left_out
@@ -115,6 +116,37 @@ def _files_of(name: str, notes: list[str]) -> tuple[list[_File], bool]:
     raise CorpusError(
         f"{shown(name)} is neither a file nor a folder: to read a pipe, pipe it into -"
     )
+
+
+def _expand(pattern: str) -> list[Path]:
+    """Return what a pattern matches, without hidden files and folders that it does not name."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        return [Path(name) for name in glob.glob(pattern)]  # noqa: PTH207 - Path's has hidden ones
+    at = parts.index("**")
+    roots = _expand(str(Path(*parts[:at]))) if at else [Path()]
+    within = [Path(glob.escape(str(folder))) for folder in _folders_below(roots)]
+    rest = parts[at + 1 :] or ("*",)
+    return list(dict.fromkeys(p for folder in within for p in _expand(str(folder.joinpath(*rest)))))
+
+
+def _folders_below(folders: list[Path]) -> Iterator[Path]:
+    """Yield folders and those below them but hidden ones, through links, each once.
+
+    By its shortest path: a link may lead back up, or to what is here anyway.
+    """
+    seen: set[tuple[int, int]] = set()
+    while folders:
+        below = []
+        for folder in folders:
+            with suppress(OSError):
+                status = folder.stat()
+                if (status.st_dev, status.st_ino) in seen or not stat.S_ISDIR(status.st_mode):
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                yield folder
+                below += [path for path in folder.iterdir() if not path.name.startswith(".")]
+        folders = sorted(below)
 
 
 #: Files by which a folder is known that a run, or a comparison, writes into while its own text
@@ -186,7 +218,7 @@ def text_within(texts: Sequence[str], folder: Path, encoding: str | None) -> Pat
         for path, status in _files_of(name, [])[0]:
             # What is empty, or no text, changes nothing by being left out.
             is_in_it = status.st_size > 0 and any(map(is_it, _folders(fixed, path)))
-            if is_in_it and (encoding is not None or is_text(path)):
+            if is_in_it and (encoding is not None or _may_be_read(path)):
                 return path
     return None
 
@@ -306,6 +338,17 @@ def embedded_corpus() -> list[str]:
     for path in sorted(paths):
         once.setdefault(path.resolve(), str(path))  # Debian has a file with two names
     return list(once.values())
+
+
+def _may_be_read(path: Path) -> bool:
+    """Whether a file begins as utf-8 without a NUL, which is all that a scan asks for."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(1024)
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except (OSError, UnicodeError):
+        return False
+    return b"\0" not in head
 
 
 def is_text(path: Path) -> bool:

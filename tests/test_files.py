@@ -169,6 +169,10 @@ def test_what_a_run_in_a_folder_would_leave_out(
     write(Path("books/empty.txt"), "")
     write(Path("books/plot.txt"), "\x89PNG\0")
     assert text_within(texts, Path(folder), None) == (found and Path(found))
+    # A scan takes control characters, too.
+    for text in ("a.txt", "books/b.txt"):
+        write(Path(text), "\x1b[1mtext\x1b[0m")
+    assert text_within(texts, Path(folder), None) == (found and Path(found))
     Path("books/plot.txt").unlink()
     before = find_files(texts).files
     if folder != "new":
@@ -275,6 +279,28 @@ class TestFindFiles:
         assert self.names(folder, f"{folder}/**/*.txt") == ["a/z.txt", "a.txt", "b.txt"]
         assert self.names(folder, f"{folder}/[b-z].???") == ["b.txt"]
         assert find_files([f"{folder}/*.txt"]).explicit == frozenset()
+
+    @pytest.mark.parametrize(
+        ("pattern", "found"),
+        [
+            ("**/*.txt", "a/z.txt a.txt b.txt beside/z.txt"),
+            ("**/z.*", "a/z.txt beside/z.txt"),
+            ("a/**/z*", "a/again/beside/z.txt a/z.txt"),
+            ("**/a/**/y*", "a/y.py"),
+            ("*/**", "a/y.py a/z.txt beside/z.txt loop/a.txt loop/b.txt"),
+        ],
+    )
+    def test_a_pattern_goes_through_links_but_not_in_circles(
+        self, folder: Path, pattern: str, found: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each folder is looked into once, by its shortest path."""
+        for link in ("a/up", "a/again", "loop"):
+            (folder / link).symlink_to(folder)
+        write(folder.parent / "beside/z.txt", "z")
+        (folder / "beside").symlink_to(folder.parent / "beside")
+        monkeypatch.chdir(folder)
+        files, _, notes = find_files([pattern])
+        assert ([*map(str, files)], notes) == (found.split(), ())
 
     def test_a_name_that_looks_like_a_pattern(self, folder: Path) -> None:
         name = write(folder / "[ab].txt", "literal")
