@@ -53,6 +53,8 @@ SHORTEST_LANE = 4 * WARM_UP
 MOST_LANES = {"cpu": 32, "cuda": 512, "mps": 128}
 #: Characters of a lane that are given to a model at a time, at most.
 WINDOW = 128
+#: Predictions that ``score_by_position`` holds the symbols of: 100 MB.
+MOST_PREDICTIONS = 1 << 22
 #: Logits of a window, T x B x V: with many symbols the window has to be shorter. A GPU holds
 #: each in 12 bytes, twice in bf16 and twice in float32, so that this is 1.6 GB.
 MOST_LOGITS = {"cpu": 1 << 26, "cuda": 1 << 27, "mps": 1 << 27}
@@ -282,6 +284,7 @@ def prices(
     assert not model.training
     device = model.head.weight.device
     hidden = model.initial_hidden(1)
+    window = _affordable(window, 1, vocabulary, device)
     for position, x_TB, y_TB in read_windows(part, vocabulary, window):
         logits_TBV, hidden = model(x_TB.to(device), hidden)
         yield window_prices(
@@ -413,7 +416,7 @@ def score_by_position(
     nats_T = np.zeros(length)
     reader = Reader(part, vocabulary)
     last = reader.read(1)
-    most = MOST_LANES[device.type]
+    most = min(MOST_LANES[device.type], max(1, MOST_PREDICTIONS // length))
     at_once = _affordable(WINDOW, most, vocabulary, device)
     for start in range(0, stretches, most):
         lanes = min(most, stretches - start)

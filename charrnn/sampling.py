@@ -220,8 +220,9 @@ def _read(model: CharModel, prompt: NDArray[np.generic]) -> tuple[NDArray[np.flo
         return logits_BV[0], stepper.hidden()
     for start in range(0, len(prompt), PROMPT_WINDOW):
         ids = prompt[start : start + PROMPT_WINDOW].astype(np.int64)
-        logits_TBV, hidden = model(torch.from_numpy(ids).to(device)[:, None], hidden)
-    logits_V: NDArray[np.float32] = logits_TBV[-1, 0].float().cpu().numpy()
+        out_TBH, hidden = model.read(torch.from_numpy(ids).to(device)[:, None], hidden)
+    logits_TBV = model.predict(out_TBH[-1:])
+    logits_V: NDArray[np.float32] = logits_TBV[0, 0].float().cpu().numpy()
     return logits_V, hidden
 
 
@@ -246,7 +247,10 @@ def _stepper(
 
 def _points(config: SampleConfig) -> Iterator[NDArray[np.float64]]:
     """Yield the random numbers of one step after another, one in [0, 1) for each sample."""
-    streams = [np.random.Generator(np.random.Philox([config.seed, n])) for n in range(config.count)]
+    # Each of the words is of 32 bits: of a larger seed, the rest is one of its own.
+    rest, seed = divmod(config.seed, 1 << 32)
+    words = ([seed, n, rest] if rest else [seed, n] for n in range(config.count))
+    streams = [np.random.Generator(np.random.Philox(word)) for word in words]
     while True:
         yield from np.stack([stream.random(DRAWS) for stream in streams], axis=1)
 

@@ -274,11 +274,8 @@ def _product(weight_NK: Tensor, lanes: int, weights: WeightsName) -> Product:
     if weights == "int8":
         whole_NK, scale_N = _in_8_bits(weight_NK)
         weight_NK = whole_NK * scale_N[:, None]
-    if weights == "bf16" and lanes == 1:
-        weight_NK = weight_NK.bfloat16().float()  # the product in bf16 is slower
-    elif weights == "bf16":
-        narrow = step_product(weight_NK.bfloat16(), _MANY, lanes)
-        return lambda x_BK: narrow(torch.from_numpy(x_BK).bfloat16()).float().numpy()
+    if weights == "bf16":
+        weight_NK = weight_NK.bfloat16().float()  # a product in bf16 would round its sums, too
     if lanes == 1 and weight_NK.numel() in _FOR_MKL and vendor() == "GenuineIntel":
         return lambda x_BK: torch.mv(weight_NK, torch.from_numpy(x_BK[0])).numpy()[None]
     if lanes == 1:

@@ -346,12 +346,13 @@ def test_scores_on_a_cpu_are_in_float32_whatever_the_training_is_in(tmp_path: Pa
 
 
 class TestByPosition:
-    @pytest.mark.parametrize("window", [3, 128])
+    @pytest.mark.parametrize(("window", "most"), [(3, 1), (128, 20), (5, 1 << 22)])
     @pytest.mark.parametrize("length", [1, 7, 99, 100, 250])
     def test_equals_the_definition(
-        self, tmp_path: Path, length: int, window: int, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, length: int, window: int, most: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(evaluation, "WINDOW", window)
+        monkeypatch.setattr(evaluation, "MOST_PREDICTIONS", most)
         text = make_text(101)
         scores = score_by_position(
             make_model().eval(), make_framed_part(tmp_path, text), vocabulary(), length

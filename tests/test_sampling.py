@@ -168,6 +168,15 @@ class TestSample:
         assert len(set(expected)) == config.count
         assert texts(model, words, "abba", config) == expected
 
+    def test_no_two_samples_have_the_same_points(self) -> None:
+        """Those of a seed of more than 32 bits are not another sample's of a smaller one."""
+        seeds = [1, 2, 3, 1 << 32, (1 << 32) + 1, 1 + (5 << 32), (1 << 63) - 1]
+        drawn = [tuple(next(sampling._points(SampleConfig(seed=s, count=6)))) for s in seeds]
+        points = [point for of_seed in drawn for point in of_seed]
+        assert len(set(points)) == 6 * len(seeds)
+        stream = np.random.Generator(np.random.Philox([3, 5]))
+        assert drawn[2][5] == stream.random(), "as before there were larger ones"
+
     def test_frequencies_are_the_probabilities(self) -> None:
         model, words = make_model(), vocabulary()
         with torch.no_grad():

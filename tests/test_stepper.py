@@ -289,6 +289,17 @@ def test_a_product_reads_the_rounded_weights(
         np.testing.assert_array_equal(out_BN[-1], expected_NK[:, column])
 
 
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_sums_stay_in_float32(lanes: int) -> None:
+    """So a text is sampled alike alone and beside others."""
+    generator = torch.Generator().manual_seed(5)
+    weight_NK = torch.randn(33, 45, generator=generator)
+    x_BK = torch.randn(lanes, 45, generator=generator)
+    expected_BN = x_BK @ rounded(weight_NK, "bf16").T
+    out_BN = stepper._product(weight_NK, lanes, "bf16")(x_BK.numpy())
+    np.testing.assert_allclose(out_BN, expected_BN.numpy(), atol=1e-5)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("lanes", [1, 4, 19])
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
