@@ -402,7 +402,7 @@ def test_a_second_signal_leaves_at_once_in_a_long_update(
     (tmp_path / "long.txt").write_text(make_prose(60_000))
     popen = process(
         "train", "long.txt", "--run", "run", "--steps", 50, "--hidden", 900, "--layers", 2,
-        "--batch-size", 64, "--bptt", 512,
+        "--batch-size", 64, "--bptt", 512, "--precision", "fp32",
     )  # fmt: skip
     until(popen.stderr, "run ")
     time.sleep(1)
