@@ -158,7 +158,9 @@ def test_torch_s_operators_equal_the_naive_loop(
 
 #: Who runs the loops: numpy with the products of oneDNN or torch, or compiled for a
 #: processor (the last: this one, but without AMX's tiles).
-ENGINES = ["onednn", "torch", "native", "x86-64-v2", "x86-64-v3", "native without tiles"]
+ENGINES = [
+    "onednn", "torch", "native", "x86-64-v2", "x86-64-v3", "x86-64-v4", "native without tiles",
+]  # fmt: skip
 
 
 @pytest.fixture
