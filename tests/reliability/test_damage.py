@@ -249,8 +249,10 @@ def mutate(path: Path, count: int, make: Callable[[bytes, bytes], bytes]) -> tup
         if refused(path):
             refusals += 1
         else:
-            sizes = [t.numel() * t.element_size() for t in load(path).tensors.values()]
-            harmless += sum(sizes) == len(data)
+            held = (
+                t.flatten().view(torch.uint8).numpy().tobytes() for t in load(path).tensors.values()
+            )
+            harmless += b"".join(held) == data
     return refusals, harmless
 
 
