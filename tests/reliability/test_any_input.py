@@ -379,6 +379,8 @@ def test_each_option_alone(folder: Path, option: str, value: str) -> None:
     shutil.rmtree(folder / "run", ignore_errors=True)
     result = run_cli(*words_of(("train", [(option, value)], []), folder))
     assert flaw(result) is None, result
+    if value in ("-1", "nan", "inf"):
+        assert result.code == 2, "no option takes it"
     if result.code and "is not finite" not in result.err:
         assert option in result.err, "the option is named"
 
