@@ -109,14 +109,15 @@ class TestHelp:
         """Before torch is loaded, unless the environment says otherwise."""
         code = (
             "import os, sys\nfrom charrnn import cli\nsys.argv[1:] = ['--version']\n"
-            "try:\n    cli.main()\nfinally:\n    print(os.environ.get('GOMP_SPINCOUNT'))"
+            "try:\n    cli.main()\nfinally:\n"
+            "    print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
         )
         others = {
             n: v for n, v in ENVIRONMENT.items() if n[:4] != "GOMP" and n != "OMP_WAIT_POLICY"
         }
         words = [sys.executable, "-c", code]
         done = subprocess.run(words, capture_output=True, text=True, env=others | given)
-        assert done.stdout.splitlines()[-1] == spins
+        assert done.stdout.splitlines()[-1] == f"{spins} False"
 
     def test_version(self, cli: Cli) -> None:
         assert cli("--version") == Result(0, f"charrnn {__version__}\n", "")

@@ -240,6 +240,9 @@ class TestDecoding:
         with pytest.raises(CorpusError) as error:
             scan([str(file)])
         assert_one_line(error, "/proc/version does not tell its size", "name a copy of it")
+        write(tmp_path / "text", "abc")
+        (tmp_path / "version").symlink_to(file)
+        assert scan([str(tmp_path)]).notes == (f"{tmp_path}/version: left out (of no known size)",)
 
     def test_a_nul_beyond_the_first_block_is_a_character(self, tmp_path: Path) -> None:
         text = "abcdefg\n\0hij"

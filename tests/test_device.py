@@ -67,6 +67,13 @@ def test_memory_of_one_update_serves_the_next() -> None:
     assert cleared_pages("kept") < cleared_pages("as usual") / 10
 
 
+def test_whoever_computes_keeps_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[None] = []
+    monkeypatch.setattr("charrnn.device.keep_freed_memory", lambda: kept.append(None))
+    choose_device("cpu")
+    assert kept
+
+
 def test_a_device_that_is_not_there_is_refused() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     with pytest.raises(UsageError, match="auto, cpu, cuda or mps"):

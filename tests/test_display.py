@@ -169,6 +169,12 @@ class TestPlain:
         _, best, _ = said(run, Finished("done", complete=True), capsys).splitlines()
         assert best == f"best validation 2.0794 nats (3.000 bits) at step 1,100{of}"
 
+    def test_says_that_none_is_held_out(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+        run.valid = None
+        open_display(as_json=False, quiet=False).start(run)
+        first = capsys.readouterr().err.splitlines()[0]
+        assert first.endswith("5,406 characters to train on, none held out")
+
     def test_says_what_is_kept_to_test(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         run.text = replace(run.text, test=(5000, 6007))
         open_display(as_json=False, quiet=False).start(run)
