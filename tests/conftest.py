@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import re
 import select
 import signal
 import subprocess
@@ -303,6 +304,15 @@ def names(folder: Path) -> list[str]:
 def log_of(run: Path) -> list[dict[str, Any]]:
     """Return the rows of a run's log."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def documented_fields(start: str, column: int = 0) -> set[str]:
+    """Return the names in a column of the first table of fields after some words of docs/cli.md."""
+    page = (Path(__file__).parent.parent / "docs" / "cli.md").read_text(encoding="utf-8")
+    table = page.partition(f"\n{start}")[2].partition("|---|")[2].partition("\n\n")[0]
+    cells = [row.split("|")[1:][column] for row in table.splitlines()[1:]]
+    # In parentheses stands the option without which the field is missing.
+    return {name for cell in cells for name in re.findall(r"\w+", re.sub(r"\(.*?\)", "", cell))}
 
 
 def assert_one_line(error: pytest.ExceptionInfo[CharrnnError], *words: str) -> None:

@@ -49,6 +49,7 @@ from tests.conftest import (
     Cli,
     Result,
     command,
+    documented_fields,
     log_of,
     make_prose,
     needs_full,
@@ -1387,6 +1388,7 @@ class TestEvaluate:
         assert tuple(row) == (
             *self.NAMES, "dynamic", "nats_by_position", "stretches", "after", "baselines",
         )  # fmt: skip
+        assert row.keys() == documented_fields("`evaluate`: a list")
         measured = set(self.NAMES) - {"chars_per_second"}
         assert {name: row[name] for name in measured} == {name: plain[name] for name in measured}
         assert tuple(row["dynamic"]) == self.NAMES[-6:-1]

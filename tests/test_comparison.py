@@ -41,7 +41,15 @@ from charrnn.trained import load_model
 from charrnn.training import Finished
 from charrnn.update import window_loss
 from charrnn.wording import flag
-from tests.conftest import ENVIRONMENT, Cli, command, make_prose, read_until, run_process
+from tests.conftest import (
+    ENVIRONMENT,
+    Cli,
+    command,
+    documented_fields,
+    make_prose,
+    read_until,
+    run_process,
+)
 from tests.small import make_result
 
 CPU = torch.device("cpu")
@@ -549,11 +557,9 @@ class TestCompare:
             "nats_per_char", "bits_per_char", "bits_per_byte", "perplexity", "chars_per_second",
             "seconds",
         )  # fmt: skip
-        page = (Path(__file__).parent.parent / "docs" / "cli.md").read_text(encoding="utf-8")
-        names = set(re.findall(r"\w+", page.partition("## JSON")[2].partition("metrics.jsonl")[0]))
         for row in rows:
             assert tuple(row)[: len(promised)] == promised
-            assert row.keys() <= names
+            assert row.keys() == {*promised} | documented_fields("`compare`: a list")
             assert Path(row["checkpoint"]).parent == uninterrupted
             assert row["bits_per_char"] == pytest.approx(row["nats_per_char"] / math.log(2))
 

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from math import log2
@@ -24,6 +24,7 @@ from charrnn.comparison import RunResult
 from charrnn.config import CellName
 from charrnn.inspection import Inspection
 from charrnn.planning import LEAST_TIMED
+from tests.conftest import documented_fields
 from tests.reliability.conftest import PROMISES
 
 ROOT = Path(__file__).parent.parent
@@ -88,6 +89,12 @@ def fields_in(kind: Any) -> set[str]:
 def test_every_field_of_the_json_is_named(kind: type) -> None:
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert fields_in(kind) <= set(re.findall(r"\w+", page.partition("## JSON")[2]))
+
+
+def test_the_table_of_inspect_s_json_is_what_it_has() -> None:
+    """Besides what its introduction names, as ``to_dict`` puts it first."""
+    measured = {field.name for field in fields(Inspection)} - {"characters"}
+    assert measured == documented_fields("`inspect`: one object")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

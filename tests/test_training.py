@@ -49,7 +49,7 @@ from charrnn.training import (
     train,
 )
 from charrnn.update import Update, UpdateResult
-from tests.conftest import assert_one_line, log_of, make_prose, refusing
+from tests.conftest import assert_one_line, documented_fields, log_of, make_prose, refusing
 
 CPU = torch.device("cpu")
 POSITION = ["step", "epoch", "characters", "seconds"]
@@ -151,6 +151,7 @@ def test_the_log_has_the_rows_and_names_that_were_promised(start_run: StartRun) 
         assert row["epoch"] == pytest.approx(row["step"] / run.lanes.chunks_per_pass)
         # Every window but a pass's last has 3 lanes of 17.
         assert row["characters"] <= row["step"] * 3 * 17
+    assert documented_fields("## The log", 1) == {*OF_TRAINING, "valid_nats_per_char"}
     seconds = [row["seconds"] for row in log_of(run.folder.path)]
     assert seconds == sorted(seconds)
     assert run.progress.characters == log_of(run.folder.path)[-1]["characters"]
