@@ -62,6 +62,18 @@ UNICODE = 0x110000 - 0x800
 #: Seconds after which a test gives up on a process, however busy the machine.
 PATIENCE = 60.0
 
+
+def takes_raw_names() -> bool:
+    """Whether a file's name may be no utf-8; macOS refuses it."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(OSError):
+        (Path(folder) / "\udcff").touch()
+        return True
+    return False
+
+
+needs_raw_names = pytest.mark.skipif(
+    not takes_raw_names(), reason="names of files must be utf-8 here"
+)
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 
 #: Of a process that a test starts.

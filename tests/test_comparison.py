@@ -47,6 +47,7 @@ from tests.conftest import (
     command,
     documented_fields,
     make_prose,
+    needs_raw_names,
     read_until,
     run_process,
 )
@@ -992,6 +993,7 @@ class TestCompare:
         assert len(result.err.splitlines()) == 1
         assert not (tmp_path / "run").exists()
 
+    @needs_raw_names
     def test_a_name_that_is_no_utf_8(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
         name = tmp_path / "caf\udce9.txt"
         name.write_bytes(prose.read_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import select
 import shlex
 import shutil
@@ -193,7 +194,7 @@ def test_sigmoid_is_within_4e_7_of_its_value_everywhere() -> None:
 def test_the_compiler_has_nothing_to_say(
     file: str, options: list[str], machine: str, tmp_path: Path
 ) -> None:
-    if machine.startswith("x86") and "x86" not in str(torch.cpu.get_capabilities()["architecture"]):
+    if machine.startswith("x86") and platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("another processor")
     if not compiles(f"-march={machine}"):
         pytest.skip("a compiler that does not know it")

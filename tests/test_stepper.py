@@ -247,8 +247,8 @@ def test_wide_layers_of_many_lanes_have_packed_products(
     cell: CellName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stepper, "vendor", lambda: "GenuineIntel")
-    packed = Mock(wraps=kernels._ONEDNN._reorder_linear_weight)
-    monkeypatch.setattr(kernels._ONEDNN, "_reorder_linear_weight", packed)
+    packed = Mock(wraps=getattr(kernels._ONEDNN, "_reorder_linear_weight", None))
+    monkeypatch.setattr(kernels._ONEDNN, "_reorder_linear_weight", packed, raising=False)
     model = make_model(cell, 2, hidden=190)
     text_TB, hidden, expected_TBV = forward(model, 5)
     got_TBV = steps(NumpyStepper(model, hidden, "fp32"), text_TB)
