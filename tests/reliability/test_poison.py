@@ -123,7 +123,7 @@ def poisoned(step: int, place: str, number: float, text: Path, run: Path) -> str
         return None if ended in result.err and not run.exists() else f"left {result.err}"
     saved = (step - 1) // 6 * 6
     advice = re.search(
-        r"the last good checkpoint is (\S+) of step (\d+): go on .*: (.*)", result.err
+        r"the last good checkpoint is (.+) of step (\d+): go on .*: (.*)", result.err
     )
     if advice is None or advice[1] != str(run / "last.safetensors") or int(advice[2]) != saved:
         return f"the checkpoint of step {saved} is not named: {result.err}"
