@@ -313,6 +313,11 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def open_files() -> int:
+    """Return how many files this process has open."""
+    return len(list(Path("/dev/fd").iterdir()))
+
+
 def log_of(run: Path) -> list[dict[str, Any]]:
     """Return the rows of a run's log."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -340,6 +345,23 @@ def said(action: Callable[[], object]) -> str:
         action()
     assert str(caught.value).isprintable()
     return str(caught.value)
+
+
+def give_memory(monkeypatch: pytest.MonkeyPatch, megabytes: int) -> None:
+    """Let the machine have this much memory."""
+    sysconf, pages = os.sysconf, megabytes * 1_000_000 // os.sysconf("SC_PAGE_SIZE")
+    monkeypatch.setattr(os, "sysconf", lambda n: pages if n == "SC_PHYS_PAGES" else sysconf(n))
+
+
+class FakeClock:
+    """A clock of the training's loop that moves by ``tick`` seconds whenever it is looked at."""
+
+    def __init__(self, tick: float) -> None:
+        self.time, self.tick, self.stopped = 0.0, tick, 0.0
+
+    def now(self) -> float:
+        self.time += self.tick
+        return self.time
 
 
 def refusing(number: int) -> Callable[..., NoReturn]:

@@ -18,7 +18,7 @@ from charrnn.errors import CorpusError
 from charrnn.recipe import fit_lanes
 from charrnn.stream import Chunk, Lanes, Reader
 from charrnn.vocabulary import REPLACEMENT, Vocabulary
-from tests.conftest import make_framed_part, make_text
+from tests.conftest import make_framed_part, make_text, open_files
 
 
 def make_part(folder: Path, text: str, files: int = 3) -> tuple[Part, Vocabulary]:
@@ -59,11 +59,11 @@ class TestReader:
 
     def test_holds_no_open_file(self, tmp_path: Path) -> None:
         part, vocabulary = make_part(tmp_path, make_text(1003))
-        before = len(list(Path("/dev/fd").iterdir()))
+        before = open_files()
         readers = [Reader(part, vocabulary, start) for start in range(0, 1000, 10)]
         for reader in readers:
             reader.read(3)
-        assert len(list(Path("/dev/fd").iterdir())) == before
+        assert open_files() == before
 
     @pytest.mark.parametrize("alphabet", ["abcdefgh", "abcdefg樓"])
     def test_holds_one_small_block(

@@ -49,7 +49,15 @@ from charrnn.training import (
     train,
 )
 from charrnn.update import Update, UpdateResult
-from tests.conftest import assert_one_line, documented_fields, log_of, make_prose, refusing
+from tests.conftest import (
+    FakeClock,
+    assert_one_line,
+    documented_fields,
+    give_memory,
+    log_of,
+    make_prose,
+    refusing,
+)
 
 CPU = torch.device("cpu")
 POSITION = ["step", "epoch", "characters", "seconds"]
@@ -364,12 +372,6 @@ def test_a_new_budget_leaves_a_warm_up_that_has_begun(
     assert (again.progress.step, again.progress.planned_steps) == (done, 90)
     assert again.config.warmup_steps == warm_up
     assert (again.lanes.lanes, again.lanes.bptt) == (3, 17)
-
-
-def give_memory(monkeypatch: pytest.MonkeyPatch, megabytes: int) -> None:
-    """Let the machine have this much memory."""
-    sysconf, pages = os.sysconf, megabytes * 1_000_000 // os.sysconf("SC_PAGE_SIZE")
-    monkeypatch.setattr(os, "sysconf", lambda n: pages if n == "SC_PHYS_PAGES" else sysconf(n))
 
 
 @pytest.mark.parametrize(
@@ -710,8 +712,7 @@ def test_more_names_than_a_checkpoint_holds_where_a_text_has_moved(
 def test_a_checkpoint_is_written_every_minute_or_at_2_percent(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch, takes: float, wait: float
 ) -> None:
-    clock, save = FakeClock(), Run.save
-    clock.tick = 0.0
+    clock, save = FakeClock(0.0), Run.save
     monkeypatch.setattr(training, "Clock", lambda: nullcontext(clock))
 
     def slow(run: Run) -> Path:
@@ -738,21 +739,10 @@ def test_epochs_are_passes(start_run: StartRun) -> None:
     assert log_of(run.folder.path)[-1]["epoch"] == 2
 
 
-class FakeClock:
-    """A clock that moves by ``tick`` seconds whenever it is looked at."""
-
-    def __init__(self) -> None:
-        self.time, self.tick, self.stopped = 0.0, 0.03, 0.0
-
-    def now(self) -> float:
-        self.time += self.tick
-        return self.time
-
-
 def test_a_plan_sets_rate_dropout_and_decay(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "Clock", lambda: nullcontext(FakeClock()))
+    monkeypatch.setattr(training, "Clock", lambda: nullcontext(FakeClock(0.03)))
     run = start_run(minutes=0.2)
     guessed, decay_guessed = run.model.config.dropout, run.config.weight_decay
     run.reconfigure(replace(run.config, loss_temperature=0.5))

@@ -21,7 +21,7 @@ import charrnn.sampling
 import charrnn.training
 from charrnn.cli import app
 from charrnn.run import Run
-from tests.conftest import Result, make_prose, run_cli, run_process
+from tests.conftest import Result, give_memory, make_prose, run_cli, run_process
 from tests.reliability.conftest import Promise
 
 TINY = ["--hidden", 3, "--embedding", 3, "--batch-size", 2, "--bptt", 5]
@@ -56,9 +56,7 @@ def soon_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         charrnn.sampling, "sample", lambda *args: itertools.islice(real_sample(*args), 20)
     )
     monkeypatch.setattr(os, "fsync", lambda _fd: None)  # nothing here has to outlive the machine
-    sysconf = os.sysconf  # 16 GiB, whatever this machine has
-    pages = 2**34 // sysconf("SC_PAGE_SIZE")
-    monkeypatch.setattr(os, "sysconf", lambda n: pages if n == "SC_PHYS_PAGES" else sysconf(n))
+    give_memory(monkeypatch, 16_000)  # whatever this machine has
     (folder / "here").mkdir(exist_ok=True)
     monkeypatch.chdir(folder / "here")
 

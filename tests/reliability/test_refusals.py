@@ -26,7 +26,7 @@ from charrnn.run import Progress
 from charrnn.runfolder import RunFolder
 from charrnn.trained import load_model
 from charrnn.wording import duration
-from tests.conftest import Result, make_prose, run_cli
+from tests.conftest import Result, give_memory, make_prose, run_cli
 from tests.reliability.conftest import Promise
 from tests.reliability.runs import CPU, begin, drive, resumed, rows, stopped, tale
 
@@ -528,8 +528,7 @@ def test_keep_is_remembered(tmp_path: Path, tale: Path, monkeypatch: pytest.Monk
 def test_what_no_longer_fits_is_refused_with_advice_that_can_be_followed(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sysconf = os.sysconf
-    monkeypatch.setattr(os, "sysconf", lambda n: 1 if n == "SC_PHYS_PAGES" else sysconf(n))
+    give_memory(monkeypatch, 0)
     said = run_cli("train", "--run", run, "--resume")
     assert said.code == 2
     assert "there are 0: go on where there is more, or with another --device" in said.err

@@ -18,6 +18,7 @@ from charrnn.resuming import resume
 from charrnn.run import Run
 from charrnn.runfolder import RunFolder
 from charrnn.training import Event, Logged, Planned, Sampled, Validated, train
+from tests.conftest import FakeClock
 from tests.reliability.conftest import Promise
 from tests.reliability.runs import (
     begin,
@@ -159,15 +160,7 @@ def test_resume_while_patience_counts(tmp_path: Path, tale: Path, promise: Promi
 @pytest.fixture
 def fast_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock of the loop that goes on by 10 ms whenever it is read."""
-
-    class FakeClock:
-        time, stopped = 0.0, 0.0
-
-        def now(self) -> float:
-            self.time += 0.01
-            return self.time
-
-    monkeypatch.setattr(charrnn.training, "Clock", lambda: nullcontext(FakeClock()))
+    monkeypatch.setattr(charrnn.training, "Clock", lambda: nullcontext(FakeClock(0.01)))
 
 
 @pytest.mark.usefixtures("fast_clock")
