@@ -337,8 +337,9 @@ def _clipping_section(histories: Measured[Clipping]) -> str:
         "Clipping",
         page.figure(
             _clipping_charts(histories),
-            "Gradient norms during training, in periods of about equal length. Lines: medians; "
-            "bands: 10 to 90 % of the norms in the log.",
+            "Gradient norms during training, in periods of about equal length. Lines: medians of "
+            "the log, whose norms are means of a few updates; bands: from 10 % of them to the "
+            "largest of a single update.",
         ),
         page.bullets(
             (f"{model.name}: " if model.name else "") + clipping_says(history)
@@ -353,7 +354,8 @@ def _clipping_charts(histories: Measured[Clipping]) -> list[tuple[str, str]]:
     norms, shares, rules = [], [], []
     for model, history in histories:
         steps = [(p.first_step + p.last_step) / 2 for p in history.periods]
-        low, middle, high = zip(*((p.low, p.median, p.high) for p in history.periods), strict=True)
+        ends = ((p.low, p.median, p.largest) for p in history.periods)
+        low, middle, high = zip(*ends, strict=True)
         norms.append(Line(model.name, steps, middle, model.style, band=(low, high)))
         clipped = [p.clipped_share for p in history.periods]
         shares.append(Line(model.name, steps, clipped, model.style))

@@ -265,8 +265,8 @@ def clipping_says(clipping: Clipping) -> str:
     elif clipping.scale_norm is not None:
         done = f"Every one was scaled to a norm of {clipping.scale_norm:g}, down in {share}"
     return (
-        f"Norms of the gradient over {counted(clipping.steps, 'update')}, largest "
-        f"{significant(clipping.largest, 3)} (means of a few updates each, as logged). {done}."
+        f"Norms of the gradient over {counted(clipping.steps, 'update')}, the largest "
+        f"{significant(clipping.largest, 3)}. {done}."
     )
 
 
@@ -275,12 +275,12 @@ def clipping_lines(clipping: Clipping) -> list[list[str]]:
     rows = [
         [
             f"{period.first_step:,} - {period.last_step:,}",
-            *(significant(norm, 3) for norm in (period.low, period.median, period.high)),
+            *(significant(norm, 3) for norm in (period.low, period.median, period.largest)),
             f"{100 * period.clipped_share:.1f} %",
         ]
         for period in clipping.periods
     ]
-    return [["steps", "10 %", "median", "90 %", cut_word(clipping.scale_norm)], *rows]
+    return [["steps", "10 %", "median", "largest", cut_word(clipping.scale_norm)], *rows]
 
 
 def cut_lines(cuts: Sequence[Cut]) -> list[list[str]]:

@@ -25,16 +25,17 @@ class Period:
     first_step: int
     last_step: int
     low: float
-    """Of the gradient norms in the log: the quantile at 10 %; then at 50 % and 90 %."""
+    """Of the gradient norms in the log, each a mean of a few updates: the quantile at 10 %."""
     median: float
-    high: float
+    largest: float
+    """Of a single update; in an older log of a row."""
     clipped_share: float
     """Updates whose gradient was cut, as a share of all in the period."""
 
 
 @dataclass(frozen=True)
 class Clipping:
-    """Gradient norms over a training. Each number of the log is the mean of a few updates."""
+    """Gradient norms over a training."""
 
     clip_norm: float | None
     """What norms were scaled down to; None: they were not."""
@@ -45,7 +46,7 @@ class Clipping:
     steps: int
     """Updates in the log."""
     largest: float
-    """Largest norm in the log."""
+    """Largest norm of an update; in an older log of a row."""
     clipped_share: float
     """Updates whose gradient was cut or scaled down, as a share of all."""
     periods: tuple[Period, ...]
@@ -76,20 +77,21 @@ def clipping(
     if not rows:
         return None
     norm_R = np.array([row["gradient_norm"] for row in rows], dtype=np.float64)
+    largest_R = np.array([row.get("largest_gradient_norm", row["gradient_norm"]) for row in rows])
     clipped_R = np.array([row["clipped_share"] for row in rows], dtype=np.float64)
     # A row is on the updates since the row before.
     after_R = np.array([0] + [row["step"] for row in rows])
     updates_R = np.diff(after_R)
     pieces = []
     for piece in np.array_split(np.arange(len(rows)), min(periods, len(rows))):
-        low, median, high = np.quantile(norm_R[piece], (0.1, 0.5, 0.9)).tolist()
+        low, median = np.quantile(norm_R[piece], (0.1, 0.5)).tolist()
         pieces.append(
             Period(
                 first_step=int(after_R[piece[0]]) + 1,
                 last_step=int(after_R[piece[-1] + 1]),
                 low=low,
                 median=median,
-                high=high,
+                largest=float(largest_R[piece].max()),
                 clipped_share=float(np.average(clipped_R[piece], weights=updates_R[piece])),
             )
         )
@@ -98,7 +100,7 @@ def clipping(
         clip_value=clip_value,
         scale_norm=scale_norm,
         steps=int(after_R[-1]),
-        largest=float(norm_R.max()),
+        largest=float(largest_R.max()),
         clipped_share=float(np.average(clipped_R, weights=updates_R)),
         periods=tuple(pieces),
     )

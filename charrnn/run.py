@@ -75,6 +75,8 @@ class Progress(Record):
     """Nats of all predictions since the last row of the log; those below are sums since it, too."""
     row_characters: int = 0
     row_norm: float = 0.0
+    row_largest_norm: float = 0.0
+    """Not a sum: the largest of these."""
     row_clipped: int = 0
     row_updates: int = 0
 

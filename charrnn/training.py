@@ -307,6 +307,7 @@ class _Loop:
             progress.row_loss += loss * chunk.characters + spelling
             progress.row_characters += chunk.characters
             progress.row_norm += norm
+            progress.row_largest_norm = max(progress.row_largest_norm, norm)
             progress.row_clipped += clipped
             progress.row_updates += 1
             self.last_losses.append(loss)
@@ -343,12 +344,13 @@ class _Loop:
             "train_nats_per_char": loss,
             "learning_rate": self.rate,
             "gradient_norm": progress.row_norm / progress.row_updates,
+            "largest_gradient_norm": progress.row_largest_norm,
             "clipped_share": progress.row_clipped / progress.row_updates,
         }
         if progress.characters > characters:  # else all were done in the sitting before
             elapsed = max(1e-9, progress.seconds - seconds)
             row["chars_per_second"] = (progress.characters - characters) / elapsed
-        progress.row_loss = progress.row_norm = 0.0
+        progress.row_loss = progress.row_norm = progress.row_largest_norm = 0.0
         progress.row_characters = progress.row_clipped = progress.row_updates = 0
         before = progress.smooth_loss
         risen = progress.latest_loss is not None and loss > progress.latest_loss

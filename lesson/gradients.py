@@ -305,7 +305,7 @@ outweighs them for about 30 steps.)
         tables=[
             Table(
                 ["rate", "training", "recurrence", "steps",
-                 "largest norm logged, a mean of 10 updates", "updates clipped",
+                 "largest norm of an update", "updates clipped",
                  "loss at the end"],
                 [_training_row(training, course) for training, course in courses.items()],
                 words=3,
@@ -372,7 +372,7 @@ def _training_row(training: Training, course: Course) -> list[str]:
         cut,
         recurrence,
         f"{log[-1]['step']:,}",
-        f"{max(row['gradient_norm'] for row in log):.3g}",
+        f"{max(row['largest_gradient_norm'] for row in log):.3g}",
         percent(statistics.fmean(row["clipped_share"] for row in log)),
         loss,
     ]

@@ -200,7 +200,7 @@ class TestClipping:
     def test_from_a_log(self) -> None:
         rows: list[dict[str, Any]] = [
             {"step": 10, "gradient_norm": 2.0, "clipped_share": 1.0},
-            {"step": 20, "gradient_norm": 1.0, "clipped_share": 0.5},
+            {"step": 20, "gradient_norm": 1.0, "largest_gradient_norm": 7, "clipped_share": 0.5},
             {"step": 20, "valid_nats_per_char": 1.5},
             {"step": 30, "gradient_norm": 0.5, "clipped_share": 0.0},
             {"step": 32, "gradient_norm": 0.3, "clipped_share": 0.0},
@@ -208,12 +208,12 @@ class TestClipping:
         found = clipping(rows, clip_norm=1.0, periods=2)
         assert found is not None
         assert (found.clip_norm, found.clip_value, found.scale_norm) == (1.0, None, None)
-        assert (found.steps, found.largest) == (32, 2.0)
+        assert (found.steps, found.largest) == (32, 7.0)
         assert found.clipped_share == pytest.approx(15 / 32)
-        # First and last step, quantiles at 10, 50 and 90 %, share clipped.
+        # First and last step, quantiles at 10 and 50 %, the largest, share clipped.
         first, second = (astuple(period) for period in found.periods)
-        assert first == pytest.approx((1, 20, 1.1, 1.5, 1.9, 0.75))
-        assert second == pytest.approx((21, 32, 0.32, 0.4, 0.48, 0.0))
+        assert first == pytest.approx((1, 20, 1.1, 1.5, 7.0, 0.75))
+        assert second == pytest.approx((21, 32, 0.32, 0.4, 0.5, 0.0))
 
     @pytest.mark.parametrize(
         ("how", "said"),
@@ -231,7 +231,7 @@ class TestClipping:
         row = {"step": 10, "gradient_norm": 2.0, "clipped_share": 0.5}
         found = clipping([row], **how)  # type: ignore[arg-type]
         assert found is not None
-        assert clipping_says(found).endswith(f"). {said}")
+        assert clipping_says(found).endswith(f", the largest 2.00. {said}")
 
     def test_without_updates(self) -> None:
         assert clipping([{"step": 1, "valid_nats_per_char": 1.0}]) is None

@@ -65,6 +65,7 @@ OF_TRAINING = [
     "train_nats_per_char",
     "learning_rate",
     "gradient_norm",
+    "largest_gradient_norm",
     "clipped_share",
     "chars_per_second",
 ]
@@ -216,6 +217,7 @@ def test_a_row_sums_up_the_updates_since_the_last(
         assert row["train_nats_per_char"] == pytest.approx(loss)
         norms = [result.norm.item() for result, _, _ in part]
         assert row["gradient_norm"] == pytest.approx(sum(norms) / len(part))
+        assert row["largest_gradient_norm"] == pytest.approx(max(norms))
         assert row["clipped_share"] == pytest.approx(sum(n > limit for n in norms) / len(part))
         assert row["learning_rate"] == pytest.approx(part[-1][2]), "that of the last update"
     assert 0 < run.progress.clipped_steps < 23
