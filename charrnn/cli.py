@@ -680,7 +680,8 @@ def evaluate(
             from charrnn.report import assessment_page
 
             portraits = portray_subjects(subjects)
-            return assessment_page(assessments, portraits, str(source), origin_of_page(where))
+            text = subjects[0].called(source)
+            return assessment_page(assessments, portraits, text, origin_of_page(where))
 
         try:
             show_and_report(show_scores, report, page, failure)
@@ -963,7 +964,10 @@ def inspect_recurrence(
     ] = None,
     unit: Annotated[
         str | None,
-        typer.Option(help="Colour the text by this unit: 1.17 is unit 17 of layer 1, 1.17c its c."),
+        typer.Option(
+            help="Colour the last 1,000 characters by this unit: 1.17 is unit 17 of layer 1, 1.17c "
+            "its c."
+        ),
     ] = None,
     spectral_radius: Annotated[
         list[float] | None,
@@ -1050,11 +1054,16 @@ def inspect_recurrence(
             say(f"{shown(checkpoint)}: a plain RNN has no gates, so nothing is said on them")
         if not as_json:
             slow = "; truncation takes longest" if "truncation" in config.measured else ""
-            say(f"looking at {len(stretch):,} characters{slow} ...")
-        inspection = inspect(
-            model, stretch, vocabulary, config, unit=watched, seed=training.seed,
-            bptt=training.bptt, reset_state=training.reset_state, history=history,
-        )  # fmt: skip
+            say(f"looking at {len(stretch):,} characters{slow}:", end="")
+        try:
+            inspection = inspect(
+                model, stretch, vocabulary, config, unit=watched, seed=training.seed,
+                bptt=training.bptt, reset_state=training.reset_state, history=history,
+                tell=lambda what: None if as_json else say(f" {what}", end=""),
+            )  # fmt: skip
+        finally:
+            if not as_json:
+                say("")
 
         def show() -> None:
             if as_json:
@@ -1067,7 +1076,7 @@ def inspect_recurrence(
             from charrnn.report import inspection_page
 
             portrait = portray_inspected(subject, seen, stretch, inspection)
-            return inspection_page(portrait, str(source), origin_of_page(where))
+            return inspection_page(portrait, subject.called(source), origin_of_page(where))
 
         show_and_report(show, report, page)
 

@@ -336,9 +336,7 @@ class TextSource:
             raise UsageError("--part and --encoding exclude each other: the part has its own")
 
     def __str__(self) -> str:
-        """Return what a page calls the text."""
-        if self.part is not None:
-            return f"the {self.part} part of the text that was trained on"
+        """Return what the texts are called that are named."""
         return ", ".join("standard input" if name == "-" else name for name in self.texts)
 
 

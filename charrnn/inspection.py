@@ -13,8 +13,9 @@ The measurements of a model on a stretch of text, and that of its training's log
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from charrnn.activity import (
     Activation,
@@ -38,6 +39,8 @@ from charrnn.stretch import Stretch
 from charrnn.vocabulary import Vocabulary
 
 __all__ = ["Inspection", "inspect"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ def inspect(
     unit: Unit | None = None,
     seed: int = 1,
     history: Clipping | None = None,
+    tell: Callable[[str], object] = lambda what: None,
 ) -> Inspection:
     """Measure what the user chose.
 
@@ -107,6 +111,7 @@ def inspect(
         unit: whose activation is asked for.
         seed: of the initial weights, unless the user chose one.
         history: of the training's gradient norms.
+        tell: is told each measurement's name before it is made.
 
     Raises:
         UsageError: the stretch is too short for a window of ``config``; nothing was measured. Or
@@ -117,34 +122,54 @@ def inspect(
     if not wanted.isdisjoint(("flow", "clipping", "truncation")):
         initial = initial_model(model.config, seed if config.seed is None else config.seed)
         both.append(("initial", initial.to(model.head.weight)))
+
+    def measured(name: str, measure: Callable[[], T], none: T) -> T:
+        if name not in wanted:
+            return none
+        tell(name)
+        return measure()
+
     # First, for it may refuse.
-    truncations = tuple(
-        truncation(weighted, stretch.ids, config.bptt, loss_last=config.loss_last, weights=weights)
-        for weights, weighted in both
-        if "truncation" in wanted
+    truncations: tuple[Truncation, ...] = measured(
+        "truncation",
+        lambda: tuple(
+            truncation(weighted, stretch.ids, config.bptt, loss_last=config.loss_last, weights=name)
+            for name, weighted in both
+        ),
+        (),
     )
     return Inspection(
         characters=len(stretch),
-        step=write_out(model, stretch.text, stretch.ids, vocabulary) if "step" in wanted else None,
-        gradient_flow=tuple(
-            gradient_flow(weighted, stretch, weights=weights, scaled_to=radius)
-            for radius in (None, *config.spectral_radius)
-            for weights, weighted in both
-            if "flow" in wanted
+        step=measured(
+            "step", lambda: write_out(model, stretch.text, stretch.ids, vocabulary), None
         ),
-        memory=memory(model, stretch, vocabulary, bptt=bptt, reset_state=reset_state)
-        if "memory" in wanted
-        else None,
-        pace=pace(model, stretch) if "pace" in wanted else (),
-        gates=gate_use(model, stretch) if "gates" in wanted else (),
-        units=units(model, stretch) if "units" in wanted else (),
+        gradient_flow=measured(
+            "flow",
+            lambda: tuple(
+                gradient_flow(weighted, stretch, weights=name, scaled_to=radius)
+                for radius in (None, *config.spectral_radius)
+                for name, weighted in both
+            ),
+            (),
+        ),
+        memory=measured(
+            "memory",
+            lambda: memory(model, stretch, vocabulary, bptt=bptt, reset_state=reset_state),
+            None,
+        ),
+        pace=measured("pace", lambda: pace(model, stretch), ()),
+        gates=measured("gates", lambda: gate_use(model, stretch), ()),
+        units=measured("units", lambda: units(model, stretch), ()),
         activation=activation(model, stretch, unit) if unit else None,
         clipping=history,
-        cuts=tuple(
-            cut
-            for weights, weighted in both
-            if "clipping" in wanted
-            for cut in cuts(weighted, stretch.ids, bptt, weights=weights)
+        cuts=measured(
+            "clipping",
+            lambda: tuple(
+                cut
+                for name, weighted in both
+                for cut in cuts(weighted, stretch.ids, bptt, weights=name)
+            ),
+            (),
         ),
         truncation=truncations,
     )

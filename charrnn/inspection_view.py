@@ -209,7 +209,11 @@ def _activation(shown: Activation, console: Output) -> tuple[str, str, Renderabl
         low, high = BLOCKS[1], BLOCKS[-1]
         picture = _underlined(shown, console.width)
     ends = f"from {lowest} ({low}) to {highest} ({high})"
-    return f"Unit {shown.unit}", f"Its state after each character, {ends}.", picture
+    return (
+        f"Unit {shown.unit}",
+        f"Its state after each of the last {len(shown.text):,} characters, {ends}.",
+        picture,
+    )
 
 
 def _coloured(shown: Activation) -> Text:

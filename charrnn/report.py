@@ -90,8 +90,8 @@ def comparison_page(
         _samples(portraits),
         _excerpts(portraits, f"The beginning of the {part}"),
     ]
-    text = ", ".join(plan.texts) or "Python's own sources"
-    name = {0: text, 1: Path(text).name}.get(len(plan.texts), "several texts")
+    text = ", ".join(Path(name).name for name in plan.texts) or "Python's own sources"
+    name = text if len(plan.texts) < 2 else "several texts"
     title = f"{joined([cell.cell.upper() for cell in comparison.cells], 'and')} on {name}"
     lead = _comparison_lead(comparison, unit) + in_bytes
     return page.document("compare", title, lead, text, sections, origin)

@@ -57,14 +57,18 @@ def lossy(stream: TextIO) -> TextIO:
     return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True)
 
 
-def say(message: str) -> None:
+def say(message: str, end: str = "\n") -> None:
     """Say a line on stderr; a terminal gets it broken between words.
 
     Where it cannot be written, as its reader has left, say, it is lost: the work goes on.
+
+    Args:
+        message: the line, or with another end a part of it.
+        end: what follows.
     """
     with suppress(OSError):
-        if not sys.stderr.isatty():
-            print(message, file=sys.stderr)
+        if end != "\n" or not sys.stderr.isatty():
+            print(message, end=end, file=sys.stderr, flush=True)
             return
 
         from charrnn.terminal import Output

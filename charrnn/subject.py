@@ -121,6 +121,15 @@ class Subject:
         facts = (learnt or self.chosen(), self.unknown(self.part))
         return [fact for fact in facts if fact is not None]
 
+    def called(self, source: TextSource) -> str:
+        """Return what a page calls the text that ``source`` has the model measured on."""
+        if source.part is None:
+            return str(source)
+        trained = self.trained_on
+        names = source.texts or (source.part == "valid" and trained.valid_texts) or trained.texts
+        files = ", ".join("standard input" if name == "-" else Path(name).name for name in names)
+        return f"the {source.part} part of " + (files or "Python's own library")
+
     @property
     def texts(self) -> tuple[str, ...]:
         """The names of what its run reads."""

@@ -749,6 +749,27 @@ class TestTrain:
         seen = cli("inspect", run, "--part", "valid", "--only", "memory", "--characters", 199)
         assert f"{words} scored" in seen.err
 
+    def test_says_that_what_is_held_out_is_another_kind_of_text(
+        self, cli: Cli, tmp_path: Path
+    ) -> None:
+        text = tmp_path / "text"
+        text.write_text(make_prose(5400) + "\u20ac\u20ad" * 300, encoding="utf-8")
+        said = cli("train", text, "--run", tmp_path / "run", "--min-count", 2, *QUICK).err
+        assert "; hold out text like that trained on: --valid FILE\n" in said
+
+    @pytest.mark.parametrize(
+        ("words", "told"),
+        [((), True), (("--valid", __file__), False), (("--valid-share", 0), False)],
+    )
+    def test_says_that_a_short_part_held_out_tells_little(
+        self, cli: Cli, tmp_path: Path, words: tuple[object, ...], told: bool
+    ) -> None:
+        text = tmp_path / "text"
+        text.write_text(make_prose(4989))
+        said = cli("train", text, *words, "--run", tmp_path / "run", *QUICK).err
+        little = "499 characters held out tell little, and choose the model: --valid-share 0 trains"
+        assert (f"note: {little} on all of the text\n" in said) is told
+
     def test_says_what_a_tiny_text_shrinks(self, cli: Cli, tmp_path: Path) -> None:
         path = tmp_path / "tiny.txt"
         path.write_text("abcabcabcabc")
@@ -1785,7 +1806,7 @@ class TestPipes:
     ) -> None:
         name, *options = words
         code, said = run_unread(name, trained, "--part", "train", *options)
-        assert said in ("", "looking at 500 characters ...\n")
+        assert said in ("", "looking at 500 characters: memory\n")
         assert code == 0
 
     @pytest.mark.parametrize("talk", [[], ["--json"]])

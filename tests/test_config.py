@@ -120,8 +120,7 @@ def test_the_edges_are_allowed() -> None:
     TextChoices(texts=(), valid_share=0, test_share=0)
 
 
-def test_a_part_is_named_whether_one_model_or_several_read_it() -> None:
-    assert str(TextSource(part="valid")) == "the valid part of the text that was trained on"
+def test_texts_are_called_by_their_names() -> None:
     assert str(TextSource(texts=("a", "-"))) == "a, standard input"
 
 

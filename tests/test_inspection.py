@@ -225,7 +225,7 @@ class TestTables:
         period = Period(1, 1200, 0.5, 1.5, 2.5, 0.125)
         clipping = Clipping(1.0, None, None, 1, 3.0, 0.5, (period,))
         assert clipping_lines(clipping)[1] == ["1 - 1,200", "0.500", "1.50", "2.50", "12.5 %"]
-        assert "over 1 update, largest" in clipping_says(clipping)
+        assert "over 1 update, the largest" in clipping_says(clipping)
 
     def test_a_cut_gradient(self) -> None:
         cut = Cut("trained", 0.1, 1.25, 0.5, 12.5)
@@ -531,7 +531,8 @@ class TestCommand:
 
     def test_tables(self, cli: Cli, trained: Path, prose: Path) -> None:
         result = cli("inspect", trained, "--text", prose, "--characters", 300, "--unit", 7)
-        assert (result.code, result.err) == (0, "looking at 300 characters ...\n")
+        said = "looking at 300 characters: step flow memory pace gates units clipping\n"
+        assert (result.code, result.err) == (0, said)
         for title in (
             "The step",
             "Gradient flow",

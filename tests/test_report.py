@@ -335,7 +335,7 @@ class TestComparisonPage:
         made = comparison()
         page = check(self.bare(replace(made, plan=replace(made.plan, texts=texts))))
         assert page.texts["h1"] == [f"LSTM and GRU on {said}"]
-        assert (", ".join(texts) or said) in page.texts["dd"]
+        assert (", ".join(Path(text).name for text in texts) or said) in page.texts["dd"]
 
     def bare(self, made: Comparison) -> str:
         """Return a page without figures of what was learnt and looked into."""
