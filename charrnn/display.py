@@ -26,6 +26,7 @@ from rich.segment import SegmentLines
 from rich.table import Table
 from rich.text import Text
 
+from charrnn.assembling import MOST_COMPRESSED
 from charrnn.evaluation import in_bits
 from charrnn.run import Run
 from charrnn.terminal import Output, in_rows, say, to_json
@@ -105,7 +106,8 @@ def _introduction(run: Run) -> Iterable[str]:
     if run.text.test:
         held += f", {run.text.test[1] - run.text.test[0]:,} to test"
     files = f", in {len(corpus.files):,} files" if len(corpus.files) > 1 else ""
-    trained = counted(run.train.characters, "character")
+    unit = _unit(run)
+    trained = counted(run.train.characters, unit)
     yield f"text    {_text(run.text.texts)}: {trained} to train on{held}{files}"
     yield (
         f"model   {shape.cell.upper()} {shape.layers} x {shape.hidden}, embedding "
@@ -117,12 +119,20 @@ def _introduction(run: Run) -> Iterable[str]:
     yield f"device  {_device(run.device)}, {run.config.precision}; {_budget(run)}"
     (mark, nats), *others = run.baselines.items()
     rest = (f", {word} {nats:.3f} ({in_bits(nats):.3f})" for word, nats in others)
-    yield f"to beat {mark} {nats:.3f} nats a character ({_bits(nats)}){''.join(rest)}"
+    first = ""
+    if run.valid is not None and run.valid.characters > MOST_COMPRESSED:
+        first = f" of the first {MOST_COMPRESSED:,}"
+    yield f"to beat {mark} {nats:.3f} nats a {unit} ({_bits(nats)}){''.join(rest)}{first}"
     yield f"run     {shown(run.folder.path)}"
     yield from (f"note: {note}" for note in run.notes)
     if run.resumed:
         progress = run.progress
         yield f"resumed at step {progress.step:,}, after {duration(progress.seconds)} of training"
+
+
+def _unit(run: Run) -> str:
+    """Return what the model reads one after another."""
+    return "byte" if run.vocabulary.is_bytes else "character"
 
 
 def _text(names: Sequence[str]) -> str:
@@ -227,7 +237,7 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
     }.get(event.reason, f"stopped by {event.reason} and saved")
     yield (
         f"{what} after {counted(progress.step, 'step')}, "
-        f"{counted(progress.characters, 'character')}, {duration(progress.seconds)}"
+        f"{counted(progress.characters, _unit(run))}, {duration(progress.seconds)}"
     )
     if progress.best_nats is not None:
         best = f"best validation {_both_units(progress.best_nats)} at step {progress.best_step:,}"
@@ -239,6 +249,8 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
             yield "that is worse than guessing every symbol alike" + (
                 f": {_why_worse(run)}" if run.owner is None else ""
             )
+        elif progress.best_nats > run.baselines.get("unigram", math.inf):
+            yield "that is worse than knowing how frequent each symbol is, and nothing else"
     if run.owner is not None:
         return  # what is next is the owner's to say
     if event.complete:
@@ -269,6 +281,11 @@ def _place(row: Mapping[str, Any], widths: tuple[int, int, int] = (0, 0, 0)) -> 
 def _validation(event: Validated, widths: tuple[int, int, int] = (0, 0, 0)) -> str:
     valid = _both_units(event.row["valid_nats_per_char"])
     return f"{_place(event.row, widths)}  valid {valid}{'  best' if event.best else ''}"
+
+
+def _rate(row: Mapping[str, Any]) -> str:
+    rate = row["learning_rate"]
+    return f"{rate:.2g}" if rate < 100 else f"{rate:,.0f}"
 
 
 def _speed(row: Mapping[str, Any]) -> str:
@@ -362,7 +379,7 @@ class _PlainLines(Display):
         row = event.row
         return (
             f"{_place(row)}  train {_both_units(row['train_nats_per_char'])}  "
-            f"lr {row['learning_rate']:.2g}  gradient {row['gradient_norm']:.2f}  "
+            f"lr {_rate(row)}  gradient {row['gradient_norm']:.2f}  "
             f"{_clipped(self.run, row)}  {_speed(row)}  {duration(event.eta)} to go"
         )
 
@@ -376,10 +393,10 @@ def _plain(event: Event, run: Run) -> Iterable[str]:
         if run.config.minutes is not None:
             left = max(0.0, run.config.minutes * 60 - run.progress.seconds)
             planned = "the speed has changed: planned again," if event.again else "planned"
-            held = ", ".join(_held_back(run, by_plan=True))
+            held = ", ".join(_held_back(run, by_plan=True)) if event.regularised else ""
             yield (
                 f"{planned} {counted(event.total_steps, 'step')}, "
-                f"{event.total_steps / run.lanes.chunks_per_pass:.2f} epochs, at the speed so far; "
+                f"{event.total_steps / run.lanes.chunks_per_pass:.2f} epochs; "
                 f"{duration(left)} to go{f'; {held}' if held else ''}"
             )
         scored = event.validate_characters
@@ -503,7 +520,7 @@ class _LiveTerminal(Display):
                 f"epoch {row['epoch']:.2f}",
                 _speed(row),
                 f"{duration(self.logged.eta)} to go",
-                f"lr {row['learning_rate']:.2g}",
+                f"lr {_rate(row)}",
                 f"gradient {row['gradient_norm']:.2f}",
                 _clipped(self.run, row),
                 *(["validating ..."] if self.validating else []),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from charrnn.decoding import Codes, Decoder, State, byte_order_mark, packed
 from charrnn.files import NotTextError
-from charrnn.wording import counted, shown
+from charrnn.wording import command_line, counted, shown
 
 __all__ = ["undecodable", "with_nul"]
 
@@ -97,10 +97,18 @@ def _not_text(
     advice = _OTHERWISE
     if said := _by_its_mark(head, encoding):
         advice = said
+    elif encoding == "utf-8" and isinstance(error, UnicodeDecodeError) and _has_utf_8(error):
+        drop = command_line(["iconv", "-c", "-f", "utf-8", "-t", "utf-8", str(path)])
+        advice = f"before it is, so it is damaged there: drop that ({drop}) or use bytes"
     elif encoding in ("utf-16", "utf-32") and not byte_order_mark(head, encoding):
         why = " (no byte order mark)"
         advice = f"use --encoding {encoding}-le or {encoding}-be, or another one's name, or bytes"
     return NotTextError(f"{shown(path)} is not {encoding} text{where}{why}: {advice}")
+
+
+def _has_utf_8(error: UnicodeDecodeError) -> bool:
+    """Whether there are characters of several bytes before: by chance there are hardly ever."""
+    return max(error.object[: error.start], default=0) > 0x7F
 
 
 def _by_its_mark(head: bytes, encoding: str) -> str | None:

@@ -50,6 +50,8 @@ class Planned:
     """Characters of the held-out part that each scores; None: nothing is held out."""
     again: bool = False
     """Whether the speed has changed since an earlier plan."""
+    regularised: bool = True
+    """Whether what follows has been chosen for it, and not for an earlier plan."""
     dropout: float = 0.0
     """From here on, as are the next three."""
     weight_drop: float = 0.0
@@ -171,13 +173,15 @@ class Planner:
         progress.planned_at_seconds = progress.training_seconds
         progress.validate_every, progress.validate_characters = every, characters
         self._shorten_warmup(total)
-        if before is None or abs(total - before) > SAME_PLAN * before:
+        regularised = before is None or abs(total - before) > SAME_PLAN * before
+        if regularised:
             self._regularise(total)
         model, config = self.run.model.config, self.run.config
         return Planned(
             total,
             every,
             characters,
+            regularised=regularised,
             dropout=model.dropout,
             weight_drop=model.weight_drop,
             weight_decay=config.weight_decay,

@@ -32,7 +32,7 @@ from charrnn.score_words import (
 )
 from charrnn.surprise import PricedText, surprise, surprise_mark, surprise_ranges
 from charrnn.terminal import Output, plain_table, print_words
-from charrnn.wording import printable, shown
+from charrnn.wording import command_line, printable, shown
 
 __all__ = [
     "PerCharacter",
@@ -113,6 +113,8 @@ def print_comparison(comparison: Comparison) -> None:
     print()
     for line in comparison_says(comparison):
         print_words(line)
+    best = min(comparison.cells, key=lambda cell: cell.nats_per_char).best.run
+    print_words(f"Sample from the best with: {command_line(['charrnn', 'sample', best])}")
 
 
 class PerCharacter:

@@ -31,13 +31,15 @@ from charrnn.reading import (
 from charrnn.run import Progress, Run
 from charrnn.runfolder import RunFolder
 from charrnn.trained import described, prefixed, with_weights
-from charrnn.vocabulary import Vocabulary, listed
+from charrnn.vocabulary import MANY_UNKNOWN, Vocabulary, listed
 from charrnn.wording import counted, shown
 
 __all__ = ["start"]
 
 #: Of a new text's characters, the share that a vocabulary should know, or it is of another script.
 LEAST_KNOWN = 0.9
+#: Characters held out below which their loss is mostly chance.
+FEW = 500
 #: What the weights of a checkpoint settle of a model, beside its cell.
 SHAPE = ("vocabulary", "layers", "hidden", "embedding")
 
@@ -86,6 +88,11 @@ def start(
         notes.append("standard input cannot be read again: to resume, give the text as a file")
     if valid and text.valid:
         notes += _trained_on(valid, record)
+    elif valid and valid.characters < FEW:
+        notes.append(
+            f"{counted(valid.characters, 'character')} held out tell little, and choose the model: "
+            "--valid-share 0 trains on all of the text"
+        )
     if origin is None:
         vocabulary = _new_vocabulary(counts, corpus.encoding, text.min_count)
     else:
@@ -204,10 +211,13 @@ def _unknown(valid_counts: Mapping[int, int], vocabulary: Vocabulary) -> list[st
     unknown = vocabulary.unknown_among(valid_counts)
     if not unknown:
         return []
+    characters = sum(valid_counts.values())
+    share = sum(unknown.values()) / characters
     return [
         f"the model does not know {sum(unknown.values()):,} of the "
-        f"{counted(sum(valid_counts.values()), 'character')} to predict in what is held out, and "
+        f"{counted(characters, 'character')} to predict in what is held out, and "
         f"each costs what it takes to spell it out: {listed(unknown)}"
+        + ("; hold out text like that trained on: --valid FILE" if share > MANY_UNKNOWN else "")
     ]
 
 

@@ -65,6 +65,14 @@ def page(lab: Lab, sections: Sequence[Section], command: str, figures: str, fold
         words=3,
     )
     made = (
+        ""
+        if lab.size is not QUICK
+        else (
+            "**A tiny lesson, to see that all works: models of so few units and steps show "
+            "nothing, and the verdicts on them mean nothing.** "
+        )
+    )
+    made += (
         f"Made by `{command}`, not by hand. The text: {read}, {lab.characters:,} characters. The "
         f"machine: {machine()}, charrnn {__version__}, matplotlib {version('matplotlib')}. The "
         f"commands took {counted(math.ceil(lab.seconds / 60), 'minute')} together. Losses, angles "
@@ -107,7 +115,9 @@ def main() -> int:
         description="Measures eleven claims about recurrent networks and writes a page on them.",
     )
     parser.add_argument("--text", type=Path, metavar="FILE", help="default: Python's own library")
-    parser.add_argument("--quick", action="store_true", help="a tiny one, to see that all works")
+    parser.add_argument(
+        "--quick", action="store_true", help="a tiny one, to see that all works: a minute or two"
+    )
     parser.add_argument(
         "--out", type=Path, metavar="DIR",
         help="where lesson.md goes, and lesson/ with its figures (default: docs; to be given with "
@@ -119,7 +129,8 @@ def main() -> int:
     )  # fmt: skip
     chosen = parser.parse_args()
     if chosen.text is not None and not chosen.text.is_file():
-        parser.error(f"--text {chosen.text}: there is no such file")
+        what = "is no file" if chosen.text.exists() else "there is no such file"
+        parser.error(f"--text {chosen.text}: {what}")
     if chosen.out is None and (chosen.text is not None or chosen.quick):
         parser.error("--out is missing: only the whole lesson on Python's own library goes to docs")
     out = chosen.out or ROOT / "docs"

@@ -133,7 +133,7 @@ class Lab:
         try:
             corpus = scan(read)
         except CorpusError as error:
-            raise LessonError(f"{error} (the lesson takes utf-8 only)") from None
+            raise LessonError(f"{error} (here: only utf-8 is taken, so convert it first)") from None
         self.characters: int = corpus.characters
         """Of the text, all of it."""
         if self.characters < self.size.least:

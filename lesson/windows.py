@@ -126,7 +126,7 @@ def judge_window(
         )
     return judged(
         [whole > LAPTOP, of_last["angle"] > EXACT, not better],
-        f"All time steps of this text at once would keep {whole / 1e9:,.0f} GB for the backward "
+        f"All time steps of this text at once would keep {_size(whole)} for the backward "
         f"pass, {'more' if whole > LAPTOP else 'no more'} than a laptop has.",
         _growth([*windows, full]),
         f"The gradient of the last {of_last['loss_last']} of {of_last['bptt']} has "
@@ -134,6 +134,11 @@ def judge_window(
         + ("not exact." if of_last["angle"] > EXACT else "a direction as good as exact."),
         choice,
     )
+
+
+def _size(memory: float) -> str:
+    """Return bytes in words."""
+    return f"{memory / 1e9:,.0f} GB" if memory >= 1e10 else f"{memory / 1e6:,.0f} MB"
 
 
 def _growth(windows: Sequence[Mapping[str, Any]]) -> str:

@@ -579,7 +579,9 @@ class TestCompare:
         assert [line.split()[0] for line in lines[1:4]] == list(CELL_NAMES)
         assert "Matched by parameters; 20 steps a run, mean of 2 seeds" in done.out
         assert done.out.count("nats ahead of") == 3
-        assert "95 %" in lines[-1]
+        assert "95 %" in lines[-2]
+        best = f"Sample from the best with: charrnn sample {uninterrupted}/"
+        assert re.fullmatch(re.escape(best) + r"\w+-seed[12]", lines[-1])
 
     @pytest.mark.parametrize(("run", "step"), [(1, 0), (2, 13), (5, 20)])
     def test_interrupted_and_resumed_is_as_if_it_never_was(

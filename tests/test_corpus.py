@@ -304,6 +304,23 @@ class TestEncodingNames:
         assert_one_line(error, "--encoding", "utf-8")
 
 
+@pytest.mark.parametrize(
+    ("before", "damaged"), [("sch\u00f6n ", True), ("schon ", False), ("", False)]
+)
+def test_one_damaged_byte_of_a_text_in_utf_8(tmp_path: Path, before: str, damaged: bool) -> None:
+    """Another encoding would make other characters of all that is no ASCII."""
+    path = tmp_path / "a text"
+    path.write_bytes(100 * b"ab " + before.encode() + b"\x96 end")
+    with pytest.raises(CorpusError) as error:
+        scan([str(path)])
+    at = f"a text is not utf-8 text at byte {300 + len(before.encode()):,} (invalid start byte): "
+    advice = "name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...) or use bytes"
+    if damaged:
+        drop = f"iconv -c -f utf-8 -t utf-8 '{path}'"
+        advice = f"before it is, so it is damaged there: drop that ({drop}) or use bytes"
+    assert str(error.value).endswith(at + advice)
+
+
 class TestManyFiles:
     def files(self, tmp_path: Path) -> tuple[list[str], str]:
         pieces = [MIXED[:20], "", "紅", MIXED, "a", ""]

@@ -35,6 +35,7 @@ from charrnn.training import (
     Validated,
     Validating,
 )
+from charrnn.vocabulary import Vocabulary
 from charrnn.wording import duration, printable
 
 POSITION = {"step": 1200, "epoch": 2.5, "characters": 61_200, "seconds": 185.0}
@@ -125,10 +126,31 @@ class TestPlain:
         ):
             assert introduction.count(words) == 1, words
 
+    def test_says_how_much_of_a_long_text_bzip2_takes(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr("charrnn.display.MOST_COMPRESSED", 600)
+        open_display(as_json=False, quiet=False).start(run)
+        bits = run.baselines["bzip2"] / math.log(2)
+        assert f" ({bits:.3f}) of the first 600\n" in capsys.readouterr().err
+
+    def test_a_model_of_bytes_reads_bytes(
+        self, run: Run, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run.vocabulary = Vocabulary.from_counts({0: 1}, "bytes", 1)
+        run.progress.characters = 1234
+        display = open_display(as_json=False, quiet=False)
+        display.start(run)
+        display.show(Finished("done", complete=True))
+        told = capsys.readouterr().err
+        for words in (": 5,406 bytes to train on", " nats a byte (", " steps, 1,234 bytes, "):
+            assert words in told
+        assert "character" not in told
+
     def test_has_a_line_for_what_matters(self, run: Run, lines: list[str]) -> None:
         assert lines[7:] == [
-            f"planned 5,000 steps, {5000 / run.lanes.chunks_per_pass:.2f} epochs, "
-            "at the speed so far; 1:00:00 to go; dropout 0.6 (2 masks), weight drop 0.48, "
+            f"planned 5,000 steps, {5000 / run.lanes.chunks_per_pass:.2f} epochs; "
+            "1:00:00 to go; dropout 0.6 (2 masks), weight drop 0.48, "
             "weight decay 0.2, loss temperature 0.91",
             "validations score the first 50 characters held out, to save time",
             "step 1,200  epoch 2.50  3:05  train 1.3863 nats (2.000 bits)  lr 0.012  "
@@ -243,7 +265,11 @@ class TestPlain:
         assert f"{short} in it repeats\n" in said(run, end, capsys)
         run.owner = "charrnn compare --run all --resume"
         assert "that is worse than guessing every symbol alike\n" in said(run, end, capsys)
-        run.progress.best_nats = run.baselines["uniform"]
+        run.progress.best_nats = run.baselines["unigram"] + 0.1
+        assert run.progress.best_nats < run.baselines["uniform"]
+        worse = "that is worse than knowing how frequent each symbol is, and nothing else\n"
+        assert worse in said(run, end, capsys)
+        run.progress.best_nats = run.baselines["unigram"]
         assert "worse" not in said(run, end, capsys)
 
     @pytest.mark.parametrize("since_best", [0, 1])
@@ -352,7 +378,7 @@ class TestJson:
         assert rows[0]["training"] == run.config.to_dict()
         assert rows[1] == {
             "total_steps": 5000, "validate_every": 100, "validate_characters": 50, "again": False,
-            "dropout": 0.0, "weight_drop": 0.0, "weight_decay": 0.0,
+            "regularised": True, "dropout": 0.0, "weight_drop": 0.0, "weight_decay": 0.0,
             "loss_temperature": 1.0,
         }  # fmt: skip
         assert rows[2] == LOGGED.row | {"planned_steps": 5000}

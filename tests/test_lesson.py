@@ -554,7 +554,7 @@ class TestLab:
     def test_a_file_that_is_no_text_is_refused(self, tmp_path: Path) -> None:
         data = tmp_path / "data"
         data.write_bytes(b"\xff" * 20_000)
-        with pytest.raises(LessonError, match=r"not utf-8 text .* \(the lesson takes utf-8 only\)"):
+        with pytest.raises(LessonError, match=r"not utf-8 text .* \(here: only utf-8 is taken"):
             Lab(tmp_path / "lab", data, QUICK, lambda _: None)
         assert not (tmp_path / "lab").exists()
 
@@ -1148,7 +1148,7 @@ def training_of(*losses: float, complete: bool | None = True) -> str:
     """What ``train --json`` prints; complete: None where it breaks off."""
     events: list[dict[str, Any]] = [{"event": "started"}]
     for number, loss in enumerate(losses, 1):
-        row = {"step": number, "train_nats_per_char": loss, "gradient_norm": 2.0}
+        row = {"step": number, "train_nats_per_char": loss, "largest_gradient_norm": 2.0}
         events.append({"event": "logged", **row, "clipped_share": 0.5})
     if complete is not None:
         events.append({"event": "finished", "complete": complete})
