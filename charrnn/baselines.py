@@ -352,8 +352,7 @@ def ngram(
     while len(block := reader.read(BLOCK)):
         text = np.concatenate([before, block])
         nats += float(model.prices(text)[len(before) :].sum())
-        if vocabulary.has_unknown:
-            nats += int(np.count_nonzero(block == UNKNOWN)) * vocabulary.unknown_nats
+        nats += int(vocabulary.is_unknown(block).sum()) * vocabulary.unknown_nats
         tell(reader.position - 1)
         before = text[max(0, len(text) - order + 1) :]
     last = "" if counted == train.characters else f"last {counted:,} characters of the "

@@ -387,8 +387,8 @@ def train(
         begun = {"valid_share": valid_share, "test_share": test_share, "init_from": init_from}
         if told := recipe.given(begun):
             raise UsageError(
-                f"{joined([*map(flag, told)], 'and')}: a run that goes on has its text divided and "
-                "its weights: leave that out"
+                f"{joined([*map(flag, told)], 'and')}: the run's text is divided and its weights "
+                "exist already: leave that out"
             )
         if run is None:
             raise UsageError("--resume needs --run DIR, the folder of the run to go on with")
@@ -1041,8 +1041,8 @@ def inspect_recurrence(
             history = read_history(checkpoint, training)
             if history is None:
                 say(
-                    f"{shown(checkpoint)}: no log of updates (metrics.jsonl) beside it, so nothing "
-                    "is said on the norms of its training"
+                    f"{shown(checkpoint)}: no log of updates (metrics.jsonl) beside it, so its "
+                    "gradient norms are not shown"
                 )
         seen = subject.part.last(config.characters)
         stretch = read_stretch(seen, vocabulary)
@@ -1051,7 +1051,7 @@ def inspect_recurrence(
         if (unknown := subject.unknown(seen)) is not None:
             say(f"{shown(checkpoint)}: the model {unknown}")
         if "gates" in config.only and shape.cell == "rnn":
-            say(f"{shown(checkpoint)}: a plain RNN has no gates, so nothing is said on them")
+            say(f"{shown(checkpoint)}: a plain RNN has no gates, so there are none to show")
         if not as_json:
             slow = "; truncation takes longest" if "truncation" in config.measured else ""
             say(f"looking at {len(stretch):,} characters{slow}:", end="")

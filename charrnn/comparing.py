@@ -291,7 +291,7 @@ def _refuse_foreign_runs(added: Iterable[Path], instead: str) -> None:
     for path in added:
         if (path / RESULT).exists() or (path / BEST).exists() or has_state(path):
             raise RunFolderError(
-                f"{shown(path)}: holds a run already, of no comparison that is known here: "
+                f"{shown(path)}: holds a run already, that does not belong to this comparison: "
                 f"{instead}"
             )
 

@@ -369,7 +369,7 @@ class InspectConfig:
     """What is looked at when a model is inspected."""
 
     only: tuple[str, ...] = ()
-    """Some of ``MEASUREMENTS``; none: all, truncation only if something is said on it."""
+    """Some of ``MEASUREMENTS``; none: all, truncation only with ``bptt`` or ``loss_last``."""
     characters: int = 20_000
     """The last so many of the text are read."""
     seed: int | None = None
@@ -410,7 +410,7 @@ class InspectConfig:
             if given and not self.measured.intersection(about):
                 added = joined(about, "or")
                 raise UsageError(
-                    f"{flag(name)} is about what --only leaves out: add --only {added}"
+                    f"{flag(name)} only affects what --only leaves out: add --only {added}"
                 )
         for radius in self.spectral_radius:
             if not _POSITIVE.holds(radius):

@@ -386,7 +386,7 @@ def split(corpus: Corpus, valid_share: float = 0.1, test_share: float = 0.0) -> 
     Args:
         corpus: to cut.
         valid_share: of its characters, as ``TextChoices`` allows it.
-        test_share: so, too.
+        test_share: the same of the test part.
     """
     valid, test = exact(valid_share), exact(test_share)
     total = corpus.characters

@@ -413,7 +413,8 @@ def _plain(event: Event, run: Run) -> Iterable[str]:
             + advice
         )
     elif isinstance(event, Paused):
-        yield f"was stopped for {duration(event.seconds)}, which the run's time leaves out"
+        stopped = f"the process was stopped for {duration(event.seconds)}"
+        yield f"{stopped}, which the run's time does not count"
     elif isinstance(event, Uncaptured):
         yield (
             "the update cannot be captured in a CUDA graph and is slower without, "

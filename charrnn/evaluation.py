@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from charrnn.corpus import Part
 from charrnn.model import CharModel, Hidden
 from charrnn.stream import Reader
-from charrnn.vocabulary import UNKNOWN, Vocabulary
+from charrnn.vocabulary import Vocabulary
 
 __all__ = [
     "WARM_UP",
@@ -177,8 +177,7 @@ def score(
         for ids_TB, counted_TB in _lane_windows(readers, lengths, window):
             if should_stop():
                 raise Interrupted
-            if vocabulary.has_unknown:
-                unknown += int(((ids_TB[1:] == UNKNOWN) & counted_TB).sum())
+            unknown += int((vocabulary.is_unknown(ids_TB[1:]) & counted_TB).sum())
             text_TB = torch.from_numpy(ids_TB).to(device)
             logits_TBV, hidden = model(text_TB[:-1], hidden)
             price_TB = symbol_prices(logits_TBV, text_TB[1:])
@@ -368,9 +367,7 @@ def window_prices(position: int, nats_T: Tensor, y_TB: Tensor, vocabulary: Vocab
         vocabulary: whose ids they are.
     """
     priced_T = nats_T.detach().cpu().double().numpy()
-    if not vocabulary.has_unknown:
-        return Prices(position, priced_T, 0)
-    unknown_T = (y_TB.flatten() == UNKNOWN).cpu().numpy()
+    unknown_T = vocabulary.is_unknown(y_TB.flatten().cpu().numpy())
     priced_T = priced_T + unknown_T * vocabulary.unknown_nats
     return Prices(position, priced_T, int(unknown_T.sum()))
 
@@ -429,9 +426,8 @@ def score_by_position(
             logits_TBV, hidden = model(x_TB[first : first + at_once], hidden)
             price_TB = _wide(symbol_prices(logits_TBV, y_TB[first : first + at_once]))
             nats_T[first : first + at_once] += price_TB.sum(1).cpu().numpy()
-        if vocabulary.has_unknown:
-            unknown_T = (y_TB == UNKNOWN).sum(1).cpu().numpy()
-            nats_T += unknown_T * vocabulary.unknown_nats
+        unknown_TB = vocabulary.is_unknown(ids[1:].reshape(lanes, length).T)
+        nats_T += unknown_TB.sum(1) * vocabulary.unknown_nats
         tell((start + lanes) * length)
     return PositionScores(nats_T / stretches, stretches)
 

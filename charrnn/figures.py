@@ -194,10 +194,10 @@ def line_chart(
         name: of the figure in its page: letters, digits and hyphens.
         title: what it shows, in words.
         lines: at least one with a point that can be drawn.
-        x_label: what runs to the right, with its unit; so upwards ``y_label``.
-        y_label: see there.
-        x_log: whether the axis is logarithmic; so ``y_log``.
-        y_log: see there.
+        x_label: what runs to the right, with its unit.
+        y_label: what runs upwards, with its unit.
+        x_log: whether the x axis is logarithmic.
+        y_log: whether the y axis is logarithmic.
         y_range: what is shown of y; None: all lines and bands.
         rules: levels to compare with; those in the range are drawn.
         y_percent: show shares as per cent.

@@ -118,8 +118,8 @@ def truncation(
         windows = _powers(min(longest, length), loss_last or 0)
         if loss_last and not windows:
             raise UsageError(
-                f"--loss-last {loss_last} fits into no window of what is looked at, {LANES} lanes "
-                f"of {length:,} characters: give a smaller one, or a window with --bptt"
+                f"--loss-last {loss_last} does not fit any window of the inspected text, {LANES} "
+                f"lanes of {length:,} characters: give a smaller one, or a window with --bptt"
             )
     # Predictions before the first one that counts for every window.
     skipped = max((T - (loss_last or T) for T in windows), default=0)

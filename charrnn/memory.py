@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from charrnn.evaluation import symbol_prices
 from charrnn.model import CharModel
 from charrnn.stretch import Stretch, first_where, windows_at
-from charrnn.vocabulary import UNKNOWN, Vocabulary
+from charrnn.vocabulary import Vocabulary
 
 __all__ = ["Memory", "memory"]
 
@@ -115,7 +115,7 @@ def memory(
     full_KB = price_T[starts_B[None] + context_K[:, None]]
     excess_KB = torch.cat(price_KB).cpu().double().numpy() - full_KB
     excess_K = excess_KB.mean(axis=1)
-    unknown = float((stretch.ids[first:] == UNKNOWN).mean())  # a byte like others: costs no more
+    unknown = float(vocabulary.is_unknown(stretch.ids[first:]).mean())
     return Memory(
         full_nats=float(price_T[first:].mean()) + unknown * vocabulary.unknown_nats,
         excess_nats=tuple(excess_K.tolist()),

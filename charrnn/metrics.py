@@ -17,7 +17,7 @@ __all__ = ["LARGEST", "LOG", "LOG_EVERY", "Log", "read_metrics"]
 
 #: A run's log.
 LOG = "metrics.jsonl"
-#: Updates that a row is on, at most.
+#: Most updates that a row sums up.
 LOG_EVERY = 10
 #: Above all that training computes with, 32 bits wide: a row has no larger numbers.
 LARGEST = 1e39
@@ -123,8 +123,8 @@ class Log:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read the log of a run.
 
-    Its numbers are finite, its steps and counts not negative, and each row on updates is on
-    one more at least.
+    Its numbers are finite, its steps and counts not negative, and the step of each row on
+    updates is larger than that of the one before.
 
     Raises:
         RunFolderError: it cannot be read, or a line is not a row of it.

@@ -107,7 +107,7 @@ class Loops(Library):
             projected: W x + b of every time step, [T, B, 4H], or of D different x, [D, 4H].
             which_TB: See ``rnn_forward``.
             states_TBH: Room for all states, the first one given.
-            cells_TBH: So of all cells.
+            cells_TBH: The same of all cells.
             keep: Whether a backward loop will follow.
 
         Returns:

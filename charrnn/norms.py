@@ -65,9 +65,9 @@ def clipping(
 
     Args:
         rows: of ``metrics.jsonl``; those on updates have ``gradient_norm``.
-        clip_norm: of the training, for the record; so are the next two.
-        clip_value: see there.
-        scale_norm: see there.
+        clip_norm: what the training scaled norms down to, for the record.
+        clip_value: what it cut entries to.
+        scale_norm: what norm it gave every gradient.
         periods: at most so many.
 
     Returns:

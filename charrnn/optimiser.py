@@ -9,7 +9,9 @@ gate's [W U], which reads [x; h] at once: gates have nothing in common, but what
 a gate takes from the input and from the state adds up. Within it, bands of some
 rows are orthogonalised by themselves: the loss is the same and the time a half or
 less (all measured in docs/diary.md). The rows, of norm 1, are scaled so that
-their parts in U have that norm in the mean, however wide the input.
+their parts in U have that norm in the mean, however wide the input. torch's own Muon takes
+each parameter whole. Nor is AdamW torch's: rates and counts are tensors, for an update that is
+captured as a graph, and a checkpoint has its state by names.
 """
 
 from __future__ import annotations

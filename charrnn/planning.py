@@ -28,10 +28,10 @@ __all__ = ["LEAST_TIMED", "Planned", "Planner"]
 OFF_PLAN = 0.05
 #: ... at the speed of a stretch of at least this share of it.
 OFF_PLAN_AFTER = 0.1
-#: The dropout stays where a new plan's updates are not this share more or fewer: it makes an update
-#: slower, and so could be put in and left out by turns.
+#: What the rules chose stays unless a new plan has this share more or fewer updates: dropout slows
+#: updates down, and so could come and go from plan to plan.
 SAME_PLAN = 0.1
-#: What saves and rows of the log leave of the time.
+#: Share of the time that saves and rows of the log leave to updates.
 OF_UPDATES = 0.98
 #: Least that a validation scores where the minutes are few.
 LEAST_TIMED = 10_000

@@ -138,7 +138,7 @@ class Run:
     unknown_share: float
     """Of the held-out characters: those that the vocabulary lacks."""
     owner: str | None = None
-    """The command that goes on with what this run is a part of; None: of nothing."""
+    """The command that goes on with the comparison that this run is part of; None: of none."""
     resumed: bool = False
     saved: Progress | None = None
     """As it is in the last checkpoint that was written or read; so is the next one."""

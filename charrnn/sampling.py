@@ -64,7 +64,7 @@ def prepare_prompt(
     if unknown == "error":
         raise VocabularyError(
             f"the model does not know these characters of the prompt: {shown}; "
-            "--unknown replace or --unknown skip goes on without them"
+            "use --unknown replace or --unknown skip"
         )
     if unknown == "skip":
         return ids[ids != UNKNOWN], f"skipped characters that the model does not know: {shown}"
@@ -190,7 +190,7 @@ def sample(
 
 
 def unwarned() -> np.errstate:
-    """Return the context to draw in: without numpy's warnings, as ``sample`` looks by itself.
+    """Return a context without numpy's warnings: ``sample`` looks for numbers that are not finite.
 
     It is the caller's, as a generator that enters it would leave it on between two pieces.
     """

@@ -76,8 +76,8 @@ class Chunk:
     characters: int
     """Predictions whose loss counts: those of the last ``characters // B`` time steps."""
     unknown: int
-    """How many of these are of a character that the vocabulary lacks (for bytes: of the byte 0).
-    One that is held back is none: the vocabulary has it, whatever it is read as."""
+    """How many of these are of a character that the vocabulary lacks. One that is held back is
+    none: the vocabulary has it, whatever it is read as."""
 
 
 class Lanes:
@@ -173,5 +173,5 @@ class Lanes:
                 y_TB=ids_TB[1:],
                 first=chunk_index == 0,
                 characters=new * self.lanes,
-                unknown=int(np.count_nonzero(ids_BT[:, kept : kept + new] == UNKNOWN)),
+                unknown=int(self._vocabulary.is_unknown(ids_BT[:, kept : kept + new]).sum()),
             )

@@ -201,7 +201,7 @@ class Update:
             if self._eager_updates < EAGER_UPDATES:
                 # Libraries choose and load their kernels now; a capture cannot.
                 self._eager_updates += 1
-                # One for all: freed memory is kept for the stream that it was of.
+                # One side stream for all: freed memory is kept for the stream it was of.
                 side = self._side = self._side or torch.cuda.Stream()  # type: ignore[no-untyped-call]
                 side.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(side):
@@ -230,8 +230,8 @@ class Update:
             torch.cuda.set_stream(stream)
             generator = torch.cuda.default_generators[self.device.index]
             generator.graphsafe_set_state(generator.clone_state())
-            # Its end says no more than that something within went wrong. (Kept under a name of this
-            # frame, what did would keep the frame, and with it a window's memory, in a circle.)
+            # The outer error says only that the capture failed, its context why. (Kept under a name
+            # of this frame the context would keep the frame, and with it a window's memory.)
             self.capture_failure = (
                 str(error.__context__ or error).splitlines() or ["no reason given"]
             )[0]

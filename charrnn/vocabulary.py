@@ -137,6 +137,11 @@ class Vocabulary:
         """Whether id 0 is the unknown symbol; it is but for bytes."""
         return not self.is_bytes
 
+    def is_unknown(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+        """Return which ids are the unknown symbol, in an array of their shape; of bytes none is."""
+        unknown: NDArray[np.bool_] = (ids == UNKNOWN) & self.has_unknown
+        return unknown
+
     @property
     def size(self) -> int:
         """V, the number of symbols, the unknown symbol included."""

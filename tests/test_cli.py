@@ -247,7 +247,11 @@ class TestBadInput:
             ("trian {prose}", 2, "train"),
             ("train --resume", 2, "--resume needs --run"),
             ("train --resume --run {missing}", 1, "no run to resume"),
-            ("train --resume --run {missing} --init-from {trained}", 2, "has its text divided"),
+            (
+                "train --resume --run {missing} --init-from {trained}",
+                2,
+                "divided and its weights",
+            ),
             (
                 "train --resume --run {trained} --hidden 9",
                 2,
@@ -285,7 +289,7 @@ class TestBadInput:
             ("sample {trained} --count 0", 2, "--count"),
             ("sample {trained} --seed -1", 2, "--seed"),
             ("sample {trained} --unknown ignore", 2, "--unknown"),
-            ("sample {trained} --prompt a☃b", 1, "'☃' x 1; --unknown replace"),
+            ("sample {trained} --prompt a☃b", 1, "'☃' x 1; use --unknown replace"),
             ("sample {trained} --length 0 --count 2", 2, "--count"),
             ("sample {trained} --length 0 --json", 2, "--json"),
             # Scoring.

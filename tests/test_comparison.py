@@ -949,7 +949,7 @@ class TestCompare:
         shutil.copytree(folder / "gru-seed2", folder / "gru-seed3")
         done = cli("compare", "--run", folder, "--resume", "--seeds", 3)
         assert (done.code, done.err.count("\n")) == (1, 1)
-        assert "gru-seed3: holds a run already, of no comparison" in done.err
+        assert "gru-seed3: holds a run already, that does not belong" in done.err
         assert not (folder / "rnn-seed3").exists()
         assert open_plan(folder).seeds == 2
 

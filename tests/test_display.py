@@ -171,7 +171,7 @@ class TestPlain:
         self, run: Run, capsys: pytest.CaptureFixture[str]
     ) -> None:
         line = said(run, Paused(20.25), capsys)
-        assert line == "was stopped for 20 s, which the run's time leaves out\n"
+        assert line == "the process was stopped for 20 s, which the run's time does not count\n"
 
     def test_a_device_without_a_name_goes_by_its_kind(
         self, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

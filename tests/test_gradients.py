@@ -162,7 +162,7 @@ class TestTruncation:
     def test_too_short_a_text(self) -> None:
         with pytest.raises(UsageError, match=rf"--bptt 21 .*--characters, of {21 * LANES + 1}$"):
             truncation(make_model("rnn"), make_ids(20 * LANES + 1), (5, 21))
-        with pytest.raises(UsageError, match=r"^--loss-last 17 fits into no window .*--bptt$"):
+        with pytest.raises(UsageError, match=r"^--loss-last 17 does not fit any window .*--bptt$"):
             truncation(make_model("rnn"), make_ids(20 * LANES + 1), loss_last=17)
 
     def test_small_angles_are_exact(self) -> None:

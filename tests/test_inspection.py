@@ -575,7 +575,7 @@ class TestCommand:
         cli("train", prose, "--run", run, *words)
         result = cli("inspect", run, "--part", "valid", "--only", "gates")
         assert (result.code, result.out) == (0, "")
-        assert f"{run}: a plain RNN has no gates, so nothing is said on them\n" in result.err
+        assert f"{run}: a plain RNN has no gates, so there are none to show\n" in result.err
 
     def test_standard_input(self, cli: Cli, trained: Path) -> None:
         text = make_prose(150, seed=9).encode()
@@ -586,7 +586,7 @@ class TestCommand:
     def test_a_checkpoint_without_a_log(self, cli: Cli, lone: Path, prose: Path) -> None:
         result = cli("inspect", lone, "--text", prose, "--characters", 100, "--json")
         assert result.code == 0
-        assert "nothing is said on the norms of its training" in result.err
+        assert "so its gradient norms are not shown" in result.err
         found = json.loads(result.out)
         assert found["clipping"] is None
         assert found["cuts"], "for which no log is needed"
@@ -622,11 +622,11 @@ class TestCommand:
             ("--only everything", 2, "--only must be one of step, flow"),
             ("--only memory --spectral-radius 1", 2, "add --only flow"),
             ("--only flow --bptt 3", 2, "add --only truncation"),
-            ("--only step --only units --seed 7", 2, "--seed is about what --only leaves out"),
+            ("--only step --only units --seed 7", 2, "--seed only affects what --only leaves out"),
             ("--bptt 0", 2, "--bptt must be"),
             ("--bptt 3 --loss-last 4", 2, "longer than the window"),
             ("--characters 500 --bptt 63", 2, "it takes a text, and --characters, of 505"),
-            ("--characters 100 --loss-last 99", 2, "--loss-last 99 fits into no window"),
+            ("--characters 100 --loss-last 99", 2, "--loss-last 99 does not fit any window"),
         ],
     )
     def test_bad_input(

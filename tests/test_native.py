@@ -291,7 +291,7 @@ def test_every_command_does_without_c_where_none_is_wanted(
     cell: str, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CHARRNN_NATIVE", "0")
-    monkeypatch.setenv("CC", shlex.join(script(tmp_path / "cc", f"touch {tmp_path}/ran; exit 1")))
+    monkeypatch.setenv("CC", shlex.join(script(tmp_path / "cc", 'touch "$0 ran"; exit 1')))
     monkeypatch.setattr("charrnn.stepper._steps_in_numpy", lambda *_, **__: 3)
     run = tmp_path / "run"
     small = ("--steps", 2, "--hidden", 5, "--batch-size", 2, "--bptt", 9)
@@ -303,7 +303,7 @@ def test_every_command_does_without_c_where_none_is_wanted(
     ):
         result = cli(*words)
         assert result.code == 0, result.err
-    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "cc ran").exists()
 
 
 def test_without_a_folder_there_are_no_loops(

@@ -238,7 +238,8 @@ def test_the_text_is_divided_and_the_weights_are_there(
     run: Path, promise: Promise, flag: str
 ) -> None:
     promise("R14", "options that would change the run: refused, named", flag)
-    assert refusal(run, flag, 0.1).startswith(f"charrnn: {flag}: a run that goes on has its text")
+    said = refusal(run, flag, 0.1)
+    assert said.startswith(f"charrnn: {flag}: the run's text is divided and its weights exist")
 
 
 # What the checkpoint says ----------------------------------------------------------
