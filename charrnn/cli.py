@@ -738,7 +738,12 @@ def compare(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the comparison in --run; --seeds may grow.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the comparison in --run; --seeds may grow, and TEXT say where its text "
+            "lies now.",
+        ),
     ] = False,
     report: Report = None,
     valid_share: Annotated[

@@ -305,7 +305,7 @@ outweighs them for about 30 steps.)
         tables=[
             Table(
                 ["rate", "training", "recurrence", "steps",
-                 "largest norm of an update", "updates clipped",
+                 "largest gradient norm of an update", "updates clipped",
                  "loss at the end"],
                 [_training_row(training, course) for training, course in courses.items()],
                 words=3,

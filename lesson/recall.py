@@ -214,10 +214,19 @@ def judge_beyond(distance: int, carried: Prices, reset: Prices) -> Judgement:
         else f"With the state carried a window of {window} brings the key to {price:.2f} nats "
         f"({longer:.2f} with {enough}). No gradient reaches the key, but traces of it are in the "
         "state that comes in, and the window learns to read and to preserve them."
-        + (" Truncation makes it harder, not impossible." if longer < price else "")
+        + _harder(price, longer)
         + _unexplained(distance, carried),
         _chance(carried, reset),
     )
+
+
+def _harder(price: float, longer: float) -> str:
+    """Say what truncation does, by the best price of a shorter window and of a longer one."""
+    if longer >= price:
+        return ""
+    if price < LEARNT * CHANCE:
+        return " Truncation makes it harder, not impossible."
+    return " No shorter window learns all of it, but truncation does not keep back all of it either."
 
 
 def _chance(carried: Prices, reset: Prices) -> str:
@@ -399,14 +408,14 @@ def judge_scaling(
     if least >= limit:
         return judged(
             [],
-            f"By the medians no training learnt the key in these steps: it costs {least:.2f} nats "
-            f"at best, and {CHANCE:.2f} by chance. So nothing is shown about what it takes.",
+            f"By the medians no training learnt the key in these steps: {_nats(least)} at best, and "
+            f"{CHANCE:.2f} by chance. So nothing is shown about what it takes.",
         )
     if rnn < limit:
         return judged(
             [],
             f"There is nothing to mend: the plain RNN remembers {distance} characters with its "
-            f"gradients as they are (the key costs {rnn:.3f} nats; {scaled_rnn:.3f} scaled).",
+            f"gradients as they are (the key costs {rnn:.3f} nats; {_nats(scaled_rnn)} scaled).",
         )
     return judged(
         [scaled_rnn >= limit, lstm < limit],

@@ -291,7 +291,7 @@ def test_a_product_reads_the_rounded_weights(
 
 @pytest.mark.parametrize("lanes", [1, 4])
 def test_sums_stay_in_float32(lanes: int) -> None:
-    """So a text is sampled alike alone and beside others."""
+    """Beside others as alone: a product in bf16 would round them."""
     generator = torch.Generator().manual_seed(5)
     weight_NK = torch.randn(33, 45, generator=generator)
     x_BK = torch.randn(lanes, 45, generator=generator)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,7 +86,7 @@ class TestRun:
         run = tmp_path / "run"
         done = cli("train", prose, "--run", run, *QUICK)
         assert (done.code, done.out) == (code, "")
-        go_on = f"charrnn train --run {run} --resume"
+        go_on = f"charrnn train --run {shlex.quote(str(run))} --resume"
         why = "the run is saved" if says else "nobody reads the output any more"
         assert done.err == f"{why}; go on with: {go_on}\n{says}"
         assert read_description(run / "last.safetensors").meta["step"] == 10
@@ -122,7 +123,7 @@ class TestComparison:
         folder = tmp_path / "all"
         done = cli("compare", prose, "--cell", "rnn", "--run", folder, *QUICK)
         assert (done.code, done.out) == (code, "")
-        go_on = f"go on with: charrnn compare --run {folder} --resume --device cpu\n"
+        go_on = f"go on with: charrnn compare --run {shlex.quote(str(folder))} --resume --device cpu\n"
         assert done.err.endswith(says or go_on)
         assert read_description(folder / "rnn-seed1" / "last.safetensors").meta["step"] == 10
         assert not (folder / "rnn-seed1" / "result.json").exists()
