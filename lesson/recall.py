@@ -226,7 +226,9 @@ def _harder(price: float, longer: float) -> str:
         return ""
     if price < LEARNT * CHANCE:
         return " Truncation makes it harder, not impossible."
-    return " No shorter window learns all of it, but truncation does not keep back all of it either."
+    return (
+        " No shorter window learns all of it, but truncation does not keep back all of it either."
+    )
 
 
 def _chance(carried: Prices, reset: Prices) -> str:
@@ -408,8 +410,8 @@ def judge_scaling(
     if least >= limit:
         return judged(
             [],
-            f"By the medians no training learnt the key in these steps: {_nats(least)} at best, and "
-            f"{CHANCE:.2f} by chance. So nothing is shown about what it takes.",
+            f"By the medians no training learnt the key in these steps: {_nats(least)} at best, "
+            f"and {CHANCE:.2f} by chance. So nothing is shown about what it takes.",
         )
     if rnn < limit:
         return judged(
