@@ -32,7 +32,7 @@ from charrnn.config import (
     TextSource,
     WeightsName,
 )
-from charrnn.errors import CharrnnError, UsageError
+from charrnn.errors import CharrnnError, CorpusError, UsageError
 from charrnn.files import is_text, name_of
 from charrnn.outcome import outcome
 from charrnn.reporting import check_report, origin_of_page, refuse_overwriting, show_and_report
@@ -41,6 +41,8 @@ from charrnn.stopping import Stopped, StopSignals
 from charrnn.wording import command_line, counted, duration, flag, joined, reason, shown
 
 if TYPE_CHECKING:
+    import torch
+
     from charrnn.comparison import Plan
     from charrnn.run import Run
 
@@ -741,8 +743,8 @@ def compare(
         bool,
         typer.Option(
             "--resume",
-            help="Go on with the comparison in --run; --seeds may grow, and TEXT say where its text "
-            "lies now.",
+            help="Go on with the comparison in --run; --seeds may grow, and TEXT say where its "
+            "text lies now.",
         ),
     ] = False,
     report: Report = None,
@@ -872,7 +874,9 @@ def compare(
             if device == "auto" and plan.device is not None:
                 # Where nothing is left to train, it only says where that was done.
                 is_finished = all(read_results(folder, plan))
-                where = torch.device(plan.device) if is_finished else choose_device(plan.device)
+                where = torch.device(plan.device)
+                if not is_finished:
+                    where = _device_of(plan.device)
         else:
             given["device"] = where.type
             plan = Plan(texts=absolute_names(texts or ()), **given)
@@ -1117,12 +1121,32 @@ def _say_finished(run: Run) -> None:
     )
 
 
+def _device_of(began: str) -> torch.device:
+    """Return the device that a comparison began on.
+
+    Raises:
+        UsageError: there is none here.
+    """
+    from charrnn.device import choose_device
+
+    try:
+        return choose_device(began)
+    except UsageError:
+        raise UsageError(
+            f"the comparison began on {began}, and there is none here: go on with it where there "
+            "is one, or compare anew in another folder with --run"
+        ) from None
+
+
 def _refuse_report_in_text(report: Path, plan: Plan, folder: Path) -> None:
     """Refuse a report that would take the place of a comparison's text, or become part of it."""
     from charrnn.disk import followed
     from charrnn.files import embedded_corpus, find_files
 
-    found = find_files(plan.texts or embedded_corpus()).files if report.exists() else ()
+    found: Sequence[Path] = ()
+    if report.exists():
+        with contextlib.suppress(CorpusError):  # a text that has moved is not there to be replaced
+            found = find_files(plan.texts or embedded_corpus()).files
     read = dict.fromkeys(found, "what is read")
     # A file that is there is found; and the comparison's own folder is not read.
     is_own = {followed(report).parent, followed(report.parent)} == {followed(folder)}

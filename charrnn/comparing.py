@@ -24,7 +24,7 @@ import torch
 
 from charrnn import recipe
 from charrnn.baselines import uniform_nats
-from charrnn.checkpoint import BEST
+from charrnn.checkpoint import BEST, LAST
 from charrnn.comparison import (
     PLAN,
     TOLERANCE,
@@ -39,7 +39,13 @@ from charrnn.config import CellName, ModelConfig
 from charrnn.corpus import Corpus, Part, scan
 from charrnn.device import multiplies_bf16
 from charrnn.disk import write_json
-from charrnn.errors import CorpusError, NonFiniteError, RunFolderError, UsageError
+from charrnn.errors import (
+    CorpusError,
+    NonFiniteError,
+    RunFolderError,
+    TakenFolderError,
+    UsageError,
+)
 from charrnn.evaluation import Interrupted, Scores, run_once, score
 from charrnn.files import embedded_corpus, text_within
 from charrnn.lock import LOCK
@@ -53,7 +59,7 @@ from charrnn.starting import start
 from charrnn.trained import load_model
 from charrnn.training import Event, Finished, train
 from charrnn.vocabulary import Vocabulary
-from charrnn.wording import command_line, shown
+from charrnn.wording import shown
 
 __all__ = [
     "Note",
@@ -213,19 +219,23 @@ def compare(
     known = kept.seeds if kept else 0
     instead = "choose another folder with --run" if new else "move it elsewhere"
     _refuse_foreign_runs((path for seed, _, path in runs if seed >= plan.seed + known), instead)
-    if not new and all(there := read_results(folder, plan)):
+    has_moved = kept is not None and kept.texts != plan.texts
+    if not has_moved and not new and all(there := read_results(folder, plan)):
         # Nothing is left to train: neither the text nor what the rules give here matters.
         yield from (RunScored(result) for result in there if result)
         return
-    _refuse_another_device(plan, device)
+    if kept is not None:
+        _refuse_another_machine(kept, device)
     try:
         part = _part_to_train_on(plan)
     except CorpusError as error:
-        if kept is None or kept.texts != plan.texts:
+        if kept is None or has_moved or not plan.texts or command is None:
             raise
-        again = command_line(["charrnn", "compare", "TEXT", "--run", str(folder), "--resume"])
-        raise CorpusError(f"{error}; where the text has moved, name it: {again}") from error
+        raise CorpusError(f"{error}; where the text has moved, name it: {command} TEXT") from error
     plan = replace(plan, fingerprint=part.corpus.fingerprint)
+    if kept is not None and has_moved:
+        kept = replace(kept, texts=plan.texts)
+        write_json(folder / PLAN, kept.to_dict())
     found, training, notes = shapes(
         plan,
         vocabulary=Vocabulary.from_counts(part.counts(), part.corpus.encoding, plan.min_count).size,
@@ -233,7 +243,8 @@ def compare(
         device=device.type,
         bf16=multiplies_bf16(device),
     )
-    plan = replace(plan, precision=training["precision"])
+    if new:
+        plan = replace(plan, precision=training["precision"])
     yield from map(Note, notes)
     for number, (seed, cell, path) in enumerate(runs, start=1):
         shape, result = found[cell], read_result(path)
@@ -257,13 +268,18 @@ def compare(
                 continue
             if result is None:
                 return
-            with _going_on(command):
+            with _going_on(run):
                 run.folder.save_result(result.to_dict())
         yield RunScored(result)
 
 
-def _refuse_another_device(plan: Plan, device: torch.device) -> None:
-    """Refuse to train some of a comparison's runs elsewhere than the others."""
+def _refuse_another_machine(plan: Plan, device: torch.device) -> None:
+    """Refuse to train some of a comparison's runs on another device, or in another precision."""
+    if plan.precision == "bf16" and not multiplies_bf16(device):
+        raise UsageError(
+            "the comparison began in bf16, which this device has no instructions for: go on with "
+            "it where there are, or compare anew in another folder with --run"
+        )
     if plan.device is not None and device.type != plan.device:
         raise UsageError(
             f"--device {device.type}: the comparison began on {plan.device}, and runs on two "
@@ -356,11 +372,6 @@ def _open_run(
             run = resume(folder, device=device, changes={}, texts=plan.texts)
             has = run.model.config
             _refuse_another_shape(path, (has.layers, has.hidden), shape)
-            if run.config.precision != plan.precision:
-                raise UsageError(
-                    f"{shown(path)} would go on in {run.config.precision}, and the comparison is "
-                    f"in {plan.precision}: go on with it on the machine it began on"
-                )
         else:
             run = start(choices, plan.text(), folder=folder, device=device)
         _refuse_another_text(plan, run.train.corpus)
@@ -376,25 +387,29 @@ def _finish(
         yield event
         if isinstance(event, Finished) and not event.complete:
             return None
+    speed = _median_speed(run.folder.path / LOG)
     try:
-        with _going_on(run.owner):
-            return _measure(run, should_stop)
+        with _going_on(run):
+            return _measure(run, speed, should_stop)
     except Interrupted:
         return None
 
 
 @contextmanager
-def _going_on(command: str | None) -> Iterator[None]:
-    """Say of what fails once a run is trained that nothing of it is lost."""
+def _going_on(run: Run) -> Iterator[None]:
+    """Say of what fails once a run is trained that nothing of it is lost, if so."""
     try:
         yield
     except (CorpusError, RunFolderError) as error:
+        is_taken = isinstance(error, TakenFolderError) or not (run.folder.path / LAST).exists()
+        if is_taken or run.owner is None:
+            raise
         raise type(error)(
-            f"{error}; the run is trained and saved, and the comparison goes on with: {command}"
+            f"{error}; the run is trained and saved, and the comparison goes on with: {run.owner}"
         ) from error
 
 
-def _measure(run: Run, should_stop: Callable[[], str | None]) -> RunResult:
+def _measure(run: Run, speed: float, should_stop: Callable[[], str | None]) -> RunResult:
     """Score the best checkpoint of a finished run on what was held out."""
     path, progress = run.folder.path, run.progress
     model, vocabulary, _ = load_model(path, run.device)
@@ -428,7 +443,7 @@ def _measure(run: Run, should_stop: Callable[[], str | None]) -> RunResult:
         seconds=progress.seconds,
         validation_seconds=progress.validation_seconds,
         uniform_nats=uniform_nats(part.predicted.counts(), vocabulary),
-        train_chars_per_second=_median_speed(path / LOG),
+        train_chars_per_second=speed,
         valid_nats_per_char=valid.nats_per_char if valid else None,
         nats_per_char=scores.nats_per_char,
         bits_per_byte=scores.bits_per_byte if scores.bytes else None,

@@ -109,9 +109,10 @@ class Plan(Record):
     clip_norm: float | None = None
     """0: no clipping."""
     precision: Literal["fp32", "bf16"] | None = None
-    """Of the products; None: bf16 where the hardware has it."""
+    """Of the products; None, before the first run and in older plans: bf16 where the hardware has
+    it."""
     device: Literal["cpu", "cuda", "mps"] | None = None
-    """Where it began, and goes on unless another is named; None in older plans."""
+    """Where it began, and goes on; None in older plans."""
     fingerprint: str | None = None
     """Of the text, as ``Corpus`` has it; None before it is read, and in older plans."""
 

@@ -120,7 +120,7 @@ def _introduction(run: Run) -> Iterable[str]:
     (mark, nats), *others = run.baselines.items()
     rest = (f", {word} {nats:.3f} ({in_bits(nats):.3f})" for word, nats in others)
     first = ""
-    if run.valid is not None and run.valid.characters > MOST_COMPRESSED:
+    if run.valid is not None and run.valid.predicted.characters > MOST_COMPRESSED:
         first = f" of the first {MOST_COMPRESSED:,}"
     yield f"to beat {mark} {nats:.3f} nats a {unit} ({_bits(nats)}){''.join(rest)}{first}"
     yield f"run     {shown(run.folder.path)}"
@@ -285,7 +285,7 @@ def _validation(event: Validated, widths: tuple[int, int, int] = (0, 0, 0)) -> s
 
 def _rate(row: Mapping[str, Any]) -> str:
     rate = row["learning_rate"]
-    return f"{rate:.2g}" if rate < 100 else f"{rate:,.0f}"
+    return f"{rate:,.0f}" if 99.5 <= rate < 1e9 else f"{rate:.2g}"
 
 
 def _speed(row: Mapping[str, Any]) -> str:

@@ -99,7 +99,10 @@ def _not_text(
         advice = said
     elif encoding == "utf-8" and isinstance(error, UnicodeDecodeError) and _has_utf_8(error):
         drop = command_line(["iconv", "-c", "-f", "utf-8", "-t", "utf-8", str(path)])
-        advice = f"before it is, so it is damaged there: drop that ({drop}) or use bytes"
+        advice = (
+            "up to there it is, so it may be damaged, and "
+            f"{drop} >NEW drops such bytes; else {advice}"
+        )
     elif encoding in ("utf-16", "utf-32") and not byte_order_mark(head, encoding):
         why = " (no byte order mark)"
         advice = f"use --encoding {encoding}-le or {encoding}-be, or another one's name, or bytes"
@@ -107,8 +110,11 @@ def _not_text(
 
 
 def _has_utf_8(error: UnicodeDecodeError) -> bool:
-    """Whether there are characters of several bytes before: by chance there are hardly ever."""
-    return max(error.object[: error.start], default=0) > 0x7F
+    """Whether so many characters of several bytes are before that they are hardly there by chance.
+
+    Some of other encodings look like one.
+    """
+    return sum(byte >= 0xC0 for byte in error.object[: error.start]) >= 10
 
 
 def _by_its_mark(head: bytes, encoding: str) -> str | None:

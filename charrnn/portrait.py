@@ -219,7 +219,8 @@ def portray_comparison(
     for cell in comparison.cells:
         path = Path(cell.best.run)
         model, vocabulary, checkpoint = load_model(path, torch.device("cpu"))
-        part = recorded_part(checkpoint, comparison.plan.compared_on, read=scan_once)
+        plan = comparison.plan
+        part = recorded_part(checkpoint, plan.compared_on, read=scan_once, moved=plan.texts)
         training = checkpoint.record("training", TrainConfig)
         inspection = _inspect_end(path, model, vocabulary, training, part)
         portraits.append(portray(cell.cell.upper(), path, model, vocabulary, part, inspection))

@@ -13,7 +13,7 @@ import torch
 
 from charrnn import recipe
 from charrnn.assembling import assemble, lanes_of, refuse_too_large, refuse_validations
-from charrnn.checkpoint import BEST, Checkpoint, load
+from charrnn.checkpoint import BEST, Checkpoint, DamagedCheckpointError, load
 from charrnn.config import BUDGETS, TrainConfig
 from charrnn.corpus import Part, scan
 from charrnn.decoding import text_encoding
@@ -127,7 +127,7 @@ def resume(
     run.resumed, run.saved_settings = True, saved
     # Read anew, before the changes: the plan is another now where the budget is.
     run.saved = checkpoint.record("progress", Progress)
-    run.better, said = _best(folder, progress)
+    run.better, said = _best(folder, progress, goes_on=not run.is_over)
     run.notes += said
     return run
 
@@ -224,20 +224,26 @@ def _read_again(
     return corpus.part(*record.train), valid
 
 
-def _best(folder: RunFolder, progress: Progress) -> tuple[Progress | None, list[str]]:
+def _best(
+    folder: RunFolder, progress: Progress, *, goes_on: bool
+) -> tuple[Progress | None, list[str]]:
     """Look at a run's best checkpoint.
 
     Returns:
         The state at it where that is better than the run knows; what the user should know of it.
-        Where it is lost, ``progress`` forgets it, so that the next validation makes another.
+        Where it is lost and the run goes on, ``progress`` forgets it, so that the next validation
+        makes another.
     """
+    path = folder.path / BEST
     try:
-        best = load(folder.path / BEST).record("progress", Progress)
+        best = load(path).record("progress", Progress)
     except CheckpointError as error:
-        if progress.best_nats is None:
+        flaw = error.flaw if isinstance(error, DamagedCheckpointError) else "missing"
+        is_lost = isinstance(error, DamagedCheckpointError) or not path.exists()
+        if not is_lost or progress.best_nats is None or not goes_on:
             return None, []
         progress.best_nats = progress.best_step = None
-        return None, [f"{error}: the best of the validations to come takes its place"]
+        return None, [f"{BEST}: {flaw}: the best of the validations to come takes its place"]
     is_comparable = best.validate_characters == progress.validate_characters
     if not is_comparable or not best.is_better_than(progress):
         return None, []

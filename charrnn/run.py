@@ -88,13 +88,15 @@ class Progress(Record):
         for name in ("seconds", "validation_seconds", "vain_seconds", "planned_at_seconds"):
             if not 0 <= getattr(self, name) < 1e10:
                 raise ValueError(f"{name} is {getattr(self, name)}")
+        if self.validation_seconds > self.seconds * (1 + 1e-9) + 1e-6:
+            raise ValueError(f"validation_seconds is {self.validation_seconds}, more than seconds")
         if self.row_updates and not self.row_characters:
             raise ValueError("row_characters is 0")
 
     @property
     def training_seconds(self) -> float:
         """The time of all but validations."""
-        return max(0.0, self.seconds - self.validation_seconds)
+        return self.seconds - self.validation_seconds
 
     @property
     def seconds_a_validation(self) -> float:

@@ -89,9 +89,10 @@ def start(
     if valid and text.valid:
         notes += _trained_on(valid, record)
     elif valid and valid.characters < FEW:
+        unit = "byte" if corpus.encoding == BYTES else "character"
         notes.append(
-            f"{counted(valid.characters, 'character')} held out tell little, and choose the model: "
-            "--valid-share 0 trains on all of the text"
+            f"only {counted(valid.characters, unit)} are held out, so which checkpoint is best is "
+            "mostly chance: hold out more, or none (--valid-share 0)"
         )
     if origin is None:
         vocabulary = _new_vocabulary(counts, corpus.encoding, text.min_count)
@@ -100,7 +101,7 @@ def start(
         vocabulary = Vocabulary(known.characters, corpus.encoding, known.min_count)
         notes.append(_coverage(counts, vocabulary, origin.path))
     valid_counts = valid.predicted.counts() if valid is not None else {}
-    notes += _unknown(valid_counts, vocabulary)
+    notes += _unknown(valid_counts, vocabulary, vocabulary.unknown_share(counts))
     shape, config, said = _choose(choices, vocabulary, train, device)
     torch.manual_seed(config.seed)
     model = CharModel(shape) if origin is None else with_weights(shape, origin.weights, origin.path)
@@ -206,18 +207,24 @@ def _trained_on(valid: Part, record: TextRecord) -> list[str]:
     ]
 
 
-def _unknown(valid_counts: Mapping[int, int], vocabulary: Vocabulary) -> list[str]:
-    """Say how much of what is held out the vocabulary does not know, if any."""
+def _unknown(valid_counts: Mapping[int, int], vocabulary: Vocabulary, trained: float) -> list[str]:
+    """Say how much of what is held out the vocabulary does not know, if any.
+
+    Args:
+        valid_counts: of what is held out.
+        vocabulary: the model's.
+        trained: the share that it does not know of what is trained on.
+    """
     unknown = vocabulary.unknown_among(valid_counts)
     if not unknown:
         return []
     characters = sum(valid_counts.values())
-    share = sum(unknown.values()) / characters
+    is_another = sum(unknown.values()) / characters > MANY_UNKNOWN >= trained
     return [
         f"the model does not know {sum(unknown.values()):,} of the "
         f"{counted(characters, 'character')} to predict in what is held out, and "
         f"each costs what it takes to spell it out: {listed(unknown)}"
-        + ("; hold out text like that trained on: --valid FILE" if share > MANY_UNKNOWN else "")
+        + ("; hold out text like that trained on" if is_another else "")
     ]
 
 

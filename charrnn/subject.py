@@ -127,7 +127,9 @@ class Subject:
             return str(source)
         trained = self.trained_on
         names = source.texts or (source.part == "valid" and trained.valid_texts) or trained.texts
-        files = ", ".join("standard input" if name == "-" else Path(name).name for name in names)
+        files = ", ".join(
+            "standard input" if name == "-" else Path(name).name or name for name in names
+        )
         return f"the {source.part} part of " + (files or "Python's own library")
 
     @property

@@ -340,11 +340,13 @@ class _Loop:
         row = self._row()
         characters, seconds = self.row_from
         loss = progress.row_loss / progress.row_characters
+        norm = progress.row_norm / progress.row_updates
         row |= {
             "train_nats_per_char": loss,
             "learning_rate": self.rate,
-            "gradient_norm": progress.row_norm / progress.row_updates,
-            "largest_gradient_norm": progress.row_largest_norm,
+            "gradient_norm": norm,
+            # An older checkpoint within a row has none.
+            "largest_gradient_norm": max(norm, progress.row_largest_norm),
             "clipped_share": progress.row_clipped / progress.row_updates,
         }
         if progress.characters > characters:  # else all were done in the sitting before

@@ -703,14 +703,23 @@ class TestCompare:
         again = ("compare", "--run", folder, "--resume", "--json")
         refused = cli(*again)
         assert (refused.code, refused.err.count("\n")) == (1, 1)
-        name_it = f"where the text has moved, name it: charrnn compare TEXT --run {shlex.quote(str(folder))} --resume"
-        assert refused.err.endswith(f"{name_it}\n")
+        go_on = shlex.join(["charrnn", "compare", "--run", str(folder), "--resume"])
+        assert refused.err.endswith(f"; where the text has moved, name it: {go_on} TEXT\n")
         other = cli(*again, __file__)
         assert "is not the one this comparison was started on" in other.err
         assert open_plan(folder).texts == (str(text),)
-        done = cli(*again, moved)
+        page = tmp_path / "page.html"
+        page.touch()
+        done = cli(*again, moved, "--report", page)
         assert (done.code, len(json.loads(done.out))) == (0, 2)
         assert open_plan(folder).texts == (str(moved),)
+        # Where all runs are done, too.
+        last = moved.rename(tmp_path / "last.txt")
+        assert cli(*again, "--report", page).code == 1
+        assert cli(*again, __file__).code == 1
+        assert open_plan(folder).texts == (str(moved),)
+        assert cli(*again, last, "--report", page).code == 0
+        assert open_plan(folder).texts == (str(last),)
 
     def test_it_goes_on_in_the_precision_that_it_began_in(
         self, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -726,11 +735,21 @@ class TestCompare:
         assert plan.precision == "bf16"
         for module in ("comparing", "starting", "resuming"):
             monkeypatch.setattr(f"charrnn.{module}.multiplies_bf16", lambda _device: False)
-        with pytest.raises(UsageError, match="--precision bf16 needs a CPU with AVX512-BF16"):
-            list(compare(tmp_path / "all", plan, new=False, device=CPU))
         (tmp_path / "all" / "rnn-seed1" / "result.json").unlink()
-        with pytest.raises(UsageError, match=r"rnn-seed1 would go on in fp32, and the comparison "):
+        with pytest.raises(UsageError, match="the comparison began in bf16, which this device"):
             list(compare(tmp_path / "all", plan, new=False, device=CPU))
+
+    def test_a_device_that_is_gone_is_said_to_be_the_comparison_s(
+        self, cli: Cli, prose: Path, tmp_path: Path
+    ) -> None:
+        """It is nothing that the user gave."""
+        words = ("--cell", "rnn", "--run", tmp_path / "all", *QUICK, "--quiet")
+        assert cli("compare", prose, *words, "--device", "cpu").code == 0
+        plan = tmp_path / "all" / "comparison.json"
+        plan.write_text(json.dumps(json.loads(plan.read_text()) | {"device": "cuda"}))
+        refused = cli("compare", "--run", tmp_path / "all", "--resume", "--seeds", 2)
+        assert (refused.code, refused.err.count("\n")) == (2, 1)
+        assert "charrnn: the comparison began on cuda, and there is none here: go on" in refused.err
 
     def test_what_fails_once_a_run_is_trained_says_how_to_go_on(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -895,7 +914,8 @@ class TestCompare:
         monkeypatch.chdir(uninterrupted / "rnn-seed1")
         refused = cli("train", "--run", ".", "--resume", "--steps", 99)
         assert (refused.code, refused.out, refused.err.count("\n")) == (1, "", 1)
-        advice = f"go on with them with: charrnn compare --run {shlex.quote(str(uninterrupted))} --resume; or start"
+        run = shlex.quote(str(uninterrupted))
+        advice = f"go on with them with: charrnn compare --run {run} --resume; or start"
         assert f"{uninterrupted}/rnn-seed1: is a run of a comparison" in refused.err
         assert advice in refused.err
         # Whatever else lies there is none of its runs.
@@ -912,7 +932,10 @@ class TestCompare:
         text = [] if resume else [prose]
         refused = cli("train", *text, "--run", uninterrupted, "--steps", 2, *resume)
         assert (refused.code, refused.out, refused.err.count("\n")) == (1, "", 1)
-        assert f"go on with it with: charrnn compare --run {shlex.quote(str(uninterrupted))} --resume" in refused.err
+        assert (
+            f"go on with it with: charrnn compare --run {shlex.quote(str(uninterrupted))} --resume"
+            in refused.err
+        )
         assert sorted(uninterrupted.iterdir()) == before
 
     @pytest.mark.parametrize("left", ["lock", "last.safetensors"])
@@ -963,7 +986,8 @@ class TestCompare:
         monkeypatch.setattr("charrnn.comparing.divide", stop)
         done = cli("compare", "--run", uninterrupted, "--resume", "--seeds", 3)
         assert done.code == 130
-        assert f"go on with: charrnn compare --run {shlex.quote(str(uninterrupted))} --resume --seeds 3\n" in done.err
+        run = shlex.quote(str(uninterrupted))
+        assert f"go on with: charrnn compare --run {run} --resume --seeds 3\n" in done.err
 
     def test_a_run_without_its_first_save_begins_again(self, prose: Path, tmp_path: Path) -> None:
         plan = Plan(texts=(str(prose),), cells=("rnn",), steps=3, hidden=5, batch_size=2, bptt=9)

@@ -305,10 +305,13 @@ class TestEncodingNames:
 
 
 @pytest.mark.parametrize(
-    ("before", "damaged"), [("sch\u00f6n ", True), ("schon ", False), ("", False)]
+    ("before", "damaged"), [("sch\u00f6n " * 10, True), ("sch\u00f6n " * 9, False), ("", False)]
 )
 def test_one_damaged_byte_of_a_text_in_utf_8(tmp_path: Path, before: str, damaged: bool) -> None:
-    """Another encoding would make other characters of all that is no ASCII."""
+    """Another encoding would make other characters of all that is no ASCII.
+
+    But a few characters of others look like some of utf-8.
+    """
     path = tmp_path / "a text"
     path.write_bytes(100 * b"ab " + before.encode() + b"\x96 end")
     with pytest.raises(CorpusError) as error:
@@ -317,7 +320,10 @@ def test_one_damaged_byte_of_a_text_in_utf_8(tmp_path: Path, before: str, damage
     advice = "name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...) or use bytes"
     if damaged:
         drop = f"iconv -c -f utf-8 -t utf-8 '{path}'"
-        advice = f"before it is, so it is damaged there: drop that ({drop}) or use bytes"
+        advice = (
+            "up to there it is, so it may be damaged, and "
+            f"{drop} >NEW drops such bytes; else {advice}"
+        )
     assert str(error.value).endswith(at + advice)
 
 

@@ -629,7 +629,8 @@ def test_a_best_checkpoint_that_is_lost_is_made_again(
     with RunFolder.open_existing(run.folder.path) as folder:
         again = resume(folder, device=CPU, changes={})
         assert again.better is None
-        assert "best.safetensors" in again.notes[-1]
+        flaw = "damaged" if damage else "missing"
+        assert again.notes[-1].startswith(f"best.safetensors: {flaw}")
         assert again.notes[-1].endswith(": the best of the validations to come takes its place")
         assert [event.best for event in train(again) if isinstance(event, Validated)] == [
             True, False,

@@ -123,7 +123,9 @@ class TestComparison:
         folder = tmp_path / "all"
         done = cli("compare", prose, "--cell", "rnn", "--run", folder, *QUICK)
         assert (done.code, done.out) == (code, "")
-        go_on = f"go on with: charrnn compare --run {shlex.quote(str(folder))} --resume --device cpu\n"
+        go_on = (
+            f"go on with: charrnn compare --run {shlex.quote(str(folder))} --resume --device cpu\n"
+        )
         assert done.err.endswith(says or go_on)
         assert read_description(folder / "rnn-seed1" / "last.safetensors").meta["step"] == 10
         assert not (folder / "rnn-seed1" / "result.json").exists()

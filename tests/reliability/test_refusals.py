@@ -315,7 +315,11 @@ def test_each_field_of_a_wrong_type(run: Path, promise: Promise, record: str) ->
 
 
 #: Fields that have a default and yet cannot be missing, and what is said then.
-NEEDED = {"steps": "give one budget", "row_characters": "row_characters is 0"}
+NEEDED = {
+    "steps": "give one budget",
+    "seconds": "validation_seconds is ",
+    "row_characters": "row_characters is 0",
+}
 
 
 @pytest.mark.parametrize("record", RECORDS)
