@@ -220,11 +220,13 @@ def compare(
     instead = "choose another folder with --run" if new else "move it elsewhere"
     _refuse_foreign_runs((path for seed, _, path in runs if seed >= plan.seed + known), instead)
     has_moved = kept is not None and kept.texts != plan.texts
-    if not has_moved and not new and all(there := read_results(folder, plan)):
+    done = [] if new else [result for result in read_results(folder, plan) if result]
+    is_done = len(done) == len(runs)
+    if is_done and not has_moved:
         # Nothing is left to train: neither the text nor what the rules give here matters.
-        yield from (RunScored(result) for result in there if result)
+        yield from map(RunScored, done)
         return
-    if kept is not None:
+    if kept is not None and not is_done:
         _refuse_another_machine(kept, device)
     try:
         part = _part_to_train_on(plan)
@@ -236,6 +238,9 @@ def compare(
     if kept is not None and has_moved:
         kept = replace(kept, texts=plan.texts)
         write_json(folder / PLAN, kept.to_dict())
+    if is_done:
+        yield from map(RunScored, done)
+        return
     found, training, notes = shapes(
         plan,
         vocabulary=Vocabulary.from_counts(part.counts(), part.corpus.encoding, plan.min_count).size,
