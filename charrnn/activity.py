@@ -240,7 +240,7 @@ def units(model: CharModel, stretch: Stretch) -> tuple[UnitFound, ...]:
         Findings by falling size of the correlation on the second half; none for a
         property that does not vary in one of the halves.
     """
-    value_TP = np.array([measure(stretch.text) for measure in PROPERTIES.values()]).T
+    value_TP = np.array([*stretch.properties.values()]).T
     names: list[tuple[int, str]] = []
     halves: list[_Correlation] = []
     for at_TB, layers in observe(model, stretch):
@@ -353,7 +353,5 @@ def activation(
     layers = unroll_model(model, ids_TB[warm_up:], warmed(model, ids_TB[:warm_up]))
     steps = layers[unit.layer - 1].states[unit.state]
     values = tuple(float(state_BH[0, unit.unit - 1]) for state_BH in steps)
-    properties = {
-        name: tuple(measure(stretch.text)[start:]) for name, measure in PROPERTIES.items()
-    }
+    properties = {name: tuple(seen_T[start:]) for name, seen_T in stretch.properties.items()}
     return Activation(unit, stretch.text[start:], values, properties)

@@ -874,9 +874,7 @@ def compare(
             if device == "auto" and plan.device is not None:
                 # Where nothing is left to train, it only says where that was done.
                 is_finished = all(read_results(folder, plan))
-                where = torch.device(plan.device)
-                if not is_finished:
-                    where = _device_of(plan.device)
+                where = torch.device(plan.device) if is_finished else _device_of(plan.device)
         else:
             given["device"] = where.type
             plan = Plan(texts=absolute_names(texts or ()), **given)

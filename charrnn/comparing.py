@@ -24,7 +24,7 @@ import torch
 
 from charrnn import recipe
 from charrnn.baselines import uniform_nats
-from charrnn.checkpoint import BEST, LAST
+from charrnn.checkpoint import BEST
 from charrnn.comparison import (
     PLAN,
     TOLERANCE,
@@ -43,7 +43,6 @@ from charrnn.errors import (
     CorpusError,
     NonFiniteError,
     RunFolderError,
-    TakenFolderError,
     UsageError,
 )
 from charrnn.evaluation import Interrupted, Scores, run_once, score
@@ -406,8 +405,7 @@ def _going_on(run: Run) -> Iterator[None]:
     try:
         yield
     except (CorpusError, RunFolderError) as error:
-        is_taken = isinstance(error, TakenFolderError) or not (run.folder.path / LAST).exists()
-        if is_taken or run.owner is None:
+        if run.owner is None or not run.is_kept(error):
             raise
         raise type(error)(
             f"{error}; the run is trained and saved, and the comparison goes on with: {run.owner}"

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from charrnn import recipe
 from charrnn.checkpoint import LAST, Checkpoint
 from charrnn.config import Record, TrainConfig
 from charrnn.corpus import Part
-from charrnn.errors import NonFiniteError
+from charrnn.errors import NonFiniteError, TakenFolderError
 from charrnn.machine import processor
 from charrnn.model import CharModel
 from charrnn.reading import TextRecord
@@ -197,6 +198,11 @@ class Run:
         return command_line(
             ["charrnn", "train", *text, "--run", str(self.folder.path), "--resume", *options]
         )
+
+    def is_kept(self, error: Exception) -> bool:
+        """Whether what was saved is there after an error: the folder may be another's, or gone."""
+        is_there = os.path.exists(self.folder.path / LAST)  # noqa: PTH110 - which never raises
+        return is_there and not isinstance(error, TakenFolderError)
 
     def way_back(self) -> str:
         """Return what to do once a number is not finite."""

@@ -6,6 +6,7 @@ Axis letters: T time, B lanes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from charrnn.corpus import Part
 from charrnn.errors import CorpusError
 from charrnn.model import CharModel, Hidden
+from charrnn.properties import PROPERTIES
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import counted
 
@@ -42,6 +44,11 @@ class Stretch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def properties(self) -> dict[str, list[float]]:
+        """What a reader sees at each character, by the names that are shown."""
+        return {name: measure(self.text) for name, measure in PROPERTIES.items()}
 
 
 def read_stretch(part: Part, vocabulary: Vocabulary) -> Stretch:

@@ -127,10 +127,10 @@ class Subject:
             return str(source)
         trained = self.trained_on
         names = source.texts or (source.part == "valid" and trained.valid_texts) or trained.texts
-        files = ", ".join(
-            "standard input" if name == "-" else Path(name).name or name for name in names
-        )
-        return f"the {source.part} part of " + (files or "Python's own library")
+        of = "Python's own library"
+        if names:
+            of = str(TextSource(texts=tuple(Path(name).name or name for name in names)))
+        return f"the {source.part} part of {of}"
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -8,17 +8,15 @@ with its complete state saved.
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from charrnn.checkpoint import LAST
 from charrnn.clock import Clock
 from charrnn.config import SampleConfig
-from charrnn.errors import CorpusError, NonFiniteError, RunFolderError, TakenFolderError
+from charrnn.errors import CorpusError, NonFiniteError, RunFolderError
 from charrnn.evaluation import Interrupted, Scores, score
 from charrnn.metrics import LOG_EVERY
 from charrnn.planning import LEAST_TIMED, Planned, Planner
@@ -166,9 +164,7 @@ def train(run: Run, should_stop: Callable[[], str | None] = lambda: None) -> Ite
         with Clock() as clock:
             yield from _Loop(run, should_stop, clock).events()
     except RunFolderError as error:
-        last = run.folder.path / LAST
-        is_there = os.path.exists(last)  # noqa: PTH110 - which never raises
-        if run.saved is None or isinstance(error, TakenFolderError) or not is_there:
+        if run.saved is None or not run.is_kept(error):
             raise
         raise RunFolderError(
             f"{error}; step {run.saved.step:,} is saved whole: go on from it with: {run.command()}"

@@ -12,7 +12,7 @@ from itertools import takewhile
 from typing import Any
 
 from charrnn.figures import Line, line_chart, standalone
-from lesson.lab import Answer, Lab, LessonError
+from lesson.lab import Answer, Lab
 from lesson.recurrence import inspect
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
@@ -415,9 +415,8 @@ def _courses(trainings: Sequence[Training], answer: Answer) -> dict[Training, Co
         told[-1].append(event)
     courses = [_course(events) for events in told]
     whole = sum(math.isfinite(course.end) for course in courses)
-    not_finite = sum(" is not finite " in line for line in answer.error.splitlines())
-    if whole + not_finite != len(trainings):
-        raise LessonError(f"{answer.command}\na training ended early: {answer.error.strip()}")
+    if whole + answer.not_finite != len(trainings):
+        raise answer.ended_early()
     return dict(zip(trainings, courses, strict=True))
 
 

@@ -105,6 +105,15 @@ class Answer:
     error: str
     seconds: float
 
+    @property
+    def not_finite(self) -> int:
+        """Trainings that stopped because a number was not finite."""
+        return self.error.count(" is not finite ")
+
+    def ended_early(self) -> LessonError:
+        """Return what is raised where a training ended early for another reason."""
+        return LessonError(f"{self.command}\na training ended early: {self.error.strip()}")
+
 
 @dataclass
 class Lab:

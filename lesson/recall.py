@@ -12,7 +12,7 @@ from statistics import median
 from typing import Literal
 
 from charrnn.figures import Dots, dot_chart, standalone
-from lesson.lab import Answer, Lab, LessonError
+from lesson.lab import Answer, Lab
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
 __all__ = ["beyond", "judge_beyond", "judge_scaling", "scaling"]
@@ -358,8 +358,8 @@ def _trained(runs: Sequence[str], answer: Answer) -> set[str]:
         LessonError: one did not, and not because a number was not finite; or none did.
     """
     ended = {Path(line).name for line in answer.out.splitlines()}
-    if not ended or len(runs) - len(ended) != answer.error.count(" is not finite "):
-        raise LessonError(f"{answer.command}\na training ended early: {answer.error.strip()}")
+    if not ended or len(ended) + answer.not_finite != len(runs):
+        raise answer.ended_early()
     return ended
 
 
