@@ -6,6 +6,7 @@ import glob
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -250,11 +251,18 @@ def _differing(corpus: Corpus, known: Collection[str]) -> str:
     """Return which files of a text make it another one, as far as digests tell; else ""."""
     if not known:
         return ""
-    new = [file.path for file in corpus.files if file.digest not in known]
+    # Counted, because files may be alike: one copy more is new, one copy less is gone.
+    left = Counter(known)
+    new: list[Path] = []
+    for file in corpus.files:
+        if left[file.digest]:
+            left[file.digest] -= 1
+        else:
+            new.append(file.path)
     if new:
         more = f" and {len(new) - 1:,} more" if len(new) > 1 else ""
         return f", of which new or changed: {shown(new[0])}{more}"
-    gone = len(set(known) - {file.digest for file in corpus.files})
+    gone = left.total()
     return f", of which {gone:,} before are gone" if gone else ", in another order"
 
 

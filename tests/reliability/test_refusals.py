@@ -117,10 +117,11 @@ def test_a_file_that_appears_in_the_folder(tmp_path: Path, promise: Promise) -> 
     texts.mkdir()
     (texts / "a.txt").write_text(make_prose(200))
     (texts / "b.txt").write_text(make_prose(200, seed=2))
+    (texts / "d.txt").write_text(make_prose(200))  # as the first: each counts
     with RunFolder.create(tmp_path / "run") as folder:
         drive(begin(folder, texts), lambda run: run.progress.step == 13)
     (texts / "c.txt").write_text("one more")
-    assert f"(3 files, of which new or changed: {texts}/c.txt)" in refusal(tmp_path / "run")
+    assert f"(4 files, of which new or changed: {texts}/c.txt)" in refusal(tmp_path / "run")
     (texts / "a.txt").write_text("another")
     assert f"new or changed: {texts}/a.txt and 1 more)" in refusal(tmp_path / "run")
     (texts / "a.txt").write_text(make_prose(200))
@@ -128,9 +129,11 @@ def test_a_file_that_appears_in_the_folder(tmp_path: Path, promise: Promise) -> 
     b = (texts / "b.txt").rename(texts / "c.txt")
     assert "step 13" in run_cli("train", "--run", tmp_path / "run", "--resume").err
     b.rename(texts / "0.txt")
-    assert "(2 files, in another order) is not the one" in refusal(tmp_path / "run")
-    (texts / "d.txt").write_text(make_prose(200))
-    (texts / "0.txt").unlink()
+    assert "(3 files, in another order) is not the one" in refusal(tmp_path / "run")
+    (texts / "e.txt").write_text(make_prose(200))
+    assert f"(4 files, of which new or changed: {texts}/e.txt)" in refusal(tmp_path / "run")
+    (texts / "e.txt").unlink()
+    (texts / "d.txt").unlink()
     assert "(2 files, of which 1 before are gone)" in refusal(tmp_path / "run")
 
 
