@@ -37,6 +37,7 @@ from charrnn.comparison import (
 )
 from charrnn.config import CellName, ModelConfig
 from charrnn.corpus import Corpus, Part, scan
+from charrnn.decoding import text_encoding
 from charrnn.device import multiplies_bf16
 from charrnn.disk import write_json
 from charrnn.errors import (
@@ -208,7 +209,7 @@ def compare(
     """
     if new:
         _refuse_used(folder)
-        if (text := text_within(plan.texts, folder, plan.encoding)) is not None:
+        if (text := text_within(plan.texts, folder, text_encoding(_read_as(plan)))) is not None:
             raise RunFolderError(
                 f"{shown(folder)}: {shown(text)} is in it, and a comparison's folder is not read "
                 "as text: choose another folder with --run"
@@ -316,10 +317,14 @@ def _refuse_foreign_runs(added: Iterable[Path], instead: str) -> None:
             )
 
 
+def _read_as(plan: Plan) -> str:
+    """Return the encoding of a comparison's text, as it was named."""
+    return "utf-8" if plan.encoding is None else plan.encoding
+
+
 def _part_to_train_on(plan: Plan) -> Part:
     """Read a comparison's text, and see that it is the one and leaves something for all parts."""
-    encoding = "utf-8" if plan.encoding is None else plan.encoding
-    corpus = scan(plan.texts or embedded_corpus(), encoding)
+    corpus = scan(plan.texts or embedded_corpus(), _read_as(plan))
     if plan.fingerprint is not None:
         _refuse_another_text(plan, corpus)
     train, valid, test = divide(corpus, plan.text())

@@ -199,13 +199,13 @@ def _folders(fixed: Path, path: Path) -> list[Path]:
     return [folder for folder in path.parents if folder == fixed or fixed in folder.parents]
 
 
-def text_within(texts: Sequence[str], folder: Path, encoding: str | None) -> Path | None:
+def text_within(texts: Sequence[str], folder: Path, encoding: str = "utf-8") -> Path | None:
     """Return a text that would be left out were a folder a run's; None: none would.
 
     Args:
         texts: as for ``find_files``.
         folder: to become that of a run or a comparison.
-        encoding: of the texts; None: utf-8.
+        encoding: of the texts, as ``decoding.text_encoding`` returns it.
 
     Raises:
         CorpusError: as of ``find_files``.
@@ -218,7 +218,7 @@ def text_within(texts: Sequence[str], folder: Path, encoding: str | None) -> Pat
         for path, status in _files_of(name, [])[0]:
             # What is empty, or no text, changes nothing by being left out.
             is_in_it = status.st_size > 0 and any(map(is_it, _folders(fixed, path)))
-            if is_in_it and (encoding is not None or _may_be_read(path)):
+            if is_in_it and _may_be_read(path, encoding):
                 return path
     return None
 
@@ -340,15 +340,16 @@ def embedded_corpus() -> list[str]:
     return list(once.values())
 
 
-def _may_be_read(path: Path) -> bool:
-    """Whether a file begins as utf-8 without a NUL, which is all that a scan asks for."""
+def _may_be_read(path: Path, encoding: str) -> bool:
+    """Whether a file begins as text without a NUL, which is all that a scan asks for."""
     try:
         with path.open("rb") as file:
             head = file.read(1024)
-        codecs.getincrementaldecoder("utf-8")().decode(head)
+        if encoding == "bytes":
+            return True
+        return "\0" not in codecs.getincrementaldecoder(encoding)().decode(head)
     except (OSError, UnicodeError):
         return False
-    return b"\0" not in head
 
 
 def is_text(path: Path) -> bool:

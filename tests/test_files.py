@@ -140,6 +140,18 @@ def test_a_folder_s_name_is_no_pattern(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
+    ("encoding", "found"),
+    [("utf-8", None), ("iso8859-1", "caf.txt"), ("bytes", "a.txt")],
+)
+def test_what_a_run_would_leave_out_is_text_in_the_encoding(
+    encoding: str, found: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\x89PNG\0")
+    (tmp_path / "caf.txt").write_bytes(b"caf\xe9 noir")
+    assert text_within([str(tmp_path)], tmp_path, encoding) == (found and tmp_path / found)
+
+
+@pytest.mark.parametrize(
     ("texts", "folder", "found"),
     [
         (["*.txt"], ".", "a.txt"),
@@ -168,11 +180,11 @@ def test_what_a_run_in_a_folder_would_leave_out(
     Path("link").symlink_to("books")
     write(Path("books/empty.txt"), "")
     write(Path("books/plot.txt"), "\x89PNG\0")
-    assert text_within(texts, Path(folder), None) == (found and Path(found))
+    assert text_within(texts, Path(folder)) == (found and Path(found))
     # A scan takes control characters, too.
     for text in ("a.txt", "books/b.txt"):
         write(Path(text), "\x1b[1mtext\x1b[0m")
-    assert text_within(texts, Path(folder), None) == (found and Path(found))
+    assert text_within(texts, Path(folder)) == (found and Path(found))
     Path("books/plot.txt").unlink()
     before = find_files(texts).files
     if folder != "new":
