@@ -75,6 +75,13 @@ Report = Annotated[
     Path | None,
     typer.Option(metavar="FILE.html", help="Also write a page with tables, figures and samples."),
 ]
+Valid = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Validate on this text (default: the end of TEXT); may be given several times.",
+    ),
+]
 Epochs = Annotated[float | None, typer.Option(help="Budget: passes over the text.")]
 Steps = Annotated[int | None, typer.Option(help="Budget: updates.")]
 Layers = Annotated[int | None, typer.Option(help="Layers of cells (default 1).")]
@@ -107,6 +114,12 @@ MinCount = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+def _refuse_both(valid: Sequence[str] | None, valid_share: float | None) -> None:
+    """Refuse a share to validate on beside a text to validate on."""
+    if valid and valid_share is not None:
+        raise UsageError("--valid and --valid-share exclude each other: give one")
 
 
 def _cell_name(name: str) -> str:
@@ -235,13 +248,7 @@ def train(
             help="Start from this checkpoint's weights and vocabulary.",
         ),
     ] = None,
-    valid: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Validate on this text (default: the end of TEXT); may be given several times.",
-        ),
-    ] = None,
+    valid: Valid = None,
     valid_share: Annotated[
         float | None,
         typer.Option(help="Share of the text held out to validate (default 0.1; 0: none)."),
@@ -394,8 +401,7 @@ def train(
             )
         if run is None:
             raise UsageError("--resume needs --run DIR, the folder of the run to go on with")
-    if valid and valid_share is not None:
-        raise UsageError("--valid and --valid-share exclude each other: give one")
+    _refuse_both(valid, valid_share)
     text = TextChoices(texts=tuple(texts or ()), valid=tuple(valid or ()), **recipe.given(reading))
     choices = recipe.Choices(cell=cell, budget=budget, model=model, training=training)
     # Every number is checked before torch is imported and before anything is written; but a run
@@ -743,11 +749,12 @@ def compare(
         bool,
         typer.Option(
             "--resume",
-            help="Go on with the comparison in --run; --seeds may grow, and TEXT say where its "
-            "text lies now.",
+            help="Go on with the comparison in --run; --seeds may grow, and TEXT and --valid say "
+            "where its texts lie now.",
         ),
     ] = False,
     report: Report = None,
+    valid: Valid = None,
     valid_share: Annotated[
         float | None,
         typer.Option(help="Share held out to choose the best checkpoint by (default 0.1)."),
@@ -848,6 +855,7 @@ def compare(
             "--resume goes on with the comparison as it was planned: give --run DIR alone, "
             "--seeds to add some, or TEXT where the text has moved"
         )
+    _refuse_both(valid, valid_share)
     if report is not None:
         check_report(report)
     if not {"minutes", "epochs", "steps"} & given.keys():
@@ -870,14 +878,15 @@ def compare(
             assert run is not None
             folder, plan = run, open_plan(run)
             plan = plan if seeds is None else plan.extended(seeds)
-            plan = replace(plan, texts=absolute_names(texts)) if texts else plan
+            plan = plan.moved(absolute_names(texts or ()), absolute_names(valid or ()))
             if device == "auto" and plan.device is not None:
                 # Where nothing is left to train, it only says where that was done.
                 is_finished = all(read_results(folder, plan))
                 where = torch.device(plan.device) if is_finished else _device_of(plan.device)
         else:
             given["device"] = where.type
-            plan = Plan(texts=absolute_names(texts or ()), **given)
+            own = absolute_names(valid or ())
+            plan = Plan(texts=absolute_names(texts or ()), valid=own, **given)
             if not texts and waits_unread():
                 say("note: standard input is not read: give the text as a file")
             folder = run or _default_run(texts or (), "compare")
@@ -885,6 +894,7 @@ def compare(
             _refuse_report_in_text(report, plan, folder)
         words = resume_words(folder)
         words += [*(texts or ())] if resume else []
+        words += [word for name in valid or () for word in ("--valid", name)] if resume else []
         words += ["--seeds", str(plan.seeds)] if resume and seeds is not None else []
         words += ["--report", str(report)] if report is not None else []
         words += ["--device", device] if device != "auto" else []
@@ -1141,11 +1151,12 @@ def _refuse_report_in_text(report: Path, plan: Plan, folder: Path) -> None:
     from charrnn.disk import followed
     from charrnn.files import embedded_corpus, find_files
 
-    found: Sequence[Path] = ()
-    if report.exists():
+    found: list[Path] = []
+    for names in (plan.texts or embedded_corpus(), plan.valid) if report.exists() else ():
         with contextlib.suppress(CorpusError):  # a text that has moved is not there to be replaced
-            found = find_files(plan.texts or embedded_corpus()).files
+            found += find_files(names).files
     read = dict.fromkeys(found, "what is read")
     # A file that is there is found; and the comparison's own folder is not read.
     is_own = {followed(report).parent, followed(report.parent)} == {followed(folder)}
-    refuse_overwriting("--report", report, read, () if is_own or found else plan.texts)
+    texts = () if is_own or found else (*plan.texts, *plan.valid)
+    refuse_overwriting("--report", report, read, texts)

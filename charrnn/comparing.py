@@ -36,7 +36,7 @@ from charrnn.comparison import (
     read_results,
 )
 from charrnn.config import CellName, ModelConfig
-from charrnn.corpus import Corpus, Part, scan
+from charrnn.corpus import Part, scan
 from charrnn.decoding import text_encoding
 from charrnn.device import multiplies_bf16
 from charrnn.disk import write_json
@@ -207,9 +207,10 @@ def compare(
     Raises:
         CharrnnError: the text, the folder or a checkpoint is not usable.
     """
+    texts = (*plan.texts, *plan.valid)
     if new:
         _refuse_used(folder)
-        if (text := text_within(plan.texts, folder, text_encoding(_read_as(plan)))) is not None:
+        if (text := text_within(texts, folder, text_encoding(_read_as(plan)))) is not None:
             raise RunFolderError(
                 f"{shown(folder)}: {shown(text)} is in it, and a comparison's folder is not read "
                 "as text: choose another folder with --run"
@@ -219,7 +220,7 @@ def compare(
     known = kept.seeds if kept else 0
     instead = "choose another folder with --run" if new else "move it elsewhere"
     _refuse_foreign_runs((path for seed, _, path in runs if seed >= plan.seed + known), instead)
-    has_moved = kept is not None and kept.texts != plan.texts
+    has_moved = kept is not None and (kept.texts, kept.valid) != (plan.texts, plan.valid)
     done = [] if new else [result for result in read_results(folder, plan) if result]
     is_done = len(done) == len(runs)
     if is_done and not has_moved:
@@ -229,14 +230,16 @@ def compare(
     if kept is not None and not is_done:
         _refuse_another_machine(kept, device)
     try:
-        part = _part_to_train_on(plan)
+        part, plan = _read(plan)
     except CorpusError as error:
-        if kept is None or has_moved or not plan.texts or command is None:
+        if kept is None or has_moved or not texts or command is None:
             raise
-        raise CorpusError(f"{error}; where the text has moved, name it: {command} TEXT") from error
-    plan = replace(plan, fingerprint=part.corpus.fingerprint)
+        named = "TEXT --valid TEXT" if plan.valid else "TEXT"
+        raise CorpusError(
+            f"{error}; where the text has moved, name it: {command} {named}"
+        ) from error
     if kept is not None and has_moved:
-        kept = replace(kept, texts=plan.texts)
+        kept = replace(kept, texts=plan.texts, valid=plan.valid)
         write_json(folder / PLAN, kept.to_dict())
     if is_done:
         yield from map(RunScored, done)
@@ -322,12 +325,16 @@ def _read_as(plan: Plan) -> str:
     return "utf-8" if plan.encoding is None else plan.encoding
 
 
-def _part_to_train_on(plan: Plan) -> Part:
-    """Read a comparison's text, and see that it is the one and leaves something for all parts."""
+def _read(plan: Plan) -> tuple[Part, Plan]:
+    """Read a comparison's text, and see that it is the one and leaves something for all parts.
+
+    Returns:
+        What to train on, and the plan with the text's fingerprints.
+    """
     corpus = scan(plan.texts or embedded_corpus(), _read_as(plan))
-    if plan.fingerprint is not None:
-        _refuse_another_text(plan, corpus)
     train, valid, test = divide(corpus, plan.text())
+    if plan.fingerprint is not None:
+        _refuse_another_text(plan, train, valid)
     refuse_too_short(train, plan.text())
     for name, share, held_out in (
         ("valid", plan.valid_share, valid),
@@ -338,16 +345,20 @@ def _part_to_train_on(plan: Plan) -> Part:
                 f"--{name}-share {share:g} of a text of length {corpus.characters:,} leaves fewer "
                 "than 2 characters to compare on: give a longer text, a larger share, or 0"
             )
-    return train
+    other = valid.corpus.fingerprint if valid and plan.valid else None
+    return train, replace(plan, fingerprint=corpus.fingerprint, valid_fingerprint=other)
 
 
-def _refuse_another_text(plan: Plan, corpus: Corpus) -> None:
-    refuse_another_text(
-        corpus,
-        plan.fingerprint,
+def _refuse_another_text(plan: Plan, train: Part, valid: Part | None) -> None:
+    """Refuse texts that are not those of a comparison."""
+    refuse = partial(
+        refuse_another_text,
         of="this comparison",
         instead="compare anew in another folder with --run",
     )
+    refuse(train.corpus, plan.fingerprint)
+    if plan.valid and valid is not None:
+        refuse(valid.corpus, plan.valid_fingerprint, "the validation text")
 
 
 def _refuse_another_shape(path: Path, has: tuple[int, int], shape: ModelConfig) -> None:
@@ -378,12 +389,14 @@ def _open_run(
         held = RunFolder.create(path, command=command or "", over_best=True)
     with held as folder:
         if begun:
-            run = resume(folder, device=device, changes={}, texts=plan.texts)
+            run = resume(
+                folder, device=device, changes={}, texts=plan.texts, valid_texts=plan.valid
+            )
             has = run.model.config
             _refuse_another_shape(path, (has.layers, has.hidden), shape)
         else:
             run = start(choices, plan.text(), folder=folder, device=device)
-        _refuse_another_text(plan, run.train.corpus)
+        _refuse_another_text(plan, run.train, run.valid)
         run.owner = command
         yield run
 

@@ -87,6 +87,8 @@ class Plan(Record):
     epochs: float | None = None
     steps: int | None = None
     encoding: str | None = None
+    valid: tuple[str, ...] = ()
+    """Absolute paths of texts to validate on, instead of a share of ``texts``."""
     valid_share: float = 0.1
     test_share: float = 0.1
     min_count: int | None = None
@@ -115,6 +117,8 @@ class Plan(Record):
     """Where it began, and goes on; None in older plans."""
     fingerprint: str | None = None
     """Of the text, as ``Corpus`` has it; None before it is read, and in older plans."""
+    valid_fingerprint: str | None = None
+    """Of the text to validate on, if it is another."""
 
     def __post_init__(self) -> None:
         if not self.cells:
@@ -128,7 +132,7 @@ class Plan(Record):
             raise UsageError("a budget is missing: one of minutes, epochs, steps")
         if "-" in self.texts:
             raise UsageError("compare reads the text once a run: give a file, not -")
-        if self.valid_share == 0 and self.test_share == 0:
+        if not self.valid and self.valid_share == 0 and self.test_share == 0:
             raise UsageError("--valid-share and --test-share are 0: nothing is left to compare on")
         # What the runs would refuse later is refused now.
         self.text()
@@ -153,11 +157,33 @@ class Plan(Record):
         """The part of the text that the cells are compared on."""
         return "test" if self.test_share else "valid"
 
+    @property
+    def compared_texts(self) -> tuple[str, ...]:
+        """The texts that this part is of; none: the embedded corpus."""
+        return self.valid if self.valid and self.compared_on == "valid" else self.texts
+
+    def moved(self, texts: Sequence[str], valid: Sequence[str]) -> Self:
+        """Return the plan with the names of texts that have moved.
+
+        Args:
+            texts: absolute names; none: they have not.
+            valid: those of the texts to validate on.
+
+        Raises:
+            UsageError: there are no such texts.
+        """
+        if valid and not self.valid:
+            raise UsageError(
+                "--valid: this comparison has no separate text to validate on: leave it out"
+            )
+        return replace(self, texts=tuple(texts) or self.texts, valid=tuple(valid) or self.valid)
+
     def text(self) -> TextChoices:
         """Return what every run reads."""
         return TextChoices(
             texts=self.texts,
             encoding=self.encoding,
+            valid=self.valid,
             valid_share=self.valid_share,
             test_share=self.test_share,
             min_count=self.min_count,

@@ -220,7 +220,9 @@ def portray_comparison(
         path = Path(cell.best.run)
         model, vocabulary, checkpoint = load_model(path, torch.device("cpu"))
         plan = comparison.plan
-        part = recorded_part(checkpoint, plan.compared_on, read=scan_once, moved=plan.texts)
+        part = recorded_part(
+            checkpoint, plan.compared_on, read=scan_once, moved=plan.compared_texts
+        )
         training = checkpoint.record("training", TrainConfig)
         inspection = _inspect_end(path, model, vocabulary, training, part)
         portraits.append(portray(cell.cell.upper(), path, model, vocabulary, part, inspection))

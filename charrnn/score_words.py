@@ -231,7 +231,8 @@ def comparison_lines(comparison: Comparison) -> list[list[str]]:
 
 def scored_part(plan: Plan) -> str:
     """Return the name of the part of the text that models are compared on."""
-    return {"test": "test part", "valid": "validation part"}[plan.compared_on]
+    validated_on = "validation text" if plan.valid else "validation part"
+    return {"test": "test part", "valid": validated_on}[plan.compared_on]
 
 
 def comparison_says(comparison: Comparison) -> Iterator[str]:

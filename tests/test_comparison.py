@@ -30,6 +30,7 @@ from charrnn.comparison import (
     RunFailure,
     open_plan,
     read_result,
+    read_results,
     refuse_comparison,
 )
 from charrnn.config import CELL_NAMES, CellName, ModelConfig
@@ -37,6 +38,7 @@ from charrnn.errors import CorpusError, RunFolderError, UsageError
 from charrnn.evaluation import Scores, score
 from charrnn.metrics import read_metrics
 from charrnn.model import CharModel
+from charrnn.reading import TextRecord
 from charrnn.runfolder import RunFolder
 from charrnn.trained import load_model
 from charrnn.training import Finished
@@ -264,6 +266,7 @@ class TestPlan:
             ({"cells": ("gru", "gru")}, "twice"),
             ({"seeds": 0}, "--seeds"),
             ({"texts": ("-",)}, "not -"),
+            ({"valid": ("-",)}, "--valid"),
             ({"valid_share": 0.0, "test_share": 0.0}, "nothing is left"),
             ({"hidden": 0}, "--hidden"),
             ({"epochs": 1.0}, "one budget"),
@@ -721,6 +724,60 @@ class TestCompare:
         assert cli(*again, last, "--report", page).code == 0
         assert open_plan(folder).texts == (str(last),)
 
+    def test_cells_can_be_validated_on_another_text(
+        self, cli: Cli, prose: Path, tmp_path: Path
+    ) -> None:
+        valid, folder, page = tmp_path / "out.html", tmp_path / "all", tmp_path / "page.html"
+        valid.write_text(make_prose(501, seed=3))
+        words = ("--valid", valid, "--test-share", 0, "--cell", "rnn", "--cell", "gru", *QUICK)
+        refused = cli("compare", prose, *words, "--run", folder, "--report", valid)
+        assert (refused.code, refused.out) == (2, "")
+        assert f"--report {valid} would overwrite what is read" in refused.err
+        matches = (*words, "--valid", tmp_path / "*.html", "--run", tmp_path)
+        inside = cli("compare", prose, *matches)
+        assert f"{valid} is in it" in inside.err
+        done = cli("compare", prose, *words, "--run", folder, "--report", page, "--quiet")
+        assert done.code == 0
+        assert " on the 500 predictions of the validation text, which flatters it" in done.out
+        assert "predicts the validation text" in page.read_text("utf-8")
+        plan = open_plan(folder)
+        run = plan.run_name(1, "gru")
+        (scored,) = json.loads(cli("evaluate", folder / run, "--text", valid, "--json").out)
+        found = read_results(folder, plan)
+        assert all(result and result.characters == 500 for result in found)
+        assert found[1] and found[1].nats_per_char == pytest.approx(scored["nats_per_char"])
+        record = read_description(folder / run / "last.safetensors").record("text", TextRecord)
+        assert record.train == (0, record.characters), "nothing of the text is held out"
+
+    def test_that_text_may_move_and_may_not_change(
+        self, cli: Cli, prose: Path, tmp_path: Path
+    ) -> None:
+        valid, folder = tmp_path / "old.txt", tmp_path / "all"
+        valid.write_text(make_prose(501, seed=3))
+        words = ("--valid", valid, "--cell", "rnn", "--cell", "gru", "--run", folder, *QUICK)
+        assert cli("compare", prose, *words, "--quiet").code == 0
+        shutil.rmtree(folder / "gru-seed1")
+        moved = valid.rename(tmp_path / "new.txt")
+        again = ("compare", "--run", folder, "--resume", "--json")
+        gone = cli(*again)
+        go_on = shlex.join(["charrnn", "compare", "--run", str(folder), "--resume"])
+        assert gone.err.endswith(f"name it: {go_on} TEXT --valid TEXT\n")
+        other = cli(*again, "--valid", __file__)
+        assert other.err.startswith(f"charrnn: the validation text ({__file__}) is not the one ")
+        assert cli(*again, "--valid", moved, "--valid-share", 0.1).code == 2
+        assert not (folder / "gru-seed1").exists()
+        (folder / "rnn-seed1" / "result.json").unlink()  # to be scored on it again
+        done = cli(*again, "--valid", moved)
+        assert (done.code, len(json.loads(done.out))) == (0, 2)
+        assert (open_plan(folder).texts, open_plan(folder).valid) == ((str(prose),), (str(moved),))
+
+    def test_there_must_be_such_a_text_to_say_where_it_is(
+        self, cli: Cli, uninterrupted: Path, prose: Path
+    ) -> None:
+        refused = cli("compare", "--run", uninterrupted, "--resume", "--valid", prose)
+        assert (refused.code, refused.err.count("\n")) == (2, 1)
+        assert "this comparison has no separate text to validate on" in refused.err
+
     def test_it_goes_on_in_the_precision_that_it_began_in(
         self, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -824,6 +881,7 @@ class TestCompare:
         plan = open_plan(tmp_path / "all")
         has = plan.to_dict()
         told = {"texts", "cells", "minutes", "steps", "fingerprint", "device"}
+        told |= {"valid", "valid_fingerprint"}  # which exclude a share
         assert has.keys() - given.keys() == told
         assert plan.device == "cpu"
         assert {name: has[name] for name in given} == given
