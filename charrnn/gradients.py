@@ -5,8 +5,8 @@ the state carried into it as a constant (``update``), and cuts what is too large
 the whole gradient of a stretch is computed too, by backpropagation through all of its
 time steps, and what training would make of it is held against that.
 
-The head's gradient passes through no time step and is the same for every window, so it
-is left out: the gradients are those of the embedding and of all cells' weights.
+The head's gradient passes through no time step and is the same for every window, so truncation
+leaves it out: there the gradients are those of the embedding and of all cells' weights.
 
 Axis letters: T time, B lanes.
 """
@@ -95,7 +95,9 @@ def truncation(
 
     Both are of the same predictions under the same weights. Each window starts from the
     state that the text before it gives, so that values are exact and only the gradient
-    is cut: the losses are equal.
+    is cut: the losses are equal. The predictions begin as far behind the start of a lane as
+    the longest window is long, where the text is: else the first window of each lane had
+    nothing that it could cut.
 
     Args:
         model: dropout does not act.
@@ -121,9 +123,10 @@ def truncation(
                 f"--loss-last {loss_last} does not fit any window of the inspected text, {LANES} "
                 f"lanes of {length:,} characters: give a smaller one, or a window with --bptt"
             )
-    # Predictions before the first one that counts for every window.
-    skipped = max((T - (loss_last or T) for T in windows), default=0)
-    counted = min(max(longest, *windows, 1), length - skipped)
+    # Predictions before the first one that counts for every window, and further before those.
+    skipped, most = max((T - (loss_last or T) for T in windows), default=0), max(windows, default=1)
+    skipped += min(most, max(0, length - skipped - most))
+    counted = min(max(longest, most), length - skipped)
     x_TB, y_TB = _lanes(model, ids, skipped + counted)
     every = (skipped + counted, counted)
 
@@ -158,12 +161,12 @@ def truncation(
 
 
 def _powers(length: int, last: int) -> list[int]:
-    """Return the powers of 2 to compare on a lane: shorter than it, no shorter than ``last``.
+    """Return the powers of 2 to compare on a lane, no shorter than ``last``.
 
-    With ``last``, a window leaves at least as much of the lane to count as it spans itself.
+    A window leaves at least as much of the lane to count as it spans itself before that.
     """
     powers = (1 << n for n in range(length.bit_length()))
-    return [T for T in powers if last <= T < length and (not last or 2 * T - last <= length)]
+    return [T for T in powers if last <= T and 2 * T - last <= length]
 
 
 def _lanes(model: CharModel, ids: NDArray[np.int64], length: int) -> tuple[Tensor, Tensor]:
@@ -174,7 +177,14 @@ def _lanes(model: CharModel, ids: NDArray[np.int64], length: int) -> tuple[Tenso
 
 
 def _by_windows(
-    model: CharModel, x_TB: Tensor, y_TB: Tensor, skipped: int, bptt: int, last: int
+    model: CharModel,
+    x_TB: Tensor,
+    y_TB: Tensor,
+    skipped: int,
+    bptt: int,
+    last: int,
+    *,
+    head: bool = False,
 ) -> Tensor:
     """Return the gradient of the mean loss from ``skipped`` on, added up window by window.
 
@@ -182,7 +192,8 @@ def _by_windows(
     is as short as what remains.
     """
     length = len(x_TB)
-    weights = _recurrent(model)
+    named = model.named_parameters()
+    weights = [weight for name, weight in named if head or not name.startswith("head.")]
     total = [torch.zeros_like(weight) for weight in weights]
     start = skipped + last - bptt
     with torch.no_grad():
@@ -197,11 +208,6 @@ def _by_windows(
         torch._foreach_add_(total, gradient)
         start += last
     return torch.cat([part.flatten() for part in total])
-
-
-def _recurrent(model: CharModel) -> list[Tensor]:
-    """Return the weights whose gradient passes through time steps: all but the head's."""
-    return [weight for name, weight in model.named_parameters() if not name.startswith("head.")]
 
 
 def _degrees(one: Tensor, other: Tensor) -> float:
@@ -269,14 +275,20 @@ def cuts(
 ) -> tuple[Cut, ...]:
     """Measure how far clipping turns a gradient, by norm and by value to the same norm.
 
+    It is that of all weights, as training clips it, on one window of each lane, from the state
+    that as many characters before it give.
+
     Args:
         model: dropout does not act.
-        ids: the text's symbols; the gradient is that of one window of each lane.
+        ids: the text's symbols.
         bptt: the window; less on a short text.
         weights: what the model's weights are, for the record.
     """
-    x_TB, y_TB = _lanes(model, ids, min(bptt, (len(ids) - 1) // LANES))
-    gradient = _by_windows(model, x_TB, y_TB, 0, len(x_TB), len(x_TB))
+    length = (len(ids) - 1) // LANES
+    bptt = min(bptt, length)
+    before = min(bptt, length - bptt)
+    x_TB, y_TB = _lanes(model, ids, before + bptt)
+    gradient = _by_windows(model, x_TB, y_TB, before, bptt, bptt, head=True)
     return tuple(_cut(gradient, share, weights) for share in SHARES)
 
 

@@ -59,6 +59,8 @@ PACE_SAYS = (
 )
 #: Share of the text above which a gate counts as always open or closed.
 ALWAYS = 0.9
+#: Standard errors by which the lowest of many figures has to be lower to be called so.
+SURE = 4
 
 
 def step_says(step: Step) -> str:
@@ -154,9 +156,11 @@ def enough_says(memory: Memory) -> str:
     if (error := memory.standard_error[memory.needed]) > memory.tolerance:
         enough += f" as far as so few resets can tell (± {error:.2g} nats)"
     least = min(memory.excess_nats)
-    if least >= -memory.tolerance:
+    at = memory.excess_nats.index(least)
+    # Of hundreds of figures that scatter one is lowest by chance.
+    if -least <= max(memory.tolerance, SURE * memory.standard_error[at]):
         return enough
-    best = counted(memory.excess_nats.index(least), "character")
+    best = counted(at, "character")
     return f"{enough} (with {best} the loss is {-least:.4f} nats lower than with all before)"
 
 
@@ -304,10 +308,13 @@ def truncation_says(truncations: Sequence[Truncation]) -> str:
         for one in truncations
         if math.isfinite(one.between_halves)
     ]
+    last = truncation.full.loss_last
+    of_each = "all" if last is None else f"the last {last:,} of each"
     apart = " For comparison, full gradients of one half of the lanes and of the other are "
     return (
-        f"The gradient of {truncation.characters:,} predictions in {truncation.lanes} lanes, "
-        f"window by window, against that through all {truncation.full.bptt:,} time steps at once: "
+        f"The gradient of {truncation.characters:,} predictions, {of_each} of {truncation.lanes} "
+        f"lanes, window by window, against that through all {truncation.full.bptt:,} time steps at "
+        "once: "
         "the angle between both, the size as a share, time per prediction, and what is kept for "
         "the backward pass." + (f"{apart}{joined(halves, 'and')} apart." if halves else "")
     )

@@ -41,14 +41,14 @@ def make_ids(length: int) -> NDArray[np.int64]:
 
 def by_the_definition(
     model: CharModel, ids: NDArray[np.int64], *, skipped: int, length: int, window: int, last: int,
-    lanes: range = range(LANES),
+    lanes: range = range(LANES), head: bool = False,
 ) -> NDArray[np.float64]:  # fmt: skip
     """Return the gradient of the mean loss of some lanes, lane by lane and loss by loss.
 
     Each loss reaches back to the start of the window that counts it: the last window
     that ends ``last`` or fewer predictions after it.
     """
-    weights = [w for name, w in model.named_parameters() if "head" not in name]
+    weights = [w for name, w in model.named_parameters() if head or "head" not in name]
     total = np.zeros(sum(weight.numel() for weight in weights))
     lane_length = (len(ids) - 1) // LANES
     for lane in lanes:
@@ -73,15 +73,18 @@ def degrees(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 
 class TestTruncation:
     @small.each_cell
-    @pytest.mark.parametrize(("windows", "last"), [((1, 3, 8), None), ((9, 5), 4)])
+    @pytest.mark.parametrize(
+        ("windows", "last", "skipped"),
+        [((1, 2), None, 2), ((1, 3, 8), None, 5), ((5, 4), 3, 7), ((9, 5), 4, 5)],
+    )
     def test_equals_the_definition(
-        self, cell: CellName, windows: tuple[int, ...], last: int | None
+        self, cell: CellName, windows: tuple[int, ...], last: int | None, skipped: int
     ) -> None:
+        """As far behind a lane's start as the longest window, where that leaves as many."""
         model, ids = make_model(cell), make_ids(14 * LANES)  # one short of 14 predictions a lane
+        length = 13
         found = truncation(model, ids, windows, loss_last=last, longest=11, weights="initial")
         assert found.weights == "initial"
-        skipped = 0 if last is None else 5
-        length = skipped + (11 if last is None else 8)
         assert (found.lanes, found.characters) == (LANES, LANES * (length - skipped))
         assert (found.full.bptt, found.full.angle, found.full.size) == (length, 0, 1)
 
@@ -105,15 +108,15 @@ class TestTruncation:
         assert same.between_halves == pytest.approx(0, abs=1e-5)
         model, ids = make_model("gru"), make_ids(9 * LANES + 1)
         first, others = (
-            by_the_definition(model, ids, skipped=0, length=7, window=7, last=7, lanes=lanes)
+            by_the_definition(model, ids, skipped=3, length=9, window=9, last=6, lanes=lanes)
             for lanes in (range(2), range(2, 4))
         )
-        found = truncation(model, ids, (3,), longest=7).between_halves
+        found = truncation(model, ids, (3,), longest=7).between_halves  # 6 are left of a lane
         assert found == pytest.approx(degrees(first, others)) != pytest.approx(0, abs=5)
 
     @small.each_cell
     def test_what_is_kept_grows_with_the_window(self, cell: CellName) -> None:
-        found = truncation(make_model(cell), make_ids(64 * LANES + 1), (16, 32, 64))
+        found = truncation(make_model(cell), make_ids(64 * LANES + 1), (16, 32, 64), longest=1)
         one, two, four = (window.bytes for window in found.windows)
         # In proportion, but for the state before the window and what a call needs once.
         assert four - two == pytest.approx(2 * (two - one), rel=0.05)
@@ -132,12 +135,12 @@ class TestTruncation:
         monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
         found = truncation(make_model("rnn"), make_ids(6 * LANES + 1), (3,))
         for window in (found.full, *found.windows):
-            assert window.seconds_per_character == pytest.approx(3 / (6 * LANES))
+            assert window.seconds_per_character == pytest.approx(3 / (3 * LANES))
 
     def test_powers_of_2_if_nothing_is_given(self) -> None:
         found = truncation(make_model("rnn"), make_ids(20 * LANES + 1))
-        assert [window.bptt for window in found.windows] == [1, 2, 4, 8, 16]
-        assert found.full.bptt == 20
+        assert [window.bptt for window in found.windows] == [1, 2, 4, 8]
+        assert (found.full.bptt, found.full.loss_last) == (20, 12)
         shortest = truncation(make_model("rnn"), make_ids(LANES + 1))
         assert (shortest.full.bptt, shortest.windows) == (1, ())
 
@@ -152,12 +155,15 @@ class TestTruncation:
             (T, last) for T in windows
         ]
         assert found.full.bptt == 20
-        assert found.characters == (20 - (windows[-1] - last)) * LANES
+        counted = max(windows[-1], 20 - (windows[-1] - last) - windows[-1])
+        assert found.characters == counted * LANES
 
     def test_a_longer_window_than_usual_is_compared(self) -> None:
         found = truncation(make_model("rnn"), make_ids(20 * LANES + 1), (3, 15), longest=9)
-        assert found.full.bptt == 15
-        assert found.windows[1].angle == 0
+        assert (found.full.bptt, found.full.loss_last) == (20, 15)
+        assert found.windows[1].angle > 0
+        all_of_it = truncation(make_model("rnn"), make_ids(20 * LANES + 1), (3, 20), longest=9)
+        assert (all_of_it.full.bptt, all_of_it.windows[1].angle) == (20, 0)
 
     def test_too_short_a_text(self) -> None:
         with pytest.raises(UsageError, match=rf"--bptt 21 .*--characters, of {21 * LANES + 1}$"):
@@ -175,8 +181,8 @@ class TestTruncation:
 class TestCuts:
     def test_equal_the_definition(self) -> None:
         model, ids = make_model("lstm"), make_ids(9 * LANES + 2)
-        gradient = by_the_definition(model, ids, skipped=0, length=6, window=6, last=6)
-        found = cuts(model, ids, 6)
+        gradient = by_the_definition(model, ids, skipped=4, length=9, window=5, last=5, head=True)
+        found = cuts(model, ids, 5)
         assert [cut.share for cut in found] == list(SHARES)
         for cut in found:
             clipped = gradient.clip(-cut.value, cut.value)

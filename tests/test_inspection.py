@@ -439,6 +439,15 @@ def test_says_where_less_is_better(excess: tuple[float, ...], said: str) -> None
     assert enough_says(found) == said
 
 
+def test_what_is_lowest_by_chance_is_not_lower() -> None:
+    found = Memory(1.5, (0.5, 0.004, -0.05), (0.1, 0.002, 0.013), 30, 0.01, needed=1, bptt=9)
+    assert enough_says(found) == "1 character is enough"
+    sure = replace(found, standard_error=(0.1, 0.002, 0.012))
+    assert enough_says(sure).endswith(
+        "(with 2 characters the loss is 0.0500 nats lower than with all before)"
+    )
+
+
 def test_says_that_few_resets_tell_little() -> None:
     one = Memory(2.0, (1.0, -0.2), (0.1, 0.19), 9, tolerance=0.01, needed=1, bptt=9)
     said = "1 character is enough as far as so few resets can tell (± 0.19 nats)"
@@ -527,7 +536,7 @@ class TestCommand:
         out = cli(*words, "--only", "truncation", "--characters", 500).out
         assert out.startswith("Truncation\n")
         assert re.search(r"trained +20 +last 5 +[\d.]+° ", out)
-        assert re.search(r"initial +62 \(all\) +last 47 +0.0° ", out)
+        assert re.search(r"initial +62 \(all\) +last 27 +0.0° ", out)
 
     def test_tables(self, cli: Cli, trained: Path, prose: Path) -> None:
         result = cli("inspect", trained, "--text", prose, "--characters", 300, "--unit", 7)
