@@ -25,6 +25,8 @@ LONGEST = 256
 RESET_WORK, FEWEST_RESETS, MOST_RESETS = 2e11, 200, 2000
 #: Logits that are held at a time.
 LOGITS = 1 << 22
+#: Pieces of the stretch whose means tell how sure a mean is.
+BLOCKS = 20
 #: Nats per character that a context may cost and still count as enough.
 TOLERANCE = 0.01
 
@@ -39,7 +41,8 @@ class Memory:
     """Nats per character more, with a context of k = 0, 1, ... characters. k = 0: none but
     the head's bias."""
     standard_error: tuple[float, ...]
-    """Of each excess, over the windows."""
+    """Of each excess, by the means of ``BLOCKS`` pieces of the stretch: neighbouring resets are
+    seldom independent."""
     windows: int
     """Resets that each mean is over."""
     tolerance: float
@@ -115,11 +118,13 @@ def memory(
     full_KB = price_T[starts_B[None] + context_K[:, None]]
     excess_KB = torch.cat(price_KB).cpu().double().numpy() - full_KB
     excess_K = excess_KB.mean(axis=1)
+    blocks = np.array_split(excess_KB, min(BLOCKS, resets), axis=1)
+    mean_KN = np.stack([block_KB.mean(axis=1) for block_KB in blocks], axis=1)
     unknown = float(vocabulary.is_unknown(stretch.ids[first:]).mean())
     return Memory(
         full_nats=float(price_T[first:].mean()) + unknown * vocabulary.unknown_nats,
         excess_nats=tuple(excess_K.tolist()),
-        standard_error=tuple((excess_KB.std(axis=1, ddof=1) / resets**0.5).tolist()),
+        standard_error=tuple((mean_KN.std(axis=1, ddof=1) / len(blocks) ** 0.5).tolist()),
         windows=resets,
         tolerance=tolerance,
         needed=_needed(excess_K, tolerance),
