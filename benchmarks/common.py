@@ -53,6 +53,7 @@ class Reference(nn.Module):
 
     def forward(self, x_TB: Tensor, state: object = None) -> tuple[Tensor, object]:
         """Return logits_TBV and the state after the window."""
+        torch.backends.cudnn.allow_tf32 = True  # as torch has it, and ours does not
         out_TBH, state = self.cell(self.embedding(x_TB), state)
         return self.head(out_TBH), state
 
@@ -63,7 +64,8 @@ class ReferenceTraining:
     Args:
         model: on its device.
         rate: of AdamW.
-        narrow: whether products are in bf16, by autocast.
+        narrow: whether products are in bf16, by autocast; on CUDA that has recurrences in fp16,
+            whatever is asked for (ATen/cudnn/AutocastRNN.cpp).
     """
 
     def __init__(self, model: Reference, rate: float, narrow: bool) -> None:

@@ -35,7 +35,7 @@ from charrnn.config import CELL_GATES, CellName
 from charrnn.kernels import dropout, linear
 from charrnn.loops import beats_onednn_lstm, run_gru, run_lstm, run_rnn
 
-__all__ = ["CELLS", "GRU", "LSTM", "RNN", "Cell", "State"]
+__all__ = ["CELLS", "GRU", "LSTM", "RNN", "Cell", "State", "allow_tensor_cores"]
 
 State = tuple[Tensor, ...]
 """What a cell carries from one character to the next: (h_BH,), or (h_BH, c_BH) for the LSTM."""
@@ -140,6 +140,16 @@ def _typed(*tensors: Tensor, like: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(dtype) for tensor in tensors)
 
 
+def allow_tensor_cores(dtype: torch.dtype) -> None:
+    """Let cuDNN's recurrences use tensor cores, but not to round float32 to TF32 for them.
+
+    It takes 10 bits of each float32 factor by default, where torch's own products do not. Where
+    torch forbids that, it asks cuDNN for plain multiply-adds in bf16 too (``RNNDescriptor``, in
+    ATen/cudnn/Descriptors.h). It looks again at a backward pass.
+    """
+    torch.backends.cudnn.allow_tf32 = dtype != torch.float32
+
+
 def _run_torch(
     operator: Callable[..., tuple[Tensor, ...]],
     x: Tensor,
@@ -158,6 +168,7 @@ def _run_torch(
     """
     x_TBE = x if which_TB is None else F.embedding(which_TB, x)
     if x_TBE.is_cuda:
+        allow_tensor_cores(x_TBE.dtype)
         # cuDNN wants its weights in one piece, or it warns and copies them at every call.
         # Built afresh (and differentiably) here, they may be cast and dropped before.
         flat = torch.cat([weight.flatten().to(x_TBE.dtype) for weight in weights])

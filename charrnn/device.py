@@ -26,15 +26,12 @@ MOST_TRIM, MOST_MMAP = 2**31 - 1, 2**25
 def choose_device(name: str) -> torch.device:
     """Return the device to compute on; "auto" takes a CUDA GPU where there is one.
 
-    The process is made to keep the memory that it frees (``keep_freed_memory``), and cuDNN not to
-    round what is in float32: its recurrences would take 10 bits of each factor (TF32) by default,
-    where torch's own products do not.
+    The process is made to keep the memory that it frees (``keep_freed_memory``).
 
     Raises:
         UsageError: the device does not exist here.
     """
     keep_freed_memory()
-    torch.backends.cudnn.allow_tf32 = False
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda", "mps"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
 from unittest import mock
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from charrnn import cells, compiler, kernels, native
-from charrnn.cells import CELLS, Cell, State
+from charrnn.cells import CELLS, Cell, State, allow_tensor_cores
 from charrnn.config import CELL_NAMES, CellName
 from charrnn.kernels import dropout
 from tests.conftest import skip_without
@@ -514,11 +513,14 @@ def cuda() -> torch.device:
     return torch.device("cuda")
 
 
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Keep cuDNN from rounding float32 products to TF32."""
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        yield
+@pytest.mark.parametrize(
+    ("dtype", "allowed"), [(torch.float32, False), (torch.bfloat16, True), (torch.float64, True)]
+)
+def test_tensor_cores_are_for_what_is_not_float32(dtype: torch.dtype, allowed: bool) -> None:
+    """Without them torch has cuDNN multiply in bf16 one by one; with them it rounds float32."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=not allowed):
+        allow_tensor_cores(dtype)
+        assert torch.backends.cudnn.allow_tf32 is allowed
 
 
 @pytest.mark.gpu
@@ -533,7 +535,7 @@ def test_gpu_equals_the_naive_loop(
     cell.to(cuda)
     x = x.detach().to(cuda).requires_grad_()
     state = tuple(s.detach().to(cuda).requires_grad_() for s in state)
-    with full_precision():
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
         out, after = cell(x, state)
         ours = results((out.cpu(), tuple(a.cpu() for a in after)), cell, x, state)
     assert_same({key: t.cpu() for key, t in ours.items()}, slow, 1e-4)

@@ -94,12 +94,6 @@ def test_no_driver_is_woken_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device("cpu") == torch.device("cpu")
 
 
-def test_float32_is_float32_on_a_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    choose_device("auto")
-    assert not torch.backends.cudnn.allow_tf32
-
-
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0)])
 def test_only_a_gpu_with_the_instructions_multiplies_bf16(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]

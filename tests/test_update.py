@@ -373,6 +373,7 @@ def test_gpu_captured_update_is_the_eager_one(tmp_path: Path, cell: CellName) ->
             setting.update.optimiser.set_rates(0.02 / (1 + number), 0.01 / (1 + number))
             setting.update(chunk)
     assert captured.update.capture_failure is None
+    assert captured.update._graph is not None
     for ours, expected in zip(captured.weights, eager.weights, strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
 
@@ -393,6 +394,7 @@ def test_gpu_no_replay_moves_a_weight_after_what_is_no_number(
     for chunk in islice(chunks, 7):
         assert update(chunk).loss.isfinite()
     assert setting.update.capture_failure is None
+    assert setting.update._graph is not None
     before = [weight.detach().clone() for weight in setting.weights]
     setting.update.hidden[0][0].fill_(math.nan)
     assert update(next(chunks)).loss.isnan()
@@ -408,6 +410,7 @@ def test_gpu_every_replay_drops_other_units(tmp_path: Path) -> None:
     chunk = replace(next(iter(setting.lanes.chunks())), first=True)
     losses = [setting.update(chunk).loss.item() for _ in range(9)]
     assert setting.update.capture_failure is None
+    assert setting.update._graph is not None
     assert len(set(losses)) == 9
 
 
