@@ -355,7 +355,8 @@ class Difference:
     nats: float
     """0 or above."""
     supported: bool
-    """Whether it is more than the spread makes by chance."""
+    """Whether it is more than the spread makes by chance: above the least significant difference
+    of cells that differ at all."""
 
 
 @dataclass(frozen=True)
@@ -381,23 +382,52 @@ class Comparison:
 
         Fisher's least significant difference: with n seeds and s the standard deviation
         pooled over the C cells, t s sqrt(2 / n), where t is Student's two-sided 95 % for
-        C (n - 1) degrees of freedom. It is for each pair by itself. Where runs failed, n is
-        that of the cell with the fewest left.
+        C (n - 1) degrees of freedom. It is for each pair by itself (see ``differ``). Where runs
+        failed, n is that of the cell with the fewest left.
         """
-        runs = [len(cell.runs) for cell in self.cells]
-        fewest, freedom = min(runs), sum(runs) - len(runs)
+        fewest = min(len(cell.runs) for cell in self.cells)
         if fewest < 2:
             return None
-        squares = sum(
-            (n - 1) * (cell.spread or 0.0) ** 2 for n, cell in zip(runs, self.cells, strict=True)
-        )
-        return _student(freedom) * math.sqrt(2 * squares / freedom / fewest)
+        return _student(self._freedom) * math.sqrt(2 * self._variance / fewest)
+
+    @property
+    def differ(self) -> bool:
+        """Whether the cells differ at all by more than chance: False for one seed.
+
+        Of three cells by an analysis of variance (F test) at 5 %: with it before the least
+        significant difference, Fisher's protected one, chance makes a pair of up to three cells
+        stand out in 5 % of comparisons, and not each pair in 5 %. Of two the least difference says
+        the same by itself.
+        """
+        if self.least_difference is None:
+            return False
+        if len(self.cells) < 3:
+            return True
+        runs = [len(cell.runs) for cell in self.cells]
+        means = [cell.nats_per_char for cell in self.cells]
+        mean = statistics.fmean(means, weights=runs)
+        between = sum(n * (m - mean) ** 2 for n, m in zip(runs, means, strict=True)) / 2
+        # The quantile of F for 2 and f degrees of freedom has a closed form, for no other number.
+        f = self._freedom
+        least_ratio: float = f / 2 * (0.05 ** (-2 / f) - 1)
+        return between > least_ratio * self._variance
+
+    @property
+    def _freedom(self) -> int:
+        """Degrees of freedom of the variance: C (n - 1)."""
+        return sum(len(cell.runs) - 1 for cell in self.cells)
+
+    @property
+    def _variance(self) -> float:
+        """Of the nats per character over the seeds of a cell, pooled over the cells."""
+        squares = ((len(cell.runs) - 1) * (cell.spread or 0.0) ** 2 for cell in self.cells)
+        return sum(squares) / self._freedom
 
     @property
     def differences(self) -> tuple[Difference, ...]:
         """Every pair of cells, the better one first."""
         ranked = sorted(self.cells, key=lambda cell: cell.nats_per_char)
-        least = self.least_difference
+        least = self.least_difference if self.differ else None
         return tuple(
             Difference(a.cell, b.cell, nats, least is not None and nats > least)
             for a, b in itertools.combinations(ranked, 2)

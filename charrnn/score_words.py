@@ -263,10 +263,11 @@ def comparison_says(comparison: Comparison) -> Iterator[str]:
     for pair in comparison.differences:
         verdict = "supported" if pair.supported else "may be chance"
         yield f"{pair.better} is {ahead(pair.nats)} nats ahead of {pair.worse}: {verdict}"
+    among = ", where an F test finds that the cells differ" if len(comparison.cells) > 2 else ""
     yield (
-        f"Supported is a difference above {ahead(least)} nats: 95 % for one pair, Student's t, the "
-        "spread over the seeds pooled over the cells. Seeds vary weights and dropout, not the "
-        "text: another one may rank the cells otherwise."
+        f"Supported is a difference above {ahead(least)} nats{among}: 95 % for all pairs together, "
+        "Student's t, the spread over the seeds pooled over the cells. Seeds vary weights and "
+        "dropout, not the text: another one may rank the cells otherwise."
     )
 
 

@@ -195,6 +195,24 @@ class TestDifferences:
         assert rows[0]["nats_per_char"] == pytest.approx(2.1)
         assert rows[0]["perplexity"] == pytest.approx(math.exp(2.1))
 
+    @pytest.mark.parametrize(("apart", "supported"), [(2.0, []), (2.6, ["lstm"]), (3.2, ["lstm"])])
+    def test_three_cells_must_differ_at_all(self, apart: float, supported: list[str]) -> None:
+        """Else a pair in twenty would stand out by chance, and there are three."""
+        nats: dict[CellName, tuple[float, ...]]
+        nats = {"gru": (0, 1, 2), "rnn": (1, 2, 3), "lstm": (apart, apart + 1, apart + 2)}
+        found = Comparison.of(
+            Plan(texts=(), steps=1, seeds=3),
+            [make_result(cell, seed, nats[cell][seed - 1]) for cell in nats for seed in (1, 2, 3)],
+        )
+        # Variances of 1 and 6 degrees of freedom. F's table for 2 and 6: 5.14.
+        assert found.least_difference == pytest.approx(2.447 * math.sqrt(2 / 3))
+        assert found.differ is (statistics.variance([1, 2, apart + 1]) * 3 > 5.14)
+        (row,) = (row for row in found.to_list() if row["cell"] == "gru")
+        assert row["ahead_of"] == supported
+        two = replace(found, cells=tuple(c for c in found.cells if c.cell != "rnn"))
+        assert two.differ and two.least_difference is not None
+        assert [pair.supported for pair in two.differences] == [apart > two.least_difference]
+
     def test_what_differs_from_run_to_run_is_a_mean(self) -> None:
         names = (
             "nats_per_char", "valid_nats_per_char", "bits_per_byte", "seconds", "chars_per_second",

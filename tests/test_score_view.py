@@ -274,7 +274,7 @@ class TestComparison:
     def test_a_pair_is_held_against_what_chance_makes(self) -> None:
         *_, pair, least = self.says(("lstm", "gru"), 3, steps=20)
         assert pair == "lstm is 1.0000 nats ahead of gru: supported"
-        assert least.startswith("Supported is a difference above 0.0227 nats: 95 % for one pair")
+        assert least.startswith("Supported is a difference above 0.0227 nats: 95 % for all pairs")
         assert "Seeds vary weights and dropout, not the text" in least
 
     def test_a_difference_within_the_spread_may_be_chance(self) -> None:
