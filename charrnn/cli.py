@@ -559,8 +559,8 @@ def evaluate(
     part: Annotated[
         PartName | None,
         typer.Option(
-            help="Score this part of the text that the model was trained on; --text says where "
-            "that lies now, if it has moved."
+            help="Score this part of the run's text: held out to validate, held out to test, or "
+            "trained on; --text says where it lies now, if it has moved."
         ),
     ] = None,
     encoding: Annotated[
@@ -614,8 +614,8 @@ def evaluate(
 ) -> None:
     """Score a text under one model or several.
 
-    The text is that of --text, or a --part of the one that the run read; give both where that has
-    moved.
+    Name a text with --text, or take a --part of the run's own. If that text has moved, give --part
+    and, with --text, its new place.
 
     Nats and bits per character, bits per byte and perplexity, over every character but the first;
     characters that a model does not know are charged with what it takes to spell them out. Where
@@ -961,8 +961,8 @@ def inspect_recurrence(
     part: Annotated[
         PartName | None,
         typer.Option(
-            help="Look at this part of the text that the model was trained on; --text says where "
-            "that lies now, if it has moved."
+            help="Look at this part of the run's text: held out to validate, held out to test, or "
+            "trained on; --text says where it lies now, if it has moved."
         ),
     ] = None,
     encoding: Annotated[
@@ -1013,8 +1013,8 @@ def inspect_recurrence(
 ) -> None:
     """Look into a model: step, gradient flow, memory, pace, gates, units, clipping, truncation.
 
-    The text is that of --text, or a --part of the one that the run read; give both where that has
-    moved.
+    Name a text with --text, or take a --part of the run's own. If that text has moved, give --part
+    and, with --text, its new place.
     """
     source = TextSource(texts=tuple(text or ()), part=part, encoding=encoding)
     config = InspectConfig(
