@@ -295,7 +295,9 @@ def train(
     ] = None,
     loss_last: Annotated[
         int | None,
-        typer.Option(help="Count only the loss on a window's last N characters, and move it by N."),
+        typer.Option(
+            help="Count only the loss on a window's last N characters, and move the window by N."
+        ),
     ] = None,
     reset_state: Annotated[
         bool,
@@ -353,8 +355,8 @@ def train(
     The last tenth of the text is held out to validate. The run's folder gets the best and the last
     checkpoint and a log; its path is printed on stdout at the end. Ctrl-C saves and leaves.
 
-    What is not given follows by rule from the size of the text, the device and the budget, and is
-    shown, most of it before the first step.
+    Whatever you do not give is chosen by rule, from the size of the text, the device and the
+    budget. It is shown, most of it before the first step.
     """
     budget = recipe.given({"minutes": minutes, "epochs": epochs, "steps": steps})
     model = {
@@ -473,7 +475,8 @@ def sample(
     ] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Draw from the K likeliest only.")] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Draw from the likeliest that make up P only.")
+        float | None,
+        typer.Option(help="Draw only from the likeliest that together have probability P."),
     ] = None,
     stop: Annotated[
         str | None, typer.Option(metavar="TEXT", parser=_typed, help="End after this text.")
@@ -584,7 +587,8 @@ def evaluate(
     by_position: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Also score by position, up to N after a reset of the state."
+            metavar="N",
+            help="Also give the loss by the characters since a reset of the state, up to N.",
         ),
     ] = None,
     after: Annotated[
@@ -617,9 +621,9 @@ def evaluate(
     Name a text with --text, or take a --part of the run's own. If that text has moved, give --part
     and, with --text, its new place.
 
-    Nats and bits per character, bits per byte and perplexity, over every character but the first;
-    characters that a model does not know are charged with what it takes to spell them out. Where
-    --dynamic is given too, --after, --per-char and --show use its prices.
+    It prints nats and bits per character, bits per byte and perplexity, over every character but
+    the first. A character that a model does not know costs what it takes to spell it out.
+    --after, --per-char and --show use the prices of --dynamic where that is given.
     """
     if text is None and part is None:
         for path in filter(is_text, checkpoints):
