@@ -205,7 +205,7 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         f"with `sgd` {recipe.ONE_RATE['sgd']['weight_decay']:g}.",
         f"none up to p = {recipe.LEAST_PRESSURE}; then 0.06 log2(p);",
         f"{masks} on a CPU, but 1 where p is below {recipe.BY_HEART} and",
-        f"{masks_on_gpu} on CUDA, and fewer",
+        f"On CUDA as many as {masks_on_gpu}, as long as",
         f"then 1 / (1 + {(recipe.FLATTEST - 1) / log2(recipe.FLATTEST_FROM):g} log2(p)), "
         f"from p = {recipe.FLATTEST_FROM} on {recipe.loss_temperature(65, recipe.FLATTEST_FROM)}. "
         f"From {recipe.RARE_SYMBOLS} symbols on 1.",
