@@ -59,6 +59,11 @@ class Reach:
         """The farthest lag."""
         return len(self.relative) - 1
 
+    @property
+    def median_under_1_percent_at(self) -> int | None:
+        """First lag at which less than 1 % is left in the median; None: none of them."""
+        return first_where(np.array(self.median) < 0.01)
+
 
 @dataclass(frozen=True)
 class GradientFlow:

@@ -56,7 +56,7 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 EIGHTHS = " ▏▎▍▌▋▊▉"
 BAR = 24
 #: Lags that are plotted.
-PLOT = 20
+PLOT = 16
 #: Below this share of the gradient at lag 0 the plot shows nothing.
 FAINTEST = 1e-3
 

@@ -95,9 +95,13 @@ def step_lines(step: Step) -> list[list[str]]:
 
 
 def radius_says(flows: Sequence[GradientFlow]) -> str:
-    """Say what the table of the gradient flow means by a radius."""
+    """Say what the table of the gradient flow means by a radius, and by its lags."""
     scaled = ", * scaled to it" if any(flow.scaled_to for flow in flows) else ""
-    return f"Radius: the recurrent matrices' spectral radius, least to largest{scaled}."
+    return (
+        f"Radius: the recurrent matrices' spectral radius, least to largest{scaled}. Half, 1 % at: "
+        "the first k at which less is left of the mean, which a few places can make; in brackets "
+        "of the median, which they cannot, where that is another."
+    )
 
 
 def gradient_flow_lines(flows: Sequence[GradientFlow]) -> list[list[str]]:
@@ -105,14 +109,18 @@ def gradient_flow_lines(flows: Sequence[GradientFlow]) -> list[list[str]]:
     farthest = flows[0].reaches[0].farthest
     lags = [k for k in (1, 10) if k <= farthest]
     lines = [["weights", "radius", "along", "half at", "1 % at"] + [f"k = {k}" for k in lags]]
+
+    def named(lag: int | None) -> str:
+        return f"> {farthest}" if lag is None else str(lag)
+
     for flow in flows:
         for reach in flow.reaches:
             radii = flow.spectral_radii[reach.layer - 1]
+            mean = named(reach.under_1_percent_at)
+            median = named(reach.median_under_1_percent_at)
             measured = [
-                *(
-                    f"> {farthest}" if lag is None else str(lag)
-                    for lag in (reach.halves_at, reach.under_1_percent_at)
-                ),
+                named(reach.halves_at),
+                mean if mean == median else f"{mean} ({median})",
                 *(significant(reach.relative[k], 2) for k in lags),
             ]
             lines.append(

@@ -261,9 +261,14 @@ def _inspection_lead(portrait: Portrait) -> str:
 
 def _falls(reach: Reach) -> str:
     """Say after how many characters a gradient falls under 1 %, if it does."""
+    lag = reach.median_under_1_percent_at
+    median = ""
+    if lag != reach.under_1_percent_at:
+        median = f" (the median after {lag:,})" if lag is not None else " (the median does not)"
     if reach.under_1_percent_at is None:
-        return f"does not fall under 1 % within {counted(reach.farthest, 'character')}"
-    return f"falls under 1 % after {counted(reach.under_1_percent_at, 'character')}"
+        within = counted(reach.farthest, "character")
+        return f"does not fall under 1 % within {within}{median}"
+    return f"falls under 1 % after {counted(reach.under_1_percent_at, 'character')}{median}"
 
 
 # Scores ----------------------------------------------------------------------------------

@@ -669,24 +669,26 @@ class TestInspectionPage:
             "Gradient flow", "Memory", "Pace", "Gates", "Units", "Clipping",
         ]  # fmt: skip
         assert (
-            "The gradient falls under 1 % after 7 characters along its state h and falls under 1 % "
-            "after 7 characters along its memory c." in page.texts["p"][1]
+            "The gradient falls under 1 % after 7 characters along its state h and "
+            "falls under 1 % after 7 characters along its memory c." in page.texts["p"][1]
         )
         assert "Unit 1.3c along the text" in page.texts["h3"]
         assert "The beginning of what was looked at, read from a state" in page.texts["p"][-1]
         assert "a<b␍↵\n\tc" in page.texts["pre"]
 
     @pytest.mark.parametrize(
-        ("lag", "said"),
+        ("lag", "shrinks", "said"),
         [
-            (1234, "falls under 1 % after 1,234"),
-            (None, "does not fall under 1 % within 1,500"),
+            (1234, 0.99, "falls under 1 % after 1,234 characters (the median after 459)"),
+            (1234, 1.0, "falls under 1 % after 1,234 characters (the median does not)"),
+            (None, 0.99, "does not fall under 1 % within 1,500 characters (the median after 459)"),
+            (None, 1.0, "does not fall under 1 % within 1,500 characters"),
         ],
     )
     def test_of_several_layers_the_last_is_told_at_the_top(
-        self, lag: int | None, said: str
+        self, lag: int | None, shrinks: float, said: str
     ) -> None:
-        relative = tuple(0.99**k for k in range(1501))
+        relative = tuple(shrinks**k for k in range(1501))
         reaches = tuple(
             Reach(layer, "h", 1.0, relative, relative, 70, under)
             for layer, under in ((1, 7), (2, lag))
@@ -700,7 +702,7 @@ class TestInspectionPage:
         page = check(inspection_page(drawn, "poem", ORIGIN))
         assert page.texts["p"][1] == (
             f"GRU 2 x 3, looked into on 1,234 characters. The gradient {said} "
-            "characters along its state h of layer 2."
+            "along its state h of layer 2."
         )
 
     def test_signs_and_shares_are_not_swapped(self) -> None:
