@@ -57,10 +57,10 @@ def own_runs(portraits: Sequence[Portrait]) -> list[LoggedRun]:
 
 
 def other_texts(portraits: Sequence[Portrait]) -> str:
-    """Say so if the losses of models' trainings are not on one text."""
+    """Say so if the losses of models' trainings are not on the same text, and as much of it."""
     if len({portrait.validated_on for portrait in portraits if portrait.log}) < 2:
         return ""
-    return "Not all runs' losses are on the same text: compare shapes, not heights. "
+    return "Not all runs' losses are on the same characters: compare shapes, not heights. "
 
 
 def learning_section(runs: Sequence[LoggedRun], more: str, unit: str = "character") -> str:

@@ -28,7 +28,8 @@ from charrnn.inspection import Inspection, inspect
 from charrnn.metrics import LOG, read_metrics
 from charrnn.model import CharModel
 from charrnn.norms import Clipping, clipping
-from charrnn.reading import recorded_part
+from charrnn.reading import TextRecord, recorded_part
+from charrnn.run import Progress
 from charrnn.sampling import sample, unwarned
 from charrnn.stretch import LEAST_CHARACTERS, Stretch, read_stretch
 from charrnn.subject import Subject
@@ -225,7 +226,12 @@ def portray_comparison(
         )
         training = checkpoint.record("training", TrainConfig)
         inspection = _inspect_end(path, model, vocabulary, training, part)
-        portraits.append(portray(cell.cell.upper(), path, model, vocabulary, part, inspection))
+        # How much of what is held out is validated on follows from a run's own speed.
+        scored = checkpoint.record("progress", Progress).validate_characters
+        validated_on = checkpoint.record("text", TextRecord).validated(scored)
+        portraits.append(
+            portray(cell.cell.upper(), path, model, vocabulary, part, inspection, validated_on)
+        )
     runs = [run for cell in comparison.cells for run in cell.runs]
     return portraits, [(run, _read_log(Path(run.run))) for run in runs]
 

@@ -52,7 +52,7 @@ from charrnn.wording import counted, joined
 
 __all__ = ["assessment_page", "comparison_page", "inspection_page"]
 
-#: The grey style: of what is not a model.
+#: The grey style: of what is not a model. Models have those before it, in turns.
 PLAIN = 5
 
 
@@ -83,7 +83,8 @@ def comparison_page(
         _result_section(comparison, unit),
         learning_section(
             runs,
-            "Seeds of one cell share a style; the first is named. " if plan.seeds > 1 else "",
+            ("Seeds of one cell share a style; the first is named. " if plan.seeds > 1 else "")
+            + other_texts(portraits),
             unit,
         ),
         *inside_sections(portraits, f"Each cell's {chosen}, on {_looked_at(portraits, part)}."),
@@ -319,7 +320,7 @@ def _score_chart(assessments: Sequence[Assessment], labels: Sequence[str], unit:
     """
     by_byte = unit == "byte"
     rows = [
-        (name, scores.bits_per_byte if by_byte else scores.bits_per_char, style)
+        (name, scores.bits_per_byte if by_byte else scores.bits_per_char, style % PLAIN)
         for name, scores, style in _scored(assessments, labels)
     ]
     drawn = set()

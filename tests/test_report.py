@@ -1130,9 +1130,23 @@ def test_curves_on_different_texts_are_said_to_be_that() -> None:
         page = check(assessment_page([assessment() for _ in texts], drawn, "poem", ORIGIN))
         return page.texts["figcaption"][1]
 
-    said = "Not all runs' losses are on the same text: compare shapes, not heights. Nats per"
+    said = "Not all runs' losses are on the same characters: compare shapes, not heights. Nats per"
     assert said in caption("one", "another")
     assert said not in caption("one", "one")
+    cells = [portrait("LSTM", validated_on=1), portrait("GRU", validated_on=2)]
+    assert said in check(compare_page(comparison(), cells)).texts["figcaption"][1]
+    assert said not in compare_page(comparison(), [cells[0], cells[0]])
+
+
+def test_no_model_has_the_grey_of_what_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    chart = mock.Mock(return_value="")
+    monkeypatch.setattr("charrnn.report.dot_chart", chart)
+    drawn = [portrait(str(n), inspection=None) for n in range(6)]
+    beside = (assessment().baselines or ())[:1]
+    assessment_page([assessment(baselines=beside) for _ in drawn], drawn, "poem", ORIGIN)
+    (dots,) = chart.call_args.args[3]
+    assert list(dots.style)[:6] == [0, 1, 2, 3, 4, 0]
+    assert set(list(dots.style)[6:]) <= {5}
 
 
 def test_a_comparison_looks_into_each_model_by_its_own_seed_and_window(
@@ -1157,6 +1171,7 @@ def test_a_comparison_looks_into_each_model_by_its_own_seed_and_window(
     assert drawn.inspection.gates
     assert drawn.inspection.units
     assert drawn.inspection.clipping is not None
+    assert drawn.validated_on == (scan([str(prose)]).fingerprint, (4805, 5406))
     unasked = drawn.inspection.step, drawn.inspection.cuts, drawn.inspection.truncation
     assert unasked == (None, (), ())
     part = scan([str(prose)], "utf-8").whole
