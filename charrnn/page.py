@@ -224,7 +224,7 @@ def coloured(pieces: Iterable[tuple[str, int]], name: Callable[[int], str], labe
     """Return a text whose pieces carry the class of their level; equal neighbours share one."""
     spans = []
     for level, group in itertools.groupby(pieces, key=lambda piece: piece[1]):
-        text = safe("".join(piece for piece, _ in group).replace("\r", ""))
+        text = safe("".join(piece for piece, _ in group))
         spans.append(f'<span class="{name(level)}">{text}</span>' if name(level) else text)
     return _preformatted("".join(spans), label, ' class="coloured"') + "\n"
 

@@ -245,8 +245,7 @@ class SurpriseText:
         for character, cost in priced:
             style = self._console.get_style(STYLES[surprise(cost)])
             marked = surprise_mark(character, cost) if self._console.has_colours else ""
-            # A carriage return is half of a line's end here: by itself it would be a replacement.
-            text, feed, _ = printable(marked + character.replace("\r", "")).partition("\n")
+            text, feed, _ = printable(marked + character).partition("\n")
             segments.append(Segment(text, style))
             if feed:  # a line feed in a colour would colour what is left of the row
                 segments.append(Segment.line())

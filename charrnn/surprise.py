@@ -26,7 +26,8 @@ class PricedText:
     """Puts characters to the prices of a text.
 
     Bytes are given as the utf-8 characters they make up, each at the price of all of its
-    bytes. A carriage return that no line feed follows is given as its symbol.
+    bytes. A carriage return is given as its symbol; before a line feed it is none of its own, and
+    its price is that line end's.
 
     Args:
         part: the text that is scored; it is read as its characters are asked for.
@@ -62,9 +63,10 @@ class PricedText:
                 # None while a character's bytes are not complete; more than one after a wrong
                 # byte. At the end, what is there of a character that was cut off.
                 character = self._decoder.decode(bytes([code]), final=following is None)
+            if following == ord("\n"):
+                character = character.removesuffix("\r")
             if character:
-                is_alone = following != ord("\n")
-                yield character.replace("\r", "␍" if is_alone else "\r"), self._pending
+                yield character.replace("\r", "␍"), self._pending
                 self._pending = 0.0
 
 

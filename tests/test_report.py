@@ -1235,7 +1235,7 @@ def test_a_portrait_of_a_model_of_bytes_shows_what_its_text_is_made_of(
     model = make_model("gru", layers=1, vocabulary=256)
     drawn = portray("x", trained, model, Vocabulary.of_bytes(), part, inspection())
     assert drawn.of_bytes
-    assert [character for character, _ in drawn.excerpt] == [*"é␍b\r\nc␍"]
+    assert [character for character, _ in drawn.excerpt] == [*"é␍b\nc␍"]
     assert "é␍b↵\nc␍" in check(inspection_page(drawn, "", ORIGIN)).texts["pre"]
 
 

@@ -26,6 +26,7 @@ from charrnn.evaluation import PositionScores, Prices, Scores
 from charrnn.score_view import STYLES, PerCharacter, SurpriseText, print_assessments
 from charrnn.score_words import COLUMNS, assessments_say, comparison_lines, comparison_says
 from charrnn.stopping import Stopped
+from charrnn.surprise import PricedText
 from tests.conftest import make_part, needs_full, refusing
 from tests.small import make_result
 
@@ -703,6 +704,18 @@ class TestSurpriseText:
         out = capsys.readouterr().out
         assert Text.from_ansi(out).plain == "a\ufffd\nb"
         assert re.search("\ufffd\x1b\\[0m\n", out)
+
+    @pytest.mark.parametrize("encoding", ["utf-8", "bytes"])
+    def test_a_carriage_return_before_a_line_feed_is_part_of_its_price(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], encoding: str
+    ) -> None:
+        """It is what decides that the line ends."""
+        text = PricedText(make_part(tmp_path, b"a\r\nb", encoding))
+        assert list(text.first()) == [("a", 0.0)]
+        assert list(text.priced(Prices(1, np.array([9.0, 0.5, 2.0]), 0))) == [("\n", 9.5), ("b", 2)]
+        show = SurpriseText(make_part(tmp_path, b"a\r\nb", encoding))
+        show(Prices(1, np.array([9.0, 0.0, 0.0]), 0))
+        assert "↵" in [text for text, _ in self.spans(capsys.readouterr().out)]
 
     def test_a_carriage_return_by_itself_is_shown(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
