@@ -31,6 +31,7 @@ from charrnn.evaluation import in_bits
 from charrnn.run import Run
 from charrnn.terminal import Output, in_rows, say, to_json
 from charrnn.training import (
+    SHOWN_TEMPERATURE,
     Event,
     Finished,
     Logged,
@@ -558,7 +559,6 @@ class _LiveTerminal(Display):
         sample = self.sample.encode(encoding, "replace").decode(encoding)
         rows = in_rows(sample, self._width)[:most]
         line = "-" if self.console.options.ascii_only else "─"
-        head = Rule(
-            f"sample at step {self.sampled_at:,}", characters=line, align="left", style="none"
-        )
+        title = f"sample at step {self.sampled_at:,}, --temperature {SHOWN_TEMPERATURE:g}"
+        head = Rule(title, characters=line, align="left", style="none")
         return Group(head, *map(Text, rows), Rule(characters=line, style="none"))

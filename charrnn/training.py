@@ -26,6 +26,7 @@ from charrnn.stream import Chunk
 from charrnn.update import UpdateResult
 
 __all__ = [
+    "SHOWN_TEMPERATURE",
     "Event",
     "Finished",
     "Logged",
@@ -50,6 +51,8 @@ SMOOTHING = 20
 SPIKE = 1.0
 #: Characters of the samples shown while training.
 SHOWN_LENGTH = 240
+#: Below 1: while a model still learns, its likelier characters show better what it has learnt.
+SHOWN_TEMPERATURE = 0.8
 
 
 @dataclass(frozen=True)
@@ -436,7 +439,9 @@ class _Loop:
 
         Whether the run goes on then is the loss's to say.
         """
-        config = SampleConfig(length=SHOWN_LENGTH, temperature=0.8, seed=self.run.config.seed)
+        config = SampleConfig(
+            length=SHOWN_LENGTH, temperature=SHOWN_TEMPERATURE, seed=self.run.config.seed
+        )
         empty = self.run.vocabulary.encode("")
         symbols: list[int] = []
         try:

@@ -440,6 +440,7 @@ class TestLive:
         head = next(
             number for number, line in enumerate(lines) if line.startswith("sample at step ")
         )
+        assert ", --temperature 0.8 ─" in lines[head]
         assert set(lines[-1]) == {"─"}
         return lines[head + 1 : -1]
 
