@@ -529,7 +529,7 @@ def sample(
         say(note)
     if config.weights != "fp32" and not find_compiler():
         say(f"note: without a C compiler --weights {config.weights} is no faster")
-    encode_stop(vocabulary, config.stop)
+    ending = encode_stop(vocabulary, config.stop)
     start = ids.tolist() if echo else []
     pieces = draw(model, vocabulary, ids, config)
     # StopSignals: so that a compiler that runs meanwhile is ended, too.
@@ -539,7 +539,7 @@ def sample(
             return
         samples = collect(count, pieces)
     if as_json:
-        print_as_json(vocabulary, start, samples, seed)
+        print_as_json(vocabulary, start, samples, seed, ending)
     else:
         print_samples(vocabulary, start, samples)
 

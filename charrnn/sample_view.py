@@ -54,9 +54,15 @@ def print_samples(
 
 
 def print_as_json(
-    vocabulary: Vocabulary, start: Sequence[int], samples: Sequence[Sequence[int]], seed: int
+    vocabulary: Vocabulary,
+    start: Sequence[int],
+    samples: Sequence[Sequence[int]],
+    seed: int,
+    stop: Sequence[int] | None,
 ) -> None:
     """Print samples as lines of JSON, each after ``start``, with the seed they were drawn with.
+
+    And whether each ended with ``stop``, or by its length.
 
     Bytes that are no utf-8 are surrogates in it, so that none is lost.
     """
@@ -70,7 +76,13 @@ def print_as_json(
             if vocabulary.is_bytes
             else vocabulary.decode(drawn)
         )
-        row = {"sample": number, "seed": seed, "characters": len(symbols), "text": text}
+        row = {
+            "sample": number,
+            "seed": seed,
+            "characters": len(symbols),
+            "stopped": stop is not None and [*symbols[-len(stop) :]] == [*stop],
+            "text": text,
+        }
         print(to_json(row))
 
 

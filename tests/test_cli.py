@@ -1069,9 +1069,15 @@ class TestSample:
         arguments = ("sample", trained, "--length", 25, "--seed", 5, "--prompt", "The ")
         rows = cli(*arguments, "--json", "--count", 2, "--echo").rows
         text = cli(*arguments, "--echo").out
-        assert rows[0] == {"sample": 1, "seed": 5, "characters": 25, "text": text}
+        said = {"sample": 1, "seed": 5, "characters": 25, "stopped": False, "text": text}
+        assert rows[0] == said
         assert rows[1]["sample"] == 2
         assert rows[1]["text"] != text
+        ended = cli(*arguments, "--json", "--count", 9, "--stop", text[20:22]).rows
+        assert {row["stopped"] for row in ended} == {True, False}
+        for row in ended:
+            assert row["stopped"] == row["text"].endswith(text[20:22])
+            assert row["stopped"] or row["characters"] == 25
 
     def test_stops(self, cli: Cli, trained: Path) -> None:
         result = cli("sample", trained, "--stop", "\n", "--length", 500)
