@@ -19,6 +19,7 @@ from charrnn.evaluation import (
     PositionScores,
     Prices,
     Scores,
+    perplexity,
     prices,
     run_once,
     score,
@@ -94,6 +95,7 @@ class Assessment:
                     "nats_per_char": baseline.nats_per_char,
                     "bits_per_char": baseline.bits_per_char,
                     "bits_per_byte": baseline.bits_per_byte(self.scores),
+                    "perplexity": perplexity(baseline.nats_per_char),
                     "about": baseline.about,
                 }
                 for baseline in self.baselines

@@ -724,7 +724,8 @@ def compare(
     match: Annotated[
         Literal["parameters", "hidden"] | None,
         typer.Option(
-            help="What is equal in all cells: parameters, within 1 % (default), or the width."
+            help="What is equal in all cells: parameters (default), as nearly as widths allow, or "
+            "the width."
         ),
     ] = None,
     seeds: Annotated[
@@ -1074,7 +1075,7 @@ def inspect_recurrence(
         if "gates" in config.only and shape.cell == "rnn":
             say(f"{shown(checkpoint)}: a plain RNN has no gates, so there are none to show")
         if not as_json:
-            slow = "; truncation takes longest" if "truncation" in config.measured else ""
+            slow = "; truncation takes longest" if config.measured > {"truncation"} else ""
             say(f"looking at {len(stretch):,} characters{slow}:", end="")
         try:
             inspection = inspect(

@@ -11,7 +11,7 @@ from charrnn.wording import command_line, counted, shown
 __all__ = ["undecodable", "with_nul"]
 
 #: What to do about a text in an unknown encoding.
-_OTHERWISE = "name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...) or use bytes"
+_OTHERWISE = "name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...) or use --encoding bytes"
 
 
 def undecodable(

@@ -296,4 +296,6 @@ def _shared(
     shared = record.shared(part, fingerprint, borders)
     if shared is None:
         return "some of this text"
+    if shared == part.characters:
+        return "these very characters"
     return f"{shared:,} of these {part.characters:,} characters" if shared else None

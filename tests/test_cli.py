@@ -708,10 +708,7 @@ class TestTrain:
         note = "note: what --valid names is trained on: nothing is held out\n"
         assert note in result.err
         result = cli("evaluate", tmp_path / "run", "--part", "valid")
-        assert (
-            "was trained on 6,007 of these 6,007 characters: another text tells more\n"
-            in result.err
-        )
+        assert "was trained on these very characters: another text tells more\n" in result.err
 
     @pytest.mark.parametrize(
         ("encoding", "end", "ends", "advice"),
@@ -1270,7 +1267,7 @@ class TestEvaluate:
         )
         assert note + "flatter the model\n" in result.err
         result = cli("evaluate", run, "--text", texts[1])
-        assert f"{run}: the model was trained on 1,301 of these 1,301 characters" in result.err
+        assert f"{run}: the model was trained on these very characters" in result.err
         result = cli("evaluate", run, "--text", texts[2], "--text", texts[0])
         assert f"{run}: the model was trained on 1,300 of these 2,602 characters" in result.err
 
@@ -1290,7 +1287,7 @@ class TestEvaluate:
         said = "was chosen by its loss on"
         result = cli("evaluate", trained, "--part", "valid")
         assert result.err == (
-            f"{trained}: the model {said} 601 of these 601 characters, which flatters it: another "
+            f"{trained}: the model {said} these very characters, which flatters it: another "
             "text tells more\n"
         )
         assert cli("evaluate", trained / "last.safetensors", "--part", "valid").err == ""
@@ -1309,7 +1306,7 @@ class TestEvaluate:
         options = ("--valid", held_out, "--test-share", 0.1)
         assert cli("train", text, "--run", run, *options, *QUICK).code == 0
         result = cli("evaluate", run, "--text", held_out)
-        assert f"{said} 200 of these 200 characters, which flatters it: --part test" in result.err
+        assert f"{said} these very characters, which flatters it: --part test" in result.err
         assert said not in cli("evaluate", run, "--part", "test").err
 
     def test_a_text_that_moved_is_found_where_the_run_went_on_with_it(
@@ -1436,6 +1433,7 @@ class TestEvaluate:
         assert (len(row["nats_by_position"]), row["stretches"]) == (7, 600 // 7)
         for baseline in row["baselines"]:  # the text is ASCII
             assert baseline["bits_per_byte"] == pytest.approx(baseline["bits_per_char"])
+            assert baseline["perplexity"] == pytest.approx(2 ** baseline["bits_per_char"])
         assert row["after"]["text"] == "the "
         assert row["after"]["characters"] > 0
         shown = cli("evaluate", trained, "--part", "valid", "--after", "the ").out

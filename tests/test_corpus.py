@@ -317,7 +317,7 @@ def test_one_damaged_byte_of_a_text_in_utf_8(tmp_path: Path, before: str, damage
     with pytest.raises(CorpusError) as error:
         scan([str(path)])
     at = f"a text is not utf-8 text at byte {300 + len(before.encode()):,} (invalid start byte): "
-    advice = "name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...) or use bytes"
+    advice = "name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...) or use --encoding bytes"
     if damaged:
         drop = f"iconv -c -f utf-8 -t utf-8 '{path}'"
         advice = (
