@@ -858,7 +858,7 @@ def compare(
     if resume and given.keys() - {"seeds"}:
         raise UsageError(
             "--resume goes on with the comparison as it was planned: give --run DIR alone, "
-            "--seeds to add some, or TEXT where the text has moved"
+            "--seeds to add some, TEXT or --valid where the text has moved"
         )
     _refuse_both(valid, valid_share)
     if report is not None:

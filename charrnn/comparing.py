@@ -24,7 +24,7 @@ import torch
 
 from charrnn import recipe
 from charrnn.baselines import uniform_nats
-from charrnn.checkpoint import BEST
+from charrnn.checkpoint import BEST, LAST
 from charrnn.comparison import (
     PLAN,
     TOLERANCE,
@@ -41,6 +41,7 @@ from charrnn.decoding import text_encoding
 from charrnn.device import multiplies_bf16
 from charrnn.disk import write_json
 from charrnn.errors import (
+    CheckpointError,
     CorpusError,
     NonFiniteError,
     RunFolderError,
@@ -230,13 +231,13 @@ def compare(
     if kept is not None and not is_done:
         _refuse_another_machine(kept, device)
     try:
-        part, plan = _read(plan)
+        part, plan = _read_text(plan)
     except CorpusError as error:
         if kept is None or has_moved or not texts or command is None:
             raise
-        named = "TEXT --valid TEXT" if plan.valid else "TEXT"
+        names = [*(["TEXT"] if plan.texts else []), *(["--valid TEXT"] if plan.valid else [])]
         raise CorpusError(
-            f"{error}; where the text has moved, name it: {command} {named}"
+            f"{error}; where the text has moved, name it: {command} {' '.join(names)}"
         ) from error
     if kept is not None and has_moved:
         kept = replace(kept, texts=plan.texts, valid=plan.valid)
@@ -325,7 +326,7 @@ def _read_as(plan: Plan) -> str:
     return "utf-8" if plan.encoding is None else plan.encoding
 
 
-def _read(plan: Plan) -> tuple[Part, Plan]:
+def _read_text(plan: Plan) -> tuple[Part, Plan]:
     """Read a comparison's text, and see that it is the one and leaves something for all parts.
 
     Returns:
@@ -433,7 +434,14 @@ def _going_on(run: Run) -> Iterator[None]:
 def _measure(run: Run, speed: float, should_stop: Callable[[], str | None]) -> RunResult:
     """Score the best checkpoint of a finished run on what was held out."""
     path, progress = run.folder.path, run.progress
-    model, vocabulary, _ = load_model(path, run.device)
+    # What training chose, and nothing that took its place: the last one would pass for it.
+    chosen = path / (LAST if progress.best_step is None else BEST)
+    try:
+        model, vocabulary, _ = load_model(chosen, run.device)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; to train this run anew, remove {shown(path)}, and go on with the comparison"
+        ) from error
     run_once(model)
 
     def score_part(part: Part) -> Scores:

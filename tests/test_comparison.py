@@ -840,6 +840,27 @@ class TestCompare:
         )
         assert cli("compare", "--run", tmp_path / "all", "--resume").code == 0
 
+    @pytest.mark.parametrize("how", ["gone", "damaged"])
+    def test_the_last_weights_do_not_pass_for_the_best(
+        self, cli: Cli, prose: Path, tmp_path: Path, how: str
+    ) -> None:
+        run = tmp_path / "all" / "rnn-seed1"
+        words = ("--cell", "rnn", "--run", run.parent, *QUICK, "--quiet")
+        assert cli("compare", prose, *words).code == 0
+        (run / "result.json").unlink()  # trained, and not scored
+        best = run / "best.safetensors"
+        if how == "gone":
+            best.unlink()
+        else:
+            best.write_bytes(best.read_bytes()[:-1])
+        failed = cli("compare", "--run", run.parent, "--resume", "--json")
+        assert (failed.code, failed.out) == (1, "")
+        assert failed.err.splitlines()[-1].startswith(f"charrnn: {best}: ")
+        way_out = f"; to train this run anew, remove {run}, and go on with the comparison\n"
+        assert failed.err.endswith(way_out)
+        shutil.rmtree(run)
+        assert cli("compare", "--run", run.parent, "--resume", "--quiet").code == 0
+
     def test_an_error_says_that_no_run_came_to_its_end(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

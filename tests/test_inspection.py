@@ -536,7 +536,9 @@ class TestCommand:
             assert truncation["full"]["bptt"] == 499 // 8
         result = cli(*words, "--only", "truncation", "--characters", 500)
         out = result.out
-        assert result.err.endswith("looking at 500 characters: truncation\n"), "alone, it is no longest"
+        assert result.err.endswith("looking at 500 characters: truncation\n"), (
+            "alone, it is no longest"
+        )
         assert out.startswith("Truncation\n")
         assert re.search(r"trained +20 +last 5 +[\d.]+° ", out)
         assert re.search(r"initial +62 \(all\) +last 27 +0.0° ", out)
