@@ -61,8 +61,14 @@ PLAIN_EVERY = 10.0
 class Display:
     """Shows a run from its start to its end; this one shows nothing."""
 
-    def start(self, run: Run) -> None:
-        """Show what the run is."""
+    def start(self, run: Run, known: set[str] | None = None) -> None:
+        """Show what the run is.
+
+        Args:
+            run: which begins or goes on.
+            known: lines that were shown of runs before it, which are left out; what is shown now
+                is added.
+        """
 
     def show(self, event: Event) -> None:
         """Show one event."""
@@ -100,7 +106,15 @@ def _bits(nats: float) -> str:
     return f"{in_bits(nats):.3f} bits"
 
 
-def _introduction(run: Run) -> Iterable[str]:
+def _introduction(run: Run, known: set[str] | None) -> Iterable[str]:
+    """Yield what the run is, but for what is known of it."""
+    lines = list(_portrayed(run))
+    yield from lines if known is None else (line for line in lines if line not in known)
+    if known is not None:
+        known.update(lines)
+
+
+def _portrayed(run: Run) -> Iterable[str]:
     """Yield what the run is: each derived number once."""
     shape, corpus = run.model.config, run.train.corpus
     held = f", {run.valid.characters:,} held out to validate" if run.valid else ", none held out"
@@ -314,7 +328,7 @@ def _bounded(run: Run) -> bool:
 class _JsonLines(Display):
     """One object a line on stdout; ``event`` says which."""
 
-    def start(self, run: Run) -> None:
+    def start(self, run: Run, known: set[str] | None = None) -> None:
         self.run = run
         self._print(
             "started",
@@ -358,10 +372,10 @@ class _JsonLines(Display):
 class _PlainLines(Display):
     """A line now and then, for logs and pipes."""
 
-    def start(self, run: Run) -> None:
+    def start(self, run: Run, known: set[str] | None = None) -> None:
         self.run = run
         self.told = -math.inf
-        for line in _introduction(run):
+        for line in _introduction(run, known):
             self._print(line)
 
     def show(self, event: Event) -> None:
@@ -432,13 +446,13 @@ class _LiveTerminal(Display):
         self.console = console
         self.live: Live | None = None
 
-    def start(self, run: Run) -> None:
+    def start(self, run: Run, known: set[str] | None = None) -> None:
         self.run = run
         self.logged: Logged | None = None
         self.validated: Validated | None = None
         self.validating = False
         self.sample, self.sampled_at = "", 0
-        for line in _introduction(run):
+        for line in _introduction(run, known):
             say(self.console, line, hang=LABEL)
         self._draw()
 

@@ -135,6 +135,7 @@ def watch_comparison(
     results: list[RunResult] = []
     failures: list[RunFailure] = []
     reader = _Reader(stop, Display())
+    known: set[str] = set()
     try:
         for event in compare(
             folder,
@@ -154,10 +155,9 @@ def watch_comparison(
                     continue
                 reader.display = open_display(as_json=False, quiet=quiet)
                 if not quiet:
-                    number = f"{event.number} of {event.total}"
-                    say(f"--- run {number}: {shown(event.run.folder.path)}")
+                    say(f"--- run {event.number} of {event.total}")
                 with unread_unfinished():
-                    reader.display.start(event.run)
+                    reader.display.start(event.run, known)
             elif isinstance(event, RunScored):
                 reader.display.close()
                 results.append(event.result)

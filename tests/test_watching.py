@@ -44,7 +44,7 @@ class Refusing(Display):
         self.is_away = False
         self.done: list[str] = []
 
-    def start(self, run: Run) -> None:
+    def start(self, run: Run, known: set[str] | None = None) -> None:
         assert signal.getsignal(signal.SIGTSTP) != signal.SIG_DFL, "a Ctrl-Z waits for away()"
         self.done.append("start")
         self._take("start")
@@ -165,6 +165,18 @@ class TestComparison:
             "--- run 1 of 2", "start", "close",
             "--- run 2 of 2", "start", "close", "gru, seed 1, is left out", "close",
         ]  # fmt: skip
+
+
+def test_of_each_run_of_a_comparison_what_is_new_is_told(
+    cli: Cli, prose: Path, tmp_path: Path
+) -> None:
+    words = ("--cell", "rnn", "--cell", "gru", "--seeds", 2, "--run", tmp_path / "all", *QUICK)
+    lines = cli("compare", prose, *words).err.splitlines()
+    labels = [line.split()[0] for line in lines]
+    of_each = ("update", "run", "done")
+    assert {labels.count(label) for label in of_each} == {4}
+    assert {labels.count(label) for label in ("text", "data", "device", "to")} == {1}
+    assert labels.count("model") == 2, "of each cell"
 
 
 @pytest.mark.parametrize("words", [("train",), ("compare", "--cell", "rnn")])
