@@ -50,14 +50,15 @@ class Size:
     minutes: float = 1.0
     width_steps: int = 200
     """For speeds at equal width, nothing has to be learnt."""
-    width_seeds: int = 3
-    """Times that each cell's speed is measured, in turns: a machine's own pace drifts."""
+    cell_seeds: int = 3
+    """Runs of each cell in a comparison, so that it can tell what chance makes of a loss. The
+    cells take turns, because a machine's own pace drifts."""
     least: int = 50_000
     """Characters of a text whose held-out tenth is long enough to look into."""
     held_out: int = 200_000
-    """Characters to validate on."""
+    """Characters to validate on, and as many after those to compare the cells on."""
     inspected: int = 20_000
-    """Characters of these that ``inspect`` looks into."""
+    """Characters of the latter that ``inspect`` looks into, the last ones."""
     lengths: tuple[int, ...] = (10, 1_000, 100_000)
     """Characters that are scored, at claim 1."""
     windows: tuple[int, ...] = (1, 4, 16, 32, 64, 108, 256, 512)
@@ -88,7 +89,7 @@ class Size:
 
 FULL = Size()
 QUICK = Size(
-    hidden=16, steps=30, minutes=0.02, width_steps=10, width_seeds=1, least=10_000, held_out=4_000,
+    hidden=16, steps=30, minutes=0.02, width_steps=10, cell_seeds=2, least=10_000, held_out=4_000,
     inspected=2_000, lengths=(10, 1_000), windows=(4, 108), recall_hidden=8, recall_steps=20,
     recall_windows=(8, 48), seeds=(1,), clip_hidden=16, clip_steps=20, clip_rates=(5.0,),
     plain_rates=(8.0,),
@@ -207,12 +208,15 @@ class Lab:
 
     @property
     def valid_share(self) -> str:
-        """What ``--valid-share`` is to be, for some held-out characters but never above 0.1."""
+        """What ``--valid-share`` is to be, for some held-out characters but never above 0.1.
+
+        In comparisons ``--test-share``, too.
+        """
         return f"{min(0.1, self.size.held_out / self.characters):.3g}"
 
     @property
     def held_out(self) -> int:
-        """Characters that are held out, at least."""
+        """Characters that are held out to validate on, at least."""
         return int(float(self.valid_share) * self.characters)
 
     @property

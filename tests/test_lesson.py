@@ -40,7 +40,7 @@ from lesson.memory import (
     judge_along,
     judge_gates,
 )
-from lesson.price import Costs, costs, gru, judge_gru, judge_lstm, lstm
+from lesson.price import Costs, Loss, costs, gru, judge_gru, judge_lstm, lstm
 from lesson.recall import beyond, judge_beyond, judge_scaling, scaling
 from lesson.recurrence import _symbol, judge_length, judge_step, length, step
 from lesson.section import Section, Table, Verdict, broken, filled, judged, markdown, percent
@@ -139,8 +139,13 @@ def clipping_of(
     return judge_clipping(ends, alone or dict.fromkeys(ends, (2.4, 2.5)))
 
 
-def cost(**changes: float) -> Costs:
-    return replace(Costs(100.0, 100.0, 10.0, 1.5, 1.5, 0.9), **changes)
+def cost(**changes: Any) -> Costs:
+    return replace(Costs(100.0, 100.0, 10.0, Loss(1.5), 60.0, Loss(1.5), 0.9), **changes)
+
+
+def ahead(*cells: str, nats: float = 1.4) -> dict[str, Loss]:
+    """A loss that is ahead of these, after equal steps and after equal time."""
+    return {"by_steps": Loss(nats, cells), "by_time": Loss(nats, cells)}
 
 
 #: Claim by claim: a name, the judgement, the verdict, and what it must say.
@@ -352,47 +357,71 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
     ("9 nothing", lambda: along_of(c=(20, 21), slow=0, needs=30, needed=31),
      "does not hold", "not 2 times as far as along the plain RNN's h and its own h."),
     ("10 as told", lambda: judge_lstm({
-        "rnn": cost(microseconds=3, by_steps=1.9, by_time=1.8), "lstm": cost(),
-        "gru": cost(microseconds=7)}),
-     "holds", "the LSTM takes longest. With equal parameters no cell is more than 0.02 nats "
-     "better than the LSTM (1.500) after equal steps, and no cell is more than 0.02 nats better "
-     "than the LSTM (1.500) after equal time."),
-    ("10 the GRU takes longer", lambda: judge_lstm({"lstm": cost(), "gru": cost(microseconds=12)}),
+        "rnn": cost(microseconds=3, seconds=61, by_steps=Loss(1.9), by_time=Loss(1.8)),
+        "lstm": cost(**ahead("rnn", "gru")),
+        "gru": cost(microseconds=7, seconds=62)}),
+     "holds", "the LSTM takes longest. With equal parameters the losses after equal steps are RNN "
+     "1.900, LSTM 1.400, GRU 1.500: the LSTM is ahead of the RNN and the GRU. After equal time "
+     "they are RNN 1.800, LSTM 1.400, GRU 1.500: the LSTM is ahead of the RNN and the GRU. The "
+     "equal steps with equal parameters took, in s: RNN 61, LSTM 60, GRU 62; the LSTM pays nothing "
+     "there that the clock tells."),
+    ("10 the GRU takes longer", lambda: judge_lstm(
+        {"lstm": cost(**ahead("gru")), "gru": cost(microseconds=12)}),
      "holds in part", "the GRU takes longer, whatever"),
+    ("10 no loss is told from the others", lambda: judge_lstm(
+        {"rnn": cost(microseconds=3), "lstm": cost(), "gru": cost(microseconds=7)}),
+     "holds in part", "GRU 1.500: the LSTM is too close to the RNN and the GRU to tell. After"),
+    ("10 one loss is not told from another", lambda: judge_lstm(
+        {"rnn": cost(microseconds=3), "lstm": cost(**ahead("rnn")), "gru": cost(microseconds=7)}),
+     "holds in part", "GRU 1.500: the LSTM is ahead of the RNN; the LSTM is too close to the GRU "
+     "to tell. After"),
+    ("10 a lower mean alone is not ahead", lambda: judge_lstm(
+        {"lstm": cost(**ahead(nats=1.0)), "gru": cost(microseconds=12)}),
+     "does not hold", "LSTM 1.000, GRU 1.500: the LSTM is too close to the GRU to tell. After"),
     ("10 worse by time", lambda: judge_lstm(
-        {"lstm": cost(), "gru": cost(microseconds=7, by_time=1.4)}),
-     "holds in part", "(1.500) after equal steps, and the GRU is better than the LSTM (1.400, "
-     "1.500 nats) after equal time."),
+        {"lstm": cost(by_steps=Loss(1.5, ["gru"])),
+         "gru": cost(microseconds=7, by_steps=Loss(1.6), by_time=Loss(1.4, ["lstm"]))}),
+     "holds in part", "LSTM 1.500, GRU 1.600: the LSTM is ahead of the GRU. After equal time they "
+     "are LSTM 1.500, GRU 1.400: the GRU is ahead of the LSTM."),
     ("10 worse by steps only", lambda: judge_lstm(
-        {"lstm": cost(), "rnn": cost(microseconds=7, by_steps=1.4)}),
-     "holds in part", "parameters the RNN is better than the LSTM (1.400, 1.500 nats) after equal "
-     "steps, and no cell is more than 0.02 nats better than the LSTM (1.500) after equal time."),
+        {"lstm": cost(by_time=Loss(1.4, ["rnn"])),
+         "rnn": cost(microseconds=11, by_steps=Loss(1.4, ["lstm"]))}),
+     "holds in part", "RNN 1.400: the RNN is ahead of the LSTM. After equal time they are LSTM "
+     "1.400, RNN 1.500: the LSTM is ahead of the RNN."),
+    ("10 two are ahead", lambda: judge_lstm(
+        {"rnn": cost(**ahead("lstm")), "lstm": cost(), "gru": cost(**ahead("lstm"))}),
+     "does not hold", "GRU 1.400: the RNN and the GRU are ahead of the LSTM. After"),
+    ("10 dear at equal parameters, too", lambda: judge_lstm(
+        {"lstm": cost(seconds=64, **ahead("gru")), "gru": cost(microseconds=7)}),
+     "holds", "took, in s: LSTM 64, GRU 60; the LSTM pays there, too."),
     ("10 too close to tell", lambda: judge_lstm(
-        {"lstm": cost(), "rnn": cost(microseconds=10.1), "gru": cost(microseconds=9)}),
+        {"lstm": cost(**ahead("rnn", "gru")), "rnn": cost(microseconds=10.1),
+         "gru": cost(microseconds=9)}),
      "holds in part", "the LSTM's time and the RNN's differ by too little to tell. With"),
     ("10 the head is the work", lambda: judge_lstm(
-        {"lstm": cost(share=0.123), "gru": cost(microseconds=9, share=0.1)}),
+        {"lstm": cost(share=0.123, **ahead("gru")), "gru": cost(microseconds=9, share=0.1)}),
      "holds", "But only 12 % of the LSTM's multiply-adds are its recurrence's"),
     ("10 nothing", lambda: judge_lstm(
-        {"lstm": cost(), "gru": cost(microseconds=12, by_time=1.4, by_steps=1.3)}),
-     "does not hold", "the GRU is better than the LSTM (1.300, 1.500 nats) after equal steps, and "
-     "the GRU is better than the LSTM (1.400, 1.500 nats) after equal time."),
+        {"lstm": cost(), "gru": cost(microseconds=12, **ahead("lstm"))}),
+     "does not hold", "after equal steps are LSTM 1.500, GRU 1.400: the GRU is ahead of the LSTM. "
+     "After equal time they are LSTM 1.500, GRU 1.400: the GRU is ahead of the LSTM."),
     ("11 as told", lambda: judge_gru(cost(parameters=75, microseconds=5), cost()), "holds",
      "By count the GRU's recurrence is 0.75 of the LSTM's: simpler, but not by half. By the clock "
      "of this machine a character takes 0.50 of the LSTM's time: about half the price, or less."),
     ("11 three quarters", lambda: judge_gru(
-        cost(parameters=75, microseconds=8, by_steps=1.4), cost()),
+        cost(parameters=75, microseconds=8, by_steps=Loss(1.4, ["lstm"])), cost()),
      "holds in part", "0.80 of the LSTM's time: cheaper, but half the price does not hold. With "
-     "equal parameters its loss is 0.100 nats below the LSTM's after equal steps and within "
-     "0.02 nats of the LSTM's after equal time."),
+     "equal parameters its loss is 0.100 nats below the LSTM's (ahead by more than chance) after "
+     "equal steps and 0.000 nats below the LSTM's (too close to tell) after equal time."),
     ("11 as dear", lambda: judge_gru(cost(parameters=75, microseconds=9.9), cost()),
-     "does not hold", "no cheaper; half the price does not hold."),
+     "does not hold", "too close to tell whether cheaper, and half the price does not hold."),
     ("11 dearer", lambda: judge_gru(cost(parameters=75, microseconds=13), cost()),
      "does not hold", "dearer, for the loops it runs through cost more"),
     ("11 nothing saved", lambda: judge_gru(
-        cost(parameters=75, microseconds=13, by_time=1.6), cost()),
-     "does not hold", "within 0.02 nats of the LSTM's after equal steps and 0.100 nats above the "
-     "LSTM's after equal time."),
+        cost(parameters=75, microseconds=13, by_steps=Loss(1.52), by_time=Loss(1.6)),
+        cost(by_time=Loss(1.5, ["rnn", "gru"]))),
+     "does not hold", "0.020 nats above the LSTM's (too close to tell) after equal steps and 0.100 "
+     "nats above the LSTM's (behind by more than chance) after equal time."),
 ]  # fmt: skip
 
 
@@ -448,14 +477,19 @@ def test_every_claim_s_rule_is_tested_in_both_directions() -> None:
 
 def test_the_recurrence_s_costs_are_told_from_those_of_the_model() -> None:
     """A block of 40, and 7 of embedding and head; the GRU has a bias of 2 more."""
-    row: Mapping[str, Any] = {"train_chars_per_second": 1e5, "nats_per_char": 1.5}
+    row: Mapping[str, Any] = {
+        "train_chars_per_second": 1e5, "nats_per_char": 1.5, "seconds": 4.0, "ahead_of": ["rnn"],
+        "runs": [{"nats_per_char": 1.5}],
+    }  # fmt: skip
     width = {
         cell: {**row, "parameters": 7 + blocks * 40 + extra, "multiply_adds": 7 + blocks * 40}
         for cell, blocks, extra in (("rnn", 1, 0), ("lstm", 4, 0), ("gru", 3, 2))
     }
     steps, minutes = ({**row, "nats_per_char": nats} for nats in (1.25, 1.75))
     found = costs(dict.fromkeys(width, steps), dict.fromkeys(width, minutes), width)
-    assert {(one.by_steps, one.by_time) for one in found.values()} == {(1.25, 1.75)}
+    assert {(one.by_steps, one.by_time) for one in found.values()} == {
+        (Loss(1.25, ("rnn",), (1.5,)), Loss(1.75, ("rnn",), (1.5,)))
+    }
     assert {cell: one.parameters for cell, one in found.items()} == {
         "rnn": 40, "lstm": 160, "gru": 122,
     }  # fmt: skip
@@ -1079,10 +1113,13 @@ def test_a_step_s_lines_are_each_cell_s_own(answering: Callable[..., Lab]) -> No
 
 #: By cell what it costs and scores, in the numbers that three comparisons give.
 PRICED = {
-    "rnn": Costs(40, 30, 8, 1.125, 2.125, 30 / 50),
-    "lstm": Costs(160, 120, 20, 1.5, 2.5, 120 / 140),
-    "gru": Costs(120, 90, 16, 1.375, 2.375, 90 / 110),
-}
+    "rnn": Costs(40, 30, 8, Loss(1.125, ("gru",), (1, 1.25)), 9.0, Loss(2.125, (), (2, 2.25)),
+                 30 / 50),
+    "lstm": Costs(160, 120, 20, Loss(1.5, (), (1.25, 1.75)), 18.0,
+                  Loss(2.5, ("rnn",), (2.25, 2.75)), 120 / 140),
+    "gru": Costs(120, 90, 16, Loss(1.375, ("lstm",), (1, 1.75)), 27.0,
+                 Loss(2.375, ("rnn", "lstm"), (2.125, 2.625)), 90 / 110),
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -1096,20 +1133,28 @@ def priced(answering: Callable[..., Lab]) -> Lab:
             "chars_per_second": 6.0, "train_chars_per_second": 7.0,
         }  # fmt: skip
         found = {name: 1000 * n + value for name, value in others.items()}
-        return {"cell": cell, **found, "runs": [{"trained_characters": 1000 * n + 8}], **of}
+        runs = [{"trained_characters": 1000 * n + 8, **found}]
+        return {"cell": cell, **found, "ahead_of": [], "runs": runs, **of}
+
+    def of(loss: Loss, **run: Any) -> dict[str, Any]:
+        return {
+            "nats_per_char": loss.nats, "ahead_of": list(loss.ahead_of),
+            "runs": [{"nats_per_char": nats, **run} for nats in loss.by_seed],
+        }  # fmt: skip
 
     steps = [
-        row(cell, 1, nats_per_char=one.by_steps, hidden=5 * k, parameters=70 * k, seconds=9.0 * k)
+        row(cell, 1, **of(one.by_steps), hidden=5 * k, parameters=70 * k, seconds=one.seconds)
         for k, (cell, one) in enumerate(PRICED.items(), 1)
     ]
-    minutes = [
-        row(cell, 2, nats_per_char=one.by_time, runs=[{"trained_characters": 30 * k}])
-        for k, (cell, one) in enumerate(PRICED.items(), 1)
-    ]
+    minutes = [row(cell, 2, **of(one.by_time)) for cell, one in PRICED.items()]
+    for k, one in enumerate(minutes, 1):
+        for more, run in enumerate(one["runs"]):
+            run["trained_characters"] = 30_000 * k + 2 * more
     width = [
         row(
             cell, 3, parameters=17 + one.parameters, multiply_adds=20 + one.multiply_adds,
             train_chars_per_second=1e6 / one.microseconds, chars_per_second=1e6 / k,
+            runs=[{"train_chars_per_second": 1e6 / (one.microseconds + n)} for n in (-2, 0, 1)],
         )
         for k, (cell, one) in enumerate(PRICED.items(), 1)
     ]  # fmt: skip
@@ -1121,16 +1166,24 @@ def test_the_price_of_the_lstm_is_of_three_comparisons(priced: Lab) -> None:
     section = lstm(priced)
     by_width, by_loss = section.tables
     assert by_width.rows == [
-        ["RNN", "40", "30", "60 %", "8.0", "1.0"],
-        ["LSTM", "160", "120", "86 %", "20.0", "2.0"],
-        ["GRU", "120", "90", "82 %", "16.0", "3.0"],
+        ["RNN", "40", "30", "60 %", "8.0 (6.0 to 9.0)", "1.0"],
+        ["LSTM", "160", "120", "86 %", "20.0 (18.0 to 21.0)", "2.0"],
+        ["GRU", "120", "90", "82 %", "16.0 (14.0 to 17.0)", "3.0"],
     ]
     assert by_loss.rows == [
-        ["RNN", "5", "70", "1.125", "9", "2.125", "30"],
-        ["LSTM", "10", "140", "1.500", "18", "2.500", "60"],
-        ["GRU", "15", "210", "1.375", "27", "2.375", "90"],
+        ["RNN", "5", "70", "1.125 (1.000 to 1.250)", "9", "2.125 (2.000 to 2.250)", "30,001"],
+        ["LSTM", "10", "140", "1.500 (1.250 to 1.750)", "18", "2.500 (2.250 to 2.750)", "60,001"],
+        ["GRU", "15", "210", "1.375 (1.000 to 1.750)", "27", "2.375 (2.125 to 2.625)", "90,001"],
     ]
     assert section.judgement == judge_lstm(PRICED)
+
+
+def test_cells_are_compared_on_what_nothing_was_chosen_on(priced: Lab) -> None:
+    """And with more than one seed each, or no difference could be told from chance."""
+    found = [one for one in lstm(priced).commands if one.startswith("charrnn compare")]
+    assert len(found) == 3
+    assert all(" --seeds 2 " in one for one in found)
+    assert all(f" --test-share {priced.valid_share} " in one for one in found)
 
 
 def test_the_gru_is_held_against_the_lstm(priced: Lab) -> None:
