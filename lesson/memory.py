@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from statistics import fmean
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from charrnn.activity import KEPT_OVER, NEARLY_CLOSED, NEARLY_OPEN
 from charrnn.figures import Line, Rule, line_chart, standalone
+from charrnn.wording import counted
 from lesson.gradients import flow, shares_left
 from lesson.lab import Lab
 from lesson.recurrence import inspect
@@ -18,6 +20,7 @@ from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
 __all__ = [
     "Context",
+    "Gate",
     "Held",
     "Pace",
     "Reach",
@@ -39,9 +42,10 @@ ALWAYS = 0.9
 LASTING = ("inside quotes", "inside brackets", "position in line", "indentation")
 #: Correlation from which on a unit follows a property.
 FOLLOWS = 0.5
-#: Characters for which a property must have gone on where a unit still follows it, and at how
-#: many characters at least that must be so.
-LONG, OFTEN = 20, 50
+#: Characters for which a property must have lasted where a unit still follows it; at how many
+#: characters at least that must be so, and in how many spells, without which the characters would
+#: be one case seen many times.
+LONG, OFTEN, SPELLS = 20, 50, 10
 #: Characters of the figure.
 SHOWN = 240
 #: The lags at which what is left of the states' gradients is shown.
@@ -72,18 +76,44 @@ class Held:
     over: int
     """Characters, the last of the text, that it is of."""
     late: float
-    """The same where the property has gone on for more than ``LONG`` characters."""
+    """The same where the property has lasted for more than ``LONG`` characters."""
     late_over: int
     """Characters at which it has."""
+    spells: int
+    """How many times it has begun to last so long: what these characters belong to."""
 
     @property
-    def follows(self) -> bool:
-        """Whether it does so over a long time, too."""
-        return (
-            abs(self.correlation) >= FOLLOWS
-            and self.late_over >= OFTEN
-            and self.late * math.copysign(1, self.correlation) >= FOLLOWS
-        )
+    def follows(self) -> bool | None:
+        """Whether it does so over a long time, too; None: too little was seen of that to tell."""
+        if abs(self.correlation) < FOLLOWS:
+            return False
+        if self.late_over < OFTEN or self.spells < SPELLS:
+            return None
+        return self.late * math.copysign(1, self.correlation) >= FOLLOWS
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How the units of one gate use it."""
+
+    opened: float
+    """Share of characters at which it is open, mean of the units."""
+    closed: float
+    """Share at which it is closed."""
+    both: int
+    """Units at which it is open at more than ``IDLE`` of the characters, and closed too."""
+    units: int
+
+    @classmethod
+    def of(cls, opened: Sequence[float], closed: Sequence[float]) -> Self:
+        """Return it from each unit's shares of characters."""
+        both = sum(min(pair) > IDLE for pair in zip(opened, closed, strict=True))
+        return cls(fmean(opened), fmean(closed), both, len(opened))
+
+    @property
+    def is_used(self) -> bool:
+        """Whether most units use it both ways."""
+        return self.both > self.units / 2
 
 
 @dataclass(frozen=True)
@@ -203,10 +233,7 @@ def gates(lab: Lab) -> Section:
     c_T = np.array(shown["values"])
     property_T = np.array(shown["properties"][best["property"]])
     held = hold(name, best["property"], c_T, property_T)
-    use = {
-        one["gate"]: (float(np.mean(one["open_share"])), float(np.mean(one["closed_share"])))
-        for one in found["gates"]
-    }
+    use = {one["gate"]: Gate.of(one["open_share"], one["closed_share"]) for one in found["gates"]}
     always = {
         one["gate"]: sum(share > ALWAYS for share in one["open_share"]) for one in found["gates"]
     }
@@ -230,10 +257,22 @@ its state h.
         commands=[first, second],
         tables=[
             Table(
-                ["gate", "open", "closed", f"units open at over {percent(ALWAYS)} of characters"],
                 [
-                    [gate, percent(opened), percent(closed), f"{always[gate]:,}"]
-                    for gate, (opened, closed) in use.items()
+                    "gate",
+                    "open, mean of the units",
+                    "closed",
+                    f"units open at over {percent(ALWAYS)} of characters",
+                    f"units open at over {percent(IDLE)} and closed at over {percent(IDLE)}",
+                ],
+                [
+                    [
+                        gate,
+                        percent(one.opened),
+                        percent(one.closed),
+                        f"{always[gate]:,}",
+                        f"{one.both:,} of {one.units:,}",
+                    ]
+                    for gate, one in use.items()
                 ],
             ),
             Table(
@@ -251,14 +290,16 @@ its state h.
             ),
         ],
         figures=[_memory_figure(held, c_T, property_T)],
-        rule=f"two parts. Each gate is used both ways: open at more than {percent(IDLE)} of "
-        f"characters and closed at more than {percent(IDLE)}, in the mean of the units. A unit's "
-        "memory holds a visible "
-        f"property: its c correlates with one by at least {FOLLOWS:g} in size, over the last "
-        f"{held.over:,} characters, and with the same sign by at least that at those, at least "
-        f"{OFTEN}, at which the property has gone on for more than {LONG} characters without a "
-        "break (of a property that is only on or off, together with those at which it is off). "
-        "Both: holds; one: in part.",
+        rule="two parts. The gates are used both ways: each is open at more than "
+        f"{percent(IDLE)} of characters and closed at more than {percent(IDLE)}, at more than half "
+        "of its units. A unit's memory holds a visible property: (a) over the last "
+        f"{held.over:,} characters, all that `--unit` gives, c and the property correlate by at "
+        f"least {FOLLOWS:g} in size; (b) the same holds, with the same sign, over only those "
+        f"characters at which the property has lasted for more than {LONG} characters without a "
+        f"break. There must be at least {OFTEN} of these, in at least {SPELLS} spells; otherwise "
+        "(b) is not tested, which does not count as so. For a property that has one value at all "
+        "of these, as one that is only on or off, the characters at which it is off are added, "
+        "since otherwise it would not vary. Both: holds; one: in part.",
         judgement=judge_gates(use, held),
     )
 
@@ -305,12 +346,13 @@ def _correlation(x_T: np.ndarray, y_T: np.ndarray) -> float:
 
 
 def hold(unit: str, name: str, c_T: np.ndarray, property_T: np.ndarray) -> Held:
-    """Return how a unit's memory follows a property, anywhere and where it has gone on for long.
+    """Return how a unit's memory follows a property, anywhere and where it has lasted for long.
 
     That a property lasts is not enough: a unit may rise at the beginning of every line, and
     count no farther.
     """
-    late_T = _ages(property_T) > LONG
+    age_T = _ages(property_T)
+    late_T = age_T > LONG
     # What is 1 as long as it goes on does not vary there: it is held against its absence.
     varies = late_T.any() and np.ptp(property_T[late_T]) > 0
     chosen_T = late_T if varies else late_T | (property_T == 0)
@@ -321,6 +363,7 @@ def hold(unit: str, name: str, c_T: np.ndarray, property_T: np.ndarray) -> Held:
         over=len(c_T),
         late=_correlation(c_T[chosen_T], property_T[chosen_T]),
         late_over=int(late_T.sum()),
+        spells=int((age_T == LONG + 1).sum()),
     )
 
 
@@ -341,36 +384,54 @@ def _start(property_T: np.ndarray) -> int:
                           for t in range(last)]))  # fmt: skip
 
 
-def judge_gates(use: Mapping[str, tuple[float, float]], held: Held) -> Judgement:
+def judge_gates(use: Mapping[str, Gate], held: Held) -> Judgement:
     """Judge claim 8.
 
     Args:
-        use: gate -> shares of characters at which it is open and closed, mean of the units.
+        use: by gate.
         held: the best unit found.
     """
-    idle = [gate for gate, shares in use.items() if min(shares) <= IDLE]
-    forget_open, forget_closed = use["forget"]
+    idle = [
+        f"the {gate} gate's {one.units - one.both:,} of {one.units:,}"
+        for gate, one in use.items()
+        if not one.is_used
+    ]
+    forget = use["forget"]
     return judged(
-        [not idle, held.follows],
-        f"The forget gate is open at {percent(forget_open)} of characters and closed at "
-        f"{percent(forget_closed)}"
+        [not idle, held.follows is True],
+        f"The forget gate is open at {percent(forget.opened)} of characters and closed at "
+        f"{percent(forget.closed)}, in the mean of the units. "
         + (
-            ", and the other gates are used both ways too."
+            "Most units of every gate use it both ways."
             if not idle
-            else f"; hardly ever both open and closed: {', '.join(idle)}."
+            else f"Units that hardly ever open it or hardly ever close it: {', '.join(idle)}."
         ),
-        f'The memory of unit {held.unit} follows the property "{held.property_name}" with a '
-        f"correlation of {held.correlation:+.2f} over the last {held.over:,} characters, and still "
-        f"with {held.late:+.2f} {_where(held)}."
-        if held.follows
-        else "No unit was found whose memory follows a property for long: the best, "
-        f'{held.unit} with "{held.property_name}", has a correlation of {held.correlation:+.2f} '
-        f"over the last {held.over:,} characters, and of {held.late:+.2f} {_where(held)}.",
+        _held_told(held),
     )
 
 
-def _where(held: Held) -> str:
-    return f"at the {held.late_over:,} at which that has gone on for more than {LONG}"
+def _held_told(held: Held) -> str:
+    """Say whether a unit's memory holds a property."""
+    where = (
+        f"at the {held.late_over:,} characters, in {counted(held.spells, 'spell')}, at which that "
+        f"has lasted for more than {LONG}"
+    )
+    over = f"a correlation of {held.correlation:+.2f} over the last {held.over:,} characters"
+    if held.follows is None:
+        return (
+            f'The memory of unit {held.unit} follows the property "{held.property_name}" with '
+            f"{over}. Whether it does so for long is not tested: too little of the property lasts "
+            f"there ({held.late:+.2f} {where}; {OFTEN} in {SPELLS} spells are needed)."
+        )
+    if not held.follows:
+        return (
+            "No unit was found whose memory follows a property for long: the best, "
+            f'{held.unit} with "{held.property_name}", has {over}, and of {held.late:+.2f} {where}.'
+        )
+    return (
+        f'The memory of unit {held.unit} follows the property "{held.property_name}" with {over}, '
+        f"and still with {held.late:+.2f} {where}."
+    )
 
 
 def along(lab: Lab) -> Section:
