@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -65,7 +65,7 @@ def radii(lab: Lab) -> Section:
     flows = lab.json(command)["gradient_flow"]
     ((trained_radius,),) = flows[0]["spectral_radii"]
     left = {
-        (found["weights"], found["scaled_to"], reach["state"]): shares_left(reach["relative"])
+        (found["weights"], found["scaled_to"], reach["state"]): shares_left(reach, "relative")
         for found in flows
         for reach in found["reaches"]
     }
@@ -92,15 +92,15 @@ def radii(lab: Lab) -> Section:
         "steps already; it must lie near 1.",
         why=f"""
 One step back multiplies the gradient by `Uᵀ diag(1 - h²)`. Leave the tanh out, and `k` steps
-are `Uᵀ` to the power `k`: the largest absolute eigenvalue of `U`, its spectral radius `ρ`,
-gives `ρᵏ`: at every `k` for the initial `U`, which is orthogonal, and for a trained one, which
-is not normal, only in the long run. That is the textbook's picture, measured here as "without
-tanh". "With tanh" is the gradient of the network as it is: the mean over {flows[0]["places"]}
-places of |dL_t/dh_{{t-k}}| as a share of its size at lag 0. The recurrent matrix of the initial
-weights (orthogonal) and of the trained ones is scaled to each radius. `s` is the root mean
-square of tanh' = 1 - h² along the way: if neither the matrix nor the gradient had a direction of
-its own, a step would leave `ρ s`. A unit's input `W e` has a mean square of 1 to begin with,
-because the embeddings have: far enough from 0 for tanh to bend.
+are `Uᵀ` to the power `k`. Its size is governed by the spectral radius `ρ`, the largest absolute
+eigenvalue of `U`. For the initial `U`, a scaled orthogonal matrix, it is exactly `ρᵏ` at every
+`k`. For a trained `U`, which is not normal, it grows like `ρᵏ` only for large `k`. That is the
+textbook's picture, measured here as "without tanh". "With tanh" is the gradient of the network
+as it is: the mean over {flows[0]["places"]} places of |dL_t/dh_{{t-k}}| as a share of its size at
+lag 0. The recurrent matrix of the initial weights and of the trained ones is scaled to each radius.
+`s` is the root mean square of tanh' = 1 - h² along the way: if neither the matrix nor the gradient
+had a direction of its own, a step would leave `ρ s`. A unit's input `W e` has a mean square of 1
+to begin with, because the embeddings have: far enough from 0 for tanh to bend.
 """,
         commands=[command],
         tables=[
@@ -114,17 +114,18 @@ because the embeddings have: far enough from 0 for tanh to bend.
             _radii_figure(lab.size.radii, left, trained_radius, "linear", "without tanh"),
             _radii_figure(lab.size.radii, left, trained_radius, "h", "with tanh"),
         ],
-        rule=f"a radius below 1 behaves as claimed if less than {percent(VANISHED)} of the "
-        f"gradient is left at lag {LAG} with tanh, one above 1 if more than {EXPLODED:g} times, "
-        "and 1 if it is between. Holds if all do, with initial and with trained weights; in part "
-        "if some do.",
+        rule="three parts, of what is left of the gradient with tanh at lag "
+        f"{LAG}. Below 1 it vanishes: less than {percent(VANISHED)} at every radius below 1. Above "
+        f"1 it explodes: more than {EXPLODED:g} times at every radius above 1. At 1 it is between. "
+        "Each with initial and with trained weights; a part is left out where there is no gradient "
+        "to begin with. All: holds; some: in part.",
         judgement=judge_radii(
             initial,
             scaled,
             trained_radius,
             trained,
             products,
-            (trained_radius * slopes["trained", None]) ** LAG,
+            slopes["trained", None],
         ),
     )  # fmt: skip
 
@@ -153,7 +154,7 @@ def _radii_figure(
     chart = line_chart(
         f"radii-{state}",
         f"Gradient against lag by spectral radius, {how}",
-        sorted(lines, key=_height),
+        sorted((line for line in lines if not math.isnan(line.y[0])), key=_height),
         x_label=f"lag k, characters; {how}",
         y_label="share of the gradient at lag 0",
         y_log=True,
@@ -163,15 +164,23 @@ def _radii_figure(
     return Figure(how.replace(" ", "-"), title, standalone(chart))
 
 
-def shares_left(answered: Sequence[float | None]) -> list[float]:
-    """Return the share of a gradient that is left at each lag, from what ``inspect`` answers.
+def shares_left(reach: Mapping[str, Any], by: str) -> list[float]:
+    """Return the share of a state's gradient that is left at each lag.
 
-    It is infinity where it is too large for a number, which JSON does not know.
+    It is infinity where it is too large for a number, which JSON does not know, and NaN where
+    there is no gradient at lag 0 to have a share of.
+
+    Args:
+        reach: of the state, as ``inspect`` answers.
+        by: which of its averages over the places.
     """
-    return [math.inf if share is None else share for share in answered]
+    none = math.inf if reach["size"] else math.nan
+    return [none if share is None else share for share in reach[by]]
 
 
 def _share(value: float) -> str:
+    if math.isnan(value):
+        return "no gradient"
     return "overflow" if math.isinf(value) else f"{value:.2g}"
 
 
@@ -192,10 +201,18 @@ def _height(line: Line) -> float:
     return sum(map(math.log, within))
 
 
-def _as_told(radius: float, left: float) -> bool:
+def _as_told(radius: float, left: float) -> bool | None:
+    """Return whether a radius behaves as claimed; None: there was no gradient to tell."""
+    if math.isnan(left):
+        return None
     if radius < 1:
         return left < VANISHED
     return left > EXPLODED if radius > 1 else VANISHED <= left <= EXPLODED
+
+
+def _sign(radius: float) -> int:
+    """Return on which side of 1 a radius is: -1, 0 or 1."""
+    return (radius > 1) - (radius < 1)
 
 
 def judge_radii(
@@ -204,7 +221,7 @@ def judge_radii(
     radius: float,
     left: float,
     products: Mapping[float, float],
-    product: float,
+    slope: float,
 ) -> Judgement:
     """Judge claim 5.
 
@@ -214,8 +231,12 @@ def judge_radii(
         radius: of the trained weights as they are.
         left: the share left of theirs.
         products: of the initial weights, by radius: what radius and slope of tanh would leave.
-        product: the same of the trained weights as they are.
+        slope: of tanh, root mean square, of the trained weights as they are.
     """
+    parts: dict[int, list[bool | None]] = {}
+    for found in (initial, scaled):
+        for r, share in found.items():
+            parts.setdefault(_sign(r), []).append(_as_told(r, share))
     fate = "is still there"
     if left < VANISHED:
         fate = "has vanished"
@@ -223,21 +244,40 @@ def judge_radii(
         fate = "has exploded"
     about = 1.0 if abs(radius - 1) <= NEAR else radius
     told = _as_told(about, left)
-    wrong = [r for r, share in initial.items() if not _close(products[r], share)]
+    known = {r: share for r, share in initial.items() if not math.isnan(share)}
+    wrong = [r for r, share in known.items() if not _close(products[r], share)]
+    product = (radius * slope) ** LAG
     return judged(
-        [_as_told(r, share) for found in (initial, scaled) for r, share in found.items()],
+        [all(behave) for behave in parts.values() if None not in behave],
         _radii_told("initial", initial),
         _radii_told("trained", scaled),
+        _certain(initial),
         f"The trained network ended at a radius of {radius:.2f}, and at lag {LAG} its gradient "
-        f"{fate} ({_share(left)} of it)" + ("." if told else ": the radius alone does not tell."),
-        _decides(initial, products, wrong),
-        f"For the trained network (ρ s)^{LAG} is {_share(product)}"
+        f"{fate} ({_share(left)} of it)" + ("." if told else ": the radius alone does not tell.")
+        if told is not None
+        else "",
+        _decides(known, {r: products[r] for r in known}, wrong) if known else "",
+        f"For the trained network s is {slope:.3f}, (ρ s)^{LAG} is {_share(product)}, and "
+        f"{_share(left)} is left"
         + (
             f", so there it tells{'' if wrong else ' as well'}."
             if _close(product, left)
             else ": its matrix is not orthogonal, so that a step need not stretch anything by ρ, "
-            "and what a character's loss needs of the state has directions of its own."
-        ),
+            "and what a character's loss needs of the state may have directions of its own."
+        )
+        if told is not None
+        else "",
+    )
+
+
+def _certain(radii: Iterable[float]) -> str:
+    """Say that a radius below 1 can hardly do but vanish, if one was tried."""
+    nearest = max((r for r in radii if r < 1), default=None)
+    if nearest is None or nearest**LAG >= VANISHED:
+        return ""
+    return (
+        f"That it vanishes below 1 is near certain by arithmetic: {nearest:g}^{LAG} is "
+        f"{_share(nearest**LAG)} before any tanh."
     )
 
 
@@ -255,16 +295,28 @@ def _decides(
             f"Radius and the slope of tanh together, (ρ s)^{LAG}, do not tell what is left with "
             f"initial weights: {beside}."
         )
+    alone = all(_close(r**LAG, share) for r, share in left.items())
+    above = [f"{r:g}" for r, product in products.items() if product > 1]
+    where = "above 1 at every radius tried"
+    if len(above) < len(products):
+        where = (
+            f"above 1 only at {' and '.join(above)}" if above else "below 1 at every radius tried"
+        )
     return (
         f"Radius and the slope of tanh together, (ρ s)^{LAG}, tell what is left with initial "
-        f"weights, within a factor of {CLOSE:g} ({beside}): it is ρ s that has to be near 1."
+        f"weights, within a factor of {CLOSE:g} ({beside}): with initial weights ρ s"
+        f"{'' if alone else ', not ρ,'} decides, and it was {where}."
     )
 
 
 def _radii_told(weights: str, left: Mapping[float, float]) -> str:
     """Say which spectral radii behave as claimed, by the share of the gradient left at each."""
     good = [f"{r:g}" for r, share in left.items() if _as_told(r, share)]
-    bad = [f"{r:g} ({_share(share)} left)" for r, share in left.items() if not _as_told(r, share)]
+    bad = [
+        f"{r:g} ({_share(share)} left)" for r, share in left.items() if _as_told(r, share) is False
+    ]
+    if not good and not bad:
+        return f"With {weights} weights there is no gradient to follow."
     if not good:
         return f"With {weights} weights no radius behaves as claimed: {', '.join(bad)}."
     but = f", but not {', '.join(bad)}" if bad else ""

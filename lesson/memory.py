@@ -143,11 +143,14 @@ class Pace:
 
 @dataclass(frozen=True)
 class Reach:
-    """From which lag on less than 1 % of a state's gradient is left."""
+    """From which lag on less than 1 % of a state's gradient is left.
 
-    median: int
+    None: there is no gradient at lag 0 to have a share of.
+    """
+
+    median: int | None
     """By the median over the places."""
-    mean: int
+    mean: int | None
     """By the mean."""
     farthest: int = 256
     """The farthest lag that was measured; one more stands for any beyond it."""
@@ -157,8 +160,10 @@ class Reach:
         """Both in words."""
         return f"{self.lag(self.median)} ({self.lag(self.mean)})"
 
-    def lag(self, lag: int) -> str:
+    def lag(self, lag: int | None) -> str:
         """Return a lag in words."""
+        if lag is None:
+            return "no gradient"
         return f"{lag}" if lag <= self.farthest else f"> {self.farthest}"
 
     def farther(self, other: Reach) -> bool | None:
@@ -171,13 +176,17 @@ class Reach:
 
     def not_decided(self, other: Reach) -> str:
         """Return why not, where ``farther`` is None."""
+        if None in (self.median, self.mean, other.median, other.mean):
+            return "since there is no gradient to follow"
         if None in self._compared(other):
             return "since what was measured ends too early"
         return "since median and mean do not say the same"
 
     def _compared(self, other: Reach) -> list[bool | None]:
         return [
-            _as_many(one, FARTHER, against, self.farthest)
+            None
+            if one is None or against is None
+            else _as_many(one, FARTHER, against, self.farthest)
             for one, against in ((self.median, other.median), (self.mean, other.mean))
         ]
 
@@ -440,7 +449,7 @@ def along(lab: Lab) -> Section:
     found = {cell: lab.json(command) for cell, command in commands.items()}
     medians, means = (
         {
-            (model["weights"], cell, reach["state"]): shares_left(reach[by])
+            (model["weights"], cell, reach["state"]): shares_left(reach, by)
             for cell, one in found.items()
             for model in one["gradient_flow"]
             for reach in model["reaches"]
@@ -521,8 +530,10 @@ def _reach_table(
             weights,
             reach.lag(reach.median),
             reach.lag(reach.mean),
-            percent(medians[weights, cell, state][NEARER]),
-            percent(medians[weights, cell, state][LAG]),
+            *(
+                "" if math.isnan(share) else percent(share)
+                for share in (medians[weights, cell, state][lag] for lag in (NEARER, LAG))
+            ),
             contexts[cell].words if weights == "trained" else "",
         ]
         for (weights, cell, state), reach in reaches.items()
@@ -563,6 +574,7 @@ def _along_figure(trained: Mapping[tuple[str, str], Sequence[float]]) -> Figure:
         [
             Line(f"{cell.upper()} {state}", range(1, len(shares)), shares[1:], style)
             for style, ((cell, state), shares) in enumerate(trained.items())
+            if not math.isnan(shares[0])
         ],
         x_label="lag k, characters",
         y_label="share of the gradient at lag 0, trained, median",
@@ -574,8 +586,13 @@ def _along_figure(trained: Mapping[tuple[str, str], Sequence[float]]) -> Figure:
     return Figure("along", title, standalone(chart))
 
 
-def _under(shares: Sequence[float]) -> int:
-    """Return the lag from which on less than 1 % is left; one more than the last if at none."""
+def _under(shares: Sequence[float]) -> int | None:
+    """Return the lag from which on less than 1 % is left; one more than the last if at none.
+
+    None: they are not numbers.
+    """
+    if math.isnan(shares[0]):
+        return None
     return 1 + max((k for k, share in enumerate(shares) if share >= REST), default=-1)
 
 

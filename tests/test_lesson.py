@@ -25,7 +25,7 @@ import typer
 from charrnn.cli import app
 from charrnn.files import embedded_corpus
 from lesson.__main__ import SECTIONS, main
-from lesson.gradients import clipping, judge_clipping, judge_radii, radii
+from lesson.gradients import clipping, judge_clipping, judge_radii, radii, shares_left
 from lesson.lab import QUICK, Answer, Lab, LessonError
 from lesson.memory import (
     Context,
@@ -90,10 +90,10 @@ def gates_of(
 
 
 def along_of(
-    c: tuple[int, int] = (60, 70),
-    lstm: tuple[int, int] = (15, 16),
-    rnn: tuple[int, int] = (14, 15),
-    gru: tuple[int, int] = (20, 20),
+    c: tuple[int | None, int | None] = (60, 70),
+    lstm: tuple[int | None, int | None] = (15, 16),
+    rnn: tuple[int | None, int | None] = (14, 15),
+    gru: tuple[int | None, int | None] = (20, 20),
     needs: int | None = 30,
     needed: int | None = 45,
     slow: int = 6,
@@ -123,9 +123,9 @@ def radii_of(
     radius: float,
     left: float,
     products: Mapping[float, float] | None = None,
-    product: float = 1.0,
+    slope: float = 1.0,
 ) -> Any:
-    return judge_radii(initial, scaled, radius, left, products or initial, product)
+    return judge_radii(initial, scaled, radius, left, products or initial, slope)
 
 
 def beyond_of(distance: int, carried: Mapping[int, float], reset: Mapping[int, float]) -> Any:
@@ -235,25 +235,49 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
     ("5 tanh takes it all", lambda: radii_of(
         {0.5: 0.01, 1.5: 0.05}, {0.5: 0.0, 1.5: 2.0}, 1.4, 0.01),
      "holds in part", "the radius alone does not tell. Radius and the slope"),
-    ("5 near 1 and gone", lambda: radii_of({0.5: 0.01}, {0.5: 0.5}, 1.02, 0.01),
+    ("5 near 1 and gone", lambda: radii_of({0.5: 0.01}, {0.5: 0.01, 1.1: 0.5}, 1.02, 0.01),
      "holds in part", "the radius alone does not tell. Radius and the slope"),
+    ("5 one radius is enough against a part", lambda: radii_of(
+        {0.5: 0.01, 0.9: 0.3, 1.0: 9.0, 1.1: 2.0, 1.5: 9.0}, {}, 1.0, 1.0),
+     "does not hold", "behaves as claimed, but not 0.9 (0.3 left), 1 (9 left), 1.1 (2 left)."),
+    ("5 by arithmetic", lambda: radii_of({0.5: 0.01, 0.9: 0.1}, {1.1: 0.1}, 1.0, 1.0),
+     "holds in part", "That it vanishes below 1 is near certain by arithmetic: 0.9^20 is 0.12 "
+     "before any tanh."),
+    ("5 no gradient", lambda: radii_of({0.5: math.nan}, {0.5: math.nan}, 1.0, math.nan),
+     "is not tested", "With trained weights there is no gradient to follow."),
+    ("5 no gradient in one", lambda: radii_of(
+        {0.5: 0.01, 1.5: math.nan}, {0.5: 0.01, 1.5: 9.0}, 1.0, 1.0),
+     "holds", "With initial weights a radius of 0.5 behaves as claimed. With trained weights a "
+     "radius of 0.5 or 1.5 behaves as claimed. That it vanishes below 1 is near certain by "
+     "arithmetic: 0.5^20 is 9.5e-07 before any tanh. The trained network ended at a radius of "
+     "1.00, and at lag 20 its gradient is still there (1 of it). Radius and the slope of tanh "
+     "together, (ρ s)^20, tell what is left with initial weights, within a factor of 2 (0.01 at "
+     "0.5)"),
     ("5 only overflow as told", lambda: radii_of(
-        {0.5: 0.5, 1.5: 1.0}, {0.5: 0.5, 1.5: math.inf}, 2.0, 50.0),
+        {0.5: 0.5, 1.5: 6.0}, {0.5: 0.5, 1.5: math.inf}, 2.0, 50.0),
      "holds in part", "With trained weights a radius of 1.5 behaves as claimed, but not 0.5 (0.5 "
-     "left). The trained network ended at a radius of 2.00, and at lag 20 its gradient has "
+     "left). That it vanishes below 1 is near certain by arithmetic: 0.5^20 is 9.5e-07 before any "
+     "tanh. The trained network ended at a radius of 2.00, and at lag 20 its gradient has "
      "exploded"),
     ("5 nothing at all", lambda: radii_of({0.5: 0.5, 1.5: 1.0}, {1.5: 0.5}, 2.0, 50.0),
      "does not hold", "With initial weights no radius behaves as claimed: 0.5 (0.5 left), 1.5 (1 "
      "left)."),
     ("5 the slope tells", lambda: radii_of(
-        {0.5: 1e-6, 1.0: 9e-5}, {0.5: 0.01}, 1.0, 0.8, {0.5: 1.9e-6, 1.0: 5e-5}, 1.5),
+        {0.5: 1e-6, 1.0: 9e-5}, {0.5: 0.01}, 2.0, 0.8, {0.5: 1.9e-6, 1.0: 5e-5}, 0.51),
      "holds in part", "(ρ s)^20, tell what is left with initial weights, within a factor of 2 "
-     "(1.9e-06 at 0.5, 5e-05 at 1): it is ρ s that has to be near 1. For the trained network (ρ "
-     "s)^20 is 1.5, so there it tells as well."),
+     "(1.9e-06 at 0.5, 5e-05 at 1): with initial weights ρ s, not ρ, decides, and it was below 1 "
+     "at every radius tried. For the trained network s is 0.510, (ρ s)^20 is 1.5, and 0.8 is left, "
+     "so there it tells as well."),
+    ("5 the slope is 1", lambda: radii_of(
+        {1.0: 0.4, 1.5: 1500.0}, {1.5: 9.0}, 1.0, 1.0, {1.0: 0.5, 1.5: 1000.0}),
+     "holds", "ρ s, not ρ, decides, and it was above 1 only at 1.5."),
+    ("5 the radius alone tells", lambda: radii_of({1.5: 1.5**20}, {1.5: 9.0}, 1.0, 1.0),
+     "holds", "ρ s decides, and it was above 1 at every radius tried."),
     ("5 the slope does not", lambda: radii_of(
-        {0.5: 1e-6, 1.0: 9e-5}, {0.5: 0.01}, 2.5, 0.01, {0.5: 1.1e-6, 1.0: 2e-4}, 18.0),
+        {0.5: 1e-6, 1.0: 9e-5}, {0.5: 0.01}, 2.0, 0.01, {0.5: 1.1e-6, 1.0: 2e-4}, 0.6),
      "holds in part", "(ρ s)^20, do not tell what is left with initial weights: 0.0002 at 1. For "
-     "the trained network (ρ s)^20 is 18: its matrix is not orthogonal"),
+     "the trained network s is 0.600, (ρ s)^20 is 38, and 0.01 is left: its matrix is not "
+     "orthogonal"),
     ("6 as told", lambda: clipping_of({2: (1.75, 1.8), 5: (1.5, 2.5)}), "holds",
      "At a rate of 5 clipping decides: it ends at 1.500 nats with clipping and at 2.500"),
     ("6 overflow", lambda: clipping_of({5: (1.5, math.inf), 7: (1.6, 2.2)}), "holds",
@@ -343,6 +367,10 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
      "holds in part", "whether 2 times as far as along the plain RNN's h is not decided, since "
      "what was measured ends too early; whether 2 times as far as along its own h is not decided, "
      "since median and mean do not say the same."),
+    ("9 no gradient to follow", lambda: along_of(rnn=(None, None)), "holds in part",
+     "along the plain RNN's h from no gradient (no gradient): whether 2 times as far as along the "
+     "plain RNN's h is not decided, since there is no gradient to follow; at least 2 times as far "
+     "as along its own h."),
     ("9 beyond what was measured", lambda: along_of(c=(257, 257), gru=(257, 257)),
      "holds", "from lag > 256 (> 256) on by"),
     ("9 both reach beyond", lambda: along_of(c=(257, 257), rnn=(257, 257)),
@@ -472,7 +500,13 @@ def test_units_that_do_not_vary_are_neither_slow_nor_fast() -> None:
 def test_a_reach_is_where_the_gradient_stays_small() -> None:
     assert _under([1.0, 0.5, 0.001, 0.02, 0.009]) == 4
     assert _under([1.0, 0.5]) == 2
-    assert _under([math.nan] * 3) == 0
+    assert _under([math.nan] * 3) is None
+
+
+def test_where_there_is_no_gradient_no_share_of_it_is_told() -> None:
+    answered = {"relative": [1.0, None], "median": [None, None]}
+    assert shares_left({**answered, "size": 0.5}, "relative") == [1.0, math.inf]
+    assert all(map(math.isnan, shares_left({**answered, "size": 0.0}, "median")))
 
 
 def test_the_optimiser_did_not_decide_where_the_scaled_lstm_does_not_learn() -> None:
@@ -948,7 +982,7 @@ def gradient(state: str, *at: tuple[int, float | None]) -> dict[str, Any]:
     relative: list[float | None] = [1.0] * 21
     for lag, share in at:
         relative[lag] = share
-    return {"state": state, "relative": relative, "median": [0.7] * 21}
+    return {"state": state, "size": 2.0, "relative": relative, "median": [0.7] * 21}
 
 
 def test_radii_are_told_by_weights_radius_and_state(answering: Callable[..., Lab]) -> None:
@@ -978,7 +1012,7 @@ def test_radii_are_told_by_weights_radius_and_state(answering: Callable[..., Lab
     ]
     assert section.judgement == judge_radii(
         {0.5: 0.13, 1.5: 0.14}, {0.5: 0.11, 1.5: 6.2}, 1.25, 0.32,
-        {0.5: (0.5 * 0.8) ** 20, 1.5: (1.5 * 0.6) ** 20}, (1.25 * 0.75) ** 20,
+        {0.5: (0.5 * 0.8) ** 20, 1.5: (1.5 * 0.6) ** 20}, 0.75,
     )  # fmt: skip
 
 
@@ -986,11 +1020,11 @@ def test_reaches_and_paces_are_told_by_cell_and_state(answering: Callable[..., L
     def reach(state: str, n: int) -> dict[str, Any]:
         median, mean = ([1.0] * lag + [0.0] * (99 - lag) for lag in (51 + n, 71 + n))
         median[10], median[50] = (20 + n) / 100, (40 + n) / 100
-        return {"state": state, "median": median, "relative": mean}
+        return {"state": state, "size": 2.0, "median": median, "relative": mean}
 
     def flow(states: str, weights: str, scaled_to: float | None, first: int) -> dict[str, Any]:
         reaches = [reach(state, n) for n, state in enumerate(states, first)]
-        linear = {"state": "linear", "median": [0.0], "relative": [0.0]}
+        linear = {"state": "linear", "size": 2.0, "median": [0.0], "relative": [0.0]}
         return {
             "weights": weights, "scaled_to": scaled_to, "places": 5, "reaches": [*reaches, linear]
         }  # fmt: skip
