@@ -174,6 +174,11 @@ class Reach:
         by_median, by_mean = self._compared(other)
         return by_median if by_median == by_mean else None
 
+    def is_beyond(self, other: Reach) -> bool:
+        """Whether it is farther than another at all, by median and mean."""
+        pairs = ((self.median, other.median), (self.mean, other.mean))
+        return all(a is not None and b is not None and a > b for a, b in pairs)
+
     def not_decided(self, other: Reach) -> str:
         """Return why not, where ``farther`` is None."""
         if None in (self.median, self.mean, other.median, other.mean):
@@ -481,18 +486,18 @@ def along(lab: Lab) -> Section:
         "weights, so gradients reach far back.",
         why=f"""
 Along the memory line alone, `dc_t/dc_{{t-k}}` is the product of `k` forget gates: no matrix and
-no tanh, and near 1 as long as they are open. Along `h` alone a gradient has to pass the matrix at
-every step. The shares are of total derivatives, so all other ways back are in them as well (from an
-LSTM's h into c, and on along that), and each is of a size at lag 0 of its own, so that those of
-c and h compare only roughly. Where they fall under 1 % and stay there is as far as a window can
-teach directly: by the median over
-{places} places of the text, and by the mean, which a few places can make up. What the model
-then uses is "context needed": the characters after a reset of the state from which on its loss
-is within 0.01 nats. How slowly a unit changes is its correlation `r` with itself one character
-before: a step changes it by `√(2 (1 - r))` standard deviations, root mean square; slow is one
-above {SLOW:g}, which is {_change(SLOW):.2f} of them. "Kept" is the product of {KEPT_OVER}
-values in a row of the gate on its way, forget or update: mean and median over units and
-characters.
+no tanh, and near 1 as long as they are open. Along the `h` of a plain RNN or an LSTM a gradient has
+to pass the matrix at every step; a GRU's `h` has `z ∘ h` as well, which passes no matrix. The
+shares are of total derivatives, so all other ways back are in them as well (from an LSTM's h into
+c, and on along that), and each is of a size at lag 0 of its own, so that those of c and h compare
+only roughly. The lag from which on less than {percent(REST)} is left is called its reach here: by
+the median over {places} places of the text, and by the mean, which a few places can make up.
+{percent(REST)} is a convention, no limit to what can be learnt. What the model uses is "context
+needed": the characters after a reset of the state from which on its loss is within 0.01 nats. How
+slowly a unit changes is its correlation `r` with itself one character before: a step changes it by
+`√(2 (1 - r))` standard deviations, root mean square; slow is one above {SLOW:g}, which is
+{_change(SLOW):.2f} of them. "Kept" is the product of {KEPT_OVER} values in a row of the gate on its
+way, forget or update: mean and median over units and characters.
 """,
         commands=list(commands.values()),
         tables=[_reach_table(reaches, medians, contexts), _pace_table(paces)],
@@ -540,7 +545,7 @@ def _reach_table(
     ]
     head = [
         "state", "weights", "under 1 % from lag, median", "by the mean",
-        f"left at lag {NEARER}, median", f"left at lag {LAG}", "context needed",
+        f"left at lag {NEARER}, median", f"left at lag {LAG}, median", "context needed",
     ]  # fmt: skip
     return Table(head, rows, words=2)
 
@@ -618,17 +623,22 @@ def judge_along(
     most = pace.slow_share > MOST
     farther = {cell: c.farther(reaches[cell, "h"]) for cell in BESIDE}
     used = contexts["lstm"].more(contexts["rnn"])
+    needs = ", ".join(f"{cell.upper()} {contexts[cell].words}" for cell in ("lstm", "rnn", "gru"))
+    how = f"needs at least {USED:g} times as much as the plain RNN"
+    if not used:
+        how = f"does not need {USED:g} times as much as the plain RNN"
     return judged(
         [some, most, all(farther.values())] + ([] if used is None else [used]),
         *_pace_told(paces, some=some, most=most),
         _far_told(reaches, farther),
         _h_told(reaches),
-        f"Context that is needed, in characters: LSTM {contexts['lstm'].words}, RNN "
-        f"{contexts['rnn'].words}"
+        f"Context that is needed, in characters: {needs}; "
         + (
-            ": not compared." if used is None else "." if used else f": not {USED:g} times as much."
+            "LSTM and plain RNN are not compared, since too little was tried."
+            if used is None
+            else f"the LSTM {how}."
         ),
-        _gru_told(reaches),
+        _gru_told(reaches, paces["gru", "h"]),
     )
 
 
@@ -697,14 +707,24 @@ def _h_told(reaches: Mapping[tuple[str, str], Reach]) -> str:
     )
 
 
-def _gru_told(reaches: Mapping[tuple[str, str], Reach]) -> str:
+def _gru_told(reaches: Mapping[tuple[str, str], Reach], pace: Pace) -> str:
     """Say that it takes no memory line, if the GRU's h does as well as the LSTM's c."""
     gru, c = reaches["gru", "h"], reaches["lstm", "c"]
     if not gru.farther(reaches["rnn", "h"]) or c.farther(gru) is not False:
         return ""
+    than = f"the LSTM's c does not reach {FARTHER:g} times as far"
+    if gru.farther(c):
+        than = f"at least {FARTHER:g} times as far as along the LSTM's c"
+    elif gru.is_beyond(c):
+        than = f"farther than along the LSTM's c, if not {FARTHER:g} times as far"
+    kept = ""
+    if pace.kept_mean is not None and pace.kept_median is not None:
+        kept = (
+            f" (its update gates keep {percent(pace.kept_mean)} of h over {KEPT_OVER} characters "
+            f"in the mean, {percent(pace.kept_median)} in the median)"
+        )
     return (
         "The GRU has no memory beside its state, and along its h less than "
-        f"{percent(REST)} is left from lag {gru.words} on: the LSTM's c is not {FARTHER:g} times "
-        "as far. So it takes no memory line to reach that far: an update gate does for h what the "
-        "forget gate does for c."
+        f"{percent(REST)} is left from lag {gru.words} on: {than}. So a memory line is not needed "
+        f"to reach that far; how much of that is the update gate's was not measured{kept}."
     )
