@@ -30,12 +30,18 @@ def window(lab: Lab) -> Section:
     (of_last,) = last[0]["windows"]
     full = trained["full"]
     windows = [*trained["windows"], of_last]
-    # What a character of a lane keeps for the backward pass, times all characters.
-    whole = full["bytes"] / (full["bptt"] * trained["lanes"]) * lab.characters
+    # What a character whose loss counts keeps for the backward pass, times all characters.
+    longest = max(trained["windows"], key=lambda one: one["bptt"])
+    whole = longest["bytes"] / (longest["bptt"] * trained["lanes"]) * lab.characters
+    predictions, before = _counted(full)
+    others, before_others = _counted(last[0]["full"])
+    so = "the text is too short for more, so that of longer windows the first cuts nothing"
+    if before >= longest["bptt"]:
+        so = "so the full gradient reaches further back than any window, at every prediction"
     rows = [
         [
             f"{one['bptt']:,}" + (" (all)" if one is full else ""),
-            "all" if one["loss_last"] is None or one is full else f"last {one['loss_last']}",
+            "all" if one["loss_last"] is None else f"last {one['loss_last']:,}",
             f"{one['angle']:.1f}°",
             f"{one['size']:.3f}",
             f"{1e6 * one['seconds_per_character']:.1f}",
@@ -68,10 +74,14 @@ The loss at `t` depends on the weights through every earlier step: `dL_t/dW` is 
 but has to keep every step's state until the backward pass. Truncation cuts the sum off at the
 window's edge, where the state comes in as a constant. Angles are between that gradient and the
 full one through all {full["bptt"]:,} steps of {trained["lanes"]} pieces of text, for the
-trained LSTM. (What counts the last {LAST} of {T} begins {T - LAST} characters later, and has the
-full gradient of its own predictions beside it, as many.) The full gradient of one half of these
-pieces and that of the other half are {trained["between_halves"]:.0f}° apart: what another
-sample of the text changes anyhow.
+trained LSTM. The gradient of the head, which passes through no step, is left out. {predictions:,}
+predictions of each piece count, which begin {before:,} characters after its first: {so}.
+(What counts the last {LAST} of {T} is of {others:,} predictions that begin {before_others:,}
+characters after the first, and has the full gradient of these beside it.) Times include reading
+what comes before, through which the full gradient goes back as well. The full gradient of one half
+of these pieces and that of the other half are {trained["between_halves"]:.0f}° apart: what another
+sample of the text changes anyhow. The {_size(whole)} below are without computing states anew in the
+backward pass (checkpointing), which trades memory for time.
 """,
         commands=commands,
         tables=[
@@ -91,22 +101,20 @@ sample of the text changes anyhow.
         f"near to its full gradient, within {EXACT:g}°, and takes less time per prediction (all "
         "steps at once, from which the angles are measured, do not count). All three: holds; "
         "some: in part.",
-        judgement=judge_window(of_last, trained["windows"], full, whole),
+        judgement=judge_window(of_last, trained["windows"], whole),
     )  # fmt: skip
 
 
 def judge_window(
     of_last: Mapping[str, Any],
     windows: Sequence[Mapping[str, Any]],
-    full: Mapping[str, Any],
     whole: float,
 ) -> Judgement:
     """Judge claim 3.
 
     Args:
         of_last: the window of the claim, as ``inspect`` answers.
-        windows: others, with the loss on all of their characters.
-        full: that of all time steps at once, from which the angles are measured.
+        windows: others, with the loss on all of their characters, shortest first.
         whole: bytes that all time steps of the text at once would keep.
     """
     cheaper = [
@@ -128,12 +136,18 @@ def judge_window(
         [whole > LAPTOP, of_last["angle"] > EXACT, not better],
         f"All time steps of this text at once would keep {_size(whole)} for the backward "
         f"pass, {'more' if whole > LAPTOP else 'no more'} than a laptop has.",
-        _growth([*windows, full]),
+        _growth(windows),
         f"The gradient of the last {of_last['loss_last']} of {of_last['bptt']} has "
         f"{of_last['size']:.2f} of the full one's size and is {of_last['angle']:.1f}° off it: "
         + ("not exact." if of_last["angle"] > EXACT else "a direction as good as exact."),
         choice,
     )
+
+
+def _counted(full: Mapping[str, Any]) -> tuple[int, int]:
+    """Return a piece's predictions whose loss counts, and how many characters come before."""
+    predictions = full["loss_last"] or full["bptt"]
+    return predictions, full["bptt"] - predictions
 
 
 def _size(memory: float) -> str:

@@ -78,10 +78,6 @@ def window_of(bptt: int, angle: float, microseconds: float, last: int | None = N
     }  # fmt: skip
 
 
-#: The gradient of all time steps.
-FULL = window_of(1024, 0, 9)
-
-
 def gates_of(
     correlation: float, late: float, over: int = 300, spells: int = 10, both: int = 6
 ) -> Any:
@@ -165,30 +161,31 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
     ("2 none does", lambda: steps_of(rnn=0.3, lstm=0.1, gru=0.2), "does not hold",
      "miss the plain RNN's logits"),
     ("3 as told", lambda: judge_window(
-        window_of(108, 5, 9, 10), [window_of(32, 12, 1), window_of(64, 9, 1)], FULL, 1e11),
+        window_of(108, 5, 9, 10), [window_of(32, 12, 1), window_of(64, 9, 1)], 1e11),
      "holds", "No window measured is as near to it and cheaper. A window of 64"),
     ("3 none is cheaper", lambda: judge_window(
-        window_of(108, 5, 9, 10), [window_of(64, 4, 10)], FULL, 1e11),
+        window_of(108, 5, 9, 10), [window_of(64, 4, 10)], 1e11),
      "holds", "No window measured is as near to it and cheaper."),
     ("3 one that is as near", lambda: judge_window(
-        window_of(108, 5, 9, 10), [window_of(64, 5.9, 1), window_of(32, 6.1, 1)], FULL, 1e11),
+        window_of(108, 5, 9, 10), [window_of(64, 5.9, 1), window_of(32, 6.1, 1)], 1e11),
      "holds in part", "But there is a choice: a window of 64"),
     ("3 one that is nearly as near", lambda: judge_window(
-        window_of(108, 5, 9, 10), [window_of(64, 6.1, 1)], FULL, 1e11),
+        window_of(108, 5, 9, 10), [window_of(64, 6.1, 1)], 1e11),
      "holds", "No window measured is as near to it and cheaper. A window of 64"),
     ("3 a better window", lambda: judge_window(
-        window_of(108, 5, 9, 10), [window_of(64, 4, 1), window_of(256, 2, 3)], FULL, 1e11),
+        window_of(108, 5, 9, 10), [window_of(64, 4, 1), window_of(256, 2, 3)], 1e11),
      "holds in part", "window of 256 with the loss on all of its characters is 2.0° off and takes "
      "1/3.0"),
     ("3 feasible, exact, dominated", lambda: judge_window(
-        window_of(108, 0.5, 9, 10), [window_of(256, 0.1, 3)], FULL, 1e9),
+        window_of(108, 0.5, 9, 10), [window_of(256, 0.1, 3)], 1e9),
      "does not hold", "no more than a laptop has. The gradient of the last 10 of 108 has 1.00 of "
      "the full one's size and is 0.5° off it: a direction as good as exact."),
     ("3 memory and time grow", lambda: judge_window(
         window_of(108, 5, 9, 10),
-        [window_of(64, 9, 2), {**window_of(128, 7, 3), "bytes": 2 * 10**6}],
-        {**window_of(256, 0, 6), "bytes": 5 * 10**6}, 1e9),
-     "holds in part", "to one of 256 a backward pass keeps 2.5 times as much and takes 2.0 times"),
+        [window_of(64, 9, 2), {**window_of(128, 7, 3), "bytes": 2 * 10**6},
+         {**window_of(256, 6, 6), "bytes": 5 * 10**6}], 1e9),
+     "holds in part", "From a window of 128 to one of 256 a backward pass keeps 2.5 times as much "
+     "and takes 2.0 times"),
     ("4 as told", lambda: beyond_of(16, {8: 2.05, 24: 0.01}, {8: 2.1, 24: 0.1}), "holds",
      "no shorter window learns it either"),
     ("4 the state carries it", lambda: beyond_of(
@@ -1132,23 +1129,39 @@ def test_windows_are_those_of_the_trained_model(answering: Callable[..., Lab]) -
     def model(windows: list[Any], full: dict[str, Any]) -> dict[str, Any]:
         return {"windows": windows, "full": full, "lanes": 4, "between_halves": 45.0}
 
-    trained = [one(4, 81, 120_000), one(108, 22, 340_000)]
+    trained = [one(4, 81, 120_000), one(108, 22, 3_456_000_000)]
     initial = [one(4, 83, 560_000), one(108, 24, 780_000)]
     last = [one(108, 31, 910_000, 10), one(108, 32, 920_000, 10)]
-    full = one(1000, 13, 8_000_000_000, 7)
+    full = one(1000, 13, 8_000_000_000, 892)
     every = [model(trained, full), model(initial, one(1000, 14, 9_000_000_000))]
-    alone = [model([found], one(1000, 15, 7_000_000_000)) for found in last]
+    alone = [model([found], one(900, 15, 7_000_000_000, 880)) for found in last]
     answers = {"--bptt 4 ": {"truncation": every}, "--loss-last": {"truncation": alone}}
     section = window(answering(answers))
     (table,) = section.tables
     assert table.rows == [
         ["4", "all", "81.5°", "0.810", "81.0", "0.12"],
-        ["108", "all", "22.5°", "0.220", "22.0", "0.34"],
+        ["108", "all", "22.5°", "0.220", "22.0", "3456.00"],
         ["108", "last 10", "31.5°", "0.310", "31.0", "0.91"],
-        ["1,000 (all)", "all", "13.5°", "0.130", "13.0", "8000.00"],
+        ["1,000 (all)", "last 892", "13.5°", "0.130", "13.0", "8000.00"],
     ]
-    # Two million bytes a character of one lane, of 12,000.
-    assert section.judgement == judge_window(last[0], trained, full, 24e9)
+    # The longest window's, of which every loss counts: eight million bytes a character, of 12,000.
+    assert section.judgement == judge_window(last[0], trained, 96e9)
+    why = " ".join(section.why.split())
+    assert (
+        "892 predictions of each piece count, which begin 108 characters after its first: so" in why
+    )
+    assert "is of 880 predictions that begin 20 characters after the first" in why
+
+
+def test_a_text_too_short_for_the_full_gradient_to_reach_further_says_so(
+    answering: Callable[..., Lab],
+) -> None:
+    one = window_of(108, 5.0, 9.0)
+    full = window_of(200, 0.0, 9.0, 93)
+    found = [{"windows": [one], "full": full, "lanes": 4, "between_halves": 45.0}] * 2
+    lab = answering({"inspect": {"truncation": found}}, windows=(108,))
+    why = " ".join(window(lab).why.split())
+    assert "begin 107 characters after its first: the text is too short for more" in why
 
 
 def test_a_step_s_lines_are_each_cell_s_own(answering: Callable[..., Lab]) -> None:
