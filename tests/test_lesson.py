@@ -155,8 +155,12 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
      "depends on the length"),
     ("1 nothing", lambda: length_of((10, 7, 2.0), (1000, 8, math.inf)), "does not hold",
      "depends on the length"),
-    ("2 all agree", lambda: steps_of(rnn=1e-6, lstm=1e-6, gru=2e-6), "holds", "within 2.0e-06"),
-    ("2 the gated do not", lambda: steps_of(rnn=1e-6, lstm=0.1, gru=0.2), "holds",
+    ("2 all agree", lambda: steps_of(rnn=1e-6, lstm=1e-6, gru=2e-6), "holds in part",
+     "It holds for the plain RNN as it is used today; Elman's of 1990 has the logistic function, "
+     "and LSTM and GRU multiply gates with states besides. For the plain RNN the two lines give "
+     "the model's logits within 1.0e-06, the rounding of float32. The lines of LSTM and GRU give "
+     "their models' logits too, within 2.0e-06"),
+    ("2 the gated do not", lambda: steps_of(rnn=1e-6, lstm=0.1, gru=0.2), "holds in part",
      "miss their models' logits by up to 2.0e-01"),
     ("2 none does", lambda: steps_of(rnn=0.3, lstm=0.1, gru=0.2), "does not hold",
      "miss the plain RNN's logits"),
@@ -526,7 +530,9 @@ def test_every_claim_s_rule_is_tested_in_both_directions() -> None:
     verdicts = {n: set() for n in range(1, len(SECTIONS) + 1)}  # type: dict[int, set[str]]
     for name, _, verdict, _ in CASES:
         verdicts[int(name.split()[0])].add(verdict)
-    assert all({"holds", "does not hold"} <= found for found in verdicts.values())
+    # Of the original and of gated cells claim 2 is wrong, whatever is measured.
+    best = {n: "holds in part" if n == 2 else "holds" for n in verdicts}
+    assert all({best[n], "does not hold"} <= found for n, found in verdicts.items())
 
 
 def test_the_recurrence_s_costs_are_told_from_those_of_the_model() -> None:
