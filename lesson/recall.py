@@ -12,6 +12,7 @@ from statistics import median
 from typing import Literal
 
 from charrnn.figures import Dots, dot_chart, standalone
+from charrnn.wording import joined
 from lesson.lab import Answer, Lab
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
@@ -297,10 +298,12 @@ def scaling(lab: Lab) -> Section:
 If what comes back from `k` steps ago is a millionth, one could multiply it. But the gradient of
 a weight is a sum over all lags, and a scale takes every term by the same factor: near lags
 drown far ones as before. That is the lecture's argument. `--scale-norm 1` gives every gradient
-the norm 1, so its factor differs from step to step; a higher rate is one factor for all steps,
-but for the schedule, and is tried as well, for comparison; those gradients are not clipped
-either. Plain descent does not hide it, as Adam and Muon would, which rescale by themselves. The
-task is claim 4's, with a window of {WINDOW} that shows it whole; for longer distances this says
+the norm 1, so its factor differs from step to step, and every step has the same length: the rate,
+but for the schedule. That of {size.scaled_rate:g} was found by trial, as one at which both cells
+learnt; others are not shown. A higher rate is one factor for all steps, but for the schedule,
+and is tried as well, for comparison: {_rates(size.plain_rates)}. Those gradients are not
+clipped either. Plain descent does not hide it, as Adam and Muon would, which rescale by themselves.
+The task is claim 4's, with a window of {WINDOW} that shows it whole; for longer distances this says
 nothing.
 """,
         commands=commands,
@@ -324,8 +327,18 @@ nothing.
             best("scaled", "rnn"),
             best("scaled", "lstm"),
             size.distance,
+            size.scaled_rate,
         ),
     )
+
+
+def _rates(rates: Sequence[float]) -> str:
+    """Say how the rates of the gradients as they are were chosen."""
+    most = "the one at which the LSTM learnt most in trials"
+    if len(rates) == 1:
+        return f"{rates[0]:g}, {most}"
+    listed = joined([f"{rate:g}" for rate in rates], "and")
+    return f"{listed}, a factor of {rates[1] / rates[0]:g} apart, below and above {most}"
 
 
 def _scaling_commands(lab: Lab) -> list[str]:
@@ -394,7 +407,7 @@ def _scaling_figure(
 
 
 def judge_scaling(
-    rnn: float, lstm: float, scaled_rnn: float, scaled_lstm: float, distance: int
+    rnn: float, lstm: float, scaled_rnn: float, scaled_lstm: float, distance: int, rate: float
 ) -> Judgement:
     """Judge claim 7, by the nats that a key costs which has to be remembered.
 
@@ -404,6 +417,7 @@ def judge_scaling(
         scaled_rnn: a plain RNN whose gradients were scaled to one norm.
         scaled_lstm: the same of an LSTM.
         distance: characters that the key has to be remembered for.
+        rate: of the scaled gradients.
     """
     limit = LEARNT * CHANCE
     least = min(rnn, lstm, scaled_rnn, scaled_lstm)
@@ -426,8 +440,10 @@ def judge_scaling(
         if scaled_rnn >= limit
         else "Scaling does mend it here: with every gradient scaled to one norm the plain RNN "
         f"remembers {distance} characters (the key costs {scaled_rnn:.3f} nats; {_nats(rnn)} "
-        "unscaled, at the best rate). Nobody had to know how far: the direction was good enough. "
-        "No rate tried does the same: a rate is one factor for all steps, but for the schedule.",
+        "unscaled, at the best rate). Every step then has the same length, the rate: one, of "
+        f"{rate:g}, did for all steps, but for the schedule, and how much larger the far terms "
+        "should be nobody had to know. No rate tried does the same for gradients as they are: a "
+        "rate is one factor for all steps, but for the schedule.",
         f"The LSTM learns it with its gradients as they are, at the best rate ({lstm:.3f} nats)."
         if lstm < limit
         else "And the architecture alone does not: with its gradients as they are the LSTM stays "
