@@ -13,7 +13,7 @@ from typing import Literal
 
 from charrnn.figures import Dots, dot_chart, standalone
 from charrnn.wording import joined
-from lesson.lab import Answer, Lab
+from lesson.lab import FULL, Answer, Lab
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
 __all__ = ["beyond", "judge_beyond", "judge_scaling", "scaling"]
@@ -87,9 +87,11 @@ that place alone. The gradient of a window shorter than {lab.size.distance} neve
 two. What can connect them is the state, which training carries from window to window as a
 number without a gradient; `--reset-state` takes that away too, in training: all models are
 scored with the state carried on from the beginning of the text. All runs have the same number of
-steps and read as many characters. What a single one has learnt in them is partly chance: another
-seed changes it, and so does another number of threads, which adds numbers up in another order.
-So the medians over the seeds are judged.
+steps and read as many characters. The distance was chosen so that windows differ: in trials of
+{FULL.recall_steps:,} steps every window, also one that was shorter, learnt the key at a distance of
+12, and at 24 hardly any did. So the verdict is of this distance and this number of steps. What a
+single run has learnt in them is partly chance: another seed changes it, and so does another number
+of threads, which adds numbers up in another order. So the medians over the seeds are judged.
 """,
         commands=commands,
         tables=[

@@ -905,7 +905,9 @@ def unlearnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
 
 
 def test_every_price_of_the_key_is_of_its_own_run(unlearnt: Lab) -> None:
-    (table,) = beyond(unlearnt).tables
+    section = beyond(unlearnt)
+    assert "So the verdict is of this distance and this number of" in " ".join(section.why.split())
+    (table,) = section.tables
     assert {(state, int(window)): [*map(float, prices)]
             for state, window, *prices, _ in table.rows} == {
         (state, window): [price_of(f"{state}-{window}-{seed}") for seed in (1, 2, 3)]
