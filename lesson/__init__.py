@@ -1,1 +1,1 @@
-"""Makes docs/lesson.md: what an introductory lecture claims, measured by charrnn's commands."""
+"""Makes docs/lesson.md: what introductory lectures claim, measured by charrnn's commands."""

@@ -297,16 +297,16 @@ def scaling(lab: Lab) -> Section:
         claim="A vanishing gradient cannot be mended by scaling it up, since nobody knows how far: "
         "the architecture has to change.",
         why=f"""
-If what comes back from `k` steps ago is a millionth, one could multiply it. But the gradient of
-a weight is a sum over all lags, and a scale takes every term by the same factor: near lags
-drown far ones as before. That is the lecture's argument. `--scale-norm 1` gives every gradient
-the norm 1, so its factor differs from step to step, and every step has the same length: the rate,
-but for the schedule. That of {size.scaled_rate:g} was found by trial, as one at which both cells
-learnt; others are not shown. A higher rate is one factor for all steps, but for the schedule,
-and is tried as well, for comparison: {_rates(size.plain_rates)}. Those gradients are not
-clipped either. Plain descent does not hide it, as Adam and Muon would, which rescale by themselves.
-The task is claim 4's, with a window of {WINDOW} that shows it whole; for longer distances this says
-nothing.
+If what comes back from `k` steps ago is a millionth, one could multiply it. But the gradient of a
+weight is a sum over all lags, and a scale takes every term by the same factor: near lags drown
+far ones as before. Such is the lectures' argument, in our words. `--scale-norm 1` gives every
+gradient the norm 1, so its factor differs from step to step, and every step has the same length:
+the rate, but for the schedule. That of {size.scaled_rate:g} was found by trial, as one at which
+both cells learnt; others are not shown. A higher rate is one factor for all steps, but for the
+schedule, and is tried as well, for comparison: {_rates(size.plain_rates)}. Those gradients are
+not clipped either. Plain descent does not hide it, as Adam and Muon would, which rescale by
+themselves. The task is claim 4's, with a window of {WINDOW} that shows it whole; for longer
+distances this says nothing.
 """,
         commands=commands,
         tables=[

@@ -85,7 +85,7 @@ class Section:
 
     title: str
     claim: str
-    """What an introductory lecture says."""
+    """What introductory lectures say, in our words."""
     why: str
     """What a student should know first, in Markdown."""
     commands: Sequence[str]

@@ -24,9 +24,9 @@ import typer
 
 from charrnn.cli import app
 from charrnn.files import embedded_corpus
-from lesson.__main__ import SECTIONS, main
+from lesson.__main__ import SECTIONS, main, page
 from lesson.gradients import clipping, judge_clipping, judge_radii, radii, shares_left
-from lesson.lab import QUICK, Answer, Lab, LessonError
+from lesson.lab import FULL, QUICK, Answer, Lab, LessonError
 from lesson.memory import (
     Context,
     Gate,
@@ -831,6 +831,24 @@ def check(page: str, folder: Path) -> dict[int, str]:
         assert "prefers-color-scheme: dark" in (root.findtext("{*}style") or "")
         assert root.get("width")
     return verdicts
+
+
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [
+        (FULL, "Claims 4, 7, 10 and 11 have 3 seeds; for all others one training of each model"),
+        (QUICK, "Claims 4 and 7 have 1 seed, claims 10 and 11 2 seeds; for all others one"),
+    ],
+)
+def test_a_page_begins_with_what_its_numbers_rest_on(
+    size: Any, says: str, answering: Callable[..., Lab], tmp_path: Path
+) -> None:
+    lab = answering({})
+    lab.size = size
+    head = " ".join(page(lab, [], "scripts/lesson", "lesson", tmp_path).split())
+    assert "Eleven claims as introductory lectures make them, in our words." in head
+    assert says in head
+    assert "Times, and the losses after equal time in claims 10 and 11, are not." in head
 
 
 def test_what_is_measured_comes_from_the_commands() -> None:
