@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Any
 
 from charrnn.figures import Line, line_chart, standalone
@@ -425,9 +425,16 @@ def _training_row(training: Training, course: Course) -> list[str]:
         recurrence,
         f"{log[-1]['step']:,}",
         f"{max(row['largest_gradient_norm'] for row in log):.3g}",
-        percent(statistics.fmean(row["clipped_share"] for row in log)),
+        percent(_clipped(log)),
         loss,
     ]
+
+
+def _clipped(log: Sequence[Mapping[str, Any]]) -> float:
+    """Return the share of updates that were clipped; a row is on those since the row before."""
+    steps = [0, *(row["step"] for row in log)]
+    updates = [after - before for before, after in pairwise(steps)]
+    return statistics.fmean([row["clipped_share"] for row in log], updates)
 
 
 def _clipping_figure(courses: Mapping[Training, Course]) -> Figure:

@@ -12,6 +12,7 @@ import numpy as np
 
 from charrnn.activity import KEPT_OVER, NEARLY_CLOSED, NEARLY_OPEN
 from charrnn.figures import Line, Rule, line_chart, standalone
+from charrnn.inspection_words import ALWAYS
 from charrnn.wording import counted
 from lesson.gradients import flow, shares_left
 from lesson.lab import Lab
@@ -22,8 +23,8 @@ __all__ = [
     "Context",
     "Gate",
     "Held",
-    "Pace",
-    "Reach",
+    "Horizon",
+    "Slowness",
     "along",
     "best_found",
     "gates",
@@ -36,8 +37,6 @@ T = TypeVar("T")
 
 #: Share of characters up to which a gate is hardly ever open, or closed.
 IDLE = 0.01
-#: Share of characters above which a unit's gate counts as open throughout.
-ALWAYS = 0.9
 #: Properties that last longer than a word.
 LASTING = ("inside quotes", "inside brackets", "position in line", "indentation")
 #: Correlation from which on a unit follows a property.
@@ -117,7 +116,7 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Pace:
+class Slowness:
     """How slowly a state changes."""
 
     units: Sequence[float]
@@ -142,7 +141,7 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Reach:
+class Horizon:
     """From which lag on less than 1 % of a state's gradient is left.
 
     None: there is no gradient at lag 0 to have a share of.
@@ -166,7 +165,7 @@ class Reach:
             return "no gradient"
         return f"{lag}" if lag <= self.farthest else f"> {self.farthest}"
 
-    def farther(self, other: Reach) -> bool | None:
+    def farther(self, other: Horizon) -> bool | None:
         """Return whether it is clearly farther than another.
 
         None: median and mean do not say the same, or what was measured does not tell.
@@ -174,12 +173,12 @@ class Reach:
         by_median, by_mean = self._compared(other)
         return by_median if by_median == by_mean else None
 
-    def is_beyond(self, other: Reach) -> bool:
+    def is_beyond(self, other: Horizon) -> bool:
         """Whether it is farther than another at all, by median and mean."""
         pairs = ((self.median, other.median), (self.mean, other.mean))
         return all(a is not None and b is not None and a > b for a, b in pairs)
 
-    def not_decided(self, other: Reach) -> str:
+    def not_decided(self, other: Horizon) -> str:
         """Return why not, where ``farther`` is None."""
         if None in (self.median, self.mean, other.median, other.mean):
             return "since there is no gradient to follow"
@@ -187,7 +186,7 @@ class Reach:
             return "since what was measured ends too early"
         return "since median and mean do not say the same"
 
-    def _compared(self, other: Reach) -> list[bool | None]:
+    def _compared(self, other: Horizon) -> list[bool | None]:
         return [
             None
             if one is None or against is None
@@ -463,7 +462,7 @@ def along(lab: Lab) -> Section:
         for by in ("median", "relative")
     )
     reaches = {
-        key: Reach(_under(shares), _under(means[key]), len(shares) - 1)
+        key: Horizon(_under(shares), _under(means[key]), len(shares) - 1)
         for key, shares in medians.items()
     }
     contexts = {
@@ -471,7 +470,7 @@ def along(lab: Lab) -> Section:
         for cell, one in found.items()
     }
     paces = {
-        (cell, pace["state"]): Pace(
+        (cell, pace["state"]): Slowness(
             [unit for unit in pace["autocorrelation"] if unit is not None],
             pace["kept_mean"],
             pace["kept_median"],
@@ -524,7 +523,7 @@ def _trained(by_model: Mapping[tuple[str, str, str], T]) -> dict[tuple[str, str]
 
 
 def _reach_table(
-    reaches: Mapping[tuple[str, str, str], Reach],
+    reaches: Mapping[tuple[str, str, str], Horizon],
     medians: Mapping[tuple[str, str, str], Sequence[float]],
     contexts: Mapping[str, Context],
 ) -> Table:
@@ -550,7 +549,7 @@ def _reach_table(
     return Table(head, rows, words=2)
 
 
-def _pace_table(paces: Mapping[tuple[str, str], Pace]) -> Table:
+def _pace_table(paces: Mapping[tuple[str, str], Slowness]) -> Table:
     head = [
         "state, trained", "correlation with itself a character before: 10 % of units below",
         "median unit", "90 % below", "slow units", f"kept over {KEPT_OVER} characters, mean",
@@ -607,9 +606,9 @@ def _change(correlation: float) -> float:
 
 
 def judge_along(
-    reaches: Mapping[tuple[str, str], Reach],
+    reaches: Mapping[tuple[str, str], Horizon],
     contexts: Mapping[str, Context],
-    paces: Mapping[tuple[str, str], Pace],
+    paces: Mapping[tuple[str, str], Slowness],
 ) -> Judgement:
     """Judge claim 9.
 
@@ -642,7 +641,9 @@ def judge_along(
     )
 
 
-def _pace_told(paces: Mapping[tuple[str, str], Pace], *, some: bool, most: bool) -> Iterator[str]:
+def _pace_told(
+    paces: Mapping[tuple[str, str], Slowness], *, some: bool, most: bool
+) -> Iterator[str]:
     """Say how many units change slowly, and how much is kept of the memory."""
     pace = paces["lstm", "c"]
     how = "most units do" if most else "some units do, most do not"
@@ -676,7 +677,9 @@ def _pace_told(paces: Mapping[tuple[str, str], Pace], *, some: bool, most: bool)
         )
 
 
-def _far_told(reaches: Mapping[tuple[str, str], Reach], farther: Mapping[str, bool | None]) -> str:
+def _far_told(
+    reaches: Mapping[tuple[str, str], Horizon], farther: Mapping[str, bool | None]
+) -> str:
     """Say how far gradients reach along the LSTM's memory, and beside it along h."""
     c = reaches["lstm", "c"]
     names: dict[str, list[str]] = {}
@@ -697,7 +700,7 @@ def _far_told(reaches: Mapping[tuple[str, str], Reach], farther: Mapping[str, bo
     )
 
 
-def _h_told(reaches: Mapping[tuple[str, str], Reach]) -> str:
+def _h_told(reaches: Mapping[tuple[str, str], Horizon]) -> str:
     """Say that the memory line does not help h, if so."""
     if reaches["lstm", "h"].farther(reaches["rnn", "h"]):
         return ""
@@ -707,7 +710,7 @@ def _h_told(reaches: Mapping[tuple[str, str], Reach]) -> str:
     )
 
 
-def _gru_told(reaches: Mapping[tuple[str, str], Reach], pace: Pace) -> str:
+def _gru_told(reaches: Mapping[tuple[str, str], Horizon], pace: Slowness) -> str:
     """Say that it takes no memory line, if the GRU's h does as well as the LSTM's c."""
     gru, c = reaches["gru", "h"], reaches["lstm", "c"]
     if not gru.farther(reaches["rnn", "h"]) or c.farther(gru) is not False:

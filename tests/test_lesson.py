@@ -31,8 +31,8 @@ from lesson.memory import (
     Context,
     Gate,
     Held,
-    Pace,
-    Reach,
+    Horizon,
+    Slowness,
     _under,
     along,
     best_found,
@@ -97,8 +97,8 @@ def along_of(
     kept: tuple[float, float] = (0.2, 0.01),
 ) -> Any:
     reaches = {
-        ("rnn", "h"): Reach(*rnn), ("lstm", "h"): Reach(*lstm),
-        ("lstm", "c"): Reach(*c), ("gru", "h"): Reach(*gru),
+        ("rnn", "h"): Horizon(*rnn), ("lstm", "h"): Horizon(*lstm),
+        ("lstm", "c"): Horizon(*c), ("gru", "h"): Horizon(*gru),
     }  # fmt: skip
     paces = {
         ("rnn", "h"): pace_of(rnn_slow), ("lstm", "h"): pace_of(0),
@@ -108,9 +108,9 @@ def along_of(
     return judge_along(reaches, contexts, paces)
 
 
-def pace_of(slow: int, *kept: float) -> Pace:
+def pace_of(slow: int, *kept: float) -> Slowness:
     """Of ten units, so many of them slow."""
-    return Pace([0.5] * (10 - slow) + [0.95] * slow, *kept)
+    return Slowness([0.5] * (10 - slow) + [0.95] * slow, *kept)
 
 
 def radii_of(
@@ -510,7 +510,7 @@ def test_h_is_not_said_to_reach_no_farther_where_it_does() -> None:
 
 
 def test_units_that_do_not_vary_are_neither_slow_nor_fast() -> None:
-    none = Pace([])
+    none = Slowness([])
     assert (none.slow, none.slow_share) == (0, 0)
     assert math.isnan(none.quantile(0.5))
 
@@ -856,7 +856,10 @@ def test_what_is_measured_comes_from_the_commands() -> None:
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "lesson").glob("*.py")]
     imported = re.compile(r"^from charrnn\.?(\w*) import", re.MULTILINE)
     used = {name for source in sources for name in imported.findall(source)}
-    assert used == {"", "corpus", "figures", "errors", "files", "activity", "machine", "wording"}
+    assert used == {
+        "", "corpus", "figures", "errors", "files", "activity", "inspection_words", "machine",
+        "wording",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -1116,12 +1119,12 @@ def test_reaches_and_paces_are_told_by_cell_and_state(answering: Callable[..., L
         ["GRU h", "+0.750", "+0.750", "+0.750", "0 of 1", "55 %", "44 %"],
     ]
     assert section.judgement == judge_along(
-        {(cell, state): Reach(51 + n, 71 + n, 98) for cell, state, n in states},
+        {(cell, state): Horizon(51 + n, 71 + n, 98) for cell, state, n in states},
         {cell: Context(characters, 99) for cell, characters in needed.items()},
         {
-            ("rnn", "h"): Pace([0.25, 0.25]), ("lstm", "h"): Pace([0.5]),
-            ("lstm", "c"): Pace([0.9375, 0.9375, 0.0, 0.9375], 0.77, 0.66),
-            ("gru", "h"): Pace([0.75], 0.55, 0.44),
+            ("rnn", "h"): Slowness([0.25, 0.25]), ("lstm", "h"): Slowness([0.5]),
+            ("lstm", "c"): Slowness([0.9375, 0.9375, 0.0, 0.9375], 0.77, 0.66),
+            ("gru", "h"): Slowness([0.75], 0.55, 0.44),
         },
     )  # fmt: skip
 
@@ -1347,6 +1350,19 @@ class TestClipping:
             return clipping(unlearnt)
 
         return made
+
+    def test_updates_clipped_are_counted_by_updates(
+        self, section_of: Callable[..., Section]
+    ) -> None:
+        """A row is on those since the row before, the last one often on few."""
+        rows = [
+            {"step": step, "clipped_share": share, "train_nats_per_char": 2.0,
+             "largest_gradient_norm": 2.0, "event": "logged"}
+            for step, share in ((10, 0.5), (20, 0.7), (25, 0.0))
+        ]  # fmt: skip
+        events = [{"event": "started"}, *rows, {"event": "finished", "complete": True}]
+        out = "".join(json.dumps(event) + "\n" for event in events)
+        assert [row[5] for row in section_of(4 * out).tables[0].rows] == 4 * ["48 %"]
 
     def test_a_training_has_gone_wrong_where_a_number_is_not_finite(
         self, section_of: Callable[..., Section]
