@@ -348,7 +348,8 @@ Bengio 2013). To tell the two apart, every training is done without a recurrence
 windows of one character from the zero state, and as many characters an update. Clipping by norm
 replaces `g` by `g min(1, c / |g|)`: shorter, and in the same direction: that the cosine is 1 is
 arithmetic. Clipping by value cuts every entry by itself, which turns the gradient. All runs are
-a plain RNN with plain descent, of the same seed and text.
+a plain RNN with plain descent, of the same text and of one seed: with another, training may go
+wrong at other rates.
 (The default optimiser, Muon, takes the size out of a running mean of the gradients, not out of
 each: the mean keeps 95 % of itself at a step, so that a gradient 100 times as large as the others
 outweighs them for about 30 steps.)
