@@ -1185,6 +1185,7 @@ def test_windows_are_those_of_the_trained_model(answering: Callable[..., Lab]) -
         ["108", "last 10", "31.5°", "0.310", "31.0", "0.91"],
         ["1,000 (all)", "last 892", "13.5°", "0.130", "13.0", "8000.00"],
     ]
+    assert all(" --part test " in command for command in section.commands)
     # The longest window's, of which every loss counts: eight million bytes a character, of 12,000.
     assert section.judgement == judge_window(last[0], trained, 96e9)
     why = " ".join(section.why.split())
