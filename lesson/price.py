@@ -140,7 +140,7 @@ def lstm(lab: Lab) -> Section:
                 f"{steps[cell]['hidden']}",
                 f"{steps[cell]['parameters']:,}",
                 one.by_steps.words,
-                f"{one.seconds:.0f}",
+                f"{one.seconds:.1f}",
                 one.by_time.words,
                 f"{fmean(run['trained_characters'] for run in minutes[cell]['runs']):,.0f}",
             ]
@@ -169,7 +169,8 @@ embedding and head are in them.
         rule=f"three parts. A price: at equal width the LSTM takes at least {DEARER:g} times as "
         "long per character as any other. Its only drawback, two parts: with equal parameters its "
         "loss is ahead of every other cell's by more than chance, after equal steps, and after "
-        "equal time; too close to tell does not count as so. All: holds; some: in part.",
+        "equal time. What is too close to tell does not count as so. All: holds; some: in part; "
+        "not tested if all three are too close to tell.",
         judgement=judge_lstm(found),
     )
 
@@ -233,8 +234,10 @@ def judge_lstm(found: Mapping[str, Costs]) -> Judgement:
         clock = f"the {next_to.upper()} takes longer, whatever the LSTM has more by count."
     elif not dearest:
         clock = f"the LSTM's time and the {next_to.upper()}'s differ by too little to tell."
+    parts = [dearest if dearest or outdone else None, by_steps, by_time]
+    is_tested = any(part is not None for part in parts)
     return judged(
-        [dearest, by_steps, by_time],
+        [part is True for part in parts if is_tested],
         f"At equal width a character takes, in µs: {times}; {clock}",
         _of_the_head(own),
         f"With equal parameters the losses after equal steps are {after_steps}. After equal time "
@@ -243,8 +246,11 @@ def judge_lstm(found: Mapping[str, Costs]) -> Judgement:
     )
 
 
-def _ahead(losses: Mapping[str, Loss]) -> tuple[bool, str]:
-    """Return whether the LSTM's loss is ahead of all others', and how they lie, in words."""
+def _ahead(losses: Mapping[str, Loss]) -> tuple[bool | None, str]:
+    """Return whether the LSTM's loss is ahead of all others', and how they lie, in words.
+
+    None: none is ahead of it, but it is too close to one to tell.
+    """
     others = [cell for cell in losses if cell != "lstm"]
     ahead = [cell for cell in others if "lstm" in losses[cell].ahead_of]
     behind = [cell for cell in others if cell in losses["lstm"].ahead_of]
@@ -259,7 +265,7 @@ def _ahead(losses: Mapping[str, Loss]) -> tuple[bool, str]:
         if cells
     ]
     nats = ", ".join(f"{cell.upper()} {loss.nats:.3f}" for cell, loss in losses.items())
-    return len(behind) == len(others), f"{nats}: {'; '.join(says)}"
+    return (False if ahead else None if close else True), f"{nats}: {'; '.join(says)}"
 
 
 def _named(cells: Sequence[str]) -> str:
@@ -270,7 +276,7 @@ def _equal_steps(found: Mapping[str, Costs]) -> str:
     """Say whether the LSTM has a price in time where all cells have as many parameters."""
     own = found["lstm"].seconds
     least = min(one.seconds for cell, one in found.items() if cell != "lstm")
-    times = ", ".join(f"{cell.upper()} {one.seconds:.0f}" for cell, one in found.items())
+    times = ", ".join(f"{cell.upper()} {one.seconds:.1f}" for cell, one in found.items())
     pays = "pays there, too" if own >= DEARER * least else "pays nothing there that the clock tells"
     return f"The equal steps with equal parameters took, in s: {times}; the LSTM {pays}."
 

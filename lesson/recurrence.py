@@ -187,8 +187,9 @@ and compares with what the model's fast path makes of the same text. σ is the l
         tables=[numbers, ends, differences],
         rule="in part if the plain RNN's two lines and its model differ by less than "
         f"{SAME:g} in every logit; else it does not hold. It cannot hold as a whole, whatever is "
-        "measured: that of 1990 has another nonlinearity, and other cells have more than these "
-        "two. Their lines are held against their models, too, and count for nothing here.",
+        "measured: Elman's network of 1990 has another nonlinearity, and LSTM and GRU have "
+        "products besides. Their lines are held against their models, too, and count for nothing "
+        "here.",
         judgement=judge_step(steps),
     )  # fmt: skip
 

@@ -421,14 +421,21 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
      "holds", "the LSTM takes longest. With equal parameters the losses after equal steps are RNN "
      "1.900, LSTM 1.400, GRU 1.500: the LSTM is ahead of the RNN and the GRU. After equal time "
      "they are RNN 1.800, LSTM 1.400, GRU 1.500: the LSTM is ahead of the RNN and the GRU. The "
-     "equal steps with equal parameters took, in s: RNN 61, LSTM 60, GRU 62; the LSTM pays nothing "
-     "there that the clock tells."),
+     "equal steps with equal parameters took, in s: RNN 61.0, LSTM 60.0, GRU 62.0; the LSTM pays "
+     "nothing there that the clock tells."),
     ("10 the GRU takes longer", lambda: judge_lstm(
         {"lstm": cost(**ahead("gru")), "gru": cost(microseconds=12)}),
      "holds in part", "the GRU takes longer, whatever"),
     ("10 no loss is told from the others", lambda: judge_lstm(
         {"rnn": cost(microseconds=3), "lstm": cost(), "gru": cost(microseconds=7)}),
      "holds in part", "GRU 1.500: the LSTM is too close to the RNN and the GRU to tell. After"),
+    ("10 nothing is told from anything", lambda: judge_lstm(
+        {"rnn": cost(microseconds=10.1), "lstm": cost(), "gru": cost(microseconds=9)}),
+     "is not tested", "the LSTM's time and the RNN's differ by too little to tell."),
+    ("10 the times are too close, and one is ahead", lambda: judge_lstm(
+        {"rnn": cost(by_steps=Loss(1.4, ["lstm"])), "lstm": cost()}),
+     "does not hold", "RNN 1.400, LSTM 1.500: the RNN is ahead of the LSTM. After equal time they "
+     "are RNN 1.500, LSTM 1.500: the LSTM is too close to the RNN to tell."),
     ("10 one loss is not told from another", lambda: judge_lstm(
         {"rnn": cost(microseconds=3), "lstm": cost(**ahead("rnn")), "gru": cost(microseconds=7)}),
      "holds in part", "GRU 1.500: the LSTM is ahead of the RNN; the LSTM is too close to the GRU "
@@ -451,7 +458,7 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
      "does not hold", "GRU 1.400: the RNN and the GRU are ahead of the LSTM. After"),
     ("10 dear at equal parameters, too", lambda: judge_lstm(
         {"lstm": cost(seconds=64, **ahead("gru")), "gru": cost(microseconds=7)}),
-     "holds", "took, in s: LSTM 64, GRU 60; the LSTM pays there, too."),
+     "holds", "took, in s: LSTM 64.0, GRU 60.0; the LSTM pays there, too."),
     ("10 too close to tell", lambda: judge_lstm(
         {"lstm": cost(**ahead("rnn", "gru")), "rnn": cost(microseconds=10.1),
          "gru": cost(microseconds=9)}),
@@ -1299,9 +1306,9 @@ def test_the_price_of_the_lstm_is_of_three_comparisons(priced: Lab) -> None:
         ["GRU", "120", "90", "82 %", "16.0 (14.0 to 17.0)", "3.0"],
     ]
     assert by_loss.rows == [
-        ["RNN", "5", "70", "1.125 (1.000 to 1.250)", "9", "2.125 (2.000 to 2.250)", "30,001"],
-        ["LSTM", "10", "140", "1.500 (1.250 to 1.750)", "18", "2.500 (2.250 to 2.750)", "60,001"],
-        ["GRU", "15", "210", "1.375 (1.000 to 1.750)", "27", "2.375 (2.125 to 2.625)", "90,001"],
+        ["RNN", "5", "70", "1.125 (1.000 to 1.250)", "9.0", "2.125 (2.000 to 2.250)", "30,001"],
+        ["LSTM", "10", "140", "1.500 (1.250 to 1.750)", "18.0", "2.500 (2.250 to 2.750)", "60,001"],
+        ["GRU", "15", "210", "1.375 (1.000 to 1.750)", "27.0", "2.375 (2.125 to 2.625)", "90,001"],
     ]
     assert section.judgement == judge_lstm(PRICED)
 
