@@ -216,8 +216,8 @@ def _memory_section(memories: Measured[Memory], seen: str) -> str:
         f"error. {seen}",
     )
     says = (
-        f"{model.name}: {memory.full_nats:.4f} nats with the state carried on; "
-        f"{enough_says(memory)}."
+        f"{model.name}: {memory.full_nats:.4f} nats with the state carried on, over the "
+        f"characters that have {memory.longest:,} before them; {enough_says(memory)}."
         if model.name
         else memory_says(memory)
         for model, memory in memories

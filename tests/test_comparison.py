@@ -1215,7 +1215,11 @@ class TestCompare:
             ("--resume", 2, "--run DIR"),
             ("{text} --resume --run {tmp}", 1, "no comparison to resume"),
             ("--resume --run {tmp} --hidden 2", 2, "--run DIR alone"),
-            ("--resume --run {tmp} --seeds 2 --steps 9", 2, "--seeds to add some, TEXT or --valid where"),
+            (
+                "--resume --run {tmp} --seeds 2 --steps 9",
+                2,
+                "--seeds to add some, TEXT or --valid where",
+            ),
             ("--resume --run {tmp} --seeds 2", 1, "no comparison to resume"),
             ("--resume --run {tmp}", 1, "no comparison to resume"),
             ("{text} --cell elman", 2, "'elman' is not one of 'rnn', 'lstm', 'gru'. (charrnn comp"),

@@ -885,7 +885,8 @@ class TestChartsOfTheInside:
     def test_a_band_is_one_standard_error_each_way(self, charts: dict[str, mock._Call]) -> None:
         memory = Memory(1.5, (0.9, 0.5, 0.25), (0.4, 0.2, 0.1), 30, 0.01, 2, 16)
         says = self.show(None, inspection(memory=memory))
-        assert "<li>m1: 1.5000 nats with the state carried on; 2 characters are enough" in says
+        said = "<li>m1: 1.5000 nats with the state carried on, over the characters that have "
+        assert f"{said}2 before them; 2 characters are enough" in says
         (line,) = charts["memory"].args[1]
         assert (line.label, line.x, line.y, line.style) == ("m1", [1, 2], [0.5, 0.25], 1)
         assert line.band == (pytest.approx([0.3, 0.15]), pytest.approx([0.7, 0.35]))
