@@ -23,7 +23,7 @@ class StopSignals:
 
     Before the training begins there is nothing to save, and the command ends where it
     is. From ``defer`` on the first signal is noted, for the loop to stop at a step's
-    edge. A second one, but for another hang-up, leaves at once, however long a product or a save
+    edge. A second one, but for a hang-up, leaves at once, however long a product or a save
     takes: a thread watches for it, because Python's handlers wait until such a call returns.
 
     From ``defer_pauses`` on SIGTSTP, a Ctrl-Z, waits in the same way, for ``pause``.
@@ -113,12 +113,12 @@ class StopSignals:
             signal.signal(signal.SIGTSTP, signal.SIG_DFL)
 
     def _leave_on_second(self) -> None:
-        first, has_hung_up = math.inf, False
+        first = math.inf
         while (number := os.read(self._reader, 1)[0]) != 0:
-            # A terminal that closes, and the shell in it, send several hang-ups, at any distance.
-            if number not in self._before or (number == signal.SIGHUP and has_hung_up):
+            # A terminal that closes, and the shell in it, send several hang-ups, at any distance;
+            # a system that shuts down sends one after its SIGTERM. None asks for haste.
+            if number not in self._before or (number == signal.SIGHUP and first < math.inf):
                 continue
-            has_hung_up = has_hung_up or number == signal.SIGHUP
             now = time.monotonic()
             first = min(first, now)
             if now - first > self.SAME:

@@ -553,16 +553,20 @@ def test_signals_within_a_moment_are_the_same_one(apart: float, code: int) -> No
     assert finish(fork(leave)) == code
 
 
-def test_hang_ups_are_one_signal_however_far_apart() -> None:
-    """A shell sends its jobs one, and the system another when the shell is gone."""
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_a_hang_up_is_no_second_signal_however_late(first: signal.Signals) -> None:
+    """A shell sends its jobs one, and the system another when the shell is gone.
+
+    A window is closed after Ctrl-C, and a shutdown sends one after SIGTERM.
+    """
 
     def leave() -> None:
         with StopSignals() as stop:
             stop.defer()
-            for _ in range(2):
-                os.kill(os.getpid(), signal.SIGHUP)
+            for number in (first, signal.SIGHUP):
+                os.kill(os.getpid(), number)
                 time.sleep(2 * StopSignals.SAME)
-            os._exit(7 if stop.received == signal.SIGHUP else 1)
+            os._exit(7 if stop.received == first else 1)
 
     assert finish(fork(leave)) == 7
 
