@@ -510,6 +510,16 @@ def test_a_second_signal_removes_what_nobody_else_would(tmp_path: Path) -> None:
     assert not left.exists()
 
 
+def test_what_cannot_be_removed_keeps_no_other_file_and_no_error(tmp_path: Path) -> None:
+    left = tmp_path / "copy of standard input"
+    left.touch()
+    with StopSignals() as stop:
+        # The first is a folder, which no unlink removes.
+        stop.removed += [tmp_path, left]
+    assert not left.exists()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 @pytest.mark.parametrize(
     "words",
     [("inspect", "--part", "train", "--only", "pace"), ("sample", "--length", "0")],
