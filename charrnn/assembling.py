@@ -27,7 +27,14 @@ from charrnn.update import Update
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import flag
 
-__all__ = ["MOST_COMPRESSED", "assemble", "lanes_of", "refuse_too_large", "refuse_validations"]
+__all__ = [
+    "MOST_COMPRESSED",
+    "assemble",
+    "lanes_of",
+    "refuse_too_large",
+    "refuse_validations",
+    "steps_of",
+]
 
 #: Characters of the held-out text that bzip2 compresses, for the mark to beat: a block of its
 #: own, a tenth of a second.
@@ -108,15 +115,18 @@ def assemble(
     )
 
 
+def steps_of(config: TrainConfig, lanes: Lanes) -> int | None:
+    """Return the updates of a budget in steps or epochs; None: it is in minutes."""
+    if config.epochs is None:
+        return config.steps
+    # A checkpoint holds whole numbers of 64 bits.
+    return max(1, round(min(2.0**62, config.epochs * lanes.chunks_per_pass)))
+
+
 def _with_planned_steps(config: TrainConfig, lanes: Lanes, progress: Progress) -> TrainConfig:
     """Plan the updates of a budget that is not in minutes; return the config with its warm-up."""
     if progress.planned_steps is None:
-        if config.steps is not None:
-            progress.planned_steps = config.steps
-        elif config.epochs is not None:
-            # A checkpoint holds whole numbers of 64 bits.
-            steps = min(2.0**62, config.epochs * lanes.chunks_per_pass)
-            progress.planned_steps = max(1, round(steps))
+        progress.planned_steps = steps_of(config, lanes)
     if progress.step > 0 or progress.planned_steps is None:
         return config
     return replace(config, warmup_steps=recipe.warmup_steps(progress.planned_steps))

@@ -12,7 +12,13 @@ from typing import Any
 import torch
 
 from charrnn import recipe
-from charrnn.assembling import assemble, lanes_of, refuse_too_large, refuse_validations
+from charrnn.assembling import (
+    assemble,
+    lanes_of,
+    refuse_too_large,
+    refuse_validations,
+    steps_of,
+)
 from charrnn.checkpoint import BEST, Checkpoint, DamagedCheckpointError, load
 from charrnn.config import BUDGETS, TrainConfig
 from charrnn.corpus import Part, scan
@@ -31,6 +37,7 @@ from charrnn.reading import (
 )
 from charrnn.run import Progress, Run, Settings
 from charrnn.runfolder import RunFolder
+from charrnn.stream import Lanes
 from charrnn.trained import described, prefixed, with_weights
 from charrnn.wording import command_line, flag, joined, shown
 
@@ -94,6 +101,8 @@ def resume(
         lanes = lanes_of(train, counts, vocabulary, config)
     except ValueError as error:
         raise CheckpointError(f"{shown(path)}: the field 'text' is not usable: {error}") from error
+    if _is_another_budget(config, saved.config):
+        _refuse_used_up(config, progress, lanes)
     run = assemble(
         with_weights(shape, prefixed(checkpoint.tensors, "model."), path).to(device),
         vocabulary=vocabulary,
@@ -265,21 +274,44 @@ def _changed(
     if given:
         values |= {name: changes.get(name) for name in BUDGETS}
     new = TrainConfig(**values)
-    if any(getattr(new, name) != getattr(config, name) for name in BUDGETS):
+    if _is_another_budget(new, config):
         progress.planned_steps = progress.planned_at_step = progress.validate_every = None
         if progress.validated_step is None:
             progress.validate_characters = None  # there is no loss yet for others to compare with
-        if new.minutes is not None and progress.seconds >= 60 * new.minutes:
-            progress.planned_steps = progress.step
-        (old,) = (
-            f"--{name} {_short(value)}" for name in BUDGETS if (value := getattr(config, name))
-        )
         notes.append(
-            f"the schedule is planned anew for --{given[0]} {_short(changes[given[0]])}, what was "
-            f"done before included (it was {old}): the learning rate follows the new plan from "
-            f"step {progress.step:,} on"
+            f"the schedule is planned anew for {_budget(new)}, what was done before included (it "
+            f"was {_budget(config)}): the learning rate follows the new plan from step "
+            f"{progress.step:,} on"
         )
     return new, notes
+
+
+def _budget(config: TrainConfig) -> str:
+    """Return the option that gives a run its budget."""
+    (budget,) = (
+        f"--{name} {_short(value)}" for name in BUDGETS if (value := getattr(config, name))
+    )
+    return budget
+
+
+def _is_another_budget(new: TrainConfig, old: TrainConfig) -> bool:
+    return any(getattr(new, name) != getattr(old, name) for name in BUDGETS)
+
+
+def _refuse_used_up(config: TrainConfig, progress: Progress, lanes: Lanes) -> None:
+    """Refuse a budget of less than was done before.
+
+    Nothing could be made of it but the run as it is, said to be finished.
+    """
+    steps, minutes = steps_of(config, lanes), progress.seconds / 60
+    if config.minutes is not None and config.minutes <= minutes:
+        done = _short(minutes)
+    elif steps is not None and steps < progress.step:
+        passes = progress.step / lanes.chunks_per_pass
+        done = f"{progress.step:,}" if config.epochs is None else _short(passes)
+    else:
+        return
+    raise UsageError(f"{_budget(config)} is fewer than the {done} that are done: give more")
 
 
 def _lost_rows(steps: Sequence[int], last: int) -> list[str]:

@@ -252,8 +252,8 @@ class Run:
     def save_names(self) -> None:
         """Save where the text of a run that is finished lies now, and how much it keeps.
 
-        What else was asked for, a rate or a budget that is used up, has had no effect; errors as
-        in ``save``.
+        What else was asked for, a rate or as many updates in other words, has had no effect;
+        errors as in ``save``.
         """
         assert self.saved is not None and self.saved_settings is not None, "it goes on"
         config = self.saved_settings.config

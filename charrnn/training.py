@@ -20,6 +20,7 @@ from charrnn.errors import CorpusError, NonFiniteError, RunFolderError
 from charrnn.evaluation import Interrupted, Scores, score
 from charrnn.metrics import LOG_EVERY
 from charrnn.planning import LEAST_TIMED, Planned, Planner
+from charrnn.recipe import Schedule
 from charrnn.run import Run
 from charrnn.sampling import sample, unwarned
 from charrnn.stream import Chunk
@@ -188,8 +189,13 @@ class _Loop:
         self.planner = Planner(run)
         self.told_uncaptured = False
         self.row_from = (run.progress.characters, run.progress.seconds)
-        # Of the last update; a plan since then has made a schedule of its own.
-        self.rate = run.config.lr * run.schedule().factor(max(0, run.progress.step - 1))
+        # Of the last update; a plan since then has made a schedule of its own, and so has what a
+        # resume changes.
+        config, planned = run.config, run.progress.planned_steps
+        if run.saved is not None and run.saved_settings is not None:
+            config, planned = run.saved_settings.config, run.saved.planned_steps
+        schedule = Schedule(config.warmup_steps, planned)
+        self.rate = config.lr * schedule.factor(max(0, run.progress.step - 1))
         #: Updates that nobody has looked at yet.
         self.pending: list[tuple[UpdateResult, Chunk]] = []
         self.last_losses: deque[float] = deque(maxlen=5)

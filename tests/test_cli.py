@@ -1340,7 +1340,7 @@ class TestEvaluate:
         )
         last = run / "last.safetensors"
         before = read_description(last).meta["training"]
-        for options in ((), ("--lr", 0.5, "--steps", 2), ("--json", "--lr", 0.5, "--steps", 2)):
+        for options in ((), ("--lr", 0.5, "--steps", 3), ("--json", "--lr", 0.5, "--steps", 3)):
             again = cli("train", moved, "--run", run, "--resume", *options)
             assert again.code == 0
             assert ("finished already" in again.err) == ("--json" not in options)

@@ -21,6 +21,7 @@ from charrnn.config import ModelConfig, TrainConfig
 from charrnn.errors import CharrnnError, CheckpointError, CorpusError
 from charrnn.machine import processor
 from charrnn.reading import TextRecord
+from charrnn.recipe import Schedule
 from charrnn.resuming import resume
 from charrnn.run import Progress
 from charrnn.runfolder import RunFolder
@@ -450,7 +451,10 @@ def test_a_finished_run_says_so(run: Path) -> None:
         "give a larger --minutes, --epochs or --steps to go on\n"
     )
     assert run_cli("train", "--run", run, "--resume") == Result(0, f"{run}\n", said)
-    assert run_cli("train", "--run", run, "--resume", "--steps", 30).code == 0
+    # Its own budget may be said again, and so may as many updates in other words.
+    for budget in (["--steps", 44], ["--epochs", 44 / 17], ["--lr", 0.5]):
+        assert run_cli("train", "--run", run, "--resume", *budget) == Result(0, f"{run}\n", said)
+    assert "--steps 30 is fewer than the 44 that" in refusal(run, "--steps", 30, "--lr", 0.5)
     assert (run / "metrics.jsonl").read_bytes() == log
     assert {file: file.read_bytes() for file in run.iterdir()} == files
     result = run_cli("train", "--run", run, "--resume", "--json")
@@ -479,12 +483,29 @@ def test_a_larger_budget_goes_on(
     assert rates[50] > 2 * rates[40], "the rate follows the new plan"
 
 
-def test_a_smaller_budget_ends_at_once(run: Path) -> None:
-    for budget in (["--steps", 5], ["--minutes", 0.0001], ["--epochs", 0.1]):
-        result = run_cli("train", "--run", run, "--resume", *budget)
-        assert result.code == 0
-        assert "done after 13 steps" in result.err or "finished already" in result.err
-        assert rows(run)[-1]["step"] == 13
+@pytest.mark.parametrize(
+    ("flag", "value", "done"),
+    [("--steps", 12, "13"), ("--epochs", 0.1, "0.764706"), ("--minutes", 0.5, "1.25")],
+)
+def test_a_budget_of_less_than_is_done_is_refused(
+    run: Path, flag: str, value: float, done: str
+) -> None:
+    meta = load(run / "last.safetensors").meta
+    progress = {**meta["progress"], "seconds": 75.0}
+    rewrite(run, meta={**meta, "progress": progress})
+    said = f"charrnn: {flag} {value} is fewer than the {done} that are done: give more\n"
+    assert refusal(run, flag, value) == said
+
+
+def test_a_budget_that_is_used_up_ends_a_run_where_it_is(run: Path) -> None:
+    """The rate of the updates that are logged then is the one that they had."""
+    config = load(run / "last.safetensors").record("training", TrainConfig)
+    result = run_cli("train", "--run", run, "--resume", "--steps", 13, "--lr", 9)
+    assert result.code == 0
+    assert "done after 13 steps" in result.err
+    (last,) = [row for row in rows(run) if row["step"] == 13 and "learning_rate" in row]
+    rate = config.lr * Schedule(config.warmup_steps, config.steps).factor(12)
+    assert last["learning_rate"] == pytest.approx(rate)
 
 
 def test_a_run_that_ran_out_of_patience(tmp_path: Path, tale: Path) -> None:
@@ -541,7 +562,7 @@ def test_what_no_longer_fits_is_refused_with_advice_that_can_be_followed(
     assert said.code == 2
     assert "there are 0: go on where there is more, or with another --device" in said.err
     # A run that is over needs none.
-    assert run_cli("train", "--run", run, "--resume", "--steps", 1).code == 0
+    assert run_cli("train", "--run", run, "--resume", "--steps", 13).code == 0
 
 
 def test_another_machine_is_told(run: Path) -> None:
