@@ -43,6 +43,14 @@ from charrnn.wording import command_line, flag, joined, shown
 
 __all__ = ["resume"]
 
+#: What the rules may choose anew with every plan, each with the field that says whether they do.
+BY_PLAN = {
+    "dropout": "dropout_by_plan",
+    "weight_drop": "dropout_by_plan",
+    "weight_decay": "decay_by_plan",
+    "loss_temperature": "temperature_by_plan",
+}
+
 
 def resume(
     folder: RunFolder,
@@ -159,20 +167,35 @@ def _refuse_others(
 ) -> None:
     """Refuse numbers that are given and are others than the run was started with.
 
+    One that the rules choose anew with every plan is refused whatever it is: it would not stay.
+
     Args:
         fixed: as they are given.
         has: the run's.
         kept: what a new run makes of those that are given.
     """
+    planned = [name for name in kept if name in BY_PLAN and has[BY_PLAN[name]]]
     # None and 0 are both "none" where a number may be either.
-    differ = [name for name, value in kept.items() if (value or None) != (has[name] or None)]
+    differ = [
+        name
+        for name, value in kept.items()
+        if name not in planned and (value or None) != (has[name] or None)
+    ]
+    said = []
     if differ:
         given = [f"{flag(name)} {_short(fixed[name])}" for name in differ]
         others = [_short(has[name] or "none") for name in differ]
-        raise UsageError(
+        said.append(
             f"{joined(given, 'and')}: the run was started with {joined(others, 'and')}, and keeps "
             "that (a budget, --lr, --patience, --keep and --device may change)"
         )
+    if planned:
+        said.append(
+            f"{joined([*map(flag, planned)], 'and')}: the run was started without, and what it has "
+            "follows its plan: leave that out"
+        )
+    if said:
+        raise UsageError("; ".join(said))
 
 
 def _short(value: object) -> str:

@@ -193,6 +193,26 @@ def test_what_the_run_has_may_be_said_again(run: Path) -> None:
     assert (done.code, done.err) == (0, "")
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_what_follows_a_plan_cannot_be_named(run: Path, same: bool) -> None:
+    """Not even as it is for now: another plan would change it."""
+    meta = load(run / "last.safetensors").meta
+    by_plan = dict.fromkeys(("dropout_by_plan", "decay_by_plan", "temperature_by_plan"), True)
+    budget = {"steps": None, "minutes": 9.0}
+    has = {**meta["model"], **meta["training"]}
+    rewrite(run, meta={**meta, "training": {**meta["training"], **budget, **by_plan}})
+    names = ("dropout", "weight_drop", "weight_decay", "loss_temperature")
+    words = [
+        word
+        for name in names
+        for word in (f"--{name.replace('_', '-')}", has[name] if same else 0.3)
+    ]
+    why = "the run was started without, and what it has follows its plan: leave that out"
+    what = "--dropout, --weight-drop, --loss-temperature and --weight-decay"
+    assert refusal(run, *words) == f"charrnn: {what}: {why}\n"
+    assert f"may change); --dropout: {why}" in refusal(run, "--hidden", 9, *words[:2])
+
+
 def test_none_may_be_said_again_as_it_was_said(tmp_path: Path, tale: Path) -> None:
     run = tmp_path / "run"
     with RunFolder.create(run) as folder:
