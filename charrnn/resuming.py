@@ -141,7 +141,7 @@ def resume(
         validated=progress.validated_step == progress.step,
     )
     run.notes += _lost_rows(logged, progress.step - progress.row_updates)
-    run.resumed, run.saved_settings = True, saved
+    run.resumed, run.saved_path, run.saved_settings = True, path, saved
     # Read anew, before the changes: the plan is another now where the budget is.
     run.saved = checkpoint.record("progress", Progress)
     run.better, said = _best(folder, progress, goes_on=not run.is_over)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from charrnn import recipe
-from charrnn.checkpoint import LAST, Checkpoint
+from charrnn.checkpoint import Checkpoint
 from charrnn.config import Record, TrainConfig
 from charrnn.corpus import Part
 from charrnn.errors import NonFiniteError, TakenFolderError
@@ -145,6 +145,8 @@ class Run:
     resumed: bool = False
     saved: Progress | None = None
     """As it is in the last checkpoint that was written or read; so is the next one."""
+    saved_path: Path | None = None
+    """The file of that checkpoint: an earlier one's where the last was damaged."""
     saved_settings: Settings | None = None
     better: Progress | None = None
     """Of the best checkpoint on disk, if the run went on from before it."""
@@ -201,18 +203,19 @@ class Run:
 
     def is_kept(self, error: Exception) -> bool:
         """Whether what was saved is there after an error: the folder may be another's, or gone."""
-        is_there = os.path.exists(self.folder.path / LAST)  # noqa: PTH110 - which never raises
-        return is_there and not isinstance(error, TakenFolderError)
+        if self.saved_path is None or isinstance(error, TakenFolderError):
+            return False
+        return os.path.exists(self.saved_path)  # noqa: PTH110 - which never raises
 
     def way_back(self) -> str:
         """Return what to do once a number is not finite."""
         lower = ("--lr", f"{self.config.lr / 2:g}")
         # A run of a comparison keeps its rate, and what it came to would come again.
         anew = None if self.owner is None else "compare anew with a lower --lr"
-        if self.saved is None:
+        if self.saved is None or self.saved_path is None:
             return f"nothing was saved before: {anew or f'start again with {command_line(lower)}'}"
         return (
-            f"the last good checkpoint is {shown(self.folder.path / LAST)} of step "
+            f"the last good checkpoint is {shown(self.saved_path)} of step "
             f"{self.saved.step:,}: {anew or f'go on from it with: {self.command(*lower)}'}"
         )
 
@@ -246,7 +249,8 @@ class Run:
         elif self.device.type == "mps":
             state["generator.mps"] = torch.mps.get_rng_state()
         path = self.folder.save_last(self._checkpoint(state), self.progress.step)
-        self.saved, self.saved_settings = replace(self.progress), self.settings()
+        self.saved, self.saved_path = replace(self.progress), path
+        self.saved_settings = self.settings()
         return path
 
     def save_names(self) -> None:

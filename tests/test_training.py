@@ -942,6 +942,34 @@ def test_a_full_disk_is_told_with_what_is_saved(
         assert str(caught.value).endswith(said if saved else "; free some space")
 
 
+def test_an_earlier_checkpoint_that_was_gone_on_from_is_what_is_named(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last one is damaged; the run goes on from the one before, and cannot save."""
+    monkeypatch.setattr(training, "SAVE_SHARE", math.inf)  # after every validation
+    run = start_run(steps=9, validate_every=2)
+    list(train(run, lambda: "stop" if run.progress.step == 5 else None))
+    run.folder.close()
+    last, earlier = (run.folder.path / f"{name}.safetensors" for name in ("last", "step-00000004"))
+    for gone in (False, True):
+        last.write_bytes(b"damaged")
+        with RunFolder.open_existing(run.folder.path) as folder, monkeypatch.context() as patch:
+            again = resume(folder, device=CPU, changes={})
+            assert again.way_back().startswith(
+                f"the last good checkpoint is {earlier} of step 4: go on from it with: "
+            )
+            patch.setattr(os, "fsync", refusing(errno.ENOSPC))
+            if gone:
+                last.unlink()
+            with pytest.raises(RunFolderError) as caught:
+                list(train(again))
+            assert "; step 4 is saved whole: go on from it with: " in str(caught.value)
+    with RunFolder.open_existing(run.folder.path) as folder:
+        again = resume(folder, device=CPU, changes={})
+        list(train(again, lambda: "stop" if again.progress.step == 5 else None))
+        assert f"checkpoint is {last} of step 5" in again.way_back()
+
+
 def test_what_was_saved_and_is_gone_is_not_spoken_of(start_run: StartRun) -> None:
     run = start_run(steps=4, validate_every=2)
     with pytest.raises(RunFolderError) as caught:
