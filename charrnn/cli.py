@@ -447,8 +447,7 @@ def train(
             spooled=typed,
             keep=keep,
         )
-        named = bool(text.texts or text.valid or keep is not None)
-        if old.is_finished and named and not old.is_saved:
+        if old.is_finished:
             old.save_names()
         if old.is_finished and not as_json:
             if not quiet:

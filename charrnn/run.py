@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from charrnn import recipe
-from charrnn.checkpoint import Checkpoint
+from charrnn.checkpoint import Checkpoint, load
 from charrnn.config import Record, TrainConfig
 from charrnn.corpus import Part
 from charrnn.errors import NonFiniteError, TakenFolderError
@@ -254,14 +254,24 @@ class Run:
         return path
 
     def save_names(self) -> None:
-        """Save where the text of a run that is finished lies now, and how much it keeps.
+        """Save where the text of a run that is finished lies now, and how much it keeps, if anew.
 
-        What else was asked for, a rate or as many updates in other words, has had no effect;
-        errors as in ``save``.
+        All else of its last checkpoint stays: it was made on another device, perhaps, and a rate
+        that was asked for has had no effect.
+
+        Raises:
+            CheckpointError: the last checkpoint is gone or damaged since, or of another format.
+            RunFolderError: as of ``save``.
         """
         assert self.saved is not None and self.saved_settings is not None, "it goes on"
-        config = self.saved_settings.config
-        replace(self, config=config, progress=replace(self.saved)).save()
+        assert self.saved_path is not None
+        settings = self.saved_settings._replace(text=self.text, keep=self.folder.keep)
+        if settings == self.saved_settings:
+            return
+        checkpoint = load(self.saved_path)
+        meta = checkpoint.meta | {"text": self.text.to_dict(), "keep": self.folder.keep}
+        path = self.folder.save_last(replace(checkpoint, meta=meta), self.saved.step)
+        self.saved_path, self.saved_settings = path, settings
 
     def save_best(self) -> None:
         """Write the weights alone as the run's best checkpoint, unless the one there is better.

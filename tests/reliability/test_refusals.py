@@ -574,6 +574,26 @@ def test_keep_is_remembered(tmp_path: Path, tale: Path, monkeypatch: pytest.Monk
         assert list(run.glob("step-*")) == []
 
 
+def test_what_is_kept_anew_of_a_finished_run_is_all_that_changes(run: Path) -> None:
+    """The state of a GPU's random numbers outlives a visit to a machine without one."""
+    last = run / "last.safetensors"
+    assert run_cli("train", "--run", run, "--resume").code == 0
+    whole = load(last)
+    state = {**whole.tensors, "generator.cuda": torch.arange(16, dtype=torch.uint8)}
+    rewrite(run, tensors=state, meta={**whole.meta, "device": "cuda", "threads": 64})
+    before = load(last)
+    for keep in ([], ["--keep", 1]):
+        written = last.stat()
+        assert run_cli("train", "--run", run, "--resume", "--device", "cpu", *keep).code == 0
+        assert last.stat() == written, "nothing is new"
+    assert run_cli("train", "--run", run, "--resume", "--device", "cpu", "--keep", 3).code == 0
+    after = load(last)
+    assert after.tensors.keys() == state.keys()
+    assert all(torch.equal(after.tensors[name], tensor) for name, tensor in state.items())
+    assert after.meta == before.meta | {"keep": 3}
+    assert after.versions == before.versions
+
+
 def test_what_no_longer_fits_is_refused_with_advice_that_can_be_followed(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
