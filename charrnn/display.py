@@ -405,14 +405,17 @@ class _PlainLines(Display):
 def _plain(event: Event, run: Run) -> Iterable[str]:
     """Yield the lines that live and plain displays share."""
     if isinstance(event, Planned):
-        if run.config.minutes is not None:
-            left = max(0.0, run.config.minutes * 60 - run.progress.seconds)
+        held = ", ".join(_held_back(run, by_plan=True)) if event.regularised else ""
+        minutes, to_go = run.config.minutes, ""
+        if minutes is not None:
+            to_go = f"; {duration(max(0.0, minutes * 60 - run.progress.seconds))} to go"
+        # A run of minutes that goes on with another budget: what it was shown with is no more.
+        if to_go or held:
             planned = "the speed has changed: planned again," if event.again else "planned"
-            held = ", ".join(_held_back(run, by_plan=True)) if event.regularised else ""
             yield (
                 f"{planned} {counted(event.total_steps, 'step')}, "
-                f"{event.total_steps / run.lanes.chunks_per_pass:.2f} epochs; "
-                f"{duration(left)} to go{f'; {held}' if held else ''}"
+                f"{event.total_steps / run.lanes.chunks_per_pass:.2f} epochs"
+                f"{to_go}{f'; {held}' if held else ''}"
             )
         scored = event.validate_characters
         if event.again or run.valid is None or scored is None:

@@ -167,6 +167,23 @@ class TestPlain:
         (line,) = said(run, Planned(9000, 100, 50, again=True), capsys).splitlines()
         assert line.startswith("the speed has changed: planned again, 9,000 steps, ")
 
+    def test_a_plan_of_steps_says_what_follows_it(
+        self, run: Run, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Of a run of minutes that goes on with so many steps: the introduction has the old."""
+        passes = f"{100 / run.lanes.chunks_per_pass:.2f}"
+        run.config = replace(run.config, minutes=None, steps=100)
+        (line,) = said(run, Planned(100, 10, 601), capsys).splitlines()
+        assert line == (
+            f"planned 100 steps, {passes} epochs; dropout 0.6 (2 masks), weight drop 0.48, "
+            "weight decay 0.2, loss temperature 0.91"
+        )
+        assert said(run, Planned(100, 10, 601, regularised=False), capsys) == ""
+        run.config = replace(
+            run.config, dropout_by_plan=False, decay_by_plan=False, temperature_by_plan=False
+        )
+        assert said(run, Planned(100, 10, 601), capsys) == ""
+
     def test_says_how_long_it_was_stopped(
         self, run: Run, capsys: pytest.CaptureFixture[str]
     ) -> None:
