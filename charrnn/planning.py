@@ -190,11 +190,12 @@ class Planner:
 
     def _shorten_warmup(self, total: int) -> None:
         """End a warm-up that still goes on here, if it is longer than that of ``total`` updates."""
-        run, step = self.run, self.run.progress.step
-        if step < run.config.warmup_steps and run.config.minutes is not None:
-            # It was of the updates expected: a slow run would end before it has warmed up.
-            warm = max(step, warmup_steps(total))
-            run.reconfigure(replace(run.config, warmup_steps=min(warm, run.config.warmup_steps)))
+        run = self.run
+        warm = max(run.progress.step, warmup_steps(total))
+        # It was of the updates expected, or of a larger budget: the run would end before it has
+        # warmed up.
+        if warm < run.config.warmup_steps:
+            run.reconfigure(replace(run.config, warmup_steps=warm))
 
     def _regularise(self, total: int) -> None:
         """Set dropout, decay and temperature, as far as by rule, to those of ``total`` updates."""

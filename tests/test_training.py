@@ -376,6 +376,23 @@ def test_a_new_budget_leaves_a_warm_up_that_has_begun(
     assert (again.lanes.lanes, again.lanes.bptt) == (3, 17)
 
 
+@pytest.mark.parametrize("budget", [{"steps": 20}, {"epochs": 0.19}])
+def test_a_smaller_budget_ends_a_warm_up_that_is_longer_than_its_own(
+    start_run: StartRun, budget: dict[str, float]
+) -> None:
+    run = start_run(steps=1000)
+    assert run.config.warmup_steps == 50
+    list(train(run, lambda: "stop" if run.progress.step == 5 else None))
+    run.folder.close()
+    with RunFolder.open_existing(run.folder.path) as folder:
+        again = resume(folder, device=CPU, changes=budget)
+        list(train(again))
+    assert (again.progress.step, again.config.warmup_steps) == (20, 5)
+    log = [row for row in log_of(run.folder.path) if "learning_rate" in row]
+    (rate,) = (row["learning_rate"] for row in log if row["step"] == 10)
+    assert rate == pytest.approx(again.config.lr * recipe.Schedule(5, 20).factor(9))
+
+
 @pytest.mark.parametrize(
     ("options", "fits"),
     [
