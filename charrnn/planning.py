@@ -28,8 +28,8 @@ __all__ = ["LEAST_TIMED", "Planned", "Planner"]
 OFF_PLAN = 0.05
 #: ... at the speed of a stretch of at least this share of it.
 OFF_PLAN_AFTER = 0.1
-#: What the rules chose stays unless a new plan has this share more or fewer updates: dropout slows
-#: updates down, and so could come and go from plan to plan.
+#: What the rules chose stays unless a new plan has this share more or fewer updates than the one
+#: they chose for: dropout slows updates down, and so could come and go from plan to plan.
 SAME_PLAN = 0.1
 #: Share of the time that saves and rows of the log leave to updates.
 OF_UPDATES = 0.98
@@ -68,6 +68,9 @@ class Planner:
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        #: Updates that dropout, decay and temperature were last chosen for. No checkpoint has them:
+        #: a run that goes on counts from the plan that it finds, which had about as many.
+        self._chosen_for = run.progress.planned_steps
         #: Seconds of the run before this sitting.
         self._seconds_before = run.progress.seconds
         #: Where the measurement of the speed begins: (step, seconds of training).
@@ -161,13 +164,13 @@ class Planner:
         """Take ``total`` updates as the run's, at ``speed`` a second if that is known.
 
         Where the rules choose dropout, weight decay or the loss temperature, it becomes that of so
-        many passes, unless the plan before had about as many. A warm-up that still goes on ends
-        here if it is longer than that of so many updates.
+        many passes, unless it was chosen for about as many. A warm-up that still goes on ends here
+        if it is longer than that of so many updates.
         """
         progress = self.run.progress
         every, characters = self._validations(total, speed)
         # Another budget is planned anew: in steps or epochs it is known before, as ``total``.
-        before = None if progress.planned_at_step is None else progress.planned_steps
+        before = None if progress.planned_at_step is None else self._chosen_for
         progress.planned_steps = total
         progress.planned_at_step = progress.step
         progress.planned_at_seconds = progress.training_seconds
@@ -175,6 +178,7 @@ class Planner:
         self._shorten_warmup(total)
         regularised = before is None or abs(total - before) > SAME_PLAN * before
         if regularised:
+            self._chosen_for = total
             self._regularise(total)
         model, config = self.run.model.config, self.run.config
         return Planned(
