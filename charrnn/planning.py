@@ -228,7 +228,7 @@ class Planner:
         """Return updates per second in the stretch that is measured."""
         assert self._speed_from is not None
         progress, (step, seconds) = self.run.progress, self._speed_from
-        return (progress.step - step) / (progress.training_seconds - seconds)
+        return (progress.step - step) / max(1e-9, progress.training_seconds - seconds)
 
     def _speed_since_plan(self) -> tuple[float, float]:
         """Return updates per second since the last plan, and how long that is ago.

@@ -235,6 +235,14 @@ def test_a_warm_up_is_of_the_updates_that_are_planned(simulate: Simulate) -> Non
     assert simulate(World(update=0.2)).run.config.warmup_steps == 5, "it was over"
 
 
+def test_updates_that_take_no_time_by_the_clock_are_planned(simulate: Simulate) -> None:
+    """As where it stands still, or all of the time went into a validation."""
+    run = simulate(World()).run
+    planner = Planner(run)
+    planner._speed_from = (run.progress.step - 1, run.progress.training_seconds)
+    assert planner.plan().total_steps > run.progress.step
+
+
 def test_what_the_rules_chose_is_chosen_anew_after_many_small_changes(simulate: Simulate) -> None:
     """A machine that slows down bit by bit: what counts is how far it is from what was chosen."""
     run = simulate(World()).run
