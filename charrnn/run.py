@@ -44,7 +44,7 @@ class Progress(Record):
     seconds: float = 0.0
     """Time of training, validation and saving, all sittings together, by ``clock.Clock``."""
     validation_seconds: float = 0.0
-    """Of them: the time of all validations together."""
+    """Of them: the time of all validations, each with the checkpoints and the sample after it."""
     vain_seconds: float = 0.0
     """Of these: the time of validations that were stopped before their end."""
     validations: int = 0
@@ -96,7 +96,7 @@ class Progress(Record):
 
     @property
     def training_seconds(self) -> float:
-        """The time of all but validations."""
+        """The time of all but ``validation_seconds``."""
         return self.seconds - self.validation_seconds
 
     @property
