@@ -38,13 +38,20 @@ __all__ = [
 
 class _Lossy(io.FileIO):
     def write(self, data: Any) -> int:
-        """Write what the disk takes; what it does not take is lost."""
+        """Write what the disk takes; what it does not take is lost.
+
+        All of it: the system may take a part, and who calls this does not ask how much.
+        """
+        whole = memoryview(data).cast("B")
+        rest = whole
         try:
-            return super().write(data)
+            # None: of a pipe that is full and does not want to be waited for.
+            while rest and (taken := super().write(rest)):
+                rest = rest[taken:]
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            return len(data)
+        return len(whole)
 
 
 def lossy(stream: TextIO) -> TextIO:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
+import threading
 from contextlib import redirect_stderr
 from types import SimpleNamespace
 
@@ -13,7 +15,7 @@ import typer
 
 from charrnn.errors import UsageError
 from charrnn.outcome import outcome
-from charrnn.stdio import Meter
+from charrnn.stdio import Meter, lossy
 
 
 class Screen(io.StringIO):
@@ -102,6 +104,31 @@ def test_beside_json_a_pipe_has_nothing(
 ) -> None:
     work(clock, in_pipe=False)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_long_message_is_written_whole() -> None:
+    """A signal while a pipe is full: the system says how much it has taken until then."""
+    reader, writer = os.pipe()
+    interrupted, read = threading.Event(), bytearray()
+
+    def read_all() -> None:
+        interrupted.wait()
+        while block := os.read(reader, 2**16):
+            read.extend(block)
+
+    thread = threading.Thread(target=read_all)
+    thread.start()
+    before = signal.signal(signal.SIGALRM, lambda *_: interrupted.set())
+    try:
+        with os.fdopen(writer, "w") as pipe:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            lossy(pipe).write("x" * 2**19 + "\n")
+    finally:
+        interrupted.set()
+        signal.signal(signal.SIGALRM, before)
+        thread.join()
+        os.close(reader)
+    assert len(read) == 2**19 + 1
 
 
 def test_the_reason_of_a_failure_is_broken_between_words(screen: Screen) -> None:
