@@ -227,7 +227,7 @@ class _Loop:
             yield Finished("patience" if run.is_out_of_patience else "done", complete=True)
 
     def _updates(self) -> Iterator[Event]:
-        run, progress, config = self.run, self.run.progress, self.run.config
+        run, progress = self.run, self.run.progress
         if progress.planned_steps is not None and progress.planned_at_step is None:
             yield self.planner.adopt(progress.planned_steps)
         if run.is_finished:
@@ -256,8 +256,8 @@ class _Loop:
                 yield self._save()
             chunk = next(chunks)
             factor = run.schedule().factor(progress.step)
-            self.rate = config.lr * factor
-            run.update.optimiser.set_rates(self.rate, config.lr_adam * factor)
+            self.rate = run.config.lr * factor  # a plan may have put another in its place
+            run.update.optimiser.set_rates(self.rate, run.config.lr_adam * factor)
             self.pending.append((run.update(chunk), chunk))
             progress.step += 1
             progress.characters += chunk.characters
