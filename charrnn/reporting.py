@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from charrnn.errors import CharrnnError, UsageError
+from charrnn.errors import UsageError
 from charrnn.files import takes_in
 from charrnn.stdio import say
 from charrnn.wording import shown
@@ -121,7 +121,7 @@ def show_and_report(
         try:
             # What a link leads to is replaced, not the link.
             write_text(followed(report), make())
-        except CharrnnError:
+        except BaseException:  # a signal, too: whatever comes of it, the failure is not told then
             if failure is not None and not isinstance(failure, BrokenPipeError):
                 say(f"charrnn: {failure}")
             raise

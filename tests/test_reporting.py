@@ -9,6 +9,7 @@ import pytest
 
 from charrnn.errors import RunFolderError, UsageError
 from charrnn.reporting import check_report, refuse_overwriting, show_and_report
+from charrnn.stopping import Stopped
 
 
 @pytest.fixture
@@ -75,14 +76,22 @@ def test_the_backend_of_a_notebook_is_not_asked_for(
     subprocess.run([sys.executable, "-c", "import matplotlib"], check=True)
 
 
+@pytest.mark.parametrize(
+    "ends", [RunFolderError("no log"), MemoryError("no log"), Stopped("no log")]
+)
 def test_a_page_that_fails_hides_no_failure_before_it(
-    page: Path, capsys: pytest.CaptureFixture[str]
+    page: Path, capsys: pytest.CaptureFixture[str], ends: BaseException
 ) -> None:
-    with pytest.raises(RunFolderError, match="no log"):
-        show_and_report(lambda: None, page, unmade, RunFolderError("no prices"))
+    """Whatever ends it."""
+
+    def make() -> str:
+        raise ends
+
+    with pytest.raises(type(ends), match="no log"):
+        show_and_report(lambda: None, page, make, RunFolderError("no prices"))
     assert capsys.readouterr().err == "charrnn: no prices\n"
-    with pytest.raises(RunFolderError, match="no log"):
-        show_and_report(lambda: None, page, unmade, BrokenPipeError())
+    with pytest.raises(type(ends), match="no log"):
+        show_and_report(lambda: None, page, make, BrokenPipeError())
     assert capsys.readouterr().err == "", "the reader has left"
 
 
