@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 
 from charrnn.checkpoint import LAST, Checkpoint, find
+from charrnn.comparison import PLAN
 from charrnn.config import PartName, TextSource
 from charrnn.corpus import Part
+from charrnn.disk import followed
 from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.model import CharModel
 from charrnn.reading import Scan, TextRecord, readable, recorded_part, refuse_other_symbols
@@ -145,8 +147,15 @@ class Subject:
         """
         parts = [part for part in (self.part, self.training) if part is not None]
         read = [file.path for part in parts for file in part.corpus.files]
-        run = files_of_run(find(self.path))
-        return dict.fromkeys(read, "what is read") | dict.fromkeys(run, "a file of the run")
+        checkpoint = find(self.path)
+        run = files_of_run(checkpoint)
+        # Where the run is one of a comparison.
+        plan = followed(checkpoint.parent).parent / PLAN
+        return (
+            dict.fromkeys(read, "what is read")
+            | dict.fromkeys(run, "a file of the run")
+            | {plan: "the comparison's plan"}
+        )
 
 
 def load_subjects(

@@ -1615,6 +1615,20 @@ class TestEvaluate:
             beside = ("--part", "valid", "--per-char", run / "prices.jsonl")
             assert cli("evaluate", run, *beside).code == 0
 
+    def test_the_plan_of_a_run_s_comparison_is_not_written_over(
+        self, cli: Cli, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run, plan = tmp_path / "lstm-seed1", tmp_path / "comparison.json"
+        shutil.copytree(trained, run)
+        plan.write_text("{}")
+        (run / "link").symlink_to(run)
+        monkeypatch.chdir(run)
+        for path in (run, ".", run / "link"):
+            result = cli("evaluate", path, "--part", "valid", "--per-char", plan)
+            said = f"charrnn: --per-char {plan} would overwrite the comparison's plan: give "
+            assert one_line(result).startswith(said)
+            assert plan.read_text() == "{}"
+
     @pytest.mark.parametrize("target", ["learnt", "held", "alias"])
     def test_what_the_run_read_is_not_written_over(
         self, cli: Cli, tmp_path: Path, target: str
