@@ -122,6 +122,18 @@ def _refuse_both(valid: Sequence[str] | None, valid_share: float | None) -> None
         raise UsageError("--valid and --valid-share exclude each other: give one")
 
 
+def _refuse_begun(shares: dict[str, float | None], init_from: Path | None) -> None:
+    """Refuse to divide the text of a run that goes on, or to start it from other weights."""
+    said = []
+    if given := recipe.given(shares):
+        names = joined([*map(flag, given)], "and")
+        said.append(f"{names}: the run's text is divided already: leave that out")
+    if init_from is not None:
+        said.append("--init-from: the run has weights of its own already: leave that out")
+    if said:
+        raise UsageError("; ".join(said))
+
+
 def _cell_name(name: str) -> str:
     """Refuse what names no cell: typer knows no list of literals."""
     if name not in CELL_NAMES:
@@ -395,12 +407,7 @@ def train(
     if keep is not None and keep < 0:
         raise UsageError(f"--keep must be 0 or above, not {keep}")
     if resume:
-        begun = {"valid_share": valid_share, "test_share": test_share, "init_from": init_from}
-        if told := recipe.given(begun):
-            raise UsageError(
-                f"{joined([*map(flag, told)], 'and')}: the run's text is divided and its weights "
-                "exist already: leave that out"
-            )
+        _refuse_begun({"valid_share": valid_share, "test_share": test_share}, init_from)
         if run is None:
             raise UsageError("--resume needs --run DIR, the folder of the run to go on with")
     _refuse_both(valid, valid_share)

@@ -250,7 +250,7 @@ class TestBadInput:
             (
                 "train --resume --run {missing} --init-from {trained}",
                 2,
-                "divided and its weights",
+                "--init-from: the run has weights of its own",
             ),
             (
                 "train --resume --run {trained} --hidden 9",

@@ -257,13 +257,23 @@ def test_what_counts_may_be_said_again_without_the_window(tmp_path: Path, tale: 
     assert "--loss-last 150: the run was started with 200" in said
 
 
+DIVIDED = "the run's text is divided already: leave that out"
+WEIGHTS = "--init-from: the run has weights of its own already: leave that out"
+
+
 @pytest.mark.parametrize("flag", ["--valid-share", "--test-share", "--init-from"])
 def test_the_text_is_divided_and_the_weights_are_there(
     run: Path, promise: Promise, flag: str
 ) -> None:
     promise("R14", "options that would change the run: refused, named", flag)
-    said = refusal(run, flag, 0.1)
-    assert said.startswith(f"charrnn: {flag}: the run's text is divided and its weights exist")
+    why = WEIGHTS if flag == "--init-from" else f"{flag}: {DIVIDED}"
+    assert refusal(run, flag, 0.1) == f"charrnn: {why}\n"
+
+
+def test_all_that_a_run_has_been_begun_with_is_refused_at_once(run: Path) -> None:
+    words = ["--init-from", run, "--test-share", 0.1, "--valid-share", 0]
+    said = f"--valid-share and --test-share: {DIVIDED}; {WEIGHTS}"
+    assert refusal(run, *words) == f"charrnn: {said}\n"
 
 
 # What the checkpoint says ----------------------------------------------------------
