@@ -409,7 +409,10 @@ def train(
     if resume:
         _refuse_begun({"valid_share": valid_share, "test_share": test_share}, init_from)
         if run is None:
-            raise UsageError("--resume needs --run DIR, the folder of the run to go on with")
+            such_as = _such_as(texts or (), cell or "lstm")
+            raise UsageError(
+                f"--resume needs --run DIR, the folder of the run to go on with{such_as}"
+            )
     _refuse_both(valid, valid_share)
     text = TextChoices(texts=tuple(texts or ()), valid=tuple(valid or ()), **recipe.given(reading))
     choices = recipe.Choices(cell=cell, budget=budget, model=model, training=training)
@@ -860,7 +863,10 @@ def compare(
     }
     given = recipe.given(numbers)
     if resume and run is None:
-        raise UsageError("--resume needs --run DIR, the folder of the comparison to go on with")
+        such_as = _such_as(texts or (), "compare")
+        raise UsageError(
+            f"--resume needs --run DIR, the folder of the comparison to go on with{such_as}"
+        )
     if resume and given.keys() - {"seeds"}:
         raise UsageError(
             "--resume goes on with the comparison as it was planned: give --run DIR alone, "
@@ -1121,13 +1127,24 @@ def _cell_of(init_from: Path | None) -> CellName:
 
 def _default_run(texts: Sequence[str], what: str) -> Path:
     """Return a folder under checkpoints/ that no run has taken yet."""
-    stem = name_of(texts) if texts else "python"
-    base = Path("checkpoints") / f"{stem}-{what}"
+    base = _first_run(texts, what)
     path, number = base, 1
     while path.exists():
         number += 1
         path = base.with_name(f"{base.name}-{number}")
     return path
+
+
+def _first_run(texts: Sequence[str], what: str) -> Path:
+    """Return the folder under checkpoints/ of the first run on a text."""
+    return Path("checkpoints") / f"{name_of(texts) if texts else 'python'}-{what}"
+
+
+def _such_as(texts: Sequence[str], what: str) -> str:
+    """Name the folder that a run had where none was given, if it is there."""
+    path = _first_run(texts, what)
+    is_there = os.path.isdir(path)  # noqa: PTH112 - which never raises
+    return f", such as {command_line(['--run', str(path)])}" if is_there else ""
 
 
 def _say_finished(run: Run) -> None:

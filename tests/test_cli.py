@@ -857,6 +857,27 @@ class TestTrain:
         assert "left out (written by a run)" in result.err
         assert cli("train", "--run", result.out.strip(), "--resume", "--steps", 5).code == 0
 
+    @pytest.mark.parametrize("name", ["a b.txt", "x" * 300])
+    def test_the_run_that_is_likely_meant_is_named(
+        self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        for stem in ("a b", "python"):
+            for what in ("gru", "compare"):
+                (tmp_path / "checkpoints" / f"{stem}-{what}").mkdir(parents=True)
+        is_there = name == "a b.txt"
+        for words, such_as in (
+            (("train", name, "--cell", "gru"), "such as --run 'checkpoints/a b-gru'"),
+            (("train", name), None),
+            (("compare", name), "such as --run 'checkpoints/a b-compare'"),
+        ):
+            said = one_line(cli(*words, "--resume"))
+            assert "--resume needs --run DIR, the folder of the " in said
+            ends = f" to go on with, {such_as}" if such_as and is_there else " to go on with"
+            assert said.endswith(ends + "\n")
+        said = one_line(cli("train", "--resume", "--cell", "gru"))
+        assert said.endswith(", such as --run checkpoints/python-gru\n")
+
     def test_stops_when_patience_runs_out(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
         result = cli(
             "train", prose, "--run", tmp_path / "run", "--steps", 400, "--lr", 9, "--hidden", 5,
