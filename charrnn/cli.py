@@ -20,6 +20,7 @@ import typer
 
 from charrnn import __version__, recipe
 from charrnn.config import (
+    BUDGETS,
     CELL_NAMES,
     MEASUREMENTS,
     CellName,
@@ -660,7 +661,6 @@ def evaluate(
     from charrnn.assessment import refuse_non_finite
     from charrnn.corpus import scan
     from charrnn.device import choose_device
-    from charrnn.errors import CorpusError
     from charrnn.score_view import print_assessments
     from charrnn.subject import load_subjects, remarks
     from charrnn.terminal import to_json
@@ -875,7 +875,7 @@ def compare(
     _refuse_both(valid, valid_share)
     if report is not None:
         check_report(report)
-    if not {"minutes", "epochs", "steps"} & given.keys():
+    if not given.keys() & BUDGETS:
         given["minutes"] = recipe.DEFAULT_MINUTES
 
     with contextlib.ExitStack() as stack:
