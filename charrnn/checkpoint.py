@@ -132,7 +132,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     """``model.*``, ``optimiser.*``, ``hidden.*``, ``generator.*``; on the CPU once loaded."""
     meta: dict[str, Any]
-    """What JSON can hold: configuration, vocabulary, step, position, scores; no NaN."""
+    """What JSON can hold: model, vocabulary, training, text, progress and more; no NaN."""
     versions: dict[str, str] = field(default_factory=_versions)
     """Of ``charrnn`` and ``torch``, when the checkpoint was made."""
     path: Path | None = None

@@ -248,7 +248,10 @@ class Run:
             state["generator.cuda"] = torch.cuda.get_rng_state(self.device)
         elif self.device.type == "mps":
             state["generator.mps"] = torch.mps.get_rng_state()
-        path = self.folder.save_last(self._checkpoint(state), self.progress.step)
+        checkpoint = self._checkpoint(state)
+        # Beside the progress: who keeps checkpoints apart by it knows of nothing else in them.
+        checkpoint.meta["step"] = self.progress.step
+        path = self.folder.save_last(checkpoint)
         self.saved, self.saved_path = replace(self.progress), path
         self.saved_settings = self.settings()
         return path
@@ -270,7 +273,7 @@ class Run:
             return
         checkpoint = load(self.saved_path)
         meta = checkpoint.meta | {"text": self.text.to_dict(), "keep": self.folder.keep}
-        path = self.folder.save_last(replace(checkpoint, meta=meta), self.saved.step)
+        path = self.folder.save_last(replace(checkpoint, meta=meta))
         self.saved_path, self.saved_settings = path, settings
 
     def save_best(self) -> None:

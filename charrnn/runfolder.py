@@ -23,7 +23,6 @@ import re
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -240,12 +239,15 @@ class RunFolder:
         self._removable = []
         return best
 
-    def save_last(self, checkpoint: Checkpoint, step: int) -> Path:
+    def save_last(self, checkpoint: Checkpoint) -> Path:
         """Write ``last.safetensors``; return its path.
 
         The one before becomes ``step-XXXXXXXX.safetensors``. Only once the new
         one is on disk are the earlier ones cut down to the ``keep`` newest
-        whole ones. ``meta`` in the file has ``step``.
+        whole ones.
+
+        Args:
+            checkpoint: its ``meta`` has ``step``.
 
         Raises:
             CheckpointError: the one before is of another format or unreadable.
@@ -253,11 +255,11 @@ class RunFolder:
             RunFolderError: disk full or the like; all that was there stays.
         """
         self._refuse_lost()
-        last = self.path / LAST
+        last, step = self.path / LAST, checkpoint.require("step", int)
         earlier = self._step_if_whole(last)
         self._held_log.sync()  # the rows up to this step are part of what is saved
         with replacing(last) as fd:
-            write(fd, replace(checkpoint, meta={**checkpoint.meta, "step": step}))
+            write(fd, checkpoint)
             if earlier is not None and earlier != step and self.keep > 0:
                 generation = self.path / f"step-{earlier:08d}.safetensors"
                 _link(last, generation)

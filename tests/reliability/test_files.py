@@ -22,7 +22,7 @@ from tests.reliability.processes import finish, fork
 
 
 def state(step: int) -> Checkpoint:
-    return Checkpoint({"model.weight": torch.full((7,), float(step))}, {})
+    return Checkpoint({"model.weight": torch.full((7,), float(step))}, {"step": step})
 
 
 HOWS = ("one bit", "cut", "emptied", "zeroed", "removed")
@@ -50,13 +50,13 @@ def resumes_from_the_one_before(run: Path, how: str, keep: int) -> bool:
     """Damage the newest of a run; whether the one before is taken, named, and kept by a save."""
     with RunFolder.create(run, keep=keep) as folder:
         for step in (10, 20, 30, 40, 50):
-            folder.save_last(state(step), step)
+            folder.save_last(state(step))
     damage(run / "last.safetensors", how)
     with RunFolder.open_existing(run, keep=keep) as folder:
         checkpoint, notes = folder.load_last()
         taken = "took step-00000040.safetensors instead, step 40"
         said = notes[0].startswith("last.safetensors: ") and notes[0].endswith(taken)
-        folder.save_last(state(45), 45)
+        folder.save_last(state(45))
     steps = [load(path).meta["step"] for path in sorted(run.glob("*.safetensors"))]
     return checkpoint.meta["step"] == 40 and said and steps == [45, *(20, 30, 40)[-keep:]]
 
@@ -75,7 +75,7 @@ def test_damaged_generations_do_not_push_out_whole_ones(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with RunFolder.create(run, keep=2) as folder:
         for step in (10, 20, 30, 40):
-            folder.save_last(state(step), step)
+            folder.save_last(state(step))
     damage(run / "last.safetensors", "cut")
     damage(run / "step-00000030.safetensors", "one bit")
     with RunFolder.open_existing(run, keep=1) as folder:
@@ -85,7 +85,7 @@ def test_damaged_generations_do_not_push_out_whole_ones(tmp_path: Path) -> None:
             "last.safetensors",
             "step-00000030.safetensors",
         ]
-        folder.save_last(state(25), 25)
+        folder.save_last(state(25))
     assert load(run / "last.safetensors").meta["step"] == 25
     assert [file.name for file in run.glob("step-*")] == ["step-00000020.safetensors"]
 
@@ -95,7 +95,7 @@ def walk(run: Path, turns: int) -> int:
     rng = random.Random(5)
     step = lost = 0
     with RunFolder.create(run, keep=2) as folder:
-        folder.save_last(state(0), 0)
+        folder.save_last(state(0))
     for _ in range(turns):
         with RunFolder.open_existing(run, keep=rng.choice([1, 2, 3])) as folder:
             checkpoint, _ = folder.load_last()
@@ -103,7 +103,7 @@ def walk(run: Path, turns: int) -> int:
             step = checkpoint.meta["step"]
             for _ in range(rng.randrange(4)):
                 step += rng.choice([1, 7, 10**9])
-                folder.save_last(state(step), step)
+                folder.save_last(state(step))
         files = [
             run / "last.safetensors",
             *sorted(run.glob("step-*"), key=generation, reverse=True),
@@ -145,7 +145,7 @@ def test_the_umask_is_obeyed(tmp_path: Path, umask: int, mode: int, promise: Pro
         with RunFolder.create(run) as folder:
             for step in (1, 2):
                 folder.log({"step": step})
-                folder.save_last(state(step), step)
+                folder.save_last(state(step))
             folder.save_best(state(2))
             folder.rewind_log(1)
 

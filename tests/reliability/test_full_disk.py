@@ -24,21 +24,21 @@ ELEMENTS = 15_000  # 60 kB
 
 
 def state(step: int) -> Checkpoint:
-    return Checkpoint({"model.weight": torch.full((ELEMENTS,), float(step))}, {})
+    return Checkpoint({"model.weight": torch.full((ELEMENTS,), float(step))}, {"step": step})
 
 
 def new_run(path: Path) -> None:
     with RunFolder.create(path) as folder:
         for step in (1, 2):
             folder.log({"step": step})
-            folder.save_last(state(step), step)
+            folder.save_last(state(step))
         folder.save_best(state(2))
 
 
 def fail_to_save(folder: RunFolder, step: int) -> bool:
     """Whether saving ``last`` and ``best`` both fail with one plain line."""
     saves: list[Callable[[], object]] = [
-        lambda: folder.save_last(state(step), step),
+        lambda: folder.save_last(state(step)),
         lambda: folder.save_best(state(step)),
     ]
     plain = 0
@@ -167,5 +167,5 @@ def test_a_full_file_system(tiny_disk: Path, promise: Promise) -> None:
     # With room again, the same run goes on.
     with RunFolder.open_existing(run) as folder:
         folder.load_last()
-        folder.save_last(state(3), 3)
+        folder.save_last(state(3))
         assert folder.load_last()[0].meta["step"] == 3

@@ -143,7 +143,7 @@ def test_the_line_says_what_the_file_is(tmp_path: Path, what: str, said: str) ->
 def test_a_hostile_last_checkpoint_is_passed_over(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path / "run") as folder:
         for step in (1, 2):
-            folder.save_last(Checkpoint({}, {}), step)
+            folder.save_last(Checkpoint({}, {"step": step}))
     marker = tmp_path / "it ran"
     (tmp_path / "run" / "last.safetensors").write_bytes(pickle.dumps(Bomb(marker)))
     with RunFolder.open_existing(tmp_path / "run") as folder:

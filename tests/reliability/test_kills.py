@@ -28,7 +28,7 @@ def state(step: int, elements: int = ELEMENTS) -> Checkpoint:
         "model.weight": torch.full((elements,), float(step)),
         "generator.cpu": torch.full((97,), step % 251, dtype=torch.uint8),
     }
-    return Checkpoint(tensors, {"twice": 2 * step})
+    return Checkpoint(tensors, {"step": step, "twice": 2 * step})
 
 
 def is_state(checkpoint: Checkpoint, step: int) -> bool:
@@ -49,7 +49,7 @@ def save_for_ever(path: Path, report: int) -> None:
         while True:
             step += 1
             folder.log({"step": step})
-            folder.save_last(state(step), step)
+            folder.save_last(state(step))
             os.write(report, step.to_bytes(8, "little"))
 
 
@@ -57,7 +57,7 @@ def killed_savers(path: Path, kills: int) -> tuple[int, int]:
     """Kill ``kills`` savers in one run's folder; return (finished saves lost, saves cut short)."""
     rng = random.Random(1)
     with RunFolder.create(path, keep=2) as folder:
-        folder.save_last(state(0), 0)
+        folder.save_last(state(0))
     lost = cut = 0
     for _ in range(kills):
         before = load(path / "last.safetensors").require("step", int)
@@ -126,22 +126,22 @@ def test_kill_before_each_system_call_of_a_save(tmp_path: Path, promise: Promise
                 calls += 1
 
             watched(patch, watch)
-            folder.save_last(state(3, elements=5), 3)
+            folder.save_last(state(3, elements=5))
 
     whole = moments = 0  # the last moment lies after the last call: that save is not killed
     ended = -signal.SIGKILL
     while ended == -signal.SIGKILL:
         path = tmp_path / str(moments)
         with RunFolder.create(path) as folder:
-            folder.save_last(state(1, elements=5), 1)
-            folder.save_last(state(2, elements=5), 2)
+            folder.save_last(state(1, elements=5))
+            folder.save_last(state(2, elements=5))
         ended = finish(fork(lambda: saver(path, moments)))  # noqa: B023 - ends within the turn
         with RunFolder.open_existing(path) as folder:
             checkpoint, notes = folder.load_last()
             step = checkpoint.require("step", int)
             whole += step in (2, 3) and is_state(checkpoint, step) and not notes
             assert not list(path.glob(".*"))
-            folder.save_last(state(step + 1, elements=5), step + 1)
+            folder.save_last(state(step + 1, elements=5))
             assert is_state(load(path / f"step-{step:08d}.safetensors"), step)
         moments += 1
     assert ended == 0
@@ -156,7 +156,7 @@ def test_a_save_reaches_the_disk_in_this_order(
 ) -> None:
     folder = RunFolder.create(tmp_path / "run")
     for step in (1, 2):
-        folder.save_last(state(step, elements=5), step)
+        folder.save_last(state(step, elements=5))
     done: list[str] = []
 
     def name(target: Any) -> str:
@@ -174,7 +174,7 @@ def test_a_save_reaches_the_disk_in_this_order(
         pytest.skip("needs /proc to name open files")
     watched(monkeypatch, watch)
     folder.log({"step": 3})
-    folder.save_last(state(3, elements=5), 3)
+    folder.save_last(state(3, elements=5))
     monkeypatch.undo()
     folder.close()
     unlinked = [what for what in done if what != "unlink step-00000002.safetensors"]

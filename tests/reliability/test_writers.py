@@ -18,7 +18,7 @@ from tests.reliability.processes import finish, fork, kill
 
 pytestmark = pytest.mark.usefixtures("patient")
 
-STATE = Checkpoint({"model.weight": torch.zeros(3)}, {})
+STATE = Checkpoint({"model.weight": torch.zeros(3)}, {"step": 1})
 
 
 def race(path: Path, resume: bool) -> bool:
@@ -34,7 +34,7 @@ def race(path: Path, resume: bool) -> bool:
         except RunFolderError as error:
             os.write(said_writer, f"{os.getpid()} refused {error}\n".encode())
             return
-        folder.save_last(STATE, 1)
+        folder.save_last(STATE)
         os.write(said_writer, f"{os.getpid()} writes\n".encode())
         signal.pause()
 
