@@ -200,6 +200,9 @@ static void configure_tiles(long rows)
         config.bytes[tile] = 64;
         config.rows[tile] = tile < 5 ? rows : 16;
     }
+    /* gcc before 11.5, 12.4, 13.3 and 14 is told that the next line reads 8 bytes (GCC PR 114098),
+     * and leaves out what is written to the others. For all it knows, this line reads them. */
+    __asm__ volatile("" : : "r"(&config) : "memory");
     _tile_loadconfig(&config);
 }
 

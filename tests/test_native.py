@@ -205,6 +205,36 @@ def test_the_compiler_has_nothing_to_say(
         subprocess.run([*command, str(source), "-o", str(tmp_path / "out.o")], check=True)
 
 
+#: What gcc's header had before 11.5, 12.4 and 13.3: it says that 8 of the 64 bytes are read.
+OLD_TILES = r"""
+#include <immintrin.h>
+#define _tile_loadconfig(at) __asm__ volatile("ldtilecfg %0" : : "m"(*(const void *const *)(at)))
+#include "products.h"
+#if defined(TILES)
+void probe(void) { configure_tiles(ROWS); }
+#endif
+"""
+
+
+@pytest.mark.skipif(
+    platform.system() != "Linux" or not compiles("-march=sapphirerapids"),
+    reason="no compiler for AMX",
+)
+def test_an_older_gcc_writes_the_whole_configuration_of_tiles(tmp_path: Path) -> None:
+    (tmp_path / "old.c").write_text(OLD_TILES)
+
+    def compiled(rows: int) -> str:
+        with as_file(files("charrnn") / "products.h") as header:
+            options = ["-std=gnu11", "-O3", "-march=sapphirerapids", f"-I{header.parent}", "-S"]
+            command = [*compiler.find_compiler(), *options, f"-DROWS={rows}", "old.c", "-o", "-"]
+            done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, check=True)
+        return done.stdout.decode()
+
+    if "ldtilecfg" not in compiled(7):
+        pytest.skip("a compiler that spells AMX otherwise")
+    assert compiled(7) != compiled(9), "the number of rows is nowhere"
+
+
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder for temporary files, in which nothing must be left."""
