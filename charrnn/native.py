@@ -215,7 +215,8 @@ class Loops(Library):
         assert weight_KN.dtype == torch.float32, f"they must be float32: {weight_KN.dtype}"
         panels = self._panels(weight_KN.bfloat16() if narrow else weight_KN)
         # The library's room_of: sums, and what is multiplied in bf16.
-        room = states_TBH.new_empty(lanes * (panels.shape[0] * self._width + panels.shape[1] * 2))
+        columns = len(panels) * self._width
+        room = states_TBH.new_empty(lanes * (columns + panels.numel() // columns))
         function: Callable[..., None] = getattr(self._library, name)
         sizes = (threads, narrow, states - 1, lanes, hidden)
         function(*map(argument, (*sizes, panels, *rest, room)))
