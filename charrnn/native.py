@@ -98,7 +98,7 @@ class Loops(Library):
         states_TBH: Tensor,
         cells_TBH: Tensor,
         keep: bool,
-    ) -> Tensor:
+    ) -> Tensor | None:
         """Fill in the states and cells after the first, [T + 1, B, H].
 
         Args:
@@ -111,10 +111,10 @@ class Loops(Library):
             keep: Whether a backward loop will follow.
 
         Returns:
-            i, f, g, o and tanh(c), [T, B, 5, H]; without ``keep`` of some step, [1, B, 5, H].
+            i, f, g, o and tanh(c), [T, B, 5, H], to ``keep``.
         """
         kept_TBGH = _room_to_keep(states_TBH, 5, keep)
-        tensors = (projected, which_TB, states_TBH, cells_TBH, keep, kept_TBGH)
+        tensors = (projected, which_TB, states_TBH, cells_TBH, kept_TBGH)
         self._run("lstm_forward", narrow, weight_GH.t(), states_TBH, *tensors)
         return kept_TBGH
 
@@ -153,7 +153,7 @@ class Loops(Library):
         bias_H: Tensor,
         states_TBH: Tensor,
         keep: bool,
-    ) -> Tensor:
+    ) -> Tensor | None:
         """Fill in the states after the first, [T + 1, B, H].
 
         Args:
@@ -166,11 +166,11 @@ class Loops(Library):
             keep: Whether a backward loop will follow.
 
         Returns:
-            r, z, m and n, [T, B, 4, H], where ``n = tanh(W x + b + r * m)`` and
-            ``m = U h + bias``; without ``keep`` of some step, [1, B, 4, H].
+            r, z, m and n, [T, B, 4, H], to ``keep``, where ``n = tanh(W x + b + r * m)`` and
+            ``m = U h + bias``.
         """
         kept_TBGH = _room_to_keep(states_TBH, 4, keep)
-        tensors = (projected, which_TB, bias_H, states_TBH, keep, kept_TBGH)
+        tensors = (projected, which_TB, bias_H, states_TBH, kept_TBGH)
         self._run("gru_forward", narrow, weight_GH.t(), states_TBH, *tensors)
         return kept_TBGH
 
@@ -205,7 +205,7 @@ class Loops(Library):
         narrow: bool,
         weight_KN: Tensor,
         states_TBH: Tensor,
-        *rest: Tensor | bool | None,
+        *rest: Tensor | None,
     ) -> None:
         """Call a function for as many steps, lanes and units as the states have."""
         states, lanes, hidden = states_TBH.shape
@@ -222,9 +222,9 @@ class Loops(Library):
         function(*map(argument, (*sizes, panels, *rest, room)))
 
 
-def _room_to_keep(states_TBH: Tensor, gates: int, keep: bool) -> Tensor:
+def _room_to_keep(states_TBH: Tensor, gates: int, keep: bool) -> Tensor | None:
     states, lanes, hidden = states_TBH.shape
-    return states_TBH.new_empty(states - 1 if keep else 1, lanes, gates, hidden)
+    return states_TBH.new_empty(states - 1, lanes, gates, hidden) if keep else None
 
 
 def loops() -> Loops | None:

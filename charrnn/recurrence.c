@@ -25,8 +25,7 @@ static long room_of(matrix m) { return m.count * WIDTH + m.inner; }
  *   projected   [T, B, gates * H]: W x + b; or, of every x that there is, [D, gates * H], and
  *   which    [T, B]: the one of them that a step of a lane reads; else none
  *   states   [T + 1, B, H]: h; the first is given, forward writes the others
- *   kept     [T, B, ...]: what backward needs of each step; unless `keep` is set, one
- *            step's room, [B, ...], serves all
+ *   kept     [T, B, ...]: what backward needs of each step; forward writes it, or has none
  *   d_out    [T, B, H]: gradient of the outputs
  *   dh, dc   [B, H]: gradient of the last state on entry, of the first on return
  *   d        [T, B, gates * H], written: gradient of what the gates' functions are taken of
@@ -93,7 +92,7 @@ void rnn_backward(long threads, long narrow, long steps, long lanes, long hidden
  */
 void lstm_forward(long threads, long narrow, long steps, long lanes, long hidden,
                   const void *panels, const float *projected, const int64_t *which, float *states,
-                  float *cells, long keep, float *kept, float *room)
+                  float *cells, float *kept, float *room)
 {
     const matrix m = as_matrix(panels, hidden, 4 * hidden, narrow);
     EACH_SHARE {
@@ -107,7 +106,7 @@ void lstm_forward(long threads, long narrow, long steps, long lanes, long hidden
                 const float *sum = sums + row * m.count * WIDTH, *x = PROJECTED(at, 4 * hidden);
                 lstm_units(0, hidden, hidden, sum, x, cells + at * hidden,
                            cells + (at + lanes) * hidden, states + (at + lanes) * hidden,
-                           kept + (keep ? at : first + row) * 5 * hidden);
+                           kept ? kept + at * 5 * hidden : 0);
             }
         }
     }
@@ -151,7 +150,7 @@ void lstm_backward(long threads, long narrow, long steps, long lanes, long hidde
 
 void gru_forward(long threads, long narrow, long steps, long lanes, long hidden,
                  const void *panels, const float *projected, const int64_t *which, const float *bias,
-                 float *states, long keep, float *kept, float *room)
+                 float *states, float *kept, float *room)
 {
     const matrix m = as_matrix(panels, hidden, 3 * hidden, narrow);
     EACH_SHARE {
@@ -164,8 +163,7 @@ void gru_forward(long threads, long narrow, long steps, long lanes, long hidden,
                 const long at = t * lanes + first + row;
                 const float *sum = sums + row * m.count * WIDTH, *x = PROJECTED(at, 3 * hidden);
                 gru_units(0, hidden, hidden, sum, x, bias, states + at * hidden,
-                          states + (at + lanes) * hidden,
-                          kept + (keep ? at : first + row) * 4 * hidden);
+                          states + (at + lanes) * hidden, kept ? kept + at * 4 * hidden : 0);
             }
         }
     }

@@ -138,6 +138,25 @@ def test_narrow_products_are_of_factors_rounded_to_the_nearest(tiles: bool) -> N
 
 
 @needs_compiler
+@pytest.mark.parametrize("narrow", [False, True])
+def test_nothing_is_kept_of_what_is_not_learned_from(narrow: bool) -> None:
+    compiled = native.loops()
+    assert compiled is not None
+    results = []
+    for keep in (True, False):
+        torch.manual_seed(3)
+        h_TBH, c_TBH, g_TBH, bias_H = *torch.randn(3, T + 1, B, H), torch.randn(H)
+        weight_GH, x_TBG = torch.randn(4 * H, H) / 8, torch.randn(T, B, 4 * H)
+        of_lstm = compiled.lstm_forward(narrow, weight_GH, x_TBG, None, h_TBH, c_TBH, keep)
+        weight_GH, x_TBG = weight_GH[: 3 * H], torch.randn(T, B, 3 * H)
+        of_gru = compiled.gru_forward(narrow, weight_GH, x_TBG, None, bias_H, g_TBH, keep)
+        assert (of_lstm is None) == (of_gru is None) == (not keep)
+        results.append((h_TBH, c_TBH, g_TBH))
+    for kept, bare in zip(*results, strict=True):
+        torch.testing.assert_close(bare, kept, rtol=0, atol=1e-6)
+
+
+@needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
 @pytest.mark.parametrize("size", [(64, 96), (37, 45), (5, 1), (1, 7)])
 @pytest.mark.parametrize("turned", [False, True])
