@@ -131,7 +131,11 @@ class TextFile:
         """Return bytes of the file that now has its name, and which one that is."""
         with self.path.open("rb", buffering=0) as stream:
             stream.seek(offset)
-            return stream.read(count), _Identity.of(os.fstat(stream.fileno()))
+            data = stream.read(count)
+            # One call may give less, of a file on a network for one.
+            while len(data) < count and (more := stream.read(count - len(data))):
+                data += more
+            return data, _Identity.of(os.fstat(stream.fileno()))
 
     def _know_again(self) -> None:
         """Take the file that now has its name for this one if it has the same bytes."""

@@ -6,6 +6,7 @@ import encodings.aliases
 import errno
 import gzip
 import hashlib
+import io
 import lzma
 import os
 import random
@@ -254,6 +255,26 @@ class TestDecoding:
         corpus = scan([write(tmp_path / "text", text)])
         assert text_of(corpus.whole) == text
         assert corpus.notes == ()
+
+
+class Short(io.FileIO):
+    """A file of which a call gives a few bytes, however many it is asked for."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(5 if size is None or size < 0 else min(size, 5))
+
+
+def test_a_file_that_gives_less_than_asked_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = write(tmp_path / "text", MIXED)
+    whole = scan([name])
+    monkeypatch.setattr(Path, "open", lambda path, *_, **__: Short(path))
+    corpus = scan([name])
+    assert corpus.fingerprint == whole.fingerprint
+    for found in (corpus, whole):
+        assert text_of(found.part(7, 70)) == MIXED[7:70]
+        assert b"".join(found.part(7, 70).encoded()) == MIXED[7:70].encode()
 
 
 class TestEncodingNames:
