@@ -249,8 +249,8 @@ def _points(config: SampleConfig) -> Iterator[NDArray[np.float64]]:
     """Yield the random numbers of one step after another, one in [0, 1) for each sample."""
     # Each of the words is of 32 bits: of a larger seed, the rest is one of its own.
     rest, seed = divmod(config.seed, 1 << 32)
-    keys = ([seed, n, rest] for n in range(config.count))
-    streams = [np.random.Generator(np.random.Philox(key)) for key in keys]
+    of_samples = ([seed, n, rest] for n in range(config.count))
+    streams = [np.random.Generator(np.random.Philox(seed=words)) for words in of_samples]
     while True:
         yield from np.stack([stream.random(DRAWS) for stream in streams], axis=1)
 
