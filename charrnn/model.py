@@ -12,7 +12,7 @@ with the state carried from one to the next changes nothing (in bf16 it is round
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from charrnn.cells import CELLS, Cell, State
 from charrnn.config import ModelConfig
 from charrnn.kernels import dropout, linear
 
-__all__ = ["CharModel", "Hidden", "detach", "outline"]
+__all__ = ["CharModel", "Hidden", "detach", "outline", "take_lanes"]
 
 #: One state a layer; a state is (h_BH,) for RNN and GRU, (h_BH, c_BH) for the LSTM.
 Hidden = tuple[State, ...]
@@ -33,6 +33,11 @@ Hidden = tuple[State, ...]
 def detach(hidden: Hidden) -> Hidden:
     """Cut the hidden state from its past: the edge of a truncated-BPTT window."""
     return tuple(tuple(part_BH.detach() for part_BH in state) for state in hidden)
+
+
+def take_lanes(hidden: Hidden, lanes: Sequence[int]) -> Hidden:
+    """Return the hidden state of some lanes, which may be named more than once."""
+    return tuple(tuple(part_BH[list(lanes)] for part_BH in state) for state in hidden)
 
 
 class CharModel(nn.Module):

@@ -6,7 +6,7 @@ the sample's number alone, so the same seed gives the same text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from charrnn.config import SampleConfig
 from charrnn.errors import NonFiniteError, VocabularyError
-from charrnn.model import CharModel, Hidden
+from charrnn.model import CharModel, Hidden, take_lanes
 from charrnn.stepper import Stepper
 from charrnn.vocabulary import UNKNOWN, Vocabulary, listed
 from charrnn.wording import quoted
@@ -159,32 +159,42 @@ def sample(
     points = _points(config)
     stop = encode_stop(vocabulary, config.stop)
     tails: list[list[int]] = [[] for _ in range(config.count)]
-    open_samples = list(range(config.count))
+    numbers = list(range(config.count))  # of the samples that the lanes are
+    open_lanes = numbers
     if len(prompt) == 0:
         prompt = _first_symbol(vocabulary)
     model.eval()
     try:
         logits_V, hidden = _read(model, prompt)
         logits_BV = logits_V[None].repeat(config.count, axis=0)
-        step = _stepper(model, hidden, config)
+        stepper = _stepper(model, hidden, config)
         produced = 0
         while True:
             if vocabulary.has_unknown:
                 logits_BV[:, UNKNOWN] = -np.inf
-            drawn_B = _draw(next_probabilities(logits_BV, config), next(points))
+            points_B = next(points)
+            if len(numbers) < config.count:
+                points_B = points_B[numbers]
+            drawn_B = _draw(next_probabilities(logits_BV, config), points_B)
             drawn = drawn_B.tolist()
             # Where there are no probabilities the first symbol is drawn, which else is hardly ever.
             if 0 in drawn or config.temperature == 0:
-                _refuse_non_finite(logits_BV[open_samples])
+                _refuse_non_finite(logits_BV[open_lanes])
             produced += 1
-            yield from [Piece(index, drawn[index]) for index in open_samples]
+            yield from [Piece(numbers[lane], drawn[lane]) for lane in open_lanes]
             if stop is not None:
-                for index in open_samples:
-                    tails[index] = [*tails[index], drawn[index]][-len(stop) :]
-                open_samples = [index for index in open_samples if tails[index] != stop]
-            if not open_samples or produced == config.length:
+                for lane in open_lanes:
+                    tail = [*tails[numbers[lane]], drawn[lane]]
+                    tails[numbers[lane]] = tail[-len(stop) :]
+                open_lanes = [lane for lane in open_lanes if tails[numbers[lane]] != stop]
+            if not open_lanes or produced == config.length:
                 break
-            logits_BV = step(drawn_B)
+            # Not at the end of each sample: the matrices are arranged for a number of lanes.
+            if 2 * len(open_lanes) <= len(numbers):
+                stepper.keep(open_lanes)
+                drawn_B, numbers = drawn_B[open_lanes], [numbers[lane] for lane in open_lanes]
+                open_lanes = list(range(len(numbers)))
+            logits_BV = stepper.step(drawn_B)
     finally:
         model.train(was_training)
 
@@ -226,23 +236,30 @@ def _read(model: CharModel, prompt: NDArray[np.generic]) -> tuple[NDArray[np.flo
     return logits_V, hidden
 
 
-def _stepper(
-    model: CharModel, hidden: Hidden, config: SampleConfig
-) -> Callable[[NDArray[np.integer]], NDArray[np.float32]]:
-    """Return what reads one more character of each sample and gives logits_BV."""
-    lanes = tuple(tuple(part.repeat(config.count, 1) for part in state) for state in hidden)
+def _stepper(model: CharModel, hidden: Hidden, config: SampleConfig) -> Stepper | _ModelStepper:
+    """Return what reads one more character of each sample, from a state of one lane."""
+    hidden = take_lanes(hidden, [0] * config.count)
     if model.head.weight.device.type == "cpu":
-        return Stepper(model, lanes, config.weights).step
+        return Stepper(model, hidden, config.weights)
+    return _ModelStepper(model, hidden)
+
+
+class _ModelStepper:
+    """``Stepper``, but by the model's own forward, where that is."""
+
+    def __init__(self, model: CharModel, hidden: Hidden) -> None:
+        self._model, self._hidden = model, hidden
 
     @torch.inference_mode()
-    def step(symbols_B: NDArray[np.integer]) -> NDArray[np.float32]:
-        nonlocal lanes
-        x_TB = torch.from_numpy(symbols_B)[None].to(model.head.weight.device)
-        logits_TBV, lanes = model(x_TB, lanes)
+    def step(self, symbols_B: NDArray[np.integer]) -> NDArray[np.float32]:
+        x_TB = torch.from_numpy(symbols_B)[None].to(self._model.head.weight.device)
+        logits_TBV, self._hidden = self._model(x_TB, self._hidden)
         logits_BV: NDArray[np.float32] = logits_TBV[0].float().cpu().numpy()
         return logits_BV
 
-    return step
+    @torch.inference_mode()
+    def keep(self, lanes: Sequence[int]) -> None:
+        self._hidden = take_lanes(self._hidden, lanes)
 
 
 def _points(config: SampleConfig) -> Iterator[NDArray[np.float64]]:

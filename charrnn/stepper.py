@@ -21,7 +21,7 @@ N its columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from charrnn.cells import GRU, LSTM, RNN, Cell
 from charrnn.config import WeightsName
 from charrnn.kernels import step_product
 from charrnn.machine import vendor
-from charrnn.model import CharModel, Hidden
+from charrnn.model import CharModel, Hidden, take_lanes
 from charrnn.steps import Layer, Steps, steps
 
 __all__ = ["CompiledStepper", "NumpyStepper", "Stepper"]
@@ -78,6 +78,16 @@ class Stepper:
     def hidden(self) -> Hidden:
         """Return the state after the last step, in float32."""
         return self._now.hidden()
+
+    def keep(self, lanes: Sequence[int]) -> None:
+        """Go on with some of the texts alone, in this order."""
+        hidden = take_lanes(self.hidden(), lanes)
+        compiled = steps() if isinstance(self._now, CompiledStepper) else None
+        del self._now
+        if compiled is None:
+            self._now = NumpyStepper(self._model, hidden, self._weights)
+        else:
+            self._now = CompiledStepper(compiled, self._model, hidden, self._weights)
 
 
 def _steps_in_numpy(model: CharModel, lanes: int) -> int:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from typing import Any, get_args
 from unittest.mock import Mock
@@ -25,6 +26,7 @@ from charrnn.sampling import (
     prepare_prompt,
     sample,
 )
+from charrnn.stepper import Stepper
 from charrnn.steps import steps
 from charrnn.vocabulary import UNKNOWN, Vocabulary
 
@@ -57,6 +59,15 @@ def texts(
     for piece in islice(sample(model, words, words.encode(prompt), config), most * config.count):
         made[piece.sample].append(piece.symbol)
     return [words.decode(symbols) for symbols in made]
+
+
+def move_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let models be on a device that is not called a CPU, and is one."""
+
+    class Elsewhere(str):
+        type = "elsewhere"
+
+    monkeypatch.setattr(torch.nn.Parameter, "device", Elsewhere("cpu"), raising=False)
 
 
 def naive_probabilities(logits: list[float], config: SampleConfig) -> list[float]:
@@ -131,6 +142,19 @@ class TestProbabilities:
         logits_BV = np.array([[-np.inf, 1.0, 1.0]])
         for config in (SampleConfig(top_p=0.99), SampleConfig(top_k=3), SampleConfig()):
             assert next_probabilities(logits_BV, config).tolist() == [[0, 0.5, 0.5]]
+
+
+def steps_made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return where the lanes of each later step of a sample will be noted."""
+    made: list[int] = []
+    step = Stepper.step
+
+    def noted(stepper: Stepper, symbols_B: NDArray[np.integer]) -> NDArray[np.float32]:
+        made.append(len(symbols_B))
+        return step(stepper, symbols_B)
+
+    monkeypatch.setattr(Stepper, "step", noted)
+    return made
 
 
 class TestSample:
@@ -249,19 +273,12 @@ class TestSample:
     def test_a_character_is_given_before_the_next_is_computed(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        steps: list[None] = []
-        original = sampling._stepper
-
-        def counted(*arguments: Any) -> Any:
-            step = original(*arguments)
-            return lambda symbols_B: steps.append(None) or step(symbols_B)  # type: ignore[func-returns-value]
-
-        monkeypatch.setattr(sampling, "_stepper", counted)
+        steps = steps_made(monkeypatch)
         for index, _ in enumerate(
             sample(make_model(), vocabulary(), np.array([1]), SampleConfig(length=5))
         ):
-            assert len(steps) == index
-        assert len(steps) == 4, "nothing is computed after the last"
+            assert len(steps) == 1 + index, "one of the prompt"
+        assert len(steps) == 5, "nothing is computed after the last"
 
     def test_never_gives_the_unknown_symbol(self) -> None:
         for config in (
@@ -317,6 +334,27 @@ class TestSample:
         assert any(text.endswith(stop) for text in ended)
         assert len({len(text) for text in ended}) > 1
 
+    @pytest.mark.parametrize("elsewhere", [False, True])
+    def test_where_half_of_the_samples_have_ended_the_others_go_on_alone(
+        self, elsewhere: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, words = make_model(), vocabulary()
+        config = SampleConfig(length=400, count=7, temperature=3, stop="a", seed=2)
+        whole = texts(model, words, "b", replace(config, stop=None))
+        lengths = [len(text.partition("a")[0]) + 1 for text in whole]
+        expected, lanes = [], config.count
+        for step in range(1, max(lengths)):
+            still = sum(length > step for length in lengths)
+            lanes = still if 2 * still <= lanes else lanes
+            expected.append(lanes)
+        assert len({*expected}) > 2
+        made = steps_made(monkeypatch)
+        if elsewhere:
+            move_elsewhere(monkeypatch)
+        ended = texts(model, words, "b", config)
+        assert ended == [text[:length] for text, length in zip(whole, lengths, strict=True)]
+        assert made == ([] if elsewhere else [1, *expected])
+
     @pytest.mark.parametrize("count", [1, 3])
     @pytest.mark.parametrize("cell", CELL_NAMES)
     def test_a_long_prompt_is_read_in_windows(
@@ -339,11 +377,7 @@ class TestSample:
         model, words = make_model(cell), vocabulary()
         config = SampleConfig(length=20, count=3)
         expected = texts(model, words, "abba", config)
-
-        class Elsewhere(str):
-            type = "elsewhere"
-
-        monkeypatch.setattr(torch.nn.Parameter, "device", Elsewhere("cpu"), raising=False)
+        move_elsewhere(monkeypatch)
         monkeypatch.setattr("charrnn.sampling.Stepper", None)
         assert texts(model, words, "abba", config) == expected
 

@@ -157,6 +157,26 @@ def test_c_takes_over_after_some_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(predictor._now, NumpyStepper)
 
 
+@pytest.mark.parametrize("in_numpy", [2, 99])
+@pytest.mark.parametrize("lanes", [[3, 0, 2], [1]])
+@pytest.mark.parametrize("cell", CELL_NAMES)
+def test_some_texts_go_on_alone(
+    cell: CellName, lanes: list[int], in_numpy: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = steps_for("native")
+    monkeypatch.setattr(stepper, "_steps_in_numpy", lambda *_, **__: in_numpy)
+    monkeypatch.setattr(stepper, "steps", lambda: made)
+    model = make_model(cell, 2)
+    text_TB, hidden, expected_TBV = forward(model, 4)
+    predictor = Stepper(model, hidden)
+    steps(predictor, text_TB[:3])
+    before = type(predictor._now)
+    predictor.keep(lanes)
+    got_TBV = steps(predictor, text_TB[3:, lanes])
+    np.testing.assert_allclose(got_TBV, expected_TBV[3:, lanes].numpy(), atol=3e-6)
+    assert type(predictor._now) is before is (NumpyStepper if in_numpy == 99 else CompiledStepper)
+
+
 def test_numpy_makes_fewer_steps_where_they_are_long() -> None:
     def number(hidden: int, lanes: int) -> int:
         return stepper._steps_in_numpy(make_model("lstm", 1, hidden), lanes)
