@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from charrnn.config import SampleConfig
 from charrnn.errors import NonFiniteError, VocabularyError
 from charrnn.model import CharModel, Hidden, take_lanes
-from charrnn.stepper import Stepper
+from charrnn.stepper import NumpyStepper, Stepper
 from charrnn.vocabulary import UNKNOWN, Vocabulary, listed
 from charrnn.wording import quoted
 
@@ -165,9 +165,9 @@ def sample(
         prompt = _first_symbol(vocabulary)
     model.eval()
     try:
-        logits_V, hidden = _read(model, prompt)
+        logits_V, hidden, begun = _read(model, prompt)
         logits_BV = logits_V[None].repeat(config.count, axis=0)
-        stepper = _stepper(model, hidden, config)
+        stepper = _stepper(model, hidden, config, begun)
         produced = 0
         while True:
             if vocabulary.has_unknown:
@@ -219,25 +219,41 @@ def _refuse_non_finite(logits_BV: NDArray[np.floating]) -> None:
 # would be off in its caller too, or be switched twice a piece, at a piece's price again.
 @torch.inference_mode()
 @unwarned()
-def _read(model: CharModel, prompt: NDArray[np.generic]) -> tuple[NDArray[np.float32], Hidden]:
-    """Return logits_V for the character after a prompt, and the state there, of one lane."""
+def _read(
+    model: CharModel, prompt: NDArray[np.generic]
+) -> tuple[NDArray[np.float32], Hidden, NumpyStepper | None]:
+    """Return logits_V for the character after a prompt, and the state there, of one lane.
+
+    And numpy's steps in float32 up to there, if it is they that have read it.
+    """
     hidden = model.initial_hidden(1)
     device = model.head.weight.device
     if device.type == "cpu" and len(prompt) <= SHORT_PROMPT:
-        stepper = Stepper(model, hidden)
+        begun = NumpyStepper(model, hidden, "fp32")
         for symbol_B in prompt.astype(np.int64)[:, None]:
-            logits_BV = stepper.step(symbol_B)
-        return logits_BV[0], stepper.hidden()
+            logits_BV = begun.step(symbol_B)
+        return logits_BV[0], begun.hidden(), begun
     for start in range(0, len(prompt), PROMPT_WINDOW):
         ids = prompt[start : start + PROMPT_WINDOW].astype(np.int64)
         out_TBH, hidden = model.read(torch.from_numpy(ids).to(device)[:, None], hidden)
     logits_TBV = model.predict(out_TBH[-1:])
     logits_V: NDArray[np.float32] = logits_TBV[0, 0].float().cpu().numpy()
-    return logits_V, hidden
+    return logits_V, hidden, None
 
 
-def _stepper(model: CharModel, hidden: Hidden, config: SampleConfig) -> Stepper | _ModelStepper:
-    """Return what reads one more character of each sample, from a state of one lane."""
+def _stepper(
+    model: CharModel, hidden: Hidden, config: SampleConfig, begun: NumpyStepper | None
+) -> Stepper | _ModelStepper:
+    """Return what reads one more character of each sample.
+
+    Args:
+        model: the one that predicts.
+        hidden: the state after the prompt, of one lane.
+        config: how many samples there are, and in what their weights are read.
+        begun: numpy's steps in float32 up to that state, if there are any.
+    """
+    if begun and config.count == 1 and config.weights == "fp32":
+        return Stepper(model, hidden, config.weights, begun)
     hidden = take_lanes(hidden, [0] * config.count)
     if model.head.weight.device.type == "cpu":
         return Stepper(model, hidden, config.weights)

@@ -52,10 +52,17 @@ class Stepper:
         model: the one that predicts; its weights must stay as they are.
         hidden: the state to start from, of B lanes.
         weights: what the products read the weights in; states and sums stay in float32.
+        begun: numpy's steps with these weights up to this state, where it has made some.
     """
 
-    def __init__(self, model: CharModel, hidden: Hidden, weights: WeightsName = "fp32") -> None:
-        self._now: NumpyStepper | CompiledStepper = NumpyStepper(model, hidden, weights)
+    def __init__(
+        self,
+        model: CharModel,
+        hidden: Hidden,
+        weights: WeightsName = "fp32",
+        begun: NumpyStepper | None = None,
+    ) -> None:
+        self._now: NumpyStepper | CompiledStepper = begun or NumpyStepper(model, hidden, weights)
         self._left = _steps_in_numpy(model, lanes=len(hidden[0][0]))
         self._model, self._weights = model, weights
 

@@ -26,7 +26,7 @@ from charrnn.sampling import (
     prepare_prompt,
     sample,
 )
-from charrnn.stepper import Stepper
+from charrnn.stepper import NumpyStepper, Stepper
 from charrnn.steps import steps
 from charrnn.vocabulary import UNKNOWN, Vocabulary
 
@@ -277,8 +277,8 @@ class TestSample:
         for index, _ in enumerate(
             sample(make_model(), vocabulary(), np.array([1]), SampleConfig(length=5))
         ):
-            assert len(steps) == 1 + index, "one of the prompt"
-        assert len(steps) == 5, "nothing is computed after the last"
+            assert len(steps) == index
+        assert len(steps) == 4, "nothing is computed after the last"
 
     def test_never_gives_the_unknown_symbol(self) -> None:
         for config in (
@@ -353,7 +353,21 @@ class TestSample:
             move_elsewhere(monkeypatch)
         ended = texts(model, words, "b", config)
         assert ended == [text[:length] for text, length in zip(whole, lengths, strict=True)]
-        assert made == ([] if elsewhere else [1, *expected])
+        assert made == ([] if elsewhere else expected)
+
+    @pytest.mark.parametrize(("count", "weights"), [(1, "fp32"), (1, "int8"), (2, "fp32")])
+    def test_the_steps_of_a_short_prompt_go_on_where_they_can(
+        self, count: int, weights: WeightsName, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        arranged = Mock(wraps=NumpyStepper)
+        monkeypatch.setattr(sampling, "NumpyStepper", arranged)
+        monkeypatch.setattr("charrnn.stepper.NumpyStepper", arranged)
+        model, words = make_model(), vocabulary()
+        config = SampleConfig(length=20, count=count, weights=weights)
+        again = texts(model, words, "abba", config)
+        assert arranged.call_count == (1 if (count, weights) == (1, "fp32") else 2)
+        monkeypatch.setattr(sampling, "SHORT_PROMPT", 0)
+        assert weights != "fp32" or texts(model, words, "abba", config) == again
 
     @pytest.mark.parametrize("count", [1, 3])
     @pytest.mark.parametrize("cell", CELL_NAMES)
