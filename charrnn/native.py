@@ -204,11 +204,14 @@ class Loops(Library):
         name: str,
         narrow: bool,
         weight_KN: Tensor,
-        states_TBH: Tensor,
+        like_TBH: Tensor,
         *rest: Tensor | None,
     ) -> None:
-        """Call a function for as many steps, lanes and units as the states have."""
-        states, lanes, hidden = states_TBH.shape
+        """Call a function for as many steps, lanes and units as ``like_TBH`` has.
+
+        That is one of its tensors with a first state besides, [T + 1, B, H].
+        """
+        states, lanes, hidden = like_TBH.shape
         threads = max(1, min(torch.get_num_threads(), lanes // LEAST_LANES))
         narrow = narrow and self.multiplies_bf16
         refuse_misreadable(*rest)
@@ -216,7 +219,7 @@ class Loops(Library):
         panels = self._panels(weight_KN.bfloat16() if narrow else weight_KN)
         # The library's room_of: sums, and what is multiplied in bf16.
         columns = len(panels) * self._width
-        room = states_TBH.new_empty(lanes * (columns + panels.numel() // columns))
+        room = like_TBH.new_empty(lanes * (columns + panels.numel() // columns))
         function: Callable[..., None] = getattr(self._library, name)
         sizes = (threads, narrow, states - 1, lanes, hidden)
         function(*map(argument, (*sizes, panels, *rest, room)))
