@@ -53,9 +53,6 @@ _WIDE = "-mprefer-vector-width=512"
 
 _COMPILE_SECONDS = 60
 
-_BYTE_DEPTH = 4
-"""Rows of a matrix of bytes are a multiple of it; ``products.h`` has the same."""
-
 
 class Library:
     """A compiled file that includes ``products.h``.
@@ -73,12 +70,16 @@ class Library:
         self._library = library
         for name in ("prepare", *functions):
             getattr(library, name).restype = None
-        for name in ("panel_width", "narrow_depth"):
+        for name in ("panel_width", "narrow_depth", "byte_depth"):
             getattr(library, name).restype = ctypes.c_long
         library.prepare(ctypes.c_long(tiles))
         self._width: int = library.panel_width()
-        self._depth: int = library.narrow_depth()
-        self.multiplies_bf16 = self._depth > 0
+        self._depths: dict[torch.dtype, int] = {
+            torch.float32: 1,
+            torch.bfloat16: library.narrow_depth(),
+            torch.int8: library.byte_depth(),
+        }
+        self.multiplies_bf16 = self._depths[torch.bfloat16] > 0
 
     def _panels(self, weight_KN: Tensor) -> Tensor:
         """Return a matrix as ``products.h`` has it, filled up with zeros, in its own type.
@@ -86,7 +87,7 @@ class Library:
         [panels, K, width] of float32, [panels, K / 2, width * 2] of bf16 and int8.
         """
         dtype = weight_KN.dtype
-        depth = {torch.bfloat16: self._depth, torch.int8: _BYTE_DEPTH}.get(dtype, 1)
+        depth = self._depths[dtype]
         is_turned = weight_KN.stride(0) == 1  # its columns lie in one piece each
         inner, columns = weight_KN.shape
         more_rows, more_columns = -inner % depth, -columns % self._width

@@ -52,7 +52,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* What a loop over units writes it does not read: it may be computed a vector at a time. */
+/* No unit reads what another one writes: a loop over them may be computed a vector at a time. */
 #if defined(__clang__)
 #define EACH_UNIT _Pragma("clang loop vectorize(assume_safety)")
 #else
@@ -63,6 +63,7 @@ typedef float vector __attribute__((vector_size(4 * VECTOR), aligned(4)));
 
 /* ---- Products ---- */
 
+/* charrnn/steps.py counts them in the same order. */
 enum { FLOATS, NARROWS, BYTES };
 
 /* A matrix [inner, columns] in panels of WIDTH columns, each [inner, WIDTH]; in bf16 and bytes
@@ -101,6 +102,9 @@ long narrow_depth(void)
     return 0;
 #endif
 }
+
+/* The same of a panel of bytes. */
+long byte_depth(void) { return BYTE_DEPTH; }
 
 static matrix as_matrix(const void *panels, long inner, long columns, long weights)
 {
@@ -201,7 +205,8 @@ static void configure_tiles(long rows)
         config.rows[tile] = tile < 5 ? rows : 16;
     }
     /* gcc before 11.5, 12.4, 13.3 and 14 is told that the next line reads 8 bytes (GCC PR 114098),
-     * and leaves out what is written to the others. For all it knows, this line reads them. */
+     * and leaves out what is written to the others. For all it knows, this line reads them; and x,
+     * of which no gcc is told that loads of tiles read it. */
     __asm__ volatile("" : : "r"(&config) : "memory");
     _tile_loadconfig(&config);
 }
@@ -317,13 +322,13 @@ INLINE void multiply_bytes(const int rows, long inner, const int16_t *x, long x_
         }
 }
 
-/* Round numbers from -1 to 1 to whole units, so many to 1 that no sum of products with bytes can
- * overflow. A row with a number that is none has a unit that is none. */
+/* Round numbers from -1 to 1 to whole units, so many to 1 that no sum of products with bytes, which
+ * are from -127 to 127, can overflow. A row with a number that is none has a unit that is none. */
 static void whole_rows(long rows, long given, long inner, const float *x, int16_t *narrow,
                        float *units)
 {
     float most = 16384;
-    while (most * 128 * inner > 2147483647.0f)
+    while (most * 128 * inner > 0x1p31f)
         most /= 2;
     for (long row = 0; row < rows; row++, x += given, narrow += inner) {
         int none = 0;
@@ -351,7 +356,7 @@ static void whole_rows(long rows, long given, long inner, const float *x, int16_
 /* Multiply x[rows, given] with the panels `from` to `to` of a matrix of `given` rows.
  *
  *   sums     [rows, m.count * WIDTH]
- *   room     [rows, m.inner], for x in fewer bits
+ *   room     [rows, m.inner], for x in fewer bits and, with bytes, the unit of each row
  */
 static void multiply(matrix m, long from, long to, long rows, const float *x, long given,
                      float *sums, float *room)

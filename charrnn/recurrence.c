@@ -45,7 +45,7 @@ void rnn_forward(long threads, long narrow, long steps, long lanes, long hidden,
                  const void *panels, const float *projected, const int64_t *which, float *states,
                  float *room)
 {
-    const matrix m = as_matrix(panels, hidden, hidden, narrow);
+    const matrix m = as_matrix(panels, hidden, hidden, narrow ? NARROWS : FLOATS);
     EACH_SHARE {
         const long first = FIRST, rows = LAST - first;
         float *sums = room + first * room_of(m);
@@ -65,7 +65,7 @@ void rnn_backward(long threads, long narrow, long steps, long lanes, long hidden
                   const void *panels, const float *states, const float *d_out, float *dh,
                   float *d, float *room)
 {
-    const matrix m = as_matrix(panels, hidden, hidden, narrow);
+    const matrix m = as_matrix(panels, hidden, hidden, narrow ? NARROWS : FLOATS);
     EACH_SHARE {
         const long first = FIRST, rows = LAST - first;
         float *sums = room + first * room_of(m);
@@ -94,7 +94,7 @@ void lstm_forward(long threads, long narrow, long steps, long lanes, long hidden
                   const void *panels, const float *projected, const int64_t *which, float *states,
                   float *cells, float *kept, float *room)
 {
-    const matrix m = as_matrix(panels, hidden, 4 * hidden, narrow);
+    const matrix m = as_matrix(panels, hidden, 4 * hidden, narrow ? NARROWS : FLOATS);
     EACH_SHARE {
         const long first = FIRST, rows = LAST - first;
         float *sums = room + first * room_of(m);
@@ -116,7 +116,7 @@ void lstm_backward(long threads, long narrow, long steps, long lanes, long hidde
                    const void *panels, const float *cells, const float *kept, const float *d_out,
                    float *dh, float *dc, float *d, float *room)
 {
-    const matrix m = as_matrix(panels, 4 * hidden, hidden, narrow);
+    const matrix m = as_matrix(panels, 4 * hidden, hidden, narrow ? NARROWS : FLOATS);
     EACH_SHARE {
         const long first = FIRST, rows = LAST - first;
         float *sums = room + first * room_of(m);
@@ -152,7 +152,7 @@ void gru_forward(long threads, long narrow, long steps, long lanes, long hidden,
                  const void *panels, const float *projected, const int64_t *which, const float *bias,
                  float *states, float *kept, float *room)
 {
-    const matrix m = as_matrix(panels, hidden, 3 * hidden, narrow);
+    const matrix m = as_matrix(panels, hidden, 3 * hidden, narrow ? NARROWS : FLOATS);
     EACH_SHARE {
         const long first = FIRST, rows = LAST - first;
         float *sums = room + first * room_of(m);
@@ -176,7 +176,7 @@ void gru_backward(long threads, long narrow, long steps, long lanes, long hidden
                   const void *panels, const float *states, const float *kept, const float *d_out,
                   float *dh, float *d, float *d_n, float *room)
 {
-    const matrix m = as_matrix(panels, 3 * hidden, hidden, narrow);
+    const matrix m = as_matrix(panels, 3 * hidden, hidden, narrow ? NARROWS : FLOATS);
     EACH_SHARE {
         const long first = FIRST, rows = LAST - first;
         float *sums = room + first * room_of(m);

@@ -13,6 +13,7 @@
 int omp_get_thread_num(void);
 int omp_get_num_threads(void);
 
+/* In the order of charrnn/config.py's CELL_NAMES. */
 enum { RNN, LSTM, GRU };
 
 typedef struct {
