@@ -178,8 +178,8 @@ def refuse_too_large(
     """Refuse what can never fit, before the system kills the process for trying.
 
     The estimate counts what is kept for the backward pass of one window, the outputs and logits of
-    what counts under each mask of dropout, and every weight with its gradient, its moments and the
-    work space of its update; 50 kB are a layer's objects.
+    what counts under each mask of dropout, and every weight with its gradient, its moments, if the
+    optimiser has any, and the work space of its update; 50 kB are a layer's objects.
 
     Args:
         shape: of the model.
@@ -192,7 +192,9 @@ def refuse_too_large(
     """
     gates, size = CELL_GATES[shape.cell], 4
     weights = recipe.matrix_weights(shape)
-    states = config.bptt * shape.layers * (gates + 2) * shape.hidden
+    # A plain RNN's backward pass needs its states alone, which are the next layer's inputs.
+    kept = 1 if shape.cell == "rnn" and shape.dropout == 0 else gates + 2
+    states = config.bptt * shape.layers * kept * shape.hidden
     counted = config.loss_last or config.bptt
     # The rules may still give dropout to what has none yet, but never to a plain RNN.
     is_dropped = shape.dropout > 0 or (config.dropout_by_plan and shape.cell != "rnn")
@@ -207,7 +209,8 @@ def refuse_too_large(
         window = size * (states + 2 * logits)
     if device.type == "cuda":
         window *= 2  # the captured update keeps its memory while a pass's last window takes its own
-    needed = size * 5 * weights + config.batch_size * window + 50_000 * shape.layers
+    copies = 3 if config.optimiser == "sgd" else 5
+    needed = size * copies * weights + config.batch_size * window + 50_000 * shape.layers
     if device.type == "cuda":
         _, there = torch.cuda.mem_get_info(device)
     else:
