@@ -99,7 +99,7 @@ def dynamic_prices(
         config: the size of the steps; None: the defaults.
 
     Yields:
-        The prices, in order; each stretch before the step that learns it.
+        The prices, in order; each stretch before the step that learns it. The last is not learned.
 
     Raises:
         CorpusError: the text changed while it was read.
@@ -108,9 +108,12 @@ def dynamic_prices(
     adapting = copy.deepcopy(model).eval().requires_grad_()
     adaptation = _Adaptation(adapting, config)
     hidden = adapting.initial_hidden(1)
+    loss: Tensor | None = None  # of what is priced and not learned yet
     for position, x_TB, y_TB in read_windows(part, vocabulary, config.window):
+        if loss is not None:
+            adaptation.step(loss)
         x_TB, y_TB = x_TB.to(model.head.weight.device), y_TB.to(model.head.weight.device)
         logits_TBV, hidden = adapting(x_TB, detach(hidden))
         nats_T = symbol_prices(logits_TBV, y_TB)[:, 0]
+        loss = nats_T.mean()
         yield window_prices(position, nats_T, y_TB, vocabulary)
-        adaptation.step(nats_T.mean())

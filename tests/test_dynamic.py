@@ -4,6 +4,7 @@ import math
 import random
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -112,6 +113,18 @@ def test_a_loss_without_a_gradient_moves_nothing(tmp_path: Path) -> None:
     found = list(dynamic_prices(model, part, words, DynamicConfig(window=3)))
     nats = [stretch.nats_T.tolist() for stretch in found]
     assert nats == [[words.unknown_nats] * count for count in (3, 3, 1)]
+
+
+def test_nothing_is_learned_where_nothing_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = mock.Mock(wraps=torch.autograd.grad)
+    monkeypatch.setattr(torch.autograd, "grad", step)
+    words = Vocabulary.from_counts(Counter(map(ord, KNOWN)), "utf-8", 1)
+    part, config = make_part(tmp_path, "abcdefgh" * 4), DynamicConfig(window=10)
+    learned = [step.call_count for _ in dynamic_prices(make_model("gru"), part, words, config)]
+    assert learned == [0, 1, 2, 3]
+    assert step.call_count == 3
 
 
 @pytest.mark.parametrize("training", [True, False])
