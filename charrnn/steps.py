@@ -23,10 +23,11 @@ from charrnn.compiler import (
     compile_file,
     find_compiler,
     refuse_misreadable,
+    why_no_compiler,
 )
 from charrnn.config import CELL_NAMES, CellName
 
-__all__ = ["Layer", "Step", "Steps", "compile_steps", "steps"]
+__all__ = ["Layer", "Step", "Steps", "compile_steps", "steps", "why_none"]
 
 _TYPES = (torch.float32, torch.bfloat16, torch.int8)
 """What matrices are made of, in the order in which ``products.h`` counts them."""
@@ -159,12 +160,22 @@ class Step:
         return self._logits_BV.copy()
 
 
-@cache
 def steps() -> Steps | None:
     """Return the compiled step, or None where there is no compiler for it."""
-    compiler = find_compiler()
-    compiled = compile_steps(compiler) if compiler else None
+    compiled = _compiled()
     return compiled if isinstance(compiled, Steps) else None
+
+
+def why_none() -> str | None:
+    """Return why there is no compiled step, as "none is found here"; None if there is."""
+    compiled = _compiled()
+    return None if isinstance(compiled, Steps) else compiled
+
+
+@cache
+def _compiled() -> Steps | str:
+    compiler = find_compiler()
+    return compile_steps(compiler) if compiler else why_no_compiler()
 
 
 def compile_steps(

@@ -19,10 +19,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn import compiler, loops, native
+from charrnn import compiler, loops, native, steps
 from charrnn.device import multiplies_bf16
 from charrnn.loops import beats_onednn_lstm, run_gru, run_lstm, run_rnn
-from charrnn.steps import steps
 from tests.conftest import Cli, compiles
 from tests.small import each_cell
 
@@ -306,7 +305,7 @@ def script(path: Path, text: str) -> list[str]:
 def asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget, for the time of the test, what this process has compiled."""
     monkeypatch.setattr(native, "_compiled", native._compiled.__wrapped__)
-    monkeypatch.setattr("charrnn.stepper.steps", steps.__wrapped__)
+    monkeypatch.setattr(steps, "_compiled", steps._compiled.__wrapped__)
 
 
 @pytest.mark.usefixtures("temporary", "asked_anew")
@@ -327,6 +326,7 @@ def test_without_a_compiler_there_are_no_loops_and_a_reason(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert compiler.find_compiler() == []
     assert (native.loops(), native.why_none()) == (None, "none is found here")
+    assert (steps.steps(), steps.why_none()) == (None, "none is found here")
 
 
 @pytest.mark.usefixtures("temporary")
@@ -337,6 +337,7 @@ def test_the_compiler_s_own_reason_is_told(tmp_path: Path) -> None:
     command = script(tmp_path / "cc", f"{wished}\n{says}\nexit 1")
     said = f"{command[0]} does not compile it: cc: error: no \\x01omp.h"
     assert native.compile_loops(command) == said
+    assert steps.compile_steps(command) == said
 
 
 @pytest.mark.usefixtures("temporary")
