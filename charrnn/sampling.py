@@ -112,11 +112,13 @@ def next_probabilities(
         np.put_along_axis(likeliest_BV, logits_BV.argmax(axis=1, keepdims=True), 1.0, axis=1)
         return likeliest_BV
     logits_BV = logits_BV.astype(np.float64)
-    top_B1 = logits_BV.max(axis=1, keepdims=True)
-    # The maximum is taken off first: where a tiny temperature overflows, it is to
-    # minus infinity, which is right.
-    with np.errstate(over="ignore"):
-        p_BV: NDArray[np.float64] = np.exp((logits_BV - top_B1) / config.temperature)
+    p_BV: NDArray[np.float64] = logits_BV - logits_BV.max(axis=1, keepdims=True)
+    if config.temperature != 1:
+        # The maximum is taken off first: where a tiny temperature overflows, it is to
+        # minus infinity, which is right.
+        with np.errstate(over="ignore"):
+            p_BV /= config.temperature
+    np.exp(p_BV, out=p_BV)
     p_BV /= p_BV.sum(axis=1, keepdims=True)
     if config.top_k is not None or config.top_p is not None:
         # Not of p: a high temperature rounds those of unequal logits to equal ones.
@@ -290,8 +292,11 @@ def _points(config: SampleConfig) -> Iterator[NDArray[np.float64]]:
 
 def _draw(p_BV: NDArray[np.float64], points_B: NDArray[np.float64]) -> NDArray[np.int64]:
     """Draw a symbol for each sample by inverting the cumulative distribution."""
+    # A point is at most 1 - 2^-53: times the end it is never rounded up to that.
+    if len(p_BV) == 1:  # its own, faster way: it is waited for at each character
+        cumulative_V = p_BV[0].cumsum()
+        return np.array([np.count_nonzero(cumulative_V <= points_B[0] * cumulative_V[-1])])
     cumulative_BV = p_BV.cumsum(axis=1)
-    # A point is at most 1 - 2^-53: this never rounds up to the end.
     points_B1 = points_B[:, None] * cumulative_BV[:, -1:]
     symbols_B: NDArray[np.int64] = (cumulative_BV <= points_B1).sum(axis=1)
     return symbols_B
