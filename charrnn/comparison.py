@@ -250,7 +250,8 @@ class RunResult(Record):
     chars_per_second: float
     """Speed of that scoring."""
     validation_seconds: float | None = None
-    """Those of ``seconds`` that were validations'; None in older results."""
+    """Those of ``seconds`` that were validations', each with the checkpoint and the sample after
+    it; None in older results."""
     uniform_nats: float | None = None
     """What guessing costs there, nats per character; None in older results."""
 

@@ -250,6 +250,7 @@ COMPARE: dict[str, Any] = {
         "--valid-share", "--test-share", "--min-count", "--seed", "--minutes", "--epochs",
         "--steps", "--embedding", "--precision", "--device", "--lr", "--weight-decay",
         "--clip-norm", "--optimiser", "--weight-drop", "--dropout-masks", "--loss-temperature",
+        "--valid",
     )},
     "--seeds": st.sampled_from(["0", "-1", "1", "nan", "x", "1" + "0" * 30]),
     "--match": WORDS,
