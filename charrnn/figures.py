@@ -237,9 +237,20 @@ def line_chart(
 
 
 def _line_says(line: Line, percent: bool) -> str:
-    """Say where a line begins and ends."""
-    ends = (line.y[0], line.y[-1])
-    first, last = (f"{100 * y:.3g} %" if percent else f"{y:.4g}" for y in ends)
+    """Say where a line begins and ends, and how wide its band is there."""
+
+    def written(y: float) -> str:
+        return f"{100 * y:.3g} %" if percent else f"{y:.4g}"
+
+    first, last = (
+        written(line.y[end])
+        + (
+            f" (band {written(line.band[0][end])} to {written(line.band[1][end])})"
+            if line.band
+            else ""
+        )
+        for end in (0, -1)
+    )
     name = f"{line.label}: " if line.label else "From "
     return f"{name}{first} at {number(line.x[0])} to {last} at {number(line.x[-1])}."
 
@@ -308,8 +319,11 @@ def _rows_say(rows: Sequence[str], series: Sequence[Dots], form: str) -> Iterato
     """Yield the values of each row that has any."""
     for place, row in enumerate(rows):
         values = [
-            (f"{dots.label} " if len(series) > 1 else "") + f"{value:{form}}"
+            (f"{dots.label} " if len(series) > 1 else "")
+            + f"{value:{form}}"
+            + (f" (of {', '.join(f'{one:{form}}' for one in singles)})" if singles else "")
             for dots in series
+            for singles in [dots.around[place] if dots.around else ()]
             if (value := dots.values[place]) is not None
         ]
         if values:

@@ -285,6 +285,9 @@ class TestComparisonPage:
         ]  # fmt: skip
         # One of the result, two of curves, of flow and of clipping, memory, two gates, units.
         assert page.tags["svg"] == page.tags["desc"] == 1 + 2 + 2 + 1 + 2 + 1 + 2
+        said = " ".join(page.texts["desc"])
+        assert "LSTM: 2.0150 (of 2.0100, 2.0200). GRU: 2.1150 (of 2.1100, 2.1200)." in said
+        assert re.search(r"LSTM: 0\.5 \(band 0\.\d+ to 0\.\d+\) at 1 to ", said), "the memory"
         words = " ".join(page.texts["body"]).split()
         said = " ".join(words)
         assert (
