@@ -53,6 +53,13 @@ _WIDE = "-mprefer-vector-width=512"
 
 _COMPILE_SECONDS = 60
 
+_WORDS = {
+    torch.bfloat16: (torch.uint16, torch.int16, torch.int32),
+    torch.int8: (torch.uint8, torch.int8, torch.int16),
+}
+"""What is multiplied in pairs: its bits as a number from 0 on, as one with a sign, and what holds
+two of them."""
+
 
 class Library:
     """A compiled file that includes ``products.h``.
@@ -95,34 +102,20 @@ class Library:
             weight_KN = torch.nn.functional.pad(weight_KN.t(), (0, more_rows, 0, more_columns)).t()
         elif more_rows or more_columns:
             weight_KN = torch.nn.functional.pad(weight_KN, (0, more_columns, 0, more_rows))
-        if dtype in _WORDS:
-            weight_KN = _pairs(weight_KN, is_turned)
-        split = weight_KN.reshape(-1, (columns + more_columns) // self._width, self._width)
-        return split.transpose(0, 1).contiguous().view(dtype)
 
+        def split(rows_KN: Tensor) -> Tensor:
+            panels = (columns + more_columns) // self._width
+            return rows_KN.reshape(-1, panels, self._width).transpose(0, 1)
 
-_WORDS = {
-    torch.bfloat16: (torch.uint16, torch.int16, torch.int32),
-    torch.int8: (torch.uint8, torch.int8, torch.int16),
-}
-"""What is multiplied in pairs: its bits as a number from 0 on, as one with a sign, and what holds
-two of them."""
-
-
-def _pairs(weight_KN: Tensor, is_turned: bool) -> Tensor:
-    """Return each two rows of a matrix as one of words, the first in their lower halves.
-
-    torch copies words in a fraction of the time that it takes for an axis of two.
-
-    Args:
-        weight_KN: of an even number of rows.
-        is_turned: whether its columns lie in one piece each, and not its rows.
-    """
-    unsigned, signed, word = _WORDS[weight_KN.dtype]
-    if is_turned:
-        return weight_KN.t().contiguous().view(word).t()
-    low, high = weight_KN.view(unsigned)[::2], weight_KN.view(signed)[1::2]
-    return low.to(word).add_(high, alpha=1 << torch.iinfo(signed).bits)
+        if dtype not in _WORDS:
+            return split(weight_KN).contiguous()
+        # Two rows as one of words, which torch copies in a fraction of the time of an axis of two.
+        unsigned, signed, word = _WORDS[dtype]
+        if is_turned:
+            return split(weight_KN.t().contiguous().view(word).t()).contiguous().view(dtype)
+        low, high = split(weight_KN.view(unsigned)[::2]), split(weight_KN.view(signed)[1::2])
+        packed = low.to(word, memory_format=torch.contiguous_format)
+        return packed.add_(high, alpha=1 << torch.iinfo(signed).bits).view(dtype)
 
 
 def argument(value: Tensor | int | None) -> ctypes.c_void_p | ctypes.c_long:
