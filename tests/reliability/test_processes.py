@@ -131,7 +131,7 @@ def meeting(text: Path, folder: Path, *, resume: bool) -> str | None:
     if ended(pids[winner]):
         return "both gave way"
     kill(pids[winner])
-    result = run_cli("train", "--run", run, "--resume", "--steps", 3, "--quiet")
+    result = run_cli("train", "--run", run, "--resume", "--steps", saved_step(run) + 1, "--quiet")
     return None if result.code == 0 else f"not free after kill -9: {result}"
 
 
@@ -173,7 +173,8 @@ def test_real_processes_meet(text: Path, tmp_path: Path) -> None:
         for popen in pair:
             with popen:
                 popen.kill()
-    assert run_cli("train", "--run", run, "--resume", "--steps", 3, "--quiet").code == 0
+    words = ("train", "--run", run, "--resume", "--steps", saved_step(run) + 1, "--quiet")
+    assert run_cli(*words).code == 0
 
 
 @pytest.mark.slow
