@@ -891,11 +891,16 @@ def compare(
         from charrnn.watching import watch_comparison
 
         where = choose_device(device)
+        names: list[str] = []  # of texts that have moved
         if resume:
             assert run is not None
-            folder, plan = run, open_plan(run)
-            plan = plan if seeds is None else plan.extended(seeds)
+            folder, begun = run, open_plan(run)
+            plan = begun if seeds is None else begun.extended(seeds)
             plan = plan.moved(absolute_names(texts or ()), absolute_names(valid or ()))
+            if plan.texts != begun.texts:
+                names += texts or ()
+            if plan.valid != begun.valid:
+                names += [word for name in valid or () for word in ("--valid", name)]
             if device == "auto" and plan.device is not None:
                 # Where nothing is left to train, it only says where that was done.
                 is_finished = all(read_results(folder, plan))
@@ -909,9 +914,7 @@ def compare(
             folder = run or _default_run(texts or (), "compare")
         if report is not None:
             _refuse_report_in_text(report, plan, folder)
-        words = resume_words(folder)
-        words += [*(texts or ())] if resume else []
-        words += [word for name in valid or () for word in ("--valid", name)] if resume else []
+        words = resume_words(folder) + names
         words += ["--seeds", str(plan.seeds)] if resume and seeds is not None else []
         words += ["--report", str(report)] if report is not None else []
         words += ["--device", device] if device != "auto" else []

@@ -11,6 +11,7 @@ seeds, so that a difference can be held against the spread that chance alone mak
 from __future__ import annotations
 
 import math
+import os
 import statistics
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -24,7 +25,7 @@ import torch
 
 from charrnn import recipe
 from charrnn.baselines import uniform_nats
-from charrnn.checkpoint import BEST, LAST
+from charrnn.checkpoint import BEST, LAST, DamagedCheckpointError
 from charrnn.comparison import (
     PLAN,
     TOLERANCE,
@@ -74,6 +75,8 @@ __all__ = [
 
 #: The cell whose recipe gives the numbers that all cells share.
 REFERENCE: CellName = "lstm"
+#: What a plan names texts in, and what names them on a command line.
+TEXTS = {"texts": "TEXT", "valid": "--valid TEXT"}
 
 
 # Shapes ------------------------------------------------------------------------------
@@ -221,10 +224,10 @@ def compare(
     known = kept.seeds if kept else 0
     instead = "choose another folder with --run" if new else "move it elsewhere"
     _refuse_foreign_runs((path for seed, _, path in runs if seed >= plan.seed + known), instead)
-    has_moved = kept is not None and (kept.texts, kept.valid) != (plan.texts, plan.valid)
+    moved = [name for name in TEXTS if kept and getattr(kept, name) != getattr(plan, name)]
     done = [] if new else [result for result in read_results(folder, plan) if result]
     is_done = len(done) == len(runs)
-    if is_done and not has_moved:
+    if is_done and not moved:
         # Nothing is left to train: neither the text nor what the rules give here matters.
         yield from map(RunScored, done)
         return
@@ -233,13 +236,13 @@ def compare(
     try:
         part, plan = _read_text(plan)
     except CorpusError as error:
-        if kept is None or has_moved or not texts or command is None:
+        named = [word for name, word in TEXTS.items() if getattr(plan, name) and name not in moved]
+        if kept is None or not named or command is None:
             raise
-        names = [*(["TEXT"] if plan.texts else []), *(["--valid TEXT"] if plan.valid else [])]
         raise CorpusError(
-            f"{error}; where the text has moved, name it: {command} {' '.join(names)}"
+            f"{error}; where the text has moved, name it: {command} {' '.join(named)}"
         ) from error
-    if kept is not None and has_moved:
+    if kept is not None and moved:
         kept = replace(kept, texts=plan.texts, valid=plan.valid)
         write_json(folder / PLAN, kept.to_dict())
     if is_done:
@@ -439,6 +442,8 @@ def _measure(run: Run, speed: float, should_stop: Callable[[], str | None]) -> R
     try:
         model, vocabulary, _ = load_model(chosen, run.device)
     except CheckpointError as error:
+        if os.path.exists(chosen) and not isinstance(error, DamagedCheckpointError):  # noqa: PTH110
+            raise  # it is whole, perhaps
         raise CheckpointError(
             f"{error}; to train this run anew, remove {shown(path)}, and go on with the comparison"
         ) from error

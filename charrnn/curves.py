@@ -58,7 +58,8 @@ def own_runs(portraits: Sequence[Portrait]) -> list[LoggedRun]:
 
 def other_texts(portraits: Sequence[Portrait]) -> str:
     """Say so if the losses of models' trainings are not on the same text, and as much of it."""
-    if len({portrait.validated_on for portrait in portraits if portrait.log}) < 2:
+    drawn = (portrait.validated_on for portrait in portraits if portrait.log)
+    if len(frozenset[object]().union(*drawn)) < 2:
         return ""
     return "Not all runs' losses are on the same characters: compare shapes, not heights. "
 

@@ -66,8 +66,7 @@ class Display:
 
         Args:
             run: which begins or goes on.
-            known: lines that were shown of runs before it, which are left out; what is shown now
-                is added.
+            known: lines that are so of the run before, which are left out; then those of this.
         """
 
     def show(self, event: Event) -> None:
@@ -109,9 +108,13 @@ def _bits(nats: float) -> str:
 def _introduction(run: Run, known: set[str] | None) -> Iterable[str]:
     """Yield what the run is, but for what is known of it."""
     lines = list(_portrayed(run))
-    yield from lines if known is None else (line for line in lines if line not in known)
-    if known is not None:
-        known.update(lines)
+    if known is None:
+        yield from lines
+        return
+    before = frozenset(known)
+    known.clear()  # a line that comes again after another one is not known any more
+    known.update(lines)
+    yield from (line for line in lines if line not in before)
 
 
 def _portrayed(run: Run) -> Iterable[str]:

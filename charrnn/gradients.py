@@ -26,7 +26,7 @@ from torch import Tensor
 from charrnn.config import WeightsOrigin
 from charrnn.device import synchronise
 from charrnn.errors import UsageError
-from charrnn.model import CharModel
+from charrnn.model import CharModel, Hidden
 from charrnn.stretch import windows_at
 from charrnn.update import clip, window_loss
 
@@ -131,11 +131,14 @@ def truncation(
     every = (skipped + counted, counted)
 
     def by(bptt: int, last: int) -> Callable[[], Tensor]:
-        return lambda: _by_windows(model, x_TB, y_TB, skipped, bptt, last)
+        before = _read(model, x_TB[: skipped + last - bptt])  # in no time that is measured
+        return lambda: _by_windows(model, x_TB, y_TB, before, skipped, bptt, last)
 
     full = by(*every)()
     halves = [
-        _by_windows(model, x_TB[:, half], y_TB[:, half], skipped, *every)
+        _by_windows(
+            model, x_TB[:, half], y_TB[:, half], model.initial_hidden(LANES // 2), skipped, *every
+        )
         for half in (slice(0, LANES // 2), slice(LANES // 2, LANES))
     ]
 
@@ -176,10 +179,18 @@ def _lanes(model: CharModel, ids: NDArray[np.int64], length: int) -> tuple[Tenso
     return ids_TB[:-1], ids_TB[1:]
 
 
+@torch.no_grad()
+def _read(model: CharModel, x_TB: Tensor) -> Hidden:
+    """Return the state after the characters of lanes, of which there may be none."""
+    hidden = model.initial_hidden(x_TB.shape[1])
+    return model.read(x_TB, hidden)[1] if len(x_TB) else hidden
+
+
 def _by_windows(
     model: CharModel,
     x_TB: Tensor,
     y_TB: Tensor,
+    hidden: Hidden,
     skipped: int,
     bptt: int,
     last: int,
@@ -188,18 +199,15 @@ def _by_windows(
 ) -> Tensor:
     """Return the gradient of the mean loss from ``skipped`` on, added up window by window.
 
-    Window k ends ``last`` predictions after window k - 1 and counts those; the last one
-    is as short as what remains.
+    ``hidden`` is the state before the first window, which ends ``last`` predictions after
+    ``skipped``; window k ends ``last`` after window k - 1. Each counts its last ``last``, and the
+    last one is as short as what remains.
     """
     length = len(x_TB)
     named = model.named_parameters()
     weights = [weight for name, weight in named if head or not name.startswith("head.")]
     total = [torch.zeros_like(weight) for weight in weights]
     start = skipped + last - bptt
-    with torch.no_grad():
-        hidden = model.initial_hidden(x_TB.shape[1])
-        if start:
-            _, hidden = model.read(x_TB[:start], hidden)
     while start + bptt - last < length:
         window = slice(start, min(start + bptt, length))
         counted = window.stop - (start + bptt - last)
@@ -288,7 +296,8 @@ def cuts(
     bptt = min(bptt, length)
     before = min(bptt, length - bptt)
     x_TB, y_TB = _lanes(model, ids, before + bptt)
-    gradient = _by_windows(model, x_TB, y_TB, before, bptt, bptt, head=True)
+    hidden = _read(model, x_TB[:before])
+    gradient = _by_windows(model, x_TB, y_TB, hidden, before, bptt, bptt, head=True)
     return tuple(_cut(gradient, share, weights) for share in SHARES)
 
 

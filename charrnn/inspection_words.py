@@ -162,7 +162,7 @@ def enough_says(memory: Memory) -> str:
     are = "is" if memory.needed == 1 else "are"
     enough = f"{counted(memory.needed, 'character')} {are} enough"
     if (error := memory.standard_error[memory.needed]) > memory.tolerance:
-        enough += f" as far as so few resets can tell (± {error:.2g} nats)"
+        enough += f" as far as so little text can tell (± {error:.2g} nats)"
     least = min(memory.excess_nats)
     at = memory.excess_nats.index(least)
     # Of hundreds of figures that scatter one is lowest by chance.

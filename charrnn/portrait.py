@@ -18,7 +18,7 @@ import torch
 from rich.cells import cell_len
 
 from charrnn.activity import activation
-from charrnn.checkpoint import find
+from charrnn.checkpoint import find, read_description
 from charrnn.comparison import Comparison, RunResult
 from charrnn.config import InspectConfig, ModelConfig, SampleConfig, TrainConfig
 from charrnn.corpus import Part, scan
@@ -77,8 +77,9 @@ class Portrait:
     the price of its other bytes."""
     inspection: Inspection | None = None
     """None where it was not looked into, or the text is too short for that."""
-    validated_on: object = None
-    """What the log's losses are on; equal for runs whose losses compare."""
+    validated_on: frozenset[object] = frozenset()
+    """What the losses in the log, and in the logs of its cell's other runs, are on: one thing
+    where they compare."""
     of_bytes: bool = False
     """Whether the model reads bytes, which stand as characters in what was measured."""
 
@@ -90,7 +91,7 @@ def portray(
     vocabulary: Vocabulary,
     part: Part,
     inspection: Inspection | None = None,
-    validated_on: object = None,
+    validated_on: frozenset[object] = frozenset(),
 ) -> Portrait:
     """Make a model's portrait.
 
@@ -101,7 +102,7 @@ def portray(
         vocabulary: the model's.
         part: the text whose beginning is priced; at least 2 characters.
         inspection: what was seen inside the model.
-        validated_on: what tells the text that its run's losses are on from others.
+        validated_on: what tells the text that losses are on from others.
 
     Raises:
         CheckpointError: there is no such checkpoint any more.
@@ -175,8 +176,9 @@ def portray_subjects(subjects: Sequence[Subject]) -> list[Portrait]:
             subject.model,
             subject.vocabulary,
             subject.part,
-            validated_on=subject.validated_on
-            or (subject.trained_on.fingerprint, subject.trained_on.train),
+            validated_on=frozenset(
+                [subject.validated_on or (subject.trained_on.fingerprint, subject.trained_on.train)]
+            ),
         )
         for label, subject in zip(labels([s.path for s in subjects]), subjects, strict=True)
     ]
@@ -226,14 +228,19 @@ def portray_comparison(
         )
         training = checkpoint.record("training", TrainConfig)
         inspection = _inspect_end(path, model, vocabulary, training, part)
-        # How much of what is held out is validated on follows from a run's own speed.
-        scored = checkpoint.record("progress", Progress).validate_characters
-        validated_on = checkpoint.record("text", TextRecord).validated(scored)
+        validated_on = frozenset(_validated_on(Path(run.run)) for run in cell.runs)
         portraits.append(
             portray(cell.cell.upper(), path, model, vocabulary, part, inspection, validated_on)
         )
     runs = [run for cell in comparison.cells for run in cell.runs]
     return portraits, [(run, _read_log(Path(run.run))) for run in runs]
+
+
+def _validated_on(run: Path) -> object:
+    """Return what a run's validations scored: how much of a text follows from its own speed."""
+    checkpoint = read_description(find(run))
+    scored = checkpoint.record("progress", Progress).validate_characters
+    return checkpoint.record("text", TextRecord).validated(scored)
 
 
 def _inspect_end(

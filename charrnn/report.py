@@ -93,6 +93,8 @@ def comparison_page(
     ]
     text = ", ".join(Path(name).name for name in plan.texts) or "Python's own sources"
     name = text if len(plan.texts) < 2 else "several texts"
+    if plan.valid:
+        text += ", validated on " + ", ".join(Path(name).name for name in plan.valid)
     title = f"{joined([cell.cell.upper() for cell in comparison.cells], 'and')} on {name}"
     lead = _comparison_lead(comparison, unit) + in_bytes
     return page.document("compare", title, lead, text, sections, origin)

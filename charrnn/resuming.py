@@ -334,7 +334,7 @@ def _refuse_used_up(config: TrainConfig, progress: Progress, lanes: Lanes) -> No
         done = f"{progress.step:,}" if config.epochs is None else _short(passes)
     else:
         return
-    raise UsageError(f"{_budget(config)} is fewer than the {done} that are done: give more")
+    raise UsageError(f"{_budget(config)}: {done} are done already: give more")
 
 
 def _lost_rows(steps: Sequence[int], last: int) -> list[str]:

@@ -167,9 +167,10 @@ def sample(
         prompt = _first_symbol(vocabulary)
     model.eval()
     try:
-        logits_V, hidden, begun = _read(model, prompt)
+        logits_V, hidden, begun = _read(model, prompt, config)
         logits_BV = logits_V[None].repeat(config.count, axis=0)
         stepper = _stepper(model, hidden, config, begun)
+        del begun  # the stepper lets go of its matrices when C takes over
         produced = 0
         while True:
             if vocabulary.has_unknown:
@@ -222,11 +223,11 @@ def _refuse_non_finite(logits_BV: NDArray[np.floating]) -> None:
 @torch.inference_mode()
 @unwarned()
 def _read(
-    model: CharModel, prompt: NDArray[np.generic]
+    model: CharModel, prompt: NDArray[np.generic], config: SampleConfig
 ) -> tuple[NDArray[np.float32], Hidden, NumpyStepper | None]:
     """Return logits_V for the character after a prompt, and the state there, of one lane.
 
-    And numpy's steps in float32 up to there, if it is they that have read it.
+    And numpy's steps in float32 up to there, if it is they that have read it and can go on.
     """
     hidden = model.initial_hidden(1)
     device = model.head.weight.device
@@ -234,7 +235,8 @@ def _read(
         begun = NumpyStepper(model, hidden, "fp32")
         for symbol_B in prompt.astype(np.int64)[:, None]:
             logits_BV = begun.step(symbol_B)
-        return logits_BV[0], begun.hidden(), begun
+        goes_on = config.count == 1 and config.weights == "fp32"
+        return logits_BV[0], begun.hidden(), begun if goes_on else None
     for start in range(0, len(prompt), PROMPT_WINDOW):
         ids = prompt[start : start + PROMPT_WINDOW].astype(np.int64)
         out_TBH, hidden = model.read(torch.from_numpy(ids).to(device)[:, None], hidden)
@@ -252,9 +254,9 @@ def _stepper(
         model: the one that predicts.
         hidden: the state after the prompt, of one lane.
         config: how many samples there are, and in what their weights are read.
-        begun: numpy's steps in float32 up to that state, if there are any.
+        begun: numpy's steps of one lane up to that state, if they can go on.
     """
-    if begun and config.count == 1 and config.weights == "fp32":
+    if begun is not None:
         return Stepper(model, hidden, config.weights, begun)
     hidden = take_lanes(hidden, [0] * config.count)
     if model.head.weight.device.type == "cpu":

@@ -363,7 +363,7 @@ def _validating(comparison: Comparison) -> str:
         return ""
     least, most = min(shares), max(shares)
     share = f"{least} %" if least == most else f"{least} to {most} %"
-    return f", of which validations took {share}"
+    return f", of which validations and what follows each took {share}"
 
 
 def _given_to_all(plan: Plan) -> Iterator[str]:

@@ -77,11 +77,11 @@ full one through all {full["bptt"]:,} steps of {trained["lanes"]} pieces of text
 trained LSTM. The gradient of the head, which passes through no step, is left out. {predictions:,}
 predictions of each piece count, which begin {before:,} characters after its first: {so}.
 (What counts the last {LAST} of {T} is of {others:,} predictions that begin {before_others:,}
-characters after the first, and has the full gradient of these beside it.) Times include reading
-what comes before, through which the full gradient goes back as well. The full gradient of one half
-of these pieces and that of the other half are {trained["between_halves"]:.0f}° apart: what another
-sample of the text changes anyhow. The {_size(whole)} below are without computing states anew in the
-backward pass (checkpointing), which trades memory for time.
+characters after the first, and has the full gradient of these beside it.) The time of the full
+gradient includes the {before:,} characters before, of windows theirs alone. The full gradient of
+one half of these pieces and that of the other half are {trained["between_halves"]:.0f}° apart: what
+another sample of the text changes anyhow. The {_size(whole)} below are without computing states
+anew in the backward pass (checkpointing), which trades memory for time.
 """,
         commands=commands,
         tables=[

@@ -449,9 +449,9 @@ def test_what_is_lowest_by_chance_is_not_lower() -> None:
     )
 
 
-def test_says_that_few_resets_tell_little() -> None:
+def test_says_that_a_short_text_tells_little() -> None:
     one = Memory(2.0, (1.0, -0.2), (0.1, 0.19), 9, tolerance=0.01, needed=1, bptt=9)
-    said = "1 character is enough as far as so few resets can tell (± 0.19 nats)"
+    said = "1 character is enough as far as so little text can tell (± 0.19 nats)"
     assert enough_says(one).startswith(said)
     assert enough_says(replace(one, standard_error=(0.1, 0.01))).startswith("1 character is enough")
 

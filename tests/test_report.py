@@ -1130,16 +1130,21 @@ def test_a_run_is_drawn_by_all_its_validations_and_a_thinned_training(
 
 def test_curves_on_different_texts_are_said_to_be_that() -> None:
     def caption(*texts: str) -> str:
-        drawn = [portrait(str(n), log=log(n + 3), validated_on=on) for n, on in enumerate(texts)]
+        drawn = [
+            portrait(str(n), log=log(n + 3), validated_on=frozenset([on]))
+            for n, on in enumerate(texts)
+        ]
         page = check(assessment_page([assessment() for _ in texts], drawn, "poem", ORIGIN))
         return page.texts["figcaption"][1]
 
     said = "Not all runs' losses are on the same characters: compare shapes, not heights. Nats per"
     assert said in caption("one", "another")
     assert said not in caption("one", "one")
-    cells = [portrait("LSTM", validated_on=1), portrait("GRU", validated_on=2)]
-    assert said in check(compare_page(comparison(), cells)).texts["figcaption"][1]
-    assert said not in compare_page(comparison(), [cells[0], cells[0]])
+    one, two, both = (frozenset(on) for on in ([1], [2], [1, 2]))
+    for lstm, gru, differ in ((one, one, False), (one, two, True), (both, both, True)):
+        cells = [portrait("LSTM", validated_on=lstm), portrait("GRU", validated_on=gru)]
+        page = check(compare_page(comparison(), cells))
+        assert (said in page.texts["figcaption"][1]) is differ
 
 
 def test_no_model_has_the_grey_of_what_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1175,7 +1180,7 @@ def test_a_comparison_looks_into_each_model_by_its_own_seed_and_window(
     assert drawn.inspection.gates
     assert drawn.inspection.units
     assert drawn.inspection.clipping is not None
-    assert drawn.validated_on == (scan([str(prose)]).fingerprint, (4805, 5406))
+    assert drawn.validated_on == {(scan([str(prose)]).fingerprint, (4805, 5406))}
     unasked = drawn.inspection.step, drawn.inspection.cuts, drawn.inspection.truncation
     assert unasked == (None, (), ())
     part = scan([str(prose)], "utf-8").whole
@@ -1217,9 +1222,9 @@ def test_a_portrait_shows_the_beginning_of_a_text_and_the_log(
     part = scan([str(prose)], "utf-8").part(7, 3007)
     windows = prices(model, part, vocabulary, window=47)
     with mock.patch("charrnn.portrait.prices", return_value=windows):
-        drawn = portray("x", trained, model, vocabulary, part, validated_on="a part")
+        drawn = portray("x", trained, model, vocabulary, part, validated_on=frozenset(["a"]))
     assert next(windows).position == 800, "no more is read than shown"
-    assert drawn.validated_on == "a part"
+    assert drawn.validated_on == {"a"}
     assert [character for character, _ in drawn.excerpt] == [*prose.read_text()[7:807]]
     nats = next(prices(model, part, vocabulary)).nats_T
     assert [price for _, price in drawn.excerpt][:9] == [0.0, *nats[:8]]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -436,6 +438,33 @@ class TestSample:
         assert [len(text) for text in made.values()] == [21, 22, 50, 70]
         assert all(made[0].startswith(text) for text in made.values())
         assert asked.call_count == 3
+
+    @pytest.mark.parametrize("config", [SampleConfig(), SampleConfig(count=2)])
+    def test_matrices_that_no_step_reads_any_more_are_let_go(
+        self, config: SampleConfig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Arranged in numpy, once for the prompt and until C takes over."""
+        made: list[weakref.ref[NumpyStepper]] = []
+
+        class Watched(NumpyStepper):
+            def __init__(self, *of: Any) -> None:
+                super().__init__(*of)
+                made.append(weakref.ref(self))
+
+        def alive() -> int:
+            gc.collect()
+            return sum(one() is not None for one in made)
+
+        for module in ("sampling", "stepper"):
+            monkeypatch.setattr(f"charrnn.{module}.NumpyStepper", Watched)
+        monkeypatch.setattr("charrnn.stepper._steps_in_numpy", lambda *_, **__: 9)
+        words = vocabulary()
+        pieces = sample(make_model(), words, words.encode("ab"), config)
+        next(pieces)
+        assert (len(made), alive()) == (config.count, 1)
+        for _ in range(12 * config.count):
+            next(pieces)
+        assert alive() == (0 if steps() else 1)
 
     def test_no_prompt_is_a_line_break(self) -> None:
         words = Vocabulary.from_counts(Counter(map(ord, "\t" + KNOWN)), "utf-8", 1)

@@ -401,8 +401,8 @@ class TestComparison:
     @pytest.mark.parametrize(
         ("took", "said"),
         [
-            ((4.9, 0.35), ", of which validations took 5 to 70 %"),
-            ((0.7, 0.7), ", of which validations took 10 %"),
+            ((4.9, 0.35), ", of which validations and what follows each took 5 to 70 %"),
+            ((0.7, 0.7), ", of which validations and what follows each took 10 %"),
             ((0.0, 0.0), ""),  # nothing is held out to validate
             ((None, None), ""),  # results of before
         ],

@@ -176,7 +176,7 @@ def test_of_each_run_of_a_comparison_what_is_new_is_told(
     of_each = ("update", "run", "done")
     assert {labels.count(label) for label in of_each} == {4}
     assert {labels.count(label) for label in ("text", "data", "device", "to")} == {1}
-    assert labels.count("model") == 2, "of each cell"
+    assert labels.count("model") == 4, "another than the run before has"
 
 
 @pytest.mark.parametrize("words", [("train",), ("compare", "--cell", "rnn")])

@@ -484,7 +484,7 @@ def test_a_finished_run_says_so(run: Path) -> None:
     # Its own budget may be said again, and so may as many updates in other words.
     for budget in (["--steps", 44], ["--epochs", 44 / 17], ["--lr", 0.5]):
         assert run_cli("train", "--run", run, "--resume", *budget) == Result(0, f"{run}\n", said)
-    assert "--steps 30 is fewer than the 44 that" in refusal(run, "--steps", 30, "--lr", 0.5)
+    assert "--steps 30: 44 are done already" in refusal(run, "--steps", 30, "--lr", 0.5)
     assert (run / "metrics.jsonl").read_bytes() == log
     assert {file: file.read_bytes() for file in run.iterdir()} == files
     result = run_cli("train", "--run", run, "--resume", "--json")
@@ -523,7 +523,7 @@ def test_a_budget_of_less_than_is_done_is_refused(
     meta = load(run / "last.safetensors").meta
     progress = {**meta["progress"], "seconds": 75.0}
     rewrite(run, meta={**meta, "progress": progress})
-    said = f"charrnn: {flag} {value} is fewer than the {done} that are done: give more\n"
+    said = f"charrnn: {flag} {value}: {done} are done already: give more\n"
     assert refusal(run, flag, value) == said
 
 
