@@ -528,6 +528,7 @@ def sample(
     from charrnn.sample_view import collect, print_as_json, print_as_made, print_samples
     from charrnn.sampling import encode_stop, prepare_prompt, unwarned
     from charrnn.sampling import sample as draw
+    from charrnn.steps import why_none
     from charrnn.trained import load_model
 
     where = choose_device(device)
@@ -544,14 +545,15 @@ def sample(
     pieces = draw(model, vocabulary, ids, config)
     # StopSignals: so that a compiler that runs meanwhile is ended, too.
     with StopSignals(), unwarned():
-        if count == 1 and not as_json:
+        if streams := count == 1 and not as_json:
             print_as_made(vocabulary, start, pieces)
-            return
-        samples = collect(count, pieces)
+        samples = collect(count, pieces)  # of none that streams anything is left
     if as_json:
         print_as_json(vocabulary, start, samples, seed, ending)
-    else:
+    elif not streams:
         print_samples(vocabulary, start, samples)
+    if config.weights != "fp32" and find_compiler() and (why := why_none()):
+        say(f"note: --weights {config.weights} was no faster here: {why}")
 
 
 @app.command()

@@ -167,7 +167,12 @@ def steps() -> Steps | None:
 
 
 def why_none() -> str | None:
-    """Return why there is no compiled step, as "none is found here"; None if there is."""
+    """Return why there is no compiled step, as "none is found here".
+
+    None if there is, or if nobody has asked for one: to find out is to wait for a compiler.
+    """
+    if not _compiled.cache_info().currsize:
+        return None
     compiled = _compiled()
     return None if isinstance(compiled, Steps) else compiled
 

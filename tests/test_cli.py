@@ -27,7 +27,7 @@ import pytest
 import torch
 import typer
 
-from charrnn import __version__, native, recipe
+from charrnn import __version__, native, recipe, steps
 from charrnn.baselines import COMPRESSORS
 from charrnn.checkpoint import load, read_description, save
 from charrnn.cli import app
@@ -1076,6 +1076,23 @@ class TestSample:
         assert first.code == 0
         assert len(first.out) == 40
         assert first.out == again.out
+
+    @pytest.mark.parametrize("weights", ["fp32", "int8"])
+    def test_says_why_fewer_bits_were_no_faster(
+        self, cli: Cli, trained: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of a compiler that is there, once it was asked: who draws little does not wait for it."""
+        monkeypatch.setenv("CC", "false")
+        monkeypatch.setattr("charrnn.stepper._steps_in_numpy", lambda *_, **__: 9)
+        steps._compiled.cache_clear()
+        try:
+            words = ("sample", trained, "--weights", weights, "--length")
+            short, long = (cli(*words, length) for length in (5, 20))
+        finally:
+            steps._compiled.cache_clear()
+        assert (short.code, short.err, long.code, len(long.out)) == (0, "", 0, 20)
+        said = "note: --weights int8 was no faster here: false does not compile it\n"
+        assert long.err == (said if weights == "int8" else "")
 
     def test_many_samples_have_a_heading_each(self, cli: Cli, trained: Path) -> None:
         result = cli("sample", trained, "--count", 3, "--length", 25)
