@@ -45,6 +45,9 @@ WIDER_FROM: dict[CellName, tuple[int, ...]] = {
     "lstm": (15_000_000, 25_000_000, 35_000_000, 50_000_000, 70_000_000),
     "gru": (4_000_000, 25_000_000, 35_000_000, 50_000_000, 70_000_000),
 }
+#: The first of them for an LSTM in float32, which begins narrower by as much, if these are so many
+#: passes: of a text that is new all the time more updates of a narrow one teach more.
+WIDER_IN_FP32_FROM, IN_PASSES = 8_000_000, 4
 #: A GPU, which waits more than it computes, is given a width: of a short run, and of one that is
 #: expected to read so many characters.
 GPU_UNITS: dict[CellName, tuple[int, int]] = {
@@ -358,8 +361,10 @@ def _hidden(
     if device == "cuda":
         width = GPU_UNITS[cell][read > GPU_WIDER_FROM]
     else:
-        more = sum(read > least for least in WIDER_FROM[cell])
-        width = narrowest + 128 * more
+        first, *others = WIDER_FROM[cell]
+        if cell == "lstm" and precision == "fp32" and read >= IN_PASSES * characters:
+            first = WIDER_IN_FP32_FROM
+        width = narrowest + 128 * sum(read > least for least in (first, *others))
     most = MOST_WEIGHTS[device] * characters
     while width > narrowest and _recurrent_weights(cell, 1, width, min(vocabulary, width)) > most:
         width -= 128

@@ -159,7 +159,11 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         return " | ".join(str(chosen(cell, device, **options)[0].hidden) for cell in cells)
 
     def growing(cell: CellName) -> str:
-        return ", ".join(f"{least / 1e6:g}" for least in recipe.WIDER_FROM[cell])
+        first, *others = (f"{least / 1e6:g}" for least in recipe.WIDER_FROM[cell])
+        if cell == "lstm":
+            passes = f"fp32, {recipe.IN_PASSES} passes or more"
+            first += f" ({passes}: {recipe.WIDER_IN_FP32_FROM / 1e6:g})"
+        return ", ".join((first, *others))
 
     def decay(cell: CellName, low: str, high: int) -> str:
         before = recipe.weight_decay(cell, int(low.removeprefix("p = ")))

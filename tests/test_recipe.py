@@ -314,6 +314,30 @@ class TestChoose:
         assert widths == sorted(widths)
         assert hidden(1000, 10**9) == widths[-1], "there is an end to it"
 
+    @pytest.mark.parametrize(
+        ("cell", "characters", "first"),
+        [
+            ("lstm", 1_000_000, 8),
+            ("lstm", 2_500_000, 10),
+            ("lstm", 10**8, 15),
+            ("gru", 10**8, 4),
+            ("rnn", 10**8, 6),
+        ],
+    )
+    def test_in_float32_a_text_read_often_gets_a_wider_lstm_earlier(
+        self, cell: CellName, characters: int, first: int
+    ) -> None:
+        """Four passes of the second are 10 million characters."""
+
+        def hidden(read: float, precision: str = "fp32") -> int:
+            training = {"batch_size": 10, "bptt": 100, "precision": precision}
+            budget = {"steps": round(read / 1000)}
+            return choose_for("cpu", cell, characters, budget=budget, training=training)[0].hidden
+
+        more = 256 if cell == "rnn" else 128
+        assert hidden(first * 1e6 + 1000) == hidden(first * 1e6 - 1000) + more
+        assert hidden(26e6) == hidden(26e6, "bf16") - 128
+
     @pytest.mark.parametrize("cell", CELL_NAMES)
     def test_a_long_run_on_a_gpu_gets_its_wider_model(self, cell: CellName) -> None:
         training = {"batch_size": 10, "bptt": 100}
