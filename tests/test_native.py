@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -305,7 +305,7 @@ def script(path: Path, text: str) -> list[str]:
 def asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget, for the time of the test, what this process has compiled."""
     monkeypatch.setattr(native, "_compiled", native._compiled.__wrapped__)
-    monkeypatch.setattr(steps, "_compiled", steps._compiled.__wrapped__)
+    monkeypatch.setattr(steps, "_compiled", cache(steps._compiled.__wrapped__))
 
 
 @pytest.mark.usefixtures("temporary", "asked_anew")
@@ -326,6 +326,7 @@ def test_without_a_compiler_there_are_no_loops_and_a_reason(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert compiler.find_compiler() == []
     assert (native.loops(), native.why_none()) == (None, "none is found here")
+    assert steps.why_none() is None, "nobody has asked"
     assert (steps.steps(), steps.why_none()) == (None, "none is found here")
 
 
