@@ -29,10 +29,9 @@ from charrnn.metrics import LOG, read_metrics
 from charrnn.model import CharModel
 from charrnn.norms import Clipping, clipping
 from charrnn.reading import TextRecord, recorded_part
-from charrnn.run import Progress
 from charrnn.sampling import sample, unwarned
 from charrnn.stretch import LEAST_CHARACTERS, Stretch, read_stretch
-from charrnn.subject import Subject
+from charrnn.subject import Subject, validated_on
 from charrnn.surprise import PricedText
 from charrnn.trained import load_model
 from charrnn.vocabulary import Vocabulary
@@ -228,19 +227,12 @@ def portray_comparison(
         )
         training = checkpoint.record("training", TrainConfig)
         inspection = _inspect_end(path, model, vocabulary, training, part)
-        validated_on = frozenset(_validated_on(Path(run.run)) for run in cell.runs)
-        portraits.append(
-            portray(cell.cell.upper(), path, model, vocabulary, part, inspection, validated_on)
-        )
+        # How much of a text is validated on follows from a run's own speed.
+        runs_of = [read_description(find(Path(run.run))) for run in cell.runs]
+        on = frozenset(validated_on(one, one.record("text", TextRecord)) for one in runs_of)
+        portraits.append(portray(cell.cell.upper(), path, model, vocabulary, part, inspection, on))
     runs = [run for cell in comparison.cells for run in cell.runs]
     return portraits, [(run, _read_log(Path(run.run))) for run in runs]
-
-
-def _validated_on(run: Path) -> object:
-    """Return what a run's validations scored: how much of a text follows from its own speed."""
-    checkpoint = read_description(find(run))
-    scored = checkpoint.record("progress", Progress).validate_characters
-    return checkpoint.record("text", TextRecord).validated(scored)
 
 
 def _inspect_end(

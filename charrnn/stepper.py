@@ -78,9 +78,7 @@ class Stepper:
             logits_BV for the character after it.
         """
         if self._left == 0 and (compiled := steps()) is not None:
-            hidden = self.hidden()
-            del self._now  # its matrices: there need not be room for both
-            self._now = CompiledStepper(compiled, self._model, hidden, self._weights)
+            self._arrange(self.hidden(), compiled)
         self._left -= 1
         return self._now.step(symbols_B)
 
@@ -91,8 +89,11 @@ class Stepper:
     def keep(self, lanes: Sequence[int]) -> None:
         """Go on with some of the texts alone, in this order."""
         hidden = take_lanes(self.hidden(), lanes)
-        compiled = steps() if isinstance(self._now, CompiledStepper) else None
-        del self._now
+        self._arrange(hidden, steps() if isinstance(self._now, CompiledStepper) else None)
+
+    def _arrange(self, hidden: Hidden, compiled: Steps | None) -> None:
+        """Arrange the matrices anew, for numpy where there is no compiled step, from a state on."""
+        del self._now  # its matrices: there need not be room for both
         if compiled is None:
             self._now = NumpyStepper(self._model, hidden, self._weights)
         else:

@@ -27,7 +27,7 @@ from charrnn.trained import load_model
 from charrnn.vocabulary import Vocabulary, listed
 from charrnn.wording import counted, shown
 
-__all__ = ["Subject", "load_subjects", "remarks"]
+__all__ = ["Subject", "load_subjects", "remarks", "validated_on"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +55,7 @@ class Subject:
         Raises:
             CheckpointError: what the checkpoint says of its run's progress is not usable.
         """
-        progress = self.checkpoint.record("progress", Progress)
-        return self.trained_on.validated(progress.validate_characters)
+        return validated_on(self.checkpoint, self.trained_on)
 
     def learnt(self, part: Part) -> str | None:
         """Say how much of a text the model was trained on, if any."""
@@ -156,6 +155,14 @@ class Subject:
             | dict.fromkeys(run, "a file of the run")
             | {plan: "the comparison's plan"}
         )
+
+
+def validated_on(
+    checkpoint: Checkpoint, trained_on: TextRecord
+) -> tuple[str, tuple[int, int]] | None:
+    """Return what the validations of a checkpoint's run scored; see ``Subject.validated_on``."""
+    progress = checkpoint.record("progress", Progress)
+    return trained_on.validated(progress.validate_characters)
 
 
 def load_subjects(
