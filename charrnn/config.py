@@ -212,6 +212,8 @@ class TrainConfig(Record):
     loss_temperature: float = 1.0
     """Divides the logits in the training loss, and nowhere else; below 1 the trained model is
     less sure of itself."""
+    init_from: str | None = None
+    """The checkpoint whose weights training starts from; None: new ones."""
     seed: int = 1
     """Of weights, dropout and the shown samples."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -263,7 +263,9 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
         if run.valid is not None and scored is not None and scored < run.valid.characters:
             best += f", of the first {scored:,} characters held out"
         yield best
-        if progress.best_nats > run.baselines["uniform"]:
+        if progress.best_step == 0:
+            yield f"no update made the model that it began with better: try {_tamer(run)}"
+        elif progress.best_nats > run.baselines["uniform"]:
             yield "that is worse than guessing every symbol alike" + (
                 f": {_why_worse(run)}" if run.owner is None else ""
             )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from charrnn.recipe import (
     Schedule,
+    guessed_speed,
     loss_temperature,
     matrix_weights,
     plan_validations,
@@ -98,8 +99,11 @@ class Planner:
         return progress.step > self._speed_from[0] and progress.seconds >= self._speed_until
 
     def characters_to_validate(self) -> int | None:
-        """Return what a validation is to score at the speed so far; None: nothing is held out."""
-        speed = self._speed_so_far()
+        """Return what a validation is to score at the speed so far; None: nothing is held out.
+
+        Before the first update the speed is guessed.
+        """
+        speed = self._speed_so_far() if self.run.progress.step else self._guessed_speed()
         total = self._affordable_steps(speed)
         characters = self._validations(total, speed)[1]
         if characters is None or self.run.progress.validate_characters is not None:
@@ -229,6 +233,11 @@ class Planner:
         assert self._speed_from is not None
         progress, (step, seconds) = self.run.progress, self._speed_from
         return (progress.step - step) / max(1e-9, progress.training_seconds - seconds)
+
+    def _guessed_speed(self) -> float:
+        """Return updates per second as they are expected before there is one."""
+        vocabulary, device = self.run.model.config.vocabulary, self.run.device.type
+        return guessed_speed(vocabulary, device) / self._characters_per_step()
 
     def _speed_since_plan(self) -> tuple[float, float]:
         """Return updates per second since the last plan, and how long that is ago.

@@ -21,6 +21,7 @@ __all__ = [
     "dropout_masks",
     "fit_lanes",
     "given",
+    "guessed_speed",
     "loss_temperature",
     "matrix_weights",
     "plan_validations",
@@ -320,8 +321,17 @@ def _characters_read(
         return float(budget["epochs"] * characters)
     if "steps" in budget:
         return float(min(budget["steps"] * a_step, 10**15))
-    speed = GUESSED_SPEED[device] / (1 + vocabulary / HALVED_BY[device])
-    return float(budget["minutes"] * 60 * speed)
+    return float(budget["minutes"] * 60 * guessed_speed(vocabulary, device))
+
+
+def guessed_speed(vocabulary: int, device: str) -> float:
+    """Return the characters per second that training is expected to read, before it is known.
+
+    Args:
+        vocabulary: V.
+        device: "cpu", "cuda" or "mps".
+    """
+    return GUESSED_SPEED[device] / (1 + vocabulary / HALVED_BY[device])
 
 
 def given(fields: dict[str, Any]) -> dict[str, Any]:

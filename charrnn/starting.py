@@ -103,6 +103,8 @@ def start(
     valid_counts = valid.predicted.counts() if valid is not None else {}
     notes += _unknown(valid_counts, vocabulary, vocabulary.unknown_share(counts))
     shape, config, said = _choose(choices, vocabulary, train, device)
+    if origin is not None:
+        config = replace(config, init_from=str(origin.path.absolute()))
     torch.manual_seed(config.seed)
     model = CharModel(shape) if origin is None else with_weights(shape, origin.weights, origin.path)
     return assemble(

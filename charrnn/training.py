@@ -232,6 +232,8 @@ class _Loop:
             yield self.planner.adopt(progress.planned_steps)
         if run.is_finished:
             return  # what time may be left was not enough then
+        if self._starts_trained() and progress.planned_steps is None:
+            progress.validate_characters = self.planner.characters_to_validate()
         chunks = run.lanes.chunks(progress.step)
         while True:
             self._tick()
@@ -381,10 +383,16 @@ class _Loop:
 
     # -- validation and saving -------------------------------------------------------
 
+    def _starts_trained(self) -> bool:
+        """Whether the weights are another model's, as it was: what training has to improve on."""
+        return self.run.progress.step == 0 and self.run.config.init_from is not None
+
     def _validation_due(self) -> bool:
         run, progress = self.run, self.run.progress
-        if run.valid is None or progress.step == 0 or progress.validated_step == progress.step:
+        if run.valid is None or progress.validated_step == progress.step:
             return False
+        if progress.step == 0:
+            return self._starts_trained()
         is_unplanned = progress.planned_steps is None and progress.validate_characters is None
         if is_unplanned and run.valid.characters > LEAST_TIMED:
             return False  # how many characters the minutes allow is not known yet

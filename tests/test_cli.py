@@ -911,6 +911,17 @@ class TestTrain:
         assert f"weights and vocabulary from {trained}: it knows 100.00 % of the " in result.err
         assert "characters, and lacks" not in result.err
 
+    def test_says_when_no_update_made_the_model_better(
+        self, cli: Cli, prose: Path, trained: Path, tmp_path: Path
+    ) -> None:
+        words = ("--init-from", trained, "--run", tmp_path / "run", "--lr", 9)
+        result = cli("train", prose, *words, *QUICK[:2])
+        assert result.code == 0
+        assert (
+            " at step 0\nno update made the model that it began with better: try a lower --lr\n"
+            in (result.err)
+        )
+
     def test_a_character_must_occur_often_enough(self, cli: Cli, tmp_path: Path) -> None:
         """One is enough: beside the unknown symbol."""
         text, words = tmp_path / "text", ("--run", tmp_path / "run", "--min-count", 200, *QUICK)

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import pytest
 
-from charrnn import planning, training
+from charrnn import planning, recipe, training
 from charrnn.config import TrainConfig
 from charrnn.evaluation import Interrupted, Scores
 from charrnn.planning import Planner
@@ -120,7 +120,7 @@ def stub_run(
         "baselines": {"uniform": 5.0},
         "unknown_share": 0.0,
         "model": SimpleNamespace(
-            config=SimpleNamespace(dropout=0.0, weight_drop=0.0),
+            config=SimpleNamespace(dropout=0.0, weight_drop=0.0, vocabulary=65),
             head=SimpleNamespace(weight=SimpleNamespace(device=SimpleNamespace(type=device))),
         ),
         "vocabulary": SimpleNamespace(unknown_nats=1.0, encode=len, decode=str),
@@ -224,6 +224,19 @@ def test_minutes_are_kept(simulate: Simulate, held_out: int, device: str) -> Non
     assert device == "cpu" or progress.planned_at_step % 10 == 0, "others are not waited for"
     if held_out:
         assert progress.validated_step == progress.step
+
+
+def test_weights_from_elsewhere_are_scored_as_those_that_follow(simulate: Simulate) -> None:
+    """On as many characters as the minutes allow at the speed that is expected; the same later."""
+    told = simulate(World(update=0.1), 6, held_out=900_000, init_from="a model")
+    first, *others = told.only(Validated)
+    assert first.row["step"] == 0
+    assert others
+    affordable = 6 * recipe.guessed_speed(65, "cpu") / 10
+    assert first.scores.characters == pytest.approx(affordable, rel=0.05)
+    assert {event.scores.characters for event in others} == {first.scores.characters}
+    assert told.run.progress.validate_characters == first.scores.characters
+    assert 0.95 * 6 < told.seconds < 1.05 * 6
 
 
 def test_a_warm_up_is_of_the_updates_that_are_planned(simulate: Simulate) -> None:

@@ -82,7 +82,8 @@ def start_run(tmp_path: Path, prose: Path) -> Iterator[StartRun]:
     def make(
         text: TextChoices | None = None,
         model: dict[str, Any] | None = None,
-        cell: CellName = "lstm",
+        cell: CellName | None = "lstm",
+        init_from: Path | None = None,
         **options: Any,
     ) -> Run:
         budget: dict[str, float | int] = {
@@ -92,11 +93,11 @@ def start_run(tmp_path: Path, prose: Path) -> Iterator[StartRun]:
         choices = recipe.Choices(
             cell=cell,
             budget=budget,
-            model={"hidden": 9, **(model or {})},
+            model={"hidden": None if init_from else 9, **(model or {})},
             training={**SMALL, **options},
         )
         text = text or TextChoices(texts=(str(prose),))
-        return start(choices, text, folder=folders[-1], device=CPU)
+        return start(choices, text, folder=folders[-1], device=CPU, init_from=init_from)
 
     yield make
     for folder in folders:
@@ -223,6 +224,44 @@ def test_a_row_sums_up_the_updates_since_the_last(
     assert 0 < run.progress.clipped_steps < 23
     for step, (_, _, rate) in enumerate(seen):
         assert rate == pytest.approx(run.config.lr * run.schedule().factor(step))
+
+
+def test_the_weights_that_training_starts_from_are_what_it_has_to_improve_on(
+    start_run: StartRun, trained: Path
+) -> None:
+    run = start_run(init_from=trained, steps=12, validate_every=6, lr=9.0)  # too high
+    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    assert run.valid is not None
+    nats = score(run.model, run.valid, run.vocabulary).nats_per_char
+    first, *others = only(list(train(run)), Validated)
+    assert first.row["step"] == 0
+    assert first.row["valid_nats_per_char"] == log_of(run.folder.path)[0]["valid_nats_per_char"]
+    assert first.row["valid_nats_per_char"] == pytest.approx(nats)
+    assert first.best
+    assert [event.best for event in others] == [False, False]
+    best = load(run.folder.path / "best.safetensors")
+    assert best.record("progress", Progress).best_step == 0
+    assert best.record("training", TrainConfig).init_from == str(trained)
+    assert all(torch.equal(best.tensors[f"model.{name}"], kept) for name, kept in before.items())
+
+
+def test_a_run_that_stops_before_its_starting_weights_are_scored_goes_on_with_that(
+    start_run: StartRun, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = start_run(init_from=trained, steps=4)
+    list(train(straight))
+    stopped = start_run(init_from=trained, steps=4)
+    list(train(stopped, lambda: "stop"))
+    assert stopped.progress.step == 0
+    assert not log_of(stopped.folder.path)
+    again = resume(stopped.folder, device=CPU, changes={})
+    list(train(again))
+    rows, others = (
+        [row | {"seconds": 0, "chars_per_second": 0} for row in log_of(run.folder.path)]
+        for run in (straight, again)
+    )
+    assert rows == others
+    assert rows[0]["step"] == 0
 
 
 def test_the_best_checkpoint_is_the_best_validation(start_run: StartRun) -> None:
