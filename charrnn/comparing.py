@@ -52,7 +52,6 @@ from charrnn.evaluation import Interrupted, Scores, run_once, score
 from charrnn.files import embedded_corpus, text_within
 from charrnn.lock import LOCK
 from charrnn.metrics import LOG, read_metrics
-from charrnn.model import outline
 from charrnn.reading import divide, refuse_another_text, refuse_too_short
 from charrnn.resuming import resume
 from charrnn.run import Run
@@ -75,6 +74,8 @@ __all__ = [
 
 #: The cell whose recipe gives the numbers that all cells share.
 REFERENCE: CellName = "lstm"
+#: Most units that a layer can be given.
+WIDEST = (1 << 31) - 1
 #: What a plan names texts in, and what names them on a command line.
 TEXTS = {"texts": "TEXT", "valid": "--valid TEXT"}
 
@@ -91,13 +92,13 @@ def matched_hidden(shape: ModelConfig, parameters: int) -> int:
     """
 
     def count(hidden: int) -> int:
-        return outline(replace(shape, hidden=hidden)).parameter_count()
+        return recipe.parameter_count(replace(shape, hidden=hidden))
 
     # Parameters grow with the width: find where they pass the wish.
     high = 2
-    while count(high) < parameters:
-        high *= 2
-    at = bisect_left(range(high + 1), parameters, lo=2, key=count)
+    while count(high) < parameters and high < WIDEST:
+        high = min(2 * high, WIDEST)
+    at = bisect_left(range(high), parameters, lo=2, key=count)
     return min((at - 1, at), key=lambda hidden: abs(count(hidden) - parameters))
 
 
@@ -120,14 +121,14 @@ def shapes(
         recipe.choose, vocabulary=vocabulary, characters=characters, device=device, bf16=bf16
     )
     reference, training = choose(plan.choices(REFERENCE))
-    wished = outline(reference).parameter_count()
+    wished = recipe.parameter_count(reference)
     found: dict[CellName, ModelConfig] = {}
     notes = []
     for cell in plan.cells:
         shape, _ = choose(plan.choices(cell, **_sizes(reference)))
         if plan.match == "parameters":
             shape = replace(shape, hidden=matched_hidden(shape, wished))
-            off = outline(shape).parameter_count() / wished - 1
+            off = recipe.parameter_count(shape) / wished - 1
             if abs(off) > TOLERANCE:
                 notes.append(
                     f"{cell}: {100 * abs(off):.1f} % {'more' if off > 0 else 'fewer'} parameters "

@@ -24,6 +24,7 @@ __all__ = [
     "guessed_speed",
     "loss_temperature",
     "matrix_weights",
+    "parameter_count",
     "plan_validations",
     "pressure",
     "refuse_nonsense",
@@ -306,6 +307,13 @@ def matrix_weights(shape: ModelConfig) -> int:
     """Return the weights in a model's matrices, which are nearly all of its parameters."""
     recurrence = _recurrent_weights(shape.cell, shape.layers, shape.hidden, shape.embedding)
     return recurrence + shape.vocabulary * (shape.embedding + shape.hidden)
+
+
+def parameter_count(shape: ModelConfig) -> int:
+    """Return a model's parameters, without the model: of a size that none can have, too."""
+    # A GRU has a second bias where the reset gate acts on the recurrent product.
+    biases = CELL_GATES[shape.cell] + (shape.cell == "gru")
+    return matrix_weights(shape) + shape.layers * biases * shape.hidden + shape.vocabulary
 
 
 def _recurrent_weights(cell: CellName, layers: int, hidden: int, embedding: int) -> int:

@@ -28,6 +28,7 @@ from charrnn.recipe import (
     choose,
     loss_temperature,
     matrix_weights,
+    parameter_count,
     plan_validations,
     pressure,
     refuse_nonsense,
@@ -474,10 +475,18 @@ class TestRegularisation:
         assert pressure(10, 300_000, 400_000) == 7.5
 
     @pytest.mark.parametrize("cell", CELL_NAMES)
-    def test_the_weights_of_the_matrices_are_those_of_the_model(self, cell: CellName) -> None:
-        shape = ModelConfig(cell=cell, vocabulary=13, layers=3, hidden=7, embedding=5)
-        matrices = [weight for weight in outline(shape).parameters() if weight.dim() == 2]
+    @pytest.mark.parametrize("layers", [1, 2, 5])
+    @pytest.mark.parametrize(("hidden", "embedding"), [(7, 5), (1, 9), (2, 1)])
+    def test_weights_are_counted_as_the_model_has_them(
+        self, cell: CellName, layers: int, hidden: int, embedding: int
+    ) -> None:
+        shape = ModelConfig(
+            cell=cell, vocabulary=13, layers=layers, hidden=hidden, embedding=embedding
+        )
+        model = outline(shape)
+        matrices = [weight for weight in model.parameters() if weight.dim() == 2]
         assert matrix_weights(shape) == sum(weight.numel() for weight in matrices)
+        assert parameter_count(shape) == model.parameter_count()
 
     def test_a_plain_rnn_has_its_weights_dropped_alone_and_later(self) -> None:
         at_16, at_256 = regularisation("rnn", 16), regularisation("rnn", 256)

@@ -372,11 +372,19 @@ HUGE = ("1e39", "1" + "0" * 30, "1" + "0" * 400, "2147483647", "100000000")
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", *HUGE])
-@pytest.mark.parametrize("option", [o for o, values in TRAIN.items() if values is NUMBERS])
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        (name, option)
+        for name in ("train", "compare")
+        for option, values in OPTIONS[name].items()
+        if values is NUMBERS
+    ],
+)
 @pytest.mark.usefixtures("model")
-def test_each_option_alone(folder: Path, option: str, value: str) -> None:
+def test_each_option_alone(folder: Path, name: str, option: str, value: str) -> None:
     shutil.rmtree(folder / "run", ignore_errors=True)
-    result = run_cli(*words_of(("train", [(option, value)], []), folder))
+    result = run_cli(*words_of((name, [(option, value)], []), folder))
     assert flaw(result) is None, result
     if value in ("-1", "nan", "inf"):
         assert result.code == 2, "no option takes it"
