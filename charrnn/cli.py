@@ -428,6 +428,7 @@ def train(
 
         from charrnn.comparison import refuse_comparison
         from charrnn.device import choose_device
+        from charrnn.reading import refuse_text_within
         from charrnn.resuming import resume as resume_run
         from charrnn.runfolder import RunFolder
         from charrnn.starting import start as start_run
@@ -436,6 +437,8 @@ def train(
         where = choose_device(device)
         path = run or _default_run(text.texts, cell or _cell_of(init_from))
         refuse_comparison(path)
+        if not resume:
+            refuse_text_within(text, path, "a run")
         take = RunFolder.open_existing if resume else RunFolder.create
         folder = stack.enter_context(take(path, 1 if keep is None else keep, command))
         typed = spooled(text.texts, stack, stop)

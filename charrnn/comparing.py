@@ -38,7 +38,6 @@ from charrnn.comparison import (
 )
 from charrnn.config import CellName, ModelConfig
 from charrnn.corpus import Part, scan
-from charrnn.decoding import text_encoding
 from charrnn.device import multiplies_bf16
 from charrnn.disk import write_json
 from charrnn.errors import (
@@ -49,10 +48,15 @@ from charrnn.errors import (
     UsageError,
 )
 from charrnn.evaluation import Interrupted, Scores, run_once, score
-from charrnn.files import embedded_corpus, text_within
+from charrnn.files import embedded_corpus
 from charrnn.lock import LOCK
 from charrnn.metrics import LOG, read_metrics
-from charrnn.reading import divide, refuse_another_text, refuse_too_short
+from charrnn.reading import (
+    divide,
+    refuse_another_text,
+    refuse_text_within,
+    refuse_too_short,
+)
 from charrnn.resuming import resume
 from charrnn.run import Run
 from charrnn.runfolder import RESULT, RunFolder, has_state
@@ -212,14 +216,9 @@ def compare(
     Raises:
         CharrnnError: the text, the folder or a checkpoint is not usable.
     """
-    texts = (*plan.texts, *plan.valid)
     if new:
         _refuse_used(folder)
-        if (text := text_within(texts, folder, text_encoding(_read_as(plan)))) is not None:
-            raise RunFolderError(
-                f"{shown(folder)}: {shown(text)} is in it, and a comparison's folder is not read "
-                "as text: choose another folder with --run"
-            )
+        refuse_text_within(plan.text(), folder, "a comparison")
     runs = [(seed, cell, folder / plan.run_name(seed, cell)) for seed, cell in plan.runs()]
     kept = None if new else open_plan(folder)
     known = kept.seeds if kept else 0
@@ -325,18 +324,14 @@ def _refuse_foreign_runs(added: Iterable[Path], instead: str) -> None:
             )
 
 
-def _read_as(plan: Plan) -> str:
-    """Return the encoding of a comparison's text, as it was named."""
-    return "utf-8" if plan.encoding is None else plan.encoding
-
-
 def _read_text(plan: Plan) -> tuple[Part, Plan]:
     """Read a comparison's text, and see that it is the one and leaves something for all parts.
 
     Returns:
         What to train on, and the plan with the text's fingerprints.
     """
-    corpus = scan(plan.texts or embedded_corpus(), _read_as(plan))
+    encoding = "utf-8" if plan.encoding is None else plan.encoding
+    corpus = scan(plan.texts or embedded_corpus(), encoding)
     train, valid, test = divide(corpus, plan.text())
     if plan.fingerprint is not None:
         _refuse_another_text(plan, train, valid)

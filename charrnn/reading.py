@@ -17,8 +17,8 @@ from charrnn.checkpoint import LAST, MAX_HEADER, Checkpoint, find, read_descript
 from charrnn.config import PartName, Record, TextChoices
 from charrnn.corpus import DIGEST, Corpus, Part, Split, exact, scan, split
 from charrnn.decoding import BYTES, is_own_name, text_encoding
-from charrnn.errors import CheckpointError, CorpusError, UsageError
-from charrnn.files import embedded_corpus
+from charrnn.errors import CheckpointError, CorpusError, RunFolderError, UsageError
+from charrnn.files import embedded_corpus, text_within
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import shown
 
@@ -31,6 +31,7 @@ __all__ = [
     "recorded_part",
     "refuse_another_text",
     "refuse_other_symbols",
+    "refuse_text_within",
     "refuse_too_many_names",
     "refuse_too_short",
 ]
@@ -165,6 +166,28 @@ def absolute_names(texts: Sequence[str]) -> tuple[str, ...]:
 def readable(texts: Sequence[str], spooled: Path | None) -> list[str]:
     """Return the names to read: where standard input was put stands for it."""
     return [str(spooled) if name == "-" and spooled else name for name in texts]
+
+
+def refuse_text_within(text: TextChoices, folder: Path, what: str) -> None:
+    """Refuse to make a folder a run's that holds text: that would be left out (``find_files``).
+
+    Args:
+        text: what is to be read.
+        folder: where the run is to be, or the comparison.
+        what: which of the two, for the message.
+
+    Raises:
+        RunFolderError: a text that is not named itself is in the folder.
+        UsageError: Python has no such encoding.
+    """
+    names = [name for name in (*text.texts, *text.valid) if name != "-"]
+    encoding = text_encoding("utf-8" if text.encoding is None else text.encoding)
+    with suppress(CorpusError):  # what is not there is refused where it is read
+        if (found := text_within(names, folder, encoding)) is not None:
+            raise RunFolderError(
+                f"{shown(folder)}: {shown(found)} is in it, and {what}'s folder is not read as "
+                "text: choose another folder with --run"
+            )
 
 
 def divide(corpus: Corpus, text: TextChoices) -> Split:

@@ -857,6 +857,38 @@ class TestTrain:
         assert "left out (written by a run)" in result.err
         assert cli("train", "--run", result.out.strip(), "--resume", "--steps", 5).code == 0
 
+    @pytest.mark.parametrize(
+        ("texts", "run", "held"),
+        [
+            (("*.txt",), ".", "a.txt"),
+            ((".",), "books", "books/b.txt"),
+            (("books",), "books", "books/b.txt"),
+            (("a.txt", "--valid", "books"), "books", "books/b.txt"),
+        ],
+    )
+    def test_a_folder_that_holds_the_text_is_refused(
+        self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        texts: tuple[str, ...], run: str, held: str,
+    ) -> None:  # fmt: skip
+        """Its text would be left out, as written by a run, which it is the next moment."""
+        monkeypatch.chdir(tmp_path)
+        Path("books").mkdir()
+        for name in ("a.txt", "books/b.txt"):
+            Path(name).write_text(make_prose(300))
+        assert one_line(cli("train", *texts, "--run", run, *QUICK)) == (
+            f"charrnn: {run}: {held} is in it, and a run's folder is not read as text: choose "
+            "another folder with --run\n"
+        )
+        assert sorted(map(str, Path().rglob("*"))) == ["a.txt", "books", "books/b.txt"]
+
+    def test_a_text_that_is_named_itself_may_lie_in_the_run_s_folder(
+        self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("a.txt").write_text(make_prose(300))
+        assert cli("train", "a.txt", "--run", ".", *QUICK).code == 0
+        assert "holds a run already" in one_line(cli("train", "*.txt", "--run", ".", *QUICK))
+
     @pytest.mark.parametrize("name", ["a b.txt", "x" * 300])
     def test_the_run_that_is_likely_meant_is_named(
         self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
