@@ -366,8 +366,9 @@ def _refuse_another_shape(path: Path, has: tuple[int, int], shape: ModelConfig) 
     wanted = (shape.layers, shape.hidden)
     if has != wanted:
         raise UsageError(
-            f"{shown(path)} has {has[0]} x {has[1]} units, and here it would be {wanted[0]} x "
-            f"{wanted[1]}: go on with the comparison on the machine and --device it began on"
+            f"{shown(path)} has {has[0]} x {has[1]} units, and now it would be {wanted[0]} x "
+            f"{wanted[1]}: the defaults have changed since: go on with the version of charrnn that "
+            "began it, or compare anew in another folder with --run"
         )
 
 

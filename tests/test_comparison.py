@@ -1131,7 +1131,7 @@ class TestCompare:
         events = compare(folder, plan, new=True, device=CPU)
         next(event for event in events if isinstance(event, RunScored))
         events.close()  # type: ignore[attr-defined]
-        with pytest.raises(UsageError, match="1 x 12 units, and here it would be 1 x 16"):
+        with pytest.raises(UsageError, match="1 x 12 units, and now it would be 1 x 16: the def"):
             list(compare(folder, replace(plan, hidden=7), new=False, device=CPU))
 
     def test_nor_where_the_first_run_was_begun(self, prose: Path, tmp_path: Path) -> None:
@@ -1144,7 +1144,7 @@ class TestCompare:
         for event in compare(tmp_path, plan, new=True, device=CPU, should_stop=should_stop):
             if isinstance(event, RunStarted):
                 begun = event
-        with pytest.raises(UsageError, match="units, and here it would be"):
+        with pytest.raises(UsageError, match="units, and now it would be"):
             list(compare(tmp_path, replace(plan, hidden=7), new=False, device=CPU))
 
     @pytest.mark.parametrize("when", ["resumed", "between two runs"])
