@@ -372,7 +372,7 @@ def standalone(svg: str) -> str:
     )
     paper = (
         f"<style>:root {{ {SANS} {LIGHT} }} @media screen and (prefers-color-scheme: dark) "
-        f"{{ :root {{ {DARK} }} }}</style>\n"
+        f"{{ :root {{ {DARK} }} }} svg * {{ stroke-linejoin: round }}</style>\n"
         '<rect width="100%" height="100%" style="fill: var(--paper)"/>'
     )
     return svg.replace("<svg", head, 1).replace("</desc>", f"</desc>\n{paper}", 1)
@@ -637,7 +637,7 @@ def _svg(figure: Figure, name: str, title: str, about: str) -> str:
     assert found, "matplotlib's SVG has a viewBox"
     box, inside = found[1], found[2]
     inside = re.sub(r"<metadata>.*?</metadata>", "", inside, flags=re.DOTALL)
-    # It would rule the whole page; page.py says the same of its figures.
+    # It would rule the whole page; page.py and ``standalone`` say the same of their figures.
     inside = re.sub(r"<style .*?</style>", "", inside, flags=re.DOTALL)
     # Ids are unique in a page, not in a figure only; most of them nobody refers to.
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', inside))

@@ -990,13 +990,15 @@ class TestChartsOfTheInside:
 
 
 def test_a_figure_can_stand_alone() -> None:
-    """As a file it brings what a page gives it: a size, paper, every colour it names."""
+    """As a file it brings what a page gives it: a size, paper, joins, every colour it names."""
     chart = line_chart("alone", "A < B", [Line("a", [1, 2], [3, 4], 0)], x_label="x", y_label="y")
     root = ET.fromstring(standalone(chart))
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert float(root.get("width", 0)) > float(root.get("height", 0)) > 0
     assert [root.findtext(f"{{*}}{name}") for name in ("title", "missing")] == ["A < B", None]
     light, dark = (root.findtext("{*}style") or "").split("@media")
+    assert "svg * { stroke-linejoin: round" in dark
+    assert "svg * { stroke-linejoin: round" in STYLE
     for name in set(re.findall(r"var\((--[\w-]+)\)", standalone(chart))):
         assert f"{name}:" in light
         assert f"{name}:" in dark or name == "--sans"
