@@ -22,6 +22,8 @@ __all__ = ["LoggedRun", "learning_section", "other_texts", "own_runs", "per"]
 POINTS = 150
 #: What the lines of a training are the loss on.
 HELD_OUT, LEARNT = "what is held out to validate", "the text being learnt"
+#: What sets a loss on the latter apart from one on the former.
+LEARNING = "taken before each update, with dropout and loss temperature if there are any"
 #: Share of a training from which on its losses set the scale: what is before is a cliff.
 SCALE_FROM = 0.1
 
@@ -90,14 +92,17 @@ def learning_section(runs: Sequence[LoggedRun], more: str, unit: str = "characte
     low, top = float(y_all.min()), max(map(_settled_most, drawn))
     room = 0.06 * (top - low) or 0.1
     on = " or ".join(dict.fromkeys(curve.on for curve in curves))
-    thin = f"; thin lines: on {LEARNT}" if any(len(curve.thin_N3) for curve in curves) else ""
+    has_thin = any(len(curve.thin_N3) for curve in curves)
+    thin = f"; thin lines: on {LEARNT}" if has_thin else ""
+    has_learnt = has_thin or any(curve.on == LEARNT for curve in curves)
+    unlike = f"Loss on {LEARNT} is {LEARNING}. " if has_learnt else ""
     is_cut = y_all.max() > top + room
     cut = f" What lies above {top + room:.2f}, at the start, is cut off." if is_cut else ""
     return page.section(
         "Learning" + per(unit),
         page.figure(
             _curve_charts(curves, unit, (low - room, top + room)),
-            f"Marked lines: loss on {on}{thin}. {more}"
+            f"Marked lines: loss on {on}{thin}. {unlike}{more}"
             f"Nats per {unit} where the named lines end: {', '.join(ends)}.{cut}",
         ),
     )
