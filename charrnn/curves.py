@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charrnn import page
-from charrnn.figures import Line, line_chart
+from charrnn.figures import PLAIN, Line, line_chart
 from charrnn.portrait import Portrait, Row
 
 __all__ = ["LoggedRun", "learning_section", "other_texts", "own_runs", "per"]
@@ -34,6 +34,7 @@ class LoggedRun(NamedTuple):
     label: str
     """The first with a curve, of those that share it, is named."""
     style: int
+    """The place of its model, or cell, in the page: many have their styles in turns."""
     log: Sequence[Row]
 
 
@@ -131,14 +132,15 @@ def _curve_charts(
 
 def _curve(run: LoggedRun) -> _Curve | None:
     """Return a run's losses: on what is held out, with the others beside, or those alone."""
+    style = run.style % PLAIN
     trained = _thinned(_losses(run.log, "train_nats_per_char"))
     validated = _losses(run.log, "valid_nats_per_char")
     if len(validated):
         # A point is no thin line: it would look like one of the main line's.
         thin = trained if len(trained) > 1 else trained[:0]
-        return _Curve(run.label, run.style, HELD_OUT, validated, thin)
+        return _Curve(run.label, style, HELD_OUT, validated, thin)
     if len(trained):
-        return _Curve(run.label, run.style, LEARNT, trained, trained[:0])
+        return _Curve(run.label, style, LEARNT, trained, trained[:0])
     return None
 
 

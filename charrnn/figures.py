@@ -39,6 +39,7 @@ from charrnn.wording import counted
 __all__ = [
     "DARK",
     "LIGHT",
+    "PLAIN",
     "SANS",
     "STYLES",
     "Dots",
@@ -86,6 +87,8 @@ ON_PAPER = "stroke: var(--paper); stroke-width: 3; paint-order: stroke"
 MARKERS = ("o", "s", "^", "D", "v", "P")
 #: Styles that differ; the one after the last looks like the first.
 STYLES = len(SERIES)
+#: The last of them, grey: of what is not a model. Many models have those before it, in turns.
+PLAIN = STYLES - 1
 
 #: Of a chart, in inches of 72 units of the drawing; text is 10 or 11 units high.
 WIDTH, HEIGHT = 5.0, 3.2

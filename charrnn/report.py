@@ -23,6 +23,7 @@ from charrnn.config import InspectConfig
 from charrnn.curves import LoggedRun, learning_section, other_texts, own_runs, per
 from charrnn.evaluation import Scores, in_bits
 from charrnn.figures import (
+    PLAIN,
     Dots,
     Line,
     dot_chart,
@@ -51,9 +52,6 @@ from charrnn.surprise import surprise, surprise_mark, surprise_ranges
 from charrnn.wording import counted, joined
 
 __all__ = ["assessment_page", "comparison_page", "inspection_page"]
-
-#: The grey style: of what is not a model. Models have those before it, in turns.
-PLAIN = 5
 
 
 # The three pages -------------------------------------------------------------------------
@@ -366,7 +364,7 @@ def _positions(
     chart = line_chart(
         f"positions-{unit}",
         "Loss by position after a reset of the state",
-        [Line(label, *_grouped(scores.nats_T), style) for style, label, scores in measured],
+        [Line(label, *_grouped(scores.nats_T), style % PLAIN) for style, label, scores in measured],
         x_label=f"{unit}s of context",
         y_label=f"nats per {unit}",
         x_log=True,

@@ -1157,14 +1157,20 @@ def test_curves_on_different_texts_are_said_to_be_that() -> None:
 
 
 def test_no_model_has_the_grey_of_what_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    chart = mock.Mock(return_value="")
-    monkeypatch.setattr("charrnn.report.dot_chart", chart)
-    drawn = [portrait(str(n), inspection=None) for n in range(6)]
-    beside = (assessment().baselines or ())[:1]
-    assessment_page([assessment(baselines=beside) for _ in drawn], drawn, "poem", ORIGIN)
-    (dots,) = chart.call_args.args[3]
-    assert list(dots.style)[:6] == [0, 1, 2, 3, 4, 0]
-    assert set(list(dots.style)[6:]) <= {5}
+    """And each has one style in all figures."""
+    scores, positions, curves = (mock.Mock(return_value="") for _ in range(3))
+    monkeypatch.setattr("charrnn.report.dot_chart", scores)
+    monkeypatch.setattr("charrnn.report.line_chart", positions)
+    monkeypatch.setattr("charrnn.curves.line_chart", curves)
+    drawn = [portrait(str(n), inspection=None, log=log(3 + n)) for n in range(7)]
+    by_position = PositionScores(np.linspace(3, 2, 10), 7)
+    one = assessment(baselines=(Baseline("xz", 2.0, ""),), by_position=by_position)
+    assessment_page([one for _ in drawn], drawn, "poem", ORIGIN)
+    (dots,) = scores.call_args.args[3]
+    assert list(dots.style) == [0, 1, 2, 3, 4, 0, 1, 5]
+    for chart, times in ((positions, 1), (curves, 2)):
+        found = [line.style for line in chart.call_args.args[2]]
+        assert found == [n % 5 for n in range(7) for _ in range(times)]
 
 
 def test_a_comparison_looks_into_each_model_by_its_own_seed_and_window(
