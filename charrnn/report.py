@@ -392,7 +392,7 @@ def _grouped(nats_T: NDArray[np.float64]) -> tuple[list[int], list[float]]:
 
 
 def _samples(portraits: Sequence[Portrait]) -> str:
-    unit, _ = _unit(portraits)
+    units = dict.fromkeys("bytes" if one.of_bytes else "characters" for one in portraits)
     how = f"--length {SAMPLE.length} --temperature {SAMPLE.temperature:g} --seed {SAMPLE.seed}"
     return page.section(
         "Samples",
@@ -400,7 +400,7 @@ def _samples(portraits: Sequence[Portrait]) -> str:
             (one.label, page.plain(one.sample, f"Sample of {one.label}")) for one in portraits
         ),
         page.note(
-            f"What each model writes by itself, {counted(SAMPLE.length, unit)} from an empty "
+            f"What each model writes by itself, {SAMPLE.length} {' or '.join(units)} from an empty "
             f"prompt, all from the same random numbers (charrnn sample RUN {how})."
             if len(portraits) > 1
             else f"What the model writes by itself (charrnn sample RUN {how})."

@@ -642,6 +642,21 @@ def test_coloured_text_can_be_read(scheme: int) -> None:
     assert contrast(value("loud"), [*bytes.fromhex(value("on-loud")[1:])]) >= 4.5
 
 
+@pytest.mark.parametrize(
+    ("of_bytes", "said"),
+    [
+        ((False, False), "600 characters from"),
+        ((True, True), "600 bytes from"),
+        ((True, False), "600 bytes or characters from"),
+    ],
+)
+def test_samples_are_as_long_as_their_models_count(of_bytes: tuple[bool, ...], said: str) -> None:
+    drawn = [portrait(str(n), of_bytes=one, log=()) for n, one in enumerate(of_bytes)]
+    models = [assessment(of_bytes=one) for one in of_bytes]
+    page = check(assessment_page(models, drawn, "poem", ORIGIN))
+    assert any(f"What each model writes by itself, {said} an" in text for text in page.texts["p"])
+
+
 class TestInspectionPage:
     def test_scaling_is_not_called_clipping(self) -> None:
         history = Clipping(None, None, 0.5, 20, 3.0, 0.75, (Period(1, 20, 1, 2, 3, 0.75),))
