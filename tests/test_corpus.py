@@ -449,6 +449,16 @@ class TestSplit:
         assert (valid.start, valid.stop) == (1_003_854, 1_115_394)
         assert test is None
 
+    def test_of_enwik8(self) -> None:
+        """90, 5 and 5 million bytes, as docs/coming-from.md says; the text is cut, not read."""
+        corpus = Corpus((), "bytes", 10**8, "", (), {})
+        train, valid, test = split(corpus, 0.05, 0.05)
+        assert (train.start, train.stop) == (0, 90_000_000)
+        assert valid is not None
+        assert (valid.start, valid.stop) == (90_000_000, 95_000_000)
+        assert test is not None
+        assert (test.start, test.stop) == (95_000_000, 100_000_000)
+
     @pytest.mark.parametrize(
         ("valid_share", "test_share", "borders"),
         [
