@@ -25,8 +25,11 @@ from charrnn.checkpoint import (
     read_description,
     save,
 )
+from charrnn.config import CellName
 from charrnn.errors import CheckpointError, RunFolderError
+from charrnn.trained import load_model
 from tests.conftest import refusing
+from tests.small import each_cell
 
 DTYPES = (
     torch.float64,
@@ -137,6 +140,26 @@ def test_safetensors_reads_our_files(tmp_path: Path) -> None:
     assert info["format"] == checkpoint.FORMAT == 1
     assert info["charrnn"] == __version__
     assert info["torch"] == torch.__version__
+
+
+@each_cell
+def test_the_documentation_s_torch_nn_predicts_what_the_model_does(cell: CellName) -> None:
+    root = Path(__file__).parent.parent
+    page = (root / "docs" / "reliability.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for block in page.split("```python\n")[1:]:
+        exec(block.split("```")[0], names)
+    path = root / "tests" / "data" / f"format-1-{cell}.safetensors"
+    model, vocabulary, _ = load_model(path, torch.device("cpu"))
+    assert all(layer.bias.abs().min() > 0 for layer in model.layers())
+    ids_TB = torch.randint(vocabulary.size, (9, 3), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected_TBV, _ = model(ids_TB)
+        embedding, recurrence, head = names["in_torch"](path)
+        out_TBH, state = recurrence(embedding(ids_TB[:5]))
+        rest_TBH, _ = recurrence(embedding(ids_TB[5:]), state)
+        logits_TBV = head(torch.cat([out_TBH, rest_TBH]))
+    torch.testing.assert_close(logits_TBV, expected_TBV)
 
 
 def test_the_reader_in_the_documentation_reads_our_files(tmp_path: Path) -> None:
