@@ -237,14 +237,18 @@ def test_the_page_of_defaults_has_the_formulas_of_dropout(p: int) -> None:
 
 def test_the_readme_s_python_does_what_it_says() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (program,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    golden = ROOT / "tests" / "data" / "format-1-lstm.safetensors"
+    sampled, likely = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    golden = str(ROOT / "tests" / "data" / "format-1-lstm.safetensors")
     shown = "checkpoints/poems-lstm"
-    assert shown in program
-    done = subprocess.run(
-        [sys.executable, "-c", program.replace(shown, str(golden))],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert re.fullmatch(r"\[('.+', ){4}'.+'\] tensor\(\[(0\.\d+, ){4}0\.\d+\]\)\n", done.stdout)
+    assert shown in sampled
+
+    def printed(*words: str) -> str:
+        command = [sys.executable, *words]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
+        return done.stdout
+
+    both = printed("-c", sampled.replace(shown, golden) + likely)
+    text, likeliest = both[:200], both[200:]
+    assert re.fullmatch(r"\n\[('.+', ){4}'.+'\] tensor\(\[(0\.\d+, ){4}0\.\d+\]\)\n", likeliest)
+    options = ["--prompt", "The sea", "--length", "200", "--temperature", "0.7"]
+    assert printed("-m", "charrnn", "sample", golden, *options) == text
