@@ -8,12 +8,15 @@ import sys
 import torch
 
 from charrnn.errors import UsageError
+from charrnn.wording import counted
 
 __all__ = [
     "choose_device",
     "has_capability",
+    "in_words",
     "is_here",
     "keep_freed_memory",
+    "kind_in_words",
     "multiplies_bf16",
     "synchronise",
 ]
@@ -49,6 +52,24 @@ def is_here(name: str) -> bool:
         or (name == "cuda" and torch.cuda.is_available())
         or (name == "mps" and torch.backends.mps.is_available())
     )
+
+
+def in_words(device: torch.device) -> str:
+    """Return a device with what tells it from others of its kind."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return kind_in_words(device.type, torch.get_num_threads(), name)
+
+
+def kind_in_words(kind: str, threads: int, name: str = "") -> str:
+    """Return a device as ``in_words`` does.
+
+    Args:
+        kind: "cpu", "cuda" or "mps".
+        threads: that a CPU computes with.
+        name: of a GPU; "": not known.
+    """
+    detail = counted(threads, "thread") if kind == "cpu" else name
+    return f"{kind} ({detail})" if detail else kind
 
 
 def synchronise(device: torch.device) -> None:

@@ -9,13 +9,11 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Group, RenderableType
 from rich.constrain import Constrain
 from rich.live import Live
@@ -27,8 +25,19 @@ from rich.table import Table
 from rich.text import Text
 
 from charrnn.assembling import MOST_COMPRESSED
+from charrnn.device import in_words
 from charrnn.evaluation import in_bits
 from charrnn.run import Run
+from charrnn.run_words import (
+    LABEL,
+    best_line,
+    bits,
+    both_units,
+    come_to,
+    held_back,
+    introduction,
+    why_ended,
+)
 from charrnn.terminal import Output, in_rows, say, to_json
 from charrnn.training import (
     SHOWN_TEMPERATURE,
@@ -52,8 +61,6 @@ __all__ = ["Display", "open_display"]
 SAMPLE_ROWS = 7
 #: Columns of the live figures: as many as there is room for, wide enough for most runs.
 GRIDS = ((12, 14, 15, 14), (17, 14), (0,))
-#: Columns of what stands before the lines of the introduction.
-LABEL = 8
 #: Seconds between the plain lines of a log.
 PLAIN_EVERY = 10.0
 
@@ -97,14 +104,6 @@ def open_display(*, as_json: bool, quiet: bool) -> Display:
     return _PlainLines()
 
 
-def _both_units(nats: float) -> str:
-    return f"{nats:.4f} nats ({_bits(nats)})"
-
-
-def _bits(nats: float) -> str:
-    return f"{in_bits(nats):.3f} bits"
-
-
 def _introduction(run: Run, known: set[str] | None) -> Iterable[str]:
     """Yield what the run is, but for what is known of it."""
     lines = list(_portrayed(run))
@@ -119,28 +118,16 @@ def _introduction(run: Run, known: set[str] | None) -> Iterable[str]:
 
 def _portrayed(run: Run) -> Iterable[str]:
     """Yield what the run is: each derived number once."""
-    shape, corpus = run.model.config, run.train.corpus
-    held = f", {run.valid.characters:,} held out to validate" if run.valid else ", none held out"
-    if run.text.test:
-        held += f", {run.text.test[1] - run.text.test[0]:,} to test"
-    files = f", in {len(corpus.files):,} files" if len(corpus.files) > 1 else ""
-    unit = _unit(run)
-    trained = counted(run.train.characters, unit)
-    yield f"text    {_text(run.text.texts)}: {trained} to train on{held}{files}"
-    yield (
-        f"model   {shape.cell.upper()} {shape.layers} x {shape.hidden}, embedding "
-        f"{shape.embedding}, {run.model.parameter_count():,} parameters, "
-        f"{shape.vocabulary:,} symbols"
-    )
-    yield f"data    {_data(run)}"
-    yield f"update  {_update(run)}"
-    yield f"device  {_device(run.device)}, {run.config.precision}; {_budget(run)}"
+    described = run.description
+    # A run that goes on starts with what it has been planned with.
+    yield from introduction(described, in_words(run.device), is_planned=run.resumed)
     (mark, nats), *others = run.baselines.items()
     rest = (f", {word} {nats:.3f} ({in_bits(nats):.3f})" for word, nats in others)
     first = ""
     if run.valid is not None and run.valid.predicted.characters > MOST_COMPRESSED:
         first = f" of the first {MOST_COMPRESSED:,}"
-    yield f"to beat {mark} {nats:.3f} nats a {unit} ({_bits(nats)}){''.join(rest)}{first}"
+    price = f"{mark} {nats:.3f} nats a {described.unit} ({bits(nats)})"
+    yield f"to beat {price}{''.join(rest)}{first}"
     yield f"run     {shown(run.folder.path)}"
     yield from (f"note: {note}" for note in run.notes)
     if run.resumed:
@@ -148,120 +135,11 @@ def _portrayed(run: Run) -> Iterable[str]:
         yield f"resumed at step {progress.step:,}, after {duration(progress.seconds)} of training"
 
 
-def _unit(run: Run) -> str:
-    """Return what the model reads one after another."""
-    return "byte" if run.vocabulary.is_bytes else "character"
-
-
-def _text(names: Sequence[str]) -> str:
-    """Return what a text is called: the first of its names, from the current folder."""
-    if not names:
-        return "Python's own library"
-    first = "standard input" if names[0] == "-" else shown(names[0])
-    with suppress(ValueError, FileNotFoundError):  # elsewhere, or in a folder that is gone
-        first = shown(Path(names[0]).relative_to(Path.cwd()))
-    return first if len(names) == 1 else f"{first} and {counted(len(names) - 1, 'name')} more"
-
-
-def _data(run: Run) -> str:
-    """Return how the text is read in training."""
-    config = run.config
-    window = f"windows of {config.bptt}"
-    if config.loss_last:
-        window += f" (loss on the last {config.loss_last})"
-    if config.reset_state:
-        window += ", each from the zero state"
-    steps = counted(run.lanes.chunks_per_pass, "step")
-    return f"{counted(config.batch_size, 'lane')}, {window}, {steps} an epoch"
-
-
-def _update(run: Run) -> str:
-    """Return what makes an update, and what holds the weights back."""
-    config = run.config
-    rates = f"Muon {config.lr:g} and AdamW {config.lr_adam:g}"
-    if config.optimiser != "muon":
-        rates = f"{'SGD' if config.optimiser == 'sgd' else 'AdamW'} {config.lr:g}"
-    clip = f"clip norm {config.clip_norm:g}" if config.clip_norm else "no clipping"
-    if config.clip_value:
-        clip = f"clip value {config.clip_value:g}"
-    if config.scale_norm:
-        clip = f"scaled to norm {config.scale_norm:g}"
-    held = _held_back(run, by_plan=False)
-    return ", ".join([rates, clip, *held, f"seed {config.seed}"])
-
-
-def _device(device: torch.device) -> str:
-    """Return a device with what tells it from others of its kind."""
-    if device.type == "cpu":
-        return f"cpu ({counted(torch.get_num_threads(), 'thread')})"
-    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
-
-
-def _dropout(run: Run) -> list[str]:
-    shape, masks = run.model.config, run.config.dropout_masks
-    drops = []
-    if shape.dropout:
-        drops.append(f"dropout {shape.dropout:g}{f' ({masks} masks)' if masks > 1 else ''}")
-    if shape.weight_drop:
-        drops.append(f"weight drop {shape.weight_drop:g}")
-    return drops
-
-
-def _decay(run: Run) -> list[str]:
-    too = " (embedding and head too)" if run.config.decay_embedding else ""
-    share = run.config.weight_decay
-    return [f"weight decay {share:g}{too}"] if share else []
-
-
-def _temperature(run: Run) -> list[str]:
-    temperature = run.config.loss_temperature
-    return [f"loss temperature {temperature:g}"] if temperature != 1 else []
-
-
-def _held_back(run: Run, *, by_plan: bool) -> list[str]:
-    """Return what keeps a model from learning its text by heart: by a plan, or known at a start.
-
-    A run that goes on starts with what it has been planned with.
-    """
-    config = run.config
-    drops = _dropout(run) or (["no dropout"] if by_plan else [])
-    kinds = (
-        (config.dropout_by_plan, drops),
-        (config.decay_by_plan, _decay(run)),
-        (config.temperature_by_plan, _temperature(run)),
-    )
-    return [
-        one
-        for planned, said in kinds
-        if (planned if by_plan else run.resumed or not planned)
-        for one in said
-    ]
-
-
-def _budget(run: Run) -> str:
-    config = run.config
-    if config.minutes is not None:
-        return counted(config.minutes, "minute")
-    steps = counted(run.progress.planned_steps or 0, "step")
-    return f"{counted(config.epochs, 'epoch')} = {steps}" if config.epochs is not None else steps
-
-
 def _ending(event: Finished, run: Run) -> Iterable[str]:
-    progress = run.progress
-    what = {
-        "done": "done",
-        "patience": f"stopped early: no better validation in {run.config.patience} in a row",
-        "SIGINT": "stopped by Ctrl-C and saved",
-    }.get(event.reason, f"stopped by {event.reason} and saved")
-    yield (
-        f"{what} after {counted(progress.step, 'step')}, "
-        f"{counted(progress.characters, _unit(run))}, {duration(progress.seconds)}"
-    )
-    if progress.best_nats is not None:
-        best = f"best validation {_both_units(progress.best_nats)} at step {progress.best_step:,}"
-        scored = progress.validate_characters
-        if run.valid is not None and scored is not None and scored < run.valid.characters:
-            best += f", of the first {scored:,} characters held out"
+    progress, described = run.progress, run.description
+    yield f"{why_ended(event.reason, run.config.patience)} after {come_to(described)}"
+    if (best := best_line(described)) is not None:
+        assert progress.best_nats is not None
         yield best
         if progress.best_step == 0:
             yield f"no update made the model that it began with better: try {_tamer(run)}"
@@ -299,7 +177,7 @@ def _place(row: Mapping[str, Any], widths: tuple[int, int, int] = (0, 0, 0)) -> 
 
 
 def _validation(event: Validated, widths: tuple[int, int, int] = (0, 0, 0)) -> str:
-    valid = _both_units(event.row["valid_nats_per_char"])
+    valid = both_units(event.row["valid_nats_per_char"])
     return f"{_place(event.row, widths)}  valid {valid}{'  best' if event.best else ''}"
 
 
@@ -398,7 +276,7 @@ class _PlainLines(Display):
     def _progress(self, event: Logged) -> str:
         row = event.row
         return (
-            f"{_place(row)}  train {_both_units(row['train_nats_per_char'])}  "
+            f"{_place(row)}  train {both_units(row['train_nats_per_char'])}  "
             f"lr {_rate(row)}  gradient {row['gradient_norm']:.2f}  "
             f"{_clipped(self.run, row)}  {_speed(row)}  {duration(event.eta)} to go"
         )
@@ -410,7 +288,7 @@ class _PlainLines(Display):
 def _plain(event: Event, run: Run) -> Iterable[str]:
     """Yield the lines that live and plain displays share."""
     if isinstance(event, Planned):
-        held = ", ".join(_held_back(run, by_plan=True)) if event.regularised else ""
+        held = ", ".join(held_back(run.description, by_plan=True)) if event.regularised else ""
         minutes, to_go = run.config.minutes, ""
         if minutes is not None:
             to_go = f"; {duration(max(0.0, minutes * 60 - run.progress.seconds))} to go"
@@ -535,9 +413,9 @@ class _LiveTerminal(Display):
         bar = Padding(ProgressBar(total=total, completed=done), 0)
         if self.logged is not None:
             row = self.logged.row
-            train = f"train {_both_units(row['train_nats_per_char'])}"
+            train = f"train {both_units(row['train_nats_per_char'])}"
             valid = "valid " + (
-                _both_units(self.validated.row["valid_nats_per_char"]) if self.validated else "-"
+                both_units(self.validated.row["valid_nats_per_char"]) if self.validated else "-"
             )
             figures = [
                 f"step {row['step']:,}",

@@ -17,20 +17,20 @@ from torch import Tensor
 
 from charrnn import recipe
 from charrnn.checkpoint import Checkpoint, load
-from charrnn.config import Record, TrainConfig
+from charrnn.config import ModelConfig, Record, TrainConfig
 from charrnn.corpus import Part
 from charrnn.errors import NonFiniteError, TakenFolderError
 from charrnn.machine import processor
 from charrnn.model import CharModel
 from charrnn.reading import TextRecord
 from charrnn.runfolder import RunFolder
-from charrnn.stream import Lanes
+from charrnn.stream import Lanes, Windows
 from charrnn.trained import prefixed
 from charrnn.update import Update
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import command_line, shown
 
-__all__ = ["Progress", "Run", "Settings"]
+__all__ = ["Description", "Progress", "Run", "Settings", "resume_command"]
 
 
 @dataclass
@@ -104,10 +104,60 @@ class Progress(Record):
         """What one takes, by the mean of those made; 0 before the first."""
         return (self.validation_seconds - self.vain_seconds) / max(1, self.validations)
 
+    def is_out_of_patience(self, config: TrainConfig) -> bool:
+        """Whether the last validations, as many as ``patience``, brought no new best."""
+        patience = config.patience
+        return patience is not None and self.validations_since_best >= patience
+
+    def is_over(self, config: TrainConfig) -> bool:
+        """Whether there is no update left to do."""
+        planned = self.planned_steps
+        return self.is_out_of_patience(config) or (planned is not None and self.step >= planned)
+
+    def is_finished(self, config: TrainConfig, *, validates: bool) -> bool:
+        """Whether nothing is left to do: no update, and no validation after the last."""
+        return self.is_over(config) and (not validates or self.validated_step == self.step)
+
     def is_better_than(self, other: Progress) -> bool:
         """Whether the best validation so far is better than that of another state."""
         least = math.inf if other.best_nats is None else other.best_nats
         return self.best_nats is not None and self.best_nats < least
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a run is and how far it has come, without its text and its weights."""
+
+    shape: ModelConfig
+    parameters: int
+    of_bytes: bool
+    """Whether the model reads bytes, which stand as characters here."""
+    config: TrainConfig
+    text: TextRecord
+    files: int
+    """Of the text; 0: not known, as of one file, or of more than a checkpoint remembers."""
+    progress: Progress
+
+    @property
+    def unit(self) -> str:
+        """What the model reads one after another."""
+        return "byte" if self.of_bytes else "character"
+
+    @property
+    def steps_a_pass(self) -> int:
+        """Steps of one pass over the training part.
+
+        Raises:
+            ValueError: the part is too short for the lanes.
+        """
+        config, (first, last) = self.config, self.text.train
+        size, window = config.batch_size, config.bptt
+        return Windows.of(last - first, size, window, config.loss_last).per_pass
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do: no update, and no validation after the last."""
+        return self.progress.is_finished(self.config, validates=self.text.valid is not None)
 
 
 class Settings(NamedTuple):
@@ -176,30 +226,36 @@ class Run:
     @property
     def is_out_of_patience(self) -> bool:
         """Whether the last validations, as many as ``patience``, brought no new best."""
-        patience = self.config.patience
-        return patience is not None and self.progress.validations_since_best >= patience
+        return self.progress.is_out_of_patience(self.config)
 
     @property
     def is_over(self) -> bool:
         """Whether there is no update left to do."""
-        planned = self.progress.planned_steps
-        return self.is_out_of_patience or (planned is not None and self.progress.step >= planned)
+        return self.progress.is_over(self.config)
 
     @property
     def is_finished(self) -> bool:
         """Whether nothing is left to do: no update, and no validation after the last."""
-        return self.is_over and (
-            self.valid is None or self.progress.validated_step == self.progress.step
+        return self.progress.is_finished(self.config, validates=self.valid is not None)
+
+    @property
+    def description(self) -> Description:
+        """What the run is, and how far it has come."""
+        return Description(
+            shape=self.model.config,
+            parameters=self.model.parameter_count(),
+            of_bytes=self.vocabulary.is_bytes,
+            config=self.config,
+            text=self.text,
+            files=len(self.train.corpus.files),
+            progress=self.progress,
         )
 
     def command(self, *options: str) -> str:
         """Return the command line that goes on with this run; its owner's takes no options."""
         if self.owner is not None:
             return self.owner
-        text = ["TEXT"] if "-" in self.text.texts else []
-        return command_line(
-            ["charrnn", "train", *text, "--run", str(self.folder.path), "--resume", *options]
-        )
+        return resume_command(self.text, self.folder.path, *options)
 
     def is_kept(self, error: Exception) -> bool:
         """Whether what was saved is there after an error: the folder may be another's, or gone."""
@@ -345,3 +401,15 @@ class Run:
                     f"{self.way_back()}"
                 )
         return Checkpoint(saved, meta)
+
+
+def resume_command(text: TextRecord, folder: Path, *options: str) -> str:
+    """Return the command line that goes on with the run in a folder.
+
+    Args:
+        text: what it reads; standard input must be named anew.
+        folder: the run's.
+        options: to follow.
+    """
+    named = ["TEXT"] if "-" in text.texts else []
+    return command_line(["charrnn", "train", *named, "--run", str(folder), "--resume", *options])

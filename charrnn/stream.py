@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from charrnn.corpus import Part
 from charrnn.vocabulary import UNKNOWN, Ids, Vocabulary
 
-__all__ = ["Chunk", "Lanes", "Reader"]
+__all__ = ["Chunk", "Lanes", "Reader", "Windows"]
 
 #: Bytes that a Reader takes from its file at a time, and about what it holds of them as ids.
 #: Times the lanes, this is the memory of a stream: 64 lanes hold 2 MB of ids below 256.
@@ -63,6 +64,35 @@ class Reader:
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
+class Windows(NamedTuple):
+    """How a part is cut into lanes and windows."""
+
+    length: int
+    """Predictions of a lane."""
+    bptt: int
+    """T, at most the length."""
+    stride: int
+    """Characters from one window of a lane to the next."""
+    per_pass: int
+    """Windows of a lane: steps of one pass over the part."""
+
+    @classmethod
+    def of(cls, characters: int, batch_size: int, bptt: int, loss_last: int | None) -> Self:
+        """Return those of a part of so many characters; the rest is as for ``Lanes``.
+
+        Raises:
+            ValueError: the part has fewer predictions than lanes; ``recipe.fit_lanes`` says what
+                it has.
+        """
+        length = (characters - 1) // batch_size
+        if length < 1:
+            raise ValueError(f"{characters} characters are too few for {batch_size} lanes")
+        bptt = min(bptt, length)
+        stride = bptt if loss_last is None else min(loss_last, bptt)
+        # Rounded up: the remainder of a lane makes a short last chunk.
+        return cls(length, bptt, stride, -(-(length - (bptt - stride)) // stride))
+
+
 @dataclass(frozen=True)
 class Chunk:
     """One window of every lane."""
@@ -101,7 +131,7 @@ class Lanes:
         chunks_per_pass: steps of one pass over the part.
 
     Raises:
-        ValueError: the part has fewer than B predictions; ``recipe.fit_lanes`` says what it has.
+        ValueError: as of ``Windows.of``.
     """
 
     def __init__(
@@ -114,17 +144,12 @@ class Lanes:
         held_back: Ids | None = None,
     ) -> None:
         self.lanes = batch_size
-        self._length = (part.characters - 1) // batch_size  # predictions of a lane
-        if self._length < 1:
-            raise ValueError(f"{part.characters} characters are too few for {batch_size} lanes")
-        self.bptt = min(bptt, self._length)
-        self.stride = self.bptt if loss_last is None else min(loss_last, self.bptt)
+        self._length, self.bptt, self.stride, self.chunks_per_pass = Windows.of(
+            part.characters, batch_size, bptt, loss_last
+        )
         self._part = part
         self._vocabulary = vocabulary
         self._held_back = vocabulary.encode("") if held_back is None else held_back
-        warmup = self.bptt - self.stride
-        # Rounded up: the remainder of a lane makes a short last chunk.
-        self.chunks_per_pass = -(-(self._length - warmup) // self.stride)
 
     def position(self, step: int) -> tuple[int, int, int]:
         """Return where a step begins: the pass, the chunk in it, the character of the part.

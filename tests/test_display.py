@@ -209,7 +209,7 @@ class TestPlain:
         assert best == f"best validation 2.0794 nats (3.000 bits) at step 1,100{of}"
 
     def test_says_that_none_is_held_out(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-        run.valid = None
+        run.valid, run.text = None, replace(run.text, valid=None)
         open_display(as_json=False, quiet=False).start(run)
         first = capsys.readouterr().err.splitlines()[0]
         assert first.endswith("5,406 characters to train on, none held out")

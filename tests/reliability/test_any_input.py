@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import charrnn.sampling
 import charrnn.training
 from charrnn.cli import app
-from charrnn.run import Run
+from charrnn.run import Progress
 from tests.conftest import Result, give_memory, make_prose, run_cli, run_process
 from tests.reliability.conftest import Promise
 
@@ -47,10 +47,9 @@ def flaw(result: Result) -> str | None:
 @pytest.fixture(autouse=True)
 def soon_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the budget: three updates; whatever the length: twenty characters."""
-    is_over = Run.is_over.fget  # type: ignore[attr-defined]
-    soon = property(lambda run: run.progress.step >= 3 or is_over(run))
+    is_over = Progress.is_over
     real_sample = charrnn.sampling.sample
-    monkeypatch.setattr(Run, "is_over", soon)
+    monkeypatch.setattr(Progress, "is_over", lambda self, run: self.step >= 3 or is_over(self, run))
     monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 3)
     monkeypatch.setattr(
         charrnn.sampling, "sample", lambda *args: itertools.islice(real_sample(*args), 20)

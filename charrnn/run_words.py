@@ -1,0 +1,188 @@
+"""What a run is, and how far it has come, in the lines that ``train`` and ``inspect`` show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from charrnn.evaluation import in_bits
+from charrnn.run import Description
+from charrnn.wording import counted, duration, shown
+
+__all__ = [
+    "LABEL",
+    "best_line",
+    "bits",
+    "both_units",
+    "come_to",
+    "held_back",
+    "introduction",
+    "why_ended",
+]
+
+#: Columns of what stands before the lines of an introduction.
+LABEL = 8
+
+
+def introduction(run: Description, device: str, *, is_planned: bool) -> list[str]:
+    """Return what a run is: text, model, data, update, device and budget.
+
+    Args:
+        run: new, or one that was begun before.
+        device: where it computes, in words.
+        is_planned: whether what follows from a plan is shown, too: a new run has none yet.
+
+    Raises:
+        ValueError: as of ``Description.steps_a_pass``.
+    """
+    shape, text = run.shape, run.text
+    trained, valid, test = (
+        borders and borders[1] - borders[0] for borders in (text.train, text.valid, text.test)
+    )
+    assert trained
+    held = f", {valid:,} held out to validate" if valid else ", none held out"
+    if test:
+        held += f", {test:,} to test"
+    files = f", in {run.files:,} files" if run.files > 1 else ""
+    return [
+        f"text    {_text(text.texts)}: {counted(trained, run.unit)} to train on{held}{files}",
+        f"model   {shape.cell.upper()} {shape.layers} x {shape.hidden}, embedding "
+        f"{shape.embedding}, {run.parameters:,} parameters, {shape.vocabulary:,} symbols",
+        f"data    {_data(run)}",
+        f"update  {_update(run, is_planned)}",
+        f"device  {device}, {run.config.precision}; {_budget(run)}",
+    ]
+
+
+def _text(names: Sequence[str]) -> str:
+    """Return what a text is called: the first of its names, from the current folder."""
+    if not names:
+        return "Python's own library"
+    first = "standard input" if names[0] == "-" else shown(names[0])
+    with suppress(ValueError, FileNotFoundError):  # elsewhere, or in a folder that is gone
+        first = shown(Path(names[0]).relative_to(Path.cwd()))
+    return first if len(names) == 1 else f"{first} and {counted(len(names) - 1, 'name')} more"
+
+
+def _data(run: Description) -> str:
+    """Return how the text is read in training."""
+    config = run.config
+    window = f"windows of {config.bptt}"
+    if config.loss_last:
+        window += f" (loss on the last {config.loss_last})"
+    if config.reset_state:
+        window += ", each from the zero state"
+    steps = counted(run.steps_a_pass, "step")
+    return f"{counted(config.batch_size, 'lane')}, {window}, {steps} an epoch"
+
+
+def _update(run: Description, is_planned: bool) -> str:
+    """Return what makes an update, and what holds the weights back."""
+    config = run.config
+    rates = f"Muon {config.lr:g} and AdamW {config.lr_adam:g}"
+    if config.optimiser != "muon":
+        rates = f"{'SGD' if config.optimiser == 'sgd' else 'AdamW'} {config.lr:g}"
+    clip = f"clip norm {config.clip_norm:g}" if config.clip_norm else "no clipping"
+    if config.clip_value:
+        clip = f"clip value {config.clip_value:g}"
+    if config.scale_norm:
+        clip = f"scaled to norm {config.scale_norm:g}"
+    held = held_back(run, by_plan=None if is_planned else False)
+    return ", ".join([rates, clip, *held, f"seed {config.seed}"])
+
+
+def _budget(run: Description) -> str:
+    config = run.config
+    if config.minutes is not None:
+        return counted(config.minutes, "minute")
+    steps = counted(run.progress.planned_steps or 0, "step")
+    return f"{counted(config.epochs, 'epoch')} = {steps}" if config.epochs is not None else steps
+
+
+def held_back(run: Description, *, by_plan: bool | None) -> list[str]:
+    """Return what keeps a model from learning its text by heart.
+
+    Args:
+        run: whose model it is.
+        by_plan: only what follows from the plan, or only the rest; None: both.
+    """
+    config = run.config
+    drops = _dropout(run) or (["no dropout"] if by_plan else [])
+    kinds = (
+        (config.dropout_by_plan, drops),
+        (config.decay_by_plan, _decay(run)),
+        (config.temperature_by_plan, _temperature(run)),
+    )
+    return [one for planned, said in kinds if by_plan in (None, planned) for one in said]
+
+
+def _dropout(run: Description) -> list[str]:
+    shape, masks = run.shape, run.config.dropout_masks
+    drops = []
+    if shape.dropout:
+        drops.append(f"dropout {shape.dropout:g}{f' ({masks} masks)' if masks > 1 else ''}")
+    if shape.weight_drop:
+        drops.append(f"weight drop {shape.weight_drop:g}")
+    return drops
+
+
+def _decay(run: Description) -> list[str]:
+    too = " (embedding and head too)" if run.config.decay_embedding else ""
+    share = run.config.weight_decay
+    return [f"weight decay {share:g}{too}"] if share else []
+
+
+def _temperature(run: Description) -> list[str]:
+    temperature = run.config.loss_temperature
+    return [f"loss temperature {temperature:g}"] if temperature != 1 else []
+
+
+def why_ended(reason: str, patience: int | None) -> str:
+    """Return why a training ended.
+
+    Args:
+        reason: as ``Finished`` has it.
+        patience: the run's.
+    """
+    return {
+        "done": "done",
+        "patience": f"stopped early: no better validation in {patience} in a row",
+        "SIGINT": "stopped by Ctrl-C and saved",
+    }.get(reason, f"stopped by {reason} and saved")
+
+
+def come_to(run: Description, of: int | None = None) -> str:
+    """Return how far a run has come: steps, characters, time.
+
+    Args:
+        run: the run.
+        of: the steps of the whole, to be said beside.
+    """
+    progress = run.progress
+    steps = counted(progress.step, "step")
+    if of is not None:
+        steps = f"{progress.step:,} of {counted(of, 'step')}"
+    return f"{steps}, {counted(progress.characters, run.unit)}, {duration(progress.seconds)}"
+
+
+def best_line(run: Description) -> str | None:
+    """Return the best validation so far; None before the first."""
+    progress, valid = run.progress, run.text.valid
+    if progress.best_nats is None:
+        return None
+    best = f"best validation {both_units(progress.best_nats)} at step {progress.best_step:,}"
+    scored = progress.validate_characters
+    if valid is not None and scored is not None and scored < valid[1] - valid[0]:
+        best += f", of the first {scored:,} characters held out"
+    return best
+
+
+def both_units(nats: float) -> str:
+    """Return a loss in nats and in bits."""
+    return f"{nats:.4f} nats ({bits(nats)})"
+
+
+def bits(nats: float) -> str:
+    """Return a loss in bits."""
+    return f"{in_bits(nats):.3f} bits"
