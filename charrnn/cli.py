@@ -348,7 +348,10 @@ def train(
         int | None, typer.Option(help="Steps between validations (default: by rule).")
     ] = None,
     patience: Annotated[
-        int | None, typer.Option(help="Stop after N validations without a new best.")
+        int | None,
+        typer.Option(
+            help="Stop after N validations without a new best (default: none; the best is kept)."
+        ),
     ] = None,
     keep: Annotated[
         int | None, typer.Option(help="Earlier checkpoints to keep besides the last (default 1).")
