@@ -105,7 +105,10 @@ LossTemperature = Annotated[
 ]
 ClipNorm = Annotated[
     float | None,
-    typer.Option(help="Scale larger gradients down to this norm; 0: no clipping (default 1)."),
+    typer.Option(
+        help="Scale larger gradients down to this norm; 0: no clipping (default 1). What it does "
+        "shows with --optimiser sgd."
+    ),
 ]
 MinCount = Annotated[
     int | None,
