@@ -16,7 +16,7 @@ from charrnn.baselines import compressed_nats, uniform_nats, unigram_nats
 from charrnn.config import CELL_GATES, ModelConfig, TrainConfig
 from charrnn.corpus import Part
 from charrnn.errors import UsageError
-from charrnn.machine import memory_bytes
+from charrnn.limits import memory_bytes
 from charrnn.model import CharModel
 from charrnn.optimiser import OPTIMISERS
 from charrnn.reading import TextRecord

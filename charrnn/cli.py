@@ -35,6 +35,7 @@ from charrnn.config import (
 )
 from charrnn.errors import CharrnnError, CorpusError, UsageError
 from charrnn.files import is_text, name_of
+from charrnn.limits import allowed_cores
 from charrnn.outcome import outcome
 from charrnn.reporting import check_report, origin_of_page, refuse_overwriting, show_and_report
 from charrnn.stdio import lossy, print_path, read_prompt, say, spooled, waits_unread
@@ -181,6 +182,9 @@ def main() -> None:
         # spins; if it spins for long while something else wants its core, a step takes ten
         # times as long. Spinning for less costs a quiet machine too much (docs/diary.md).
         os.environ["GOMP_SPINCOUNT"] = "4000"
+    if "OMP_NUM_THREADS" not in os.environ and (cores := allowed_cores()) is not None:
+        # Left alone, OpenMP counts the machine's cores, and its threads would wait for their time.
+        os.environ["OMP_NUM_THREADS"] = str(cores)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             # Closed by the caller: it reads as empty and swallows what is written, and no

@@ -1,10 +1,9 @@
-"""Which machine this is: its name beside figures, its maker and memory where they matter."""
+"""Which machine this is: its name beside figures, its maker where that matters."""
 
 from __future__ import annotations
 
 import os
 import platform
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from charrnn.native import loops
 from charrnn.wording import counted
 
-__all__ = ["machine", "memory_bytes", "processor", "vendor"]
+__all__ = ["machine", "processor", "vendor"]
 
 
 def machine() -> str:
@@ -52,22 +51,6 @@ def vendor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
         cpuinfo: where Linux describes it.
     """
     return _facts(cpuinfo).get("vendor_id")
-
-
-def memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the memory that processes here can have, in bytes.
-
-    It is the machine's, or what a container is allowed of it.
-
-    Args:
-        cgroup: where Linux shows a container its limits, of version 2 or 1.
-    """
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        # There is no such file, or it says "max".
-        with suppress(OSError, ValueError):
-            limits.append(int((cgroup / name).read_text(encoding="utf-8")))
-    return min(limits)
 
 
 def _facts(cpuinfo: Path) -> dict[str, str]:

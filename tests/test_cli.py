@@ -121,6 +121,24 @@ class TestHelp:
         done = subprocess.run(words, capture_output=True, text=True, env=others | given)
         assert done.stdout.splitlines()[-1] == f"{spins} False"
 
+    @pytest.mark.parametrize(
+        ("given", "allowed", "threads"),
+        [({}, 3, "3"), ({}, None, "None"), ({"OMP_NUM_THREADS": "7"}, 3, "7")],
+    )
+    def test_no_more_threads_than_there_is_time_for(
+        self, given: dict[str, str], allowed: int | None, threads: str
+    ) -> None:
+        """Before torch is loaded, unless the environment says otherwise."""
+        code = (
+            "import os, sys\nfrom charrnn import cli\nsys.argv[1:] = ['--version']\n"
+            f"cli.allowed_cores = lambda: {allowed}\ntry:\n    cli.main()\nfinally:\n"
+            "    print(os.environ.get('OMP_NUM_THREADS'), 'torch' in sys.modules)"
+        )
+        others = {n: v for n, v in ENVIRONMENT.items() if n != "OMP_NUM_THREADS"}
+        words = [sys.executable, "-c", code]
+        done = subprocess.run(words, capture_output=True, text=True, env=others | given)
+        assert done.stdout.splitlines()[-1] == f"{threads} False"
+
     def test_version(self, cli: Cli) -> None:
         assert cli("--version") == Result(0, f"charrnn {__version__}\n", "")
 

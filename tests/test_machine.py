@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 
 import pytest
 import torch
 
-from charrnn.machine import machine, memory_bytes, processor, vendor
+from charrnn.machine import machine, processor, vendor
 from charrnn.wording import counted
 
 
@@ -39,18 +38,6 @@ def test_the_processor_s_maker(tmp_path: Path) -> None:
 def test_where_nothing_describes_it(tmp_path: Path) -> None:
     assert processor(tmp_path / "none") == platform.machine()
     assert vendor(tmp_path / "none") is None
-
-
-@pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
-def test_a_container_s_memory(tmp_path: Path, name: str) -> None:
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = tmp_path / name
-    limit.parent.mkdir(exist_ok=True)
-    for said, there in (("1234567\n", 1_234_567), ("max\n", whole), (f"{2**63}\n", whole)):
-        limit.write_text(said)
-        assert memory_bytes(tmp_path) == there
-    limit.unlink()
-    assert memory_bytes(tmp_path) == whole
 
 
 def test_the_machine_is_one_line_of_all_that_figures_depend_on() -> None:

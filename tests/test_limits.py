@@ -1,0 +1,79 @@
+"""What a process may have of the machine, as Linux shows it below /proc and /sys."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from charrnn.limits import allowed_cores, memory_bytes
+
+WHOLE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+#: Of a process in the group "a/b", by both versions; another controller's is not its.
+GROUPS = "12:pids:/elsewhere\n5:memory:/a/b\n4:cpu,cpuacct:/a/b\n0::/a/b\n"
+
+
+def limit(root: Path, group: str, **said: str) -> None:
+    """Write what a group's files say, each name with _ for the dot."""
+    folder = root / "sys/fs/cgroup" / group
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in said.items():
+        (folder / name.replace("_", ".", 1)).write_text(f"{value}\n")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Where Linux shows that a process is in some groups, and none has a limit."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(GROUPS)
+    limit(tmp_path, "a/b", memory_max="max", cpu_max="max 100000")
+    limit(tmp_path, "memory/a/b", memory_limit_in_bytes=str(2**63))
+    limit(tmp_path, "cpu/a/b", cpu_cfs_quota_us="-1", cpu_cfs_period_us="100000")
+    return tmp_path
+
+
+each_group = pytest.mark.parametrize("group", ["", "a", "a/b"])
+
+
+@each_group
+@pytest.mark.parametrize("name", ["memory_max", "memory_limit_in_bytes"])
+def test_memory_is_what_the_strictest_group_has(root: Path, group: str, name: str) -> None:
+    assert memory_bytes(root) == WHOLE
+    version = "" if name == "memory_max" else "memory/"
+    limit(root, version + group, **{name: "1234567"})
+    assert memory_bytes(root) == 1_234_567
+    limit(root, version + "elsewhere", **{name: "99"})
+    assert memory_bytes(root) == 1_234_567, "the group of another controller"
+
+
+@each_group
+@pytest.mark.parametrize("version", [1, 2])
+def test_processor_time_is_so_many_whole_cores(
+    root: Path, group: str, version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(5)), raising=False)
+    assert allowed_cores(root) is None
+    for quota, cores in ((200_000, 2), (290_000, 2), (30_000, 1), (900_000, 5)):
+        if version == 2:
+            limit(root, group, cpu_max=f"{quota} 100000")
+        else:
+            said = {"cpu_cfs_quota_us": str(quota), "cpu_cfs_period_us": "100000"}
+            limit(root, f"cpu/{group}", **said)
+        assert allowed_cores(root) == cores
+
+
+def test_a_container_s_own_group_is_the_outermost(root: Path) -> None:
+    """Its path is that of the host, where it cannot look."""
+    (root / "proc/self/cgroup").write_bytes(b"5:memory:/docker/caf\xe9\n0::/../docker\n")
+    limit(root, "", memory_max="77")
+    assert memory_bytes(root) == 77
+
+
+def test_where_nothing_is_said_there_is_no_limit(tmp_path: Path) -> None:
+    assert memory_bytes(tmp_path) == WHOLE
+    assert allowed_cores(tmp_path) is None
+    limit(tmp_path, "", memory_max="77", cpu_max="200000 100000")
+    assert memory_bytes(tmp_path) == 77
+    assert allowed_cores(tmp_path) is not None
