@@ -1,6 +1,7 @@
 """The command ``charrnn``, and ``python -m charrnn``."""
 
 import signal
+import sys
 
 __all__ = ["main"]
 
@@ -10,6 +11,8 @@ def main() -> None:
 
     Ctrl-C while that is imported ends the program without a word; then ``cli.main`` answers it.
     """
+    if sys.platform == "win32":
+        sys.exit("charrnn: Windows lacks what it needs: use it in WSL (README.md)")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from charrnn import cli

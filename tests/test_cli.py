@@ -143,6 +143,14 @@ class TestHelp:
         assert cli("--version") == Result(0, f"charrnn {__version__}\n", "")
 
 
+def test_on_windows_it_says_where_it_runs() -> None:
+    """Before it imports what is not there."""
+    code = "import sys\nfrom charrnn.__main__ import main\nsys.platform = 'win32'\nmain()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    said = "charrnn: Windows lacks what it needs: use it in WSL (README.md)\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+
+
 @pytest.mark.parametrize(
     "words", [["-m", "charrnn"], ["-c", "from charrnn.__main__ import main; main()"]]
 )
