@@ -18,6 +18,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -147,7 +148,9 @@ def why_no_compiler() -> str:
     """Return why ``find_compiler`` finds none, as "none is found here"."""
     if os.environ.get("CHARRNN_NATIVE") == "0":
         return "CHARRNN_NATIVE=0 asks for none"
-    return "CC names none" if os.environ.get("CC") else "none is found here"
+    if os.environ.get("CC"):
+        return "CC names none"
+    return f"none is found here{', and brew install gcc brings one' if _is_macos() else ''}"
 
 
 def find_compiler() -> list[str]:
@@ -159,8 +162,15 @@ def find_compiler() -> list[str]:
             return shlex.split(os.environ["CC"])
         except ValueError:  # a quote that is never closed names no compiler
             return []
-    found = (shutil.which(name) for name in ("gcc", "cc"))
+    # On macOS gcc and cc are Apple's clang, without OpenMP, or ask whether to install that. gcc
+    # itself has its version in its name there, as Homebrew has it.
+    names = [f"gcc-{version}" for version in range(16, 10, -1)] if _is_macos() else ["gcc", "cc"]
+    found = map(shutil.which, names)
     return [path for path in found if path][:1]
+
+
+def _is_macos() -> bool:
+    return sys.platform == "darwin"
 
 
 _L = TypeVar("_L", bound=Library)
@@ -230,7 +240,8 @@ def _complaint(command: list[str], folder: Path) -> str | None:
             if child.wait(_COMPILE_SECONDS) == 0:
                 return None
         except BaseException:
-            with suppress(ProcessLookupError):
+            # It has just ended by itself; macOS then says EPERM rather than ESRCH.
+            with suppress(OSError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()  # Popen would not, after a Ctrl-C
             raise

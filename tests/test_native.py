@@ -324,10 +324,29 @@ def test_without_a_compiler_there_are_no_loops_and_a_reason(
     assert native.why_none() == "CC names none"
     monkeypatch.delenv("CC")
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.platform", "linux")
     assert compiler.find_compiler() == []
     assert (native.loops(), native.why_none()) == (None, "none is found here")
     assert steps.why_none() is None, "nobody has asked"
     assert (steps.steps(), steps.why_none()) == (None, "none is found here")
+
+
+def test_on_macos_the_newest_gcc_is_taken_by_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is called gcc there is Apple's clang, without OpenMP."""
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("gcc", "cc", "gcc-10"):
+        script(tmp_path / name, "exit 1")
+    monkeypatch.setattr("sys.platform", "linux")
+    assert compiler.find_compiler() == [str(tmp_path / "gcc")]
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert compiler.find_compiler() == []
+    assert compiler.why_no_compiler() == "none is found here, and brew install gcc brings one"
+    for name in ("gcc-11", "gcc-14"):
+        script(tmp_path / name, "exit 1")
+        assert compiler.find_compiler() == [str(tmp_path / name)]
 
 
 @pytest.mark.usefixtures("temporary")
