@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import http.client
+import shlex
+import ssl
 import sys
 import urllib.error
 import urllib.request
@@ -123,6 +125,14 @@ def _download(text: Text, part: Path) -> None:
         raise FetchError(f"{text.address} answers {error.code} {error.reason}") from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            version = ".".join(map(str, sys.version_info[:2]))
+            by_hand = ["curl", "-L", "-o", str(part.with_suffix("")), text.address]
+            raise FetchError(
+                f"this Python finds no certificate that vouches for {text.address}: on macOS run "
+                f"'/Applications/Python {version}/Install Certificates.command', or fetch the text "
+                f"with {shlex.join(by_hand)}"
+            ) from None
         raise FetchError(
             f"cannot reach {text.address} ({reason}): check the network and run it again"
         ) from None

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+import ssl
 import subprocess
 import sys
+import urllib.error
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -148,6 +150,22 @@ def test_no_network(tmp_path: Path) -> None:
         fetch(text_at("http://127.0.0.1:1/"), tmp_path)
     assert str(error.value).isprintable()
     assert names(tmp_path) == []
+
+
+def test_without_certificates_the_network_is_not_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with python.org's Python on a Mac."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise urllib.error.URLError(ssl.SSLCertVerificationError(1, "certificate verify failed"))
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    text, folder = text_at("https://127.0.0.1/text"), tmp_path / "my texts"
+    with pytest.raises(FetchError, match=r"/Install Certificates\.command'") as error:
+        fetch(text, folder)
+    assert str(error.value).endswith(f"curl -L -o '{folder}/sample.txt' https://127.0.0.1/text")
+    assert "network" not in str(error.value)
 
 
 def test_folder_that_is_a_file(server: str, tmp_path: Path) -> None:
