@@ -5,6 +5,7 @@ What one model does, in a form that a reader can look at; one record a model.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import os
@@ -70,7 +71,7 @@ class Portrait:
     log: Sequence[Row]
     """Of its training; empty where there is no log any more."""
     sample: str
-    """As ``charrnn sample`` draws it with ``SAMPLE``."""
+    """As ``charrnn sample`` draws it with ``SAMPLE``, on the CPU, whatever the model is on."""
     excerpt: Sequence[tuple[str, float]]
     """The first characters of a text, each with its price in nats; the very first has 0, or
     the price of its other bytes."""
@@ -121,9 +122,12 @@ def portray(
             f"{shown(checkpoint)}: its loss is not finite, so a page cannot show it: train anew "
             "with a lower --lr"
         )
+    drawing = model
+    if model.head.weight.device.type != "cpu":
+        drawing = copy.deepcopy(model).cpu()
     try:
         with unwarned():
-            pieces = [*sample(model, vocabulary, vocabulary.encode(""), SAMPLE)]
+            pieces = [*sample(drawing, vocabulary, vocabulary.encode(""), SAMPLE)]
     except NonFiniteError as error:
         raise NonFiniteError(f"{shown(checkpoint)}: {error}") from error
     return Portrait(

@@ -55,6 +55,7 @@ from charrnn.inspection import Inspection
 from charrnn.machine import machine
 from charrnn.memory import Memory
 from charrnn.metrics import read_metrics
+from charrnn.model import CharModel
 from charrnn.norms import Clipping, Period
 from charrnn.page import STYLE, Origin, origin
 from charrnn.portrait import (
@@ -69,6 +70,7 @@ from charrnn.portrait import (
 )
 from charrnn.reading import recorded_part
 from charrnn.report import assessment_page, comparison_page, inspection_page
+from charrnn.sampling import Piece
 from charrnn.stretch import read_stretch
 from charrnn.surprise import surprise
 from charrnn.trained import load_model
@@ -1276,6 +1278,26 @@ def test_a_portrait_of_a_model_of_bytes_shows_what_its_text_is_made_of(
     assert drawn.of_bytes
     assert [character for character, _ in drawn.excerpt] == [*"é␍b\nc␍"]
     assert "é␍b↵\nc␍" in check(inspection_page(drawn, "", ORIGIN)).texts["pre"]
+
+
+def test_a_sample_is_drawn_on_the_cpu_as_by_its_command(
+    prose: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another device rounds otherwise, and draws another text; here "meta" stands for one."""
+    model, vocabulary, _ = load_model(trained, torch.device("cpu"))
+    part, places = scan([str(prose)], "utf-8").part(0, 9), []
+
+    def drawn(model: CharModel, *_: object) -> list[Piece]:
+        places.append(model.head.weight.device.type)
+        return []
+
+    monkeypatch.setattr("charrnn.portrait.sample", drawn)
+    monkeypatch.setattr("charrnn.portrait.prices", lambda *_: [Prices(1, np.zeros(8), 0)])
+    monkeypatch.setattr(CharModel, "cpu", lambda model: model.to_empty(device="cpu"))
+    for device in ("cpu", "meta"):
+        portray("x", trained, model.to(device), vocabulary, part)
+        assert model.head.weight.device.type == device, "it stays where it is"
+    assert places == ["cpu", "cpu"]
 
 
 def test_a_portrait_without_a_sample_names_the_checkpoint(prose: Path, trained: Path) -> None:
