@@ -185,13 +185,15 @@ def line_chart(
     y_label: str,
     x_log: bool = False,
     y_log: bool = False,
+    y_floor: bool = False,
     y_range: tuple[float, float] | None = None,
     rules: Sequence[Rule] = (),
     y_percent: bool = False,
 ) -> str:
     """Return a chart of lines, each labelled beside its end.
 
-    Points that are not finite, or not above zero on a logarithmic axis, are left out.
+    Points that are not finite, or not above zero on a logarithmic axis, are left out; of bands
+    such ends are at its bottom.
 
     Args:
         name: of the figure in its page: letters, digits and hyphens.
@@ -201,14 +203,16 @@ def line_chart(
         y_label: what runs upwards, with its unit.
         x_log: whether the x axis is logarithmic.
         y_log: whether the y axis is logarithmic.
+        y_floor: whether points that are not above zero are at its bottom, too; give ``y_range``.
         y_range: what is shown of y; None: all lines and bands.
         rules: levels to compare with; those in the range are drawn.
         y_percent: show shares as per cent.
     """
-    drawn = [_drawable(line, x_log=x_log, y_log=y_log) for line in lines]
+    drawn = [_drawable(line, x_log=x_log, y_log=y_log and not y_floor) for line in lines]
     drawn = [line for line in drawn if len(line.x)]
     assert drawn, "nothing to draw"
     named = [line for line in drawn if line.label]
+    says = [_line_says(line, y_percent) for line in named or drawn[:1]]
     with _figure(name, WIDTH, HEIGHT) as figure:
         right = 0.12 + (0.42 + LETTER * max(cell_len(line.label) for line in named) if named else 0)
         axes = _axes(figure, LEFT, right, y_label)
@@ -221,19 +225,21 @@ def line_chart(
         y_all = np.concatenate([end for line in drawn for end in (line.y, *(line.band or ()))])
         y_all = y_all[np.isfinite(y_all) & ((y_all > 0) | (not y_log))]
         axes.set_ylim(*(y_range or _padded(y_all, log=y_log, pad=0.06)))
+        low, high = axes.get_ylim()
+        if y_log:
+            drawn = [_floored(line, low) for line in drawn]
         for line in drawn:
             _draw_line(axes, line)
         _ticks(axes.xaxis, axes.get_xlim(), log=x_log)
         _ticks(axes.yaxis, axes.get_ylim(), log=y_log, percent=y_percent)
         axes.set_xlabel(x_label, fontsize=TEXT, labelpad=4)
-        low, high = axes.get_ylim()
         rules = [rule for rule in rules if low <= rule.y <= high]
         for rule in rules:
             _draw_rule(axes, rule, drawn)
-        _label_ends(axes, named)
+        _label_ends(axes, [line for line in drawn if line.label])
         about = [
             f"Lines of {y_label} against {x_label}.",
-            *(_line_says(line, y_percent) for line in named or drawn[:1]),
+            *says,
             *(f"A line marks {rule.label}." for rule in rules),
         ]
         return _svg(figure, name, title, " ".join(about))
@@ -395,6 +401,16 @@ def _drawable(line: Line, *, x_log: bool, y_log: bool) -> Line:
     return replace(line, x=x[usable].tolist(), y=y[usable].tolist(), band=band)
 
 
+def _floored(line: Line, bottom: float) -> Line:
+    """Return a line for a logarithmic axis, which has no place for nothing, nor for less."""
+
+    def above(values: Sequence[float]) -> list[float]:
+        return [bottom if y <= 0 else y for y in values]
+
+    band = line.band and (above(line.band[0]), above(line.band[1]))
+    return replace(line, y=above(line.y), band=band)
+
+
 @contextmanager
 def _figure(name: str, width: float, height: float) -> Iterator[Figure]:
     """Yield an empty figure, under settings that depend on nothing but its name."""
@@ -448,10 +464,7 @@ def _faint(style: int) -> dict[str, Any]:
 def _draw_line(axes: Axes, line: Line) -> None:
     look = _look(line.style)
     if line.band is not None:
-        low, high = line.band
-        if axes.get_yscale() == "log":  # which has no place for nothing, nor for less
-            low = [axes.get_ylim()[0] if y <= 0 else y for y in low]
-        axes.fill_between(line.x, low, high, color=look["color"], alpha=0.16, linewidth=0)
+        axes.fill_between(line.x, *line.band, color=look["color"], alpha=0.16, linewidth=0)
     if line.faint:
         axes.plot(line.x, line.y, **_faint(line.style))
     else:

@@ -212,8 +212,8 @@ def _memory_section(memories: Measured[Memory], seen: str) -> str:
     figure = page.figure(
         [("Cost of forgetting", chart)] if chart else [],
         "Nats per character that a state costs which was reset k characters before, more than "
-        f"one carried on. Below {tolerance:g} more context counts as useless. Bands: one standard "
-        f"error. {seen}",
+        f"one carried on; at the bottom those that cost nothing. Below {tolerance:g} more context "
+        f"counts as useless. Bands: one standard error. {seen}",
     )
     says = (
         f"{model.name}: {memory.full_nats:.4f} nats with the state carried on, over the "
@@ -247,6 +247,7 @@ def _memory_chart(memories: Measured[Memory]) -> str:
         y_label="nats per character more",
         x_log=True,
         y_log=True,
+        y_floor=True,
         y_range=(tolerance / 5, max(2 * tolerance, 1.3 * highest)),
         rules=(Rule(f"{tolerance:g} nats", tolerance),),
     )

@@ -24,6 +24,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
@@ -910,6 +911,8 @@ class TestChartsOfTheInside:
         (line,) = charts["memory"].args[1]
         assert (line.label, line.x, line.y, line.style) == ("m1", [1, 2], [0.5, 0.25], 1)
         assert line.band == (pytest.approx([0.3, 0.15]), pytest.approx([0.7, 0.35]))
+        assert charts["memory"].kwargs["y_floor"]
+        assert "one carried on; at the bottom those that cost nothing." in says
         low, high = charts["memory"].kwargs["y_range"]
         assert 0 < low < 0.01
         assert 0.5 < high < 1
@@ -1446,6 +1449,22 @@ class TestFigures:
         line_chart("x", "T", [line], x_label="k", y_label="v", y_log=True, y_range=y_range)
         bottom = 0.1 if y_range else pytest.approx(0.49, abs=0.005)
         assert list(band.call_args.args[1]) == [bottom, 0.5, bottom]
+
+    def test_a_line_that_goes_to_nothing_can_be_told_from_one_that_stays(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """At the bottom of a logarithmic axis, and in words as it is."""
+        drawn = mock.Mock(wraps=Axes.plot)
+        monkeypatch.setattr(Axes, "plot", lambda *given, **how: drawn(*given, **how))
+        band = ((0.4, -0.2, -0.1, -0.3), (0.6, 0.05, 0.1, -0.1))
+        line = Line("l", (1, 2, 3, 4), (0.5, -0.1, 0.3, -0.2), 0, band=band)
+        chart = partial(line_chart, "x", "T", [line], x_label="k", y_label="v", y_log=True)
+        svg = chart(y_range=(0.1, 1.0), y_floor=True)
+        assert list(drawn.call_args.args[2]) == [0.5, 0.1, 0.3, 0.1]
+        assert "l: 0.5 (band 0.4 to 0.6) at 1 to -0.2 (band -0.3 to -0.1) at 4." in svg
+        assert ">l</text>" in svg
+        chart()
+        assert list(drawn.call_args.args[2]) == [0.5, 0.3]
 
     @pytest.mark.parametrize(
         ("low", "high", "ticks"),
