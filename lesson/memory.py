@@ -402,7 +402,7 @@ def judge_gates(use: Mapping[str, Gate], held: Held) -> Judgement:
 
     Args:
         use: by gate.
-        held: the best unit found.
+        held: how the memory follows its property that was chosen to be judged.
     """
     idle = [
         f"the {gate} gate's {one.units - one.both:,} of {one.units:,}"
@@ -438,8 +438,9 @@ def _held_told(held: Held) -> str:
         )
     if not held.follows:
         return (
-            "No unit was found whose memory follows a property for long: the best, "
-            f'{held.unit} with "{held.property_name}", has {over}, and of {held.late:+.2f} {where}.'
+            f'The memory judged, that of unit {held.unit} with "{held.property_name}" (chosen on '
+            f"the first half), does not follow it for long: it has {over}, and of "
+            f"{held.late:+.2f} {where}."
         )
     return (
         f'The memory of unit {held.unit} follows the property "{held.property_name}" with {over}, '
