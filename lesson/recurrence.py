@@ -87,10 +87,10 @@ def length(lab: Lab) -> Section:
 A feed-forward network has an input for every character it is to see. A recurrent one reads one
 character at a time and keeps a state: `h_t = f(h_{{t-1}}, x_t)` with the same `f`, and so the
 same weights, at every `t`. How long the text is never enters the model. The models trained
-here read {rows["lstm"]["runs"][0]["trained_characters"]:,} characters each and have about as many
-parameters. The three of seed 1 serve most of the claims below, all of them claims 10 and 11. The
-texts scored here are the beginning of the last {max(lengths):,} characters, on which nothing was
-trained or chosen.
+here read {rows["lstm"]["runs"][0]["trained_characters"]:,} characters each and have nearly the same
+number of parameters. The three of seed 1 serve most of the claims below, all of them claims 10 and
+11. The texts scored here are the beginning of the last {max(lengths):,} characters, on which
+nothing was trained or chosen.
 """,
         commands=[compare_steps(lab), write, *scoring],
         tables=[table],
