@@ -12,6 +12,7 @@ from itertools import pairwise, takewhile
 from typing import Any
 
 from charrnn.figures import Line, line_chart, standalone
+from charrnn.wording import joined
 from lesson.lab import Answer, Lab
 from lesson.recurrence import inspect
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
@@ -506,7 +507,8 @@ def judge_clipping(
     fine = [rate for rate, (_, not_clipped) in wrong.items() if not not_clipped]
 
     def at(rates: Sequence[float]) -> str:
-        return f"{'rates' if len(rates) > 1 else 'a rate'} of {_listed(rates)}"
+        listed = joined([f"{rate:g}" for rate in rates], "and")
+        return f"{'rates' if len(rates) > 1 else 'a rate'} of {listed}"
 
     def end(value: float) -> str:
         return f"at {value:.3f} nats" if math.isfinite(value) else "in an overflow"
@@ -547,8 +549,3 @@ def _wrong(ends: Mapping[float, tuple[float, float]]) -> dict[float, tuple[bool,
         return not math.isfinite(end) or end > best + WRONG
 
     return {rate: (wrong(one), wrong(other)) for rate, (one, other) in ends.items()}
-
-
-def _listed(rates: Sequence[float]) -> str:
-    *most, last = (f"{rate:g}" for rate in rates)
-    return f"{', '.join(most)} and {last}" if most else last
