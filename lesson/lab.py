@@ -81,8 +81,9 @@ class Size:
     clip_steps: int = 300
     clip_rates: tuple[float, ...] = (2.0, 5.0, 10.0)
     """The lowest needs no clipping."""
-    plain_rates: tuple[float, ...] = (2.0, 8.0, 32.0)
-    """Of plain descent at claim 7: below and above the one at which the LSTM learns most."""
+    plain_rates: tuple[float, ...] = (0.5, 2.0, 8.0, 32.0)
+    """Of plain descent at claim 7, for both cells: from that of the scaled gradients to above the
+    one at which the LSTM learns most."""
     scaled_rate: float = 0.5
     """Of the scaled gradients, at which both cells learn."""
 

@@ -302,9 +302,9 @@ weight is a sum over all lags, and a scale takes every term by the same factor: 
 far ones as before. Such is the lectures' argument, in our words. `--scale-norm 1` gives every
 gradient the norm 1, so its factor differs from step to step, and every step has the same length:
 the rate, but for the schedule. That of {size.scaled_rate:g} was found by trial, as one at which
-both cells learnt; others are not shown. A higher rate is one factor for all steps, but for the
-schedule, and is tried as well, for comparison: {_rates(size.plain_rates)}. Those gradients are
-not clipped either. Plain descent does not hide it, as Adam and Muon would, which rescale by
+both cells learnt; others are not shown. A rate is one factor for all steps, but for the schedule.
+For comparison both cells are trained with their gradients as they are, not clipped either, at
+{_rates(size.plain_rates)}. Plain descent does not hide it, as Adam and Muon would, which rescale by
 themselves. The task is claim 4's, with a window of {WINDOW} that shows it whole; for longer
 distances this says nothing.
 """,
@@ -335,12 +335,12 @@ distances this says nothing.
 
 
 def _rates(rates: Sequence[float]) -> str:
-    """Say how the rates of the gradients as they are were chosen."""
+    """Say which rates the gradients as they are have, and how they were chosen."""
     most = "the one at which the LSTM learnt most in trials"
     if len(rates) == 1:
-        return f"{rates[0]:g}, {most}"
+        return f"a rate of {rates[0]:g}, {most}"
     listed = joined([f"{rate:g}" for rate in rates], "and")
-    return f"{listed}, a factor of {rates[1] / rates[0]:g} apart, below and above {most}"
+    return f"rates of {listed}, a factor of {rates[1] / rates[0]:g} apart; among them is {most}"
 
 
 def _scaling_commands(lab: Lab) -> list[str]:
