@@ -898,7 +898,14 @@ def compare(
 
         import torch
 
-        from charrnn.comparison import PLAN, Plan, open_plan, read_results, resume_words
+        from charrnn.comparison import (
+            PLAN,
+            Plan,
+            name_moved,
+            open_plan,
+            read_results,
+            resume_words,
+        )
         from charrnn.device import choose_device
         from charrnn.reading import absolute_names
         from charrnn.score_view import print_comparison
@@ -967,9 +974,11 @@ def compare(
 
             stop.leave_at_once()
             say("looking into a run of each cell, for the report ...")
-            return comparison_page(
-                comparison, *portray_comparison(comparison), origin_of_page(where)
-            )
+            try:
+                portraits, runs = portray_comparison(comparison)
+            except CorpusError as error:
+                raise CorpusError(f"{error}{name_moved(plan, command)}") from error
+            return comparison_page(comparison, portraits, runs, origin_of_page(where))
 
         try:
             show_and_report(show, report, page)

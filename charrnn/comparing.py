@@ -28,10 +28,12 @@ from charrnn.baselines import uniform_nats
 from charrnn.checkpoint import BEST, LAST, DamagedCheckpointError
 from charrnn.comparison import (
     PLAN,
+    TEXTS,
     TOLERANCE,
     Plan,
     RunFailure,
     RunResult,
+    name_moved,
     open_plan,
     read_result,
     read_results,
@@ -80,8 +82,6 @@ __all__ = [
 REFERENCE: CellName = "lstm"
 #: Most units that a layer can be given.
 WIDEST = (1 << 31) - 1
-#: What a plan names texts in, and what names them on a command line.
-TEXTS = {"texts": "TEXT", "valid": "--valid TEXT"}
 
 
 # Shapes ------------------------------------------------------------------------------
@@ -236,12 +236,9 @@ def compare(
     try:
         part, plan = _read_text(plan)
     except CorpusError as error:
-        named = [word for name, word in TEXTS.items() if getattr(plan, name) and name not in moved]
-        if kept is None or not named or command is None:
+        if kept is None or command is None:
             raise
-        raise CorpusError(
-            f"{error}; where the text has moved, name it: {command} {' '.join(named)}"
-        ) from error
+        raise CorpusError(f"{error}{name_moved(plan, command, moved)}") from error
     if kept is not None and moved:
         kept = replace(kept, texts=plan.texts, valid=plan.valid)
         write_json(folder / PLAN, kept.to_dict())

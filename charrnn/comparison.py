@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -35,6 +35,7 @@ from charrnn.wording import command_line, shown
 
 __all__ = [
     "PLAN",
+    "TEXTS",
     "TOLERANCE",
     "CellResult",
     "Comparison",
@@ -42,6 +43,7 @@ __all__ = [
     "Plan",
     "RunFailure",
     "RunResult",
+    "name_moved",
     "open_plan",
     "read_result",
     "read_results",
@@ -54,6 +56,8 @@ R = TypeVar("R", bound=Record)
 PLAN = "comparison.json"
 #: Parameters are matched when they differ by no more than this share.
 TOLERANCE = 0.01
+#: What a plan names texts in, and what names them on a command line.
+TEXTS = {"texts": "TEXT", "valid": "--valid TEXT"}
 #: What a plan tells every run of its model ...
 OF_MODEL = ("layers", "hidden", "embedding", "dropout", "weight_drop")
 #: ... and of its training, beside seed and budget.
@@ -510,6 +514,20 @@ def refuse_comparison(run: Path) -> None:
 def resume_words(folder: Path) -> list[str]:
     """Return the words of the command that goes on with a folder's comparison."""
     return ["charrnn", "compare", "--run", str(folder), "--resume"]
+
+
+def name_moved(plan: Plan, command: str, named: Collection[str] = ()) -> str:
+    """Return what follows the reason why a comparison's text cannot be read; "" for Python's own.
+
+    Args:
+        plan: the comparison's.
+        command: the line that goes on with it.
+        named: fields of ``TEXTS`` whose texts it names already.
+    """
+    words = [word for name, word in TEXTS.items() if getattr(plan, name) and name not in named]
+    if not words:
+        return ""
+    return f"; where the text has moved, name it: {command} {' '.join(words)}"
 
 
 def read_results(folder: Path, plan: Plan) -> list[RunResult | None]:

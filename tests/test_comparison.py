@@ -736,7 +736,14 @@ class TestCompare:
         assert open_plan(folder).texts == (str(moved),)
         # Where all runs are done, too.
         last = moved.rename(tmp_path / "last.txt")
-        assert cli(*again, "--report", page).code == 1
+        refused = cli(*again, "--report", page)
+        assert refused.code == 1
+        named = (
+            f"where the text has moved, name it: {go_on} {shlex.join(['--report', str(page)])} TEXT"
+        )
+        assert refused.err.endswith(
+            f"its run read: there is no file {moved}: check its name; {named}\n"
+        )
         assert cli(*again, __file__).code == 1
         assert open_plan(folder).texts == (str(moved),)
         assert cli(*again, last, "--report", page).code == 0
