@@ -34,7 +34,7 @@ from charrnn.config import (
     WeightsName,
 )
 from charrnn.errors import CharrnnError, CorpusError, UsageError
-from charrnn.files import is_text, name_of
+from charrnn.files import PLAN, is_text, name_of
 from charrnn.limits import allowed_cores
 from charrnn.outcome import outcome
 from charrnn.reporting import check_report, origin_of_page, refuse_overwriting, show_and_report
@@ -899,7 +899,6 @@ def compare(
         import torch
 
         from charrnn.comparison import (
-            PLAN,
             Plan,
             name_moved,
             open_plan,

@@ -27,7 +27,6 @@ from charrnn import recipe
 from charrnn.baselines import uniform_nats
 from charrnn.checkpoint import BEST, LAST, DamagedCheckpointError
 from charrnn.comparison import (
-    PLAN,
     TEXTS,
     TOLERANCE,
     Plan,
@@ -50,9 +49,8 @@ from charrnn.errors import (
     UsageError,
 )
 from charrnn.evaluation import Interrupted, Scores, run_once, score
-from charrnn.files import embedded_corpus
-from charrnn.lock import LOCK
-from charrnn.metrics import LOG, read_metrics
+from charrnn.files import LOCK, LOG, PLAN, RESULT, embedded_corpus
+from charrnn.metrics import read_metrics
 from charrnn.reading import (
     divide,
     refuse_another_text,
@@ -61,7 +59,7 @@ from charrnn.reading import (
 )
 from charrnn.resuming import resume
 from charrnn.run import Run
-from charrnn.runfolder import RESULT, RunFolder, has_state
+from charrnn.runfolder import RunFolder, has_state
 from charrnn.starting import start
 from charrnn.trained import load_model
 from charrnn.training import Event, Finished, train

@@ -29,12 +29,11 @@ from charrnn.config import (
 from charrnn.disk import followed
 from charrnn.errors import RunFolderError, UsageError
 from charrnn.evaluation import in_bits, perplexity
+from charrnn.files import PLAN, RESULT
 from charrnn.metrics import LARGEST
-from charrnn.runfolder import RESULT
 from charrnn.wording import command_line, shown
 
 __all__ = [
-    "PLAN",
     "TEXTS",
     "TOLERANCE",
     "CellResult",
@@ -53,7 +52,6 @@ __all__ = [
 
 R = TypeVar("R", bound=Record)
 
-PLAN = "comparison.json"
 #: Parameters are matched when they differ by no more than this share.
 TOLERANCE = 0.01
 #: What a plan names texts in, and what names them on a command line.

@@ -1,4 +1,7 @@
-"""Names become files: those of a command line, of standard input, and what every Python has."""
+"""Names become files: those of a command line, of standard input, and what every Python has.
+
+And how a run's own files are called, by which its folder is known.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,10 @@ from charrnn.errors import CorpusError
 from charrnn.wording import reason, shown
 
 __all__ = [
+    "LOCK",
+    "LOG",
+    "PLAN",
+    "RESULT",
     "Found",
     "NotTextError",
     "begins_text",
@@ -35,7 +42,17 @@ __all__ = [
     "text_within",
 ]
 
-
+#: Held by the process that trains.
+LOCK = "lock"
+#: A run's log.
+LOG = "metrics.jsonl"
+#: What a finished run of a comparison came to.
+RESULT = "result.json"
+#: What a comparison is of.
+PLAN = "comparison.json"
+#: Files by which a folder is known that a run, or a comparison, writes into while its own text
+#: is read: with them a text would be another at every start.
+OF_RUNS = ({LOCK, LOG}, {PLAN})
 #: How an address on the web begins, also where it has been made a path.
 ADDRESS = re.compile(r"(^|/)(https?|ftp):/")
 #: What makes a name a pattern.
@@ -147,11 +164,6 @@ def _folders_below(folders: list[Path]) -> Iterator[Path]:
                 yield folder
                 below += [path for path in folder.iterdir() if not path.name.startswith(".")]
         folders = sorted(below)
-
-
-#: Files by which a folder is known that a run, or a comparison, writes into while its own text
-#: is read: with them a text would be another at every start.
-OF_RUNS = ({"lock", "metrics.jsonl"}, {"comparison.json"})
 
 
 def _files_below(folder: str, notes: list[str]) -> list[_File]:

@@ -17,12 +17,11 @@ from pathlib import Path
 
 from charrnn.disk import refusals
 from charrnn.errors import RunFolderError
+from charrnn.files import LOCK
 from charrnn.wording import reason, shown
 
-__all__ = ["LOCK", "PATIENCE", "Lock", "alive", "take_lock"]
+__all__ = ["PATIENCE", "Lock", "alive", "take_lock"]
 
-#: The lock's file.
-LOCK = "lock"
 #: How long to try again what another process is just making, signing or removing, seconds.
 PATIENCE = 1.0
 

@@ -11,12 +11,11 @@ from typing import Any
 
 from charrnn.disk import refusals, replacing
 from charrnn.errors import RunFolderError
+from charrnn.files import LOG
 from charrnn.wording import shown
 
-__all__ = ["LARGEST", "LOG", "LOG_EVERY", "Log", "read_metrics"]
+__all__ = ["LARGEST", "LOG_EVERY", "Log", "read_metrics"]
 
-#: A run's log.
-LOG = "metrics.jsonl"
 #: Most updates that a row sums up.
 LOG_EVERY = 10
 #: Above all that training computes with, 32 bits wide: a row has no larger numbers.

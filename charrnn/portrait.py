@@ -25,8 +25,9 @@ from charrnn.config import InspectConfig, ModelConfig, SampleConfig, TrainConfig
 from charrnn.corpus import Part, scan
 from charrnn.errors import NonFiniteError
 from charrnn.evaluation import prices
+from charrnn.files import LOG
 from charrnn.inspection import Inspection, inspect
-from charrnn.metrics import LOG, read_metrics
+from charrnn.metrics import read_metrics
 from charrnn.model import CharModel
 from charrnn.norms import Clipping, clipping
 from charrnn.reading import TextRecord, recorded_part

@@ -25,9 +25,9 @@ from charrnn.corpus import Part, scan
 from charrnn.decoding import text_encoding
 from charrnn.device import choose_device, multiplies_bf16
 from charrnn.errors import CheckpointError, CorpusError, UsageError
-from charrnn.files import embedded_corpus
+from charrnn.files import LOG, embedded_corpus
 from charrnn.machine import processor
-from charrnn.metrics import LOG, LOG_EVERY
+from charrnn.metrics import LOG_EVERY
 from charrnn.reading import (
     TextRecord,
     absolute_names,

@@ -47,14 +47,12 @@ from charrnn.disk import (
     write_json,
 )
 from charrnn.errors import CheckpointError, RunFolderError, TakenFolderError
-from charrnn.lock import LOCK, PATIENCE, Lock, alive, take_lock
-from charrnn.metrics import LOG, Log
+from charrnn.files import LOCK, LOG, RESULT
+from charrnn.lock import PATIENCE, Lock, alive, take_lock
+from charrnn.metrics import Log
 from charrnn.wording import shown
 
-__all__ = ["RESULT", "RunFolder", "files_of_run", "has_state"]
-
-#: What a finished run of a comparison came to.
-RESULT = "result.json"
+__all__ = ["RunFolder", "files_of_run", "has_state"]
 
 _GENERATION = re.compile(r"step-(\d{8,})\.safetensors")
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from charrnn.checkpoint import LAST, Checkpoint, find
-from charrnn.comparison import PLAN
 from charrnn.config import PartName, TextSource
 from charrnn.corpus import Part
 from charrnn.disk import followed
 from charrnn.errors import CheckpointError, CorpusError, UsageError
+from charrnn.files import PLAN
 from charrnn.model import CharModel
 from charrnn.reading import Scan, TextRecord, readable, recorded_part, refuse_other_symbols
 from charrnn.run import Progress

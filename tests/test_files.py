@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from charrnn.comparison import PLAN
 from charrnn.corpus import scan
 from charrnn.errors import CorpusError
 from charrnn.files import (
-    OF_RUNS,
+    PLAN,
     embedded_corpus,
     find_files,
     name_of,
@@ -24,8 +23,6 @@ from charrnn.files import (
     takes_in,
     text_within,
 )
-from charrnn.lock import LOCK
-from charrnn.metrics import LOG
 from charrnn.reading import absolute_names
 from tests.conftest import assert_one_line, refusing, text_of, write
 
@@ -234,9 +231,6 @@ class TestFindFiles:
 
     def test_folder_is_searched_in_order_without_hidden_files(self, folder: Path) -> None:
         assert self.names(folder, str(folder)) == ["a/y.py", "a/z.txt", "a.txt", "b.txt"]
-
-    def test_runs_are_known_by_the_names_that_they_use(self) -> None:
-        assert list(OF_RUNS) == [{LOCK, LOG}, {PLAN}]
 
     def test_folders_of_runs_are_left_out(self, folder: Path) -> None:
         for name in (

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from charrnn.metrics import LOG, Log, read_metrics
+from charrnn.files import LOG
+from charrnn.metrics import Log, read_metrics
 from tests.conftest import open_files, refusing, said
 
 
