@@ -19,7 +19,6 @@ from charrnn.evaluation import (
     PositionScores,
     Prices,
     Scores,
-    perplexity,
     prices,
     run_once,
     score,
@@ -27,6 +26,7 @@ from charrnn.evaluation import (
     total,
 )
 from charrnn.model import CharModel
+from charrnn.nats import perplexity
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import shown
 

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charrnn.corpus import Part
-from charrnn.evaluation import Scores, in_bits
+from charrnn.evaluation import Scores
+from charrnn.nats import in_bits
 from charrnn.stream import Reader
 from charrnn.vocabulary import UNKNOWN, Ids, Vocabulary
 

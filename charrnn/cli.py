@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -34,7 +34,7 @@ from charrnn.config import (
     WeightsName,
 )
 from charrnn.errors import CharrnnError, CorpusError, UsageError
-from charrnn.files import PLAN, is_text, name_of
+from charrnn.files import PLAN, absolute_names, is_text, name_of
 from charrnn.limits import allowed_cores
 from charrnn.outcome import outcome
 from charrnn.reporting import check_report, origin_of_page, refuse_overwriting, show_and_report
@@ -893,46 +893,42 @@ def compare(
     if not given.keys() & BUDGETS:
         given["minutes"] = recipe.DEFAULT_MINUTES
 
+    from charrnn.comparison import Plan, name_moved, open_plan, read_results, resume_words
+
+    names: list[str] = []  # of texts that have moved
+    if resume:
+        assert run is not None
+        folder, begun = run, open_plan(run)
+        plan = begun if seeds is None else begun.extended(seeds)
+        plan = plan.moved(absolute_names(texts or ()), absolute_names(valid or ()))
+        if plan.texts != begun.texts:
+            names += texts or ()
+        if plan.valid != begun.valid:
+            names += [word for name in valid or () for word in ("--valid", name)]
+    else:
+        own = absolute_names(valid or ())
+        plan = Plan(texts=absolute_names(texts or ()), valid=own, **given)
+        folder = run or _default_run(texts or (), "compare")
+
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
 
         import torch
 
-        from charrnn.comparison import (
-            Plan,
-            name_moved,
-            open_plan,
-            read_results,
-            resume_words,
-        )
         from charrnn.device import choose_device
-        from charrnn.reading import absolute_names
         from charrnn.score_view import print_comparison
         from charrnn.terminal import to_json
         from charrnn.watching import watch_comparison
 
         where = choose_device(device)
-        names: list[str] = []  # of texts that have moved
-        if resume:
-            assert run is not None
-            folder, begun = run, open_plan(run)
-            plan = begun if seeds is None else begun.extended(seeds)
-            plan = plan.moved(absolute_names(texts or ()), absolute_names(valid or ()))
-            if plan.texts != begun.texts:
-                names += texts or ()
-            if plan.valid != begun.valid:
-                names += [word for name in valid or () for word in ("--valid", name)]
-            if device == "auto" and plan.device is not None:
-                # Where nothing is left to train, it only says where that was done.
-                is_finished = all(read_results(folder, plan))
-                where = torch.device(plan.device) if is_finished else _device_of(plan.device)
-        else:
-            given["device"] = where.type
-            own = absolute_names(valid or ())
-            plan = Plan(texts=absolute_names(texts or ()), valid=own, **given)
+        if not resume:
+            plan = replace(plan, device=cast("Literal['cpu', 'cuda', 'mps']", where.type))
             if not texts and waits_unread():
                 say("note: standard input is not read: give the text as a file")
-            folder = run or _default_run(texts or (), "compare")
+        elif device == "auto" and plan.device is not None:
+            # Where nothing is left to train, it only says where that was done.
+            is_finished = all(read_results(folder, plan))
+            where = torch.device(plan.device) if is_finished else _device_of(plan.device)
         if report is not None:
             _refuse_report_in_text(report, plan, folder)
         words = resume_words(folder) + names

@@ -28,9 +28,9 @@ from charrnn.config import (
 )
 from charrnn.disk import followed
 from charrnn.errors import RunFolderError, UsageError
-from charrnn.evaluation import in_bits, perplexity
 from charrnn.files import PLAN, RESULT
 from charrnn.metrics import LARGEST
+from charrnn.nats import in_bits, perplexity
 from charrnn.wording import command_line, shown
 
 __all__ = [

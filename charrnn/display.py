@@ -26,7 +26,7 @@ from rich.text import Text
 
 from charrnn.assembling import MOST_COMPRESSED
 from charrnn.device import in_words
-from charrnn.evaluation import in_bits
+from charrnn.nats import in_bits
 from charrnn.run import Run
 from charrnn.run_words import (
     LABEL,

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from charrnn.corpus import Part
 from charrnn.model import CharModel, Hidden
+from charrnn.nats import in_bits, perplexity
 from charrnn.stream import Reader
 from charrnn.vocabulary import Vocabulary
 
@@ -33,8 +34,6 @@ __all__ = [
     "PositionScores",
     "Prices",
     "Scores",
-    "in_bits",
-    "perplexity",
     "prices",
     "read_windows",
     "run_once",
@@ -107,19 +106,6 @@ class Scores:
     def chars_per_second(self) -> float:
         """Predictions made per second of wall-clock time."""
         return self.characters / self.seconds
-
-
-def in_bits(nats: float) -> float:
-    """Return a price in bits."""
-    return nats / math.log(2)
-
-
-def perplexity(nats_per_char: float) -> float:
-    """Return the exponential; infinite beyond the largest float."""
-    try:
-        return math.exp(nats_per_char)
-    except OverflowError:
-        return math.inf
 
 
 @torch.inference_mode()

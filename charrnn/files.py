@@ -30,6 +30,7 @@ __all__ = [
     "RESULT",
     "Found",
     "NotTextError",
+    "absolute_names",
     "begins_text",
     "cannot_read",
     "embedded_corpus",
@@ -327,6 +328,21 @@ def _regular_files(paths: list[Path], notes: list[str]) -> list[_File]:
     if closed:
         notes.append(several(closed, "left out (may not be read)"))
     return files
+
+
+def absolute_names(texts: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of texts as they hold from any folder: files, folders, patterns, "-"."""
+
+    def absolute(name: str) -> str:
+        path = Path(name)
+        if name in ("", "-") or path.is_absolute():
+            return name  # an empty name is refused where files are found
+        # In front of a pattern the current folder's name must not be read as one.
+        is_there = os.path.exists(path)  # noqa: PTH110 - which never raises
+        folder = Path.cwd() if is_there else Path(glob.escape(str(Path.cwd())))
+        return str(folder / path)
+
+    return tuple(map(absolute, texts))
 
 
 def embedded_corpus() -> list[str]:

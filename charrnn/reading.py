@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
@@ -18,14 +16,13 @@ from charrnn.config import PartName, Record, TextChoices
 from charrnn.corpus import DIGEST, Corpus, Part, Split, exact, scan, split
 from charrnn.decoding import BYTES, is_own_name, text_encoding
 from charrnn.errors import CheckpointError, CorpusError, RunFolderError, UsageError
-from charrnn.files import embedded_corpus, text_within
+from charrnn.files import absolute_names, embedded_corpus, text_within
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import shown
 
 __all__ = [
     "Scan",
     "TextRecord",
-    "absolute_names",
     "divide",
     "readable",
     "recorded_part",
@@ -146,21 +143,6 @@ class TextRecord(Record):
         start, stop = self.valid
         stop = stop if characters is None else min(stop, start + characters)
         return self.valid_fingerprint or self.fingerprint, (start, stop)
-
-
-def absolute_names(texts: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of texts as they hold from any folder: files, folders, patterns, "-"."""
-
-    def absolute(name: str) -> str:
-        path = Path(name)
-        if name in ("", "-") or path.is_absolute():
-            return name  # an empty name is refused where files are found
-        # In front of a pattern the current folder's name must not be read as one.
-        is_there = os.path.exists(path)  # noqa: PTH110 - which never raises
-        folder = Path.cwd() if is_there else Path(glob.escape(str(Path.cwd())))
-        return str(folder / path)
-
-    return tuple(map(absolute, texts))
 
 
 def readable(texts: Sequence[str], spooled: Path | None) -> list[str]:

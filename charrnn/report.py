@@ -21,7 +21,7 @@ from charrnn.assessment import Assessment
 from charrnn.comparison import Comparison, RunResult
 from charrnn.config import InspectConfig
 from charrnn.curves import LoggedRun, learning_section, other_texts, own_runs, per
-from charrnn.evaluation import Scores, in_bits
+from charrnn.evaluation import Scores
 from charrnn.figures import (
     PLAIN,
     Dots,
@@ -33,6 +33,7 @@ from charrnn.figures import (
 from charrnn.flow import Reach
 from charrnn.inside import inside_sections
 from charrnn.inspection_words import enough_says
+from charrnn.nats import in_bits
 from charrnn.page import Origin
 from charrnn.portrait import SAMPLE, Portrait, Row
 from charrnn.score_words import (

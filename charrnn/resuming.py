@@ -25,12 +25,11 @@ from charrnn.corpus import Part, scan
 from charrnn.decoding import text_encoding
 from charrnn.device import choose_device, multiplies_bf16
 from charrnn.errors import CheckpointError, CorpusError, UsageError
-from charrnn.files import LOG, embedded_corpus
+from charrnn.files import LOG, absolute_names, embedded_corpus
 from charrnn.machine import processor
 from charrnn.metrics import LOG_EVERY
 from charrnn.reading import (
     TextRecord,
-    absolute_names,
     readable,
     refuse_another_text,
     refuse_too_many_names,

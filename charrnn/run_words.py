@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from charrnn.evaluation import in_bits
+from charrnn.nats import in_bits
 from charrnn.run import Description
 from charrnn.wording import counted, duration, shown
 

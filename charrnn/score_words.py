@@ -11,7 +11,8 @@ from charrnn import recipe
 from charrnn.assessment import After, Assessment
 from charrnn.baselines import Baseline
 from charrnn.comparison import TOLERANCE, Comparison, Plan, resume_words
-from charrnn.evaluation import PositionScores, Scores, in_bits, perplexity
+from charrnn.evaluation import PositionScores, Scores
+from charrnn.nats import in_bits, perplexity
 from charrnn.vocabulary import MANY_UNKNOWN
 from charrnn.wording import command_line, counted, flag, joined, shown, significant
 

@@ -195,6 +195,8 @@ def loaded_by(arguments: list[str]) -> tuple[int, set[str]]:
         (["sample", "run", "--top-p", "2"], 2),
         (["train", "text", "--bogus"], 2),
         (["compare", "text", "--cell", "elman"], 2),
+        (["compare", "text", "--seeds", "0"], 2),
+        (["compare", "text", "--lr", "nan"], 2),
     ],
 )
 def test_help_and_wrong_options_do_not_wait_for_torch(arguments: list[str], code: int) -> None:

@@ -15,6 +15,7 @@ from charrnn.corpus import scan
 from charrnn.errors import CorpusError
 from charrnn.files import (
     PLAN,
+    absolute_names,
     embedded_corpus,
     find_files,
     name_of,
@@ -23,7 +24,6 @@ from charrnn.files import (
     takes_in,
     text_within,
 )
-from charrnn.reading import absolute_names
 from tests.conftest import assert_one_line, refusing, text_of, write
 
 
