@@ -27,7 +27,7 @@ from charrnn.config import WeightsOrigin
 from charrnn.device import synchronise
 from charrnn.errors import UsageError
 from charrnn.model import CharModel, Hidden
-from charrnn.stretch import windows_at
+from charrnn.stretch import warmed, windows_at
 from charrnn.update import clip, window_loss
 
 __all__ = [
@@ -131,7 +131,7 @@ def truncation(
     every = (skipped + counted, counted)
 
     def by(bptt: int, last: int) -> Callable[[], Tensor]:
-        before = _read(model, x_TB[: skipped + last - bptt])  # in no time that is measured
+        before = warmed(model, x_TB[: skipped + last - bptt])  # in no time that is measured
         return lambda: _by_windows(model, x_TB, y_TB, before, skipped, bptt, last)
 
     full = by(*every)()
@@ -177,13 +177,6 @@ def _lanes(model: CharModel, ids: NDArray[np.int64], length: int) -> tuple[Tenso
     starts_B = (len(ids) - 1) // LANES * np.arange(LANES)
     ids_TB = windows_at(ids, starts_B, length + 1, model)
     return ids_TB[:-1], ids_TB[1:]
-
-
-@torch.no_grad()
-def _read(model: CharModel, x_TB: Tensor) -> Hidden:
-    """Return the state after the characters of lanes, of which there may be none."""
-    hidden = model.initial_hidden(x_TB.shape[1])
-    return model.read(x_TB, hidden)[1] if len(x_TB) else hidden
 
 
 def _by_windows(
@@ -296,7 +289,7 @@ def cuts(
     bptt = min(bptt, length)
     before = min(bptt, length - bptt)
     x_TB, y_TB = _lanes(model, ids, before + bptt)
-    hidden = _read(model, x_TB[:before])
+    hidden = warmed(model, x_TB[:before])
     gradient = _by_windows(model, x_TB, y_TB, hidden, before, bptt, bptt, head=True)
     return tuple(_cut(gradient, share, weights) for share in SHARES)
 

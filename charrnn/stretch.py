@@ -85,6 +85,6 @@ def windows_at(
 
 @torch.no_grad()
 def warmed(model: CharModel, ids_TB: Tensor) -> Hidden:
-    """Return the state after some symbols, from zero."""
+    """Return the state after some symbols, of which there may be none, from zero."""
     hidden = model.initial_hidden(ids_TB.shape[1])
     return model.read(ids_TB, hidden)[1] if len(ids_TB) else hidden
