@@ -31,7 +31,7 @@ from charrnn.errors import RunFolderError, UsageError
 from charrnn.files import PLAN, RESULT
 from charrnn.metrics import LARGEST
 from charrnn.nats import in_bits, perplexity
-from charrnn.wording import command_line, shown
+from charrnn.wording import command_line, reason, shown
 
 __all__ = [
     "TEXTS",
@@ -563,4 +563,5 @@ def _read(file: Path, kind: type[R], advice: str = "") -> R | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError, UsageError) as error:
-        raise RunFolderError(f"{shown(file)}: not usable: {error}{advice}") from error
+        why = reason(error) if isinstance(error, OSError) else error
+        raise RunFolderError(f"{shown(file)}: not usable: {why}{advice}") from error

@@ -158,17 +158,19 @@ class TextFile:
             change = "was replaced by another file"
         else:
             change = "was written to"
+        return self.changed(change)
+
+    def changed(self, change: str = "changed") -> CorpusError:
+        """Return what is said where the file is another now.
+
+        Args:
+            change: how it shows; "changed": by its bytes alone, which is possible only where a file
+                system keeps no exact times of change.
+        """
         return CorpusError(
             f"{shown(self.path)} {change} since it was scanned: "
             "leave a text alone while it is in use"
         )
-
-    def changed(self) -> CorpusError:
-        """Return what is said where only the bytes tell that the file is another now.
-
-        That is possible only where a file system keeps no exact times of change.
-        """
-        return CorpusError(f"{shown(self.path)} changed since it was scanned")
 
     def is_one_byte_each(self, number: int) -> bool:
         """Whether the characters from index entry ``number`` to the next take a byte each."""

@@ -1275,6 +1275,12 @@ class TestCompare:
         assert (done.code, done.err.count("\n")) == (1, 1)
         assert "comparison.json: not usable" in done.err
 
+    def test_a_plan_that_cannot_be_read_is_named_once(self, tmp_path: Path) -> None:
+        (tmp_path / "comparison.json").mkdir()
+        with pytest.raises(RunFolderError) as raised:
+            open_plan(tmp_path)
+        assert str(raised.value) == f"{tmp_path}/comparison.json: not usable: Is a directory"
+
     @pytest.mark.parametrize(("name", "value"), [("parameters", 0), ("nats_per_char", 1e300)])
     def test_a_result_of_no_run_is_named(self, tmp_path: Path, name: str, value: float) -> None:
         """Nothing that is computed from results can be made of such numbers."""

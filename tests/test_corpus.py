@@ -746,7 +746,7 @@ class TestChangedSinceTheScan:
         for read in (lambda: list(corpus.whole.codes(block_bytes=1000)), lambda: middle.bytes):
             with pytest.raises(CorpusError) as error:
                 read()
-            assert_one_line(error, "text changed since it was scanned")
+            assert_one_line(error, "text changed since it was scanned: leave a text alone")
 
     def test_while_it_is_scanned(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = tmp_path / "growing.txt"
