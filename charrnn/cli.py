@@ -986,7 +986,10 @@ def compare(
     return 1 if comparison.failures else 0
 
 
-@app.command(name="inspect", short_help="Measure gradient flow, memory, gates and units.")
+@app.command(
+    name="inspect",
+    short_help="Say what a run is; measure gradient flow, memory, gates and units.",
+)
 def inspect_recurrence(
     checkpoint: Checkpoint,
     text: Annotated[
@@ -1008,8 +1011,9 @@ def inspect_recurrence(
         str | None, typer.Option(help="Encoding of the text (default: as the model was trained).")
     ] = None,
     characters: Annotated[
-        int, typer.Option(help="How many characters to look at, the last ones.")
-    ] = 20_000,
+        int | None,
+        typer.Option(help="How many characters to look at, the last ones (default 20,000)."),
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -1050,19 +1054,38 @@ def inspect_recurrence(
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Look into a model: step, gradient flow, memory, pace, gates, units, clipping, truncation.
+    """Say what a run is, or look into its model on a text.
 
+    Without a text, all is from the checkpoint: text, model and training, the machine, how far the
+    run has come, and how it goes on.
+
+    With a text, measure step, gradient flow, memory, pace, gates, units, clipping, truncation.
     Name a text with --text, or take a --part of the run's own. If that text has moved, give --part
     and, with --text, its new place.
     """
+    if text is None and part is None:
+        measuring = {
+            "encoding": encoding,
+            "characters": characters,
+            "only": only or None,
+            "unit": unit,
+            "spectral_radius": spectral_radius or None,
+            "bptt": bptt or None,
+            "loss_last": loss_last,
+            "seed": seed,
+            "report": report,
+            "device": None if device == "cpu" else device,
+        }
+        _print_standing(checkpoint, recipe.given(measuring), as_json)
+        return
     source = TextSource(texts=tuple(text or ()), part=part, encoding=encoding)
     config = InspectConfig(
         only=tuple(only or ()),
-        characters=characters,
         seed=seed,
         spectral_radius=tuple(spectral_radius or ()),
         bptt=tuple(bptt or ()),
         loss_last=loss_last,
+        **recipe.given({"characters": characters}),
     )
     if report is not None:
         check_report(report)
@@ -1135,6 +1158,38 @@ def inspect_recurrence(
             return inspection_page(portrait, subject.called(source), origin_of_page(where))
 
         show_and_report(show, report, page)
+
+
+def _print_standing(checkpoint: Path, measuring: dict[str, Any], as_json: bool) -> None:
+    """Print what a run is, and how far it has come.
+
+    Args:
+        checkpoint: of the run, or its folder.
+        measuring: options that are given, and that only a text makes sense of.
+        as_json: print it as JSON.
+
+    Raises:
+        CheckpointError: it is not a whole checkpoint.
+        UsageError: there are such options.
+    """
+    if measuring:
+        names = [*map(flag, measuring)]
+        need = "needs" if len(names) == 1 else "need"
+        raise UsageError(
+            f"{joined(names, 'and')} {need} a text: give --text FILE, or --part valid for what was "
+            "held out"
+        )
+
+    from charrnn.run_words import LABEL, standing_lines
+    from charrnn.standing import read_standing
+    from charrnn.terminal import print_words, to_json
+
+    standing = read_standing(checkpoint)
+    if as_json:
+        print(to_json(standing.to_dict()))
+        return
+    for line in standing_lines(standing):
+        print_words(line, LABEL)
 
 
 def _cell_of(init_from: Path | None) -> CellName:

@@ -42,6 +42,7 @@ __all__ = [
     "Plan",
     "RunFailure",
     "RunResult",
+    "comparison_of",
     "name_moved",
     "open_plan",
     "read_result",
@@ -498,15 +499,25 @@ def refuse_comparison(run: Path) -> None:
             f"{shown(run)}: holds a comparison: go on with it with: "
             f"{command_line(resume_words(run))}; or choose another folder with --run"
         )
-    if not (run.parent / PLAN).exists():
-        return
-    plan = open_plan(run.parent)
-    if run.name in {plan.run_name(*one) for one in plan.runs()}:
+    if (comparison := comparison_of(run)) is not None:
         raise RunFolderError(
             f"{shown(run)}: is a run of a comparison, whose runs have one budget: go on with them "
-            f"with: {command_line(resume_words(run.parent))}; or start from its weights with "
+            f"with: {command_line(resume_words(comparison))}; or start from its weights with "
             "--init-from, in another folder"
         )
+
+
+def comparison_of(run: Path) -> Path | None:
+    """Return the folder of the comparison that the run in a folder is part of; None: of none.
+
+    Raises:
+        RunFolderError: it lies in that of a comparison whose plan is not usable.
+    """
+    run = followed(run)
+    if not (run.parent / PLAN).exists():
+        return None
+    plan = open_plan(run.parent)
+    return run.parent if run.name in {plan.run_name(*one) for one in plan.runs()} else None
 
 
 def resume_words(folder: Path) -> list[str]:

@@ -36,6 +36,7 @@ from charrnn.run_words import (
     come_to,
     held_back,
     introduction,
+    sample_line,
     why_ended,
 )
 from charrnn.terminal import Output, in_rows, say, to_json
@@ -53,7 +54,7 @@ from charrnn.training import (
     Validating,
 )
 from charrnn.vocabulary import MANY_UNKNOWN
-from charrnn.wording import command_line, counted, cut_word, duration, shown
+from charrnn.wording import counted, cut_word, duration, shown
 
 __all__ = ["Display", "open_display"]
 
@@ -152,7 +153,7 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
     if run.owner is not None:
         return  # what is next is the owner's to say
     if event.complete:
-        yield f"sample from it with: charrnn sample {command_line([str(run.folder.path)])}"
+        yield sample_line(run.folder.path)
     else:
         yield f"go on with: {run.command()}"
 

@@ -96,6 +96,11 @@ class TextRecord(Record):
             file_starts=tuple(file.start for file in files),
         )
 
+    def length(self, part: PartName) -> int:
+        """Return the characters of a part; 0: there is none."""
+        start, stop = getattr(self, part) or (0, 0)
+        return int(stop - start)
+
     def shared(self, part: Part, fingerprint: str, borders: tuple[int, int]) -> int | None:
         """Return how many characters of a part lie between borders of a text of the run.
 

@@ -150,9 +150,9 @@ class Description:
         Raises:
             ValueError: the part is too short for the lanes.
         """
-        config, (first, last) = self.config, self.text.train
-        size, window = config.batch_size, config.bptt
-        return Windows.of(last - first, size, window, config.loss_last).per_pass
+        config, characters = self.config, self.text.length("train")
+        windows = Windows.of(characters, config.batch_size, config.bptt, config.loss_last)
+        return windows.per_pass
 
     @property
     def is_finished(self) -> bool:

@@ -1,4 +1,7 @@
-"""What a run is, and how far it has come, in the lines that ``train`` and ``inspect`` show."""
+"""What a run is, and how far it has come, in the lines that ``train`` and ``inspect`` show.
+
+None of it needs a text or weights.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from charrnn.checkpoint import LAST
+from charrnn.device import kind_in_words
 from charrnn.nats import in_bits
-from charrnn.run import Description
-from charrnn.wording import counted, duration, shown
+from charrnn.run import Description, resume_command
+from charrnn.standing import Standing
+from charrnn.wording import command_line, counted, duration, shown
 
 __all__ = [
     "LABEL",
@@ -18,6 +24,8 @@ __all__ = [
     "come_to",
     "held_back",
     "introduction",
+    "sample_line",
+    "standing_lines",
     "why_ended",
 ]
 
@@ -37,16 +45,14 @@ def introduction(run: Description, device: str, *, is_planned: bool) -> list[str
         ValueError: as of ``Description.steps_a_pass``.
     """
     shape, text = run.shape, run.text
-    trained, valid, test = (
-        borders and borders[1] - borders[0] for borders in (text.train, text.valid, text.test)
-    )
-    assert trained
+    valid, test = text.length("valid"), text.length("test")
     held = f", {valid:,} held out to validate" if valid else ", none held out"
     if test:
         held += f", {test:,} to test"
     files = f", in {run.files:,} files" if run.files > 1 else ""
+    trained = counted(text.length("train"), run.unit)
     return [
-        f"text    {_text(text.texts)}: {counted(trained, run.unit)} to train on{held}{files}",
+        f"text    {_text(text.texts)}: {trained} to train on{held}{files}",
         f"model   {shape.cell.upper()} {shape.layers} x {shape.hidden}, embedding "
         f"{shape.embedding}, {run.parameters:,} parameters, {shape.vocabulary:,} symbols",
         f"data    {_data(run)}",
@@ -168,14 +174,52 @@ def come_to(run: Description, of: int | None = None) -> str:
 
 def best_line(run: Description) -> str | None:
     """Return the best validation so far; None before the first."""
-    progress, valid = run.progress, run.text.valid
-    if progress.best_nats is None:
+    progress, valid = run.progress, run.text.length("valid")
+    if progress.best_nats is None or progress.best_step is None:
         return None
     best = f"best validation {both_units(progress.best_nats)} at step {progress.best_step:,}"
     scored = progress.validate_characters
-    if valid is not None and scored is not None and scored < valid[1] - valid[0]:
+    if scored is not None and scored < valid:
         best += f", of the first {scored:,} characters held out"
     return best
+
+
+def sample_line(path: Path) -> str:
+    """Return what can be done with a run that is finished."""
+    return f"sample from it with: {command_line(['charrnn', 'sample', str(path)])}"
+
+
+def standing_lines(standing: Standing) -> list[str]:
+    """Return what a run is, where and with what it was made, how far it has come, what is next."""
+    run, progress = standing.run, standing.run.progress
+    device = kind_in_words(shown(standing.device), standing.threads)
+    charrnn, torch = (shown(standing.versions[name]) for name in ("charrnn", "torch"))
+    where = "" if standing.processor is None else f", on {shown(standing.processor)}"
+    of = None if standing.is_finished else progress.planned_steps
+    come = f"{come_to(run, of)} ({progress.step / run.steps_a_pass:.2f} epochs)"
+    lines = introduction(run, device, is_planned=True)
+    lines.append(f"made    with torch {torch} and version {charrnn} of charrnn{where}")
+    lines.append(f"file    {shown(standing.file)}")
+    if not standing.is_state:
+        lines.append(f"weights alone, after {come}")
+    elif standing.is_finished:
+        reason = "patience" if progress.is_out_of_patience(run.config) else "done"
+        lines.append(f"{why_ended(reason, run.config.patience)} after {come}")
+    else:
+        lines.append(f"so far {come}")
+    if (best := best_line(run)) is not None:
+        lines.append(best)
+    if standing.newer is not None:
+        inspected = command_line(["charrnn", "inspect", str(standing.newer)])
+        lines.append(f"what its run has come to: {inspected}")
+    elif standing.go_on is not None:
+        lines.append(f"go on with: {standing.go_on}")
+    elif standing.is_finished is False:
+        command = resume_command(run.text, Path("DIR"))
+        lines.append(f"to go on, make it {LAST} in a folder of its own, DIR: {command}")
+    else:
+        lines.append(sample_line(standing.path))
+    return lines
 
 
 def both_units(nats: float) -> str:

@@ -52,7 +52,7 @@ from charrnn.lock import PATIENCE, Lock, alive, take_lock
 from charrnn.metrics import Log
 from charrnn.wording import shown
 
-__all__ = ["RunFolder", "files_of_run", "has_state"]
+__all__ = ["RunFolder", "checkpoints_in", "files_of_run", "has_state"]
 
 _GENERATION = re.compile(r"step-(\d{8,})\.safetensors")
 
@@ -108,7 +108,7 @@ class RunFolder:
         folder._removable = [path / LOCK, *made] if lock.made else []
         try:
             folder._remove_stale()
-            begins_again = over_best and _checkpoints(path) == [path / BEST]
+            begins_again = over_best and checkpoints_in(path) == [path / BEST]
             if begins_again:
                 (path / BEST).unlink()
             folder._refuse_another_run(lock.abandoned or begins_again)
@@ -134,7 +134,7 @@ class RunFolder:
             if path.is_file():
                 instead = f"it is a file; name the folder of a run, such as {shown(path.parent)}"
             nothing = RunFolderError(f"{shown(path)}: holds no run to resume: {instead}")
-            if not _is_folder(path) or not (_checkpoints(path) or exists(path / LOCK)):
+            if not _is_folder(path) or not (checkpoints_in(path) or exists(path / LOCK)):
                 raise nothing
         try:
             lock = take_lock(path, command)
@@ -143,7 +143,7 @@ class RunFolder:
         folder = cls(path, lock, keep)
         try:
             folder._remove_stale()
-            if not _checkpoints(path):
+            if not checkpoints_in(path):
                 raise nothing
             folder._log = Log(path)
         except BaseException:
@@ -169,7 +169,7 @@ class RunFolder:
         # What cannot be tidied up stays; what made this run end is not to be hidden by it.
         with suppress(OSError, RunFolderError):
             # Without a checkpoint the signature stays: it says that the log is of a run of ours.
-            if _checkpoints(self.path):
+            if checkpoints_in(self.path):
                 self._lock.clear()
             is_ours = self._lock.guards(self.path)  # or what is there is another run's
             for path in self._removable if is_ours else ():
@@ -363,7 +363,7 @@ class RunFolder:
 
     def _refuse_another_run(self, abandoned: bool) -> None:
         """Raise RunFolderError if the folder holds a run; one that saved nothing does not count."""
-        if checkpoints := _checkpoints(self.path):
+        if checkpoints := checkpoints_in(self.path):
             try:
                 where = f" at step {read_description(checkpoints[0]).meta['step']}"
             except (CheckpointError, KeyError):
@@ -413,8 +413,12 @@ def _generations(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Return all checkpoint files of a run, newest first; the best is the last of them."""
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return all checkpoint files of the run in a folder, newest first; the best is the last.
+
+    Raises:
+        RunFolderError: the folder cannot be read.
+    """
     named = [folder / LAST, *_generations(folder), folder / BEST]
     with refusals(folder, "cannot read the run's folder"):
         return [path for path in named if exists(path)]
@@ -427,7 +431,7 @@ def has_state(folder: Path) -> bool:
         RunFolderError: the folder cannot be read.
     """
     with refusals(folder, "cannot read the run's folder"):
-        return _is_folder(folder) and any(path.name != BEST for path in _checkpoints(folder))
+        return _is_folder(folder) and any(path.name != BEST for path in checkpoints_in(folder))
 
 
 def _link(source: Path, target: Path) -> None:

@@ -103,11 +103,11 @@ def say(console: Console, line: str, hang: int = 0) -> None:
         console.print(Padding(Text(rest), (0, 0, 0, hang)))
 
 
-def print_words(line: str) -> None:
+def print_words(line: str, hang: int = 0) -> None:
     """Print a sentence on stdout; a terminal gets it as ``say`` does, a pipe as it is."""
     console = Output()
     if console.file.isatty():
-        say(console, line)
+        say(console, line, hang)
     else:
         console.print(Text(line), soft_wrap=True)
 

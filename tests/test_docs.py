@@ -94,7 +94,7 @@ def test_every_field_of_the_json_is_named(kind: type) -> None:
 def test_the_table_of_inspect_s_json_is_what_it_has() -> None:
     """Besides what its introduction names, as ``to_dict`` puts it first."""
     measured = {field.name for field in fields(Inspection)} - {"characters"}
-    assert measured == documented_fields("`inspect`: one object")
+    assert measured == documented_fields("`inspect` with a text: one object")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

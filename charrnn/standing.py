@@ -1,0 +1,155 @@
+"""How a run stands, as a checkpoint says it: what it is, how far it has come, how it goes on.
+
+No text is read, and no tensor is kept.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from charrnn.checkpoint import BEST, find
+from charrnn.comparison import comparison_of, resume_words
+from charrnn.config import TrainConfig
+from charrnn.errors import CheckpointError, RunFolderError
+from charrnn.reading import TextRecord
+from charrnn.run import Description, Progress, resume_command
+from charrnn.runfolder import checkpoints_in
+from charrnn.trained import load_model
+from charrnn.wording import command_line, shown
+
+__all__ = ["Standing", "read_standing"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a run is, how far it has come, and where and with what that was."""
+
+    path: Path
+    """As the user named it: a checkpoint or a run's folder."""
+    file: Path
+    """The checkpoint: of a folder the newest."""
+    run: Description
+    device: str
+    threads: int
+    processor: str | None
+    """None in older checkpoints."""
+    versions: dict[str, str]
+    """Of ``charrnn`` and ``torch``."""
+    is_state: bool
+    """Whether the checkpoint has all that a run goes on from; else it has weights alone."""
+    go_on: str | None
+    """The command that goes on with the run; None: it is finished, or the checkpoint is not what
+    that would go on from."""
+    newer: Path | None
+    """The run's folder, where it holds a newer state than this."""
+
+    @property
+    def is_finished(self) -> bool | None:
+        """Whether the run has nothing left to do; None: weights alone do not tell."""
+        return self.run.is_finished if self.is_state else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON object."""
+        run, text, progress = self.run, self.run.text, self.run.progress
+        return {
+            "checkpoint": str(self.file),
+            "parameters": run.parameters,
+            "model": run.shape.to_dict(),
+            "training": run.config.to_dict(),
+            "texts": text.texts,
+            "valid_texts": text.valid_texts,
+            "encoding": text.encoding,
+            "fingerprint": text.fingerprint,
+            "train_characters": text.length("train"),
+            "valid_characters": text.length("valid"),
+            "test_characters": text.length("test"),
+            "device": self.device,
+            "threads": self.threads,
+            "processor": self.processor,
+            "versions": self.versions,
+            "step": progress.step,
+            "planned_steps": progress.planned_steps,
+            "epoch": progress.step / run.steps_a_pass,
+            "characters": progress.characters,
+            "seconds": progress.seconds,
+            "best_nats_per_char": progress.best_nats,
+            "best_step": progress.best_step,
+            "validate_characters": progress.validate_characters,
+            "complete": self.is_finished,
+            "go_on": self.go_on,
+        }
+
+
+def read_standing(path: Path) -> Standing:
+    """Read how a run stands; every bit of the checkpoint is checked.
+
+    Args:
+        path: a checkpoint, or a run's folder (its newest is taken).
+
+    Raises:
+        CheckpointError: the file is not a whole checkpoint, or a field of it is not usable.
+    """
+    file = _newest(path)
+    model, vocabulary, checkpoint = load_model(file, torch.device("meta"))
+    text = checkpoint.record("text", TextRecord)
+    run = Description(
+        shape=model.config,
+        parameters=model.parameter_count(),
+        of_bytes=vocabulary.is_bytes,
+        config=checkpoint.record("training", TrainConfig),
+        text=text,
+        files=len(text.files),
+        progress=checkpoint.record("progress", Progress),
+    )
+    try:
+        _ = run.steps_a_pass
+    except ValueError as error:
+        raise CheckpointError(f"{shown(file)}: the field 'text' is not usable: {error}") from error
+    is_state = "step" in checkpoint.meta
+    go_on, newer = None, None
+    there = _names(file.parent)
+    if file.name in there:
+        if there[0] not in (file.name, BEST):
+            newer = file.parent
+        elif is_state and not run.is_finished:
+            go_on = _command(file.parent, text)
+    return Standing(
+        path=path,
+        file=file,
+        run=run,
+        device=checkpoint.require("device", str),
+        threads=checkpoint.require("threads", int),
+        processor=checkpoint.require("processor", str) if "processor" in checkpoint.meta else None,
+        versions=checkpoint.versions,
+        is_state=is_state,
+        go_on=go_on,
+        newer=newer,
+    )
+
+
+def _newest(path: Path) -> Path:
+    """Return the checkpoint that a path means: of a run's folder the newest."""
+    with suppress(OSError):  # which ``find`` tells
+        if path.is_dir() and (there := _names(path)):
+            return path / there[0]
+    return find(path)
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the names of the checkpoints of the run in a folder, the newest first."""
+    with suppress(RunFolderError):  # it cannot be listed, but a file in it be read
+        return [path.name for path in checkpoints_in(folder)]
+    return []
+
+
+def _command(folder: Path, text: TextRecord) -> str:
+    """Return the command that goes on with the run in a folder, or with its comparison."""
+    with suppress(RunFolderError):  # of no usable plan: who goes on is told
+        if (comparison := comparison_of(folder)) is not None:
+            return command_line(resume_words(comparison))
+    return resume_command(text, folder)
