@@ -199,6 +199,8 @@ def standing_lines(standing: Standing) -> list[str]:
     come = f"{come_to(run, of)} ({progress.step / run.steps_a_pass:.2f} epochs)"
     lines = introduction(run, device, is_planned=True)
     lines.append(f"made    with torch {torch} and version {charrnn} of charrnn{where}")
+    if run.config.init_from is not None:
+        lines.append(f"from    the weights of {shown(run.config.init_from)}")
     lines.append(f"file    {shown(standing.file)}")
     if not standing.is_state:
         lines.append(f"weights alone, after {come}")

@@ -18,8 +18,9 @@ import typer
 from charrnn import __version__
 from charrnn.checkpoint import BEST, LAST, load, save
 from charrnn.cli import app
-from charrnn.comparison import PLAN, Plan
+from charrnn.comparison import Plan
 from charrnn.errors import CheckpointError
+from charrnn.files import PLAN
 from charrnn.run_words import standing_lines
 from charrnn.standing import read_standing
 from charrnn.terminal import print_words, to_json
@@ -58,6 +59,12 @@ def unfinished(**changes: Any) -> dict[str, Any]:
 def lines(result: Result) -> list[str]:
     assert (result.code, result.err) == (0, "")
     return result.out.splitlines()
+
+
+def test_says_which_weights_training_began_with(cli: Cli, run: Run) -> None:
+    found = lines(cli("inspect", run(training={"init_from": "/models/a b"})))
+    assert found[5].startswith("made    with ")
+    assert found[6] == "from    the weights of /models/a b"
 
 
 def test_says_what_train_said(cli: Cli, prose: Path, tmp_path: Path) -> None:
