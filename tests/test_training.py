@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import errno
 import math
 import os
@@ -17,6 +18,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from charrnn import device, native, recipe, training
 from charrnn.assembling import _slow_loops, refuse_too_large
@@ -28,13 +30,14 @@ from charrnn.errors import NonFiniteError, RunFolderError, TakenFolderError, Usa
 from charrnn.evaluation import Scores, prices, score
 from charrnn.flow import initial_model
 from charrnn.model import CharModel
+from charrnn.optimiser import SGD, AdamW, MuonAdamW
 from charrnn.planning import Planner
 from charrnn.resuming import resume
 from charrnn.run import Progress, Run
 from charrnn.runfolder import RunFolder
 from charrnn.sampling import Piece, sample
 from charrnn.starting import start
-from charrnn.stream import Chunk
+from charrnn.stream import Chunk, Lanes
 from charrnn.trained import load_model
 from charrnn.training import (
     Event,
@@ -134,6 +137,53 @@ def test_it_begins_with_the_weights_of_its_seed(start_run: StartRun) -> None:
             assert torch.equal(one, other)
 
 
+def weights_by_hand(run: Run, options: dict[str, Any]) -> list[Tensor]:
+    """Return the weights after three updates of a run's parts, put together here."""
+    model, config = copy.deepcopy(run.model), replace(run.config, **options)
+    model.set_dropout(0.3, 0.2)
+    rules = {"muon": MuonAdamW, "adamw": AdamW, "sgd": SGD}
+    rule = rules[options.get("optimiser", "muon")](
+        model, weight_decay=config.weight_decay, decay_embedding=config.decay_embedding
+    )
+    update = Update(model, rule, config)
+    lanes = Lanes(run.train, run.vocabulary, 3, 17, options.get("loss_last"))
+    torch.manual_seed(9)
+    for step, chunk in enumerate(islice(lanes.chunks(), 3)):
+        factor = recipe.Schedule(2, 20).factor(step)  # a tenth of 20 updates warms up
+        rule.set_rates(config.lr * factor, config.lr_adam * factor)
+        update(chunk)
+    return list(model.parameters())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"optimiser": "adamw"},
+        {"optimiser": "sgd"},
+        {"decay_embedding": True},
+        {"loss_last": 11},
+        {"reset_state": True},
+        {"clip_norm": 0.1},
+        {"clip_value": 1e-3},
+        {"scale_norm": 0.5},
+        {"dropout_masks": 3},
+        {"loss_temperature": 0.8},
+    ],
+)
+def test_a_run_is_its_parts_put_together_by_hand(
+    start_run: StartRun, options: dict[str, Any]
+) -> None:
+    begin = partial(start_run, steps=20, model={"dropout": 0.3, "weight_drop": 0.2})
+    run = begin(**options)
+    expected = weights_by_hand(run, options)
+    torch.manual_seed(9)
+    list(train(run, lambda: "stop" if run.progress.step == 3 else None))
+    assert all(map(torch.equal, run.model.parameters(), expected))
+    plain = weights_by_hand(begin(), {})
+    assert all(map(torch.equal, plain, expected)) == (options == {}), "each does something"
+
+
 def test_the_mean_loss_is_that_of_all_rows_while_they_are_few_and_then_of_the_latest(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,7 +273,7 @@ def test_a_row_sums_up_the_updates_since_the_last(
         assert row["learning_rate"] == pytest.approx(part[-1][2]), "that of the last update"
     assert 0 < run.progress.clipped_steps < 23
     for step, (_, _, rate) in enumerate(seen):
-        assert rate == pytest.approx(run.config.lr * run.schedule().factor(step))
+        assert rate == pytest.approx(run.config.lr * recipe.Schedule(3, 23).factor(step))
 
 
 def test_the_weights_that_training_starts_from_are_what_it_has_to_improve_on(
@@ -1116,7 +1166,7 @@ def test_both_rates_follow_the_schedule(
     rates: list[tuple[float, float]] = []
     monkeypatch.setattr(run.update.optimiser, "set_rates", lambda *both: rates.append(both))
     list(train(run))
-    factors = [run.schedule().factor(step) for step in range(20)]
+    factors = [recipe.Schedule(2, 20).factor(step) for step in range(20)]
     assert rates == [(run.config.lr * f, run.config.lr_adam * f) for f in factors]
     assert max(factors) > 10 * factors[-1]
 
