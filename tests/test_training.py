@@ -670,6 +670,21 @@ def test_a_run_that_comes_from_another_device_draws_of_its_seed(
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_the_random_numbers_of_a_gpu_are_kept(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    run, state = start_run(steps=1), torch.arange(16, dtype=torch.uint8)
+    put_back: list[Tensor] = []
+    gpu = getattr(torch, kind)
+    monkeypatch.setattr(gpu, "get_rng_state", lambda *_: state)
+    monkeypatch.setattr(gpu, "set_rng_state", lambda tensor, *_: put_back.append(tensor))
+    monkeypatch.setattr(Run, "device", SimpleNamespace(type=kind))
+    run.restore(load(run.save()).tensors)
+    (found,) = put_back
+    assert torch.equal(found, state)
+
+
 def test_what_a_resumed_run_changes_is_kept_if_it_stops_at_once(start_run: StartRun) -> None:
     run = start_run(steps=7)
     list(train(run, lambda: "stop" if run.progress.step == 3 else None))
