@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, call
 
 import pytest
 import torch
@@ -254,7 +254,7 @@ UPDATE = Update._update
 
 @pytest.fixture
 def cuda_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mock]:
-    """Let ``Update._captured_update`` run without a GPU; nothing runs while it records."""
+    """Let an update on a GPU run without one; nothing runs while it records."""
     cuda = Mock(CUDAGraph=Recording, stream=lambda _stream: nullcontext())
     cuda.default_generators = {None: Mock()}
 
@@ -282,34 +282,49 @@ def cuda_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mock]:
     return cuda
 
 
-def captured_run(setting: Setting, cuda: Mock | None) -> list[Tensor]:
-    """Make 14 updates, a pass's last, shorter window and another dropout among them."""
+class OnACpu(str):
+    """The CPU, by a name that is taken for a GPU's."""
+
+    type, index = "cuda", None  # type: ignore[assignment]
+
+
+def captured_setting(folder: Path, cell: CellName) -> Setting:
+    """Return one whose update takes the way of a GPU, while all its tensors are on the CPU."""
+    setting = Setting(folder, cell, lanes=3, bptt=7)
+    setting.update.device = OnACpu("cpu")  # type: ignore[assignment]
+    return setting
+
+
+def fourteen_updates(setting: Setting) -> list[Tensor]:
+    """Make some updates, a pass's last, shorter window and another dropout among them."""
     setting.update.optimiser.set_rates(0.02, 0.01)
     measured: list[Tensor] = []
     for number, chunk in enumerate(islice(setting.lanes.chunks(), 14)):
         if number == 9:
             setting.model.set_dropout(0.0, 0.3)
             setting.update.forget_capture()
-        if cuda is None or len(chunk.x_TB) < 7:
-            result = setting.update(chunk)
-        else:
-            if chunk.first:
-                for state in setting.update.hidden:
-                    for part_BH in state:
-                        part_BH.zero_()
-            result = setting.update._captured_update(chunk.x_TB, chunk.y_TB, len(chunk.x_TB))
+        result = setting.update(chunk)
         measured += [result.loss, result.norm, result.clipped]
     return [*measured, *setting.weights]
+
+
+def assert_streams_waited(cuda: Mock, updates: int) -> None:
+    """Before each of some updates the side stream waits for the current one, which then waits."""
+    side, current = cuda.Stream.return_value, cuda.current_stream.return_value
+    cuda.Stream.assert_called_once_with()
+    assert side.wait_stream.mock_calls == updates * [call(current)]
+    assert current.wait_stream.mock_calls == updates * [call(side)]
 
 
 def test_a_captured_update_is_the_eager_one(
     tmp_path: Path, cell: CellName, cuda_on_a_cpu: Mock
 ) -> None:
-    eager = captured_run(Setting(tmp_path, cell, lanes=3, bptt=7), None)
-    setting = Setting(tmp_path, cell, lanes=3, bptt=7)
-    assert all(map(torch.equal, captured_run(setting, cuda_on_a_cpu), eager))
+    eager = fourteen_updates(Setting(tmp_path, cell, lanes=3, bptt=7))
+    setting = captured_setting(tmp_path, cell)
+    assert all(map(torch.equal, fourteen_updates(setting), eager))
     assert setting.update.capture_failure is None
     assert [recording.replays for recording in cuda_on_a_cpu.recordings] == [5, 1]
+    assert_streams_waited(cuda_on_a_cpu, 6)
 
 
 @pytest.mark.parametrize(
@@ -319,13 +334,14 @@ def test_a_captured_update_is_the_eager_one(
 def test_where_no_graph_can_be_captured_updates_go_on(
     tmp_path: Path, cuda_on_a_cpu: Mock, within: str | None, message: str, reason: str
 ) -> None:
-    eager = captured_run(Setting(tmp_path, "lstm", lanes=3, bptt=7), None)
-    setting = Setting(tmp_path, "lstm", lanes=3, bptt=7)
+    eager = fourteen_updates(Setting(tmp_path, "lstm", lanes=3, bptt=7))
+    setting = captured_setting(tmp_path, "lstm")
     cuda_on_a_cpu.failure = RuntimeError(message)
     cuda_on_a_cpu.failure_within = within and RuntimeError(within)
-    assert all(map(torch.equal, captured_run(setting, cuda_on_a_cpu), eager))
+    assert all(map(torch.equal, fourteen_updates(setting), eager))
     assert setting.update.capture_failure == reason
     assert len(cuda_on_a_cpu.recordings) == 1
+    assert_streams_waited(cuda_on_a_cpu, 3)
     cuda_on_a_cpu.set_stream.assert_called_once_with(cuda_on_a_cpu.current_stream.return_value)
     (generator,) = cuda_on_a_cpu.default_generators.values()
     generator.graphsafe_set_state.assert_called_once_with(generator.clone_state.return_value)
