@@ -74,8 +74,8 @@ def poison_losses(monkeypatch: pytest.MonkeyPatch, updates: Collection[int]) -> 
     """Make the losses of some updates, counted over all runs from 1, no numbers."""
     losses = itertools.count(1)
 
-    def poisoned(*window: Any) -> Any:
-        loss, after = window_loss(*window)
+    def poisoned(*window: Any, **named: Any) -> Any:
+        loss, after = window_loss(*window, **named)
         return loss * (math.nan if next(losses) in updates else 1), after
 
     monkeypatch.setattr("charrnn.update.window_loss", poisoned)

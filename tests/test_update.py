@@ -207,8 +207,8 @@ def test_after_what_is_no_number_no_weight_moves(
     optimiser: OptimiserName,
     device: str,
 ) -> None:
-    def no_number(*window: Any) -> tuple[Tensor, Hidden]:
-        loss, after = window_loss(*window)
+    def no_number(*window: Any, **named: Any) -> tuple[Tensor, Hidden]:
+        loss, after = window_loss(*window, **named)
         if broken == "loss":
             return loss + math.inf, after  # its gradient is finite
         loss.register_hook(lambda grad: grad * math.inf)  # type: ignore[no-untyped-call]

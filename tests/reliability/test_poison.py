@@ -47,21 +47,21 @@ class Poison:
         self.model: CharModel
         self.before: dict[str, Tensor] = {}
 
-    def __call__(self, model: CharModel, *window: Any) -> tuple[Tensor, Hidden]:
+    def __call__(self, model: CharModel, *window: Any, **named: Any) -> tuple[Tensor, Hidden]:
         self.step -= 1
         if self.step != 0:
-            return real_window_loss(model, *window)
+            return real_window_loss(model, *window, **named)
         self.model = model
         self.before = {name: weight.clone() for name, weight in model.state_dict().items()}
         if self.place == "loss":
-            loss, after = real_window_loss(model, *window)
+            loss, after = real_window_loss(model, *window, **named)
             return loss * self.number, after
         if self.place == "gradient":
             model.head.weight.register_hook(self._poisoned)  # type: ignore[no-untyped-call]
-            return real_window_loss(model, *window)
+            return real_window_loss(model, *window, **named)
         hook = model.embedding.register_forward_hook(lambda _m, _i, out: self._poisoned(out))
         try:
-            return real_window_loss(model, *window)
+            return real_window_loss(model, *window, **named)
         finally:
             hook.remove()
 
@@ -223,10 +223,10 @@ def spiking(jumps: Mapping[int, float]) -> Callable[..., tuple[Tensor, Hidden]]:
     """A loss that is so many nats higher at some updates."""
     updates = 0
 
-    def window_loss(*window: Any) -> tuple[Tensor, Hidden]:
+    def window_loss(*window: Any, **named: Any) -> tuple[Tensor, Hidden]:
         nonlocal updates
         updates += 1
-        loss, after = real_window_loss(*window)
+        loss, after = real_window_loss(*window, **named)
         return loss + jumps.get(updates, 0.0), after
 
     return window_loss
