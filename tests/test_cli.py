@@ -944,6 +944,19 @@ class TestTrain:
         assert result.code == 0
         assert "stopped early: no better validation in 1 in a row" in result.err
 
+    @pytest.mark.parametrize(("words", "kept"), [((), 1), (("--keep", 0), 0), (("--keep", 3), 3)])
+    def test_keeps_as_many_earlier_checkpoints_as_are_asked_for(
+        self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        words: tuple[object, ...], kept: int,
+    ) -> None:  # fmt: skip
+        monkeypatch.setattr("charrnn.training.SAVE_SHARE", 1e9)  # after every validation
+        result = cli(
+            "train", prose, "--run", tmp_path, "--steps", 20, "--validate-every", 4, *QUICK[2:],
+            *words,
+        )  # fmt: skip
+        assert result.code == 0
+        assert len([*tmp_path.glob("step-*")]) == kept
+
     def test_minutes_are_wall_clock(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
         run = tmp_path / "run"
         started = time.monotonic()
