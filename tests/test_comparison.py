@@ -213,6 +213,19 @@ class TestDifferences:
         assert two.differ and two.least_difference is not None
         assert [pair.supported for pair in two.differences] == [apart > two.least_difference]
 
+    def test_a_cell_with_fewer_runs_weighs_less_in_the_mean_of_all(self) -> None:
+        nats: dict[CellName, tuple[float, ...]]
+        # Every variance is 1. F is 3.85; with a mean of all of three equal weights it were 4.62.
+        # F's table for 2 and 9 degrees of freedom: 4.26.
+        nats = {"rnn": (-1, -1, 0, 1, 1), "lstm": (-1, -1, 0, 1, 1)}
+        nats["gru"] = (2.15 - math.sqrt(0.5), 2.15 + math.sqrt(0.5))
+        found = Comparison.of(
+            Plan(texts=(), steps=1, seeds=5),
+            [make_result(cell, *run) for cell in nats for run in enumerate(nats[cell], start=1)],
+        )
+        assert [cell.spread for cell in found.cells] == pytest.approx([1, 1, 1])
+        assert not found.differ
+
     def test_what_differs_from_run_to_run_is_a_mean(self) -> None:
         names = (
             "nats_per_char", "valid_nats_per_char", "bits_per_byte", "seconds", "chars_per_second",
