@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn.config import CellName
+from charrnn.config import CellName, ModelConfig
 from charrnn.model import CharModel, Hidden, detach, outline
 from tests.small import make_model
 
@@ -186,6 +186,15 @@ def test_an_outline_has_the_shapes_and_takes_no_memory(cell: CellName) -> None:
         assert (shapes[name].shape, shapes[name].dtype) == (weight.shape, weight.dtype)
         assert shapes[name].is_meta
     assert outlined.parameter_count() == model.parameter_count()
+
+
+def test_new_weights_beside_the_cells(cell: CellName) -> None:
+    torch.manual_seed(1)
+    model = CharModel(ModelConfig(cell=cell, vocabulary=300, layers=1, hidden=64, embedding=50))
+    assert not model.head.bias.any()
+    assert model.embedding.weight.std().item() == pytest.approx(1, rel=0.05)
+    # Uniform up to 1 / sqrt(H) in size.
+    assert model.head.weight.std().item() == pytest.approx((64 * 3) ** -0.5, rel=0.05)
 
 
 def test_products_can_be_in_bfloat16_with_weights_in_float32(cell: CellName) -> None:
