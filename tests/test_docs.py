@@ -18,7 +18,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import typer
 
-from charrnn import recipe
+from charrnn import optimiser, recipe
 from charrnn.cli import app
 from charrnn.comparison import RunResult
 from charrnn.config import CellName
@@ -201,6 +201,7 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         f"(p, below, from {recipe.BY_HEART} on)",
         f"rate, {recipe.ONE_RATE['adamw']['lr']}; with `sgd` it is "
         f"{recipe.ONE_RATE['sgd']['lr']:g}.",
+        f"in bands of at most {optimiser.BAND} rows",
         f"{recipe.WARM_UP} steps of warm-up",
         f"a cosine down to {100 * recipe.Schedule.FLOOR:g} %.",
         f"| {decay('lstm', 'p = 8', 16)} | {decay('rnn', 'p = 2', 4)}; {decay('rnn', '16', 32)} |",
