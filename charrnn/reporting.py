@@ -42,11 +42,6 @@ def check_report(path: Path) -> None:
             "charrnn's folder, or pip install matplotlib"
         )
 
-    # Where it keeps its caches is none of the user's concern.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    # A notebook names a backend of its own, without which matplotlib would not start here.
-    os.environ.pop("MPLBACKEND", None)
-
     from charrnn.disk import check_replaceable, followed
 
     check_replaceable(followed(path))
@@ -118,6 +113,10 @@ def show_and_report(
     if report is not None:
         from charrnn.disk import followed, write_text
 
+        # Where matplotlib keeps its caches is none of the user's concern.
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
+        # A notebook names a backend of its own, without which matplotlib would not start here.
+        os.environ.pop("MPLBACKEND", None)
         try:
             # What a link leads to is replaced, not the link.
             write_text(followed(report), make())

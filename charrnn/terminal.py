@@ -49,7 +49,7 @@ class Output(Console):
 
         Rich's ``is_terminal`` is so for a file, too, where FORCE_COLOR asks for colours.
         """
-        return self.is_interactive and self.file.isatty()
+        return self.is_interactive and self.file.isatty() and not _is_notebook()
 
     @property
     def is_in_foreground(self) -> bool:
@@ -67,6 +67,11 @@ class Output(Console):
     def on_broken_pipe(self) -> None:
         """Pass the error on, for the command line to answer."""
         raise  # it is called where the error is handled
+
+
+def _is_notebook() -> bool:
+    """Whether a notebook's cell shows the terminal: it appends what should take another's place."""
+    return "JPY_PARENT_PID" in os.environ or "inline" in os.environ.get("MPLBACKEND", "")
 
 
 def plain_table(lines: Sequence[Sequence[str]], words: int) -> Table:

@@ -51,7 +51,7 @@ torch.set_num_threads(1)
 # What a caller's terminal, CI or own commands ask for is not what is tested.
 for name in (
     "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE",
-    "CHARRNN_TRACEBACK", "CHARRNN_NATIVE", "COLORTERM",
+    "CHARRNN_TRACEBACK", "CHARRNN_NATIVE", "COLORTERM", "JPY_PARENT_PID", "MPLBACKEND",
 ):  # fmt: skip
     os.environ.pop(name, None)
 os.environ["TERM"] = "xterm-256color"  # an editor's, or no one's, may be "dumb"

@@ -474,6 +474,22 @@ class TestLive:
         monkeypatch.setenv("TERM", "dumb")
         assert not isinstance(open_display(as_json=False, quiet=False), _LiveTerminal)
 
+    @pytest.mark.parametrize(
+        ("name", "value", "is_live"),
+        [
+            ("JPY_PARENT_PID", "77", False),
+            ("MPLBACKEND", "module://matplotlib_inline.backend_inline", False),
+            ("MPLBACKEND", "agg", True),
+        ],
+    )
+    def test_is_not_chosen_in_a_notebook(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, value: str, is_live: bool
+    ) -> None:
+        """Its cells run commands on a terminal, and append what should be drawn in place."""
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+        monkeypatch.setenv(name, value)
+        assert isinstance(open_display(as_json=False, quiet=False), _LiveTerminal) == is_live
+
     @pytest.mark.parametrize("columns", [40, 100])
     def test_a_dumb_terminal_has_its_own_width(
         self, monkeypatch: pytest.MonkeyPatch, columns: int
