@@ -515,7 +515,7 @@ def sample(
         WeightsName,
         typer.Option(
             help="Precision of the weights on a CPU: fewer bits make long texts faster where there "
-            "is a C compiler (bf16: where the processor multiplies it), and a bit different."
+            "is a C compiler and the processor multiplies them, and a bit different."
         ),
     ] = "fp32",
     device: Device = "cpu",

@@ -72,6 +72,7 @@ class Library:
 
     Attributes:
         multiplies_bf16: whether the processor has products in bf16, tiles or not.
+        multiplies_int8: the same of bytes.
     """
 
     def __init__(self, library: ctypes.CDLL, functions: Sequence[str], *, tiles: bool) -> None:
@@ -88,6 +89,7 @@ class Library:
             torch.int8: library.byte_depth(),
         }
         self.multiplies_bf16 = self._depths[torch.bfloat16] > 0
+        self.multiplies_int8 = self._depths[torch.int8] > 0
 
     def _panels(self, weight_KN: Tensor) -> Tensor:
         """Return a matrix as ``products.h`` has it, filled up with zeros, in its own type.

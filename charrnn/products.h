@@ -1,7 +1,7 @@
 /* What recurrence.c and step.c have in common: products, the gates' functions, the recurrences.
  *
- * States, gates and sums are float32. A product's matrix is float32, or bf16 where the processor
- * multiplies that, or bytes.
+ * States, gates and sums are float32. A product's matrix is float32, or bf16 or bytes where the
+ * processor multiplies those.
  *
  * Axis letters, as in Python: T time, B lanes, H hidden. Arrays are contiguous, row by row.
  */
@@ -33,6 +33,11 @@
 
 #if defined(__AVX512BF16__)
 #define NARROW
+#endif
+
+/* Elsewhere a product of bytes takes several times as long as one in float32. */
+#if defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
+#define MULTIPLIES_BYTES
 #endif
 
 #if defined(NARROW) && defined(__AMX_BF16__) && defined(__linux__)
@@ -104,7 +109,14 @@ long narrow_depth(void)
 }
 
 /* The same of a panel of bytes. */
-long byte_depth(void) { return BYTE_DEPTH; }
+long byte_depth(void)
+{
+#if defined(MULTIPLIES_BYTES)
+    return BYTE_DEPTH;
+#else
+    return 0;
+#endif
+}
 
 static matrix as_matrix(const void *panels, long inner, long columns, long weights)
 {
@@ -262,7 +274,7 @@ static void multiply_in_tiles(matrix m, long from, long to, long rows, const uin
 }
 #endif
 
-#if defined(WITH_BYTES)
+#if defined(WITH_BYTES) && defined(MULTIPLIES_BYTES)
 /* Sums of VECTOR columns, to which two rows of a panel are added, times two numbers of x. */
 typedef int32_t whole __attribute__((vector_size(4 * VECTOR), aligned(4)));
 
@@ -278,14 +290,19 @@ INLINE whole add_bytes(whole sum, const int16_t *x, const int8_t *panel)
 #else
     return (whole)_mm512_add_epi32((__m512i)sum, _mm512_madd_epi16(factors, weights));
 #endif
-#elif defined(__AVX2__) && !defined(__AVX512F__)
+#else
     const __m256i factors = _mm256_set1_epi32(pair);
     const __m256i weights = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)panel));
     return (whole)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(factors, weights));
+#endif
+}
+
+INLINE vector as_floats(whole sum)
+{
+#if defined(__AVX512BW__)
+    return (vector)_mm512_cvtepi32_ps((__m512i)sum);
 #else
-    for (int j = 0; j < VECTOR; j++)
-        sum[j] += x[0] * panel[2 * j] + x[1] * panel[2 * j + 1];
-    return sum;
+    return (vector)_mm256_cvtepi32_ps((__m256i)sum);
 #endif
 }
 
@@ -317,8 +334,7 @@ INLINE void multiply_bytes(const int rows, long inner, const int16_t *x, long x_
         for (int v = 0; v < VECTORS; v++) {
             const whole sum = parts == 2 ? sums[0][v] + sums[1][v] : sums[row][v];
             *(vector *)(out + row * out_stride + v * VECTOR) =
-                __builtin_convertvector(sum, vector) * row_units[row] *
-                *(const vector *)(units + v * VECTOR);
+                as_floats(sum) * row_units[row] * *(const vector *)(units + v * VECTOR);
         }
 }
 
@@ -382,7 +398,7 @@ static void multiply(matrix m, long from, long to, long rows, const float *x, lo
         return;
     }
 #endif
-#if defined(WITH_BYTES)
+#if defined(WITH_BYTES) && defined(MULTIPLIES_BYTES)
     if (m.weights == BYTES) {
         int16_t *narrow = (int16_t *)room;
         float *row_units = room + (rows * m.inner + 1) / 2;

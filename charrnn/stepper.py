@@ -11,7 +11,8 @@ rows of its gates are halved beforehand, so that one call of tanh serves all gat
 Several texts side by side turn the products into those of matrices, which oneDNN multiplies, with
 its weights packed once.
 
-Smaller weights are read faster by C: bf16, or 8 bits a weight with one scale a row.
+Smaller weights are read faster by C, where the processor multiplies them: bf16, or 8 bits a weight
+with one scale a row.
 ``CharModel.forward`` is the readable twin that the tests hold this to.
 
 Axis letters: B texts, V vocabulary, H hidden, G the stacked gates' rows; K a product's inner axis,
@@ -52,8 +53,8 @@ class Stepper:
         model: the one that predicts; its weights must stay as they are.
         hidden: the state to start from, of B lanes.
         weights: what the products read the weights in. C rounds a state before it is multiplied
-            with fewer bits, to bf16 or to 15 bits; sums, and the states that are carried on, stay
-            in float32.
+            with fewer bits, to bf16 or to 15 bits; sums, and the states
+            that are carried on, stay in float32.
         begun: numpy's steps with these weights up to this state, where it has made some.
     """
 
@@ -124,12 +125,11 @@ class CompiledStepper:
         self, compiled: Steps, model: CharModel, hidden: Hidden, weights: WeightsName
     ) -> None:
         def matrix(weight_NK: Tensor) -> Tensor:
-            if weights == "int8":
+            if weights == "int8" and compiled.multiplies_int8:
                 return compiled.matrix(*_in_8_bits(weight_NK))
-            if weights == "bf16":
-                weight_NK = weight_NK.bfloat16()
-                return compiled.matrix(weight_NK if compiled.multiplies_bf16 else weight_NK.float())
-            return compiled.matrix(weight_NK)
+            if weights == "bf16" and compiled.multiplies_bf16:
+                return compiled.matrix(weight_NK.bfloat16())
+            return compiled.matrix(_rounded(weight_NK, weights))
 
         with torch.inference_mode():
             lowest, *upper = model.layers()
@@ -290,12 +290,8 @@ def _input_product(cell: Cell, lanes: int, weights: WeightsName) -> Product:
 
 def _product(weight_NK: Tensor, lanes: int, weights: WeightsName) -> Product:
     """Return the product with a matrix, made for being called many times on B lanes."""
-    weight_NK = weight_NK.detach().float().cpu().contiguous()
-    if weights == "int8":
-        whole_NK, scale_N = _in_8_bits(weight_NK)
-        weight_NK = whole_NK * scale_N[:, None]
-    if weights == "bf16":
-        weight_NK = weight_NK.bfloat16().float()  # a product in bf16 would round its sums, too
+    # In float32, as a product of torch's in bf16 would round its sums, too.
+    weight_NK = _rounded(weight_NK.detach().float().cpu().contiguous(), weights)
     if lanes == 1 and weight_NK.numel() in _FOR_MKL and vendor() == "GenuineIntel":
         return lambda x_BK: torch.mv(weight_NK, torch.from_numpy(x_BK[0])).numpy()[None]
     if lanes == 1:
@@ -330,6 +326,14 @@ _SHARED = 460_800
 _ALONE = 700_000
 """Up to so many that gains a fifth of a step where nothing else runs, and costs most of it where
 something does, because threads wait for each other in every product: so one thread has it all."""
+
+
+def _rounded(weight_NK: Tensor, weights: WeightsName) -> Tensor:
+    """Return a matrix as it is after it was written in fewer bits, in float32."""
+    if weights == "int8":
+        whole_NK, scale_N = _in_8_bits(weight_NK)
+        return whole_NK * scale_N[:, None]
+    return weight_NK.bfloat16().float() if weights == "bf16" else weight_NK
 
 
 def _in_8_bits(weight_NK: Tensor) -> tuple[Tensor, Tensor]:

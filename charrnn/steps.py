@@ -68,7 +68,7 @@ class Steps(Library):
         """Return a matrix as ``step.c`` reads it.
 
         Args:
-            weight_NK: float32; or bf16, where the processor multiplies that; or int8.
+            weight_NK: float32; or bf16 or int8, where the processor multiplies that.
             scale_N: What the rows of int8 are in units of, float32.
         """
         panels = self._panels(weight_NK.t())
