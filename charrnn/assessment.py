@@ -60,6 +60,8 @@ class Assessment:
     """Of the same text, for the model's vocabulary and training part."""
     of_bytes: bool = False
     """Whether the model reads bytes, which stand as characters here."""
+    device: str = "cpu"
+    """The kind of device that it was scored on."""
     facts: tuple[str, ...] = ()
     """What a user must know of the model to judge its scores: "was trained on ..."."""
 
@@ -74,6 +76,7 @@ class Assessment:
             "characters": self.scores.characters,
             "unknown": self.scores.unknown,
             **_figures(self.scores),
+            "device": self.device,
             "notes": [f"the model {fact}" for fact in self.facts],
         }
         if self.dynamic:
@@ -187,6 +190,7 @@ def assess(
         after=following.result() if following else None,
         baselines=tuple(baselines),
         of_bytes=vocabulary.is_bytes,
+        device=model.head.weight.device.type,
         facts=tuple(facts),
     )
 

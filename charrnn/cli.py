@@ -675,7 +675,7 @@ def evaluate(
 
     from charrnn.assessment import refuse_non_finite
     from charrnn.corpus import scan
-    from charrnn.device import choose_device
+    from charrnn.device import choose_device, in_words
     from charrnn.score_view import print_assessments
     from charrnn.subject import load_subjects, remarks
     from charrnn.terminal import to_json
@@ -700,6 +700,8 @@ def evaluate(
         facts = [subject.facts(of_training=part == "train") for subject in subjects]
         for line in remarks(subjects, facts):
             say(line)
+        if where.type != "cpu":
+            say(f"scoring on {in_words(where)}")
         assessments, failure = watch_scoring(
             zip(subjects, facts, strict=True), config, stop, baselines=baselines, show=show,
             per_char=per_char, with_page=report is not None, in_pipe=not as_json,

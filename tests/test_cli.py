@@ -1299,7 +1299,7 @@ class TestEvaluate:
     NAMES = (
         "checkpoint", "cell", "layers", "hidden", "parameters", "characters", "unknown",
         "nats_per_char", "bits_per_char", "bits_per_byte", "perplexity", "chars_per_second",
-        "notes",
+        "device", "notes",
     )  # fmt: skip
 
     def test_json_has_the_promised_names(self, cli: Cli, trained: Path, prose: Path) -> None:
@@ -1310,7 +1310,7 @@ class TestEvaluate:
         row = rows[0]
         assert row["checkpoint"] == str(trained)
         assert (row["cell"], row["layers"], row["hidden"]) == ("lstm", 1, 32)
-        assert (row["characters"], row["unknown"]) == (6006, 0)
+        assert (row["characters"], row["unknown"], row["device"]) == (6006, 0, "cpu")
         assert row["bits_per_char"] == pytest.approx(row["nats_per_char"] / math.log(2))
         assert row["bits_per_byte"] == pytest.approx(row["bits_per_char"]), "the text is ASCII"
         assert row["perplexity"] == pytest.approx(math.exp(row["nats_per_char"]))
@@ -1537,6 +1537,18 @@ class TestEvaluate:
         assert hint not in one_line(cli("evaluate", prose, "--text", prose))
         assert hint not in one_line(cli("evaluate", trained, prose, "--part", "valid"))
 
+    def test_a_device_that_is_no_cpu_is_named(
+        self, cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cpu = torch.device("cpu")
+        monkeypatch.setattr("charrnn.device.choose_device", lambda _name: torch.device("mps"))
+        monkeypatch.setattr("charrnn.subject.load_model", lambda path, _: load_model(path, cpu))
+        words = ("evaluate", trained, "--text", trained / "metrics.jsonl")
+        for options in ((), ("--json",)):
+            result = cli(*words, *options)
+            assert result.code == 0
+            assert result.err.endswith("\nscoring on mps\n")
+
     def test_in_depth_adds_names_and_changes_none(self, cli: Cli, trained: Path) -> None:
         plain = json.loads(cli("evaluate", trained, "--part", "valid", "--json").out)[0]
         options = ("--baselines", "--dynamic", "--by-position", 7, "--after", "the ")
@@ -1549,7 +1561,7 @@ class TestEvaluate:
         assert row.keys() == documented_fields("`evaluate`: a list")
         measured = set(self.NAMES) - {"chars_per_second"}
         assert {name: row[name] for name in measured} == {name: plain[name] for name in measured}
-        assert tuple(row["dynamic"]) == self.NAMES[-6:-1]
+        assert tuple(row["dynamic"]) == self.NAMES[-7:-2]
         assert (len(row["nats_by_position"]), row["stretches"]) == (7, 600 // 7)
         for baseline in row["baselines"]:  # the text is ASCII
             assert baseline["bits_per_byte"] == pytest.approx(baseline["bits_per_char"])

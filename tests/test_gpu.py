@@ -80,4 +80,7 @@ def test_gpu_every_command_ends_well(cli: Cli, prose: Path, tmp_path: Path, cell
         json.loads(cli("evaluate", run, "--part", "valid", "--device", device, "--json").out)[0]
         for device in ("cpu", "cuda")
     ]
+    assert [row["device"] for row in scores] == ["cpu", "cuda"]
+    scored = cli("evaluate", run, "--part", "valid")
+    assert scored.err.endswith(f"scoring on cuda ({torch.cuda.get_device_name()})\n"), "auto"
     assert scores[1]["nats_per_char"] == pytest.approx(scores[0]["nats_per_char"], rel=1e-4)
