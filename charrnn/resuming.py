@@ -34,7 +34,7 @@ from charrnn.reading import (
     refuse_another_text,
     refuse_too_many_names,
 )
-from charrnn.run import Progress, Run, Settings
+from charrnn.run import Progress, Run, SavedState, Settings
 from charrnn.runfolder import RunFolder
 from charrnn.stream import Lanes
 from charrnn.trained import described, prefixed, with_weights
@@ -140,9 +140,9 @@ def resume(
         validated=progress.validated_step == progress.step,
     )
     run.notes += _lost_rows(logged, progress.step - progress.row_updates)
-    run.resumed, run.saved_path, run.saved_settings = True, path, saved
+    run.resumed = True
     # Read anew, before the changes: the plan is another now where the budget is.
-    run.saved = checkpoint.record("progress", Progress)
+    run.saved = SavedState(checkpoint.record("progress", Progress), path, saved)
     run.better, said = _best(folder, progress, goes_on=not run.is_over)
     run.notes += said
     return run

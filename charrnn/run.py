@@ -30,7 +30,7 @@ from charrnn.update import Update
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import command_line, shown
 
-__all__ = ["Description", "Progress", "Run", "Settings", "resume_command"]
+__all__ = ["Description", "Progress", "Run", "SavedState", "Settings", "resume_command"]
 
 
 @dataclass
@@ -170,6 +170,16 @@ class Settings(NamedTuple):
     device: str
 
 
+class SavedState(NamedTuple):
+    """The last checkpoint that was written or read."""
+
+    progress: Progress
+    """As it is in the file."""
+    path: Path
+    """Its file: an earlier one's where the last was damaged."""
+    settings: Settings
+
+
 @dataclass
 class Run:
     """Everything that training needs, ready to go on at ``progress.step``."""
@@ -193,11 +203,8 @@ class Run:
     owner: str | None = None
     """The command that goes on with the comparison that this run is part of; None: of none."""
     resumed: bool = False
-    saved: Progress | None = None
-    """As it is in the last checkpoint that was written or read; so is the next one."""
-    saved_path: Path | None = None
-    """The file of that checkpoint: an earlier one's where the last was damaged."""
-    saved_settings: Settings | None = None
+    saved: SavedState | None = None
+    """None: nothing is."""
     better: Progress | None = None
     """Of the best checkpoint on disk, if the run went on from before it."""
 
@@ -213,10 +220,11 @@ class Run:
     @property
     def is_saved(self) -> bool:
         """Whether the last checkpoint has all: updates, rows, validations, plan, choices."""
-        saved, now = self.saved, self.progress
+        if self.saved is None:
+            return False
+        saved, now = self.saved.progress, self.progress
         return (
-            saved is not None
-            and self.saved_settings == self.settings()
+            self.saved.settings == self.settings()
             and saved.step == now.step
             and saved.row_updates == now.row_updates
             and saved.validated_step == now.validated_step
@@ -259,20 +267,20 @@ class Run:
 
     def is_kept(self, error: Exception) -> bool:
         """Whether what was saved is there after an error: the folder may be another's, or gone."""
-        if self.saved_path is None or isinstance(error, TakenFolderError):
+        if self.saved is None or isinstance(error, TakenFolderError):
             return False
-        return os.path.exists(self.saved_path)  # noqa: PTH110 - which never raises
+        return os.path.exists(self.saved.path)  # noqa: PTH110 - which never raises
 
     def way_back(self) -> str:
         """Return what to do once a number is not finite."""
         lower = ("--lr", f"{self.config.lr / 2:g}")
         # A run of a comparison keeps its rate, and what it came to would come again.
         anew = None if self.owner is None else "compare anew with a lower --lr"
-        if self.saved is None or self.saved_path is None:
+        if self.saved is None:
             return f"nothing was saved before: {anew or f'start again with {command_line(lower)}'}"
         return (
-            f"the last good checkpoint is {shown(self.saved_path)} of step "
-            f"{self.saved.step:,}: {anew or f'go on from it with: {self.command(*lower)}'}"
+            f"the last good checkpoint is {shown(self.saved.path)} of step "
+            f"{self.saved.progress.step:,}: {anew or f'go on from it with: {self.command(*lower)}'}"
         )
 
     def reconfigure(self, config: TrainConfig) -> None:
@@ -308,8 +316,7 @@ class Run:
         # Beside the progress: who keeps checkpoints apart by it knows of nothing else in them.
         checkpoint.meta["step"] = self.progress.step
         path = self.folder.save_last(checkpoint)
-        self.saved, self.saved_path = replace(self.progress), path
-        self.saved_settings = self.settings()
+        self.saved = SavedState(replace(self.progress), path, self.settings())
         return path
 
     def save_names(self) -> None:
@@ -322,15 +329,14 @@ class Run:
             CheckpointError: the last checkpoint is gone or damaged since, or of another format.
             RunFolderError: as of ``save``.
         """
-        assert self.saved is not None and self.saved_settings is not None, "it goes on"
-        assert self.saved_path is not None
-        settings = self.saved_settings._replace(text=self.text, keep=self.folder.keep)
-        if settings == self.saved_settings:
+        assert self.saved is not None, "it goes on"
+        settings = self.saved.settings._replace(text=self.text, keep=self.folder.keep)
+        if settings == self.saved.settings:
             return
-        checkpoint = load(self.saved_path)
+        checkpoint = load(self.saved.path)
         meta = checkpoint.meta | {"text": self.text.to_dict(), "keep": self.folder.keep}
         path = self.folder.save_last(replace(checkpoint, meta=meta))
-        self.saved_path, self.saved_settings = path, settings
+        self.saved = self.saved._replace(path=path, settings=settings)
 
     def save_best(self) -> None:
         """Write the weights alone as the run's best checkpoint, unless the one there is better.

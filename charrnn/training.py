@@ -171,7 +171,8 @@ def train(run: Run, should_stop: Callable[[], str | None] = lambda: None) -> Ite
         if run.saved is None or not run.is_kept(error):
             raise
         raise RunFolderError(
-            f"{error}; step {run.saved.step:,} is saved whole: go on from it with: {run.command()}"
+            f"{error}; step {run.saved.progress.step:,} is saved whole: go on from it with: "
+            f"{run.command()}"
         ) from error
 
 
@@ -192,8 +193,8 @@ class _Loop:
         # Of the last update; a plan since then has made a schedule of its own, and so has what a
         # resume changes.
         config, planned = run.config, run.progress.planned_steps
-        if run.saved is not None and run.saved_settings is not None:
-            config, planned = run.saved_settings.config, run.saved.planned_steps
+        if run.saved is not None:
+            config, planned = run.saved.settings.config, run.saved.progress.planned_steps
         schedule = Schedule(config.warmup_steps, planned)
         self.rate = config.lr * schedule.factor(max(0, run.progress.step - 1))
         #: Updates that nobody has looked at yet.

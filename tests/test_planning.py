@@ -22,7 +22,7 @@ from charrnn import planning, recipe, training
 from charrnn.config import TrainConfig
 from charrnn.evaluation import Interrupted, Scores
 from charrnn.planning import Planner
-from charrnn.run import Progress, Run
+from charrnn.run import Progress, Run, SavedState
 from charrnn.training import Event, Finished, Logged, Paused, Planned, Validated, train
 
 HELD_OUT = 600
@@ -92,8 +92,8 @@ class StubRun(Run):
 
     def save(self) -> Path:
         self.world.spend(self.world.save)
-        self.saved, self.saved_settings = replace(self.progress), self.settings()
-        return Path("last")
+        self.saved = SavedState(replace(self.progress), Path("last"), self.settings())
+        return self.saved.path
 
     def save_best(self) -> None:
         pass

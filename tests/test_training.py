@@ -33,7 +33,7 @@ from charrnn.model import CharModel
 from charrnn.optimiser import SGD, AdamW, MuonAdamW
 from charrnn.planning import Planner
 from charrnn.resuming import resume
-from charrnn.run import Progress, Run
+from charrnn.run import Progress, Run, SavedState
 from charrnn.runfolder import RunFolder
 from charrnn.sampling import Piece, sample
 from charrnn.starting import start
@@ -813,7 +813,9 @@ def test_a_folder_that_another_run_has_taken_is_none_to_go_on_in(start_run: Star
     with pytest.raises(TakenFolderError) as caught:
         for event in train(run):
             if isinstance(event, Validated) and not others:
-                run.saved = replace(run.progress)
+                run.saved = SavedState(
+                    replace(run.progress), path / "last.safetensors", run.settings()
+                )
                 shutil.rmtree(path)
                 others.append(RunFolder.create(path))
     assert str(caught.value).endswith(
