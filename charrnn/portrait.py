@@ -30,7 +30,7 @@ from charrnn.inspection import Inspection, inspect
 from charrnn.metrics import read_metrics
 from charrnn.model import CharModel
 from charrnn.norms import Clipping, clipping
-from charrnn.reading import TextRecord, recorded_part
+from charrnn.reading import recorded_part
 from charrnn.sampling import sample, unwarned
 from charrnn.stretch import LEAST_CHARACTERS, Stretch, read_stretch
 from charrnn.subject import Subject, validated_on
@@ -181,7 +181,10 @@ def portray_subjects(subjects: Sequence[Subject]) -> list[Portrait]:
             subject.vocabulary,
             subject.part,
             validated_on=frozenset(
-                [subject.validated_on or (subject.trained_on.fingerprint, subject.trained_on.train)]
+                [
+                    validated_on(subject.checkpoint)
+                    or (subject.trained_on.fingerprint, subject.trained_on.train)
+                ]
             ),
         )
         for label, subject in zip(labels([s.path for s in subjects]), subjects, strict=True)
@@ -234,7 +237,7 @@ def portray_comparison(
         inspection = _inspect_end(path, model, vocabulary, training, part)
         # How much of a text is validated on follows from a run's own speed.
         runs_of = [read_description(find(Path(run.run))) for run in cell.runs]
-        on = frozenset(validated_on(one, one.record("text", TextRecord)) for one in runs_of)
+        on = frozenset(map(validated_on, runs_of))
         portraits.append(portray(cell.cell.upper(), path, model, vocabulary, part, inspection, on))
     runs = [run for cell in comparison.cells for run in cell.runs]
     return portraits, [(run, _read_log(Path(run.run))) for run in runs]

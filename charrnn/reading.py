@@ -137,18 +137,6 @@ class TextRecord(Record):
             if (start := starts.get(file.digest)) is not None:
                 yield file.start, start, file.characters
 
-    def validated(self, characters: int | None) -> tuple[str, tuple[int, int]] | None:
-        """Return what the run's validations score: a text's fingerprint, and borders in it.
-
-        Args:
-            characters: of the beginning of what is held out; None: all.
-        """
-        if self.valid is None:
-            return None
-        start, stop = self.valid
-        stop = stop if characters is None else min(stop, start + characters)
-        return self.valid_fingerprint or self.fingerprint, (start, stop)
-
 
 def readable(texts: Sequence[str], spooled: Path | None) -> list[str]:
     """Return the names to read: where standard input was put stands for it."""

@@ -48,15 +48,6 @@ class Subject:
     gone: str | None = None
     """Why the text that was asked for is gone."""
 
-    @property
-    def validated_on(self) -> tuple[str, tuple[int, int]] | None:
-        """What the validations of its run scored: a text's fingerprint, and borders in it.
-
-        Raises:
-            CheckpointError: what the checkpoint says of its run's progress is not usable.
-        """
-        return validated_on(self.checkpoint, self.trained_on)
-
     def learnt(self, part: Part) -> str | None:
         """Say how much of a text the model was trained on, if any."""
         trained = self.trained_on
@@ -77,13 +68,13 @@ class Subject:
         Raises:
             CheckpointError: as of ``validated_on``.
         """
-        trained, validated_on = self.trained_on, self.validated_on
+        trained, scored = self.trained_on, validated_on(self.checkpoint)
         progress = self.checkpoint.record("progress", Progress)
         # The best one under any name; the last was not chosen, though it may be the best.
         is_best = progress.step == progress.best_step and find(self.path).name != LAST
-        if validated_on is None or not is_best:
+        if scored is None or not is_best:
             return None
-        validated = _shared(self.part, trained, *validated_on)
+        validated = _shared(self.part, trained, *scored)
         if validated is None:
             return None
         return f"was chosen by its loss on {validated}, which flatters it: " + (
@@ -157,12 +148,22 @@ class Subject:
         )
 
 
-def validated_on(
-    checkpoint: Checkpoint, trained_on: TextRecord
-) -> tuple[str, tuple[int, int]] | None:
-    """Return what the validations of a checkpoint's run scored; see ``Subject.validated_on``."""
-    progress = checkpoint.record("progress", Progress)
-    return trained_on.validated(progress.validate_characters)
+def validated_on(checkpoint: Checkpoint) -> tuple[str, tuple[int, int]] | None:
+    """Return what the validations of a checkpoint's run scored; None: nothing is held out.
+
+    Returns:
+        A text's fingerprint, and borders in it: the first character, and the one after the last.
+
+    Raises:
+        CheckpointError: what the checkpoint says of its run's text or progress is not usable.
+    """
+    text = checkpoint.record("text", TextRecord)
+    scored = checkpoint.record("progress", Progress).validate_characters
+    if text.valid is None:
+        return None
+    start, stop = text.valid
+    stop = stop if scored is None else min(stop, start + scored)
+    return text.valid_fingerprint or text.fingerprint, (start, stop)
 
 
 def load_subjects(

@@ -1343,10 +1343,11 @@ def test_runs_compare_where_they_validate_on_the_same_or_learn_the_same(
 ) -> None:
     drawn = mock.Mock()
     monkeypatch.setattr("charrnn.portrait.portray", drawn)
+    monkeypatch.setattr("charrnn.portrait.validated_on", lambda checkpoint: checkpoint)
 
-    def subject(text: str, train: tuple[int, int], validated_on: object = None) -> Any:
+    def subject(text: str, train: tuple[int, int], checkpoint: object = None) -> Any:
         trained_on = SimpleNamespace(fingerprint=text, train=train, valid=None)
-        return mock.Mock(path=Path(text), trained_on=trained_on, validated_on=validated_on)
+        return mock.Mock(path=Path(text), trained_on=trained_on, checkpoint=checkpoint)
 
     portray_subjects(
         [
