@@ -12,7 +12,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -674,7 +673,6 @@ def evaluate(
             )
 
     from charrnn.assessment import refuse_non_finite
-    from charrnn.corpus import scan
     from charrnn.device import choose_device, in_words
     from charrnn.score_view import print_assessments
     from charrnn.subject import load_subjects, remarks
@@ -682,12 +680,11 @@ def evaluate(
     from charrnn.watching import watch_scoring
 
     where = choose_device(device)
-    scan_once = cache(scan)  # for all models that read it alike
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())  # so that nothing is left behind
         subjects = load_subjects(
-            checkpoints, source, where, scan=scan_once,
-            spool=lambda: spooled(source.texts, stack, stop), with_training=baselines, tell=say,
+            checkpoints, source, where, with_training=baselines, tell=say,
+            spool=lambda: spooled(source.texts, stack, stop),
         )  # fmt: skip
         for subject in subjects:
             if subject.part.characters < 2:
@@ -1094,7 +1091,6 @@ def inspect_recurrence(
 
     from charrnn.activity import Unit
     from charrnn.config import TrainConfig
-    from charrnn.corpus import scan
     from charrnn.device import choose_device
     from charrnn.inspection import inspect
     from charrnn.inspection_view import print_inspection
@@ -1110,8 +1106,8 @@ def inspect_recurrence(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())  # so that nothing is left behind
         (subject,) = load_subjects(
-            [checkpoint], source, where, scan=scan,
-            spool=lambda: spooled(source.texts, stack, stop), tell=say,
+            [checkpoint], source, where, tell=say,
+            spool=lambda: spooled(source.texts, stack, stop),
         )  # fmt: skip
         read = (*source.texts, *subject.texts)
         refuse_overwriting("--report", report, subject.sources(), read)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
 
 from charrnn.checkpoint import LAST, Checkpoint, find
 from charrnn.config import PartName, TextSource
-from charrnn.corpus import Part
+from charrnn.corpus import Part, scan
 from charrnn.disk import followed
 from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.files import PLAN
@@ -171,7 +172,7 @@ def load_subjects(
     source: TextSource,
     device: torch.device,
     *,
-    scan: Scan,
+    scan: Scan = scan,
     spool: Callable[[], Path | None] = lambda: None,
     with_training: bool = False,
     tell: Callable[[str], None],
@@ -182,7 +183,7 @@ def load_subjects(
         paths: checkpoints or runs' folders.
         source: the text.
         device: where to compute.
-        scan: reads a text.
+        scan: reads a text; once for all models that read it alike.
         spool: puts standard input into a file, if the source names it; called once all
             checkpoints are loaded, so that nobody types a text for one that is not there.
         with_training: read what the models were trained on as well, where it still is.
@@ -196,6 +197,7 @@ def load_subjects(
     """
     models = _load_models(paths, device, named=bool(source.texts))
     spooled = spool()
+    scan = cache(scan)
     texts = tuple(readable(source.texts, spooled))
     all_of_bytes = all(vocabulary.is_bytes for _, vocabulary, _ in models)
     subjects: list[Subject] = []
