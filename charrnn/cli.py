@@ -23,13 +23,17 @@ from charrnn.config import (
     CELL_NAMES,
     MEASUREMENTS,
     CellName,
+    DeviceName,
     EvaluateConfig,
     InspectConfig,
+    MatchName,
     OptimiserName,
     PartName,
+    PrecisionName,
     SampleConfig,
     TextChoices,
     TextSource,
+    UnknownName,
     WeightsName,
 )
 from charrnn.errors import CharrnnError, CorpusError, UsageError
@@ -64,12 +68,12 @@ app = typer.Typer(
 )
 
 
-DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 Device = Annotated[
-    DeviceName, typer.Option(help="Where to compute; auto: a CUDA GPU, if there is one.")
+    Literal["auto", DeviceName],
+    typer.Option(help="Where to compute; auto: a CUDA GPU, if there is one."),
 ]
 Precision = Annotated[
-    Literal["auto", "fp32", "bf16"],
+    Literal["auto", PrecisionName],
     typer.Option(help="Precision of matrix products; auto: bf16 where the hardware has it."),
 ]
 Report = Annotated[
@@ -506,7 +510,7 @@ def sample(
     count: Annotated[int, typer.Option(help="How many samples, made side by side.")] = 1,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 1,
     unknown: Annotated[
-        Literal["error", "replace", "skip"],
+        UnknownName,
         typer.Option(help="What to do with characters of the prompt that the model lacks."),
     ] = "error",
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt first.")] = False,
@@ -745,7 +749,7 @@ def compare(
         ),
     ] = None,
     match: Annotated[
-        Literal["parameters", "hidden"] | None,
+        MatchName | None,
         typer.Option(
             help="What is equal in all cells: parameters (default), as nearly as widths allow, or "
             "the width."
@@ -921,7 +925,7 @@ def compare(
 
         where = choose_device(device)
         if not resume:
-            plan = replace(plan, device=cast("Literal['cpu', 'cuda', 'mps']", where.type))
+            plan = replace(plan, device=cast("DeviceName", where.type))
             if not texts and waits_unread():
                 say("note: standard input is not read: give the text as a file")
         elif device == "auto" and plan.device is not None:

@@ -14,15 +14,18 @@ import statistics
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from charrnn import recipe
 from charrnn.config import (
     BUDGETS,
     CELL_NAMES,
     CellName,
+    DeviceName,
+    MatchName,
     OptimiserName,
     PartName,
+    PrecisionName,
     Record,
     TextChoices,
 )
@@ -79,7 +82,7 @@ class Plan(Record):
     texts: tuple[str, ...]
     """Absolute paths, folders or globs; none: the embedded corpus."""
     cells: tuple[CellName, ...] = CELL_NAMES
-    match: Literal["parameters", "hidden"] = "parameters"
+    match: MatchName = "parameters"
     """What all models have the same number of."""
     seeds: int = 1
     """Runs of each cell."""
@@ -113,10 +116,10 @@ class Plan(Record):
     weight_decay: float | None = None
     clip_norm: float | None = None
     """0: no clipping."""
-    precision: Literal["fp32", "bf16"] | None = None
+    precision: PrecisionName | None = None
     """Of the products; None, before the first run and in older plans: bf16 where the hardware has
     it."""
-    device: Literal["cpu", "cuda", "mps"] | None = None
+    device: DeviceName | None = None
     """Where it began, and goes on; None in older plans."""
     fingerprint: str | None = None
     """Of the text, as ``Corpus`` has it; None before it is read, and in older plans."""

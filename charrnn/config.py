@@ -21,16 +21,20 @@ __all__ = [
     "CELL_NAMES",
     "MEASUREMENTS",
     "CellName",
+    "DeviceName",
     "EvaluateConfig",
     "InspectConfig",
+    "MatchName",
     "ModelConfig",
     "OptimiserName",
     "PartName",
+    "PrecisionName",
     "Record",
     "SampleConfig",
     "TextChoices",
     "TextSource",
     "TrainConfig",
+    "UnknownName",
     "WeightsName",
     "WeightsOrigin",
 ]
@@ -43,6 +47,10 @@ CELL_GATES: dict[CellName, int] = {"rnn": 1, "lstm": 4, "gru": 3}
 
 OptimiserName = Literal["muon", "adamw", "sgd"]
 PartName = Literal["valid", "test", "train"]
+DeviceName = Literal["cpu", "cuda", "mps"]
+PrecisionName = Literal["fp32", "bf16"]
+MatchName = Literal["parameters", "hidden"]
+UnknownName = Literal["error", "replace", "skip"]
 WeightsOrigin = Literal["trained", "initial"]
 """Where the weights of a model that is inspected come from."""
 
@@ -216,7 +224,7 @@ class TrainConfig(Record):
     """The checkpoint whose weights training starts from; None: new ones."""
     seed: int = 1
     """Of weights, dropout and the shown samples."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: PrecisionName = "fp32"
     """Arithmetic of the matrix products; weights and sums stay in fp32. Muon orthogonalises in bf16
     wherever the hardware multiplies it."""
 
@@ -266,7 +274,7 @@ class SampleConfig:
     """Samples made side by side."""
     seed: int = 1
     """Of the draws: the same seed gives the same text."""
-    unknown: Literal["error", "replace", "skip"] = "error"
+    unknown: UnknownName = "error"
     """What to do with characters of the prompt that the model does not know."""
     weights: WeightsName = "fp32"
     """What a CPU reads the weights in, a character at a time."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from typing import get_args
 
 import torch
 
+from charrnn.config import DeviceName
 from charrnn.errors import UsageError
 from charrnn.wording import counted
 
@@ -37,7 +39,7 @@ def choose_device(name: str) -> torch.device:
     keep_freed_memory()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda", "mps"):
+    if name not in get_args(DeviceName):
         raise UsageError(f"--device must be auto, cpu, cuda or mps, not {name!r}")
     if not is_here(name):
         raise UsageError(f"--device {name}: there is no such device here; --device cpu works")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from charrnn.config import SampleConfig
+from charrnn.config import SampleConfig, UnknownName
 from charrnn.errors import NonFiniteError, VocabularyError
 from charrnn.model import CharModel, Hidden, take_lanes
 from charrnn.stepper import NumpyStepper, Stepper
@@ -41,7 +41,7 @@ class Piece(NamedTuple):
 
 
 def prepare_prompt(
-    prompt: str | bytes, vocabulary: Vocabulary, unknown: str
+    prompt: str | bytes, vocabulary: Vocabulary, unknown: UnknownName
 ) -> tuple[NDArray[np.generic], str | None]:
     """Turn a prompt into ids by the user's policy for unknown characters.
 

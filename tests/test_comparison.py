@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -33,7 +33,7 @@ from charrnn.comparison import (
     read_results,
     refuse_comparison,
 )
-from charrnn.config import CELL_NAMES, CellName, ModelConfig
+from charrnn.config import CELL_NAMES, CellName, ModelConfig, PrecisionName
 from charrnn.errors import CorpusError, RunFolderError, UsageError
 from charrnn.evaluation import Scores, score
 from charrnn.metrics import read_metrics
@@ -145,9 +145,7 @@ class TestWidths:
     @pytest.mark.parametrize(
         ("precision", "wider"), [(None, True), ("bf16", True), ("fp32", False)]
     )
-    def test_precision_can_be_chosen(
-        self, precision: Literal["fp32", "bf16"] | None, wider: bool
-    ) -> None:
+    def test_precision_can_be_chosen(self, precision: PrecisionName | None, wider: bool) -> None:
         """The same on every CPU, then: where products are in bf16 the default width is another."""
         plan = Plan(texts=(), steps=1, precision=precision)
         sizes: dict[str, Any] = {"vocabulary": 66, "characters": 10**6, "device": "cpu"}
