@@ -45,6 +45,7 @@ __all__ = [
     "MAX_HEADER",
     "Checkpoint",
     "DamagedCheckpointError",
+    "ForeignError",
     "find",
     "load",
     "read_description",
@@ -113,12 +114,20 @@ class DamagedCheckpointError(CheckpointError):
         self.flaw = flaw
 
 
+class ForeignError(DamagedCheckpointError):
+    """What is named never was a checkpoint of ours: another kind of file, a folder without one."""
+
+
 class _Flaw(Exception):  # noqa: N818 - never leaves this module
     """What is wrong with a file's bytes; becomes a DamagedCheckpointError."""
 
 
 class _Foreign(_Flaw):
     """The file never was a checkpoint of ours: no other copy would be."""
+
+    def __init__(self, flaw: str, advice: str = "") -> None:
+        super().__init__(flaw)
+        self.advice = advice
 
 
 def _versions() -> dict[str, str]:
@@ -274,7 +283,8 @@ def find(path: str | Path) -> Path:
     Of a run it is the best by validation, and the last where nothing was validated.
 
     Raises:
-        CheckpointError: there is none.
+        ForeignError: it is a folder without one.
+        CheckpointError: there is no such path, or it cannot be read.
     """
     path = Path(path)
     try:
@@ -289,7 +299,7 @@ def find(path: str | Path) -> Path:
         raise CheckpointError(f"{shown(path)}: cannot be read: {reason(error)}") from error
     runs = sorted({file.parent.name for name in (BEST, LAST) for file in path.glob(f"*/{name}")})
     hint = f"name a run's in it, such as {shown(path / runs[0])}" if runs else "is it a run's?"
-    raise CheckpointError(f"{shown(path)}: a folder without a checkpoint: {hint}")
+    raise ForeignError(path, "a folder without a checkpoint", f": {hint}")
 
 
 def load(path: str | Path, *, with_data: bool = True) -> Checkpoint:
@@ -303,6 +313,7 @@ def load(path: str | Path, *, with_data: bool = True) -> Checkpoint:
             device "meta", and memory stays within a small multiple of the header's size.
 
     Raises:
+        ForeignError: it never was a checkpoint.
         DamagedCheckpointError: the bytes are not those of a checkpoint as it was written.
         CheckpointError: the file cannot be read, or its format is not ``FORMAT``.
     """
@@ -377,7 +388,7 @@ def _reading(path: Path) -> Iterator[tuple[io.FileIO, int]]:
                 raise CheckpointError(f"{shown(path)}: not a regular file, so not a checkpoint")
             yield file, status.st_size
     except _Foreign as flaw:
-        raise DamagedCheckpointError(path, str(flaw)) from None
+        raise ForeignError(path, str(flaw), flaw.advice) from None
     except _Flaw as flaw:
         raise DamagedCheckpointError(path, str(flaw), _advice(path)) from None
     except MemoryError:
@@ -404,9 +415,10 @@ def _read_head(file: io.FileIO, size: int) -> bytes:
     length = int.from_bytes(head[:8], "little")
     if size < 16 or length > size - 8 or length > MAX_HEADER or head[8:9] != b"{":
         if begins_text(head):
-            raise _Foreign("a text, not a checkpoint: train on it, and name the run's folder")
+            advice = ": train on it, and name the run's folder"
+            raise _Foreign("a text, not a checkpoint", advice)
         if kind := _kind(head):
-            raise _Foreign(f"{kind}, and charrnn reads only its own safetensors checkpoints")
+            raise _Foreign(kind, ", and charrnn reads only its own safetensors checkpoints")
         if head[8:9] != b"{":
             raise _Flaw("not a checkpoint, or its beginning is damaged")
         raise _Flaw(f"damaged: a header of {length} bytes in a file of {size} bytes is impossible")

@@ -577,7 +577,10 @@ def evaluate(
     checkpoints: Annotated[
         list[Path],
         typer.Argument(
-            metavar="CHECKPOINT", parser=_checkpoint, help="Checkpoints or runs' folders."
+            metavar="CHECKPOINT",
+            parser=_checkpoint,
+            help="Checkpoints or runs' folders, as by checkpoints/*; what else lies beside one of "
+            "them is left out.",
         ),
     ],
     text: Annotated[
@@ -1059,8 +1062,8 @@ def inspect_recurrence(
 ) -> None:
     """Say what a run is, or look into its model on a text.
 
-    Without a text, all is from the checkpoint: text, model and training, the machine, how far the
-    run has come, and how it goes on.
+    Without a text, all is from the checkpoint, of a run's folder the newest: text, model and
+    training, the machine, how far the run has come, and how it goes on.
 
     With a text, measure step, gradient flow, memory, pace, gates, units, clipping, truncation.
     Name a text with --text, or take a --part of the run's own. If that text has moved, give --part

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from charrnn.checkpoint import LAST, Checkpoint, find
+from charrnn.checkpoint import LAST, Checkpoint, ForeignError, find
 from charrnn.config import PartName, TextSource
 from charrnn.corpus import Part, scan
 from charrnn.disk import followed
@@ -180,14 +180,14 @@ def load_subjects(
     """Load checkpoints, and read the text that they are measured on under each.
 
     Args:
-        paths: checkpoints or runs' folders.
+        paths: checkpoints or runs' folders; what else lies beside one of them is left out.
         source: the text.
         device: where to compute.
         scan: reads a text; once for all models that read it alike.
         spool: puts standard input into a file, if the source names it; called once all
             checkpoints are loaded, so that nobody types a text for one that is not there.
         with_training: read what the models were trained on as well, where it still is.
-        tell: is told what a user should know of the text.
+        tell: is told what a user should know of the text, and what is left out.
 
     Raises:
         CheckpointError: a file is not a whole checkpoint.
@@ -195,13 +195,13 @@ def load_subjects(
         UsageError: the models' parts, or the files that they can read, are different texts, whose
             scores would rank the texts; or the encoding does not fit a model.
     """
-    models = _load_models(paths, device, named=bool(source.texts))
+    models = _load_models(paths, device, source.texts, tell)
     spooled = spool()
     scan = cache(scan)
     texts = tuple(readable(source.texts, spooled))
-    all_of_bytes = all(vocabulary.is_bytes for _, vocabulary, _ in models)
+    all_of_bytes = all(vocabulary.is_bytes for _, _, vocabulary, _ in models)
     subjects: list[Subject] = []
-    for path, (model, vocabulary, checkpoint) in zip(paths, models, strict=True):
+    for path, model, vocabulary, checkpoint in models:
         trained_on = checkpoint.record("text", TextRecord)
         if source.part is not None:
             part = _recorded(checkpoint, source.part, scan, texts)
@@ -225,19 +225,40 @@ def load_subjects(
 
 
 def _load_models(
-    paths: Sequence[Path], device: torch.device, *, named: bool
-) -> list[tuple[CharModel, Vocabulary, Checkpoint]]:
-    """Load checkpoints; if texts were named, one of them may stand where a checkpoint is due."""
+    paths: Sequence[Path],
+    device: torch.device,
+    texts: Sequence[str],
+    tell: Callable[[str], None],
+) -> list[tuple[Path, CharModel, Vocabulary, Checkpoint]]:
+    """Load checkpoints, and leave out what a pattern that names runs finds beside them.
+
+    If texts were named, others may stand where checkpoints are due: those of a pattern for texts.
+    """
     models = []
+    foreign: dict[Path, ForeignError] = {}
     for path in paths:
         try:
-            models.append(load_model(path, device))
+            models.append((path, *load_model(path, device)))
+        except ForeignError as error:
+            foreign[path] = error
         except CheckpointError as error:
-            if not models or not named:
+            if not models or not texts:
                 raise
-            hint = "if a pattern after --text gave this name, put the pattern in quotes"
-            raise CheckpointError(f"{error}; {hint}") from error
+            raise _of_a_pattern(error) from error
+    beside_runs = {path.parent for path, *_ in models}
+    beside_texts = {Path(name).parent for name in texts if name != "-"}
+    for path, none in foreign.items():
+        if path.parent not in beside_runs - beside_texts:
+            raise _of_a_pattern(none) if models and texts else none
+    for path, none in foreign.items():
+        tell(f"{shown(path)}: {none.flaw}: left out")
     return models
+
+
+def _of_a_pattern(error: CheckpointError) -> CheckpointError:
+    """Return an error with what else may have led to it, where texts are named."""
+    hint = "if a pattern after --text gave this name, put the pattern in quotes"
+    return CheckpointError(f"{error}; {hint}")
 
 
 def _refuse_different_parts(subjects: Sequence[Subject], name: PartName) -> None:

@@ -1537,6 +1537,49 @@ class TestEvaluate:
         assert hint not in one_line(cli("evaluate", prose, "--text", prose))
         assert hint not in one_line(cli("evaluate", trained, prose, "--part", "valid"))
 
+    def test_what_lies_beside_runs_is_left_out(
+        self, cli: Cli, trained: Path, prose: Path, tmp_path: Path
+    ) -> None:
+        """As a pattern finds it: a comparison's folder, a page, a text, a pickle."""
+        for name in ("a run", "b-run", "c-compare/lstm-seed1"):
+            shutil.copytree(trained, tmp_path / name)
+        (tmp_path / "README.md").write_text("# Runs\n")
+        (tmp_path / "z.pt").write_bytes(gzip.compress(b"z"))
+        found = sorted(tmp_path.iterdir())
+        for options in (("--part", "valid"), ("--text", prose)):
+            result = cli("evaluate", *found, *options, "--json")
+            assert result.code == 0
+            runs = [Path(row["checkpoint"]).name for row in json.loads(result.out)]
+            assert runs == ["a run", "b-run"]
+            assert result.err.splitlines()[:3] == [
+                f"{tmp_path / 'README.md'}: a text, not a checkpoint: left out",
+                f"{tmp_path / 'c-compare'}: a folder without a checkpoint: left out",
+                f"{tmp_path / 'z.pt'}: a gzip file: left out",
+            ]
+        none = cli("evaluate", *found[3:], "--part", "valid")
+        assert "c-compare: a folder without a checkpoint: name a run's in it" in one_line(none)
+
+    def test_nothing_else_is_left_out(
+        self, cli: Cli, trained: Path, prose: Path, tmp_path: Path
+    ) -> None:
+        """A damaged checkpoint is one; what lies elsewhere is no find of a pattern for runs."""
+        run, other = (shutil.copytree(trained, tmp_path / name) for name in ("run", "other"))
+        content = (other / "best.safetensors").read_bytes()
+        damaged = content[:-1] + bytes([content[-1] ^ 1])
+        for flaw, said in ((damaged, "damaged: its SHA-256"), (b"", "the file is empty")):
+            (other / "best.safetensors").write_bytes(flaw)
+            line = one_line(cli("evaluate", run, other, "--part", "valid"))
+            assert f"{other / 'best.safetensors'}: {said}" in line
+        missing = one_line(cli("evaluate", run, tmp_path / "no", "--part", "valid"))
+        assert "no such checkpoint" in missing
+        line = one_line(cli("evaluate", run, prose, "--part", "valid"))
+        assert f"{prose}: a text, not a checkpoint: train on it" in line
+        beside = [shutil.copy(prose, tmp_path / name) for name in ("a.txt", "b.txt")]
+        line = one_line(cli("evaluate", run, "--text", *beside))
+        assert line.endswith(
+            "if a pattern after --text gave this name, put the pattern in quotes\n"
+        )
+
     def test_a_device_that_is_no_cpu_is_named(
         self, cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
