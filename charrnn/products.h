@@ -350,7 +350,7 @@ static void whole_rows(long rows, long given, long inner, const float *x, int16_
         int none = 0;
         for (long k = 0; k < given; k++) {
             none |= x[k] != x[k];
-            narrow[k] = (int16_t)__builtin_rintf(x[k] * most);
+            narrow[k] = x[k] == x[k] ? (int16_t)__builtin_rintf(x[k] * most) : 0;
         }
         memset(narrow + given, 0, (inner - given) * sizeof *narrow);
         units[row] = none ? __builtin_nanf("") : 1 / most;

@@ -53,7 +53,7 @@ class Stepper:
         model: the one that predicts; its weights must stay as they are.
         hidden: the state to start from, of B lanes.
         weights: what the products read the weights in. C rounds a state before it is multiplied
-            with fewer bits, to bf16 or to 15 bits; sums, and the states
+            with fewer bits, to bf16 or to 15 bits (above 1,024 units fewer); sums, and the states
             that are carried on, stay in float32.
         begun: numpy's steps with these weights up to this state, where it has made some.
     """
