@@ -6,6 +6,7 @@ A file is written under a temporary name and renamed once it is on disk.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -26,6 +27,7 @@ __all__ = [
     "followed",
     "refusals",
     "replacing",
+    "sync",
     "sync_folder",
     "unfinished",
     "write_json",
@@ -116,7 +118,7 @@ def becoming(
         try:
             called(temporary)
             yield fd
-            os.fsync(fd)
+            sync(fd)
         finally:
             os.close(fd)
         temporary.replace(path)
@@ -177,11 +179,19 @@ def _create(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
 
+def sync(fd: int) -> None:
+    """Bring an open file to disk: on macOS out of the drive's cache too, where fsync leaves it."""
+    os.fsync(fd)
+    if (full := getattr(fcntl, "F_FULLFSYNC", None)) is not None:
+        with suppress(OSError):  # not all file systems know it
+            fcntl.fcntl(fd, full)
+
+
 def sync_folder(folder: Path) -> None:
     """Bring a folder's names to disk."""
     fd = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(fd)
+        sync(fd)
     except OSError as error:
         # Some network file systems cannot sync a folder: there a rename is as durable as it gets.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):

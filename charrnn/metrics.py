@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from charrnn.disk import refusals, replacing
+from charrnn.disk import refusals, replacing, sync
 from charrnn.errors import RunFolderError
 from charrnn.files import LOG
 from charrnn.wording import shown
@@ -112,7 +112,7 @@ class Log:
             RunFolderError: disk full or the like.
         """
         with refusals(self.path, "cannot save"):
-            os.fsync(self._fd)
+            sync(self._fd)
 
     def close(self) -> None:
         """Close the file."""

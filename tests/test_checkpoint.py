@@ -551,6 +551,25 @@ def test_a_folder_that_cannot_be_synced_is_no_failure(
     assert load(tmp_path / "a").meta == {"step": 2}
 
 
+@pytest.mark.parametrize("knows", [True, False])
+def test_on_macos_the_drive_s_cache_is_emptied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, knows: bool
+) -> None:
+    """Where the file system knows how; fsync does not do it there."""
+    asked = []
+
+    def fcntl(fd: int, what: int) -> None:
+        asked.append((what, stat.S_ISDIR(os.fstat(fd).st_mode)))
+        if not knows:
+            refusing(errno.ENOTSUP)()
+
+    monkeypatch.setattr("fcntl.F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr("fcntl.fcntl", fcntl)
+    save(tmp_path / "a", Checkpoint({}, {"step": 2}))
+    assert load(tmp_path / "a").meta == {"step": 2}
+    assert asked == [(51, False), (51, True)]
+
+
 @pytest.mark.parametrize(
     ("path", "said"),
     [("missing/a", "No such file or directory"), ("file/a", "Not a directory")],
