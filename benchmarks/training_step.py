@@ -40,7 +40,7 @@ from benchmarks.common import (
 from charrnn.cells import CELLS
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, TrainConfig
 from charrnn.corpus import scan
-from charrnn.device import choose_device, multiplies_bf16
+from charrnn.device import keep_freed_memory, multiplies_bf16
 from charrnn.evaluation import score
 from charrnn.loops import beats_onednn_lstm
 from charrnn.machine import machine
@@ -361,7 +361,7 @@ def main() -> None:
     parser.add_argument("--json", type=results_file, help="write the figures to this file")
     options = parser.parse_args()
     torch.manual_seed(1)
-    choose_device("auto")  # as `charrnn train` does: memory is kept, float32 is not rounded
+    keep_freed_memory()  # as `charrnn train` does
     rounds, lengths = (10, (64,)) if options.quick else (80, (64, 128))
     rows = [row for length in lengths for row in measure_layers(length, rounds)]
     rows += measure_updates(_ON_CUDA if torch.cuda.is_available() else _ON_CPU, rounds)
