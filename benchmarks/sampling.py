@@ -44,7 +44,7 @@ from charrnn.evaluation import (
 from charrnn.machine import machine
 from charrnn.model import CharModel
 from charrnn.sampling import sample
-from charrnn.stepper import CompiledStepper, NumpyStepper, Stepper
+from charrnn.stepper import CompiledStepper, NumpyStepper
 from charrnn.steps import steps
 from charrnn.trained import load_model
 from charrnn.vocabulary import Vocabulary
@@ -192,8 +192,14 @@ def losses(checkpoint: Path, text: Path) -> dict[WeightsName, float]:
 def stepped_prices(
     model: CharModel, part: Part, vocabulary: Vocabulary, weights: WeightsName
 ) -> Iterator[Prices]:
-    """Price a text as ``evaluation.prices`` does, with the weights that ``sample`` reads."""
-    stepper = Stepper(model, model.initial_hidden(1), weights)
+    """Price a text as ``evaluation.prices`` does, by the steps that a long sample goes on with."""
+    # Not by numpy's first: they read weights that are rounded, too, but round no state.
+    hidden, compiled = model.initial_hidden(1), steps()
+    stepper = (
+        NumpyStepper(model, hidden, weights)
+        if compiled is None
+        else CompiledStepper(compiled, model, hidden, weights)
+    )
     for position, x_TB, y_TB in read_windows(part, vocabulary, WINDOW):
         logits_TBV = torch.from_numpy(np.stack([stepper.step(x_B) for x_B in x_TB.numpy()]))
         yield window_prices(position, symbol_prices(logits_TBV, y_TB)[:, 0], y_TB, vocabulary)

@@ -14,6 +14,7 @@ from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from charrnn.config import CellName
 from charrnn.corpus import scan
 from charrnn.errors import CheckpointError
 from charrnn.evaluation import score
+from charrnn.stepper import NumpyStepper
 from charrnn.trained import load_model
 from charrnn.update import UpdateResult
 from tests.conftest import make_prose
@@ -92,6 +94,26 @@ def test_what_fewer_bits_cost_is_told_by_scores_as_evaluate_gives_them(
     bits = losses(trained, text)
     assert bits["fp32"] == pytest.approx(scores.bits_per_char, rel=1e-5)
     assert list(bits.values()) == pytest.approx([scores.bits_per_char] * len(bits), rel=0.01)
+
+
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_what_fewer_bits_cost_is_of_the_steps_that_read_them_fast(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_compiled: bool
+) -> None:
+    """From the first character on; where there is no compiler, of the others."""
+    text = tmp_path / "text.txt"
+    text.write_text(make_prose(100, seed=2))
+    numpy, compiled = mock.Mock(wraps=NumpyStepper), mock.Mock(wraps=NumpyStepper)
+    steps = object() if is_compiled else None
+    monkeypatch.setattr(sampling, "steps", lambda: steps)
+    monkeypatch.setattr(sampling, "NumpyStepper", numpy)
+    monkeypatch.setattr(
+        sampling, "CompiledStepper", lambda step, *given: step is steps and compiled(*given)
+    )
+    bits = losses(trained, text)
+    used, unused = (compiled, numpy) if is_compiled else (numpy, compiled)
+    assert [call.args[2] for call in used.call_args_list] == list(bits)
+    assert not unused.called
 
 
 def test_asks_before_it_measures_whether_a_model_can_be_read(
