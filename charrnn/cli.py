@@ -939,7 +939,7 @@ def compare(
             _refuse_report_in_text(report, plan, folder)
         words = resume_words(folder) + names
         words += ["--seeds", str(plan.seeds)] if resume and seeds is not None else []
-        words += ["--report", str(report)] if report is not None else []
+        words += ["--report", report] if report is not None else []
         words += ["--device", device] if device != "auto" else []
         command = command_line(words)
         go_on = f"go on with: {command}"
@@ -1226,7 +1226,7 @@ def _such_as(texts: Sequence[str], what: str) -> str:
     """Name the folder that a run had where none was given, if it is there."""
     path = _first_run(texts, what)
     is_there = os.path.isdir(path)  # noqa: PTH112 - which never raises
-    return f", such as {command_line(['--run', str(path)])}" if is_there else ""
+    return f", such as {command_line(['--run', path])}" if is_there else ""
 
 
 def _say_finished(run: Run) -> None:

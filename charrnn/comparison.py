@@ -523,9 +523,9 @@ def comparison_of(run: Path) -> Path | None:
     return run.parent if run.name in {plan.run_name(*one) for one in plan.runs()} else None
 
 
-def resume_words(folder: Path) -> list[str]:
+def resume_words(folder: Path) -> list[str | Path]:
     """Return the words of the command that goes on with a folder's comparison."""
-    return ["charrnn", "compare", "--run", str(folder), "--resume"]
+    return ["charrnn", "compare", "--run", folder, "--resume"]
 
 
 def name_moved(plan: Plan, command: str, named: Collection[str] = ()) -> str:

@@ -98,7 +98,7 @@ def _not_text(
     if said := _by_its_mark(head, encoding):
         advice = said
     elif encoding == "utf-8" and isinstance(error, UnicodeDecodeError) and _has_utf_8(error):
-        drop = command_line(["iconv", "-c", "-f", "utf-8", "-t", "utf-8", str(path)])
+        drop = command_line(["iconv", "-c", "-f", "utf-8", "-t", "utf-8", path])
         advice = (
             "up to there it is, so it may be damaged, and "
             f"{drop} >NEW drops such bytes; else {advice}"

@@ -219,7 +219,7 @@ def _where_it_lies_now(
     elif "-" in record.texts:
         raise UsageError(
             "this run read standard input, which cannot be read again: give the same text as a "
-            f"file, charrnn train FILE --run {command_line([str(folder.path)])} --resume"
+            f"file, charrnn train FILE --run {command_line([folder.path])} --resume"
         )
     if valid_texts:
         if not record.valid_texts:
@@ -240,7 +240,7 @@ def _read_again(
     try:
         corpus = scan(readable(record.texts, spooled) or embedded_corpus(), record.encoding)
     except CorpusError as error:
-        resumed = command_line(["charrnn", "train", "TEXT", "--run", str(folder.path), "--resume"])
+        resumed = command_line(["charrnn", "train", "TEXT", "--run", folder.path, "--resume"])
         raise CorpusError(f"{error}; where the run's text has moved, name it: {resumed}") from error
     refuse_another_text(corpus, record.fingerprint, known=record.files)
     valid_corpus = corpus

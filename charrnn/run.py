@@ -418,4 +418,4 @@ def resume_command(text: TextRecord, folder: Path, *options: str) -> str:
         options: to follow.
     """
     named = ["TEXT"] if "-" in text.texts else []
-    return command_line(["charrnn", "train", *named, "--run", str(folder), "--resume", *options])
+    return command_line(["charrnn", "train", *named, "--run", folder, "--resume", *options])

@@ -186,7 +186,7 @@ def best_line(run: Description) -> str | None:
 
 def sample_line(path: Path) -> str:
     """Return what can be done with a run that is finished."""
-    return f"sample from it with: {command_line(['charrnn', 'sample', str(path)])}"
+    return f"sample from it with: {command_line(['charrnn', 'sample', path])}"
 
 
 def standing_lines(standing: Standing) -> list[str]:
@@ -212,7 +212,7 @@ def standing_lines(standing: Standing) -> list[str]:
     if (best := best_line(run)) is not None:
         lines.append(best)
     if standing.newer is not None:
-        inspected = command_line(["charrnn", "inspect", str(standing.newer)])
+        inspected = command_line(["charrnn", "inspect", standing.newer])
         lines.append(f"what its run has come to: {inspected}")
     elif standing.go_on is not None:
         lines.append(f"go on with: {standing.go_on}")

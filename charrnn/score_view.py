@@ -114,7 +114,7 @@ def print_comparison(comparison: Comparison) -> None:
     for line in comparison_says(comparison):
         print_words(line)
     best = min(comparison.cells, key=lambda cell: cell.nats_per_char).best.run
-    print_words(f"Sample from the best with: {command_line(['charrnn', 'sample', best])}")
+    print_words(f"Sample from the best with: {command_line(['charrnn', 'sample', Path(best)])}")
 
 
 class PerCharacter:

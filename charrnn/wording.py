@@ -6,6 +6,7 @@ import os
 import shlex
 import unicodedata
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 __all__ = [
     "command_line",
@@ -94,16 +95,23 @@ def flag(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
-def command_line(words: Iterable[str]) -> str:
+def command_line(words: Iterable[str | Path]) -> str:
     r"""Return the line that runs a command; what cannot be shown is as bash reads it.
 
-    >>> print(command_line(["charrnn", "sample", "my run", "caf\udce9"]))
-    charrnn sample 'my run' $'caf\xe9'
+    A path that begins with a dash is given so that it is no option.
+
+    >>> print(command_line(["charrnn", "sample", "my run", "caf\udce9", Path("-run")]))
+    charrnn sample 'my run' $'caf\xe9' ./-run
     """
-    return " ".join(
-        shlex.quote(word) if word.isprintable() else f"$'{''.join(map(_escaped, word))}'"
-        for word in words
-    )
+    return " ".join(map(_pasted, words))
+
+
+def _pasted(word: str | Path) -> str:
+    """Return a word as a shell reads it."""
+    plain = str(word)
+    if isinstance(word, Path) and plain.startswith("-"):
+        plain = f"./{plain}"
+    return shlex.quote(plain) if plain.isprintable() else f"$'{''.join(map(_escaped, plain))}'"
 
 
 def _escaped(character: str) -> str:
