@@ -30,7 +30,7 @@ def memory_bytes(root: Path = Path("/")) -> int:
 
 
 def allowed_cores(root: Path = Path("/")) -> int | None:
-    """Return how many cores the processor time allowed here keeps busy; None: it has no limit.
+    """Return how many cores the processor time allowed here keeps busy; None: all that there are.
 
     Rounded down, as a thread that has to wait for its time holds up all the others; at least 1.
 
@@ -46,9 +46,10 @@ def allowed_cores(root: Path = Path("/")) -> int | None:
                 quota, period = map(int, said.split())
                 if quota > 0 and period > 0:
                     limits.append(max(1, quota // period))
-    if limits and hasattr(os, "sched_getaffinity"):
-        limits.append(len(os.sched_getaffinity(0)))
-    return min(limits, default=None)
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    least = min(limits, default=None)
+    # As many as there are is no limit: torch leaves out those that are one core's second thread.
+    return None if least is None or (there is not None and least >= there) else least
 
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:
