@@ -110,8 +110,8 @@ LossTemperature = Annotated[
 ClipNorm = Annotated[
     float | None,
     typer.Option(
-        help="Scale larger gradients down to this norm; 0: no clipping (default 1). What it does "
-        "shows with --optimiser sgd."
+        help="Scale larger gradients down to this norm; 0: no clipping (default 1). Its "
+        "effect shows best with --optimiser sgd."
     ),
 ]
 MinCount = Annotated[
@@ -517,8 +517,8 @@ def sample(
     weights: Annotated[
         WeightsName,
         typer.Option(
-            help="Precision of the weights on a CPU: fewer bits make long texts faster where there "
-            "is a C compiler and the processor multiplies them, and a bit different."
+            help="Precision of the weights on a CPU. bf16 and int8 change a text a little, and make "
+            "long ones faster where there is a C compiler and the processor multiplies them."
         ),
     ] = "fp32",
     device: Device = "cpu",
@@ -579,8 +579,8 @@ def evaluate(
         typer.Argument(
             metavar="CHECKPOINT",
             parser=_checkpoint,
-            help="Checkpoints or runs' folders, as by checkpoints/*; what else lies beside one of "
-            "them is left out.",
+            help="Checkpoints or runs' folders, also by a pattern such as checkpoints/poems-*, of "
+            "which what is no run is left out.",
         ),
     ],
     text: Annotated[
@@ -1062,8 +1062,8 @@ def inspect_recurrence(
 ) -> None:
     """Say what a run is, or look into its model on a text.
 
-    Without a text, all is from the checkpoint, of a run's folder the newest: text, model and
-    training, the machine, how far the run has come, and how it goes on.
+    Without a text, say what the checkpoint records (of a run's folder the newest): text, model,
+    training, machine, how far the run has come and, if it is not finished, how it goes on.
 
     With a text, measure step, gradient flow, memory, pace, gates, units, clipping, truncation.
     Name a text with --text, or take a --part of the run's own. If that text has moved, give --part
