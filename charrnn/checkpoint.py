@@ -35,7 +35,7 @@ from charrnn.config import Record
 from charrnn.decoding import COMPRESSED, ZIP
 from charrnn.disk import exists, replacing
 from charrnn.errors import CheckpointError, UsageError
-from charrnn.files import begins_text
+from charrnn.files import LOCK, begins_text
 from charrnn.wording import reason, shown
 
 __all__ = [
@@ -45,7 +45,7 @@ __all__ = [
     "MAX_HEADER",
     "Checkpoint",
     "DamagedCheckpointError",
-    "ForeignError",
+    "NoCheckpointError",
     "find",
     "load",
     "read_description",
@@ -114,7 +114,7 @@ class DamagedCheckpointError(CheckpointError):
         self.flaw = flaw
 
 
-class ForeignError(DamagedCheckpointError):
+class NoCheckpointError(DamagedCheckpointError):
     """What is named never was a checkpoint of ours: another kind of file, a folder without one."""
 
 
@@ -283,7 +283,7 @@ def find(path: str | Path) -> Path:
     Of a run it is the best by validation, and the last where nothing was validated.
 
     Raises:
-        ForeignError: it is a folder without one.
+        NoCheckpointError: it is a folder without one.
         CheckpointError: there is no such path, or it cannot be read.
     """
     path = Path(path)
@@ -299,7 +299,7 @@ def find(path: str | Path) -> Path:
         raise CheckpointError(f"{shown(path)}: cannot be read: {reason(error)}") from error
     runs = sorted({file.parent.name for name in (BEST, LAST) for file in path.glob(f"*/{name}")})
     hint = f"name a run's in it, such as {shown(path / runs[0])}" if runs else "is it a run's?"
-    raise ForeignError(path, "a folder without a checkpoint", f": {hint}")
+    raise NoCheckpointError(path, "a folder without a checkpoint", f": {hint}")
 
 
 def load(path: str | Path, *, with_data: bool = True) -> Checkpoint:
@@ -313,7 +313,7 @@ def load(path: str | Path, *, with_data: bool = True) -> Checkpoint:
             device "meta", and memory stays within a small multiple of the header's size.
 
     Raises:
-        ForeignError: it never was a checkpoint.
+        NoCheckpointError: it never was a checkpoint.
         DamagedCheckpointError: the bytes are not those of a checkpoint as it was written.
         CheckpointError: the file cannot be read, or its format is not ``FORMAT``.
     """
@@ -388,9 +388,11 @@ def _reading(path: Path) -> Iterator[tuple[io.FileIO, int]]:
                 raise CheckpointError(f"{shown(path)}: not a regular file, so not a checkpoint")
             yield file, status.st_size
     except _Foreign as flaw:
-        raise ForeignError(path, str(flaw), flaw.advice) from None
+        raise NoCheckpointError(path, str(flaw), flaw.advice) from None
     except _Flaw as flaw:
-        raise DamagedCheckpointError(path, str(flaw), _advice(path)) from None
+        # A run's lock lies beside its checkpoints, and is empty when nobody holds it.
+        kind = NoCheckpointError if path.name == LOCK else DamagedCheckpointError
+        raise kind(path, str(flaw), _advice(path)) from None
     except MemoryError:
         raise CheckpointError(f"{shown(path)}: not enough memory to load it") from None
     except OSError as error:

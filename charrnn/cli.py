@@ -440,6 +440,7 @@ def train(
         stop = stack.enter_context(StopSignals())
 
         from charrnn.comparison import refuse_comparison
+        from charrnn.decoding import BYTES
         from charrnn.device import choose_device
         from charrnn.reading import refuse_text_within
         from charrnn.resuming import resume as resume_run
@@ -451,7 +452,9 @@ def train(
         path = run or _default_run(text.texts, cell or _cell_of(init_from))
         refuse_comparison(path)
         if not resume:
-            refuse_text_within(text, path, "a run")
+            # What a model to start from reads is not known yet: any file may be text to it.
+            any_text = text if init_from is None or encoding else replace(text, encoding=BYTES)
+            refuse_text_within(any_text, path, "a run")
         take = RunFolder.open_existing if resume else RunFolder.create
         folder = stack.enter_context(take(path, 1 if keep is None else keep, command))
         typed = spooled(text.texts, stack, stop)
@@ -517,8 +520,8 @@ def sample(
     weights: Annotated[
         WeightsName,
         typer.Option(
-            help="Precision of the weights on a CPU. bf16 and int8 change a text a little, and make "
-            "long ones faster where there is a C compiler and the processor multiplies them."
+            help="Precision of the weights on a CPU. bf16 and int8 change a text a little, and "
+            "make long ones faster where there is a C compiler and the processor multiplies them."
         ),
     ] = "fp32",
     device: Device = "cpu",
@@ -1082,7 +1085,7 @@ def inspect_recurrence(
             "report": report,
             "device": None if device == "cpu" else device,
         }
-        _print_standing(checkpoint, recipe.given(measuring), as_json)
+        _print_status(checkpoint, recipe.given(measuring), as_json)
         return
     source = TextSource(texts=tuple(text or ()), part=part, encoding=encoding)
     config = InspectConfig(
@@ -1165,7 +1168,7 @@ def inspect_recurrence(
         show_and_report(show, report, page)
 
 
-def _print_standing(checkpoint: Path, measuring: dict[str, Any], as_json: bool) -> None:
+def _print_status(checkpoint: Path, measuring: dict[str, Any], as_json: bool) -> None:
     """Print what a run is, and how far it has come.
 
     Args:
@@ -1185,15 +1188,15 @@ def _print_standing(checkpoint: Path, measuring: dict[str, Any], as_json: bool) 
             "held out"
         )
 
-    from charrnn.run_words import LABEL, standing_lines
-    from charrnn.standing import read_standing
+    from charrnn.run_words import LABEL, status_lines
+    from charrnn.status import read_status
     from charrnn.terminal import print_words, to_json
 
-    standing = read_standing(checkpoint)
+    status = read_status(checkpoint)
     if as_json:
-        print(to_json(standing.to_dict()))
+        print(to_json(status.to_dict()))
         return
-    for line in standing_lines(standing):
+    for line in status_lines(status):
         print_words(line, LABEL)
 
 

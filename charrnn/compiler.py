@@ -166,7 +166,7 @@ def find_compiler() -> list[str]:
             return []
     # On macOS gcc and cc are Apple's clang, without OpenMP, or ask whether to install that. gcc
     # itself has its version in its name there, as Homebrew has it.
-    names = [f"gcc-{version}" for version in range(16, 10, -1)] if _is_macos() else ["gcc", "cc"]
+    names = [f"gcc-{version}" for version in range(40, 10, -1)] if _is_macos() else ["gcc", "cc"]
     found = map(shutil.which, names)
     return [path for path in found if path][:1]
 

@@ -119,15 +119,15 @@ def _introduction(run: Run, known: set[str] | None) -> Iterable[str]:
 
 def _portrayed(run: Run) -> Iterable[str]:
     """Yield what the run is: each derived number once."""
-    described = run.description
+    summary = run.summary
     # A run that goes on starts with what it has been planned with.
-    yield from introduction(described, in_words(run.device), is_planned=run.resumed)
+    yield from introduction(summary, in_words(run.device), is_planned=run.resumed)
     (mark, nats), *others = run.baselines.items()
     rest = (f", {word} {nats:.3f} ({in_bits(nats):.3f})" for word, nats in others)
     first = ""
     if run.valid is not None and run.valid.predicted.characters > MOST_COMPRESSED:
         first = f" of the first {MOST_COMPRESSED:,}"
-    price = f"{mark} {nats:.3f} nats a {described.unit} ({bits(nats)})"
+    price = f"{mark} {nats:.3f} nats a {summary.unit} ({bits(nats)})"
     yield f"to beat {price}{''.join(rest)}{first}"
     yield f"run     {shown(run.folder.path)}"
     yield from (f"note: {note}" for note in run.notes)
@@ -137,12 +137,12 @@ def _portrayed(run: Run) -> Iterable[str]:
 
 
 def _ending(event: Finished, run: Run) -> Iterable[str]:
-    progress, described = run.progress, run.description
-    yield f"{why_ended(event.reason, run.config.patience)} after {come_to(described)}"
-    if (best := best_line(described)) is not None:
+    progress, summary = run.progress, run.summary
+    yield f"{why_ended(event.reason, run.config.patience)} after {come_to(summary)}"
+    if (best := best_line(summary)) is not None:
         assert progress.best_nats is not None
         yield best
-        if progress.best_step == 0:
+        if progress.best_step == 0 and event.complete:
             yield f"no update made the model that it began with better: try {_tamer(run)}"
         elif progress.best_nats > run.baselines["uniform"]:
             yield "that is worse than guessing every symbol alike" + (
@@ -289,7 +289,7 @@ class _PlainLines(Display):
 def _plain(event: Event, run: Run) -> Iterable[str]:
     """Yield the lines that live and plain displays share."""
     if isinstance(event, Planned):
-        held = ", ".join(held_back(run.description, by_plan=True)) if event.regularised else ""
+        held = ", ".join(held_back(run.summary, by_plan=True)) if event.regularised else ""
         minutes, to_go = run.config.minutes, ""
         if minutes is not None:
             to_go = f"; {duration(max(0.0, minutes * 60 - run.progress.seconds))} to go"

@@ -62,8 +62,10 @@ def _groups(controller: str, root: Path) -> Iterator[Path]:
     lines = ["0::/", f"1:{controller}:/"]
     with suppress(OSError):
         named = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="surrogateescape")
-        lines += named.splitlines()
+        lines += named.split("\n")
     for line in lines:
+        if line.count(":") < 2:
+            continue
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue

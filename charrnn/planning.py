@@ -236,8 +236,9 @@ class Planner:
 
     def _guessed_speed(self) -> float:
         """Return updates per second as they are expected before there is one."""
-        vocabulary, device = self.run.model.config.vocabulary, self.run.device.type
-        return guessed_speed(vocabulary, device) / self._characters_per_step()
+        shape, device = self.run.model.config, self.run.device.type
+        speed = guessed_speed(shape.vocabulary, device, matrix_weights(shape))
+        return speed / self._characters_per_step()
 
     def _speed_since_plan(self) -> tuple[float, float]:
         """Return updates per second since the last plan, and how long that is ago.
@@ -258,7 +259,7 @@ class Planner:
             ahead = self._validations_ahead(total, self._validations(total, speed)[0])
             return (total - progress.step) / speed + ahead * cost
 
-        totals = range(progress.step + 1, progress.step + int(left * speed) + 1)
+        totals = range(progress.step + 1, progress.step + int(min(left * speed, 2.0**62)) + 1)
         affordable = bisect_right(totals, left, key=seconds)
         # Where a stall was taken for slowness, one update more shows it.
         least = left > 0 and progress.planned_steps != progress.step

@@ -38,6 +38,8 @@ GUESSED_SPEED = {"cpu": 60_000, "mps": 100_000, "cuda": 300_000}
 #: Symbols whose logits cost as much as all else, so that they halve this speed: measured on a
 #: CPU, elsewhere a guess.
 HALVED_BY = {"cpu": 2_000, "mps": 2_000, "cuda": 12_000}
+#: Weights of the models that read so fast: of the width that a few minutes get.
+GUESSED_WEIGHTS = {"cpu": 720_000, "mps": 720_000, "cuda": 4_600_000}
 #: The budget when none is given.
 DEFAULT_MINUTES = 3.0
 #: Characters that a run is expected to read: past each of these numbers 128 units more are the
@@ -332,14 +334,16 @@ def _characters_read(
     return float(budget["minutes"] * 60 * guessed_speed(vocabulary, device))
 
 
-def guessed_speed(vocabulary: int, device: str) -> float:
+def guessed_speed(vocabulary: int, device: str, weights: int = 0) -> float:
     """Return the characters per second that training is expected to read, before it is known.
 
     Args:
         vocabulary: V.
         device: "cpu", "cuda" or "mps".
+        weights: of the model (``matrix_weights``), if there is one: a large one is slower.
     """
-    return GUESSED_SPEED[device] / (1 + vocabulary / HALVED_BY[device])
+    share = min(1.0, GUESSED_WEIGHTS[device] / max(1, weights))
+    return share * GUESSED_SPEED[device] / (1 + vocabulary / HALVED_BY[device])
 
 
 def given(fields: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from charrnn.update import Update
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import command_line, shown
 
-__all__ = ["Description", "Progress", "Run", "SavedState", "Settings", "resume_command"]
+__all__ = ["Progress", "Run", "RunSummary", "SavedState", "Settings", "resume_command"]
 
 
 @dataclass
@@ -125,7 +125,7 @@ class Progress(Record):
 
 
 @dataclass(frozen=True)
-class Description:
+class RunSummary:
     """What a run is and how far it has come, without its text and its weights."""
 
     shape: ModelConfig
@@ -247,9 +247,9 @@ class Run:
         return self.progress.is_finished(self.config, validates=self.valid is not None)
 
     @property
-    def description(self) -> Description:
+    def summary(self) -> RunSummary:
         """What the run is, and how far it has come."""
-        return Description(
+        return RunSummary(
             shape=self.model.config,
             parameters=self.model.parameter_count(),
             of_bytes=self.vocabulary.is_bytes,

@@ -12,8 +12,8 @@ from pathlib import Path
 from charrnn.checkpoint import LAST
 from charrnn.device import kind_in_words
 from charrnn.nats import in_bits
-from charrnn.run import Description, resume_command
-from charrnn.standing import Standing
+from charrnn.run import RunSummary, resume_command
+from charrnn.status import RunStatus
 from charrnn.wording import command_line, counted, duration, shown
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
     "held_back",
     "introduction",
     "sample_line",
-    "standing_lines",
+    "status_lines",
     "why_ended",
 ]
 
@@ -33,7 +33,7 @@ __all__ = [
 LABEL = 8
 
 
-def introduction(run: Description, device: str, *, is_planned: bool) -> list[str]:
+def introduction(run: RunSummary, device: str, *, is_planned: bool) -> list[str]:
     """Return what a run is: text, model, data, update, device and budget.
 
     Args:
@@ -42,7 +42,7 @@ def introduction(run: Description, device: str, *, is_planned: bool) -> list[str
         is_planned: whether what follows from a plan is shown, too: a new run has none yet.
 
     Raises:
-        ValueError: as of ``Description.steps_a_pass``.
+        ValueError: as of ``RunSummary.steps_a_pass``.
     """
     shape, text = run.shape, run.text
     valid, test = text.length("valid"), text.length("test")
@@ -71,7 +71,7 @@ def _text(names: Sequence[str]) -> str:
     return first if len(names) == 1 else f"{first} and {counted(len(names) - 1, 'name')} more"
 
 
-def _data(run: Description) -> str:
+def _data(run: RunSummary) -> str:
     """Return how the text is read in training."""
     config = run.config
     window = f"windows of {config.bptt}"
@@ -83,7 +83,7 @@ def _data(run: Description) -> str:
     return f"{counted(config.batch_size, 'lane')}, {window}, {steps} an epoch"
 
 
-def _update(run: Description, is_planned: bool) -> str:
+def _update(run: RunSummary, is_planned: bool) -> str:
     """Return what makes an update, and what holds the weights back."""
     config = run.config
     rates = f"Muon {config.lr:g} and AdamW {config.lr_adam:g}"
@@ -98,7 +98,7 @@ def _update(run: Description, is_planned: bool) -> str:
     return ", ".join([rates, clip, *held, f"seed {config.seed}"])
 
 
-def _budget(run: Description) -> str:
+def _budget(run: RunSummary) -> str:
     config = run.config
     if config.minutes is not None:
         return counted(config.minutes, "minute")
@@ -106,7 +106,7 @@ def _budget(run: Description) -> str:
     return f"{counted(config.epochs, 'epoch')} = {steps}" if config.epochs is not None else steps
 
 
-def held_back(run: Description, *, by_plan: bool | None) -> list[str]:
+def held_back(run: RunSummary, *, by_plan: bool | None) -> list[str]:
     """Return what keeps a model from learning its text by heart.
 
     Args:
@@ -123,7 +123,7 @@ def held_back(run: Description, *, by_plan: bool | None) -> list[str]:
     return [one for planned, said in kinds if by_plan in (None, planned) for one in said]
 
 
-def _dropout(run: Description) -> list[str]:
+def _dropout(run: RunSummary) -> list[str]:
     shape, masks = run.shape, run.config.dropout_masks
     drops = []
     if shape.dropout:
@@ -133,13 +133,13 @@ def _dropout(run: Description) -> list[str]:
     return drops
 
 
-def _decay(run: Description) -> list[str]:
+def _decay(run: RunSummary) -> list[str]:
     too = " (embedding and head too)" if run.config.decay_embedding else ""
     share = run.config.weight_decay
     return [f"weight decay {share:g}{too}"] if share else []
 
 
-def _temperature(run: Description) -> list[str]:
+def _temperature(run: RunSummary) -> list[str]:
     temperature = run.config.loss_temperature
     return [f"loss temperature {temperature:g}"] if temperature != 1 else []
 
@@ -158,7 +158,7 @@ def why_ended(reason: str, patience: int | None) -> str:
     }.get(reason, f"stopped by {reason} and saved")
 
 
-def come_to(run: Description, of: int | None = None) -> str:
+def come_to(run: RunSummary, of: int | None = None) -> str:
     """Return how far a run has come: steps, characters, time.
 
     Args:
@@ -172,7 +172,7 @@ def come_to(run: Description, of: int | None = None) -> str:
     return f"{steps}, {counted(progress.characters, run.unit)}, {duration(progress.seconds)}"
 
 
-def best_line(run: Description) -> str | None:
+def best_line(run: RunSummary) -> str | None:
     """Return the best validation so far; None before the first."""
     progress, valid = run.progress, run.text.length("valid")
     if progress.best_nats is None or progress.best_step is None:
@@ -189,38 +189,38 @@ def sample_line(path: Path) -> str:
     return f"sample from it with: {command_line(['charrnn', 'sample', path])}"
 
 
-def standing_lines(standing: Standing) -> list[str]:
+def status_lines(status: RunStatus) -> list[str]:
     """Return what a run is, where and with what it was made, how far it has come, what is next."""
-    run, progress = standing.run, standing.run.progress
-    device = kind_in_words(shown(standing.device), standing.threads)
-    charrnn, torch = (shown(standing.versions[name]) for name in ("charrnn", "torch"))
-    where = "" if standing.processor is None else f", on {shown(standing.processor)}"
-    of = None if standing.is_finished else progress.planned_steps
+    run, progress = status.run, status.run.progress
+    device = kind_in_words(shown(status.device), status.threads)
+    charrnn, torch = (shown(status.versions[name]) for name in ("charrnn", "torch"))
+    where = "" if status.processor is None else f", on {shown(status.processor)}"
+    of = None if status.is_finished else progress.planned_steps
     come = f"{come_to(run, of)} ({progress.step / run.steps_a_pass:.2f} epochs)"
     lines = introduction(run, device, is_planned=True)
     lines.append(f"made    with torch {torch} and version {charrnn} of charrnn{where}")
     if run.config.init_from is not None:
         lines.append(f"from    the weights of {shown(run.config.init_from)}")
-    lines.append(f"file    {shown(standing.file)}")
-    if not standing.is_state:
+    lines.append(f"file    {shown(status.file)}")
+    if not status.is_state:
         lines.append(f"weights alone, after {come}")
-    elif standing.is_finished:
+    elif status.is_finished:
         reason = "patience" if progress.is_out_of_patience(run.config) else "done"
         lines.append(f"{why_ended(reason, run.config.patience)} after {come}")
     else:
         lines.append(f"so far {come}")
     if (best := best_line(run)) is not None:
         lines.append(best)
-    if standing.newer is not None:
-        inspected = command_line(["charrnn", "inspect", standing.newer])
+    if status.newer is not None:
+        inspected = command_line(["charrnn", "inspect", status.newer])
         lines.append(f"what its run has come to: {inspected}")
-    elif standing.go_on is not None:
-        lines.append(f"go on with: {standing.go_on}")
-    elif standing.is_finished is False:
+    elif status.go_on is not None:
+        lines.append(f"go on with: {status.go_on}")
+    elif status.is_finished is False:
         command = resume_command(run.text, Path("DIR"))
         lines.append(f"to go on, make it {LAST} in a folder of its own, DIR: {command}")
     else:
-        lines.append(sample_line(standing.path))
+        lines.append(sample_line(status.path))
     return lines
 
 

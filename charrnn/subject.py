@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from charrnn.checkpoint import LAST, Checkpoint, ForeignError, find
+from charrnn.checkpoint import LAST, Checkpoint, NoCheckpointError, find
 from charrnn.config import PartName, TextSource
 from charrnn.corpus import Part, scan
 from charrnn.disk import followed
@@ -172,7 +172,6 @@ def load_subjects(
     source: TextSource,
     device: torch.device,
     *,
-    scan: Scan = scan,
     spool: Callable[[], Path | None] = lambda: None,
     with_training: bool = False,
     tell: Callable[[str], None],
@@ -183,7 +182,6 @@ def load_subjects(
         paths: checkpoints or runs' folders; what else lies beside one of them is left out.
         source: the text.
         device: where to compute.
-        scan: reads a text; once for all models that read it alike.
         spool: puts standard input into a file, if the source names it; called once all
             checkpoints are loaded, so that nobody types a text for one that is not there.
         with_training: read what the models were trained on as well, where it still is.
@@ -197,21 +195,21 @@ def load_subjects(
     """
     models = _load_models(paths, device, source.texts, tell)
     spooled = spool()
-    scan = cache(scan)
+    scan_once = cache(scan)  # for all models that read it alike
     texts = tuple(readable(source.texts, spooled))
     all_of_bytes = all(vocabulary.is_bytes for _, _, vocabulary, _ in models)
     subjects: list[Subject] = []
     for path, model, vocabulary, checkpoint in models:
         trained_on = checkpoint.record("text", TextRecord)
         if source.part is not None:
-            part = _recorded(checkpoint, source.part, scan, texts)
+            part = _recorded(checkpoint, source.part, scan_once, texts)
         else:
             read_as = trained_on.encoding
             # An encoding is meant for the models of characters, if there are any.
             if source.encoding is not None and (all_of_bytes or not vocabulary.is_bytes):
                 refuse_other_symbols(source.encoding, vocabulary, shown(path))
                 read_as = source.encoding
-            part = scan(texts, read_as).whole
+            part = scan_once(texts, read_as).whole
         subjects.append(Subject(path, model, vocabulary, checkpoint, trained_on, part))
     for note in dict.fromkeys(note for one in subjects for note in one.part.corpus.notes):
         tell(note.replace(str(spooled), "standard input") if spooled else note)
@@ -221,7 +219,7 @@ def load_subjects(
         _refuse_different_parts(subjects, source.part)
     if not with_training:
         return subjects
-    return [_with_training(subject, scan, texts, source.part) for subject in subjects]
+    return [_with_training(subject, scan_once, texts, source.part) for subject in subjects]
 
 
 def _load_models(
@@ -235,11 +233,11 @@ def _load_models(
     If texts were named, others may stand where checkpoints are due: those of a pattern for texts.
     """
     models = []
-    foreign: dict[Path, ForeignError] = {}
+    foreign: dict[Path, NoCheckpointError] = {}
     for path in paths:
         try:
             models.append((path, *load_model(path, device)))
-        except ForeignError as error:
+        except NoCheckpointError as error:
             foreign[path] = error
         except CheckpointError as error:
             if not models or not texts:
@@ -247,11 +245,11 @@ def _load_models(
             raise _of_a_pattern(error) from error
     beside_runs = {path.parent for path, *_ in models}
     beside_texts = {Path(name).parent for name in texts if name != "-"}
-    for path, none in foreign.items():
+    for path, flawed in foreign.items():
         if path.parent not in beside_runs - beside_texts:
-            raise _of_a_pattern(none) if models and texts else none
-    for path, none in foreign.items():
-        tell(f"{shown(path)}: {none.flaw}: left out")
+            raise _of_a_pattern(flawed) if models and texts else flawed
+    for path, flawed in foreign.items():
+        tell(f"{shown(path)}: {flawed.flaw}: left out")
     return models
 
 

@@ -290,11 +290,11 @@ class _Loop:
         if characters is not None:
             # What one costs is known when one has been made; the others score the same.
             progress.validate_characters = characters
-            if progress.validated_step != progress.step:
+            if not progress.validations:
                 yield from self._validate(characters)
-            if progress.validated_step != progress.step:
-                return  # stopped within: planned when the run goes on
-            self._tick()
+                if not progress.validations:
+                    return  # stopped within: planned when the run goes on
+                self._tick()
         yield self.planner.plan()
 
     # -- what an update leaves behind ------------------------------------------------

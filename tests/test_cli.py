@@ -908,6 +908,17 @@ class TestTrain:
         )
         assert sorted(map(str, Path().rglob("*"))) == ["a.txt", "books", "books/b.txt"]
 
+    def test_a_folder_that_holds_what_a_model_of_bytes_reads_is_refused(
+        self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("scans").mkdir()
+        Path("scans/a").write_bytes(bytes(range(256)) * 2)
+        run = ("--run", "bytes", "--encoding", "bytes")
+        assert cli("train", "scans", *run, *QUICK).code == 0
+        line = one_line(cli("train", "scans", "--init-from", "bytes", "--run", "scans"))
+        assert "scans: scans/a is in it" in line
+
     def test_a_text_that_is_named_itself_may_lie_in_the_run_s_folder(
         self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -989,10 +1000,22 @@ class TestTrain:
         words = ("--init-from", trained, "--run", tmp_path / "run", "--lr", 9)
         result = cli("train", prose, *words, *QUICK[:2])
         assert result.code == 0
-        assert (
-            " at step 0\nno update made the model that it began with better: try a lower --lr\n"
-            in (result.err)
-        )
+        said = "no update made the model that it began with better: try a lower --lr\n"
+        assert f" at step 0\n{said}" in result.err
+
+    def test_says_no_such_thing_of_a_run_that_was_stopped(
+        self, prose: Path, trained: Path, tmp_path: Path
+    ) -> None:
+        words = ("--init-from", trained, "--run", tmp_path / "run", "--steps", 10**6)
+        with subprocess.Popen(
+            command("train", prose, *words), stderr=subprocess.PIPE, env=ENVIRONMENT
+        ) as process:
+            assert process.stderr is not None
+            read_until(process, process.stderr, b"step 0 ")
+            process.send_signal(signal.SIGINT)
+            said = process.stderr.read()
+        assert b"stopped by Ctrl-C and saved after" in said
+        assert b"no update made" not in said
 
     def test_a_character_must_occur_often_enough(self, cli: Cli, tmp_path: Path) -> None:
         """One is enough: beside the unknown symbol."""
@@ -1503,7 +1526,7 @@ class TestEvaluate:
 
     @pytest.mark.parametrize("with_training", [False, True])
     def test_the_training_text_is_read_where_it_is_needed(
-        self, trained: Path, tmp_path: Path, with_training: bool
+        self, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_training: bool
     ) -> None:
         text, read = tmp_path / "text", []
         text.write_text(make_prose(200, seed=2))
@@ -1512,8 +1535,9 @@ class TestEvaluate:
             read.append(texts)
             return scan(texts, encoding)
 
+        monkeypatch.setattr("charrnn.subject.scan", counting)
         (subject,) = load_subjects(
-            [trained], TextSource(texts=(str(text),)), torch.device("cpu"), scan=counting,
+            [trained], TextSource(texts=(str(text),)), torch.device("cpu"),
             with_training=with_training, tell=print,
         )  # fmt: skip
         assert len(read) == 1 + with_training
@@ -1559,6 +1583,15 @@ class TestEvaluate:
             ]
         none = cli("evaluate", *found[3:], "--part", "valid")
         assert "c-compare: a folder without a checkpoint: name a run's in it" in one_line(none)
+
+    def test_what_else_a_run_s_folder_holds_is_left_out(self, cli: Cli, trained: Path) -> None:
+        files = sorted(trained.iterdir())
+        assert {"lock", "metrics.jsonl"} <= {path.name for path in files}
+        found = cli("evaluate", *files, "--part", "valid", "--json")
+        assert found.code == 0
+        scored = sum(path.suffix == ".safetensors" for path in files)
+        assert len(json.loads(found.out)) == scored
+        assert f"{trained / 'lock'}: the file is empty: left out" in found.err
 
     def test_nothing_else_is_left_out(
         self, cli: Cli, trained: Path, prose: Path, tmp_path: Path

@@ -12,7 +12,7 @@ from charrnn.limits import allowed_cores, memory_bytes
 WHOLE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 #: Of a process in the group "a/b", by both versions; another controller's is not its.
-GROUPS = "12:pids:/elsewhere\n5:memory:/a/b\n4:cpu,cpuacct:/a/b\n0::/a/b\n"
+GROUPS = "no group\n12:pids:/elsewhere\n5:memory:/a/b\n4:cpu,cpuacct:/a/b\n0::/a/b\n"
 
 
 def limit(root: Path, group: str, **said: str) -> None:

@@ -120,7 +120,15 @@ def stub_run(
         "baselines": {"uniform": 5.0},
         "unknown_share": 0.0,
         "model": SimpleNamespace(
-            config=SimpleNamespace(dropout=0.0, weight_drop=0.0, vocabulary=65),
+            config=SimpleNamespace(
+                dropout=0.0,
+                weight_drop=0.0,
+                vocabulary=65,
+                cell="lstm",
+                layers=1,
+                hidden=9,
+                embedding=9,
+            ),
             head=SimpleNamespace(weight=SimpleNamespace(device=SimpleNamespace(type=device))),
         ),
         "vocabulary": SimpleNamespace(unknown_nats=1.0, encode=len, decode=str),
@@ -237,6 +245,27 @@ def test_weights_from_elsewhere_are_scored_as_those_that_follow(simulate: Simula
     assert {event.scores.characters for event in others} == {first.scores.characters}
     assert told.run.progress.validate_characters == first.scores.characters
     assert 0.95 * 6 < told.seconds < 1.05 * 6
+
+
+def planner_at_the_start(minutes: float, hidden: int = 9) -> Planner:
+    config = TrainConfig(
+        batch_size=3, bptt=19, lr=0.1, lr_adam=0.1, warmup_steps=5, minutes=minutes
+    )
+    run = stub_run(World(), config, Progress(), 900_000, "cpu")
+    cast(Any, run.model.config).hidden = hidden
+    return Planner(run)
+
+
+def test_fewer_characters_are_scored_of_weights_that_are_many() -> None:
+    few = planner_at_the_start(1).characters_to_validate()
+    many = planner_at_the_start(1, hidden=2000).characters_to_validate()
+    assert few is not None
+    assert many is not None
+    assert many < few / 5
+
+
+def test_any_minutes_can_be_planned() -> None:
+    assert planner_at_the_start(1e38).characters_to_validate() == 900_000
 
 
 def test_a_warm_up_is_of_the_updates_that_are_planned(simulate: Simulate) -> None:

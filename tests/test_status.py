@@ -21,8 +21,8 @@ from charrnn.cli import app
 from charrnn.comparison import Plan
 from charrnn.errors import CheckpointError
 from charrnn.files import PLAN
-from charrnn.run_words import standing_lines
-from charrnn.standing import read_standing
+from charrnn.run_words import status_lines
+from charrnn.status import read_status
 from charrnn.terminal import print_words, to_json
 from charrnn.wording import command_line
 from tests.conftest import Cli, Result, documented_fields
@@ -276,9 +276,9 @@ def test_anything_in_a_description(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         for odd in ODD:
             save(path, replace(whole, meta=changed(whole.meta, leaf, odd)))
             try:
-                standing = read_standing(path)
-                said = standing_lines(standing)
-                to_json(standing.to_dict())
+                status = read_status(path)
+                said = status_lines(status)
+                to_json(status.to_dict())
             except CheckpointError as error:
                 said = [str(error)]
             assert all(map(str.isprintable, said)), (leaf, odd)

@@ -17,23 +17,23 @@ from charrnn.comparison import comparison_of, resume_words
 from charrnn.config import TrainConfig
 from charrnn.errors import CheckpointError, RunFolderError
 from charrnn.reading import TextRecord
-from charrnn.run import Description, Progress, resume_command
+from charrnn.run import Progress, RunSummary, resume_command
 from charrnn.runfolder import checkpoints_in
 from charrnn.trained import load_model
 from charrnn.wording import command_line, shown
 
-__all__ = ["Standing", "read_standing"]
+__all__ = ["RunStatus", "read_status"]
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunStatus:
     """What a run is, how far it has come, and where and with what that was."""
 
     path: Path
     """As the user named it: a checkpoint or a run's folder."""
     file: Path
     """The checkpoint: of a folder the newest."""
-    run: Description
+    run: RunSummary
     device: str
     threads: int
     processor: str | None
@@ -85,7 +85,7 @@ class Standing:
         }
 
 
-def read_standing(path: Path) -> Standing:
+def read_status(path: Path) -> RunStatus:
     """Read how a run stands; every bit of the checkpoint is checked.
 
     Args:
@@ -97,7 +97,7 @@ def read_standing(path: Path) -> Standing:
     file = _newest(path)
     model, vocabulary, checkpoint = load_model(file, torch.device("meta"))
     text = checkpoint.record("text", TextRecord)
-    run = Description(
+    run = RunSummary(
         shape=model.config,
         parameters=model.parameter_count(),
         of_bytes=vocabulary.is_bytes,
@@ -118,7 +118,7 @@ def read_standing(path: Path) -> Standing:
             newer = file.parent
         elif is_state and not run.is_finished:
             go_on = _command(file.parent, text)
-    return Standing(
+    return RunStatus(
         path=path,
         file=file,
         run=run,
