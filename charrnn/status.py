@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from charrnn.checkpoint import BEST, find
+from charrnn.checkpoint import find
 from charrnn.comparison import comparison_of, resume_words
 from charrnn.config import TrainConfig
 from charrnn.errors import CheckpointError, RunFolderError
@@ -114,7 +114,7 @@ def read_status(path: Path) -> RunStatus:
     go_on, newer = None, None
     there = _names(file.parent)
     if file.name in there:
-        if there[0] not in (file.name, BEST):
+        if there[0] != file.name:
             newer = file.parent
         elif is_state and not run.is_finished:
             go_on = _command(file.parent, text)

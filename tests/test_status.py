@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -81,7 +82,10 @@ def test_says_what_train_said(cli: Cli, prose: Path, tmp_path: Path) -> None:
     assert found[5] == f"made    with {machine}, on {meta['processor']}"
     assert found[6] == f"file    {run / LAST}"
     done = next(number for number, line in enumerate(said) if line.startswith("done after "))
-    assert found[7:] == [f"{said[done]} (0.05 epochs)", said[done + 1], said[-1]]
+    # Not the seconds: those of the last save are in no checkpoint.
+    steps_and_characters = said[done].rpartition(", ")[0]
+    assert re.fullmatch(rf"{steps_and_characters}, \d+ s \(0\.05 epochs\)", found[7])
+    assert found[8:] == [said[done + 1], said[-1]]
     assert said[-1] == f"sample from it with: {command_line(['charrnn', 'sample', str(run)])}"
 
 
@@ -230,6 +234,14 @@ def test_made_elsewhere_of_a_text_that_is_gone(cli: Cli, run: Run) -> None:
     )
     as_json = json.loads(cli("inspect", path, "--json").out)
     assert (as_json["processor"], as_json["go_on"]) == (None, None)
+
+
+def test_keeps_no_tensor(cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kept(*_: object) -> None:
+        pytest.fail("a tensor was read")
+
+    monkeypatch.setattr("charrnn.checkpoint._empty", kept)
+    assert cli("inspect", trained).code == 0
 
 
 def test_a_run_of_a_comparison_goes_on_with_it(cli: Cli, run: Run, prose: Path) -> None:
