@@ -904,19 +904,19 @@ def compare(
 
     from charrnn.comparison import Plan, name_moved, open_plan, read_results, resume_words
 
+    named, held_out = absolute_names(texts or ()), absolute_names(valid or ())
     names: list[str] = []  # of texts that have moved
     if resume:
         assert run is not None
         folder, begun = run, open_plan(run)
         plan = begun if seeds is None else begun.extended(seeds)
-        plan = plan.moved(absolute_names(texts or ()), absolute_names(valid or ()))
+        plan = plan.moved(named, held_out)
         if plan.texts != begun.texts:
             names += texts or ()
         if plan.valid != begun.valid:
             names += [word for name in valid or () for word in ("--valid", name)]
     else:
-        own = absolute_names(valid or ())
-        plan = Plan(texts=absolute_names(texts or ()), valid=own, **given)
+        plan = Plan(texts=named, valid=held_out, **given)
         folder = run or _default_run(texts or (), "compare")
 
     with contextlib.ExitStack() as stack:
