@@ -37,7 +37,7 @@ from charrnn.comparison import (
     read_result,
     read_results,
 )
-from charrnn.config import CellName, ModelConfig
+from charrnn.config import LARGEST_SIZE, CellName, ModelConfig
 from charrnn.corpus import Part, scan
 from charrnn.device import multiplies_bf16
 from charrnn.disk import write_json
@@ -78,8 +78,6 @@ __all__ = [
 
 #: The cell whose recipe gives the numbers that all cells share.
 REFERENCE: CellName = "lstm"
-#: Most units that a layer can be given.
-WIDEST = (1 << 31) - 1
 
 
 # Shapes ------------------------------------------------------------------------------
@@ -98,8 +96,8 @@ def matched_hidden(shape: ModelConfig, parameters: int) -> int:
 
     # Parameters grow with the width: find where they pass the wish.
     high = 2
-    while count(high) < parameters and high < WIDEST:
-        high = min(2 * high, WIDEST)
+    while count(high) < parameters and high < LARGEST_SIZE:
+        high = min(2 * high, LARGEST_SIZE)
     at = bisect_left(range(high), parameters, lo=2, key=count)
     return min((at - 1, at), key=lambda hidden: abs(count(hidden) - parameters))
 

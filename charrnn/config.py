@@ -19,6 +19,7 @@ __all__ = [
     "BUDGETS",
     "CELL_GATES",
     "CELL_NAMES",
+    "LARGEST_SIZE",
     "MEASUREMENTS",
     "CellName",
     "DeviceName",
@@ -59,6 +60,8 @@ BUDGETS = ("minutes", "epochs", "steps")
 
 #: Larger numbers, and infinity, are none in the 32 bits that training computes with.
 _LARGEST = 1e38
+#: Of what a model has many of: symbols, layers, units.
+LARGEST_SIZE = (1 << 31) - 1
 
 
 class _Rule(NamedTuple):
@@ -74,7 +77,7 @@ _POSITIVE = _Rule("a number above 0, at most 1e38", lambda number: 0 < number <=
 _LIMIT = _Rule("a number above 0, at most 1e38, or 0 for none", _POSITIVE.holds)
 _NOT_NEGATIVE = _Rule("a number from 0 to 1e38", lambda number: 0 <= number <= _LARGEST)
 _COUNT = _Rule("a whole number from 1 to 2^63 - 1", lambda number: 0 < number < 1 << 63)
-_SIZE = _Rule("a whole number from 1 to 2^31 - 1", lambda number: 0 < number < 1 << 31)
+_SIZE = _Rule("a whole number from 1 to 2^31 - 1", lambda number: 0 < number <= LARGEST_SIZE)
 _WHOLE = _Rule("a whole number from 0 to 2^63 - 1", lambda number: 0 <= number < 1 << 63)
 _SHARE = _Rule("a number from 0 up to but not including 1", lambda number: 0 <= number < 1)
 _PROBABILITY = _Rule("a number above 0, at most 1", lambda number: 0 < number <= 1)
