@@ -108,7 +108,7 @@ class Cell(nn.Module, ABC):
         weights = self._weights()
         if self.training and self.weight_drop > 0:
             weights[1] = dropout(weights[1], self.weight_drop)
-        out_TBH, after = self._run(x, [s.to(x.dtype) for s in state], weights, which_TB)
+        out_TBH, after = self._run(x, state, weights, which_TB)
         return out_TBH, tuple(a.to(s.dtype) for a, s in zip(after, state, strict=True))
 
     def _weights(self) -> list[Tensor]:
@@ -116,9 +116,9 @@ class Cell(nn.Module, ABC):
 
     @abstractmethod
     def _run(
-        self, x: Tensor, state: list[Tensor], weights: list[Tensor], which_TB: Tensor | None
+        self, x: Tensor, state: State, weights: list[Tensor], which_TB: Tensor | None
     ) -> tuple[Tensor, State]:
-        """Do what ``forward`` promises, with these weights; ``state`` has the inputs' type."""
+        """Do what ``forward`` promises, with these weights; the state after may be of any type."""
 
 
 #: The arithmetic of the loops in ``charrnn.loops``, by the type of their inputs.
@@ -153,7 +153,7 @@ def allow_tensor_cores(dtype: torch.dtype) -> None:
 def _run_torch(
     operator: Callable[..., tuple[Tensor, ...]],
     x: Tensor,
-    state: list[Tensor],
+    state: State,
     weights: list[Tensor],
     which_TB: Tensor | None,
 ) -> tuple[Tensor, State]:
@@ -162,7 +162,7 @@ def _run_torch(
     Args:
         operator: ``torch.lstm``, ``torch.gru`` or ``torch.rnn_tanh``.
         x: Inputs.
-        state: The state's tensors, [B, H] each, of the inputs' type.
+        state: The state's tensors, [B, H] each, cast to the inputs' type.
         weights: Input and recurrent weights and both biases, in the operator's order.
         which_TB: Which of the inputs each time step reads, or None.
     """
@@ -176,7 +176,8 @@ def _run_torch(
         weights = [piece.view_as(weight) for piece, weight in zip(pieces, weights, strict=True)]
     else:
         weights = [weight.to(x_TBE.dtype) for weight in weights]
-    before: Any = [s[None] for s in state] if len(state) > 1 else state[0][None]
+    cast = [s.to(x_TBE.dtype)[None] for s in state]
+    before: Any = cast if len(cast) > 1 else cast[0]
     # `train` must be set for cuDNN whenever there will be a backward pass, evaluation or not.
     layers, drop, train = 1, 0.0, torch.is_grad_enabled()
     out_TBH, *after = operator(x_TBE, before, weights, True, layers, drop, train, False, False)
@@ -190,7 +191,7 @@ class RNN(Cell):
     states = ("h",)
 
     def _run(
-        self, x: Tensor, state: list[Tensor], weights: list[Tensor], which_TB: Tensor | None
+        self, x: Tensor, state: State, weights: list[Tensor], which_TB: Tensor | None
     ) -> tuple[Tensor, State]:
         if _has_own_loop(x):
             w, u, b, h_BH = _typed(*weights, *state, like=x)
@@ -214,7 +215,7 @@ class LSTM(Cell):
         nn.init.ones_(self.bias.detach()[hidden : 2 * hidden])
 
     def _run(
-        self, x: Tensor, state: list[Tensor], weights: list[Tensor], which_TB: Tensor | None
+        self, x: Tensor, state: State, weights: list[Tensor], which_TB: Tensor | None
     ) -> tuple[Tensor, State]:
         shared, learns = which_TB is not None, torch.is_grad_enabled()
         if x.device.type == "cpu" and beats_onednn_lstm(x.dtype, shared=shared, learns=learns):
@@ -248,7 +249,7 @@ class GRU(Cell):
         return [*super()._weights(), self.bias_recurrent]
 
     def _run(
-        self, x: Tensor, state: list[Tensor], weights: list[Tensor], which_TB: Tensor | None
+        self, x: Tensor, state: State, weights: list[Tensor], which_TB: Tensor | None
     ) -> tuple[Tensor, State]:
         if _has_own_loop(x):
             w, u, b, b_n, h_BH = _typed(*weights, *state, like=x)

@@ -76,11 +76,12 @@ class CharModel(nn.Module):
         return [cell for cell in self.cells if isinstance(cell, Cell)]
 
     def initial_hidden(self, lanes: int) -> Hidden:
-        """Return the zero state of ``lanes`` lanes, in the arithmetic of the products."""
-        return tuple(
-            tuple(part_BH.to(self._dtype()) for part_BH in cell.initial_state(lanes))
-            for cell in self.layers()
-        )
+        """Return the zero state of ``lanes`` lanes, in the type of the weights.
+
+        Not of the products: what a gate adds to a cell each window would often be too little
+        for the 8 bits of a bf16.
+        """
+        return tuple(cell.initial_state(lanes) for cell in self.layers())
 
     def forward(self, x_TB: Tensor, hidden: Hidden | None = None) -> tuple[Tensor, Hidden]:
         """Predict the character after each of ``x_TB``.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from charrnn.config import CellName, ModelConfig
 from charrnn.model import CharModel, Hidden, detach, outline
-from tests.small import make_model
+from tests.small import make_model, needs_bf16
 
 V, E, H = 11, 5, 7
 
@@ -204,6 +204,19 @@ def test_products_can_be_in_bfloat16_with_weights_in_float32(cell: CellName) -> 
     model.compute_dtype = torch.bfloat16
     logits_TBV, hidden = model(x_TB)
     assert logits_TBV.dtype == torch.bfloat16
-    assert {part_BH.dtype for state in hidden for part_BH in state} == {torch.bfloat16}
+    assert {part_BH.dtype for state in hidden for part_BH in state} == {torch.float32}
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
     torch.testing.assert_close(logits_TBV.float(), exact_TBV, rtol=0.05, atol=0.05)
+
+
+@needs_bf16
+def test_the_carried_state_is_not_rounded(cell: CellName) -> None:
+    """What a gate keeps or adds at a time is often less than the 8 bits of a bf16 can show."""
+    model = make(cell, layers=1).float()
+    model.compute_dtype = torch.bfloat16
+    x_TB = text(40, 3)
+    _, whole = model(x_TB)
+    _, carried = model(x_TB[:1])
+    for step in range(1, len(x_TB)):
+        _, carried = model(x_TB[step : step + 1], carried)
+    torch.testing.assert_close(carried, whole, rtol=1e-5, atol=1e-6)

@@ -12,7 +12,6 @@ import torch
 
 from charrnn.checkpoint import load
 from charrnn.config import TextChoices
-from charrnn.device import multiplies_bf16
 from charrnn.recipe import Choices
 from charrnn.resuming import resume
 from charrnn.run import Run
@@ -22,8 +21,6 @@ from charrnn.training import Event, Finished, train
 from tests.conftest import log_of, make_prose
 
 CPU = torch.device("cpu")
-
-needs_bf16 = pytest.mark.skipif(not multiplies_bf16(CPU), reason="no CPU with AVX512-BF16")
 
 #: Fields of the log and of a checkpoint's progress that tell the time of day.
 CLOCKS = {"seconds", "validation_seconds", "vain_seconds", "chars_per_second"}

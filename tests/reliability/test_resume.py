@@ -24,7 +24,6 @@ from tests.reliability.runs import (
     begin,
     drive,
     equal,
-    needs_bf16,
     resumed,
     rows,
     stopped,
@@ -33,6 +32,7 @@ from tests.reliability.runs import (
     tensors,
     whole_state,
 )
+from tests.small import needs_bf16
 
 __all__ = ["tale"]
 
