@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from functools import cache
 from typing import get_args
 
 import torch
@@ -29,31 +30,46 @@ MOST_TRIM, MOST_MMAP = 2**31 - 1, 2**25
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device to compute on; "auto" takes a CUDA GPU where there is one.
+    """Return the device to compute on; "auto" takes a CUDA GPU where ``is_here`` finds one.
 
     The process is made to keep the memory that it frees (``keep_freed_memory``).
 
     Raises:
-        UsageError: the device does not exist here.
+        UsageError: the device does not exist here, or torch cannot compute on it.
     """
     keep_freed_memory()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if is_here("cuda") else "cpu")
     if name not in get_args(DeviceName):
         raise UsageError(f"--device must be auto, cpu, cuda or mps, not {name!r}")
     if not is_here(name):
-        raise UsageError(f"--device {name}: there is no such device here; --device cpu works")
+        raise UsageError(
+            f"--device {name}: there is none here that torch can compute on; --device cpu works"
+        )
     return torch.device(name)
 
 
 def is_here(name: str) -> bool:
-    """Whether this machine has a device: "cpu", "cuda" or "mps"."""
+    """Whether this machine has a device that torch can compute on: "cpu", "cuda" or "mps"."""
     # To ask for CUDA wakes the driver, which takes its time, and warns of one that is too old.
     return (
         name == "cpu"
-        or (name == "cuda" and torch.cuda.is_available())
+        or (name == "cuda" and torch.cuda.is_available() and _cuda_computes())
         or (name == "mps" and torch.backends.mps.is_available())
     )
+
+
+@cache
+def _cuda_computes() -> bool:
+    """Whether a small kernel runs on the GPU that torch sees.
+
+    None does where this build of torch has no kernels for the card, or where another process holds
+    the card alone.
+    """
+    try:
+        return torch.ones(1, device="cuda").add_(1).item() == 2
+    except RuntimeError:
+        return False
 
 
 def in_words(device: torch.device) -> str:

@@ -6,12 +6,15 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
-from charrnn.device import choose_device, multiplies_bf16
+from charrnn import device
+from charrnn.device import choose_device, is_here, multiplies_bf16
 from charrnn.errors import UsageError
 from tests.conftest import ENVIRONMENT
 
@@ -79,7 +82,7 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(UsageError, match="auto, cpu, cuda or mps"):
         choose_device("tpu")
     if not torch.backends.mps.is_available():
-        with pytest.raises(UsageError, match="no such device here"):
+        with pytest.raises(UsageError, match="none here that torch can compute on"):
             choose_device("mps")
 
 
@@ -92,6 +95,35 @@ def test_the_tests_and_their_processes_see_no_gpu() -> None:
 def test_no_driver_is_woken_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("asked"))
     assert choose_device("cpu") == torch.device("cpu")
+
+
+@pytest.fixture
+def ones(monkeypatch: pytest.MonkeyPatch) -> Iterator[mock.Mock]:
+    """What ``torch.ones`` is, where torch sees a GPU that was not tried yet."""
+    device._cuda_computes.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        made = mock.Mock()
+        patch.setattr(torch, "ones", made)
+        yield made
+    device._cuda_computes.cache_clear()
+
+
+def test_a_gpu_that_computes_is_taken(ones: mock.Mock) -> None:
+    ones.return_value.add_.return_value.item.return_value = 2.0
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda")
+    ones.assert_called_once_with(1, device="cuda")
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_gpu_that_torch_cannot_compute_on_is_none(ones: mock.Mock, at_once: bool) -> None:
+    failing = ones if at_once else ones.return_value.add_.return_value.item
+    failing.side_effect = torch.AcceleratorError("CUDA error: no kernel image is available")
+    assert not is_here("cuda")
+    assert choose_device("auto") == torch.device("cpu")
+    with pytest.raises(UsageError, match="none here that torch can compute on"):
+        choose_device("cuda")
+    assert failing.call_count == 1, "it is tried once"
 
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0)])
