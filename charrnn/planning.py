@@ -237,7 +237,8 @@ class Planner:
     def _guessed_speed(self) -> float:
         """Return updates per second as they are expected before there is one."""
         shape, device = self.run.model.config, self.run.device.type
-        speed = guessed_speed(shape.vocabulary, device, matrix_weights(shape))
+        precision, weights = self.run.config.precision, matrix_weights(shape)
+        speed = guessed_speed(shape.vocabulary, device, precision, weights)
         return speed / self._characters_per_step()
 
     def _speed_since_plan(self) -> tuple[float, float]:

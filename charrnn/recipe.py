@@ -33,7 +33,8 @@ __all__ = [
     "weight_decay",
 ]
 
-#: Characters per second that training is expected to read before the speed is known.
+#: Characters per second that training is expected to read before the speed is known; "cuda" is a
+#: GPU in bf16 (``_sized_as``).
 GUESSED_SPEED = {"cpu": 60_000, "mps": 100_000, "cuda": 300_000}
 #: Symbols whose logits cost as much as all else, so that they halve this speed: measured on a
 #: CPU, elsewhere a guess.
@@ -52,8 +53,8 @@ WIDER_FROM: dict[CellName, tuple[int, ...]] = {
 #: The first of them for an LSTM in float32, which begins narrower by as much, if these are so many
 #: passes: of a text that is new all the time more updates of a narrow one teach more.
 WIDER_IN_FP32_FROM, IN_PASSES = 8_000_000, 4
-#: A GPU, which waits more than it computes, is given a width: of a short run, and of one that is
-#: expected to read so many characters.
+#: A GPU that multiplies bf16, which waits more than it computes, is given a width: of a short run,
+#: and of one that is expected to read so many characters.
 GPU_UNITS: dict[CellName, tuple[int, int]] = {
     "rnn": (768, 768),
     "lstm": (1024, 1536),
@@ -135,9 +136,10 @@ def choose(
     window = max(1, planned["bptt"])
     lanes, *_ = fit_lanes(characters, planned["batch_size"], window)
     a_step = min(characters, max(1, lanes * (planned.get("loss_last") or window)))
-    read = _characters_read(budget, a_step, vocabulary, characters, device)
+    precision = planned["precision"]
+    read = _characters_read(budget, a_step, vocabulary, characters, device, precision)
     passes = read / characters
-    hidden = _hidden(cell, device, planned["precision"], vocabulary, read, characters)
+    hidden = _hidden(cell, device, precision, vocabulary, read, characters)
     sizes: dict[str, Any] = {
         "cell": cell,
         "vocabulary": vocabulary,
@@ -324,26 +326,42 @@ def _recurrent_weights(cell: CellName, layers: int, hidden: int, embedding: int)
 
 
 def _characters_read(
-    budget: dict[str, float | int], a_step: int, vocabulary: int, characters: int, device: str
+    budget: dict[str, float | int],
+    a_step: int,
+    vocabulary: int,
+    characters: int,
+    device: str,
+    precision: str,
 ) -> float:
     """Return the characters that a budget reads; a guess if it is in minutes."""
     if "epochs" in budget:
         return float(budget["epochs"] * characters)
     if "steps" in budget:
         return float(min(budget["steps"] * a_step, 10**15))
-    return float(budget["minutes"] * 60 * guessed_speed(vocabulary, device))
+    return float(budget["minutes"] * 60 * guessed_speed(vocabulary, device, precision))
 
 
-def guessed_speed(vocabulary: int, device: str, weights: int = 0) -> float:
+def guessed_speed(vocabulary: int, device: str, precision: str, weights: int = 0) -> float:
     """Return the characters per second that training is expected to read, before it is known.
 
     Args:
         vocabulary: V.
         device: "cpu", "cuda" or "mps".
+        precision: of the products there.
         weights: of the model (``matrix_weights``), if there is one: a large one is slower.
     """
+    device = _sized_as(device, precision)
     share = min(1.0, GUESSED_WEIGHTS[device] / max(1, weights))
     return share * GUESSED_SPEED[device] / (1 + vocabulary / HALVED_BY[device])
+
+
+def _sized_as(device: str, precision: str) -> str:
+    """Return the device whose speed and width are expected of one in a precision.
+
+    A CUDA GPU in float32 is taken for Apple's: those too old for bf16 train so, and the numbers of
+    "cuda" are of a fast one that does not.
+    """
+    return "mps" if device == "cuda" and precision == "fp32" else device
 
 
 def given(fields: dict[str, Any]) -> dict[str, Any]:
@@ -380,6 +398,7 @@ def _hidden(
     narrowest = 384 if cell == "rnn" else 256
     if precision == "bf16":
         narrowest += 128
+    device = _sized_as(device, precision)
     if device == "cuda":
         width = GPU_UNITS[cell][read > GPU_WIDER_FROM]
     else:

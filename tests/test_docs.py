@@ -171,10 +171,10 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
 
     cells: tuple[CellName, ...] = ("lstm", "gru", "rnn")
     (lstm, lstm_trained), (_, rnn_trained) = chosen("lstm"), chosen("rnn")
-    on_gpu, trained_on_gpu = chosen("lstm", "cuda")
+    on_gpu, trained_on_gpu = chosen("lstm", "cuda", bf16=True)
     masks, masks_on_gpu = lstm_trained.dropout_masks, trained_on_gpu.dropout_masks
     assert lstm.layers == on_gpu.layers
-    assert replace(trained_on_gpu, dropout_masks=masks) == lstm_trained
+    assert replace(trained_on_gpu, dropout_masks=masks, precision="fp32") == lstm_trained
     assert chosen("gru")[1] == lstm_trained
     assert rnn_trained.lr_adam == lstm_trained.lr_adam
     assert recipe.MANY_SYMBOLS["gru"] == recipe.MANY_SYMBOLS["lstm"] == recipe.RARE_SYMBOLS
@@ -183,18 +183,20 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         f"| `--layers` | {lstm.layers} |",
         f"LSTM and GRU {lstm_trained.batch_size} x {lstm_trained.bptt}, "
         f"RNN {rnn_trained.batch_size} x {rnn_trained.bptt};",
-        f"{recipe.GUESSED_SPEED['mps']:,} characters a second are expected of it",
+        f"Of both {recipe.GUESSED_SPEED['mps']:,} / (1 + symbols / {recipe.HALVED_BY['mps']:,}) "
+        "characters a second are expected.",
         f"| units in fp32 | {widths('cpu')} |",
         f"| units in bf16 | {widths('cpu', bf16=True)} |",
         f"characters read | {growing('lstm')} | {growing('gru')} | {growing('rnn')} |",
-        f"| units | {widths('cuda')} |",
+        f"| units | {widths('cuda', bf16=True)} |",
         f"| units past {recipe.GPU_WIDER_FROM / 1e6:g} million characters read | "
         f"{' | '.join(str(recipe.GPU_UNITS[cell][1]) for cell in cells)} |",
         f"{recipe.GUESSED_SPEED['cpu']:,} / (1 + symbols / {recipe.HALVED_BY['cpu']:,}) "
         "characters a second on a CPU, "
-        f"{recipe.GUESSED_SPEED['cuda']:,} / (1 + symbols / {recipe.HALVED_BY['cuda']:,}) on CUDA",
+        f"{recipe.GUESSED_SPEED['cuda']:,} / (1 + symbols / {recipe.HALVED_BY['cuda']:,}) on CUDA "
+        "in bf16.",
         f"more than {recipe.MOST_WEIGHTS['cpu']:g} weights for a character of the text "
-        f"(CUDA: {recipe.MOST_WEIGHTS['cuda']:g})",
+        f"(CUDA in bf16: {recipe.MOST_WEIGHTS['cuda']:g})",
         f"| LSTM, GRU | {lstm_trained.lr} | {lstm_trained.lr_adam} |",
         f"| RNN | {rnn_trained.lr} | {rnn_trained.lr_adam} |",
         f"From {recipe.RARE_SYMBOLS} symbols on AdamW's is three times that",

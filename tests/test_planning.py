@@ -19,7 +19,7 @@ from typing import Any, cast
 import pytest
 
 from charrnn import planning, recipe, training
-from charrnn.config import TrainConfig
+from charrnn.config import PrecisionName, TrainConfig
 from charrnn.evaluation import Interrupted, Scores
 from charrnn.planning import Planner
 from charrnn.run import Progress, Run, SavedState
@@ -240,18 +240,21 @@ def test_weights_from_elsewhere_are_scored_as_those_that_follow(simulate: Simula
     first, *others = told.only(Validated)
     assert first.row["step"] == 0
     assert others
-    affordable = 6 * recipe.guessed_speed(65, "cpu") / 10
+    affordable = 6 * recipe.guessed_speed(65, "cpu", "fp32") / 10
     assert first.scores.characters == pytest.approx(affordable, rel=0.05)
     assert {event.scores.characters for event in others} == {first.scores.characters}
     assert told.run.progress.validate_characters == first.scores.characters
     assert 0.95 * 6 < told.seconds < 1.05 * 6
 
 
-def planner_at_the_start(minutes: float, hidden: int = 9) -> Planner:
+def planner_at_the_start(
+    minutes: float, hidden: int = 9, device: str = "cpu", precision: PrecisionName = "fp32"
+) -> Planner:
     config = TrainConfig(
-        batch_size=3, bptt=19, lr=0.1, lr_adam=0.1, warmup_steps=5, minutes=minutes
-    )
-    run = stub_run(World(), config, Progress(), 900_000, "cpu")
+        batch_size=3, bptt=19, lr=0.1, lr_adam=0.1, warmup_steps=5, minutes=minutes,
+        precision=precision,
+    )  # fmt: skip
+    run = stub_run(World(), config, Progress(), 900_000, device)
     cast(Any, run.model.config).hidden = hidden
     return Planner(run)
 
@@ -262,6 +265,14 @@ def test_fewer_characters_are_scored_of_weights_that_are_many() -> None:
     assert few is not None
     assert many is not None
     assert many < few / 5
+
+
+def test_fewer_characters_are_scored_on_a_gpu_that_trains_in_float32() -> None:
+    slow = planner_at_the_start(1, device="cuda").characters_to_validate()
+    fast = planner_at_the_start(1, device="cuda", precision="bf16").characters_to_validate()
+    assert slow is not None
+    assert fast is not None
+    assert slow < fast / 2
 
 
 def test_any_minutes_can_be_planned() -> None:

@@ -26,6 +26,7 @@ from charrnn.recipe import (
     Choices,
     Schedule,
     choose,
+    guessed_speed,
     loss_temperature,
     matrix_weights,
     parameter_count,
@@ -41,10 +42,19 @@ DEVICES = st.sampled_from(["cpu", "cuda", "mps"])
 
 
 def choose_for(
-    device: str = "cpu", cell: CellName = "lstm", characters: int = 10_000, **choices: Any
+    device: str = "cpu",
+    cell: CellName = "lstm",
+    characters: int = 10_000,
+    *,
+    bf16: bool = False,
+    **choices: Any,
 ) -> tuple[ModelConfig, TrainConfig]:
     return choose(
-        Choices(cell=cell, **choices), vocabulary=50, characters=characters, device=device
+        Choices(cell=cell, **choices),
+        vocabulary=50,
+        characters=characters,
+        device=device,
+        bf16=bf16,
     )
 
 
@@ -344,10 +354,34 @@ class TestChoose:
         training = {"batch_size": 10, "bptt": 100}
         steps = GPU_WIDER_FROM // 1000
         widths = [
-            choose_for("cuda", cell, 10**8, budget={"steps": n}, training=training)[0].hidden
+            choose_for("cuda", cell, 10**8, bf16=True, budget={"steps": n}, training=training)[
+                0
+            ].hidden
             for n in (steps, steps + 1)
         ]
         assert tuple(widths) == GPU_UNITS[cell]
+
+    @given(
+        cell=CELLS,
+        minutes=st.floats(0.1, 1000),
+        vocabulary=st.integers(2, 20_000),
+        characters=st.integers(100, 10**10),
+    )
+    def test_in_float32_a_gpu_is_taken_for_a_slow_one(
+        self, cell: CellName, minutes: float, vocabulary: int, characters: int
+    ) -> None:
+        choices = Choices(cell=cell, budget={"minutes": minutes})
+        nvidia, apple = (
+            choose(choices, vocabulary=vocabulary, characters=characters, device=device)
+            for device in ("cuda", "mps")
+        )
+        # But for the masks, of which a CUDA GPU has more.
+        assert nvidia[0] == apple[0]
+        assert dataclasses.replace(nvidia[1], dropout_masks=1) == dataclasses.replace(
+            apple[1], dropout_masks=1
+        )
+        speeds = [guessed_speed(vocabulary, "cuda", name, 10**6) for name in ("fp32", "bf16")]
+        assert speeds[0] == guessed_speed(vocabulary, "mps", "fp32", 10**6) < speeds[1]
 
     @pytest.mark.parametrize("cell", ["lstm", "gru"])
     @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -355,7 +389,8 @@ class TestChoose:
         self, device: str, cell: CellName
     ) -> None:
         def hidden(characters: int, minutes: float = 60) -> int:
-            return choose_for(device, cell, characters, budget={"minutes": minutes})[0].hidden
+            budget, bf16 = {"minutes": minutes}, device == "cuda"
+            return choose_for(device, cell, characters, bf16=bf16, budget=budget)[0].hidden
 
         texts = [10**k for k in range(2, 9)]
         widths = [hidden(characters) for characters in texts]
@@ -371,10 +406,10 @@ class TestChoose:
         self, device: str, symbols: int
     ) -> None:
         def hidden(characters: int) -> int:
-            choices = Choices(cell="gru", budget={"minutes": 60})
-            return choose(choices, vocabulary=symbols, characters=characters, device=device)[
-                0
-            ].hidden
+            choices, bf16 = Choices(cell="gru", budget={"minutes": 60}), device == "cuda"
+            return choose(
+                choices, vocabulary=symbols, characters=characters, device=device, bf16=bf16
+            )[0].hidden
 
         wide = hidden(10**9)
         weights = CELL_GATES["gru"] * wide * (min(symbols, wide) + wide)
@@ -401,8 +436,8 @@ class TestChoose:
     @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
     def test_so_many_symbols_halve_the_speed(self, device: str) -> None:
         def warmup(minutes: float, symbols: int) -> int:
-            choices = Choices(budget={"minutes": minutes})
-            return choose(choices, vocabulary=symbols, characters=10**6, device=device)[
+            choices, bf16 = Choices(budget={"minutes": minutes}), device == "cuda"
+            return choose(choices, vocabulary=symbols, characters=10**6, device=device, bf16=bf16)[
                 1
             ].warmup_steps
 
