@@ -103,7 +103,7 @@ class TestChoose:
 
         model, training = chosen()
         assert (model.cell, model.vocabulary) == (cell, vocabulary)
-        assert model.embedding <= vocabulary
+        assert model.embedding <= vocabulary + 7 * (bf16 and device == "cuda")
         assert training.minutes is not None
         assert training.clip_norm is not None, "clipping by norm is the default"
         assert training.precision == ("bf16" if bf16 else "fp32")
@@ -231,6 +231,22 @@ class TestChoose:
         choices = Choices(budget={"steps": 3})
         model, _ = choose(choices, vocabulary=symbols, characters=10**5, device="cpu")
         assert model.embedding == min(symbols, model.hidden)
+
+    @pytest.mark.parametrize(
+        ("symbols", "expected"), [(2, 8), (64, 64), (65, 72), (379, 384), (382, 384), (385, 384)]
+    )
+    def test_rows_of_a_gpu_s_embedding_are_aligned_in_bf16(
+        self, symbols: int, expected: int
+    ) -> None:
+        def embedding(device: str, bf16: bool) -> int:
+            choices = Choices(budget={"steps": 3})
+            return choose(choices, vocabulary=symbols, characters=10_000, device=device, bf16=bf16)[
+                0
+            ].embedding
+
+        assert embedding("cuda", bf16=True) == expected
+        assert embedding("cpu", bf16=True) == min(symbols, 384)
+        assert embedding("cuda", bf16=False) == min(symbols, 256)
 
     @pytest.mark.parametrize("cell", CELL_NAMES)
     @pytest.mark.parametrize("typed", ["0", "-3", "9" * 400], ids=["zero", "negative", "huge"])
@@ -405,16 +421,16 @@ class TestChoose:
     def test_a_text_that_is_long_enough_gets_the_wide_model(
         self, device: str, symbols: int
     ) -> None:
-        def hidden(characters: int) -> int:
+        def chosen(characters: int) -> ModelConfig:
             choices, bf16 = Choices(cell="gru", budget={"minutes": 60}), device == "cuda"
             return choose(
                 choices, vocabulary=symbols, characters=characters, device=device, bf16=bf16
-            )[0].hidden
+            )[0]
 
-        wide = hidden(10**9)
-        weights = CELL_GATES["gru"] * wide * (min(symbols, wide) + wide)
+        wide = chosen(10**9)
+        weights = CELL_GATES["gru"] * wide.hidden * (wide.embedding + wide.hidden)
         enough = math.ceil(weights / MOST_WEIGHTS[device])
-        assert hidden(enough - 1) < hidden(enough) == wide
+        assert chosen(enough - 1).hidden < chosen(enough).hidden == wide.hidden
 
     def test_a_plain_rnn_is_wider_at_once_and_then_no_more(self) -> None:
         def hidden(characters: int, minutes: float) -> int:
