@@ -132,8 +132,17 @@ def _fail(message: str, code: int) -> int:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Say whether memory was refused: by Python, by a GPU, or by torch on the CPU."""
-    # By name and text: torch may not be imported yet, and its CPU has no class for it.
-    refusals = ("can't allocate memory", "std::bad_alloc", "Storage size calculation overflowed")
+    # By name and text: torch may not be imported yet, and has a class for it only where its own
+    # allocator asks CUDA for memory; CUDA itself, its libraries, MPS and the CPU only say so.
+    refusals = (
+        "can't allocate memory",
+        "std::bad_alloc",
+        "Storage size calculation overflowed",
+        "CUDA error: out of memory",
+        "STATUS_ALLOC_FAILED",  # cuBLAS and others of CUDA's libraries
+        "DEVICE_ALLOCATION_FAILED",  # cuDNN since 9.0
+        "backend out of memory",  # MPS
+    )
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"

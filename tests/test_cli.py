@@ -461,6 +461,10 @@ class TestBadInput:
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."),
             RuntimeError("std::bad_alloc"),
             torch.OutOfMemoryError("CUDA out of memory."),
+            torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be ..."),
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(...)`"),
+            RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+            RuntimeError("MPS backend out of memory (MPS allocated: 7.64 GiB, other ...)"),
         ],
     )
     def test_memory_that_is_refused(
