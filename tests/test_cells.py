@@ -525,7 +525,9 @@ def test_tensor_cores_are_for_what_is_not_float32(dtype: torch.dtype, allowed: b
 
 @pytest.mark.gpu
 @each_cell
-@pytest.mark.parametrize(("steps", "inputs", "hidden"), [(T, E, H), (9, 33, 113), (9, 64, 128)])
+@pytest.mark.parametrize(
+    ("steps", "inputs", "hidden"), [(T, E, H), (9, 33, 113), (9, 64, 128), (9, 65, 640)]
+)
 def test_gpu_equals_the_naive_loop(
     name: CellName, steps: int, inputs: int, hidden: int, cuda: torch.device
 ) -> None:
@@ -543,8 +545,9 @@ def test_gpu_equals_the_naive_loop(
 
 @pytest.mark.gpu
 @each_cell
-def test_gpu_bfloat16(name: CellName, cuda: torch.device) -> None:
-    cell = make_cell(name, 64, 128, torch.float32)
+@pytest.mark.parametrize(("inputs", "hidden"), [(64, 128), (65, 640)])
+def test_gpu_bfloat16(name: CellName, inputs: int, hidden: int, cuda: torch.device) -> None:
+    cell = make_cell(name, inputs, hidden, torch.float32)
     x, state = make_inputs(cell, 9)
     expected, _ = cell(x, state)
     cell.to(cuda)

@@ -10,11 +10,14 @@ import torch
 
 from charrnn.checkpoint import LAST, load
 from charrnn.config import CELL_NAMES, CellName
-from tests.conftest import Cli, Result
+from charrnn.recipe import GPU_UNITS
+from tests.conftest import Cli, Result, make_prose
 
 pytestmark = pytest.mark.gpu
 #: A pass is 21 windows and a shorter one.
 SMALL = ("--hidden", 64, "--layers", 2, "--batch-size", 8, "--bptt", 32, "--validate-every", 30)
+#: Characters of a text that is long enough for the width that a GPU is given.
+LONG = 700_000
 
 
 def trained(result: Result) -> Result:
@@ -23,6 +26,20 @@ def trained(result: Result) -> Result:
     assert "uncaptured" not in [row["event"] for row in result.rows]
     assert result.rows[-1]["event"] == "finished"
     return result
+
+
+@pytest.mark.parametrize("cell", CELL_NAMES)
+def test_gpu_trains_by_the_defaults(cli: Cli, tmp_path: Path, cell: CellName) -> None:
+    """A layer as wide as theirs is computed by other kernels than a small one."""
+    text = tmp_path / "long.txt"
+    text.write_text(make_prose(LONG), encoding="utf-8", newline="")
+    words = ("train", text, "--run", tmp_path / "run", "--device", "cuda", "--cell", cell)
+    result = trained(cli(*words, "--steps", 30, "--json"))
+    losses = [row["train_nats_per_char"] for row in result.rows if row["event"] == "logged"]
+    assert losses[-1] < losses[0] - 0.3
+    started = result.rows[0]
+    if started["training"]["precision"] == "bf16":
+        assert started["model"]["hidden"] == GPU_UNITS[cell][0]
 
 
 @pytest.mark.parametrize("cell", CELL_NAMES)
