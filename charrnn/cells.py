@@ -159,6 +159,10 @@ def _run_torch(
 ) -> tuple[Tensor, State]:
     """Run one of torch's recurrent operators: cuDNN on CUDA, oneDNN's LSTM on a CPU.
 
+    In bf16 it is cuDNN only where torch was built with version 9.13 or newer of it
+    (``supportsBFloat16RNNWithCuDNN``, in ATen/cuda/detail/CUDAHooks.cpp). Other builds run the time
+    steps one after another in torch's own kernels: right, but slower (not measured).
+
     Args:
         operator: ``torch.lstm``, ``torch.gru`` or ``torch.rnn_tanh``.
         x: Inputs.

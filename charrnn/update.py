@@ -218,7 +218,11 @@ class Update:
         return UpdateResult(held.loss.clone(), held.norm.clone(), held.clipped.clone())
 
     def _capture(self, x_TB: Tensor, y_TB: Tensor, counted: int) -> None:
-        """Record one update; nothing runs while it is recorded."""
+        """Record one update; nothing runs while it is recorded.
+
+        A capture that fails at its end may keep the memory that it took: torch gives back the pool
+        of one that has ended only (``CUDAGraph::reset``, in ATen/cuda/CUDAGraph.cpp).
+        """
         self._x_TB, self._y_TB = x_TB.clone(), y_TB.clone()
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
