@@ -87,7 +87,7 @@ def start(
         notes = [note.replace(str(spooled), "standard input") for note in notes]
         notes.append("standard input cannot be read again: to resume, give the text as a file")
     if valid and text.valid:
-        notes += _trained_on(valid, record)
+        notes += _used_elsewhere(valid, record)
     elif valid and valid.characters < FEW:
         unit = "byte" if corpus.encoding == BYTES else "character"
         notes.append(
@@ -196,17 +196,22 @@ def _line_ends(corpus: Corpus) -> list[str]:
     return [f"{which} line ends are {ends}, and \\r counts as a character: make them LF{tr}"]
 
 
-def _trained_on(valid: Part, record: TextRecord) -> list[str]:
-    """Say how much of a text of its own to validate on is trained on, if any."""
-    shared = record.shared(valid, record.fingerprint, record.train)
-    if not shared:
-        return []
-    if shared == valid.characters:
+def _used_elsewhere(valid: Part, record: TextRecord) -> list[str]:
+    """Say how much of a text of its own to validate on is trained on or tested on, if any."""
+    trained = record.shared(valid, record.fingerprint, record.train)
+    tested = record.shared(valid, record.fingerprint, record.test) if record.test else 0
+    if trained == valid.characters:
         return ["what --valid names is trained on: nothing is held out"]
-    return [
-        f"{shared:,} of the {counted(valid.characters, 'character')} that --valid names are "
-        "trained on, too: validations flatter the model"
-    ]
+    of = f"of the {counted(valid.characters, 'character')} that --valid names are"
+    notes = []
+    if trained:
+        notes.append(f"{trained:,} {of} trained on, too: validations flatter the model")
+    if tested:
+        notes.append(
+            f"{tested:,} {of} in the test part, too: they choose the checkpoint, which flatters "
+            "its loss there"
+        )
+    return notes
 
 
 def _unknown(valid_counts: Mapping[int, int], vocabulary: Vocabulary, trained: float) -> list[str]:
