@@ -72,6 +72,7 @@ def assemble(
     progress: Progress,
     folder: RunFolder,
     text: TextRecord,
+    learnt_before: tuple[TextRecord, ...],
     notes: list[str],
 ) -> Run:
     """Put a run together, and plan its updates where the budget is not in minutes.
@@ -88,6 +89,7 @@ def assemble(
         progress: zero for a new run; keeps the plan.
         folder: the run's, locked.
         text: what a checkpoint says of the text.
+        learnt_before: what it says of those that the weights it began with were trained on.
         notes: what the user should know so far.
 
     Raises:
@@ -109,6 +111,7 @@ def assemble(
         progress=progress,
         folder=folder,
         text=text,
+        learnt_before=learnt_before,
         baselines=_baselines(train_counts, valid, valid_counts, vocabulary),
         notes=[*notes, *_slow_loops(model)],
         unknown_share=vocabulary.unknown_share(valid_counts),

@@ -173,8 +173,17 @@ class Checkpoint:
         Raises:
             CheckpointError: the field is missing or of another form; the message names it.
         """
+        return self._as_record(name, self.require(name, dict), kind)
+
+    def records(self, name: str, kind: type[R]) -> tuple[R, ...]:
+        """Return ``meta[name]``, a list, as records; errors as of ``record``."""
+        return tuple(self._as_record(name, value, kind) for value in self.require(name, list))
+
+    def _as_record(self, name: str, value: object, kind: type[R]) -> R:
         try:
-            return kind.from_dict(self.require(name, dict))
+            if not isinstance(value, dict):
+                raise ValueError(f"{ascii(value)[:60]} is no object")
+            return kind.from_dict(value)
         except (ValueError, UsageError) as error:
             raise CheckpointError(
                 f"{self._where()}the field {name!r} is not usable: {error}"

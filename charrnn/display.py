@@ -143,7 +143,10 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
         assert progress.best_nats is not None
         yield best
         if progress.best_step == 0 and event.complete:
-            yield f"no update made the model that it began with better: try {_tamer(run)}"
+            why = f"try {_tamer(run)}"
+            if run.validates_on_learnt:
+                why = "it was trained on some of what is held out"
+            yield f"no update made the model that it began with better: {why}"
         elif progress.best_nats > run.baselines["uniform"]:
             yield "that is worse than guessing every symbol alike" + (
                 f": {_why_worse(run)}" if run.owner is None else ""

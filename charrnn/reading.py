@@ -24,6 +24,8 @@ __all__ = [
     "Scan",
     "TextRecord",
     "divide",
+    "learnt_before",
+    "most_learnt",
     "readable",
     "recorded_part",
     "refuse_another_text",
@@ -31,10 +33,13 @@ __all__ = [
     "refuse_text_within",
     "refuse_too_many_names",
     "refuse_too_short",
+    "to_remember",
 ]
 
 #: Most files that a run remembers one by one: a header with these stays small.
 MOST_FILES = 1000
+#: Most texts that a run remembers its weights to have been trained on before: so does one.
+MOST_TEXTS = 20
 #: Returns the corpus of some names in an encoding.
 Scan = Callable[[tuple[str, ...], str], Corpus]
 
@@ -136,6 +141,35 @@ class TextRecord(Record):
         for file in corpus.files:
             if (start := starts.get(file.digest)) is not None:
                 yield file.start, start, file.characters
+
+
+def most_learnt(part: Part, texts: Sequence[TextRecord]) -> int | None:
+    """Return how many characters of a part lie in what was trained on of one of some texts.
+
+    Of several that have some of it the most; None as of ``TextRecord.shared``.
+    """
+    shared = [one.shared(part, one.fingerprint, one.train) for one in texts]
+    known = [number for number in shared if number is not None]
+    return max(known, default=0) if len(known) == len(shared) else None
+
+
+def to_remember(texts: Sequence[TextRecord]) -> tuple[TextRecord, ...]:
+    """Return texts that weights were trained on as a checkpoint keeps them: once, no names."""
+    nameless = (replace(one, texts=(), valid_texts=()) for one in texts)
+    return tuple(dict.fromkeys(nameless))[:MOST_TEXTS]
+
+
+def learnt_before(checkpoint: Checkpoint) -> tuple[TextRecord, ...]:
+    """Return the texts that the weights which a checkpoint's run began with were trained on.
+
+    The latest first, without names; none where it began with none, and in older checkpoints.
+
+    Raises:
+        CheckpointError: the field is not usable.
+    """
+    if "learnt_before" not in checkpoint.meta:
+        return ()
+    return checkpoint.records("learnt_before", TextRecord)
 
 
 def readable(texts: Sequence[str], spooled: Path | None) -> list[str]:

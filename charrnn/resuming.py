@@ -30,6 +30,7 @@ from charrnn.machine import processor
 from charrnn.metrics import LOG_EVERY
 from charrnn.reading import (
     TextRecord,
+    learnt_before,
     readable,
     refuse_another_text,
     refuse_too_many_names,
@@ -122,6 +123,7 @@ def resume(
         progress=progress,
         folder=folder,
         text=record,
+        learnt_before=learnt_before(checkpoint),
         notes=notes,
     )
     if not run.is_over:

@@ -22,7 +22,7 @@ from charrnn.corpus import Part
 from charrnn.errors import NonFiniteError, TakenFolderError
 from charrnn.machine import processor
 from charrnn.model import CharModel
-from charrnn.reading import TextRecord
+from charrnn.reading import TextRecord, most_learnt
 from charrnn.runfolder import RunFolder
 from charrnn.stream import Lanes, Windows
 from charrnn.trained import prefixed
@@ -200,6 +200,8 @@ class Run:
     """What the user should know, a sentence each."""
     unknown_share: float
     """Of the held-out characters: those that the vocabulary lacks."""
+    learnt_before: tuple[TextRecord, ...] = ()
+    """The texts that the weights it began with were trained on, the latest first; no names."""
     owner: str | None = None
     """The command that goes on with the comparison that this run is part of; None: of none."""
     resumed: bool = False
@@ -230,6 +232,11 @@ class Run:
             and saved.validated_step == now.validated_step
             and saved.planned_steps == now.planned_steps
         )
+
+    @property
+    def validates_on_learnt(self) -> bool:
+        """Whether the weights it began with were trained on some of what it validates on."""
+        return self.valid is not None and most_learnt(self.valid, self.learnt_before) != 0
 
     @property
     def is_out_of_patience(self) -> bool:
@@ -398,6 +405,8 @@ class Run:
             "threads": torch.get_num_threads(),
             "processor": processor(),
         }
+        if self.learnt_before:
+            meta["learnt_before"] = [one.to_dict() for one in self.learnt_before]
         weights = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         saved = {name: tensor.detach().cpu() for name, tensor in {**weights, **state}.items()}
         for name, tensor in saved.items():

@@ -23,10 +23,13 @@ from charrnn.model import CharModel
 from charrnn.reading import (
     TextRecord,
     divide,
+    learnt_before,
+    most_learnt,
     readable,
     refuse_other_symbols,
     refuse_too_many_names,
     refuse_too_short,
+    to_remember,
 )
 from charrnn.run import Progress, Run
 from charrnn.runfolder import RunFolder
@@ -69,7 +72,7 @@ def start(
     origin = None if init_from is None else _Origin.of(init_from, choices, text)
     encoding = "utf-8"
     if origin is not None:
-        encoding = origin.encoding
+        encoding = origin.texts[0].encoding
         settled = origin.shape | recipe.given(choices.model)
         choices = replace(choices, cell=origin.cell, model=settled)
     encoding = encoding if text.encoding is None else text.encoding
@@ -100,6 +103,7 @@ def start(
         known = origin.vocabulary
         vocabulary = Vocabulary(known.characters, corpus.encoding, known.min_count)
         notes.append(_coverage(counts, vocabulary, origin.path))
+        notes += _known_before(valid, test, origin)
     valid_counts = valid.predicted.counts() if valid is not None else {}
     notes += _unknown(valid_counts, vocabulary, vocabulary.unknown_share(counts))
     shape, config, said = _choose(choices, vocabulary, train, device)
@@ -119,6 +123,7 @@ def start(
         progress=Progress(),
         folder=folder,
         text=record,
+        learnt_before=() if origin is None else to_remember(origin.texts),
         notes=notes + said,
     )
 
@@ -132,8 +137,8 @@ class _Origin:
     shape: dict[str, Any]
     """What its weights settle, and no more: what is dropped follows from text and budget."""
     vocabulary: Vocabulary
-    encoding: str
-    """Of the text that it was trained on."""
+    texts: tuple[TextRecord, ...]
+    """That its weights were trained on, its own run's first."""
     weights: dict[str, Tensor]
 
     @classmethod
@@ -154,9 +159,9 @@ class _Origin:
             )
         if text.encoding is not None:
             refuse_other_symbols(text.encoding, vocabulary, "the checkpoint of --init-from")
-        encoding = checkpoint.record("text", TextRecord).encoding
+        texts = (checkpoint.record("text", TextRecord), *learnt_before(checkpoint))
         weights = prefixed(checkpoint.tensors, "model.")
-        return cls(path, config.cell, shape, vocabulary, encoding, weights)
+        return cls(path, config.cell, shape, vocabulary, texts, weights)
 
 
 def _new_vocabulary(counts: Mapping[int, int], encoding: str, min_count: int | None) -> Vocabulary:
@@ -212,6 +217,21 @@ def _used_elsewhere(valid: Part, record: TextRecord) -> list[str]:
             "its loss there"
         )
     return notes
+
+
+def _known_before(valid: Part | None, test: Part | None, origin: _Origin) -> list[str]:
+    """Say how much of what is held out the checkpoint to start from was trained on, if any."""
+    parts = [part for part in (valid, test) if part is not None]
+    shared = [most_learnt(part, origin.texts) for part in parts]
+    if not any(number != 0 for number in shared):
+        return []
+    known = [number for number in shared if number is not None]
+    some = f"{sum(known):,}" if len(known) == len(shared) else "some"
+    characters = counted(sum(part.characters for part in parts), "character")
+    return [
+        f"{some} of the {characters} held out are what {shown(origin.path)} was trained on, and "
+        "their loss flatters the model: hold out another text with --valid"
+    ]
 
 
 def _unknown(valid_counts: Mapping[int, int], vocabulary: Vocabulary, trained: float) -> list[str]:

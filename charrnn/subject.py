@@ -21,7 +21,15 @@ from charrnn.disk import followed
 from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.files import PLAN
 from charrnn.model import CharModel
-from charrnn.reading import Scan, TextRecord, readable, recorded_part, refuse_other_symbols
+from charrnn.reading import (
+    Scan,
+    TextRecord,
+    learnt_before,
+    most_learnt,
+    readable,
+    recorded_part,
+    refuse_other_symbols,
+)
 from charrnn.run import Progress
 from charrnn.runfolder import files_of_run
 from charrnn.trained import load_model
@@ -50,11 +58,18 @@ class Subject:
     """Why the text that was asked for is gone."""
 
     def learnt(self, part: Part) -> str | None:
-        """Say how much of a text the model was trained on, if any."""
+        """Say how much of a text the model was trained on, or the one that it began as, if any.
+
+        Raises:
+            CheckpointError: what the checkpoint says of the texts before its own is not usable.
+        """
         trained = self.trained_on
-        learnt = _shared(part, trained, trained.fingerprint, trained.train)
+        learnt = _share(part, most_learnt(part, [trained]))
         if learnt is None:
-            return None
+            before = _share(part, most_learnt(part, learnt_before(self.checkpoint)))
+            return before and (
+                f"began with weights that were trained on {before}: another text tells more"
+            )
         kept = trained.valid and trained.valid_fingerprint != trained.fingerprint
         is_gone = "-" in (*trained.texts, *trained.valid_texts)
         return f"was trained on {learnt}: " + (
@@ -75,7 +90,7 @@ class Subject:
         is_best = progress.step == progress.best_step and find(self.path).name != LAST
         if scored is None or not is_best:
             return None
-        validated = _shared(self.part, trained, *scored)
+        validated = _share(self.part, trained.shared(self.part, *scored))
         if validated is None:
             return None
         return f"was chosen by its loss on {validated}, which flatters it: " + (
@@ -327,11 +342,8 @@ def _recorded(checkpoint: Checkpoint, part: PartName, scan: Scan, moved: Sequenc
         ) from error
 
 
-def _shared(
-    part: Part, record: TextRecord, fingerprint: str, borders: tuple[int, int]
-) -> str | None:
-    """Say how much of a part lies between borders of a text of a run, if any."""
-    shared = record.shared(part, fingerprint, borders)
+def _share(part: Part, shared: int | None) -> str | None:
+    """Say how much of a part a number of characters is, if any; None is some."""
     if shared is None:
         return "some of this text"
     if shared == part.characters:

@@ -34,6 +34,7 @@ from charrnn.cli import app
 from charrnn.config import TextChoices, TextSource, TrainConfig
 from charrnn.corpus import Corpus, _scan_file, scan
 from charrnn.errors import NonFiniteError, UsageError
+from charrnn.reading import TextRecord
 from charrnn.runfolder import RunFolder
 from charrnn.sample_view import print_as_made, print_samples
 from charrnn.sampling import Piece
@@ -1020,6 +1021,53 @@ class TestTrain:
             said = process.stderr.read()
         assert b"stopped by Ctrl-C and saved after" in said
         assert b"no update made" not in said
+
+    def test_says_what_of_the_text_held_out_its_weights_know(
+        self, cli: Cli, prose: Path, trained: Path, tmp_path: Path
+    ) -> None:
+        """601 characters of 6,007 were held out of the weights' own training, the last."""
+        run, more = tmp_path / "run", tmp_path / "more"
+        options = ("--init-from", trained, "--test-share", 0.1, "--run", run, "--lr", 9)
+        result = cli("train", prose, *options, *QUICK[:2])
+        assert (
+            f"note: 601 of the 1,202 characters held out are what {trained} was trained on, and "
+            "their loss flatters the model: hold out another text with --valid\n"
+        ) in result.err
+        said = "no update made the model that it began with better: it was trained on some of what"
+        assert said in result.err
+        resumed = cli("train", "--run", run, "--resume", "--steps", 30)
+        assert said in resumed.err
+        # What they were trained on before that run is known after it, too, and after others.
+        other = tmp_path / "other"
+        other.write_text(make_prose(900, seed=2))
+        result = cli("train", other, "--init-from", run, "--run", more, *QUICK[:2])
+        assert "characters held out" not in result.err
+        began = "the model began with weights that were trained on"
+        result = cli("evaluate", run, "--part", "valid")
+        assert result.err == f"{run}: {began} these very characters: another text tells more\n"
+        assert cli("evaluate", run, "--part", "test").err == ""
+        result = cli("evaluate", more, "--text", prose)
+        assert f"{more}: {began} 5,406 of these 6,007 characters: another" in result.err
+        (learnt, _) = load(more / "best.safetensors").records("learnt_before", TextRecord)
+        assert (learnt.texts, learnt.train) == ((), (0, 4805))
+
+    @pytest.mark.parametrize("first_all", [True, False])
+    def test_says_so_of_a_file_of_the_weights_text_and_of_a_text_of_which_they_know_a_file(
+        self, cli: Cli, tmp_path: Path, first_all: bool
+    ) -> None:
+        folder = tmp_path / "library"
+        folder.mkdir()
+        for seed, name in enumerate(("keats", "shelley")):
+            (folder / name).write_text(make_prose(1000 + seed, seed=seed))
+        texts = [folder, folder / "keats"]
+        before, after = texts if first_all else reversed(texts)
+        run = tmp_path / "run"
+        assert cli("train", before, "--run", run, *QUICK).code == 0
+        options = ("--run", tmp_path / "next", "--valid-share", 0.6, *QUICK[:2])
+        result = cli("train", after, "--init-from", run, *options)
+        # Of the second's 1,000 the last 600; of 2,001 those from 800 on, of which 900 are known.
+        number = "600 of the 600" if first_all else "100 of the 1,201"
+        assert f"note: {number} characters held out are what {run} was trained on" in result.err
 
     def test_a_character_must_occur_often_enough(self, cli: Cli, tmp_path: Path) -> None:
         """One is enough: beside the unknown symbol."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,14 @@ from charrnn.checkpoint import Checkpoint
 from charrnn.config import TextChoices
 from charrnn.corpus import Part, scan, split
 from charrnn.errors import CheckpointError, CorpusError
-from charrnn.reading import TextRecord, recorded_part, refuse_too_short
+from charrnn.reading import (
+    TextRecord,
+    learnt_before,
+    most_learnt,
+    recorded_part,
+    refuse_too_short,
+    to_remember,
+)
 from tests.conftest import write
 
 
@@ -117,3 +125,39 @@ def test_a_damaged_record_is_the_checkpoints(
     checkpoint = Checkpoint({}, {"text": record | {name: value}}, path=Path("x"))
     with pytest.raises(CheckpointError, match=f"^x: the field 'text' .*: '{name}' {flaw}$"):
         recorded_part(checkpoint, "train")
+
+
+def test_of_several_texts_that_one_counts_of_which_most_was_learnt(tmp_path: Path) -> None:
+    first, second = (recorded(tmp_path, names) for names in ("ab", "b"))
+    part = scan([write(tmp_path / "again", FILES["b"])]).whole
+    first = replace(first, train=(0, len(FILES["a"]) + 4))
+    assert most_learnt(part, [first]) == 4
+    assert most_learnt(part, [first, second]) == most_learnt(part, [second]) == part.characters
+    assert most_learnt(part, []) == 0
+    latin = scan([str(tmp_path / "again")], "latin-1").whole
+    assert most_learnt(latin, [second, replace(second, encoding="iso8859-1")]) is None
+
+
+def test_of_the_texts_before_a_run_the_latest_are_remembered_once_and_without_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("charrnn.reading.MOST_TEXTS", 2)
+    texts = [recorded(tmp_path, names) for names in ("d", "ab", "d", "b")]
+    kept = to_remember([texts[0], replace(texts[0], texts=("elsewhere",)), *texts[1:]])
+    assert kept == tuple(replace(one, texts=()) for one in texts[:2])
+    meta = json.loads(json.dumps({"learnt_before": [one.to_dict() for one in kept]}))
+    assert learnt_before(Checkpoint({}, meta)) == kept
+    assert learnt_before(Checkpoint({}, {})) == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "flaw"),
+    [
+        ({}, "field 'learnt_before' must be of type list, not dict"),
+        (["a text"], "field 'learnt_before' is not usable: 'a text' is no object"),
+        ([{"texts": []}], "field 'learnt_before' is not usable: 'encoding' is missing"),
+    ],
+)
+def test_damaged_texts_before_a_run_are_the_checkpoints(value: object, flaw: str) -> None:
+    with pytest.raises(CheckpointError, match=f"^x: the .*{flaw}$"):
+        learnt_before(Checkpoint({}, {"learnt_before": value}, path=Path("x")))
