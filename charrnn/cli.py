@@ -982,7 +982,8 @@ def compare(
                 portraits, runs = portray_comparison(comparison)
             except CorpusError as error:
                 raise CorpusError(f"{error}{name_moved(plan, command)}") from error
-            return comparison_page(comparison, portraits, runs, origin_of_page(where))
+            folders = [Path(result.run) for result, _ in runs]
+            return comparison_page(comparison, portraits, runs, origin_of_page(where, folders))
 
         try:
             show_and_report(show, report, page)

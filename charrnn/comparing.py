@@ -14,7 +14,7 @@ import math
 import os
 import statistics
 from bisect import bisect_left
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -50,6 +50,7 @@ from charrnn.errors import (
 )
 from charrnn.evaluation import Interrupted, Scores, run_once, score
 from charrnn.files import LOCK, LOG, PLAN, RESULT, embedded_corpus
+from charrnn.machine import processor, worker
 from charrnn.metrics import read_metrics
 from charrnn.reading import (
     divide,
@@ -61,10 +62,10 @@ from charrnn.resuming import resume
 from charrnn.run import Run
 from charrnn.runfolder import RunFolder, has_state
 from charrnn.starting import start
-from charrnn.trained import load_model
+from charrnn.trained import load_model, trained_by
 from charrnn.training import Event, Finished, train
 from charrnn.vocabulary import Vocabulary
-from charrnn.wording import shown
+from charrnn.wording import joined, shown
 
 __all__ = [
     "Note",
@@ -250,7 +251,7 @@ def compare(
     )
     if new:
         plan = replace(plan, precision=training["precision"])
-    yield from map(Note, notes)
+    yield from map(Note, [*notes, *_unequal_minutes(plan, done)])
     for number, (seed, cell, path) in enumerate(runs, start=1):
         shape, result = found[cell], read_result(path)
         if result is not None:
@@ -289,6 +290,19 @@ def _refuse_another_machine(plan: Plan, device: torch.device) -> None:
         raise UsageError(
             f"--device {device.type}: the comparison began on {plan.device}, and runs on two "
             "devices do not compare: leave it out, or compare anew in another folder with --run"
+        )
+
+
+def _unequal_minutes(plan: Plan, done: Sequence[RunResult]) -> Iterator[str]:
+    """Yield on which other processors, or threads, runs with a budget in minutes were trained."""
+    here = worker(processor(), torch.get_num_threads())
+    by = dict.fromkeys(trained_by(Path(result.run)) for result in done)
+    others = [one for one in by if one is not None and one != here]
+    if plan.minutes is not None and others:
+        yield (
+            f"finished runs were trained by {joined(others, 'and')}, and the others are by {here}: "
+            "equal minutes are not equal work: go on where they were, or compare anew in another "
+            "folder with --run"
         )
 
 

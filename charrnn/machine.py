@@ -12,7 +12,7 @@ import torch
 from charrnn.native import loops
 from charrnn.wording import counted
 
-__all__ = ["machine", "processor", "vendor"]
+__all__ = ["machine", "processor", "vendor", "worker"]
 
 
 def machine() -> str:
@@ -27,6 +27,11 @@ def machine() -> str:
         "loops compiled" if loops() else "loops in numpy",
     ]
     return ", ".join(parts)
+
+
+def worker(name: str, threads: int) -> str:
+    """Return a processor and its threads that compute, in words."""
+    return f"{name} with {counted(threads, 'thread')}"
 
 
 @cache

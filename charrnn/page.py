@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
@@ -19,8 +19,8 @@ import torch
 from charrnn import __version__
 from charrnn.device import is_here
 from charrnn.figures import DARK, LIGHT, SANS
-from charrnn.machine import machine
-from charrnn.wording import command_line, printable
+from charrnn.machine import machine, processor, worker
+from charrnn.wording import command_line, joined, printable
 
 __all__ = [
     "Origin",
@@ -52,18 +52,27 @@ class Origin:
     version: str = __version__
 
 
-def origin(command: Sequence[str], device: torch.device) -> Origin:
+def origin(
+    command: Sequence[str], device: torch.device, trained_by: Collection[str] = ()
+) -> Origin:
     """Return how a page comes about that is made now, on this machine.
 
     Args:
         command: the words of the command line.
         device: where the models computed; of a comparison that was finished, on any machine.
+        trained_by: what ``trained.trained_by`` says of a comparison's runs.
     """
     here = f"{machine()}, matplotlib {version('matplotlib')}"
-    elsewhere = f"{device.type} of another machine; this page was made on "
+    by = dict.fromkeys(trained_by)
+    if by.keys() - {worker(processor(), torch.get_num_threads())}:
+        where = f"{device.type}: {joined(list(by), 'and')}; this page was made on {here}"
+    elif not is_here(device.type):
+        where = f"{device.type} of another machine; this page was made on {here}"
+    else:
+        where = f"{device.type}: {here}"
     return Origin(
         command=command_line(command),
-        machine=(f"{device.type}: " if is_here(device.type) else elsewhere) + here,
+        machine=where,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 

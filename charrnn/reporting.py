@@ -78,11 +78,18 @@ def refuse_overwriting(
         )
 
 
-def origin_of_page(device: torch.device) -> Origin:
-    """Return how the page of this command comes about."""
-    from charrnn.page import origin
+def origin_of_page(device: torch.device, runs: Sequence[Path] = ()) -> Origin:
+    """Return how the page of this command comes about.
 
-    return origin(["charrnn", *sys.argv[1:]], device)
+    Args:
+        device: where the models computed.
+        runs: folders of a comparison's runs, which were trained by any processor.
+    """
+    from charrnn.page import origin
+    from charrnn.trained import trained_by
+
+    by = [one for run in runs if (one := trained_by(run)) is not None]
+    return origin(["charrnn", *sys.argv[1:]], device, by)
 
 
 def show_and_report(

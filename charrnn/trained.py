@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from charrnn.checkpoint import Checkpoint, find, load, read_description
+from charrnn.checkpoint import LAST, Checkpoint, find, load, read_description
 from charrnn.config import ModelConfig
 from charrnn.errors import CheckpointError
+from charrnn.machine import worker
 from charrnn.model import CharModel, outline
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import shown
 
-__all__ = ["described", "load_model", "prefixed", "shape_of", "with_weights"]
+__all__ = ["described", "load_model", "prefixed", "shape_of", "trained_by", "with_weights"]
 
 
 def load_model(path: Path, device: torch.device) -> tuple[CharModel, Vocabulary, Checkpoint]:
@@ -46,6 +48,17 @@ def shape_of(path: Path) -> ModelConfig:
         CheckpointError: as ``load_model``, as far as the header shows it.
     """
     return read_description(find(path)).record("model", ModelConfig)
+
+
+def trained_by(run: Path) -> str | None:
+    """Return which processor trained the run in a folder last, with how many threads.
+
+    None where its last checkpoint is gone, is damaged or, as older ones, does not say.
+    """
+    with suppress(CheckpointError):
+        last = read_description(run / LAST)
+        return worker(last.require("processor", str), last.require("threads", int))
+    return None
 
 
 def described(checkpoint: Checkpoint, path: Path) -> tuple[ModelConfig, Vocabulary]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import itertools
 import json
 import math
@@ -20,7 +21,7 @@ import pytest
 import torch
 
 from charrnn.cells import CELLS
-from charrnn.checkpoint import Checkpoint, load, read_description
+from charrnn.checkpoint import Checkpoint, load, read_description, save
 from charrnn.comparing import Note, RunScored, RunStarted, compare, matched_hidden, shapes
 from charrnn.comparison import (
     STUDENT,
@@ -36,6 +37,7 @@ from charrnn.comparison import (
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, PrecisionName
 from charrnn.errors import CorpusError, RunFolderError, UsageError
 from charrnn.evaluation import Scores, score
+from charrnn.machine import machine, processor
 from charrnn.metrics import read_metrics
 from charrnn.model import CharModel
 from charrnn.reading import TextRecord
@@ -1021,6 +1023,30 @@ class TestCompare:
         assert int(widths) > 16
         again = cli("compare", "--run", tmp_path / "all", "--resume")
         assert "what scoring takes" not in again.err
+
+    @pytest.mark.parametrize("budget", [("--minutes", 0.01), ("--steps", 2)])
+    def test_says_that_minutes_on_another_processor_are_others(
+        self, cli: Cli, prose: Path, tmp_path: Path, budget: tuple[str, float]
+    ) -> None:
+        folder, page = tmp_path / "all", tmp_path / "page.html"
+        words = ("--cell", "rnn", "--seeds", 2, "--hidden", 8, "--run", folder)
+        assert cli("compare", prose, *words, *budget).code == 0
+        more = ("compare", "--run", folder, "--resume", "--seeds")
+        assert "minutes are not equal work" not in cli(*more, 3).err
+        last = folder / "rnn-seed2" / "last.safetensors"
+        checkpoint = load(last)
+        checkpoint.meta.update(processor="Abacus <1>", threads=10)
+        save(last, checkpoint)
+        said = (
+            "finished runs were trained by Abacus <1> with 10 threads, and the others are by "
+            f"{processor()} with 1 thread: equal minutes are not equal work: go on where they were"
+        )
+        assert (said in cli(*more, 4).err) == ("--minutes" in budget)
+        (folder / "rnn-seed3" / "last.safetensors").unlink()  # what is not known is not said
+        assert cli(*more, 4, "--report", page).code == 0
+        here = f"{processor()} with 1 thread"
+        both = f"cpu: {here} and Abacus <1> with 10 threads; this page was made on {machine()}"
+        assert html.escape(both) in page.read_text()
 
     def test_no_run_of_it_is_trained_further(
         self, cli: Cli, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -53,7 +53,7 @@ from charrnn.flow import GradientFlow, Reach, gradient_flow, initial_model
 from charrnn.gradients import Cut, Truncation, Window
 from charrnn.inside import inside_sections
 from charrnn.inspection import Inspection
-from charrnn.machine import machine
+from charrnn.machine import machine, processor, worker
 from charrnn.memory import Memory
 from charrnn.metrics import read_metrics
 from charrnn.model import CharModel
@@ -1398,6 +1398,19 @@ def test_the_origin_names_program_and_machine() -> None:
     assert made.command == "charrnn compare 'a b'"
     assert made.machine == f"cpu: {machine()}, matplotlib {matplotlib.__version__}"
     assert made.made.endswith(" UTC")
+
+
+def test_the_origin_of_what_was_trained_by_another_processor() -> None:
+    here = worker(processor(), torch.get_num_threads())
+    words, cpu = ["charrnn"], torch.device("cpu")
+    made = [origin(words, cpu, by).machine for by in ((), (here, here), (here, "X", "X"), ("X",))]
+    plain = f"{machine()}, matplotlib {matplotlib.__version__}"
+    assert made == [
+        f"cpu: {plain}",
+        f"cpu: {plain}",
+        f"cpu: {here} and X; this page was made on {plain}",
+        f"cpu: X; this page was made on {plain}",
+    ]
 
 
 def test_the_origin_of_what_was_trained_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
