@@ -404,7 +404,8 @@ class Comparison:
         Of three cells by an analysis of variance (F test) at 5 %: with it before the least
         significant difference, Fisher's protected one, chance makes a pair of up to three cells
         stand out in 5 % of comparisons, and not each pair in 5 %. Of two the least difference says
-        the same by itself.
+        the same by itself. Both hold for cells that spread alike, from as many seeds as were fixed
+        beforehand.
         """
         if self.least_difference is None:
             return False
