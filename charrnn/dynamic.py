@@ -55,7 +55,7 @@ class _Adaptation:
 
     Weights whose gradients are large hold more of what the text says, and are drawn back
     the harder. The paper measures s on the training text; here it is measured on the
-    scored text itself, which needs no other file and gains as much.
+    scored text itself, which needs no other file.
     """
 
     def __init__(self, model: CharModel, config: DynamicConfig) -> None:
