@@ -101,9 +101,9 @@ class Planner:
     def characters_to_validate(self) -> int | None:
         """Return what a validation is to score at the speed so far; None: nothing is held out.
 
-        Before the first update the speed is guessed.
+        Before a sitting has measured the speed it is guessed.
         """
-        speed = self._speed_so_far() if self.run.progress.step else self._guessed_speed()
+        speed = self._guessed_speed() if self._speed_from is None else self._speed_so_far()
         total = self._affordable_steps(speed)
         characters = self._validations(total, speed)[1]
         if characters is None or self.run.progress.validate_characters is not None:

@@ -19,7 +19,7 @@ from charrnn.config import SampleConfig
 from charrnn.errors import CorpusError, NonFiniteError, RunFolderError
 from charrnn.evaluation import Interrupted, Scores, score
 from charrnn.metrics import LOG_EVERY
-from charrnn.planning import LEAST_TIMED, Planned, Planner
+from charrnn.planning import Planned, Planner
 from charrnn.recipe import Schedule
 from charrnn.run import Run
 from charrnn.sampling import sample, unwarned
@@ -233,7 +233,10 @@ class _Loop:
             yield self.planner.adopt(progress.planned_steps)
         if run.is_finished:
             return  # what time may be left was not enough then
-        if self._starts_trained() and progress.planned_steps is None:
+        # Some may be due before the minutes are planned; what the first scores, all others do.
+        if progress.planned_steps is None and (
+            self._starts_trained() or run.config.validate_every is not None
+        ):
             progress.validate_characters = self.planner.characters_to_validate()
         chunks = run.lanes.chunks(progress.step)
         while True:
@@ -394,9 +397,6 @@ class _Loop:
             return False
         if progress.step == 0:
             return self._starts_trained()
-        is_unplanned = progress.planned_steps is None and progress.validate_characters is None
-        if is_unplanned and run.valid.characters > LEAST_TIMED:
-            return False  # how many characters the minutes allow is not known yet
         every = run.config.validate_every or progress.validate_every
         return run.is_over or (every is not None and progress.step % every == 0)
 

@@ -510,12 +510,40 @@ def test_few_minutes_are_not_spent_on_validation(
 def test_all_validations_score_the_same_characters(simulate: Simulate) -> None:
     """Losses on other characters are other losses: the best would be the best of nothing."""
     world = World(update=0.1, changes=[(14, 0.1)])
-    told = simulate(world, held_out=20_000, validate_every=3)
+    told = simulate(world, held_out=20_000)
     assert len(told.only(Planned)) > 1
+    assert len(told.only(Validated)) > 1
     scored = {event.scores.characters for event in told.only(Validated)}
     assert scored == {planning.LEAST_TIMED}
     kinds = [type(event) for _, event in told.events]
     assert kinds[: kinds.index(Planned)].count(Validated) == 1, "to know what one costs"
+
+
+@pytest.mark.parametrize("stops", [[], [1.0, 9.0], [4.0]])
+def test_validations_at_steps_that_are_given_do_not_wait_for_the_plan(
+    simulate: Simulate, stops: list[float]
+) -> None:
+    """Though only by then the speed is known, and with it what the minutes allow; stopped, too."""
+    told = simulate(World(update=0.1), 60, held_out=900_000, validate_every=30, stops=stops)
+    validated = told.only(Validated)
+    steps = [event.row["step"] for event in validated]
+    assert steps[:-1] == [*range(30, steps[-2] + 1, 30)]
+    kinds = [type(event) for _, event in told.events]
+    assert kinds[: kinds.index(Planned)].count(Validated) >= 3
+    # At the speed that is expected.
+    assert {event.scores.characters for event in validated} == {recipe.LEAST_SCORED}
+    assert 0.95 * 60 < told.seconds < 1.05 * 60
+
+
+def test_they_are_sized_when_a_run_goes_on_with_other_minutes(simulate: Simulate) -> None:
+    """Stopped before the first: how many characters that would have scored is forgotten."""
+    world = World(update=0.1)
+    config = replace(simulate(world).run.config, minutes=2.0, validate_every=30)
+    early = stub_run(world, config, Progress(step=20, seconds=2.0), 900_000, "cpu")
+    first = next(event for event in train(early) if isinstance(event, Validated))
+    assert first.row["step"] == 30
+    affordable = 2 * 60 * recipe.guessed_speed(65, "cpu") / 10
+    assert first.scores.characters == pytest.approx(affordable / 3, rel=0.05)
 
 
 def test_so_they_do_where_the_minutes_are_fewer_when_it_goes_on(
