@@ -95,7 +95,13 @@ def take_lock(folder: Path, command: str) -> Lock:
     while True:
         fd, made = _open(path)
         try:
-            if not _flock(fd, folder):
+            try:
+                is_taken = _flock(fd, folder)
+            except RunFolderError:
+                if made:
+                    path.unlink()
+                raise
+            if not is_taken:
                 # Just taken and not signed yet, or just let go: then another try succeeds.
                 if (holder := _holder(fd)) or time.monotonic() > end:
                     raise RunFolderError(

@@ -502,6 +502,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
         f"{tmp_path / 'run'}: cannot lock the run's folder: No locks available: "
         "choose a folder on a local disk"
     )
+    assert names(tmp_path) == [], "what was made is gone"
 
 
 def test_makers_and_removers_of_one_folder_never_hold_it_together(
