@@ -72,32 +72,31 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
         _forget_output()  # the reader has seen enough
     except (ImportError, OSError) as error:
         if isinstance(error, ImportError) or error.errno is None:  # ctypes gives no number
-            return _fail(
+            message = (
                 f"a library cannot be loaded: {error}: there is too little memory (ulimit -v tells "
-                "the limit), or charrnn has to be installed anew",
-                1,
+                "the limit), or charrnn has to be installed anew"
             )
-        # Reading and saving name their file themselves; what has no name is the output.
-        where = shown(error.filename or "cannot write the output")
-        return _fail(f"{where}: {reason(error)}", 1)
+        else:
+            # Reading and saving name their file themselves; what has no name is the output.
+            where = shown(error.filename or "cannot write the output")
+            message = f"{where}: {reason(error)}"
+        return _fail(_noted(message, error), 1)
     except Exception as error:
         if _is_out_of_memory(error):
-            trains = {"train", "compare"} & set(arguments[:1])
-            remedy = "give a smaller --hidden, --batch-size or --bptt"
-            return _fail(f"out of memory: {remedy if trains else 'close other programs'}", 1)
-        if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
-            return _fail(
+            message = f"out of memory: {_remedy(error, arguments)}"
+        elif isinstance(error, RuntimeError) and str(error) == "can't start new thread":
+            message = (
                 "no thread can be started: there are too many processes (ulimit -u tells the "
-                "limit), or there is too little memory (ulimit -v)",
-                1,
+                "limit), or there is too little memory (ulimit -v)"
             )
-        if os.environ.get("CHARRNN_TRACEBACK"):
+        elif os.environ.get("CHARRNN_TRACEBACK"):
             raise
-        return _fail(
-            f"a mistake in charrnn itself, {type(error).__name__}: {error}; please report it, "
-            "with what CHARRNN_TRACEBACK=1 in the environment makes this command print",
-            1,
-        )
+        else:
+            message = (
+                f"a mistake in charrnn itself, {type(error).__name__}: {error}; please report it, "
+                "with what CHARRNN_TRACEBACK=1 in the environment makes this command print"
+            )
+        return _fail(_noted(message, error), 1)
     return result if isinstance(result, int) else 0
 
 
@@ -128,6 +127,21 @@ def _fail(message: str, code: int) -> int:
         _forget_output()
     say("charrnn: " + " ".join(message.splitlines()))
     return code
+
+
+def _noted(message: str, error: Exception) -> str:
+    """Return a message with what the error's notes say besides: what of a training is saved."""
+    return "; ".join([message, *getattr(error, "__notes__", ())])
+
+
+def _remedy(error: Exception, arguments: Sequence[str]) -> str:
+    """Return what helps a command that memory was refused to."""
+    if not {"train", "compare"} & set(arguments[:1]):
+        return "close other programs"
+    # What goes on keeps its sizes.
+    if "--resume" in arguments or hasattr(error, "__notes__"):
+        return "go on where there is more, or with another --device"
+    return "give a smaller --hidden, --batch-size or --bptt"
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 from charrnn.clock import Clock
 from charrnn.config import SampleConfig
-from charrnn.errors import CorpusError, NonFiniteError, RunFolderError
+from charrnn.errors import CharrnnError, CorpusError, NonFiniteError, RunFolderError
 from charrnn.evaluation import Interrupted, Scores, score
 from charrnn.metrics import LOG_EVERY
 from charrnn.planning import Planned, Planner
@@ -163,17 +163,25 @@ def train(run: Run, should_stop: Callable[[], str | None] = lambda: None) -> Ite
         CorpusError: the text changed; the state is saved before it is raised.
         CheckpointError: the run's last checkpoint has become one of another format or unreadable.
         RunFolderError: a file could not be written; earlier ones are whole.
+        Exception: what nobody foresees, such as memory that is refused; a note on it says what
+            is saved, if anything is.
     """
     try:
         with Clock() as clock:
             yield from _Loop(run, should_stop, clock).events()
-    except RunFolderError as error:
+    except Exception as error:
+        is_foreseen = isinstance(error, CharrnnError)
+        if is_foreseen and not isinstance(error, RunFolderError):
+            raise  # it says by itself how to go on
         if run.saved is None or not run.is_kept(error):
             raise
-        raise RunFolderError(
-            f"{error}; step {run.saved.progress.step:,} is saved whole: go on from it with: "
-            f"{run.command()}"
-        ) from error
+        saved = (
+            f"step {run.saved.progress.step:,} is saved whole: go on from it with: {run.command()}"
+        )
+        if is_foreseen:
+            raise RunFolderError(f"{error}; {saved}") from error
+        error.add_note(saved)
+        raise
 
 
 class _Loop:

@@ -22,18 +22,20 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import typer
 
-from charrnn import __version__, native, recipe, steps
+from charrnn import __version__, native, recipe, steps, training
 from charrnn.baselines import COMPRESSORS
 from charrnn.checkpoint import load, read_description, save
 from charrnn.cli import app
 from charrnn.config import TextChoices, TextSource, TrainConfig
 from charrnn.corpus import Corpus, _scan_file, scan
 from charrnn.errors import NonFiniteError, UsageError
+from charrnn.evaluation import score
 from charrnn.reading import TextRecord
 from charrnn.runfolder import RunFolder
 from charrnn.sample_view import print_as_made, print_samples
@@ -478,6 +480,28 @@ class TestBadInput:
         result = cli("sample", texts["trained"])
         assert one_line(result) == "charrnn: out of memory: close other programs\n"
         assert result.code == 1
+
+    def test_memory_that_is_refused_to_a_training(
+        self, cli: Cli, texts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Once something is saved, the remedy is not to begin anew."""
+        run = tmp_path / "run"
+        quick = ("--steps", 4, "--validate-every", 2, "--hidden", 9, "--bptt", 11)
+        begin = ("train", texts["prose"], "--run", run, *quick)
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "score", mock.Mock(side_effect=MemoryError))
+            assert one_line(cli(*begin, "--quiet")) == (
+                "charrnn: out of memory: give a smaller --hidden, --batch-size or --bptt\n"
+            )
+        go_on = f"charrnn train --run {shlex.quote(str(run))} --resume"
+        more = "charrnn: out of memory: go on where there is more, or with another --device"
+        once = mock.Mock(side_effect=[mock.DEFAULT, MemoryError], wraps=score)
+        monkeypatch.setattr(training, "score", once)
+        assert one_line(cli(*begin, "--quiet")) == (
+            f"{more}; step 2 is saved whole: go on from it with: {go_on}\n"
+        )
+        monkeypatch.setattr("charrnn.resuming.resume", mock.Mock(side_effect=MemoryError))
+        assert one_line(cli("train", "--run", run, "--resume")) == f"{more}\n"
 
     def test_a_thread_that_is_refused(
         self, cli: Cli, texts: dict[str, Path], monkeypatch: pytest.MonkeyPatch

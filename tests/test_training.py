@@ -1070,6 +1070,25 @@ def test_a_full_disk_is_told_with_what_is_saved(
         assert str(caught.value).endswith(said if saved else "; free some space")
 
 
+def test_what_nobody_foresees_has_a_note_of_what_is_saved(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As memory that is refused to a validation; a mistake that says it by itself has none."""
+    for error in (MemoryError(), NonFiniteError("not finite")):
+        run = start_run(steps=4, validate_every=2)
+        with monkeypatch.context() as patch, pytest.raises(type(error)) as caught:
+            for event in train(run):
+                if isinstance(event, Saved):
+                    patch.setattr(training, "score", mock.Mock(side_effect=error))
+        said = f"step 2 is saved whole: go on from it with: {run.command()}"
+        notes = [said] if isinstance(error, MemoryError) else []
+        assert getattr(caught.value, "__notes__", []) == notes
+    monkeypatch.setattr(training, "score", mock.Mock(side_effect=MemoryError()))
+    with pytest.raises(MemoryError) as caught:
+        list(train(start_run(steps=4, validate_every=2)))
+    assert not hasattr(caught.value, "__notes__"), "nothing was saved"
+
+
 def test_an_earlier_checkpoint_that_was_gone_on_from_is_what_is_named(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
