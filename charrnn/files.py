@@ -245,17 +245,17 @@ def takes_in(texts: Sequence[str], path: Path) -> str | None:
     """
     there = path.stat() if path.exists() else None
     for name in filter(None, texts):
-        if there is not None:  # by whatever name, or through a link
-            with suppress(CorpusError):
+        with suppress(CorpusError, ValueError):  # ValueError: no file can be called so here
+            if there is not None:  # by whatever name, or through a link
                 if any(os.path.samestat(there, file.status) for file in _files_of(name, [])[0]):
                     return name
-            continue
-        fixed, pattern = _looked_in(name)
-        # As it is; for a pattern, which goes through links, also as it is written.
-        for follow in (os.path.realpath, os.path.abspath) if pattern else (os.path.realpath,):
-            for place in (Path(follow(path.parent), path.name), Path(follow(path))):
-                if _takes_in(Path(follow(fixed)), pattern or ["**"], place):
-                    return name
+                continue
+            fixed, pattern = _looked_in(name)
+            # As it is; for a pattern, which goes through links, also as it is written.
+            for follow in (os.path.realpath, os.path.abspath) if pattern else (os.path.realpath,):
+                for place in (Path(follow(path.parent), path.name), Path(follow(path))):
+                    if _takes_in(Path(follow(fixed)), pattern or ["**"], place):
+                        return name
     return None
 
 

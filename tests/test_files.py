@@ -127,6 +127,18 @@ def test_what_takes_a_file_for_text(
         assert (os.path.realpath(path) in read) == taken
 
 
+@pytest.mark.parametrize("name", ["a\0b", "a\0*", "a\ud800", "\ud800/*"])
+def test_a_name_that_no_file_can_have_takes_none(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint from elsewhere may have recorded one; others that it has still count."""
+    monkeypatch.chdir(tmp_path)
+    write(Path("src/old"), "old")
+    for path in (Path("src/old"), Path("src/new")):
+        assert takes_in([name], path) is None
+        assert takes_in([name, "src"], path) == "src"
+
+
 def test_a_folder_s_name_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the current one, say, which nobody has typed."""
     (tmp_path / "novel [draft]").mkdir()
