@@ -376,8 +376,8 @@ class _LiveTerminal(Display):
             # Nothing is taken back from below what a shell has written meanwhile: one that waits
             # for a wrapper of this process, which a Ctrl-Z stopped at once.
             self.console.quiet = not self.console.is_in_foreground
-            self.live.stop()
-            self.live = None
+            live, self.live = self.live, None  # it is not stopped again where it has failed to
+            live.stop()
             self.console.quiet = False
             self.console.show_cursor()
 

@@ -53,6 +53,10 @@ class _Reader:
                 self._stop.pause()
         return "a closed output" if self.left else self._stop.reason()
 
+    def close(self) -> None:
+        with self._noting_that_one_left():
+            self.display.close()
+
     @contextmanager
     def _noting_that_one_left(self) -> Iterator[None]:
         try:
@@ -78,11 +82,10 @@ def watch_run(run: Run, stop: StopSignals, *, as_json: bool, quiet: bool) -> int
         OSError: its output cannot be written; what was trained is saved.
         CharrnnError: as ``charrnn.training.train``.
     """
-    with closing(open_display(as_json=as_json, quiet=quiet)) as display:
-        reader = _Reader(stop, display)
+    with closing(_Reader(stop, open_display(as_json=as_json, quiet=quiet))) as reader:
         stop.defer_pauses()
         with unread_unfinished():
-            display.start(run)
+            reader.display.start(run)
         stop.defer()
         for event in train(run, reader.reason_to_stop):
             reader.show(event)
@@ -159,16 +162,16 @@ def watch_comparison(
                 with unread_unfinished():
                     reader.display.start(event.run, known)
             elif isinstance(event, RunScored):
-                reader.display.close()
+                reader.close()
                 results.append(event.result)
             elif isinstance(event, RunFailed):
-                reader.display.close()
+                reader.close()
                 failures.append(failed := event.failure)
                 say(f"{failed.cell}, seed {failed.seed}, is left out: {failed.reason}")
             else:
                 reader.show(event)
     finally:
-        reader.display.close()
+        reader.close()
     if stop.received:  # first: a Ctrl-C ends the reader, too
         return None
     if reader.left:

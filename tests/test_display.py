@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -37,6 +38,7 @@ from charrnn.training import (
 )
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import duration, printable
+from tests.conftest import refusing
 
 POSITION = {"step": 1200, "epoch": 2.5, "characters": 61_200, "seconds": 185.0}
 LOGGED = Logged(
@@ -707,6 +709,20 @@ class TestLive:
         with display.away():
             pass
         assert display.live is None, "its run is over"
+
+    def test_a_terminal_that_takes_nothing_is_left_once(
+        self, display: _LiveTerminal, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One that has been closed refuses what would leave it as it was."""
+        display.start(run)
+        live = display.live
+        assert live is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(live, "stop", refusing(errno.EIO))
+            with pytest.raises(OSError, match="Input/output error"):
+                display.close()
+            display.close()
+        live.stop()
 
     def test_closes_twice(self, display: _LiveTerminal, run: Run) -> None:
         display.start(run)

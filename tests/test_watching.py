@@ -61,6 +61,7 @@ class Refusing(Display):
 
     def close(self) -> None:
         self.done.append("close")
+        self._take("close")
 
     def _take(self, what: type | str) -> None:
         if number := self.refuses.get(what):
@@ -179,12 +180,13 @@ def test_of_each_run_of_a_comparison_what_is_new_is_told(
     assert labels.count("model") == 4, "another than the run before has"
 
 
+@pytest.mark.parametrize("hung_up", [False, True])
 @pytest.mark.parametrize("words", [("train",), ("compare", "--cell", "rnn")])
 def test_a_signal_that_ends_the_reader_too_is_what_counts(
     cli: Cli, prose: Path, tmp_path: Path, display: Refusing, monkeypatch: pytest.MonkeyPatch,
-    words: tuple[str, ...],
+    words: tuple[str, ...], hung_up: bool,
 ) -> None:  # fmt: skip
-    """As a Ctrl-C does where the output goes to tee."""
+    """As a Ctrl-C does where the output goes to tee, and as a terminal that is closed."""
     show = display.show
 
     def signalled(event: Event) -> None:
@@ -192,7 +194,7 @@ def test_a_signal_that_ends_the_reader_too_is_what_counts(
             signal.raise_signal(signal.SIGINT)
         show(event)
 
-    display.refuses = {Logged: errno.EPIPE}
+    display.refuses = {Logged: errno.EPIPE, **({"close": errno.EIO} if hung_up else {})}
     monkeypatch.setattr(display, "show", signalled)
     name, *options = words
     assert cli(name, prose, *options, "--run", tmp_path / "run", *QUICK).code == 130
