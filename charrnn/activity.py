@@ -253,7 +253,7 @@ def units(model: CharModel, stretch: Stretch) -> tuple[UnitFound, ...]:
         for half, of_half in zip(halves, np.array_split(np.arange(lanes), 2), strict=True):
             half.add(
                 state_TBU[:, of_half].flatten(0, 1).cpu().double().numpy(),
-                value_TP[at_TB[:, of_half]].reshape(-1, len(PROPERTIES)),
+                value_TP[at_TB[:, of_half]].reshape(-1, len(PROPERTIES)).astype(np.float64),
             )
     first_UP, second_UP = (half.result() for half in halves)
     findings = []
@@ -353,5 +353,7 @@ def activation(
     layers = unroll_model(model, ids_TB[warm_up:], warmed(model, ids_TB[:warm_up]))
     steps = layers[unit.layer - 1].states[unit.state]
     values = tuple(float(state_BH[0, unit.unit - 1]) for state_BH in steps)
-    properties = {name: tuple(seen_T[start:]) for name, seen_T in stretch.properties.items()}
+    properties = {
+        name: tuple(seen_T[start:].tolist()) for name, seen_T in stretch.properties.items()
+    }
     return Activation(unit, stretch.text[start:], values, properties)

@@ -46,9 +46,11 @@ class Stretch:
         return len(self.ids)
 
     @cached_property
-    def properties(self) -> dict[str, list[float]]:
+    def properties(self) -> dict[str, NDArray[np.float32]]:
         """What a reader sees at each character, by the names that are shown."""
-        return {name: measure(self.text) for name, measure in PROPERTIES.items()}
+        return {
+            name: np.array(measure(self.text), np.float32) for name, measure in PROPERTIES.items()
+        }
 
 
 def read_stretch(part: Part, vocabulary: Vocabulary) -> Stretch:

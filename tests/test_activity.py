@@ -247,3 +247,11 @@ class TestUnits:
             _, hidden = model(torch.tensor([[symbol]]), hidden)
             values.append(float(hidden[1][1][0, 2]))
         assert shown.values == pytest.approx(values[-70:])
+        for name, measure in PROPERTIES.items():
+            assert shown.properties[name] == tuple(measure(stretch.text)[-70:])
+            assert {type(value) for value in shown.properties[name]} == {float}
+
+    def test_properties_of_a_long_text_take_four_bytes_a_character(self) -> None:
+        stretch = make_stretch(120)
+        taken = sum(value_T.nbytes for value_T in stretch.properties.values())
+        assert taken == 4 * 120 * len(PROPERTIES)
