@@ -363,7 +363,9 @@ def _other_machine(checkpoint: Checkpoint, device: torch.device) -> list[str]:
         ("torch", checkpoint.versions["torch"], str(torch.__version__)),
         ("processor", checkpoint.meta.get("processor", processor()), processor()),
     )
-    changes = [f"{what} {now} (was {then})" for what, then, now in then_and_now if then != now]
+    changes = [
+        f"{what} {now} (was {shown(then)})" for what, then, now in then_and_now if then != now
+    ]
     if not changes:
         return []
     return [f"{', '.join(changes)}: results may differ in the last bits"]

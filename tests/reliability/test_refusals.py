@@ -617,12 +617,12 @@ def test_what_no_longer_fits_is_refused_with_advice_that_can_be_followed(
 
 def test_another_machine_is_told(run: Path) -> None:
     checkpoint = load(run / "last.safetensors")
-    meta = {**checkpoint.meta, "device": "cuda", "threads": 64, "processor": "a Zilog Z80"}
-    rewrite(run, meta=meta, versions={**checkpoint.versions, "torch": "1.0.0"})
+    meta = {**checkpoint.meta, "device": "cuda", "threads": 64, "processor": "a Zilog\x1b[2J Z80"}
+    rewrite(run, meta=meta, versions={**checkpoint.versions, "torch": "1.0.0\n"})
     said = run_cli("train", "--run", run, "--resume", "--device", "cpu").err
     changes = (
-        f"device cpu (was cuda), threads 1 (was 64), torch {torch.__version__} (was 1.0.0), "
-        f"processor {processor()} (was a Zilog Z80)"
+        f"device cpu (was cuda), threads 1 (was 64), torch {torch.__version__} (was 1.0.0\\n), "
+        f"processor {processor()} (was a Zilog\\x1b[2J Z80)"
     )
     assert f"note: {changes}: results may differ in the last bits\n" in said
 
