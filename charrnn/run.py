@@ -93,6 +93,8 @@ class Progress(Record):
             raise ValueError(f"validation_seconds is {self.validation_seconds}, more than seconds")
         if self.row_updates and not self.row_characters:
             raise ValueError("row_characters is 0")
+        if (self.best_nats is None) != (self.best_step is None):
+            raise ValueError(f"best_nats is {self.best_nats}, and best_step {self.best_step}")
 
     @property
     def training_seconds(self) -> float:

@@ -155,11 +155,13 @@ def test_an_unfinished_run_goes_on_as_it_says(cli: Cli, run: Run) -> None:
 
 def test_a_run_without_a_plan_yet(cli: Cli, run: Run) -> None:
     budget = {"minutes": 3.0, "steps": None}
-    path = run(training=budget, progress={"planned_steps": None, "best_nats": None})
+    unvalidated = {"best_nats": None, "best_step": None}
+    path = run(training=budget, progress={"planned_steps": None, **unvalidated})
     *_, file, come, last = lines(cli("inspect", path))
     assert file == f"file    {path}"
     assert come.startswith("so far 150 steps, ")
     assert last.startswith("go on with: ")
+    assert "best validation" not in cli("inspect", path).out
 
 
 def test_a_last_validation_that_is_missing(cli: Cli, run: Run) -> None:
@@ -294,10 +296,6 @@ def test_anything_in_a_description(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             except CheckpointError as error:
                 said = [str(error)]
             assert all(map(str.isprintable, said)), (leaf, odd)
-
-
-def test_a_best_validation_of_no_step(cli: Cli, run: Run) -> None:
-    assert "best validation" not in cli("inspect", run(progress={"best_step": None})).out
 
 
 def test_a_text_too_short_for_its_lanes(cli: Cli, run: Run) -> None:

@@ -353,6 +353,8 @@ NEEDED = {
     "steps": "give one budget",
     "seconds": "validation_seconds is ",
     "row_characters": "row_characters is 0",
+    "best_nats": "best_nats is None, and best_step ",
+    "best_step": "best_nats is ",
 }
 
 
