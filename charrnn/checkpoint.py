@@ -185,8 +185,12 @@ class Checkpoint:
                 raise ValueError(f"{ascii(value)[:60]} is no object")
             return kind.from_dict(value)
         except (ValueError, UsageError) as error:
+            # A later version may have added a field.
+            version, why = self.versions["charrnn"], ""
+            if version != __version__:
+                why = f"; it was written by charrnn {_quoted(version)}, and this is {__version__}"
             raise CheckpointError(
-                f"{self._where()}the field {name!r} is not usable: {error}"
+                f"{self._where()}the field {name!r} is not usable: {error}{why}"
             ) from error
 
     def _where(self) -> str:

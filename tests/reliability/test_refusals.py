@@ -373,7 +373,11 @@ def test_fields_that_are_missing_or_unknown(run: Path, record: str) -> None:
             why = NEEDED.get(name, f"{name!r} is missing")
             assert f"the field {record!r} is not usable: {why}" in refusal(run)
     rewrite(run, meta={**meta, record: {**meta[record], "colour": "red"}})
-    assert f"the field {record!r} is not usable: 'colour' is unknown" in refusal(run)
+    unknown = f"the field {record!r} is not usable: 'colour' is unknown"
+    assert refusal(run).endswith(f"{unknown}\n")
+    rewrite(run, versions={**load(run / "last.safetensors").versions, "charrnn": "7.1.2"})
+    why = f"; it was written by charrnn '7.1.2', and this is {charrnn.__version__}"
+    assert refusal(run).endswith(f"{unknown}{why}\n")
 
 
 @pytest.mark.parametrize(
