@@ -905,14 +905,14 @@ def compare(
     from charrnn.comparison import Plan, name_moved, open_plan, read_results, resume_words
 
     named, held_out = absolute_names(texts or ()), absolute_names(valid or ())
-    names: list[str] = []  # of texts that have moved
+    names: list[str | Path] = []  # of texts that have moved
     if resume:
         assert run is not None
         folder, begun = run, open_plan(run)
         plan = begun if seeds is None else begun.extended(seeds)
         plan = plan.moved(named, held_out)
         if plan.texts != begun.texts:
-            names += texts or ()
+            names += map(Path, texts or ())  # one with a dash before it is no option
         if plan.valid != begun.valid:
             names += [word for name in valid or () for word in ("--valid", name)]
     else:

@@ -42,6 +42,7 @@ from charrnn.metrics import read_metrics
 from charrnn.model import CharModel
 from charrnn.reading import TextRecord
 from charrnn.runfolder import RunFolder
+from charrnn.stopping import Stopped
 from charrnn.trained import load_model
 from charrnn.training import Finished
 from charrnn.update import window_loss
@@ -1129,6 +1130,22 @@ class TestCompare:
         assert done.code == 130
         run = shlex.quote(str(uninterrupted))
         assert f"go on with: charrnn compare --run {run} --resume --seeds 3\n" in done.err
+
+    def test_a_text_that_has_moved_to_a_name_with_a_dash_is_given_as_no_option(
+        self,
+        cli: Cli,
+        uninterrupted: Path,
+        prose: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        (tmp_path / "-t.txt").write_bytes(prose.read_bytes())
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("charrnn.comparing.divide", Mock(side_effect=Stopped(2)))
+        done = cli("compare", "--run", uninterrupted, "--resume", "--seeds", 3, "--", "-t.txt")
+        assert done.code == 130
+        run = shlex.quote(str(uninterrupted))
+        assert f"go on with: charrnn compare --run {run} --resume ./-t.txt --seeds 3\n" in done.err
 
     def test_a_run_without_its_first_save_begins_again(self, prose: Path, tmp_path: Path) -> None:
         plan = Plan(texts=(str(prose),), cells=("rnn",), steps=3, hidden=5, batch_size=2, bptt=9)
