@@ -494,7 +494,7 @@ def _measure(run: Run, speed: float, should_stop: Callable[[], str | None]) -> R
 def _median_speed(log: Path) -> float:
     """Return the median of the speeds in a run's log, in characters per second."""
     found = [row.get("chars_per_second") for row in read_metrics(log)]
-    speeds = [float(speed) for speed in found if isinstance(speed, int | float)]
+    speeds = [float(speed) for speed in found if isinstance(speed, int | float) and speed > 0]
     if not speeds:
         raise RunFolderError(
             f"{shown(log)}: the rows on its updates are gone: remove the run's folder to train anew"

@@ -67,6 +67,8 @@ OF_TRAINING = (
     "dropout_masks", "loss_temperature", "batch_size", "bptt", "optimiser", "lr", "weight_decay",
     "clip_norm", "precision",
 )  # fmt: skip
+#: Numbers of a result that others are divided by.
+DIVISORS = ("parameters", "seconds", "train_chars_per_second", "characters")
 #: Student's t, two-sided 95 %, for 1 to 10 degrees of freedom.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
@@ -264,7 +266,7 @@ class RunResult(Record):
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             is_huge = isinstance(value, float) and abs(value) >= LARGEST
-            if is_huge or (name == "parameters" and value < 1):
+            if is_huge or (name in DIVISORS and value <= 0):
                 raise ValueError(f"{name!r} cannot be {value}")
 
     @property

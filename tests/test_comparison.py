@@ -1299,7 +1299,14 @@ class TestCompare:
         assert done.err.count("\n") == 1
         assert list(tmp_path.iterdir()) == []
 
-    @pytest.mark.parametrize("log", ["", '{"step": 10, "chars_per_second": "fast"}\n'])
+    @pytest.mark.parametrize(
+        "log",
+        [
+            "",
+            '{"step": 10, "chars_per_second": "fast"}\n',
+            '{"step": 10, "chars_per_second": 0.0}\n',
+        ],
+    )
     def test_a_run_whose_log_is_gone_is_named(
         self, cli: Cli, prose: Path, tmp_path: Path, log: str
     ) -> None:
@@ -1335,7 +1342,16 @@ class TestCompare:
             open_plan(tmp_path)
         assert str(raised.value) == f"{tmp_path}/comparison.json: not usable: Is a directory"
 
-    @pytest.mark.parametrize(("name", "value"), [("parameters", 0), ("nats_per_char", 1e300)])
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("parameters", 0),
+            ("seconds", 0.0),
+            ("train_chars_per_second", 0),
+            ("characters", 0),
+            ("nats_per_char", 1e300),
+        ],
+    )
     def test_a_result_of_no_run_is_named(self, tmp_path: Path, name: str, value: float) -> None:
         """Nothing that is computed from results can be made of such numbers."""
         changed = make_result().to_dict() | {name: value}
