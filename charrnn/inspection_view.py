@@ -47,6 +47,7 @@ from charrnn.inspection_words import (
 from charrnn.memory import Memory
 from charrnn.norms import Clipping
 from charrnn.terminal import Output, columns_of, plain_table, print_words
+from charrnn.wording import significant
 
 __all__ = [
     "print_inspection",
@@ -59,6 +60,9 @@ BAR = 24
 PLOT = 16
 #: Below this share of the gradient at lag 0 the plot shows nothing.
 FAINTEST = 1e-3
+#: Where a gradient grows, a full column is what it grows to: this at least, so that 1 is less than
+#: a full one, and at most that, since a matrix that stretches soon leaves every scale.
+FULL_FROM, LOUDEST = 2.7, 1e3
 
 
 def print_inspection(inspection: Inspection) -> None:
@@ -76,16 +80,7 @@ def _sections(inspection: Inspection, console: Output) -> Iterator[tuple[str, st
     if inspection.step is not None:
         yield "The step", step_says(inspection.step), _step(inspection.step, console)
     if flows := inspection.gradient_flow:
-        linear = any(reach.state == "linear" for reach in flows[0].reaches)
-        yield (
-            "Gradient flow",
-            "What is left of the gradient of one character's loss, k characters before it "
-            f"(means of {flows[0].places} places), along each layer's states. Plot: k = 0, then "
-            f"1 to {flows[0].reaches[0].farthest}, both axes logarithmic, down to "
-            f"{FAINTEST:g}. {radius_says(flows)}"
-            + (" Linear: through the matrix alone, without tanh." if linear else ""),
-            _gradient_flow(flows, console),
-        )
+        yield _gradient_flow(flows, console)
     if inspection.memory is not None:
         yield "Memory", memory_says(inspection.memory), _memory(inspection.memory, console)
     if inspection.pace:
@@ -162,20 +157,44 @@ def _step(step: Step, console: Output) -> Table:
         lines = [line[:-1] for line in lines]
 
 
-def _gradient_flow(flows: Sequence[GradientFlow], console: Output) -> Table:
-    farthest = flows[0].reaches[0].farthest
-    plotted = sorted({0, *np.geomspace(1, farthest, PLOT).round().astype(int).tolist()})
-    pictures = [
-        _columns(
-            [
-                1 - math.log(left) / math.log(FAINTEST) if (left := reach.relative[k]) > 0 else 0
-                for k in plotted
-            ]
+def _gradient_flow(
+    flows: Sequence[GradientFlow], console: Output
+) -> tuple[str, str, RenderableType]:
+    """Return title, explanation and picture of the gradient flow."""
+    reaches = [reach for flow in flows for reach in flow.reaches]
+    farthest = reaches[0].farthest
+    lags = sorted({0, *np.geomspace(1, farthest, PLOT).round().astype(int).tolist()})
+    drawn = [[reach.relative[k] for k in lags] for reach in reaches]
+    most = max((left for shares in drawn for left in shares if left > 0), default=1.0)
+    full = min(LOUDEST, max(FULL_FROM, most)) if most > 1 else 1.0
+
+    def columns(shares: Sequence[float]) -> str:
+        height = math.log10(full / FAINTEST)
+        return _columns(
+            [math.log10(left / FAINTEST) / height if left > 0 else 0 for left in shares]
         )
-        for flow in flows
-        for reach in flow.reaches
-    ]
-    return _plotted(gradient_flow_lines(flows), "", pictures, console)
+
+    lines = gradient_flow_lines(flows)
+    table = _plotted(lines, "", list(map(columns, drawn)), console)
+    plot = linear = ""
+    if len(table.columns) > len(lines[0]):
+        says = "1"
+        if full > 1:
+            more = " or more" if most > full else ""
+            says = f"{significant(full, 2)}{more}, {columns([1])} is 1"
+        plot = (
+            f" Plot: k = 0, then 1 to {farthest}, both axes logarithmic; a full column is {says}, "
+            f"an empty one less than {FAINTEST:g}."
+        )
+    if any(reach.state == "linear" for reach in reaches):
+        linear = " Linear: through the matrix alone, without tanh."
+    return (
+        "Gradient flow",
+        "What is left of the gradient of one character's loss, k characters before it "
+        f"(means of {flows[0].places} places), along each layer's states.{plot} "
+        f"{radius_says(flows)}{linear}",
+        table,
+    )
 
 
 def _memory(memory: Memory, console: Output) -> Table:

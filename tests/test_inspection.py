@@ -274,7 +274,27 @@ class TestPlots:
         """A column of its eighths: all of it, 10^-1.4, nearly a thousandth, nothing."""
         reach = Reach(1, "h", 2.0, (1.0, 0.04, 0.002, 0.0), (1.0,) * 4, 1, 3)
         flow = GradientFlow("trained", None, ((1.5,),), (None,), 9, (reach,))
-        assert printed(gradient_flow=(flow,)).endswith("  █▅▁")
+        out = printed(gradient_flow=(flow,))
+        assert out.endswith("  █▅▁")
+        assert "; a full column is 1, an empty one less than 0.001. Radius" in out
+
+    @pytest.mark.parametrize(
+        ("shares", "says", "plot"),
+        [
+            ((0.04, 0.002, 1.02), "2.7, ▇ is 1", "▇▄▁█"),
+            ((10.0, 1.1, 100.0), "100, ▅ is 1", "▅▇▅█"),
+            ((0.03, 999.0, 1e5), "1,000 or more, ▄ is 1", "▄▂██"),
+            ((0.03, math.nan, math.inf), "1,000 or more, ▄ is 1", "▄▂ █"),
+        ],
+    )
+    def test_a_gradient_that_grows_is_seen_to_grow(
+        self, printed: Callable[..., str], shares: tuple[float, ...], says: str, plot: str
+    ) -> None:
+        reach = Reach(1, "linear", 2.0, (1.0, *shares), (1.0,) * 4, None, None)
+        flow = GradientFlow("trained", None, ((1.5,),), (None,), 9, (reach,))
+        out = printed(gradient_flow=(flow,))
+        assert out.endswith(f"  {plot}")
+        assert f"; a full column is {says}, an empty one less than 0.001. Radius" in out
 
     def test_units_by_their_share_are_those_of_open_gates_first(
         self, printed: Callable[..., str]
@@ -417,8 +437,10 @@ def test_a_narrow_terminal_gets_tables_without_their_plots(
     wide, narrow = shown(100), shown(62)
     plots = [len(re.findall("[▁▂▃▄▅▆▇█]+", text)) for text in (wide, narrow)]
     assert plots[0] > plots[1]
+    assert ["Plot: k = 0" in text for text in (wide, narrow)] == [True, False]
     assert max(map(cell_len, narrow.splitlines())) <= 62
-    figures = [re.findall(r"\d+\.\d+", text) for text in (in_a_pipe, narrow)]
+    without_plot = re.sub(r"Plot: k = 0.*? than 0\.001\.", "", in_a_pipe)
+    figures = [re.findall(r"\d+\.\d+", text) for text in (without_plot, narrow)]
     assert figures[0] == figures[1] != []
 
 
