@@ -26,6 +26,8 @@ HELD_OUT, LEARNT = "what is held out to validate", "the text being learnt"
 LEARNING = "taken before each update, with dropout and loss temperature if there are any"
 #: Share of a training from which on its losses set the scale: what is before is a cliff.
 SCALE_FROM = 0.1
+#: Largest loss over the least above which a logarithmic axis tells the small ones apart.
+LOG_FROM = 5
 
 
 class LoggedRun(NamedTuple):
@@ -91,26 +93,36 @@ def learning_section(runs: Sequence[LoggedRun], more: str, unit: str = "characte
     drawn = [points_N3 for points_N3 in drawn if len(points_N3)]
     y_all = np.concatenate([points_N3[:, 2] for points_N3 in drawn])
     low, top = float(y_all.min()), max(map(_settled_most, drawn))
-    room = 0.06 * (top - low) or 0.1
+    is_log = 0 < LOG_FROM * low < top
+    y_range = _with_room(low, top, is_log)
     on = " or ".join(dict.fromkeys(curve.on for curve in curves))
     has_thin = any(len(curve.thin_N3) for curve in curves)
     thin = f"; thin lines: on {LEARNT}" if has_thin else ""
     has_learnt = has_thin or any(curve.on == LEARNT for curve in curves)
     unlike = f"Loss on {LEARNT} is {LEARNING}. " if has_learnt else ""
-    is_cut = y_all.max() > top + room
-    cut = f" What lies above {top + room:.2f}, at the start, is cut off." if is_cut else ""
+    is_cut = y_all.max() > y_range[1]
+    cut = f" What lies above {y_range[1]:.2f}, at the start, is cut off." if is_cut else ""
     return page.section(
         "Learning" + per(unit),
         page.figure(
-            _curve_charts(curves, unit, (low - room, top + room)),
+            _curve_charts(curves, unit, y_range, is_log),
             f"Marked lines: loss on {on}{thin}. {unlike}{more}"
             f"Nats per {unit} where the named lines end: {', '.join(ends)}.{cut}",
         ),
     )
 
 
+def _with_room(low: float, top: float, is_log: bool) -> tuple[float, float]:
+    """Return the ends of the axis of the losses, which are from low to top."""
+    if is_log:
+        factor = (top / low) ** 0.06
+        return low / factor, top * factor
+    room = 0.06 * (top - low) or 0.1
+    return low - room, top + room
+
+
 def _curve_charts(
-    curves: Sequence[_Curve], unit: str, y_range: tuple[float, float]
+    curves: Sequence[_Curve], unit: str, y_range: tuple[float, float], is_log: bool
 ) -> list[tuple[str, str]]:
     """Return the losses against what was read, and against time."""
     axes = ((f"{unit}s", f"{unit}s read"), ("seconds", "seconds of training"))
@@ -122,7 +134,8 @@ def _curve_charts(
                 f"Loss during training, against {name}",
                 [line for curve in curves for line in _curve_lines(curve, axis)],
                 x_label=x_label,
-                y_label=f"nats per {unit}",
+                y_label=f"nats per {unit}" + (", logarithmic" if is_log else ""),
+                y_log=is_log,
                 y_range=y_range,
             ),
         )

@@ -1137,6 +1137,33 @@ def test_the_scale_has_room_for_the_training_too(monkeypatch: pytest.MonkeyPatch
     assert "What lies above 3.07, at" in page.texts["figcaption"][1]
 
 
+@pytest.mark.parametrize(("worst", "log"), [(9.9, False), (10.1, True), (43.0, True)])
+def test_a_loss_that_leaps_leaves_the_others_apart(
+    worst: float, log: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {"step": n, "characters": 100.0 * n, "seconds": 50.0 + n, "train_nats_per_char": nats}
+        for n, nats in ((1, 99.0), (10, worst), (20, 3.1), (30, 2.0))
+    ]
+    chart = mock.Mock(wraps=line_chart)
+    monkeypatch.setattr("charrnn.curves.line_chart", chart)
+    page = check(
+        assessment_page(
+            [assessment()], [portrait("one", log=rows, inspection=None)], "poem", ORIGIN
+        )
+    )
+    for call in chart.call_args_list:
+        assert call.kwargs["y_log"] == log
+        label = "nats per character" + ", logarithmic" * log
+        assert call.kwargs["y_label"] == label
+        assert label in page.texts["text"]
+        low, high = call.kwargs["y_range"]
+        assert 0.7 < low / 2 < 1 < high / worst < 1.3
+        if log:
+            assert high / worst == pytest.approx(2 / low), "as much room at both ends"
+    assert f"What lies above {high:.2f}, at the start" in page.texts["figcaption"][1]
+
+
 def test_a_run_is_drawn_by_all_its_validations_and_a_thinned_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
