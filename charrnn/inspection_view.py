@@ -254,7 +254,7 @@ def _underlined(shown: Activation, width: int) -> Group:
     for character, share in zip(shown.text, shown.shares, strict=True):
         letter = mark(character).replace("\t", " ")
         height = 0.125 + 0.875 * (1 + share) / 2
-        taken = columns_of(letter)
+        taken = sum(map(columns_of, letter))
         if len(columns) + taken > width:
             lines += [Text(text), Text(columns)]
             text, columns = "", ""

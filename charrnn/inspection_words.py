@@ -21,7 +21,15 @@ from charrnn.gradients import Cut, Truncation
 from charrnn.memory import Memory
 from charrnn.norms import Clipping
 from charrnn.properties import PROPERTIES
-from charrnn.wording import counted, cut_word, joined, printable, quoted, significant
+from charrnn.wording import (
+    counted,
+    cut_word,
+    is_drawn_onto,
+    joined,
+    printable,
+    quoted,
+    significant,
+)
 
 __all__ = [
     "ALWAYS",
@@ -263,6 +271,8 @@ def mark(character: str) -> str:
     # Joiners and variation selectors show nothing themselves.
     if unicodedata.category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f":
         return "\N{REPLACEMENT CHARACTER}"
+    if is_drawn_onto(character):
+        return "◌" + character
     return {"\n": "↵", "\r": "␍"}.get(character) or printable(character)
 
 

@@ -192,7 +192,7 @@ class SurpriseText:
 
     Bytes are shown as the utf-8 characters they make up, each at the price of all of its
     bytes. What could steer the terminal is replaced. Where there are colours, a line feed
-    that costs much is marked, as it shows none itself.
+    that costs much is marked, and so is an accent by itself: neither shows any itself.
 
     Args:
         part: the text that is scored.

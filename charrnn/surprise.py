@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import itertools
 import math
+import unicodedata
 from collections.abc import Iterable, Iterator
 
 from charrnn.corpus import Part
@@ -20,6 +21,8 @@ __all__ = [
 
 #: Bits from which on a character is more surprising than below.
 SURPRISE = (0.5, 2.0, 4.0, 8.0)
+#: Categories of the marks that take no column.
+NO_PLACE = frozenset({"Mn", "Me"})
 
 
 class PricedText:
@@ -82,5 +85,13 @@ def surprise_ranges() -> list[str]:
 
 
 def surprise_mark(character: str, nats: float) -> str:
-    """Return what shows the colour of a line feed that costs much; it has nothing itself."""
-    return "↵" if character == "\n" and surprise(nats) > 1 else ""
+    """Return what shows the colour of what costs much and has no place itself.
+
+    That is a line feed, and a mark that is drawn onto the character before. Others are left as
+    they are: a text of many marks stays readable.
+    """
+    if surprise(nats) < 2:
+        return ""
+    if character == "\n":
+        return "↵"
+    return "◌" if len(character) == 1 and unicodedata.category(character) in NO_PLACE else ""

@@ -14,6 +14,7 @@ __all__ = [
     "cut_word",
     "duration",
     "flag",
+    "is_drawn_onto",
     "joined",
     "printable",
     "quoted",
@@ -76,10 +77,14 @@ def quoted(character: str) -> str:
     >>> print(quoted("é"), quoted("\u0301"), quoted("\u1161"), quoted("\u05d0"))
     'é' '\u0301' '\u1161' '\u05d0'
     """
-    unseen = character in UNSEEN or unicodedata.category(character).startswith("M")
-    if unseen or unicodedata.bidirectional(character) in RIGHT_TO_LEFT:
+    if is_drawn_onto(character) or unicodedata.bidirectional(character) in RIGHT_TO_LEFT:
         return f"'{character.encode('unicode_escape').decode()}'"
     return repr(character)
+
+
+def is_drawn_onto(character: str) -> bool:
+    """Whether a character is drawn onto the one before, as marks are, or not at all."""
+    return character in UNSEEN or unicodedata.category(character).startswith("M")
 
 
 def _steers(character: str) -> bool:

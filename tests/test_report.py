@@ -954,6 +954,8 @@ class TestChartsOfTheInside:
         assert 'a<span class="up-2">b</span><span class="down-5">↵\n</span><span class="up-1">' in (
             says
         )
+        accent = self.show(inspection(activation=replace(unit, text="ae\u0301b")))
+        assert '<span class="down-5">◌\u0301</span>' in accent
         for name, value in (("down-5", "-0.5"), ("", "0"), ("up-5", "0.5")):
             assert f'"{name} swatch">{value}<' in says
         assert 'class="up' not in self.show(
@@ -1414,6 +1416,13 @@ def test_labels_are_short_and_all_different(tmp_path: Path) -> None:
     assert labels([Path("红楼梦与石头记之名-lstm")]) == ["红楼梦与…之名-lstm"], "as wide as those"
     assert labels([Path("abcdefghijklmnopqr")]) == ["abcdefghijklmnopqr"]
     assert labels([Path("a\nb\tc")]) == ["a b c"]
+
+
+def test_an_accent_that_surprises_shows_its_colour() -> None:
+    excerpt = (("a", 0.0), ("\u0301", 3.0), ("e", 0.0), ("\u0301", 0.1), ("\ufffd\u0301", 9.0))
+    text = assessment_page([assessment()], [portrait(excerpt=excerpt)], "poem", ORIGIN)
+    assert '<span class="bits-3">◌\u0301</span>' in text
+    assert text.count("◌") == 1
 
 
 def test_surprise_counts_the_levels_in_bits() -> None:

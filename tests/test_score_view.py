@@ -687,6 +687,20 @@ class TestSurpriseText:
         assert Text.from_ansi(out).plain == "a\u21b5\n\tb"
         assert ("\u21b5", "bold color(1)") in self.spans(out)
 
+    def test_an_accent_s_colour_is_seen(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where it has one; what takes a column shows its own."""
+        part = make_part(tmp_path, "e\u0301e\u0301की".encode())
+        costs = Prices(1, np.array([3.0, 0.0, 1.0, 0.0, 3.0]), 0)
+        SurpriseText(part)(costs)
+        out = capsys.readouterr().out
+        assert Text.from_ansi(out).plain == "e◌\u0301e\u0301की"
+        assert ("◌\u0301", "bold color(1)") in self.spans(out)
+        monkeypatch.delenv("FORCE_COLOR")
+        SurpriseText(part)(costs)
+        assert capsys.readouterr().out == "e\u0301e\u0301की"
+
     def test_bytes_become_characters_with_the_price_of_all(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
