@@ -11,9 +11,20 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 __all__ = ["PROPERTIES"]
+
+#: What is read at once: three straight marks, of which a letter behind says that they open and one
+#: before, or a full stop, that they close; a mark between single ones, which only names it; else a
+#: character. Before three that open there may be letters that say what kind of string it is.
+_READ = re.compile(
+    r'''(?P<closes>(?<=[\w.!?])(?<!\b[bfru])(?<!\b[bfr]{2})"""(?!\w))'''
+    r'''|(?P<opens>(?:(?<![\w.!?])|(?<=\b[bfru])|(?<=\b[bfr]{2}))"""(?=\w))'''
+    r'''|(?P<either>""")|'"'|.''',
+    re.DOTALL | re.IGNORECASE,
+)
+_THREE = '"""'
 
 
 def inside_quotes(text: str) -> list[float]:
@@ -21,6 +32,9 @@ def inside_quotes(text: str) -> list[float]:
 
     «a» is »a« in German and Danish books, and “a” is ”a” in Swedish and Finnish ones: the mark that
     comes first in most paragraphs is the one that opens.
+
+    Three straight marks in a row are one, as in Python: only three close what they open, over
+    empty lines too, and the text may begin inside. They are no mark inside curly or angular ones.
     """
     # Writers and programs mix straight marks with curly ones.
     closed_by = {'"': '"”', "„": '“”"', "“": '”"', "「": "」", "『": "』"}
@@ -34,15 +48,32 @@ def inside_quotes(text: str) -> list[float]:
         else:
             closed_by.pop(one, None)
             closed_by[other] = one + other
-    values, closing, before = [], "", ""
-    for character in text:
-        if character in closing or character == before == "\n":
-            closing = ""
-        elif not closing:
-            closing = closed_by.get(character, "")
-        values.append(float(bool(closing)))
-        if character != "\r":
-            before = character
+    return _quoted(text, closed_by, "")
+
+
+def _quoted(text: str, closed_by: Mapping[str, str], closing: str) -> list[float]:
+    """Return the values, if the text begins where one of these marks is awaited.
+
+    Or where three are, if it is to begin outside and the first three that tell say the contrary.
+    """
+    values: list[float] = []
+    told, before = bool(closing), ""
+    for found in _READ.finditer(text):
+        mark, kind = found[0], found.lastgroup
+        if mark == _THREE:
+            if closing in ("", _THREE, closed_by['"']):
+                if not told and closing == {"closes": "", "opens": _THREE}.get(f"{kind}"):
+                    return _quoted(text, closed_by, _THREE)
+                told = told or kind != "either"
+                closing = "" if kind == "closes" or (kind == "either" and closing) else _THREE
+        elif closing != _THREE:
+            if mark in closing or mark == before == "\n":
+                closing = ""
+            elif not closing:
+                closing = closed_by.get(mark, "")
+        values += [float(bool(closing))] * len(mark)
+        if mark != "\r":
+            before = mark
     return values
 
 

@@ -22,6 +22,20 @@ CASES = [
     ("inside quotes", "a« b\n»c«\n»d«", "000001100110"),
     ("inside quotes", 'a "b\nc\n\nd "', "00111110001"),
     ("inside quotes", '"b\r\nc\r\n\r\nd', "1111111100"),
+    # Three straight marks are one, which no empty line ends.
+    ("inside quotes", '"""A.\n\n Bc.\n """\n x = 1\n', "111111111111100000000000"),
+    ("inside quotes", 'a("""b "c" """)', "001111111110000"),
+    ("inside quotes", 'r"""b\n""" + r"""c"""', "01111100000001111000"),
+    # What is around them tells more than their number.
+    ("inside quotes", '"""A."""\n"""\n\n"""B', "111110000111111111"),
+    # A text may begin within: the first of them that tells says so.
+    ("inside quotes", 'a\n\nb."""\nc "d"', "11111000000110"),
+    ("inside quotes", 'a\n\n"""\nb\n"""C.\n"""', "111000000111111000"),
+    ("inside quotes", 'a\n"""\nb\n"""\n"""C.\n"""', "001111110000111111000"),
+    # They say nothing of the kind where they end a quotation of single ones, and are none here.
+    ("inside quotes", 'a "b ""c""" d', "0011101100000"),
+    ("inside quotes", '“a """ b” c', "11111111000"),
+    ("inside quotes", "a == '\"':\n b", "000000000000"),
     ("inside brackets", "f(a[1]) )(", "0111110001"),
     ("inside brackets", "{\n\nx", "1100"),
     ("inside brackets", "{\r\n\r\nx", "111100"),
