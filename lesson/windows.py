@@ -14,6 +14,8 @@ __all__ = ["judge_window", "window"]
 
 #: The window of the claim, and how many of its losses count.
 T, LAST = 108, 10
+#: One whose every prediction sees at least as far back: there the losses of so many count.
+RIVAL, RIVAL_LAST = 2 * T - LAST, T
 #: What the memory of a laptop is taken to be, in bytes.
 LAPTOP = 16e9
 #: Degrees from which on a gradient is not the exact one, and by which angles differ.
@@ -24,17 +26,21 @@ def window(lab: Lab) -> Section:
     """Hold the gradient by windows against the full one."""
     looking = f"{inspect(lab, 'lstm')} --only truncation --device cpu"
     lengths = " ".join(f"--bptt {length}" for length in lab.size.windows)
-    commands = [f"{looking} {lengths} --json", f"{looking} --bptt {T} --loss-last {LAST} --json"]
-    every, last = (lab.json(command)["truncation"] for command in commands)
+    commands = [
+        f"{looking} {lengths} --json",
+        f"{looking} --bptt {T} --loss-last {LAST} --json",
+        f"{looking} --bptt {RIVAL} --loss-last {RIVAL_LAST} --json",
+    ]
+    every, last, other = (lab.json(command)["truncation"] for command in commands)
     trained, initial = every
-    (of_last,) = last[0]["windows"]
+    (of_last,), (rival,) = last[0]["windows"], other[0]["windows"]
     full = trained["full"]
-    windows = [*trained["windows"], of_last]
+    windows = [*trained["windows"], of_last, rival]
     # What a character whose loss counts keeps for the backward pass, times all characters.
     longest = max(trained["windows"], key=lambda one: one["bptt"])
     whole = longest["bytes"] / (longest["bptt"] * trained["lanes"]) * lab.characters
     predictions, before = _counted(full)
-    others, before_others = _counted(last[0]["full"])
+    counted_last, counted_rival = (_counted(one[0]["full"]) for one in (last, other))
     so = "the text is too short for more, so that of longer windows the first cuts nothing"
     if before >= longest["bptt"]:
         so = "so the full gradient reaches further back than any window, at every prediction"
@@ -56,12 +62,15 @@ def window(lab: Lab) -> Section:
             Line(name, lab.size.windows, [window["angle"] for window in found["windows"]], style)
             for style, (name, found) in enumerate((("trained", trained), ("initial", initial)))
         ]
-        + [Line(f"last {LAST} of {T}", [T], [of_last["angle"]], 2)],
+        + [
+            Line(f"last {one['loss_last']} of {one['bptt']}", [one["bptt"]], [one["angle"]], style)
+            for style, one in enumerate((of_last, rival), 2)
+        ],
         x_label="window, characters",
         y_label="angle to the full gradient, degrees",
         x_log=True,
         y_range=(-2.0, max(92.0, trained["between_halves"] + 4)),
-        rules=[Rule("one half of the pieces, the other", trained["between_halves"])],
+        rules=[Rule("between two halves of the text", trained["between_halves"])],
     )  # fmt: skip
     return Section(
         title="A window",
@@ -74,14 +83,19 @@ The loss at `t` depends on the weights through every earlier step: `dL_t/dW` is 
 but has to keep every step's state until the backward pass. Truncation cuts the sum off at the
 window's edge, where the state comes in as a constant. Angles are between that gradient and the
 full one through all {full["bptt"]:,} steps of {trained["lanes"]} pieces of text, for the
-trained LSTM. The gradient of the head, which passes through no step, is left out. {predictions:,}
-predictions of each piece count, which begin {before:,} characters after its first: {so}.
-(What counts the last {LAST} of {T} is of {others:,} predictions that begin {before_others:,}
-characters after the first, and has the full gradient of these beside it.) The time of the full
-gradient includes the {before:,} characters before, of windows theirs alone. The full gradient of
-one half of these pieces and that of the other half are {trained["between_halves"]:.0f}° apart: what
-another sample of the text changes anyhow. The {_size(whole)} below are without computing states
-anew in the backward pass (checkpointing), which trades memory for time.
+trained LSTM; the figure has them for the same LSTM before its training, too ("initial"). The
+gradient of the head, which passes through no step, is left out. {predictions:,} predictions of
+each piece count, which begin {before:,} characters after its first: {so}. (With the last {LAST} of
+{T} there are {counted_last[0]:,} that begin {counted_last[1]:,} after it, with the last
+{RIVAL_LAST} of {RIVAL} there are {counted_rival[0]:,} that begin {counted_rival[1]:,} after it,
+each held against the full gradient of the same ones.) The time of the full gradient includes the
+{before:,} characters before, of windows theirs alone. The full gradient of
+one half of these pieces and that of the other half are {trained["between_halves"]:.0f}° apart, the
+dotted line of the figure: what another sample of the text changes anyhow. With the last {LAST} of
+{T} every prediction has at least {T - LAST} characters of its window before it, and
+{_per_prediction(of_last)} steps are computed for each. The last {RIVAL_LAST} of {RIVAL} have as
+many before them for {_per_prediction(rival)} steps. The {_size(whole)} below are without computing
+states anew in the backward pass (checkpointing), which trades memory for time.
 """,
         commands=commands,
         tables=[
@@ -101,13 +115,14 @@ anew in the backward pass (checkpointing), which trades memory for time.
         f"near to its full gradient, within {EXACT:g}°, and takes less time per prediction (all "
         "steps at once, from which the angles are measured, do not count). All three: holds; "
         "some: in part.",
-        judgement=judge_window(of_last, trained["windows"], whole),
+        judgement=judge_window(of_last, trained["windows"], rival, whole),
     )  # fmt: skip
 
 
 def judge_window(
     of_last: Mapping[str, Any],
     windows: Sequence[Mapping[str, Any]],
+    rival: Mapping[str, Any],
     whole: float,
 ) -> Judgement:
     """Judge claim 3.
@@ -115,22 +130,27 @@ def judge_window(
     Args:
         of_last: the window of the claim, as ``inspect`` answers.
         windows: others, with the loss on all of their characters, shortest first.
+        rival: a longer one, of which a larger share of the losses counts.
         whole: bytes that all time steps of the text at once would keep.
     """
     cheaper = [
-        one for one in windows if one["seconds_per_character"] < of_last["seconds_per_character"]
+        one
+        for one in (*windows, rival)
+        if one["seconds_per_character"] < of_last["seconds_per_character"]
     ]
     nearest = min(cheaper, key=lambda one: one["angle"], default=None)
     better = nearest is not None and nearest["angle"] < of_last["angle"] + EXACT
     choice = "No window measured is as near to it and cheaper."
     if nearest is not None:
         ratio = of_last["seconds_per_character"] / nearest["seconds_per_character"]
+        last = nearest["loss_last"]
         choice = (
             f"{'But there is a choice: a' if better else f'{choice} A'} window of "
-            f"{nearest['bptt']:,} with the loss on all of its characters is "
-            f"{nearest['angle']:.1f}° off and takes 1/{ratio:.1f} of the time per prediction, "
-            "because no step is computed for nothing; it keeps "
-            f"{nearest['bytes'] / of_last['bytes']:.1f} times as much."
+            f"{nearest['bptt']:,} with the loss on "
+            f"{'all of its characters' if last is None else f'its last {last:,}'} is "
+            f"{nearest['angle']:.1f}° off and takes 1/{ratio:.1f} of the time per prediction "
+            f"(steps for each: {_per_prediction(nearest)} instead of {_per_prediction(of_last)}); "
+            f"it keeps {nearest['bytes'] / of_last['bytes']:.1f} times as much."
         )
     return judged(
         [whole > LAPTOP, of_last["angle"] > EXACT, not better],
@@ -148,6 +168,11 @@ def _counted(full: Mapping[str, Any]) -> tuple[int, int]:
     """Return a piece's predictions whose loss counts, and how many characters come before."""
     predictions = full["loss_last"] or full["bptt"]
     return predictions, full["bptt"] - predictions
+
+
+def _per_prediction(window: Mapping[str, Any]) -> str:
+    """Return how many steps are computed for a prediction whose loss counts."""
+    return f"{window['bptt'] / (window['loss_last'] or window['bptt']):.3g}"
 
 
 def _size(memory: float) -> str:
