@@ -22,7 +22,7 @@ from charrnn.config import ModelConfig, WeightsOrigin
 from charrnn.errors import UsageError
 from charrnn.evaluation import WARM_UP
 from charrnn.model import CharModel
-from charrnn.stretch import Stretch, first_where, warmed, windows_at
+from charrnn.stretch import Stretch, warmed, windows_at
 from charrnn.unrolled import unroll_model
 
 __all__ = ["GradientFlow", "Reach", "gradient_flow", "initial_model", "with_spectral_radius"]
@@ -50,19 +50,18 @@ class Reach:
     """Median over the places of each one's own share of what it is at k = 0; NaN if none has a
     gradient there. A few places can make up most of the mean at a far lag, never of this."""
     halves_at: int | None
-    """First lag at which less than half is left; None: none of them."""
+    """The lag from which on less than half is left, in the mean; None: not even at the last."""
     under_1_percent_at: int | None
-    """First lag at which less than 1 % is left; None: none of them."""
+    """The same for 1 %."""
+    median_halves_at: int | None
+    """As ``halves_at``, in the median."""
+    median_under_1_percent_at: int | None
+    """As ``under_1_percent_at``, in the median."""
 
     @property
     def farthest(self) -> int:
         """The farthest lag."""
         return len(self.relative) - 1
-
-    @property
-    def median_under_1_percent_at(self) -> int | None:
-        """First lag at which less than 1 % is left in the median; None: none of them."""
-        return first_where(np.array(self.median) < 0.01)
 
 
 @dataclass(frozen=True)
@@ -241,6 +240,14 @@ def _reach(layer: int, state: str, size_KB: NDArray[np.float64]) -> Reach:
         size=float(size_K[0]),
         relative=tuple(relative_K.tolist()),
         median=tuple(median_K.tolist()),
-        halves_at=first_where(relative_K < 0.5),
-        under_1_percent_at=first_where(relative_K < 0.01),
+        halves_at=_from_which_on(relative_K < 0.5),
+        under_1_percent_at=_from_which_on(relative_K < 0.01),
+        median_halves_at=_from_which_on(median_K < 0.5),
+        median_under_1_percent_at=_from_which_on(median_K < 0.01),
     )
+
+
+def _from_which_on(holds_K: NDArray[np.bool_]) -> int | None:
+    """Return the index from which on something holds to the end; None: not even at the last."""
+    first = int(np.flatnonzero(~holds_K).max(initial=-1)) + 1
+    return first if first < len(holds_K) else None

@@ -107,8 +107,8 @@ def radius_says(flows: Sequence[GradientFlow]) -> str:
     scaled = ", * scaled to it" if any(flow.scaled_to for flow in flows) else ""
     return (
         f"Radius: the recurrent matrices' spectral radius, least to largest{scaled}. Half, 1 % at: "
-        "the first k at which less is left of the mean, which a few places can make; in brackets "
-        "of the median, which they cannot, where that is another."
+        "the k from which on less is left, in the median over the places; in brackets in their "
+        "mean, which a few of them can make, where that is another."
     )
 
 
@@ -118,17 +118,16 @@ def gradient_flow_lines(flows: Sequence[GradientFlow]) -> list[list[str]]:
     lags = [k for k in (1, 10) if k <= farthest]
     lines = [["weights", "radius", "along", "half at", "1 % at"] + [f"k = {k}" for k in lags]]
 
-    def named(lag: int | None) -> str:
-        return f"> {farthest}" if lag is None else str(lag)
+    def named(median: int | None, mean: int | None) -> str:
+        one, other = (f"> {farthest}" if lag is None else str(lag) for lag in (median, mean))
+        return one if one == other else f"{one} ({other})"
 
     for flow in flows:
         for reach in flow.reaches:
             radii = flow.spectral_radii[reach.layer - 1]
-            mean = named(reach.under_1_percent_at)
-            median = named(reach.median_under_1_percent_at)
             measured = [
-                named(reach.halves_at),
-                mean if mean == median else f"{mean} ({median})",
+                named(reach.median_halves_at, reach.halves_at),
+                named(reach.median_under_1_percent_at, reach.under_1_percent_at),
                 *(significant(reach.relative[k], 2) for k in lags),
             ]
             lines.append(

@@ -262,15 +262,15 @@ def _inspection_lead(portrait: Portrait) -> str:
 
 
 def _falls(reach: Reach) -> str:
-    """Say after how many characters a gradient falls under 1 %, if it does."""
-    lag = reach.median_under_1_percent_at
-    median = ""
-    if lag != reach.under_1_percent_at:
-        median = f" (the median after {lag:,})" if lag is not None else " (the median does not)"
-    if reach.under_1_percent_at is None:
+    """Say after how many characters a gradient stays under 1 %, if it does."""
+    lag, by_mean = reach.median_under_1_percent_at, reach.under_1_percent_at
+    mean = ""
+    if lag != by_mean:
+        mean = f" (the mean after {by_mean:,})" if by_mean is not None else " (the mean does not)"
+    if lag is None:
         within = counted(reach.farthest, "character")
-        return f"does not fall under 1 % within {within}{median}"
-    return f"falls under 1 % after {counted(reach.under_1_percent_at, 'character')}{median}"
+        return f"does not stay under 1 % in the median within {within}{mean}"
+    return f"stays under 1 % in the median after {counted(lag, 'character')}{mean}"
 
 
 # Scores ----------------------------------------------------------------------------------

@@ -49,7 +49,8 @@ LONG, OFTEN, SPELLS = 20, 50, 10
 SHOWN = 240
 #: The lags at which what is left of the states' gradients is shown.
 NEARER, LAG = 10, 50
-#: The share whose lag is a state's reach, and how many times as far a reach must be to be farther.
+#: The share whose lag is a state's reach, as ``inspect`` finds it, and how many times as far a
+#: reach must be to be farther.
 REST, FARTHER = 0.01, 2.0
 #: The cells whose h the LSTM's c is held against.
 BESIDE = {"rnn": "the plain RNN's h", "lstm": "its own h"}
@@ -153,6 +154,17 @@ class Horizon:
     """By the mean."""
     farthest: int = 256
     """The farthest lag that was measured; one more stands for any beyond it."""
+
+    @classmethod
+    def of(cls, reach: Mapping[str, Any]) -> Self:
+        """Return it from what ``inspect`` answers of a state."""
+        farthest = len(reach["relative"]) - 1
+        none = farthest + 1 if reach["size"] else None
+        median, mean = (
+            none if lag is None else lag
+            for lag in (reach["median_under_1_percent_at"], reach["under_1_percent_at"])
+        )
+        return cls(median, mean, farthest)
 
     @property
     def words(self) -> str:
@@ -452,20 +464,15 @@ def along(lab: Lab) -> Section:
     """Compare how far gradients reach along the states of the three cells."""
     commands = {cell: flow(lab, cell) for cell in ("rnn", "lstm", "gru")}
     found = {cell: lab.json(command) for cell, command in commands.items()}
-    medians, means = (
-        {
-            (model["weights"], cell, reach["state"]): shares_left(reach, by)
-            for cell, one in found.items()
-            for model in one["gradient_flow"]
-            for reach in model["reaches"]
-            if model["scaled_to"] is None and reach["state"] != "linear"
-        }
-        for by in ("median", "relative")
-    )
-    reaches = {
-        key: Horizon(_under(shares), _under(means[key]), len(shares) - 1)
-        for key, shares in medians.items()
+    flows = {
+        (model["weights"], cell, reach["state"]): reach
+        for cell, one in found.items()
+        for model in one["gradient_flow"]
+        for reach in model["reaches"]
+        if model["scaled_to"] is None and reach["state"] != "linear"
     }
+    medians = {key: shares_left(reach, "median") for key, reach in flows.items()}
+    reaches = {key: Horizon.of(reach) for key, reach in flows.items()}
     contexts = {
         cell: Context(one["memory"]["needed"], len(one["memory"]["excess_nats"]) - 1)
         for cell, one in found.items()
@@ -589,16 +596,6 @@ def _along_figure(trained: Mapping[tuple[str, str], Sequence[float]]) -> Figure:
         rules=[Rule(percent(REST), REST)],
     )
     return Figure("along", title, standalone(chart))
-
-
-def _under(shares: Sequence[float]) -> int | None:
-    """Return the lag from which on less than 1 % is left; one more than the last if at none.
-
-    None: they are not numbers.
-    """
-    if math.isnan(shares[0]):
-        return None
-    return 1 + max((k for k, share in enumerate(shares) if share >= REST), default=-1)
 
 
 def _change(correlation: float) -> float:

@@ -152,11 +152,21 @@ def test_along_a_memory_is_a_power_of_the_forget_gate() -> None:
 
 
 def test_lags_at_which_it_halves_and_falls_under_1_percent() -> None:
-    reach = module._reach(1, "h", np.array([[4.0], [3.0], [2.0], [1.9], [0.041], [0.039], [0.5]]))
+    """From which on: what comes back is not gone."""
+    sizes = [4.0, 1.9, 2.0, 1.9, 0.039, 0.041, 0.039, 0.03]
+    reach = module._reach(1, "h", np.array(sizes)[:, None])
     assert (reach.layer, reach.size) == (1, 4.0)
-    assert (reach.halves_at, reach.under_1_percent_at) == (3, 5)
+    assert (reach.halves_at, reach.under_1_percent_at) == (3, 6)
+    back = module._reach(1, "h", np.array([*sizes, 3.0])[:, None])
+    assert (back.halves_at, back.under_1_percent_at) == (None, None)
     reach = module._reach(1, "h", np.array([[1.0], [3.0]]))
     assert (reach.halves_at, reach.under_1_percent_at) == (None, None)
+    # One place of three makes the mean.
+    reach = module._reach(
+        1, "h", np.array([[1.0] * 3, [0.1, 0.2, 2.0], [0.0, 0.0, 0.1], [0.0] * 3])
+    )
+    assert (reach.halves_at, reach.under_1_percent_at) == (2, 3)
+    assert (reach.median_halves_at, reach.median_under_1_percent_at) == (1, 2)
 
 
 def test_one_place_makes_a_mean_but_no_median() -> None:
@@ -166,6 +176,7 @@ def test_one_place_makes_a_mean_but_no_median() -> None:
     assert reach.median == pytest.approx((1.0, 0.3))
     nothing = module._reach(1, "h", np.zeros((3, 2)))
     assert all(map(math.isnan, nothing.median))
+    assert (nothing.halves_at, nothing.median_under_1_percent_at) == (None, None)
     exploded = module._reach(1, "h", np.array([[1e-300], [1e300]]))
     assert (exploded.relative[1], exploded.median[1]) == (math.inf, math.inf)
 

@@ -134,17 +134,19 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 class TestTables:
     def test_gradient_flow(self) -> None:
-        reach = Reach(1, "h", 2.0, (1.0, 0.5, 0.25), (1.0, 0.5, 0.009), 2, None)
+        reach = Reach(1, "h", 2.0, (1.0, 0.5, 0.25), (1.0, 0.4, 0.009), 2, None, 1, 2)
         flow = GradientFlow("initial", 1.5, ((1.5, 1.25),), (None,), 9, (reach,))
         assert gradient_flow_lines([flow]) == [
             ["weights", "radius", "along", "half at", "1 % at", "k = 1"],
-            ["initial", "1.25-1.50 *", "h 1", "2", "> 2 (2)", "0.50"],
+            ["initial", "1.25-1.50 *", "h 1", "1 (2)", "2 (> 2)", "0.50"],
         ]
         said = "Radius: the recurrent matrices' spectral radius, least to largest"
         both = radius_says([flow, replace(flow, scaled_to=None)])
         assert both.startswith(f"{said}, * scaled to it. Half")
         far = tuple(0.5**k for k in range(11))
-        two = (Reach(1, "h", 2.0, far, far, 2, 7), Reach(2, "h", 2.0, far, far, None, 7))
+        two = (
+            Reach(1, "h", 2.0, far, far, 2, 7, 2, 7), Reach(2, "h", 2.0, far, far, None, 7, None, 7)
+        )  # fmt: skip
         plain = GradientFlow("trained", None, ((1.5, 1.25), (0.75,)), (None, None), 9, two)
         assert gradient_flow_lines([plain]) == [
             ["weights", "radius", "along", "half at", "1 % at", "k = 1", "k = 10"],
@@ -156,8 +158,9 @@ class TestTables:
     def test_no_gradient_falls_nowhere(self) -> None:
         none = (math.nan,) * 3
         flow = GradientFlow(
-            "trained", None, ((1.5,),), (None,), 9, (Reach(1, "h", 0.0, none, none, None, None),)
-        )
+            "trained", None, ((1.5,),), (None,), 9,
+            (Reach(1, "h", 0.0, none, none, None, None, None, None),),
+        )  # fmt: skip
         _, row = gradient_flow_lines([flow])
         assert row == ["trained", "1.50", "h 1", "no gradient", "", ""]
 
@@ -275,7 +278,7 @@ class TestPlots:
         self, printed: Callable[..., str]
     ) -> None:
         """A column of its eighths: all of it, 10^-1.4, nearly a thousandth, nothing."""
-        reach = Reach(1, "h", 2.0, (1.0, 0.04, 0.002, 0.0), (1.0,) * 4, 1, 3)
+        reach = Reach(1, "h", 2.0, (1.0, 0.04, 0.002, 0.0), (1.0,) * 4, 1, 3, 1, 3)
         flow = GradientFlow("trained", None, ((1.5,),), (None,), 9, (reach,))
         out = printed(gradient_flow=(flow,))
         assert out.endswith("  █▅▁")

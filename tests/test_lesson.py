@@ -34,7 +34,6 @@ from lesson.memory import (
     Held,
     Horizon,
     Slowness,
-    _under,
     along,
     best_found,
     gates,
@@ -542,10 +541,14 @@ def test_units_that_do_not_vary_are_neither_slow_nor_fast() -> None:
     assert math.isnan(none.quantile(0.5))
 
 
-def test_a_reach_is_where_the_gradient_stays_small() -> None:
-    assert _under([1.0, 0.5, 0.001, 0.02, 0.009]) == 4
-    assert _under([1.0, 0.5]) == 2
-    assert _under([math.nan] * 3) is None
+def test_a_reach_beyond_what_was_measured_is_told_from_no_gradient() -> None:
+    reach = {
+        "size": 2.0, "relative": [1.0] * 10, "under_1_percent_at": None,
+        "median_under_1_percent_at": 7,
+    }  # fmt: skip
+    assert Horizon.of(reach) == Horizon(7, 10, 9)
+    none = {**reach, "size": 0.0, "median_under_1_percent_at": None}
+    assert Horizon.of(none) == Horizon(None, None, 9)
 
 
 def test_where_there_is_no_gradient_no_share_of_it_is_told() -> None:
@@ -1106,7 +1109,10 @@ def test_reaches_and_paces_are_told_by_cell_and_state(answering: Callable[..., L
     def reach(state: str, n: int) -> dict[str, Any]:
         median, mean = ([1.0] * lag + [0.0] * (99 - lag) for lag in (51 + n, 71 + n))
         median[10], median[50] = (20 + n) / 100, (40 + n) / 100
-        return {"state": state, "size": 2.0, "median": median, "relative": mean}
+        return {
+            "state": state, "size": 2.0, "median": median, "relative": mean,
+            "median_under_1_percent_at": 51 + n, "under_1_percent_at": 71 + n,
+        }  # fmt: skip
 
     def flow(states: str, weights: str, scaled_to: float | None, first: int) -> dict[str, Any]:
         reaches = [reach(state, n) for n, state in enumerate(states, first)]

@@ -180,7 +180,7 @@ def check(text: str) -> Page:
 
 def flow(weights: Any = "trained", **changes: Any) -> GradientFlow:
     relative = tuple(0.5**k for k in range(9))
-    reaches = tuple(Reach(1, state, 1.0, relative, relative, 2, 7) for state in "hc")
+    reaches = tuple(Reach(1, state, 1.0, relative, relative, 2, 7, 2, 7) for state in "hc")
     made = GradientFlow(weights, None, ((1.0, 1.1),), (None,), 5, reaches)
     return replace(made, **changes)
 
@@ -690,29 +690,40 @@ class TestInspectionPage:
             "Gradient flow", "Memory", "Pace", "Gates", "Units", "Clipping",
         ]  # fmt: skip
         assert (
-            "The gradient falls under 1 % after 7 characters along its state h and "
-            "falls under 1 % after 7 characters along its memory c." in page.texts["p"][1]
+            "The gradient stays under 1 % in the median after 7 characters along its state h and "
+            "stays under 1 % in the median after 7 characters along its memory c."
+            in page.texts["p"][1]
         )
         assert "Unit 1.3c along the text" in page.texts["h3"]
         assert "The beginning of what was looked at, read from a state" in page.texts["p"][-1]
         assert "a<b␍↵\n\tc" in page.texts["pre"]
 
     @pytest.mark.parametrize(
-        ("lag", "shrinks", "said"),
+        ("median", "mean", "said"),
         [
-            (1234, 0.99, "falls under 1 % after 1,234 characters (the median after 459)"),
-            (1234, 1.0, "falls under 1 % after 1,234 characters (the median does not)"),
-            (None, 0.99, "does not fall under 1 % within 1,500 characters (the median after 459)"),
-            (None, 1.0, "does not fall under 1 % within 1,500 characters"),
+            (1234, 1234, "stays under 1 % in the median after 1,234 characters"),
+            (
+                1234,
+                1459,
+                "stays under 1 % in the median after 1,234 characters (the mean after 1,459)",
+            ),
+            (1, None, "stays under 1 % in the median after 1 character (the mean does not)"),
+            (
+                None,
+                459,
+                "does not stay under 1 % in the median within 1,500 characters (the mean "
+                "after 459)",
+            ),
+            (None, None, "does not stay under 1 % in the median within 1,500 characters"),
         ],
     )
     def test_of_several_layers_the_last_is_told_at_the_top(
-        self, lag: int | None, shrinks: float, said: str
+        self, median: int | None, mean: int | None, said: str
     ) -> None:
-        relative = tuple(shrinks**k for k in range(1501))
+        relative = (1.0,) * 1501
         reaches = tuple(
-            Reach(layer, "h", 1.0, relative, relative, 70, under)
-            for layer, under in ((1, 7), (2, lag))
+            Reach(layer, "h", 1.0, relative, relative, 70, by_mean, 60, by_median)
+            for layer, by_median, by_mean in ((1, 7, 8), (2, median, mean))
         )
         seen = inspection(
             gradient_flow=(flow(reaches=reaches, spectral_radii=((1.0,), (1.1,))),), memory=None,
@@ -776,7 +787,10 @@ class TestInspectionPage:
     def test_numbers_that_are_none_are_not_drawn(self) -> None:
         nan = tuple([math.nan] * 9)
         zero = tuple([1.0] + [0.0] * 8)
-        reaches = (Reach(1, "h", 0.0, nan, nan, None, None), Reach(1, "c", 1.0, zero, zero, 1, 1))
+        reaches = (
+            Reach(1, "h", 0.0, nan, nan, None, None, None, None),
+            Reach(1, "c", 1.0, zero, zero, 1, 1, 1, 1),
+        )
         memory = Memory(1.5, (0.1, -0.2, -0.1), (0.0,) * 3, 30, 0.01, None, 16)
         seen = inspection(gradient_flow=(flow(reaches=reaches), flow("initial")), memory=memory)
         text = inspection_page(portrait(inspection=seen), "poem", ORIGIN)
@@ -820,7 +834,7 @@ class TestChartsOfTheInside:
 
         def flows(*states: tuple[int, str]) -> Inspection:
             reaches = (
-                Reach(layer, state, 1.0, (1.0, share, share / 2), (), 1, None)
+                Reach(layer, state, 1.0, (1.0, share, share / 2), (), 1, None, 1, None)
                 for share, (layer, state) in zip((0.5, 0.4, 0.3, 0.2), states, strict=True)
             )
             made = flow(reaches=tuple(reaches), spectral_radii=((1.0,), (1.1,)))
@@ -863,7 +877,7 @@ class TestChartsOfTheInside:
         self, charts: dict[str, mock._Call], shares: tuple[float, ...], low: float, high: float
     ) -> None:
         """Room to spare, but not above what is said to be drawn; what is next to none is not."""
-        reach = Reach(1, "h", 1.0, (1.0, *shares), (), 1, None)
+        reach = Reach(1, "h", 1.0, (1.0, *shares), (), 1, None, 1, None)
         most = replace(reach, relative=(1.0, *[0.9 for _ in shares]))
         flows = flow(reaches=(reach,)), flow("initial", reaches=(most,))
         self.show(inspection(gradient_flow=flows))
@@ -898,7 +912,7 @@ class TestChartsOfTheInside:
     ) -> None:
         memory = Memory(1.5, (0.9, 0.0, 0.0), (0.0,) * 3, 30, 0.01, 1, 16)
         for nothing in (0.0, math.nan):
-            none = Reach(1, "h", 1.0, (1.0, nothing, nothing), (), 1, 1)
+            none = Reach(1, "h", 1.0, (1.0, nothing, nothing), (), 1, 1, 1, 1)
             seen = inspection(gradient_flow=(flow(reaches=(none,)),), memory=memory)
             assert self.show(seen).count("nothing to draw") == 2
         assert charts.keys() & {"flow-0", "memory"} == set()
