@@ -246,7 +246,9 @@ def line_chart(
 
 
 def _line_says(line: Line, percent: bool) -> str:
-    """Say where a line begins and ends, and how wide its band is there."""
+    """Say where a line begins and ends, and how wide its band is there; of a faint one its name."""
+    if line.label and line.faint:
+        return f"{line.label}: a faint line beside."
 
     def written(y: float) -> str:
         return f"{100 * y:.3g} %" if percent else f"{y:.4g}"

@@ -136,6 +136,9 @@ def _flow_section(flows: Measured[tuple[GradientFlow, ...]], seen: str) -> str:
         linear = " Linear"
         linear += " (in the table)" if len(flows) > 1 else ""
         linear += ": through the recurrent matrix alone, as if tanh were a straight line."
+    memory = ""
+    if any(reach.state == "c" for _, (flow, *_) in flows for reach in flow.reaches):
+        memory = " Each line is a share of a size of its own, so that c and h compare only roughly."
     radii = radius_says([flow for _, of_model in flows for flow in of_model])
     return page.section(
         "Gradient flow",
@@ -147,7 +150,7 @@ def _flow_section(flows: Measured[tuple[GradientFlow, ...]], seen: str) -> str:
             "logarithmic. The gradient vanishes along a line that goes on falling, and explodes "
             f"along one that goes on rising, which is not drawn above {LOUDEST:,.0f}; in the first "
             "few characters a line may rise because more ways lead back, through other layers or "
-            f"an LSTM's c.{linear} {radii} {seen}",
+            f"an LSTM's c.{memory}{linear} {radii} {seen}",
         ),
         _tables(gradient_flow_lines, flows),
     )

@@ -185,6 +185,17 @@ class Horizon:
         by_median, by_mean = self._compared(other)
         return by_median if by_median == by_mean else None
 
+    def just_farther(self, other: Horizon) -> str:
+        """Return in brackets by what it is just so many times as far: one lag would undo it."""
+        pairs = {"median": (self.median, other.median), "mean": (self.mean, other.mean)}
+        just = [
+            name
+            for name, (one, against) in pairs.items()
+            if one is not None and against is not None and one <= self.farthest
+            if FARTHER * against <= one < FARTHER * against + FARTHER
+        ]
+        return f" (by the {' and the '.join(just)} just {FARTHER:g} times)" if just else ""
+
     def is_beyond(self, other: Horizon) -> bool:
         """Whether it is farther than another at all, by median and mean."""
         pairs = ((self.median, other.median), (self.mean, other.mean))
@@ -346,9 +357,10 @@ def _memory_figure(held: Held, c_T: np.ndarray, property_T: np.ndarray) -> Figur
     """Return the figure of a unit's memory along a text, beside the property that it follows."""
     start = _start(property_T)
     x = range(start, min(start + SHOWN, len(c_T)))
-    drawn = property_T[x]
-    # On the scale of the unit, so that both can be read in one figure.
-    drawn = c_T.min() + (drawn - drawn.min()) * (np.ptp(c_T) / max(1.0, np.ptp(drawn)))
+    # In the range of the unit, so that both can be read in one figure.
+    turned = held.correlation < 0
+    drawn = property_T[x] * (-1 if turned else 1)
+    drawn = c_T[x].min() + (drawn - drawn.min()) * (np.ptp(c_T[x]) / max(1.0, np.ptp(drawn)))
     chart = line_chart(
         "memory",
         f"The memory of unit {held.unit} along the text, and the property {held.property_name}",
@@ -356,8 +368,8 @@ def _memory_figure(held: Held, c_T: np.ndarray, property_T: np.ndarray) -> Figur
             Line(f"c of unit {held.unit}", x, c_T[x].tolist(), 0),
             Line(held.property_name, x, drawn.tolist(), 1, faint=True),
         ],
-        x_label="characters of the text",
-        y_label="c; the property to the same scale",
+        x_label=f"characters, of the last {len(c_T):,}",
+        y_label="c; the property stretched to its range" + (", upside down" if turned else ""),
     )
     title = f"The memory of unit {held.unit} along the text"
     return Figure("memory", title, standalone(chart))
@@ -493,7 +505,9 @@ def along(lab: Lab) -> Section:
         "weights, so gradients reach far back.",
         why=f"""
 Along the memory line alone, `dc_t/dc_{{t-k}}` is the product of `k` forget gates: no matrix and
-no tanh, and near 1 as long as they are open. Along the `h` of a plain RNN or an LSTM a gradient has
+no tanh. Each factor is near 1 while its gate is open, but not their product: of gates at
+{NEARLY_OPEN:g} it leaves {percent(NEARLY_OPEN**NEARER)} after {NEARER} characters and
+{percent(NEARLY_OPEN**LAG)} after {LAG}. Along the `h` of a plain RNN or an LSTM a gradient has
 to pass the matrix at every step; a GRU's `h` has `z ∘ h` as well, which passes no matrix. The
 shares are of total derivatives, so all other ways back are in them as well (from an LSTM's h into
 c, and on along that), and each is of a size at lag 0 of its own, so that those of c and h compare
@@ -682,7 +696,8 @@ def _far_told(
     c = reaches["lstm", "c"]
     names: dict[str, list[str]] = {}
     for cell, one in farther.items():
-        told = f"at least {FARTHER:g} times as far as along {{}}"
+        just = c.just_farther(reaches[cell, "h"])
+        told = f"at least {FARTHER:g} times as far as along {{}}{just}"
         if one is False:
             told = f"not {FARTHER:g} times as far as along {{}}"
         elif one is None:
@@ -715,7 +730,7 @@ def _gru_told(reaches: Mapping[tuple[str, str], Horizon], pace: Slowness) -> str
         return ""
     than = f"the LSTM's c does not reach {FARTHER:g} times as far"
     if gru.farther(c):
-        than = f"at least {FARTHER:g} times as far as along the LSTM's c"
+        than = f"at least {FARTHER:g} times as far as along the LSTM's c{gru.just_farther(c)}"
     elif gru.is_beyond(c):
         than = f"farther than along the LSTM's c, if not {FARTHER:g} times as far"
     kept = ""

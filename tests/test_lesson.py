@@ -18,13 +18,16 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
+from unittest import mock
 
 import numpy as np
 import pytest
 import typer
 
 from charrnn.cli import app
+from charrnn.figures import line_chart
 from charrnn.files import embedded_corpus
+from lesson import memory
 from lesson.__main__ import SECTIONS, main, page
 from lesson.gradients import clipping, judge_clipping, judge_radii, radii, shares_left
 from lesson.lab import FULL, QUICK, Answer, Lab, LessonError
@@ -383,6 +386,14 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
     ("9 kept by all", lambda: along_of(kept=(0.2, 0.1)), "holds", "10 % in the median. Along"),
     ("9 not farther than its h", lambda: along_of(lstm=(31, 36)), "holds in part",
      "at least 2 times as far as along the plain RNN's h; not 2 times as far as along its own h. "
+    ("9 just as far as that", lambda: along_of(c=(30, 47), lstm=(15, 17), rnn=(15, 17)), "holds",
+     "along the plain RNN's h from 15 (17): at least 2 times as far as along the plain RNN's h and "
+     "its own h (by the median just 2 times). Along h"),
+    ("9 just by one lag", lambda: along_of(c=(60, 33), lstm=(30, 16), rnn=(28, 16)), "holds",
+     "at least 2 times as far as along the plain RNN's h (by the mean just 2 times); at least 2 "
+     "times as far as along its own h (by the median and the mean just 2 times)."),
+    ("9 the GRU just as far as that", lambda: along_of(gru=(120, 142)), "holds",
+     "at least 2 times as far as along the LSTM's c (by the median just 2 times). So a memory"),
      "Context"),
     ("9 a few places alone", lambda: along_of(c=(25, 70)), "holds in part",
      "from 14 (15): whether 2 times as far as along the plain RNN's h and its own h is not "
@@ -429,8 +440,8 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
      "from lag 90 (90) on: farther than along the LSTM's c, if not 2 times as far. So a memory"),
     ("9 the GRU does better by the median alone", lambda: along_of(gru=(90, 70)), "holds",
      "from lag 90 (70) on: the LSTM's c does not reach 2 times as far. So a memory"),
-    ("9 the GRU does far better", lambda: along_of(gru=(120, 140)), "holds",
-     "from lag 120 (140) on: at least 2 times as far as along the LSTM's c. So a memory"),
+    ("9 the GRU does far better", lambda: along_of(gru=(122, 142)), "holds",
+     "from lag 122 (142) on: at least 2 times as far as along the LSTM's c. So a memory"),
     ("9 nothing", lambda: along_of(c=(20, 21), slow=0, needs=30, needed=31),
      "does not hold", "not 2 times as far as along the plain RNN's h and its own h."),
     ("10 as told", lambda: judge_lstm({
@@ -1178,6 +1189,9 @@ def test_gates_and_units_are_told_by_name(answering: Callable[..., Lab]) -> None
         return {"property": name, "unit": of, "found": found, "correlation": held}
 
     gate_shares = {
+    assert "of gates at 0.9 it leaves 35 % after 10 characters and 0.52 % after 50." in " ".join(
+        section.why.split()
+    )
         "input": ([0.11, 0.13], [0.21, 0.25]), "forget": ([0.95, 0.35], [0.004, 0.096]),
     }  # fmt: skip
     found = {
@@ -1237,6 +1251,23 @@ def test_windows_are_those_of_the_trained_model(answering: Callable[..., Lab]) -
     ]
     assert all(" --part test " in command for command in section.commands)
     # The longest window's, of which every loss counts: eight million bytes a character, of 12,000.
+    (figure,) = section.figures
+    assert ">characters, of the last 12<" in figure.svg
+    assert ">c; the property stretched to its range<" in figure.svg
+    assert "indentation: a faint line beside.</desc>" in figure.svg
+
+
+def test_a_memory_s_property_is_drawn_in_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the other way up where the memory falls as it rises."""
+    chart = mock.Mock(wraps=line_chart)
+    monkeypatch.setattr("lesson.memory.line_chart", chart)
+    c_T, property_T = np.array([-1.0, 1.0, 0.0]), np.array([0.0, 4.0, 2.0])
+    for sign in (1, -1):
+        held = hold("1.1", "indentation", sign * c_T, property_T)
+        memory._memory_figure(held, sign * c_T, property_T)
+        one, other = chart.call_args.args[2]
+        assert one.y == other.y == [*(sign * c_T)]
+        assert ("upside down" in chart.call_args.kwargs["y_label"]) == (sign < 0)
     assert section.judgement == judge_window(last[0], trained, rival, 96e9)
     why = " ".join(section.why.split())
     assert (

@@ -842,6 +842,8 @@ class TestChartsOfTheInside:
 
         lstm = flows((1, "h"), (1, "c"), (2, "h"), (2, "c"))
         plain = flows((1, "h"), (1, "linear"), (2, "h"), (2, "linear"))
+        roughly = "so that c and h compare only roughly."
+        assert [roughly in self.show(one, layers=2) for one in (lstm, plain)] == [True, False]
         linear = "Linear (in the table): through the recurrent matrix alone"
         assert linear in self.show(lstm, None, plain, lstm, layers=2)
         assert [(line.label, line.x, line.y, line.style) for line in charts["flow-0"].args[1]] == [
