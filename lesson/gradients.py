@@ -148,10 +148,10 @@ def _radii_figure(
         how: the gradient passes it, in words.
     """
     lines = [
-        _line(f"initial, {radius:g}", left["initial", radius, state], style)
+        _line(f"initial, radius {radius:g}", left["initial", radius, state], style)
         for style, radius in enumerate(radii)
     ]
-    lines.append(_line(f"trained, {trained:.2f}", left["trained", None, state], len(radii)))
+    lines.append(_line(f"trained, radius {trained:.2f}", left["trained", None, state], len(radii)))
     chart = line_chart(
         f"radii-{state}",
         f"Gradient against lag by spectral radius, {how}",
@@ -448,7 +448,7 @@ def _clipping_figure(courses: Mapping[Training, Course]) -> Figure:
         "Training loss with and without clipping, by rate",
         [
             Line(
-                f"{rate:g}, {cut}",
+                f"rate {rate:g}, {cut.removesuffix(' to norm 1')}",
                 [row["step"] for row in log],
                 [row["train_nats_per_char"] for row in log],
                 style,
@@ -459,7 +459,8 @@ def _clipping_figure(courses: Mapping[Training, Course]) -> Figure:
         y_label="training loss, nats per character",
         y_log=True,
     )
-    return Figure("clipping", "Training loss with and without clipping", standalone(chart))
+    title = f"Training loss with clipping to norm 1 and without, windows of {WINDOW}"
+    return Figure("clipping", title, standalone(chart))
 
 
 def _courses(trainings: Sequence[Training], answer: Answer) -> dict[Training, Course]:

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from charrnn.figures import Dots, dot_chart, standalone
 from lesson.lab import Lab
-from lesson.recurrence import compare, compare_steps
+from lesson.recurrence import compare, compare_steps, untouched
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
 __all__ = ["Costs", "Loss", "costs", "gru", "judge_gru", "judge_lstm", "lstm"]
@@ -154,8 +154,8 @@ def lstm(lab: Lab) -> Section:
 An LSTM has four blocks of weights where a plain RNN has one: four times the parameters and
 products at equal width. But width is a choice: here all cells also get as many parameters as
 the LSTM, and then as many steps, or as many minutes. Losses and times are means over the seeds,
-with the least and the most in brackets. Losses are on the end of the text, on which nothing was
-trained or chosen. A cell is ahead of another where `compare` finds the difference to be more than
+with the least and the most in brackets. Losses are on the end of the text, on which
+{untouched(lab)}. A cell is ahead of another where `compare` finds the difference to be more than
 chance makes (`ahead_of`); where neither is, they are too close to tell. Times are of the machine
 named above, the cells in turns, and they are noisy: those less than {percent(DEARER - 1)} apart are
 too close to tell. The speed of one training is the median of those in its log. Where the loops are
@@ -197,7 +197,7 @@ def _loss_figure(found: Mapping[str, Costs]) -> Figure:
         ],
         x_label="held-out loss, nats per character; bar: mean",
     )
-    return Figure("loss", title, standalone(chart))
+    return Figure("loss", f"{title}; bar: mean, hollow: single seeds", standalone(chart))
 
 
 def _price_figure(found: Mapping[str, Costs], hidden: int) -> Figure:

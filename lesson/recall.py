@@ -149,7 +149,8 @@ def _beyond_figure(distance: int, carried: Prices, reset: Prices) -> Figure:
         x_label="nats for the key; bar: median",
         x_range=(-0.08, 1.15 * max(CHANCE, *chain(*carried.values(), *reset.values()))),
     )
-    return Figure("beyond", "Price of the key by the window", standalone(chart))
+    title = "Price of the key by the window it was learnt with; bar: median, hollow: single seeds"
+    return Figure("beyond", title, standalone(chart))
 
 
 def _unexplained(distance: int, carried: Prices) -> str:
@@ -401,11 +402,12 @@ def _scaling_figure(
                 [[*filter(math.isfinite, by_seed)] for by_seed in prices.values()],
             )
         ],
-        x_label="nats for the key, after =",
+        x_label="nats for the key; bar: median",
         form=".2f",
         x_range=(-0.08, 1.15 * max(CHANCE, *filter(math.isfinite, chain(*prices.values())))),
     )
-    return Figure("scaling", "Price of the key by cell and gradient", standalone(chart))
+    title = "Price of the key by cell and gradient; bar: median, hollow: single seeds"
+    return Figure("scaling", title, standalone(chart))
 
 
 def judge_scaling(

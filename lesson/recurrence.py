@@ -10,7 +10,16 @@ from typing import Any
 from lesson.lab import Lab
 from lesson.section import Judgement, Section, Table, judged
 
-__all__ = ["compare", "compare_steps", "inspect", "judge_length", "judge_step", "length", "step"]
+__all__ = [
+    "compare",
+    "compare_steps",
+    "inspect",
+    "judge_length",
+    "judge_step",
+    "length",
+    "step",
+    "untouched",
+]
 
 #: Where the end of the text is put, for claim 1.
 END = "corpora/end.txt"
@@ -46,6 +55,12 @@ def run_of(cell: str) -> str:
 def inspect(lab: Lab, cell: str) -> str:
     """Return the beginning of a command that looks into one of these models."""
     return f"charrnn inspect {run_of(cell)} --part test --characters {lab.size.inspected}"
+
+
+def untouched(lab: Lab) -> str:
+    """Say what was not done with the part of the text that models are looked into on."""
+    defaults = "; charrnn's defaults were chosen on parts of this library" if not lab.text else ""
+    return f"nothing was trained and no checkpoint chosen{defaults}"
 
 
 def length(lab: Lab) -> Section:
@@ -90,7 +105,7 @@ same weights, at every `t`. How long the text is never enters the model. The mod
 here read {rows["lstm"]["runs"][0]["trained_characters"]:,} characters each and have nearly the same
 number of parameters. The three of seed 1 serve most of the claims below, all of them claims 10 and
 11. The texts scored here are the beginning of the last {max(lengths):,} characters, on which
-nothing was trained or chosen.
+{untouched(lab)}.
 """,
         commands=[compare_steps(lab), write, *scoring],
         tables=[table],

@@ -72,6 +72,7 @@ class Figure:
 
     name: str
     title: str
+    """Below it on the page, and in its place for who does not see it; no full stop."""
     svg: str
 
     def file(self, number: int) -> str:
@@ -111,7 +112,10 @@ class Section:
             figures: the folder of the figures, seen from the page.
             first: by command, the number of the section that prints it first.
         """
-        shown = [f"![{one.title}]({figures}/{one.file(number)})\n" for one in self.figures]
+        shown = [
+            f"![{one.title}]({figures}/{one.file(number)})\n\n{filled(f'*{one.title}.*')}\n"
+            for one in self.figures
+        ]
         verdict = self.judgement.verdict
         return "\n".join(
             [

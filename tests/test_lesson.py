@@ -47,7 +47,17 @@ from lesson.memory import (
 from lesson.price import Costs, Loss, costs, gru, judge_gru, judge_lstm, lstm
 from lesson.recall import beyond, judge_beyond, judge_scaling, scaling
 from lesson.recurrence import _symbol, judge_length, judge_step, length, step
-from lesson.section import Section, Table, Verdict, broken, filled, judged, markdown, percent
+from lesson.section import (
+    Figure,
+    Section,
+    Table,
+    Verdict,
+    broken,
+    filled,
+    judged,
+    markdown,
+    percent,
+)
 from lesson.windows import judge_window, window
 from tests.conftest import ENVIRONMENT, make_prose
 
@@ -376,6 +386,14 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
      "Along h, which all cells have, the LSTM's gradient does not clearly reach farther than the "
      "plain RNN's. Context that is needed, in characters: LSTM 45, RNN 30, GRU 9; the LSTM needs "
      "at least 1.5 times as much as the plain RNN."),
+    ("9 just as far as that", lambda: along_of(c=(30, 47), lstm=(15, 17), rnn=(15, 17)), "holds",
+     "along the plain RNN's h from 15 (17): at least 2 times as far as along the plain RNN's h and "
+     "its own h (by the median just 2 times). Along h"),
+    ("9 just by one lag", lambda: along_of(c=(60, 33), lstm=(30, 16), rnn=(28, 16)), "holds",
+     "at least 2 times as far as along the plain RNN's h (by the mean just 2 times); at least 2 "
+     "times as far as along its own h (by the median and the mean just 2 times)."),
+    ("9 the GRU just as far as that", lambda: along_of(gru=(120, 142)), "holds",
+     "at least 2 times as far as along the LSTM's c (by the median just 2 times). So a memory"),
     ("9 some are slow", lambda: along_of(slow=2), "holds in part",
      "2 of 10 units change slowly: some units do, most do not. Beside it"),
     ("9 none is slow", lambda: along_of(slow=0), "holds in part", "slowly: hardly any does."),
@@ -386,14 +404,6 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
     ("9 kept by all", lambda: along_of(kept=(0.2, 0.1)), "holds", "10 % in the median. Along"),
     ("9 not farther than its h", lambda: along_of(lstm=(31, 36)), "holds in part",
      "at least 2 times as far as along the plain RNN's h; not 2 times as far as along its own h. "
-    ("9 just as far as that", lambda: along_of(c=(30, 47), lstm=(15, 17), rnn=(15, 17)), "holds",
-     "along the plain RNN's h from 15 (17): at least 2 times as far as along the plain RNN's h and "
-     "its own h (by the median just 2 times). Along h"),
-    ("9 just by one lag", lambda: along_of(c=(60, 33), lstm=(30, 16), rnn=(28, 16)), "holds",
-     "at least 2 times as far as along the plain RNN's h (by the mean just 2 times); at least 2 "
-     "times as far as along its own h (by the median and the mean just 2 times)."),
-    ("9 the GRU just as far as that", lambda: along_of(gru=(120, 142)), "holds",
-     "at least 2 times as far as along the LSTM's c (by the median just 2 times). So a memory"),
      "Context"),
     ("9 a few places alone", lambda: along_of(c=(25, 70)), "holds in part",
      "from 14 (15): whether 2 times as far as along the plain RNN's h and its own h is not "
@@ -677,6 +687,32 @@ def test_long_commands_are_broken_where_a_shell_allows_it() -> None:
     assert broken("short --json") == "short --json"
     kept = broken("charrnn train text --run checkpoints/lesson/run --json", width=30)
     assert "--run checkpoints/lesson/run" in kept
+
+
+def test_who_sees_a_figure_reads_what_it_is() -> None:
+    figure = Figure("key", "Price by window; bar: median", "<svg/>")
+    section = Section("T", "claim", "why", [], [], "rule", judged([True]), [figure])
+    shown = (
+        "![Price by window; bar: median](f/4-key.svg)\n\n*Price by window; bar: median.*\n\n**The"
+    )
+    assert shown in section.markdown(4, "f", {})
+
+
+def test_hollow_marks_are_explained(unlearnt: Lab) -> None:
+    for section in (beyond(unlearnt), scaling(unlearnt)):
+        assert section.figures[0].title.endswith("; bar: median, hollow: single seeds")
+
+
+def test_hollow_marks_beside_a_mean_are_explained(priced: Lab) -> None:
+    assert lstm(priced).figures[0].title.endswith("; bar: mean, hollow: single seeds")
+
+
+def test_that_defaults_were_chosen_on_the_library_is_said_of_it_alone(priced: Lab) -> None:
+    said = "on which nothing was trained and no checkpoint chosen"
+    assert f"{said}. A cell" in " ".join(lstm(priced).why.split())
+    priced.text = None
+    whole = f"{said}; charrnn's defaults were chosen on parts of this library. A cell"
+    assert whole in " ".join(lstm(priced).why.split())
 
 
 def test_formulas_stay_on_a_line() -> None:
@@ -1153,6 +1189,9 @@ def test_reaches_and_paces_are_told_by_cell_and_state(answering: Callable[..., L
             }
         )
     )  # fmt: skip
+    assert "of gates at 0.9 it leaves 35 % after 10 characters and 0.52 % after 50." in " ".join(
+        section.why.split()
+    )
     reached, paced = section.tables
     states = [("rnn", "h", 0), ("lstm", "h", 1), ("lstm", "c", 2), ("gru", "h", 3)]
     needed = {"rnn": 11, "lstm": 22, "gru": 13}
@@ -1189,9 +1228,6 @@ def test_gates_and_units_are_told_by_name(answering: Callable[..., Lab]) -> None
         return {"property": name, "unit": of, "found": found, "correlation": held}
 
     gate_shares = {
-    assert "of gates at 0.9 it leaves 35 % after 10 characters and 0.52 % after 50." in " ".join(
-        section.why.split()
-    )
         "input": ([0.11, 0.13], [0.21, 0.25]), "forget": ([0.95, 0.35], [0.004, 0.096]),
     }  # fmt: skip
     found = {
@@ -1215,6 +1251,23 @@ def test_gates_and_units_are_told_by_name(answering: Callable[..., Lab]) -> None
     use = {"input": Gate(0.12, 0.23, 2, 2), "forget": Gate(0.65, 0.05, 1, 2)}
     held = hold("2.5", "indentation", np.array(values), np.array(indents))
     assert section.judgement == judge_gates(use, held)
+    (figure,) = section.figures
+    assert ">characters, of the last 12<" in figure.svg
+    assert ">c; the property stretched to its range<" in figure.svg
+    assert "indentation: a faint line beside.</desc>" in figure.svg
+
+
+def test_a_memory_s_property_is_drawn_in_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the other way up where the memory falls as it rises."""
+    chart = mock.Mock(wraps=line_chart)
+    monkeypatch.setattr("lesson.memory.line_chart", chart)
+    c_T, property_T = np.array([-1.0, 1.0, 0.0]), np.array([0.0, 4.0, 2.0])
+    for sign in (1, -1):
+        held = hold("1.1", "indentation", sign * c_T, property_T)
+        memory._memory_figure(held, sign * c_T, property_T)
+        one, other = chart.call_args.args[2]
+        assert one.y == other.y == [*(sign * c_T)]
+        assert ("upside down" in chart.call_args.kwargs["y_label"]) == (sign < 0)
 
 
 def test_windows_are_those_of_the_trained_model(answering: Callable[..., Lab]) -> None:
@@ -1251,23 +1304,6 @@ def test_windows_are_those_of_the_trained_model(answering: Callable[..., Lab]) -
     ]
     assert all(" --part test " in command for command in section.commands)
     # The longest window's, of which every loss counts: eight million bytes a character, of 12,000.
-    (figure,) = section.figures
-    assert ">characters, of the last 12<" in figure.svg
-    assert ">c; the property stretched to its range<" in figure.svg
-    assert "indentation: a faint line beside.</desc>" in figure.svg
-
-
-def test_a_memory_s_property_is_drawn_in_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the other way up where the memory falls as it rises."""
-    chart = mock.Mock(wraps=line_chart)
-    monkeypatch.setattr("lesson.memory.line_chart", chart)
-    c_T, property_T = np.array([-1.0, 1.0, 0.0]), np.array([0.0, 4.0, 2.0])
-    for sign in (1, -1):
-        held = hold("1.1", "indentation", sign * c_T, property_T)
-        memory._memory_figure(held, sign * c_T, property_T)
-        one, other = chart.call_args.args[2]
-        assert one.y == other.y == [*(sign * c_T)]
-        assert ("upside down" in chart.call_args.kwargs["y_label"]) == (sign < 0)
     assert section.judgement == judge_window(last[0], trained, rival, 96e9)
     why = " ".join(section.why.split())
     assert (
