@@ -542,7 +542,7 @@ def test_they_are_sized_when_a_run_goes_on_with_other_minutes(simulate: Simulate
     early = stub_run(world, config, Progress(step=20, seconds=2.0), 900_000, "cpu")
     first = next(event for event in train(early) if isinstance(event, Validated))
     assert first.row["step"] == 30
-    affordable = 2 * 60 * recipe.guessed_speed(65, "cpu") / 10
+    affordable = 2 * 60 * recipe.guessed_speed(65, "cpu", config.precision) / 10
     assert first.scores.characters == pytest.approx(affordable / 3, rel=0.05)
 
 
