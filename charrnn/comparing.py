@@ -361,7 +361,7 @@ def _refuse_another_text(plan: Plan, train: Part, valid: Part | None) -> None:
     refuse = partial(
         refuse_another_text,
         of="this comparison",
-        instead="compare anew in another folder with --run",
+        instead=", or compare anew in another folder with --run",
     )
     refuse(train.corpus, plan.fingerprint)
     if plan.valid and valid is not None:

@@ -255,7 +255,7 @@ def refuse_another_text(
     what: str = "the text",
     of: str = "this run",
     known: Collection[str] = (),
-    instead: str = "start anew (train --init-from begins with its weights)",
+    instead: str = ", or start anew (train --init-from begins with its weights)",
 ) -> None:
     """Refuse to go on with a text other than the one that was read before.
 
@@ -265,7 +265,7 @@ def refuse_another_text(
         what: the text is, for the message.
         of: whom the text is, for the message.
         known: digests of the files of the one before, as far as they are known.
-        instead: what else to do.
+        instead: what else to do, as the message ends.
 
     Raises:
         CorpusError: they differ.
@@ -275,7 +275,7 @@ def refuse_another_text(
     raise CorpusError(
         f"{what} ({_files(corpus)}{_differing(corpus, known)}) is not the one {of} was started "
         f"on: {corpus.characters:,} characters, SHA-256 {corpus.fingerprint[:12]}..., not "
-        f"{str(fingerprint)[:12]}...: bring the old text back, or {instead}"
+        f"{str(fingerprint)[:12]}...: bring the old text back{instead}"
     )
 
 
@@ -328,21 +328,16 @@ def recorded_part(
     if borders is None:
         raise UsageError(f"{shown(path)}: its run held out no {name} part")
     record = _where_it_lies(record, path)
-    names, fingerprint = record.texts, record.fingerprint
+    names, fingerprint, known = record.texts, record.fingerprint, record.files
     if name == "valid" and record.valid_texts:
-        names, fingerprint = record.valid_texts, record.valid_fingerprint or ""
+        names, fingerprint, known = record.valid_texts, record.valid_fingerprint or "", ()
     if "-" in names and not moved:
         raise CorpusError(f"{shown(path)}: its run read standard input, which is gone")
     try:
         corpus = read(tuple(moved or names or embedded_corpus()), record.encoding)
     except CorpusError as error:
         raise CorpusError(f"{shown(path)}: the text that its run read: {error}") from error
-    if corpus.fingerprint != fingerprint:
-        raise CorpusError(
-            f"{shown(path)}: its run read another text than {shown(' '.join(moved))}"
-            if moved
-            else f"{shown(path)}: the text that its run read has changed since"
-        )
+    refuse_another_text(corpus, fingerprint, f"{shown(path)}: the text", "its run", known, "")
     try:
         return corpus.part(*borders)
     except ValueError as error:

@@ -122,7 +122,10 @@ def test_a_file_that_appears_in_the_folder(tmp_path: Path, promise: Promise) -> 
     with RunFolder.create(tmp_path / "run") as folder:
         drive(begin(folder, texts), lambda run: run.progress.step == 13)
     (texts / "c.txt").write_text("one more")
-    assert f"(4 files, of which new or changed: {texts}/c.txt)" in refusal(tmp_path / "run")
+    changed = f"(4 files, of which new or changed: {texts}/c.txt)"
+    assert changed in refusal(tmp_path / "run")
+    scored = run_cli("evaluate", tmp_path / "run", "--part", "valid")
+    assert (scored.code, changed in scored.err) == (1, True)
     (texts / "a.txt").write_text("another")
     assert f"new or changed: {texts}/a.txt and 1 more)" in refusal(tmp_path / "run")
     (texts / "a.txt").write_text(make_prose(200))
