@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 
-from charrnn import native, recipe
+from charrnn import recipe
 from charrnn.baselines import compressed_nats, uniform_nats, unigram_nats
+from charrnn.compiler import why_none
 from charrnn.config import CELL_GATES, ModelConfig, TrainConfig
 from charrnn.corpus import Part
 from charrnn.errors import UsageError
 from charrnn.limits import memory_bytes
 from charrnn.model import CharModel
+from charrnn.native import Loops, loops
 from charrnn.optimiser import OPTIMISERS
 from charrnn.reading import TextRecord
 from charrnn.run import Progress, Run
@@ -152,10 +154,10 @@ def _baselines(
 def _slow_loops(model: CharModel) -> list[str]:
     """Return what is said where the machine could train faster, had it a compiler."""
     # Asking compiles, which takes its time.
-    why = native.why_none() if model.head.weight.device.type == "cpu" else None
-    if why is None:
+    if model.head.weight.device.type != "cpu" or loops():
         return []
-    return [f"training is faster with a C compiler that has OpenMP, such as gcc: {why}"]
+    faster = "training is faster with a C compiler that has OpenMP, such as gcc"
+    return [f"{faster}: {why_none(Loops)}"]
 
 
 def refuse_validations(training: Mapping[str, Any]) -> None:

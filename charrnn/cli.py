@@ -542,12 +542,12 @@ def sample(
     if as_json and length == 0:
         raise UsageError("--length 0 never ends: it does not go with --json")
 
-    from charrnn.compiler import find_compiler
+    from charrnn.compiler import find_compiler, why_none
     from charrnn.device import choose_device
     from charrnn.sample_view import collect, print_as_json, print_as_made, print_samples
     from charrnn.sampling import encode_stop, prepare_prompt, unwarned
     from charrnn.sampling import sample as draw
-    from charrnn.steps import why_none
+    from charrnn.steps import Steps
     from charrnn.trained import load_model
 
     where = choose_device(device)
@@ -571,7 +571,7 @@ def sample(
         print_as_json(vocabulary, start, samples, seed, ending)
     elif not streams:
         print_samples(vocabulary, start, samples)
-    if config.weights != "fp32" and find_compiler() and (why := why_none()):
+    if config.weights != "fp32" and find_compiler() and (why := why_none(Steps)):
         say(f"note: --weights {config.weights} was no faster here: {why}")
 
 

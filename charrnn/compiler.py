@@ -20,11 +20,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,10 +35,12 @@ __all__ = [
     "LEAST_LANES",
     "Library",
     "argument",
-    "compile_file",
+    "compile_library",
+    "compiled",
     "find_compiler",
     "refuse_misreadable",
     "why_no_compiler",
+    "why_none",
 ]
 
 LEAST_LANES = 4
@@ -67,17 +69,21 @@ class Library:
 
     Args:
         library: compiled.
-        functions: those of its own that return nothing.
         tiles: whether products in bf16 may use AMX's tiles.
 
     Attributes:
+        FILE: its name, in this package.
+        FUNCTIONS: those of its own that return nothing.
         multiplies_bf16: whether the processor has products in bf16, tiles or not.
         multiplies_int8: the same of bytes.
     """
 
-    def __init__(self, library: ctypes.CDLL, functions: Sequence[str], *, tiles: bool) -> None:
+    FILE: ClassVar[str]
+    FUNCTIONS: ClassVar[Sequence[str]]
+
+    def __init__(self, library: ctypes.CDLL, *, tiles: bool) -> None:
         self._library = library
-        for name in ("prepare", *functions):
+        for name in ("prepare", *self.FUNCTIONS):
             getattr(library, name).restype = None
         for name in ("panel_width", "narrow_depth", "byte_depth"):
             getattr(library, name).restype = ctypes.c_long
@@ -177,27 +183,48 @@ def _is_macos() -> bool:
 
 _L = TypeVar("_L", bound=Library)
 
+#: What was asked for in this process, or why there is none.
+_made: dict[type[Library], Library | str] = {}
 
-def compile_file(
-    file: str, load: Callable[[ctypes.CDLL], _L], compiler: list[str], machine: str
+
+def compiled(kind: type[_L]) -> _L | None:
+    """Return a library, compiled where it is first asked for; None where it cannot be."""
+    if kind not in _made:
+        compiler = find_compiler()
+        _made[kind] = compile_library(kind, compiler) if compiler else why_no_compiler()
+    made = _made[kind]
+    return made if isinstance(made, kind) else None
+
+
+def why_none(kind: type[Library]) -> str | None:
+    """Return why ``compiled`` gave no library, as "none is found here".
+
+    None if it gave one, or was not asked: to find out is to wait for a compiler.
+    """
+    made = _made.get(kind)
+    return made if isinstance(made, str) else None
+
+
+def compile_library(
+    kind: type[_L], compiler: list[str], machine: str = "native", *, tiles: bool = True
 ) -> _L | str:
-    """Return a file as a compiler makes it, or why it does not.
+    """Return a library as a compiler makes it, or why it does not.
 
     Args:
-        file: its name, in this package.
-        load: makes something of what was compiled.
+        kind: which one.
         compiler: a command that takes gcc's options.
         machine: its ``-march``; left out where the compiler does not know it.
+        tiles: see ``Library``.
     """
     name, march = shown(shlex.join(compiler)), f"-march={machine}"
     try:
         with tempfile.TemporaryDirectory(prefix="charrnn-", ignore_cleanup_errors=True) as name_of:
             folder = Path(name_of)
             # Copies, for in an archive of a package a compiler finds nothing.
-            for source in (file, "products.h"):
+            for source in (kind.FILE, "products.h"):
                 (folder / source).write_bytes((files("charrnn") / source).read_bytes())
             library = folder / "library.so"
-            fixed = [*compiler, *_OPTIONS, str(folder / file), "-o", str(library)]
+            fixed = [*compiler, *_OPTIONS, str(folder / kind.FILE), "-o", str(library)]
             for wishes in ([march, _WIDE], [march], []):
                 complaint = _complaint([*fixed, *wishes], folder)
                 if complaint is None:
@@ -207,7 +234,7 @@ def compile_file(
                     f": {shown(complaint)}" if complaint else ""
                 )
             try:
-                return load(ctypes.CDLL(str(library)))
+                return kind(ctypes.CDLL(str(library)), tiles=tiles)
             except (OSError, AttributeError) as error:  # of a folder without leave to run, say
                 return f"what {name} made cannot be loaded: {shown(error)}; TMPDIR names its folder"
     except subprocess.TimeoutExpired:

@@ -1,7 +1,6 @@
 """The time-step loops of ``recurrence.c``, on tensors.
 
-Where there is no C compiler with OpenMP, ``loops`` gives None, ``why_none`` says why, and the
-callers have other ways.
+Where there is no C compiler with OpenMP, ``loops`` gives None, and the callers have other ways.
 
 Axis letters: T time, B lanes, D different inputs, H hidden, G gates, apart (GH) or stacked as rows
 (G); K a product's inner axis, N its columns.
@@ -9,26 +8,14 @@ Axis letters: T time, B lanes, D different inputs, H hidden, G gates, apart (GH)
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
-from functools import cache, partial
 
 import torch
 from torch import Tensor
 
-from charrnn.compiler import (
-    LEAST_LANES,
-    Library,
-    argument,
-    compile_file,
-    find_compiler,
-    refuse_misreadable,
-    why_no_compiler,
-)
+from charrnn.compiler import LEAST_LANES, Library, argument, compiled, refuse_misreadable
 
-__all__ = ["Loops", "compile_loops", "loops", "why_none"]
-
-_FUNCTIONS = [f"{cell}_{way}" for cell in ("rnn", "lstm", "gru") for way in ("forward", "backward")]
+__all__ = ["Loops", "loops"]
 
 
 class Loops(Library):
@@ -38,14 +25,13 @@ class Loops(Library):
     ``which_TB`` names, are the caller's word. What is said to be returned is allocated here.
     ``narrow`` asks for recurrent products in bf16, which are in float32 where the processor has
     none.
-
-    Args:
-        library: compiled.
-        tiles: whether products in bf16 may use AMX's tiles.
     """
 
-    def __init__(self, library: ctypes.CDLL, *, tiles: bool = True) -> None:
-        super().__init__(library, _FUNCTIONS, tiles=tiles)
+    FILE = "recurrence.c"
+    FUNCTIONS = (
+        "rnn_forward", "rnn_backward", "lstm_forward", "lstm_backward", "gru_forward",
+        "gru_backward",
+    )  # fmt: skip
 
     def rnn_forward(
         self,
@@ -232,30 +218,4 @@ def _room_to_keep(states_TBH: Tensor, gates: int, keep: bool) -> Tensor | None:
 
 def loops() -> Loops | None:
     """Return the compiled loops, or None where there is no compiler for them."""
-    compiled = _compiled()
-    return compiled if isinstance(compiled, Loops) else None
-
-
-def why_none() -> str | None:
-    """Return why there are no compiled loops, as "none is found here"; None if there are."""
-    compiled = _compiled()
-    return None if isinstance(compiled, Loops) else compiled
-
-
-@cache
-def _compiled() -> Loops | str:
-    compiler = find_compiler()
-    return compile_loops(compiler) if compiler else why_no_compiler()
-
-
-def compile_loops(
-    compiler: list[str], machine: str = "native", *, tiles: bool = True
-) -> Loops | str:
-    """Return the loops as a compiler makes them, or why it does not.
-
-    Args:
-        compiler: a command that takes gcc's options.
-        machine: its ``-march``; left out where the compiler does not know it.
-        tiles: see ``Loops``.
-    """
-    return compile_file("recurrence.c", partial(Loops, tiles=tiles), compiler, machine)
+    return compiled(Loops)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,18 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from charrnn.compiler import (
-    LEAST_LANES,
-    Library,
-    argument,
-    compile_file,
-    find_compiler,
-    refuse_misreadable,
-    why_no_compiler,
-)
+from charrnn.compiler import LEAST_LANES, Library, argument, compiled, refuse_misreadable
 from charrnn.config import CELL_NAMES, CellName
 
-__all__ = ["Layer", "Step", "Steps", "compile_steps", "steps", "why_none"]
+__all__ = ["Layer", "Step", "Steps", "steps"]
 
 _TYPES = (torch.float32, torch.bfloat16, torch.int8)
 """What matrices are made of, in the order in which ``products.h`` counts them."""
@@ -53,15 +45,13 @@ class Layer(NamedTuple):
 
 
 class Steps(Library):
-    """The functions of ``step.c``.
+    """The functions of ``step.c``."""
 
-    Args:
-        library: compiled.
-        tiles: whether products in bf16 may use AMX's tiles.
-    """
+    FILE = "step.c"
+    FUNCTIONS = ("step",)
 
-    def __init__(self, library: ctypes.CDLL, *, tiles: bool = True) -> None:
-        super().__init__(library, ["step"], tiles=tiles)
+    def __init__(self, library: ctypes.CDLL, *, tiles: bool) -> None:
+        super().__init__(library, tiles=tiles)
         library.step_room.restype = ctypes.c_long
 
     def matrix(self, weight_NK: Tensor, scale_N: Tensor | None = None) -> Tensor:
@@ -162,35 +152,4 @@ class Step:
 
 def steps() -> Steps | None:
     """Return the compiled step, or None where there is no compiler for it."""
-    compiled = _compiled()
-    return compiled if isinstance(compiled, Steps) else None
-
-
-def why_none() -> str | None:
-    """Return why there is no compiled step, as "none is found here".
-
-    None if there is, or if nobody has asked for one: to find out is to wait for a compiler.
-    """
-    if not _compiled.cache_info().currsize:
-        return None
-    compiled = _compiled()
-    return None if isinstance(compiled, Steps) else compiled
-
-
-@cache
-def _compiled() -> Steps | str:
-    compiler = find_compiler()
-    return compile_steps(compiler) if compiler else why_no_compiler()
-
-
-def compile_steps(
-    compiler: list[str], machine: str = "native", *, tiles: bool = True
-) -> Steps | str:
-    """Return the step as a compiler makes it, or why it does not.
-
-    Args:
-        compiler: a command that takes gcc's options.
-        machine: its ``-march``; left out where the compiler does not know it.
-        tiles: see ``Steps``.
-    """
-    return compile_file("step.c", partial(Steps, tiles=tiles), compiler, machine)
+    return compiled(Steps)

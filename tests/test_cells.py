@@ -179,7 +179,9 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 def loops_for(machine: str, *, tiles: bool) -> native.Loops:
     """Return compiled loops, or skip where they cannot be had or run."""
     skip_without(machine)
-    compiled = native.compile_loops(compiler.find_compiler(), machine, tiles=tiles)
+    compiled = compiler.compile_library(
+        native.Loops, compiler.find_compiler(), machine, tiles=tiles
+    )
     assert isinstance(compiled, native.Loops), compiled
     return compiled
 

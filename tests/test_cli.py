@@ -28,7 +28,7 @@ import pytest
 import torch
 import typer
 
-from charrnn import __version__, native, recipe, steps, training
+from charrnn import __version__, compiler, recipe, training
 from charrnn.baselines import COMPRESSORS
 from charrnn.checkpoint import load, read_description, save
 from charrnn.cli import app
@@ -861,7 +861,7 @@ class TestTrain:
     def test_validates_on_another_text(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(native, "why_none", lambda: None)
+        monkeypatch.setattr("charrnn.assembling.loops", lambda: True)
         other = tmp_path / "other.txt"
         other.write_text(make_prose(333, seed=2), encoding="utf-8-sig")
         result = cli("train", prose, "--valid", other, "--run", tmp_path / "run", "--json", *QUICK)
@@ -1266,12 +1266,9 @@ class TestSample:
         """Of a compiler that is there, once it was asked: who draws little does not wait for it."""
         monkeypatch.setenv("CC", "false")
         monkeypatch.setattr("charrnn.stepper._steps_in_numpy", lambda *_, **__: 9)
-        steps._compiled.cache_clear()
-        try:
-            words = ("sample", trained, "--weights", weights, "--length")
-            short, long = (cli(*words, length) for length in (5, 20))
-        finally:
-            steps._compiled.cache_clear()
+        monkeypatch.setattr(compiler, "_made", {})
+        words = ("sample", trained, "--weights", weights, "--length")
+        short, long = (cli(*words, length) for length in (5, 20))
         assert (short.code, short.err, long.code, len(long.out)) == (0, "", 0, 20)
         said = "note: --weights int8 was no faster here: false does not compile it\n"
         assert long.err == (said if weights == "int8" else "")

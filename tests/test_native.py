@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from functools import cache, partial
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from charrnn import compiler, loops, native, steps
+from charrnn.compiler import compile_library
 from charrnn.device import multiplies_bf16
 from charrnn.loops import beats_onednn_lstm, run_gru, run_lstm, run_rnn
 from tests.conftest import Cli, compiles
@@ -114,7 +115,7 @@ def test_a_broken_lane_stays_alone(cell: str) -> None:
 @needs_compiler
 @pytest.mark.parametrize("tiles", [True, False])
 def test_narrow_products_are_of_factors_rounded_to_the_nearest(tiles: bool) -> None:
-    compiled = native.compile_loops(compiler.find_compiler(), tiles=tiles)
+    compiled = compile_library(native.Loops, compiler.find_compiler(), tiles=tiles)
     assert isinstance(compiled, native.Loops)
     if not compiled.multiplies_bf16:
         pytest.skip("the processor has no products in bf16")
@@ -304,8 +305,7 @@ def script(path: Path, text: str) -> list[str]:
 @pytest.fixture
 def asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget, for the time of the test, what this process has compiled."""
-    monkeypatch.setattr(native, "_compiled", native._compiled.__wrapped__)
-    monkeypatch.setattr(steps, "_compiled", cache(steps._compiled.__wrapped__))
+    monkeypatch.setattr(compiler, "_made", {})
 
 
 @pytest.mark.usefixtures("temporary", "asked_anew")
@@ -313,22 +313,22 @@ def test_without_a_compiler_there_are_no_loops_and_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     missing = str(tmp_path / "none")
-    assert native.compile_loops(["false", "\n"]) == "false '\\n' does not compile it"
-    assert native.compile_loops([missing]) == (
+    assert compile_library(native.Loops, ["false", "\n"]) == "false '\\n' does not compile it"
+    assert compile_library(native.Loops, [missing]) == (
         f"{missing} cannot be used: [Errno 2] No such file or directory: {missing!r}"
     )
     monkeypatch.setenv("CC", "ccache gcc-99")
     assert compiler.find_compiler() == ["ccache", "gcc-99"]
     monkeypatch.setenv("CC", "gcc '-O3")
     assert compiler.find_compiler() == [], "a quote that is never closed names no compiler"
-    assert native.why_none() == "CC names none"
+    assert compiler.why_no_compiler() == "CC names none"
     monkeypatch.delenv("CC")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("sys.platform", "linux")
     assert compiler.find_compiler() == []
-    assert (native.loops(), native.why_none()) == (None, "none is found here")
-    assert steps.why_none() is None, "nobody has asked"
-    assert (steps.steps(), steps.why_none()) == (None, "none is found here")
+    for ask, kind in ((native.loops, native.Loops), (steps.steps, steps.Steps)):
+        assert compiler.why_none(kind) is None, "nobody has asked"
+        assert (ask(), compiler.why_none(kind)) == (None, "none is found here")
 
 
 def test_on_macos_the_newest_gcc_is_taken_by_its_own_name(
@@ -356,15 +356,15 @@ def test_the_compiler_s_own_reason_is_told(tmp_path: Path) -> None:
     says = r"printf 'In file included\nwarning: old\ncc: error: no \001omp.h\ncc: error: 2\n' >&2"
     command = script(tmp_path / "cc", f"{wished}\n{says}\nexit 1")
     said = f"{command[0]} does not compile it: cc: error: no \\x01omp.h"
-    assert native.compile_loops(command) == said
-    assert steps.compile_steps(command) == said
+    assert compile_library(native.Loops, command) == said
+    assert compile_library(steps.Steps, command) == said
 
 
 @pytest.mark.usefixtures("temporary")
 def test_where_nothing_may_be_run_the_way_out_is_told(tmp_path: Path) -> None:
     """What is no library is refused as one on a folder without permission to run is."""
     command = script(tmp_path / "cc", 'while [ "$1" != -o ]; do shift; done; echo "" >"$2"')
-    said = native.compile_loops(command)
+    said = compile_library(native.Loops, command)
     assert isinstance(said, str)
     assert said.startswith(f"what {command[0]} made cannot be loaded: ")
     assert said.endswith("; TMPDIR names its folder")
@@ -374,15 +374,16 @@ def test_where_nothing_may_be_run_the_way_out_is_told(tmp_path: Path) -> None:
 @pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
 @pytest.mark.usefixtures("temporary")
 def test_a_compiler_of_c_plus_plus_compiles_c() -> None:
-    assert isinstance(native.compile_loops(["g++"]), native.Loops)
+    assert isinstance(compile_library(native.Loops, ["g++"]), native.Loops)
 
 
 @pytest.mark.usefixtures("asked_anew")
 def test_no_compiler_is_run_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHARRNN_NATIVE", "0")
-    monkeypatch.setattr(native, "compile_loops", None)
+    monkeypatch.setattr(compiler, "compile_library", None)
     assert compiler.find_compiler() == []
-    assert (native.loops(), native.why_none()) == (None, "CHARRNN_NATIVE=0 asks for none")
+    assert native.loops() is None
+    assert compiler.why_none(native.Loops) == "CHARRNN_NATIVE=0 asks for none"
 
 
 @pytest.mark.usefixtures("temporary", "asked_anew")
@@ -410,7 +411,7 @@ def test_without_a_folder_there_are_no_loops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
-    said = native.compile_loops(script(tmp_path / "cc", f"touch {tmp_path}/ran"))
+    said = compile_library(native.Loops, script(tmp_path / "cc", f"touch {tmp_path}/ran"))
     assert isinstance(said, str) and "No such file or directory" in said
     assert not (tmp_path / "ran").exists()
 
@@ -422,7 +423,7 @@ def test_a_compiler_may_refuse_what_is_only_wished(refused: str, tmp_path: Path)
     usual = shlex.join(compiler.find_compiler())
     refuse = f'case "$*" in *{refused}*) exit 1;; esac'
     command = script(tmp_path / "cc", f'{refuse}\nexec {usual} "$@"')
-    assert isinstance(native.compile_loops(command), native.Loops)
+    assert isinstance(compile_library(native.Loops, command), native.Loops)
 
 
 @pytest.mark.usefixtures("temporary")
@@ -454,13 +455,15 @@ def test_a_compiler_that_does_not_end_is_ended_with_all_it_started(
         previous = signal.signal(signal.SIGALRM, interrupt)
         try:
             with pytest.raises(KeyboardInterrupt):
-                native.compile_loops(script(tmp_path / "cc", f"{started}kill -ALRM $PPID\nwait"))
+                compile_library(
+                    native.Loops, script(tmp_path / "cc", f"{started}kill -ALRM $PPID\nwait")
+                )
         finally:
             signal.signal(signal.SIGALRM, previous)
     else:
         monkeypatch.setattr(compiler, "_COMPILE_SECONDS", 2)
         command = script(tmp_path / "cc", f"{started}wait")
-        assert native.compile_loops(command) == f"{command[0]} took more than 2 s"
+        assert compile_library(native.Loops, command) == f"{command[0]} took more than 2 s"
     assert (tmp_path / "runs").read_text() == "\n", "it is not tried twice"
     assert select.select([reader], [], [], 10)[0]
     assert os.read(reader, 1) == b""

@@ -15,7 +15,7 @@ from charrnn import compiler, kernels, stepper
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, WeightsName
 from charrnn.model import CharModel, Hidden
 from charrnn.stepper import CompiledStepper, NumpyStepper, Stepper
-from charrnn.steps import Steps, compile_steps
+from charrnn.steps import Steps
 from tests.conftest import skip_without
 
 
@@ -62,7 +62,8 @@ def steps_for(engine: str) -> Steps:
     """Return the step compiled, or skip where it cannot be had or run."""
     machine = engine.split()[0]
     skip_without(machine)
-    made = compile_steps(compiler.find_compiler(), machine, tiles="without" not in engine)
+    tiles = "without" not in engine
+    made = compiler.compile_library(Steps, compiler.find_compiler(), machine, tiles=tiles)
     assert isinstance(made, Steps), made
     return made
 

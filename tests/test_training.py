@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn import device, native, recipe, training
+from charrnn import compiler, device, recipe, training
 from charrnn.assembling import _slow_loops, refuse_too_large
 from charrnn.baselines import compressed_nats, uniform_nats, unigram_nats
 from charrnn.checkpoint import load, save
@@ -418,7 +418,7 @@ def test_a_run_in_fp32_goes_on_so_without_a_word(
     list(train(run, lambda: "the test" if run.progress.step == 3 else None))
     run.folder.close()
     monkeypatch.setattr("charrnn.resuming.multiplies_bf16", lambda device: False)
-    monkeypatch.setattr(native, "why_none", lambda: None)
+    monkeypatch.setattr("charrnn.assembling.loops", lambda: True)
     with RunFolder.open_existing(run.folder.path) as folder:
         again = resume(folder, device=CPU, changes={})
     assert again.config == run.config
@@ -1224,19 +1224,14 @@ def test_a_missing_compiler_is_told_on_a_cpu(
     start_run: StartRun,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked = []
-
-    def compiled() -> str:
-        asked.append("a compiler")
-        return "gcc is on leave"
-
-    monkeypatch.setattr(native, "_compiled", cache(compiled))
+    monkeypatch.setattr(compiler, "_made", {})
+    monkeypatch.setattr(compiler, "find_compiler", list)
+    monkeypatch.setattr(compiler, "why_no_compiler", lambda: "gcc is on leave")
     monkeypatch.setattr(device, "has_capability", vectors.startswith)
     run = start_run(cell=cell, steps=2, precision=precision)
     said = [note for note in run.notes if "compiler" in note]
     note = "training is faster with a C compiler that has OpenMP, such as gcc: gcc is on leave"
     assert said == [note]
-    assert asked
     assert list(train(run))[-1] == Finished("done", complete=True)
     again = resume(run.folder, device=None, changes={"steps": 3})
     assert [said for said in again.notes if "compiler" in said] == [note]
@@ -1245,12 +1240,12 @@ def test_a_missing_compiler_is_told_on_a_cpu(
 def test_no_compiler_is_missed_where_there_is_one_or_none_is_used(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "why_none", lambda: None)
+    monkeypatch.setattr("charrnn.assembling.loops", lambda: True)
     run = start_run(steps=1)
     list(train(run))
     again = resume(run.folder, device=None, changes={"steps": 2})
     assert not [said for said in run.notes + again.notes if "compiler" in said]
-    monkeypatch.setattr(native, "why_none", lambda: "gcc is on leave")
+    monkeypatch.setattr("charrnn.assembling.loops", lambda: None)
     assert _slow_loops(run.model)
     assert not _slow_loops(run.model.to("meta"))  # a device that is no CPU
 
