@@ -142,7 +142,7 @@ class CompiledStepper:
                     matrix(cell.weight_recurrent),
                     bias_G,
                     cell.bias_recurrent if isinstance(cell, GRU) else None,
-                    state,
+                    *state,
                 )
                 for cell, (weight, bias_G), state in zip(
                     (lowest, *upper), inputs, self._hidden, strict=True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,9 @@ from charrnn.config import CELL_NAMES, CellName
 
 __all__ = ["Layer", "Step", "Steps", "steps"]
 
+Step = Callable[[NDArray[np.integer]], NDArray[np.float32]]
+"""Reads one more character of every text, symbols_B, and returns logits_BV for the one after it."""
+
 _TYPES = (torch.float32, torch.bfloat16, torch.int8)
 """What matrices are made of, in the order in which ``products.h`` counts them."""
 
@@ -30,7 +34,7 @@ faster on a quiet machine, and on a busy one ten times as slow as one thread."""
 
 
 class Layer(NamedTuple):
-    """A layer; its matrices as ``Steps.matrix`` returns them."""
+    """A layer, in the order of ``step.c``'s; its matrices as ``Steps.matrix`` returns them."""
 
     inputs: Tensor | None
     """W; the lowest layer has none."""
@@ -40,8 +44,10 @@ class Layer(NamedTuple):
     """b; the lowest layer has none."""
     second_bias_H: Tensor | None
     """A GRU's."""
-    state: tuple[Tensor, ...]
-    """h_BH, and an LSTM's c_BH. A step replaces what they hold."""
+    h_BH: Tensor
+    """A step replaces what it holds, and ``c_BH``."""
+    c_BH: Tensor | None = None
+    """An LSTM's."""
 
 
 class Steps(Library):
@@ -84,7 +90,7 @@ class Steps(Library):
             head: A matrix of the type of all others.
             head_bias_V: Its bias.
         """
-        lanes, hidden = layers[0].state[0].shape
+        lanes, hidden = layers[0].h_BH.shape
         apart = lanes >= 2 * LEAST_LANES
         matrices = [
             matrix
@@ -104,50 +110,23 @@ class Steps(Library):
         room = torch.empty(room_size, dtype=torch.float32)
         symbols_B = torch.zeros(lanes, dtype=torch.int64)
         logits_BV = torch.empty(lanes, len(head_bias_V), dtype=torch.float32)
-        # The struct of a layer: its fields one after the other, the last one an LSTM's alone.
-        fields = [
-            field
-            for inputs, recurrent, bias_G, second_bias_H, state in layers
-            for field in (inputs, recurrent, bias_G, second_bias_H, *state, None)[:6]
-        ]
+        fields = [*chain(*layers)]
         addresses = (ctypes.c_void_p * len(fields))(*(argument(field).value for field in fields))
         rest = (table_VG, symbols_B, len(head_bias_V), head, head_bias_V, logits_BV, room)
         refuse_misreadable(*matrices, head, dtypes=(head.dtype,))
-        floats = [part for one in layers for part in (one.bias_G, one.second_bias_H, *one.state)]
-        refuse_misreadable(*floats, table_VG, head_bias_V)
+        refuse_misreadable(*chain(*(layer[2:] for layer in layers)), table_VG, head_bias_V)
         sizes = (threads, apart, *kinds, lanes, hidden, len(layers))
         arguments = (*map(ctypes.c_long, sizes), addresses, *(argument(value) for value in rest))
         run = partial(self._library.step, *arguments)
-        return Step(run, symbols_B.numpy(), logits_BV.numpy(), (fields, rest))
+        read_B, written_BV = symbols_B.numpy(), logits_BV.numpy()
 
+        # Held: what C has the addresses of.
+        def step(next_B: NDArray[np.integer], held: object = (fields, rest)) -> NDArray[np.float32]:
+            read_B[:] = next_B
+            run()
+            return written_BV.copy()
 
-class Step:
-    """The step of a model: what ``step.c`` is called with.
-
-    Args:
-        run: the call.
-        symbols_B: what it reads.
-        logits_BV: what it writes.
-        held: what it has the addresses of.
-    """
-
-    def __init__(
-        self,
-        run: Callable[[], None],
-        symbols_B: NDArray[np.int64],
-        logits_BV: NDArray[np.float32],
-        held: object,
-    ) -> None:
-        self._run = run
-        self._symbols_B = symbols_B
-        self._logits_BV = logits_BV
-        self._held = held
-
-    def __call__(self, symbols_B: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Read one more character of every text, and return logits_BV for the one after it."""
-        self._symbols_B[:] = symbols_B
-        self._run()
-        return self._logits_BV.copy()
+        return step
 
 
 def steps() -> Steps | None:
