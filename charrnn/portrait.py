@@ -128,7 +128,7 @@ def portray(
         drawing = copy.deepcopy(model).cpu()
     try:
         with unwarned():
-            pieces = [*sample(drawing, vocabulary, vocabulary.encode(""), SAMPLE)]
+            pieces = [*sample(drawing, vocabulary, None, SAMPLE)]
     except NonFiniteError as error:
         raise NonFiniteError(f"{shown(checkpoint)}: {error}") from error
     return Portrait(

@@ -17,7 +17,7 @@ from charrnn.config import SampleConfig, UnknownName
 from charrnn.errors import NonFiniteError, VocabularyError
 from charrnn.model import CharModel, Hidden, take_lanes
 from charrnn.stepper import NumpyStepper, Stepper
-from charrnn.vocabulary import UNKNOWN, Vocabulary, listed
+from charrnn.vocabulary import UNKNOWN, Ids, Vocabulary, listed
 from charrnn.wording import quoted
 
 __all__ = ["Piece", "encode_stop", "next_probabilities", "prepare_prompt", "sample", "unwarned"]
@@ -42,7 +42,7 @@ class Piece(NamedTuple):
 
 def prepare_prompt(
     prompt: str | bytes, vocabulary: Vocabulary, unknown: UnknownName
-) -> tuple[NDArray[np.generic], str | None]:
+) -> tuple[Ids, str | None]:
     """Turn a prompt into ids by the user's policy for unknown characters.
 
     Args:
@@ -136,11 +136,11 @@ def next_probabilities(
 
 
 def sample(
-    model: CharModel, vocabulary: Vocabulary, prompt: NDArray[np.generic], config: SampleConfig
+    model: CharModel, vocabulary: Vocabulary, prompt: Ids | None, config: SampleConfig
 ) -> Iterator[Piece]:
     """Draw new characters, one time step of all samples after another.
 
-    An empty prompt is taken as a line break (as the first symbol, where the
+    None, or an empty prompt, is taken as a line break (as the first symbol, where the
     vocabulary has none): the state before it is zero. The unknown symbol is never
     drawn. Dropout is off while this generator runs.
 
@@ -163,7 +163,7 @@ def sample(
     tails: list[list[int]] = [[] for _ in range(config.count)]
     numbers = list(range(config.count))  # of the samples that the lanes are
     open_lanes = numbers
-    if len(prompt) == 0:
+    if prompt is None or len(prompt) == 0:
         prompt = _first_symbol(vocabulary)
     model.eval()
     try:
@@ -223,7 +223,7 @@ def _refuse_non_finite(logits_BV: NDArray[np.floating]) -> None:
 @torch.inference_mode()
 @unwarned()
 def _read(
-    model: CharModel, prompt: NDArray[np.generic], config: SampleConfig
+    model: CharModel, prompt: Ids, config: SampleConfig
 ) -> tuple[NDArray[np.float32], Hidden, NumpyStepper | None]:
     """Return logits_V for the character after a prompt, and the state there, of one lane.
 
@@ -304,7 +304,7 @@ def _draw(p_BV: NDArray[np.float64], points_B: NDArray[np.float64]) -> NDArray[n
     return symbols_B
 
 
-def _first_symbol(vocabulary: Vocabulary) -> NDArray[np.generic]:
+def _first_symbol(vocabulary: Vocabulary) -> Ids:
     newline = vocabulary.encode("\n")
     if newline[0] != UNKNOWN:
         return newline

@@ -41,7 +41,7 @@ class Reader:
         self.position = start
         self._vocabulary = vocabulary
         self._blocks = part.codes(start, block_bytes=_READ_BYTES)
-        self._ids: Ids = vocabulary.encode("")
+        self._ids: Ids = np.empty(0, vocabulary.dtype)
         self._next = 0  # the first id of the block not yet given
 
     def read(self, count: int) -> Ids:
@@ -149,7 +149,7 @@ class Lanes:
         )
         self._part = part
         self._vocabulary = vocabulary
-        self._held_back = vocabulary.encode("") if held_back is None else held_back
+        self._held_back = np.empty(0, vocabulary.dtype) if held_back is None else held_back
 
     def position(self, step: int) -> tuple[int, int, int]:
         """Return where a step begins: the pass, the chunk in it, the character of the part.
@@ -180,7 +180,7 @@ class Lanes:
         ]
         warmup = self.bptt - self.stride
         # One column more than a window: every character is a target before it is an input.
-        ids_BT = np.empty((self.lanes, self.bptt + 1), readers[0].read(0).dtype)
+        ids_BT = np.empty((self.lanes, self.bptt + 1), self._vocabulary.dtype)
         kept = warmup + 1
         read_as_V = np.arange(self._vocabulary.size, dtype=np.int64)
         read_as_V[self._held_back[pass_index % 2 :: 2]] = UNKNOWN

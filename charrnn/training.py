@@ -465,11 +465,10 @@ class _Loop:
         config = SampleConfig(
             length=SHOWN_LENGTH, temperature=SHOWN_TEMPERATURE, seed=self.run.config.seed
         )
-        empty = self.run.vocabulary.encode("")
         symbols: list[int] = []
         try:
             with unwarned():
-                for piece in sample(self.run.model, self.run.vocabulary, empty, config):
+                for piece in sample(self.run.model, self.run.vocabulary, None, config):
                     if self.should_stop():
                         return
                     symbols.append(piece.symbol)

@@ -70,6 +70,7 @@ class Vocabulary:
             symbol; 1 for bytes.
         characters: the characters known, sorted by code point; character i has the id
             i + 1. Empty for bytes.
+        dtype: of ids.
 
     Raises:
         ValueError: the characters are not in ascending order, each once.
@@ -82,10 +83,10 @@ class Vocabulary:
         self.characters = characters
         self.encoding = encoding
         self.min_count = min_count
-        dtype = np.uint8 if self.size <= 1 << 8 else np.uint16 if self.size <= 1 << 16 else np.int32
+        self.dtype = np.min_scalar_type(self.size - 1)
         # Code point -> id. One entry more than the largest code known: look-ups of larger
         # codes are clipped to it, and it is unknown.
-        self._id_of: Ids = np.zeros(int(codes[-1]) + 2 if len(codes) else 1, dtype)
+        self._id_of: Ids = np.zeros(int(codes[-1]) + 2 if len(codes) else 1, self.dtype)
         self._id_of[codes] = np.arange(1, len(codes) + 1)
         # The same for codes below 256, for bytes.translate, which is several times as fast.
         # Their ids fit into a byte too, but for the 256th where all 256 are known.
@@ -163,7 +164,7 @@ class Vocabulary:
             return codes
         if codes.dtype == np.uint8 and self._translation is not None:
             ids = np.frombuffer(codes.tobytes().translate(self._translation), np.uint8)
-            return ids.astype(self._id_of.dtype, copy=False)
+            return ids.astype(self.dtype, copy=False)
         return self._id_of.take(codes, mode="clip")
 
     def encode(self, text: str | bytes) -> Ids:

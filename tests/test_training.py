@@ -1142,7 +1142,7 @@ def test_the_sample_shown_is_that_of_the_seed(start_run: StartRun) -> None:
     run = start_run(steps=2, seed=7)
     *_, shown = only(list(train(run)), Sampled)
     config = SampleConfig(length=training.SHOWN_LENGTH, temperature=0.8, seed=7)
-    pieces = sample(run.model, run.vocabulary, run.vocabulary.encode(""), config)
+    pieces = sample(run.model, run.vocabulary, None, config)
     assert shown.text == run.vocabulary.decode([piece.symbol for piece in pieces])
 
 

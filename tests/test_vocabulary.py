@@ -101,7 +101,7 @@ class TestEncode:
         vocabulary = of_text(known)
         narrow = np.frombuffer(codes, np.uint8)
         ids = vocabulary.encode_codes(narrow)
-        assert ids.dtype == vocabulary.encode("").dtype
+        assert ids.dtype == vocabulary.dtype
         assert ids.tolist() == vocabulary.encode_codes(narrow.astype(np.uint32)).tolist()
 
     def test_all_256_of_latin_1(self) -> None:
@@ -119,7 +119,7 @@ class TestEncode:
             (256, np.uint8),
             (257, np.uint16),
             (1 << 16, np.uint16),
-            ((1 << 16) + 1, np.int32),
+            ((1 << 16) + 1, np.uint32),
         ],
     )
     def test_smallest_type_that_holds_every_id(self, size: int, dtype: type) -> None:
