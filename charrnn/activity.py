@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -97,7 +98,7 @@ def pace(model: CharModel, stretch: Stretch) -> tuple[Pace, ...]:
                     kept.setdefault(key, []).append(_products(layer.gates[gate]))
     found = []
     for (number, name), sums_5H in sums.items():
-        correlation_H = _autocorrelation(sums_5H / count)
+        correlation_H = _pearson(count, sums_5H)
         varies_H = np.isfinite(correlation_H)
         products = np.concatenate(kept.get((number, name), [np.empty(0)]))
         found.append(
@@ -129,14 +130,15 @@ def _products(gate: list[Tensor]) -> NDArray[np.floating]:
     return products
 
 
-def _autocorrelation(mean_5H: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return Pearson's correlation [H] from the means of x, y, x², y² and x y."""
-    x_H, y_H, xx_H, yy_H, xy_H = mean_5H
-    variance_2H = np.array([xx_H - x_H**2, yy_H - y_H**2])
-    # A unit that is constant but for rounding does not vary.
-    variance_2H[variance_2H <= 1e-12 * np.array([xx_H, yy_H])] = np.nan
-    result: NDArray[np.float64] = (xy_H - x_H * y_H) / np.sqrt(variance_2H.prod(0))
-    return result
+def _pearson(n: int, sums: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Return Pearson's correlation from the sums of x, y, x², y² and x y over n observations.
+
+    NaN where one of both is constant but for rounding.
+    """
+    x, y, xx, yy, xy = sums
+    variance_x, variance_y = n * xx - x**2, n * yy - y**2
+    vary = (variance_x > 1e-12 * n * xx) & (variance_y > 1e-12 * n * yy)
+    return (n * xy - x * y) / np.sqrt(np.where(vary, variance_x * variance_y, np.nan))
 
 
 @dataclass(frozen=True)
@@ -300,15 +302,8 @@ class _Correlation:
 
     def result(self) -> NDArray[np.float64]:
         """Return the correlations [U, P]; 0 where one of both does not vary."""
-        n = self.count
-        covariance_UP = n * self.product_UP - np.outer(self.sum_U, self.sum_P)
-        variance_U = n * self.square_U - self.sum_U**2
-        variance_P = n * self.square_P - self.sum_P**2
-        # A unit that is constant but for rounding follows nothing.
-        variance_U[variance_U <= 1e-12 * n * self.square_U] = np.inf
-        variance_P[variance_P <= 0] = np.inf
-        result: NDArray[np.float64] = covariance_UP / np.sqrt(np.outer(variance_U, variance_P))
-        return result
+        sums = (self.sum_U[:, None], self.sum_P, self.square_U[:, None], self.square_P)
+        return np.nan_to_num(_pearson(self.count, (*sums, self.product_UP)))
 
 
 @dataclass(frozen=True)
