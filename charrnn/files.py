@@ -1,4 +1,4 @@
-"""Names become files: those of a command line, of standard input, and what every Python has.
+"""Names become files: those of a command line, and what every Python has.
 
 And how a run's own files are called, by which its folder is known.
 """
@@ -13,12 +13,11 @@ import os
 import re
 import stat
 import sysconfig
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from charrnn.errors import CorpusError
 from charrnn.wording import reason, shown
@@ -38,7 +37,6 @@ __all__ = [
     "is_text",
     "name_of",
     "several",
-    "spool",
     "takes_in",
     "text_within",
 ]
@@ -395,55 +393,6 @@ def begins_text(head: bytes | bytearray) -> bool:
     A checkpoint's length, which it begins with, ends in NULs.
     """
     return bool(head) and all(byte >= 32 or byte in b"\t\n\r\f" for byte in head)
-
-
-def spool(stream: BinaryIO, made: Callable[[Path], object] = lambda path: None) -> Path:
-    """Copy a stream that can be read only once into a temporary file.
-
-    Args:
-        stream: what to copy.
-        made: called with the file's path before the copying begins.
-
-    Returns:
-        The file's path; removing it is the caller's part.
-
-    Raises:
-        CorpusError: the stream is empty or cannot be read, or there is no temporary folder, or
-            it is full or not writable.
-    """
-    try:
-        with tempfile.NamedTemporaryFile(prefix="charrnn-", delete=False) as file:
-            path = Path(file.name)
-            try:
-                made(path)
-                for block in _blocks(stream):
-                    file.write(block)
-                size = file.tell()
-            except BaseException:
-                path.unlink()
-                raise
-    except OSError as error:
-        folder = "a temporary folder"
-        with suppress(FileNotFoundError):
-            folder = shown(tempfile.gettempdir())
-        raise CorpusError(
-            f"cannot copy standard input to {folder}: {reason(error)}; make room there, set "
-            "TMPDIR, or name a file"
-        ) from None
-    if size == 0:
-        path.unlink()
-        raise CorpusError("standard input is empty: pipe a text into it")
-    return path
-
-
-def _blocks(stream: BinaryIO) -> Iterator[bytes]:
-    # A terminal's end is told once: what reads on until it has enough asks for another.
-    read = getattr(stream, "read1", stream.read)
-    try:
-        while block := read(1 << 20):
-            yield block
-    except OSError as error:
-        raise CorpusError(f"cannot read standard input: {reason(error)}") from None
 
 
 class NotTextError(CorpusError):

@@ -10,17 +10,18 @@ import io
 import os
 import stat
 import sys
+import tempfile
 import termios
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from charrnn.disk import FULL
 from charrnn.errors import CorpusError, UsageError
 from charrnn.stopping import StopSignals
-from charrnn.wording import duration, reason
+from charrnn.wording import duration, reason, shown
 
 if TYPE_CHECKING:
     from charrnn.vocabulary import Vocabulary
@@ -31,6 +32,7 @@ __all__ = [
     "print_path",
     "read_prompt",
     "say",
+    "spool",
     "spooled",
     "waits_unread",
 ]
@@ -175,7 +177,6 @@ def spooled(texts: Iterable[str], stack: ExitStack, stop: StopSignals) -> Path |
 @contextmanager
 def _standard_input(stop: StopSignals) -> Iterator[Path]:
     """Put standard input into a file that ``stop`` removes; a message does not name that."""
-    from charrnn.files import spool
 
     def made(path: Path) -> None:
         stop.removed.append(path)
@@ -189,6 +190,55 @@ def _standard_input(stop: StopSignals) -> Iterator[Path]:
         yield path
     except CorpusError as error:
         raise CorpusError(str(error).replace(str(path), "standard input")) from None
+
+
+def spool(stream: BinaryIO, made: Callable[[Path], object] = lambda path: None) -> Path:
+    """Copy a stream that can be read only once into a temporary file.
+
+    Args:
+        stream: what to copy.
+        made: called with the file's path before the copying begins.
+
+    Returns:
+        The file's path; removing it is the caller's part.
+
+    Raises:
+        CorpusError: the stream is empty or cannot be read, or there is no temporary folder, or
+            it is full or not writable.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(prefix="charrnn-", delete=False) as file:
+            path = Path(file.name)
+            try:
+                made(path)
+                for block in _blocks(stream):
+                    file.write(block)
+                size = file.tell()
+            except BaseException:
+                path.unlink()
+                raise
+    except OSError as error:
+        folder = "a temporary folder"
+        with suppress(FileNotFoundError):
+            folder = shown(tempfile.gettempdir())
+        raise CorpusError(
+            f"cannot copy standard input to {folder}: {reason(error)}; make room there, set "
+            "TMPDIR, or name a file"
+        ) from None
+    if size == 0:
+        path.unlink()
+        raise CorpusError("standard input is empty: pipe a text into it")
+    return path
+
+
+def _blocks(stream: BinaryIO) -> Iterator[bytes]:
+    # A terminal's end is told once: what reads on until it has enough asks for another.
+    read = getattr(stream, "read1", stream.read)
+    try:
+        while block := read(1 << 20):
+            yield block
+    except OSError as error:
+        raise CorpusError(f"cannot read standard input: {reason(error)}") from None
 
 
 def waits_unread() -> bool:

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import random
 import sysconfig
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,10 @@ from charrnn.files import (
     find_files,
     name_of,
     several,
-    spool,
     takes_in,
     text_within,
 )
-from tests.conftest import assert_one_line, refusing, text_of, write
+from tests.conftest import assert_one_line, text_of, write
 
 
 @pytest.mark.parametrize(
@@ -375,92 +372,6 @@ class TestFindFiles:
         with pytest.raises(CorpusError) as error:
             scan([])
         assert_one_line(error, "no text")
-
-
-class TestSpool:
-    def test_keeps_every_byte(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-        content = bytes(range(256)) * 5000
-        path = spool(io.BytesIO(content))
-        assert path.read_bytes() == content
-        assert path.parent == tmp_path
-
-    def test_tells_where_before_it_copies(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-        told: list[Path] = []
-
-        class Stream(io.BytesIO):
-            def read1(self, size: int | None = -1) -> bytes:
-                assert told[0].exists()
-                return super().read1(size)
-
-        assert [spool(Stream(b"text"), told.append)] == told
-
-    def test_a_terminal_is_asked_once_for_its_end(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        """It would give more after its first end, were it read on."""
-
-        class Terminal(io.RawIOBase):
-            def __init__(self) -> None:
-                self.typed = [b"one line\n", b"another\n", b"", b"too late\n"]
-
-            def readable(self) -> bool:
-                return True
-
-            def readinto(self, buffer: Any) -> int:
-                line = self.typed.pop(0)
-                buffer[: len(line)] = line
-                return len(line)
-
-        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-        path = spool(io.BufferedReader(Terminal()))
-        assert path.read_bytes() == b"one line\nanother\n"
-
-    def test_nothing_to_read(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-        with pytest.raises(CorpusError) as error:
-            spool(io.BytesIO())
-        assert_one_line(error, "standard input is empty")
-        assert list(tmp_path.iterdir()) == []
-
-    @pytest.mark.parametrize(
-        "failure", [OSError(errno.EISDIR, "Is a directory"), KeyboardInterrupt()]
-    )
-    def test_failure_leaves_nothing(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failure: BaseException
-    ) -> None:
-        class Failing(io.BytesIO):
-            def read1(self, size: int | None = -1) -> bytes:
-                if self.tell():
-                    raise failure
-                return super().read1(1)
-
-        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-        expected = CorpusError if isinstance(failure, OSError) else KeyboardInterrupt
-        with pytest.raises(expected) as error:
-            spool(Failing(b"abc"))
-        assert list(tmp_path.iterdir()) == []
-        if isinstance(error.value, CorpusError):
-            assert str(error.value) == "cannot read standard input: Is a directory"
-
-    def test_a_full_folder_and_no_folder_are_told(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        advice = "; make room there, set TMPDIR, or name a file"
-        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-        with monkeypatch.context() as patch, pytest.raises(CorpusError) as error:
-            patch.setattr(tempfile, "NamedTemporaryFile", refusing(errno.ENOSPC))
-            spool(io.BytesIO(b"abc"))
-        assert_one_line(error, f"input to {tmp_path}: No space left on device{advice}")
-        monkeypatch.setattr("tempfile.tempdir", None)
-        monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "gone")])
-        with pytest.raises(CorpusError) as error:
-            spool(io.BytesIO(b"abc"))
-        assert_one_line(error, "input to a temporary folder: No usable temporary directory found")
-        assert str(error.value).endswith(advice)
 
 
 class TestEmbeddedCorpus:
