@@ -50,7 +50,6 @@ __all__ = [
     "number",
     "saturation_chart",
     "spaced",
-    "standalone",
 ]
 
 #: Stand-ins that matplotlib draws with -> the page's variables.
@@ -373,22 +372,6 @@ def saturation_chart(
         return _svg(figure, name, title, about)
 
 
-def standalone(svg: str) -> str:
-    """Return a figure as a file of its own, on paper that follows light and dark."""
-    found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
-    assert found, "a figure's box begins at 0 0"
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{1.5 * float(found[1]):g}" '
-        f'height="{1.5 * float(found[2]):g}"'
-    )
-    paper = (
-        f"<style>:root {{ {SANS} {LIGHT} }} @media screen and (prefers-color-scheme: dark) "
-        f"{{ :root {{ {DARK} }} }} svg * {{ stroke-linejoin: round }}</style>\n"
-        '<rect width="100%" height="100%" style="fill: var(--paper)"/>'
-    )
-    return svg.replace("<svg", head, 1).replace("</desc>", f"</desc>\n{paper}", 1)
-
-
 # Pieces of a chart ---------------------------------------------------------------------
 
 
@@ -655,7 +638,7 @@ def _svg(figure: Figure, name: str, title: str, about: str) -> str:
     assert found, "matplotlib's SVG has a viewBox"
     box, inside = found[1], found[2]
     inside = re.sub(r"<metadata>.*?</metadata>", "", inside, flags=re.DOTALL)
-    # It would rule the whole page; page.py and ``standalone`` say the same of their figures.
+    # It would rule the whole page; page.py and the lesson say the same of their figures.
     inside = re.sub(r"<style .*?</style>", "", inside, flags=re.DOTALL)
     # Ids are unique in a page, not in a figure only; most of them nobody refers to.
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', inside))

@@ -172,7 +172,7 @@ def main() -> int:
             text = page(lab, sections, command, "lesson", out)
         for n, section in enumerate(sections, 1):
             for figure in section.figures:
-                (out / "lesson" / figure.file(n)).write_text(figure.svg, encoding="utf-8")
+                (out / "lesson" / figure.file(n)).write_text(figure.standalone(), encoding="utf-8")
         written = out / "lesson.md"
         written.write_text(text, encoding="utf-8")
     except (LessonError, OSError) as error:

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import pairwise, takewhile
 from typing import Any
 
-from charrnn.figures import Line, line_chart, standalone
+from charrnn.figures import Line, line_chart
 from charrnn.wording import joined
 from lesson.lab import Answer, Lab
 from lesson.recurrence import inspect
@@ -162,7 +162,7 @@ def _radii_figure(
         y_range=(FAINTEST, LOUDEST),
     )
     title = f"Gradient against lag {how}: the initial network at each radius, and the trained one"
-    return Figure(how.replace(" ", "-"), title, standalone(chart))
+    return Figure(how.replace(" ", "-"), title, chart)
 
 
 def shares_left(reach: Mapping[str, Any], by: str) -> list[float]:
@@ -460,7 +460,7 @@ def _clipping_figure(courses: Mapping[Training, Course]) -> Figure:
         y_log=True,
     )
     title = f"Training loss with clipping to norm 1 and without, windows of {WINDOW}"
-    return Figure("clipping", title, standalone(chart))
+    return Figure("clipping", title, chart)
 
 
 def _courses(trainings: Sequence[Training], answer: Answer) -> dict[Training, Course]:

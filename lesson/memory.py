@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from charrnn.activity import KEPT_OVER, NEARLY_CLOSED, NEARLY_OPEN
-from charrnn.figures import Line, Rule, line_chart, standalone
+from charrnn.figures import Line, Rule, line_chart
 from charrnn.inspection_words import ALWAYS
 from charrnn.wording import counted
 from lesson.gradients import flow, shares_left
@@ -372,7 +372,7 @@ def _memory_figure(held: Held, c_T: np.ndarray, property_T: np.ndarray) -> Figur
         y_label="c; the property stretched to its range" + (", upside down" if turned else ""),
     )
     title = f"The memory of unit {held.unit} along the text"
-    return Figure("memory", title, standalone(chart))
+    return Figure("memory", title, chart)
 
 
 def _correlation(x_T: np.ndarray, y_T: np.ndarray) -> float:
@@ -609,7 +609,7 @@ def _along_figure(trained: Mapping[tuple[str, str], Sequence[float]]) -> Figure:
         y_range=(1e-5, 4.0),
         rules=[Rule(percent(REST), REST)],
     )
-    return Figure("along", title, standalone(chart))
+    return Figure("along", title, chart)
 
 
 def _change(correlation: float) -> float:

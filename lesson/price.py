@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Self
 
-from charrnn.figures import Dots, dot_chart, standalone
+from charrnn.figures import Dots, dot_chart
 from lesson.lab import Lab
 from lesson.recurrence import compare, compare_steps, untouched
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
@@ -197,7 +197,7 @@ def _loss_figure(found: Mapping[str, Costs]) -> Figure:
         ],
         x_label="held-out loss, nats per character; bar: mean",
     )
-    return Figure("loss", f"{title}; bar: mean, hollow: single seeds", standalone(chart))
+    return Figure("loss", f"{title}; bar: mean, hollow: single seeds", chart)
 
 
 def _price_figure(found: Mapping[str, Costs], hidden: int) -> Figure:
@@ -212,7 +212,7 @@ def _price_figure(found: Mapping[str, Costs], hidden: int) -> Figure:
         form=".1f",
         x_range=(0.0, 1.15 * max(times)),
     )
-    return Figure("price", title, standalone(chart))
+    return Figure("price", title, chart)
 
 
 def judge_lstm(found: Mapping[str, Costs]) -> Judgement:

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from charrnn.figures import Dots, dot_chart, standalone
+from charrnn.figures import Dots, dot_chart
 from charrnn.wording import joined
 from lesson.lab import FULL, Answer, Lab
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
@@ -150,7 +150,7 @@ def _beyond_figure(distance: int, carried: Prices, reset: Prices) -> Figure:
         x_range=(-0.08, 1.15 * max(CHANCE, *chain(*carried.values(), *reset.values()))),
     )
     title = "Price of the key by the window it was learnt with; bar: median, hollow: single seeds"
-    return Figure("beyond", title, standalone(chart))
+    return Figure("beyond", title, chart)
 
 
 def _unexplained(distance: int, carried: Prices) -> str:
@@ -407,7 +407,7 @@ def _scaling_figure(
         x_range=(-0.08, 1.15 * max(CHANCE, *filter(math.isfinite, chain(*prices.values())))),
     )
     title = "Price of the key by cell and gradient; bar: median, hollow: single seeds"
-    return Figure("scaling", title, standalone(chart))
+    return Figure("scaling", title, chart)
 
 
 def judge_scaling(

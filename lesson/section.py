@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from charrnn.figures import DARK, LIGHT, SANS
+
 __all__ = [
     "Figure",
     "Judgement",
@@ -68,16 +70,32 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure as a file of its own."""
+    """A figure, which gets a file of its own."""
 
     name: str
     title: str
     """Below it on the page, and in its place for who does not see it; no full stop."""
-    svg: str
+    chart: str
+    """SVG, as a page has it."""
 
     def file(self, number: int) -> str:
         """Return what its file is called, in the section of that number."""
         return f"{number}-{self.name}.svg"
+
+    def standalone(self) -> str:
+        """Return what its file holds: the chart on paper that follows light and dark."""
+        found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', self.chart)
+        assert found, "a figure's box begins at 0 0"
+        head = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{1.5 * float(found[1]):g}" '
+            f'height="{1.5 * float(found[2]):g}"'
+        )
+        paper = (
+            f"<style>:root {{ {SANS} {LIGHT} }} @media screen and (prefers-color-scheme: dark) "
+            f"{{ :root {{ {DARK} }} }} svg * {{ stroke-linejoin: round }}</style>\n"
+            '<rect width="100%" height="100%" style="fill: var(--paper)"/>'
+        )
+        return self.chart.replace("<svg", head, 1).replace("</desc>", f"</desc>\n{paper}", 1)
 
 
 @dataclass(frozen=True)

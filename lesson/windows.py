@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from charrnn.figures import Line, Rule, line_chart, standalone
+from charrnn.figures import Line, Rule, line_chart
 from lesson.lab import Lab
 from lesson.recurrence import inspect
 from lesson.section import Figure, Judgement, Section, Table, judged
@@ -107,7 +107,7 @@ states anew in the backward pass (checkpointing), which trades memory for time.
             )
         ],
         figures=[
-            Figure("window", "Angle to the full gradient against the window", standalone(chart))
+            Figure("window", "Angle to the full gradient against the window", chart)
         ],
         rule="three parts. All steps at once are hardly feasible: over the whole text they keep "
         f"more than {LAPTOP / 1e9:.0f} GB. Not exact: the gradient of {T} steps, last {LAST} "

@@ -296,7 +296,7 @@ class TestPlots:
     def test_a_gradient_that_grows_is_seen_to_grow(
         self, printed: Callable[..., str], shares: tuple[float, ...], says: str, plot: str
     ) -> None:
-        reach = Reach(1, "linear", 2.0, (1.0, *shares), (1.0,) * 4, None, None)
+        reach = Reach(1, "linear", 2.0, (1.0, *shares), (1.0,) * 4, *[None] * 4)
         flow = GradientFlow("trained", None, ((1.5,),), (None,), 9, (reach,))
         out = printed(gradient_flow=(flow,))
         assert out.endswith(f"  {plot}")

@@ -25,8 +25,9 @@ import pytest
 import typer
 
 from charrnn.cli import app
-from charrnn.figures import line_chart
+from charrnn.figures import Line, line_chart
 from charrnn.files import embedded_corpus
+from charrnn.page import STYLE
 from lesson import memory
 from lesson.__main__ import SECTIONS, main, page
 from lesson.gradients import clipping, judge_clipping, judge_radii, radii, shares_left
@@ -1252,9 +1253,9 @@ def test_gates_and_units_are_told_by_name(answering: Callable[..., Lab]) -> None
     held = hold("2.5", "indentation", np.array(values), np.array(indents))
     assert section.judgement == judge_gates(use, held)
     (figure,) = section.figures
-    assert ">characters, of the last 12<" in figure.svg
-    assert ">c; the property stretched to its range<" in figure.svg
-    assert "indentation: a faint line beside.</desc>" in figure.svg
+    assert ">characters, of the last 12<" in figure.chart
+    assert ">c; the property stretched to its range<" in figure.chart
+    assert "indentation: a faint line beside.</desc>" in figure.chart
 
 
 def test_a_memory_s_property_is_drawn_in_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1605,3 +1606,19 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_runs(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("scripts/lesson: ")
     assert str(out / "lesson") in line
+
+
+def test_a_figure_can_stand_alone() -> None:
+    """As a file it brings what a page gives it: a size, paper, joins, every colour it names."""
+    chart = line_chart("alone", "A < B", [Line("a", [1, 2], [3, 4], 0)], x_label="x", y_label="y")
+    figure = Figure("alone", "A < B", chart).standalone()
+    root = ET.fromstring(figure)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert float(root.get("width", 0)) > float(root.get("height", 0)) > 0
+    assert [root.findtext(f"{{*}}{name}") for name in ("title", "missing")] == ["A < B", None]
+    light, dark = (root.findtext("{*}style") or "").split("@media")
+    assert "svg * { stroke-linejoin: round" in dark
+    assert "svg * { stroke-linejoin: round" in STYLE
+    for name in set(re.findall(r"var\((--[\w-]+)\)", figure)):
+        assert f"{name}:" in light
+        assert f"{name}:" in dark or name == "--sans"

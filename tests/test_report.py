@@ -47,7 +47,6 @@ from charrnn.figures import (
     line_chart,
     number,
     saturation_chart,
-    standalone,
 )
 from charrnn.flow import GradientFlow, Reach, gradient_flow, initial_model
 from charrnn.gradients import Cut, Truncation, Window
@@ -1025,21 +1024,6 @@ class TestChartsOfTheInside:
         for title in ("The step", "Truncation"):
             assert f"{title}</h2>" in self.show(None, seen)
             assert f"{title}</h2>" not in self.show(seen, seen)
-
-
-def test_a_figure_can_stand_alone() -> None:
-    """As a file it brings what a page gives it: a size, paper, joins, every colour it names."""
-    chart = line_chart("alone", "A < B", [Line("a", [1, 2], [3, 4], 0)], x_label="x", y_label="y")
-    root = ET.fromstring(standalone(chart))
-    assert root.tag == "{http://www.w3.org/2000/svg}svg"
-    assert float(root.get("width", 0)) > float(root.get("height", 0)) > 0
-    assert [root.findtext(f"{{*}}{name}") for name in ("title", "missing")] == ["A < B", None]
-    light, dark = (root.findtext("{*}style") or "").split("@media")
-    assert "svg * { stroke-linejoin: round" in dark
-    assert "svg * { stroke-linejoin: round" in STYLE
-    for name in set(re.findall(r"var\((--[\w-]+)\)", standalone(chart))):
-        assert f"{name}:" in light
-        assert f"{name}:" in dark or name == "--sans"
 
 
 def test_what_a_text_holds_cannot_become_part_of_the_page() -> None:
