@@ -10,8 +10,8 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -27,12 +27,14 @@ from charrnn.config import (
     EvaluateConfig,
     InspectConfig,
     MatchName,
+    ModelConfig,
     OptimiserName,
     PartName,
     PrecisionName,
     SampleConfig,
     TextChoices,
     TextSource,
+    TrainConfig,
     UnknownName,
     WeightsName,
 )
@@ -74,7 +76,10 @@ Device = Annotated[
 ]
 Precision = Annotated[
     Literal["auto", PrecisionName],
-    typer.Option(help="Precision of matrix products; auto: bf16 where the hardware has it."),
+    typer.Option(
+        help="Precision of matrix products; auto: bf16 where the hardware has it.",
+        callback=lambda name: None if name == "auto" else name,
+    ),
 ]
 Report = Annotated[
     Path | None,
@@ -122,6 +127,21 @@ MinCount = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+def _given(context: typer.Context, kind: type, but: Collection[str]) -> dict[str, Any]:
+    """Return the options that the user gave, as far as they are fields of a dataclass.
+
+    So an option is called as its field. A flag that is not given leaves its field out.
+
+    Args:
+        context: the command's.
+        kind: the dataclass.
+        but: fields that are made of something else.
+    """
+    names = [field.name for field in fields(kind) if field.name not in but]
+    typed = recipe.given({name: context.params.get(name) for name in names})
+    return {name: value for name, value in typed.items() if value is not False}
 
 
 def _refuse_both(valid: Sequence[str] | None, valid_share: float | None) -> None:
@@ -234,6 +254,7 @@ def common(
 
 @app.command()
 def train(
+    context: typer.Context,
     texts: Annotated[
         list[str] | None,
         typer.Argument(
@@ -385,37 +406,9 @@ def train(
     budget. It is shown, most of it before the first step.
     """
     budget = recipe.given({"minutes": minutes, "epochs": epochs, "steps": steps})
-    model = {
-        "layers": layers,
-        "hidden": hidden,
-        "embedding": embedding,
-        "dropout": dropout,
-        "weight_drop": weight_drop,
-    }
-    training: dict[str, Any] = {
-        "dropout_masks": dropout_masks,
-        "loss_temperature": loss_temperature,
-        "batch_size": batch_size,
-        "bptt": bptt,
-        "loss_last": loss_last,
-        "reset_state": reset_state or None,
-        "optimiser": optimiser,
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "clip_norm": clip_norm,
-        "clip_value": clip_value,
-        "scale_norm": scale_norm,
-        "validate_every": validate_every,
-        "patience": patience,
-        "seed": seed,
-        "precision": None if precision == "auto" else precision,
-    }
-    reading = {
-        "encoding": encoding,
-        "valid_share": valid_share,
-        "test_share": test_share,
-        "min_count": min_count,
-    }
+    model = _given(context, ModelConfig, but=("cell",))
+    training = _given(context, TrainConfig, but=(*BUDGETS, "init_from"))
+    reading = _given(context, TextChoices, but=("texts", "valid"))
     if as_json and quiet:
         raise UsageError("--json and --quiet exclude each other: give one")
     if keep is not None and keep < 0:
@@ -428,7 +421,7 @@ def train(
                 f"--resume needs --run DIR, the folder of the run to go on with{such_as}"
             )
     _refuse_both(valid, valid_share)
-    text = TextChoices(texts=tuple(texts or ()), valid=tuple(valid or ()), **recipe.given(reading))
+    text = TextChoices(texts=tuple(texts or ()), valid=tuple(valid or ()), **reading)
     choices = recipe.Choices(cell=cell, budget=budget, model=model, training=training)
     # Every number is checked before torch is imported and before anything is written; but a run
     # that goes on has a window of its own.
@@ -738,6 +731,7 @@ def evaluate(
 
 @app.command()
 def compare(
+    context: typer.Context,
     texts: Annotated[
         list[str] | None,
         typer.Argument(
@@ -858,34 +852,11 @@ def compare(
     The page of --report is made when all runs are done; --resume makes it of a comparison that is
     finished already, without training anything.
     """
-    numbers: dict[str, Any] = {
-        "cells": tuple(cell) if cell else None,
-        "match": match,
-        "seeds": seeds,
-        "seed": seed,
-        "minutes": minutes,
-        "epochs": epochs,
-        "steps": steps,
-        "layers": layers,
-        "hidden": hidden,
-        "embedding": embedding,
-        "dropout": dropout,
-        "weight_drop": weight_drop,
-        "dropout_masks": dropout_masks,
-        "loss_temperature": loss_temperature,
-        "batch_size": batch_size,
-        "bptt": bptt,
-        "optimiser": optimiser,
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "clip_norm": clip_norm,
-        "valid_share": valid_share,
-        "test_share": test_share,
-        "encoding": encoding,
-        "min_count": min_count,
-        "precision": None if precision == "auto" else precision,
-    }
-    given = recipe.given(numbers)
+    from charrnn.comparison import Plan, name_moved, open_plan, read_results, resume_words
+
+    given = _given(context, Plan, but=("texts", "valid", "device"))
+    if cell:
+        given["cells"] = tuple(cell)
     if resume and run is None:
         such_as = _such_as(texts or (), "compare")
         raise UsageError(
@@ -901,8 +872,6 @@ def compare(
         check_report(report)
     if not given.keys() & BUDGETS:
         given["minutes"] = recipe.DEFAULT_MINUTES
-
-    from charrnn.comparison import Plan, name_moved, open_plan, read_results, resume_words
 
     named, held_out = absolute_names(texts or ()), absolute_names(valid or ())
     names: list[str | Path] = []  # of texts that have moved

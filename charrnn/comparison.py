@@ -12,7 +12,7 @@ import json
 import math
 import statistics
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -23,6 +23,7 @@ from charrnn.config import (
     CellName,
     DeviceName,
     MatchName,
+    ModelConfig,
     OptimiserName,
     PartName,
     PrecisionName,
@@ -61,7 +62,7 @@ TOLERANCE = 0.01
 #: What a plan names texts in, and what names them on a command line.
 TEXTS = {"texts": "TEXT", "valid": "--valid TEXT"}
 #: What a plan tells every run of its model ...
-OF_MODEL = ("layers", "hidden", "embedding", "dropout", "weight_drop")
+OF_MODEL = [field.name for field in fields(ModelConfig) if field.name not in ("cell", "vocabulary")]
 #: ... and of its training, beside seed and budget.
 OF_TRAINING = (
     "dropout_masks", "loss_temperature", "batch_size", "bptt", "optimiser", "lr", "weight_decay",

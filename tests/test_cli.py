@@ -32,6 +32,7 @@ from charrnn import __version__, compiler, recipe, training
 from charrnn.baselines import COMPRESSORS
 from charrnn.checkpoint import load, read_description, save
 from charrnn.cli import app
+from charrnn.comparison import Plan
 from charrnn.config import TextChoices, TextSource, TrainConfig
 from charrnn.corpus import Corpus, _scan_file, scan
 from charrnn.errors import NonFiniteError, UsageError
@@ -64,6 +65,12 @@ from tests.conftest import (
 )
 
 COMMANDS = tuple(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+#: Options of ``train`` and ``compare`` that say where and how, not what is trained; and those
+#: that become something else.
+NOT_OF_THE_RUN = {
+    "texts", "cell", "valid", "run", "resume", "init_from", "keep", "device", "report", "as_json",
+    "quiet",
+}  # fmt: skip
 #: Of a training that is over in a moment.
 QUICK = ("--steps", 3, "--hidden", 5, "--batch-size", 2, "--bptt", 9)
 
@@ -2306,3 +2313,41 @@ class TestPipes:
             os.close(kept)
             print("and another", file=stream)
         assert (tmp_path / "log").read_text() == "a line, \\u2603\nand another\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (name, option)
+        for name, known in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+        if name in ("train", "compare")
+        for option in known.params
+        if option.name not in NOT_OF_THE_RUN
+    ],
+)
+def test_every_option_of_a_training_reaches_what_it_is_trained_by(
+    command: str, option: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, Any] = {}
+
+    def stop(choices: recipe.Choices) -> None:
+        told.update({**choices.budget, **choices.model, **choices.training})
+        raise UsageError("this is enough")
+
+    class Text(TextChoices):
+        def __post_init__(self) -> None:
+            told.update(vars(self))
+
+    class Planned(Plan):
+        def __post_init__(self) -> None:
+            told.update(vars(self))
+            raise UsageError("this is enough")
+
+    monkeypatch.setattr(recipe, "refuse_nonsense", stop)
+    monkeypatch.setattr("charrnn.cli.TextChoices", Text)
+    monkeypatch.setattr("charrnn.comparison.Plan", Planned)
+    named = {"optimiser": "sgd", "precision": "bf16", "match": "hidden", "encoding": "auto"}
+    value = named.get(option.name, 2)
+    words = (option.opts[-1],) if option.is_flag else (option.opts[-1], value)
+    assert "this is enough" in cli(command, *words).err
+    assert told[option.name] == (True if option.is_flag else value)

@@ -211,7 +211,7 @@ def test_what_follows_a_plan_cannot_be_named(run: Path, same: bool) -> None:
         for word in (f"--{name.replace('_', '-')}", has[name] if same else 0.3)
     ]
     why = "the run was started without, and what it has follows its plan: leave that out"
-    what = "--dropout, --weight-drop, --loss-temperature and --weight-decay"
+    what = "--dropout, --weight-drop, --weight-decay and --loss-temperature"
     assert refusal(run, *words) == f"charrnn: {what}: {why}\n"
     assert f"may change); --dropout: {why}" in refusal(run, "--hidden", 9, *words[:2])
 
