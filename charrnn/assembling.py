@@ -179,6 +179,8 @@ def refuse_too_large(
     config: TrainConfig,
     device: torch.device,
     instead: str = "give a smaller --hidden, --embedding, --layers, --batch-size or --bptt",
+    *,
+    is_planned: bool = False,
 ) -> None:
     """Refuse what can never fit, before the system kills the process for trying.
 
@@ -191,6 +193,7 @@ def refuse_too_large(
         config: of its training.
         device: where it is to be trained.
         instead: what the user can do.
+        is_planned: whether the dropout is that of a plan which will be kept.
 
     Raises:
         UsageError: it is more than the device's memory, or the machine's.
@@ -202,7 +205,8 @@ def refuse_too_large(
     states = config.bptt * shape.layers * kept * shape.hidden
     counted = config.loss_last or config.bptt
     # The rules may still give dropout to what has none yet, but never to a plain RNN.
-    is_dropped = shape.dropout > 0 or (config.dropout_by_plan and shape.cell != "rnn")
+    may_be = config.dropout_by_plan and not is_planned and shape.cell != "rnn"
+    is_dropped = shape.dropout > 0 or may_be
     masks = config.dropout_masks if is_dropped else 0
     # What the masks leave of the outputs, and what they are.
     states += 2 * counted * masks * shape.hidden

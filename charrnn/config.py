@@ -212,8 +212,8 @@ class TrainConfig(Record):
     validate_every: int | None = None
     """Steps between validations; None: planned from the budget."""
     dropout_by_plan: bool = False
-    """Whether dropout and weight drop follow from the passes over the text that a budget
-    in minutes turns out to allow."""
+    """Whether dropout and weight drop follow from the passes over the text that the run is
+    planned to make, and change with another plan."""
     decay_by_plan: bool = False
     """Whether weight decay does."""
     temperature_by_plan: bool = False

@@ -121,7 +121,8 @@ def _portrayed(run: Run) -> Iterable[str]:
     """Yield what the run is: each derived number once."""
     summary = run.summary
     # A run that goes on starts with what it has been planned with.
-    yield from introduction(summary, in_words(run.device), is_planned=run.resumed)
+    is_planned = run.resumed or run.config.minutes is None
+    yield from introduction(summary, in_words(run.device), is_planned=is_planned)
     (mark, nats), *others = run.baselines.items()
     rest = (f", {word} {nats:.3f} ({in_bits(nats):.3f})" for word, nats in others)
     first = ""
@@ -292,11 +293,13 @@ class _PlainLines(Display):
 def _plain(event: Event, run: Run) -> Iterable[str]:
     """Yield the lines that live and plain displays share."""
     if isinstance(event, Planned):
-        held = ", ".join(held_back(run.summary, by_plan=True)) if event.regularised else ""
-        minutes, to_go = run.config.minutes, ""
+        minutes, held, to_go = run.config.minutes, "", ""
+        # A new run of steps or epochs was shown with it.
+        if event.regularised and (run.resumed or minutes is not None):
+            held = ", ".join(held_back(run.summary, by_plan=True))
         if minutes is not None:
             to_go = f"; {duration(max(0.0, minutes * 60 - run.progress.seconds))} to go"
-        # A run of minutes that goes on with another budget: what it was shown with is no more.
+        # A run that goes on with another budget: what it was shown with is no more.
         if to_go or held:
             planned = "the speed has changed: planned again," if event.again else "planned"
             yield (

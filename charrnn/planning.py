@@ -210,7 +210,8 @@ class Planner:
         run, model, config = self.run, self.run.model, self.run.config
         if not (config.dropout_by_plan or config.decay_by_plan or config.temperature_by_plan):
             return
-        passes = total / run.lanes.chunks_per_pass
+        # Counted as before the first update (recipe.choose): the same budget has the same numbers.
+        passes = config.epochs or total * self._characters_per_step() / run.train.characters
         pressed = pressure(passes, matrix_weights(model.config), run.train.characters)
         if config.dropout_by_plan:
             model.set_dropout(*regularisation(model.config.cell, pressed))

@@ -133,9 +133,10 @@ def choose(
     planned = training | chosen
     # What makes no sense is refused where the numbers are put together, and no float holds every
     # whole number that can be typed. Lanes and window will be made to fit the text.
-    window = max(1, planned["bptt"])
-    lanes, *_ = fit_lanes(characters, planned["batch_size"], window)
-    a_step = min(characters, max(1, lanes * (planned.get("loss_last") or window)))
+    lanes, window, counted, _ = fit_lanes(
+        characters, planned["batch_size"], max(1, planned["bptt"]), planned.get("loss_last")
+    )
+    a_step = max(1, lanes * (counted or window))
     precision = planned["precision"]
     read = _characters_read(budget, a_step, vocabulary, characters, device, precision)
     passes = read / characters
@@ -169,10 +170,9 @@ def choose(
         training["clip_norm"] = None
     if chosen.get("clip_norm") == 0:
         chosen["clip_norm"] = None
-    if "minutes" in budget:
-        training["dropout_by_plan"] = not {"dropout", "weight_drop"} & chosen_model.keys()
-        training["decay_by_plan"] = "weight_decay" not in chosen and optimiser not in ONE_RATE
-        training["temperature_by_plan"] = "loss_temperature" not in chosen
+    training["dropout_by_plan"] = not {"dropout", "weight_drop"} & chosen_model.keys()
+    training["decay_by_plan"] = "weight_decay" not in chosen and optimiser not in ONE_RATE
+    training["temperature_by_plan"] = "loss_temperature" not in chosen
     return model, TrainConfig(**{**training, **budget, **chosen})
 
 
@@ -336,7 +336,16 @@ def _characters_read(
     device: str,
     precision: str,
 ) -> float:
-    """Return the characters that a budget reads; a guess if it is in minutes."""
+    """Return the characters that a budget reads; a guess if it is in minutes.
+
+    Args:
+        budget: one of minutes, epochs, steps.
+        a_step: characters whose loss counts in an update.
+        vocabulary: V.
+        characters: of the training part.
+        device: "cpu", "cuda" or "mps".
+        precision: of the products there.
+    """
     if "epochs" in budget:
         return float(budget["epochs"] * characters)
     if "steps" in budget:

@@ -109,7 +109,8 @@ def resume(
         lanes = lanes_of(train, counts, vocabulary, config)
     except ValueError as error:
         raise CheckpointError(f"{shown(path)}: the field 'text' is not usable: {error}") from error
-    if _is_another_budget(config, saved.config):
+    is_another = _is_another_budget(config, saved.config)
+    if is_another:
         _refuse_used_up(config, progress, lanes)
     run = assemble(
         with_weights(shape, prefixed(checkpoint.tensors, "model."), path).to(device),
@@ -128,7 +129,8 @@ def resume(
     )
     if not run.is_over:
         elsewhere = "go on where there is more, or with another --device"
-        refuse_too_large(shape, config, device, elsewhere)
+        is_planned = config.minutes is None and not is_another
+        refuse_too_large(shape, config, device, elsewhere, is_planned=is_planned)
     try:
         run.restore(checkpoint.tensors)
     except ValueError as error:
@@ -304,10 +306,27 @@ def _changed(
             progress.validate_characters = None  # there is no loss yet for others to compare with
         notes.append(
             f"the schedule is planned anew for {_budget(new)}, what was done before included (it "
-            f"was {_budget(config)}): the learning rate follows the new plan from step "
-            f"{progress.step:,} on"
+            f"was {_budget(config)}): {_what_follows(new, progress.step)}"
         )
     return new, notes
+
+
+def _what_follows(config: TrainConfig, step: int) -> str:
+    """Say what a new plan changes, and from when on."""
+    kinds = (
+        (config.dropout_by_plan, "dropout"),
+        (config.decay_by_plan, "weight decay"),
+        (config.temperature_by_plan, "loss temperature"),
+    )
+    chosen = [word for is_by_plan, word in kinds if is_by_plan]
+    at_once, later = ["the learning rate"], ""
+    if config.minutes is None:
+        at_once += chosen
+    elif chosen:
+        follow = "follows" if len(chosen) == 1 else "follow"
+        later = f"; {joined(chosen, 'and')} {follow} it once the speed is known"
+    follow = "follows" if len(at_once) == 1 else "follow"
+    return f"{joined(at_once, 'and')} {follow} the new plan from step {step:,} on{later}"
 
 
 def _budget(config: TrainConfig) -> str:

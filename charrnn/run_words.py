@@ -39,7 +39,7 @@ def introduction(run: RunSummary, device: str, *, is_planned: bool) -> list[str]
     Args:
         run: new, or one that was begun before.
         device: where it computes, in words.
-        is_planned: whether what follows from a plan is shown, too: a new run has none yet.
+        is_planned: whether what follows from a plan is shown, too: a new run of minutes has none.
 
     Raises:
         ValueError: as of ``RunSummary.steps_a_pass``.

@@ -275,5 +275,5 @@ def _choose(
         train.characters, config.batch_size, config.bptt, config.loss_last
     )
     config = replace(config, batch_size=lanes, bptt=window, loss_last=loss_last)
-    refuse_too_large(shape, config, device)
+    refuse_too_large(shape, config, device, is_planned=config.minutes is None)
     return shape, config, [said] if said else []

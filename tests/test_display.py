@@ -172,9 +172,14 @@ class TestPlain:
     def test_a_plan_of_steps_says_what_follows_it(
         self, run: Run, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """Of a run of minutes that goes on with so many steps: the introduction has the old."""
+        """Of a run that goes on with so many: the introduction has the old."""
         passes = f"{100 / run.lanes.chunks_per_pass:.2f}"
         run.config = replace(run.config, minutes=None, steps=100)
+        held = "dropout 0.6 (2 masks), weight drop 0.48, weight decay 0.2, loss temperature 0.91"
+        for run.resumed in (False, True):
+            open_display(as_json=False, quiet=False).start(run)
+            assert f", {held}, seed 1\n" in capsys.readouterr().err
+            assert (said(run, Planned(100, 10, 601), capsys) != "") == run.resumed
         (line,) = said(run, Planned(100, 10, 601), capsys).splitlines()
         assert line == (
             f"planned 100 steps, {passes} epochs; dropout 0.6 (2 masks), weight drop 0.48, "

@@ -294,11 +294,11 @@ class TestChoose:
             ("temperature_by_plan", {"training": {"loss_temperature": 1.0}}, False),
         ],
     )
-    def test_what_the_rules_choose_goes_by_the_plan_of_minutes(
+    def test_what_the_rules_choose_goes_by_the_plan(
         self, flag: str, choices: dict[str, Any], by_plan: bool
     ) -> None:
-        assert getattr(choose_for(budget={"minutes": 2}, **choices)[1], flag) == by_plan
-        assert not getattr(choose_for(budget={"steps": 2}, **choices)[1], flag)
+        for budget in ("minutes", "epochs", "steps"):
+            assert getattr(choose_for(budget={budget: 2}, **choices)[1], flag) == by_plan
 
     @given(
         cell=CELLS,

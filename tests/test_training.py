@@ -592,6 +592,33 @@ def test_what_a_training_needs_is_known_before(
             refuse_too_large(model, training, torch.device(where))
 
 
+def test_dropout_that_a_plan_has_ruled_out_needs_no_memory(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def watched(*args: Any, is_planned: bool) -> None:
+        asked.append(is_planned)
+        refuse_too_large(*args, is_planned=is_planned)
+
+    for module in "starting", "resuming":
+        monkeypatch.setattr(f"charrnn.{module}.refuse_too_large", watched)
+    start_run(minutes=1)
+    run = start_run(steps=9)
+    list(train(run, lambda: "stop" if run.progress.step == 3 else None))
+    run.folder.close()
+    for changes in {}, {"steps": 10}, {"minutes": 1.0}:
+        with RunFolder.open_existing(run.folder.path) as folder:
+            resume(folder, device=CPU, changes=changes)
+    assert asked == [False, True, True, False, False]
+    shape = replace(run.model.config, dropout=0.0, vocabulary=1000)
+    config = replace(run.config, dropout_masks=3, bptt=20_000)
+    monkeypatch.setattr("charrnn.assembling.memory_bytes", lambda: 400_000_000)
+    refuse_too_large(shape, config, CPU, is_planned=True)
+    with pytest.raises(UsageError, match="needs about"):
+        refuse_too_large(shape, config, CPU)
+
+
 def test_what_is_too_large_is_said_in_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = ModelConfig(cell="gru", vocabulary=100, layers=1, hidden=8000, embedding=1)
     monkeypatch.setattr("charrnn.assembling.memory_bytes", lambda: 2_900_000_000)
@@ -956,6 +983,69 @@ def test_a_budget_of_another_kind_is_planned_anew(start_run: StartRun) -> None:
     many = Planner(run).adopt(50_000)
     assert many.dropout > few.dropout
     assert many.weight_decay > few.weight_decay
+
+
+CHOSEN = ("dropout", "weight_drop", "weight_decay", "loss_temperature")
+
+
+def chosen(run: Run) -> dict[str, float]:
+    has = {**run.model.config.to_dict(), **run.config.to_dict()}
+    return {name: has[name] for name in CHOSEN}
+
+
+@pytest.mark.parametrize("budget", [{"steps": 61}, {"epochs": 33.3}])
+@pytest.mark.parametrize("options", [{}, {"bptt": 1000}, {"loss_last": 3}, {"batch_size": 500}])
+def test_a_run_of_steps_trains_with_what_was_chosen_before_the_first(
+    start_run: StartRun, budget: dict[str, float], options: dict[str, int]
+) -> None:
+    """By the same count of passes, though windows may be few, and the last of a pass short."""
+    run = start_run(model={"hidden": 31}, **budget, **options)
+    before, config, total = chosen(run), run.config, run.progress.planned_steps
+    assert total is not None
+    assert Planner(run).adopt(total).regularised
+    assert (chosen(run), run.config) == (before, config)
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"model": {"dropout": 0.2, "weight_drop": 0.1}, "weight_decay": 0.3}]
+)
+def test_a_run_that_is_given_more_passes_has_what_the_rules_give_for_all(
+    start_run: StartRun, given: dict[str, Any]
+) -> None:
+    few, many = start_run(epochs=0.1, **given), start_run(epochs=60, **given)
+    assert chosen(few) != chosen(many)
+    list(train(few))
+    few.folder.close()
+    with RunFolder.open_existing(few.folder.path) as folder:
+        again = resume(folder, device=CPU, changes={"minutes": 9.0})
+        said = "the learning rate follows the new plan from step 11 on; "
+        later = ("loss temperature follows", "dropout, weight decay and loss temperature follow")
+        assert again.notes[-1].endswith(f"{said}{later[not given]} it once the speed is known")
+        again = resume(folder, device=CPU, changes={"epochs": 60})
+        said = "the learning rate and loss temperature follow the new plan from step 11 on"
+        if not given:
+            said = said.replace(" and loss", ", dropout, weight decay and loss")
+        assert again.notes[-1].endswith(said)
+        planned = next(train(again))
+    assert isinstance(planned, Planned)
+    assert {name: getattr(planned, name) for name in CHOSEN} == chosen(again) == chosen(many)
+
+
+def test_a_run_of_an_earlier_version_keeps_what_was_chosen_for_its_first_steps(
+    start_run: StartRun,
+) -> None:
+    few = start_run(epochs=0.1)
+    few.reconfigure(
+        replace(few.config, dropout_by_plan=False, decay_by_plan=False, temperature_by_plan=False)
+    )
+    before = chosen(few)
+    list(train(few))
+    few.folder.close()
+    with RunFolder.open_existing(few.folder.path) as folder:
+        again = resume(folder, device=CPU, changes={"epochs": 60})
+        assert again.notes[-1].endswith(": the learning rate follows the new plan from step 11 on")
+        next(train(again))
+    assert chosen(again) == before
 
 
 @pytest.fixture
