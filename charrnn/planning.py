@@ -72,12 +72,25 @@ class Planner:
         #: Updates that dropout, decay and temperature were last chosen for. No checkpoint has them:
         #: a run that goes on counts from the plan that it finds, which had about as many.
         self._chosen_for = run.progress.planned_steps
-        #: Seconds of the run before this sitting.
+        #: Updates and seconds of the run before this sitting.
+        self._steps_before = run.progress.step
         self._seconds_before = run.progress.seconds
         #: Where the measurement of the speed begins: (step, seconds of training).
         self._speed_from: tuple[int, float] | None = None
         #: When it ends, in seconds of the run.
         self._speed_until = math.inf
+
+    def schedule(self) -> Schedule:
+        """Return the learning rate's schedule as planned by now.
+
+        In a run that goes on before it has a plan, as one does that is given more minutes, the
+        clock stands for the plan. A new run holds its rate until then, though it may stall.
+        """
+        progress, config = self.run.progress, self.run.config
+        total = progress.planned_steps
+        if total is None and self._steps_before:
+            total = progress.steps_by_clock(config)
+        return Schedule(config.warmup_steps, total)
 
     def watch_speed(self) -> bool:
         """Whether a budget in minutes has come to the end of the part that holds the rate.

@@ -429,7 +429,8 @@ class Schedule:
     """The learning rate as a pure function of the step: warm-up, hold, decay.
 
     A budget in minutes becomes a number of steps only when the speed is known, so
-    the first ``HOLD`` of it holds the peak rate and the plan is made at its end.
+    the first ``HOLD`` of it holds the peak rate and the plan is made at its end. A run
+    that goes on later without one goes by the clock (``planning.Planner.schedule``).
     """
 
     warmup_steps: int

@@ -106,6 +106,16 @@ class Progress(Record):
         """What one takes, by the mean of those made; 0 before the first."""
         return (self.validation_seconds - self.vain_seconds) / max(1, self.validations)
 
+    def steps_by_clock(self, config: TrainConfig) -> int | None:
+        """Return the updates of a run in minutes, if the others take as long as those so far.
+
+        None: the budget is none of minutes, or the part that holds the rate is not over.
+        """
+        budget = 60 * (config.minutes or math.inf)
+        if self.seconds <= recipe.Schedule.HOLD * budget:
+            return None
+        return max(self.step + 1, round(self.step * budget / self.seconds))
+
     def is_out_of_patience(self, config: TrainConfig) -> bool:
         """Whether the last validations, as many as ``patience``, brought no new best."""
         patience = config.patience
@@ -300,10 +310,6 @@ class Run:
         """
         self.config = self.update.config = config
         self.update.optimiser.weight_decay = config.weight_decay
-
-    def schedule(self) -> recipe.Schedule:
-        """Return the learning rate's schedule as planned by now."""
-        return recipe.Schedule(self.config.warmup_steps, self.progress.planned_steps)
 
     def save(self) -> Path:
         """Write the complete state as the run's last checkpoint; return its path.

@@ -203,6 +203,8 @@ class _Loop:
         config, planned = run.config, run.progress.planned_steps
         if run.saved is not None:
             config, planned = run.saved.settings.config, run.saved.progress.planned_steps
+            if planned is None:
+                planned = run.saved.progress.steps_by_clock(config)
         schedule = Schedule(config.warmup_steps, planned)
         self.rate = config.lr * schedule.factor(max(0, run.progress.step - 1))
         #: Updates that nobody has looked at yet.
@@ -269,7 +271,7 @@ class _Loop:
             if self._save_due():
                 yield self._save()
             chunk = next(chunks)
-            factor = run.schedule().factor(progress.step)
+            factor = self.planner.schedule().factor(progress.step)
             self.rate = run.config.lr * factor  # a plan may have put another in its place
             run.update.optimiser.set_rates(self.rate, run.config.lr_adam * factor)
             self.pending.append((run.update(chunk), chunk))

@@ -22,6 +22,7 @@ from charrnn import planning, recipe, training
 from charrnn.config import PrecisionName, TrainConfig
 from charrnn.evaluation import Interrupted, Scores
 from charrnn.planning import Planner
+from charrnn.recipe import Schedule
 from charrnn.run import Progress, Run, SavedState
 from charrnn.training import Event, Finished, Logged, Paused, Planned, Validated, train
 
@@ -603,6 +604,69 @@ def test_the_speed_is_measured_for_a_fifth_of_the_time_that_is_left(
     while not isinstance(next(more), Planned):
         pass
     assert run.progress.seconds == pytest.approx(before + (180 - before) / 5, abs=0.5)
+
+
+def test_the_rate_of_a_run_that_is_given_more_minutes_is_that_of_all(simulate: Simulate) -> None:
+    """From the first update on, when its speed is not known yet."""
+    run = simulate(World(update=0.1)).run
+    run.config, before = replace(run.config, minutes=1.2), run.progress.seconds
+    run.progress.planned_steps = run.progress.planned_at_step = None
+    rows = [event.row for event in train(run) if isinstance(event, Logged)]
+    assert 11 < 72 - before < 14, "it is a sixth of the whole"
+    expected = Schedule(0, 7200).factor(round(100 * rows[0]["seconds"]))
+    rates = [row["learning_rate"] / run.config.lr for row in rows]
+    assert rates[0] == pytest.approx(expected, abs=0.01)
+    assert rates[0] < 0.14
+    assert all(later < earlier + 0.01 for earlier, later in pairwise(rates))
+
+
+def test_the_rate_falls_in_a_run_of_many_sittings(simulate: Simulate) -> None:
+    """Each too short for a plan: the speed is measured for a fifth of the time that is left."""
+    told = simulate(World(update=0.1), stops=range(6, 36, 6))
+    at, *_ = [seconds for seconds, event in told.events if isinstance(event, Planned)]
+    assert at > 35
+    rows = [(event.row["seconds"], event.row["learning_rate"]) for event in told.only(Logged)]
+    assert len(rows) > 50
+    for seconds, rate in rows:
+        expected = Schedule(0, 6000).factor(round(100 * seconds)) * told.run.config.lr
+        assert rate == pytest.approx(expected, abs=0.03 * told.run.config.lr)
+        assert rate == told.run.config.lr or seconds > 0.2 * 60
+
+
+@pytest.mark.parametrize("stall", [(3.0, 20), (8.0, 50)])
+def test_a_new_run_holds_its_rate_until_its_plan(
+    simulate: Simulate, stall: tuple[float, float]
+) -> None:
+    told = simulate(World(update=0.1, stalls=[stall], validation=9.0))
+    kinds = [type(event) for _, event in told.events]
+    first = [event for _, event in told.events[: kinds.index(Planned)] if isinstance(event, Logged)]
+    assert first[-1].row["seconds"] > 20 or stall[0] == 8.0
+    assert {event.row["learning_rate"] for event in first} == {told.run.config.lr}
+
+
+@pytest.mark.parametrize(
+    ("step", "seconds", "total"),
+    [(7, 0.0, None), (7, 12.0, None), (7, 14.0, 30), (7, 59.0, 8), (7, 90.0, 8), (0, 30.0, 1)],
+)
+def test_the_clock_tells_how_many_updates_there_will_be(
+    step: int, seconds: float, total: int | None
+) -> None:
+    config = planner_at_the_start(1).run.config
+    progress = Progress(step=step, seconds=seconds)
+    assert progress.steps_by_clock(config) == total
+    assert progress.steps_by_clock(replace(config, minutes=None, steps=9)) is None
+
+
+def test_a_row_of_a_sitting_before_has_the_rate_of_then(simulate: Simulate) -> None:
+    """Where it went by the clock, and the run is to end where it is."""
+    run = simulate(World(update=0.1)).run
+    config = run.config
+    run.progress = Progress(step=303, seconds=30.3, row_updates=3, row_characters=9)
+    run.saved = SavedState(replace(run.progress), Path("last"), run.settings())
+    run.config = replace(config, minutes=None, steps=303)
+    run.progress.planned_steps = 303
+    (row,) = [event.row for event in train(run) if isinstance(event, Logged)]
+    assert row["learning_rate"] == config.lr * Schedule(5, 600).factor(302) < config.lr
 
 
 def test_a_run_that_is_finished_is_not_planned_again(simulate: Simulate) -> None:
