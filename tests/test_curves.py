@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from charrnn.figures import line_chart
+from charrnn.report import assessment_page
+from tests.pages import ORIGIN, assessment, check, compare_page, comparison, log, portrait
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        log(1, 1),
+        log(3, 1),
+        log(0, 1),
+        log(3, 0),
+        log(1000, 3),
+        log(1000, 0),
+        ({"step": 1, "train_nats_per_char": "x"}, *log(1, 0)),
+        ({"step": 1, "characters": 1, "seconds": 1, "train_nats_per_char": math.inf}, *log(2, 0)),
+    ],
+)
+def test_a_log_of_any_length_makes_curves(rows: Any) -> None:
+    text = assessment_page([assessment()], [portrait(log=rows)], "poem", ORIGIN)
+    assert "Learning" in check(text).texts["h2"]
+    assert all(len(svg) < 20_000 for svg in re.findall(r"<svg .*?</svg>", text, re.DOTALL))
+
+
+@pytest.mark.parametrize(
+    ("logs", "said", "unlike"),
+    [
+        ([log(3, 1)], "what is held out to validate; thin lines: on the text being learnt.", True),
+        ([log(0, 1)], "what is held out to validate.", False),
+        ([log(1, 1)], "what is held out to validate.", False),
+        ([log(3, 0)], "the text being learnt.", True),
+        (
+            [log(3, 0), log(5, 1)],
+            "the text being learnt or what is held out to validate; "
+            "thin lines: on the text being learnt.",
+            True,
+        ),
+    ],
+)
+def test_the_curves_are_said_to_be_what_was_drawn(logs: list[Any], said: str, unlike: bool) -> None:
+    """Where there is a loss of training, that it is not measured as the other is."""
+    drawn = [portrait(str(n), log=rows, inspection=None) for n, rows in enumerate(logs)]
+    page = check(assessment_page([assessment() for _ in logs], drawn, "poem", ORIGIN))
+    if unlike:
+        said += (
+            " Loss on the text being learnt is taken before each update, with dropout and loss "
+            "temperature if there are any."
+        )
+    assert page.texts["figcaption"][1].startswith(f"Marked lines: loss on {said} Nats per")
+
+
+@pytest.mark.parametrize(("first", "said"), [(2.95, False), (3.05, True)])
+def test_what_is_cut_off_is_said_and_nothing_else(
+    first: float, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scale goes from 2.0 to 2.9, with 0.054 to spare: the first row is of the beginning."""
+    logs = [
+        [
+            {"step": n, "characters": 100.0 * n, "seconds": 50.0 + n, "valid_nats_per_char": nats}
+            for n, nats in course
+        ]
+        for course in (((1, first), (20, 2.9), (30, 2.5)), ((1, 2.7), (30, 2.0)))
+    ]
+    drawn = [portrait(str(n), log=rows, inspection=None) for n, rows in enumerate(logs)]
+    chart = mock.Mock(wraps=line_chart)
+    monkeypatch.setattr("charrnn.curves.line_chart", chart)
+    page = check(assessment_page([assessment() for _ in logs], drawn, "poem", ORIGIN))
+    for call in chart.call_args_list:
+        assert call.kwargs["y_range"] == pytest.approx((2.0 - 0.054, 2.9 + 0.054))
+    assert ("What lies above 2.95, at" in page.texts["figcaption"][1]) == said
+
+
+def test_the_scale_has_room_for_the_training_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single validation, at the end: its loss alone would be a scale of nothing."""
+    rows = [
+        {"step": n, "characters": 100.0 * n, "seconds": 50.0 + n, "train_nats_per_char": nats}
+        for n, nats in ((1, 3.5), (10, 3.0), (20, 2.5), (30, 1.8))
+    ]
+    rows.append({"characters": 3000.0, "seconds": 80.0, "valid_nats_per_char": 1.9})
+    chart = mock.Mock(wraps=line_chart)
+    monkeypatch.setattr("charrnn.curves.line_chart", chart)
+    page = check(
+        assessment_page(
+            [assessment()], [portrait("one", log=rows, inspection=None)], "poem", ORIGIN
+        )
+    )
+    assert chart.call_args.kwargs["y_range"] == pytest.approx((1.8 - 0.072, 3.0 + 0.072))
+    assert "What lies above 3.07, at" in page.texts["figcaption"][1]
+
+
+@pytest.mark.parametrize(("worst", "log"), [(9.9, False), (10.1, True), (43.0, True)])
+def test_a_loss_that_leaps_leaves_the_others_apart(
+    worst: float, log: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {"step": n, "characters": 100.0 * n, "seconds": 50.0 + n, "train_nats_per_char": nats}
+        for n, nats in ((1, 99.0), (10, worst), (20, 3.1), (30, 2.0))
+    ]
+    chart = mock.Mock(wraps=line_chart)
+    monkeypatch.setattr("charrnn.curves.line_chart", chart)
+    page = check(
+        assessment_page(
+            [assessment()], [portrait("one", log=rows, inspection=None)], "poem", ORIGIN
+        )
+    )
+    for call in chart.call_args_list:
+        assert call.kwargs["y_log"] == log
+        label = "nats per character" + ", logarithmic" * log
+        assert call.kwargs["y_label"] == label
+        assert label in page.texts["text"]
+        low, high = call.kwargs["y_range"]
+        assert 0.7 < low / 2 < 1 < high / worst < 1.3
+        if log:
+            assert high / worst == pytest.approx(2 / low), "as much room at both ends"
+    assert f"What lies above {high:.2f}, at the start" in page.texts["figcaption"][1]
+
+
+def test_a_run_is_drawn_by_all_its_validations_and_a_thinned_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Seven updates become three points: the means of three, of two and of two."""
+    chart = mock.Mock(return_value="")
+    monkeypatch.setattr("charrnn.curves.line_chart", chart)
+    monkeypatch.setattr("charrnn.curves.POINTS", 3)
+    assessment_page([assessment()], [portrait("one", log=log(7, 4))], "poem", ORIGIN)
+    for call, name, scale in zip(
+        chart.call_args_list, ("character-characters", "character-seconds"), (100, 0.5), strict=True
+    ):
+        assert call.args[0] == f"curves-{name}"
+        thin, main = call.args[2]
+        assert (thin.label, thin.faint, main.label, main.faint) == ("", True, "one", False)
+        assert thin.x == pytest.approx([2 * scale, 4.5 * scale, 6.5 * scale])
+        assert thin.y == pytest.approx([2.8, 2.55, 2.35])
+        assert main.x == pytest.approx([scale, 2 * scale, 3 * scale, 4 * scale])
+        assert main.y == pytest.approx([3.0, 2.9, 2.8, 2.7])
+
+
+def test_curves_on_different_texts_are_said_to_be_that() -> None:
+    def caption(*texts: str) -> str:
+        drawn = [
+            portrait(str(n), log=log(n + 3), validated_on=frozenset([on]))
+            for n, on in enumerate(texts)
+        ]
+        page = check(assessment_page([assessment() for _ in texts], drawn, "poem", ORIGIN))
+        return page.texts["figcaption"][1]
+
+    said = "Not all runs' losses are on the same characters: compare shapes, not heights. Nats per"
+    assert said in caption("one", "another")
+    assert said not in caption("one", "one")
+    one, two, both = (frozenset(on) for on in ([1], [2], [1, 2]))
+    for lstm, gru, differ in ((one, one, False), (one, two, True), (both, both, True)):
+        cells = [portrait("LSTM", validated_on=lstm), portrait("GRU", validated_on=gru)]
+        page = check(compare_page(comparison(), cells))
+        assert (said in page.texts["figcaption"][1]) is differ

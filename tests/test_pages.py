@@ -1,0 +1,509 @@
+"""The pages that the commands write with --report: where they go, and how a browser shows them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+import shutil
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+
+from charrnn.checkpoint import load, save
+from charrnn.comparison import Plan
+from charrnn.errors import UsageError
+from tests.conftest import Cli, make_prose, run_cli, run_unread
+from tests.pages import check, contrast
+
+
+@dataclass(frozen=True)
+class Pages:
+    """One page of each command, of small models."""
+
+    compare: Path
+    evaluate: Path
+    inspect: Path
+    folder: Path
+    """Of the comparison."""
+
+
+@pytest.fixture(scope="module")
+def pages(prose: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Pages:
+    folder = tmp_path_factory.mktemp("pages")
+    made = Pages(
+        compare=folder / "compare.html",
+        evaluate=folder / "evaluate.html",
+        inspect=folder / "inspect.html",
+        folder=folder / "run",
+    )
+    for arguments in (
+        ("compare", prose, "--steps", 30, "--hidden", 12, "--batch-size", 4, "--bptt", 16,
+         "--seeds", 2, "--cell", "rnn", "--cell", "lstm", "--run", made.folder, "--quiet",
+         "--report", made.compare),
+        ("evaluate", trained, "--part", "valid", "--baselines", "--by-position", 32,
+         "--report", made.evaluate),
+        ("inspect", trained, "--part", "train", "--characters", 3000, "--report", made.inspect),
+    ):  # fmt: skip
+        done = run_cli(*arguments)
+        assert done.code == 0, done.err
+        assert done.err.endswith(f"report: {arguments[-1]}\n")
+    return made
+
+
+NAMES = ("compare", "evaluate", "inspect")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_makes_a_sound_page(pages: Pages, name: str) -> None:
+    path: Path = getattr(pages, name)
+    text = path.read_text(encoding="utf-8")
+    page = check(text)
+    assert f"charrnn {name} " in page.texts["code"][0]
+    assert path.stat().st_size < 1_000_000
+    assert {"Learning", "Samples", "Surprise"} <= set(page.texts["h2"])
+
+
+def test_a_sample_in_the_page_is_what_sample_writes(cli: Cli, pages: Pages, trained: Path) -> None:
+    (shown,) = re.findall(
+        r'aria-label="Sample of trained">\n(.*?)</pre>', pages.inspect.read_text("utf-8"), re.DOTALL
+    )
+    written = cli("sample", trained, "--length", 600, "--temperature", 0.8, "--seed", 1)
+    assert shown == written.out
+
+
+def test_prices_in_the_page_are_those_of_per_char(
+    cli: Cli, pages: Pages, trained: Path, tmp_path: Path
+) -> None:
+    prices = tmp_path / "prices.jsonl"
+    cli("evaluate", trained, "--part", "valid", "--per-char", prices)
+    rows = [json.loads(line) for line in prices.read_text(encoding="utf-8").splitlines()]
+    bits = sum(row["nats"] for row in rows) / math.log(2)
+    said = f"{bits:,.0f} bits for {len(rows):,} characters, {bits / len(rows):.2f} each."
+    assert said in pages.evaluate.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["evaluate", "inspect"])
+def test_a_page_of_standard_input(cli: Cli, trained: Path, tmp_path: Path, name: str) -> None:
+    page, text = tmp_path / "page.html", make_prose(300)
+    done = cli(name, trained, "--text", "-", "--report", page, stdin=text.encode())
+    assert done.code == 0, done.err
+    read = " ".join(check(page.read_text(encoding="utf-8")).texts["pre"])
+    assert text.splitlines()[0] in read
+    assert text.splitlines()[-1] in read
+
+
+def test_a_finished_comparison_makes_its_page_without_training(
+    cli: Cli, pages: Pages, tmp_path: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in pages.folder.rglob("*")}
+    again = tmp_path / "again.html"
+    done = cli("compare", "--run", pages.folder, "--resume", "--quiet", "--report", again)
+    assert done.code == 0
+    assert {path: path.stat().st_mtime_ns for path in pages.folder.rglob("*")} == before
+
+    def body(path: Path) -> str:
+        return path.read_text(encoding="utf-8").partition('<section id="how-this-was-made"')[0]
+
+    assert body(again) == body(pages.compare)
+
+
+def test_a_comparison_that_was_moved_makes_its_page(cli: Cli, pages: Pages, tmp_path: Path) -> None:
+    moved = shutil.copytree(pages.folder, tmp_path / "moved")
+    report = tmp_path / "again.html"
+    assert cli("compare", "--run", moved, "--resume", "--quiet", "--report", report).code == 0
+
+
+def test_a_comparison_whose_checkpoint_is_not_described_names_it(
+    cli: Cli, pages: Pages, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(pages.folder, tmp_path / "moved")
+    for path in moved.glob("rnn-*/best.safetensors"):
+        checkpoint = load(path)
+        save(path, replace(checkpoint, meta={**checkpoint.meta, "training": {}}))
+    done = cli("compare", "--run", moved, "--resume", "--quiet", "--report", tmp_path / "a.html")
+    assert done.code == 1
+    assert "the field 'training' is not usable: 'batch_size' is missing\n" in done.err
+
+
+@pytest.fixture
+def huge(trained: Path, tmp_path: Path) -> Path:
+    """Return a model whose weights are finite, as any checkpoint's; what comes of them is not."""
+    checkpoint, folder = load(trained / "best.safetensors"), tmp_path / "huge"
+    large = {weight: tensor.sign() * 3e38 for weight, tensor in checkpoint.tensors.items()}
+    folder.mkdir()
+    save(folder / "best.safetensors", replace(checkpoint, tensors=large))
+    return folder
+
+
+def test_scores_that_are_no_numbers_are_shown_and_refused(
+    cli: Cli, prose: Path, trained: Path, huge: Path
+) -> None:
+    done = cli("evaluate", trained, huge, "--text", prose, "--json", "--device", "cpu")
+    assert done.code == 1
+    good, bad = (row["nats_per_char"] for row in json.loads(done.out))
+    assert 0 < good < 10
+    assert bad is None
+    assert f"charrnn: {huge}: its loss is not finite: train anew with a lower --lr\n" in done.err
+
+
+@pytest.mark.parametrize("name", ["evaluate", "inspect"])
+def test_weights_too_large_to_compute_with_are_named(
+    cli: Cli, prose: Path, huge: Path, tmp_path: Path, name: str
+) -> None:
+    page = tmp_path / "p.html"
+    done = cli(name, huge, "--text", prose, "--report", page, "--device", "cpu")
+    assert (done.code, page.exists()) == (1, False)
+    assert done.out, "the tables are printed"
+    assert (
+        f"{huge}: its loss is not finite, so a page cannot show it: " in done.err.splitlines()[-1]
+    )
+
+
+def test_a_stopped_comparison_leaves_the_old_page_and_the_way_on(
+    cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("charrnn.display.Display.show", stop)
+    report = tmp_path / "page.html"
+    report.write_text("old", encoding="utf-8")
+    done = cli(
+        "compare", prose, "--steps", 30, "--hidden", 12, "--run", tmp_path / "run", "--quiet",
+        "--report", report,
+    )  # fmt: skip
+    assert done.code == 130
+    assert f"--run {tmp_path / 'run'} --resume --report {report}" in done.err
+    assert report.read_text(encoding="utf-8") == "old"
+
+
+def test_a_signal_while_the_page_is_made_loses_nothing_but_the_page(
+    cli: Cli, pages: Pages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("charrnn.portrait.portray_comparison", stop)
+    report = tmp_path / "page.html"
+    done = cli("compare", "--run", pages.folder, "--resume", "--quiet", "--report", report)
+    assert done.code == 128 + signal.SIGTERM
+    assert "nats/char" in done.out, "the table is there before"
+    way_on = f"charrnn compare --run {pages.folder} --resume --report {report}"
+    assert f"all runs are done, but there is no report yet; go on with: {way_on}\n" in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reader_who_leaves_does_not_take_the_page_along(
+    pages: Pages, trained: Path, tmp_path: Path, name: str
+) -> None:
+    """A real process and a real pipe."""
+    report = tmp_path / "page.html"
+    words: dict[str, tuple[object, ...]] = {
+        "compare": ("--run", pages.folder, "--resume"),
+        "evaluate": (trained, "--part", "valid"),
+        "inspect": (trained, "--part", "valid", "--only", "memory"),
+    }
+    code, said = run_unread(name, *words[name], "--report", report, timeout=60)
+    assert code == 0
+    assert said.endswith(f"report: {report}\n")
+    check(report.read_text(encoding="utf-8"))
+
+
+class TestWhereThePageGoes:
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("page.txt", "give FILE.html"),
+            ("none/page.html", "cannot save"),
+            ("is.html", "not a regular file"),
+        ],
+    )
+    @pytest.mark.parametrize("command", NAMES)
+    def test_it_is_looked_at_before_anything_else(
+        self, cli: Cli, tmp_path: Path, command: str, name: str, words: str
+    ) -> None:
+        (tmp_path / "is.html").mkdir()
+        arguments = ["no-text"] if command == "compare" else ["no-run", "--part", "valid"]
+        done = cli(command, *arguments, "--report", tmp_path / name)
+        assert done.code in (1, 2)
+        assert words in done.err
+        assert len(done.err.splitlines()) == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["is.html"]
+
+    def test_without_matplotlib_it_says_what_to_install(
+        self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        done = cli("inspect", "run", "--part", "valid", "--report", tmp_path / "page.html")
+        assert done.code == 2
+        assert "pip install '.[report]'" in done.err
+
+    def test_a_page_replaces_the_file_that_a_link_names(
+        self, cli: Cli, trained: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "real.html").write_text("old", encoding="utf-8")
+        (tmp_path / "link.html").symlink_to("real.html")
+        done = cli("evaluate", trained, "--part", "valid", "--report", tmp_path / "link.html")
+        assert done.code == 0
+        assert (tmp_path / "link.html").is_symlink()
+        check((tmp_path / "real.html").read_text(encoding="utf-8"))
+
+    @pytest.mark.parametrize("command", NAMES)
+    def test_it_never_replaces_the_text(
+        self, cli: Cli, trained: Path, tmp_path: Path, command: str
+    ) -> None:
+        text = tmp_path / "text.html"
+        text.write_text(make_prose(300), encoding="utf-8")
+        words = [text, "--run", tmp_path / "run"] if command == "compare" else [
+            trained, "--text", text
+        ]  # fmt: skip
+        done = cli(command, *words, "--report", text)
+        assert done.code == 2
+        assert done.err == (
+            f"charrnn: --report {text} would overwrite what is read: give another file\n"
+        )
+        assert text.read_text(encoding="utf-8") == make_prose(300)
+
+    @pytest.mark.parametrize("command", ["compare", "evaluate", "inspect"])
+    def test_it_never_joins_the_text(
+        self, cli: Cli, trained: Path, tmp_path: Path, command: str
+    ) -> None:
+        """In a folder that is read it would make another text of it."""
+        folder = tmp_path / "texts"
+        folder.mkdir()
+        (folder / "text").write_text(make_prose(300), encoding="utf-8")
+        words = [folder, "--run", tmp_path / "run"] if command == "compare" else [
+            trained, "--text", folder
+        ]  # fmt: skip
+        for option in ("--report", "--per-char")[: 1 + (command == "evaluate")]:
+            done = cli(command, *words, option, folder / "page.html")
+            assert (done.code, done.out) == (2, "")
+            assert done.err == (
+                f"charrnn: {option} {folder}/page.html would change {folder}, which is or was "
+                "read as text: give a file elsewhere\n"
+            )
+        assert [path.name for path in folder.iterdir()] == ["text"]
+
+    @pytest.mark.parametrize("name", [".", "*.html"])
+    @pytest.mark.parametrize("resume", [False, True])
+    def test_nor_does_that_of_a_comparison_where_the_text_is_found(
+        self, cli: Cli, tmp_path: Path, name: str, resume: bool
+    ) -> None:
+        """In a folder or by a pattern, and in one that goes on."""
+        (tmp_path / "texts").mkdir()
+        text, run = tmp_path / "texts" / "text.html", tmp_path / "run"
+        text.write_text(make_prose(300), encoding="utf-8")
+        if resume:
+            run.mkdir()
+            plan = Plan(texts=(f"{text.parent}/{name}",), steps=1)
+            (run / "comparison.json").write_text(json.dumps(plan.to_dict()))
+        words = ("--resume",) if resume else (text.parent / name, "--steps", 1)
+        done = cli("compare", *words, "--run", run, "--report", text)
+        assert (done.code, done.out) == (2, "")
+        assert f"--report {text} would overwrite what is read" in done.err
+        assert text.read_text(encoding="utf-8") == make_prose(300)
+        assert not [path for path in run.glob("*") if path.is_dir()], "no run was begun"
+
+    @pytest.mark.parametrize(
+        ("report", "begins"),
+        [
+            ("out/page.html", True),
+            ("page.html", False),
+            ("link.html", False),
+            ("out/link.html", False),
+            ("texts/page.html", False),
+        ],
+    )
+    def test_that_of_a_comparison_may_lie_in_its_folder(
+        self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: str,
+        begins: bool,
+    ) -> None:  # fmt: skip
+        """Which is not read; but no link may lead into it, or out of it, from what is."""
+
+        def watch(*_: object, **__: object) -> None:
+            raise UsageError("it has begun")
+
+        monkeypatch.setattr("charrnn.watching.watch_comparison", watch)
+        monkeypatch.chdir(tmp_path)
+        for folder in ("out", "texts"):
+            Path(folder).mkdir()
+        Path("texts/text").write_text(make_prose(300), encoding="utf-8")
+        Path("link.html").symlink_to("out/linked.html")
+        Path("out/link.html").symlink_to("../linked.html")
+        done = cli("compare", ".", "--run", "out", "--steps", 1, "--report", report, "--quiet")
+        would = f"--report {report} would change {tmp_path}, which is or was read as text: give"
+        assert ("it has begun" if begins else would) in done.err
+
+    @pytest.mark.parametrize("name", ["page.html", "link.html"])
+    def test_it_is_not_where_the_prices_go(
+        self, cli: Cli, trained: Path, tmp_path: Path, name: str
+    ) -> None:
+        page = tmp_path / "page.html"
+        (tmp_path / "link.html").symlink_to(page)
+        words = ("--per-char", tmp_path / name, "--report", page)
+        done = cli("evaluate", trained, "--part", "valid", *words)
+        assert (done.code, done.out) == (2, "")
+        assert done.err == (
+            f"charrnn: --report and --per-char both write {page}: give another file\n"
+        )
+        assert not page.exists()
+
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+in_browser = pytest.mark.skipif(
+    CHROMIUM is None or DRIVER is None, reason="needs chromium and chromedriver"
+)
+
+
+Show = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    assert CHROMIUM is not None
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver.get("about:blank")  # away from the page it begins with, which has requests of its own
+    yield driver
+    driver.quit()
+
+
+def show(
+    browser: webdriver.Chrome, path: Path, *, width: int = 1400, scheme: str = "light",
+    media: str = "screen",
+) -> None:  # fmt: skip
+    """Open a page in a window of this width."""
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"media": media, "features": [{"name": "prefers-color-scheme", "value": scheme}]},
+    )
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(path.as_uri())
+
+
+def messages(browser: webdriver.Chrome, kind: str) -> list[str]:
+    """Return what the browser has logged since it was asked last."""
+    return [row["message"] for row in browser.get_log(kind)]  # type: ignore[no-untyped-call]
+
+
+def colours(browser: webdriver.Chrome) -> list[list[int]]:
+    """Return the computed colours of the page's paper, its text and a figure's text."""
+    found = browser.execute_script(
+        """const style = getComputedStyle;
+        return [style(document.body).backgroundColor, style(document.body).color,
+          style(document.querySelector('svg text')).fill]"""
+    )
+    return [[int(part) for part in re.findall(r"\d+", colour)[:3]] for colour in found]
+
+
+@in_browser
+@pytest.mark.parametrize("name", NAMES)
+class TestInABrowser:
+    def test_nothing_leaves_the_page_and_nothing_fails(
+        self, browser: webdriver.Chrome, pages: Pages, name: str
+    ) -> None:
+        path: Path = getattr(pages, name)
+        messages(browser, "performance")
+        show(browser, path)
+        events = [json.loads(row)["message"] for row in messages(browser, "performance")]
+        asked = {
+            event["params"]["request"]["url"]
+            for event in events
+            if event["method"] == "Network.requestWillBeSent"
+        }
+        assert asked == {path.as_uri()}
+        assert messages(browser, "browser") == []
+
+    def test_figures_and_tables_are_there(
+        self, browser: webdriver.Chrome, pages: Pages, name: str
+    ) -> None:
+        show(browser, getattr(pages, name))
+        sizes = browser.execute_script(
+            """return [...document.querySelectorAll('svg, table, pre')].map(e => {
+              const box = e.getBoundingClientRect();
+              return [e.tagName, box.width, box.height]; })"""
+        )
+        kinds = Counter(kind.lower() for kind, _, _ in sizes)
+        least = {"compare": (11, 10, 4), "evaluate": (4, 2, 2), "inspect": (10, 5, 3)}[name]
+        for kind, count in zip(("svg", "table", "pre"), least, strict=True):
+            assert kinds[kind] >= count
+        assert all(width > 100 and height > 40 for _, width, height in sizes)
+        # What is drawn and written stays within its figure.
+        outside = browser.execute_script(
+            """return [...document.querySelectorAll('svg')].flatMap(svg => {
+              const box = svg.getBoundingClientRect();
+              return [...svg.querySelectorAll('text')].filter(t => {
+                const b = t.getBoundingClientRect();
+                return b.left < box.left - 1 || b.right > box.right + 1 || b.top < box.top - 1
+                  || b.bottom > box.bottom + 1; }).map(t => t.textContent); })"""
+        )
+        assert outside == []
+        for text in ("nats per character", "k, characters back")[: 2 if name != "evaluate" else 1]:
+            assert text in browser.find_element("tag name", "main").text
+
+    @pytest.mark.parametrize("width", [320, 360, 768, 1400])
+    def test_it_fits_any_width(
+        self, browser: webdriver.Chrome, pages: Pages, name: str, width: int
+    ) -> None:
+        show(browser, getattr(pages, name), width=width)
+        over, boxes = browser.execute_script(
+            """return [document.documentElement.scrollWidth - document.documentElement.clientWidth,
+              [...document.querySelectorAll('.scroll, pre, svg, p, h1')].map(
+                e => e.getBoundingClientRect().right)]"""
+        )
+        assert over == 0
+        assert max(boxes) <= width
+
+    def test_it_follows_light_and_dark(
+        self, browser: webdriver.Chrome, pages: Pages, name: str
+    ) -> None:
+        for scheme in ("light", "dark"):
+            show(browser, getattr(pages, name), scheme=scheme)
+            paper, ink, figure = colours(browser)
+            assert figure == ink
+            assert (sum(paper) > 700, sum(ink) < 150) == (scheme == "light",) * 2
+            contrasts = browser.execute_script(
+                """const value = n => getComputedStyle(document.body).getPropertyValue(n);
+                return ['--ink', '--muted', '--series-0', '--series-1', '--series-2', '--series-3',
+                  '--series-4', '--series-5'].map(value)"""
+            )
+            for colour in contrasts:
+                assert contrast(colour, paper) >= 4.5, colour
+
+    def test_print_is_black_on_white_and_whole(
+        self, browser: webdriver.Chrome, pages: Pages, name: str
+    ) -> None:
+        show(browser, getattr(pages, name), scheme="dark", media="print", width=720)
+        paper, ink, figure = colours(browser)
+        assert paper == [255, 255, 255]
+        assert sum(ink) < 150
+        assert figure == ink
+        assert browser.execute_script(
+            "return [...document.querySelectorAll('.scroll')].every("
+            "e => e.scrollWidth <= document.documentElement.clientWidth)"
+        )
+        printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {})["data"])
+        assert printed.startswith(b"%PDF")

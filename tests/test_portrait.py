@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+from charrnn.activity import Activation, Unit, activation
+from charrnn.comparing import RunScored, compare
+from charrnn.comparison import Comparison, Plan
+from charrnn.config import InspectConfig, TrainConfig
+from charrnn.corpus import scan
+from charrnn.errors import NonFiniteError
+from charrnn.evaluation import Prices, prices
+from charrnn.flow import gradient_flow, initial_model
+from charrnn.inspection import Inspection
+from charrnn.metrics import read_metrics
+from charrnn.model import CharModel
+from charrnn.portrait import (
+    SAMPLE,
+    labels,
+    portray,
+    portray_comparison,
+    portray_inspected,
+    portray_subjects,
+    read_history,
+)
+from charrnn.reading import recorded_part
+from charrnn.report import inspection_page
+from charrnn.sampling import Piece
+from charrnn.stretch import read_stretch
+from charrnn.trained import load_model
+from charrnn.vocabulary import Vocabulary
+from tests.conftest import make_part
+from tests.pages import ORIGIN, check, inspection
+from tests.small import make_model, make_stretch
+
+
+def test_a_comparison_looks_into_each_model_by_its_own_seed_and_window(
+    prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the end of the text, where it is long enough."""
+    cpu = torch.device("cpu")
+    plan = Plan(
+        texts=(str(prose),), cells=("gru",), steps=3, seed=4, hidden=5, batch_size=3, bptt=11
+    )
+    events = compare(tmp_path, plan, new=True, device=cpu)
+    results = [event.result for event in events if isinstance(event, RunScored)]
+    made = Comparison.of(plan, results)
+    ((drawn,), ((run, rows),)) = portray_comparison(made)
+    assert (drawn.label, run, drawn.log) == ("GRU", results[0], rows)
+    assert [row["step"] for row in rows if "gradient_norm" in row] == [3]
+    assert drawn.inspection is not None
+    assert drawn.inspection.memory is not None
+    assert drawn.inspection.memory.bptt == 11
+    expected = gradient_flow(initial_model(drawn.shape, 4), make_stretch(100)).spectral_radii
+    assert drawn.inspection.gradient_flow[1].spectral_radii == expected
+    assert drawn.inspection.gates
+    assert drawn.inspection.units
+    assert drawn.inspection.clipping is not None
+    assert drawn.validated_on == {(scan([str(prose)]).fingerprint, (4805, 5406))}
+    unasked = drawn.inspection.step, drawn.inspection.cuts, drawn.inspection.truncation
+    assert unasked == (None, (), ())
+    part = scan([str(prose)], "utf-8").whole
+    monkeypatch.setattr("charrnn.portrait.SAMPLE", replace(SAMPLE, length=3))
+    for long_enough in (False, True):
+        end = part.first(99 + long_enough)
+        monkeypatch.setattr("charrnn.portrait.recorded_part", mock.Mock(return_value=end))
+        ((short,), _) = portray_comparison(made)
+        assert (short.inspection is not None) == long_enough
+
+
+def test_a_comparison_looks_into_each_cell_s_best_run_on_the_end_of_what_is_compared(
+    prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan(
+        texts=(str(prose),), cells=("gru",), seeds=2, steps=1, hidden=5, batch_size=3, bptt=11
+    )
+    events = compare(tmp_path, plan, new=True, device=torch.device("cpu"))
+    first, second = (event.result for event in events if isinstance(event, RunScored))
+    better = replace(second, valid_nats_per_char=(first.valid_nats_per_char or 0.0) - 1)
+    monkeypatch.setattr("charrnn.portrait.SAMPLE", replace(SAMPLE, length=3))
+    monkeypatch.setattr("charrnn.portrait.InspectConfig", partial(InspectConfig, characters=150))
+    loaded, recorded = mock.Mock(wraps=load_model), mock.Mock(wraps=recorded_part)
+    inspected = mock.Mock(return_value=None)
+    monkeypatch.setattr("charrnn.portrait.load_model", loaded)
+    monkeypatch.setattr("charrnn.portrait.recorded_part", recorded)
+    monkeypatch.setattr("charrnn.portrait.inspect", inspected)
+    portray_comparison(Comparison.of(plan, [first, better]))
+    assert loaded.call_args.args[0] == tmp_path / "gru-seed2"
+    assert recorded.call_args.args[1] == "test"
+    assert inspected.call_args.args[1].text == prose.read_text()[-150:]
+
+
+def test_a_portrait_shows_the_beginning_of_a_text_and_the_log(
+    prose: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("charrnn.portrait.SAMPLE", replace(SAMPLE, length=3))
+    model, vocabulary, _ = load_model(trained, torch.device("cpu"))
+    part = scan([str(prose)], "utf-8").part(7, 3007)
+    windows = prices(model, part, vocabulary, window=47)
+    with mock.patch("charrnn.portrait.prices", return_value=windows):
+        drawn = portray("x", trained, model, vocabulary, part, validated_on=frozenset(["a"]))
+    assert next(windows).position == 800, "no more is read than shown"
+    assert drawn.validated_on == {"a"}
+    assert [character for character, _ in drawn.excerpt] == [*prose.read_text()[7:807]]
+    nats = next(prices(model, part, vocabulary)).nats_T
+    assert [price for _, price in drawn.excerpt][:9] == [0.0, *nats[:8]]
+    assert (drawn.label, drawn.shape) == ("x", model.config)
+    assert list(drawn.log) == list(read_metrics(trained / "metrics.jsonl"))
+    assert not drawn.of_bytes
+    moved = shutil.copy(trained / "best.safetensors", tmp_path)
+    assert portray("x", Path(moved), model, vocabulary, part.first(9)).log == ()
+
+
+def test_a_portrait_of_a_model_of_bytes_shows_what_its_text_is_made_of(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Carriage returns too, where no line feed follows."""
+    monkeypatch.setattr("charrnn.portrait.SAMPLE", replace(SAMPLE, length=3))
+    part = make_part(tmp_path, "é\rb\r\nc\r".encode(), "bytes")
+    model = make_model("gru", layers=1, vocabulary=256)
+    drawn = portray("x", trained, model, Vocabulary.of_bytes(), part, inspection())
+    assert drawn.of_bytes
+    assert [character for character, _ in drawn.excerpt] == [*"é␍b\nc␍"]
+    assert "é␍b↵\nc␍" in check(inspection_page(drawn, "", ORIGIN)).texts["pre"]
+
+
+def test_a_sample_is_drawn_on_the_cpu_as_by_its_command(
+    prose: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another device rounds otherwise, and draws another text; here "meta" stands for one."""
+    model, vocabulary, _ = load_model(trained, torch.device("cpu"))
+    part, places = scan([str(prose)], "utf-8").part(0, 9), []
+
+    def drawn(model: CharModel, *_: object) -> list[Piece]:
+        places.append(model.head.weight.device.type)
+        return []
+
+    monkeypatch.setattr("charrnn.portrait.sample", drawn)
+    monkeypatch.setattr("charrnn.portrait.prices", lambda *_: [Prices(1, np.zeros(8), 0)])
+    monkeypatch.setattr(CharModel, "cpu", lambda model: model.to_empty(device="cpu"))
+    for device in ("cpu", "meta"):
+        portray("x", trained, model.to(device), vocabulary, part)
+        assert model.head.weight.device.type == device, "it stays where it is"
+    assert places == ["cpu", "cpu"]
+
+
+def test_a_portrait_without_a_sample_names_the_checkpoint(prose: Path, trained: Path) -> None:
+    """What a sample comes upon need not be in the text."""
+    model, vocabulary, _ = load_model(trained, torch.device("cpu"))
+    part = scan([str(prose)], "utf-8").part(0, 9)
+    for weight in model.state_dict().values():
+        weight.copy_(weight.sign() * 3e38)
+    named = re.escape(str(trained)) + ": the model's predictions are not finite: "
+    with (
+        mock.patch("charrnn.portrait.prices", return_value=[Prices(1, np.zeros(8), 0)]),
+        pytest.raises(NonFiniteError, match=named),
+    ):
+        portray("x", trained, model, vocabulary, part)
+
+
+def test_a_portrait_has_the_unit_that_was_asked_for_or_the_first_found(
+    prose: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("charrnn.portrait.SAMPLE", replace(SAMPLE, length=3))
+    model, vocabulary, _ = load_model(trained, torch.device("cpu"))
+    subject: Any = SimpleNamespace(path=trained, model=model, vocabulary=vocabulary)
+    part = scan([str(prose)], "utf-8").whole.first(200)
+    stretch = read_stretch(part, vocabulary)
+
+    def shown(seen: Inspection) -> Activation | None:
+        drawn = portray_inspected(subject, part, stretch, seen)
+        assert drawn.label == "trained"
+        assert drawn.inspection is not None
+        return drawn.inspection.activation
+
+    found = shown(inspection(activation=None))
+    assert found == activation(model, stretch, Unit(1, 3, "c"))
+    assert shown(inspection()) == inspection().activation
+    assert shown(inspection(activation=None, units=())) is None
+
+
+def test_runs_compare_where_they_validate_on_the_same_or_learn_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn = mock.Mock()
+    monkeypatch.setattr("charrnn.portrait.portray", drawn)
+    monkeypatch.setattr("charrnn.portrait.validated_on", lambda checkpoint: checkpoint)
+
+    def subject(text: str, train: tuple[int, int], checkpoint: object = None) -> Any:
+        trained_on = SimpleNamespace(fingerprint=text, train=train, valid=None)
+        return mock.Mock(path=Path(text), trained_on=trained_on, checkpoint=checkpoint)
+
+    portray_subjects(
+        [
+            subject("a", (0, 5)), subject("a", (0, 5)), subject("a", (0, 6)), subject("b", (0, 5)),
+            subject("a", (0, 5), "held out"), subject("b", (0, 6), "held out"),
+        ]
+    )  # fmt: skip
+    first, second, *others = (call.kwargs["validated_on"] for call in drawn.call_args_list)
+    assert first == second
+    assert first not in others
+    assert others[0] != others[1] != others[2] == others[3]
+    named = [call.args[0] for call in drawn.call_args_list]
+    assert named == ["a", "a 2", "a 3", "b", "a 4", "b 2"]
+
+
+def test_the_history_says_what_cut_the_gradient(trained: Path) -> None:
+    _, _, checkpoint = load_model(trained, torch.device("cpu"))
+    plain = replace(checkpoint.record("training", TrainConfig), clip_norm=None)
+    for cuts in ((0.5, None, None), (None, 0.5, None), (None, None, 0.5)):
+        norm, value, scale = cuts
+        training = replace(plain, clip_norm=norm, clip_value=value, scale_norm=scale)
+        history = read_history(trained, training)
+        assert history is not None
+        assert (history.clip_norm, history.clip_value, history.scale_norm) == cuts
+
+
+def test_labels_are_short_and_all_different(tmp_path: Path) -> None:
+    for name in ("a/run", "b/run", "run-with-a-very-long-name-of-40-letters"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "a/run/last.safetensors").touch()
+    paths = [tmp_path / "a/run", tmp_path / "b/run", tmp_path / "a/run/last.safetensors"]
+    assert labels(paths) == ["run", "run 2", "run/last"]
+    assert labels([tmp_path / "a/run/.."]) == ["a"]
+    (long,) = labels([tmp_path / "run-with-a-very-long-name-of-40-letters"])
+    assert long == "run-with…0-letters"
+    assert labels([Path("红楼梦-lstm")]) == ["红楼梦-lstm"]
+    assert labels([Path("红楼梦与石头记之名-lstm")]) == ["红楼梦与…之名-lstm"], "as wide as those"
+    assert labels([Path("abcdefghijklmnopqr")]) == ["abcdefghijklmnopqr"]
+    assert labels([Path("a\nb\tc")]) == ["a b c"]
