@@ -61,6 +61,8 @@ GPU_UNITS: dict[CellName, tuple[int, int]] = {
     "gru": (1024, 1536),
 }
 GPU_WIDER_FROM = 40_000_000
+#: Its embedding is a multiple of this: tensor cores are best fed with rows of whole 16 bytes.
+GPU_EMBEDDING = 8
 #: Most weights of the recurrence for a character of the text, in a model wider than the narrowest.
 MOST_WEIGHTS = {"cpu": 4.6, "mps": 4.6, "cuda": 10.0}
 #: Symbols from which most of them are so rare that embedding and head learn by heart what
@@ -140,9 +142,8 @@ def choose(
     precision = planned["precision"]
     read = _characters_read(budget, a_step, vocabulary, characters, device, precision)
     passes = read / characters
-    # Tensor cores are best fed with rows of a multiple of 16 bytes: 8 numbers in bf16.
-    aligned = device == "cuda" and precision == "bf16"
-    widest = math.ceil(vocabulary / 8) * 8 if aligned else vocabulary
+    multiple = GPU_EMBEDDING if _sized_as(device, precision) == "cuda" else 1
+    widest = math.ceil(vocabulary / multiple) * multiple
     hidden = _hidden(cell, device, precision, widest, read, characters)
     sizes: dict[str, Any] = {
         "cell": cell,

@@ -267,8 +267,9 @@ def comparison_says(comparison: Comparison) -> Iterator[str]:
     among = ", where an F test finds that the cells differ" if len(comparison.cells) > 2 else ""
     yield (
         f"Supported is a difference above {ahead(least)} nats{among}: 95 % for all pairs together, "
-        "Student's t, the spread over the seeds pooled over the cells. Seeds vary weights and "
-        "dropout, not the text: another one may rank the cells otherwise."
+        "if the cells spread alike and the number of seeds was fixed beforehand (Student's t, the "
+        "spread over the seeds pooled over the cells). Seeds vary weights and dropout, not the "
+        "text: another one may rank the cells otherwise."
     )
 
 

@@ -764,6 +764,20 @@ class TestTrain:
         for number in (1, 2, 3):
             Path(f"{number}.txt").unlink()
 
+    def test_says_what_it_validates_on_of_the_test_part(
+        self, cli: Cli, prose: Path, tmp_path: Path
+    ) -> None:
+        """A tenth of 2,000 characters and a twentieth, of which the second text is the end."""
+        texts = [tmp_path / name for name in ("one", "two")]
+        texts[0].write_text(make_prose(1800, seed=2))
+        texts[1].write_text(make_prose(200, seed=3))
+        said = "of the 200 characters that --valid names are in the test part, too: they choose the"
+        for share, note in ((0.1, f"note: 200 {said} checkpoint, "), (0.05, f"note: 100 {said}")):
+            options = ("--valid", texts[1], "--test-share", share, "--run", tmp_path / f"{share}")
+            assert note in cli("train", *texts, *options, *QUICK).err
+        options = ("--valid", prose, "--test-share", 0.1, "--run", tmp_path / "none")
+        assert "in the test part" not in cli("train", *texts, *options, *QUICK).err
+
     def test_says_that_what_validates_is_what_trains(
         self, cli: Cli, prose: Path, tmp_path: Path
     ) -> None:
@@ -1494,20 +1508,6 @@ class TestEvaluate:
         assert f"{run}: the model was trained on these very characters" in result.err
         result = cli("evaluate", run, "--text", texts[2], "--text", texts[0])
         assert f"{run}: the model was trained on 1,300 of these 2,602 characters" in result.err
-
-    def test_says_what_it_validates_on_of_the_test_part(
-        self, cli: Cli, prose: Path, tmp_path: Path
-    ) -> None:
-        """A tenth of 2,000 characters and a twentieth, of which the second text is the end."""
-        texts = [tmp_path / name for name in ("one", "two")]
-        texts[0].write_text(make_prose(1800, seed=2))
-        texts[1].write_text(make_prose(200, seed=3))
-        said = "of the 200 characters that --valid names are in the test part, too: they choose the"
-        for share, note in ((0.1, f"note: 200 {said} checkpoint, "), (0.05, f"note: 100 {said}")):
-            options = ("--valid", texts[1], "--test-share", share, "--run", tmp_path / f"{share}")
-            assert note in cli("train", *texts, *options, *QUICK).err
-        options = ("--valid", prose, "--test-share", 0.1, "--run", tmp_path / "none")
-        assert "in the test part" not in cli("train", *texts, *options, *QUICK).err
 
     def test_says_on_how_much_validations_chose_the_checkpoint(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from charrnn.config import CellName, ModelConfig
 from charrnn.model import CharModel, Hidden, detach, outline
+from charrnn.native import loops
 from tests.small import make_model, needs_bf16
 
 V, E, H = 11, 5, 7
@@ -212,9 +213,11 @@ def test_products_can_be_in_bfloat16_with_weights_in_float32(cell: CellName) -> 
 @needs_bf16
 def test_the_carried_state_is_not_rounded(cell: CellName) -> None:
     """What a gate keeps or adds at a time is often less than the 8 bits of a bf16 can show."""
+    if loops() is None:
+        pytest.skip("torch's operators return it in bf16")
     model = make(cell, layers=1).float()
     model.compute_dtype = torch.bfloat16
-    x_TB = text(40, 3)
+    x_TB = torch.full((40, 3), 4)  # W x + b are of one symbol, in windows of any length
     _, whole = model(x_TB)
     _, carried = model(x_TB[:1])
     for step in range(1, len(x_TB)):

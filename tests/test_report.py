@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import matplotlib
@@ -15,21 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from charrnn.activity import Activation, GateUse, Unit, UnitFound
+from charrnn.activity import Activation, Unit
 from charrnn.assessment import After
 from charrnn.baselines import Baseline
 from charrnn.comparison import CellResult, Comparison, RunFailure
 from charrnn.equations import Quantity, Step
 from charrnn.evaluation import PositionScores, Scores
-from charrnn.figures import Dots, Line, Rule
+from charrnn.figures import Line
 from charrnn.flow import Reach
 from charrnn.gradients import Truncation, Window
-from charrnn.inside import inside_sections
-from charrnn.inspection import Inspection
 from charrnn.machine import machine, processor, worker
 from charrnn.memory import Memory
 from charrnn.norms import Clipping, Period
-from charrnn.page import Origin, origin
+from charrnn.page import STYLE, Origin, origin
 from charrnn.portrait import SAMPLE, labels
 from charrnn.report import assessment_page, comparison_page, inspection_page
 from tests.pages import (
@@ -40,6 +36,7 @@ from tests.pages import (
     check,
     compare_page,
     comparison,
+    contrast,
     flow,
     inspection,
     log,
@@ -557,225 +554,24 @@ class TestInspectionPage:
         assert "Trained, radius 1.5" in page.texts["h3"]
 
 
-class TestChartsOfTheInside:
-    """What charts are given: what they make of it is tested below."""
+@pytest.mark.parametrize("scheme", [0, 1])
+def test_coloured_text_can_be_read(scheme: int) -> None:
+    """On each colour that a text has behind it, in light and in dark."""
 
-    @pytest.fixture(autouse=True)
-    def charts(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, mock._Call]:
-        """Calls of what draws, by the chart's name; nothing is drawn."""
-        found: dict[str, mock._Call] = {}
+    def value(name: str) -> str:
+        return str(re.findall(rf"--{name}: ([^;]+);", STYLE)[scheme])
 
-        def keep(name: str, *given: Any, **how: Any) -> str:
-            found[name] = mock.call(*given, **how)
-            return "drawn"
-
-        for kind in ("line_chart", "dot_chart", "saturation_chart"):
-            monkeypatch.setattr(f"charrnn.inside.{kind}", keep)
-        return found
-
-    def show(self, *seen: Inspection | None, layers: int = 1) -> str:
-        shape = replace(SHAPE, layers=layers)
-        drawn = [portrait(f"m{n}", inspection=one, shape=shape) for n, one in enumerate(seen)]
-        return "".join(inside_sections(drawn, "Seen."))
-
-    def test_one_layer_of_each_model_is_drawn_beside_others(
-        self, charts: dict[str, mock._Call]
-    ) -> None:
-        """The one next to the head, without the picture of a plain RNN only; alone, all are."""
-
-        def flows(*states: tuple[int, str]) -> Inspection:
-            reaches = (
-                Reach(layer, state, 1.0, (1.0, share, share / 2), (), 1, None, 1, None)
-                for share, (layer, state) in zip((0.5, 0.4, 0.3, 0.2), states, strict=True)
-            )
-            made = flow(reaches=tuple(reaches), spectral_radii=((1.0,), (1.1,)))
-            return inspection(gradient_flow=(made,))
-
-        lstm = flows((1, "h"), (1, "c"), (2, "h"), (2, "c"))
-        plain = flows((1, "h"), (1, "linear"), (2, "h"), (2, "linear"))
-        roughly = "so that c and h compare only roughly."
-        assert [roughly in self.show(one, layers=2) for one in (lstm, plain)] == [True, False]
-        linear = "Linear (in the table): through the recurrent matrix alone"
-        assert linear in self.show(lstm, None, plain, lstm, layers=2)
-        assert [(line.label, line.x, line.y, line.style) for line in charts["flow-0"].args[1]] == [
-            ("m0 h", [1, 2], [0.3, 0.15], 0),
-            ("m0 c", [1, 2], [0.2, 0.1], 4),
-            ("m2 h", [1, 2], [0.3, 0.15], 2),
-            ("m3 h", [1, 2], [0.3, 0.15], 3),
-            ("m3 c", [1, 2], [0.2, 0.1], 5),
+    raised = [*bytes.fromhex(value("raised").removeprefix("#"))]
+    shades = re.findall(r"background: rgb\(var\(--(\w+)\) / ([.\d]+)\)", STYLE)
+    assert len(shades) == 2 + 2 * 5
+    for name, share in shades:
+        mixed = [
+            round(float(share) * int(colour) + (1 - float(share)) * paper)
+            for colour, paper in zip(value(name).split(), raised, strict=True)
         ]
-        assert linear in self.show(lstm, plain, layers=2)
-        assert [line.label for line in charts["flow-0"].args[1]] == ["m0 h", "m0 c", "m1 h"]
-        assert " Linear" not in self.show(lstm, lstm, layers=2)
-        assert " Linear: through" in self.show(plain, layers=2)
-        assert [(line.label, line.y, line.style) for line in charts["flow-0"].args[1]] == [
-            ("h 1", [0.5, 0.25], 0),
-            ("linear 1", [0.4, 0.2], 1),
-            ("h 2", [0.3, 0.15], 2),
-            ("linear 2", [0.2, 0.1], 3),
-        ]
-
-    @pytest.mark.parametrize(
-        ("shares", "low", "high"),
-        [
-            ((0.5, 0.02), 0.02, 1.0),
-            ((0.5, 0.02, 9e-6), 0.02, 1.0),
-            ((0.5, 0.0), 0.5, 1.0),
-            ((7.0, 2e-5), 2e-5, 7.0),
-            ((7.0, 1e5, math.inf), 0.9, 1e4),
-            ((math.nan, 3.0), 0.9, 3.0),
-        ],
-    )
-    def test_all_charts_of_the_gradient_have_the_scale_that_shows_it(
-        self, charts: dict[str, mock._Call], shares: tuple[float, ...], low: float, high: float
-    ) -> None:
-        """Room to spare, but not above what is said to be drawn; what is next to none is not."""
-        reach = Reach(1, "h", 1.0, (1.0, *shares), (), 1, None, 1, None)
-        most = replace(reach, relative=(1.0, *[0.9 for _ in shares]))
-        flows = flow(reaches=(reach,)), flow("initial", reaches=(most,))
-        self.show(inspection(gradient_flow=flows))
-        first, second = charts["flow-0"].kwargs, charts["flow-1"].kwargs
-        assert first == second
-        bottom, top = first["y_range"]
-        assert low / 1.5 < bottom < low
-        assert top == high == 1e4 or high < top < 1.5 * high
-        assert {rule.label: rule.y for rule in first["rules"]} == {"half": 0.5, "1 %": 0.01}
-
-    def test_what_is_shown_on_a_logarithmic_axis(self, charts: dict[str, mock._Call]) -> None:
-        """Shares and lengths; correlations have the whole scale."""
-        full = Window(64, None, 10.0, 1.0, 1e-6, 10_000)
-        self.show(inspection(truncation=(Truncation("trained", 8, 512, full, 3.0, (full,)),)))
-        found = {
-            name: tuple(call.kwargs.get(axis, False) for axis in ("x_log", "y_log"))
-            for name, call in charts.items()
-        }
-        assert {name for name, logs in found.items() if logs == (True, True)} == {
-            "flow-0", "flow-1", "memory"
-        }  # fmt: skip
-        assert (found["norms"], found["truncation"]) == ((False, True), (True, False))
-        assert charts["units"].kwargs["x_range"] == (0, 1)
-
-    def test_one_model_has_its_table_beside_the_figure(self) -> None:
-        beside = '<div class="beside">\n<figure>'
-        assert self.show(inspection()).count(beside) == 2, "of memory and units"
-        assert self.show(inspection(), inspection()).count(beside) == 0
-
-    def test_no_gradient_and_nothing_to_forget_have_no_charts(
-        self, charts: dict[str, mock._Call]
-    ) -> None:
-        memory = Memory(1.5, (0.9, 0.0, 0.0), (0.0,) * 3, 30, 0.01, 1, 16)
-        for nothing in (0.0, math.nan):
-            none = Reach(1, "h", 1.0, (1.0, nothing, nothing), (), 1, 1, 1, 1)
-            seen = inspection(gradient_flow=(flow(reaches=(none,)),), memory=memory)
-            assert self.show(seen).count("nothing to draw") == 2
-        assert charts.keys() & {"flow-0", "memory"} == set()
-
-    def test_a_band_is_one_standard_error_each_way(self, charts: dict[str, mock._Call]) -> None:
-        memory = Memory(1.5, (0.9, 0.5, 0.25), (0.4, 0.2, 0.1), 30, 0.01, 2, 16)
-        says = self.show(None, inspection(memory=memory))
-        said = "<li>m1: 1.5000 nats with the state carried on, over the characters that have "
-        assert f"{said}2 before them; 2 characters are enough" in says
-        (line,) = charts["memory"].args[1]
-        assert (line.label, line.x, line.y, line.style) == ("m1", [1, 2], [0.5, 0.25], 1)
-        assert line.band == (pytest.approx([0.3, 0.15]), pytest.approx([0.7, 0.35]))
-        assert charts["memory"].kwargs["y_floor"]
-        assert "one carried on; at the bottom those that cost nothing." in says
-        low, high = charts["memory"].kwargs["y_range"]
-        assert 0 < low < 0.01
-        assert 0.5 < high < 1
-        assert charts["memory"].kwargs["rules"] == (Rule("0.01 nats", 0.01),)
-        alone = self.show(inspection(memory=replace(memory, excess_nats=(0.9, 1e-6, 0.0))))
-        assert "<li>Loss with the state reset" in alone
-        assert 0.01 < charts["memory"].kwargs["y_range"][1] < 0.1, "the tolerance can be seen"
-
-    def test_gates_are_those_of_their_model(self, charts: dict[str, mock._Call]) -> None:
-        use = GateUse(2, "update", (0.75, 0.5), (0.25, 0.125), 100)
-        says = self.show(None, inspection(gates=(use,)), inspection(gates=(use,)))
-        assert "<h3>m2 update 2</h3>" in says
-        assert "at more than 90 % of characters" in says
-        about = "m2: update gate of layer 2"
-        assert charts["gate-2-update-2"].args == (about, (0.25, 0.125), (0.75, 0.5), 2)
-
-    def test_units_stand_in_order_of_the_best_of_any_model(
-        self, charts: dict[str, mock._Call]
-    ) -> None:
-        def units(**found: float) -> Inspection:
-            of_unit = partial(UnitFound, unit=Unit(1, 1, "h"), found=0.1, mean=0.5)
-            names = (("indentation", "i"), ("upper case", "u"), ("digit", "d"))
-            rows = (of_unit(long, correlation=found[name]) for long, name in names if name in found)
-            return inspection(units=tuple(rows))
-
-        self.show(units(i=0.2, u=0.1, d=-0.3), units(i=0.1, u=-0.7))
-        rows, series = charts["units"].args[1:]
-        assert rows == ["upper case", "digit", "indentation"]
-        assert series == [
-            Dots("m0", [0.1, 0.3, 0.2], 0),
-            Dots("m1", [0.7, None, 0.1], 1),
-        ]
-
-    def test_a_chosen_unit_and_those_that_follow_the_text_need_not_each_other(self) -> None:
-        unit = Activation(Unit(1, 2, "c"), "ab\nc", (0.0, 0.25, -0.5, 0.1))
-        says = self.show(inspection(units=(), activation=unit))
-        assert "<h3>Unit 1.2c along the text</h3>" in says
-        assert "<h3>Units that follow the text</h3>" in self.show(inspection(activation=None))
-        assert 'a<span class="up-2">b</span><span class="down-5">↵\n</span><span class="up-1">' in (
-            says
-        )
-        accent = self.show(inspection(activation=replace(unit, text="ae\u0301b")))
-        assert '<span class="down-5">◌\u0301</span>' in accent
-        for name, value in (("down-5", "-0.5"), ("", "0"), ("up-5", "0.5")):
-            assert f'"{name} swatch">{value}<' in says
-        assert 'class="up' not in self.show(
-            inspection(activation=replace(unit, values=(0.0,) * 4))
-        ).replace('class="up-5 swatch"', "")
-
-    def test_norms_are_drawn_over_the_middle_of_their_periods(
-        self, charts: dict[str, mock._Call]
-    ) -> None:
-        periods = (Period(1, 10, 1, 2, 3, 0.0), Period(11, 30, 0.5, 0.6, 1, 0.25))
-        history = Clipping(1.5, None, None, 30, 3.0, 0.5, periods)
-        none = replace(history, periods=(Period(1, 30, 0.0, 0.0, 0.0, 0.0),))
-        says = self.show(inspection(clipping=none), inspection(clipping=history))
-        assert "<li>m1: Norms of the gradient over 30 updates" in says
-        lines = charts["norms"].args[1]
-        assert lines[1] == Line("m1", [5.5, 20.5], (2, 0.6), 1, band=((1, 0.5), (3, 1)))
-        assert charts["norms"].kwargs["rules"] == (Rule("clipped above 1.5", 1.5),)
-        assert charts["clipped"].args[1][1] == Line("m1", [5.5, 20.5], [0.0, 0.25], 1)
-        low, high = charts["clipped"].kwargs["y_range"]
-        assert low < 0 < 1 < high
-        scaled = inspection(clipping=replace(history, clip_norm=None, scale_norm=0.75))
-        assert "<li>Norms of the gradient over 30 updates" in self.show(scaled)
-        assert charts["norms"].kwargs["rules"] == (Rule("scaled to 0.75", 0.75),)
-
-    def test_angles_are_drawn_over_their_windows(self, charts: dict[str, mock._Call]) -> None:
-        full = Window(64, None, 0.0, 1.0, 1e-6, 10_000)
-        windows = tuple(replace(full, bptt=n, angle=angle) for n, angle in ((7, 20.0), (3, 50.0)))
-        trained = Truncation("trained", 8, 512, full, 30.0, windows)
-        lost = replace(windows[1], angle=math.nan)
-        initial = replace(trained, weights="initial", windows=(windows[0], lost))
-        self.show(inspection(truncation=(trained, initial)))
-        first, second = charts["truncation"].args[1]
-        assert first == Line("trained", [3, 7], [50.0, 20.0], 0)
-        assert (second.label, second.y[1], second.style) == ("initial", 20.0, 1)
-        low, high = charts["truncation"].kwargs["y_range"]
-        assert low == 0
-        assert 50 < high < 60
-        self.show(inspection(truncation=(replace(trained, windows=(replace(lost, angle=0.0),)),)))
-        assert charts["truncation"].kwargs["y_range"][1] > 0
-        charts.clear()
-        self.show(inspection(truncation=(replace(trained, windows=(lost,)),)))
-        assert "truncation" not in charts
-
-    def test_a_step_and_windows_are_shown_of_one_model_only(self) -> None:
-        quantity = Quantity(1, "y", "V h' + v", (1.5, 2.5), None)
-        full = Window(64, None, 0.0, 1.0, 1e-6, 10_000)
-        seen = inspection(
-            step=Step("a", (quantity,), ("e",), 256, 1e-7, 2e-6, 1.25, 1.25),
-            truncation=(Truncation("trained", 8, 512, full, 30.0, (full,)),),
-        )
-        for title in ("The step", "Truncation"):
-            assert f"{title}</h2>" in self.show(None, seen)
-            assert f"{title}</h2>" not in self.show(seen, seen)
+        assert contrast(value("ink"), mixed) >= 4.5, (name, share)
+    assert contrast(value("muted"), raised) >= 4.5
+    assert contrast(value("loud"), [*bytes.fromhex(value("on-loud")[1:])]) >= 4.5
 
 
 def test_what_a_text_holds_cannot_become_part_of_the_page() -> None:
