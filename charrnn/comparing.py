@@ -255,7 +255,7 @@ def compare(
     for number, (seed, cell, path) in enumerate(runs, start=1):
         shape, result = found[cell], read_result(path)
         if result is not None:
-            _refuse_another_shape(path, (result.layers, result.hidden), shape)
+            _refuse_another_shape(path, result.layers, result.hidden, result.parameters, shape)
             yield RunScored(result)
             continue
         choices = plan.choices(cell, seed, **_sizes(shape))
@@ -294,11 +294,13 @@ def _refuse_another_machine(plan: Plan, device: torch.device) -> None:
 
 
 def _unequal_minutes(plan: Plan, done: Sequence[RunResult]) -> Iterator[str]:
-    """Yield on which other processors, or threads, runs with a budget in minutes were trained."""
+    """Yield by which other processors, or threads, a CPU's runs of minutes were trained."""
+    if plan.minutes is None or plan.device != "cpu":
+        return
     here = worker(processor(), torch.get_num_threads())
     by = dict.fromkeys(trained_by(Path(result.run)) for result in done)
     others = [one for one in by if one is not None and one != here]
-    if plan.minutes is not None and others:
+    if others:
         yield (
             f"finished runs were trained by {joined(others, 'and')}, and the others are by {here}: "
             "equal minutes are not equal work: go on where they were, or compare anew in another "
@@ -368,14 +370,17 @@ def _refuse_another_text(plan: Plan, train: Part, valid: Part | None) -> None:
         refuse(valid.corpus, plan.valid_fingerprint, "the validation text")
 
 
-def _refuse_another_shape(path: Path, has: tuple[int, int], shape: ModelConfig) -> None:
+def _refuse_another_shape(
+    path: Path, layers: int, hidden: int, parameters: int, shape: ModelConfig
+) -> None:
     """Refuse to go on where the rules give other sizes than the runs so far have."""
-    wanted = (shape.layers, shape.hidden)
-    if has != wanted:
+    wanted = (shape.layers, shape.hidden, recipe.parameter_count(shape))
+    if (layers, hidden, parameters) != wanted:
         raise UsageError(
-            f"{shown(path)} has {has[0]} x {has[1]} units, and now it would be {wanted[0]} x "
-            f"{wanted[1]}: the defaults have changed since: go on with the version of charrnn that "
-            "began it, or compare anew in another folder with --run"
+            f"{shown(path)} has {layers} x {hidden} units and {parameters:,} parameters, and now "
+            f"it would be {wanted[0]} x {wanted[1]} and {wanted[2]:,}: the defaults have changed "
+            "since: go on with the version of charrnn that began it, or compare anew in another "
+            "folder with --run"
         )
 
 
@@ -400,8 +405,8 @@ def _open_run(
             run = resume(
                 folder, device=device, changes={}, texts=plan.texts, valid_texts=plan.valid
             )
-            has = run.model.config
-            _refuse_another_shape(path, (has.layers, has.hidden), shape)
+            has, parameters = run.model.config, run.model.parameter_count()
+            _refuse_another_shape(path, has.layers, has.hidden, parameters, shape)
         else:
             run = start(choices, plan.text(), folder=folder, device=device)
         _refuse_another_text(plan, run.train, run.valid)

@@ -30,22 +30,29 @@ MOST_TRIM, MOST_MMAP = 2**31 - 1, 2**25
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device to compute on; "auto" takes a CUDA GPU where ``is_here`` finds one.
+    """Return the device to compute on.
 
-    The process is made to keep the memory that it frees (``keep_freed_memory``).
+    "auto" takes a CUDA GPU where there is one; but the CPU where this torch has no kernels for it,
+    of which torch itself warns. The process is made to keep the memory that it frees
+    (``keep_freed_memory``).
 
     Raises:
-        UsageError: the device does not exist here, or torch cannot compute on it.
+        UsageError: the device does not exist here, or torch cannot compute on it now.
     """
     keep_freed_memory()
-    if name == "auto":
-        return torch.device("cuda" if is_here("cuda") else "cpu")
-    if name not in get_args(DeviceName):
+    if name not in ("auto", *get_args(DeviceName)):
         raise UsageError(f"--device must be auto, cpu, cuda or mps, not {name!r}")
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        why = _cuda_refusal()
+        if name == "auto" and why and "no kernel image" in why:
+            return torch.device("cpu")
+        if why:
+            raise UsageError(f"the GPU cannot compute: {why}; --device cpu works")
+        return torch.device("cuda")
+    if name == "auto":
+        return torch.device("cpu")
     if not is_here(name):
-        raise UsageError(
-            f"--device {name}: there is none here that torch can compute on; --device cpu works"
-        )
+        raise UsageError(f"--device {name}: there is no such device here; --device cpu works")
     return torch.device(name)
 
 
@@ -54,22 +61,23 @@ def is_here(name: str) -> bool:
     # To ask for CUDA wakes the driver, which takes its time, and warns of one that is too old.
     return (
         name == "cpu"
-        or (name == "cuda" and torch.cuda.is_available() and _cuda_computes())
+        or (name == "cuda" and torch.cuda.is_available() and _cuda_refusal() is None)
         or (name == "mps" and torch.backends.mps.is_available())
     )
 
 
 @cache
-def _cuda_computes() -> bool:
-    """Whether a small kernel runs on the GPU that torch sees.
+def _cuda_refusal() -> str | None:
+    """Return why no small kernel runs on the GPU that torch sees, or None where one does.
 
-    None does where this build of torch has no kernels for the card, or where another process holds
-    the card alone.
+    None runs where this build of torch has no kernels for the card, where another process holds the
+    card alone, or where its memory is full.
     """
     try:
-        return torch.ones(1, device="cuda").add_(1).item() == 2
-    except RuntimeError:
-        return False
+        torch.ones(1, device="cuda").add_(1).item()
+    except RuntimeError as error:
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return None
 
 
 def in_words(device: torch.device) -> str:

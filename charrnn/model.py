@@ -7,7 +7,8 @@ The model is one recurrence with shared weights: for every character x_t
     logits_t = head(h_t)
 
 so the same weights serve a text of any length, and cutting a text into chunks
-with the state carried from one to the next changes nothing (in bf16 it is rounded there).
+with the state carried from one to the next changes nothing (in bf16 torch's operators, though
+not our loops, round it there).
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class CharModel(nn.Module):
         """Return the zero state of ``lanes`` lanes, in the type of the weights.
 
         Not of the products: what a gate adds to a cell each window would often be too little
-        for the 8 bits of a bf16.
+        for the 8 bits of a bf16. (torch's operators round it in any case.)
         """
         return tuple(cell.initial_state(lanes) for cell in self.layers())
 

@@ -17,11 +17,12 @@ __all__ = ["PROPERTIES"]
 
 #: What is read at once: three straight marks, of which a letter behind says that they open and one
 #: before, or a full stop, that they close; a mark between single ones, which only names it; else a
-#: character. Before three that open there may be letters that say what kind of string it is.
+#: character. Before three that open there may be letters that say what kind of string it is. They
+#: do not open a field of a table that begins with a word in quotes: its marks come in twos.
 _READ = re.compile(
     r'''(?P<closes>(?<=[\w.!?])(?<!\b[bfru])(?<!\b[bfr]{2})"""(?!\w))'''
-    r'''|(?P<opens>(?:(?<![\w.!?])|(?<=\b[bfru])|(?<=\b[bfr]{2}))"""(?=\w))'''
-    r'''|(?P<either>""")|'"'|.''',
+    r'''|(?P<opens>(?:(?<![\w.!?])|(?<=\b[bfru])|(?<=\b[bfr]{2}))"""(?=\w)(?![^"\n]*[\w.!?]""(?!")))'''
+    r'''|(?P<either>"""(?![^"\n]*[\w.!?]""(?!")))|(?<!")'"'(?!")|.''',
     re.DOTALL | re.IGNORECASE,
 )
 _THREE = '"""'
@@ -58,9 +59,12 @@ def _quoted(text: str, closed_by: Mapping[str, str], closing: str) -> list[float
     """
     values: list[float] = []
     told, before = bool(closing), ""
+    last_three = text.rfind(_THREE)
     for found in _READ.finditer(text):
         mark, kind = found[0], found.lastgroup
-        if mark == _THREE:
+        if mark == _THREE and not closing and kind != "closes" and found.start() == last_three:
+            closing = closed_by['"']  # nothing closes them: an empty line does, at the latest
+        elif mark == _THREE:
             if closing in ("", _THREE, closed_by['"']):
                 if not told and closing == {"closes": "", "opens": _THREE}.get(f"{kind}"):
                     return _quoted(text, closed_by, _THREE)

@@ -328,16 +328,17 @@ def recorded_part(
     if borders is None:
         raise UsageError(f"{shown(path)}: its run held out no {name} part")
     record = _where_it_lies(record, path)
-    names, fingerprint, known = record.texts, record.fingerprint, record.files
+    names, fingerprint, known, what = record.texts, record.fingerprint, record.files, "the text"
     if name == "valid" and record.valid_texts:
         names, fingerprint, known = record.valid_texts, record.valid_fingerprint or "", ()
+        what = "the validation text"
     if "-" in names and not moved:
         raise CorpusError(f"{shown(path)}: its run read standard input, which is gone")
     try:
         corpus = read(tuple(moved or names or embedded_corpus()), record.encoding)
     except CorpusError as error:
         raise CorpusError(f"{shown(path)}: the text that its run read: {error}") from error
-    refuse_another_text(corpus, fingerprint, f"{shown(path)}: the text", "its run", known, "")
+    refuse_another_text(corpus, fingerprint, f"{shown(path)}: {what}", "its run", known, "")
     try:
         return corpus.part(*borders)
     except ValueError as error:

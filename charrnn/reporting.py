@@ -88,8 +88,8 @@ def origin_of_page(device: torch.device, runs: Sequence[Path] = ()) -> Origin:
     from charrnn.page import origin
     from charrnn.trained import trained_by
 
-    by = [one for run in runs if (one := trained_by(run)) is not None]
-    return origin(["charrnn", *sys.argv[1:]], device, by)
+    by = [trained_by(run) for run in runs] if device.type == "cpu" else []
+    return origin(["charrnn", *sys.argv[1:]], device, [one for one in by if one is not None])
 
 
 def show_and_report(

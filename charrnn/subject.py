@@ -326,7 +326,8 @@ def remarks(subjects: Sequence[Subject], facts: Sequence[Sequence[str]]) -> Iter
         yield f"{', '.join(names)}: {'the' if len(names) == 1 else 'each'} model {fact}"
     for subject in subjects:
         if subject.gone is not None:
-            yield f"{subject.gone}: unigram and n-gram, which learn from it, are left out"
+            learners = "unigram and n-gram, which learn from the training part"
+            yield f"{learners}, are left out: {subject.gone}"
 
 
 def _recorded(checkpoint: Checkpoint, part: PartName, scan: Scan, moved: Sequence[str]) -> Part:

@@ -299,7 +299,10 @@ class _Loop:
 
     def _plan(self) -> Iterator[Event]:
         """Turn the minutes that are left into updates, validations and saves taken off."""
-        progress, characters = self.run.progress, self.planner.characters_to_validate()
+        progress = self.run.progress
+        if not progress.validations:
+            progress.validate_characters = None  # a guess that nothing was scored by
+        characters = self.planner.characters_to_validate()
         if characters is not None:
             # What one costs is known when one has been made; the others score the same.
             progress.validate_characters = characters

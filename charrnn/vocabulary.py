@@ -43,7 +43,7 @@ _LINE_ENDS = " (the training text has other line ends)"
 #: Unicode's code points that can be characters: all but the surrogates.
 _UNICODE = 0x110000 - 0x800
 
-#: Ids of consecutive characters: uint8, uint16 or int32, the smallest that holds every id.
+#: Ids of consecutive characters: uint8, uint16 or uint32, the smallest that holds every id.
 Ids = NDArray[np.integer[Any]]
 
 

@@ -1192,11 +1192,17 @@ class TestCompare:
         events = compare(folder, plan, new=True, device=CPU)
         next(event for event in events if isinstance(event, RunScored))
         events.close()  # type: ignore[attr-defined]
-        with pytest.raises(UsageError, match="1 x 12 units, and now it would be 1 x 16: the def"):
+        with pytest.raises(UsageError, match=r"1 x 12 units and .* now it would be 1 x 16 and "):
             list(compare(folder, replace(plan, hidden=7), new=False, device=CPU))
 
-    def test_nor_where_the_first_run_was_begun(self, prose: Path, tmp_path: Path) -> None:
-        plan = Plan(texts=(str(prose),), cells=("gru",), steps=9, hidden=5, batch_size=2, bptt=9)
+    @pytest.mark.parametrize("change", [{"hidden": 7}, {"embedding": 4}])
+    def test_nor_where_the_first_run_was_begun(
+        self, prose: Path, tmp_path: Path, change: dict[str, Any]
+    ) -> None:
+        plan = Plan(
+            texts=(str(prose),), cells=("gru",), match="hidden", steps=9, hidden=5, batch_size=2,
+            bptt=9,
+        )  # fmt: skip
         begun: RunStarted | None = None
 
         def should_stop() -> str | None:
@@ -1205,8 +1211,8 @@ class TestCompare:
         for event in compare(tmp_path, plan, new=True, device=CPU, should_stop=should_stop):
             if isinstance(event, RunStarted):
                 begun = event
-        with pytest.raises(UsageError, match="units, and now it would be"):
-            list(compare(tmp_path, replace(plan, hidden=7), new=False, device=CPU))
+        with pytest.raises(UsageError, match="parameters, and now it would be"):
+            list(compare(tmp_path, replace(plan, **change), new=False, device=CPU))
 
     @pytest.mark.parametrize("when", ["resumed", "between two runs"])
     def test_other_texts_are_not_mixed_in(self, prose: Path, tmp_path: Path, when: str) -> None:

@@ -82,7 +82,7 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(UsageError, match="auto, cpu, cuda or mps"):
         choose_device("tpu")
     if not torch.backends.mps.is_available():
-        with pytest.raises(UsageError, match="none here that torch can compute on"):
+        with pytest.raises(UsageError, match="there is no such device here"):
             choose_device("mps")
 
 
@@ -100,17 +100,16 @@ def test_no_driver_is_woken_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def ones(monkeypatch: pytest.MonkeyPatch) -> Iterator[mock.Mock]:
     """What ``torch.ones`` is, where torch sees a GPU that was not tried yet."""
-    device._cuda_computes.cache_clear()
+    device._cuda_refusal.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: True)
         made = mock.Mock()
         patch.setattr(torch, "ones", made)
         yield made
-    device._cuda_computes.cache_clear()
+    device._cuda_refusal.cache_clear()
 
 
 def test_a_gpu_that_computes_is_taken(ones: mock.Mock) -> None:
-    ones.return_value.add_.return_value.item.return_value = 2.0
     assert choose_device("auto") == choose_device("cuda") == torch.device("cuda")
     ones.assert_called_once_with(1, device="cuda")
 
@@ -118,12 +117,24 @@ def test_a_gpu_that_computes_is_taken(ones: mock.Mock) -> None:
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_gpu_that_torch_cannot_compute_on_is_none(ones: mock.Mock, at_once: bool) -> None:
     failing = ones if at_once else ones.return_value.add_.return_value.item
-    failing.side_effect = torch.AcceleratorError("CUDA error: no kernel image is available")
+    failing.side_effect = torch.AcceleratorError("CUDA error: no kernel image is available\nTry")
     assert not is_here("cuda")
     assert choose_device("auto") == torch.device("cpu")
-    with pytest.raises(UsageError, match="none here that torch can compute on"):
+    with pytest.raises(
+        UsageError, match="compute: CUDA error: no kernel image is available; --dev"
+    ):
         choose_device("cuda")
     assert failing.call_count == 1, "it is tried once"
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_a_gpu_that_is_full_is_not_passed_over(ones: mock.Mock, name: str) -> None:
+    """The width of a run begun on the CPU instead would stay for good."""
+    ones.side_effect = torch.AcceleratorError("CUDA error: out of memory")
+    with pytest.raises(
+        UsageError, match=r"^the GPU cannot compute: CUDA error: out of memory; --d"
+    ):
+        choose_device(name)
 
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0)])

@@ -536,6 +536,13 @@ def test_validations_at_steps_that_are_given_do_not_wait_for_the_plan(
     assert 0.95 * 60 < told.seconds < 1.05 * 60
 
 
+def test_where_the_plan_comes_first_they_are_sized_by_it(simulate: Simulate) -> None:
+    told = simulate(World(update=0.1), 60, held_out=900_000, validate_every=500)
+    first, *others = told.only(Validated)
+    assert first.row["step"] < 150
+    assert {event.scores.characters for event in (first, *others)} == {planning.LEAST_TIMED}
+
+
 def test_they_are_sized_when_a_run_goes_on_with_other_minutes(simulate: Simulate) -> None:
     """Stopped before the first: how many characters that would have scored is forgotten."""
     world = World(update=0.1)

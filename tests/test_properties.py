@@ -36,6 +36,12 @@ CASES = [
     ("inside quotes", 'a "b ""c""" d', "0011101100000"),
     ("inside quotes", '“a """ b” c', "11111111000"),
     ("inside quotes", "a == '\"':\n b", "000000000000"),
+    ("inside quotes", "'a'\"'\"'b'", "000110000"),
+    # Marks in twos are of a table, whose field begins with a word in quotes.
+    ("inside quotes", '1,"""A"" b, c.",2', "00101101111111000"),
+    ("inside quotes", '"""B "" c."""', "1111111111000"),
+    # An empty line ends what nothing closes.
+    ("inside quotes", 'a\n"""B\n\nc', "001111100"),
     ("inside brackets", "f(a[1]) )(", "0111110001"),
     ("inside brackets", "{\n\nx", "1100"),
     ("inside brackets", "{\r\n\r\nx", "111100"),
