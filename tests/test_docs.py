@@ -181,6 +181,7 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
     for line in (
         f"| `--minutes` | {recipe.DEFAULT_MINUTES:g} |",
         f"(CUDA in bf16: the next multiple of {recipe.GPU_EMBEDDING}, not measured)",
+        f"expected to read the text fewer than {recipe.GPU_FEW_PASSES} times;",
         f"| `--layers` | {lstm.layers} |",
         f"LSTM and GRU {lstm_trained.batch_size} x {lstm_trained.bptt}, "
         f"RNN {rnn_trained.batch_size} x {rnn_trained.bptt};",

@@ -226,6 +226,30 @@ class TestChoose:
         usual = choose_for()[1].warmup_steps
         assert choose_for(budget={"steps": 2**63 - 1})[1].warmup_steps == usual > 3
 
+    @pytest.mark.parametrize("cell", CELL_NAMES)
+    def test_a_gpu_in_bf16_reads_twice_the_lanes_of_a_text_that_is_mostly_new(
+        self, cell: CellName
+    ) -> None:
+        def chosen(characters: int, device: str = "cuda", **how: Any) -> TrainConfig:
+            given: dict[str, Any] = {"budget": {"minutes": 2}, "bf16": True}
+            return choose_for(device, cell, characters, **given | how)[1]
+
+        # 300,000 / (1 + 50 / 12,000) characters a second are expected.
+        often, seldom = 4_480_000, 4_482_000
+        usual = chosen(often, "cpu").batch_size
+        assert chosen(often).batch_size == usual == (32 if cell == "rnn" else 16)
+        assert chosen(seldom).batch_size == 2 * usual
+        assert chosen(seldom, bf16=False).batch_size == usual
+        assert chosen(seldom, budget={"steps": 9}).batch_size == usual
+        assert chosen(seldom, training={"batch_size": 9}).batch_size == 9
+
+    def test_they_are_taken_to_read_it_twice_as_often(self) -> None:
+        def dropout(characters: int) -> float:
+            how: dict[str, Any] = {"budget": {"minutes": 2}, "bf16": True}
+            return choose_for("cuda", "lstm", characters, **how)[0].dropout
+
+        assert dropout(4_482_000) == pytest.approx(dropout(4_480_000) + 0.06, abs=0.011)
+
     @pytest.mark.parametrize("symbols", [7, 256, 5000])
     def test_an_embedding_is_no_wider_than_the_layer(self, symbols: int) -> None:
         choices = Choices(budget={"steps": 3})
