@@ -64,8 +64,9 @@ GPU_WIDER_FROM = 40_000_000
 #: Its embedding is a multiple of this: tensor cores are best fed with rows of whole 16 bytes.
 GPU_EMBEDDING = 8
 #: Below so many passes expected in minutes it has twice the lanes: they cost it hardly more time,
-#: and of a text that is mostly new, twice as much teaches more.
-GPU_FEW_PASSES = 8
+#: and of a text that is mostly new, twice as much teaches more; of one that is read often it does
+#: not (docs/diary.md).
+GPU_FEW_PASSES = 4
 #: Most weights of the recurrence for a character of the text, in a model wider than the narrowest.
 MOST_WEIGHTS = {"cpu": 4.6, "mps": 4.6, "cuda": 10.0}
 #: Symbols from which most of them are so rare that embedding and head learn by heart what
