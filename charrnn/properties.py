@@ -15,14 +15,16 @@ from collections.abc import Callable, Mapping
 
 __all__ = ["PROPERTIES"]
 
+#: Behind three that open: they do not begin a field of a table with a word in quotes, whose marks
+#: come in twos.
+_NO_FIELD = r'(?![^"\n]*[\w.!?]""(?!"))'
 #: What is read at once: three straight marks, of which a letter behind says that they open and one
 #: before, or a full stop, that they close; a mark between single ones, which only names it; else a
-#: character. Before three that open there may be letters that say what kind of string it is. They
-#: do not open a field of a table that begins with a word in quotes: its marks come in twos.
+#: character. Before three that open there may be letters that say what kind of string it is.
 _READ = re.compile(
     r'''(?P<closes>(?<=[\w.!?])(?<!\b[bfru])(?<!\b[bfr]{2})"""(?!\w))'''
-    r'''|(?P<opens>(?:(?<![\w.!?])|(?<=\b[bfru])|(?<=\b[bfr]{2}))"""(?=\w)(?![^"\n]*[\w.!?]""(?!")))'''
-    r'''|(?P<either>"""(?![^"\n]*[\w.!?]""(?!")))|(?<!")'"'(?!")|.''',
+    rf'''|(?P<opens>(?:(?<![\w.!?])|(?<=\b[bfru])|(?<=\b[bfr]{{2}}))"""(?=\w){_NO_FIELD})'''
+    rf'''|(?P<either>"""{_NO_FIELD})|(?<!")'"'(?!")|.''',
     re.DOTALL | re.IGNORECASE,
 )
 _THREE = '"""'
