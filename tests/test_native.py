@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -74,6 +75,24 @@ def test_threads_change_no_bit(cell: str, dtype: torch.dtype, shared: bool) -> N
         torch.set_num_threads(threads)
     for others in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
+
+
+@needs_compiler
+@each_cell
+@pytest.mark.parametrize(("there", "expected"), [(1, 1), (2, 2), (3, 3), (7, 5)])
+def test_c_is_told_how_many_threads_there_are(
+    cell: str, there: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them at most for four of the 23 lanes."""
+    compiled = native.loops()
+    assert compiled is not None
+    library = Mock(wraps=compiled._library)
+    monkeypatch.setattr(compiled, "_library", library)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: there)
+    run(cell, torch.float32)
+    calls = {name: call for name, call, _ in library.mock_calls}
+    assert calls.keys() == {f"{cell}_forward", f"{cell}_backward"}
+    assert [arguments[0].value for arguments in calls.values()] == [expected] * 2
 
 
 @needs_compiler
