@@ -91,19 +91,14 @@ class Steps(Library):
             head_bias_V: Its bias.
         """
         lanes, hidden = layers[0].h_BH.shape
-        apart = lanes >= 2 * LEAST_LANES
         matrices = [
             matrix
             for layer in layers
             for matrix in (layer.inputs, layer.recurrent)
             if matrix is not None
         ]
-        shares = (
-            lanes // LEAST_LANES
-            if apart
-            else sum(matrix.nbytes for matrix in (*matrices, head)) // _LEAST_BYTES
-        )
-        threads = max(1, min(torch.get_num_threads(), shares))
+        nbytes = sum(matrix.nbytes for matrix in (*matrices, head))
+        threads, apart = _threads_for(lanes, nbytes, torch.get_num_threads())
         kinds = (CELL_NAMES.index(cell), _TYPES.index(head.dtype))
         room_for = (threads, apart, *kinds, lanes, hidden, len(head_bias_V))
         room_size = self._library.step_room(*map(ctypes.c_long, room_for))
@@ -127,6 +122,21 @@ class Steps(Library):
             return written_BV.copy()
 
         return step
+
+
+def _threads_for(lanes: int, nbytes: int, most: int) -> tuple[int, bool]:
+    """Return how many threads make a step, and whether each has lanes of its own.
+
+    Those need not wait for each other; they share the units where that employs more of them.
+
+    Args:
+        lanes: texts side by side.
+        nbytes: of the matrices.
+        most: threads that there are.
+    """
+    by_lanes, by_units = lanes // LEAST_LANES, nbytes // _LEAST_BYTES
+    apart = by_lanes >= 2 and by_lanes >= min(most, by_units)
+    return max(1, min(most, by_lanes if apart else by_units)), apart
 
 
 def steps() -> Steps | None:

@@ -15,7 +15,7 @@ from charrnn import compiler, kernels, stepper
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, WeightsName
 from charrnn.model import CharModel, Hidden
 from charrnn.stepper import CompiledStepper, NumpyStepper, Stepper
-from charrnn.steps import Steps
+from charrnn.steps import Steps, _threads_for
 from tests.conftest import skip_without
 
 
@@ -108,12 +108,61 @@ def test_threads_change_no_bit(
     model = make_model(cell, 2, hidden=37, symbols=77)
     text_TB, hidden, _ = forward(model, lanes)
     results = []
-    for number in (1, 2, 3, 7):
+    for number in (1, 2, 3, 5, 7):
         # torch keeps its own number: its product makes the table.
         monkeypatch.setattr(torch, "get_num_threads", lambda number=number: number)
         results.append(steps(make_stepper(engine, model, hidden, weights), text_TB))
     for other in results[1:]:
         np.testing.assert_array_equal(other, results[0])
+
+
+@pytest.mark.parametrize(
+    ("lanes", "megabytes", "most", "expected"),
+    [
+        (1, 1, 8, (1, False)),
+        (1, 4, 8, (2, False)),
+        (1, 50, 8, (8, False)),
+        (7, 50, 2, (2, False)),
+        (7, 1, 2, (1, False)),
+        (8, 1, 1, (1, True)),
+        (8, 1, 2, (2, True)),
+        (8, 50, 2, (2, True)),
+        (64, 50, 2, (2, True)),
+        # More threads than lanes employ: of a large model they share the units.
+        (8, 4, 8, (2, True)),
+        (8, 6, 8, (3, False)),
+        (8, 50, 8, (8, False)),
+        (31, 50, 8, (8, False)),
+        (32, 50, 8, (8, True)),
+        (64, 50, 8, (8, True)),
+    ],
+)
+def test_threads_share_the_lanes_or_the_units(
+    lanes: int, megabytes: int, most: int, expected: tuple[int, bool]
+) -> None:
+    assert _threads_for(lanes, megabytes << 20, most) == expected
+
+
+def test_more_lanes_never_have_fewer_threads() -> None:
+    for megabytes in (0, 1, 5, 17, 50):
+        for most in (1, 2, 3, 8, 64):
+            numbers = [_threads_for(lanes, megabytes << 20, most)[0] for lanes in range(1, 300)]
+            assert numbers == sorted(numbers)
+
+
+@pytest.mark.parametrize(("lanes", "expected"), [(1, (3, 0)), (23, (3, 1))])
+def test_c_is_told_how_many_threads_there_are(
+    lanes: int, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("charrnn.steps._LEAST_BYTES", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    made = steps_for("native")
+    library = Mock(wraps=made._library)
+    monkeypatch.setattr(made, "_library", library)
+    model = make_model("lstm", 2)
+    CompiledStepper(made, model, model.initial_hidden(lanes), "fp32").step(np.zeros(lanes, int))
+    for call in (library.step_room.call_args, library.step.call_args):
+        assert tuple(size.value for size in call.args[:2]) == expected
 
 
 @pytest.mark.parametrize("engine", ENGINES)
