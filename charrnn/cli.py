@@ -564,7 +564,7 @@ def sample(
         print_as_json(vocabulary, start, samples, seed, ending)
     elif not streams:
         print_samples(vocabulary, start, samples)
-    if config.weights != "fp32" and find_compiler() and (why := why_none(Steps)):
+    if config.weights != "fp32" and find_compiler() and (why := why_none(Steps, config.weights)):
         say(f"note: --weights {config.weights} was no faster here: {why}")
 
 

@@ -29,6 +29,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from charrnn.config import WeightsName
 from charrnn.wording import shown
 
 __all__ = [
@@ -196,13 +197,18 @@ def compiled(kind: type[_L]) -> _L | None:
     return made if isinstance(made, kind) else None
 
 
-def why_none(kind: type[Library]) -> str | None:
-    """Return why ``compiled`` gave no library, as "none is found here".
+def why_none(kind: type[Library], weights: WeightsName = "fp32") -> str | None:
+    """Return why ``compiled`` gave no products with such weights, as "none is found here".
 
-    None if it gave one, or was not asked: to find out is to wait for a compiler.
+    None if it gave them, or was not asked: to find out is to wait for a compiler.
     """
     made = _made.get(kind)
-    return made if isinstance(made, str) else None
+    if made is None or isinstance(made, str):
+        return made
+    multiplies = {"fp32": True, "bf16": made.multiplies_bf16, "int8": made.multiplies_int8}
+    if multiplies[weights]:
+        return None
+    return f"there are no products in {weights} for this processor"
 
 
 def compile_library(

@@ -44,6 +44,7 @@ from charrnn.sampling import Piece
 from charrnn.starting import start
 from charrnn.stdio import lossy, read_prompt, waits_unread
 from charrnn.stepper import Stepper
+from charrnn.steps import steps
 from charrnn.subject import load_subjects
 from charrnn.trained import load_model
 from charrnn.vocabulary import Vocabulary
@@ -1293,6 +1294,30 @@ class TestSample:
         assert (short.code, short.err, long.code, len(long.out)) == (0, "", 0, 20)
         said = "note: --weights int8 was no faster here: false does not compile it\n"
         assert long.err == (said if weights == "int8" else "")
+
+    @pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
+    @pytest.mark.parametrize("multiplies", ["bf16", "int8", ""])
+    def test_says_so_where_the_processor_does_not_multiply_fewer_bits(
+        self,
+        cli: Cli,
+        trained: Path,
+        weights: str,
+        multiplies: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("charrnn.stepper._steps_in_numpy", lambda *_, **__: 9)
+        if (made := steps()) is None:
+            pytest.skip("no C compiler with OpenMP")
+        for name in ("bf16", "int8"):
+            can = getattr(made, f"multiplies_{name}") and name == multiplies
+            monkeypatch.setattr(made, f"multiplies_{name}", can)
+        done = cli("sample", trained, "--weights", weights, "--length", 20)
+        said = (
+            f"note: --weights {weights} was no faster here: there are no products in {weights} for "
+            "this processor\n"
+        )
+        is_told = weights != "fp32" and not getattr(made, f"multiplies_{weights}")
+        assert (done.code, done.err) == (0, said if is_told else "")
 
     def test_many_samples_have_a_heading_each(self, cli: Cli, trained: Path) -> None:
         result = cli("sample", trained, "--count", 3, "--length", 25)
