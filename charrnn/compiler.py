@@ -49,8 +49,9 @@ LEAST_LANES = 4
 
 _OPTIONS = ["-x", "c", "-std=gnu11", "-O3", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared"]
 """C++ compilers are told that it is C: they would compile it as C++, under other names. OpenMP's
-threads are torch's own: gcc's library is the one that torch has loaded. Nothing here wants a trap
-on an overflow; if something did, gcc could not compute a vector of exponentials with AVX2."""
+threads are torch's own on Linux: gcc's library is the one that torch has loaded. clang's would be a
+second one, so ``products.h`` refuses clang. Nothing here wants a trap on an overflow; if something
+did, gcc could not compute a vector of exponentials with AVX2."""
 
 _WIDE = "-mprefer-vector-width=512"
 """Vectors as wide as the processor's; gcc takes half of it, others do not know the option."""

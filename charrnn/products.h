@@ -6,6 +6,12 @@
  * Axis letters, as in Python: T time, B lanes, H hidden. Arrays are contiguous, row by row.
  */
 
+/* Its threads would be a second pool; where torch's OpenMP is LLVM's too, as on macOS, the second
+ * copy of it ends the process. */
+#if defined(__clang__)
+#error "clang's OpenMP would be a second one beside torch's: take gcc"
+#endif
+
 #include <stdint.h>
 #include <string.h>
 
@@ -58,11 +64,7 @@
 #define INLINE static inline __attribute__((always_inline))
 
 /* No unit reads what another one writes: a loop over them may be computed a vector at a time. */
-#if defined(__clang__)
-#define EACH_UNIT _Pragma("clang loop vectorize(assume_safety)")
-#else
 #define EACH_UNIT _Pragma("GCC ivdep")
-#endif
 
 typedef float vector __attribute__((vector_size(4 * VECTOR), aligned(4)));
 

@@ -210,11 +210,17 @@ def skip_without(machine: str) -> None:
 
 @cache
 def compiles(*options: str) -> bool:
-    """Whether there is a C compiler that knows OpenMP and some options, and whose output runs."""
+    """Whether there is a C compiler that knows OpenMP and some options, and whose output runs.
+
+    None is clang, whose OpenMP is not torch's.
+    """
     command = compiler.find_compiler()
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder) / "a.c", Path(folder) / "a.so"
-        source.write_text("#include <omp.h>\nint threads(void) { return omp_get_max_threads(); }\n")
+        source.write_text(
+            "#ifdef __clang__\n#error\n#endif\n"
+            "#include <omp.h>\nint threads(void) { return omp_get_max_threads(); }\n"
+        )
         words = [
             *command,
             "-fopenmp",

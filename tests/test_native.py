@@ -379,6 +379,17 @@ def test_the_compiler_s_own_reason_is_told(tmp_path: Path) -> None:
     assert compile_library(steps.Steps, command) == said
 
 
+@needs_compiler
+@pytest.mark.usefixtures("temporary")
+@pytest.mark.parametrize("kind", [native.Loops, steps.Steps])
+def test_clang_is_refused(kind: type[compiler.Library]) -> None:
+    command = [*compiler.find_compiler(), "-D__clang__"]
+    said = compile_library(kind, command)
+    assert isinstance(said, str)
+    assert said.startswith(f"{shlex.join(command)} does not compile it: ")
+    assert said.endswith("error \"clang's OpenMP would be a second one beside torch's: take gcc\"")
+
+
 @pytest.mark.usefixtures("temporary")
 def test_where_nothing_may_be_run_the_way_out_is_told(tmp_path: Path) -> None:
     """What is no library is refused as one on a folder without permission to run is."""
