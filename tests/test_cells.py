@@ -175,6 +175,16 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(cells, "beats_onednn_lstm", lambda dtype, **_: dtype != torch.float64)
 
 
+#: In float64, and in the compiled loops of float32; with ``usefixtures("engine")``.
+each_type = pytest.mark.parametrize(
+    ("dtype", "engine"),
+    [(torch.float64, "onednn"), (torch.float32, "native")],
+    indirect=["engine"],
+)
+#: What the same arithmetic may differ by in another order.
+ROUNDING = {torch.float64: 1e-12, torch.float32: 3e-6}
+
+
 @cache
 def loops_for(machine: str, *, tiles: bool) -> native.Loops:
     """Return compiled loops, or skip where they cannot be had or run."""
@@ -283,8 +293,10 @@ def test_gradcheck(name: CellName) -> None:
 
 
 @each_cell
-def test_only_what_wants_a_gradient_gets_one(name: CellName) -> None:
-    cell = make_cell(name)
+@each_type
+@pytest.mark.usefixtures("engine")
+def test_only_what_wants_a_gradient_gets_one(name: CellName, dtype: torch.dtype) -> None:
+    cell = make_cell(name, dtype=dtype)
     x, state = make_inputs(cell)
     out, _ = cell(x.detach(), cell.initial_state(B))
     out.sum().backward()
@@ -329,16 +341,20 @@ def test_a_graph_that_is_kept_gives_its_gradient_again(name: CellName, dtype: to
 
 
 @each_cell
+@each_type
 @pytest.mark.parametrize("cuts", [(0, 4, T), (0, 1, 2, T)])
-def test_chunks_with_carried_state_equal_one_pass(name: CellName, cuts: tuple[int, ...]) -> None:
-    cell = make_cell(name)
+@pytest.mark.usefixtures("engine")
+def test_chunks_with_carried_state_equal_one_pass(
+    name: CellName, cuts: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    cell = make_cell(name, dtype=dtype)
     x, state = make_inputs(cell)
     whole = results(cell(x, state), cell, x, state)
     outs, carried = [], state
     for start, stop in pairwise(cuts):
         out, carried = cell(x[start:stop], carried)
         outs.append(out)
-    assert_same(results((torch.cat(outs), carried), cell, x, state), whole, 1e-12)
+    assert_same(results((torch.cat(outs), carried), cell, x, state), whole, ROUNDING[dtype])
 
 
 @each_cell
@@ -354,13 +370,15 @@ def test_outputs_do_not_depend_on_later_characters(name: CellName, dtype: torch.
 
 
 @each_cell
-def test_lanes_do_not_mix(name: CellName) -> None:
-    cell = make_cell(name)
+@each_type
+@pytest.mark.usefixtures("engine")
+def test_lanes_do_not_mix(name: CellName, dtype: torch.dtype) -> None:
+    cell = make_cell(name, dtype=dtype)
     x, state = make_inputs(cell)
     out, _ = cell(x, state)
     for lane in range(B):
         alone, _ = cell(x[:, lane : lane + 1], tuple(s[lane : lane + 1] for s in state))
-        torch.testing.assert_close(alone[:, 0], out[:, lane], rtol=0, atol=1e-12)
+        torch.testing.assert_close(alone[:, 0], out[:, lane], rtol=0, atol=ROUNDING[dtype])
 
 
 @each_cell
@@ -402,15 +420,19 @@ def test_inference_equals_training_and_keeps_nothing(
 
 
 @each_cell
-def test_numbers_that_are_none_pass_through_without_a_word(name: CellName) -> None:
-    cell = make_cell(name)
+@each_type
+@pytest.mark.usefixtures("engine")
+def test_numbers_that_are_none_pass_through_without_a_word(
+    name: CellName, dtype: torch.dtype
+) -> None:
+    cell = make_cell(name, dtype=dtype)
     x, state = make_inputs(cell)
     broken = x.detach().clone()
     broken[2, 0], broken[3, 1] = torch.inf, torch.nan
     out, _ = cell(broken.requires_grad_(), state)
     out.sum().backward()
     assert out[3:, 1].isnan().all()
-    torch.testing.assert_close(out[:, 2], cell(x, state)[0][:, 2], rtol=0, atol=1e-12)
+    torch.testing.assert_close(out[:, 2], cell(x, state)[0][:, 2], rtol=0, atol=ROUNDING[dtype])
 
 
 @pytest.fixture
@@ -446,8 +468,12 @@ def test_the_state_keeps_its_type_beside_narrow_inputs(name: CellName) -> None:
 
 
 @each_cell
-def test_weight_drop_drops_recurrent_weights_once_a_call(name: CellName) -> None:
-    cell = make_cell(name, weight_drop=0.4)
+@each_type
+@pytest.mark.usefixtures("engine")
+def test_weight_drop_drops_recurrent_weights_once_a_call(
+    name: CellName, dtype: torch.dtype
+) -> None:
+    cell = make_cell(name, dtype=dtype, weight_drop=0.4)
     x, state = make_inputs(cell)
     torch.manual_seed(3)
     out, after = cell(x, state)
@@ -457,20 +483,22 @@ def test_weight_drop_drops_recurrent_weights_once_a_call(name: CellName) -> None
     assert 0 < kept.sum() < kept.numel()
     torch.testing.assert_close(dropped[kept], cell.weight_recurrent[kept] / 0.6, rtol=1e-4, atol=0)
     slow = results(naive(cell, x, state, weight_recurrent=dropped), cell, x, state)
-    assert_same(results((out, after), cell, x, state), slow, 1e-12)
+    assert_same(results((out, after), cell, x, state), slow, ROUNDING[dtype])
     torch.manual_seed(3)
     assert torch.equal(cell(x, state)[0], out)
     assert not torch.equal(cell(x, state)[0], out)
 
 
 @each_cell
-def test_weight_drop_is_for_training_only(name: CellName) -> None:
-    cell = make_cell(name, weight_drop=0.4)
+@each_type
+@pytest.mark.usefixtures("engine")
+def test_weight_drop_is_for_training_only(name: CellName, dtype: torch.dtype) -> None:
+    cell = make_cell(name, dtype=dtype, weight_drop=0.4)
     x, state = make_inputs(cell)
     generator = torch.get_rng_state()
     out, _ = cell.eval()(x, state)
     assert torch.equal(torch.get_rng_state(), generator)
-    torch.testing.assert_close(out, naive(cell, x, state)[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(out, naive(cell, x, state)[0], rtol=0, atol=ROUNDING[dtype])
     out.sum().backward()  # an evaluated model can still be looked into
     cell.weight_drop = 0.0
     cell.train()(x, state)
