@@ -40,11 +40,13 @@ def test_where_nothing_describes_it(tmp_path: Path) -> None:
     assert vendor(tmp_path / "none") is None
 
 
-def test_the_machine_is_one_line_of_all_that_figures_depend_on() -> None:
-    said = machine()
-    assert said.startswith(f"{processor()}, ")
-    assert (
-        f"torch {torch.__version__} with {counted(torch.get_num_threads(), 'thread')}, loops "
-        in said
-    )
-    assert "\n" not in said
+@pytest.mark.parametrize(("made", "said"), [(True, "loops compiled"), (None, "no C compiler")])
+def test_the_machine_is_one_line_of_all_that_figures_depend_on(
+    made: object, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("charrnn.machine.loops", lambda: made)
+    line = machine()
+    threads = counted(torch.get_num_threads(), "thread")
+    assert line.startswith(f"{processor()}, ")
+    assert line.endswith(f"torch {torch.__version__} with {threads}, {said}")
+    assert "\n" not in line
