@@ -160,7 +160,7 @@ def why_no_compiler() -> str:
         return "CHARRNN_NATIVE=0 asks for none"
     if os.environ.get("CC"):
         return "CC names none"
-    return f"none is found here{', and brew install gcc brings one' if _is_macos() else ''}"
+    return "none is found here"
 
 
 def find_compiler() -> list[str]:
@@ -174,13 +174,10 @@ def find_compiler() -> list[str]:
             return []
     # On macOS gcc and cc are Apple's clang, without OpenMP, or ask whether to install that. gcc
     # itself has its version in its name there, as Homebrew has it.
-    names = [f"gcc-{version}" for version in range(40, 10, -1)] if _is_macos() else ["gcc", "cc"]
+    is_macos = sys.platform == "darwin"
+    names = [f"gcc-{version}" for version in range(40, 10, -1)] if is_macos else ["gcc", "cc"]
     found = map(shutil.which, names)
     return [path for path in found if path][:1]
-
-
-def _is_macos() -> bool:
-    return sys.platform == "darwin"
 
 
 _L = TypeVar("_L", bound=Library)

@@ -32,8 +32,8 @@ static long room_of(matrix m) { return m.count * WIDTH + m.inner; }
  *   room     [B, room of a lane]
  */
 
-/* The team is torch's, though some may get no share: gcc's library ends the threads that a smaller
- * one leaves out, and starts others for torch's next product. */
+/* The team is torch's on Linux, though some may get no share: gcc's library ends the threads that a
+ * smaller one leaves out, and starts others for torch's next product. */
 #define EACH_SHARE                                                                               \
     _Pragma("omp parallel for if(threads > 1)")                                                  \
     for (long share = 0; share < threads; share++)

@@ -1316,6 +1316,7 @@ def test_a_missing_compiler_is_told_on_a_cpu(
     monkeypatch.setattr(compiler, "_made", {})
     monkeypatch.setattr(compiler, "find_compiler", list)
     monkeypatch.setattr(compiler, "why_no_compiler", lambda: "gcc is on leave")
+    monkeypatch.setattr("platform.system", lambda: "Linux")
     monkeypatch.setattr(device, "has_capability", vectors.startswith)
     run = start_run(cell=cell, steps=2, precision=precision)
     said = [note for note in run.notes if "compiler" in note]
@@ -1335,6 +1336,9 @@ def test_no_compiler_is_missed_where_there_is_one_or_none_is_used(
     again = resume(run.folder, device=None, changes={"steps": 2})
     assert not [said for said in run.notes + again.notes if "compiler" in said]
     monkeypatch.setattr("charrnn.assembling.loops", lambda: None)
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    assert not _slow_loops(run.model), "what gcc gains there is not known"
+    monkeypatch.setattr("platform.system", lambda: "Linux")
     assert _slow_loops(run.model)
     assert not _slow_loops(run.model.to("meta"))  # a device that is no CPU
 
