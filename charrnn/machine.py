@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -42,10 +44,26 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
         cpuinfo: where Linux describes it.
     """
     facts = _facts(cpuinfo)
-    called = facts.get("model name", platform.machine())
-    if not {"cpu family", "model"} <= facts.keys():
-        return called
-    return f"{called} (family {facts['cpu family']}, model {facts['model']})"
+    called = facts.get("model name") or _apple_name() or platform.machine()
+    if {"cpu family", "model"} <= facts.keys():
+        return f"{called} (family {facts['cpu family']}, model {facts['model']})"
+    # ARM's processors have no name there.
+    if {"CPU implementer", "CPU part"} <= facts.keys():
+        return f"{called} (implementer {facts['CPU implementer']}, part {facts['CPU part']})"
+    return called
+
+
+def _apple_name() -> str | None:
+    """Return what macOS calls the processor, as "Apple M2"; None elsewhere."""
+    if platform.system() != "Darwin":
+        return None
+    name = ctypes.create_string_buffer(128)
+    size = ctypes.byref(ctypes.c_size_t(len(name)))
+    with suppress(OSError, AttributeError):
+        ask = ctypes.CDLL(None).sysctlbyname
+        if ask(b"machdep.cpu.brand_string", name, size, None, ctypes.c_size_t(0)) == 0:
+            return name.value.decode(errors="replace")
+    return None
 
 
 @cache

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,12 +23,32 @@ from charrnn.wording import counted
         ("model name\t: a name\n", "a name"),
         ("model name\t: caf\udce9\n", "caf\ufffd"),
         ("processor\t: 0\nBogoMIPS\t: 2100.00\n", platform.machine()),
+        (
+            "processor\t: 0\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x3\n"
+            "CPU part\t: 0xd0c\nCPU revision\t: 1\n\nprocessor\t: 1\nCPU part\t: 0xd40\n",
+            f"{platform.machine()} (implementer 0x41, part 0xd0c)",
+        ),
     ],
 )
 def test_the_processor_s_name(tmp_path: Path, cpuinfo: str, name: str) -> None:
     path = tmp_path / "cpuinfo"
     path.write_text(cpuinfo, errors="surrogateescape")
     assert processor(path) == name
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_on_macos_the_system_is_asked(
+    tmp_path: Path, knows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(name: bytes, value: Any, *_: object) -> int:
+        if knows:
+            assert name == b"machdep.cpu.brand_string"
+            value.value = b"Apple M2"
+        return 0 if knows else -1
+
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(sysctlbyname=ask))
+    assert processor(tmp_path / "none") == ("Apple M2" if knows else platform.machine())
 
 
 def test_the_processor_s_maker(tmp_path: Path) -> None:
