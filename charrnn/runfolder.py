@@ -166,17 +166,27 @@ class RunFolder:
         if self._log is not None:
             self._log.close()
             self._log = None
+        lock, self._lock = self._lock, None
+        folders: list[Path] = []
         # What cannot be tidied up stays; what made this run end is not to be hidden by it.
-        with suppress(OSError, RunFolderError):
-            # Without a checkpoint the signature stays: it says that the log is of a run of ours.
-            if checkpoints_in(self.path):
-                self._lock.clear()
-            is_ours = self._lock.guards(self.path)  # or what is there is another run's
-            for path in self._removable if is_ours else ():
-                # A folder in which somebody else put something is not empty, and so stays.
-                path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
-        self._lock.close()
-        self._lock = None
+        try:
+            with suppress(OSError, RunFolderError):
+                # Without a checkpoint the signature stays: it says that the log is of our run.
+                if checkpoints_in(self.path):
+                    lock.clear()
+                is_ours = lock.guards(self.path)  # or what is there is another run's
+                for path in self._removable if is_ours else ():
+                    if path.is_dir():
+                        folders.append(path)
+                    else:
+                        path.unlink(missing_ok=True)
+        finally:
+            lock.close()
+        # Only now: NFS keeps a file that is open, under another name. A folder in which somebody
+        # else put something is not empty, and so stays.
+        with suppress(OSError):
+            for folder in folders:
+                folder.rmdir()
 
     def __enter__(self) -> Self:
         return self

@@ -41,6 +41,30 @@ def test_a_run_that_saved_nothing_leaves_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+def test_nor_where_a_removed_file_stays_until_it_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, under another name."""
+    run = tmp_path / "a" / "run"
+    left, unlink, close = run / ".nfs1", Path.unlink, os.close
+
+    def unlink_(path: Path, missing_ok: bool = False) -> None:
+        path.rename(left) if path.name == "lock" else unlink(path, missing_ok)
+
+    def close_(fd: int) -> None:
+        is_last = left.exists() and os.path.samestat(os.fstat(fd), left.stat())
+        close(fd)
+        if is_last:
+            unlink(left)
+
+    folder = RunFolder.create(run)
+    monkeypatch.setattr(Path, "unlink", unlink_)
+    monkeypatch.setattr(os, "close", close_)
+    folder.close()
+    monkeypatch.undo()
+    assert names(tmp_path) == []
+
+
 def test_the_names_of_folders_that_it_makes_are_brought_to_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
