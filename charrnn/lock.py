@@ -6,6 +6,7 @@ ends. Its holder signs the file, which says whether a run that left no checkpoin
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -96,7 +97,7 @@ def take_lock(folder: Path, command: str) -> Lock:
         fd, made = _open(path)
         try:
             try:
-                is_taken = _flock(fd, folder)
+                is_taken = _flock(fd, folder, made)
             except RunFolderError:
                 if made:
                     path.unlink()
@@ -145,12 +146,16 @@ def _open(path: Path) -> tuple[int, bool]:
             raise
 
 
-def _flock(fd: int, folder: Path) -> bool:
+def _flock(fd: int, folder: Path, made: bool) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError as error:  # some network file systems have no locks
+    except OSError as error:
+        # What SMB says where another process holds it; nobody else holds what was made just now.
+        if error.errno == errno.EACCES and not made:
+            return False
+        # Some network file systems have no locks.
         raise RunFolderError(
             f"{shown(folder)}: cannot lock the run's folder: {reason(error)}: "
             "choose a folder on a local disk"
@@ -167,7 +172,7 @@ def _is_at(fd: int, path: Path) -> bool:
 
 def _holder(fd: int) -> str | None:
     """Return in words who signed the lock; None for nobody, or a dead process of this machine."""
-    with suppress(ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, KeyError, TypeError):  # on SMB only its holder can read it
         who = json.loads(os.pread(fd, 65536, 0))
         pid, host, since, command = (who[key] for key in ("pid", "host", "since", "command"))
         if host != socket.gethostname() or alive(int(pid)):

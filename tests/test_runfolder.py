@@ -520,13 +520,29 @@ def test_whoever_gets_no_lock_leaves_no_file_open(
         assert open_files() == before
 
 
-def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fcntl, "flock", refusing(errno.ENOLCK))
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EACCES, errno.EPERM])
+def test_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", refusing(number))
     assert said(lambda: RunFolder.create(tmp_path / "run")) == (
-        f"{tmp_path / 'run'}: cannot lock the run's folder: No locks available: "
+        f"{tmp_path / 'run'}: cannot lock the run's folder: {os.strerror(number)}: "
         "choose a folder on a local disk"
     )
     assert names(tmp_path) == [], "what was made is gone"
+
+
+def test_a_lock_that_others_hold_on_smb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lets nobody else read it, and is refused as what is forbidden."""
+    monkeypatch.setattr(lock, "PATIENCE", 0.05)
+    with RunFolder.create(tmp_path):
+        monkeypatch.setattr(fcntl, "flock", refusing(errno.EACCES))
+        assert "in use by process" in said(lambda: RunFolder.create(tmp_path))
+        monkeypatch.setattr(os, "pread", refusing(errno.EACCES))
+        assert said(lambda: RunFolder.create(tmp_path)).startswith(
+            f"{tmp_path}: in use by another process: wait until it ends"
+        )
+        monkeypatch.undo()
 
 
 def test_makers_and_removers_of_one_folder_never_hold_it_together(
