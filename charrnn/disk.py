@@ -188,13 +188,20 @@ def sync(fd: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's names to disk."""
-    fd = os.open(folder, os.O_RDONLY)
+    """Bring a folder's names to disk, where that can be done.
+
+    Some network file systems cannot sync a folder, and one that may not be listed cannot be
+    opened: there a rename is as durable as it gets.
+
+    Raises:
+        OSError: the disk failed, or is full.
+    """
     try:
-        sync(fd)
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            sync(fd)
+        finally:
+            os.close(fd)
     except OSError as error:
-        # Some network file systems cannot sync a folder: there a rename is as durable as it gets.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+        if error.errno in (errno.EIO, *FULL):
             raise
-    finally:
-        os.close(fd)

@@ -503,8 +503,7 @@ def _make(path: Path, made: list[Path]) -> None:
             raise
         else:
             made.insert(0, folder)
-            with suppress(PermissionError):  # one that may be written to, but not listed
-                sync_folder(folder.parent)
+            sync_folder(folder.parent)
 
 
 def files_of_run(checkpoint: Path) -> list[Path]:

@@ -537,18 +537,45 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert same(load(tmp_path / "a"), state)
 
 
-def test_a_folder_that_cannot_be_synced_is_no_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def refuse_folders(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Let a folder's fsync fail with this errno."""
     real = os.fsync
 
     def fsync(fd: int) -> None:
-        refuse = refusing(errno.EINVAL)
-        (refuse if stat.S_ISDIR(os.fstat(fd).st_mode) else real)(fd)
+        (refusing(number) if stat.S_ISDIR(os.fstat(fd).st_mode) else real)(fd)
 
     monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.mark.parametrize(
+    "name", ["EINVAL", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EBADF", "EACCES", "EROFS"]
+)
+def test_a_folder_that_cannot_be_synced_is_no_failure(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_folders(monkeypatch, getattr(errno, name))
     save(tmp_path / "a", Checkpoint({}, {"step": 2}))
     assert load(tmp_path / "a").meta == {"step": 2}
+
+
+def test_nor_one_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def open_(path: Any, flags: int, *rest: Any) -> int:
+        return (refusing(errno.EACCES) if path == tmp_path else real)(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", open_)
+    save(tmp_path / "a", Checkpoint({}, {"step": 2}))
+    assert load(tmp_path / "a").meta == {"step": 2}
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_name_that_does_not_reach_the_disk_is_a_failure(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_folders(monkeypatch, number)
+    with pytest.raises(RunFolderError, match=os.strerror(number)):
+        save(tmp_path / "a", Checkpoint({}, {"step": 2}))
 
 
 @pytest.mark.parametrize("knows", [True, False])
