@@ -90,6 +90,12 @@ class TestVenv:
         assert (self.run(), len(self.installs())) == (0, 2)
         assert (self.run(""), self.installs()[2][-12:]) == (0, "--editable .")
 
+    def test_finds_a_newer_python_than_the_system_s(self) -> None:
+        """By its own name; those of which nobody has heard yet, too."""
+        (self.here / "bin" / "python3").rename(self.here / "bin" / "python3.29")
+        (self.here / "bin" / "python3").symlink_to(shutil.which("false") or "")
+        assert (self.run(), len(self.installs())) == (0, 1)
+
     def test_tells_that_python_has_become_another(self) -> None:
         """Its packages are elsewhere, and pip with them."""
         assert self.run() == 0
