@@ -219,6 +219,8 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         f"from p = {recipe.FLATTEST_FROM} on {recipe.loss_temperature(65, recipe.FLATTEST_FROM)}. "
         f"From {recipe.RARE_SYMBOLS} symbols on 1.",
         f"{recipe.LEAST_SCORED:,} characters at least, in few minutes {LEAST_TIMED:,}.",
+        f"Nesterov's momentum, {optimiser.MOMENTUM}.",
+        f"betas of {optimiser.BETAS[0]} and {optimiser.BETAS[1]} and",
     ):
         assert line in page, line
 
