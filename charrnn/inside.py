@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from charrnn import inspection_words as words
 from charrnn import page
 from charrnn.activity import NEARLY_CLOSED, NEARLY_OPEN, Activation, GateUse, UnitFound
 from charrnn.figures import (
@@ -22,29 +23,6 @@ from charrnn.figures import (
 )
 from charrnn.flow import GradientFlow
 from charrnn.gradients import Truncation
-from charrnn.inspection_words import (
-    ALWAYS,
-    CUTS_SAY,
-    PACE_SAYS,
-    activation_ends,
-    clipping_lines,
-    clipping_says,
-    cut_lines,
-    enough_says,
-    gate_lines,
-    gradient_flow_lines,
-    mark,
-    memory_lines,
-    memory_says,
-    pace_lines,
-    radius_says,
-    step_lines,
-    step_says,
-    truncation_lines,
-    truncation_says,
-    unit_lines,
-    units_say,
-)
 from charrnn.memory import Memory
 from charrnn.norms import Clipping
 from charrnn.portrait import Portrait
@@ -92,14 +70,18 @@ def inside_sections(portraits: Sequence[Portrait], seen: str) -> Iterator[str]:
     alone = looked[0][1] if len(looked) == 1 else None
     if alone is not None and (step := alone.step):
         yield page.section(
-            "The step", page.note(step_says(step)), page.table(step_lines(step), words=3)
+            "The step",
+            page.note(words.step_says(step)),
+            page.table(words.step_lines(step), words=3),
         )
     if flows := [(model, found.gradient_flow) for model, found in looked if found.gradient_flow]:
         yield _flow_section(flows, seen)
     if memories := [(model, found.memory) for model, found in looked if found.memory]:
         yield _memory_section(memories, seen)
     if paces := [(model, found.pace) for model, found in looked if found.pace]:
-        yield page.section("Pace", page.note(f"{PACE_SAYS} {seen}"), _tables(pace_lines, paces))
+        yield page.section(
+            "Pace", page.note(f"{words.PACE_SAYS} {seen}"), _tables(words.pace_lines, paces)
+        )
     if gates := [(model, found.gates) for model, found in looked if found.gates]:
         yield _gate_section(gates, seen)
     units = [(model, found.units) for model, found in looked if found.units]
@@ -111,7 +93,7 @@ def inside_sections(portraits: Sequence[Portrait], seen: str) -> Iterator[str]:
         yield _clipping_section(histories)
     if cuts := [(model, found.cuts) for model, found in looked if found.cuts]:
         yield page.section(
-            "A cut gradient", page.note(f"{CUTS_SAY} {seen}"), _tables(cut_lines, cuts)
+            "A cut gradient", page.note(f"{words.CUTS_SAY} {seen}"), _tables(words.cut_lines, cuts)
         )
     if alone is not None and alone.truncation:
         yield _truncation_section(alone.truncation)
@@ -139,7 +121,7 @@ def _flow_section(flows: Measured[tuple[GradientFlow, ...]], seen: str) -> str:
     memory = ""
     if any(reach.state == "c" for _, (flow, *_) in flows for reach in flow.reaches):
         memory = " Each line is a share of a size of its own, so that c and h compare only roughly."
-    radii = radius_says([flow for _, of_model in flows for flow in of_model])
+    radii = words.radius_says([flow for _, of_model in flows for flow in of_model])
     return page.section(
         "Gradient flow",
         page.figure(
@@ -152,7 +134,7 @@ def _flow_section(flows: Measured[tuple[GradientFlow, ...]], seen: str) -> str:
             "few characters a line may rise because more ways lead back, through other layers or "
             f"an LSTM's c.{memory}{linear} {radii} {seen}",
         ),
-        _tables(gradient_flow_lines, flows),
+        _tables(words.gradient_flow_lines, flows),
     )
 
 
@@ -220,12 +202,12 @@ def _memory_section(memories: Measured[Memory], seen: str) -> str:
     )
     says = (
         f"{model.name}: {memory.full_nats:.4f} nats with the state carried on, over the "
-        f"characters that have {memory.longest:,} before them; {enough_says(memory)}."
+        f"characters that have {memory.longest:,} before them; {words.enough_says(memory)}."
         if model.name
-        else memory_says(memory)
+        else words.memory_says(memory)
         for model, memory in memories
     )
-    tables = _tables(memory_lines, memories, words=0)
+    tables = _tables(words.memory_lines, memories, words=0)
     return page.section("Memory", page.bullets(says), _beside(figure, tables, memories))
 
 
@@ -279,10 +261,10 @@ def _gate_section(gates: Measured[tuple[GateUse, ...]], seen: str) -> str:
             f"which its gate is nearly closed (below {NEARLY_CLOSED}), upwards nearly open (above "
             f"{NEARLY_OPEN}). On the dashed line a gate is never in between. {seen} In the table: "
             "the mean shares; always: the units for which it is so at "
-            f"more than {100 * ALWAYS:.0f} % of characters.",
+            f"more than {100 * words.ALWAYS:.0f} % of characters.",
             small=True,
         ),
-        _tables(gate_lines, gates),
+        _tables(words.gate_lines, gates),
     )
 
 
@@ -290,9 +272,9 @@ def _following(units: Measured[tuple[UnitFound, ...]], seen: str) -> str:
     """Return the figure and tables of the units that follow the text."""
     figure = page.figure(
         [("Units that follow the text", _unit_chart(units))],
-        f"{units_say(units[0][1])} Shown is the size of the correlation. {seen}",
+        f"{words.units_say(units[0][1])} Shown is the size of the correlation. {seen}",
     )
-    return _beside(figure, _tables(unit_lines, units), units)
+    return _beside(figure, _tables(words.unit_lines, units), units)
 
 
 def _unit_chart(units: Measured[tuple[UnitFound, ...]]) -> str:
@@ -316,9 +298,9 @@ def _unit_chart(units: Measured[tuple[UnitFound, ...]]) -> str:
 
 def _activation(shown: Activation) -> str:
     """Return a text coloured by a unit's state."""
-    lowest, highest = activation_ends(shown)
+    lowest, highest = words.activation_ends(shown)
     states = [
-        (mark(character) + ("\n" if character == "\n" else ""), round(SHADES * share))
+        (words.mark(character) + ("\n" if character == "\n" else ""), round(SHADES * share))
         for character, share in zip(shown.text, shown.shares, strict=True)
     ]
 
@@ -346,10 +328,10 @@ def _clipping_section(histories: Measured[Clipping]) -> str:
             "largest of a single update.",
         ),
         page.bullets(
-            (f"{model.name}: " if model.name else "") + clipping_says(history)
+            (f"{model.name}: " if model.name else "") + words.clipping_says(history)
             for model, history in histories
         ),
-        _tables(clipping_lines, histories),
+        _tables(words.clipping_lines, histories),
     )
 
 
@@ -405,6 +387,6 @@ def _truncation_section(truncations: Sequence[Truncation]) -> str:
         panels.append(("Direction of a truncated gradient", chart))
     return page.section(
         "Truncation",
-        page.figure(panels, truncation_says(truncations), nothing="there is no gradient"),
-        page.tables([("", truncation_lines(truncations))], words=1),
+        page.figure(panels, words.truncation_says(truncations), nothing="there is no gradient"),
+        page.tables([("", words.truncation_lines(truncations))], words=1),
     )

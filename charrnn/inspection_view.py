@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from charrnn import inspection_words as words
 from charrnn.activity import (
     NEARLY_CLOSED,
     NEARLY_OPEN,
@@ -21,29 +22,6 @@ from charrnn.equations import Step
 from charrnn.flow import GradientFlow
 from charrnn.gradients import Truncation
 from charrnn.inspection import Inspection
-from charrnn.inspection_words import (
-    ALWAYS,
-    CUTS_SAY,
-    PACE_SAYS,
-    activation_ends,
-    clipping_lines,
-    clipping_says,
-    contexts,
-    cut_lines,
-    gate_lines,
-    gradient_flow_lines,
-    mark,
-    memory_lines,
-    memory_says,
-    pace_lines,
-    radius_says,
-    step_lines,
-    step_says,
-    truncation_lines,
-    truncation_says,
-    unit_lines,
-    units_say,
-)
 from charrnn.memory import Memory
 from charrnn.norms import Clipping
 from charrnn.terminal import Output, columns_of, plain_table, print_words
@@ -78,35 +56,36 @@ def print_inspection(inspection: Inspection) -> None:
 def _sections(inspection: Inspection, console: Output) -> Iterator[tuple[str, str, RenderableType]]:
     """Yield title, explanation and picture of each measurement."""
     if inspection.step is not None:
-        yield "The step", step_says(inspection.step), _step(inspection.step, console)
+        yield "The step", words.step_says(inspection.step), _step(inspection.step, console)
     if flows := inspection.gradient_flow:
         yield _gradient_flow(flows, console)
     if inspection.memory is not None:
-        yield "Memory", memory_says(inspection.memory), _memory(inspection.memory, console)
+        yield "Memory", words.memory_says(inspection.memory), _memory(inspection.memory, console)
     if inspection.pace:
-        yield "Pace", PACE_SAYS, plain_table(pace_lines(inspection.pace), 1)
+        yield "Pace", words.PACE_SAYS, plain_table(words.pace_lines(inspection.pace), 1)
     if inspection.gates:
         yield (
             "Gates",
             f"Share of characters at which gates are open (above {NEARLY_OPEN}) and closed "
             f"(below {NEARLY_CLOSED}), mean of the units; always: units for which that is so at "
-            f"more than {100 * ALWAYS:.0f} % of characters; units by their share, from 0 to 1.",
+            f"more than {100 * words.ALWAYS:.0f} % of characters; units by their share, from 0 "
+            "to 1.",
             _gates(inspection.gates, console),
         )
     if inspection.units:
-        yield "Units", units_say(inspection.units), _units(inspection.units, console)
+        yield "Units", words.units_say(inspection.units), _units(inspection.units, console)
     if inspection.activation is not None:
         yield _activation(inspection.activation, console)
     if inspection.clipping is not None:
         yield (
             "Clipping",
-            clipping_says(inspection.clipping),
+            words.clipping_says(inspection.clipping),
             _clipping(inspection.clipping, console),
         )
     if inspection.cuts:
-        yield "A cut gradient", CUTS_SAY, plain_table(cut_lines(inspection.cuts), 1)
+        yield "A cut gradient", words.CUTS_SAY, plain_table(words.cut_lines(inspection.cuts), 1)
     if truncations := inspection.truncation:
-        yield "Truncation", truncation_says(truncations), _truncation(truncations, console)
+        yield "Truncation", words.truncation_says(truncations), _truncation(truncations, console)
 
 
 def _plotted(
@@ -149,7 +128,7 @@ def _columns(shares: Sequence[float]) -> str:
 
 def _step(step: Step, console: Output) -> Table:
     """Return the table of the step; a narrow terminal gets fewer units of it."""
-    lines = step_lines(step)
+    lines = words.step_lines(step)
     while True:
         table = plain_table(lines, 3)
         if _fits(table, console) or len(lines[0]) == 4:
@@ -174,7 +153,7 @@ def _gradient_flow(
             [math.log10(left / FAINTEST) / height if left > 0 else 0 for left in shares]
         )
 
-    lines = gradient_flow_lines(flows)
+    lines = words.gradient_flow_lines(flows)
     table = _plotted(lines, "", list(map(columns, drawn)), console)
     plot = linear = ""
     if len(table.columns) > len(lines[0]):
@@ -192,15 +171,17 @@ def _gradient_flow(
         "Gradient flow",
         "What is left of the gradient of one character's loss, k characters before it "
         f"(means of {flows[0].places} places), along each layer's states.{plot} "
-        f"{radius_says(flows)}{linear}",
+        f"{words.radius_says(flows)}{linear}",
         table,
     )
 
 
 def _memory(memory: Memory, console: Output) -> Table:
     most = max(memory.excess_nats)
-    pictures = [_bar(memory.excess_nats[k] / most if most > 0 else 0.0) for k in contexts(memory)]
-    return _plotted(memory_lines(memory), "more", pictures, console, words=0)
+    pictures = [
+        _bar(memory.excess_nats[k] / most if most > 0 else 0.0) for k in words.contexts(memory)
+    ]
+    return _plotted(words.memory_lines(memory), "more", pictures, console, words=0)
 
 
 def _gates(gates: Sequence[GateUse], console: Output) -> Table:
@@ -210,17 +191,17 @@ def _gates(gates: Sequence[GateUse], console: Output) -> Table:
             np.histogram(share_H, 10, (0, 1))[0] for share_H in (use.open_share, use.closed_share)
         ]
         pictures.append(" | ".join(_columns((count / count.max()).tolist()) for count in counts))
-    return _plotted(gate_lines(gates), "units by open | closed", pictures, console)
+    return _plotted(words.gate_lines(gates), "units by open | closed", pictures, console)
 
 
 def _units(units: Sequence[UnitFound], console: Output) -> Table:
     pictures = [_bar(abs(found.correlation)) for found in units]
-    return _plotted(unit_lines(units), "", pictures, console)
+    return _plotted(words.unit_lines(units), "", pictures, console)
 
 
 def _activation(shown: Activation, console: Output) -> tuple[str, str, RenderableType]:
     """Return title, explanation and picture of a unit's state along the text."""
-    lowest, highest = activation_ends(shown)
+    lowest, highest = words.activation_ends(shown)
     if console.has_colours:
         low, high = "blue", "red"
         picture: RenderableType = _coloured(shown)
@@ -242,7 +223,7 @@ def _coloured(shown: Activation) -> Text:
         faded = round(255 * (1 - abs(share)))
         red, green, blue = (255, faded, faded) if share > 0 else (faded, faded, 255)
         ink = "white" if share < -0.6 else "black"
-        text.append(mark(character), style=f"{ink} on rgb({red},{green},{blue})")
+        text.append(words.mark(character), style=f"{ink} on rgb({red},{green},{blue})")
         text.append("\n" if character == "\n" else "")
     return text
 
@@ -252,7 +233,7 @@ def _underlined(shown: Activation, width: int) -> Group:
     lines: list[Text] = []
     text, columns = "", ""
     for character, share in zip(shown.text, shown.shares, strict=True):
-        letter = mark(character).replace("\t", " ")
+        letter = words.mark(character).replace("\t", " ")
         height = 0.125 + 0.875 * (1 + share) / 2
         taken = sum(map(columns_of, letter))
         if len(columns) + taken > width:
@@ -271,10 +252,10 @@ def _underlined(shown: Activation, width: int) -> Group:
 def _clipping(clipping: Clipping, console: Output) -> Table:
     most = max(period.median for period in clipping.periods)
     pictures = [_bar(period.median / most if most else 0.0) for period in clipping.periods]
-    return _plotted(clipping_lines(clipping), "median", pictures, console)
+    return _plotted(words.clipping_lines(clipping), "median", pictures, console)
 
 
 def _truncation(truncations: Sequence[Truncation], console: Output) -> Table:
     angles = [w.angle for t in truncations for w in (*t.windows, t.full)]
     pictures = [_bar(angle / 90 if math.isfinite(angle) else 0.0) for angle in angles]
-    return _plotted(truncation_lines(truncations), "angle", pictures, console)
+    return _plotted(words.truncation_lines(truncations), "angle", pictures, console)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charrnn import page
+from charrnn import score_words as words
 from charrnn.assessment import Assessment
 from charrnn.comparison import Comparison, RunResult
 from charrnn.config import InspectConfig
@@ -36,19 +37,6 @@ from charrnn.inspection_words import enough_says
 from charrnn.nats import in_bits
 from charrnn.page import Origin
 from charrnn.portrait import SAMPLE, Portrait, Row
-from charrnn.score_words import (
-    ahead,
-    assessment_lines,
-    assessments_say,
-    baseline_rows,
-    comparison_lines,
-    comparison_says,
-    perplexity_figure,
-    position_lines,
-    scored_part,
-    seeds_meant,
-    stretches_say,
-)
 from charrnn.surprise import surprise, surprise_mark, surprise_ranges
 from charrnn.wording import counted, joined
 
@@ -72,7 +60,7 @@ def comparison_page(
         logs: of every run.
         origin: how the page comes about.
     """
-    plan, part = comparison.plan, scored_part(comparison.plan)
+    plan, part = comparison.plan, words.scored_part(comparison.plan)
     unit, in_bytes = _unit(portraits)
     styles = {cell.cell: style for style, cell in enumerate(comparison.cells)}
     runs = [LoggedRun(run.cell.upper(), styles[run.cell], log) for run, log in logs]
@@ -117,7 +105,7 @@ def _looked_at(portraits: Sequence[Portrait], part: str) -> str:
 def _comparison_lead(comparison: Comparison, unit: str) -> str:
     best = min(comparison.cells, key=lambda cell: cell.nats_per_char)
     lead = (
-        f"{best.cell.upper()} predicts the {scored_part(comparison.plan)}"
+        f"{best.cell.upper()} predicts the {words.scored_part(comparison.plan)}"
         f"{' best' if len(comparison.cells) > 1 else ''}: "
         f"{best.nats_per_char:.4f} nats per {unit}, "
         f"{in_bits(best.nats_per_char):.4f} bits."
@@ -128,7 +116,7 @@ def _comparison_lead(comparison: Comparison, unit: str) -> str:
             chance = "from one seed each"
         else:
             chance = "more than chance makes likely" if first.supported else "which may be chance"
-        lead += f" It is {ahead(first.nats)} nats ahead of {first.worse.upper()}, {chance}."
+        lead += f" It is {words.ahead(first.nats)} nats ahead of {first.worse.upper()}, {chance}."
     if worse := sum(run.is_worse_than_guessing for cell in comparison.cells for run in cell.runs):
         lead += f" Worse than guessing: {counted(worse, 'run')}."
     if comparison.failures:
@@ -165,13 +153,13 @@ def assessment_page(
                 f"{unit}; further left is better."
                 + (" Per byte, since not all models count the same characters." if differ else ""),
             ),
-            page.table(assessment_lines(assessments), words=2),
+            page.table(words.assessment_lines(assessments), words=2),
             page.bullets(
                 f"{label}: the model {fact}"
                 for label, one in zip(labels, assessments, strict=True)
                 for fact in one.facts
             ),
-            page.bullets(assessments_say(assessments)),
+            page.bullets(words.assessments_say(assessments)),
         ),
         *(_positions(assessments, labels, units, of) for of in by_unit),
         *(
@@ -196,9 +184,9 @@ def _assessment_lead(assessments: Sequence[Assessment], labels: Sequence[str]) -
     lead = (
         f"{labels[place]}{how} needs {'the fewest bits: ' if len(rows) > 1 else ''}"
         f"{scores.bits_per_byte:.4f} bits per byte, {per_character}"
-        f"perplexity {perplexity_figure(scores.perplexity)}."
+        f"perplexity {words.perplexity_figure(scores.perplexity)}."
     )
-    beside = baseline_rows(assessments, labels)
+    beside = words.baseline_rows(assessments, labels)
     cheapest = min(beside, key=lambda row: row.bits_per_byte, default=None)
     if cheapest is None or cheapest.bits_per_byte >= scores.bits_per_byte:
         return lead
@@ -277,10 +265,10 @@ def _falls(reach: Reach) -> str:
 
 
 def _result_section(comparison: Comparison, unit: str) -> str:
-    part, seeds = scored_part(comparison.plan), comparison.plan.seeds
+    part, seeds = words.scored_part(comparison.plan), comparison.plan.seeds
     predictions = counted(comparison.cells[0].best.characters, "prediction")
     spread = (
-        f"The bar is the mean over {seeds_meant(comparison)}, hollow marks are single seeds."
+        f"The bar is the mean over {words.seeds_meant(comparison)}, hollow marks are single seeds."
         if seeds > 1
         else "One seed each: the spread that chance makes is not known."
     )
@@ -290,8 +278,8 @@ def _result_section(comparison: Comparison, unit: str) -> str:
             [(f"Loss on the {part}", _result_chart(comparison, unit))],
             f"Nats per {unit} on the {predictions} of the {part}; further left is better. {spread}",
         ),
-        page.table(comparison_lines(comparison), words=2),
-        page.bullets(comparison_says(comparison)),
+        page.table(words.comparison_lines(comparison), words=2),
+        page.bullets(words.comparison_says(comparison)),
     )
 
 
@@ -325,7 +313,7 @@ def _score_chart(assessments: Sequence[Assessment], labels: Sequence[str], unit:
         for name, scores, style in _scored(assessments, labels)
     ]
     drawn = set()
-    for row in baseline_rows(assessments, labels):
+    for row in words.baseline_rows(assessments, labels):
         # By the byte a compressor's price is the same for all.
         once = by_byte and row.baseline.of_text
         name = row.baseline.name if once else row.name
@@ -370,7 +358,7 @@ def _positions(
         y_label=f"nats per {unit}",
         x_log=True,
     )
-    stretches = dict.fromkeys(stretches_say(scores) for _, _, scores in measured)
+    stretches = dict.fromkeys(words.stretches_say(scores) for _, _, scores in measured)
     return page.section(
         "Loss by position" + per(unit),
         page.figure(
@@ -378,7 +366,9 @@ def _positions(
             f"What a {unit} costs with so many {unit}s read since a state of zero; "
             f"{' or '.join(stretches)} of text.",
         ),
-        page.tables([(label, position_lines(scores)) for _, label, scores in measured], words=0),
+        page.tables(
+            [(label, words.position_lines(scores)) for _, label, scores in measured], words=0
+        ),
     )
 
 
@@ -410,7 +400,7 @@ def _samples(portraits: Sequence[Portrait]) -> str:
 
 
 def _excerpts(portraits: Sequence[Portrait], what: str) -> str:
-    ranges = [(f"bits-{level}", words) for level, words in enumerate(surprise_ranges())]
+    ranges = [(f"bits-{level}", bits) for level, bits in enumerate(surprise_ranges())]
     return page.section(
         "Surprise",
         page.legend(ranges, "What each character costs, in bits: "),

@@ -16,20 +16,13 @@ from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
+from charrnn import score_words
 from charrnn.assessment import Assessment
 from charrnn.comparison import Comparison
 from charrnn.corpus import Part
 from charrnn.decoding import BYTES
 from charrnn.disk import becoming, followed, refusals
 from charrnn.evaluation import Prices
-from charrnn.score_words import (
-    assessment_lines,
-    assessments_say,
-    comparison_lines,
-    comparison_says,
-    position_lines,
-    stretches_say,
-)
 from charrnn.surprise import PricedText, surprise, surprise_mark, surprise_ranges
 from charrnn.terminal import Output, plain_table, print_words
 from charrnn.wording import command_line, printable, shown
@@ -94,24 +87,24 @@ def _table(columns: Sequence[Sequence[str]], words: int) -> Table:
 
 def print_assessments(assessments: Sequence[Assessment]) -> None:
     """Print scores, beside them those of the baselines, and the scores by position."""
-    print_table(assessment_lines(assessments), words=2)
-    for line in assessments_say(assessments):
+    print_table(score_words.assessment_lines(assessments), words=2)
+    for line in score_words.assessments_say(assessments):
         print_words(line)
     for one in assessments:
         if one.by_position is not None:
             print()
-            over = stretches_say(one.by_position)
+            over = score_words.stretches_say(one.by_position)
             print_words(
                 f"{shown(one.checkpoint)}: characters of context since a state of zero, {over}"
             )
-            print_table(position_lines(one.by_position), words=0)
+            print_table(score_words.position_lines(one.by_position), words=0)
 
 
 def print_comparison(comparison: Comparison) -> None:
     """Print what came out of a comparison: a row a cell, then what the spread supports."""
-    print_table(comparison_lines(comparison), words=2)
+    print_table(score_words.comparison_lines(comparison), words=2)
     print()
-    for line in comparison_says(comparison):
+    for line in score_words.comparison_says(comparison):
         print_words(line)
     best = min(comparison.cells, key=lambda cell: cell.nats_per_char).best.run
     print_words(f"Sample from the best with: {command_line(['charrnn', 'sample', Path(best)])}")
