@@ -153,29 +153,6 @@ def _beyond_figure(distance: int, carried: Prices, reset: Prices) -> Figure:
     return Figure("beyond", title, chart)
 
 
-def _unexplained(distance: int, carried: Prices) -> str:
-    """Say that a shorter window does better than longer ones that are too short as well.
-
-    With every seed better than they with any, and by more than a little.
-    """
-    short = {n: by_seed for n, by_seed in sorted(carried.items()) if n < distance}
-    best = min(short, key=lambda n: median(short[n]))
-    longer = [
-        str(n)
-        for n, by_seed in short.items()
-        if n > best
-        and min(by_seed) > max(short[best])
-        and median(by_seed) > median(short[best]) + LEARNT * CHANCE
-    ]
-    if not longer:
-        return ""
-    seeds = ", with every seed," if len(short[best]) > 1 else ""
-    return (
-        f" That {best} does better than {' and '.join(longer)}{seeds} is seen here and not "
-        "explained."
-    )
-
-
 def judge_beyond(distance: int, carried: Prices, reset: Prices) -> Judgement:
     """Judge claim 4.
 
@@ -218,9 +195,7 @@ def judge_beyond(distance: int, carried: Prices, reset: Prices) -> Judgement:
         else f"With the state carried a window of {window} brings the key to {price:.2f} nats "
         f"({longer:.2f} with {enough}). No gradient reaches the key, but traces of it are in the "
         "state that comes in, and the window learns to read and to preserve them."
-        + _harder(price, longer)
-        + _unexplained(distance, carried),
-        _chance(carried, reset),
+        + _harder(price, longer),
     )
 
 
@@ -232,21 +207,6 @@ def _harder(price: float, longer: float) -> str:
         return " Truncation makes it harder, not impossible."
     return (
         " No shorter window learns all of it, but truncation does not keep back all of it either."
-    )
-
-
-def _chance(carried: Prices, reset: Prices) -> str:
-    """Say how far the seeds of one window are from each other, at the most."""
-    state, n, by_seed = max(
-        ((state, n, p) for state, of in (("carried", carried), ("reset", reset))
-         for n, p in of.items()),
-        key=lambda one: max(one[2]) - min(one[2]),
-    )  # fmt: skip
-    if max(by_seed) - min(by_seed) <= LEARNT * CHANCE:
-        return ""
-    return (
-        f"These are medians: with a window of {n} and the state {state} one seed gives "
-        f"{min(by_seed):.2f} nats and another {max(by_seed):.2f}."
     )
 
 

@@ -129,7 +129,7 @@ def judge_window(
 
     Args:
         of_last: the window of the claim, as ``inspect`` answers.
-        windows: others, with the loss on all of their characters, shortest first.
+        windows: others, with the loss on all of their characters.
         rival: a longer one, of which a larger share of the losses counts.
         whole: bytes that all time steps of the text at once would keep.
     """
@@ -156,7 +156,6 @@ def judge_window(
         [whole > LAPTOP, of_last["angle"] > EXACT, not better],
         f"All time steps of this text at once would keep {_size(whole)} for the backward "
         f"pass, {'more' if whole > LAPTOP else 'no more'} than a laptop has.",
-        _growth(windows),
         f"The gradient of the last {of_last['loss_last']} of {of_last['bptt']} has "
         f"{of_last['size']:.2f} of the full one's size and is {of_last['angle']:.1f}° off it: "
         + ("not exact." if of_last["angle"] > EXACT else "a direction as good as exact."),
@@ -178,15 +177,3 @@ def _per_prediction(window: Mapping[str, Any]) -> str:
 def _size(memory: float) -> str:
     """Return bytes in words."""
     return f"{memory / 1e9:,.0f} GB" if memory >= 1e10 else f"{memory / 1e6:,.0f} MB"
-
-
-def _growth(windows: Sequence[Mapping[str, Any]]) -> str:
-    """Say how memory and time grow from a window in the middle to the longest."""
-    short, long = windows[len(windows) // 2], windows[-1]
-    if short is long:
-        return ""
-    memory, seconds = (long[name] / short[name] for name in ("bytes", "seconds_per_character"))
-    return (
-        f"From a window of {short['bptt']:,} to one of {long['bptt']:,} a backward pass keeps "
-        f"{memory:.1f} times as much and takes {seconds:.1f} times the time per prediction."
-    )
