@@ -143,79 +143,38 @@ class Slowness:
 
 @dataclass(frozen=True)
 class Horizon:
-    """From which lag on less than 1 % of a state's gradient is left.
+    """From which lag on less than 1 % of a state's gradient is left."""
 
-    None: there is no gradient at lag 0 to have a share of.
-    """
-
-    median: int | None
-    """By the median over the places."""
-    mean: int | None
-    """By the mean."""
+    lag: int | None
+    """None: there is no gradient at lag 0 to have a share of."""
     farthest: int = 256
     """The farthest lag that was measured; one more stands for any beyond it."""
 
     @classmethod
-    def of(cls, reach: Mapping[str, Any]) -> Self:
-        """Return it from what ``inspect`` answers of a state."""
+    def of(cls, reach: Mapping[str, Any], by: str) -> Self:
+        """Return it from what ``inspect`` answers of a state, and the name of the lag there."""
         farthest = len(reach["relative"]) - 1
-        none = farthest + 1 if reach["size"] else None
-        median, mean = (
-            none if lag is None else lag
-            for lag in (reach["median_under_1_percent_at"], reach["under_1_percent_at"])
-        )
-        return cls(median, mean, farthest)
+        beyond = farthest + 1 if reach["size"] else None
+        return cls(beyond if reach[by] is None else reach[by], farthest)
 
     @property
     def words(self) -> str:
-        """Both in words."""
-        return f"{self.lag(self.median)} ({self.lag(self.mean)})"
-
-    def lag(self, lag: int | None) -> str:
-        """Return a lag in words."""
-        if lag is None:
+        """It in words."""
+        if self.lag is None:
             return "no gradient"
-        return f"{lag}" if lag <= self.farthest else f"> {self.farthest}"
+        return f"{self.lag}" if self.lag <= self.farthest else f"> {self.farthest}"
 
     def farther(self, other: Horizon) -> bool | None:
-        """Return whether it is clearly farther than another.
-
-        None: median and mean do not say the same, or what was measured does not tell.
-        """
-        by_median, by_mean = self._compared(other)
-        return by_median if by_median == by_mean else None
+        """Return whether it is clearly farther than another; None: that was not measured."""
+        if self.lag is None or other.lag is None:
+            return None
+        return _as_many(self.lag, FARTHER, other.lag, self.farthest)
 
     def just_farther(self, other: Horizon) -> str:
-        """Return in brackets by what it is just so many times as far: one lag would undo it."""
-        pairs = {"median": (self.median, other.median), "mean": (self.mean, other.mean)}
-        just = [
-            name
-            for name, (one, against) in pairs.items()
-            if one is not None and against is not None and one <= self.farthest
-            if FARTHER * against <= one < FARTHER * against + FARTHER
-        ]
-        return f" (by the {' and the '.join(just)} just {FARTHER:g} times)" if just else ""
-
-    def is_beyond(self, other: Horizon) -> bool:
-        """Whether it is farther than another at all, by median and mean."""
-        pairs = ((self.median, other.median), (self.mean, other.mean))
-        return all(a is not None and b is not None and a > b for a, b in pairs)
-
-    def not_decided(self, other: Horizon) -> str:
-        """Return why not, where ``farther`` is None."""
-        if None in (self.median, self.mean, other.median, other.mean):
-            return "since there is no gradient to follow"
-        if None in self._compared(other):
-            return "since what was measured ends too early"
-        return "since median and mean do not say the same"
-
-    def _compared(self, other: Horizon) -> list[bool | None]:
-        return [
-            None
-            if one is None or against is None
-            else _as_many(one, FARTHER, against, self.farthest)
-            for one, against in ((self.median, other.median), (self.mean, other.mean))
-        ]
+        """Return, where it is farther, in brackets if it is just so: one lag would undo it."""
+        if self.lag is None or other.lag is None or self.lag > self.farthest:
+            return ""
+        return f" (just {FARTHER:g} times)" if self.lag < FARTHER * (other.lag + 1) else ""
 
 
 @dataclass(frozen=True)
@@ -484,7 +443,10 @@ def along(lab: Lab) -> Section:
         if model["scaled_to"] is None and reach["state"] != "linear"
     }
     medians = {key: shares_left(reach, "median") for key, reach in flows.items()}
-    reaches = {key: Horizon.of(reach) for key, reach in flows.items()}
+    reaches, by_mean = (
+        {key: Horizon.of(reach, by) for key, reach in flows.items()}
+        for by in ("median_under_1_percent_at", "under_1_percent_at")
+    )
     contexts = {
         cell: Context(one["memory"]["needed"], len(one["memory"]["excess_nats"]) - 1)
         for cell, one in found.items()
@@ -511,26 +473,26 @@ no tanh. Each factor is near 1 while its gate is open, but not their product: of
 to pass the matrix at every step; a GRU's `h` has `z ∘ h` as well, which passes no matrix. The
 shares are of total derivatives, so all other ways back are in them as well (from an LSTM's h into
 c, and on along that), and each is of a size at lag 0 of its own, so that those of c and h compare
-only roughly. The lag from which on less than {percent(REST)} is left is called its reach here: by
-the median over {places} places of the text, and by the mean, which a few places can make up.
-{percent(REST)} is a convention, no limit to what can be learnt. What the model uses is "context
-needed": the characters after a reset of the state from which on its loss is within 0.01 nats. How
-slowly a unit changes is its correlation `r` with itself one character before: a step changes it by
-`√(2 (1 - r))` standard deviations, root mean square; slow is one above {SLOW:g}, which is
-{_change(SLOW):.2f} of them. "Kept" is the product of {KEPT_OVER} values in a row of the gate on its
-way, forget or update: mean and median over units and characters.
+only roughly. The lag from which on less than {percent(REST)} is left, in the median over {places}
+places of the text, is called its reach here; beside it stands that by the mean, which a few places
+can make up. {percent(REST)} is a convention, no limit to what can be learnt. What the model uses is
+"context needed": the characters after a reset of the state from which on its loss is within 0.01
+nats. How slowly a unit changes is its correlation `r` with itself one character before: a step
+changes it by `√(2 (1 - r))` standard deviations, root mean square; slow is one above {SLOW:g},
+which is {_change(SLOW):.2f} of them. "Kept" is the product of {KEPT_OVER} values in a row of the
+gate on its way, forget or update: mean and median over units and characters.
 """,
         commands=list(commands.values()),
-        tables=[_reach_table(reaches, medians, contexts), _pace_table(paces)],
+        tables=[_reach_table(reaches, by_mean, medians, contexts), _pace_table(paces)],
         figures=[_along_figure(_trained(medians))],
         rule="for the trained models. Slowly, two parts: some units of the LSTM's c, more than "
         f"{percent(SOME)}, change slowly, and a larger share than of the plain RNN's h; most of "
         f"them do, more than {percent(MOST)}. Far: along the LSTM's c the lag at which "
         f"{percent(REST)} is left is at least {FARTHER:g} times that along the plain RNN's h, and "
-        "that along its own; where the median over the places and the mean do not say the same, "
-        "or what was measured ends too early to tell, that is not decided, and does not count as "
-        f"so. Used: the LSTM needs at least {USED:g} times as much context as the plain RNN; left "
-        "out if too little was tried to tell. All: holds; some: in part.",
+        "that along its own, by the medians over the places; where there is no gradient, or what "
+        "was measured ends too early to tell, that is not decided, and does not count as so. Used: "
+        f"the LSTM needs at least {USED:g} times as much context as the plain RNN; left out if too "
+        "little was tried to tell. All: holds; some: in part.",
         judgement=judge_along(_trained(reaches), contexts, paces),
     )
 
@@ -546,6 +508,7 @@ def _trained(by_model: Mapping[tuple[str, str, str], T]) -> dict[tuple[str, str]
 
 def _reach_table(
     reaches: Mapping[tuple[str, str, str], Horizon],
+    by_mean: Mapping[tuple[str, str, str], Horizon],
     medians: Mapping[tuple[str, str, str], Sequence[float]],
     contexts: Mapping[str, Context],
 ) -> Table:
@@ -554,8 +517,8 @@ def _reach_table(
         [
             f"{cell.upper()} {state}",
             weights,
-            reach.lag(reach.median),
-            reach.lag(reach.mean),
+            reach.words,
+            by_mean[weights, cell, state].words,
             *(
                 "" if math.isnan(share) else percent(share)
                 for share in (medians[weights, cell, state][lag] for lag in (NEARER, LAG))
@@ -701,15 +664,13 @@ def _far_told(
         if one is False:
             told = f"not {FARTHER:g} times as far as along {{}}"
         elif one is None:
-            why = c.not_decided(reaches[cell, "h"])
-            told = f"whether {FARTHER:g} times as far as along {{}} is not decided, {why}"
+            told = f"whether {FARTHER:g} times as far as along {{}} is not decided"
         names.setdefault(told, []).append(BESIDE[cell])
     verdicts = [told.format(" and ".join(along)) for told, along in names.items()]
     return (
-        f"Along the LSTM's c less than {percent(REST)} of the gradient is left from lag "
-        f"{c.words} on by the median (by the mean), along its own h from "
-        f"{reaches['lstm', 'h'].words}, along the plain RNN's h from {reaches['rnn', 'h'].words}: "
-        f"{'; '.join(verdicts)}."
+        f"Along the LSTM's c less than {percent(REST)} of the gradient is left in the median from "
+        f"lag {c.words} on, along its own h from {reaches['lstm', 'h'].words}, along the plain "
+        f"RNN's h from {reaches['rnn', 'h'].words}: {'; '.join(verdicts)}."
     )
 
 
@@ -731,8 +692,6 @@ def _gru_told(reaches: Mapping[tuple[str, str], Horizon], pace: Slowness) -> str
     than = f"the LSTM's c does not reach {FARTHER:g} times as far"
     if gru.farther(c):
         than = f"at least {FARTHER:g} times as far as along the LSTM's c{gru.just_farther(c)}"
-    elif gru.is_beyond(c):
-        than = f"farther than along the LSTM's c, if not {FARTHER:g} times as far"
     kept = ""
     if pace.kept_mean is not None and pace.kept_median is not None:
         kept = (

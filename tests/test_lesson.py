@@ -107,10 +107,10 @@ def gates_of(
 
 
 def along_of(
-    c: tuple[int | None, int | None] = (60, 70),
-    lstm: tuple[int | None, int | None] = (15, 16),
-    rnn: tuple[int | None, int | None] = (14, 15),
-    gru: tuple[int | None, int | None] = (20, 20),
+    c: int = 60,
+    lstm: int = 15,
+    rnn: int | None = 14,
+    gru: int = 20,
     needs: int | None = 30,
     needed: int | None = 45,
     slow: int = 6,
@@ -118,8 +118,8 @@ def along_of(
     kept: tuple[float, float] = (0.2, 0.01),
 ) -> Any:
     reaches = {
-        ("rnn", "h"): Horizon(*rnn), ("lstm", "h"): Horizon(*lstm),
-        ("lstm", "c"): Horizon(*c), ("gru", "h"): Horizon(*gru),
+        ("rnn", "h"): Horizon(rnn), ("lstm", "h"): Horizon(lstm),
+        ("lstm", "c"): Horizon(c), ("gru", "h"): Horizon(gru),
     }  # fmt: skip
     paces = {
         ("rnn", "h"): pace_of(rnn_slow), ("lstm", "h"): pace_of(0),
@@ -365,54 +365,45 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
      "RNN's h, 0 of 10 of the LSTM's h, 2 of 10 of the GRU's h. The median unit of c correlates "
      "with itself a character before by +0.95: a step changes it by 0.32 standard deviations. The "
      "forget gates keep 20 % of it over 10 characters in the mean, 1 % in the median: a few keep "
-     "much, most next to nothing. Along the LSTM's c less than 1 % of the gradient is left from "
-     "lag 60 (70) on by the median (by the mean), along its own h from 15 (16), along the plain "
-     "RNN's h from 14 (15): at least 2 times as far as along the plain RNN's h and its own h. "
+     "much, most next to nothing. Along the LSTM's c less than 1 % of the gradient is left in the "
+     "median from lag 60 on, along its own h from 15, along the plain RNN's h from 14: at least 2 "
+     "times as far as along the plain RNN's h and its own h. "
      "Along h, which all cells have, the LSTM's gradient does not clearly reach farther than the "
      "plain RNN's. Context that is needed, in characters: LSTM 45, RNN 30, GRU 9; the LSTM needs "
      "at least 1.5 times as much as the plain RNN."),
-    ("9 just as far as that", lambda: along_of(c=(30, 47), lstm=(15, 17), rnn=(15, 17)), "holds",
-     "along the plain RNN's h from 15 (17): at least 2 times as far as along the plain RNN's h and "
-     "its own h (by the median just 2 times). Along h"),
-    ("9 just by one lag", lambda: along_of(c=(60, 33), lstm=(30, 16), rnn=(28, 16)), "holds",
-     "at least 2 times as far as along the plain RNN's h (by the mean just 2 times); at least 2 "
-     "times as far as along its own h (by the median and the mean just 2 times)."),
-    ("9 the GRU just as far as that", lambda: along_of(gru=(120, 142)), "holds",
-     "at least 2 times as far as along the LSTM's c (by the median just 2 times). So a memory"),
+    ("9 just as far as that", lambda: along_of(c=30, rnn=15), "holds",
+     "along the plain RNN's h from 15: at least 2 times as far as along the plain RNN's h and its "
+     "own h (just 2 times). Along h"),
+    ("9 just by one lag", lambda: along_of(c=29), "holds in part",
+     "at least 2 times as far as along the plain RNN's h (just 2 times); not 2 times as far as "
+     "along its own h. Along h"),
+    ("9 the GRU just as far as that", lambda: along_of(gru=121), "holds",
+     "at least 2 times as far as along the LSTM's c (just 2 times). So a memory"),
     ("9 some are slow", lambda: along_of(slow=2), "holds in part",
      "2 of 10 units change slowly: some units do, most do not. Beside it"),
     ("9 none is slow", lambda: along_of(slow=0), "holds in part", "slowly: hardly any does."),
     ("9 the RNN's are as slow", lambda: along_of(rnn_slow=6), "holds in part",
      "6 of 10 units change slowly: most units do, no larger a share than of the plain RNN's h."),
     ("9 most are slow and nothing else", lambda: along_of(
-        c=(20, 21), slow=6, rnn_slow=6, needs=30, needed=31), "holds in part", "most units do"),
+        c=20, slow=6, rnn_slow=6, needs=30, needed=31), "holds in part", "most units do"),
     ("9 kept by all", lambda: along_of(kept=(0.2, 0.1)), "holds", "10 % in the median. Along"),
-    ("9 not farther than its h", lambda: along_of(lstm=(31, 36)), "holds in part",
+    ("9 not farther than its h", lambda: along_of(lstm=31), "holds in part",
      "at least 2 times as far as along the plain RNN's h; not 2 times as far as along its own h. "
      "Context"),
-    ("9 a few places alone", lambda: along_of(c=(25, 70)), "holds in part",
-     "from 14 (15): whether 2 times as far as along the plain RNN's h and its own h is not "
-     "decided, since median and mean do not say the same."),
-    ("9 far by the mean alone", lambda: along_of(c=(25, 257)), "holds in part",
-     "whether 2 times as far as along the plain RNN's h and its own h is not decided, since median "
-     "and mean do not say the same."),
-    ("9 each for its own reason", lambda: along_of(c=(40, 257), rnn=(15, 140), lstm=(39, 16)),
-     "holds in part", "whether 2 times as far as along the plain RNN's h is not decided, since "
-     "what was measured ends too early; whether 2 times as far as along its own h is not decided, "
-     "since median and mean do not say the same."),
-    ("9 no gradient to follow", lambda: along_of(rnn=(None, None)), "holds in part",
-     "along the plain RNN's h from no gradient (no gradient): whether 2 times as far as along the "
-     "plain RNN's h is not decided, since there is no gradient to follow; at least 2 times as far "
+    ("9 no gradient to follow", lambda: along_of(rnn=None), "holds in part",
+     "along the plain RNN's h from no gradient: whether 2 times as far as along the plain RNN's h "
+     "is not decided; at least 2 times as far as along its own h."),
+    ("9 beyond what was measured", lambda: along_of(c=257, gru=257), "holds",
+     "in the median from lag > 256 on"),
+    ("9 both reach beyond", lambda: along_of(c=257, rnn=257), "holds in part",
+     "whether 2 times as far as along the plain RNN's h is not decided; at least 2 times as far "
      "as along its own h."),
-    ("9 beyond what was measured", lambda: along_of(c=(257, 257), gru=(257, 257)),
-     "holds", "from lag > 256 (> 256) on by"),
-    ("9 both reach beyond", lambda: along_of(c=(257, 257), rnn=(257, 257)),
-     "holds in part", "whether 2 times as far as along the plain RNN's h is not decided, since "
-     "what was measured ends too early; at least 2 times as far as along its own h."),
-    ("9 beyond, but how far", lambda: along_of(c=(257, 257), rnn=(129, 129)),
-     "holds in part", "whether 2 times as far as along the plain RNN's h is not decided"),
-    ("9 the RNN's reaches beyond", lambda: along_of(rnn=(257, 257)),
-     "holds in part", "not 2 times as far as along the plain RNN's h"),
+    ("9 beyond, but how far", lambda: along_of(c=257, rnn=129), "holds in part",
+     "whether 2 times as far as along the plain RNN's h is not decided"),
+    ("9 beyond, and far enough", lambda: along_of(c=257, rnn=128), "holds",
+     "at least 2 times as far as along the plain RNN's h and its own h. Along h"),
+    ("9 the RNN's reaches beyond", lambda: along_of(rnn=257), "holds in part",
+     "not 2 times as far as along the plain RNN's h"),
     ("9 context is not compared", lambda: along_of(needs=None, needed=None), "holds",
      "LSTM > 256, RNN > 256, GRU 9; LSTM and plain RNN are not compared, since too little was "
      "tried."),
@@ -426,18 +417,14 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
      "LSTM 0, RNN 0, GRU 9; the LSTM does not need 1.5 times as much"),
     ("9 not used", lambda: along_of(needed=40), "holds in part",
      "RNN 30, GRU 9; the LSTM does not need 1.5 times as much as the plain RNN."),
-    ("9 the GRU does as well", lambda: along_of(gru=(50, 60)), "holds",
-     "along its h less than 1 % is left from lag 50 (60) on: the LSTM's c does not reach 2 times "
+    ("9 the GRU does as well", lambda: along_of(gru=50), "holds",
+     "along its h less than 1 % is left from lag 50 on: the LSTM's c does not reach 2 times "
      "as far. So a memory line is not needed to reach that far; how much of that is the update "
      "gate's was not measured (its update gates keep 30 % of h over 10 characters in the mean, "
      "10 % in the median)."),
-    ("9 the GRU does better", lambda: along_of(gru=(90, 90)), "holds",
-     "from lag 90 (90) on: farther than along the LSTM's c, if not 2 times as far. So a memory"),
-    ("9 the GRU does better by the median alone", lambda: along_of(gru=(90, 70)), "holds",
-     "from lag 90 (70) on: the LSTM's c does not reach 2 times as far. So a memory"),
-    ("9 the GRU does far better", lambda: along_of(gru=(122, 142)), "holds",
-     "from lag 122 (142) on: at least 2 times as far as along the LSTM's c. So a memory"),
-    ("9 nothing", lambda: along_of(c=(20, 21), slow=0, needs=30, needed=31),
+    ("9 the GRU does far better", lambda: along_of(gru=122), "holds",
+     "from lag 122 on: at least 2 times as far as along the LSTM's c. So a memory"),
+    ("9 nothing", lambda: along_of(c=20, slow=0, needs=30, needed=31),
      "does not hold", "not 2 times as far as along the plain RNN's h and its own h."),
     ("10 as told", lambda: judge_lstm({
         "rnn": cost(microseconds=3, seconds=61, by_steps=Loss(1.9), by_time=Loss(1.8)),
@@ -528,16 +515,14 @@ def test_the_recurrence_is_not_blamed_where_training_goes_wrong_without_one() ->
     assert not [sentence for sentence in says if "recurrence" in sentence]
 
 
-@pytest.mark.parametrize("gru", [(20, 20), (27, 40), (29, 30)])
-def test_a_gate_that_does_not_reach_as_far_does_not_replace_a_memory_line(
-    gru: tuple[int, int],
-) -> None:
+@pytest.mark.parametrize("gru", [20, 27, 29])
+def test_a_gate_that_does_not_reach_as_far_does_not_replace_a_memory_line(gru: int) -> None:
     says = along_of(gru=gru).says
     assert not [sentence for sentence in says if "GRU has no memory" in sentence]
 
 
 def test_h_is_not_said_to_reach_no_farther_where_it_does() -> None:
-    says = along_of(lstm=(28, 30)).says
+    says = along_of(lstm=28).says
     assert not [sentence for sentence in says if "not clearly reach farther" in sentence]
 
 
@@ -552,9 +537,9 @@ def test_a_reach_beyond_what_was_measured_is_told_from_no_gradient() -> None:
         "size": 2.0, "relative": [1.0] * 10, "under_1_percent_at": None,
         "median_under_1_percent_at": 7,
     }  # fmt: skip
-    assert Horizon.of(reach) == Horizon(7, 10, 9)
-    none = {**reach, "size": 0.0, "median_under_1_percent_at": None}
-    assert Horizon.of(none) == Horizon(None, None, 9)
+    assert Horizon.of(reach, "median_under_1_percent_at") == Horizon(7, 9)
+    assert Horizon.of(reach, "under_1_percent_at") == Horizon(10, 9)
+    assert Horizon.of({**reach, "size": 0.0}, "under_1_percent_at") == Horizon(None, 9)
 
 
 def test_where_there_is_no_gradient_no_share_of_it_is_told() -> None:
@@ -1197,7 +1182,7 @@ def test_reaches_and_paces_are_told_by_cell_and_state(answering: Callable[..., L
         ["GRU h", "+0.750", "+0.750", "+0.750", "0 of 1", "55 %", "44 %"],
     ]
     assert section.judgement == judge_along(
-        {(cell, state): Horizon(51 + n, 71 + n, 98) for cell, state, n in states},
+        {(cell, state): Horizon(51 + n, 98) for cell, state, n in states},
         {cell: Context(characters, 99) for cell, characters in needed.items()},
         {
             ("rnn", "h"): Slowness([0.25, 0.25]), ("lstm", "h"): Slowness([0.5]),
