@@ -220,14 +220,15 @@ def gates(lab: Lab) -> Section:
     looking = f"{inspect(lab, 'lstm')} --device cpu"
     first = f"{looking} --only gates --only units --json"
     found = lab.json(first)
-    best = best_found(found["units"])
-    layer, number = best["unit"]["layer"], best["unit"]["unit"]
-    name = f"{layer}.{number}"
-    second = f"{looking} --only units --unit {name}c --json"
-    shown = lab.json(second)["activation"]
-    c_T = np.array(shown["values"])
-    property_T = np.array(shown["properties"][best["property"]])
-    held = hold(name, best["property"], c_T, property_T)
+    commands, figures, held = [first], [], None
+    if best := best_found(found["units"]):
+        name = f"{best['unit']['layer']}.{best['unit']['unit']}"
+        commands.append(f"{looking} --only units --unit {name}c --json")
+        shown = lab.json(commands[-1])["activation"]
+        c_T = np.array(shown["values"])
+        property_T = np.array(shown["properties"][best["property"]])
+        held = hold(name, best["property"], c_T, property_T)
+        figures.append(_memory_figure(held, c_T, property_T))
     use = {one["gate"]: Gate.of(one["open_share"], one["closed_share"]) for one in found["gates"]}
     always = {
         one["gate"]: sum(share > ALWAYS for share in one["open_share"]) for one in found["gates"]
@@ -244,12 +245,12 @@ Cummins (2000); the LSTM of Hochreiter and Schmidhuber (1997) keeps all of `c`. 
 logistic function of the character and the state, so between 0 and 1; open means above
 {NEARLY_OPEN:g}, closed below {NEARLY_CLOSED:g} (Karpathy, Johnson and Fei-Fei 2015). Every unit
 is correlated with properties that a reader sees. The best unit for each of them is chosen on the
-first half of the {found["characters"]:,} characters, and so is the memory to judge, of those for
-properties that last. The second half gives the correlations in the table.
-Units are written layer.unit: {name}c is the memory c of unit {number} in layer {layer}, {name}
-its state h.
+first half of the {found["characters"]:,} characters. If there are memories among these, one is
+judged: the best on that half, of those for properties that last if there are any. The second half
+gives the correlations in the table. Units are written layer.unit: 1.5c is the memory c of unit 5 in
+layer 1, 1.5 its state h.
 """,
-        commands=[first, second],
+        commands=commands,
         tables=[
             Table(
                 [
@@ -284,32 +285,36 @@ its state h.
                 words=2,
             ),
         ],
-        figures=[_memory_figure(held, c_T, property_T)],
+        figures=figures,
         rule="two parts. The gates are used both ways: each is open at more than "
         f"{percent(IDLE)} of characters and closed at more than {percent(IDLE)}, at more than half "
-        "of its units. A unit's memory holds a visible property: (a) over the last "
-        f"{held.over:,} characters, all that `--unit` gives, c and the property correlate by at "
-        f"least {FOLLOWS:g} in size; (b) the same holds, with the same sign, over only those "
-        f"characters at which the property has lasted for more than {LONG} characters without a "
-        f"break. There must be at least {OFTEN} of these, in at least {SPELLS} spells; otherwise "
-        "(b) is not tested, which does not count as so. For a property that has one value at all "
-        "of these, as one that is only on or off, the characters at which it is off are added, "
-        "since otherwise it would not vary. Both: holds; one: in part.",
+        "of its units. A unit's memory holds a visible property: (a) over the last characters, all "
+        f"that `--unit` gives, c and the property correlate by at least {FOLLOWS:g} in size; (b) "
+        "the same holds, with the same sign, over only those characters at which the property has "
+        f"lasted for more than {LONG} characters without a break. There must be at least {OFTEN} "
+        f"of these, in at least {SPELLS} spells; otherwise (b) is not tested, which does not count "
+        "as so. For a property that has one value at all of these, as one that is only on or off, "
+        "the characters at which it is off are added, since otherwise it would not vary. Where no "
+        "property's best unit is a memory, nothing of this part is tested. Both: holds; one: in "
+        "part.",
         judgement=judge_gates(use, held),
     )
 
 
-def best_found(units: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+def best_found(units: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """Return which memory follows its property best on the first half, of a lasting one if any.
 
     The second half, which the correlation is told of, has no say in it.
 
     Args:
         units: by property the one that follows it best, as ``inspect --only units`` answers.
+
+    Returns:
+        None where none of them is a memory.
     """
     memories = [one for one in units if one["unit"]["state"] == "c"]
     lasting = [one for one in memories if one["property"] in LASTING]
-    return max(lasting or memories or units, key=lambda one: abs(one["found"]))
+    return max(lasting or memories, key=lambda one: abs(one["found"]), default=None)
 
 
 def _memory_figure(held: Held, c_T: np.ndarray, property_T: np.ndarray) -> Figure:
@@ -380,12 +385,12 @@ def _start(property_T: np.ndarray) -> int:
                           for t in range(last)]))  # fmt: skip
 
 
-def judge_gates(use: Mapping[str, Gate], held: Held) -> Judgement:
+def judge_gates(use: Mapping[str, Gate], held: Held | None) -> Judgement:
     """Judge claim 8.
 
     Args:
         use: by gate.
-        held: how the memory follows its property that was chosen to be judged.
+        held: how the memory follows its property that was chosen to be judged; None: there is none.
     """
     idle = [
         f"the {gate} gate's {one.units - one.both:,} of {one.units:,}"
@@ -394,7 +399,7 @@ def judge_gates(use: Mapping[str, Gate], held: Held) -> Judgement:
     ]
     forget = use["forget"]
     return judged(
-        [not idle, held.follows is True],
+        [not idle, held is not None and held.follows is True],
         f"The forget gate is open at {percent(forget.opened)} of characters and closed at "
         f"{percent(forget.closed)}, in the mean of the units. "
         + (
@@ -406,8 +411,10 @@ def judge_gates(use: Mapping[str, Gate], held: Held) -> Judgement:
     )
 
 
-def _held_told(held: Held) -> str:
+def _held_told(held: Held | None) -> str:
     """Say whether a unit's memory holds a property."""
+    if held is None:
+        return "No property is followed best by a memory, so that part is not tested."
     where = (
         f"at the {held.late_over:,} characters, in {counted(held.spells, 'spell')}, at which that "
         f"has lasted for more than {LONG}"

@@ -360,6 +360,8 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
     ("8 nothing to be long", lambda: gates_of(0.4, 0.8, spells=1), "holds in part",
      "does not follow it for long: it has a correlation of +0.40"),
     ("8 nothing", lambda: gates_of(0.1, 0.1, both=0), "does not hold", "does not follow it"),
+    ("8 no memory", lambda: judge_gates({"forget": Gate(0.6, 0.1, 7, 10)}, None), "holds in part",
+     "No property is followed best by a memory, so that part is not tested."),
     ("9 as told", along_of, "holds",
      "Of the LSTM's c 6 of 10 units change slowly: most units do. Beside it 0 of 10 of the plain "
      "RNN's h, 0 of 10 of the LSTM's h, 2 of 10 of the GRU's h. The median unit of c correlates "
@@ -634,10 +636,10 @@ def test_the_half_that_a_unit_is_judged_on_does_not_choose_it() -> None:
     short = unit("digit", 0.9, 0.9)
     lasting = [unit("inside quotes", 0.4, 0.7), unit("indentation", -0.6, -0.5)]
     shown = unit("position in line", 0.7, 0.7, "h")
-    assert best_found([short, *lasting, shown])["property"] == "indentation"
+    assert best_found([short, *lasting, shown]) == lasting[1]
     assert best_found([short]) == short
     assert best_found([short, shown]) == short, "it is its memory that is judged"
-    assert best_found([shown]) == shown
+    assert best_found([shown]) is best_found([]) is None
 
 
 def test_a_symbol_is_shown_in_a_table_as_it_is() -> None:
@@ -1225,6 +1227,21 @@ def test_gates_and_units_are_told_by_name(answering: Callable[..., Lab]) -> None
     assert ">characters, of the last 12<" in figure.chart
     assert ">c; the property stretched to its range<" in figure.chart
     assert "indentation: a faint line beside.</desc>" in figure.chart
+
+
+def test_where_no_memory_follows_a_property_none_is_looked_at(
+    answering: Callable[..., Lab],
+) -> None:
+    gate = {"gate": "forget", "open_share": [0.9, 0.8], "closed_share": [0.1, 0.2]}
+    unit = {
+        "property": "digit", "found": 0.9, "correlation": 0.8,
+        "unit": {"layer": 1, "unit": 7, "state": "h"},
+    }  # fmt: skip
+    for units in ([unit], []):
+        found = {"characters": 999, "gates": [gate], "units": units}
+        section = gates(answering({"--only gates": found}))
+        assert (len(section.commands), section.figures) == (1, [])
+        assert section.judgement == judge_gates({"forget": Gate(0.85, 0.15, 2, 2)}, None)
 
 
 def test_a_memory_s_property_is_drawn_in_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
