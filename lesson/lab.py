@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from charrnn import __version__
 from charrnn.corpus import scan
 from charrnn.errors import CorpusError
 from charrnn.files import embedded_corpus
@@ -122,17 +121,18 @@ class Lab:
     """A folder to run the lesson's commands in.
 
     Args:
-        folder: answers of the same lesson that are there already are not asked for again.
+        folder: in it there is one for each lesson; answers of the same one that are there already
+            are not asked for again. The same has the same text, machine, program and size.
         text: a reader's own; None: the embedded corpus.
         size: how much is done.
         say: called with each command before it runs.
 
     Raises:
-        LessonError: the text cannot be read as one in utf-8, or is too short; or what is in the
-            folder is not of this lesson.
+        LessonError: the text cannot be read as one in utf-8, or is too short.
     """
 
     folder: Path
+    """Once it is made, this lesson's own."""
     text: Path | None
     size: Size
     say: Callable[[str], None]
@@ -152,46 +152,16 @@ class Lab:
                 f"the text has {self.characters:,} characters: give one of at least "
                 f"{self.size.least:,}"
             )
-        self._take_folder(corpus.fingerprint)
-        (self.folder / "checkpoints").mkdir(exist_ok=True)
-        (self.folder / "answers").mkdir(exist_ok=True)
+        name = self.text.name if self.text is not None else ""
+        about = (name, corpus.fingerprint, machine(), _code(), self.size)
+        self.folder /= hashlib.sha256(repr(about).encode()).hexdigest()[:16]
+        for inside in ("checkpoints", "answers", "corpora"):
+            (self.folder / inside).mkdir(parents=True, exist_ok=True)
         corpora = self.folder / "corpora"
-        corpora.mkdir(exist_ok=True)
         # Without its mode: a copy that may not be written could not be copied again.
         shutil.copyfile(ROOT / "corpora" / "recall.py", corpora / "recall.py")
         if self.text is not None:
             shutil.copyfile(self.text, corpora / self.name)
-
-    def _take_folder(self, fingerprint: str) -> None:
-        """Note in the folder what its answers depend on, or see that it is what was noted there.
-
-        Raises:
-            LessonError: it is not.
-        """
-        now = {
-            "text": f"{self.text.name if self.text else 'embedded corpus'}, {fingerprint}",
-            "machine": machine(),
-            "charrnn version": f"{__version__}, {_code()}",
-            "size": repr(self.size),
-        }
-        noted = self.folder / "about.json"
-        if noted.exists():
-            before = json.loads(noted.read_text(encoding="utf-8"))
-            differ = [name for name, value in now.items() if before.get(name) != value]
-            if differ:
-                raise LessonError(
-                    f"{noted}: the answers there are of another {' and '.join(differ)}: give "
-                    "another folder with --work, or remove that one"
-                )
-        elif (self.folder / "checkpoints" / "lesson").exists():
-            # What is there may be removed by ``do``.
-            raise LessonError(
-                f"{self.folder}: holds checkpoints/lesson already, and not what it is of: give "
-                "another folder with --work"
-            )
-        else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _write(noted, json.dumps(now, indent=2) + "\n")
 
     @property
     def name(self) -> str:

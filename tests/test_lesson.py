@@ -8,6 +8,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from charrnn.page import STYLE
 from lesson import memory
 from lesson.__main__ import SECTIONS, main, page
 from lesson.gradients import clipping, judge_clipping, judge_radii, radii, shares_left
-from lesson.lab import FULL, QUICK, Answer, Lab, LessonError
+from lesson.lab import FULL, QUICK, Answer, Lab, LessonError, Size
 from lesson.memory import (
     Context,
     Gate,
@@ -735,9 +736,9 @@ class TestLab:
         again = Lab(tmp_path, text, QUICK, said.append)
         assert again.json(command) == [1, 2]
         assert said == [command]
-        assert (tmp_path / "kept").read_text() == "1\n2\n"
+        assert (lab.folder / "kept").read_text() == "1\n2\n"
         assert again.seconds == once
-        assert (tmp_path / "corpora" / "recall.py").is_file()
+        assert (lab.folder / "corpora" / "recall.py").is_file()
 
     def test_a_command_that_was_stopped_begins_anew(self, text: Path, tmp_path: Path) -> None:
         """A folder that is there already ends it, as a run's folder ends charrnn."""
@@ -749,43 +750,31 @@ class TestLab:
         )
         with pytest.raises(LessonError, match=r"ended with 1: $"):
             lab.do(command)
-        assert (tmp_path / "checkpoints/lesson/run-2-2").exists()
-        (tmp_path / "whole").touch()
+        assert (lab.folder / "checkpoints/lesson/run-2-2").exists()
+        (lab.folder / "whole").touch()
         assert Lab(tmp_path, text, QUICK, lambda _: None).do(command).out == "done\n"
-        left = sorted(path.name for path in (tmp_path / "checkpoints/lesson").iterdir())
+        left = sorted(path.name for path in (lab.folder / "checkpoints/lesson").iterdir())
         assert left == ["other-1", "run-1-1", "run-2-2"]
 
-    def test_answers_about_another_text_are_not_taken(self, text: Path, tmp_path: Path) -> None:
-        folder, before = tmp_path / "lab", text.read_text()
-        Lab(folder, text, QUICK, lambda _: None)
-        text.write_text(make_prose(12_000, seed=2))
-        more = replace(QUICK, steps=31)
-        with pytest.raises(LessonError, match=r"^\S+about\.json: .* another text and size: .*$"):
-            Lab(folder, text, more, lambda _: None)
-        assert (folder / "corpora" / "own-text.txt").read_text() == before
-
-    @pytest.mark.parametrize(
-        ("name", "value", "differs"),
-        [("machine", lambda: "another", "machine"), ("__version__", "another", "charrnn version")],
-    )
-    def test_answers_of_another_machine_are_not_taken(
-        self,
-        name: str,
-        value: object,
-        differs: str,
-        text: Path,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
+    def test_answers_of_another_lesson_are_not_taken(
+        self, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        Lab(tmp_path, text, QUICK, lambda _: None)
-        monkeypatch.setattr(f"lesson.lab.{name}", value)
-        with pytest.raises(LessonError, match=f"another {differs}: give another folder"):
-            Lab(tmp_path, text, QUICK, lambda _: None)
+        """One of another size, text, name of it, program or machine; they lie side by side."""
 
-    def test_models_of_who_knows_what_are_not_taken(self, text: Path, tmp_path: Path) -> None:
-        (tmp_path / "checkpoints" / "lesson").mkdir(parents=True)
-        with pytest.raises(LessonError, match=r"holds checkpoints/lesson already"):
-            Lab(tmp_path, text, QUICK, lambda _: None)
+        def folder(text: Path, size: Size = QUICK) -> Path:
+            return Lab(tmp_path / "lab", text, size, lambda _: None).folder
+
+        first, renamed = folder(text), tmp_path / "renamed.txt"
+        shutil.copyfile(text, renamed)
+        assert folder(text) == first
+        found = [first, folder(text, replace(QUICK, steps=31)), folder(renamed)]
+        text.write_text(make_prose(12_000, seed=2))
+        found.append(folder(text))
+        for name in ("machine", "_code"):
+            monkeypatch.setattr(f"lesson.lab.{name}", lambda: "another")
+            found.append(folder(text))
+        assert len(set(found)) == len([*(tmp_path / "lab").iterdir()]) == 6
+        assert (first / "corpora" / "own-text.txt").read_text() == renamed.read_text()
 
     def test_a_text_s_name_is_safe_in_a_shell(self, tmp_path: Path) -> None:
         text = tmp_path / "a 'b'; $c.txt"
