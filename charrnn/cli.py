@@ -1114,8 +1114,7 @@ def inspect_recurrence(
             say(f"looking at {len(stretch):,} characters{slow}:", end="")
         try:
             inspection = inspect(
-                model, stretch, vocabulary, config, unit=watched, seed=training.seed,
-                bptt=training.bptt, reset_state=training.reset_state, history=history,
+                model, stretch, vocabulary, config, training, unit=watched, history=history,
                 tell=lambda what: None if as_json else say(f" {what}", end=""),
             )  # fmt: skip
         finally:

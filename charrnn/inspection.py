@@ -28,7 +28,7 @@ from charrnn.activity import (
     pace,
     units,
 )
-from charrnn.config import InspectConfig, WeightsOrigin
+from charrnn.config import InspectConfig, TrainConfig, WeightsOrigin
 from charrnn.equations import Step, write_out
 from charrnn.flow import GradientFlow, gradient_flow, initial_model
 from charrnn.gradients import Cut, Truncation, cuts, truncation
@@ -91,11 +91,9 @@ def inspect(
     stretch: Stretch,
     vocabulary: Vocabulary,
     config: InspectConfig,
+    training: TrainConfig,
     *,
-    bptt: int,
-    reset_state: bool = False,
     unit: Unit | None = None,
-    seed: int = 1,
     history: Clipping | None = None,
     tell: Callable[[str], object] = lambda what: None,
 ) -> Inspection:
@@ -106,10 +104,9 @@ def inspect(
         stretch: the text, held out if the figures are to mean what they seem to.
         vocabulary: the model's.
         config: what the user chose.
-        bptt: the window that the model was trained with.
-        reset_state: whether each window began at the zero state.
+        training: how the model was trained; with its seed initial weights are made, unless the
+            user chose one.
         unit: whose activation is asked for.
-        seed: of the initial weights, unless the user chose one.
         history: of the training's gradient norms.
         tell: is told each measurement's name before it is made.
 
@@ -120,7 +117,8 @@ def inspect(
     wanted = config.measured
     both: list[tuple[WeightsOrigin, CharModel]] = [("trained", model)]
     if not wanted.isdisjoint(("flow", "clipping", "truncation")):
-        initial = initial_model(model.config, seed if config.seed is None else config.seed)
+        seed = training.seed if config.seed is None else config.seed
+        initial = initial_model(model.config, seed)
         both.append(("initial", initial.to(model.head.weight)))
 
     def measured(name: str, measure: Callable[[], T], none: T) -> T:
@@ -154,7 +152,9 @@ def inspect(
         ),
         memory=measured(
             "memory",
-            lambda: memory(model, stretch, vocabulary, bptt=bptt, reset_state=reset_state),
+            lambda: memory(
+                model, stretch, vocabulary, bptt=training.bptt, reset_state=training.reset_state
+            ),
             None,
         ),
         pace=measured("pace", lambda: pace(model, stretch), ()),
@@ -167,7 +167,7 @@ def inspect(
             lambda: tuple(
                 cut
                 for name, weighted in both
-                for cut in cuts(weighted, stretch.ids, bptt, weights=name)
+                for cut in cuts(weighted, stretch.ids, training.bptt, weights=name)
             ),
             (),
         ),

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from charrnn.config import TrainConfig
+
 __all__ = [
     "Clipping",
     "Period",
@@ -54,20 +56,13 @@ class Clipping:
 
 
 def clipping(
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    clip_norm: float | None = None,
-    clip_value: float | None = None,
-    scale_norm: float | None = None,
-    periods: int = 12,
+    rows: Sequence[Mapping[str, Any]], training: TrainConfig, periods: int = 12
 ) -> Clipping | None:
     """Sum up the gradient norms of a training's log.
 
     Args:
         rows: of ``metrics.jsonl``; those on updates have ``gradient_norm``.
-        clip_norm: what the training scaled norms down to, for the record.
-        clip_value: what it cut entries to.
-        scale_norm: what norm it gave every gradient.
+        training: what was to be done to its gradients.
         periods: at most so many.
 
     Returns:
@@ -96,9 +91,9 @@ def clipping(
             )
         )
     return Clipping(
-        clip_norm=clip_norm,
-        clip_value=clip_value,
-        scale_norm=scale_norm,
+        clip_norm=training.clip_norm,
+        clip_value=training.clip_value,
+        scale_norm=training.scale_norm,
         steps=int(after_R[-1]),
         largest=float(largest_R.max()),
         clipped_share=float(np.average(clipped_R, weights=updates_R)),

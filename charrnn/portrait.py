@@ -252,10 +252,7 @@ def _inspect_end(
     config = InspectConfig(only=("flow", "memory", "gates", "units"))
     stretch = read_stretch(part.last(config.characters), vocabulary)
     history = read_history(path, training)
-    return inspect(
-        model, stretch, vocabulary, config, seed=training.seed, bptt=training.bptt,
-        reset_state=training.reset_state, history=history,
-    )  # fmt: skip
+    return inspect(model, stretch, vocabulary, config, training, history=history)
 
 
 def _read_log(checkpoint: Path) -> tuple[Row, ...]:
@@ -275,9 +272,4 @@ def read_history(checkpoint: Path, training: TrainConfig) -> Clipping | None:
         CheckpointError: there is no such checkpoint.
         RunFolderError: the log cannot be read, or a line is no row of it.
     """
-    return clipping(
-        _read_log(checkpoint),
-        clip_norm=training.clip_norm,
-        clip_value=training.clip_value,
-        scale_norm=training.scale_norm,
-    )
+    return clipping(_read_log(checkpoint), training)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from charrnn import gradients as module
-from charrnn.config import CellName
+from charrnn.config import CellName, TrainConfig
 from charrnn.errors import UsageError
 from charrnn.gradients import SHARES, cuts, truncation
 from charrnn.inspection_words import clipping_says
@@ -203,6 +203,8 @@ class TestCuts:
 
 
 class TestClipping:
+    TRAINING = TrainConfig(batch_size=1, bptt=9, lr=0.1, lr_adam=0.1, warmup_steps=0, steps=1)
+
     def test_from_a_log(self) -> None:
         rows: list[dict[str, Any]] = [
             {"step": 10, "gradient_norm": 2.0, "clipped_share": 1.0},
@@ -211,7 +213,7 @@ class TestClipping:
             {"step": 30, "gradient_norm": 0.5, "clipped_share": 0.0},
             {"step": 32, "gradient_norm": 0.3, "clipped_share": 0.0},
         ]
-        found = clipping(rows, clip_norm=1.0, periods=2)
+        found = clipping(rows, self.TRAINING, periods=2)
         assert found is not None
         assert (found.clip_norm, found.clip_value, found.scale_norm) == (1.0, None, None)
         assert (found.steps, found.largest) == (32, 7.0)
@@ -233,11 +235,11 @@ class TestClipping:
             ),
         ],
     )
-    def test_says_what_was_done(self, how: dict[str, float], said: str) -> None:
+    def test_says_what_was_done(self, how: dict[str, Any], said: str) -> None:
         row = {"step": 10, "gradient_norm": 2.0, "clipped_share": 0.5}
-        found = clipping([row], **how)  # type: ignore[arg-type]
+        found = clipping([row], replace(self.TRAINING, **{"clip_norm": None, **how}))
         assert found is not None
         assert clipping_says(found).endswith(f", the largest 2.00. {said}")
 
     def test_without_updates(self) -> None:
-        assert clipping([{"step": 1, "valid_nats_per_char": 1.0}]) is None
+        assert clipping([{"step": 1, "valid_nats_per_char": 1.0}], self.TRAINING) is None

@@ -22,7 +22,7 @@ from charrnn import flow, gradients
 from charrnn import inspection as module
 from charrnn.activity import Activation, GateUse, Pace, Unit, UnitFound
 from charrnn.checkpoint import load, save
-from charrnn.config import MEASUREMENTS, CellName, InspectConfig
+from charrnn.config import MEASUREMENTS, CellName, InspectConfig, TrainConfig
 from charrnn.equations import SHOWN, Quantity, Step
 from charrnn.errors import UsageError
 from charrnn.flow import GradientFlow, Reach, gradient_flow, initial_model
@@ -54,11 +54,13 @@ from charrnn.trained import load_model
 from tests.conftest import Cli, Result, make_prose
 from tests.small import ALPHABET, each_cell, make_model, make_stretch, vocabulary, zero_
 
+TRAINING = TrainConfig(batch_size=1, bptt=9, lr=0.1, lr_adam=0.1, warmup_steps=0, steps=1)
+
 
 @each_cell
 def test_the_shortest_is_enough(cell: CellName) -> None:
     model, config, unit = make_model(cell), InspectConfig(spectral_radius=(0.9,)), Unit(1, 3, "h")
-    found = module.inspect(model, make_stretch(100), vocabulary(), config, bptt=9, unit=unit)
+    found = module.inspect(model, make_stretch(100), vocabulary(), config, TRAINING, unit=unit)
     assert found.characters == 100
     assert [(f.weights, f.scaled_to) for f in found.gradient_flow] == [
         ("trained", None), ("initial", None), ("trained", 0.9), ("initial", 0.9),
@@ -78,7 +80,7 @@ def test_a_window_too_long_is_refused_before_anything_is_measured(
         monkeypatch.setattr(module, name, measured)
     with pytest.raises(UsageError, match="lanes of 62 characters"):
         config = InspectConfig(**chosen)
-        module.inspect(make_model("rnn"), make_stretch(500), vocabulary(), config, bptt=9)
+        module.inspect(make_model("rnn"), make_stretch(500), vocabulary(), config, TRAINING)
 
 
 def test_initial_weights_are_made_for_what_shows_them_alone(
@@ -89,7 +91,7 @@ def test_initial_weights_are_made_for_what_shows_them_alone(
     model, stretch = make_model("rnn"), make_stretch(200)
     for name in MEASUREMENTS:
         config = InspectConfig(only=(name,))
-        module.inspect(model, stretch, vocabulary(), config, bptt=9)
+        module.inspect(model, stretch, vocabulary(), config, TRAINING)
         assert made.called == (name in ("flow", "clipping", "truncation")), name
         made.reset_mock()
 
@@ -98,23 +100,27 @@ def test_initial_weights_are_made_for_what_shows_them_alone(
 def test_the_initial_weights_are_of_the_seed(own: int | None, seed: int) -> None:
     model, stretch = make_model("gru"), make_stretch(100)
     config = InspectConfig(only=("flow",), seed=own)
-    found = module.inspect(model, stretch, vocabulary(), config, bptt=9, seed=3)
+    found = module.inspect(model, stretch, vocabulary(), config, replace(TRAINING, seed=3))
     expected = initial_model(model.config, seed).double()
     assert found.gradient_flow[1] == gradient_flow(expected, stretch, weights="initial")
 
 
-def test_the_gradient_that_is_cut_is_of_the_training_s_window() -> None:
-    model, stretch, config = make_model("gru"), make_stretch(200), InspectConfig(only=("clipping",))
-    found = module.inspect(model, stretch, vocabulary(), config, bptt=7)
+def test_the_gradient_that_is_cut_and_the_memory_are_of_the_training_s_window() -> None:
+    model, stretch = make_model("gru"), make_stretch(200)
+    config = InspectConfig(only=("clipping", "memory"))
+    training = replace(TRAINING, bptt=7, reset_state=True)
+    found = module.inspect(model, stretch, vocabulary(), config, training)
     initial = initial_model(model.config, 1).double()
     assert found.cuts[:3] == cuts(model, stretch.ids, 7)
     assert found.cuts[3:] == cuts(initial, stretch.ids, 7, weights="initial")
+    assert found.memory
+    assert (found.memory.bptt, found.memory.reset_state) == (7, True)
 
 
 def test_the_gradient_that_is_truncated_is_of_both_weights() -> None:
     model, stretch = make_model("gru"), make_stretch(200)
     config = InspectConfig(only=("truncation",), bptt=(3, 7))
-    found = module.inspect(model, stretch, vocabulary(), config, bptt=9).truncation
+    found = module.inspect(model, stretch, vocabulary(), config, TRAINING).truncation
     initial = initial_model(model.config, 1).double()
     for one, weighted in zip(found, (model, initial), strict=True):
         expected = gradients.truncation(weighted, stretch.ids, (3, 7))
@@ -381,7 +387,7 @@ def test_any_measurement_can_be_shown(
     config, unit = InspectConfig(spectral_radius=(math.pi,), bptt=(3,)), Unit(2, 1, "h")
     for shown in (model, make_model(cell)):
         monkeypatch.setattr(flow, "with_spectral_radius", lambda model, _: model)
-        print_inspection(module.inspect(shown, stretch, vocabulary(), config, bptt=9, unit=unit))
+        print_inspection(module.inspect(shown, stretch, vocabulary(), config, TRAINING, unit=unit))
         out = capsys.readouterr().out
         assert ("\nGates\n" in out) == (cell != "rnn")
         assert ("no gradient" in out) == (shown is model)
@@ -404,7 +410,7 @@ def test_a_narrow_terminal_gets_fewer_units_of_the_step(
     cell: CellName, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, stretch = make_model(cell, hidden=4), make_stretch(150)
-    found = module.inspect(model, stretch, vocabulary(), InspectConfig(only=("step",)), bptt=9)
+    found = module.inspect(model, stretch, vocabulary(), InspectConfig(only=("step",)), TRAINING)
 
     def shown() -> str:
         print_inspection(found)
@@ -431,7 +437,7 @@ def test_a_narrow_terminal_gets_tables_without_their_plots(
 ) -> None:
     model, stretch = make_model("lstm", hidden=4), make_stretch(1500)
     asked = InspectConfig(only=("flow", "memory", "gates", "units", "truncation"))
-    found = module.inspect(model, stretch, vocabulary(), asked, bptt=9)
+    found = module.inspect(model, stretch, vocabulary(), asked, TRAINING)
 
     def shown(columns: int) -> str:
         monkeypatch.setenv("COLUMNS", str(columns))
