@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,28 +19,10 @@ from charrnn.evaluation import Prices, read_windows, symbol_prices, window_price
 from charrnn.model import CharModel, detach
 from charrnn.vocabulary import Vocabulary
 
-__all__ = ["DynamicConfig", "dynamic_prices"]
+__all__ = ["dynamic_prices"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class DynamicConfig:
-    """How a model adapts.
-
-    The defaults were chosen on 30,000 held-out characters of tinyshakespeare, with an LSTM
-    of width 256 to which they cost 1.500 nats a character unadapted and 1.444 adapted.
-    At a window of 50, a decay of 0.02 gives 1.448 and of 0.05 1.458; half the rate gives
-    1.446 to 1.470. A window of 25 takes longer and gives 1.445 at best.
-    """
-
-    window: int = 50
-    """Characters between two steps."""
-    rate: float = 1e-3
-    """eta: the size of a step, for a gradient of its usual size."""
-    decay: float = 0.01
-    """lambda: the share of the way back to the trained weights that each step takes."""
-
-    #: Keeps a gradient that was always 0 from being divided by its size.
-    EPSILON = 1e-5
+#: Keeps a gradient that was always 0 from being divided by its size.
+EPSILON = 1e-5
 
 
 class _Adaptation:
@@ -58,8 +39,8 @@ class _Adaptation:
     scored text itself, which needs no other file.
     """
 
-    def __init__(self, model: CharModel, config: DynamicConfig) -> None:
-        self._config = config
+    def __init__(self, model: CharModel, rate: float, decay: float) -> None:
+        self._rate, self._decay = rate, decay
         self._weights = list(model.parameters())
         self._trained = [weight.detach().clone() for weight in self._weights]
         self._mean_square = [torch.zeros_like(weight) for weight in self._trained]
@@ -77,9 +58,9 @@ class _Adaptation:
         for weight, trained, grad, size in zip(
             self._weights, self._trained, grads, sizes, strict=True
         ):
-            weight.addcdiv_(grad, size + self._config.EPSILON, value=-self._config.rate)
+            weight.addcdiv_(grad, size + EPSILON, value=-self._rate)
             # A loss without any gradient has no mean to divide by.
-            back = (self._config.decay * size / mean.clamp(min=1e-30)).clamp_(max=1.0)
+            back = (self._decay * size / mean.clamp(min=1e-30)).clamp_(max=1.0)
             weight.lerp_(trained, back)
 
 
@@ -88,15 +69,25 @@ def dynamic_prices(
     model: CharModel,
     part: Part,
     vocabulary: Vocabulary,
-    config: DynamicConfig | None = None,
+    *,
+    window: int = 50,
+    rate: float = 1e-3,
+    decay: float = 0.01,
 ) -> Iterator[Prices]:
     """Price a text in one lane by a copy of a model that adapts to it.
+
+    The defaults were chosen on 30,000 held-out characters of tinyshakespeare, with an LSTM
+    of width 256 to which they cost 1.500 nats a character unadapted and 1.444 adapted.
+    At a window of 50, a decay of 0.02 gives 1.448 and of 0.05 1.458; half the rate gives
+    1.446 to 1.470. A window of 25 takes longer and gives 1.445 at best.
 
     Args:
         model: who predicts; it stays as it is.
         part: the text; at least 2 characters.
         vocabulary: the model's.
-        config: the size of the steps; None: the defaults.
+        window: characters between two steps.
+        rate: eta, the size of a step for a gradient of its usual size.
+        decay: lambda, the share of the way back to the trained weights that each step takes.
 
     Yields:
         The prices, in order; each stretch before the step that learns it. The last is not learned.
@@ -104,12 +95,11 @@ def dynamic_prices(
     Raises:
         CorpusError: the text changed while it was read.
     """
-    config = config or DynamicConfig()
     adapting = copy.deepcopy(model).eval().requires_grad_()
-    adaptation = _Adaptation(adapting, config)
+    adaptation = _Adaptation(adapting, rate, decay)
     hidden = adapting.initial_hidden(1)
     loss: Tensor | None = None  # of what is priced and not learned yet
-    for position, x_TB, y_TB in read_windows(part, vocabulary, config.window):
+    for position, x_TB, y_TB in read_windows(part, vocabulary, window):
         if loss is not None:
             adaptation.step(loss)
         x_TB, y_TB = x_TB.to(model.head.weight.device), y_TB.to(model.head.weight.device)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from charrnn.config import CELL_NAMES, CellName, ModelConfig
-from charrnn.dynamic import DynamicConfig, dynamic_prices
+from charrnn.dynamic import EPSILON, dynamic_prices
 from charrnn.evaluation import prices, total
 from charrnn.model import CharModel
 from charrnn.trained import load_model
@@ -77,12 +77,12 @@ def naive_dynamic(
 def test_equals_the_naive_loop(tmp_path: Path, cell: CellName, window: int, decay: float) -> None:
     text = "".join(random.Random(1).choices(KNOWN + "☃", k=38))
     words = Vocabulary.from_counts(Counter(map(ord, KNOWN)), "utf-8", 1)
-    config = DynamicConfig(window=window, rate=0.05, decay=decay)
-    stretches = list(dynamic_prices(make_model(cell), make_part(tmp_path, text), words, config))
-    ids = words.encode(text).tolist()
-    expected = naive_dynamic(
-        make_model(cell), ids, window, config.rate, config.decay, config.EPSILON
+    part = make_part(tmp_path, text)
+    stretches = list(
+        dynamic_prices(make_model(cell), part, words, window=window, rate=0.05, decay=decay)
     )
+    ids = words.encode(text).tolist()
+    expected = naive_dynamic(make_model(cell), ids, window, 0.05, decay, EPSILON)
     spelt = [symbol == UNKNOWN for symbol in ids[1:]]
     assert any(spelt)
     found = np.concatenate([stretch.nats_T for stretch in stretches])
@@ -100,8 +100,8 @@ def test_without_steps_the_prices_are_those_of_the_model(tmp_path: Path) -> None
     model = CharModel(
         ModelConfig(cell="gru", vocabulary=words.size, layers=1, hidden=5, embedding=3)
     ).eval()
-    still = DynamicConfig(window=10, rate=1e-30, decay=0.0)
-    adapted = total(dynamic_prices(model, part, words, still), part)
+    still = dynamic_prices(model, part, words, window=10, rate=1e-30, decay=0.0)
+    adapted = total(still, part)
     assert adapted.nats == pytest.approx(total(prices(model, part, words), part).nats, rel=1e-6)
 
 
@@ -110,7 +110,7 @@ def test_a_loss_without_a_gradient_moves_nothing(tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = CharModel(ModelConfig(cell="gru", vocabulary=1, layers=1, hidden=5, embedding=3))
     part, words = make_part(tmp_path, "abcdefgh"), Vocabulary("", "utf-8", 1)
-    found = list(dynamic_prices(model, part, words, DynamicConfig(window=3)))
+    found = list(dynamic_prices(model, part, words, window=3))
     nats = [stretch.nats_T.tolist() for stretch in found]
     assert nats == [[words.unknown_nats] * count for count in (3, 3, 1)]
 
@@ -121,8 +121,8 @@ def test_nothing_is_learned_where_nothing_follows(
     step = mock.Mock(wraps=torch.autograd.grad)
     monkeypatch.setattr(torch.autograd, "grad", step)
     words = Vocabulary.from_counts(Counter(map(ord, KNOWN)), "utf-8", 1)
-    part, config = make_part(tmp_path, "abcdefgh" * 4), DynamicConfig(window=10)
-    learned = [step.call_count for _ in dynamic_prices(make_model("gru"), part, words, config)]
+    part = make_part(tmp_path, "abcdefgh" * 4)
+    learned = [step.call_count for _ in dynamic_prices(make_model("gru"), part, words, window=10)]
     assert learned == [0, 1, 2, 3]
     assert step.call_count == 3
 
