@@ -120,7 +120,9 @@ def write_out(model: CharModel, text: str, ids: NDArray[np.int64], vocabulary: V
         for name, part_BH in zip(cell.states, state, strict=True)
     }
     quantities = [
-        Quantity(*key, equation, _first(value_H), _shown(of_model.get(key)))
+        Quantity(
+            *key, equation, _first(value_H), _first(of_model[key]) if key in of_model else None
+        )
         for key, (equation, value_H) in lines.items()
     ]
     likeliest = np.argsort(-written_TV[-1], kind="stable")[:SHOWN]
@@ -229,10 +231,6 @@ def _array(tensor: Tensor) -> Array:
 
 def _first(values: Array) -> tuple[float, ...]:
     return tuple(values[:SHOWN].tolist())
-
-
-def _shown(values: Array | None) -> tuple[float, ...] | None:
-    return None if values is None else _first(values)
 
 
 def _nats(logits_TV: Array, ids_T: NDArray[np.int64]) -> float:

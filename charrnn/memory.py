@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from charrnn.evaluation import symbol_prices
 from charrnn.model import CharModel
-from charrnn.stretch import Stretch, first_where, windows_at
+from charrnn.stretch import Stretch, windows_at
 from charrnn.vocabulary import Vocabulary
 
 __all__ = ["Memory", "memory"]
@@ -152,10 +152,11 @@ def _needed(excess_K: NDArray[np.float64], tolerance: float) -> int | None:
     Without any the head's bias alone predicts, which may be nearer than a state of few characters:
     that is enough only if theirs is, too.
     """
-    needed = first_where(_never_rising(excess_K[1:]) <= tolerance)
-    if needed == 0 and excess_K[0] <= tolerance:
-        return 0
-    return None if needed is None else needed + 1
+    enough_K = _never_rising(excess_K[1:]) <= tolerance
+    if not enough_K.any():
+        return None
+    needed = int(enough_K.argmax()) + 1
+    return 0 if needed == 1 and excess_K[0] <= tolerance else needed
 
 
 def _never_rising(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -23,7 +23,6 @@ from charrnn.wording import counted
 __all__ = [
     "LEAST_CHARACTERS",
     "Stretch",
-    "first_where",
     "read_stretch",
     "warmed",
     "windows_at",
@@ -70,11 +69,6 @@ def read_stretch(part: Part, vocabulary: Vocabulary) -> Stretch:
         return Stretch(text, codes.astype(np.int64))
     text = codes.astype("<u4").tobytes().decode("utf-32-le")
     return Stretch(text, vocabulary.encode_codes(codes).astype(np.int64))
-
-
-def first_where(holds: NDArray[np.bool_]) -> int | None:
-    """Return the first index at which something holds; None: at none."""
-    return int(holds.argmax()) if holds.any() else None
 
 
 def windows_at(
