@@ -31,6 +31,7 @@ from charrnn.stretch import Stretch, warmed, windows_at
 from charrnn.unrolled import KEEPERS, observe, unroll_model
 
 __all__ = [
+    "ALWAYS",
     "KEPT_OVER",
     "NEARLY_CLOSED",
     "NEARLY_OPEN",
@@ -51,6 +52,8 @@ KEPT_OVER = 10
 SHOWN = 1000
 #: A gate is nearly open above, nearly closed below (Karpathy, Johnson, Fei-Fei 2015, 4.2).
 NEARLY_OPEN, NEARLY_CLOSED = 0.9, 0.1
+#: Share of the text above which a gate counts as always open or closed.
+ALWAYS = 0.9
 
 
 @dataclass(frozen=True)

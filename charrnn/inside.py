@@ -11,7 +11,7 @@ import numpy as np
 
 from charrnn import inspection_words as words
 from charrnn import page
-from charrnn.activity import NEARLY_CLOSED, NEARLY_OPEN, Activation, GateUse, UnitFound
+from charrnn.activity import ALWAYS, NEARLY_CLOSED, NEARLY_OPEN, Activation, GateUse, UnitFound
 from charrnn.figures import (
     Dots,
     Line,
@@ -261,7 +261,7 @@ def _gate_section(gates: Measured[tuple[GateUse, ...]], seen: str) -> str:
             f"which its gate is nearly closed (below {NEARLY_CLOSED}), upwards nearly open (above "
             f"{NEARLY_OPEN}). On the dashed line a gate is never in between. {seen} In the table: "
             "the mean shares; always: the units for which it is so at "
-            f"more than {100 * words.ALWAYS:.0f} % of characters.",
+            f"more than {100 * ALWAYS:.0f} % of characters.",
             small=True,
         ),
         _tables(words.gate_lines, gates),

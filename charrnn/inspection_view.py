@@ -11,13 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from charrnn import inspection_words as words
-from charrnn.activity import (
-    NEARLY_CLOSED,
-    NEARLY_OPEN,
-    Activation,
-    GateUse,
-    UnitFound,
-)
+from charrnn.activity import ALWAYS, NEARLY_CLOSED, NEARLY_OPEN, Activation, GateUse, UnitFound
 from charrnn.equations import Step
 from charrnn.flow import GradientFlow
 from charrnn.gradients import Truncation
@@ -68,8 +62,7 @@ def _sections(inspection: Inspection, console: Output) -> Iterator[tuple[str, st
             "Gates",
             f"Share of characters at which gates are open (above {NEARLY_OPEN}) and closed "
             f"(below {NEARLY_CLOSED}), mean of the units; always: units for which that is so at "
-            f"more than {100 * words.ALWAYS:.0f} % of characters; units by their share, from 0 "
-            "to 1.",
+            f"more than {100 * ALWAYS:.0f} % of characters; units by their share, from 0 to 1.",
             _gates(inspection.gates, console),
         )
     if inspection.units:

@@ -8,13 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from charrnn.activity import (
-    KEPT_OVER,
-    Activation,
-    GateUse,
-    Pace,
-    UnitFound,
-)
+from charrnn.activity import ALWAYS, KEPT_OVER, Activation, GateUse, Pace, UnitFound
 from charrnn.equations import SHOWN, Step
 from charrnn.flow import GradientFlow
 from charrnn.gradients import Cut, Truncation
@@ -32,7 +26,6 @@ from charrnn.wording import (
 )
 
 __all__ = [
-    "ALWAYS",
     "CUTS_SAY",
     "PACE_SAYS",
     "activation_ends",
@@ -65,8 +58,6 @@ PACE_SAYS = (
     "Kept: what the gate on a state's way (an LSTM's forget gate for c, a GRU's update gate) "
     f"leaves of it over {KEPT_OVER} characters: mean and median of the product of its values."
 )
-#: Share of the text above which a gate counts as always open or closed.
-ALWAYS = 0.9
 #: Standard errors by which the lowest of many figures has to be lower to be called so.
 SURE = 4
 

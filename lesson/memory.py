@@ -10,9 +10,8 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from charrnn.activity import KEPT_OVER, NEARLY_CLOSED, NEARLY_OPEN
+from charrnn.activity import ALWAYS, KEPT_OVER, NEARLY_CLOSED, NEARLY_OPEN
 from charrnn.figures import Line, Rule, line_chart
-from charrnn.inspection_words import ALWAYS
 from charrnn.wording import counted
 from lesson.gradients import flow, shares_left
 from lesson.lab import Lab
