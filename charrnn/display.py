@@ -39,7 +39,7 @@ from charrnn.run_words import (
     sample_line,
     why_ended,
 )
-from charrnn.terminal import Output, in_rows, say, to_json
+from charrnn.terminal import Output, in_rows, say_on, to_json
 from charrnn.training import (
     SHOWN_TEMPERATURE,
     Event,
@@ -346,7 +346,7 @@ class _LiveTerminal(Display):
         self.validating = False
         self.sample, self.sampled_at = "", 0
         for line in _introduction(run, known):
-            say(self.console, line, hang=LABEL)
+            say_on(self.console, line, hang=LABEL)
         self._draw()
 
     def show(self, event: Event) -> None:
@@ -356,7 +356,7 @@ class _LiveTerminal(Display):
             self.logged = event
         elif isinstance(event, Validated):
             self.validated = event
-            say(self.console, _validation(event, widths=(7, 6, 7)))
+            say_on(self.console, _validation(event, widths=(7, 6, 7)))
         elif isinstance(event, Sampled):
             self.sample, self.sampled_at = event.text, self.run.progress.step
         if isinstance(event, Finished):
@@ -364,7 +364,7 @@ class _LiveTerminal(Display):
             if self.sample:
                 self.console.print(Constrain(self._sample(SAMPLE_ROWS), self._width))
         for line in _plain(event, self.run):
-            say(self.console, line)
+            say_on(self.console, line)
 
     @contextmanager
     def away(self) -> Iterator[None]:

@@ -80,8 +80,7 @@ def say(message: str, end: str = "\n") -> None:
             print(message, end=end, file=sys.stderr, flush=True)
             return
 
-        from charrnn.terminal import Output
-        from charrnn.terminal import say as say_on
+        from charrnn.terminal import Output, say_on
 
         say_on(Output(stderr=True), message)
 

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from charrnn.wording import printable
 
-__all__ = ["Output", "columns_of", "in_rows", "plain_table", "print_words", "say", "to_json"]
+__all__ = ["Output", "columns_of", "in_rows", "plain_table", "print_words", "say_on", "to_json"]
 
 
 class Output(Console):
@@ -90,7 +90,7 @@ def plain_table(lines: Sequence[Sequence[str]], words: int) -> Table:
     return table
 
 
-def say(console: Console, line: str, hang: int = 0) -> None:
+def say_on(console: Console, line: str, hang: int = 0) -> None:
     """Say a line, broken between words; what is to be copied is the terminal's to break.
 
     Args:
@@ -109,10 +109,10 @@ def say(console: Console, line: str, hang: int = 0) -> None:
 
 
 def print_words(line: str, hang: int = 0) -> None:
-    """Print a sentence on stdout; a terminal gets it as ``say`` does, a pipe as it is."""
+    """Print a sentence on stdout; a terminal gets it as ``say_on`` does, a pipe as it is."""
     console = Output()
     if console.file.isatty():
-        say(console, line, hang)
+        say_on(console, line, hang)
     else:
         console.print(Text(line), soft_wrap=True)
 

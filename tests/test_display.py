@@ -22,7 +22,7 @@ from charrnn.evaluation import Scores
 from charrnn.run import Run
 from charrnn.runfolder import RunFolder
 from charrnn.starting import start
-from charrnn.terminal import Output, say, to_json
+from charrnn.terminal import Output, say_on, to_json
 from charrnn.training import (
     Event,
     Finished,
@@ -665,14 +665,14 @@ class TestLive:
     ) -> None:
         console = Output(file=screen, force_terminal=True, width=40)
         broken = "note: " + "the text is read without its byte order mark " * 3
-        say(console, broken.strip())
+        say_on(console, broken.strip())
         lines = screen.getvalue().splitlines()
         assert max(map(len, lines)) <= 40
         assert " ".join(line.strip() for line in lines) == broken.strip()
         paths = ("run     /" + folder * 9 for folder in ("folder/", "文件/"))
         for kept in (f"go on with: {run.command()}", *paths):
             screen.truncate(0)
-            say(console, kept)
+            say_on(console, kept)
             assert kept + "\n" in screen.getvalue()
 
     def test_the_introduction_hangs_beside_its_labels(
