@@ -18,7 +18,7 @@ from charrnn.gradients import Truncation
 from charrnn.inspection import Inspection
 from charrnn.memory import Memory
 from charrnn.norms import Clipping
-from charrnn.terminal import Output, columns_of, plain_table, print_words
+from charrnn.terminal import Output, columns_of, fits, plain_table, print_words
 from charrnn.wording import significant
 
 __all__ = [
@@ -100,12 +100,7 @@ def _plotted(
     plotted = zip(lines, (plot, *pictures), strict=True)
     table = plain_table([[*line, picture] for line, picture in plotted], words)
     table.columns[-1].justify = "left"
-    return table if _fits(table, console) else plain_table(lines, words)
-
-
-def _fits(table: Table, console: Output) -> bool:
-    """Whether a table is not too wide for a terminal; a pipe takes all."""
-    return not console.file.isatty() or Output.wide().measure(table).maximum <= console.width
+    return table if fits(table, console) else plain_table(lines, words)
 
 
 def _bar(share: float) -> str:
@@ -124,7 +119,7 @@ def _step(step: Step, console: Output) -> Table:
     lines = words.step_lines(step)
     while True:
         table = plain_table(lines, 3)
-        if _fits(table, console) or len(lines[0]) == 4:
+        if fits(table, console) or len(lines[0]) == 4:
             return table
         lines = [line[:-1] for line in lines]
 

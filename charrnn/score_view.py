@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -24,7 +23,7 @@ from charrnn.decoding import BYTES
 from charrnn.disk import becoming, followed, refusals
 from charrnn.evaluation import Prices
 from charrnn.surprise import PricedText, surprise, surprise_mark, surprise_ranges
-from charrnn.terminal import Output, plain_table, print_words
+from charrnn.terminal import Output, fits, plain_table, print_words
 from charrnn.wording import command_line, printable, shown
 
 __all__ = [
@@ -48,33 +47,27 @@ def print_table(lines: Sequence[Sequence[str]], words: int) -> None:
         lines: the head and the rows.
         words: the first columns that hold words; the others hold numbers.
     """
-    wide, width = Output.wide(), Output().width
-
-    def fits(table: Table) -> bool:
-        return wide.measure(table).maximum <= width
-
+    wide, console = Output.wide(), Output()
     columns = list(zip(*lines, strict=True))
     rows, turned = plain_table(lines, words), plain_table(columns, 1)
-    if not sys.stdout.isatty() or fits(rows):
+    if fits(rows, console):
         wide.print(rows)
-    elif fits(turned):
+    elif fits(turned, console):
         wide.print(turned)
     else:
-        for number, block in enumerate(_blocks(columns, words, fits)):
+        for number, block in enumerate(_blocks(columns, words, console)):
             if number:
                 wide.print()
             wide.print(block)
 
 
-def _blocks(
-    columns: Sequence[Sequence[str]], words: int, fits: Callable[[Table], bool]
-) -> Iterator[Table]:
+def _blocks(columns: Sequence[Sequence[str]], words: int, console: Output) -> Iterator[Table]:
     """Yield tables of a few columns each, all of them with the first one."""
     name, *rest = columns
     while rest:
         count = 1
         for more in range(2, len(rest) + 1):
-            if not fits(_table([name, *rest[:more]], words)):
+            if not fits(_table([name, *rest[:more]], words), console):
                 break
             count = more
         yield _table([name, *rest[:count]], words)

@@ -21,7 +21,16 @@ from rich.text import Text
 
 from charrnn.wording import printable
 
-__all__ = ["Output", "columns_of", "in_rows", "plain_table", "print_words", "say_on", "to_json"]
+__all__ = [
+    "Output",
+    "columns_of",
+    "fits",
+    "in_rows",
+    "plain_table",
+    "print_words",
+    "say_on",
+    "to_json",
+]
 
 
 class Output(Console):
@@ -88,6 +97,11 @@ def plain_table(lines: Sequence[Sequence[str]], words: int) -> Table:
     for line in lines[1:]:
         table.add_row(*map(Text, line))
     return table
+
+
+def fits(table: Table, console: Console) -> bool:
+    """Whether a table is not too wide for a terminal; a pipe takes all."""
+    return not console.file.isatty() or Output.wide().measure(table).maximum <= console.width
 
 
 def say_on(console: Console, line: str, hang: int = 0) -> None:
