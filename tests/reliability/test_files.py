@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import os
 import random
 import subprocess
@@ -14,11 +15,16 @@ from pathlib import Path
 import pytest
 import torch
 
+import charrnn.training
 from charrnn.checkpoint import Checkpoint, load, save
 from charrnn.errors import CheckpointError
 from charrnn.runfolder import RunFolder
+from tests.conftest import run_cli
 from tests.reliability.conftest import Promise
 from tests.reliability.processes import finish, fork
+from tests.reliability.runs import stopped, straight, tale, whole_state
+
+__all__ = ["tale"]
 
 
 def state(step: int) -> Checkpoint:
@@ -69,6 +75,26 @@ def test_the_one_before_is_taken_and_kept(tmp_path: Path, promise: Promise) -> N
     what = "ways to damage the newest, --keep 1 to 3: the one before taken, named, kept"
     promise("R17", what, f"{count} of {len(tried)}")
     assert count == len(tried)
+
+
+def test_a_training_goes_on_from_the_one_before(
+    tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch, promise: Promise
+) -> None:
+    """By the command, which says so and ends as if nothing had been damaged."""
+    monkeypatch.setattr(charrnn.training, "SAVE_SHARE", math.inf)  # after every validation
+    monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 3)
+    expected = whole_state(straight(tmp_path / "straight", tale))
+    run = tmp_path / "run"
+    assert stopped(run, tale, lambda run: run.progress.step == 25) == 25
+    damage(run / "last.safetensors", "one bit")
+    result = run_cli("train", "--run", run, "--resume")
+    same = whole_state(run) == expected
+    figure = "equal" if same else "differs"
+    promise("R17", "train --resume after the newest was damaged, against a straight run", figure)
+    assert result.code == 0, result.err
+    assert "note: last.safetensors: damaged: " in result.err
+    assert "took step-00000024.safetensors instead, step 24\n" in result.err
+    assert same
 
 
 def test_damaged_generations_do_not_push_out_whole_ones(tmp_path: Path) -> None:
