@@ -149,11 +149,8 @@ def run_process(*arguments: object, stdin: bytes = b"", folder: Path | None = No
     return Result(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode())
 
 
-def run_unread(*arguments: object, timeout: float = 30) -> tuple[int, str]:
-    """Run a command as a process whose stdout nobody reads; return its exit code and stderr.
-
-    It has ``timeout`` seconds to end once it has said all on stderr.
-    """
+def run_unread(*arguments: object) -> tuple[int, str]:
+    """Run a command as a process whose stdout nobody reads; return its exit code and stderr."""
     with subprocess.Popen(
         command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
     ) as process:
@@ -161,7 +158,7 @@ def run_unread(*arguments: object, timeout: float = 30) -> tuple[int, str]:
         assert process.stderr is not None
         process.stdout.close()
         said = process.stderr.read().decode()
-        return process.wait(timeout=timeout), said
+        return process.wait(timeout=PATIENCE), said
 
 
 def read_until(process: subprocess.Popen[bytes], stream: IO[bytes], *starts: bytes) -> bytes:

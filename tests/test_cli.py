@@ -1418,7 +1418,7 @@ class TestSample:
             with contextlib.suppress(OSError):  # Linux has no end of such a file
                 while more := os.read(terminal, 4096):
                     seen += more
-            assert process.wait(timeout=30) == 130
+            assert process.wait(timeout=PATIENCE) == 130
         os.close(terminal)
         assert seen.endswith(b"\r\n")
 
@@ -2149,7 +2149,7 @@ class TestPipes:
             first = process.stdout.read(300)
             process.stdout.close()
             assert len(first) == 300
-            assert process.wait(timeout=30) == 0
+            assert process.wait(timeout=PATIENCE) == 0
             assert process.stderr.read() == b""
 
     @pytest.mark.parametrize(
@@ -2187,7 +2187,7 @@ class TestPipes:
             assert first.startswith(b'{"event": "started"' if talk else b"text ")
             read_until(process, process.stdout, b"step ", b'{"event": "logged"')
             process.stdout.close()
-            assert process.wait(timeout=60) == 128 + signal.SIGPIPE, "it is not finished"
+            assert process.wait(timeout=PATIENCE) == 128 + signal.SIGPIPE, "it is not finished"
             if process.stderr:
                 go_on = f"charrnn train TEXT --run {shlex.quote(str(run))} --resume"
                 said = f"nobody reads the output any more; go on with: {go_on}\n"
@@ -2207,7 +2207,7 @@ class TestPipes:
             for begun in (b"--- run 1 of 3", b"step "):
                 read_until(process, process.stderr, begun)
             process.stderr.close()
-            assert process.wait(timeout=60) == 128 + signal.SIGPIPE
+            assert process.wait(timeout=PATIENCE) == 128 + signal.SIGPIPE
         assert not list(folder.glob("*/result.json"))
         assert len(list(folder.glob("*/last.safetensors"))) == 1, "it is saved"
 
@@ -2286,7 +2286,7 @@ class TestPipes:
             process.send_signal(signal.SIGINT)
             process.stdout.close()
             process.send_signal(signal.SIGCONT)
-            assert process.wait(timeout=60) == 130
+            assert process.wait(timeout=PATIENCE) == 130
 
     def test_help_that_nobody_reads_is_no_failure(self) -> None:
         assert run_unread("train", "--help") == (0, "")
@@ -2307,7 +2307,7 @@ class TestPipes:
                 time.sleep(0.02)
             time.sleep(0.2)  # until it waits for the pipe
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=30) == 130
+            assert process.wait(timeout=PATIENCE) == 130
             assert process.stderr.read() == b""
 
     @needs_full

@@ -213,7 +213,7 @@ def test_a_reader_who_leaves_does_not_take_the_page_along(
         "evaluate": (trained, "--part", "valid"),
         "inspect": (trained, "--part", "valid", "--only", "memory"),
     }
-    code, said = run_unread(name, *words[name], "--report", report, timeout=60)
+    code, said = run_unread(name, *words[name], "--report", report)
     assert code == 0
     assert said.endswith(f"report: {report}\n")
     check(report.read_text(encoding="utf-8"))
