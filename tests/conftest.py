@@ -31,6 +31,7 @@ from charrnn.config import CELL_NAMES, CellName
 from charrnn.corpus import Part, scan
 from charrnn.device import has_capability
 from charrnn.errors import CharrnnError, RunFolderError
+from tests import promises
 
 # A suite that was started in the background or under nohup ignores these signals, and so
 # would every process that it starts; the tests send them.
@@ -83,13 +84,15 @@ ENVIRONMENT.pop("PYTHONUNBUFFERED", None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide a GPU from all tests but its own, and from the processes that they start.
+    """Let the session end with its promises, and hide a GPU from all tests but its own.
 
-    What is expected of commands is what a CPU gives; and no forked process may go on with CUDA.
+    And from the processes that they start. What is expected of commands is what a CPU gives; and no
+    forked process may go on with CUDA.
     """
     if config.option.markexpr != "gpu":
         # Before anything asks torch for a GPU; pytest-xdist's workers take it over.
         os.environ["CUDA_VISIBLE_DEVICES"] = ENVIRONMENT["CUDA_VISIBLE_DEVICES"] = ""
+    config.pluginmanager.register(promises)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

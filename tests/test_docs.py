@@ -25,7 +25,7 @@ from charrnn.config import CellName
 from charrnn.inspection import Inspection
 from charrnn.planning import LEAST_TIMED
 from tests.conftest import documented_fields
-from tests.reliability.conftest import PROMISES
+from tests.promises import PROMISES
 
 ROOT = Path(__file__).parent.parent
 LISTED = (

@@ -1,0 +1,95 @@
+"""The promises, and the table of what was measured that ends a session.
+
+A plugin, as pytest-xdist's first process collects no test and so loads no conftest.py but the
+outermost.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+#: What charrnn promises; docs/reliability.md has the same rows.
+PROMISES = {
+    "R1": "kill -9 at any moment loses no finished checkpoint",
+    "R2": "when a save returns, data and name are on disk",
+    "R3": "resume equals never stopping, bit for bit",
+    "R4": "resuming ten times changes nothing",
+    "R5": "validating, sampling and logging do not touch training",
+    "R6": "a damaged checkpoint is named as damaged, never used",
+    "R7": "a hostile file runs nothing",
+    "R8": "a full disk costs nothing already saved",
+    "R9": "NaN or inf never reaches weights or files",
+    "R10": "SIGINT and SIGTERM save and leave",
+    "R11": "two writers cannot share a run",
+    "R12": "any text or argument gives a result or one plain line",
+    "R13": "unknown characters are explained",
+    "R14": "changed text, vocabulary, model or format is refused on resume",
+    "R15": "old checkpoints keep loading",
+    "R16": "memory stays flat",
+    "R17": "pruning never removes the only good one",
+    "R18": "saved files obey the umask; equal state gives equal bytes",
+}
+#: What all tests of a promise read; where it is not, they are skipped.
+NEEDED = {"R2": Path("/proc/self/fd"), "R16": Path("/proc/self/status")}
+#: Options of pytest that leave tests out.
+NARROWING = (
+    "keyword", "markexpr", "deselect", "ignore", "ignore_glob", "lf", "stepwise", "collectonly",
+    "setuponly", "setupplan",
+)  # fmt: skip
+
+
+def figures_of(reporter: pytest.TerminalReporter) -> dict[str, dict[str, list[str]]]:
+    """Return by promise what was tried; several cases of one have each a figure."""
+    rows: dict[str, dict[str, list[str]]] = {number: {} for number in PROMISES}
+    for outcome in ("passed", "failed"):
+        for report in reporter.getreports(outcome):
+            for key, value in getattr(report, "user_properties", ()):
+                if key == "promise" and report.when == "call":
+                    number, what, figure = value
+                    mark = "" if outcome == "passed" else "FAILED "
+                    rows[number].setdefault(what, []).append(mark + figure)
+    return rows
+
+
+def owed(reporter: pytest.TerminalReporter) -> list[str]:
+    """Return the promises that a session of all tests has not measured, and could have."""
+    config = reporter.config
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or any(
+        config.getoption(name, default=None) for name in NARROWING
+    ):
+        return []
+    return [
+        number
+        for number, figures in figures_of(reporter).items()
+        if not figures and (number not in NEEDED or NEEDED[number].exists())
+    ]
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Fail a session of all tests that leaves a promise unmeasured: its test is gone, or hidden."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    # pytest-xdist's workers have none.
+    if reporter is not None and exitstatus == pytest.ExitCode.OK and owed(reporter):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print every promise with the figures of this session."""
+    rows, not_kept = figures_of(terminalreporter), owed(terminalreporter)
+    if not any(rows.values()) and not not_kept:
+        return
+    terminalreporter.section("promises")
+    for number, figures in rows.items():
+        if figures:
+            terminalreporter.write_line(f"{number:4} {PROMISES[number]}")
+        for what, each in figures.items():
+            terminalreporter.write_line(f"     {what}: {', '.join(dict.fromkeys(each))}")
+    missing = [number for number, figures in rows.items() if not figures]
+    if missing:
+        terminalreporter.write_line(f"not measured in this session: {', '.join(missing)}")
+    if not_kept:
+        terminalreporter.write_line(
+            f"FAILED: all tests have run, and none has measured {', '.join(not_kept)}", red=True
+        )
