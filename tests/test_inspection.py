@@ -23,6 +23,7 @@ from charrnn import inspection as module
 from charrnn.activity import Activation, GateUse, Pace, Unit, UnitFound
 from charrnn.checkpoint import load, save
 from charrnn.config import MEASUREMENTS, CellName, InspectConfig, TrainConfig
+from charrnn.corpus import scan
 from charrnn.equations import SHOWN, Quantity, Step
 from charrnn.errors import UsageError
 from charrnn.flow import GradientFlow, Reach, gradient_flow, initial_model
@@ -50,6 +51,7 @@ from charrnn.inspection_words import (
 from charrnn.memory import Memory
 from charrnn.norms import Clipping, Period
 from charrnn.properties import PROPERTIES
+from charrnn.stretch import read_stretch
 from charrnn.trained import load_model
 from tests.conftest import Cli, Result, make_prose
 from tests.small import ALPHABET, each_cell, make_model, make_stretch, vocabulary, zero_
@@ -206,7 +208,7 @@ class TestTables:
         said = memory_says(replace(memory, windows=1234, needed=None, bptt=1024))
         assert "(1,234 resets), against 1.5000 nats per character" in said
         assert "To come within 0.01 nats of that, more than 2 characters are needed; " in said
-        assert "; the window of the training was 1,024." in said
+        assert "; the window of the training was 1,024. The state after a reset is zero, " in said
         longer = replace(memory, excess_nats=(0.5,) * 1101, standard_error=(0.25,) * 1101)
         names = [line[0] for line in memory_lines(longer)]
         assert names == ["k", "0", *(f"{2**n:,}" for n in range(11)), "1,100"]
@@ -538,6 +540,27 @@ class TestCommand:
         assert len(found["activation"]["values"]) == 375
         assert found["clipping"]["steps"] == 150
         assert [cut["weights"] for cut in found["cuts"]] == ["trained"] * 3 + ["initial"] * 3
+
+    def test_what_the_training_was_is_taken_from_the_checkpoint(
+        self, cli: Cli, prose: Path, tmp_path: Path
+    ) -> None:
+        """Its seed for the initial weights, and that its windows began at the zero state."""
+        run = tmp_path / "run"
+        options = ("--cell", "gru", "--steps", 3, "--hidden", 5, "--batch-size", 2, "--bptt", 9)
+        trained = cli("train", prose, "--run", run, *options, "--seed", 5, "--reset-state")
+        assert trained.code == 0
+        only = ("--only", "flow", "--only", "memory")
+        words = ("inspect", run, "--text", prose, "--characters", 200, *only)
+        found = json.loads(cli(*words, "--json").out)
+        model, vocabulary, _ = load_model(run, torch.device("cpu"))
+        stretch = read_stretch(scan([str(prose)]).whole.last(200), vocabulary)
+        expected = gradient_flow(initial_model(model.config, 5), stretch, weights="initial")
+        initial = found["gradient_flow"][1]
+        assert initial["spectral_radii"] == [list(radii) for radii in expected.spectral_radii]
+        assert initial["reaches"][0]["relative"] == pytest.approx(expected.reaches[0].relative)
+        assert found["memory"]["reset_state"] is True
+        said = "; the window of the training was 9, each read from the state of zero that a reset "
+        assert said in cli(*words).out
 
     def test_only(self, cli: Cli, trained: Path, prose: Path) -> None:
         words = ("inspect", trained, "--text", prose, "--characters", 500)
