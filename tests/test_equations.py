@@ -120,6 +120,19 @@ def test_a_step_ends_at_the_likeliest_next_characters() -> None:
     assert len(write_out(model, "ab", np.array([1, 2]), few).likeliest) == 3
 
 
+def test_the_lower_ids_of_equally_likely_ones_are_shown() -> None:
+    """Of more than a sort takes one by one, which keeps their order anyway."""
+    words = Vocabulary("".join(map(chr, range(256, 320))), "utf-8", 1)
+    bias = np.random.default_rng(1).choice([1.0, 2.0], words.size).tolist()
+    model = small.make_model("rnn", 1, 3, vocabulary=words.size)
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.copy_(torch.tensor(bias))
+    step = write_out(model, "\u0100\u0101", np.array([1, 2]), words)
+    order = sorted(range(words.size), key=lambda symbol: (-bias[symbol], symbol))
+    assert step.likeliest == tuple(words.decode([symbol]) for symbol in order[:SHOWN])
+
+
 def test_the_command_shows_the_step(cli: Cli, trained: Path, prose: Path) -> None:
     words = ("inspect", trained, "--text", prose, "--characters", 500, "--only", "step")
     step = json.loads(cli(*words, "--json").out)["step"]

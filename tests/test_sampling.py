@@ -116,9 +116,15 @@ class TestProbabilities:
             p_BV[1], naive_probabilities(other, config), rtol=1e-9, atol=1e-12
         )
 
-    def test_top_k_keeps_the_lower_id_of_equals(self) -> None:
-        p_BV = next_probabilities(np.zeros((1, 5)), SampleConfig(top_k=2))
-        assert p_BV.tolist() == [[0.5, 0.5, 0, 0, 0]]
+    @pytest.mark.parametrize(
+        "options", [{"top_k": 10}, {"top_k": 50}, {"top_p": 0.2}, {"top_p": 0.9}]
+    )
+    def test_the_lower_ids_of_equals_are_kept(self, options: dict[str, Any]) -> None:
+        """Of more than a sort takes one by one, which keeps their order anyway."""
+        logits = np.random.default_rng(1).choice([1.0, 2.0], 65).tolist()
+        config = SampleConfig(**options)
+        p_BV = next_probabilities(np.array([logits]), config)
+        np.testing.assert_allclose(p_BV[0], naive_probabilities(logits, config))
 
     def test_the_nucleus_is_the_smallest_that_reaches_p(self) -> None:
         logits_BV = np.log([[0.5, 0.3, 0.15, 0.05]])
