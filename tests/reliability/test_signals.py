@@ -303,7 +303,7 @@ def test_a_second_signal_leaves_at_once_in_a_save(
     assert finish(pid) == 143
     took = time.monotonic() - started
     promise("R10", "a second signal in the midst of a save", f"left after {took:.2f} s")
-    assert took < 5
+    assert took < 1
     assert (run / "last.safetensors").read_bytes() == before
     assert run_cli(*words[:-1], 40).code == 0
     assert not list(run.glob(".*"))
@@ -414,7 +414,7 @@ def test_a_second_signal_leaves_at_once_in_a_long_update(
     assert popen.wait(PATIENCE) == 130
     took = time.monotonic() - started
     promise("R10", "a second signal in an update of many seconds", f"left after {took:.2f} s")
-    assert took < 5
+    assert took < 1
 
 
 @pytest.mark.slow
@@ -571,12 +571,14 @@ def test_a_hang_up_is_no_second_signal_however_late(first: signal.Signals) -> No
     """
 
     def leave() -> None:
+        clock = SimpleNamespace(monotonic=iter([0.0, 1e9]).__next__)
+        pytest.MonkeyPatch().setattr(charrnn.stopping, "time", clock)
         with StopSignals() as stop:
             stop.defer()
             for number in (first, signal.SIGHUP):
-                os.kill(os.getpid(), number)
-                time.sleep(2 * StopSignals.SAME)
-            os._exit(7 if stop.received == first else 1)
+                signal.raise_signal(number)
+        # Both have been looked at: the thread that does so has ended.
+        os._exit(7 if stop.received == first else 1)
 
     assert finish(fork(leave)) == 7
 
