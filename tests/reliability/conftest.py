@@ -7,6 +7,8 @@ before it asserts on it::
         ...
         promise("R6", "bit flips refused in one line", f"{refused} of {flips}")
         assert refused == flips
+
+One that counts nothing calls it at its end, when all that it asserts has held.
 """
 
 from __future__ import annotations

@@ -84,7 +84,6 @@ def refusal(run: Path, *options: object) -> str:
 
 @pytest.mark.parametrize("change", ["other", "longer", "shorter", "missing"])
 def test_another_text(tmp_path: Path, promise: Promise, change: str) -> None:
-    promise("R14", "a text that is changed: refused, named", change)
     text = tmp_path / "my text.txt"
     old = make_prose(400)
     text.write_text(old)
@@ -100,10 +99,10 @@ def test_another_text(tmp_path: Path, promise: Promise, change: str) -> None:
         assert "is not the one this run was started on" in said
     text.write_text(old)
     assert run_cli("train", "--run", tmp_path / "run", "--resume", "--steps", 14).code == 0
+    promise("R14", "a text that is changed: refused, named", change)
 
 
 def test_another_text_to_validate_on(tmp_path: Path, tale: Path, promise: Promise) -> None:
-    promise("R14", "a text that is changed: refused, named", "to validate on")
     valid = tmp_path / "held out.txt"
     valid.write_text("the river runs and sings")
     with RunFolder.create(tmp_path / "run") as folder:
@@ -111,6 +110,7 @@ def test_another_text_to_validate_on(tmp_path: Path, tale: Path, promise: Promis
     valid.write_text("the river sings and runs")
     said = refusal(tmp_path / "run")
     assert "the validation text" in said and "held out.txt" in said
+    promise("R14", "a text that is changed: refused, named", "to validate on")
 
 
 def test_a_text_to_validate_on_where_there_was_none(run: Path, tale: Path) -> None:
@@ -118,7 +118,6 @@ def test_a_text_to_validate_on_where_there_was_none(run: Path, tale: Path) -> No
 
 
 def test_a_file_that_appears_in_the_folder(tmp_path: Path, promise: Promise) -> None:
-    promise("R14", "a text that is changed: refused, named", "a file more in its folder")
     texts = tmp_path / "texts"
     texts.mkdir()
     (texts / "a.txt").write_text(make_prose(200))
@@ -144,6 +143,7 @@ def test_a_file_that_appears_in_the_folder(tmp_path: Path, promise: Promise) -> 
     (texts / "e.txt").unlink()
     (texts / "d.txt").unlink()
     assert "(2 files, of which 1 before are gone)" in refusal(tmp_path / "run")
+    promise("R14", "a text that is changed: refused, named", "a file more in its folder")
 
 
 def test_a_text_that_has_moved(tmp_path: Path, tale: Path) -> None:
@@ -173,10 +173,10 @@ OTHERS = {
 
 @pytest.mark.parametrize("flag", OTHERS)
 def test_options_that_stay_as_they_were(run: Path, promise: Promise, flag: str) -> None:
-    promise("R14", "options that would change the run: refused, named", flag)
     value = OTHERS[flag]
     said = refusal(run, flag, *(() if value is True else (value,)))
     assert said.startswith(f"charrnn: {flag} {value}: the run was started with ")
+    promise("R14", "options that would change the run: refused, named", flag)
 
 
 def test_all_options_that_differ_are_named_with_what_the_run_has(run: Path) -> None:
@@ -272,9 +272,9 @@ WEIGHTS = "--init-from: the run has weights of its own already: leave that out"
 def test_the_text_is_divided_and_the_weights_are_there(
     run: Path, promise: Promise, flag: str
 ) -> None:
-    promise("R14", "options that would change the run: refused, named", flag)
     why = WEIGHTS if flag == "--init-from" else f"{flag}: {DIVIDED}"
     assert refusal(run, flag, 0.1) == f"charrnn: {why}\n"
+    promise("R14", "options that would change the run: refused, named", flag)
 
 
 def test_all_that_a_run_has_been_begun_with_is_refused_at_once(run: Path) -> None:
@@ -295,26 +295,25 @@ def test_all_that_a_run_has_been_begun_with_is_refused_at_once(run: Path) -> Non
 )  # fmt: skip
 def test_another_model(run: Path, promise: Promise, field: str, value: Any) -> None:
     """The description does not fit the weights; nothing of its size is made in memory."""
-    promise("R14", "another model in the checkpoint: refused, named", f"{field} {value}")
     meta = load(run / "last.safetensors").meta
     rewrite(run, meta={**meta, "model": {**meta["model"], field: value}})
     said = refusal(run)
     assert "model" in said
     assert "weight" in said or "symbols" in said or "is impossible" in said
+    promise("R14", "another model in the checkpoint: refused, named", f"{field} {value}")
 
 
 @pytest.mark.parametrize("characters", ["", "abc", "ba", "a\ud800"])
 def test_another_vocabulary(run: Path, promise: Promise, characters: str) -> None:
-    promise("R14", "another vocabulary in the checkpoint: refused, named", repr(characters))
     meta = load(run / "last.safetensors").meta
     vocabulary = {**meta["vocabulary"], "characters": characters}
     rewrite(run, meta={**meta, "vocabulary": vocabulary})
     assert "vocabulary" in refusal(run)
+    promise("R14", "another vocabulary in the checkpoint: refused, named", repr(characters))
 
 
 def test_a_model_of_one_symbol(run: Path, promise: Promise) -> None:
     """A description that fits its weights, and a model that has nothing to say."""
-    promise("R14", "another vocabulary in the checkpoint: refused, named", "'', and weights to fit")
     whole = load(run / "last.safetensors")
     tensors = dict(whole.tensors)
     for name in ("model.embedding.weight", "model.head.weight", "model.head.bias"):
@@ -326,10 +325,10 @@ def test_a_model_of_one_symbol(run: Path, promise: Promise) -> None:
     said = f"charrnn: {file}: the field 'vocabulary' has no characters\n"
     assert run_cli("sample", file, "--length", 3) == Result(1, "", said)
     assert refusal(run) == said
+    promise("R14", "another vocabulary in the checkpoint: refused, named", "'', and weights to fit")
 
 
 def test_another_format(run: Path, promise: Promise, monkeypatch: pytest.MonkeyPatch) -> None:
-    promise("R14", "another format: refused, named, with the version that wrote it", "2")
     with monkeypatch.context() as patch:
         patch.setattr(charrnn.checkpoint, "FORMAT", 2)
         file = run / "last.safetensors"
@@ -337,6 +336,7 @@ def test_another_format(run: Path, promise: Promise, monkeypatch: pytest.MonkeyP
         save(file, Checkpoint({}, {"step": 13}))
     said = refusal(run)
     assert "written by charrnn '7.1.2' in format 2" in said
+    promise("R14", "another format: refused, named, with the version that wrote it", "2")
 
 
 RECORDS: dict[str, type[Any]] = {
@@ -346,13 +346,13 @@ RECORDS: dict[str, type[Any]] = {
 
 @pytest.mark.parametrize("record", RECORDS)
 def test_each_field_of_a_wrong_type(run: Path, promise: Promise, record: str) -> None:
-    figure = f"{record} {len(fields(RECORDS[record]))}"
-    promise("R14", "fields of the checkpoint with a value of another type: each named", figure)
     meta = load(run / "last.safetensors").meta
     for field in fields(RECORDS[record]):
         rewrite(run, meta={**meta, record: {**meta[record], field.name: {"no": "such"}}})
         said = refusal(run)
         assert f"the field {record!r} is not usable: {field.name!r} cannot be" in said
+    figure = f"{record} {len(fields(RECORDS[record]))}"
+    promise("R14", "fields of the checkpoint with a value of another type: each named", figure)
 
 
 #: Fields that have a default and yet cannot be missing, and what is said then.
