@@ -1234,6 +1234,10 @@ class TestSample:
         assert (result.code, result.err) == (0, "")
         assert len(result.out) == 120
 
+    def test_the_last_of_an_option_counts(self, cli: Cli, trained: Path) -> None:
+        twice = ("--length", 40, "--seed", 3, "--length", 20, "--seed", 2)
+        assert cli("sample", trained, *twice) == cli("sample", trained, *twice[4:])
+
     def test_takes_a_file_or_a_folder(self, cli: Cli, trained: Path) -> None:
         by_folder = cli("sample", trained, "--length", 40)
         assert cli("sample", trained / "best.safetensors", "--length", 40) == by_folder

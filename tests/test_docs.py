@@ -38,9 +38,13 @@ LISTED = (
 #: Every page; outside a checkout, those of the usual places.
 PAGES = [ROOT / name for name in LISTED] or [*ROOT.glob("*.md"), *ROOT.glob("*/*.md")]
 
-COMMANDS = {
-    name: {option for parameter in command.params for option in parameter.opts}
+PARAMETERS: dict[str, list[Any]] = {
+    name: command.params
     for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+}
+COMMANDS = {
+    name: {option for parameter in parameters for option in parameter.opts}
+    for name, parameters in PARAMETERS.items()
 }
 
 
@@ -71,6 +75,14 @@ def test_the_page_of_the_command_line_is_what_help_says(cli_docs: ModuleType) ->
     if f"typer {typer.__version__}" not in page:
         pytest.skip("options compared only: another typer may lay the same page out otherwise")
     assert page == expected, "run .venv/bin/python scripts/cli-docs"
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_an_option_says_if_not_only_the_last_one_counts(name: str) -> None:
+    for parameter in PARAMETERS[name]:
+        if parameter.opts[0].startswith("--"):
+            says = re.search("may be given several times|give it once for each", parameter.help)
+            assert (parameter.multiple, parameter.nargs) == (bool(says), 1), parameter.opts
 
 
 def test_the_table_of_promises_has_those_that_are_measured() -> None:

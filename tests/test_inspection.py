@@ -541,6 +541,15 @@ class TestCommand:
         assert found["clipping"]["steps"] == 150
         assert [cut["weights"] for cut in found["cuts"]] == ["trained"] * 3 + ["initial"] * 3
 
+    def test_the_characters_that_are_read_and_coloured_by_default(
+        self, cli: Cli, trained: Path
+    ) -> None:
+        text = make_prose(20_100, seed=9)
+        words = ("inspect", trained, "--text", "-", "--only", "gates", "--unit", 7, "--json")
+        found = json.loads(cli(*words, stdin=text.encode()).out)
+        assert found["characters"] == 20_000
+        assert found["activation"]["text"] == text[-1000:]
+
     def test_what_the_training_was_is_taken_from_the_checkpoint(
         self, cli: Cli, prose: Path, tmp_path: Path
     ) -> None:
