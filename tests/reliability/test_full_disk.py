@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import shutil
@@ -12,13 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from charrnn.checkpoint import Checkpoint
+import charrnn.checkpoint
+import charrnn.runfolder
+import charrnn.training
+from charrnn.checkpoint import Checkpoint, load
 from charrnn.errors import RunFolderError
 from charrnn.runfolder import RunFolder
-from tests.conftest import log_of, names
+from tests.conftest import log_of, names, run_cli
 from tests.reliability.conftest import Promise
 from tests.reliability.processes import finish, fork
+from tests.reliability.runs import tale, whole_state
 from tests.reliability.test_damage import is_one_plain_line
+
+__all__ = ["tale"]
 
 ELEMENTS = 15_000  # 60 kB
 
@@ -169,3 +176,48 @@ def test_a_full_file_system(tiny_disk: Path, promise: Promise) -> None:
         folder.load_last()
         folder.save_last(state(3))
         assert folder.load_last()[0].meta["step"] == 3
+
+
+def test_a_training_on_a_disk_that_fills_up(
+    tiny_disk: Path, tale: Path, promise: Promise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command, in the midst of writing ``best`` and of writing ``last``."""
+    monkeypatch.setattr(charrnn.training, "SAVE_SHARE", math.inf)  # after every validation
+    words = ["--steps", 30, "--hidden", 8, "--batch-size", 3, "--bptt", 7, "--validate-every", 6]
+
+    def train(name: str, *more: object) -> tuple[int, str]:
+        done = run_cli("train", *more, "--run", tiny_disk / name, "--quiet")
+        return done.code, done.err
+
+    assert train("straight", tale, *words) == (0, "")
+    expected = whole_state(tiny_disk / "straight")
+    shutil.rmtree(tiny_disk / "straight")
+    filler, write = tiny_disk / "filler", charrnn.checkpoint.write
+    fatal = {"best.safetensors": 3, "last.safetensors": 4}  # of the second validation
+    kept = 0
+    for name, number in fatal.items():
+        calls = 0
+
+        def writing(fd: int, checkpoint: Checkpoint) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == number:  # noqa: B023 - called within the turn
+                fill(filler, 4096)
+            write(fd, checkpoint)
+
+        with monkeypatch.context() as patch:
+            for module in (charrnn.checkpoint, charrnn.runfolder):
+                patch.setattr(module, "write", writing)
+            code, said = train("run", tale, *words)
+        run = tiny_disk / "run"
+        step = load(run / "last.safetensors").require("step", int)
+        said = said.removesuffix("\n").replace(str(run), "run")
+        plain = is_one_plain_line(said) and f"run/{name}: cannot save: " in said
+        plain = plain and "; free some space; step 6 is saved whole: go on from it with: " in said
+        filler.unlink()
+        went_on, _ = train("run", "--resume")
+        kept += code == 1 and plain and step == 6 and went_on == 0 and whole_state(run) == expected
+        shutil.rmtree(run)
+    what = "charrnn train: one line, exit 1, gone on with, equal to a straight run"
+    promise("R8", what, f"{kept} of {len(fatal)}")
+    assert kept == len(fatal)
