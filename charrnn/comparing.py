@@ -68,9 +68,6 @@ from charrnn.vocabulary import Vocabulary
 from charrnn.wording import joined, shown
 
 __all__ = [
-    "Note",
-    "RunFailed",
-    "RunScored",
     "RunStarted",
     "compare",
     "matched_hidden",
@@ -164,27 +161,6 @@ class RunStarted:
     total: int
 
 
-@dataclass(frozen=True)
-class RunScored:
-    """A run is finished, now or in an earlier sitting."""
-
-    result: RunResult
-
-
-@dataclass(frozen=True)
-class RunFailed:
-    """A run came to a number that is not finite; the others go on, and --resume tries it again."""
-
-    failure: RunFailure
-
-
-@dataclass(frozen=True)
-class Note:
-    """A sentence that the user should read."""
-
-    text: str
-
-
 def compare(
     folder: Path,
     plan: Plan,
@@ -193,7 +169,7 @@ def compare(
     device: torch.device,
     command: str | None = None,
     should_stop: Callable[[], str | None] = lambda: None,
-) -> Iterator[RunStarted | RunScored | RunFailed | Note | Event]:
+) -> Iterator[str | RunStarted | RunResult | RunFailure | Event]:
     """Do all runs of a comparison that are not finished yet.
 
     Args:
@@ -207,8 +183,9 @@ def compare(
             this again.
 
     Yields:
-        For every run ``RunStarted``, its events and ``RunScored`` or ``RunFailed``; for one
-        that was finished before only ``RunScored``.
+        Notes for the user; then for every run ``RunStarted``, its events and what it came to:
+        ``RunResult``, or ``RunFailure`` where a number was not finite, which --resume tries again.
+        For one that was finished before only ``RunResult``.
 
     Raises:
         CharrnnError: the text, the folder or a checkpoint is not usable.
@@ -226,7 +203,7 @@ def compare(
     is_done = len(done) == len(runs)
     if is_done and not moved:
         # Nothing is left to train: neither the text nor what the rules give here matters.
-        yield from map(RunScored, done)
+        yield from done
         return
     if kept is not None and not is_done:
         _refuse_another_machine(kept, device)
@@ -240,7 +217,7 @@ def compare(
         kept = replace(kept, texts=plan.texts, valid=plan.valid)
         write_json(folder / PLAN, kept.to_dict())
     if is_done:
-        yield from map(RunScored, done)
+        yield from done
         return
     found, training, notes = shapes(
         plan,
@@ -251,12 +228,12 @@ def compare(
     )
     if new:
         plan = replace(plan, precision=training["precision"])
-    yield from map(Note, [*notes, *_unequal_minutes(plan, done)])
+    yield from [*notes, *_unequal_minutes(plan, done)]
     for number, (seed, cell, path) in enumerate(runs, start=1):
         shape, result = found[cell], read_result(path)
         if result is not None:
             _refuse_another_shape(path, result.layers, result.hidden, result.parameters, shape)
-            yield RunScored(result)
+            yield result
             continue
         choices = plan.choices(cell, seed, **_sizes(shape))
         choices = replace(choices, training={**choices.training, **training})
@@ -270,13 +247,13 @@ def compare(
             try:
                 result = yield from _finish(run, should_stop)
             except NonFiniteError as error:
-                yield RunFailed(RunFailure(cell, seed, str(error)))
+                yield RunFailure(cell, seed, str(error))
                 continue
             if result is None:
                 return
             with _going_on(run):
                 run.folder.save_result(result.to_dict())
-        yield RunScored(result)
+        yield result
 
 
 def _refuse_another_machine(plan: Plan, device: torch.device) -> None:

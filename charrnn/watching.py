@@ -14,7 +14,7 @@ import torch
 from charrnn.assessment import Assessment, assess
 from charrnn.baselines import Baseline
 from charrnn.baselines import baselines as price_baselines
-from charrnn.comparing import Note, RunFailed, RunScored, RunStarted, compare
+from charrnn.comparing import RunStarted, compare
 from charrnn.comparison import Comparison, Plan, RunFailure, RunResult
 from charrnn.config import EvaluateConfig
 from charrnn.corpus import Part
@@ -148,8 +148,8 @@ def watch_comparison(
             command=command,
             should_stop=reader.reason_to_stop,
         ):
-            if isinstance(event, Note):
-                say(f"note: {event.text}")
+            if isinstance(event, str):
+                say(f"note: {event}")
             elif isinstance(event, RunStarted):
                 stop.defer()
                 stop.defer_pauses()
@@ -161,13 +161,13 @@ def watch_comparison(
                     say(f"--- run {event.number} of {event.total}")
                 with unread_unfinished():
                     reader.display.start(event.run, known)
-            elif isinstance(event, RunScored):
+            elif isinstance(event, RunResult):
                 reader.close()
-                results.append(event.result)
-            elif isinstance(event, RunFailed):
+                results.append(event)
+            elif isinstance(event, RunFailure):
                 reader.close()
-                failures.append(failed := event.failure)
-                say(f"{failed.cell}, seed {failed.seed}, is left out: {failed.reason}")
+                failures.append(event)
+                say(f"{event.cell}, seed {event.seed}, is left out: {event.reason}")
             else:
                 reader.show(event)
     finally:

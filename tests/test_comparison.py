@@ -22,13 +22,14 @@ import torch
 
 from charrnn.cells import CELLS
 from charrnn.checkpoint import Checkpoint, load, read_description, save
-from charrnn.comparing import Note, RunScored, RunStarted, compare, matched_hidden, shapes
+from charrnn.comparing import RunStarted, compare, matched_hidden, shapes
 from charrnn.comparison import (
     STUDENT,
     CellResult,
     Comparison,
     Plan,
     RunFailure,
+    RunResult,
     open_plan,
     read_result,
     read_results,
@@ -395,7 +396,7 @@ class TestCompare:
             Path(name).write_text(make_prose(300))
         plan = Plan(texts=(text,), cells=("gru",), seeds=2, steps=1, hidden=5, precision="fp32")
         events = compare(Path(), plan, new=True, device=CPU)
-        assert sum(isinstance(event, RunScored) for event in events) == 2
+        assert sum(isinstance(event, RunResult) for event in events) == 2
 
     def test_its_folder_is_named_by_the_words_that_were_typed(
         self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -517,7 +518,7 @@ class TestCompare:
             bptt=11, test_share=0.0, match="hidden",
         )  # fmt: skip
         events = compare(tmp_path, plan, new=True, device=CPU)
-        (result,) = (event.result for event in events if isinstance(event, RunScored))
+        (result,) = (event for event in events if isinstance(event, RunResult))
         (scores,) = counted
         assert result.nats_per_char == result.valid_nats_per_char == scores.nats_per_char
         assert (result.characters, result.chars_per_second) == (600, 1200.0)
@@ -539,8 +540,8 @@ class TestCompare:
         assert signals
         assert read_result(tmp_path / "rnn-seed1") is None
         *_, last = compare(tmp_path, plan, new=False, device=CPU)
-        assert isinstance(last, RunScored)
-        assert last.result.steps == 2
+        assert isinstance(last, RunResult)
+        assert last.steps == 2
 
     def test_finished_runs_are_not_done_again(self, cli: Cli, uninterrupted: Path) -> None:
         before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
@@ -825,7 +826,7 @@ class TestCompare:
         cells: tuple[CellName, ...] = ("rnn", "gru")
         plan = Plan(texts=(str(prose),), cells=cells, steps=3, hidden=5, batch_size=2, bptt=9)
         events = compare(tmp_path / "all", plan, new=True, device=CPU)
-        next(event for event in events if isinstance(event, RunScored))
+        next(event for event in events if isinstance(event, RunResult))
         events.close()  # type: ignore[attr-defined]
         plan = open_plan(tmp_path / "all")
         assert plan.precision == "bf16"
@@ -1150,7 +1151,7 @@ class TestCompare:
     def test_a_run_without_its_first_save_begins_again(self, prose: Path, tmp_path: Path) -> None:
         plan = Plan(texts=(str(prose),), cells=("rnn",), steps=3, hidden=5, batch_size=2, bptt=9)
         folder = tmp_path / "comparison"
-        first = [e for e in compare(folder, plan, new=True, device=CPU) if isinstance(e, RunScored)]
+        first = [e for e in compare(folder, plan, new=True, device=CPU) if isinstance(e, RunResult)]
         path = folder / "rnn-seed1"
         for file in path.iterdir():
             if file.name != "best.safetensors":
@@ -1158,7 +1159,7 @@ class TestCompare:
         events = list(compare(folder, plan, new=False, device=CPU))
         (started,) = (event for event in events if isinstance(event, RunStarted))
         assert not started.run.resumed
-        assert timeless(events[-1].result.to_dict()) == timeless(first[0].result.to_dict())  # type: ignore[union-attr]
+        assert timeless(events[-1].to_dict()) == timeless(first[0].to_dict())  # type: ignore[union-attr]
 
     @pytest.mark.parametrize(
         ("text", "shares"),
@@ -1190,7 +1191,7 @@ class TestCompare:
         plan = Plan(texts=(str(prose),), cells=("rnn", "gru"), steps=3, hidden=5, batch_size=2)
         folder = tmp_path / "comparison"
         events = compare(folder, plan, new=True, device=CPU)
-        next(event for event in events if isinstance(event, RunScored))
+        next(event for event in events if isinstance(event, RunResult))
         events.close()  # type: ignore[attr-defined]
         with pytest.raises(UsageError, match=r"1 x 12 units and .* now it would be 1 x 16 and "):
             list(compare(folder, replace(plan, hidden=7), new=False, device=CPU))
@@ -1220,7 +1221,7 @@ class TestCompare:
         text.write_text(prose.read_text())
         plan = Plan(texts=(str(text),), cells=("rnn", "gru"), steps=3, hidden=5, batch_size=2)
         events = compare(folder, plan, new=True, device=CPU)
-        next(event for event in events if isinstance(event, RunScored))
+        next(event for event in events if isinstance(event, RunResult))
         if when == "resumed":
             events.close()  # type: ignore[attr-defined]
             events = compare(folder, open_plan(folder), new=False, device=CPU)
@@ -1230,15 +1231,15 @@ class TestCompare:
         assert not (folder / "gru-seed1").exists()
         text.write_text(prose.read_text())
         events = compare(folder, open_plan(folder), new=False, device=CPU)
-        assert sum(isinstance(event, RunScored) for event in events) == 2
+        assert sum(isinstance(event, RunResult) for event in events) == 2
 
     def test_a_plan_without_a_fingerprint_goes_on(self, prose: Path, tmp_path: Path) -> None:
         plan = Plan(texts=(str(prose),), cells=("rnn", "gru"), steps=3, hidden=5, batch_size=2)
         events = compare(tmp_path, plan, new=True, device=CPU)
-        next(event for event in events if isinstance(event, RunScored))
+        next(event for event in events if isinstance(event, RunResult))
         events.close()  # type: ignore[attr-defined]
         events = compare(tmp_path, plan, new=False, device=CPU)
-        assert sum(isinstance(event, RunScored) for event in events) == 2
+        assert sum(isinstance(event, RunResult) for event in events) == 2
 
     @pytest.mark.parametrize("left", ["result.json", "last.safetensors", "best.safetensors"])
     def test_runs_of_an_unknown_comparison_are_not_taken_over(
@@ -1260,11 +1261,11 @@ class TestCompare:
     def test_of_two_that_begin_at_once_one_is_refused(self, prose: Path, tmp_path: Path) -> None:
         plan = Plan(texts=(str(prose),), cells=("rnn",), steps=3, hidden=5)
         late = compare(tmp_path, replace(plan, cells=("gru",)), new=True, device=CPU)
-        assert isinstance(next(late), Note), "it has looked into the folder and read the text"
+        assert isinstance(next(late), str), "it has looked into the folder and read the text"
         early = list(compare(tmp_path, plan, new=True, device=CPU))
         with pytest.raises(RunFolderError, match="holds a comparison already"):
             list(late)
-        assert isinstance(early[-1], RunScored)
+        assert isinstance(early[-1], RunResult)
         assert open_plan(tmp_path).cells == ("rnn",)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["comparison.json", "rnn-seed1"]
 

@@ -15,8 +15,8 @@ import torch
 
 from charrnn.activity import Activation, Unit, activation
 from charrnn.checkpoint import load, save
-from charrnn.comparing import RunScored, compare
-from charrnn.comparison import Comparison, Plan
+from charrnn.comparing import compare
+from charrnn.comparison import Comparison, Plan, RunResult
 from charrnn.config import InspectConfig, TrainConfig
 from charrnn.corpus import scan
 from charrnn.errors import NonFiniteError
@@ -54,7 +54,7 @@ def test_a_comparison_looks_into_each_model_by_its_own_seed_and_window(
         texts=(str(prose),), cells=("gru",), steps=3, seed=4, hidden=5, batch_size=3, bptt=11
     )
     events = compare(tmp_path, plan, new=True, device=cpu)
-    results = [event.result for event in events if isinstance(event, RunScored)]
+    results = [event for event in events if isinstance(event, RunResult)]
     made = Comparison.of(plan, results)
     # Of windows that each began at the zero state, which no comparison asks for.
     best = Path(results[0].run) / "best.safetensors"
@@ -92,7 +92,7 @@ def test_a_comparison_looks_into_each_cell_s_best_run_on_the_end_of_what_is_comp
         texts=(str(prose),), cells=("gru",), seeds=2, steps=1, hidden=5, batch_size=3, bptt=11
     )
     events = compare(tmp_path, plan, new=True, device=torch.device("cpu"))
-    first, second = (event.result for event in events if isinstance(event, RunScored))
+    first, second = (event for event in events if isinstance(event, RunResult))
     better = replace(second, valid_nats_per_char=(first.valid_nats_per_char or 0.0) - 1)
     monkeypatch.setattr("charrnn.portrait.SAMPLE", replace(SAMPLE, length=3))
     monkeypatch.setattr("charrnn.portrait.InspectConfig", partial(InspectConfig, characters=150))
