@@ -433,7 +433,6 @@ def train(
         stop = stack.enter_context(StopSignals())
 
         from charrnn.comparison import refuse_comparison
-        from charrnn.decoding import BYTES
         from charrnn.device import choose_device
         from charrnn.reading import refuse_text_within
         from charrnn.resuming import resume as resume_run
@@ -445,9 +444,7 @@ def train(
         path = run or _default_run(text.texts, cell or _cell_of(init_from))
         refuse_comparison(path)
         if not resume:
-            # What a model to start from reads is not known yet: any file may be text to it.
-            any_text = text if init_from is None or encoding else replace(text, encoding=BYTES)
-            refuse_text_within(any_text, path, "a run")
+            refuse_text_within(text, path, "a run")
         take = RunFolder.open_existing if resume else RunFolder.create
         folder = stack.enter_context(take(path, 1 if keep is None else keep, command))
         typed = spooled(text.texts, stack, stop)

@@ -5,7 +5,6 @@ And how a run's own files are called, by which its folder is known.
 
 from __future__ import annotations
 
-import codecs
 import fnmatch
 import glob
 import itertools
@@ -210,13 +209,12 @@ def _folders(fixed: Path, path: Path) -> list[Path]:
     return [folder for folder in path.parents if folder == fixed or fixed in folder.parents]
 
 
-def text_within(texts: Sequence[str], folder: Path, encoding: str = "utf-8") -> Path | None:
-    """Return a text that would be left out were a folder a run's; None: none would.
+def text_within(texts: Sequence[str], folder: Path) -> Path | None:
+    """Return a file that would be left out were a folder a run's; None: none would.
 
     Args:
         texts: as for ``find_files``.
         folder: to become that of a run or a comparison.
-        encoding: of the texts, as ``decoding.text_encoding`` returns it.
 
     Raises:
         CorpusError: as of ``find_files``.
@@ -227,15 +225,14 @@ def text_within(texts: Sequence[str], folder: Path, encoding: str = "utf-8") -> 
     for name in texts:
         fixed, _ = _looked_in(name)
         for path, status in _files_of(name, [])[0]:
-            # What is empty, or no text, changes nothing by being left out.
-            is_in_it = status.st_size > 0 and any(map(is_it, _folders(fixed, path)))
-            if is_in_it and _may_be_read(path, encoding):
+            # What is empty changes nothing by being left out.
+            if status.st_size > 0 and any(map(is_it, _folders(fixed, path))):
                 return path
     return None
 
 
 def takes_in(texts: Sequence[str], path: Path) -> str | None:
-    """Return the first of ``texts`` that a file would change by being written; None: none.
+    """Return the first of ``texts`` that a file may change by being written; None: none.
 
     Args:
         texts: as for ``find_files``.
@@ -244,50 +241,45 @@ def takes_in(texts: Sequence[str], path: Path) -> str | None:
     there = path.stat() if path.exists() else None
     for name in filter(None, texts):
         with suppress(CorpusError, ValueError):  # ValueError: no file can be called so here
-            if there is not None:  # by whatever name, or through a link
-                if any(os.path.samestat(there, file.status) for file in _files_of(name, [])[0]):
-                    return name
-                continue
-            fixed, pattern = _looked_in(name)
-            # As it is; for a pattern, which goes through links, also as it is written.
-            for follow in (os.path.realpath, os.path.abspath) if pattern else (os.path.realpath,):
-                for place in (Path(follow(path.parent), path.name), Path(follow(path))):
-                    if _takes_in(Path(follow(fixed)), pattern or ["**"], place):
-                        return name
+            if there is None:
+                is_in_it = _may_find(name, path)
+            else:  # by whatever name, or through a link
+                files = _files_of(name, [])[0]
+                is_in_it = any(os.path.samestat(there, file.status) for file in files)
+            if is_in_it:
+                return name
     return None
 
 
-def _looked_in(name: str) -> tuple[Path, list[str]]:
-    """Return where a name's files are looked for, and the pattern that they match, in parts.
+def _may_find(name: str, new: Path) -> bool:
+    """Whether a name may stand for a new file, too.
 
-    A file or a folder has none.
+    That is any below the folder it looks in, if it is called as a pattern ends, and is in no run's
+    folder.
+    """
+    fixed, last = _looked_in(name)
+    # Links count as they are written, and as they lead.
+    folders = {Path(follow(fixed)) for follow in (os.path.abspath, os.path.realpath)}
+    places = {Path(follow(new)) for follow in (os.path.abspath, os.path.realpath)}
+    places.add(Path(os.path.realpath(new.parent), new.name))
+    return any(
+        folder in place.parents
+        and fnmatch.fnmatchcase(place.name, last)
+        and not any(map(_is_run, _folders(folder, place)))
+        for folder in folders
+        for place in places
+    )
+
+
+def _looked_in(name: str) -> tuple[Path, str]:
+    """Return the folder where a name's files are looked for, or the file, and how they are called.
+
+    The latter is the last part of a pattern; a file or a folder has any: "*".
     """
     path = Path(name)
     if not glob.has_magic(name) or os.path.exists(name):  # noqa: PTH110 - which never raises
-        return path, []
-    fixed = _fixed(path)
-    return fixed, [*path.parts[len(fixed.parts) :]]
-
-
-def _takes_in(fixed: Path, pattern: list[str], path: Path) -> bool:
-    """Whether a pattern below a folder would give a new file, which is in no run's folder."""
-    if fixed not in path.parents or not _matches([*path.relative_to(fixed).parts], pattern):
-        return False
-    return not any(map(_is_run, _folders(fixed, path)))
-
-
-def _matches(parts: list[str], pattern: list[str]) -> bool:
-    """Whether a pattern, in parts, matches a path, in parts; a wildcard no leading dot."""
-    if not pattern:
-        return not parts
-    first, *rest = pattern
-    if first == "**" and _matches(parts, rest):
-        return True
-    if not parts or (parts[0].startswith(".") and not first.startswith(".")):
-        return False
-    if first == "**":
-        return _matches(parts[1:], pattern)
-    return fnmatch.fnmatchcase(parts[0], first) and _matches(parts[1:], rest)
+        return path, "*"
+    return _fixed(path), path.name
 
 
 def _is_of_run(names: Iterable[str]) -> bool:
@@ -364,18 +356,6 @@ def embedded_corpus() -> list[str]:
     for path in sorted(paths):
         once.setdefault(path.resolve(), str(path))  # Debian has a file with two names
     return list(once.values())
-
-
-def _may_be_read(path: Path, encoding: str) -> bool:
-    """Whether a file begins as text without a NUL, which is all that a scan asks for."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(1024)
-        if encoding == "bytes":
-            return True
-        return "\0" not in codecs.getincrementaldecoder(encoding)().decode(head)
-    except (OSError, UnicodeError):
-        return False
 
 
 def is_text(path: Path) -> bool:

@@ -187,12 +187,10 @@ def refuse_text_within(text: TextChoices, folder: Path, what: str) -> None:
 
     Raises:
         RunFolderError: a text that is not named itself is in the folder.
-        UsageError: Python has no such encoding.
     """
     names = [name for name in (*text.texts, *text.valid) if name != "-"]
-    encoding = text_encoding("utf-8" if text.encoding is None else text.encoding)
     with suppress(CorpusError):  # what is not there is refused where it is read
-        if (found := text_within(names, folder, encoding)) is not None:
+        if (found := text_within(names, folder)) is not None:
             raise RunFolderError(
                 f"{shown(folder)}: {shown(found)} is in it, and {what}'s folder is not read as "
                 "text: choose another folder with --run"
