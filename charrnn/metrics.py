@@ -63,7 +63,7 @@ class Log:
                 os.ftruncate(self._fd, size)
                 raise
 
-    def rewind(self, step: int, *, logged: bool = True, validated: bool = True) -> list[int]:
+    def rewind(self, step: int, *, logged: bool = True, validated: bool = True) -> None:
         """Drop the rows after ``step``, and lines that are not rows.
 
         Args:
@@ -71,9 +71,6 @@ class Log:
             logged: whether that checkpoint was written after the row of its step's updates;
                 if not, such a row is dropped too, as it will be repeated.
             validated: the same of the row of a validation.
-
-        Returns:
-            The steps of the rows on updates that are left.
 
         Raises:
             RunFolderError: it cannot be written; the log stays as it was.
@@ -84,17 +81,12 @@ class Log:
                 replacing(self.path) as fd,
                 os.fdopen(fd, "wb", closefd=False) as new,
             ):
-                steps = []
                 for line in old:
                     row = _row(line)
-                    if row is None or not _belongs(row, step, logged, validated):
-                        continue
-                    new.write(line)
-                    if "gradient_norm" in row and isinstance(row.get("step"), int):
-                        steps.append(row["step"])
+                    if row is not None and _belongs(row, step, logged, validated):
+                        new.write(line)
             replaced, self._fd = self._fd, self._open()
             os.close(replaced)
-        return steps
 
     def clear(self) -> None:
         """Drop all rows.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +24,8 @@ from charrnn.corpus import Part, scan
 from charrnn.decoding import text_encoding
 from charrnn.device import choose_device, multiplies_bf16
 from charrnn.errors import CheckpointError, CorpusError, UsageError
-from charrnn.files import LOG, absolute_names, embedded_corpus
+from charrnn.files import absolute_names, embedded_corpus
 from charrnn.machine import processor
-from charrnn.metrics import LOG_EVERY
 from charrnn.reading import (
     TextRecord,
     learnt_before,
@@ -138,12 +136,11 @@ def resume(
             f"{shown(path)}: the training state is not usable: {error}"
         ) from error
     # Rows of this very step may have been logged after the checkpoint was written.
-    logged = folder.rewind_log(
+    folder.rewind_log(
         progress.step,
         logged=progress.row_updates == 0,
         validated=progress.validated_step == progress.step,
     )
-    run.notes += _lost_rows(logged, progress.step - progress.row_updates)
     run.resumed = True
     # Read anew, before the changes: the plan is another now where the budget is.
     run.saved = SavedState(checkpoint.record("progress", Progress), path, saved)
@@ -355,23 +352,6 @@ def _refuse_used_up(config: TrainConfig, progress: Progress, lanes: Lanes) -> No
     else:
         return
     raise UsageError(f"{_budget(config)}: {done} are done already: give more")
-
-
-def _lost_rows(steps: Sequence[int], last: int) -> list[str]:
-    """Say what the log has lost, if anything.
-
-    Args:
-        steps: of its rows on updates.
-        last: that of the last one that was written before the checkpoint.
-    """
-    gaps = [
-        (before, after)
-        for before, after in itertools.pairwise([0, *steps, last + LOG_EVERY])
-        if after - before > LOG_EVERY
-    ]
-    if not gaps:
-        return []
-    return [f"{LOG} has lost rows between steps {gaps[0][0]:,} and {min(gaps[-1][1], last):,}"]
 
 
 def _other_machine(checkpoint: Checkpoint, device: torch.device) -> list[str]:

@@ -228,7 +228,7 @@ class RunFolder:
             )
         self._lock.close()
         self._lock = lock
-        # The log may have been removed with it; --resume says that rows were lost.
+        # The log may have been removed with it.
         removed, self._log = self._held_log, Log(self.path)
         removed.close()
 
@@ -360,9 +360,9 @@ class RunFolder:
         """Append a row to ``metrics.jsonl``; errors as of ``Log.append``."""
         self._held_log.append(row)
 
-    def rewind_log(self, step: int, *, logged: bool = True, validated: bool = True) -> list[int]:
+    def rewind_log(self, step: int, *, logged: bool = True, validated: bool = True) -> None:
         """Drop the rows after ``step`` from ``metrics.jsonl``, as ``Log.rewind`` does."""
-        return self._held_log.rewind(step, logged=logged, validated=validated)
+        self._held_log.rewind(step, logged=logged, validated=validated)
 
     @property
     def _held_log(self) -> Log:

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from charrnn.trained import load_model
 from charrnn.wording import duration
 from tests.conftest import Result, give_memory, make_prose, run_cli
 from tests.reliability.conftest import Promise
-from tests.reliability.runs import CPU, begin, drive, resumed, rows, stopped, tale
+from tests.reliability.runs import CPU, begin, drive, rows, tale
 
 __all__ = ["tale"]
 
@@ -641,29 +641,6 @@ def test_another_machine_is_told(run: Path) -> None:
         f"processor {processor()} (was a Zilog\\x1b[2J Z80)"
     )
     assert f"note: {changes}: results may differ in the last bits\n" in said
-
-
-@pytest.mark.parametrize(
-    ("kept", "said"),
-    [
-        (lambda step: True, []),
-        (lambda step: False, ["0 and 40"]),
-        (lambda step: step > 20, ["0 and 30"]),
-        (lambda step: step != 30, ["20 and 40"]),
-        (lambda step: step < 40, ["30 and 40"]),
-        (lambda step: step == 30, ["0 and 40"]),
-    ],
-)
-def test_rows_that_the_log_has_lost_are_told(
-    tmp_path: Path, tale: Path, kept: Callable[[int], bool], said: list[str]
-) -> None:
-    path = tmp_path / "run"
-    assert stopped(path, tale, lambda run: run.progress.step == 42) == 42
-    log = path / "metrics.jsonl"
-    lines = log.read_text().splitlines(keepends=True)
-    log.write_text("".join(line for line in lines if kept(json.loads(line)["step"])))
-    told = [f"metrics.jsonl has lost rows between steps {steps}" for steps in said]
-    assert [note for note in resumed(path).notes if "lost" in note] == told
 
 
 def test_a_checkpoint_from_before_a_field_was_added(run: Path) -> None:
