@@ -303,27 +303,9 @@ def _changed(
             progress.validate_characters = None  # there is no loss yet for others to compare with
         notes.append(
             f"the schedule is planned anew for {_budget(new)}, what was done before included (it "
-            f"was {_budget(config)}): {_what_follows(new, progress.step)}"
+            f"was {_budget(config)})"
         )
     return new, notes
-
-
-def _what_follows(config: TrainConfig, step: int) -> str:
-    """Say what a new plan changes, and from when on."""
-    kinds = (
-        (config.dropout_by_plan, "dropout"),
-        (config.decay_by_plan, "weight decay"),
-        (config.temperature_by_plan, "loss temperature"),
-    )
-    chosen = [word for is_by_plan, word in kinds if is_by_plan]
-    at_once, later = ["the learning rate"], ""
-    if config.minutes is None:
-        at_once += chosen
-    elif chosen:
-        follow = "follows" if len(chosen) == 1 else "follow"
-        later = f"; {joined(chosen, 'and')} {follow} it once the speed is known"
-    follow = "follows" if len(at_once) == 1 else "follow"
-    return f"{joined(at_once, 'and')} {follow} the new plan from step {step:,} on{later}"
 
 
 def _budget(config: TrainConfig) -> str:
