@@ -35,7 +35,7 @@ from charrnn.config import Record
 from charrnn.decoding import COMPRESSED, ZIP
 from charrnn.disk import exists, replacing
 from charrnn.errors import CheckpointError, UsageError
-from charrnn.files import LOCK, begins_text
+from charrnn.files import LOCK
 from charrnn.wording import reason, shown
 
 __all__ = [
@@ -429,7 +429,7 @@ def _read_head(file: io.FileIO, size: int) -> bytes:
         raise _Flaw("the file is empty")
     length = int.from_bytes(head[:8], "little")
     if size < 16 or length > size - 8 or length > MAX_HEADER or head[8:9] != b"{":
-        if begins_text(head):
+        if _begins_text(head):
             advice = ": train on it, and name the run's folder"
             raise _Foreign("a text, not a checkpoint", advice)
         if kind := _kind(head):
@@ -555,6 +555,14 @@ def _read_into(file: io.FileIO, buffer: memoryview) -> None:
         if not count:
             raise _Flaw("damaged: the file was cut off while it was read")
         buffer = buffer[count:]
+
+
+def _begins_text(head: bytearray) -> bool:
+    """Whether bytes are a text's first: none is a control character but white space.
+
+    A checkpoint's length, which it begins with, ends in NULs.
+    """
+    return all(byte >= 32 or byte in b"\t\n\r\f" for byte in head)
 
 
 def _kind(head: bytearray) -> str | None:

@@ -39,7 +39,7 @@ from charrnn.config import (
     WeightsName,
 )
 from charrnn.errors import CharrnnError, CorpusError, UsageError
-from charrnn.files import PLAN, absolute_names, is_text, name_of
+from charrnn.files import PLAN, absolute_names, name_of
 from charrnn.limits import allowed_cores
 from charrnn.outcome import outcome
 from charrnn.reporting import check_report, origin_of_page, refuse_overwriting, show_and_report
@@ -649,10 +649,6 @@ def evaluate(
     the first. A character that a model does not know costs what it takes to spell it out.
     --after, --per-char and --show use the prices of --dynamic where that is given.
     """
-    if text is None and part is None:
-        for path in filter(is_text, checkpoints):
-            name = shown(path)
-            raise UsageError(f"{name} is no checkpoint: give the text with --text {name}")
     source = TextSource(texts=tuple(text or ()), part=part, encoding=encoding)
     config = EvaluateConfig(exact=exact, dynamic=dynamic, by_position=by_position, after=after)
     if (per_char or show) and len(checkpoints) > 1:

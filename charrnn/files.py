@@ -29,11 +29,9 @@ __all__ = [
     "Found",
     "NotTextError",
     "absolute_names",
-    "begins_text",
     "cannot_read",
     "embedded_corpus",
     "find_files",
-    "is_text",
     "name_of",
     "several",
     "takes_in",
@@ -356,23 +354,6 @@ def embedded_corpus() -> list[str]:
     for path in sorted(paths):
         once.setdefault(path.resolve(), str(path))  # Debian has a file with two names
     return list(once.values())
-
-
-def is_text(path: Path) -> bool:
-    """Whether a file begins as a text."""
-    try:
-        with path.open("rb") as file:
-            return begins_text(file.read(1024))
-    except (OSError, ValueError):  # ValueError: a NUL in the name
-        return False
-
-
-def begins_text(head: bytes | bytearray) -> bool:
-    """Whether bytes are a text's first: none is a control character but white space.
-
-    A checkpoint's length, which it begins with, ends in NULs.
-    """
-    return bool(head) and all(byte >= 32 or byte in b"\t\n\r\f" for byte in head)
 
 
 class NotTextError(CorpusError):

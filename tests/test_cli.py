@@ -333,11 +333,7 @@ class TestBadInput:
             ("evaluate", 2, "Missing"),
             ("evaluate {trained}", 2, "--text"),
             ("evaluate {trained} --text {latin} --part valid", 1, "the text that its run read"),
-            (
-                "evaluate {trained} {prose}",
-                2,
-                "{prose} is no checkpoint: give the text with --text {prose}",
-            ),
+            ("evaluate {trained} {prose}", 2, "give a text: --text FILE, or --part valid"),
             ("inspect {trained} --text {letter}", 1, "a text of 1 character is too short to insp"),
             ("evaluate {trained} --part test", 2, "no test part"),
             ("evaluate {trained} --part valid --encoding utf-8", 2, "--encoding"),
