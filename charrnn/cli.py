@@ -447,7 +447,7 @@ def train(
             refuse_text_within(text, path, "a run")
         take = RunFolder.open_existing if resume else RunFolder.create
         folder = stack.enter_context(take(path, 1 if keep is None else keep, command))
-        typed = spooled(text.texts, stack, stop)
+        typed = stack.enter_context(spooled(text.texts, stop))
         if not resume:
             new = start_run(
                 choices, text, folder=folder, device=where, init_from=init_from, spooled=typed
@@ -680,7 +680,7 @@ def evaluate(
         stop = stack.enter_context(StopSignals())  # so that nothing is left behind
         subjects = load_subjects(
             checkpoints, source, where, with_training=baselines, tell=say,
-            spool=lambda: spooled(source.texts, stack, stop),
+            spool=lambda: stack.enter_context(spooled(source.texts, stop)),
         )  # fmt: skip
         for subject in subjects:
             if subject.part.characters < 2:
@@ -1080,7 +1080,7 @@ def inspect_recurrence(
         stop = stack.enter_context(StopSignals())  # so that nothing is left behind
         (subject,) = load_subjects(
             [checkpoint], source, where, tell=say,
-            spool=lambda: spooled(source.texts, stack, stop),
+            spool=lambda: stack.enter_context(spooled(source.texts, stop)),
         )  # fmt: skip
         read = (*source.texts, *subject.texts)
         refuse_overwriting("--report", report, subject.sources(), read)

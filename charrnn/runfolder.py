@@ -316,17 +316,9 @@ class RunFolder:
         else:
             flaw = f"{shown(damage.path)}: {damage.flaw}, and no checkpoint is whole to resume from"
         with suppress(CheckpointError):
-            self.best()
+            read_description(self.path / BEST)
             flaw += f"; {BEST} has weights to start from with --init-from, in another folder"
         raise CheckpointError(flaw) from damage
-
-    def best(self) -> Checkpoint:
-        """Return ``best.safetensors`` without its tensors.
-
-        Raises:
-            CheckpointError: there is none, or it is not usable.
-        """
-        return read_description(self.path / BEST)
 
     def _step_if_whole(self, path: Path) -> int | None:
         """Return the step of a checkpoint file; None if there is none or it is damaged."""

@@ -14,7 +14,7 @@ import tempfile
 import termios
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
@@ -157,30 +157,27 @@ def print_path(path: Path) -> None:
     sys.stdout.buffer.flush()
 
 
-def spooled(texts: Iterable[str], stack: ExitStack, stop: StopSignals) -> Path | None:
-    """Put standard input into a file for as long as the stack stands, if the texts name it.
+@contextmanager
+def spooled(texts: Iterable[str], stop: StopSignals) -> Iterator[Path | None]:
+    """Put standard input into a file if the texts name it; None: they do not.
+
+    Messages about a text do not name the file.
 
     Args:
         texts: as the user named them.
-        stack: as long as it stands, messages do not name the file.
         stop: removes the file, at its end or where a second signal ends the command.
 
     Raises:
         CorpusError: standard input is empty or cannot be read, or its copy not written.
     """
-    if "-" not in texts:
-        return None
-    return stack.enter_context(_standard_input(stop))
-
-
-@contextmanager
-def _standard_input(stop: StopSignals) -> Iterator[Path]:
-    """Put standard input into a file that ``stop`` removes; a message does not name that."""
 
     def made(path: Path) -> None:
         stop.removed.append(path)
         stop.leave_at_once()
 
+    if "-" not in texts:
+        yield None
+        return
     _say_how_to_end()
     # No signal may come between the making of the file and the noting of its name.
     stop.defer()

@@ -1700,7 +1700,7 @@ class TestEvaluate:
             assert result.err.splitlines()[:3] == [
                 f"{tmp_path / 'README.md'}: a text, not a checkpoint: left out",
                 f"{tmp_path / 'c-compare'}: a folder without a checkpoint: left out",
-                f"{tmp_path / 'z.pt'}: a gzip file: left out",
+                f"{tmp_path / 'z.pt'}: compressed by gzip: left out",
             ]
         none = cli("evaluate", *found[3:], "--part", "valid")
         assert "c-compare: a folder without a checkpoint: name a run's in it" in one_line(none)
