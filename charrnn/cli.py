@@ -20,7 +20,6 @@ import typer
 from charrnn import __version__, recipe
 from charrnn.config import (
     BUDGETS,
-    CELL_NAMES,
     MEASUREMENTS,
     CellName,
     DeviceName,
@@ -98,6 +97,26 @@ Layers = Annotated[int | None, typer.Option(help="Layers of cells (default 1).")
 Embedding = Annotated[
     int | None, typer.Option(help="Width of a character's vector (default: by rule).")
 ]
+Dropout = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of units dropped after each layer (default: by rule); does not change "
+        "--weight-drop."
+    ),
+]
+WeightDrop = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of recurrent weights dropped (default: by rule, even with --dropout 0)."
+    ),
+]
+Optimiser = Annotated[
+    OptimiserName | None,
+    typer.Option(
+        help="The update rule (default muon: Muon for the recurrence's matrices, AdamW for the "
+        "rest)."
+    ),
+]
 WeightDecay = Annotated[
     float | None, typer.Option(help="Decoupled weight decay (default: by rule; sgd 0).")
 ]
@@ -124,6 +143,20 @@ MinCount = Annotated[
     typer.Option(
         help="Characters that occur less often become the unknown symbol "
         "(default 2; 1 where characters seen once are over 0.1 %)."
+    ),
+]
+Texts = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="The text, best one held out: a file, folder, glob or -; may be given several times.",
+    ),
+]
+Part = Annotated[
+    PartName | None,
+    typer.Option(
+        help="Take this part of the run's text: held out to validate, held out to test, or trained "
+        "on; --text says where it lies now, if it has moved."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
@@ -160,13 +193,6 @@ def _refuse_begun(shares: dict[str, float | None], init_from: Path | None) -> No
         said.append("--init-from: the run has weights of its own already: leave that out")
     if said:
         raise UsageError("; ".join(said))
-
-
-def _cell_name(name: str) -> str:
-    """Refuse what names no cell: typer knows no list of literals."""
-    if name not in CELL_NAMES:
-        raise typer.BadParameter(f"{name!r} is not one of {', '.join(map(repr, CELL_NAMES))}.")
-    return name
 
 
 def _typed(word: str) -> str:
@@ -314,19 +340,8 @@ def train(
         int | None, typer.Option(help="Units of each layer (default: by rule).")
     ] = None,
     embedding: Embedding = None,
-    dropout: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of units dropped after each layer (default: by rule); "
-            "does not change --weight-drop."
-        ),
-    ] = None,
-    weight_drop: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of recurrent weights dropped (default: by rule, even with --dropout 0)."
-        ),
-    ] = None,
+    dropout: Dropout = None,
+    weight_drop: WeightDrop = None,
     dropout_masks: DropoutMasks = None,
     loss_temperature: LossTemperature = None,
     batch_size: Annotated[
@@ -349,13 +364,7 @@ def train(
             "--reset-state", help="Start every window from the zero state, not from the last one's."
         ),
     ] = False,
-    optimiser: Annotated[
-        OptimiserName | None,
-        typer.Option(
-            help="The update rule (default muon: Muon for the recurrence's matrices, AdamW for "
-            "the rest)."
-        ),
-    ] = None,
+    optimiser: Optimiser = None,
     lr: Annotated[
         float | None,
         typer.Option(
@@ -479,6 +488,7 @@ def train(
 
 @app.command()
 def sample(
+    context: typer.Context,
     checkpoint: Checkpoint,
     prompt: Annotated[
         str,
@@ -518,17 +528,7 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Write text like the text that the model was trained on."""
-    config = SampleConfig(
-        length=length,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        stop=stop,
-        count=count,
-        seed=seed,
-        unknown=unknown,
-        weights=weights,
-    )
+    config = SampleConfig(**_given(context, SampleConfig, but=()))
     if as_json and length == 0:
         raise UsageError("--length 0 never ends: it does not go with --json")
 
@@ -576,20 +576,8 @@ def evaluate(
             "which what is no run is left out.",
         ),
     ],
-    text: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="The text to score: a file, folder, glob or -; may be given several times.",
-        ),
-    ] = None,
-    part: Annotated[
-        PartName | None,
-        typer.Option(
-            help="Score this part of the run's text: held out to validate, held out to test, or "
-            "trained on; --text says where it lies now, if it has moved."
-        ),
-    ] = None,
+    text: Texts = None,
+    part: Part = None,
     encoding: Annotated[
         str | None,
         typer.Option(help="Encoding of the text, for models of characters (default: as trained)."),
@@ -655,8 +643,6 @@ def evaluate(
         raise UsageError("--per-char and --show go with one checkpoint only")
     if per_char == Path("-"):
         raise UsageError("--per-char writes a file: give its name")
-    refuse_overwriting("--per-char", per_char, {})
-    refuse_overwriting("--report", report, {})
     if show and as_json:
         raise UsageError("--show and --json exclude each other: both print on stdout")
     if report is not None:
@@ -737,7 +723,6 @@ def compare(
         list[str] | None,
         typer.Option(
             metavar="<rnn|lstm|gru>",
-            parser=_cell_name,
             help="A cell to compare; give it once for each (default: all three).",
         ),
     ] = None,
@@ -800,22 +785,15 @@ def compare(
         typer.Option(help="Units of the LSTM, which the others are matched to (default: by rule)."),
     ] = None,
     embedding: Embedding = None,
-    dropout: Annotated[
-        float | None,
-        typer.Option(help="Share of units dropped after each layer (default: by rule)."),
-    ] = None,
-    weight_drop: Annotated[
-        float | None, typer.Option(help="Share of recurrent weights dropped (default: by rule).")
-    ] = None,
+    dropout: Dropout = None,
+    weight_drop: WeightDrop = None,
     dropout_masks: DropoutMasks = None,
     loss_temperature: LossTemperature = None,
     batch_size: Annotated[int | None, typer.Option(help="Lanes (default: the LSTM's).")] = None,
     bptt: Annotated[
         int | None, typer.Option(help="Window of the gradient (default: the LSTM's).")
     ] = None,
-    optimiser: Annotated[
-        OptimiserName | None, typer.Option(help="The update rule (default muon).")
-    ] = None,
+    optimiser: Optimiser = None,
     lr: Annotated[
         float | None,
         typer.Option(
@@ -964,21 +942,8 @@ def compare(
 )
 def inspect_recurrence(
     checkpoint: Checkpoint,
-    text: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="The text to look at, best one held out: a file, folder, glob or -; may be given "
-            "several times.",
-        ),
-    ] = None,
-    part: Annotated[
-        PartName | None,
-        typer.Option(
-            help="Look at this part of the run's text: held out to validate, held out to test, or "
-            "trained on; --text says where it lies now, if it has moved."
-        ),
-    ] = None,
+    text: Texts = None,
+    part: Part = None,
     encoding: Annotated[
         str | None, typer.Option(help="Encoding of the text (default: as the model was trained).")
     ] = None,

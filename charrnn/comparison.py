@@ -133,6 +133,8 @@ class Plan(Record):
         if not self.cells:
             raise UsageError("--cell must name at least one cell")
         for cell in self.cells:
+            if cell not in CELL_NAMES:
+                raise UsageError(f"--cell must be one of {', '.join(CELL_NAMES)}, not {cell!r}")
             if self.cells.count(cell) > 1:
                 raise UsageError(f"--cell {cell} is given twice")
         if not 1 <= self.seeds <= 1000:

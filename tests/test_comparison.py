@@ -1290,7 +1290,7 @@ class TestCompare:
             ),
             ("--resume --run {tmp} --seeds 2", 1, "no comparison to resume"),
             ("--resume --run {tmp}", 1, "no comparison to resume"),
-            ("{text} --cell elman", 2, "'elman' is not one of 'rnn', 'lstm', 'gru'. (charrnn comp"),
+            ("{text} --cell elman", 2, "--cell must be one of rnn, lstm, gru, not 'elman'"),
             ("{text} --steps 1 --epochs 1", 2, "one budget"),
             ("{text} --weight-drop 1", 2, "--weight-drop must be a number from 0"),
             ("- --steps 1", 2, "not -"),
