@@ -260,11 +260,11 @@ class RunResult(Record):
     """Those of them that are charged with their spelling besides."""
     chars_per_second: float
     """Speed of that scoring."""
-    validation_seconds: float | None = None
+    validation_seconds: float
     """Those of ``seconds`` that were validations', each with the checkpoint and the sample after
-    it; None in older results."""
-    uniform_nats: float | None = None
-    """What guessing costs there, nats per character; None in older results."""
+    it."""
+    uniform_nats: float
+    """What guessing costs there, nats per character."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -274,8 +274,8 @@ class RunResult(Record):
 
     @property
     def is_worse_than_guessing(self) -> bool:
-        """Whether ``nats_per_char`` is above ``uniform_nats``, as far as that is known."""
-        return self.uniform_nats is not None and self.nats_per_char > self.uniform_nats
+        """Whether ``nats_per_char`` is above ``uniform_nats``."""
+        return self.nats_per_char > self.uniform_nats
 
 
 @dataclass(frozen=True)
@@ -318,12 +318,6 @@ class CellResult:
             return None
         return statistics.stdev(run.nats_per_char for run in self.runs)
 
-    @property
-    def validation_seconds(self) -> float | None:
-        """Mean over the seeds; None where a run does not know it."""
-        known = [run.validation_seconds for run in self.runs if run.validation_seconds is not None]
-        return statistics.fmean(known) if len(known) == len(self.runs) else None
-
     def mean(self, name: str) -> float:
         """Return the mean over the seeds of a number of ``RunResult``."""
         return statistics.fmean(getattr(run, name) for run in self.runs)
@@ -347,7 +341,7 @@ class CellResult:
             "perplexity": perplexity(nats),
             "chars_per_second": self.mean("chars_per_second"),
             "seconds": self.mean("seconds"),
-            "validation_seconds": self.validation_seconds,
+            "validation_seconds": self.mean("validation_seconds"),
             "spread": self.spread,
             "valid_nats_per_char": valid,
             "multiply_adds": best.multiply_adds,

@@ -173,10 +173,8 @@ def _is_sound(row: dict[str, Any], updated: int) -> bool:
     if not all(abs(value) < LARGEST for value in numbers.values()):  # NaN is not either
         return False
     if "gradient_norm" in row:
-        sizes = [numbers.get(name, -1) for name in ("gradient_norm", "clipped_share")]
-        if "largest_gradient_norm" in row:  # not in older ones
-            sizes.append(numbers.get("largest_gradient_norm", -1))
-        if min(sizes) < 0 or numbers.get("step", 0) <= updated:
+        sizes = ("gradient_norm", "largest_gradient_norm", "clipped_share")
+        if min(numbers.get(name, -1) for name in sizes) < 0 or numbers.get("step", 0) <= updated:
             return False
     return min(numbers.get("step", -1), numbers.get("characters", 0)) >= 0
 

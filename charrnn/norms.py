@@ -30,7 +30,7 @@ class Period:
     """Of the gradient norms in the log, each a mean of a few updates: the quantile at 10 %."""
     median: float
     largest: float
-    """Of a single update; in an older log of a row."""
+    """Of a single update."""
     clipped_share: float
     """Updates whose gradient was cut, as a share of all in the period."""
 
@@ -48,7 +48,7 @@ class Clipping:
     steps: int
     """Updates in the log."""
     largest: float
-    """Largest norm of an update; in an older log of a row."""
+    """Largest norm of an update."""
     clipped_share: float
     """Updates whose gradient was cut or scaled down, as a share of all."""
     periods: tuple[Period, ...]
@@ -72,7 +72,7 @@ def clipping(
     if not rows:
         return None
     norm_R = np.array([row["gradient_norm"] for row in rows], dtype=np.float64)
-    largest_R = np.array([row.get("largest_gradient_norm", row["gradient_norm"]) for row in rows])
+    largest_R = np.array([row["largest_gradient_norm"] for row in rows])
     clipped_R = np.array([row["clipped_share"] for row in rows], dtype=np.float64)
     # A row is on the updates since the row before.
     after_R = np.array([0] + [row["step"] for row in rows])

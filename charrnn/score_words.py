@@ -355,11 +355,10 @@ def _left_out(comparison: Comparison) -> Iterator[str]:
 
 
 def _validating(comparison: Comparison) -> str:
-    """Say what share of equal time the validations took, if that is known."""
+    """Say what share of equal time the validations took, if any."""
     shares = [
-        round(100 * cell.validation_seconds / cell.mean("seconds"))
+        round(100 * cell.mean("validation_seconds") / cell.mean("seconds"))
         for cell in comparison.cells
-        if cell.validation_seconds is not None
     ]
     if not any(shares):
         return ""

@@ -166,6 +166,7 @@ def log(rows: int = 4, validations: int = 2) -> tuple[dict[str, float], ...]:
             "seconds": 0.5 * n,
             "train_nats_per_char": 3 - 0.1 * n,
             "gradient_norm": 1.0,
+            "largest_gradient_norm": 1.0,
             "clipped_share": 0.5,
         }
         for n in range(1, rows + 1)

@@ -207,11 +207,11 @@ class TestClipping:
 
     def test_from_a_log(self) -> None:
         rows: list[dict[str, Any]] = [
-            {"step": 10, "gradient_norm": 2.0, "clipped_share": 1.0},
+            {"step": 10, "gradient_norm": 2.0, "largest_gradient_norm": 2, "clipped_share": 1.0},
             {"step": 20, "gradient_norm": 1.0, "largest_gradient_norm": 7, "clipped_share": 0.5},
             {"step": 20, "valid_nats_per_char": 1.5},
-            {"step": 30, "gradient_norm": 0.5, "clipped_share": 0.0},
-            {"step": 32, "gradient_norm": 0.3, "clipped_share": 0.0},
+            {"step": 30, "gradient_norm": 0.5, "largest_gradient_norm": 0.5, "clipped_share": 0.0},
+            {"step": 32, "gradient_norm": 0.3, "largest_gradient_norm": 0.4, "clipped_share": 0.0},
         ]
         found = clipping(rows, self.TRAINING, periods=2)
         assert found is not None
@@ -236,7 +236,7 @@ class TestClipping:
         ],
     )
     def test_says_what_was_done(self, how: dict[str, Any], said: str) -> None:
-        row = {"step": 10, "gradient_norm": 2.0, "clipped_share": 0.5}
+        row = {"step": 10, "gradient_norm": 2.0, "largest_gradient_norm": 2.0, "clipped_share": 0.5}
         found = clipping([row], replace(self.TRAINING, **{"clip_norm": None, **how}))
         assert found is not None
         assert clipping_says(found).endswith(f", the largest 2.00. {said}")

@@ -138,7 +138,7 @@ def test_a_log_that_cannot_be_opened(tmp_path: Path) -> None:
 
 def test_a_log_that_is_read_has_all_its_rows(tmp_path: Path) -> None:
     written = [
-        {"step": 3, "gradient_norm": 2.0, "clipped_share": 1},
+        {"step": 3, "gradient_norm": 2.0, "largest_gradient_norm": 3.0, "clipped_share": 1},
         {"step": 3, "valid_nats_per_char": 1.5},
     ]
     path = tmp_path / "metrics.jsonl"
@@ -146,26 +146,29 @@ def test_a_log_that_is_read_has_all_its_rows(tmp_path: Path) -> None:
     assert read_metrics(path) == written
 
 
+#: A row on updates.
+SOUND = b'{"step": 1, "gradient_norm": 2, "largest_gradient_norm": 2, "clipped_share": 0}'
+
+
 @pytest.mark.parametrize(
     "line",
     [
         b"{", b"[]", b"{}", b'{"step": "1"}', b'{"step": 1, "gradient_norm": 2}', b"\xff",
-        b'{"step": 1, "gradient_norm": null, "clipped_share": 0}',
-        b'{"step": 2, "gradient_norm": NaN, "clipped_share": 0}',
-        b'{"step": 2, "gradient_norm": -1, "clipped_share": 0}',
-        b'{"step": 2, "gradient_norm": 2, "clipped_share": -1}',
+        b'{"step": 1, "gradient_norm": null, "largest_gradient_norm": 2, "clipped_share": 0}',
+        b'{"step": 2, "gradient_norm": NaN, "largest_gradient_norm": 2, "clipped_share": 0}',
+        b'{"step": 2, "gradient_norm": -1, "largest_gradient_norm": 2, "clipped_share": 0}',
+        b'{"step": 2, "gradient_norm": 2, "largest_gradient_norm": 2, "clipped_share": -1}',
+        b'{"step": 2, "gradient_norm": 2, "clipped_share": 0}',
         b'{"step": -1}', b'{"step": NaN}', b'{"step": 2, "characters": -1}',
         b'{"step": 2, "valid_nats_per_char": 1e39}',
         pytest.param(b'{"step": 1' + b"0" * 400 + b"}", id="beyond floats"),
-        pytest.param(
-            b'{"step": 1, "gradient_norm": 2, "clipped_share": 0}', id="as many updates as before"
-        ),
+        pytest.param(SOUND, id="as many updates as before"),
         pytest.param(b"[" * 100_000, id="nested"),
     ],
 )  # fmt: skip
 def test_a_line_that_is_no_row_of_a_log(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "two\nlines.jsonl"
-    path.write_bytes(b'{"step": 1, "gradient_norm": 2, "clipped_share": 0}\n' + line + b"\n")
+    path.write_bytes(SOUND + b"\n" + line + b"\n")
     assert said(lambda: read_metrics(path)) == (
         f"{tmp_path}/two\\nlines.jsonl: line 2 is not a row of a run's log: remove the line"
     )

@@ -404,11 +404,10 @@ class TestComparison:
             ((4.9, 0.35), ", of which validations and what follows each took 5 to 70 %"),
             ((0.7, 0.7), ", of which validations and what follows each took 10 %"),
             ((0.0, 0.0), ""),  # nothing is held out to validate
-            ((None, None), ""),  # results of before
         ],
     )
     def test_what_validations_took_of_equal_time_is_said(
-        self, took: tuple[float | None, ...], said: str
+        self, took: tuple[float, ...], said: str
     ) -> None:
         plan = Plan(texts=(), cells=("lstm", "gru"), minutes=1.0)
         results = [
