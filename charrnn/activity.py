@@ -151,9 +151,9 @@ class GateUse:
     layer: int
     gate: str
     open_share: tuple[float, ...]
-    """Of each unit: the share of characters at which its gate is above 0.9."""
+    """Of each unit: the share of characters at which its gate is above ``NEARLY_OPEN``."""
     closed_share: tuple[float, ...]
-    """Of each unit: the share of characters at which its gate is below 0.1."""
+    """Of each unit: the share of characters at which its gate is below ``NEARLY_CLOSED``."""
     characters: int
 
 

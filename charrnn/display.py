@@ -34,8 +34,8 @@ from charrnn.run_words import (
     bits,
     both_units,
     come_to,
-    held_back,
     introduction,
+    regularisers,
     sample_line,
     why_ended,
 )
@@ -296,7 +296,7 @@ def _plain(event: Event, run: Run) -> Iterable[str]:
         minutes, held, to_go = run.config.minutes, "", ""
         # A new run of steps or epochs was shown with it.
         if event.regularised and (run.resumed or minutes is not None):
-            held = ", ".join(held_back(run.summary, by_plan=True))
+            held = ", ".join(regularisers(run.summary, by_plan=True))
         if minutes is not None:
             to_go = f"; {duration(max(0.0, minutes * 60 - run.progress.seconds))} to go"
         # A run that goes on with another budget: what it was shown with is no more.

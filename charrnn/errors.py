@@ -58,7 +58,11 @@ class CheckpointError(CharrnnError):
 
 
 class RunFolderError(CharrnnError):
-    """A run's folder that another process holds, or a result that cannot be written."""
+    """A run's or comparison's folder, or a file in it, that cannot be used or written.
+
+    Another process holds it, there is no run in it or another one, its contents are no use, or the
+    system refuses. A result that cannot be written anywhere else is one, too.
+    """
 
 
 class TakenFolderError(RunFolderError):

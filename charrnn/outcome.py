@@ -11,8 +11,8 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 
 import typer
 
@@ -21,7 +21,7 @@ from charrnn.stdio import say
 from charrnn.stopping import Stopped
 from charrnn.wording import reason, shown
 
-__all__ = ["outcome", "unread_unfinished"]
+__all__ = ["outcome"]
 
 #: What typer says, in the words of all other messages.
 WORDS = {
@@ -98,19 +98,6 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
             )
         return _fail(_noted(message, error), 1)
     return result if isinstance(result, int) else 0
-
-
-@contextmanager
-def unread_unfinished() -> Iterator[None]:
-    """Make of a closed pipe the signal that ends other programs then: what it ends is unfinished.
-
-    Raises:
-        Stopped: in place of a BrokenPipeError.
-    """
-    try:
-        yield
-    except BrokenPipeError as error:
-        raise Stopped(signal.SIGPIPE) from error
 
 
 def _forget_output() -> None:

@@ -325,7 +325,7 @@ def recorded_part(
     borders = {"train": record.train, "valid": record.valid, "test": record.test}[name]
     if borders is None:
         raise UsageError(f"{shown(path)}: its run held out no {name} part")
-    record = _where_it_lies(record, path)
+    record = _last_named(record, path)
     names, fingerprint, known, what = record.texts, record.fingerprint, record.files, "the text"
     if name == "valid" and record.valid_texts:
         names, fingerprint, known = record.valid_texts, record.valid_fingerprint or "", ()
@@ -343,7 +343,7 @@ def recorded_part(
         raise CheckpointError(f"{shown(path)}: the field 'text' is not usable: {error}") from error
 
 
-def _where_it_lies(record: TextRecord, path: Path) -> TextRecord:
+def _last_named(record: TextRecord, path: Path) -> TextRecord:
     """Return the record with the names that the run's text had last: it may have moved."""
     with suppress(CheckpointError):
         last = read_description(find(path).parent / LAST)

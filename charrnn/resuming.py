@@ -90,7 +90,7 @@ def resume(
     has |= {"encoding": saved.text.encoding, "min_count": vocabulary.min_count}
     _refuse_others(fixed, has, _as_kept(fixed, saved))
     folder.keep = saved.keep if keep is None else keep
-    record = _where_it_lies_now(saved.text, folder, texts, valid_texts)
+    record = _moved(saved.text, folder, texts, valid_texts)
     refuse_too_many_names(record)
     device = device or choose_device(saved.device)
     notes += _other_machine(checkpoint, device)
@@ -211,7 +211,7 @@ def _saved_settings(checkpoint: Checkpoint) -> Settings:
     )
 
 
-def _where_it_lies_now(
+def _moved(
     record: TextRecord, folder: RunFolder, texts: Sequence[str], valid_texts: Sequence[str]
 ) -> TextRecord:
     """Return the record with the names that the user gives for texts that have moved."""

@@ -22,8 +22,8 @@ __all__ = [
     "bits",
     "both_units",
     "come_to",
-    "held_back",
     "introduction",
+    "regularisers",
     "sample_line",
     "status_lines",
     "why_ended",
@@ -94,7 +94,7 @@ def _update(run: RunSummary, is_planned: bool) -> str:
         clip = f"clip value {config.clip_value:g}"
     if config.scale_norm:
         clip = f"scaled to norm {config.scale_norm:g}"
-    held = held_back(run, by_plan=None if is_planned else False)
+    held = regularisers(run, by_plan=None if is_planned else False)
     return ", ".join([rates, clip, *held, f"seed {config.seed}"])
 
 
@@ -106,7 +106,7 @@ def _budget(run: RunSummary) -> str:
     return f"{counted(config.epochs, 'epoch')} = {steps}" if config.epochs is not None else steps
 
 
-def held_back(run: RunSummary, *, by_plan: bool | None) -> list[str]:
+def regularisers(run: RunSummary, *, by_plan: bool | None) -> list[str]:
     """Return what keeps a model from learning its text by heart.
 
     Args:

@@ -5,6 +5,7 @@ A signal, or a reader of the output who leaves, ends a training at a step's edge
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -21,11 +22,10 @@ from charrnn.corpus import Part
 from charrnn.display import Display, open_display
 from charrnn.errors import NonFiniteError, RunFolderError
 from charrnn.evaluation import Prices
-from charrnn.outcome import unread_unfinished
 from charrnn.run import Run
 from charrnn.score_view import PerCharacter, SurpriseText
 from charrnn.stdio import Meter, print_path, say
-from charrnn.stopping import StopSignals
+from charrnn.stopping import Stopped, StopSignals
 from charrnn.subject import Subject
 from charrnn.training import Event, Finished, train
 from charrnn.vocabulary import Vocabulary
@@ -65,6 +65,19 @@ class _Reader:
             self.left = self.left or error
 
 
+@contextmanager
+def _unread_unfinished() -> Iterator[None]:
+    """Make of a closed pipe the signal that ends other programs then: what it ends is unfinished.
+
+    Raises:
+        Stopped: in place of a BrokenPipeError.
+    """
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise Stopped(signal.SIGPIPE) from error
+
+
 def watch_run(run: Run, stop: StopSignals, *, as_json: bool, quiet: bool) -> int:
     """Train a run to its end, showing it.
 
@@ -84,7 +97,7 @@ def watch_run(run: Run, stop: StopSignals, *, as_json: bool, quiet: bool) -> int
     """
     with closing(_Reader(stop, open_display(as_json=as_json, quiet=quiet))) as reader:
         stop.defer_pauses()
-        with unread_unfinished():
+        with _unread_unfinished():
             reader.display.start(run)
         stop.defer()
         for event in train(run, reader.reason_to_stop):
@@ -96,7 +109,7 @@ def watch_run(run: Run, stop: StopSignals, *, as_json: bool, quiet: bool) -> int
                 nobody = isinstance(reader.left, BrokenPipeError)
                 why = "nobody reads the output any more" if nobody else "the run is saved"
                 say(f"{why}; go on with: {run.command()}")
-                with unread_unfinished():
+                with _unread_unfinished():
                     raise reader.left
     if reader.left:
         raise reader.left
@@ -159,7 +172,7 @@ def watch_comparison(
                 reader.display = open_display(as_json=False, quiet=quiet)
                 if not quiet:
                     say(f"--- run {event.number} of {event.total}")
-                with unread_unfinished():
+                with _unread_unfinished():
                     reader.display.start(event.run, known)
             elif isinstance(event, RunResult):
                 reader.close()
@@ -175,7 +188,7 @@ def watch_comparison(
     if stop.received:  # first: a Ctrl-C ends the reader, too
         return None
     if reader.left:
-        with unread_unfinished():
+        with _unread_unfinished():
             raise reader.left
     if not results:
         raise NonFiniteError(
