@@ -122,7 +122,9 @@ WeightDecay = Annotated[
 ]
 DropoutMasks = Annotated[
     int | None,
-    typer.Option(help="Average the loss over so many masks of dropout (default: by rule)."),
+    typer.Option(
+        help="Masks of dropout that an update's loss is averaged over (default: by rule)."
+    ),
 ]
 LossTemperature = Annotated[
     float | None,
@@ -572,8 +574,8 @@ def evaluate(
         typer.Argument(
             metavar="CHECKPOINT",
             parser=_checkpoint,
-            help="Checkpoints or runs' folders, also by a pattern such as checkpoints/poems-*, of "
-            "which what is no run is left out.",
+            help="Checkpoints or runs' folders, also by a pattern such as checkpoints/poems-*; "
+            "what else it matches is left out.",
         ),
     ],
     text: Texts = None,
@@ -606,15 +608,23 @@ def evaluate(
     after: Annotated[
         str | None,
         typer.Option(
-            metavar="TEXT", parser=_typed, help="Also price the characters that follow this text."
+            metavar="TEXT",
+            parser=_typed,
+            help="Also give the mean loss of the characters that follow this text.",
         ),
     ] = None,
     per_char: Annotated[
         Path | None,
-        typer.Option(help="Write each character's price to this file, one line of JSON each."),
+        typer.Option(
+            help="Write each character's negative log-likelihood, in nats, to this file, one line "
+            "of JSON each."
+        ),
     ] = None,
     show: Annotated[
-        bool, typer.Option("--show", help="Print the text, coloured by what each character costs.")
+        bool,
+        typer.Option(
+            "--show", help="Print the text, coloured by each character's negative log-likelihood."
+        ),
     ] = False,
     exact: Annotated[
         bool,
@@ -634,8 +644,9 @@ def evaluate(
     and, with --text, its new place.
 
     It prints nats and bits per character, bits per byte and perplexity, over every character but
-    the first. A character that a model does not know costs what it takes to spell it out.
-    --after, --per-char and --show use the prices of --dynamic where that is given.
+    the first. A character that a model does not know counts in full: as the unknown symbol, and
+    spelt out. --after, --per-char and --show score as --exact does, or as --dynamic where that is
+    given.
     """
     source = TextSource(texts=tuple(text or ()), part=part, encoding=encoding)
     config = EvaluateConfig(exact=exact, dynamic=dynamic, by_position=by_position, after=after)
@@ -996,10 +1007,21 @@ def inspect_recurrence(
     Without a text, say what the checkpoint records (of a run's folder the newest): text, model,
     training, machine, how far the run has come and, if it is not finished, how it goes on.
 
-    With a text, measure step, gradient flow, memory, pace, gates, units, clipping, truncation.
+    With a text, measure these, or some by --only:
+
+    \b
+    step        its equations in numbers
+    flow        how far back one character's loss sends a gradient
+    memory      what a reset of the state costs
+    pace        how slowly states change (autocorrelation at lag 1)
+    gates       how often they are open and closed
+    units       which follow quotes, brackets, words
+    clipping    the training's gradient norms
+    truncation  the gradient by windows against the full one
+
     Name a text with --text, or take a --part of the run's own. If that text has moved, give --part
     and, with --text, its new place.
-    """
+    """  # noqa: D301 - click's mark of lines that stay as they are
     if text is None and part is None:
         measuring = {
             "encoding": encoding,
