@@ -1050,15 +1050,12 @@ def inspect_recurrence(
         check_report(report)
 
     from charrnn.activity import Unit
-    from charrnn.config import TrainConfig
     from charrnn.device import choose_device
-    from charrnn.inspection import inspect
     from charrnn.inspection_view import print_inspection
-    from charrnn.portrait import read_history
-    from charrnn.stretch import read_stretch
     from charrnn.subject import load_subjects
     from charrnn.terminal import to_json
     from charrnn.trained import shape_of
+    from charrnn.watching import watch_inspection
 
     where = choose_device(device)
     # What the model lacks is refused before a long text is read.
@@ -1071,39 +1068,13 @@ def inspect_recurrence(
         )  # fmt: skip
         read = (*source.texts, *subject.texts)
         refuse_overwriting("--report", report, subject.sources(), read)
-        model, vocabulary, shape = subject.model, subject.vocabulary, subject.model.config
-        training = subject.checkpoint.record("training", TrainConfig)
-        history = None
-        if "clipping" in config.measured:
-            history = read_history(checkpoint, training)
-            if history is None:
-                say(
-                    f"{shown(checkpoint)}: no log of updates (metrics.jsonl) beside it, so its "
-                    "gradient norms are not shown"
-                )
-        seen = subject.part.last(config.characters)
-        stretch = read_stretch(seen, vocabulary)
-        if part is None and (learnt := subject.learnt(seen)):
-            say(f"{shown(checkpoint)}: the model {learnt}")
-        if (unknown := subject.unknown(seen)) is not None:
-            say(f"{shown(checkpoint)}: the model {unknown}")
-        if "gates" in config.only and shape.cell == "rnn":
-            say(f"{shown(checkpoint)}: a plain RNN has no gates, so there are none to show")
-        if not as_json:
-            slow = "; truncation takes longest" if config.measured > {"truncation"} else ""
-            say(f"looking at {len(stretch):,} characters{slow}:", end="")
-        try:
-            inspection = inspect(
-                model, stretch, vocabulary, config, training, unit=watched, history=history,
-                tell=lambda what: None if as_json else say(f" {what}", end=""),
-            )  # fmt: skip
-        finally:
-            if not as_json:
-                say("")
+        seen, stretch, inspection = watch_inspection(
+            subject, config, unit=watched, is_named=part is None, quiet=as_json
+        )
 
         def show() -> None:
             if as_json:
-                print(to_json(inspection.to_dict(str(checkpoint), model)))
+                print(to_json(inspection.to_dict(str(checkpoint), subject.model)))
             else:
                 print_inspection(inspection)
 

@@ -1,4 +1,4 @@
-"""A training, a comparison or the scoring of models driven to its end, and shown.
+"""A training, a comparison, the scoring or inspection of models driven to its end, and shown.
 
 A signal, or a reader of the output who leaves, ends a training at a step's edge, saved.
 """
@@ -12,26 +12,30 @@ from pathlib import Path
 
 import torch
 
+from charrnn.activity import Unit
 from charrnn.assessment import Assessment, assess
 from charrnn.baselines import Baseline
 from charrnn.baselines import baselines as price_baselines
 from charrnn.comparing import RunStarted, compare
 from charrnn.comparison import Comparison, Plan, RunFailure, RunResult
-from charrnn.config import EvaluateConfig
+from charrnn.config import EvaluateConfig, InspectConfig, TrainConfig
 from charrnn.corpus import Part
 from charrnn.display import Display, open_display
 from charrnn.errors import NonFiniteError, RunFolderError
 from charrnn.evaluation import Prices
+from charrnn.inspection import Inspection, inspect
+from charrnn.portrait import read_history
 from charrnn.run import Run
 from charrnn.score_view import PerCharacter, SurpriseText
 from charrnn.stdio import Meter, print_path, say
 from charrnn.stopping import Stopped, StopSignals
+from charrnn.stretch import Stretch, read_stretch
 from charrnn.subject import Subject
 from charrnn.training import Event, Finished, train
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import shown
 
-__all__ = ["watch_comparison", "watch_run", "watch_scoring"]
+__all__ = ["watch_comparison", "watch_inspection", "watch_run", "watch_scoring"]
 
 
 class _Reader:
@@ -264,3 +268,54 @@ def watch_scoring(
         if show:
             failure = failure or text.refused
     return assessments, failure
+
+
+def watch_inspection(
+    subject: Subject, config: InspectConfig, *, unit: Unit | None, is_named: bool, quiet: bool
+) -> tuple[Part, Stretch, Inspection]:
+    """Look into a model on the end of its text, saying what is measured.
+
+    Args:
+        subject: the model and its text.
+        config: what to measure, and on how much.
+        unit: whose activation is asked for.
+        is_named: the text was named, and is no part of the run's: what the model was trained on
+            of it is said, too.
+        quiet: say nothing but what a user must know.
+
+    Returns:
+        What was looked at, the same in memory, and the measurements.
+
+    Raises:
+        CharrnnError: the log is not usable, the text changed or is too short, or as
+            ``charrnn.inspection.inspect``.
+    """
+    name, model, vocabulary = shown(subject.path), subject.model, subject.vocabulary
+    training = subject.checkpoint.record("training", TrainConfig)
+    history = None
+    if "clipping" in config.measured:
+        history = read_history(subject.path, training)
+        if history is None:
+            say(
+                f"{name}: no log of updates (metrics.jsonl) beside it, so its gradient norms are "
+                "not shown"
+            )
+    seen = subject.part.last(config.characters)
+    stretch = read_stretch(seen, vocabulary)
+    learnt = subject.learnt(seen) if is_named else None
+    for fact in filter(None, (learnt, subject.unknown(seen))):
+        say(f"{name}: the model {fact}")
+    if "gates" in config.only and model.config.cell == "rnn":
+        say(f"{name}: a plain RNN has no gates, so there are none to show")
+    if not quiet:
+        slow = "; truncation takes longest" if config.measured > {"truncation"} else ""
+        say(f"looking at {len(stretch):,} characters{slow}:", end="")
+    try:
+        inspection = inspect(
+            model, stretch, vocabulary, config, training, unit=unit, history=history,
+            tell=lambda what: None if quiet else say(f" {what}", end=""),
+        )  # fmt: skip
+    finally:
+        if not quiet:
+            say("")
+    return seen, stretch, inspection
