@@ -857,6 +857,7 @@ def compare(
 
     named, held_out = absolute_names(texts or ()), absolute_names(valid or ())
     names: list[str | Path] = []  # of texts that have moved
+    begun: Plan | None = None
     if resume:
         assert run is not None
         folder, begun = run, open_plan(run)
@@ -906,7 +907,7 @@ def compare(
             )
         try:
             comparison = watch_comparison(
-                folder, plan, stop, new=not resume, device=where, command=command, quiet=silent
+                folder, plan, stop, begun=begun, device=where, command=command, quiet=silent
             )
         except Stopped:
             if (folder / PLAN).exists():  # after the plan was written

@@ -33,7 +33,6 @@ from charrnn.comparison import (
     RunFailure,
     RunResult,
     name_moved,
-    open_plan,
     read_result,
     read_results,
 )
@@ -165,7 +164,7 @@ def compare(
     folder: Path,
     plan: Plan,
     *,
-    new: bool,
+    begun: Plan | None = None,
     device: torch.device,
     command: str | None = None,
     should_stop: Callable[[], str | None] = lambda: None,
@@ -174,9 +173,10 @@ def compare(
 
     Args:
         folder: the comparison's.
-        plan: what to compare; for a comparison that goes on, from ``open_plan``, perhaps extended.
-        new: whether it begins here. The plan of a new or extended one is put into the folder with
-            the first run.
+        plan: what to compare. That of a new or extended one is put into the folder with the first
+            run.
+        begun: of one that goes on, its plan from ``open_plan``, of which ``plan`` may be extended
+            or moved; None: it begins here.
         device: where to compute.
         command: the command line that goes on with the comparison, for locks and messages.
         should_stop: as for ``training.train``; a stopped comparison goes on by calling
@@ -190,11 +190,11 @@ def compare(
     Raises:
         CharrnnError: the text, the folder or a checkpoint is not usable.
     """
+    new, kept = begun is None, begun  # the latter as the folder has it
     if new:
         _refuse_used(folder)
         refuse_text_within(plan.text(), folder, "a comparison")
     runs = [(seed, cell, folder / plan.run_name(seed, cell)) for seed, cell in plan.runs()]
-    kept = None if new else open_plan(folder)
     known = kept.seeds if kept else 0
     instead = "choose another folder with --run" if new else "move it elsewhere"
     _refuse_foreign_runs((path for seed, _, path in runs if seed >= plan.seed + known), instead)

@@ -127,7 +127,7 @@ def watch_comparison(
     plan: Plan,
     stop: StopSignals,
     *,
-    new: bool,
+    begun: Plan | None,
     device: torch.device,
     command: str,
     quiet: bool,
@@ -138,7 +138,7 @@ def watch_comparison(
         folder: the comparison's.
         plan: what is compared.
         stop: signals, which are only noted once a run has begun.
-        new: whether the folder must be a new one.
+        begun: as for ``charrnn.comparing.compare``.
         device: where to compute.
         command: what goes on with it, for the locks and messages of its runs.
         quiet: show nothing but notes.
@@ -160,7 +160,7 @@ def watch_comparison(
         for event in compare(
             folder,
             plan,
-            new=new,
+            begun=begun,
             device=device,
             command=command,
             should_stop=reader.reason_to_stop,
