@@ -144,7 +144,7 @@ def resume(
     run.resumed = True
     # Read anew, before the changes: the plan is another now where the budget is.
     run.saved = SavedState(checkpoint.record("progress", Progress), path, saved)
-    run.better, said = _best(folder, progress, goes_on=not run.is_over)
+    run.better, said = _best(folder, progress, goes_on=not run.is_finished)
     run.notes += said
     return run
 

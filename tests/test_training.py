@@ -764,30 +764,29 @@ def test_a_better_best_checkpoint_outlives_a_run_that_went_back(
 
 
 @pytest.mark.parametrize("damage", [True, False])
+@pytest.mark.parametrize(("stop", "best"), [(5, [True, False]), (8, [True])])
 def test_a_best_checkpoint_that_is_lost_is_made_again(
-    start_run: StartRun, scripted_scores: list[float], damage: bool
+    start_run: StartRun, scripted_scores: list[float], stop: int, best: list[bool], damage: bool
 ) -> None:
-    """By the next validation, were it worse than the one that is lost."""
-    scripted_scores += [1.0, 3.0]
+    """By the next validation, though worse than the one lost; also when no update is left."""
+    scripted_scores += [1.0, 3.0, 3.0]
     run = start_run(steps=8, validate_every=2)
-    list(train(run, lambda: "stop" if run.progress.step == 5 else None))
+    list(train(run, lambda: "stop" if run.progress.step == stop else None))
     run.folder.close()
-    best = run.folder.path / "best.safetensors"
+    path = run.folder.path / "best.safetensors"
     if damage:
-        best.write_bytes(best.read_bytes()[:-1])
+        path.write_bytes(path.read_bytes()[:-1])
     else:
-        best.unlink()
-    scripted_scores += [2.0, 2.5]
+        path.unlink()
+    scripted_scores[:] = [2.0, 2.5]
     with RunFolder.open_existing(run.folder.path) as folder:
         again = resume(folder, device=CPU, changes={})
         assert again.better is None
         flaw = "damaged" if damage else "missing"
         assert again.notes[-1].startswith(f"best.safetensors: {flaw}")
         assert again.notes[-1].endswith(": the best of the validations to come takes its place")
-        assert [event.best for event in train(again) if isinstance(event, Validated)] == [
-            True, False,
-        ]  # fmt: skip
-    assert load(best).meta["progress"]["best_nats"] == 2.0
+        assert [event.best for event in train(again) if isinstance(event, Validated)] == best
+    assert load(path).meta["progress"]["best_nats"] == 2.0
 
 
 @pytest.mark.parametrize("validated", [False, True])
