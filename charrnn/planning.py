@@ -80,17 +80,17 @@ class Planner:
         #: When it ends, in seconds of the run.
         self._speed_until = math.inf
 
-    def schedule(self) -> Schedule:
-        """Return the learning rate's schedule as planned by now.
+    def rate_factor(self) -> float:
+        """Return the share of the peak learning rate for the next update, as planned by now.
 
         In a run that goes on before it has a plan, as one does that is given more minutes, the
         clock stands for the plan. A new run holds its rate until then, though it may stall.
         """
-        progress, config = self.run.progress, self.run.config
+        progress = self.run.progress
         total = progress.planned_steps
         if total is None and self._steps_before:
-            total = progress.steps_by_clock(config)
-        return Schedule(config.warmup_steps, total)
+            total = self._steps_by_clock()
+        return Schedule(self.run.config.warmup_steps, total).factor(progress.step)
 
     def watch_speed(self) -> bool:
         """Whether a budget in minutes has come to the end of the part that holds the rate.
@@ -241,6 +241,16 @@ class Planner:
         minutes = self.run.config.minutes
         assert minutes is not None, "a budget in epochs or steps is planned at the start"
         return minutes * 60
+
+    def _steps_by_clock(self) -> int | None:
+        """Return the run's updates, if the others take as long as those so far.
+
+        None: the part that holds the rate is not over.
+        """
+        progress, budget = self.run.progress, self._budget()
+        if progress.seconds <= Schedule.HOLD * budget:
+            return None
+        return max(progress.step + 1, round(progress.step * budget / progress.seconds))
 
     def _speed_so_far(self) -> float:
         """Return updates per second in the stretch that is measured."""

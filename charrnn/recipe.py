@@ -439,7 +439,7 @@ class Schedule:
 
     A budget in minutes becomes a number of steps only when the speed is known, so
     the first ``HOLD`` of it holds the peak rate and the plan is made at its end. A run
-    that goes on later without one goes by the clock (``planning.Planner.schedule``).
+    that goes on later without one goes by the clock (``planning.Planner.rate_factor``).
     """
 
     warmup_steps: int

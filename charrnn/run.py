@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from charrnn import recipe
 from charrnn.checkpoint import Checkpoint, load
 from charrnn.config import ModelConfig, Record, TrainConfig
 from charrnn.corpus import Part
@@ -41,6 +40,8 @@ class Progress(Record):
     """Updates done."""
     characters: int = 0
     """Predictions trained on."""
+    learning_rate: float = 0.0
+    """Of the latest update, for the recurrence's matrices."""
     seconds: float = 0.0
     """Time of training, validation and saving, all sittings together, by ``clock.Clock``."""
     validation_seconds: float = 0.0
@@ -105,16 +106,6 @@ class Progress(Record):
     def seconds_a_validation(self) -> float:
         """What one takes, by the mean of those made; 0 before the first."""
         return (self.validation_seconds - self.vain_seconds) / max(1, self.validations)
-
-    def steps_by_clock(self, config: TrainConfig) -> int | None:
-        """Return the updates of a run in minutes, if the others take as long as those so far.
-
-        None: the budget is none of minutes, or the part that holds the rate is not over.
-        """
-        budget = 60 * (config.minutes or math.inf)
-        if self.seconds <= recipe.Schedule.HOLD * budget:
-            return None
-        return max(self.step + 1, round(self.step * budget / self.seconds))
 
     def is_out_of_patience(self, config: TrainConfig) -> bool:
         """Whether the last validations, as many as ``patience``, brought no new best."""

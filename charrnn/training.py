@@ -20,7 +20,6 @@ from charrnn.errors import CharrnnError, CorpusError, NonFiniteError, RunFolderE
 from charrnn.evaluation import Interrupted, Scores, score
 from charrnn.metrics import LOG_EVERY
 from charrnn.planning import Planned, Planner
-from charrnn.recipe import Schedule
 from charrnn.run import Run
 from charrnn.sampling import sample, unwarned
 from charrnn.stream import Chunk
@@ -198,15 +197,6 @@ class _Loop:
         self.planner = Planner(run)
         self.told_uncaptured = False
         self.row_from = (run.progress.characters, run.progress.seconds)
-        # Of the last update; a plan since then has made a schedule of its own, and so has what a
-        # resume changes.
-        config, planned = run.config, run.progress.planned_steps
-        if run.saved is not None:
-            config, planned = run.saved.settings.config, run.saved.progress.planned_steps
-            if planned is None:
-                planned = run.saved.progress.steps_by_clock(config)
-        schedule = Schedule(config.warmup_steps, planned)
-        self.rate = config.lr * schedule.factor(max(0, run.progress.step - 1))
         #: Updates that nobody has looked at yet.
         self.pending: list[tuple[UpdateResult, Chunk]] = []
         self.last_losses: deque[float] = deque(maxlen=5)
@@ -271,9 +261,10 @@ class _Loop:
             if self._save_due():
                 yield self._save()
             chunk = next(chunks)
-            factor = self.planner.schedule().factor(progress.step)
-            self.rate = run.config.lr * factor  # a plan may have put another in its place
-            run.update.optimiser.set_rates(self.rate, run.config.lr_adam * factor)
+            # A plan may have put another configuration in the place of the one before.
+            factor = self.planner.rate_factor()
+            progress.learning_rate = run.config.lr * factor
+            run.update.optimiser.set_rates(progress.learning_rate, run.config.lr_adam * factor)
             self.pending.append((run.update(chunk), chunk))
             progress.step += 1
             progress.characters += chunk.characters
@@ -367,7 +358,7 @@ class _Loop:
         norm = progress.row_norm / progress.row_updates
         row |= {
             "train_nats_per_char": loss,
-            "learning_rate": self.rate,
+            "learning_rate": progress.learning_rate,
             "gradient_norm": norm,
             # An older checkpoint within a row has none.
             "largest_gradient_norm": max(norm, progress.row_largest_norm),

@@ -653,27 +653,26 @@ def test_a_new_run_holds_its_rate_until_its_plan(
 
 @pytest.mark.parametrize(
     ("step", "seconds", "total"),
-    [(7, 0.0, None), (7, 12.0, None), (7, 14.0, 30), (7, 59.0, 8), (7, 90.0, 8), (0, 30.0, 1)],
+    [(7, 0.0, None), (7, 12.0, None), (7, 14.0, 30), (7, 59.0, 8), (7, 90.0, 8), (1, 30.0, 2)],
 )
 def test_the_clock_tells_how_many_updates_there_will_be(
     step: int, seconds: float, total: int | None
 ) -> None:
-    config = planner_at_the_start(1).run.config
-    progress = Progress(step=step, seconds=seconds)
-    assert progress.steps_by_clock(config) == total
-    assert progress.steps_by_clock(replace(config, minutes=None, steps=9)) is None
+    run = planner_at_the_start(1).run
+    run.progress = Progress(step=step, seconds=seconds)
+    assert Planner(run).rate_factor() == Schedule(5, total).factor(step)
 
 
 def test_a_row_of_a_sitting_before_has_the_rate_of_then(simulate: Simulate) -> None:
-    """Where it went by the clock, and the run is to end where it is."""
+    """Whatever the budget and the rate that the run is given now."""
     run = simulate(World(update=0.1)).run
-    config = run.config
-    run.progress = Progress(step=303, seconds=30.3, row_updates=3, row_characters=9)
-    run.saved = SavedState(replace(run.progress), Path("last"), run.settings())
-    run.config = replace(config, minutes=None, steps=303)
+    run.progress = Progress(
+        step=303, seconds=30.3, learning_rate=0.0625, row_updates=3, row_characters=9
+    )
+    run.config = replace(run.config, minutes=None, steps=303)
     run.progress.planned_steps = 303
     (row,) = [event.row for event in train(run) if isinstance(event, Logged)]
-    assert row["learning_rate"] == config.lr * Schedule(5, 600).factor(302) < config.lr
+    assert row["learning_rate"] == 0.0625
 
 
 def test_a_run_that_is_finished_is_not_planned_again(simulate: Simulate) -> None:
