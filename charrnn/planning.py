@@ -111,18 +111,23 @@ class Planner:
             return False
         return progress.step > self._speed_from[0] and progress.seconds >= self._speed_until
 
-    def characters_to_validate(self) -> int | None:
-        """Return what a validation is to score at the speed so far; None: nothing is held out.
+    def size_validations(self) -> None:
+        """Set what each validation scores, unless there has been one.
 
-        Before a sitting has measured the speed it is guessed.
+        Other characters have another loss. In minutes that are not planned yet it is what they
+        allow at the speed so far, which is guessed before a sitting has measured it.
         """
-        speed = self._guessed_speed() if self._speed_from is None else self._speed_so_far()
-        total = self._affordable_steps(speed)
-        characters = self._validations(total, speed)[1]
-        if characters is None or self.run.progress.validate_characters is not None:
-            return characters
-        tenth = int(total * self._characters_per_step() / 10)
-        return min(characters, max(LEAST_TIMED, tenth))
+        run, progress = self.run, self.run.progress
+        is_settled = None not in (progress.validated_step, progress.validate_characters)
+        if run.valid is None or is_settled:
+            return
+        total, most = progress.planned_steps, run.valid.characters
+        if total is None:
+            speed = self._guessed_speed() if self._speed_from is None else self._speed_so_far()
+            total = self._affordable_steps(speed)
+            most = max(LEAST_TIMED, int(total * self._characters_per_step() / 10))
+        _, characters = plan_validations(total, self._characters_per_step(), run.valid.characters)
+        progress.validate_characters = min(most, characters)
 
     def seconds_left(self) -> float:
         """Return the time of the updates and validations still to come.
@@ -185,13 +190,13 @@ class Planner:
         if it is longer than that of so many updates.
         """
         progress = self.run.progress
-        every, characters = self._validations(total, speed)
         # Another budget is planned anew: in steps or epochs it is known before, as ``total``.
         before = None if progress.planned_at_step is None else self._chosen_for
         progress.planned_steps = total
         progress.planned_at_step = progress.step
         progress.planned_at_seconds = progress.training_seconds
-        progress.validate_every, progress.validate_characters = every, characters
+        progress.validate_every = self._validate_every(total, speed)
+        self.size_validations()
         self._shorten_warmup(total)
         regularised = before is None or abs(total - before) > SAME_PLAN * before
         if regularised:
@@ -200,8 +205,8 @@ class Planner:
         model, config = self.run.model.config, self.run.config
         return Planned(
             total,
-            every,
-            characters,
+            progress.validate_every,
+            progress.validate_characters,
             regularised=regularised,
             dropout=model.dropout,
             weight_drop=model.weight_drop,
@@ -281,7 +286,7 @@ class Planner:
         left, cost = max(0.0, self._budget() - progress.seconds), progress.seconds_a_validation
 
         def seconds(total: int) -> float:
-            ahead = self._validations_ahead(total, self._validations(total, speed)[0])
+            ahead = self._validations_ahead(total, self._validate_every(total, speed))
             return (total - progress.step) / speed + ahead * cost
 
         totals = range(progress.step + 1, progress.step + int(min(left * speed, 2.0**62)) + 1)
@@ -305,18 +310,15 @@ class Planner:
         lanes = self.run.lanes
         return lanes.lanes * lanes.stride
 
-    def _validations(self, total: int, speed: float | None) -> tuple[int | None, int | None]:
-        """Return the steps between validations, and the characters that each one scores.
-
-        What the best loss so far was measured on stays: other characters have another loss.
-        """
-        run, config = self.run, self.run.config
+    def _validate_every(self, total: int, speed: float | None) -> int | None:
+        """Return the steps between validations; None: nothing is held out."""
+        run = self.run
         if run.valid is None:
-            return None, None
-        every, characters = plan_validations(
+            return None
+        every, _ = plan_validations(
             total,
             self._characters_per_step(),
             run.valid.characters,
             run.progress.seconds_a_validation * (speed or 0.0),
         )
-        return config.validate_every or every, run.progress.validate_characters or characters
+        return run.config.validate_every or every

@@ -237,7 +237,7 @@ class _Loop:
         if progress.planned_steps is None and (
             self._starts_trained() or run.config.validate_every is not None
         ):
-            progress.validate_characters = self.planner.characters_to_validate()
+            self.planner.size_validations()
         chunks = run.lanes.chunks(progress.step)
         while True:
             self._tick()
@@ -254,7 +254,7 @@ class _Loop:
                 if self.planner.is_off():
                     yield self.planner.plan_again()
             if self._validation_due():
-                yield from self._validate(progress.validate_characters)
+                yield from self._validate()
                 continue  # if it was the last, and took less than was planned, there is time left
             if run.is_over:
                 return
@@ -290,18 +290,14 @@ class _Loop:
 
     def _plan(self) -> Iterator[Event]:
         """Turn the minutes that are left into updates, validations and saves taken off."""
-        progress = self.run.progress
-        if not progress.validations:
-            progress.validate_characters = None  # a guess that nothing was scored by
-        characters = self.planner.characters_to_validate()
-        if characters is not None:
-            # What one costs is known when one has been made; the others score the same.
-            progress.validate_characters = characters
+        run, progress = self.run, self.run.progress
+        self.planner.size_validations()
+        # What one costs is known when one has been made.
+        if run.valid is not None and not progress.validations:
+            yield from self._validate()
             if not progress.validations:
-                yield from self._validate(characters)
-                if not progress.validations:
-                    return  # stopped within: planned when the run goes on
-                self._tick()
+                return  # stopped within: planned when the run goes on
+            self._tick()
         yield self.planner.plan()
 
     # -- what an update leaves behind ------------------------------------------------
@@ -404,19 +400,16 @@ class _Loop:
         every = run.config.validate_every or progress.validate_every
         return run.is_over or (every is not None and progress.step % every == 0)
 
-    def _validate(self, characters: int | None) -> Iterator[Event]:
-        """Score the held-out part; training's state and random numbers stay as they are.
-
-        Args:
-            characters: of its beginning; None: all.
-        """
+    def _validate(self) -> Iterator[Event]:
+        """Score the held-out part; training's state and random numbers stay as they are."""
         run, progress = self.run, self.run.progress
         assert run.valid is not None
+        assert progress.validate_characters is not None, "the planner has set it"
         yield Validating()
         self._flush()
         self._tick()
         started = progress.seconds
-        part = run.valid if characters is None else run.valid.first(characters)
+        part = run.valid.first(progress.validate_characters)
         try:
             scores = score(
                 run.model, part, run.vocabulary, should_stop=lambda: bool(self.should_stop())

@@ -260,24 +260,25 @@ def planner_at_the_start(
     return Planner(run)
 
 
+def validated(minutes: float, **options: Any) -> int:
+    """Return the characters that a validation is to score before the speed is known."""
+    planner = planner_at_the_start(minutes, **options)
+    planner.size_validations()
+    characters = planner.run.progress.validate_characters
+    assert characters is not None
+    return characters
+
+
 def test_fewer_characters_are_scored_of_weights_that_are_many() -> None:
-    few = planner_at_the_start(1).characters_to_validate()
-    many = planner_at_the_start(1, hidden=2000).characters_to_validate()
-    assert few is not None
-    assert many is not None
-    assert many < few / 5
+    assert validated(1, hidden=2000) < validated(1) / 5
 
 
 def test_fewer_characters_are_scored_on_a_gpu_that_trains_in_float32() -> None:
-    slow = planner_at_the_start(1, device="cuda").characters_to_validate()
-    fast = planner_at_the_start(1, device="cuda", precision="bf16").characters_to_validate()
-    assert slow is not None
-    assert fast is not None
-    assert slow < fast / 2
+    assert validated(1, device="cuda") < validated(1, device="cuda", precision="bf16") / 2
 
 
 def test_any_minutes_can_be_planned() -> None:
-    assert planner_at_the_start(1e38).characters_to_validate() == 900_000
+    assert validated(1e38) == 900_000
 
 
 def test_a_warm_up_is_of_the_updates_that_are_planned(simulate: Simulate) -> None:
