@@ -107,28 +107,40 @@ class Progress(Record):
         """What one takes, by the mean of those made; 0 before the first."""
         return (self.validation_seconds - self.vain_seconds) / max(1, self.validations)
 
-    def is_out_of_patience(self, config: TrainConfig) -> bool:
-        """Whether the last validations, as many as ``patience``, brought no new best."""
-        patience = config.patience
-        return patience is not None and self.validations_since_best >= patience
-
-    def is_over(self, config: TrainConfig) -> bool:
-        """Whether there is no update left to do."""
-        planned = self.planned_steps
-        return self.is_out_of_patience(config) or (planned is not None and self.step >= planned)
-
-    def is_finished(self, config: TrainConfig, *, validates: bool) -> bool:
-        """Whether nothing is left to do: no update, and no validation after the last."""
-        return self.is_over(config) and (not validates or self.validated_step == self.step)
-
     def is_better_than(self, other: Progress) -> bool:
         """Whether the best validation so far is better than that of another state."""
         least = math.inf if other.best_nats is None else other.best_nats
         return self.best_nats is not None and self.best_nats < least
 
 
+class _Standing:
+    """Whether a run goes on: what follows from its numbers alone."""
+
+    config: TrainConfig
+    progress: Progress
+    text: TextRecord
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether the last validations, as many as ``patience``, brought no new best."""
+        patience = self.config.patience
+        return patience is not None and self.progress.validations_since_best >= patience
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is no update left to do."""
+        step, planned = self.progress.step, self.progress.planned_steps
+        return self.is_out_of_patience or (planned is not None and step >= planned)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do: no update, and no validation after the last."""
+        is_validated = self.progress.validated_step == self.progress.step
+        return self.is_over and (self.text.valid is None or is_validated)
+
+
 @dataclass(frozen=True)
-class RunSummary:
+class RunSummary(_Standing):
     """What a run is and how far it has come, without its text and its weights."""
 
     shape: ModelConfig
@@ -157,11 +169,6 @@ class RunSummary:
         windows = Windows.of(characters, config.batch_size, config.bptt, config.loss_last)
         return windows.per_pass
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether nothing is left to do: no update, and no validation after the last."""
-        return self.progress.is_finished(self.config, validates=self.text.valid is not None)
-
 
 class Settings(NamedTuple):
     """What a checkpoint keeps of what the user can change when a run goes on."""
@@ -184,7 +191,7 @@ class SavedState(NamedTuple):
 
 
 @dataclass
-class Run:
+class Run(_Standing):
     """Everything that training needs, ready to go on at ``progress.step``."""
 
     model: CharModel
@@ -240,21 +247,6 @@ class Run:
     def validates_on_learnt(self) -> bool:
         """Whether the weights it began with were trained on some of what it validates on."""
         return self.valid is not None and most_learnt(self.valid, self.learnt_before) != 0
-
-    @property
-    def is_out_of_patience(self) -> bool:
-        """Whether the last validations, as many as ``patience``, brought no new best."""
-        return self.progress.is_out_of_patience(self.config)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether there is no update left to do."""
-        return self.progress.is_over(self.config)
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether nothing is left to do: no update, and no validation after the last."""
-        return self.progress.is_finished(self.config, validates=self.valid is not None)
 
     @property
     def summary(self) -> RunSummary:

@@ -205,7 +205,7 @@ def status_lines(status: RunStatus) -> list[str]:
     if not status.is_state:
         lines.append(f"weights alone, after {come}")
     elif status.is_finished:
-        reason = "patience" if progress.is_out_of_patience(run.config) else "done"
+        reason = "patience" if run.is_out_of_patience else "done"
         lines.append(f"{why_ended(reason, run.config.patience)} after {come}")
     else:
         lines.append(f"so far {come}")

@@ -135,11 +135,12 @@ def stub_run(
         "vocabulary": SimpleNamespace(unknown_nats=1.0, encode=len, decode=str),
         "train": SimpleNamespace(characters=5000),
         "valid": valid if held_out else None,
+        "text": SimpleNamespace(valid=(5000, 5000 + held_out) if held_out else None),
         "lanes": SimpleNamespace(lanes=3, stride=17, chunks_per_pass=98, chunks=chunks),
         "update": update,
         "folder": SimpleNamespace(log=lambda _row: None, keep=1),
     }
-    run = StubRun(config=config, progress=progress, text=cast(Any, None), notes=[], **stubs)
+    run = StubRun(config=config, progress=progress, notes=[], **stubs)
     run.world = world
     return run
 

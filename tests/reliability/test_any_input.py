@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import charrnn.sampling
 import charrnn.training
 from charrnn.cli import app
-from charrnn.run import Progress
+from charrnn.run import _Standing
 from tests.conftest import Result, give_memory, make_prose, run_cli, run_process
 from tests.reliability.conftest import Promise
 
@@ -47,9 +47,13 @@ def flaw(result: Result) -> str | None:
 @pytest.fixture(autouse=True)
 def soon_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the budget: three updates; whatever the length: twenty characters."""
-    is_over = Progress.is_over
+
+    def is_over(run: _Standing) -> bool:
+        planned = run.progress.planned_steps or 3
+        return run.is_out_of_patience or run.progress.step >= min(3, planned)
+
     real_sample = charrnn.sampling.sample
-    monkeypatch.setattr(Progress, "is_over", lambda self, run: self.step >= 3 or is_over(self, run))
+    monkeypatch.setattr(_Standing, "is_over", property(is_over))
     monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 3)
     monkeypatch.setattr(
         charrnn.sampling, "sample", lambda *args: itertools.islice(real_sample(*args), 20)
