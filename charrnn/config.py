@@ -213,7 +213,7 @@ class TrainConfig(Record):
     """Steps between validations; None: planned from the budget."""
     dropout_by_plan: bool = False
     """Whether dropout and weight drop follow from the passes over the text that the run is
-    planned to make, and change with another plan."""
+    planned to make, and change with another budget."""
     decay_by_plan: bool = False
     """Whether weight decay does."""
     temperature_by_plan: bool = False

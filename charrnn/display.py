@@ -295,7 +295,7 @@ def _plain(event: Event, run: Run) -> Iterable[str]:
     if isinstance(event, Planned):
         minutes, held, to_go = run.config.minutes, "", ""
         # A new run of steps or epochs was shown with it.
-        if event.regularised and (run.resumed or minutes is not None):
+        if not event.again and (run.resumed or minutes is not None):
             held = ", ".join(regularisers(run.summary, by_plan=True))
         if minutes is not None:
             to_go = f"; {duration(max(0.0, minutes * 60 - run.progress.seconds))} to go"

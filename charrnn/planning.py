@@ -29,9 +29,6 @@ __all__ = ["LEAST_TIMED", "Planned", "Planner"]
 OFF_PLAN = 0.05
 #: ... at the speed of a stretch of at least this share of it.
 OFF_PLAN_AFTER = 0.1
-#: What the rules chose stays unless a new plan has this share more or fewer updates than the one
-#: they chose for: dropout slows updates down, and so could come and go from plan to plan.
-SAME_PLAN = 0.1
 #: Share of the time that saves and rows of the log leave to updates.
 OF_UPDATES = 0.98
 #: Least that a validation scores where the minutes are few.
@@ -51,10 +48,8 @@ class Planned:
     """Characters of the held-out part that each scores; None: nothing is held out."""
     again: bool = False
     """Whether the speed has changed since an earlier plan."""
-    regularised: bool = True
-    """Whether what follows has been chosen for it, and not for an earlier plan."""
     dropout: float = 0.0
-    """From here on, as are the next three."""
+    """From here on, as are the next three: chosen for this plan, or for the first, if ``again``."""
     weight_drop: float = 0.0
     weight_decay: float = 0.0
     loss_temperature: float = 1.0
@@ -69,9 +64,6 @@ class Planner:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        #: Updates that dropout, decay and temperature were last chosen for. No checkpoint has them:
-        #: a run that goes on counts from the plan that it finds, which had about as many.
-        self._chosen_for = run.progress.planned_steps
         #: Updates and seconds of the run before this sitting.
         self._steps_before = run.progress.step
         self._seconds_before = run.progress.seconds
@@ -180,34 +172,32 @@ class Planner:
     def plan_again(self) -> Planned:
         """Plan what is left of the minutes at the speed since the last plan."""
         speed, _ = self._speed_since_plan()
-        return replace(self.adopt(self._affordable_steps(speed), speed), again=True)
+        return self.adopt(self._affordable_steps(speed), speed)
 
     def adopt(self, total: int, speed: float | None = None) -> Planned:
         """Take ``total`` updates as the run's, at ``speed`` a second if that is known.
 
-        Where the rules choose dropout, weight decay or the loss temperature, it becomes that of so
-        many passes, unless it was chosen for about as many. A warm-up that still goes on ends here
-        if it is longer than that of so many updates.
+        With a budget's first plan, dropout, weight decay and loss temperature become those of so
+        many passes, where the rules choose them. They stay when the speed changes: dropout slows
+        updates down, and so could come and go from plan to plan. A warm-up that still goes on ends
+        here if it is longer than that of so many updates.
         """
         progress = self.run.progress
-        # Another budget is planned anew: in steps or epochs it is known before, as ``total``.
-        before = None if progress.planned_at_step is None else self._chosen_for
+        again = progress.planned_at_step is not None
         progress.planned_steps = total
         progress.planned_at_step = progress.step
         progress.planned_at_seconds = progress.training_seconds
         progress.validate_every = self._validate_every(total, speed)
         self.size_validations()
         self._shorten_warmup(total)
-        regularised = before is None or abs(total - before) > SAME_PLAN * before
-        if regularised:
-            self._chosen_for = total
+        if not again:
             self._regularise(total)
         model, config = self.run.model.config, self.run.config
         return Planned(
             total,
             progress.validate_every,
             progress.validate_characters,
-            regularised=regularised,
+            again=again,
             dropout=model.dropout,
             weight_drop=model.weight_drop,
             weight_decay=config.weight_decay,

@@ -41,7 +41,7 @@ from charrnn.wording import command_line, flag, joined, shown
 
 __all__ = ["resume"]
 
-#: What the rules may choose anew with every plan, each with the field that says whether they do.
+#: What the rules may choose anew with every budget, each with the field that says whether they do.
 BY_PLAN = {
     "dropout": "dropout_by_plan",
     "weight_drop": "dropout_by_plan",
@@ -167,7 +167,7 @@ def _refuse_others(
 ) -> None:
     """Refuse numbers that are given and are others than the run was started with.
 
-    One that the rules choose anew with every plan is refused whatever it is: it would not stay.
+    One that the rules choose by the plan is refused whatever it is: it might not stay.
 
     Args:
         fixed: as they are given.

@@ -185,7 +185,7 @@ class TestPlain:
             f"planned 100 steps, {passes} epochs; dropout 0.6 (2 masks), weight drop 0.48, "
             "weight decay 0.2, loss temperature 0.91"
         )
-        assert said(run, Planned(100, 10, 601, regularised=False), capsys) == ""
+        assert said(run, Planned(100, 10, 601, again=True), capsys) == ""
         run.config = replace(
             run.config, dropout_by_plan=False, decay_by_plan=False, temperature_by_plan=False
         )
@@ -402,8 +402,7 @@ class TestJson:
         assert rows[0]["training"] == run.config.to_dict()
         assert rows[1] == {
             "total_steps": 5000, "validate_every": 100, "validate_characters": 50, "again": False,
-            "regularised": True, "dropout": 0.0, "weight_drop": 0.0, "weight_decay": 0.0,
-            "loss_temperature": 1.0,
+            "dropout": 0.0, "weight_drop": 0.0, "weight_decay": 0.0, "loss_temperature": 1.0,
         }  # fmt: skip
         assert rows[2] == LOGGED.row | {"planned_steps": 5000}
         assert rows[3] == VALIDATED.row | {"best": True}

@@ -299,15 +299,6 @@ def test_updates_that_take_no_time_by_the_clock_are_planned(simulate: Simulate) 
     assert planner.plan().total_steps > run.progress.step
 
 
-def test_what_the_rules_chose_is_chosen_anew_after_many_small_changes(simulate: Simulate) -> None:
-    """A machine that slows down bit by bit: what counts is how far it is from what was chosen."""
-    run = simulate(World()).run
-    planner = Planner(run)
-    plans = [planner.adopt(total).regularised for total in (1000, 930, 870, 810, 780)]
-    assert plans == [True, False, True, False, True]
-    assert not Planner(run).adopt(720).regularised, "it goes on from the plan that it finds"
-
-
 @pytest.mark.parametrize("times", [1.0, 1.05, 1.1, 2.5, 0.4, 10, 0.1])
 def test_minutes_are_kept_when_the_speed_changes(simulate: Simulate, times: float) -> None:
     told = simulate(World(update=0.2, changes=[(15, times)]))

@@ -921,6 +921,7 @@ def test_a_plan_sets_rate_dropout_and_decay(
     assert temperature == planned.loss_temperature < 1
     assert run.config.loss_temperature == planned.loss_temperature
     assert run.update.config == run.config
+    run.progress.planned_at_step = None
     longer = Planner(run).adopt(50_000)
     shape = run.model.config
     assert (longer.dropout, longer.weight_drop) == (shape.dropout, shape.weight_drop)
@@ -958,18 +959,17 @@ def test_what_is_by_plan_is_captured_anew(
     assert run.update.optimiser.weight_decay == run.config.weight_decay
 
 
-def test_a_plan_of_about_as_many_updates_leaves_the_dropout(start_run: StartRun) -> None:
-    """One that takes time would take itself back, and bring itself back."""
+def test_a_plan_that_is_made_again_leaves_what_was_chosen(start_run: StartRun) -> None:
+    """Dropout that takes time would take itself back, and bring itself back."""
     run = start_run(minutes=1)
-
-    def dropout(updates: int) -> float:
-        return Planner(run).adopt(updates).dropout
-
-    first = dropout(5000)
-    assert 0 < first < 0.5
-    assert dropout(5500) == dropout(6050) == dropout(5450) == first
-    assert dropout(6000) > first
-    assert dropout(5000) == first
+    first = Planner(run).adopt(5000)
+    assert 0 < first.dropout < 0.5
+    for updates in (5100, 50_000, 500):
+        again = Planner(run).adopt(updates)
+        assert again.total_steps == updates
+        assert replace(first, total_steps=updates, again=True) == replace(
+            again, validate_every=first.validate_every
+        )
 
 
 def test_a_budget_of_another_kind_is_planned_anew(start_run: StartRun) -> None:
@@ -1000,7 +1000,7 @@ def test_a_run_of_steps_trains_with_what_was_chosen_before_the_first(
     run = start_run(model={"hidden": 31}, **budget, **options)
     before, config, total = chosen(run), run.config, run.progress.planned_steps
     assert total is not None
-    assert Planner(run).adopt(total).regularised
+    assert not Planner(run).adopt(total).again
     assert (chosen(run), run.config) == (before, config)
 
 
@@ -1015,6 +1015,8 @@ def test_a_run_that_is_given_more_passes_has_what_the_rules_give_for_all(
     list(train(few))
     few.folder.close()
     with RunFolder.open_existing(few.folder.path) as folder:
+        again = resume(folder, device=CPU, changes={"minutes": 9.0})
+        assert again.progress.planned_at_step is None, "the rules are asked at the next plan"
         again = resume(folder, device=CPU, changes={"epochs": 60})
         assert again.notes[-1] == (
             "the schedule is planned anew for --epochs 60, what was done before included (it was "

@@ -203,7 +203,7 @@ def test_what_the_run_has_may_be_said_again(run: Path) -> None:
 
 @pytest.mark.parametrize("same", [True, False])
 def test_what_follows_a_plan_cannot_be_named(run: Path, same: bool) -> None:
-    """Not even as it is for now: another plan would change it."""
+    """Not even as it is for now: another budget would change it."""
     meta = load(run / "last.safetensors").meta
     by_plan = dict.fromkeys(("dropout_by_plan", "decay_by_plan", "temperature_by_plan"), True)
     has = {**meta["model"], **meta["training"]}
