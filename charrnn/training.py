@@ -188,14 +188,10 @@ class _Loop:
 
     def __init__(self, run: Run, should_stop: Callable[[], str | None], clock: Clock) -> None:
         self.run = run
-        self.had_finished = run.is_finished
         self.should_stop = should_stop
         self.clock = clock
         self.ticked_at = clock.now()
-        #: Seconds for which the process was stopped, as far as they were told.
-        self.told_stopped = 0.0
         self.planner = Planner(run)
-        self.told_uncaptured = False
         self.row_from = (run.progress.characters, run.progress.seconds)
         #: Updates that nobody has looked at yet.
         self.pending: list[tuple[UpdateResult, Chunk]] = []
@@ -206,7 +202,7 @@ class _Loop:
 
     def events(self) -> Iterator[Event]:
         """Yield what happens until the run is over or stopped."""
-        run = self.run
+        run, had_finished = self.run, self.run.is_finished
         try:
             yield from self._updates()
         except CorpusError as error:
@@ -219,7 +215,7 @@ class _Loop:
         if run.is_over and run.progress.row_updates:
             yield from self._log()  # a plan left no update, or patience ended, between two rows
         # Of a run with nothing left to do what was asked for, a rate, say, has had no effect.
-        if not run.is_saved and not self.had_finished:
+        if not run.is_saved and not had_finished:
             yield self._save()
         # A run that was asked to stop after its last validation had nothing left to do.
         if self.stop_reason is not None and not run.is_finished:
@@ -239,11 +235,12 @@ class _Loop:
         ):
             self.planner.size_validations()
         chunks = run.lanes.chunks(progress.step)
+        told_stopped, told_uncaptured = 0.0, False
         while True:
             self._tick()
-            if (stopped := self.clock.stopped) > self.told_stopped:
-                yield Paused(stopped - self.told_stopped)
-                self.told_stopped = stopped
+            if (stopped := self.clock.stopped) > told_stopped:
+                yield Paused(stopped - told_stopped)
+                told_stopped = stopped
             if self._stopping():
                 return
             # The time of updates that nobody has waited for is not known.
@@ -274,8 +271,8 @@ class _Loop:
                 self._flush()
             if row_is_due:
                 yield from self._log()
-                if run.update.capture_failure and not self.told_uncaptured:
-                    self.told_uncaptured = True
+                if run.update.capture_failure and not told_uncaptured:
+                    told_uncaptured = True
                     yield Uncaptured(run.update.capture_failure)
 
     def _tick(self) -> None:
@@ -347,7 +344,7 @@ class _Loop:
 
     def _log(self) -> Iterator[Event]:
         """Write a row on the updates since the last one."""
-        progress, config = self.run.progress, self.run.config
+        progress = self.run.progress
         row = self._row()
         characters, seconds = self.row_from
         loss = progress.row_loss / progress.row_characters
@@ -365,23 +362,27 @@ class _Loop:
             row["chars_per_second"] = (progress.characters - characters) / elapsed
         progress.row_loss = progress.row_norm = progress.row_largest_norm = 0.0
         progress.row_characters = progress.row_clipped = progress.row_updates = 0
-        before = progress.smooth_loss
-        risen = progress.latest_loss is not None and loss > progress.latest_loss
+        self.run.folder.log(row)
+        self.row_from = (progress.characters, progress.seconds)
+        yield Logged(row, progress.planned_steps, self.planner.seconds_left())
+        yield from self._follow(loss)
+
+    def _follow(self, loss: float) -> Iterator[Spiked]:
+        """Keep the running mean of the loss; tell the first row that is far above it."""
+        progress = self.run.progress
+        before, latest = progress.smooth_loss, progress.latest_loss
         progress.latest_loss = loss
         if before is None:
             progress.smooth_loss = loss
         else:
             rows = max(1.0, progress.step / LOG_EVERY)
             progress.smooth_loss = before + (loss - before) / min(rows, SMOOTHING)
-        self.run.folder.log(row)
-        self.row_from = (progress.characters, progress.seconds)
-        yield Logged(row, progress.planned_steps, self.planner.seconds_left())
         if progress.spike_step is not None:
             return
-        warm = before is not None and progress.step > 2 * config.warmup_steps
+        warm = before is not None and progress.step > 2 * self.run.config.warmup_steps
         limit = before if before is not None and warm else self.run.baselines["uniform"]
         # What comes down after a jump is above the mean, too.
-        if risen and loss > limit + SPIKE:
+        if latest is not None and loss > max(latest, limit + SPIKE):
             progress.spike_step = progress.step
             yield Spiked(progress.step, before if warm else None, loss)
 
