@@ -13,13 +13,11 @@ from dataclasses import dataclass, replace
 from charrnn.recipe import (
     Schedule,
     guessed_speed,
-    loss_temperature,
     matrix_weights,
     plan_validations,
     pressure,
-    regularisation,
+    restraint,
     warmup_steps,
-    weight_decay,
 )
 from charrnn.run import Run
 
@@ -221,13 +219,13 @@ class Planner:
         # Counted as before the first update (recipe.choose): the same budget has the same numbers.
         passes = config.epochs or total * self._characters_per_step() / run.train.characters
         pressed = pressure(passes, matrix_weights(model.config), run.train.characters)
+        held = restraint(model.config.cell, model.config.vocabulary, pressed)
         if config.dropout_by_plan:
-            model.set_dropout(*regularisation(model.config.cell, pressed))
+            model.set_dropout(held.dropout, held.weight_drop)
         if config.decay_by_plan:
-            config = replace(config, weight_decay=weight_decay(model.config.cell, pressed))
+            config = replace(config, weight_decay=held.weight_decay)
         if config.temperature_by_plan:
-            temperature = loss_temperature(model.config.vocabulary, pressed)
-            config = replace(config, loss_temperature=temperature)
+            config = replace(config, loss_temperature=held.loss_temperature)
         run.reconfigure(config)
         run.update.forget_capture()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from charrnn.config import CELL_GATES, CellName, ModelConfig, OptimiserName, TrainConfig
 
@@ -16,6 +16,7 @@ __all__ = [
     "DEFAULT_MINUTES",
     "LEAST_SCORED",
     "Choices",
+    "Restraint",
     "Schedule",
     "choose",
     "dropout_masks",
@@ -29,6 +30,7 @@ __all__ = [
     "pressure",
     "refuse_nonsense",
     "regularisation",
+    "restraint",
     "warmup_steps",
     "weight_decay",
 ]
@@ -162,10 +164,11 @@ def choose(
     }
     model = ModelConfig(**(sizes | chosen_model))
     pressed = pressure(passes, matrix_weights(model), characters)
-    dropout, weight_drop = regularisation(cell, pressed)
-    model = replace(model, **({"dropout": dropout, "weight_drop": weight_drop} | chosen_model))
-    training["weight_decay"] = weight_decay(cell, pressed)
-    training["loss_temperature"] = loss_temperature(vocabulary, pressed)
+    held = restraint(cell, vocabulary, pressed)
+    drops = {"dropout": held.dropout, "weight_drop": held.weight_drop}
+    model = replace(model, **(drops | chosen_model))
+    training["weight_decay"] = held.weight_decay
+    training["loss_temperature"] = held.loss_temperature
     training["dropout_masks"] = dropout_masks(model, device, pressed)
     if vocabulary >= RARE_SYMBOLS and pressed < BY_HEART:
         training["lr_adam"] *= 3
@@ -244,6 +247,30 @@ def pressure(passes: float, parameters: int, characters: int) -> float:
         characters: of the training part.
     """
     return passes * parameters / characters
+
+
+class Restraint(NamedTuple):
+    """What keeps a model from learning its text by heart."""
+
+    dropout: float
+    weight_drop: float
+    weight_decay: float
+    loss_temperature: float
+
+
+def restraint(cell: CellName, vocabulary: int, pressed: float) -> Restraint:
+    """Return what the rules give a run against learning by heart.
+
+    Args:
+        cell: of the model.
+        vocabulary: V.
+        pressed: see ``pressure``.
+    """
+    return Restraint(
+        *regularisation(cell, pressed),
+        weight_decay(cell, pressed),
+        loss_temperature(vocabulary, pressed),
+    )
 
 
 def regularisation(cell: CellName, pressed: float) -> tuple[float, float]:
