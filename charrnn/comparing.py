@@ -48,6 +48,7 @@ from charrnn.errors import (
     UsageError,
 )
 from charrnn.evaluation import Interrupted, Scores, run_once, score
+from charrnn.events import Event, Finished
 from charrnn.files import LOCK, LOG, PLAN, RESULT, embedded_corpus
 from charrnn.machine import processor, worker
 from charrnn.metrics import read_metrics
@@ -62,7 +63,7 @@ from charrnn.run import Run
 from charrnn.runfolder import RunFolder, has_state
 from charrnn.starting import start
 from charrnn.trained import load_model, trained_by
-from charrnn.training import Event, Finished, train
+from charrnn.training import train
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import joined, shown
 

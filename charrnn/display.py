@@ -26,6 +26,18 @@ from rich.text import Text
 
 from charrnn.assembling import MOST_COMPRESSED
 from charrnn.device import in_words
+from charrnn.events import (
+    Event,
+    Finished,
+    Logged,
+    Paused,
+    Planned,
+    Sampled,
+    Spiked,
+    Uncaptured,
+    Validated,
+    Validating,
+)
 from charrnn.nats import in_bits
 from charrnn.run import Run
 from charrnn.run_words import (
@@ -40,19 +52,7 @@ from charrnn.run_words import (
     why_ended,
 )
 from charrnn.terminal import Output, in_rows, say_on, to_json
-from charrnn.training import (
-    SHOWN_TEMPERATURE,
-    Event,
-    Finished,
-    Logged,
-    Paused,
-    Planned,
-    Sampled,
-    Spiked,
-    Uncaptured,
-    Validated,
-    Validating,
-)
+from charrnn.training import SHOWN_TEMPERATURE
 from charrnn.vocabulary import MANY_UNKNOWN
 from charrnn.wording import counted, cut_word, duration, shown
 
@@ -233,7 +233,7 @@ class _JsonLines(Display):
 
     def show(self, event: Event) -> None:
         if isinstance(event, Logged):
-            self._print("logged", **event.row, planned_steps=event.total_steps)
+            self._print("logged", **event.row, planned_steps=event.planned_steps)
         elif isinstance(event, Validated):
             self._print("validated", **event.row, best=event.best)
         elif isinstance(event, Finished):

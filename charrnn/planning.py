@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from charrnn.events import Planned
 from charrnn.recipe import (
     Schedule,
     guessed_speed,
@@ -21,7 +22,7 @@ from charrnn.recipe import (
 )
 from charrnn.run import Run
 
-__all__ = ["LEAST_TIMED", "Planned", "Planner"]
+__all__ = ["LEAST_TIMED", "Planner"]
 
 #: A budget in minutes is planned again if the run would end this share of it off ...
 OFF_PLAN = 0.05
@@ -33,24 +34,6 @@ OF_UPDATES = 0.98
 LEAST_TIMED = 10_000
 #: Characters that a validation is expected to score in the time that trains one, before the first.
 PACE = 2
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A budget became a number of updates."""
-
-    total_steps: int
-    validate_every: int | None
-    """Steps between validations; None: nothing is held out."""
-    validate_characters: int | None
-    """Characters of the held-out part that each scores; None: nothing is held out."""
-    again: bool = False
-    """Whether the speed has changed since an earlier plan."""
-    dropout: float = 0.0
-    """From here on, as are the next three: chosen for this plan, or for the first, if ``again``."""
-    weight_drop: float = 0.0
-    weight_decay: float = 0.0
-    loss_temperature: float = 1.0
 
 
 class Planner:

@@ -10,36 +10,32 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from charrnn.clock import Clock
 from charrnn.config import SampleConfig
 from charrnn.errors import CharrnnError, CorpusError, NonFiniteError, RunFolderError
-from charrnn.evaluation import Interrupted, Scores, score
+from charrnn.evaluation import Interrupted, score
+from charrnn.events import (
+    Event,
+    Finished,
+    Logged,
+    Paused,
+    Sampled,
+    Saved,
+    Spiked,
+    Uncaptured,
+    Validated,
+    Validating,
+)
 from charrnn.metrics import LOG_EVERY
-from charrnn.planning import Planned, Planner
+from charrnn.planning import Planner
 from charrnn.run import Run
 from charrnn.sampling import sample, unwarned
 from charrnn.stream import Chunk
 from charrnn.update import UpdateResult
 
-__all__ = [
-    "SHOWN_TEMPERATURE",
-    "Event",
-    "Finished",
-    "Logged",
-    "Paused",
-    "Planned",
-    "Sampled",
-    "Saved",
-    "Spiked",
-    "Uncaptured",
-    "Validated",
-    "Validating",
-    "train",
-]
+__all__ = ["SHOWN_TEMPERATURE", "train"]
 
 #: Seconds between checkpoints, beside those that follow a validation.
 SAVE_EVERY = 60.0
@@ -53,96 +49,6 @@ SPIKE = 1.0
 SHOWN_LENGTH = 240
 #: Below 1: while a model still learns, its likelier characters show better what it has learnt.
 SHOWN_TEMPERATURE = 0.8
-
-
-@dataclass(frozen=True)
-class Logged:
-    """Some updates were done; ``row`` is what metrics.jsonl got."""
-
-    row: dict[str, Any]
-    total_steps: int | None
-    """Planned updates of the whole run."""
-    eta: float
-    """Seconds to go by the plan."""
-
-
-@dataclass(frozen=True)
-class Validating:
-    """The held-out part is about to be scored; ``Validated`` follows, unless the run stops."""
-
-
-@dataclass(frozen=True)
-class Validated:
-    """The held-out part was scored."""
-
-    row: dict[str, Any]
-    scores: Scores
-    best: bool
-    """Whether this is the lowest loss so far."""
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """A text drawn from the model as it is now."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Saved:
-    """The complete state is on disk."""
-
-    path: Path
-    step: int
-
-
-@dataclass(frozen=True)
-class Spiked:
-    """The loss jumped, or is worse than guessing; told once a run."""
-
-    step: int
-    before: float | None
-    """Running mean of the loss before, nats per character; None: still warming up."""
-    after: float
-    """Loss of the row of the log that shows it, nats per character."""
-
-
-@dataclass(frozen=True)
-class Paused:
-    """The process was stopped and goes on, as by Ctrl-Z and fg; the run's time leaves that out."""
-
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Uncaptured:
-    """The update could not be captured in a CUDA graph, and runs step by step; told once."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The loop is over; nothing follows."""
-
-    reason: str
-    """"done", "patience", or what ``should_stop`` said."""
-    complete: bool
-    """Whether the budget was used up or patience ran out."""
-
-
-Event = (
-    Planned
-    | Logged
-    | Validating
-    | Validated
-    | Sampled
-    | Saved
-    | Spiked
-    | Paused
-    | Uncaptured
-    | Finished
-)
 
 
 def train(run: Run, should_stop: Callable[[], str | None] = lambda: None) -> Iterator[Event]:

@@ -23,6 +23,7 @@ from charrnn.corpus import Part
 from charrnn.display import Display, open_display
 from charrnn.errors import NonFiniteError, RunFolderError
 from charrnn.evaluation import Prices
+from charrnn.events import Event, Finished
 from charrnn.inspection import Inspection, inspect
 from charrnn.portrait import read_history
 from charrnn.run import Run
@@ -31,7 +32,7 @@ from charrnn.stdio import Meter, print_path, say
 from charrnn.stopping import Stopped, StopSignals
 from charrnn.stretch import Stretch, read_stretch
 from charrnn.subject import Subject
-from charrnn.training import Event, Finished, train
+from charrnn.training import train
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import shown
 

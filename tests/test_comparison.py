@@ -38,6 +38,7 @@ from charrnn.comparison import (
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, PrecisionName
 from charrnn.errors import CorpusError, RunFolderError, UsageError
 from charrnn.evaluation import Scores, score
+from charrnn.events import Finished
 from charrnn.machine import machine, processor
 from charrnn.metrics import read_metrics
 from charrnn.model import CharModel
@@ -45,7 +46,6 @@ from charrnn.reading import TextRecord
 from charrnn.runfolder import RunFolder
 from charrnn.stopping import Stopped
 from charrnn.trained import load_model
-from charrnn.training import Finished
 from charrnn.update import window_loss
 from charrnn.wording import flag
 from tests.conftest import (

@@ -19,11 +19,7 @@ from charrnn import recipe
 from charrnn.config import TextChoices
 from charrnn.display import Display, _LiveTerminal, open_display
 from charrnn.evaluation import Scores
-from charrnn.run import Run
-from charrnn.runfolder import RunFolder
-from charrnn.starting import start
-from charrnn.terminal import Output, say_on, to_json
-from charrnn.training import (
+from charrnn.events import (
     Event,
     Finished,
     Logged,
@@ -36,6 +32,10 @@ from charrnn.training import (
     Validated,
     Validating,
 )
+from charrnn.run import Run
+from charrnn.runfolder import RunFolder
+from charrnn.starting import start
+from charrnn.terminal import Output, say_on, to_json
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import duration, printable
 from tests.conftest import refusing
@@ -50,7 +50,7 @@ LOGGED = Logged(
         "clipped_share": 0.3,
         "chars_per_second": 12_345.6,
     },
-    total_steps=5000,
+    planned_steps=5000,
     eta=3725.0,
 )
 PLANNED = Planned(5000, 100, 50)

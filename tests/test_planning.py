@@ -21,10 +21,11 @@ import pytest
 from charrnn import planning, recipe, training
 from charrnn.config import PrecisionName, TrainConfig
 from charrnn.evaluation import Interrupted, Scores
+from charrnn.events import Event, Finished, Logged, Paused, Planned, Validated
 from charrnn.planning import Planner
 from charrnn.recipe import Schedule
 from charrnn.run import Progress, Run, SavedState
-from charrnn.training import Event, Finished, Logged, Paused, Planned, Validated, train
+from charrnn.training import train
 
 HELD_OUT = 600
 #: Predictions of an update: the last 17 of 19 in 3 lanes.

@@ -28,6 +28,17 @@ from charrnn.config import CellName, ModelConfig, SampleConfig, TextChoices, Tra
 from charrnn.corpus import scan
 from charrnn.errors import NonFiniteError, RunFolderError, TakenFolderError, UsageError
 from charrnn.evaluation import Scores, prices, score
+from charrnn.events import (
+    Event,
+    Finished,
+    Logged,
+    Planned,
+    Sampled,
+    Saved,
+    Uncaptured,
+    Validated,
+    Validating,
+)
 from charrnn.flow import initial_model
 from charrnn.model import CharModel
 from charrnn.optimiser import SGD, AdamW, MuonAdamW
@@ -39,18 +50,7 @@ from charrnn.sampling import Piece, sample
 from charrnn.starting import start
 from charrnn.stream import Chunk, Lanes
 from charrnn.trained import load_model
-from charrnn.training import (
-    Event,
-    Finished,
-    Logged,
-    Planned,
-    Sampled,
-    Saved,
-    Uncaptured,
-    Validated,
-    Validating,
-    train,
-)
+from charrnn.training import train
 from charrnn.update import Update, UpdateResult
 from tests.conftest import (
     FakeClock,

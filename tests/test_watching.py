@@ -19,9 +19,9 @@ from charrnn.checkpoint import read_description
 from charrnn.display import Display
 from charrnn.errors import NonFiniteError
 from charrnn.evaluation import Scores, score
+from charrnn.events import Event, Finished, Logged
 from charrnn.run import Run
 from charrnn.stopping import StopSignals
-from charrnn.training import Event, Finished, Logged
 from tests.conftest import Cli
 
 #: A training that logs twice.

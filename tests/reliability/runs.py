@@ -12,12 +12,13 @@ import torch
 
 from charrnn.checkpoint import load
 from charrnn.config import TextChoices
+from charrnn.events import Event, Finished
 from charrnn.recipe import Choices
 from charrnn.resuming import resume
 from charrnn.run import Run
 from charrnn.runfolder import RunFolder
 from charrnn.starting import start
-from charrnn.training import Event, Finished, train
+from charrnn.training import train
 from tests.conftest import log_of, make_prose
 
 CPU = torch.device("cpu")

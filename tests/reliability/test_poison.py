@@ -21,11 +21,11 @@ from charrnn.checkpoint import load
 from charrnn.errors import NonFiniteError
 from charrnn.evaluation import Scores
 from charrnn.evaluation import score as real_score
+from charrnn.events import Logged, Spiked
 from charrnn.model import CharModel, Hidden
 from charrnn.optimiser import MuonAdamW
 from charrnn.resuming import resume
 from charrnn.runfolder import RunFolder
-from charrnn.training import Logged, Spiked
 from tests.conftest import Result, run_cli
 from tests.reliability.conftest import Promise
 from tests.reliability.runs import STEPS, begin, drive, rows, stopped, tale

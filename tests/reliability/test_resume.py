@@ -14,10 +14,11 @@ import torch
 import charrnn.planning
 import charrnn.training
 from charrnn.checkpoint import load
+from charrnn.events import Event, Finished, Logged, Planned, Sampled, Validated
 from charrnn.resuming import resume
 from charrnn.run import Run
 from charrnn.runfolder import RunFolder
-from charrnn.training import Event, Logged, Planned, Sampled, Validated, train
+from charrnn.training import train
 from tests.conftest import FakeClock
 from tests.reliability.conftest import Promise
 from tests.reliability.runs import (
@@ -144,7 +145,7 @@ def test_resume_while_patience_counts(tmp_path: Path, tale: Path, promise: Promi
     choices: dict[str, Any] = {"patience": 3, "lr": 3.0, "budget": {"steps": 400}}
     with RunFolder.create(tmp_path / "straight") as folder:
         run = begin(folder, tale, **choices)
-        assert drive(run)[-1] == charrnn.training.Finished("patience", complete=True)
+        assert drive(run)[-1] == Finished("patience", complete=True)
     over = run.progress.step
     assert run.progress.validations_since_best == 3
     expected = whole_state(tmp_path / "straight")
