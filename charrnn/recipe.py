@@ -91,7 +91,7 @@ MASKS_COST = 1 / 3
 #: they are; below a pressure of 1 they are the same.
 FLATTEST, FLATTEST_FROM = 1.1, 4
 #: Updates over which the rate rises: these, but at most a tenth of the run's.
-WARM_UP = 50
+MOST_WARMUP_STEPS = 50
 #: Decay of the recurrence's matrices, as a share of the rate, in a run of a few passes.
 WEIGHT_DECAY = 0.1
 #: A validation scores this many characters at least, or all that are held out; in few minutes
@@ -232,7 +232,7 @@ def warmup_steps(updates: float) -> int:
 
     Where only the run will know how many they are, ``choose`` takes this of a guess.
     """
-    return math.ceil(max(1, min(WARM_UP, updates / 10)))
+    return math.ceil(max(1, min(MOST_WARMUP_STEPS, updates / 10)))
 
 
 def pressure(passes: float, parameters: int, characters: int) -> float:

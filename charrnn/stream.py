@@ -178,17 +178,17 @@ class Lanes:
             Reader(self._part, self._vocabulary, lane * self._length + start)
             for lane in range(self.lanes)
         ]
-        warmup = self.bptt - self.stride
+        context = self.bptt - self.stride
         # One column more than a window: every character is a target before it is an input.
         ids_BT = np.empty((self.lanes, self.bptt + 1), self._vocabulary.dtype)
-        kept = warmup + 1
+        kept = context + 1
         read_as_V = np.arange(self._vocabulary.size, dtype=np.int64)
         read_as_V[self._held_back[pass_index % 2 :: 2]] = UNKNOWN
         for row, reader in zip(ids_BT, readers, strict=True):
             row[-kept:] = reader.read(kept)
         for chunk_index in range(first_chunk, self.chunks_per_pass):
             ids_BT[:, :kept] = ids_BT[:, -kept:].copy()
-            new = min(self.stride, self._length - warmup - chunk_index * self.stride)
+            new = min(self.stride, self._length - context - chunk_index * self.stride)
             for row, reader in zip(ids_BT, readers, strict=True):
                 row[kept : kept + new] = reader.read(new)
             # A new array every time: the consumer may still be copying the last one.

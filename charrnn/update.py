@@ -84,9 +84,9 @@ def window_loss(
 
 def clip(
     grads: list[Tensor],
-    norm_limit: float | None,
-    value_limit: float | None,
-    norm_wanted: float | None = None,
+    clip_norm: float | None,
+    clip_value: float | None,
+    scale_norm: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Bound the gradient in place, or give it a norm.
 
@@ -95,27 +95,27 @@ def clip(
 
     Args:
         grads: the gradients of all weights.
-        norm_limit: the largest norm of all together, or None.
-        value_limit: the largest size of an entry, or None.
-        norm_wanted: the norm of all together, whatever it was, or None; what is below
+        clip_norm: the largest norm of all together, or None.
+        clip_value: the largest size of an entry, or None.
+        scale_norm: the norm of all together, whatever it was, or None; what is below
             ``LEAST_NORM`` stays as it is.
 
     Returns:
         The norm before, and whether anything was cut.
     """
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-    if norm_wanted is not None:
-        factor = (norm_wanted / norm).clamp(max=torch.finfo(norm.dtype).max)
+    if scale_norm is not None:
+        factor = (scale_norm / norm).clamp(max=torch.finfo(norm.dtype).max)
         torch._foreach_mul_(grads, torch.where(norm < LEAST_NORM, 1.0, factor))
-        return norm, norm > norm_wanted
-    if norm_limit is not None:
-        torch._foreach_mul_(grads, (norm_limit / norm).clamp(max=1.0))
-        return norm, norm > norm_limit
-    if value_limit is not None:
+        return norm, norm > scale_norm
+    if clip_norm is not None:
+        torch._foreach_mul_(grads, (clip_norm / norm).clamp(max=1.0))
+        return norm, norm > clip_norm
+    if clip_value is not None:
         largest = torch.stack([grad.abs().max() for grad in grads]).max()
         for grad in grads:
-            grad.clamp_(-value_limit, value_limit)
-        return norm, largest > value_limit
+            grad.clamp_(-clip_value, clip_value)
+        return norm, largest > clip_value
     return norm, torch.zeros_like(norm, dtype=torch.bool)
 
 

@@ -218,7 +218,7 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         f"rate, {recipe.ONE_RATE['adamw']['lr']}; with `sgd` it is "
         f"{recipe.ONE_RATE['sgd']['lr']:g}.",
         f"in bands of at most {optimiser.BAND} rows",
-        f"{recipe.WARM_UP} steps of warm-up",
+        f"{recipe.MOST_WARMUP_STEPS} steps of warm-up",
         f"a cosine down to {100 * recipe.Schedule.FLOOR:g} %.",
         f"| {decay('lstm', 'p = 8', 16)} | {decay('rnn', 'p = 2', 4)}; {decay('rnn', '16', 32)} |",
         f"from {recipe.MANY_SYMBOLS['lstm']} symbols on (RNN: {recipe.MANY_SYMBOLS['rnn']:,})",
