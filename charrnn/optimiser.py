@@ -32,21 +32,15 @@ __all__ = ["OPTIMISERS", "SGD", "AdamW", "MuonAdamW", "Optimiser", "orthogonalis
 
 #: a, b, c of one quintic after the other (Amsel, Persson, Musco, Gower 2025, "The Polar
 #: Express", algorithm 1): each is the best next step for what the ones before it leave of
-#: singular values from 0.001 to 1. Three bring them to [0.13, 1.87], around 1; five to
-#: [0.88, 1.12]. The last is what the next ones come to, near 1. Three are enough here, and
-#: better than three times the quintic of the Muon post (docs/diary.md).
+#: singular values from 0.001 to 1. Three bring them to [0.13, 1.87], around 1, which is enough
+#: here, and better than three times the quintic of the Muon post (docs/diary.md).
 POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
     (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
-    (1.875, -1.25, 0.375),
 )
 #: Muon's momentum; AdamW's of the running means of gradients and of their squares.
 MOMENTUM, BETAS = 0.95, (0.9, 0.99)
-#: Steps of Muon's orthogonalisation.
-STEPS = 3
 #: Each step is exact for singular values up to 1 only: rounding must not push any above.
 CUSHION = 1.01
 #: Most rows of a band. A band of r rows and C columns costs r (2C + r) multiply-adds a row, so
@@ -58,7 +52,7 @@ BAND = 192
 _GRAIN = 16
 
 
-def orthogonalise(matrices_NRC: Tensor, steps: int, band: int | None = None) -> Tensor:
+def orthogonalise(matrices_NRC: Tensor, band: int | None = None) -> Tensor:
     """Return the (nearly) semi-orthogonal factors of N matrices, all at once.
 
     Newton-Schulz iteration: with X of norm at most 1, X <- aX + (bA + cA²)X where
@@ -66,7 +60,6 @@ def orthogonalise(matrices_NRC: Tensor, steps: int, band: int | None = None) -> 
 
     Args:
         matrices_NRC: N matrices of R rows and C columns; R at most C costs least.
-        steps: iterations, with ``POLAR_EXPRESS`` one after the other and its last from then on.
         band: the rows that are made orthogonal to each other, at most, up to the next
             multiple of 16: a matrix is cut into as few bands as that takes, the last one
             lower than the others. None: all of them.
@@ -82,8 +75,7 @@ def orthogonalise(matrices_NRC: Tensor, steps: int, band: int | None = None) -> 
     # Rows of zeros fill up the last band: they stay zero and change no other.
     x = F.pad(matrices_NRC, (0, 0, 0, -rows % height)).reshape(-1, height, columns)
     x = x / (x.norm(dim=(1, 2), keepdim=True) * CUSHION + 1e-12)
-    for step in range(steps):
-        a, b, c = POLAR_EXPRESS[min(step, len(POLAR_EXPRESS) - 1)]
+    for a, b, c in POLAR_EXPRESS:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.reshape(count, -1, columns)[:, :rows]
@@ -244,7 +236,7 @@ class MuonAdamW(AdamW):
                 for w, u in layers
             ]
             blocks = torch.cat(joined).view(len(layers) * self._gates, -1, columns)
-            whole = orthogonalise(blocks, STEPS, BAND).to(weights[0].dtype)
+            whole = orthogonalise(blocks, BAND).to(weights[0].dtype)
             rate = self.lr * math.sqrt(columns / blocks.shape[1])
             moves = (whole * rate).view(len(layers), -1, columns)
             for (w, u), move in zip(layers, moves, strict=True):
