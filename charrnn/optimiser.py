@@ -207,10 +207,6 @@ class MuonAdamW(AdamW):
     ) -> None:
         super().__init__(model, weight_decay=weight_decay, decay_embedding=decay_embedding)
         self._gates = model.layers()[0].gates
-        #: Layers whose gates read equally many numbers are orthogonalised in one batch.
-        self._groups: dict[int, list[tuple[str, str]]] = {}
-        for cell, names in zip(model.layers(), self._layers, strict=True):
-            self._groups.setdefault(cell.inputs + cell.hidden, []).append(names)
         for name, weight in self._matrices.items():
             self._state[f"momentum.{name}"] = torch.zeros_like(weight)
         self._product_dtype = _product_dtype(model.head.weight)
@@ -230,19 +226,14 @@ class MuonAdamW(AdamW):
         nesterov = dict(
             zip(self._matrices, torch._foreach_lerp(grads, moments, MOMENTUM), strict=True)
         )
-        for columns, layers in self._groups.items():
-            joined = [
-                torch.cat([nesterov[w], nesterov[u]], dim=1).to(self._product_dtype)
-                for w, u in layers
-            ]
-            blocks = torch.cat(joined).view(len(layers) * self._gates, -1, columns)
-            whole = orthogonalise(blocks, BAND).to(weights[0].dtype)
-            rate = self.lr * math.sqrt(columns / blocks.shape[1])
-            moves = (whole * rate).view(len(layers), -1, columns)
-            for (w, u), move in zip(layers, moves, strict=True):
-                inputs = self._matrices[w].shape[1]
-                self._matrices[w].sub_(move[:, :inputs])
-                self._matrices[u].sub_(move[:, inputs:])
+        for w, u in self._layers:
+            joined = torch.cat([nesterov[w], nesterov[u]], dim=1).to(self._product_dtype)
+            height, columns = len(joined) // self._gates, joined.shape[1]
+            whole = orthogonalise(joined.view(-1, height, columns), BAND).to(weights[0].dtype)
+            move = (whole * (self.lr * math.sqrt(columns / height))).view(-1, columns)
+            inputs = self._matrices[w].shape[1]
+            self._matrices[w].sub_(move[:, :inputs])
+            self._matrices[u].sub_(move[:, inputs:])
 
 
 OPTIMISERS: dict[OptimiserName, type[Optimiser]] = {"muon": MuonAdamW, "adamw": AdamW, "sgd": SGD}
