@@ -405,7 +405,7 @@ def train(
     precision: Precision = "auto",
     as_json: AsJson = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", help="Print nothing but the run's folder.")
+        bool, typer.Option("--quiet", help="Print notes and the run's folder only.")
     ] = False,
 ) -> int:
     """Train a model on a text.

@@ -90,7 +90,7 @@ def watch_run(run: Run, stop: StopSignals, *, as_json: bool, quiet: bool) -> int
         run: new or resumed.
         stop: signals, which are only noted once the training has begun.
         as_json: show it as JSON lines; else its folder is printed at the end.
-        quiet: show nothing else.
+        quiet: show nothing else but notes, and what goes on with a run that was stopped.
 
     Returns:
         The exit code.
@@ -104,11 +104,15 @@ def watch_run(run: Run, stop: StopSignals, *, as_json: bool, quiet: bool) -> int
         stop.defer_pauses()
         with _unread_unfinished():
             reader.display.start(run)
+        if quiet:
+            _say_notes(run, set())
         stop.defer()
         for event in train(run, reader.reason_to_stop):
             reader.show(event)
             if isinstance(event, Finished) and not event.complete:
                 if stop.received:
+                    if quiet:
+                        say(f"go on with: {run.command()}")
                     return 128 + stop.received
                 assert reader.left is not None
                 nobody = isinstance(reader.left, BrokenPipeError)
@@ -121,6 +125,14 @@ def watch_run(run: Run, stop: StopSignals, *, as_json: bool, quiet: bool) -> int
     if not as_json:
         print_path(run.folder.path)
     return 0
+
+
+def _say_notes(run: Run, known: set[str]) -> None:
+    """Say those of a run's notes that are not known yet, where no display does; now they are."""
+    for note in run.notes:
+        if note not in known:
+            say(f"note: {note}")
+    known.update(run.notes)
 
 
 def watch_comparison(
@@ -179,6 +191,8 @@ def watch_comparison(
                     say(f"--- run {event.number} of {event.total}")
                 with _unread_unfinished():
                     reader.display.start(event.run, known)
+                if quiet:
+                    _say_notes(event.run, known)
             elif isinstance(event, RunResult):
                 reader.close()
                 results.append(event)

@@ -494,14 +494,14 @@ class TestBadInput:
         begin = ("train", texts["prose"], "--run", run, *quick)
         with monkeypatch.context() as patch:
             patch.setattr(training, "score", mock.Mock(side_effect=MemoryError))
-            assert one_line(cli(*begin, "--quiet")) == (
+            assert one_line(cli(*begin, "--quiet").without_notes) == (
                 "charrnn: out of memory: give a smaller --hidden, --batch-size or --bptt\n"
             )
         go_on = f"charrnn train --run {shlex.quote(str(run))} --resume"
         more = "charrnn: out of memory: go on where there is more, or with another --device"
         once = mock.Mock(side_effect=[mock.DEFAULT, MemoryError], wraps=score)
         monkeypatch.setattr(training, "score", once)
-        assert one_line(cli(*begin, "--quiet")) == (
+        assert one_line(cli(*begin, "--quiet").without_notes) == (
             f"{more}; step 2 is saved whole: go on from it with: {go_on}\n"
         )
         monkeypatch.setattr("charrnn.resuming.resume", mock.Mock(side_effect=MemoryError))
@@ -586,7 +586,17 @@ class TestTrain:
 
     def test_quiet_prints_the_folder_alone(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
         run = tmp_path / "run"
-        assert cli("train", prose, "--run", run, "--quiet", *QUICK) == Result(0, f"{run}\n", "")
+        done = cli("train", prose, "--run", run, "--quiet", *QUICK)
+        assert done.without_notes == Result(0, f"{run}\n", "")
+
+    def test_quiet_prints_notes_too(self, cli: Cli, tmp_path: Path) -> None:
+        text, run = tmp_path / "text", tmp_path / "run"
+        text.write_text(make_prose(999).replace("\n", "\r\n"), newline="")
+        done = cli("train", text, "--run", run, "--quiet", *QUICK)
+        lines = done.err.splitlines()
+        assert done.out == f"{run}\n"
+        assert all(line.startswith("note: ") for line in lines)
+        assert any("line ends are CRLF" in line for line in lines)
 
     @needs_raw_names
     def test_a_path_comes_back_byte_for_byte(
@@ -597,7 +607,7 @@ class TestTrain:
         for more in ((prose, *QUICK), ("--resume",)):
             done = cli(*words, *more)
             # As ``Cli`` shows a byte that is no utf-8.
-            assert done == Result(0, "r\N{REPLACEMENT CHARACTER}\n", "")
+            assert done.without_notes == Result(0, "r\N{REPLACEMENT CHARACTER}\n", "")
 
     @pytest.mark.parametrize(
         "name",

@@ -22,7 +22,7 @@ from charrnn.evaluation import Scores, score
 from charrnn.events import Event, Finished, Logged
 from charrnn.run import Run
 from charrnn.stopping import StopSignals
-from tests.conftest import Cli
+from tests.conftest import Cli, Result, make_prose
 
 #: A training that logs twice.
 QUICK = ("--steps", 20, "--hidden", 9, "--batch-size", 3, "--bptt", 11, "--device", "cpu")
@@ -113,6 +113,19 @@ class TestRun:
         assert (done.code, done.out) == (code, "")
         assert read_description(run / "last.safetensors").meta["step"] == 20
 
+    def test_quiet_says_what_goes_on_with_it(
+        self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def signalled(self: Display, event: Event) -> None:
+            if isinstance(event, Logged):
+                signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(Display, "show", signalled)
+        run = tmp_path / "run"
+        done = cli("train", prose, "--run", run, "--quiet", *QUICK)
+        go_on = f"go on with: charrnn train --run {shlex.quote(str(run))} --resume\n"
+        assert done.without_notes == Result(130, "", go_on)
+
 
 class TestComparison:
     @HOW_IT_ENDS
@@ -178,6 +191,16 @@ def test_of_each_run_of_a_comparison_what_is_new_is_told(
     assert {labels.count(label) for label in of_each} == {4}
     assert {labels.count(label) for label in ("text", "data", "device", "to")} == {1}
     assert labels.count("model") == 4, "another than the run before has"
+
+
+def test_a_quiet_comparison_says_the_notes_of_its_runs_once(cli: Cli, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text(make_prose(2999).replace("\n", "\r\n"), newline="")
+    words = ("--cell", "rnn", "--cell", "gru", "--run", tmp_path / "all", "--quiet", *QUICK)
+    done = cli("compare", text, *words)
+    assert done.code == 0
+    assert done.err.count("note: ") == len(done.err.splitlines())
+    assert done.err.count("line ends are CRLF") == 1
 
 
 @pytest.mark.parametrize("hung_up", [False, True])

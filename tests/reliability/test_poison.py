@@ -109,7 +109,7 @@ def poisoned(step: int, place: str, number: float, text: Path, run: Path) -> str
         result = run_cli(*options(text, run))
     if not poison.weights_are_untouched:
         return "weights were changed"
-    if result.code != 1 or result.out or result.err.count("\n") != 1:
+    if result.code != 1 or result.out or result.without_notes.err.count("\n") != 1:
         return f"ended with {result}"
     window = (step - 1) % 17
     place_in_text = f"step {step} (pass {(step - 1) // 17 + 1}, window {window + 1}, "
@@ -133,7 +133,7 @@ def poisoned(step: int, place: str, number: float, text: Path, run: Path) -> str
     if words != ["charrnn", "train", "--run", str(run), "--resume", "--lr", "0.01"]:
         return f"advised {words}"
     result = run_cli(*words[1:], "--quiet")
-    if result != Result(0, f"{run}\n", "") or rows(run)[-1]["step"] != STEPS:
+    if result.without_notes != Result(0, f"{run}\n", "") or rows(run)[-1]["step"] != STEPS:
         return f"did not go on: {result}"
     return None
 
@@ -177,7 +177,7 @@ def test_weights_that_overflow_are_not_saved(
     monkeypatch.setattr(MuonAdamW, "step", step)
     run = tmp_path / "run"
     result = run_cli(*options(tale, run))
-    assert result.code == 1 and result.err.count("\n") == 1
+    assert result.code == 1 and result.without_notes.err.count("\n") == 1
     assert "not finite after step 12" in result.err
     assert "last.safetensors of step 6" in result.err
     assert load(run / "last.safetensors").require("step", int) == 6
