@@ -694,7 +694,7 @@ def evaluate(
             say(f"scoring on {in_words(where)}")
         assessments, failure = watch_scoring(
             zip(subjects, facts, strict=True), config, stop, baselines=baselines, show=show,
-            per_char=per_char, with_page=report is not None, in_pipe=not as_json,
+            per_char=per_char, with_page=report is not None,
         )  # fmt: skip
 
         def show_scores() -> None:
@@ -898,8 +898,7 @@ def compare(
         words += ["--device", device] if device != "auto" else []
         command = command_line(words)
         go_on = f"go on with: {command}"
-        silent = quiet or as_json
-        if plan.minutes is not None and not resume and not silent:
+        if plan.minutes is not None and not resume and not quiet:
             runs = plan.seeds * len(plan.cells)
             say(
                 f"{counted(runs, 'run')} of {counted(plan.minutes, 'minute')}: "
@@ -907,7 +906,7 @@ def compare(
             )
         try:
             comparison = watch_comparison(
-                folder, plan, stop, begun=begun, device=where, command=command, quiet=silent
+                folder, plan, stop, begun=begun, device=where, command=command, quiet=quiet
             )
         except Stopped:
             if (folder / PLAN).exists():  # after the plan was written
@@ -1070,7 +1069,7 @@ def inspect_recurrence(
         read = (*source.texts, *subject.texts)
         refuse_overwriting("--report", report, subject.sources(), read)
         seen, stretch, inspection = watch_inspection(
-            subject, config, unit=watched, is_named=part is None, quiet=as_json
+            subject, config, unit=watched, is_named=part is None
         )
 
         def show() -> None:

@@ -91,14 +91,13 @@ class Meter:
     Args:
         name: what is worked on.
         characters: that are to be done.
-        in_pipe: whether to say it where there is no terminal, too.
         quiet: say nothing anywhere.
     """
 
     #: Seconds until the first line, and between two, on a terminal; and elsewhere.
     FIRST, REDRAWN, PLAIN = 3.0, 0.25, 10.0
 
-    def __init__(self, name: str, characters: int, *, in_pipe: bool, quiet: bool) -> None:
+    def __init__(self, name: str, characters: int, *, quiet: bool) -> None:
         from charrnn.terminal import Output
 
         self._name = name
@@ -106,7 +105,7 @@ class Meter:
         self._what, self._last = "", time.monotonic()
         self._is_drawn = False
         self._console = Output(stderr=True)
-        self._is_quiet = quiet or not (in_pipe or self._console.is_screen)
+        self._is_quiet = quiet
 
     def __call__(self, what: str, done: int) -> None:
         """Say what is done with how many characters, if it is time to."""

@@ -226,7 +226,6 @@ def watch_scoring(
     show: bool,
     per_char: Path | None,
     with_page: bool,
-    in_pipe: bool,
 ) -> tuple[list[Assessment], OSError | RunFolderError | None]:
     """Score models one after another, showing how far that is.
 
@@ -238,7 +237,6 @@ def watch_scoring(
         show: print the text, coloured by its prices; of one model.
         per_char: write the prices to this file; of one model.
         with_page: a page is made of the scores.
-        in_pipe: say how far it is where no terminal is, too.
 
     Returns:
         The scores; what kept the prices, though all are known, from their file, or the text from
@@ -259,7 +257,7 @@ def watch_scoring(
             # A text that is shown ends last: the file of prices does not wait for its reader.
             with ExitStack() as last, ExitStack() as stack:
                 # A text that is shown says by itself how far it is.
-                meter = Meter(shown(subject.path), part.characters - 1, in_pipe=in_pipe, quiet=show)
+                meter = Meter(shown(subject.path), part.characters - 1, quiet=show)
                 stack.enter_context(closing(meter))
                 watchers: list[Callable[[Prices], None]] = []
                 if per_char is not None:  # first, for it may be refused
@@ -286,7 +284,7 @@ def watch_scoring(
 
 
 def watch_inspection(
-    subject: Subject, config: InspectConfig, *, unit: Unit | None, is_named: bool, quiet: bool
+    subject: Subject, config: InspectConfig, *, unit: Unit | None, is_named: bool
 ) -> tuple[Part, Stretch, Inspection]:
     """Look into a model on the end of its text, saying what is measured.
 
@@ -296,7 +294,6 @@ def watch_inspection(
         unit: whose activation is asked for.
         is_named: the text was named, and is no part of the run's: what the model was trained on
             of it is said, too.
-        quiet: say nothing but what a user must know.
 
     Returns:
         What was looked at, the same in memory, and the measurements.
@@ -322,15 +319,13 @@ def watch_inspection(
         say(f"{name}: the model {fact}")
     if "gates" in config.only and model.config.cell == "rnn":
         say(f"{name}: a plain RNN has no gates, so there are none to show")
-    if not quiet:
-        slow = "; truncation takes longest" if config.measured > {"truncation"} else ""
-        say(f"looking at {len(stretch):,} characters{slow}:", end="")
+    slow = "; truncation takes longest" if config.measured > {"truncation"} else ""
+    say(f"looking at {len(stretch):,} characters{slow}:", end="")
     try:
         inspection = inspect(
             model, stretch, vocabulary, config, training, unit=unit, history=history,
-            tell=lambda what: None if quiet else say(f" {what}", end=""),
+            tell=lambda what: say(f" {what}", end=""),
         )  # fmt: skip
     finally:
-        if not quiet:
-            say("")
+        say("")
     return seen, stretch, inspection

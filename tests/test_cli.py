@@ -1896,11 +1896,11 @@ class TestEvaluate:
     ) -> None:
         monkeypatch.setattr("charrnn.stdio.Meter.PLAIN", 0.0)
         words = ("evaluate", trained, "--part", "valid", "--dynamic", *options)
-        said = cli(*words).err
-        for what in ("scored", "scored by dynamic evaluation"):
-            assert f"600 of 600 characters {what}, 0 s to go: {trained}\n" in said
-        for silent in ("--json", "--show"):
-            assert "characters scored" not in cli(*words, silent).err
+        for more in ((), ("--json",)):
+            said = cli(*words, *more).err
+            for what in ("scored", "scored by dynamic evaluation"):
+                assert f"600 of 600 characters {what}, 0 s to go: {trained}\n" in said
+        assert "characters scored" not in cli(*words, "--show").err
 
     def test_says_how_far_the_rest_is(
         self, cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch

@@ -589,6 +589,15 @@ class TestCompare:
             assert f"--{name}-share 0.0001 of a text of length 6,007 leaves" in result.err
             assert not (tmp_path / "run").exists()
 
+    def test_json_says_how_it_goes_unless_it_is_quiet(
+        self, cli: Cli, prose: Path, tmp_path: Path
+    ) -> None:
+        for number, (more, says) in enumerate([((), True), (("--quiet",), False)]):
+            words = ("--cell", "rnn", "--run", tmp_path / str(number), "--json", *QUICK, *more)
+            done = cli("compare", prose, *words)
+            assert len(json.loads(done.out)) == 1
+            assert ("--- run 1 of 1\ntext " in done.err) == says
+
     def test_json_has_the_promised_names(self, cli: Cli, uninterrupted: Path) -> None:
         rows = json.loads(cli("compare", "--run", uninterrupted, "--resume", "--json").out)
         promised = (

@@ -44,9 +44,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def work(clock: list[float], *, in_pipe: bool = True, quiet: bool = False) -> None:
+def work(clock: list[float], *, quiet: bool = False) -> None:
     """Do 40 characters in 40 seconds."""
-    progress = Meter("runs/[red]", 40, in_pipe=in_pipe, quiet=quiet)
+    progress = Meter("runs/[red]", 40, quiet=quiet)
     for done in range(1, 41):
         clock[0] += 1
         progress("read", done)
@@ -71,7 +71,7 @@ def test_a_terminal_that_has_gone_is_no_matter(screen: Screen, clock: list[float
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with redirect_stderr(screen):
-        progress = Meter("run", 40, in_pipe=True, quiet=False)
+        progress = Meter("run", 40, quiet=False)
         for done in range(1, 41):
             clock[0] += 1
             if done == 20:
@@ -95,19 +95,6 @@ def test_a_pipe_has_a_line_now_and_then(
         "30 of 40 characters read, 10 s to go: runs/[red]\n"
         "40 of 40 characters read, 0 s to go: runs/[red]\n",
     )
-
-
-def test_beside_json_a_terminal_has_its_line(screen: Screen, clock: list[float]) -> None:
-    with redirect_stderr(screen):
-        work(clock, in_pipe=False)
-    assert "4 of 40 characters read" in screen.getvalue()
-
-
-def test_beside_json_a_pipe_has_nothing(
-    clock: list[float], capsys: pytest.CaptureFixture[str]
-) -> None:
-    work(clock, in_pipe=False)
-    assert capsys.readouterr() == ("", "")
 
 
 def test_a_long_message_is_written_whole() -> None:
