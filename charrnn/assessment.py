@@ -62,6 +62,8 @@ class Assessment:
     """Whether the model reads bytes, which stand as characters here."""
     device: str = "cpu"
     """The kind of device that it was scored on."""
+    exact: bool = False
+    """Whether in one lane from start to end, as with ``--exact``."""
     facts: tuple[str, ...] = ()
     """What a user must know of the model to judge its scores: "was trained on ..."."""
 
@@ -76,6 +78,8 @@ class Assessment:
             "characters": self.scores.characters,
             "unknown": self.scores.unknown,
             **_figures(self.scores),
+            "bytes": self.scores.bytes,
+            "exact": self.exact,
             "device": self.device,
             "notes": [f"the model {fact}" for fact in self.facts],
         }
@@ -167,7 +171,8 @@ def assess(
         watching.append(following)
     run_once(model)
     scored, learnt = (partial(tell, what) for what in ("scored", "scored by dynamic evaluation"))
-    if watching and not config.dynamic:
+    in_order = bool(watching) and not config.dynamic
+    if in_order:
         scores = total(prices(model, part, vocabulary), part, [*watching, _telling(scored)])
     else:
         lanes = 1 if config.exact else None
@@ -191,6 +196,7 @@ def assess(
         baselines=tuple(baselines),
         of_bytes=vocabulary.is_bytes,
         device=model.head.weight.device.type,
+        exact=in_order or config.exact,
         facts=tuple(facts),
     )
 

@@ -688,6 +688,7 @@ def evaluate(
             refuse_overwriting("--report", report, sources, read)
             refuse_overwriting("--per-char", per_char, sources, read)
         facts = [subject.facts(of_training=part == "train") for subject in subjects]
+        origins = [subject.origin(source) for subject in subjects]
         for line in remarks(subjects, facts):
             say(line)
         if where.type != "cpu":
@@ -699,7 +700,8 @@ def evaluate(
 
         def show_scores() -> None:
             if as_json:
-                print(to_json([assessment.to_dict() for assessment in assessments], indent=2))
+                of = zip(assessments, origins, strict=True)
+                print(to_json([one.to_dict() | origin for one, origin in of], indent=2))
             else:
                 print_assessments(assessments)
 
@@ -1068,13 +1070,14 @@ def inspect_recurrence(
         )  # fmt: skip
         read = (*source.texts, *subject.texts)
         refuse_overwriting("--report", report, subject.sources(), read)
+        origin = subject.origin(source) if as_json else {}
         seen, stretch, inspection = watch_inspection(
             subject, config, unit=watched, is_named=part is None
         )
 
         def show() -> None:
             if as_json:
-                print(to_json(inspection.to_dict(str(checkpoint), subject.model)))
+                print(to_json(inspection.to_dict(str(checkpoint), subject.model) | origin))
             else:
                 print_inspection(inspection)
 

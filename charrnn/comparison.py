@@ -447,11 +447,16 @@ class Comparison:
             cell.cell: [d.worse for d in self.differences if d.supported and d.better == cell.cell]
             for cell in self.cells
         }
-        part = self.plan.compared_on
+        of_all = {
+            "texts": self.plan.texts,
+            "valid_texts": self.plan.valid,
+            "part": self.plan.compared_on,
+            "least_difference": self.least_difference,
+        }
         return [
             cell.to_dict()
+            | of_all
             | {
-                "part": part,
                 "ahead_of": ahead[cell.cell],
                 "failed_seeds": [one.seed for one in self.failures if one.cell == cell.cell],
             }

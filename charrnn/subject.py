@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -139,6 +140,25 @@ class Subject:
         if names:
             of = str(TextSource(texts=tuple(Path(name).name or name for name in names)))
         return f"the {source.part} part of {of}"
+
+    def origin(self, source: TextSource) -> dict[str, Any]:
+        """Return what tells of a result, as JSON has it, what model and what text it is of.
+
+        Args:
+            source: of the text, as the user named it.
+
+        Raises:
+            CheckpointError: the checkpoint is gone, or what it says of its progress is not usable.
+        """
+        return {
+            "file": str(find(self.path)),
+            "trained_steps": self.checkpoint.record("progress", Progress).step,
+            "versions": self.checkpoint.versions,
+            "texts": source.texts,
+            "part": source.part,
+            "encoding": self.part.corpus.encoding,
+            "fingerprint": self.part.corpus.fingerprint,
+        }
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import gzip
+import hashlib
 import io
 import json
 import math
@@ -642,6 +643,9 @@ class TestTrain:
         started, finished = result.rows[0], result.rows[-1]
         assert started["run"] == str(run)
         assert started["model"]["hidden"] == 5
+        assert (started["texts"], started["valid_texts"]) == ([str(prose)], [])
+        assert started["fingerprint"] == hashlib.sha256(prose.read_bytes()).hexdigest()
+        assert (started["step"], started["test_characters"]) == (0, 0)
         assert started["baselines"].keys() == {"uniform", "unigram", "bzip2"}
         assert finished["complete"] is True
         assert finished["best_nats_per_char"] > 0
@@ -906,6 +910,9 @@ class TestTrain:
         )
         assert result.rows[0]["train_characters"] == 700
         assert result.rows[0]["valid_characters"] == 200
+        assert result.rows[0]["test_characters"] == 100
+        started = cli("train", "--run", run, "--resume", "--steps", 5, "--json").rows[0]
+        assert (started["step"], started["test_characters"]) == (QUICK[1], 100)
         _, vocabulary, _ = load_model(run, torch.device("cpu"))
         assert "☃" not in vocabulary.characters
 
@@ -1452,14 +1459,18 @@ class TestEvaluate:
     NAMES = (
         "checkpoint", "cell", "layers", "hidden", "parameters", "characters", "unknown",
         "nats_per_char", "bits_per_char", "bits_per_byte", "perplexity", "chars_per_second",
-        "device", "notes",
+        "bytes", "exact", "device", "notes",
+    )  # fmt: skip
+    #: What comes last: what the scores are of.
+    ORIGIN = (
+        "file", "trained_steps", "versions", "texts", "part", "encoding", "fingerprint",
     )  # fmt: skip
 
     def test_json_has_the_promised_names(self, cli: Cli, trained: Path, prose: Path) -> None:
         result = cli("evaluate", trained, trained / "last.safetensors", "--text", prose, "--json")
         assert (result.code, result.err.count("was trained on 5,406 of")) == (0, 1)
         rows = json.loads(result.out)
-        assert [tuple(row) for row in rows] == [self.NAMES] * 2
+        assert [tuple(row) for row in rows] == [self.NAMES + self.ORIGIN] * 2
         row = rows[0]
         assert row["checkpoint"] == str(trained)
         assert (row["cell"], row["layers"], row["hidden"]) == ("lstm", 1, 32)
@@ -1467,6 +1478,21 @@ class TestEvaluate:
         assert row["bits_per_char"] == pytest.approx(row["nats_per_char"] / math.log(2))
         assert row["bits_per_byte"] == pytest.approx(row["bits_per_char"]), "the text is ASCII"
         assert row["perplexity"] == pytest.approx(math.exp(row["nats_per_char"]))
+
+    def test_json_says_what_it_is_of(self, cli: Cli, trained: Path, prose: Path) -> None:
+        def origin(*words: object) -> list[Any]:
+            (row,) = json.loads(cli("evaluate", trained, *words, "--json").out)
+            names = ("bytes", "exact", *self.ORIGIN)
+            return [row[name] for name in names]
+
+        best = trained / "best.safetensors"
+        of_file = [str(best), load(best).meta["progress"]["step"], load(best).versions]
+        digest = hashlib.sha256(prose.read_bytes()).hexdigest()
+        named = [*of_file, [str(prose)], None, "utf-8", digest]
+        assert origin("--text", prose) == [6006, False, *named]
+        for option in (["--exact"], ["--after", "the"]):
+            assert origin("--text", prose, *option) == [6006, True, *named]
+        assert origin("--part", "valid") == [600, False, *of_file, [], "valid", "utf-8", digest]
 
     @pytest.mark.parametrize("words", ["--text {folder}", "--part valid", "--part test"])
     def test_a_text_is_read_once_for_all_models(
@@ -1765,11 +1791,12 @@ class TestEvaluate:
         assert result.err.count("\n") == 1
         assert tuple(row) == (
             *self.NAMES, "dynamic", "nats_by_position", "stretches", "after", "baselines",
+            *self.ORIGIN,
         )  # fmt: skip
         assert row.keys() == documented_fields("`evaluate`: a list")
         measured = set(self.NAMES) - {"chars_per_second"}
         assert {name: row[name] for name in measured} == {name: plain[name] for name in measured}
-        assert tuple(row["dynamic"]) == self.NAMES[-7:-2]
+        assert tuple(row["dynamic"]) == self.NAMES[-9:-4]
         assert (len(row["nats_by_position"]), row["stretches"]) == (7, 600 // 7)
         for baseline in row["baselines"]:  # the text is ASCII
             assert baseline["bits_per_byte"] == pytest.approx(baseline["bits_per_char"])

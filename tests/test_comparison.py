@@ -610,6 +610,12 @@ class TestCompare:
             assert row.keys() == {*promised} | documented_fields("`compare`: a list")
             assert Path(row["checkpoint"]).parent == uninterrupted
             assert row["bits_per_char"] == pytest.approx(row["nats_per_char"] / math.log(2))
+        said = cli("compare", "--run", uninterrupted, "--resume").out
+        (least,) = {row["least_difference"] for row in rows}
+        assert f"Supported is a difference above {least:.4f} nats" in said
+        for row in rows:
+            assert row["texts"] == list(open_plan(uninterrupted).texts)
+            assert row["valid_texts"] == []
 
     def test_the_table_says_what_the_spread_supports(self, cli: Cli, uninterrupted: Path) -> None:
         done = cli("compare", "--run", uninterrupted, "--resume")
