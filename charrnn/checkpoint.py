@@ -12,6 +12,7 @@ is mapped, and no number in them is believed before the file's size confirms it.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import hashlib
 import io
@@ -297,7 +298,9 @@ def find(path: str | Path) -> Path:
     path = Path(path)
     try:
         if not exists(path):
-            raise CheckpointError(f"{shown(path)}: no such checkpoint or run's folder")
+            raise CheckpointError(
+                f"{shown(path)}: no such checkpoint or run's folder: {_instead_of(path)}"
+            )
         if not path.is_dir():
             return path
         for name in (BEST, LAST):
@@ -308,6 +311,20 @@ def find(path: str | Path) -> Path:
     runs = sorted({file.parent.name for name in (BEST, LAST) for file in path.glob(f"*/{name}")})
     hint = f"name a run's in it, such as {shown(path / runs[0])}" if runs else "is it a run's?"
     raise NoCheckpointError(path, "a folder without a checkpoint", f": {hint}")
+
+
+def _instead_of(path: Path) -> str:
+    """Return what to do about a path that is not there: the run of the nearest name, if any."""
+    # Where it would be, and where runs are put unless another place is named.
+    folders = dict.fromkeys([path.parent, Path("checkpoints")])
+    runs = {
+        file.parent.name: file.parent
+        for folder in folders
+        for name in (BEST, LAST)
+        for file in folder.glob(f"*/{name}")
+    }
+    near = difflib.get_close_matches(path.name, runs, 1)
+    return f"did you mean {shown(runs[near[0]])}?" if near else "check its name"
 
 
 def load(path: str | Path, *, with_data: bool = True) -> Checkpoint:

@@ -38,7 +38,7 @@ from charrnn.config import (
     WeightsName,
 )
 from charrnn.errors import CharrnnError, CorpusError, UsageError
-from charrnn.files import PLAN, absolute_names, name_of
+from charrnn.files import LOG, PLAN, absolute_names, name_of
 from charrnn.limits import allowed_cores
 from charrnn.outcome import outcome
 from charrnn.reporting import check_report, origin_of_page, refuse_overwriting, show_and_report
@@ -1149,8 +1149,10 @@ def _first_run(texts: Sequence[str], what: str) -> Path:
 
 
 def _such_as(texts: Sequence[str], what: str) -> str:
-    """Name the folder that a run had where none was given, if it is there."""
-    path = _first_run(texts, what)
+    """Name the folder that is meant, if it is there: given as a text, or what a run's had been."""
+    mark = PLAN if what == "compare" else LOG
+    is_given = len(texts) == 1 and os.path.exists(f"{texts[0]}/{mark}")  # noqa: PTH110
+    path = Path(texts[0]) if is_given else _first_run(texts, what)
     is_there = os.path.isdir(path)  # noqa: PTH112 - which never raises
     return f", such as {command_line(['--run', path])}" if is_there else ""
 

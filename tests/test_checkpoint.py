@@ -480,7 +480,7 @@ def test_find_takes_a_file_or_a_folder(tmp_path: Path) -> None:
 
 
 def test_find_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nowhere: no such checkpoint or run's folder$"):
+    with pytest.raises(CheckpointError, match=r"nowhere: no such .* folder: check its name$"):
         find(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="a folder without a checkpoint: is it a run's"):
         find(tmp_path)
@@ -492,6 +492,31 @@ def test_a_folder_of_runs_names_one(tmp_path: Path) -> None:
         (tmp_path / name / "last.safetensors").touch()
     with pytest.raises(CheckpointError, match=r"name a run's in it, such as .*/one$"):
         find(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("poems-lstm", "checkpoints/poems-lstm"),
+        ("poem-lstm", "checkpoints/poems-lstm"),
+        ("checkpoints/poems-ltsm", "checkpoints/poems-lstm"),
+        ("elsewhere/pomes-gru", "elsewhere/poems-gru"),
+        ("poems-gru", "checkpoints/poems-lstm"),
+        ("letters", None),
+    ],
+)
+def test_the_nearest_name_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, near: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("checkpoints/poems-lstm", "elsewhere/poems-gru", "checkpoints/letter"):
+        Path(folder).mkdir(parents=True)
+    for file in ("checkpoints/poems-lstm/best", "elsewhere/poems-gru/last"):
+        Path(f"{file}.safetensors").touch()
+    with pytest.raises(CheckpointError) as caught:
+        find(name)
+    advice = f"did you mean {near}?" if near else "check its name"
+    assert str(caught.value) == f"{name}: no such checkpoint or run's folder: {advice}"
 
 
 # Writing -------------------------------------------------------------------------------

@@ -1012,6 +1012,17 @@ class TestTrain:
         said = one_line(cli("train", "--resume", "--cell", "gru"))
         assert said.endswith(", such as --run checkpoints/python-gru\n")
 
+    def test_a_folder_that_is_given_as_a_text_is_what_is_meant(
+        self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        for what, mark in (("train", "metrics.jsonl"), ("compare", "comparison.json")):
+            folder = tmp_path / "checkpoints" / f"of {what}"
+            folder.mkdir(parents=True)
+            (folder / mark).touch()
+            said = one_line(cli(what, "--resume", f"checkpoints/of {what}"))
+            assert said.endswith(f", such as --run 'checkpoints/of {what}'\n")
+
     def test_stops_when_patience_runs_out(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
         result = cli(
             "train", prose, "--run", tmp_path / "run", "--steps", 400, "--lr", 9, "--hidden", 5,
