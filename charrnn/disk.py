@@ -136,7 +136,9 @@ def check_replaceable(path: Path) -> None:
         RunFolderError: the folder is missing or not writable, or ``path`` is there and no file.
     """
     if path.exists() and not path.is_file():
-        raise RunFolderError(f"{shown(path)}: cannot save: it exists and is not a regular file")
+        raise RunFolderError(
+            f"{shown(path)}: cannot save: it exists and is not a regular file: give another"
+        )
     temporary = _temporary(path)
     with refusals(path, "cannot save"):
         os.close(_create(temporary))

@@ -84,6 +84,7 @@ def encode_stop(vocabulary: Vocabulary, stop: str | None) -> list[int] | None:
         raise VocabularyError(
             f"--stop {stop!r} can never be produced: the model does not know "
             + ", ".join(map(quoted, missing))
+            + ": leave --stop out, or stop at characters that it knows"
         )
     ids: list[int] = vocabulary.encode(stop).tolist()
     return ids

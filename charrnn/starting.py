@@ -151,7 +151,8 @@ class _Origin:
         for name, value in recipe.given({"cell": choices.cell, **choices.model}).items():
             if settled.get(name, value) != value:
                 raise UsageError(
-                    f"--{name} {value}: the checkpoint of --init-from has {settled[name]}"
+                    f"--{name} {value}: the checkpoint of --init-from has {settled[name]}: leave "
+                    "it out"
                 )
         if text.min_count is not None:
             raise UsageError(

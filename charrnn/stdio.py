@@ -277,7 +277,8 @@ def read_prompt(prompt: str, vocabulary: Vocabulary) -> str | bytes:
         return data.decode().removeprefix("\ufeff")  # a byte order mark is not text
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"--prompt -: standard input is not valid utf-8 at byte {error.start}"
+            f"--prompt -: standard input is not valid utf-8 at byte {error.start}: convert it "
+            "first, with iconv -f ENCODING -t utf-8"
         ) from None
 
 

@@ -307,7 +307,7 @@ class TestBadInput:
             ("compare '' --steps 1", 1, "there is no file ''"),
             ("train {prose} --init-from {missing}", 1, "no such checkpoint"),
             ("train {prose} --init-from {prose}", 1, "{prose}: a text, not a checkpoint"),
-            ("train {prose} --init-from {trained} --hidden 9", 2, "has 32"),
+            ("train {prose} --init-from {trained} --hidden 9", 2, "has 32: leave it out"),
             ("train {prose} --init-from {trained} --cell gru", 2, "has lstm"),
             ("train {prose} --init-from {trained} --min-count 3", 2, "--min-count"),
             ("train {prose} --init-from {trained} --encoding bytes", 2, "--encoding bytes"),
@@ -1276,7 +1276,7 @@ class TestSample:
         piped = cli("sample", trained, "--prompt", "-", "--length", 30, stdin=b"The bird")
         assert piped == cli("sample", trained, "--prompt", "The bird", "--length", 30)
         broken = cli("sample", trained, "--prompt", "-", stdin=b"The \xff")
-        assert "is not valid utf-8 at byte 4" in one_line(broken)
+        assert "is not valid utf-8 at byte 4: convert it" in one_line(broken)
         marked = cli(
             "sample", trained, "--prompt", "-", "--length", 30, stdin=b"\xef\xbb\xbfThe bird"
         )

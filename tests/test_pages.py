@@ -225,7 +225,7 @@ class TestWhereThePageGoes:
         [
             ("page.txt", "give FILE.html"),
             ("none/page.html", "cannot save"),
-            ("is.html", "not a regular file"),
+            ("is.html", "not a regular file: give another"),
         ],
     )
     @pytest.mark.parametrize("command", NAMES)

@@ -527,6 +527,6 @@ class TestPrompt:
         assert words.decode(made) == texts(model, words, "", config)[0]
 
     def test_a_stop_text_that_cannot_be_produced_is_refused(self) -> None:
-        with pytest.raises(VocabularyError, match=r"'ab☃' can never be produced.*'☃'"):
+        with pytest.raises(VocabularyError, match=r"'ab☃' can never be produced.*'☃': leave"):
             encode_stop(vocabulary(), "ab☃")
         assert encode_stop(vocabulary(), None) is None
