@@ -66,7 +66,11 @@ def _sections(inspection: Inspection, console: Output) -> Iterator[tuple[str, st
             _gates(inspection.gates, console),
         )
     if inspection.units:
-        yield "Units", words.units_say(inspection.units), _units(inspection.units, console)
+        found = words.units_say(inspection.units)
+        if inspection.activation is None:
+            unit = inspection.units[0].unit
+            found += f" Colour the text by one with --unit, as in --unit {unit}."
+        yield "Units", found, _units(inspection.units, console)
     if inspection.activation is not None:
         yield _activation(inspection.activation, console)
     if inspection.clipping is not None:

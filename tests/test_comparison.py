@@ -625,10 +625,11 @@ class TestCompare:
             "multiply-adds",
             "µs/char",
             "clipped",
-            "valid ppl",
+            "valid nats",
             "spread",
         ):
             assert name in lines[0]
+        assert "ppl" not in lines[0]
         assert [line.split()[0] for line in lines[1:4]] == list(CELL_NAMES)
         assert "Matched by parameters; 20 steps a run, mean of 2 seeds" in done.out
         assert done.out.count("nats ahead of") == 3

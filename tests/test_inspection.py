@@ -633,6 +633,13 @@ class TestCommand:
         assert all(len(line) <= 100 for line in lines)
         last = prose.read_text().splitlines()[-1]
         assert f"\n{last}\n" in result.out
+        assert "Colour the text" not in result.out
+
+    def test_one_of_the_units_is_offered(self, cli: Cli, trained: Path, prose: Path) -> None:
+        words = ("inspect", trained, "--text", prose, "--characters", 300, "--only", "units")
+        out = " ".join(cli(*words).out.split())
+        (unit,) = re.findall(r"Colour the text by one with --unit, as in --unit (\S+)\. ", out)
+        assert cli(*words, "--unit", unit).code == 0
 
     def test_colours(
         self, cli: Cli, trained: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
