@@ -85,7 +85,9 @@ def test_says_what_train_said(cli: Cli, prose: Path, tmp_path: Path) -> None:
     # Not the seconds: those of the last save are in no checkpoint.
     steps_and_characters = said[done].rpartition(", ")[0]
     assert re.fullmatch(rf"{steps_and_characters}, \d+ s \(0\.05 epochs\)", found[7])
-    assert found[8:] == [said[done + 1], said[-1]]
+    best, _, marks = said[done + 1].partition("; ")
+    assert found[8:] == [best, said[-1]]
+    assert marks.startswith("unigram ")
     assert said[-1] == f"sample from it with: {command_line(['charrnn', 'sample', str(run)])}"
 
 
