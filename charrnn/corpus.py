@@ -93,6 +93,8 @@ class TextFile:
     digest: str
     """The first ``DIGEST`` hexadecimal digits of its bytes' SHA-256: the same text goes by the
     same one, whatever it is called and whatever it is beside."""
+    ends_line: bool
+    """Whether its last character is a line break, or there is none."""
     blocks: tuple[_Block, ...] = field(repr=False)
     """The seek index; the last entry is the file's end."""
     identity: _Identity = field(repr=False, compare=False)
@@ -220,7 +222,7 @@ class Corpus:
     sha256sum`` prints, unless a later file begins with a byte order mark. Names and dates do not
     count."""
     notes: tuple[str, ...]
-    """Sentences for the user: files left out, byte order marks."""
+    """Sentences for the user: files left out, byte order marks, files that run into the next."""
     counts: Mapping[int, int] = field(repr=False, compare=False)
     """Code point -> occurrences in the whole text."""
 
@@ -479,6 +481,7 @@ def _scan_file(
     counts = np.zeros(0, np.int64)
     blocks: list[_Block] = []
     characters = 0
+    last = "\n"
     try:
         with path.open("rb", buffering=0) as stream:
             identity = _Identity.of(os.fstat(stream.fileno()))
@@ -516,6 +519,8 @@ def _scan_file(
                     hasher.update(data)
                 counts = _add(counts, np.bincount(codes))
                 characters += len(codes)
+                if len(codes):
+                    last = chr(codes[-1])
                 offset += len(data)
             unchanged = _Identity.of(os.fstat(stream.fileno())) == identity
     except OSError as error:
@@ -531,6 +536,7 @@ def _scan_file(
         size=identity.size,
         mark=len(mark),
         digest=hashers[-1].hexdigest()[:DIGEST],
+        ends_line=last.splitlines() == [""],
         blocks=tuple(blocks),
         identity=identity,
     )
@@ -562,6 +568,10 @@ def _notes(
         yield from _as_they_are(files)
     if marked := [file.path for file in files if file.mark]:
         yield several(marked, "read without its byte order mark")
+    *before, _ = (file for file in files if file.characters)
+    unended = [file.path for file in before if not file.ends_line]
+    if unended and encoding != BYTES:
+        yield several(unended, "no line break at its end, so it runs into the next")
 
 
 def _as_they_are(files: list[TextFile]) -> Iterator[str]:

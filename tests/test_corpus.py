@@ -641,6 +641,19 @@ class TestRefused:
         assert text_of(corpus.whole) == "abc"
         assert corpus.notes == ()
 
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "bytes"])
+    def test_files_that_run_into_the_next_are_named(self, tmp_path: Path, encoding: str) -> None:
+        texts = ("roses are red", "", "a line\n", "a page\f", "a\r", "violets", "are blue", "")
+        codec = "utf-8" if encoding == "bytes" else encoding
+        names = [write(tmp_path / str(n), text, codec) for n, text in enumerate(texts)]
+        notes = scan(names, encoding, block_bytes=4).notes
+        said = [note for note in notes if "line break" in note]
+        run_on = (
+            f"2 files, {names[0]}, {names[5]}: no line break at its end, so it runs into the next"
+        )
+        assert said == ([run_on] if encoding != "bytes" else [])
+        assert not any("line break" in note for note in scan(names[:1], encoding).notes)
+
     def test_in_a_folder_left_out_with_a_note(self, tmp_path: Path) -> None:
         write(tmp_path / "a.txt", "abc")
         write(tmp_path / "b.png", b"\x89PNG\0\0")
@@ -651,9 +664,10 @@ class TestRefused:
             assert text_of(corpus.whole) == "abcdéf"
             assert corpus.counts == Counter(map(ord, "abcdéf"))
             assert corpus.fingerprint == hashlib.sha256("abcdéf".encode()).hexdigest()
-            (note,) = corpus.notes
+            note, unended = corpus.notes
             assert "2 files" in note
             assert "b.png" in note
+            assert unended.startswith(f"{tmp_path / 'a.txt'}: no line break at its end")
         with pytest.raises(CorpusError, match="not utf-8"):
             scan([str(tmp_path), str(tmp_path / "b.png")])
 
