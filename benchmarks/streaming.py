@@ -1,4 +1,4 @@
-"""How fast text becomes ids and chunks, and in how much memory, on one core.
+"""How fast text becomes ids and batches, and in how much memory, on one core.
 
     python -m benchmarks.streaming --corpora DIR [--big FILE] [--quick] [--json FILE]
 
@@ -60,14 +60,14 @@ def encode_all(part: Part, vocabulary: Vocabulary) -> int:
     return sum(len(vocabulary.encode_codes(codes)) for codes in part.codes())
 
 
-def measure_text(name: str, texts: Sequence[str], rounds: int, chunks: int) -> list[Row]:
+def measure_text(name: str, texts: Sequence[str], rounds: int, batches: int) -> list[Row]:
     corpus = scan(texts)
     part = corpus.whole
     vocabulary = Vocabulary.from_counts(corpus.counts, corpus.encoding)
     views = [Lanes(part, vocabulary, lanes, _BPTT) for lanes in _LANES]
 
     def supply(view: Lanes) -> int:
-        return sum(chunk.characters for chunk in islice(view.chunks(), chunks))
+        return sum(batch.characters for batch in islice(view.batches(), batches))
 
     seconds = in_turns(
         [
@@ -85,11 +85,11 @@ def measure_text(name: str, texts: Sequence[str], rounds: int, chunks: int) -> l
     ]
     for view, elapsed in zip(views, seconds[2:], strict=True):
         rate = supply(view) / elapsed / 1e6
-        rows.append(Row(name, f"chunks of {view.lanes} lanes x {_BPTT}", rate, "M char/s", 5))
+        rows.append(Row(name, f"batches of {view.batch_size} lanes x {_BPTT}", rate, "M char/s", 5))
     return rows
 
 
-def measure_big(big: Path, chunks: int) -> list[Row]:
+def measure_big(big: Path, batches: int) -> list[Row]:
     """Compare a big file with its first 50 MB, each in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         small = Path(folder, "small.txt")
@@ -102,21 +102,21 @@ def measure_big(big: Path, chunks: int) -> list[Row]:
         rows = []
         for path in (small, big):
             with ProcessPoolExecutor(1, get_context("spawn")) as process:
-                first, peak, beyond = process.submit(first_chunk, path, chunks).result()
+                first, peak, beyond = process.submit(first_batch, path, batches).result()
             name = f"{path.stat().st_size / 1e6:,.0f} MB"
             rows += [
-                Row(name, "first chunk after", first, "s", 15),
+                Row(name, "first batch after", first, "s", 15),
                 Row(name, "peak memory", peak, "MiB"),
                 Row(name, "beyond torch's own", beyond, "MiB"),
             ]
         return rows
 
 
-def first_chunk(path: Path, chunks: int) -> tuple[float, float, float]:
-    """Do what ``train`` does up to its first update, and then read some chunks.
+def first_batch(path: Path, batches: int) -> tuple[float, float, float]:
+    """Do what ``train`` does up to its first update, and then read some batches.
 
     Returns:
-        The seconds to the first chunk, and the most memory of this process, whole and beyond
+        The seconds to the first batch, and the most memory of this process, whole and beyond
         what it had before, in MiB.
     """
     torch.set_num_threads(1)
@@ -126,10 +126,10 @@ def first_chunk(path: Path, chunks: int) -> tuple[float, float, float]:
     with tempfile.TemporaryDirectory() as folder, RunFolder.create(Path(folder, "run")) as held:
         text = TextChoices(texts=(str(path),))
         run = start(choices, text, folder=held, device=torch.device("cpu"))
-        stream = run.lanes.chunks()
+        stream = run.lanes.batches()
         next(stream)
         seconds = time.perf_counter() - started
-        for _ in range(chunks):
+        for _ in range(batches):
             next(stream)
     peak = memory("VmHWM")
     return seconds, peak, peak - before
@@ -147,7 +147,7 @@ def memory(field: str) -> float:
 
 
 def show(rows: Sequence[Row]) -> None:
-    table = Table(title="Text to ids and chunks, one core", caption=machine())
+    table = Table(title="Text to ids and batches, one core", caption=machine())
     for column in ("text", "what", "measured", "unit", "target"):
         table.add_column(column, justify="right" if column in ("measured", "target") else "left")
     for row in rows:
@@ -160,7 +160,7 @@ def show(rows: Sequence[Row]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.streaming",
-        description="Measure how fast text becomes ids and chunks, and in how much memory.",
+        description="Measure how fast text becomes ids and batches, and in how much memory.",
     )
     parser.add_argument("--corpora", type=Path, required=True, help="folder of texts, *.txt")
     parser.add_argument("--big", type=Path, help="a file of a gigabyte or so, in utf-8")
@@ -168,13 +168,13 @@ def main() -> None:
     parser.add_argument("--json", type=results_file, help="write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rounds, chunks = (5, 100) if options.quick else (25, 400)
+    rounds, batches = (5, 100) if options.quick else (25, 400)
     rows = []
     for path in sorted(options.corpora.glob("*.txt")):
-        rows += measure_text(path.stem, [str(path)], rounds, chunks)
-    rows += measure_text("Python's library", embedded_corpus(), rounds, chunks)
+        rows += measure_text(path.stem, [str(path)], rounds, batches)
+    rows += measure_text("Python's library", embedded_corpus(), rounds, batches)
     if options.big:
-        rows += measure_big(options.big, chunks)
+        rows += measure_big(options.big, batches)
     show(rows)
     if options.json:
         write_results(options.json, [asdict(row) for row in rows])

@@ -47,7 +47,7 @@ from charrnn.machine import machine
 from charrnn.model import CharModel, outline
 from charrnn.optimiser import MuonAdamW
 from charrnn.recipe import Choices, choose
-from charrnn.stream import Chunk
+from charrnn.stream import Batch
 from charrnn.update import EAGER_UPDATES, Update, window_loss
 from charrnn.vocabulary import Vocabulary
 
@@ -225,12 +225,12 @@ def our_update(cell: CellName, size: Size, windows: Tensor, dtype: torch.dtype) 
     optimiser = MuonAdamW(model, weight_decay=config.weight_decay)
     optimiser.set_rates(config.lr, config.lr_adam)
     update = Update(model, optimiser, config)
-    chunks = cycle([Chunk(x_TB, y_TB, False, x_TB.numel(), unknown=0) for x_TB, y_TB in windows])
+    batches = cycle([Batch(x_TB, y_TB, False, x_TB.numel(), unknown=0) for x_TB, y_TB in windows])
     for _ in range(EAGER_UPDATES + 1):
-        update(next(chunks))
+        update(next(batches))
     if update.capture_failure:
         raise RuntimeError(f"no CUDA graph for {cell}: {update.capture_failure}")
-    return lambda: update(next(chunks))
+    return lambda: update(next(batches))
 
 
 def window_multiply_adds(

@@ -126,7 +126,7 @@ def steps_of(config: TrainConfig, lanes: Lanes) -> int | None:
     if config.epochs is None:
         return config.steps
     # A checkpoint holds whole numbers of 64 bits.
-    return max(1, round(min(2.0**62, config.epochs * lanes.chunks_per_pass)))
+    return max(1, round(min(2.0**62, config.epochs * lanes.steps_per_epoch)))
 
 
 def _with_planned_steps(config: TrainConfig, lanes: Lanes, progress: Progress) -> TrainConfig:

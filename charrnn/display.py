@@ -311,7 +311,7 @@ def _plain(event: Event, run: Run) -> Iterable[str]:
             planned = "the speed has changed: planned again," if event.again else "planned"
             yield (
                 f"{planned} {counted(event.total_steps, 'step')}, "
-                f"{event.total_steps / run.lanes.chunks_per_pass:.2f} epochs"
+                f"{event.total_steps / run.lanes.steps_per_epoch:.2f} epochs"
                 f"{to_go}{f'; {held}' if held else ''}"
             )
         scored = event.validate_characters

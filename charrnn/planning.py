@@ -98,8 +98,10 @@ class Planner:
         if total is None:
             speed = self._guessed_speed() if self._speed_from is None else self._speed_so_far()
             total = self._affordable_steps(speed)
-            most = max(LEAST_TIMED, int(total * self._characters_per_step() / 10))
-        _, characters = plan_validations(total, self._characters_per_step(), run.valid.characters)
+            most = max(LEAST_TIMED, int(total * self.run.lanes.characters_per_step / 10))
+        _, characters = plan_validations(
+            total, self.run.lanes.characters_per_step, run.valid.characters
+        )
         progress.validate_characters = min(most, characters)
 
     def seconds_left(self) -> float:
@@ -120,7 +122,7 @@ class Planner:
         an_update = 1 / speed if updates else 0.0
         a_validation = progress.seconds_a_validation
         if not progress.validations and progress.validate_characters is not None:
-            as_updates = progress.validate_characters / self._characters_per_step() / PACE
+            as_updates = progress.validate_characters / self.run.lanes.characters_per_step / PACE
             a_validation = as_updates * an_update
         ahead = self._validations_ahead(total, progress.validate_every)
         return updates * an_update + ahead * a_validation
@@ -200,7 +202,7 @@ class Planner:
         if not (config.dropout_by_plan or config.decay_by_plan or config.temperature_by_plan):
             return
         # Counted as before the first update (recipe.choose): the same budget has the same numbers.
-        passes = config.epochs or total * self._characters_per_step() / run.train.characters
+        passes = config.epochs or total * self.run.lanes.characters_per_step / run.train.characters
         pressed = pressure(passes, matrix_weights(model.config), run.train.characters)
         held = restraint(model.config.cell, model.config.vocabulary, pressed)
         if config.dropout_by_plan:
@@ -239,7 +241,7 @@ class Planner:
         shape, device = self.run.model.config, self.run.device.type
         precision, weights = self.run.config.precision, matrix_weights(shape)
         speed = guessed_speed(shape.vocabulary, device, precision, weights)
-        return speed / self._characters_per_step()
+        return speed / self.run.lanes.characters_per_step
 
     def _speed_since_plan(self) -> tuple[float, float]:
         """Return updates per second since the last plan, and how long that is ago.
@@ -276,11 +278,6 @@ class Planner:
             return int(is_due)
         return math.ceil(total / every) - (progress.step - is_due) // every
 
-    def _characters_per_step(self) -> int:
-        """Return the predictions of an update whose loss counts."""
-        lanes = self.run.lanes
-        return lanes.lanes * lanes.stride
-
     def _validate_every(self, total: int, speed: float | None) -> int | None:
         """Return the steps between validations; None: nothing is held out."""
         run = self.run
@@ -288,7 +285,7 @@ class Planner:
             return None
         every, _ = plan_validations(
             total,
-            self._characters_per_step(),
+            self.run.lanes.characters_per_step,
             run.valid.characters,
             run.progress.seconds_a_validation * (speed or 0.0),
         )

@@ -144,9 +144,9 @@ def choose(
     lanes, window, counted, _ = fit_lanes(
         characters, planned["batch_size"], max(1, planned["bptt"]), planned.get("loss_last")
     )
-    a_step = max(1, lanes * (counted or window))
+    characters_per_step = max(1, lanes * (counted or window))
     precision = planned["precision"]
-    read = _characters_read(budget, a_step, vocabulary, characters, device, precision)
+    read = _characters_read(budget, characters_per_step, vocabulary, characters, device, precision)
     passes = read / characters
     is_gpu = _sized_as(device, precision) == "cuda"
     multiple = GPU_EMBEDDING if is_gpu else 1
@@ -154,7 +154,7 @@ def choose(
     hidden = _hidden(cell, device, precision, widest, read, characters)
     if is_gpu and "minutes" in budget and passes < GPU_FEW_PASSES and "batch_size" not in chosen:
         training["batch_size"] *= 2
-        a_step, read, passes = 2 * a_step, 2 * read, 2 * passes
+        characters_per_step, read, passes = 2 * characters_per_step, 2 * read, 2 * passes
     sizes: dict[str, Any] = {
         "cell": cell,
         "vocabulary": vocabulary,
@@ -172,7 +172,7 @@ def choose(
     training["dropout_masks"] = dropout_masks(model, device, pressed)
     if vocabulary >= RARE_SYMBOLS and pressed < BY_HEART:
         training["lr_adam"] *= 3
-    training["warmup_steps"] = warmup_steps(read / a_step)
+    training["warmup_steps"] = warmup_steps(read / characters_per_step)
     if (optimiser := chosen.get("optimiser")) in ONE_RATE:
         training |= ONE_RATE[optimiser]
     if "lr" in chosen:
@@ -366,7 +366,7 @@ def _recurrent_weights(cell: CellName, layers: int, hidden: int, embedding: int)
 
 def _characters_read(
     budget: dict[str, float | int],
-    a_step: int,
+    characters_per_step: int,
     vocabulary: int,
     characters: int,
     device: str,
@@ -376,7 +376,7 @@ def _characters_read(
 
     Args:
         budget: one of minutes, epochs, steps.
-        a_step: characters whose loss counts in an update.
+        characters_per_step: characters whose loss counts in an update.
         vocabulary: V.
         characters: of the training part.
         device: "cpu", "cuda" or "mps".
@@ -385,7 +385,7 @@ def _characters_read(
     if "epochs" in budget:
         return float(budget["epochs"] * characters)
     if "steps" in budget:
-        return float(min(budget["steps"] * a_step, 10**15))
+        return float(min(budget["steps"] * characters_per_step, 10**15))
     return float(budget["minutes"] * 60 * guessed_speed(vocabulary, device, precision))
 
 

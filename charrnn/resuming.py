@@ -329,7 +329,7 @@ def _refuse_used_up(config: TrainConfig, progress: Progress, lanes: Lanes) -> No
     if config.minutes is not None and config.minutes <= minutes:
         done = _short(minutes)
     elif steps is not None and steps < progress.step:
-        passes = progress.step / lanes.chunks_per_pass
+        passes = progress.step / lanes.steps_per_epoch
         done = f"{progress.step:,}" if config.epochs is None else _short(passes)
     else:
         return

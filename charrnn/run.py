@@ -159,7 +159,7 @@ class RunSummary(_Standing):
         return "byte" if self.of_bytes else "character"
 
     @property
-    def steps_a_pass(self) -> int:
+    def steps_per_epoch(self) -> int:
         """Steps of one pass over the training part.
 
         Raises:
@@ -167,7 +167,7 @@ class RunSummary(_Standing):
         """
         config, characters = self.config, self.text.length("train")
         windows = Windows.of(characters, config.batch_size, config.bptt, config.loss_last)
-        return windows.per_pass
+        return windows.steps_per_epoch
 
 
 class Settings(NamedTuple):

@@ -42,7 +42,7 @@ def introduction(run: RunSummary, device: str, *, is_planned: bool) -> list[str]
         is_planned: whether what follows from a plan is shown, too: a new run of minutes has none.
 
     Raises:
-        ValueError: as of ``RunSummary.steps_a_pass``.
+        ValueError: as of ``RunSummary.steps_per_epoch``.
     """
     shape, text = run.shape, run.text
     valid, test = text.length("valid"), text.length("test")
@@ -79,7 +79,7 @@ def _data(run: RunSummary) -> str:
         window += f" (loss on the last {config.loss_last})"
     if config.reset_state:
         window += ", each from the zero state"
-    steps = counted(run.steps_a_pass, "step")
+    steps = counted(run.steps_per_epoch, "step")
     return f"{counted(config.batch_size, 'lane')}, {window}, {steps} an epoch"
 
 
@@ -196,7 +196,7 @@ def status_lines(status: RunStatus) -> list[str]:
     charrnn, torch = (shown(status.versions[name]) for name in ("charrnn", "torch"))
     where = "" if status.processor is None else f", on {shown(status.processor)}"
     of = None if status.is_finished else progress.planned_steps
-    come = f"{come_to(run, of)} ({progress.step / run.steps_a_pass:.2f} epochs)"
+    come = f"{come_to(run, of)} ({progress.step / run.steps_per_epoch:.2f} epochs)"
     lines = introduction(run, device, is_planned=True)
     lines.append(f"made    with torch {torch} and version {charrnn} of charrnn{where}")
     if run.config.init_from is not None:

@@ -74,7 +74,7 @@ class RunStatus:
             "versions": self.versions,
             "step": progress.step,
             "planned_steps": progress.planned_steps,
-            "epoch": progress.step / run.steps_a_pass,
+            "epoch": progress.step / run.steps_per_epoch,
             "characters": progress.characters,
             "seconds": progress.seconds,
             "best_nats_per_char": progress.best_nats,
@@ -107,7 +107,7 @@ def read_status(path: Path) -> RunStatus:
         progress=checkpoint.record("progress", Progress),
     )
     try:
-        _ = run.steps_a_pass
+        _ = run.steps_per_epoch
     except ValueError as error:
         raise CheckpointError(f"{shown(file)}: the field 'text' is not usable: {error}") from error
     is_state = "step" in checkpoint.meta

@@ -1,4 +1,4 @@
-"""Ids become lanes of consecutive chunks, at a position that can be saved.
+"""Ids become lanes of consecutive batches, at a position that can be saved.
 
 The view of stateful truncated backpropagation through time (Williams and Peng 1990): a
 part of a text is cut into B contiguous lanes, read side by side in windows of T characters;
@@ -21,7 +21,7 @@ from torch import Tensor
 from charrnn.corpus import Part
 from charrnn.vocabulary import UNKNOWN, Ids, Vocabulary
 
-__all__ = ["Chunk", "Lanes", "Reader", "Windows"]
+__all__ = ["Batch", "Lanes", "Reader", "Windows"]
 
 #: Bytes that a Reader takes from its file at a time, and about what it holds of them as ids.
 #: Times the lanes, this is the memory of a stream: 64 lanes hold 2 MB of ids below 256.
@@ -73,8 +73,8 @@ class Windows(NamedTuple):
     """T, at most the length."""
     stride: int
     """Characters from one window of a lane to the next."""
-    per_pass: int
-    """Windows of a lane: steps of one pass over the part."""
+    steps_per_epoch: int
+    """Windows of a lane."""
 
     @classmethod
     def of(cls, characters: int, batch_size: int, bptt: int, loss_last: int | None) -> Self:
@@ -89,12 +89,12 @@ class Windows(NamedTuple):
             raise ValueError(f"{characters} characters are too few for {batch_size} lanes")
         bptt = min(bptt, length)
         stride = bptt if loss_last is None else min(loss_last, bptt)
-        # Rounded up: the remainder of a lane makes a short last chunk.
+        # Rounded up: the remainder of a lane makes a short last batch.
         return cls(length, bptt, stride, -(-(length - (bptt - stride)) // stride))
 
 
 @dataclass(frozen=True)
-class Chunk:
+class Batch:
     """One window of every lane."""
 
     x_TB: Tensor
@@ -115,7 +115,7 @@ class Lanes:
 
     A part of n characters has n - 1 predictions. Each lane makes (n - 1) // B consecutive
     ones, and reads one character into the next lane for its last; fewer than B are left
-    over at the part's end. The last chunk of a pass is as short as what remains.
+    over at the part's end. The last batch of a pass is as short as what remains.
 
     With ``loss_last`` N below T, windows overlap: each moves on by N, its first T - N
     predictions only build up the hidden state, and its loss counts from there. So the
@@ -125,10 +125,10 @@ class Lanes:
     the first, third ... of them in pass 0, the others in pass 1, and so on.
 
     Attributes:
-        lanes: B.
+        batch_size: B.
         bptt: T, at most the length of a lane.
         stride: characters from one window of a lane to the next: N, or T without it.
-        chunks_per_pass: steps of one pass over the part.
+        steps_per_epoch: steps of one pass over the part.
 
     Raises:
         ValueError: as of ``Windows.of``.
@@ -143,60 +143,65 @@ class Lanes:
         loss_last: int | None = None,
         held_back: Ids | None = None,
     ) -> None:
-        self.lanes = batch_size
-        self._length, self.bptt, self.stride, self.chunks_per_pass = Windows.of(
+        self.batch_size = batch_size
+        self._length, self.bptt, self.stride, self.steps_per_epoch = Windows.of(
             part.characters, batch_size, bptt, loss_last
         )
         self._part = part
         self._vocabulary = vocabulary
         self._held_back = np.empty(0, vocabulary.dtype) if held_back is None else held_back
 
+    @property
+    def characters_per_step(self) -> int:
+        """Predictions of a step whose loss counts; at a pass's end there may be fewer."""
+        return self.batch_size * self.stride
+
     def position(self, step: int) -> tuple[int, int, int]:
-        """Return where a step begins: the pass, the chunk in it, the character of the part.
+        """Return where a step begins: the pass, the batch in it, the character of the part.
 
         The character is lane 0's; those of the other lanes are (n - 1) // B apart.
         """
-        pass_index, chunk_index = divmod(step, self.chunks_per_pass)
-        return pass_index, chunk_index, chunk_index * self.stride
+        pass_index, batch_index = divmod(step, self.steps_per_epoch)
+        return pass_index, batch_index, batch_index * self.stride
 
-    def chunks(self, step: int = 0) -> Iterator[Chunk]:
-        """Yield the chunks from a step on, without end.
+    def batches(self, step: int = 0) -> Iterator[Batch]:
+        """Yield the batches from a step on, without end.
 
         Whatever the step, it begins there at once: it seeks and does not read through.
 
         Raises:
             CorpusError: a file is gone, unreadable, or changed since the scan.
         """
-        pass_index, first_chunk, _ = self.position(step)
+        pass_index, first_batch, _ = self.position(step)
         while True:
-            yield from self._chunks_of_pass(pass_index, first_chunk)
-            pass_index, first_chunk = pass_index + 1, 0
+            yield from self._batches_of_pass(pass_index, first_batch)
+            pass_index, first_batch = pass_index + 1, 0
 
-    def _chunks_of_pass(self, pass_index: int, first_chunk: int) -> Iterator[Chunk]:
-        start = first_chunk * self.stride
+    def _batches_of_pass(self, pass_index: int, first_batch: int) -> Iterator[Batch]:
+        start = first_batch * self.stride
         readers = [
             Reader(self._part, self._vocabulary, lane * self._length + start)
-            for lane in range(self.lanes)
+            for lane in range(self.batch_size)
         ]
         context = self.bptt - self.stride
         # One column more than a window: every character is a target before it is an input.
-        ids_BT = np.empty((self.lanes, self.bptt + 1), self._vocabulary.dtype)
+        ids_BT = np.empty((self.batch_size, self.bptt + 1), self._vocabulary.dtype)
         kept = context + 1
         read_as_V = np.arange(self._vocabulary.size, dtype=np.int64)
         read_as_V[self._held_back[pass_index % 2 :: 2]] = UNKNOWN
         for row, reader in zip(ids_BT, readers, strict=True):
             row[-kept:] = reader.read(kept)
-        for chunk_index in range(first_chunk, self.chunks_per_pass):
+        for batch_index in range(first_batch, self.steps_per_epoch):
             ids_BT[:, :kept] = ids_BT[:, -kept:].copy()
-            new = min(self.stride, self._length - context - chunk_index * self.stride)
+            new = min(self.stride, self._length - context - batch_index * self.stride)
             for row, reader in zip(ids_BT, readers, strict=True):
                 row[kept : kept + new] = reader.read(new)
             # A new array every time: the consumer may still be copying the last one.
             ids_TB = torch.from_numpy(read_as_V.take(ids_BT[:, : kept + new].T))
-            yield Chunk(
+            yield Batch(
                 x_TB=ids_TB[:-1],
                 y_TB=ids_TB[1:],
-                first=chunk_index == 0,
-                characters=new * self.lanes,
+                first=batch_index == 0,
+                characters=new * self.batch_size,
                 unknown=int(self._vocabulary.is_unknown(ids_BT[:, kept : kept + new]).sum()),
             )

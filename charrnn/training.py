@@ -32,7 +32,7 @@ from charrnn.metrics import LOG_EVERY
 from charrnn.planning import Planner
 from charrnn.run import Run
 from charrnn.sampling import sample, unwarned
-from charrnn.stream import Chunk
+from charrnn.stream import Batch
 from charrnn.update import UpdateResult
 
 __all__ = ["SHOWN_TEMPERATURE", "train"]
@@ -100,7 +100,7 @@ class _Loop:
         self.planner = Planner(run)
         self.row_from = (run.progress.characters, run.progress.seconds)
         #: Updates that nobody has looked at yet.
-        self.pending: list[tuple[UpdateResult, Chunk]] = []
+        self.pending: list[tuple[UpdateResult, Batch]] = []
         self.last_losses: deque[float] = deque(maxlen=5)
         self.saved_at = run.progress.seconds
         self.save_seconds = 0.0
@@ -140,7 +140,7 @@ class _Loop:
             self._starts_trained() or run.config.validate_every is not None
         ):
             self.planner.size_validations()
-        chunks = run.lanes.chunks(progress.step)
+        batches = run.lanes.batches(progress.step)
         told_stopped, told_uncaptured = 0.0, False
         while True:
             self._tick()
@@ -163,14 +163,14 @@ class _Loop:
                 return
             if self._save_due():
                 yield self._save()
-            chunk = next(chunks)
+            batch = next(batches)
             # A plan may have put another configuration in the place of the one before.
             factor = self.planner.rate_factor()
             progress.learning_rate = run.config.lr * factor
             run.update.optimiser.set_rates(progress.learning_rate, run.config.lr_adam * factor)
-            self.pending.append((run.update(chunk), chunk))
+            self.pending.append((run.update(batch), batch))
             progress.step += 1
-            progress.characters += chunk.characters
+            progress.characters += batch.characters
             row_is_due = progress.step % LOG_EVERY == 0 or run.is_over
             # On a CPU every update is looked at before the next; a GPU is not made to wait.
             if run.device.type != "cuda" or row_is_due:
@@ -209,7 +209,7 @@ class _Loop:
         """Look at the results of the updates since the last look and add them up."""
         progress = self.run.progress
         first = progress.step - len(self.pending) + 1
-        for step, (result, chunk) in enumerate(self.pending, start=first):
+        for step, (result, batch) in enumerate(self.pending, start=first):
             loss, norm = float(result.loss), float(result.norm)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise self._non_finite(step, loss, norm)
@@ -217,9 +217,9 @@ class _Loop:
             progress.clipped_steps += clipped
             # Nothing can be learned of how an unknown character is spelled, but every score
             # charges it.
-            spelling = chunk.unknown * self.run.vocabulary.unknown_nats
-            progress.row_loss += loss * chunk.characters + spelling
-            progress.row_characters += chunk.characters
+            spelling = batch.unknown * self.run.vocabulary.unknown_nats
+            progress.row_loss += loss * batch.characters + spelling
+            progress.row_characters += batch.characters
             progress.row_norm += norm
             progress.row_largest_norm = max(progress.row_largest_norm, norm)
             progress.row_clipped += clipped
@@ -229,11 +229,11 @@ class _Loop:
 
     def _non_finite(self, step: int, loss: float, norm: float) -> NonFiniteError:
         run = self.run
-        passed, chunk, character = run.lanes.position(step - 1)
+        passed, window, character = run.lanes.position(step - 1)
         what = "gradient" if math.isfinite(loss) else "loss"
         losses = ", ".join(f"{loss:.4g}" for loss in self.last_losses) or "none"
         return NonFiniteError(
-            f"the {what} is not finite at step {step:,} (pass {passed + 1}, window {chunk + 1}, "
+            f"the {what} is not finite at step {step:,} (pass {passed + 1}, window {window + 1}, "
             f"from character {character:,} of each lane on): loss {loss:g}, gradient norm "
             f"{norm:g}, losses before it {losses}; no weight was changed by it; {run.way_back()}"
         )
@@ -243,7 +243,7 @@ class _Loop:
         progress = self.run.progress
         return {
             "step": progress.step,
-            "epoch": progress.step / self.run.lanes.chunks_per_pass,
+            "epoch": progress.step / self.run.lanes.steps_per_epoch,
             "characters": progress.characters,
             "seconds": progress.seconds,
         }

@@ -17,7 +17,7 @@ from charrnn.config import TrainConfig
 from charrnn.kernels import mean_cross_entropy
 from charrnn.model import CharModel, Hidden, detach
 from charrnn.optimiser import Optimiser
-from charrnn.stream import Chunk
+from charrnn.stream import Batch
 
 __all__ = ["Update", "UpdateResult", "clip", "window_loss"]
 
@@ -147,19 +147,19 @@ class Update:
         #: 1 until a loss or gradient was not finite, then 0 for good.
         self._alive = torch.ones((), device=self.device)
 
-    def __call__(self, chunk: Chunk) -> UpdateResult:
+    def __call__(self, batch: Batch) -> UpdateResult:
         """Update the weights on one window.
 
         After a loss or gradient that is not finite, no call changes the weights any
         more; the result shows the number.
         """
-        x_TB = chunk.x_TB.to(self.device, non_blocking=True)
-        y_TB = chunk.y_TB.to(self.device, non_blocking=True)
-        if chunk.first or self.config.reset_state:
+        x_TB = batch.x_TB.to(self.device, non_blocking=True)
+        y_TB = batch.y_TB.to(self.device, non_blocking=True)
+        if batch.first or self.config.reset_state:
             for state in self.hidden:
                 for part_BH in state:
                     part_BH.zero_()
-        counted = chunk.characters // x_TB.shape[1]
+        counted = batch.characters // x_TB.shape[1]
         # A graph holds one shape; a pass's last, shorter window runs without it.
         if self.device.type == "cuda" and len(x_TB) == self.config.bptt:
             return self._captured_update(x_TB, y_TB, counted)

@@ -119,7 +119,7 @@ class TestPlain:
             f"{run.model.parameter_count():,} parameters",
             f"{run.vocabulary.size} symbols",
             f"{run.config.batch_size} lanes, windows of 9 (loss on the last 3)",
-            f"{run.lanes.chunks_per_pass:,} steps an epoch",
+            f"{run.lanes.steps_per_epoch:,} steps an epoch",
             f"cpu (1 thread), {run.config.precision}; 60 minutes",
             f"uniform {run.baselines['uniform']:.3f}",
             f"unigram {run.baselines['unigram']:.3f}",
@@ -151,7 +151,7 @@ class TestPlain:
 
     def test_has_a_line_for_what_matters(self, run: Run, lines: list[str]) -> None:
         assert lines[7:] == [
-            f"planned 5,000 steps, {5000 / run.lanes.chunks_per_pass:.2f} epochs; "
+            f"planned 5,000 steps, {5000 / run.lanes.steps_per_epoch:.2f} epochs; "
             "1:00:00 to go; dropout 0.6 (2 masks), weight drop 0.48, "
             "weight decay 0.2, loss temperature 0.91",
             "validations score the first 50 characters held out, to save time",
@@ -174,7 +174,7 @@ class TestPlain:
         self, run: Run, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """Of a run that goes on with so many: the introduction has the old."""
-        passes = f"{100 / run.lanes.chunks_per_pass:.2f}"
+        passes = f"{100 / run.lanes.steps_per_epoch:.2f}"
         run.config = replace(run.config, minutes=None, steps=100)
         held = "dropout 0.6 (2 masks), weight drop 0.48, weight decay 0.2, loss temperature 0.91"
         for run.resumed in (False, True):

@@ -104,12 +104,12 @@ class StubRun(Run):
 def stub_run(
     world: World, config: TrainConfig, progress: Progress, held_out: int, device: str
 ) -> Run:
-    def update(_chunk: object) -> object:
+    def update(_batch: object) -> object:
         world.begun.append(("update", world.now))
         world.spend(world.update + world.first * (progress.step == 0))
         return SimpleNamespace(loss=2.0, norm=1.0, clipped=False)
 
-    def chunks(_step: int) -> Iterator[object]:
+    def batches(_step: int) -> Iterator[object]:
         while True:
             yield SimpleNamespace(characters=AN_UPDATE, unknown=0)
 
@@ -137,7 +137,9 @@ def stub_run(
         "train": SimpleNamespace(characters=5000),
         "valid": valid if held_out else None,
         "text": SimpleNamespace(valid=(5000, 5000 + held_out) if held_out else None),
-        "lanes": SimpleNamespace(lanes=3, stride=17, chunks_per_pass=98, chunks=chunks),
+        "lanes": SimpleNamespace(
+            batch_size=3, characters_per_step=AN_UPDATE, steps_per_epoch=98, batches=batches
+        ),
         "update": update,
         "folder": SimpleNamespace(log=lambda _row: None, keep=1),
     }

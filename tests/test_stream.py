@@ -16,7 +16,7 @@ from charrnn import stream
 from charrnn.corpus import Part, scan
 from charrnn.errors import CorpusError
 from charrnn.recipe import fit_lanes
-from charrnn.stream import Chunk, Lanes, Reader
+from charrnn.stream import Batch, Lanes, Reader
 from charrnn.vocabulary import REPLACEMENT, Vocabulary
 from tests.conftest import make_framed_part, make_text, open_files
 
@@ -83,14 +83,14 @@ class TestReader:
         assert held / len(readers) < (1 << 15) + 8000
 
 
-def lanes_of(chunks: Sequence[Chunk], stride: int) -> tuple[list[list[int]], list[list[int]]]:
+def lanes_of(batches: Sequence[Batch], stride: int) -> tuple[list[list[int]], list[list[int]]]:
     """Return what each lane's windows of a pass read and predict, joined, overlaps taken once."""
-    lanes = chunks[0].x_TB.shape[1]
+    lanes = batches[0].x_TB.shape[1]
     x_ids: list[list[int]] = [[] for _ in range(lanes)]
     y_ids: list[list[int]] = [[] for _ in range(lanes)]
-    for index, chunk in enumerate(chunks):
+    for index, batch in enumerate(batches):
         for lane in range(lanes):
-            x, y = chunk.x_TB[:, lane].tolist(), chunk.y_TB[:, lane].tolist()
+            x, y = batch.x_TB[:, lane].tolist(), batch.y_TB[:, lane].tolist()
             at = index * stride
             assert x_ids[lane][at:] == x[: len(x_ids[lane]) - at]
             x_ids[lane][at:], y_ids[lane][at:] = x, y
@@ -134,11 +134,11 @@ class TestLanes:
     ) -> None:
         lanes, vocabulary = view
         length = (len(text) - 1) // batch_size
-        chunks = list(islice(lanes.chunks(), 2 * lanes.chunks_per_pass))
+        batches = list(islice(lanes.batches(), 2 * lanes.steps_per_epoch))
         assert len(text) - 1 - length * batch_size < batch_size  # what is never read
         for number in range(2):
-            a_pass = chunks[number * lanes.chunks_per_pass :][: lanes.chunks_per_pass]
-            assert [chunk.first for chunk in a_pass] == [i == 0 for i in range(len(a_pass))]
+            a_pass = batches[number * lanes.steps_per_epoch :][: lanes.steps_per_epoch]
+            assert [batch.first for batch in a_pass] == [i == 0 for i in range(len(a_pass))]
             x_ids, y_ids = lanes_of(a_pass, lanes.stride)
             for lane in range(batch_size):
                 start = lane * length
@@ -152,9 +152,9 @@ class TestLanes:
         length = (len(text) - 1) // batch_size
         warmup = lanes.bptt - lanes.stride
         counted: list[int] = []
-        for index, chunk in enumerate(islice(lanes.chunks(), lanes.chunks_per_pass)):
-            time_steps = len(chunk.x_TB)
-            losses, rest = divmod(chunk.characters, batch_size)
+        for index, batch in enumerate(islice(lanes.batches(), lanes.steps_per_epoch)):
+            time_steps = len(batch.x_TB)
+            losses, rest = divmod(batch.characters, batch_size)
             assert rest == 0
             assert 1 <= losses <= lanes.stride
             stop = index * lanes.stride + time_steps
@@ -163,12 +163,12 @@ class TestLanes:
 
     def test_shapes(self, view: tuple[Lanes, Vocabulary], batch_size: int, bptt: int) -> None:
         lanes, _ = view
-        assert lanes.lanes == batch_size
+        assert lanes.batch_size == batch_size
         assert lanes.bptt <= bptt
-        *full, last = islice(lanes.chunks(), lanes.chunks_per_pass)
-        for chunk in full:
-            assert chunk.x_TB.shape == chunk.y_TB.shape == (lanes.bptt, batch_size)
-            assert chunk.characters == lanes.stride * batch_size
+        *full, last = islice(lanes.batches(), lanes.steps_per_epoch)
+        for batch in full:
+            assert batch.x_TB.shape == batch.y_TB.shape == (lanes.bptt, batch_size)
+            assert batch.characters == lanes.stride * batch_size
         assert last.x_TB.shape == last.y_TB.shape
         assert len(last.x_TB) <= lanes.bptt
         for tensor in (last.x_TB, last.y_TB):
@@ -177,11 +177,11 @@ class TestLanes:
 
     def test_any_step_continues(self, view: tuple[Lanes, Vocabulary]) -> None:
         lanes, _ = view
-        total = 2 * lanes.chunks_per_pass + 2
-        straight = list(islice(lanes.chunks(), total))
-        steps = sorted({0, 1, 2, total // 3, lanes.chunks_per_pass, lanes.chunks_per_pass + 1})
+        total = 2 * lanes.steps_per_epoch + 2
+        straight = list(islice(lanes.batches(), total))
+        steps = sorted({0, 1, 2, total // 3, lanes.steps_per_epoch, lanes.steps_per_epoch + 1})
         for step in steps:
-            for here, there in zip(straight[step:], lanes.chunks(step), strict=False):
+            for here, there in zip(straight[step:], lanes.batches(step), strict=False):
                 assert torch.equal(here.x_TB, there.x_TB)
                 assert torch.equal(here.y_TB, there.y_TB)
                 assert vars(here) == vars(there) | {"x_TB": here.x_TB, "y_TB": here.y_TB}
@@ -190,21 +190,21 @@ class TestLanes:
         self, view: tuple[Lanes, Vocabulary], text: str
     ) -> None:
         lanes, vocabulary = view
-        for step, chunk in enumerate(islice(lanes.chunks(), lanes.chunks_per_pass + 2)):
-            pass_index, chunk_index, offset = lanes.position(step)
-            assert pass_index * lanes.chunks_per_pass + chunk_index == step
-            assert (chunk_index == 0) == chunk.first
-            seen = vocabulary.decode(chunk.x_TB[:, 0])
+        for step, batch in enumerate(islice(lanes.batches(), lanes.steps_per_epoch + 2)):
+            pass_index, batch_index, offset = lanes.position(step)
+            assert pass_index * lanes.steps_per_epoch + batch_index == step
+            assert (batch_index == 0) == batch.first
+            seen = vocabulary.decode(batch.x_TB[:, 0])
             assert text[offset : offset + len(seen)] == seen
 
 
 class TestLanesOtherwise:
-    def test_chunks_share_no_memory(self, tmp_path: Path) -> None:
+    def test_batches_share_no_memory(self, tmp_path: Path) -> None:
         part, vocabulary = make_part(tmp_path, make_text(1003))
-        chunks = Lanes(part, vocabulary, 3, 11).chunks()
-        first = next(chunks)
+        batches = Lanes(part, vocabulary, 3, 11).batches()
+        first = next(batches)
         kept_TB = first.x_TB.clone()
-        next(chunks)
+        next(batches)
         assert torch.equal(first.x_TB, kept_TB)
 
     def test_too_short_for_its_lanes(self, tmp_path: Path) -> None:
@@ -217,8 +217,8 @@ class TestLanesOtherwise:
         (tmp_path / "file").write_bytes(content)
         corpus = scan([str(tmp_path / "file")], "bytes")
         lanes = Lanes(corpus.part(0, len(content)), Vocabulary.of_bytes(), 1, 100)
-        chunks = list(islice(lanes.chunks(), lanes.chunks_per_pass))
-        assert bytes(torch.cat([chunk.y_TB for chunk in chunks]).flatten().tolist()) == content[1:]
+        batches = list(islice(lanes.batches(), lanes.steps_per_epoch))
+        assert bytes(torch.cat([batch.y_TB for batch in batches]).flatten().tolist()) == content[1:]
 
     def test_held_back_characters_take_turns_as_the_unknown_symbol(self, tmp_path: Path) -> None:
         singles = "vwxyz"  # each once; of even rank are v, x and z
@@ -228,18 +228,18 @@ class TestLanesOtherwise:
         part, vocabulary = make_part(tmp_path, "".join(text))
         held_back = vocabulary.encode(singles)
         lanes = Lanes(part, vocabulary, 3, 13, 5, held_back)
-        straight = list(islice(lanes.chunks(), 3 * lanes.chunks_per_pass))
-        as_it_is = Lanes(part, vocabulary, 3, 13, 5).chunks()
-        for step, (chunk, plain) in enumerate(zip(straight, as_it_is, strict=False)):
-            for ids, plain_ids in ((chunk.x_TB, plain.x_TB), (chunk.y_TB, plain.y_TB)):
+        straight = list(islice(lanes.batches(), 3 * lanes.steps_per_epoch))
+        as_it_is = Lanes(part, vocabulary, 3, 13, 5).batches()
+        for step, (batch, plain) in enumerate(zip(straight, as_it_is, strict=False)):
+            for ids, plain_ids in ((batch.x_TB, plain.x_TB), (batch.y_TB, plain.y_TB)):
                 expected = vocabulary.decode(plain_ids.flatten())
-                for single in ("vxz", "wy", "vxz")[step // lanes.chunks_per_pass]:
+                for single in ("vxz", "wy", "vxz")[step // lanes.steps_per_epoch]:
                     expected = expected.replace(single, REPLACEMENT)
                 assert vocabulary.decode(ids.flatten()) == expected
         # The vocabulary has them: no spelling is charged, whatever they are read as.
-        assert all(chunk.unknown == 0 for chunk in straight)
-        for step in (1, lanes.chunks_per_pass - 1, lanes.chunks_per_pass + 30):
-            assert torch.equal(next(lanes.chunks(step)).x_TB, straight[step].x_TB)
+        assert all(batch.unknown == 0 for batch in straight)
+        for step in (1, lanes.steps_per_epoch - 1, lanes.steps_per_epoch + 30):
+            assert torch.equal(next(lanes.batches(step)).x_TB, straight[step].x_TB)
 
     def test_counts_what_the_vocabulary_lacks_where_the_loss_counts(self, tmp_path: Path) -> None:
         text = make_text(1003, "abcdefghij \n")
@@ -248,18 +248,18 @@ class TestLanesOtherwise:
         lanes = Lanes(part, vocabulary, 3, 13, 5)
         read, length = 13 - 5, 1002 // 3  # the first window's first predictions count for nothing
         lacked = [text[lane * length + 1 :][:length][read:].count("a") for lane in range(3)]
-        chunks = list(islice(lanes.chunks(), lanes.chunks_per_pass))
-        assert sum(chunk.unknown for chunk in chunks) == sum(lacked) > 50
-        assert all(chunk.unknown <= chunk.characters for chunk in chunks)
+        batches = list(islice(lanes.batches(), lanes.steps_per_epoch))
+        assert sum(batch.unknown for batch in batches) == sum(lacked) > 50
+        assert all(batch.unknown <= batch.characters for batch in batches)
 
     def test_a_text_that_changes_stops_the_stream(self, tmp_path: Path) -> None:
         part, vocabulary = make_part(tmp_path, make_text(1003), files=1)
-        chunks = Lanes(part, vocabulary, 3, 11).chunks()
-        next(chunks)
+        batches = Lanes(part, vocabulary, 3, 11).batches()
+        next(batches)
         with (tmp_path / "0.txt").open("ab") as file:
             file.write(b"more")
         with pytest.raises(CorpusError, match=r"0\.txt grew"):
-            list(islice(chunks, 100))
+            list(islice(batches, 100))
 
 
 class TestFitLanes:

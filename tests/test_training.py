@@ -48,7 +48,7 @@ from charrnn.run import Progress, Run, SavedState
 from charrnn.runfolder import RunFolder
 from charrnn.sampling import Piece, sample
 from charrnn.starting import start
-from charrnn.stream import Chunk, Lanes
+from charrnn.stream import Batch, Lanes
 from charrnn.trained import load_model
 from charrnn.training import train
 from charrnn.update import Update, UpdateResult
@@ -148,10 +148,10 @@ def weights_by_hand(run: Run, options: dict[str, Any]) -> list[Tensor]:
     update = Update(model, rule, config)
     lanes = Lanes(run.train, run.vocabulary, 3, 17, options.get("loss_last"))
     torch.manual_seed(9)
-    for step, chunk in enumerate(islice(lanes.chunks(), 3)):
+    for step, batch in enumerate(islice(lanes.batches(), 3)):
         factor = recipe.Schedule(2, 20).factor(step)  # a tenth of 20 updates warms up
         rule.set_rates(config.lr * factor, config.lr_adam * factor)
-        update(chunk)
+        update(batch)
     return list(model.parameters())
 
 
@@ -208,7 +208,7 @@ def test_the_log_has_the_rows_and_names_that_were_promised(start_run: StartRun) 
         valid = "valid_nats_per_char" in row
         assert list(row) == POSITION + (["valid_nats_per_char"] if valid else OF_TRAINING)
         assert all(math.isfinite(value) for value in row.values())
-        assert row["epoch"] == pytest.approx(row["step"] / run.lanes.chunks_per_pass)
+        assert row["epoch"] == pytest.approx(row["step"] / run.lanes.steps_per_epoch)
         # Every window but a pass's last has 3 lanes of 17.
         assert row["characters"] <= row["step"] * 3 * 17
     assert documented_fields("## The log", 1) == {*OF_TRAINING, "valid_nats_per_char"}
@@ -254,9 +254,9 @@ def test_a_row_sums_up_the_updates_since_the_last(
     seen: list[tuple[UpdateResult, int, float]] = []
     original = Update.__call__
 
-    def watched(self: Update, chunk: Chunk) -> UpdateResult:
+    def watched(self: Update, batch: Batch) -> UpdateResult:
         rate = self.optimiser.lr.item()
-        seen.append((original(self, chunk), chunk.characters, rate))
+        seen.append((original(self, batch), batch.characters, rate))
         return seen[-1][0]
 
     monkeypatch.setattr(Update, "__call__", watched)
@@ -461,7 +461,7 @@ def test_a_new_budget_leaves_a_warm_up_that_has_begun(
         again = resume(folder, device=CPU, changes={"steps": 90})
     assert (again.progress.step, again.progress.planned_steps) == (done, 90)
     assert again.config.warmup_steps == warm_up
-    assert (again.lanes.lanes, again.lanes.bptt) == (3, 17)
+    assert (again.lanes.batch_size, again.lanes.bptt) == (3, 17)
 
 
 @pytest.mark.parametrize("budget", [{"steps": 20}, {"epochs": 0.19}])
@@ -889,9 +889,9 @@ def test_a_checkpoint_is_written_every_minute_or_at_2_percent(
 def test_epochs_are_passes(start_run: StartRun) -> None:
     run = start_run(epochs=2)
     list(train(run))
-    assert run.progress.step == 2 * run.lanes.chunks_per_pass
-    of_a_pass = islice(run.lanes.chunks(), run.lanes.chunks_per_pass)
-    assert run.progress.characters == 2 * sum(chunk.characters for chunk in of_a_pass)
+    assert run.progress.step == 2 * run.lanes.steps_per_epoch
+    of_a_pass = islice(run.lanes.batches(), run.lanes.steps_per_epoch)
+    assert run.progress.characters == 2 * sum(batch.characters for batch in of_a_pass)
     assert log_of(run.folder.path)[-1]["epoch"] == 2
 
 
@@ -910,7 +910,7 @@ def test_a_plan_sets_rate_dropout_and_decay(
     assert max(rates) > 0.9 * run.config.lr
     assert rates[-1] < 0.1 * run.config.lr
     shape = run.model.config
-    passes = planned.total_steps / run.lanes.chunks_per_pass
+    passes = planned.total_steps / run.lanes.steps_per_epoch
     pressure = recipe.pressure(passes, recipe.matrix_weights(shape), run.train.characters)
     assert (shape.dropout, shape.weight_drop) == recipe.regularisation(shape.cell, pressure)
     assert shape.dropout < guessed, "the plan is of fewer passes than were expected"
@@ -1050,8 +1050,8 @@ def unwaited(start_run: StartRun, monkeypatch: pytest.MonkeyPatch) -> Callable[.
     def make(**options: Any) -> Run:
         run, real = start_run(steps=35, **options), Update.__call__
 
-        def poisoned(update: Update, chunk: Chunk) -> UpdateResult:
-            result, is_14th = real(update, chunk), run.progress.step == 13
+        def poisoned(update: Update, batch: Batch) -> UpdateResult:
+            result, is_14th = real(update, batch), run.progress.step == 13
             return replace(result, loss=result.loss * math.nan) if is_14th else result
 
         monkeypatch.setattr(Update, "__call__", poisoned)
@@ -1098,8 +1098,8 @@ def test_losses_before_one_that_is_not_finite_are_short(
     run, real = start_run(steps=9), Update.__call__
     times = iter((1.0, 1e28, math.nan))
 
-    def growing(update: Update, chunk: Chunk) -> UpdateResult:
-        result = real(update, chunk)
+    def growing(update: Update, batch: Batch) -> UpdateResult:
+        result = real(update, batch)
         return replace(result, loss=result.loss * next(times))
 
     monkeypatch.setattr(Update, "__call__", growing)
@@ -1257,7 +1257,7 @@ def test_tiny_texts_train(tmp_path: Path, start_run: StartRun, text: str) -> Non
     *_, finished = train(run)
     assert finished == Finished("done", complete=True)
     assert run.config.loss_last == min(9, len(text) - 1)
-    assert run.lanes.lanes * run.lanes.bptt <= len(text) - 1
+    assert run.lanes.batch_size * run.lanes.bptt <= len(text) - 1
     assert any("the text has only" in note for note in run.notes)
 
 
@@ -1272,7 +1272,7 @@ def test_the_unknown_symbol_is_learned_where_the_text_has_none(
     assert run.vocabulary.min_count == 1
     assert run.vocabulary.unknown_among(run.train.counts()) == {}
     list(train(run))
-    assert run.progress.step == 2 * run.lanes.chunks_per_pass  # each had its turn
+    assert run.progress.step == 2 * run.lanes.steps_per_epoch  # each had its turn
     strange.write_text(make_prose(70, seed=2) + "\N{SNOWMAN}", encoding="utf-8")
     corpus = scan([str(strange)])
     *_, last = prices(run.model.eval(), corpus.part(0, 71), run.vocabulary)

@@ -19,7 +19,7 @@ from charrnn.config import CellName, ModelConfig, OptimiserName, TrainConfig
 from charrnn.corpus import scan
 from charrnn.model import CharModel, Hidden
 from charrnn.optimiser import OPTIMISERS, MuonAdamW
-from charrnn.stream import Chunk, Lanes
+from charrnn.stream import Batch, Lanes
 from charrnn.update import Update, UpdateResult, clip, window_loss
 from charrnn.vocabulary import Vocabulary
 from tests.conftest import make_prose
@@ -91,7 +91,7 @@ def test_a_window_as_long_as_the_lane_is_full_bptt(
     setting = Setting(tmp_path, cell, lanes=lanes, bptt=102 // lanes, clip_norm=None)
     loss = setting.prices(0, setting.length).mean()
     gradient = setting.gradient(loss)
-    first, second = islice(setting.lanes.chunks(), 2)
+    first, second = islice(setting.lanes.batches(), 2)
     assert first.first
     assert second.first, "one window is one pass"
     result = setting.update(first)
@@ -102,9 +102,9 @@ def test_a_window_as_long_as_the_lane_is_full_bptt(
 
 def test_gradients_stop_at_the_window_and_values_do_not(tmp_path: Path, cell: CellName) -> None:
     setting = Setting(tmp_path, cell, lanes=3, bptt=8, clip_norm=None)
-    for index, chunk in enumerate(islice(setting.lanes.chunks(), setting.lanes.chunks_per_pass)):
+    for index, batch in enumerate(islice(setting.lanes.batches(), setting.lanes.steps_per_epoch)):
         start = 8 * index
-        stop = start + len(chunk.x_TB)
+        stop = start + len(batch.x_TB)
         # What the window sees of its past is a constant ...
         truncated = setting.prices(start, stop, setting.state_before(start)).mean()
         gradient = setting.gradient(truncated)
@@ -112,7 +112,7 @@ def test_gradients_stop_at_the_window_and_values_do_not(tmp_path: Path, cell: Ce
         uncut = setting.prices(0, stop)[start:].mean()
         assert_close(truncated, uncut)
         full = setting.gradient(uncut)
-        result = setting.update(chunk)
+        result = setting.update(batch)
         assert_close(result.loss, truncated.detach())
         assert_close(setting.last_gradient(), gradient)
         for a, b in zip(gradient[:-2], full[:-2], strict=True):  # the head's do not reach back
@@ -124,21 +124,21 @@ def test_gradients_stop_at_the_window_and_values_do_not(tmp_path: Path, cell: Ce
 
 def test_the_state_is_zero_where_a_pass_begins(tmp_path: Path, cell: CellName) -> None:
     setting = Setting(tmp_path, cell, lanes=3, bptt=8)
-    per_pass = setting.lanes.chunks_per_pass
+    steps_per_epoch = setting.lanes.steps_per_epoch
     losses = []
-    for chunk in islice(setting.lanes.chunks(), 2 * per_pass):
-        losses.append(setting.update(chunk).loss.item())
+    for batch in islice(setting.lanes.batches(), 2 * steps_per_epoch):
+        losses.append(setting.update(batch).loss.item())
         assert any(part.any() for state in setting.update.hidden for part in state)
-    assert losses[:per_pass] == losses[per_pass:]
+    assert losses[:steps_per_epoch] == losses[steps_per_epoch:]
 
 
 def test_a_state_that_is_reset_is_zero_before_every_window(tmp_path: Path, cell: CellName) -> None:
     setting = Setting(tmp_path, cell, lanes=3, bptt=8, clip_norm=None, reset_state=True)
-    for index, chunk in enumerate(islice(setting.lanes.chunks(), setting.lanes.chunks_per_pass)):
+    for index, batch in enumerate(islice(setting.lanes.batches(), setting.lanes.steps_per_epoch)):
         start = 8 * index
-        loss = setting.prices(start, start + len(chunk.x_TB)).mean()
+        loss = setting.prices(start, start + len(batch.x_TB)).mean()
         gradient = setting.gradient(loss)
-        result = setting.update(chunk)
+        result = setting.update(batch)
         assert_close(result.loss, loss.detach())
         assert_close(setting.last_gradient(), gradient)
 
@@ -150,14 +150,14 @@ def test_loss_last_counts_every_prediction_once_with_its_context(
     setting = Setting(tmp_path, cell, lanes=3, bptt=bptt, loss_last=last, clip_norm=None)
     stride = last or bptt
     counted_before = bptt - stride
-    for index, chunk in enumerate(islice(setting.lanes.chunks(), setting.lanes.chunks_per_pass)):
+    for index, batch in enumerate(islice(setting.lanes.batches(), setting.lanes.steps_per_epoch)):
         start = index * stride
-        stop = start + len(chunk.x_TB)
+        stop = start + len(batch.x_TB)
         prices_TB = setting.prices(start, stop, setting.state_before(start))
         loss = prices_TB[counted_before - start :].mean()
         gradient = setting.gradient(loss)
-        result = setting.update(chunk)
-        assert chunk.characters == 3 * (stop - counted_before)
+        result = setting.update(batch)
+        assert batch.characters == 3 * (stop - counted_before)
         assert_close(result.loss, loss.detach())
         assert_close(setting.last_gradient(), gradient)
         counted_before = stop
@@ -176,24 +176,24 @@ def test_the_head_reads_no_output_that_does_not_count(
 
     monkeypatch.setattr("charrnn.model.linear", linear)
     setting = Setting(tmp_path, cell, lanes=3, bptt=8, loss_last=last)
-    chunks = list(islice(setting.lanes.chunks(), 3))
-    for chunk in chunks:
-        setting.update(chunk)
-    assert read == [chunk.characters // 3 for chunk in chunks]
+    batches = list(islice(setting.lanes.batches(), 3))
+    for batch in batches:
+        setting.update(batch)
+    assert read == [batch.characters // 3 for batch in batches]
 
 
 def test_updates_lower_the_loss(tmp_path: Path, cell: CellName) -> None:
     setting = Setting(tmp_path, cell, lanes=3, bptt=17)
     setting.update.optimiser.set_rates(0.02, 0.01)
-    losses = [setting.update(chunk).loss.item() for chunk in islice(setting.lanes.chunks(), 40)]
+    losses = [setting.update(batch).loss.item() for batch in islice(setting.lanes.batches(), 40)]
     assert sum(losses[-4:]) / 4 < losses[0] - 0.5
 
 
 def test_rates_of_zero_leave_the_weights(tmp_path: Path, cell: CellName) -> None:
     setting = Setting(tmp_path, cell, lanes=3, bptt=17)
     before = [weight.detach().clone() for weight in setting.weights]
-    for chunk in islice(setting.lanes.chunks(), 3):
-        setting.update(chunk)
+    for batch in islice(setting.lanes.batches(), 3):
+        setting.update(batch)
     assert all(map(torch.equal, before, setting.weights))
 
 
@@ -218,12 +218,12 @@ def test_after_what_is_no_number_no_weight_moves(
     setting.update.optimiser = OPTIMISERS[optimiser](setting.model, weight_decay=0.1)
     setting.update.device = torch.device(device)  # the tensors stay on the CPU
 
-    def update(chunk: Chunk) -> UpdateResult:
+    def update(batch: Batch) -> UpdateResult:
         setting.update.optimiser.set_rates(0.02, 0.01)
-        return setting.update._update(chunk.x_TB, chunk.y_TB, 17)
+        return setting.update._update(batch.x_TB, batch.y_TB, 17)
 
     before = [weight.detach().clone() for weight in setting.weights]
-    first, second = islice(setting.lanes.chunks(), 2)
+    first, second = islice(setting.lanes.batches(), 2)
     with monkeypatch.context() as patch:
         patch.setattr("charrnn.update.window_loss", no_number)
         result = update(first)
@@ -299,11 +299,11 @@ def fourteen_updates(setting: Setting) -> list[Tensor]:
     """Make some updates, a pass's last, shorter window and another dropout among them."""
     setting.update.optimiser.set_rates(0.02, 0.01)
     measured: list[Tensor] = []
-    for number, chunk in enumerate(islice(setting.lanes.chunks(), 14)):
+    for number, batch in enumerate(islice(setting.lanes.batches(), 14)):
         if number == 9:
             setting.model.set_dropout(0.0, 0.3)
             setting.update.forget_capture()
-        result = setting.update(chunk)
+        result = setting.update(batch)
         measured += [result.loss, result.norm, result.clipped]
     return [*measured, *setting.weights]
 
@@ -365,8 +365,8 @@ def test_an_update_on_a_gpu_never_asks_what_it_has_computed(
         setting.model, weight_decay=0.1, decay_embedding=True
     )
     setting.update.device = torch.device("cuda")
-    chunk = next(setting.lanes.chunks())
-    result = setting.update._update(chunk.x_TB.to("meta"), chunk.y_TB.to("meta"), 4)
+    batch = next(setting.lanes.batches())
+    result = setting.update._update(batch.x_TB.to("meta"), batch.y_TB.to("meta"), 4)
     assert result.loss.is_meta
     assert result.norm.is_meta
     assert all(gradient.is_meta for gradient in setting.last_gradient())
@@ -381,13 +381,13 @@ def test_gpu_captured_update_is_the_eager_one(tmp_path: Path, cell: CellName) ->
     eager.update.capture_failure = "not wanted"
     for setting in (eager, captured):
         setting.update.optimiser = MuonAdamW(setting.model, weight_decay=1.0, decay_embedding=True)
-        for number, chunk in enumerate(islice(setting.lanes.chunks(), 24)):
+        for number, batch in enumerate(islice(setting.lanes.batches(), 24)):
             if number == 14:
                 setting.update.optimiser.weight_decay = 3.0
                 setting.update.config = replace(setting.update.config, loss_temperature=0.5)
                 setting.update.forget_capture()
             setting.update.optimiser.set_rates(0.02 / (1 + number), 0.01 / (1 + number))
-            setting.update(chunk)
+            setting.update(batch)
     assert captured.update.capture_failure is None
     assert captured.update._graph is not None
     for ours, expected in zip(captured.weights, eager.weights, strict=True):
@@ -402,19 +402,19 @@ def test_gpu_no_replay_moves_a_weight_after_what_is_no_number(
     setting = Setting(tmp_path, "lstm", lanes=3, bptt=7, device="cuda")
     setting.update.optimiser = OPTIMISERS[optimiser](setting.model, weight_decay=0.1)
 
-    def update(chunk: Chunk) -> UpdateResult:
+    def update(batch: Batch) -> UpdateResult:
         setting.update.optimiser.set_rates(0.02, 0.01)
-        return setting.update(chunk)
+        return setting.update(batch)
 
-    chunks = setting.lanes.chunks()
-    for chunk in islice(chunks, 7):
-        assert update(chunk).loss.isfinite()
+    batches = setting.lanes.batches()
+    for batch in islice(batches, 7):
+        assert update(batch).loss.isfinite()
     assert setting.update.capture_failure is None
     assert setting.update._graph is not None
     before = [weight.detach().clone() for weight in setting.weights]
     setting.update.hidden[0][0].fill_(math.nan)
-    assert update(next(chunks)).loss.isnan()
-    losses = [update(chunk).loss for chunk in islice(chunks, 4)]
+    assert update(next(batches)).loss.isnan()
+    losses = [update(batch).loss for batch in islice(batches, 4)]
     assert losses[-1].isfinite(), "a pass has begun, from a state of zero"
     assert all(map(torch.equal, before, setting.weights))
 
@@ -423,8 +423,8 @@ def test_gpu_no_replay_moves_a_weight_after_what_is_no_number(
 def test_gpu_every_replay_drops_other_units(tmp_path: Path) -> None:
     setting = Setting(tmp_path, "lstm", lanes=3, bptt=7, device="cuda", dropout_masks=3)
     setting.model.set_dropout(0.5, 0.3)
-    chunk = replace(next(iter(setting.lanes.chunks())), first=True)
-    losses = [setting.update(chunk).loss.item() for _ in range(9)]
+    batch = replace(next(iter(setting.lanes.batches())), first=True)
+    losses = [setting.update(batch).loss.item() for _ in range(9)]
     assert setting.update.capture_failure is None
     assert setting.update._graph is not None
     assert len(set(losses)) == 9
@@ -479,7 +479,7 @@ def test_an_update_draws_as_many_masks_as_are_set(
     monkeypatch.setattr("charrnn.model.dropout", dropout)
     setting = Setting(tmp_path, "lstm", lanes=3, bptt=7, dropout_masks=masks)
     setting.model.set_dropout(0.5, 0.0)
-    setting.update(next(setting.lanes.chunks()))
+    setting.update(next(setting.lanes.batches()))
     assert drawn == [1, masks], "one between the layers, and those before the head"
 
 
@@ -497,7 +497,7 @@ def test_the_temperature_divides_the_logits_of_the_loss_alone(
     assert_close(model(setting.x_TB)[0], before)
     model.train()
     setting.update.optimiser.set_rates(0.0, 0.0)
-    result = setting.update(next(setting.lanes.chunks()))
+    result = setting.update(next(setting.lanes.batches()))
     assert_close(result.loss, expected.detach())
     assert_close(setting.last_gradient(), gradient)
 
@@ -617,7 +617,7 @@ class TestClip:
         self, tmp_path: Path, training: dict[str, Any], limit: float
     ) -> None:
         setting = Setting(tmp_path, "lstm", lanes=3, bptt=8, **training)
-        result = setting.update(next(setting.lanes.chunks()))
+        result = setting.update(next(setting.lanes.batches()))
         assert bool(result.clipped) == (result.norm.item() > limit)
         length = min(limit, result.norm.item())
         assert flat(setting.last_gradient()).norm().item() == pytest.approx(length)
@@ -625,6 +625,6 @@ class TestClip:
 
     def test_an_update_cuts_the_entries_that_the_optimiser_sees(self, tmp_path: Path) -> None:
         setting = Setting(tmp_path, "lstm", lanes=3, bptt=8, clip_norm=None, clip_value=1e-3)
-        result = setting.update(next(setting.lanes.chunks()))
+        result = setting.update(next(setting.lanes.batches()))
         assert bool(result.clipped)
         assert flat(setting.last_gradient()).abs().max().item() == 1e-3

@@ -306,13 +306,13 @@ def test_the_guard_of_a_gpu(
     monkeypatch.setattr(charrnn.update, "window_loss", poison)
     with RunFolder.create(tmp_path / "run") as folder:
         run = begin(folder, tale, weight_decay=0.1)
-        update, chunks = run.update, run.lanes.chunks()
+        update, batches = run.update, run.lanes.batches()
         update.device = torch.device("cuda")
         finite = []
         for _ in range(9):
             update.optimiser.set_rates(0.02, 0.006)
-            chunk = next(chunks)
-            result = update._update(chunk.x_TB, chunk.y_TB, chunk.characters // 3)
+            batch = next(batches)
+            result = update._update(batch.x_TB, batch.y_TB, batch.characters // 3)
             finite.append(bool(torch.isfinite(result.loss) & torch.isfinite(result.norm)))
     assert finite[:4] == [True, True, True, False]
     assert poison.weights_are_untouched
