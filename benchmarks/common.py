@@ -19,17 +19,6 @@ from charrnn.disk import check_replaceable, write_json
 from charrnn.errors import RunFolderError
 from charrnn.machine import machine
 
-__all__ = [
-    "TORCH_NN",
-    "UNREAD",
-    "Reference",
-    "ReferenceTraining",
-    "in_turns",
-    "results_file",
-    "times_in_turns",
-    "write_results",
-]
-
 #: What the cells are compared with.
 TORCH_NN: dict[CellName, Callable[..., nn.RNNBase]] = {
     "rnn": nn.RNN,

@@ -30,22 +30,6 @@ from charrnn.properties import PROPERTIES
 from charrnn.stretch import Stretch, warmed, windows_at
 from charrnn.unrolled import KEEPERS, observe, unroll_model
 
-__all__ = [
-    "ALWAYS",
-    "KEPT_OVER",
-    "NEARLY_CLOSED",
-    "NEARLY_OPEN",
-    "Activation",
-    "GateUse",
-    "Pace",
-    "Unit",
-    "UnitFound",
-    "activation",
-    "gate_use",
-    "pace",
-    "units",
-]
-
 #: Steps in a row over which the values of such a gate are multiplied.
 KEPT_OVER = 10
 #: Characters whose activation is shown.

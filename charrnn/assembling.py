@@ -30,15 +30,6 @@ from charrnn.update import Update
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import flag
 
-__all__ = [
-    "MOST_COMPRESSED",
-    "assemble",
-    "lanes_of",
-    "refuse_too_large",
-    "refuse_validations",
-    "steps_of",
-]
-
 #: Characters of the held-out text that bzip2 compresses, for the mark to beat: a block of its
 #: own, a tenth of a second.
 MOST_COMPRESSED = 900_000

@@ -30,8 +30,6 @@ from charrnn.nats import perplexity
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import shown
 
-__all__ = ["After", "Assessment", "assess", "refuse_non_finite"]
-
 
 @dataclass(frozen=True)
 class After:

@@ -24,18 +24,6 @@ from charrnn.nats import in_bits
 from charrnn.stream import Reader
 from charrnn.vocabulary import UNKNOWN, Ids, Vocabulary
 
-__all__ = [
-    "COMPRESSORS",
-    "Baseline",
-    "KneserNey",
-    "baselines",
-    "choose_order",
-    "compressed_nats",
-    "ngram",
-    "uniform_nats",
-    "unigram_nats",
-]
-
 #: The n-gram model counts this many characters at most, the last ones of the training
 #: part: its tables take up to 200 bytes a character.
 MOST_COUNTED = 2_000_000

@@ -35,8 +35,6 @@ from charrnn.config import CELL_GATES, CellName
 from charrnn.kernels import dropout, linear
 from charrnn.loops import beats_onednn_lstm, run_gru, run_lstm, run_rnn
 
-__all__ = ["CELLS", "GRU", "LSTM", "RNN", "Cell", "State", "allow_tensor_cores"]
-
 State = tuple[Tensor, ...]
 """What a cell carries from one character to the next: (h_BH,), or (h_BH, c_BH) for the LSTM."""
 

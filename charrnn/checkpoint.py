@@ -39,21 +39,6 @@ from charrnn.errors import CheckpointError, UsageError
 from charrnn.files import LOCK
 from charrnn.wording import reason, shown
 
-__all__ = [
-    "BEST",
-    "FORMAT",
-    "LAST",
-    "MAX_HEADER",
-    "Checkpoint",
-    "DamagedCheckpointError",
-    "NoCheckpointError",
-    "find",
-    "load",
-    "read_description",
-    "save",
-    "write",
-]
-
 #: In a run's folder: the best by validation, and the newest with the complete state.
 BEST, LAST = "best.safetensors", "last.safetensors"
 

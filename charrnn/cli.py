@@ -52,8 +52,6 @@ if TYPE_CHECKING:
     from charrnn.comparison import Plan
     from charrnn.run import Run
 
-__all__ = ["app", "main", "run_command"]
-
 app = typer.Typer(
     name="charrnn",
     help="""Train a character RNN, LSTM or GRU on any text; sample from it, score text with it.

@@ -9,8 +9,6 @@ import threading
 import time
 from typing import Self
 
-__all__ = ["Clock"]
-
 #: Seconds between two looks of the thread.
 BEAT = 0.25
 #: Where nobody looked for so many seconds, the process was stopped. A thread of a process that

@@ -67,13 +67,6 @@ from charrnn.training import train
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import joined, shown
 
-__all__ = [
-    "RunStarted",
-    "compare",
-    "matched_hidden",
-    "shapes",
-]
-
 #: The cell whose recipe gives the numbers that all cells share.
 REFERENCE: CellName = "lstm"
 

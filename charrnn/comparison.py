@@ -37,24 +37,6 @@ from charrnn.metrics import LARGEST
 from charrnn.nats import in_bits, perplexity
 from charrnn.wording import command_line, reason, shown
 
-__all__ = [
-    "TEXTS",
-    "TOLERANCE",
-    "CellResult",
-    "Comparison",
-    "Difference",
-    "Plan",
-    "RunFailure",
-    "RunResult",
-    "comparison_of",
-    "name_moved",
-    "open_plan",
-    "read_result",
-    "read_results",
-    "refuse_comparison",
-    "resume_words",
-]
-
 R = TypeVar("R", bound=Record)
 
 #: Parameters are matched when they differ by no more than this share.

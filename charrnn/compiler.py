@@ -32,18 +32,6 @@ from torch import Tensor
 from charrnn.config import WeightsName
 from charrnn.wording import shown
 
-__all__ = [
-    "LEAST_LANES",
-    "Library",
-    "argument",
-    "compile_library",
-    "compiled",
-    "find_compiler",
-    "refuse_misreadable",
-    "why_no_compiler",
-    "why_none",
-]
-
 LEAST_LANES = 4
 """Fewest lanes that are worth a thread: as many sums as keep a core's multipliers busy."""
 

@@ -15,31 +15,6 @@ from typing import Any, Literal, NamedTuple, Self, Union, get_args, get_origin, 
 from charrnn.errors import UsageError
 from charrnn.wording import flag, joined
 
-__all__ = [
-    "BUDGETS",
-    "CELL_GATES",
-    "CELL_NAMES",
-    "LARGEST_SIZE",
-    "MEASUREMENTS",
-    "CellName",
-    "DeviceName",
-    "EvaluateConfig",
-    "InspectConfig",
-    "MatchName",
-    "ModelConfig",
-    "OptimiserName",
-    "PartName",
-    "PrecisionName",
-    "Record",
-    "SampleConfig",
-    "TextChoices",
-    "TextSource",
-    "TrainConfig",
-    "UnknownName",
-    "WeightsName",
-    "WeightsOrigin",
-]
-
 CellName = Literal["rnn", "lstm", "gru"]
 WeightsName = Literal["fp32", "bf16", "int8"]
 CELL_NAMES: tuple[CellName, ...] = get_args(CellName)

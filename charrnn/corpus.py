@@ -31,18 +31,6 @@ from charrnn.files import NotTextError, cannot_read, find_files, several
 from charrnn.not_text import undecodable, with_nul
 from charrnn.wording import reason, shown
 
-__all__ = [
-    "BLOCK_BYTES",
-    "DIGEST",
-    "Corpus",
-    "Part",
-    "Split",
-    "TextFile",
-    "exact",
-    "scan",
-    "split",
-]
-
 #: Bytes between two entries of the seek index, and the size of the scan's reads. Smaller makes
 #: seeking cheaper and the index longer: 1.3 GB has 10,000 entries. Larger blocks are no faster, and
 #: their temporary arrays fragment the heap: the scan of 1.3 GB of C left it 10 MB larger with

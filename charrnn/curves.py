@@ -16,8 +16,6 @@ from charrnn import page
 from charrnn.figures import PLAIN, Line, line_chart
 from charrnn.portrait import Portrait, Row
 
-__all__ = ["LoggedRun", "learning_section", "other_texts", "own_runs", "per"]
-
 #: Points of a training curve; more rows than these are averaged in groups.
 POINTS = 150
 #: What the lines of a training are the loss on.

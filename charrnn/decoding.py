@@ -11,19 +11,6 @@ from numpy.typing import NDArray
 from charrnn.errors import UsageError
 from charrnn.wording import shown
 
-__all__ = [
-    "BYTES",
-    "COMPRESSED",
-    "ZIP",
-    "Codes",
-    "Decoder",
-    "State",
-    "byte_order_mark",
-    "is_own_name",
-    "packed",
-    "text_encoding",
-]
-
 #: Code points of consecutive characters: uint8 where all are ASCII (or plain bytes), else uint32.
 Codes = NDArray[np.unsignedinteger[Any]]
 

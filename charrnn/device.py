@@ -13,17 +13,6 @@ from charrnn.config import DeviceName
 from charrnn.errors import UsageError
 from charrnn.wording import counted
 
-__all__ = [
-    "choose_device",
-    "has_capability",
-    "in_words",
-    "is_here",
-    "keep_freed_memory",
-    "kind_in_words",
-    "multiplies_bf16",
-    "synchronise",
-]
-
 #: Numbers of glibc's ``mallopt`` (malloc.h), and the largest values that they take.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MOST_TRIM, MOST_MMAP = 2**31 - 1, 2**25

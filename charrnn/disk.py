@@ -19,21 +19,6 @@ from typing import Any
 from charrnn.errors import RunFolderError
 from charrnn.wording import reason, shown
 
-__all__ = [
-    "FULL",
-    "becoming",
-    "check_replaceable",
-    "exists",
-    "followed",
-    "refusals",
-    "replacing",
-    "sync",
-    "sync_folder",
-    "unfinished",
-    "write_json",
-    "write_text",
-]
-
 #: What a disk, or a user's share of it, refuses with that is full.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 

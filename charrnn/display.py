@@ -56,8 +56,6 @@ from charrnn.training import SHOWN_TEMPERATURE
 from charrnn.vocabulary import MANY_UNKNOWN
 from charrnn.wording import counted, cut_word, duration, shown
 
-__all__ = ["Display", "open_display"]
-
 #: Rows of a sample that the live display shows.
 SAMPLE_ROWS = 7
 #: Columns of the live figures: as many as there is room for, wide enough for most runs.

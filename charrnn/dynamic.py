@@ -19,8 +19,6 @@ from charrnn.evaluation import Prices, read_windows, symbol_prices, window_price
 from charrnn.model import CharModel, detach
 from charrnn.vocabulary import Vocabulary
 
-__all__ = ["dynamic_prices"]
-
 #: Keeps a gradient that was always 0 from being divided by its size.
 EPSILON = 1e-5
 

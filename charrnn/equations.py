@@ -37,8 +37,6 @@ from charrnn.cells import GRU, LSTM, RNN, Cell
 from charrnn.model import CharModel
 from charrnn.vocabulary import Vocabulary
 
-__all__ = ["SHOWN", "Quantity", "Step", "write_out"]
-
 #: Characters of the text that are computed both ways.
 CHARACTERS = 256
 #: Units, and symbols at the top, whose numbers are shown.

@@ -21,17 +21,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-__all__ = [
-    "CharrnnError",
-    "CheckpointError",
-    "CorpusError",
-    "NonFiniteError",
-    "RunFolderError",
-    "TakenFolderError",
-    "UsageError",
-    "VocabularyError",
-]
-
 
 class CharrnnError(Exception):
     """A mistake that the user can mend; ``str(error)`` is the one line to show."""

@@ -28,22 +28,6 @@ from charrnn.nats import in_bits, perplexity
 from charrnn.stream import Reader
 from charrnn.vocabulary import Vocabulary
 
-__all__ = [
-    "WARM_UP",
-    "Interrupted",
-    "PositionScores",
-    "Prices",
-    "Scores",
-    "prices",
-    "read_windows",
-    "run_once",
-    "score",
-    "score_by_position",
-    "symbol_prices",
-    "total",
-    "window_prices",
-]
-
 #: Characters read before the first prediction counts, so that the state is a usual one.
 WARM_UP = 256
 #: A lane shorter than this would spend too much of its time on its warm-up.

@@ -8,20 +8,6 @@ from typing import Any
 
 from charrnn.evaluation import Scores
 
-__all__ = [
-    "Event",
-    "Finished",
-    "Logged",
-    "Paused",
-    "Planned",
-    "Sampled",
-    "Saved",
-    "Spiked",
-    "Uncaptured",
-    "Validated",
-    "Validating",
-]
-
 
 @dataclass(frozen=True)
 class Planned:

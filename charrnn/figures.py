@@ -36,22 +36,6 @@ from rich.cells import cell_len
 
 from charrnn.wording import counted
 
-__all__ = [
-    "DARK",
-    "LIGHT",
-    "PLAIN",
-    "SANS",
-    "STYLES",
-    "Dots",
-    "Line",
-    "Rule",
-    "dot_chart",
-    "line_chart",
-    "number",
-    "saturation_chart",
-    "spaced",
-]
-
 #: Stand-ins that matplotlib draws with -> the page's variables.
 INK, MUTED, GRID = "#0a0b01", "#0a0b02", "#0a0b03"
 SERIES = ("#0a0b10", "#0a0b11", "#0a0b12", "#0a0b13", "#0a0b14", "#0a0b15")

@@ -21,23 +21,6 @@ from typing import NamedTuple
 from charrnn.errors import CorpusError
 from charrnn.wording import reason, shown
 
-__all__ = [
-    "LOCK",
-    "LOG",
-    "PLAN",
-    "RESULT",
-    "Found",
-    "NotTextError",
-    "absolute_names",
-    "cannot_read",
-    "embedded_corpus",
-    "find_files",
-    "name_of",
-    "several",
-    "takes_in",
-    "text_within",
-]
-
 #: Held by the process that trains.
 LOCK = "lock"
 #: A run's log.

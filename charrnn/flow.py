@@ -25,8 +25,6 @@ from charrnn.model import CharModel
 from charrnn.stretch import Stretch, warmed, windows_at
 from charrnn.unrolled import unroll_model
 
-__all__ = ["GradientFlow", "Reach", "gradient_flow", "initial_model", "with_spectral_radius"]
-
 #: The farthest lag.
 FARTHEST = 256
 #: Places of the text whose gradient is followed back, and how many at a time.

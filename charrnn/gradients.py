@@ -30,14 +30,6 @@ from charrnn.model import CharModel, Hidden
 from charrnn.stretch import warmed, windows_at
 from charrnn.update import clip, window_loss
 
-__all__ = [
-    "Cut",
-    "Truncation",
-    "Window",
-    "cuts",
-    "truncation",
-]
-
 #: Places of the text that are read side by side.
 LANES = 8
 #: Predictions of a lane whose loss counts: the full gradient keeps them all in memory.

@@ -29,8 +29,6 @@ from charrnn.portrait import Portrait
 from charrnn.properties import PROPERTIES
 from charrnn.wording import cut_word
 
-__all__ = ["inside_sections"]
-
 #: Below this share of the gradient at lag 0 the figures show nothing.
 FAINTEST = 1e-5
 #: Nor above this: a matrix that stretches soon leaves every scale.

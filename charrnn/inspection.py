@@ -38,8 +38,6 @@ from charrnn.norms import Clipping
 from charrnn.stretch import Stretch
 from charrnn.vocabulary import Vocabulary
 
-__all__ = ["Inspection", "inspect"]
-
 T = TypeVar("T")
 
 

@@ -21,10 +21,6 @@ from charrnn.norms import Clipping
 from charrnn.terminal import Output, columns_of, fits, plain_table, print_words
 from charrnn.wording import significant
 
-__all__ = [
-    "print_inspection",
-]
-
 BLOCKS = " ▁▂▃▄▅▆▇█"
 EIGHTHS = " ▏▎▍▌▋▊▉"
 BAR = 24

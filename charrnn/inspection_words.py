@@ -25,30 +25,6 @@ from charrnn.wording import (
     significant,
 )
 
-__all__ = [
-    "CUTS_SAY",
-    "PACE_SAYS",
-    "activation_ends",
-    "clipping_lines",
-    "clipping_says",
-    "contexts",
-    "cut_lines",
-    "enough_says",
-    "gate_lines",
-    "gradient_flow_lines",
-    "mark",
-    "memory_lines",
-    "memory_says",
-    "pace_lines",
-    "radius_says",
-    "step_lines",
-    "step_says",
-    "truncation_lines",
-    "truncation_says",
-    "unit_lines",
-    "units_say",
-]
-
 CUTS_SAY = (
     "How far a gradient turns that is cut down to a share of its norm: scaled as a whole, or "
     "every entry cut to the same limit."

@@ -22,17 +22,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
-__all__ = [
-    "dropout",
-    "linear",
-    "mean_cross_entropy",
-    "needs_gradient",
-    "product",
-    "refuse_second_derivative",
-    "step_product",
-    "weight_gradient",
-]
-
 _ONEDNN = torch.ops.mkldnn
 """The operators that torch's own compiler uses for oneDNN's products with packed weights."""
 

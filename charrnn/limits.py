@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["allowed_cores", "memory_bytes"]
-
 
 def memory_bytes(root: Path = Path("/")) -> int:
     """Return the memory that processes here can have, in bytes.

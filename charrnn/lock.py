@@ -21,8 +21,6 @@ from charrnn.errors import RunFolderError
 from charrnn.files import LOCK
 from charrnn.wording import reason, shown
 
-__all__ = ["PATIENCE", "Lock", "alive", "take_lock"]
-
 #: How long to try again what another process is just making, signing or removing, seconds.
 PATIENCE = 1.0
 

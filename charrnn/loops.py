@@ -32,8 +32,6 @@ from charrnn.kernels import (
     weight_gradient,
 )
 
-__all__ = ["beats_onednn_lstm", "run_gru", "run_lstm", "run_rnn"]
-
 
 def run_rnn(
     projected: Tensor, h_BH: Tensor, weight_recurrent: Tensor, which_TB: Tensor | None = None

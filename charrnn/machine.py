@@ -14,8 +14,6 @@ import torch
 from charrnn.native import loops
 from charrnn.wording import counted
 
-__all__ = ["machine", "processor", "vendor", "worker"]
-
 
 def machine() -> str:
     """Return the machine and the versions that figures depend on, in one line."""

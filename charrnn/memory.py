@@ -17,8 +17,6 @@ from charrnn.model import CharModel
 from charrnn.stretch import Stretch, windows_at
 from charrnn.vocabulary import Vocabulary
 
-__all__ = ["Memory", "memory"]
-
 #: The longest context is this at least, on a text that is long enough.
 LONGEST = 256
 #: Resets of the state: as many as make this many multiply-adds, within the bounds.

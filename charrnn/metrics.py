@@ -14,8 +14,6 @@ from charrnn.errors import RunFolderError
 from charrnn.files import LOG
 from charrnn.wording import shown
 
-__all__ = ["LARGEST", "LOG_EVERY", "Log", "read_metrics"]
-
 #: Most updates that a row sums up.
 LOG_EVERY = 10
 #: Above all that training computes with, 32 bits wide: a row has no larger numbers.

@@ -25,8 +25,6 @@ from charrnn.cells import CELLS, Cell, State
 from charrnn.config import ModelConfig
 from charrnn.kernels import dropout, linear
 
-__all__ = ["CharModel", "Hidden", "detach", "outline", "take_lanes"]
-
 #: One state a layer; a state is (h_BH,) for RNN and GRU, (h_BH, c_BH) for the LSTM.
 Hidden = tuple[State, ...]
 

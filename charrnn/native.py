@@ -15,8 +15,6 @@ from torch import Tensor
 
 from charrnn.compiler import LEAST_LANES, Library, argument, compiled, refuse_misreadable
 
-__all__ = ["Loops", "loops"]
-
 
 class Loops(Library):
     """The functions of ``recurrence.c``, on tensors.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["in_bits", "perplexity"]
-
 
 def in_bits(nats: float) -> float:
     """Return a price in bits."""

@@ -13,12 +13,6 @@ import numpy as np
 
 from charrnn.config import TrainConfig
 
-__all__ = [
-    "Clipping",
-    "Period",
-    "clipping",
-]
-
 
 @dataclass(frozen=True)
 class Period:

@@ -8,8 +8,6 @@ from charrnn.decoding import Codes, Decoder, State, byte_order_mark, packed
 from charrnn.files import NotTextError
 from charrnn.wording import command_line, counted, shown
 
-__all__ = ["undecodable", "with_nul"]
-
 #: What to do about a text in an unknown encoding.
 _OTHERWISE = "name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...) or use --encoding bytes"
 

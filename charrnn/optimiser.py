@@ -28,8 +28,6 @@ from charrnn.config import OptimiserName
 from charrnn.device import multiplies_bf16
 from charrnn.model import CharModel
 
-__all__ = ["OPTIMISERS", "SGD", "AdamW", "MuonAdamW", "Optimiser", "orthogonalise"]
-
 #: a, b, c of one quintic after the other (Amsel, Persson, Musco, Gower 2025, "The Polar
 #: Express", algorithm 1): each is the best next step for what the ones before it leave of
 #: singular values from 0.001 to 1. Three bring them to [0.13, 1.87], around 1, which is enough

@@ -21,8 +21,6 @@ from charrnn.stdio import say
 from charrnn.stopping import Stopped
 from charrnn.wording import reason, shown
 
-__all__ = ["outcome"]
-
 #: What typer says, in the words of all other messages.
 WORDS = {
     "Value error, ": "",

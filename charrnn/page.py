@@ -22,24 +22,6 @@ from charrnn.figures import DARK, LIGHT, SANS
 from charrnn.machine import machine, processor, worker
 from charrnn.wording import command_line, joined, printable
 
-__all__ = [
-    "Origin",
-    "beside",
-    "bullets",
-    "coloured",
-    "document",
-    "figure",
-    "heading",
-    "legend",
-    "note",
-    "origin",
-    "plain",
-    "section",
-    "table",
-    "tables",
-    "texts",
-]
-
 
 @dataclass(frozen=True)
 class Origin:

@@ -22,8 +22,6 @@ from charrnn.recipe import (
 )
 from charrnn.run import Run
 
-__all__ = ["LEAST_TIMED", "Planner"]
-
 #: A budget in minutes is planned again if the run would end this share of it off ...
 OFF_PLAN = 0.05
 #: ... at the speed of a stretch of at least this share of it.

@@ -39,18 +39,6 @@ from charrnn.trained import load_model
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import printable, shown
 
-__all__ = [
-    "SAMPLE",
-    "Portrait",
-    "Row",
-    "labels",
-    "portray",
-    "portray_comparison",
-    "portray_inspected",
-    "portray_subjects",
-    "read_history",
-]
-
 #: A row of ``metrics.jsonl``.
 Row = Mapping[str, Any]
 

@@ -13,8 +13,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-__all__ = ["PROPERTIES"]
-
 #: Behind three that open: they do not begin a field of a table with a word in quotes, whose marks
 #: come in twos.
 _NO_FIELD = r'(?![^"\n]*[\w.!?]""(?!"))'

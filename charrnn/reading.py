@@ -20,22 +20,6 @@ from charrnn.files import absolute_names, embedded_corpus, text_within
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import shown
 
-__all__ = [
-    "Scan",
-    "TextRecord",
-    "divide",
-    "learnt_before",
-    "most_learnt",
-    "readable",
-    "recorded_part",
-    "refuse_another_text",
-    "refuse_other_symbols",
-    "refuse_text_within",
-    "refuse_too_many_names",
-    "refuse_too_short",
-    "to_remember",
-]
-
 #: Most files that a run remembers one by one: a header with these stays small.
 MOST_FILES = 1000
 #: Most texts that a run remembers its weights to have been trained on before: so does one.

@@ -12,29 +12,6 @@ from typing import Any, NamedTuple
 
 from charrnn.config import CELL_GATES, CellName, ModelConfig, OptimiserName, TrainConfig
 
-__all__ = [
-    "DEFAULT_MINUTES",
-    "LEAST_SCORED",
-    "Choices",
-    "Restraint",
-    "Schedule",
-    "choose",
-    "dropout_masks",
-    "fit_lanes",
-    "given",
-    "guessed_speed",
-    "loss_temperature",
-    "matrix_weights",
-    "parameter_count",
-    "plan_validations",
-    "pressure",
-    "refuse_nonsense",
-    "regularisation",
-    "restraint",
-    "warmup_steps",
-    "weight_decay",
-]
-
 #: Characters per second that training is expected to read before the speed is known; "cuda" is a
 #: GPU in bf16 (``_sized_as``).
 GUESSED_SPEED = {"cpu": 60_000, "mps": 100_000, "cuda": 300_000}

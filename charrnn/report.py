@@ -40,9 +40,6 @@ from charrnn.portrait import SAMPLE, Portrait, Row
 from charrnn.surprise import surprise, surprise_mark, surprise_ranges
 from charrnn.wording import counted, joined
 
-__all__ = ["assessment_page", "comparison_page", "inspection_page"]
-
-
 # The three pages -------------------------------------------------------------------------
 
 

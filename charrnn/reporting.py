@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from charrnn.page import Origin
 
-__all__ = ["check_report", "origin_of_page", "refuse_overwriting", "show_and_report"]
-
 
 def check_report(path: Path) -> None:
     """Refuse a page that cannot be made, or not be written there.

@@ -39,8 +39,6 @@ from charrnn.stream import Lanes
 from charrnn.trained import described, prefixed, with_weights
 from charrnn.wording import command_line, flag, joined, shown
 
-__all__ = ["resume"]
-
 #: What the rules may choose anew with every budget, each with the field that says whether they do.
 BY_PLAN = {
     "dropout": "dropout_by_plan",

@@ -29,8 +29,6 @@ from charrnn.update import Update
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import command_line, shown
 
-__all__ = ["Progress", "Run", "RunSummary", "SavedState", "Settings", "resume_command"]
-
 
 @dataclass
 class Progress(Record):

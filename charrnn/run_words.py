@@ -16,19 +16,6 @@ from charrnn.run import RunSummary, resume_command
 from charrnn.status import RunStatus
 from charrnn.wording import command_line, counted, duration, shown
 
-__all__ = [
-    "LABEL",
-    "best_line",
-    "bits",
-    "both_units",
-    "come_to",
-    "introduction",
-    "regularisers",
-    "sample_line",
-    "status_lines",
-    "why_ended",
-]
-
 #: Columns of what stands before the lines of an introduction.
 LABEL = 8
 

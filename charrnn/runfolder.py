@@ -52,8 +52,6 @@ from charrnn.lock import PATIENCE, Lock, alive, take_lock
 from charrnn.metrics import Log
 from charrnn.wording import shown
 
-__all__ = ["RunFolder", "checkpoints_in", "files_of_run", "has_state"]
-
 _GENERATION = re.compile(r"step-(\d{8,})\.safetensors")
 
 

@@ -11,8 +11,6 @@ from charrnn.sampling import Piece
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import printable
 
-__all__ = ["collect", "print_as_json", "print_as_made", "print_samples"]
-
 
 def print_as_made(vocabulary: Vocabulary, start: Sequence[int], pieces: Iterable[Piece]) -> None:
     """Print a sample, each character as soon as it is drawn.

@@ -20,8 +20,6 @@ from charrnn.stepper import NumpyStepper, Stepper
 from charrnn.vocabulary import UNKNOWN, Ids, Vocabulary, listed
 from charrnn.wording import quoted
 
-__all__ = ["Piece", "encode_stop", "next_probabilities", "prepare_prompt", "sample", "unwarned"]
-
 #: Characters of a prompt given to the model at a time.
 PROMPT_WINDOW = 1024
 #: On a CPU no longer prompt is read a character at a time, as the sample is: the loops that read

@@ -26,13 +26,6 @@ from charrnn.surprise import PricedText, surprise, surprise_mark, surprise_range
 from charrnn.terminal import Output, fits, plain_table, print_words
 from charrnn.wording import command_line, printable, shown
 
-__all__ = [
-    "PerCharacter",
-    "SurpriseText",
-    "print_assessments",
-    "print_comparison",
-]
-
 #: How each level of ``surprise`` looks.
 STYLES = ("dim", "", "magenta", "bold red", "bold white on red")
 

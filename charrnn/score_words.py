@@ -16,21 +16,6 @@ from charrnn.nats import in_bits, perplexity
 from charrnn.vocabulary import MANY_UNKNOWN
 from charrnn.wording import command_line, counted, flag, joined, shown, significant
 
-__all__ = [
-    "BaselineRow",
-    "ahead",
-    "assessment_lines",
-    "assessments_say",
-    "baseline_rows",
-    "comparison_lines",
-    "comparison_says",
-    "perplexity_figure",
-    "position_lines",
-    "scored_part",
-    "seeds_meant",
-    "stretches_say",
-]
-
 COLUMNS = (
     "checkpoint", "cell", "parameters", "characters", "unknown",
     "nats/char", "bits/char", "bits/byte", "perplexity", "chars/s",

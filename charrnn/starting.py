@@ -37,8 +37,6 @@ from charrnn.trained import described, prefixed, with_weights
 from charrnn.vocabulary import MANY_UNKNOWN, Vocabulary, listed
 from charrnn.wording import counted, shown
 
-__all__ = ["start"]
-
 #: Of a new text's characters, the share that a vocabulary should know, or it is of another script.
 LEAST_KNOWN = 0.9
 #: Characters held out below which their loss is mostly chance.

@@ -22,8 +22,6 @@ from charrnn.runfolder import checkpoints_in
 from charrnn.trained import load_model
 from charrnn.wording import command_line, shown
 
-__all__ = ["RunStatus", "read_status"]
-
 
 @dataclass(frozen=True)
 class RunStatus:

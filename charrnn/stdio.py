@@ -26,17 +26,6 @@ from charrnn.wording import duration, reason, shown
 if TYPE_CHECKING:
     from charrnn.vocabulary import Vocabulary
 
-__all__ = [
-    "Meter",
-    "lossy",
-    "print_path",
-    "read_prompt",
-    "say",
-    "spool",
-    "spooled",
-    "waits_unread",
-]
-
 
 class _Lossy(io.FileIO):
     def write(self, data: Any) -> int:

@@ -36,8 +36,6 @@ from charrnn.machine import vendor
 from charrnn.model import CharModel, Hidden, take_lanes
 from charrnn.steps import Layer, Steps, steps
 
-__all__ = ["CompiledStepper", "NumpyStepper", "Stepper"]
-
 Array = NDArray[np.float32]
 Product = Callable[[Array], Array]
 """``x_BK -> x @ weight.T``."""

@@ -20,8 +20,6 @@ from torch import Tensor
 from charrnn.compiler import LEAST_LANES, Library, argument, compiled, refuse_misreadable
 from charrnn.config import CELL_NAMES, CellName
 
-__all__ = ["Layer", "Step", "Steps", "steps"]
-
 Step = Callable[[NDArray[np.integer]], NDArray[np.float32]]
 """Reads one more character of every text, symbols_B, and returns logits_BV for the one after it."""
 

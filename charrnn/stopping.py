@@ -12,8 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-__all__ = ["StopSignals", "Stopped"]
-
 
 class Stopped(BaseException):
     """A signal, or a reader who left, ends the command where it is."""

@@ -21,8 +21,6 @@ from torch import Tensor
 from charrnn.corpus import Part
 from charrnn.vocabulary import UNKNOWN, Ids, Vocabulary
 
-__all__ = ["Batch", "Lanes", "Reader", "Windows"]
-
 #: Bytes that a Reader takes from its file at a time, and about what it holds of them as ids.
 #: Times the lanes, this is the memory of a stream: 64 lanes hold 2 MB of ids below 256.
 _READ_BYTES = 1 << 15

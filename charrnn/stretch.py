@@ -20,14 +20,6 @@ from charrnn.properties import PROPERTIES
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import counted
 
-__all__ = [
-    "LEAST_CHARACTERS",
-    "Stretch",
-    "read_stretch",
-    "warmed",
-    "windows_at",
-]
-
 #: Fewest characters that can be inspected.
 LEAST_CHARACTERS = 100
 

@@ -37,8 +37,6 @@ from charrnn.trained import load_model
 from charrnn.vocabulary import Vocabulary, listed
 from charrnn.wording import counted, shown
 
-__all__ = ["Subject", "load_subjects", "remarks", "validated_on"]
-
 
 @dataclass(frozen=True, eq=False)
 class Subject:

@@ -12,13 +12,6 @@ from charrnn.corpus import Part
 from charrnn.decoding import BYTES
 from charrnn.evaluation import Prices
 
-__all__ = [
-    "PricedText",
-    "surprise",
-    "surprise_mark",
-    "surprise_ranges",
-]
-
 #: Bits from which on a character is more surprising than below.
 SURPRISE = (0.5, 2.0, 4.0, 8.0)
 #: Categories of the marks that take no column.

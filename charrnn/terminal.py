@@ -21,17 +21,6 @@ from rich.text import Text
 
 from charrnn.wording import printable
 
-__all__ = [
-    "Output",
-    "columns_of",
-    "fits",
-    "in_rows",
-    "plain_table",
-    "print_words",
-    "say_on",
-    "to_json",
-]
-
 
 class Output(Console):
     """A console that adds no colours of its own, and whose reader may leave.

@@ -18,8 +18,6 @@ from charrnn.model import CharModel, outline
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import shown
 
-__all__ = ["described", "load_model", "prefixed", "shape_of", "trained_by", "with_weights"]
-
 
 def load_model(path: Path, device: torch.device) -> tuple[CharModel, Vocabulary, Checkpoint]:
     """Load a checkpoint's model for use: weights, vocabulary and, without tensors, the rest.

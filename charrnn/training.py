@@ -35,8 +35,6 @@ from charrnn.sampling import sample, unwarned
 from charrnn.stream import Batch
 from charrnn.update import UpdateResult
 
-__all__ = ["SHOWN_TEMPERATURE", "train"]
-
 #: Seconds between checkpoints, beside those that follow a validation.
 SAVE_EVERY = 60.0
 #: A checkpoint may take this share of the time since the one before.

@@ -22,8 +22,6 @@ from charrnn.evaluation import WARM_UP
 from charrnn.model import CharModel, Hidden
 from charrnn.stretch import Stretch, warmed, windows_at
 
-__all__ = ["GATES", "KEEPERS", "Unrolled", "observe", "unroll", "unroll_model"]
-
 #: Names of the gates whose values lie between 0 and 1, in the order of the weights' blocks.
 GATES: dict[type[Cell], tuple[str, ...]] = {
     RNN: (),

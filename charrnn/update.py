@@ -19,8 +19,6 @@ from charrnn.model import CharModel, Hidden, detach
 from charrnn.optimiser import Optimiser
 from charrnn.stream import Batch
 
-__all__ = ["Update", "UpdateResult", "clip", "window_loss"]
-
 #: Updates that run on a CUDA device before one is captured; they train like any other.
 EAGER_UPDATES = 3
 #: A gradient below this norm counts as zero: near it the squares of its entries leave the range

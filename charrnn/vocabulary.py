@@ -17,8 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 from charrnn.decoding import BYTES, Codes, is_own_name
 from charrnn.wording import quoted
 
-__all__ = ["MANY_UNKNOWN", "REPLACEMENT", "UNKNOWN", "Ids", "Vocabulary", "listed"]
-
 #: The id of the unknown symbol in every text vocabulary.
 UNKNOWN = 0
 

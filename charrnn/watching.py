@@ -36,8 +36,6 @@ from charrnn.training import train
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import shown
 
-__all__ = ["watch_comparison", "watch_inspection", "watch_run", "watch_scoring"]
-
 
 class _Reader:
     """Whoever reads what displays show: once one has left, there is a reason to stop."""

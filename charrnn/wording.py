@@ -8,21 +8,6 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-__all__ = [
-    "command_line",
-    "counted",
-    "cut_word",
-    "duration",
-    "flag",
-    "is_drawn_onto",
-    "joined",
-    "printable",
-    "quoted",
-    "reason",
-    "shown",
-    "significant",
-]
-
 #: Categories of characters that a terminal acts on, or that no output can encode.
 STEERING = frozenset({"Cc", "Cs", "Zl", "Zp"})
 #: Embeddings, overrides and isolates of direction, and annotations.

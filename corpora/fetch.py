@@ -18,8 +18,6 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["TEXTS", "FetchError", "Text", "fetch", "main"]
-
 _READ_BYTES = 1 << 16
 _TIMEOUT_SECONDS = 30
 

@@ -20,8 +20,6 @@ from lesson import gradients, memory, price, recall, recurrence, windows
 from lesson.lab import FULL, QUICK, ROOT, Lab, LessonError
 from lesson.section import Section, Table, filled, markdown
 
-__all__ = ["page"]
-
 #: One for each claim, in the page's order.
 SECTIONS: tuple[Callable[[Lab], Section], ...] = (
     recurrence.length,

@@ -17,8 +17,6 @@ from lesson.lab import Answer, Lab
 from lesson.recurrence import inspect
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
-__all__ = ["clipping", "flow", "judge_clipping", "judge_radii", "radii", "shares_left"]
-
 #: The lag of claim 5, and the shares that count as vanished and exploded there: 0.9^20 is 0.12,
 #: and 1.1^20 is 6.7.
 LAG, VANISHED, EXPLODED = 20, 0.2, 5.0

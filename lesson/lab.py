@@ -25,8 +25,6 @@ from charrnn.errors import CorpusError
 from charrnn.files import embedded_corpus
 from charrnn.machine import machine
 
-__all__ = ["FULL", "QUICK", "Answer", "Lab", "LessonError", "Size"]
-
 ROOT = Path(__file__).parent.parent
 
 

@@ -18,20 +18,6 @@ from lesson.lab import Lab
 from lesson.recurrence import inspect
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
-__all__ = [
-    "Context",
-    "Gate",
-    "Held",
-    "Horizon",
-    "Slowness",
-    "along",
-    "best_found",
-    "gates",
-    "hold",
-    "judge_along",
-    "judge_gates",
-]
-
 T = TypeVar("T")
 
 #: Share of characters up to which a gate is hardly ever open, or closed.

@@ -12,8 +12,6 @@ from lesson.lab import Lab
 from lesson.recurrence import compare, compare_steps, untouched
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
-__all__ = ["Costs", "Loss", "costs", "gru", "judge_gru", "judge_lstm", "lstm"]
-
 #: How many times as long a cell must take to be dearer: clocks differ by less.
 DEARER = 1.05
 #: Share of the multiply-adds below which a model's time tells little about its recurrence.

@@ -16,8 +16,6 @@ from charrnn.wording import joined
 from lesson.lab import FULL, Answer, Lab
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
-__all__ = ["beyond", "judge_beyond", "judge_scaling", "scaling"]
-
 #: Nats of a key that nobody remembers: one of eight.
 CHANCE = math.log(8)
 #: Shares of that below which a key counts as learnt, and above which as not learnt at all.

@@ -10,17 +10,6 @@ from typing import Any
 from lesson.lab import Lab
 from lesson.section import Judgement, Section, Table, judged
 
-__all__ = [
-    "compare",
-    "compare_steps",
-    "inspect",
-    "judge_length",
-    "judge_step",
-    "length",
-    "step",
-    "untouched",
-]
-
 #: Where the end of the text is put, for claim 1.
 END = "corpora/end.txt"
 #: Difference of a logit up to which float32 and float64 are taken to say the same.

@@ -10,19 +10,6 @@ from typing import Literal
 
 from charrnn.figures import DARK, LIGHT, SANS
 
-__all__ = [
-    "Figure",
-    "Judgement",
-    "Section",
-    "Table",
-    "Verdict",
-    "broken",
-    "filled",
-    "judged",
-    "markdown",
-    "percent",
-]
-
 #: Of the page's lines.
 WIDTH = 96
 

@@ -10,8 +10,6 @@ from lesson.lab import Lab
 from lesson.recurrence import inspect
 from lesson.section import Figure, Judgement, Section, Table, judged
 
-__all__ = ["judge_window", "window"]
-
 #: The window of the claim, and how many of its losses count.
 T, LAST = 108, 10
 #: One whose every prediction sees at least as far back: there the losses of so many count.
