@@ -309,12 +309,12 @@ class _Loop:
         """Score the held-out part; training's state and random numbers stay as they are."""
         run, progress = self.run, self.run.progress
         assert run.valid is not None
-        assert progress.validate_characters is not None, "the planner has set it"
         yield Validating()
         self._flush()
         self._tick()
         started = progress.seconds
-        part = run.valid.first(progress.validate_characters)
+        # All, where the run is over before the planner has set it.
+        part = run.valid.first(progress.validate_characters or run.valid.characters)
         try:
             scores = score(
                 run.model, part, run.vocabulary, should_stop=lambda: bool(self.should_stop())
