@@ -138,11 +138,9 @@ def _portrayed(run: Run) -> Iterable[str]:
 def _ending(event: Finished, run: Run) -> Iterable[str]:
     progress, summary = run.progress, run.summary
     yield f"{why_ended(event.reason, run.config.patience)} after {come_to(summary)}"
-    if (best := best_line(summary)) is not None:
+    if (best := best_line(summary, run.baselines)) is not None:
         assert progress.best_nats is not None
-        # What it is held against, for who sees the ending alone.
-        others = (f"{name} {nats:.3f}" for name, nats in run.baselines.items() if name != "uniform")
-        yield "; ".join(filter(None, [best, ", ".join(others)]))
+        yield best
         if progress.best_step == 0 and event.complete:
             why = f"try {_tamer(run)}"
             if run.validates_on_learnt:

@@ -5,7 +5,7 @@ None of it needs a text or weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -159,16 +159,23 @@ def come_to(run: RunSummary, of: int | None = None) -> str:
     return f"{steps}, {counted(progress.characters, run.unit)}, {duration(progress.seconds)}"
 
 
-def best_line(run: RunSummary) -> str | None:
-    """Return the best validation so far; None before the first."""
+def best_line(run: RunSummary, baselines: Mapping[str, float] | None = None) -> str | None:
+    """Return the best validation so far; None before the first.
+
+    Args:
+        run: what is told of.
+        baselines: losses to hold it against, in nats per character of all that is held out. Where
+            a validation scores its beginning alone, they would not compare.
+    """
     progress, valid = run.progress, run.text.length("valid")
     if progress.best_nats is None or progress.best_step is None:
         return None
     best = f"best validation {both_units(progress.best_nats)} at step {progress.best_step:,}"
     scored = progress.validate_characters
     if scored is not None and scored < valid:
-        best += f", of the first {scored:,} characters held out"
-    return best
+        return f"{best}, of the first {scored:,} characters held out"
+    marks = (f"{name} {nats:.3f}" for name, nats in (baselines or {}).items() if name != "uniform")
+    return "; ".join(filter(None, [best, ", ".join(marks)]))
 
 
 def sample_line(path: Path) -> str:

@@ -207,14 +207,19 @@ class TestPlain:
 
     @pytest.mark.parametrize(
         ("scored", "of"),
-        [(None, ""), (601, ""), (600, ", of the first 600 characters held out")],
+        [
+            (None, "; unigram {unigram:.3f}, bzip2 {bzip2:.3f}"),
+            (601, "; unigram {unigram:.3f}, bzip2 {bzip2:.3f}"),
+            (600, ", of the first 600 characters held out"),
+        ],
     )
     def test_says_what_part_the_best_loss_is_of(
         self, run: Run, capsys: pytest.CaptureFixture[str], scored: int | None, of: str
     ) -> None:
         run.progress.validate_characters = scored
         _, best, _ = said(run, Finished("done", complete=True), capsys).splitlines()
-        assert best.startswith(f"best validation 2.0794 nats (3.000 bits) at step 1,100{of}; ")
+        of = of.format(**run.baselines)
+        assert best == f"best validation 2.0794 nats (3.000 bits) at step 1,100{of}"
 
     def test_says_that_none_is_held_out(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         run.valid, run.text = None, replace(run.text, valid=None)
