@@ -92,7 +92,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.markexpr != "gpu":
         # Before anything asks torch for a GPU; pytest-xdist's workers take it over.
         os.environ["CUDA_VISIBLE_DEVICES"] = ENVIRONMENT["CUDA_VISIBLE_DEVICES"] = ""
-    config.pluginmanager.register(promises)
+    if not config.pluginmanager.is_registered(promises):  # by -p
+        config.pluginmanager.register(promises)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -33,11 +33,13 @@ PROMISES = {
 }
 #: What all tests of a promise read; where it is not, they are skipped.
 NEEDED = {"R2": Path("/proc/self/fd"), "R16": Path("/proc/self/status")}
-#: Options of pytest that leave tests out.
-NARROWING = (
-    "keyword", "markexpr", "deselect", "ignore", "ignore_glob", "lf", "stepwise", "collectonly",
-    "setuponly", "setupplan",
-)  # fmt: skip
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a session of all tests be told that it is one."""
+    parser.addoption(
+        "--every-promise", action="store_true", help="fail if a promise is measured by no test"
+    )
 
 
 def figures_of(reporter: pytest.TerminalReporter) -> dict[str, dict[str, list[str]]]:
@@ -54,11 +56,8 @@ def figures_of(reporter: pytest.TerminalReporter) -> dict[str, dict[str, list[st
 
 
 def owed(reporter: pytest.TerminalReporter) -> list[str]:
-    """Return the promises that a session of all tests has not measured, and could have."""
-    config = reporter.config
-    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or any(
-        config.getoption(name, default=None) for name in NARROWING
-    ):
+    """Return the promises that a session asked for each has not measured, and could have."""
+    if not reporter.config.getoption("every_promise", default=False):
         return []
     return [
         number
@@ -68,16 +67,18 @@ def owed(reporter: pytest.TerminalReporter) -> list[str]:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Fail a session of all tests that leaves a promise unmeasured: its test is gone, or hidden."""
+    """Fail a session that leaves a promise unmeasured which it owes: its test is gone, or hidden."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     # pytest-xdist's workers have none.
     if reporter is not None and exitstatus == pytest.ExitCode.OK and owed(reporter):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
     """Print every promise with the figures of this session."""
-    rows, not_kept = figures_of(terminalreporter), owed(terminalreporter)
+    rows = figures_of(terminalreporter)
+    # One that failed or was stopped has more to say than what it did not come to.
+    not_kept = owed(terminalreporter) if exitstatus == pytest.ExitCode.OK else []
     if not any(rows.values()) and not not_kept:
         return
     terminalreporter.section("promises")
