@@ -123,9 +123,7 @@ def _portrayed(run: Run) -> Iterable[str]:
     yield from introduction(summary, in_words(run.device), is_planned=is_planned)
     (mark, nats), *others = run.baselines.items()
     rest = (f", {word} {nats:.3f} ({in_bits(nats):.3f})" for word, nats in others)
-    first = ""
-    if run.valid is not None and run.valid.predicted.characters > MOST_COMPRESSED:
-        first = f" of the first {MOST_COMPRESSED:,}"
+    first = f" of the first {MOST_COMPRESSED:,}" if _first_compressed(run) else ""
     price = f"{mark} {nats:.3f} nats a {summary.unit} ({bits(nats)})"
     yield f"to beat {price}{''.join(rest)}{first}"
     yield f"run     {shown(run.folder.path)}"
@@ -135,10 +133,18 @@ def _portrayed(run: Run) -> Iterable[str]:
         yield f"resumed at step {progress.step:,}, after {duration(progress.seconds)} of training"
 
 
+def _first_compressed(run: Run) -> bool:
+    """Whether bzip2 was given only the beginning of what is held out."""
+    return run.valid is not None and run.valid.predicted.characters > MOST_COMPRESSED
+
+
 def _ending(event: Finished, run: Run) -> Iterable[str]:
     progress, summary = run.progress, run.summary
     yield f"{why_ended(event.reason, run.config.patience)} after {come_to(summary)}"
-    if (best := best_line(summary, run.baselines)) is not None:
+    # bzip2's, where it had the first of them alone, is of other characters.
+    compared = ("unigram",) if _first_compressed(run) else ("unigram", "bzip2")
+    marks = {name: nats for name, nats in run.baselines.items() if name in compared}
+    if (best := best_line(summary, marks)) is not None:
         assert progress.best_nats is not None
         yield best
         if progress.best_step == 0 and event.complete:

@@ -164,7 +164,7 @@ def best_line(run: RunSummary, baselines: Mapping[str, float] | None = None) -> 
 
     Args:
         run: what is told of.
-        baselines: losses to hold it against, in nats per character of all that is held out. Where
+        baselines: losses to hold it against, in nats per character of all that is held out: where
             a validation scores its beginning alone, they would not compare.
     """
     progress, valid = run.progress, run.text.length("valid")
@@ -174,8 +174,8 @@ def best_line(run: RunSummary, baselines: Mapping[str, float] | None = None) -> 
     scored = progress.validate_characters
     if scored is not None and scored < valid:
         return f"{best}, of the first {scored:,} characters held out"
-    marks = (f"{name} {nats:.3f}" for name, nats in (baselines or {}).items() if name != "uniform")
-    return "; ".join(filter(None, [best, ", ".join(marks)]))
+    marks = ", ".join(f"{name} {nats:.3f} nats" for name, nats in (baselines or {}).items())
+    return "; ".join(filter(None, [best, marks]))
 
 
 def sample_line(path: Path) -> str:

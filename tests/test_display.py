@@ -162,7 +162,7 @@ class TestPlain:
             "makes that rarer",
             "done after 1,200 steps, 61,200 characters, 0 s",
             "best validation 2.0794 nats (3.000 bits) at step 1,100; "
-            f"unigram {run.baselines['unigram']:.3f}, bzip2 {run.baselines['bzip2']:.3f}",
+            f"unigram {run.baselines['unigram']:.3f} nats, bzip2 {run.baselines['bzip2']:.3f} nats",
             f"sample from it with: charrnn sample '{run.folder.path}'",
         ]
 
@@ -208,8 +208,8 @@ class TestPlain:
     @pytest.mark.parametrize(
         ("scored", "of"),
         [
-            (None, "; unigram {unigram:.3f}, bzip2 {bzip2:.3f}"),
-            (601, "; unigram {unigram:.3f}, bzip2 {bzip2:.3f}"),
+            (None, "; unigram {unigram:.3f} nats, bzip2 {bzip2:.3f} nats"),
+            (601, "; unigram {unigram:.3f} nats, bzip2 {bzip2:.3f} nats"),
             (600, ", of the first 600 characters held out"),
         ],
     )
@@ -220,6 +220,13 @@ class TestPlain:
         _, best, _ = said(run, Finished("done", complete=True), capsys).splitlines()
         of = of.format(**run.baselines)
         assert best == f"best validation 2.0794 nats (3.000 bits) at step 1,100{of}"
+
+    def test_holds_the_best_loss_against_no_compressor_of_other_characters(
+        self, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("charrnn.display.MOST_COMPRESSED", 599)
+        _, best, _ = said(run, Finished("done", complete=True), capsys).splitlines()
+        assert best.endswith(f" at step 1,100; unigram {run.baselines['unigram']:.3f} nats")
 
     def test_says_that_none_is_held_out(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         run.valid, run.text = None, replace(run.text, valid=None)
