@@ -17,7 +17,7 @@ from charrnn.recipe import (
     matrix_weights,
     plan_validations,
     pressure,
-    restraint,
+    regularisers,
     warmup_steps,
 )
 from charrnn.run import Run
@@ -83,14 +83,14 @@ class Planner:
         return progress.step > self._speed_from[0] and progress.seconds >= self._speed_until
 
     def size_validations(self) -> None:
-        """Set what each validation scores, unless there has been one.
+        """Set what each validation scores, unless there is one to be held against.
 
         Other characters have another loss. In minutes that are not planned yet it is what they
         allow at the speed so far, which is guessed before a sitting has measured it.
         """
         run, progress = self.run, self.run.progress
-        is_settled = None not in (progress.validated_step, progress.validate_characters)
-        if run.valid is None or is_settled:
+        has_been = progress.validated_step is not None or run.better is not None
+        if run.valid is None or (has_been and progress.validate_characters is not None):
             return
         total, most = progress.planned_steps, run.valid.characters
         if total is None:
@@ -202,7 +202,7 @@ class Planner:
         # Counted as before the first update (recipe.choose): the same budget has the same numbers.
         passes = config.epochs or total * self.run.lanes.characters_per_step / run.train.characters
         pressed = pressure(passes, matrix_weights(model.config), run.train.characters)
-        held = restraint(model.config.cell, model.config.vocabulary, pressed)
+        held = regularisers(model.config.cell, model.config.vocabulary, pressed)
         if config.dropout_by_plan:
             model.set_dropout(held.dropout, held.weight_drop)
         if config.decay_by_plan:

@@ -141,7 +141,7 @@ def choose(
     }
     model = ModelConfig(**(sizes | chosen_model))
     pressed = pressure(passes, matrix_weights(model), characters)
-    held = restraint(cell, vocabulary, pressed)
+    held = regularisers(cell, vocabulary, pressed)
     drops = {"dropout": held.dropout, "weight_drop": held.weight_drop}
     model = replace(model, **(drops | chosen_model))
     training["weight_decay"] = held.weight_decay
@@ -226,7 +226,7 @@ def pressure(passes: float, parameters: int, characters: int) -> float:
     return passes * parameters / characters
 
 
-class Restraint(NamedTuple):
+class Regularisers(NamedTuple):
     """What keeps a model from learning its text by heart."""
 
     dropout: float
@@ -235,7 +235,7 @@ class Restraint(NamedTuple):
     loss_temperature: float
 
 
-def restraint(cell: CellName, vocabulary: int, pressed: float) -> Restraint:
+def regularisers(cell: CellName, vocabulary: int, pressed: float) -> Regularisers:
     """Return what the rules give a run against learning by heart.
 
     Args:
@@ -243,7 +243,7 @@ def restraint(cell: CellName, vocabulary: int, pressed: float) -> Restraint:
         vocabulary: V.
         pressed: see ``pressure``.
     """
-    return Restraint(
+    return Regularisers(
         *regularisation(cell, pressed),
         weight_decay(cell, pressed),
         loss_temperature(vocabulary, pressed),

@@ -281,6 +281,18 @@ def test_fewer_characters_are_scored_on_a_gpu_that_trains_in_float32() -> None:
     assert validated(1, device="cuda") < validated(1, device="cuda", precision="bf16") / 2
 
 
+def test_what_a_kept_best_was_scored_on_stays() -> None:
+    """The checkpoint there is of a validation that came after the one gone on from."""
+    planner = planner_at_the_start(1)
+    planner.run.progress.validate_characters = 12_345
+    planner.size_validations()
+    assert planner.run.progress.validate_characters != 12_345, "it was a guess"
+    planner.run.progress.validate_characters = 12_345
+    planner.run.better = Progress()
+    planner.size_validations()
+    assert planner.run.progress.validate_characters == 12_345
+
+
 def test_any_minutes_can_be_planned() -> None:
     assert validated(1e38) == 900_000
 
