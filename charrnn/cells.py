@@ -1,6 +1,6 @@
 """The three recurrences: a plain RNN, an LSTM and a GRU, one layer each.
 
-A cell reads a chunk ``x_TBE`` (T time steps of B lanes, E inputs) from an
+A cell reads a window ``x_TBE`` (T time steps of B lanes, E inputs) from an
 explicit state and gives the outputs ``out_TBH`` and the state after the last
 step. Nothing is kept between calls, and gradients flow through both states.
 
@@ -89,12 +89,12 @@ class Cell(nn.Module, ABC):
     def forward(
         self, x: Tensor, state: State, which_TB: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """Read a chunk.
+        """Read a window.
 
         Args:
             x: Inputs [T, B, E], T >= 1, or D different ones [D, E]; their type is that of the
                 arithmetic, and the weights are cast to it (bfloat16, say).
-            state: The state before the chunk, [B, H] each.
+            state: The state before the window, [B, H] each.
             which_TB: Which of the D inputs each time step of a lane reads. The same as reading
                 ``x[which_TB]``, but that W x is computed once for each (on a CPU, by the loops of
                 ``charrnn.loops``).

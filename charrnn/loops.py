@@ -1,10 +1,10 @@
-"""The three recurrences over a chunk on a CPU, with their gradients by hand.
+"""The three recurrences over a window on a CPU, with their gradients by hand.
 
 torch's LSTM on a CPU is one fused oneDNN primitive; its RNN and GRU are loops of small
 operators, so that a GRU, with three quarters of an LSTM's products, takes twice its time.
 The loops here win that back (an LSTM's own only where ``beats_onednn_lstm``):
 
-- the input product is made before the loop, once for each different input: a chunk of
+- the input product is made before the loop, once for each different input: a window of
   2,048 characters has some 60 of them. The gradient of the recurrent weights is one large
   product after it (in bf16 if the inputs are);
 - the loop itself is compiled C (``native``) in float32. In float64, or where there is no
@@ -36,7 +36,7 @@ from charrnn.kernels import (
 def run_rnn(
     projected: Tensor, h_BH: Tensor, weight_recurrent: Tensor, which_TB: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Run a plain RNN over a chunk of T >= 1 time steps on a CPU, differentiably (once).
+    """Run a plain RNN over a window of T >= 1 time steps on a CPU, differentiably (once).
 
     Args:
         projected: W x + b of every time step, [T, B, H], or of D different x, [D, H]; contiguous,
@@ -88,7 +88,7 @@ def run_lstm(
     weight_recurrent: Tensor,
     which_TB: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run an LSTM over a chunk, differentiably (once); ``native.loops`` must be there.
+    """Run an LSTM over a window, differentiably (once); ``native.loops`` must be there.
 
     Args:
         projected: W x + b of every time step, [T, B, 4H], the blocks of i, f, g and o, or of D
@@ -115,7 +115,7 @@ def run_gru(
     bias_recurrent: Tensor,
     which_TB: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Run a GRU over a chunk, differentiably (once).
+    """Run a GRU over a window, differentiably (once).
 
     Args:
         projected: W x + b of every time step, [T, B, 3H], the blocks of r, z and n, or of D

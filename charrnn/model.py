@@ -6,7 +6,7 @@ The model is one recurrence with shared weights: for every character x_t
     s_t = cell(e_t, s_{t-1})            (each layer reads the one below)
     logits_t = head(h_t)
 
-so the same weights serve a text of any length, and cutting a text into chunks
+so the same weights serve a text of any length, and cutting a text into windows
 with the state carried from one to the next changes nothing (in bf16 torch's operators, though
 not our loops, round it there).
 """
@@ -116,7 +116,7 @@ class CharModel(nn.Module):
     def _embed(self, x_TB: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the lowest layer's inputs, and which of them each time step reads (None: its own).
 
-        A cell's products cost a CPU as much as there are inputs: it has those of a chunk once
+        A cell's products cost a CPU as much as there are inputs: it has those of a window once
         each. On other devices that would be to wait for how many they are.
         """
         which_TB = None

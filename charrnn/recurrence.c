@@ -1,4 +1,4 @@
-/* The time-step loops of the three recurrences, over a chunk of text.
+/* The time-step loops of the three recurrences, over a window of text.
  *
  * A step of 16 lanes takes tens of microseconds, so what counts is that nothing is called and
  * nothing allocated between two steps, and that the product keeps its sums in registers. Lanes

@@ -120,7 +120,7 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], toleranc
 def results(run: tuple[Tensor, State], cell: Cell, x: Tensor, state: State) -> dict[str, Tensor]:
     """Return, by name, outputs, final state, and all gradients of a loss on both."""
     out, after = run
-    assert all(s.untyped_storage().nbytes() == s.nbytes for s in after), "a state holds its chunk"
+    assert all(s.untyped_storage().nbytes() == s.nbytes for s in after), "a state holds its window"
     names = ["x", *cell.states, *dict(cell.named_parameters())]
     wanted = [x, *state, *cell.parameters()]
     gradients = torch.autograd.grad(loss_of(out, *after), wanted)
@@ -344,7 +344,7 @@ def test_a_graph_that_is_kept_gives_its_gradient_again(name: CellName, dtype: to
 @each_type
 @pytest.mark.parametrize("cuts", [(0, 4, T), (0, 1, 2, T)])
 @pytest.mark.usefixtures("engine")
-def test_chunks_with_carried_state_equal_one_pass(
+def test_windows_with_carried_state_equal_one_pass(
     name: CellName, cuts: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     cell = make_cell(name, dtype=dtype)
