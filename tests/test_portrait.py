@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from charrnn.activity import Activation, Unit, activation
-from charrnn.checkpoint import load, save
 from charrnn.comparing import compare
 from charrnn.comparison import Comparison, Plan, RunResult
 from charrnn.config import InspectConfig, TrainConfig
@@ -56,18 +55,12 @@ def test_a_comparison_looks_into_each_model_by_its_own_seed_and_window(
     events = compare(tmp_path, plan, device=cpu)
     results = [event for event in events if isinstance(event, RunResult)]
     made = Comparison.of(plan, results)
-    # Of windows that each began at the zero state, which no comparison asks for.
-    best = Path(results[0].run) / "best.safetensors"
-    whole = load(best)
-    training = {**whole.meta["training"], "reset_state": True}
-    save(best, replace(whole, meta={**whole.meta, "training": training}))
     ((drawn,), ((run, rows),)) = portray_comparison(made)
     assert (drawn.label, run, drawn.log) == ("GRU", results[0], rows)
     assert [row["step"] for row in rows if "gradient_norm" in row] == [3]
     assert drawn.inspection is not None
     assert drawn.inspection.memory is not None
     assert drawn.inspection.memory.bptt == 11
-    assert drawn.inspection.memory.reset_state
     expected = gradient_flow(initial_model(drawn.shape, 4), make_stretch(100)).spectral_radii
     assert drawn.inspection.gradient_flow[1].spectral_radii == expected
     assert drawn.inspection.gates

@@ -47,13 +47,10 @@ def flaw(result: Result) -> str | None:
 @pytest.fixture(autouse=True)
 def soon_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the budget: three updates; whatever the length: twenty characters."""
-
-    def is_over(run: _Standing) -> bool:
-        planned = run.progress.planned_steps or 3
-        return run.is_out_of_patience or run.progress.step >= min(3, planned)
-
+    is_over = vars(_Standing)["is_over"].fget
+    soon = property(lambda run: run.progress.step >= 3 or is_over(run))
+    monkeypatch.setattr(_Standing, "is_over", soon)
     real_sample = charrnn.sampling.sample
-    monkeypatch.setattr(_Standing, "is_over", property(is_over))
     monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 3)
     monkeypatch.setattr(
         charrnn.sampling, "sample", lambda *args: itertools.islice(real_sample(*args), 20)
