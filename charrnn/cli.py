@@ -686,7 +686,7 @@ def evaluate(
             refuse_overwriting("--report", report, sources, read)
             refuse_overwriting("--per-char", per_char, sources, read)
         facts = [subject.facts(of_training=part == "train") for subject in subjects]
-        origins = [subject.origin(source) for subject in subjects]
+        origins = [subject.origin(source) if as_json else {} for subject in subjects]
         for line in remarks(subjects, facts):
             say(line)
         if where.type != "cpu":

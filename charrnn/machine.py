@@ -24,7 +24,7 @@ def machine() -> str:
         f"{platform.system()} {platform.machine()}",
         f"Python {platform.python_version()}",
         f"torch {torch.__version__} with {counted(torch.get_num_threads(), 'thread')}",
-        "loops compiled" if loops() else "no C compiler",
+        "loops compiled" if loops() else "loops not compiled",
     ]
     return ", ".join(parts)
 

@@ -162,7 +162,7 @@ def readable(texts: Sequence[str], spooled: Path | None) -> list[str]:
 
 
 def refuse_text_within(text: TextChoices, folder: Path, what: str) -> None:
-    """Refuse to make a folder a run's that holds text: that would be left out (``find_files``).
+    """Refuse to make a folder a run's that may hold text: it would be left out (``find_files``).
 
     Args:
         text: what is to be read.
@@ -170,7 +170,7 @@ def refuse_text_within(text: TextChoices, folder: Path, what: str) -> None:
         what: which of the two, for the message.
 
     Raises:
-        RunFolderError: a text that is not named itself is in the folder.
+        RunFolderError: a file that a folder or pattern finds, and that is not empty, is in it.
     """
     names = [name for name in (*text.texts, *text.valid) if name != "-"]
     with suppress(CorpusError):  # what is not there is refused where it is read

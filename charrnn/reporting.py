@@ -58,7 +58,7 @@ def refuse_overwriting(
 
     Raises:
         UsageError: the result would take the place of one of the files or of what is printed, or
-            change a text.
+            change a text, or may be read with it later.
     """
     if path is None:
         return
@@ -70,9 +70,10 @@ def refuse_overwriting(
         if path.exists() and source.exists() and path.samefile(source):
             raise UsageError(f"{flag} {shown(path)} would overwrite {what}: give another file")
     if (text := takes_in(texts, path)) is not None:
+        would = "would change" if path.exists() else "may become part of"
         raise UsageError(
-            f"{flag} {shown(path)} would change {shown(text)}, which is or was read as text: give "
-            "a file elsewhere"
+            f"{flag} {shown(path)} {would} {shown(text)}, which is or was read as text: give a "
+            "file elsewhere"
         )
 
 

@@ -211,7 +211,7 @@ class SurpriseText:
             with suppress(OSError):  # nobody has to read what is said on stderr
                 Output(stderr=True, soft_wrap=True).print(
                     "the text is without its colours here: FORCE_COLOR=1 keeps them, --per-char "
-                    "FILE writes each character's price"
+                    "FILE writes each character's loss"
                 )
             return
         ranges = map(Text, surprise_ranges(), STYLES)

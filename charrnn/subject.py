@@ -110,8 +110,8 @@ class Subject:
             return None
         return (
             f"does not know {sum(unknown.values()):,} of the "
-            f"{counted(predicted.characters, 'character')} scored, and each costs what it takes to "
-            f"spell it out: {listed(unknown)}"
+            f"{counted(predicted.characters, 'character')} scored, and each is charged as the "
+            f"unknown symbol and spelt out: {listed(unknown)}"
         )
 
     def facts(self, *, of_training: bool) -> list[str]:

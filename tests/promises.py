@@ -67,7 +67,7 @@ def owed(reporter: pytest.TerminalReporter) -> list[str]:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Fail a session that leaves a promise unmeasured which it owes: its test is gone, or hidden."""
+    """Fail a session that leaves unmeasured what it owes: its test is gone, or hidden."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     # pytest-xdist's workers have none.
     if reporter is not None and exitstatus == pytest.ExitCode.OK and owed(reporter):

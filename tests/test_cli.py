@@ -585,7 +585,9 @@ class TestTrain:
             assert words in result.err
         assert "\x1b" not in result.err
 
-    def test_quiet_prints_the_folder_alone(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
+    def test_quiet_prints_the_folder_alone_on_stdout(
+        self, cli: Cli, prose: Path, tmp_path: Path
+    ) -> None:
         run = tmp_path / "run"
         done = cli("train", prose, "--run", run, "--quiet", *QUICK)
         assert done.without_notes == Result(0, f"{run}\n", "")
@@ -831,8 +833,8 @@ class TestTrain:
         text.write_text(make_prose(1800) + "\u20ac" * 3 + make_prose(187), encoding="utf-8")
         words = "the model does not know 3 of the 198 characters"
         assert (
-            f"note: {words} to predict in what is held out, and each costs what it takes to spell "
-            "it out: '\u20ac' x 3\n"
+            f"note: {words} to predict in what is held out, and each is charged as the unknown "
+            "symbol and spelt out: '\u20ac' x 3\n"
             in cli("train", text, "--run", run, "--min-count", 2, *QUICK).err
         )
         seen = cli("inspect", run, "--part", "valid", "--only", "memory", "--characters", 199)
@@ -2033,10 +2035,10 @@ class TestEvaluate:
         result = cli("evaluate", trained, "--text", text, "--show")
         assert result.code == 0
         assert result.err.splitlines() == [
-            f"{trained}: the model does not know 4 of the 26 characters scored, and each costs "
-            "what it takes to spell it out: '\\x1b' x 1, '2' x 1, 'J' x 1, '[' x 1",
+            f"{trained}: the model does not know 4 of the 26 characters scored, and each is "
+            "charged as the unknown symbol and spelt out: '\\x1b' x 1, '2' x 1, 'J' x 1, '[' x 1",
             "the text is without its colours here: FORCE_COLOR=1 keeps them, --per-char FILE "
-            "writes each character's price",
+            "writes each character's loss",
         ]
         assert result.out.startswith("The grey stone \ufffd[2J sings.")
         assert "\x1b" not in result.out, "a pipe gets no colours"
@@ -2061,7 +2063,7 @@ class TestEvaluate:
         result = cli("evaluate", trained, of_bytes, last, "--text", text)
         assert result.err == (
             f"{trained}, {last}: each model does not know 2 of the 24 characters scored, and each "
-            "costs what it takes to spell it out: '2' x 2\n"
+            "is charged as the unknown symbol and spelt out: '2' x 2\n"
         )
 
     def test_the_table_has_every_figure(self, cli: Cli, trained: Path) -> None:

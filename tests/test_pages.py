@@ -289,8 +289,8 @@ class TestWhereThePageGoes:
             done = cli(command, *words, option, folder / "page.html")
             assert (done.code, done.out) == (2, "")
             assert done.err == (
-                f"charrnn: {option} {folder}/page.html would change {folder}, which is or was "
-                "read as text: give a file elsewhere\n"
+                f"charrnn: {option} {folder}/page.html may become part of {folder}, which "
+                "is or was read as text: give a file elsewhere\n"
             )
         assert [path.name for path in folder.iterdir()] == ["text"]
 
@@ -341,7 +341,7 @@ class TestWhereThePageGoes:
         Path("link.html").symlink_to("out/linked.html")
         Path("out/link.html").symlink_to("../linked.html")
         done = cli("compare", ".", "--run", "out", "--steps", 1, "--report", report, "--quiet")
-        would = f"--report {report} would change {tmp_path}, which is or was read as text: give"
+        would = f"--report {report} may become part of {tmp_path}, which is or was read as text"
         assert ("it has begun" if begins else would) in done.err
 
     @pytest.mark.parametrize("name", ["page.html", "link.html"])

@@ -90,8 +90,8 @@ def test_a_scored_text(run: Path, tmp_path: Path, promise: Promise) -> None:
     result = run_cli("evaluate", run, "--text", text, "--json")
     assert result.code == 0
     assert result.err == (
-        f"{run}: the model does not know 6 of the 12 characters scored, and each costs what it "
-        f"takes to spell it out: {LIST}\n"
+        f"{run}: the model does not know 6 of the 12 characters scored, and each is charged as "
+        f"the unknown symbol and spelt out: {LIST}\n"
     )
     (row,) = json.loads(result.out)
     assert (row["unknown"], row["characters"]) == (6, 12)
