@@ -235,32 +235,40 @@ def takes_in(texts: Sequence[str], path: Path) -> str | None:
 def _may_find(name: str, new: Path) -> bool:
     """Whether a name may stand for a new file, too.
 
-    That is any below the folder it looks in, if it is called as a pattern ends, and is in no run's
+    That is any below the folder it looks in, if it is called as a pattern says, and is in no run's
     folder.
     """
-    fixed, last = _looked_in(name)
+    fixed, pattern = _looked_in(name)
     # Links count as they are written, and as they lead.
     folders = {Path(follow(fixed)) for follow in (os.path.abspath, os.path.realpath)}
     places = {Path(follow(new)) for follow in (os.path.abspath, os.path.realpath)}
     places.add(Path(os.path.realpath(new.parent), new.name))
     return any(
         folder in place.parents
-        and fnmatch.fnmatchcase(place.name, last)
+        and _may_match(place.relative_to(folder).parts, pattern)
         and not any(map(_is_run, _folders(folder, place)))
         for folder in folders
         for place in places
     )
 
 
-def _looked_in(name: str) -> tuple[Path, str]:
+def _may_match(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a pattern matches, part by part; with ** in it, whether its last part does."""
+    if "**" in pattern:
+        parts, pattern = parts[-1:], pattern[-1:]
+    return len(parts) == len(pattern) and all(map(fnmatch.fnmatchcase, parts, pattern))
+
+
+def _looked_in(name: str) -> tuple[Path, tuple[str, ...]]:
     """Return the folder where a name's files are looked for, or the file, and how they are called.
 
-    The latter is the last part of a pattern; a file or a folder has any: "*".
+    The latter is what a pattern has below that folder; a file or a folder has any.
     """
     path = Path(name)
     if not glob.has_magic(name) or os.path.exists(name):  # noqa: PTH110 - which never raises
-        return path, "*"
-    return _fixed(path), path.name
+        return path, ("**", "*")
+    fixed = _fixed(path)
+    return fixed, path.parts[len(fixed.parts) :]
 
 
 def _is_of_run(names: Iterable[str]) -> bool:
