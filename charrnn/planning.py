@@ -96,10 +96,8 @@ class Planner:
         if total is None:
             speed = self._guessed_speed() if self._speed_from is None else self._speed_so_far()
             total = self._affordable_steps(speed)
-            most = max(LEAST_TIMED, int(total * self.run.lanes.characters_per_step / 10))
-        _, characters = plan_validations(
-            total, self.run.lanes.characters_per_step, run.valid.characters
-        )
+            most = max(LEAST_TIMED, int(total * run.lanes.characters_per_step / 10))
+        _, characters = plan_validations(total, run.lanes.characters_per_step, run.valid.characters)
         progress.validate_characters = min(most, characters)
 
     def seconds_left(self) -> float:
@@ -283,7 +281,7 @@ class Planner:
             return None
         every, _ = plan_validations(
             total,
-            self.run.lanes.characters_per_step,
+            run.lanes.characters_per_step,
             run.valid.characters,
             run.progress.seconds_a_validation * (speed or 0.0),
         )
