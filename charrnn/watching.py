@@ -9,10 +9,10 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from charrnn.activity import Unit
 from charrnn.assessment import Assessment, assess
 from charrnn.baselines import Baseline
 from charrnn.baselines import baselines as price_baselines
@@ -24,17 +24,19 @@ from charrnn.display import Display, open_display
 from charrnn.errors import NonFiniteError, RunFolderError
 from charrnn.evaluation import Prices
 from charrnn.events import Event, Finished
-from charrnn.inspection import Inspection, inspect
-from charrnn.portrait import read_history
 from charrnn.run import Run
 from charrnn.score_view import PerCharacter, SurpriseText
 from charrnn.stdio import Meter, print_path, say
 from charrnn.stopping import Stopped, StopSignals
-from charrnn.stretch import Stretch, read_stretch
 from charrnn.subject import Subject
 from charrnn.training import train
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import shown
+
+if TYPE_CHECKING:
+    from charrnn.activity import Unit
+    from charrnn.inspection import Inspection
+    from charrnn.stretch import Stretch
 
 
 class _Reader:
@@ -300,6 +302,11 @@ def watch_inspection(
         CharrnnError: the log is not usable, the text changed or is too short, or as
             ``charrnn.inspection.inspect``.
     """
+    # A training is watched here, too, and need not wait for these.
+    from charrnn.inspection import inspect
+    from charrnn.portrait import read_history
+    from charrnn.stretch import read_stretch
+
     name, model, vocabulary = shown(subject.path), subject.model, subject.vocabulary
     training = subject.checkpoint.record("training", TrainConfig)
     history = None
