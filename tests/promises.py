@@ -21,7 +21,7 @@ PROMISES = {
     "R7": "a hostile file runs nothing",
     "R8": "a full disk costs nothing already saved",
     "R9": "NaN or inf never reaches weights or files",
-    "R10": "SIGINT and SIGTERM save and leave",
+    "R10": "SIGINT and SIGTERM save and exit",
     "R11": "two writers cannot share a run",
     "R12": "any text or argument gives a result or one plain line",
     "R13": "unknown characters are explained",

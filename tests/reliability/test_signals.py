@@ -1,4 +1,4 @@
-"""R10: SIGINT and SIGTERM save and leave."""
+"""R10: SIGINT and SIGTERM save and exit."""
 
 from __future__ import annotations
 
