@@ -197,8 +197,8 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         f"| `--layers` | {lstm.layers} |",
         f"LSTM and GRU {lstm_trained.batch_size} x {lstm_trained.bptt}, "
         f"RNN {rnn_trained.batch_size} x {rnn_trained.bptt};",
-        f"Of both {recipe.GUESSED_SPEED['mps']:,} / (1 + symbols / {recipe.HALVED_BY['mps']:,}) "
-        "characters a second are expected.",
+        f"Both are expected to read {recipe.GUESSED_SPEED['mps']:,} / "
+        f"(1 + symbols / {recipe.HALVED_BY['mps']:,}) characters a second.",
         f"| units in fp32 | {widths('cpu')} |",
         f"| units in bf16 | {widths('cpu', bf16=True)} |",
         f"characters read | {growing('lstm')} | {growing('gru')} | {growing('rnn')} |",
@@ -243,7 +243,7 @@ def test_the_page_of_defaults_has_the_formulas_of_dropout(p: int) -> None:
     assert (
         "none up to p = 5; then 0.06 log2(p); from p = 32 on 0.1 log2(p / 4), at most 0.6" in page
     )
-    assert "of the dropout the share 0.5 log2(p / 32), from 0 to 0.8" in page
+    assert "the share 0.5 log2(p / 32) of the dropout, from 0 to 0.8" in page
     assert "0.08 log2(p / 16), from 0 to 0.5" in page
     dropout = 0.06 * log2(p) if p < 32 else min(0.6, 0.1 * log2(p / 4))
     dropout = dropout if p > 5 else 0.0
