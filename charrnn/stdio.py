@@ -99,7 +99,8 @@ class Meter:
     def __call__(self, what: str, done: int) -> None:
         """Say what is done with how many characters, if it is time to."""
         now = time.monotonic()
-        is_screen = self._console.is_screen
+        # After & or bg the terminal is the shell's.
+        is_screen = self._console.is_screen and self._console.is_in_foreground
         if what != self._what:
             self._what, self._started = what, self._last
             self._next = self._last + (self.FIRST if is_screen else self.PLAIN)
@@ -117,7 +118,7 @@ class Meter:
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-        if self._is_drawn:
+        if self._is_drawn and self._console.is_in_foreground:
             with suppress(OSError):
                 self._take_back()
 

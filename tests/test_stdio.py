@@ -19,6 +19,7 @@ import typer
 from charrnn.errors import CorpusError, UsageError
 from charrnn.outcome import outcome
 from charrnn.stdio import Meter, lossy, spool
+from charrnn.terminal import Output
 from tests.conftest import assert_one_line, refusing
 
 
@@ -79,6 +80,28 @@ def test_a_terminal_that_has_gone_is_no_matter(screen: Screen, clock: list[float
                 screen.write = gone  # type: ignore[method-assign]
             progress("read", done)
         progress.close()
+
+
+def test_a_shell_that_has_the_terminal_gets_plain_lines(
+    screen: Screen, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after & or bg: what is drawn in place would go over its prompt."""
+    in_foreground = True
+    monkeypatch.setattr(Output, "is_in_foreground", property(lambda _: in_foreground))
+    with redirect_stderr(screen):
+        progress = Meter("run", 40, quiet=False)
+        for done in range(1, 41):
+            clock[0] += 1
+            if done == 20:
+                in_foreground, before = False, screen.getvalue()
+            progress("read", done)
+        progress.close()
+    assert "\x1b[2K" in before
+    assert screen.getvalue() == before + (
+        "20 of 40 characters read, 20 s to go: run\n"
+        "30 of 40 characters read, 10 s to go: run\n"
+        "40 of 40 characters read, 0 s to go: run\n"
+    )
 
 
 @pytest.mark.parametrize("quiet", [False, True])
