@@ -75,9 +75,7 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
                 "the limit), or charrnn has to be installed anew"
             )
         else:
-            # Reading and saving name their file themselves; what has no name is the output.
-            where = shown(error.filename or "cannot write the output")
-            message = f"{where}: {reason(error)}"
+            message = refused(error)
         return _fail(_noted(message, error), 1)
     except Exception as error:
         if _is_out_of_memory(error):
@@ -96,6 +94,14 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
             )
         return _fail(_noted(message, error), 1)
     return result if isinstance(result, int) else 0
+
+
+def refused(error: OSError) -> str:
+    """Return what the system refused, and why.
+
+    Reading and saving name their file themselves; what has no name is the output.
+    """
+    return f"{shown(error.filename or 'cannot write the output')}: {reason(error)}"
 
 
 def _forget_output() -> None:

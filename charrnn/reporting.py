@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from charrnn.errors import UsageError
 from charrnn.files import takes_in
+from charrnn.outcome import refused
 from charrnn.stdio import say
 from charrnn.wording import shown
 
@@ -128,7 +129,8 @@ def show_and_report(
             write_text(followed(report), make())
         except BaseException:  # a signal, too: whatever comes of it, the failure is not told then
             if failure is not None and not isinstance(failure, BrokenPipeError):
-                say(f"charrnn: {failure}")
+                said = refused(failure) if isinstance(failure, OSError) else failure
+                say(f"charrnn: {said}")
             raise
         say(f"report: {shown(report)}")
     if failure is not None:

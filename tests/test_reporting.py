@@ -1,5 +1,6 @@
 """A page asked for beside what is printed: none of the two is lost with the other."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from charrnn.errors import RunFolderError, UsageError
 from charrnn.reporting import refuse_overwriting, show_and_report
 from charrnn.stopping import Stopped
+from tests.conftest import refusing
 
 
 @pytest.fixture
@@ -95,6 +97,10 @@ def test_a_page_that_fails_hides_no_failure_before_it(
     with pytest.raises(type(ends), match="no log"):
         show_and_report(lambda: None, page, make, RunFolderError("no prices"))
     assert capsys.readouterr().err == "charrnn: no prices\n"
+    with pytest.raises(type(ends), match="no log"):
+        show_and_report(refusing(errno.ENOSPC), page, make)
+    said = "charrnn: cannot write the output: No space left on device\n"
+    assert capsys.readouterr().err == said
     with pytest.raises(type(ends), match="no log"):
         show_and_report(lambda: None, page, make, BrokenPipeError())
     assert capsys.readouterr().err == "", "the reader has left"
