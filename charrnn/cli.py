@@ -928,7 +928,8 @@ def compare(
             from charrnn.report import comparison_page
 
             stop.leave_at_once()
-            say("looking into a run of each cell, for the report ...")
+            if not quiet:
+                say("looking into a run of each cell, for the report ...")
             try:
                 portraits, runs = portray_comparison(comparison)
             except CorpusError as error:

@@ -107,7 +107,7 @@ def test_a_finished_comparison_makes_its_page_without_training(
     before = {path: path.stat().st_mtime_ns for path in pages.folder.rglob("*")}
     again = tmp_path / "again.html"
     done = cli("compare", "--run", pages.folder, "--resume", "--quiet", "--report", again)
-    assert done.code == 0
+    assert (done.code, done.err) == (0, f"report: {again}\n")
     assert {path: path.stat().st_mtime_ns for path in pages.folder.rglob("*")} == before
 
     def body(path: Path) -> str:
