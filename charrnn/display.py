@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -51,7 +51,7 @@ from charrnn.run_words import (
     sample_line,
     why_ended,
 )
-from charrnn.terminal import Output, in_rows, say_on, to_json
+from charrnn.terminal import Output, in_rows, print_words, say_on, to_json
 from charrnn.training import SHOWN_TEMPERATURE
 from charrnn.vocabulary import MANY_UNKNOWN
 from charrnn.wording import counted, cut_word, duration, shown
@@ -65,14 +65,16 @@ PLAIN_EVERY = 10.0
 
 
 class Display:
-    """Shows a run from its start to its end; this one shows nothing."""
+    """Shows runs one after another, each from its start to its end; this one shows nothing."""
 
-    def start(self, run: Run, known: set[str] | None = None) -> None:
-        """Show what the run is.
+    _known: frozenset[str] = frozenset()
+
+    def start(self, run: Run, title: str = "") -> None:
+        """Show what a run is, but for what was said of the one before.
 
         Args:
             run: which begins or goes on.
-            known: lines that are so of the run before, which are left out; then those of this.
+            title: what it is called among several.
         """
 
     def show(self, event: Event) -> None:
@@ -85,34 +87,28 @@ class Display:
     def close(self) -> None:
         """Leave the terminal as it was."""
 
+    def _new(self, run: Run) -> list[str]:
+        """Return what a run is, without the lines that hold for the one before, too."""
+        lines = [*_portrayed(run)]
+        before, self._known = self._known, frozenset(lines)
+        return [line for line in lines if line not in before]
+
 
 def open_display(*, as_json: bool, quiet: bool) -> Display:
     """Return the display that fits the options and the terminal.
 
     Args:
         as_json: JSON lines on stdout.
-        quiet: nothing at all.
+        quiet: nothing but notes, and how a run that is stopped goes on.
     """
     if as_json:
         return _JsonLines()
     if quiet:
-        return Display()
+        return _Notes()
     console = Output(stderr=True)
     if console.is_screen:
         return _LiveTerminal(console)
     return _PlainLines()
-
-
-def _introduction(run: Run, known: set[str] | None) -> Iterable[str]:
-    """Yield what the run is, but for what is known of it."""
-    lines = list(_portrayed(run))
-    if known is None:
-        yield from lines
-        return
-    before = frozenset(known)
-    known.clear()  # a line that comes again after another one is not known any more
-    known.update(lines)
-    yield from (line for line in lines if line not in before)
 
 
 def _portrayed(run: Run) -> Iterable[str]:
@@ -217,10 +213,29 @@ def _bounded(run: Run) -> bool:
     return bool(config.clip_norm or config.clip_value or config.scale_norm)
 
 
+class _Notes(Display):
+    """A run's notes, and how it goes on if it is stopped."""
+
+    def start(self, run: Run, title: str = "") -> None:
+        self.run = run
+        for line in self._new(run):
+            if line.startswith("note: "):
+                self._say(line)
+
+    def show(self, event: Event) -> None:
+        if isinstance(event, Finished) and not event.complete and self.run.owner is None:
+            self._say(f"go on with: {self.run.command()}")
+
+    def _say(self, line: str) -> None:
+        # The others pass it on when nobody reads. Who wants quiet may have closed stderr.
+        with suppress(OSError):
+            print_words(line, stderr=True)
+
+
 class _JsonLines(Display):
     """One object a line on stdout; ``event`` says which."""
 
-    def start(self, run: Run, known: set[str] | None = None) -> None:
+    def start(self, run: Run, title: str = "") -> None:
         self.run = run
         self._print(
             "started",
@@ -269,10 +284,10 @@ class _JsonLines(Display):
 class _PlainLines(Display):
     """A line now and then, for logs and pipes."""
 
-    def start(self, run: Run, known: set[str] | None = None) -> None:
+    def start(self, run: Run, title: str = "") -> None:
         self.run = run
         self.told = -math.inf
-        for line in _introduction(run, known):
+        for line in filter(None, [title, *self._new(run)]):
             self._print(line)
 
     def show(self, event: Event) -> None:
@@ -348,13 +363,13 @@ class _LiveTerminal(Display):
         self.console = console
         self.live: Live | None = None
 
-    def start(self, run: Run, known: set[str] | None = None) -> None:
+    def start(self, run: Run, title: str = "") -> None:
         self.run = run
         self.logged: Logged | None = None
         self.validated: Validated | None = None
         self.validating = False
         self.sample, self.sampled_at = "", 0
-        for line in _introduction(run, known):
+        for line in filter(None, [title, *self._new(run)]):
             say_on(self.console, line, hang=LABEL)
         self._draw()
 

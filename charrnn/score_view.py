@@ -209,9 +209,10 @@ class SurpriseText:
         if not self._console.has_colours:
             self._write("\n")
             with suppress(OSError):  # nobody has to read what is said on stderr
-                Output(stderr=True, soft_wrap=True).print(
+                print_words(
                     "the text is without its colours here: FORCE_COLOR=1 keeps them, --per-char "
-                    "FILE writes each character's loss"
+                    "FILE writes each character's loss",
+                    stderr=True,
                 )
             return
         ranges = map(Text, surprise_ranges(), STYLES)

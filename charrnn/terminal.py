@@ -111,9 +111,15 @@ def say_on(console: Console, line: str, hang: int = 0) -> None:
         console.print(Padding(Text(rest), (0, 0, 0, hang)))
 
 
-def print_words(line: str, hang: int = 0) -> None:
-    """Print a sentence on stdout; a terminal gets it as ``say_on`` does, a pipe as it is."""
-    console = Output()
+def print_words(line: str, hang: int = 0, *, stderr: bool = False) -> None:
+    """Print a sentence; a terminal gets it as ``say_on`` does, a pipe as it is.
+
+    Args:
+        line: the sentence.
+        hang: as for ``say_on``.
+        stderr: there, not on stdout.
+    """
+    console = Output(stderr=stderr)
     if console.file.isatty():
         say_on(console, line, hang)
     else:

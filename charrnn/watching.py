@@ -104,15 +104,11 @@ def watch_run(run: Run, stop: StopSignals, *, as_json: bool, quiet: bool) -> int
         stop.defer_pauses()
         with _unread_unfinished():
             reader.display.start(run)
-        if quiet:
-            _say_notes(run, set())
         stop.defer()
         for event in train(run, reader.reason_to_stop):
             reader.show(event)
             if isinstance(event, Finished) and not event.complete:
                 if stop.received:
-                    if quiet:
-                        say(f"go on with: {run.command()}")
                     return 128 + stop.received
                 assert reader.left is not None
                 nobody = isinstance(reader.left, BrokenPipeError)
@@ -125,14 +121,6 @@ def watch_run(run: Run, stop: StopSignals, *, as_json: bool, quiet: bool) -> int
     if not as_json:
         print_path(run.folder.path)
     return 0
-
-
-def _say_notes(run: Run, known: set[str]) -> None:
-    """Say those of a run's notes that are not known yet, where no display does; now they are."""
-    for note in run.notes:
-        if note not in known:
-            say(f"note: {note}")
-    known.update(run.notes)
 
 
 def watch_comparison(
@@ -167,8 +155,7 @@ def watch_comparison(
     """
     results: list[RunResult] = []
     failures: list[RunFailure] = []
-    reader = _Reader(stop, Display())
-    known: set[str] = set()
+    reader = _Reader(stop, open_display(as_json=False, quiet=quiet))
     try:
         for event in compare(
             folder,
@@ -186,13 +173,9 @@ def watch_comparison(
                 if stop.received:  # since the run before; this one ends before its first update
                     reader.display = Display()
                     continue
-                reader.display = open_display(as_json=False, quiet=quiet)
-                if not quiet:
-                    say(f"--- run {event.number} of {event.total}")
                 with _unread_unfinished():
-                    reader.display.start(event.run, known)
-                if quiet:
-                    _say_notes(event.run, known)
+                    title = f"--- run {event.number} of {event.total}"
+                    reader.display.start(event.run, title)
             elif isinstance(event, RunResult):
                 reader.close()
                 results.append(event)

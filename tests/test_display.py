@@ -450,6 +450,31 @@ def test_quiet_says_nothing(run: Run, capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr() == ("", "")
 
 
+def test_quiet_says_notes_once_and_how_to_go_on(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.notes.append("what the user should know")
+    display = open_display(as_json=False, quiet=True)
+    for title in ("--- run 1 of 2", "--- run 2 of 2"):
+        display.start(run, title)
+    assert capsys.readouterr() == ("", "note: what the user should know\n")
+    stopped = Finished("SIGINT", complete=False)
+    display.show(stopped)
+    assert capsys.readouterr() == ("", f"go on with: {run.command()}\n")
+    run.owner = "charrnn compare --run all --resume"
+    display.show(stopped)
+    assert capsys.readouterr() == ("", ""), "the owner says it"
+
+
+def test_who_wants_quiet_may_have_closed_stderr(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be taken for a reader who has left, and end the training."""
+    monkeypatch.setattr(sys.stderr, "write", refusing(errno.EPIPE))
+    run.notes.append("what the user should know")
+    display = open_display(as_json=False, quiet=True)
+    display.start(run)
+    display.show(Finished("SIGINT", complete=False))
+
+
 class TestLive:
     @pytest.fixture
     def screen(self) -> io.StringIO:

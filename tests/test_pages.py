@@ -174,7 +174,7 @@ def test_a_stopped_comparison_leaves_the_old_page_and_the_way_on(
     def stop(*_: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("charrnn.display.Display.show", stop)
+    monkeypatch.setattr("charrnn.display._Notes.show", stop)
     report = tmp_path / "page.html"
     report.write_text("old", encoding="utf-8")
     done = cli(

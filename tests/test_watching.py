@@ -16,7 +16,7 @@ import pytest
 
 from charrnn import watching
 from charrnn.checkpoint import read_description
-from charrnn.display import Display
+from charrnn.display import Display, _Notes
 from charrnn.errors import NonFiniteError
 from charrnn.evaluation import Scores, score
 from charrnn.events import Event, Finished, Logged
@@ -44,7 +44,7 @@ class Refusing(Display):
         self.is_away = False
         self.done: list[str] = []
 
-    def start(self, run: Run, known: set[str] | None = None) -> None:
+    def start(self, run: Run, title: str = "") -> None:
         assert signal.getsignal(signal.SIGTSTP) != signal.SIG_DFL, "a Ctrl-Z waits for away()"
         self.done.append("start")
         self._take("start")
@@ -116,11 +116,14 @@ class TestRun:
     def test_quiet_says_what_goes_on_with_it(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def signalled(self: Display, event: Event) -> None:
+        show = _Notes.show
+
+        def signalled(self: _Notes, event: Event) -> None:
             if isinstance(event, Logged):
                 signal.raise_signal(signal.SIGINT)
+            show(self, event)
 
-        monkeypatch.setattr(Display, "show", signalled)
+        monkeypatch.setattr(_Notes, "show", signalled)
         run = tmp_path / "run"
         done = cli("train", prose, "--run", run, "--quiet", *QUICK)
         go_on = f"go on with: charrnn train --run {shlex.quote(str(run))} --resume\n"
@@ -175,10 +178,7 @@ class TestComparison:
         assert cli("compare", prose, *words, *QUICK).code == 1
         note, *done = (what for what, _ in groupby(display.done))
         assert note == "note"
-        assert done == [
-            "--- run 1 of 2", "start", "close",
-            "--- run 2 of 2", "start", "close", "gru, seed 1, is left out", "close",
-        ]  # fmt: skip
+        assert done == ["start", "close", "start", "close", "gru, seed 1, is left out", "close"]
 
 
 def test_of_each_run_of_a_comparison_what_is_new_is_told(
@@ -191,6 +191,8 @@ def test_of_each_run_of_a_comparison_what_is_new_is_told(
     assert {labels.count(label) for label in of_each} == {4}
     assert {labels.count(label) for label in ("text", "data", "device", "to")} == {1}
     assert labels.count("model") == 4, "another than the run before has"
+    titles = [line for line in lines if line.startswith("--- ")]
+    assert titles == [f"--- run {number} of 4" for number in (1, 2, 3, 4)]
 
 
 def test_a_quiet_comparison_says_the_notes_of_its_runs_once(cli: Cli, tmp_path: Path) -> None:
