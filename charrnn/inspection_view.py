@@ -36,21 +36,21 @@ FULL_FROM, LOUDEST = 2.7, 1e3
 def print_inspection(inspection: Inspection) -> None:
     """Print all measurements on stdout."""
     console, wide = Output(), Output.wide()
-    for title, said, shown in _sections(inspection, console):
+    for title, said, shown in _sections(inspection):
         console.print(Text(title, style="bold underline"))
         print_words(said)
         (wide if isinstance(shown, Table) else console).print(shown)
         console.print()
 
 
-def _sections(inspection: Inspection, console: Output) -> Iterator[tuple[str, str, RenderableType]]:
+def _sections(inspection: Inspection) -> Iterator[tuple[str, str, RenderableType]]:
     """Yield title, explanation and picture of each measurement."""
     if inspection.step is not None:
-        yield "The step", words.step_says(inspection.step), _step(inspection.step, console)
+        yield "The step", words.step_says(inspection.step), _step(inspection.step)
     if flows := inspection.gradient_flow:
-        yield _gradient_flow(flows, console)
+        yield _gradient_flow(flows)
     if inspection.memory is not None:
-        yield "Memory", words.memory_says(inspection.memory), _memory(inspection.memory, console)
+        yield "Memory", words.memory_says(inspection.memory), _memory(inspection.memory)
     if inspection.pace:
         yield "Pace", words.PACE_SAYS, plain_table(words.pace_lines(inspection.pace), 1)
     if inspection.gates:
@@ -59,34 +59,27 @@ def _sections(inspection: Inspection, console: Output) -> Iterator[tuple[str, st
             f"Share of characters at which gates are open (above {NEARLY_OPEN}) and closed "
             f"(below {NEARLY_CLOSED}), mean of the units; always: units for which that is so at "
             f"more than {100 * ALWAYS:.0f} % of characters; units by their share, from 0 to 1.",
-            _gates(inspection.gates, console),
+            _gates(inspection.gates),
         )
     if inspection.units:
         found = words.units_say(inspection.units)
         if inspection.activation is None:
             unit = inspection.units[0].unit
             found += f" Colour the text by one with --unit, as in --unit {unit}."
-        yield "Units", found, _units(inspection.units, console)
+        yield "Units", found, _units(inspection.units)
     if inspection.activation is not None:
-        yield _activation(inspection.activation, console)
+        yield _activation(inspection.activation)
     if inspection.clipping is not None:
-        yield (
-            "Clipping",
-            words.clipping_says(inspection.clipping),
-            _clipping(inspection.clipping, console),
-        )
+        clipping = inspection.clipping
+        yield "Clipping", words.clipping_says(clipping), _clipping(clipping)
     if inspection.cuts:
         yield "A cut gradient", words.CUTS_SAY, plain_table(words.cut_lines(inspection.cuts), 1)
     if truncations := inspection.truncation:
-        yield "Truncation", words.truncation_says(truncations), _truncation(truncations, console)
+        yield "Truncation", words.truncation_says(truncations), _truncation(truncations)
 
 
 def _plotted(
-    lines: Sequence[Sequence[str]],
-    plot: str,
-    pictures: Sequence[str],
-    console: Output,
-    words: int = 1,
+    lines: Sequence[Sequence[str]], plot: str, pictures: Sequence[str], words: int = 1
 ) -> Table:
     """Return a table of words, numbers and a plot, if there is room for it.
 
@@ -94,13 +87,12 @@ def _plotted(
         lines: the head and the rows.
         plot: the plot's name in the head.
         pictures: one a row.
-        console: of the terminal.
         words: the first columns that hold words.
     """
     plotted = zip(lines, (plot, *pictures), strict=True)
     table = plain_table([[*line, picture] for line, picture in plotted], words)
     table.columns[-1].justify = "left"
-    return table if fits(table, console) else plain_table(lines, words)
+    return table if fits(table) else plain_table(lines, words)
 
 
 def _bar(share: float) -> str:
@@ -114,19 +106,17 @@ def _columns(shares: Sequence[float]) -> str:
     return "".join(BLOCKS[math.ceil(min(1.0, max(0.0, share)) * 8)] for share in shares)
 
 
-def _step(step: Step, console: Output) -> Table:
+def _step(step: Step) -> Table:
     """Return the table of the step; a narrow terminal gets fewer units of it."""
     lines = words.step_lines(step)
     while True:
         table = plain_table(lines, 3)
-        if fits(table, console) or len(lines[0]) == 4:
+        if fits(table) or len(lines[0]) == 4:
             return table
         lines = [line[:-1] for line in lines]
 
 
-def _gradient_flow(
-    flows: Sequence[GradientFlow], console: Output
-) -> tuple[str, str, RenderableType]:
+def _gradient_flow(flows: Sequence[GradientFlow]) -> tuple[str, str, RenderableType]:
     """Return title, explanation and picture of the gradient flow."""
     reaches = [reach for flow in flows for reach in flow.reaches]
     farthest = reaches[0].farthest
@@ -142,7 +132,7 @@ def _gradient_flow(
         )
 
     lines = words.gradient_flow_lines(flows)
-    table = _plotted(lines, "", list(map(columns, drawn)), console)
+    table = _plotted(lines, "", list(map(columns, drawn)))
     plot = linear = ""
     if len(table.columns) > len(lines[0]):
         says = "1"
@@ -164,31 +154,32 @@ def _gradient_flow(
     )
 
 
-def _memory(memory: Memory, console: Output) -> Table:
+def _memory(memory: Memory) -> Table:
     most = max(memory.excess_nats)
     pictures = [
         _bar(memory.excess_nats[k] / most if most > 0 else 0.0) for k in words.contexts(memory)
     ]
-    return _plotted(words.memory_lines(memory), "more", pictures, console, words=0)
+    return _plotted(words.memory_lines(memory), "more", pictures, words=0)
 
 
-def _gates(gates: Sequence[GateUse], console: Output) -> Table:
+def _gates(gates: Sequence[GateUse]) -> Table:
     pictures = []
     for use in gates:
         counts = [
             np.histogram(share_H, 10, (0, 1))[0] for share_H in (use.open_share, use.closed_share)
         ]
         pictures.append(" | ".join(_columns((count / count.max()).tolist()) for count in counts))
-    return _plotted(words.gate_lines(gates), "units by open | closed", pictures, console)
+    return _plotted(words.gate_lines(gates), "units by open | closed", pictures)
 
 
-def _units(units: Sequence[UnitFound], console: Output) -> Table:
+def _units(units: Sequence[UnitFound]) -> Table:
     pictures = [_bar(abs(found.correlation)) for found in units]
-    return _plotted(words.unit_lines(units), "", pictures, console)
+    return _plotted(words.unit_lines(units), "", pictures)
 
 
-def _activation(shown: Activation, console: Output) -> tuple[str, str, RenderableType]:
+def _activation(shown: Activation) -> tuple[str, str, RenderableType]:
     """Return title, explanation and picture of a unit's state along the text."""
+    console = Output()
     lowest, highest = words.activation_ends(shown)
     if console.has_colours:
         low, high = "blue", "red"
@@ -237,13 +228,13 @@ def _underlined(shown: Activation, width: int) -> Group:
     return Group(*lines)
 
 
-def _clipping(clipping: Clipping, console: Output) -> Table:
+def _clipping(clipping: Clipping) -> Table:
     most = max(period.median for period in clipping.periods)
     pictures = [_bar(period.median / most if most else 0.0) for period in clipping.periods]
-    return _plotted(words.clipping_lines(clipping), "median", pictures, console)
+    return _plotted(words.clipping_lines(clipping), "median", pictures)
 
 
-def _truncation(truncations: Sequence[Truncation], console: Output) -> Table:
+def _truncation(truncations: Sequence[Truncation]) -> Table:
     angles = [w.angle for t in truncations for w in (*t.windows, t.full)]
     pictures = [_bar(angle / 90 if math.isfinite(angle) else 0.0) for angle in angles]
-    return _plotted(words.truncation_lines(truncations), "angle", pictures, console)
+    return _plotted(words.truncation_lines(truncations), "angle", pictures)

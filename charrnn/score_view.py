@@ -40,27 +40,27 @@ def print_table(lines: Sequence[Sequence[str]], words: int) -> None:
         lines: the head and the rows.
         words: the first columns that hold words; the others hold numbers.
     """
-    wide, console = Output.wide(), Output()
+    wide = Output.wide()
     columns = list(zip(*lines, strict=True))
     rows, turned = plain_table(lines, words), plain_table(columns, 1)
-    if fits(rows, console):
+    if fits(rows):
         wide.print(rows)
-    elif fits(turned, console):
+    elif fits(turned):
         wide.print(turned)
     else:
-        for number, block in enumerate(_blocks(columns, words, console)):
+        for number, block in enumerate(_blocks(columns, words)):
             if number:
                 wide.print()
             wide.print(block)
 
 
-def _blocks(columns: Sequence[Sequence[str]], words: int, console: Output) -> Iterator[Table]:
+def _blocks(columns: Sequence[Sequence[str]], words: int) -> Iterator[Table]:
     """Yield tables of a few columns each, all of them with the first one."""
     name, *rest = columns
     while rest:
         count = 1
         for more in range(2, len(rest) + 1):
-            if not fits(_table([name, *rest[:more]], words), console):
+            if not fits(_table([name, *rest[:more]], words)):
                 break
             count = more
         yield _table([name, *rest[:count]], words)

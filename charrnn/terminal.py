@@ -88,8 +88,9 @@ def plain_table(lines: Sequence[Sequence[str]], words: int) -> Table:
     return table
 
 
-def fits(table: Table, console: Console) -> bool:
-    """Whether a table is not too wide for a terminal; a pipe takes all."""
+def fits(table: Table) -> bool:
+    """Whether a table is not too wide for stdout; a pipe takes all."""
+    console = Output()
     return not console.file.isatty() or Output.wide().measure(table).maximum <= console.width
 
 
