@@ -209,23 +209,18 @@ def _coloured(shown: Activation) -> Text:
 
 def _underlined(shown: Activation, width: int) -> Group:
     """Return every line of the text with columns below it, where there are no colours."""
-    lines: list[Text] = []
-    text, columns = "", ""
+    rows = [["", ""]]
     for character, share in zip(shown.text, shown.shares, strict=True):
         letter = words.mark(character).replace("\t", " ")
         height = 0.125 + 0.875 * (1 + share) / 2
         taken = sum(map(columns_of, letter))
-        if len(columns) + taken > width:
-            lines += [Text(text), Text(columns)]
-            text, columns = "", ""
-        text += letter
-        columns += _columns([height]) * taken
+        if len(rows[-1][1]) + taken > width:
+            rows.append(["", ""])
+        rows[-1][0] += letter
+        rows[-1][1] += _columns([height]) * taken
         if character == "\n":
-            lines += [Text(text), Text(columns)]
-            text, columns = "", ""
-    if text:
-        lines += [Text(text), Text(columns)]
-    return Group(*lines)
+            rows.append(["", ""])
+    return Group(*(Text(line) for row in rows if row[0] for line in row))
 
 
 def _clipping(clipping: Clipping) -> Table:
