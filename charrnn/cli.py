@@ -554,13 +554,12 @@ def sample(
     pieces = draw(model, vocabulary, ids, config)
     # StopSignals: so that a compiler that runs meanwhile is ended, too.
     with StopSignals(), unwarned():
-        if streams := count == 1 and not as_json:
+        if as_json:
+            print_as_json(vocabulary, start, collect(count, pieces), seed, ending)
+        elif count > 1:
+            print_samples(vocabulary, start, collect(count, pieces))
+        else:
             print_as_made(vocabulary, start, pieces)
-        samples = collect(count, pieces)  # of none that streams anything is left
-    if as_json:
-        print_as_json(vocabulary, start, samples, seed, ending)
-    elif not streams:
-        print_samples(vocabulary, start, samples)
     if config.weights != "fp32" and find_compiler() and (why := why_none(Steps, config.weights)):
         say(f"note: --weights {config.weights} was no faster here: {why}")
 
