@@ -1026,16 +1026,22 @@ def inspect_recurrence(
         measuring = {
             "encoding": encoding,
             "characters": characters,
-            "only": only or None,
+            "only": only,
             "unit": unit,
-            "spectral_radius": spectral_radius or None,
-            "bptt": bptt or None,
+            "spectral_radius": spectral_radius,
+            "bptt": bptt,
             "loss_last": loss_last,
             "seed": seed,
             "report": report,
             "device": None if device == "cpu" else device,
         }
-        _print_status(checkpoint, recipe.given(measuring), as_json)
+        if names := [*map(flag, recipe.given(measuring))]:
+            need = "needs" if len(names) == 1 else "need"
+            raise UsageError(
+                f"{joined(names, 'and')} {need} a text: give --text FILE, or --part valid for what "
+                "was held out"
+            )
+        _print_status(checkpoint, as_json)
         return
     source = TextSource(texts=tuple(text or ()), part=part, encoding=encoding)
     config = InspectConfig(
@@ -1089,26 +1095,16 @@ def inspect_recurrence(
         show_and_report(show, report, page)
 
 
-def _print_status(checkpoint: Path, measuring: dict[str, Any], as_json: bool) -> None:
+def _print_status(checkpoint: Path, as_json: bool) -> None:
     """Print what a run is, and how far it has come.
 
     Args:
         checkpoint: of the run, or its folder.
-        measuring: options that are given, and that only a text makes sense of.
         as_json: print it as JSON.
 
     Raises:
         CheckpointError: it is not a whole checkpoint.
-        UsageError: there are such options.
     """
-    if measuring:
-        names = [*map(flag, measuring)]
-        need = "needs" if len(names) == 1 else "need"
-        raise UsageError(
-            f"{joined(names, 'and')} {need} a text: give --text FILE, or --part valid for what was "
-            "held out"
-        )
-
     from charrnn.run_words import LABEL, status_lines
     from charrnn.status import read_status
     from charrnn.terminal import print_words, to_json
