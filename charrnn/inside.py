@@ -297,18 +297,18 @@ def _unit_chart(units: Measured[tuple[UnitFound, ...]]) -> str:
 def _activation(shown: Activation) -> str:
     """Return a text coloured by a unit's state."""
     lowest, highest = words.activation_ends(shown)
-    states = [
-        (words.mark(character) + ("\n" if character == "\n" else ""), round(SHADES * share))
-        for character, share in zip(shown.text, shown.shares, strict=True)
-    ]
 
     def name(shade: int) -> str:
         return f"{'up' if shade > 0 else 'down'}-{abs(shade)}" if shade else ""
 
+    states = [
+        (words.mark(character) + ("\n" if character == "\n" else ""), name(round(SHADES * share)))
+        for character, share in zip(shown.text, shown.shares, strict=True)
+    ]
     ends = ((-SHADES, lowest), (0, "0"), (SHADES, highest))
     return (
         page.heading(f"Unit {shown.unit} along the text")
-        + page.coloured(states, name, "Coloured text")
+        + page.coloured(states, "Coloured text")
         + page.legend(
             [(name(shade), value) for shade, value in ends],
             "State of the unit after each character: ",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
@@ -211,12 +211,17 @@ def plain(text: str, label: str) -> str:
     return _preformatted(safe(text), label)
 
 
-def coloured(pieces: Iterable[tuple[str, int]], name: Callable[[int], str], label: str) -> str:
-    """Return a text whose pieces carry the class of their level; equal neighbours share one."""
+def coloured(pieces: Iterable[tuple[str, str]], label: str) -> str:
+    """Return a text of pieces, each in its class, if it has one.
+
+    Args:
+        pieces: each one's text and class; neighbours of one class share an element.
+        label: a name to be read out.
+    """
     spans = []
-    for level, group in itertools.groupby(pieces, key=lambda piece: piece[1]):
+    for name, group in itertools.groupby(pieces, key=lambda piece: piece[1]):
         text = safe("".join(piece for piece, _ in group))
-        spans.append(f'<span class="{name(level)}">{text}</span>' if name(level) else text)
+        spans.append(f'<span class="{name}">{text}</span>' if name else text)
     return _preformatted("".join(spans), label, ' class="coloured"') + "\n"
 
 

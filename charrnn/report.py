@@ -411,13 +411,13 @@ def _excerpts(portraits: Sequence[Portrait], what: str) -> str:
 
 def _excerpt(portrait: Portrait) -> str:
     """Return a text coloured by its prices, and what it costs."""
-    pieces = [(surprise_mark(c, nats) + c, surprise(nats)) for c, nats in portrait.excerpt]
+    pieces = [
+        (surprise_mark(c, nats) + c, f"bits-{surprise(nats)}") for c, nats in portrait.excerpt
+    ]
     # The first byte of a text is given; what it is the whole of has no price.
     (_, first), *_ = portrait.excerpt
     priced = len(portrait.excerpt) - (first == 0)
     bits = in_bits(sum(nats for _, nats in portrait.excerpt))
-    return page.coloured(
-        pieces, lambda level: f"bits-{level}", f"Text as {portrait.label} sees it"
-    ) + page.note(
+    return page.coloured(pieces, f"Text as {portrait.label} sees it") + page.note(
         f"{bits:,.0f} bits for {counted(priced, 'character')}, {bits / max(1, priced):.2f} each."
     )
