@@ -143,17 +143,16 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
     if (best := best_line(summary, marks)) is not None:
         assert progress.best_nats is not None
         yield best
+        why = f": {_why_worse(run)}" if run.owner is None else ""
         if progress.best_step == 0 and event.complete:
             why = f"try {_tamer(run)}"
             if run.validates_on_learnt:
-                why = "it was trained on some of what is held out"
-            yield f"no update made the model that it began with better: {why}"
+                why = "they were trained on some of what is held out"
+            yield f"no update improved on the weights the run began with: {why}"
         elif progress.best_nats > run.baselines["uniform"]:
-            yield "that is worse than guessing every symbol alike" + (
-                f": {_why_worse(run)}" if run.owner is None else ""
-            )
+            yield f"that is worse than guessing every symbol with equal chance{why}"
         elif progress.best_nats > run.baselines.get("unigram", math.inf):
-            yield "that is worse than knowing how frequent each symbol is, and nothing else"
+            yield f"that is worse than knowing only how frequent each symbol is{why}"
     if run.owner is not None:
         return  # what is next is the owner's to say
     if event.complete:
@@ -163,11 +162,11 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
 
 
 def _why_worse(run: Run) -> str:
-    """Return what may make a run worse than guessing, or what helps."""
+    """Return what may make a run worse than a baseline, or what helps."""
     if run.unknown_share > MANY_UNKNOWN:
         return (
-            f"{100 * run.unknown_share:.0f} % of the characters held out are unknown, and they "
-            "are what costs: hold out text like that trained on"
+            f"{100 * run.unknown_share:.0f} % of the characters held out are unknown, which is "
+            "what costs so much: hold out text like that trained on"
         )
     if run.progress.validations_since_best > 0:  # more of the same makes it worse
         return "the text is too short, or nothing in it repeats"

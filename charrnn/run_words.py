@@ -138,11 +138,11 @@ def why_ended(reason: str, patience: int | None) -> str:
         reason: as ``Finished`` has it.
         patience: the run's.
     """
-    return {
-        "done": "done",
-        "patience": f"stopped early: no better validation in {patience} in a row",
-        "SIGINT": "stopped by Ctrl-C and saved",
-    }.get(reason, f"stopped by {reason} and saved")
+    if reason == "patience":
+        assert patience is not None
+        return f"stopped early (no new best in {counted(patience, 'validation')})"
+    words = {"done": "done", "SIGINT": "stopped by Ctrl-C and saved"}
+    return words.get(reason, f"stopped by {reason} and saved")
 
 
 def come_to(run: RunSummary, of: int | None = None) -> str:

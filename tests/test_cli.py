@@ -1031,7 +1031,7 @@ class TestTrain:
             "--batch-size", 2, "--bptt", 9, "--validate-every", 1, "--patience", 1,
         )  # fmt: skip
         assert result.code == 0
-        assert "stopped early: no better validation in 1 in a row" in result.err
+        assert "stopped early (no new best in 1 validation) after " in result.err
 
     @pytest.mark.parametrize(("words", "kept"), [((), 1), (("--keep", 0), 0), (("--keep", 3), 3)])
     def test_keeps_as_many_earlier_checkpoints_as_are_asked_for(
@@ -1077,7 +1077,7 @@ class TestTrain:
         words = ("--init-from", trained, "--run", tmp_path / "run", "--lr", 9)
         result = cli("train", prose, *words, *QUICK[:2])
         assert result.code == 0
-        said = "no update made the model that it began with better: try a lower --lr\n"
+        said = "no update improved on the weights the run began with: try a lower --lr\n"
         best, after = result.err.splitlines(keepends=True)[-3:-1]
         assert (" at step 0; unigram " in best, after) == (True, said)
 
@@ -1093,7 +1093,7 @@ class TestTrain:
             process.send_signal(signal.SIGINT)
             said = process.stderr.read()
         assert b"stopped by Ctrl-C and saved after" in said
-        assert b"no update made" not in said
+        assert b"no update improved" not in said
 
     def test_says_what_of_the_text_held_out_its_weights_know(
         self, cli: Cli, prose: Path, trained: Path, tmp_path: Path
@@ -1106,7 +1106,7 @@ class TestTrain:
             f"note: 601 of the 1,202 characters held out are what {trained} was trained on, and "
             "their loss flatters the model: hold out another text with --valid\n"
         ) in result.err
-        said = "no update made the model that it began with better: it was trained on some of what"
+        said = "no update improved on the weights the run began with: they were trained on some of"
         assert said in result.err
         resumed = cli("train", "--run", run, "--resume", "--steps", 30)
         assert said in resumed.err

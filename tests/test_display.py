@@ -291,21 +291,25 @@ class TestPlain:
         self, run: Run, capsys: pytest.CaptureFixture[str]
     ) -> None:
         run.progress.best_nats = run.baselines["uniform"] + 0.1
-        worse = "that is worse than guessing every symbol alike: try a lower --lr"
+        worse = "that is worse than guessing every symbol with equal chance: try a lower --lr"
         spike, end = Spiked(1200, 1.234, 3.456), Finished("done", complete=True)
         assert f"{worse}, or more time\n" in said(run, end, capsys)
         run.config = replace(run.config, clip_norm=None)
         assert f"{worse} or --clip-norm 1, or more time\n" in said(run, end, capsys)
         assert "; a lower --lr or --clip-norm 1 makes that rarer\n" in said(run, spike, capsys)
         run.progress.validations_since_best = 1
-        short = "that is worse than guessing every symbol alike: the text is too short, or nothing"
-        assert f"{short} in it repeats\n" in said(run, end, capsys)
+        short = "with equal chance: the text is too short, or nothing in it repeats\n"
+        assert short in said(run, end, capsys)
         run.owner = "charrnn compare --run all --resume"
-        assert "that is worse than guessing every symbol alike\n" in said(run, end, capsys)
+        assert "worse than guessing every symbol with equal chance\n" in said(run, end, capsys)
         run.progress.best_nats = run.baselines["unigram"] + 0.1
         assert run.progress.best_nats < run.baselines["uniform"]
-        worse = "that is worse than knowing how frequent each symbol is, and nothing else\n"
-        assert worse in said(run, end, capsys)
+        worse = "that is worse than knowing only how frequent each symbol is"
+        assert f"{worse}\n" in said(run, end, capsys)
+        run.owner = None
+        assert f"{worse}: the text is too short, or" in said(run, end, capsys)
+        run.progress.validations_since_best = 0
+        assert f"{worse}: try a lower --lr or --clip-norm 1, or" in said(run, end, capsys)
         run.progress.best_nats = run.baselines["unigram"]
         assert "worse" not in said(run, end, capsys)
 
@@ -316,7 +320,7 @@ class TestPlain:
         assert run.unknown_share == 0
         run.progress.best_nats = run.baselines["uniform"] + 0.1
         run.progress.validations_since_best = since_best
-        words = "alike: 76 % of the characters held out are unknown, and they are what costs: hold"
+        words = "chance: 76 % of the characters held out are unknown, which is what costs so much: "
         for share, is_cause in ((0.764, True), (0.09, False)):
             run.unknown_share = share
             assert (words in said(run, Finished("done", complete=True), capsys)) == is_cause

@@ -176,7 +176,7 @@ def test_a_last_validation_that_is_missing(cli: Cli, run: Run) -> None:
 def test_a_run_out_of_patience_is_finished(cli: Cli, run: Run) -> None:
     path = run(training={"steps": 200, "patience": 2}, progress={"validations_since_best": 2})
     assert lines(cli("inspect", path))[7].startswith(
-        "stopped early: no better validation in 2 in a row after 150 steps, "
+        "stopped early (no new best in 2 validations) after 150 steps, "
     )
     assert json.loads(cli("inspect", path, "--json").out)["complete"] is True
 
