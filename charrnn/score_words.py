@@ -248,12 +248,12 @@ def comparison_says(comparison: Comparison) -> Iterator[str]:
     for pair in comparison.differences:
         verdict = "supported" if pair.supported else "may be chance"
         yield f"{pair.better} is {ahead(pair.nats)} nats ahead of {pair.worse}: {verdict}"
-    among = ", where an F test finds that the cells differ" if len(comparison.cells) > 2 else ""
+    among = ", provided an F test finds that the cells differ" if len(comparison.cells) > 2 else ""
     yield (
-        f"Supported is a difference above {ahead(least)} nats{among}: 95 % for all pairs together, "
-        "if the cells spread alike and the number of seeds was fixed beforehand (Student's t, the "
-        "spread over the seeds pooled over the cells). Seeds vary weights and dropout, not the "
-        "text: another one may rank the cells otherwise."
+        f"A difference above {ahead(least)} nats is called supported{among}: 95 % for all pairs "
+        "together, if the cells spread alike and the number of seeds was fixed beforehand "
+        "(Student's t; spread, the standard deviation over the seeds, is pooled over the cells). "
+        "Seeds vary weights and dropout, not the text: another text may rank the cells otherwise."
     )
 
 

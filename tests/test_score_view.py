@@ -275,7 +275,7 @@ class TestComparison:
     def test_a_pair_is_held_against_what_chance_makes(self) -> None:
         *_, pair, least = self.says(("lstm", "gru"), 3, steps=20)
         assert pair == "lstm is 1.0000 nats ahead of gru: supported"
-        assert least.startswith("Supported is a difference above 0.0227 nats: 95 % for all pairs")
+        assert least.startswith("A difference above 0.0227 nats is called supported: 95 % for all")
         assert "Seeds vary weights and dropout, not the text" in least
 
     def test_a_difference_within_the_spread_may_be_chance(self) -> None:
@@ -434,7 +434,7 @@ class TestComparison:
         lines = list(comparison_says(Comparison.of(made.plan, runs)))
         assert "lstm is 1.0e-05 nats ahead of gru: supported" in lines
         assert any(
-            line.startswith("Supported is a difference above 3.0e-07 nats") for line in lines
+            line.startswith("A difference above 3.0e-07 nats is called supported") for line in lines
         )
 
     def test_a_mean_is_of_the_seeds_that_are_left(self) -> None:
