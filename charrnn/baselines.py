@@ -293,7 +293,7 @@ def baselines(
     Args:
         scored: the text; as for a model, its first character is not predicted.
         vocabulary: of the models to compare with.
-        train: their training part; None leaves out what is learnt from it.
+        train: their training part; None leaves out what is learned from it.
         tell: is told now and then what is done with how many characters.
 
     Raises:

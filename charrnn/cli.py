@@ -642,7 +642,7 @@ def evaluate(
 
     It prints nats and bits per character, bits per byte and perplexity, over every character but
     the first. A character that a model does not know counts in full: as the unknown symbol, and
-    spelt out. --after, --per-char and --show score as --exact does, or as --dynamic where that is
+    spelled out. --after, --per-char and --show score as --exact does, or as --dynamic where that is
     given.
     """
     source = TextSource(texts=tuple(text or ()), part=part, encoding=encoding)

@@ -19,7 +19,7 @@ from charrnn.portrait import Portrait, Row
 #: Points of a training curve; more rows than these are averaged in groups.
 POINTS = 150
 #: What the lines of a training are the loss on.
-HELD_OUT, LEARNT = "what is held out to validate", "the text being learnt"
+HELD_OUT, TRAINED_ON = "the validation text", "the training text"
 #: What sets a loss on the latter apart from one on the former.
 LEARNING = "taken before each update, with dropout and loss temperature if there are any"
 #: Share of a training from which on its losses set the scale: what is before is a cliff.
@@ -95,9 +95,9 @@ def learning_section(runs: Sequence[LoggedRun], more: str, unit: str = "characte
     y_range = _with_room(low, top, is_log)
     on = " or ".join(dict.fromkeys(curve.on for curve in curves))
     has_thin = any(len(curve.thin_N3) for curve in curves)
-    thin = f"; thin lines: on {LEARNT}" if has_thin else ""
-    has_learnt = has_thin or any(curve.on == LEARNT for curve in curves)
-    unlike = f"Loss on {LEARNT} is {LEARNING}. " if has_learnt else ""
+    thin = f"; thin lines: on {TRAINED_ON}" if has_thin else ""
+    has_trained_on = has_thin or any(curve.on == TRAINED_ON for curve in curves)
+    unlike = f"Loss on {TRAINED_ON} is {LEARNING}. " if has_trained_on else ""
     is_cut = y_all.max() > y_range[1]
     cut = f" What lies above {y_range[1]:.2f}, at the start, is cut off." if is_cut else ""
     return page.section(
@@ -151,7 +151,7 @@ def _curve(run: LoggedRun) -> _Curve | None:
         thin = trained if len(trained) > 1 else trained[:0]
         return _Curve(run.label, style, HELD_OUT, validated, thin)
     if len(trained):
-        return _Curve(run.label, style, LEARNT, trained, trained[:0])
+        return _Curve(run.label, style, TRAINED_ON, trained, trained[:0])
     return None
 
 

@@ -344,12 +344,12 @@ def window_prices(position: int, nats_T: Tensor, y_TB: Tensor, vocabulary: Vocab
 
 @dataclass(frozen=True)
 class PositionScores:
-    """What a character costs, by its distance from a state of zero."""
+    """What a character costs, by its distance from the zero state."""
 
     nats_T: NDArray[np.float64]
     """Mean price of the character predicted from 1, 2, ... characters of context."""
     stretches: int
-    """Of text, each read from a state of zero, that the means are over."""
+    """Of text, each read from the zero state, that the means are over."""
 
 
 @torch.inference_mode()
@@ -360,7 +360,7 @@ def score_by_position(
     length: int,
     tell: Callable[[int], None] = lambda done: None,
 ) -> PositionScores:
-    """Score consecutive stretches of a text, each from a state of zero.
+    """Score consecutive stretches of a text, each from the zero state.
 
     The first character of a stretch is read and not priced, or rather: it is the last one
     priced in the stretch before.

@@ -121,7 +121,7 @@ def memory_says(memory: Memory) -> str:
         f"the state carried on. To come within {memory.tolerance:g} nats of that, "
         f"{enough_says(memory)}; the window of the training was {memory.bptt:,}"
         + (
-            ", each read from the state of zero that a reset leaves."
+            ", each read from the zero state that a reset leaves."
             if memory.reset_state
             else ". The state after a reset is zero, from which training reads the beginning of a "
             "pass only: what a few characters cost is more than the want of context."

@@ -360,7 +360,7 @@ def _positions(
         "Loss by position" + per(unit),
         page.figure(
             [("Loss against context", chart)],
-            f"What a {unit} costs with so many {unit}s read since a state of zero; "
+            f"What a {unit} costs with so many {unit}s read since the zero state; "
             f"{' or '.join(stretches)} of text.",
         ),
         page.tables(
@@ -403,7 +403,7 @@ def _excerpts(portraits: Sequence[Portrait], what: str) -> str:
         page.legend(ranges, "What each character costs, in bits: "),
         page.texts((one.label, _excerpt(one)) for one in portraits),
         page.note(
-            f"{what}, read from a state of zero, so that the first characters are hard for every "
+            f"{what}, read from the zero state, so that the first characters are hard for every "
             "model. Grey characters were foreseen; marked ones took the model by surprise."
         ),
     )

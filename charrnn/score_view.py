@@ -81,7 +81,7 @@ def print_assessments(assessments: Sequence[Assessment]) -> None:
             print()
             over = score_words.stretches_say(one.by_position)
             print_words(
-                f"{shown(one.checkpoint)}: characters of context since a state of zero, {over}"
+                f"{shown(one.checkpoint)}: characters of context since the zero state, {over}"
             )
             print_table(score_words.position_lines(one.by_position), words=0)
 

@@ -304,7 +304,7 @@ def _worse_than_guessing(comparison: Comparison) -> Iterator[str]:
         if not worse:
             continue
         one = worse[0]  # all are scored on the same predictions
-        why = "nothing was learnt, and this compares nothing; a lower --lr or more time may help."
+        why = "nothing was learned, and this compares nothing; a lower --lr or more time may help."
         if (share := one.unknown / one.characters) > MANY_UNKNOWN:
             why = (
                 f"{100 * share:.0f} % of these characters are unknown, and they are what "

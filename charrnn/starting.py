@@ -249,7 +249,7 @@ def _unknown(valid_counts: Mapping[int, int], vocabulary: Vocabulary, trained: f
     return [
         f"the model does not know {sum(unknown.values()):,} of the "
         f"{counted(characters, 'character')} to predict in what is held out, and "
-        f"each is charged as the unknown symbol and spelt out: {listed(unknown)}"
+        f"each is charged as the unknown symbol and spelled out: {listed(unknown)}"
         + ("; hold out text like that trained on" if is_another else "")
     ]
 

@@ -45,7 +45,7 @@ SMOOTHING = 20
 SPIKE = 1.0
 #: Characters of the samples shown while training.
 SHOWN_LENGTH = 240
-#: Below 1: while a model still learns, its likelier characters show better what it has learnt.
+#: Below 1: while a model still learns, its likelier characters show better what it has learned.
 SHOWN_TEMPERATURE = 0.8
 
 
@@ -110,7 +110,7 @@ class _Loop:
         try:
             yield from self._updates()
         except CorpusError as error:
-            # Texts are read at a step's edge only: what was learnt from this one is whole.
+            # Texts are read at a step's edge only: what was learned from this one is whole.
             yield self._save()
             raise CorpusError(
                 f"{error}; the run is saved at step {run.progress.step:,}, and goes on with: "

@@ -834,7 +834,7 @@ class TestTrain:
         words = "the model does not know 3 of the 198 characters"
         assert (
             f"note: {words} to predict in what is held out, and each is charged as the unknown "
-            "symbol and spelt out: '\u20ac' x 3\n"
+            "symbol and spelled out: '\u20ac' x 3\n"
             in cli("train", text, "--run", run, "--min-count", 2, *QUICK).err
         )
         seen = cli("inspect", run, "--part", "valid", "--only", "memory", "--characters", 199)
@@ -2036,7 +2036,7 @@ class TestEvaluate:
         assert result.code == 0
         assert result.err.splitlines() == [
             f"{trained}: the model does not know 4 of the 26 characters scored, and each is "
-            "charged as the unknown symbol and spelt out: '\\x1b' x 1, '2' x 1, 'J' x 1, '[' x 1",
+            "charged as the unknown symbol and spelled out: '\\x1b' x 1, '2' x 1, 'J' x 1, '[' x 1",
             "the text is without its colours here: FORCE_COLOR=1 keeps them, --per-char FILE "
             "writes each character's loss",
         ]
@@ -2063,7 +2063,7 @@ class TestEvaluate:
         result = cli("evaluate", trained, of_bytes, last, "--text", text)
         assert result.err == (
             f"{trained}, {last}: each model does not know 2 of the 24 characters scored, and each "
-            "is charged as the unknown symbol and spelt out: '2' x 2\n"
+            "is charged as the unknown symbol and spelled out: '2' x 2\n"
         )
 
     def test_the_table_has_every_figure(self, cli: Cli, trained: Path) -> None:

@@ -34,14 +34,13 @@ def test_a_log_of_any_length_makes_curves(rows: Any) -> None:
 @pytest.mark.parametrize(
     ("logs", "said", "unlike"),
     [
-        ([log(3, 1)], "what is held out to validate; thin lines: on the text being learnt.", True),
-        ([log(0, 1)], "what is held out to validate.", False),
-        ([log(1, 1)], "what is held out to validate.", False),
-        ([log(3, 0)], "the text being learnt.", True),
+        ([log(3, 1)], "the validation text; thin lines: on the training text.", True),
+        ([log(0, 1)], "the validation text.", False),
+        ([log(1, 1)], "the validation text.", False),
+        ([log(3, 0)], "the training text.", True),
         (
             [log(3, 0), log(5, 1)],
-            "the text being learnt or what is held out to validate; "
-            "thin lines: on the text being learnt.",
+            "the training text or the validation text; thin lines: on the training text.",
             True,
         ),
     ],
@@ -52,7 +51,7 @@ def test_the_curves_are_said_to_be_what_was_drawn(logs: list[Any], said: str, un
     page = check(assessment_page([assessment() for _ in logs], drawn, "poem", ORIGIN))
     if unlike:
         said += (
-            " Loss on the text being learnt is taken before each update, with dropout and loss "
+            " Loss on the training text is taken before each update, with dropout and loss "
             "temperature if there are any."
         )
     assert page.texts["figcaption"][1].startswith(f"Marked lines: loss on {said} Nats per")

@@ -573,7 +573,7 @@ class TestCommand:
         assert initial["spectral_radii"] == [list(radii) for radii in expected.spectral_radii]
         assert initial["reaches"][0]["relative"] == pytest.approx(expected.reaches[0].relative)
         assert found["memory"]["reset_state"] is True
-        said = "; the window of the training was 9, each read from the state of zero that a reset "
+        said = "; the window of the training was 9, each read from the zero state that a reset "
         assert said in cli(*words).out
 
     def test_only(self, cli: Cli, trained: Path, prose: Path) -> None:

@@ -336,7 +336,7 @@ class TestAssessmentPage:
     def test_positions_are_said_to_be_of_what_they_are(self, stretches: int, said: str) -> None:
         one = assessment(by_position=PositionScores(np.array([3.0, 2.0]), stretches))
         page = check(assessment_page([one], [portrait()], "poem", ORIGIN))
-        assert page.texts["figcaption"][1].endswith(f"since a state of zero; {said} of text.")
+        assert page.texts["figcaption"][1].endswith(f"since the zero state; {said} of text.")
 
     @pytest.mark.parametrize("length", [1, 2, 10, 1000])
     def test_the_first_positions_are_drawn_each(
@@ -443,7 +443,7 @@ class TestInspectionPage:
             in page.texts["p"][1]
         )
         assert "Unit 1.3c along the text" in page.texts["h3"]
-        assert "The beginning of what was looked at, read from a state" in page.texts["p"][-1]
+        assert "The beginning of what was looked at, read from the zero" in page.texts["p"][-1]
         assert "a<b␍↵\n\tc" in page.texts["pre"]
 
     @pytest.mark.parametrize(

@@ -350,7 +350,7 @@ class TestComparison:
         lines = list(comparison_says(Comparison.of(made.plan, runs)))
         (line,) = [line for line in lines if "guessing" in line]
         worse = "gru, seed 1: worse than guessing (3.005 nats); "
-        assert line.startswith(f"{worse}nothing was learnt")
+        assert line.startswith(f"{worse}nothing was learned")
         runs = [replace(run, unknown=700) for run in runs]  # of 999 characters
         lines = list(comparison_says(Comparison.of(made.plan, runs)))
         (line,) = [line for line in lines if "guessing" in line]

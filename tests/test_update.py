@@ -415,7 +415,7 @@ def test_gpu_no_replay_moves_a_weight_after_what_is_no_number(
     setting.update.hidden[0][0].fill_(math.nan)
     assert update(next(batches)).loss.isnan()
     losses = [update(batch).loss for batch in islice(batches, 4)]
-    assert losses[-1].isfinite(), "a pass has begun, from a state of zero"
+    assert losses[-1].isfinite(), "a pass has begun, from the zero state"
     assert all(map(torch.equal, before, setting.weights))
 
 

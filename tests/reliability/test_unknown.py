@@ -91,7 +91,7 @@ def test_a_scored_text(run: Path, tmp_path: Path, promise: Promise) -> None:
     assert result.code == 0
     assert result.err == (
         f"{run}: the model does not know 6 of the 12 characters scored, and each is charged as "
-        f"the unknown symbol and spelt out: {LIST}\n"
+        f"the unknown symbol and spelled out: {LIST}\n"
     )
     (row,) = json.loads(result.out)
     assert (row["unknown"], row["characters"]) == (6, 12)
