@@ -220,6 +220,6 @@ def refuse_too_large(
         there = memory_bytes()
     if needed > there:
         raise UsageError(
-            f"training needs about {needed / 1e9:,.0f} GB of memory, and there are "
-            f"{there / 1e9:,.0f}: {instead}"
+            f"training needs about {needed / 1e9:,.0f} GB of memory, more than the "
+            f"{there / 1e9:,.0f} GB available: {instead}"
         )

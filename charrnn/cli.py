@@ -187,10 +187,10 @@ def _refuse_begun(shares: dict[str, float | None], init_from: Path | None) -> No
     """Refuse to divide the text of a run that goes on, or to start it from other weights."""
     said = []
     if given := recipe.given(shares):
-        names = joined([*map(flag, given)], "and")
-        said.append(f"{names}: the run's text is divided already: leave that out")
+        names, them = joined([*map(flag, given)], "and"), "them" if len(given) > 1 else "it"
+        said.append(f"{names}: the run's text is divided already: leave {them} out")
     if init_from is not None:
-        said.append("--init-from: the run has weights of its own already: leave that out")
+        said.append("--init-from: the run has weights of its own already: leave it out")
     if said:
         raise UsageError("; ".join(said))
 

@@ -131,7 +131,7 @@ def _remedy(error: Exception, arguments: Sequence[str]) -> str:
         return "close other programs"
     # What goes on keeps its sizes.
     if "--resume" in arguments or hasattr(error, "__notes__"):
-        return "go on where there is more, or with another --device"
+        return "continue on a machine with more, or with another --device"
     return "give a smaller --hidden, --batch-size or --bptt"
 
 

@@ -124,7 +124,7 @@ def resume(
         notes=notes,
     )
     if not run.is_over:
-        elsewhere = "go on where there is more, or with another --device"
+        elsewhere = "continue on a machine with more, or with another --device"
         is_planned = config.minutes is None and not is_another
         refuse_too_large(shape, config, device, elsewhere, is_planned=is_planned)
     try:
@@ -188,9 +188,10 @@ def _refuse_others(
             "that (a budget, --lr, --patience, --keep and --device may change)"
         )
     if planned:
+        them = "them" if len(planned) > 1 else "it"
         said.append(
-            f"{joined([*map(flag, planned)], 'and')}: the run was started without, and what it has "
-            "follows its plan: leave that out"
+            f"{joined([*map(flag, planned)], 'and')}: the run was started without {them}, so its "
+            f"plan sets {them}: leave {them} out"
         )
     if said:
         raise UsageError("; ".join(said))

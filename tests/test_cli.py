@@ -499,7 +499,7 @@ class TestBadInput:
                 "charrnn: out of memory: give a smaller --hidden, --batch-size or --bptt\n"
             )
         go_on = f"charrnn train --run {shlex.quote(str(run))} --resume"
-        more = "charrnn: out of memory: go on where there is more, or with another --device"
+        more = "charrnn: out of memory: continue on a machine with more, or with another --device"
         once = mock.Mock(side_effect=[mock.DEFAULT, MemoryError], wraps=score)
         monkeypatch.setattr(training, "score", once)
         assert one_line(cli(*begin, "--quiet").without_notes) == (

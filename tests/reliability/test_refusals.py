@@ -214,10 +214,11 @@ def test_what_follows_a_plan_cannot_be_named(run: Path, same: bool) -> None:
         for name in names
         for word in (f"--{name.replace('_', '-')}", has[name] if same else 0.3)
     ]
-    why = "the run was started without, and what it has follows its plan: leave that out"
+    why = "the run was started without {0}, so its plan sets {0}: leave {0} out"
     what = "--dropout, --weight-drop, --weight-decay and --loss-temperature"
-    assert refusal(run, *words) == f"charrnn: {what}: {why}\n"
-    assert f"may change); --dropout: {why}" in refusal(run, "--hidden", 9, *words[:2])
+    assert refusal(run, *words) == f"charrnn: {what}: {why.format('them')}\n"
+    said = f"may change); --dropout: {why.format('it')}"
+    assert said in refusal(run, "--hidden", 9, *words[:2])
 
 
 def test_none_may_be_said_again_as_it_was_said(tmp_path: Path, tale: Path) -> None:
@@ -264,22 +265,22 @@ def test_what_counts_may_be_said_again_without_the_window(tmp_path: Path, tale: 
     assert "--loss-last 150: the run was started with 200" in said
 
 
-DIVIDED = "the run's text is divided already: leave that out"
-WEIGHTS = "--init-from: the run has weights of its own already: leave that out"
+DIVIDED = "the run's text is divided already: leave {} out"
+WEIGHTS = "--init-from: the run has weights of its own already: leave it out"
 
 
 @pytest.mark.parametrize("flag", ["--valid-share", "--test-share", "--init-from"])
 def test_the_text_is_divided_and_the_weights_are_there(
     run: Path, promise: Promise, flag: str
 ) -> None:
-    why = WEIGHTS if flag == "--init-from" else f"{flag}: {DIVIDED}"
+    why = WEIGHTS if flag == "--init-from" else f"{flag}: {DIVIDED.format('it')}"
     assert refusal(run, flag, 0.1) == f"charrnn: {why}\n"
     promise("R14", "options that would change the run: refused, named", flag)
 
 
 def test_all_that_a_run_has_been_begun_with_is_refused_at_once(run: Path) -> None:
     words = ["--init-from", run, "--test-share", 0.1, "--valid-share", 0]
-    said = f"--valid-share and --test-share: {DIVIDED}; {WEIGHTS}"
+    said = f"--valid-share and --test-share: {DIVIDED.format('them')}; {WEIGHTS}"
     assert refusal(run, *words) == f"charrnn: {said}\n"
 
 
@@ -626,7 +627,7 @@ def test_what_no_longer_fits_is_refused_with_advice_that_can_be_followed(
     give_memory(monkeypatch, 0)
     said = run_cli("train", "--run", run, "--resume")
     assert said.code == 2
-    assert "there are 0: go on where there is more, or with another --device" in said.err
+    assert "than the 0 GB available: continue on a machine with more, or with " in said.err
     # A run that is over needs none.
     assert run_cli("train", "--run", run, "--resume", "--steps", 13).code == 0
 
