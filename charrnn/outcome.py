@@ -59,7 +59,7 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
         message = error.format_message()
         for words, ours in WORDS.items():
             message = message.replace(words, ours)
-        return _fail(f"{message} ({path} --help lists what there is)", 2)
+        return _fail(f"{message} (see {path} --help)", 2)
     except (Stopped, KeyboardInterrupt, typer.Abort) as stopped:
         number = int(stopped.args[0]) if isinstance(stopped, Stopped) else signal.SIGINT
         if number == signal.SIGINT and sys.stdout.isatty():
@@ -71,8 +71,8 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
     except (ImportError, OSError) as error:
         if isinstance(error, ImportError) or error.errno is None:  # ctypes gives no number
             message = (
-                f"a library cannot be loaded: {error}: there is too little memory (ulimit -v tells "
-                "the limit), or charrnn has to be installed anew"
+                f"a library cannot be loaded: {error}: there is too little memory (ulimit -v shows "
+                "the limit), or charrnn needs to be installed again"
             )
         else:
             message = refused(error)
@@ -82,15 +82,16 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
             message = f"out of memory: {_remedy(error, arguments)}"
         elif isinstance(error, RuntimeError) and str(error) == "can't start new thread":
             message = (
-                "no thread can be started: there are too many processes (ulimit -u tells the "
-                "limit), or there is too little memory (ulimit -v)"
+                "cannot start a thread: there are too many processes (ulimit -u shows the limit), "
+                "or there is too little memory (ulimit -v)"
             )
         elif os.environ.get("CHARRNN_TRACEBACK"):
             raise
         else:
             message = (
-                f"a mistake in charrnn itself, {type(error).__name__}: {error}; please report it, "
-                "with what CHARRNN_TRACEBACK=1 in the environment makes this command print"
+                f"this is a fault in charrnn, {type(error).__name__}: {error}; please report it "
+                "where you got charrnn from, with the traceback: CHARRNN_TRACEBACK=1 in front of "
+                "the command prints it"
             )
         return _fail(_noted(message, error), 1)
     return result if isinstance(result, int) else 0

@@ -207,9 +207,9 @@ class TestBadInput:
             ("train {missing}", 1, "there is no file"),
             ("train {empty}", 1, "empty"),
             ("train {trained}", 1, "no text in {trained}: {trained}: left out (written by a"),
-            ("train {prose} --steps 1e3", 2, "'--steps': not a whole number (charrnn train --help"),
-            ("train {prose} --lr x", 2, "'--lr': not a number (charrnn train --help lists"),
-            ("train {prose} --steps", 2, "(charrnn train --help lists what there is)"),
+            ("train {prose} --steps 1e3", 2, "'--steps': not a whole number (see charrnn"),
+            ("train {prose} --lr x", 2, "'--lr': not a number (see charrnn"),
+            ("train {prose} --steps", 2, "(see charrnn train --help)"),
             ("train {prose} --steps 1 --encoding=", 2, "--encoding is empty"),
             ("compare {prose} --steps 1 --encoding=", 2, "--encoding is empty"),
             ("evaluate {trained} --text {prose} --per-char -", 2, "--per-char writes a file"),
@@ -517,7 +517,7 @@ class TestBadInput:
         monkeypatch.setattr("threading.Thread.start", fail)
         result = cli("evaluate", texts["trained"], "--part", "valid")
         assert one_line(result) == (
-            "charrnn: no thread can be started: there are too many processes (ulimit -u tells the "
+            "charrnn: cannot start a thread: there are too many processes (ulimit -u shows the "
             "limit), or there is too little memory (ulimit -v)\n"
         )
         assert result.code == 1
@@ -537,8 +537,8 @@ class TestBadInput:
         result = cli("sample", texts["trained"])
         assert one_line(result) == (
             "charrnn: a library cannot be loaded: libtorch_cpu.so: failed to map segment from "
-            "shared object: there is too little memory (ulimit -v tells the limit), or charrnn has "
-            "to be installed anew\n"
+            "shared object: there is too little memory (ulimit -v shows the limit), or "
+            "charrnn needs to be installed again\n"
         )
         assert result.code == 1
 
@@ -550,7 +550,7 @@ class TestBadInput:
 
         monkeypatch.setattr("charrnn.trained.load_model", fail)
         result = cli("sample", texts["trained"])
-        assert "a mistake in charrnn itself, KeyError" in one_line(result)
+        assert "this is a fault in charrnn, KeyError" in one_line(result)
         assert result.code == 1
         monkeypatch.setenv("CHARRNN_TRACEBACK", "1")
         with pytest.raises(KeyError):

@@ -31,7 +31,7 @@ def flaw(result: Result) -> str | None:
     """Return what of a command's end was not as promised."""
     if result.code not in (0, 1, 2):
         return f"exit code {result.code}"
-    for word in ("Traceback", "Warning", "mistake in charrnn"):
+    for word in ("Traceback", "Warning", "fault in charrnn"):
         if word in result.err:
             return word
     if result.code and result.out and not result.out.startswith('{"event":'):

@@ -72,7 +72,7 @@ def refusal(run: Path, *options: object) -> str:
     result = run_cli("train", *options, "--run", run, "--resume", "--quiet")
     assert result.out == "" and result.err.count("\n") == 1, result
     assert result.err.startswith("charrnn: ") and len(result.err) < 600
-    assert "mistake in charrnn" not in result.err
+    assert "fault in charrnn" not in result.err
     assert result.code in (1, 2)
     after = {file.name: file.read_bytes() for file in run.iterdir() if file.name != "lock"}
     assert after == before, "a refused run must stay as it is"
