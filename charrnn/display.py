@@ -166,7 +166,7 @@ def _why_worse(run: Run) -> str:
     if run.unknown_share > MANY_UNKNOWN:
         return (
             f"{100 * run.unknown_share:.0f} % of the characters held out are unknown, which is "
-            "what costs so much: hold out text like that trained on"
+            "what costs so much: hold out text like the training text"
         )
     if run.progress.validations_since_best > 0:  # more of the same makes it worse
         return "the text is too short, or nothing in it repeats"
@@ -345,12 +345,9 @@ def _plain(event: Event, run: Run) -> Iterable[str]:
         )
     elif isinstance(event, Paused):
         stopped = f"the process was stopped for {duration(event.seconds)}"
-        yield f"{stopped}, which the run's time does not count"
+        yield f"{stopped}, which does not count towards the run's time"
     elif isinstance(event, Uncaptured):
-        yield (
-            "the update cannot be captured in a CUDA graph and is slower without, "
-            f"because: {event.reason}"
-        )
+        yield f"the update cannot be captured in a CUDA graph, so it is slower: {event.reason}"
     elif isinstance(event, Finished):
         yield from _ending(event, run)
 

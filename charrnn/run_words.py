@@ -197,7 +197,7 @@ def status_lines(status: RunStatus) -> list[str]:
         lines.append(f"from    the weights of {shown(run.config.init_from)}")
     lines.append(f"file    {shown(status.file)}")
     if not status.is_state:
-        lines.append(f"weights alone, after {come}")
+        lines.append(f"weights only, after {come}")
     elif status.is_finished:
         reason = "patience" if run.is_out_of_patience else "done"
         lines.append(f"{why_ended(reason, run.config.patience)} after {come}")
@@ -207,12 +207,12 @@ def status_lines(status: RunStatus) -> list[str]:
         lines.append(best)
     if status.newer is not None:
         inspected = command_line(["charrnn", "inspect", status.newer])
-        lines.append(f"what its run has come to: {inspected}")
+        lines.append(f"its run's newest state: {inspected}")
     elif status.go_on is not None:
         lines.append(f"go on with: {status.go_on}")
     elif status.is_finished is False:
         command = resume_command(run.text, Path("DIR"))
-        lines.append(f"to go on, make it {LAST} in a folder of its own, DIR: {command}")
+        lines.append(f"to go on, save it as {LAST} in a folder of its own, DIR: {command}")
     else:
         lines.append(sample_line(status.path))
     return lines

@@ -194,8 +194,7 @@ def watch_comparison(
             raise reader.left
     if not results:
         raise NonFiniteError(
-            "no run came to its end: each met a loss that is not finite; compare anew "
-            "with a lower --lr"
+            "no run was finished: in each a loss was not finite; compare anew with a lower --lr"
         )
     return Comparison.of(plan, results, failures)
 
@@ -297,8 +296,8 @@ def watch_inspection(
         history = read_history(subject.path, training)
         if history is None:
             say(
-                f"{name}: no log of updates (metrics.jsonl) beside it, so its gradient norms are "
-                "not shown"
+                f"{name}: its gradient norms are not shown, as there is no log (metrics.jsonl) "
+                "beside it"
             )
     seen = subject.part.last(config.characters)
     stretch = read_stretch(seen, vocabulary)

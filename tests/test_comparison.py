@@ -913,7 +913,7 @@ class TestCompare:
             "gru, seed 1, is left out",
             "charrnn",
         ]
-        assert "no run came to its end" in lines[-1]
+        assert "no run was finished" in lines[-1]
 
     def test_the_rule_of_training_can_be_held_equal(
         self, cli: Cli, prose: Path, tmp_path: Path

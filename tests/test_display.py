@@ -196,7 +196,8 @@ class TestPlain:
         self, run: Run, capsys: pytest.CaptureFixture[str]
     ) -> None:
         line = said(run, Paused(20.25), capsys)
-        assert line == "the process was stopped for 20 s, which the run's time does not count\n"
+        counts = "which does not count towards the run's time"
+        assert line == f"the process was stopped for 20 s, {counts}\n"
 
     def test_a_device_without_a_name_goes_by_its_kind(
         self, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -370,8 +371,7 @@ class TestPlain:
         self, run: Run, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert said(run, Uncaptured("out of memory"), capsys) == (
-            "the update cannot be captured in a CUDA graph and is slower without, because: out of "
-            "memory\n"
+            "the update cannot be captured in a CUDA graph, so it is slower: out of memory\n"
         )
 
     def test_a_stopped_run_says_how_to_go_on(

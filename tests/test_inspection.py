@@ -678,7 +678,7 @@ class TestCommand:
     def test_a_checkpoint_without_a_log(self, cli: Cli, lone: Path, prose: Path) -> None:
         result = cli("inspect", lone, "--text", prose, "--characters", 100, "--json")
         assert result.code == 0
-        assert "so its gradient norms are not shown" in result.err
+        assert "its gradient norms are not shown, as there is no log" in result.err
         found = json.loads(result.out)
         assert found["clipping"] is None
         assert found["cuts"], "for which no log is needed"

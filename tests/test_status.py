@@ -192,8 +192,8 @@ def test_weights_alone(cli: Cli, run: Run, trained: Path, tmp_path: Path) -> Non
     folder = run(**unfinished()).parent
     best = shutil.copy(trained / BEST, folder / BEST)
     *_, come, _, last = lines(cli("inspect", best))
-    assert come.startswith("weights alone, after 150 of 150 steps, ")
-    assert last == f"what its run has come to: charrnn inspect {folder}"
+    assert come.startswith("weights only, after 150 of 150 steps, ")
+    assert last == f"its run's newest state: charrnn inspect {folder}"
     alone = shutil.copy(trained / BEST, tmp_path / "mine.safetensors")
     assert lines(cli("inspect", alone))[-1] == f"sample from it with: charrnn sample {alone}"
     (folder / LAST).unlink()
@@ -215,7 +215,7 @@ def test_earlier_checkpoints(cli: Cli, run: Run) -> None:
     )
     for path in earlier:
         assert lines(cli("inspect", path))[-1] == (
-            f"what its run has come to: charrnn inspect {path.parent}"
+            f"its run's newest state: charrnn inspect {path.parent}"
         )
     last.unlink()
     *_, come, _, then = lines(cli("inspect", last.parent))
@@ -233,8 +233,8 @@ def test_made_elsewhere_of_a_text_that_is_gone(cli: Cli, run: Run) -> None:
     assert found[0].startswith("text    /gone/poems.txt and 1 name more: 5,406 characters to train")
     assert found[5] == r"made    with torch 2.1 and version 0.0.9\x1b[2J of charrnn"
     assert found[-1] == (
-        "to go on, make it last.safetensors in a folder of its own, DIR: charrnn train --run DIR "
-        "--resume"
+        "to go on, save it as last.safetensors in a folder of its own, DIR: charrnn train --run "
+        "DIR --resume"
     )
     as_json = json.loads(cli("inspect", path, "--json").out)
     assert (as_json["processor"], as_json["go_on"]) == (None, None)
