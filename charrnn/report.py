@@ -67,7 +67,7 @@ def comparison_page(
         _result_section(comparison, unit),
         learning_section(
             runs,
-            ("Seeds of one cell share a style; the first is named. " if plan.seeds > 1 else "")
+            ("Seeds of one cell share a line style; the first is named. " if plan.seeds > 1 else "")
             + other_texts(portraits),
             unit,
         ),
@@ -87,7 +87,7 @@ def comparison_page(
 def _unit(portraits: Sequence[Portrait]) -> tuple[str, str]:
     """Return what the models predict one by one, and what must be said of it."""
     if all(portrait.of_bytes for portrait in portraits):
-        return "byte", " The text is read as bytes: in figures and tables a character is one."
+        return "byte", " The text is read as bytes: in figures and tables a character is a byte."
     return "character", ""
 
 
@@ -110,7 +110,7 @@ def _comparison_lead(comparison: Comparison, unit: str) -> str:
     if comparison.differences:
         first = comparison.differences[0]
         if comparison.plan.seeds == 1:
-            chance = "from one seed each"
+            chance = "with one seed each"
         else:
             chance = "more than chance makes likely" if first.supported else "which may be chance"
         lead += f" It is {words.ahead(first.nats)} nats ahead of {first.worse.upper()}, {chance}."
@@ -228,7 +228,7 @@ def _inspection_lead(portrait: Portrait) -> str:
     shape, inspection = portrait.shape, portrait.inspection
     assert inspection is not None
     lead = (
-        f"{shape.cell.upper()} {shape.layers} x {shape.hidden}, looked into on "
+        f"{shape.cell.upper()} {shape.layers} x {shape.hidden}, inspected on "
         f"{inspection.characters:,} characters."
     )
     if inspection.gradient_flow:
@@ -267,7 +267,7 @@ def _result_section(comparison: Comparison, unit: str) -> str:
     spread = (
         f"The bar is the mean over {words.seeds_meant(comparison)}, hollow marks are single seeds."
         if seeds > 1
-        else "One seed each: the spread that chance makes is not known."
+        else "With one seed each, how much of a difference is chance is not known."
     )
     return page.section(
         "Result",
@@ -360,7 +360,7 @@ def _positions(
         "Loss by position" + per(unit),
         page.figure(
             [("Loss against context", chart)],
-            f"What a {unit} costs with so many {unit}s read since the zero state; "
+            f"What a {unit} costs, by the {unit}s read since the zero state; "
             f"{' or '.join(stretches)} of text.",
         ),
         page.tables(

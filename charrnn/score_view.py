@@ -210,7 +210,7 @@ class SurpriseText:
             self._write("\n")
             with suppress(OSError):  # nobody has to read what is said on stderr
                 print_words(
-                    "the text is without its colours here: FORCE_COLOR=1 keeps them, --per-char "
+                    "the text is shown without colours here: FORCE_COLOR=1 keeps them, --per-char "
                     "FILE writes each character's loss",
                     stderr=True,
                 )

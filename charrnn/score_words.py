@@ -53,7 +53,7 @@ def assessments_say(assessments: Sequence[Assessment]) -> Iterator[str]:
         yield (
             f"{', '.join(of_bytes)}: a character is a byte; compare with the others by bits/byte"
             if of_bytes
-            else "not all models count the same characters; compare them by bits/byte"
+            else "the models do not all count the same characters; compare them by bits/byte"
         )
     yield from _baselines_say(assessments)
     yield from (_after_says(one, one.after) for one in assessments if one.after)
@@ -227,23 +227,23 @@ def comparison_says(comparison: Comparison) -> Iterator[str]:
     yield from _given_to_all(plan)
     if unknown:
         yield (
-            f"{unknown:,} of these characters {'is' if unknown == 1 else 'are'} unknown "
-            "to the vocabulary, charged with their spelling."
+            f"{unknown:,} of these characters {'is' if unknown == 1 else 'are'} not in the "
+            "vocabulary; each is charged as the unknown symbol and spelled out."
         )
     yield from _worse_than_guessing(comparison)
     yield from _left_out(comparison)
     if len(comparison.cells) < 2:
         return
     if plan.minutes is not None:
-        yield f"Equal time{_validating(comparison)}: a cell that computes faster does more steps."
+        yield f"Equal time{_validating(comparison)}: a faster cell does more steps."
     least = comparison.least_difference
     if least is None and plan.seeds > 1:
-        yield "A cell of which one run is left has no spread: no difference is supported."
+        yield "A cell with only one run left has no spread, so no difference is supported."
         return
     if least is None:
         folder = Path(comparison.cells[0].best.run).parent
         more = command_line([*resume_words(folder), "--seeds", "3"])
-        yield f"One seed has no spread; three show what is more than chance: {more}"
+        yield f"One seed has no spread; three show which differences are more than chance: {more}"
         return
     for pair in comparison.differences:
         verdict = "supported" if pair.supported else "may be chance"
@@ -290,10 +290,10 @@ def _compared_how(comparison: Comparison) -> str:
     chosen = (
         "last checkpoint" if one.valid_nats_per_char is None else "best checkpoint by validation"
     )
-    flattered = "" if plan.compared_on == "test" else ", which flatters it: it was chosen there"
+    flattered = "" if plan.compared_on == "test" else ", which flatters it, as it was chosen there"
     return (
         f"{matched}{budget} a run, {seeds}; the {chosen}, on the {predictions} of the "
-        f"{scored_part(plan)}{flattered}; µs/char: training, microseconds."
+        f"{scored_part(plan)}{flattered}; µs/char: training time in microseconds."
     )
 
 
@@ -304,11 +304,11 @@ def _worse_than_guessing(comparison: Comparison) -> Iterator[str]:
         if not worse:
             continue
         one = worse[0]  # all are scored on the same predictions
-        why = "nothing was learned, and this compares nothing; a lower --lr or more time may help."
+        why = "nothing was learned, so nothing is compared; a lower --lr or more time may help."
         if (share := one.unknown / one.characters) > MANY_UNKNOWN:
             why = (
-                f"{100 * share:.0f} % of these characters are unknown, and they are what "
-                "costs; compare on text like that trained on."
+                f"{100 * share:.0f} % of these characters are unknown, which is what costs so "
+                "much; compare on text like the training text."
             )
         yield (
             f"{cell.cell}, {_seeds([run.seed for run in worse])}: worse than guessing "
@@ -334,7 +334,9 @@ def _left_out(comparison: Comparison) -> Iterator[str]:
         left = comparison.plan.seeds - len(seeds)
         which = f", {_seeds(seeds)}," if left else ""
         yield f"{cell}{which} is left out: a loss was not finite; a lower --lr may help." + (
-            f" Its figures are of {counted(left, 'seed')} only, which flatters it." if left else ""
+            f" Its figures come from {counted(left, 'seed')} only, which flatters it."
+            if left
+            else ""
         )
 
 
@@ -348,7 +350,7 @@ def _validating(comparison: Comparison) -> str:
         return ""
     least, most = min(shares), max(shares)
     share = f"{least} %" if least == most else f"{least} to {most} %"
-    return f", of which validations and what follows each took {share}"
+    return f", of which validations and the work after each took {share}"
 
 
 def _given_to_all(plan: Plan) -> Iterator[str]:

@@ -2037,7 +2037,7 @@ class TestEvaluate:
         assert result.err.splitlines() == [
             f"{trained}: the model does not know 4 of the 26 characters scored, and each is "
             "charged as the unknown symbol and spelled out: '\\x1b' x 1, '2' x 1, 'J' x 1, '[' x 1",
-            "the text is without its colours here: FORCE_COLOR=1 keeps them, --per-char FILE "
+            "the text is shown without colours here: FORCE_COLOR=1 keeps them, --per-char FILE "
             "writes each character's loss",
         ]
         assert result.out.startswith("The grey stone \ufffd[2J sings.")

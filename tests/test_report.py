@@ -83,7 +83,7 @@ class TestComparisonPage:
     @pytest.mark.parametrize(
         ("seeds", "apart", "said"),
         [
-            (1, 0.1, "0.1000 nats ahead of GRU, from one seed each."),
+            (1, 0.1, "0.1000 nats ahead of GRU, with one seed each."),
             (3, 0.1, "0.1000 nats ahead of GRU, more than chance makes likely."),
             (3, 0.005, "0.0050 nats ahead of GRU, which may be chance."),
         ],
@@ -128,7 +128,7 @@ class TestComparisonPage:
         main = [line for line in curves.call_args.args[2] if not line.faint]
         assert [line.label for line in main] == ["LSTM", *more, "GRU", *more]
         assert [line.style for line in main] == [0] * seeds + [1] * seeds
-        one_style = "Seeds of one cell share a style; the first is named. Nats per character"
+        one_style = "Seeds of one cell share a line style; the first is named. Nats per character"
         assert (one_style in text) == (seeds > 1)
         _, _, names, (dots,) = losses.call_args.args
         assert (names, list(dots.style)) == (["LSTM", "GRU"], [0, 1])
@@ -143,7 +143,7 @@ class TestComparisonPage:
 
     def test_one_seed_and_one_cell_are_enough(self) -> None:
         page = check(compare_page(comparison(seeds=1)))
-        assert "the spread that chance makes is not known" in page.texts["figcaption"][0]
+        assert "how much of a difference is chance is not known" in page.texts["figcaption"][0]
         alone = check(compare_page(comparison(seeds=1, cells=("lstm",))))
         assert alone.texts["h1"] == ["LSTM on poem.txt"]
         assert alone.texts["p"][1] == (
@@ -166,7 +166,7 @@ class TestComparisonPage:
             page = check(text)
             assert "Learning per byte" in page.texts["h2"]
             assert "Against bytes" in page.texts["h3"]
-            assert "in figures and tables a character is one." in page.texts["p"][1]
+            assert "in figures and tables a character is a byte." in page.texts["p"][1]
         assert "bytes" not in compare_page(comparison())
 
     def test_a_cell_is_named_though_its_first_log_is_gone(
@@ -481,7 +481,7 @@ class TestInspectionPage:
         drawn = portrait(shape=shape, inspection=seen, log=())
         page = check(inspection_page(drawn, "poem", ORIGIN))
         assert page.texts["p"][1] == (
-            f"GRU 2 x 3, looked into on 1,234 characters. The gradient {said} "
+            f"GRU 2 x 3, inspected on 1,234 characters. The gradient {said} "
             "along its state h of layer 2."
         )
 

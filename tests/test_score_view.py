@@ -309,9 +309,8 @@ class TestComparison:
     )
     def test_what_the_vocabulary_lacks_is_said(self, unknown: int, said: str) -> None:
         made = self.made(("lstm", "gru"), 2, unknown=unknown, steps=20)
-        assert f"{said} unknown to the vocabulary, charged with their spelling." in list(
-            comparison_says(made)
-        )
+        charged = "each is charged as the unknown symbol and spelled out."
+        assert f"{said} not in the vocabulary; {charged}" in list(comparison_says(made))
         assert [row["unknown"] for row in made.to_list()] == [unknown] * 2
         assert not any("unknown" in line for line in self.says(("lstm", "gru"), 2, steps=20))
 
@@ -354,7 +353,7 @@ class TestComparison:
         runs = [replace(run, unknown=700) for run in runs]  # of 999 characters
         lines = list(comparison_says(Comparison.of(made.plan, runs)))
         (line,) = [line for line in lines if "guessing" in line]
-        assert line.startswith(f"{worse}70 % of these characters are unknown, and they are what")
+        assert line.startswith(f"{worse}70 % of these characters are unknown, which is what costs")
         runs = [replace(run, uniform_nats=1.0) for run in runs]
         lines = list(comparison_says(Comparison.of(made.plan, runs)))
         of_cells = [line for line in lines if "guessing" in line]
@@ -374,9 +373,9 @@ class TestComparison:
         why = "left out: a loss was not finite; a lower --lr may help."
         *_, of_rnn, of_gru, last = comparison_says(rest)
         assert of_rnn == f"rnn is {why}"
-        others = "Its figures are of 1 seed only, which flatters it."
+        others = "Its figures come from 1 seed only, which flatters it."
         assert of_gru == f"gru, seeds 0 and 2, is {why} {others}"
-        assert last == "A cell of which one run is left has no spread: no difference is supported."
+        assert last == "A cell with only one run left has no spread, so no difference is supported."
         head, _, row = comparison_lines(rest)
         assert (row[0], row[head.index("spread")]) == ("gru", "-")
 
@@ -401,8 +400,8 @@ class TestComparison:
     @pytest.mark.parametrize(
         ("took", "said"),
         [
-            ((4.9, 0.35), ", of which validations and what follows each took 5 to 70 %"),
-            ((0.7, 0.7), ", of which validations and what follows each took 10 %"),
+            ((4.9, 0.35), ", of which validations and the work after each took 5 to 70 %"),
+            ((0.7, 0.7), ", of which validations and the work after each took 10 %"),
             ((0.0, 0.0), ""),  # nothing is held out to validate
         ],
     )
@@ -415,7 +414,7 @@ class TestComparison:
             for cell, seconds in zip(plan.cells, took, strict=True)
         ]
         made = Comparison.of(plan, results)
-        line = f"Equal time{said}: a cell that computes faster does more steps."
+        line = f"Equal time{said}: a faster cell does more steps."
         assert line in list(comparison_says(made))
         assert [row["validation_seconds"] for row in made.to_list()] == [*took]
 
@@ -446,7 +445,7 @@ class TestComparison:
 
     def test_what_was_chosen_where_it_is_scored_is_flattered(self) -> None:
         first, *_ = self.says(("lstm", "gru"), 2, steps=20, test_share=0.0)
-        assert "of the validation part, which flatters it: it was chosen there; µs/char" in first
+        assert "of the validation part, which flatters it, as it was chosen there; µs" in first
         first, *_ = self.says(("lstm", "gru"), 2, steps=20)
         assert "mean of 2 seeds; the best checkpoint by validation, on the 999 pred" in first
         assert "flatters" not in first
