@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from charrnn import recipe
-from charrnn.baselines import compressed_nats, uniform_nats, unigram_nats
+from charrnn.baselines import MOST_COMPRESSED, compressed_nats, uniform_nats, unigram_nats
 from charrnn.compiler import why_none
 from charrnn.config import CELL_GATES, ModelConfig, TrainConfig
 from charrnn.corpus import Part
@@ -29,10 +29,6 @@ from charrnn.stream import Lanes
 from charrnn.update import Update
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import flag
-
-#: Characters of the held-out text that bzip2 compresses, for the mark to beat: a block of its
-#: own, a tenth of a second.
-MOST_COMPRESSED = 900_000
 
 
 def lanes_of(
@@ -99,6 +95,7 @@ def assemble(
         vocabulary=vocabulary,
         config=config,
         train=train,
+        train_counts=train_counts,
         valid=valid,
         lanes=lanes,
         update=Update(model, optimiser, config),

@@ -24,8 +24,9 @@ from rich.segment import SegmentLines
 from rich.table import Table
 from rich.text import Text
 
-from charrnn.assembling import MOST_COMPRESSED
+from charrnn.baselines import MOST_COMPRESSED
 from charrnn.device import in_words
+from charrnn.errors import CorpusError
 from charrnn.events import (
     Event,
     Finished,
@@ -119,7 +120,8 @@ def _portrayed(run: Run) -> Iterable[str]:
     yield from introduction(summary, in_words(run.device), is_planned=is_planned)
     (mark, nats), *others = run.baselines.items()
     rest = (f", {word} {nats:.3f} ({in_bits(nats):.3f})" for word, nats in others)
-    first = f" of the first {MOST_COMPRESSED:,}" if _first_compressed(run) else ""
+    is_cut = run.valid is not None and run.valid.predicted.characters > MOST_COMPRESSED
+    first = f" of the first {MOST_COMPRESSED:,} held out" if is_cut else ""
     price = f"{mark} {nats:.3f} nats a {summary.unit} ({bits(nats)})"
     yield f"to beat {price}{''.join(rest)}{first}"
     yield f"run     {shown(run.folder.path)}"
@@ -129,17 +131,14 @@ def _portrayed(run: Run) -> Iterable[str]:
         yield f"resumed at step {progress.step:,}, after {duration(progress.seconds)} of training"
 
 
-def _first_compressed(run: Run) -> bool:
-    """Whether bzip2 was given only the beginning of what is held out."""
-    return run.valid is not None and run.valid.predicted.characters > MOST_COMPRESSED
-
-
 def _ending(event: Finished, run: Run) -> Iterable[str]:
     progress, summary = run.progress, run.summary
     yield f"{why_ended(event.reason, run.config.patience)} after {come_to(summary)}"
-    # bzip2's, where it had the first of them alone, is of other characters.
-    compared = ("unigram",) if _first_compressed(run) else ("unigram", "bzip2")
-    marks = {name: nats for name, nats in run.baselines.items() if name in compared}
+    marks: dict[str, float] = {}
+    if progress.best_nats is not None:
+        with suppress(CorpusError):  # the text has changed since: the loss stands alone
+            marks = run.marks()
+    guessed = marks.pop("uniform", math.inf)
     if (best := best_line(summary, marks)) is not None:
         assert progress.best_nats is not None
         yield best
@@ -149,9 +148,9 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
             if run.validates_on_learnt:
                 why = "they were trained on some of what is held out"
             yield f"no update improved on the weights the run began with: {why}"
-        elif progress.best_nats > run.baselines["uniform"]:
+        elif progress.best_nats > guessed:
             yield f"that is worse than guessing every symbol with equal chance{why}"
-        elif progress.best_nats > run.baselines.get("unigram", math.inf):
+        elif progress.best_nats > marks.get("unigram", math.inf):
             yield f"that is worse than knowing only how frequent each symbol is{why}"
     if run.owner is not None:
         return  # what is next is the owner's to say

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from charrnn.baselines import MOST_COMPRESSED, compressed_nats, uniform_nats, unigram_nats
 from charrnn.checkpoint import Checkpoint, load
 from charrnn.config import ModelConfig, Record, TrainConfig
 from charrnn.corpus import Part
@@ -196,6 +197,8 @@ class Run(_Standing):
     vocabulary: Vocabulary
     config: TrainConfig
     train: Part
+    train_counts: Mapping[int, int]
+    """Code point -> occurrences in the training part."""
     valid: Part | None
     lanes: Lanes
     update: Update
@@ -203,7 +206,8 @@ class Run(_Standing):
     folder: RunFolder
     text: TextRecord
     baselines: dict[str, float]
-    """Nats per character of the held-out text without a network: uniform, unigram, bzip2."""
+    """Nats per character of the held-out text without a network: uniform, unigram, bzip2, which
+    gets at most its first ``MOST_COMPRESSED`` characters."""
     notes: list[str]
     """What the user should know, a sentence each."""
     unknown_share: float
@@ -258,6 +262,28 @@ class Run(_Standing):
             files=len(self.train.corpus.files),
             progress=self.progress,
         )
+
+    def marks(self) -> dict[str, float]:
+        """Return what the characters that validations score cost without a network.
+
+        In nats per character, by name, as ``baselines``: but of the very characters that the best
+        validation is of, which may be the beginning of what is held out. bzip2 is left out where
+        they are more than ``MOST_COMPRESSED``.
+
+        Raises:
+            CorpusError: the text changed since it was scanned.
+        """
+        assert self.valid is not None, "nothing is validated on"
+        scored = self.valid.first(self.progress.validate_characters or self.valid.characters)
+        predicted = scored.predicted
+        counts = predicted.counts()
+        marks = {
+            "uniform": uniform_nats(counts, self.vocabulary),
+            "unigram": unigram_nats(self.train_counts, counts, self.vocabulary),
+        }
+        if predicted.characters <= MOST_COMPRESSED:
+            marks["bzip2"] = compressed_nats(predicted, "bzip2")
+        return marks
 
     def command(self, *options: str) -> str:
         """Return the command line that goes on with this run; its owner's takes no options."""

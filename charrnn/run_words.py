@@ -159,13 +159,12 @@ def come_to(run: RunSummary, of: int | None = None) -> str:
     return f"{steps}, {counted(progress.characters, run.unit)}, {duration(progress.seconds)}"
 
 
-def best_line(run: RunSummary, baselines: Mapping[str, float] | None = None) -> str | None:
+def best_line(run: RunSummary, marks: Mapping[str, float] | None = None) -> str | None:
     """Return the best validation so far; None before the first.
 
     Args:
         run: what is told of.
-        baselines: losses to hold it against, in nats per character of all that is held out: where
-            a validation scores its beginning alone, they would not compare.
+        marks: losses to hold it against, in nats per character of what a validation scores.
     """
     progress, valid = run.progress, run.text.length("valid")
     if progress.best_nats is None or progress.best_step is None:
@@ -173,9 +172,9 @@ def best_line(run: RunSummary, baselines: Mapping[str, float] | None = None) -> 
     best = f"best validation {both_units(progress.best_nats)} at step {progress.best_step:,}"
     scored = progress.validate_characters
     if scored is not None and scored < valid:
-        return f"{best}, of the first {scored:,} characters held out"
-    marks = ", ".join(f"{name} {nats:.3f} nats" for name, nats in (baselines or {}).items())
-    return "; ".join(filter(None, [best, marks]))
+        best += f", of the first {scored:,} characters held out"
+    beside = ", ".join(f"{name} {nats:.3f} nats" for name, nats in (marks or {}).items())
+    return "; ".join(filter(None, [best, beside]))
 
 
 def sample_line(path: Path) -> str:

@@ -16,7 +16,9 @@ import torch
 from rich.console import Console
 
 from charrnn import recipe
+from charrnn.baselines import compressed_nats, unigram_nats
 from charrnn.config import TextChoices
+from charrnn.corpus import scan
 from charrnn.display import Display, _LiveTerminal, open_display
 from charrnn.evaluation import Scores
 from charrnn.events import (
@@ -134,7 +136,7 @@ class TestPlain:
         monkeypatch.setattr("charrnn.display.MOST_COMPRESSED", 599)
         open_display(as_json=False, quiet=False).start(run)
         bits = run.baselines["bzip2"] / math.log(2)
-        assert f" ({bits:.3f}) of the first 599\n" in capsys.readouterr().err
+        assert f" ({bits:.3f}) of the first 599 held out\n" in capsys.readouterr().err
 
     def test_a_model_of_bytes_reads_bytes(
         self, run: Run, capsys: pytest.CaptureFixture[str]
@@ -209,25 +211,56 @@ class TestPlain:
     @pytest.mark.parametrize(
         ("scored", "of"),
         [
-            (None, "; unigram {unigram:.3f} nats, bzip2 {bzip2:.3f} nats"),
-            (601, "; unigram {unigram:.3f} nats, bzip2 {bzip2:.3f} nats"),
-            (600, ", of the first 600 characters held out"),
+            (None, ""),
+            (601, ""),
+            (60, ", of the first 60 characters held out"),
         ],
     )
-    def test_says_what_part_the_best_loss_is_of(
+    def test_says_what_the_best_loss_is_of_and_what_it_is_held_against(
         self, run: Run, capsys: pytest.CaptureFixture[str], scored: int | None, of: str
     ) -> None:
         run.progress.validate_characters = scored
         _, best, _ = said(run, Finished("done", complete=True), capsys).splitlines()
-        of = of.format(**run.baselines)
-        assert best == f"best validation 2.0794 nats (3.000 bits) at step 1,100{of}"
+        assert run.valid is not None
+        predicted = run.valid.first(scored or 601).predicted
+        unigram = unigram_nats(run.train.counts(), predicted.counts(), run.vocabulary)
+        bzip2 = compressed_nats(predicted, "bzip2")
+        marks = f"; unigram {unigram:.3f} nats, bzip2 {bzip2:.3f} nats"
+        assert best == f"best validation 2.0794 nats (3.000 bits) at step 1,100{of}{marks}"
 
     def test_holds_the_best_loss_against_no_compressor_of_other_characters(
         self, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("charrnn.display.MOST_COMPRESSED", 599)
+        monkeypatch.setattr("charrnn.run.MOST_COMPRESSED", 599)
         _, best, _ = said(run, Finished("done", complete=True), capsys).splitlines()
         assert best.endswith(f" at step 1,100; unigram {run.baselines['unigram']:.3f} nats")
+        run.progress.validate_characters = 600
+        _, best, _ = said(run, Finished("done", complete=True), capsys).splitlines()
+        assert ", bzip2 " in best
+
+    def test_holds_the_best_loss_against_nothing_once_the_text_has_changed(
+        self, run: Run, prose: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        text = tmp_path / "text"
+        text.write_bytes(prose.read_bytes())
+        run.valid = scan([str(text)], "utf-8").whole
+        text.write_text("another", encoding="utf-8")
+        for run.progress.best_nats in (3 * math.log(2), 1e6):
+            _, best, _ = said(run, Finished("done", complete=True), capsys).splitlines()
+            assert best.endswith(" at step 1,100")
+
+    def test_holds_the_best_loss_against_guesses_of_the_same_characters(
+        self, run: Run, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run.progress.validate_characters = 60
+        marks, end = run.marks(), Finished("done", complete=True)
+        assert marks["unigram"] != pytest.approx(run.baselines["unigram"], abs=1e-3)
+        worse = "that is worse than knowing how frequent each symbol is, and nothing else\n"
+        for more, is_worse in ((-1e-4, False), (1e-4, True)):
+            run.progress.best_nats = marks["unigram"] + more
+            assert (worse in said(run, end, capsys)) == is_worse
+        run.progress.best_nats = marks["uniform"] + 1e-4
+        assert "that is worse than guessing every symbol alike" in said(run, end, capsys)
 
     def test_says_that_none_is_held_out(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         run.valid, run.text = None, replace(run.text, valid=None)
