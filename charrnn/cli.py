@@ -69,7 +69,10 @@ app = typer.Typer(
 
 Device = Annotated[
     Literal["auto", DeviceName],
-    typer.Option(help="Where to compute; auto: a CUDA GPU, if there is one."),
+    typer.Option(
+        help="Where to compute: cpu, cuda (NVIDIA) or mps (Apple); auto: cuda where torch can use "
+        "it, else cpu."
+    ),
 ]
 Precision = Annotated[
     Literal["auto", PrecisionName],
@@ -80,7 +83,10 @@ Precision = Annotated[
 ]
 Report = Annotated[
     Path | None,
-    typer.Option(metavar="FILE.html", help="Also write a page with tables, figures and samples."),
+    typer.Option(
+        metavar="FILE.html",
+        help="Also write a page with tables, figures and samples (needs matplotlib).",
+    ),
 ]
 Valid = Annotated[
     list[str] | None,
@@ -90,7 +96,7 @@ Valid = Annotated[
     ),
 ]
 Epochs = Annotated[float | None, typer.Option(help="Budget: passes over the text.")]
-Steps = Annotated[int | None, typer.Option(help="Budget: updates.")]
+Steps = Annotated[int | None, typer.Option(help="Budget: steps, that is updates of the weights.")]
 Layers = Annotated[int | None, typer.Option(help="Layers of cells (default 1).")]
 Embedding = Annotated[
     int | None, typer.Option(help="Width of a character's vector (default: by rule).")
@@ -111,17 +117,21 @@ WeightDrop = Annotated[
 Optimiser = Annotated[
     OptimiserName | None,
     typer.Option(
-        help="The update rule (default muon: Muon for the recurrence's matrices, AdamW for the "
-        "rest)."
+        help="muon (default: Muon for the recurrence's matrices, AdamW for the rest), adamw for "
+        "all weights, or sgd, plain gradient descent without momentum."
     ),
 ]
 WeightDecay = Annotated[
-    float | None, typer.Option(help="Decoupled weight decay (default: by rule; sgd 0).")
+    float | None,
+    typer.Option(
+        help="Decay of the recurrence's matrices, as a share of --lr (default: by rule; adamw "
+        "0.1, sgd 0); of embedding and head too where symbols are many."
+    ),
 ]
 DropoutMasks = Annotated[
     int | None,
     typer.Option(
-        help="Masks of dropout that an update's loss is averaged over (default: by rule)."
+        help="How many masks of dropout an update's loss is averaged over (default: by rule)."
     ),
 ]
 LossTemperature = Annotated[
@@ -141,22 +151,23 @@ ClipNorm = Annotated[
 MinCount = Annotated[
     int | None,
     typer.Option(
-        help="Characters that occur less often become the unknown symbol "
-        "(default 2; 1 where characters seen once are over 0.1 %)."
+        help="Characters seen fewer than N times in training become the unknown symbol "
+        "(default 2; 1 where those seen once are over 0.1 % of the text)."
     ),
 ]
 Texts = Annotated[
     list[str] | None,
     typer.Option(
         metavar="TEXT",
-        help="The text, best one held out: a file, folder, glob or -; may be given several times.",
+        help="The text, preferably one the model was not trained on: a file, folder, glob, or - "
+        "for standard input; may be given several times.",
     ),
 ]
 Part = Annotated[
     PartName | None,
     typer.Option(
         help="Take this part of the run's text: held out to validate, held out to test, or trained "
-        "on; --text says where it lies now, if it has moved."
+        "on; if the text has moved, --text says where it is now."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
@@ -285,8 +296,8 @@ def train(
         list[str] | None,
         typer.Argument(
             metavar="TEXT",
-            help="Files, folders, globs, or - for standard input. "
-            "Without any: Python's own standard library.",
+            help="Files, folders, globs, or - for standard input "
+            "(default: Python's own standard library).",
             show_default=False,
         ),
     ] = None,
@@ -326,13 +337,15 @@ def train(
     test_share: Annotated[
         float | None,
         typer.Option(
-            help="Share at the very end kept for a test: neither trained nor validated on "
+            help="Share at the very end kept for a test, neither trained nor validated on "
             "(default 0)."
         ),
     ] = None,
     encoding: Annotated[
         str | None,
-        typer.Option(help="Encoding of the text (default utf-8); bytes: any file, as 256 symbols."),
+        typer.Option(
+            help="Encoding of the text (default utf-8); bytes reads any file, as 256 symbols."
+        ),
     ] = None,
     min_count: MinCount = None,
     layers: Layers = None,
@@ -346,43 +359,44 @@ def train(
     loss_temperature: LossTemperature = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(help="Lanes: places in the text read side by side (default: by rule)."),
+        typer.Option(
+            help="Lanes: how many places in the text are read side by side (default: by rule)."
+        ),
     ] = None,
     bptt: Annotated[
         int | None,
-        typer.Option(help="Window: characters that a gradient goes back (default: by rule)."),
+        typer.Option(help="Window: how many characters back a gradient goes (default: by rule)."),
     ] = None,
     loss_last: Annotated[
         int | None,
         typer.Option(
-            help="Count only the loss on a window's last N characters, and move the window by N."
+            help="Count the loss on each window's last N characters only, and move the window by N."
         ),
     ] = None,
     reset_state: Annotated[
         bool,
         typer.Option(
-            "--reset-state", help="Start every window from the zero state, not from the last one's."
+            "--reset-state",
+            help="Start every window from the zero state, not from where the last one ended.",
         ),
     ] = False,
     optimiser: Optimiser = None,
     lr: Annotated[
         float | None,
         typer.Option(
-            help="Peak learning rate of the recurrence's matrices (default: by rule); that of the "
-            "rest moves with it."
+            help="Peak learning rate: Muon's, and AdamW's moves with it; with adamw or sgd, that "
+            "of all weights (default: by rule; adamw 0.005, sgd 1)."
         ),
     ] = None,
     weight_decay: WeightDecay = None,
     clip_norm: ClipNorm = None,
     clip_value: Annotated[
         float | None,
-        typer.Option(help="Instead of --clip-norm: cut each entry of a gradient to this."),
+        typer.Option(help="Instead of --clip-norm: cut each entry of the gradient to this size."),
     ] = None,
     scale_norm: Annotated[
         float | None,
-        typer.Option(
-            help="Instead of --clip-norm: scale every gradient to this norm, small ones up."
-        ),
+        typer.Option(help="Instead of --clip-norm: scale every gradient to this norm, up or down."),
     ] = None,
     validate_every: Annotated[
         int | None, typer.Option(help="Steps between validations (default: by rule).")
@@ -390,20 +404,25 @@ def train(
     patience: Annotated[
         int | None,
         typer.Option(
-            help="Stop after N validations without a new best (default: none; the best is kept)."
+            help="Stop after N validations in a row without a new best (default: never). The best "
+            "is kept in any case."
         ),
     ] = None,
     keep: Annotated[
-        int | None, typer.Option(help="Earlier checkpoints to keep besides the last (default 1).")
+        int | None,
+        typer.Option(help="How many earlier checkpoints to keep besides the last (default 1)."),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of weights, dropout and samples (default 1).")
+        int | None,
+        typer.Option(
+            help="Seed of weights, dropout and the samples shown in training (default 1)."
+        ),
     ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     as_json: AsJson = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", help="Print notes and the run's folder only.")
+        bool, typer.Option("--quiet", help="Print only notes and the run's folder.")
     ] = False,
 ) -> int:
     """Train a model on a text.
@@ -412,7 +431,7 @@ def train(
     checkpoint and a log; its path is printed on stdout at the end. Ctrl-C saves and leaves.
 
     Whatever you do not give is chosen by rule, from the size of the text, the device and the
-    budget. It is shown, most of it before the first step.
+    budget. What is chosen is shown, most of it before the first step.
     """
     budget = recipe.given({"minutes": minutes, "epochs": epochs, "steps": steps})
     model = _given(context, ModelConfig, but=("cell",))
@@ -500,28 +519,35 @@ def sample(
     ] = "",
     length: Annotated[int, typer.Option(help="How many new characters; 0: without end.")] = 1000,
     temperature: Annotated[
-        float, typer.Option(help="Below 1 safer, above 1 wilder; 0: always the likeliest.")
+        float,
+        typer.Option(help="Below 1 safer, above 1 wilder; 0: always the likeliest character."),
     ] = 1.0,
-    top_k: Annotated[int | None, typer.Option(help="Draw from the K likeliest only.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Draw only from the K likeliest characters.")
+    ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(help="Draw only from the likeliest that together have probability P."),
+        typer.Option(
+            help="Draw only from the likeliest characters that together reach probability P."
+        ),
     ] = None,
     stop: Annotated[
         str | None, typer.Option(metavar="TEXT", parser=_typed, help="End after this text.")
     ] = None,
     count: Annotated[int, typer.Option(help="How many samples, made side by side.")] = 1,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 1,
+    seed: Annotated[
+        int, typer.Option(help="The same seed gives the same text on the same machine.")
+    ] = 1,
     unknown: Annotated[
         UnknownName,
-        typer.Option(help="What to do with characters of the prompt that the model lacks."),
+        typer.Option(help="What to do with characters of the prompt that the model does not know."),
     ] = "error",
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt first.")] = False,
     weights: Annotated[
         WeightsName,
         typer.Option(
-            help="Precision of the weights on a CPU. bf16 and int8 change a text a little, and "
-            "make long ones faster where there is a C compiler and the processor multiplies them."
+            help="Precision of the weights on a CPU. bf16 and int8 change the text a little; they "
+            "make long texts faster where there is a C compiler and the processor multiplies them."
         ),
     ] = "fp32",
     device: Device = "cpu",
@@ -571,21 +597,24 @@ def evaluate(
         typer.Argument(
             metavar="CHECKPOINT",
             parser=_checkpoint,
-            help="Checkpoints or runs' folders, also by a pattern such as checkpoints/poems-*; "
-            "what else it matches is left out.",
+            help="Checkpoints or runs' folders; a pattern such as checkpoints/poems-* works too, "
+            "and skips anything else it matches.",
         ),
     ],
     text: Texts = None,
     part: Part = None,
     encoding: Annotated[
         str | None,
-        typer.Option(help="Encoding of the text, for models of characters (default: as trained)."),
+        typer.Option(
+            help="Encoding of the text, for models of characters (default: the training's)."
+        ),
     ] = None,
     baselines: Annotated[
         bool,
         typer.Option(
             "--baselines",
-            help="Also score it by uniform, unigram, n-gram, gzip, bzip2 and xz.",
+            help="Also score the text without a network: by uniform, unigram and n-gram, and by "
+            "gzip, bzip2 and xz.",
         ),
     ] = False,
     dynamic: Annotated[
@@ -599,7 +628,8 @@ def evaluate(
         int | None,
         typer.Option(
             metavar="N",
-            help="Also give the loss by the characters since a reset of the state, up to N.",
+            help="Also give the loss by position: after 1 to N characters read since the state "
+            "was reset.",
         ),
     ] = None,
     after: Annotated[
@@ -613,8 +643,8 @@ def evaluate(
     per_char: Annotated[
         Path | None,
         typer.Option(
-            help="Write each character's negative log-likelihood, in nats, to this file, one line "
-            "of JSON each."
+            help="Write the negative log-likelihood of each character, in nats, to this file: a "
+            "line of JSON each."
         ),
     ] = None,
     show: Annotated[
@@ -628,7 +658,7 @@ def evaluate(
         typer.Option(
             "--exact",
             help="Score in one lane from start to end: slower, and within 0.001 nats of the "
-            "default unless the text is quite unlike the training's.",
+            "default unless the text is quite unlike the one trained on.",
         ),
     ] = False,
     report: Report = None,
@@ -637,13 +667,13 @@ def evaluate(
 ) -> None:
     """Score a text under one model or several.
 
-    Name a text with --text, or take a --part of the run's own. If that text has moved, give --part
-    and, with --text, its new place.
+    Name a text with --text, or take a part of the run's own with --part. If that text has moved,
+    give both: --text says where it is now.
 
     It prints nats and bits per character, bits per byte and perplexity, over every character but
-    the first. A character that a model does not know counts in full: as the unknown symbol, and
-    spelled out. --after, --per-char and --show score as --exact does, or as --dynamic where that is
-    given.
+    the first. A character that a model does not know is charged in full: the unknown symbol's price
+    plus that of spelling the character out. --after, --per-char and --show score as --exact does,
+    or as --dynamic where that is given.
     """
     source = TextSource(texts=tuple(text or ()), part=part, encoding=encoding)
     config = EvaluateConfig(exact=exact, dynamic=dynamic, by_position=by_position, after=after)
@@ -725,7 +755,7 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="TEXT",
-            help="Files, folders or globs (default: Python's own sources).",
+            help="Files, folders or globs (default: Python's own standard library).",
             show_default=False,
         ),
     ] = None,
@@ -739,14 +769,14 @@ def compare(
     match: Annotated[
         MatchName | None,
         typer.Option(
-            help="What is equal in all cells: parameters (default), as nearly as widths allow, or "
-            "the width."
+            help="Match the cells by parameters (default; as nearly as widths allow) or by width "
+            "(hidden)."
         ),
     ] = None,
     seeds: Annotated[
         int | None,
         typer.Option(
-            help="Runs of each cell, for mean and spread (default 1); --resume can add some."
+            help="Runs of each cell, for mean and spread (default 1); --resume can add more."
         ),
     ] = None,
     minutes: Annotated[
@@ -769,15 +799,15 @@ def compare(
         bool,
         typer.Option(
             "--resume",
-            help="Go on with the comparison in --run; --seeds may grow, and TEXT and --valid say "
-            "where its texts lie now.",
+            help="Go on with the comparison in --run. --seeds may be larger; TEXT and --valid say "
+            "where its texts are now, if they have moved.",
         ),
     ] = False,
     report: Report = None,
     valid: Valid = None,
     valid_share: Annotated[
         float | None,
-        typer.Option(help="Share held out to choose the best checkpoint by (default 0.1)."),
+        typer.Option(help="Share held out to choose the best checkpoint on (default 0.1)."),
     ] = None,
     test_share: Annotated[
         float | None,
@@ -807,31 +837,31 @@ def compare(
     lr: Annotated[
         float | None,
         typer.Option(
-            help="Peak learning rate of the recurrence's matrices (default: each cell's); that of "
-            "the rest moves with it, by each cell's ratio."
+            help="Peak learning rate: Muon's, and AdamW's moves with it, by each cell's ratio; "
+            "with adamw or sgd, that of all weights (default: by rule; adamw 0.005, sgd 1)."
         ),
     ] = None,
     weight_decay: WeightDecay = None,
     clip_norm: ClipNorm = None,
     seed: Annotated[
         int | None,
-        typer.Option(help="Seed of the first run (default 1); the others count on from it."),
+        typer.Option(help="Seed of the first run (default 1); the others count up from it."),
     ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     as_json: AsJson = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print notes and the table only.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only notes and the table.")] = False,
 ) -> int:
     """Train several cells on the same text and tell which is ahead.
 
     All read the same text in the same order, with the same layers and lanes, and have the same
     number of parameters (--match hidden: the same width). With --minutes a faster cell reads more.
     Learning rates, weight decay, dropout and its masks, weight drop and loss temperature are each
-    cell's own where they are not given. Ctrl-C saves and leaves. A run whose loss is no longer
-    finite is left out, and tried again by --resume.
+    cell's own unless you give them. Ctrl-C saves and leaves. A run whose loss is no longer finite
+    is left out, and --resume tries it again.
 
-    The page of --report is made when all runs are done; --resume makes it of a comparison that is
-    finished already, without training anything.
+    The page of --report is made when all runs are done. For a comparison that is finished already,
+    --resume makes it without training anything.
     """
     from charrnn.comparison import Plan, name_moved, open_plan, read_results, resume_words
 
@@ -956,11 +986,13 @@ def inspect_recurrence(
     text: Texts = None,
     part: Part = None,
     encoding: Annotated[
-        str | None, typer.Option(help="Encoding of the text (default: as the model was trained).")
+        str | None, typer.Option(help="Encoding of the text (default: the training's).")
     ] = None,
     characters: Annotated[
         int | None,
-        typer.Option(help="How many characters to look at, the last ones (default 20,000)."),
+        typer.Option(
+            help="How many characters to look at, at the end of the text (default 20,000)."
+        ),
     ] = None,
     only: Annotated[
         list[str] | None,
@@ -973,26 +1005,27 @@ def inspect_recurrence(
     unit: Annotated[
         str | None,
         typer.Option(
-            help="Colour the last 1,000 characters by this unit: 1.17 is unit 17 of layer 1, 1.17c "
-            "its c."
+            help="Colour the last 1,000 characters by this unit: 1.17 is unit 17 of layer 1; 1.17c "
+            "its c, in an LSTM."
         ),
     ] = None,
     spectral_radius: Annotated[
         list[float] | None,
         typer.Option(
-            help="Also show the gradient flow with the recurrent matrices scaled to this; may be "
-            "given several times."
+            help="Also show the gradient flow with the recurrent matrices scaled to this spectral "
+            "radius; may be given several times."
         ),
     ] = None,
     bptt: Annotated[
         list[int] | None,
         typer.Option(
-            help="Compare the gradient by windows of this length with the full one; may be given "
-            "several times."
+            help="Compare the gradient by windows of this length with the full one (default: "
+            "powers of 2); may be given several times."
         ),
     ] = None,
     loss_last: Annotated[
-        int | None, typer.Option(help="Count the loss on the last N characters of these windows.")
+        int | None,
+        typer.Option(help="Count the loss on the last N characters of these windows only."),
     ] = None,
     seed: Annotated[
         int | None,
@@ -1004,23 +1037,24 @@ def inspect_recurrence(
 ) -> None:
     """Say what a run is, or look into its model on a text.
 
-    Without a text, say what the checkpoint records (of a run's folder the newest): text, model,
-    training, machine, how far the run has come and, if it is not finished, how it goes on.
+    Without a text, say what the checkpoint records (for a run's folder, its newest checkpoint):
+    text, model, training, machine, how far the run has come and, if it is not finished, how to go
+    on with it.
 
-    With a text, measure these, or some by --only:
+    With a text, measure these, or only some with --only:
 
     \b
-    step        its equations in numbers
+    step        one step's equations, in numbers
     flow        how far back one character's loss sends a gradient
     memory      what a reset of the state costs
     pace        how slowly states change (autocorrelation at lag 1)
-    gates       how often they are open and closed
-    units       which follow quotes, brackets, words
+    gates       how often gates are open or closed
+    units       units that follow quotes, brackets or words
     clipping    the training's gradient norms
     truncation  the gradient by windows against the full one
 
-    Name a text with --text, or take a --part of the run's own. If that text has moved, give --part
-    and, with --text, its new place.
+    Name a text with --text, or take a part of the run's own with --part. If that text has moved,
+    give both: --text says where it is now.
     """  # noqa: D301 - click's mark of lines that stay as they are
     if text is None and part is None:
         measuring = {
