@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
+from typer.core import TyperCommand
 
 from charrnn import __version__, recipe
 from charrnn.config import (
@@ -66,6 +67,43 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+#: Options that ``train`` and ``compare`` have in common.
+AGAINST_LEARNING_BY_HEART = (
+    "--dropout --weight-drop --weight-decay --loss-temperature --dropout-masks"
+)
+
+
+def _grouped(groups: dict[str, str]) -> type[TyperCommand]:
+    """Return the class of a command whose help shows its options in groups.
+
+    typer has such groups only in the boxes that Rich draws.
+
+    Args:
+        groups: title -> flags, in the order of the help. An option in none is shown with the last.
+    """
+
+    class Grouped(TyperCommand):
+        def format_options(self, ctx: Any, formatter: Any) -> None:
+            arguments, options = [], {}
+            for one in self.get_params(ctx):
+                name, said = one.get_help_record(ctx) or ("", "")
+                if one.param_type_name == "argument":
+                    arguments.append((name, said))
+                else:
+                    options[one.opts[-1]] = (name, said)
+            rows = {"Arguments": arguments}
+            for title, flags in groups.items():
+                rows[title] = [options.pop(name) for name in flags.split()]
+            rows[title] += options.values()
+            # Of one width in all groups: the widest that click takes.
+            names = [name for group in rows.values() for name, _ in group]
+            width = min(30, max(map(len, names)))
+            for title, group in rows.items():
+                with formatter.section(title):
+                    formatter.write_dl([(name.ljust(width), said) for name, said in group])
+
+    return Grouped
+
 
 Device = Annotated[
     Literal["auto", DeviceName],
@@ -95,8 +133,8 @@ Valid = Annotated[
         help="Validate on this text (default: the end of TEXT); may be given several times.",
     ),
 ]
-Epochs = Annotated[float | None, typer.Option(help="Budget: passes over the text.")]
-Steps = Annotated[int | None, typer.Option(help="Budget: steps, that is updates of the weights.")]
+Epochs = Annotated[float | None, typer.Option(help="Passes over the text.")]
+Steps = Annotated[int | None, typer.Option(help="Steps, that is updates of the weights.")]
 Layers = Annotated[int | None, typer.Option(help="Layers of cells (default 1).")]
 Embedding = Annotated[
     int | None, typer.Option(help="Width of a character's vector (default: by rule).")
@@ -289,7 +327,21 @@ def common(
         ) from error
 
 
-@app.command()
+@app.command(
+    cls=_grouped(
+        {
+            "Model": "--cell --hidden --layers --embedding",
+            "Budget": "--minutes --epochs --steps",
+            "Run": "--run --resume --init-from --seed",
+            "Text": "--valid --valid-share --test-share --encoding --min-count",
+            "Update": "--batch-size --bptt --loss-last --reset-state --optimiser --lr --clip-norm "
+            "--clip-value --scale-norm",
+            "Against learning by heart": AGAINST_LEARNING_BY_HEART,
+            "Validation and saving": "--validate-every --patience --keep",
+            "Device and output": "--device --precision --json --quiet",
+        }
+    )
+)
 def train(
     context: typer.Context,
     texts: Annotated[
@@ -306,7 +358,7 @@ def train(
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(help="Budget: minutes of training, validating and saving (default 3)."),
+        typer.Option(help="Minutes of training, validating and saving (default 3)."),
     ] = None,
     epochs: Epochs = None,
     steps: Steps = None,
@@ -505,7 +557,15 @@ def train(
         return watch_run(old, stop, as_json=as_json, quiet=quiet)
 
 
-@app.command()
+@app.command(
+    cls=_grouped(
+        {
+            "Text": "--prompt --echo --unknown --length --stop --count",
+            "Drawing": "--temperature --top-k --top-p --seed",
+            "Device and output": "--weights --device --json",
+        }
+    )
+)
 def sample(
     context: typer.Context,
     checkpoint: Checkpoint,
@@ -590,7 +650,15 @@ def sample(
         say(f"note: --weights {config.weights} was no faster here: {why}")
 
 
-@app.command()
+@app.command(
+    cls=_grouped(
+        {
+            "Text": "--text --part --encoding",
+            "Scores": "--baselines --dynamic --by-position --after --exact",
+            "Device and output": "--device --show --report --per-char --json",
+        }
+    )
+)
 def evaluate(
     checkpoints: Annotated[
         list[Path],
@@ -748,7 +816,19 @@ def evaluate(
         refuse_non_finite(assessments)  # shown before: of several models the others have scores
 
 
-@app.command()
+@app.command(
+    cls=_grouped(
+        {
+            "Models": "--cell --match --hidden --layers --embedding",
+            "Budget": "--minutes --epochs --steps",
+            "Runs": "--seeds --seed --run --resume",
+            "Text": "--valid --valid-share --test-share --encoding --min-count",
+            "Update": "--batch-size --bptt --optimiser --lr --clip-norm",
+            "Against learning by heart": AGAINST_LEARNING_BY_HEART,
+            "Device and output": "--device --precision --report --json --quiet",
+        }
+    )
+)
 def compare(
     context: typer.Context,
     texts: Annotated[
@@ -781,9 +861,7 @@ def compare(
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(
-            help="Budget of each run: minutes of training, validating and saving (default 3)."
-        ),
+        typer.Option(help="Minutes of training, validating and saving, for each run (default 3)."),
     ] = None,
     epochs: Epochs = None,
     steps: Steps = None,
@@ -980,6 +1058,13 @@ def compare(
 @app.command(
     name="inspect",
     short_help="Say what a run is; measure gradient flow, memory, gates and units.",
+    cls=_grouped(
+        {
+            "Text": "--text --part --encoding --characters",
+            "Measurements": "--only --unit --spectral-radius --bptt --loss-last --seed",
+            "Device and output": "--device --report --json",
+        }
+    ),
 )
 def inspect_recurrence(
     checkpoint: Checkpoint,

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pty
+import re
 import shlex
 import shutil
 import signal
@@ -114,6 +115,22 @@ class TestHelp:
         assert (result.code, result.err) == (0, "")
         assert result.out.startswith(f"Usage: charrnn {name} ")
         assert "[[" not in result.out.splitlines()[0]
+
+    @pytest.mark.parametrize("name", COMMANDS)
+    def test_shows_options_in_groups(self, cli: Cli, name: str) -> None:
+        """Each option in one; what is in none would stand in the last."""
+        out = cli(name, "--help").out.partition("\nArguments:\n")[2]
+        known = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+        flags = [param.opts[0] for param in known.params if param.param_type_name == "option"]
+        shown = re.findall(r"^  (--[a-z-]+)", out, re.M)
+        assert sorted(shown) == sorted(flags)
+        assert len(re.findall(r"^[A-Z][a-z ]+:$", out, re.M)) >= 3
+        last = re.findall(r"^  (?:-h, )?(--[a-z-]+)", out.rpartition("Device and output:")[2], re.M)
+        assert last[0] in ("--device", "--weights")
+        assert last[-1] == "--help"
+        assert {*last[1:-1]} <= {
+            "--device", "--precision", "--show", "--report", "--per-char", "--json", "--quiet",
+        }  # fmt: skip
 
     @pytest.mark.parametrize(
         ("given", "spins"),
