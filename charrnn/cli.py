@@ -619,7 +619,7 @@ def sample(
         raise UsageError("--length 0 never ends: it does not go with --json")
 
     from charrnn.compiler import find_compiler, why_none
-    from charrnn.device import choose_device
+    from charrnn.device import choose_device, in_words
     from charrnn.sample_view import collect, print_as_json, print_as_made, print_samples
     from charrnn.sampling import encode_stop, prepare_prompt, unwarned
     from charrnn.sampling import sample as draw
@@ -630,6 +630,8 @@ def sample(
     if config.weights != "fp32" and where.type != "cpu":
         raise UsageError(f"--weights {config.weights} is for a CPU: leave it out on {where.type}")
     model, vocabulary, _ = load_model(checkpoint, where)
+    if where.type != "cpu":
+        say(f"sampling on {in_words(where)}")
     ids, note = prepare_prompt(read_prompt(prompt, vocabulary), vocabulary, config.unknown)
     if note:
         say(note)
@@ -641,7 +643,7 @@ def sample(
     # StopSignals: so that a compiler that runs meanwhile is ended, too.
     with StopSignals(), unwarned():
         if as_json:
-            print_as_json(vocabulary, start, collect(count, pieces), seed, ending)
+            print_as_json(vocabulary, start, collect(count, pieces), seed, ending, where.type)
         elif count > 1:
             print_samples(vocabulary, start, collect(count, pieces))
         else:
@@ -1175,7 +1177,7 @@ def inspect_recurrence(
         check_report(report)
 
     from charrnn.activity import Unit
-    from charrnn.device import choose_device
+    from charrnn.device import choose_device, in_words
     from charrnn.inspection_view import print_inspection
     from charrnn.subject import load_subjects
     from charrnn.terminal import to_json
@@ -1193,7 +1195,9 @@ def inspect_recurrence(
         )  # fmt: skip
         read = (*source.texts, *subject.texts)
         refuse_overwriting("--report", report, subject.sources(), read)
-        origin = subject.origin(source) if as_json else {}
+        origin = {"device": where.type} | subject.origin(source) if as_json else {}
+        if where.type != "cpu":
+            say(f"looking on {in_words(where)}")
         seen, stretch, inspection = watch_inspection(
             subject, config, unit=watched, is_named=part is None
         )

@@ -57,12 +57,19 @@ def print_as_json(
     samples: Sequence[Sequence[int]],
     seed: int,
     stop: Sequence[int] | None,
+    device: str,
 ) -> None:
-    """Print samples as lines of JSON, each after ``start``, with the seed they were drawn with.
-
-    And whether each ended with ``stop``, or by its length.
+    """Print samples as lines of JSON, with what each was drawn by.
 
     Bytes that are no utf-8 are surrogates in it, so that none is lost.
+
+    Args:
+        vocabulary: the model's.
+        start: symbols to print before each sample.
+        samples: the symbols of each.
+        seed: they were drawn with.
+        stop: the symbols that a sample which did not end by its length ends with.
+        device: they were drawn on: "cpu", "cuda" or "mps".
     """
     # A text that streams does not wait for what only a display needs.
     from charrnn.terminal import to_json
@@ -79,6 +86,7 @@ def print_as_json(
             "seed": seed,
             "characters": len(symbols),
             "stopped": stop is not None and [*symbols[-len(stop) :]] == [*stop],
+            "device": device,
             "text": text,
         }
         print(to_json(row))

@@ -1377,7 +1377,10 @@ class TestSample:
         arguments = ("sample", trained, "--length", 25, "--seed", 5, "--prompt", "The ")
         rows = cli(*arguments, "--json", "--count", 2, "--echo").rows
         text = cli(*arguments, "--echo").out
-        said = {"sample": 1, "seed": 5, "characters": 25, "stopped": False, "text": text}
+        said = {
+            "sample": 1, "seed": 5, "characters": 25, "stopped": False, "device": "cpu",
+            "text": text,
+        }  # fmt: skip
         assert rows[0] == said
         assert rows[1]["sample"] == 2
         assert rows[1]["text"] != text
@@ -1813,6 +1816,23 @@ class TestEvaluate:
             result = cli(*words, *options)
             assert result.code == 0
             assert result.err.endswith("\nscoring on mps\n")
+
+    def test_sampling_and_looking_name_such_a_device_too(
+        self, cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cpu = torch.device("cpu")
+        monkeypatch.setattr("charrnn.device.choose_device", lambda _name: torch.device("mps"))
+        for module in ("trained", "subject"):
+            name = f"charrnn.{module}.load_model"
+            monkeypatch.setattr(name, lambda path, _: load_model(path, cpu))
+        result = cli("sample", trained, "--length", 3, "--json")
+        assert (result.code, result.err) == (0, "sampling on mps\n")
+        assert json.loads(result.out)["device"] == "mps"
+        words = ("inspect", trained, "--part", "valid", "--only", "clipping")
+        result = cli(*words, "--json")
+        assert (result.code, json.loads(result.out)["device"]) == (0, "mps")
+        assert "looking on mps\n" in result.err
+        assert "looking on mps\n" in cli(*words).err
 
     def test_in_depth_adds_names_and_changes_none(self, cli: Cli, trained: Path) -> None:
         plain = json.loads(cli("evaluate", trained, "--part", "valid", "--json").out)[0]

@@ -523,10 +523,10 @@ class TestCommand:
         assert list(found) == [
             "checkpoint", "cell", "layers", "hidden", "parameters", "characters",
             "step", "gradient_flow", "memory", "pace", "gates", "units", "activation", "clipping",
-            "cuts", "truncation", "file", "trained_steps", "versions", "texts", "part", "encoding",
-            "fingerprint",
+            "cuts", "truncation", "device", "file", "trained_steps", "versions", "texts", "part",
+            "encoding", "fingerprint",
         ]  # fmt: skip
-        assert (found["texts"], found["part"]) == ([str(prose)], None)
+        assert (found["device"], found["texts"], found["part"]) == ("cpu", [str(prose)], None)
         assert found["truncation"] == []
         assert (found["cell"], found["hidden"], found["characters"]) == ("lstm", 32, 500)
         assert found["parameters"] == model.parameter_count()
