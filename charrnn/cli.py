@@ -229,7 +229,7 @@ def _given(context: typer.Context, kind: type, but: Collection[str]) -> dict[str
 def _refuse_both(valid: Sequence[str] | None, valid_share: float | None) -> None:
     """Refuse a share to validate on beside a text to validate on."""
     if valid and valid_share is not None:
-        raise UsageError("--valid and --valid-share exclude each other: give one")
+        raise UsageError("--valid and --valid-share cannot be used together: give one")
 
 
 def _refuse_begun(shares: dict[str, float | None], init_from: Path | None) -> None:
@@ -323,7 +323,7 @@ def common(
         Path.cwd()
     except OSError as error:  # torch's libraries could not be loaded, and no name be found
         raise CharrnnError(
-            f"the current folder cannot be found: {reason(error)}: change to one that is there"
+            f"the current folder cannot be found: {reason(error)}: change to one that exists"
         ) from error
 
 
@@ -490,9 +490,9 @@ def train(
     training = _given(context, TrainConfig, but=(*BUDGETS, "init_from"))
     reading = _given(context, TextChoices, but=("texts", "valid"))
     if as_json and quiet:
-        raise UsageError("--json and --quiet exclude each other: give one")
+        raise UsageError("--json and --quiet cannot be used together: give one")
     if keep is not None and keep < 0:
-        raise UsageError(f"--keep must be 0 or above, not {keep}")
+        raise UsageError(f"--keep must be 0 or more, not {keep}")
     if resume:
         _refuse_begun({"valid_share": valid_share, "test_share": test_share}, init_from)
         if run is None:
@@ -616,7 +616,7 @@ def sample(
     """Write text like the text that the model was trained on."""
     config = SampleConfig(**_given(context, SampleConfig, but=()))
     if as_json and length == 0:
-        raise UsageError("--length 0 never ends: it does not go with --json")
+        raise UsageError("--length 0 never ends: leave out --json")
 
     from charrnn.compiler import find_compiler, why_none
     from charrnn.device import choose_device, in_words
@@ -748,11 +748,11 @@ def evaluate(
     source = TextSource(texts=tuple(text or ()), part=part, encoding=encoding)
     config = EvaluateConfig(exact=exact, dynamic=dynamic, by_position=by_position, after=after)
     if (per_char or show) and len(checkpoints) > 1:
-        raise UsageError("--per-char and --show go with one checkpoint only")
+        raise UsageError("--per-char and --show take one checkpoint only")
     if per_char == Path("-"):
         raise UsageError("--per-char writes a file: give its name")
     if show and as_json:
-        raise UsageError("--show and --json exclude each other: both print on stdout")
+        raise UsageError("--show and --json cannot be used together: both print on stdout")
     if report is not None:
         from charrnn.disk import followed
 
@@ -955,8 +955,8 @@ def compare(
         )
     if resume and given.keys() - {"seeds"}:
         raise UsageError(
-            "--resume goes on with the comparison as it was planned: give --run DIR alone, "
-            "--seeds to add some, TEXT or --valid where the text has moved"
+            "--resume goes on with the comparison as it was planned: give only --run DIR, "
+            "--seeds to add runs, and TEXT or --valid if a text has moved"
         )
     _refuse_both(valid, valid_share)
     if report is not None:

@@ -366,7 +366,9 @@ class Comparison:
 
     @property
     def least_difference(self) -> float | None:
-        """The difference in nats from which on chance is no likely cause; None for one seed.
+        """The difference in nats from which on chance is no likely cause.
+
+        None where a cell has one run.
 
         Fisher's least significant difference: with n seeds and s the standard deviation
         pooled over the C cells, t s sqrt(2 / n), where t is Student's two-sided 95 % for
@@ -526,7 +528,7 @@ def name_moved(plan: Plan, command: str, named: Collection[str] = ()) -> str:
     words = [word for name, word in TEXTS.items() if getattr(plan, name) and name not in named]
     if not words:
         return ""
-    return f"; where the text has moved, name it: {command} {' '.join(words)}"
+    return f"; if the text has moved, name it: {command} {' '.join(words)}"
 
 
 def read_results(folder: Path, plan: Plan) -> list[RunResult | None]:

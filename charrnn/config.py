@@ -223,7 +223,7 @@ class TrainConfig(Record):
         limits = ("clip_norm", "clip_value", "scale_norm")
         named = [flag(name) for name in limits if getattr(self, name) is not None]
         if len(named) > 1:
-            raise UsageError(f"{' and '.join(named)} exclude each other: give one")
+            raise UsageError(f"{' and '.join(named)} cannot be used together: give one")
         budgets = [name for name in BUDGETS if getattr(self, name)]
         if len(budgets) != 1:
             given = " and ".join(f"--{name}" for name in budgets) or "none"
@@ -275,7 +275,7 @@ class SampleConfig:
                 "for more, sample again with another --seed"
             )
         if self.length == 0 and self.count > 1:
-            raise UsageError("--length 0 never ends: it goes with --count 1 only")
+            raise UsageError("--length 0 never ends: give --count 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,7 +321,7 @@ class TextSource:
         if not self.texts and self.part is None:
             raise UsageError("give a text: --text FILE, or --part valid for what was held out")
         if self.part is not None and self.encoding is not None:
-            raise UsageError("--part and --encoding exclude each other: the part has its own")
+            raise UsageError("--part and --encoding cannot be used together: the part has its own")
 
     def __str__(self) -> str:
         """Return what the texts are called that are named."""

@@ -476,7 +476,7 @@ def _scan_file(
             head = stream.read(_HEAD)
             if head and identity.size == 0:
                 raise NotTextError(
-                    f"{shown(path)} does not tell its size, like all in /proc: name a copy of it",
+                    f"{shown(path)} has no known size, like all files in /proc: name a copy",
                     "of no known size",
                 )
             mark = byte_order_mark(head, encoding)

@@ -94,7 +94,8 @@ def _files_of(name: str, notes: list[str]) -> tuple[list[_File], bool]:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         if ADDRESS.search(name):
             raise CorpusError(
-                f"{shown(name)} is an address, not a file: download it first, with curl -LO say"
+                f"{shown(name)} is an address, not a file: download it first, for example with "
+                "curl -LO"
             ) from None
         if not glob.has_magic(name) or "\0" in name:
             raise cannot_read(name, error) from None

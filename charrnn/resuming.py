@@ -241,14 +241,14 @@ def _read_again(
         corpus = scan(readable(record.texts, spooled) or embedded_corpus(), record.encoding)
     except CorpusError as error:
         resumed = command_line(["charrnn", "train", "TEXT", "--run", folder.path, "--resume"])
-        raise CorpusError(f"{error}; where the run's text has moved, name it: {resumed}") from error
+        raise CorpusError(f"{error}; if the run's text has moved, name it: {resumed}") from error
     refuse_another_text(corpus, record.fingerprint, known=record.files)
     valid_corpus = corpus
     if record.valid_texts:
         try:
             valid_corpus = scan(record.valid_texts, record.encoding)
         except CorpusError as error:
-            moved = "where the text to validate on has moved, name it with --valid"
+            moved = "if the text to validate on has moved, name it with --valid"
             raise CorpusError(f"{error}; {moved}") from error
         refuse_another_text(valid_corpus, record.valid_fingerprint, "the validation text")
     valid = valid_corpus.part(*record.valid) if record.valid else None

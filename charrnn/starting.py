@@ -154,7 +154,7 @@ class _Origin:
                 )
         if text.min_count is not None:
             raise UsageError(
-                "--min-count and --init-from exclude each other: its vocabulary is kept"
+                "--min-count and --init-from cannot be used together: the vocabulary is kept"
             )
         if text.encoding is not None:
             refuse_other_symbols(text.encoding, vocabulary, "the checkpoint of --init-from")
@@ -166,7 +166,9 @@ class _Origin:
 def _new_vocabulary(counts: Mapping[int, int], encoding: str, min_count: int | None) -> Vocabulary:
     """Return the vocabulary of the training part."""
     if encoding == BYTES and min_count is not None:
-        raise UsageError("--min-count and --encoding bytes exclude each other: bytes are known")
+        raise UsageError(
+            "--min-count and --encoding bytes cannot be used together: every byte is known"
+        )
     vocabulary = Vocabulary.from_counts(counts, encoding, min_count)
     if vocabulary.size < 2:
         raise VocabularyError(

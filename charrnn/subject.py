@@ -310,7 +310,7 @@ def _refuse_different_files(subjects: Sequence[Subject]) -> None:
         if lacking := sorted(read ^ has):
             who, not_who = (first, other) if lacking[0] in read else (other, first)
             raise UsageError(
-                f"{shown(lacking[0])} is text for {shown(who.path)} and none for "
+                f"{shown(lacking[0])} is text for {shown(who.path)} but not for "
                 f"{shown(not_who.path)}, which reads another encoding: score them one by one, or "
                 "name files that both can read"
             )
@@ -357,7 +357,7 @@ def _recorded(checkpoint: Checkpoint, part: PartName, scan: Scan, moved: Sequenc
         if moved:
             raise
         raise CorpusError(
-            f"{error}; --text FILE says where it lies now, or without --part names another"
+            f"{error}; --text FILE says where it is now; without --part it names another text"
         ) from error
 
 

@@ -254,7 +254,7 @@ class TestBadInput:
             ("train {prose} --valid {missing}", 1, "there is no file"),
             ("train {prose} --valid {letter}", 1, "at least 2 characters"),
             ("train {prose} --valid -", 2, "--valid cannot be standard input"),
-            ("train {prose} --valid {prose} --valid-share 0.2", 2, "exclude each other"),
+            ("train {prose} --valid {prose} --valid-share 0.2", 2, "cannot be used together"),
             ("train {prose} --min-count 999", 1, "--min-count"),
             # Numbers.
             ("train {prose} --lr nan", 2, "--lr must be a number above 0, at most 1e38, not nan"),
@@ -275,7 +275,7 @@ class TestBadInput:
             ("train {prose} --loss-last 9999", 2, "--loss-last 9999"),
             ("train {prose} --clip-norm -1", 2, "above 0, at most 1e38, or 0 for none, not -1"),
             ("train {prose} --clip-value 0", 2, "--clip-value"),
-            ("train {prose} --clip-value 1 --clip-norm 1", 2, "exclude each other"),
+            ("train {prose} --clip-value 1 --clip-norm 1", 2, "cannot be used together"),
             ("train {prose} --minutes 0", 2, "--minutes"),
             ("train {prose} --minutes inf", 2, "--minutes"),
             ("train {prose} --epochs -1", 2, "--epochs"),
@@ -287,14 +287,14 @@ class TestBadInput:
             ("train {prose} --patience 0", 2, "--patience"),
             ("train {prose} --patience 2 --valid-share 0", 2, "nothing is held out"),
             ("train {prose} --validate-every 2 --valid-share 0", 2, "nothing is held out"),
-            ("train {prose} --min-count 2 --encoding bytes", 2, "bytes are known"),
+            ("train {prose} --min-count 2 --encoding bytes", 2, "every byte is known"),
             ("train {prose} --cell mlp", 2, "'--cell': 'mlp' is not one of 'rnn', 'lstm'"),
             ("train {prose} --validate-every 0", 2, "--validate-every"),
             ("train {prose} --min-count 0", 2, "--min-count"),
             ("train {prose} --seed -1", 2, "--seed"),
             ("train {prose} --seed 99999999999999999999", 2, "--seed"),
             ("train {prose} --keep -1", 2, "--keep"),
-            ("train {prose} --json --quiet", 2, "--json and --quiet exclude each other"),
+            ("train {prose} --json --quiet", 2, "--json and --quiet cannot be used together"),
             # Words and combinations.
             ("train {prose} --device tpu", 2, "--device"),
             ("train {prose} --precision fp8", 2, "--precision"),
@@ -1653,7 +1653,7 @@ class TestEvaluate:
         lost = one_line(cli("evaluate", run, "--part", "valid"))
         assert lost == (
             f"charrnn: {run}: the text that its run read: there is no file {text}: check its "
-            "name; --text FILE says where it lies now, or without --part names another\n"
+            "name; --text FILE says where it is now; without --part it names another text\n"
         )
         there = cli("evaluate", run, "--part", "valid", "--text", moved, "--baselines", "--json")
         assert (there.code, there.err) == (0, whole.err)
@@ -1670,7 +1670,7 @@ class TestEvaluate:
             )
         lost = one_line(cli("train", "--run", run, "--resume"))
         assert lost == (
-            f"charrnn: there is no file {text}: check its name; where the run's text has moved, "
+            f"charrnn: there is no file {text}: check its name; if the run's text has moved, "
             f"name it: charrnn train TEXT --run {shlex.quote(str(run))} --resume\n"
         )
         last = run / "last.safetensors"
@@ -1708,7 +1708,7 @@ class TestEvaluate:
         assert cli("train", "-", "--run", run, *QUICK, stdin=prose.read_bytes()).code == 0
         assert one_line(cli("evaluate", run, "--part", "valid")) == (
             f"charrnn: {run}: its run read standard input, which is gone; --text FILE says where "
-            "it lies now, or without --part names another\n"
+            "it is now; without --part it names another text\n"
         )
         again = ("evaluate", run, "--part", "valid", "--text", "-", "--baselines")
         found = cli(*again, stdin=prose.read_bytes())
@@ -1906,7 +1906,7 @@ class TestEvaluate:
             done = cli("evaluate", *models, "--text", folder)
             assert done.code == 2
             assert (
-                f"charrnn: {folder}/b is text for {of_bytes} and none for {trained}, which reads "
+                f"charrnn: {folder}/b is text for {of_bytes} but not for {trained}, which reads "
                 "another encoding: score them one by one, or name files that both can read\n"
             ) in done.err
             assert cli("evaluate", *models, "--text", folder / "a").code == 0

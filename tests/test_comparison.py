@@ -757,7 +757,7 @@ class TestCompare:
         refused = cli(*again)
         assert (refused.code, refused.err.count("\n")) == (1, 1)
         go_on = shlex.join(["charrnn", "compare", "--run", str(folder), "--resume"])
-        assert refused.err.endswith(f"; where the text has moved, name it: {go_on} TEXT\n")
+        assert refused.err.endswith(f"; if the text has moved, name it: {go_on} TEXT\n")
         other = cli(*again, __file__)
         assert "is not the one this comparison was started on" in other.err
         assert open_plan(folder).texts == (str(text),)
@@ -771,7 +771,7 @@ class TestCompare:
         refused = cli(*again, "--report", page)
         assert refused.code == 1
         named = (
-            f"where the text has moved, name it: {go_on} {shlex.join(['--report', str(page)])} TEXT"
+            f"if the text has moved, name it: {go_on} {shlex.join(['--report', str(page)])} TEXT"
         )
         assert refused.err.endswith(
             f"its run read: there is no file {moved}: check its name; {named}\n"
@@ -1301,11 +1301,11 @@ class TestCompare:
         [
             ("--resume", 2, "--run DIR"),
             ("{text} --resume --run {tmp}", 1, "no comparison to resume"),
-            ("--resume --run {tmp} --hidden 2", 2, "--run DIR alone"),
+            ("--resume --run {tmp} --hidden 2", 2, "give only --run DIR"),
             (
                 "--resume --run {tmp} --seeds 2 --steps 9",
                 2,
-                "--seeds to add some, TEXT or --valid where",
+                "--seeds to add runs, and TEXT or --valid if",
             ),
             ("--resume --run {tmp} --seeds 2", 1, "no comparison to resume"),
             ("--resume --run {tmp}", 1, "no comparison to resume"),

@@ -240,7 +240,7 @@ class TestDecoding:
             pytest.skip("no /proc")
         with pytest.raises(CorpusError) as error:
             scan([str(file)])
-        assert_one_line(error, "/proc/version does not tell its size", "name a copy of it")
+        assert_one_line(error, "/proc/version has no known size", "name a copy")
         write(tmp_path / "text", "abc")
         (tmp_path / "version").symlink_to(file)
         assert scan([str(tmp_path)]).notes == (f"{tmp_path}/version: left out (of no known size)",)

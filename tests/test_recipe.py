@@ -169,7 +169,7 @@ class TestChoose:
     def test_clipping_by_value_takes_the_place_of_clipping_by_norm(self) -> None:
         _, training = choose_for(training={"clip_value": 0.5})
         assert (training.clip_norm, training.clip_value) == (None, 0.5)
-        with pytest.raises(UsageError, match="exclude each other"):
+        with pytest.raises(UsageError, match="cannot be used together"):
             choose_for(training={"clip_value": 0.5, "clip_norm": 1.0})
 
     def test_so_does_scaling_to_a_norm(self) -> None:

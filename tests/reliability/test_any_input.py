@@ -328,7 +328,7 @@ def words_of(command: tuple[str, list[tuple[str, str]], list[str]], folder: Path
     if name == "compare":
         sizes += ["--cell", "gru", "--match", "hidden"]
     fixed = ["--run", folder / "run", *([] if budget else ["--steps", 3]), *sizes]
-    quiet = [] if "--json" in flags else ["--quiet"]  # they exclude each other
+    quiet = [] if "--json" in flags else ["--quiet"]  # not both
     return [name, folder / "prose", *fixed, *options, *flags, *quiet]
 
 
