@@ -42,7 +42,13 @@ from charrnn.errors import CharrnnError, CorpusError, UsageError
 from charrnn.files import LOG, PLAN, absolute_names, name_of
 from charrnn.limits import allowed_cores
 from charrnn.outcome import outcome
-from charrnn.reporting import check_report, origin_of_page, refuse_overwriting, show_and_report
+from charrnn.reporting import (
+    check_report,
+    origin_of_page,
+    refuse_overwriting,
+    refuse_report_in_text,
+    show_and_report,
+)
 from charrnn.stdio import lossy, print_path, read_prompt, say, spooled, waits_unread
 from charrnn.stopping import Stopped, StopSignals
 from charrnn.wording import command_line, counted, duration, flag, joined, reason, shown
@@ -943,7 +949,7 @@ def compare(
     The page of --report is made when all runs are done. For a comparison that is finished already,
     --resume makes it without training anything.
     """
-    from charrnn.comparison import Plan, name_moved, open_plan, read_results, resume_words
+    from charrnn.comparison import Plan, name_moved, read_results, resume_words, take_up
 
     given = _given(context, Plan, but=("texts", "valid", "device"))
     if cell:
@@ -964,19 +970,14 @@ def compare(
     if not given.keys() & BUDGETS:
         given["minutes"] = recipe.DEFAULT_MINUTES
 
-    named, held_out = absolute_names(texts or ()), absolute_names(valid or ())
-    names: list[str | Path] = []  # of texts that have moved
     begun: Plan | None = None
+    changed: list[str | Path] = []
     if resume:
         assert run is not None
-        folder, begun = run, open_plan(run)
-        plan = begun if seeds is None else begun.extended(seeds)
-        plan = plan.moved(named, held_out)
-        if plan.texts != begun.texts:
-            names += map(Path, texts or ())  # one with a dash before it is no option
-        if plan.valid != begun.valid:
-            names += [word for name in valid or () for word in ("--valid", name)]
+        folder = run
+        plan, begun, changed = take_up(run, seeds, texts or (), valid or ())
     else:
+        named, held_out = absolute_names(texts or ()), absolute_names(valid or ())
         plan = Plan(texts=named, valid=held_out, **given)
         folder = run or _default_run(texts or (), "compare")
 
@@ -1000,9 +1001,8 @@ def compare(
             is_finished = all(read_results(folder, plan))
             where = torch.device(plan.device) if is_finished else _device_of(plan.device)
         if report is not None:
-            _refuse_report_in_text(report, plan, folder)
-        words = resume_words(folder) + names
-        words += ["--seeds", str(plan.seeds)] if resume and seeds is not None else []
+            refuse_report_in_text(report, plan, folder)
+        words = resume_words(folder) + changed
         words += ["--report", report] if report is not None else []
         words += ["--device", device] if device != "auto" else []
         command = command_line(words)
@@ -1299,19 +1299,3 @@ def _device_of(began: str) -> torch.device:
             f"the comparison began on {began}, and there is none here: go on with it where there "
             "is one, or compare anew in another folder with --run"
         ) from None
-
-
-def _refuse_report_in_text(report: Path, plan: Plan, folder: Path) -> None:
-    """Refuse a report that would take the place of a comparison's text, or become part of it."""
-    from charrnn.disk import followed
-    from charrnn.files import embedded_corpus, find_files
-
-    found: list[Path] = []
-    for names in (plan.texts or embedded_corpus(), plan.valid) if report.exists() else ():
-        with contextlib.suppress(CorpusError):  # a text that has moved is not there to be replaced
-            found += find_files(names).files
-    read = dict.fromkeys(found, "what is read")
-    # A file that is there is found; and the comparison's own folder is not read.
-    is_own = {followed(report).parent, followed(report.parent)} == {followed(folder)}
-    texts = () if is_own or found else (*plan.texts, *plan.valid)
-    refuse_overwriting("--report", report, read, texts)

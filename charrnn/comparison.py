@@ -32,7 +32,7 @@ from charrnn.config import (
 )
 from charrnn.disk import followed
 from charrnn.errors import RunFolderError, UsageError
-from charrnn.files import PLAN, RESULT
+from charrnn.files import PLAN, RESULT, absolute_names
 from charrnn.metrics import LARGEST
 from charrnn.nats import in_bits, perplexity
 from charrnn.wording import command_line, reason, shown
@@ -476,6 +476,38 @@ def open_plan(folder: Path) -> Plan:
             f"{shown(folder)}: holds no comparison to resume: leave --resume out to start one"
         )
     return plan
+
+
+def take_up(
+    folder: Path, seeds: int | None, texts: Sequence[str], valid: Sequence[str]
+) -> tuple[Plan, Plan, list[str | Path]]:
+    """Return how a comparison goes on.
+
+    Args:
+        folder: the comparison's.
+        seeds: runs of each cell; None: as many as before.
+        texts: where its text is now; none: where it was.
+        valid: the same of the text to validate on.
+
+    Returns:
+        Its plan from now on; the plan in the folder; the words of a command line that make the
+        one of the other.
+
+    Raises:
+        RunFolderError: as of ``open_plan``.
+        UsageError: the plan allows no such change.
+    """
+    begun = open_plan(folder)
+    plan = begun if seeds is None else begun.extended(seeds)
+    plan = plan.moved(absolute_names(texts), absolute_names(valid))
+    words: list[str | Path] = []
+    if plan.texts != begun.texts:
+        words += map(Path, texts)  # one with a dash before it is no option
+    if plan.valid != begun.valid:
+        words += [word for name in valid for word in ("--valid", name)]
+    if seeds is not None:
+        words += ["--seeds", str(plan.seeds)]
+    return plan, begun, words
 
 
 def refuse_comparison(run: Path) -> None:

@@ -10,12 +10,13 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from charrnn.errors import UsageError
-from charrnn.files import takes_in
+from charrnn.errors import CorpusError, UsageError
+from charrnn.files import embedded_corpus, find_files, takes_in
 from charrnn.outcome import refused
 from charrnn.stdio import say
 from charrnn.wording import shown
@@ -23,6 +24,7 @@ from charrnn.wording import shown
 if TYPE_CHECKING:
     import torch
 
+    from charrnn.comparison import Plan
     from charrnn.page import Origin
 
 
@@ -76,6 +78,30 @@ def refuse_overwriting(
             f"{flag} {shown(path)} {would} {shown(text)}, which is or was read as text: give a "
             "file elsewhere"
         )
+
+
+def refuse_report_in_text(report: Path, plan: Plan, folder: Path) -> None:
+    """Refuse a report that would take the place of a comparison's text, or become part of it.
+
+    Args:
+        report: where it goes.
+        plan: the comparison's.
+        folder: the comparison's, which is not read as text.
+
+    Raises:
+        UsageError: as of ``refuse_overwriting``.
+    """
+    from charrnn.disk import followed
+
+    found: list[Path] = []
+    for names in (plan.texts or embedded_corpus(), plan.valid) if report.exists() else ():
+        with suppress(CorpusError):  # a text that has moved is not there to be replaced
+            found += find_files(names).files
+    read = dict.fromkeys(found, "what is read")
+    # A file that is there has been found.
+    is_own = {followed(report).parent, followed(report.parent)} == {followed(folder)}
+    texts = () if is_own or found else (*plan.texts, *plan.valid)
+    refuse_overwriting("--report", report, read, texts)
 
 
 def origin_of_page(device: torch.device, runs: Sequence[Path] = ()) -> Origin:
