@@ -570,6 +570,13 @@ MAY_DROP = {"dropout_masks": 3, "dropout_by_plan": True}
         ({"layers": 5, "hidden": 300, "dropout": 0.5}, {"bptt": 1000}, "cpu", 77.7),
         ({"layers": 5, "hidden": 300}, {"bptt": 1000, "optimiser": "sgd"}, "cpu", 28.0),
         ({"layers": 3001}, {"bptt": 1}, "cpu", 150),
+        # The worked figure of docs/defaults.md.
+        (
+            {"cell": "lstm", "vocabulary": 158, "hidden": 384, "embedding": 158},
+            {"batch_size": 16, "bptt": 128, "precision": "bf16"},
+            "cpu",
+            38,
+        ),
     ],
 )
 def test_what_a_training_needs_is_known_before(
