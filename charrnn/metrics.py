@@ -81,7 +81,7 @@ class Log:
             ):
                 for line in old:
                     row = _row(line)
-                    if row is not None and _belongs(row, step, logged, validated):
+                    if row and _is_sound(row, 0) and _belongs(row, step, logged, validated):
                         new.write(line)
             replaced, self._fd = self._fd, self._open()
             os.close(replaced)
@@ -152,10 +152,9 @@ def _remove_cut_line(fd: int) -> None:
 
 def _belongs(row: dict[str, Any], step: int, logged: bool, validated: bool) -> bool:
     """Whether a row of the log is from before the checkpoint of ``step``."""
-    if not isinstance(row.get("step"), int):
-        return True
+    at: float = row["step"]
     is_old = validated if "valid_nats_per_char" in row else logged
-    return row["step"] < step or (row["step"] == step and is_old)
+    return at < step + is_old
 
 
 def _is_sound(row: dict[str, Any], updated: int) -> bool:
