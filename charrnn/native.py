@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from charrnn.compiler import LEAST_LANES, Library, argument, compiled, refuse_misreadable
+from charrnn.config import CELL_NAMES
 
 
 class Loops(Library):
@@ -26,10 +27,7 @@ class Loops(Library):
     """
 
     FILE = "recurrence.c"
-    FUNCTIONS = (
-        "rnn_forward", "rnn_backward", "lstm_forward", "lstm_backward", "gru_forward",
-        "gru_backward",
-    )  # fmt: skip
+    FUNCTIONS = ("forward", "rnn_backward", "lstm_backward", "gru_backward")
 
     def rnn_forward(
         self,
@@ -48,8 +46,8 @@ class Loops(Library):
             which_TB: Which of these each time step reads; None: its own.
             states_TBH: Room for all states, the first one given.
         """
-        tensors = (projected, which_TB, states_TBH)
-        self._run("rnn_forward", narrow, weight_HH.t(), states_TBH, *tensors)
+        tensors = (projected, which_TB, None, states_TBH, None, None)
+        self._run("forward", narrow, weight_HH.t(), states_TBH, CELL_NAMES.index("rnn"), *tensors)
 
     def rnn_backward(
         self,
@@ -98,8 +96,8 @@ class Loops(Library):
             i, f, g, o and tanh(c), [T, B, 5, H], to ``keep``.
         """
         kept_TBGH = _room_to_keep(states_TBH, 5, keep)
-        tensors = (projected, which_TB, states_TBH, cells_TBH, kept_TBGH)
-        self._run("lstm_forward", narrow, weight_GH.t(), states_TBH, *tensors)
+        tensors = (projected, which_TB, None, states_TBH, cells_TBH, kept_TBGH)
+        self._run("forward", narrow, weight_GH.t(), states_TBH, CELL_NAMES.index("lstm"), *tensors)
         return kept_TBGH
 
     def lstm_backward(
@@ -154,8 +152,8 @@ class Loops(Library):
             ``m = U h + bias``.
         """
         kept_TBGH = _room_to_keep(states_TBH, 4, keep)
-        tensors = (projected, which_TB, bias_H, states_TBH, kept_TBGH)
-        self._run("gru_forward", narrow, weight_GH.t(), states_TBH, *tensors)
+        tensors = (projected, which_TB, bias_H, states_TBH, None, kept_TBGH)
+        self._run("forward", narrow, weight_GH.t(), states_TBH, CELL_NAMES.index("gru"), *tensors)
         return kept_TBGH
 
     def gru_backward(
@@ -189,7 +187,7 @@ class Loops(Library):
         narrow: bool,
         weight_KN: Tensor,
         like_TBH: Tensor,
-        *rest: Tensor | None,
+        *rest: Tensor | int | None,
     ) -> None:
         """Call a function for as many steps, lanes and units as ``like_TBH`` has.
 

@@ -461,9 +461,14 @@ INLINE float tangent(float x)
     return e / (e + 2.0f);
 }
 
-/* ---- The recurrences ----
- *
- * Units `from` to `to` of a lane's step.
+/* ---- The recurrences ---- */
+
+/* In the order of charrnn/config.py's CELL_NAMES. */
+enum { RNN, LSTM, GRU };
+
+static long gates_of(long cell) { return cell == LSTM ? 4 : cell == GRU ? 3 : 1; }
+
+/* Units `from` to `to` of a lane's step.
  *
  *   sum      [gates * H]: U h
  *   x        [gates * H]: W x + b

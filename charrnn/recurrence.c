@@ -37,15 +37,19 @@ static long room_of(matrix m) { return m.count * WIDTH + m.inner; }
 #define EACH_SHARE                                                                               \
     _Pragma("omp parallel for if(threads > 1)")                                                  \
     for (long share = 0; share < threads; share++)
-#define PROJECTED(at, width) (projected + (which ? which[at] : (at)) * (width))
 #define FIRST (lanes * share / threads)
 #define LAST (lanes * (share + 1) / threads)
 
-void rnn_forward(long threads, long narrow, long steps, long lanes, long hidden,
-                 const void *panels, const float *projected, const int64_t *which, float *states,
-                 float *room)
+/*   cell     RNN, LSTM or GRU
+ *   bias     [H], a GRU's second bias; else none
+ *   cells    [T + 1, B, H], an LSTM's c; the first is given, the others are written; else none
+ */
+void forward(long threads, long narrow, long steps, long lanes, long hidden, const void *panels,
+             long cell, const float *projected, const int64_t *which, const float *bias,
+             float *states, float *cells, float *kept, float *room)
 {
-    const matrix m = as_matrix(panels, hidden, hidden, narrow ? NARROWS : FLOATS);
+    const long gates = gates_of(cell) * hidden;
+    const matrix m = as_matrix(panels, hidden, gates, narrow ? NARROWS : FLOATS);
     EACH_SHARE {
         const long first = FIRST, rows = LAST - first;
         float *sums = room + first * room_of(m);
@@ -53,9 +57,17 @@ void rnn_forward(long threads, long narrow, long steps, long lanes, long hidden,
             multiply(m, 0, m.count, rows, states + (t * lanes + first) * hidden, hidden, sums,
                      sums + rows * m.count * WIDTH);
             for (long row = 0; row < rows; row++) {
-                const long at = t * lanes + first + row;
-                const float *sum = sums + row * m.count * WIDTH, *x = PROJECTED(at, hidden);
-                rnn_units(0, hidden, sum, x, states + (at + lanes) * hidden);
+                const long at = t * lanes + first + row, next = (at + lanes) * hidden;
+                const float *sum = sums + row * m.count * WIDTH;
+                const float *x = projected + (which ? which[at] : at) * gates;
+                if (cell == RNN)
+                    rnn_units(0, hidden, sum, x, states + next);
+                else if (cell == LSTM)
+                    lstm_units(0, hidden, hidden, sum, x, cells + at * hidden, cells + next,
+                               states + next, kept ? kept + at * 5 * hidden : 0);
+                else
+                    gru_units(0, hidden, hidden, sum, x, bias, states + at * hidden,
+                              states + next, kept ? kept + at * 4 * hidden : 0);
             }
         }
     }
@@ -84,30 +96,6 @@ void rnn_backward(long threads, long narrow, long steps, long lanes, long hidden
             for (long row = 0; row < rows; row++)
                 memcpy(dh + (first + row) * hidden, sums + row * m.count * WIDTH,
                        hidden * sizeof *dh);
-        }
-    }
-}
-
-/*   cells    [T + 1, B, H]: c; the first is given, forward writes the others
- */
-void lstm_forward(long threads, long narrow, long steps, long lanes, long hidden,
-                  const void *panels, const float *projected, const int64_t *which, float *states,
-                  float *cells, float *kept, float *room)
-{
-    const matrix m = as_matrix(panels, hidden, 4 * hidden, narrow ? NARROWS : FLOATS);
-    EACH_SHARE {
-        const long first = FIRST, rows = LAST - first;
-        float *sums = room + first * room_of(m);
-        for (long t = 0; t < steps; t++) {
-            multiply(m, 0, m.count, rows, states + (t * lanes + first) * hidden, hidden, sums,
-                     sums + rows * m.count * WIDTH);
-            for (long row = 0; row < rows; row++) {
-                const long at = t * lanes + first + row;
-                const float *sum = sums + row * m.count * WIDTH, *x = PROJECTED(at, 4 * hidden);
-                lstm_units(0, hidden, hidden, sum, x, cells + at * hidden,
-                           cells + (at + lanes) * hidden, states + (at + lanes) * hidden,
-                           kept ? kept + at * 5 * hidden : 0);
-            }
         }
     }
 }
@@ -144,27 +132,6 @@ void lstm_backward(long threads, long narrow, long steps, long lanes, long hidde
             for (long row = 0; row < rows; row++)
                 memcpy(dh + (first + row) * hidden, sums + row * m.count * WIDTH,
                        hidden * sizeof *dh);
-        }
-    }
-}
-
-void gru_forward(long threads, long narrow, long steps, long lanes, long hidden,
-                 const void *panels, const float *projected, const int64_t *which, const float *bias,
-                 float *states, float *kept, float *room)
-{
-    const matrix m = as_matrix(panels, hidden, 3 * hidden, narrow ? NARROWS : FLOATS);
-    EACH_SHARE {
-        const long first = FIRST, rows = LAST - first;
-        float *sums = room + first * room_of(m);
-        for (long t = 0; t < steps; t++) {
-            multiply(m, 0, m.count, rows, states + (t * lanes + first) * hidden, hidden, sums,
-                     sums + rows * m.count * WIDTH);
-            for (long row = 0; row < rows; row++) {
-                const long at = t * lanes + first + row;
-                const float *sum = sums + row * m.count * WIDTH, *x = PROJECTED(at, 3 * hidden);
-                gru_units(0, hidden, hidden, sum, x, bias, states + at * hidden,
-                          states + (at + lanes) * hidden, kept ? kept + at * 4 * hidden : 0);
-            }
         }
     }
 }

@@ -13,9 +13,6 @@
 int omp_get_thread_num(void);
 int omp_get_num_threads(void);
 
-/* In the order of charrnn/config.py's CELL_NAMES. */
-enum { RNN, LSTM, GRU };
-
 typedef struct {
     const void *inputs;    /* panels of W' over its rows; none in the lowest layer */
     const void *recurrent; /* panels of U' over its rows */
@@ -23,8 +20,6 @@ typedef struct {
     const float *second;   /* [H], a GRU's second bias; else none */
     float *h, *c;          /* [B, H], the states, which are replaced; c of an LSTM */
 } layer;
-
-static long gates_of(long cell) { return cell == LSTM ? 4 : cell == GRU ? 3 : 1; }
 
 static long least(long a, long b) { return a < b ? a : b; }
 

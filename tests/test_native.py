@@ -91,7 +91,7 @@ def test_c_is_told_how_many_threads_there_are(
     monkeypatch.setattr(torch, "get_num_threads", lambda: there)
     run(cell, torch.float32)
     calls = {name: call for name, call, _ in library.mock_calls}
-    assert calls.keys() == {f"{cell}_forward", f"{cell}_backward"}
+    assert calls.keys() == {"forward", f"{cell}_backward"}
     assert [arguments[0].value for arguments in calls.values()] == [expected] * 2
 
 
