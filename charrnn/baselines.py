@@ -79,27 +79,13 @@ def _symbol_counts(counts: Mapping[int, int], vocabulary: Vocabulary) -> NDArray
 # Compressors ---------------------------------------------------------------------
 
 
-def _gzip() -> zlib._Compress:
-    """Return what ``gzip -9`` does: Lempel-Ziv 1977 and Huffman codes, 32 KiB back."""
-    with_gzip_header = 16 + zlib.MAX_WBITS
-    return zlib.compressobj(9, wbits=with_gzip_header)
-
-
-def _bzip2() -> bz2.BZ2Compressor:
-    """Return what ``bzip2 -9`` does: the Burrows-Wheeler transform of 900 kB blocks."""
-    return bz2.BZ2Compressor(9)
-
-
-def _xz() -> lzma.LZMACompressor:
-    """Return what ``xz -9e`` does: Lempel-Ziv with Markov chains, 64 MiB back."""
-    return lzma.LZMACompressor(preset=9 | lzma.PRESET_EXTREME)
-
-
-#: Name -> a new compressor, of the standard library, at its strongest.
+#: Name -> a new compressor, of the standard library, at its strongest: ``gzip -9`` (Lempel-Ziv 1977
+#: and Huffman codes, 32 KiB back; 16 stands for its header), ``bzip2 -9`` (the Burrows-Wheeler
+#: transform of 900 kB blocks) and ``xz -9e`` (Lempel-Ziv with Markov chains, 64 MiB back).
 COMPRESSORS: dict[str, Callable[[], zlib._Compress | bz2.BZ2Compressor | lzma.LZMACompressor]] = {
-    "gzip": _gzip,
-    "bzip2": _bzip2,
-    "xz": _xz,
+    "gzip": lambda: zlib.compressobj(9, wbits=16 + zlib.MAX_WBITS),
+    "bzip2": lambda: bz2.BZ2Compressor(9),
+    "xz": lambda: lzma.LZMACompressor(preset=9 | lzma.PRESET_EXTREME),
 }
 
 
