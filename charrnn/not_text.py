@@ -39,7 +39,11 @@ def undecodable(
         return refusal
     first = offset - len(state[0])
     if isinstance(error, UnicodeDecodeError) and _is_text_so_far(data, encoding, state):
-        return _cut(path, encoding, error, first, size)
+        start = first + error.start
+        return NotTextError(
+            f"{shown(path)} ends in the middle of a character of {encoding}, at byte {start:,}: "
+            f"if it was cut, drop its last {counted(size - start, 'byte')}; else {_OTHERWISE}"
+        )
     return _not_text(path, encoding, error, first, head)
 
 
@@ -73,17 +77,6 @@ def _is_text_so_far(data: bytes, encoding: str, state: State) -> bool:
     except UnicodeError:
         return False
     return True
-
-
-def _cut(
-    path: Path, encoding: str, error: UnicodeDecodeError, offset: int, size: int
-) -> NotTextError:
-    """Say that a file ends in the middle of a character; ``offset`` as for ``_not_text``."""
-    start = offset + error.start
-    return NotTextError(
-        f"{shown(path)} ends in the middle of a character of {encoding}, at byte {start:,}: if it "
-        f"was cut, drop its last {counted(size - start, 'byte')}; else {_OTHERWISE}"
-    )
 
 
 def _not_text(
