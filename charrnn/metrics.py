@@ -137,16 +137,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _remove_cut_line(fd: int) -> None:
-    """Cut a file back to the end of its last whole line."""
-    size = end = os.fstat(fd).st_size
-    while end > 0:
-        start = max(0, end - 65536)
-        newline = os.pread(fd, end - start, start).rfind(b"\n")
-        if newline >= 0:
-            end = start + newline + 1
-            break
-        end = start
-    if end < size:
+    """Cut a file that was just opened back to the end of its last whole line."""
+    with os.fdopen(fd, "rb", closefd=False) as file:
+        content = file.read()
+    if (end := content.rfind(b"\n") + 1) < len(content):
         os.ftruncate(fd, end)
 
 
