@@ -1,4 +1,4 @@
-"""Exact scores of a text under a model.
+"""Scores of a text under a model.
 
 A text of n characters has n - 1 predictions (the first character has nothing to
 be predicted from), and all sums are divided by exactly that number. A price is -ln p,
