@@ -6,8 +6,8 @@ layer's input product, which can take only V values, is computed once and looked
 
 A long text's steps are C, one call each (``steps``). Those of its first second, and all where
 nothing compiles, are numpy's, whose calls cost a fraction of torch's (but for some
-matrices on Intel's processors). There the logistic function is tanh at half the argument; the
-rows of its gates are halved beforehand, so that one call of tanh serves all gates of a step.
+matrices on Intel's processors). There the logistic function is tanh at half the argument, so
+that one call of tanh serves all gates of a step.
 Several texts side by side turn the products into those of matrices, which oneDNN multiplies, with
 its weights packed once.
 
@@ -163,13 +163,9 @@ class NumpyStepper:
         layers = model.layers()
         with torch.inference_mode():
             self._layers = [_LAYERS[type(cell)](cell, lanes, weights) for cell in layers]
-            lowest, halves_G1 = layers[0], _halves(layers[0])
-            table_VG = torch.addmm(
-                lowest.bias * halves_G1[:, 0],
-                model.embedding.weight,
-                (lowest.weight_input * halves_G1).t(),
-            )
-            self._inputs = [_input_product(cell, lanes, weights) for cell in layers[1:]]
+            lowest, *upper = layers
+            table_VG = torch.addmm(lowest.bias, model.embedding.weight, lowest.weight_input.t())
+            self._inputs = [_input_product(cell, lanes, weights) for cell in upper]
             self._head = _product(model.head.weight, lanes, weights)
         self._table_VG = _array(table_VG)
         self._states: list[list[Array]] = [[_array(part) for part in state] for state in hidden]
@@ -192,11 +188,10 @@ class NumpyStepper:
 
 
 class _Layer:
-    """One cell's recurrent weights, those of its logistic gates halved, and its step."""
+    """One cell's recurrent weights, and its step."""
 
     def __init__(self, cell: Cell, lanes: int, weights: WeightsName) -> None:
-        # Half of a float is exact, in 8 bits with a scale too.
-        self._recurrent = _product(cell.weight_recurrent * _halves(cell), lanes, weights)
+        self._recurrent = _product(cell.weight_recurrent, lanes, weights)
         self._width = cell.hidden
 
     def step(self, gates_BG: Array, state: list[Array]) -> list[Array]:
@@ -211,12 +206,19 @@ class _RNN(_Layer):
 
 
 class _LSTM(_Layer):
+    def __init__(self, cell: Cell, lanes: int, weights: WeightsName) -> None:
+        super().__init__(cell, lanes, weights)
+        # sigma(x) = tanh(x / 2) / 2 + 1 / 2; the third gate, the candidate, is a tanh itself.
+        self._halves_G = np.repeat(np.array([0.5, 0.5, 1, 0.5], np.float32), cell.hidden)
+        self._rest_G = 1 - self._halves_G
+
     def step(self, gates_BG: Array, state: list[Array]) -> list[Array]:
         gates_BG += self._recurrent(state[0])
+        gates_BG *= self._halves_G
         np.tanh(gates_BG, out=gates_BG)
+        gates_BG *= self._halves_G
+        gates_BG += self._rest_G
         in_BH, forget_BH, candidate_BH, out_BH = _blocks(gates_BG, 4, self._width)
-        _finish_sigmoid(gates_BG[:, : 2 * self._width])
-        _finish_sigmoid(out_BH)
         c_BH: Array = forget_BH * state[1]
         c_BH += np.multiply(in_BH, candidate_BH, out=candidate_BH)
         h_BH = np.tanh(c_BH)
@@ -237,8 +239,10 @@ class _GRU(_Layer):
         *_, input_BH = _blocks(gates_BG, 3, self._width)
         reset_update_B2H = recurrent_BG[:, : 2 * self._width]
         reset_update_B2H += gates_BG[:, : 2 * self._width]
+        reset_update_B2H *= 0.5
         np.tanh(reset_update_B2H, out=reset_update_B2H)
-        _finish_sigmoid(reset_update_B2H)
+        reset_update_B2H *= 0.5
+        reset_update_B2H += 0.5
         reset_BH, update_BH = _blocks(reset_update_B2H, 2, self._width)
         candidate_BH += self._bias_recurrent_H
         candidate_BH *= reset_BH
@@ -252,21 +256,6 @@ class _GRU(_Layer):
 
 _LAYERS: dict[type[Cell], type[_Layer]] = {RNN: _RNN, LSTM: _LSTM, GRU: _GRU}
 
-#: Which blocks of a cell's stacked gates are logistic: half the argument of a tanh.
-_LOGISTIC = {RNN: (False,), LSTM: (True, True, False, True), GRU: (True, True, False)}
-
-
-def _halves(cell: Cell) -> Tensor:
-    """Return 0.5 for the rows of logistic gates and 1 for the others, [G, 1]."""
-    factors = [0.5 if logistic else 1.0 for logistic in _LOGISTIC[type(cell)]]
-    return torch.tensor(factors).repeat_interleave(cell.hidden)[:, None]
-
-
-def _finish_sigmoid(tanh: Array) -> None:
-    """Turn tanh(x / 2) into the logistic function of x, in place."""
-    tanh *= 0.5
-    tanh += 0.5
-
 
 def _blocks(gates_BG: Array, count: int, width: int) -> list[Array]:
     return [gates_BG[:, n * width : (n + 1) * width] for n in range(count)]
@@ -274,9 +263,8 @@ def _blocks(gates_BG: Array, count: int, width: int) -> list[Array]:
 
 def _input_product(cell: Cell, lanes: int, weights: WeightsName) -> Product:
     """Return the input product of a layer that reads another one's output, bias included."""
-    halves_G1 = _halves(cell)
-    product = _product(cell.weight_input * halves_G1, lanes, weights)
-    bias_G = _array(cell.bias * halves_G1[:, 0])
+    product = _product(cell.weight_input, lanes, weights)
+    bias_G = _array(cell.bias)
 
     def run(below_BH: Array) -> Array:
         gates_BG = product(below_BH)
