@@ -312,15 +312,10 @@ def _instead_of(path: Path) -> str:
     return f"did you mean {shown(runs[near[0]])}?" if near else "check its name"
 
 
-def load(path: str | Path, *, with_data: bool = True) -> Checkpoint:
+def load(path: str | Path) -> Checkpoint:
     """Read a checkpoint, having checked every bit of it.
 
     Nothing in the file is executed, and memory stays within a small multiple of its size.
-
-    Args:
-        path: the file.
-        with_data: keep the data of the tensors; else they have shape and dtype alone, on the
-            device "meta", and memory stays within a small multiple of the header's size.
 
     Raises:
         NoCheckpointError: it never was a checkpoint.
@@ -335,13 +330,8 @@ def load(path: str | Path, *, with_data: bool = True) -> Checkpoint:
         if info["format"] != FORMAT:
             _check_rest(file, digest, info["sha256"])
             raise _other_format(path, info)
-        entries = _read_entries(header, size - len(head))
-        if not with_data:
-            _check_rest(file, digest, info["sha256"])
-            outlines = {n: torch.empty(s, dtype=d, device="meta") for n, d, s in entries}
-            return _checkpoint(path, info, outlines)
         tensors = {}
-        for name, dtype, shape in entries:
+        for name, dtype, shape in _read_entries(header, size - len(head)):
             flat = _empty(math.prod(shape), dtype)
             _read_into(file, _memory(flat))
             digest.update(_memory(flat))

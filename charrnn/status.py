@@ -1,6 +1,6 @@
 """How a run stands, as a checkpoint says it: what it is, how far it has come, how it goes on.
 
-No text is read, and no tensor is kept.
+No text is read.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def read_status(path: Path) -> RunStatus:
         CheckpointError: the file is not a whole checkpoint, or a field of it is not usable.
     """
     file = _newest(path)
-    model, vocabulary, checkpoint = load_model(file, torch.device("meta"))
+    model, vocabulary, checkpoint = load_model(file, torch.device("cpu"))
     text = checkpoint.record("text", TextRecord)
     run = RunSummary(
         shape=model.config,

@@ -24,13 +24,13 @@ def load_model(path: Path, device: torch.device) -> tuple[CharModel, Vocabulary,
 
     Args:
         path: a checkpoint, or a run's folder (its best one is taken).
-        device: where to compute; "meta": nowhere, and no weight is kept.
+        device: where to compute.
 
     Raises:
         CheckpointError: the file is not a whole checkpoint.
     """
     file = find(path)
-    checkpoint = load(file, with_data=device.type != "meta")
+    checkpoint = load(file)
     shape, vocabulary = described(checkpoint, file)
     model = with_weights(shape, prefixed(checkpoint.tensors, "model."), file)
     return model.to(device).eval(), vocabulary, replace(checkpoint, tensors={}, path=path)

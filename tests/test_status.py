@@ -240,14 +240,6 @@ def test_made_elsewhere_of_a_text_that_is_gone(cli: Cli, run: Run) -> None:
     assert (as_json["processor"], as_json["go_on"]) == (None, None)
 
 
-def test_keeps_no_tensor(cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def kept(*_: object) -> None:
-        pytest.fail("a tensor was read")
-
-    monkeypatch.setattr("charrnn.checkpoint._empty", kept)
-    assert cli("inspect", trained).code == 0
-
-
 def test_a_run_of_a_comparison_goes_on_with_it(cli: Cli, run: Run, prose: Path) -> None:
     path = run(f"all/lstm-seed1/{LAST}", **unfinished())
     plan = path.parent.parent / PLAN
