@@ -196,14 +196,14 @@ def write(fd: int, checkpoint: Checkpoint) -> None:
             rest = rest[os.write(fd, rest) :]
 
 
-def save(path: str | Path, checkpoint: Checkpoint) -> None:
+def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint; when this returns, its bytes and its name are on disk.
 
     Raises:
         RunFolderError: disk full, no permission, no such folder; what was at ``path`` stays.
         ValueError: a tensor's name or dtype, or something in ``meta``, has no place in the format.
     """
-    with replacing(Path(path)) as fd:
+    with replacing(path) as fd:
         write(fd, checkpoint)
 
 
@@ -271,7 +271,7 @@ def _memory(block: Tensor) -> memoryview:
 # Reading ---------------------------------------------------------------------
 
 
-def find(path: str | Path) -> Path:
+def find(path: Path) -> Path:
     """Return the checkpoint file that a path means: the file itself, or one in a run's folder.
 
     Of a run it is the best by validation, and the last where nothing was validated.
@@ -280,7 +280,6 @@ def find(path: str | Path) -> Path:
         NoCheckpointError: it is a folder without one.
         CheckpointError: there is no such path, or it cannot be read.
     """
-    path = Path(path)
     try:
         if not exists(path):
             raise CheckpointError(
@@ -312,7 +311,7 @@ def _instead_of(path: Path) -> str:
     return f"did you mean {shown(runs[near[0]])}?" if near else "check its name"
 
 
-def load(path: str | Path) -> Checkpoint:
+def load(path: Path) -> Checkpoint:
     """Read a checkpoint, having checked every bit of it.
 
     Nothing in the file is executed, and memory stays within a small multiple of its size.
@@ -322,7 +321,6 @@ def load(path: str | Path) -> Checkpoint:
         DamagedCheckpointError: the bytes are not those of a checkpoint as it was written.
         CheckpointError: the file cannot be read, or its format is not ``FORMAT``.
     """
-    path = Path(path)
     with _reading(path) as (file, size):
         head = _read_head(file, size)
         header, info = _parse_head(head)
@@ -345,7 +343,7 @@ def load(path: str | Path) -> Checkpoint:
         return _checkpoint(path, info, tensors)
 
 
-def read_description(path: str | Path) -> Checkpoint:
+def read_description(path: Path) -> Checkpoint:
     """Return a checkpoint without its tensors, neither reading them nor checking the SHA-256.
 
     For a glance at a run, such as the step it has come to.
@@ -353,7 +351,6 @@ def read_description(path: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: as ``load``, as far as the header shows it.
     """
-    path = Path(path)
     with _reading(path) as (file, size):
         head = _read_head(file, size)
         header, info = _parse_head(head)

@@ -81,7 +81,7 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, path: str | Path, keep: int = 1, command: str = "", *, over_best: bool = False
+        cls, path: Path, keep: int = 1, command: str = "", *, over_best: bool = False
     ) -> Self:
         """Make a run's folder, with its parents, and hold it.
 
@@ -100,7 +100,6 @@ class RunFolder:
             RunFolderError: it holds a run already, another process holds it, or it cannot be made.
         """
         assert keep >= 0
-        path = Path(path)
         made, lock = _make_and_lock(path, command)
         folder = cls(path, lock, keep)
         folder._removable = [path / LOCK, *made] if lock.made else []
@@ -119,14 +118,13 @@ class RunFolder:
         return folder
 
     @classmethod
-    def open_existing(cls, path: str | Path, keep: int = 1, command: str = "") -> Self:
+    def open_existing(cls, path: Path, keep: int = 1, command: str = "") -> Self:
         """Hold the folder of a run that is to go on; arguments as in ``create``.
 
         Raises:
             RunFolderError: there is no run in it, another process holds it, or it is not writable.
         """
         assert keep >= 0
-        path = Path(path)
         instead = "leave --resume out to start one there"
         with refusals(path, "cannot read the run's folder"):
             if path.is_file():

@@ -474,7 +474,7 @@ def test_find_takes_a_file_or_a_folder(tmp_path: Path) -> None:
     for name in ("best.safetensors", "last.safetensors", "other"):
         (tmp_path / name).touch()
     assert find(tmp_path) == tmp_path / "best.safetensors"
-    assert find(str(tmp_path / "other")) == tmp_path / "other"
+    assert find(tmp_path / "other") == tmp_path / "other"
     (tmp_path / "best.safetensors").unlink()
     assert find(tmp_path) == tmp_path / "last.safetensors", "a run without validation"
 
@@ -514,7 +514,7 @@ def test_the_nearest_name_is_told(
     for file in ("checkpoints/poems-lstm/best", "elsewhere/poems-gru/last"):
         Path(f"{file}.safetensors").touch()
     with pytest.raises(CheckpointError) as caught:
-        find(name)
+        find(Path(name))
     advice = f"did you mean {near}?" if near else "check its name"
     assert str(caught.value) == f"{name}: no such checkpoint or run's folder: {advice}"
 

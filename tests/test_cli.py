@@ -1624,7 +1624,7 @@ class TestEvaluate:
             "text tells more\n"
         )
         assert cli("evaluate", trained / "last.safetensors", "--part", "valid").err == ""
-        copy = shutil.copy(trained / "best.safetensors", tmp_path / "mine.safetensors")
+        copy = Path(shutil.copy(trained / "best.safetensors", tmp_path / "mine.safetensors"))
         assert said in cli("evaluate", copy, "--part", "valid").err
         later = load(copy)
         later.meta["progress"]["best_step"] -= 1

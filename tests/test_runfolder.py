@@ -340,7 +340,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, path: str) -> None:
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="no /proc")
 def test_a_folder_that_is_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runfolder, "PATIENCE", 0.05)
-    line = said(lambda: RunFolder.create("/proc/run"))
+    line = said(lambda: RunFolder.create(Path("/proc/run")))
     assert line.startswith("/proc/run: cannot make the run's folder: ")
 
 
