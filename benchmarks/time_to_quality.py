@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from benchmarks.common import Reference, ReferenceTraining, in_turns, results_file, write_results
 from charrnn.config import CELL_NAMES, CellName
-from charrnn.device import choose_device, multiplies_bf16, synchronise
+from charrnn.device import choose_device, keep_freed_memory, multiplies_bf16, synchronise
 from charrnn.machine import machine
 
 #: The reference's, of AdamW, before its decay; the updates over which it warms up to that, and
@@ -180,7 +180,8 @@ def main() -> None:
     parser.add_argument("--json", type=results_file, help="write the results here")
     chosen = parser.parse_args()
     text = chosen.corpora / chosen.text
-    device = choose_device("auto")  # the reference's memory is kept as ours is, too
+    keep_freed_memory()  # for the reference, too, as `charrnn train` does
+    device = choose_device("auto")
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as folder:
         for minutes in [0.1] if chosen.quick else chosen.minutes:

@@ -519,14 +519,16 @@ def train(
         stop = stack.enter_context(StopSignals())
 
         from charrnn.comparison import refuse_comparison
-        from charrnn.device import choose_device
+        from charrnn.device import choose_device, keep_freed_memory
         from charrnn.reading import refuse_text_within
         from charrnn.resuming import resume as resume_run
         from charrnn.runfolder import RunFolder
         from charrnn.starting import start as start_run
         from charrnn.watching import watch_run
 
-        where = choose_device(device)
+        keep_freed_memory()
+        # A run that goes on computes where it did, if nothing else is asked for.
+        where = None if resume and device == "auto" else choose_device(device)
         path = run or _default_run(text.texts, cell or _cell_of(init_from))
         refuse_comparison(path)
         if not resume:
@@ -535,6 +537,7 @@ def train(
         folder = stack.enter_context(take(path, 1 if keep is None else keep, command))
         typed = stack.enter_context(spooled(text.texts, stop))
         if not resume:
+            assert where is not None
             new = start_run(
                 choices, text, folder=folder, device=where, init_from=init_from, spooled=typed
             )
@@ -545,7 +548,7 @@ def train(
         may_change = {name: fixed.pop(name) for name in ("lr", "patience") if name in fixed}
         old = resume_run(
             folder,
-            device=None if device == "auto" else where,
+            device=where,
             changes=budget | may_change,
             fixed=fixed,
             texts=text.texts,
@@ -625,13 +628,14 @@ def sample(
         raise UsageError("--length 0 never ends: leave out --json")
 
     from charrnn.compiler import find_compiler, why_none
-    from charrnn.device import choose_device, in_words
+    from charrnn.device import choose_device, in_words, keep_freed_memory
     from charrnn.sample_view import collect, print_as_json, print_as_made, print_samples
     from charrnn.sampling import encode_stop, prepare_prompt, unwarned
     from charrnn.sampling import sample as draw
     from charrnn.steps import Steps
     from charrnn.trained import load_model
 
+    keep_freed_memory()
     where = choose_device(device)
     if config.weights != "fp32" and where.type != "cpu":
         raise UsageError(f"--weights {config.weights} is for a CPU: leave it out on {where.type}")
@@ -769,12 +773,13 @@ def evaluate(
             )
 
     from charrnn.assessment import refuse_non_finite
-    from charrnn.device import choose_device, in_words
+    from charrnn.device import choose_device, in_words, keep_freed_memory
     from charrnn.score_view import print_assessments
     from charrnn.subject import load_subjects, remarks
     from charrnn.terminal import to_json
     from charrnn.watching import watch_scoring
 
+    keep_freed_memory()
     where = choose_device(device)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())  # so that nothing is left behind
@@ -986,20 +991,22 @@ def compare(
 
         import torch
 
-        from charrnn.device import choose_device
+        from charrnn.device import choose_device, keep_freed_memory
         from charrnn.score_view import print_comparison
         from charrnn.terminal import to_json
         from charrnn.watching import watch_comparison
 
-        where = choose_device(device)
+        keep_freed_memory()
+        if device != "auto" or plan.device is None:
+            where = choose_device(device)
+        elif all(read_results(folder, plan)):  # nothing is left to train: it only says where
+            where = torch.device(plan.device)
+        else:
+            where = _device_of(plan.device)
         if not resume:
             plan = replace(plan, device=cast("DeviceName", where.type))
             if not texts and waits_unread():
                 say("note: standard input is not read: give the text as a file")
-        elif device == "auto" and plan.device is not None:
-            # Where nothing is left to train, it only says where that was done.
-            is_finished = all(read_results(folder, plan))
-            where = torch.device(plan.device) if is_finished else _device_of(plan.device)
         if report is not None:
             refuse_report_in_text(report, plan, folder)
         words = resume_words(folder) + changed
@@ -1177,13 +1184,14 @@ def inspect_recurrence(
         check_report(report)
 
     from charrnn.activity import Unit
-    from charrnn.device import choose_device, in_words
+    from charrnn.device import choose_device, in_words, keep_freed_memory
     from charrnn.inspection_view import print_inspection
     from charrnn.subject import load_subjects
     from charrnn.terminal import to_json
     from charrnn.trained import shape_of
     from charrnn.watching import watch_inspection
 
+    keep_freed_memory()
     where = choose_device(device)
     # What the model lacks is refused before a long text is read.
     watched = None if unit is None else Unit.parse(unit, shape_of(checkpoint))

@@ -22,13 +22,11 @@ def choose_device(name: str) -> torch.device:
     """Return the device to compute on.
 
     "auto" takes a CUDA GPU where there is one; but the CPU where this torch has no kernels for it,
-    of which torch itself warns. The process is made to keep the memory that it frees
-    (``keep_freed_memory``).
+    of which torch itself warns.
 
     Raises:
         UsageError: the device does not exist here, or torch cannot compute on it now.
     """
-    keep_freed_memory()
     if name not in ("auto", *get_args(DeviceName)):
         raise UsageError(f"--device must be auto, cpu, cuda or mps, not {name!r}")
     if name in ("auto", "cuda") and torch.cuda.is_available():

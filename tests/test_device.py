@@ -16,7 +16,7 @@ import torch
 from charrnn import device
 from charrnn.device import choose_device, is_here, multiplies_bf16
 from charrnn.errors import UsageError
-from tests.conftest import ENVIRONMENT
+from tests.conftest import ENVIRONMENT, Cli
 
 #: Allocates and frees the tensors of some updates; prints how many pages were cleared for them.
 _UPDATES = """
@@ -70,11 +70,19 @@ def test_memory_of_one_update_serves_the_next() -> None:
     assert cleared_pages("kept") < cleared_pages("as usual") / 10
 
 
-def test_whoever_computes_keeps_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: list[None] = []
-    monkeypatch.setattr("charrnn.device.keep_freed_memory", lambda: kept.append(None))
-    choose_device("cpu")
-    assert kept
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train", "train --resume --run none", "compare", "sample none",
+        "evaluate none --part valid", "inspect none --part valid",
+    ],
+)  # fmt: skip
+def test_whoever_computes_keeps_freed_memory(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    keep = mock.Mock(side_effect=UsageError("it was called"))
+    monkeypatch.setattr("charrnn.device.keep_freed_memory", keep)
+    assert cli(*words.split()).err == "charrnn: it was called\n"
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
@@ -135,6 +143,18 @@ def test_a_gpu_that_is_full_is_not_passed_over(ones: mock.Mock, name: str) -> No
         UsageError, match=r"^the GPU cannot compute: CUDA error: out of memory; --d"
     ):
         choose_device(name)
+
+
+def test_a_run_of_the_cpu_goes_on_where_the_gpu_is_full(
+    cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("train", prose, "--hidden", 5, "--run")
+    assert cli(*words, tmp_path / "run", "--device", "cpu", "--steps", 1).code == 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(device, "_cuda_refusal", lambda: "CUDA error: out of memory")
+    assert "the GPU cannot compute" in cli(*words, tmp_path / "new", "--steps", 1).err
+    again = cli("train", "--run", tmp_path / "run", "--resume", "--steps", 2)
+    assert (again.code, again.out) == (0, f"{tmp_path / 'run'}\n"), again.err
 
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0)])
