@@ -182,7 +182,7 @@ def _refuse_others(
     said = []
     if differ:
         given = [f"{flag(name)} {_short(fixed[name])}" for name in differ]
-        others = [_short(has[name] or "none") for name in differ]
+        others = ["none" if has[n] is None or has[n] is False else _short(has[n]) for n in differ]
         said.append(
             f"{joined(given, 'and')}: the run was started with {joined(others, 'and')}, and keeps "
             "that (a budget, --lr, --patience, --keep and --device may change)"

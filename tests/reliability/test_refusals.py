@@ -187,6 +187,14 @@ def test_all_options_that_differ_are_named_with_what_the_run_has(run: Path) -> N
     assert f"{differ}: the run was started with 8, {has.bptt} and 1, and keeps that" in said
 
 
+def test_a_zero_that_the_run_has_is_told(tmp_path: Path, tale: Path) -> None:
+    run = tmp_path / "run"
+    with RunFolder.create(run) as folder:
+        drive(begin(folder, tale, seed=0), lambda run: run.progress.step == 1)
+    said = refusal(run, "--seed", 7, "--reset-state")
+    assert "--reset-state True and --seed 7: the run was started with none and 0, and" in said
+
+
 def test_what_the_run_has_may_be_said_again(run: Path) -> None:
     checkpoint = load(run / "last.safetensors")
     model = checkpoint.record("model", ModelConfig)
