@@ -298,8 +298,6 @@ def _changed(
     new = TrainConfig(**values)
     if _is_another_budget(new, config):
         progress.planned_steps = progress.planned_at_step = progress.validate_every = None
-        if progress.validated_step is None:
-            progress.validate_characters = None  # there is no loss yet for others to compare with
         notes.append(
             f"the schedule is planned anew for {_budget(new)}, what was done before included (it "
             f"was {_budget(config)})"

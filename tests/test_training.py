@@ -796,19 +796,24 @@ def test_a_best_checkpoint_that_is_lost_is_made_again(
     assert load(path).meta["progress"]["best_nats"] == 2.0
 
 
-@pytest.mark.parametrize("validated", [False, True])
+@pytest.mark.parametrize(("step", "best"), [(1, None), (1, 0.5), (3, None), (3, 0.5)])
 def test_a_new_budget_keeps_what_losses_are_measured_on(
-    start_run: StartRun, validated: bool
+    start_run: StartRun, step: int, best: float | None
 ) -> None:
-    """Only if there is one to compare with: the new one may be too short for it."""
+    """Only if there is one to compare with, if only that of a best checkpoint saved later."""
     run = start_run(steps=9, validate_every=2)
-    list(train(run, lambda: "stop" if run.progress.step == 1 + 2 * validated else None))
+    list(train(run, lambda: "stop" if run.progress.step == step else None))
     run.progress.validate_characters = 17
     run.save()
+    if best is not None:
+        run.progress.best_nats, run.progress.best_step = best, 4
+        run.save_best()
     run.folder.close()
     with RunFolder.open_existing(run.folder.path) as folder:
         again = resume(folder, device=CPU, changes={"steps": 11})
-        assert again.progress.validate_characters == (17 if validated else None)
+        assert (again.better.best_nats if again.better else None) == best
+        next(train(again))
+    assert (again.progress.validate_characters == 17) == (step == 3 or best is not None)
 
 
 @pytest.mark.parametrize("more", [0, 1])
