@@ -134,10 +134,7 @@ class _Loop:
         if run.is_finished:
             return  # what time may be left was not enough then
         # Some may be due before the minutes are planned; what the first scores, all others do.
-        if progress.planned_steps is None and (
-            self._starts_trained() or run.config.validate_every is not None
-        ):
-            self.planner.size_validations()
+        self.planner.size_validations()
         batches = run.lanes.batches(progress.step)
         told_stopped, told_uncaptured = 0.0, False
         while True:
@@ -292,16 +289,12 @@ class _Loop:
 
     # -- validation and saving -------------------------------------------------------
 
-    def _starts_trained(self) -> bool:
-        """Whether the weights are another model's, as it was: what training has to improve on."""
-        return self.run.progress.step == 0 and self.run.config.init_from is not None
-
     def _validation_due(self) -> bool:
         run, progress = self.run, self.run.progress
         if run.valid is None or progress.validated_step == progress.step:
             return False
-        if progress.step == 0:
-            return self._starts_trained()
+        if progress.step == 0:  # another model's weights as they were are what to improve on
+            return run.config.init_from is not None
         every = run.config.validate_every or progress.validate_every
         return run.is_over or (every is not None and progress.step % every == 0)
 
@@ -309,12 +302,12 @@ class _Loop:
         """Score the held-out part; training's state and random numbers stay as they are."""
         run, progress = self.run, self.run.progress
         assert run.valid is not None
+        assert progress.validate_characters is not None, "the planner has set it"
         yield Validating()
         self._flush()
         self._tick()
         started = progress.seconds
-        # All, where the run is over before the planner has set it.
-        part = run.valid.first(progress.validate_characters or run.valid.characters)
+        part = run.valid.first(progress.validate_characters)
         try:
             scores = score(
                 run.model, part, run.vocabulary, should_stop=lambda: bool(self.should_stop())
