@@ -142,7 +142,8 @@ class _Loop:
             if (stopped := self.clock.stopped) > told_stopped:
                 yield Paused(stopped - told_stopped)
                 told_stopped = stopped
-            if self._stopping():
+            self.stop_reason = self.stop_reason or self.should_stop()
+            if self.stop_reason is not None:
                 return
             # The time of updates that nobody has waited for is not known.
             if not self.pending:
@@ -182,10 +183,6 @@ class _Loop:
         self.run.progress.seconds += now - self.ticked_at
         self.ticked_at = now
 
-    def _stopping(self) -> bool:
-        self.stop_reason = self.stop_reason or self.should_stop()
-        return self.stop_reason is not None
-
     def _plan(self) -> Iterator[Event]:
         """Turn the minutes that are left into updates, validations and saves taken off."""
         run, progress = self.run, self.run.progress
@@ -195,7 +192,6 @@ class _Loop:
             yield from self._validate()
             if not progress.validations:
                 return  # stopped within: planned when the run goes on
-            self._tick()
         yield self.planner.plan()
 
     # -- what an update leaves behind ------------------------------------------------
@@ -280,12 +276,12 @@ class _Loop:
             progress.smooth_loss = before + (loss - before) / min(rows, SMOOTHING)
         if progress.spike_step is not None:
             return
-        warm = before is not None and progress.step > 2 * self.run.config.warmup_steps
-        limit = before if before is not None and warm else self.run.baselines["uniform"]
+        mean = before if progress.step > 2 * self.run.config.warmup_steps else None
+        limit = self.run.baselines["uniform"] if mean is None else mean
         # What comes down after a jump is above the mean, too.
         if latest is not None and loss > max(latest, limit + SPIKE):
             progress.spike_step = progress.step
-            yield Spiked(progress.step, before if warm else None, loss)
+            yield Spiked(progress.step, mean, loss)
 
     # -- validation and saving -------------------------------------------------------
 
