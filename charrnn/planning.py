@@ -208,7 +208,6 @@ class Planner:
         if config.temperature_by_plan:
             config = replace(config, loss_temperature=held.loss_temperature)
         run.reconfigure(config)
-        run.update.forget_capture()
 
     def _budget(self) -> float:
         """Return the seconds that the user gave."""

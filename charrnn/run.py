@@ -310,13 +310,10 @@ class Run(_Standing):
         )
 
     def reconfigure(self, config: TrainConfig) -> None:
-        """Train by ``config`` from the next update on: another decay, temperature or warm-up.
-
-        An update that is captured as a graph holds what it was captured with
-        (``Update.forget_capture``).
-        """
+        """Train by ``config`` from the next update on: another decay, temperature or warm-up."""
         self.config = self.update.config = config
         self.update.optimiser.weight_decay = config.weight_decay
+        self.update.forget_capture()  # a captured graph holds what it was captured with
 
     def save(self) -> Path:
         """Write the complete state as the run's last checkpoint; return its path.

@@ -114,6 +114,7 @@ def stub_run(
             yield SimpleNamespace(characters=AN_UPDATE, unknown=0)
 
     update.optimiser = SimpleNamespace(set_rates=lambda *_: None)  # type: ignore[attr-defined]
+    update.forget_capture = lambda: None  # type: ignore[attr-defined]
     update.capture_failure = None  # type: ignore[attr-defined]
     valid = SimpleNamespace(
         characters=held_out, first=lambda n: SimpleNamespace(characters=min(n, held_out))
