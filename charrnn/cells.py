@@ -119,22 +119,14 @@ class Cell(nn.Module, ABC):
         """Do what ``forward`` promises, with these weights; the state after may be of any type."""
 
 
-#: The arithmetic of the loops in ``charrnn.loops``, by the type of their inputs.
-_LOOP_DTYPES = {
-    torch.float32: torch.float32,
-    torch.float64: torch.float64,
-    torch.bfloat16: torch.float32,
-}
-
-
 def _has_own_loop(x: Tensor) -> bool:
     """Whether the RNN and the GRU run in ``charrnn.loops``, rather than in torch."""
-    return x.device.type == "cpu" and x.dtype in _LOOP_DTYPES
+    return x.device.type == "cpu"
 
 
 def _typed(*tensors: Tensor, like: Tensor) -> tuple[Tensor, ...]:
     """Return tensors in the type in which the loops have what is not their inputs."""
-    dtype = _LOOP_DTYPES[like.dtype]
+    dtype = torch.promote_types(like.dtype, torch.float32)
     return tuple(tensor.to(dtype) for tensor in tensors)
 
 
