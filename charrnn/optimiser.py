@@ -204,7 +204,6 @@ class MuonAdamW(AdamW):
         self, model: CharModel, *, weight_decay: float = 0.0, decay_embedding: bool = False
     ) -> None:
         super().__init__(model, weight_decay=weight_decay, decay_embedding=decay_embedding)
-        self._gates = model.layers()[0].gates
         for name, weight in self._matrices.items():
             self._state[f"momentum.{name}"] = torch.zeros_like(weight)
         self._product_dtype = _product_dtype(model.head.weight)
@@ -226,7 +225,7 @@ class MuonAdamW(AdamW):
         )
         for w, u in self._layers:
             joined = torch.cat([nesterov[w], nesterov[u]], dim=1).to(self._product_dtype)
-            height, columns = len(joined) // self._gates, joined.shape[1]
+            height, columns = nesterov[u].shape[1], joined.shape[1]
             whole = orthogonalise(joined.view(-1, height, columns), BAND).to(weights[0].dtype)
             move = (whole * (self.lr * math.sqrt(columns / height))).view(-1, columns)
             inputs = self._matrices[w].shape[1]

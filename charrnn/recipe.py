@@ -154,7 +154,7 @@ def choose(
         training |= ONE_RATE[optimiser]
     if "lr" in chosen:
         # One flag moves both rates: the ratio between them is the recipe's.
-        chosen.setdefault("lr_adam", chosen["lr"] * training["lr_adam"] / training["lr"])
+        chosen["lr_adam"] = chosen["lr"] * training["lr_adam"] / training["lr"]
     if {"clip_value", "scale_norm"} & chosen.keys():
         training["clip_norm"] = None
     if chosen.get("clip_norm") == 0:
@@ -402,7 +402,6 @@ def _training(cell: CellName, bf16: bool) -> dict[str, Any]:
         "bptt": window,
         "lr": 0.014 if cell == "rnn" else 0.028,
         "lr_adam": 8.4e-3,
-        "weight_decay": WEIGHT_DECAY,
         "precision": "bf16" if bf16 else "fp32",
     }
 

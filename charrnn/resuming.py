@@ -82,7 +82,12 @@ def resume(
     assert checkpoint.path is not None, "it was loaded from there"
     path = checkpoint.path
     shape, vocabulary = described(checkpoint, path)
-    saved = _saved_settings(checkpoint)
+    saved = Settings(
+        config=checkpoint.record("training", TrainConfig),
+        text=checkpoint.record("text", TextRecord),
+        keep=max(0, checkpoint.require("keep", int)),
+        device=checkpoint.require("device", str),
+    )
     progress = checkpoint.record("progress", Progress)
     has = {**shape.to_dict(), **saved.config.to_dict()}
     has |= {"encoding": saved.text.encoding, "min_count": vocabulary.min_count}
@@ -152,10 +157,9 @@ def _as_kept(fixed: Mapping[str, Any], saved: Settings) -> dict[str, Any]:
     config, kept = saved.config, dict(fixed)
     if "encoding" in kept:
         kept["encoding"] = text_encoding(kept["encoding"])
-    first, last = saved.text.train
     names = ("batch_size", "bptt", "loss_last")
     wished = [kept.get(name, getattr(config, name)) for name in names]
-    *fitted, _ = recipe.fit_lanes(last - first, *wished)
+    *fitted, _ = recipe.fit_lanes(saved.text.length("train"), *wished)
     new = dict(zip(names, fitted, strict=True))
     return kept | {name: number for name, number in new.items() if name in kept}
 
@@ -199,15 +203,6 @@ def _refuse_others(
 
 def _short(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _saved_settings(checkpoint: Checkpoint) -> Settings:
-    return Settings(
-        config=checkpoint.record("training", TrainConfig),
-        text=checkpoint.record("text", TextRecord),
-        keep=max(0, checkpoint.require("keep", int)),
-        device=checkpoint.require("device", str),
-    )
 
 
 def _moved(
