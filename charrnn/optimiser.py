@@ -149,7 +149,10 @@ class Optimiser(ABC):
             )
         for name, tensor in self._state.items():
             if tensor.shape != tensors[name].shape:
-                raise ValueError(f"optimiser state {name} has another shape")
+                raise ValueError(
+                    f"optimiser state {name} is {list(tensors[name].shape)}, the run needs "
+                    f"{list(tensor.shape)}"
+                )
             tensor.copy_(tensors[name])
 
 

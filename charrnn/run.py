@@ -380,8 +380,12 @@ class Run(_Standing):
         """
         self.update.optimiser.load_state(prefixed(tensors, "optimiser."))
         for name, part_BH in self._hidden().items():
-            if name not in tensors or tensors[name].shape != part_BH.shape:
-                raise ValueError(f"{name} is missing, or not {list(part_BH.shape)}")
+            if name not in tensors:
+                raise ValueError(f"{name} is missing")
+            if tensors[name].shape != part_BH.shape:
+                raise ValueError(
+                    f"{name} is {list(tensors[name].shape)}, the run needs {list(part_BH.shape)}"
+                )
             part_BH.copy_(tensors[name])
         try:
             # Of its seed, in a run that goes on from another device: it has no state of this one.

@@ -422,6 +422,12 @@ def test_each_tensor(run: Path, promise: Promise) -> None:
     assert not unnamed
     rewrite(run, tensors={**checkpoint.tensors, "model.extra": torch.zeros(3)})
     assert "the weight model.extra is unknown" in refusal(run)
+    others = {**checkpoint.tensors}
+    shape = list(others.pop("hidden.0.h").shape)
+    rewrite(run, tensors=others)
+    assert "not usable: hidden.0.h is missing\n" in refusal(run)
+    rewrite(run, tensors={**others, "hidden.0.h": torch.zeros(2, 3)})
+    assert f"not usable: hidden.0.h is [2, 3], the run needs {shape}\n" in refusal(run)
 
 
 # Anything at all in a description ----------------------------------------------------
