@@ -4,12 +4,16 @@
 
     CharrnnError            1   something outside the program is not as it must be
     ├── UsageError          2   an option that makes no sense
-    ├── CorpusError         1   a text that cannot be read, decoded, or is too small
+    ├── CorpusError         1   a text that cannot be read or decoded, that changed, or is too small
+    │   └── NotTextError        a file that is no text, or cannot be read (in files.py)
     ├── VocabularyError     1   characters that the model does not know
     ├── CheckpointError     1   a file that is not a whole checkpoint of ours
-    ├── RunFolderError      1   a run's folder that is taken or locked, a result not writable
-    │   └── TakenFolderError    its folder is another run's by now
-    └── NonFiniteError      1   a loss, gradient, score or prediction that is no number
+    │   └── DamagedCheckpointError  its bytes are not as we wrote them (in checkpoint.py)
+    │       └── NoCheckpointError   it never was one of ours (in checkpoint.py)
+    ├── RunFolderError      1   a folder that is locked or has no run in it, or another one; a
+    │   │                       result that cannot be written
+    │   └── TakenFolderError    it is another run's by now
+    └── NonFiniteError      1   a loss, gradient, weight, score or prediction that is no number
 
 Every message is one line: what is wrong, where, and what to do. The command
 line prints it after ``charrnn: `` and leaves with the exit code; whoever calls
