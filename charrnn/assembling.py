@@ -34,13 +34,7 @@ from charrnn.wording import flag
 def lanes_of(
     train: Part, counts: Mapping[int, int], vocabulary: Vocabulary, config: TrainConfig
 ) -> Lanes:
-    """Return a training part in lanes.
-
-    Args:
-        train: the part.
-        counts: of its code points.
-        vocabulary: that its characters become ids of.
-        config: of the lanes and windows, which ``recipe.fit_lanes`` has fitted to it.
+    """Return a training part, with the counts of its code points, in lanes of ids.
 
     Raises:
         ValueError: the part has fewer predictions than lanes.
@@ -67,20 +61,9 @@ def assemble(
 ) -> Run:
     """Put a run together, and plan its updates where the budget is not in minutes.
 
-    Args:
-        model: on its device, in training mode, as it is made.
-        vocabulary: the model's.
-        config: of the training.
-        train: what is trained on.
-        train_counts: of its code points.
-        lanes: its, from ``lanes_of``.
-        valid: what is validated on, if anything.
-        valid_counts: the counts of its code points, but for the first, which nothing predicts.
-        progress: zero for a new run; keeps the plan.
-        folder: the run's, locked.
-        text: what a checkpoint says of the text.
-        learnt_before: what it says of those that the weights it began with were trained on.
-        notes: what the user should know so far.
+    Most arguments are the fields of ``Run`` of that name; the model is on its device and in
+    training mode, the folder locked. The counts are of the code points of ``train``, and of those
+    of ``valid`` but for the first, which nothing predicts.
 
     Raises:
         CorpusError: the text to validate on changed since it was scanned.

@@ -20,10 +20,18 @@ from charrnn.config import CELL_NAMES
 class Loops(Library):
     """The functions of ``recurrence.c``, on tensors.
 
-    All tensors are float32 (``which_TB`` int64), contiguous and on a CPU; sizes, and what
-    ``which_TB`` names, are the caller's word. What is said to be returned is allocated here.
-    ``narrow`` asks for recurrent products in bf16, which are in float32 where the processor has
-    none.
+    All tensors are float32 (``which_TB`` int64), contiguous and on a CPU; their sizes, and the
+    indices in ``which_TB``, are taken on trust. What is returned is allocated here. In all of them
+
+    - ``narrow`` asks for recurrent products in bf16, where the processor multiplies it;
+    - ``weight_GH`` or ``weight_HH`` is U;
+    - ``projected`` is W x + b of every time step, [T, B, G], or of D different x, [D, G], and
+      ``which_TB`` says which of these each step reads (None: its own);
+    - ``states_TBH`` and ``cells_TBH`` are all states and cells, [T + 1, B, H], of which a forward
+      loop is given the first and fills in the rest;
+    - ``kept_TBGH`` is what a backward loop needs of the forward one, which returns it if ``keep``;
+    - ``d_out_TBH`` is the gradient of the outputs; ``dh_BH`` and ``dc_BH`` are those of the last
+      state and cell, and become those of the first.
     """
 
     FILE = "recurrence.c"
@@ -37,15 +45,7 @@ class Loops(Library):
         which_TB: Tensor | None,
         states_TBH: Tensor,
     ) -> None:
-        """Fill in the states after the first, [T + 1, B, H].
-
-        Args:
-            narrow: see the class.
-            weight_HH: U.
-            projected: W x + b of every time step, [T, B, H], or of D different x, [D, H].
-            which_TB: Which of these each time step reads; None: its own.
-            states_TBH: Room for all states, the first one given.
-        """
+        """Fill in the states."""
         tensors = (projected, which_TB, None, states_TBH, None, None)
         self._run("forward", narrow, weight_HH.t(), states_TBH, CELL_NAMES.index("rnn"), *tensors)
 
@@ -57,15 +57,7 @@ class Loops(Library):
         d_out_TBH: Tensor,
         dh_BH: Tensor,
     ) -> Tensor:
-        """Return the gradient before each tanh, [T, B, H].
-
-        Args:
-            narrow: see the class.
-            weight_HH: U.
-            states_TBH: All states, [T + 1, B, H].
-            d_out_TBH: The gradient of the outputs.
-            dh_BH: The gradient of the last state; becomes that of the first.
-        """
+        """Return the gradient before each tanh, [T, B, H]."""
         d_TBH = torch.empty_like(d_out_TBH)
         tensors = (states_TBH, d_out_TBH, dh_BH, d_TBH)
         self._run("rnn_backward", narrow, weight_HH, states_TBH, *tensors)
@@ -81,20 +73,7 @@ class Loops(Library):
         cells_TBH: Tensor,
         keep: bool,
     ) -> Tensor | None:
-        """Fill in the states and cells after the first, [T + 1, B, H].
-
-        Args:
-            narrow: see the class.
-            weight_GH: U, [4H, H].
-            projected: W x + b of every time step, [T, B, 4H], or of D different x, [D, 4H].
-            which_TB: See ``rnn_forward``.
-            states_TBH: Room for all states, the first one given.
-            cells_TBH: The same of all cells.
-            keep: Whether a backward loop will follow.
-
-        Returns:
-            i, f, g, o and tanh(c), [T, B, 5, H], to ``keep``.
-        """
+        """Fill in states and cells; return i, f, g, o and tanh(c), [T, B, 5, H], if ``keep``."""
         kept_TBGH = _room_to_keep(states_TBH, 5, keep)
         tensors = (projected, which_TB, None, states_TBH, cells_TBH, kept_TBGH)
         self._run("forward", narrow, weight_GH.t(), states_TBH, CELL_NAMES.index("lstm"), *tensors)
@@ -110,17 +89,7 @@ class Loops(Library):
         dh_BH: Tensor,
         dc_BH: Tensor,
     ) -> Tensor:
-        """Return the gradients of i, f, g and o before their functions, [T, B, 4H].
-
-        Args:
-            narrow: see the class.
-            weight_GH: U.
-            cells_TBH: All cells, [T + 1, B, H].
-            kept_TBGH: What the forward loop kept.
-            d_out_TBH: The gradient of the outputs.
-            dh_BH: The gradient of the last state; becomes that of the first.
-            dc_BH: The gradient of the last cell; becomes that of the first.
-        """
+        """Return the gradients of i, f, g and o before their functions, [T, B, 4H]."""
         d_TBG = d_out_TBH.new_empty(*d_out_TBH.shape[:2], len(weight_GH))
         tensors = (cells_TBH, kept_TBGH, d_out_TBH, dh_BH, dc_BH, d_TBG)
         self._run("lstm_backward", narrow, weight_GH, cells_TBH, *tensors)
@@ -136,20 +105,9 @@ class Loops(Library):
         states_TBH: Tensor,
         keep: bool,
     ) -> Tensor | None:
-        """Fill in the states after the first, [T + 1, B, H].
+        """Fill in the states; return r, z, m and n, [T, B, 4, H], if ``keep``.
 
-        Args:
-            narrow: see the class.
-            weight_GH: U, [3H, H].
-            projected: W x + b of every time step, [T, B, 3H], or of D different x, [D, 3H].
-            which_TB: See ``rnn_forward``.
-            bias_H: The candidate's second bias.
-            states_TBH: Room for all states, the first one given.
-            keep: Whether a backward loop will follow.
-
-        Returns:
-            r, z, m and n, [T, B, 4, H], to ``keep``, where ``n = tanh(W x + b + r * m)`` and
-            ``m = U h + bias``.
+        Here ``n = tanh(W x + b + r * m)``, and ``m = U h + bias``.
         """
         kept_TBGH = _room_to_keep(states_TBH, 4, keep)
         tensors = (projected, which_TB, bias_H, states_TBH, None, kept_TBGH)
@@ -165,16 +123,7 @@ class Loops(Library):
         d_out_TBH: Tensor,
         dh_BH: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Return the gradients of r and z before their sigmas and of m, [T, B, 3H]; and of n.
-
-        Args:
-            narrow: see the class.
-            weight_GH: U.
-            states_TBH: All states, [T + 1, B, H].
-            kept_TBGH: What the forward loop kept.
-            d_out_TBH: The gradient of the outputs.
-            dh_BH: The gradient of the last state; becomes that of the first.
-        """
+        """Return the gradients of r and z before their sigmas and of m, [T, B, 3H]; and of n."""
         d_n_TBH = torch.empty_like(d_out_TBH)
         d_TBG = d_n_TBH.new_empty(*d_n_TBH.shape[:2], len(weight_GH))
         tensors = (states_TBH, kept_TBGH, d_out_TBH, dh_BH, d_TBG, d_n_TBH)

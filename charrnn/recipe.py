@@ -2,6 +2,10 @@
 
 No rule looks at what the text says. The figures behind each number, and what
 was tried and lost, are in docs/diary.md.
+
+In all rules ``vocabulary`` is V, ``characters`` are those of the training part, ``read`` those that
+the whole run reads, and ``pressed`` is the run's ``pressure``; ``device`` is "cpu", "cuda" or
+"mps", and ``precision`` that of its matrix products.
 """
 
 from __future__ import annotations
@@ -236,13 +240,7 @@ class Regularisers(NamedTuple):
 
 
 def regularisers(cell: CellName, vocabulary: int, pressed: float) -> Regularisers:
-    """Return what the rules give a run against learning by heart.
-
-    Args:
-        cell: of the model.
-        vocabulary: V.
-        pressed: see ``pressure``.
-    """
+    """Return what the rules give a run against learning by heart."""
     return Regularisers(
         *regularisation(cell, pressed),
         weight_decay(cell, pressed),
@@ -257,10 +255,6 @@ def regularisation(cell: CellName, pressed: float) -> tuple[float, float]:
     ten times, hiding units is better than dropping weights, which comes in later. A plain RNN
     is slower to learn by heart, and hiding units from it costs more than it gains: its weights
     are dropped alone (docs/diary.md).
-
-    Args:
-        cell: of the model.
-        pressed: see ``pressure``.
     """
     pressed = max(1.0, pressed)
     if cell == "rnn":
@@ -277,11 +271,6 @@ def dropout_masks(shape: ModelConfig, device: str, pressed: float) -> int:
 
     The mean of several losses has less noise than one, and each takes no more than the head's
     time: little, unless the symbols are many.
-
-    Args:
-        shape: of the model.
-        device: "cpu", "cuda" or "mps".
-        pressed: see ``pressure``.
     """
     recurrence = _recurrent_weights(shape.cell, shape.layers, shape.hidden, shape.embedding)
     affordable = int(MASKS_COST * recurrence / (shape.vocabulary * shape.hidden))
@@ -294,10 +283,6 @@ def weight_decay(cell: CellName, pressed: float) -> float:
     Twice as much where a text is read some ten times. With a plain RNN, whose rate is half of the
     others' and of which no unit is hidden, that comes sooner, and four times as much in time
     (docs/diary.md).
-
-    Args:
-        cell: of the model.
-        pressed: see ``pressure``.
     """
     times = min(2.0, pressed / 8)
     if cell == "rnn":
@@ -312,10 +297,6 @@ def loss_temperature(vocabulary: int, pressed: float) -> float:
     text that it has not read its predictions are better when flatter, most of all if that text is
     unlike the first (docs/diary.md). So it learns to be right at a lower temperature than the one
     that it is used at. Not where the symbols are many: of rare ones it is not sure.
-
-    Args:
-        vocabulary: V.
-        pressed: see ``pressure``.
     """
     if vocabulary >= RARE_SYMBOLS:
         return 1.0
@@ -349,16 +330,7 @@ def _characters_read(
     device: str,
     precision: str,
 ) -> float:
-    """Return the characters that a budget reads; a guess if it is in minutes.
-
-    Args:
-        budget: one of minutes, epochs, steps.
-        characters_per_step: characters whose loss counts in an update.
-        vocabulary: V.
-        characters: of the training part.
-        device: "cpu", "cuda" or "mps".
-        precision: of the products there.
-    """
+    """Return the characters that a budget reads; a guess if it is in minutes."""
     if "epochs" in budget:
         return float(budget["epochs"] * characters)
     if "steps" in budget:
@@ -369,11 +341,7 @@ def _characters_read(
 def guessed_speed(vocabulary: int, device: str, precision: str, weights: int = 0) -> float:
     """Return the characters per second that training is expected to read, before it is known.
 
-    Args:
-        vocabulary: V.
-        device: "cpu", "cuda" or "mps".
-        precision: of the products there.
-        weights: of the model (``matrix_weights``), if there is one: a large one is slower.
+    ``weights`` are those of the model (``matrix_weights``), if there is one: a large one is slower.
     """
     device = _sized_as(device, precision)
     share = min(1.0, GUESSED_WEIGHTS[device] / max(1, weights))
@@ -411,13 +379,7 @@ def _hidden(
 ) -> int:
     """Return the units of a model's only layer.
 
-    Args:
-        cell: the recurrence.
-        device: where it is trained.
-        precision: of its products there.
-        embedding: its width, if no more than the layer's.
-        read: characters, in the whole run.
-        characters: of the training part.
+    ``embedding`` is the width of its embedding, unless the layer is narrower.
     """
     narrowest = 384 if cell == "rnn" else 256
     if precision == "bf16":
