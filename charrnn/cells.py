@@ -149,9 +149,9 @@ def _run_torch(
 ) -> tuple[Tensor, State]:
     """Run one of torch's recurrent operators: cuDNN on CUDA, oneDNN's LSTM on a CPU.
 
-    In bf16 it is cuDNN only where torch was built with version 9.13 or newer of it
-    (``supportsBFloat16RNNWithCuDNN``, in ATen/cuda/detail/CUDAHooks.cpp). Other builds run the time
-    steps one after another in torch's own kernels: right, but slower (not measured).
+    In bf16 cuDNN must be version 9.13 or newer (``device.recurs_in_bf16``). With an older one torch
+    runs the time steps one after another in kernels of its own: there an LSTM's memory is rounded
+    at every step, and the gradients of W and U are summed in bf16.
 
     Args:
         operator: ``torch.lstm``, ``torch.gru`` or ``torch.rnn_tanh``.

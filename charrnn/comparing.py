@@ -38,7 +38,7 @@ from charrnn.comparison import (
 )
 from charrnn.config import LARGEST_SIZE, CellName, ModelConfig
 from charrnn.corpus import Part, scan
-from charrnn.device import multiplies_bf16
+from charrnn.device import multiplies_bf16, recurs_in_bf16
 from charrnn.disk import write_json
 from charrnn.errors import (
     CheckpointError,
@@ -103,7 +103,7 @@ def shapes(
         vocabulary: V.
         characters: of the training part.
         device: "cpu", "cuda" or "mps".
-        bf16: whether the device has instructions for products in bf16.
+        bf16: whether the device is good at recurrences in bf16 (``device.recurs_in_bf16``).
 
     Returns:
         The shapes; lanes, window and precision; sentences on what could not be matched.
@@ -218,7 +218,7 @@ def compare(
         vocabulary=Vocabulary.from_counts(part.counts(), part.corpus.encoding, plan.min_count).size,
         characters=part.characters,
         device=device.type,
-        bf16=multiplies_bf16(device),
+        bf16=recurs_in_bf16(device),
     )
     if new:
         plan = replace(plan, precision=training["precision"])

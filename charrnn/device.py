@@ -16,6 +16,8 @@ from charrnn.wording import counted
 #: Numbers of glibc's ``mallopt`` (malloc.h), and the largest values that they take.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MOST_TRIM, MOST_MMAP = 2**31 - 1, 2**25
+#: The first version of cuDNN whose recurrences torch uses in bf16: 9.13.
+CUDNN_WITH_BF16 = 91300
 
 
 def choose_device(name: str) -> torch.device:
@@ -99,6 +101,22 @@ def multiplies_bf16(device: torch.device) -> bool:
         return has_capability("avx512_bf16")
     # Older GPUs than Ampere compute bf16 as well, with float32's instructions and more.
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def recurs_in_bf16(device: torch.device) -> bool:
+    """Whether a device has good recurrences in bf16; on a GPU they are cuDNN's.
+
+    torch calls those only if it was built with version 9.13 or newer of cuDNN
+    (``supportsBFloat16RNNWithCuDNN``, in ATen/cuda/detail/CUDAHooks.cpp). It tells Python the
+    version that is loaded; in its wheels both are the same.
+    """
+    if device.type != "cuda" or not multiplies_bf16(device):
+        return multiplies_bf16(device)
+    try:
+        version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    except RuntimeError:  # torch does not tell where another card is too old for it
+        return False
+    return version is not None and version >= CUDNN_WITH_BF16
 
 
 def has_capability(name: str) -> bool:

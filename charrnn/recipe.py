@@ -109,7 +109,7 @@ def choose(
         vocabulary: V.
         characters: of the training part.
         device: "cpu", "cuda" or "mps".
-        bf16: whether the device has instructions for products in bf16.
+        bf16: whether the device is good at recurrences in bf16 (``device.recurs_in_bf16``).
 
     Raises:
         UsageError: a choice makes no sense.

@@ -16,7 +16,7 @@ from charrnn.checkpoint import find, load
 from charrnn.config import CellName, ModelConfig, TextChoices, TrainConfig
 from charrnn.corpus import Corpus, Part, scan
 from charrnn.decoding import BYTES
-from charrnn.device import multiplies_bf16
+from charrnn.device import multiplies_bf16, recurs_in_bf16
 from charrnn.errors import UsageError, VocabularyError
 from charrnn.files import embedded_corpus
 from charrnn.model import CharModel
@@ -265,7 +265,7 @@ def _choose(
         vocabulary=vocabulary.size,
         characters=train.characters,
         device=device.type,
-        bf16=multiplies_bf16(device),
+        bf16=recurs_in_bf16(device),
     )
     if config.precision == "bf16" and not multiplies_bf16(device):
         raise UsageError(

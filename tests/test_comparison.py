@@ -464,7 +464,7 @@ class TestCompare:
             raise UsageError("they are seen")
 
         monkeypatch.setattr("charrnn.comparing.shapes", refuse)
-        monkeypatch.setattr("charrnn.comparing.multiplies_bf16", lambda _device: True)
+        monkeypatch.setattr("charrnn.comparing.recurs_in_bf16", lambda _device: True)
         (tmp_path / "text").write_text("abcab" * 20)
         plan = Plan(texts=(str(tmp_path / "text"),), steps=1, min_count=20)
         with pytest.raises(UsageError, match="they are seen"):
@@ -571,10 +571,10 @@ class TestCompare:
         text, folder = tmp_path / "text", tmp_path / "comparison"
         text.write_bytes(prose.read_bytes())
         words = ("--steps", 2, "--batch-size", 3, "--bptt", 11, "--cell", "rnn", "--cell", "gru")
-        monkeypatch.setattr("charrnn.comparing.multiplies_bf16", lambda device: False)
+        monkeypatch.setattr("charrnn.comparing.recurs_in_bf16", lambda device: False)
         first = cli("compare", text, "--run", folder, *words, "--json")
         text.unlink()
-        monkeypatch.setattr("charrnn.comparing.multiplies_bf16", lambda device: True)
+        monkeypatch.setattr("charrnn.comparing.recurs_in_bf16", lambda device: True)
         again = cli("compare", "--run", folder, "--resume", "--json")
         assert (again.code, again.err) == (0, "")
         assert timeless(json.loads(again.out)) == timeless(json.loads(first.out))
@@ -838,7 +838,7 @@ class TestCompare:
     def test_it_goes_on_in_the_precision_that_it_began_in(
         self, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("charrnn.comparing.multiplies_bf16", lambda _device: True)
+        monkeypatch.setattr("charrnn.comparing.recurs_in_bf16", lambda _device: True)
         monkeypatch.setattr("charrnn.starting.multiplies_bf16", lambda _device: True)
         cells: tuple[CellName, ...] = ("rnn", "gru")
         plan = Plan(texts=(str(prose),), cells=cells, steps=3, hidden=5, batch_size=2, bptt=9)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from charrnn import device
-from charrnn.device import choose_device, is_here, multiplies_bf16
+from charrnn.device import choose_device, is_here, multiplies_bf16, recurs_in_bf16
 from charrnn.errors import UsageError
 from tests.conftest import ENVIRONMENT, Cli
 
@@ -167,3 +167,27 @@ def test_only_a_gpu_with_the_instructions_multiplies_bf16(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     assert multiplies_bf16(torch.device("cuda")) == (capability >= (8, 0))
     assert not multiplies_bf16(torch.device("mps"))
+
+
+@pytest.mark.parametrize(
+    ("version", "good"),
+    [(91002, False), (91300, True), (None, False), (RuntimeError("SM < 7.5"), False)],
+)
+def test_a_gpu_recurs_in_bf16_with_a_cudnn_that_does(
+    monkeypatch: pytest.MonkeyPatch, version: int | Exception | None, good: bool
+) -> None:
+    """Older ones leave an LSTM's memory to torch, which rounds it at every step."""
+    monkeypatch.setattr(torch.backends.cudnn, "version", mock.Mock(side_effect=[version]))
+    monkeypatch.setattr(device, "multiplies_bf16", lambda _device: True)
+    assert recurs_in_bf16(torch.device("cuda")) is good
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_a_cpu_recurs_in_bf16_if_it_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, able: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: pytest.fail("asked"))
+    monkeypatch.setattr(device, "multiplies_bf16", lambda _device: able)
+    assert recurs_in_bf16(torch.device("cpu")) is able
+    monkeypatch.setattr(device, "multiplies_bf16", lambda _device: False)
+    assert not recurs_in_bf16(torch.device("cuda"))

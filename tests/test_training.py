@@ -393,7 +393,8 @@ def test_a_large_held_out_part_is_scored_on_its_beginning(
 def test_a_run_in_bf16_goes_on_in_fp32_where_there_is_none(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("charrnn.starting.multiplies_bf16", lambda device: True)
+    for name in ("multiplies_bf16", "recurs_in_bf16"):
+        monkeypatch.setattr(f"charrnn.starting.{name}", lambda device: True)
     run = start_run(steps=20, precision=None)
     assert run.config.precision == "bf16"
     list(train(run, lambda: "the test" if run.progress.step == 3 else None))
@@ -408,6 +409,15 @@ def test_a_run_in_bf16_goes_on_in_fp32_where_there_is_none(
         )
         old, new = run.update.hidden[0][0], again.update.hidden[0][0]
         assert torch.equal(new, old)
+
+
+def test_bf16_without_its_recurrences_is_for_who_asks_for_it(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("charrnn.starting.multiplies_bf16", lambda device: True)
+    monkeypatch.setattr("charrnn.starting.recurs_in_bf16", lambda device: False)
+    assert start_run(steps=1, precision=None).config.precision == "fp32"
+    assert start_run(steps=1, precision="bf16").config.precision == "bf16"
 
 
 def test_a_run_in_fp32_goes_on_so_without_a_word(
