@@ -74,23 +74,24 @@ REFERENCE: CellName = "lstm"
 # Shapes ------------------------------------------------------------------------------
 
 
-def matched_hidden(shape: ModelConfig, parameters: int) -> int:
+def matched_hidden(shape: ModelConfig, parameters: int, multiple: int = 1) -> int:
     """Return the width at which a model comes closest to a number of parameters.
 
     Args:
         shape: of the model, but for its width.
         parameters: wished for.
+        multiple: of which the width is one.
     """
 
-    def count(hidden: int) -> int:
-        return recipe.parameter_count(replace(shape, hidden=hidden))
+    def off(times: int) -> int:
+        return recipe.parameter_count(replace(shape, hidden=times * multiple)) - parameters
 
     # Parameters grow with the width: find where they pass the wish.
-    high = 2
-    while count(high) < parameters and high < LARGEST_SIZE:
-        high = min(2 * high, LARGEST_SIZE)
-    at = bisect_left(range(high), parameters, lo=2, key=count)
-    return min((at - 1, at), key=lambda hidden: abs(count(hidden) - parameters))
+    high, most = 2, LARGEST_SIZE // multiple
+    while off(high) < 0 and high < most:
+        high = min(2 * high, most)
+    at = bisect_left(range(high), 0, lo=2, key=off)
+    return multiple * min((at - 1, at), key=lambda times: abs(off(times)))
 
 
 def shapes(
@@ -113,14 +114,18 @@ def shapes(
     )
     reference, training = choose(plan.choices(REFERENCE))
     wished = recipe.parameter_count(reference)
+    is_gpu = device == "cuda" and training.precision == "bf16"
     found: dict[CellName, ModelConfig] = {}
     notes = []
     for cell in plan.cells:
         shape, _ = choose(plan.choices(cell, **_sizes(reference)))
-        if plan.match == "parameters":
-            shape = replace(shape, hidden=matched_hidden(shape, wished))
-            off = recipe.parameter_count(shape) / wished - 1
-            if abs(off) > TOLERANCE:
+        if plan.match == "parameters" and cell != REFERENCE:
+            for multiple in (recipe.GPU_MULTIPLE, 1) if is_gpu else (1,):
+                shape = replace(shape, hidden=matched_hidden(shape, wished, multiple))
+                off = recipe.parameter_count(shape) / wished - 1
+                if abs(off) <= TOLERANCE:
+                    break
+            else:
                 notes.append(
                     f"{cell}: {100 * abs(off):.1f} % {'more' if off > 0 else 'fewer'} parameters "
                     f"than the {REFERENCE}; no width comes closer: give a larger --hidden"

@@ -44,8 +44,9 @@ GPU_UNITS: dict[CellName, tuple[int, int]] = {
     "gru": (1024, 1536),
 }
 GPU_WIDER_FROM = 40_000_000
-#: Its embedding is a multiple of this: tensor cores are best fed with rows of whole 16 bytes.
-GPU_EMBEDDING = 8
+#: Its embedding is a multiple of this, and so are the widths that ``compare`` matches to another:
+#: tensor cores are best fed with rows of whole 16 bytes.
+GPU_MULTIPLE = 8
 #: Below so many passes expected in minutes it has twice the lanes: they cost it hardly more time,
 #: and of a text that is mostly new, twice as much teaches more; of one that is read often it does
 #: not (docs/diary.md).
@@ -130,7 +131,7 @@ def choose(
     read = _characters_read(budget, characters_per_step, vocabulary, characters, device, precision)
     passes = read / characters
     is_gpu = _sized_as(device, precision) == "cuda"
-    multiple = GPU_EMBEDDING if is_gpu else 1
+    multiple = GPU_MULTIPLE if is_gpu else 1
     widest = math.ceil(vocabulary / multiple) * multiple
     hidden = _hidden(cell, device, precision, widest, read, characters)
     if is_gpu and "minutes" in budget and passes < GPU_FEW_PASSES and "batch_size" not in chosen:

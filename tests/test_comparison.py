@@ -20,11 +20,13 @@ import numpy as np
 import pytest
 import torch
 
+from charrnn import recipe
 from charrnn.cells import CELLS
 from charrnn.checkpoint import Checkpoint, load, read_description, save
 from charrnn.comparing import RunStarted, compare, matched_hidden, shapes
 from charrnn.comparison import (
     STUDENT,
+    TOLERANCE,
     CellResult,
     Comparison,
     Plan,
@@ -113,6 +115,28 @@ class TestWidths:
             assert (shape.layers, shape.vocabulary) == (layers, vocabulary)
             assert shape.embedding == found["lstm"].embedding
         assert found["rnn"].hidden > found["gru"].hidden > hidden
+
+    @pytest.mark.parametrize("precision", ["bf16", "fp32"])
+    def test_a_gpu_in_bf16_is_given_widths_that_its_tensor_cores_like(
+        self, precision: PrecisionName
+    ) -> None:
+        """But for the LSTM's, which may be given."""
+        plan = Plan(texts=(), steps=1, precision=precision, hidden=1001)
+        found, _, notes = shapes(plan, vocabulary=66, characters=10**6, device="cuda")
+        assert notes == []
+        assert found["lstm"].hidden == 1001
+        widths = [found["rnn"].hidden, found["gru"].hidden]
+        assert all(hidden % 8 == 0 for hidden in widths) is (precision == "bf16")
+        wished = recipe.parameter_count(found["lstm"])
+        for shape in found.values():
+            assert recipe.parameter_count(shape) == pytest.approx(wished, rel=TOLERANCE)
+
+    @pytest.mark.parametrize("hidden", [30, 2**31 - 1])
+    def test_such_widths_are_not_worth_other_parameters(self, hidden: int) -> None:
+        """And where none is wide enough the search ends, too."""
+        plan = Plan(texts=(), steps=1, precision="bf16", hidden=hidden, embedding=64)
+        sizes: dict[str, Any] = {"vocabulary": 66, "characters": 10**6}
+        assert shapes(plan, **sizes, device="cuda") == shapes(plan, **sizes, device="cpu")
 
     @pytest.mark.parametrize("cell", CELL_NAMES)
     @pytest.mark.parametrize("wished", [1, 500, 12_345])

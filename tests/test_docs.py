@@ -192,7 +192,7 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
     assert recipe.MANY_SYMBOLS["gru"] == recipe.MANY_SYMBOLS["lstm"] == recipe.RARE_SYMBOLS
     for line in (
         f"| `--minutes` | {recipe.DEFAULT_MINUTES:g} |",
-        f"(CUDA in bf16: the next multiple of {recipe.GPU_EMBEDDING}, not measured)",
+        f"(CUDA in bf16: the next multiple of {recipe.GPU_MULTIPLE}, not measured)",
         f"expected to read the text fewer than {recipe.GPU_FEW_PASSES} times;",
         f"| `--layers` | {lstm.layers} |",
         f"LSTM and GRU {lstm_trained.batch_size} x {lstm_trained.bptt}, "
