@@ -225,12 +225,16 @@ def _seconds(work: Callable[[], Tensor], model: CharModel) -> float:
 def _kept(model: CharModel, x_TB: Tensor, y_TB: Tensor, counted: int) -> int:
     """Return the bytes that autograd keeps between a window's forward and backward pass."""
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    biases = {cell.bias.shape for cell in model.layers()}
     kept: dict[int, int] = {}
 
     def note(saved: Tensor) -> Tensor:
         storage = saved.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+        kept[storage.data_ptr()] = storage.nbytes()
+        # On CUDA a cell's weights are copied into one piece (``cells._run_torch``), and a vector
+        # of floats as long as a bias is nothing else.
+        if saved.is_floating_point() and saved.shape in biases:
+            weights.add(storage.data_ptr())
         return saved
 
     hidden = model.initial_hidden(x_TB.shape[1])
@@ -238,7 +242,7 @@ def _kept(model: CharModel, x_TB: Tensor, y_TB: Tensor, counted: int) -> int:
         # While the loss lives, so does all that was saved, and no address comes twice.
         loss, _ = window_loss(model, x_TB, y_TB, hidden, counted)
     del loss
-    return sum(kept.values())
+    return sum(size for at, size in kept.items() if at not in weights)
 
 
 # Clipping ----------------------------------------------------------------------------

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import astuple, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from charrnn import gradients as module
 from charrnn.config import CellName, TrainConfig
@@ -129,6 +131,36 @@ class TestTruncation:
         matrices = [layer.weight_recurrent for layer in model.layers()]
         (window,) = truncation(model, make_ids(LANES + 1), (1,)).windows
         assert window.bytes < min(matrix.nbytes for matrix in matrices)
+
+    @small.each_cell
+    def test_copies_of_the_weights_are_not_counted_either(
+        self, cell: CellName, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On a GPU they are copied into one piece, views of which cuDNN keeps."""
+        model, ids = make_model(cell), make_ids(9 * LANES + 1)
+        plain = truncation(model, ids, (3,)).windows
+
+        class Kept(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, out_TBH: Tensor, *weights: Tensor) -> Tensor:
+                ctx.save_for_backward(*weights)
+                return out_TBH.view_as(out_TBH)
+
+            @staticmethod
+            def backward(ctx: Any, d_TBH: Tensor) -> tuple[Tensor | None, ...]:
+                return (d_TBH, *[None] * len(ctx.saved_tensors))
+
+        def copying(run: Any, x: Tensor, state: Any, weights: list[Tensor], which: Any) -> Any:
+            flat = torch.cat([weight.flatten() for weight in weights])
+            pieces = torch.split_with_sizes(flat, [weight.numel() for weight in weights])
+            weights = [a.view_as(weight) for a, weight in zip(pieces, weights, strict=True)]
+            out_TBH, after = run(x, state, weights, which)
+            return Kept.apply(out_TBH, *weights), after  # type: ignore[no-untyped-call]
+
+        for layer in model.layers():
+            monkeypatch.setattr(layer, "_run", partial(copying, layer._run))
+        copied = truncation(model, ids, (3,)).windows
+        assert [window.bytes for window in copied] == [window.bytes for window in plain]
 
     def test_the_shortest_of_some_times_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         clock = iter([10.0, 15.0, 20.0, 23.0, 30.0, 34.0] * 2)  # of all at once, of the window
