@@ -227,7 +227,7 @@ def compare(
     )
     if new:
         plan = replace(plan, precision=training["precision"])
-    yield from [*notes, *_unequal_minutes(plan, done)]
+    yield from [*notes, *_unequal_minutes(plan, done, device)]
     for number, (seed, cell, path) in enumerate(runs, start=1):
         shape, result = found[cell], read_result(path)
         if result is not None:
@@ -269,11 +269,13 @@ def _refuse_another_machine(plan: Plan, device: torch.device) -> None:
         )
 
 
-def _unequal_minutes(plan: Plan, done: Sequence[RunResult]) -> Iterator[str]:
-    """Yield by which other processors, or threads, a CPU's runs of minutes were trained."""
-    if plan.minutes is None or plan.device != "cpu":
+def _unequal_minutes(plan: Plan, done: Sequence[RunResult], device: torch.device) -> Iterator[str]:
+    """Yield which other processors, threads or GPUs trained the finished runs of minutes."""
+    if plan.minutes is None or plan.device not in ("cpu", "cuda"):
         return
     here = worker(processor(), torch.get_num_threads())
+    if device.type == "cuda":
+        here = torch.cuda.get_device_name(device)
     by = dict.fromkeys(trained_by(Path(result.run)) for result in done)
     others = [one for one in by if one is not None and one != here]
     if others:

@@ -330,12 +330,15 @@ def _refuse_used_up(config: TrainConfig, progress: Progress, lanes: Lanes) -> No
 
 def _other_machine(checkpoint: Checkpoint, device: torch.device) -> list[str]:
     """Return why a resumed run may differ in the last bits from one that never stopped."""
-    then_and_now = (
+    then_and_now = [
         ("device", checkpoint.require("device", str), device.type),
         ("threads", checkpoint.require("threads", int), torch.get_num_threads()),
         ("torch", checkpoint.versions["torch"], str(torch.__version__)),
         ("processor", checkpoint.meta.get("processor", processor()), processor()),
-    )
+    ]
+    if device.type == "cuda":
+        gpu = torch.cuda.get_device_name(device)
+        then_and_now.append(("GPU", checkpoint.meta.get("gpu", gpu), gpu))
     changes = [
         f"{what} {now} (was {shown(then)})" for what, then, now in then_and_now if then != now
     ]

@@ -421,6 +421,8 @@ class Run(_Standing):
             "threads": torch.get_num_threads(),
             "processor": processor(),
         }
+        if self.device.type == "cuda":
+            meta["gpu"] = torch.cuda.get_device_name(self.device)
         if self.learnt_before:
             meta["learnt_before"] = [one.to_dict() for one in self.learnt_before]
         weights = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}

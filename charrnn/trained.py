@@ -49,12 +49,14 @@ def shape_of(path: Path) -> ModelConfig:
 
 
 def trained_by(run: Path) -> str | None:
-    """Return which processor trained the run in a folder last, with how many threads.
+    """Return what trained the run in a folder last: a processor with its threads, or a GPU.
 
     None where its last checkpoint is gone, is damaged or, as older ones, does not say.
     """
     with suppress(CheckpointError):
         last = read_description(run / LAST)
+        if last.require("device", str) == "cuda":
+            return last.require("gpu", str)
         return worker(last.require("processor", str), last.require("threads", int))
     return None
 

@@ -23,7 +23,7 @@ import torch
 from charrnn import recipe
 from charrnn.cells import CELLS
 from charrnn.checkpoint import Checkpoint, load, read_description, save
-from charrnn.comparing import RunStarted, compare, matched_hidden, shapes
+from charrnn.comparing import RunStarted, _unequal_minutes, compare, matched_hidden, shapes
 from charrnn.comparison import (
     STUDENT,
     TOLERANCE,
@@ -1092,6 +1092,23 @@ class TestCompare:
         here = f"{processor()} with 1 thread"
         both = f"cpu: {here} and Abacus <1> with 10 threads; this page was made on {machine()}"
         assert html.escape(both) in page.read_text()
+
+    def test_says_that_minutes_on_another_gpu_are_others(
+        self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        words = ("--cell", "rnn", "--seeds", 3, "--hidden", 8, "--minutes", 0.01)
+        assert cli("compare", prose, *words, "--run", tmp_path).code == 0
+        for seed, gpu in ((1, {"gpu": "Abacus 3"}), (2, {"gpu": "Abacus 4"}), (3, {})):
+            last = tmp_path / f"rnn-seed{seed}" / "last.safetensors"
+            checkpoint = load(last)
+            checkpoint.meta.update(device="cuda", **gpu)
+            save(last, checkpoint)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Abacus 4")
+        plan = replace(open_plan(tmp_path), device="cuda")
+        done = [result for result in read_results(tmp_path, plan) if result]
+        (said,) = _unequal_minutes(plan, done, torch.device("cuda"))
+        trained = "finished runs were trained by Abacus 3, and the others are by Abacus 4: equal"
+        assert said.startswith(trained)
 
     def test_no_run_of_it_is_trained_further(
         self, cli: Cli, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

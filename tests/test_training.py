@@ -43,7 +43,7 @@ from charrnn.flow import initial_model
 from charrnn.model import CharModel
 from charrnn.optimiser import SGD, AdamW, MuonAdamW
 from charrnn.planning import Planner
-from charrnn.resuming import resume
+from charrnn.resuming import _other_machine, resume
 from charrnn.run import Progress, Run, SavedState
 from charrnn.runfolder import RunFolder
 from charrnn.sampling import Piece, sample
@@ -434,6 +434,23 @@ def test_a_run_in_fp32_goes_on_so_without_a_word(
     assert again.notes == []
 
 
+def test_a_run_that_goes_on_on_another_gpu_says_so(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(Run, "device", gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Abacus 3")
+    checkpoint = start_run(steps=1)._checkpoint({})
+    assert _other_machine(checkpoint, gpu) == []
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Abacus 4")
+    (note,) = _other_machine(checkpoint, gpu)
+    assert note == "GPU Abacus 4 (was Abacus 3): results may differ in the last bits"
+    (note,) = _other_machine(checkpoint, CPU)
+    assert note.startswith("device cpu (was cuda): ")
+    del checkpoint.meta["gpu"]  # as in older ones
+    assert _other_machine(checkpoint, gpu) == []
+
+
 @pytest.mark.parametrize("share", [0.0, 0.1])
 def test_a_run_that_goes_on_keeps_its_plan(start_run: StartRun, share: float, prose: Path) -> None:
     run = start_run(TextChoices(texts=(str(prose),), valid_share=share), steps=20)
@@ -722,6 +739,7 @@ def test_the_random_numbers_of_a_gpu_are_kept(
     gpu = getattr(torch, kind)
     monkeypatch.setattr(gpu, "get_rng_state", lambda *_: state)
     monkeypatch.setattr(gpu, "set_rng_state", lambda tensor, *_: put_back.append(tensor))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "a GPU")
     monkeypatch.setattr(Run, "device", SimpleNamespace(type=kind))
     run.restore(load(run.save()).tensors)
     (found,) = put_back
