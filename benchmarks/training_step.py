@@ -2,8 +2,8 @@
 
     python -m benchmarks.training_step [--quick] [--json FILE]
 
-On a CPU: forward and backward of one layer at 16 lanes, with the gradients of its weights
-and inputs. Then whole updates (forward, loss, backward, clipping, optimiser): ours with
+Where there is no CUDA device, forward and backward of one layer at 16 lanes, with the gradients of
+its weights and inputs. Then whole updates (forward, loss, backward, clipping, optimiser): ours with
 Muon, on a CUDA device captured as a graph; torch.nn's with AdamW, as tutorials write them.
 In both weights move and decay, and nothing is dropped: `charrnn train` drops units and weights
 only in runs of many passes, and torch.nn has no weight drop. Then what a character costs that
@@ -75,8 +75,12 @@ class Size:
     vocabulary: int = 66
 
 
-_ON_CUDA = Size("cuda", lanes=64, steps=128, layers=2, hidden=512)
-_ON_CPU = Size("cpu", lanes=16, steps=128, layers=1, hidden=384)
+_ON_CUDA = (
+    Size("cuda", lanes=64, steps=128, layers=2, hidden=512),
+    # By default, but for the symbols: as many as its embedding is wide.
+    Size("cuda", lanes=16, steps=128, layers=1, hidden=1024, vocabulary=72),
+)
+_ON_CPU = (Size("cpu", lanes=16, steps=128, layers=1, hidden=384),)
 
 
 @dataclass(frozen=True)
@@ -363,8 +367,11 @@ def main() -> None:
     torch.manual_seed(1)
     keep_freed_memory()  # as `charrnn train` does
     rounds, lengths = (10, (64,)) if options.quick else (80, (64, 128))
-    rows = [row for length in lengths for row in measure_layers(length, rounds)]
-    rows += measure_updates(_ON_CUDA if torch.cuda.is_available() else _ON_CPU, rounds)
+    on_cuda, rows = torch.cuda.is_available(), []
+    if not on_cuda:
+        rows += [row for length in lengths for row in measure_layers(length, rounds)]
+    for size in _ON_CUDA if on_cuda else _ON_CPU:
+        rows += measure_updates(size, rounds)
     reading, peaks = measure_scoring(rounds // 4), matrix_peaks()
     show(rows, reading, peaks)
     if options.json:
