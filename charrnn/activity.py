@@ -205,7 +205,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class UnitFound:
-    """The unit that follows a property best, found on one half of the text."""
+    """The unit that follows a property best with one of its states, found on half of the text."""
 
     property: str
     unit: Unit
@@ -219,15 +219,16 @@ class UnitFound:
 
 @torch.inference_mode()
 def units(model: CharModel, stretch: Stretch) -> tuple[UnitFound, ...]:
-    """Find the unit that follows each visible property of the text best.
+    """Find the unit that follows each visible property of the text best, for h and c apart.
 
     The measure is Pearson's correlation between the unit's state after a character and
     the property's value at it. The best of many units is best by chance too: so it is
     found on the first half of the text, and its correlation reported on the second.
 
     Returns:
-        Findings by falling size of the correlation on the second half; none for a
-        property that does not vary in one of the halves.
+        A finding for each property and kind of state, a property's together, by falling size of
+        the correlation on the second half; none for a property that does not vary in one of the
+        halves.
     """
     value_TP = np.array([*stretch.properties.values()]).T
     names: list[tuple[int, str]] = []
@@ -245,23 +246,36 @@ def units(model: CharModel, stretch: Stretch) -> tuple[UnitFound, ...]:
                 value_TP[at_TB[:, of_half]].reshape(-1, len(PROPERTIES)).astype(np.float64),
             )
     first_UP, second_UP = (half.result() for half in halves)
-    findings = []
+    # One best of both would hide how well an LSTM's c does wherever an h is a hair better.
+    of_state_U = {
+        state: np.repeat([s == state for _, s in names], model.config.hidden)
+        for state in dict.fromkeys(s for _, s in names)
+    }
+    findings: list[list[UnitFound]] = []
     for number, name in enumerate(PROPERTIES):
         if any(half.is_constant(number) for half in halves):
             continue
-        best = int(np.abs(first_UP[:, number]).argmax())
-        layer, state = names[best // model.config.hidden]
-        findings.append(
-            UnitFound(
-                property=name,
-                unit=Unit(layer, best % model.config.hidden + 1, state),
-                found=float(first_UP[best, number]),
-                correlation=float(second_UP[best, number]),
-                mean=sum(float(half.sum_P[number]) for half in halves)
-                / sum(half.count for half in halves),
+        of_property = []
+        for state, of_U in of_state_U.items():
+            best = int(np.where(of_U, np.abs(first_UP[:, number]), -1).argmax())
+            layer, _ = names[best // model.config.hidden]
+            of_property.append(
+                UnitFound(
+                    property=name,
+                    unit=Unit(layer, best % model.config.hidden + 1, state),
+                    found=float(first_UP[best, number]),
+                    correlation=float(second_UP[best, number]),
+                    mean=sum(float(half.sum_P[number]) for half in halves)
+                    / sum(half.count for half in halves),
+                )
             )
-        )
-    return tuple(sorted(findings, key=lambda found: -abs(found.correlation)))
+        findings.append(sorted(of_property, key=_falling))
+    findings.sort(key=lambda of_property: _falling(of_property[0]))
+    return tuple(found for of_property in findings for found in of_property)
+
+
+def _falling(found: UnitFound) -> float:
+    return -abs(found.correlation)
 
 
 class _Correlation:

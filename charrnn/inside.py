@@ -270,18 +270,26 @@ def _following(units: Measured[tuple[UnitFound, ...]], seen: str) -> str:
     """Return the figure and tables of the units that follow the text."""
     figure = page.figure(
         [("Units that follow the text", _unit_chart(units))],
-        f"{words.units_say(units[0][1])} Shown is the size of the correlation. {seen}",
+        f"{words.units_say(units[0][1])} The figure shows the size of the latter. {seen}",
     )
     return _beside(figure, _tables(words.unit_lines, units), units)
 
 
 def _unit_chart(units: Measured[tuple[UnitFound, ...]]) -> str:
-    sizes = [{unit.property: abs(unit.correlation) for unit in found} for _, found in units]
-    rows = [name for name in PROPERTIES if any(name in of_model for of_model in sizes)]
-    rows.sort(key=lambda name: -max(of_model.get(name, 0.0) for of_model in sizes))
+    memories = itertools.count(max(model.style for model, _ in units) + 1)
+    sizes: list[tuple[str, int, dict[str, float]]] = []
+    for model, found in units:
+        # h first, as everywhere: the findings are in the order of their correlations.
+        for state in sorted({one.unit.state for one in found}, reverse=True):
+            style = model.style if state == "h" else next(memories)
+            of_state = {one.property: abs(one.correlation) for one in found
+                        if one.unit.state == state}  # fmt: skip
+            sizes.append((f"{model.name} {state}".strip(), style, of_state))
+    rows = [name for name in PROPERTIES if any(name in of_state for *_, of_state in sizes)]
+    rows.sort(key=lambda name: -max(of_state.get(name, 0.0) for *_, of_state in sizes))
     series = [
-        Dots(model.portrait.label, [of_model.get(name) for name in rows], model.style)
-        for (model, _), of_model in zip(units, sizes, strict=True)
+        Dots(label, [of_state.get(name) for name in rows], style)
+        for label, style, of_state in sizes
     ]
     return dot_chart(
         "units",

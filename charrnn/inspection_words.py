@@ -211,25 +211,30 @@ def units_say(units: Sequence[UnitFound]) -> str:
     """Say how the units were found, and what could not be looked for."""
     missing = [name for name in PROPERTIES if name not in {found.property for found in units}]
     return (
-        "The unit whose state follows each property best: found on the first half of the text, "
-        "held to account on the second."
-        + (f" Of one value throughout a half: {', '.join(missing)}." if missing else "")
+        "The unit whose state follows each property best, in an LSTM for h and c apart: found by "
+        "its correlation on the first half of the text, judged by that on the second."
+        + (
+            f" Not measured, because constant throughout a half: {', '.join(missing)}."
+            if missing
+            else ""
+        )
     )
 
 
 def unit_lines(units: Sequence[UnitFound]) -> list[list[str]]:
-    """Return the table of the units: its head, and a row a property."""
+    """Return the table of the units: its head, and a row a property and state."""
     rows = [
         [
             found.property,
             significant(found.mean, 3),
+            found.unit.state,
             str(found.unit),
             f"{found.found:+z.3f}",
             f"{found.correlation:+z.3f}",
         ]
         for found in units
     ]
-    return [["property", "mean", "unit", "found", "correlation"], *rows]
+    return [["property", "mean", "state", "unit", "first", "second"], *rows]
 
 
 def mark(character: str) -> str:

@@ -164,14 +164,23 @@ class TestUnits:
         chance = random.Random(3)
         pieces = ["".join(chance.choices("abcd ", k=chance.randint(1, 20))) for _ in range(200)]
         text = "".join(f"({piece})" if n % 2 else piece for n, piece in enumerate(pieces))
-        found = {f.property: f for f in units(model, stretch_of(text))}
-        brackets = found["inside brackets"]
-        assert (brackets.unit.layer, brackets.unit.unit) == (1, 7)
-        assert brackets.found > 0.99
-        assert brackets.correlation > 0.99
-        assert 0.3 < brackets.mean < 0.7
-        assert all(abs(f.correlation) < 0.9 for f in found.values() if f is not brackets)
-        sizes = [abs(f.correlation) for f in found.values()]
+        first, second, *others = units(model, stretch_of(text))
+        for brackets in (first, second):
+            assert brackets.property == "inside brackets"
+            assert (brackets.unit.layer, brackets.unit.unit) == (1, 7)
+            assert brackets.found > 0.99
+            assert brackets.correlation > 0.99
+            assert 0.3 < brackets.mean < 0.7
+        assert all(abs(f.correlation) < 0.9 for f in others)
+
+    def test_a_property_s_states_stand_together_the_best_first(self) -> None:
+        found = units(make_model("lstm"), make_stretch(300))
+        pairs = [*zip(found[::2], found[1::2], strict=True)]
+        for one, other in pairs:
+            assert one.property == other.property
+            assert {one.unit.state, other.unit.state} == {"h", "c"}
+            assert abs(one.correlation) >= abs(other.correlation)
+        sizes = [abs(one.correlation) for one, _ in pairs]
         assert sizes == sorted(sizes, reverse=True)
 
     @each_cell
@@ -193,14 +202,20 @@ class TestUnits:
         length = (1203 - 256) // LANES
         halves = [slice(256 + n * 4 * length, 256 + (n + 1) * 4 * length) for n in (0, 1)]
         findings = units(model, stretch)
-        assert {f.property for f in findings} >= {"inside brackets", "position in line"}
+        states = [*model.layers()[0].states]
+        found = {(f.property, f.unit.state) for f in findings}
+        assert len(found) == len(findings)
+        assert found >= {
+            (name, s) for name in ("inside brackets", "position in line") for s in states
+        }
         for f in findings:
             value_T = np.array(PROPERTIES[f.property](stretch.text))
             first, second = (
                 [np.corrcoef(state_TU[half, u], value_T[half])[0, 1] for u in range(len(names))]
                 for half in halves
             )
-            best = int(np.argmax(np.abs(first)))
+            of_state = [u for u, (*_, s) in enumerate(names) if s == f.unit.state]
+            best = max(of_state, key=lambda u: abs(first[u]))
             assert Unit(*names[best]) == f.unit
             assert f.found == pytest.approx(first[best], abs=1e-4)
             assert f.correlation == pytest.approx(second[best], abs=1e-4)

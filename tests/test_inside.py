@@ -162,13 +162,14 @@ class TestChartsOfTheInside:
     def test_units_stand_in_order_of_the_best_of_any_model(
         self, charts: dict[str, mock._Call]
     ) -> None:
-        def units(**found: float) -> Inspection:
-            of_unit = partial(UnitFound, unit=Unit(1, 1, "h"), found=0.1, mean=0.5)
-            names = (("indentation", "i"), ("upper case", "u"), ("digit", "d"))
-            rows = (of_unit(long, correlation=found[name]) for long, name in names if name in found)
-            return inspection(units=tuple(rows))
+        names = {"i": "indentation", "u": "upper case", "d": "digit"}
 
-        self.show(units(i=0.2, u=0.1, d=-0.3), units(i=0.1, u=-0.7))
+        def units(state: str = "h", **found: float) -> tuple[UnitFound, ...]:
+            of_unit = partial(UnitFound, unit=Unit(1, 1, state), found=0.1, mean=0.5)
+            return tuple(of_unit(names[name], correlation=held) for name, held in found.items())
+
+        gru, lstm = units(i=0.2, u=0.1, d=-0.3), units("c", i=-0.8) + units(i=0.1, u=-0.7)
+        self.show(inspection(units=gru), inspection(units=lstm))
         rows, series = charts["units"].args[1:]
         assert rows == ["upper case", "digit", "indentation"]
         assert series == [
