@@ -34,7 +34,7 @@ from charrnn.update import clip, window_loss
 LANES = 8
 #: Predictions of a lane whose loss counts: the full gradient keeps them all in memory.
 LONGEST = 1024
-#: Times that a backward pass is repeated to time it; the shortest counts.
+#: Times that a gradient is computed to time it; the shortest counts.
 REPEATS = 3
 #: Shares of its norm that a gradient is cut to.
 SHARES = (0.5, 0.1, 0.01)
@@ -53,7 +53,8 @@ class Window:
     size: float
     """Norm of the sum, as a share of the full gradient's."""
     seconds_per_character: float
-    """Of forward and backward pass, per prediction whose loss counts."""
+    """Of forward and backward pass, per prediction whose loss counts. For the full gradient these
+    are of its predictions alone: the steps before them are the measurement's own."""
     bytes: int
     """Kept for the backward pass of one window of all lanes, weights not counted."""
 
@@ -127,6 +128,7 @@ def truncation(
         return lambda: _by_windows(model, x_TB, y_TB, before, skipped, bptt, last)
 
     full = by(*every)()
+    _, seconds = _timed(by(counted, counted), model)
     halves = [
         _by_windows(
             model, x_TB[:, half], y_TB[:, half], model.initial_hidden(LANES // 2), skipped, *every
@@ -134,22 +136,24 @@ def truncation(
         for half in (slice(0, LANES // 2), slice(LANES // 2, LANES))
     ]
 
-    def measure(bptt: int, last: int) -> Window:
-        gradient = by(bptt, last)()
+    def compared(bptt: int, last: int, gradient: Tensor, seconds: float) -> Window:
         return Window(
             bptt=bptt,
             loss_last=last if last < bptt else None,
             angle=_degrees(gradient, full),
             size=float(gradient.norm() / full.norm()),
-            seconds_per_character=_seconds(by(bptt, last), model) / (counted * LANES),
+            seconds_per_character=seconds / (counted * LANES),
             bytes=_kept(model, x_TB[:bptt], y_TB[:bptt], last),
         )
+
+    def measure(bptt: int, last: int) -> Window:
+        return compared(bptt, last, *_timed(by(bptt, last), model))
 
     return Truncation(
         weights=weights,
         lanes=LANES,
         characters=counted * LANES,
-        full=measure(*every),
+        full=compared(*every, full, seconds),
         between_halves=_degrees(*halves),
         windows=tuple(measure(T, min(T, loss_last or T)) for T in windows),
     )
@@ -210,16 +214,16 @@ def _degrees(one: Tensor, other: Tensor) -> float:
     return math.degrees(2 * math.atan2(float((one - other).norm()), float((one + other).norm())))
 
 
-def _seconds(work: Callable[[], Tensor], model: CharModel) -> float:
-    """Return how long a call takes, at its best."""
+def _timed(work: Callable[[], Tensor], model: CharModel) -> tuple[Tensor, float]:
+    """Return what a call returns, and the seconds it takes at its best."""
     took = []
     for _ in range(REPEATS):
         synchronise(model.head.weight.device)
         started = time.perf_counter()
-        work()
+        result = work()
         synchronise(model.head.weight.device)
         took.append(time.perf_counter() - started)
-    return min(took)
+    return result, min(took)
 
 
 def _kept(model: CharModel, x_TB: Tensor, y_TB: Tensor, counted: int) -> int:

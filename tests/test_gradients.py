@@ -21,6 +21,7 @@ from charrnn.gradients import SHARES, cuts, truncation
 from charrnn.inspection_words import clipping_says
 from charrnn.model import CharModel, Hidden, detach
 from charrnn.norms import clipping
+from charrnn.update import window_loss
 from tests import small
 
 SYMBOLS = 7
@@ -168,6 +169,31 @@ class TestTruncation:
         found = truncation(make_model("rnn"), make_ids(6 * LANES + 1), (3,))
         for window in (found.full, *found.windows):
             assert window.seconds_per_character == pytest.approx(3 / (3 * LANES))
+
+    def test_only_what_counts_is_timed_of_the_full_gradient(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A window's time is of all its steps, be it as long as the full gradient."""
+        timed: list[int] = []
+        clock, real = iter(range(99)), window_loss
+
+        def perf_counter() -> float:
+            timed.append(0)
+            return next(clock)
+
+        def loss(model: CharModel, x_TB: torch.Tensor, *rest: Any) -> Any:
+            if len(timed) % 2:
+                timed[-1] += len(x_TB)
+            return real(model, x_TB, *rest)
+
+        monkeypatch.setattr(time, "perf_counter", perf_counter)
+        monkeypatch.setattr(module, "window_loss", loss)
+        truncation(make_model("rnn"), make_ids(9 * LANES + 1), (3,))
+        assert timed == 6 * [6, 0], "six predictions after three steps, then two windows of three"
+        timed.clear()
+        found = truncation(make_model("rnn"), make_ids(9 * LANES + 1), (9,), loss_last=4)
+        assert (found.full.bptt, found.full.loss_last) == (9, 4)
+        assert timed == 3 * [4, 0] + 3 * [9, 0]
 
     def test_powers_of_2_if_nothing_is_given(self) -> None:
         found = truncation(make_model("rnn"), make_ids(20 * LANES + 1))
