@@ -124,12 +124,12 @@ def _flow_section(flows: Measured[tuple[GradientFlow, ...]], seen: str) -> str:
         "Gradient flow",
         page.figure(
             _flow_charts(flows),
-            "What is left of the gradient of one character's loss, k characters before it, as a "
-            "share of what it is at the character itself; k from 1 to "
-            f"{first.reaches[0].farthest}, means of {first.places} places, both axes "
-            "logarithmic. The gradient vanishes along a line that goes on falling, and explodes "
-            f"along one that goes on rising, which is not drawn above {LOUDEST:,.0f}; in the first "
-            "few characters a line may rise because more ways lead back, through other layers or "
+            "What is left of the gradient of one character's loss k characters earlier, as a "
+            "share of its size at the character itself; k from 1 to "
+            f"{first.reaches[0].farthest}, medians of {first.places} places, both axes "
+            "logarithmic. The gradient vanishes along a line that keeps falling, and explodes "
+            f"along one that keeps rising, which is not drawn above {LOUDEST:,.0f}. Over the first "
+            "few characters a line may rise because more paths lead back, through other layers or "
             f"an LSTM's c.{memory}{linear} {radii} {seen}",
         ),
         _tables(words.gradient_flow_lines, flows),
@@ -180,8 +180,8 @@ def _flow_lines(flows: Measured[GradientFlow]) -> list[Line]:
                     continue
                 label = f"{model.name} {reach.state}"
                 style = model.style if reach.state == "h" else next(memories)
-            lags = spaced(len(reach.relative))
-            lines.append(Line(label, lags, [reach.relative[k] for k in lags], style))
+            lags = spaced(len(reach.median))
+            lines.append(Line(label, lags, [reach.median[k] for k in lags], style))
     return lines
 
 
@@ -329,9 +329,8 @@ def _clipping_section(histories: Measured[Clipping]) -> str:
         "Clipping",
         page.figure(
             _clipping_charts(histories),
-            "Gradient norms during training, in periods of about equal length. Lines: medians of "
-            "the log, whose norms are means of a few updates; bands: from 10 % of them to the "
-            "largest of a single update.",
+            "Gradient norms during training, in periods of about equal length. Lines: medians; "
+            f"bands: from 10 % to the largest. {words.NORMS_SAY}",
         ),
         page.bullets(
             (f"{model.name}: " if model.name else "") + words.clipping_says(history)

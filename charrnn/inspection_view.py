@@ -121,7 +121,7 @@ def _gradient_flow(flows: Sequence[GradientFlow]) -> tuple[str, str, RenderableT
     reaches = [reach for flow in flows for reach in flow.reaches]
     farthest = reaches[0].farthest
     lags = sorted({0, *np.geomspace(1, farthest, PLOT).round().astype(int).tolist()})
-    drawn = [[reach.relative[k] for k in lags] for reach in reaches]
+    drawn = [[reach.median[k] for k in lags] for reach in reaches]
     most = max((left for shares in drawn for left in shares if left > 0), default=1.0)
     full = min(LOUDEST, max(FULL_FROM, most)) if most > 1 else 1.0
 
@@ -147,8 +147,8 @@ def _gradient_flow(flows: Sequence[GradientFlow]) -> tuple[str, str, RenderableT
         linear = " Linear: through the matrix alone, without tanh."
     return (
         "Gradient flow",
-        "What is left of the gradient of one character's loss, k characters before it "
-        f"(means of {flows[0].places} places), along each layer's states.{plot} "
+        "What is left of the gradient of one character's loss k characters earlier "
+        f"(medians of {flows[0].places} places), along each layer's states.{plot} "
         f"{words.radius_says(flows)}{linear}",
         table,
     )

@@ -95,7 +95,7 @@ def gradient_flow_lines(flows: Sequence[GradientFlow]) -> list[list[str]]:
             measured = [
                 named(reach.median_halves_at, reach.halves_at),
                 named(reach.median_under_1_percent_at, reach.under_1_percent_at),
-                *(significant(reach.relative[k], 2) for k in lags),
+                *(significant(reach.median[k], 2) for k in lags),
             ]
             lines.append(
                 [

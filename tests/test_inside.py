@@ -48,7 +48,7 @@ class TestChartsOfTheInside:
 
         def flows(*states: tuple[int, str]) -> Inspection:
             reaches = (
-                Reach(layer, state, 1.0, (1.0, share, share / 2), (), 1, None, 1, None)
+                Reach(layer, state, 1.0, (), (1.0, share, share / 2), 1, None, 1, None)
                 for share, (layer, state) in zip((0.5, 0.4, 0.3, 0.2), states, strict=True)
             )
             made = flow(reaches=tuple(reaches), spectral_radii=((1.0,), (1.1,)))
@@ -93,8 +93,8 @@ class TestChartsOfTheInside:
         self, charts: dict[str, mock._Call], shares: tuple[float, ...], low: float, high: float
     ) -> None:
         """Room to spare, but not above what is said to be drawn; what is next to none is not."""
-        reach = Reach(1, "h", 1.0, (1.0, *shares), (), 1, None, 1, None)
-        most = replace(reach, relative=(1.0, *[0.9 for _ in shares]))
+        reach = Reach(1, "h", 1.0, (), (1.0, *shares), 1, None, 1, None)
+        most = replace(reach, median=(1.0, *[0.9 for _ in shares]))
         flows = flow(reaches=(reach,)), flow("initial", reaches=(most,))
         self.show(inspection(gradient_flow=flows))
         first, second = charts["flow-0"].kwargs, charts["flow-1"].kwargs
@@ -128,7 +128,7 @@ class TestChartsOfTheInside:
     ) -> None:
         memory = Memory(1.5, (0.9, 0.0, 0.0), (0.0,) * 3, 30, 0.01, 1, 16)
         for nothing in (0.0, math.nan):
-            none = Reach(1, "h", 1.0, (1.0, nothing, nothing), (), 1, 1, 1, 1)
+            none = Reach(1, "h", 1.0, (), (1.0, nothing, nothing), 1, 1, 1, 1)
             seen = inspection(gradient_flow=(flow(reaches=(none,)),), memory=memory)
             assert self.show(seen).count("nothing to draw") == 2
         assert charts.keys() & {"flow-0", "memory"} == set()

@@ -146,7 +146,7 @@ class TestTables:
         flow = GradientFlow("initial", 1.5, ((1.5, 1.25),), (None,), 9, (reach,))
         assert gradient_flow_lines([flow]) == [
             ["weights", "radius", "along", "half at", "1 % at", "k = 1"],
-            ["initial", "1.25-1.50 *", "h 1", "1 (2)", "2 (> 2)", "0.50"],
+            ["initial", "1.25-1.50 *", "h 1", "1 (2)", "2 (> 2)", "0.40"],
         ]
         said = "Radius: the recurrent matrices' spectral radius, least to largest"
         both = radius_says([flow, replace(flow, scaled_to=None)])
@@ -286,7 +286,7 @@ class TestPlots:
         self, printed: Callable[..., str]
     ) -> None:
         """A column of its eighths: all of it, 10^-1.4, nearly a thousandth, nothing."""
-        reach = Reach(1, "h", 2.0, (1.0, 0.04, 0.002, 0.0), (1.0,) * 4, 1, 3, 1, 3)
+        reach = Reach(1, "h", 2.0, (1.0,) * 4, (1.0, 0.04, 0.002, 0.0), 1, 3, 1, 3)
         flow = GradientFlow("trained", None, ((1.5,),), (None,), 9, (reach,))
         out = printed(gradient_flow=(flow,))
         assert out.endswith("  █▅▁")
@@ -304,7 +304,7 @@ class TestPlots:
     def test_a_gradient_that_grows_is_seen_to_grow(
         self, printed: Callable[..., str], shares: tuple[float, ...], says: str, plot: str
     ) -> None:
-        reach = Reach(1, "linear", 2.0, (1.0, *shares), (1.0,) * 4, *[None] * 4)
+        reach = Reach(1, "linear", 2.0, (1.0,) * 4, (1.0, *shares), *[None] * 4)
         flow = GradientFlow("trained", None, ((1.5,),), (None,), 9, (reach,))
         out = printed(gradient_flow=(flow,))
         assert out.endswith(f"  {plot}")
