@@ -131,19 +131,27 @@ def memory_says(memory: Memory) -> str:
 
 def enough_says(memory: Memory) -> str:
     """Say how many characters of context are enough, and where less is better than all."""
+    between = _between(memory)
     if memory.needed is None:
-        return f"more than {memory.longest:,} characters are needed"
+        return f"more than {memory.longest:,} characters{between} are needed"
     are = "is" if memory.needed == 1 else "are"
-    enough = f"{counted(memory.needed, 'character')} {are} enough"
-    if (error := memory.standard_error[memory.needed]) > memory.tolerance:
-        enough += f" as far as so little text can tell (± {error:.2g} nats)"
+    enough = f"{counted(memory.needed, 'character')}{between} {are} enough"
     least = min(memory.excess_nats)
     at = memory.excess_nats.index(least)
     # Of hundreds of figures that scatter one is lowest by chance.
     if -least <= max(memory.tolerance, SURE * memory.standard_error[at]):
         return enough
     best = counted(at, "character")
-    return f"{enough} (with {best} the loss is {-least:.4f} nats lower than with all before)"
+    return f"{enough} (with {best} the loss is {-least:.4f} nats lower than with the full context)"
+
+
+def _between(memory: Memory) -> str:
+    """Return in brackets how far the characters that are enough may be off, if they may."""
+    low, high = (
+        f"more than {memory.longest:,}" if characters is None else f"{characters:,}"
+        for characters in memory.needed_between
+    )
+    return "" if low == high else f" ({low} to {high} within one standard error)"
 
 
 def memory_lines(memory: Memory) -> list[list[str]]:
@@ -302,10 +310,10 @@ def truncation_says(truncations: Sequence[Truncation]) -> str:
     apart = " For comparison, full gradients of one half of the lanes and of the other are "
     return (
         f"The gradient of {truncation.characters:,} predictions, {of_each} of {truncation.lanes} "
-        f"lanes, window by window, against that through all {truncation.full.bptt:,} time steps at "
-        "once: "
-        "the angle between both, the size as a share, time per prediction, and what is kept for "
-        "the backward pass." + (f"{apart}{joined(halves, 'and')} apart." if halves else "")
+        "lanes, computed window by window, compared with the full gradient through all "
+        f"{truncation.full.bptt:,} time steps at once: the angle between the two, the size as a "
+        f"share of the full one's, the time per prediction{timed}, and the memory kept for the "
+        "backward pass." + (f"{apart}{joined(halves, 'and')} apart." if halves else "")
     )
 
 

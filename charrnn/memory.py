@@ -48,6 +48,8 @@ class Memory:
     needed: int | None
     """Fewest characters of context within the tolerance; None: more than were tried. Read
     off a fit to the excess that never rises, since single figures scatter."""
+    needed_between: tuple[int | None, int | None]
+    """The same if every excess were one standard error lower, and one higher."""
     bptt: int
     """Window of the gradient that the model was trained with."""
     reset_state: bool = False
@@ -118,14 +120,19 @@ def memory(
     excess_K = excess_KB.mean(axis=1)
     blocks = np.array_split(excess_KB, min(BLOCKS, resets), axis=1)
     mean_KN = np.stack([block_KB.mean(axis=1) for block_KB in blocks], axis=1)
+    error_K = mean_KN.std(axis=1, ddof=1) / len(blocks) ** 0.5
     unknown = float(vocabulary.is_unknown(stretch.ids[first:]).mean())
     return Memory(
         full_nats=float(price_T[first:].mean()) + unknown * vocabulary.unknown_nats,
         excess_nats=tuple(excess_K.tolist()),
-        standard_error=tuple((mean_KN.std(axis=1, ddof=1) / len(blocks) ** 0.5).tolist()),
+        standard_error=tuple(error_K.tolist()),
         windows=resets,
         tolerance=tolerance,
         needed=_needed(excess_K, tolerance),
+        needed_between=(
+            _needed(excess_K - error_K, tolerance),
+            _needed(excess_K + error_K, tolerance),
+        ),
         bptt=bptt,
         reset_state=reset_state,
     )

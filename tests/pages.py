@@ -135,7 +135,7 @@ def inspection(**changes: Any) -> Inspection:
         characters=1234,
         step=None,
         gradient_flow=(flow(), flow("initial")),
-        memory=Memory(1.5, excess, (0.01,) * 12, 30, 0.01, 7, 16),
+        memory=Memory(1.5, excess, (0.01,) * 12, 30, 0.01, 7, (6, 8), 16),
         pace=(Pace(1, "c", (0.75, math.nan), 0.75, "forget", 0.2, 0.125),),
         gates=(GateUse(1, "forget", (0.9, 0.4, 0.0), (0.0, 0.5, 1.0), 100),),
         units=(

@@ -126,7 +126,7 @@ class TestChartsOfTheInside:
     def test_no_gradient_and_nothing_to_forget_have_no_charts(
         self, charts: dict[str, mock._Call]
     ) -> None:
-        memory = Memory(1.5, (0.9, 0.0, 0.0), (0.0,) * 3, 30, 0.01, 1, 16)
+        memory = Memory(1.5, (0.9, 0.0, 0.0), (0.0,) * 3, 30, 0.01, 1, (1, 1), 16)
         for nothing in (0.0, math.nan):
             none = Reach(1, "h", 1.0, (), (1.0, nothing, nothing), 1, 1, 1, 1)
             seen = inspection(gradient_flow=(flow(reaches=(none,)),), memory=memory)
@@ -134,7 +134,7 @@ class TestChartsOfTheInside:
         assert charts.keys() & {"flow-0", "memory"} == set()
 
     def test_a_band_is_one_standard_error_each_way(self, charts: dict[str, mock._Call]) -> None:
-        memory = Memory(1.5, (0.9, 0.5, 0.25), (0.4, 0.2, 0.1), 30, 0.01, 2, 16)
+        memory = Memory(1.5, (0.9, 0.5, 0.25), (0.4, 0.2, 0.1), 30, 0.01, 2, (2, 2), 16)
         says = self.show(None, inspection(memory=memory))
         said = "<li>m1: 1.5000 nats with the state carried on, over the characters that have "
         assert f"{said}2 before them; 2 characters are enough" in says

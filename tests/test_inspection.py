@@ -199,14 +199,16 @@ class TestTables:
             assert mark(drawn_onto) == "◌" + drawn_onto
 
     def test_memory(self) -> None:
-        memory = Memory(1.5, (2.0, 0.25, -0.5), (0.125, 0.0625, 0.0), 30, 0.01, 2, 9)
+        memory = Memory(1.5, (2.0, 0.25, -0.5), (0.125, 0.0625, 0.0), 30, 0.01, 2, (2, 2), 9)
         assert memory_lines(memory)[1:] == [
             ["0", "3.5000", "+2.0000", "0.1250"],
             ["1", "1.7500", "+0.2500", "0.0625"],
             ["2", "1.0000", "-0.5000", "0.0000"],
         ]
-        said = memory_says(replace(memory, windows=1234, needed=None, bptt=1024))
-        assert "(1,234 resets), against 1.5000 nats per character" in said
+        said = memory_says(
+            replace(memory, windows=1234, needed=None, needed_between=(None, None), bptt=1024)
+        )
+        assert "(1,234 resets), compared with 1.5000 nats per character" in said
         assert "To come within 0.01 nats of that, more than 2 characters are needed; " in said
         assert "; the window of the training was 1,024. The state after a reset is zero, " in said
         longer = replace(memory, excess_nats=(0.5,) * 1101, standard_error=(0.25,) * 1101)
@@ -278,7 +280,7 @@ class TestPlots:
         return show
 
     def test_numbers_stand_below_each_other(self, printed: Callable[..., str]) -> None:
-        out = printed(memory=Memory(1.5, (0.5,) * 17, (0.0,) * 17, 30, 0.01, 2, 9))
+        out = printed(memory=Memory(1.5, (0.5,) * 17, (0.0,) * 17, 30, 0.01, 2, (2, 2), 9))
         lags = re.findall(r"^ *\d+(?= +2\.0000)", out, re.MULTILINE)
         assert lags == [" 0", " 1", " 2", " 4", " 8", "16"]
 
@@ -472,12 +474,12 @@ def test_a_narrow_terminal_gets_tables_without_their_plots(
 )
 def test_says_where_less_is_better(excess: tuple[float, ...], said: str) -> None:
     needed = int(said[0])
-    found = Memory(1.5, excess, (0.0,) * 3, 30, tolerance=0.01, needed=needed, bptt=9)
+    found = Memory(1.5, excess, (0.0,) * 3, 30, 0.01, needed, (needed, needed), 9)
     assert enough_says(found) == said
 
 
 def test_what_is_lowest_by_chance_is_not_lower() -> None:
-    found = Memory(1.5, (0.5, 0.004, -0.05), (0.1, 0.002, 0.013), 30, 0.01, needed=1, bptt=9)
+    found = Memory(1.5, (0.5, 0.004, -0.05), (0.1, 0.002, 0.013), 30, 0.01, 1, (1, 1), 9)
     assert enough_says(found) == "1 character is enough"
     sure = replace(found, standard_error=(0.1, 0.002, 0.012))
     assert enough_says(sure).endswith(
@@ -485,15 +487,18 @@ def test_what_is_lowest_by_chance_is_not_lower() -> None:
     )
 
 
-def test_says_that_a_short_text_tells_little() -> None:
-    one = Memory(2.0, (1.0, -0.2), (0.1, 0.19), 9, tolerance=0.01, needed=1, bptt=9)
-    said = "1 character is enough as far as so little text can tell (± 0.19 nats)"
-    assert enough_says(one).startswith(said)
-    assert enough_says(replace(one, standard_error=(0.1, 0.01))).startswith("1 character is enough")
+def test_says_how_sure_it_is_of_what_is_enough() -> None:
+    one = Memory(2.0, (1.0, 0.0), (0.1, 0.19), 9, 0.01, 1, (1, None), 9)
+    said = "1 character (1 to more than 1 within one standard error) is enough"
+    assert enough_says(one) == said
+    assert enough_says(replace(one, needed_between=(1, 1))) == "1 character is enough"
+    unknown = replace(one, needed=None)
+    said = "more than 1 characters (1 to more than 1 within one standard error) are needed"
+    assert enough_says(unknown) == said
 
 
 def test_nothing_more_has_no_sign_of_less() -> None:
-    one = Memory(2.0, (1.0, -1e-9), (0.1, 0.0), 9, tolerance=0.01, needed=1, bptt=9)
+    one = Memory(2.0, (1.0, -1e-9), (0.1, 0.0), 9, 0.01, 1, (1, 1), 9)
     assert [line[2] for line in memory_lines(one)] == ["more", "+1.0000", "+0.0000"]
 
 

@@ -116,6 +116,20 @@ def test_a_state_of_few_characters_may_be_worse_than_none(
 def test_not_enough() -> None:
     found = memory(make_model("rnn"), make_stretch(120), vocabulary(), bptt=9, tolerance=-9.0)
     assert found.needed is None
+    assert found.needed_between == (None, None)
+
+
+@each_cell
+def test_what_is_enough_is_told_within_one_standard_error(cell: CellName) -> None:
+    model, stretch = make_model(cell), make_stretch(300)
+    for tolerance in (-0.02, -0.001, 0.0, 0.001, 0.02):
+        found = memory(model, stretch, vocabulary(), bptt=9, tolerance=tolerance)
+        excess_K, error_K = np.array(found.excess_nats), np.array(found.standard_error)
+        assert min(error_K) > 0
+        assert found.needed == _needed(excess_K, tolerance)
+        assert found.needed_between == (
+            _needed(excess_K - error_K, tolerance), _needed(excess_K + error_K, tolerance)
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(("bptt", "farthest"), [(100, 256), (200, 400)])

@@ -539,7 +539,7 @@ class TestInspectionPage:
             Reach(1, "h", 0.0, nan, nan, None, None, None, None),
             Reach(1, "c", 1.0, zero, zero, 1, 1, 1, 1),
         )
-        memory = Memory(1.5, (0.1, -0.2, -0.1), (0.0,) * 3, 30, 0.01, None, 16)
+        memory = Memory(1.5, (0.1, -0.2, -0.1), (0.0,) * 3, 30, 0.01, None, (None, None), 16)
         seen = inspection(gradient_flow=(flow(reaches=reaches), flow("initial")), memory=memory)
         text = inspection_page(portrait(inspection=seen), "poem", ORIGIN)
         assert ">Trained</h3>" not in text
