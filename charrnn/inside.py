@@ -118,7 +118,7 @@ def _flow_section(flows: Measured[tuple[GradientFlow, ...]], seen: str) -> str:
         linear += ": through the recurrent matrix alone, as if tanh were a straight line."
     memory = ""
     if any(reach.state == "c" for _, (flow, *_) in flows for reach in flow.reaches):
-        memory = " Each line is a share of a size of its own, so that c and h compare only roughly."
+        memory = " Each line is relative to its own size at k = 0, so c and h compare only roughly."
     radii = words.radius_says([flow for _, of_model in flows for flow in of_model])
     return page.section(
         "Gradient flow",
@@ -192,15 +192,19 @@ def _weights(flow: GradientFlow) -> str:
 
 def _memory_section(memories: Measured[Memory], seen: str) -> str:
     chart, tolerance = _memory_chart(memories), memories[0][1].tolerance
+    # A single model's bullet says it.
+    zero = f" {words.ZERO_SAYS}" if len(memories) > 1 and not memories[0][1].reset_state else ""
     figure = page.figure(
         [("Cost of forgetting", chart)] if chart else [],
-        "Nats per character that a state costs which was reset k characters before, more than "
-        f"one carried on; at the bottom those that cost nothing. Below {tolerance:g} more context "
-        f"counts as useless. Bands: one standard error. {seen}",
+        "Extra nats per character when the state was reset k characters before, compared with a "
+        "state carried on; resets that cost nothing are at the bottom. "
+        f"Below {tolerance:g} more context counts as useless. Bands: one standard error.{zero} "
+        f"{seen}",
     )
     says = (
         f"{model.name}: {memory.full_nats:.4f} nats with the state carried on, over the "
-        f"characters that have {memory.longest:,} before them; {words.enough_says(memory)}."
+        f"characters that have at least {memory.longest:,} before them; "
+        f"{words.enough_says(memory)}."
         if model.name
         else words.memory_says(memory)
         for model, memory in memories
@@ -224,10 +228,10 @@ def _memory_chart(memories: Measured[Memory]) -> str:
         return ""
     return line_chart(
         "memory",
-        "Loss that a reset of the state costs, by characters since",
+        "Extra loss after a reset of the state, by characters since",
         lines,
         x_label="k, characters since the reset",
-        y_label="nats per character more",
+        y_label="extra nats per character",
         x_log=True,
         y_log=True,
         y_floor=True,
@@ -255,11 +259,11 @@ def _gate_section(gates: Measured[tuple[GateUse, ...]], seen: str) -> str:
         "Gates",
         page.figure(
             panels,
-            "A dot a unit, larger where several coincide: to the right the share of characters at "
-            f"which its gate is nearly closed (below {NEARLY_CLOSED}), upwards nearly open (above "
-            f"{NEARLY_OPEN}). On the dashed line a gate is never in between. {seen} In the table: "
-            "the mean shares; always: the units for which it is so at "
-            f"more than {100 * ALWAYS:.0f} % of characters.",
+            "One dot per unit, larger where several coincide. To the right: the share of "
+            f"characters at which its gate is nearly closed (below {NEARLY_CLOSED}); upwards: "
+            f"nearly open (above {NEARLY_OPEN}). A gate on the dashed line is never in between. "
+            f"{seen} In the table: the mean shares; always: how many units are so at more than "
+            f"{100 * ALWAYS:.0f} % of characters.",
             small=True,
         ),
         _tables(words.gate_lines, gates),
@@ -356,7 +360,7 @@ def _clipping_charts(histories: Measured[Clipping]) -> list[tuple[str, str]]:
             rules.append(Rule(f"scaled to {history.scale_norm:g}", history.scale_norm))
     cut = cut_word(histories[0][1].scale_norm)  # the same for all: a comparison scales none
     charts = []
-    # A model that is sure of a text without a doubt has no gradient on it.
+    # A model that is certain of a text has no gradient on it.
     if any(norm > 0 for line in norms for norm in line.y):
         charts.append(("Gradient norms", line_chart(
             "norms", "Norms of the gradient during training", norms, x_label="step",

@@ -56,9 +56,10 @@ def _sections(inspection: Inspection) -> Iterator[tuple[str, str, RenderableType
     if inspection.gates:
         yield (
             "Gates",
-            f"Share of characters at which gates are open (above {NEARLY_OPEN}) and closed "
-            f"(below {NEARLY_CLOSED}), mean of the units; always: units for which that is so at "
-            f"more than {100 * ALWAYS:.0f} % of characters; units by their share, from 0 to 1.",
+            f"Share of characters at which a gate is open (above {NEARLY_OPEN}) and closed (below "
+            f"{NEARLY_CLOSED}), mean over the units. Always: how many units are so at more than "
+            f"{100 * ALWAYS:.0f} % of characters. Plots: how many units have which share, from 0 "
+            "to 1.",
             _gates(inspection.gates),
         )
     if inspection.units:
@@ -71,7 +72,8 @@ def _sections(inspection: Inspection) -> Iterator[tuple[str, str, RenderableType
         yield _activation(inspection.activation)
     if inspection.clipping is not None:
         clipping = inspection.clipping
-        yield "Clipping", words.clipping_says(clipping), _clipping(clipping)
+        said = f"{words.clipping_says(clipping)} {words.NORMS_SAY}"
+        yield "Clipping", said, _clipping(clipping)
     if inspection.cuts:
         yield "A cut gradient", words.CUTS_SAY, plain_table(words.cut_lines(inspection.cuts), 1)
     if truncations := inspection.truncation:

@@ -26,13 +26,22 @@ from charrnn.wording import (
 )
 
 CUTS_SAY = (
-    "How far a gradient turns that is cut down to a share of its norm: scaled as a whole, or "
-    "every entry cut to the same limit."
+    "How far a gradient turns when cut to a share of its norm, by scaling it as a whole or by "
+    "cutting every entry to one limit."
 )
 PACE_SAYS = (
-    "Correlation of a state with itself one character before: mean, least and most of the units. "
-    "Kept: what the gate on a state's way (an LSTM's forget gate for c, a GRU's update gate) "
-    f"leaves of it over {KEPT_OVER} characters: mean and median of the product of its values."
+    "Correlation of each unit's state with its value one character earlier: mean, lowest and "
+    "highest over the units. Kept: the share of a state that its gate (an LSTM's forget gate for "
+    f"c, a GRU's update gate for h) keeps over {KEPT_OVER} characters, the product of the gate's "
+    "values: mean and median."
+)
+ZERO_SAYS = (
+    "A reset leaves the zero state, from which training reads only the beginning of a pass, so for "
+    "small k the figures include more than the lack of context."
+)
+NORMS_SAY = (
+    "10 % and median are of the norms in the log, each a mean over up to 10 updates; largest is of "
+    "a single update."
 )
 #: Standard errors by which the lowest of many figures has to be lower to be called so.
 SURE = 4
@@ -41,14 +50,14 @@ SURE = 4
 def step_says(step: Step) -> str:
     """Say what is computed, and how close it is to the model."""
     return (
-        "One step by its equations, from the checkpoint's weights, in float64; it reads "
+        "One step, computed by its equations from the checkpoint's weights in float64; it reads "
         f"{quoted(step.read)}. e: embedding, or h' of the layer below; σ: logistic function; ∘: "
-        "unit by unit. In brackets: a layer's first units; at the logits y and the probabilities p "
-        f"there are the likeliest next characters. Over {step.characters:,} characters from the "
-        "zero state the largest difference from the model is "
-        f"{step.logits_difference:.1e} in a logit, at the end "
-        f"{step.state_difference:.1e} in a unit; nats per character {step.written_nats:.6f} by the "
-        f"equations, {step.model_nats:.6f} by the model."
+        "product unit by unit. In brackets: a layer's first units; for the logits y and the "
+        "probabilities p, the likeliest next characters. "
+        f"Over {step.characters:,} characters from the zero state, equations and model differ by "
+        f"at most {step.logits_difference:.1e} in a logit, and by {step.state_difference:.1e} in a "
+        f"unit at the end. Nats per character: {step.written_nats:.6f} by the equations, "
+        f"{step.model_nats:.6f} by the model."
     )
 
 
@@ -71,11 +80,11 @@ def step_lines(step: Step) -> list[list[str]]:
 
 def radius_says(flows: Sequence[GradientFlow]) -> str:
     """Say what the table of the gradient flow means by a radius, and by its lags."""
-    scaled = ", * scaled to it" if any(flow.scaled_to for flow in flows) else ""
+    scaled = "; * scaled to it" if any(flow.scaled_to for flow in flows) else ""
     return (
-        f"Radius: the recurrent matrices' spectral radius, least to largest{scaled}. Half, 1 % at: "
-        "the k from which on less is left, in the median over the places; in brackets in their "
-        "mean, which a few of them can make, where that is another."
+        f"Radius: the recurrent matrices' spectral radius, smallest to largest{scaled}. Half at, "
+        "1 % at: the lag k from which on less than that is left, in the median over the places; "
+        "in brackets the lag for their mean, where it differs (a few places can dominate a mean)."
     )
 
 
@@ -117,14 +126,13 @@ def memory_says(memory: Memory) -> str:
     """Say how much context is enough."""
     return (
         f"Loss with the state reset k characters before the one that is scored "
-        f"({memory.windows:,} resets), against {memory.full_nats:.4f} nats per character with "
-        f"the state carried on. To come within {memory.tolerance:g} nats of that, "
-        f"{enough_says(memory)}; the window of the training was {memory.bptt:,}"
+        f"({memory.windows:,} resets), compared with {memory.full_nats:.4f} nats per character "
+        f"with the state carried on. To come within {memory.tolerance:g} nats of that, "
+        f"{enough_says(memory)}; the training's window was {memory.bptt:,}"
         + (
-            ", each read from the zero state that a reset leaves."
+            ", each begun from the zero state, as after a reset."
             if memory.reset_state
-            else ". The state after a reset is zero, from which training reads the beginning of a "
-            "pass only: what a few characters cost is more than the want of context."
+            else f". {ZERO_SAYS}"
         )
     )
 
@@ -181,7 +189,7 @@ def contexts(memory: Memory) -> list[int]:
 
 def pace_lines(paces: Sequence[Pace]) -> list[list[str]]:
     """Return the table of the pace: its head, and a row a state of a layer."""
-    lines = [["state", "lag 1", "least", "most", "kept", "median"]]
+    lines = [["state", "mean", "lowest", "highest", "kept", "median"]]
     for one in paces:
         varying = [value for value in one.autocorrelation if math.isfinite(value)]
         numbers = (one.mean, min(varying), max(varying)) if varying else ()
@@ -264,7 +272,7 @@ def clipping_says(clipping: Clipping) -> str:
     elif clipping.clip_value is not None:
         done = f"Entries clipped to {clipping.clip_value:g}: {share}"
     elif clipping.scale_norm is not None:
-        done = f"Every one was scaled to a norm of {clipping.scale_norm:g}, down in {share}"
+        done = f"Every gradient was scaled to a norm of {clipping.scale_norm:g}, down in {share}"
     return (
         f"Norms of the gradient over {counted(clipping.steps, 'update')}, the largest "
         f"{significant(clipping.largest, 3)}. {done}."
@@ -307,7 +315,8 @@ def truncation_says(truncations: Sequence[Truncation]) -> str:
     ]
     last = truncation.full.loss_last
     of_each = "all" if last is None else f"the last {last:,} of each"
-    apart = " For comparison, full gradients of one half of the lanes and of the other are "
+    timed = "" if last is None else " (of the full one without the steps before these predictions)"
+    apart = " For comparison, the full gradients of the two halves of the lanes are "
     return (
         f"The gradient of {truncation.characters:,} predictions, {of_each} of {truncation.lanes} "
         "lanes, computed window by window, compared with the full gradient through all "

@@ -289,7 +289,7 @@ class TestClipping:
             ({"clip_value": 0.25}, "Entries clipped to 0.25: 50.0 % of updates."),
             (
                 {"scale_norm": 2.5},
-                "Every one was scaled to a norm of 2.5, down in 50.0 % of updates.",
+                "Every gradient was scaled to a norm of 2.5, down in 50.0 % of updates.",
             ),
         ],
     )

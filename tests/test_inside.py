@@ -15,6 +15,7 @@ from charrnn.flow import Reach
 from charrnn.gradients import Truncation, Window
 from charrnn.inside import inside_sections
 from charrnn.inspection import Inspection
+from charrnn.inspection_words import NORMS_SAY, ZERO_SAYS
 from charrnn.memory import Memory
 from charrnn.norms import Clipping, Period
 from tests.pages import SHAPE, flow, inspection, portrait
@@ -56,7 +57,7 @@ class TestChartsOfTheInside:
 
         lstm = flows((1, "h"), (1, "c"), (2, "h"), (2, "c"))
         plain = flows((1, "h"), (1, "linear"), (2, "h"), (2, "linear"))
-        roughly = "so that c and h compare only roughly."
+        roughly = "so c and h compare only roughly."
         assert [roughly in self.show(one, layers=2) for one in (lstm, plain)] == [True, False]
         linear = "Linear (in the table): through the recurrent matrix alone"
         assert linear in self.show(lstm, None, plain, lstm, layers=2)
@@ -136,13 +137,13 @@ class TestChartsOfTheInside:
     def test_a_band_is_one_standard_error_each_way(self, charts: dict[str, mock._Call]) -> None:
         memory = Memory(1.5, (0.9, 0.5, 0.25), (0.4, 0.2, 0.1), 30, 0.01, 2, (2, 2), 16)
         says = self.show(None, inspection(memory=memory))
-        said = "<li>m1: 1.5000 nats with the state carried on, over the characters that have "
-        assert f"{said}2 before them; 2 characters are enough" in says
+        said = "<li>m1: 1.5000 nats with the state carried on, over the characters that have at "
+        assert f"{said}least 2 before them; 2 characters are enough" in says
         (line,) = charts["memory"].args[1]
         assert (line.label, line.x, line.y, line.style) == ("m1", [1, 2], [0.5, 0.25], 1)
         assert line.band == (pytest.approx([0.3, 0.15]), pytest.approx([0.7, 0.35]))
         assert charts["memory"].kwargs["y_floor"]
-        assert "one carried on; at the bottom those that cost nothing." in says
+        assert "a state carried on; resets that cost nothing are at the bottom." in says
         low, high = charts["memory"].kwargs["y_range"]
         assert 0 < low < 0.01
         assert 0.5 < high < 1
@@ -150,6 +151,13 @@ class TestChartsOfTheInside:
         alone = self.show(inspection(memory=replace(memory, excess_nats=(0.9, 1e-6, 0.0))))
         assert "<li>Loss with the state reset" in alone
         assert 0.01 < charts["memory"].kwargs["y_range"][1] < 0.1, "the tolerance can be seen"
+
+    def test_what_leaving_the_zero_state_costs_is_said_once(self) -> None:
+        memory = Memory(1.5, (0.9, 0.5, 0.25), (0.4, 0.2, 0.1), 30, 0.01, 2, (2, 2), 16)
+        for models in (1, 2):
+            assert self.show(*[inspection(memory=memory)] * models).count(ZERO_SAYS) == 1
+            reset = inspection(memory=replace(memory, reset_state=True))
+            assert ZERO_SAYS not in self.show(*[reset] * models)
 
     def test_gates_are_those_of_their_model(self, charts: dict[str, mock._Call]) -> None:
         use = GateUse(2, "update", (0.75, 0.5), (0.25, 0.125), 100)
@@ -171,11 +179,15 @@ class TestChartsOfTheInside:
         gru, lstm = units(i=0.2, u=0.1, d=-0.3), units("c", i=-0.8) + units(i=0.1, u=-0.7)
         self.show(inspection(units=gru), inspection(units=lstm))
         rows, series = charts["units"].args[1:]
-        assert rows == ["upper case", "digit", "indentation"]
+        assert rows == ["indentation", "upper case", "digit"]
         assert series == [
-            Dots("m0", [0.1, 0.3, 0.2], 0),
-            Dots("m1", [0.7, None, 0.1], 1),
+            Dots("m0 h", [0.2, 0.1, 0.3], 0),
+            Dots("m1 h", [0.1, 0.7, None], 1),
+            Dots("m1 c", [0.8, None, None], 2),
         ]
+        self.show(inspection(units=lstm))
+        _, series = charts["units"].args[1:]
+        assert [(dots.label, dots.style) for dots in series] == [("h", 0), ("c", 1)]
 
     def test_a_chosen_unit_and_those_that_follow_the_text_need_not_each_other(self) -> None:
         unit = Activation(Unit(1, 2, "c"), "ab\nc", (0.0, 0.25, -0.5, 0.1))
@@ -201,6 +213,7 @@ class TestChartsOfTheInside:
         none = replace(history, periods=(Period(1, 30, 0.0, 0.0, 0.0, 0.0),))
         says = self.show(inspection(clipping=none), inspection(clipping=history))
         assert "<li>m1: Norms of the gradient over 30 updates" in says
+        assert says.count(NORMS_SAY) == 1
         lines = charts["norms"].args[1]
         assert lines[1] == Line("m1", [5.5, 20.5], (2, 0.6), 1, band=((1, 0.5), (3, 1)))
         assert charts["norms"].kwargs["rules"] == (Rule("clipped above 1.5", 1.5),)

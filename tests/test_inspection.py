@@ -30,6 +30,7 @@ from charrnn.flow import GradientFlow, Reach, gradient_flow, initial_model
 from charrnn.gradients import Cut, Truncation, Window, cuts
 from charrnn.inspection_view import print_inspection
 from charrnn.inspection_words import (
+    NORMS_SAY,
     clipping_lines,
     clipping_says,
     cut_lines,
@@ -148,9 +149,9 @@ class TestTables:
             ["weights", "radius", "along", "half at", "1 % at", "k = 1"],
             ["initial", "1.25-1.50 *", "h 1", "1 (2)", "2 (> 2)", "0.40"],
         ]
-        said = "Radius: the recurrent matrices' spectral radius, least to largest"
+        said = "Radius: the recurrent matrices' spectral radius, smallest to largest"
         both = radius_says([flow, replace(flow, scaled_to=None)])
-        assert both.startswith(f"{said}, * scaled to it. Half")
+        assert both.startswith(f"{said}; * scaled to it. Half")
         far = tuple(0.5**k for k in range(11))
         two = (
             Reach(1, "h", 2.0, far, far, 2, 7, 2, 7), Reach(2, "h", 2.0, far, far, None, 7, None, 7)
@@ -181,9 +182,10 @@ class TestTables:
     def test_the_step_is_held_against_the_model(self) -> None:
         quantities = (Quantity(2, "h'", "tanh(a)", (0.5, -0.25), (0.5, -0.125)),)
         step = Step("e", quantities, ("a",), 2560, 1.25e-7, 2e-6, 1.25, 1.5)
-        numbers = "2.0e-06 in a logit, at the end 1.2e-07 in a unit; nats per character 1.250000"
+        numbers = "2.0e-06 in a logit, and by 1.2e-07 in a unit at the end. Nats per character: "
         assert "Over 2,560 characters from" in step_says(step)
-        assert step_says(step).endswith(f"{numbers} by the equations, 1.500000 by the model.")
+        nats = "1.250000 by the equations, 1.500000 by the model."
+        assert step_says(step).endswith(numbers + nats)
         rest = [""] * (SHOWN - 2)
         assert step_lines(step)[1:] == [
             ["2", "h'", "= tanh(a)", "+0.50000", "-0.25000", *rest],
@@ -210,7 +212,7 @@ class TestTables:
         )
         assert "(1,234 resets), compared with 1.5000 nats per character" in said
         assert "To come within 0.01 nats of that, more than 2 characters are needed; " in said
-        assert "; the window of the training was 1,024. The state after a reset is zero, " in said
+        assert "; the training's window was 1,024. A reset leaves the zero state, " in said
         longer = replace(memory, excess_nats=(0.5,) * 1101, standard_error=(0.25,) * 1101)
         names = [line[0] for line in memory_lines(longer)]
         assert names == ["k", "0", *(f"{2**n:,}" for n in range(11)), "1,100"]
@@ -257,11 +259,11 @@ class TestTables:
             ["trained", "62 (all)", "all", "0.0°", "1.000", "2.5", "3.50"],
         ]
         none = replace(found, between_halves=math.nan, windows=(replace(full, size=math.nan),))
-        assert truncation_says([none]).endswith("is kept for the backward pass.")
+        assert truncation_says([none]).endswith("memory kept for the backward pass.")
         assert "nan" not in str(truncation_lines([none]))
         initial = replace(found, weights="initial", between_halves=9.75)
         said = truncation_says([found, initial])
-        assert said.endswith("and of the other are 30° (trained) and 10° (initial) apart.")
+        assert said.endswith("halves of the lanes are 30° (trained) and 10° (initial) apart.")
 
 
 class TestPlots:
@@ -278,6 +280,10 @@ class TestPlots:
             return capsys.readouterr().out.rstrip()
 
         return show
+
+    def test_what_the_norms_are_of_is_said(self, printed: Callable[..., str]) -> None:
+        clipping = Clipping(1.0, None, None, 9, 3.0, 0.5, (Period(1, 9, 0.5, 1.5, 3.0, 0.5),))
+        assert f"50.0 % of updates. {NORMS_SAY}\n" in printed(clipping=clipping)
 
     def test_numbers_stand_below_each_other(self, printed: Callable[..., str]) -> None:
         out = printed(memory=Memory(1.5, (0.5,) * 17, (0.0,) * 17, 30, 0.01, 2, (2, 2), 9))
@@ -468,7 +474,7 @@ def test_a_narrow_terminal_gets_tables_without_their_plots(
         (
             (-0.3, -0.9, 0.0),
             "0 characters are enough (with 1 character the loss is 0.9000 nats lower than with "
-            "all before)",
+            "the full context)",
         ),
     ],
 )
@@ -483,7 +489,7 @@ def test_what_is_lowest_by_chance_is_not_lower() -> None:
     assert enough_says(found) == "1 character is enough"
     sure = replace(found, standard_error=(0.1, 0.002, 0.012))
     assert enough_says(sure).endswith(
-        "(with 2 characters the loss is 0.0500 nats lower than with all before)"
+        "(with 2 characters the loss is 0.0500 nats lower than with the full context)"
     )
 
 
@@ -578,7 +584,7 @@ class TestCommand:
         assert initial["spectral_radii"] == [list(radii) for radii in expected.spectral_radii]
         assert initial["reaches"][0]["relative"] == pytest.approx(expected.reaches[0].relative)
         assert found["memory"]["reset_state"] is True
-        said = "; the window of the training was 9, each read from the zero state that a reset "
+        said = "; the training's window was 9, each begun from the zero state, as after a reset."
         assert said in cli(*words).out
 
     def test_only(self, cli: Cli, trained: Path, prose: Path) -> None:
