@@ -66,21 +66,21 @@ def page(lab: Lab, sections: Sequence[Section], command: str, figures: str, fold
         ""
         if lab.size is not QUICK
         else (
-            "**A tiny lesson, to see that all works: models of so few units and steps show "
+            "**A tiny lesson, to see that everything works: models of so few units and steps show "
             "nothing, and the verdicts on them mean nothing.** "
         )
     )
     made += (
-        f"Made by `{command}`, not by hand. The text: {read}, {lab.characters:,} characters. The "
-        f"machine: {machine()}, charrnn {__version__}, matplotlib {version('matplotlib')}. The "
-        f"commands took {counted(math.ceil(lab.seconds / 60), 'minute')} together. Losses after a "
-        "number of steps, angles and shares are the same again on the same machine with the same "
-        "text, versions, number of threads and C compiler. Times, and the losses after equal time "
-        "in claims 10 and 11, are not."
+        f"Made by `{command}`, not by hand. Text: {read}, {lab.characters:,} characters. "
+        f"Machine: {machine()}, charrnn {__version__}, matplotlib {version('matplotlib')}. All "
+        f"commands together took {counted(math.ceil(lab.seconds / 60), 'minute')}. On the same "
+        "machine, with the same text, versions, number of threads and C compiler, losses after a "
+        "number of steps, angles and shares come out the same again. Times, and the losses after "
+        "equal time in claims 10 and 11, do not."
     )
     own = "" if lab.text is None else f" and the text in `corpora/{lab.name}`"
     how = (
-        "The commands can be typed as they stand into bash, in this order, in the project's folder "
+        "The commands can be typed into bash as they stand, in this order, in the project's folder "
         f"with its environment active (`. .venv/bin/activate`){own}; without `--json` they print "
         f"tables. Losses are in nats per character: {readme}. What each option does: "
         f"{linked('the command line', 'docs/cli.md')}."
@@ -113,15 +113,15 @@ def page(lab: Lab, sections: Sequence[Section], command: str, figures: str, fold
 def _seeds(lab: Lab) -> str:
     """Say which claims have several seeds, and what the others rest on."""
     recall, cells = len(lab.size.seeds), lab.size.cell_seeds
-    several = f"Claims 4, 7, 10 and 11 have {counted(recall, 'seed')}"
+    several = f"Claims 4, 7, 10 and 11 rest on {counted(recall, 'seed')}"
     if recall != cells:
         several = (
-            f"Claims 4 and 7 have {counted(recall, 'seed')}, claims 10 and 11 "
+            f"Claims 4 and 7 rest on {counted(recall, 'seed')}, claims 10 and 11 on "
             f"{counted(cells, 'seed')}"
         )
     return (
-        f"{several}; for all others one training of each model is looked at, and another may give "
-        "other numbers."
+        f"{several}; the others on one training of each model, and another might give other "
+        "numbers."
     )
 
 

@@ -96,10 +96,10 @@ eigenvalue of `U`. For the initial `U`, a scaled orthogonal matrix, it is exactl
 `k`. For a trained `U`, which is not normal, it grows like `ρᵏ` only for large `k`. That is the
 textbook's picture, measured here as "without tanh". "With tanh" is the gradient of the network
 as it is: the mean over {flows[0]["places"]} places of |dL_t/dh_{{t-k}}| as a share of its size at
-lag 0. The recurrent matrix of the initial weights and of the trained ones is scaled to each radius.
+lag 0. The recurrent matrices of the initial and of the trained weights are scaled to each radius.
 `s` is the root mean square of tanh' = 1 - h² along the way: if neither the matrix nor the gradient
-had a direction of its own, a step would leave `ρ s`. A unit's input `W e` has a mean square of 1
-to begin with, because the embeddings have: far enough from 0 for tanh to bend.
+favoured a direction, a step would leave `ρ s`. Before training, a unit's input `W e` has a mean
+square of 1, because the embeddings have one of 1: far enough from 0 for tanh to bend.
 """,
         commands=[command],
         tables=[
@@ -113,11 +113,12 @@ to begin with, because the embeddings have: far enough from 0 for tanh to bend.
             _radii_figure(lab.size.radii, left, trained_radius, "linear", "without tanh"),
             _radii_figure(lab.size.radii, left, trained_radius, "h", "with tanh"),
         ],
-        rule="three parts, of what is left of the gradient with tanh at lag "
-        f"{LAG}. Below 1 it vanishes: less than {percent(VANISHED)} at every radius below 1. Above "
-        f"1 it explodes: more than {EXPLODED:g} times at every radius above 1. At 1 it is between. "
-        "Each with initial and with trained weights; a part is left out where there is no gradient "
-        "to begin with. All: holds; some: in part.",
+        rule="three parts, about what is left of the gradient with tanh at lag "
+        f"{LAG}. Below 1 it vanishes: less than {percent(VANISHED)} is left at every radius below "
+        f"1. Above 1 it explodes: it is more than {EXPLODED:g} times as large, at every radius "
+        "above 1. At 1 it is between the two. Each part must hold with initial and with trained "
+        "weights; one is left out where there is no gradient to begin with. All: holds; some: in "
+        "part.",
         judgement=judge_radii(
             initial,
             scaled,
@@ -252,7 +253,7 @@ def judge_radii(
         _radii_told("trained", scaled),
         _certain(initial),
         f"The trained network ended at a radius of {radius:.2f}, and at lag {LAG} its gradient "
-        f"{fate} ({_share(left)} of it)" + ("." if told else ": the radius alone does not tell.")
+        f"{fate} ({_share(left)} is left)" + ("." if told else ": the radius alone does not tell.")
         if told is not None
         else "",
         _decides(known, {r: products[r] for r in known}, wrong) if known else "",
@@ -261,8 +262,8 @@ def judge_radii(
         + (
             f", so there it tells{'' if wrong else ' as well'}."
             if _close(product, left)
-            else ": its matrix is not orthogonal, so that a step need not stretch anything by ρ, "
-            "and what a character's loss needs of the state may have directions of its own."
+            else ": its matrix is not orthogonal, so a step need not stretch anything by ρ, and "
+            "what a character's loss needs of the state may favour some directions."
         )
         if told is not None
         else "",
@@ -275,8 +276,8 @@ def _certain(radii: Iterable[float]) -> str:
     if nearest is None or nearest**LAG >= VANISHED:
         return ""
     return (
-        f"That it vanishes below 1 is near certain by arithmetic: {nearest:g}^{LAG} is "
-        f"{_share(nearest**LAG)} before any tanh."
+        f"That it vanishes below 1 is all but certain by arithmetic: {nearest:g}^{LAG} is "
+        f"{_share(nearest**LAG)}, even without tanh."
     )
 
 
@@ -303,7 +304,7 @@ def _decides(
         )
     return (
         f"Radius and the slope of tanh together, (ρ s)^{LAG}, tell what is left with initial "
-        f"weights, within a factor of {CLOSE:g} ({beside}): with initial weights ρ s"
+        f"weights, within a factor of {CLOSE:g} ({beside}): there ρ s"
         f"{'' if alone else ', not ρ,'} decides, and it was {where}."
     )
 
@@ -340,25 +341,25 @@ def clipping(lab: Lab) -> Section:
         title="Clipping",
         claim="A large gradient is easy to mend: cut its size, keep its direction.",
         why="""
-A step of plain gradient descent, `w ← w - η g`, that is too large throws the weights far away,
-whether the rate `η` makes it so or the gradient. A recurrence makes large gradients of its own,
-where many steps back each enlarge it, and the loss is as steep as a cliff (Pascanu, Mikolov and
-Bengio 2013). To tell the two apart, every training is done without a recurrence, too: with
-windows of one character from the zero state, and as many characters an update. Clipping by norm
-replaces `g` by `g min(1, c / |g|)`: shorter, and in the same direction: that the cosine is 1 is
-arithmetic. Clipping by value cuts every entry by itself, which turns the gradient. All runs are
-a plain RNN with plain descent, of the same text and of one seed: with another, training may go
-wrong at other rates.
-(The default optimiser, Muon, takes the size out of a running mean of the gradients, not out of
-each: the mean keeps 95 % of itself at a step, so that a gradient 100 times as large as the others
-outweighs them for about 30 steps.)
+A step of plain gradient descent, `w ← w - η g`, throws the weights far away if it is too large,
+be it because of the rate `η` or because of the gradient. A recurrence can make a gradient large by
+itself: where many steps back each enlarge it, the loss is as steep as a cliff (Pascanu, Mikolov and
+Bengio 2013). To tell the two apart, every training is repeated without a recurrence: with windows
+of one character that start from the zero state, and as many characters per update. Clipping by norm
+replaces `g` by `g min(1, c / |g|)`, which is shorter and has the same direction; that the cosine is
+1 is arithmetic. Clipping by value cuts every entry separately, which turns the gradient. All runs
+train a plain RNN by plain descent on the same text, with one seed; with another seed, training may
+go wrong at other rates.
+(The default optimiser, Muon, normalises a running mean of the gradients, not each gradient. The
+mean keeps 95 % of itself at each step, so a gradient 100 times as large as the others outweighs
+them for about 30 steps.)
 """,
         commands=commands,
         tables=[
             Table(
                 ["rate", "training", "recurrence", "steps",
                  "largest gradient norm of an update", "updates clipped",
-                 "loss at the end"],
+                 "training loss at the end"],
                 [_training_row(training, course) for training, course in courses.items()],
                 words=3,
             ),
@@ -376,11 +377,11 @@ outweighs them for about 30 steps.)
             ),
         ],
         figures=[_clipping_figure(courses)],
-        rule="a training has gone wrong if it stops because a number is not finite, or ends more "
-        f"than {WRONG:g} nats above the best of them all, those without a recurrence among "
-        "themselves. Of those with one: holds if at every rate at which it goes wrong without "
-        "clipping it does not with clipping; in part if at some of them; not tested if it goes "
-        "wrong at none.",
+        rule="a training has gone wrong if it stops because a number is not finite, or ends, by "
+        f"its training loss, more than {WRONG:g} nats above the best training; those without a "
+        "recurrence are compared among themselves. The trainings with a recurrence decide: holds "
+        "if at every rate at which training goes wrong without clipping it does not with clipping; "
+        "in part if at some of these rates; not tested if there is no such rate.",
         judgement=judge_clipping(
             *(
                 {rate: (ends[rate, CUT[0], recurrence], ends[rate, CUT[1], recurrence])
@@ -525,16 +526,16 @@ def judge_clipping(
     return judged(
         [rate in mended for rate in tested],
         f"At {at(mended)} clipping decides: {both(mended)}." if mended else "",
-        f"At {at(lost)} the training goes wrong with clipping, too: {both(lost)}." if lost else "",
-        f"At {at(fine)} it does not go wrong without: {both(fine)}." if fine else "",
+        f"At {at(lost)} training goes wrong with clipping, too: {both(lost)}." if lost else "",
+        f"At {at(fine)} training does not go wrong without clipping: {both(fine)}." if fine else "",
         "" if tested else "So there was nothing to mend.",
         f"At {at(recurrent)} it is the recurrence that does the harm: without one, training does "
         f"not go wrong there ({both(recurrent, alone)})."
         if recurrent
         else "",
         f"At {at(too_large)} the step is too large whatever the network: without a recurrence it "
-        f"goes wrong, too ({both(too_large, alone)}). That shows what clipping does, but no cliff "
-        "of a recurrence."
+        f"goes wrong, too ({both(too_large, alone)}). That shows what clipping does, but not a "
+        "recurrence's cliff."
         if too_large
         else "",
     )

@@ -12,7 +12,7 @@ import numpy as np
 
 from charrnn.activity import ALWAYS, KEPT_OVER, NEARLY_CLOSED, NEARLY_OPEN
 from charrnn.figures import Line, Rule, line_chart
-from charrnn.wording import counted
+from charrnn.wording import counted, joined
 from lesson.gradients import flow, shares_left
 from lesson.lab import Lab
 from lesson.recurrence import inspect
@@ -168,19 +168,39 @@ class Context:
 
     needed: int | None
     """None: more than were tried."""
+    between: tuple[int | None, int | None]
+    """The same within one standard error of the loss: the fewest, and the most."""
     tried: int
+
+    @classmethod
+    def of(cls, memory: Mapping[str, Any]) -> Self:
+        """Return it from what ``inspect`` answers of a model's memory."""
+        low, high = memory["needed_between"]
+        return cls(memory["needed"], (low, high), len(memory["excess_nats"]) - 1)
 
     @property
     def words(self) -> str:
         """It in words."""
-        return f"> {self.tried}" if self.needed is None else f"{self.needed}"
+        one, low, high = (
+            f"> {self.tried}" if needed is None else f"{needed}"
+            for needed in (self.needed, *self.between)
+        )
+        return one if low == high else f"{one} ({low} to {high})"
 
     def more(self, other: Context) -> bool | None:
-        """Return whether clearly more is needed than another needs; None: not known."""
-        if self.needed == 0:
+        """Return whether clearly more is needed than another needs; None: not known.
+
+        It is known only where it is the same wherever both are within their standard errors.
+        """
+        low, high, other_low, other_high = (
+            self.tried + 1 if needed is None else needed
+            for needed in (*self.between, *other.between)
+        )
+        if not high:
             return False
-        one, against = (c.tried + 1 if c.needed is None else c.needed for c in (self, other))
-        return _as_many(one, USED, against, self.tried)
+        if low and _as_many(low, USED, other_high, self.tried):
+            return True
+        return False if _as_many(high, USED, other_low, self.tried) is False else None
 
 
 def _as_many(one: int, times: float, other: int, farthest: int) -> bool | None:
@@ -224,23 +244,23 @@ def gates(lab: Lab) -> Section:
         "(input times tanh) and what to show (output).",
         why=f"""
 `c_t = f_t ∘ c_{{t-1}} + i_t ∘ g_t` and `h_t = o_t ∘ tanh(c_t)`: the forget gate `f` decides
-what of the memory `c` is kept, the input gate `i` what of the candidate `g = tanh(...)` is
-written, the output gate `o` what is shown. The forget gate came with Gers, Schmidhuber and
+how much of the memory `c` is kept, the input gate `i` how much of the candidate `g = tanh(...)` is
+written, the output gate `o` how much is shown. The forget gate came with Gers, Schmidhuber and
 Cummins (2000); the LSTM of Hochreiter and Schmidhuber (1997) keeps all of `c`. A gate is a
-logistic function of the character and the state, so between 0 and 1; open means above
+logistic function of the character and the state, so it lies between 0 and 1; open means above
 {NEARLY_OPEN:g}, closed below {NEARLY_CLOSED:g} (Karpathy, Johnson and Fei-Fei 2015). Every unit
-is correlated with properties that a reader sees. The best unit for each of them is chosen on the
-first half of the {found["characters"]:,} characters. If there are memories among these, one is
-judged: the best on that half, of those for properties that last if there are any. The second half
-gives the correlations in the table. Units are written layer.unit: 1.5c is the memory c of unit 5 in
-layer 1, 1.5 its state h.
+is correlated with properties of the text that a reader sees. For each property, the best h and the
+best c are chosen on the first half of the {found["characters"]:,} characters; the correlations in
+the table are those on the second half. One memory is judged: the c with the largest correlation on
+the first half, for a property that lasts ({joined(LASTING, "or")}) if any of these varies. Units
+are written layer.unit: 1.5c is the memory c of unit 5 in layer 1, 1.5 its state h.
 """,
         commands=commands,
         tables=[
             Table(
                 [
                     "gate",
-                    "open, mean of the units",
+                    "open, mean over the units",
                     "closed",
                     f"units open at over {percent(ALWAYS)} of characters",
                     f"units open at over {percent(IDLE)} and closed at over {percent(IDLE)}",
@@ -257,33 +277,34 @@ layer 1, 1.5 its state h.
                 ],
             ),
             Table(
-                ["property", "unit", "correlation, second half"],
-                [
-                    [
-                        one["property"],
-                        f"{one['unit']['layer']}.{one['unit']['unit']}"
-                        + ("c" if one["unit"]["state"] == "c" else ""),
-                        f"{one['correlation']:+.3f}",
-                    ]
-                    for one in found["units"]
-                ],
-                words=2,
+                ["property", "best h", "correlation, second half", "best c",
+                 "correlation, second half"],
+                _unit_rows(found["units"]),
             ),
         ],
         figures=figures,
         rule="two parts. The gates are used both ways: each is open at more than "
-        f"{percent(IDLE)} of characters and closed at more than {percent(IDLE)}, at more than half "
-        "of its units. A unit's memory holds a visible property: (a) over the last characters, all "
-        f"that `--unit` gives, c and the property correlate by at least {FOLLOWS:g} in size; (b) "
-        "the same holds, with the same sign, over only those characters at which the property has "
-        f"lasted for more than {LONG} characters without a break. There must be at least {OFTEN} "
-        f"of these, in at least {SPELLS} spells; otherwise (b) is not tested, which does not count "
-        "as so. For a property that has one value at all of these, as one that is only on or off, "
-        "the characters at which it is off are added, since otherwise it would not vary. Where no "
-        "property's best unit is a memory, nothing of this part is tested. Both: holds; one: in "
-        "part.",
+        f"{percent(IDLE)} of characters and closed at more than {percent(IDLE)}, for more than "
+        "half of its units. A unit's memory holds a visible property: (a) over the last "
+        "characters, all that `--unit` gives, c and the property correlate by at least "
+        f"{FOLLOWS:g} in size; (b) the same is so, with the same sign, over only those characters "
+        f"at which the property has lasted for more than {LONG} characters without a break. There "
+        f"must be at least {OFTEN} of these, in at least {SPELLS} spells; otherwise (b) is not "
+        "tested, and the part does not hold. A property that is only on or off has one value at "
+        "all of these characters; those at which it is off are then added, since otherwise it "
+        "would not vary. Both parts: holds; one: in part.",
         judgement=judge_gates(use, held),
-    )
+    )  # fmt: skip
+
+
+def _unit_rows(units: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Return a row a property: its best h and its best c, each with its correlation."""
+    rows: dict[str, dict[str, list[str]]] = {}
+    for one in units:
+        layer, unit, state = (one["unit"][name] for name in ("layer", "unit", "state"))
+        cells = [f"{layer}.{unit}{state.replace('h', '')}", f"{one['correlation']:+.3f}"]
+        rows.setdefault(one["property"], {})[state] = cells
+    return [[name, *of_state["h"], *of_state["c"]] for name, of_state in rows.items()]
 
 
 def best_found(units: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -292,10 +313,11 @@ def best_found(units: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     The second half, which the correlation is told of, has no say in it.
 
     Args:
-        units: by property the one that follows it best, as ``inspect --only units`` answers.
+        units: by property and state the one that follows it best, as ``inspect --only units``
+            answers.
 
     Returns:
-        None where none of them is a memory.
+        None where no property varies.
     """
     memories = [one for one in units if one["unit"]["state"] == "c"]
     lasting = [one for one in memories if one["property"] in LASTING]
@@ -378,19 +400,19 @@ def judge_gates(use: Mapping[str, Gate], held: Held | None) -> Judgement:
         held: how the memory follows its property that was chosen to be judged; None: there is none.
     """
     idle = [
-        f"the {gate} gate's {one.units - one.both:,} of {one.units:,}"
+        f"{one.units - one.both:,} of the {gate} gate's {one.units:,}"
         for gate, one in use.items()
         if not one.is_used
     ]
     forget = use["forget"]
     return judged(
         [not idle, held is not None and held.follows is True],
-        f"The forget gate is open at {percent(forget.opened)} of characters and closed at "
-        f"{percent(forget.closed)}, in the mean of the units. "
+        f"On average over its units, the forget gate is open at {percent(forget.opened)} of "
+        f"characters and closed at {percent(forget.closed)}. "
         + (
             "Most units of every gate use it both ways."
             if not idle
-            else f"Units that hardly ever open it or hardly ever close it: {', '.join(idle)}."
+            else f"Units that hardly ever open a gate or hardly ever close it: {', '.join(idle)}."
         ),
         _held_told(held),
     )
@@ -399,23 +421,23 @@ def judge_gates(use: Mapping[str, Gate], held: Held | None) -> Judgement:
 def _held_told(held: Held | None) -> str:
     """Say whether a unit's memory holds a property."""
     if held is None:
-        return "No property is followed best by a memory, so that part is not tested."
+        return "No property varies in both halves of the text, so the second part is not tested."
     where = (
-        f"at the {held.late_over:,} characters, in {counted(held.spells, 'spell')}, at which that "
-        f"has lasted for more than {LONG}"
+        f"at the {held.late_over:,} characters (in {counted(held.spells, 'spell')}) at which the "
+        f"property has lasted for more than {LONG}"
     )
     over = f"a correlation of {held.correlation:+.2f} over the last {held.over:,} characters"
     if held.follows is None:
         return (
             f'The memory of unit {held.unit} follows the property "{held.property_name}" with '
-            f"{over}. Whether it does so for long is not tested: too little of the property lasts "
-            f"there ({held.late:+.2f} {where}; {OFTEN} in {SPELLS} spells are needed)."
+            f"{over}. Whether it does so for long is not tested, because the property seldom lasts "
+            f"that long there: {held.late:+.2f} {where}, and {OFTEN} in {SPELLS} spells are needed."
         )
     if not held.follows:
         return (
             f'The memory judged, that of unit {held.unit} with "{held.property_name}" (chosen on '
-            f"the first half), does not follow it for long: it has {over}, and of "
-            f"{held.late:+.2f} {where}."
+            f"the first half), does not follow it for long: it has {over}, and {held.late:+.2f} "
+            f"{where}."
         )
     return (
         f'The memory of unit {held.unit} follows the property "{held.property_name}" with {over}, '
@@ -439,10 +461,7 @@ def along(lab: Lab) -> Section:
         {key: Horizon.of(reach, by) for key, reach in flows.items()}
         for by in ("median_under_1_percent_at", "under_1_percent_at")
     )
-    contexts = {
-        cell: Context(one["memory"]["needed"], len(one["memory"]["excess_nats"]) - 1)
-        for cell, one in found.items()
-    }
+    contexts = {cell: Context.of(one["memory"]) for cell, one in found.items()}
     paces = {
         (cell, pace["state"]): Slowness(
             [unit for unit in pace["autocorrelation"] if unit is not None],
@@ -453,38 +472,41 @@ def along(lab: Lab) -> Section:
         for pace in one["pace"]
     }
     places = found["lstm"]["gradient_flow"][0]["places"]
+    tolerance = found["lstm"]["memory"]["tolerance"]
     return Section(
         title="Gradients along the memory",
         claim="The memory changes slowly and its gradient does not pass through the recurrent "
         "weights, so gradients reach far back.",
         why=f"""
 Along the memory line alone, `dc_t/dc_{{t-k}}` is the product of `k` forget gates: no matrix and
-no tanh. Each factor is near 1 while its gate is open, but not their product: of gates at
-{NEARLY_OPEN:g} it leaves {percent(NEARLY_OPEN**NEARER)} after {NEARER} characters and
+no tanh. Each factor is near 1 while its gate is open, but their product is not: gates at
+{NEARLY_OPEN:g} leave {percent(NEARLY_OPEN**NEARER)} after {NEARER} characters and
 {percent(NEARLY_OPEN**LAG)} after {LAG}. Along the `h` of a plain RNN or an LSTM a gradient has
-to pass the matrix at every step; a GRU's `h` has `z ∘ h` as well, which passes no matrix. The
-shares are of total derivatives, so all other ways back are in them as well (from an LSTM's h into
-c, and on along that), and each is of a size at lag 0 of its own, so that those of c and h compare
-only roughly. The lag from which on less than {percent(REST)} is left, in the median over {places}
-places of the text, is called its reach here; beside it stands that by the mean, which a few places
-can make up. {percent(REST)} is a convention, no limit to what can be learnt. What the model uses is
-"context needed": the characters after a reset of the state from which on its loss is within 0.01
-nats. How slowly a unit changes is its correlation `r` with itself one character before: a step
-changes it by `√(2 (1 - r))` standard deviations, root mean square; slow is one above {SLOW:g},
-which is {_change(SLOW):.2f} of them. "Kept" is the product of {KEPT_OVER} values in a row of the
-gate on its way, forget or update: mean and median over units and characters.
+to pass the matrix at every step; a GRU's `h` also has the term `z ∘ h`, which passes no matrix. The
+shares are of total derivatives, so they include all other paths back (from an LSTM's h into c, and
+on along that). Each is relative to its own size at lag 0, so those of c and h compare only roughly.
+The lag from which on less than {percent(REST)} is left, in the median over {places} places of the
+text, is called a state's reach here; beside it stands the lag for the mean, which a few places can
+dominate. {percent(REST)} is a convention, not a limit to what can be learned. What the model uses
+is "context needed": how many characters after a reset of the state its loss comes within
+{tolerance:g} nats of that with the state carried on; in brackets, what one standard error of the
+loss allows. It includes what it takes to leave the zero state, which training hardly sees. How
+slowly a unit changes is told by its correlation `r` with its own value one character earlier: a
+step changes it by `√(2 (1 - r))` standard deviations, root mean square. It is slow if `r` is above
+{SLOW:g}, which makes that {_change(SLOW):.2f}. "Kept" is the product of {KEPT_OVER} successive
+values of the state's gate, forget or update: mean and median over units and characters.
 """,
         commands=list(commands.values()),
         tables=[_reach_table(reaches, by_mean, medians, contexts), _pace_table(paces)],
         figures=[_along_figure(_trained(medians))],
         rule="for the trained models. Slowly, two parts: some units of the LSTM's c, more than "
         f"{percent(SOME)}, change slowly, and a larger share than of the plain RNN's h; most of "
-        f"them do, more than {percent(MOST)}. Far: along the LSTM's c the lag at which "
-        f"{percent(REST)} is left is at least {FARTHER:g} times that along the plain RNN's h, and "
-        "that along its own, by the medians over the places; where there is no gradient, or what "
-        "was measured ends too early to tell, that is not decided, and does not count as so. Used: "
-        f"the LSTM needs at least {USED:g} times as much context as the plain RNN; left out if too "
-        "little was tried to tell. All: holds; some: in part.",
+        f"them do, more than {percent(MOST)}. Far: the LSTM's c reaches at least {FARTHER:g} times "
+        "as far as the plain RNN's h and as its own h, by the medians over the places; where there "
+        "is no gradient, or what was measured ends too early to tell, that is not decided, and the "
+        f"part does not hold. Used: the LSTM needs at least {USED:g} times as much context as the "
+        "plain RNN, at either end of what one standard error allows both; left out where it does "
+        "at one end only, or where too little was tried to tell. All parts: holds; some: in part.",
         judgement=judge_along(_trained(reaches), contexts, paces),
     )
 
@@ -528,7 +550,7 @@ def _reach_table(
 
 def _pace_table(paces: Mapping[tuple[str, str], Slowness]) -> Table:
     head = [
-        "state, trained", "correlation with itself a character before: 10 % of units below",
+        "state, trained", "correlation with its value a character earlier: 10 % of units below",
         "median unit", "90 % below", "slow units", f"kept over {KEPT_OVER} characters, mean",
         "median",
     ]  # fmt: skip
@@ -598,9 +620,9 @@ def judge_along(
         *_pace_told(paces, some=some, most=most),
         _far_told(reaches, farther),
         _h_told(reaches),
-        f"Context that is needed, in characters: {needs}; "
+        f"Context needed, in characters: {needs}; "
         + (
-            "LSTM and plain RNN are not compared, since too little was tried."
+            f"whether the LSTM needs {USED:g} times as much as the plain RNN is not known."
             if used is None
             else f"the LSTM {how}."
         ),
@@ -626,19 +648,19 @@ def _pace_told(
         if (cell, state) != ("lstm", "c")
     )
     yield (
-        f"Of the LSTM's c {pace.slow} of {len(pace.units)} units change slowly: {how}. Beside it "
-        f"{others}."
+        f"Of the LSTM's c {pace.slow} of {len(pace.units)} units change slowly: {how}. For "
+        f"comparison: {others}."
     )
     if pace.units:
         yield (
-            "The median unit of c correlates with itself a character before by "
+            "The median unit of c correlates with its value a character earlier by "
             f"{pace.quantile(0.5):+.2f}: a step changes it by {_change(pace.quantile(0.5)):.2f} "
             "standard deviations."
         )
     if pace.kept_mean is not None and pace.kept_median is not None:
         few = pace.kept_mean > FEW * pace.kept_median
         yield (
-            f"The forget gates keep {percent(pace.kept_mean)} of it over {KEPT_OVER} characters in "
+            f"Over {KEPT_OVER} characters the forget gates keep {percent(pace.kept_mean)} of it in "
             f"the mean, {percent(pace.kept_median)} in the median"
             + (": a few keep much, most next to nothing." if few else ".")
         )
@@ -693,5 +715,5 @@ def _gru_told(reaches: Mapping[tuple[str, str], Horizon], pace: Slowness) -> str
     return (
         "The GRU has no memory beside its state, and along its h less than "
         f"{percent(REST)} is left from lag {gru.words} on: {than}. So a memory line is not needed "
-        f"to reach that far; how much of that is the update gate's was not measured{kept}."
+        f"to reach that far; how much of this is due to the update gate was not measured{kept}."
     )

@@ -12,12 +12,12 @@ from lesson.lab import Lab
 from lesson.recurrence import compare, compare_steps, untouched
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
-#: How many times as long a cell must take to be dearer: clocks differ by less.
+#: How many times as long a cell must take in the mean to be dearer.
 DEARER = 1.05
 #: Share of the multiply-adds below which a model's time tells little about its recurrence.
 MOST = 0.5
-#: The most that "half" may be, and from which share on nothing is saved.
-HALF, NOT_LESS = 0.6, 0.95
+#: The most that "half" may be.
+HALF = 0.6
 
 Rows = Mapping[str, Mapping[str, Any]]
 
@@ -45,6 +45,23 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class Time:
+    """A time of one cell, over all seeds."""
+
+    mean: float
+    by_seed: Sequence[float]
+
+    def is_longer(self, other: Time) -> bool:
+        """Whether it is longer by more than clocks differ: in the mean, and every seed's."""
+        return self.mean >= DEARER * other.mean and min(self.by_seed) > max(other.by_seed)
+
+    @property
+    def words(self) -> str:
+        """The mean, with the least and the most of the seeds."""
+        return f"{self.mean:.1f} ({min(self.by_seed):.1f} to {max(self.by_seed):.1f})"
+
+
+@dataclass(frozen=True)
 class Costs:
     """What one cell costs and scores."""
 
@@ -52,12 +69,12 @@ class Costs:
     """Of the recurrence alone, at equal width."""
     multiply_adds: float
     """Of the recurrence for one character, at equal width."""
-    microseconds: float
+    microseconds: Time
     """Of training a character, whole model, at equal width, by the mean speed."""
     by_steps: Loss
     """With equal parameters after equal steps."""
-    seconds: float
-    """Of these steps, mean."""
+    seconds: Time
+    """Of these steps."""
     by_time: Loss
     """With equal parameters after equal time."""
     share: float
@@ -93,9 +110,12 @@ def costs(steps: Rows, minutes: Rows, width: Rows) -> dict[str, Costs]:
             alone[name] = width[cell][name] - width["rnn"][name] + block
         found[cell] = Costs(
             **alone,
-            microseconds=1e6 / width[cell]["train_chars_per_second"],
+            microseconds=Time(
+                1e6 / width[cell]["train_chars_per_second"],
+                [1e6 / run["train_chars_per_second"] for run in width[cell]["runs"]],
+            ),
             by_steps=Loss.of(steps[cell]),
-            seconds=steps[cell]["seconds"],
+            seconds=Time(steps[cell]["seconds"], [run["seconds"] for run in steps[cell]["runs"]]),
             by_time=Loss.of(minutes[cell]),
             share=alone["multiply_adds"] / width[cell]["multiply_adds"],
         )
@@ -123,22 +143,22 @@ def lstm(lab: Lab) -> Section:
                 f"{one.parameters:,.0f}",
                 f"{one.multiply_adds:,.0f}",
                 percent(one.share),
-                _times(one.microseconds, width[cell]["runs"]),
+                one.microseconds.words,
                 f"{1e6 / width[cell]['chars_per_second']:.1f}",
             ]
             for cell, one in found.items()
         ],
     )  # fmt: skip
     by_loss = Table(
-        ["equal parameters", "units", "parameters", "nats/char, equal steps", "its seconds",
-         f"nats/char, {lab.size.minutes:g} min each", "its characters"],
+        ["equal parameters", "units", "parameters", "nats/char, equal steps",
+         "seconds they took", f"nats/char, {lab.size.minutes:g} min each", "characters read"],
         [
             [
                 cell.upper(),
                 f"{steps[cell]['hidden']}",
                 f"{steps[cell]['parameters']:,}",
                 one.by_steps.words,
-                f"{one.seconds:.1f}",
+                one.seconds.words,
                 one.by_time.words,
                 f"{fmean(run['trained_characters'] for run in minutes[cell]['runs']):,.0f}",
             ]
@@ -152,23 +172,25 @@ def lstm(lab: Lab) -> Section:
 An LSTM has four blocks of weights where a plain RNN has one: four times the parameters and
 products at equal width. But width is a choice: here all cells also get as many parameters as
 the LSTM, and then as many steps, or as many minutes. Losses and times are means over the seeds,
-with the least and the most in brackets. Losses are on the end of the text, on which
-{untouched(lab)}. A cell is ahead of another where `compare` finds the difference to be more than
-chance makes (`ahead_of`); where neither is, they are too close to tell. Times are of the machine
-named above, the cells in turns, and they are noisy: those less than {percent(DEARER - 1)} apart are
-too close to tell. The speed of one training is the median of those in its log. Where the loops are
-compiled, as is said there, all cells run through this project's; where they are in numpy, the LSTM
-runs through torch's fused operator, which is then part of the price. Times are of the whole model:
-embedding and head are in them.
+with the lowest and the highest in brackets. Losses are on the end of the text, on which
+{untouched(lab)}. A cell is ahead of another where `compare` finds a difference larger than chance
+makes (`ahead_of`); where neither is ahead, they are too close to tell. Times are of the machine
+named above, with the cells taking turns, and they are noisy: two cells are too close to tell if
+their means are less than {percent(DEARER - 1)} apart, or if one seed of the slower cell took no
+longer than one of the faster. The speed of one training is the median of those in its log. Where
+the loops are compiled, as is said there, all cells run through this project's; where they are in
+numpy, the LSTM runs through torch's fused operator, which is then part of the price. Times are of
+the whole model, with embedding and head.
 """,
         commands=commands(lab),
         tables=[by_width, by_loss],
         figures=[_loss_figure(found), _price_figure(found, lab.size.hidden)],
         rule=f"three parts. A price: at equal width the LSTM takes at least {DEARER:g} times as "
-        "long per character as any other. Its only drawback, two parts: with equal parameters its "
-        "loss is ahead of every other cell's by more than chance, after equal steps, and after "
-        "equal time. What is too close to tell does not count as so. All: holds; some: in part; "
-        "not tested if all three are too close to tell.",
+        "long per character as the slowest other cell, and longer with each seed than that cell "
+        "with any. Its only drawback, two parts: with equal parameters its loss is ahead of every "
+        "other cell's by more than chance, after equal steps and after equal time. A part that is "
+        "too close to tell does not hold. All parts: holds; some: in part; not tested if all three "
+        "are too close to tell.",
         judgement=judge_lstm(found),
     )
 
@@ -205,10 +227,10 @@ def _price_figure(found: Mapping[str, Costs], hidden: int) -> Figure:
         "price",
         title,
         [cell.upper() for cell in found],
-        [Dots("training", times, 0)],
+        [Dots("training", [time.mean for time in times], 0)],
         x_label=f"training, µs per character, {hidden} units",
         form=".1f",
-        x_range=(0.0, 1.15 * max(times)),
+        x_range=(0.0, 1.15 * max(time.mean for time in times)),
     )
     return Figure("price", title, chart)
 
@@ -221,15 +243,15 @@ def judge_lstm(found: Mapping[str, Costs]) -> Judgement:
     """
     own = found["lstm"]
     others = [cell for cell in found if cell != "lstm"]
-    next_to = max(others, key=lambda cell: found[cell].microseconds)
-    dearest = own.microseconds >= DEARER * found[next_to].microseconds
-    outdone = found[next_to].microseconds >= DEARER * own.microseconds
+    next_to = max(others, key=lambda cell: found[cell].microseconds.mean)
+    dearest = own.microseconds.is_longer(found[next_to].microseconds)
+    outdone = found[next_to].microseconds.is_longer(own.microseconds)
     by_steps, after_steps = _ahead({cell: one.by_steps for cell, one in found.items()})
     by_time, after_time = _ahead({cell: one.by_time for cell, one in found.items()})
-    times = ", ".join(f"{cell.upper()} {one.microseconds:.1f}" for cell, one in found.items())
+    times = ", ".join(f"{cell.upper()} {one.microseconds.mean:.1f}" for cell, one in found.items())
     clock = "the LSTM takes longest."
     if outdone:
-        clock = f"the {next_to.upper()} takes longer, whatever the LSTM has more by count."
+        clock = f"the {next_to.upper()} takes longer, although the LSTM has more to compute."
     elif not dearest:
         clock = f"the LSTM's time and the {next_to.upper()}'s differ by too little to tell."
     parts = [dearest if dearest or outdone else None, by_steps, by_time]
@@ -272,17 +294,11 @@ def _named(cells: Sequence[str]) -> str:
 
 def _equal_steps(found: Mapping[str, Costs]) -> str:
     """Say whether the LSTM has a price in time where all cells have as many parameters."""
-    own = found["lstm"].seconds
-    least = min(one.seconds for cell, one in found.items() if cell != "lstm")
-    times = ", ".join(f"{cell.upper()} {one.seconds:.1f}" for cell, one in found.items())
-    pays = "pays there, too" if own >= DEARER * least else "pays nothing there that the clock tells"
-    return f"The equal steps with equal parameters took, in s: {times}; the LSTM {pays}."
-
-
-def _times(mean: float, runs: Sequence[Mapping[str, Any]]) -> str:
-    """Return the µs that a character takes in training, with the least and the most."""
-    each = [1e6 / run["train_chars_per_second"] for run in runs]
-    return f"{mean:.1f} ({min(each):.1f} to {max(each):.1f})"
+    own, others = found["lstm"].seconds, [one for cell, one in found.items() if cell != "lstm"]
+    longer = any(own.is_longer(one.seconds) for one in others)
+    times = ", ".join(f"{cell.upper()} {one.seconds.mean:.1f}" for cell, one in found.items())
+    is_dearer = "takes longer there, too" if longer else "does not clearly take longer there"
+    return f"The equal steps with equal parameters took, in s: {times}; the LSTM {is_dearer}."
 
 
 def _of_the_head(one: Costs) -> str:
@@ -290,10 +306,10 @@ def _of_the_head(one: Costs) -> str:
     if one.share >= MOST:
         return ""
     return (
-        f"But only {percent(one.share)} of the LSTM's multiply-adds are its recurrence's, of the "
-        "other cells' fewer still; the rest is the head's, which with many symbols in the "
-        "vocabulary is most of the work and the same for all: the times tell little about the "
-        "cells."
+        f"But only {percent(one.share)} of the LSTM's multiply-adds are its recurrence's, and an "
+        "even smaller share of the other cells'. The rest is the head's: with many symbols in the "
+        "vocabulary it is most of the work, and the same for all, so the times tell little about "
+        "the cells."
     )
 
 
@@ -310,8 +326,8 @@ def gru(lab: Lab) -> Section:
                 ("parameters of the recurrence, equal width", one.parameters, other.parameters),
                 ("multiply-adds of the recurrence, equal width", one.multiply_adds,
                  other.multiply_adds),
-                ("µs per character in training, equal width", one.microseconds,
-                 other.microseconds),
+                ("µs per character in training, equal width", one.microseconds.mean,
+                 other.microseconds.mean),
             )
         ]
         + [
@@ -326,17 +342,18 @@ def gru(lab: Lab) -> Section:
         title="The GRU",
         claim="The GRU is a simpler LSTM at half the price.",
         why="""
-The GRU has no memory beside its state and one gate less: `z` both forgets and writes,
-`h_t = (1 - z) ∘ n + z ∘ h_{t-1}`. Three blocks of weights instead of four are three quarters of
-the parameters and products, not a half, before any clock is looked at.
+The GRU has no memory beside its state, and one gate fewer: `z` both forgets and writes,
+`h_t = (1 - z) ∘ n + z ∘ h_{t-1}`. Three blocks of weights instead of four make three quarters of
+the parameters and products, not half, before any time is measured.
 """,
         commands=commands(lab),
         tables=[table],
-        rule="two parts, by the clock at equal width. Cheaper: a character takes the GRU less than "
-        f"{NOT_LESS:g} times the LSTM's time; up to {DEARER:g} times is too close to tell. Half "
-        f"the price: at most {HALF:g} times. Both: holds; cheaper alone: in part. By count, which "
-        "is how much simpler it is, it is three quarters, whatever is measured. The losses, which "
-        "count for nothing here, are told apart as in claim 10.",
+        rule="two parts, by the time of a character at equal width. Cheaper: the LSTM takes at "
+        f"least {DEARER:g} times as long as the GRU, and longer with each seed than the GRU with "
+        f"any. Half the price: besides, the GRU takes at most {HALF:g} times as long as the LSTM. "
+        "Both: holds; cheaper alone: in part. By count, which is how much simpler it is, it is "
+        "three quarters, whatever is measured. The losses, which count for nothing here, are told "
+        "apart as in claim 10.",
         judgement=judge_gru(one, other),
     )
 
@@ -349,30 +366,32 @@ def judge_gru(one: Costs, other: Costs) -> Judgement:
         other: the LSTM.
     """
     count = one.parameters / other.parameters
-    clock = one.microseconds / other.microseconds
+    clock = one.microseconds.mean / other.microseconds.mean
+    cheaper = other.microseconds.is_longer(one.microseconds)
     return judged(
-        [clock < NOT_LESS, clock <= HALF],
+        [cheaper, cheaper and clock <= HALF],
         f"By count the GRU's recurrence is {count:.2f} of the LSTM's: simpler, but not by half.",
         f"By the clock of this machine a character takes {clock:.2f} of the LSTM's time: "
-        + _of_half(clock),
+        + _of_half(clock, cheaper=cheaper, dearer=one.microseconds.is_longer(other.microseconds)),
         _of_the_head(other),
         f"With equal parameters its loss is {_beside(one.by_steps, other.by_steps)} after equal "
         f"steps and {_beside(one.by_time, other.by_time)} after equal time.",
     )
 
 
-def _of_half(clock: float) -> str:
+def _of_half(clock: float, *, cheaper: bool, dearer: bool) -> str:
     """Say what is left of half the price, by the share of the LSTM's time."""
-    if clock <= HALF:
-        return "about half the price, or less."
-    if clock < NOT_LESS:
-        return "cheaper, but half the price does not hold."
-    if clock <= DEARER:
-        return "too close to tell whether cheaper, and half the price does not hold."
-    return (
-        "dearer, for the loops it runs through cost more than the products they save; half the "
-        "price does not hold."
-    )
+    if cheaper:
+        return (
+            "about half the price, or less." if clock <= HALF
+            else "cheaper, but not half the price."
+        )  # fmt: skip
+    if dearer:
+        return (
+            "dearer, because the loops it runs through cost more than the products they save; so "
+            "not half the price either."
+        )
+    return "too close to tell whether it is cheaper, and so not half the price."
 
 
 def _beside(one: Loss, other: Loss) -> str:

@@ -1,4 +1,4 @@
-"""Claims 4 and 7: what is learnt of a text that asks for a memory."""
+"""Claims 4 and 7: what is learned of a text that asks for a memory."""
 
 from __future__ import annotations
 
@@ -79,17 +79,18 @@ def beyond(lab: Lab) -> Section:
         claim="Truncation keeps the model from learning what lies further back than the window.",
         why=f"""
 Every line of the recall text is a key, noise, `=`, and the key again: `{first}`. The second key
-is {lab.size.distance} characters after the first and cannot be guessed otherwise, so it costs
-ln 8 = {CHANCE:.2f} nats where it is not remembered and nothing where it is. `--after =` prices
-that place alone. The gradient of a window shorter than {lab.size.distance} never connects the
-two. What can connect them is the state, which training carries from window to window as a
-number without a gradient; `--reset-state` takes that away too, in training: all models are
-scored with the state carried on from the beginning of the text. All runs have the same number of
-steps and read as many characters. The distance was chosen so that windows differ: in trials of
-{FULL.recall_steps:,} steps every window, also one that was shorter, learnt the key at a distance of
-12, and at 24 hardly any did. So the verdict is of this distance and this number of steps. What a
-single run has learnt in them is partly chance: another seed changes it, and so does another number
-of threads, which adds numbers up in another order. So the medians over the seeds are judged.
+comes {lab.size.distance} characters after the first and cannot be guessed from anything else, so it
+costs ln 8 = {CHANCE:.2f} nats where it is not remembered and nothing where it is. `--after =`
+scores that place alone. In a window shorter than {lab.size.distance} no gradient ever connects the
+two keys. What can connect them is the state, which training carries from window to window as a
+number without a gradient. `--reset-state` takes that away, too, but only in training: all models
+are scored with the state carried on from the beginning of the text. All runs take the same number
+of steps and read the same number of characters. The distance was chosen so that windows differ: in
+trials of {FULL.recall_steps:,} steps every window, even a shorter one, learned the key at a
+distance of 12, and hardly any did at 24. So the verdict is for this distance and this number of
+steps. What a single run learns in them is partly chance: it changes with the seed, and with the
+number of threads, since numbers are then added up in another order. So the medians over the seeds
+are judged.
 """,
         commands=commands,
         tables=[
@@ -108,7 +109,7 @@ of threads, which adds numbers up in another order. So the medians over the seed
         f"ln 8. None learns anything of it: none brings it below {percent(NOTHING)}. Both: holds; "
         f"the first alone: in part. Not tested if no window of any length brings it below "
         f"{percent(LEARNT)}, or if a shorter one brings it below {percent(NOTHING)} with the state "
-        "reset: it cannot learn the key so, and something else would give it away.",
+        "reset: it cannot learn the key that way, so something else must give it away.",
         judgement=judge_beyond(lab.size.distance, carried, reset),
     )
 
@@ -136,7 +137,7 @@ def _beyond_commands(lab: Lab) -> list[str]:
 def _beyond_figure(distance: int, carried: Prices, reset: Prices) -> Figure:
     chart = dot_chart(
         "beyond",
-        f"Price of the key {distance} characters back, by the window it was learnt with",
+        f"Price of the key {distance} characters back, by the window it was learned with",
         [f"window {n}" for n in carried],
         [
             Dots(name, [*map(median, found.values())], style, [*found.values()])
@@ -147,7 +148,7 @@ def _beyond_figure(distance: int, carried: Prices, reset: Prices) -> Figure:
         x_label="nats for the key; bar: median",
         x_range=(-0.08, 1.15 * max(CHANCE, *chain(*carried.values(), *reset.values()))),
     )
-    title = "Price of the key by the window it was learnt with; bar: median, hollow: single seeds"
+    title = "Price of the key by the window it was learned with; bar: median, hollow: single seeds"
     return Figure("beyond", title, chart)
 
 
@@ -180,7 +181,7 @@ def judge_beyond(distance: int, carried: Prices, reset: Prices) -> Judgement:
     if (least := min(price, longer, longer_reset)) >= learnt:
         return judged(
             [],
-            f"By the medians no window learnt the key in these steps: it costs {least:.2f} nats "
+            f"By the medians no window learned the key in these steps: it costs {least:.2f} nats "
             f"at best, and {CHANCE:.2f} by chance. So nothing is shown about the shorter ones.",
         )
     return judged(
@@ -203,9 +204,7 @@ def _harder(price: float, longer: float) -> str:
         return ""
     if price < LEARNT * CHANCE:
         return " Truncation makes it harder, not impossible."
-    return (
-        " No shorter window learns all of it, but truncation does not keep back all of it either."
-    )
+    return " No shorter window learns the whole key, but truncation does not withhold all of it."
 
 
 @dataclass(frozen=True)
@@ -256,16 +255,16 @@ def scaling(lab: Lab) -> Section:
         claim="A vanishing gradient cannot be mended by scaling it up, since nobody knows how far: "
         "the architecture has to change.",
         why=f"""
-If what comes back from `k` steps ago is a millionth, one could multiply it. But the gradient of a
-weight is a sum over all lags, and a scale takes every term by the same factor: near lags drown
-far ones as before. Such is the lectures' argument, in our words. `--scale-norm 1` gives every
-gradient the norm 1, so its factor differs from step to step, and every step has the same length:
-the rate, but for the schedule. That of {size.scaled_rate:g} was found by trial, as one at which
-both cells learnt; others are not shown. A rate is one factor for all steps, but for the schedule.
-For comparison both cells are trained with their gradients as they are, not clipped either, at
-{_rates(size.plain_rates)}. Plain descent does not hide it, as Adam and Muon would, which rescale by
-themselves. The task is claim 4's, with a window of {WINDOW} that shows it whole; for longer
-distances this says nothing.
+If only a millionth of the gradient comes back from `k` steps ago, one could multiply it. But the
+gradient of a weight is a sum over all lags, and scaling multiplies every term by the same factor:
+near lags drown far ones as before. Such is the lectures' argument, in our words. `--scale-norm 1`
+gives every gradient the norm 1. So the factor differs from step to step, and every step has the
+same length, which is the rate (apart from the schedule). The rate of {size.scaled_rate:g} was found
+by trial, as one at which both cells learned; others are not shown. For comparison both cells are
+trained with their gradients as they are, not clipped either, at {_rates(size.plain_rates)}. Here a
+rate is one factor for all steps (apart from the schedule). All use plain descent, because Adam and
+Muon rescale gradients themselves and would hide the difference. The task is that of claim 4, with a
+window of {WINDOW} that shows it whole; this says nothing about longer distances.
 """,
         commands=commands,
         tables=[
@@ -275,13 +274,13 @@ distances this says nothing.
             )
         ],
         figures=[_scaling_figure(size.distance, prices, medians)],
-        rule="two parts, by the medians over the seeds, at the best rate of those with the "
-        "gradients as they are. Scaling does not mend it: "
+        rule="two parts, by the medians over the seeds, with the gradients as they are at the best "
+        "of their rates. Scaling does not mend it: "
         f"the RNN with scaled gradients leaves the key above {percent(LEARNT)} of ln 8. The "
         "architecture does: the LSTM with its gradients as they are brings it below that. Both: "
         "holds; one: in part. Not tested if no training brings it below that, or if the RNN does "
-        "with its gradients as they are. One that stops because a number is not finite leaves it "
-        "above everything.",
+        "with its gradients as they are. A training that stops because a number is not finite "
+        "counts as the worst of all.",
         judgement=judge_scaling(
             best("plain", "rnn"),
             best("plain", "lstm"),
@@ -295,7 +294,7 @@ distances this says nothing.
 
 def _rates(rates: Sequence[float]) -> str:
     """Say which rates the gradients as they are have, and how they were chosen."""
-    most = "the one at which the LSTM learnt most in trials"
+    most = "the one at which the LSTM learned most in trials"
     if len(rates) == 1:
         return f"a rate of {rates[0]:g}, {most}"
     listed = joined([f"{rate:g}" for rate in rates], "and")
@@ -386,7 +385,7 @@ def judge_scaling(
     if least >= limit:
         return judged(
             [],
-            f"By the medians no training learnt the key in these steps: {_nats(least)} at best, "
+            f"By the medians no training learned the key in these steps: {_nats(least)} at best, "
             f"and {CHANCE:.2f} by chance. So nothing is shown about what it takes.",
         )
     if rnn < limit:
@@ -402,10 +401,10 @@ def judge_scaling(
         if scaled_rnn >= limit
         else "Scaling does mend it here: with every gradient scaled to one norm the plain RNN "
         f"remembers {distance} characters (the key costs {scaled_rnn:.3f} nats; {_nats(rnn)} "
-        "unscaled, at the best rate). Every step then has the same length, the rate: one, of "
-        f"{rate:g}, did for all steps, but for the schedule, and how much larger the far terms "
-        "should be nobody had to know. No rate tried does the same for gradients as they are: a "
-        "rate is one factor for all steps, but for the schedule.",
+        "unscaled, at the best rate). Every step then has the same length, the rate. One rate, "
+        f"{rate:g}, did for all steps (apart from the schedule), and nobody had to know how much "
+        "larger the far terms should be. No rate tried does the same for gradients as they are, "
+        "where it is one factor for all steps (apart from the schedule).",
         f"The LSTM learns it with its gradients as they are, at the best rate ({lstm:.3f} nats)."
         if lstm < limit
         else "And the architecture alone does not: with its gradients as they are the LSTM stays "

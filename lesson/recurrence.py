@@ -10,8 +10,6 @@ from typing import Any
 from lesson.lab import Lab
 from lesson.section import Judgement, Section, Table, judged
 
-#: Where the end of the text is put, for claim 1.
-END = "corpora/end.txt"
 #: Difference of a logit up to which float32 and float64 are taken to say the same.
 SAME = 1e-3
 
@@ -57,17 +55,18 @@ def length(lab: Lab) -> Section:
     rows = {row["cell"]: row for row in lab.json(compare_steps(lab))}
     # Nothing that the models were trained on.
     lengths = [n for n in lab.size.lengths if n <= lab.held_out]
-    read = f"text = open('{lab.words.strip()}', 'rb').read()"
+    read = [f"text = open('{lab.words.strip()}', 'rb').read().decode()"]
     if lab.text is None:
-        read = (
-            "from charrnn.files import embedded_corpus; \\\n    text = b''.join(open(path, 'rb')."
-            "read() for path in embedded_corpus()[-40:])"
-        )
-    write = _printed(read, f"-{max(lengths)}:") + f" > {END}"
+        read = [
+            "from charrnn.files import embedded_corpus",
+            "text = b''.join(open(path, 'rb').read() for path in embedded_corpus()[-40:]).decode()",
+        ]
+    # In bytes, so that line ends stay as they are.
+    file, cut = _end("{n}"), f"text[-{max(lengths)}:][:n].encode()"
+    loop = [f"for n in {tuple(lengths)}:", f"    open(f'{file}', 'wb').write({cut})"]
+    write = "\n".join(['python -c "', *read, *loop, '"'])
     scoring = [
-        _printed(f"text = open('{END}', 'rb').read()", f":{n}")
-        + f" | charrnn evaluate {run_of('lstm')} --text - --device cpu --json"
-        for n in lengths
+        f"charrnn evaluate {run_of('lstm')} --text {_end(n)} --device cpu --json" for n in lengths
     ]
     lab.do(write)
     scores = [
@@ -88,34 +87,26 @@ def length(lab: Lab) -> Section:
         claim="A recurrent network takes input of any length, because one set of weights serves "
         "every step; separate weights for each of 1,000 steps would be 1,000 times as many.",
         why=f"""
-A feed-forward network has an input for every character it is to see. A recurrent one reads one
-character at a time and keeps a state: `h_t = f(h_{{t-1}}, x_t)` with the same `f`, and so the
-same weights, at every `t`. How long the text is never enters the model. The models trained
+A feed-forward network needs an input for every character that it is to see. A recurrent network
+reads one character at a time and keeps a state: `h_t = f(h_{{t-1}}, x_t)` with the same `f`, and so
+the same weights, at every `t`. The length of the text does not enter the model. The models trained
 here read {rows["lstm"]["runs"][0]["trained_characters"]:,} characters each and have nearly the same
-number of parameters. The three of seed 1 serve most of the claims below, all of them claims 10 and
-11. The texts scored here are the beginning of the last {max(lengths):,} characters, on which
-{untouched(lab)}.
+number of parameters. Most of the claims below look at the three models of seed 1; claims 10 and 11
+look at all of them. The texts scored here are the first characters of the last {max(lengths):,}, on
+which {untouched(lab)}.
 """,
         commands=[compare_steps(lab), write, *scoring],
         tables=[table],
-        rule="holds if every length is scored with the same number of parameters, which the "
-        "program is made for, and the loss is a finite number at all of them; in part if only one "
-        "of the two.",
+        rule="holds if every length is scored with the same number of parameters, as the program "
+        "is built to do, and the loss is a finite number at every length; in part if only one of "
+        "the two is so.",
         judgement=judge_length(scores),
     )
 
 
-def _printed(read: str, cut: str) -> str:
-    """Return the command that prints a part of a text, with the line ends that it has.
-
-    Args:
-        read: Python that calls the bytes of the text ``text``.
-        cut: the slice of its characters.
-    """
-    return (
-        f'python -c "import sys; {read}; \\\n'
-        f'    sys.stdout.buffer.write(text.decode()[{cut}].encode())"'
-    )
+def _end(characters: object) -> str:
+    """Return the file with so many characters of the end of the text."""
+    return f"corpora/end-{characters}.txt"
 
 
 def judge_length(scores: Sequence[tuple[int, int, float]]) -> Judgement:
@@ -130,11 +121,11 @@ def judge_length(scores: Sequence[tuple[int, int, float]]) -> Judgement:
     return judged(
         [len(counts) == 1, all(map(math.isfinite, nats))],
         f"The same {parameters:,} parameters score {shortest:,} characters and {longest:,}; with a "
-        f"copy for each of 1,000 steps there would be {1000 * parameters:,}."
+        f"separate copy for each of 1,000 steps there would be {1000 * parameters:,}."
         if len(counts) == 1
         else "The number of parameters depends on the length of the text.",
-        "The losses are of different stretches of text, and do not compare: what more context is "
-        "worth is measured in claim 9.",
+        "The losses are of different stretches of text, so they cannot be compared; what more "
+        "context is worth is measured in claim 9.",
     )
 
 
@@ -179,21 +170,20 @@ def step(lab: Lab) -> Section:
         claim="A step is nothing but a linear map and a nonlinearity, tanh in the original.",
         why=f"""
 Elman's network, as it is used today, computes `a = W e + U h + b`, a linear map of the
-character's embedding `e` and the state `h`, and `h' = tanh(a)`; that of 1990 has the logistic
-function for tanh. At the top `p = softmax(y)` makes a probability of each
-character's logit `y`. `--only step` does nothing but these lines, in numpy and with
-the numbers in the checkpoint, for {steps["rnn"]["characters"]} characters one after another,
-and compares with what the model's fast path makes of the same text. σ is the logistic function,
-∘ the product unit by unit. The GRU is the one of torch and cuDNN: its reset gate `r` scales
-`U_n h + d`, where Cho et al. (2014) have `U_n (r ∘ h)`.
+character's embedding `e` and the state `h`, and `h' = tanh(a)`; the original of 1990 has the
+logistic function instead of tanh. At the top, `p = softmax(y)` turns each character's logit `y`
+into a probability. `--only step` computes these lines and nothing else, in numpy with the numbers
+from the checkpoint, for {steps["rnn"]["characters"]} characters one after another, and compares the
+results with those of the model's fast path on the same text. σ is the logistic function, ∘ the
+product unit by unit. The GRU is that of torch and cuDNN: its reset gate `r` scales `U_n h + d`,
+where Cho et al. (2014) have `U_n (r ∘ h)`.
 """,
         commands=commands,
         tables=[numbers, ends, differences],
         rule="in part if the plain RNN's two lines and its model differ by less than "
-        f"{SAME:g} in every logit; else it does not hold. It cannot hold as a whole, whatever is "
-        "measured: Elman's network of 1990 has another nonlinearity, and LSTM and GRU have "
-        "products besides. Their lines are held against their models, too, and count for nothing "
-        "here.",
+        f"{SAME:g} in every logit; otherwise it does not hold. It cannot hold as a whole, whatever "
+        "is measured: Elman's network of 1990 has another nonlinearity, and LSTM and GRU have "
+        "products as well. Their lines are compared with their models, too, but do not count here.",
         judgement=judge_step(steps),
     )  # fmt: skip
 
@@ -232,15 +222,15 @@ def judge_step(steps: Mapping[str, Mapping[str, Any]]) -> Judgement:
     return judged(
         [agree, False],
         "It holds for the plain RNN as it is used today; Elman's of 1990 has the logistic "
-        f"function, and {names} multiply gates with states besides."
+        f"function, and {names} also multiply gates with states."
         if agree
         else "",
         "For the plain RNN the two lines give the model's logits within "
         f"{plain['logits_difference']:.1e}, the rounding of float32."
         if agree
         else f"The lines miss the plain RNN's logits by up to {plain['logits_difference']:.1e}.",
-        f"The lines of {names} give their models' logits too, within {worst:.1e}: gates and "
-        "states are multiplied with each other there, unit by unit."
+        f"The lines of {names} also give their models' logits, within {worst:.1e}; there gates and "
+        "states are multiplied with each other, unit by unit."
         if worst < SAME
         else f"The lines of {names} miss their models' logits by up to {worst:.1e}.",
     )

@@ -39,9 +39,9 @@ def window(lab: Lab) -> Section:
     whole = longest["bytes"] / (longest["bptt"] * trained["lanes"]) * lab.characters
     predictions, before = _counted(full)
     counted_last, counted_rival = (_counted(one[0]["full"]) for one in (last, other))
-    so = "the text is too short for more, so that of longer windows the first cuts nothing"
+    so = "The text is too short for more, so the first of any longer windows cuts nothing off"
     if before >= longest["bptt"]:
-        so = "so the full gradient reaches further back than any window, at every prediction"
+        so = "So at every prediction the full gradient reaches further back than any window"
     rows = [
         [
             f"{one['bptt']:,}" + (" (all)" if one is full else ""),
@@ -77,23 +77,23 @@ def window(lab: Lab) -> Section:
         "choice.",
         why=f"""
 The loss at `t` depends on the weights through every earlier step: `dL_t/dW` is a sum over all
-`k` of the way back from `h_t` to `h_{{t-k}}`. Backpropagation through time adds it up exactly
+`k`, the steps back from `h_t` to `h_{{t-k}}`. Backpropagation through time adds it up exactly,
 but has to keep every step's state until the backward pass. Truncation cuts the sum off at the
-window's edge, where the state comes in as a constant. Angles are between that gradient and the
-full one through all {full["bptt"]:,} steps of {trained["lanes"]} pieces of text, for the
-trained LSTM; the figure has them for the same LSTM before its training, too ("initial"). The
-gradient of the head, which passes through no step, is left out. {predictions:,} predictions of
-each piece count, which begin {before:,} characters after its first: {so}. (With the last {LAST} of
-{T} there are {counted_last[0]:,} that begin {counted_last[1]:,} after it, with the last
-{RIVAL_LAST} of {RIVAL} there are {counted_rival[0]:,} that begin {counted_rival[1]:,} after it,
-each held against the full gradient of the same ones.) The time of the full gradient includes the
-{before:,} characters before, of windows theirs alone. The full gradient of
-one half of these pieces and that of the other half are {trained["between_halves"]:.0f}° apart, the
-dotted line of the figure: what another sample of the text changes anyhow. With the last {LAST} of
-{T} every prediction has at least {T - LAST} characters of its window before it, and
-{_per_prediction(of_last)} steps are computed for each. The last {RIVAL_LAST} of {RIVAL} have as
-many before them for {_per_prediction(rival)} steps. The {_size(whole)} below are without computing
-states anew in the backward pass (checkpointing), which trades memory for time.
+window's edge, where the state comes in as a constant. The angles are between the truncated gradient
+and the full one through all {full["bptt"]:,} steps of {trained["lanes"]} pieces of text, for the
+trained LSTM; the figure also has those for the same LSTM before its training ("initial"). The
+gradient of the head, which passes through no step, is left out. In each piece {predictions:,}
+predictions count, beginning {before:,} characters after its start. {so}. (With the last {LAST} of
+{T}, {counted_last[0]:,} predictions count, beginning {counted_last[1]:,} after the start; with the
+last {RIVAL_LAST} of {RIVAL}, {counted_rival[0]:,}, beginning {counted_rival[1]:,} after it. Each
+gradient is compared with the full one of the same predictions.) The time of the full gradient is
+that of these predictions alone, without the characters before them. The full gradients of the two
+halves of these pieces are {trained["between_halves"]:.0f}° apart (the dotted line of the figure):
+that much changes anyway with another sample of the text. With the last {LAST} of {T}, every
+prediction has at least {T - LAST} characters of its window before it, and
+{_per_prediction(of_last)} steps are computed for each. With the last {RIVAL_LAST} of {RIVAL} it has
+as many before it, for {_per_prediction(rival)} steps. The {_size(whole)} below are without
+recomputing states in the backward pass (checkpointing), which saves memory and costs time.
 """,
         commands=commands,
         tables=[
@@ -108,11 +108,11 @@ states anew in the backward pass (checkpointing), which trades memory for time.
             Figure("window", "Angle to the full gradient against the window", chart)
         ],
         rule="three parts. All steps at once are hardly feasible: over the whole text they keep "
-        f"more than {LAPTOP / 1e9:.0f} GB. Not exact: the gradient of {T} steps, last {LAST} "
-        f"counted, is more than {EXACT:g}° off. No choice: no window measured comes as "
-        f"near to its full gradient, within {EXACT:g}°, and takes less time per prediction (all "
-        "steps at once, from which the angles are measured, do not count). All three: holds; "
-        "some: in part.",
+        f"more than {LAPTOP / 1e9:.0f} GB. Not exact: the gradient of {T} steps with the last "
+        f"{LAST} counted is more than {EXACT:g}° off. No choice: no window measured takes less "
+        f"time per prediction and comes as near to its full gradient, within {EXACT:g}° (all steps "
+        "at once, which the angles are measured from, do not count). All three: holds; some: in "
+        "part.",
         judgement=judge_window(of_last, trained["windows"], rival, whole),
     )  # fmt: skip
 
@@ -155,8 +155,8 @@ def judge_window(
         f"All time steps of this text at once would keep {_size(whole)} for the backward "
         f"pass, {'more' if whole > LAPTOP else 'no more'} than a laptop has.",
         f"The gradient of the last {of_last['loss_last']} of {of_last['bptt']} has "
-        f"{of_last['size']:.2f} of the full one's size and is {of_last['angle']:.1f}° off it: "
-        + ("not exact." if of_last["angle"] > EXACT else "a direction as good as exact."),
+        f"{of_last['size']:.2f} of the full one's size and is {of_last['angle']:.1f}° off its "
+        "direction: " + ("not exact." if of_last["angle"] > EXACT else "as good as exact."),
         choice,
     )
 
