@@ -583,31 +583,8 @@ class TestTrain:
         assert (result.code, result.out) == (0, f"{run}\n")
         names = {"best.safetensors", "last.safetensors", "metrics.jsonl", "lock"}
         assert names <= {path.name for path in run.iterdir()}
-        for words in (
-            f"text    {prose}: 5,406 characters to train on, 601 held out",
-            "LSTM 1 x 5",
-            "parameters",
-            "2 lanes, windows of 9",
-            "301 steps an epoch",
-            "device  cpu",
-            "3 steps",
-            "uniform",
-            "unigram",
-            "gradient",
-            "clipped",
-            "chars/s",
-            "to go",
-            f"charrnn sample {shlex.quote(str(run))}",
-        ):
-            assert words in result.err
+        assert "sample from it with" in result.err
         assert "\x1b" not in result.err
-
-    def test_quiet_prints_the_folder_alone_on_stdout(
-        self, cli: Cli, prose: Path, tmp_path: Path
-    ) -> None:
-        run = tmp_path / "run"
-        done = cli("train", prose, "--run", run, "--quiet", *QUICK)
-        assert done.without_notes == Result(0, f"{run}\n", "")
 
     def test_quiet_prints_notes_too(self, cli: Cli, tmp_path: Path) -> None:
         text, run = tmp_path / "text", tmp_path / "run"
@@ -878,23 +855,6 @@ class TestTrain:
         little = "only 499 characters are held out, so which checkpoint is best is mostly chance"
         assert (f"note: {little}: hold out more, or none (--valid-share 0)\n" in said) is told
 
-    def test_says_what_a_tiny_text_shrinks(self, cli: Cli, tmp_path: Path) -> None:
-        path = tmp_path / "tiny.txt"
-        path.write_text("abcabcabcabc")
-        result = cli("train", path, "--run", tmp_path / "run", "--steps", 3, "--hidden", 5)
-        assert result.code == 0
-        assert "note: the text has only 10 characters" in result.err
-        assert "10 characters to train on, 2 held out" in result.err
-        assert cli("sample", tmp_path / "run", "--length", 5).code == 0
-
-    def test_says_that_a_byte_order_mark_was_dropped(self, cli: Cli, tmp_path: Path) -> None:
-        path = tmp_path / "marked.txt"
-        path.write_text(make_prose(200), encoding="utf-8-sig")
-        result = cli("train", path, "--run", tmp_path / "run", *QUICK)
-        assert result.err.count("without its byte order mark") == 1
-        _, vocabulary, _ = load_model(tmp_path / "run", torch.device("cpu"))
-        assert "\ufeff" not in vocabulary.characters
-
     def test_other_encodings_by_name(self, cli: Cli, tmp_path: Path) -> None:
         text = "红楼梦 第一回\r\n" * 40
         path = tmp_path / "novel.txt"
@@ -1042,14 +1002,6 @@ class TestTrain:
             said = one_line(cli(what, "--resume", f"checkpoints/of {what}"))
             assert said.endswith(f", such as --run 'checkpoints/of {what}'\n")
 
-    def test_stops_when_patience_runs_out(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
-        result = cli(
-            "train", prose, "--run", tmp_path / "run", "--steps", 400, "--lr", 9, "--hidden", 5,
-            "--batch-size", 2, "--bptt", 9, "--validate-every", 1, "--patience", 1,
-        )  # fmt: skip
-        assert result.code == 0
-        assert "stopped early (no new best in 1 validation) after " in result.err
-
     @pytest.mark.parametrize(("words", "kept"), [((), 1), (("--keep", 0), 0), (("--keep", 3), 3)])
     def test_keeps_as_many_earlier_checkpoints_as_are_asked_for(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -1097,20 +1049,6 @@ class TestTrain:
         said = "no update improved on the weights the run began with: try a lower --lr\n"
         best, after = result.err.splitlines(keepends=True)[-3:-1]
         assert (" at step 0; unigram " in best, after) == (True, said)
-
-    def test_says_no_such_thing_of_a_run_that_was_stopped(
-        self, prose: Path, trained: Path, tmp_path: Path
-    ) -> None:
-        words = ("--init-from", trained, "--run", tmp_path / "run", "--steps", 10**6)
-        with subprocess.Popen(
-            command("train", prose, *words), stderr=subprocess.PIPE, env=ENVIRONMENT
-        ) as process:
-            assert process.stderr is not None
-            read_until(process, process.stderr, b"step 0 ")
-            process.send_signal(signal.SIGINT)
-            said = process.stderr.read()
-        assert b"stopped by Ctrl-C and saved after" in said
-        assert b"no update improved" not in said
 
     def test_says_what_of_the_text_held_out_its_weights_know(
         self, cli: Cli, prose: Path, trained: Path, tmp_path: Path
@@ -1282,10 +1220,6 @@ class TestSample:
         twice = ("--length", 40, "--seed", 3, "--length", 20, "--seed", 2)
         assert cli("sample", trained, *twice) == cli("sample", trained, *twice[4:])
 
-    def test_takes_a_file_or_a_folder(self, cli: Cli, trained: Path) -> None:
-        by_folder = cli("sample", trained, "--length", 40)
-        assert cli("sample", trained / "best.safetensors", "--length", 40) == by_folder
-
     def test_echo_puts_the_prompt_before_the_new_characters(self, cli: Cli, trained: Path) -> None:
         plain = cli("sample", trained, "--prompt", "The ", "--length", 30).out
         assert cli("sample", trained, "--prompt", "The ", "--length", 30, "--echo").out == (
@@ -1391,9 +1325,9 @@ class TestSample:
             assert row["stopped"] or row["characters"] == 25
 
     def test_stops(self, cli: Cli, trained: Path) -> None:
-        result = cli("sample", trained, "--stop", "\n", "--length", 500)
-        assert result.out.count("\n") == 1
-        assert result.out.endswith("\n")
+        """Also where there is no other end."""
+        endless = cli("sample", trained, "--stop", "\n", "--length", 0)
+        assert (endless.code, endless.out.count("\n"), endless.out[-1]) == (0, 1, "\n")
 
     def test_bytes_come_out_as_they_are(self, of_bytes: Path) -> None:
         done = subprocess.run(
@@ -2127,20 +2061,6 @@ class TestEvaluate:
         by_lanes, exact = (result["nats_per_char"] for result in results)
         assert 0 < abs(by_lanes - exact) < 1e-3
 
-    def test_reads_standard_input(self, cli: Cli, trained: Path, prose: Path) -> None:
-        figures = ("nats_per_char", "characters", "bits_per_byte")
-        piped = cli("evaluate", trained, "--text", "-", "--json", stdin=prose.read_bytes())
-        named = cli("evaluate", trained, "--text", prose, "--json")
-        rows = [json.loads(result.out)[0] for result in (piped, named)]
-        assert [rows[0][name] for name in figures] == [rows[1][name] for name in figures]
-
-    def test_bytes_and_characters_compare_by_the_byte(
-        self, cli: Cli, trained: Path, of_bytes: Path, prose: Path
-    ) -> None:
-        result = cli("evaluate", trained, of_bytes, "--text", prose, "--json")
-        by_char, by_byte = json.loads(result.out)
-        assert by_char["bits_per_byte"] < by_byte["bits_per_byte"]
-
     def test_an_encoding_is_for_the_models_of_characters(
         self, cli: Cli, trained: Path, of_bytes: Path, tmp_path: Path
     ) -> None:
@@ -2282,23 +2202,6 @@ class TestPipes:
                 assert process.stderr.read().decode() == said
         assert run_process("sample", run, "--length", 5).code == 0
 
-    def test_a_comparison_whose_reader_leaves_is_unfinished(
-        self, prose: Path, tmp_path: Path
-    ) -> None:
-        folder = tmp_path / "all"
-        # A validation, which makes a line, comes every 100 steps.
-        options = ("--steps", 2000, "--hidden", 5, "--run", folder)
-        with subprocess.Popen(
-            command("compare", prose, *options), stderr=subprocess.PIPE, env=ENVIRONMENT
-        ) as process:
-            assert process.stderr is not None
-            for begun in (b"--- run 1 of 3", b"step "):
-                read_until(process, process.stderr, begun)
-            process.stderr.close()
-            assert process.wait(timeout=PATIENCE) == 128 + signal.SIGPIPE
-        assert not list(folder.glob("*/result.json"))
-        assert len(list(folder.glob("*/last.safetensors"))) == 1, "it is saved"
-
     @pytest.mark.parametrize(
         ("words", "code"),
         [
@@ -2358,23 +2261,6 @@ class TestPipes:
             )
         said = b"charrnn: /dev/full: cannot write the prices: No space left on device; free some "
         assert (done.returncode, done.stderr) == (1, said + b"space\n")
-
-    def test_a_signal_counts_though_the_reader_of_a_training_leaves(
-        self, prose: Path, tmp_path: Path
-    ) -> None:
-        """As a Ctrl-C, which ends the program that reads --json, too."""
-        words = ("train", prose, "--minutes", 5, *QUICK[2:], "--run", tmp_path / "run", "--json")
-        with subprocess.Popen(
-            command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
-        ) as process:
-            assert process.stdout is not None
-            while not (line := process.stdout.readline()).startswith(b'{"event": "logged"'):
-                assert line
-            process.send_signal(signal.SIGSTOP)  # so that both come at once
-            process.send_signal(signal.SIGINT)
-            process.stdout.close()
-            process.send_signal(signal.SIGCONT)
-            assert process.wait(timeout=PATIENCE) == 130
 
     def test_help_that_nobody_reads_is_no_failure(self) -> None:
         assert run_unread("train", "--help") == (0, "")
