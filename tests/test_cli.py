@@ -203,26 +203,20 @@ class TestBadInput:
         folder = tmp_path / "texts"
         folder.mkdir()
         content = {
-            "empty": b"",
             "letter": b"a",
-            "binary": b"ab\0cd" * 9,
             "latin": "é".encode("latin-1") * 9,
             "prose": make_prose(300).encode(),
-            "zip": gzip.compress(b"text"),
         }
-        paths = {name: folder / name for name in (*content, "missing", "hollow", "pipe")}
+        paths = {name: folder / name for name in (*content, "missing", "hollow")}
         for name, data in content.items():
             paths[name].write_bytes(data)
         paths["hollow"].mkdir()
-        os.mkfifo(paths["pipe"])
         return {**paths, "trained": trained}
 
     @pytest.mark.parametrize(
         ("words", "code", "says"),
         [
             # The text.
-            ("train {missing}", 1, "there is no file"),
-            ("train {empty}", 1, "empty"),
             ("train {trained}", 1, "no text in {trained}: {trained}: left out (written by a"),
             ("train {prose} --steps 1e3", 2, "'--steps': not a whole number (see charrnn"),
             ("train {prose} --lr x", 2, "'--lr': not a number (see charrnn"),
@@ -231,11 +225,6 @@ class TestBadInput:
             ("compare {prose} --steps 1 --encoding=", 2, "--encoding is empty"),
             ("evaluate {trained} --text {prose} --per-char -", 2, "--per-char writes a file"),
             (
-                "train --run {trained}/last.safetensors --resume",
-                1,
-                "it is a file; name the folder of a run, such as {trained}",
-            ),
-            (
                 "train {letter}",
                 1,
                 "{letter}: a text of length 1 leaves 0 to train on: give at least",
@@ -243,57 +232,19 @@ class TestBadInput:
             ("train https://a.org/b.txt", 1, "https://a.org/b.txt is an address, not a file: down"),
             ("train https://a.org/b?c=d", 1, "is an address, not a file: download it first"),
             ("compare http://a.org/b.txt --steps 1", 1, "is an address, not a file: download"),
-            ("train {binary}", 1, "--encoding bytes"),
-            ("train {latin}", 1, "at byte 0"),
-            ("train {latin} --encoding utf-99", 2, "--encoding utf-99"),
-            ("train {zip}", 1, "zip is compressed by gzip: unpack it first, with gzip -dc"),
-            ("train {hollow}", 1, "no text in"),
-            ("train {hollow}/*.txt", 1, "no file matches"),
-            ("train {pipe}", 1, "neither a file nor a folder"),
-            ("train -", 1, "standard input is empty"),
             ("train {prose} --valid {missing}", 1, "there is no file"),
             ("train {prose} --valid {letter}", 1, "at least 2 characters"),
-            ("train {prose} --valid -", 2, "--valid cannot be standard input"),
             ("train {prose} --valid {prose} --valid-share 0.2", 2, "cannot be used together"),
-            ("train {prose} --min-count 999", 1, "--min-count"),
             # Numbers.
             ("train {prose} --lr nan", 2, "--lr must be a number above 0, at most 1e38, not nan"),
-            ("train {prose} --lr inf", 2, "--lr"),
-            ("train {prose} --lr 0", 2, "--lr"),
-            ("train {prose} --lr -1", 2, "--lr"),
-            ("train {prose} --lr many", 2, "--lr"),
-            ("train {prose} --dropout 1", 2, "--dropout"),
-            ("train {prose} --weight-drop nan", 2, "--weight-drop"),
-            ("train {prose} --dropout-masks 0", 2, "--dropout-masks"),
-            ("train {prose} --weight-decay -1", 2, "--weight-decay"),
-            ("train {prose} --layers 0", 2, "--layers"),
-            ("train {prose} --hidden -4", 2, "--hidden"),
             ("train {prose} --hidden 9999999", 2, "smaller --hidden"),
-            ("train {prose} --embedding 0", 2, "--embedding"),
-            ("train {prose} --batch-size 0", 2, "--batch-size"),
-            ("train {prose} --bptt 0", 2, "--bptt"),
             ("train {prose} --loss-last 9999", 2, "--loss-last 9999"),
             ("train {prose} --clip-norm -1", 2, "above 0, at most 1e38, or 0 for none, not -1"),
-            ("train {prose} --clip-value 0", 2, "--clip-value"),
-            ("train {prose} --clip-value 1 --clip-norm 1", 2, "cannot be used together"),
-            ("train {prose} --minutes 0", 2, "--minutes"),
-            ("train {prose} --minutes inf", 2, "--minutes"),
-            ("train {prose} --epochs -1", 2, "--epochs"),
-            ("train {prose} --steps 0", 2, "--steps"),
-            ("train {prose} --steps 1.5", 2, "--steps"),
             ("train {prose} --steps 1 --minutes 1", 2, "give one budget"),
-            ("train {prose} --valid-share 1", 2, "--valid-share"),
-            ("train {prose} --valid-share 0.5 --test-share 0.5", 2, "leave nothing"),
-            ("train {prose} --patience 0", 2, "--patience"),
             ("train {prose} --patience 2 --valid-share 0", 2, "nothing is held out"),
             ("train {prose} --validate-every 2 --valid-share 0", 2, "nothing is held out"),
             ("train {prose} --min-count 2 --encoding bytes", 2, "every byte is known"),
             ("train {prose} --cell mlp", 2, "'--cell': 'mlp' is not one of 'rnn', 'lstm'"),
-            ("train {prose} --validate-every 0", 2, "--validate-every"),
-            ("train {prose} --min-count 0", 2, "--min-count"),
-            ("train {prose} --seed -1", 2, "--seed"),
-            ("train {prose} --seed 99999999999999999999", 2, "--seed"),
-            ("train {prose} --keep -1", 2, "--keep"),
             ("train {prose} --json --quiet", 2, "--json and --quiet cannot be used together"),
             # Words and combinations.
             ("train {prose} --device tpu", 2, "--device"),
@@ -301,19 +252,11 @@ class TestBadInput:
             ("train {prose} --bogus", 2, "--bogus"),
             ("trian {prose}", 2, "train"),
             ("train --resume", 2, "--resume needs --run"),
-            ("train --resume --run {missing}", 1, "no run to resume"),
             (
                 "train --resume --run {missing} --init-from {trained}",
                 2,
                 "--init-from: the run has weights of its own",
             ),
-            (
-                "train --resume --run {trained} --hidden 9",
-                2,
-                "--hidden 9: the run was started with",
-            ),
-            ("train {prose} --run {prose}", 1, "prose"),
-            ("train {prose} --run {trained}", 1, "--resume"),
             ("train {prose} --steps 1 --run=", 2, "--run is empty"),
             ("compare {prose} --steps 1 --run=", 2, "--run is empty"),
             ("train {prose} --steps 1 --init-from=", 2, "CHECKPOINT is empty"),
@@ -331,21 +274,11 @@ class TestBadInput:
             # Sampling.
             ("sample", 2, "Missing argument"),
             ("sample {missing}", 1, "no such checkpoint"),
-            ("sample {empty}", 1, "empty"),
             ("sample {prose}", 1, "{prose}: a text, not a checkpoint: train on it, and name"),
-            ("sample {zip}", 1, "checkpoint"),
-            ("sample {hollow}", 1, "a folder without a checkpoint"),
-            ("sample {trained} --length -1", 2, "--length"),
             ("sample {trained} --temperature nan", 2, "--temperature"),
-            ("sample {trained} --temperature -0.1", 2, "--temperature"),
             ("sample {trained} --top-k 0", 2, "--top-k"),
             ("sample {trained} --top-p 0", 2, "--top-p"),
-            ("sample {trained} --top-p 1.1", 2, "--top-p"),
-            ("sample {trained} --count 0", 2, "--count"),
-            ("sample {trained} --seed -1", 2, "--seed"),
             ("sample {trained} --unknown ignore", 2, "--unknown"),
-            ("sample {trained} --prompt a☃b", 1, "'☃' x 1; use --unknown replace"),
-            ("sample {trained} --length 0 --count 2", 2, "--count"),
             ("sample {trained} --length 0 --json", 2, "--json"),
             # Scoring.
             ("evaluate", 2, "Missing"),
@@ -361,12 +294,10 @@ class TestBadInput:
             ("evaluate {trained} {trained} --text {prose} --per-char {missing}", 2, "one check"),
             ("evaluate {trained} --text {prose} --show --json", 2, "--json"),
             ("evaluate {trained} --text {prose} --per-char {hollow}", 1, "directory"),
-            ("evaluate {trained} --text {missing}", 1, "there is no file"),
             ("evaluate {trained} --text {letter}", 1, "at least 2 characters"),
             ("evaluate {trained} --text {latin}", 1, "--encoding"),
             ("evaluate {trained} --text {prose} --encoding bytes", 2, "--encoding bytes"),
             ("evaluate {trained} {missing} --text {prose}", 1, "no such checkpoint"),
-            ("evaluate {trained} {prose} --text {prose}", 1, "in quotes"),
         ],
     )
     def test_is_refused_in_one_line(
