@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +13,6 @@ from charrnn.equations import CHARACTERS, SHOWN, write_out
 from charrnn.model import CharModel
 from charrnn.vocabulary import Vocabulary
 from tests import small
-from tests.conftest import Cli
 
 TEXT = "abacabadabacabae" * 20
 VOCABULARY = Vocabulary("abcde", "utf-8", 1)
@@ -131,17 +127,3 @@ def test_the_lower_ids_of_equally_likely_ones_are_shown() -> None:
     step = write_out(model, "\u0100\u0101", np.array([1, 2]), words)
     order = sorted(range(words.size), key=lambda symbol: (-bias[symbol], symbol))
     assert step.likeliest == tuple(words.decode([symbol]) for symbol in order[:SHOWN])
-
-
-def test_the_command_shows_the_step(cli: Cli, trained: Path, prose: Path) -> None:
-    words = ("inspect", trained, "--text", prose, "--characters", 500, "--only", "step")
-    step = json.loads(cli(*words, "--json").out)["step"]
-    assert step["logits_difference"] < 1e-4
-    assert step["read"] == prose.read_text()[-1]
-    out = cli(*words).out
-    assert out.startswith("The step\n")
-    shown = f"{step['quantities'][-3]['units'][0]:+.5f}"
-    assert re.search(rf"1 +h' +\= o ∘ tanh\(c'\) +{re.escape(shown)}", out)
-    assert re.search(r"\n1 +h' +by the model +[+-]", out)
-    first = re.escape(repr(step["likeliest"][0]))
-    assert re.search(rf"\n1 +next character +{first}.*\n1 +y += V h' \+ v ", out)

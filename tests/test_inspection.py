@@ -539,6 +539,7 @@ class TestCommand:
         ]  # fmt: skip
         assert (found["device"], found["texts"], found["part"]) == ("cpu", [str(prose)], None)
         assert found["truncation"] == []
+        assert found["step"]["logits_difference"] < 1e-4
         assert (found["cell"], found["hidden"], found["characters"]) == ("lstm", 32, 500)
         assert found["parameters"] == model.parameter_count()
         assert [flow["scaled_to"] for flow in found["gradient_flow"]] == [
