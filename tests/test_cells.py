@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from itertools import pairwise
 from unittest import mock
 
 import pytest
@@ -278,21 +277,6 @@ def test_equals_torch_nn(name: CellName) -> None:
 
 
 @each_cell
-def test_gradcheck(name: CellName) -> None:
-    cell = make_cell(name, 2, 3)
-    x, state = make_inputs(cell, 3, 2)
-    parameters = dict(cell.named_parameters())
-
-    def run(x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        state, weights = rest[: len(cell.states)], rest[len(cell.states) :]
-        named = dict(zip(parameters, weights, strict=True))
-        out, after = torch.func.functional_call(cell, named, (x, state))
-        return (out, *after)
-
-    assert torch.autograd.gradcheck(run, (x, *state, *parameters.values()))
-
-
-@each_cell
 @each_type
 @pytest.mark.usefixtures("engine")
 def test_only_what_wants_a_gradient_gets_one(name: CellName, dtype: torch.dtype) -> None:
@@ -338,47 +322,6 @@ def test_a_graph_that_is_kept_gives_its_gradient_again(name: CellName, dtype: to
     first = torch.autograd.grad(loss, wanted, retain_graph=True)
     again = torch.autograd.grad(loss, wanted)
     assert all(map(torch.equal, first, again))
-
-
-@each_cell
-@each_type
-@pytest.mark.parametrize("cuts", [(0, 4, T), (0, 1, 2, T)])
-@pytest.mark.usefixtures("engine")
-def test_windows_with_carried_state_equal_one_pass(
-    name: CellName, cuts: tuple[int, ...], dtype: torch.dtype
-) -> None:
-    cell = make_cell(name, dtype=dtype)
-    x, state = make_inputs(cell)
-    whole = results(cell(x, state), cell, x, state)
-    outs, carried = [], state
-    for start, stop in pairwise(cuts):
-        out, carried = cell(x[start:stop], carried)
-        outs.append(out)
-    assert_same(results((torch.cat(outs), carried), cell, x, state), whole, ROUNDING[dtype])
-
-
-@each_cell
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_outputs_do_not_depend_on_later_characters(name: CellName, dtype: torch.dtype) -> None:
-    cell = make_cell(name, E, 113, dtype)
-    x, state = make_inputs(cell, 9)
-    out, _ = cell(x, state)
-    for t in range(9):
-        changed = x.detach().clone()
-        changed[t:] = 1e3
-        assert torch.equal(cell(changed, state)[0][:t], out[:t])
-
-
-@each_cell
-@each_type
-@pytest.mark.usefixtures("engine")
-def test_lanes_do_not_mix(name: CellName, dtype: torch.dtype) -> None:
-    cell = make_cell(name, dtype=dtype)
-    x, state = make_inputs(cell)
-    out, _ = cell(x, state)
-    for lane in range(B):
-        alone, _ = cell(x[:, lane : lane + 1], tuple(s[lane : lane + 1] for s in state))
-        torch.testing.assert_close(alone[:, 0], out[:, lane], rtol=0, atol=ROUNDING[dtype])
 
 
 @each_cell
@@ -518,23 +461,6 @@ def test_new_weights(name: CellName) -> None:
     assert torch.equal(cell.bias, bias.flatten())
     if name == "gru":
         assert torch.equal(cell.get_parameter("bias_recurrent"), torch.zeros(12))
-
-
-@each_cell
-def test_sizes(name: CellName) -> None:
-    cell = make_cell(name)
-    gates = {"rnn": 1, "lstm": 4, "gru": 3}[name]
-    assert cell.weight_input.shape == (gates * H, E)
-    assert cell.weight_recurrent.shape == (gates * H, H)
-    assert cell.bias.shape == (gates * H,)
-    assert cell.multiply_adds() == gates * H * (E + H)
-    state = cell.initial_state(B)
-    assert len(state) == len(cell.states)
-    assert all(torch.equal(s, torch.zeros(B, H, dtype=torch.float64)) for s in state)
-
-
-def test_every_name_has_a_cell() -> None:
-    assert tuple(CELLS) == CELL_NAMES
 
 
 @pytest.fixture
