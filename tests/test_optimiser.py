@@ -227,38 +227,6 @@ def test_one_rule_for_all_weights_is_torch_s(
         torch.testing.assert_close(weight, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_every_weight_is_updated_by_one_of_the_two() -> None:
-    model = make("lstm")
-    optimiser = MuonAdamW(model)
-    matrices = {name for name in dict(model.named_parameters()) if is_matrix(name)}
-    others = dict(model.named_parameters()).keys() - matrices
-    for lr, lr_adam, moving in ((0.1, 0.0, matrices), (0.0, 0.1, others)):
-        before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-        set_gradients(model, 1)
-        optimiser.set_rates(lr, lr_adam)
-        optimiser.step()
-        assert {n for n, w in model.named_parameters() if not torch.equal(w, before[n])} == moving
-
-
-def test_a_state_taken_over_goes_on_the_same() -> None:
-    model = make("gru")
-    optimiser = MuonAdamW(model)
-    optimiser.set_rates(0.02, 0.01)
-    for seed in (1, 2):
-        set_gradients(model, seed)
-        optimiser.step()
-    other = make("gru")
-    other.load_state_dict(model.state_dict())
-    heir = MuonAdamW(other)
-    heir.load_state({name: tensor.clone() for name, tensor in optimiser.state().items()})
-    heir.set_rates(0.02, 0.01)
-    for each, its_optimiser in ((model, optimiser), (other, heir)):
-        set_gradients(each, 3)
-        its_optimiser.step()
-    for (name, weight), twin in zip(model.named_parameters(), other.parameters(), strict=True):
-        assert torch.equal(weight, twin), name
-
-
 def test_a_state_that_does_not_fit_is_refused() -> None:
     optimiser = MuonAdamW(make("rnn"))
     state = {name: tensor.clone() for name, tensor in optimiser.state().items()}
