@@ -182,27 +182,14 @@ def test_the_head_reads_no_output_that_does_not_count(
     assert read == [batch.characters // 3 for batch in batches]
 
 
-def test_updates_lower_the_loss(tmp_path: Path, cell: CellName) -> None:
-    setting = Setting(tmp_path, cell, lanes=3, bptt=17)
-    setting.update.optimiser.set_rates(0.02, 0.01)
-    losses = [setting.update(batch).loss.item() for batch in islice(setting.lanes.batches(), 40)]
-    assert sum(losses[-4:]) / 4 < losses[0] - 0.5
-
-
-def test_rates_of_zero_leave_the_weights(tmp_path: Path, cell: CellName) -> None:
-    setting = Setting(tmp_path, cell, lanes=3, bptt=17)
-    before = [weight.detach().clone() for weight in setting.weights]
-    for batch in islice(setting.lanes.batches(), 3):
-        setting.update(batch)
-    assert all(map(torch.equal, before, setting.weights))
-
-
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_after_what_is_no_number_no_weight_moves(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    number: float,
     broken: str,
     optimiser: OptimiserName,
     device: str,
@@ -210,8 +197,8 @@ def test_after_what_is_no_number_no_weight_moves(
     def no_number(*window: Any, **named: Any) -> tuple[Tensor, Hidden]:
         loss, after = window_loss(*window, **named)
         if broken == "loss":
-            return loss + math.inf, after  # its gradient is finite
-        loss.register_hook(lambda grad: grad * math.inf)  # type: ignore[no-untyped-call]
+            return loss + number, after  # its gradient is finite
+        loss.register_hook(lambda grad: grad * number)  # type: ignore[no-untyped-call]
         return loss, after
 
     setting = Setting(tmp_path, "lstm", lanes=3, bptt=17)
@@ -522,17 +509,6 @@ class TestClip:
         assert bool(clipped)
         assert after.norm().item() == pytest.approx(limit, rel=1e-9)
         assert torch.cosine_similarity(before, after, dim=0).item() == pytest.approx(1, abs=1e-6)
-
-    def test_by_norm_agrees_with_torch(self) -> None:
-        grads, parameters = gradients(), [torch.nn.Parameter(g) for g in gradients()]
-        for parameter, grad in zip(parameters, gradients(), strict=True):
-            parameter.grad = grad
-        torch.nn.utils.clip_grad_norm_(parameters, 0.5)
-        clip(grads, 0.5, None)
-        for parameter, grad in zip(parameters, grads, strict=True):
-            assert parameter.grad is not None
-            # torch adds 1e-6 to the norm.
-            torch.testing.assert_close(grad, parameter.grad, rtol=1e-5, atol=0)
 
     @pytest.mark.parametrize("limits", [(100.0, None), (None, 100.0), (None, None)])
     def test_a_gradient_within_the_limit_stays(
