@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 
 from charrnn import sampling
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, SampleConfig, WeightsName
-from charrnn.errors import NonFiniteError, VocabularyError
+from charrnn.errors import NonFiniteError
 from charrnn.model import CharModel
 from charrnn.sampling import (
     SHORT_PROMPT,
     _draw,
-    encode_stop,
     next_probabilities,
     prepare_prompt,
     sample,
@@ -491,42 +490,8 @@ class TestSample:
 
 
 class TestPrompt:
-    def test_known_characters_pass(self) -> None:
-        ids, note = prepare_prompt("ab樓", vocabulary(), "error")
-        assert vocabulary().decode(ids) == "ab樓"
-        assert note is None
-
-    def test_unknown_ones_are_named_with_what_to_do(self) -> None:
-        with pytest.raises(VocabularyError) as refused:
-            prepare_prompt("xa☃☃b", vocabulary(), "error")
-        message = str(refused.value)
-        assert "'☃' x 2, 'x' x 1" in message
-        assert "--unknown replace" in message
-        assert "--unknown skip" in message
-
-    def test_many_unknown_ones_are_summed_up(self) -> None:
-        _, note = prepare_prompt("hijklmnopq\x1b", vocabulary(), "skip")
-        assert note is not None
-        assert "and 3 more" in note
-        assert "\x1b" not in note
-
-    def test_replace_and_skip(self) -> None:
-        ids, note = prepare_prompt("xa☃b", vocabulary(), "replace")
-        assert ids.tolist() == [UNKNOWN, 2, UNKNOWN, 3]
-        assert note is not None
-        assert note.startswith("replaced")
-        ids, note = prepare_prompt("xa☃b", vocabulary(), "skip")
-        assert ids.tolist() == [2, 3]
-        assert note is not None
-        assert note.startswith("skipped")
-
     def test_a_prompt_of_which_nothing_is_left_is_no_prompt(self) -> None:
         ids, _ = prepare_prompt("☃", vocabulary(), "skip")
         model, words, config = make_model(), vocabulary(), SampleConfig(length=9)
         made = [piece.symbol for piece in sample(model, words, ids, config)]
         assert words.decode(made) == texts(model, words, "", config)[0]
-
-    def test_a_stop_text_that_cannot_be_produced_is_refused(self) -> None:
-        with pytest.raises(VocabularyError, match=r"'ab☃' can never be produced.*'☃': leave"):
-            encode_stop(vocabulary(), "ab☃")
-        assert encode_stop(vocabulary(), None) is None
