@@ -105,17 +105,6 @@ class TestScore:
             Scores(nats=1e6, characters=10, unknown=0, bytes=10, seconds=1).perplexity == math.inf
         )
 
-    @pytest.mark.parametrize("length", [2, 3, 17, 18, 19, 100])
-    def test_does_not_depend_on_the_window(self, tmp_path: Path, length: int) -> None:
-        part = make_framed_part(tmp_path, make_text(length))
-        model = make_model()
-        exact = score(model, part, vocabulary(), lanes=1, window=1)
-        assert exact.characters == length - 1
-        for window in (2, 17, 99, 1000):
-            other = score(model, part, vocabulary(), lanes=1, window=window)
-            assert other.nats == pytest.approx(exact.nats, rel=1e-9)
-            assert other.characters == length - 1
-
     @pytest.mark.parametrize("length", [2, 3, 11, 40])
     def test_counts_every_prediction_in_any_number_of_lanes(
         self, tmp_path: Path, length: int
@@ -195,24 +184,6 @@ class TestScore:
         assert [one.nats_T.dtype for one in priced] == [np.float64]
         assert [one.unknown for one in priced] == [0]
 
-    @pytest.mark.parametrize("training", [True, False])
-    def test_touches_nothing_of_the_training(self, tmp_path: Path, training: bool) -> None:
-        part = make_framed_part(tmp_path, make_text(50))
-        model = make_model().train(training)
-        for weight in model.parameters():
-            weight.grad = torch.ones_like(weight)
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        random_state = torch.get_rng_state()
-        score(model, part, vocabulary(), lanes=3)
-        assert model.training is training
-        assert torch.equal(torch.get_rng_state(), random_state)
-        for name, tensor in model.state_dict().items():
-            assert torch.equal(tensor, before[name])
-        for weight in model.parameters():
-            assert weight.grad is not None
-            assert (weight.grad == 1).all()
-            assert weight.requires_grad
-
     def test_stops_between_windows_when_asked(self, tmp_path: Path) -> None:
         part = make_framed_part(tmp_path, make_text(50))
         model = make_model()
@@ -240,15 +211,6 @@ class TestPrices:
         assert sum(stretch.unknown for stretch in stretches) == sum(
             c not in KNOWN for c in text[1:]
         )
-
-    def test_add_up_to_the_exact_score(self, tmp_path: Path) -> None:
-        part = make_framed_part(tmp_path, make_text(401))
-        exact = score(make_model(), part, vocabulary(), lanes=1)
-        added = total(prices(make_model().eval(), part, vocabulary()), part)
-        assert added.nats == pytest.approx(exact.nats, rel=1e-12)
-        assert (added.characters, added.unknown) == (exact.characters, exact.unknown)
-        assert added.bytes == exact.bytes
-        assert added.seconds > 0
 
     def test_who_watches_takes_none_of_their_time(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
