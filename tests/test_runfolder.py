@@ -93,12 +93,6 @@ def test_a_run_that_saved_something_stays(tmp_path: Path, what: str) -> None:
     assert (tmp_path / "run" / "lock").read_text() == ""
 
 
-def test_close_may_come_twice(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path / "run")
-    folder.close()
-    folder.close()
-
-
 def test_a_run_is_not_started_over_another(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with RunFolder.create(run) as folder:
@@ -674,16 +668,6 @@ def test_large_steps_stay_in_order(tmp_path: Path) -> None:
     ]
 
 
-def test_the_newest_is_loaded_without_a_word(tmp_path: Path) -> None:
-    with RunFolder.create(tmp_path / "run") as folder:
-        for step in (1, 2):
-            folder.save_last(state(step))
-    with RunFolder.open_existing(tmp_path / "run") as folder:
-        checkpoint, notes = folder.load_last()
-    assert checkpoint.meta == {"step": 2}
-    assert notes == []
-
-
 @pytest.mark.parametrize("best_is_whole", [False, True])
 def test_all_damaged(tmp_path: Path, best_is_whole: bool) -> None:
     with RunFolder.create(tmp_path / "run") as folder:
@@ -756,12 +740,3 @@ def test_the_log_of_a_run_that_goes_on(tmp_path: Path) -> None:
         folder.rewind_log(1)
         folder.log({"step": 3})
     assert read_metrics(tmp_path / "run" / "metrics.jsonl") == [{"step": 1}, {"step": 3}]
-
-
-def test_a_log_that_cannot_be_opened(tmp_path: Path) -> None:
-    with RunFolder.create(tmp_path / "run") as folder:
-        folder.save_last(state(1))
-        (folder.path / "metrics.jsonl").unlink()
-        (folder.path / "metrics.jsonl").mkdir()
-    line = said(lambda: RunFolder.open_existing(tmp_path / "run"))
-    assert line == f"{tmp_path / 'run' / 'metrics.jsonl'}: cannot write: Is a directory"
