@@ -122,27 +122,9 @@ def test_a_rewind_leaves_no_file_open(log: Log) -> None:
     assert open_files() == before
 
 
-def test_a_log_that_cannot_be_written(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", refusing(errno.ENOSPC))
-        line = said(lambda: log.append({"step": 1}))
-    assert line == f"{log.path}: cannot write: No space left on device; free some space"
-    assert rows(log) == []
-
-
 def test_a_log_that_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / LOG).mkdir()
     assert said(lambda: Log(tmp_path)) == f"{tmp_path / LOG}: cannot write: Is a directory"
-
-
-def test_a_log_that_is_read_has_all_its_rows(tmp_path: Path) -> None:
-    written = [
-        {"step": 3, "gradient_norm": 2.0, "largest_gradient_norm": 3.0, "clipped_share": 1},
-        {"step": 3, "valid_nats_per_char": 1.5},
-    ]
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in written))
-    assert read_metrics(path) == written
 
 
 #: A row on updates.

@@ -120,7 +120,7 @@ def test_a_log_row_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
             for more in (0, 1, 20):
                 limit = len(before) + more
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-                with pytest.raises(RunFolderError, match=r"metrics\.jsonl: cannot write: "):
+                with pytest.raises(RunFolderError, match=r"cannot write: .*; free some space"):
                     folder.log(row)
                 assert log.read_bytes() == before
 
