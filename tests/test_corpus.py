@@ -160,10 +160,6 @@ class TestDecoding:
         types = [codes.dtype for codes in scan([name]).whole.codes(block_bytes=12)]
         assert types == [np.uint8, np.uint32, np.uint32, np.uint8]
 
-    def test_newlines_stay_as_they_are(self, tmp_path: Path) -> None:
-        text = "a\r\nb\rc\nd\r\n\r\n\x0b\u2028\x85"
-        assert text_of(scan([write(tmp_path / "text", text)]).whole) == text
-
     @pytest.mark.parametrize(
         ("encoding", "mark"),
         [
@@ -434,54 +430,29 @@ class TestManyFiles:
                 corpus.part(start, stop)
 
 
-@pytest.fixture(scope="module")
-def shakespeare(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """As many characters as tinyshakespeare has."""
-    path = tmp_path_factory.mktemp("split") / "text"
-    return scan([write(path, "abcdefg\n" * (1_115_394 // 8) + "ab")])
-
-
 class TestSplit:
-    def test_of_the_literature(self, shakespeare: Corpus) -> None:
-        train, valid, test = split(shakespeare)
-        assert (train.start, train.stop) == (0, 1_003_854)
-        assert valid is not None
-        assert (valid.start, valid.stop) == (1_003_854, 1_115_394)
-        assert test is None
-
-    def test_of_enwik8(self) -> None:
-        """90, 5 and 5 million bytes, as docs/coming-from.md says; the text is cut, not read."""
-        corpus = Corpus((), "bytes", 10**8, "", (), {})
-        train, valid, test = split(corpus, 0.05, 0.05)
-        assert (train.start, train.stop) == (0, 90_000_000)
-        assert valid is not None
-        assert (valid.start, valid.stop) == (90_000_000, 95_000_000)
-        assert test is not None
-        assert (test.start, test.stop) == (95_000_000, 100_000_000)
-
     @pytest.mark.parametrize(
-        ("valid_share", "test_share", "borders"),
+        ("size", "valid_share", "test_share", "borders"),
         [
-            (0.1, 0.1, (800, 900)),
-            (0.1, 0.2, (700, 800)),  # 1 - 0.1 - 0.2 = 0.7000000000000001 in binary
-            (0.3, 0.4, (300, 600)),
-            (0.07, 0.0, (930, 1000)),
-            (0.0, 0.0, (1000, 1000)),
-            (0.0, 0.25, (750, 750)),
-            (1e-3, 2e-3, (997, 998)),
+            (1000, 0.1, 0.1, (800, 900)),
+            (1000, 0.1, 0.2, (700, 800)),  # 1 - 0.1 - 0.2 = 0.7000000000000001 in binary
+            (1000, 0.3, 0.4, (300, 600)),
+            (1000, 0.07, 0.0, (930, 1000)),
+            (1000, 0.0, 0.0, (1000, 1000)),
+            (1000, 0.0, 0.25, (750, 750)),
+            (1000, 1e-3, 2e-3, (997, 998)),
+            # Those of the literature: of tinyshakespeare, and of enwik8.
+            (1_115_394, 0.1, 0.0, (1_003_854, 1_115_394)),
+            (100_000_000, 0.05, 0.05, (90_000_000, 95_000_000)),
         ],
     )
     def test_borders(
-        self,
-        tmp_path: Path,
-        valid_share: float,
-        test_share: float,
-        borders: tuple[int, int],
+        self, size: int, valid_share: float, test_share: float, borders: tuple[int, int]
     ) -> None:
-        corpus = scan([write(tmp_path / "text", "0123456789" * 100)])
-        train, valid, test = split(corpus, valid_share, test_share)
+        """The text is cut, not read."""
+        train, valid, test = split(Corpus((), "bytes", size, "", (), {}), valid_share, test_share)
         assert (train.start, train.stop) == (0, borders[0])
-        for part, start, stop in ((valid, *borders), (test, borders[1], 1000)):
+        for part, start, stop in ((valid, *borders), (test, borders[1], size)):
             if stop - start < 2:
                 assert part is None
             else:
