@@ -9,7 +9,6 @@ import shlex
 import shutil
 import signal
 import statistics
-import subprocess
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -51,13 +50,10 @@ from charrnn.trained import load_model
 from charrnn.update import window_loss
 from charrnn.wording import flag
 from tests.conftest import (
-    ENVIRONMENT,
     Cli,
-    command,
     documented_fields,
     make_prose,
     needs_raw_names,
-    read_until,
     run_process,
 )
 from tests.small import make_result
@@ -685,21 +681,6 @@ class TestCompare:
         whole = cli("compare", "--run", uninterrupted, "--resume", "--json")
         assert timeless(json.loads(done.out)) == timeless(json.loads(whole.out))
 
-    def test_a_signal_stops_it_in_order(self, prose: Path, tmp_path: Path) -> None:
-        folder = tmp_path / "stopped"
-        go_on = ("--run", str(folder), "--resume", "--device", "cpu")
-        arguments = ("compare", prose, *go_on[:2], *go_on[3:], "--steps", 10**6, *QUICK[2:])
-        with subprocess.Popen(
-            command(*arguments), stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT
-        ) as process:
-            assert process.stderr is not None
-            read_until(process, process.stderr, b"step ")
-            process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=60)
-        assert (process.returncode, out) == (130, b"")
-        assert f"go on with: charrnn compare {shlex.join(go_on)}\n".encode() in err
-        assert (folder / "rnn-seed1" / "last.safetensors").exists()
-
     @pytest.mark.parametrize(("failing", "code"), [({2}, 1), (set(), 0)])
     def test_a_run_left_out_counts_though_nobody_reads_of_it(
         self,
@@ -938,30 +919,6 @@ class TestCompare:
             "charrnn",
         ]
         assert "no run was finished" in lines[-1]
-
-    def test_the_rule_of_training_can_be_held_equal(
-        self, cli: Cli, prose: Path, tmp_path: Path
-    ) -> None:
-        """And goes on so; what train makes of the same words is what each run has."""
-        rule = ("--optimiser", "sgd", "--lr", 0.5, "--weight-decay", 0.01, "--clip-norm", 0)
-        cells = ("--cell", "rnn", "--cell", "gru")
-        same = (*QUICK, *rule, "--device", "cpu", "--quiet")
-        first = cli("compare", prose, "--run", tmp_path / "all", *cells, "--seeds", 2, *same)
-        assert first.code == 0
-        shutil.rmtree(tmp_path / "all" / "gru-seed2")
-        done = cli("compare", "--run", tmp_path / "all", "--resume", "--device", "cpu")
-        said = "--optimiser sgd --lr 0.5 --weight-decay 0.01 --clip-norm 0"
-        assert f"\nEvery run was given {said}.\n" in done.out
-        alone = cli("train", prose, "--run", tmp_path / "one", "--test-share", 0.1, *same)
-        assert alone.code == 0
-        names = ("optimiser", "lr", "lr_adam", "weight_decay", "clip_norm")
-        rules = [
-            {name: read_description(path).meta["training"][name] for name in names}
-            for path in tmp_path.glob("**/last.safetensors")
-        ]
-        assert len(rules) == 5
-        expected = dict(zip(names, ("sgd", 0.5, 0.5, 0.01, None), strict=True))
-        assert all(rule == expected for rule in rules)
 
     def test_every_option_reaches_the_plan_and_the_runs(
         self, cli: Cli, prose: Path, tmp_path: Path

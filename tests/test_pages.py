@@ -181,7 +181,7 @@ def test_a_stopped_comparison_leaves_the_old_page_and_the_way_on(
         "compare", prose, "--steps", 30, "--hidden", 12, "--run", tmp_path / "run", "--quiet",
         "--report", report,
     )  # fmt: skip
-    assert done.code == 130
+    assert (done.code, done.out) == (130, "")
     assert f"--run {tmp_path / 'run'} --resume --report {report}" in done.err
     assert report.read_text(encoding="utf-8") == "old"
 
