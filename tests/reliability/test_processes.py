@@ -154,30 +154,6 @@ def test_pairs_of_trainings(text: Path, tmp_path: Path, promise: Promise) -> Non
 
 
 @pytest.mark.slow
-def test_real_processes_meet(text: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    pair = [
-        subprocess.Popen(
-            command(*options(text, run)), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
-    try:
-        wait_for(lambda: any(popen.poll() is not None for popen in pair), "one to give way")
-        loser, winner = sorted(pair, key=lambda popen: popen.poll() is None)
-        assert loser.returncode == 1
-        assert loser.stderr is not None
-        assert f"in use by process {winner.pid} on " in loser.stderr.read()
-        wait_for(lambda: saved_step(run) > 0, "a save")
-    finally:
-        for popen in pair:
-            with popen:
-                popen.kill()
-    words = ("train", "--run", run, "--resume", "--steps", saved_step(run) + 1, "--quiet")
-    assert run_cli(*words).code == 0
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_a_model_of_usual_size_on_two_threads(tmp_path: Path, promise: Promise, cell: str) -> None:
     """As users train: products that two threads share give the same bits every time."""
