@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -27,7 +26,7 @@ from charrnn.score_view import STYLES, PerCharacter, SurpriseText, print_assessm
 from charrnn.score_words import COLUMNS, assessments_say, comparison_lines, comparison_says
 from charrnn.stopping import Stopped
 from charrnn.surprise import PricedText
-from tests.conftest import make_part, needs_full, refusing
+from tests.conftest import make_part, needs_full
 from tests.small import make_result
 
 ONE = Assessment(
@@ -540,21 +539,6 @@ class TestPerCharacter:
         assert caught.value is failure
         left = [path.read_text() for path in file.parent.iterdir()]
         assert left == ([] if before is None else [before])
-
-    def test_a_disk_that_fills_leaves_what_was_there(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        file = tmp_path / "folder" / "prices"
-        file.parent.mkdir()
-        file.write_text("of before")
-        part = make_part(tmp_path, b"abc")
-        monkeypatch.setattr("os.fsync", refusing(errno.ENOSPC))
-        with (
-            pytest.raises(CharrnnError, match=r"prices: cannot write the prices: No space.*free"),
-            PerCharacter(part, file) as write,
-        ):
-            write(Prices(1, np.array([0.5, 0.5]), 0))
-        assert [path.read_text() for path in file.parent.iterdir()] == ["of before"]
 
     def test_what_a_link_leads_to_is_replaced(self, tmp_path: Path) -> None:
         file, link = tmp_path / "prices", tmp_path / "link"
