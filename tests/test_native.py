@@ -176,36 +176,6 @@ def test_nothing_is_kept_of_what_is_not_learned_from(narrow: bool) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
-@pytest.mark.parametrize("size", [(64, 96), (37, 45), (5, 1), (1, 7)])
-@pytest.mark.parametrize("turned", [False, True])
-def test_a_matrix_is_packed_as_the_header_says(
-    dtype: torch.dtype, size: tuple[int, int], turned: bool
-) -> None:
-    """Bit by bit, whichever way it lies in memory."""
-    compiled = native.loops()
-    assert compiled is not None
-    if compiled._depths[dtype] == 0:
-        pytest.skip(f"the processor has no products in {dtype}")
-    inner, columns = size
-    torch.manual_seed(3)
-    weight_KN = (torch.randn(columns, inner).t() if turned else torch.randn(size)) * 50
-    weight_KN[0, 0] = torch.nan if dtype.is_floating_point else -128
-    weight_KN = weight_KN.to(dtype)
-    assert weight_KN.t().is_contiguous() == (turned or 1 in size)
-    width = compiled._width
-    depth = {torch.float32: 1, torch.bfloat16: 32, torch.int8: 4}[dtype]
-    pair, rows = min(depth, 2), -(-inner // depth) * depth
-    expected = torch.zeros(-(-columns // width), rows // pair, width, pair, dtype=dtype)
-    for k in range(inner):
-        for n in range(columns):
-            expected[n // width, k // pair, n % width, k % pair] = weight_KN[k, n]
-    packed = compiled._panels(weight_KN)
-    assert packed.is_contiguous() and packed.dtype == dtype
-    assert torch.equal(packed.flatten().view(torch.int8), expected.flatten().view(torch.int8))
-
-
-@needs_compiler
 def test_what_c_would_misread_is_refused() -> None:
     x, state, weight = torch.randn(B, T, H), torch.zeros(B, H), torch.randn(H, H)
     with pytest.raises(AssertionError, match="contiguous"):

@@ -342,39 +342,6 @@ def rounded(weight_NK: torch.Tensor, weights: WeightsName) -> torch.Tensor:
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("lanes", [1, 4])
-@pytest.mark.parametrize("weights", ["bf16", "int8"])
-@pytest.mark.parametrize(("rows", "columns"), [(7, 5), (33, 45), (64, 96)])
-def test_a_product_reads_the_rounded_weights(
-    rows: int, columns: int, weights: WeightsName, lanes: int
-) -> None:
-    """One weight a time: what is multiplied by 1 comes out as it was written."""
-    weight_NK = torch.randn(rows, columns, generator=torch.Generator().manual_seed(5))
-    weight_NK[:, 2] = 100  # beside it, what is below 100 / 127 / 2 is nothing in 8 bits
-    weight_NK[:, 3] = 0.3
-    product = stepper._product(weight_NK, lanes, weights)
-    expected_NK = rounded(weight_NK, weights)
-    if weights == "int8":
-        assert not expected_NK[:, 3].any()
-    for column in range(columns):
-        x_BK = np.zeros((lanes, columns), np.float32)
-        x_BK[-1, column] = 1
-        out_BN = product(x_BK)
-        assert not out_BN[:-1].any()
-        np.testing.assert_array_equal(out_BN[-1], expected_NK[:, column])
-
-
-@pytest.mark.parametrize("lanes", [1, 4])
-def test_sums_stay_in_float32(lanes: int) -> None:
-    """Beside others as alone: a product in bf16 would round them."""
-    generator = torch.Generator().manual_seed(5)
-    weight_NK = torch.randn(33, 45, generator=generator)
-    x_BK = torch.randn(lanes, 45, generator=generator)
-    expected_BN = x_BK @ rounded(weight_NK, "bf16").T
-    out_BN = stepper._product(weight_NK, lanes, "bf16")(x_BK.numpy())
-    np.testing.assert_allclose(out_BN, expected_BN.numpy(), atol=1e-5)
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("lanes", [1, 4, 19])
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
