@@ -14,7 +14,7 @@ import torch
 import charrnn.planning
 import charrnn.training
 from charrnn.checkpoint import load
-from charrnn.events import Event, Finished, Logged, Planned, Sampled, Validated
+from charrnn.events import Finished, Logged, Validated
 from charrnn.resuming import resume
 from charrnn.run import Run
 from charrnn.runfolder import RunFolder
@@ -294,16 +294,3 @@ def test_sampling_and_logging_do_not_touch_training(
     changed = tensors(tmp_path / "changed")
     promise("R5", "a row and a checkpoint every step, samples of 3 characters", "equal weights")
     assert equal(changed, expected)
-
-
-def test_the_events_come_in_order(tmp_path: Path, tale: Path) -> None:
-    with RunFolder.create(tmp_path / "run") as folder:
-        events = drive(begin(folder, tale))
-    names = [type(event).__name__ for event in events]
-    assert names[0] == "Planned" and names[-1] == "Finished" and "Saved" in names[-3:]
-    # Not after the sample: killed meanwhile, the run would have a best checkpoint and no last.
-    first = names.index("Validated")
-    assert names[first : first + 3] == ["Validated", "Saved", "Sampled"]
-    order: list[type[Event]] = [Planned, Validated, Sampled]
-    assert [names.count(kind.__name__) for kind in order] == [1, 8, 8]
-    assert names.count("Logged") == 5, "four of ten updates each and one of the rest"
