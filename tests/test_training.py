@@ -363,9 +363,7 @@ def test_patience_counts_validations_without_a_new_best(
     assert [event.row["step"] for event in only(events, Logged)] == [10, 12]
     log = log_of(run.folder.path)
     assert load(run.folder.path / "last.safetensors").meta["progress"]["row_updates"] == 0
-    run.folder.close()
-    with RunFolder.open_existing(run.folder.path) as folder:
-        assert list(train(resume(folder, device=CPU, changes={})))[-1] == events[-1]
+    assert list(train(resume(run.folder, device=CPU, changes={})))[-1] == events[-1]
     assert log_of(run.folder.path) == log
 
 
@@ -392,11 +390,9 @@ def test_a_run_in_bf16_goes_on_in_fp32_where_there_is_none(
     run = start_run(steps=20, precision=None)
     assert run.config.precision == "bf16"
     list(train(run, lambda: "the test" if run.progress.step == 3 else None))
-    run.folder.close()
     for able in (True, False):
         monkeypatch.setattr("charrnn.resuming.multiplies_bf16", lambda device, able=able: able)
-        with RunFolder.open_existing(run.folder.path) as folder:
-            again = resume(folder, device=None, changes={})
+        again = resume(run.folder, device=None, changes={})
         assert again.config.precision == ("bf16" if able else "fp32")
         assert [note for note in again.notes if "precision" in note] == (
             [] if able else ["precision fp32 (was bf16, which this device has no instructions for)"]
@@ -419,11 +415,9 @@ def test_a_run_in_fp32_goes_on_so_without_a_word(
 ) -> None:
     run = start_run(steps=20)
     list(train(run, lambda: "the test" if run.progress.step == 3 else None))
-    run.folder.close()
     monkeypatch.setattr("charrnn.resuming.multiplies_bf16", lambda device: False)
     monkeypatch.setattr("charrnn.assembling.loops", lambda: True)
-    with RunFolder.open_existing(run.folder.path) as folder:
-        again = resume(folder, device=CPU, changes={})
+    again = resume(run.folder, device=CPU, changes={})
     assert again.config == run.config
     assert again.notes == []
 
@@ -449,10 +443,8 @@ def test_a_run_that_goes_on_on_another_gpu_says_so(
 def test_a_run_that_goes_on_keeps_its_plan(start_run: StartRun, share: float, prose: Path) -> None:
     run = start_run(TextChoices(texts=(str(prose),), valid_share=share), steps=20)
     first = list(train(run, lambda: "the test" if run.progress.step == 7 else None))
-    run.folder.close()
-    with RunFolder.open_existing(run.folder.path) as folder:
-        again = resume(folder, device=None, changes={})
-        then = list(train(again))
+    again = resume(run.folder, device=None, changes={})
+    then = list(train(again))
     assert [len(only(events, Planned)) for events in (first, then)] == [1, 0]
     assert again.progress.planned_at_step == 0
     assert again.progress.step == 20
@@ -477,9 +469,7 @@ def test_a_new_budget_leaves_a_warm_up_that_has_begun(
     run = start_run(steps=40)
     assert run.config.warmup_steps == 4
     list(train(run, lambda: "stop" if run.progress.step == done else None))
-    run.folder.close()
-    with RunFolder.open_existing(run.folder.path) as folder:
-        again = resume(folder, device=CPU, changes={"steps": 90})
+    again = resume(run.folder, device=CPU, changes={"steps": 90})
     assert (again.progress.step, again.progress.planned_steps) == (done, 90)
     assert again.config.warmup_steps == warm_up
     assert (again.lanes.batch_size, again.lanes.bptt) == (3, 17)
@@ -492,10 +482,8 @@ def test_a_smaller_budget_ends_a_warm_up_that_is_longer_than_its_own(
     run = start_run(steps=1000)
     assert run.config.warmup_steps == 50
     list(train(run, lambda: "stop" if run.progress.step == 5 else None))
-    run.folder.close()
-    with RunFolder.open_existing(run.folder.path) as folder:
-        again = resume(folder, device=CPU, changes=budget)
-        list(train(again))
+    again = resume(run.folder, device=CPU, changes=budget)
+    list(train(again))
     assert (again.progress.step, again.config.warmup_steps) == (20, 5)
     log = [row for row in log_of(run.folder.path) if "learning_rate" in row]
     (rate,) = (row["learning_rate"] for row in log if row["step"] == 10)
@@ -593,10 +581,8 @@ def test_dropout_that_a_plan_has_ruled_out_needs_no_memory(
     start_run(minutes=1)
     run = start_run(steps=9)
     list(train(run, lambda: "stop" if run.progress.step == 3 else None))
-    run.folder.close()
     for changes in {}, {"steps": 10}, {"minutes": 1.0}:
-        with RunFolder.open_existing(run.folder.path) as folder:
-            resume(folder, device=CPU, changes=changes)
+        resume(run.folder, device=CPU, changes=changes)
     assert asked == [False, True, True, False, False]
     shape = replace(run.model.config, dropout=0.0, vocabulary=1000)
     config = replace(run.config, dropout_masks=3, bptt=20_000)
@@ -642,17 +628,13 @@ def test_the_marks_to_beat_are_of_what_validations_predict(
     }
     assert run.baselines == expected
     list(train(run, lambda: "stop"))
-    run.folder.close()
-    with RunFolder.open_existing(run.folder.path) as folder:
-        assert resume(folder, device=CPU, changes={}).baselines == expected
+    assert resume(run.folder, device=CPU, changes={}).baselines == expected
 
 
 def test_a_changed_rate_moves_both(start_run: StartRun) -> None:
     run = start_run(steps=7, lr=0.02)
     list(train(run, lambda: "stop"))
-    run.folder.close()
-    with RunFolder.open_existing(run.folder.path) as folder:
-        again = resume(folder, device=CPU, changes={"lr": 0.06})
+    again = resume(run.folder, device=CPU, changes={"lr": 0.06})
     assert again.config.lr == 0.06
     assert again.config.lr_adam == pytest.approx(3 * run.config.lr_adam)
     assert "--lr 0.06 (was 0.02) from step 0 on" in again.notes
@@ -663,13 +645,9 @@ def test_nothing_that_counts_validations_is_added_to_a_run_without_any(
 ) -> None:
     run = start_run(TextChoices(texts=(str(prose),), valid_share=0.0), steps=7)
     list(train(run, lambda: "stop"))
-    run.folder.close()
     for change in ("patience", "validate_every"):
-        with (
-            RunFolder.open_existing(run.folder.path) as folder,
-            pytest.raises(UsageError, match="nothing is held out"),
-        ):
-            resume(folder, device=CPU, changes={change: 2})
+        with pytest.raises(UsageError, match="nothing is held out"):
+            resume(run.folder, device=CPU, changes={change: 2})
 
 
 def test_a_run_that_comes_from_another_device_draws_of_its_seed(
@@ -703,12 +681,10 @@ def test_the_random_numbers_of_a_gpu_are_kept(
 def test_what_a_resumed_run_changes_is_kept_if_it_stops_at_once(start_run: StartRun) -> None:
     run = start_run(steps=7)
     list(train(run, lambda: "stop" if run.progress.step == 3 else None))
-    run.folder.close()
     for change in ({"lr": 0.125}, {}):
-        with RunFolder.open_existing(run.folder.path) as folder:
-            again = resume(folder, device=CPU, changes=change)
-            assert again.config.lr == 0.125
-            list(train(again, lambda: "stop"))
+        again = resume(run.folder, device=CPU, changes=change)
+        assert again.config.lr == 0.125
+        list(train(again, lambda: "stop"))
 
 
 def test_where_its_text_lies_and_what_it_keeps_are_kept_too(
@@ -716,16 +692,14 @@ def test_where_its_text_lies_and_what_it_keeps_are_kept_too(
 ) -> None:
     run = start_run(steps=7)
     list(train(run, lambda: "stop" if run.progress.step == 3 else None))
-    run.folder.close()
     moved = tmp_path / "moved"
     moved.write_bytes(prose.read_bytes())
-    with RunFolder.open_existing(run.folder.path) as folder:
-        again = resume(folder, device=CPU, changes={}, texts=[str(moved)], keep=5)
-        list(train(again, lambda: "stop"))
-    with RunFolder.open_existing(run.folder.path) as folder:
-        third = resume(folder, device=CPU, changes={})
-        assert third.is_saved
-        assert (third.text.texts, third.folder.keep) == ((str(moved),), 5)
+    again = resume(run.folder, device=CPU, changes={}, texts=[str(moved)], keep=0)
+    list(train(again, lambda: "stop"))
+    run.folder.keep = 1  # as a folder has that is opened
+    third = resume(run.folder, device=CPU, changes={})
+    assert third.is_saved
+    assert (third.text.texts, third.folder.keep) == ((str(moved),), 0)
 
 
 def test_a_better_best_checkpoint_outlives_a_run_that_went_back(
@@ -738,17 +712,15 @@ def test_a_better_best_checkpoint_outlives_a_run_that_went_back(
     for event in train(run):  # saves at step 2, and then no more
         if isinstance(event, Validated) and run.progress.step == 6:
             break
-    run.folder.close()
     scripted_scores += [2.6, 2.4, 1.5, 1.25, 1.75]
-    with RunFolder.open_existing(run.folder.path) as folder:
-        again = resume(folder, device=CPU, changes={"lr": 0.001})
-        assert again.progress.step == 2
-        assert "best.safetensors has 2.0000 nats, of step 4: it stays" in again.notes[-1]
-        kept = [
-            load(folder.path / "best.safetensors").meta["progress"]["best_nats"]
-            for event in train(again)
-            if isinstance(event, Validated)
-        ]
+    again = resume(run.folder, device=CPU, changes={"lr": 0.001})
+    assert again.progress.step == 2
+    assert "best.safetensors has 2.0000 nats, of step 4: it stays" in again.notes[-1]
+    kept = [
+        load(run.folder.path / "best.safetensors").meta["progress"]["best_nats"]
+        for event in train(again)
+        if isinstance(event, Validated)
+    ]
     assert kept == [2.0, 2.0, 1.5, 1.25, 1.25]
 
 
@@ -761,20 +733,18 @@ def test_a_best_checkpoint_that_is_lost_is_made_again(
     scripted_scores += [1.0, 3.0, 3.0]
     run = start_run(steps=8, validate_every=2)
     list(train(run, lambda: "stop" if run.progress.step == stop else None))
-    run.folder.close()
     path = run.folder.path / "best.safetensors"
     if damage:
         path.write_bytes(path.read_bytes()[:-1])
     else:
         path.unlink()
     scripted_scores[:] = [2.0, 2.5]
-    with RunFolder.open_existing(run.folder.path) as folder:
-        again = resume(folder, device=CPU, changes={})
-        assert again.better is None
-        flaw = "damaged" if damage else "missing"
-        assert again.notes[-1].startswith(f"best.safetensors: {flaw}")
-        assert again.notes[-1].endswith(": the best of the validations to come takes its place")
-        assert [event.best for event in train(again) if isinstance(event, Validated)] == best
+    again = resume(run.folder, device=CPU, changes={})
+    assert again.better is None
+    flaw = "damaged" if damage else "missing"
+    assert again.notes[-1].startswith(f"best.safetensors: {flaw}")
+    assert again.notes[-1].endswith(": the best of the validations to come takes its place")
+    assert [event.best for event in train(again) if isinstance(event, Validated)] == best
     assert load(path).meta["progress"]["best_nats"] == 2.0
 
 
@@ -790,11 +760,9 @@ def test_a_new_budget_keeps_what_losses_are_measured_on(
     if best is not None:
         run.progress.best_nats, run.progress.best_step = best, 4
         run.save_best()
-    run.folder.close()
-    with RunFolder.open_existing(run.folder.path) as folder:
-        again = resume(folder, device=CPU, changes={"steps": 11})
-        assert (again.better.best_nats if again.better else None) == best
-        next(train(again))
+    again = resume(run.folder, device=CPU, changes={"steps": 11})
+    assert (again.better.best_nats if again.better else None) == best
+    next(train(again))
     assert (again.progress.validate_characters == 17) == (step == 3 or best is not None)
 
 
@@ -804,15 +772,12 @@ def test_a_best_by_another_length_of_the_text_is_not_compared(
 ) -> None:
     run = start_run(steps=7, validate_every=2)
     list(train(run, lambda: "stop" if run.progress.step == 3 else None))
-    run.folder.close()
-    with RunFolder.open_existing(run.folder.path) as folder:
-        assert resume(folder, device=CPU, changes={}).better is None, "it knows this one"
+    assert resume(run.folder, device=CPU, changes={}).better is None, "it knows this one"
     best = load(run.folder.path / "best.safetensors")
     progress = best.meta["progress"]
     progress |= {"best_nats": 0.5, "validate_characters": 601 + more}
     save(run.folder.path / "best.safetensors", best)
-    with RunFolder.open_existing(run.folder.path) as folder:
-        assert (resume(folder, device=CPU, changes={}).better is None) == bool(more)
+    assert (resume(run.folder, device=CPU, changes={}).better is None) == bool(more)
 
 
 def test_more_names_than_a_checkpoint_holds(
@@ -849,13 +814,9 @@ def test_more_names_than_a_checkpoint_holds_where_a_text_has_moved(
     """Refused at once, not at the next save."""
     run = start_run(steps=1)
     list(train(run))
-    run.folder.close()
     monkeypatch.setattr("charrnn.reading.MAX_HEADER", 2 * len(str(prose)))
-    with (
-        RunFolder.open_existing(run.folder.path) as folder,
-        pytest.raises(UsageError, match="2 names of texts are more than a checkpoint can hold"),
-    ):
-        resume(folder, device=CPU, changes={}, texts=[str(prose), str(prose)])
+    with pytest.raises(UsageError, match="2 names of texts are more than a checkpoint can hold"):
+        resume(run.folder, device=CPU, changes={}, texts=[str(prose), str(prose)])
 
 
 @pytest.mark.parametrize(("takes", "wait"), [(0.0, 60), (3.0, 150)])
@@ -1010,16 +971,14 @@ def test_a_run_that_is_given_more_passes_has_what_the_rules_give_for_all(
     few, many = start_run(epochs=0.1, **given), start_run(epochs=60, **given)
     assert chosen(few) != chosen(many)
     list(train(few))
-    few.folder.close()
-    with RunFolder.open_existing(few.folder.path) as folder:
-        again = resume(folder, device=CPU, changes={"minutes": 9.0})
-        assert again.progress.planned_at_step is None, "the rules are asked at the next plan"
-        again = resume(folder, device=CPU, changes={"epochs": 60})
-        assert again.notes[-1] == (
-            "the schedule is planned anew for --epochs 60, what was done before included (it was "
-            "--epochs 0.1)"
-        )
-        planned = next(train(again))
+    again = resume(few.folder, device=CPU, changes={"minutes": 9.0})
+    assert again.progress.planned_at_step is None, "the rules are asked at the next plan"
+    again = resume(few.folder, device=CPU, changes={"epochs": 60})
+    assert again.notes[-1] == (
+        "the schedule is planned anew for --epochs 60, what was done before included (it was "
+        "--epochs 0.1)"
+    )
+    planned = next(train(again))
     assert isinstance(planned, Planned)
     assert {name: getattr(planned, name) for name in CHOSEN} == chosen(again) == chosen(many)
 
@@ -1033,10 +992,8 @@ def test_a_run_of_an_earlier_version_keeps_what_was_chosen_for_its_first_steps(
     )
     before = chosen(few)
     list(train(few))
-    few.folder.close()
-    with RunFolder.open_existing(few.folder.path) as folder:
-        again = resume(folder, device=CPU, changes={"epochs": 60})
-        next(train(again))
+    again = resume(few.folder, device=CPU, changes={"epochs": 60})
+    next(train(again))
     assert chosen(again) == before
 
 
@@ -1226,13 +1183,11 @@ def test_a_run_whose_patience_is_over_when_it_goes_on_is_done(start_run: StartRu
     list(train(run, lambda: "stop" if run.progress.step == 33 else None))
     assert run.progress.row_updates == 3
     assert run.progress.validations_since_best >= 1
-    run.folder.close()
     for killed in (True, False):
-        with RunFolder.open_existing(run.folder.path) as folder:
-            if killed:  # between the row and the checkpoint
-                folder.log({"step": 33, "learning_rate": 0.0})
-            again = resume(folder, device=CPU, changes={"patience": 1, "steps": 2000})
-            assert list(train(again))[-1] == Finished("patience", complete=True)
+        if killed:  # between the row and the checkpoint
+            run.folder.log({"step": 33, "learning_rate": 0.0})
+        again = resume(run.folder, device=CPU, changes={"patience": 1, "steps": 2000})
+        assert list(train(again))[-1] == Finished("patience", complete=True)
         updates = [row for row in log_of(run.folder.path) if "learning_rate" in row]
         assert [row["step"] for row in updates] == [10, 20, 30, 33]
         assert ["chars_per_second" in row for row in updates] == [True, True, True, False]
