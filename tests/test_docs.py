@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import re
 import shlex
 import shutil
@@ -24,7 +25,7 @@ from charrnn.comparison import RunResult
 from charrnn.config import CellName
 from charrnn.inspection import Inspection
 from charrnn.planning import LEAST_TIMED
-from tests.conftest import documented_fields
+from tests.conftest import Cli, documented_fields
 from tests.promises import PROMISES
 
 ROOT = Path(__file__).parent.parent
@@ -252,6 +253,30 @@ def test_the_page_of_defaults_has_the_formulas_of_dropout(p: int) -> None:
     assert recipe.regularisation("gru", p) == recipe.regularisation("lstm", p)
     alone = min(0.5, max(0.0, 0.08 * log2(p / 16)))
     assert recipe.regularisation("rnn", p) == (0.0, round(alone, 2))
+
+
+def test_every_variable_that_is_asked_for_is_documented() -> None:
+    code = [path.read_text(encoding="utf-8") for path in (ROOT / "charrnn").glob("*.py")]
+    lines = [line for source in code for line in source.splitlines() if "environ" in line]
+    asked = set(re.findall(r'"([A-Z][A-Z_]+)"', "\n".join(lines)))
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    table = page.partition("\n## Environment\n")[2].partition("\n## ")[0]
+    of_others = {"JPY_PARENT_PID", "MPLBACKEND", "LC_ALL"}  # a notebook's, and a compiler's
+    assert "CC" in asked
+    assert asked - of_others <= set(re.findall(r"[A-Z][A-Z_]+", table))
+
+
+def test_the_fields_of_samples_and_prices_are_documented(
+    cli: Cli, trained: Path, prose: Path, tmp_path: Path
+) -> None:
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    prices = tmp_path / "prices"
+    assert cli("evaluate", trained, "--text", prose, "--per-char", prices).code == 0
+    priced = json.loads(prices.read_text(encoding="utf-8").splitlines()[0])
+    (drawn,) = cli("sample", trained, "--json", "--length", 1).rows
+    for start, row in (("`sample`", drawn), ("`evaluate --per-char FILE`", priced)):
+        paragraph = page.partition(f"\n\n{start}: one object")[2].partition("\n\n")[0]
+        assert row.keys() <= set(re.findall(r"\w+", paragraph)), start
 
 
 def test_the_readme_s_python_does_what_it_says() -> None:
