@@ -30,6 +30,21 @@ def test_a_script_finds_its_own_project(tmp_path: Path, name: str) -> None:
     assert done.returncode == 77, done.stderr
 
 
+def test_the_demo_samples_the_run_that_it_trains(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    script = shutil.copy(SCRIPTS / "demo", tmp_path / "scripts")
+    for path, does in (
+        ("scripts/venv", "exit 0"),
+        (".venv/bin/charrnn", 'printf "%s\\n" "$@" >>told\n[ "$1" != train ] || echo "a run"'),
+    ):
+        (tmp_path / path).write_text(f"#!/bin/sh\n{does}\n", encoding="utf-8")
+        (tmp_path / path).chmod(0o755)
+    subprocess.run([script, "1"], capture_output=True, check=True)
+    told = (tmp_path / "told").read_text(encoding="utf-8").splitlines()
+    assert told[:5] == ["train", "--minutes", "1", "sample", "a run"]
+
+
 #: Stands for Python: makes environments of itself, and notes what pip is asked for.
 PYTHON = """#!/bin/sh
 case "$*" in
