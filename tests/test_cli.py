@@ -362,6 +362,14 @@ class TestBadInput:
         assert "--precision bf16 needs a CPU with AVX512-BF16 or a CUDA GPU" in one_line(result)
         assert result.code == 2
 
+    def test_weights_of_fewer_bits_on_a_gpu(
+        self, cli: Cli, texts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("charrnn.device.choose_device", lambda _: torch.device("meta"))
+        result = cli("sample", texts["trained"], "--weights", "bf16")
+        assert "--weights bf16 is for a CPU: leave it out on meta" in one_line(result)
+        assert result.code == 2
+
     def test_a_gpu_that_is_not_there(
         self, cli: Cli, texts: dict[str, Path], empty_folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
