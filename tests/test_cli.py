@@ -434,10 +434,7 @@ class TestBadInput:
     def test_memory_that_is_refused(
         self, cli: Cli, texts: dict[str, Path], monkeypatch: pytest.MonkeyPatch, error: Exception
     ) -> None:
-        def fail(*_: object) -> None:
-            raise error
-
-        monkeypatch.setattr("charrnn.trained.load_model", fail)
+        monkeypatch.setattr("charrnn.trained.load_model", mock.Mock(side_effect=error))
         result = cli("sample", texts["trained"])
         assert one_line(result) == "charrnn: out of memory: close other programs\n"
         assert result.code == 1
@@ -467,10 +464,8 @@ class TestBadInput:
     def test_a_thread_that_is_refused(
         self, cli: Cli, texts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def fail(*_: object) -> None:
-            raise RuntimeError("can't start new thread")
-
-        monkeypatch.setattr("threading.Thread.start", fail)
+        refused = mock.Mock(side_effect=RuntimeError("can't start new thread"))
+        monkeypatch.setattr("threading.Thread.start", refused)
         result = cli("evaluate", texts["trained"], "--part", "valid")
         assert one_line(result) == (
             "charrnn: cannot start a thread: there are too many processes (ulimit -u shows the "
@@ -486,10 +481,8 @@ class TestBadInput:
         monkeypatch: pytest.MonkeyPatch,
         kind: type[Exception],
     ) -> None:
-        def fail(*_: object) -> None:
-            raise kind("libtorch_cpu.so: failed to map segment from shared object")
-
-        monkeypatch.setattr("charrnn.trained.load_model", fail)
+        error = kind("libtorch_cpu.so: failed to map segment from shared object")
+        monkeypatch.setattr("charrnn.trained.load_model", mock.Mock(side_effect=error))
         result = cli("sample", texts["trained"])
         assert one_line(result) == (
             "charrnn: a library cannot be loaded: libtorch_cpu.so: failed to map segment from "
@@ -501,10 +494,8 @@ class TestBadInput:
     def test_a_mistake_of_ours_is_one_line_too(
         self, cli: Cli, texts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def fail(*_: object) -> None:
-            raise KeyError("weight\nmissing")
-
-        monkeypatch.setattr("charrnn.trained.load_model", fail)
+        error = KeyError("weight\nmissing")
+        monkeypatch.setattr("charrnn.trained.load_model", mock.Mock(side_effect=error))
         result = cli("sample", texts["trained"])
         assert "this is a fault in charrnn, KeyError" in one_line(result)
         assert result.code == 1
