@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import ClassVar
+from unittest import mock
 
 import pytest
 
@@ -156,16 +157,13 @@ def test_without_certificates_the_network_is_not_blamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with python.org's Python on a Mac."""
-
-    def refuse(*_: object, **__: object) -> None:
-        raise urllib.error.URLError(ssl.SSLCertVerificationError(1, "certificate verify failed"))
-
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    error = urllib.error.URLError(ssl.SSLCertVerificationError(1, "certificate verify failed"))
+    monkeypatch.setattr("urllib.request.urlopen", mock.Mock(side_effect=error))
     text, folder = text_at("https://127.0.0.1/text"), tmp_path / "my texts"
-    with pytest.raises(FetchError, match=r"/Install Certificates\.command'") as error:
+    with pytest.raises(FetchError, match=r"/Install Certificates\.command'") as caught:
         fetch(text, folder)
-    assert str(error.value).endswith(f"curl -L -o '{folder}/sample.txt' https://127.0.0.1/text")
-    assert "network" not in str(error.value)
+    assert str(caught.value).endswith(f"curl -L -o '{folder}/sample.txt' https://127.0.0.1/text")
+    assert "network" not in str(caught.value)
 
 
 def test_folder_that_is_a_file(server: str, tmp_path: Path) -> None:
