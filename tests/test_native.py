@@ -435,9 +435,6 @@ def test_a_compiler_that_does_not_end_is_ended_with_all_it_started(
     reader = os.open(lives, os.O_RDONLY | os.O_NONBLOCK)
     started = f'exec 9>{lives}\necho >>{tmp_path}/runs\ntouch "$TMPDIR/ccX.s"\nsleep 30 &\n'
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
     wait = subprocess.Popen.wait
 
     def waiting(child: subprocess.Popen[bytes], seconds: float | None = None) -> int:
@@ -451,7 +448,7 @@ def test_a_compiler_that_does_not_end_is_ended_with_all_it_started(
     monkeypatch.setattr(subprocess.Popen, "wait", waiting)
     if interrupted:
         started += f"until [ -e {tmp_path}/waiting ]; do sleep 0.01; done\n"
-        previous = signal.signal(signal.SIGALRM, interrupt)
+        previous = signal.signal(signal.SIGALRM, Mock(side_effect=KeyboardInterrupt))
         try:
             with pytest.raises(KeyboardInterrupt):
                 compile_library(
