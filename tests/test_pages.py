@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from selenium import webdriver
@@ -171,10 +172,9 @@ def test_weights_too_large_to_compute_with_are_named(
 def test_a_stopped_comparison_leaves_the_old_page_and_the_way_on(
     cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*_: object) -> None:
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr("charrnn.display._Notes.show", stop)
+    monkeypatch.setattr(
+        "charrnn.display._Notes.show", lambda *_: signal.raise_signal(signal.SIGINT)
+    )
     report = tmp_path / "page.html"
     report.write_text("old", encoding="utf-8")
     done = cli(
@@ -189,10 +189,9 @@ def test_a_stopped_comparison_leaves_the_old_page_and_the_way_on(
 def test_a_signal_while_the_page_is_made_loses_nothing_but_the_page(
     cli: Cli, pages: Pages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*_: object) -> None:
-        signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr("charrnn.portrait.portray_comparison", stop)
+    monkeypatch.setattr(
+        "charrnn.portrait.portray_comparison", lambda *_: signal.raise_signal(signal.SIGTERM)
+    )
     report = tmp_path / "page.html"
     done = cli("compare", "--run", pages.folder, "--resume", "--quiet", "--report", report)
     assert done.code == 128 + signal.SIGTERM
@@ -329,10 +328,7 @@ class TestWhereThePageGoes:
         begins: bool,
     ) -> None:  # fmt: skip
         """Which is not read; but no link may lead into it, or out of it, from what is."""
-
-        def watch(*_: object, **__: object) -> None:
-            raise UsageError("it has begun")
-
+        watch = mock.Mock(side_effect=UsageError("it has begun"))
         monkeypatch.setattr("charrnn.watching.watch_comparison", watch)
         monkeypatch.chdir(tmp_path)
         for folder in ("out", "texts"):
