@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -19,11 +20,6 @@ def page(tmp_path: Path) -> Path:
     path = tmp_path / "page.html"
     path.write_text("old", encoding="utf-8")
     return path
-
-
-def unmade() -> str:
-    """Fail to make a page."""
-    raise RunFolderError("no log")
 
 
 def test_results_are_printed_and_then_the_page_is_written(
@@ -42,6 +38,7 @@ def test_no_page_is_made_where_none_is_asked_for(capsys: pytest.CaptureFixture[s
 def test_a_page_that_cannot_be_made_costs_no_results(
     page: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    unmade = mock.Mock(side_effect=RunFolderError("no log"))
     with pytest.raises(RunFolderError, match="no log"):
         show_and_report(lambda: print("results"), page, unmade)
     assert capsys.readouterr().out == "results\n"
@@ -49,11 +46,8 @@ def test_a_page_that_cannot_be_made_costs_no_results(
 
 
 def test_results_that_nobody_reads_cost_no_page(page: Path) -> None:
-    def show() -> None:
-        raise BrokenPipeError
-
     with pytest.raises(BrokenPipeError):
-        show_and_report(show, page, lambda: "new")
+        show_and_report(mock.Mock(side_effect=BrokenPipeError), page, lambda: "new")
     assert page.read_text(encoding="utf-8") == "new"
 
 
@@ -90,10 +84,7 @@ def test_a_page_that_fails_hides_no_failure_before_it(
     page: Path, capsys: pytest.CaptureFixture[str], ends: BaseException
 ) -> None:
     """Whatever ends it."""
-
-    def make() -> str:
-        raise ends
-
+    make = mock.Mock(side_effect=ends)
     with pytest.raises(type(ends), match="no log"):
         show_and_report(lambda: None, page, make, RunFolderError("no prices"))
     assert capsys.readouterr().err == "charrnn: no prices\n"
