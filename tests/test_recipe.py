@@ -46,12 +46,13 @@ def choose_for(
     cell: CellName = "lstm",
     characters: int = 10_000,
     *,
+    vocabulary: int = 50,
     bf16: bool = False,
     **choices: Any,
 ) -> tuple[ModelConfig, TrainConfig]:
     return choose(
         Choices(cell=cell, **choices),
-        vocabulary=50,
+        vocabulary=vocabulary,
         characters=characters,
         device=device,
         bf16=bf16,
@@ -93,13 +94,7 @@ class TestChoose:
         self, cell: CellName, device: str, vocabulary: int, characters: int, bf16: bool
     ) -> None:
         def chosen() -> tuple[ModelConfig, TrainConfig]:
-            return choose(
-                Choices(cell=cell),
-                vocabulary=vocabulary,
-                characters=characters,
-                device=device,
-                bf16=bf16,
-            )
+            return choose_for(device, cell, characters, vocabulary=vocabulary, bf16=bf16)
 
         model, training = chosen()
         assert (model.cell, model.vocabulary) == (cell, vocabulary)
@@ -112,13 +107,7 @@ class TestChoose:
     @pytest.mark.parametrize("cell", CELL_NAMES)
     def test_a_cpu_that_multiplies_bf16_does(self, cell: CellName) -> None:
         def chosen(bf16: bool, **training: str) -> tuple[ModelConfig, TrainConfig]:
-            return choose(
-                Choices(cell=cell, training=training),
-                vocabulary=50,
-                characters=10_000,
-                device="cpu",
-                bf16=bf16,
-            )
+            return choose_for("cpu", cell, bf16=bf16, training=training)
 
         slow, fast = chosen(bf16=False), chosen(bf16=True)
         assert (slow[1].precision, fast[1].precision) == ("fp32", "bf16")
@@ -127,12 +116,7 @@ class TestChoose:
 
     @pytest.mark.parametrize("cell", CELL_NAMES)
     def test_so_does_a_gpu_and_one_that_does_not_trains_in_float32(self, cell: CellName) -> None:
-        precisions = [
-            choose(Choices(cell=cell), vocabulary=50, characters=10_000, device="cuda", bf16=bf16)[
-                1
-            ].precision
-            for bf16 in (False, True)
-        ]
+        precisions = [choose_for("cuda", cell, bf16=bf16)[1].precision for bf16 in (False, True)]
         assert precisions == ["fp32", "bf16"]
 
     @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -189,9 +173,7 @@ class TestChoose:
     def test_embedding_and_head_of_many_symbols_decay(
         self, cell: CellName, device: str, vocabulary: int
     ) -> None:
-        _, training = choose(
-            Choices(cell=cell), vocabulary=vocabulary, characters=1_000_000, device=device
-        )
+        _, training = choose_for(device, cell, 1_000_000, vocabulary=vocabulary)
         assert training.decay_embedding == (vocabulary >= MANY_SYMBOLS[cell])
         assert not (vocabulary <= 256 and training.decay_embedding), "bytes are few"
 
@@ -199,11 +181,8 @@ class TestChoose:
     def test_rare_symbols_are_learned_faster_where_passes_are_few(
         self, cell: CellName, vocabulary: int, steps: int
     ) -> None:
-        model, training = choose(
-            Choices(cell=cell, budget={"steps": steps}),
-            vocabulary=vocabulary,
-            characters=1_000_000,
-            device="cpu",
+        model, training = choose_for(
+            "cpu", cell, 1_000_000, vocabulary=vocabulary, budget={"steps": steps}
         )
         passes = steps * training.batch_size * training.bptt / 1_000_000
         pressed = pressure(passes, matrix_weights(model), 1_000_000)
@@ -245,7 +224,7 @@ class TestChoose:
 
     def test_they_are_taken_to_read_it_twice_as_often(self) -> None:
         def dropout(characters: int) -> float:
-            how = {"budget": {"minutes": 20}, "model": {"hidden": 8192}}
+            how: dict[str, Any] = {"budget": {"minutes": 20}, "model": {"hidden": 8192}}
             return choose_for("cuda", "lstm", characters, bf16=True, **how)[0].dropout
 
         # p, passes times weights per character, is above 5 for both.
@@ -254,8 +233,7 @@ class TestChoose:
 
     @pytest.mark.parametrize("symbols", [7, 256, 5000])
     def test_an_embedding_is_no_wider_than_the_layer(self, symbols: int) -> None:
-        choices = Choices(budget={"steps": 3})
-        model, _ = choose(choices, vocabulary=symbols, characters=10**5, device="cpu")
+        model, _ = choose_for(characters=10**5, vocabulary=symbols, budget={"steps": 3})
         assert model.embedding == min(symbols, model.hidden)
 
     @pytest.mark.parametrize(
@@ -265,10 +243,8 @@ class TestChoose:
         self, symbols: int, expected: int
     ) -> None:
         def embedding(device: str, bf16: bool) -> int:
-            choices = Choices(budget={"steps": 3})
-            return choose(choices, vocabulary=symbols, characters=10_000, device=device, bf16=bf16)[
-                0
-            ].embedding
+            model, _ = choose_for(device, vocabulary=symbols, bf16=bf16, budget={"steps": 3})
+            return model.embedding
 
         assert embedding("cuda", bf16=True) == expected
         assert embedding("cpu", bf16=True) == min(symbols, 384)
@@ -335,9 +311,8 @@ class TestChoose:
     def test_masks_of_dropout_are_several_where_they_pay(
         self, cell: CellName, device: str, vocabulary: int, characters: int
     ) -> None:
-        choices = Choices(cell=cell, budget={"epochs": 3})
-        model, training = choose(
-            choices, vocabulary=vocabulary, characters=characters, device=device
+        model, training = choose_for(
+            device, cell, characters, vocabulary=vocabulary, budget={"epochs": 3}
         )
         most = 4 if device == "cuda" else 2
         assert 1 <= training.dropout_masks <= most
@@ -412,9 +387,8 @@ class TestChoose:
     def test_in_float32_a_gpu_is_taken_for_a_slow_one(
         self, cell: CellName, minutes: float, vocabulary: int, characters: int
     ) -> None:
-        choices = Choices(cell=cell, budget={"minutes": minutes})
         nvidia, apple = (
-            choose(choices, vocabulary=vocabulary, characters=characters, device=device)
+            choose_for(device, cell, characters, vocabulary=vocabulary, budget={"minutes": minutes})
             for device in ("cuda", "mps")
         )
         # But for the masks, of which a CUDA GPU has more.
@@ -448,9 +422,9 @@ class TestChoose:
         self, device: str, symbols: int
     ) -> None:
         def chosen(characters: int) -> ModelConfig:
-            choices, bf16 = Choices(cell="gru", budget={"minutes": 60}), device == "cuda"
-            return choose(
-                choices, vocabulary=symbols, characters=characters, device=device, bf16=bf16
+            bf16, budget = device == "cuda", {"minutes": 60}
+            return choose_for(
+                device, "gru", characters, vocabulary=symbols, bf16=bf16, budget=budget
             )[0]
 
         wide = chosen(10**9)
@@ -468,20 +442,19 @@ class TestChoose:
 
     def test_the_length_of_a_run_in_minutes_depends_on_the_symbols(self) -> None:
         few, many = (
-            choose(Choices(budget={"minutes": 5}), vocabulary=v, characters=10**6, device="cpu")[
-                0
-            ].hidden
-            for v in (50, 5000)
+            choose_for(characters=10**6, vocabulary=symbols, budget={"minutes": 5})[0].hidden
+            for symbols in (50, 5000)
         )
         assert few > many, "their logits take the time that the width would"
 
     @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
     def test_so_many_symbols_halve_the_speed(self, device: str) -> None:
         def warmup(minutes: float, symbols: int) -> int:
-            choices, bf16 = Choices(budget={"minutes": minutes}), device == "cuda"
-            return choose(choices, vocabulary=symbols, characters=10**6, device=device, bf16=bf16)[
-                1
-            ].warmup_steps
+            bf16, budget = device == "cuda", {"minutes": minutes}
+            chosen = choose_for(
+                device, characters=10**6, vocabulary=symbols, bf16=bf16, budget=budget
+            )
+            return chosen[1].warmup_steps
 
         half = HALVED_BY[device]
         assert warmup(0.02, 2) == warmup(0.03, half // 2) == warmup(0.04, half) > 1
