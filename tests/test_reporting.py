@@ -97,6 +97,16 @@ def test_a_page_that_fails_hides_no_failure_before_it(
     assert capsys.readouterr().err == "", "the reader has left"
 
 
+def test_the_results_themselves_are_not_written_over(
+    page: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, page.open() as output:
+        found = os.fstat(output.fileno())
+        patch.setattr(os, "fstat", mock.Mock(return_value=found))
+        with pytest.raises(UsageError, match=r"^--report .* is where the results go: give another"):
+            refuse_overwriting("--report", page, {}, [])
+
+
 def test_a_text_that_a_link_leads_to_is_not_written_over(tmp_path: Path) -> None:
     texts = tmp_path / "texts"
     texts.mkdir()
