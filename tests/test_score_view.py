@@ -27,6 +27,7 @@ from charrnn.score_words import COLUMNS, assessments_say, comparison_lines, comp
 from charrnn.stopping import Stopped
 from charrnn.surprise import PricedText
 from tests.conftest import make_part, needs_full
+from tests.pages import contrast
 from tests.small import make_result
 
 ONE = Assessment(
@@ -727,13 +728,7 @@ class TestSurpriseText:
 
 def test_colours_can_be_read_on_a_light_and_on_a_dark_terminal() -> None:
     """Those of xterm."""
-    xterm = {"red": (205, 0, 0), "magenta": (205, 0, 205), "yellow": (205, 205, 0)}
-
-    def luminance(*colour: int) -> float:
-        linear = [((c / 255 + 0.055) / 1.055) ** 2.4 if c else 0.0 for c in colour]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05
-
+    xterm = {"red": "cd0000", "magenta": "cd00cd", "yellow": "cdcd00"}
     inks = [style.color for style in map(Style.parse, STYLES) if not style.bgcolor]
     for ink in filter(None, inks):
-        lit = luminance(*xterm[ink.name])
-        assert min(lit / luminance(0, 0, 0), luminance(255, 255, 255) / lit) > 3
+        assert min(contrast(xterm[ink.name], [paper] * 3) for paper in (0, 255)) > 3
