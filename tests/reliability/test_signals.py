@@ -583,8 +583,9 @@ def test_a_hang_up_is_no_second_signal_however_late(first: signal.Signals) -> No
     assert finish(fork(leave)) == 7
 
 
-@pytest.mark.parametrize("name", ["evaluate", "inspect"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("name", "number"), [("evaluate", signal.SIGTERM), ("inspect", signal.SIGHUP)]
+)
 def test_a_signal_leaves_no_copy_of_standard_input(
     trained: Path,
     tmp_path: Path,
