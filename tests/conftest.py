@@ -152,7 +152,6 @@ def command(*arguments: object) -> list[str]:
 
 
 def run_process(*arguments: object, stdin: bytes = b"", folder: Path | None = None) -> Result:
-    """Run a command as a process."""
     done = subprocess.run(
         command(*arguments), input=stdin, capture_output=True, cwd=folder, env=ENVIRONMENT
     )
@@ -228,16 +227,8 @@ def compiles(*options: str) -> bool:
             "#ifdef __clang__\n#error\n#endif\n"
             "#include <omp.h>\nint threads(void) { return omp_get_max_threads(); }\n"
         )
-        words = [
-            *command,
-            "-fopenmp",
-            "-fPIC",
-            "-shared",
-            *options,
-            str(source),
-            "-o",
-            str(library),
-        ]
+        flags = ("-fopenmp", "-fPIC", "-shared")
+        words = [*command, *flags, *options, str(source), "-o", str(library)]
         try:
             if not command or subprocess.run(words, capture_output=True).returncode:
                 return False
@@ -249,13 +240,11 @@ def compiles(*options: str) -> bool:
 
 @pytest.fixture
 def cli() -> Cli:
-    """Run a command in this process."""
     return run_cli
 
 
 @pytest.fixture(params=CELL_NAMES)
 def cell(request: pytest.FixtureRequest) -> CellName:
-    """Each cell."""
     name: CellName = request.param
     return name
 
@@ -322,17 +311,14 @@ def make_framed_part(folder: Path, text: str, files: int = 3) -> Part:
 
 
 def names(folder: Path) -> list[str]:
-    """Return the names of what is in a folder."""
     return sorted(path.name for path in folder.iterdir())
 
 
 def open_files() -> int:
-    """Return how many files this process has open."""
     return len(list(Path("/dev/fd").iterdir()))
 
 
 def log_of(run: Path) -> list[dict[str, Any]]:
-    """Return the rows of a run's log."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 

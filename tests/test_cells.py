@@ -465,7 +465,6 @@ def test_new_weights(name: CellName) -> None:
 
 @pytest.fixture
 def cuda() -> torch.device:
-    """The GPU."""
     return torch.device("cuda")
 
 

@@ -11,21 +11,10 @@ from hypothesis import strategies as st
 from charrnn.config import ModelConfig, SampleConfig, TextChoices, TextSource, TrainConfig
 from charrnn.errors import UsageError
 
-MODEL: dict[str, Any] = {
-    "cell": "gru",
-    "vocabulary": 7,
-    "layers": 2,
-    "hidden": 5,
-    "embedding": 3,
-}
+MODEL: dict[str, Any] = {"cell": "gru", "vocabulary": 7, "layers": 2, "hidden": 5, "embedding": 3}
 TRAINING: dict[str, Any] = {
-    "batch_size": 3,
-    "bptt": 11,
-    "lr": 0.02,
-    "lr_adam": 0.006,
-    "warmup_steps": 5,
-    "steps": 13,
-}
+    "batch_size": 3, "bptt": 11, "lr": 0.02, "lr_adam": 0.006, "warmup_steps": 5, "steps": 13,
+}  # fmt: skip
 
 NOT_COUNTS: tuple[int, ...] = (0, -1, 1 << 63)
 NOT_POSITIVE: tuple[float, ...] = (0, -0.1, math.nan, math.inf, -math.inf, 10**400)

@@ -20,12 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from charrnn.corpus import (
-    Corpus,
-    TextFile,
-    scan,
-    split,
-)
+from charrnn.corpus import Corpus, TextFile, scan, split
 from charrnn.decoding import text_encoding
 from charrnn.errors import CorpusError, UsageError
 from tests.conftest import assert_one_line, text_of, write

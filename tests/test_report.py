@@ -136,10 +136,7 @@ class TestComparisonPage:
         if seeds == 1:
             assert not dots.around
         else:
-            assert dots.around == [
-                pytest.approx([2.01, 2.02]),
-                pytest.approx([2.11, 2.12]),
-            ]
+            assert dots.around == [pytest.approx([2.01, 2.02]), pytest.approx([2.11, 2.12])]
 
     def test_one_seed_and_one_cell_are_enough(self) -> None:
         page = check(compare_page(comparison(seeds=1)))
