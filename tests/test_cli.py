@@ -40,10 +40,8 @@ from charrnn.corpus import Corpus, _scan_file, scan
 from charrnn.errors import NonFiniteError, UsageError
 from charrnn.evaluation import score
 from charrnn.reading import TextRecord
-from charrnn.runfolder import RunFolder
 from charrnn.sample_view import print_as_made, print_samples
 from charrnn.sampling import Piece
-from charrnn.starting import start
 from charrnn.stdio import lossy, read_prompt, waits_unread
 from charrnn.stepper import Stepper
 from charrnn.steps import steps
@@ -1099,45 +1097,6 @@ class TestTrain:
         assert again.code == 0, again.err
         more = cli("train", text, "--init-from", run, "--run", tmp_path / "more", "--steps", 1)
         assert "it knows 100.00 % of the text's characters" in more.err
-
-    def test_what_it_starts_from_is_the_checkpoint_itself(
-        self, trained: Path, prose: Path, tmp_path: Path
-    ) -> None:
-        with RunFolder.create(tmp_path / "run") as folder:
-            run = start(
-                recipe.Choices(budget={"steps": 1}),
-                TextChoices(texts=(str(prose),)),
-                folder=folder,
-                device=torch.device("cpu"),
-                init_from=trained,
-            )
-        model, _, _ = load_model(trained, torch.device("cpu"))
-        for (name, weight), own in zip(
-            model.named_parameters(), run.model.parameters(), strict=True
-        ):
-            assert torch.equal(weight, own), name
-        assert run.progress.step == 0
-        assert not any(tensor.any() for tensor in run.update.optimiser.state().values())
-
-    @pytest.mark.parametrize("given", [{}, {"dropout": 0.25}])
-    def test_what_is_dropped_follows_from_the_new_text_and_budget(
-        self, trained: Path, prose: Path, tmp_path: Path, given: dict[str, float]
-    ) -> None:
-        with RunFolder.create(tmp_path / "run") as folder:
-            run = start(
-                recipe.Choices(budget={"epochs": 200}, model=given),
-                TextChoices(texts=(str(prose),)),
-                folder=folder,
-                device=torch.device("cpu"),
-                init_from=trained,
-            )
-        weights = recipe.matrix_weights(run.model.config)
-        pressure = recipe.pressure(200, weights, run.train.characters)
-        expected = recipe.regularisation("lstm", pressure)
-        before, _, _ = load_model(trained, torch.device("cpu"))
-        assert before.config.dropout + 0.1 < expected[0]
-        assert run.model.config.dropout == given.get("dropout", expected[0])
-        assert run.model.config.weight_drop == expected[1]
 
     def test_bytes_follow_the_checkpoint_without_being_named(
         self, cli: Cli, of_bytes: Path, prose: Path, tmp_path: Path

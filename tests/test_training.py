@@ -278,6 +278,30 @@ def test_a_row_sums_up_the_updates_since_the_last(
         assert rate == pytest.approx(run.config.lr * recipe.Schedule(3, 23).factor(step))
 
 
+def test_what_it_starts_from_is_the_checkpoint_itself(start_run: StartRun, trained: Path) -> None:
+    run = start_run(init_from=trained, steps=1)
+    model, _, _ = load_model(trained, CPU)
+    own = dict(run.model.named_parameters())
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, own[name]), name
+    assert run.progress.step == 0
+    assert not any(tensor.any() for tensor in run.update.optimiser.state().values())
+
+
+@pytest.mark.parametrize("given", [{}, {"dropout": 0.25}])
+def test_what_is_dropped_follows_from_the_new_text_and_budget(
+    start_run: StartRun, trained: Path, given: dict[str, float]
+) -> None:
+    run = start_run(init_from=trained, epochs=200, model=given)
+    weights = recipe.matrix_weights(run.model.config)
+    pressure = recipe.pressure(200, weights, run.train.characters)
+    expected = recipe.regularisation("lstm", pressure)
+    before, _, _ = load_model(trained, CPU)
+    assert before.config.dropout + 0.1 < expected[0]
+    assert run.model.config.dropout == given.get("dropout", expected[0])
+    assert run.model.config.weight_drop == expected[1]
+
+
 def test_the_weights_that_training_starts_from_are_what_it_has_to_improve_on(
     start_run: StartRun, trained: Path
 ) -> None:
