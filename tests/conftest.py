@@ -143,7 +143,7 @@ def run_cli(*arguments: object, stdin: bytes = b"") -> Result:
         code = run_command(words)
         text_out.flush()
         text_err.flush()
-    return Result(code, out.getvalue().decode("utf-8", "replace"), err.getvalue().decode())
+    return Result(code, out.getvalue().decode("utf-8", "surrogateescape"), err.getvalue().decode())
 
 
 def command(*arguments: object) -> list[str]:

@@ -54,7 +54,7 @@ from tests.conftest import (
     documented_fields,
     make_prose,
     needs_raw_names,
-    run_process,
+    run_cli,
 )
 from tests.small import make_result
 
@@ -344,7 +344,7 @@ class TestPlan:
 def uninterrupted(prose: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished comparison. Read only."""
     folder = tmp_path_factory.mktemp("comparisons") / "whole"
-    done = run_process("compare", prose, "--run", folder, "--seeds", 2, "--quiet", *QUICK)
+    done = run_cli("compare", prose, "--run", folder, "--seeds", 2, "--quiet", *QUICK)
     assert done.code == 0
     return folder
 

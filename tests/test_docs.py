@@ -279,20 +279,17 @@ def test_the_fields_of_samples_and_prices_are_documented(
         assert row.keys() <= set(re.findall(r"\w+", paragraph)), start
 
 
-def test_the_readme_s_python_does_what_it_says() -> None:
+def test_the_readme_s_python_does_what_it_says(
+    cli: Cli, capsys: pytest.CaptureFixture[str]
+) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     sampled, likely = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     golden = str(ROOT / "tests" / "data" / "format-1-lstm.safetensors")
     shown = "checkpoints/poems-lstm"
     assert shown in sampled
-
-    def printed(*words: str) -> str:
-        command = [sys.executable, *words]
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
-        return done.stdout
-
-    both = printed("-c", sampled.replace(shown, golden) + likely)
+    exec(sampled.replace(shown, golden) + likely, {})
+    both = capsys.readouterr().out
     text, likeliest = both[:200], both[200:]
     assert re.fullmatch(r"\n\[('.+', ){4}'.+'\] tensor\(\[(0\.\d+, ){4}0\.\d+\]\)\n", likeliest)
     options = ["--prompt", "The sea", "--length", "200", "--temperature", "0.7"]
-    assert printed("-m", "charrnn", "sample", golden, *options) == text
+    assert cli("sample", golden, *options).out == text
