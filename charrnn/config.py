@@ -1,7 +1,7 @@
-"""The numbers of a run: frozen dataclasses that refuse impossible values with a UsageError.
+"""The settings of a run: frozen dataclasses that refuse impossible values with a UsageError.
 
-Nothing here imports torch, so that ``charrnn --help`` and a wrong option are
-answered at once.
+Nothing here imports torch, so ``charrnn --help`` and a wrong option are answered
+at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from charrnn.wording import flag, joined
 CellName = Literal["rnn", "lstm", "gru"]
 WeightsName = Literal["fp32", "bf16", "int8"]
 CELL_NAMES: tuple[CellName, ...] = get_args(CellName)
-#: Blocks that are stacked in a cell's weights: its gates, and what they let through.
+#: Blocks stacked in a cell's weight matrices: its gates, and the candidate state they act on.
 CELL_GATES: dict[CellName, int] = {"rnn": 1, "lstm": 4, "gru": 3}
 
 OptimiserName = Literal["muon", "adamw", "sgd"]
@@ -28,27 +28,27 @@ PrecisionName = Literal["fp32", "bf16"]
 MatchName = Literal["parameters", "hidden"]
 UnknownName = Literal["error", "replace", "skip"]
 WeightsOrigin = Literal["trained", "initial"]
-"""Where the weights of a model that is inspected come from."""
+"""Where the weights of an inspected model come from."""
 
-#: Fields of ``TrainConfig``; a run has one of them.
+#: The kinds of budget, as fields of ``TrainConfig``; a run has exactly one.
 BUDGETS = ("minutes", "epochs", "steps")
 
-#: Larger numbers, and infinity, are none in the 32 bits that training computes with.
+#: Beyond this, numbers may overflow the 32-bit floats that training computes with.
 _LARGEST = 1e38
-#: Of what a model has many of: symbols, layers, units.
+#: The most symbols, layers or units that a model can have.
 LARGEST_SIZE = (1 << 31) - 1
 
 
 class _Rule(NamedTuple):
-    """What a number of a kind may be; NaN never is."""
+    """A condition on a number, which NaN never meets."""
 
     words: str
-    """As a message says it."""
+    """The condition, as a message words it."""
     holds: Callable[[float], bool]
 
 
 _POSITIVE = _Rule("a number above 0, at most 1e38", lambda number: 0 < number <= _LARGEST)
-# 0 is None by now (recipe.choose).
+# A limit of 0 has become None by now (recipe.choose).
 _LIMIT = _Rule("a number above 0, at most 1e38, or 0 for none", _POSITIVE.holds)
 _NOT_NEGATIVE = _Rule("a number from 0 to 1e38", lambda number: 0 <= number <= _LARGEST)
 _COUNT = _Rule("a whole number from 1 to 2^63 - 1", lambda number: 0 < number < 1 << 63)
@@ -59,9 +59,9 @@ _PROBABILITY = _Rule("a number above 0, at most 1", lambda number: 0 < number <=
 
 
 def _check(config: Any, rules: dict[str, _Rule], flags: dict[str, str] | None = None) -> None:
-    """Raise UsageError for the first field that breaks its rule; None breaks none.
+    """Raise UsageError for the first field that breaks its rule; None is always allowed.
 
-    Types are not checked here: the command line has done it, or ``Record.from_dict``.
+    Types are not checked: the command line or ``Record.from_dict`` has done so.
     """
     for name, rule in rules.items():
         value = getattr(config, name)
@@ -71,17 +71,17 @@ def _check(config: Any, rules: dict[str, _Rule], flags: dict[str, str] | None = 
 
 
 class Record:
-    """A dataclass that a checkpoint keeps as a JSON object."""
+    """A dataclass that a checkpoint stores as a JSON object."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Return the record whose fields are ``values``.
 
-        A field that has a default may be missing: a later version may have added it.
+        A field with a default may be missing: an older version may have written the values.
 
         Raises:
-            ValueError: a field is missing, unknown, of another type or, in a record that no option
-                sets, of an impossible value; the message names it.
+            ValueError: a field is missing, unknown or of the wrong type, or has an impossible value
+                in a record that no option sets; the message names it.
             UsageError: a field that an option sets has an impossible value.
         """
         kinds = get_type_hints(cls)
@@ -101,10 +101,10 @@ class Record:
 
 
 def _fits(value: object, kind: Any) -> bool:
-    """Whether a JSON value is of a type; a list stands for a tuple, an int for a float."""
+    """Whether a JSON value fits a type: a list fits a tuple, an int fits a float."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is None:
-        # JSON can spell 1e999 and integers of any length; nothing computes with those.
+        # JSON can spell 1e999 and integers of any length, which nothing computes with.
         if isinstance(value, float) and not math.isfinite(value):
             return False
         if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
@@ -112,9 +112,9 @@ def _fits(value: object, kind: Any) -> bool:
         return type(value) is kind or (kind is float and type(value) is int)
     if origin is Literal:
         return value in parts
-    if origin in (UnionType, Union):  # X | None; with a Literal in it Python makes the other one
+    if origin in (UnionType, Union):  # X | None, which is a Union if X is a Literal
         return any(_fits(value, part) for part in parts)
-    # What remains is tuple[X, ...] and tuple[X, X].
+    # What remains is tuple[X, ...] or tuple[X, X].
     if not isinstance(value, list) or (parts[-1] is not ... and len(value) != len(parts)):
         return False
     return all(_fits(item, parts[0]) for item in value)
@@ -122,24 +122,24 @@ def _fits(value: object, kind: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Record):
-    """The shape of a model; with a vocabulary it is all that the weights need."""
+    """The shape of a model: all that its weights need, besides the vocabulary itself."""
 
     cell: CellName
-    """Which recurrence: rnn, lstm or gru."""
+    """The recurrence: rnn, lstm or gru."""
     vocabulary: int
-    """V, the number of symbols, the unknown symbol included."""
+    """V, the number of symbols, including the unknown symbol."""
     layers: int
-    """L, stacked cells; layer l reads the output of layer l - 1."""
+    """L, the number of stacked cells; layer l reads the output of layer l - 1."""
     hidden: int
     """H, the width of every layer's hidden state."""
     embedding: int
     """E, the width of a character's embedding."""
     dropout: float = 0.0
-    """Share of units dropped, in training, after every layer."""
+    """Share of units dropped in training, after every layer."""
     weight_drop: float = 0.0
-    """Share of recurrent weights dropped, in training, for one window at a time, or for each
-    of its two parts where only its last characters count (DropConnect on the
-    hidden-to-hidden matrix: Merity, Keskar, Socher 2018)."""
+    """Share of recurrent weights dropped in training (DropConnect on the hidden-to-hidden
+    matrix: Merity, Keskar, Socher 2018). Drawn once per window, or once for each of its
+    two parts where only its last characters count."""
 
     def __post_init__(self) -> None:
         sizes = dict.fromkeys(("vocabulary", "layers", "hidden", "embedding"), _SIZE)
@@ -153,11 +153,11 @@ class TrainConfig(Record):
     batch_size: int
     """B, lanes: places in the text that are read side by side."""
     bptt: int
-    """T, characters a window: how far back a gradient goes."""
+    """T, characters per window: how far back a gradient flows."""
     loss_last: int | None = None
-    """Count the loss on the last N characters of each window only and move it by N."""
+    """Count the loss only on the last N characters of each window, and advance by N."""
     reset_state: bool = False
-    """Start every window from the zero state, instead of carrying the state into it."""
+    """Start every window from the zero state, instead of carrying the state over."""
     optimiser: OptimiserName = "muon"
     """Update rule: Muon for the recurrence's matrices and AdamW for the rest, or one for all."""
     lr: float
@@ -171,7 +171,7 @@ class TrainConfig(Record):
     clip_norm: float | None = 1.0
     """Scale the gradient of all weights together down to this norm; None: never."""
     clip_value: float | None = None
-    """Cut each gradient entry to [-v, v] instead, which changes the direction."""
+    """Clip each gradient entry to [-v, v] instead, which changes the direction."""
     scale_norm: float | None = None
     """Scale the gradient of all weights together to this norm instead, up or down."""
     warmup_steps: int
@@ -187,24 +187,24 @@ class TrainConfig(Record):
     validate_every: int | None = None
     """Steps between validations; None: planned from the budget."""
     dropout_by_plan: bool = False
-    """Whether dropout and weight drop follow from the passes over the text that the run is
-    planned to make, and change with another budget."""
+    """Whether dropout and weight drop follow from the planned number of passes over the text,
+    and so change with the budget."""
     decay_by_plan: bool = False
-    """Whether weight decay does."""
+    """The same for weight decay."""
     temperature_by_plan: bool = False
-    """Whether the loss temperature does."""
+    """The same for the loss temperature."""
     dropout_masks: int = 1
-    """Masks of dropout before the head; an update's loss is the mean of theirs."""
+    """Dropout masks before the head; an update's loss is the mean over them."""
     loss_temperature: float = 1.0
     """Divides the logits in the training loss, and nowhere else; below 1 the trained model is
-    less sure of itself."""
+    less confident."""
     init_from: str | None = None
-    """The checkpoint whose weights training starts from; None: new ones."""
+    """The checkpoint whose weights training starts from; None: new weights."""
     seed: int = 1
-    """Of weights, dropout and the shown samples."""
+    """Seed of weights, dropout and the samples shown."""
     precision: PrecisionName = "fp32"
     """Arithmetic of the matrix products; weights and sums stay in fp32. Muon orthogonalises in bf16
-    wherever the hardware multiplies it."""
+    wherever the hardware supports it."""
 
     def __post_init__(self) -> None:
         counts = ("batch_size", "bptt", "loss_last", "steps", "patience", "validate_every")
@@ -230,7 +230,7 @@ class TrainConfig(Record):
             raise UsageError(f"give one budget, --minutes, --epochs or --steps, not {given}")
 
 
-#: Samples made side by side; each has a state and a random stream in memory.
+#: Most samples made side by side; each has a state and a random stream in memory.
 MOST_SAMPLES = 10_000
 
 
@@ -239,7 +239,7 @@ class SampleConfig:
     """How characters are drawn from a model."""
 
     length: int = 1000
-    """New characters; 0: without end."""
+    """New characters; 0: no end."""
     temperature: float = 1.0
     """Divides the logits; 0: always the likeliest character."""
     top_k: int | None = None
@@ -247,15 +247,15 @@ class SampleConfig:
     top_p: float | None = None
     """Draw from the fewest characters whose probabilities reach p (Holtzman et al. 2020)."""
     stop: str | None = None
-    """End after this text has been produced."""
+    """End once this text has been produced."""
     count: int = 1
     """Samples made side by side."""
     seed: int = 1
-    """Of the draws: the same seed gives the same text."""
+    """Seed of the draws: the same seed gives the same text."""
     unknown: UnknownName = "error"
     """What to do with characters of the prompt that the model does not know."""
     weights: WeightsName = "fp32"
-    """What a CPU reads the weights in, a character at a time."""
+    """Number format of the weights where a CPU generates character by character."""
 
     def __post_init__(self) -> None:
         rules = {
@@ -285,7 +285,7 @@ class TextChoices:
     texts: tuple[str, ...]
     """Files, folders, globs, or "-" for standard input; none: the embedded corpus."""
     encoding: str | None = None
-    """A codec's name, or "bytes"; None: utf-8, or what a model to start from reads."""
+    """A codec's name, or "bytes"; None: utf-8, or the encoding of the model to start from."""
     valid: tuple[str, ...] = ()
     """Texts to validate on, instead of the end of ``texts``."""
     valid_share: float = 0.1
@@ -308,14 +308,14 @@ class TextChoices:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSource:
-    """The text that trained models are measured on: a named one, or a part of their own."""
+    """The text to measure trained models on: a named one, or a part of their own."""
 
     texts: tuple[str, ...] = ()
     """Files, folders, globs, or "-" for standard input."""
     part: PartName | None = None
-    """Of the text that the models were trained on; ``texts`` say where that lies now, if moved."""
+    """A part of the models' own text; ``texts`` say where that lies now, if it has moved."""
     encoding: str | None = None
-    """Of ``texts``: a codec's name, or "bytes"; None: as the models were trained."""
+    """Encoding of ``texts``: a codec's name, or "bytes"; None: as the models were trained."""
 
     def __post_init__(self) -> None:
         if not self.texts and self.part is None:
@@ -324,22 +324,22 @@ class TextSource:
             raise UsageError("--part and --encoding cannot be used together: the part has its own")
 
     def __str__(self) -> str:
-        """Return what the texts are called that are named."""
+        """Return what messages call the named texts."""
         return ", ".join("standard input" if name == "-" else name for name in self.texts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """How a text is scored, and what is measured besides."""
+    """How a text is scored, and what else is measured."""
 
     exact: bool = False
-    """In one lane from start to end."""
+    """Score in one lane from start to end."""
     dynamic: bool = False
-    """By dynamic evaluation, too."""
+    """Also score by dynamic evaluation."""
     by_position: int | None = None
-    """By position after a reset of the state, too, up to this many."""
+    """Also score by position after a reset of the state, up to this position."""
     after: str | None = None
-    """Price the characters that follow this text by themselves, too."""
+    """Also price, separately, the characters that follow this text."""
 
     def __post_init__(self) -> None:
         _check(self, {"by_position": _COUNT})
@@ -347,31 +347,31 @@ class EvaluateConfig:
             raise UsageError("--after must not be empty")
 
 
-#: What can be looked at when a model is inspected. The last one is only on request: it
-#: repeats whole backward passes to time them.
+#: What an inspection can measure. The last one is only on request: it repeats whole
+#: backward passes to time them.
 MEASUREMENTS = ("step", "flow", "memory", "pace", "gates", "units", "clipping", "truncation")
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig:
-    """What is looked at when a model is inspected."""
+    """What an inspection of a model measures."""
 
     only: tuple[str, ...] = ()
-    """Some of ``MEASUREMENTS``; none: all, truncation only with ``bptt`` or ``loss_last``."""
+    """A subset of ``MEASUREMENTS``; none: all, truncation only with ``bptt`` or ``loss_last``."""
     characters: int = 20_000
-    """The last so many of the text are read."""
+    """How many characters are read, from the end of the text."""
     seed: int | None = None
-    """Of the untrained weights that the trained ones are compared to; None: the run's own."""
+    """Seed of the untrained weights to compare the trained ones with; None: the run's own."""
     spectral_radius: tuple[float, ...] = ()
-    """Scale the recurrent matrices to each of these for the gradient flow, besides."""
+    """Also measure the gradient flow with the recurrent matrices scaled to each of these."""
     bptt: tuple[int, ...] = ()
-    """Windows whose gradient is compared to the full one; none: powers of 2."""
+    """Windows whose gradient is compared with the full one; none: powers of 2."""
     loss_last: int | None = None
-    """Count the loss on the last N characters of each of these windows only."""
+    """In each of these windows, count the loss only on the last N characters."""
 
     @property
     def measured(self) -> frozenset[str]:
-        """Those of ``MEASUREMENTS`` that are wanted."""
+        """The measurements to make, of ``MEASUREMENTS``."""
         if self.only:
             return frozenset(self.only)
         left_out = set() if self.bptt or self.loss_last else {"truncation"}

@@ -1,11 +1,11 @@
 """The defaults: chosen by rule from the text's size, its symbols, the device and the budget.
 
-No rule looks at what the text says. The figures behind each number, and what
-was tried and lost, are in docs/diary.md.
+No rule looks at the content of the text. The measurements behind each number, and what
+was tried and rejected, are in docs/diary.md.
 
-In all rules ``vocabulary`` is V, ``characters`` are those of the training part, ``read`` those that
-the whole run reads, and ``pressed`` is the run's ``pressure``; ``device`` is "cpu", "cuda" or
-"mps", and ``precision`` that of its matrix products.
+In all rules ``vocabulary`` is V, ``characters`` the size of the training part, ``read`` the number
+of characters that the whole run reads, and ``pressed`` the run's ``pressure``; ``device`` is "cpu",
+"cuda" or "mps", and ``precision`` is that of its matrix products.
 """
 
 from __future__ import annotations
@@ -16,71 +16,72 @@ from typing import Any, NamedTuple
 
 from charrnn.config import CELL_GATES, CellName, ModelConfig, OptimiserName, TrainConfig
 
-#: Characters per second that training is expected to read before the speed is known; "cuda" is a
-#: GPU in bf16 (``_sized_as``).
+#: Characters per second that training is expected to read, until its speed is measured; "cuda" is
+#: a GPU in bf16 (``_sized_as``).
 GUESSED_SPEED = {"cpu": 60_000, "mps": 100_000, "cuda": 300_000}
-#: Symbols whose logits cost as much as all else, so that they halve this speed: measured on a
-#: CPU, elsewhere a guess.
+#: Vocabulary size at which the logits cost as much as everything else, which halves this speed:
+#: measured on a CPU, guessed elsewhere.
 HALVED_BY = {"cpu": 2_000, "mps": 2_000, "cuda": 12_000}
-#: Weights of the models that read so fast: of the width that a few minutes get.
+#: Weights of a model that trains at this speed: as wide as the rules make it for a few minutes.
 GUESSED_WEIGHTS = {"cpu": 720_000, "mps": 720_000, "cuda": 4_600_000}
-#: The budget when none is given.
+#: The budget if none is given.
 DEFAULT_MINUTES = 3.0
-#: Characters that a run is expected to read: past each of these numbers 128 units more are the
-#: better use of the time, on a CPU.
+#: Characters that a run is expected to read: beyond each of these numbers, 128 more units
+#: are the better use of a CPU's time.
 WIDER_FROM: dict[CellName, tuple[int, ...]] = {
     "rnn": (6_000_000, 6_000_000),
     "lstm": (15_000_000, 25_000_000, 35_000_000, 50_000_000, 70_000_000),
     "gru": (4_000_000, 25_000_000, 35_000_000, 50_000_000, 70_000_000),
 }
-#: The first of them for an LSTM in float32, which begins narrower by as much, if these are so many
-#: passes: of a text that is new all the time more updates of a narrow one teach more.
+#: An LSTM in float32 starts 128 units narrower. Its first threshold is this one if the run makes
+#: this many passes: on mostly new text, more updates of a narrow model teach more.
 WIDER_IN_FP32_FROM, IN_PASSES = 8_000_000, 4
-#: A GPU that multiplies bf16, which waits more than it computes, is given a width: of a short run,
-#: and of one that is expected to read so many characters.
+#: Widths on a GPU that multiplies bf16, which waits more than it computes: in a short run, and in
+#: one that is expected to read more characters than the number below.
 GPU_UNITS: dict[CellName, tuple[int, int]] = {
     "rnn": (768, 768),
     "lstm": (1024, 1536),
     "gru": (1024, 1536),
 }
 GPU_WIDER_FROM = 40_000_000
-#: Its embedding is a multiple of this, and so are the widths that ``compare`` matches to another:
-#: tensor cores are best fed with rows of whole 16 bytes.
+#: On such a GPU the embedding is a multiple of this, and so are the widths that ``compare`` chooses
+#: to match another model: tensor cores are fastest on rows of whole 16 bytes.
 GPU_MULTIPLE = 8
-#: Below so many passes expected in minutes it has twice the lanes: they cost it hardly more time,
-#: and of a text that is mostly new, twice as much teaches more; of one that is read often it does
-#: not (docs/diary.md).
+#: Below this many expected passes, a budget in minutes gets twice the lanes on such a GPU: they
+#: take hardly more time. Reading twice as much teaches more if the text is mostly new, but not if
+#: it is read often (docs/diary.md).
 GPU_FEW_PASSES = 4
-#: Most weights of the recurrence for a character of the text, in a model wider than the narrowest.
+#: Most recurrent weights per character of the text, in a model wider than the narrowest.
 MOST_WEIGHTS = {"cpu": 4.6, "mps": 4.6, "cuda": 10.0}
-#: Symbols from which most of them are so rare that embedding and head learn by heart what
-#: surrounded each, unless they decay.
+#: Vocabulary size from which most symbols are so rare that embedding and head learn the
+#: surroundings of each by heart, unless they decay.
 MANY_SYMBOLS: dict[CellName, int] = {"rnn": 2000, "lstm": 500, "gru": 500}
-#: From this many on, the rate of embedding and head is three times as high, so that rare
-#: symbols are learned in few passes ...
+#: From this vocabulary size on, the rate of embedding and head is tripled, so that rare symbols are
+#: learned in few passes ...
 RARE_SYMBOLS = 500
-#: ... unless they are so many that the text is learned by heart: from this pressure on.
+#: ... unless there are enough passes to learn the text by heart: from this pressure on.
 BY_HEART = 40
-#: Up to this pressure dropout gains too little for its time.
+#: Up to this pressure dropout gains too little for the time it takes.
 LEAST_PRESSURE = 5
-#: Most masks of dropout in an update: on a CPU the second takes a twentieth of its time, and
-#: more gain as much as their time does; on a GPU, which waits more than it computes, four.
+#: Most dropout masks per update. On a CPU the second takes a twentieth of an update's time, and
+#: more than two gain no more than that time is worth. A GPU waits more than it computes, so it gets
+#: four.
 MOST_MASKS = {"cpu": 2, "mps": 2, "cuda": 4}
-#: Each of them but the first costs the head's products again, which are to stay below this share
-#: of the recurrence's; but where a text is learned by heart, two are worth any time.
+#: Each mask but the first repeats the head's products. Together these may cost at most this share
+#: of the recurrence's; but where a text is learned by heart, a second mask is worth any time.
 MASKS_COST = 1 / 3
-#: Most by which logits are larger in the training loss than in use, and the pressure from which
-#: they are; below a pressure of 1 they are the same.
+#: Largest ratio of the logits in the training loss to those in use, and the pressure at which it is
+#: reached; at a pressure of 1 or less they are the same.
 FLATTEST, FLATTEST_FROM = 1.1, 4
-#: Updates over which the rate rises: these, but at most a tenth of the run's.
+#: Most steps of warm-up; a short run warms up for a tenth of its steps.
 MOST_WARMUP_STEPS = 50
-#: Decay of the recurrence's matrices, as a share of the rate, in a run of a few passes.
+#: Decay of the recurrence's matrices, as a share of the rate, in a run of few passes.
 WEIGHT_DECAY = 0.1
-#: A validation scores this many characters at least, or all that are held out; in few minutes
+#: A validation scores at least this many characters, or all that are held out; in a few minutes,
 #: fewer (``planning.LEAST_TIMED``).
 LEAST_SCORED = 200_000
-#: What the optimisers with one rate for all weights begin with, instead of Muon's numbers.
-#: SGD's decay is a share of a rate that is a hundred times as large: none.
+#: Defaults of the optimisers with one rate for all weights, in place of Muon's. SGD gets no decay:
+#: it is a share of the rate, and SGD's rate is 200 times AdamW's.
 ONE_RATE: dict[OptimiserName, dict[str, float]] = {
     "adamw": {"lr": 5e-3, "lr_adam": 5e-3, "weight_decay": WEIGHT_DECAY},
     "sgd": {"lr": 1.0, "lr_adam": 1.0, "weight_decay": 0.0},
@@ -95,7 +96,7 @@ class Choices:
     budget: dict[str, float | int] = field(default_factory=dict)
     """At most one of minutes, epochs, steps."""
     model: dict[str, Any] = field(default_factory=dict)
-    """Fields of ModelConfig, but for the cell."""
+    """Fields of ModelConfig, except the cell."""
     training: dict[str, Any] = field(default_factory=dict)
     """Fields of TrainConfig."""
 
@@ -121,8 +122,8 @@ def choose(
     training["decay_embedding"] = vocabulary >= MANY_SYMBOLS[cell]
     chosen, chosen_model = given(choices.training), given(choices.model)
     planned = training | chosen
-    # What makes no sense is refused where the numbers are put together, and no float holds every
-    # whole number that can be typed. Lanes and window will be made to fit the text.
+    # Impossible values are refused only when the configs are built below, so neither zeros nor
+    # integers too large for a float may fail here. Lanes and window will be made to fit the text.
     lanes, window, counted, _ = fit_lanes(
         characters, planned["batch_size"], max(1, planned["bptt"]), planned.get("loss_last")
     )
@@ -158,7 +159,7 @@ def choose(
     if (optimiser := chosen.get("optimiser")) in ONE_RATE:
         training |= ONE_RATE[optimiser]
     if "lr" in chosen:
-        # One flag moves both rates: the ratio between them is the recipe's.
+        # One flag scales both rates: their ratio is the recipe's.
         chosen["lr_adam"] = chosen["lr"] * training["lr_adam"] / training["lr"]
     if {"clip_value", "scale_norm"} & chosen.keys():
         training["clip_norm"] = None
@@ -175,18 +176,18 @@ def fit_lanes(
 ) -> tuple[int, int, int | None, str | None]:
     """Return the lanes and the window that a text is long enough for.
 
-    First there are fewer lanes, until each is as long as the window; a text that is too
-    short for one such lane gets a shorter window.
+    The lanes become fewer until each is as long as the window; a text that is too short for one
+    such lane gets a shorter window.
 
     Args:
         characters: n >= 2, of the part to be read.
-        batch_size: B, the lanes wished for.
-        bptt: T, the window wished for.
-        loss_last: the characters of a window that are to count; None: all.
+        batch_size: B, the lanes wanted.
+        bptt: T, the window wanted.
+        loss_last: how many characters of a window are to count; None: all.
 
     Returns:
-        The lanes, the window, what counts of it, and a sentence that says what of the first two
-        had to shrink, or None.
+        The lanes, the window, how much of it counts, and a sentence that says which of the first
+        two had to shrink, or None.
     """
     predictions = characters - 1
     lanes = min(batch_size, max(1, predictions // bptt))
@@ -201,31 +202,31 @@ def fit_lanes(
 
 
 def refuse_nonsense(choices: Choices) -> None:
-    """Refuse numbers that make no sense for any text, before one is read and torch imported.
+    """Refuse numbers that make no sense for any text, before reading one or importing torch.
 
     Raises:
-        UsageError: with the first of them.
+        UsageError: for the first such number.
     """
     choose(choices, vocabulary=2, characters=2, device="cpu")
 
 
 def warmup_steps(updates: float) -> int:
-    """Return the steps of warm-up in a run of so many updates.
+    """Return the steps of warm-up in a run of this many updates.
 
-    Where only the run will know how many they are, ``choose`` takes this of a guess.
+    ``choose`` passes an estimate where only the run itself will know the number.
     """
     return math.ceil(max(1, min(MOST_WARMUP_STEPS, updates / 10)))
 
 
 def pressure(passes: float, parameters: int, characters: int) -> float:
-    """Return how hard a run presses a text into a model: parameters a character, times passes.
+    """Return how hard a run presses a text into a model: parameters per character, times passes.
 
     A small model that reads a text a few times cannot learn it by heart; a large one that
-    reads it forty times does, unless it is made hard to.
+    reads it forty times does, unless it is regularised.
 
     Args:
         passes: over the training part, in the whole run.
-        parameters: of the model's matrices (``matrix_weights``).
+        parameters: the weights in the model's matrices (``matrix_weights``).
         characters: of the training part.
     """
     return passes * parameters / characters
@@ -241,7 +242,7 @@ class Regularisers(NamedTuple):
 
 
 def regularisers(cell: CellName, vocabulary: int, pressed: float) -> Regularisers:
-    """Return what the rules give a run against learning by heart."""
+    """Return the regularisers that the rules give a run."""
     return Regularisers(
         *regularisation(cell, pressed),
         weight_decay(cell, pressed),
@@ -252,10 +253,10 @@ def regularisers(cell: CellName, vocabulary: int, pressed: float) -> Regulariser
 def regularisation(cell: CellName, pressed: float) -> tuple[float, float]:
     """Return the dropout and the weight drop of a run.
 
-    Where a text is not learned by heart, dropout only slows it down. Where it is read some
-    ten times, hiding units is better than dropping weights, which comes in later. A plain RNN
-    is slower to learn by heart, and hiding units from it costs more than it gains: its weights
-    are dropped alone (docs/diary.md).
+    Where a text is not learned by heart, dropout only slows training down. Where it is read some
+    ten times, dropping units works better than dropping weights, which comes in later. A plain
+    RNN is slower to learn by heart, and dropping its units costs more than it gains: only its
+    weights are dropped (docs/diary.md).
     """
     pressed = max(1.0, pressed)
     if cell == "rnn":
@@ -268,10 +269,10 @@ def regularisation(cell: CellName, pressed: float) -> tuple[float, float]:
 
 
 def dropout_masks(shape: ModelConfig, device: str, pressed: float) -> int:
-    """Return the masks of dropout in an update.
+    """Return the number of dropout masks in an update.
 
-    The mean of several losses has less noise than one, and each takes no more than the head's
-    time: little, unless the symbols are many.
+    The mean of several losses is less noisy than one, and each mask takes at most the head's
+    time: little, unless the vocabulary is large.
     """
     recurrence = _recurrent_weights(shape.cell, shape.layers, shape.hidden, shape.embedding)
     affordable = int(MASKS_COST * recurrence / (shape.vocabulary * shape.hidden))
@@ -281,9 +282,8 @@ def dropout_masks(shape: ModelConfig, device: str, pressed: float) -> int:
 def weight_decay(cell: CellName, pressed: float) -> float:
     """Return Muon's weight decay in a run.
 
-    Twice as much where a text is read some ten times. With a plain RNN, whose rate is half of the
-    others' and of which no unit is hidden, that comes sooner, and four times as much in time
-    (docs/diary.md).
+    It doubles where a text is read some ten times. In a plain RNN, whose rate is half the others'
+    and whose units are never dropped, it doubles sooner, and in the end quadruples (docs/diary.md).
     """
     times = min(2.0, pressed / 8)
     if cell == "rnn":
@@ -292,12 +292,12 @@ def weight_decay(cell: CellName, pressed: float) -> float:
 
 
 def loss_temperature(vocabulary: int, pressed: float) -> float:
-    """Return what divides the logits in the training loss.
+    """Return the divisor of the logits in the training loss.
 
-    A model that has read its text several times is surer of what it says than it is right: of a
-    text that it has not read its predictions are better when flatter, most of all if that text is
-    unlike the first (docs/diary.md). So it learns to be right at a lower temperature than the one
-    that it is used at. Not where the symbols are many: of rare ones it is not sure.
+    A model that has read its text several times is overconfident: on unseen text, flatter
+    predictions are better, most of all if that text is unlike the training text (docs/diary.md).
+    So it is trained at a lower temperature than it is used at. Not so with a large vocabulary: the
+    model is not overconfident about rare symbols.
     """
     if vocabulary >= RARE_SYMBOLS:
         return 1.0
@@ -312,14 +312,14 @@ def matrix_weights(shape: ModelConfig) -> int:
 
 
 def parameter_count(shape: ModelConfig) -> int:
-    """Return a model's parameters, without the model: of a size that none can have, too."""
+    """Return a model's parameter count without building it: it may be too large to build."""
     # A GRU has a second bias where the reset gate acts on the recurrent product.
     biases = CELL_GATES[shape.cell] + (shape.cell == "gru")
     return matrix_weights(shape) + shape.layers * biases * shape.hidden + shape.vocabulary
 
 
 def _recurrent_weights(cell: CellName, layers: int, hidden: int, embedding: int) -> int:
-    """Return the weights in the matrices of all layers."""
+    """Return the weights in the matrices of all recurrent layers."""
     return CELL_GATES[cell] * hidden * (embedding + hidden + (layers - 1) * 2 * hidden)
 
 
@@ -331,7 +331,7 @@ def _characters_read(
     device: str,
     precision: str,
 ) -> float:
-    """Return the characters that a budget reads; a guess if it is in minutes."""
+    """Return the characters that a budget reads; an estimate if it is in minutes."""
     if "epochs" in budget:
         return float(budget["epochs"] * characters)
     if "steps" in budget:
@@ -340,9 +340,9 @@ def _characters_read(
 
 
 def guessed_speed(vocabulary: int, device: str, precision: str, weights: int = 0) -> float:
-    """Return the characters per second that training is expected to read, before it is known.
+    """Return the characters per second that training is expected to read, before it is measured.
 
-    ``weights`` are those of the model (``matrix_weights``), if there is one: a large one is slower.
+    ``weights`` is the model's ``matrix_weights``, if there is a model: a large one is slower.
     """
     device = _sized_as(device, precision)
     share = min(1.0, GUESSED_WEIGHTS[device] / max(1, weights))
@@ -350,10 +350,10 @@ def guessed_speed(vocabulary: int, device: str, precision: str, weights: int = 0
 
 
 def _sized_as(device: str, precision: str) -> str:
-    """Return the device whose speed and width are expected of one in a precision.
+    """Return the device whose speed and width to assume for a device in a precision.
 
-    A CUDA GPU in float32 is taken for Apple's: those too old for bf16 train so, and the numbers of
-    "cuda" are of a fast one that does not.
+    A CUDA GPU in float32 counts as an Apple GPU: CUDA GPUs too old for bf16 train that way, and the
+    numbers of "cuda" are those of a fast GPU in bf16.
     """
     return "mps" if device == "cuda" and precision == "fp32" else device
 
@@ -364,7 +364,7 @@ def given(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _training(cell: CellName, bf16: bool) -> dict[str, Any]:
-    """Return how a cell is trained: fields of TrainConfig."""
+    """Return a cell's training defaults: fields of TrainConfig."""
     lanes, window = (32, 64) if cell == "rnn" else (16, 128)
     return {
         "batch_size": lanes,
@@ -380,7 +380,7 @@ def _hidden(
 ) -> int:
     """Return the units of a model's only layer.
 
-    ``embedding`` is the width of its embedding, unless the layer is narrower.
+    ``embedding`` is the width of its embedding, or the layer's width if that is smaller.
     """
     narrowest = 384 if cell == "rnn" else 256
     if precision == "bf16":
@@ -403,9 +403,9 @@ def _hidden(
 class Schedule:
     """The learning rate as a pure function of the step: warm-up, hold, decay.
 
-    A budget in minutes becomes a number of steps only when the speed is known, so
-    the first ``HOLD`` of it holds the peak rate and the plan is made at its end. A run
-    that goes on later without one goes by the clock (``planning.Planner.rate_factor``).
+    A budget in minutes becomes a number of steps only once the speed is known. So its first
+    ``HOLD`` keeps the peak rate, and the plan is made at the end of that. A run that is resumed
+    without a plan goes by the clock instead (``planning.Planner.rate_factor``).
     """
 
     warmup_steps: int
@@ -433,17 +433,17 @@ def plan_validations(
 ) -> tuple[int, int]:
     """Return the steps between validations and the characters each one scores.
 
-    Validation reads one to three times as fast as training (it is in float32 on a CPU that
+    Validation reads one to three times as fast as training (it uses float32 on a CPU that
     trains in bf16), so 3 to 20 validations that share a tenth of the trained characters take
-    3 to 10 % of the time. A held-out part too large for three is scored on its beginning, and
-    then the same in every validation. Where one turns out to cost more, there are fewer, down
-    to that at the end.
+    3 to 10 % of the time. If the held-out part is too large for three, every validation scores
+    the same beginning of it. If a validation turns out to cost more, there are fewer, down to
+    the one at the end.
 
     Args:
         total_steps: of the run.
-        characters_per_step: B x T, or B times what counts of a window.
+        characters_per_step: B x T, or B times the characters of a window that count.
         held_out: characters of the validation part.
-        cost: of a validation, as the updates that could be made in its time; 0: not known.
+        cost: of a validation, in updates that take the same time; 0: not known.
     """
     affordable = total_steps * characters_per_step / 10
     number = min(20, max(3, int(affordable / max(1, held_out))))
