@@ -1,6 +1,6 @@
-"""The time that a run takes: that of the wall, but for what its process was stopped.
+"""The time that a run takes: wall-clock time, except while its process was stopped.
 
-Ctrl-Z, SIGSTOP, a frozen container: nothing is computed then, and it is no slowness.
+Under Ctrl-Z, SIGSTOP or in a frozen container nothing is computed, which is not slowness.
 """
 
 from __future__ import annotations
@@ -9,18 +9,19 @@ import threading
 import time
 from typing import Self
 
-#: Seconds between two looks of the thread.
+#: Seconds between two readings by the thread.
 BEAT = 0.25
-#: Where nobody looked for so many seconds, the process was stopped. A thread of a process that
-#: runs waits for a busy machine or another thread, but never so long.
+#: If nobody read the clock for this many seconds, the process was stopped. In a running process a
+#: thread may wait for a busy machine or another thread, but never this long.
 LEAST = 5.0
 
 
 class Clock:
     """A clock that stands still while its process is stopped.
 
-    As long as it is entered, a thread looks at it now and then. No signal tells of all ways to
-    be stopped, and none how long it took; that nobody could look does, however long an update is.
+    Inside its ``with`` block a thread reads it every ``BEAT`` seconds; a long gap between two
+    readings means that the process was stopped, however long an update takes. A signal would not
+    do: none reports every way to be stopped, or for how long.
     """
 
     def __init__(self) -> None:
@@ -40,7 +41,7 @@ class Clock:
         self._thread.join()
 
     def now(self) -> float:
-        """Return the time in seconds; only differences mean something."""
+        """Return the time in seconds; only differences are meaningful."""
         with self._lock:
             now = time.monotonic()
             if now - self._looked >= LEAST:

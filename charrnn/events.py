@@ -1,4 +1,4 @@
-"""What happens in a training, as records; who trains yields them, who shows reads them."""
+"""What happens in a training, as records: the training loop yields them, the display reads them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Planned:
     validate_every: int | None
     """Steps between validations; None: nothing is held out."""
     validate_characters: int | None
-    """Characters of the held-out part that each scores; None: nothing is held out."""
+    """Held-out characters that each validation scores; None: nothing is held out."""
     again: bool = False
-    """Whether the speed has changed since an earlier plan."""
+    """Whether it replaces an earlier plan, because the speed has changed."""
     dropout: float = 0.0
-    """From here on, as are the next three: chosen for this plan, or for the first, if ``again``."""
+    """In use from here on, like the next three: set by this plan, or by the first if ``again``."""
     weight_drop: float = 0.0
     weight_decay: float = 0.0
     loss_temperature: float = 1.0
@@ -29,7 +29,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Logged:
-    """Some updates were done; ``row`` is what metrics.jsonl got."""
+    """Some updates were done; ``row`` is what was written to metrics.jsonl."""
 
     row: dict[str, Any]
     planned_steps: int | None
@@ -55,14 +55,14 @@ class Validated:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A text drawn from the model as it is now."""
+    """A sample was drawn from the model as it is now."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Saved:
-    """The complete state is on disk."""
+    """The complete state was written to disk."""
 
     path: Path
     step: int
@@ -70,25 +70,25 @@ class Saved:
 
 @dataclass(frozen=True)
 class Spiked:
-    """The loss jumped, or is worse than guessing; told once a run."""
+    """The loss jumped, or is worse than guessing; reported once a run."""
 
     step: int
     before: float | None
     """Running mean of the loss before, nats per character; None: still warming up."""
     after: float
-    """Loss of the row of the log that shows it, nats per character."""
+    """Loss of the row of the log that shows the spike, nats per character."""
 
 
 @dataclass(frozen=True)
 class Paused:
-    """The process was stopped and goes on, as by Ctrl-Z and fg; the run's time leaves that out."""
+    """The process was stopped and continued, as by Ctrl-Z and fg; the clock leaves that out."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class Uncaptured:
-    """The update could not be captured in a CUDA graph, and runs step by step; told once."""
+    """The update could not be captured in a CUDA graph, and runs eagerly; reported once."""
 
     reason: str
 

@@ -1,7 +1,7 @@
-"""A budget becomes a number of updates: one in minutes when the speed is known.
+"""Turning a budget into a number of updates: minutes only once the speed is known.
 
-A plan is kept if it can be, because a run that is stopped and goes on is equal to one
-that never stopped only as long as both follow the same plan.
+A plan is kept if possible: a run that is stopped and resumed equals one that never stopped
+only as long as both follow the same plan.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ from charrnn.recipe import (
 )
 from charrnn.run import Run
 
-#: A budget in minutes is planned again if the run would end this share of it off ...
+#: A budget in minutes is planned again if the run would miss it by more than this share of it ...
 OFF_PLAN = 0.05
 #: ... at the speed of a stretch of at least this share of it.
 OFF_PLAN_AFTER = 0.1
-#: Share of the time that saves and rows of the log leave to updates.
+#: Share of the time that saving and logging leave for updates.
 OF_UPDATES = 0.98
-#: Least that a validation scores where the minutes are few.
+#: Fewest characters that a validation scores when the minutes are few.
 LEAST_TIMED = 10_000
-#: Characters that a validation is expected to score in the time that trains one, before the first.
+#: Characters validated in the time that trains one: assumed until the first validation is timed.
 PACE = 2
 
 
 class Planner:
-    """Plans one sitting of a run: its progress keeps the plan, its model and configuration follow.
+    """Plans one sitting of a run: the plan is kept in its progress, and model and config follow it.
 
     Args:
-        run: as the sitting begins; its progress is kept up to date by who trains it.
+        run: as the sitting begins; whoever trains it keeps its progress up to date.
     """
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        #: Updates and seconds of the run before this sitting.
+        #: Updates and seconds done before this sitting.
         self._steps_before = run.progress.step
         self._seconds_before = run.progress.seconds
-        #: Where the measurement of the speed begins: (step, seconds of training).
+        #: Where the speed measurement begins: (step, seconds of training).
         self._speed_from: tuple[int, float] | None = None
         #: When it ends, in seconds of the run.
         self._speed_until = math.inf
 
     def rate_factor(self) -> float:
-        """Return the share of the peak learning rate for the next update, as planned by now.
+        """Return the share of the peak learning rate for the next update.
 
-        In a run that goes on before it has a plan, as one does that is given more minutes, the
-        clock stands for the plan. A new run holds its rate until then, though it may stall.
+        A run that is resumed without a plan, such as one given more minutes, goes by the clock.
+        A new run holds its rate until it is planned, even if it stalls.
         """
         progress = self.run.progress
         total = progress.planned_steps
@@ -64,12 +64,12 @@ class Planner:
         return Schedule(self.run.config.warmup_steps, total).factor(progress.step)
 
     def watch_speed(self) -> bool:
-        """Whether a budget in minutes has come to the end of the part that holds the rate.
+        """Measure the speed; return whether the part of the minutes that holds the rate is over.
 
-        To be asked at every step until it is. The speed is that of the second half of this
-        part: the first updates warm up caches and pools, and on a GPU they are not captured
-        yet. In a run that goes on the part is that of the time that is left. A run that is late
-        by then is measured no longer than an update.
+        Call it at every step until it returns True. The speed is that of the second half of this
+        part: the first updates warm up caches and memory pools, and are not yet captured on a GPU.
+        In a resumed run the part is a share of the time left. If the minutes are used up by its
+        middle, as after a stall, a single update is measured.
         """
         progress = self.run.progress
         half = Schedule.HOLD * (self._budget() - self._seconds_before) / 2
@@ -83,10 +83,10 @@ class Planner:
         return progress.step > self._speed_from[0] and progress.seconds >= self._speed_until
 
     def size_validations(self) -> None:
-        """Set what each validation scores, unless there is one to be held against.
+        """Set how many characters each validation scores, unless an earlier validation fixed it.
 
-        Other characters have another loss. In minutes that are not planned yet it is what they
-        allow at the speed so far, which is guessed before a sitting has measured it.
+        Losses on different characters cannot be compared. As long as minutes are not planned, the
+        number follows from the speed so far, or a guess until this sitting has measured it.
         """
         run, progress = self.run, self.run.progress
         has_been = progress.validated_step is not None or run.better is not None
@@ -103,7 +103,7 @@ class Planner:
     def seconds_left(self) -> float:
         """Return the time of the updates and validations still to come.
 
-        Before a speed is measured it is that of the minutes, or as they were planned.
+        For a budget in minutes it is what is left of them, until the speed since the plan is known.
         """
         progress, minutes = self.run.progress, self.run.config.minutes
         if self.run.is_finished:
@@ -124,12 +124,12 @@ class Planner:
         return updates * an_update + ahead * a_validation
 
     def plan(self) -> Planned:
-        """Plan the minutes at the speed so far, once it is known."""
+        """Plan the minutes at the measured speed."""
         speed = OF_UPDATES * self._speed_so_far()
         return self.adopt(self._affordable_steps(speed), speed)
 
     def is_off(self) -> bool:
-        """Whether the speed has changed so much that the minutes would not be kept."""
+        """Whether the speed has changed so much that the run would miss its minutes."""
         progress = self.run.progress
         planned = progress.planned_steps
         if self.run.config.minutes is None or planned is None or self.run.is_out_of_patience:
@@ -137,8 +137,8 @@ class Planner:
         if progress.step == progress.planned_at_step:
             return False
         speed, since = self._speed_since_plan()
-        # A plan that was made after a stall may be over before the stretch is, and so may be
-        # the minutes.
+        # A plan made after a stall may end before the stretch is long enough, and so may the
+        # minutes.
         is_late = progress.seconds > (1 + OFF_PLAN) * self._budget()
         if since < OFF_PLAN_AFTER * self._budget() and progress.step < planned and not is_late:
             return False
@@ -149,17 +149,17 @@ class Planner:
         return off and self._affordable_steps(speed) != planned
 
     def plan_again(self) -> Planned:
-        """Plan what is left of the minutes at the speed since the last plan."""
+        """Plan the rest of the minutes at the speed since the last plan."""
         speed, _ = self._speed_since_plan()
         return self.adopt(self._affordable_steps(speed), speed)
 
     def adopt(self, total: int, speed: float | None = None) -> Planned:
-        """Take ``total`` updates as the run's, at ``speed`` a second if that is known.
+        """Make ``total`` updates the run's plan, at ``speed`` updates per second if known.
 
-        With a budget's first plan, dropout, weight decay and loss temperature become those of so
-        many passes, where the rules choose them. They stay when the speed changes: dropout slows
-        updates down, and so could come and go from plan to plan. A warm-up that still goes on ends
-        here if it is longer than that of so many updates.
+        A budget's first plan also sets dropout, weight decay and loss temperature for its number
+        of passes, where the rules choose them. Later plans leave them alone: dropout slows updates
+        down, so it might come and go from plan to plan. A warm-up still in progress is shortened if
+        it is longer than ``total`` updates need.
         """
         progress = self.run.progress
         again = progress.planned_at_step is not None
@@ -184,20 +184,20 @@ class Planner:
         )
 
     def _shorten_warmup(self, total: int) -> None:
-        """End a warm-up that still goes on here, if it is longer than that of ``total`` updates."""
+        """Shorten a warm-up still in progress to that of ``total`` updates, or end it here."""
         run = self.run
         warm = max(run.progress.step, warmup_steps(total))
-        # It was of the updates expected, or of a larger budget: the run would end before it has
+        # It was for the expected updates, or for a larger budget: the run might end before it has
         # warmed up.
         if warm < run.config.warmup_steps:
             run.reconfigure(replace(run.config, warmup_steps=warm))
 
     def _regularise(self, total: int) -> None:
-        """Set dropout, decay and temperature, as far as by rule, to those of ``total`` updates."""
+        """Set dropout, decay and temperature for ``total`` updates, where the rules choose them."""
         run, model, config = self.run, self.run.model, self.run.config
         if not (config.dropout_by_plan or config.decay_by_plan or config.temperature_by_plan):
             return
-        # Counted as before the first update (recipe.choose): the same budget has the same numbers.
+        # Passes are counted as in recipe.choose, so that the same budget gets the same numbers.
         passes = config.epochs or total * self.run.lanes.characters_per_step / run.train.characters
         pressed = pressure(passes, matrix_weights(model.config), run.train.characters)
         held = regularisers(model.config.cell, model.config.vocabulary, pressed)
@@ -210,13 +210,13 @@ class Planner:
         run.reconfigure(config)
 
     def _budget(self) -> float:
-        """Return the seconds that the user gave."""
+        """Return the budget in seconds."""
         minutes = self.run.config.minutes
         assert minutes is not None, "a budget in epochs or steps is planned at the start"
         return minutes * 60
 
     def _steps_by_clock(self) -> int | None:
-        """Return the run's updates, if the others take as long as those so far.
+        """Return the run's total updates, if the rest take as long as those so far.
 
         None: the part that holds the rate is not over.
         """
@@ -226,22 +226,22 @@ class Planner:
         return max(progress.step + 1, round(progress.step * budget / progress.seconds))
 
     def _speed_so_far(self) -> float:
-        """Return updates per second in the stretch that is measured."""
+        """Return the updates per second in the measured stretch."""
         assert self._speed_from is not None
         progress, (step, seconds) = self.run.progress, self._speed_from
         return (progress.step - step) / max(1e-9, progress.training_seconds - seconds)
 
     def _guessed_speed(self) -> float:
-        """Return updates per second as they are expected before there is one."""
+        """Return the updates per second that are expected before any are measured."""
         shape, device = self.run.model.config, self.run.device.type
         precision, weights = self.run.config.precision, matrix_weights(shape)
         speed = guessed_speed(shape.vocabulary, device, precision, weights)
         return speed / self.run.lanes.characters_per_step
 
     def _speed_since_plan(self) -> tuple[float, float]:
-        """Return updates per second since the last plan, and how long that is ago.
+        """Return the updates per second since the last plan, and the seconds since then.
 
-        Validations are left out: a stretch has none or several, and none is like the rest.
+        Validations are left out: with none or several in a stretch, no stretch would be typical.
         """
         progress = self.run.progress
         assert progress.planned_at_step is not None, "nothing is planned yet"
@@ -249,7 +249,7 @@ class Planner:
         return (progress.step - progress.planned_at_step) / max(1e-9, seconds), seconds
 
     def _affordable_steps(self, speed: float) -> int:
-        """Return the run's updates if it ends with its minutes, validations included."""
+        """Return the run's total updates if it is to end with its minutes, validations included."""
         progress = self.run.progress
         left, cost = max(0.0, self._budget() - progress.seconds), progress.seconds_a_validation
 
@@ -259,12 +259,12 @@ class Planner:
 
         totals = range(progress.step + 1, progress.step + int(min(left * speed, 2.0**62)) + 1)
         affordable = bisect_right(totals, left, key=seconds)
-        # Where a stall was taken for slowness, one update more shows it.
+        # With time left, make at least one more: it shows if a stall was taken for slowness.
         least = left > 0 and progress.planned_steps != progress.step
         return progress.step + max(least, affordable)
 
     def _validations_ahead(self, total: int, every: int | None) -> int:
-        """Return how many validations there are from here to the run's last update."""
+        """Return how many validations remain, up to the one at the run's last update."""
         progress = self.run.progress
         is_due = progress.validated_step != progress.step
         if every is None:

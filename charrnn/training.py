@@ -1,8 +1,8 @@
 """The training loop: a generator of events, readable in the order things happen.
 
 Nothing here prints or catches a signal. The caller consumes the events and says,
-through ``should_stop``, when to leave; the run then stops at the edge of a step
-with its complete state saved.
+through ``should_stop``, when to stop; the run then stops between two steps with its
+complete state saved.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from charrnn.sampling import sample, unwarned
 from charrnn.stream import Batch
 from charrnn.update import UpdateResult
 
-#: Seconds between checkpoints, beside those that follow a validation.
+#: Seconds between checkpoints, apart from those that follow a validation.
 SAVE_EVERY = 60.0
-#: A checkpoint may take this share of the time since the one before.
+#: Saving may take at most this share of the time since the previous checkpoint.
 SAVE_SHARE = 0.02
 #: The running mean of the loss looks back about this many rows.
 SMOOTHING = 20
-#: A row's loss this far above the running mean is a spike, in nats; early on, above guessing.
+#: A row's loss this many nats above the running mean, or above guessing early on, is a spike.
 SPIKE = 1.0
 #: Characters of the samples shown while training.
 SHOWN_LENGTH = 240
@@ -54,20 +54,20 @@ def train(run: Run, should_stop: Callable[[], str | None] = lambda: None) -> Ite
 
     Args:
         run: from ``starting.start`` or ``resuming.resume``; its progress is kept up to date.
-        should_stop: asked at every step's edge and within validations; anything but
-            None stops the run there, with its state saved.
+        should_stop: asked between steps and during validations; any answer but None stops the
+            run there, with its state saved.
 
     Yields:
         What happens, in order; ``Finished`` last.
 
     Raises:
-        NonFiniteError: the loss, a gradient or a weight is not finite; it reached no
-            file, and a loss or gradient no weight.
+        NonFiniteError: the loss, a gradient or a weight is not finite; it was not saved, and such
+            a loss or gradient changed no weight.
         CorpusError: the text changed; the state is saved before it is raised.
-        CheckpointError: the run's last checkpoint has become one of another format or unreadable.
-        RunFolderError: a file could not be written; earlier ones are whole.
-        Exception: what nobody foresees, such as memory that is refused; a note on it says what
-            is saved, if anything is.
+        CheckpointError: the run's last checkpoint is now of another format or unreadable.
+        RunFolderError: a file could not be written; earlier ones are intact.
+        Exception: anything unforeseen, such as running out of memory; a note on it says what is
+            saved, if anything is.
     """
     try:
         with Clock() as clock:
@@ -75,7 +75,7 @@ def train(run: Run, should_stop: Callable[[], str | None] = lambda: None) -> Ite
     except Exception as error:
         is_foreseen = isinstance(error, CharrnnError)
         if is_foreseen and not isinstance(error, RunFolderError):
-            raise  # it says by itself how to go on
+            raise  # its message already says how to go on
         if run.saved is None or not run.is_kept(error):
             raise
         saved = (
@@ -88,7 +88,7 @@ def train(run: Run, should_stop: Callable[[], str | None] = lambda: None) -> Ite
 
 
 class _Loop:
-    """One sitting of a run."""
+    """One sitting of a run: from its start, or from where it is resumed, until it stops."""
 
     def __init__(self, run: Run, should_stop: Callable[[], str | None], clock: Clock) -> None:
         self.run = run
@@ -97,7 +97,7 @@ class _Loop:
         self.ticked_at = clock.now()
         self.planner = Planner(run)
         self.row_from = (run.progress.characters, run.progress.seconds)
-        #: Updates that nobody has looked at yet.
+        #: Updates whose results nobody has looked at yet.
         self.pending: list[tuple[UpdateResult, Batch]] = []
         self.last_losses: deque[float] = deque(maxlen=5)
         self.saved_at = run.progress.seconds
@@ -110,18 +110,18 @@ class _Loop:
         try:
             yield from self._updates()
         except CorpusError as error:
-            # Texts are read at a step's edge only: what was learned from this one is whole.
+            # Texts are read between steps only, so what was learned so far is complete.
             yield self._save()
             raise CorpusError(
                 f"{error}; the run is saved at step {run.progress.step:,}, and goes on with: "
                 f"{run.command()}"
             ) from error
         if run.is_over and run.progress.row_updates:
-            yield from self._log()  # a plan left no update, or patience ended, between two rows
-        # Of a run with nothing left to do what was asked for, a rate, say, has had no effect.
+            yield from self._log()  # the plan or patience ended the run between two rows
+        # If nothing was left to do, a new setting, such as a rate, has had no effect: not saved.
         if not run.is_saved and not had_finished:
             yield self._save()
-        # A run that was asked to stop after its last validation had nothing left to do.
+        # If the run was asked to stop after its last validation, it is finished nevertheless.
         if self.stop_reason is not None and not run.is_finished:
             yield Finished(self.stop_reason, complete=False)
         else:
@@ -132,8 +132,8 @@ class _Loop:
         if progress.planned_steps is not None and progress.planned_at_step is None:
             yield self.planner.adopt(progress.planned_steps)
         if run.is_finished:
-            return  # what time may be left was not enough then
-        # Some may be due before the minutes are planned; what the first scores, all others do.
+            return  # any time left was too short for another update when it was planned
+        # A validation may be due before the minutes are planned, and all must score the same.
         self.planner.size_validations()
         batches = run.lanes.batches(progress.step)
         told_stopped, told_uncaptured = 0.0, False
@@ -145,7 +145,7 @@ class _Loop:
             self.stop_reason = self.stop_reason or self.should_stop()
             if self.stop_reason is not None:
                 return
-            # The time of updates that nobody has waited for is not known.
+            # Nobody has waited for pending updates, so the time they take is not known.
             if not self.pending:
                 if progress.planned_steps is None and self.planner.watch_speed():
                     yield from self._plan()
@@ -154,13 +154,13 @@ class _Loop:
                     yield self.planner.plan_again()
             if self._validation_due():
                 yield from self._validate()
-                continue  # if it was the last, and took less than was planned, there is time left
+                continue  # if the last one took less time than planned, updates may follow
             if run.is_over:
                 return
             if self._save_due():
                 yield self._save()
             batch = next(batches)
-            # A plan may have put another configuration in the place of the one before.
+            # Read the config each time: a plan may have replaced it.
             factor = self.planner.rate_factor()
             progress.learning_rate = run.config.lr * factor
             run.update.optimiser.set_rates(progress.learning_rate, run.config.lr_adam * factor)
@@ -168,7 +168,7 @@ class _Loop:
             progress.step += 1
             progress.characters += batch.characters
             row_is_due = progress.step % LOG_EVERY == 0 or run.is_over
-            # On a CPU every update is looked at before the next; a GPU is not made to wait.
+            # On a CPU every update is checked before the next; a GPU is not made to wait.
             if run.device.type != "cuda" or row_is_due:
                 self._flush()
             if row_is_due:
@@ -184,20 +184,20 @@ class _Loop:
         self.ticked_at = now
 
     def _plan(self) -> Iterator[Event]:
-        """Turn the minutes that are left into updates, validations and saves taken off."""
+        """Turn the minutes left, less validations and saves, into a number of updates."""
         run, progress = self.run, self.run.progress
         self.planner.size_validations()
-        # What one costs is known when one has been made.
+        # A validation's cost is known only once one has been made.
         if run.valid is not None and not progress.validations:
             yield from self._validate()
             if not progress.validations:
-                return  # stopped within: planned when the run goes on
+                return  # stopped meanwhile: it is planned when the run is resumed
         yield self.planner.plan()
 
     # -- what an update leaves behind ------------------------------------------------
 
     def _flush(self) -> None:
-        """Look at the results of the updates since the last look and add them up."""
+        """Check the results of the pending updates and add them up."""
         progress = self.run.progress
         first = progress.step - len(self.pending) + 1
         for step, (result, batch) in enumerate(self.pending, start=first):
@@ -206,8 +206,8 @@ class _Loop:
                 raise self._non_finite(step, loss, norm)
             clipped = bool(result.clipped)
             progress.clipped_steps += clipped
-            # Nothing can be learned of how an unknown character is spelled, but every score
-            # charges it.
+            # How an unknown character is spelled cannot be learned, but every score charges
+            # for it.
             spelling = batch.unknown * self.run.vocabulary.unknown_nats
             progress.row_loss += loss * batch.characters + spelling
             progress.row_characters += batch.characters
@@ -240,7 +240,7 @@ class _Loop:
         }
 
     def _log(self) -> Iterator[Event]:
-        """Write a row on the updates since the last one."""
+        """Write a row of the log on the updates since the last one."""
         progress = self.run.progress
         row = self._row()
         characters, seconds = self.row_from
@@ -250,11 +250,11 @@ class _Loop:
             "train_nats_per_char": loss,
             "learning_rate": progress.learning_rate,
             "gradient_norm": norm,
-            # An older checkpoint within a row has none.
+            # A checkpoint of an older version, saved between two rows, has no largest norm.
             "largest_gradient_norm": max(norm, progress.row_largest_norm),
             "clipped_share": progress.row_clipped / progress.row_updates,
         }
-        if progress.characters > characters:  # else all were done in the sitting before
+        if progress.characters > characters:  # else all were done in an earlier sitting
             elapsed = max(1e-9, progress.seconds - seconds)
             row["chars_per_second"] = (progress.characters - characters) / elapsed
         progress.row_loss = progress.row_norm = progress.row_largest_norm = 0.0
@@ -265,7 +265,7 @@ class _Loop:
         yield from self._follow(loss)
 
     def _follow(self, loss: float) -> Iterator[Spiked]:
-        """Keep the running mean of the loss; tell the first row that is far above it."""
+        """Update the running mean of the loss; report the first row that is far above it."""
         progress = self.run.progress
         before, latest = progress.smooth_loss, progress.latest_loss
         progress.latest_loss = loss
@@ -278,7 +278,7 @@ class _Loop:
             return
         mean = before if progress.step > 2 * self.run.config.warmup_steps else None
         limit = self.run.baselines["uniform"] if mean is None else mean
-        # What comes down after a jump is above the mean, too.
+        # While it comes down after a jump the loss is above the mean, too: only a rise counts.
         if latest is not None and loss > max(latest, limit + SPIKE):
             progress.spike_step = progress.step
             yield Spiked(progress.step, mean, loss)
@@ -289,13 +289,13 @@ class _Loop:
         run, progress = self.run, self.run.progress
         if run.valid is None or progress.validated_step == progress.step:
             return False
-        if progress.step == 0:  # another model's weights as they were are what to improve on
+        if progress.step == 0:  # the weights of another model set the loss to improve on
             return run.config.init_from is not None
         every = run.config.validate_every or progress.validate_every
         return run.is_over or (every is not None and progress.step % every == 0)
 
     def _validate(self) -> Iterator[Event]:
-        """Score the held-out part; training's state and random numbers stay as they are."""
+        """Score the held-out part; training's hidden state and random numbers stay as they are."""
         run, progress = self.run, self.run.progress
         assert run.valid is not None
         assert progress.validate_characters is not None, "the planner has set it"
@@ -337,13 +337,13 @@ class _Loop:
         yield from self._sample()
         self._tick()
         progress.validation_seconds += progress.seconds - scored
-        # Not the updates' time: the next row's speed leaves it out.
+        # The next row's speed leaves this time out.
         self.row_from = (self.row_from[0], self.row_from[1] + progress.seconds - started)
 
     def _sample(self) -> Iterator[Sampled]:
-        """Draw the text to show; none if the run is to stop meanwhile, or none can be drawn.
+        """Draw a sample to show; none if asked to stop meanwhile or if predictions are not finite.
 
-        Whether the run goes on then is the loss's to say.
+        Whether that ends the run depends on the loss alone.
         """
         config = SampleConfig(
             length=SHOWN_LENGTH, temperature=SHOWN_TEMPERATURE, seed=self.run.config.seed
