@@ -1,4 +1,4 @@
-"""What a new run and one that goes on have in common: the parts of a run, put together.
+"""What new and resumed runs have in common: putting the parts of a run together.
 
 What can never work is refused here, before anything is written.
 """
@@ -34,7 +34,7 @@ from charrnn.wording import flag
 def lanes_of(
     train: Part, counts: Mapping[int, int], vocabulary: Vocabulary, config: TrainConfig
 ) -> Lanes:
-    """Return a training part, with the counts of its code points, in lanes of ids.
+    """Return a training part as lanes of ids; ``counts`` are those of its code points.
 
     Raises:
         ValueError: the part has fewer predictions than lanes.
@@ -59,14 +59,14 @@ def assemble(
     learnt_before: tuple[TextRecord, ...],
     notes: list[str],
 ) -> Run:
-    """Put a run together, and plan its updates where the budget is not in minutes.
+    """Put a run together, and plan its updates unless the budget is in minutes.
 
-    Most arguments are the fields of ``Run`` of that name; the model is on its device and in
-    training mode, the folder locked. The counts are of the code points of ``train``, and of those
-    of ``valid`` but for the first, which nothing predicts.
+    Most arguments are the fields of ``Run`` of the same name; the model is on its device and in
+    training mode, and the folder is locked. The counts are of code points: all of ``train``, but
+    ``valid`` without its first character, which nothing predicts.
 
     Raises:
-        CorpusError: the text to validate on changed since it was scanned.
+        CorpusError: the validation text changed since it was scanned.
     """
     model.compute_dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     optimiser = OPTIMISERS[config.optimiser](
@@ -96,12 +96,12 @@ def steps_of(config: TrainConfig, lanes: Lanes) -> int | None:
     """Return the updates of a budget in steps or epochs; None: it is in minutes."""
     if config.epochs is None:
         return config.steps
-    # A checkpoint holds whole numbers of 64 bits.
+    # A checkpoint holds integers of 64 bits.
     return max(1, round(min(2.0**62, config.epochs * lanes.steps_per_epoch)))
 
 
 def _with_planned_steps(config: TrainConfig, lanes: Lanes, progress: Progress) -> TrainConfig:
-    """Plan the updates of a budget that is not in minutes; return the config with its warm-up."""
+    """Plan the updates unless the budget is in minutes; return the config with its warm-up."""
     if progress.planned_steps is None:
         progress.planned_steps = steps_of(config, lanes)
     if progress.step > 0 or progress.planned_steps is None:
@@ -124,21 +124,21 @@ def _baselines(
 
 
 def _slow_loops(model: CharModel) -> list[str]:
-    """Return what is said where the machine could train faster, had it a compiler."""
-    # On macOS nobody has measured it, and gcc's threads are a second pool beside torch's.
+    """Return the note that training would be faster with a C compiler, if it would be."""
+    # Unmeasured on macOS, where gcc's threads would be a second pool beside torch's.
     if model.head.weight.device.type != "cpu" or platform.system() == "Darwin":
         return []
-    if loops():  # asking compiles, which takes its time
+    if loops():  # this compiles them, which takes a while
         return []
     faster = "training is faster with a C compiler that has OpenMP, such as gcc"
     return [f"{faster}: {why_none(Loops)}"]
 
 
 def refuse_validations(training: Mapping[str, Any]) -> None:
-    """Refuse what counts validations where nothing is held out.
+    """Refuse options that count validations where nothing is held out.
 
     Raises:
-        UsageError: a field of ``TrainConfig`` is given that does.
+        UsageError: such a field of ``TrainConfig`` is given.
     """
     for name in ("patience", "validate_every"):
         if training.get(name) is not None:
@@ -156,11 +156,11 @@ def refuse_too_large(
     *,
     is_planned: bool = False,
 ) -> None:
-    """Refuse what can never fit, before the system kills the process for trying.
+    """Refuse a run that can never fit in memory, before the system kills the process for trying.
 
-    The estimate counts what is kept for the backward pass of one window, the outputs and logits of
-    what counts under each mask of dropout, and every weight with its gradient, its moments, if the
-    optimiser has any, and the work space of its update; 50 kB are a layer's objects.
+    The estimate counts what the backward pass of one window needs, the counted outputs and logits
+    under each dropout mask, and every weight with its gradient, its moments, if the optimiser has
+    any, and the work space of its update; a layer's objects take 50 kB.
 
     An LSTM (G = 4) on a CPU in bf16, without dropout, takes 20 bytes for each weight of its
     matrices and B (4 T L (G + 2) H + 2 T V) bytes for a window. ``scripts/demo`` (B 16, T 128,
@@ -170,32 +170,32 @@ def refuse_too_large(
         shape: of the model.
         config: of its training.
         device: where it is to be trained.
-        instead: what the user can do.
-        is_planned: whether the dropout is that of a plan which will be kept.
+        instead: the advice that ends the message.
+        is_planned: whether the dropout is final, set by a plan that will be kept.
 
     Raises:
-        UsageError: it is more than the device's memory, or the machine's.
+        UsageError: the run needs more than the device's memory, or the machine's.
     """
     gates, size = CELL_GATES[shape.cell], 4
     weights = recipe.matrix_weights(shape)
-    # A plain RNN's backward pass needs its states alone, which are the next layer's inputs.
+    # A plain RNN's backward pass needs only its states, which are the next layer's inputs.
     kept = 1 if shape.cell == "rnn" and shape.dropout == 0 else gates + 2
     states = config.bptt * shape.layers * kept * shape.hidden
     counted = config.loss_last or config.bptt
-    # The rules may still give dropout to what has none yet, but never to a plain RNN.
+    # The rules may still add dropout where there is none yet, but never to a plain RNN.
     may_be = config.dropout_by_plan and not is_planned and shape.cell != "rnn"
     is_dropped = shape.dropout > 0 or may_be
     masks = config.dropout_masks if is_dropped else 0
-    # What the masks leave of the outputs, and what they are.
+    # For each mask: the outputs after it, and the mask itself.
     states += 2 * counted * masks * shape.hidden
     logits = counted * max(1, masks) * shape.vocabulary
     if device.type == "cpu":
-        # They become their own gradient where they lie, in the precision of products.
+        # The logits become their own gradient in place, in the precision of the products.
         window = size * states + (2 if config.precision == "bf16" else 4) * logits
     else:
         window = size * (states + 2 * logits)
     if device.type == "cuda":
-        window *= 2  # the captured update keeps its memory while a pass's last window takes its own
+        window *= 2  # the captured update keeps its memory; a pass's last window takes its own
     copies = 3 if config.optimiser == "sgd" else 5
     needed = size * copies * weights + config.batch_size * window + 50_000 * shape.layers
     if device.type == "cuda":

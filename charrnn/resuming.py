@@ -1,4 +1,4 @@
-"""The run that a folder holds, exactly as it was; ``training.train`` then goes on with it."""
+"""The run in a folder, restored exactly as it was; ``training.train`` then goes on with it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from charrnn.stream import Lanes
 from charrnn.trained import described, prefixed, with_weights
 from charrnn.wording import command_line, flag, joined, shown
 
-#: What the rules may choose anew with every budget, each with the field that says whether they do.
+#: Fields that the rules may choose anew with every budget -> the field that says whether they do.
 BY_PLAN = {
     "dropout": "dropout_by_plan",
     "weight_drop": "dropout_by_plan",
@@ -59,24 +59,24 @@ def resume(
     spooled: Path | None = None,
     keep: int | None = None,
 ) -> Run:
-    """Put the run in a folder together again, exactly as its last checkpoint has it.
+    """Restore the run in a folder, exactly as its last checkpoint has it.
 
     Args:
         folder: the run's, locked.
         device: where to compute; None: where the run computed before.
         changes: fields of TrainConfig to change: a budget, lr, patience.
-        fixed: what else the user gives, by field: the run must have it so.
+        fixed: other options that the user gives, by field: the run must have these values.
         texts: where the text lies now, if it has moved.
-        valid_texts: where the text to validate on lies now, if it is another and has moved.
-        spooled: where standard input was put, for the text "-".
+        valid_texts: where the separate validation text lies now, if it has moved.
+        spooled: where standard input was stored, for the text "-".
         keep: how many earlier checkpoints to keep; None: as many as before.
 
     Raises:
-        CheckpointError: no checkpoint of the folder is whole, or a field is off.
+        CheckpointError: the folder has no intact checkpoint, or a field is not usable.
         CorpusError: the text is not the one that the run was started on.
-        RunFolderError: the folder cannot be read, or its log not written.
-        UsageError: a change makes no sense, the run has something else than is given, or the names
-            of its text are more than a checkpoint can hold.
+        RunFolderError: the folder cannot be read, or its log cannot be written.
+        UsageError: a change makes no sense, the run has another value than one in ``fixed``, or
+            the names of its texts are more than a checkpoint can hold.
     """
     checkpoint, notes = folder.load_last()
     assert checkpoint.path is not None, "it was loaded from there"
@@ -145,7 +145,7 @@ def resume(
         validated=progress.validated_step == progress.step,
     )
     run.resumed = True
-    # Read anew, before the changes: the plan is another now where the budget is.
+    # Read again, unchanged: a new budget has already dropped the plan from ``progress``.
     run.saved = SavedState(checkpoint.record("progress", Progress), path, saved)
     run.better, said = _best(folder, progress, goes_on=not run.is_finished)
     run.notes += said
@@ -153,7 +153,7 @@ def resume(
 
 
 def _as_kept(fixed: Mapping[str, Any], saved: Settings) -> dict[str, Any]:
-    """Return what is given as a new run keeps it: the codec's own name; lanes that fit the text."""
+    """Return given values as a new run has them: the codec's own name; lanes that fit the text."""
     config, kept = saved.config, dict(fixed)
     if "encoding" in kept:
         kept["encoding"] = text_encoding(kept["encoding"])
@@ -167,17 +167,17 @@ def _as_kept(fixed: Mapping[str, Any], saved: Settings) -> dict[str, Any]:
 def _refuse_others(
     fixed: Mapping[str, Any], has: Mapping[str, Any], kept: Mapping[str, Any]
 ) -> None:
-    """Refuse numbers that are given and are others than the run was started with.
+    """Refuse given values that differ from those the run was started with.
 
-    One that the rules choose by the plan is refused whatever it is: it might not stay.
+    One that the rules choose by the plan is refused whatever it is: the plan might change it.
 
     Args:
-        fixed: as they are given.
+        fixed: the values as given.
         has: the run's.
-        kept: what a new run makes of those that are given.
+        kept: what a new run would make of the values given.
     """
     planned = [name for name in kept if name in BY_PLAN and has[BY_PLAN[name]]]
-    # None and 0 are both "none" where a number may be either.
+    # None and 0 both mean "none" where a number may be either.
     differ = [
         name
         for name, value in kept.items()
@@ -208,7 +208,7 @@ def _short(value: object) -> str:
 def _moved(
     record: TextRecord, folder: RunFolder, texts: Sequence[str], valid_texts: Sequence[str]
 ) -> TextRecord:
-    """Return the record with the names that the user gives for texts that have moved."""
+    """Return the record with the new names that the user gives for texts that have moved."""
     if texts:
         record = replace(record, texts=absolute_names(texts))
     elif "-" in record.texts:
@@ -226,7 +226,7 @@ def _moved(
 def _read_again(
     record: TextRecord, spooled: Path | None, folder: RunFolder
 ) -> tuple[Part, Part | None]:
-    """Return what a run trains on and what it validates on.
+    """Scan a run's text again; return what it trains on and what it validates on.
 
     Raises:
         CorpusError: a text cannot be read, or is not the one that the run was started on.
@@ -253,12 +253,12 @@ def _read_again(
 def _best(
     folder: RunFolder, progress: Progress, *, goes_on: bool
 ) -> tuple[Progress | None, list[str]]:
-    """Look at a run's best checkpoint.
+    """Look at a run's best checkpoint; forget the best in ``progress`` if it is lost.
+
+    It is forgotten only if the run goes on: the next validation then makes another.
 
     Returns:
-        The state at it where that is better than the run knows; what the user should know of it.
-        Where it is lost and the run goes on, ``progress`` forgets it, so that the next validation
-        makes another.
+        The best checkpoint's progress, if it is better than the run knows, and notes for the user.
     """
     path = folder.path / BEST
     try:
@@ -282,7 +282,7 @@ def _best(
 def _changed(
     config: TrainConfig, progress: Progress, changes: Mapping[str, Any]
 ) -> tuple[TrainConfig, list[str]]:
-    """Apply the changes that a resumed run may have; say what they mean."""
+    """Apply the changes that a resumed run may have; return notes on what they mean."""
     values, notes = {**config.to_dict(), **changes}, []
     if changes.get("lr", config.lr) != config.lr:
         values["lr_adam"] = changes["lr"] * config.lr_adam / config.lr
@@ -301,7 +301,7 @@ def _changed(
 
 
 def _budget(config: TrainConfig) -> str:
-    """Return the option that gives a run its budget."""
+    """Return the option that sets a run's budget."""
     (budget,) = (
         f"--{name} {_short(value)}" for name in BUDGETS if (value := getattr(config, name))
     )
@@ -313,9 +313,9 @@ def _is_another_budget(new: TrainConfig, old: TrainConfig) -> bool:
 
 
 def _refuse_used_up(config: TrainConfig, progress: Progress, lanes: Lanes) -> None:
-    """Refuse a budget of less than was done before.
+    """Refuse a budget that is already used up.
 
-    Nothing could be made of it but the run as it is, said to be finished.
+    The run could only be declared finished as it stands.
     """
     steps, minutes = steps_of(config, lanes), progress.seconds / 60
     if config.minutes is not None and config.minutes <= minutes:

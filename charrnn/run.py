@@ -1,6 +1,6 @@
-"""What a training run is: text, model, optimiser, lanes and folder; how far it has come.
+"""A training run: text, model, optimiser, lanes and folder, and how far it has come.
 
-``starting`` and ``resuming`` put one together, ``training.train`` drives it.
+``starting`` and ``resuming`` build one, ``training.train`` drives it.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ from charrnn.wording import command_line, shown
 
 @dataclass
 class Progress(Record):
-    """How far a run has come: all of a run's state but its tensors."""
+    """How far a run has come: all of its state except the tensors."""
 
     step: int = 0
     """Updates done."""
     characters: int = 0
     """Predictions trained on."""
     learning_rate: float = 0.0
-    """Of the latest update, for the recurrence's matrices."""
+    """That of the latest update, for the recurrence's matrices."""
     seconds: float = 0.0
-    """Time of training, validation and saving, all sittings together, by ``clock.Clock``."""
+    """Time of training, validation and saving, over all sittings, by ``clock.Clock``."""
     validation_seconds: float = 0.0
-    """Of them: the time of all validations, each with the checkpoints and the sample after it."""
+    """The part spent on validations, each with the checkpoints and the sample after it."""
     vain_seconds: float = 0.0
-    """Of these: the time of validations that were stopped before their end."""
+    """The part of ``validation_seconds`` spent on validations that were interrupted."""
     validations: int = 0
-    """Made so far."""
+    """Validations completed so far."""
     planned_steps: int | None = None
     """Updates of the whole run; None until a budget in minutes has been planned."""
     planned_at_step: int | None = None
-    """Where the plan was made; None: its validations have not been planned yet."""
+    """Step at which the plan was made; None: validations have not been planned yet."""
     planned_at_seconds: float = 0.0
-    """When it was made, by ``seconds`` less those of validations."""
+    """When the plan was made, in ``training_seconds``."""
     validate_every: int | None = None
     """Steps between validations."""
     validate_characters: int | None = None
@@ -69,15 +69,15 @@ class Progress(Record):
     smooth_loss: float | None = None
     """Running mean of the training loss, nats per character."""
     latest_loss: float | None = None
-    """That of the log's latest row; None: there is none, or the checkpoint is an older one."""
+    """Loss of the log's latest row; None: no row yet, or an older version saved the checkpoint."""
     spike_step: int | None = None
-    """Step of the loss spike that was told."""
+    """Step of the loss spike that was reported."""
     row_loss: float = 0.0
-    """Nats of all predictions since the last row of the log; those below are sums since it, too."""
+    """Nats of all predictions since the log's last row; the fields below are sums since it, too."""
     row_characters: int = 0
     row_norm: float = 0.0
     row_largest_norm: float = 0.0
-    """Not a sum: the largest of these."""
+    """Not a sum: the largest norm."""
     row_clipped: int = 0
     row_updates: int = 0
 
@@ -98,22 +98,22 @@ class Progress(Record):
 
     @property
     def training_seconds(self) -> float:
-        """The time of all but ``validation_seconds``."""
+        """Seconds of everything except validations."""
         return self.seconds - self.validation_seconds
 
     @property
     def seconds_a_validation(self) -> float:
-        """What one takes, by the mean of those made; 0 before the first."""
+        """Mean time of a completed validation; 0 before the first."""
         return (self.validation_seconds - self.vain_seconds) / max(1, self.validations)
 
     def is_better_than(self, other: Progress) -> bool:
-        """Whether the best validation so far is better than that of another state."""
+        """Whether the best validation so far is better than another state's."""
         least = math.inf if other.best_nats is None else other.best_nats
         return self.best_nats is not None and self.best_nats < least
 
 
 class _Standing:
-    """Whether a run goes on: what follows from its numbers alone."""
+    """Whether a run goes on, judged by its numbers alone."""
 
     config: TrainConfig
     progress: Progress
@@ -121,7 +121,7 @@ class _Standing:
 
     @property
     def is_out_of_patience(self) -> bool:
-        """Whether the last validations, as many as ``patience``, brought no new best."""
+        """Whether the last ``patience`` validations brought no new best."""
         patience = self.config.patience
         return patience is not None and self.progress.validations_since_best >= patience
 
@@ -140,21 +140,21 @@ class _Standing:
 
 @dataclass(frozen=True)
 class RunSummary(_Standing):
-    """What a run is and how far it has come, without its text and its weights."""
+    """What a run is and how far it has come, without its text and weights."""
 
     shape: ModelConfig
     parameters: int
     of_bytes: bool
-    """Whether the model reads bytes, which stand as characters here."""
+    """Whether the model reads bytes; they are then counted as characters."""
     config: TrainConfig
     text: TextRecord
     files: int
-    """Of the text; 0: not known, as of one file, or of more than a checkpoint remembers."""
+    """Files of the text; 0: not known, as for a single file or more than a checkpoint records."""
     progress: Progress
 
     @property
     def unit(self) -> str:
-        """What the model reads one after another."""
+        """What the model reads one at a time."""
         return "byte" if self.of_bytes else "character"
 
     @property
@@ -170,12 +170,12 @@ class RunSummary(_Standing):
 
 
 class Settings(NamedTuple):
-    """What a checkpoint keeps of what the user can change when a run goes on."""
+    """What a checkpoint records of the settings that may change when a run is resumed."""
 
     config: TrainConfig
     text: TextRecord
     keep: int
-    """Earlier checkpoints."""
+    """How many earlier checkpoints to keep."""
     device: str
 
 
@@ -183,15 +183,15 @@ class SavedState(NamedTuple):
     """The last checkpoint that was written or read."""
 
     progress: Progress
-    """As it is in the file."""
+    """As it is in that file."""
     path: Path
-    """Its file: an earlier one's where the last was damaged."""
+    """Its file: an earlier checkpoint's if the last was damaged."""
     settings: Settings
 
 
 @dataclass
 class Run(_Standing):
-    """Everything that training needs, ready to go on at ``progress.step``."""
+    """Everything that training needs to continue at ``progress.step``."""
 
     model: CharModel
     vocabulary: Vocabulary
@@ -206,21 +206,21 @@ class Run(_Standing):
     folder: RunFolder
     text: TextRecord
     baselines: dict[str, float]
-    """Nats per character of the held-out text without a network: uniform, unigram, bzip2, which
+    """Nats per character of the held-out text without a network: uniform, unigram and bzip2, which
     gets at most its first ``MOST_COMPRESSED`` characters."""
     notes: list[str]
-    """What the user should know, a sentence each."""
+    """What the user should know, one sentence each."""
     unknown_share: float
-    """Of the held-out characters: those that the vocabulary lacks."""
+    """Share of the held-out characters that the vocabulary lacks."""
     learnt_before: tuple[TextRecord, ...] = ()
-    """The texts that the weights it began with were trained on, the latest first; no names."""
+    """The texts that the initial weights were trained on, the latest first, without names."""
     owner: str | None = None
-    """The command that goes on with the comparison that this run is part of; None: of none."""
+    """The command that resumes the comparison this run belongs to; None: it belongs to none."""
     resumed: bool = False
     saved: SavedState | None = None
-    """None: nothing is."""
+    """None: nothing has been saved."""
     better: Progress | None = None
-    """Of the best checkpoint on disk, if the run went on from before it."""
+    """Progress in the best checkpoint on disk, if the run was resumed from before it."""
 
     @property
     def device(self) -> torch.device:
@@ -228,12 +228,12 @@ class Run(_Standing):
         return self.model.head.weight.device
 
     def settings(self) -> Settings:
-        """Return what the next checkpoint will keep of what the user can change."""
+        """Return the settings that the next checkpoint will record."""
         return Settings(self.config, self.text, self.folder.keep, self.device.type)
 
     @property
     def is_saved(self) -> bool:
-        """Whether the last checkpoint has all: updates, rows, validations, plan, choices."""
+        """Whether the last checkpoint has all updates, rows, validations, the plan and settings."""
         if self.saved is None:
             return False
         saved, now = self.saved.progress, self.progress
@@ -247,7 +247,7 @@ class Run(_Standing):
 
     @property
     def validates_on_learnt(self) -> bool:
-        """Whether the weights it began with were trained on some of what it validates on."""
+        """Whether the initial weights were trained on some of what the run validates on."""
         return self.valid is not None and most_learnt(self.valid, self.learnt_before) != 0
 
     @property
@@ -264,10 +264,10 @@ class Run(_Standing):
         )
 
     def marks(self) -> dict[str, float]:
-        """Return what the characters that validations score cost without a network.
+        """Return what the characters scored by validations cost without a network.
 
-        In nats per character, by name, as ``baselines``: but of the very characters that the best
-        validation is of, which may be the beginning of what is held out. bzip2 is left out where
+        Nats per character by name, as in ``baselines``, but of exactly the characters that the best
+        validation scored: perhaps only the beginning of what is held out. bzip2 is left out where
         they are more than ``MOST_COMPRESSED``.
 
         Raises:
@@ -286,21 +286,21 @@ class Run(_Standing):
         return marks
 
     def command(self, *options: str) -> str:
-        """Return the command line that goes on with this run; its owner's takes no options."""
+        """Return the command line that resumes this run; an owner's command takes no options."""
         if self.owner is not None:
             return self.owner
         return resume_command(self.text, self.folder.path, *options)
 
     def is_kept(self, error: Exception) -> bool:
-        """Whether what was saved is there after an error: the folder may be another's, or gone."""
+        """Whether the saved state survives an error: the folder may be gone, or another run's."""
         if self.saved is None or isinstance(error, TakenFolderError):
             return False
         return os.path.exists(self.saved.path)  # noqa: PTH110 - which never raises
 
     def way_back(self) -> str:
-        """Return what to do once a number is not finite."""
+        """Return what the user can do after a number was not finite."""
         lower = ("--lr", f"{self.config.lr / 2:g}")
-        # A run of a comparison keeps its rate, and what it came to would come again.
+        # A run of a comparison keeps its rate, so going on would end the same way.
         anew = None if self.owner is None else "compare anew with a lower --lr"
         if self.saved is None:
             return f"nothing was saved before: {anew or f'start again with {command_line(lower)}'}"
@@ -310,18 +310,18 @@ class Run(_Standing):
         )
 
     def reconfigure(self, config: TrainConfig) -> None:
-        """Train by ``config`` from the next update on: another decay, temperature or warm-up."""
+        """Use ``config`` from the next update on: another decay, temperature or warm-up."""
         self.config = self.update.config = config
         self.update.optimiser.weight_decay = config.weight_decay
-        self.update.forget_capture()  # a captured graph holds what it was captured with
+        self.update.forget_capture()  # a captured graph keeps the values it was captured with
 
     def save(self) -> Path:
         """Write the complete state as the run's last checkpoint; return its path.
 
         Raises:
-            CheckpointError: the one before is of another format or unreadable; it stays.
+            CheckpointError: the previous one is of another format or unreadable; it stays.
             NonFiniteError: the state holds a NaN or an infinity; nothing is written.
-            RunFolderError: the file could not be written; the earlier ones stay.
+            RunFolderError: the file could not be written; earlier ones stay.
         """
         optimiser = self.update.optimiser.state()
         state = {f"optimiser.{name}": tensor for name, tensor in optimiser.items()}
@@ -332,21 +332,21 @@ class Run(_Standing):
         elif self.device.type == "mps":
             state["generator.mps"] = torch.mps.get_rng_state()
         checkpoint = self._checkpoint(state)
-        # Beside the progress: who keeps checkpoints apart by it knows of nothing else in them.
+        # Stored outside the progress, too: RunFolder tells checkpoints apart by it alone.
         checkpoint.meta["step"] = self.progress.step
         path = self.folder.save_last(checkpoint)
         self.saved = SavedState(replace(self.progress), path, self.settings())
         return path
 
     def save_names(self) -> None:
-        """Save where the text of a run that is finished lies now, and how much it keeps, if anew.
+        """Save where a finished run's text lies now and how much it keeps, if either changed.
 
-        All else of its last checkpoint stays: it was made on another device, perhaps, and a rate
-        that was asked for has had no effect.
+        Everything else in its last checkpoint stays: this device may be another one, and a changed
+        rate has had no effect.
 
         Raises:
-            CheckpointError: the last checkpoint is gone or damaged since, or of another format.
-            RunFolderError: as of ``save``.
+            CheckpointError: the last checkpoint is now gone, damaged or of another format.
+            RunFolderError: as for ``save``.
         """
         assert self.saved is not None, "it goes on"
         settings = self.saved.settings._replace(text=self.text, keep=self.folder.keep)
@@ -360,8 +360,8 @@ class Run(_Standing):
     def save_best(self) -> None:
         """Write the weights alone as the run's best checkpoint, unless the one there is better.
 
-        A run that went on from before its best one, because that was saved later than its whole
-        state, may take another course since.
+        A run resumed from before its best checkpoint, which may be newer than the last complete
+        state, may take another course this time.
 
         Raises:
             NonFiniteError: a weight is a NaN or an infinity; nothing is written.
@@ -373,7 +373,7 @@ class Run(_Standing):
         self.folder.save_best(self._checkpoint({}))
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put the optimiser's state, the hidden state and the random numbers back.
+        """Restore the optimiser's state, the hidden state and the random number generators.
 
         Raises:
             ValueError: a tensor is missing or does not fit; the message names it.
@@ -388,7 +388,7 @@ class Run(_Standing):
                 )
             part_BH.copy_(tensors[name])
         try:
-            # Of its seed, in a run that goes on from another device: it has no state of this one.
+            # A GPU that the run did not train on before has no saved state: seed its generator.
             torch.manual_seed(self.config.seed)
             torch.set_rng_state(tensors["generator.cpu"])
             if self.device.type == "cuda" and "generator.cuda" in tensors:
@@ -399,7 +399,7 @@ class Run(_Standing):
             raise ValueError(f"generator.cpu or that of the GPU: {error}") from error
 
     def _hidden(self) -> dict[str, Tensor]:
-        """Return the tensors of the hidden state by the names they have in a checkpoint."""
+        """Return the tensors of the hidden state by their names in a checkpoint."""
         return {
             f"hidden.{layer}.{name}": part_BH
             for layer, (cell, state) in enumerate(
@@ -409,7 +409,7 @@ class Run(_Standing):
         }
 
     def _checkpoint(self, state: Mapping[str, Tensor]) -> Checkpoint:
-        """Return the model's weights and a state beside them, all of them finite."""
+        """Return a checkpoint of the model's weights and a state, after checking all are finite."""
         meta = {
             "model": self.model.config.to_dict(),
             "vocabulary": self.vocabulary.to_json(),
@@ -437,12 +437,12 @@ class Run(_Standing):
 
 
 def resume_command(text: TextRecord, folder: Path, *options: str) -> str:
-    """Return the command line that goes on with the run in a folder.
+    """Return the command line that resumes the run in a folder.
 
     Args:
-        text: what it reads; standard input must be named anew.
+        text: the run's; if it was standard input, a text must be named in its place.
         folder: the run's.
-        options: to follow.
+        options: to append.
     """
     named = ["TEXT"] if "-" in text.texts else []
     return command_line(["charrnn", "train", *named, "--run", folder, "--resume", *options])

@@ -1,4 +1,4 @@
-"""A new run, from the user's choices; ``training.train`` then drives it."""
+"""A new run, built from the user's choices; ``training.train`` then drives it."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from charrnn.trained import described, prefixed, with_weights
 from charrnn.vocabulary import MANY_UNKNOWN, Vocabulary, listed
 from charrnn.wording import counted, shown
 
-#: Of a new text's characters, the share that a vocabulary should know, or it is of another script.
+#: Share of a new text's characters that a vocabulary should know; below it, the script is another.
 LEAST_KNOWN = 0.9
-#: Characters held out below which their loss is mostly chance.
+#: With fewer held-out characters than this, their loss is mostly chance.
 FEW = 500
-#: What the weights of a checkpoint settle of a model, beside its cell.
+#: What a checkpoint's weights determine about a model, besides its cell.
 SHAPE = ("vocabulary", "layers", "hidden", "embedding")
 
 
@@ -57,12 +57,12 @@ def start(
     """Put a new run together.
 
     Args:
-        choices: of the model and its training; the rules give the rest.
+        choices: of the model and its training; the rules fill in the rest.
         text: what to read.
         folder: the run's, new and locked.
         device: where to compute.
-        init_from: take weights and vocabulary from this checkpoint.
-        spooled: where standard input was put, for the text "-".
+        init_from: the checkpoint to take weights and vocabulary from.
+        spooled: where standard input was stored, for the text "-".
 
     Raises:
         CharrnnError: a choice, the text, the checkpoint or the folder is not usable.
@@ -133,15 +133,15 @@ class _Origin:
     path: Path
     cell: CellName
     shape: dict[str, Any]
-    """What its weights settle, and no more: what is dropped follows from text and budget."""
+    """What its weights determine, and no more: dropout follows from text and budget."""
     vocabulary: Vocabulary
     texts: tuple[TextRecord, ...]
-    """That its weights were trained on, its own run's first."""
+    """Texts that its weights were trained on, its own run's first."""
     weights: dict[str, Tensor]
 
     @classmethod
     def of(cls, path: Path, choices: recipe.Choices, text: TextChoices) -> Self:
-        """Load it, and refuse choices that its weights or vocabulary have made already."""
+        """Load it, and refuse choices that its weights or vocabulary have already settled."""
         checkpoint = load(find(path))
         config, vocabulary = described(checkpoint, path)
         shape = {name: getattr(config, name) for name in SHAPE}
@@ -179,7 +179,7 @@ def _new_vocabulary(counts: Mapping[int, int], encoding: str, min_count: int | N
 
 
 def _coverage(counts: Mapping[int, int], vocabulary: Vocabulary, path: Path) -> str:
-    """Say how much of a text the vocabulary of another one knows."""
+    """Say how much of a text is covered by the vocabulary of another one."""
     unknown = vocabulary.unknown_among(counts)
     known = 1 - vocabulary.unknown_share(counts)
     lacks = f", and lacks {listed(unknown)}" if unknown else ""
@@ -191,19 +191,19 @@ def _coverage(counts: Mapping[int, int], vocabulary: Vocabulary, path: Path) -> 
 
 
 def _line_ends(corpus: Corpus) -> list[str]:
-    """Say how a text's lines end, if not with LF alone, and how to make them."""
+    """Say how a text's lines end, unless all end in LF, and how to convert them."""
     returns, feeds = (corpus.counts.get(ord(end), 0) for end in "\r\n")
     if corpus.encoding == BYTES or not returns:
         return []
     ends, command = ("CRLF", r"tr -d '\r'") if returns <= feeds else ("CR", r"tr '\r' '\n'")
     which = f"{returns:,} of {feeds:,}" if returns < feeds else "the"
-    # It changes bytes: two of utf-16 are a character.
+    # tr changes single bytes, and a character of utf-16 has two.
     tr = f", with {command} <FILE >NEW" if "\r".encode(corpus.encoding) == b"\r" else ""
     return [f"{which} line ends are {ends}, and \\r counts as a character: make them LF{tr}"]
 
 
 def _used_elsewhere(valid: Part, record: TextRecord) -> list[str]:
-    """Say how much of a text of its own to validate on is trained on or tested on, if any."""
+    """Say how much of a separate validation text is also trained on or tested on, if any."""
     trained = record.shared(valid, record.fingerprint, record.train)
     tested = record.shared(valid, record.fingerprint, record.test) if record.test else 0
     if trained == valid.characters:
@@ -221,7 +221,7 @@ def _used_elsewhere(valid: Part, record: TextRecord) -> list[str]:
 
 
 def _known_before(valid: Part | None, test: Part | None, origin: _Origin) -> list[str]:
-    """Say how much of what is held out the checkpoint to start from was trained on, if any."""
+    """Say how much of the held-out text the initial checkpoint was trained on, if any."""
     parts = [part for part in (valid, test) if part is not None]
     shared = [most_learnt(part, origin.texts) for part in parts]
     if not any(number != 0 for number in shared):
@@ -236,12 +236,12 @@ def _known_before(valid: Part | None, test: Part | None, origin: _Origin) -> lis
 
 
 def _unknown(valid_counts: Mapping[int, int], vocabulary: Vocabulary, trained: float) -> list[str]:
-    """Say how much of what is held out the vocabulary does not know, if any.
+    """Say how much of the held-out text the vocabulary does not know, if any.
 
     Args:
-        valid_counts: of what is held out.
+        valid_counts: the code points of the held-out text.
         vocabulary: the model's.
-        trained: the share that it does not know of what is trained on.
+        trained: the share of the training text that it does not know.
     """
     unknown = vocabulary.unknown_among(valid_counts)
     if not unknown:
@@ -259,7 +259,7 @@ def _unknown(valid_counts: Mapping[int, int], vocabulary: Vocabulary, trained: f
 def _choose(
     choices: recipe.Choices, vocabulary: Vocabulary, train: Part, device: torch.device
 ) -> tuple[ModelConfig, TrainConfig, list[str]]:
-    """Return a new run's numbers as text and device allow them; say what had to shrink."""
+    """Return a new run's numbers, fitted to text and device, and a note on what had to shrink."""
     shape, config = recipe.choose(
         choices,
         vocabulary=vocabulary.size,
