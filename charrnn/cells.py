@@ -1,7 +1,7 @@
 """The three recurrences: a plain RNN, an LSTM and a GRU, one layer each.
 
-A cell reads a window ``x_TBE`` (T time steps of B lanes, E inputs) from an
-explicit state and gives the outputs ``out_TBH`` and the state after the last
+A cell reads a window ``x_TBE`` (T time steps of B lanes, E inputs) starting from
+a given state, and returns the outputs ``out_TBH`` and the state after the last
 step. Nothing is kept between calls, and gradients flow through both states.
 
 Every gate has its own rows of ``weight_input`` W [G*H, E], ``weight_recurrent``
@@ -42,20 +42,20 @@ State = tuple[Tensor, ...]
 class Cell(nn.Module, ABC):
     """One recurrent layer: the same weights at every time step.
 
-    New weights come from torch's global generator: recurrent blocks are orthogonal,
-    one by one, so that each gate keeps the size of the state (Saxe, McClelland,
-    Ganguli 2014); input weights are normal with deviation 1/sqrt(E); biases are
-    zero, but for the gate that keeps the state.
+    New weights are drawn from torch's global generator. Each gate's recurrent block is
+    orthogonal, so that it preserves the norm of the state (Saxe, McClelland, Ganguli
+    2014); input weights are normal with standard deviation 1/sqrt(E); biases are zero,
+    except that of the gate that keeps the state.
 
     Args:
-        inputs: E, the width of what it reads.
-        hidden: H, the width of its state and output.
-        weight_drop: Share of recurrent weights set to zero, in training mode, for
-            the whole of one call; the others grow by 1 / (1 - weight_drop)
+        inputs: E, the width of the inputs.
+        hidden: H, the width of the state and of the output.
+        weight_drop: Share of recurrent weights set to zero in training mode, the same
+            ones for a whole call; the others are scaled by 1 / (1 - weight_drop)
             (DropConnect: Merity, Keskar, Socher 2018).
 
     Attributes:
-        gates: G, the blocks stacked in the weights.
+        gates: G, the number of blocks stacked in the weights.
         states: The names of the state's tensors.
         weight_input: W [G*H, E].
         weight_recurrent: U [G*H, H].
@@ -92,16 +92,16 @@ class Cell(nn.Module, ABC):
         """Read a window.
 
         Args:
-            x: Inputs [T, B, E], T >= 1, or D different ones [D, E]; their type is that of the
-                arithmetic, and the weights are cast to it (bfloat16, say).
+            x: Inputs [T, B, E], T >= 1, or D distinct ones [D, E]. The products are computed in
+                their type (bfloat16, say), and the weights are cast to it.
             state: The state before the window, [B, H] each.
-            which_TB: Which of the D inputs each time step of a lane reads. The same as reading
-                ``x[which_TB]``, but that W x is computed once for each (on a CPU, by the loops of
-                ``charrnn.loops``).
+            which_TB: Which of the D inputs each time step of a lane reads. Gives the same result
+                as reading ``x[which_TB]``, but on a CPU the loops of ``charrnn.loops`` compute W x
+                only once for each distinct input.
 
         Returns:
-            The outputs [T, B, H], of the inputs' type, and the state after the last
-            step, of the given state's type.
+            The outputs [T, B, H], in the inputs' type, and the state after the last
+            step, in the type of ``state``.
         """
         weights = self._weights()
         if self.training and self.weight_drop > 0:
@@ -116,26 +116,26 @@ class Cell(nn.Module, ABC):
     def _run(
         self, x: Tensor, state: State, weights: list[Tensor], which_TB: Tensor | None
     ) -> tuple[Tensor, State]:
-        """Do what ``forward`` promises, with these weights; the state after may be of any type."""
+        """Do what ``forward`` does, with these weights; the new state may be of any type."""
 
 
 def _has_own_loop(x: Tensor) -> bool:
-    """Whether the RNN and the GRU run in ``charrnn.loops``, rather than in torch."""
+    """Return whether RNN and GRU run in ``charrnn.loops`` rather than in torch."""
     return x.device.type == "cpu"
 
 
 def _typed(*tensors: Tensor, like: Tensor) -> tuple[Tensor, ...]:
-    """Return tensors in the type in which the loops have what is not their inputs."""
+    """Return weights and state in the loops' type for inputs like these: float32 or float64."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     return tuple(tensor.to(dtype) for tensor in tensors)
 
 
 def allow_tensor_cores(dtype: torch.dtype) -> None:
-    """Let cuDNN's recurrences use tensor cores, but not to round float32 to TF32 for them.
+    """Let cuDNN's recurrences use tensor cores, except that float32 must not be rounded to TF32.
 
-    It takes 10 bits of each float32 factor by default, where torch's own products do not. Where
-    torch forbids that, it asks cuDNN for plain multiply-adds in bf16 too (``RNNDescriptor``, in
-    ATen/cudnn/Descriptors.h). It looks again at a backward pass.
+    By default cuDNN rounds float32 factors to TF32's 10 bits, which torch's own products do not.
+    But forbidding TF32 makes torch ask cuDNN for plain multiply-adds in bf16 too
+    (``RNNDescriptor``, in ATen/cudnn/Descriptors.h). A backward pass reads the setting again.
     """
     torch.backends.cudnn.allow_tf32 = dtype != torch.float32
 
@@ -149,22 +149,22 @@ def _run_torch(
 ) -> tuple[Tensor, State]:
     """Run one of torch's recurrent operators: cuDNN on CUDA, oneDNN's LSTM on a CPU.
 
-    In bf16 cuDNN must be version 9.13 or newer (``device.recurs_in_bf16``). With an older one torch
-    runs the time steps one after another in kernels of its own: there an LSTM's memory is rounded
-    at every step, and the gradients of W and U are summed in bf16.
+    bf16 needs cuDNN 9.13 or newer (``device.recurs_in_bf16``). With an older one torch runs the
+    time steps one after another in its own kernels, which round an LSTM's memory cell at every
+    step and sum the gradients of W and U in bf16.
 
     Args:
         operator: ``torch.lstm``, ``torch.gru`` or ``torch.rnn_tanh``.
         x: Inputs.
-        state: The state's tensors, [B, H] each, cast to the inputs' type.
+        state: The state's tensors, [B, H] each; they are cast to the inputs' type.
         weights: Input and recurrent weights and both biases, in the operator's order.
         which_TB: Which of the inputs each time step reads, or None.
     """
     x_TBE = x if which_TB is None else F.embedding(which_TB, x)
     if x_TBE.is_cuda:
         allow_tensor_cores(x_TBE.dtype)
-        # cuDNN wants its weights in one piece, or it warns and copies them at every call.
-        # Built afresh (and differentiably) here, they may be cast and dropped before.
+        # cuDNN wants its weights in one piece; otherwise torch warns and copies them at every
+        # call. They are put together here, differentiably, because they may be cast or dropped.
         flat = torch.cat([weight.flatten().to(x_TBE.dtype) for weight in weights])
         pieces = torch.split_with_sizes(flat, [weight.numel() for weight in weights])
         weights = [piece.view_as(weight) for piece, weight in zip(pieces, weights, strict=True)]
@@ -172,7 +172,7 @@ def _run_torch(
         weights = [weight.to(x_TBE.dtype) for weight in weights]
     cast = [s.to(x_TBE.dtype)[None] for s in state]
     before: Any = cast if len(cast) > 1 else cast[0]
-    # `train` must be set for cuDNN whenever there will be a backward pass, evaluation or not.
+    # cuDNN needs `train` whenever there will be a backward pass, even in evaluation mode.
     layers, drop, train = 1, 0.0, torch.is_grad_enabled()
     out_TBH, *after = operator(x_TBE, before, weights, True, layers, drop, train, False, False)
     return out_TBH, tuple(s[0] for s in after)
@@ -221,14 +221,14 @@ class LSTM(Cell):
 
 
 class GRU(Cell):
-    """A gated recurrent unit (Cho et al. 2014), the reset gate after the recurrent product.
+    """A gated recurrent unit (Cho et al. 2014), with the reset gate after the recurrent product.
 
-    The update gate starts with bias 1, and so keeps most of the state, as an LSTM's forget gate
-    does (docs/diary.md).
+    The update gate starts with bias 1 and so keeps most of the state, like an LSTM's forget
+    gate (docs/diary.md).
 
     Attributes:
-        bias_recurrent: The candidate's second bias [H], inside the product that the
-            reset gate scales.
+        bias_recurrent: The candidate's second bias [H], added to U h before the reset
+            gate scales it.
     """
 
     gates = CELL_GATES["gru"]

@@ -1,14 +1,14 @@
-"""What a CPU computes by hand: products, the head, the loss, dropout.
+"""Operations written by hand for a CPU: products, the head, the loss, dropout.
 
-Products go through oneDNN, with the recurrent weights of a loop packed once a call. On
-AMD's processors that is about twice as fast as MKL behind ``torch.mm``.
+Products use oneDNN; a loop packs its recurrent weights once per call. On AMD's processors
+that is about twice as fast as ``torch.mm``, which uses MKL.
 
-The head's product goes the same way, and the loss turns the logits into their gradient
-where they lie: with thousands of symbols they are the largest tensor of an update.
-Dropout draws bits instead of numbers: torch's took a fifth of an update's time.
+The head's product uses oneDNN too. The loss overwrites the logits with their gradient: with
+thousands of symbols they are the largest tensor of an update. Dropout draws bits instead of
+numbers: torch's own took a fifth of an update's time.
 
-Axis letters: T time, B lanes, D different inputs, K a product's inner axis, N its columns; of the
-loss N predictions, R those of a block, V vocabulary.
+Axis letters: T time, B lanes, D distinct inputs, K a product's inner axis, N its columns; in the
+loss N predictions, R predictions of a block, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 _ONEDNN = torch.ops.mkldnn
-"""The operators that torch's own compiler uses for oneDNN's products with packed weights."""
+"""oneDNN's products with packed weights, as torch's own compiler calls them."""
 
 _HAS_ONEDNN = hasattr(_ONEDNN, "_linear_pointwise") and hasattr(_ONEDNN, "_reorder_linear_weight")
 
 _PACKED_STEPS = 8
-"""Fewest time steps that pay for packing the recurrent weights (0.1 to 0.4 ms)."""
+"""Fewest time steps for which packing the recurrent weights (0.1 to 0.4 ms) pays off."""
 
 _PACKED_SIZE = 2**15
-"""Fewest recurrent weights for which oneDNN's faster product pays for its slower call
-(8 us against 1 us of ``torch.mm``)."""
+"""Fewest recurrent weights for which oneDNN's faster product makes up for its slower call
+(8 us, against 1 us for ``torch.mm``)."""
 
 
 def _uses_onednn(x: Tensor) -> bool:
-    """Whether products with this tensor, on a CPU, go by oneDNN rather than by torch's own."""
+    """Return whether a product with this tensor uses oneDNN on a CPU."""
     here = x.device.type == "cpu" and _HAS_ONEDNN and bool(torch.backends.mkldnn.enabled)
     known = x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _onednn_takes_bf16())
     return here and known
 
 
-@cache  # it is asked for every product
+@cache  # every product asks for it
 def _onednn_takes_bf16() -> bool:
-    """Whether oneDNN multiplies bf16 on this CPU; torch's own product does on any."""
+    """Return whether oneDNN multiplies bf16 on this CPU; torch's own product does on any."""
     supported = getattr(_ONEDNN, "_is_mkldnn_bf16_supported", None)
     return supported is not None and bool(supported())
 
@@ -62,10 +62,10 @@ def product(x_TBK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> T
 def weight_gradient(d_TBN: Tensor, x_TBK: Tensor) -> Tensor:
     """Return the sum over time and lanes of the outer products ``d x``, [N, K], in their type.
 
-    In float32 as the weight gradient of a 1 x 1 convolution over the T x B "pixels", which
-    is how oneDNN can be had without copying or transposing anything. In bf16 torch's own
-    product is oneDNN's, and the convolution's threads wait for each other without end where
-    something else wants a core (docs/diary.md).
+    float32 uses the weight gradient of a 1 x 1 convolution over the T x B "pixels", which
+    reaches oneDNN without copying or transposing anything. bf16 uses torch's own product,
+    which is oneDNN's: the convolution's threads spin endlessly waiting for each other when
+    another process wants a core (docs/diary.md).
     """
     if x_TBK.dtype != torch.float32 or not _uses_onednn(x_TBK):
         return d_TBN.flatten(0, 1).t() @ x_TBK.flatten(0, 1)
@@ -76,7 +76,7 @@ def weight_gradient(d_TBN: Tensor, x_TBK: Tensor) -> Tensor:
 
 
 def step_product(weight_NK: Tensor, steps: int, lanes: int) -> Callable[[Tensor], Tensor]:
-    """Return ``x_BK -> x @ weight.T``, made for being called ``steps`` times."""
+    """Return the function ``x_BK -> x @ weight.T``, prepared to be called ``steps`` times."""
     if _uses_onednn(weight_NK) and steps >= _PACKED_STEPS and weight_NK.numel() >= _PACKED_SIZE:
         packed = _ONEDNN._reorder_linear_weight(weight_NK, lanes)
         product = _ONEDNN._linear_pointwise.default
@@ -86,17 +86,17 @@ def step_product(weight_NK: Tensor, steps: int, lanes: int) -> Callable[[Tensor]
 
 
 def needs_gradient(*tensors: Tensor) -> bool:
-    """Return whether what is computed from these tensors will be differentiated."""
+    """Return whether autograd records what is computed from these tensors."""
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor) -> Tensor:
-    """Return ``x @ weight.T + bias``, differentiably (once); on a CPU by oneDNN.
+    """Return ``x @ weight.T + bias``, once differentiable; on a CPU by oneDNN.
 
     Args:
-        x: Inputs, [T, B, K] or [D, K]; their type is that of the arithmetic.
-        weight_NK: Cast to it, like the bias.
-        bias_N: The bias.
+        x: Inputs, [T, B, K] or [D, K]; the product is computed in their type.
+        weight_NK: The weights, cast to the type of ``x``.
+        bias_N: The bias, cast as well.
     """
     x_TBK = x if x.dim() == 3 else x[None]
     if _uses_onednn(x) and needs_gradient(x, weight_NK, bias_N):
@@ -124,15 +124,16 @@ class _Linear(torch.autograd.Function):
 
 
 def mean_cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """Return the mean of -ln softmax(logits)[target], differentiably (once).
+    """Return the mean of -ln softmax(logits)[target], once differentiable.
 
-    The logits are used up: on a CPU, where a gradient is wanted, it takes their place, a
-    block of rows at a time, while the block is in the cache. So one tensor of this size is
-    needed, not four, and in bf16 if the logits are.
+    Do not use the logits afterwards: on a CPU their gradient, where one is needed, overwrites
+    them, a block of rows at a time while the block is in the cache. So one tensor of this size
+    is needed instead of four, and in bf16 if the logits are.
 
     Args:
-        logits_NV: of N predictions; float32, float64 or bfloat16, computed in float32 at least.
-        targets_N: the symbols that came.
+        logits_NV: logits of N predictions; float32, float64 or bfloat16. The loss is computed in
+            float32 at least.
+        targets_N: the symbols that followed.
     """
     if logits_NV.device.type != "cpu":
         wide = torch.promote_types(logits_NV.dtype, torch.float32)
@@ -142,7 +143,7 @@ def mean_cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
 
 
 _BLOCK_LOGITS = 1 << 18
-"""Logits that are turned into gradients at a time: a MiB of float32."""
+"""Logits in a block that is turned into gradients: a MiB of float32."""
 
 
 class _MeanCrossEntropy(torch.autograd.Function):
@@ -150,7 +151,7 @@ class _MeanCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-        logits_NV = logits_NV.detach()  # its memory, without its past
+        logits_NV = logits_NV.detach()  # the same memory, without the autograd history
         predictions, symbols = logits_NV.shape
         wide = torch.promote_types(logits_NV.dtype, torch.float32)
         total = torch.zeros((), dtype=torch.float64)
@@ -174,24 +175,25 @@ class _MeanCrossEntropy(torch.autograd.Function):
 
 
 _LEVELS = 1 << 16
-"""Shares that dropout can drop: 16 bits are drawn for an entry."""
+"""Levels between 0 and 1 that a share is rounded to: dropout draws 16 bits per entry."""
 
 
 def dropout(x: Tensor, share: float, masks: int = 1) -> Tensor:
-    """Set entries to zero by chance and let the others grow by 1 / (1 - share).
+    """Set entries to zero at random and scale the others by 1 / (1 - share).
 
-    Of torch's own generator. On a CPU torch draws one number after the other, two to four
-    nanoseconds each; here one draw of 64 bits serves four entries. The share is rounded to a
-    multiple of 2^-16, and what is left grows by exactly what that takes.
+    The random numbers come from torch's own generator. On a CPU torch draws them one after the
+    other, two to four nanoseconds each; here one draw of 64 bits serves four entries. The share is
+    rounded to a multiple of 2^-16, and the scale is exact for the rounded share.
 
-    Several masks share a draw there, so that they are as unlike as can be: mask m drops the
-    entries whose level, of 2^16, is among the dropped ones once m / masks of all levels are added
-    to it, around the end (systematic sampling). Each mask by itself is one of ``dropout``; of all
-    M an entry is dropped in M times the share, rounded up or down. Elsewhere they are independent.
+    On a CPU several masks share one draw, so that they differ as much as possible (systematic
+    sampling): each entry draws one of 2^16 levels, mask m adds m / M of 2^16 to it, wrapping
+    around, and drops the entry if the result is among the lowest levels. Each mask by itself is
+    an ordinary dropout mask; an entry is dropped by M times the share of the masks, rounded up or
+    down. On other devices the masks are independent.
 
     Args:
-        x: of any shape.
-        share: of the entries, at least 0 and less than 1.
+        x: a tensor of any shape.
+        share: the share of entries to drop, at least 0 and less than 1.
         masks: M, at least 1.
 
     Returns:
@@ -202,11 +204,11 @@ def dropout(x: Tensor, share: float, masks: int = 1) -> Tensor:
     dropped = min(round(share * _LEVELS), _LEVELS - 1)
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     levels = draws.view(torch.int16)[: x.numel()].view(x.shape)
-    # Ones and zeros of x's own type: torch multiplies those ten times as fast as it chooses.
+    # Ones and zeros in x's own type: torch multiplies by them ten times as fast as it selects.
     kept = x.new_empty(masks, *x.shape)
     with torch.no_grad():
         for mask in range(masks):
-            # Sums of int16 go around the end.
+            # Sums of int16 wrap around.
             shifted = levels + _as_int16(mask * _LEVELS // masks) if mask else levels
             torch.ge(shifted, dropped - _LEVELS // 2, out=kept[mask])
     grown = x * (_LEVELS / (_LEVELS - dropped))
@@ -214,11 +216,11 @@ def dropout(x: Tensor, share: float, masks: int = 1) -> Tensor:
 
 
 def _as_int16(level: int) -> int:
-    """Return what 16 bits hold of a number from 0 on."""
+    """Return a level as the int16 with the same bits."""
     return (level + _LEVELS // 2) % _LEVELS - _LEVELS // 2
 
 
 def refuse_second_derivative() -> None:
-    """Raise a RuntimeError in a backward pass that is to be differentiated itself."""
-    if torch.is_grad_enabled():  # in a backward pass: create_graph was asked for
+    """Raise a RuntimeError if the current backward pass is to be differentiated itself."""
+    if torch.is_grad_enabled():  # in a backward pass this means create_graph=True
         raise RuntimeError("what is computed by hand on a CPU has no second derivative")

@@ -1,14 +1,14 @@
-"""Embedding, stacked cells, head; the hidden state goes in and comes out.
+"""The model: embedding, stacked cells and head; the hidden state goes in and comes out.
 
-The model is one recurrence with shared weights: for every character x_t
+It is one recurrence with shared weights: for every character x_t
 
     e_t = embedding[x_t]
     s_t = cell(e_t, s_{t-1})            (each layer reads the one below)
     logits_t = head(h_t)
 
 so the same weights serve a text of any length, and cutting a text into windows
-with the state carried from one to the next changes nothing (in bf16 torch's operators, though
-not our loops, round it there).
+changes nothing as long as the state is carried from one to the next. (In bf16 torch's
+operators round the state between windows; our loops do not.)
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from charrnn.cells import CELLS, Cell, State
 from charrnn.config import ModelConfig
 from charrnn.kernels import dropout, linear
 
-#: One state a layer; a state is (h_BH,) for RNN and GRU, (h_BH, c_BH) for the LSTM.
+#: One state per layer: (h_BH,) for RNN and GRU, (h_BH, c_BH) for the LSTM.
 Hidden = tuple[State, ...]
 
 
 def detach(hidden: Hidden) -> Hidden:
-    """Cut the hidden state from its past: the edge of a truncated-BPTT window."""
+    """Return the hidden state without its history: the edge of a truncated-BPTT window."""
     return tuple(tuple(part_BH.detach() for part_BH in state) for state in hidden)
 
 
 def take_lanes(hidden: Hidden, lanes: Sequence[int]) -> Hidden:
-    """Return the hidden state of some lanes, which may be named more than once."""
+    """Return the hidden state of some lanes; a lane may be taken more than once."""
     return tuple(tuple(part_BH[list(lanes)] for part_BH in state) for state in hidden)
 
 
 class CharModel(nn.Module):
     """A character-level language model.
 
-    Dropout acts on what every layer hands up (Zaremba, Sutskever, Vinyals 2014), never on
-    the recurrence itself nor on the embedding; ``weight_drop`` acts on the recurrent
+    Dropout acts on every layer's output on its way up (Zaremba, Sutskever, Vinyals 2014),
+    never on the recurrence or the embedding; ``weight_drop`` acts on the recurrent
     weights, inside the cells.
 
     Args:
@@ -61,24 +61,24 @@ class CharModel(nn.Module):
         )
         self.head = nn.Linear(config.hidden, config.vocabulary)
         nn.init.zeros_(self.head.bias)
-        #: Arithmetic of the products; the weights themselves stay in float32.
+        #: Type that the products are computed in; the weights themselves stay in float32.
         self.compute_dtype = torch.float32
 
     def set_dropout(self, dropout: float, weight_drop: float) -> None:
-        """Change the shares that are dropped in training; the config follows."""
+        """Change the shares that are dropped in training, in the config too."""
         self.config = replace(self.config, dropout=dropout, weight_drop=weight_drop)
         for cell in self.layers():
             cell.weight_drop = weight_drop
 
     def layers(self) -> list[Cell]:
-        """Return the cells from the lowest layer to the highest, with their type."""
+        """Return the cells from the lowest layer to the highest, typed as ``Cell``."""
         return [cell for cell in self.cells if isinstance(cell, Cell)]
 
     def initial_hidden(self, lanes: int) -> Hidden:
         """Return the zero state of ``lanes`` lanes, in the type of the weights.
 
-        Not of the products: what a gate adds to a cell each window would often be too little
-        for the 8 bits of a bf16. (torch's operators round it in any case.)
+        It is not in ``compute_dtype``: what a window adds to a cell would often be lost in the
+        8 significant bits of bf16. (torch's operators round it in any case.)
         """
         return tuple(cell.initial_state(lanes) for cell in self.layers())
 
@@ -86,7 +86,7 @@ class CharModel(nn.Module):
         """Predict the character after each of ``x_TB``.
 
         Args:
-            x_TB: ids, T characters of B lanes.
+            x_TB: ids, T characters in each of B lanes.
             hidden: the state before the first character; None: zero.
 
         Returns:
@@ -96,7 +96,7 @@ class CharModel(nn.Module):
         return self.predict(out_TBH), after
 
     def read(self, x_TB: Tensor, hidden: Hidden | None = None) -> tuple[Tensor, Hidden]:
-        """Do the part of ``forward`` below the head.
+        """Do ``forward`` without the head.
 
         Returns:
             The highest layer's out_TBH, and the state after the last character.
@@ -109,15 +109,16 @@ class CharModel(nn.Module):
             if layer and self._drops():
                 out = dropout(out, self.config.dropout)
             out, state = cell(out, state, which_TB)
-            which_TB = None  # above the lowest layer every step has an input of its own
+            which_TB = None  # above the lowest layer every step has its own input
             after.append(state)
         return out, tuple(after)
 
     def _embed(self, x_TB: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the lowest layer's inputs, and which of them each time step reads (None: its own).
 
-        A cell's products cost a CPU as much as there are inputs: it has those of a window once
-        each. On other devices that would be to wait for how many they are.
+        On a CPU the cost of a cell's input product grows with the number of inputs, so each
+        distinct character of the window is one input. Other devices would have to wait for the
+        count.
         """
         which_TB = None
         if x_TB.device.type == "cpu":
@@ -128,17 +129,17 @@ class CharModel(nn.Module):
         """Return the head's logits_TBV for the highest layer's outputs.
 
         Args:
-            out_TBH: what ``read`` returned, of any T.
-            masks: M. Where units are dropped, what M masks of dropout leave of the outputs is
-                predicted from, for hardly more time: of all layers the head is the smallest.
-                The logits are those of M x T steps then, one mask after the other.
+            out_TBH: outputs that ``read`` returned, of any T.
+            masks: M. With dropout in training, predict under each of M dropout masks and return
+                logits of M x T steps, one mask after the other. That takes hardly more time: the
+                head is the smallest layer.
             temperature: divides the logits.
         """
         if self._drops():
             out_TBH = dropout(out_TBH, self.config.dropout, masks)
         if temperature == 1:
             return linear(out_TBH, self.head.weight, self.head.bias)
-        # The head's weights are fewer than the logits.
+        # Dividing the head's weights is cheaper than dividing the logits: there are fewer.
         return linear(out_TBH, self.head.weight / temperature, self.head.bias / temperature)
 
     def parameter_count(self) -> int:
@@ -159,7 +160,7 @@ class CharModel(nn.Module):
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leave new weights as they are: on the meta device a normal draw loads torch's compiler."""
+    """Skip normal initialisation: on the meta device a normal draw loads torch's compiler."""
 
     def __torch_function__(
         self,
@@ -168,13 +169,13 @@ class _Unfilled(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func.__name__ == "normal_":  # of nn.init, and of a tensor
+        if func.__name__ == "normal_":  # nn.init's and Tensor's
             return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
 
 
 def outline(config: ModelConfig) -> CharModel:
-    """Return a model that knows the shapes of its weights and has none: it takes no memory.
+    """Return a model on the meta device: its weights have shapes but no data, and take no memory.
 
     Raises:
         RuntimeError: no tensor can have such a shape.

@@ -1,17 +1,19 @@
 """The update rules: Muon and AdamW side by side, AdamW alone, plain gradient descent.
 
-By default Muon moves the matrices of the recurrence and AdamW the rest.
+By default Muon updates the recurrence's matrices and AdamW the rest.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces a
 matrix's momentum by the nearest semi-orthogonal matrix, so that every direction
-of the gradient moves the weights by the same amount. What is one matrix here is a
-gate's [W U], which reads [x; h] at once: gates have nothing in common, but what
-a gate takes from the input and from the state adds up. Within it, bands of some
-rows are orthogonalised by themselves: the loss is the same and the time a half or
-less (all measured in docs/diary.md). The rows, of norm 1, are scaled so that
-their parts in U have that norm in the mean, however wide the input. torch's own Muon takes
-each parameter whole. Nor is AdamW torch's: rates and counts are tensors, for an update that is
-captured as a graph, and a checkpoint has its state by names.
+of the gradient moves the weights by the same amount. Here one matrix is a gate's
+[W U], which acts on [x; h]: gates are independent of each other, but within a gate
+W x and U h are added. It is cut into bands of rows, each orthogonalised on its own:
+the loss is the same, in half the time or less (all measured in docs/diary.md). The
+rows, of norm 1, are then scaled so that their U parts have norm 1 on average, however
+wide the input.
+
+torch's own Muon takes each parameter whole. AdamW is written here too: its rates and
+step count are tensors, so that the update can be captured as a graph, and its state
+is saved in a checkpoint by name.
 """
 
 from __future__ import annotations
@@ -28,25 +30,24 @@ from charrnn.config import OptimiserName
 from charrnn.device import multiplies_bf16
 from charrnn.model import CharModel
 
-#: a, b, c of one quintic after the other (Amsel, Persson, Musco, Gower 2025, "The Polar
-#: Express", algorithm 1): each is the best next step for what the ones before it leave of
-#: singular values from 0.001 to 1. Three bring them to [0.13, 1.87], around 1, which is enough
-#: here, and better than three times the quintic of the Muon post (docs/diary.md).
+#: Coefficients a, b, c of the successive quintics (Amsel, Persson, Musco, Gower 2025, "The Polar
+#: Express", algorithm 1). Each quintic is optimal for the range that the ones before it leave of
+#: singular values from 0.001 to 1. Three bring them to [0.13, 1.87], which is enough here, and
+#: better than applying the Muon post's quintic three times (docs/diary.md).
 POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
     (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
 )
-#: Muon's momentum; AdamW's of the running means of gradients and of their squares.
+#: Muon's momentum; AdamW's decay rates for the running means of gradients and of their squares.
 MOMENTUM, BETAS = 0.95, (0.9, 0.99)
-#: Each step is exact for singular values up to 1 only: rounding must not push any above.
+#: The quintics are made for singular values up to 1: rounding must not push any above.
 CUSHION = 1.01
-#: Most rows of a band. A band of r rows and C columns costs r (2C + r) multiply-adds a row, so
-#: halves of a square matrix take 0.42 of the whole's. In bands of 128 a plain RNN of
-#: 512 units, whose only matrix this is, learns worse; in bands of 171 none does.
+#: Most rows in a band. A band of r rows and C columns costs r (2C + r) multiply-adds per row, so
+#: a square matrix in two halves costs 0.42 of the whole. A plain RNN of 512 units has only one
+#: such matrix, and learns worse in bands of 128 rows; in bands of 171 it does not.
 BAND = 192
-#: A band's rows are a multiple of this, where they are more: processors multiply such matrices
-#: with their fast kernels.
+#: The rows of a larger band are rounded up to a multiple of this, for the processor's fast kernels.
 _GRAIN = 16
 
 
@@ -58,19 +59,19 @@ def orthogonalise(matrices_NRC: Tensor, band: int | None = None) -> Tensor:
 
     Args:
         matrices_NRC: N matrices of R rows and C columns; R at most C costs least.
-        band: the rows that are made orthogonal to each other, at most, up to the next
-            multiple of 16: a matrix is cut into as few bands as that takes, the last one
-            lower than the others. None: all of them.
+        band: the most rows that are made orthogonal to each other, up to the next multiple
+            of 16. A matrix is cut into as few bands as possible; the last one may have fewer
+            rows than the others. None: the whole matrix.
 
     Returns:
-        A tensor of the same shape; singular vectors, those of a band, as before.
+        A tensor of the same shape; each band keeps its singular vectors.
     """
     count, rows, columns = matrices_NRC.shape
     bands = 1 if band is None else -(-rows // band)
     height = -(-rows // bands)
     if bands > 1 and height > _GRAIN:
         height += -height % _GRAIN
-    # Rows of zeros fill up the last band: they stay zero and change no other.
+    # The last band is padded with zero rows, which stay zero and change no others.
     x = F.pad(matrices_NRC, (0, 0, 0, -rows % height)).reshape(-1, height, columns)
     x = x / (x.norm(dim=(1, 2), keepdim=True) * CUSHION + 1e-12)
     for a, b, c in POLAR_EXPRESS:
@@ -80,16 +81,16 @@ def orthogonalise(matrices_NRC: Tensor, band: int | None = None) -> Tensor:
 
 
 class Optimiser(ABC):
-    """One update of all weights of a model, with its state as named tensors.
+    """An update rule for all weights of a model, with its state as named tensors.
 
-    Everything that changes from step to step lives in tensors (learning rates and
-    step count too), so a CUDA graph can hold the update and a checkpoint can hold
-    the state; nothing reads a tensor back to Python.
+    Everything that changes from step to step is a tensor (learning rates and step
+    count too), so that a CUDA graph can hold the update and a checkpoint the state.
+    No tensor's value is read back into Python.
 
     Args:
-        model: whose weights are updated.
-        weight_decay: decoupled decay of the recurrence's matrices, as a share of ``lr``.
-        decay_embedding: whether embedding and head decay as well, as fast as these.
+        model: the model whose weights are updated.
+        weight_decay: decoupled decay of the recurrence's matrices, multiplied by ``lr``.
+        decay_embedding: whether embedding and head decay at the same rate.
 
     Attributes:
         lr: learning rate of the recurrence's matrices.
@@ -117,7 +118,7 @@ class Optimiser(ABC):
         self._state: dict[str, Tensor] = {}
 
     def set_rates(self, lr: float, lr_adam: float) -> None:
-        """Set the learning rates of the matrices and of the rest for the next update."""
+        """Set the next update's learning rates, of the matrices and of the rest."""
         self.lr.fill_(lr)
         self.lr_adam.fill_(lr_adam)
 
@@ -130,7 +131,7 @@ class Optimiser(ABC):
 
     @abstractmethod
     def _update(self) -> None:
-        """Move the weights, which have decayed already."""
+        """Move the weights, to which weight decay is already applied."""
 
     def state(self) -> dict[str, Tensor]:
         """Return the state's tensors by name (the tensors themselves, not copies)."""
@@ -138,10 +139,10 @@ class Optimiser(ABC):
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Take over a state that ``state`` returned.
+        """Load a state that ``state`` returned.
 
         Raises:
-            ValueError: a tensor is missing, unknown, or of another shape.
+            ValueError: a tensor is missing, unknown, or has the wrong shape.
         """
         for name in sorted(self._state.keys() ^ tensors.keys()):
             raise ValueError(
@@ -157,7 +158,7 @@ class Optimiser(ABC):
 
 
 class SGD(Optimiser):
-    """Plain gradient descent: the gradient times the rate; no state."""
+    """Plain gradient descent, without a state."""
 
     def _update(self) -> None:
         for weights, rate in ((self._matrices, self.lr), (self._others, self.lr_adam)):
@@ -195,7 +196,7 @@ class AdamW(Optimiser):
         lr, lr_adam = self.lr / correction1, self.lr_adam / correction1
         for name, weight, mean, square in zip(named, weights, means, squares, strict=True):
             rate = lr if name in self._matrices else lr_adam
-            # In place: with many symbols each copy is a good part of all memory that is written.
+            # In place: with a large vocabulary each copy is as large as embedding or head.
             move = square.sqrt().div_(correction2).add_(1e-8)
             weight.sub_(torch.div(mean, move, out=move).mul_(rate))
 
@@ -240,10 +241,10 @@ OPTIMISERS: dict[OptimiserName, type[Optimiser]] = {"muon": MuonAdamW, "adamw": 
 
 
 def _product_dtype(weight: Tensor) -> torch.dtype:
-    """Return what the orthogonalisation computes in: bf16 where the hardware multiplies it.
+    """Return the type for the orthogonalisation: bf16 where the hardware multiplies it.
 
-    The iteration mends its own rounding errors, so bf16 is enough (Jordan et al. 2024); it
-    took a quarter off the update of an LSTM of 256 units (docs/diary.md).
+    The iteration corrects its own rounding errors, so bf16 is enough (Jordan et al. 2024).
+    It made the update of an LSTM of 256 units a quarter faster (docs/diary.md).
     """
     if weight.dtype != torch.float32:
         return weight.dtype

@@ -1,9 +1,9 @@
 """One update of the weights: forward, loss, backward, clip, optimiser.
 
-On a CPU the steps run one after another and a loss or gradient that is no
-number is caught before the optimiser sees it. On a CUDA device the whole update
-is captured once as a graph and replayed, which removes the launch of some
-hundred small kernels; the guard is then part of the graph.
+On a CPU the steps run one after another, and a loss or gradient that is not finite
+is caught before it reaches the optimiser. On a CUDA device the whole update is
+captured once as a graph and replayed, which saves launching some hundred small
+kernels; the check is then part of the graph.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from charrnn.model import CharModel, Hidden, detach
 from charrnn.optimiser import Optimiser
 from charrnn.stream import Batch
 
-#: Updates that run on a CUDA device before one is captured; they train like any other.
+#: Updates that run on a CUDA device before the capture; they train like any other.
 EAGER_UPDATES = 3
-#: A gradient below this norm counts as zero: near it the squares of its entries leave the range
-#: of float32.
+#: A gradient with a norm below this counts as zero: the squares of its entries underflow float32.
 LEAST_NORM = 1e-15
 
 
@@ -31,11 +30,11 @@ class UpdateResult:
     """What one update measured, still on the device."""
 
     loss: Tensor
-    """Mean nats over the counted predictions of the window, with dropout and loss temperature."""
+    """Mean nats of the window's counted predictions, with dropout and loss temperature."""
     norm: Tensor
     """Norm of the gradient of all weights together, before clipping."""
     clipped: Tensor
-    """Whether the gradient was cut."""
+    """Whether the gradient was clipped."""
 
 
 def window_loss(
@@ -49,22 +48,22 @@ def window_loss(
 ) -> tuple[Tensor, Hidden]:
     """Return a window's loss and the state that the next window starts from.
 
-    Where only the last N of T predictions count, the window moves by N characters,
-    so the next one starts from the state after the first N of this one.
+    If only the last N of T predictions count, the window moves by N characters,
+    so the next one starts from the state after the first N characters of this one.
 
-    With several masks of dropout before the head the loss is their mean (Inoue 2019,
-    arXiv:1905.09788): the same expectation, and a gradient with less noise.
+    With several dropout masks before the head, the loss is the mean over the masks (Inoue
+    2019, arXiv:1905.09788): the same expectation, and a gradient with less noise.
 
     Args:
-        model: the one that predicts.
+        model: the model that predicts.
         x_TB: the window.
         y_TB: the character after each of ``x_TB``.
         hidden: the state before the window.
         counted: N, at most T.
-        masks: of dropout.
-        temperature: divides the logits. What is learned at one below 1 is used at 1, where its
-            predictions are flatter: temperature scaling (Guo, Pleiss, Sun, Weinberger 2017,
-            arXiv:1706.04599), but by a number chosen beforehand, which needs no held-out text.
+        masks: how many dropout masks.
+        temperature: divides the logits. A model trained below 1 predicts at 1, so its
+            predictions become flatter: temperature scaling (Guo, Pleiss, Sun, Weinberger 2017,
+            arXiv:1706.04599), but with a number chosen beforehand, which needs no held-out text.
 
     Returns:
         The mean nats of the counted predictions, and the detached state.
@@ -72,7 +71,7 @@ def window_loss(
     out_TBH, after = model.read(x_TB[:counted], hidden)
     if counted < len(x_TB):
         rest_TBH, _ = model.read(x_TB[counted:], after)
-        # The last N of both parts; the head reads no other.
+        # The last N time steps of the window; the head needs no others.
         out_TBH = torch.cat([out_TBH[len(rest_TBH) :], rest_TBH[-counted:]])
     logits_NV = model.predict(out_TBH, masks, temperature).flatten(0, 1)
     targets_N = y_TB[-counted:].flatten()
@@ -86,20 +85,20 @@ def clip(
     clip_value: float | None,
     scale_norm: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Bound the gradient in place, or give it a norm.
+    """Clip the gradient in place, or scale it to a given norm.
 
-    By norm (Pascanu, Mikolov, Bengio 2013, algorithm 1) the whole gradient is scaled
-    and keeps its direction; by value every entry is cut by itself and it does not.
+    Clipping by norm (Pascanu, Mikolov, Bengio 2013, algorithm 1) scales the whole gradient
+    and keeps its direction; clipping by value limits each entry and changes the direction.
 
     Args:
         grads: the gradients of all weights.
-        clip_norm: the largest norm of all together, or None.
-        clip_value: the largest size of an entry, or None.
-        scale_norm: the norm of all together, whatever it was, or None; what is below
-            ``LEAST_NORM`` stays as it is.
+        clip_norm: the largest norm of all gradients together, or None.
+        clip_value: the largest absolute value of an entry, or None.
+        scale_norm: the norm to scale all gradients together to, up or down, or None. A
+            gradient with a norm below ``LEAST_NORM`` is left as it is.
 
     Returns:
-        The norm before, and whether anything was cut.
+        The norm before, and whether the gradient was made smaller.
     """
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
     if scale_norm is not None:
@@ -121,13 +120,13 @@ class Update:
     """Updates a model window by window and carries its hidden state.
 
     Args:
-        model: whose weights are updated; on its device, in training mode.
-        optimiser: of that model.
-        config: of the training; rates and budget do not matter here.
+        model: the model to train, on its device and in training mode.
+        optimiser: the model's optimiser.
+        config: how to train; learning rates and budget are not used here.
 
     Attributes:
-        hidden: the state after the last window, which the next one starts from; but where a
-            pass begins, or the config says so, that one starts from zero.
+        hidden: the state that the next window starts from, unless that window begins a pass
+            or the config resets the state: then it starts from zero.
     """
 
     def __init__(self, model: CharModel, optimiser: Optimiser, config: TrainConfig) -> None:
@@ -142,14 +141,14 @@ class Update:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._side: torch.cuda.Stream | None = None
         self._eager_updates = 0
-        #: 1 until a loss or gradient was not finite, then 0 for good.
+        #: 1 until a loss or gradient is not finite, then 0 for good.
         self._alive = torch.ones((), device=self.device)
 
     def __call__(self, batch: Batch) -> UpdateResult:
         """Update the weights on one window.
 
-        After a loss or gradient that is not finite, no call changes the weights any
-        more; the result shows the number.
+        Once a loss or gradient is not finite, neither this call nor any later one changes
+        the weights; the result shows the value.
         """
         x_TB = batch.x_TB.to(self.device, non_blocking=True)
         y_TB = batch.y_TB.to(self.device, non_blocking=True)
@@ -158,13 +157,13 @@ class Update:
                 for part_BH in state:
                     part_BH.zero_()
         counted = batch.characters // x_TB.shape[1]
-        # A graph holds one shape; a pass's last, shorter window runs without it.
+        # A graph has fixed shapes; a pass's last, shorter window runs without it.
         if self.device.type == "cuda" and len(x_TB) == self.config.bptt:
             return self._captured_update(x_TB, y_TB, counted)
         return self._update(x_TB, y_TB, counted)
 
     def forget_capture(self) -> None:
-        """Capture anew, after some windows: what the model does in training has changed."""
+        """Drop the graph, to capture it anew: needed when the model computes something else."""
         self._graph = None
         self._eager_updates = 0
 
@@ -181,7 +180,7 @@ class Update:
         norm, clipped = clip(grads, config.clip_norm, config.clip_value, config.scale_norm)
         self._alive.mul_(torch.isfinite(loss.detach()) & torch.isfinite(norm))
         if self.device.type == "cuda":
-            # Guarded without a look from the host: zero rates move no weight.
+            # A guard that needs no synchronisation with the host: zero rates move no weight.
             for grad in grads:
                 grad.nan_to_num_(0.0, 0.0, 0.0)
             self.optimiser.lr.mul_(self._alive)
@@ -197,9 +196,9 @@ class Update:
     def _captured_update(self, x_TB: Tensor, y_TB: Tensor, counted: int) -> UpdateResult:
         if self._graph is None and self.capture_failure is None:
             if self._eager_updates < EAGER_UPDATES:
-                # Libraries choose and load their kernels now; a capture cannot.
+                # Libraries choose and load their kernels now; they cannot during a capture.
                 self._eager_updates += 1
-                # One side stream for all: freed memory is kept for the stream it was of.
+                # One side stream for all: freed memory is reused only on its own stream.
                 side = self._side = self._side or torch.cuda.Stream()  # type: ignore[no-untyped-call]
                 side.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(side):
@@ -216,10 +215,10 @@ class Update:
         return UpdateResult(held.loss.clone(), held.norm.clone(), held.clipped.clone())
 
     def _capture(self, x_TB: Tensor, y_TB: Tensor, counted: int) -> None:
-        """Record one update; nothing runs while it is recorded.
+        """Record one update as a graph, without running it.
 
-        A capture that fails at its end may keep the memory that it took: torch gives back the pool
-        of one that has ended only (``CUDAGraph::reset``, in ATen/cuda/CUDAGraph.cpp).
+        A capture that fails at its end may keep its memory: torch releases the memory pool only of
+        a capture that has ended (``CUDAGraph::reset``, in ATen/cuda/CUDAGraph.cpp).
         """
         self._x_TB, self._y_TB = x_TB.clone(), y_TB.clone()
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
@@ -227,13 +226,13 @@ class Update:
             with torch.cuda.graph(graph):
                 self._result = self._update(self._x_TB, self._y_TB, counted)
         except RuntimeError as error:
-            # A capture that fails at its end leaves its own stream the current one and, in
-            # torch 2.11, a generator that only a capture can draw from.
+            # A capture that fails at its end leaves its own stream as the current one and, in
+            # torch 2.11, a random generator that only a capture can draw from.
             torch.cuda.set_stream(stream)
             generator = torch.cuda.default_generators[self.device.index]
             generator.graphsafe_set_state(generator.clone_state())
-            # The outer error says only that the capture failed, its context why. (Kept under a name
-            # of this frame the context would keep the frame, and with it a window's memory.)
+            # The outer error says only that the capture failed, its context why. (Do not keep the
+            # context in a local variable: a reference cycle would keep a window's memory alive.)
             self.capture_failure = (
                 str(error.__context__ or error).splitlines() or ["no reason given"]
             )[0]
