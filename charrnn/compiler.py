@@ -1,11 +1,11 @@
-"""Files of C, compiled for the machine that they run on, and called with tensors.
+"""C files, compiled for the machine that they run on and called with tensors.
 
-A file is compiled when a process first needs it (about half a second) into a folder that is
-removed again once the code is loaded: so it always suits the processor, and nothing is left
-behind that could suit another. Where there is no C compiler with OpenMP, callers have other ways.
+A file is compiled when a process first needs it (about half a second), into a folder that is
+removed once the code is loaded: so the code always suits the processor, and no stale library
+is left behind. Without a C compiler with OpenMP callers do without.
 
-The environment variable CC names the compiler, as for make; ``CHARRNN_NATIVE=0`` asks for
-none.
+The environment variable CC names the compiler, as for make; ``CHARRNN_NATIVE=0`` turns
+compiling off.
 
 Axis letters: K a product's inner axis, N its columns.
 """
@@ -33,16 +33,16 @@ from charrnn.config import WeightsName
 from charrnn.wording import shown
 
 LEAST_LANES = 4
-"""Fewest lanes that are worth a thread: as many sums as keep a core's multipliers busy."""
+"""Fewest lanes that are worth a thread: with fewer sums a core's multipliers are not busy."""
 
 _OPTIONS = ["-x", "c", "-std=gnu11", "-O3", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared"]
-"""C++ compilers are told that it is C: they would compile it as C++, under other names. OpenMP's
-threads are torch's own on Linux: gcc's library is the one that torch has loaded. clang's would be a
-second one, so ``products.h`` refuses clang. Nothing here wants a trap on an overflow; if something
-did, gcc could not compute a vector of exponentials with AVX2."""
+"""``-x c``: a C++ compiler would otherwise compile C++ and mangle the names. ``-fopenmp``: on Linux
+the threads are torch's own, because torch has loaded gcc's OpenMP; clang's would be a second
+one, so ``products.h`` refuses clang. ``-fno-trapping-math``: nothing here needs floating-point
+traps, and with them gcc cannot vectorise the exponentials for AVX2."""
 
 _WIDE = "-mprefer-vector-width=512"
-"""Vectors as wide as the processor's; gcc takes half of it, others do not know the option."""
+"""Full-width vectors: gcc would use half the width. Other compilers do not know the option."""
 
 _COMPILE_SECONDS = 60
 
@@ -50,22 +50,22 @@ _WORDS = {
     torch.bfloat16: (torch.uint16, torch.int16, torch.int32),
     torch.int8: (torch.uint8, torch.int8, torch.int16),
 }
-"""What is multiplied in pairs: its bits as a number from 0 on, as one with a sign, and what holds
-two of them."""
+"""Types that are multiplied in pairs: the unsigned and the signed integer of the same size, and the
+word that holds a pair."""
 
 
 class Library:
     """A compiled file that includes ``products.h``.
 
     Args:
-        library: compiled.
+        library: the compiled library.
         tiles: whether products in bf16 may use AMX's tiles.
 
     Attributes:
-        FILE: its name, in this package.
-        FUNCTIONS: those of its own that return nothing.
-        multiplies_bf16: whether the processor has products in bf16, tiles or not.
-        multiplies_int8: the same of bytes.
+        FILE: the name of the C file, in this package.
+        FUNCTIONS: the file's own functions that return nothing.
+        multiplies_bf16: whether the library has bf16 products on this processor, tiles or not.
+        multiplies_int8: the same for int8.
     """
 
     FILE: ClassVar[str]
@@ -88,13 +88,13 @@ class Library:
         self.multiplies_int8 = self._depths[torch.int8] > 0
 
     def _panels(self, weight_KN: Tensor) -> Tensor:
-        """Return a matrix as ``products.h`` has it, filled up with zeros, in its own type.
+        """Return a matrix in the panels of ``products.h``, padded with zeros, in its own type.
 
-        [panels, K, width] of float32, [panels, K / 2, width * 2] of bf16 and int8.
+        The shape is [panels, K, width] in float32, [panels, K / 2, width * 2] in bf16 and int8.
         """
         dtype = weight_KN.dtype
         depth = self._depths[dtype]
-        is_turned = weight_KN.stride(0) == 1  # its columns lie in one piece each
+        is_turned = weight_KN.stride(0) == 1  # its columns are contiguous
         inner, columns = weight_KN.shape
         more_rows, more_columns = -inner % depth, -columns % self._width
         if (more_rows or more_columns) and is_turned:
@@ -108,7 +108,7 @@ class Library:
 
         if dtype not in _WORDS:
             return split(weight_KN).contiguous()
-        # Two rows as one of words, which torch copies in a fraction of the time of an axis of two.
+        # Two rows as one row of words: torch copies that far faster than an axis of length two.
         unsigned, signed, word = _WORDS[dtype]
         if is_turned:
             return split(weight_KN.t().contiguous().view(word).t()).contiguous().view(dtype)
@@ -118,7 +118,7 @@ class Library:
 
 
 def argument(value: Tensor | int | None) -> ctypes.c_void_p | ctypes.c_long:
-    """Return what C gets of a tensor, its address, or of none, or of a number."""
+    """Return a value as an argument for C: a tensor's address, a null pointer, or a number."""
     if value is None or isinstance(value, Tensor):
         return ctypes.c_void_p(None if value is None else value.data_ptr())
     return ctypes.c_long(value)
@@ -127,14 +127,14 @@ def argument(value: Tensor | int | None) -> ctypes.c_void_p | ctypes.c_long:
 def refuse_misreadable(
     *values: Tensor | int | None, dtypes: Sequence[torch.dtype] = (torch.float32, torch.int64)
 ) -> None:
-    """Refuse what C would read as other numbers, or beyond its end.
+    """Refuse tensors that C would misread, or read beyond their end.
 
     Args:
-        values: the tensors among them must be contiguous.
-        dtypes: and of one of these types.
+        values: arguments for C; the tensors among them must be contiguous.
+        dtypes: the types that a tensor may have.
 
     Raises:
-        AssertionError: one is not.
+        AssertionError: a tensor is not contiguous, or has another type.
     """
     tensors = [value for value in values if isinstance(value, Tensor)]
     types = {tensor.dtype for tensor in tensors}
@@ -143,7 +143,7 @@ def refuse_misreadable(
 
 
 def why_no_compiler() -> str:
-    """Return why ``find_compiler`` finds none, as "none is found here"."""
+    """Return why ``find_compiler`` finds none, such as "none is found here"."""
     if os.environ.get("CHARRNN_NATIVE") == "0":
         return "CHARRNN_NATIVE=0 asks for none"
     if os.environ.get("CC"):
@@ -158,10 +158,10 @@ def find_compiler() -> list[str]:
     if os.environ.get("CC"):
         try:
             return shlex.split(os.environ["CC"])
-        except ValueError:  # a quote that is never closed names no compiler
+        except ValueError:  # an unclosed quote
             return []
-    # On macOS gcc and cc are Apple's clang, without OpenMP, or ask whether to install that. gcc
-    # itself has its version in its name there, as Homebrew has it.
+    # On macOS gcc and cc are Apple's clang, without OpenMP, or offer to install it. The real gcc
+    # has its version in its name there, as Homebrew installs it.
     is_macos = sys.platform == "darwin"
     names = [f"gcc-{version}" for version in range(40, 10, -1)] if is_macos else ["gcc", "cc"]
     found = map(shutil.which, names)
@@ -170,12 +170,12 @@ def find_compiler() -> list[str]:
 
 _L = TypeVar("_L", bound=Library)
 
-#: What was asked for in this process, or why there is none.
+#: The libraries asked for in this process, or why there is none.
 _made: dict[type[Library], Library | str] = {}
 
 
 def compiled(kind: type[_L]) -> _L | None:
-    """Return a library, compiled where it is first asked for; None where it cannot be."""
+    """Return a library, compiled when it is first asked for; None if it cannot be compiled."""
     if kind not in _made:
         compiler = find_compiler()
         _made[kind] = compile_library(kind, compiler) if compiler else why_no_compiler()
@@ -184,9 +184,9 @@ def compiled(kind: type[_L]) -> _L | None:
 
 
 def why_none(kind: type[Library], weights: WeightsName = "fp32") -> str | None:
-    """Return why ``compiled`` gave no products with such weights, as "none is found here".
+    """Return why ``compiled`` gave no products with such weights, such as "none is found here".
 
-    None if it gave them, or was not asked: to find out is to wait for a compiler.
+    None if it gave them, or was not called: finding out would mean waiting for a compiler.
     """
     made = _made.get(kind)
     if made is None or isinstance(made, str):
@@ -200,19 +200,19 @@ def why_none(kind: type[Library], weights: WeightsName = "fp32") -> str | None:
 def compile_library(
     kind: type[_L], compiler: list[str], machine: str = "native", *, tiles: bool = True
 ) -> _L | str:
-    """Return a library as a compiler makes it, or why it does not.
+    """Compile and load a library; return it, or why that failed.
 
     Args:
-        kind: which one.
+        kind: which library.
         compiler: a command that takes gcc's options.
-        machine: its ``-march``; left out where the compiler does not know it.
+        machine: the value of ``-march``; left out if the compiler does not know it.
         tiles: see ``Library``.
     """
     name, march = shown(shlex.join(compiler)), f"-march={machine}"
     try:
         with tempfile.TemporaryDirectory(prefix="charrnn-", ignore_cleanup_errors=True) as name_of:
             folder = Path(name_of)
-            # Copies, for in an archive of a package a compiler finds nothing.
+            # Copies: a compiler cannot read files inside a zipped package.
             for source in (kind.FILE, "products.h"):
                 (folder / source).write_bytes((files("charrnn") / source).read_bytes())
             library = folder / "library.so"
@@ -227,24 +227,24 @@ def compile_library(
                 )
             try:
                 return kind(ctypes.CDLL(str(library)), tiles=tiles)
-            except (OSError, AttributeError) as error:  # of a folder without leave to run, say
+            except (OSError, AttributeError) as error:  # e.g. the folder is mounted noexec
                 return f"what {name} made cannot be loaded: {shown(error)}; TMPDIR names its folder"
     except subprocess.TimeoutExpired:
         return f"{name} took more than {_COMPILE_SECONDS} s"
-    except OSError as error:  # no such compiler, or no room
+    except OSError as error:  # no such compiler, or the disk is full
         return f"{name} cannot be used: {shown(error)}"
 
 
 def _complaint(command: list[str], folder: Path) -> str | None:
-    """Run a command without a word, its temporary files in a folder.
+    """Run a command silently, with its temporary files in a folder.
 
-    A Ctrl-C that is meant for us does not reach it; whatever ends the waiting ends it, and
-    the processes that it has started.
+    A Ctrl-C that is meant for us does not reach it. An exception while we wait for it kills it
+    and the processes that it has started.
 
     Returns:
-        None if it succeeds, else the line in which it says why not, as far as that can be told.
+        None if it succeeds, else the line that seems to say why not; "" if there is none.
     """
-    # Not a pipe: what a compiler leaves running, such as a cache, would hold that open.
+    # Not a pipe: a process that the compiler leaves running, such as a cache, would hold it open.
     said = folder / "said"
     with (
         said.open("wb") as errors,
@@ -261,10 +261,10 @@ def _complaint(command: list[str], folder: Path) -> str | None:
             if child.wait(_COMPILE_SECONDS) == 0:
                 return None
         except BaseException:
-            # It has just ended by itself; macOS then says EPERM rather than ESRCH.
+            # OSError: it has just ended by itself (macOS then says EPERM rather than ESRCH).
             with suppress(OSError):
                 os.killpg(child.pid, signal.SIGKILL)
-            child.wait()  # Popen would not, after a Ctrl-C
+            child.wait()  # after a Ctrl-C Popen itself would not
             raise
     lines = said.read_text("utf-8", errors="replace").splitlines()
     return next((line for line in lines if "error:" in line or "cannot" in line), "")

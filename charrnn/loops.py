@@ -1,17 +1,17 @@
-"""The three recurrences over a window on a CPU, with their gradients by hand.
+"""The three recurrences over a window on a CPU, with hand-written gradients.
 
 torch's LSTM on a CPU is one fused oneDNN primitive; its RNN and GRU are loops of small
-operators, so that a GRU, with three quarters of an LSTM's products, takes twice its time.
-The loops here win that back (an LSTM's own only where ``beats_onednn_lstm``):
+operators, so a GRU takes twice as long as an LSTM with three quarters of its products.
+The loops here are faster (the LSTM's only where ``beats_onednn_lstm``):
 
-- the input product is made before the loop, once for each different input: a window of
+- the input product is computed before the loop, once for each distinct input: a window of
   2,048 characters has some 60 of them. The gradient of the recurrent weights is one large
-  product after it (in bf16 if the inputs are);
-- the loop itself is compiled C (``native``) in float32. In float64, or where there is no
-  compiler, RNN and GRU are numpy on the tensors' own memory: a call costs half of torch's
-  there, and numpy's tanh a tenth of that of torch with MKL.
+  product after the loop (in bf16 if the inputs are);
+- in float32 the loop itself is compiled C (``native``). In float64, or without a compiler,
+  RNN and GRU run in numpy on the tensors' own memory: a numpy call costs half as much as
+  torch's, and numpy's tanh a tenth of torch's with MKL.
 
-Axis letters: T time, B lanes, D different inputs, H hidden, G the stacked gates' rows.
+Axis letters: T time, B lanes, D distinct inputs, H hidden, G the stacked gates' rows.
 """
 
 from __future__ import annotations
@@ -36,18 +36,20 @@ from charrnn.kernels import (
 def run_rnn(
     projected: Tensor, h_BH: Tensor, weight_recurrent: Tensor, which_TB: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Run a plain RNN over a window of T >= 1 time steps on a CPU, differentiably (once).
+    """Run a plain RNN over a window of T >= 1 time steps on a CPU; once differentiable.
 
     Args:
-        projected: W x + b of every time step, [T, B, H], or of D different x, [D, H]; contiguous,
-            float32 or float64 like all tensors here, or bfloat16 beside float32.
+        projected: W x + b of every time step, [T, B, H], or of D distinct x, [D, H]; contiguous.
+            Its type is that of the other tensors, float32 or float64; or it is bfloat16 and
+            they are float32.
         h_BH: The state before.
         weight_recurrent: U [H, H].
         which_TB: Which of the D inputs each time step of a lane reads, int64, contiguous; None:
             each has its own.
 
     Returns:
-        The outputs [T, B, H], of the inputs' type, and the state after the last step [B, H].
+        The outputs [T, B, H], in the type of ``projected``, and the state after the last step
+        [B, H].
     """
     result: tuple[Tensor, Tensor] = _RNN.apply(  # type: ignore[no-untyped-call]
         projected, h_BH, weight_recurrent, which_TB
@@ -56,16 +58,17 @@ def run_rnn(
 
 
 def beats_onednn_lstm(dtype: torch.dtype, *, shared: bool, learns: bool) -> bool:
-    """Return whether ``run_lstm`` can be had on a CPU, and is the better one.
+    """Return whether ``run_lstm`` is available on this CPU and better than oneDNN's LSTM.
 
-    It is in bf16, because oneDNN's LSTM leaves AMX out in training; where time steps share
-    their inputs, whose products it makes for each; and without AVX-512. Else oneDNN's is faster
-    by a few hundredths where nothing else runs. Where much does, its threads wait for each other
-    at every time step, which costs half of its speed, and with few lanes nearly all of it: so
-    nothing is scored by it (docs/diary.md).
+    It is better in bf16, because oneDNN's LSTM does not use AMX in training; where time steps
+    share inputs, because oneDNN computes the input product for every step; and without AVX-512.
+    Otherwise oneDNN's is used: on a quiet machine it is a few per cent faster up to 256 units, and
+    beyond that machines disagree. On a busy one its threads wait for each other at every time
+    step, which costs half of its speed, and with few lanes nearly all of it: so it is never used
+    for scoring (docs/diary.md).
 
     Args:
-        dtype: of the inputs.
+        dtype: the inputs' type.
         shared: whether time steps share their inputs.
         learns: whether there will be a backward pass.
     """
@@ -88,18 +91,19 @@ def run_lstm(
     weight_recurrent: Tensor,
     which_TB: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run an LSTM over a window, differentiably (once); ``native.loops`` must be there.
+    """Run an LSTM over a window in compiled C (``native.loops``); once differentiable.
 
     Args:
         projected: W x + b of every time step, [T, B, 4H], the blocks of i, f, g and o, or of D
-            different x, [D, 4H]; float32 like all tensors here, or bfloat16.
+            distinct x, [D, 4H]; float32, like the other tensors, or bfloat16.
         h_BH: The state before.
         c_BH: The cell before.
         weight_recurrent: U [4H, H].
         which_TB: See ``run_rnn``.
 
     Returns:
-        The outputs [T, B, H], of the inputs' type, and state and cell after the last step.
+        The outputs [T, B, H], in the type of ``projected``, and state and cell after the last
+        step.
     """
     tensors = (projected, h_BH, c_BH, weight_recurrent)
     keep = needs_gradient(*tensors)
@@ -115,18 +119,19 @@ def run_gru(
     bias_recurrent: Tensor,
     which_TB: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Run a GRU over a window, differentiably (once).
+    """Run a GRU over a window; once differentiable.
 
     Args:
         projected: W x + b of every time step, [T, B, 3H], the blocks of r, z and n, or of D
-            different x, [D, 3H]; the types are ``run_rnn``'s.
+            distinct x, [D, 3H]; types as in ``run_rnn``.
         h_BH: The state before.
         weight_recurrent: U [3H, H].
         bias_recurrent: The candidate's second bias [H].
         which_TB: See ``run_rnn``.
 
     Returns:
-        The outputs [T, B, H], of the inputs' type, and the state after the last step [B, H].
+        The outputs [T, B, H], in the type of ``projected``, and the state after the last step
+        [B, H].
     """
     tensors = (projected, h_BH, weight_recurrent, bias_recurrent)
     keep = needs_gradient(*tensors)
@@ -260,14 +265,14 @@ def _gradients(
     count: int,
     d_last_TBH: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of the inputs, W x + b, and of U.
+    """Return the gradients of the inputs W x + b and of U.
 
     Args:
-        d_TBG: That of U h, of the weights' type; used up.
-        typed_TBH: All states [T + 1, B, H], in the inputs' type, which is the products'.
+        d_TBG: The gradient of U h, in the weights' type; may be overwritten.
+        typed_TBH: All states [T + 1, B, H], in the type of inputs and products.
         which_TB: Which of the inputs each time step reads; None: its own.
         count: How many inputs there are.
-        d_last_TBH: That of the last block of the inputs, where it is another than U h's.
+        d_last_TBH: The gradient of the inputs' last block, where it differs from U h's.
     """
     typed_TBG = d_TBG.to(typed_TBH.dtype)
     d_weight = weight_gradient(typed_TBG, typed_TBH[:-1]).to(d_TBG.dtype)
@@ -282,27 +287,27 @@ def _gradients(
 
 
 def _states(h_BH: Tensor, steps: int) -> Tensor:
-    """Return room for all states, [T + 1, B, H], the first one filled in."""
+    """Return a tensor for all states, [T + 1, B, H], with the first one filled in."""
     states_TBH = h_BH.new_empty(steps + 1, *h_BH.shape)
     states_TBH[0] = h_BH
     return states_TBH
 
 
 def _loops(h_BH: Tensor) -> native.Loops | _NumpyLoops:
-    """Return who runs the loops of states of this type here."""
+    """Return the loops for states of this type: compiled in float32 if possible, else numpy's."""
     compiled = native.loops() if h_BH.dtype == torch.float32 else None
     return _NumpyLoops() if compiled is None else compiled
 
 
-#: A state that is not a number is for whoever looks at the loss; numpy need not warn.
+#: Numpy need not warn of a NaN in a state: whoever looks at the loss sees it.
 _quietly = np.errstate(all="ignore")
 
 
 class _NumpyLoops:
-    """``native.Loops`` of RNN and GRU with a numpy call for every small operation.
+    """The loops of ``native.Loops`` for RNN and GRU, with a numpy call for every operation.
 
-    Products are in the states' type, narrow or not: converting a step's arrays would cost
-    what the product saves.
+    Products are in the states' type even if ``narrow``: converting the arrays at every step
+    would cost as much as bf16 saves.
     """
 
     @_quietly
@@ -390,9 +395,8 @@ class _NumpyLoops:
         steps, lanes, hidden = d_out_TBH.shape
         recurrent = step_product(weight_GH.t(), steps, lanes)
         r, z, m, n = kept_TBGH.unbind(2)
-        # The factors that turn a step's dh into the gradients before the gates'
-        # nonlinearities (r, z), of m, and of n before its tanh; each becomes its
-        # gradient in place.
+        # The factors that turn a step's dh into the gradients of r and z before their
+        # sigmas, of m, and of n before its tanh; each becomes that gradient in place.
         d_n = (1 - z) * (1 - n.square())
         d_r, d_z = d_n * m * r * (1 - r), (states_TBH[:-1] - n) * z * (1 - z)
         d_TBGH = torch.stack([d_r, d_z, d_n * r], 2)

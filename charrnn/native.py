@@ -1,9 +1,9 @@
-"""The time-step loops of ``recurrence.c``, on tensors.
+"""The time-step loops of ``recurrence.c``, called with tensors.
 
-Where there is no C compiler with OpenMP, ``loops`` gives None, and the callers have other ways.
+Without a C compiler with OpenMP ``loops`` returns None, and callers do without.
 
-Axis letters: T time, B lanes, D different inputs, H hidden, G gates, apart (GH) or stacked as rows
-(G); K a product's inner axis, N its columns.
+Axis letters: T time, B lanes, D distinct inputs, H hidden, G gates, as an axis of their own (GH) or
+stacked as rows (G); K a product's inner axis, N its columns.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from charrnn.config import CELL_NAMES
 class Loops(Library):
     """The functions of ``recurrence.c``, on tensors.
 
-    All tensors are float32 (``which_TB`` int64), contiguous and on a CPU; their sizes, and the
-    indices in ``which_TB``, are taken on trust. What is returned is allocated here. In all of them
+    All tensors are float32 (``which_TB`` int64), contiguous and on a CPU. Their sizes and the
+    indices in ``which_TB`` are not checked. Tensors that are returned are allocated here. In all
+    functions
 
     - ``narrow`` asks for recurrent products in bf16, where the processor multiplies it;
     - ``weight_GH`` or ``weight_HH`` is U;
-    - ``projected`` is W x + b of every time step, [T, B, G], or of D different x, [D, G], and
+    - ``projected`` is W x + b of every time step, [T, B, G], or of D distinct x, [D, G], and
       ``which_TB`` says which of these each step reads (None: its own);
-    - ``states_TBH`` and ``cells_TBH`` are all states and cells, [T + 1, B, H], of which a forward
-      loop is given the first and fills in the rest;
-    - ``kept_TBGH`` is what a backward loop needs of the forward one, which returns it if ``keep``;
-    - ``d_out_TBH`` is the gradient of the outputs; ``dh_BH`` and ``dc_BH`` are those of the last
-      state and cell, and become those of the first.
+    - ``states_TBH`` and ``cells_TBH`` hold all states and cells, [T + 1, B, H]; a forward loop
+      is given the first and fills in the rest;
+    - ``kept_TBGH`` holds what the backward loop needs of the forward one, which returns it if
+      ``keep``;
+    - ``d_out_TBH`` is the gradient of the outputs; ``dh_BH`` and ``dc_BH`` are the gradients of the
+      last state and cell, and are overwritten with those of the first.
     """
 
     FILE = "recurrence.c"
@@ -138,17 +140,14 @@ class Loops(Library):
         like_TBH: Tensor,
         *rest: Tensor | int | None,
     ) -> None:
-        """Call a function for as many steps, lanes and units as ``like_TBH`` has.
-
-        That is one of its tensors with a first state besides, [T + 1, B, H].
-        """
+        """Call a function of the library, with the sizes of one of its tensors, [T + 1, B, H]."""
         states, lanes, hidden = like_TBH.shape
         threads = max(1, min(torch.get_num_threads(), lanes // LEAST_LANES))
         narrow = narrow and self.multiplies_bf16
         refuse_misreadable(*rest)
         assert weight_KN.dtype == torch.float32, f"they must be float32: {weight_KN.dtype}"
         panels = self._panels(weight_KN.bfloat16() if narrow else weight_KN)
-        # The library's room_of: sums, and what is multiplied in bf16.
+        # room_of in recurrence.c: the sums, and the factors in bf16.
         columns = len(panels) * self._width
         room = like_TBH.new_empty(lanes * (columns + panels.numel() // columns))
         function: Callable[..., None] = getattr(self._library, name)
@@ -162,5 +161,5 @@ def _room_to_keep(states_TBH: Tensor, gates: int, keep: bool) -> Tensor | None:
 
 
 def loops() -> Loops | None:
-    """Return the compiled loops, or None where there is no compiler for them."""
+    """Return the compiled loops, or None if they cannot be compiled here."""
     return compiled(Loops)

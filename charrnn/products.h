@@ -1,13 +1,13 @@
 /* What recurrence.c and step.c have in common: products, the gates' functions, the recurrences.
  *
- * States, gates and sums are float32. A product's matrix is float32, or bf16 or bytes where the
- * processor multiplies those.
+ * States, gates and sums are float32. A product's matrix is float32, or bf16 or bytes (int8) where
+ * the processor multiplies those.
  *
  * Axis letters, as in Python: T time, B lanes, H hidden. Arrays are contiguous, row by row.
  */
 
-/* Its threads would be a second pool; where torch's OpenMP is LLVM's too, as on macOS, the second
- * copy of it ends the process. */
+/* clang's OpenMP threads would be a second pool. Where torch's OpenMP is LLVM's too, as on macOS,
+ * loading a second copy of it aborts the process. */
 #if defined(__clang__)
 #error "clang's OpenMP would be a second one beside torch's: take gcc"
 #endif
@@ -23,8 +23,8 @@
 #define VECTOR 4
 #endif
 
-/* The sums of a product that are in registers: of MOST_ROWS rows, VECTORS vectors each. With them
- * there are a vector of a panel and a factor: 32 registers are enough for 16 sums, 16 for 12. */
+/* A product keeps its sums in registers: at most MOST_ROWS rows of VECTORS vectors each. It also
+ * needs registers for a panel's vector and a factor: 32 are enough for 16 sums, 16 for 12. */
 #if defined(__AVX512F__) || defined(__aarch64__)
 #define MOST_ROWS 8
 #define VECTORS 2
@@ -41,7 +41,7 @@
 #define NARROW
 #endif
 
-/* Elsewhere a product of bytes takes several times as long as one in float32. */
+/* On other processors a product of bytes takes several times as long as one in float32. */
 #if defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
 #define MULTIPLIES_BYTES
 #endif
@@ -55,27 +55,27 @@
 /* Columns of a panel. */
 #define WIDTH (VECTORS * VECTOR)
 
-/* Rows of a bf16 panel are a multiple of this: the depth of an AMX tile. */
+/* A bf16 panel's rows are padded to a multiple of this: the depth of an AMX tile. */
 #define NARROW_DEPTH 32
 
-/* So are those of a panel of bytes: a row's two sums take two at a time. */
+/* The same for a panel of bytes: two sums, each of which takes two rows at a time. */
 #define BYTE_DEPTH 4
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* No unit reads what another one writes: a loop over them may be computed a vector at a time. */
+/* No unit reads what another one writes, so a loop over units may be vectorised. */
 #define EACH_UNIT _Pragma("GCC ivdep")
 
 typedef float vector __attribute__((vector_size(4 * VECTOR), aligned(4)));
 
 /* ---- Products ---- */
 
-/* charrnn/steps.py counts them in the same order. */
+/* In the order of _TYPES in charrnn/steps.py. */
 enum { FLOATS, NARROWS, BYTES };
 
-/* A matrix [inner, columns] in panels of WIDTH columns, each [inner, WIDTH]; in bf16 and bytes
- * each [inner / 2, WIDTH, 2], two rows side by side. Filled up with zeros. After the panels of
- * bytes there is a float for each column: what its bytes are in units of. */
+/* A matrix [inner, columns], padded with zeros, in panels of WIDTH columns. A panel is
+ * [inner, WIDTH] in float32; in bf16 and bytes [inner / 2, WIDTH, 2], with two rows interleaved.
+ * Panels of bytes are followed by one float per column: its scale. */
 typedef struct {
     const void *panels;
     long count; /* of panels */
@@ -87,11 +87,11 @@ typedef struct {
 static int has_tiles = 0;
 #endif
 
-/* To be called before everything else: whether bf16 products may be in AMX's tiles. */
+/* Call this first: it decides whether bf16 products use AMX's tiles. */
 void prepare(long wants_tiles)
 {
 #if defined(TILES)
-    /* The kernel gives AMX to a process that asks: ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA. */
+    /* A process must ask the kernel for AMX: ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA. */
     has_tiles = wants_tiles && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 #else
     (void)wants_tiles;
@@ -100,7 +100,7 @@ void prepare(long wants_tiles)
 
 long panel_width(void) { return WIDTH; }
 
-/* Rows of a bf16 panel are a multiple of this; 0: there is no product in bf16. */
+/* A bf16 panel's rows are padded to a multiple of this; 0: there are no products in bf16. */
 long narrow_depth(void)
 {
 #if defined(NARROW)
@@ -110,7 +110,7 @@ long narrow_depth(void)
 #endif
 }
 
-/* The same of a panel of bytes. */
+/* The same for a panel of bytes. */
 long byte_depth(void)
 {
 #if defined(MULTIPLIES_BYTES)
@@ -158,7 +158,7 @@ INLINE void multiply_wide(const int rows, long inner, const float *x, long x_str
 }
 
 #if defined(NARROW)
-/* The same in bf16: two rows of the panel, and two numbers of x, at a time. */
+/* The same in bf16, with two rows of the panel and two numbers of x at a time. */
 INLINE void multiply_narrow(const int rows, long inner, const uint16_t *x, long x_stride,
                             const uint16_t *panel, float *out, long out_stride)
 {
@@ -188,7 +188,7 @@ INLINE void multiply_narrow(const int rows, long inner, const uint16_t *x, long 
             _mm512_storeu_ps(out + row * out_stride + v * VECTOR, sums[row][v]);
 }
 
-/* Round to bf16, to the nearest, ties to even. */
+/* Round x[rows, given] to bf16, to nearest, ties to even; pad it to narrow[rows, inner]. */
 static void narrow_rows(long rows, long given, long inner, const float *x, uint16_t *narrow)
 {
     for (long row = 0; row < rows; row++, x += given, narrow += inner) {
@@ -206,7 +206,8 @@ static void narrow_rows(long rows, long given, long inner, const float *x, uint1
 #endif
 
 #if defined(TILES)
-/* Tiles 0 to 3 are sums [rows, 16], 4 is of x [rows, 32], 5 and 6 of the panel [16, 16, 2]. */
+/* Tiles 0 to 3 hold sums [rows, 16], 4 a part of x [rows, 32], 5 and 6 parts of a panel
+ * [16, 16, 2]. */
 static void configure_tiles(long rows)
 {
     struct {
@@ -218,15 +219,15 @@ static void configure_tiles(long rows)
         config.bytes[tile] = 64;
         config.rows[tile] = tile < 5 ? rows : 16;
     }
-    /* gcc before 11.5, 12.4, 13.3 and 14 is told that the next line reads 8 bytes (GCC PR 114098),
-     * and leaves out what is written to the others. For all it knows, this line reads them; and x,
-     * of which no gcc is told that loads of tiles read it. */
+    /* gcc before 11.5, 12.4, 13.3 and 14 assumes that _tile_loadconfig reads only 8 bytes (GCC
+     * PR 114098), and drops the stores to the others. No gcc knows that loading a tile reads x. So
+     * this line makes gcc assume that both are read here. */
     __asm__ volatile("" : : "r"(&config) : "memory");
     _tile_loadconfig(&config);
 }
 
-/* x[rows, inner] times one or two panels, at most 16 rows, in AMX's tiles: two panels at a time
- * keep four sums under way, as one must wait 50 cycles for its last product. */
+/* Multiply at most 16 rows, x[rows, inner], with one panel or a pair, in AMX's tiles. A pair keeps
+ * four sums in flight, because a sum must wait 50 cycles for its previous product. */
 INLINE void multiply_tiles(const int pair, long inner, const uint16_t *x, const uint16_t *panel,
                            float *out, long out_stride)
 {
@@ -277,9 +278,10 @@ static void multiply_in_tiles(matrix m, long from, long to, long rows, const uin
 #endif
 
 #if defined(WITH_BYTES) && defined(MULTIPLIES_BYTES)
-/* Sums of VECTOR columns, to which two rows of a panel are added, times two numbers of x. */
+/* Sums of VECTOR columns. */
 typedef int32_t whole __attribute__((vector_size(4 * VECTOR), aligned(4)));
 
+/* Add two rows of a panel, multiplied by two numbers of x. */
 INLINE whole add_bytes(whole sum, const int16_t *x, const int8_t *panel)
 {
     int32_t pair;
@@ -308,8 +310,9 @@ INLINE vector as_floats(whole sum)
 #endif
 }
 
-/* The same of bytes, each sum times what its column and its row are in units of. One row has two
- * sums a column, so that none waits for itself: of whole numbers that changes nothing. */
+/* The same with bytes; each sum is multiplied by the scales of its column and its row. A single row
+ * has two sums per column, so that additions need not wait for each other; with integers that does
+ * not change the result. */
 INLINE void multiply_bytes(const int rows, long inner, const int16_t *x, long x_stride,
                            const int8_t *panel, const float *row_units, const float *units,
                            float *out, long out_stride)
@@ -340,8 +343,9 @@ INLINE void multiply_bytes(const int rows, long inner, const int16_t *x, long x_
         }
 }
 
-/* Round numbers from -1 to 1 to whole units, so many to 1 that no sum of products with bytes, which
- * are from -127 to 127, can overflow. A row with a number that is none has a unit that is none. */
+/* Quantise x[rows, given], from -1 to 1, to integers, padded to narrow[rows, inner], with a scale
+ * for each row in units[rows]. The integers are small enough that no sum of products with bytes,
+ * from -127 to 127, overflows. A row that contains a NaN gets NaN as its scale. */
 static void whole_rows(long rows, long given, long inner, const float *x, int16_t *narrow,
                        float *units)
 {
@@ -373,8 +377,8 @@ static void whole_rows(long rows, long given, long inner, const float *x, int16_
 
 /* Multiply x[rows, given] with the panels `from` to `to` of a matrix of `given` rows.
  *
- *   sums     [rows, m.count * WIDTH]
- *   room     [rows, m.inner], for x in fewer bits and, with bytes, the unit of each row
+ *   sums     [rows, m.count * WIDTH], written
+ *   room     [rows, m.inner], for x in fewer bits and, with bytes, the scale of each row
  */
 static void multiply(matrix m, long from, long to, long rows, const float *x, long given,
                      float *sums, float *room)
@@ -429,14 +433,13 @@ static void multiply(matrix m, long from, long to, long rows, const float *x, lo
 
 /* ---- The gates' functions ---- */
 
-/* e^x - 1 within 2 units of the last place (Cephes' expf, its 1 left out), between its ends;
- * no number stays none. Written without branches, so that the compiler computes a vector of them
- * at a time. */
+/* e^x - 1 within 2 units in the last place (Cephes' expf without its 1), with x clamped to
+ * [-87, 87]; NaN stays NaN. Written without branches, so that the compiler vectorises it. */
 INLINE float exponential_less_1(float x)
 {
     x = x > 87.0f ? 87.0f : x;
     x = x < -87.0f ? -87.0f : x;
-    /* Adding 1.5 * 2^23 rounds to a whole number, which is then in the lowest bits. */
+    /* Adding 1.5 * 2^23 rounds to an integer, which is then in the lowest bits. */
     const float shift = 12582912.0f;
     union { float value; uint32_t bits; } power = {x * 1.44269504f + shift};
     const float whole = power.value - shift;
@@ -452,7 +455,7 @@ INLINE float exponential_less_1(float x)
     return sum * power.value + (power.value - 1.0f);
 }
 
-/* Both within 3 units of the last place; sigmoid down to -87, from where on it stays 1.6e-38. */
+/* Both within 3 units in the last place; but below -87 sigmoid stays at 1.6e-38. */
 INLINE float sigmoid(float x) { return 1.0f / (2.0f + exponential_less_1(-x)); }
 
 INLINE float tangent(float x)
@@ -468,7 +471,7 @@ enum { RNN, LSTM, GRU };
 
 static long gates_of(long cell) { return cell == LSTM ? 4 : cell == GRU ? 3 : 1; }
 
-/* Units `from` to `to` of a lane's step.
+/* The functions below compute units `from` to `to` of a lane's step.
  *
  *   sum      [gates * H]: U h
  *   x        [gates * H]: W x + b
@@ -484,7 +487,7 @@ INLINE void rnn_units(long from, long to, const float *sum, const float *x, floa
 
 /* i, f, o = sigma(x + U h);  g = tanh(x + U h);  c' = f c + i g;  h' = o tanh(c')
  *
- *   kept     [5H], or none: i, f, g, o and tanh(c')
+ *   kept     [5H], or null: i, f, g, o and tanh(c')
  */
 INLINE void lstm_units(long from, long to, long hidden, const float *sum, const float *x,
                        const float *c, float *c_next, float *h_next, float *kept)
@@ -511,7 +514,7 @@ INLINE void lstm_units(long from, long to, long hidden, const float *sum, const 
 /* r, z = sigma(x + U h);  m = U h + bias;  n = tanh(x + r m);  h' = n + z (h - n)
  *
  *   bias     [H]: m's
- *   kept     [4H], or none: r, z, m and n
+ *   kept     [4H], or null: r, z, m and n
  */
 INLINE void gru_units(long from, long to, long hidden, const float *sum, const float *x,
                       const float *bias, const float *h, float *h_next, float *kept)

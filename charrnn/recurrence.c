@@ -1,12 +1,12 @@
 /* The time-step loops of the three recurrences, over a window of text.
  *
- * A step of 16 lanes takes tens of microseconds, so what counts is that nothing is called and
- * nothing allocated between two steps, and that the product keeps its sums in registers. Lanes
- * do not depend on each other: each thread runs its own lanes through all time steps, and none
- * waits for another. A lane's result does not depend on which lanes run beside it.
+ * A step of 16 lanes takes tens of microseconds, so between two steps there are no calls into
+ * libraries and no allocations, and the product keeps its sums in registers. Lanes do not depend
+ * on each other: each thread runs its own lanes through all time steps, and none waits for
+ * another. A lane's result does not depend on which lanes run beside it.
  *
- * The recurrent product's factors are float32, or bf16 where `narrow` is set and the processor
- * multiplies them.
+ * The recurrent product's factors are float32, or bf16 if `narrow` is set, which requires that the
+ * processor multiplies it.
  *
  * charrnn/native.py compiles this file for the machine it runs on and calls it;
  * charrnn/loops.py does what comes before and after the loops.
@@ -14,26 +14,26 @@
 
 #include "products.h"
 
-/* Floats of room that a lane needs: its sums, and its factors in bf16. */
+/* Floats of scratch space that a lane needs: its sums, and its factors in bf16. */
 static long room_of(matrix m) { return m.count * WIDTH + m.inner; }
 
-/* What all loops have in common:
+/* Parameters of all loops:
  *
- *   threads  that share out the lanes; the team may have more, which get none
+ *   threads  how many threads share out the lanes; the team may have more, which get none
  *   narrow   whether the panels are bf16
- *   forward  panels of U' over its rows, the gates' units; backward: of U over its columns
- *   projected   [T, B, gates * H]: W x + b; or, of every x that there is, [D, gates * H], and
- *   which    [T, B]: the one of them that a step of a lane reads; else none
+ *   panels   forward: of U transposed, [H, gates * H]; backward: of U, [gates * H, H]
+ *   projected   [T, B, gates * H]: W x + b; or, of D distinct x, [D, gates * H], and
+ *   which    [T, B]: which of them each step of a lane reads; else null
  *   states   [T + 1, B, H]: h; the first is given, forward writes the others
- *   kept     [T, B, ...]: what backward needs of each step; forward writes it, or has none
+ *   kept     [T, B, ...]: what backward needs of each step; forward writes it, unless null
  *   d_out    [T, B, H]: gradient of the outputs
- *   dh, dc   [B, H]: gradient of the last state on entry, of the first on return
- *   d        [T, B, gates * H], written: gradient of what the gates' functions are taken of
- *   room     [B, room of a lane]
+ *   dh, dc   [B, H]: gradient of the last state and cell on entry, of the first on return
+ *   d        [T, B, gates * H], written: gradient before the gates' functions
+ *   room     [B, room_of]: scratch space
  */
 
-/* The team is torch's on Linux, though some may get no share: gcc's library ends the threads that a
- * smaller one leaves out, and starts others for torch's next product. */
+/* The team is as large as torch's on Linux, though some threads may get no share: with a smaller
+ * one gcc's OpenMP would end the surplus threads and start new ones for torch's next product. */
 #define EACH_SHARE                                                                               \
     _Pragma("omp parallel for if(threads > 1)")                                                  \
     for (long share = 0; share < threads; share++)
@@ -41,8 +41,8 @@ static long room_of(matrix m) { return m.count * WIDTH + m.inner; }
 #define LAST (lanes * (share + 1) / threads)
 
 /*   cell     RNN, LSTM or GRU
- *   bias     [H], a GRU's second bias; else none
- *   cells    [T + 1, B, H], an LSTM's c; the first is given, the others are written; else none
+ *   bias     [H], a GRU's second bias; else null
+ *   cells    [T + 1, B, H], an LSTM's c; the first is given, the others are written; else null
  */
 void forward(long threads, long narrow, long steps, long lanes, long hidden, const void *panels,
              long cell, const float *projected, const int64_t *which, const float *bias,
@@ -136,7 +136,7 @@ void lstm_backward(long threads, long narrow, long steps, long lanes, long hidde
     }
 }
 
-/*   d        [T, B, 3H], written: gradient before the sigmas of r and z, and of m
+/*   d        [T, B, 3H], written: gradients before the sigmas of r and z, and of m
  *   d_n      [T, B, H], written: gradient before n's tanh
  */
 void gru_backward(long threads, long narrow, long steps, long lanes, long hidden,
