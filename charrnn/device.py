@@ -1,4 +1,4 @@
-"""Where to compute, and what can be computed there."""
+"""The device to compute on, and what it can do."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from charrnn.config import DeviceName
 from charrnn.errors import UsageError
 from charrnn.wording import counted
 
-#: Numbers of glibc's ``mallopt`` (malloc.h), and the largest values that they take.
+#: Parameters of glibc's ``mallopt`` (malloc.h), and the largest values that they take.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MOST_TRIM, MOST_MMAP = 2**31 - 1, 2**25
-#: The first version of cuDNN whose recurrences torch uses in bf16: 9.13.
+#: The first cuDNN version whose recurrences torch uses in bf16: 9.13.
 CUDNN_WITH_BF16 = 91300
 
 
 def choose_device(name: str) -> torch.device:
     """Return the device to compute on.
 
-    "auto" takes a CUDA GPU where there is one; but the CPU where this torch has no kernels for it,
-    of which torch itself warns.
+    "auto" takes a CUDA GPU if there is one, but the CPU if this build of torch has no kernels for
+    the GPU; torch itself then prints a warning.
 
     Raises:
-        UsageError: the device does not exist here, or torch cannot compute on it now.
+        UsageError: the name is unknown, there is no such device here, or torch cannot compute on
+            it now.
     """
     if name not in ("auto", *get_args(DeviceName)):
         raise UsageError(f"--device must be auto, cpu, cuda or mps, not {name!r}")
@@ -46,8 +47,8 @@ def choose_device(name: str) -> torch.device:
 
 
 def is_here(name: str) -> bool:
-    """Whether this machine has a device that torch can compute on: "cpu", "cuda" or "mps"."""
-    # To ask for CUDA wakes the driver, which takes its time, and warns of one that is too old.
+    """Return whether torch can compute on this device here: "cpu", "cuda" or "mps"."""
+    # CUDA only if it is named: asking wakes the driver, which takes time, and warns of an old one.
     return (
         name == "cpu"
         or (name == "cuda" and torch.cuda.is_available() and _cuda_refusal() is None)
@@ -57,10 +58,10 @@ def is_here(name: str) -> bool:
 
 @cache
 def _cuda_refusal() -> str | None:
-    """Return why no small kernel runs on the GPU that torch sees, or None where one does.
+    """Return why a small kernel fails on the GPU that torch sees, or None if it runs.
 
-    None runs where this build of torch has no kernels for the card, where another process holds the
-    card alone, or where its memory is full.
+    It fails if this build of torch has no kernels for the GPU, if another process has exclusive
+    use of the GPU, or if the GPU's memory is full.
     """
     try:
         torch.ones(1, device="cuda").add_(1).item()
@@ -70,25 +71,25 @@ def _cuda_refusal() -> str | None:
 
 
 def in_words(device: torch.device) -> str:
-    """Return a device with what tells it from others of its kind."""
+    """Return a device in words: its kind, and its threads or its name."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return kind_in_words(device.type, torch.get_num_threads(), name)
 
 
 def kind_in_words(kind: str, threads: int, name: str = "") -> str:
-    """Return a device as ``in_words`` does.
+    """Return what ``in_words`` says of a device.
 
     Args:
         kind: "cpu", "cuda" or "mps".
-        threads: that a CPU computes with.
-        name: of a GPU; "": not known.
+        threads: how many threads a CPU computes with.
+        name: the GPU's name; "" if it is not known.
     """
     detail = counted(threads, "thread") if kind == "cpu" else name
     return f"{kind} ({detail})" if detail else kind
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until a device has done what it was given; a CPU always has."""
+    """Wait until a device has finished its queued work; a CPU has none."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -96,53 +97,53 @@ def synchronise(device: torch.device) -> None:
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether a device has instructions for products in bf16, at twice float32's speed."""
+    """Return whether a device has instructions for bf16 products, at twice float32's speed."""
     if device.type == "cpu":
         return has_capability("avx512_bf16")
-    # Older GPUs than Ampere compute bf16 as well, with float32's instructions and more.
+    # GPUs older than Ampere only emulate bf16, with more instructions than float32 takes.
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def recurs_in_bf16(device: torch.device) -> bool:
-    """Whether a device has good recurrences in bf16; on a GPU they are cuDNN's.
+    """Return whether a device runs recurrences well in bf16; on a GPU they are cuDNN's.
 
-    torch calls those only if it was built with version 9.13 or newer of cuDNN
-    (``supportsBFloat16RNNWithCuDNN``, in ATen/cuda/detail/CUDAHooks.cpp). It tells Python the
-    version that is loaded; in its wheels both are the same.
+    torch calls cuDNN's only if it was built with version 9.13 or newer of it
+    (``supportsBFloat16RNNWithCuDNN``, in ATen/cuda/detail/CUDAHooks.cpp). Python can ask only for
+    the version that is loaded; in torch's wheels both are the same.
     """
     if device.type != "cuda" or not multiplies_bf16(device):
         return multiplies_bf16(device)
     try:
         version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-    except RuntimeError:  # torch does not tell where another card is too old for it
+    except RuntimeError:  # torch raises it if another GPU here is too old for this cuDNN
         return False
     return version is not None and version >= CUDNN_WITH_BF16
 
 
 def has_capability(name: str) -> bool:
-    """Return whether the CPU has what torch calls so, such as "avx512_f"."""
-    # Not in every torch that we take; without it nothing is promised.
+    """Return whether the CPU has a capability, by torch's name for it, such as "avx512_f"."""
+    # Not every torch version that we accept has it; without it we assume no capability.
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get(name))
 
 
 def keep_freed_memory() -> bool:
-    """Make the C library keep what is freed for what is allocated next, up to 32 MiB a piece.
+    """Make the C library keep freed blocks of up to 32 MiB for the next allocations.
 
-    An update frees all that it allocated, and the next one wants the same again. Memory that
-    went back to the kernel meanwhile is cleared page by page when it is touched: with a large
-    vocabulary, or a cell that keeps its gates, that is a quarter of an update's time
-    (docs/diary.md). The most that the process takes is the same.
+    An update frees all that it allocated, and the next one allocates the same again. The kernel
+    clears memory that it got back and gives out again, page by page: with a large vocabulary, or
+    a cell that keeps its gates, that is a quarter of an update's time (docs/diary.md). The
+    process's peak memory stays the same.
 
     Returns:
-        Whether it was done; only glibc, on Linux, can.
+        Whether it worked; only glibc, on Linux, can do it.
     """
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    # Both, or none: each alone stops glibc from adapting the other.
+    # Set both: setting one alone would stop glibc from adapting the other.
     return all(
         mallopt(number, value)
         for number, value in ((M_MMAP_THRESHOLD, MOST_MMAP), (M_TRIM_THRESHOLD, MOST_TRIM))

@@ -1,4 +1,4 @@
-"""Which machine this is: its name beside figures, its maker where that matters."""
+"""Which machine this is: its name, for measurements, and the processor's vendor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from charrnn.wording import counted
 
 
 def machine() -> str:
-    """Return the machine and the versions that figures depend on, in one line."""
+    """Return the machine and the software versions that measurements depend on, in one line."""
     parts = [processor(), counted(os.cpu_count() or 1, "core")]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
@@ -30,13 +30,13 @@ def machine() -> str:
 
 
 def worker(name: str, threads: int) -> str:
-    """Return a processor and its threads that compute, in words."""
+    """Return a processor and the number of threads that compute on it, in words."""
     return f"{name} with {counted(threads, 'thread')}"
 
 
 @cache
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return the processor's name, with the numbers that tell apart those of one name.
+    """Return the processor's name, with numbers that distinguish processors of the same name.
 
     Args:
         cpuinfo: where Linux describes it.
@@ -45,14 +45,14 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     called = facts.get("model name") or _apple_name() or platform.machine()
     if {"cpu family", "model"} <= facts.keys():
         return f"{called} (family {facts['cpu family']}, model {facts['model']})"
-    # ARM's processors have no name there.
+    # ARM processors have no name there.
     if {"CPU implementer", "CPU part"} <= facts.keys():
         return f"{called} (implementer {facts['CPU implementer']}, part {facts['CPU part']})"
     return called
 
 
 def _apple_name() -> str | None:
-    """Return what macOS calls the processor, as "Apple M2"; None elsewhere."""
+    """Return macOS's name for the processor, such as "Apple M2"; None elsewhere."""
     if platform.system() != "Darwin":
         return None
     name = ctypes.create_string_buffer(128)
@@ -66,7 +66,7 @@ def _apple_name() -> str | None:
 
 @cache
 def vendor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
-    """Return who made the processor, as "GenuineIntel"; None where nothing says so.
+    """Return the processor's vendor, such as "GenuineIntel"; None if it is not known.
 
     Args:
         cpuinfo: where Linux describes it.
@@ -75,7 +75,7 @@ def vendor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
 
 
 def _facts(cpuinfo: Path) -> dict[str, str]:
-    """Return what is said of the first processor."""
+    """Return the fields of the first processor in ``cpuinfo``."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

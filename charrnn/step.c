@@ -1,8 +1,8 @@
-/* One character more of texts that grow side by side: all layers of a model, and its head.
+/* One more character of several texts: all layers of a model, and its head.
  *
- * A step is a handful of products, each of which reads a matrix once; what counts beside them is
- * that it is one call. Many lanes are shared out among the threads; of a few the threads share
- * the units, and wait for each other.
+ * A step is a handful of products, each of which reads a matrix once; a single call keeps the
+ * overhead small. If there are many lanes, each thread gets some of them; if there are few, the
+ * threads share out the units, and wait for each other.
  *
  * charrnn/steps.py compiles this file for the machine it runs on and calls it.
  */
@@ -14,17 +14,17 @@ int omp_get_thread_num(void);
 int omp_get_num_threads(void);
 
 typedef struct {
-    const void *inputs;    /* panels of W' over its rows; none in the lowest layer */
-    const void *recurrent; /* panels of U' over its rows */
-    const float *bias;     /* [gates * H]; none in the lowest layer */
-    const float *second;   /* [H], a GRU's second bias; else none */
-    float *h, *c;          /* [B, H], the states, which are replaced; c of an LSTM */
+    const void *inputs;    /* panels of W transposed; null in the lowest layer */
+    const void *recurrent; /* panels of U transposed */
+    const float *bias;     /* [gates * H]; null in the lowest layer */
+    const float *second;   /* [H], a GRU's second bias; else null */
+    float *h, *c;          /* [B, H], the states, which are overwritten; c: an LSTM's, else null */
 } layer;
 
 static long least(long a, long b) { return a < b ? a : b; }
 
-/* The floats of room that a step needs: sums, and the states in fewer bits, of which threads that
- * share the units have a copy each. */
+/* Floats of scratch space that a step needs: the sums, and the states in fewer bits, of which each
+ * thread has its own copy if the threads share the units. */
 long step_room(long threads, long apart, long cell, long weights, long lanes, long hidden,
                long vocabulary)
 {
@@ -34,16 +34,16 @@ long step_room(long threads, long apart, long cell, long weights, long lanes, lo
     return lanes * ((2 * m.count + head.count) * WIDTH + copies * m.inner);
 }
 
-/* One character more of every lane.
+/* Read one more character of every lane.
  *
- *   threads  that share out the lanes, or the units where `apart` is not set: then they wait for
- *            each other, twice a layer
- *   weights  FLOATS, NARROWS or BYTES, what the panels are
+ *   threads  how many threads share out the lanes, or the units if `apart` is not set: then they
+ *            wait for each other, twice per layer
+ *   weights  the type of the panels: FLOATS, NARROWS or BYTES
  *   table    [V, gates * H]: W x + b of the lowest layer, for every symbol
- *   symbols  [B]
- *   head     panels over its rows, the units
+ *   symbols  [B], the characters to read
+ *   head     panels of the head's weights, transposed
  *   logits   [B, V], written
- *   room     [step_room]
+ *   room     [step_room]: scratch space
  */
 void step(long threads, long apart, long cell, long weights, long lanes, long hidden, long depth,
           const layer *layers, const float *table, const int64_t *symbols, long vocabulary,

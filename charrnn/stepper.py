@@ -1,19 +1,18 @@
 """One character at a time on a CPU: the same recurrence, arranged for latency.
 
-A step of one character is a handful of matrix-vector products, each of which
-reads a matrix once: memory is the limit, and everything else is overhead. The lowest
-layer's input product, which can take only V values, is computed once and looked up.
+A step of one character is a handful of matrix-vector products, each of which reads a matrix
+once: it is limited by memory bandwidth, and everything else is overhead. The lowest layer's input
+product can take only V values, so it is computed once and looked up.
 
-A long text's steps are C, one call each (``steps``). Those of its first second, and all where
-nothing compiles, are numpy's, whose calls cost a fraction of torch's (but for some
-matrices on Intel's processors). There the logistic function is tanh at half the argument, so
-that one call of tanh serves all gates of a step.
-Several texts side by side turn the products into those of matrices, which oneDNN multiplies, with
-its weights packed once.
+Most steps of a long text run in C, one call each (``steps``). Those of the first second, and all
+of them if nothing compiles, run in numpy, whose calls cost a fraction of torch's (except for some
+matrices on Intel's processors). There the logistic function is computed from tanh of half the
+argument, so that one tanh call serves all gates of a step. With several texts side by side the
+products are matrix products, which go to oneDNN with the weights packed once.
 
-Smaller weights are read faster by C, where the processor multiplies them: bf16, or 8 bits a weight
-with one scale a row.
-``CharModel.forward`` is the readable twin that the tests hold this to.
+With bf16 weights, or int8 weights with one scale per row, C has less to read and is faster, if the
+processor multiplies them. ``CharModel.forward`` is the readable twin that the tests compare
+this with.
 
 Axis letters: B texts, V vocabulary, H hidden, G the stacked gates' rows; K a product's inner axis,
 N its columns.
@@ -42,18 +41,18 @@ Product = Callable[[Array], Array]
 
 
 class Stepper:
-    """Predicts the next character of B texts that grow by one character a step.
+    """Predicts the next character of B texts that grow by one character per step.
 
-    The first steps are made in numpy, all others by C: so a short text does not wait for a
+    The first steps run in numpy, all others in C: so a short text does not wait for a
     compiler, and a long one begins with the same characters as a short one.
 
     Args:
-        model: the one that predicts; its weights must stay as they are.
+        model: the model that predicts; its weights must not change.
         hidden: the state to start from, of B lanes.
-        weights: what the products read the weights in. C rounds a state before it is multiplied
-            with fewer bits, to bf16 or to 15 bits (above 1,024 units fewer); sums, and the states
-            that are carried on, stay in float32.
-        begun: numpy's steps with these weights up to this state, where it has made some.
+        weights: the precision of the weights in the products. With bf16 or int8 weights C also
+            rounds a state before the product, to bf16 or to 15 bits (fewer above 1,024 units);
+            sums, and the states that are carried on, stay in float32.
+        begun: a numpy stepper with these weights that is already at this state, if there is one.
     """
 
     def __init__(
@@ -86,13 +85,13 @@ class Stepper:
         return self._now.hidden()
 
     def keep(self, lanes: Sequence[int]) -> None:
-        """Go on with some of the texts alone, in this order."""
+        """Go on with some of the texts only, in this order."""
         hidden = take_lanes(self.hidden(), lanes)
         self._arrange(hidden, steps() if isinstance(self._now, CompiledStepper) else None)
 
     def _arrange(self, hidden: Hidden, compiled: Steps | None) -> None:
-        """Arrange the matrices anew, for numpy where there is no compiled step, from a state on."""
-        del self._now  # its matrices: there need not be room for both
+        """Arrange the matrices anew, for C or (None) for numpy, and go on from a state."""
+        del self._now  # free its matrices first: there may be no room for both
         if compiled is None:
             self._now = NumpyStepper(self._model, hidden, self._weights)
         else:
@@ -100,23 +99,23 @@ class Stepper:
 
 
 def _steps_in_numpy(model: CharModel, lanes: int) -> int:
-    """Return how many steps take numpy a second, by estimate.
+    """Return an estimate of how many steps numpy makes in a second.
 
-    C would have saved about half of it, which is what compiling takes: so nobody waits much longer
-    than had it been known how long the text becomes.
+    In that time C would have saved about half a second, which is what compiling takes. So nobody
+    waits much longer than if the text's length had been known beforehand.
     """
     weights = sum(weight.numel() for weight in model.parameters())
     return math.ceil(1 / (5e-5 + weights * (3e-11 + lanes * 1.5e-11)))
 
 
 class CompiledStepper:
-    """Steps of one call each; see ``Stepper``.
+    """Makes steps in C, one call each; see ``Stepper``.
 
     Args:
-        compiled: the step, in C.
-        model: the one that predicts.
-        hidden: the state to start from, which stays as it is.
-        weights: what the products read the weights in.
+        compiled: the step in C.
+        model: the model that predicts.
+        hidden: the state to start from, which is not changed.
+        weights: the precision of the weights in the products.
     """
 
     def __init__(
@@ -156,7 +155,7 @@ class CompiledStepper:
 
 
 class NumpyStepper:
-    """Steps in numpy; see ``Stepper``."""
+    """Makes steps in numpy; see ``Stepper``."""
 
     def __init__(self, model: CharModel, hidden: Hidden, weights: WeightsName) -> None:
         lanes = len(hidden[0][0])
@@ -172,7 +171,7 @@ class NumpyStepper:
         self._head_bias_V = _array(model.head.bias)
 
     def step(self, symbols_B: NDArray[np.integer]) -> Array:
-        """Read one more character of every text, and return logits_BV for the one after it."""
+        """Read one more character of every text, and return logits_BV for the next one."""
         gates_BG: Array = self._table_VG[symbols_B]
         for index, layer in enumerate(self._layers):
             if index:
@@ -195,7 +194,7 @@ class _Layer:
         self._width = cell.hidden
 
     def step(self, gates_BG: Array, state: list[Array]) -> list[Array]:
-        """Return the state after a step; ``gates_BG``, the input product, is used up."""
+        """Return the state after a step; ``gates_BG``, the input product, may be overwritten."""
         raise NotImplementedError
 
 
@@ -208,7 +207,7 @@ class _RNN(_Layer):
 class _LSTM(_Layer):
     def __init__(self, cell: Cell, lanes: int, weights: WeightsName) -> None:
         super().__init__(cell, lanes, weights)
-        # sigma(x) = tanh(x / 2) / 2 + 1 / 2; the third gate, the candidate, is a tanh itself.
+        # sigma(x) = tanh(x / 2) / 2 + 1 / 2; the third block, the candidate, is a plain tanh.
         self._halves_G = np.repeat(np.array([0.5, 0.5, 1, 0.5], np.float32), cell.hidden)
         self._rest_G = 1 - self._halves_G
 
@@ -262,7 +261,7 @@ def _blocks(gates_BG: Array, count: int, width: int) -> list[Array]:
 
 
 def _input_product(cell: Cell, lanes: int, weights: WeightsName) -> Product:
-    """Return the input product of a layer that reads another one's output, bias included."""
+    """Return the input product, bias included, of a layer above the lowest."""
     product = _product(cell.weight_input, lanes, weights)
     bias_G = _array(cell.bias)
 
@@ -275,13 +274,13 @@ def _input_product(cell: Cell, lanes: int, weights: WeightsName) -> Product:
 
 
 def _product(weight_NK: Tensor, lanes: int, weights: WeightsName) -> Product:
-    """Return the product with a matrix, made for being called many times on B lanes."""
-    # In float32, as a product of torch's in bf16 would round its sums, too.
+    """Return the product with a matrix, prepared to be called many times on B lanes."""
+    # In float32: torch's bf16 product would round the sums too.
     weight_NK = _rounded(weight_NK.detach().float().cpu().contiguous(), weights)
     if lanes == 1 and weight_NK.numel() in _FOR_MKL and vendor() == "GenuineIntel":
         return lambda x_BK: torch.mv(weight_NK, torch.from_numpy(x_BK[0])).numpy()[None]
     if lanes == 1:
-        # Views, transposed: the product reads the rows as they lie in memory.
+        # Transposed views: the product reads the rows in the order of memory.
         pieces = [piece_NK.numpy().T for piece_NK in weight_NK.chunk(_pieces(weight_NK.numel()))]
         if len(pieces) > 1:
             return lambda x_BK: np.concatenate([x_BK @ piece_KN for piece_KN in pieces], axis=1)
@@ -292,30 +291,31 @@ def _product(weight_NK: Tensor, lanes: int, weights: WeightsName) -> Product:
 
 
 _MANY = 1 << 30
-"""Time steps: packing the weights pays."""
+"""Number of time steps, large enough that packing the weights pays off."""
 
 
 _FOR_MKL = range(1 << 17, 1 << 19)
-"""Sizes of a matrix that numpy's OpenBLAS leaves to one thread though two are twice as fast on
-Intel's processors. MKL, behind torch's product, has two there, and one half as fast as OpenBLAS's
-on others; a call costs more, so that below and above numpy is the faster one."""
+"""Sizes of matrices that torch multiplies faster on Intel's processors: numpy's OpenBLAS uses one
+thread (below 460,800 weights), torch's MKL two. Outside this range numpy is faster, because its
+calls cost less. On other processors MKL uses one thread, at half of OpenBLAS's speed."""
 
 
 def _pieces(weights: int) -> int:
-    """Return how many products a matrix's is made of, so that one thread makes it."""
+    """Return into how many products to split a matrix's so that one thread computes it."""
     return -(-weights // (_SHARED - 1)) if weights <= _ALONE else 1
 
 
 _SHARED = 460_800
-"""From so many weights on numpy's OpenBLAS shares a product among threads."""
+"""Fewest weights for which numpy's OpenBLAS shares a product among threads."""
 
 _ALONE = 700_000
-"""Up to so many that gains a fifth of a step where nothing else runs, and costs most of it where
-something does, because threads wait for each other in every product: so one thread has it all."""
+"""Most weights of a matrix that is left to one thread. Up to this size sharing saves a fifth of a
+step on a quiet machine, but makes it two to three times as slow on a busy one, because threads wait
+for each other in every product."""
 
 
 def _rounded(weight_NK: Tensor, weights: WeightsName) -> Tensor:
-    """Return a matrix as it is after it was written in fewer bits, in float32."""
+    """Return a float32 matrix with its weights rounded to this precision."""
     if weights == "int8":
         whole_NK, scale_N = _in_8_bits(weight_NK)
         return whole_NK * scale_N[:, None]
@@ -323,9 +323,9 @@ def _rounded(weight_NK: Tensor, weights: WeightsName) -> Tensor:
 
 
 def _in_8_bits(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a matrix in 8 bits a weight, and what each row of it is to be multiplied by.
+    """Return a matrix in int8, and each row's scale.
 
-    Every weight is off by half of 1/127 of the largest of its row at most.
+    The error of a weight is at most half of 1/127 of the row's largest absolute weight.
     """
     scale_N = weight_NK.abs().amax(1).clamp(min=127 * torch.finfo(torch.float32).tiny) / 127
     return (weight_NK / scale_N[:, None]).round().to(torch.int8), scale_N

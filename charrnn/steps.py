@@ -1,4 +1,4 @@
-"""``step.c``, on tensors: a character more of texts that grow side by side, in one call.
+"""``step.c``, called with tensors: one more character of several texts, in one call.
 
 Axis letters: B texts, V vocabulary, H hidden, G gates, stacked as rows; K a product's inner axis,
 N its columns.
@@ -21,31 +21,34 @@ from charrnn.compiler import LEAST_LANES, Library, argument, compiled, refuse_mi
 from charrnn.config import CELL_NAMES, CellName
 
 Step = Callable[[NDArray[np.integer]], NDArray[np.float32]]
-"""Reads one more character of every text, symbols_B, and returns logits_BV for the one after it."""
+"""Reads one more character of every text, symbols_B, and returns logits_BV for the next one."""
 
 _TYPES = (torch.float32, torch.bfloat16, torch.int8)
-"""What matrices are made of, in the order in which ``products.h`` counts them."""
+"""Types of a matrix, in the order of the enum in ``products.h``."""
 
 _LEAST_BYTES = 1 << 21
-"""Fewest bytes of matrices that are worth a thread where threads wait for each other: half of it is
-faster on a quiet machine, and on a busy one ten times as slow as one thread."""
+"""Fewest bytes of matrices that are worth a thread where threads wait for each other. Half as many
+would be faster on a quiet machine, but on a busy one ten times as slow as a single thread."""
 
 
 class Layer(NamedTuple):
-    """A layer, in the order of ``step.c``'s; its matrices as ``Steps.matrix`` returns them."""
+    """A layer, with its fields in the order of ``step.c``'s struct.
+
+    Its matrices are in the form that ``Steps.matrix`` returns.
+    """
 
     inputs: Tensor | None
-    """W; the lowest layer has none."""
+    """W; None in the lowest layer."""
     recurrent: Tensor
     """U."""
     bias_G: Tensor | None
-    """b; the lowest layer has none."""
+    """b; None in the lowest layer."""
     second_bias_H: Tensor | None
-    """A GRU's."""
+    """A GRU's second bias; else None."""
     h_BH: Tensor
-    """A step replaces what it holds, and ``c_BH``."""
+    """The state, which a step overwrites."""
     c_BH: Tensor | None = None
-    """An LSTM's."""
+    """An LSTM's cell, which a step overwrites; else None."""
 
 
 class Steps(Library):
@@ -59,11 +62,11 @@ class Steps(Library):
         library.step_room.restype = ctypes.c_long
 
     def matrix(self, weight_NK: Tensor, scale_N: Tensor | None = None) -> Tensor:
-        """Return a matrix as ``step.c`` reads it.
+        """Return a matrix in the layout that ``step.c`` reads.
 
         Args:
-            weight_NK: float32; or bf16 or int8, where the processor multiplies that.
-            scale_N: What the rows of int8 are in units of, float32.
+            weight_NK: float32; or bf16 or int8, if the processor multiplies that.
+            scale_N: The scale of each row, float32; only with int8.
         """
         panels = self._panels(weight_NK.t())
         if scale_N is None:
@@ -82,11 +85,11 @@ class Steps(Library):
         """Return the step of a model.
 
         Args:
-            cell: What all layers are.
-            layers: The lowest one first.
+            cell: The type of all layers.
+            layers: The layers, the lowest one first.
             table_VG: W x + b of the lowest layer, for every symbol.
-            head: A matrix of the type of all others.
-            head_bias_V: Its bias.
+            head: The head's matrix, in the same type as all others.
+            head_bias_V: The head's bias.
         """
         lanes, hidden = layers[0].h_BH.shape
         matrices = [
@@ -113,7 +116,7 @@ class Steps(Library):
         run = partial(self._library.step, *arguments)
         read_B, written_BV = symbols_B.numpy(), logits_BV.numpy()
 
-        # Held: what C has the addresses of.
+        # held: keeps alive the tensors whose addresses C has.
         def step(next_B: NDArray[np.integer], held: object = (fields, rest)) -> NDArray[np.float32]:
             read_B[:] = next_B
             run()
@@ -123,14 +126,15 @@ class Steps(Library):
 
 
 def _threads_for(lanes: int, nbytes: int, most: int) -> tuple[int, bool]:
-    """Return how many threads make a step, and whether each has lanes of its own.
+    """Return how many threads make a step, and whether each has its own lanes.
 
-    Those need not wait for each other; they share the units where that employs more of them.
+    Threads with their own lanes need not wait for each other. Where sharing out the units
+    makes use of more threads, they do that instead.
 
     Args:
-        lanes: texts side by side.
-        nbytes: of the matrices.
-        most: threads that there are.
+        lanes: how many texts there are.
+        nbytes: the size of all matrices.
+        most: how many threads there are.
     """
     by_lanes, by_units = lanes // LEAST_LANES, nbytes // _LEAST_BYTES
     apart = by_lanes >= 2 and by_lanes >= min(most, by_units)
@@ -138,5 +142,5 @@ def _threads_for(lanes: int, nbytes: int, most: int) -> tuple[int, bool]:
 
 
 def steps() -> Steps | None:
-    """Return the compiled step, or None where there is no compiler for it."""
+    """Return the compiled step, or None if it cannot be compiled here."""
     return compiled(Steps)
