@@ -7,7 +7,7 @@ import sys
 def main() -> None:
     """Run the command line.
 
-    Ctrl-C while that is imported ends the program without a word; then ``cli.main`` answers it.
+    Ctrl-C during the imports ends the program silently; after them, ``cli.main`` handles it.
     """
     if sys.platform == "win32":
         sys.exit("charrnn: Windows lacks what it needs: use it in WSL (README.md)")

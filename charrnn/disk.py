@@ -1,4 +1,4 @@
-"""Files on disk: they appear whole or not at all, and every refusal is one line.
+"""Write files atomically, and turn every refusal of the system into a one-line error.
 
 A file is written under a temporary name and renamed once it is on disk.
 """
@@ -19,20 +19,20 @@ from typing import Any
 from charrnn.errors import RunFolderError
 from charrnn.wording import reason, shown
 
-#: What a disk, or a user's share of it, refuses with that is full.
+#: Errors of a full disk, an exhausted quota or a file-size limit.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
-#: What a file is called until it is whole, as ``_temporary`` gives it.
+#: A file's name until it is complete, as ``_temporary`` makes it.
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
 
 
 @contextmanager
 def refusals(path: Path, what: str) -> Iterator[None]:
-    """Turn an operating system's refusal into one line.
+    """Turn an ``OSError`` into a one-line ``RunFolderError``.
 
     Args:
-        path: of what it refused to do something with.
-        what: could not be done.
+        path: the file or folder concerned.
+        what: what could not be done.
 
     Raises:
         RunFolderError: the operating system refused a step (disk full, no permission).
@@ -45,12 +45,12 @@ def refusals(path: Path, what: str) -> Iterator[None]:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is something at a path.
+    """Whether a path exists.
 
-    ``Path.exists`` says no to what may not be looked at, too, from Python 3.14 on.
+    From Python 3.14 on, ``Path.exists`` returns False also where access is denied.
 
     Raises:
-        OSError: it may not be looked at, or cannot be.
+        OSError: access is denied, or the check fails.
     """
     try:
         path.stat()
@@ -60,16 +60,16 @@ def exists(path: Path) -> bool:
 
 
 def followed(path: Path) -> Path:
-    """Return where a path leads through links; one that leads round in a circle stays itself.
+    """Return a path with its links resolved; a link in a loop stays as it is.
 
-    ``Path.resolve`` raises a RuntimeError for that before Python 3.13.
+    ``Path.resolve`` raises a RuntimeError for a loop before Python 3.13.
     """
     return Path(os.path.realpath(path))
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[int]:
-    """Yield a file descriptor as ``becoming`` does; every refusal is one line.
+    """Yield a file descriptor as ``becoming`` does; every refusal becomes a RunFolderError.
 
     Raises:
         RunFolderError: the operating system refused a step (disk full, no permission).
@@ -85,17 +85,17 @@ def becoming(
     """Yield a file descriptor whose bytes become ``path`` all at once.
 
     The bytes go to a temporary file in the same folder. When the block ends
-    they are brought to disk, the file takes its name, and the name is brought
-    to disk: a reader, or the next boot, finds the old file or the new one,
+    they are flushed to disk, the file is renamed, and the folder is flushed
+    too: a reader, or the next boot, finds the old file or the new one,
     whole. When anything fails the temporary is removed and the old file stays.
     Permissions follow the umask.
 
     Args:
-        path: what they become.
-        called: is told the temporary's name.
+        path: the file's final name.
+        called: called with the temporary file's path.
 
     Raises:
-        OSError: the operating system refused a step, or what the block did fails so.
+        OSError: the operating system refused a step, or the block raised it.
     """
     temporary = _temporary(path)
     fd = _create(temporary)
@@ -115,10 +115,10 @@ def becoming(
 
 
 def check_replaceable(path: Path) -> None:
-    """See that ``replacing(path)`` could begin, before long work for what is written then.
+    """Check that ``replacing(path)`` could begin, before the long work whose result it saves.
 
     Raises:
-        RunFolderError: the folder is missing or not writable, or ``path`` is there and no file.
+        RunFolderError: the folder is missing or not writable, or ``path`` is not a regular file.
     """
     if path.exists() and not path.is_file():
         raise RunFolderError(
@@ -140,9 +140,9 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text in utf-8; the file appears, or changes, whole or not at all.
+    """Write a text in utf-8; the file is replaced as a whole or not at all.
 
-    What is not a character, as in a file's name that is not utf-8, is escaped as JSON escapes it.
+    Lone surrogates, as in a file name that is not utf-8, are escaped as in JSON.
 
     Raises:
         RunFolderError: disk full or the like.
@@ -152,13 +152,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def unfinished(name: str) -> tuple[str, int] | None:
-    """Return what a temporary was to be called, and its process's number; None if it is not one."""
+    """Return a temporary file's final name and process id; None for any other name."""
     match = _TEMPORARY.fullmatch(name)
     return (match["name"], int(match["pid"])) if match else None
 
 
 def _temporary(path: Path) -> Path:
-    """Return what a file is called until it is whole; ``unfinished`` knows it by this name."""
+    """Return a file's name until it is complete, which ``unfinished`` recognises."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
@@ -167,7 +167,7 @@ def _create(path: Path) -> int:
 
 
 def sync(fd: int) -> None:
-    """Bring an open file to disk: on macOS out of the drive's cache too, where fsync leaves it."""
+    """Flush an open file to disk; on macOS, fsync alone leaves it in the drive's cache."""
     os.fsync(fd)
     if (full := getattr(fcntl, "F_FULLFSYNC", None)) is not None:
         with suppress(OSError):  # not all file systems know it
@@ -175,10 +175,10 @@ def sync(fd: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's names to disk, where that can be done.
+    """Flush a folder's entries to disk, where that is possible.
 
-    Some network file systems cannot sync a folder, and one that may not be listed cannot be
-    opened: there a rename is as durable as it gets.
+    Some network file systems cannot sync a folder, and an unreadable folder cannot be opened:
+    there a rename is as durable as it gets.
 
     Raises:
         OSError: the disk failed, or is full.

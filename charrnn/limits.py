@@ -1,7 +1,7 @@
-"""What of the machine this process may have: memory and processor time.
+"""How much of the machine this process may use: memory and processor time.
 
-A container, a scheduler or systemd may allow less than there is, by control groups. Each of these
-is in another one, and all of them count.
+A container, a scheduler or systemd may allow less than the machine has, through control groups.
+Groups are nested, and the limits of all of them apply.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ from pathlib import Path
 
 
 def memory_bytes(root: Path = Path("/")) -> int:
-    """Return the memory that processes here can have, in bytes.
+    """Return the most memory that this process may use, in bytes.
 
     Args:
-        root: where Linux shows the limits, below ``proc`` and ``sys``.
+        root: the folder of ``proc`` and ``sys``, where Linux shows the limits.
     """
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for group in _groups("memory", root):
         for name in ("memory.max", "memory.limit_in_bytes"):
-            # There is no such file, or it says "max".
+            # The file does not exist, or says "max".
             with suppress(OSError, ValueError):
                 limits.append(int((group / name).read_text(encoding="utf-8")))
     return min(limits)
 
 
 def allowed_cores(root: Path = Path("/")) -> int | None:
-    """Return how many cores the processor time allowed here keeps busy; None: all that there are.
+    """Return how many cores the allowed processor time keeps busy; None: all that there are.
 
-    Rounded down, as a thread that has to wait for its time holds up all the others; at least 1.
+    Rounded down, as a thread that waits for processor time holds up all the others; at least 1.
 
     Args:
-        root: where Linux shows the limits, below ``proc`` and ``sys``.
+        root: the folder of ``proc`` and ``sys``, where Linux shows the limits.
     """
     limits = []
     for group in _groups("cpu", root):
         for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
-            # There is no such file, or it says "max", or -1.
+            # The file does not exist, or says "max", or -1.
             with suppress(OSError, ValueError):
                 said = " ".join((group / name).read_text(encoding="utf-8") for name in names)
                 quota, period = map(int, said.split())
@@ -46,15 +46,15 @@ def allowed_cores(root: Path = Path("/")) -> int | None:
                     limits.append(max(1, quota // period))
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     least = min(limits, default=None)
-    # As many as there are is no limit: torch leaves out those that are one core's second thread.
+    # A limit that allows all cores is none: left alone, torch skips each core's second thread.
     return None if least is None or (there is not None and least >= there) else least
 
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:
-    """Yield the folders of the control groups that this process is in, of version 2 and 1.
+    """Yield the folders of this process's control groups, versions 2 and 1.
 
-    In a container the outermost may be its own, and the path that names it that of the host, which
-    is not there.
+    In a container the mounted root may be the container's own group, while ``/proc`` names the
+    group's path on the host, which does not exist here.
     """
     mount = root / "sys/fs/cgroup"
     lines = ["0::/", f"1:{controller}:/"]

@@ -1,4 +1,4 @@
-"""What a message needs: any text as a terminal or a shell can take it, numbers in words."""
+"""Helpers for messages: text made safe for a terminal or a shell, and numbers in words."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-#: Categories of characters that a terminal acts on, or that no output can encode.
+#: Unicode categories of characters that control a terminal, or cannot be encoded.
 STEERING = frozenset({"Cc", "Cs", "Zl", "Zp"})
-#: Embeddings, overrides and isolates of direction, and annotations.
+#: Bidirectional embeddings, overrides and isolates, and interlinear annotations.
 REORDERING = frozenset(
     map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x2070), *range(0xFFF9, 0xFFFC)))
 )
-#: Letters that are drawn onto the one before, as marks are, or not at all: the vowels, finals and
-#: fillers of Korean that is spelled out, and Braille's blank.
+#: Characters that are not marks, yet combine with the one before or are invisible: conjoining
+#: Korean vowels and finals, Korean fillers, and the Braille blank.
 UNSEEN = frozenset(
     map(chr, (*range(0x115F, 0x1200), *range(0xD7B0, 0xD800), 0x2800, 0x3164, 0xFFA0))
 )
-#: Classes of direction of the letters that run from right to left, and of their numerals.
+#: Bidirectional classes of right-to-left letters and numerals.
 RIGHT_TO_LEFT = frozenset({"R", "AL", "AN"})
 
 
 def joined(words: Sequence[str], last: str) -> str:
-    """Return words as a sentence has them.
+    """Return words as a list within a sentence, with ``last`` before the final one.
 
     >>> joined(["a", "b", "c"], "or")
     'a, b or c'
@@ -33,16 +33,16 @@ def joined(words: Sequence[str], last: str) -> str:
 
 
 def shown(name: object) -> str:
-    """Return a path, or what else somebody has named, fit for one line of a message."""
+    """Return a path, or another name from the user, fit for a one-line message."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(name))
 
 
 def printable(text: str) -> str:
-    r"""Return text that cannot steer a terminal: what controls it is shown as U+FFFD.
+    r"""Return text that cannot control a terminal: control characters become U+FFFD.
 
-    So is what turns the direction of all that follows. Line feeds, tabs, spaces of every width
-    and the joiners that many scripts are written with stay; a carriage return before a line
-    feed says nothing more and goes.
+    So do characters that change the direction of the text after them. Line feeds, tabs, spaces
+    of every width and the joiners that many scripts need stay; a carriage return before a line
+    feed is dropped.
 
     >>> printable("a\x1b[2Jb\r\n")
     'a\ufffd[2Jb\n'
@@ -54,10 +54,10 @@ def printable(text: str) -> str:
 
 
 def quoted(character: str) -> str:
-    r"""Return a character between quotes, fit for a list of them.
+    r"""Return a character in quotes, fit for a list of them.
 
-    As an escape, besides what ``repr`` has as one: a mark, or what else would be drawn onto the
-    quote or not at all, and a letter from right to left, which would turn the list around.
+    Besides what ``repr`` escapes, marks and other characters that would be drawn onto the quote
+    or not at all are escaped, and right-to-left letters, which would reverse the list.
 
     >>> print(quoted("é"), quoted("\u0301"), quoted("\u1161"), quoted("\u05d0"))
     'é' '\u0301' '\u1161' '\u05d0'
@@ -68,7 +68,7 @@ def quoted(character: str) -> str:
 
 
 def is_drawn_onto(character: str) -> bool:
-    """Whether a character is drawn onto the one before, as marks are, or not at all."""
+    """Whether a character combines with the one before, as a mark does, or is invisible."""
     return character in UNSEEN or unicodedata.category(character).startswith("M")
 
 
@@ -77,7 +77,7 @@ def _steers(character: str) -> bool:
 
 
 def flag(field: str) -> str:
-    """Return what sets a field of an option's name on the command line.
+    """Return the command-line flag that sets a field.
 
     >>> flag("clip_norm")
     '--clip-norm'
@@ -86,9 +86,9 @@ def flag(field: str) -> str:
 
 
 def command_line(words: Iterable[str | Path]) -> str:
-    r"""Return the line that runs a command; what cannot be shown is as bash reads it.
+    r"""Return a command to paste into a shell; unprintable words are in bash's $'...' form.
 
-    A path that begins with a dash is given so that it is no option.
+    A path that begins with a dash gets a ``./``, so that it is not taken for an option.
 
     >>> print(command_line(["charrnn", "sample", "my run", "caf\udce9", Path("-run")]))
     charrnn sample 'my run' $'caf\xe9' ./-run
@@ -97,7 +97,7 @@ def command_line(words: Iterable[str | Path]) -> str:
 
 
 def _pasted(word: str | Path) -> str:
-    """Return a word as a shell reads it."""
+    """Return a word quoted for the shell."""
     plain = str(word)
     if isinstance(word, Path) and plain.startswith("-"):
         plain = f"./{plain}"
@@ -105,7 +105,7 @@ def _pasted(word: str | Path) -> str:
 
 
 def _escaped(character: str) -> str:
-    """Return a character as it stands between $' and '."""
+    """Return a character as it is written between $' and '."""
     if character in "\\'":
         return "\\" + character
     if character.isprintable():
@@ -114,24 +114,24 @@ def _escaped(character: str) -> str:
 
 
 def reason(error: OSError) -> str:
-    """Return in words why the operating system refused."""
+    """Return the operating system's reason for an error, in words."""
     return error.strerror or type(error).__name__
 
 
 def counted(number: float, noun: str) -> str:
-    """Return how many there are of something.
+    """Return a number with its noun, in the plural where needed.
 
     >>> counted(1, "lane"), counted(5326.0, "epoch"), counted(0.5, "minute")
     ('1 lane', '5,326 epochs', '0.5 minutes')
     """
-    # Floats above this do not hold every whole number.
+    # Above 2**53, floats cannot represent every whole number.
     is_whole = number == int(number) and abs(number) < 2**53
     figure = f"{int(number):,}" if is_whole or isinstance(number, int) else f"{number:,.10g}"
     return f"{figure} {noun}{'' if number == 1 else 's'}"
 
 
 def significant(value: float, digits: int) -> str:
-    """Return a number to so many significant digits, as exact as those above and below it.
+    """Return a number to ``digits`` significant digits, but with all those before the point.
 
     >>> significant(0.2, 2), significant(54.2, 3), significant(1234.5, 3), significant(999.7, 3)
     ('0.20', '54.2', '1,234', '1,000')
@@ -156,5 +156,5 @@ def duration(seconds: float) -> str:
 
 
 def cut_word(scale_norm: float | None) -> str:
-    """Return what happens to a gradient that is made smaller, by the norm all are scaled to."""
+    """Return the word for shrinking a gradient, given the norm that all are scaled to, if any."""
     return "clipped" if scale_norm is None else "scaled down"
