@@ -1,10 +1,10 @@
-"""Files become text: the scan by blocks, the split, the fingerprint.
+"""Turn files into text: the scan by blocks, the split, the fingerprint.
 
 A corpus may be larger than memory, so nothing here ever holds a whole text.
 ``scan`` reads every file once, by blocks: it decodes them, counts characters
-and code points, hashes the bytes, and notes where each block begins in bytes
-and in characters together with the decoder's state there. That index is what
-lets a ``Part`` start at any character by reading from the block before it.
+by code point, hashes the bytes, and notes where each block begins in bytes
+and in characters, with the decoder's state there. With that index, a
+``Part`` can start at any character by reading from the block before it.
 
 Text is read with ``read``, never mapped: a mapping of a file that shrinks
 kills the process. Every later read compares the file with what the scan saw.
@@ -36,9 +36,9 @@ from charrnn.wording import reason, shown
 #: their temporary arrays fragment the heap: the scan of 1.3 GB of C left it 10 MB larger with
 #: 1 << 17, 17 MB with 1 << 18, 55 MB with 1 << 20.
 BLOCK_BYTES = 1 << 17
-#: Bytes of a file's beginning by which it is known what it is.
+#: Bytes at a file's beginning that tell what kind of file it is.
 _HEAD = 8
-#: Hexadecimal digits by which a file's bytes are known again.
+#: Hexadecimal digits of a file's digest.
 DIGEST = 16
 
 
@@ -48,13 +48,13 @@ class _Block(NamedTuple):
     characters: int
     """Characters of the file before this entry."""
     offset: int
-    """Byte offset in the file at which to go on reading."""
+    """Byte offset in the file at which to continue reading."""
     state: State
-    """The decoder's state there; its first item holds bytes of a character cut in two."""
+    """The decoder's state there; its first item holds the bytes of an incomplete character."""
 
 
 class _Identity(NamedTuple):
-    """What tells that a file is still the one that was scanned."""
+    """What shows that a file is still the one that was scanned."""
 
     device: int
     inode: int
@@ -79,18 +79,18 @@ class TextFile:
     mark: int
     """Bytes of the byte order mark at its beginning, which are not text."""
     digest: str
-    """The first ``DIGEST`` hexadecimal digits of its bytes' SHA-256: the same text goes by the
-    same one, whatever it is called and whatever it is beside."""
+    """The first ``DIGEST`` hexadecimal digits of its bytes' SHA-256: the same for the same text,
+    whatever the file is called and wherever it lies."""
     ends_line: bool
     """Whether its last character is a line break, or there is none."""
     blocks: tuple[_Block, ...] = field(repr=False)
     """The seek index; the last entry is the file's end."""
     identity: _Identity = field(repr=False, compare=False)
-    """As the scan found it, or as it was last with the same bytes."""
+    """As the scan found it, or as it was when its bytes were last found to be the same."""
 
     @property
     def stop(self) -> int:
-        """Characters of the corpus up to this file's end."""
+        """Characters of the corpus up to the end of this file."""
         return self.start + self.characters
 
     def read(self, offset: int, count: int) -> bytes:
@@ -98,8 +98,8 @@ class TextFile:
 
         The file is opened anew each time: that costs some 10 microseconds, keeps a run
         with thousands of lanes from running out of file handles, and makes the check see
-        a file that was replaced under its name. One that was only touched, or replaced by its
-        copy, is known again by its bytes.
+        a file that was replaced under its name. One that was only touched, or replaced by a
+        copy, is recognised by its bytes.
 
         Raises:
             CorpusError: the file is gone, unreadable, or changed since the scan.
@@ -118,28 +118,28 @@ class TextFile:
         return data
 
     def _read(self, offset: int, count: int) -> tuple[bytes, _Identity]:
-        """Return bytes of the file that now has its name, and which one that is."""
+        """Return bytes of the file now at this path, and its identity."""
         with self.path.open("rb", buffering=0) as stream:
             stream.seek(offset)
             data = stream.read(count)
-            # One call may give less, of a file on a network for one.
+            # One call may return less, for example from a network file system.
             while len(data) < count and (more := stream.read(count - len(data))):
                 data += more
             return data, _Identity.of(os.fstat(stream.fileno()))
 
     def _know_again(self) -> None:
-        """Take the file that now has its name for this one if it has the same bytes."""
+        """Accept the file now at this path as this one if it has the same bytes."""
         with self.path.open("rb", buffering=0) as stream:
             found = _Identity.of(os.fstat(stream.fileno()))
             if found.size != self.size:
                 return
             digest = hashlib.file_digest(stream, "sha256").hexdigest()[:DIGEST]
             if digest == self.digest:
-                # The text is the same as ever: only where its bytes lie is another.
+                # Harmless on a frozen object: the text is the same, only the file differs.
                 object.__setattr__(self, "identity", found)
 
     def _changed_to(self, found: _Identity) -> CorpusError:
-        """Return what is said where the file is another now."""
+        """Return the error for a file that is no longer as it was scanned."""
         then = self.identity
         if found.size != self.size:
             verb = "shrank" if found.size < self.size else "grew"
@@ -151,11 +151,11 @@ class TextFile:
         return self.changed(change)
 
     def changed(self, change: str = "changed") -> CorpusError:
-        """Return what is said where the file is another now.
+        """Return the error for a file that is no longer as it was scanned.
 
         Args:
-            change: how it shows; "changed": by its bytes alone, which is possible only where a file
-                system keeps no exact times of change.
+            change: what happened to it; "changed" where only its bytes show it, which can happen
+                only on a file system without exact modification times.
         """
         return CorpusError(
             f"{shown(self.path)} {change} since it was scanned: "
@@ -163,7 +163,7 @@ class TextFile:
         )
 
     def is_one_byte_each(self, number: int) -> bool:
-        """Whether the characters from index entry ``number`` to the next take a byte each."""
+        """Whether the characters from index entry ``number`` to the next take one byte each."""
         block, end = self.blocks[number], self.blocks[number + 1]
         return end.offset - block.offset == end.characters - block.characters and not block.state[0]
 
@@ -179,7 +179,7 @@ class TextFile:
             return self.mark
         if characters == self.characters:
             return self.size
-        # The last entry with fewer characters before it, so that at least one is asked of it.
+        # The last entry with fewer characters before it, so that at least one comes from its block.
         number = bisect_left(self.blocks, characters, key=lambda block: block.characters) - 1
         block, end = self.blocks[number], self.blocks[number + 1]
         data = self.read(block.offset, end.offset - block.offset)
@@ -199,7 +199,7 @@ class TextFile:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Some files, scanned once and joined in order with nothing between them."""
+    """Files, scanned once and joined in order with nothing between them."""
 
     files: tuple[TextFile, ...] = field(repr=False)
     encoding: str
@@ -208,9 +208,9 @@ class Corpus:
     fingerprint: str
     """SHA-256, in hexadecimal, of the files' bytes one after another: what ``cat FILES |
     sha256sum`` prints, unless a later file begins with a byte order mark. Names and dates do not
-    count."""
+    matter."""
     notes: tuple[str, ...]
-    """Sentences for the user: files left out, byte order marks, files that run into the next."""
+    """Notes for the user: files left out, byte order marks, files that run into the next."""
     counts: Mapping[int, int] = field(repr=False, compare=False)
     """Code point -> occurrences in the whole text."""
 
@@ -257,33 +257,34 @@ class Part:
         return Part(self.corpus, self.start + 1, self.stop)
 
     def first(self, characters: int) -> Part:
-        """Return the beginning, at most so many characters of it."""
+        """Return the beginning, at most ``characters`` long."""
         return Part(self.corpus, self.start, min(self.stop, self.start + characters))
 
     def last(self, characters: int) -> Part:
-        """Return the end, at most so many characters of it."""
+        """Return the end, at most ``characters`` long."""
         return Part(self.corpus, max(self.start, self.stop - characters), self.stop)
 
     @property
     def bytes(self) -> int:
-        """Encoded size of the stretch: the bytes that its characters take in the files.
+        """Encoded size: the bytes that the characters take in the files.
 
-        Read from them at its ends; errors as in ``codes``.
+        Reads the files at both ends of the part; errors as in ``codes``.
         """
         return sum(stop - start for _, start, stop in self._stretches())
 
     def encoded(self, *, block_bytes: int = BLOCK_BYTES) -> Iterator[builtins.bytes]:
         """Yield the bytes that the characters take in the files; errors as in ``codes``.
 
-        Encoded anew they might be others, or none: many encodings have several ways to write
-        a text, and some characters that are read from them cannot be written by Python.
+        Encoding the characters again could give other bytes, or fail: many encodings have
+        several byte sequences for one text, and Python cannot encode every character that it
+        decodes.
         """
         for file, start, stop in self._stretches():
             for offset in range(start, stop, block_bytes):
                 yield file.read(offset, min(block_bytes, stop - offset))
 
     def _stretches(self) -> Iterator[tuple[TextFile, int, int]]:
-        """Yield each file of the part, the first byte of it, and the one after its last."""
+        """Yield each file of the part, with its first byte's offset and the one after its last."""
         encoding = self.corpus.encoding
         for file in self.corpus.files:
             start, stop = max(self.start, file.start), min(self.stop, file.stop)
@@ -292,7 +293,7 @@ class Part:
                 yield file, first, file.byte_of(stop - file.start, encoding)
 
     def is_same_as(self, other: Part) -> bool:
-        """Whether both are the same bytes of the same text, in whatever encoding they are read.
+        """Whether both are the same bytes of the same text, even if read in different encodings.
 
         Errors as in ``codes``.
         """
@@ -309,8 +310,8 @@ class Part:
         """Yield the code points of the part, in order, block by block.
 
         Args:
-            start: character of the part to begin at; what lies before it is not read,
-                but for less than one block of the seek index.
+            start: character of the part to begin at; of what lies before it, less than
+                one block of the seek index is read.
             block_bytes: bytes read at a time.
 
         Yields:
@@ -329,7 +330,7 @@ class Part:
             if position < stop:
                 cursor = _Cursor(file, self.corpus.encoding, position)
                 while cursor.position < stop:
-                    # Not through a variable: a suspended generator should hold no block.
+                    # Not through a variable: a suspended generator should not keep a block alive.
                     yield cursor.read(block_bytes, stop)
                 position = stop
             if position == self.stop:
@@ -343,8 +344,8 @@ class Part:
     def counts(self) -> dict[int, int]:
         """Return code point -> occurrences.
 
-        Reads whichever is smaller, the part or the rest of the corpus, whose counts
-        are then taken from the whole's; errors as in ``codes``.
+        Reads the smaller of the part and the rest of the corpus; the rest's counts are
+        subtracted from the whole's. Errors as in ``codes``.
         """
         if 2 * self.characters <= self.corpus.characters:
             return _as_dict(_count(self))
@@ -354,7 +355,7 @@ class Part:
         counts = dict(self.corpus.counts)
         for code, count in _as_dict(rest).items():
             counts[code] = counts.get(code, 0) - count
-            if counts[code] < 0:  # of one of the files; which one does not show
+            if counts[code] < 0:  # a file changed; which one is unknown
                 raise self.corpus.files[-1].changed()
         return {code: count for code, count in counts.items() if count}
 
@@ -368,21 +369,21 @@ class Split(NamedTuple):
 
 
 def exact(share: float) -> Fraction:
-    """Return a share as it is written in decimal: in binary 1 - 0.1 - 0.2 is not 0.7."""
+    """Return a share as an exact decimal fraction: in floats 1 - 0.1 - 0.2 is not 0.7."""
     return Fraction(repr(float(share)))
 
 
 def split(corpus: Corpus, valid_share: float = 0.1, test_share: float = 0.0) -> Split:
     """Cut a corpus into a training part, a validation part and a test part, in this order.
 
-    The borders are the shares as they are written in decimal, rounded down: of 1,115,394
+    The borders are computed exactly from the decimal shares and rounded down: of 1,115,394
     characters, 0.1 leaves 1,003,854 for training. A held-out part of fewer than two
     characters has nothing to predict and is None.
 
     Args:
-        corpus: to cut.
-        valid_share: of its characters, as ``TextChoices`` allows it.
-        test_share: the same of the test part.
+        corpus: the corpus to cut.
+        valid_share: share of its characters for validation, as ``TextChoices`` allows it.
+        test_share: share for the test part.
     """
     valid, test = exact(valid_share), exact(test_share)
     total = corpus.characters
@@ -405,7 +406,7 @@ def scan(
 ) -> Corpus:
     """Read every file once and return the corpus.
 
-    Files named themselves must be text in this encoding; in folders and among the
+    Files named directly must be text in this encoding; in folders and among the
     matches of a pattern, those that are not are left out, and a note says so.
 
     Args:
@@ -426,8 +427,8 @@ def scan(
     skipped: dict[Path, NotTextError] = {}
     characters = 0
     for path in found.files:
-        # The hashes and the counts of a file that turns out not to be text are thrown away. The
-        # hash of the first file that is not empty is that of all so far.
+        # Copies, because the hashes and counts of a file that is not text are thrown away. For
+        # the first file that is not empty, its own hash and the corpus's are the same.
         is_later = any(file.size for file in files)
         hashers = [hasher.copy(), *([hashlib.sha256()] if is_later else [])]
         try:
@@ -463,7 +464,7 @@ def _scan_file(
 ) -> tuple[TextFile, NDArray[np.int64]]:
     """Read one file for ``scan``; return it with its counts by code point.
 
-    All hashers get its bytes; the last one has no others.
+    All hashers get its bytes; the last one gets only these.
     """
     decoder = Decoder(encoding)
     counts = np.zeros(0, np.int64)
@@ -480,17 +481,17 @@ def _scan_file(
                     "of no known size",
                 )
             mark = byte_order_mark(head, encoding)
-            decoder.decode(mark, final=False)  # what it says of the byte order stays in the state
+            decoder.decode(mark, final=False)  # the state remembers the byte order
             hashers[-1].update(mark)
             if mark and len(hashers) > 1:
-                # Where files meet, a mark is dropped that within one is text: of files put
-                # together beforehand the hash is to be another.
+                # A mark between files is dropped, but within a file it is text: files joined
+                # beforehand are a different text and must have a different hash.
                 hashers[0].update(hashlib.sha256(mark).digest())
             offset = stream.seek(len(mark))
             while True:
                 state = decoder.state()
                 blocks.append(_Block(characters, offset, state))
-                # No further than its size now, or one that is written to would never end.
+                # No further than its size at the start: a file that grows might never end.
                 if not (data := stream.read(min(block_bytes, identity.size - offset))):
                     break
                 final = offset + len(data) == identity.size
@@ -534,7 +535,7 @@ def _scan_file(
 def _no_text(
     texts: Sequence[str], encoding: str, why_not: list[NotTextError], notes: Sequence[str]
 ) -> CorpusError:
-    """Return what is said where nothing was read, by why the files that were skipped were."""
+    """Return the error for texts without any character, with why files were skipped."""
     names = ", ".join(map(shown, texts[:3])) + ", ..." * (len(texts) > 3)
     why = "; ".join(notes) or "it is empty"
     if why_not:
@@ -546,7 +547,7 @@ def _no_text(
 def _notes(
     files: list[TextFile], skipped: Mapping[Path, NotTextError], encoding: str
 ) -> Iterator[str]:
-    """Yield what a user should know of the files that were read, and of those that were not."""
+    """Yield notes for the user on the files that were read and those that were left out."""
     left_out: dict[str, list[Path]] = {}
     for path, error in skipped.items():
         left_out.setdefault(error.reason or f"not {encoding} text", []).append(path)
@@ -563,7 +564,7 @@ def _notes(
 
 
 def _as_they_are(files: list[TextFile]) -> Iterator[str]:
-    """Yield which files hold a text in another form, that is learned in its place."""
+    """Yield notes on packed files, whose packed bytes are learned instead of their text."""
     found: dict[str, list[Path]] = {}
     for file in files:
         if said := packed(file.read(0, _HEAD)):
@@ -573,10 +574,10 @@ def _as_they_are(files: list[TextFile]) -> Iterator[str]:
 
 
 class _Cursor:
-    """Reads on in one file from any of its characters.
+    """Reads one file forwards from any of its characters.
 
     Attributes:
-        position: character of the corpus that comes next.
+        position: the next character, counted from the corpus's beginning.
     """
 
     def __init__(self, file: TextFile, encoding: str, position: int) -> None:
@@ -587,13 +588,13 @@ class _Cursor:
         block = file.blocks[number]
         self._decoder = Decoder(encoding, block.state)
         self._offset = block.offset
-        self._skip = character - block.characters  # characters between the entry and the position
+        self._skip = character - block.characters  # characters from the entry to the position
         if encoding in ("utf-8", BYTES) and file.is_one_byte_each(number):
             self._offset += self._skip
             self._skip = 0
 
     def read(self, count: int, stop: int) -> Codes:
-        """Return the next code points, those of about ``count`` bytes, none from ``stop`` on."""
+        """Return the next code points, from about ``count`` bytes, and none from ``stop`` on."""
         while True:
             data = self._file.read(self._offset, count)
             self._offset += len(data)
@@ -620,7 +621,7 @@ def _count(part: Part) -> NDArray[np.int64]:
 
 
 def _add(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the sum of two arrays of counts, the shorter one taken to end in zeros."""
+    """Return the sum of two arrays of counts, the shorter one padded with zeros."""
     short, long = sorted((a, b), key=len)
     total = long.copy()
     total[: len(short)] += short

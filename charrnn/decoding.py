@@ -1,4 +1,4 @@
-"""Bytes become code points: encodings, byte order marks, decoders whose state can be kept."""
+"""Turn bytes into code points: encodings, byte order marks, decoders with a saveable state."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from charrnn.wording import shown
 #: Code points of consecutive characters: uint8 where all are ASCII (or plain bytes), else uint32.
 Codes = NDArray[np.unsignedinteger[Any]]
 
-#: The "encoding" that takes a file's bytes as they are, as 256 symbols.
+#: The "encoding" that reads a file's bytes as they are, as 256 symbols.
 BYTES = "bytes"
 
-#: Where a decoder stands: the bytes of a character cut in two, and a number of the codec's own.
+#: A decoder's state: the bytes of an incomplete character, and a codec-specific number.
 State = tuple[bytes, int]
 
-#: Byte order marks by the codec's own name. They say how to decode and are not text.
+#: Byte order marks by the codec's own name. They tell how to decode, and are not text.
 _BYTE_ORDER_MARKS: dict[str, tuple[bytes, ...]] = {
     "utf-8": (codecs.BOM_UTF8,),
     "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
@@ -32,16 +32,16 @@ _BYTE_ORDER_MARKS: dict[str, tuple[bytes, ...]] = {
     "gb18030": ("\ufeff".encode("gb18030"),),
 }
 
-#: How files begin that these programs have compressed.
+#: The first bytes of files that these programs have compressed.
 COMPRESSED = {
     "gzip": b"\x1f\x8b",
     "bzip2": b"BZh",
     "xz": b"\xfd7zXZ\0",
     "zstd": b"\x28\xb5\x2f\xfd",
 }
-#: How a zip archive begins.
+#: The first bytes of a zip archive.
 ZIP = b"PK\3\4"
-#: Beginnings of files that hold a text in another form: what they are, and what to do first.
+#: First bytes of files that hold a text in another form: what they are, and what to do first.
 _PACKED = (
     *(
         (magic, f"compressed by {name}", f"unpack it first, with {name} -dc")
@@ -51,7 +51,7 @@ _PACKED = (
     (b"%PDF-", "a PDF", "make text of it first, with pdftotext"),
 )
 
-#: A text that every encoding of running text gives back when it is decoded byte by byte.
+#: A text that every encoding of plain text gives back when it is decoded byte by byte.
 _PROBE = 100 * "a" + "\n"
 
 
@@ -61,7 +61,7 @@ def text_encoding(name: str) -> str:
     ``utf-8-sig`` becomes ``utf-8``: byte order marks are never text here.
 
     Raises:
-        UsageError: Python has no such codec, or it does not decode a running text
+        UsageError: Python has no such codec, or it is not one for plain text
             (``hex``, ``rot13``, ``punycode``, ...).
     """
     if not name:
@@ -70,7 +70,7 @@ def text_encoding(name: str) -> str:
         return BYTES
     try:
         codec = codecs.lookup(name)
-        _PROBE.encode(name)  # a LookupError for codecs that are not between text and bytes
+        _PROBE.encode(name)  # a LookupError for codecs that do not map text to bytes
         decoder = codecs.getincrementaldecoder(name)()
         decoded = [decoder.decode(bytes([byte])) for byte in _PROBE.encode(name)]
         if "".join(decoded) + decoder.decode(b"", True) != _PROBE:
@@ -84,7 +84,7 @@ def text_encoding(name: str) -> str:
 
 
 def is_own_name(encoding: str) -> bool:
-    """Whether an encoding is named as ``text_encoding`` returns it."""
+    """Whether a name is the one that ``text_encoding`` returns for its encoding."""
     try:
         return text_encoding(encoding) == encoding
     except UsageError:
@@ -92,22 +92,22 @@ def is_own_name(encoding: str) -> bool:
 
 
 def byte_order_mark(head: bytes, encoding: str) -> bytes:
-    """Return the byte order mark that a file in an encoding begins with; empty without one."""
+    """Return the byte order mark at the beginning of a file; empty if it has none."""
     marks = _BYTE_ORDER_MARKS.get(encoding, ())
     return next((mark for mark in marks if head.startswith(mark)), b"")
 
 
 def packed(head: bytes) -> tuple[str, str] | None:
-    """Return what a file is that begins so, and how to come by the text in it; None: no such."""
+    """Return what kind of packed file this is, and how to unpack it; None: it is not packed."""
     return next(((what, how) for magic, what, how in _PACKED if head.startswith(magic)), None)
 
 
 class Decoder:
-    """An incremental decoder from bytes to code points, whose state can be kept.
+    """An incremental decoder from bytes to code points, whose state can be saved.
 
     Args:
         encoding: as ``text_encoding`` returns it.
-        state: of a decoder that is to be gone on from.
+        state: the state to continue from; None: the beginning of a file.
     """
 
     def __init__(self, encoding: str, state: State | None = None) -> None:
@@ -119,18 +119,18 @@ class Decoder:
                 self._incremental.setstate(state)
 
     def state(self) -> State:
-        """Return what ``__init__`` needs to go on from here."""
+        """Return the state from which a new decoder can continue."""
         return (b"", 0) if self._incremental is None else self._incremental.getstate()
 
     def decode(self, data: bytes, *, final: bool) -> Codes:
-        """Return the code points that ``data`` completes; ``final``: nothing comes after it.
+        """Return the code points that ``data`` completes; ``final``: no data follows.
 
         Raises:
             UnicodeError: the bytes are not text in the encoding.
         """
         if self._incremental is None:
             return np.frombuffer(data, np.uint8)
-        # ASCII is its own code points; it needs no decoding where no character is cut in two.
+        # ASCII bytes are code points already, unless they follow an incomplete character.
         if self._is_utf8 and data.isascii() and not self._incremental.getstate()[0]:
             return np.frombuffer(data, np.uint8)
         text = self._incremental.decode(data, final)

@@ -1,6 +1,6 @@
-"""Names become files: those of a command line, and what every Python has.
+"""Turn names into files: those on a command line, and the embedded corpus.
 
-And how a run's own files are called, by which its folder is known.
+Also the names of a run's own files, by which its folder is recognised.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from typing import NamedTuple
 from charrnn.errors import CorpusError
 from charrnn.wording import reason, shown
 
-#: Held by the process that trains.
+#: Lock file, held by the process that trains.
 LOCK = "lock"
 #: A run's log.
 LOG = "metrics.jsonl"
-#: What a finished run of a comparison came to.
+#: The result of a finished run of a comparison.
 RESULT = "result.json"
-#: What a comparison is of.
+#: What a comparison compares.
 PLAN = "comparison.json"
-#: Files by which a folder is known that a run, or a comparison, writes into while its own text
-#: is read: with them a text would be another at every start.
+#: A folder with all files of one of these sets is a run's or a comparison's. It is not read as
+#: text: what runs write there would make the text a different one at every start.
 OF_RUNS = ({LOCK, LOG}, {PLAN})
-#: How an address on the web begins, also where it has been made a path.
+#: The beginning of a web address, also after its conversion to a path.
 ADDRESS = re.compile(r"(^|/)(https?|ftp):/")
-#: What makes a name a pattern.
+#: The wildcards of a pattern.
 WILDCARDS = re.compile(r"\[[^]]*\]?|[*?]")
-#: Files or folders that a note names.
+#: How many files or folders a note lists by name.
 NAMED = 5
 
 
@@ -45,7 +45,7 @@ class Found(NamedTuple):
 
     files: tuple[Path, ...]
     explicit: frozenset[Path]
-    """Those named themselves, not found in a folder or by a pattern: they must be text."""
+    """Those named directly, not found in a folder or by a pattern: they must be text."""
     notes: tuple[str, ...]
 
 
@@ -53,13 +53,14 @@ def find_files(texts: Sequence[str]) -> Found:
     """Return the files that ``texts`` name, in order, each once.
 
     A name is a file; a folder, which stands for all regular files below it, sorted by
-    path, those whose name or folder begins with a dot left out; or a pattern (``*``,
-    ``?``, ``[...]``, ``**``), which stands for the files it matches, sorted.
+    path; or a pattern (``*``, ``?``, ``[...]``, ``**``), which stands for the files it
+    matches, sorted. Both leave out the folders of runs, and hidden files and folders
+    unless the pattern names them.
 
     Raises:
         CorpusError: a name stands for no file, or is neither a file nor a folder.
     """
-    found: dict[tuple[int, int], _File] = {}  # by device and inode: links name the same text
+    found: dict[tuple[int, int], _File] = {}  # by device and inode, so that links count as one file
     explicit: set[Path] = set()
     notes: list[str] = []
     repeated: list[Path] = []
@@ -88,7 +89,7 @@ class _File(NamedTuple):
 
 
 def _files_of(name: str, notes: list[str]) -> tuple[list[_File], bool]:
-    """Return the files that a name stands for, and whether it is a file's own."""
+    """Return the files that a name stands for, and whether it names a file directly."""
     try:
         status = os.stat(name)  # noqa: PTH116 - Path("") would be the current folder
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -116,7 +117,7 @@ def _files_of(name: str, notes: list[str]) -> tuple[list[_File], bool]:
 
 
 def _expand(pattern: str) -> list[Path]:
-    """Return what a pattern matches, without hidden files and folders that it does not name."""
+    """Return a pattern's matches; hidden files and folders only where it names them."""
     parts = Path(pattern).parts
     if "**" not in parts:
         return [Path(name) for name in glob.glob(pattern)]  # noqa: PTH207 - Path's has hidden ones
@@ -128,9 +129,9 @@ def _expand(pattern: str) -> list[Path]:
 
 
 def _folders_below(folders: list[Path]) -> Iterator[Path]:
-    """Yield folders and those below them but hidden ones, through links, each once.
+    """Yield folders and all but the hidden folders below them, following links.
 
-    By its shortest path: a link may lead back up, or to what is here anyway.
+    Each once, by its shortest path: a link may lead back up, or to a folder seen already.
     """
     seen: set[tuple[int, int]] = set()
     while folders:
@@ -147,7 +148,7 @@ def _folders_below(folders: list[Path]) -> Iterator[Path]:
 
 
 def _files_below(folder: str, notes: list[str]) -> list[_File]:
-    """Return the regular files below a folder, sorted by path, without hidden ones and runs'."""
+    """Return the regular files below a folder, sorted by path, without hidden files and runs."""
     closed: list[Path] = []
     runs: list[Path] = []
     paths: list[Path] = []
@@ -166,13 +167,13 @@ def _files_below(folder: str, notes: list[str]) -> list[_File]:
 
 
 def _outside_runs(pattern: str, matches: list[Path], notes: list[str]) -> list[Path]:
-    """Return a pattern's matches that are in no run's folder, at or below its fixed part."""
+    """Return a pattern's matches, without those in a run's folder at or below its fixed part."""
     fixed = _fixed(Path(pattern))
     is_run = cache(_is_run)
     runs: set[Path] = set()
     outside = []
     for match in matches:
-        # The outermost names them all.
+        # The note names the outermost, which includes the others.
         if own := [folder for folder in _folders(fixed, match) if is_run(folder)]:
             runs.add(own[-1])
         else:
@@ -182,24 +183,24 @@ def _outside_runs(pattern: str, matches: list[Path], notes: list[str]) -> list[P
 
 
 def _fixed(pattern: Path) -> Path:
-    """Return what a pattern begins with that is none: the folder it looks in."""
+    """Return a pattern's leading parts without wildcards: the folder it looks in."""
     return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
 
 
 def _folders(fixed: Path, path: Path) -> list[Path]:
-    """Return the folders that a path is in at or below a folder, innermost first."""
+    """Return the folders that contain a path, from the innermost up to ``fixed``."""
     return [folder for folder in path.parents if folder == fixed or fixed in folder.parents]
 
 
 def text_within(texts: Sequence[str], folder: Path) -> Path | None:
-    """Return a file that would be left out were a folder a run's; None: none would.
+    """Return a file that would be left out if a run wrote to ``folder``; None: no file would.
 
     Args:
         texts: as for ``find_files``.
-        folder: to become that of a run or a comparison.
+        folder: the future folder of a run or a comparison.
 
     Raises:
-        CorpusError: as of ``find_files``.
+        CorpusError: as for ``find_files``.
     """
     if not folder.is_dir():
         return None
@@ -207,25 +208,25 @@ def text_within(texts: Sequence[str], folder: Path) -> Path | None:
     for name in texts:
         fixed, _ = _looked_in(name)
         for path, status in _files_of(name, [])[0]:
-            # What is empty changes nothing by being left out.
+            # Leaving out an empty file changes nothing.
             if status.st_size > 0 and any(map(is_it, _folders(fixed, path))):
                 return path
     return None
 
 
 def takes_in(texts: Sequence[str], path: Path) -> str | None:
-    """Return the first of ``texts`` that a file may change by being written; None: none.
+    """Return the first of ``texts`` whose contents writing a file may change; None: none.
 
     Args:
         texts: as for ``find_files``.
-        path: the file's, whether there is one already or not.
+        path: the file to be written, which may exist already.
     """
     there = path.stat() if path.exists() else None
     for name in filter(None, texts):
-        with suppress(CorpusError, ValueError):  # ValueError: no file can be called so here
+        with suppress(CorpusError, ValueError):  # ValueError: no file can have such a name
             if there is None:
                 is_in_it = _may_find(name, path)
-            else:  # by whatever name, or through a link
+            else:  # compared by inode: names and links may differ
                 files = _files_of(name, [])[0]
                 is_in_it = any(os.path.samestat(there, file.status) for file in files)
             if is_in_it:
@@ -234,13 +235,13 @@ def takes_in(texts: Sequence[str], path: Path) -> str | None:
 
 
 def _may_find(name: str, new: Path) -> bool:
-    """Whether a name may stand for a new file, too.
+    """Whether a name would also stand for a new file.
 
-    That is any below the folder it looks in, if it is called as a pattern says, and is in no run's
-    folder.
+    It does if the file is below the folder the name looks in, matches its pattern, and is in no
+    run's folder.
     """
     fixed, pattern = _looked_in(name)
-    # Links count as they are written, and as they lead.
+    # Paths are compared both as written and with links resolved.
     folders = {Path(follow(fixed)) for follow in (os.path.abspath, os.path.realpath)}
     places = {Path(follow(new)) for follow in (os.path.abspath, os.path.realpath)}
     places.add(Path(os.path.realpath(new.parent), new.name))
@@ -261,9 +262,9 @@ def _may_match(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _looked_in(name: str) -> tuple[Path, tuple[str, ...]]:
-    """Return the folder where a name's files are looked for, or the file, and how they are called.
+    """Return where a name's files are looked for (a folder, or the file), and their pattern.
 
-    The latter is what a pattern has below that folder; a file or a folder has any.
+    The pattern is what follows the fixed folder; for a file or a folder it matches anything.
     """
     path = Path(name)
     if not glob.has_magic(name) or os.path.exists(name):  # noqa: PTH110 - which never raises
@@ -273,13 +274,13 @@ def _looked_in(name: str) -> tuple[Path, tuple[str, ...]]:
 
 
 def _is_of_run(names: Iterable[str]) -> bool:
-    """Whether these are the names in a folder of a run or a comparison."""
+    """Whether a folder with these files is a run's or a comparison's."""
     there = set(names)
     return any(marks <= there for marks in OF_RUNS)
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether a folder is a run's or a comparison's; one that may not be read is none."""
+    """Whether a folder is a run's or a comparison's; an unreadable one is not."""
     try:
         return _is_of_run(entry.name for entry in folder.iterdir())
     except OSError:
@@ -292,7 +293,7 @@ def _note_runs(runs: Iterable[Path], notes: list[str]) -> None:
 
 
 def _regular_files(paths: list[Path], notes: list[str]) -> list[_File]:
-    """Return those of some paths that are regular files, or links to one."""
+    """Return the paths that are regular files, or links to one."""
     files: list[_File] = []
     closed: list[Path] = []
     for path in paths:
@@ -311,13 +312,13 @@ def _regular_files(paths: list[Path], notes: list[str]) -> list[_File]:
 
 
 def absolute_names(texts: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of texts as they hold from any folder: files, folders, patterns, "-"."""
+    """Return absolute names of texts: files, folders and patterns; "-" stays."""
 
     def absolute(name: str) -> str:
         path = Path(name)
         if name in ("", "-") or path.is_absolute():
-            return name  # an empty name is refused where files are found
-        # In front of a pattern the current folder's name must not be read as one.
+            return name  # an empty name is refused later, by ``find_files``
+        # Wildcards in the current folder's name must not become part of the pattern.
         is_there = os.path.exists(path)  # noqa: PTH110 - which never raises
         folder = Path.cwd() if is_there else Path(glob.escape(str(Path.cwd())))
         return str(folder / path)
@@ -326,9 +327,9 @@ def absolute_names(texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def embedded_corpus() -> list[str]:
-    """Return the files of the text that every machine with Python has.
+    """Return the files of the embedded corpus, a text that every machine with Python has.
 
-    They are the ``.py`` files of the interpreter's own standard library in sorted
+    They are the ``.py`` files of the interpreter's standard library in sorted
     order, without its tests and without installed packages: about 12 MB.
 
     Raises:
@@ -349,7 +350,7 @@ def embedded_corpus() -> list[str]:
 
 
 class NotTextError(CorpusError):
-    """A file that cannot be read as text: left out where it was not named itself."""
+    """A file that cannot be read as text; it is left out unless it was named directly."""
 
     def __init__(self, message: str, reason: str | None = None) -> None:
         super().__init__(message)
@@ -358,7 +359,7 @@ class NotTextError(CorpusError):
 
 
 def cannot_read(path: str | Path, error: OSError | ValueError) -> NotTextError:
-    """Return what is said of a file that the system does not let us read."""
+    """Return the error for a file that the system does not let us read."""
     if isinstance(error, FileNotFoundError):
         return NotTextError(f"there is no file {shown(path) or repr('')}: check its name", "gone")
     if isinstance(error, PermissionError):
@@ -370,7 +371,7 @@ def cannot_read(path: str | Path, error: OSError | ValueError) -> NotTextError:
 
 
 def several(paths: list[Path], what: str, noun: str = "file") -> str:
-    """Return a note that something holds for one or several paths."""
+    """Return a note that ``what`` holds for one or several paths."""
     if len(paths) == 1:
         return f"{shown(paths[0])}: {what}"
     names = ", ".join(map(shown, paths[:NAMED]))
@@ -379,12 +380,12 @@ def several(paths: list[Path], what: str, noun: str = "file") -> str:
 
 
 def name_of(texts: Sequence[str]) -> str:
-    """Return what texts are called: a file, the folder of all, or what is fixed of a pattern."""
+    """Return a name for texts: a file's, their common folder's, or a pattern's fixed part."""
     if texts[0] == "-":
         return "stdin"
     paths = [Path(os.path.abspath(name)) for name in texts]  # noqa: PTH100 - without ..
     stem, folder = paths[0].stem.lstrip("."), paths[0].parent
-    # Not by methods of paths, which raise what is better said where the text is looked at.
+    # Not by methods of paths, which may raise: errors are better reported where texts are read.
     if os.path.isdir(paths[0]):  # noqa: PTH112
         stem = paths[0].name.lstrip(".")
     elif not os.path.exists(paths[0]):  # noqa: PTH110

@@ -1,4 +1,4 @@
-"""Why a file is no text: where decoding failed, what the file may be, and what to do about it."""
+"""Why a file is not text: where decoding failed, what the file may be, and what to do."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def undecodable(
     size: int,
     head: bytes,
 ) -> NotTextError:
-    """Return what is said of a file that could not be decoded.
+    """Return the error for a file that could not be decoded.
 
     Args:
-        path: the file's.
-        encoding: that it is read in.
-        error: the decoder's.
-        data: what it was given.
-        state: where it stood before that.
-        offset: of ``data`` in the file.
-        size: of the file.
-        head: its first bytes.
+        path: the file.
+        encoding: the encoding it was read in.
+        error: the decoder's error.
+        data: the bytes that the decoder was given.
+        state: the decoder's state before ``data``.
+        offset: byte offset of ``data`` in the file.
+        size: bytes of the file.
+        head: the file's first bytes.
     """
     if refusal := _packed(path, head):
         return refusal
@@ -48,11 +48,11 @@ def undecodable(
 
 
 def with_nul(path: Path, encoding: str, codes: Codes, head: bytes) -> NotTextError:
-    """Return what is said of a file that has a NUL among its first characters.
+    """Return the error for a file that has a NUL among its first characters.
 
     Args:
-        path: the file's.
-        encoding: that it is read in.
+        path: the file.
+        encoding: the encoding it is read in.
         codes: its first characters.
         head: its first bytes.
     """
@@ -65,13 +65,13 @@ def with_nul(path: Path, encoding: str, codes: Codes, head: bytes) -> NotTextErr
 
 
 def _packed(path: Path, head: bytes) -> NotTextError | None:
-    """Say what a file is that holds its text in another form; None: it is no such."""
+    """Return the error for a file that holds its text in another form; None: it is not one."""
     said = packed(head)
     return said and NotTextError(f"{shown(path)} is {said[0]}: {said[1]}")
 
 
 def _is_text_so_far(data: bytes, encoding: str, state: State) -> bool:
-    """Whether bytes are text that lacks nothing but the rest of its last character."""
+    """Whether bytes are text, apart from an incomplete last character."""
     try:
         Decoder(encoding, state).decode(data, final=False)
     except UnicodeError:
@@ -82,7 +82,7 @@ def _is_text_so_far(data: bytes, encoding: str, state: State) -> bool:
 def _not_text(
     path: Path, encoding: str, error: UnicodeError, offset: int, head: bytes
 ) -> NotTextError:
-    """Say where decoding failed; ``offset`` is of the first byte the decoder was given."""
+    """Say where decoding failed; ``offset`` is that of the first byte the decoder was given."""
     where = f" at byte {offset + error.start:,}" if isinstance(error, UnicodeDecodeError) else ""
     why = f" ({error.reason})" if isinstance(error, UnicodeDecodeError) else ""
     advice = _OTHERWISE
@@ -101,16 +101,16 @@ def _not_text(
 
 
 def _has_utf_8(error: UnicodeDecodeError) -> bool:
-    """Whether so many characters of several bytes are before that they are hardly there by chance.
+    """Whether too many multi-byte characters precede the error to be there by chance.
 
-    Some of other encodings look like one.
+    Text in another encoding may look like a few of them.
     """
     return sum(byte >= 0xC0 for byte in error.object[: error.start]) >= 10
 
 
 def _by_its_mark(head: bytes, encoding: str) -> str | None:
-    """Return what to do about a file whose byte order mark is of another encoding, if it is."""
-    for name in ("utf-32", "utf-16"):  # in this order: a mark of utf-32 begins as one of utf-16
+    """Return what to do where the byte order mark is another encoding's; None: it is not."""
+    for name in ("utf-32", "utf-16"):  # in this order: utf-32's mark begins with utf-16's
         if mark := byte_order_mark(head, name):
             is_another = mark != byte_order_mark(head, encoding)
             advice = f"its first bytes are a mark of {name}: use --encoding {name}"
