@@ -1,9 +1,9 @@
-"""Ids become lanes of consecutive batches, at a position that can be saved.
+"""Cut ids into lanes of consecutive windows, with a position that can be saved.
 
-The view of stateful truncated backpropagation through time (Williams and Peng 1990): a
-part of a text is cut into B contiguous lanes, read side by side in windows of T characters;
-window k of a lane begins where window k - 1 ended, so its hidden state is carried over.
-A position is one number, the step: nothing else is needed to go on.
+This is the batching of stateful truncated backpropagation through time (Williams and Peng
+1990): a part of a text is cut into B contiguous lanes, read side by side in windows of T
+characters. Window k of a lane begins where window k - 1 ended, so the hidden state is
+carried over. A position is one number, the step: nothing else is needed to resume.
 
 Axes: T time, B lanes.
 """
@@ -21,18 +21,18 @@ from torch import Tensor
 from charrnn.corpus import Part
 from charrnn.vocabulary import UNKNOWN, Ids, Vocabulary
 
-#: Bytes that a Reader takes from its file at a time, and about what it holds of them as ids.
-#: Times the lanes, this is the memory of a stream: 64 lanes hold 2 MB of ids below 256.
+#: Bytes that a Reader reads from its file at a time, and about the size of the ids it holds.
+#: Times the lanes, this is the memory of a stream: 2 MB for 64 lanes with one-byte ids.
 _READ_BYTES = 1 << 15
 
 
 class Reader:
-    """One lane: the ids of consecutive characters of a part, from a position on.
+    """One lane: the ids of consecutive characters of a part, from any position.
 
     Holds one block of ids and no open file, whatever the length of the text.
 
     Attributes:
-        position: character of the part that ``read`` gives next.
+        position: the character of the part that ``read`` returns next.
     """
 
     def __init__(self, part: Part, vocabulary: Vocabulary, start: int = 0) -> None:
@@ -40,10 +40,10 @@ class Reader:
         self._vocabulary = vocabulary
         self._blocks = part.codes(start, block_bytes=_READ_BYTES)
         self._ids: Ids = np.empty(0, vocabulary.dtype)
-        self._next = 0  # the first id of the block not yet given
+        self._next = 0  # index in the block of the first id not yet returned
 
     def read(self, count: int) -> Ids:
-        """Return the next ``count`` ids; fewer only at the part's end, then none.
+        """Return the next ``count`` ids; fewer at the part's end, and none after it.
 
         The array may share memory with the Reader's block and must not be written to.
 
@@ -66,28 +66,28 @@ class Windows(NamedTuple):
     """How a part is cut into lanes and windows."""
 
     length: int
-    """Predictions of a lane."""
+    """Predictions per lane."""
     bptt: int
-    """T, at most the length."""
+    """T, at most ``length``."""
     stride: int
     """Characters from one window of a lane to the next."""
     steps_per_epoch: int
-    """Windows of a lane."""
+    """Windows per lane."""
 
     @classmethod
     def of(cls, characters: int, batch_size: int, bptt: int, loss_last: int | None) -> Self:
-        """Return those of a part of so many characters; the rest is as for ``Lanes``.
+        """Return the windows of a part with so many characters; other arguments as in ``Lanes``.
 
         Raises:
-            ValueError: the part has fewer predictions than lanes; ``recipe.fit_lanes`` says what
-                it has.
+            ValueError: there are fewer predictions than lanes; ``recipe.fit_lanes`` gives values
+                that fit.
         """
         length = (characters - 1) // batch_size
         if length < 1:
             raise ValueError(f"{characters} characters are too few for {batch_size} lanes")
         bptt = min(bptt, length)
         stride = bptt if loss_last is None else min(loss_last, bptt)
-        # Rounded up: the remainder of a lane makes a short last batch.
+        # Rounded up: the rest of a lane makes a short last window.
         return cls(length, bptt, stride, -(-(length - (bptt - stride)) // stride))
 
 
@@ -98,38 +98,38 @@ class Batch:
     x_TB: Tensor
     """The characters read, int64."""
     y_TB: Tensor
-    """The characters that follow each of them, to be predicted, int64."""
+    """The character after each of them, to be predicted, int64."""
     first: bool
     """Whether a pass begins here: the hidden state must be zero."""
     characters: int
     """Predictions whose loss counts: those of the last ``characters // B`` time steps."""
     unknown: int
-    """How many of these are of a character that the vocabulary lacks. One that is held back is
-    none: the vocabulary has it, whatever it is read as."""
+    """How many of these predict a character that the vocabulary lacks. Characters held back do
+    not count: the vocabulary has them, whatever they are read as."""
 
 
 class Lanes:
     """A part of a text as B lanes of consecutive windows, pass after pass without end.
 
     A part of n characters has n - 1 predictions. Each lane makes (n - 1) // B consecutive
-    ones, and reads one character into the next lane for its last; fewer than B are left
-    over at the part's end. The last batch of a pass is as short as what remains.
+    ones; the target of its last one is the next lane's first character. Fewer than B are
+    left over at the part's end. The last batch of a pass may be shorter than the others.
 
-    With ``loss_last`` N below T, windows overlap: each moves on by N, its first T - N
-    predictions only build up the hidden state, and its loss counts from there. So the
-    state to carry over is the one after N time steps.
+    With ``loss_last`` N below T, windows overlap: each begins N characters after the one
+    before. Its first T - N predictions only build up the hidden state; the loss counts the
+    last N. So the state to carry over is the one after N time steps.
 
-    Characters that are ``held_back`` are read as the unknown symbol in every second pass:
+    Characters in ``held_back`` are read as the unknown symbol in every second pass:
     the first, third ... of them in pass 0, the others in pass 1, and so on.
 
     Attributes:
         batch_size: B.
         bptt: T, at most the length of a lane.
-        stride: characters from one window of a lane to the next: N, or T without it.
+        stride: characters from one window of a lane to the next: N, or T without ``loss_last``.
         steps_per_epoch: steps of one pass over the part.
 
     Raises:
-        ValueError: as of ``Windows.of``.
+        ValueError: as for ``Windows.of``.
     """
 
     def __init__(
@@ -151,13 +151,13 @@ class Lanes:
 
     @property
     def characters_per_step(self) -> int:
-        """Predictions of a step whose loss counts; at a pass's end there may be fewer."""
+        """Predictions per step whose loss counts; there may be fewer at a pass's end."""
         return self.batch_size * self.stride
 
     def position(self, step: int) -> tuple[int, int, int]:
-        """Return where a step begins: the pass, the batch in it, the character of the part.
+        """Return where a step begins: the pass, the batch in it, lane 0's character of the part.
 
-        The character is lane 0's; those of the other lanes are (n - 1) // B apart.
+        The other lanes' characters follow at distances of (n - 1) // B.
         """
         pass_index, batch_index = divmod(step, self.steps_per_epoch)
         return pass_index, batch_index, batch_index * self.stride
@@ -165,7 +165,7 @@ class Lanes:
     def batches(self, step: int = 0) -> Iterator[Batch]:
         """Yield the batches from a step on, without end.
 
-        Whatever the step, it begins there at once: it seeks and does not read through.
+        It seeks to the step instead of reading up to it.
 
         Raises:
             CorpusError: a file is gone, unreadable, or changed since the scan.
@@ -182,7 +182,7 @@ class Lanes:
             for lane in range(self.batch_size)
         ]
         context = self.bptt - self.stride
-        # One column more than a window: every character is a target before it is an input.
+        # One column more than a window: a character is a target first, then an input.
         ids_BT = np.empty((self.batch_size, self.bptt + 1), self._vocabulary.dtype)
         kept = context + 1
         read_as_V = np.arange(self._vocabulary.size, dtype=np.int64)
@@ -194,7 +194,7 @@ class Lanes:
             new = min(self.stride, self._length - context - batch_index * self.stride)
             for row, reader in zip(ids_BT, readers, strict=True):
                 row[kept : kept + new] = reader.read(new)
-            # A new array every time: the consumer may still be copying the last one.
+            # A new array every time: the caller may still be copying the last one.
             ids_TB = torch.from_numpy(read_as_V.take(ids_BT[:, : kept + new].T))
             yield Batch(
                 x_TB=ids_TB[:-1],

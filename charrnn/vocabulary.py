@@ -1,7 +1,7 @@
-"""Characters become ids and ids become characters.
+"""Turn characters into ids and ids into characters.
 
-A text vocabulary is the characters of the training part, sorted by code point, after
-one unknown symbol. The vocabulary of plain bytes is the 256 bytes, and nothing is unknown.
+A text vocabulary is one unknown symbol followed by the characters of the training part,
+sorted by code point. The vocabulary of plain bytes is the 256 bytes; none is unknown.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from charrnn.wording import quoted
 #: The id of the unknown symbol in every text vocabulary.
 UNKNOWN = 0
 
-#: What the unknown symbol is shown as.
+#: How the unknown symbol is displayed.
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
-#: Characters seen only once become the unknown symbol unless they are a larger share of the text.
+#: Characters seen only once become the unknown symbol, unless they make up more of the text.
 _RARE_SHARE = 1 / 1000
 
-#: Where more of a text's characters occur only once, it is to be learned by heart: "hello".
+#: A text with a larger share of characters seen only once is a toy to memorise, like "hello".
 _TOY_SHARE = 1 / 10
 
-#: Characters that a message names.
+#: How many characters a message lists.
 LISTED = 8
 
-#: Above this share unknown characters are what makes a score bad.
+#: Above this share, unknown characters are the main cause of a bad score.
 MANY_UNKNOWN = 0.1
 
-#: What an unknown CR means.
+#: What an unknown carriage return means.
 _LINE_ENDS = " (the training text has other line ends)"
 
-#: Unicode's code points that can be characters: all but the surrogates.
+#: How many code points can be characters: all but the surrogates.
 _UNICODE = 0x110000 - 0x800
 
 #: Ids of consecutive characters: uint8, uint16 or uint32, the smallest that holds every id.
@@ -46,7 +46,7 @@ Ids = NDArray[np.integer[Any]]
 
 
 def listed(unknown: Mapping[str, int]) -> str:
-    """Return characters and their counts in words, the first ``LISTED`` of them.
+    """Return the first ``LISTED`` characters with their counts, in words.
 
     >>> listed({"é": 3, "Z": 1})
     "'é' x 3, 'Z' x 1"
@@ -64,11 +64,11 @@ class Vocabulary:
 
     Attributes:
         encoding: the text's encoding, or ``bytes``.
-        min_count: occurrences in the training part from which on a character has its own
+        min_count: how often a character must occur in the training part to get its own
             symbol; 1 for bytes.
-        characters: the characters known, sorted by code point; character i has the id
+        characters: the known characters, sorted by code point; character i has the id
             i + 1. Empty for bytes.
-        dtype: of ids.
+        dtype: dtype of the ids.
 
     Raises:
         ValueError: the characters are not in ascending order, each once.
@@ -82,12 +82,12 @@ class Vocabulary:
         self.encoding = encoding
         self.min_count = min_count
         self.dtype = np.min_scalar_type(self.size - 1)
-        # Code point -> id. One entry more than the largest code known: look-ups of larger
-        # codes are clipped to it, and it is unknown.
+        # Code point -> id. One entry beyond the largest known code: look-ups of larger
+        # codes are clipped to that entry, which is the unknown symbol.
         self._id_of: Ids = np.zeros(int(codes[-1]) + 2 if len(codes) else 1, self.dtype)
         self._id_of[codes] = np.arange(1, len(codes) + 1)
         # The same for codes below 256, for bytes.translate, which is several times as fast.
-        # Their ids fit into a byte too, but for the 256th where all 256 are known.
+        # Their ids fit into a byte, unless all 256 are known: then the last id is 256.
         low = self._id_of.take(np.arange(256), mode="clip")
         self._translation = low.astype(np.uint8).tobytes() if low.max() < 256 else None
         self._code_of = np.concatenate([[np.uint32(ord(REPLACEMENT))], codes]).astype("<u4")
@@ -100,10 +100,10 @@ class Vocabulary:
 
         Args:
             counts: code point -> occurrences in the training part.
-            encoding: of the text; for ``bytes`` the counts do not matter.
+            encoding: the text's encoding; for ``bytes`` the counts do not matter.
             min_count: rarer characters become the unknown symbol, so that it is trained.
-                None: 2, or 1 where characters seen only once are more than one in a
-                thousand of the text, as in very short ones.
+                None: 2, or 1 where characters seen only once make up more than 1 in 1000
+                of the text, as in very short texts.
         """
         if encoding == BYTES:
             return cls.of_bytes()
@@ -133,31 +133,31 @@ class Vocabulary:
 
     @property
     def has_unknown(self) -> bool:
-        """Whether id 0 is the unknown symbol; it is but for bytes."""
+        """Whether id 0 is the unknown symbol: always, except for bytes."""
         return not self.is_bytes
 
     def is_unknown(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
-        """Return which ids are the unknown symbol, in an array of their shape; of bytes none is."""
+        """Return a mask, in the shape of ``ids``, of the unknown symbol; for bytes all False."""
         unknown: NDArray[np.bool_] = (ids == UNKNOWN) & self.has_unknown
         return unknown
 
     @property
     def size(self) -> int:
-        """V, the number of symbols, the unknown symbol included."""
+        """V, the number of symbols, including the unknown symbol."""
         return 256 if self.is_bytes else len(self.characters) + 1
 
     @property
     def unknown_nats(self) -> float:
-        """Nats to spell out which unknown character it is, added to the unknown symbol's own.
+        """Nats to say which unknown character it is, on top of the unknown symbol's own cost.
 
-        It is the logarithm of the number of Unicode characters outside the vocabulary, the
-        cost under a uniform distribution over them; so scores stay comparable between
+        The logarithm of the number of Unicode characters outside the vocabulary, which is
+        the cost under a uniform distribution over them. It makes scores comparable between
         vocabularies. 0 for bytes.
         """
         return math.log(max(1, _UNICODE - len(self.characters))) if self.has_unknown else 0.0
 
     def encode_codes(self, codes: Codes) -> Ids:
-        """Return the ids of code points (bytes, for bytes), of the same length."""
+        """Return the ids of code points (for bytes, of bytes), one each."""
         if self.is_bytes:
             return codes
         if codes.dtype == np.uint8 and self._translation is not None:
@@ -166,11 +166,11 @@ class Vocabulary:
         return self._id_of.take(codes, mode="clip")
 
     def encode(self, text: str | bytes) -> Ids:
-        """Return the ids of a short text; bytes are for a vocabulary of bytes only."""
+        """Return the ids of a short text; bytes only for a vocabulary of bytes."""
         return self.encode_codes(self._codes(text))
 
     def unknown_in(self, text: str | bytes) -> dict[str, int]:
-        """Return the characters of a text that are unknown, with their counts, most frequent first.
+        """Return the unknown characters of a text with their counts, most frequent first.
 
         Args:
             text: as for ``encode``.
@@ -178,7 +178,7 @@ class Vocabulary:
         return self.unknown_among(Counter(self._codes(text).tolist()))
 
     def unknown_among(self, counts: Mapping[int, int]) -> dict[str, int]:
-        """Return the characters that are unknown, with their counts, most frequent first.
+        """Return the unknown characters among some, with their counts, most frequent first.
 
         Args:
             counts: code point -> occurrences in a text.
@@ -190,7 +190,7 @@ class Vocabulary:
         return {chr(code): counts[code] for code in sorted(unknown, key=lambda c: -counts[c])}
 
     def unknown_share(self, counts: Mapping[int, int]) -> float:
-        """Return the share of a text's characters that are unknown; 0 of an empty one.
+        """Return the share of a text's characters that are unknown; 0 for an empty text.
 
         Args:
             counts: code point -> occurrences in the text.
@@ -198,13 +198,13 @@ class Vocabulary:
         return sum(self.unknown_among(counts).values()) / max(1, sum(counts.values()))
 
     def held_back(self, counts: Mapping[int, int]) -> Ids:
-        """Return the ids of the characters that must at times be read as the unknown symbol.
+        """Return the ids of the characters to be read, at times, as the unknown symbol.
 
-        Where a training part has every character of the vocabulary and no other, the unknown
-        symbol is never seen, and a model learns that it never comes. Yet new characters come
-        about as often as those seen once came (Good 1953): these can stand for them. There
-        are none where the part has the unknown symbol as it is, nor where they would be more
-        than a tenth of it.
+        If every character of the training part is in the vocabulary, the model never sees
+        the unknown symbol and learns that it never occurs. Yet in new text, unseen characters
+        make up about the share that those seen once make up here (Good 1953), so these stand
+        in for them. The result is empty where the part has unknown characters anyway, or
+        where those seen once make up more than a tenth of it.
 
         Args:
             counts: code point -> occurrences in the training part.
@@ -217,16 +217,16 @@ class Vocabulary:
 
     def _codes(self, text: str | bytes) -> Codes:
         if self.is_bytes:
-            # surrogateescape: bytes of a command line that are not utf-8 come through unharmed.
+            # surrogateescape keeps bytes on a command line that are not utf-8.
             data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
             return np.frombuffer(data, np.uint8)
         assert isinstance(text, str), "the model reads characters"
         return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.dtype("<u4"))
 
     def decode(self, ids: ArrayLike) -> str:
-        """Return the text of some ids; the unknown symbol is shown as U+FFFD.
+        """Return the text of some ids; the unknown symbol becomes U+FFFD.
 
-        Bytes are decoded as utf-8, what is not utf-8 shown as U+FFFD.
+        Bytes are decoded as utf-8; what is not utf-8 becomes U+FFFD.
         """
         if self.is_bytes:
             return self.decode_bytes(ids).decode("utf-8", "replace")
@@ -234,12 +234,12 @@ class Vocabulary:
         return codes.tobytes().decode("utf-32-le")
 
     def decode_bytes(self, ids: ArrayLike) -> bytes:
-        """Return the bytes of some ids, of a vocabulary of bytes."""
+        """Return the bytes of some ids; for a vocabulary of bytes only."""
         assert self.is_bytes
         return np.asarray(ids, np.int64).astype(np.uint8).tobytes()
 
     def to_json(self) -> dict[str, Any]:
-        """Return what ``from_json`` needs, fit for a checkpoint."""
+        """Return the vocabulary as JSON values for ``from_json``, fit for a checkpoint."""
         return {
             "encoding": self.encoding,
             "min_count": self.min_count,
@@ -251,7 +251,7 @@ class Vocabulary:
         """Return the vocabulary that ``to_json`` described.
 
         Raises:
-            ValueError: a field is missing, unknown or impossible; the message names it.
+            ValueError: a field is missing, unknown or invalid; the message names it.
         """
         fields = {"encoding": str, "min_count": int, "characters": str}
         for name in sorted(fields.keys() ^ value.keys()):
