@@ -2,12 +2,12 @@
 
 A checkpoint is a safetensors file (https://github.com/huggingface/safetensors),
 so that any safetensors reader opens it, with three additions: its metadata has
-the single key ``charrnn``, whose value is canonical JSON; a SHA-256 in there
+the single key ``charrnn``, whose value is canonical JSON; a SHA-256 in that JSON
 covers every bit of the file; and equal contents give equal bytes.
 ``docs/reliability.md`` describes it byte by byte.
 
-Files are read by our own strict reader: nothing in them is ever executed, nothing
-is mapped, and no number in them is believed before the file's size confirms it.
+Files are read by our own strict reader: nothing in them is executed, nothing is
+memory-mapped, and no length in them is trusted before the file's size confirms it.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from charrnn.errors import CheckpointError, UsageError
 from charrnn.files import LOCK
 from charrnn.wording import reason, shown
 
-#: In a run's folder: the best by validation, and the newest with the complete state.
+#: In a run's folder: the best by validation loss, and the newest, with the complete state.
 BEST, LAST = "best.safetensors", "last.safetensors"
 
-#: The number of the format that this version writes, and the only one it reads.
+#: The format number that this version writes, and the only one it reads.
 FORMAT = 1
 
-#: Longest header that is read or written, bytes. A vocabulary of all of
-#: Unicode takes 4.5 MB; parsed JSON may need some 30 times the space of its text.
+#: Longest header that is read or written, in bytes. A vocabulary of all of
+#: Unicode takes 4.5 MB; parsed JSON may need some 30 times the memory of its text.
 MAX_HEADER = 8 * 2**20
 
 _DTYPES = {
@@ -61,13 +61,13 @@ _DTYPES = {
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
-#: Names stay free of quotes and backslashes, so that they need no escape in JSON.
+#: Names have no quotes or backslashes, so they need no escapes in JSON.
 _TENSOR_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NO_DIGEST = "0" * 64
 _MAX_AXES = 8
 
-#: Beginnings of files that people mistake for a checkpoint.
+#: First bytes of files that people mistake for a checkpoint.
 _KINDS = (
     (ZIP, "a zip archive, perhaps a PyTorch pickle"),
     (b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", "a PyTorch pickle"),
@@ -86,8 +86,8 @@ assert sys.byteorder == "little", "tensors are copied to and from the file as th
 class DamagedCheckpointError(CheckpointError):
     """The file's bytes are not a checkpoint as charrnn wrote it.
 
-    It was cut off, altered, or is another kind of file. A whole file that
-    cannot be used for another reason (its format is newer, we may not read it)
+    It was cut off, altered, or is another kind of file. An intact file that
+    cannot be used for another reason (a newer format, no read permission)
     is a plain ``CheckpointError``.
     """
 
@@ -98,7 +98,7 @@ class DamagedCheckpointError(CheckpointError):
 
 
 class NoCheckpointError(DamagedCheckpointError):
-    """What is named never was a checkpoint of ours: another kind of file, a folder without one."""
+    """Never a charrnn checkpoint: another kind of file, or a folder without a checkpoint."""
 
 
 class _Flaw(Exception):  # noqa: N818 - never leaves this module
@@ -106,7 +106,7 @@ class _Flaw(Exception):  # noqa: N818 - never leaves this module
 
 
 class _Foreign(_Flaw):
-    """The file never was a checkpoint of ours: no other copy would be."""
+    """The file never was a charrnn checkpoint, so another copy would not help."""
 
     def __init__(self, flaw: str, advice: str = "") -> None:
         super().__init__(flaw)
@@ -119,22 +119,22 @@ def _versions() -> dict[str, str]:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """All that has to survive: tensors by name, and everything else as JSON."""
+    """All state to be saved: tensors by name, and everything else as JSON."""
 
     tensors: dict[str, Tensor]
     """``model.*``, ``optimiser.*``, ``hidden.*``, ``generator.*``; on the CPU once loaded."""
     meta: dict[str, Any]
-    """What JSON can hold: model, vocabulary, training, text, progress and more; no NaN."""
+    """JSON values, without NaN: model, vocabulary, training, text, progress and more."""
     versions: dict[str, str] = field(default_factory=_versions)
-    """Of ``charrnn`` and ``torch``, when the checkpoint was made."""
+    """Versions of ``charrnn`` and ``torch`` when the checkpoint was made."""
     path: Path | None = None
-    """What messages call it: the file that it was loaded from, or, after ``trained.load_model``,
-    what the user named, perhaps a run's folder."""
+    """Its name in messages: the file that it was loaded from, or, after ``trained.load_model``,
+    the path that the user gave, perhaps a run's folder."""
 
     def require(self, name: str, kind: type[T]) -> T:
-        """Return ``meta[name]``, which has to be of type ``kind``.
+        """Return ``meta[name]``, which must be of type ``kind``.
 
-        A bool does not stand for a number.
+        A bool does not count as a number.
 
         Raises:
             CheckpointError: the field is missing or of another type.
@@ -154,12 +154,12 @@ class Checkpoint:
         """Return ``meta[name]`` as a record.
 
         Raises:
-            CheckpointError: the field is missing or of another form; the message names it.
+            CheckpointError: the field is missing or malformed; the message names it.
         """
         return self._as_record(name, self.require(name, dict), kind)
 
     def records(self, name: str, kind: type[R]) -> tuple[R, ...]:
-        """Return ``meta[name]``, a list, as records; errors as of ``record``."""
+        """Return ``meta[name]``, a list, as records; errors as for ``record``."""
         return tuple(self._as_record(name, value, kind) for value in self.require(name, list))
 
     def _as_record(self, name: str, value: object, kind: type[R]) -> R:
@@ -177,7 +177,7 @@ class Checkpoint:
             ) from error
 
     def _where(self) -> str:
-        """Return what a message begins with: the file, where there is one."""
+        """Return the beginning of a message: the file, if there is one."""
         return f"{shown(self.path)}: " if self.path is not None else ""
 
 
@@ -208,7 +208,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def _encode(checkpoint: Checkpoint) -> tuple[bytes, list[Tensor]]:
-    """Return the bytes before the data, and the tensors as the data has them: flat, in order."""
+    """Return the bytes before the data, and the tensors as they are stored: flat, in order."""
     tensors = {}
     for name, tensor in checkpoint.tensors.items():
         if not _TENSOR_NAME.fullmatch(name):
@@ -216,11 +216,11 @@ def _encode(checkpoint: Checkpoint) -> tuple[bytes, list[Tensor]]:
         if tensor.dtype not in _DTYPE_NAMES or tensor.dim() > _MAX_AXES:
             raise ValueError(f"tensor {name!r} cannot be stored: {tensor.dtype}, {tensor.shape}")
         tensors[name] = tensor.detach().to("cpu").contiguous()
-    # The widest elements first, so that every tensor starts at a multiple of its element's size.
+    # The widest elements first, so that every tensor starts at a multiple of its element size.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     ordered = {name: tensors[name] for name in order}
     flat = [tensor.reshape(-1) for tensor in ordered.values()]
-    # What is hashed has zeros for the digits.
+    # The hash is taken with zeros in place of its own digits.
     digest = hashlib.sha256(_head(checkpoint, ordered, _NO_DIGEST))
     for tensor in flat:
         digest.update(_memory(tensor))
@@ -228,7 +228,7 @@ def _encode(checkpoint: Checkpoint) -> tuple[bytes, list[Tensor]]:
 
 
 def _head(checkpoint: Checkpoint, tensors: dict[str, Tensor], digest: str) -> bytes:
-    """Return the bytes before the data, with a SHA-256 in hexadecimal digits."""
+    """Return the bytes before the data, with ``digest``, a SHA-256 in hexadecimal."""
     info = {
         **checkpoint.versions,
         "format": FORMAT,
@@ -252,10 +252,10 @@ def _head(checkpoint: Checkpoint, tensors: dict[str, Tensor], digest: str) -> by
 
 
 def _canonical(value: Any) -> str:
-    r"""Return the one JSON text of a value: sorted keys, no spaces, characters unescaped.
+    r"""Return the canonical JSON of a value: sorted keys, no spaces, characters unescaped.
 
     Lone surrogates, which Python uses for undecodable bytes in file names, are
-    the exception: UTF-8 has no place for them, so they stay ``\udcxx``.
+    the exception: UTF-8 cannot encode them, so they become ``\udcxx``.
     """
     text = json.dumps(
         value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")
@@ -264,7 +264,7 @@ def _canonical(value: Any) -> str:
 
 
 def _memory(block: Tensor) -> memoryview:
-    """Return the bytes of a contiguous CPU tensor of one axis, not copied."""
+    """Return the bytes of a contiguous one-dimensional CPU tensor, without a copy."""
     return block.view(torch.uint8).numpy().data
 
 
@@ -272,9 +272,9 @@ def _memory(block: Tensor) -> memoryview:
 
 
 def find(path: Path) -> Path:
-    """Return the checkpoint file that a path means: the file itself, or one in a run's folder.
+    """Return the checkpoint file at a path: the file itself, or one in a run's folder.
 
-    Of a run it is the best by validation, and the last where nothing was validated.
+    In a run's folder it is the best by validation loss, or the last if there is no best.
 
     Raises:
         NoCheckpointError: it is a folder without one.
@@ -298,8 +298,8 @@ def find(path: Path) -> Path:
 
 
 def _instead_of(path: Path) -> str:
-    """Return what to do about a path that is not there: the run of the nearest name, if any."""
-    # Where it would be, and where runs are put unless another place is named.
+    """Return what to do about a missing path: the run with the most similar name, if any."""
+    # Beside the path, and in the default folder of runs.
     folders = dict.fromkeys([path.parent, Path("checkpoints")])
     runs = {
         file.parent.name: file.parent
@@ -312,13 +312,13 @@ def _instead_of(path: Path) -> str:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint, having checked every bit of it.
+    """Read a checkpoint and verify every bit of it.
 
     Nothing in the file is executed, and memory stays within a small multiple of its size.
 
     Raises:
         NoCheckpointError: it never was a checkpoint.
-        DamagedCheckpointError: the bytes are not those of a checkpoint as it was written.
+        DamagedCheckpointError: the bytes are not a checkpoint as charrnn wrote it.
         CheckpointError: the file cannot be read, or its format is not ``FORMAT``.
     """
     with _reading(path) as (file, size):
@@ -346,10 +346,10 @@ def load(path: Path) -> Checkpoint:
 def read_description(path: Path) -> Checkpoint:
     """Return a checkpoint without its tensors, neither reading them nor checking the SHA-256.
 
-    For a glance at a run, such as the step it has come to.
+    For a quick look at a run, such as the step it has reached.
 
     Raises:
-        CheckpointError: as ``load``, as far as the header shows it.
+        CheckpointError: as for ``load``, as far as the header shows it.
     """
     with _reading(path) as (file, size):
         head = _read_head(file, size)
@@ -361,7 +361,7 @@ def read_description(path: Path) -> Checkpoint:
 
 
 def _checkpoint(path: Path, info: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
-    """Return what a file holds; ``info`` is charrnn's own object in its header."""
+    """Return the checkpoint in a file; ``info`` is charrnn's own object in its header."""
     return Checkpoint(tensors, info["meta"], {name: info[name] for name in _versions()}, path)
 
 
@@ -375,7 +375,7 @@ def _other_format(path: Path, info: dict[str, Any]) -> CheckpointError:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[tuple[io.FileIO, int]]:
-    """Open a file for the strict reader: (file, size in bytes); what fails becomes one line."""
+    """Yield an open file and its size in bytes; every failure becomes a one-line error."""
     try:
         # Without O_NONBLOCK, opening a named pipe waits for a writer.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -387,7 +387,7 @@ def _reading(path: Path) -> Iterator[tuple[io.FileIO, int]]:
     except _Foreign as flaw:
         raise NoCheckpointError(path, str(flaw), flaw.advice) from None
     except _Flaw as flaw:
-        # A run's lock lies beside its checkpoints, and is empty when nobody holds it.
+        # A run's lock lies beside its checkpoints and may be empty: no damaged checkpoint.
         kind = NoCheckpointError if path.name == LOCK else DamagedCheckpointError
         raise kind(path, str(flaw), _advice(path)) from None
     except MemoryError:
@@ -400,7 +400,7 @@ def _reading(path: Path) -> Iterator[tuple[io.FileIO, int]]:
 
 
 def _advice(damaged: Path) -> str:
-    """Return what to take instead of a damaged file."""
+    """Return advice on what to use instead of a damaged file."""
     beside = sorted(file.name for file in damaged.parent.glob("*.safetensors") if file != damaged)
     return f"; take another copy{', or one of ' if beside else ''}{', '.join(map(shown, beside))}"
 
@@ -432,7 +432,7 @@ def _read_head(file: io.FileIO, size: int) -> bytes:
 
 
 def _parse_head(head: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the safetensors header in the bytes before the data, and charrnn's own object."""
+    """Return the safetensors header, and charrnn's own object in it."""
     header = _parse(head[8:], "header")
     if not isinstance(header, dict):
         raise _Flaw("damaged: its header is not a JSON object")
@@ -452,7 +452,7 @@ def _parse_head(head: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _read_entries(header: dict[str, Any], data: int) -> list[tuple[str, torch.dtype, list[int]]]:
-    """Return (name, dtype, shape) in the order of the data, which they fill exactly."""
+    """Return (name, dtype, shape) in the order of the data; together they fill it exactly."""
     spans = []
     for name, entry in header.items():
         where = f"damaged: tensor {_quoted(name)}"
@@ -469,7 +469,7 @@ def _read_entries(header: dict[str, Any], data: int) -> list[tuple[str, torch.dt
             raise _Flaw(f"{where} has impossible data_offsets {_quoted(offsets)}")
         dtype = _DTYPES[dtype_name]
         begin, end = offsets
-        # An axis of length 0 must not hide axes that overflow torch's 64-bit strides.
+        # An axis of length 0 must not hide others that overflow torch's 64-bit strides.
         if math.prod(max(axis, 1) for axis in shape) * dtype.itemsize >= 2**62:
             raise _Flaw(f"{where} has an impossible shape {_quoted(shape)}")
         if end - begin != math.prod(shape) * dtype.itemsize:
@@ -489,7 +489,7 @@ def _read_entries(header: dict[str, Any], data: int) -> list[tuple[str, torch.dt
 
 
 def _parse(text: bytes, what: str) -> Any:
-    """Parse JSON as the standard has it: no duplicate keys, no NaN, UTF-8."""
+    """Parse strict JSON: UTF-8, no duplicate keys, no NaN."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
@@ -509,7 +509,7 @@ def _parse(text: bytes, what: str) -> Any:
 
 
 def _without_digest(head: bytes, info: dict[str, Any]) -> bytes:
-    """Return the bytes before the data as they were hashed: with zeros for the SHA-256's digits."""
+    """Return the bytes before the data as they were hashed: with zeros for the digest's digits."""
     digest = info["sha256"]
     if not _DIGEST.fullmatch(digest):
         raise _Flaw("damaged: its field 'sha256' must be 64 hexadecimal digits")
@@ -519,7 +519,7 @@ def _without_digest(head: bytes, info: dict[str, Any]) -> bytes:
 
 
 def _check_rest(file: io.FileIO, digest: hashlib._Hash, expected: str) -> None:
-    """Compare the SHA-256 of what was read, and of all that follows it."""
+    """Hash the rest of the file, and compare the SHA-256 of the whole."""
     while block := file.read(2**20):
         digest.update(block)
     if digest.hexdigest() != expected:
@@ -529,7 +529,7 @@ def _check_rest(file: io.FileIO, digest: hashlib._Hash, expected: str) -> None:
 def _empty(elements: int, dtype: torch.dtype) -> Tensor:
     try:
         return torch.empty(elements, dtype=dtype)
-    except RuntimeError:  # what torch's CPU allocator raises when memory is full
+    except RuntimeError:  # raised by torch's CPU allocator when memory is full
         raise MemoryError from None
 
 
@@ -542,15 +542,15 @@ def _read_into(file: io.FileIO, buffer: memoryview) -> None:
 
 
 def _begins_text(head: bytearray) -> bool:
-    """Whether bytes are a text's first: none is a control character but white space.
+    """Whether bytes look like text: they have no control characters except white space.
 
-    A checkpoint's length, which it begins with, ends in NULs.
+    A checkpoint begins with its header's length, which ends in NULs.
     """
     return all(byte >= 32 or byte in b"\t\n\r\f" for byte in head)
 
 
 def _kind(head: bytearray) -> str | None:
-    """Return what a file seems to be by its first bytes, if that is something well known."""
+    """Return the well-known kind of file that these first bytes suggest, if any."""
     for magic, kind in _KINDS:
         if head.startswith(magic):
             return "a PyTorch pickle" if b"data.pkl" in head or b"/version" in head else kind
@@ -566,7 +566,7 @@ def _whole_numbers(value: object) -> bool:
 
 
 def _quoted(value: object) -> str:
-    """Return something from a file as it can stand in a one-line message."""
+    """Return a value from a file, shortened and escaped for a one-line message."""
     nested = isinstance(value, list) and any(isinstance(item, list | dict) for item in value)
     text = "(nested)" if nested or isinstance(value, dict) else ascii(value)
     return text if len(text) <= 60 else text[:57] + "..."

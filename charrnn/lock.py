@@ -1,7 +1,8 @@
-"""The lock of a run's folder: one process at a time, and who comes second learns who is first.
+"""The lock of a run's folder: one process at a time; a second one is told who holds it.
 
 It is an advisory ``flock`` on a file: the kernel frees it when its process ends, however it
-ends. Its holder signs the file, which says whether a run that left no checkpoint was charrnn's.
+ends. The holder signs the file. A signature left behind shows that a folder without a
+checkpoint is from a charrnn run.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from charrnn.errors import RunFolderError
 from charrnn.files import LOCK
 from charrnn.wording import reason, shown
 
-#: How long to try again what another process is just making, signing or removing, seconds.
+#: Seconds to retry while another process may be making, signing or removing the lock.
 PATIENCE = 1.0
 
-#: How every signature in a lock begins.
+#: The beginning of every signature in a lock.
 _SIGNED = b'{"pid": '
 
 
@@ -34,19 +35,19 @@ class Lock:
 
     fd: int
     made: bool
-    """This process made the file."""
+    """Whether this process made the file."""
     found: bytes
-    """What was in it before."""
+    """The file's contents before."""
     command: str
-    """What a second comer is told about this process."""
+    """The command of this process, shown to others that want the lock."""
 
     @property
     def abandoned(self) -> bool:
-        """Whether its last holder was killed or saved nothing: its signature was still there."""
+        """Whether the last holder left its signature: it was killed, or saved nothing."""
         return bool(self.found)
 
     def sign(self) -> None:
-        """Write into the file who holds it, with what command."""
+        """Write to the file who holds the lock, and with what command."""
         me = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -56,23 +57,23 @@ class Lock:
         self._rewrite((json.dumps(me) + "\n").encode())
 
     def guards(self, folder: Path) -> bool:
-        """Whether it is still that of the folder: a lock on a removed file guards nothing."""
+        """Whether this is still the folder's lock: a lock on a removed file guards nothing."""
         return _is_at(self.fd, folder / LOCK)
 
     def put_back(self) -> None:
-        """Let the file say what it said before."""
+        """Restore the file's former contents."""
         self._rewrite(self.found)
 
     def clear(self) -> None:
-        """Let the file say nothing."""
+        """Empty the file."""
         self._rewrite(b"")
 
     def close(self) -> None:
-        """Let others take the lock."""
+        """Release the lock."""
         os.close(self.fd)
 
     def _rewrite(self, content: bytes) -> None:
-        # Not cut to nothing first: on a full disk what it says must not be lost.
+        # Not truncated first: on a full disk the old contents must not be lost.
         os.pwrite(self.fd, content, 0)
         os.ftruncate(self.fd, len(content))
 
@@ -82,12 +83,12 @@ def take_lock(folder: Path, command: str) -> Lock:
 
     Args:
         folder: the run's.
-        command: what a second comer is told about this process.
+        command: the command of this process, shown to others that want the lock.
 
     Raises:
         FileNotFoundError: the folder is gone.
-        RunFolderError: another process holds the lock, the file is not ours, or the folder
-            does not allow it.
+        RunFolderError: another process holds the lock, the file is not charrnn's, or the
+            folder does not permit locking.
     """
     path = folder / LOCK
     end = time.monotonic() + PATIENCE
@@ -101,7 +102,7 @@ def take_lock(folder: Path, command: str) -> Lock:
                     path.unlink()
                 raise
             if not is_taken:
-                # Just taken and not signed yet, or just let go: then another try succeeds.
+                # Without a holder's name it was just taken, or just released: try again.
                 if (holder := _holder(fd)) or time.monotonic() > end:
                     raise RunFolderError(
                         f"{shown(folder)}: in use by {holder or 'another process'}: "
@@ -110,7 +111,7 @@ def take_lock(folder: Path, command: str) -> Lock:
             elif _is_at(fd, path):
                 with refusals(folder, "cannot write to the run's folder"):
                     lock = Lock(fd, made, os.pread(fd, 65536, 0), command)
-                    # A crash of the machine may leave zeros where the signature was.
+                    # A machine crash may leave zeros in place of the signature.
                     if lock.found.strip(b"\0") and not lock.found.startswith(_SIGNED):
                         raise RunFolderError(
                             f"{shown(folder)}: has a file named {LOCK} that is not charrnn's: "
@@ -131,7 +132,7 @@ def take_lock(folder: Path, command: str) -> Lock:
 
 
 def _open(path: Path) -> tuple[int, bool]:
-    """Return (descriptor of the lock file, whether it was made here); errors as ``take_lock``."""
+    """Return (descriptor of the lock file, whether it is new); errors as for ``take_lock``."""
     try:
         try:
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
@@ -150,7 +151,7 @@ def _flock(fd: int, folder: Path, made: bool) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        # What SMB says where another process holds it; nobody else holds what was made just now.
+        # SMB's error where another process holds the lock; a file made just now has no holder.
         if error.errno == errno.EACCES and not made:
             return False
         # Some network file systems have no locks.
@@ -162,14 +163,14 @@ def _flock(fd: int, folder: Path, made: bool) -> bool:
 
 
 def _is_at(fd: int, path: Path) -> bool:
-    """Whether an open file is still at its path; a lock on a removed one guards nothing."""
+    """Whether an open file is still the one at its path."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(fd), path.stat())
     return False
 
 
 def _holder(fd: int) -> str | None:
-    """Return in words who signed the lock; None for nobody, or a dead process of this machine."""
+    """Return who signed the lock, in words; None: nobody, or a dead process on this machine."""
     with suppress(OSError, ValueError, KeyError, TypeError):  # on SMB only its holder can read it
         who = json.loads(os.pread(fd, 65536, 0))
         pid, host, since, command = (who[key] for key in ("pid", "host", "since", "command"))
@@ -180,7 +181,7 @@ def _holder(fd: int) -> str | None:
 
 
 def alive(pid: int) -> bool:
-    """Whether there is a process of this number on this machine."""
+    """Whether a process with this id exists on this machine."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

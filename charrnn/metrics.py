@@ -1,4 +1,4 @@
-"""A run's log, ``metrics.jsonl``: one JSON object a line, appended and cut back."""
+"""A run's log, ``metrics.jsonl``: one JSON object per line, appended to and rewound."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from charrnn.errors import RunFolderError
 from charrnn.files import LOG
 from charrnn.wording import shown
 
-#: Most updates that a row sums up.
+#: The most updates that one row summarises.
 LOG_EVERY = 10
-#: Above all that training computes with, 32 bits wide: a row has no larger numbers.
+#: Above every finite float32, which training computes with: no number in a row is as large.
 LARGEST = 1e39
 
 
 class Log:
     """The log in a run's folder, open for appending until ``close``.
 
-    A last line that a crash cut off is removed.
+    An incomplete last line, left by a crash, is removed.
 
     Raises:
         RunFolderError: it cannot be written.
@@ -44,7 +44,7 @@ class Log:
         return fd
 
     def append(self, row: dict[str, Any]) -> None:
-        """Append a row, as one line in one write.
+        """Append a row as one line, in one write.
 
         Raises:
             RunFolderError: it cannot be written; no part of the row is left in the file.
@@ -65,10 +65,10 @@ class Log:
         """Drop the rows after ``step``, and lines that are not rows.
 
         Args:
-            step: of the checkpoint that the run goes on from.
-            logged: whether that checkpoint was written after the row of its step's updates;
-                if not, such a row is dropped too, as it will be repeated.
-            validated: the same of the row of a validation.
+            step: step of the checkpoint that the run resumes from.
+            logged: whether that checkpoint was written after the row on the updates up to its
+                step; if not, that row is dropped too, as it will be repeated.
+            validated: the same for the row on a validation.
 
         Raises:
             RunFolderError: it cannot be written; the log stays as it was.
@@ -96,7 +96,7 @@ class Log:
             os.ftruncate(self._fd, 0)
 
     def sync(self) -> None:
-        """Bring the rows to disk.
+        """Flush the rows to disk.
 
         Raises:
             RunFolderError: disk full or the like.
@@ -112,15 +112,15 @@ class Log:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read the log of a run.
 
-    Its numbers are finite, its steps and counts not negative, and the step of each row on
-    updates is larger than that of the one before.
+    Its numbers are finite, its steps and counts not negative, and the steps of the rows on
+    updates increase.
 
     Raises:
-        RunFolderError: it cannot be read, or a line is not a row of it.
+        RunFolderError: it cannot be read, or a line is not a valid row.
     """
     with refusals(path, "cannot read"):
         content = path.read_bytes()
-    # What a crash has cut, or is just being written, is no row.
+    # An incomplete last line, left by a crash or just being written, does not count.
     lines = content[: content.rfind(b"\n") + 1].splitlines()
     rows = []
     updated = 0
@@ -137,7 +137,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _remove_cut_line(fd: int) -> None:
-    """Cut a file that was just opened back to the end of its last whole line."""
+    """Truncate a newly opened file to the end of its last complete line."""
     with os.fdopen(fd, "rb", closefd=False) as file:
         content = file.read()
     if (end := content.rfind(b"\n") + 1) < len(content):
@@ -145,23 +145,23 @@ def _remove_cut_line(fd: int) -> None:
 
 
 def _belongs(row: dict[str, Any], step: int, logged: bool, validated: bool) -> bool:
-    """Whether a row of the log is from before the checkpoint of ``step``."""
+    """Whether a row is from before the checkpoint at ``step``; arguments as in ``Log.rewind``."""
     at: float = row["step"]
     is_old = validated if "valid_nats_per_char" in row else logged
     return at < step + is_old
 
 
 def _is_sound(row: dict[str, Any], updated: int) -> bool:
-    """Whether an object can be a row of a log.
+    """Whether an object is a valid row of a log.
 
     Args:
         row: the object.
-        updated: step of the row on updates before it; 0: there is none.
+        updated: step of the previous row on updates; 0: there is none.
     """
     numbers: dict[str, float] = {
         name: value for name, value in row.items() if type(value) in (int, float)
     }
-    if not all(abs(value) < LARGEST for value in numbers.values()):  # NaN is not either
+    if not all(abs(value) < LARGEST for value in numbers.values()):  # also refuses NaN
         return False
     if "gradient_norm" in row:
         sizes = ("gradient_norm", "largest_gradient_norm", "clipped_share")
@@ -171,7 +171,7 @@ def _is_sound(row: dict[str, Any], updated: int) -> bool:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """Return a line of the log as a JSON object; None if it is not one."""
+    """Return the JSON object in a line of the log; None if there is none."""
     with suppress(ValueError, RecursionError):
         row = json.loads(line)
         return row if isinstance(row, dict) else None

@@ -1,4 +1,4 @@
-"""Which text a run reads: named, divided, recorded, and found again."""
+"""The text that a run reads: how it is divided, recorded and found again."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from charrnn.files import absolute_names, embedded_corpus, text_within
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import shown
 
-#: Most files that a run remembers one by one: a header with these stays small.
+#: The most files that a run records one by one, so that the header stays small.
 MOST_FILES = 1000
-#: Most texts that a run remembers its weights to have been trained on before: so does one.
+#: The most texts of earlier training that a run records, so that the header stays small.
 MOST_TEXTS = 20
-#: Returns the corpus of some names in an encoding.
+#: Returns the corpus for names of texts and an encoding.
 Scan = Callable[[tuple[str, ...], str], Corpus]
 
 
@@ -38,16 +38,16 @@ class TextRecord(Record):
     fingerprint: str
     characters: int
     train: tuple[int, int]
-    """The part's first character, and the one after its last; so are those below."""
+    """The part's first character, and the one after its last; the same for those below."""
     valid: tuple[int, int] | None
     test: tuple[int, int] | None
     valid_texts: tuple[str, ...]
-    """Absolute paths of the texts to validate on, if they are others."""
+    """Absolute paths of separate texts to validate on, if any."""
     valid_fingerprint: str | None
     files: tuple[str, ...] = ()
-    """Digests of the text's files, where they are several, and at most ``MOST_FILES``."""
+    """Digests of the text's files, if there are more than one and at most ``MOST_FILES``."""
     file_starts: tuple[int, ...] = ()
-    """Characters of the text before each of them."""
+    """Characters of the text before each of these files."""
 
     def __post_init__(self) -> None:
         if len(self.files) != len(self.file_starts):
@@ -56,7 +56,7 @@ class TextRecord(Record):
             raise ValueError("'encoding' is not a codec's own name")
         for name in ("train", "valid", "test"):
             start, stop = getattr(self, name) or (0, 2)
-            if stop - start < 2:  # as ``split`` and ``refuse_too_short`` have it
+            if stop - start < 2:  # as ``split`` and ``refuse_too_short`` ensure
                 raise ValueError(f"{name!r} has fewer than 2 characters")
 
     @classmethod
@@ -65,9 +65,9 @@ class TextRecord(Record):
 
         Args:
             text: what the user chose.
-            train: of the text.
-            valid: of it, or of another one.
-            test: of it.
+            train: the training part.
+            valid: the validation part, of this text or of another.
+            test: the test part.
         """
         corpus = train.corpus
         files = corpus.files if 1 < len(corpus.files) <= MOST_FILES else ()
@@ -86,21 +86,21 @@ class TextRecord(Record):
         )
 
     def length(self, part: PartName) -> int:
-        """Return the characters of a part; 0: there is none."""
+        """Return the number of characters of a part; 0 if there is none."""
         start, stop = getattr(self, part) or (0, 0)
         return int(stop - start)
 
     def shared(self, part: Part, fingerprint: str, borders: tuple[int, int]) -> int | None:
-        """Return how many characters of a part lie between borders of a text of the run.
+        """Return how many characters of a part lie in a stretch of one of the run's texts.
 
         Args:
-            part: of any text.
-            fingerprint: of the run's text, or of the one that it validates on.
-            borders: in that; the first character, and the one after the last.
+            part: a part of any text.
+            fingerprint: that of the run's text, or of the one that it validates on.
+            borders: the stretch in that text: its first character, and the one after its last.
 
         Returns:
-            The characters. None: some, but which ones only the encoding tells that the text was
-            read in then.
+            The number of characters. None: they share text but were read in different encodings,
+            so positions cannot be compared.
         """
         shared = 0
         for place, start, length in self._in_common(part.corpus, fingerprint):
@@ -112,9 +112,9 @@ class TextRecord(Record):
         return shared
 
     def _in_common(self, corpus: Corpus, fingerprint: str) -> Iterator[tuple[int, int, int]]:
-        """Yield what a corpus and a text of the run both have: its place in each, its length.
+        """Yield what a corpus shares with a text of the run: its place in each, and its length.
 
-        That is all of it, or whole files, of equal ones the first.
+        It is the whole text, or whole files; of equal files in the run's text, the first.
         """
         if corpus.fingerprint == fingerprint:
             yield 0, 0, corpus.characters
@@ -128,9 +128,9 @@ class TextRecord(Record):
 
 
 def most_learnt(part: Part, texts: Sequence[TextRecord]) -> int | None:
-    """Return how many characters of a part lie in what was trained on of one of some texts.
+    """Return the most characters that a part shares with the training part of any one text.
 
-    Of several that have some of it the most; None as of ``TextRecord.shared``.
+    None if that is unknown for one of the texts, as in ``TextRecord.shared``.
     """
     shared = [one.shared(part, one.fingerprint, one.train) for one in texts]
     known = [number for number in shared if number is not None]
@@ -138,15 +138,15 @@ def most_learnt(part: Part, texts: Sequence[TextRecord]) -> int | None:
 
 
 def to_remember(texts: Sequence[TextRecord]) -> tuple[TextRecord, ...]:
-    """Return texts that weights were trained on as a checkpoint keeps them: once, no names."""
+    """Return records of earlier training texts as a checkpoint keeps them: unique, no names."""
     nameless = (replace(one, texts=(), valid_texts=()) for one in texts)
     return tuple(dict.fromkeys(nameless))[:MOST_TEXTS]
 
 
 def learnt_before(checkpoint: Checkpoint) -> tuple[TextRecord, ...]:
-    """Return the texts that the weights which a checkpoint's run began with were trained on.
+    """Return the texts that a run's initial weights had been trained on, without names.
 
-    The latest first, without names; none where it began with none, and in older checkpoints.
+    The latest first; none if the run began with random weights, or in older checkpoints.
 
     Raises:
         CheckpointError: the field is not usable.
@@ -157,23 +157,23 @@ def learnt_before(checkpoint: Checkpoint) -> tuple[TextRecord, ...]:
 
 
 def readable(texts: Sequence[str], spooled: Path | None) -> list[str]:
-    """Return the names to read: where standard input was put stands for it."""
+    """Return the names to read, with ``spooled``, the copy of standard input, in place of "-"."""
     return [str(spooled) if name == "-" and spooled else name for name in texts]
 
 
 def refuse_text_within(text: TextChoices, folder: Path, what: str) -> None:
-    """Refuse to make a folder a run's that may hold text: it would be left out (``find_files``).
+    """Refuse a run's folder that contains text to be read: ``find_files`` would leave it out.
 
     Args:
-        text: what is to be read.
-        folder: where the run is to be, or the comparison.
+        text: the text to be read.
+        folder: the future folder of the run or comparison.
         what: which of the two, for the message.
 
     Raises:
-        RunFolderError: a file that a folder or pattern finds, and that is not empty, is in it.
+        RunFolderError: it contains a file, not empty, that a folder or pattern in ``text`` finds.
     """
     names = [name for name in (*text.texts, *text.valid) if name != "-"]
-    with suppress(CorpusError):  # what is not there is refused where it is read
+    with suppress(CorpusError):  # a missing text is refused when it is read
         if (found := text_within(names, folder)) is not None:
             raise RunFolderError(
                 f"{shown(folder)}: {shown(found)} is in it, and {what}'s folder is not read as "
@@ -182,10 +182,10 @@ def refuse_text_within(text: TextChoices, folder: Path, what: str) -> None:
 
 
 def divide(corpus: Corpus, text: TextChoices) -> Split:
-    """Return what to train on, to validate on, of another text where one is named, and to test on.
+    """Return the parts to train, validate (perhaps on another text) and test on.
 
     Raises:
-        CorpusError: that other text cannot be read, or is too short.
+        CorpusError: the validation text cannot be read, or is too short.
     """
     if not text.valid:
         return split(corpus, text.valid_share, text.test_share)
@@ -199,15 +199,15 @@ def divide(corpus: Corpus, text: TextChoices) -> Split:
 
 
 def refuse_too_short(train: Part, text: TextChoices) -> None:
-    """Refuse a text of which fewer than 2 characters are left to train on.
+    """Refuse a text that leaves fewer than 2 characters to train on.
 
     Raises:
-        CorpusError: with the least length.
+        CorpusError: it is too short; the message says how long it must be.
     """
     if train.characters >= 2:
         return
     shares = (0.0 if text.valid else text.valid_share, text.test_share)
-    # As ``split`` rounds: exactly, and down.
+    # ``split`` computes borders exactly and rounds down.
     least = math.ceil(2 / (1 - sum(map(exact, shares))))
     raise CorpusError(
         f"{_files(train.corpus)}: a text of length {train.corpus.characters} leaves "
@@ -216,13 +216,13 @@ def refuse_too_short(train: Part, text: TextChoices) -> None:
 
 
 def refuse_too_many_names(record: TextRecord) -> None:
-    """Refuse what no checkpoint can hold, before anything is trained that could not be saved.
+    """Refuse more names than a checkpoint can hold, before training what could not be saved.
 
     Raises:
-        UsageError: the names are too many.
+        UsageError: there are too many names.
     """
     names = [*record.texts, *record.valid_texts]
-    # A description is JSON within the header's JSON.
+    # The record is JSON within the header's JSON.
     written = json.dumps(json.dumps(names, ensure_ascii=False), ensure_ascii=False)
     if len(written.encode("utf-8", "backslashreplace")) > MAX_HEADER // 2:
         raise UsageError(
@@ -239,15 +239,15 @@ def refuse_another_text(
     known: Collection[str] = (),
     instead: str = ", or start anew (train --init-from begins with its weights)",
 ) -> None:
-    """Refuse to go on with a text other than the one that was read before.
+    """Refuse a text other than the one that was read before.
 
     Args:
         corpus: the text.
-        fingerprint: of the one before.
-        what: the text is, for the message.
-        of: whom the text is, for the message.
-        known: digests of the files of the one before, as far as they are known.
-        instead: what else to do, as the message ends.
+        fingerprint: fingerprint of the text before.
+        what: what the message calls the text.
+        of: what the message calls the run that read the text before.
+        known: digests of the files of the text before, as far as they are known.
+        instead: the end of the message: what else to do.
 
     Raises:
         CorpusError: they differ.
@@ -262,10 +262,10 @@ def refuse_another_text(
 
 
 def _differing(corpus: Corpus, known: Collection[str]) -> str:
-    """Return which files of a text make it another one, as far as digests tell; else ""."""
+    """Return which files differ from the text before, as far as digests tell; else ""."""
     if not known:
         return ""
-    # Counted, because files may be alike: one copy more is new, one copy less is gone.
+    # Counted, because files may be equal: an extra copy is new, a missing one is gone.
     left = Counter(known)
     new: list[Path] = []
     for file in corpus.files:
@@ -295,10 +295,10 @@ def recorded_part(
         checkpoint: from ``load_model``.
         name: which part.
         read: reads the text.
-        moved: where it lies now, if not where the run knows it to be.
+        moved: the text's present names, if they are not those recorded.
 
     Raises:
-        CheckpointError: the description is not usable.
+        CheckpointError: the record of the text is not usable.
         CorpusError: the text is gone or changed, or was standard input; the message names the
             checkpoint.
         UsageError: the run has no such part.
@@ -328,7 +328,7 @@ def recorded_part(
 
 
 def _last_named(record: TextRecord, path: Path) -> TextRecord:
-    """Return the record with the names that the run's text had last: it may have moved."""
+    """Return the record with the latest names of the run's text, which may have moved."""
     with suppress(CheckpointError):
         last = read_description(find(path).parent / LAST)
         newest = last.record("text", TextRecord)
@@ -342,9 +342,9 @@ def refuse_other_symbols(encoding: str, vocabulary: Vocabulary, who: str) -> Non
     """Refuse bytes for a model of characters, and characters for a model of bytes.
 
     Args:
-        encoding: of the text, as the user names it.
-        vocabulary: the model's.
-        who: the model, for the message.
+        encoding: the text's encoding, as the user names it.
+        vocabulary: the model's vocabulary.
+        who: what the message calls the model.
 
     Raises:
         UsageError: they do not fit.

@@ -1,18 +1,18 @@
-"""A run's folder: its lock, its checkpoints, its log. The only writer of the folder.
+"""A run's folder: its lock, checkpoints and log. All writing to it goes through this module.
 
 ::
 
-    best.safetensors            the best by validation loss; what is sampled and scored
-    last.safetensors            the newest; what --resume takes
-    step-00001200.safetensors   earlier newest ones, as many as asked for
-    metrics.jsonl               one JSON object a line
-    result.json                 what a finished run of a comparison came to
-    lock                        held (flock) by the process that trains; says who it is
+    best.safetensors            the best by validation loss; used to sample and score
+    last.safetensors            the newest; used by --resume
+    step-00001200.safetensors   former ``last`` checkpoints, as many as asked for
+    metrics.jsonl               one JSON object per line
+    result.json                 the result of a finished run of a comparison
+    lock                        held (flock) by the process that trains, and names it
 
 The kernel frees the lock when its process ends, however it ends. Files are
 replaced as a whole or not at all; while one is written it has a name such as
-``.last.safetensors.4711-0a1b2c3d.tmp``, and the next run in the folder removes
-what a dead process left behind. Files of other names are never touched.
+``.last.safetensors.4711-0a1b2c3d.tmp``. The next run in the folder removes
+what a dead process left behind. Files with other names are never touched.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ _GENERATION = re.compile(r"step-(\d{8,})\.safetensors")
 class RunFolder:
     """A run's folder, held by this process until ``close``.
 
-    Made by ``create`` (a new run) or ``open_existing`` (a run to go on with);
-    a context manager. One process at a time holds a folder.
+    Made by ``create`` (a new run) or ``open_existing`` (a run to resume); a
+    context manager. One process at a time holds a folder.
 
     Attributes:
         path: the folder.
-        keep: how many earlier ``last`` checkpoints to keep; may change.
+        keep: how many former ``last`` checkpoints to keep; may be changed.
     """
 
     def __init__(self, path: Path, lock: Lock, keep: int) -> None:
@@ -74,7 +74,7 @@ class RunFolder:
         self._log: Log | None = None
         # What ``close`` removes if nothing was saved, in this order: files, then folders.
         self._removable: list[Path] = []
-        # Steps of the checkpoint files that this process wrote, or loaded and found whole.
+        # Steps of the checkpoint files that this process wrote, or loaded and found intact.
         self._whole: dict[Path, int] = {}
 
     # Taking and leaving the folder ------------------------------------------
@@ -85,16 +85,16 @@ class RunFolder:
     ) -> Self:
         """Make a run's folder, with its parents, and hold it.
 
-        A folder that exists already is taken when it holds no run; whatever
-        else is in it stays as it is. When ``close`` comes before anything was
-        saved, what was made here is removed again.
+        An existing folder is taken if it holds no run; whatever else is in it
+        stays as it is. If ``close`` is called before anything was saved, what
+        was made here is removed again.
 
         Args:
             path: the folder.
-            keep: how many earlier ``last`` checkpoints to keep, 0 or more.
-            command: what the lock tells a second comer about this process.
-            over_best: take a folder with nothing but a best checkpoint, and remove that: its run
-                was killed between its first validation and its first save.
+            keep: how many former ``last`` checkpoints to keep, 0 or more.
+            command: the command of this process, shown to others that want the lock.
+            over_best: also take a folder whose only checkpoint is a best one, and remove that:
+                its run was killed between its first validation and its first save.
 
         Raises:
             RunFolderError: it holds a run already, another process holds it, or it cannot be made.
@@ -111,7 +111,7 @@ class RunFolder:
             folder._refuse_another_run(lock.abandoned or begins_again)
             folder._removable = [path / LOG, path / LOCK, *made]
             folder._log = Log(path)
-            folder._log.clear()  # of the rows of a run that ended before its first save
+            folder._log.clear()  # rows of a run that ended before its first save
         except BaseException:
             folder._refuse()
             raise
@@ -119,7 +119,7 @@ class RunFolder:
 
     @classmethod
     def open_existing(cls, path: Path, keep: int = 1, command: str = "") -> Self:
-        """Hold the folder of a run that is to go on; arguments as in ``create``.
+        """Hold the folder of a run to resume; arguments as in ``create``.
 
         Raises:
             RunFolderError: there is no run in it, another process holds it, or it is not writable.
@@ -148,15 +148,15 @@ class RunFolder:
         return folder
 
     def _refuse(self) -> None:
-        """Let the folder go as it was found: nothing in it has become this process's."""
+        """Release the folder as it was found: this process has not taken it over."""
         assert self._lock is not None
         with suppress(OSError):
-            # The signature would say that the log is of a run of ours.
+            # A signature would claim that the log is from a charrnn run.
             self._lock.put_back()
         self.close()
 
     def close(self) -> None:
-        """Let the folder go. A new run that saved nothing leaves nothing behind."""
+        """Release the folder. A new run that saved nothing leaves nothing behind."""
         if self._lock is None:
             return
         if self._log is not None:
@@ -164,13 +164,13 @@ class RunFolder:
             self._log = None
         lock, self._lock = self._lock, None
         folders: list[Path] = []
-        # What cannot be tidied up stays; what made this run end is not to be hidden by it.
+        # Failing to tidy up must not hide the error that ended this run.
         try:
             with suppress(OSError, RunFolderError):
-                # Without a checkpoint the signature stays: it says that the log is of our run.
+                # Without a checkpoint the signature stays: it shows that the log is charrnn's.
                 if checkpoints_in(self.path):
                     lock.clear()
-                is_ours = lock.guards(self.path)  # or what is there is another run's
+                is_ours = lock.guards(self.path)  # otherwise its files are another run's
                 for path in self._removable if is_ours else ():
                     if path.is_dir():
                         folders.append(path)
@@ -178,8 +178,8 @@ class RunFolder:
                         path.unlink(missing_ok=True)
         finally:
             lock.close()
-        # Only now: NFS keeps a file that is open, under another name. A folder in which somebody
-        # else put something is not empty, and so stays.
+        # Only now: NFS keeps a removed file that is open, under another name. A folder in which
+        # someone else put something is not empty, and so stays.
         with suppress(OSError):
             for folder in folders:
                 folder.rmdir()
@@ -196,11 +196,11 @@ class RunFolder:
         self.close()
 
     def _refuse_lost(self) -> None:
-        """Take a lock that was removed again; refuse where another run has been since.
+        """Retake the lock if its file was removed; refuse if another run has been here since.
 
         Raises:
             TakenFolderError: another run has taken the folder.
-            RunFolderError: the lock, or the log, cannot be looked at or taken again.
+            RunFolderError: the lock or the log cannot be checked or reopened.
         """
         assert self._lock is not None, "the folder is closed"
         with refusals(self.path, "cannot save"):
@@ -210,9 +210,9 @@ class RunFolder:
         try:
             lock = take_lock(self.path, self._lock.command)
         except FileNotFoundError:
-            return  # the folder is gone: writing says so
+            return  # the folder is gone: writing will report that
         except RunFolderError as error:
-            if error.__cause__ is not None:  # the system refused, and nobody has taken it
+            if error.__cause__ is not None:  # the system refused; no other process has taken it
                 raise
             raise TakenFolderError(f"{error}; it {lost}") from error
         if not lock.made:
@@ -235,7 +235,7 @@ class RunFolder:
 
         Raises:
             TakenFolderError: another run has taken the folder since.
-            RunFolderError: disk full or the like; the one before stays.
+            RunFolderError: disk full or the like; the previous one stays.
         """
         self._refuse_lost()
         best = self.path / BEST
@@ -246,22 +246,22 @@ class RunFolder:
     def save_last(self, checkpoint: Checkpoint) -> Path:
         """Write ``last.safetensors``; return its path.
 
-        The one before becomes ``step-XXXXXXXX.safetensors``. Only once the new
-        one is on disk are the earlier ones cut down to the ``keep`` newest
-        whole ones.
+        The previous one becomes ``step-XXXXXXXX.safetensors``. Once the new
+        one is on disk, all but the ``keep`` newest intact ones of these are
+        removed.
 
         Args:
             checkpoint: its ``meta`` has ``step``.
 
         Raises:
-            CheckpointError: the one before is of another format or unreadable.
+            CheckpointError: the previous one has another format or is unreadable.
             TakenFolderError: another run has taken the folder since.
-            RunFolderError: disk full or the like; all that was there stays.
+            RunFolderError: disk full or the like; everything stays as it was.
         """
         self._refuse_lost()
         last, step = self.path / LAST, checkpoint.require("step", int)
         earlier = self._step_if_whole(last)
-        self._held_log.sync()  # the rows up to this step are part of what is saved
+        self._held_log.sync()  # the rows up to this step belong to what is saved
         with replacing(last) as fd:
             write(fd, checkpoint)
             if earlier is not None and earlier != step and self.keep > 0:
@@ -274,7 +274,7 @@ class RunFolder:
         return last
 
     def save_result(self, values: dict[str, Any]) -> None:
-        """Write ``result.json``: what the finished run came to.
+        """Write ``result.json``, the result of the finished run.
 
         Raises:
             TakenFolderError: another run has taken the folder since.
@@ -284,10 +284,10 @@ class RunFolder:
         write_json(self.path / RESULT, values)
 
     def load_last(self) -> tuple[Checkpoint, list[str]]:
-        """Return the newest whole checkpoint, and a sentence for each one passed over.
+        """Return the newest intact checkpoint with state, and a note on each one passed over.
 
         Raises:
-            CheckpointError: none is whole, or the newest is of another format or unreadable.
+            CheckpointError: none is intact, or one before it has another format or is unreadable.
             RunFolderError: the folder cannot be read.
         """
         passed_over: list[str] = []
@@ -321,23 +321,23 @@ class RunFolder:
         with refusals(path, "cannot save"):
             is_there = exists(path)
         if not is_there:
-            self._whole.pop(path, None)  # somebody has removed it since
+            self._whole.pop(path, None)  # someone has removed it since
         elif path not in self._whole:
             with suppress(DamagedCheckpointError):
                 self._whole[path] = load(path).require("step", int)
         return self._whole.get(path)
 
     def _prune(self) -> None:
-        """Keep the ``keep`` newest whole checkpoints beside the ``last`` that is now on disk."""
+        """Remove all but the ``keep`` newest intact checkpoints beside ``last``."""
         kept = 0
         for path in _generations(self.path):
             try:
                 whole = self._step_if_whole(path) is not None
             except CheckpointError:
-                continue  # of another format, or not ours to read: not ours to remove
+                continue  # of another format, or unreadable: not ours to remove
             kept += whole
             if not whole or kept > self.keep:
-                # A file that cannot be removed takes space, no more: the new one is safe.
+                # A file that cannot be removed only takes space: the new one is safe.
                 with suppress(OSError):
                     path.unlink()
                 self._whole.pop(path, None)
@@ -345,7 +345,7 @@ class RunFolder:
     # The log ------------------------------------------------------------------
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append a row to ``metrics.jsonl``; errors as of ``Log.append``."""
+        """Append a row to ``metrics.jsonl``; errors as for ``Log.append``."""
         self._held_log.append(row)
 
     def rewind_log(self, step: int, *, logged: bool = True, validated: bool = True) -> None:
@@ -360,7 +360,7 @@ class RunFolder:
     # What is in the folder already ---------------------------------------------
 
     def _refuse_another_run(self, abandoned: bool) -> None:
-        """Raise RunFolderError if the folder holds a run; one that saved nothing does not count."""
+        """Raise RunFolderError if the folder holds a run; an abandoned one's log does not count."""
         if checkpoints := checkpoints_in(self.path):
             try:
                 where = f" at step {read_description(checkpoints[0]).meta['step']}"
@@ -380,7 +380,7 @@ class RunFolder:
             )
 
     def _remove_stale(self) -> None:
-        """Remove the temporaries of processes that have ended; this one has none yet."""
+        """Remove the temporary files of dead processes; this one has none yet."""
         for path in _entries(self.path):
             name, pid = unfinished(path.name) or ("", 0)
             ours = name in (BEST, LAST, LOG, RESULT) or _GENERATION.fullmatch(name)
@@ -412,7 +412,7 @@ def _generations(folder: Path) -> list[Path]:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Return all checkpoint files of the run in a folder, newest first; the best is the last.
+    """Return the checkpoint files of the run in a folder: newest first, then the best.
 
     Raises:
         RunFolderError: the folder cannot be read.
@@ -423,7 +423,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def has_state(folder: Path) -> bool:
-    """Whether there is a run in a folder to go on with: a checkpoint of its complete state.
+    """Whether a folder holds a run to resume: a checkpoint with its complete state.
 
     Raises:
         RunFolderError: the folder cannot be read.
@@ -433,8 +433,8 @@ def has_state(folder: Path) -> bool:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Give a file a second name; where the file system knows no hard links, copy it."""
-    source = followed(source)  # systems differ in what a link to a link is
+    """Give a file a second name; where the file system has no hard links, copy it."""
+    source = followed(source)  # systems differ in what a hard link to a symbolic link is
     with suppress(FileNotFoundError):
         if target.samefile(source):
             return
@@ -453,10 +453,10 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _make_and_lock(path: Path, command: str) -> tuple[list[Path], Lock]:
-    """Return a run's folder's lock, and the folders that were made, innermost first.
+    """Make a run's folder; return the folders that were made, innermost first, and the lock.
 
     Raises:
-        RunFolderError: the folder cannot be made, or the lock not taken; what was made is gone.
+        RunFolderError: the folder cannot be made or locked; what was made is removed again.
     """
     made: list[Path] = []
     end = time.monotonic() + PATIENCE
@@ -467,23 +467,23 @@ def _make_and_lock(path: Path, command: str) -> tuple[list[Path], Lock]:
                     _make(path, made)
                     return made, take_lock(path, command)
                 except (FileNotFoundError, FileExistsError):
-                    # Another run that saved nothing may be removing the folder this very moment.
+                    # Another run that saved nothing may be removing the folder at this moment.
                     if time.monotonic() > end:
                         raise
                 time.sleep(0.01)
     except BaseException:
         for folder in made:
-            with suppress(OSError):  # somebody else may have put something there
+            with suppress(OSError):  # someone else may have put something there
                 folder.rmdir()
         raise
 
 
 def _make(path: Path, made: list[Path]) -> None:
-    """Make a folder and its parents; put those that were made into ``made``, innermost first."""
+    """Make a folder and its parents; put the new ones into ``made``, innermost first."""
     for folder in [*reversed(path.parents), path]:
         try:
             folder.mkdir()
-        except OSError:  # not always FileExistsError: a read-only file system says that it is so
+        except OSError:  # a read-only file system reports that instead of FileExistsError
             if folder.is_dir():
                 continue
             if folder.is_file():
@@ -495,7 +495,7 @@ def _make(path: Path, made: list[Path]) -> None:
 
 
 def files_of_run(checkpoint: Path) -> list[Path]:
-    """Return a checkpoint's file and those of the run beside it, whether they exist or not."""
+    """Return a checkpoint's file and its run's files beside it; some may not exist."""
     folder = checkpoint.parent
     others = [folder / name for name in (LOG, RESULT, LOCK)]
     return [checkpoint, *sorted(folder.glob("*.safetensors")), *others]

@@ -1,4 +1,4 @@
-"""A checkpoint as a trained model: weights and vocabulary."""
+"""Turn a checkpoint into a trained model: weights and vocabulary."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from charrnn.wording import shown
 
 
 def load_model(path: Path, device: torch.device) -> tuple[CharModel, Vocabulary, Checkpoint]:
-    """Load a checkpoint's model for use: weights, vocabulary and, without tensors, the rest.
+    """Load a checkpoint's model, vocabulary, and the checkpoint itself without its tensors.
 
     Args:
         path: a checkpoint, or a run's folder (its best one is taken).
         device: where to compute.
 
     Raises:
-        CheckpointError: the file is not a whole checkpoint.
+        CheckpointError: the file is not an intact checkpoint.
     """
     file = find(path)
     checkpoint = load(file)
@@ -37,21 +37,21 @@ def load_model(path: Path, device: torch.device) -> tuple[CharModel, Vocabulary,
 
 
 def shape_of(path: Path) -> ModelConfig:
-    """Return the shape of a checkpoint's model, which its header says.
+    """Return the shape of a checkpoint's model, reading the header only.
 
     Args:
         path: a checkpoint, or a run's folder (its best one is taken).
 
     Raises:
-        CheckpointError: as ``load_model``, as far as the header shows it.
+        CheckpointError: as for ``load_model``, as far as the header shows it.
     """
     return read_description(find(path)).record("model", ModelConfig)
 
 
 def trained_by(run: Path) -> str | None:
-    """Return what trained the run in a folder last: a processor with its threads, or a GPU.
+    """Return what last trained the run in a folder: a processor with its threads, or a GPU.
 
-    None where its last checkpoint is gone, is damaged or, as older ones, does not say.
+    None if its last checkpoint is missing, damaged, or too old to say.
     """
     with suppress(CheckpointError):
         last = read_description(run / LAST)
@@ -65,7 +65,7 @@ def described(checkpoint: Checkpoint, path: Path) -> tuple[ModelConfig, Vocabula
     """Return the shape of a checkpoint's model, and its vocabulary.
 
     Raises:
-        CheckpointError: one is missing or of another form, or they do not fit.
+        CheckpointError: one is missing or malformed, or their sizes differ.
     """
     shape = checkpoint.record("model", ModelConfig)
     try:
@@ -83,7 +83,7 @@ def described(checkpoint: Checkpoint, path: Path) -> tuple[ModelConfig, Vocabula
 
 
 def with_weights(shape: ModelConfig, weights: dict[str, Tensor], path: Path) -> CharModel:
-    """Return a model with the weights of a file, whose size bounds the memory it takes.
+    """Return a model with a file's weights; the file's size, not ``shape``, bounds its memory.
 
     Raises:
         CheckpointError: a weight is missing, unknown, or of another shape than the model's.
@@ -112,7 +112,7 @@ def with_weights(shape: ModelConfig, weights: dict[str, Tensor], path: Path) -> 
 
 
 def prefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with the prefix, by the rest of their names."""
+    """Return the tensors whose names begin with ``prefix``, which is removed from the names."""
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()
