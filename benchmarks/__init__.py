@@ -1,1 +1,1 @@
-"""Measurements of speed and quality; each prints what it ran and on which machine."""
+"""Benchmarks of speed and quality; each prints what it ran and on which machine."""

@@ -1,4 +1,4 @@
-"""What the benchmarks share: whom to compare with, timing in turns, results as JSON."""
+"""Shared by the benchmarks: the torch.nn reference, timing in turns, results as JSON."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from charrnn.disk import check_replaceable, write_json
 from charrnn.errors import RunFolderError
 from charrnn.machine import machine
 
-#: What the cells are compared with.
+#: The torch.nn modules that the cells are compared with.
 TORCH_NN: dict[CellName, Callable[..., nn.RNNBase]] = {
     "rnn": nn.RNN,
     "lstm": nn.LSTM,
     "gru": nn.GRU,
 }
-#: What --corpora says where it has no use.
+#: The help of --corpora in benchmarks that do not use it.
 UNREAD = "every benchmark takes it; this one reads nothing there"
 
 
 class Reference(nn.Module):
-    """A character model as tutorials write it: embedding, torch.nn's cell, head."""
+    """A character model as tutorials write it: an embedding, a torch.nn cell, a head."""
 
     def __init__(
         self, cell: CellName, vocabulary: int, embedding: int, hidden: int, layers: int = 1
@@ -42,19 +42,19 @@ class Reference(nn.Module):
 
     def forward(self, x_TB: Tensor, state: object = None) -> tuple[Tensor, object]:
         """Return logits_TBV and the state after the window."""
-        torch.backends.cudnn.allow_tf32 = True  # as torch has it, and ours does not
+        torch.backends.cudnn.allow_tf32 = True  # torch's default; charrnn turns it off
         out_TBH, state = self.cell(self.embedding(x_TB), state)
         return self.head(out_TBH), state
 
 
 class ReferenceTraining:
-    """Updates a reference window by window with AdamW, the state carried, the norm clipped.
+    """Trains a reference with AdamW; the state is carried on and the gradient norm clipped.
 
     Args:
-        model: on its device.
-        rate: of AdamW.
-        narrow: whether products are in bf16, by autocast; on CUDA that has recurrences in fp16,
-            whatever is asked for (ATen/cudnn/AutocastRNN.cpp).
+        model: already on its device.
+        rate: AdamW's learning rate.
+        narrow: whether to multiply in bf16, by autocast; on CUDA, autocast runs recurrences in
+            fp16 whatever dtype is asked for (ATen/cudnn/AutocastRNN.cpp).
     """
 
     def __init__(self, model: Reference, rate: float, narrow: bool) -> None:
@@ -67,7 +67,7 @@ class ReferenceTraining:
         self.autocast = torch.autocast(device, torch.bfloat16, enabled=narrow)
 
     def update(self, x_TB: Tensor, y_TB: Tensor) -> None:
-        """Make one update of the weights."""
+        """Make one update on a window."""
         with self.autocast:
             logits_TBV, state = self.model(x_TB, self.state)
         self.state = detached(state)
@@ -79,7 +79,7 @@ class ReferenceTraining:
 
 
 def detached(state: object) -> object:
-    """Cut a torch.nn state, a tensor or a pair of them, from its past."""
+    """Detach a torch.nn state: a tensor, or a pair of them."""
     if isinstance(state, tuple):
         return tuple(part.detach() for part in state)
     assert isinstance(state, Tensor)
@@ -89,12 +89,12 @@ def detached(state: object) -> object:
 def times_in_turns(
     functions: Sequence[Callable[[], object]], rounds: int, pause: float = 0
 ) -> list[list[float]]:
-    """Return the seconds of each function's calls, one a round.
+    """Return the seconds of each function's calls, one per round.
 
-    Every round calls each function once, so that a busy spell of a shared machine falls
-    on all of them and their ratios stand. Their order is drawn anew in each, so that none
-    always finds its memory as the same one before it has left it. One round before them
-    warms up. Before each call there may be a pause, in seconds.
+    Every round calls each function once, so that a busy spell on a shared machine slows all
+    of them and their ratios stay right. The order is shuffled every round, so that no function
+    always runs with the caches left by the same predecessor. A first, untimed round warms up.
+    ``pause`` is in seconds, before each call.
     """
     seconds: list[list[float]] = [[] for _ in functions]
     chance = random.Random(1)
@@ -111,17 +111,17 @@ def times_in_turns(
 def in_turns(
     functions: Sequence[Callable[[], object]], rounds: int, pause: float = 0
 ) -> list[float]:
-    """Return the median seconds of a call of each function, as ``times_in_turns`` has them."""
+    """Return each function's median seconds per call, timed by ``times_in_turns``."""
     return [statistics.median(times) for times in times_in_turns(functions, rounds, pause)]
 
 
 def results_file(name: str) -> Path:
-    """Return where ``--json`` writes, once it is sure that it can: minutes of measuring follow.
+    """Return the path for ``--json``, checked now because minutes of measuring follow.
 
     Raises:
         ArgumentTypeError: no file can be written there.
     """
-    path = Path(name).resolve()  # what a link leads to is replaced, not the link
+    path = Path(name).resolve()  # replace a link's target, not the link
     try:
         check_replaceable(path)
     except RunFolderError as error:
@@ -130,9 +130,9 @@ def results_file(name: str) -> Path:
 
 
 def write_results(path: Path, results: Any) -> None:
-    """Write a benchmark's results, with the machine they are of.
+    """Write a benchmark's results and the machine they were measured on.
 
     Raises:
-        RunFolderError: disk full or the like.
+        RunFolderError: the file cannot be written, for example because the disk is full.
     """
     write_json(path, {"machine": machine(), "results": results})

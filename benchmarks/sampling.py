@@ -1,11 +1,12 @@
-"""Characters sampled per second: ours beside a loop over torch.nn's cells, in turns.
+"""Characters sampled per second, compared with a loop over torch.nn's cells.
 
-The loop is what a tutorial writes: for each character one call of torch.nn's cell, the
-head, softmax and multinomial. Ours is the whole of ``charrnn.sampling.sample``, drawing
-included, of texts so long that C takes over from numpy: one stream and 64, with the weights in
-float32, bf16 and 8 bits. A step without the drawing is timed in numpy, which begins a text, and in
-C, which goes on. What fewer bits cost is measured on a trained model and a text. Before all that,
-how long a user waits for the first character, beside the loading of torch. Run with::
+The loop is what a tutorial writes: for each character one call of torch.nn's cell, the head,
+softmax and multinomial. charrnn is timed as a whole (``charrnn.sampling.sample``, drawing
+included), on texts long enough for C to take over from numpy: 1 stream and 64, with weights in
+float32, bf16 and 8 bits. A step without drawing is also timed in numpy, which starts a text, and
+in C, which continues it. With a trained model and a text, the loss by kind of weights is measured
+too. First of all: how long a user waits for the first character, and how much of that is loading
+torch. Run with::
 
     python -m benchmarks.sampling [--quick] [--json FILE] [--checkpoint RUN --text FILE]
 """
@@ -50,36 +51,36 @@ from charrnn.trained import load_model
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import command_line
 
-#: Of a text that is scored a character at a time.
+#: Characters of a text to score, one at a time, with each kind of weights.
 LOSS_CHARACTERS = 20_000
 TEXT = "".join(map(chr, range(32, 32 + 64)))
 
 
 @dataclass(frozen=True)
 class Row:
-    """Characters per second of one cell and width."""
+    """Characters per second of one cell at one width."""
 
     cell: str
     layers: int
     hidden: int
     megabytes: float
-    """Of float32 weights that every character reads."""
+    """Float32 weights that every character reads."""
     loop: float
     one: float
-    """One stream, the whole of ``sample``."""
+    """One stream, float32."""
     bf16: float
-    """One stream, weights in bf16."""
+    """One stream, bf16."""
     int8: float
-    """One stream, 8 bits a weight."""
+    """One stream, 8 bits per weight."""
     many: float
-    """64 streams together."""
+    """64 streams together, float32."""
     many_bf16: float
     many_int8: float
 
 
 @dataclass(frozen=True)
 class StepRow:
-    """Seconds of one step without the drawing, in numpy and, where there is a compiler, in C."""
+    """Seconds per step without drawing, in numpy and, if there is a compiler, in C."""
 
     cell: str
     layers: int
@@ -91,7 +92,7 @@ class StepRow:
 
 
 def reference(cell: CellName, vocabulary: int, layers: int, hidden: int) -> Callable[[int], None]:
-    """Return a function that samples some characters with torch.nn, called once a character."""
+    """Return a function that samples with torch.nn, one call per character."""
     embedding, head = nn.Embedding(vocabulary, 64), nn.Linear(hidden, vocabulary)
     recurrence = TORCH_NN[cell](64, hidden, layers)
 
@@ -107,7 +108,7 @@ def reference(cell: CellName, vocabulary: int, layers: int, hidden: int) -> Call
 
 
 def make_model(cell: CellName, layers: int, hidden: int) -> CharModel:
-    """Return a model of ``TEXT``'s characters and the unknown symbol, untrained."""
+    """Return an untrained model of ``TEXT``'s characters and the unknown symbol."""
     torch.manual_seed(1)
     shape = ModelConfig(
         cell=cell, vocabulary=len(TEXT) + 1, layers=layers, hidden=hidden, embedding=64
@@ -147,13 +148,13 @@ def measure(cell: CellName, layers: int, hidden: int, length: int, rounds: int) 
 def make_steps(
     stepper: NumpyStepper | CompiledStepper, symbols_B: NDArray[np.integer], number: int
 ) -> None:
-    """Make some steps that read the same symbols."""
+    """Make ``number`` steps that all read the same symbols."""
     for _ in range(number):
         stepper.step(symbols_B)
 
 
 def measure_steps(cell: CellName, layers: int, hidden: int, rounds: int) -> Iterator[StepRow]:
-    """Time steps in numpy and in C, in turns, for one stream and 64 and each kind of weights."""
+    """Time steps in numpy and C in turns, for 1 and 64 streams and each kind of weights."""
     model, compiled = make_model(cell, layers, hidden), steps()
     for streams in (1, 64):
         state, symbols_B = model.initial_hidden(streams), np.arange(streams) % len(TEXT)
@@ -162,7 +163,7 @@ def measure_steps(cell: CellName, layers: int, hidden: int, rounds: int) -> Iter
             if compiled is not None:
                 steppers.append(CompiledStepper(compiled, model, state, weights))
             number = min(5000, max(20, 400_000_000 // (hidden * hidden * streams)))
-            # A pause before each: numpy's threads spin for a while, at the cost of others.
+            # A pause before each: numpy's threads go on spinning for a while and slow others.
             one, *other = in_turns(
                 [partial(make_steps, stepper, symbols_B, number) for stepper in steppers],
                 rounds,
@@ -173,14 +174,14 @@ def measure_steps(cell: CellName, layers: int, hidden: int, rounds: int) -> Iter
 
 
 def read_speed(megabytes: float) -> float:
-    """Return the GB/s at which all threads read an array of this size again and again."""
+    """Return the GB/s at which all threads together reread an array of this size."""
     array = torch.ones(int(megabytes * 1e6 / 4))
     (seconds,) = in_turns([array.sum], 20)
     return megabytes / 1e3 / seconds
 
 
 def losses(checkpoint: Path, text: Path) -> dict[WeightsName, float]:
-    """Return the bits per character of a text's beginning by each kind of weights."""
+    """Return the bits per character on a text's beginning with each kind of weights."""
     model, vocabulary, _ = load_model(checkpoint, torch.device("cpu"))
     part = scan([str(text)], vocabulary.encoding).whole.first(LOSS_CHARACTERS)
     return {
@@ -192,8 +193,8 @@ def losses(checkpoint: Path, text: Path) -> dict[WeightsName, float]:
 def stepped_prices(
     model: CharModel, part: Part, vocabulary: Vocabulary, weights: WeightsName
 ) -> Iterator[Prices]:
-    """Price a text as ``evaluation.prices`` does, by the steps that a long sample goes on with."""
-    # Not by numpy's first: they read weights that are rounded, too, but round no state.
+    """Price a text like ``evaluation.prices``, with the steps that continue a long sample."""
+    # Not numpy's, which start a sample: they also read rounded weights, but round no state.
     hidden, compiled = model.initial_hidden(1), steps()
     stepper = (
         NumpyStepper(model, hidden, weights)
@@ -206,7 +207,7 @@ def stepped_prices(
 
 
 def first_byte(*command: str) -> None:
-    """Wait for the first byte that a command prints, and end it.
+    """Wait for the first byte that a command prints, then kill the command.
 
     Raises:
         RuntimeError: it printed nothing.
@@ -220,7 +221,7 @@ def first_byte(*command: str) -> None:
 
 
 def waits(rounds: int) -> tuple[float, float]:
-    """Return the seconds of loading torch, and until ``sample`` prints its first character."""
+    """Return the seconds to load torch, and until ``sample`` prints its first character."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         charrnn = [sys.executable, "-m", "charrnn"]
@@ -274,7 +275,7 @@ def show(
 
 
 def steps_table(rows: Sequence[StepRow]) -> Table:
-    """Return a table of the steps, a row for each cell, width and number of streams."""
+    """Return a table of the steps: a row per cell, width and number of streams."""
     table = Table(title="a step without the drawing, microseconds: numpy, C")
     for name in ("cell", "size", "streams", *get_args(WeightsName)):
         table.add_column(name, justify="left" if name == "cell" else "right")
@@ -308,7 +309,7 @@ def main() -> None:
     sizes = [(cell, hidden) for hidden in (128, 512) for cell in CELL_NAMES] + [("lstm", 1024)]
     if chosen.quick:
         sizes = sizes[: len(CELL_NAMES)]
-    # First: what cannot be read is to be known before minutes of measuring.
+    # First, so that an unreadable file is reported before minutes of measuring.
     bits = losses(chosen.checkpoint, chosen.text) if chosen.checkpoint else {}
     torch_alone, first = waits(rounds)
     rows = [measure(cell, 2, hidden, lengths[hidden], rounds) for cell, hidden in sizes]

@@ -2,10 +2,10 @@
 
     python -m benchmarks.streaming --corpora DIR [--big FILE] [--quick] [--json FILE]
 
-Files are in the page cache and every figure is of one thread, from the file: opening,
-reading, checking and decoding are in it. With ``--big``, all that ``train`` does up to its
-first update is timed in a process of its own; that and the process's peak memory are set
-against the same on 50 MB of the file.
+Files are in the page cache. Every figure is for one thread and includes opening, reading,
+checking and decoding the file. With ``--big``, everything that ``train`` does before its first
+update is timed in a process of its own; the time and the process's peak memory are compared
+with those for the first 50 MB of the file.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ _SMALL_BYTES = 50_000_000
 
 @dataclass(frozen=True)
 class Row:
-    """One figure."""
+    """One measurement."""
 
     text: str
     what: str
     value: float
     unit: str
     target: float | None = None
-    """What is asked for: fast enough that no training waits for its text; of
-    seconds, the most."""
+    """The required value, so that no training waits for its text: a minimum speed, or a
+    maximum number of seconds."""
 
 
 def encode_all(part: Part, vocabulary: Vocabulary) -> int:
-    """Turn a whole part into ids and return how many."""
+    """Turn a whole part into ids and return their number."""
     return sum(len(vocabulary.encode_codes(codes)) for codes in part.codes())
 
 
@@ -78,7 +78,7 @@ def measure_text(name: str, texts: Sequence[str], rounds: int, batches: int) -> 
         rounds,
     )
     megabytes = part.bytes / 1e6
-    is_ascii = part.bytes < 1.1 * part.characters  # or as good as
+    is_ascii = part.bytes < 1.1 * part.characters  # or nearly
     rows = [
         Row(name, "scan", megabytes / seconds[0], "MB/s"),
         Row(name, "text to ids", megabytes / seconds[1], "MB/s", 200 if is_ascii else 100),
@@ -96,8 +96,8 @@ def measure_big(big: Path, batches: int) -> list[Row]:
         with big.open("rb") as source:
             head = source.read(_SMALL_BYTES)
             while source.read(_SMALL_BYTES):
-                pass  # the rest is to be in the page cache, too
-        # Up to a line's end, so that no character is cut in two.
+                pass  # brings the rest into the page cache, too
+        # Up to the end of a line, so that no character is split.
         small.write_bytes(head[: head.rfind(b"\n") + 1])
         rows = []
         for path in (small, big):
@@ -113,11 +113,11 @@ def measure_big(big: Path, batches: int) -> list[Row]:
 
 
 def first_batch(path: Path, batches: int) -> tuple[float, float, float]:
-    """Do what ``train`` does up to its first update, and then read some batches.
+    """Do what ``train`` does before its first update, then read some more batches.
 
     Returns:
-        The seconds to the first batch, and the most memory of this process, whole and beyond
-        what it had before, in MiB.
+        The seconds to the first batch, and this process's peak memory in MiB: in total, and
+        above what it had before.
     """
     torch.set_num_threads(1)
     before = memory("VmRSS")
@@ -136,9 +136,9 @@ def first_batch(path: Path, batches: int) -> tuple[float, float, float]:
 
 
 def memory(field: str) -> float:
-    """Return a figure of the kernel's own record of this process, in MiB.
+    """Return a field of ``/proc/self/status``, in MiB.
 
-    Its peak is of this process alone; getrusage's includes the one that started it.
+    Its peak is this process's own; getrusage's includes that of the parent process.
     """
     status = Path("/proc/self/status").read_text()
     found = re.search(rf"^{field}:\s*(\d+) kB$", status, re.MULTILINE)

@@ -1,10 +1,10 @@
-"""Loss after a number of minutes: ``charrnn train`` beside a plain reference, in turns.
+"""Loss after a number of minutes: ``charrnn train`` and a plain reference, in turns.
 
-The reference is what a good tutorial builds: torch.nn's cell, one layer of 256 units,
+The reference is what a good tutorial builds: a torch.nn cell, one layer of 256 units,
 32 lanes x 64 characters, AdamW with a warm-up and a cosine decay over the time, the gradient
-clipped at norm 1, the state carried, in float32 or bf16, whichever is faster. Its rate of
-6e-3 is the best of 3e-3, 6e-3 and 1e-2 for each cell in 2 minutes of tinyshakespeare.
-It gets the same minutes, text, split and scoring, in one lane. Run with::
+clipped at norm 1, the state carried on, in float32 or bf16, whichever is faster. Its learning
+rate of 6e-3 is the best of 3e-3, 6e-3 and 1e-2 for each cell in 2 minutes of tinyshakespeare.
+It gets the same minutes, text and split, and is also scored in one lane. Run with::
 
     python -m benchmarks.time_to_quality --corpora DIR [--text NAME] [--minutes 2 ...]
         [--cell lstm ...] [--quick] [--json FILE]
@@ -36,16 +36,16 @@ from charrnn.config import CELL_NAMES, CellName
 from charrnn.device import choose_device, keep_freed_memory, multiplies_bf16, synchronise
 from charrnn.machine import machine
 
-#: The reference's, of AdamW, before its decay; the updates over which it warms up to that, and
-#: the share of it that is left at the end.
+#: The reference's peak learning rate, its updates of warm-up, and the share of the rate that is
+#: left at the end.
 RATE, WARM_UP, LEFT = 6e-3, 50, 0.02
-#: The reference's lanes and the characters of its windows.
+#: The reference's lanes, and the characters per window.
 LANES, WINDOW = 32, 64
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one training reached."""
+    """The result of one training."""
 
     who: str
     cell: str
@@ -57,7 +57,7 @@ class Outcome:
 
 
 def ours(text: Path, cell: CellName, minutes: float, folder: Path) -> Outcome:
-    """Train with the program's defaults, nothing but the cell and the minutes given."""
+    """Train with charrnn's defaults; only the cell and the minutes are given."""
     run = folder / f"ours-{cell}-{time.monotonic_ns()}"
 
     def charrnn(*words: object) -> str:
@@ -66,7 +66,7 @@ def ours(text: Path, cell: CellName, minutes: float, folder: Path) -> Outcome:
 
     trained = charrnn("train", text, "--cell", cell, "--minutes", minutes, "--run", run)
     end = json.loads(trained.splitlines()[-1])
-    # Of a large text, validations score only the beginning of what is held out.
+    # Scored anew: on a large text, validations score only the beginning of the held-out part.
     checkpoint = run / "last.safetensors"
     (scores,) = json.loads(charrnn("evaluate", checkpoint, "--part", "valid", "--exact"))
     return Outcome(
@@ -81,7 +81,7 @@ def ours(text: Path, cell: CellName, minutes: float, folder: Path) -> Outcome:
 
 
 def plain(cell: CellName, vocabulary: int, device: torch.device, narrow: bool) -> ReferenceTraining:
-    """Return the reference at its beginning."""
+    """Return the untrained reference."""
     torch.manual_seed(1)
     model = Reference(cell, vocabulary, embedding=64, hidden=256).to(device)
     return ReferenceTraining(model, RATE, narrow)
@@ -90,7 +90,7 @@ def plain(cell: CellName, vocabulary: int, device: torch.device, narrow: bool) -
 def narrow_is_faster(
     cell: CellName, vocabulary: int, x_TB: Tensor, y_TB: Tensor, device: torch.device
 ) -> bool:
-    """Whether the reference trains faster in bf16, by some updates of each in turns."""
+    """Return whether the reference trains faster in bf16, by timing some updates in turns."""
     if not multiplies_bf16(device):
         return False
 
@@ -106,8 +106,8 @@ def narrow_is_faster(
 def reference(text: Path, cell: CellName, minutes: float, device: torch.device) -> Outcome:
     """Train the plain reference for the same time on the same split.
 
-    In float32 or bf16, whichever is faster. Like ours, it is timed from when the text has been
-    read; it makes no validations and no checkpoints, which are in our time.
+    It trains in float32 or bf16, whichever is faster. Like charrnn, it is timed from when the
+    text has been read. It makes no validations or checkpoints; charrnn's time includes both.
     """
     characters = text.read_bytes().decode().removeprefix("\ufeff")
     symbols = {character: index for index, character in enumerate(sorted(set(characters)))}
@@ -144,7 +144,7 @@ def reference(text: Path, cell: CellName, minutes: float, device: torch.device) 
 
 @torch.inference_mode()
 def exact_loss(model: Reference, ids: Tensor) -> float:
-    """Return the nats per character of a text in one lane, the state carried."""
+    """Return the nats per character of a text in one lane, with the state carried on."""
     total, state = 0.0, None
     for start in range(0, len(ids) - 1, 4096):
         x_TB = ids[start : start + 4096][: len(ids) - 1 - start, None]
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--json", type=results_file, help="write the results here")
     chosen = parser.parse_args()
     text = chosen.corpora / chosen.text
-    keep_freed_memory()  # for the reference, too, as `charrnn train` does
+    keep_freed_memory()  # as `charrnn train` does; for the reference, too
     device = choose_device("auto")
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -190,7 +190,7 @@ def main() -> None:
                     partial(reference, text, cell, minutes, device),
                     partial(ours, text, cell, minutes, Path(folder)),
                 ]
-                # Each is first in turn: a machine may be fast for a while only.
+                # They take turns at going first: a machine may be fast only for a while.
                 if len(outcomes) % 4:
                     both.reverse()
                 outcomes += [train() for train in both]

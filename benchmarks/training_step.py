@@ -1,14 +1,14 @@
-"""How long a training step takes, beside torch.nn's.
+"""How long a training step takes, compared with torch.nn.
 
     python -m benchmarks.training_step [--quick] [--json FILE]
 
-Where there is no CUDA device, forward and backward of one layer at 16 lanes, with the gradients of
-its weights and inputs. Then whole updates (forward, loss, backward, clipping, optimiser): ours with
-Muon, on a CUDA device captured as a graph; torch.nn's with AdamW, as tutorials write them.
-In both weights move and decay, and nothing is dropped: `charrnn train` drops units and weights
-only in runs of many passes, and torch.nn has no weight drop. Then what a character costs that
-is scored, beside the forward part of an update. All candidates of a size take turns, so that
-a busy machine slows all of them.
+Without a CUDA device it first measures forward and backward of one layer at 16 lanes, with the
+gradients of its weights and inputs. Then come whole updates (forward, loss, backward, clipping,
+optimiser): charrnn's with Muon, captured as a graph on a CUDA device; torch.nn's with AdamW, as
+tutorials write them. Both decay the weights, and neither uses dropout: `charrnn train` drops units
+and weights only in runs of many passes, and torch.nn has no weight drop. Last, the speed of scoring
+is compared with that of an update's forward pass. All candidates of a size take turns, so that a
+busy machine slows all of them.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ from charrnn.update import EAGER_UPDATES, Update, window_loss
 from charrnn.vocabulary import Vocabulary
 
 _LANES = 16
-#: Characters of the text that is scored.
+#: Characters of the text for scoring.
 _SCORED = 100_000
-#: Characters of the text that our updates are by the recipe for.
+#: Length of text that the recipe for our updates assumes, in characters.
 _LEARNED = 1_000_000
 _HIDDEN = (128, 256, 512)
 
@@ -65,7 +65,7 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True)
 class Size:
-    """Of a model that is updated as a whole, and of its windows."""
+    """The size of a model whose whole updates are timed, and of its windows."""
 
     device: str
     lanes: int
@@ -77,7 +77,7 @@ class Size:
 
 _ON_CUDA = (
     Size("cuda", lanes=64, steps=128, layers=2, hidden=512),
-    # By default, but for the symbols: as many as its embedding is wide.
+    # The default size on a GPU, except that the vocabulary is as large as the embedding is wide.
     Size("cuda", lanes=16, steps=128, layers=1, hidden=1024, vocabulary=72),
 )
 _ON_CPU = (Size("cpu", lanes=16, steps=128, layers=1, hidden=384),)
@@ -85,7 +85,7 @@ _ON_CPU = (Size("cpu", lanes=16, steps=128, layers=1, hidden=384),)
 
 @dataclass(frozen=True)
 class Row:
-    """One cell by one hand at one size."""
+    """One cell of one implementation at one size."""
 
     what: str
     cell: CellName
@@ -93,18 +93,18 @@ class Row:
     ms: float
     characters_per_second: float
     gflops: float
-    """Of the matrix products: 6 operations a weight and character, forward and backward. Where
-    ours looks up W x of the lowest layer, that is 6 a weight of W and symbol of a window."""
+    """Of the matrix products, forward and backward: 6 operations per weight and character. Where
+    charrnn looks up W x of the lowest layer, it is 6 per weight of W and symbol, once a window."""
     over_torch_nn: float
-    """Speed over that of the same cell by torch.nn: the median of the rounds' ratios."""
+    """Speed relative to torch.nn's same cell: the median of the rounds' ratios."""
     over_torch_nn_quartiles: tuple[float, float]
-    """The lower and the upper quartile of the rounds' ratios."""
+    """The lower and upper quartile of these ratios."""
     over_lstm: float
-    """Speed over that of the LSTM by the same hand."""
+    """Speed relative to the LSTM of the same implementation."""
 
 
 def finished(step: Step) -> Step:
-    """Return the step with a wait for the device at its end."""
+    """Return the step followed by a wait for the device."""
     if not torch.cuda.is_available():
         return step
 
@@ -122,14 +122,14 @@ def make_rows(
     characters: int,
     rounds: int,
 ) -> list[Row]:
-    """Time the steps of all cells and hands and set them side by side.
+    """Time the steps of all cells and implementations and compare them.
 
     Args:
-        what: is timed.
-        steps: by cell and hand.
-        multiply_adds: of the products of each step's forward part.
-        characters: of a step.
-        rounds: in which each step takes its turn.
+        what: what is timed, in words.
+        steps: by cell and implementation.
+        multiply_adds: of the matrix products in each step's forward pass.
+        characters: per step.
+        rounds: how often each step is timed.
     """
     times = times_in_turns([finished(step) for step in steps.values()], rounds)
     seconds = dict(zip(steps, times, strict=True))
@@ -154,12 +154,12 @@ def make_rows(
 
 
 def ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
-    """Return how many times as long theirs took, round by round."""
+    """Return the ratio of their time to ours, round by round."""
     return [other / own for other, own in zip(theirs, ours, strict=True)]
 
 
 def layer_steps(cell: CellName, hidden: int, length: int) -> dict[tuple[CellName, str], Step]:
-    """Return forward and backward of one layer, ours and torch.nn's."""
+    """Return steps of forward and backward through one layer, ours and torch.nn's."""
     ours = CELLS[cell](hidden, hidden)
     theirs = TORCH_NN[cell](hidden, hidden)
     x_TBH = torch.randn(length, _LANES, hidden, requires_grad=True)
@@ -192,7 +192,7 @@ def measure_layers(length: int, rounds: int) -> list[Row]:
 
 
 def reference_update(cell: CellName, size: Size, windows: Tensor, dtype: torch.dtype) -> Step:
-    """Return an eager update of torch.nn's layers on the next window, bfloat16 by autocast."""
+    """Return an eager update of torch.nn's layers on the next window; bfloat16 by autocast."""
     model = Reference(cell, size.vocabulary, size.vocabulary, size.hidden, size.layers)
     narrow = dtype == torch.bfloat16
     training = ReferenceTraining(model.to(size.device), rate=0.001, narrow=narrow)
@@ -201,7 +201,7 @@ def reference_update(cell: CellName, size: Size, windows: Tensor, dtype: torch.d
 
 
 def our_numbers(cell: CellName, size: Size) -> tuple[ModelConfig, TrainConfig]:
-    """Return a model of the shape of ``Reference``, without dropout, and the recipe for it."""
+    """Return the config of a model shaped like ``Reference``, without dropout, and its recipe."""
     choices = Choices(
         cell=cell,
         budget={"steps": 1},
@@ -218,10 +218,10 @@ def our_numbers(cell: CellName, size: Size) -> tuple[ModelConfig, TrainConfig]:
 
 
 def our_update(cell: CellName, size: Size, windows: Tensor, dtype: torch.dtype) -> Step:
-    """Return an update as ``charrnn train`` makes them past its eager beginning.
+    """Return an update as ``charrnn train`` makes it after its first, eager ones.
 
-    It learns from the next window by the recipe's peak rates and weight decay; dropout and
-    weight drop are left out.
+    It trains on the next window with the recipe's peak learning rates and weight decay, but
+    without dropout or weight drop.
     """
     shape, config = our_numbers(cell, size)
     model = CharModel(shape).to(size.device)
@@ -240,10 +240,11 @@ def our_update(cell: CellName, size: Size, windows: Tensor, dtype: torch.dtype) 
 def window_multiply_adds(
     cell: CellName, size: Size, dtype: torch.dtype
 ) -> dict[tuple[CellName, str], int]:
-    """Return the multiply-adds of a window's products, ours and torch.nn's.
+    """Return the multiply-adds of a window's matrix products, ours and torch.nn's.
 
-    On a CPU ours has W of the lowest layer multiply each symbol once, all of which a window
-    has, and not each character; but not by oneDNN's LSTM, where that is the better one.
+    On a CPU, charrnn multiplies W of the lowest layer by each symbol once per window instead of
+    by each character, except where it runs oneDNN's LSTM because that is faster. All symbols
+    are taken to occur in every window.
     """
     model, characters = outline(our_numbers(cell, size)[0]), size.lanes * size.steps
     whole = characters * model.multiply_adds()
@@ -254,7 +255,7 @@ def window_multiply_adds(
 
 
 def measure_updates(size: Size, rounds: int) -> list[Row]:
-    # A window again and again would soon be learned by heart, and leave no gradient.
+    # A single repeated window would soon be memorised and leave no gradient.
     windows = torch.randint(
         size.vocabulary, (rounds, 2, size.steps, size.lanes), device=size.device
     )
@@ -275,9 +276,9 @@ def measure_updates(size: Size, rounds: int) -> list[Row]:
 
 
 def measure_scoring(rounds: int) -> dict[str, float]:
-    """Return the characters per second that are scored, and that an update's forward part reads.
+    """Return the characters per second of scoring and of an update's forward pass.
 
-    The model is the LSTM that a CPU trains by default, the text random letters.
+    The model is the LSTM that a CPU trains by default; the text is random letters.
     """
     symbols = "".join(map(chr, range(32, 32 + 64)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -314,7 +315,7 @@ def measure_scoring(rounds: int) -> dict[str, float]:
 
 
 def matrix_peaks() -> dict[str, float]:
-    """Return the device's speed at large square products, in GFLOP/s."""
+    """Return the device's GFLOP/s on large square matrix products."""
     device, size = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 1536)
     wide = torch.randn(size, size, device=device)
     narrow = wide.bfloat16()
