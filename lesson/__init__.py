@@ -1,1 +1,1 @@
-"""Makes docs/lesson.md: what introductory lectures claim, measured by charrnn's commands."""
+"""Makes docs/lesson.md: claims of introductory lectures, measured with charrnn's commands."""

@@ -20,7 +20,7 @@ from lesson import gradients, memory, price, recall, recurrence, windows
 from lesson.lab import FULL, QUICK, ROOT, Lab, LessonError
 from lesson.section import Section, Table, filled, markdown
 
-#: One for each claim, in the page's order.
+#: One function per claim, in the order of the page.
 SECTIONS: tuple[Callable[[Lab], Section], ...] = (
     recurrence.length,
     recurrence.step,
@@ -40,11 +40,11 @@ def page(lab: Lab, sections: Sequence[Section], command: str, figures: str, fold
     """Return the page in Markdown.
 
     Args:
-        lab: in which the sections were made.
+        lab: the lab that the sections were made in.
         sections: all of them, in order.
-        command: that made the page.
-        figures: the folder of the figures, seen from the page.
-        folder: of the page; within the project others are linked to.
+        command: the command that makes the page.
+        figures: the folder of the figures, relative to the page.
+        folder: the page's folder; inside the project, the page links to other pages.
     """
 
     def linked(words: str, name: str, anchor: str = "") -> str:
@@ -111,7 +111,7 @@ def page(lab: Lab, sections: Sequence[Section], command: str, figures: str, fold
 
 
 def _seeds(lab: Lab) -> str:
-    """Say which claims have several seeds, and what the others rest on."""
+    """Say which claims rest on several seeds, and what the others rest on."""
     recall, cells = len(lab.size.seeds), lab.size.cell_seeds
     several = f"Claims 4, 7, 10 and 11 rest on {counted(recall, 'seed')}"
     if recall != cells:
@@ -126,7 +126,7 @@ def _seeds(lab: Lab) -> str:
 
 
 def main() -> int:
-    """Run the lesson as the command line asks for it; return the exit code."""
+    """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="scripts/lesson",
         description="Measures eleven claims about recurrent networks and writes a page on them.",
@@ -184,10 +184,10 @@ def main() -> int:
 
 
 def _make_writable(folder: Path) -> None:
-    """Make a folder, and see that files can be written there, before long work for them.
+    """Make a folder and check that it is writable before the long work begins.
 
     Raises:
-        OSError: they cannot.
+        OSError: it is not.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()

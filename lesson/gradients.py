@@ -1,4 +1,4 @@
-"""Claims 5 and 6: gradients that vanish and explode, and how the latter are cut."""
+"""Claims 5 and 6: vanishing and exploding gradients, and clipping."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from lesson.lab import Answer, Lab
 from lesson.recurrence import inspect
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
-#: The lag of claim 5, and the shares that count as vanished and exploded there: 0.9^20 is 0.12,
-#: and 1.1^20 is 6.7.
+#: The lag of claim 5, and the shares of the gradient below and above which it counts as vanished
+#: and as exploded there: 0.9^20 is 0.12, and 1.1^20 is 6.7.
 LAG, VANISHED, EXPLODED = 20, 0.2, 5.0
-#: How close to 1 a radius is near it.
+#: The largest distance from 1 at which a radius counts as 1.
 NEAR = 0.05
-#: Factor within which a product of radius and slope gives what is left.
+#: Factor within which the product of radius and slope must predict the share left.
 CLOSE = 2.0
-#: Shares of the gradient between which the figures show it, and up to which lag.
+#: The range of shares of the gradient, and the last lag, that the figures show.
 FAINTEST, LOUDEST, LAGS = 1e-6, 1e4, 100
-#: Nats above the best of all trainings from which on one counts as gone wrong.
+#: Nats above the best training from which on a training counts as gone wrong.
 WRONG = 0.5
-#: Window and lanes of claim 6, and what takes their place without a recurrence: as many
-#: characters an update.
+#: Window and lanes of claim 6. Without a recurrence, windows of one character in ``WINDOW * LANES``
+#: lanes read as many characters per update.
 WINDOW, LANES = 64, 32
-#: How the trainings of claim 6 differ, but for their rates.
+#: How the trainings of claim 6 differ, besides their rates.
 CUT = ("clipped to norm 1", "not clipped")
 RECURRENCE = (f"window of {WINDOW}", "no recurrence")
 
-#: Rate, and one of each of these.
+#: Rate, one of ``CUT`` and one of ``RECURRENCE``.
 Training = tuple[float, str, str]
 
 
@@ -44,13 +44,13 @@ class Course:
     """How a training went."""
 
     log: Sequence[Mapping[str, Any]]
-    """Its rows on updates."""
+    """Its rows about updates."""
     end: float
-    """Loss of the last of them; infinity if it stopped because a number was not finite."""
+    """Training loss of the last row; infinity if a number that was not finite stopped it."""
 
 
 def flow(lab: Lab, cell: str) -> str:
-    """Return the command that measures a cell's gradient flow and pace; the RNN's by radius too."""
+    """Return the command that measures a cell's flow, memory and pace; the RNN's by radius, too."""
     scaled = " ".join(f"--spectral-radius {radius:g}" for radius in lab.size.radii)
     return (
         f"{inspect(lab, cell)} --only flow --only memory --only pace"
@@ -59,7 +59,7 @@ def flow(lab: Lab, cell: str) -> str:
 
 
 def radii(lab: Lab) -> Section:
-    """Follow the gradient back through recurrent matrices of several spectral radii."""
+    """Measure the gradient back through recurrent matrices of several spectral radii."""
     command = flow(lab, "rnn")
     flows = lab.json(command)["gradient_flow"]
     ((trained_radius,),) = flows[0]["spectral_radii"]
@@ -137,14 +137,14 @@ def _radii_figure(
     state: str,
     how: str,
 ) -> Figure:
-    """Return the figure of one state: two networks, the initial one at several radii.
+    """Return one state's figure: the initial network at several radii, and the trained one.
 
     Args:
-        radii: of the initial weights.
-        left: by weights, radius and state what is left at each lag.
-        trained: radius of the trained weights as they are.
-        state: whose gradient is shown.
-        how: the gradient passes it, in words.
+        radii: spectral radii of the initial weights.
+        left: weights, radius and state -> share of the gradient left at each lag.
+        trained: radius of the unscaled trained weights.
+        state: the state whose gradient is shown.
+        how: how the gradient passes it, in words.
     """
     lines = [
         _line(f"initial, radius {radius:g}", left["initial", radius, state], style)
@@ -167,12 +167,12 @@ def _radii_figure(
 def shares_left(reach: Mapping[str, Any], by: str) -> list[float]:
     """Return the share of a state's gradient that is left at each lag.
 
-    It is infinity where it is too large for a number, which JSON does not know, and NaN where
-    there is no gradient at lag 0 to have a share of.
+    JSON has null for a share too large for a float; it becomes infinity, or NaN if the gradient
+    at lag 0 is zero.
 
     Args:
-        reach: of the state, as ``inspect`` answers.
-        by: which of its averages over the places.
+        reach: the state's reach, as ``inspect`` answers.
+        by: which average over the places: ``"relative"`` (mean) or ``"median"``.
     """
     none = math.inf if reach["size"] else math.nan
     return [none if share is None else share for share in reach[by]]
@@ -185,16 +185,17 @@ def _share(value: float) -> str:
 
 
 def _line(label: str, left: Sequence[float], style: int) -> Line:
-    """Return a gradient's line by lag, up to the first point that is outside the figure."""
+    """Return a gradient's line by lag, up to and including its first point outside the figure."""
     inside = [*takewhile(lambda share: FAINTEST <= share <= LOUDEST, left[: LAGS + 1])]
     shown = left[: min(len(inside), LAGS) + 1]
     return Line(label, range(len(shown)), shown, style)
 
 
 def _height(line: Line) -> float:
-    """Return how high a line lies, on its way through the figure and where it has left it.
+    """Return how high a line lies, from its points clamped to the figure; a sort key.
 
-    Lines that leave it at one edge have their names there, above each other in this order.
+    A line that has left the figure counts as staying at that edge. So the labels of lines that
+    leave at the same edge are stacked in the right order.
     """
     within = [min(max(share, FAINTEST), LOUDEST) for share in line.y]
     within += within[-1:] * (LAGS + 1 - len(within))
@@ -202,7 +203,7 @@ def _height(line: Line) -> float:
 
 
 def _as_told(radius: float, left: float) -> bool | None:
-    """Return whether a radius behaves as claimed; None: there was no gradient to tell."""
+    """Return whether a radius behaves as claimed; None if there was no gradient to tell by."""
     if math.isnan(left):
         return None
     if radius < 1:
@@ -227,11 +228,11 @@ def judge_radii(
 
     Args:
         initial: spectral radius -> share of the gradient left at the lag, initial weights.
-        scaled: the same of the trained weights scaled to the radius.
-        radius: of the trained weights as they are.
-        left: the share left of theirs.
-        products: of the initial weights, by radius: what radius and slope of tanh would leave.
-        slope: of tanh, root mean square, of the trained weights as they are.
+        scaled: the same for the trained weights scaled to the radius.
+        radius: spectral radius of the unscaled trained weights.
+        left: share of the gradient left with these.
+        products: radius -> share that radius and tanh's slope predict, initial weights.
+        slope: root mean square of tanh's slope with the unscaled trained weights.
     """
     parts: dict[int, list[bool | None]] = {}
     for found in (initial, scaled):
@@ -271,7 +272,7 @@ def judge_radii(
 
 
 def _certain(radii: Iterable[float]) -> str:
-    """Say that a radius below 1 can hardly do but vanish, if one was tried."""
+    """Say that below 1 the gradient almost has to vanish, if arithmetic alone shows it."""
     nearest = max((r for r in radii if r < 1), default=None)
     if nearest is None or nearest**LAG >= VANISHED:
         return ""
@@ -288,7 +289,7 @@ def _close(one: float, other: float) -> bool:
 def _decides(
     left: Mapping[float, float], products: Mapping[float, float], wrong: Sequence[float]
 ) -> str:
-    """Say whether the radius and tanh's slope together tell what is left, or where not."""
+    """Say whether radius and tanh's slope together predict what is left, and where they do not."""
     beside = ", ".join(f"{_share(products[r])} at {r:g}" for r in wrong or left)
     if wrong:
         return (
@@ -310,7 +311,7 @@ def _decides(
 
 
 def _radii_told(weights: str, left: Mapping[float, float]) -> str:
-    """Say which spectral radii behave as claimed, by the share of the gradient left at each."""
+    """Say which radii behave as claimed, given the share of the gradient left at each."""
     good = [f"{r:g}" for r, share in left.items() if _as_told(r, share)]
     bad = [
         f"{r:g} ({_share(share)} left)" for r, share in left.items() if _as_told(r, share) is False
@@ -324,7 +325,7 @@ def _radii_told(weights: str, left: Mapping[float, float]) -> str:
 
 
 def clipping(lab: Lab) -> Section:
-    """Train at a high rate with and without clipping, and look at what clipping turns."""
+    """Train at high rates with and without clipping, and measure how clipping turns gradients."""
     size = lab.size
     loop, look = commands = _clipping_commands(lab)
     trainings = [
@@ -432,7 +433,7 @@ def _training_row(training: Training, course: Course) -> list[str]:
 
 
 def _clipped(log: Sequence[Mapping[str, Any]]) -> float:
-    """Return the share of updates that were clipped; a row is on those since the row before."""
+    """Return the share of updates clipped; each row covers the updates since the row before."""
     steps = [0, *(row["step"] for row in log)]
     updates = [after - before for before, after in pairwise(steps)]
     return statistics.fmean([row["clipped_share"] for row in log], updates)
@@ -463,13 +464,13 @@ def _clipping_figure(courses: Mapping[Training, Course]) -> Figure:
 
 
 def _courses(trainings: Sequence[Training], answer: Answer) -> dict[Training, Course]:
-    """Return how each training went, as ``train --json`` told it one after another.
+    """Return how each training went, from the output of one ``train --json`` after another.
 
     Raises:
-        LessonError: one ended early, and not because a number was not finite.
+        LessonError: one ended early for another reason than a number that was not finite.
     """
     told: list[list[Mapping[str, Any]]] = []
-    # Not by splitlines: a sample may hold other ends of lines.
+    # Not splitlines: a sample may contain other line boundaries.
     for event in map(json.loads, filter(None, answer.out.split("\n"))):
         if event["event"] == "started":
             told.append([])
@@ -497,8 +498,8 @@ def judge_clipping(
     """Judge claim 6.
 
     Args:
-        ends: rate -> training loss at the end with clipping and without, in nats per character;
-            infinity if it broke off.
+        ends: rate -> final training loss with clipping and without, in nats per character;
+            infinity if training stopped early.
         alone: the same without a recurrence.
     """
     wrong, wrong_alone = _wrong(ends), _wrong(alone)
@@ -542,7 +543,7 @@ def judge_clipping(
 
 
 def _wrong(ends: Mapping[float, tuple[float, float]]) -> dict[float, tuple[bool, bool]]:
-    """Return by rate whether training goes wrong with clipping and without."""
+    """Return for each rate whether training goes wrong with clipping and without."""
     best = min(end for pair in ends.values() for end in pair)
 
     def wrong(end: float) -> bool:

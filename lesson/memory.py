@@ -1,4 +1,4 @@
-"""Claims 8 and 9: what gates do, what a memory holds, how far a gradient reaches along it."""
+"""Claims 8 and 9: what gates do, what memory holds, how far gradients reach along it."""
 
 from __future__ import annotations
 
@@ -20,56 +20,55 @@ from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
 T = TypeVar("T")
 
-#: Share of characters up to which a gate is hardly ever open, or closed.
+#: Share of characters up to which a gate counts as hardly ever open, or hardly ever closed.
 IDLE = 0.01
-#: Properties that last longer than a word.
+#: Properties that may last longer than a word.
 LASTING = ("inside quotes", "inside brackets", "position in line", "indentation")
-#: Correlation from which on a unit follows a property.
+#: Correlation from which on a unit counts as following a property.
 FOLLOWS = 0.5
-#: Characters for which a property must have lasted where a unit still follows it; at how many
-#: characters at least that must be so, and in how many spells, without which the characters would
-#: be one case seen many times.
+#: Characters after which a property counts as lasting long, and the fewest such characters, and
+#: spells of them, needed for a verdict: without several spells, they would be one case seen often.
 LONG, OFTEN, SPELLS = 20, 50, 10
-#: Characters of the figure.
+#: Characters that the figure shows.
 SHOWN = 240
-#: The lags at which what is left of the states' gradients is shown.
+#: The lags at which the table shows how much of a gradient is left.
 NEARER, LAG = 10, 50
-#: The share whose lag is a state's reach, as ``inspect`` finds it, and how many times as far a
-#: reach must be to be farther.
+#: A state's reach is the lag at which less than this share is left, as ``inspect`` finds it; and
+#: the ratio from which on one reach counts as farther than another.
 REST, FARTHER = 0.01, 2.0
-#: The cells whose h the LSTM's c is held against.
+#: The cells whose h is compared with the LSTM's c.
 BESIDE = {"rnn": "the plain RNN's h", "lstm": "its own h"}
-#: Correlation with itself a character before above which a unit changes slowly: at 0.9 a step
-#: changes it by 0.45 standard deviations, root mean square, and at 0.5 by a whole one.
+#: Lag-1 autocorrelation above which a unit changes slowly: at 0.9 the root mean square change per
+#: step is 0.45 standard deviations, at 0.5 a whole one.
 SLOW = 0.9
-#: Shares of units that are some of them, and most.
+#: Shares of units above which they count as "some", and as "most".
 SOME, MOST = 0.05, 0.5
-#: How many times as large a mean must be for few units to make it up.
+#: Ratio of mean to median above which few units make up the mean.
 FEW = 10.0
-#: How many times as much context must be needed for that to be used.
+#: Ratio of the contexts needed from which on the LSTM counts as using its reach.
 USED = 1.5
 
 
 @dataclass(frozen=True)
 class Held:
-    """How one unit's memory follows a property of the text."""
+    """How well one unit's memory follows a property of the text."""
 
     unit: str
     property_name: str
     correlation: float
-    """Of its c with the property."""
+    """Correlation of its c with the property."""
     over: int
-    """Characters, the last of the text, that it is of."""
+    """Number of characters that it is over, the last of the text."""
     late: float
-    """The same where the property has lasted for more than ``LONG`` characters."""
+    """The same over the characters where the property has lasted for more than ``LONG``."""
     late_over: int
-    """Characters at which it has."""
+    """Number of characters where it has."""
     spells: int
-    """How many times it has begun to last so long: what these characters belong to."""
+    """Number of spells that these characters belong to."""
 
     @property
     def follows(self) -> bool | None:
-        """Whether it does so over a long time, too; None: too little was seen of that to tell."""
+        """Whether it follows the property for long, too; None if there is too little to tell by."""
         if abs(self.correlation) < FOLLOWS:
             return False
         if self.late_over < OFTEN or self.spells < SPELLS:
@@ -79,25 +78,25 @@ class Held:
 
 @dataclass(frozen=True)
 class Gate:
-    """How the units of one gate use it."""
+    """How the units use one gate."""
 
     opened: float
-    """Share of characters at which it is open, mean of the units."""
+    """Share of characters at which it is open, mean over the units."""
     closed: float
-    """Share at which it is closed."""
+    """The same for closed."""
     both: int
-    """Units at which it is open at more than ``IDLE`` of the characters, and closed too."""
+    """Units whose gate is open at more than ``IDLE`` of the characters, and closed at as many."""
     units: int
 
     @classmethod
     def of(cls, opened: Sequence[float], closed: Sequence[float]) -> Self:
-        """Return it from each unit's shares of characters."""
+        """Return the gate from each unit's shares of characters."""
         both = sum(min(pair) > IDLE for pair in zip(opened, closed, strict=True))
         return cls(fmean(opened), fmean(closed), both, len(opened))
 
     @property
     def is_used(self) -> bool:
-        """Whether most units use it both ways."""
+        """Whether most units both open and close it."""
         return self.both > self.units / 2
 
 
@@ -106,38 +105,38 @@ class Slowness:
     """How slowly a state changes."""
 
     units: Sequence[float]
-    """Of each that varies the correlation with itself one character before."""
+    """Lag-1 autocorrelation of each unit that varies."""
     kept_mean: float | None = None
-    """Of the product of the gate on its way over ten characters; None without such a gate."""
+    """Mean product of the state's gate over ``KEPT_OVER`` characters; None without a gate."""
     kept_median: float | None = None
 
     def quantile(self, share: float) -> float:
-        """Return what a share of the units is below; NaN if none varies."""
+        """Return the value that this share of the units is below; NaN if none varies."""
         return float(np.quantile(self.units, share)) if self.units else math.nan
 
     @property
     def slow(self) -> int:
-        """Units that change slowly."""
+        """The number of units that change slowly."""
         return sum(one > SLOW for one in self.units)
 
     @property
     def slow_share(self) -> float:
-        """Of the units that vary."""
+        """Their share of the units that vary."""
         return self.slow / max(1, len(self.units))
 
 
 @dataclass(frozen=True)
 class Horizon:
-    """From which lag on less than 1 % of a state's gradient is left."""
+    """The lag from which on less than 1 % of a state's gradient is left."""
 
     lag: int | None
-    """None: there is no gradient at lag 0 to have a share of."""
+    """None if the gradient at lag 0 is zero."""
     farthest: int = 256
-    """The farthest lag that was measured; one more stands for any beyond it."""
+    """The farthest lag measured; a ``lag`` one larger stands for any beyond it."""
 
     @classmethod
     def of(cls, reach: Mapping[str, Any], by: str) -> Self:
-        """Return it from what ``inspect`` answers of a state, and the name of the lag there."""
+        """Return the horizon from one of ``inspect``'s reaches, and the lag's name in it."""
         farthest = len(reach["relative"]) - 1
         beyond = farthest + 1 if reach["size"] else None
         return cls(beyond if reach[by] is None else reach[by], farthest)
@@ -150,13 +149,13 @@ class Horizon:
         return f"{self.lag}" if self.lag <= self.farthest else f"> {self.farthest}"
 
     def farther(self, other: Horizon) -> bool | None:
-        """Return whether it is clearly farther than another; None: that was not measured."""
+        """Return whether it is clearly farther than another; None if that was not measured."""
         if self.lag is None or other.lag is None:
             return None
         return _as_many(self.lag, FARTHER, other.lag, self.farthest)
 
     def just_farther(self, other: Horizon) -> str:
-        """Return, where it is farther, in brackets if it is just so: one lag would undo it."""
+        """Return a note in brackets if it is only just farther: one lag would undo that."""
         if self.lag is None or other.lag is None or self.lag > self.farthest:
             return ""
         return f" (just {FARTHER:g} times)" if self.lag < FARTHER * (other.lag + 1) else ""
@@ -164,17 +163,17 @@ class Horizon:
 
 @dataclass(frozen=True)
 class Context:
-    """Characters of context from which on a model's loss is that of all of them."""
+    """Characters of context from which on a model's loss is as good as with all of them."""
 
     needed: int | None
-    """None: more than were tried."""
+    """None if more than were tried."""
     between: tuple[int | None, int | None]
-    """The same within one standard error of the loss: the fewest, and the most."""
+    """The fewest and the most that one standard error of the loss allows."""
     tried: int
 
     @classmethod
     def of(cls, memory: Mapping[str, Any]) -> Self:
-        """Return it from what ``inspect`` answers of a model's memory."""
+        """Return the context needed, from what ``inspect`` answers about a model's memory."""
         low, high = memory["needed_between"]
         return cls(memory["needed"], (low, high), len(memory["excess_nats"]) - 1)
 
@@ -188,9 +187,9 @@ class Context:
         return one if low == high else f"{one} ({low} to {high})"
 
     def more(self, other: Context) -> bool | None:
-        """Return whether clearly more is needed than another needs; None: not known.
+        """Return whether it is clearly more than another; None if that is not known.
 
-        It is known only where it is the same wherever both are within their standard errors.
+        It is known only if the answer is the same throughout both ranges of ``between``.
         """
         low, high, other_low, other_high = (
             self.tried + 1 if needed is None else needed
@@ -204,16 +203,16 @@ class Context:
 
 
 def _as_many(one: int, times: float, other: int, farthest: int) -> bool | None:
-    """Return whether one number of characters is at least so many times another.
+    """Return whether one number of characters is at least ``times`` another.
 
     Args:
-        one: one more than the farthest that was measured stands for any beyond it.
+        one: the first number; ``farthest + 1`` stands for any number beyond ``farthest``.
         times: at least 1.
-        other: as ``one``.
-        farthest: what was measured goes so far.
+        other: the second number, like ``one``.
+        farthest: the largest number that was measured.
 
     Returns:
-        None: one is beyond, and may be any number of times as large.
+        None if ``one`` is beyond ``farthest`` and might be any number of times as large.
     """
     if one <= farthest:
         return one >= times * other
@@ -221,7 +220,7 @@ def _as_many(one: int, times: float, other: int, farthest: int) -> bool | None:
 
 
 def gates(lab: Lab) -> Section:
-    """Count open and closed gates, and look for a unit that holds a property."""
+    """Count open and closed gates, and look for a unit whose memory holds a property."""
     looking = f"{inspect(lab, 'lstm')} --device cpu"
     first = f"{looking} --only gates --only units --json"
     found = lab.json(first)
@@ -298,7 +297,7 @@ are written layer.unit: 1.5c is the memory c of unit 5 in layer 1, 1.5 its state
 
 
 def _unit_rows(units: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Return a row a property: its best h and its best c, each with its correlation."""
+    """Return a row per property: its best h and its best c, each with its correlation."""
     rows: dict[str, dict[str, list[str]]] = {}
     for one in units:
         layer, unit, state = (one["unit"][name] for name in ("layer", "unit", "state"))
@@ -308,16 +307,16 @@ def _unit_rows(units: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def best_found(units: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Return which memory follows its property best on the first half, of a lasting one if any.
+    """Return the c that follows its property best on the first half, a lasting one if any varies.
 
-    The second half, which the correlation is told of, has no say in it.
+    The second half, on which the correlation is reported, does not influence the choice.
 
     Args:
-        units: by property and state the one that follows it best, as ``inspect --only units``
-            answers.
+        units: the unit that follows best, for each property and state, as
+            ``inspect --only units`` answers.
 
     Returns:
-        None where no property varies.
+        None if no property varies.
     """
     memories = [one for one in units if one["unit"]["state"] == "c"]
     lasting = [one for one in memories if one["property"] in LASTING]
@@ -325,10 +324,10 @@ def best_found(units: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
 
 
 def _memory_figure(held: Held, c_T: np.ndarray, property_T: np.ndarray) -> Figure:
-    """Return the figure of a unit's memory along a text, beside the property that it follows."""
+    """Return the figure of a unit's memory along a text, with the property that it follows."""
     start = _start(property_T)
     x = range(start, min(start + SHOWN, len(c_T)))
-    # In the range of the unit, so that both can be read in one figure.
+    # Scaled to the unit's range, so that both can be read in one figure.
     turned = held.correlation < 0
     drawn = property_T[x] * (-1 if turned else 1)
     drawn = c_T[x].min() + (drawn - drawn.min()) * (np.ptp(c_T[x]) / max(1.0, np.ptp(drawn)))
@@ -347,21 +346,21 @@ def _memory_figure(held: Held, c_T: np.ndarray, property_T: np.ndarray) -> Figur
 
 
 def _correlation(x_T: np.ndarray, y_T: np.ndarray) -> float:
-    """Return Pearson's correlation; 0 where one of both does not vary."""
+    """Return Pearson's correlation; 0 if either does not vary."""
     if not len(x_T) or not x_T.std() or not y_T.std():
         return 0.0
     return float(np.corrcoef(x_T, y_T)[0, 1])
 
 
 def hold(unit: str, name: str, c_T: np.ndarray, property_T: np.ndarray) -> Held:
-    """Return how a unit's memory follows a property, anywhere and where it has lasted for long.
+    """Return how well a unit's memory follows a property, everywhere and after it has lasted long.
 
-    That a property lasts is not enough: a unit may rise at the beginning of every line, and
-    count no farther.
+    Following a lasting property is not enough: a unit may rise at the start of every line and
+    count no further.
     """
     age_T = _ages(property_T)
     late_T = age_T > LONG
-    # What is 1 as long as it goes on does not vary there: it is held against its absence.
+    # An on/off property does not vary there, so the characters without it are added.
     varies = late_T.any() and np.ptp(property_T[late_T]) > 0
     chosen_T = late_T if varies else late_T | (property_T == 0)
     return Held(
@@ -376,7 +375,7 @@ def hold(unit: str, name: str, c_T: np.ndarray, property_T: np.ndarray) -> Held:
 
 
 def _ages(property_T: np.ndarray) -> np.ndarray:
-    """Return for how many characters without a break a property has been above zero."""
+    """Return, at each character, for how many in a row a property has been above zero."""
     ages, age = [], 0
     for value in property_T:
         age = age + 1 if value > 0 else 0
@@ -385,7 +384,7 @@ def _ages(property_T: np.ndarray) -> np.ndarray:
 
 
 def _start(property_T: np.ndarray) -> int:
-    """Return where to begin a figure, so that the property changes in it as often as it can."""
+    """Return where to start the figure so that the property changes in it as often as possible."""
     changes_T = np.concatenate([[0], np.cumsum(np.diff(property_T) != 0)])
     last = max(1, len(property_T) - SHOWN)
     return int(np.argmax([changes_T[min(t + SHOWN, len(changes_T) - 1)] - changes_T[t]
@@ -396,8 +395,8 @@ def judge_gates(use: Mapping[str, Gate], held: Held | None) -> Judgement:
     """Judge claim 8.
 
     Args:
-        use: by gate.
-        held: how the memory follows its property that was chosen to be judged; None: there is none.
+        use: gate -> how it is used.
+        held: how the memory to be judged follows its property; None if there is none.
     """
     idle = [
         f"{one.units - one.both:,} of the {gate} gate's {one.units:,}"
@@ -419,7 +418,7 @@ def judge_gates(use: Mapping[str, Gate], held: Held | None) -> Judgement:
 
 
 def _held_told(held: Held | None) -> str:
-    """Say whether a unit's memory holds a property."""
+    """Say whether the memory judged holds its property."""
     if held is None:
         return "No property varies in both halves of the text, so the second part is not tested."
     where = (
@@ -512,7 +511,7 @@ values of the state's gate, forget or update: mean and median over units and cha
 
 
 def _trained(by_model: Mapping[tuple[str, str, str], T]) -> dict[tuple[str, str], T]:
-    """Return what is of the trained models, by cell and state."""
+    """Return the values for the trained models, by cell and state."""
     return {
         (cell, state): one
         for (weights, cell, state), one in by_model.items()
@@ -526,7 +525,7 @@ def _reach_table(
     medians: Mapping[tuple[str, str, str], Sequence[float]],
     contexts: Mapping[str, Context],
 ) -> Table:
-    """Return what is left of gradients, by weights, cell and state, and each cell's context."""
+    """Return the table of what is left of each gradient, and of the context each cell needs."""
     rows = [
         [
             f"{cell.upper()} {state}",
@@ -590,7 +589,7 @@ def _along_figure(trained: Mapping[tuple[str, str], Sequence[float]]) -> Figure:
 
 
 def _change(correlation: float) -> float:
-    """Return the root mean square of a step's change, in standard deviations of a unit."""
+    """Return a unit's root mean square change per step, in its standard deviations."""
     return math.sqrt(2 * (1 - correlation))
 
 
@@ -602,9 +601,9 @@ def judge_along(
     """Judge claim 9.
 
     Args:
-        reaches: cell, state -> how far its gradient reaches, trained.
-        contexts: cell -> how much it needs.
-        paces: cell, state -> how slowly it changes, trained.
+        reaches: cell, state -> how far the gradient reaches, trained weights.
+        contexts: cell -> context needed.
+        paces: cell, state -> how slowly the state changes, trained weights.
     """
     c, pace = reaches["lstm", "c"], paces["lstm", "c"]
     some = pace.slow_share > max(SOME, paces["rnn", "h"].slow_share)
@@ -633,7 +632,7 @@ def judge_along(
 def _pace_told(
     paces: Mapping[tuple[str, str], Slowness], *, some: bool, most: bool
 ) -> Iterator[str]:
-    """Say how many units change slowly, and how much is kept of the memory."""
+    """Say how many units change slowly, and how much of the memory is kept."""
     pace = paces["lstm", "c"]
     how = "most units do" if most else "some units do, most do not"
     if not some:
@@ -669,7 +668,7 @@ def _pace_told(
 def _far_told(
     reaches: Mapping[tuple[str, str], Horizon], farther: Mapping[str, bool | None]
 ) -> str:
-    """Say how far gradients reach along the LSTM's memory, and beside it along h."""
+    """Say how far gradients reach along the LSTM's memory, compared with h."""
     c = reaches["lstm", "c"]
     names: dict[str, list[str]] = {}
     for cell, one in farther.items():
@@ -689,7 +688,7 @@ def _far_told(
 
 
 def _h_told(reaches: Mapping[tuple[str, str], Horizon]) -> str:
-    """Say that the memory line does not help h, if so."""
+    """Say that the memory line does not help h, if it does not."""
     if reaches["lstm", "h"].farther(reaches["rnn", "h"]):
         return ""
     return (
@@ -699,7 +698,7 @@ def _h_told(reaches: Mapping[tuple[str, str], Horizon]) -> str:
 
 
 def _gru_told(reaches: Mapping[tuple[str, str], Horizon], pace: Slowness) -> str:
-    """Say that it takes no memory line, if the GRU's h does as well as the LSTM's c."""
+    """Say that a memory line is not needed, if the GRU's h reaches as far as the LSTM's c."""
     gru, c = reaches["gru", "h"], reaches["lstm", "c"]
     if not gru.farther(reaches["rnn", "h"]) or c.farther(gru) is not False:
         return ""

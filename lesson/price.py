@@ -1,4 +1,4 @@
-"""Claims 10 and 11: what the cells cost, and what they are worth."""
+"""Claims 10 and 11: what the cells cost, and what loss they reach."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lesson.lab import Lab
 from lesson.recurrence import compare, compare_steps, untouched
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
-#: How many times as long a cell must take in the mean to be dearer.
+#: Ratio of mean times from which on a cell counts as dearer.
 DEARER = 1.05
-#: Share of the multiply-adds below which a model's time tells little about its recurrence.
+#: The recurrence's share of the multiply-adds below which a model's time tells little about it.
 MOST = 0.5
-#: The most that "half" may be.
+#: The largest ratio that still counts as half.
 HALF = 0.6
 
 Rows = Mapping[str, Mapping[str, Any]]
@@ -24,17 +24,17 @@ Rows = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Loss:
-    """What one cell scores, over all seeds."""
+    """One cell's loss over all seeds."""
 
     nats: float
-    """Nats per character, mean."""
+    """Mean nats per character."""
     ahead_of: Sequence[str] = ()
-    """Cells whose mean is above it by more than chance makes, as ``compare`` judges that."""
+    """Cells whose mean loss is higher by more than chance explains, as ``compare`` judges."""
     by_seed: Sequence[float] = ()
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Self:
-        """Return it from the row that ``compare --json`` gives of a cell."""
+        """Return the loss from a cell's row of ``compare --json``."""
         seeds = tuple(run["nats_per_char"] for run in row["runs"])
         return cls(row["nats_per_char"], tuple(row["ahead_of"]), seeds)
 
@@ -46,13 +46,13 @@ class Loss:
 
 @dataclass(frozen=True)
 class Time:
-    """A time of one cell, over all seeds."""
+    """One cell's time over all seeds."""
 
     mean: float
     by_seed: Sequence[float]
 
     def is_longer(self, other: Time) -> bool:
-        """Whether it is longer by more than clocks differ: in the mean, and every seed's."""
+        """Return whether it is clearly longer, in the mean and with every seed."""
         return self.mean >= DEARER * other.mean and min(self.by_seed) > max(other.by_seed)
 
     @property
@@ -63,22 +63,22 @@ class Time:
 
 @dataclass(frozen=True)
 class Costs:
-    """What one cell costs and scores."""
+    """What one cell costs, and the losses it reaches."""
 
     parameters: float
     """Of the recurrence alone, at equal width."""
     multiply_adds: float
     """Of the recurrence for one character, at equal width."""
     microseconds: Time
-    """Of training a character, whole model, at equal width, by the mean speed."""
+    """Of training the whole model, per character, at equal width."""
     by_steps: Loss
-    """With equal parameters after equal steps."""
+    """At equal parameters and steps."""
     seconds: Time
-    """Of these steps."""
+    """Time that these steps took."""
     by_time: Loss
-    """With equal parameters after equal time."""
+    """At equal parameters and time."""
     share: float
-    """Of the whole model's multiply-adds, at equal width, those of the recurrence."""
+    """The recurrence's share of the model's multiply-adds, at equal width."""
 
 
 def commands(lab: Lab) -> list[str]:
@@ -94,11 +94,11 @@ def commands(lab: Lab) -> list[str]:
 def costs(steps: Rows, minutes: Rows, width: Rows) -> dict[str, Costs]:
     """Return what each cell costs, by name.
 
-    Embedding and head are the same at equal width, and a cell has 1, 3 or 4 blocks of
-    weights: the differences of the models' sizes give the block, and so the recurrence.
+    At equal width all models have the same embedding and head, and a cell has 1, 3 or 4 equal
+    blocks of weights. So a block is a third of the difference between LSTM and RNN.
 
     Args:
-        steps: by cell, the row that ``compare --json`` gives at equal steps.
+        steps: cell -> its row of ``compare --json`` at equal steps.
         minutes: the same at equal time.
         width: the same at equal width.
     """
@@ -239,7 +239,7 @@ def judge_lstm(found: Mapping[str, Costs]) -> Judgement:
     """Judge claim 10.
 
     Args:
-        found: by cell, its costs and losses.
+        found: cell -> its costs and losses.
     """
     own = found["lstm"]
     others = [cell for cell in found if cell != "lstm"]
@@ -267,9 +267,9 @@ def judge_lstm(found: Mapping[str, Costs]) -> Judgement:
 
 
 def _ahead(losses: Mapping[str, Loss]) -> tuple[bool | None, str]:
-    """Return whether the LSTM's loss is ahead of all others', and how they lie, in words.
+    """Return whether the LSTM's loss is ahead of all others', and the order in words.
 
-    None: none is ahead of it, but it is too close to one to tell.
+    False if another cell is ahead of it; None if none is, but one is too close to tell.
     """
     others = [cell for cell in losses if cell != "lstm"]
     ahead = [cell for cell in others if "lstm" in losses[cell].ahead_of]
@@ -293,7 +293,7 @@ def _named(cells: Sequence[str]) -> str:
 
 
 def _equal_steps(found: Mapping[str, Costs]) -> str:
-    """Say whether the LSTM has a price in time where all cells have as many parameters."""
+    """Say whether the LSTM takes longer when all cells have equal parameters."""
     own, others = found["lstm"].seconds, [one for cell, one in found.items() if cell != "lstm"]
     longer = any(own.is_longer(one.seconds) for one in others)
     times = ", ".join(f"{cell.upper()} {one.seconds.mean:.1f}" for cell, one in found.items())
@@ -302,7 +302,7 @@ def _equal_steps(found: Mapping[str, Costs]) -> str:
 
 
 def _of_the_head(one: Costs) -> str:
-    """Say that a model's time is mostly not its recurrence's, if so; the LSTM's has the most."""
+    """Say that most of the time is not the recurrence's, if so; the LSTM's share is the largest."""
     if one.share >= MOST:
         return ""
     return (
@@ -314,7 +314,7 @@ def _of_the_head(one: Costs) -> str:
 
 
 def gru(lab: Lab) -> Section:
-    """Hold the GRU's price and loss against the LSTM's."""
+    """Compare the GRU's price and loss with the LSTM's."""
     found = costs(*_measured(lab))
     one, other = found["gru"], found["lstm"]
     table = Table(
@@ -380,7 +380,7 @@ def judge_gru(one: Costs, other: Costs) -> Judgement:
 
 
 def _of_half(clock: float, *, cheaper: bool, dearer: bool) -> str:
-    """Say what is left of half the price, by the share of the LSTM's time."""
+    """Say whether it is half the price, given the GRU's time as a share of the LSTM's."""
     if cheaper:
         return (
             "about half the price, or less." if clock <= HALF
@@ -395,7 +395,7 @@ def _of_half(clock: float, *, cheaper: bool, dearer: bool) -> str:
 
 
 def _beside(one: Loss, other: Loss) -> str:
-    """Return how the GRU's loss lies beside the LSTM's."""
+    """Return how the GRU's loss compares with the LSTM's, in words."""
     more = one.nats - other.nats
     told = "ahead" if "lstm" in one.ahead_of else "behind" if "gru" in other.ahead_of else ""
     where = f"{abs(more):.3f} nats {'above' if more > 0 else 'below'} the LSTM's"

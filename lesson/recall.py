@@ -1,4 +1,4 @@
-"""Claims 4 and 7: what is learned of a text that asks for a memory."""
+"""Claims 4 and 7: what is learned from a text that needs memory."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from charrnn.wording import joined
 from lesson.lab import FULL, Answer, Lab
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
-#: Nats of a key that nobody remembers: one of eight.
+#: Nats per key when guessing one of eight.
 CHANCE = math.log(8)
-#: Shares of that below which a key counts as learnt, and above which as not learnt at all.
+#: Shares of that below which a key counts as learned, and above which as not learned at all.
 LEARNT, NOTHING = 0.1, 0.9
-#: Of claim 7: the window of its trainings, which shows a line whole, and their cells.
+#: Of claim 7: the window, which shows a whole line, and the cells.
 WINDOW = 48
 CELLS = ("rnn", "lstm")
 
 
-#: Window -> nats of the key, a seed each.
+#: Window -> nats of the key, one per seed.
 Prices = Mapping[int, Sequence[float]]
 
 
@@ -54,24 +54,24 @@ def _score(*runs: str) -> str:
 
 
 def _braces(names: Iterable[object]) -> str:
-    """Return names as a shell expands them; it takes braces around one for letters."""
+    """Return names in braces for bash, which takes braces around a single name literally."""
     listed = ",".join(map(str, names))
     return f"{{{listed}}}" if "," in listed else listed
 
 
 def _prices(lab: Lab, score: str) -> list[float]:
-    """Return the nats of the key for the runs that a command prices, in its order."""
+    """Return the nats of the key for each run that a command scores, in its order."""
     return [row["after"]["nats_per_char"] for row in lab.json(score)]
 
 
 def beyond(lab: Lab) -> Section:
-    """Train on a text that asks for a memory, with windows around what it asks for."""
+    """Train on a text that needs memory, with windows below and above the distance it needs."""
     lengths, seeds = lab.size.recall_windows, lab.size.seeds
     commands = *trainings, score = _beyond_commands(lab)
     for command in trainings:
         lab.do(command)
     prices = iter(_prices(lab, score))
-    # In the order in which the shell names the runs; seeds change fastest.
+    # In the order in which bash expands the names; the seed changes fastest.
     carried, reset = ({n: [next(prices) for _ in seeds] for n in lengths} for _ in range(2))
     first = (lab.folder / _text(lab)).read_text(encoding="utf-8").partition("\n")[0]
     return Section(
@@ -158,7 +158,7 @@ def judge_beyond(distance: int, carried: Prices, reset: Prices) -> Judgement:
     Args:
         distance: characters from the key to its repetition.
         carried: window -> nats of the key by seed, trained with the state carried on.
-        reset: the same, trained with every window from the zero state.
+        reset: the same, trained with every window starting from the zero state.
     """
 
     def best(prices: Prices, *, shorter: bool) -> tuple[float, int]:
@@ -199,7 +199,7 @@ def judge_beyond(distance: int, carried: Prices, reset: Prices) -> Judgement:
 
 
 def _harder(price: float, longer: float) -> str:
-    """Say what truncation does, by the best price of a shorter window and of a longer one."""
+    """Say what truncation does, given the best price of the shorter windows and of the longer."""
     if longer >= price:
         return ""
     if price < LEARNT * CHANCE:
@@ -209,27 +209,27 @@ def _harder(price: float, longer: float) -> str:
 
 @dataclass(frozen=True)
 class Training:
-    """How the trainings of claim 7 differ, but for their seeds."""
+    """One kind of training in claim 7, for all seeds."""
 
     how: Literal["plain", "scaled"]
-    """What becomes of the gradients."""
+    """Whether the gradients are scaled."""
     cell: str
     rate: float
 
     @property
     def name(self) -> str:
-        """In words."""
+        """The training in words."""
         words = {"plain": "as it is", "scaled": "scaled to norm 1"}
         return f"{self.cell.upper()}, {words[self.how]}, rate {self.rate:g}"
 
     def run(self, seed: object) -> str:
-        """Return what the run of a seed is called, or that of a variable's value."""
+        """Return the run's name for a seed, or for an expression that the shell expands."""
         rate = f"{self.rate:g}" if self.how == "plain" else ""
         return "-".join(filter(None, [self.how, self.cell, rate, f"{seed}"]))
 
 
 def scaling(lab: Lab) -> Section:
-    """Scale every gradient to one norm, and see whether a plain RNN learns what an LSTM learns."""
+    """Scale every gradient to one norm, and see if a plain RNN then learns what an LSTM learns."""
     size = lab.size
     trainings = [Training("plain", cell, rate) for cell in CELLS for rate in size.plain_rates]
     trainings += [Training("scaled", cell, size.scaled_rate) for cell in CELLS]
@@ -293,7 +293,7 @@ window of {WINDOW} that shows it whole; this says nothing about longer distances
 
 
 def _rates(rates: Sequence[float]) -> str:
-    """Say which rates the gradients as they are have, and how they were chosen."""
+    """Say at which rates unscaled gradients are trained, and how the rates were chosen."""
     most = "the one at which the LSTM learned most in trials"
     if len(rates) == 1:
         return f"a rate of {rates[0]:g}, {most}"
@@ -325,10 +325,11 @@ def _scaling_commands(lab: Lab) -> list[str]:
 
 
 def _trained(runs: Sequence[str], answer: Answer) -> set[str]:
-    """Return the runs that came to their end: each printed its folder.
+    """Return the runs that finished, each of which printed its folder.
 
     Raises:
-        LessonError: one did not, and not because a number was not finite; or none did.
+        LessonError: none finished, or one failed for another reason than a number that was not
+            finite.
     """
     ended = {Path(line).name for line in answer.out.splitlines()}
     if not ended or len(ended) + answer.not_finite != len(runs):
@@ -370,15 +371,15 @@ def _scaling_figure(
 def judge_scaling(
     rnn: float, lstm: float, scaled_rnn: float, scaled_lstm: float, distance: int, rate: float
 ) -> Judgement:
-    """Judge claim 7, by the nats that a key costs which has to be remembered.
+    """Judge claim 7 by the nats of the key.
 
     Args:
-        rnn: a plain RNN, trained with its gradients as they are, at the best rate.
-        lstm: the same of an LSTM.
-        scaled_rnn: a plain RNN whose gradients were scaled to one norm.
-        scaled_lstm: the same of an LSTM.
-        distance: characters that the key has to be remembered for.
-        rate: of the scaled gradients.
+        rnn: nats with a plain RNN and unscaled gradients, at the best rate.
+        lstm: the same with an LSTM.
+        scaled_rnn: nats with a plain RNN and gradients scaled to one norm.
+        scaled_lstm: the same with an LSTM.
+        distance: characters for which the key has to be remembered.
+        rate: the rate of the trainings with scaled gradients.
     """
     limit = LEARNT * CHANCE
     least = min(rnn, lstm, scaled_rnn, scaled_lstm)

@@ -1,4 +1,4 @@
-"""Claims 1 and 2: one set of weights for any length, and what a step consists of."""
+"""Claims 1 and 2: one set of weights for any length, and the equations of a step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from lesson.lab import Lab
 from lesson.section import Judgement, Section, Table, judged
 
-#: Difference of a logit up to which float32 and float64 are taken to say the same.
+#: Difference of logits below which float32 and float64 count as equal.
 SAME = 1e-3
 
 
@@ -18,9 +18,9 @@ def compare(lab: Lab, name: str, how: str) -> str:
     """Return the command that trains and compares the cells.
 
     Args:
-        lab: to run it in.
-        name: of the comparison's folder.
-        how: its budget, and what else sets it apart from the others.
+        lab: the lab to run it in.
+        name: the comparison's folder.
+        how: its budget, and any other options of its own.
     """
     return (
         f"charrnn compare{lab.words} {how} --seeds {lab.size.cell_seeds} --hidden "
@@ -30,30 +30,30 @@ def compare(lab: Lab, name: str, how: str) -> str:
 
 
 def compare_steps(lab: Lab) -> str:
-    """Return the command that trains the models that most claims look at."""
+    """Return the command that trains the models used by most claims."""
     return compare(lab, "steps", f"--steps {lab.size.steps}")
 
 
 def run_of(cell: str) -> str:
-    """Return the folder of one of these models, that of the first seed."""
+    """Return the folder of one of these models, of the first seed."""
     return f"checkpoints/lesson/steps/{cell}-seed1"
 
 
 def inspect(lab: Lab, cell: str) -> str:
-    """Return the beginning of a command that looks into one of these models."""
+    """Return the beginning of a command that inspects one of these models."""
     return f"charrnn inspect {run_of(cell)} --part test --characters {lab.size.inspected}"
 
 
 def untouched(lab: Lab) -> str:
-    """Say what was not done with the part of the text that models are looked into on."""
+    """Say that nothing was trained or chosen on the part of the text that is inspected."""
     defaults = "; charrnn's defaults were chosen on parts of this library" if not lab.text else ""
     return f"nothing was trained and no checkpoint chosen{defaults}"
 
 
 def length(lab: Lab) -> Section:
-    """Measure the same checkpoint on texts of several lengths."""
+    """Score texts of several lengths with the same checkpoint."""
     rows = {row["cell"]: row for row in lab.json(compare_steps(lab))}
-    # Nothing that the models were trained on.
+    # No longer than the held-out part, which the models were not trained on.
     lengths = [n for n in lab.size.lengths if n <= lab.held_out]
     read = [f"text = open('{lab.words.strip()}', 'rb').read().decode()"]
     if lab.text is None:
@@ -61,7 +61,7 @@ def length(lab: Lab) -> Section:
             "from charrnn.files import embedded_corpus",
             "text = b''.join(open(path, 'rb').read() for path in embedded_corpus()[-40:]).decode()",
         ]
-    # In bytes, so that line ends stay as they are.
+    # In bytes, so that line endings stay as they are.
     file, cut = _end("{n}"), f"text[-{max(lengths)}:][:n].encode()"
     loop = [f"for n in {tuple(lengths)}:", f"    open(f'{file}', 'wb').write({cut})"]
     write = "\n".join(['python -c "', *read, *loop, '"'])
@@ -70,7 +70,7 @@ def length(lab: Lab) -> Section:
     ]
     lab.do(write)
     scores = [
-        # The first character is read, but has no price.
+        # The first character is read but not predicted.
         (row["characters"] + 1, row["parameters"], row["nats_per_char"])
         for (row,) in map(lab.json, scoring)
     ]
@@ -105,7 +105,7 @@ which {untouched(lab)}.
 
 
 def _end(characters: object) -> str:
-    """Return the file with so many characters of the end of the text."""
+    """Return the file with that many characters from the end part of the text."""
     return f"corpora/end-{characters}.txt"
 
 
@@ -130,7 +130,7 @@ def judge_length(scores: Sequence[tuple[int, int, float]]) -> Judgement:
 
 
 def step(lab: Lab) -> Section:
-    """Hold the printed equations against the models."""
+    """Compare the printed equations with the models."""
     commands = [
         f"{inspect(lab, cell)} --only step --device cpu --json" for cell in ("rnn", "lstm", "gru")
     ]
@@ -189,7 +189,7 @@ where Cho et al. (2014) have `U_n (r ∘ h)`.
 
 
 def _step_rows(quantities: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Return the lines of a step in numbers, the model's below its own."""
+    """Return the rows of a step's numbers: each equation's, and below them the model's."""
     return [
         [f"{quantity['name']} {line}", *(f"{value:+.5f}" for value in values)]
         for quantity in quantities
@@ -202,7 +202,7 @@ def _step_rows(quantities: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _symbol(character: str) -> str:
-    """Return a character as a table in Markdown can show it."""
+    """Return a character escaped for a Markdown table."""
     if character == "\N{REPLACEMENT CHARACTER}":
         return "unknown"
     return re.sub(r"([|`*_<\\\[\]])", r"\\\1", repr(character))
@@ -212,7 +212,7 @@ def judge_step(steps: Mapping[str, Mapping[str, Any]]) -> Judgement:
     """Judge claim 2.
 
     Args:
-        steps: by cell, what ``inspect --only step`` answers.
+        steps: cell -> the answer of ``inspect --only step``.
     """
     plain = steps["rnn"]
     gated = [cell for cell in steps if cell != "rnn"]

@@ -1,4 +1,4 @@
-"""What a section of the lesson is made of, and how it is written down."""
+"""The parts of a section of the lesson, and how they become Markdown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 
 from charrnn.figures import DARK, LIGHT, SANS
 
-#: Of the page's lines.
+#: Width of the page's lines, in characters.
 WIDTH = 96
 
 Verdict = Literal["holds", "holds in part", "does not hold", "is not tested"]
@@ -18,17 +18,17 @@ Verdict = Literal["holds", "holds in part", "does not hold", "is not tested"]
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the numbers say of a claim."""
+    """What the numbers say about a claim."""
 
     verdict: Verdict
     says: tuple[str, ...]
-    """Sentences."""
+    """Sentences that explain the verdict."""
 
 
 def judged(parts: Iterable[bool], *says: str) -> Judgement:
-    """Return that a claim holds if all of its parts do, in part if some do.
+    """Return a judgement: a claim holds if all of its parts do, in part if some do.
 
-    Without any part, as where nothing happened that the claim is about, it is not tested.
+    Without any parts, because nothing happened that the claim is about, it is not tested.
     """
     kept = list(parts)
     verdict: Verdict = "does not hold" if kept else "is not tested"
@@ -38,7 +38,7 @@ def judged(parts: Iterable[bool], *says: str) -> Judgement:
 
 
 def percent(share: float) -> str:
-    """Return a share as it stands in a sentence: 12 %, 3.4 %, 0.05 %."""
+    """Return a share as a sentence shows it: 12 %, 3.4 %, 0.05 %."""
     value = 100 * share
     if 0 < value < 1e-3:
         return "< 0.001 %"
@@ -47,30 +47,30 @@ def percent(share: float) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its head, and its rows; what is no number stands to the left."""
+    """A table: its head and its rows."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     words: int = 1
-    """The first columns that hold words."""
+    """How many of the first columns hold words; they are aligned left, numbers right."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure, which gets a file of its own."""
+    """A figure, in a file of its own."""
 
     name: str
     title: str
-    """Below it on the page, and in its place for who does not see it; no full stop."""
+    """The caption, and the text for readers who cannot see the figure; no full stop."""
     chart: str
-    """SVG, as a page has it."""
+    """SVG, as it would be embedded in an HTML page."""
 
     def file(self, number: int) -> str:
-        """Return what its file is called, in the section of that number."""
+        """Return the name of its file, given the number of its section."""
         return f"{number}-{self.name}.svg"
 
     def standalone(self) -> str:
-        """Return what its file holds: the chart on paper that follows light and dark."""
+        """Return the SVG of its file, on a background that follows light and dark mode."""
         found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', self.chart)
         assert found, "a figure's box begins at 0 0"
         head = (
@@ -87,7 +87,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """All that the page says of one claim."""
+    """Everything that the page says about one claim."""
 
     title: str
     claim: str
@@ -97,12 +97,12 @@ class Section:
     commands: Sequence[str]
     tables: Sequence[Table]
     rule: str
-    """How the verdict follows from the numbers."""
+    """The rule by which the verdict follows from the numbers."""
     judgement: Judgement
     figures: Sequence[Figure] = ()
 
     def heading(self, number: int) -> str:
-        """Return the section's heading, by its place on the page from 1 on."""
+        """Return the heading, given the section's number on the page, from 1."""
         return f"{number}. {self.title}"
 
     def anchor(self, number: int) -> str:
@@ -113,9 +113,9 @@ class Section:
         """Return the section in Markdown.
 
         Args:
-            number: its place on the page, from 1 on.
-            figures: the folder of the figures, seen from the page.
-            first: by command, the number of the section that prints it first.
+            number: the section's number on the page, from 1.
+            figures: the folder of the figures, relative to the page.
+            first: command -> number of the first section that has it.
         """
         shown = [
             f"![{one.title}]({figures}/{one.file(number)})\n\n{filled(f'*{one.title}.*')}\n"
@@ -139,9 +139,9 @@ class Section:
 
 
 def _shown(command: str, number: int, first: int) -> str:
-    """Return a section's command on lines; a comment if an earlier section has it.
+    """Return a section's command, as a comment if an earlier section already has it.
 
-    Typed twice, one that trains ends with an error: its run's folder is there.
+    A training command typed twice would fail, because its run's folder exists.
     """
     if first == number:
         return broken(command)
@@ -149,8 +149,8 @@ def _shown(command: str, number: int, first: int) -> str:
 
 
 def filled(text: str) -> str:
-    """Return a paragraph on lines of equal width; code stays on one line."""
-    # A line that began with a formula's + would begin a list.
+    """Return a paragraph wrapped to the page's width; code stays on one line."""
+    # Code is not wrapped: a line that starts with a formula's + would start a list.
     kept = re.sub(r"`[^`]*`", lambda code: re.sub(r"\s+", "\0", code[0]), text.strip())
     kept = re.sub(r"(?<=\d) %", "\0%", kept)
     lines = textwrap.fill(kept, WIDTH, break_long_words=False, break_on_hyphens=False)
@@ -165,7 +165,7 @@ def markdown(table: Table) -> str:
 
 
 def broken(command: str, width: int = WIDTH) -> str:
-    """Return a command on lines that end in a backslash, none wider than that if it can be."""
+    """Return a command broken into lines with backslashes, each within the width if possible."""
     return "\n".join(_broken(line, width) for line in command.splitlines())
 
 
@@ -173,7 +173,7 @@ def _broken(command: str, width: int) -> str:
     if len(command) <= width:
         return command
     indent = re.sub(r"\S.*", "", command)
-    # Before options, checkpoints and pipes only: not within what a shell has to read as one.
+    # Break only before options, checkpoints and pipes, never inside one word of the shell.
     first, *pieces = re.split(r" (?=--[a-z]|\| )|(?<!--run) (?=checkpoints/)", command.strip())
     lines = [indent + first]
     for piece in pieces:

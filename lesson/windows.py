@@ -1,4 +1,4 @@
-"""Claim 3: what a window does to the gradient."""
+"""Claim 3: what a truncation window does to the gradient."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from lesson.lab import Lab
 from lesson.recurrence import inspect
 from lesson.section import Figure, Judgement, Section, Table, judged
 
-#: The window of the claim, and how many of its losses count.
+#: The window of the claim, and how many of its last losses count.
 T, LAST = 108, 10
-#: One whose every prediction sees at least as far back: there the losses of so many count.
+#: A rival window, and how many of its losses count: each sees at least as far back as the
+#: claim's.
 RIVAL, RIVAL_LAST = 2 * T - LAST, T
-#: What the memory of a laptop is taken to be, in bytes.
+#: The assumed memory of a laptop, in bytes.
 LAPTOP = 16e9
-#: Degrees from which on a gradient is not the exact one, and by which angles differ.
+#: Angle in degrees above which a gradient counts as not exact, and two angles as different.
 EXACT = 1.0
 
 
 def window(lab: Lab) -> Section:
-    """Hold the gradient by windows against the full one."""
+    """Compare gradients truncated at several windows with the full one."""
     looking = f"{inspect(lab, 'lstm')} --only truncation --device cpu"
     lengths = " ".join(f"--bptt {length}" for length in lab.size.windows)
     commands = [
@@ -34,7 +35,7 @@ def window(lab: Lab) -> Section:
     (of_last,), (rival,) = last[0]["windows"], other[0]["windows"]
     full = trained["full"]
     windows = [*trained["windows"], of_last, rival]
-    # What a character whose loss counts keeps for the backward pass, times all characters.
+    # Bytes kept for the backward pass per prediction, times all characters of the text.
     longest = max(trained["windows"], key=lambda one: one["bptt"])
     whole = longest["bytes"] / (longest["bptt"] * trained["lanes"]) * lab.characters
     predictions, before = _counted(full)
@@ -128,8 +129,8 @@ def judge_window(
     Args:
         of_last: the window of the claim, as ``inspect`` answers.
         windows: others, with the loss on all of their characters.
-        rival: a longer one, of which a larger share of the losses counts.
-        whole: bytes that all time steps of the text at once would keep.
+        rival: a longer window, with a larger share of its losses counting.
+        whole: bytes that backpropagation through the whole text at once would keep.
     """
     cheaper = [
         one
@@ -162,13 +163,13 @@ def judge_window(
 
 
 def _counted(full: Mapping[str, Any]) -> tuple[int, int]:
-    """Return a piece's predictions whose loss counts, and how many characters come before."""
+    """Return how many predictions of a piece count in the loss, and how many characters precede."""
     predictions = full["loss_last"] or full["bptt"]
     return predictions, full["bptt"] - predictions
 
 
 def _per_prediction(window: Mapping[str, Any]) -> str:
-    """Return how many steps are computed for a prediction whose loss counts."""
+    """Return how many steps are computed per prediction that counts in the loss."""
     return f"{window['bptt'] / (window['loss_last'] or window['bptt']):.3g}"
 
 
