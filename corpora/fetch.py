@@ -1,8 +1,8 @@
-"""Fetch a classic text, checked to the last bit: ``python corpora/fetch.py NAME``.
+"""Fetch a classic text, checked by SHA-256: ``python corpora/fetch.py NAME``.
 
-Needs nothing but Python. A download that breaks off is kept beside its goal as
-``NAME.txt.part`` and goes on from there the next time; only a whole text whose size
-and SHA-256 are right gets the name.
+Needs nothing but Python. An interrupted download stays in the same folder as ``NAME.txt.part``
+and is resumed the next time; only a complete text of the right size and SHA-256 becomes
+``NAME.txt``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TIMEOUT_SECONDS = 30
 
 @dataclass(frozen=True)
 class Text:
-    """A text on the web, of known content."""
+    """A text on the web with known content."""
 
     name: str
     about: str
@@ -60,13 +60,13 @@ TEXTS = (
 
 
 class FetchError(Exception):
-    """A text that could not be fetched; ``str(error)`` is one line saying why and what to do."""
+    """A text could not be fetched; ``str(error)`` is one line saying why and what to do."""
 
 
 def fetch(text: Text, folder: Path) -> Path:
     """Download a text into a folder and return its path.
 
-    A text that is already there is not fetched again; a download that broke off goes on.
+    A text that is already there is not fetched again; an interrupted download is resumed.
 
     Raises:
         FetchError: no network, no such page, a body of the wrong size or content, a
@@ -101,9 +101,12 @@ def fetch(text: Text, folder: Path) -> Path:
 
 
 def _download(text: Text, part: Path) -> None:
-    """Append to ``part`` what it lacks, as far as the network goes.
+    """Append to ``part`` what it lacks, as far as the connection lasts.
 
-    At most one byte more than the text has is written: enough to tell a wrong body.
+    Write at most one byte more than the text has: enough to detect a wrong body.
+
+    Raises:
+        FetchError: the server cannot be reached, or does not have the text.
     """
     done = part.stat().st_size if part.exists() else 0
     if done >= text.size:
@@ -115,7 +118,7 @@ def _download(text: Text, part: Path) -> None:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and done:
-            part.unlink()  # what is there is shorter than the text
+            part.unlink()  # the file on the server is shorter than the text
             raise FetchError(
                 f"{text.address} no longer holds the text that is meant (it ends after {done:,} "
                 f"bytes): find {text.name} elsewhere"
@@ -141,7 +144,7 @@ def _download(text: Text, part: Path) -> None:
                 try:
                     data = response.read(min(_READ_BYTES, text.size + 1 - file.tell()))
                 except (OSError, http.client.HTTPException):
-                    return  # what came is kept; the size tells that more is missing
+                    return  # keep what came; its size shows that more is missing
                 if not data:
                     return
                 file.write(data)

@@ -5,9 +5,9 @@ Every line is a key, noise, ``=``, the key again::
 
     Bcadda=B
 
-The second key stands K characters after the first. Keys and noise are drawn at random, so
-whoever does not know the key pays ln 8 = 2.08 nats for its second place, whatever else he
-has learnt, and whoever remembers it nothing. The same seed gives the same text.
+The second key comes K characters after the first. Keys and noise are drawn at random, so a
+model that does not remember the key pays ln 8 = 2.08 nats for its repetition, whatever else it
+has learned, and a model that remembers it pays nothing. The same seed gives the same text.
 
     python corpora/recall.py --distance 16 > corpora/recall-16.txt
 """
@@ -26,11 +26,11 @@ CUE = "="
 
 
 def lines(distance: int, seed: int) -> Iterator[str]:
-    """Yield lines without end.
+    """Yield lines endlessly.
 
     Args:
         distance: K, characters from the key to its repetition; at least 2.
-        seed: of the draws.
+        seed: of the random generator.
     """
     chance = random.Random(seed)
     while True:
@@ -39,10 +39,10 @@ def lines(distance: int, seed: int) -> Iterator[str]:
 
 
 def recall_text(distance: int, characters: int, seed: int = 1) -> str:
-    """Return whole lines, as many as fit into a number of characters.
+    """Return as many whole lines as fit into a number of characters.
 
     Raises:
-        ValueError: no line is so short.
+        ValueError: the distance is below 2, or not even one line fits.
     """
     if distance < 2:
         raise ValueError(f"the distance must be at least 2, not {distance}: the {CUE} lies between")
@@ -54,7 +54,7 @@ def recall_text(distance: int, characters: int, seed: int = 1) -> str:
 
 
 def main() -> None:
-    """Print a text as the command line asks for it."""
+    """Print the text that the command line asks for."""
     parser = argparse.ArgumentParser(description="Write a text that asks for a memory.")
     parser.add_argument(
         "--distance", type=int, default=16, metavar="K", help="how far back the key is (default 16)"
@@ -72,9 +72,9 @@ def main() -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
-        # What is not written yet must not fail once more while Python exits.
+        # Or flushing what is not yet written would fail again when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # else the reader has seen enough
+        if not isinstance(error, BrokenPipeError):  # else the reader simply stopped early
             parser.exit(1, f"recall.py: cannot write the text: {error.strerror}\n")
 
 
