@@ -1,4 +1,4 @@
-"""What several tests share: small texts, one small trained run, the command line."""
+"""Shared by several tests: small texts, one small trained run, the command line."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from charrnn.device import has_capability
 from charrnn.errors import CharrnnError, RunFolderError
 from tests import promises
 
-# A suite that was started in the background or under nohup ignores these signals, and so
-# would every process that it starts; the tests send them.
+# A test run started in the background or under nohup ignores these signals, and so
+# would every process that it starts; but the tests send them.
 for number, action in (
     (signal.SIGINT, signal.default_int_handler),
     (signal.SIGHUP, signal.SIG_DFL),
@@ -42,22 +42,22 @@ for number, action in (
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, action)
 
-# The same examples in every run, however slow the machine: nothing depends on luck.
+# The same examples in every run, and no deadline on a slow machine: no flaky tests.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("same")
 
 # Small tensors on busy cores: a second thread costs more than it gives.
 torch.set_num_threads(1)
 
-# What a caller's terminal, CI or own commands ask for is not what is tested.
+# The tests must not depend on what the caller's terminal, CI or shell sets.
 for name in (
     "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE",
     "CHARRNN_TRACEBACK", "CHARRNN_NATIVE", "COLORTERM", "JPY_PARENT_PID", "MPLBACKEND",
 ):  # fmt: skip
     os.environ.pop(name, None)
-os.environ["TERM"] = "xterm-256color"  # an editor's, or no one's, may be "dumb"
+os.environ["TERM"] = "xterm-256color"  # in an editor, or without a terminal, it may be "dumb"
 
-#: Unicode's characters: all code points but the surrogates.
+#: Number of Unicode characters: all code points but the surrogates.
 UNICODE = 0x110000 - 0x800
 
 #: Seconds after which a test gives up on a process, however busy the machine.
@@ -65,7 +65,7 @@ PATIENCE = 60.0
 
 
 def takes_raw_names() -> bool:
-    """Whether a file's name may be no utf-8; macOS refuses it."""
+    """Return whether a file name may be invalid utf-8; macOS refuses such names."""
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(OSError):
         (Path(folder) / "\udcff").touch()
         return True
@@ -77,34 +77,34 @@ needs_raw_names = pytest.mark.skipif(
 )
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 
-#: Of a process that a test starts.
+#: The environment of processes that tests start.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "PYTHONWARNINGS": "error"}
-# What is left in a buffer when a command ends is part of how it ends.
+# Buffer as for a user: how a command ends includes flushing what is left in the buffer.
 ENVIRONMENT.pop("PYTHONUNBUFFERED", None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let the session end with its promises, and hide a GPU from all tests but its own.
+    """Report the promises at the end of the session, and hide GPUs from all but the GPU tests.
 
-    And from the processes that they start. What is expected of commands is what a CPU gives; and no
-    forked process may go on with CUDA.
+    Also from the processes that they start: tests expect what a CPU gives, and a forked process
+    cannot use CUDA once its parent has.
     """
     if config.option.markexpr != "gpu":
-        # Before anything asks torch for a GPU; pytest-xdist's workers take it over.
+        # Before anything asks torch for a GPU; pytest-xdist's workers inherit it.
         os.environ["CUDA_VISIBLE_DEVICES"] = ENVIRONMENT["CUDA_VISIBLE_DEVICES"] = ""
     if not config.pluginmanager.is_registered(promises):  # by -p
         config.pluginmanager.register(promises)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs a GPU where none is seen."""
+    """Skip GPU tests if no GPU is visible."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device, and -m gpu")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a command left behind."""
+    """A command's exit code and output."""
 
     code: int
     out: str
@@ -112,7 +112,7 @@ class Result:
 
     @property
     def without_notes(self) -> Result:
-        """The same, but for the notes on stderr, such as that of a machine without a compiler."""
+        """The same without notes on stderr, such as the one that there is no compiler."""
         said = self.err.splitlines(keepends=True)
         return replace(self, err="".join(one for one in said if not one.startswith("note: ")))
 
@@ -126,7 +126,7 @@ Cli = Callable[..., Result]
 
 
 def run_cli(*arguments: object, stdin: bytes = b"") -> Result:
-    """Run a command in this process, on streams of its own; none is a terminal."""
+    """Run a command in this process, with streams of its own that are no terminal."""
     from charrnn.cli import run_command
 
     words = [str(argument) for argument in arguments]
@@ -147,7 +147,7 @@ def run_cli(*arguments: object, stdin: bytes = b"") -> Result:
 
 
 def command(*arguments: object) -> list[str]:
-    """Return the words that run a command as a process of its own."""
+    """Return the command line that runs a command in a process of its own."""
     return [sys.executable, "-m", "charrnn", *map(str, arguments)]
 
 
@@ -159,7 +159,7 @@ def run_process(*arguments: object, stdin: bytes = b"", folder: Path | None = No
 
 
 def run_unread(*arguments: object) -> tuple[int, str]:
-    """Run a command as a process whose stdout nobody reads; return its exit code and stderr."""
+    """Run a command in a process whose stdout is closed; return its exit code and stderr."""
     with subprocess.Popen(
         command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
     ) as process:
@@ -171,16 +171,16 @@ def run_unread(*arguments: object) -> tuple[int, str]:
 
 
 def read_until(process: subprocess.Popen[bytes], stream: IO[bytes], *starts: bytes) -> bytes:
-    """Return the next line of a process's stream that begins in one of these ways.
+    """Return the next line of a process's stream that begins with one of ``starts``.
 
-    A process that is silent for too long is ended, for a test to fail and not to wait for ever.
+    A process that is silent for too long is killed, so that the test fails instead of hanging.
     """
     line = b""
     while True:
         if not select.select([stream], [], [], PATIENCE)[0]:
             process.kill()
             pytest.fail(f"waited in vain for a line that begins with one of {starts}")
-        byte = os.read(stream.fileno(), 1)  # no more: what follows is left in the pipe
+        byte = os.read(stream.fileno(), 1)  # one byte: what follows the line stays in the pipe
         assert byte, f"it ended before a line that begins with one of {starts}"
         line += byte
         if byte == b"\n":
@@ -190,7 +190,7 @@ def read_until(process: subprocess.Popen[bytes], stream: IO[bytes], *starts: byt
 
 
 def make_prose(length: int, seed: int = 1) -> str:
-    """Return a text of words, sentences and lines: easy to learn a little of."""
+    """Return a text of words, sentences and lines that a model soon learns a little of."""
     chance = random.Random(seed)
     words = ["the", "a", "river", "stone", "bird", "and", "runs", "sings", "under", "grey", "cold"]
     text = ""
@@ -201,12 +201,12 @@ def make_prose(length: int, seed: int = 1) -> str:
 
 
 def make_text(length: int, alphabet: str = "abcdefgh \r\n紅樓夢é☃\U0001f600") -> str:
-    """Return characters by chance, always the same."""
+    """Return random characters, the same for the same length and alphabet."""
     return "".join(random.Random(length).choices(alphabet, k=length))
 
 
 def skip_without(machine: str) -> None:
-    """Skip where C cannot be compiled for a machine, gcc's ``-march``, or not be run."""
+    """Skip the test if C for gcc's ``-march=machine`` cannot be compiled or run here."""
     needs = {"x86-64-v2": "sse4_2", "x86-64-v3": "avx2", "x86-64-v4": "avx512_bw"}.get(machine)
     if needs and not has_capability(needs):
         pytest.skip(f"the processor has no {needs}")
@@ -216,9 +216,9 @@ def skip_without(machine: str) -> None:
 
 @cache
 def compiles(*options: str) -> bool:
-    """Whether there is a C compiler that knows OpenMP and some options, and whose output runs.
+    """Return whether a C compiler with OpenMP takes these options and its output loads here.
 
-    None is clang, whose OpenMP is not torch's.
+    clang does not count: its OpenMP is not torch's.
     """
     command = compiler.find_compiler()
     with tempfile.TemporaryDirectory() as folder:
@@ -251,7 +251,7 @@ def cell(request: pytest.FixtureRequest) -> CellName:
 
 @pytest.fixture(scope="session")
 def prose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file of 6,007 characters, ASCII."""
+    """A file of 6,007 ASCII characters."""
     path = tmp_path_factory.mktemp("texts") / "prose.txt"
     text = make_prose(6007)
     path.write_text(text, encoding="utf-8", newline="")
@@ -261,7 +261,7 @@ def prose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def trained(prose: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a small LSTM, trained until it knows some words. Read only."""
+    """The run folder of a small LSTM trained until it knows some words. Read only."""
     run = tmp_path_factory.mktemp("runs") / "trained"
     result = run_cli(
         "train", prose, "--run", run, "--steps", 150, "--hidden", 32, "--batch-size", 8,
@@ -273,7 +273,7 @@ def trained(prose: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, empty, in which nothing must be left."""
+    """An empty current folder, in which the test must leave nothing."""
     folder = tmp_path / "empty"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -282,7 +282,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 
 
 def text_of(part: Part, start: int = 0, block_bytes: int = 1 << 18) -> str:
-    """Return the text as ``codes`` gives it."""
+    """Return a part's text, from what ``codes`` yields."""
     blocks = list(part.codes(start, block_bytes=block_bytes))
     assert all(map(len, blocks)), "none is empty"
     return "".join(codes.astype("<u4").tobytes().decode("utf-32-le") for codes in blocks)
@@ -297,12 +297,12 @@ def write(path: Path, content: str | bytes, encoding: str = "utf-8") -> str:
 def make_part(
     folder: Path, content: str | bytes, encoding: str = "utf-8", name: str = "text"
 ) -> Part:
-    """Return the whole of a text that is written to a file."""
+    """Write a text to a file and return all of it as a part."""
     return scan([write(folder / name, content, encoding)], encoding).whole
 
 
 def make_framed_part(folder: Path, text: str, files: int = 3) -> Part:
-    """Return a text in some files, with a character of each side left out of the part."""
+    """Return a text split over files, as a part that leaves out a character at either end."""
     framed = f"<{text}>"
     cuts = [len(framed) * i // files for i in range(files + 1)]
     pieces = (framed[start:stop] for start, stop in pairwise(cuts))
@@ -323,11 +323,11 @@ def log_of(run: Path) -> list[dict[str, Any]]:
 
 
 def documented_fields(start: str, column: int = 0) -> set[str]:
-    """Return the names in a column of the first table of fields after some words of docs/cli.md."""
+    """Return the field names in a column of the first table after ``start`` in docs/cli.md."""
     page = (Path(__file__).parent.parent / "docs" / "cli.md").read_text(encoding="utf-8")
     table = page.partition(f"\n{start}")[2].partition("|---|")[2].partition("\n\n")[0]
     cells = [row.split("|")[1:][column] for row in table.splitlines()[1:]]
-    # In parentheses stands the option without which the field is missing.
+    # In parentheses is the option without which the field is missing.
     return {name for cell in cells for name in re.findall(r"\w+", re.sub(r"\(.*?\)", "", cell))}
 
 
@@ -339,7 +339,7 @@ def assert_one_line(error: pytest.ExceptionInfo[CharrnnError], *words: str) -> N
 
 
 def said(action: Callable[[], object]) -> str:
-    """Return the one line of the RunFolderError that an action raises."""
+    """Return the message, of one line, of the RunFolderError that an action raises."""
     with pytest.raises(RunFolderError) as caught:
         action()
     assert str(caught.value).isprintable()
@@ -347,13 +347,13 @@ def said(action: Callable[[], object]) -> str:
 
 
 def give_memory(monkeypatch: pytest.MonkeyPatch, megabytes: int) -> None:
-    """Let the machine have this much memory."""
+    """Make the machine appear to have this much memory."""
     sysconf, pages = os.sysconf, megabytes * 1_000_000 // os.sysconf("SC_PAGE_SIZE")
     monkeypatch.setattr(os, "sysconf", lambda n: pages if n == "SC_PHYS_PAGES" else sysconf(n))
 
 
 class FakeClock:
-    """A clock of the training's loop that moves by ``tick`` seconds whenever it is looked at."""
+    """A clock for the training loop that advances by ``tick`` seconds whenever it is read."""
 
     def __init__(self, tick: float) -> None:
         self.time, self.tick, self.stopped = 0.0, tick, 0.0
@@ -364,7 +364,7 @@ class FakeClock:
 
 
 def refusing(number: int) -> Callable[..., NoReturn]:
-    """Return a system call that fails with this errno."""
+    """Return a function that fails like a system call, with this errno."""
 
     def refuse(*_: object, **__: object) -> NoReturn:
         raise OSError(number, os.strerror(number))

@@ -1,4 +1,4 @@
-"""What pages are made of in tests, and their structure, read without a browser."""
+"""Made-up contents for report pages, and checks of a page's structure without a browser."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ ORIGIN = Origin("charrnn compare a --report b.html", "a machine", "2026-01-02 03
 SHAPE = ModelConfig(cell="lstm", vocabulary=9, layers=1, hidden=3, embedding=2)
 
 
-#: What would break a page if it were put there as it is.
+#: Text that would break a page if it were not escaped.
 HOSTILE = "<script>alert(1)</script>&amp;\x1b[2J\x00 \"'><img src=http://x.example/y>\ud800\n]]>"
 
 
 class Page(HTMLParser):
-    """What is in a page, by kind; fails on tags that are not closed in order."""
+    """A parsed page's tags, attributes and texts; fails on tags not closed in order."""
 
     VOID = frozenset({"meta", "br", "img", "link", "input", "hr"})
 
@@ -49,7 +49,7 @@ class Page(HTMLParser):
         self.feed(page)
         self.close()
         assert self.open == []
-        # As browsers do.
+        # As browsers do: drop the first newline of a pre.
         self.texts["pre"] = [text.removeprefix("\n") for text in self.texts.get("pre", [])]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -75,14 +75,14 @@ class Page(HTMLParser):
 
 
 def check(text: str) -> Page:
-    """Return a page in which all holds that holds for every one."""
+    """Return the parsed page, after checking what must hold for every page."""
     page = Page(text)
     ids = page.values("id")
     assert len(ids) == len(set(ids)), "an id stands for one element"
     figures = re.findall(r"<svg .*?</svg>", text, re.DOTALL)
     assert len(figures) == page.tags["svg"]
     for figure in figures:
-        # The parts of HTML that a figure uses are XML too.
+        # The HTML within a figure is valid XML, too.
         tree = ET.fromstring(figure)
         assert tree.get("role") == "img"
         title, about = (tree.find(name) for name in ("title", "desc"))
@@ -94,7 +94,7 @@ def check(text: str) -> Page:
         assert tree.findall(".//text"), "text is text, not paths"
         assert "nan" not in re.sub(r">[^<]*<", "", figure).lower()
         assert not re.search("#[0-9a-fA-F]{6}", re.sub(r'(href="|url\()#[^")]*', "", figure))
-    # Nothing leads, or is loaded from, outside.
+    # No links to the outside, and nothing loaded from there.
     assert not set(page.values("src") + page.values("srcset") + page.values("action"))
     links = page.values("href") + page.values("xlink:href")
     assert {link.removeprefix("#") for link in links} <= set(ids)
@@ -107,8 +107,8 @@ def check(text: str) -> Page:
     assert not re.search(r"url\((?!#)", text)
     for reference in page.values("aria-labelledby"):
         assert set(reference.split()) <= set(ids)
-    # A name is for what has a role, a stop of the tab key for what scrolls; what is read out
-    # as a place to go to is a section.
+    # Only elements with a role have a name, and only those that scroll a tab stop; none has the
+    # role of a landmark, which sections have anyway.
     assert set(page.values("role")) == {"img", "group"}
     for tag in re.findall(r"<pre[^>]*>", text):
         assert re.fullmatch(r'<pre( class="coloured")? role="group" dir="auto" aria-label=.*', tag)

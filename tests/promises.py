@@ -1,7 +1,7 @@
-"""The promises, and the table of what was measured that ends a session.
+"""The promises, and the table at the end of a session of what was measured.
 
-A plugin, as pytest-xdist's first process collects no test and so loads no conftest.py but the
-outermost.
+This is a plugin because pytest-xdist's first process collects no tests, and so loads only the
+outermost conftest.py.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ PROMISES = {
     "R17": "pruning never removes the only good one",
     "R18": "saved files obey the umask; equal state gives equal bytes",
 }
-#: What all tests of a promise read; where it is not, they are skipped.
+#: A file that all tests of a promise read; where it is missing, they are skipped.
 NEEDED = {"R2": Path("/proc/self/fd"), "R16": Path("/proc/self/status")}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let a session of all tests be told that it is one."""
+    """Add the option by which a session of all tests is told that it is one."""
     parser.addoption(
         "--every-promise", action="store_true", help="fail if a promise is measured by no test"
     )
 
 
 def figures_of(reporter: pytest.TerminalReporter) -> dict[str, dict[str, list[str]]]:
-    """Return by promise what was tried; several cases of one have each a figure."""
+    """Return promise -> what was tried -> the figures, one for each case."""
     rows: dict[str, dict[str, list[str]]] = {number: {} for number in PROMISES}
     for outcome in ("passed", "failed"):
         for report in reporter.getreports(outcome):
@@ -56,7 +56,7 @@ def figures_of(reporter: pytest.TerminalReporter) -> dict[str, dict[str, list[st
 
 
 def owed(reporter: pytest.TerminalReporter) -> list[str]:
-    """Return the promises that a session asked for each has not measured, and could have."""
+    """Return the promises that ``--every-promise`` asked for and that went unmeasured."""
     if not reporter.config.getoption("every_promise", default=False):
         return []
     return [
@@ -67,17 +67,17 @@ def owed(reporter: pytest.TerminalReporter) -> list[str]:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Fail a session that leaves unmeasured what it owes: its test is gone, or hidden."""
+    """Fail a session that owes a measurement: its test is gone, or not collected."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    # pytest-xdist's workers have none.
+    # pytest-xdist's workers have no reporter.
     if reporter is not None and exitstatus == pytest.ExitCode.OK and owed(reporter):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
-    """Print every promise with the figures of this session."""
+    """Print the promises with the figures of this session."""
     rows = figures_of(terminalreporter)
-    # One that failed or was stopped has more to say than what it did not come to.
+    # A session that failed or was stopped does not also list what it did not reach.
     not_kept = owed(terminalreporter) if exitstatus == pytest.ExitCode.OK else []
     if not any(rows.values()) and not not_kept:
         return

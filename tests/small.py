@@ -1,4 +1,4 @@
-"""Models and texts that are small enough to look into."""
+"""Models and texts small enough to inspect."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def make_model(
     dropout: float = 0.5,
     weight_drop: float = 0.5,
 ) -> CharModel:
-    """Return a model in float64 whose weights are large and whose biases are no zeros."""
+    """Return a float64 model with large weights and non-zero biases."""
     torch.manual_seed(7)
     config = ModelConfig(
         cell=cell, vocabulary=vocabulary, layers=layers, hidden=hidden, embedding=embedding,
@@ -71,7 +71,7 @@ def zero_(model: CharModel) -> CharModel:
 def make_result(
     cell: CellName = "lstm", seed: int = 1, nats: float = 2.0, **changes: Any
 ) -> RunResult:
-    """Return the result of no real run of a comparison."""
+    """Return a made-up result of one run of a comparison."""
     made = RunResult(
         run=f"runs/{cell}-seed{seed}", cell=cell, seed=seed, layers=1, hidden=3, parameters=900,
         multiply_adds=567, steps=20, clipped_steps=seed, trained_characters=660, seconds=7.0,

@@ -1,6 +1,6 @@
-"""What tests of the promises share; ``tests/promises.py`` has the table of what they measured.
+"""Fixtures of the tests of promises; ``tests/promises.py`` prints the table of their figures.
 
-A test takes the ``promise`` fixture and calls it once it knows its figure,
+A test takes the ``promise`` fixture and calls it as soon as it knows its figure,
 before it asserts on it::
 
     def test_flips(promise: Promise) -> None:
@@ -8,7 +8,7 @@ before it asserts on it::
         promise("R6", "bit flips refused in one line", f"{refused} of {flips}")
         assert refused == flips
 
-One that counts nothing calls it at its end, when all that it asserts has held.
+A test that counts nothing calls it at its end, after all of its assertions.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Promise = Callable[[str, str, str], None]
 
 @pytest.fixture
 def promise(request: pytest.FixtureRequest) -> Promise:
-    """Record (promise, what was tried, figure) for the table at the end."""
+    """Return a function that records (promise, what was tried, figure) for the final table."""
 
     def record(number: str, what: str, figure: str) -> None:
         assert number in PROMISES, f"{number} is no promise"
-        # Travels with the test's report, from pytest-xdist's workers too.
+        # Sent with the test's report, by pytest-xdist's workers, too.
         request.node.user_properties.append(("promise", (number, what, figure)))
 
     return record
@@ -38,6 +38,6 @@ def promise(request: pytest.FixtureRequest) -> Promise:
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let who comes second wait until the first has signed, however slow the machine."""
+    """Make the second process wait until the first has signed the lock, however long it takes."""
     for module in (lock, runfolder):
         monkeypatch.setattr(module, "PATIENCE", PATIENCE)

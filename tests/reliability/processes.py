@@ -1,4 +1,4 @@
-"""Processes that can be killed: forked after the imports, so that hundreds are cheap."""
+"""Child processes to kill, forked after the imports so that hundreds are cheap."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import torch
 def fork(work: Callable[[], None]) -> int:
     """Run ``work`` in a child process and return its pid; it exits 0, or 1 after an exception."""
     with warnings.catch_warnings():
-        # Python 3.12 warns of threads: those of the BLAS, which sleep and take no lock of ours.
+        # Python 3.12 warns of threads: they are the BLAS's, asleep, and hold no lock of ours.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
-        torch.set_num_threads(1)  # OpenMP's threads did not come along; waiting for them never ends
+        torch.set_num_threads(1)  # a fork has no OpenMP threads: waiting for them would hang
         work()
         code = 0
     except BaseException:  # a child must never go on as a second pytest
@@ -38,6 +38,6 @@ def finish(pid: int) -> int:
 
 
 def kill(pid: int) -> None:
-    """kill -9, and wait until it is gone."""
+    """Kill a process with SIGKILL and wait until it is gone."""
     os.kill(pid, signal.SIGKILL)
     assert finish(pid) == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""Tiny training runs, stopped and resumed in this process, and what is compared of them."""
+"""Tiny training runs, stopped and resumed in this process, and how they are compared."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from tests.conftest import log_of, make_prose
 
 CPU = torch.device("cpu")
 
-#: Fields of the log and of a checkpoint's progress that tell the time of day.
+#: Fields of the log and of a checkpoint's progress that depend on time.
 CLOCKS = {"seconds", "validation_seconds", "vain_seconds", "chars_per_second"}
 
-#: In the arithmetic of every machine, whatever this one has.
+#: In float32, the arithmetic that every machine has.
 TRAINING: dict[str, Any] = {
     "batch_size": 3, "bptt": 7, "validate_every": 6, "lr": 0.02, "precision": "fp32"
 }  # fmt: skip
 STEPS = 44
 
-#: Whether to stop, asked at every step's edge, in validations and in samples.
+#: Returns whether to stop; asked before every step, in validations and in samples.
 Stop = Callable[[Run], bool]
 
 
@@ -75,14 +75,14 @@ def drive(run: Run, stop: Stop = lambda _run: False) -> list[Event]:
 
 
 def straight(path: Path, text: Path, **choices: Any) -> Path:
-    """Train a run from start to end without a stop."""
+    """Train a run from start to end without stopping."""
     with RunFolder.create(path) as folder:
         drive(begin(folder, text, **choices))
     return path
 
 
 def stopped(path: Path, text: Path, stop: Stop, **choices: Any) -> int:
-    """Train a new run until ``stop``; return the step at which that was."""
+    """Train a new run until ``stop``; return the step at which it stopped."""
     with RunFolder.create(path) as folder:
         run = begin(folder, text, **choices)
         (*_, last) = drive(run, stop)
@@ -91,8 +91,8 @@ def stopped(path: Path, text: Path, stop: Stop, **choices: Any) -> int:
 
 
 def resumed(path: Path, stop: Stop = lambda _run: False, **changes: Any) -> Run:
-    """Go on with a stopped run, as another process would find it."""
-    torch.manual_seed(999)  # whatever another process would have done with it
+    """Resume a stopped run as another process would."""
+    torch.manual_seed(999)  # another process has another state of the generator
     torch.rand(7)
     with RunFolder.open_existing(path) as folder:
         run = resume(folder, device=None, changes=changes)
@@ -101,12 +101,12 @@ def resumed(path: Path, stop: Stop = lambda _run: False, **changes: Any) -> Run:
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    """Return the log without the time of day."""
+    """Return the log's rows without the fields that depend on time."""
     return [{k: v for k, v in row.items() if k not in CLOCKS} for row in log_of(path)]
 
 
 def whole_state(path: Path) -> dict[str, Any]:
-    """Return all that two equal runs have in common: every tensor, every number, the log."""
+    """Return all that must agree in two equal runs: every tensor, every number, the log."""
     state: dict[str, Any] = {"log": rows(path)}
     for name in ("last", "best"):
         checkpoint = load(path / f"{name}.safetensors")
@@ -120,10 +120,10 @@ def whole_state(path: Path) -> dict[str, Any]:
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Return the last checkpoint's: weights, moments, hidden state, the random generator's."""
+    """Return the last checkpoint's weights, moments, hidden state and random generator state."""
     return dict(load(path / "last.safetensors").tensors)
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    """Whether two sets of tensors are equal bit for bit."""
+    """Return whether two sets of tensors are equal bit for bit."""
     return one.keys() == other.keys() and all(torch.equal(t, other[n]) for n, t in one.items())

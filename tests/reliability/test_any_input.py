@@ -28,7 +28,7 @@ TINY = ["--hidden", 3, "--embedding", 3, "--batch-size", 2, "--bptt", 5]
 
 
 def flaw(result: Result) -> str | None:
-    """Return what of a command's end was not as promised."""
+    """Return what was not as promised about how a command ended, if anything."""
     if result.code not in (0, 1, 2):
         return f"exit code {result.code}"
     for word in ("Traceback", "Warning", "fault in charrnn"):
@@ -46,7 +46,7 @@ def flaw(result: Result) -> str | None:
 
 @pytest.fixture(autouse=True)
 def soon_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the budget: three updates; whatever the length: twenty characters."""
+    """Stop after three updates whatever the budget, and twenty characters whatever the length."""
     is_over = vars(_Standing)["is_over"].fget
     soon = property(lambda run: run.progress.step >= 3 or is_over(run))
     monkeypatch.setattr(_Standing, "is_over", soon)
@@ -55,7 +55,7 @@ def soon_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         charrnn.sampling, "sample", lambda *args: itertools.islice(real_sample(*args), 20)
     )
-    monkeypatch.setattr(os, "fsync", lambda _fd: None)  # nothing here has to outlive the machine
+    monkeypatch.setattr(os, "fsync", lambda _fd: None)  # nothing here has to survive a crash
     give_memory(monkeypatch, 16_000)  # whatever this machine has
     (folder / "here").mkdir(exist_ok=True)
     monkeypatch.chdir(folder / "here")
@@ -63,13 +63,13 @@ def soon_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """A folder for the texts and runs of one example after another."""
+    """A folder that the examples use one after another for their texts and runs."""
     with tempfile.TemporaryDirectory() as name:
         yield Path(name)
 
 
 def examples(count: int) -> settings:
-    """Only drawn examples, and no check of how long one takes."""
+    """Draw examples without shrinking or checking how long one takes."""
     return settings(
         max_examples=count,
         phases=(Phase.explicit, Phase.generate),
@@ -202,9 +202,9 @@ WORDS = st.one_of(
     ),
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=9),
 )
-#: So many copies of a layer's output are made, and the largest number that there can be is allowed.
+#: The largest number is allowed, but would make that many copies of a layer's output.
 MASKS = NUMBERS.filter(lambda value: value != "2147483647")
-#: Of files that are written, all in the current folder.
+#: Names of files to write, all in the current folder.
 FILES = st.sampled_from(
     ["", "-", "x", ".", "..", "no/such.html", "x.html", "\x1b[2J.html", "a\nb.htm", "\udcff.html"]
 )
@@ -260,7 +260,7 @@ COMPARE: dict[str, Any] = {
 OPTIONS = {
     "train": TRAIN, "sample": SAMPLE, "evaluate": EVALUATE, "inspect": INSPECT, "compare": COMPARE,
 }  # fmt: skip
-#: What a command line may end in.
+#: Flags that a command line may end with.
 FLAGS: dict[str, list[str]] = {
     "train": ["--json", "--reset-state"],
     "sample": ["--echo", "--json"],
@@ -276,13 +276,13 @@ FIXED: dict[str, set[str]] = {
 
 
 def option_sets(options: dict[str, Any], most: int) -> Any:
-    """Some options, each with a value; an option may come twice."""
+    """Return sets of options, each with a value; an option may come twice."""
     pairs = [st.tuples(st.just(name), values) for name, values in options.items()]
     return st.lists(st.one_of(pairs), min_size=1, max_size=most)
 
 
 def lines(name: str, most: int, flags: list[str]) -> Any:
-    """Command lines: a name, options, and one of some flags or none."""
+    """Return command lines: a name, options, and at most one flag."""
     ends: list[list[str]] = [[], *([flag] for flag in flags)]
     return st.tuples(st.just(name), option_sets(OPTIONS[name], most), st.sampled_from(ends))
 
@@ -315,7 +315,7 @@ def model(folder: Path) -> Path:
 
 
 def words_of(command: tuple[str, list[tuple[str, str]], list[str]], folder: Path) -> list[object]:
-    """Return a command line; what is not under test is small and fits."""
+    """Return a complete command line; what is not under test is small and valid."""
     name, pairs, flags = command
     options = [word for pair in pairs for word in pair]
     if name == "sample":
@@ -328,7 +328,7 @@ def words_of(command: tuple[str, list[tuple[str, str]], list[str]], folder: Path
     if name == "compare":
         sizes += ["--cell", "gru", "--match", "hidden"]
     fixed = ["--run", folder / "run", *([] if budget else ["--steps", 3]), *sizes]
-    quiet = [] if "--json" in flags else ["--quiet"]  # not both
+    quiet = [] if "--json" in flags else ["--quiet"]  # not both at once
     return [name, folder / "prose", *fixed, *options, *flags, *quiet]
 
 
@@ -395,7 +395,7 @@ def test_each_option_alone(folder: Path, name: str, option: str, value: str) -> 
 @pytest.mark.slow
 @pytest.mark.usefixtures("model")
 def test_real_processes(folder: Path, promise: Promise) -> None:
-    """Some of the same with processes of their own: start, streams and exit code are real."""
+    """A few such command lines in real processes, with real streams and exit codes."""
     rng = random.Random(3)
     values = ["0", "-1", "nan", "1e308", "1" + "0" * 30, "x", "", "2"]
     good = 0

@@ -21,7 +21,7 @@ META = {"step": 1200, "vocabulary": "\n !abc\u00e9\u4e2d", "valid": 1.4375, "mod
 
 
 def small() -> Checkpoint:
-    """Return a checkpoint with a tensor of each kind of shape; about 1 kB as a file."""
+    """Return a checkpoint with a tensor of each kind of shape; its file has about 1 kB."""
     return Checkpoint(
         {
             "model.weight": torch.arange(15, dtype=torch.float32).reshape(3, 5),
@@ -45,7 +45,7 @@ def is_one_plain_line(message: str) -> bool:
 
 
 def refused(path: Path) -> bool:
-    """Whether a file is refused as it should be; any exception of another kind goes through."""
+    """Return whether a file is refused properly; other kinds of exception propagate."""
     try:
         load(path)
     except CheckpointError as error:
@@ -61,7 +61,7 @@ def flip(path: Path, bit: int) -> None:
 
 
 def put(path: Path, content: bytes) -> None:
-    """Change a file's content in place: ext4 waits for the disk when a file is emptied first."""
+    """Overwrite a file in place: if it were emptied first, ext4 would wait for the disk."""
     with path.open("r+b") as file:
         file.write(content)
         file.truncate()
@@ -138,7 +138,7 @@ def test_zeroed_and_swapped_blocks(tmp_path: Path) -> None:
         assert refused(path)
 
 
-# Headers that lie, signed with the SHA-256 that fits them -----------------------
+# Headers that lie, signed with a matching SHA-256 ----------------------------
 
 
 def parts(path: Path) -> tuple[bytes, bytes]:
@@ -149,7 +149,7 @@ def parts(path: Path) -> tuple[bytes, bytes]:
 
 
 def signed(header: bytes, data: bytes) -> bytes:
-    """Return a file with this header and the SHA-256 that its contents ask for."""
+    """Return a file with this header and the SHA-256 that matches its contents."""
     key = rb"\"sha256\":\""
     start = header.rfind(key) + len(key)
     zeroed = header[:start] + b"0" * 64 + header[start + 64 :]
@@ -178,7 +178,7 @@ def lie(header: dict[str, Any], rng: random.Random) -> bytes:
     key = rng.choice(["dtype", "shape", "data_offsets"])
     text = None
     match rng.randrange(11):
-        case 0:  # a value that is not one
+        case 0:  # a value of a wrong type or kind
             entry[key] = rng.choice([wrong for wrong in WRONG if wrong != entry[key]])
         case 1:
             del entry[key]
@@ -285,7 +285,7 @@ def test_header_mutations(tmp_path: Path, promise: Promise) -> None:
 
 @pytest.mark.slow
 def test_signed_header_mutations(tmp_path: Path, promise: Promise) -> None:
-    """Whoever signs a change of the metadata's text has written another checkpoint, a valid one."""
+    """A signed change of only the metadata's text makes another valid checkpoint: no refusal."""
     refusals, harmless = mutate(tmp_path / "a.safetensors", 10_000, signed)
     what = f"signed header mutations refused, the rest ({harmless:,}) are whole checkpoints"
     promise("R6", what, f"{refusals:,} of 10,000")

@@ -1,4 +1,4 @@
-"""R17 and R18: what pruning leaves, who may read a file, and equal files of equal states."""
+"""R17 and R18: what pruning leaves, who may read a file, equal files for equal states."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HOWS = ("one bit", "cut", "emptied", "zeroed", "removed")
 
 
 def damage(path: Path, how: str) -> None:
-    """Damage a checkpoint by hand, without touching other names of the same file."""
+    """Damage a checkpoint without touching other hard links to the same file."""
     content = bytearray(path.read_bytes())
     path.unlink()
     match how:
@@ -53,7 +53,7 @@ def damage(path: Path, how: str) -> None:
 
 
 def resumes_from_the_one_before(run: Path, how: str, keep: int) -> bool:
-    """Damage the newest of a run; whether the one before is taken, named, and kept by a save."""
+    """Damage the newest; return whether the one before is taken, named, and kept by a save."""
     with RunFolder.create(run, keep=keep) as folder:
         for step in (10, 20, 30, 40, 50):
             folder.save_last(state(step))
@@ -80,7 +80,7 @@ def test_the_one_before_is_taken_and_kept(tmp_path: Path, promise: Promise) -> N
 def test_a_training_goes_on_from_the_one_before(
     tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch, promise: Promise
 ) -> None:
-    """By the command, which says so and ends as if nothing had been damaged."""
+    """The command says which one it takes, and ends as if nothing had been damaged."""
     monkeypatch.setattr(charrnn.training, "SAVE_SHARE", math.inf)  # after every validation
     monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 3)
     expected = whole_state(straight(tmp_path / "straight", tale))
@@ -117,7 +117,7 @@ def test_damaged_generations_do_not_push_out_whole_ones(tmp_path: Path) -> None:
 
 
 def walk(run: Path, turns: int) -> int:
-    """Save, damage and resume at random, never damaging all; return how often a state was lost."""
+    """Save, damage some files and resume at random; return how often a state was lost."""
     rng = random.Random(5)
     step = lost = 0
     with RunFolder.create(run, keep=2) as folder:

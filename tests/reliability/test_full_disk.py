@@ -43,7 +43,7 @@ def new_run(path: Path) -> None:
 
 
 def fail_to_save(folder: RunFolder, step: int) -> bool:
-    """Whether saving ``last`` and ``best`` both fail with one plain line."""
+    """Return whether saving ``last`` and ``best`` both fail with one plain line."""
     saves: list[Callable[[], object]] = [
         lambda: folder.save_last(state(step)),
         lambda: folder.save_best(state(step)),
@@ -58,7 +58,7 @@ def fail_to_save(folder: RunFolder, step: int) -> bool:
 
 
 def unharmed(path: Path) -> bool:
-    """Whether the run is as ``new_run`` left it."""
+    """Return whether the run is as ``new_run`` left it."""
     with RunFolder.open_existing(path) as folder:
         checkpoint, notes = folder.load_last()
         weight = checkpoint.tensors["model.weight"]
@@ -75,7 +75,7 @@ def unharmed(path: Path) -> bool:
 
 
 def limited(path: Path, limit: int) -> bool:
-    """Save under a file-size limit in a process of its own; whether nothing was harmed."""
+    """Save under a file-size limit in a child process; return whether nothing was harmed."""
 
     def work() -> None:
         with RunFolder.open_existing(path) as folder:
@@ -87,7 +87,7 @@ def limited(path: Path, limit: int) -> bool:
 
 
 def limits(run: Path, count: int) -> list[int]:
-    """Return sizes from nothing to one byte short of a checkpoint."""
+    """Return sizes from 0 to one byte less than a checkpoint's."""
     most = (run / "best.safetensors").stat().st_size - 1
     return [most * k // (count - 1) for k in range(count)]
 
@@ -130,7 +130,7 @@ def test_a_log_row_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 400 KiB, where the machine lets us mount one."""
+    """A file system of 400 KiB, if the machine lets us mount one."""
     mount, umount = shutil.which("mount"), shutil.which("umount")
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -146,7 +146,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(filler: Path, left: int) -> None:
-    """Fill a file system but for ``left`` bytes."""
+    """Fill a file system except for ``left`` bytes."""
     with filler.open("wb", buffering=0) as file:
         try:
             while file.write(bytes(4096)):
@@ -171,7 +171,7 @@ def test_a_full_file_system(tiny_disk: Path, promise: Promise) -> None:
     promise("R8", "sizes left on a full file system", f"{count} of {len(sizes)}")
     assert count == len(sizes)
 
-    # With room again, the same run goes on.
+    # Once there is room again, the same run goes on.
     with RunFolder.open_existing(run) as folder:
         folder.load_last()
         folder.save_last(state(3))
@@ -181,7 +181,7 @@ def test_a_full_file_system(tiny_disk: Path, promise: Promise) -> None:
 def test_a_training_on_a_disk_that_fills_up(
     tiny_disk: Path, tale: Path, promise: Promise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command, in the midst of writing ``best`` and of writing ``last``."""
+    """The disk fills while the command writes ``best``, or while it writes ``last``."""
     monkeypatch.setattr(charrnn.training, "SAVE_SHARE", math.inf)  # after every validation
     words = ["--steps", 30, "--hidden", 8, "--batch-size", 3, "--bptt", 7, "--validate-every", 6]
 

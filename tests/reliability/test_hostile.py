@@ -34,7 +34,7 @@ from tests.reliability.test_damage import is_one_plain_line, parts, signed
 
 
 class Bomb:
-    """Makes a file when it is unpickled."""
+    """An object that makes a file when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = str(marker)
@@ -44,7 +44,7 @@ class Bomb:
 
 
 def pickles(marker: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield (what it is, bytes) for files that run code in whoever unpickles them."""
+    """Yield (what it is, bytes) for files that run code when they are unpickled."""
     bomb = Bomb(marker)
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         yield f"pickle protocol {protocol}", pickle.dumps(bomb, protocol)
@@ -86,7 +86,7 @@ def zip_bombs() -> list[tuple[str, bytes]]:
 
 
 def refused_everywhere(path: Path) -> bool:
-    """Whether every way to read a checkpoint refuses a file in one plain line."""
+    """Return whether every way to read a checkpoint refuses a file in one plain line."""
     messages = []
     for read in (load, read_description):
         with pytest.raises(CheckpointError) as caught:
@@ -108,7 +108,7 @@ def test_files_that_run_code_elsewhere(tmp_path: Path, promise: Promise) -> None
     assert count == total
     assert not marker.exists()
 
-    # The marker would be there had anything been unpickled.
+    # Unpickling does make the marker, so nothing was unpickled above.
     pickle.loads(hostile[0][1])
     assert marker.exists()
 
@@ -177,7 +177,7 @@ def test_bytes_that_no_bool_has_are_refused(tmp_path: Path) -> None:
 
 
 def peak_of_load(path: Path) -> int:
-    """Return the bytes that a refused load takes at its peak, in a process of its own."""
+    """Return the peak bytes that a refused load takes, in a process of its own."""
     reader, writer = os.pipe()
 
     def work() -> None:
@@ -199,7 +199,7 @@ def peak_of_load(path: Path) -> int:
 
 
 def greedy(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield files whose numbers or nesting ask for much more memory than the file has."""
+    """Yield files whose numbers or nesting ask for far more memory than the files' size."""
     save(path, Checkpoint({"model.weight": torch.zeros(3)}, {}))
     header, data = parts(path)
     metadata = json.loads(header)["__metadata__"]
@@ -259,7 +259,7 @@ def test_a_whole_checkpoint_larger_than_memory(tmp_path: Path) -> None:
         pytest.skip("the file system has no files of 8 TiB")
 
     def work() -> None:
-        # Some systems promise any memory, and kill who takes it.
+        # Some systems grant any allocation, and kill the process that uses it.
         resource.setrlimit(resource.RLIMIT_AS, (2**40, 2**40))
         with pytest.raises(CheckpointError, match="not enough memory to load it"):
             load(path)

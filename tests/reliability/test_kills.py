@@ -19,11 +19,11 @@ from tests.conftest import log_of
 from tests.reliability.conftest import Promise
 from tests.reliability.processes import finish, fork, kill
 
-ELEMENTS = 150_000  # 600 kB: long enough that most kills fall into a save
+ELEMENTS = 150_000  # 600 kB: saving takes long enough that most kills interrupt it
 
 
 def state(step: int, elements: int = ELEMENTS) -> Checkpoint:
-    """Return a checkpoint from which its step can be told, tensor by tensor."""
+    """Return a checkpoint whose every tensor shows its step."""
     tensors = {
         "model.weight": torch.full((elements,), float(step)),
         "generator.cpu": torch.full((97,), step % 251, dtype=torch.uint8),
@@ -32,7 +32,7 @@ def state(step: int, elements: int = ELEMENTS) -> Checkpoint:
 
 
 def is_state(checkpoint: Checkpoint, step: int) -> bool:
-    """Whether every part of a checkpoint is of this step."""
+    """Return whether every part of a checkpoint is from this step."""
     return (
         checkpoint.meta == {"step": step, "twice": 2 * step}
         and bool((checkpoint.tensors["model.weight"] == step).all())
@@ -41,7 +41,7 @@ def is_state(checkpoint: Checkpoint, step: int) -> bool:
 
 
 def save_for_ever(path: Path, report: int) -> None:
-    """Resume the run in ``path`` and save step after step, reporting each that is saved."""
+    """Resume the run in ``path`` and save step after step, reporting each finished save."""
     with RunFolder.open_existing(path, keep=2) as folder:
         checkpoint, _ = folder.load_last()
         step = checkpoint.require("step", int)
@@ -72,11 +72,11 @@ def killed_savers(path: Path, kills: int) -> tuple[int, int]:
         os.close(reader)
         cut += any(path.glob(".*.tmp"))
 
-        with RunFolder.open_existing(path, keep=2) as folder:  # nobody holds the lock any more
+        with RunFolder.open_existing(path, keep=2) as folder:  # the lock is free again
             checkpoint, notes = folder.load_last()
             step = checkpoint.require("step", int)
             folder.rewind_log(step)
-        # The save that was under way may have been finished, though it was not reported.
+        # The save under way may have finished without being reported.
         whole = step in (finished, finished + 1) and is_state(checkpoint, step) and not notes
         rows = [row["step"] for row in log_of(path)]
         names = {file.name for file in path.iterdir() if not file.name.startswith("step-")}
@@ -128,7 +128,7 @@ def test_kill_before_each_system_call_of_a_save(tmp_path: Path, promise: Promise
             watched(patch, watch)
             folder.save_last(state(3, elements=5))
 
-    whole = moments = 0  # the last moment lies after the last call: that save is not killed
+    whole = moments = 0  # the last round is not killed: it has no further call
     ended = -signal.SIGKILL
     while ended == -signal.SIGKILL:
         path = tmp_path / str(moments)

@@ -23,7 +23,7 @@ pytestmark = [
 
 MB = 1_000_000
 
-#: Trains with the command line, and notes after each row of the log what memory is resident.
+#: Runs the command line and notes the resident memory after each row of the log.
 PROGRAM = textwrap.dedent(
     """
     import json, sys
@@ -49,7 +49,7 @@ PROGRAM = textwrap.dedent(
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for large texts, which are not kept."""
+    """A folder for large texts, which are removed at the end."""
     folder = tmp_path_factory.mktemp("texts")
     yield folder
     for file in folder.iterdir():
@@ -57,7 +57,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def write_text(path: Path, size: int) -> None:
-    """Write about ``size`` bytes of lines in ever new order, one in twenty of them not ASCII."""
+    """Write about ``size`` bytes of reshuffled lines, one in twenty of them not ASCII."""
     rng = random.Random(1)
     lines = make_prose(200_000).splitlines()
     lines = [line if rng.random() < 0.95 else f"{line} 中文 caf\u00e9 \u2014" for line in lines]
@@ -65,7 +65,7 @@ def write_text(path: Path, size: int) -> None:
         while file.tell() < size:
             rng.shuffle(lines)
             block = ("\n".join(lines) + "\n").encode()
-            for start in range(8):  # the same lines, begun elsewhere
+            for start in range(8):  # the same lines, rotated
                 cut = block.index(b"\n", start * len(block) // 9) + 1
                 file.write(block[cut:] + block[:cut])
 
@@ -89,7 +89,7 @@ def test_memory(texts: Path, tmp_path: Path, promise: Promise) -> None:
     write_text(small, 50 * MB)
     long = measured(small, tmp_path / "long", 5000)
     resident = {int(step): size for step, size in long["resident"].items()}
-    # A validation takes its memory for the first time at step 1250.
+    # The first validation, at step 1250, allocates its memory.
     early = max(size for step, size in resident.items() if step <= 1500)
     growth = max(resident.values()) - early
     what = f"growth from step 1,500 to 5,000 on 50 MB (of {early / MB:,.0f} MB)"

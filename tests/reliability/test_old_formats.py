@@ -1,4 +1,4 @@
-"""R15: old checkpoints keep loading. scripts/golden-checkpoint made the files, once a format."""
+"""R15: old checkpoints keep loading; scripts/golden-checkpoint made each format's files once."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_an_old_checkpoint(name: str, tmp_path: Path, promise: Promise) -> None:
     assert resumed.without_notes == Result(0, f"{run}\n", "")
     updates = [row for row in rows(run) if "train_nats_per_char" in row]
     assert [row["step"] - golden["step"] for row in updates] == [10, 20]
-    # Without the hidden state the first is 0.013 off at least, without moments the second 0.007.
+    # The first is off by >= 0.013 without the hidden state, the second by 0.007 without moments.
     losses = [row["train_nats_per_char"] for row in updates]
     assert losses == pytest.approx(golden["resumed"]["train_nats_per_char"], abs=1e-3)
     promise("R15", f"{name}: loaded, sampled to its golden string, scored, resumed", "yes")

@@ -35,9 +35,9 @@ real_window_loss = charrnn.update.window_loss
 
 
 class Poison:
-    """Puts a number that is none into one update, at a place of one's choice.
+    """Puts NaN or infinity into one update, at a place of choice.
 
-    Stands for ``update.window_loss``; afterwards ``before`` has the weights as they were when
+    Replaces ``update.window_loss``; afterwards ``before`` holds the weights as they were when
     that update began, and ``model`` the model.
     """
 
@@ -77,13 +77,13 @@ class Poison:
 
 @pytest.fixture
 def eager_saves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint after every validation, however long the one before took."""
+    """Save a checkpoint after every validation, however long saving takes."""
     monkeypatch.setattr(charrnn.training, "SAVE_SHARE", 1e9)
     monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 20)
 
 
 def is_whole(run: Path) -> bool:
-    """Whether nothing in a run's folder holds a number that is none."""
+    """Return whether no file in a run's folder holds NaN or infinity."""
     finite = [
         bool(torch.isfinite(tensor).all())
         for file in run.glob("*.safetensors")
@@ -101,7 +101,7 @@ def options(text: Path, run: Path) -> list[object]:
 
 
 def poisoned(step: int, place: str, number: float, text: Path, run: Path) -> str | None:
-    """Poison a run and go on with it as it advises; return what was not as promised."""
+    """Poison a run and resume it as its message advises; return what was not as promised."""
     poison = Poison(step, place, number)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(charrnn.update, "window_loss", poison)
@@ -147,7 +147,7 @@ def test_poison(tmp_path: Path, tale: Path, promise: Promise) -> None:
     steps = [1, 7, *random.Random(5).sample(range(2, STEPS + 1), 18)]
     flaws = {}
     for number, step in enumerate(steps):
-        # An infinite activation can be squashed to a finite one, which is no harm: NaN cannot.
+        # Activations get NaN only: a squashing function makes infinity finite, which is harmless.
         place = PLACES[number % 3]
         value = math.nan if place == "activation" else NUMBERS[number // 3 % 3]
         flaw = poisoned(step, place, value, tale, tmp_path / str(number))
@@ -162,7 +162,7 @@ def test_poison(tmp_path: Path, tale: Path, promise: Promise) -> None:
 def test_weights_that_overflow_are_not_saved(
     tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The update itself may leave the range of the weights: the loss shows it a step later."""
+    """If the update itself makes a weight overflow, the loss shows it a step later."""
     real_step = MuonAdamW.step
     updates = 0
 
@@ -219,7 +219,7 @@ def test_a_validation_that_is_none(
 
 
 def spiking(jumps: Mapping[int, float]) -> Callable[..., tuple[Tensor, Hidden]]:
-    """A loss that is so many nats higher at some updates."""
+    """Return a loss function that adds ``jumps``, in nats, at these updates."""
     updates = 0
 
     def window_loss(*window: Any, **named: Any) -> tuple[Tensor, Hidden]:
@@ -249,7 +249,7 @@ def test_a_loss_spike_is_told_once(
 def test_a_jump_after_a_stop_is_told_as_well(
     tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The likeliest place: a rate given anew, or one that rises again by a new plan."""
+    """Jumps are likeliest there: with a new rate, or one that rises again by a new plan."""
     monkeypatch.setattr(charrnn.update, "window_loss", spiking(dict.fromkeys(range(81, 91), 3.0)))
     stopped(tmp_path / "run", tale, lambda run: run.progress.step == 80, budget={"steps": 90})
     with RunFolder.open_existing(tmp_path / "run") as folder:
@@ -261,7 +261,7 @@ def test_a_jump_after_a_stop_is_told_as_well(
 def test_a_spike_is_a_jump_of_a_nat(
     tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch, jump: float, told: list[int]
 ) -> None:
-    """At a rate at which nothing is learnt the loss stays where it is."""
+    """The rate is so low that the loss changes only by the jump."""
     monkeypatch.setattr(charrnn.update, "window_loss", spiking(dict.fromkeys(range(81, 91), jump)))
     with RunFolder.create(tmp_path / "run") as folder:
         events = drive(begin(folder, tale, budget={"steps": 90}, validate_every=100, lr=1e-9))
@@ -272,9 +272,9 @@ def test_a_spike_is_a_jump_of_a_nat(
 def test_a_loss_that_falls_has_not_jumped(
     tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch, guessing: float, told: list[int]
 ) -> None:
-    """Though it is far above its mean: what comes down after a jump that was no news yet.
+    """The loss falls after an untold jump, but is still far above its mean: that is not told.
 
-    At step 40 it is too early for a mean to tell; that a loss is worse than guessing is told.
+    At step 40 it is too early to compare with a mean; a loss worse than guessing is told.
     """
     jumps = dict.fromkeys(range(31, 41), 9.0) | dict.fromkeys(range(41, 51), 7.0)
     monkeypatch.setattr(charrnn.update, "window_loss", spiking(jumps))

@@ -1,4 +1,4 @@
-"""R1 and R11 with the command itself: processes killed, and processes that meet in a folder."""
+"""R1 and R11 with real commands: processes killed, and two processes in one folder."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def options(text: Path, run: Path, steps: int = ENDLESS) -> list[str]:
 
 
 def saved_step(run: Path, name: str = "last") -> int:
-    """Return the step of one of a run's checkpoints as it is now; 0: none."""
+    """Return the current step of one of a run's checkpoints; 0 if there is none."""
     with suppress(CheckpointError):
         progress = read_description(run / f"{name}.safetensors").meta["progress"]
         return int(progress["step"])
@@ -53,7 +53,7 @@ def saved_step(run: Path, name: str = "last") -> int:
 
 
 def killed_in_a_row(text: Path, run: Path, kills: int, seed: int) -> int:
-    """Start a run, kill it, go on with it, kill it, ...; return how many went on."""
+    """Start a run, kill it, resume it, kill it, ...; return how many resumed properly."""
     rng = random.Random(seed)
     went_on = 0
     for number in range(kills):
@@ -69,14 +69,14 @@ def killed_in_a_row(text: Path, run: Path, kills: int, seed: int) -> int:
                 time.sleep(0.01)
             time.sleep(rng.uniform(0, 0.6))
             popen.kill()
-        # One that had begun anew would have saved an early step first.
+        # A run that had started afresh would have saved an early step first.
         went_on += before < first <= saved_step(run)
     return went_on
 
 
 @pytest.mark.slow
 def test_killed_trainings_go_on(text: Path, tmp_path: Path, promise: Promise) -> None:
-    """20 processes in two chains; each chain is where one that nobody killed is."""
+    """20 processes in two chains; each chain ends in the state of a run that was never killed."""
     runs = [tmp_path / "one", tmp_path / "two"]
     with ThreadPoolExecutor(2) as pool:
         went_on = sum(pool.map(lambda i: killed_in_a_row(text, runs[i], 10, seed=i), range(2)))
@@ -84,7 +84,7 @@ def test_killed_trainings_go_on(text: Path, tmp_path: Path, promise: Promise) ->
     assert went_on == 20
     equal = 0
     for run in runs:
-        # On a busy machine saves are rare, and the best may be of long after the last.
+        # On a busy machine saves are rare, and best may be from long after last.
         end = max(saved_step(run), saved_step(run, "best")) + 50
         resumed(run, lambda run: run.progress.step == end)  # noqa: B023
         with RunFolder.create(tmp_path / f"{run.name}-straight") as folder:
@@ -156,7 +156,7 @@ def test_pairs_of_trainings(text: Path, tmp_path: Path, promise: Promise) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_a_model_of_usual_size_on_two_threads(tmp_path: Path, promise: Promise, cell: str) -> None:
-    """As users train: products that two threads share give the same bits every time."""
+    """As users train: products shared by two threads give the same bits every time."""
     text = tmp_path / "text.txt"
     text.write_text(make_prose(100_000))
     environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "2"}

@@ -37,7 +37,7 @@ __all__ = ["tale"]
 def original(tale: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped at step 13, between two validations. Read only.
 
-    What the rules would choose by plan was given.
+    Its options name the values that rules would otherwise derive from the plan.
     """
     path = tmp_path_factory.mktemp("original") / "run"
     model = {"dropout": 0.2, "weight_drop": 0.1}
@@ -49,7 +49,7 @@ def original(tale: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(original: Path, tmp_path: Path) -> Path:
-    """A copy of that run."""
+    """A copy of the original run."""
     shutil.copytree(original, tmp_path / "run")
     return tmp_path / "run"
 
@@ -60,7 +60,7 @@ def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rewrite(run: Path, **changes: Any) -> None:
-    """Change a run's last checkpoint: whoever signs it anew has written another, whole one."""
+    """Change a run's last checkpoint and sign it anew, so that it is valid."""
     file = run / "last.safetensors"
     save(file, replace(load(file), **changes))
 
@@ -121,7 +121,7 @@ def test_a_file_that_appears_in_the_folder(tmp_path: Path, promise: Promise) -> 
     texts.mkdir()
     (texts / "a.txt").write_text(make_prose(200))
     (texts / "b.txt").write_text(make_prose(200, seed=2))
-    (texts / "d.txt").write_text(make_prose(200))  # as the first: each counts
+    (texts / "d.txt").write_text(make_prose(200))  # the same as the first: each counts
     with RunFolder.create(tmp_path / "run") as folder:
         drive(begin(folder, texts), lambda run: run.progress.step == 13)
     (texts / "c.txt").write_text("one more")
@@ -197,7 +197,7 @@ def test_what_the_run_has_may_be_said_again(run: Path) -> None:
 
 @pytest.mark.parametrize("same", [True, False])
 def test_what_follows_a_plan_cannot_be_named(run: Path, same: bool) -> None:
-    """Not even as it is for now: another budget would change it."""
+    """Not even with its present value, because another budget would change it."""
     meta = load(run / "last.safetensors").meta
     by_plan = dict.fromkeys(("dropout_by_plan", "decay_by_plan", "temperature_by_plan"), True)
     has = {**meta["model"], **meta["training"]}
@@ -246,7 +246,7 @@ def test_what_a_new_run_made_of_an_option_may_be_said_again(tmp_path: Path) -> N
 
 
 def test_what_counts_may_be_said_again_without_the_window(tmp_path: Path, tale: Path) -> None:
-    """It is longer than the one that a new run would have."""
+    """The given value may exceed a new run's default window."""
     run = tmp_path / "run"
     with RunFolder.create(run) as folder:
         started = begin(folder, tale, bptt=300, loss_last=200, batch_size=2)
@@ -289,7 +289,7 @@ def test_all_that_a_run_has_been_begun_with_is_refused_at_once(run: Path) -> Non
     ],
 )  # fmt: skip
 def test_another_model(run: Path, promise: Promise, field: str, value: Any) -> None:
-    """The description does not fit the weights; nothing of its size is made in memory."""
+    """The description does not fit the weights; no memory of its size is allocated."""
     meta = load(run / "last.safetensors").meta
     rewrite(run, meta={**meta, "model": {**meta["model"], field: value}})
     said = refusal(run)
@@ -308,7 +308,7 @@ def test_another_vocabulary(run: Path, promise: Promise, characters: str) -> Non
 
 
 def test_a_model_of_one_symbol(run: Path, promise: Promise) -> None:
-    """A description that fits its weights, and a model that has nothing to say."""
+    """The description fits its weights, but the model has no character to say."""
     whole = load(run / "last.safetensors")
     tensors = dict(whole.tensors)
     for name in ("model.embedding.weight", "model.head.weight", "model.head.bias"):
@@ -350,7 +350,7 @@ def test_each_field_of_a_wrong_type(run: Path, promise: Promise, record: str) ->
     promise("R14", "fields of the checkpoint with a value of another type: each named", figure)
 
 
-#: Fields that have a default and yet cannot be missing, and what is said then.
+#: Fields that have a default and yet must not be missing, and the message if they are.
 NEEDED = {
     "steps": "give one budget",
     "seconds": "validation_seconds is ",
@@ -368,7 +368,7 @@ def test_fields_that_are_missing_or_unknown(run: Path, record: str) -> None:
         kept = {key: value for key, value in meta[record].items() if key != name}
         rewrite(run, meta={**meta, record: kept})
         if name in optional - NEEDED.keys():
-            # To where it is: a row is written, and a checkpoint, without an update.
+            # --steps 13 is where it is: a row and a checkpoint are written, without an update.
             result = run_cli("train", "--run", run, "--resume", "--steps", 13, "--quiet")
             assert result.without_notes == Result(0, f"{run}\n", ""), name
         else:
@@ -442,7 +442,7 @@ def test_anything_in_a_description(
     run: Path, promise: Promise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each leaf of the description becomes something odd: it is refused in a line, or goes on."""
-    monkeypatch.setattr(os, "fsync", lambda _fd: None)  # nothing here has to outlive the machine
+    monkeypatch.setattr(os, "fsync", lambda _fd: None)  # nothing here has to survive a crash
     file = run / "last.safetensors"
     whole = load(file)
     content = {path: path.read_bytes() for path in run.iterdir() if path.name != "lock"}
@@ -474,7 +474,7 @@ def test_anything_in_a_description(
 
 
 def test_a_hostile_description_takes_no_memory(run: Path) -> None:
-    """The model is compared with the weights in the file before anything of its size is made."""
+    """The description is compared with the file's weights before anything of its size is made."""
     meta = load(run / "last.safetensors").meta
     for field, value in (("hidden", 2**31 - 1), ("hidden", 10**6), ("layers", 2**31 - 1)):
         rewrite(run, meta={**meta, "model": {**meta["model"], field: value}})
@@ -498,7 +498,7 @@ def test_a_finished_run_says_so(run: Path) -> None:
         "give a larger --minutes, --epochs or --steps to go on\n"
     )
     assert run_cli("train", "--run", run, "--resume") == Result(0, f"{run}\n", said)
-    # Its own budget may be said again, and so may as many updates in other words.
+    # Its own budget may be repeated, also as the same number of updates in epochs.
     for budget in (["--steps", 44], ["--epochs", 44 / 17], ["--lr", 0.5]):
         assert run_cli("train", "--run", run, "--resume", *budget) == Result(0, f"{run}\n", said)
     assert "--steps 30: 44 are done already" in refusal(run, "--steps", 30, "--lr", 0.5)
@@ -517,7 +517,7 @@ def test_a_larger_budget_goes_on(
     run: Path, flag: str, value: float | None, steps: int | None
 ) -> None:
     assert run_cli("train", "--run", run, "--resume").code == 0
-    if value is None:  # of which a third at most is over, however slow the machine
+    if value is None:  # at most a third of it is over, however slow the machine
         seconds = read_description(run / "last.safetensors").meta["progress"]["seconds"]
         value = round((3 * seconds + 3) / 60, 4)
     result = run_cli("train", "--run", run, "--resume", flag, value)
@@ -545,7 +545,7 @@ def test_a_budget_of_less_than_is_done_is_refused(
 
 
 def test_a_budget_that_is_used_up_ends_a_run_where_it_is(run: Path) -> None:
-    """The rate of the updates that are logged then is the one that they had."""
+    """The row logged then has the rate that its updates really had."""
     config = load(run / "last.safetensors").record("training", TrainConfig)
     result = run_cli("train", "--run", run, "--resume", "--steps", 13, "--lr", 9)
     assert result.code == 0
@@ -589,7 +589,7 @@ def test_standard_input_says_at_once_that_it_cannot_be_read_again(
 
 
 def test_what_is_kept_anew_of_a_finished_run_is_all_that_changes(run: Path) -> None:
-    """The state of a GPU's random numbers outlives a visit to a machine without one."""
+    """The GPU's random state survives a visit to a machine without a GPU."""
     last = run / "last.safetensors"
     assert run_cli("train", "--run", run, "--resume").code == 0
     whole = load(last)
@@ -615,7 +615,7 @@ def test_what_no_longer_fits_is_refused_with_advice_that_can_be_followed(
     said = run_cli("train", "--run", run, "--resume")
     assert said.code == 2
     assert "than the 0 GB available: continue on a machine with more, or with " in said.err
-    # A run that is over needs none.
+    # A finished run needs no memory.
     assert run_cli("train", "--run", run, "--resume", "--steps", 13).code == 0
 
 
@@ -637,7 +637,7 @@ def test_another_machine_is_told(run: Path) -> None:
 def is_written_to(text: Path) -> None:
     with text.open("r+") as file:
         file.write("X")
-    os.utime(text, ns=(1, 1))  # a file system may keep whole seconds
+    os.utime(text, ns=(1, 1))  # some file systems keep only whole seconds
 
 
 def vanishes(text: Path) -> None:

@@ -42,7 +42,7 @@ PASS = 17  # windows
 
 
 def at(step: int) -> Callable[[Run], bool]:
-    """Stop at the edge of a step, before whatever is due there."""
+    """Stop between two steps, before whatever is due there."""
     return lambda run: run.progress.step == step
 
 
@@ -56,7 +56,7 @@ def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Inside:
-    """Stop at the n-th time of being asked at a step: later ones fall into what is done there."""
+    """Stops at a step when asked for the n-th time, from 0: later ones are in what is due there."""
 
     def __init__(self, step: int, time: int) -> None:
         self.step, self.time = step, time
@@ -98,7 +98,7 @@ def test_resume_equals_never_stopping(
 def test_the_same_seed_gives_the_same_run(tmp_path: Path, tale: Path, cell: str) -> None:
     choices: dict[str, Any] = {"cell": cell, "model": {"dropout": 0.2, "weight_drop": 0.1}}
     first = whole_state(straight(tmp_path / "first", tale, **choices))
-    torch.manual_seed(999)  # whatever was drawn before
+    torch.manual_seed(999)  # another state of the generator
     assert whole_state(straight(tmp_path / "again", tale, **choices)) == first
     assert whole_state(straight(tmp_path / "other", tale, seed=2, **choices)) != first
 
@@ -160,7 +160,7 @@ def test_resume_while_patience_counts(tmp_path: Path, tale: Path, promise: Promi
 
 @pytest.fixture
 def fast_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock of the loop that goes on by 10 ms whenever it is read."""
+    """The loop's clock advances by 10 ms whenever it is read."""
     monkeypatch.setattr(charrnn.training, "Clock", lambda: nullcontext(FakeClock(0.01)))
 
 
@@ -168,8 +168,8 @@ def fast_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_resume_of_a_budget_in_minutes(
     tmp_path: Path, tale: Path, promise: Promise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the moment that the minutes became steps, a run resumes bit for bit."""
-    # By this clock a stop takes as long as some updates, which would be a change of speed.
+    """Once the minutes are planned as steps, a run resumes bit for bit."""
+    # On this clock a stop takes as long as some updates and would look like a change of speed.
     monkeypatch.setattr(charrnn.planning, "OFF_PLAN", 0.2)
     choices: dict[str, Any] = {"budget": {"minutes": 0.1}, "validate_every": None}
     planned = stopped(
@@ -236,7 +236,7 @@ def test_a_killed_repetition_of_a_validation_is_logged_once(tmp_path: Path, tale
 
 
 def test_so_is_a_killed_repetition_of_a_row(tmp_path: Path, tale: Path) -> None:
-    """Stopped at a row and between two, cut to what is done, killed right after its last row."""
+    """Stopped at a row, then between two; cut to 25 steps, and killed right after its last row."""
     run = tmp_path / "run"
     stopped(run, tale, at(20))
     resumed(run, at(25))

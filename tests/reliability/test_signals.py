@@ -63,7 +63,7 @@ def forked_cli(words: list[str], folder: Path, prepare: Callable[[], None] | Non
     def work() -> None:
         sys.stdout = (folder / "out").open("w")
         sys.stderr = (folder / "err").open("w")
-        # A shell that runs pytest in the background ignores SIGINT for it.
+        # A shell that runs pytest in the background makes it ignore SIGINT.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if prepare:
             prepare()
@@ -93,7 +93,7 @@ def ended(pid: int) -> bool:
 
 
 def seeing_where(path: Path) -> Callable[[], None]:
-    """Note in a file which part of the loop the signal comes into."""
+    """Return a set-up that notes in a file which part of the loop the signal interrupts."""
 
     def prepare() -> None:
         note = charrnn.stopping.StopSignals._note
@@ -117,7 +117,7 @@ def seeing_where(path: Path) -> Callable[[], None]:
 def signalled(
     book: Path, folder: Path, number: signal.Signals, delay: float, expected: dict[str, Any]
 ) -> str:
-    """Stop a run by a signal and go on with it as it says; return where it was, or the flaw."""
+    """Stop a run by a signal and resume it as it says; return where it was, or the flaw."""
     run, where = folder / "run", folder / "where"
     pid = forked_cli(options(book, run), folder, seeing_where(where))
     wait_for(lambda: has_rows(run) or ended(pid), "the first row")
@@ -146,9 +146,9 @@ def signalled(
 def signals(
     book: Path, folder: Path, count: int, seed: int, each: int = 0
 ) -> tuple[dict[str, int], list[str]]:
-    """Send ``count`` signals; return (how many came into what, what was not as promised).
+    """Send ``count`` signals; return (how many interrupted what, what was not as promised).
 
-    More than ``count`` if fewer than ``each`` of them came into a validation or a sample.
+    Send more until at least ``each`` have interrupted a validation and a sample.
     """
     assert run_cli(*options(book, folder / "straight")).code == 0
     expected = whole_state(folder / "straight")
@@ -192,7 +192,7 @@ def test_signals(book: Path, tmp_path: Path, promise: Promise) -> None:
 
 
 def in_validation(stop: Callable[[], Any]) -> Callable[[], None]:
-    """Call ``stop`` in the midst of a validation of step 5 of the run that is trained here."""
+    """Return a set-up that calls ``stop`` in the middle of a validation."""
 
     def prepare() -> None:
         real = charrnn.evaluation.score
@@ -232,7 +232,7 @@ def test_a_signal_in_a_validation(book: Path, tmp_path: Path, number: signal.Sig
 def test_a_signal_in_a_save(
     book: Path, tmp_path: Path, number: signal.Signals, promise: Promise
 ) -> None:
-    """Few of those at random times come into one."""
+    """Signals at random times rarely interrupt a save."""
 
     def prepare() -> None:
         write, monkey = charrnn.checkpoint.write, pytest.MonkeyPatch()
@@ -269,7 +269,7 @@ def test_a_key_press_that_arrives_twice_is_one(book: Path, tmp_path: Path) -> No
 
 
 def crawling(write: Callable[..., None], fd: int, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint as onto a disk that takes a minute for it."""
+    """Write a checkpoint as slowly as if the disk took a minute."""
     reader, writer = os.pipe()
     pid = fork(functools.partial(write, writer, checkpoint))
     os.close(writer)
@@ -330,7 +330,7 @@ def test_a_second_signal_leaves_no_temporary_of_the_prices(trained: Path, tmp_pa
 
     def compressing(*_: object) -> None:
         begun.touch()
-        while True:  # as in a library, which hears of no signal before it is done
+        while True:  # like a library, which notices no signal until it is done
             with contextlib.suppress(Stopped):
                 time.sleep(PATIENCE)
 
@@ -342,7 +342,7 @@ def test_a_second_signal_leaves_no_temporary_of_the_prices(trained: Path, tmp_pa
     pid = forked_cli([str(word) for word in words], tmp_path, slow)
     wait_for(begun.exists, "the baselines")
     assert list(tmp_path.glob(".p.*.tmp"))
-    time.sleep(0.2)  # until it is deep in them
+    time.sleep(0.2)  # until it is inside them
     os.kill(pid, signal.SIGTERM)
     time.sleep(0.2)
     assert not ended(pid)
@@ -353,7 +353,7 @@ def test_a_second_signal_leaves_no_temporary_of_the_prices(trained: Path, tmp_pa
 
 @pytest.fixture
 def process(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Start a command as a process of its own; it is killed at the test's end at the latest."""
+    """Return a function that starts a command as a process, killed at the test's end if it runs."""
 
     def begin(*arguments: object, ignore: tuple[int, ...] = ()) -> subprocess.Popen[str]:
         def prepare() -> None:
@@ -386,7 +386,7 @@ def process(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., sub
 
 
 def until(stream: Any, start: str) -> list[str]:
-    """Read lines until one that begins so."""
+    """Read lines up to one that begins with ``start``."""
     lines = [stream.readline()]
     while lines[-1] and not lines[-1].startswith(start):
         lines.append(stream.readline())
@@ -398,7 +398,7 @@ def until(stream: Any, start: str) -> list[str]:
 def test_a_second_signal_leaves_at_once_in_a_long_update(
     tmp_path: Path, process: Callable[..., subprocess.Popen[str]], promise: Promise
 ) -> None:
-    """Python's own handlers would wait until the product has been computed."""
+    """Python's own signal handlers would run only after the matrix product."""
     (tmp_path / "long.txt").write_text(make_prose(60_000))
     popen = process(
         "train", "long.txt", "--run", "run", "--steps", 50, "--hidden", 900, "--layers", 2,
@@ -425,7 +425,7 @@ def test_a_real_process_stops_and_goes_on_as_it_says(
     process: Callable[..., subprocess.Popen[str]],
     number: signal.Signals,
 ) -> None:
-    """The command is pasted into a shell; the folder's name needs quotes."""
+    """The printed command is pasted into a shell; the folder's name needs quotes."""
     popen = process(*options(book, Path("my run's folder")), "--keep", 3)
     until(popen.stderr, "step 5 ")
     popen.send_signal(number)
@@ -447,7 +447,7 @@ def test_a_real_process_stops_and_goes_on_as_it_says(
 def test_a_signal_before_the_training_leaves_nothing(
     tmp_path: Path, process: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    """It is still reading standard input, into a temporary file."""
+    """The command is still copying standard input to a temporary file."""
     for number, code in CODES.items():
         popen = process("train", "-", "--run", "run")
         assert popen.stdin is not None
@@ -465,7 +465,7 @@ def test_a_signal_before_the_training_leaves_nothing(
 def test_ignored_signals_stay_ignored(
     book: Path, tmp_path: Path, process: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    """As nohup asks for, and a shell for its background jobs."""
+    """As nohup does for its command, and a shell for background jobs."""
     ignore = (signal.SIGINT, signal.SIGHUP)
     popen = process(*options(book, Path("run")), ignore=ignore)
     until(popen.stderr, "step 5 ")
@@ -477,7 +477,7 @@ def test_ignored_signals_stay_ignored(
 
 
 def test_two_signals_before_training_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second must not interrupt what the first one's exception tidies up."""
+    """The second must not interrupt the clean-up by the first one's exception."""
     monkeypatch.setattr(charrnn.stopping.StopSignals, "SAME", 1e9)
     with charrnn.stopping.StopSignals() as stop:
         with pytest.raises(charrnn.stopping.Stopped):
@@ -514,7 +514,7 @@ def test_what_cannot_be_removed_keeps_no_other_file_and_no_error(tmp_path: Path)
     left = tmp_path / "copy of standard input"
     left.touch()
     with StopSignals() as stop:
-        # The first is a folder, which no unlink removes.
+        # The first is a folder, which unlink cannot remove.
         stop.removed += [tmp_path, left]
     assert not left.exists()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -532,7 +532,7 @@ def test_a_signal_while_c_is_compiled_leaves_nothing(
     process: Callable[..., subprocess.Popen[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compiler, lives = tmp_path / "cc", tmp_path / "lives"  # a pipe that it holds open
+    compiler, lives = tmp_path / "cc", tmp_path / "lives"  # a pipe that the compiler holds open
     os.mkfifo(lives)
     reader = os.open(lives, os.O_RDONLY | os.O_NONBLOCK)
     compiler.write_text(f"#!/bin/sh\nexec 9>{lives}\ntouch {tmp_path}/begun\nexec sleep 60\n")
@@ -565,9 +565,9 @@ def test_signals_within_a_moment_are_the_same_one(apart: float, code: int) -> No
 
 @pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
 def test_a_hang_up_is_no_second_signal_however_late(first: signal.Signals) -> None:
-    """A shell sends its jobs one, and the system another when the shell is gone.
+    """A shell sends its jobs SIGHUP, and the system sends another when the shell is gone.
 
-    A window is closed after Ctrl-C, and a shutdown sends one after SIGTERM.
+    One may also follow Ctrl-C, when the window is closed, and SIGTERM, at a shutdown.
     """
 
     def leave() -> None:
@@ -601,7 +601,7 @@ def test_a_signal_leaves_no_copy_of_standard_input(
 
 
 def test_ctrl_z_leaves_the_terminal_as_it_was(tmp_path: Path, book: Path) -> None:
-    """A shell with job control, as a user has it; what is drawn in place is taken back first."""
+    """A shell with job control, as users have; the display drawn in place is cleared first."""
     words = shlex.join(command(*options(book, tmp_path / "run"), "--steps", 100_000))
     pid, terminal = pty.fork()
     if pid == 0:  # pragma: no cover
@@ -610,7 +610,7 @@ def test_ctrl_z_leaves_the_terminal_as_it_was(tmp_path: Path, book: Path) -> Non
     seen = b""
 
     def until_shown(what: bytes) -> bytes:
-        """Return what is shown from here to there."""
+        """Return what is shown before ``what`` appears."""
         nonlocal seen
         end = time.monotonic() + PATIENCE
         while what not in seen:
@@ -633,7 +633,7 @@ def test_ctrl_z_leaves_the_terminal_as_it_was(tmp_path: Path, book: Path) -> Non
     assert up not in drawn.partition(b"step ")[0]
     os.write(terminal, b"\x03")
     until_shown(b"stopped by Ctrl-C")
-    with contextlib.suppress(OSError):  # Linux has no end of such a file
+    with contextlib.suppress(OSError):  # Linux has no end of file for terminals
         while more := os.read(terminal, 4096):
             seen += more
     os.close(terminal)

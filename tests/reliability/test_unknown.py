@@ -95,7 +95,7 @@ def test_a_scored_text(run: Path, tmp_path: Path, promise: Promise) -> None:
     )
     (row,) = json.loads(result.out)
     assert (row["unknown"], row["characters"]) == (6, 12)
-    # Each of them costs ln(number of code points that the model does not know), and then some.
+    # Each costs ln(number of code points that the model does not know), and a little more.
     vocabulary = Vocabulary.from_json(load(run / "best.safetensors").meta["vocabulary"])
     assert vocabulary.unknown_nats == math.log(UNICODE - (vocabulary.size - 1))
     assert row["nats_per_char"] * 12 > 6 * vocabulary.unknown_nats

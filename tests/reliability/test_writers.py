@@ -22,7 +22,7 @@ STATE = Checkpoint({"model.weight": torch.zeros(3)}, {"step": 1})
 
 
 def race(path: Path, resume: bool) -> bool:
-    """Start two writers together; whether one got the run and the other learned its name."""
+    """Start two writers at once; return whether one got the run and the other names it."""
     start_reader, start_writer = os.pipe()
     said_reader, said_writer = os.pipe()
 
@@ -57,8 +57,8 @@ def race(path: Path, resume: bool) -> bool:
         fair = finish(pid) == 0 and fair
     for fd in (start_reader, start_writer):
         os.close(fd)
-    with RunFolder.open_existing(path) as folder:  # free, though its holder could not say so
-        # And what the dead one signed is gone.
+    with RunFolder.open_existing(path) as folder:  # free, though its holder was killed
+        # And the dead holder's signature is gone.
         with pytest.raises(RunFolderError, match=f"in use by process {os.getpid()} on "):
             RunFolder.open_existing(path)
         return fair and folder.load_last()[0].meta["step"] == 1
