@@ -1,4 +1,4 @@
-"""All that ``evaluate`` measures of a checkpoint on a text, in one record."""
+"""Everything that ``evaluate`` measures of a checkpoint on a text, in one record."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class After:
     text: str
     characters: int
     nats_per_char: float
-    """Their mean; NaN where the text never occurs."""
+    """Mean over them; NaN where the text never occurs."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,20 @@ class Assessment:
     parameters: int
     scores: Scores
     dynamic: Scores | None = None
-    """By dynamic evaluation."""
+    """Scores by dynamic evaluation."""
     by_position: PositionScores | None = None
     after: After | None = None
-    """By dynamic evaluation, if there is one."""
+    """From dynamic evaluation, if that was done."""
     baselines: tuple[Baseline, ...] = ()
-    """Of the same text, for the model's vocabulary and training part."""
+    """On the same text, with the model's vocabulary and training part."""
     of_bytes: bool = False
-    """Whether the model reads bytes, which stand as characters here."""
+    """Whether the model reads bytes; each then counts as a character here."""
     device: str = "cpu"
-    """The kind of device that it was scored on."""
+    """The kind of device used for scoring."""
     exact: bool = False
-    """Whether in one lane from start to end, as with ``--exact``."""
+    """Whether scored in one lane from start to end, as with ``--exact``."""
     facts: tuple[str, ...] = ()
-    """What a user must know of the model to judge its scores: "was trained on ..."."""
+    """What a user must know about the model to judge its scores: "was trained on ..."."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON object; what was not measured is left out."""
@@ -109,10 +109,10 @@ class Assessment:
 
 
 def refuse_non_finite(assessments: Iterable[Assessment]) -> None:
-    """Refuse scores that are no numbers: the weights, though finite, are too large to compute with.
+    """Refuse scores that are not finite: the weights, though finite, are too large to compute with.
 
     Raises:
-        NonFiniteError: with the first of them.
+        NonFiniteError: names the first such checkpoint.
     """
     for assessment in assessments:
         scored = [assessment.scores, *([assessment.dynamic] if assessment.dynamic else [])]
@@ -145,20 +145,20 @@ def assess(
     watchers: Iterable[Callable[[Prices], None]] = (),
     tell: Callable[[str, int], None] = lambda what, done: None,
 ) -> Assessment:
-    """Measure a model on a text; it stays as it is.
+    """Measure a model on a text; the model is not changed.
 
     Args:
         checkpoint: its name, for the record.
         model: in evaluation mode.
         vocabulary: the model's.
         part: the text; at least 2 characters.
-        config: what to measure. What follows a text is priced exactly, like the whole text
-            then, or by dynamic evaluation if there is one.
+        config: what to measure. ``config.after`` is priced with dynamic evaluation if that is
+            asked for; otherwise exactly, and then the whole text is too.
         baselines: of the same text, for the record.
-        facts: what a user must know of the model, for the record.
+        facts: what a user must know about the model, for the record.
         watchers: each is called with the price of every character in order, from dynamic
-            evaluation if there is one; else the score is exact then.
-        tell: is told now and then what is done with how many characters.
+            evaluation if that is asked for; otherwise the text is then scored exactly.
+        tell: called from time to time with what is being done, and to how many characters so far.
 
     Raises:
         CorpusError: the text changed while it was read.
@@ -200,7 +200,7 @@ def assess(
 
 
 def _telling(tell: Callable[[int], None]) -> Callable[[Prices], None]:
-    """Return a watcher that tells how many characters are priced."""
+    """Return a watcher that reports how many characters have been priced."""
     return lambda stretch: tell(stretch.position + len(stretch.nats_T) - 1)
 
 
@@ -208,7 +208,7 @@ class _Following:
     """Adds up the prices of the characters that follow a text."""
 
     def __init__(self, text: str, part: Part) -> None:
-        # Bytes that are not utf-8 come from a command line as lone surrogates.
+        # On a command line, bytes that are not UTF-8 arrive as lone surrogates.
         encoded = text.encode("utf-8", "surrogateescape")
         symbols = encoded if part.corpus.encoding == BYTES else map(ord, text)
         self._text, self._wanted = text, list(symbols)

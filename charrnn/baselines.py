@@ -1,8 +1,8 @@
 """What a text costs without a recurrent network: guesses, an n-gram model, compressors.
 
-All prices are nats a character of the same predictions that a model is scored on,
-so they stand in one table with it. The guesses and the n-gram model know the training
-text; a compressor knows nothing but what it has read of the scored text itself.
+All prices are nats per character over the same predictions that a model is scored on, so
+that one table can hold both. The guesses and the n-gram model know the training text; a
+compressor knows only what it has read of the scored text itself.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from charrnn.nats import in_bits
 from charrnn.stream import Reader
 from charrnn.vocabulary import UNKNOWN, Ids, Vocabulary
 
-#: The n-gram model counts this many characters at most, the last ones of the training
-#: part: its tables take up to 200 bytes a character.
+#: The n-gram model counts at most this many characters, the last ones of the training
+#: part: its tables take up to 200 bytes per character.
 MOST_COUNTED = 2_000_000
-#: The longest n-grams that are tried: a repetitive text is predicted better by ever longer ones.
+#: The longest n-grams tried: on a repetitive text, ever longer ones predict better.
 MOST_ORDER = 16
-#: Characters of the held-out text that bzip2 compresses, for a training's marks to beat: a block
-#: of its own, a tenth of a second.
+#: Characters of the held-out text that bzip2 compresses as a mark for training to beat: one
+#: bzip2 block, a tenth of a second.
 MOST_COMPRESSED = 900_000
-#: Characters of the scored text that are priced at a time.
+#: Characters of the scored text priced at a time.
 BLOCK = 1 << 18
 
-#: What is taken off a count where the text has too few rare n-grams to estimate it.
+#: The discount where the text has too few rare n-grams to estimate one.
 DISCOUNT = 0.75
 
 
 def uniform_nats(scored: Mapping[int, int], vocabulary: Vocabulary) -> float:
-    """Return the nats per character of guessing every symbol with equal chance.
+    """Return the nats per character of guessing every symbol with equal probability.
 
     Args:
-        scored: code point -> occurrences in the text that is scored.
-        vocabulary: says which characters are unknown, and what it costs to spell them out.
+        scored: code point -> occurrences in the scored text.
+        vocabulary: determines which characters are unknown, and what spelling them out costs.
     """
     return math.log(vocabulary.size) + vocabulary.unknown_nats * vocabulary.unknown_share(scored)
 
@@ -52,14 +52,14 @@ def uniform_nats(scored: Mapping[int, int], vocabulary: Vocabulary) -> float:
 def unigram_nats(
     train: Mapping[int, int], scored: Mapping[int, int], vocabulary: Vocabulary
 ) -> float:
-    """Return the nats per character of the training part's character frequencies.
+    """Return the nats per character of predicting by the training part's character frequencies.
 
-    Frequencies are smoothed by adding one to every symbol (Laplace).
+    Frequencies are smoothed by adding one to every symbol's count (Laplace).
 
     Args:
         train: code point -> occurrences in the training part.
-        scored: the same of the text that is scored.
-        vocabulary: says which characters are unknown.
+        scored: code point -> occurrences in the scored text.
+        vocabulary: determines which characters are unknown.
     """
     counts_V = _symbol_counts(train, vocabulary) + 1.0
     price_V = -np.log(counts_V / counts_V.sum())
@@ -79,9 +79,9 @@ def _symbol_counts(counts: Mapping[int, int], vocabulary: Vocabulary) -> NDArray
 # Compressors ---------------------------------------------------------------------
 
 
-#: Name -> a new compressor, of the standard library, at its strongest: ``gzip -9`` (Lempel-Ziv 1977
-#: and Huffman codes, 32 KiB back; 16 stands for its header), ``bzip2 -9`` (the Burrows-Wheeler
-#: transform of 900 kB blocks) and ``xz -9e`` (Lempel-Ziv with Markov chains, 64 MiB back).
+#: Name -> factory of a compressor from the standard library, at its strongest: ``gzip -9``
+#: (Lempel-Ziv 1977 and Huffman codes, 32 KiB back; the 16 adds its header), ``bzip2 -9``
+#: (Burrows-Wheeler transform of 900 kB blocks), ``xz -9e`` (Lempel-Ziv with Markov chains, 64 MiB).
 COMPRESSORS: dict[str, Callable[[], zlib._Compress | bz2.BZ2Compressor | lzma.LZMACompressor]] = {
     "gzip": lambda: zlib.compressobj(9, wbits=16 + zlib.MAX_WBITS),
     "bzip2": lambda: bz2.BZ2Compressor(9),
@@ -92,15 +92,15 @@ COMPRESSORS: dict[str, Callable[[], zlib._Compress | bz2.BZ2Compressor | lzma.LZ
 def compressed_nats(
     part: Part, name: str, tell: Callable[[int], None] = lambda done: None
 ) -> float:
-    """Return the size of a text, compressed by itself, in nats per character.
+    """Return the size of a text compressed on its own, in nats per character.
 
-    Its bytes are compressed as they stand in its files, as a file that holds nothing else:
+    The text's bytes are compressed as its files hold them, as if in a file of their own:
     the compressor's header and its learning of the text are part of the price.
 
     Args:
         part: the text.
         name: one of ``COMPRESSORS``.
-        tell: is told now and then how many characters, about, are compressed.
+        tell: called from time to time with about the number of characters compressed so far.
 
     Raises:
         CorpusError: the text changed since it was scanned.
@@ -128,10 +128,10 @@ class KneserNey:
 
     D takes one of three discounts (for counts of 1, of 2, and above), estimated from
     the counts of counts, and g(h) is the share that they took from h. Below the highest
-    order a(h c) is not how often h c occurs but after how many different characters;
-    below single characters there is the uniform guess. After an h that never occurred
-    p(c | h) is p(c | h'). Chen and Goodman 1999, "An empirical study of smoothing
-    techniques for language modeling", section 3.
+    order, a(h c) is not the number of occurrences of h c but the number of different
+    characters it occurs after; below single characters there is the uniform guess. After an
+    h that never occurred p(c | h) is p(c | h'). Chen and Goodman 1999, "An empirical study of
+    smoothing techniques for language modeling", section 3.
 
     Args:
         ids: the training text.
@@ -143,13 +143,13 @@ class KneserNey:
         self._text = ids.astype(np.int64)
         self._size = size
         self._orders: list[_Order] = []
-        # Of every place: the number of the n-gram that starts there. There is one 0-gram.
+        # For every place, the number of the n-gram that starts there. There is one 0-gram.
         self._number_at = np.zeros(len(ids) + 1, np.int64)
         for _ in range(order):
             self.lengthen()
 
     def lengthen(self) -> None:
-        """Raise the order by one; a text has no n-grams longer than itself."""
+        """Raise the order by one, up to the length of the text."""
         n = len(self._orders) + 1
         if n > len(self._text):
             return
@@ -161,7 +161,7 @@ class KneserNey:
         )
         contexts = 1
         if self._orders:
-            # An n-gram is a character before the (n-1)-gram that it ends with.
+            # Each n-gram adds one character that the (n-1)-gram it ends with occurs after.
             below = self._orders[-1]
             contexts = len(below.keys)
             left = np.bincount(self._number_at[1:][first], minlength=contexts)
@@ -174,7 +174,7 @@ class KneserNey:
         """Return -ln p of every character of a text, given those before it.
 
         Args:
-            ids: the text; where fewer than n - 1 characters come before, those count.
+            ids: the text; a character with fewer than n - 1 before it is predicted from those.
         """
         text = ids.astype(np.int64)
         p = np.full(len(text), 1 / self._size)
@@ -191,11 +191,11 @@ class _Order:
     """The n-grams of one length.
 
     Attributes:
-        keys: number of the context * V + last character, ascending; an n-gram's place
+        keys: number of the context * V + last character, ascending; an n-gram's index
             here is its number.
-        contexts: how many different (n-1)-grams there are.
-        counts: how often each occurs, if they are the longest; else after how many different
-            characters.
+        contexts: number of different (n-1)-grams.
+        counts: for the highest order, how often each n-gram occurs; for lower orders, after
+            how many different characters.
     """
 
     def __init__(self, keys: NDArray[np.int64], contexts: int, counts: _Counts) -> None:
@@ -204,7 +204,7 @@ class _Order:
         self.counts = counts
 
     def find(self, keys: NDArray[np.int64], contexts: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the numbers of n-grams; -1 for one that never occurred."""
+        """Return the numbers of n-grams; -1 for those that never occurred."""
         places = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
         return np.where((contexts >= 0) & (self.keys[places] == keys), places, -1)
 
@@ -228,7 +228,7 @@ class _Counts:
         numbers: NDArray[np.int64],
         lower: NDArray[np.float64],
     ) -> NDArray[np.float64]:
-        """Return p(c | h) from p(c | h'); -1 stands for what never occurred."""
+        """Return p(c | h) from p(c | h'); the number -1 stands for what never occurred."""
         counts = np.where(numbers >= 0, self._counts[numbers], 0)
         total = np.where(contexts >= 0, self._total[contexts], 0.0)
         kept = counts - self._discounts[counts.clip(max=3)]
@@ -237,7 +237,7 @@ class _Counts:
 
 
 def _discounts(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return what is taken off counts of 0, 1, 2 and above: D1, D2, D3+ of Chen and Goodman."""
+    """Return the discounts for counts of 0, 1, 2 and above: D1, D2, D3+ of Chen and Goodman."""
     n1, n2, n3, n4 = (float(np.count_nonzero(counts == r)) for r in (1, 2, 3, 4))
     if n1 and n2 and n3:
         y = n1 / (n1 + 2 * n2)
@@ -257,9 +257,9 @@ class Baseline:
     name: str
     nats_per_char: float
     about: str
-    """What it knows, for a table's reader."""
+    """What it knows, in words for a table."""
     of_text: bool = False
-    """Whether that is the scored text alone: no model's vocabulary, no training part."""
+    """Whether it knows only the scored text: no model's vocabulary, no training part."""
 
     @property
     def bits_per_char(self) -> float:
@@ -267,7 +267,7 @@ class Baseline:
         return in_bits(self.nats_per_char)
 
     def bits_per_byte(self, scores: Scores) -> float:
-        """Return the price in bits per byte of the text that these scores are of."""
+        """Return the price in bits per byte of the text that these scores belong to."""
         return self.bits_per_char * scores.characters / scores.bytes if scores.bytes else math.inf
 
 
@@ -281,9 +281,9 @@ def baselines(
 
     Args:
         scored: the text; as for a model, its first character is not predicted.
-        vocabulary: of the models to compare with.
-        train: their training part; None leaves out what is learned from it.
-        tell: is told now and then what is done with how many characters.
+        vocabulary: that of the models to compare with.
+        train: their training part; None leaves out the baselines that learn from it.
+        tell: called from time to time with what is being done, and to how many characters so far.
 
     Raises:
         CorpusError: a text changed since it was scanned.
@@ -307,16 +307,16 @@ def ngram(
     train: Part,
     tell: Callable[[int], None] = lambda done: None,
 ) -> Baseline:
-    """Return the price of a text under the n-gram model of the training part.
+    """Return the price of a text under an n-gram model of the training part.
 
-    The order, ``MOST_ORDER`` at most, is the one that predicts the last tenth of the
-    training part best from the counts of the rest; the scored text has no say in it.
+    The order, at most ``MOST_ORDER``, is the one with which the rest of the training part
+    predicts its last tenth best; the scored text has no influence on it.
 
     Args:
         scored: the text; its first character is not predicted.
-        vocabulary: whose symbols are counted.
+        vocabulary: the vocabulary whose symbols are counted.
         train: the training part; its last ``MOST_COUNTED`` characters are counted.
-        tell: is told now and then how many characters are scored.
+        tell: called from time to time with the number of characters scored so far.
 
     Raises:
         CorpusError: a text changed since it was scanned.
@@ -341,16 +341,16 @@ def ngram(
 
 
 def choose_order(ids: Ids, size: int) -> int:
-    """Return the order whose model of the first nine tenths predicts the last tenth best.
+    """Return the order with which the first nine tenths predict the last tenth best.
 
-    ``MOST_ORDER`` at most, and none above the first after which a longer one is worse.
+    Orders are tried from 1 to ``MOST_ORDER``, until one is no better than the one before.
     """
     cut = len(ids) - len(ids) // 10
     model = KneserNey(ids[:cut], size, 0)
     best, least = 1, math.inf
     for order in range(1, min(MOST_ORDER, cut) + 1):
         model.lengthen()
-        # Longer ones go on getting worse once one has.
+        # Once an order is no better, longer ones are not either.
         nats = float(model.prices(ids[cut:]).sum())
         if nats >= least:
             break

@@ -1,9 +1,9 @@
-"""Dynamic evaluation: the model goes on learning from the text while it is scored.
+"""Dynamic evaluation: the model keeps learning from the text while it is scored.
 
-After every stretch of text has been priced, a gradient step on that stretch moves the
-weights, so that what comes next is predicted by a model that has adapted to what came
-before (Krause, Kahembwe, Murray, Renals 2018, "Dynamic evaluation of neural sequence
-models"). No character is priced by weights that have seen it.
+After each stretch of text has been priced, a gradient step on that stretch moves the
+weights, so that the next stretch is predicted by a model adapted to what came before
+(Krause, Kahembwe, Murray, Renals 2018, "Dynamic evaluation of neural sequence models").
+No character is priced by weights that have seen it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from charrnn.evaluation import Prices, read_windows, symbol_prices, window_price
 from charrnn.model import CharModel, detach
 from charrnn.vocabulary import Vocabulary
 
-#: Keeps a gradient that was always 0 from being divided by its size.
+#: Avoids a division by zero where a gradient has always been 0.
 EPSILON = 1e-5
 
 
@@ -31,10 +31,10 @@ class _Adaptation:
 
         w <- w + min(1, lambda s / mean(s)) (w0 - w) - eta g / (s + epsilon)
 
-    Weights whose gradients are large hold more of what the text says, and are drawn back
-    the harder. The mean is over all weights, where the authors' program takes that of the
+    Weights with large gradients hold more of what the text says, and are pulled back
+    harder. The mean is over all weights; the authors' program takes the mean of the
     tensors' means. The paper measures s on the training text; here it is measured on the
-    scored text itself, which needs no other file.
+    scored text itself, so that no other file is needed.
     """
 
     def __init__(self, model: CharModel, rate: float, decay: float) -> None:
@@ -56,7 +56,7 @@ class _Adaptation:
         for weight, trained, grad, size in zip(
             self._weights, self._trained, grads, sizes, strict=True
         ):
-            # A loss without any gradient has no mean to divide by.
+            # Where all gradients are zero, so is the mean.
             back = (self._decay * size / mean.clamp(min=1e-30)).clamp_(max=1.0)
             weight.lerp_(trained, back)
             weight.addcdiv_(grad, size + EPSILON, value=-self._rate)
@@ -72,11 +72,11 @@ def dynamic_prices(
     rate: float = 5e-4,
     decay: float = 0.01,
 ) -> Iterator[Prices]:
-    """Price a text in one lane by a copy of a model that adapts to it.
+    """Price a text in one lane with a copy of a model that adapts to it.
 
     The defaults were chosen on the first 30,000 held-out characters of tinyshakespeare and of
-    War and Peace, each under an LSTM of its own (``train FILE --steps 1500 --hidden 256 --seed 1``,
-    29 November 2026; nats a character)::
+    War and Peace, each with an LSTM of its own (``train FILE --steps 1500 --hidden 256 --seed 1``,
+    29 November 2026; nats per character)::
 
         rate  decay  tinyshakespeare  War and Peace
         unadapted              1.398          1.214
@@ -87,20 +87,20 @@ def dynamic_prices(
         7e-4  0.01             1.336          1.198
         1e-3  0.01             1.342          1.212
 
-    On 30,000 held-out characters further on they bring 1.416 down to 1.325 and 1.262 to 1.226 (a
-    rate of 1e-3 to 1.326 and 1.243). A window of 25 takes longer, and gives 1.336 on
-    tinyshakespeare.
+    On 30,000 later held-out characters they reduce 1.416 to 1.325 and 1.262 to 1.226 (a rate of
+    1e-3: to 1.326 and 1.243). A window of 25 takes longer, and gives 1.336 on tinyshakespeare.
 
     Args:
-        model: who predicts; it stays as it is.
+        model: the model that predicts; it is not changed.
         part: the text; at least 2 characters.
         vocabulary: the model's.
         window: characters between two steps.
-        rate: eta, the size of a step for a gradient of its usual size.
+        rate: eta, the step size for a gradient of typical size.
         decay: lambda, the share of the way back to the trained weights that each step takes.
 
     Yields:
-        The prices, in order; each stretch before the step that learns it. The last is not learned.
+        The prices in order, each stretch before the step that learns from it. No step follows the
+        last stretch.
 
     Raises:
         CorpusError: the text changed while it was read.
@@ -108,7 +108,7 @@ def dynamic_prices(
     adapting = copy.deepcopy(model).eval().requires_grad_()
     adaptation = _Adaptation(adapting, rate, decay)
     hidden = adapting.initial_hidden(1)
-    loss: Tensor | None = None  # of what is priced and not learned yet
+    loss: Tensor | None = None  # of the stretch that was priced but not yet learned from
     for position, x_TB, y_TB in read_windows(part, vocabulary, window):
         if loss is not None:
             adaptation.step(loss)

@@ -1,23 +1,22 @@
-"""One step of the recurrence written out in plain numbers, held against the model.
+"""One step of the recurrence written out in plain numbers and compared with the model.
 
-A step is a linear map of what is read and what is remembered, and a nonlinearity:
+A step is a linear map of the input and the state, followed by a nonlinearity:
 
     RNN   a  = W e + U h + b            h' = tanh(a)
-    LSTM  i, f, o = σ(W e + U h + b)    g  = tanh(W e + U h + b), rows of their own each
+    LSTM  i, f, o = σ(W e + U h + b)    g  = tanh(W e + U h + b), each with rows of its own
           c' = f ∘ c + i ∘ g            h' = o ∘ tanh(c')
     GRU   r, z = σ(W e + U h + b)       n  = tanh(W e + b + r ∘ (U h + d))
           h' = (1 - z) ∘ n + z ∘ h
 
-with e the embedding of the character (or the h' of the layer below) and, at the top, the
-logits y = V h' + v, of which p = softmax(y) makes probabilities. Here these lines are
-computed as they stand, in numpy and in float64, from the numbers in a checkpoint: no torch,
-no kernel, no window. What the model's fast path makes of the same characters is the proof
-that nothing else is in it.
+where e is the embedding of the character (or the h' of the layer below). At the top are the
+logits y = V h' + v and the probabilities p = softmax(y). Here these lines are computed as they
+stand, in numpy and float64, from the numbers in a checkpoint: no torch, no kernel, no window.
+That the model's fast path gives the same results proves that it computes nothing else.
 
 The recurrences are those of Elman (1990), Gers, Schmidhuber and Cummins (2000) and Cho et al.
-(2014), in one set of letters. Where tanh stands, Elman has the logistic function, and Gers et al.
-have it shifted and stretched. The GRU is torch's and cuDNN's: its reset gate takes U h, with a bias
-of its own; that of Cho et al. takes h, before the product: n = tanh(W e + U (r ∘ h)).
+(2014), in one notation. In place of tanh, Elman uses the logistic function, and Gers et al. a
+shifted and scaled one. The GRU is torch's and cuDNN's: its reset gate multiplies U h plus a bias
+of its own; in Cho et al. it multiplies h, before the product: n = tanh(W e + U (r ∘ h)).
 
 Axis letters: T time, V vocabulary, H hidden, E embedding, G gates.
 """
@@ -37,9 +36,9 @@ from charrnn.cells import GRU, LSTM, RNN, Cell
 from charrnn.model import CharModel
 from charrnn.vocabulary import Vocabulary
 
-#: Characters of the text that are computed both ways.
+#: Characters of the text computed both ways.
 CHARACTERS = 256
-#: Units, and symbols at the top, whose numbers are shown.
+#: Number of units, or at the top of symbols, whose values are shown.
 SHOWN = 4
 
 Array = NDArray[np.float64]
@@ -47,48 +46,48 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Quantity:
-    """One line of the equations at the last character."""
+    """The values of one line of the equations at the last character."""
 
     layer: int
-    """From 1 on."""
+    """Counted from 1."""
     name: str
     equation: str
     units: tuple[float, ...]
-    """Its values in the first units; of y and p, at the likeliest next symbols."""
+    """Its values in the first units; for y and p, at the likeliest next symbols."""
     model: tuple[float, ...] | None
-    """The same numbers as the model gives them; None for what it keeps to itself."""
+    """The same values from the model; None for what the model does not return."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """The step at one character, and how close many such steps stay to the model's."""
+    """The step at the last character, and how closely many such steps match the model's."""
 
     read: str
-    """The character that the step shown reads."""
+    """The character that this step reads."""
     quantities: tuple[Quantity, ...]
-    """In the order in which they are computed."""
+    """In the order of their computation."""
     likeliest: tuple[str, ...]
-    """The likeliest next characters, likeliest first; a symbol that is none is U+FFFD."""
+    """The likeliest next characters, likeliest first; a symbol that is no character is U+FFFD."""
     characters: int
-    """Steps from the zero state that were computed both ways."""
+    """Number of steps from the zero state that were computed both ways."""
     state_difference: float
     """Largest difference in any unit of any state after the last of them."""
     logits_difference: float
-    """Largest difference in any logit of all of them."""
+    """Largest difference in any logit at any of them."""
     written_nats: float
-    """Nats per character by the written equations, over the characters that have a next one."""
+    """Nats per character by the equations, over all these characters but the first."""
     model_nats: float
     """The same by the model."""
 
 
 @torch.inference_mode()
 def write_out(model: CharModel, text: str, ids: NDArray[np.int64], vocabulary: Vocabulary) -> Step:
-    """Compute the last characters of a text by the printed equations and by the model.
+    """Compute the steps at the last characters of a text by the equations and by the model.
 
     Args:
-        model: dropout and weight drop do not act.
-        text: at least two characters, a character a symbol.
-        ids: the same as the model's symbols.
+        model: in evaluation mode.
+        text: at least two characters, one per symbol.
+        ids: the model's symbols for it.
         vocabulary: the model's.
     """
     ids_T = ids[-CHARACTERS:]
@@ -145,7 +144,7 @@ def write_out(model: CharModel, text: str, ids: NDArray[np.int64], vocabulary: V
     )
 
 
-#: Name, equation and value of what a line of the equations computes.
+#: Name, equation and value of one line of the equations.
 _Line = tuple[str, str, Array]
 
 
@@ -212,7 +211,7 @@ def _weights(cell: Cell) -> tuple[Array, Array, Array]:
 
 
 def _sigmoid(x: Array) -> Array:
-    y: Array = 0.5 * (1 + np.tanh(0.5 * x))  # 1 / (1 + exp(-x)), which overflows
+    y: Array = 0.5 * (1 + np.tanh(0.5 * x))  # 1 / (1 + exp(-x)) without overflow
     return y
 
 

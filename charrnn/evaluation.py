@@ -1,11 +1,10 @@
-"""Scores of a text under a model.
+"""Scoring a text under a model.
 
-A text of n characters has n - 1 predictions (the first character has nothing to
-be predicted from), and all sums are divided by exactly that number. A price is -ln p,
-the negative log-likelihood (or surprisal) of what came. A character outside the
-vocabulary costs the model's price of the unknown symbol plus the price of spelling it
-out, ln(number of code points outside the vocabulary), so that bits per character
-compare across vocabularies.
+A text of n characters has n - 1 predictions, since nothing precedes the first character;
+all means divide by n - 1. A price is -ln p, the negative log-likelihood (or surprisal) of
+the character that came. A character outside the vocabulary costs the price of the unknown
+symbol plus the price of spelling it out, ln(number of code points outside the vocabulary),
+so that bits per character are comparable across vocabularies.
 """
 
 from __future__ import annotations
@@ -28,23 +27,23 @@ from charrnn.nats import in_bits, perplexity
 from charrnn.stream import Reader
 from charrnn.vocabulary import Vocabulary
 
-#: Characters read before the first prediction counts, so that the state is a usual one.
+#: Characters read before the first prediction counts, to replace the zero state by a typical one.
 WARM_UP = 256
-#: A lane shorter than this would spend too much of its time on its warm-up.
+#: A lane shorter than this would spend too much of its time warming up.
 SHORTEST_LANE = 4 * WARM_UP
-#: Lanes that keep each kind of device busy.
+#: Number of lanes that keeps each kind of device busy.
 MOST_LANES = {"cpu": 32, "cuda": 512, "mps": 128}
-#: Characters of a lane that are given to a model at a time, at most.
+#: Characters of a lane given to a model at a time, at most.
 WINDOW = 128
-#: Predictions that ``score_by_position`` holds the symbols of: 100 MB.
+#: Most predictions that ``score_by_position`` holds in memory at once: 100 MB.
 MOST_PREDICTIONS = 1 << 22
-#: Logits of a window, T x B x V: with many symbols the window has to be shorter. A GPU holds
-#: each in 12 bytes, twice in bf16 and twice in float32, so that this is 1.6 GB.
+#: Most logits in a window, T x B x V: a large vocabulary needs a shorter window. On a GPU each
+#: logit takes 12 bytes (two copies in bf16 and two in float32), so this is 1.6 GB.
 MOST_LOGITS = {"cpu": 1 << 26, "cuda": 1 << 27, "mps": 1 << 27}
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: the caller asked to stop
-    """Scoring was asked to stop before its end."""
+    """Scoring was stopped before its end."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +73,16 @@ class Scores:
 
     @property
     def bits_per_byte(self) -> float:
-        """Total bits over total bytes: the figure that no vocabulary flatters.
+        """Total bits over total bytes: the figure that no choice of vocabulary can flatter.
 
-        Infinite where the predicted characters have no byte of their own (Big5-HKSCS writes some
+        Infinite where the predicted characters have no bytes of their own (Big5-HKSCS writes some
         pairs of characters as one).
         """
         return in_bits(self.nats) / self.bytes if self.bytes else math.inf
 
     @property
     def perplexity(self) -> float:
-        """See ``perplexity``."""
+        """Perplexity per character: e to the mean -ln p."""
         return perplexity(self.nats_per_char)
 
     @property
@@ -103,28 +102,28 @@ def score(
     should_stop: Callable[[], bool] = lambda: False,
     tell: Callable[[int], None] = lambda done: None,
 ) -> Scores:
-    """Score a part of a text, dropout off, state carried from its first character on.
+    """Score a part of a text with dropout off, carrying the state from its first character on.
 
-    With several lanes each one predicts a stretch of its own and is warmed on the
-    ``WARM_UP`` characters before it; a single lane is exact. The result does not
-    depend on the window. Training is not touched: the state is the call's own, no
-    random number is drawn, and the model's mode is put back. On a CPU the arithmetic is
-    float32 whatever the training's, so a run shows what its checkpoint will score.
+    With several lanes, each predicts its own stretch of the text after a warm-up on the
+    ``WARM_UP`` characters before it; a single lane is exact. The result does not depend on
+    the window. Scoring does not disturb training: it keeps its own state, draws no random
+    numbers and restores the model's mode. On a CPU it computes in float32, whatever the
+    training's precision, so a score during a run is the one its checkpoint will get.
 
     Args:
-        model: the one that predicts.
+        model: the model that predicts.
         part: the text; at least 2 characters.
         vocabulary: the model's.
-        lanes: stretches scored side by side; None: as many as the device and the
-            text's length make worth while; 1: exact.
-        window: characters of a lane given to the model at a time; fewer for a large
+        lanes: stretches scored side by side; None: as many as suit the device and the
+            length of the text; 1: exact.
+        window: characters of a lane given to the model at a time; reduced for a large
             vocabulary, whose logits would fill the memory.
         should_stop: asked before every window.
-        tell: is told after every window how many characters are scored.
+        tell: called after every window with the number of characters scored so far.
 
     Raises:
         CorpusError: the text changed while it was read.
-        Interrupted: ``should_stop`` said so.
+        Interrupted: ``should_stop`` returned True.
     """
     predictions = part.characters - 1
     assert predictions >= 1, "a text of one character has nothing to score"
@@ -165,7 +164,7 @@ def score(
 
 @contextmanager
 def _evaluating(model: CharModel) -> Iterator[None]:
-    """Turn a model's dropout off, and its arithmetic to float32 on a CPU, for a while."""
+    """Temporarily turn a model's dropout off and, on a CPU, compute in float32."""
     was_training, trained_in = model.training, model.compute_dtype
     model.eval()
     if model.head.weight.device.type == "cpu":
@@ -178,7 +177,7 @@ def _evaluating(model: CharModel) -> Iterator[None]:
 
 
 def _warmed(model: CharModel, readers: list[Reader], warm_up: int, window: int) -> Hidden:
-    """Return the state before each lane: zero in the first, the others read so much before."""
+    """Return the state before each lane: zero for the first, warmed up for the others."""
     first = model.initial_hidden(1)
     if len(readers) == 1:
         return first
@@ -196,16 +195,16 @@ def _warmed(model: CharModel, readers: list[Reader], warm_up: int, window: int) 
 def _lane_windows(
     readers: list[Reader], lengths: list[int], window: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
-    """Yield what lanes read, window by window, until the longest has ended.
+    """Yield what the lanes read, window by window, until the longest has ended.
 
     Args:
-        readers: at the character before each lane's first prediction.
-        lengths: the predictions of each.
+        readers: one per lane, at the character before the lane's first prediction.
+        lengths: predictions of each lane.
         window: predictions at a time.
 
     Yields:
-        The symbols [T + 1, B], the first those that the last window ended with; and which
-        of the predictions [T, B] are a lane's own, not beyond its end.
+        The symbols [T + 1, B], starting with the last ones of the window before; and a mask
+        [T, B] of the predictions that lie within their lane.
     """
     last_B = np.array([reader.read(1)[0] for reader in readers], dtype=np.int64)
     for start in range(0, max(lengths), window):
@@ -222,25 +221,25 @@ def _lane_windows(
 
 @dataclass(frozen=True)
 class Prices:
-    """The price of every character of a stretch of text."""
+    """The price of every character in a stretch of text."""
 
     position: int
-    """Of the first of them in the text; the text's first character has position 0."""
+    """Position of the first of them in the text, counted from 0."""
     nats_T: NDArray[np.float64]
-    """-ln p of each; of one that is unknown, with its spelling."""
+    """-ln p of each character, including the spelling of an unknown one."""
     unknown: int
-    """Characters outside the vocabulary among them."""
+    """How many of them are outside the vocabulary."""
 
 
 @torch.no_grad()
 def prices(
     model: CharModel, part: Part, vocabulary: Vocabulary, *, window: int = WINDOW
 ) -> Iterator[Prices]:
-    """Price a text character by character, in one lane from start to end, dropout off.
+    """Price a text character by character, in one lane from start to end, with dropout off.
 
     Args:
-        model: who predicts; in evaluation mode, as ``load_model`` gives it.
-        part: the text; at least 2 characters, all but the first of which are priced.
+        model: the model that predicts; in evaluation mode, as ``load_model`` returns it.
+        part: the text; at least 2 characters. All but the first are priced.
         vocabulary: the model's.
         window: characters given to the model at a time; the prices do not depend on it.
 
@@ -263,7 +262,7 @@ def prices(
 
 @torch.no_grad()
 def run_once(model: CharModel) -> None:
-    """Read one character, so that no clock counts what a first pass compiles or sets up."""
+    """Read one character, so that timings exclude what the first pass compiles or sets up."""
     character_TB = torch.zeros(1, 1, dtype=torch.int64, device=model.head.weight.device)
     model(character_TB)
 
@@ -274,9 +273,9 @@ def total(
     """Return the scores that the prices of a part add up to.
 
     Args:
-        stretches: in order; the time of the scores is that of iterating.
-        part: all of it.
-        watchers: each is called with every stretch, outside that time.
+        stretches: the prices in order; the time of the scores is the time spent iterating.
+        part: the whole text that they cover.
+        watchers: each is called with every stretch; their time does not count.
 
     Raises:
         CorpusError: the text changed while it was read.
@@ -303,7 +302,7 @@ def total(
 def read_windows(
     part: Part, vocabulary: Vocabulary, length: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield a text as one lane of windows: (position of y's first, x_TB, y_TB), B being 1.
+    """Yield a text as windows of a single lane (B = 1): (position of the first y, x_TB, y_TB).
 
     Raises:
         CorpusError: the text changed while it was read.
@@ -320,7 +319,7 @@ def read_windows(
 
 
 def symbol_prices(logits_TBV: Tensor, y_TB: Tensor) -> Tensor:
-    """Return -ln p of the symbol at every position, price_TB, in float32 at least."""
+    """Return price_TB, -ln p of the symbol at every position, in float32 or wider."""
     wide = torch.promote_types(logits_TBV.dtype, torch.float32)
     logits_NV = logits_TBV.to(wide).flatten(0, 1)
     price_N = F.cross_entropy(logits_NV, y_TB.flatten(), reduction="none")
@@ -328,13 +327,13 @@ def symbol_prices(logits_TBV: Tensor, y_TB: Tensor) -> Tensor:
 
 
 def window_prices(position: int, nats_T: Tensor, y_TB: Tensor, vocabulary: Vocabulary) -> Prices:
-    """Return the prices of a window of one lane, the spelling of unknown characters added.
+    """Return the prices of one lane's window, with the spelling of unknown characters added.
 
     Args:
-        position: in the text, of the window's first predicted character.
+        position: position in the text of the window's first predicted character.
         nats_T: -ln p of each symbol.
-        y_TB: the symbols, B being 1.
-        vocabulary: whose ids they are.
+        y_TB: the symbols; B is 1.
+        vocabulary: the vocabulary of the symbols.
     """
     priced_T = nats_T.detach().cpu().double().numpy()
     unknown_T = vocabulary.is_unknown(y_TB.flatten().cpu().numpy())
@@ -344,12 +343,12 @@ def window_prices(position: int, nats_T: Tensor, y_TB: Tensor, vocabulary: Vocab
 
 @dataclass(frozen=True)
 class PositionScores:
-    """What a character costs, by its distance from the zero state."""
+    """The price of a character by the number of characters read since the zero state."""
 
     nats_T: NDArray[np.float64]
-    """Mean price of the character predicted from 1, 2, ... characters of context."""
+    """Mean price of a character predicted from 1, 2, ... characters of context."""
     stretches: int
-    """Of text, each read from the zero state, that the means are over."""
+    """Number of stretches averaged over, each read from the zero state."""
 
 
 @torch.inference_mode()
@@ -362,16 +361,16 @@ def score_by_position(
 ) -> PositionScores:
     """Score consecutive stretches of a text, each from the zero state.
 
-    The first character of a stretch is read and not priced, or rather: it is the last one
-    priced in the stretch before.
+    Stretches overlap by one character: the first character of a stretch is only read here,
+    and priced as the last one of the stretch before.
 
     Args:
-        model: who predicts; in evaluation mode.
+        model: the model that predicts; in evaluation mode.
         part: the text.
         vocabulary: the model's.
-        length: predictions of a stretch; what is left over at the end of the text is not
-            scored. A shorter text makes one shorter stretch.
-        tell: is told now and then how many characters are scored.
+        length: predictions per stretch. A remainder at the end of the text is not scored; a
+            text shorter than this makes one shorter stretch.
+        tell: called from time to time with the number of characters scored so far.
 
     Raises:
         CorpusError: the text changed while it was read.
@@ -403,10 +402,10 @@ def score_by_position(
 
 
 def _affordable(window: int, lanes: int, vocabulary: Vocabulary, device: torch.device) -> int:
-    """Return a window whose logits the memory of a device has room for."""
+    """Return a window whose logits fit in a device's memory."""
     return max(1, min(window, MOST_LOGITS[device.type] // (lanes * vocabulary.size)))
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """Return a tensor in float64; Apple's GPUs have none, so there it comes to the host."""
+    """Return a tensor in float64, on the host for Apple's GPUs, which have no float64."""
     return tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()

@@ -1,7 +1,7 @@
 """What a reader sees at each character of a text: quotes, brackets, columns, words.
 
-Each property is a function text -> one number a character, as it stands once that
-character has been read: the character that opens a quotation is inside it, the one
+Each property is a function from a text to one number per character: its value once that
+character has been read, so the character that opens a quotation is inside it and the one
 that closes it is not. Karpathy, Johnson and Fei-Fei (2015) found units of an LSTM that
 follow such properties. A carriage return does not make an empty line any less empty.
 """
@@ -13,12 +13,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-#: Behind three that open: they do not begin a field of a table with a word in quotes, whose marks
-#: come in twos.
+#: After three opening marks: they are not the start of a CSV field that begins with a quoted word,
+#: where marks are doubled.
 _NO_FIELD = r'(?![^"\n]*[\w.!?]""(?!"))'
-#: What is read at once: three straight marks, of which a letter behind says that they open and one
-#: before, or a full stop, that they close; a mark between single ones, which only names it; else a
-#: character. Before three that open there may be letters that say what kind of string it is.
+#: One token: three straight marks, which open if a letter follows and close if a letter or full
+#: stop comes before; a mark in single quotes, which is only mentioned; or one character. Before
+#: three opening marks there may be the letters of a string's prefix.
 _READ = re.compile(
     r'''(?P<closes>(?<=[\w.!?])(?<!\b[bfru])(?<!\b[bfr]{2})"""(?!\w))'''
     rf'''|(?P<opens>(?:(?<![\w.!?])|(?<=\b[bfru])|(?<=\b[bfr]{{2}}))"""(?=\w){_NO_FIELD})'''
@@ -29,13 +29,14 @@ _THREE = '"""'
 
 
 def inside_quotes(text: str) -> list[float]:
-    """1 inside double quotation marks or 「」; an empty line ends what nobody has closed.
+    """1 inside double quotation marks or 「」; an empty line closes any that are still open.
 
     «a» is »a« in German and Danish books, and “a” is ”a” in Swedish and Finnish ones: the mark that
     comes first in most paragraphs is the one that opens.
 
-    Three straight marks in a row are one, as in Python: only three close what they open, over
-    empty lines too, and the text may begin inside. They are no mark inside curly or angular ones.
+    Three straight marks in a row count as one, as in Python: only three more close them, even
+    across empty lines, and the text may begin inside. They do not count inside curly or angular
+    ones.
     """
     # Writers and programs mix straight marks with curly ones.
     closed_by = {'"': '"”', "„": '“”"', "“": '”"', "「": "」", "『": "』"}
@@ -53,9 +54,10 @@ def inside_quotes(text: str) -> list[float]:
 
 
 def _quoted(text: str, closed_by: Mapping[str, str], closing: str) -> list[float]:
-    """Return the values, if the text begins where one of these marks is awaited.
+    """Return the values, if the text begins where one of the marks in ``closing`` would close.
 
-    Or where three are, if it is to begin outside and the first three that tell say the contrary.
+    With no such mark it begins outside, unless the first three straight marks that clearly open or
+    close show that it begins inside three.
     """
     values: list[float] = []
     told, before = bool(closing), ""
@@ -98,7 +100,7 @@ def inside_brackets(text: str) -> list[float]:
 
 
 def position_in_line(text: str) -> list[float]:
-    """Characters of the line read so far; 0 at the line feed that ended the one before."""
+    """Number of characters read so far in the line; 0 at the line feed before it."""
     values, position = [], 0
     for character in text:
         position = 0 if character == "\n" else position + 1
@@ -107,7 +109,7 @@ def position_in_line(text: str) -> list[float]:
 
 
 def indentation(text: str) -> list[float]:
-    """Spaces and tabs that the line began with."""
+    """Number of spaces and tabs at the start of the line, as far as it has been read."""
     values, indent, at_start = [], 0, True
     for character in text:
         if character == "\n":
@@ -124,7 +126,7 @@ def inside_word(text: str) -> list[float]:
     """1 at letters with their marks, digits and underscores, 0 between words."""
     values, inside = [], False
     for character in text:
-        # A mark belongs to what is before it: many scripts write their vowels so.
+        # A combining mark belongs to the character before it: many scripts write vowels this way.
         if not unicodedata.category(character).startswith("M"):
             inside = character.isalnum() or character == "_"
         values.append(float(inside))
@@ -132,7 +134,7 @@ def inside_word(text: str) -> list[float]:
 
 
 def position_in_word(text: str) -> list[float]:
-    """Characters of the word read so far; 0 between words."""
+    """Number of characters read so far in the word; 0 between words."""
     values, position = [], 0
     for inside in inside_word(text):
         position = position + 1 if inside else 0
@@ -141,7 +143,7 @@ def position_in_word(text: str) -> list[float]:
 
 
 def capitalised_word(text: str) -> list[float]:
-    """1 inside a word that began with an upper-case letter, to its end."""
+    """1 inside a word that began with an upper-case letter."""
     values, before, capital = [], 0.0, False
     for character, inside in zip(text, inside_word(text), strict=True):
         if inside and not before:
@@ -172,4 +174,4 @@ PROPERTIES: dict[str, Callable[[str], list[float]]] = {
     "upper case": upper_case,
     "digit": digit,
 }
-"""The properties by the names that are shown."""
+"""The properties, by the names shown to the user."""

@@ -1,7 +1,7 @@
-"""Next characters, drawn one at a time from a model's predictions.
+"""Sampling: draw new characters one at a time from a model's predictions.
 
-Every sample draws from a random stream of its own, a function of the seed and
-the sample's number alone, so the same seed gives the same text.
+Every sample has its own random stream, which depends only on the seed and the sample's
+number, so the same seed gives the same text.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from charrnn.wording import quoted
 
 #: Characters of a prompt given to the model at a time.
 PROMPT_WINDOW = 1024
-#: On a CPU no longer prompt is read a character at a time, as the sample is: the loops that read
-#: a longer one faster have to be compiled first, which takes some tenths of a second.
+#: On a CPU, prompts up to this length are read one character at a time, as the sample is: the loops
+#: that read longer ones faster have to be compiled first, which takes some tenths of a second.
 SHORT_PROMPT = 64
-#: Random numbers taken from a stream at a time.
+#: Random numbers drawn from a stream at a time.
 DRAWS = 64
 
 
@@ -41,18 +41,18 @@ class Piece(NamedTuple):
 def prepare_prompt(
     prompt: str | bytes, vocabulary: Vocabulary, unknown: UnknownName
 ) -> tuple[Ids, str | None]:
-    """Turn a prompt into ids by the user's policy for unknown characters.
+    """Turn a prompt into ids, with unknown characters handled as the user chose.
 
     Args:
-        prompt: the text to go on from; may be empty.
+        prompt: the text to continue; may be empty.
         vocabulary: the model's.
         unknown: "error", "replace" (by the unknown symbol) or "skip".
 
     Returns:
-        The ids, and the sentence to say if characters were replaced or skipped.
+        The ids, and a message for the user if characters were replaced or skipped.
 
     Raises:
-        VocabularyError: the prompt has unknown characters and the policy is "error".
+        VocabularyError: the prompt has unknown characters and ``unknown`` is "error".
     """
     ids = vocabulary.encode(prompt)
     missing = vocabulary.unknown_in(prompt)
@@ -93,8 +93,8 @@ def next_probabilities(
 ) -> NDArray[np.float64]:
     """Turn logits into the probabilities that characters are drawn with.
 
-    Temperature first, then the k likeliest, then the nucleus p of what is left.
-    Equal logits at the edge of top-k or top-p go by lower id.
+    Temperature is applied first, then top-k, then top-p (the nucleus) to what is left.
+    Of equal logits at the edge of top-k or top-p, those with lower ids are kept.
 
     Args:
         logits_BV: -inf where a symbol must not be drawn.
@@ -103,8 +103,8 @@ def next_probabilities(
     Returns:
         probabilities_BV in float64; every row sums to 1.
 
-        Those of a row with a NaN or +inf, or with nothing above -inf, are NaN (temperature 0: 1 at
-        the first of them).
+        A row with a NaN or +inf, or with nothing above -inf, gives NaNs (at temperature 0: 1 at
+        the first such entry).
     """
     if config.temperature == 0:
         likeliest_BV = np.zeros_like(logits_BV, dtype=np.float64)
@@ -113,14 +113,14 @@ def next_probabilities(
     logits_BV = logits_BV.astype(np.float64)
     p_BV: NDArray[np.float64] = logits_BV - logits_BV.max(axis=1, keepdims=True)
     if config.temperature != 1:
-        # The maximum is taken off first: where a tiny temperature overflows, it is to
+        # The maximum was subtracted first, so a tiny temperature can only overflow to
         # minus infinity, which is right.
         with np.errstate(over="ignore"):
             p_BV /= config.temperature
     np.exp(p_BV, out=p_BV)
     p_BV /= p_BV.sum(axis=1, keepdims=True)
     if config.top_k is not None or config.top_p is not None:
-        # Not of p: a high temperature rounds those of unequal logits to equal ones.
+        # Not by p: a high temperature can round the p of unequal logits to the same number.
         order_BV = np.argsort(-logits_BV, axis=1, kind="stable")
         sorted_BV = np.take_along_axis(p_BV, order_BV, axis=1)
         if config.top_k is not None:
@@ -139,28 +139,28 @@ def sample(
 ) -> Iterator[Piece]:
     """Draw new characters, one time step of all samples after another.
 
-    None, or an empty prompt, is taken as a line break (as the first symbol, where the
-    vocabulary has none): the state before it is zero. The unknown symbol is never
-    drawn. Dropout is off while this generator runs.
+    Without a prompt (None, or empty) the model reads a line break first, or the first symbol
+    of a vocabulary that has no line break. The state before that is zero. The unknown symbol
+    is never drawn. Dropout is off while this generator runs.
 
     Args:
-        model: the one that predicts.
+        model: the model that predicts.
         vocabulary: the model's.
         prompt: ids from ``prepare_prompt``.
         config: how to draw, how many, and where to stop.
 
     Yields:
-        One piece a new character, samples interleaved.
+        One piece per new character, with the samples interleaved.
 
     Raises:
-        VocabularyError: ``config.stop`` can never be produced; with the first piece.
-        NonFiniteError: no character has a probability any more.
+        VocabularyError: ``config.stop`` can never be produced; raised with the first piece.
+        NonFiniteError: the model's predictions are not finite.
     """
     was_training = model.training
     points = _points(config)
     stop = encode_stop(vocabulary, config.stop)
     tails: list[list[int]] = [[] for _ in range(config.count)]
-    numbers = list(range(config.count))  # of the samples that the lanes are
+    numbers = list(range(config.count))  # lane -> number of its sample
     open_lanes = numbers
     if prompt is None or len(prompt) == 0:
         prompt = _first_symbol(vocabulary)
@@ -169,7 +169,7 @@ def sample(
         logits_V, hidden, begun = _read(model, prompt, config)
         logits_BV = logits_V[None].repeat(config.count, axis=0)
         stepper = _stepper(model, hidden, config, begun)
-        del begun  # the stepper lets go of its matrices when C takes over
+        del begun  # so that its matrices are freed when the stepper switches to C
         produced = 0
         while True:
             if vocabulary.has_unknown:
@@ -179,7 +179,7 @@ def sample(
                 points_B = points_B[numbers]
             drawn_B = _draw(next_probabilities(logits_BV, config), points_B)
             drawn = drawn_B.tolist()
-            # Where there are no probabilities the first symbol is drawn, which else is hardly ever.
+            # NaN probabilities draw symbol 0, which is otherwise (almost) never drawn.
             if 0 in drawn or config.temperature == 0:
                 _refuse_non_finite(logits_BV[open_lanes])
             produced += 1
@@ -191,7 +191,7 @@ def sample(
                 open_lanes = [lane for lane in open_lanes if tails[numbers[lane]] != stop]
             if not open_lanes or produced == config.length:
                 break
-            # Not at the end of each sample: the matrices are arranged for a number of lanes.
+            # Not whenever a sample ends: matrices are arranged for a fixed number of lanes.
             if 2 * len(open_lanes) <= len(numbers):
                 stepper.keep(open_lanes)
                 drawn_B, numbers = drawn_B[open_lanes], [numbers[lane] for lane in open_lanes]
@@ -202,9 +202,9 @@ def sample(
 
 
 def unwarned() -> np.errstate:
-    """Return a context without numpy's warnings: ``sample`` looks for numbers that are not finite.
+    """Return a context without numpy's warnings: ``sample`` itself checks for non-finite numbers.
 
-    It is the caller's, as a generator that enters it would leave it on between two pieces.
+    The caller of ``sample`` enters it: entered in the generator, it would stay on between pieces.
     """
     return np.errstate(over="ignore", invalid="ignore")
 
@@ -217,16 +217,16 @@ def _refuse_non_finite(logits_BV: NDArray[np.floating]) -> None:
         )
 
 
-# Whoever computes turns the recording of gradients off for itself. Around the generator it
-# would be off in its caller too, or be switched twice a piece, at a piece's price again.
+# Each function that computes turns gradients off for itself. Around the generator, they would
+# stay off in its caller too, or be switched twice per piece, which costs as much as a piece.
 @torch.inference_mode()
 @unwarned()
 def _read(
     model: CharModel, prompt: Ids, config: SampleConfig
 ) -> tuple[NDArray[np.float32], Hidden, NumpyStepper | None]:
-    """Return logits_V for the character after a prompt, and the state there, of one lane.
+    """Return logits_V for the character after a prompt, and the state of one lane there.
 
-    And numpy's steps in float32 up to there, if it is they that have read it and can go on.
+    Also return the float32 steps in numpy that read the prompt, if the sample can continue them.
     """
     hidden = model.initial_hidden(1)
     device = model.head.weight.device
@@ -247,13 +247,13 @@ def _read(
 def _stepper(
     model: CharModel, hidden: Hidden, config: SampleConfig, begun: NumpyStepper | None
 ) -> Stepper | _ModelStepper:
-    """Return what reads one more character of each sample.
+    """Return the stepper that reads each sample's next character.
 
     Args:
-        model: the one that predicts.
+        model: the model that predicts.
         hidden: the state after the prompt, of one lane.
-        config: how many samples there are, and in what their weights are read.
-        begun: numpy's steps of one lane up to that state, if they can go on.
+        config: how many samples there are, and in what format their weights are read.
+        begun: one lane's steps in numpy up to that state, if they can be continued.
     """
     if begun is not None:
         return Stepper(model, hidden, config.weights, begun)
@@ -264,7 +264,7 @@ def _stepper(
 
 
 class _ModelStepper:
-    """``Stepper``, but by the model's own forward, where that is."""
+    """``Stepper`` for other devices than a CPU, by the model's own forward pass."""
 
     def __init__(self, model: CharModel, hidden: Hidden) -> None:
         self._model, self._hidden = model, hidden
@@ -282,8 +282,8 @@ class _ModelStepper:
 
 
 def _points(config: SampleConfig) -> Iterator[NDArray[np.float64]]:
-    """Yield the random numbers of one step after another, one in [0, 1) for each sample."""
-    # Each of the words is of 32 bits: of a larger seed, the rest is one of its own.
+    """Yield each step's random numbers, one in [0, 1) for each sample."""
+    # Seed words have 32 bits: the higher bits of a larger seed make a word of their own.
     rest, seed = divmod(config.seed, 1 << 32)
     of_samples = ([seed, n, rest] for n in range(config.count))
     streams = [np.random.Generator(np.random.Philox(seed=words)) for words in of_samples]
@@ -293,8 +293,8 @@ def _points(config: SampleConfig) -> Iterator[NDArray[np.float64]]:
 
 def _draw(p_BV: NDArray[np.float64], points_B: NDArray[np.float64]) -> NDArray[np.int64]:
     """Draw a symbol for each sample by inverting the cumulative distribution."""
-    # A point is at most 1 - 2^-53: times the end it is never rounded up to that.
-    if len(p_BV) == 1:  # its own, faster way: it is waited for at each character
+    # A point is at most 1 - 2^-53: its product with the total is never rounded up to the total.
+    if len(p_BV) == 1:  # a faster way for one sample, as the user waits for each character
         cumulative_V = p_BV[0].cumsum()
         return np.array([np.count_nonzero(cumulative_V <= points_B[0] * cumulative_V[-1])])
     cumulative_BV = p_BV.cumsum(axis=1)

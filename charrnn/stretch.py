@@ -1,4 +1,4 @@
-"""The text that ``inspect`` looks at: in memory, in windows, and the state that it is read from.
+"""The text that ``inspect`` looks at, its windows, and the state before a window.
 
 Axis letters: T time, B lanes.
 """
@@ -20,35 +20,35 @@ from charrnn.properties import PROPERTIES
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import counted
 
-#: Fewest characters that can be inspected.
+#: Fewest characters that ``inspect`` accepts.
 LEAST_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """The text that is looked at, in memory."""
+    """The text that is looked at."""
 
     text: str
-    """A character a symbol; a byte that is not ASCII stands as U+FFFD."""
+    """One character per symbol; a byte that is not ASCII becomes U+FFFD."""
     ids: NDArray[np.int64]
-    """The same as the model's symbols."""
+    """The model's symbols for it."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @cached_property
     def properties(self) -> dict[str, NDArray[np.float32]]:
-        """What a reader sees at each character, by the names that are shown."""
+        """What a reader sees at each character, by the names shown to the user."""
         return {
             name: np.array(measure(self.text), np.float32) for name, measure in PROPERTIES.items()
         }
 
 
 def read_stretch(part: Part, vocabulary: Vocabulary) -> Stretch:
-    """Read a part of a text, all of it.
+    """Read a part of a text as a whole.
 
     Raises:
-        CorpusError: it has fewer than ``LEAST_CHARACTERS`` characters, or changed.
+        CorpusError: it has fewer than ``LEAST_CHARACTERS`` characters, or has changed.
     """
     if part.characters < LEAST_CHARACTERS:
         raise CorpusError(
@@ -66,13 +66,13 @@ def read_stretch(part: Part, vocabulary: Vocabulary) -> Stretch:
 def windows_at(
     ids: NDArray[np.int64], starts_B: NDArray[np.int64], length: int, model: CharModel
 ) -> Tensor:
-    """Return the symbols of windows that begin at these characters, [length, B], for a model."""
+    """Return the symbols [length, B] of windows with these starts, on the model's device."""
     ids_TB = ids[starts_B[None] + np.arange(length)[:, None]]
     return torch.from_numpy(ids_TB).to(model.head.weight.device)
 
 
 @torch.no_grad()
 def warmed(model: CharModel, ids_TB: Tensor) -> Hidden:
-    """Return the state after some symbols, of which there may be none, from zero."""
+    """Return the state after reading symbols, possibly none, from the zero state."""
     hidden = model.initial_hidden(ids_TB.shape[1])
     return model.read(ids_TB, hidden)[1] if len(ids_TB) else hidden
