@@ -1,4 +1,4 @@
-"""Gradient flow: how far back the loss of one character reaches, by size.
+"""Gradient flow: the size of the gradient of one character's loss, by how far back it reaches.
 
 Layers are counted from 1. Axis letters: B places of the text, H hidden, K characters back,
 L layers.
@@ -37,24 +37,24 @@ class Reach:
 
     layer: int
     state: str
-    """``h``; ``c``: the memory of an LSTM; ``linear``: the textbook's picture of a plain RNN,
-    where the gradient at lag 0 passes through the recurrent matrix alone, k times, as if
-    tanh were a straight line and no layer lay above."""
+    """``h``; ``c``: an LSTM's memory; ``linear``: the textbook picture of a plain RNN, where
+    the gradient at lag 0 passes through the recurrent matrix alone, k times, as if tanh were
+    linear and there were no layer above."""
     size: float
     """Mean of ``|d loss(t) / d state(t)|``, the Euclidean norm over the units."""
     relative: tuple[float, ...]
-    """Mean of ``|d loss(t) / d state(t-k)|`` over that, for k = 0, 1, ..., the farthest lag."""
+    """Mean of ``|d loss(t) / d state(t-k)|`` as a share of ``size``, for k = 0 ... ``farthest``."""
     median: tuple[float, ...]
-    """Median over the places of each one's own share of what it is at k = 0; NaN if none has a
-    gradient there. A few places can make up most of the mean at a far lag, never of this."""
+    """Median over the places, each relative to its own size at k = 0; NaN if no place has a
+    gradient there. At a far lag a few places can make up most of the mean, but not the median."""
     halves_at: int | None
-    """The lag from which on less than half is left, in the mean; None: not even at the last."""
+    """The first lag from which the mean stays below a half; None: not even at the last."""
     under_1_percent_at: int | None
     """The same for 1 %."""
     median_halves_at: int | None
-    """As ``halves_at``, in the median."""
+    """As ``halves_at``, for the median."""
     median_under_1_percent_at: int | None
-    """As ``under_1_percent_at``, in the median."""
+    """As ``under_1_percent_at``, for the median."""
 
     @property
     def farthest(self) -> int:
@@ -64,31 +64,31 @@ class Reach:
 
 @dataclass(frozen=True)
 class GradientFlow:
-    """Gradient flow of a model with some weights."""
+    """Gradient flow of a model with trained or initial weights."""
 
     weights: WeightsOrigin
     scaled_to: float | None
     """Spectral radius that the recurrent matrices were scaled to; None: as they are."""
     spectral_radii: tuple[tuple[float, ...], ...]
-    """Largest absolute eigenvalue of each layer's recurrent matrices, one a gate's block."""
+    """Largest absolute eigenvalue of each layer's recurrent matrices, one per gate."""
     tanh_slopes: tuple[float | None, ...]
-    """Root mean square of tanh' = 1 - h², of each layer of a plain RNN, over units and steps; None
-    for other cells. Where what comes back has no direction of its own, a step leaves
-    the matrix's share times this of it."""
+    """Root mean square of tanh' = 1 - h² over units and steps, for each layer of a plain RNN;
+    None for other cells. One step back scales a gradient of random direction by the matrix's
+    factor times this."""
     places: int
-    """Characters t whose loss was followed back."""
+    """Number of characters t whose loss was followed back."""
     reaches: tuple[Reach, ...]
 
 
 def initial_model(config: ModelConfig, seed: int) -> CharModel:
-    """Return a model as a training with this seed begins it; no generator of torch's changes."""
-    with torch.random.fork_rng(devices=[]):  # it is made on the CPU
+    """Return a model as training with this seed starts it; torch's generators are not changed."""
+    with torch.random.fork_rng(devices=[]):  # the model is made on the CPU
         torch.default_generator.manual_seed(seed)  # torch.manual_seed() would seed a GPU's, too
         return CharModel(config).eval()
 
 
 def with_spectral_radius(model: CharModel, radius: float) -> CharModel:
-    """Return a copy whose recurrent matrices, each gate's block, have this spectral radius.
+    """Return a copy in which every gate's recurrent matrix has this spectral radius.
 
     Raises:
         UsageError: one of them has a radius of zero.
@@ -120,17 +120,17 @@ def gradient_flow(
     farthest: int = FARTHEST,
     places: int = PLACES,
 ) -> GradientFlow:
-    """Measure ``d loss(t) / d state(t-k)`` for k = 0 ... ``farthest``, means over many t.
+    """Measure the size of ``d loss(t) / d state(t-k)`` for k = 0 ... ``farthest``, over many t.
 
     These are total derivatives by backpropagation through time, untruncated up to the
-    farthest lag: all ways from a layer's state at t-k to the loss at t count, those through
-    the layers above too. An LSTM's two states count as independent variables: the way
-    from h to the loss does not include the memory before it, that from c includes all.
+    farthest lag: all paths from a layer's state at t-k to the loss at t count, including those
+    through the layers above. An LSTM's two states count as independent variables: the
+    derivative by h at t-k holds c at t-k fixed; that by c includes the paths through h.
 
     Args:
-        model: dropout does not act.
-        stretch: where the characters t are taken from, evenly.
-        weights: what the model's weights are, for the record.
+        model: in evaluation mode.
+        stretch: the text from which the characters t are taken, evenly spaced.
+        weights: where the model's weights come from, for the record.
         scaled_to: measure a copy with recurrent matrices of this spectral radius.
         farthest: the largest lag; less on a short text.
         places: how many t; fewer on a short text.
@@ -168,17 +168,17 @@ def gradient_flow(
 def _follow(
     model: CharModel, stretch: Stretch, at_B: NDArray[np.int64], farthest: int
 ) -> tuple[dict[tuple[int, str], Tensor], NDArray[np.float64]]:
-    """Return (layer, state) -> norms [K, B] of the gradient at t-k, t = ``at_B``.
+    """Return (layer, state) -> norms [K, B] of the gradient at t-k, for the t in ``at_B``.
 
-    Beside it the mean square of 1 - h² over the same steps, of each plain RNN's layer; else NaN.
+    Also return each layer's mean square of 1 - h² over the same steps; NaN unless a plain RNN's.
 
-    The windows that end at the places are lanes of one batch; since lanes do not touch
-    each other, one backward pass from the sum of their last losses serves them all.
+    The windows that end at these places form one batch; since lanes do not affect each
+    other, one backward pass from the sum of their last losses serves them all.
     """
     warm_up = min(WARM_UP, int(at_B.min()) - farthest)
     ids_TB = windows_at(stretch.ids, at_B - farthest - warm_up, warm_up + farthest + 2, model)
     hidden = warmed(model, ids_TB[:warm_up])
-    # Whatever the weights require: the states are to be followed.
+    # Make autograd follow the states even if no weight requires a gradient.
     hidden = tuple(tuple(s.requires_grad_() for s in state) for state in hidden)
     layers = unroll_model(model, ids_TB[warm_up:-1], hidden)
     logits_BV = model.head(layers[-1].states["h"][-1])
@@ -246,6 +246,6 @@ def _reach(layer: int, state: str, size_KB: NDArray[np.float64]) -> Reach:
 
 
 def _from_which_on(holds_K: NDArray[np.bool_]) -> int | None:
-    """Return the index from which on something holds to the end; None: not even at the last."""
+    """Return the first index from which something holds to the end; None: not even at the last."""
     first = int(np.flatnonzero(~holds_K).max(initial=-1)) + 1
     return first if first < len(holds_K) else None

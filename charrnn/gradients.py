@@ -1,12 +1,12 @@
 """What truncation and clipping do to a gradient: direction, size, time and memory.
 
-Training never sees the gradient of a whole text. It sees one window at a time, with
-the state carried into it as a constant (``update``), and cuts what is too large. Here
-the whole gradient of a stretch is computed too, by backpropagation through all of its
-time steps, and what training would make of it is held against that.
+Training never sees the gradient of a whole text. It sees one window at a time, with the
+state carried into it as a constant (``update``), and clips a gradient that is too large.
+Here the full gradient of a stretch is computed too, by backpropagation through all of its
+time steps, and compared with what training makes of it.
 
-The head's gradient passes through no time step and is the same for every window, so truncation
-leaves it out: there the gradients are those of the embedding and of all cells' weights.
+The head's gradient passes through no time step and is the same whatever the window, so the
+comparison of windows leaves it out: it covers the embedding and all cells' weights.
 
 Axis letters: T time, B lanes.
 """
@@ -30,48 +30,48 @@ from charrnn.model import CharModel, Hidden
 from charrnn.stretch import warmed, windows_at
 from charrnn.update import clip, window_loss
 
-#: Places of the text that are read side by side.
+#: Places of the text read side by side.
 LANES = 8
-#: Predictions of a lane whose loss counts: the full gradient keeps them all in memory.
+#: Predictions per lane whose loss counts: the full gradient keeps them all in memory.
 LONGEST = 1024
-#: Times that a gradient is computed to time it; the shortest counts.
+#: How often a gradient is computed to time it; the fastest counts.
 REPEATS = 3
-#: Shares of its norm that a gradient is cut to.
+#: Shares of its own norm that a gradient is clipped to.
 SHARES = (0.5, 0.1, 0.01)
 
 
 @dataclass(frozen=True)
 class Window:
-    """A gradient by windows of some length, against the full one."""
+    """A gradient computed in windows of one length, compared with the full gradient."""
 
     bptt: int
-    """T, characters a window."""
+    """T, characters per window."""
     loss_last: int | None
-    """The loss counts on the last so many of each window, which moves by as many; None: on all."""
+    """Only the last N predictions of each window count, and windows advance by N; None: all."""
     angle: float
-    """Degrees between the windows' gradients added up and the full gradient."""
+    """Degrees between the sum of the windows' gradients and the full gradient."""
     size: float
     """Norm of the sum, as a share of the full gradient's."""
     seconds_per_character: float
-    """Of forward and backward pass, per prediction whose loss counts. For the full gradient these
-    are of its predictions alone: the steps before them are the measurement's own."""
+    """Forward and backward pass, per prediction whose loss counts. The full gradient is timed over
+    these predictions alone, without the steps that the measurement adds before them."""
     bytes: int
-    """Kept for the backward pass of one window of all lanes, weights not counted."""
+    """Memory kept for the backward pass of one window in all lanes, without the weights."""
 
 
 @dataclass(frozen=True)
 class Truncation:
-    """What windows make of the gradient of a model with some weights."""
+    """What windows make of the gradient of a model with trained or initial weights."""
 
     weights: WeightsOrigin
     lanes: int
     characters: int
-    """Predictions of all lanes whose loss counts."""
+    """Number of predictions in all lanes whose loss counts."""
     full: Window
     """All time steps at once."""
     between_halves: float
-    """Degrees between the full gradients of one half of the lanes and of the other: what
-    another piece of the same text changes."""
+    """Degrees between the full gradients of the two halves of the lanes: how much another piece
+    of the same text changes."""
     windows: tuple[Window, ...]
 
 
@@ -86,19 +86,18 @@ def truncation(
 ) -> Truncation:
     """Compare the gradient by windows, as training computes it, with the full gradient.
 
-    Both are of the same predictions under the same weights. Each window starts from the
-    state that the text before it gives, so that values are exact and only the gradient
-    is cut: the losses are equal. The predictions begin as far behind the start of a lane as
-    the longest window is long, where the text is: else the first window of each lane had
-    nothing that it could cut.
+    Both are over the same predictions, with the same weights. Each window starts from the
+    state that the text before it leaves, so only the gradient is truncated and the losses are
+    equal. The predictions start as far into a lane as the longest window is long, if the text
+    allows it: otherwise the first window of each lane would have nothing to truncate.
 
     Args:
-        model: dropout does not act.
+        model: in evaluation mode.
         ids: the text's symbols.
         windows: lengths to compare; none: powers of 2.
         loss_last: count the loss on the last N characters of each window only.
-        weights: what the model's weights are, for the record.
-        longest: predictions of a lane whose loss counts, at most, if no window is longer.
+        weights: where the model's weights come from, for the record.
+        longest: most predictions per lane whose loss counts, unless a window is longer.
 
     Raises:
         UsageError: the text is too short for a window.
@@ -116,7 +115,8 @@ def truncation(
                 f"--loss-last {loss_last} does not fit any window of the inspected text, {LANES} "
                 f"lanes of {length:,} characters: give a smaller one, or a window with --bptt"
             )
-    # Predictions before the first one that counts for every window, and further before those.
+    # Skip enough predictions for every window to fit before the first that counts; then more, so
+    # that there is something to truncate.
     skipped, most = max((T - (loss_last or T) for T in windows), default=0), max(windows, default=1)
     skipped += min(most, max(0, length - skipped - most))
     counted = min(max(longest, most), length - skipped)
@@ -124,7 +124,7 @@ def truncation(
     every = (skipped + counted, counted)
 
     def by(bptt: int, last: int) -> Callable[[], Tensor]:
-        before = warmed(model, x_TB[: skipped + last - bptt])  # in no time that is measured
+        before = warmed(model, x_TB[: skipped + last - bptt])  # not timed
         return lambda: _by_windows(model, x_TB, y_TB, before, skipped, bptt, last)
 
     full = by(*every)()
@@ -162,14 +162,14 @@ def truncation(
 def _powers(length: int, last: int) -> list[int]:
     """Return the powers of 2 to compare on a lane, no shorter than ``last``.
 
-    A window leaves at least as much of the lane to count as it spans itself before that.
+    A window of T skips T - ``last`` predictions and leaves at least T to count.
     """
     powers = (1 << n for n in range(length.bit_length()))
     return [T for T in powers if last <= T and 2 * T - last <= length]
 
 
 def _lanes(model: CharModel, ids: NDArray[np.int64], length: int) -> tuple[Tensor, Tensor]:
-    """Return the inputs and targets [length, B] of lanes evenly over the text."""
+    """Return the inputs and targets [length, B] of lanes spaced evenly over the text."""
     starts_B = (len(ids) - 1) // LANES * np.arange(LANES)
     ids_TB = windows_at(ids, starts_B, length + 1, model)
     return ids_TB[:-1], ids_TB[1:]
@@ -188,9 +188,9 @@ def _by_windows(
 ) -> Tensor:
     """Return the gradient of the mean loss from ``skipped`` on, added up window by window.
 
-    ``hidden`` is the state before the first window, which ends ``last`` predictions after
-    ``skipped``; window k ends ``last`` after window k - 1. Each counts its last ``last``, and the
-    last one is as short as what remains.
+    The first window starts from the state ``hidden`` and ends ``last`` predictions after
+    ``skipped``; each window ends ``last`` after the one before and counts its final ``last``
+    predictions. The last window is as short as what remains.
     """
     length = len(x_TB)
     named = model.named_parameters()
@@ -208,14 +208,14 @@ def _by_windows(
 
 
 def _degrees(one: Tensor, other: Tensor) -> float:
-    """Return the angle between two vectors; exact for small ones, where a cosine is not."""
+    """Return the angle between two vectors, accurate for small angles too, unlike a cosine."""
     one, other = one.cpu().double(), other.cpu().double()
     one, other = one / one.norm(), other / other.norm()
     return math.degrees(2 * math.atan2(float((one - other).norm()), float((one + other).norm())))
 
 
 def _timed(work: Callable[[], Tensor], model: CharModel) -> tuple[Tensor, float]:
-    """Return what a call returns, and the seconds it takes at its best."""
+    """Return a call's result and its shortest time in seconds."""
     took = []
     for _ in range(REPEATS):
         synchronise(model.head.weight.device)
@@ -227,7 +227,7 @@ def _timed(work: Callable[[], Tensor], model: CharModel) -> tuple[Tensor, float]
 
 
 def _kept(model: CharModel, x_TB: Tensor, y_TB: Tensor, counted: int) -> int:
-    """Return the bytes that autograd keeps between a window's forward and backward pass."""
+    """Return the bytes that autograd keeps between the forward and backward pass of a window."""
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     biases = {cell.bias.shape for cell in model.layers()}
     kept: dict[int, int] = {}
@@ -235,15 +235,15 @@ def _kept(model: CharModel, x_TB: Tensor, y_TB: Tensor, counted: int) -> int:
     def note(saved: Tensor) -> Tensor:
         storage = saved.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
-        # On CUDA a cell's weights are copied into one piece (``cells._run_torch``), and a vector
-        # of floats as long as a bias is nothing else.
+        # On CUDA a cell's weights are copied into one flat tensor (``cells._run_torch``). A float
+        # vector with a bias's shape can only be a view of it.
         if saved.is_floating_point() and saved.shape in biases:
             weights.add(storage.data_ptr())
         return saved
 
     hidden = model.initial_hidden(x_TB.shape[1])
     with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
-        # While the loss lives, so does all that was saved, and no address comes twice.
+        # While the loss is alive, so is everything saved, and no address is used twice.
         loss, _ = window_loss(model, x_TB, y_TB, hidden, counted)
     del loss
     return sum(size for at, size in kept.items() if at not in weights)
@@ -254,17 +254,17 @@ def _kept(model: CharModel, x_TB: Tensor, y_TB: Tensor, counted: int) -> int:
 
 @dataclass(frozen=True)
 class Cut:
-    """A gradient cut down, as a whole and entry by entry."""
+    """A gradient clipped by its norm, and by the values of its entries."""
 
     weights: WeightsOrigin
     share: float
-    """Norm after, as a share of the norm before."""
+    """Norm after clipping, as a share of the norm before."""
     by_norm: float
-    """Degrees between the gradient before and after it was scaled down as a whole."""
+    """Degrees between the gradient before and after it is scaled down as a whole."""
     value: float
-    """Largest entry that leaves the same norm."""
+    """The limit on the size of entries that leaves the same norm."""
     by_value: float
-    """Degrees between the gradient before and after its entries were cut to that."""
+    """Degrees between the gradient before and after its entries are cut to that limit."""
 
 
 def cuts(
@@ -276,14 +276,14 @@ def cuts(
 ) -> tuple[Cut, ...]:
     """Measure how far clipping turns a gradient, by norm and by value to the same norm.
 
-    It is that of all weights, as training clips it, on one window of each lane, from the state
-    that as many characters before it give.
+    The gradient is that of all weights, as training clips it, over one window per lane. The
+    state before the window is warmed up on as many characters, if the text has them.
 
     Args:
-        model: dropout does not act.
+        model: in evaluation mode.
         ids: the text's symbols.
         bptt: the window; less on a short text.
-        weights: what the model's weights are, for the record.
+        weights: where the model's weights come from, for the record.
     """
     length = (len(ids) - 1) // LANES
     bptt = min(bptt, length)
@@ -297,7 +297,7 @@ def cuts(
 def _cut(gradient: Tensor, share: float, weights: WeightsOrigin) -> Cut:
     norm = float(gradient.norm())
     low, high = 0.0, float(gradient.abs().max())
-    # The norm grows with the largest entry: halve the interval where it passes the wish.
+    # The norm grows with the limit: bisect for the limit that gives the wanted norm.
     for _ in range(60):
         value = (low + high) / 2
         too_small = float(gradient.clamp(-value, value).norm()) < share * norm

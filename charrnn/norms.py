@@ -1,4 +1,4 @@
-"""The gradient norms of a training, and what clipping did to them, by its log.
+"""The gradient norms of a training and what clipping did to them, as its log tells.
 
 Axis letter: R rows of a log.
 """
@@ -21,12 +21,12 @@ class Period:
     first_step: int
     last_step: int
     low: float
-    """Of the gradient norms in the log, each a mean of a few updates: the quantile at 10 %."""
+    """10 % quantile of the gradient norms in the log, each of them a mean over a few updates."""
     median: float
     largest: float
-    """Of a single update."""
+    """Largest norm of a single update."""
     clipped_share: float
-    """Updates whose gradient was cut, as a share of all in the period."""
+    """Share of the period's updates whose gradient was cut or scaled down."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Clipping:
     """Gradient norms over a training."""
 
     clip_norm: float | None
-    """What norms were scaled down to; None: they were not."""
+    """The norm that gradients were scaled down to; None: they were not."""
     clip_value: float | None
-    """What single entries were cut to; None: they were not."""
+    """The value that single entries were cut to; None: they were not."""
     scale_norm: float | None
     """The norm that every gradient was given; None: it was not."""
     steps: int
@@ -44,23 +44,23 @@ class Clipping:
     largest: float
     """Largest norm of an update."""
     clipped_share: float
-    """Updates whose gradient was cut or scaled down, as a share of all."""
+    """Share of all updates whose gradient was cut or scaled down."""
     periods: tuple[Period, ...]
-    """In order of time, about the same number of rows each."""
+    """In order of time, with about the same number of rows each."""
 
 
 def clipping(
     rows: Sequence[Mapping[str, Any]], training: TrainConfig, periods: int = 12
 ) -> Clipping | None:
-    """Sum up the gradient norms of a training's log.
+    """Summarise the gradient norms in a training's log.
 
     Args:
-        rows: of ``metrics.jsonl``; those on updates have ``gradient_norm``.
-        training: what was to be done to its gradients.
-        periods: at most so many.
+        rows: rows of ``metrics.jsonl``; those on updates have ``gradient_norm``.
+        training: how its gradients were to be clipped.
+        periods: how many periods at most.
 
     Returns:
-        None where no row is on updates.
+        None if no row is on updates.
     """
     rows = [row for row in rows if "gradient_norm" in row]
     if not rows:
@@ -68,7 +68,7 @@ def clipping(
     norm_R = np.array([row["gradient_norm"] for row in rows], dtype=np.float64)
     largest_R = np.array([row["largest_gradient_norm"] for row in rows])
     clipped_R = np.array([row["clipped_share"] for row in rows], dtype=np.float64)
-    # A row is on the updates since the row before.
+    # A row covers the updates since the row before.
     after_R = np.array([0] + [row["step"] for row in rows])
     updates_R = np.diff(after_R)
     pieces = []

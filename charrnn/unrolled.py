@@ -1,7 +1,7 @@
-"""A model's recurrence over a text with every state and every gate in sight.
+"""A model's recurrence over a text, with every state and gate exposed.
 
-The library's cells do not show their gates, nor their states to autograd. So the
-recurrence is written out here step by step, with the model's own weights.
+The model's own cells do not expose their gates, nor single states to autograd. So the
+recurrence is written out here step by step, with the model's weights.
 
 Axis letters: T time, B lanes, E inputs, H hidden, G gates.
 """
@@ -29,22 +29,22 @@ GATES: dict[type[Cell], tuple[str, ...]] = {
     GRU: ("reset", "update"),
 }
 
-#: The gate that a state is multiplied by on its way to the next step, unit by unit.
+#: For each state, the gate that multiplies it, unit by unit, on its way to the next step.
 KEEPERS: dict[type[Cell], dict[str, str]] = {
     RNN: {},
     LSTM: {"c": "forget"},
     GRU: {"h": "update"},
 }
 
-#: Stretches that are read side by side for gates and units.
+#: Places of the text that ``observe`` reads side by side.
 LANES = 8
-#: Time steps whose states and gates are held at a time.
+#: Time steps whose states and gates are held in memory at a time.
 BLOCK = 64
 
 
 @dataclass(frozen=True)
 class Unrolled:
-    """One layer over T time steps, each step's tensors a node of the graph of its own."""
+    """One layer over T time steps; each step's tensors are their own nodes of autograd's graph."""
 
     states: dict[str, list[Tensor]]
     """State name -> [B, H] after each step."""
@@ -57,14 +57,14 @@ class Unrolled:
 
 
 def unroll(cell: Cell, x_TBE: Tensor, state: State) -> Unrolled:
-    """Run a cell as its equations are printed (see ``charrnn.cells``), step by step.
+    """Run a cell step by step, by the equations in ``charrnn.cells``.
 
-    Weight drop does not act: this is the cell as it is used, not as it is trained.
+    Weight drop is not applied: this is the cell in use, not in training.
 
     Args:
         cell: one layer.
-        x_TBE: what it reads [T, B, E].
-        state: before the first step, each part [B, H].
+        x_TBE: its inputs [T, B, E].
+        state: the state before the first step, each part [B, H].
     """
     names = GATES[type(cell)]
     states: dict[str, list[Tensor]] = {name: [] for name in cell.states}
@@ -96,15 +96,15 @@ def _step(cell: Cell, input_BG: Tensor, state: State) -> tuple[State, tuple[Tens
 
 
 def unroll_model(model: CharModel, x_TB: Tensor, hidden: Hidden) -> tuple[Unrolled, ...]:
-    """Do what ``model(x_TB, hidden)`` does in evaluation, up to the head, step by step.
+    """Compute step by step what ``model(x_TB, hidden)`` does in evaluation mode, up to the head.
 
     Args:
-        model: dropout and weight drop do not act.
+        model: its dropout and weight drop are not applied.
         x_TB: symbols [T, B].
-        hidden: of every layer, before the first step, each part [B, H].
+        hidden: every layer's state before the first step, each part [B, H].
 
     Returns:
-        Every layer unrolled. The logits at t are the head of the last one's h at t.
+        Every layer unrolled. The logits at t are the head applied to the last layer's h at t.
     """
     out_TBH: Tensor = model.embedding(x_TB)
     layers = []
@@ -117,10 +117,10 @@ def unroll_model(model: CharModel, x_TB: Tensor, hidden: Hidden) -> tuple[Unroll
 def observe(
     model: CharModel, stretch: Stretch
 ) -> Iterator[tuple[NDArray[np.int64], tuple[Unrolled, ...]]]:
-    """Read the stretch in ``LANES`` lanes, each warmed on the characters before it.
+    """Read the stretch in ``LANES`` lanes, each warmed up on the characters before it.
 
     Yields:
-        The characters' places in the stretch [T, B], lane after lane in order of the
+        The characters' positions in the stretch [T, B], with the lanes in the order of the
         text, and every layer unrolled over them.
     """
     warm_up = min(WARM_UP, len(stretch) // 4)
