@@ -1,8 +1,8 @@
 """What states, gates and units do along a text.
 
-- pace: how slowly the states change, and what gates keep of one;
+- pace: how slowly the states change, and how much of them the gates keep;
 - gates: how often each is nearly open or nearly closed;
-- units: which of them follow a property that a reader sees; one of them along the text.
+- units: which of them follow a property that a reader sees, and one unit's state along the text.
 
 Layers and units are counted from 1. Axis letters: T time, B lanes, H hidden, U the units of all
 layers' states, P properties, N observations.
@@ -30,7 +30,7 @@ from charrnn.properties import PROPERTIES
 from charrnn.stretch import Stretch, warmed, windows_at
 from charrnn.unrolled import KEEPERS, observe, unroll_model
 
-#: Steps in a row over which the values of such a gate are multiplied.
+#: Number of consecutive steps over which a gate's values are multiplied.
 KEPT_OVER = 10
 #: Characters whose activation is shown.
 SHOWN = 1000
@@ -47,15 +47,15 @@ class Pace:
     layer: int
     state: str
     autocorrelation: tuple[float, ...]
-    """Of each unit, at lag 1: Pearson's correlation of its state with that one character
-    before. NaN for a unit that does not vary."""
+    """For each unit, Pearson's correlation of its state with its state one character before.
+    NaN for a unit that does not vary."""
     mean: float
-    """Of these, over the units that vary; NaN if none does."""
+    """Mean of these over the units that vary; NaN if none does."""
     gate: str | None
-    """That keeps the state: an LSTM's forget gate for c, a GRU's update gate for h."""
+    """The gate that keeps the state: an LSTM's forget gate for c, a GRU's update gate for h."""
     kept_mean: float | None
-    """Product of that gate's values at ``KEPT_OVER`` steps in a row, mean over units and
-    places; None: no such gate, or too short a text."""
+    """Product of that gate's values over ``KEPT_OVER`` consecutive steps, mean over units and
+    places; None: no such gate, or the text is too short."""
     kept_median: float | None
 
 
@@ -63,8 +63,8 @@ class Pace:
 def pace(model: CharModel, stretch: Stretch) -> tuple[Pace, ...]:
     """Measure how slowly each state changes, and how much of it the gate on its way keeps.
 
-    At an autocorrelation of 0.5 a step changes a unit by as much as its state differs from
-    its mean (root mean squares): above that it changes more slowly than it varies.
+    At an autocorrelation of 0.5 a unit's change per step is as large as its deviation from its
+    mean (root mean squares); above that, it is smaller.
     """
     cells = model.layers()
     sums: dict[tuple[int, str], NDArray[np.float64]] = {}
@@ -109,7 +109,7 @@ def _sums(x_TBH: NDArray[np.float64], y_TBH: NDArray[np.float64]) -> NDArray[np.
 
 
 def _products(gate: list[Tensor]) -> NDArray[np.floating]:
-    """Return the products of a gate's values at ``KEPT_OVER`` steps in a row, all in one row."""
+    """Return the products of a gate's values over ``KEPT_OVER`` consecutive steps, flattened."""
     runs = len(gate) // KEPT_OVER
     gate_TBH = torch.stack(gate)[: runs * KEPT_OVER]
     product_NBH = gate_TBH.view(runs, KEPT_OVER, *gate_TBH.shape[1:]).prod(1)
@@ -120,7 +120,7 @@ def _products(gate: list[Tensor]) -> NDArray[np.floating]:
 def _pearson(n: int, sums: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
     """Return Pearson's correlation from the sums of x, y, x², y² and x y over n observations.
 
-    NaN where one of both is constant but for rounding.
+    NaN where x or y is constant but for rounding.
     """
     x, y, xx, yy, xy = sums
     variance_x, variance_y = n * xx - x**2, n * yy - y**2
@@ -130,14 +130,14 @@ def _pearson(n: int, sums: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]
 
 @dataclass(frozen=True)
 class GateUse:
-    """How far one layer's gates of one kind are open."""
+    """How often one layer's gates of one kind are nearly open or nearly closed."""
 
     layer: int
     gate: str
     open_share: tuple[float, ...]
-    """Of each unit: the share of characters at which its gate is above ``NEARLY_OPEN``."""
+    """For each unit, the share of characters at which its gate is above ``NEARLY_OPEN``."""
     closed_share: tuple[float, ...]
-    """Of each unit: the share of characters at which its gate is below ``NEARLY_CLOSED``."""
+    """For each unit, the share of characters at which its gate is below ``NEARLY_CLOSED``."""
     characters: int
 
 
@@ -145,7 +145,7 @@ class GateUse:
 def gate_use(model: CharModel, stretch: Stretch) -> tuple[GateUse, ...]:
     """Measure how often each unit's gates are nearly open and nearly closed.
 
-    After Karpathy, Johnson and Fei-Fei (2015), figure 3. A plain RNN has no gates: ().
+    After Karpathy, Johnson and Fei-Fei (2015), figure 3. Empty for a plain RNN, which has no gates.
     """
     opened: dict[tuple[int, str], Tensor] = {}
     closed: dict[tuple[int, str], Tensor] = {}
@@ -180,7 +180,7 @@ class Unit:
 
     @classmethod
     def parse(cls, name: str, shape: ModelConfig) -> Self:
-        """Return the unit that a name like 1.17 or 1.17c means; 17 is 1.17.
+        """Return the unit that a name like 1.17 or 1.17c stands for; 17 means 1.17.
 
         Raises:
             UsageError: it is not such a name, or a model of this shape has no such unit.
@@ -205,30 +205,30 @@ class Unit:
 
 @dataclass(frozen=True)
 class UnitFound:
-    """The unit that follows a property best with one of its states, found on half of the text."""
+    """The unit whose h, or whose c, follows a property best; found on half of the text."""
 
     property: str
     unit: Unit
     found: float
-    """Correlation on the first half, where this unit's was the largest by size."""
+    """Correlation on the first half, where this unit's has the largest absolute value."""
     correlation: float
     """Correlation of the same unit on the second half."""
     mean: float
-    """Of the property, over both halves."""
+    """Mean of the property over both halves."""
 
 
 @torch.inference_mode()
 def units(model: CharModel, stretch: Stretch) -> tuple[UnitFound, ...]:
-    """Find the unit that follows each visible property of the text best, for h and c apart.
+    """Find the unit that follows each visible property of the text best, separately for h and c.
 
     The measure is Pearson's correlation between the unit's state after a character and
-    the property's value at it. The best of many units is best by chance too: so it is
-    found on the first half of the text, and its correlation reported on the second.
+    the property's value there. The best of many units is partly best by chance, so it is
+    chosen on the first half of the text and judged by its correlation on the second.
 
     Returns:
-        A finding for each property and kind of state, a property's together, by falling size of
-        the correlation on the second half; none for a property that does not vary in one of the
-        halves.
+        One finding per property and kind of state, grouped by property, in falling order of the
+        absolute correlation on the second half; none for a property that does not vary in one of
+        the halves.
     """
     value_TP = np.array([*stretch.properties.values()]).T
     names: list[tuple[int, str]] = []
@@ -246,7 +246,7 @@ def units(model: CharModel, stretch: Stretch) -> tuple[UnitFound, ...]:
                 value_TP[at_TB[:, of_half]].reshape(-1, len(PROPERTIES)).astype(np.float64),
             )
     first_UP, second_UP = (half.result() for half in halves)
-    # One best of both would hide how well an LSTM's c does wherever an h is a hair better.
+    # A single best would hide how well an LSTM's c does wherever an h is slightly better.
     of_state_U = {
         state: np.repeat([s == state for _, s in names], model.config.hidden)
         for state in dict.fromkeys(s for _, s in names)
@@ -288,7 +288,7 @@ class _Correlation:
         self.product_UP = np.zeros((width, properties))
 
     def add(self, x_NU: NDArray[np.float64], y_NP: NDArray[np.float64]) -> None:
-        """Take N observations in."""
+        """Add N observations."""
         self.count += len(x_NU)
         self.sum_U += x_NU.sum(0)
         self.square_U += (x_NU**2).sum(0)
@@ -297,12 +297,12 @@ class _Correlation:
         self.product_UP += x_NU.T @ y_NP
 
     def is_constant(self, number: int) -> bool:
-        """Whether a property had one value only."""
+        """Return whether a property had only one value."""
         # Exact: the values are small whole numbers.
         return bool(self.count * self.square_P[number] == self.sum_P[number] ** 2)
 
     def result(self) -> NDArray[np.float64]:
-        """Return the correlations [U, P]; 0 where one of both does not vary."""
+        """Return the correlations [U, P]; 0 where one of the two does not vary."""
         sums = (self.sum_U[:, None], self.sum_P, self.square_U[:, None], self.square_P)
         return np.nan_to_num(_pearson(self.count, (*sums, self.product_UP)))
 
@@ -316,16 +316,16 @@ class Activation:
     values: tuple[float, ...]
     """The unit's state after each character of ``text``."""
     properties: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """What a reader sees at each character, as the whole stretch before it shows it."""
+    """What a reader of the whole stretch up to each character sees there."""
 
     @property
     def largest(self) -> float:
-        """The largest state by size, of those that are numbers; 0 if none is."""
+        """The largest absolute state, of those that are finite; 0 if none is."""
         return max((abs(value) for value in self.values if math.isfinite(value)), default=0.0)
 
     @property
     def shares(self) -> list[float]:
-        """Each state as a share of the largest; 0 for one that is no number."""
+        """Each state as a share of the largest; 0 for one that is not finite."""
         largest = self.largest or 1.0
         return [value / largest if math.isfinite(value) else 0.0 for value in self.values]
 
@@ -337,9 +337,9 @@ def activation(
     """Return a unit's state at the last characters of the stretch.
 
     Args:
-        model: dropout does not act.
-        stretch: the text; the 256 characters before those are read first.
-        unit: which one of the model's.
+        model: in evaluation mode.
+        stretch: the text; up to 256 characters before the last ones warm up the state.
+        unit: one of the model's.
         characters: how many; at most three quarters of the stretch.
     """
     start = len(stretch) - min(characters, len(stretch) * 3 // 4)

@@ -1,13 +1,14 @@
-"""What the recurrence of a model does on a text, measured: all of it in one record.
+"""What a model's recurrence does on a text: all measurements in one record.
 
-The measurements of a model on a stretch of text, and that of its training's log:
+They are made on a stretch of text, and on the log of the model's training:
 
-- the step: the printed equations in plain numbers, against the model (``equations``);
-- gradient flow: how far back the loss of one character reaches, by size (``flow``);
+- the step: the equations in plain numbers, compared with the model (``equations``);
+- gradient flow: the size of the gradient of one character's loss, by how far back it reaches
+  (``flow``);
 - memory: what a reset of the state costs, by the number of characters since (``memory``);
-- pace, gates and units: what they do along the text (``activity``);
-- clipping: the gradient norms of a training's log (``norms``), and how far a cut turns a gradient
-  (``gradients``);
+- pace, gates and units: what states and gates do along the text (``activity``);
+- clipping: the gradient norms in the training's log (``norms``), and how far clipping turns a
+  gradient (``gradients``);
 - truncation: what windows make of the full gradient (``gradients``).
 """
 
@@ -45,34 +46,34 @@ T = TypeVar("T")
 class Inspection:
     """The measurements of a model on a stretch of text.
 
-    One that was not asked for is empty, but the log's norms, which are there if they were given.
+    Those not asked for are empty; ``clipping`` is there whenever a log's norms were given.
     """
 
     characters: int
     """Length of the stretch."""
     step: Step | None
-    """The equations at its end."""
+    """The equations at the end of the stretch."""
     gradient_flow: tuple[GradientFlow, ...]
-    """Trained and initial weights; then each scaled to each of the radii asked for."""
+    """For trained and initial weights; then for both, scaled to each radius asked for."""
     memory: Memory | None
     pace: tuple[Pace, ...]
     gates: tuple[GateUse, ...]
     units: tuple[UnitFound, ...]
     activation: Activation | None
-    """Of the unit asked for."""
+    """Of the unit asked for, if any."""
     clipping: Clipping | None
     """None where there is no log."""
     cuts: tuple[Cut, ...]
-    """Trained and initial weights."""
+    """For trained and initial weights."""
     truncation: tuple[Truncation, ...]
-    """Trained and initial weights."""
+    """For trained and initial weights."""
 
     def to_dict(self, checkpoint: str, model: CharModel) -> dict[str, Any]:
         """Return a JSON object; what was not measured is null or empty.
 
         Args:
             checkpoint: the model's name.
-            model: that was looked into.
+            model: the model that was inspected.
         """
         return {
             "checkpoint": checkpoint,
@@ -99,18 +100,18 @@ def inspect(
 
     Args:
         model: trained, in evaluation mode.
-        stretch: the text, held out if the figures are to mean what they seem to.
+        stretch: the text; the figures mean what they seem to only if it was held out.
         vocabulary: the model's.
         config: what the user chose.
-        training: how the model was trained; with its seed initial weights are made, unless the
+        training: how the model was trained; its seed makes the initial weights, unless the
             user chose one.
-        unit: whose activation is asked for.
-        history: of the training's gradient norms.
-        tell: is told each measurement's name before it is made.
+        unit: the unit whose activation is asked for.
+        history: the gradient norms of the training.
+        tell: called with each measurement's name before it is made.
 
     Raises:
-        UsageError: the stretch is too short for a window of ``config``; nothing was measured. Or
-            a recurrent matrix cannot be scaled to a radius of it.
+        UsageError: the stretch is too short for one of the windows in ``config`` (nothing was
+            measured), or a recurrent matrix cannot be scaled to one of its radii.
     """
     wanted = config.measured
     both: list[tuple[WeightsOrigin, CharModel]] = [("trained", model)]
@@ -125,7 +126,7 @@ def inspect(
         tell(name)
         return measure()
 
-    # First, for it may refuse.
+    # First, as it may refuse.
     truncations: tuple[Truncation, ...] = measured(
         "truncation",
         lambda: tuple(

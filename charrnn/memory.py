@@ -17,15 +17,15 @@ from charrnn.model import CharModel
 from charrnn.stretch import Stretch, windows_at
 from charrnn.vocabulary import Vocabulary
 
-#: The longest context is this at least, on a text that is long enough.
+#: The longest context tried is at least this, if the text is long enough.
 LONGEST = 256
-#: Resets of the state: as many as make this many multiply-adds, within the bounds.
+#: Number of resets: what this many multiply-adds allow, within these bounds.
 RESET_WORK, FEWEST_RESETS, MOST_RESETS = 2e11, 200, 2000
-#: Logits that are held at a time.
+#: Logits held in memory at a time.
 LOGITS = 1 << 22
-#: Pieces of the stretch whose means tell how sure a mean is.
+#: Pieces of the stretch whose means give a standard error.
 BLOCKS = 20
-#: Nats per character that a context may cost and still count as enough.
+#: Nats per character that a shorter context may cost and still count as enough.
 TOLERANCE = 0.01
 
 
@@ -36,24 +36,24 @@ class Memory:
     full_nats: float
     """Nats per character with the state carried on from the start of the stretch."""
     excess_nats: tuple[float, ...]
-    """Nats per character more, with a context of k = 0, 1, ... characters. k = 0: none but
-    the head's bias."""
+    """Additional nats per character with a context of k = 0, 1, ... characters. At k = 0 the
+    head's bias alone predicts."""
     standard_error: tuple[float, ...]
-    """Of each excess, by the means of ``BLOCKS`` pieces of the stretch: neighbouring resets are
-    seldom independent."""
+    """Of each excess, from the means of ``BLOCKS`` pieces of the stretch, as neighbouring resets
+    are seldom independent."""
     windows: int
-    """Resets that each mean is over."""
+    """Number of resets that each mean is over."""
     tolerance: float
-    """Nats per character that count as nothing."""
+    """Excess in nats per character that counts as nothing."""
     needed: int | None
     """Fewest characters of context within the tolerance; None: more than were tried. Read
-    off a fit to the excess that never rises, since single figures scatter."""
+    off a never-rising fit to the excess, since single values scatter."""
     needed_between: tuple[int | None, int | None]
     """The same if every excess were one standard error lower, and one higher."""
     bptt: int
-    """Window of the gradient that the model was trained with."""
+    """Characters per window in the model's training."""
     reset_state: bool = False
-    """Whether each of its windows began at the zero state."""
+    """Whether each training window began at the zero state."""
 
     @property
     def longest(self) -> int:
@@ -79,26 +79,26 @@ def memory(
 ) -> Memory:
     """Measure the loss against the number of characters since a reset of the state.
 
-    The state is reset at many places, evenly over the stretch. The k-th character after
-    each has a context of k characters, so one reading of each window serves all k. Every
-    price is compared to that of the same character under the full state, which makes
-    the differences far less noisy than the prices.
+    The state is reset at many places, spaced evenly over the stretch. The k-th character after
+    a reset has a context of k characters, so reading each window once serves all k. Every price
+    is compared with that of the same character under the full state: these differences are
+    far less noisy than the prices.
 
     Args:
-        model: dropout does not act.
+        model: in evaluation mode.
         stretch: the text.
-        vocabulary: prices unknown characters, as ``evaluation`` does.
-        bptt: the window of the training.
-        reset_state: whether each of them began at the zero state.
+        vocabulary: prices unknown characters, as in ``evaluation``.
+        bptt: characters per window in the model's training.
+        reset_state: whether each of these windows began at the zero state.
         farthest: the longest context; None: twice the window, at least ``LONGEST``. Less
             on a short text.
         resets: how many; None: as many as the size of the model allows. Fewer on a
             short text.
-        tolerance: nats per character that count as nothing.
+        tolerance: excess in nats per character that counts as nothing.
     """
     farthest = min(farthest or max(LONGEST, 2 * bptt), len(stretch) // 4)
     price_T = _full_prices(model, stretch)
-    # The full state has read at least as much again before a window as the window has.
+    # Before a window, the full state has read at least as many characters as the window has.
     first, last = farthest, len(stretch) - 1 - farthest
     if resets is None:
         affordable = RESET_WORK / (model.multiply_adds() * farthest)
@@ -139,7 +139,7 @@ def memory(
 
 
 def _full_prices(model: CharModel, stretch: Stretch) -> NDArray[np.float64]:
-    """Return -ln p of every character under the state carried on; NaN for the first."""
+    """Return -ln p of every character, with the state carried on; NaN for the first."""
     ids_T1 = torch.from_numpy(stretch.ids)[:, None].to(model.head.weight.device)
     hidden = model.initial_hidden(1)
     prices = [torch.full((1, 1), torch.nan)]
@@ -152,10 +152,10 @@ def _full_prices(model: CharModel, stretch: Stretch) -> NDArray[np.float64]:
 
 
 def _needed(excess_K: NDArray[np.float64], tolerance: float) -> int | None:
-    """Return the fewest characters of context within a tolerance; None: more than there are.
+    """Return the fewest characters of context within a tolerance; None: more than were tried.
 
-    Without any the head's bias alone predicts, which may be nearer than a state of few characters:
-    that is enough only if theirs is, too.
+    Without context the head's bias alone predicts. That may be better than the state after a few
+    characters, but counts as enough only if one character of context is enough too.
     """
     enough_K = _never_rising(excess_K[1:]) <= tolerance
     if not enough_K.any():

@@ -12,28 +12,28 @@ from charrnn.corpus import Part
 from charrnn.decoding import BYTES
 from charrnn.evaluation import Prices
 
-#: Bits from which on a character is more surprising than below.
+#: Where the levels of surprise above 0 begin, in bits.
 SURPRISE = (0.5, 2.0, 4.0, 8.0)
-#: Categories of the marks that take no column.
+#: Unicode categories of the marks that take no column of their own.
 NO_PLACE = frozenset({"Mn", "Me"})
 
 
 class PricedText:
-    """Puts characters to the prices of a text.
+    """Pairs the characters of a text with their prices.
 
-    Bytes are given as the utf-8 characters they make up, each at the price of all of its
-    bytes. A carriage return is given as its symbol; before a line feed it is none of its own, and
-    its price is that line end's.
+    Bytes are decoded as UTF-8, and each character costs what all of its bytes cost. A carriage
+    return is shown by its symbol; before a line feed it is left out, and the line feed takes
+    over its price.
 
     Args:
-        part: the text that is scored; it is read as its characters are asked for.
+        part: the scored text; it is read as its characters are asked for.
 
     Raises:
-        CorpusError: the text changed while it was read; with the characters, not at once.
+        CorpusError: the text changed while it was read; raised with the characters, not at once.
     """
 
     def __init__(self, part: Part) -> None:
-        # Each with the one after it.
+        # Each code with the one after it.
         self._codes = itertools.pairwise(itertools.chain(part.each_code(), [None]))
         self._decoder = None
         if part.corpus.encoding == BYTES:
@@ -41,7 +41,7 @@ class PricedText:
         self._pending = 0.0
 
     def first(self) -> Iterator[tuple[str, float]]:
-        """Yield what comes before the first price; to be called once, at the start."""
+        """Yield what comes before the first price; call this once, at the start."""
         return self._characters([0.0])
 
     def priced(self, stretch: Prices) -> Iterator[tuple[str, float]]:
@@ -56,8 +56,8 @@ class PricedText:
             if self._decoder is None:
                 character = chr(code)
             else:
-                # None while a character's bytes are not complete; more than one after a wrong
-                # byte. At the end, what is there of a character that was cut off.
+                # Empty while a character's bytes are incomplete; more than one character after an
+                # invalid byte. At the end, what there is of a character that was cut off.
                 character = self._decoder.decode(bytes([code]), final=following is None)
             if following == ord("\n"):
                 character = character.removesuffix("\r")
@@ -67,21 +67,21 @@ class PricedText:
 
 
 def surprise(nats: float) -> int:
-    """Return how surprising a price is: 0, or how many of ``SURPRISE`` it reaches."""
+    """Return how surprising a price is: 0, or how many of the bounds in ``SURPRISE`` it reaches."""
     return sum(nats >= bits * math.log(2) for bits in SURPRISE)
 
 
 def surprise_ranges() -> list[str]:
-    """Return the bits of each level of ``surprise``, in words."""
+    """Return the range in bits of each level of ``surprise``, in words."""
     between = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(SURPRISE)]
     return [f"below {SURPRISE[0]:g}", *between, f"{SURPRISE[-1]:g} and above"]
 
 
 def surprise_mark(character: str, nats: float) -> str:
-    """Return what shows the colour of what costs much and has no place itself.
+    """Return a sign to colour in place of a costly character that takes no space itself, or "".
 
-    That is a line feed, and a mark that is drawn onto the character before. Others are left as
-    they are: a text of many marks stays readable.
+    That is a line feed, or a mark drawn onto the character before. Cheap ones need no sign, so
+    that a text with many marks stays readable.
     """
     if surprise(nats) < 2:
         return ""
