@@ -1,6 +1,6 @@
 """What a page shows of a model beside its scores: its training, a sample, a text it reads.
 
-What one model does, in a form that a reader can look at; one record a model.
+One record per model.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from charrnn.wording import printable, shown
 #: A row of ``metrics.jsonl``.
 Row = Mapping[str, Any]
 
-#: Every model's sample is drawn like this, from an empty prompt.
+#: How every model's sample is drawn, from an empty prompt.
 SAMPLE = SampleConfig(length=600, temperature=0.8, seed=1)
-#: Characters of a text that are shown with their prices.
+#: Number of characters shown with their prices.
 EXCERPT = 800
 #: Widest label of a line in a figure, in columns of a terminal: a Chinese character takes two.
 LABEL = 18
@@ -55,22 +55,22 @@ class Portrait:
     """What a page shows of one model."""
 
     label: str
-    """Short and different from the others' in the page."""
+    """Short, and different from the others on the page."""
     shape: ModelConfig
     log: Sequence[Row]
-    """Of its training; empty where there is no log any more."""
+    """Of its training; empty where there is no log (any more)."""
     sample: str
-    """As ``charrnn sample`` draws it with ``SAMPLE``, on the CPU, whatever the model is on."""
+    """As ``charrnn sample`` draws it with ``SAMPLE`` on the CPU, whatever the model's device."""
     excerpt: Sequence[tuple[str, float]]
-    """The first characters of a text, each with its price in nats; the very first has 0, or
-    the price of its other bytes."""
+    """The first characters of a text, each with its price in nats; the very first character costs
+    0, or what its second and later bytes cost."""
     inspection: Inspection | None = None
-    """None where it was not looked into, or the text is too short for that."""
+    """None if the model was not inspected, or the text is too short for that."""
     validated_on: frozenset[object] = frozenset()
-    """What the losses in the log, and in the logs of its cell's other runs, are on: one thing
-    where they compare."""
+    """Identifies what the losses in this log, and in those of its cell's other runs, were measured
+    on: they compare only if there is one such item."""
     of_bytes: bool = False
-    """Whether the model reads bytes, which stand as characters in what was measured."""
+    """Whether the model reads bytes; each then counts as a character in what was measured."""
 
 
 def portray(
@@ -85,20 +85,20 @@ def portray(
     """Make a model's portrait.
 
     Args:
-        label: short and different from the others' in the page.
+        label: short, and different from the others on the page.
         checkpoint: the model's, or its run's folder.
         model: in evaluation mode.
         vocabulary: the model's.
         part: the text whose beginning is priced; at least 2 characters.
-        inspection: what was seen inside the model.
-        validated_on: what tells the text that losses are on from others.
+        inspection: the model's, if any.
+        validated_on: identifies the text that the losses in the log are on.
 
     Raises:
-        CheckpointError: there is no such checkpoint any more.
+        CheckpointError: the checkpoint no longer exists.
         CorpusError: the text changed while it was read.
-        NonFiniteError: a price, or what its sample is drawn from, is no number: its weights are
-            too large to compute with.
-        RunFolderError: the log cannot be read, or a line is no row of it.
+        NonFiniteError: a price or a prediction is not finite: the weights are too large to
+            compute with.
+        RunFolderError: the log cannot be read, or one of its lines is not a row.
     """
     text = PricedText(part)
     excerpt = list(text.first())
@@ -134,7 +134,7 @@ def portray(
 def labels(checkpoints: Sequence[Path]) -> list[str]:
     """Return a short name for each checkpoint, all different.
 
-    A run's folder goes by its name, a file in one by that and its own.
+    A run's folder is called by its name, a file by its folder's name and its own.
     """
     found: list[str] = []
     for path in map(Path, map(os.path.abspath, checkpoints)):
@@ -152,14 +152,14 @@ def labels(checkpoints: Sequence[Path]) -> list[str]:
 
 
 def _longest(name: str, columns: int) -> str:
-    """Return as much of a name's beginning as takes no more columns."""
+    """Return the longest beginning of a name that fits into this many columns."""
     return next(name[:n] for n in range(len(name), -1, -1) if cell_len(name[:n]) <= columns)
 
 
 def portray_subjects(subjects: Sequence[Subject]) -> list[Portrait]:
-    """Make the portraits of models beside each other, each on its own text.
+    """Make the portraits of several models, each on its own text.
 
-    Errors as in ``portray``.
+    Errors are those of ``portray``.
     """
     return [
         portray(
@@ -182,13 +182,13 @@ def portray_subjects(subjects: Sequence[Subject]) -> list[Portrait]:
 def portray_inspected(
     subject: Subject, part: Part, stretch: Stretch, inspection: Inspection
 ) -> Portrait:
-    """Make the portrait of a model that was looked into; errors as in ``portray``.
+    """Make the portrait of an inspected model; errors are those of ``portray``.
 
     Args:
         subject: the model.
-        part: of its text that was read.
-        stretch: the same, as the model has read it.
-        inspection: what was seen; where no unit was named, the portrait shows the first one.
+        part: the part of its text that was read.
+        stretch: the same text as the model's symbols.
+        inspection: its inspection; if no unit was named, the portrait shows the first one found.
     """
     if inspection.activation is None and inspection.units:
         coloured = activation(subject.model, stretch, inspection.units[0].unit)
@@ -200,18 +200,18 @@ def portray_inspected(
 def portray_comparison(
     comparison: Comparison,
 ) -> tuple[list[Portrait], list[tuple[RunResult, tuple[Row, ...]]]]:
-    """Make the portrait of each cell's best run, looked into on what the cells are compared on.
+    """Make the portrait of each cell's best run, inspected on what the cells are compared on.
 
-    On the CPU, where ``charrnn inspect`` and ``charrnn sample`` give the same by default.
+    This runs on the CPU, where ``charrnn inspect`` and ``charrnn sample`` give the same by default.
 
     Args:
-        comparison: what came out.
+        comparison: its outcome.
 
     Returns:
         The portraits, in the order of the cells; every run with its log.
 
     Raises:
-        CharrnnError: a checkpoint, a log or the text is not usable any more.
+        CharrnnError: a checkpoint, a log or the text is no longer usable.
     """
     portraits, scan_once = [], cache(scan)
     for cell in comparison.cells:
@@ -223,7 +223,7 @@ def portray_comparison(
         )
         training = checkpoint.record("training", TrainConfig)
         inspection = _inspect_end(path, model, vocabulary, training, part)
-        # How much of a text is validated on follows from a run's own speed.
+        # Runs may validate on different amounts of the text, as that depends on their speed.
         runs_of = [read_description(find(Path(run.run))) for run in cell.runs]
         on = frozenset(map(validated_on, runs_of))
         portraits.append(portray(cell.cell.upper(), path, model, vocabulary, part, inspection, on))
@@ -234,7 +234,7 @@ def portray_comparison(
 def _inspect_end(
     path: Path, model: CharModel, vocabulary: Vocabulary, training: TrainConfig, part: Part
 ) -> Inspection | None:
-    """Look into a model on the end of a part; None where that is too short."""
+    """Inspect a model on the end of a part; return None if the part is too short."""
     if part.characters < LEAST_CHARACTERS:
         return None
     config = InspectConfig(only=("flow", "memory", "gates", "units"))
@@ -244,20 +244,20 @@ def _inspect_end(
 
 
 def _read_log(checkpoint: Path) -> tuple[Row, ...]:
-    """Return the log of the run that a checkpoint belongs to; nothing where there is none.
+    """Return the log of the run that a checkpoint belongs to; empty where there is none.
 
     Raises:
-        RunFolderError: it cannot be read, or a line is no row of it.
+        RunFolderError: it cannot be read, or one of its lines is not a row.
     """
     log = find(checkpoint).parent / LOG
     return tuple(read_metrics(log)) if log.exists() else ()
 
 
 def read_history(checkpoint: Path, training: TrainConfig) -> Clipping | None:
-    """Return the gradient norms of the training of a checkpoint; None where there is no log.
+    """Return the gradient norms of a checkpoint's training; None where they were not logged.
 
     Raises:
         CheckpointError: there is no such checkpoint.
-        RunFolderError: the log cannot be read, or a line is no row of it.
+        RunFolderError: the log cannot be read, or one of its lines is not a row.
     """
     return clipping(_read_log(checkpoint), training)

@@ -1,4 +1,4 @@
-"""How a run stands, as a checkpoint says it: what it is, how far it has come, how it goes on.
+"""A run's status, from its checkpoint: what it is, how far it has come, how to go on.
 
 No text is read.
 """
@@ -25,12 +25,12 @@ from charrnn.wording import command_line, shown
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What a run is, how far it has come, and where and with what that was."""
+    """What a run is, how far it has come, and on what machine and versions."""
 
     path: Path
     """As the user named it: a checkpoint or a run's folder."""
     file: Path
-    """The checkpoint: of a folder the newest."""
+    """The checkpoint; for a folder, the newest in it."""
     run: RunSummary
     device: str
     threads: int
@@ -39,16 +39,16 @@ class RunStatus:
     versions: dict[str, str]
     """Of ``charrnn`` and ``torch``."""
     is_state: bool
-    """Whether the checkpoint has all that a run goes on from; else it has weights alone."""
+    """Whether the checkpoint has all that a run can go on from, and not just weights."""
     go_on: str | None
-    """The command that goes on with the run; None: it is finished, or the checkpoint is not what
-    that would go on from."""
+    """The command that goes on with the run; None: it is finished, or would not go on from this
+    checkpoint."""
     newer: Path | None
-    """The run's folder, where it holds a newer state than this."""
+    """The run's folder, if it holds a newer state than this."""
 
     @property
     def is_finished(self) -> bool | None:
-        """Whether the run has nothing left to do; None: weights alone do not tell."""
+        """Whether the run has nothing left to do; None: weights alone cannot tell."""
         return self.run.is_finished if self.is_state else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,13 +84,13 @@ class RunStatus:
 
 
 def read_status(path: Path) -> RunStatus:
-    """Read how a run stands; every bit of the checkpoint is checked.
+    """Read a run's status; the whole checkpoint is checked.
 
     Args:
-        path: a checkpoint, or a run's folder (its newest is taken).
+        path: a checkpoint, or a run's folder (its newest checkpoint is read).
 
     Raises:
-        CheckpointError: the file is not a whole checkpoint, or a field of it is not usable.
+        CheckpointError: the file is not a whole checkpoint, or one of its fields is not usable.
     """
     file = _newest(path)
     model, vocabulary, checkpoint = load_model(file, torch.device("cpu"))
@@ -131,23 +131,23 @@ def read_status(path: Path) -> RunStatus:
 
 
 def _newest(path: Path) -> Path:
-    """Return the checkpoint that a path means: of a run's folder the newest."""
-    with suppress(OSError):  # which ``find`` tells
+    """Return the checkpoint that a path names; for a run's folder, the newest."""
+    with suppress(OSError):  # ``find`` reports it
         if path.is_dir() and (there := _names(path)):
             return path / there[0]
     return find(path)
 
 
 def _names(folder: Path) -> list[str]:
-    """Return the names of the checkpoints of the run in a folder, the newest first."""
-    with suppress(RunFolderError):  # it cannot be listed, but a file in it be read
+    """Return the names of the checkpoints of the run in a folder, newest first."""
+    with suppress(RunFolderError):  # it cannot be listed, but files in it may be readable
         return [path.name for path in checkpoints_in(folder)]
     return []
 
 
 def _command(folder: Path, text: TextRecord) -> str:
     """Return the command that goes on with the run in a folder, or with its comparison."""
-    with suppress(RunFolderError):  # of no usable plan: who goes on is told
+    with suppress(RunFolderError):  # an unusable plan is reported by the command itself
         if (comparison := comparison_of(folder)) is not None:
             return command_line(resume_words(comparison))
     return resume_command(text, folder)

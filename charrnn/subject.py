@@ -1,8 +1,8 @@
-"""A trained model and the text that it is measured on: what it has seen of that text.
+"""A trained model, the text that it is measured on, and what it has seen of that text.
 
-``evaluate`` and ``inspect`` both take checkpoints and one text, which is named or a part of
-the one that the models were trained on. Models are loaded before a text is scored under any
-of them, so that what is amiss is said at once.
+``evaluate`` and ``inspect`` both take checkpoints and one text, which is either named or a
+part of the text that the models were trained on. All models are loaded before any text is
+scored, so that problems are reported at once.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ class Subject:
     model: CharModel
     vocabulary: Vocabulary
     checkpoint: Checkpoint
-    """Without tensors."""
+    """Without its tensors."""
     trained_on: TextRecord
     """The text of the model's run."""
     part: Part
     training: Part | None = None
-    """What the model was trained on; None: nobody asked for it, or it is gone."""
+    """The training part; None: it was not asked for, or is gone."""
     gone: str | None = None
-    """Why the text that was asked for is gone."""
+    """Why the training part is gone, if it was asked for."""
 
     def learnt(self, part: Part) -> str | None:
-        """Say how much of a text the model was trained on, or the one that it began as, if any.
+        """Say how much of a text the model, or the one it started from, was trained on, if any.
 
         Raises:
-            CheckpointError: what the checkpoint says of the texts before its own is not usable.
+            CheckpointError: what the checkpoint records of earlier texts is not usable.
         """
         trained = self.trained_on
         learnt = _share(part, most_learnt(part, [trained]))
@@ -78,14 +78,14 @@ class Subject:
         )
 
     def chosen(self) -> str | None:
-        """Say on how much of its text the model was chosen as the best of its run, if any.
+        """Say how much of the measured text was used to choose the model in its run, if any.
 
         Raises:
-            CheckpointError: as of ``validated_on``.
+            CheckpointError: as in ``validated_on``.
         """
         trained, scored = self.trained_on, validated_on(self.checkpoint)
         progress = self.checkpoint.record("progress", Progress)
-        # The best one under any name; the last was not chosen, though it may be the best.
+        # The best one under any name. The last was not chosen, even if it is the best.
         is_best = progress.step == progress.best_step and find(self.path).name != LAST
         if scored is None or not is_best:
             return None
@@ -97,7 +97,7 @@ class Subject:
         )
 
     def unknown(self, part: Part) -> str | None:
-        """Say what characters of a text the model does not know, if any.
+        """Say which characters of a text the model does not know, if any.
 
         The first character is left out: nothing predicts it, so it has no price.
 
@@ -118,10 +118,10 @@ class Subject:
         """Return what a user must know to judge the model's scores: "was trained on ...".
 
         Args:
-            of_training: whether the text is the training part, as the user asked.
+            of_training: whether the text is the training part because the user asked for it.
 
         Raises:
-            CheckpointError: as of ``validated_on``.
+            CheckpointError: as in ``validated_on``.
             CorpusError: the text changed since it was scanned.
         """
         learnt = None if of_training else self.learnt(self.part)
@@ -129,7 +129,7 @@ class Subject:
         return [fact for fact in facts if fact is not None]
 
     def called(self, source: TextSource) -> str:
-        """Return what a page calls the text that ``source`` has the model measured on."""
+        """Return what a page calls the text that ``source`` stands for with this model."""
         if source.part is None:
             return str(source)
         trained = self.trained_on
@@ -140,13 +140,14 @@ class Subject:
         return f"the {source.part} part of {of}"
 
     def origin(self, source: TextSource) -> dict[str, Any]:
-        """Return what tells of a result, as JSON has it, what model and what text it is of.
+        """Return the JSON fields that say which model and which text a result belongs to.
 
         Args:
-            source: of the text, as the user named it.
+            source: the text, as the user named it.
 
         Raises:
-            CheckpointError: the checkpoint is gone, or what it says of its progress is not usable.
+            CheckpointError: the checkpoint is gone, or what it records of its progress is not
+                usable.
         """
         return {
             "file": str(find(self.path)),
@@ -160,11 +161,11 @@ class Subject:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The names of what its run reads."""
+        """The names of the texts that its run reads."""
         return (*self.trained_on.texts, *self.trained_on.valid_texts)
 
     def sources(self) -> dict[Path, str]:
-        """Return the files that no result may overwrite, each with what it is.
+        """Return the files that no result may overwrite, each with a description.
 
         Raises:
             CheckpointError: the checkpoint is gone.
@@ -173,7 +174,7 @@ class Subject:
         read = [file.path for part in parts for file in part.corpus.files]
         checkpoint = find(self.path)
         run = files_of_run(checkpoint)
-        # Where the run is one of a comparison.
+        # If the run is part of a comparison.
         plan = followed(checkpoint.parent).parent / PLAN
         return (
             dict.fromkeys(read, "what is read")
@@ -183,13 +184,13 @@ class Subject:
 
 
 def validated_on(checkpoint: Checkpoint) -> tuple[str, tuple[int, int]] | None:
-    """Return what the validations of a checkpoint's run scored; None: nothing is held out.
+    """Return what a checkpoint's run validates on; None: nothing is held out.
 
     Returns:
-        A text's fingerprint, and borders in it: the first character, and the one after the last.
+        The text's fingerprint, and borders in it: the first character, and the one after the last.
 
     Raises:
-        CheckpointError: what the checkpoint says of its run's text or progress is not usable.
+        CheckpointError: what the checkpoint records of its text or progress is not usable.
     """
     text = checkpoint.record("text", TextRecord)
     scored = checkpoint.record("progress", Progress).validate_characters
@@ -209,26 +210,26 @@ def load_subjects(
     with_training: bool = False,
     tell: Callable[[str], None],
 ) -> list[Subject]:
-    """Load checkpoints, and read the text that they are measured on under each.
+    """Load checkpoints, and read the text that each is measured on.
 
     Args:
-        paths: checkpoints or runs' folders; what else lies beside one of them is left out.
+        paths: checkpoints or runs' folders; other files beside one of them are left out.
         source: the text.
         device: where to compute.
-        spool: puts standard input into a file, if the source names it; called once all
-            checkpoints are loaded, so that nobody types a text for one that is not there.
-        with_training: read what the models were trained on as well, where it still is.
-        tell: is told what a user should know of the text, and what is left out.
+        spool: saves standard input in a file, if the source names it; called once all
+            checkpoints are loaded, so that nobody types a text for a missing one.
+        with_training: also read the training parts, where they still exist.
+        tell: called with what a user should know about the text, and with what is left out.
 
     Raises:
         CheckpointError: a file is not a whole checkpoint.
         CorpusError: a text cannot be read, is gone or has changed.
-        UsageError: the models' parts, or the files that they can read, are different texts, whose
-            scores would rank the texts; or the encoding does not fit a model.
+        UsageError: the models' parts, or the files that they can read, are different texts, so
+            that scores would rank the texts; or the encoding does not fit a model.
     """
     models = _load_models(paths, device, source.texts, tell)
     spooled = spool()
-    scan_once = cache(scan)  # for all models that read it alike
+    scan_once = cache(scan)  # once for all models that read it alike
     texts = tuple(readable(source.texts, spooled))
     all_of_bytes = all(vocabulary.is_bytes for _, _, vocabulary, _ in models)
     subjects: list[Subject] = []
@@ -238,7 +239,7 @@ def load_subjects(
             part = _recorded(checkpoint, source.part, scan_once, texts)
         else:
             read_as = trained_on.encoding
-            # An encoding is meant for the models of characters, if there are any.
+            # An encoding applies to the models of characters, if there are any.
             if source.encoding is not None and (all_of_bytes or not vocabulary.is_bytes):
                 refuse_other_symbols(source.encoding, vocabulary, shown(path))
                 read_as = source.encoding
@@ -261,9 +262,9 @@ def _load_models(
     texts: Sequence[str],
     tell: Callable[[str], None],
 ) -> list[tuple[Path, CharModel, Vocabulary, Checkpoint]]:
-    """Load checkpoints, and leave out what a pattern that names runs finds beside them.
+    """Load checkpoints, leaving out other files that a pattern for runs finds beside them.
 
-    If texts were named, others may stand where checkpoints are due: those of a pattern for texts.
+    If texts were named, a pattern meant for texts may have put them among the checkpoints.
     """
     models = []
     foreign: dict[Path, NoCheckpointError] = {}
@@ -287,7 +288,7 @@ def _load_models(
 
 
 def _of_a_pattern(error: CheckpointError) -> CheckpointError:
-    """Return an error with what else may have led to it, where texts are named."""
+    """Return an error with a hint at an unquoted pattern after --text as its possible cause."""
     hint = "if a pattern after --text gave this name, put the pattern in quotes"
     return CheckpointError(f"{error}; {hint}")
 
@@ -303,7 +304,7 @@ def _refuse_different_parts(subjects: Sequence[Subject], name: PartName) -> None
 
 
 def _refuse_different_files(subjects: Sequence[Subject]) -> None:
-    """Refuse a folder of which models read other files, as others are text in their encoding."""
+    """Refuse a folder in which models with different encodings find different files of text."""
     first, *others = subjects
     read, *reads = [{file.path for file in one.part.corpus.files} for one in subjects]
     for other, has in zip(others, reads, strict=True):
@@ -319,8 +320,8 @@ def _refuse_different_files(subjects: Sequence[Subject]) -> None:
 def _with_training(
     subject: Subject, scan: Scan, texts: Sequence[str], part: PartName | None
 ) -> Subject:
-    # What has been named is where the run's text lies now; but it may be another one, or the one
-    # that is validated on.
+    # Named texts say where the run's text is now, unless they are another text or the one that is
+    # validated on.
     is_another = part is None or (part == "valid" and subject.trained_on.valid_texts)
     moved = () if is_another else texts
     try:
@@ -330,11 +331,11 @@ def _with_training(
 
 
 def remarks(subjects: Sequence[Subject], facts: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield what a user must know to judge the scores of models, a line for each fact.
+    """Yield what a user must know to judge the scores of models, one line per fact.
 
     Args:
         subjects: the models and their texts.
-        facts: of each.
+        facts: those of each.
     """
     whose: dict[str, list[str]] = {}
     for subject, its_facts in zip(subjects, facts, strict=True):
@@ -362,7 +363,7 @@ def _recorded(checkpoint: Checkpoint, part: PartName, scan: Scan, moved: Sequenc
 
 
 def _share(part: Part, shared: int | None) -> str | None:
-    """Say how much of a part a number of characters is, if any; None is some."""
+    """Say how much of a part is shared; None: nothing. An unknown number (None) is "some"."""
     if shared is None:
         return "some of this text"
     if shared == part.characters:

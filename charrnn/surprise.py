@@ -78,7 +78,7 @@ def surprise_ranges() -> list[str]:
 
 
 def surprise_mark(character: str, nats: float) -> str:
-    """Return a sign to colour in place of a costly character that takes no space itself, or "".
+    """Return a sign that shows the colour of a costly character without space of its own, or "".
 
     That is a line feed, or a mark drawn onto the character before. Cheap ones need no sign, so
     that a text with many marks stays readable.
