@@ -1,11 +1,11 @@
-"""The same text, budget and order of data for several cells: a comparison's runs.
+"""A comparison's runs: several cells with the same text, budget and order of data.
 
 Everything but the cell is equal: the split, the vocabulary, the lanes and windows in
-which the text is read, the number of layers, the embedding. Widths are solved for, so
-that all models have the same number of parameters, or are equal too. Learning rates,
-weight decay, dropout and its masks, weight drop and loss temperature follow the
-recipe's rules for each cell where they are not given. Each cell is trained from several
-seeds, so that a difference can be held against the spread that chance alone makes.
+which the text is read, the number of layers, the embedding. Widths are equal too, or are
+solved for so that all models have the same number of parameters. Learning rates, weight
+decay, dropout and its masks, weight drop and loss temperature follow each cell's recipe
+where they are not given. Each cell is trained from several seeds, so that a difference
+can be compared with the spread due to chance.
 """
 
 from __future__ import annotations
@@ -78,15 +78,15 @@ def matched_hidden(shape: ModelConfig, parameters: int, multiple: int = 1) -> in
     """Return the width at which a model comes closest to a number of parameters.
 
     Args:
-        shape: of the model, but for its width.
-        parameters: wished for.
-        multiple: of which the width is one.
+        shape: the model's, whose width does not matter.
+        parameters: the number wanted.
+        multiple: the width is a multiple of this.
     """
 
     def off(times: int) -> int:
         return recipe.parameter_count(replace(shape, hidden=times * multiple)) - parameters
 
-    # Parameters grow with the width: find where they pass the wish.
+    # Parameters grow with the width: bisect for where they pass the number wanted.
     high, most = 2, LARGEST_SIZE // multiple
     while off(high) < 0 and high < most:
         high = min(2 * high, most)
@@ -97,17 +97,18 @@ def matched_hidden(shape: ModelConfig, parameters: int, multiple: int = 1) -> in
 def shapes(
     plan: Plan, *, vocabulary: int, characters: int, device: str, bf16: bool = False
 ) -> tuple[dict[CellName, ModelConfig], dict[str, Any], list[str]]:
-    """Return every cell's shape, and the training numbers that all share.
+    """Return every cell's shape, and the training numbers that all cells share.
 
     Args:
         plan: what is compared.
         vocabulary: V.
-        characters: of the training part.
+        characters: length of the training part.
         device: "cpu", "cuda" or "mps".
         bf16: whether the device is good at recurrences in bf16 (``device.recurs_in_bf16``).
 
     Returns:
-        The shapes; lanes, window and precision; sentences on what could not be matched.
+        The shapes; lanes, window and precision; notes for the user, mainly on what could not be
+        matched.
     """
     choose = partial(
         recipe.choose, vocabulary=vocabulary, characters=characters, device=device, bf16=bf16
@@ -142,7 +143,7 @@ def shapes(
 
 
 def _sizes(shape: ModelConfig) -> dict[str, int]:
-    """Return what a run is told of its shape."""
+    """Return the sizes of a shape that a run is given."""
     return {"layers": shape.layers, "hidden": shape.hidden, "embedding": shape.embedding}
 
 
@@ -155,7 +156,7 @@ class RunStarted:
 
     run: Run
     number: int
-    """Of the comparison's runs, from 1."""
+    """Its place among the comparison's runs, from 1."""
     total: int
 
 
@@ -172,24 +173,23 @@ def compare(
 
     Args:
         folder: the comparison's.
-        plan: what to compare. That of a new or extended one is put into the folder with the first
-            run.
-        begun: of one that goes on, its plan from ``open_plan``, of which ``plan`` may be extended
-            or moved; None: it begins here.
+        plan: what to compare; a new or extended plan is written to the folder with the first run.
+        begun: None: the comparison begins here. Otherwise its plan from ``open_plan``, which
+            ``plan`` may extend or give new names of texts.
         device: where to compute.
         command: the command line that goes on with the comparison, for locks and messages.
         should_stop: as for ``training.train``; a stopped comparison goes on by calling
             this again.
 
     Yields:
-        Notes for the user; then for every run ``RunStarted``, its events and what it came to:
-        ``RunResult``, or ``RunFailure`` where a number was not finite, which --resume tries again.
-        For one that was finished before only ``RunResult``.
+        Notes for the user; then for every run ``RunStarted``, its events and its outcome:
+        ``RunResult``, or ``RunFailure`` where a number was not finite (--resume tries it again).
+        For a run that was finished before, only ``RunResult``.
 
     Raises:
         CharrnnError: the text, the folder or a checkpoint is not usable.
     """
-    new, kept = begun is None, begun  # the latter as the folder has it
+    new, kept = begun is None, begun  # ``kept`` is the plan in the folder
     if new:
         _refuse_used(folder)
         refuse_text_within(plan.text(), folder, "a comparison")
@@ -201,7 +201,7 @@ def compare(
     done = [] if new else [result for result in read_results(folder, plan) if result]
     is_done = len(done) == len(runs)
     if is_done and not moved:
-        # Nothing is left to train: neither the text nor what the rules give here matters.
+        # Nothing is left to train, so neither the text nor the recipe's sizes matter.
         yield from done
         return
     if kept is not None and not is_done:
@@ -256,7 +256,7 @@ def compare(
 
 
 def _refuse_another_machine(plan: Plan, device: torch.device) -> None:
-    """Refuse to train some of a comparison's runs on another device, or in another precision."""
+    """Refuse to train the other runs of a comparison on another device, or without its bf16."""
     if plan.precision == "bf16" and not multiplies_bf16(device):
         raise UsageError(
             "the comparison began in bf16, which this device has no instructions for: go on with "
@@ -270,7 +270,7 @@ def _refuse_another_machine(plan: Plan, device: torch.device) -> None:
 
 
 def _unequal_minutes(plan: Plan, done: Sequence[RunResult], device: torch.device) -> Iterator[str]:
-    """Yield which other processors, threads or GPUs trained the finished runs of minutes."""
+    """Yield a note if other processors, threads or GPUs trained the finished runs of minutes."""
     if plan.minutes is None or plan.device not in ("cpu", "cuda"):
         return
     here = worker(processor(), torch.get_num_threads())
@@ -287,11 +287,11 @@ def _unequal_minutes(plan: Plan, done: Sequence[RunResult], device: torch.device
 
 
 def _refuse_used(folder: Path) -> None:
-    """Refuse to begin a comparison where there is one already, or a run of its own."""
+    """Refuse to begin a comparison where there is one already, or a run."""
     if folder.is_file():
         raise RunFolderError(f"{shown(folder)}: is a file: choose a folder with --run")
     found = "a comparison" if (folder / PLAN).exists() else None
-    # A run that has saved nothing yet has its lock only.
+    # A run that has saved nothing yet has only its lock.
     if (folder / LOCK).exists() or has_state(folder):
         found = "a run"
     if found is not None:
@@ -312,10 +312,10 @@ def _refuse_foreign_runs(added: Iterable[Path], instead: str) -> None:
 
 
 def _read_text(plan: Plan) -> tuple[Part, Plan]:
-    """Read a comparison's text, and see that it is the one and leaves something for all parts.
+    """Read a comparison's text, and check that it is the right one and no part is too short.
 
     Returns:
-        What to train on, and the plan with the text's fingerprints.
+        The training part, and the plan with the text's fingerprints.
     """
     encoding = "utf-8" if plan.encoding is None else plan.encoding
     corpus = scan(plan.texts or embedded_corpus(), encoding)
@@ -337,7 +337,7 @@ def _read_text(plan: Plan) -> tuple[Part, Plan]:
 
 
 def _refuse_another_text(plan: Plan, train: Part, valid: Part | None) -> None:
-    """Refuse texts that are not those of a comparison."""
+    """Refuse texts other than those that a comparison began with."""
     refuse = partial(
         refuse_another_text,
         of="this comparison",
@@ -351,7 +351,7 @@ def _refuse_another_text(plan: Plan, train: Part, valid: Part | None) -> None:
 def _refuse_another_shape(
     path: Path, layers: int, hidden: int, parameters: int, shape: ModelConfig
 ) -> None:
-    """Refuse to go on where the rules give other sizes than the runs so far have."""
+    """Refuse to go on if the recipe now gives other sizes than a run has."""
     wanted = (shape.layers, shape.hidden, recipe.parameter_count(shape))
     if (layers, hidden, parameters) != wanted:
         raise UsageError(
@@ -371,9 +371,9 @@ def _open_run(
     device: torch.device,
     command: str | None,
 ) -> Iterator[Run]:
-    """Hold a run's folder; yield the run that goes on there or begins, of this shape and text."""
+    """Hold a run's folder; yield the run that goes on or begins there, with this shape and text."""
     begun = has_state(path)
-    # Killed between its first validation and its first save, it begins again.
+    # A run killed between its first validation and its first save begins again.
     if begun:
         held = RunFolder.open_existing(path, command=command or "")
     else:
@@ -395,7 +395,7 @@ def _open_run(
 def _finish(
     run: Run, should_stop: Callable[[], str | None]
 ) -> Generator[Event, None, RunResult | None]:
-    """Train a run to its end and score it; return None if it was stopped before."""
+    """Train a run to its end and score it; return None if it was stopped before that."""
     for event in train(run, should_stop):
         yield event
         if isinstance(event, Finished) and not event.complete:
@@ -410,7 +410,7 @@ def _finish(
 
 @contextmanager
 def _going_on(run: Run) -> Iterator[None]:
-    """Say of what fails once a run is trained that nothing of it is lost, if so."""
+    """Add to an error after a run's training that nothing of the run is lost, where that is so."""
     try:
         yield
     except (CorpusError, RunFolderError) as error:
@@ -424,13 +424,13 @@ def _going_on(run: Run) -> Iterator[None]:
 def _measure(run: Run, speed: float, should_stop: Callable[[], str | None]) -> RunResult:
     """Score the best checkpoint of a finished run on what was held out."""
     path, progress = run.folder.path, run.progress
-    # What training chose, and nothing that took its place: the last one would pass for it.
+    # Only the checkpoint that training chose: if it is gone, the last one must not replace it.
     chosen = path / (LAST if progress.best_step is None else BEST)
     try:
         model, vocabulary, _ = load_model(chosen, run.device)
     except CheckpointError as error:
         if os.path.exists(chosen) and not isinstance(error, DamagedCheckpointError):  # noqa: PTH110
-            raise  # it is whole, perhaps
+            raise  # it may be whole
         raise CheckpointError(
             f"{error}; to train this run anew, remove {shown(path)}, and go on with the comparison"
         ) from error
@@ -438,7 +438,7 @@ def _measure(run: Run, speed: float, should_stop: Callable[[], str | None]) -> R
 
     def score_part(part: Part) -> Scores:
         scores = score(model, part, vocabulary, should_stop=lambda: bool(should_stop()))
-        # The weights may be finite, and too large to compute with.
+        # Finite weights can still be too large to compute with.
         if not math.isfinite(scores.nats_per_char):
             raise NonFiniteError(
                 f"the loss of its model on what was held out is not finite after step "

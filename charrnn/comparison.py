@@ -1,4 +1,4 @@
-"""What is compared, and what came out of it: the plan, the results, what chance makes of them.
+"""What is compared and what came out: the plan, the results, and what chance could explain.
 
 A comparison is a folder: ``comparison.json`` with its plan, and a run's folder for
 every cell and seed, with the run's ``result.json`` once it is finished. ``comparing``
@@ -39,13 +39,13 @@ from charrnn.wording import command_line, reason, shown
 
 R = TypeVar("R", bound=Record)
 
-#: Parameters are matched when they differ by no more than this share.
+#: Parameters count as matched if they differ by no more than this share.
 TOLERANCE = 0.01
-#: What a plan names texts in, and what names them on a command line.
+#: A plan's fields that name texts -> how a command line names them.
 TEXTS = {"texts": "TEXT", "valid": "--valid TEXT"}
-#: What a plan tells every run of its model ...
+#: A plan's fields that the model of every run is given ...
 OF_MODEL = [field.name for field in fields(ModelConfig) if field.name not in ("cell", "vocabulary")]
-#: ... and of its training, beside seed and budget.
+#: ... and those that its training is given, beside seed and budget.
 OF_TRAINING = (
     "dropout_masks", "loss_temperature", "batch_size", "bptt", "optimiser", "lr", "weight_decay",
     "clip_norm", "precision",
@@ -68,13 +68,13 @@ class Plan(Record):
     """Absolute paths, folders or globs; none: the embedded corpus."""
     cells: tuple[CellName, ...] = CELL_NAMES
     match: MatchName = "parameters"
-    """What all models have the same number of."""
+    """What all models have the same number of: parameters, or hidden units."""
     seeds: int = 1
     """Runs of each cell."""
     seed: int = 1
-    """Of the first; the others follow."""
+    """Seed of each cell's first run; the others follow."""
     minutes: float | None = None
-    """Budget of each run; exactly one of the three."""
+    """Budget of each run; exactly one of these three."""
     epochs: float | None = None
     steps: int | None = None
     encoding: str | None = None
@@ -84,10 +84,10 @@ class Plan(Record):
     test_share: float = 0.1
     min_count: int | None = None
     layers: int | None = None
-    """None leaves a number to the reference cell's recipe, or to each cell's own; so do those
-    below."""
+    """Here and below, None leaves a number to the reference cell's recipe, or to each cell's
+    own."""
     hidden: int | None = None
-    """H of the reference cell; the others' too where hidden is matched."""
+    """H of the reference cell; of all cells if hidden is matched."""
     embedding: int | None = None
     dropout: float | None = None
     weight_drop: float | None = None
@@ -97,19 +97,19 @@ class Plan(Record):
     bptt: int | None = None
     optimiser: OptimiserName | None = None
     lr: float | None = None
-    """Of the recurrence's matrices; each cell's recipe has the ratio of the other rate to it."""
+    """For the recurrence's matrices; each cell's recipe sets the other rate in proportion."""
     weight_decay: float | None = None
     clip_norm: float | None = None
     """0: no clipping."""
     precision: PrecisionName | None = None
-    """Of the products; None, before the first run and in older plans: bf16 where the hardware has
-    it."""
+    """Of the matrix products; None (before the first run, and in older plans): bf16 where the
+    hardware has it."""
     device: DeviceName | None = None
-    """Where it began, and goes on; None in older plans."""
+    """Where it began and has to go on; None in older plans."""
     fingerprint: str | None = None
-    """Of the text, as ``Corpus`` has it; None before it is read, and in older plans."""
+    """The text's, as in ``Corpus``; None before it is read, and in older plans."""
     valid_fingerprint: str | None = None
-    """Of the text to validate on, if it is another."""
+    """That of the text to validate on, if it is a separate one."""
 
     def __post_init__(self) -> None:
         if not self.cells:
@@ -152,18 +152,18 @@ class Plan(Record):
 
     @property
     def compared_texts(self) -> tuple[str, ...]:
-        """The texts that this part is of; none: the embedded corpus."""
+        """The texts that this part belongs to; none: the embedded corpus."""
         return self.valid if self.valid and self.compared_on == "valid" else self.texts
 
     def moved(self, texts: Sequence[str], valid: Sequence[str]) -> Self:
-        """Return the plan with the names of texts that have moved.
+        """Return the plan with new names for texts that have moved.
 
         Args:
-            texts: absolute names; none: they have not.
-            valid: those of the texts to validate on.
+            texts: absolute names; none: they have not moved.
+            valid: the same for the texts to validate on.
 
         Raises:
-            UsageError: there are no such texts.
+            UsageError: there is no separate text to validate on.
         """
         if valid and not self.valid:
             raise UsageError(
@@ -183,12 +183,12 @@ class Plan(Record):
         )
 
     def choices(self, cell: CellName, seed: int | None = None, **model: int) -> recipe.Choices:
-        """Return what one run is told, beside the text.
+        """Return the choices for one run, without the text.
 
         Args:
             cell: its recurrence.
             seed: its seed; None: the first.
-            model: numbers of its shape that are known by now.
+            model: sizes of its shape that are already known.
         """
         shape = {name: getattr(self, name) for name in OF_MODEL}
         training = {name: getattr(self, name) for name in OF_TRAINING}
@@ -200,12 +200,12 @@ class Plan(Record):
         )
 
     def runs(self) -> Iterator[tuple[int, CellName]]:
-        """Yield seed and cell of every run, in order: each seed for all cells in turn."""
+        """Yield the seed and cell of every run, in order: all cells for one seed, then the next."""
         return itertools.product(range(self.seed, self.seed + self.seeds), self.cells)
 
     @staticmethod
     def run_name(seed: int, cell: CellName) -> str:
-        """Return the name of a run's folder in that of the comparison."""
+        """Return the name of a run's folder within the comparison's folder."""
         return f"{cell}-seed{seed}"
 
 
@@ -221,32 +221,32 @@ class RunResult(Record):
     hidden: int
     parameters: int
     multiply_adds: int
-    """Of the matrix products, for one character read."""
+    """In the matrix products, per character read."""
     steps: int
     clipped_steps: int
     trained_characters: int
     seconds: float
     """Wall-clock time of training, validation and saving."""
     train_chars_per_second: float
-    """Median of the log's rows, which leave validations out."""
+    """Median over the log's rows, which leave out validations."""
     valid_nats_per_char: float | None
-    """Of the best checkpoint by validation, on all of the validation part; None without one."""
+    """Of the checkpoint chosen by validation, on the whole validation part; None without one."""
     nats_per_char: float
-    """Of the same, the last where nothing was validated, on the test part; on the validation
-    part if there is none."""
+    """Of the same checkpoint, or the last if nothing was validated, on the test part; on the
+    validation part if there is no test part."""
     bits_per_byte: float | None
-    """None where the predicted characters have no byte of their own (see ``Scores``)."""
+    """None where the predicted characters have no bytes of their own (see ``Scores``)."""
     characters: int
-    """Predictions scored there."""
+    """Predictions in that part."""
     unknown: int
-    """Those of them that are charged with their spelling besides."""
+    """How many of them are unknown characters, which also cost their spelling."""
     chars_per_second: float
     """Speed of that scoring."""
     validation_seconds: float
-    """Those of ``seconds`` that were validations', each with the checkpoint and the sample after
-    it."""
+    """The part of ``seconds`` spent on validations, including the checkpoint and sample after
+    each."""
     uniform_nats: float
-    """What guessing costs there, nats per character."""
+    """What guessing costs in that part, in nats per character."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -262,7 +262,7 @@ class RunResult(Record):
 
 @dataclass(frozen=True)
 class RunFailure:
-    """A run that nothing came out of: a loss, gradient or weight of it was not finite."""
+    """A run without a result: its loss, a gradient or a weight was not finite."""
 
     cell: CellName
     seed: int
@@ -271,7 +271,7 @@ class RunFailure:
 
 @dataclass(frozen=True)
 class CellResult:
-    """One cell's runs, all seeds that came to their end: at least one."""
+    """One cell's finished runs: at least one."""
 
     runs: tuple[RunResult, ...]
 
@@ -282,9 +282,9 @@ class CellResult:
 
     @property
     def best(self) -> RunResult:
-        """The run with the lowest validation loss, which needs no look at the test part.
+        """The run with the lowest validation loss: the choice does not use the test part.
 
-        The first where nothing is held out to validate.
+        The first run if nothing is held out to validate on.
         """
         return min(self.runs, key=lambda run: run.valid_nats_per_char or 0.0)
 
@@ -295,17 +295,17 @@ class CellResult:
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation of the nats per character over the seeds; None for one."""
+        """Standard deviation of the nats per character over the seeds; None for a single one."""
         if len(self.runs) < 2:
             return None
         return statistics.stdev(run.nats_per_char for run in self.runs)
 
     def mean(self, name: str) -> float:
-        """Return the mean over the seeds of a number of ``RunResult``."""
+        """Return the mean over the seeds of a number in ``RunResult``."""
         return statistics.fmean(getattr(run, name) for run in self.runs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON object: numbers that differ from seed to seed are means."""
+        """Return a JSON object; numbers that differ from seed to seed are means."""
         best, nats = self.best, self.nats_per_char
         valid = None if best.valid_nats_per_char is None else self.mean("valid_nats_per_char")
         by_byte = None if best.bits_per_byte is None else self.mean("bits_per_byte")
@@ -336,15 +336,15 @@ class CellResult:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two cells are apart."""
+    """How far apart two cells are."""
 
     better: CellName
     worse: CellName
     nats: float
     """0 or above."""
     supported: bool
-    """Whether it is more than the spread makes by chance: above the least significant difference
-    of cells that differ at all."""
+    """Whether chance is an unlikely cause: the cells differ at all, and these two by more than the
+    least significant difference."""
 
 
 @dataclass(frozen=True)
@@ -353,27 +353,27 @@ class Comparison:
 
     plan: Plan
     cells: tuple[CellResult, ...]
-    """In the order of the plan, without those of which every run failed."""
+    """In the order of the plan, without cells whose runs all failed."""
     failures: tuple[RunFailure, ...] = ()
 
     @classmethod
     def of(
         cls, plan: Plan, results: Sequence[RunResult], failures: Sequence[RunFailure] = ()
     ) -> Self:
-        """Return the comparison of a plan whose runs are all over, one with a result at least."""
+        """Return the comparison of a plan whose runs are all over; at least one has a result."""
         runs = [tuple(result for result in results if result.cell == cell) for cell in plan.cells]
         return cls(plan, tuple(map(CellResult, filter(None, runs))), tuple(failures))
 
     @property
     def least_difference(self) -> float | None:
-        """The difference in nats from which on chance is no likely cause.
+        """The difference in nats above which chance is an unlikely cause.
 
-        None where a cell has one run.
+        None where a cell has only one run.
 
         Fisher's least significant difference: with n seeds and s the standard deviation
         pooled over the C cells, t s sqrt(2 / n), where t is Student's two-sided 95 % for
-        C (n - 1) degrees of freedom. It is for each pair by itself (see ``differ``). Where runs
-        failed, n is that of the cell with the fewest left.
+        C (n - 1) degrees of freedom. It holds for each pair by itself (see ``differ``). Where
+        runs failed, n is that of the cell with the fewest left.
         """
         fewest = min(len(cell.runs) for cell in self.cells)
         if fewest < 2:
@@ -382,13 +382,13 @@ class Comparison:
 
     @property
     def differ(self) -> bool:
-        """Whether the cells differ at all by more than chance: False for one seed.
+        """Whether the cells differ at all by more than chance; False for one seed.
 
-        Of three cells by an analysis of variance (F test) at 5 %: with it before the least
-        significant difference, Fisher's protected one, chance makes a pair of up to three cells
-        stand out in 5 % of comparisons, and not each pair in 5 %. Of two the least difference says
-        the same by itself. Both hold for cells that spread alike, from as many seeds as were fixed
-        beforehand.
+        For three cells this is an analysis of variance (F test) at 5 %. With this test before the
+        least significant difference (Fisher's protected one), chance makes some pair stand out in
+        5 % of comparisons, rather than each pair in 5 %; that holds for up to three cells. For two,
+        the least difference alone does this. Both tests assume cells of equal spread, and a number
+        of seeds fixed beforehand.
         """
         if self.least_difference is None:
             return False
@@ -398,19 +398,19 @@ class Comparison:
         means = [cell.nats_per_char for cell in self.cells]
         mean = statistics.fmean(means, weights=runs)
         between = sum(n * (m - mean) ** 2 for n, m in zip(runs, means, strict=True)) / 2
-        # The quantile of F for 2 and f degrees of freedom has a closed form, for no other number.
+        # For three cells, thus 2 and f degrees of freedom, F's quantile has a closed form.
         f = self._freedom
         least_ratio: float = f / 2 * (0.05 ** (-2 / f) - 1)
         return between > least_ratio * self._variance
 
     @property
     def _freedom(self) -> int:
-        """Degrees of freedom of the variance: C (n - 1)."""
+        """Degrees of freedom of the variance: C (n - 1) if no run failed."""
         return sum(len(cell.runs) - 1 for cell in self.cells)
 
     @property
     def _variance(self) -> float:
-        """Of the nats per character over the seeds of a cell, pooled over the cells."""
+        """Variance of the nats per character over a cell's seeds, pooled over the cells."""
         squares = ((len(cell.runs) - 1) * (cell.spread or 0.0) ** 2 for cell in self.cells)
         return sum(squares) / self._freedom
 
@@ -426,7 +426,7 @@ class Comparison:
         )
 
     def to_list(self) -> list[dict[str, Any]]:
-        """Return a JSON list, an object a cell that a run of came to its end."""
+        """Return a JSON list, with one object per cell that has a finished run."""
         ahead = {
             cell.cell: [d.worse for d in self.differences if d.supported and d.better == cell.cell]
             for cell in self.cells
@@ -449,7 +449,7 @@ class Comparison:
 
 
 def _student(freedom: int) -> float:
-    """Return Student's t, two-sided 95 %, to 0.1 %."""
+    """Return Student's t, two-sided 95 %, accurate to 0.1 %."""
     if freedom <= len(STUDENT):
         return STUDENT[freedom - 1]
     z = statistics.NormalDist().inv_cdf(0.975)
@@ -466,7 +466,7 @@ def open_plan(folder: Path) -> Plan:
     """Return the plan of the comparison in a folder.
 
     Raises:
-        RunFolderError: it is no folder, there is none in it, or it is not usable.
+        RunFolderError: it is not a folder, or holds no plan or one that is not usable.
     """
     if folder.is_file():
         raise RunFolderError(f"{shown(folder)}: is a file: name a comparison's folder")
@@ -481,20 +481,20 @@ def open_plan(folder: Path) -> Plan:
 def take_up(
     folder: Path, seeds: int | None, texts: Sequence[str], valid: Sequence[str]
 ) -> tuple[Plan, Plan, list[str | Path]]:
-    """Return how a comparison goes on.
+    """Return the plan by which a comparison goes on.
 
     Args:
         folder: the comparison's.
         seeds: runs of each cell; None: as many as before.
         texts: where its text is now; none: where it was.
-        valid: the same of the text to validate on.
+        valid: the same for the text to validate on.
 
     Returns:
-        Its plan from now on; the plan in the folder; the words of a command line that make the
-        one of the other.
+        The plan from now on; the plan in the folder; the words on a command line that turn the
+        latter into the former.
 
     Raises:
-        RunFolderError: as of ``open_plan``.
+        RunFolderError: as in ``open_plan``.
         UsageError: the plan allows no such change.
     """
     begun = open_plan(folder)
@@ -502,7 +502,7 @@ def take_up(
     plan = plan.moved(absolute_names(texts), absolute_names(valid))
     words: list[str | Path] = []
     if plan.texts != begun.texts:
-        words += map(Path, texts)  # one with a dash before it is no option
+        words += map(Path, texts)  # as paths, so that a leading dash does not make an option
     if plan.valid != begun.valid:
         words += [word for name in valid for word in ("--valid", name)]
     if seeds is not None:
@@ -511,11 +511,11 @@ def take_up(
 
 
 def refuse_comparison(run: Path) -> None:
-    """Refuse to train in a comparison's folder, or a run that it measures beside others.
+    """Refuse to train in the folder of a comparison, or of one of its runs.
 
     Raises:
-        RunFolderError: the folder is that of a comparison or of one of its runs, or it lies in
-            that of a comparison whose plan is not usable.
+        RunFolderError: it is such a folder, or lies in that of a comparison whose plan is not
+            usable.
     """
     run = followed(run)
     if (run / PLAN).exists():
@@ -532,10 +532,10 @@ def refuse_comparison(run: Path) -> None:
 
 
 def comparison_of(run: Path) -> Path | None:
-    """Return the folder of the comparison that the run in a folder is part of; None: of none.
+    """Return the folder of the comparison that the run in a folder belongs to; None if to none.
 
     Raises:
-        RunFolderError: it lies in that of a comparison whose plan is not usable.
+        RunFolderError: it lies in the folder of a comparison whose plan is not usable.
     """
     run = followed(run)
     if not (run.parent / PLAN).exists():
@@ -550,12 +550,12 @@ def resume_words(folder: Path) -> list[str | Path]:
 
 
 def name_moved(plan: Plan, command: str, named: Collection[str] = ()) -> str:
-    """Return what follows the reason why a comparison's text cannot be read; "" for Python's own.
+    """Return advice for when a comparison's text cannot be read; "" for the embedded corpus.
 
     Args:
         plan: the comparison's.
-        command: the line that goes on with it.
-        named: fields of ``TEXTS`` whose texts it names already.
+        command: the command line that goes on with it.
+        named: fields of ``TEXTS`` whose texts that already names.
     """
     words = [word for name, word in TEXTS.items() if getattr(plan, name) and name not in named]
     if not words:
@@ -575,7 +575,7 @@ def read_results(folder: Path, plan: Plan) -> list[RunResult | None]:
 def read_result(path: Path) -> RunResult | None:
     """Return the result of a finished run; None for one that is not finished.
 
-    Its folder is the one it is found in: it was perhaps written in another place.
+    Its ``run`` is the folder where it was found, which may have moved since it was written.
 
     Raises:
         RunFolderError: the file is not usable.
