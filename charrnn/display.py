@@ -1,7 +1,7 @@
-"""Events become a live terminal, plain lines or JSON lines.
+"""Show a training's events as a live terminal, plain lines or JSON lines.
 
-Talk goes to stderr. JSON lines are a product and go to stdout. Sampled text is
-never read as markup.
+Progress goes to stderr; JSON lines are a product and go to stdout. Sampled text
+is never read as markup.
 """
 
 from __future__ import annotations
@@ -59,37 +59,37 @@ from charrnn.wording import counted, cut_word, duration, shown
 
 #: Rows of a sample that the live display shows.
 SAMPLE_ROWS = 7
-#: Columns of the live figures: as many as there is room for, wide enough for most runs.
+#: Layouts of the live figures, as the widths of their columns; the first that fits is used.
 GRIDS = ((12, 14, 15, 14), (17, 14), (0,))
 #: Seconds between the plain lines of a log.
 PLAIN_EVERY = 10.0
 
 
 class Display:
-    """Shows runs one after another, each from its start to its end; this one shows nothing."""
+    """The base of the displays, which show one run after another; this one shows nothing."""
 
     _known: frozenset[str] = frozenset()
 
     def start(self, run: Run, title: str = "") -> None:
-        """Show what a run is, but for what was said of the one before.
+        """Describe a run, without what was already said about the one before.
 
         Args:
-            run: which begins or goes on.
-            title: what it is called among several.
+            run: the run that begins or goes on.
+            title: its title among several.
         """
 
     def show(self, event: Event) -> None:
         """Show one event."""
 
     def away(self) -> AbstractContextManager[None]:
-        """Leave the terminal to others for a while."""
+        """Leave the terminal to others during a ``with`` block."""
         return nullcontext()
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
 
     def _new(self, run: Run) -> list[str]:
-        """Return what a run is, without the lines that hold for the one before, too."""
+        """Return the lines that describe a run, without those shared with the one before."""
         lines = [*_portrayed(run)]
         before, self._known = self._known, frozenset(lines)
         return [line for line in lines if line not in before]
@@ -100,7 +100,7 @@ def open_display(*, as_json: bool, quiet: bool) -> Display:
 
     Args:
         as_json: JSON lines on stdout.
-        quiet: nothing but notes, and how a run that is stopped goes on.
+        quiet: show only notes, and the command that continues a stopped run.
     """
     if as_json:
         return _JsonLines()
@@ -113,9 +113,9 @@ def open_display(*, as_json: bool, quiet: bool) -> Display:
 
 
 def _portrayed(run: Run) -> Iterable[str]:
-    """Yield what the run is: each derived number once."""
+    """Yield the lines that describe a run."""
     summary = run.summary
-    # A run that goes on starts with what it has been planned with.
+    # A resumed run starts with the plan it has.
     is_planned = run.resumed or run.config.minutes is None
     yield from introduction(summary, in_words(run.device), is_planned=is_planned)
     (mark, nats), *others = run.baselines.items()
@@ -136,7 +136,7 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
     yield f"{why_ended(event.reason, run.config.patience)} after {come_to(summary)}"
     marks: dict[str, float] = {}
     if progress.best_nats is not None:
-        with suppress(CorpusError):  # the text has changed since: the loss stands alone
+        with suppress(CorpusError):  # the text has changed since: show the loss alone
             marks = run.marks()
     guessed = marks.pop("uniform", math.inf)
     if (best := best_line(summary, marks)) is not None:
@@ -153,7 +153,7 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
         elif progress.best_nats > marks.get("unigram", math.inf):
             yield f"that is worse than knowing only how frequent each symbol is{why}"
     if run.owner is not None:
-        return  # what is next is the owner's to say
+        return  # the owner says what is next
     if event.complete:
         yield sample_line(run.folder.path)
     else:
@@ -161,19 +161,19 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
 
 
 def _why_worse(run: Run) -> str:
-    """Return what may make a run worse than a baseline, or what helps."""
+    """Return why a run may be worse than a baseline, or what may help."""
     if run.unknown_share > MANY_UNKNOWN:
         return (
             f"{100 * run.unknown_share:.0f} % of the characters held out are unknown, which is "
             "what costs so much: hold out text like the training text"
         )
-    if run.progress.validations_since_best > 0:  # more of the same makes it worse
+    if run.progress.validations_since_best > 0:  # more training makes it worse
         return "the text is too short, or nothing in it repeats"
     return f"try {_tamer(run)}, or more time"
 
 
 def _place(row: Mapping[str, Any], widths: tuple[int, int, int] = (0, 0, 0)) -> str:
-    """Return where in its training a run is, each figure at least so wide."""
+    """Return a run's step, epoch and time, padded to the given widths."""
     figures = (f"{row['step']:,}", f"{row['epoch']:.2f}", duration(row["seconds"]))
     step, epoch, took = map(str.rjust, figures, widths)
     return f"step {step}  epoch {epoch}  {took}"
@@ -190,7 +190,7 @@ def _rate(row: Mapping[str, Any]) -> str:
 
 
 def _speed(row: Mapping[str, Any]) -> str:
-    speed = row.get("chars_per_second")  # not there where all was done before a resume
+    speed = row.get("chars_per_second")  # absent if nothing was left to do after a resume
     return f"{'-' if speed is None else f'{speed:,.0f}'} chars/s"
 
 
@@ -201,18 +201,18 @@ def _clipped(run: Run, row: Mapping[str, Any]) -> str:
 
 
 def _tamer(run: Run) -> str:
-    """Return the options that keep updates small."""
+    """Return the options that make updates smaller."""
     return "a lower --lr" if _bounded(run) else "a lower --lr or --clip-norm 1"
 
 
 def _bounded(run: Run) -> bool:
-    """Whether anything keeps gradients small."""
+    """Whether gradients are clipped or scaled."""
     config = run.config
     return bool(config.clip_norm or config.clip_value or config.scale_norm)
 
 
 class _Notes(Display):
-    """A run's notes, and how it goes on if it is stopped."""
+    """Shows only a run's notes, and the command that continues it if it is stopped."""
 
     def start(self, run: Run, title: str = "") -> None:
         self.run = run
@@ -225,13 +225,14 @@ class _Notes(Display):
             self._say(f"go on with: {self.run.command()}")
 
     def _say(self, line: str) -> None:
-        # The others pass it on when nobody reads. Who wants quiet may have closed stderr.
+        # Other displays let this error end the training, as their reader has left; under --quiet
+        # stderr may be closed on purpose.
         with suppress(OSError):
             print_words(line, stderr=True)
 
 
 class _JsonLines(Display):
-    """One object a line on stdout; ``event`` says which."""
+    """Prints one JSON object per line on stdout; its ``event`` names the kind."""
 
     def start(self, run: Run, title: str = "") -> None:
         self.run = run
@@ -280,7 +281,7 @@ class _JsonLines(Display):
 
 
 class _PlainLines(Display):
-    """A line now and then, for logs and pipes."""
+    """Prints a line now and then, for logs and pipes."""
 
     def start(self, run: Run, title: str = "") -> None:
         self.run = run
@@ -316,12 +317,12 @@ def _plain(event: Event, run: Run) -> Iterable[str]:
     """Yield the lines that live and plain displays share."""
     if isinstance(event, Planned):
         minutes, held, to_go = run.config.minutes, "", ""
-        # A new run of steps or epochs was shown with it.
+        # The introduction of a new run of steps or epochs has named these already.
         if not event.again and (run.resumed or minutes is not None):
             held = ", ".join(regularisers(run.summary, by_plan=True))
         if minutes is not None:
             to_go = f"; {duration(max(0.0, minutes * 60 - run.progress.seconds))} to go"
-        # A run that goes on with another budget: what it was shown with is no more.
+        # With another budget, a resumed run's plan differs from the one in its introduction.
         if to_go or held:
             planned = "the speed has changed: planned again," if event.again else "planned"
             yield (
@@ -352,7 +353,7 @@ def _plain(event: Event, run: Run) -> Iterable[str]:
 
 
 class _LiveTerminal(Display):
-    """One panel that is redrawn in place, under what has been said."""
+    """A panel that is redrawn in place, below the lines printed so far."""
 
     def __init__(self, console: Output) -> None:
         self.console = console
@@ -395,16 +396,16 @@ class _LiveTerminal(Display):
 
     def close(self) -> None:
         if self.live is not None:
-            # Nothing is taken back from below what a shell has written meanwhile: one that waits
-            # for a wrapper of this process, which a Ctrl-Z stopped at once.
+            # In the background the panel is not erased, as a shell may have written below it: if
+            # this process runs in a wrapper, Ctrl-Z stops that at once, and its shell goes on.
             self.console.quiet = not self.console.is_in_foreground
-            live, self.live = self.live, None  # it is not stopped again where it has failed to
+            live, self.live = self.live, None  # if stopping fails, it is not tried again
             live.stop()
             self.console.quiet = False
             self.console.show_cursor()
 
     def _draw(self) -> None:
-        """Draw where the cursor is; nothing, as long as others have the terminal."""
+        """Start the panel at the cursor, or close it while in the background."""
         if not self.console.is_in_foreground:
             self.close()
         elif self.live is None:
@@ -417,9 +418,9 @@ class _LiveTerminal(Display):
             self.live.start()
 
     def _picture(self) -> SegmentLines:
-        """Return what is drawn in place: as much of it as can be taken back.
+        """Return the panel, cut to what can be erased again.
 
-        What does not fit on the screen, with the line that the cursor is on in the end, cannot.
+        That is what fits on the screen, less the line on which the cursor ends.
         """
         options = self.console.options.update(width=self._width)
         height = self.console.height - 1
@@ -435,7 +436,7 @@ class _LiveTerminal(Display):
         done, total = progress.seconds, (self.run.config.minutes or 0) * 60
         if progress.planned_steps is not None:
             done, total = progress.step, progress.planned_steps
-        # A bar ends no line by itself; Padding does.
+        # A bar does not end its line by itself; Padding does.
         bar = Padding(ProgressBar(total=total, completed=done), 0)
         if self.logged is not None:
             row = self.logged.row
@@ -453,7 +454,7 @@ class _LiveTerminal(Display):
                 _clipped(self.run, row),
                 *(["validating ..."] if self.validating else []),
             ]
-            # What stands to the right of a figure stays where it is when that gets longer.
+            # Minimum widths keep a figure in place when the one to its left gets longer.
             widths = next(w for w in GRIDS if sum(w) + 3 * (len(w) - 1) <= self._width)
             grid = Table.grid(padding=(0, 3))
             for width in widths:
@@ -468,20 +469,20 @@ class _LiveTerminal(Display):
 
     @property
     def _width(self) -> int:
-        """Columns that are drawn on: room is left for the ^C that a terminal writes, twice.
+        """Columns to draw on, with room left for two ^C that the terminal echoes.
 
-        Did that begin a new line, the one above would not be cleared.
+        If an echo began a new line, the line above would not be erased.
         """
         return max(1, self.console.width - 4)
 
     def _sample(self, most: int) -> Group:
-        """Return the sample between two lines.
+        """Return the sample between two rules.
 
-        A frame around it would be torn, and wider than the screen, where the terminal draws a
-        character wider than Rich counts it.
+        A frame around it would be torn, and exceed the screen, if the terminal draws a character
+        wider than Rich counts it.
         """
         encoding = self.console.encoding
-        # What the terminal's encoding lacks would be written as an escape, wider than counted.
+        # A character that the encoding lacks would be written as an escape, wider than counted.
         sample = self.sample.encode(encoding, "replace").decode(encoding)
         rows = in_rows(sample, self._width)[:most]
         line = "-" if self.console.options.ascii_only else "─"

@@ -1,6 +1,6 @@
-"""What a run is, and how far it has come, in the lines that ``train`` and ``inspect`` show.
+"""Describe a run and its progress, in the lines that ``train`` and ``inspect`` show.
 
-None of it needs a text or weights.
+Nothing here needs the run's text or weights.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from charrnn.run import RunSummary, resume_command
 from charrnn.status import RunStatus
 from charrnn.wording import command_line, counted, duration, shown
 
-#: Columns of what stands before the lines of an introduction.
+#: Width of the labels in an introduction, in columns.
 LABEL = 8
 
 
 def introduction(run: RunSummary, device: str, *, is_planned: bool) -> list[str]:
-    """Return what a run is: text, model, data, update, device and budget.
+    """Return the lines that describe a run: text, model, data, update, device and budget.
 
     Args:
-        run: new, or one that was begun before.
+        run: the run, new or begun before.
         device: where it computes, in words.
-        is_planned: whether what follows from a plan is shown, too: a new run of minutes has none.
+        is_planned: whether to show the settings that a plan determines, too; a new run with a
+            budget of minutes has no plan yet.
 
     Raises:
-        ValueError: as of ``RunSummary.steps_per_epoch``.
+        ValueError: as ``RunSummary.steps_per_epoch``.
     """
     shape, text = run.shape, run.text
     valid, test = text.length("valid"), text.length("test")
@@ -49,11 +50,11 @@ def introduction(run: RunSummary, device: str, *, is_planned: bool) -> list[str]
 
 
 def _text(names: Sequence[str]) -> str:
-    """Return what a text is called: the first of its names, from the current folder."""
+    """Return a text's name: the first of those given, relative to the current folder."""
     if not names:
         return "Python's own library"
     first = "standard input" if names[0] == "-" else shown(names[0])
-    with suppress(ValueError, FileNotFoundError):  # elsewhere, or in a folder that is gone
+    with suppress(ValueError, FileNotFoundError):  # not below the current folder, or that is gone
         first = shown(Path(names[0]).relative_to(Path.cwd()))
     return first if len(names) == 1 else f"{first} and {counted(len(names) - 1, 'name')} more"
 
@@ -71,7 +72,7 @@ def _data(run: RunSummary) -> str:
 
 
 def _update(run: RunSummary, is_planned: bool) -> str:
-    """Return what makes an update, and what holds the weights back."""
+    """Return the learning rates, clipping, regularisation and seed."""
     config = run.config
     rates = f"Muon {config.lr:g} and AdamW {config.lr_adam:g}"
     if config.optimiser != "muon":
@@ -94,11 +95,11 @@ def _budget(run: RunSummary) -> str:
 
 
 def regularisers(run: RunSummary, *, by_plan: bool | None) -> list[str]:
-    """Return what keeps a model from learning its text by heart.
+    """Return a run's regularisation: dropout, weight decay and loss temperature.
 
     Args:
-        run: whose model it is.
-        by_plan: only what follows from the plan, or only the rest; None: both.
+        run: the run.
+        by_plan: True: only what the plan determines; False: only the rest; None: both.
     """
     config = run.config
     drops = _dropout(run) or (["no dropout"] if by_plan else [])
@@ -132,11 +133,11 @@ def _temperature(run: RunSummary) -> list[str]:
 
 
 def why_ended(reason: str, patience: int | None) -> str:
-    """Return why a training ended.
+    """Return in words why a training ended.
 
     Args:
-        reason: as ``Finished`` has it.
-        patience: the run's.
+        reason: as in ``Finished``.
+        patience: the run's, in validations.
     """
     if reason == "patience":
         assert patience is not None
@@ -150,7 +151,7 @@ def come_to(run: RunSummary, of: int | None = None) -> str:
 
     Args:
         run: the run.
-        of: the steps of the whole, to be said beside.
+        of: how many steps are planned, to be shown as well.
     """
     progress = run.progress
     steps = counted(progress.step, "step")
@@ -163,8 +164,8 @@ def best_line(run: RunSummary, marks: Mapping[str, float] | None = None) -> str 
     """Return the best validation so far; None before the first.
 
     Args:
-        run: what is told of.
-        marks: losses to hold it against, in nats per character of what a validation scores.
+        run: the run.
+        marks: named losses to compare it with, in nats per character, on the same characters.
     """
     progress, valid = run.progress, run.text.length("valid")
     if progress.best_nats is None or progress.best_step is None:
@@ -178,12 +179,12 @@ def best_line(run: RunSummary, marks: Mapping[str, float] | None = None) -> str 
 
 
 def sample_line(path: Path) -> str:
-    """Return what can be done with a run that is finished."""
+    """Return a line with the command that samples from a finished run."""
     return f"sample from it with: {command_line(['charrnn', 'sample', path])}"
 
 
 def status_lines(status: RunStatus) -> list[str]:
-    """Return what a run is, where and with what it was made, how far it has come, what is next."""
+    """Return a run's description, where it was made, its progress and the next command."""
     run, progress = status.run, status.run.progress
     device = kind_in_words(shown(status.device), status.threads)
     charrnn, torch = (shown(status.versions[name]) for name in ("charrnn", "torch"))

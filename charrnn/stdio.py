@@ -1,6 +1,6 @@
-"""What a command takes from standard input, says on standard error, and a path on stdout.
+"""Read standard input, print messages on stderr, and print a path on stdout.
 
-Rich, which breaks lines for a terminal, is imported where there is one.
+Rich, which wraps lines for a terminal, is imported only where it is needed.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 class _Lossy(io.FileIO):
     def write(self, data: Any) -> int:
-        """Write what the disk takes; what it does not take is lost.
+        """Write everything; drop what a full disk does not take.
 
-        All of it: the system may take a part, and who calls this does not ask how much.
+        The system may write only a part, and the caller does not check how much.
         """
         whole = memoryview(data).cast("B")
         rest = whole
         try:
-            # None: of a pipe that is full and does not want to be waited for.
+            # None: a non-blocking pipe is full.
             while rest and (taken := super().write(rest)):
                 rest = rest[taken:]
         except OSError as error:
@@ -48,20 +48,20 @@ class _Lossy(io.FileIO):
 def lossy(stream: TextIO) -> TextIO:
     """Return a stream that writes to the same file, and drops what a full disk does not take.
 
-    A training must not end because nobody will read how it goes.
+    A training must not end because its progress cannot be written.
     """
-    # No buffer: what a closed pipe refuses would be kept there, and refused again at the exit.
+    # No buffer: it would keep what a closed pipe refuses, and be refused again at the exit.
     raw: Any = _Lossy(stream.fileno(), "w", closefd=False)
     return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True)
 
 
 def say(message: str, end: str = "\n") -> None:
-    """Say a line on stderr; a terminal gets it broken between words.
+    """Print a line on stderr, wrapped between words on a terminal.
 
-    Where it cannot be written, as its reader has left, say, it is lost: the work goes on.
+    If it cannot be written, for example because its reader has left, it is lost: the work goes on.
 
     Args:
-        message: the line, or with another end a part of it.
+        message: the line, or a part of it if ``end`` is not a line feed.
         end: what follows.
     """
     with suppress(OSError):
@@ -75,15 +75,15 @@ def say(message: str, end: str = "\n") -> None:
 
 
 class Meter:
-    """Says on stderr how far a long work is: on a terminal in a line that is redrawn.
+    """Shows the progress of long work on stderr: on a terminal in a line that is redrawn.
 
     Args:
         name: what is worked on.
-        characters: that are to be done.
-        quiet: say nothing anywhere.
+        characters: how many there are to do.
+        quiet: show nothing.
     """
 
-    #: Seconds until the first line, and between two, on a terminal; and elsewhere.
+    #: Seconds until the first line on a terminal, between two of them, and between lines elsewhere.
     FIRST, REDRAWN, PLAIN = 3.0, 0.25, 10.0
 
     def __init__(self, name: str, characters: int, *, quiet: bool) -> None:
@@ -97,9 +97,9 @@ class Meter:
         self._is_quiet = quiet
 
     def __call__(self, what: str, done: int) -> None:
-        """Say what is done with how many characters, if it is time to."""
+        """Show what was done with how many characters, if a line is due."""
         now = time.monotonic()
-        # After & or bg the terminal is the shell's.
+        # After & or bg the terminal belongs to the shell.
         is_screen = self._console.is_screen and self._console.is_in_foreground
         if what != self._what:
             self._what, self._started = what, self._last
@@ -117,7 +117,7 @@ class Meter:
                 print(line, file=sys.stderr)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         if self._is_drawn and self._console.is_in_foreground:
             with suppress(OSError):
                 self._take_back()
@@ -129,7 +129,7 @@ class Meter:
             self._take_back()
         text = Text(line)
         text.truncate(self._console.width - 1, overflow="ellipsis")
-        self._console.print(text, end="")  # the cursor stays to be seen: Ctrl-Z may come
+        self._console.print(text, end="")  # the cursor stays visible, as Ctrl-Z may come
         self._is_drawn = True
 
     def _take_back(self) -> None:
@@ -148,16 +148,16 @@ def print_path(path: Path) -> None:
 
 @contextmanager
 def spooled(texts: Iterable[str], stop: StopSignals) -> Iterator[Path | None]:
-    """Put standard input into a file if the texts name it; None: they do not.
+    """Yield a file with a copy of standard input if the texts name it, else None.
 
-    Messages about a text do not name the file.
+    Errors about the text say "standard input" instead of naming the file.
 
     Args:
         texts: as the user named them.
-        stop: removes the file, at its end or where a second signal ends the command.
+        stop: removes the file, at its end or when a second signal ends the command.
 
     Raises:
-        CorpusError: standard input is empty or cannot be read, or its copy not written.
+        CorpusError: standard input is empty or cannot be read, or its copy cannot be written.
     """
 
     def made(path: Path) -> None:
@@ -168,7 +168,7 @@ def spooled(texts: Iterable[str], stop: StopSignals) -> Iterator[Path | None]:
         yield None
         return
     _say_how_to_end()
-    # No signal may come between the making of the file and the noting of its name.
+    # No signal may end the command between making the file and noting its name.
     stop.defer()
     path = spool(sys.stdin.buffer, made)
     try:
@@ -185,7 +185,7 @@ def spool(stream: BinaryIO, made: Callable[[Path], object] = lambda path: None) 
         made: called with the file's path before the copying begins.
 
     Returns:
-        The file's path; removing it is the caller's part.
+        The file's path; the caller removes it.
 
     Raises:
         CorpusError: the stream is empty or cannot be read, or there is no temporary folder, or
@@ -217,7 +217,8 @@ def spool(stream: BinaryIO, made: Callable[[Path], object] = lambda path: None) 
 
 
 def _blocks(stream: BinaryIO) -> Iterator[bytes]:
-    # A terminal's end is told once: what reads on until it has enough asks for another.
+    # A terminal reports its end only once: read, which goes on until it has enough, would ask the
+    # user for a second one.
     read = getattr(stream, "read1", stream.read)
     try:
         while block := read(1 << 20):
@@ -227,10 +228,10 @@ def _blocks(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def waits_unread() -> bool:
-    """Whether there is a text on standard input, from its beginning, in a pipe or a file.
+    """Whether standard input is a pipe with text in it, or a file at its beginning.
 
-    Nothing is taken from it. Schedulers and shells leave a process a pipe that is empty, or the
-    script they are in the midst of.
+    Nothing is read from it. Schedulers and shells may leave a process an empty pipe, or the script
+    that they are executing.
     """
     try:
         fd = sys.stdin.fileno()
@@ -249,7 +250,7 @@ def read_prompt(prompt: str, vocabulary: Vocabulary) -> str | bytes:
 
     Args:
         prompt: as the user gave it.
-        vocabulary: the model's; one of bytes takes any, one of characters utf-8.
+        vocabulary: the model's; one of bytes takes any input, one of characters only utf-8.
 
     Raises:
         UsageError: standard input cannot be read, or is not valid utf-8.
@@ -273,6 +274,6 @@ def read_prompt(prompt: str, vocabulary: Vocabulary) -> str | bytes:
 
 
 def _say_how_to_end() -> None:
-    """Tell who types a text how it ends."""
+    """Tell a user who types a text how to end it."""
     if sys.stdin.isatty():
         say("reading from the terminal: Ctrl-D at the beginning of a line ends it")

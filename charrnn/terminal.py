@@ -1,4 +1,4 @@
-"""What commands write with: consoles and tables that change no text, rows that fit, JSON."""
+"""Consoles and tables that leave text unchanged, text wrapped to a width, and JSON for stdout."""
 
 from __future__ import annotations
 
@@ -23,61 +23,60 @@ from charrnn.wording import printable
 
 
 class Output(Console):
-    """A console that adds no colours of its own, and whose reader may leave.
+    """A console without automatic highlighting that lets BrokenPipeError through.
 
-    Like every other writer it raises BrokenPipeError then; Rich would end the program itself,
-    with exit code 1.
+    Rich's own console would end the program at a closed pipe, with exit code 1.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, **options)
-        # Rich would take 80 columns of any terminal that calls itself dumb.
+        # Rich assumes 80 columns for a terminal whose TERM is dumb.
         if self.is_dumb_terminal and "width" not in options:
             self.size = shutil.get_terminal_size()
 
     @classmethod
     def wide(cls) -> Self:
-        """Return one that cuts nothing off: what is too wide for a terminal, that breaks."""
-        # Without a height Rich would take 80 columns here, too.
+        """Return a console that cuts nothing off; the terminal wraps what is too wide for it."""
+        # Without a height Rich would assume 80 columns here, too.
         return cls(width=10_000, height=100)
 
     @property
     def is_screen(self) -> bool:
-        """Whether it is a terminal that can be drawn on in place.
+        """Whether this is a terminal whose lines can be redrawn in place.
 
-        Rich's ``is_terminal`` is so for a file, too, where FORCE_COLOR asks for colours.
+        Rich's ``is_terminal`` is also true for a file if FORCE_COLOR is set.
         """
         return self.is_interactive and self.file.isatty() and not _is_notebook()
 
     @property
     def is_in_foreground(self) -> bool:
-        """Whether a terminal is this process's to draw on: a shell may have it, after & or bg."""
+        """Whether this process is in the terminal's foreground; after & or bg the shell is."""
         try:
             return os.tcgetpgrp(self.file.fileno()) == os.getpgrp()
-        except OSError:  # one that controls no process
+        except OSError:  # not this process's controlling terminal
             return True
 
     @property
     def has_colours(self) -> bool:
-        """Whether colours are shown; under NO_COLOR Rich has a colour system all the same."""
+        """Whether colours are shown; Rich has a colour system even under NO_COLOR."""
         return self.color_system is not None and not self.no_color
 
     def on_broken_pipe(self) -> None:
-        """Pass the error on, for the command line to answer."""
-        raise  # it is called where the error is handled
+        """Re-raise the error, for the command line to handle."""
+        raise  # Rich calls this in its except block
 
 
 def _is_notebook() -> bool:
-    """Whether a notebook's cell shows the terminal: it appends what should take another's place."""
+    """Whether a notebook cell shows the output: it would append each redrawing to the last."""
     return "JPY_PARENT_PID" in os.environ or "inline" in os.environ.get("MPLBACKEND", "")
 
 
 def plain_table(lines: Sequence[Sequence[str]], words: int) -> Table:
-    """Return a table of text that is not markup; nothing in it is broken into lines.
+    """Return a table of plain text, not Rich markup, whose cells are never wrapped.
 
     Args:
         lines: the head and the rows.
-        words: the first columns that hold words; the others hold numbers.
+        words: how many leading columns hold words; the others hold numbers.
     """
     table = Table(box=None, header_style="bold", pad_edge=False)
     for number, name in enumerate(lines[0]):
@@ -89,21 +88,21 @@ def plain_table(lines: Sequence[Sequence[str]], words: int) -> Table:
 
 
 def fits(table: Table) -> bool:
-    """Whether a table is not too wide for stdout; a pipe takes all."""
+    """Whether a table is narrow enough for stdout; a pipe takes any width."""
     console = Output()
     return not console.file.isatty() or Output.wide().measure(table).maximum <= console.width
 
 
 def say_on(console: Console, line: str, hang: int = 0) -> None:
-    """Say a line, broken between words; what is to be copied is the terminal's to break.
+    """Print a line wrapped between words; commands and long paths are printed unwrapped.
 
     Args:
-        console: where.
-        line: what.
-        hang: columns that are left free before all rows but the first.
+        console: where to print.
+        line: the text.
+        hang: indentation of all rows but the first, in columns.
     """
     longest = max(map(cell_len, line.split()), default=0)
-    if "charrnn " in line or longest > console.width - hang:  # a command, a path
+    if "charrnn " in line or longest > console.width - hang:  # a command, or a long path
         console.print(Text(line), soft_wrap=True)
         return
     first = Text(line).wrap(console, console.width)[0].plain
@@ -113,12 +112,12 @@ def say_on(console: Console, line: str, hang: int = 0) -> None:
 
 
 def print_words(line: str, hang: int = 0, *, stderr: bool = False) -> None:
-    """Print a sentence; a terminal gets it as ``say_on`` does, a pipe as it is.
+    """Print a sentence: as ``say_on`` does on a terminal, unchanged elsewhere.
 
     Args:
         line: the sentence.
         hang: as for ``say_on``.
-        stderr: there, not on stdout.
+        stderr: print on stderr instead of stdout.
     """
     console = Output(stderr=stderr)
     if console.file.isatty():
@@ -128,7 +127,7 @@ def print_words(line: str, hang: int = 0, *, stderr: bool = False) -> None:
 
 
 def in_rows(text: str, width: int) -> list[str]:
-    """Break text into rows that no terminal draws wider, between words where it can be."""
+    """Wrap text into rows that fit a width on any terminal, between words if possible."""
     rows = []
     for line in printable(text).expandtabs().split("\n"):
         row, taken = "", 0
@@ -150,15 +149,15 @@ def in_rows(text: str, width: int) -> list[str]:
 
 
 def columns_of(character: str) -> int:
-    """Return the columns that terminals draw a character in: Rich gives none to a spacing mark."""
+    """Return how many columns a character takes; Rich wrongly counts none for a spacing mark."""
     return max(cell_len(character), int(unicodedata.category(character) == "Mc"))
 
 
 def _most_columns(character: str) -> int:
-    """Return the most columns that a terminal may draw a character in.
+    """Return the most columns that any terminal gives a character.
 
-    Not all of them let an emoji that is joined to another, or a vowel of Korean spelled out, take
-    no column of its own.
+    Some terminals give joined emoji, and Korean vowels written as separate jamo, columns of
+    their own.
     """
     if character == "\N{VARIATION SELECTOR-16}":  # may widen the character before it
         return 1
@@ -167,11 +166,11 @@ def _most_columns(character: str) -> int:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """Return a value as JSON for stdout, whatever that can take.
+    """Return a value as JSON that stdout's encoding can represent.
 
-    A NaN or an infinity becomes null: JSON has neither. Characters are written as they
-    are where stdout is utf-8, and escaped elsewhere; so are the surrogates that stand for bytes
-    of a file's name or of a sample that are not utf-8.
+    NaN and infinity become null, as JSON has neither. Non-ASCII characters are escaped unless
+    stdout is utf-8. Surrogates, which stand for bytes of a file name or a sample that are not
+    utf-8, are always escaped.
     """
     is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
     text = json.dumps(_finite(value), indent=indent, ensure_ascii=not is_utf8)
