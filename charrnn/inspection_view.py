@@ -1,4 +1,4 @@
-"""Measurements of a model become tables, small plots and coloured text in a terminal."""
+"""Print a model's measurements as tables, small plots and coloured text in a terminal."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from charrnn.wording import significant
 BLOCKS = " ▁▂▃▄▅▆▇█"
 EIGHTHS = " ▏▎▍▌▋▊▉"
 BAR = 24
-#: Lags that are plotted.
+#: Most lags in a plot of the gradient flow.
 PLOT = 16
 #: Below this share of the gradient at lag 0 the plot shows nothing.
 FAINTEST = 1e-3
-#: Where a gradient grows, a full column is what it grows to: this at least, so that 1 is less than
-#: a full one, and at most that, since a matrix that stretches soon leaves every scale.
+#: If a gradient grows, a full column stands for its largest value, within these limits: at least
+#: the first, so that 1 is less than full; at most the second, as exploding gradients are unbounded.
 FULL_FROM, LOUDEST = 2.7, 1e3
 
 
@@ -83,13 +83,13 @@ def _sections(inspection: Inspection) -> Iterator[tuple[str, str, RenderableType
 def _plotted(
     lines: Sequence[Sequence[str]], plot: str, pictures: Sequence[str], words: int = 1
 ) -> Table:
-    """Return a table of words, numbers and a plot, if there is room for it.
+    """Return a table with a plot as its last column, if there is room for it.
 
     Args:
         lines: the head and the rows.
         plot: the plot's name in the head.
-        pictures: one a row.
-        words: the first columns that hold words.
+        pictures: one per row.
+        words: how many leading columns hold words.
     """
     plotted = zip(lines, (plot, *pictures), strict=True)
     table = plain_table([[*line, picture] for line, picture in plotted], words)
@@ -98,18 +98,18 @@ def _plotted(
 
 
 def _bar(share: float) -> str:
-    """Return a bar of a share of the full width."""
+    """Return a bar that fills a share of the full width."""
     whole, part = divmod(round(min(1.0, max(0.0, share)) * BAR * 8), 8)
     return "█" * whole + EIGHTHS[part].strip()
 
 
 def _columns(shares: Sequence[float]) -> str:
-    """Return one column a share of the full height; nothing only where there is nothing."""
+    """Return one column per share of the full height; it is empty only for a share of 0."""
     return "".join(BLOCKS[math.ceil(min(1.0, max(0.0, share)) * 8)] for share in shares)
 
 
 def _step(step: Step) -> Table:
-    """Return the table of the step; a narrow terminal gets fewer units of it."""
+    """Return the table of the step, with fewer units on a narrow terminal."""
     lines = words.step_lines(step)
     while True:
         table = plain_table(lines, 3)
@@ -210,7 +210,7 @@ def _coloured(shown: Activation) -> Text:
 
 
 def _underlined(shown: Activation, width: int) -> Group:
-    """Return every line of the text with columns below it, where there are no colours."""
+    """Return every line of the text with columns below it, for a terminal without colours."""
     rows = [["", ""]]
     for character, share in zip(shown.text, shown.shares, strict=True):
         letter = words.mark(character).replace("\t", " ")

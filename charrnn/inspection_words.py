@@ -1,4 +1,4 @@
-"""Measurements of a model become the rows and sentences that a terminal and a page show."""
+"""Put a model's measurements into the rows and sentences that a terminal and a page show."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ NORMS_SAY = (
     "10 % and median are of the norms in the log, each a mean over up to 10 updates; largest is of "
     "a single update."
 )
-#: Standard errors by which the lowest of many figures has to be lower to be called so.
+#: How many standard errors below the full context's a loss must be to be reported as lower.
 SURE = 4
 
 
 def step_says(step: Step) -> str:
-    """Say what is computed, and how close it is to the model."""
+    """Say what is computed, and how closely it agrees with the model."""
     return (
         "One step, computed by its equations from the checkpoint's weights in float64; it reads "
         f"{quoted(step.read)}. e: embedding, or h' of the layer below; σ: logistic function; ∘: "
@@ -62,7 +62,7 @@ def step_says(step: Step) -> str:
 
 
 def step_lines(step: Step) -> list[list[str]]:
-    """Return the table of the step: its head, and a row an equation; model's below its own."""
+    """Return the table of the step: its head, and a row per equation, the model's values below."""
     lines = [["layer", "line", "equation", *(f"[{n + 1}]" for n in range(SHOWN))]]
     for quantity in step.quantities:
         if quantity.name == "y":
@@ -79,7 +79,7 @@ def step_lines(step: Step) -> list[list[str]]:
 
 
 def radius_says(flows: Sequence[GradientFlow]) -> str:
-    """Say what the table of the gradient flow means by a radius, and by its lags."""
+    """Explain the radius and the lags in the table of the gradient flow."""
     scaled = "; * scaled to it" if any(flow.scaled_to for flow in flows) else ""
     return (
         f"Radius: the recurrent matrices' spectral radius, smallest to largest{scaled}. Half at, "
@@ -89,7 +89,7 @@ def radius_says(flows: Sequence[GradientFlow]) -> str:
 
 
 def gradient_flow_lines(flows: Sequence[GradientFlow]) -> list[list[str]]:
-    """Return the table of the gradient flow: its head, and a row a state."""
+    """Return the table of the gradient flow: its head, and a row per state."""
     farthest = flows[0].reaches[0].farthest
     lags = [k for k in (1, 10) if k <= farthest]
     lines = [["weights", "radius", "along", "half at", "1 % at"] + [f"k = {k}" for k in lags]]
@@ -138,7 +138,7 @@ def memory_says(memory: Memory) -> str:
 
 
 def enough_says(memory: Memory) -> str:
-    """Say how many characters of context are enough, and where less is better than all."""
+    """Say how many characters of context are enough, and whether fewer do better than all."""
     between = _between(memory)
     if memory.needed is None:
         return f"more than {memory.longest:,} characters{between} are needed"
@@ -146,7 +146,7 @@ def enough_says(memory: Memory) -> str:
     enough = f"{counted(memory.needed, 'character')}{between} {are} enough"
     least = min(memory.excess_nats)
     at = memory.excess_nats.index(least)
-    # Of hundreds of figures that scatter one is lowest by chance.
+    # One of hundreds of noisy figures is lowest by chance.
     if -least <= max(memory.tolerance, SURE * memory.standard_error[at]):
         return enough
     best = counted(at, "character")
@@ -154,7 +154,7 @@ def enough_says(memory: Memory) -> str:
 
 
 def _between(memory: Memory) -> str:
-    """Return in brackets how far the characters that are enough may be off, if they may."""
+    """Return in brackets the range of the context that is enough; empty if it is one number."""
     low, high = (
         f"more than {memory.longest:,}" if characters is None else f"{characters:,}"
         for characters in memory.needed_between
@@ -163,7 +163,7 @@ def _between(memory: Memory) -> str:
 
 
 def memory_lines(memory: Memory) -> list[list[str]]:
-    """Return the table of the memory: its head, and rows of contexts 0, 1, 2, 4, ..."""
+    """Return the table of the memory: its head, and rows for contexts of 0, 1, 2, 4, ..."""
     rows = [
         [
             f"{k:,}",
@@ -177,18 +177,18 @@ def memory_lines(memory: Memory) -> list[list[str]]:
 
 
 def activation_ends(shown: Activation) -> tuple[str, str]:
-    """Return the ends of the scale that a unit's states are coloured on."""
+    """Return the ends of the scale on which a unit's states are coloured."""
     return f"{-shown.largest:z.3g}", f"{shown.largest:.3g}"
 
 
 def contexts(memory: Memory) -> list[int]:
-    """Return the characters of context that the rows of the memory's table are on."""
+    """Return the lengths of context in the memory's table."""
     farthest = memory.longest
     return sorted({0, *(1 << n for n in range(farthest.bit_length())), farthest})
 
 
 def pace_lines(paces: Sequence[Pace]) -> list[list[str]]:
-    """Return the table of the pace: its head, and a row a state of a layer."""
+    """Return the table of the pace: its head, and a row per layer and state."""
     lines = [["state", "mean", "lowest", "highest", "kept", "median"]]
     for one in paces:
         varying = [value for value in one.autocorrelation if math.isfinite(value)]
@@ -206,7 +206,7 @@ def _kept(share: float | None) -> str:
 
 
 def gate_lines(gates: Sequence[GateUse]) -> list[list[str]]:
-    """Return the table of the gates: its head, and a row a gate of a layer."""
+    """Return the table of the gates: its head, and a row per layer and gate."""
     lines = [["gate", "open", "always", "closed", "always"]]
     for use in gates:
         shares = (np.array(use.open_share), np.array(use.closed_share))
@@ -224,7 +224,7 @@ def gate_lines(gates: Sequence[GateUse]) -> list[list[str]]:
 
 
 def units_say(units: Sequence[UnitFound]) -> str:
-    """Say how the units were found, and what could not be looked for."""
+    """Say how the units were found, and which properties could not be measured."""
     missing = [name for name in PROPERTIES if name not in {found.property for found in units}]
     return (
         "The unit whose state follows each property best, in an LSTM for h and c apart: found by "
@@ -238,7 +238,7 @@ def units_say(units: Sequence[UnitFound]) -> str:
 
 
 def unit_lines(units: Sequence[UnitFound]) -> list[list[str]]:
-    """Return the table of the units: its head, and a row a property and state."""
+    """Return the table of the units: its head, and a row per property and state."""
     rows = [
         [
             found.property,
@@ -254,8 +254,8 @@ def unit_lines(units: Sequence[UnitFound]) -> list[list[str]]:
 
 
 def mark(character: str) -> str:
-    """Return what stands for a character, so that each one's state can be seen."""
-    # Joiners and variation selectors show nothing themselves.
+    """Return a visible form of a character, so that the state at it can be shown."""
+    # Joiners and variation selectors are invisible themselves.
     if unicodedata.category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f":
         return "\N{REPLACEMENT CHARACTER}"
     if is_drawn_onto(character):
@@ -280,7 +280,7 @@ def clipping_says(clipping: Clipping) -> str:
 
 
 def clipping_lines(clipping: Clipping) -> list[list[str]]:
-    """Return the table of the clipping: its head, and a row a period."""
+    """Return the table of the clipping: its head, and a row per period."""
     rows = [
         [
             f"{period.first_step:,} - {period.last_step:,}",
@@ -293,7 +293,7 @@ def clipping_lines(clipping: Clipping) -> list[list[str]]:
 
 
 def cut_lines(cuts: Sequence[Cut]) -> list[list[str]]:
-    """Return the table of cut gradients: its head, and a row a share."""
+    """Return the table of cut gradients: its head, and a row per share."""
     rows = [
         [cut.weights, f"{100 * cut.share:.0f} %", _turned(cut.by_norm), _turned(cut.by_value)]
         for cut in cuts
@@ -306,7 +306,7 @@ def _turned(degrees: float) -> str:
 
 
 def truncation_says(truncations: Sequence[Truncation]) -> str:
-    """Say what windows are compared, and how well a gradient is known at all."""
+    """Say which windows are compared, and how noisy the full gradient itself is."""
     truncation = truncations[0]
     halves = [
         f"{one.between_halves:.0f}° ({one.weights})"
@@ -327,7 +327,7 @@ def truncation_says(truncations: Sequence[Truncation]) -> str:
 
 
 def truncation_lines(truncations: Sequence[Truncation]) -> list[list[str]]:
-    """Return the table of the truncation: its head, and a row a window."""
+    """Return the table of the truncation: its head, and a row per window."""
     rows = [
         [
             truncation.weights,

@@ -1,4 +1,4 @@
-"""Sampled symbols become text: as they are in a pipe, harmless on a terminal."""
+"""Print sampled symbols as text: unchanged in a pipe, made harmless on a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def print_as_made(vocabulary: Vocabulary, start: Sequence[int], pieces: Iterable
     Args:
         vocabulary: the model's.
         start: symbols to print before the sample.
-        pieces: of one sample.
+        pieces: the pieces of one sample.
     """
     writer = _Writer(vocabulary)
     writer.write(start)
@@ -26,7 +26,7 @@ def print_as_made(vocabulary: Vocabulary, start: Sequence[int], pieces: Iterable
         for piece in pieces:
             writer.write([piece.symbol])
     except CharrnnError:
-        writer.end()  # what is said of it has a line of its own
+        writer.end()  # the error's message gets a line of its own
         raise
     writer.end()
 
@@ -59,19 +59,19 @@ def print_as_json(
     stop: Sequence[int] | None,
     device: str,
 ) -> None:
-    """Print samples as lines of JSON, with what each was drawn by.
+    """Print samples as lines of JSON, with the seed and device of each.
 
-    Bytes that are no utf-8 are surrogates in it, so that none is lost.
+    Bytes that are not utf-8 become surrogates, so that none is lost.
 
     Args:
         vocabulary: the model's.
         start: symbols to print before each sample.
         samples: the symbols of each.
-        seed: they were drawn with.
-        stop: the symbols that a sample which did not end by its length ends with.
-        device: they were drawn on: "cpu", "cuda" or "mps".
+        seed: the seed they were drawn with.
+        stop: the symbols that end a sample before its full length, if any do.
+        device: where they were drawn: "cpu", "cuda" or "mps".
     """
-    # A text that streams does not wait for what only a display needs.
+    # Imported here, as a sample printed while it is drawn need not wait for it.
     from charrnn.terminal import to_json
 
     for number, symbols in enumerate(samples, start=1):
@@ -93,15 +93,15 @@ def print_as_json(
 
 
 class _Writer:
-    """Writes symbols to stdout at once: a pipe gets them as they are, a terminal what is harmless.
+    """Writes symbols to stdout at once: unchanged to a pipe, made harmless on a terminal.
 
-    Bytes stay bytes in a pipe, and are utf-8 to a terminal.
+    A pipe gets the bytes of a model of bytes; a terminal gets them decoded as utf-8.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""  # a carriage return: before a line feed it is not shown
+        self._held = ""  # a carriage return, which is not shown before a line feed
         self._last = ""
 
     def write(self, symbols: Sequence[int]) -> None:
@@ -120,12 +120,12 @@ class _Writer:
             print(vocabulary.decode(symbols), end="", flush=True)
 
     def show_rest(self) -> None:
-        """Show a terminal the bytes that still wait for others of their character."""
+        """Show the bytes of an incomplete character on a terminal."""
         if sys.stdout.isatty():
             self._show(self._decoder.decode(b"", final=True))
 
     def end(self) -> None:
-        """End a terminal's line, if one is begun."""
+        """End the line on a terminal, if one is begun."""
         self.show_rest()
         if sys.stdout.isatty() and self._last not in ("", "\n"):
             print()

@@ -1,4 +1,7 @@
-"""Scores become tables and coloured text in a terminal; prices become a file."""
+"""Print scores as tables and coloured text in a terminal; write prices to a file.
+
+A character's price is its negative log-likelihood.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +34,14 @@ STYLES = ("dim", "", "magenta", "bold red", "bold white on red")
 
 
 def print_table(lines: Sequence[Sequence[str]], words: int) -> None:
-    """Print a table on stdout; nothing in it is ever cut off.
+    """Print a table on stdout without cutting anything off.
 
-    A line is a row, or a column where a terminal is too narrow for that; where it is for both,
-    the columns come one below the other, as many at a time as it has room for.
+    If a terminal is too narrow for it, the table is transposed; if that is too wide as well, it
+    is split into tables of as many columns as fit.
 
     Args:
         lines: the head and the rows.
-        words: the first columns that hold words; the others hold numbers.
+        words: how many leading columns hold words; the others hold numbers.
     """
     wide = Output.wide()
     columns = list(zip(*lines, strict=True))
@@ -55,7 +58,7 @@ def print_table(lines: Sequence[Sequence[str]], words: int) -> None:
 
 
 def _blocks(columns: Sequence[Sequence[str]], words: int) -> Iterator[Table]:
-    """Yield tables of a few columns each, all of them with the first one."""
+    """Yield tables of as many columns as fit, each with the first column again."""
     name, *rest = columns
     while rest:
         count = 1
@@ -72,7 +75,7 @@ def _table(columns: Sequence[Sequence[str]], words: int) -> Table:
 
 
 def print_assessments(assessments: Sequence[Assessment]) -> None:
-    """Print scores, beside them those of the baselines, and the scores by position."""
+    """Print the scores of models and baselines, and the loss by position."""
     print_table(score_words.assessment_lines(assessments), words=2)
     for line in score_words.assessments_say(assessments):
         print_words(line)
@@ -87,7 +90,7 @@ def print_assessments(assessments: Sequence[Assessment]) -> None:
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Print what came out of a comparison: a row a cell, then what the spread supports."""
+    """Print a comparison's results: a row per cell, then which differences are supported."""
     print_table(score_words.comparison_lines(comparison), words=2)
     print()
     for line in score_words.comparison_says(comparison):
@@ -97,21 +100,21 @@ def print_comparison(comparison: Comparison) -> None:
 
 
 class PerCharacter:
-    """Writes the price of every character as a line of JSON, in a ``with``.
+    """Writes the price of every character as a line of JSON, in a ``with`` block.
 
-    The file appears whole, or stays as it was where the block fails.
+    The file appears complete at the end of the block, or stays as it was if the block fails.
 
-    ``position`` counts from the text's first character, which has 0 and no price; a model
-    of bytes has ``byte`` in place of ``character``. A price that is no number is null.
+    ``position`` counts from the text's first character, which is 0 and has no price; a model
+    of bytes writes ``byte`` instead of ``character``. A price that is not finite is null.
 
     Args:
         part: the text that is scored.
         path: the file to write; a pipe or a device gets the lines as they come.
-        called: is told what the file is called until it is whole.
+        called: called with the path of the temporary file that is written first.
 
     Raises:
-        CorpusError: the text changed while it was read; so do calls.
-        RunFolderError: the file cannot be written; so do calls and the block's end.
+        CorpusError: the text changed while it was read; calls raise this, too.
+        RunFolderError: the file cannot be written; calls and the block's end raise this, too.
     """
 
     def __init__(
@@ -131,7 +134,7 @@ class PerCharacter:
         for position, nats in enumerate(stretch.nats_T.tolist(), start=stretch.position):
             code = next(self._codes)
             what = {"byte": code} if self._bytes else {"character": chr(code)}
-            price = round(nats, 6) if math.isfinite(nats) else None  # JSON has no other numbers
+            price = round(nats, 6) if math.isfinite(nats) else None  # JSON has no NaN or infinity
             row = {"position": position, **what, "nats": price}
             rows.append(json.dumps(row, ensure_ascii=False) + "\n")
         with self._naming_the_file():
@@ -141,7 +144,7 @@ class PerCharacter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
-        """Give the file its name, or drop it where the block failed."""
+        """Give the file its name, or drop it if the block failed."""
         if kind is not None:
             with suppress(OSError):  # the block's own failure is what counts
                 self._open.__exit__(kind, *error)
@@ -150,18 +153,18 @@ class PerCharacter:
             self._open.close()
 
     def _naming_the_file(self) -> AbstractContextManager[None]:
-        # An error that names no file would be taken for one of stdout.
+        # An error without a file's name would be reported as one of stdout.
         return refusals(self._path, "cannot write the prices")
 
 
 @contextmanager
 def _written(path: Path, called: Callable[[Path], object]) -> Iterator[BinaryIO]:
-    """Yield what is written to a path: all at once, but for a pipe or a device."""
+    """Yield a stream whose bytes become the file all at once; a pipe or a device gets them now."""
     if path.exists() and not path.is_file():
         with path.open("wb") as stream:
             yield stream
         return
-    # What a link leads to is replaced, not the link.
+    # Replace a link's target, not the link.
     with becoming(followed(path), called) as fd, os.fdopen(fd, "wb", closefd=False) as stream:
         yield stream
 
@@ -169,17 +172,17 @@ def _written(path: Path, called: Callable[[Path], object]) -> Iterator[BinaryIO]
 class SurpriseText:
     """Prints a text on stdout, coloured by what each character costs.
 
-    Bytes are shown as the utf-8 characters they make up, each at the price of all of its
-    bytes. What could steer the terminal is replaced. Where there are colours, a line feed
-    that costs much is marked, and so is an accent by itself: neither shows any itself.
+    Bytes are shown as the utf-8 characters they make up, each at the total price of its
+    bytes. Characters that could control the terminal are replaced. If there are colours, an
+    expensive line feed or accent gets a mark beside it, as neither can show a colour itself.
 
     Args:
         part: the text that is scored.
-        alone: nothing else comes of the scores: what cannot be printed ends it.
+        alone: whether the scores serve nothing else, so that a failure to print ends the scoring.
 
     Raises:
-        CorpusError: the text changed while it was read; so do calls.
-        OSError: it cannot be printed, and is alone; so do calls and the end.
+        CorpusError: the text changed while it was read; calls raise this, too.
+        OSError: it cannot be printed, and is alone; calls and the end raise this, too.
     """
 
     def __init__(self, part: Part, *, alone: bool = True) -> None:
@@ -187,7 +190,7 @@ class SurpriseText:
         self._console = Output(soft_wrap=True)
         self._alone = alone
         self.refused: OSError | None = None
-        """Why it is not printed any more."""
+        """The error that ended the printing, if any."""
         self._print(self._text.first())
 
     def __call__(self, stretch: Prices) -> None:
@@ -198,17 +201,17 @@ class SurpriseText:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        # A signal does not wait for the reader. Where the block failed that counts, not whether
-        # this can still be printed.
+        # After a signal nothing waits for the reader. If the block failed, its own error counts,
+        # not one of printing the end.
         if kind is None or issubclass(kind, Exception):
             with nullcontext() if kind is None else suppress(OSError):
                 self.close()
 
     def close(self) -> None:
-        """Print the end: what the colours mean, or on stderr how to have them."""
+        """Print the end: the legend of the colours, or on stderr how to get colours."""
         if not self._console.has_colours:
             self._write("\n")
-            with suppress(OSError):  # nobody has to read what is said on stderr
+            with suppress(OSError):  # stderr need not have a reader
                 print_words(
                     "the text is shown without colours here: FORCE_COLOR=1 keeps them, --per-char "
                     "FILE writes each character's loss",
@@ -220,14 +223,14 @@ class SurpriseText:
         self._write(legend, end="\n\n")
 
     def _print(self, priced: Iterable[tuple[str, float]]) -> None:
-        # Segments, for a Text would turn tabs into spaces.
+        # Segments, as a Text would turn tabs into spaces.
         segments: list[Segment] = []
         for character, cost in priced:
             style = self._console.get_style(STYLES[surprise(cost)])
             marked = surprise_mark(character, cost) if self._console.has_colours else ""
             text, feed, _ = printable(marked + character).partition("\n")
             segments.append(Segment(text, style))
-            if feed:  # a line feed in a colour would colour what is left of the row
+            if feed:  # a coloured line feed would colour the rest of the row
                 segments.append(Segment.line())
         self._write(Segments(Segment.simplify(segments)), end="")
 

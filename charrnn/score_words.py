@@ -1,4 +1,4 @@
-"""Scores become the rows and sentences that a terminal and a page show."""
+"""Put scores into the rows and sentences that a terminal and a page show."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COLUMNS = (
 
 
 def stretches_say(scores: PositionScores) -> str:
-    """Say what the price at each position is a mean of."""
+    """Say over how many stretches the loss at each position is averaged."""
     return f"means of {scores.stretches:,} stretches" if scores.stretches > 1 else "one stretch"
 
 
@@ -47,7 +47,7 @@ def assessment_lines(assessments: Sequence[Assessment]) -> list[Sequence[str]]:
 
 
 def assessments_say(assessments: Sequence[Assessment]) -> Iterator[str]:
-    """Yield what the table rests on, and what follows a given text."""
+    """Yield what the table rests on, and the mean loss after a given text, if there is one."""
     if len({one.scores.characters for one in assessments}) > 1:
         of_bytes = dict.fromkeys(shown(one.checkpoint) for one in assessments if one.of_bytes)
         yield (
@@ -63,7 +63,7 @@ def _after_says(one: Assessment, after: After) -> str:
     checkpoint, how = shown(one.checkpoint), " by dynamic evaluation" if one.dynamic else ""
     if not after.characters:
         return f"{checkpoint}: {after.text!r} does not occur, or only at the end"
-    # A number right after words from right to left would be drawn before them.
+    # A number directly after right-to-left text would be displayed before it.
     return (
         f"{checkpoint}: after {after.text!r} a character costs {after.nats_per_char:.4f} nats{how} "
         f"(mean of {after.characters:,})"
@@ -75,27 +75,27 @@ class BaselineRow:
     """A baseline as a table or figure shows it."""
 
     name: str
-    """With a model's, if there are others of the kind."""
+    """Includes a model's name, or its unit, if not all models share the baseline."""
     baseline: Baseline
     scores: Scores
-    """Of a model, on the same characters."""
+    """A model's scores on the same characters."""
     same: tuple[str, ...]
-    """The other models that it is the baseline of, where a name is given."""
+    """The other models that share the baseline, if ``name`` includes a model's."""
 
     @property
     def bits_per_byte(self) -> float:
-        """The price in bits per byte."""
+        """The baseline's loss in bits per byte."""
         return self.baseline.bits_per_byte(self.scores)
 
 
 def baseline_rows(
     assessments: Sequence[Assessment], names: Sequence[str] | None = None
 ) -> list[BaselineRow]:
-    """Return the baselines of models, each once; its name tells whose it is unless it is all's.
+    """Return the models' baselines, each once; its name says whose it is unless all share it.
 
     Args:
         assessments: of the models.
-        names: the models'; None: the checkpoints'.
+        names: the models' names; None: those of their checkpoints.
     """
     of: dict[tuple[Baseline, int, int], list[int]] = {}
     for place, one in enumerate(assessments):
@@ -118,7 +118,7 @@ def baseline_rows(
 
 
 def _baselines_say(assessments: Sequence[Assessment]) -> list[str]:
-    """Return what each baseline is, and of which models where they differ in that."""
+    """Return what each baseline is, and for which models if they differ in it."""
     rows, lines = baseline_rows(assessments), []
     for row in rows:
         of_kind = [other for other in rows if other.baseline.name == row.baseline.name]
@@ -142,7 +142,7 @@ def _figures(scores: Scores) -> list[str]:
 
 
 def perplexity_figure(perplexity: float) -> str:
-    """Return a perplexity for a reader: one of many millions needs no decimals.
+    """Return a perplexity in figures; a large one needs no decimals.
 
     >>> perplexity_figure(4.0511), perplexity_figure(2631.69), perplexity_figure(151636722.849)
     ('4.051', '2,631.690', '151,636,723')
@@ -171,7 +171,7 @@ def _baseline_line(row: BaselineRow) -> list[str]:
 
 
 def position_lines(scores: PositionScores) -> list[list[str]]:
-    """Return the table of the price at 1, 2, 4, ... characters after a reset of the state."""
+    """Return the table of mean losses up to 1, 2, 4, ... characters after a reset of the state."""
     nats_T = scores.nats_T
     places = [2**k for k in range(len(nats_T).bit_length())]
     if places[-1] != len(nats_T):
@@ -184,7 +184,7 @@ def position_lines(scores: PositionScores) -> list[list[str]]:
 
 
 def comparison_lines(comparison: Comparison) -> list[list[str]]:
-    """Return a comparison's table: its head, and a row a cell; what was asked for comes first."""
+    """Return a comparison's table: its head, and a row per cell with the result first."""
     several = comparison.plan.seeds > 1
     lines = [[
         "cell", "layers x width", "nats/char", *(["spread"] if several else []), "bits/char",
@@ -258,7 +258,7 @@ def comparison_says(comparison: Comparison) -> Iterator[str]:
 
 
 def ahead(nats: float) -> str:
-    """Return a difference of losses, however small.
+    """Return a difference of losses in figures, readable however small it is.
 
     >>> ahead(0.0123), ahead(0.0000123), ahead(0.0)
     ('0.0123', '1.2e-05', '0.0000')
@@ -267,12 +267,12 @@ def ahead(nats: float) -> str:
 
 
 def seeds_meant(comparison: Comparison) -> str:
-    """Say of how many seeds, several, a cell's mean is."""
+    """Say over how many seeds a cell's mean is, if there are several."""
     return f"{'up to ' if comparison.failures else ''}{comparison.plan.seeds} seeds"
 
 
 def _compared_how(comparison: Comparison) -> str:
-    """Say what the models have in common, and where and when they were scored."""
+    """Say how the models were matched and trained, and on what their checkpoints were scored."""
     plan, one = comparison.plan, comparison.cells[0].best
     (budget,) = (
         counted(value, name)
@@ -298,7 +298,7 @@ def _compared_how(comparison: Comparison) -> str:
 
 
 def _worse_than_guessing(comparison: Comparison) -> Iterator[str]:
-    """Yield which runs are worse than guessing, though every loss in them was a number."""
+    """Yield which runs are worse than guessing, although all their losses were finite."""
     for cell in comparison.cells:
         worse = [run for run in cell.runs if run.is_worse_than_guessing]
         if not worse:
@@ -317,7 +317,7 @@ def _worse_than_guessing(comparison: Comparison) -> Iterator[str]:
 
 
 def _seeds(seeds: Sequence[int]) -> str:
-    """Return seeds by name.
+    """Return seeds in words.
 
     >>> _seeds([1]), _seeds([1, 2, 3])
     ('seed 1', 'seeds 1, 2 and 3')
@@ -326,7 +326,7 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 
 def _left_out(comparison: Comparison) -> Iterator[str]:
-    """Yield which runs nothing came out of, and what of their cells is left."""
+    """Yield which runs failed, and how many seeds are left of their cells."""
     for cell in comparison.plan.cells:
         seeds = [failure.seed for failure in comparison.failures if failure.cell == cell]
         if not seeds:
@@ -341,7 +341,7 @@ def _left_out(comparison: Comparison) -> Iterator[str]:
 
 
 def _validating(comparison: Comparison) -> str:
-    """Say what share of equal time the validations took, if any."""
+    """Say what share of the time validations took, if any."""
     shares = [
         round(100 * cell.mean("validation_seconds") / cell.mean("seconds"))
         for cell in comparison.cells
@@ -354,7 +354,7 @@ def _validating(comparison: Comparison) -> str:
 
 
 def _given_to_all(plan: Plan) -> Iterator[str]:
-    """Yield what no rule chose, if there is anything."""
+    """Yield the settings that were given instead of chosen by rule, if there are any."""
     rules = (
         "optimiser", "lr", "weight_decay", "clip_norm", "dropout", "weight_drop", "dropout_masks",
         "loss_temperature",
