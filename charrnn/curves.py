@@ -1,6 +1,6 @@
-"""The course of trainings, as a page shows it.
+"""Draw the losses during trainings for a page.
 
-Axis letters: N points of a curve.
+Axis letter: N points of a curve.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from charrnn import page
 from charrnn.figures import PLAIN, Line, line_chart
 from charrnn.portrait import Portrait, Row
 
-#: Points of a training curve; more rows than these are averaged in groups.
+#: Most points in a training curve; more rows of a log than these are averaged in groups.
 POINTS = 150
-#: What the lines of a training are the loss on.
+#: The texts on which a training's losses are measured.
 HELD_OUT, TRAINED_ON = "the validation text", "the training text"
-#: What sets a loss on the latter apart from one on the former.
+#: How a loss on the latter differs from one on the former.
 LEARNING = "taken before each update, with dropout and loss temperature if there are any"
-#: Share of a training from which on its losses set the scale: what is before is a cliff.
+#: The losses set the scale only after this share of a training; before it, they fall steeply.
 SCALE_FROM = 0.1
-#: Largest loss over the least above which a logarithmic axis tells the small ones apart.
+#: Ratio of the largest loss to the smallest above which the axis of losses is logarithmic.
 LOG_FROM = 5
 
 
@@ -32,26 +32,26 @@ class LoggedRun(NamedTuple):
     """A training whose losses are drawn."""
 
     label: str
-    """The first with a curve, of those that share it, is named."""
+    """Of the runs that share it, only the first with a curve is named."""
     style: int
-    """The place of its model, or cell, in the page: many have their styles in turns."""
+    """The index of its model, or cell, in the page; if there are many, styles repeat."""
     log: Sequence[Row]
 
 
 class _Curve(NamedTuple):
-    """A training's losses; N points of characters, seconds and nats."""
+    """A training's losses, as N points of characters, seconds and nats."""
 
     label: str
     style: int
     on: str
-    """What the main line is the loss on."""
+    """The text of the main line's loss."""
     main_N3: NDArray[np.float64]
     thin_N3: NDArray[np.float64]
-    """What accompanies it; may be empty."""
+    """The line that accompanies it; may be empty."""
 
 
 def own_runs(portraits: Sequence[Portrait]) -> list[LoggedRun]:
-    """Return the runs that models come from; one that several come from only once."""
+    """Return the runs that models come from, each once."""
     runs: list[LoggedRun] = []
     for style, portrait in enumerate(portraits):
         if portrait.log not in [run.log for run in runs]:
@@ -60,7 +60,7 @@ def own_runs(portraits: Sequence[Portrait]) -> list[LoggedRun]:
 
 
 def other_texts(portraits: Sequence[Portrait]) -> str:
-    """Say so if the losses of models' trainings are not on the same text, and as much of it."""
+    """Return a warning if the losses of trainings are on different characters, else nothing."""
     drawn = (portrait.validated_on for portrait in portraits if portrait.log)
     if len(frozenset[object]().union(*drawn)) < 2:
         return ""
@@ -68,12 +68,12 @@ def other_texts(portraits: Sequence[Portrait]) -> str:
 
 
 def learning_section(runs: Sequence[LoggedRun], more: str, unit: str = "character") -> str:
-    """Return the section on the loss during training; nothing where no log says it.
+    """Return the section on the loss during training; an empty string if no log has a loss.
 
     Args:
         runs: the trainings.
         more: a sentence on what is drawn, with a space after it.
-        unit: "character" or "byte": what all of the models predict one by one.
+        unit: the symbols that all of the models predict: "character" or "byte".
     """
     curves: list[_Curve] = []
     for curve in filter(None, map(_curve, runs)):
@@ -111,7 +111,7 @@ def learning_section(runs: Sequence[LoggedRun], more: str, unit: str = "characte
 
 
 def _with_room(low: float, top: float, is_log: bool) -> tuple[float, float]:
-    """Return the ends of the axis of the losses, which are from low to top."""
+    """Return the limits of an axis for losses from low to top."""
     if is_log:
         factor = (top / low) ** 0.06
         return low / factor, top * factor
@@ -122,7 +122,7 @@ def _with_room(low: float, top: float, is_log: bool) -> tuple[float, float]:
 def _curve_charts(
     curves: Sequence[_Curve], unit: str, y_range: tuple[float, float], is_log: bool
 ) -> list[tuple[str, str]]:
-    """Return the losses against what was read, and against time."""
+    """Return the charts of the losses against characters read and against time."""
     axes = ((f"{unit}s", f"{unit}s read"), ("seconds", "seconds of training"))
     return [
         (
@@ -142,12 +142,12 @@ def _curve_charts(
 
 
 def _curve(run: LoggedRun) -> _Curve | None:
-    """Return a run's losses: on what is held out, with the others beside, or those alone."""
+    """Return a run's losses: those of validations with the training's beside, or these alone."""
     style = run.style % PLAIN
     trained = _thinned(_losses(run.log, "train_nats_per_char"))
     validated = _losses(run.log, "valid_nats_per_char")
     if len(validated):
-        # A point is no thin line: it would look like one of the main line's.
+        # A single point makes no line, and would look like one of the main line's.
         thin = trained if len(trained) > 1 else trained[:0]
         return _Curve(run.label, style, HELD_OUT, validated, thin)
     if len(trained):
@@ -167,7 +167,7 @@ def _losses(log: Sequence[Row], name: str) -> NDArray[np.float64]:
 
 
 def _thinned(points_N3: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return means of consecutive groups of points where there are too many."""
+    """Return the points; if there are too many, the means of consecutive groups."""
     if len(points_N3) <= POINTS:
         return points_N3
     return np.array([group.mean(axis=0) for group in np.array_split(points_N3, POINTS)])
@@ -187,5 +187,5 @@ def _curve_lines(curve: _Curve, axis: int) -> Iterator[Line]:
 
 
 def per(unit: str) -> str:
-    """Return what sets a section on models of bytes apart from that on those of characters."""
+    """Return the ending of a section's title if its models predict bytes."""
     return " per byte" if unit == "byte" else ""

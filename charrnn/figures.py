@@ -1,11 +1,11 @@
-"""Numbers become figures: SVG to stand in a page.
+"""Draw figures as SVG for a page.
 
-Drawn by matplotlib (the extra ``report``), then made fit for HTML: colours become the
-page's own (CSS variables, so that a figure follows light and dark), text stays text,
-and every figure carries a title and a description for readers who cannot see it. Equal numbers
-give equal bytes.
+matplotlib (the extra ``report``) draws them; then they are adapted to HTML: colours become the
+page's CSS variables, so that a figure follows light and dark mode, text stays text, and every
+figure carries a title and a description for readers who cannot see it. Equal numbers give equal
+bytes.
 
-Lines and dots of one style differ from the others' in colour and marker, lines of most in dash.
+Styles differ in colour and marker, most of them in dash, too.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from rich.cells import cell_len
 
 from charrnn.wording import counted
 
-#: Stand-ins that matplotlib draws with -> the page's variables.
+#: Placeholder colours that matplotlib draws with; ``VARIABLES`` maps them to the page's variables.
 INK, MUTED, GRID = "#0a0b01", "#0a0b02", "#0a0b03"
 SERIES = ("#0a0b10", "#0a0b11", "#0a0b12", "#0a0b13", "#0a0b14", "#0a0b15")
 VARIABLES = {
@@ -45,8 +45,8 @@ VARIABLES = {
     GRID: "var(--grid)",
 } | {colour: f"var(--series-{number})" for number, colour in enumerate(SERIES)}
 SANS = '--sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;'
-#: The variables on light and on dark paper; colours after Okabe and Ito, darker on white and
-#: lighter on black for their contrast.
+#: The variables in light and in dark mode; colours after Okabe and Ito, made darker on white and
+#: lighter on black for contrast.
 LIGHT = (
     "--paper: #ffffff; --ink: #16191c; --muted: #5a626a; --grid: #e1e4e8; "
     "--series-0: #b64a00; --series-1: #005fa3; --series-2: #00754f; "
@@ -65,22 +65,22 @@ DASHES: tuple[Any, ...] = (
     (0, (3, 3)),
     "solid",
 )
-#: Of the letters of a label among the lines.
+#: Outlines the letters of a label among the lines in the paper's colour.
 ON_PAPER = "stroke: var(--paper); stroke-width: 3; paint-order: stroke"
 MARKERS = ("o", "s", "^", "D", "v", "P")
-#: Styles that differ; the one after the last looks like the first.
+#: How many styles there are; the one after the last looks like the first.
 STYLES = len(SERIES)
-#: The last of them, grey: of what is not a model. Many models have those before it, in turns.
+#: The last style, grey, is for what is not a model. Models use the others, repeatedly if many.
 PLAIN = STYLES - 1
 
-#: Of a chart, in inches of 72 units of the drawing; text is 10 or 11 units high.
+#: A chart's size and margins in inches, and its font sizes in points (72 to the inch).
 WIDTH, HEIGHT = 5.0, 3.2
 LEFT, TOP, BOTTOM = 0.6, 0.36, 0.54
 TEXT, SMALL = 11.0, 10.0
 #: Width of an average character of the small text, in inches.
 LETTER = 0.084
 
-#: A chart's settings begin from matplotlib's own defaults, whatever the user's files say.
+#: Changes to matplotlib's built-in defaults; the user's own configuration is ignored.
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -100,7 +100,7 @@ SETTINGS: dict[Any, Any] = {
 
 
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-#: From which size on numbers are written in thousands, millions and so on.
+#: Smallest number to write in a unit, the unit, and its letter: thousands, millions and so on.
 UNITS = ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k"))
 
 
@@ -109,20 +109,20 @@ class Line:
     """Points that belong together, in order of x."""
 
     label: str
-    """Beside its end; empty: none."""
+    """Written beside its end; empty: none."""
     x: Sequence[float]
     y: Sequence[float]
     style: int
-    """From 0 on: its colour, dash and marker."""
+    """Number of its colour, dash and marker, from 0."""
     faint: bool = False
-    """Thin and without markers: what only accompanies another."""
+    """Whether it only accompanies another line: thin and without markers."""
     band: tuple[Sequence[float], Sequence[float]] | None = None
-    """Lower and upper ends of what is shaded around it."""
+    """Lower and upper ends of the shaded band around it."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A level to compare with."""
+    """A horizontal line at a level to compare with."""
 
     label: str
     y: float
@@ -130,19 +130,19 @@ class Rule:
 
 @dataclass(frozen=True)
 class Dots:
-    """One value a row."""
+    """A series with one value per row."""
 
     label: str
     values: Sequence[float | None]
     """None where a row has none."""
     style: int | Sequence[int]
-    """Of all of them, or of each."""
+    """One style for all values, or one for each."""
     around: Sequence[Sequence[float]] = ()
-    """Single values of each row, drawn hollow around it: what the value is a mean of."""
+    """For each row the single values whose mean its value is, drawn as hollow marks."""
 
 
 def number(value: float) -> str:
-    """Return a number as it stands at an axis, of 4 digits: 0.01, 20k, 1.5M; of one: 3·10⁻⁴."""
+    """Return a number for an axis, with 4 digits (0.01, 20k, 1.5M), or one if tiny (3·10⁻⁴)."""
     value = float(f"{value:.4g}")
     for least, unit, letter in UNITS:
         if abs(value) >= least:
@@ -155,7 +155,7 @@ def number(value: float) -> str:
 
 
 def spaced(length: int) -> list[int]:
-    """Return numbers from 1 below a length, evenly along a logarithmic axis."""
+    """Return whole numbers from 1 to below a length, evenly spaced on a logarithmic axis."""
     return sorted(set(np.geomspace(1, max(1, length - 1), 60).round().astype(int).tolist()))
 
 
@@ -175,21 +175,21 @@ def line_chart(
 ) -> str:
     """Return a chart of lines, each labelled beside its end.
 
-    Points that are not finite, or not above zero on a logarithmic axis, are left out; of bands
-    such ends are at its bottom.
+    Points that are not finite, or not above zero on a logarithmic axis, are left out. On a
+    logarithmic y axis, the ends of bands that are not above zero are drawn at the bottom.
 
     Args:
-        name: of the figure in its page: letters, digits and hyphens.
+        name: the figure's id in its page: lower-case letters, digits and hyphens.
         title: what it shows, in words.
         lines: at least one with a point that can be drawn.
-        x_label: what runs to the right, with its unit.
-        y_label: what runs upwards, with its unit.
+        x_label: the quantity on the x axis, with its unit.
+        y_label: the quantity on the y axis, with its unit.
         x_log: whether the x axis is logarithmic.
         y_log: whether the y axis is logarithmic.
-        y_floor: whether points that are not above zero are at its bottom, too; give ``y_range``.
-        y_range: what is shown of y; None: all lines and bands.
+        y_floor: whether to draw points that are not above zero at the bottom; give ``y_range``.
+        y_range: limits of the y axis; None: all lines and bands.
         rules: levels to compare with; those in the range are drawn.
-        y_percent: show shares as per cent.
+        y_percent: whether to show shares as percentages.
     """
     drawn = [_drawable(line, x_log=x_log, y_log=y_log and not y_floor) for line in lines]
     drawn = [line for line in drawn if len(line.x)]
@@ -229,7 +229,7 @@ def line_chart(
 
 
 def _line_says(line: Line, percent: bool) -> str:
-    """Say where a line begins and ends, and how wide its band is there; of a faint one its name."""
+    """Say where a line and its band begin and end; of a labelled faint line say only its name."""
     if line.label and line.faint:
         return f"{line.label}: a faint line beside."
 
@@ -259,19 +259,18 @@ def dot_chart(
     form: str = ".3f",
     x_range: tuple[float, float] | None = None,
 ) -> str:
-    """Return a chart with a row a name and a dot a value.
+    """Return a chart with a row per name and a dot per value.
 
-    A single series has its values written beside its dots; several are told apart by a
-    line of markers and names above.
+    A single series has its values written at the right; several get a legend above.
 
     Args:
-        name: of the figure in its page.
+        name: the figure's id in its page.
         title: what it shows, in words.
-        rows: their names.
-        series: at least one, with a value at all.
-        x_label: what runs to the right, with its unit.
-        form: how a value is written.
-        x_range: what is shown of x; None: everything.
+        rows: the names of the rows.
+        series: at least one, with at least one value.
+        x_label: the quantity on the x axis, with its unit.
+        form: the format of a value.
+        x_range: limits of the x axis; None: everything.
     """
     several = len(series) > 1
     top = TOP if several else 0.08
@@ -327,10 +326,11 @@ def _rows_say(rows: Sequence[str], series: Sequence[Dots], form: str) -> Iterato
 def saturation_chart(
     name: str, title: str, closed: Sequence[float], opened: Sequence[float], style: int
 ) -> str:
-    """Return how often each unit's gate is nearly closed and nearly open.
+    """Return a chart of how often each unit's gate is nearly closed and nearly open.
 
-    A dot is at the unit's two shares of the text, to the nearest 0.02; units at one place
-    are one dot, its area their number. After Karpathy, Johnson, Fei-Fei (2015), figure 3.
+    A dot is at the unit's two shares of the text, rounded to 0.02; units at the same place share
+    a dot, its area proportional to their number. After Karpathy, Johnson, Fei-Fei (2015),
+    figure 3.
     """
     side = 2.5
     with _figure(name, side, side) as figure:
@@ -360,7 +360,7 @@ def saturation_chart(
 
 
 def _drawable(line: Line, *, x_log: bool, y_log: bool) -> Line:
-    """Return a line of the points that can be drawn."""
+    """Return a line with only the points that can be drawn."""
     x, y = np.array(line.x, dtype=np.float64), np.array(line.y, dtype=np.float64)
     usable = np.isfinite(x) & np.isfinite(y) & ((x > 0) | (not x_log)) & ((y > 0) | (not y_log))
     band = None
@@ -371,7 +371,7 @@ def _drawable(line: Line, *, x_log: bool, y_log: bool) -> Line:
 
 
 def _floored(line: Line, bottom: float) -> Line:
-    """Return a line for a logarithmic axis, which has no place for nothing, nor for less."""
+    """Return a line whose values at or below zero are moved to the bottom of a logarithmic axis."""
 
     def above(values: Sequence[float]) -> list[float]:
         return [bottom if y <= 0 else y for y in values]
@@ -382,7 +382,7 @@ def _floored(line: Line, bottom: float) -> Line:
 
 @contextmanager
 def _figure(name: str, width: float, height: float) -> Iterator[Figure]:
-    """Yield an empty figure, under settings that depend on nothing but its name."""
+    """Yield an empty figure, with settings that depend only on its name."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(SETTINGS | {"svg.hashsalt": name})
@@ -392,7 +392,7 @@ def _figure(name: str, width: float, height: float) -> Iterator[Figure]:
 
 
 def _axes(figure: Figure, left: float, right: float, y_label: str = "", top: float = TOP) -> Axes:
-    """Return axes with margins in inches, what runs upwards named above them."""
+    """Return axes with margins in inches and the y axis's label above them."""
     width, height = figure.get_size_inches()
     axes = figure.add_axes(
         (left / width, BOTTOM / height, 1 - (left + right) / width, 1 - (BOTTOM + top) / height),
@@ -413,7 +413,7 @@ def _inches(axes: Axes) -> tuple[float, float]:
 
 
 def _look(style: int) -> dict[str, Any]:
-    """Return how a line of a style and its markers look."""
+    """Return the look of a style's lines and markers, as options for matplotlib."""
     style %= STYLES
     return {
         "color": SERIES[style],
@@ -426,7 +426,7 @@ def _look(style: int) -> dict[str, Any]:
 
 
 def _faint(style: int) -> dict[str, Any]:
-    """Return how a line that only accompanies another looks."""
+    """Return the look of a style's faint lines, as options for matplotlib."""
     return {"color": SERIES[style % STYLES], "linewidth": 0.9, "alpha": 0.5}
 
 
@@ -443,7 +443,7 @@ def _draw_line(axes: Axes, line: Line) -> None:
 def _draw_dots(
     axes: Axes, y: float, value: float | None, singles: Sequence[float], style: int
 ) -> None:
-    """Draw one row of one series: a dot; or a bar, and hollow what it is a mean of."""
+    """Draw one row of a series: a dot, or hollow marks and a bar at their mean."""
     colour, marker = SERIES[style % STYLES], MARKERS[style % STYLES]
     if singles:
         axes.plot(
@@ -459,7 +459,7 @@ def _draw_dots(
 
 
 def _marked(axes: Axes, x: Sequence[float]) -> list[int]:
-    """Return which points get a marker: some ten, evenly along the axis."""
+    """Return the indices of the points that get a marker: about ten, evenly along the axis."""
     if len(x) <= 12:
         return list(range(len(x)))
     along = np.log(x) if axes.get_xscale() == "log" else np.array(x)
@@ -468,7 +468,7 @@ def _marked(axes: Axes, x: Sequence[float]) -> list[int]:
 
 
 def _draw_rule(axes: Axes, rule: Rule, lines: Sequence[Line]) -> None:
-    """Draw a level and name it where no line passes, if there is such a place at its ends."""
+    """Draw a level, labelled at the end and side where the fewest lines pass."""
     axes.axhline(rule.y, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
     paths = [axes.transData.transform_path(Path(np.array([line.x, line.y]).T)) for line in lines]
     width, height = np.array([LETTER * cell_len(rule.label), SMALL / 72]) * axes.figure.dpi
@@ -511,17 +511,17 @@ def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def _spread(ends: Sequence[float], gap: float) -> list[float]:
-    """Return heights near the ends, in their order, no two closer than the gap if there is room."""
+    """Return heights near the ends, in their order, at least a gap apart if there is room."""
     gap = min(gap, 0.96 / max(1, len(ends) - 1))
     order = sorted(range(len(ends)), key=lambda n: ends[n])
     placed = [ends[n] for n in order]
     for n in range(1, len(placed)):
         placed[n] = max(placed[n], placed[n - 1] + gap)
-    # What was pushed up comes down by half, as far as the lowest can.
+    # Move all down by half of what the top one was pushed up, but the lowest not below the axes.
     pushed = placed[-1] - ends[order[-1]]
     down = min(max(pushed / 2, placed[-1] - 0.98), placed[0] - 0.02)
     placed = [y - down for y in placed] if pushed > 0 else placed
-    # Those that are still above the figure come down alone.
+    # Move down those that are still too high, by themselves.
     top = 0.98
     for n in reversed(range(len(placed))):
         placed[n] = min(placed[n], top)
@@ -533,7 +533,7 @@ def _spread(ends: Sequence[float], gap: float) -> list[float]:
 
 
 def _name_series(axes: Axes, series: Sequence[Dots]) -> None:
-    """Name the series above the axes, each after its marker."""
+    """Draw a legend above the axes: each series' marker, then its name."""
     width, height = _inches(axes)
     x, y = 0.0, 1 + 0.18 / height
     for dots in series:
@@ -547,7 +547,7 @@ def _name_series(axes: Axes, series: Sequence[Dots]) -> None:
 
 
 def _padded(values: NDArray[np.float64], *, log: bool, pad: float) -> tuple[float, float]:
-    """Return limits around values, apart even where there is only one."""
+    """Return an axis's limits around values, which differ even for a single value."""
     low, high = float(values.min()), float(values.max())
     if log:
         low, high = math.log(low), math.log(high)
@@ -559,7 +559,7 @@ def _padded(values: NDArray[np.float64], *, log: bool, pad: float) -> tuple[floa
 def _ticks(
     axis: Axis, limits: tuple[float, float], *, log: bool = False, percent: bool = False
 ) -> None:
-    # Close to each other, numbers on a logarithmic axis are as good as evenly spaced.
+    # Over a narrow range, a logarithmic axis is almost linear.
     if log and limits[1] >= 4 * limits[0]:
         ticks = _log_ticks(*limits)
         _put_ticks(axis, ticks, list(map(number, ticks)))
@@ -571,10 +571,10 @@ def _ticks(
 
 
 def _even_ticks(axis: Axis, low: float, high: float) -> None:
-    """Put some round numbers at an axis, all written in the same unit, as exactly."""
+    """Put some round numbers at an axis, all in the same unit and with the same decimals."""
     found = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
     step = found[1] - found[0]
-    # Without the dust of their computation: however close, no two are the same.
+    # Without rounding errors, but distinct however close they are.
     ticks = [round(tick / step) * step for tick in found if low <= tick <= high]
     largest = max(map(abs, ticks), default=0.0)
     unit, letter = next(((u, name) for least, u, name in UNITS if largest >= least), (1.0, ""))
@@ -590,9 +590,9 @@ def _put_ticks(axis: Axis, ticks: Sequence[float], names: Sequence[str]) -> None
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Return powers of ten within limits 4 times apart; finer steps where there would be too few.
+    """Return powers of ten within limits at least 4 times apart; finer steps if they are too few.
 
-    Where there are too many, 1 is among those that stay, or the power nearest to it.
+    If they are too many, some are dropped, but not 1, or the power nearest to it.
     """
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
@@ -609,12 +609,12 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _svg(figure: Figure, name: str, title: str, about: str) -> str:
-    """Return a figure as an element of a page."""
+    """Return a figure as an SVG element of a page."""
     assert re.fullmatch(r"[a-z0-9-]+", name), name
     stream = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with warnings.catch_warnings():
-        # It measures with a font that the page does not use.
+        # matplotlib measures text in a font that the page does not use.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure.savefig(stream, format="svg", metadata=nothing, transparent=True)
     text = stream.getvalue()
@@ -622,9 +622,9 @@ def _svg(figure: Figure, name: str, title: str, about: str) -> str:
     assert found, "matplotlib's SVG has a viewBox"
     box, inside = found[1], found[2]
     inside = re.sub(r"<metadata>.*?</metadata>", "", inside, flags=re.DOTALL)
-    # It would rule the whole page; page.py and the lesson say the same of their figures.
+    # This style would apply to the whole page; page.py and the lesson have the same rules.
     inside = re.sub(r"<style .*?</style>", "", inside, flags=re.DOTALL)
-    # Ids are unique in a page, not in a figure only; most of them nobody refers to.
+    # Ids must be unique in the page, not only in a figure; those not referred to are dropped.
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', inside))
 
     def fitted(tag: re.Match[str]) -> str:
@@ -633,13 +633,13 @@ def _svg(figure: Figure, name: str, title: str, about: str) -> str:
             r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", said
         )
         said = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", said)
-        if said.startswith("<text"):  # what a label has to stand on a line for is cut out of that
+        if said.startswith("<text"):  # an outline keeps a label readable where it crosses a line
             said = said.replace(f"fill: {MUTED}", f"fill: {MUTED}; {ON_PAPER}")
         for colour, variable in VARIABLES.items():
             said = said.replace(colour, variable)
         return re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", said)
 
-    # Tags only: a label may read like an attribute.
+    # Change only tags: a label may read like an attribute.
     inside = re.sub(r"<[^>]*>", fitted, inside)
     return (
         f'<svg role="img" viewBox="{box}" aria-labelledby="{name}-title {name}-about">\n'

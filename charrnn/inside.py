@@ -1,4 +1,4 @@
-"""What was measured inside models, as a page shows it."""
+"""Build a page's sections on what was measured inside models."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from charrnn.wording import cut_word
 
 #: Below this share of the gradient at lag 0 the figures show nothing.
 FAINTEST = 1e-5
-#: Nor above this: a matrix that stretches soon leaves every scale.
+#: Nor above this: exploding gradients are unbounded.
 LOUDEST = 1e4
-#: Steps of the colours that show a unit's state, each way from zero.
+#: Shades of the colours that show a unit's state, on each side of zero.
 SHADES = 5
 
 
@@ -41,15 +41,15 @@ T = TypeVar("T")
 
 
 class _Model(NamedTuple):
-    """A model that was looked into, as its section shows it."""
+    """An inspected model, as its section shows it."""
 
     name: str
-    """In figures and tables; empty where it is the page's only model."""
+    """Its name in figures and tables; empty if it is the page's only model."""
     style: int
     portrait: Portrait
 
 
-#: One measurement of the models that have it.
+#: One kind of measurement, with the models that have it.
 Measured = Sequence[tuple[_Model, T]]
 
 
@@ -57,8 +57,8 @@ def inside_sections(portraits: Sequence[Portrait], seen: str) -> Iterator[str]:
     """Yield the sections on what the recurrences do.
 
     Args:
-        portraits: of one model or several; those that were not looked into are left out.
-        seen: a sentence on which models, and on what.
+        portraits: of one model or several; those that were not inspected are left out.
+        seen: a sentence that says which models were inspected, and on what.
     """
     looked = [
         (_Model(portrait.label if len(portraits) > 1 else "", style, portrait), found)
@@ -100,7 +100,7 @@ def inside_sections(portraits: Sequence[Portrait], seen: str) -> Iterator[str]:
 def _tables(
     lines: Callable[[T], Sequence[Sequence[str]]], measured: Measured[T], words: int = 1
 ) -> str:
-    """Return a table a model."""
+    """Return one table per model."""
     return page.tables([(model.name, lines(value)) for model, value in measured], words)
 
 
@@ -137,7 +137,7 @@ def _flow_section(flows: Measured[tuple[GradientFlow, ...]], seen: str) -> str:
 
 
 def _flow_charts(flows: Measured[tuple[GradientFlow, ...]]) -> list[tuple[str, str]]:
-    """Return a chart for each kind of weights: all models in one."""
+    """Return one chart per kind of weights, with all models in it."""
     charts = [
         (_weights(flow), _flow_lines([(model, of_model[number]) for model, of_model in flows]))
         for number, flow in enumerate(flows[0][1])
@@ -174,8 +174,8 @@ def _flow_lines(flows: Measured[GradientFlow]) -> list[Line]:
         for number, reach in enumerate(flow.reaches):
             label, style = f"{reach.state} {reach.layer}", number
             if several:
-                # One layer speaks for a model among others, that next to the head; and
-                # what is a picture only of one cell stays in its table.
+                # Of several models only the layer next to the head is drawn; and "linear",
+                # which only a plain RNN has, is left to the table.
                 if reach.layer < model.portrait.shape.layers or reach.state == "linear":
                     continue
                 label = f"{model.name} {reach.state}"
@@ -192,7 +192,7 @@ def _weights(flow: GradientFlow) -> str:
 
 def _memory_section(memories: Measured[Memory], seen: str) -> str:
     chart, tolerance = _memory_chart(memories), memories[0][1].tolerance
-    # A single model's bullet says it.
+    # For a single model the bullet says this.
     zero = f" {words.ZERO_SAYS}" if len(memories) > 1 and not memories[0][1].reset_state else ""
     figure = page.figure(
         [("Cost of forgetting", chart)] if chart else [],
@@ -214,7 +214,7 @@ def _memory_section(memories: Measured[Memory], seen: str) -> str:
 
 
 def _memory_chart(memories: Measured[Memory]) -> str:
-    """Return the chart of the memory; nothing where no reset costs anything."""
+    """Return the chart of the memory; an empty string if no reset costs anything."""
     lines = []
     for model, memory in memories:
         lags = spaced(len(memory.excess_nats))
@@ -283,7 +283,7 @@ def _unit_chart(units: Measured[tuple[UnitFound, ...]]) -> str:
     memories = itertools.count(max(model.style for model, _ in units) + 1)
     sizes: list[tuple[str, int, dict[str, float]]] = []
     for model, found in units:
-        # h first, as everywhere: the findings are in the order of their correlations.
+        # h first, as everywhere; the findings are sorted by correlation.
         for state in sorted({one.unit.state for one in found}, reverse=True):
             style = model.style if state == "h" else next(memories)
             of_state = {one.property: abs(one.correlation) for one in found
@@ -345,7 +345,7 @@ def _clipping_section(histories: Measured[Clipping]) -> str:
 
 
 def _clipping_charts(histories: Measured[Clipping]) -> list[tuple[str, str]]:
-    """Return the charts of what is above zero at all."""
+    """Return the charts of norms and of clipped shares, unless all values are zero."""
     norms, shares, rules = [], [], []
     for model, history in histories:
         steps = [(p.first_step + p.last_step) / 2 for p in history.periods]
@@ -360,13 +360,13 @@ def _clipping_charts(histories: Measured[Clipping]) -> list[tuple[str, str]]:
             rules.append(Rule(f"scaled to {history.scale_norm:g}", history.scale_norm))
     cut = cut_word(histories[0][1].scale_norm)  # the same for all: a comparison scales none
     charts = []
-    # A model that is certain of a text has no gradient on it.
+    # A model that is certain of its text has no gradient.
     if any(norm > 0 for line in norms for norm in line.y):
         charts.append(("Gradient norms", line_chart(
             "norms", "Norms of the gradient during training", norms, x_label="step",
             y_label="norm of the gradient", y_log=True, rules=tuple(dict.fromkeys(rules)),
         )))  # fmt: skip
-    # Of several models that clipped nothing all lines would be one, at zero.
+    # If nothing was clipped, all lines would coincide at zero.
     if any(share > 0 for line in shares for share in line.y):
         charts.append((f"Share of updates {cut}", line_chart(
             "clipped", f"Share of the updates whose gradient was {cut}", shares, x_label="step",
@@ -378,7 +378,7 @@ def _clipping_charts(histories: Measured[Clipping]) -> list[tuple[str, str]]:
 def _truncation_section(truncations: Sequence[Truncation]) -> str:
     lines = []
     for style, truncation in enumerate(truncations):
-        # In any order they may be asked for.
+        # The user may give them in any order.
         windows = sorted(truncation.windows, key=lambda window: window.bptt)
         angles = [window.angle for window in windows]
         lines.append(Line(truncation.weights, [window.bptt for window in windows], angles, style))

@@ -1,7 +1,7 @@
-"""The page itself: HTML that stands alone, its style, how it came about.
+"""Build a page: self-contained HTML, its style, and how it was made.
 
-One file: nothing is loaded from elsewhere and nothing runs in it. Whatever comes from a
-text, a model or a path passes through ``safe`` here: callers pass it unescaped.
+It is one file: nothing is loaded from elsewhere and no script runs in it. Whatever comes from a
+text, a model or a path is escaped here, by ``safe``: callers pass it unescaped.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from charrnn.wording import command_line, joined, printable
 
 @dataclass(frozen=True)
 class Origin:
-    """How a page came about."""
+    """How a page was made."""
 
     command: str
     machine: str
     made: str
-    """Date and time."""
+    """Date and time, in UTC."""
     version: str = __version__
 
 
 def origin(
     command: Sequence[str], device: torch.device, trained_by: Collection[str] = ()
 ) -> Origin:
-    """Return how a page comes about that is made now, on this machine.
+    """Return the origin of a page that is made now, on this machine.
 
     Args:
         command: the words of the command line.
-        device: where the models computed; of a comparison that was finished, on any machine.
-        trained_by: what ``trained.trained_by`` says of a comparison's runs.
+        device: where the models computed; for a finished comparison, perhaps another machine's.
+        trained_by: what ``trained.trained_by`` returns for a comparison's runs.
     """
     here = f"{machine()}, matplotlib {version('matplotlib')}"
     by = dict.fromkeys(trained_by)
@@ -65,12 +65,12 @@ def document(
     """Return the whole page.
 
     Args:
-        command: that it is of.
-        title: its head.
-        lead: a sentence or two below it: what came out.
+        command: the name of the command that makes it.
+        title: its heading.
+        lead: the result, in a sentence or two below the title.
         text: what was read, in words.
         sections: made by ``section``, in order; each is linked at the top.
-        origin: how the page comes about.
+        origin: how the page was made.
     """
     facts = {
         "Command": f"<code>{safe(origin.command)}</code>",
@@ -101,12 +101,12 @@ def document(
 
 
 def safe(text: str) -> str:
-    """Return text that is safe anywhere in a page: no markup, nothing that steers."""
+    """Return text that is safe anywhere in a page: without markup or control characters."""
     return escape(printable(text))
 
 
 def section(title: str, *parts: str) -> str:
-    """Return a section under its title, letters and spaces only: it is the anchor too."""
+    """Return a section; its title, letters and spaces only, is its anchor, too."""
     anchor = title.lower().replace(" ", "-")
     return (
         f'<section id="{anchor}" aria-labelledby="{anchor}-head">\n'
@@ -115,7 +115,7 @@ def section(title: str, *parts: str) -> str:
 
 
 def heading(title: str) -> str:
-    """Return what stands above a part of a section."""
+    """Return the heading of a part of a section."""
     return f"<h3>{safe(title)}</h3>\n"
 
 
@@ -131,7 +131,7 @@ def figure(
     Args:
         panels: each one's title and its SVG.
         caption: what they show, and what numbers beside them mean.
-        small: whether many stand in a row.
+        small: whether the panels are small, with many in a row.
         nothing: why there are no panels, if there are none.
     """
     if not panels:
@@ -145,12 +145,12 @@ def figure(
 
 
 def table(lines: Sequence[Sequence[str]], words: int, title: str = "") -> str:
-    """Return a table that scrolls by itself where it is too wide.
+    """Return a table that scrolls by itself if it is too wide.
 
     Args:
         lines: the head and the rows.
-        words: the first columns that hold words; the others hold numbers.
-        title: what it is about, if its section does not say it.
+        words: how many leading columns hold words; the others hold numbers.
+        title: what it is about, unless its section says it.
     """
 
     def cell(number: int, text: str, tag: str) -> str:
@@ -178,7 +178,7 @@ def tables(titled: Iterable[tuple[str, Sequence[Sequence[str]]]], words: int) ->
 
     Args:
         titled: each one's title and its lines.
-        words: the first columns that hold words.
+        words: how many leading columns hold words.
     """
     shown = "".join(table(lines, words, title) for title, lines in titled)
     return f'<div class="tables">\n{shown}</div>\n'
@@ -190,33 +190,34 @@ def beside(figure: str, tables: str) -> str:
 
 
 def bullets(sentences: Iterable[str]) -> str:
-    """Return sentences as a list; nothing where there are none."""
+    """Return sentences as a list; an empty string if there are none."""
     items = "".join(f"<li>{safe(sentence)}</li>\n" for sentence in sentences)
     return f'<ul class="says">\n{items}</ul>\n' if items else ""
 
 
 def note(sentence: str) -> str:
-    """Return a paragraph that explains."""
+    """Return an explanatory paragraph."""
     return f'<p class="note">{safe(sentence)}</p>\n'
 
 
 def texts(titled: Iterable[tuple[str, str]]) -> str:
-    """Return texts side by side, as far as there is room: each one's title and its HTML."""
+    """Return texts, each a title and its HTML, side by side as far as there is room."""
     shown = "".join(f'<div class="text">{heading(title)}{text}</div>\n' for title, text in titled)
     return f'<div class="texts">\n{shown}</div>\n'
 
 
 def plain(text: str, label: str) -> str:
-    """Return a text as it is, with a name to be read out."""
+    """Return a preformatted text, with a label for screen readers."""
     return _preformatted(safe(text), label)
 
 
 def coloured(pieces: Iterable[tuple[str, str]], label: str) -> str:
-    """Return a text of pieces, each in its class, if it has one.
+    """Return a preformatted text of pieces, each in its CSS class.
 
     Args:
-        pieces: each one's text and class; neighbours of one class share an element.
-        label: a name to be read out.
+        pieces: each one's text and class, which may be empty; neighbours of the same class share
+            an element.
+        label: for screen readers.
     """
     spans = []
     for name, group in itertools.groupby(pieces, key=lambda piece: piece[1]):
@@ -226,14 +227,14 @@ def coloured(pieces: Iterable[tuple[str, str]], label: str) -> str:
 
 
 def _preformatted(inside: str, label: str, attributes: str = "") -> str:
-    """Return HTML whose lines stay, each in the direction of its script."""
-    # HTML drops one line break directly after the tag: it is not to be the text's own.
+    """Return preformatted HTML, each line in the direction of its script."""
+    # HTML drops a line break directly after the tag: it gets one to drop, not the text's own.
     tag = f'<pre{attributes} role="group" dir="auto" aria-label="{safe(label)}">'
     return f"{tag}\n{inside}</pre>"
 
 
 def legend(items: Iterable[tuple[str, str]], before: str) -> str:
-    """Return what colours mean: after some words each one's class and what it stands for."""
+    """Return a legend: introductory words, then each colour's class with its meaning."""
     shown = " ".join(
         f'<span class="key"><span class="{name} swatch">{safe(what)}</span></span>'
         for name, what in items

@@ -1,7 +1,7 @@
-"""What the page holds that a comparison, an evaluation or an inspection leaves behind.
+"""Build the report of a comparison, an evaluation or an inspection as a page.
 
-Tables, figures as inline SVG, samples and coloured text. The numbers are those of the
-records that the terminal's tables are made of. The HTML is that of ``page``.
+It holds tables, figures as inline SVG, samples and coloured text. The numbers come from the
+same records as the terminal's tables; ``page`` makes the HTML.
 
 Axis letter: T positions.
 """
@@ -52,10 +52,10 @@ def comparison_page(
     """Return the page of a comparison.
 
     Args:
-        comparison: what came out.
+        comparison: the results.
         portraits: of each cell's best run, in the order of the comparison's cells.
-        logs: of every run.
-        origin: how the page comes about.
+        logs: each run's result and its log.
+        origin: how the page was made.
     """
     plan, part = comparison.plan, words.scored_part(comparison.plan)
     unit, in_bytes = _unit(portraits)
@@ -85,14 +85,14 @@ def comparison_page(
 
 
 def _unit(portraits: Sequence[Portrait]) -> tuple[str, str]:
-    """Return what the models predict one by one, and what must be said of it."""
+    """Return the symbols that the models predict, and a sentence to add if they are bytes."""
     if all(portrait.of_bytes for portrait in portraits):
         return "byte", " The text is read as bytes: in figures and tables a character is a byte."
     return "character", ""
 
 
 def _looked_at(portraits: Sequence[Portrait], part: str) -> str:
-    """Say what of a part was looked at: a long one's end."""
+    """Say how much of a part was inspected: of a long one only its end."""
     seen = [one.inspection.characters for one in portraits if one.inspection is not None]
     if seen and seen[0] == InspectConfig().characters:
         return f"the last {seen[0]:,} characters of the {part}"
@@ -130,10 +130,10 @@ def assessment_page(
     """Return the page of an evaluation.
 
     Args:
-        assessments: what was measured.
+        assessments: the models' scores.
         portraits: of the same models, in the same order.
         text: what was scored, in words.
-        origin: how the page comes about.
+        origin: how the page was made.
     """
     labels = [portrait.label for portrait in portraits]
     units = ["byte" if one.of_bytes else "character" for one in assessments]
@@ -171,13 +171,13 @@ def assessment_page(
 
 
 def _assessment_lead(assessments: Sequence[Assessment], labels: Sequence[str]) -> str:
-    # Bits per byte compare whatever the symbols are: one model's may be bytes.
+    # Bits per byte are comparable even if only some of the models predict bytes.
     rows = _scored(assessments, labels)
     _, scores, place = min(rows, key=lambda row: row[1].bits_per_byte)
     best = assessments[place]
     per_character = "" if best.of_bytes else f"{scores.bits_per_char:.4f} per character, "
     how = " by dynamic evaluation" if scores is best.dynamic else ""
-    # Not a number at once: after a name from right to left it would be drawn before that.
+    # Words first: a number directly after a right-to-left name would be displayed before it.
     lead = (
         f"{labels[place]}{how} needs {'the fewest bits: ' if len(rows) > 1 else ''}"
         f"{scores.bits_per_byte:.4f} bits per byte, {per_character}"
@@ -196,7 +196,7 @@ def _assessment_lead(assessments: Sequence[Assessment], labels: Sequence[str]) -
 def _scored(
     assessments: Sequence[Assessment], labels: Sequence[str]
 ) -> list[tuple[str, Scores, int]]:
-    """Return all scores of models, those by dynamic evaluation too: name, scores, which model's."""
+    """Return name, scores and model index of every scoring, those by dynamic evaluation too."""
     return [
         (label + more, scores, place)
         for place, (one, label) in enumerate(zip(assessments, labels, strict=True))
@@ -209,9 +209,9 @@ def inspection_page(portrait: Portrait, text: str, origin: Origin) -> str:
     """Return the page of an inspection.
 
     Args:
-        portrait: of the model that was looked into.
-        text: what was looked at, in words.
-        origin: how the page comes about.
+        portrait: of the inspected model.
+        text: what it was inspected on, in words.
+        origin: how the page was made.
     """
     unit, in_bytes = _unit([portrait])
     sections = [
@@ -297,7 +297,7 @@ def _result_chart(comparison: Comparison, unit: str) -> str:
 
 
 def _score_chart(assessments: Sequence[Assessment], labels: Sequence[str], unit: str) -> str:
-    """Return the chart of what models and baselines cost.
+    """Return the chart of the bits that models and baselines need.
 
     Args:
         assessments: of the models.
@@ -311,7 +311,7 @@ def _score_chart(assessments: Sequence[Assessment], labels: Sequence[str], unit:
     ]
     drawn = set()
     for row in words.baseline_rows(assessments, labels):
-        # By the byte a compressor's price is the same for all.
+        # Per byte, a compressor needs the same bits whichever the model.
         once = by_byte and row.baseline.of_text
         name = row.baseline.name if once else row.name
         if not (once and name in drawn):
@@ -332,12 +332,12 @@ def _score_chart(assessments: Sequence[Assessment], labels: Sequence[str], unit:
 def _positions(
     assessments: Sequence[Assessment], labels: Sequence[str], units: Sequence[str], unit: str
 ) -> str:
-    """Return the section on the loss by position; nothing where it was not asked for.
+    """Return the section on the loss by position; an empty string if it was not asked for.
 
     Args:
         assessments: of the models.
         labels: the models' names.
-        units: what each of them predicts one by one.
+        units: the symbols that each of them predicts.
         unit: "character" or "byte": only the models that predict those are shown.
     """
     measured = [
@@ -370,7 +370,7 @@ def _positions(
 
 
 def _grouped(nats_T: NDArray[np.float64]) -> tuple[list[int], list[float]]:
-    """Return positions from 1 on and their means, in groups equally wide on a logarithmic axis."""
+    """Return positions, from 1, and mean losses of groups equally wide on a logarithmic axis."""
     edges = list(itertools.pairwise(spaced(len(nats_T) + 2)))
     middles = [round(math.sqrt(first * (after - 1))) for first, after in edges]
     return middles, [float(nats_T[first - 1 : after - 1].mean()) for first, after in edges]
@@ -410,11 +410,11 @@ def _excerpts(portraits: Sequence[Portrait], what: str) -> str:
 
 
 def _excerpt(portrait: Portrait) -> str:
-    """Return a text coloured by its prices, and what it costs."""
+    """Return an excerpt coloured by each character's loss, and its total in bits."""
     pieces = [
         (surprise_mark(c, nats) + c, f"bits-{surprise(nats)}") for c, nats in portrait.excerpt
     ]
-    # The first byte of a text is given; what it is the whole of has no price.
+    # A text's first byte is given, so a character made of that byte alone costs nothing.
     (_, first), *_ = portrait.excerpt
     priced = len(portrait.excerpt) - (first == 0)
     bits = in_bits(sum(nats for _, nats in portrait.excerpt))

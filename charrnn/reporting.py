@@ -1,7 +1,7 @@
-"""Files that a command writes besides what it prints: ``--report``, the page, above all.
+"""Write files besides what a command prints, above all the page of ``--report``.
 
-That it can be written is made sure of before anything is measured. torch, and what draws,
-are imported when the page is made.
+Whether it can be written is checked before anything is measured. torch and the drawing code
+are imported only when the page is made.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 
 def check_report(path: Path) -> None:
-    """Refuse a page that cannot be made, or not be written there.
+    """Refuse a page that cannot be made, or cannot be written to this path.
 
     Raises:
-        UsageError: it is not named .html, or matplotlib is missing.
+        UsageError: it is not named .html or .htm, or matplotlib is missing.
         RunFolderError: no file can be written there.
     """
     if path.suffix.lower() not in (".html", ".htm"):
@@ -51,17 +51,17 @@ def check_report(path: Path) -> None:
 def refuse_overwriting(
     flag: str, path: Path | None, sources: Mapping[Path, str], texts: Sequence[str] = ()
 ) -> None:
-    """Refuse to write a result over what would be lost by it, or into a text that is read.
+    """Refuse to write a result over a file that must stay, or into a text that is read.
 
     Args:
         flag: the option that names the result.
         path: of the result, if there is to be one.
-        sources: what must stay, each file with what it is.
-        texts: files, folders and patterns that are read: a run's text is to stay the same.
+        sources: the files that must stay, each with a description.
+        texts: files, folders and patterns that are read, as a run's text must stay the same.
 
     Raises:
-        UsageError: the result would take the place of one of the files or of what is printed, or
-            change a text, or may be read with it later.
+        UsageError: the result would replace one of the files or what is printed, or change a
+            text, or may be read with it later.
     """
     if path is None:
         return
@@ -81,7 +81,7 @@ def refuse_overwriting(
 
 
 def refuse_report_in_text(report: Path, plan: Plan, folder: Path) -> None:
-    """Refuse a report that would take the place of a comparison's text, or become part of it.
+    """Refuse a report that would replace a comparison's text, or become part of it.
 
     Args:
         report: where it goes.
@@ -89,27 +89,27 @@ def refuse_report_in_text(report: Path, plan: Plan, folder: Path) -> None:
         folder: the comparison's, which is not read as text.
 
     Raises:
-        UsageError: as of ``refuse_overwriting``.
+        UsageError: as ``refuse_overwriting``.
     """
     from charrnn.disk import followed
 
     found: list[Path] = []
     for names in (plan.texts or embedded_corpus(), plan.valid) if report.exists() else ():
-        with suppress(CorpusError):  # a text that has moved is not there to be replaced
+        with suppress(CorpusError):  # a text that has moved cannot be replaced
             found += find_files(names).files
     read = dict.fromkeys(found, "what is read")
-    # A file that is there has been found.
+    # If the report exists and is one of the texts, it is among the files found.
     is_own = {followed(report).parent, followed(report.parent)} == {followed(folder)}
     texts = () if is_own or found else (*plan.texts, *plan.valid)
     refuse_overwriting("--report", report, read, texts)
 
 
 def origin_of_page(device: torch.device, runs: Sequence[Path] = ()) -> Origin:
-    """Return how the page of this command comes about.
+    """Return how this command's page is made.
 
     Args:
         device: where the models computed.
-        runs: folders of a comparison's runs, which were trained by any processor.
+        runs: folders of a comparison's runs, which other processors may have trained.
     """
     from charrnn.page import origin
     from charrnn.trained import trained_by
@@ -124,17 +124,17 @@ def show_and_report(
     make: Callable[[], str],
     failure: Exception | None = None,
 ) -> None:
-    """Print results and write a page of them; none of the two is lost with the other.
+    """Print results and write a page of them; if one fails, the other is still done.
 
     Args:
         show: prints the results.
         report: where the page goes; None: there is none.
         make: makes the page.
-        failure: of what came before, which is not to cost the results either.
+        failure: an earlier error, to be raised only after the results are out.
 
     Raises:
-        Exception: the failure; the results are printed and the page is written. (If the page
-            cannot be, the failure is said and the page's own raised.)
+        Exception: ``failure``; the results are printed and the page is written. (If the page
+            cannot be written, ``failure`` is printed and the page's error raised.)
         OSError: the results cannot be printed; the page is written.
         RunFolderError: the page cannot be written; the results are printed.
     """
@@ -146,14 +146,14 @@ def show_and_report(
     if report is not None:
         from charrnn.disk import followed, write_text
 
-        # Where matplotlib keeps its caches is none of the user's concern.
+        # Keep matplotlib's messages about its caches from the user.
         logging.getLogger("matplotlib").setLevel(logging.ERROR)
-        # A notebook names a backend of its own, without which matplotlib would not start here.
+        # A notebook sets a backend of its own; matplotlib cannot start if that is not installed.
         os.environ.pop("MPLBACKEND", None)
         try:
-            # What a link leads to is replaced, not the link.
+            # Replace a link's target, not the link.
             write_text(followed(report), make())
-        except BaseException:  # a signal, too: whatever comes of it, the failure is not told then
+        except BaseException:  # a signal, too: the failure would not be reported otherwise
             if failure is not None and not isinstance(failure, BrokenPipeError):
                 said = refused(failure) if isinstance(failure, OSError) else failure
                 say(f"charrnn: {said}")
