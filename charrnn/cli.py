@@ -1,7 +1,7 @@
 """The command line: parse, call, show.
 
-torch is imported inside the commands, so that help and wrong options are
-answered at once.
+torch is imported inside the commands, so that help and messages about wrong
+options appear at once.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-#: Options that ``train`` and ``compare`` have in common.
+#: Regularisation options, which ``train`` and ``compare`` share.
 AGAINST_LEARNING_BY_HEART = (
     "--dropout --weight-drop --weight-decay --loss-temperature --dropout-masks"
 )
@@ -82,10 +82,10 @@ AGAINST_LEARNING_BY_HEART = (
 def _grouped(groups: dict[str, str]) -> type[TyperCommand]:
     """Return the class of a command whose help shows its options in groups.
 
-    typer has such groups only in the boxes that Rich draws.
+    typer itself groups options only in the boxes that Rich draws.
 
     Args:
-        groups: title -> flags, in the order of the help. An option in none is shown with the last.
+        groups: title -> flags, in the order of the help. Options in no group join the last one.
     """
 
     class Grouped(TyperCommand):
@@ -101,7 +101,7 @@ def _grouped(groups: dict[str, str]) -> type[TyperCommand]:
             for title, flags in groups.items():
                 rows[title] = [options.pop(name) for name in flags.split()]
             rows[title] += options.values()
-            # Of one width in all groups: the widest that click takes.
+            # The same width in all groups, up to click's limit.
             names = [name for group in rows.values() for name, _ in group]
             width = min(30, max(map(len, names)))
             for title, group in rows.items():
@@ -218,14 +218,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
 def _given(context: typer.Context, kind: type, but: Collection[str]) -> dict[str, Any]:
-    """Return the options that the user gave, as far as they are fields of a dataclass.
+    """Return the options that the user gave and that are fields of a dataclass.
 
-    So an option is called as its field. A flag that is not given leaves its field out.
+    An option therefore has its field's name. A flag that is not given is left out.
 
     Args:
         context: the command's.
         kind: the dataclass.
-        but: fields that are made of something else.
+        but: fields that are not taken directly from options.
     """
     names = [field.name for field in fields(kind) if field.name not in but]
     typed = recipe.given({name: context.params.get(name) for name in names})
@@ -233,13 +233,13 @@ def _given(context: typer.Context, kind: type, but: Collection[str]) -> dict[str
 
 
 def _refuse_both(valid: Sequence[str] | None, valid_share: float | None) -> None:
-    """Refuse a share to validate on beside a text to validate on."""
+    """Refuse --valid together with --valid-share."""
     if valid and valid_share is not None:
         raise UsageError("--valid and --valid-share cannot be used together: give one")
 
 
 def _refuse_begun(shares: dict[str, float | None], init_from: Path | None) -> None:
-    """Refuse to divide the text of a run that goes on, or to start it from other weights."""
+    """Refuse to divide a resumed run's text again, or to start the run from other weights."""
     said = []
     if given := recipe.given(shares):
         names, them = joined([*map(flag, given)], "and"), "them" if len(given) > 1 else "it"
@@ -251,7 +251,7 @@ def _refuse_begun(shares: dict[str, float | None], init_from: Path | None) -> No
 
 
 def _typed(word: str) -> str:
-    """Return text as it was typed: utf-8 it is also where the locale knows no bytes but ASCII's."""
+    """Return an argument as it was typed: as utf-8 even if the locale is ASCII."""
     if not any("\udc80" <= character <= "\udcff" for character in word):
         return word
     return os.fsencode(word).decode("utf-8", "surrogateescape")
@@ -287,12 +287,12 @@ def main() -> None:
         # times as long. Spinning for less costs a quiet machine too much (docs/diary.md).
         os.environ["GOMP_SPINCOUNT"] = "4000"
     if "OMP_NUM_THREADS" not in os.environ and (cores := allowed_cores()) is not None:
-        # Left alone, OpenMP counts the machine's cores, and its threads would wait for their time.
+        # By default OpenMP starts a thread for each of the machine's cores; with fewer cores
+        # allowed, they would wait for each other.
         os.environ["OMP_NUM_THREADS"] = str(cores)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            # Closed by the caller: it reads as empty and swallows what is written, and no
-            # file that is opened later takes its number.
+            # Closed by the caller: use /dev/null, so that no file opened later takes its number.
             null = os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, os.fdopen(null, mode, closefd=False))
     sys.stderr = lossy(sys.stderr)
@@ -320,14 +320,14 @@ def common(
             "--version",
             help="Print the version and leave.",
             callback=_show_version,
-            is_eager=True,  # before anybody misses a command
+            is_eager=True,  # before a missing command is reported
         ),
     ] = False,
 ) -> None:
-    """Hold the options that stand before a command, and see that there is a current folder."""
+    """Take the options before a command, and check that the current folder exists."""
     try:
         Path.cwd()
-    except OSError as error:  # torch's libraries could not be loaded, and no name be found
+    except OSError as error:  # neither torch's libraries nor relative paths would be found
         raise CharrnnError(
             f"the current folder cannot be found: {reason(error)}: change to one that exists"
         ) from error
@@ -509,8 +509,8 @@ def train(
     _refuse_both(valid, valid_share)
     text = TextChoices(texts=tuple(texts or ()), valid=tuple(valid or ()), **reading)
     choices = recipe.Choices(cell=cell, budget=budget, model=model, training=training)
-    # Every number is checked before torch is imported and before anything is written; but a run
-    # that goes on has a window of its own.
+    # Check every number before torch is imported and before anything is written; but --loss-last
+    # cannot be compared yet with the window of a resumed run.
     known = {"loss_last": min(1, loss_last)} if resume and bptt is None and loss_last else {}
     recipe.refuse_nonsense(replace(choices, training=training | known))
 
@@ -527,7 +527,7 @@ def train(
         from charrnn.watching import watch_run
 
         keep_freed_memory()
-        # A run that goes on computes where it did, if nothing else is asked for.
+        # A resumed run computes where it did before, unless --device says otherwise.
         where = None if resume and device == "auto" else choose_device(device)
         path = run or _default_run(text.texts, cell or _cell_of(init_from))
         refuse_comparison(path)
@@ -650,7 +650,7 @@ def sample(
     ending = encode_stop(vocabulary, config.stop)
     start = ids.tolist() if echo else []
     pieces = draw(model, vocabulary, ids, config)
-    # StopSignals: so that a compiler that runs meanwhile is ended, too.
+    # StopSignals, so that a compiler that is running is ended, too.
     with StopSignals(), unwarned():
         if as_json:
             print_as_json(vocabulary, start, collect(count, pieces), seed, ending, where.type)
@@ -826,7 +826,7 @@ def evaluate(
         except BrokenPipeError:
             refuse_non_finite(assessments)
             raise
-        refuse_non_finite(assessments)  # shown before: of several models the others have scores
+        refuse_non_finite(assessments)  # only now, as other models may have finite scores to show
 
 
 @app.command(
@@ -999,7 +999,7 @@ def compare(
         keep_freed_memory()
         if device != "auto" or plan.device is None:
             where = choose_device(device)
-        elif all(read_results(folder, plan)):  # nothing is left to train: it only says where
+        elif all(read_results(folder, plan)):  # nothing is left to train: any machine will do
             where = torch.device(plan.device)
         else:
             where = _device_of(plan.device)
@@ -1193,7 +1193,7 @@ def inspect_recurrence(
 
     keep_freed_memory()
     where = choose_device(device)
-    # What the model lacks is refused before a long text is read.
+    # A unit that the model lacks is refused before a long text is read.
     watched = None if unit is None else Unit.parse(unit, shape_of(checkpoint))
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())  # so that nothing is left behind
@@ -1230,11 +1230,11 @@ def _print_status(checkpoint: Path, as_json: bool) -> None:
     """Print what a run is, and how far it has come.
 
     Args:
-        checkpoint: of the run, or its folder.
+        checkpoint: a checkpoint of the run, or its folder.
         as_json: print it as JSON.
 
     Raises:
-        CheckpointError: it is not a whole checkpoint.
+        CheckpointError: it is not a complete checkpoint.
     """
     from charrnn.run_words import LABEL, status_lines
     from charrnn.status import read_status
@@ -1249,7 +1249,7 @@ def _print_status(checkpoint: Path, as_json: bool) -> None:
 
 
 def _cell_of(init_from: Path | None) -> CellName:
-    """Return the cell of a run that is given none: that of the checkpoint it starts from."""
+    """Return the default cell: that of the checkpoint a run starts from, if there is one."""
     if init_from is None:
         return "lstm"
 
@@ -1274,7 +1274,7 @@ def _first_run(texts: Sequence[str], what: str) -> Path:
 
 
 def _such_as(texts: Sequence[str], what: str) -> str:
-    """Name the folder that is meant, if it is there: given as a text, or what a run's had been."""
+    """Return a hint at the folder that is meant, if it exists: the only text, or the default."""
     mark = PLAN if what == "compare" else LOG
     is_given = len(texts) == 1 and os.path.exists(f"{texts[0]}/{mark}")  # noqa: PTH110
     path = Path(texts[0]) if is_given else _first_run(texts, what)
@@ -1296,7 +1296,7 @@ def _device_of(began: str) -> torch.device:
     """Return the device that a comparison began on.
 
     Raises:
-        UsageError: there is none here.
+        UsageError: this machine has none.
     """
     from charrnn.device import choose_device
 

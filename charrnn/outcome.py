@@ -1,7 +1,7 @@
-"""How a command ends: whatever stops it becomes one line on stderr and an exit code.
+"""Turn whatever ends a command into one line on stderr and an exit code.
 
-The codes are those of ``charrnn.errors``, 2 for a command line that makes no sense, and
-128 + n after signal n.
+The codes are those of ``charrnn.errors``, 2 for an invalid command line, and 128 + n after
+signal n.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from charrnn.stdio import say
 from charrnn.stopping import Stopped
 from charrnn.wording import reason, shown
 
-#: What typer says, in the words of all other messages.
+#: What typer says -> what charrnn's other messages say.
 WORDS = {
     "Value error, ": "",
     "Input should be a valid integer, unable to parse string as an integer": "not a whole number",
@@ -30,21 +30,21 @@ WORDS = {
 
 
 def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
-    """Run a command line; return the exit code, once the reason of a failure is on stderr.
+    """Run a command line, print the reason for a failure on stderr, and return the exit code.
 
     Args:
         app: the commands.
-        arguments: the words after the program's name; none asks for help.
+        arguments: the words after the program's name; if there are none, help is shown.
     """
     result: object = None
     try:
-        # A character that the terminal cannot show must not end a sample. Where the locale is
-        # ASCII a file gets utf-8, which says the same of ASCII, and loses nothing.
+        # A character that the terminal cannot show must not end a sample. If the locale is ASCII,
+        # a file gets utf-8, which includes ASCII, so that nothing is lost.
         is_ascii = codecs.lookup(sys.stdout.encoding or "utf-8").name == "ascii"
         encoding = "utf-8" if is_ascii and not sys.stdout.isatty() else None
         sys.stdout.reconfigure(encoding=encoding, errors="replace")  # type: ignore[union-attr]
         command = typer.main.get_command(app)
-        # Not app(): that one answers a closed pipe itself, with exit code 1.
+        # Not app(): that would handle a closed pipe itself, with exit code 1.
         try:
             with command.make_context("charrnn", [*arguments] or ["--help"]) as context:
                 result = command.invoke(context)
@@ -64,12 +64,12 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
         number = int(stopped.args[0]) if isinstance(stopped, Stopped) else signal.SIGINT
         if number == signal.SIGINT and sys.stdout.isatty():
             print(flush=True)  # after the ^C that the terminal has written
-        _forget_output()  # a reader that does not read would hold up the end
+        _forget_output()  # a reader that does not read would delay the exit
         return 128 + number
     except BrokenPipeError:
         _forget_output()  # the reader has seen enough
     except (ImportError, OSError) as error:
-        if isinstance(error, ImportError) or error.errno is None:  # ctypes gives no number
+        if isinstance(error, ImportError) or error.errno is None:  # ctypes sets no errno
             message = (
                 f"a library cannot be loaded: {error}: there is too little memory (ulimit -v shows "
                 "the limit), or charrnn needs to be installed again"
@@ -100,14 +100,14 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
 def refused(error: OSError) -> str:
     """Return what the system refused, and why.
 
-    Reading and saving name their file themselves; what has no name is the output.
+    Errors of reading and saving name their file; one without a name is about the output.
     """
     return f"{shown(error.filename or 'cannot write the output')}: {reason(error)}"
 
 
 def _forget_output() -> None:
-    """Lead what is left of the output nowhere: Python would complain while it exits."""
-    with suppress(io.UnsupportedOperation):  # a caller's own, which is in memory
+    """Send the rest of the output to /dev/null: Python would complain about it at the exit."""
+    with suppress(io.UnsupportedOperation):  # a caller's stream in memory
         output = sys.stdout.fileno()
         os.dup2(os.open(os.devnull, os.O_WRONLY), output)
 
@@ -122,24 +122,24 @@ def _fail(message: str, code: int) -> int:
 
 
 def _noted(message: str, error: Exception) -> str:
-    """Return a message with what the error's notes say besides: what of a training is saved."""
+    """Return a message with the error's notes, which say what of a training is saved."""
     return "; ".join([message, *getattr(error, "__notes__", ())])
 
 
 def _remedy(error: Exception, arguments: Sequence[str]) -> str:
-    """Return what helps a command that memory was refused to."""
+    """Return what helps a command that ran out of memory."""
     if not {"train", "compare"} & set(arguments[:1]):
         return "close other programs"
-    # What goes on keeps its sizes.
+    # A resumed run keeps its sizes.
     if "--resume" in arguments or hasattr(error, "__notes__"):
         return "continue on a machine with more, or with another --device"
     return "give a smaller --hidden, --batch-size or --bptt"
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Say whether memory was refused: by Python, by a GPU, or by torch on the CPU."""
-    # By name and text: torch may not be imported yet, and has a class for it only where its own
-    # allocator asks CUDA for memory; CUDA itself, its libraries, MPS and the CPU only say so.
+    """Return whether memory ran out: in Python, on a GPU, or in torch on the CPU."""
+    # By name and text: torch may not be imported yet, and only its own CUDA allocator raises a
+    # special class; with CUDA itself, its libraries, MPS and the CPU only the message tells.
     refusals = (
         "can't allocate memory",
         "std::bad_alloc",

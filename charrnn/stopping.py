@@ -1,4 +1,4 @@
-"""Signals that stop a training become a question that its loop asks between steps."""
+"""Note signals that stop a training, so that its loop can check between steps."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from types import FrameType
 
 
 class Stopped(BaseException):
-    """A signal, or a reader who left, ends the command where it is."""
+    """Ends the command at once: a signal came, or the reader of its output left."""
 
 
 class StopSignals:
-    """SIGINT, SIGTERM and SIGHUP end a training in order.
+    """Handles SIGINT, SIGTERM and SIGHUP, so that they end a training in order.
 
-    Before the training begins there is nothing to save, and the command ends where it
-    is. From ``defer`` on the first signal is noted, for the loop to stop at a step's
-    edge. A second one, but for a hang-up, leaves at once, however long a product or a save
-    takes: a thread watches for it, because Python's handlers wait until such a call returns.
+    Before the training begins there is nothing to save, and a signal ends the command at
+    once. After ``defer`` the first signal is only noted, for the loop to stop between steps.
+    A second one, unless it is a SIGHUP, ends the process at once, even during a long matrix product
+    or save: a thread watches for it, because Python's handlers wait until such a call returns.
 
-    From ``defer_pauses`` on SIGTSTP, a Ctrl-Z, waits in the same way, for ``pause``.
+    After ``defer_pauses``, SIGTSTP (Ctrl-Z) is likewise only noted, for ``pause``.
     """
 
     #: A terminal and a wrapper may both pass on the same Ctrl-C, and ``timeout`` sends its
-    #: signal twice: what comes within this many seconds is one signal.
+    #: signal twice: signals within this many seconds count as one.
     SAME = 0.3
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        #: Removed at the end, and before a second signal leaves: files that nobody else removes.
+        #: Files to remove at the end, or before a second signal ends the process.
         self.removed: list[Path] = []
         self._deferred = False
         self.pause_is_due = False
@@ -69,10 +69,10 @@ class StopSignals:
         self._deferred = True
 
     def leave_at_once(self) -> None:
-        """From now on the first signal ends the command again: all that counts is saved.
+        """From now on let the first signal end the command again, as everything is saved.
 
         Raises:
-            Stopped: it has come.
+            Stopped: it has come already.
         """
         self._deferred = False
         self._pause_at_once()
@@ -80,15 +80,15 @@ class StopSignals:
             raise Stopped(self.received)
 
     def defer_pauses(self) -> None:
-        """From now on only note a Ctrl-Z: what is drawn in place has to go first."""
+        """From now on only note a Ctrl-Z: the live display has to be erased first."""
         if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
             signal.signal(signal.SIGTSTP, self._note_pause)
 
     def pause(self) -> None:
-        """Do what the Ctrl-Z that came asked for; return when the process goes on."""
+        """Suspend the process, as the noted Ctrl-Z asked; return when it goes on."""
         self._pause_at_once()
-        # Not SIGSTOP: the system does not let a process sleep that nobody can wake. To this thread,
-        # for to the process it could come after the handler is there again.
+        # Not SIGSTOP: the system ignores SIGTSTP if nobody could wake the process. Sent to this
+        # thread: sent to the process, it could arrive when the handler is installed again.
         signal.pthread_kill(threading.get_ident(), signal.SIGTSTP)
         self.defer_pauses()
 
@@ -114,8 +114,8 @@ class StopSignals:
     def _leave_on_second(self) -> None:
         first = math.inf
         while (number := os.read(self._reader, 1)[0]) != 0:
-            # A terminal that closes, and the shell in it, send several hang-ups, at any distance;
-            # a system that shuts down sends one after its SIGTERM. None asks for haste.
+            # A closing terminal and the shell in it send several SIGHUPs, at any interval; a system
+            # that shuts down sends one after its SIGTERM. Neither means that the user is impatient.
             if number not in self._before or (number == signal.SIGHUP and first < math.inf):
                 continue
             now = time.monotonic()
@@ -128,5 +128,5 @@ class StopSignals:
 
     def _remove(self) -> None:
         for path in self.removed:
-            with suppress(OSError):  # one that stays keeps neither the others nor the end back
+            with suppress(OSError):  # go on if one cannot be removed
                 path.unlink()

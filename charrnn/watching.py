@@ -1,6 +1,6 @@
-"""A training, a comparison, the scoring or inspection of models driven to its end, and shown.
+"""Run a training, a comparison, a scoring or an inspection to its end, and show it.
 
-A signal, or a reader of the output who leaves, ends a training at a step's edge, saved.
+If a signal comes or the output's reader leaves, a training is saved and ends between steps.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ if TYPE_CHECKING:
 
 
 class _Reader:
-    """Whoever reads what displays show: once one has left, there is a reason to stop."""
+    """Notes whether a display still has a reader: once it has none, there is a reason to stop."""
 
     def __init__(self, stop: StopSignals, display: Display) -> None:
         self._stop = stop
         self.display = display
         self.left: OSError | None = None
-        """What the first line that nobody read, or no terminal took, was refused with."""
+        """The error of the first line that could not be written, if any."""
 
     def show(self, event: Event) -> None:
         with self._noting_that_one_left():
@@ -72,10 +72,10 @@ class _Reader:
 
 @contextmanager
 def _unread_unfinished() -> Iterator[None]:
-    """Make of a closed pipe the signal that ends other programs then: what it ends is unfinished.
+    """Treat a closed pipe as SIGPIPE, which ends other programs then: the work is unfinished.
 
     Raises:
-        Stopped: in place of a BrokenPipeError.
+        Stopped: instead of a BrokenPipeError.
     """
     try:
         yield
@@ -89,8 +89,8 @@ def watch_run(run: Run, stop: StopSignals, *, as_json: bool, quiet: bool) -> int
     Args:
         run: new or resumed.
         stop: signals, which are only noted once the training has begun.
-        as_json: show it as JSON lines; else its folder is printed at the end.
-        quiet: show nothing else but notes, and what goes on with a run that was stopped.
+        as_json: show it as JSON lines; otherwise its folder is printed at the end.
+        quiet: show only notes, and the command that continues a stopped run.
 
     Returns:
         The exit code.
@@ -141,17 +141,16 @@ def watch_comparison(
         stop: signals, which are only noted once a run has begun.
         begun: as for ``charrnn.comparing.compare``.
         device: where to compute.
-        command: what goes on with it, for the locks and messages of its runs.
+        command: the command that continues it, for the locks and messages of its runs.
         quiet: show nothing but notes.
 
     Returns:
-        What came out; None if a signal stopped it.
+        The results; None if a signal stopped it.
 
     Raises:
         Stopped: it was stopped, and saved, because nobody reads the output any more.
         OSError: its output cannot be written; what was trained is saved.
-        CharrnnError: as ``charrnn.comparing.compare``; NonFiniteError: nothing came out of
-            any run.
+        CharrnnError: as ``charrnn.comparing.compare``; NonFiniteError: no run was finished.
     """
     results: list[RunResult] = []
     failures: list[RunFailure] = []
@@ -209,20 +208,20 @@ def watch_scoring(
     per_char: Path | None,
     with_page: bool,
 ) -> tuple[list[Assessment], OSError | RunFolderError | None]:
-    """Score models one after another, showing how far that is.
+    """Score models one after another, showing the progress.
 
     Args:
-        subjects: each model with its text, and what a user must know of it.
-        config: how to score, and what besides.
-        stop: removes what there is of the prices where a second signal ends the command.
-        baselines: price each text without a network, too; once for all models that read it alike.
-        show: print the text, coloured by its prices; of one model.
-        per_char: write the prices to this file; of one model.
-        with_page: a page is made of the scores.
+        subjects: each model with its text, and what a user must know about it.
+        config: how to score, and what else to measure.
+        stop: removes an unfinished file of prices if a second signal ends the command.
+        baselines: compute the baselines, too; once for all models that read a text alike.
+        show: print the text, coloured by its prices; for a single model only.
+        per_char: write the prices to this file; for a single model only.
+        with_page: whether a page is made of the scores.
 
     Returns:
-        The scores; what kept the prices, though all are known, from their file, or the text from
-        being shown to its end where a file is to be written: to be raised once all else is done.
+        The scores, and an error to be raised once all else is done: the complete prices could not
+        be saved, or the text could not be shown to its end while there is a file to write.
 
     Raises:
         CorpusError: a text changed while it was read.
@@ -236,9 +235,9 @@ def watch_scoring(
         part, vocabulary = subject.part, subject.vocabulary
         basis = (part, vocabulary, subject.training)
         try:
-            # A text that is shown ends last: the file of prices does not wait for its reader.
+            # A text that is shown is closed last: the file of prices does not wait for its reader.
             with ExitStack() as last, ExitStack() as stack:
-                # A text that is shown says by itself how far it is.
+                # A text that is shown is its own progress display.
                 meter = Meter(shown(subject.path), part.characters - 1, quiet=show)
                 stack.enter_context(closing(meter))
                 watchers: list[Callable[[Prices], None]] = []
@@ -268,23 +267,23 @@ def watch_scoring(
 def watch_inspection(
     subject: Subject, config: InspectConfig, *, unit: Unit | None, is_named: bool
 ) -> tuple[Part, Stretch, Inspection]:
-    """Look into a model on the end of its text, saying what is measured.
+    """Inspect a model on the end of its text, saying what is being measured.
 
     Args:
         subject: the model and its text.
         config: what to measure, and on how much.
-        unit: whose activation is asked for.
-        is_named: the text was named, and is no part of the run's: what the model was trained on
-            of it is said, too.
+        unit: the unit whose activation is asked for.
+        is_named: whether the text was named, not taken from the run; how much of it the model was
+            trained on is said then, too.
 
     Returns:
-        What was looked at, the same in memory, and the measurements.
+        The part of the text, the same in memory, and the measurements.
 
     Raises:
         CharrnnError: the log is not usable, the text changed or is too short, or as
             ``charrnn.inspection.inspect``.
     """
-    # A training is watched here, too, and need not wait for these.
+    # Imported here, as a training need not wait for them.
     from charrnn.inspection import inspect
     from charrnn.portrait import read_history
     from charrnn.stretch import read_stretch
