@@ -1,4 +1,4 @@
-"""The cells against a time-step loop written out here, and against torch.nn's."""
+"""The cells against a loop over time steps written out here, and against torch.nn."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.conftest import skip_without
 T, B, E, H = 7, 3, 5, 4
 
 each_cell = pytest.mark.parametrize("name", CELL_NAMES)
-#: Inputs of every time step, or so many that the time steps share.
+#: Each time step has inputs of its own, or all share this many.
 own_or_shared = pytest.mark.parametrize("shared", [None, 6], ids=["own", "shared"])
 
 
@@ -31,7 +31,7 @@ def naive(
     which_TB: Tensor | None = None,
     weight_recurrent: Tensor | None = None,
 ) -> tuple[Tensor, State]:
-    """Run a cell as its equations are printed, one time step after another."""
+    """Run a cell by its printed equations, one time step after another."""
     x_TBE = x if which_TB is None else x[which_TB]
     W, b = cell.weight_input, cell.bias
     U = cell.weight_recurrent if weight_recurrent is None else weight_recurrent
@@ -66,7 +66,7 @@ def make_cell(
     dtype: torch.dtype = torch.float64,
     weight_drop: float = 0.0,
 ) -> Cell:
-    """Return a cell whose biases are no zeros either."""
+    """Return a cell whose biases are not zero."""
     torch.manual_seed(11)
     cell = CELLS[name](inputs, hidden, weight_drop).to(dtype)
     with torch.no_grad():
@@ -77,7 +77,7 @@ def make_cell(
 
 
 def make_inputs(cell: Cell, steps: int = T, lanes: int = B) -> tuple[Tensor, State]:
-    """Return inputs and a state that want their gradient, in the cell's type."""
+    """Return inputs and a state that require gradients, in the cell's type."""
     torch.manual_seed(5)
     like = cell.bias
     x_TBE = torch.randn(steps, lanes, cell.inputs, dtype=like.dtype, requires_grad=True)
@@ -92,7 +92,7 @@ def make_shared(
 ) -> tuple[Tensor, State, Tensor | None]:
     """Return inputs, a state, and which of the inputs each time step reads.
 
-    Of inputs that are shared, some are read again and again, and the last one never.
+    Of shared inputs, some are read several times, and the last one never.
     """
     x, state = make_inputs(cell, steps, lanes)
     if shared is None:
@@ -102,14 +102,14 @@ def make_shared(
 
 
 def loss_of(*tensors: Tensor) -> Tensor:
-    """Return a loss on which every entry of the tensors has its own influence."""
+    """Return a loss in which every entry of the tensors has its own weight."""
     torch.manual_seed(6)
     losses = [(t * torch.randn(t.shape, dtype=torch.float64).to(t)).sum() for t in tensors]
     return torch.stack(losses).sum()
 
 
 def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    """Compare by name, each tensor's error against its own largest value."""
+    """Compare by name; the tolerance is relative to each tensor's largest value."""
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         error = (actual[name].double() - value.double()).abs().max() / value.abs().max()
@@ -117,9 +117,9 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], toleranc
 
 
 def results(run: tuple[Tensor, State], cell: Cell, x: Tensor, state: State) -> dict[str, Tensor]:
-    """Return, by name, outputs, final state, and all gradients of a loss on both."""
+    """Return the outputs, the final state and all gradients of a loss on both, by name."""
     out, after = run
-    assert all(s.untyped_storage().nbytes() == s.nbytes for s in after), "a state holds its window"
+    assert all(s.untyped_storage().nbytes() == s.nbytes for s in after), "a state keeps its window"
     names = ["x", *cell.states, *dict(cell.named_parameters())]
     wanted = [x, *state, *cell.parameters()]
     gradients = torch.autograd.grad(loss_of(out, *after), wanted)
@@ -144,7 +144,7 @@ def test_equals_the_naive_loop(name: CellName, steps: int, lanes: int, shared: i
 def test_torch_s_operators_equal_the_naive_loop(
     name: CellName, shared: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are what runs anywhere but on a CPU, and can be run on one."""
+    """Other devices than a CPU use torch's operators; here the CPU does too."""
     for own in ("_has_own_loop", "beats_onednn_lstm"):
         monkeypatch.setattr(cells, own, lambda *_, **__: False)
     cell = make_cell(name)
@@ -154,8 +154,8 @@ def test_torch_s_operators_equal_the_naive_loop(
     assert_same(ours, slow, 1e-12)
 
 
-#: Who runs the loops: numpy with the products of oneDNN or torch, or compiled for a
-#: processor (the last: this one, but without AMX's tiles).
+#: What runs the loops: numpy with products by oneDNN or torch, or C compiled for a processor
+#: (the last for this one, without AMX's tiles).
 ENGINES = [
     "onednn", "torch", "native", "x86-64-v2", "x86-64-v3", "x86-64-v4", "native without tiles",
 ]  # fmt: skip
@@ -163,7 +163,7 @@ ENGINES = [
 
 @pytest.fixture
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the loops run as the parameter says, the LSTM's compiled ones in any type."""
+    """Run the loops as the parameter says; the LSTM's compiled ones in all types but float64."""
     name: str = request.param
     if name in ("onednn", "torch"):
         monkeypatch.setattr(native, "loops", lambda: None)
@@ -174,19 +174,19 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(cells, "beats_onednn_lstm", lambda dtype, **_: dtype != torch.float64)
 
 
-#: In float64, and in the compiled loops of float32; with ``usefixtures("engine")``.
+#: Float64, and float32 in the compiled loops; needs ``usefixtures("engine")``.
 each_type = pytest.mark.parametrize(
     ("dtype", "engine"),
     [(torch.float64, "onednn"), (torch.float32, "native")],
     indirect=["engine"],
 )
-#: What the same arithmetic may differ by in another order.
+#: How much the same arithmetic may differ in another order.
 ROUNDING = {torch.float64: 1e-12, torch.float32: 3e-6}
 
 
 @cache
 def loops_for(machine: str, *, tiles: bool) -> native.Loops:
-    """Return compiled loops, or skip where they cannot be had or run."""
+    """Return compiled loops, or skip the test if they cannot be compiled or run here."""
     skip_without(machine)
     compiled = compiler.compile_library(
         native.Loops, compiler.find_compiler(), machine, tiles=tiles
@@ -196,7 +196,7 @@ def loops_for(machine: str, *, tiles: bool) -> native.Loops:
 
 
 # Widths below and above the size from which the recurrent weights are packed; lanes for
-# every number of rows that a compiled product takes at a time.
+# every number of rows that a compiled product takes at once.
 @each_cell
 @own_or_shared
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_float32_equals_the_naive_loop(
 def test_bfloat16_is_near_the_naive_loop(
     name: CellName, steps: int, lanes: int, inputs: int, hidden: int, shared: int | None
 ) -> None:
-    """Products have 8 bits, and errors that point nowhere: the gradient's direction is kept."""
+    """Products have 8 bits and random errors, so the gradient keeps its direction."""
     cell = make_cell(name, inputs, hidden, torch.float32)
     x, state, which = make_shared(cell, shared, steps, lanes)
     ours = results(cell(x.bfloat16(), state, which), cell, x, state)
@@ -358,7 +358,7 @@ def test_inference_equals_training_and_keeps_nothing(
     assert out.grad_fn is not None
     for bare, trained in zip((bare_out, *bare_after), (out, *after), strict=True):
         assert bare.grad_fn is None
-        # With AVX-512 an LSTM that reads no symbols is trained by oneDNN, and runs by the loop.
+        # With AVX-512 oneDNN trains an LSTM without shared inputs, but the loop does inference.
         torch.testing.assert_close(bare, trained.detach(), rtol=0, atol=1e-6)
 
 
@@ -442,7 +442,7 @@ def test_weight_drop_is_for_training_only(name: CellName, dtype: torch.dtype) ->
     out, _ = cell.eval()(x, state)
     assert torch.equal(torch.get_rng_state(), generator)
     torch.testing.assert_close(out, naive(cell, x, state)[0], rtol=0, atol=ROUNDING[dtype])
-    out.sum().backward()  # an evaluated model can still be looked into
+    out.sum().backward()  # inspection differentiates in evaluation mode
     cell.weight_drop = 0.0
     cell.train()(x, state)
     assert torch.equal(torch.get_rng_state(), generator)
@@ -472,7 +472,7 @@ def cuda() -> torch.device:
     ("dtype", "allowed"), [(torch.float32, False), (torch.bfloat16, True), (torch.float64, True)]
 )
 def test_tensor_cores_are_for_what_is_not_float32(dtype: torch.dtype, allowed: bool) -> None:
-    """Without them torch has cuDNN multiply in bf16 one by one; with them it rounds float32."""
+    """Without them cuDNN uses plain multiply-adds in bf16; with them it rounds float32 to TF32."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=not allowed):
         allow_tensor_cores(dtype)
         assert torch.backends.cudnn.allow_tf32 is allowed
@@ -487,7 +487,7 @@ def test_tensor_cores_are_for_what_is_not_float32(dtype: torch.dtype, allowed: b
 def test_gpu_equals_the_naive_loop(
     name: CellName, steps: int, inputs: int, hidden: int, cuda: torch.device
 ) -> None:
-    """torch chooses cuDNN's algorithm by the width, and apart for the two passes."""
+    """torch chooses cuDNN's algorithm by the width, and separately for each pass."""
     cell = make_cell(name, inputs, hidden, torch.float32)
     x, state = make_inputs(cell, steps)
     slow = results(naive(cell, x, state), cell, x, state)
@@ -527,11 +527,11 @@ def test_gpu_step_can_be_captured(name: CellName, dtype: torch.dtype, cuda: torc
     def step() -> list[Tensor]:
         out, after = cell(x.to(dtype), state)
         loss = out.float().square().mean() + sum(a.square().mean() for a in after)
-        # Its graph, kept, would tie the weights to the stream of the capture.
+        # Keeping the autograd graph would tie the weights to the capture's stream.
         return [out.detach(), *torch.autograd.grad(loss, list(cell.parameters()))]
 
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    with torch.cuda.stream(side):  # warm up away from the default stream, as graphs want it
+    with torch.cuda.stream(side):  # CUDA graphs need a warm-up off the default stream
         for _ in range(3):
             step()
     torch.cuda.synchronize()

@@ -14,7 +14,7 @@ from charrnn import kernels
 from charrnn.kernels import dropout, linear, mean_cross_entropy
 
 T, B, K, N = 5, 3, 7, 11
-#: Of a sum of a few products, by the type of the arithmetic.
+#: Error allowed in a sum of a few products, by the type of the arithmetic.
 CLOSE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}
 DTYPES = pytest.mark.parametrize("dtype", CLOSE, ids=str)
 
@@ -49,7 +49,7 @@ class TestLinear:
         for got, wanted in zip((out, *gradients), (expected_out, *expected), strict=True):
             scale = float(wanted.detach().abs().max())
             torch.testing.assert_close(got.double(), wanted, atol=CLOSE[dtype] * scale, rtol=0)
-        # The bias's is a sum of nothing rounded.
+        # The bias's gradient is a sum without further rounding.
         torch.testing.assert_close(gradients[2].double(), expected[2], rtol=0, atol=1e-5)
 
     def test_inputs_may_need_no_gradient(self) -> None:
@@ -77,7 +77,7 @@ class TestMeanCrossEntropy:
         (got_NV,) = torch.autograd.grad(3 * loss, logits_NV)
 
         assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        # The loss of logits in bf16 is that of exactly these logits.
+        # The loss of bf16 logits is computed from exactly these numbers, with no more rounding.
         assert float(loss.detach()) == pytest.approx(
             float(wanted.detach()), abs=min(1e-5, CLOSE[dtype])
         )
@@ -150,7 +150,7 @@ class TestDropout:
         often_N = zeros_MN.sum(0)
         wanted = {math.floor(masks * share), math.ceil(masks * share)}
         assert {*often_N.tolist()} == wanted
-        # Which entries a mask drops is independent: pairs of neighbours as often as by chance.
+        # A mask drops each entry independently: two neighbours only as often as by chance.
         both = (zeros_MN[:, 1:] & zeros_MN[:, :-1]).double().mean().item()
         assert both == pytest.approx(share**2, abs=0.02)
 
@@ -188,7 +188,7 @@ def as_int16(number: int) -> int:
 def test_a_cpu_whose_onednn_takes_no_bf16_has_torch_s_product(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """There oneDNN refuses to be given a matrix in bf16 at all."""
+    """On such a CPU oneDNN does not even accept a matrix in bf16."""
     refuses = mock.Mock(side_effect=RuntimeError("bf16 path needs avx_ne_convert or avx512bw"))
     monkeypatch.setattr(kernels, "_onednn_takes_bf16", lambda: False)
     monkeypatch.setattr(kernels._ONEDNN, "_reorder_linear_weight", refuses, raising=False)

@@ -1,4 +1,4 @@
-"""The compiled loops: what a compiler may do, and what the loops owe; values: test_cells."""
+"""The compiled loops and how they are compiled; test_cells compares their values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ needs_compiler = pytest.mark.skipif(not compiles(), reason="no C compiler with O
 def run(cell: str, dtype: torch.dtype, shared: bool = False) -> list[Tensor]:
     """Return outputs, final state and the gradients of inputs and states.
 
-    That of the weights is oneDNN's, who may sum up in an order of its own.
+    Not the weights' gradient: oneDNN computes it, and may sum in another order.
     """
     torch.manual_seed(3)
     weights = make_weights(cell, 1 / 4)
@@ -52,7 +52,7 @@ def run(cell: str, dtype: torch.dtype, shared: bool = False) -> list[Tensor]:
 
 
 def make_weights(cell: str, scale: float) -> list[Tensor]:
-    """Return U, and the GRU's second bias."""
+    """Return U and, for a GRU, its second bias."""
     weights = [torch.randn(GATES[cell] * H, H) * scale]
     return [*weights, torch.randn(H)] if cell == "gru" else weights
 
@@ -68,7 +68,7 @@ def test_threads_change_no_bit(cell: str, dtype: torch.dtype, shared: bool) -> N
     threads = torch.get_num_threads()
     results = []
     try:
-        for number in (1, 2, 3, 5):  # shares of 23, 11, 7 and 4 lanes, and of one more
+        for number in (1, 2, 3, 5):  # 23, 11, 7 and 4 lanes per thread, or one more
             torch.set_num_threads(number)
             results.append(run(cell, dtype, shared))
     finally:
@@ -83,7 +83,7 @@ def test_threads_change_no_bit(cell: str, dtype: torch.dtype, shared: bool) -> N
 def test_c_is_told_how_many_threads_there_are(
     cell: str, there: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of them at most for four of the 23 lanes."""
+    """At most one thread for every four of the 23 lanes."""
     compiled = native.loops()
     assert compiled is not None
     library = Mock(wraps=compiled._library)
@@ -144,7 +144,7 @@ def test_narrow_products_are_of_factors_rounded_to_the_nearest(tiles: bool) -> N
 
     torch.manual_seed(3)
     weight_HH, x_BH, states_TBH = torch.randn(H, H) / 8, torch.randn(B, H), torch.randn(2, B, H)
-    states_TBH[0, 0, :2] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8])  # ties, to even: down, up
+    states_TBH[0, 0, :2] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8])  # ties to even: down, up
     states_TBH[0, 5, 7] = torch.nan
     compiled.rnn_forward(True, weight_HH, x_BH[None], None, states_TBH)
     expected_BH = (rounded(states_TBH[0]) @ rounded(weight_HH).T + x_BH).tanh()
@@ -198,14 +198,14 @@ def test_the_default_type_of_the_process_does_not_matter() -> None:
     assert torch.equal(out, expected)
 
 
-#: From the smallest numbers on, where a difference of two others has lost its digits.
+#: Down to tiny numbers, where a formula that subtracts two larger ones has lost all digits.
 SIZES = torch.logspace(-37, 4, 100_001)
 BOTH_SIGNS = torch.cat([SIZES, -SIZES, torch.linspace(-12, 12, 100_001), torch.tensor([-1e30])])
 
 
 @needs_compiler
 def test_tanh_is_within_3e_7_of_its_value_everywhere() -> None:
-    """Through an RNN whose state is not looked at."""
+    """Computed by an RNN whose recurrent weights are 0."""
     x = BOTH_SIGNS
     out, _ = run_rnn(x[None, :, None], torch.zeros(len(x), 1), torch.zeros(1, 1))
     torch.testing.assert_close(out[0, :, 0].double(), x.double().tanh(), rtol=3e-7, atol=0)
@@ -215,7 +215,7 @@ def test_tanh_is_within_3e_7_of_its_value_everywhere() -> None:
 
 @needs_compiler
 def test_sigmoid_is_within_4e_7_of_its_value_everywhere() -> None:
-    """Through a GRU whose candidate is 0: the state is the update gate's."""
+    """Computed by a GRU with candidate 0 and state 1: its next state is the update gate."""
     x = BOTH_SIGNS
     inputs = x[None, :, None] * torch.tensor([0.0, 1.0, 0.0])
     out, _ = run_gru(inputs, torch.ones(len(x), 1), torch.zeros(3, 1), torch.zeros(1))
@@ -243,7 +243,7 @@ def test_the_compiler_has_nothing_to_say(
         subprocess.run([*command, str(source), "-o", str(tmp_path / "out.o")], check=True)
 
 
-#: What gcc's header had before 11.5, 12.4 and 13.3: it says that 8 of the 64 bytes are read.
+#: From gcc's header before 11.5, 12.4 and 13.3: it declares only 8 of the 64 bytes as read.
 OLD_TILES = r"""
 #include <immintrin.h>
 #define _tile_loadconfig(at) __asm__ volatile("ldtilecfg %0" : : "m"(*(const void *const *)(at)))
@@ -270,12 +270,12 @@ def test_an_older_gcc_writes_the_whole_configuration_of_tiles(tmp_path: Path) ->
 
     if "ldtilecfg" not in compiled(7):
         pytest.skip("a compiler that spells AMX otherwise")
-    assert compiled(7) != compiled(9), "the number of rows is nowhere"
+    assert compiled(7) != compiled(9), "the number of rows is written nowhere"
 
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder for temporary files, in which nothing must be left."""
+    """Provide the folder for temporary files, and check that nothing is left in it."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
@@ -285,7 +285,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 def script(path: Path, text: str) -> list[str]:
-    """Return the command that runs a shell script."""
+    """Write a shell script and return the command that runs it."""
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o700)
     return [str(path)]
@@ -293,7 +293,7 @@ def script(path: Path, text: str) -> list[str]:
 
 @pytest.fixture
 def asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget, for the time of the test, what this process has compiled."""
+    """Forget during the test what this process has compiled."""
     monkeypatch.setattr(compiler, "_made", {})
 
 
@@ -323,7 +323,7 @@ def test_without_a_compiler_there_are_no_loops_and_a_reason(
 def test_on_macos_the_newest_gcc_is_taken_by_its_own_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is called gcc there is Apple's clang, without OpenMP."""
+    """On macOS plain gcc is Apple's clang, without OpenMP."""
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     for name in ("gcc", "cc", "gcc-10"):
@@ -339,7 +339,7 @@ def test_on_macos_the_newest_gcc_is_taken_by_its_own_name(
 
 @pytest.mark.usefixtures("temporary")
 def test_the_compiler_s_own_reason_is_told(tmp_path: Path) -> None:
-    """That of the last try, which asks for least."""
+    """The reason is from the last attempt, which passes the fewest options."""
     wished = 'case "$*" in *-march*) echo "cc: error: no -march" >&2; exit 1;; esac'
     says = r"printf 'In file included\nwarning: old\ncc: error: no \001omp.h\ncc: error: 2\n' >&2"
     command = script(tmp_path / "cc", f"{wished}\n{says}\nexit 1")
@@ -361,7 +361,7 @@ def test_clang_is_refused(kind: type[compiler.Library]) -> None:
 
 @pytest.mark.usefixtures("temporary")
 def test_where_nothing_may_be_run_the_way_out_is_told(tmp_path: Path) -> None:
-    """What is no library is refused as one on a folder without permission to run is."""
+    """A file that is no library fails to load like one in a folder mounted noexec."""
     command = script(tmp_path / "cc", 'while [ "$1" != -o ]; do shift; done; echo "" >"$2"')
     said = compile_library(native.Loops, command)
     assert isinstance(said, str)
@@ -430,7 +430,7 @@ def test_a_compiler_may_refuse_what_is_only_wished(refused: str, tmp_path: Path)
 def test_a_compiler_that_does_not_end_is_ended_with_all_it_started(
     interrupted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lives = tmp_path / "lives"  # a pipe that whoever was started holds open
+    lives = tmp_path / "lives"  # a pipe that every started process holds open
     os.mkfifo(lives)
     reader = os.open(lives, os.O_RDONLY | os.O_NONBLOCK)
     started = f'exec 9>{lives}\necho >>{tmp_path}/runs\ntouch "$TMPDIR/ccX.s"\nsleep 30 &\n'
@@ -438,7 +438,7 @@ def test_a_compiler_that_does_not_end_is_ended_with_all_it_started(
     wait = subprocess.Popen.wait
 
     def waiting(child: subprocess.Popen[bytes], seconds: float | None = None) -> int:
-        # On a busy machine the compiler may run before Popen has returned it, or long after.
+        # On a busy machine the compiler may run before Popen returns, or long after.
         end = time.monotonic() + 60
         while not (tmp_path / "runs").exists() and time.monotonic() < end:
             time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""The step of one character against the model's own forward."""
+"""Steps of one character against the model's own forward."""
 
 import copy
 import math
@@ -51,7 +51,7 @@ def assert_equal(hidden: Hidden, other: Hidden) -> None:
     assert all(torch.equal(*pair) for pair in zip(flat(hidden), flat(other), strict=True))
 
 
-#: Who makes the steps: numpy, or C compiled for a processor (the last: this one, but without
+#: What makes the steps: numpy, or C compiled for a processor (the last for this one, without
 #: AMX's tiles).
 ENGINES = ["numpy", "native", "x86-64-v2", "x86-64-v3", "x86-64-v4", "native without tiles"]
 COMPILED = ENGINES[1:]
@@ -59,7 +59,7 @@ COMPILED = ENGINES[1:]
 
 @cache
 def steps_for(engine: str) -> Steps:
-    """Return the step compiled, or skip where it cannot be had or run."""
+    """Return the compiled step, or skip the test if it cannot be compiled or run here."""
     machine = engine.split()[0]
     skip_without(machine)
     tiles = "without" not in engine
@@ -103,13 +103,13 @@ def test_steps_give_the_logits_of_one_forward(
 def test_threads_change_no_bit(
     cell: CellName, lanes: int, weights: WeightsName, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether they share the lanes or, of a few, the units, though there are not so many."""
+    """Whether threads share out the lanes or, with few lanes, the units."""
     monkeypatch.setattr("charrnn.steps._LEAST_BYTES", 1)
     model = make_model(cell, 2, hidden=37, symbols=77)
     text_TB, hidden, _ = forward(model, lanes)
     results = []
     for number in (1, 2, 3, 5, 7):
-        # torch keeps its own number: its product makes the table.
+        # torch itself must keep its number of threads: it computes the table.
         monkeypatch.setattr(torch, "get_num_threads", lambda number=number: number)
         results.append(steps(make_stepper(engine, model, hidden, weights), text_TB))
     for other in results[1:]:
@@ -128,7 +128,7 @@ def test_threads_change_no_bit(
         (8, 1, 2, (2, True)),
         (8, 50, 2, (2, True)),
         (64, 50, 2, (2, True)),
-        # More threads than lanes employ: of a large model they share the units.
+        # More threads than the lanes can employ: in a large model they share out the units.
         (8, 4, 8, (2, True)),
         (8, 6, 8, (3, False)),
         (8, 50, 8, (8, False)),
@@ -253,7 +253,7 @@ def test_bytes_are_multiplied_where_there_are_instructions_for_it(machine: str) 
 
 @pytest.mark.parametrize("engine", COMPILED)
 def test_sums_of_wide_rows_of_bytes_do_not_overflow(engine: str) -> None:
-    """Of all weights the largest, and states of 1: whole units get fewer to a 1."""
+    """The worst case, with the largest weights and states: wide rows get smaller integers."""
     width = 2500
     model = CharModel(ModelConfig(cell="rnn", vocabulary=3, layers=1, hidden=width, embedding=2))
     with torch.inference_mode():
@@ -298,12 +298,12 @@ def test_a_lane_s_products_are_right_whoever_makes_them(
     np.testing.assert_allclose(got_TBV, expected_TBV.numpy(), atol=1e-5)
     assert by_torch.called == (maker is not None)
     sizes = {call.args[0].numel() for call in by_torch.call_args_list}
-    assert sizes <= set(stepper._FOR_MKL), "numpy is faster with others"
+    assert sizes <= set(stepper._FOR_MKL), "numpy is faster with other sizes"
 
 
 @pytest.mark.parametrize("rows", [7, 20, 21, 42])
 def test_a_product_in_pieces_is_the_product(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenBLAS leaves each of them to one thread."""
+    """OpenBLAS computes each piece with one thread."""
     monkeypatch.setattr(stepper, "_SHARED", 63)
     monkeypatch.setattr(stepper, "_ALONE", 126)
     weight_NK = torch.randn(rows, 3, generator=torch.Generator().manual_seed(5))
@@ -332,7 +332,7 @@ def test_wide_layers_of_many_lanes_have_packed_products(
 
 
 def rounded(weight_NK: torch.Tensor, weights: WeightsName) -> torch.Tensor:
-    """Return a matrix as it is after it was written in fewer bits."""
+    """Return a matrix rounded to fewer bits."""
     if weights == "bf16":
         return weight_NK.bfloat16().float()
     rows = []
@@ -353,7 +353,7 @@ def test_smaller_weights_are_the_rounded_ones(
     text_TB, hidden, exact_TBV = forward(model, lanes)
     other = copy.deepcopy(model)
     with torch.no_grad():
-        # The lowest input product is a table, in full precision.
+        # The lowest layer's input product is a table, in full precision.
         lowest, upper = other.layers()
         for weight in (
             lowest.weight_recurrent,
@@ -368,7 +368,7 @@ def test_smaller_weights_are_the_rounded_ones(
 
     atol = 3e-6
     if engine != "numpy" and getattr(steps_for(engine), f"multiplies_{weights}"):
-        # States are rounded before they are multiplied: to bf16, 8 bits of them, or to 15 bits.
+        # States are rounded before they are multiplied: to bf16's 8 bits, or to 15 bits.
         atol = 0.05 if weights == "bf16" else 1e-3
     np.testing.assert_allclose(got_TBV, expected_TBV, atol=atol)
     assert np.abs(got_TBV - exact_TBV.numpy()).max() > 1e-4, "something was rounded"
