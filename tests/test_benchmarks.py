@@ -1,4 +1,4 @@
-"""The benchmarks run and write what they print; their figures are for no test to judge."""
+"""The benchmarks run and write what they print; no test judges their figures."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_what_prints_nothing_has_no_first_byte() -> None:
 def test_what_fewer_bits_cost_is_told_by_scores_as_evaluate_gives_them(
     trained: Path, tmp_path: Path
 ) -> None:
-    """A byte order mark is no character, and one that is unknown costs its spelling."""
+    """A byte order mark is no character, and an unknown character costs its spelling."""
     text = tmp_path / "text.txt"
     text.write_text("\ufeff" + make_prose(300, seed=2) + "\u2603", encoding="utf-8")
     model, vocabulary, _ = load_model(trained, torch.device("cpu"))
@@ -100,7 +100,7 @@ def test_what_fewer_bits_cost_is_told_by_scores_as_evaluate_gives_them(
 def test_what_fewer_bits_cost_is_of_the_steps_that_read_them_fast(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_compiled: bool
 ) -> None:
-    """From the first character on; where there is no compiler, of the others."""
+    """The compiled steps from the first character on or, without a compiler, numpy's."""
     text = tmp_path / "text.txt"
     text.write_text(make_prose(100, seed=2))
     numpy, compiled = mock.Mock(wraps=NumpyStepper), mock.Mock(wraps=NumpyStepper)
@@ -160,20 +160,20 @@ def test_the_reference_learns_and_carries_its_state(cell: CellName) -> None:
 
 
 def test_the_reference_is_scored_whole_in_one_lane() -> None:
-    """Its windows are no seams: the state goes on, and no character is left out."""
+    """The state carries over between its windows, and no character is left out."""
     torch.manual_seed(1)
     model = Reference("rnn", vocabulary=7, embedding=3, hidden=8)
     ids = torch.randint(7, (4096 + 9,))
     with torch.no_grad():
         for weight in model.parameters():
-            weight.mul_(3)  # so that the state tells
+            weight.mul_(3)  # so that the state matters
         logits_TBV, _ = model(ids[:-1, None])
     whole = float(F.cross_entropy(logits_TBV[:, 0], ids[1:]))
     assert exact_loss(model, ids) == pytest.approx(whole, rel=1e-6)
 
 
 def test_products_are_counted_as_they_are_made() -> None:
-    """On a CPU, W of the lowest layer once for each symbol instead of each character."""
+    """On a CPU, the lowest layer's W is multiplied once per symbol, not once per character."""
     on_cpu = Size("cpu", lanes=2, steps=50, layers=2, hidden=3, vocabulary=7)
     w, others = 3 * 7, 3 * 3 + (3 * 3 + 3 * 3) + 7 * 3
     theirs = 100 * (w + others)
@@ -183,7 +183,7 @@ def test_products_are_counted_as_they_are_made() -> None:
 
 
 def test_ratios_are_of_times_in_the_same_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A spell that slows both slows no ratio."""
+    """A busy spell that slows both changes no ratio."""
     busy = [1, 1, 8, 8, 1]
     times = [[2 * spell for spell in busy], [*busy]]
     monkeypatch.setattr(training_step, "times_in_turns", lambda functions, rounds: times)
@@ -218,7 +218,7 @@ class TestInTurns:
         rounds = [called[start : start + 4] for start in range(0, len(called), 4)]
         assert len(rounds) == 1 + 30
         assert all(sorted(order) == [0, 1, 2, 3] for order in rounds)
-        # Each comes after each other one at some time.
+        # Each function comes after every function, itself included, at some time.
         assert len(set(pairwise(called))) == 4 * 4
 
 

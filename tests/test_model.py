@@ -25,7 +25,7 @@ def text(times: int, lanes: int) -> Tensor:
 
 
 def one_by_one(model: CharModel, x_TB: Tensor) -> tuple[Tensor, Hidden]:
-    """The definition, slowly: character after character, layer after layer."""
+    """Run the model by the definition, one character and one layer at a time."""
     hidden = list(model.initial_hidden(x_TB.shape[1]))
     logits = []
     for x_B in x_TB:
@@ -77,14 +77,14 @@ def test_no_output_depends_on_a_later_character(cell: CellName) -> None:
         changed_TB[time, 1] = (x_TB[time, 1] + 1) % V
         other_TBV, _ = model(changed_TB)
         torch.testing.assert_close(other_TBV[:time], logits_TBV[:time], rtol=0, atol=1e-14)
-        # ... nor on another lane, and every later one does depend on it.
+        # Another lane does not depend on the character; all later outputs of this one do.
         torch.testing.assert_close(other_TBV[:, 0], logits_TBV[:, 0], rtol=0, atol=1e-14)
         assert (other_TBV[time:, 1] != logits_TBV[time:, 1]).any(dim=1).all()
 
 
 def test_no_gradient_flows_back_from_an_earlier_output(cell: CellName) -> None:
     model = make(cell)
-    # Every time step reads a symbol of its own, so each embedding's gradient is one time's.
+    # Every time step reads another symbol, so each embedding's gradient is that of one step.
     logits_TBV, _ = model(torch.arange(V)[:, None])
     for time in range(V):
         (grad_VE,) = torch.autograd.grad(
@@ -154,12 +154,12 @@ def test_dropout_acts_in_training_only_and_never_on_the_state(cell: CellName) ->
     torch.manual_seed(7)
     again, _ = model(x_TB)
     assert torch.equal(first, again), "dropout draws from torch's own generator"
-    # A dropped state would have zeros; only what is read from it may.
+    # Dropout on the state would leave zeros in it; only the outputs may have zeros.
     assert all(part_BH.all() for state in hidden for part_BH in state)
 
 
 def test_dropout_is_between_layers_and_before_the_head(cell: CellName) -> None:
-    """Embeddings stay: as each symbol is read once, one would be gone from the whole window."""
+    """Not on embeddings: each symbol is looked up once, so the whole window would miss it."""
     x_TB = text(9, 3)
     for layers in (1, 2):
         model = make(cell, layers, dropout=0.5)
@@ -194,7 +194,7 @@ def test_new_weights_beside_the_cells(cell: CellName) -> None:
     model = CharModel(ModelConfig(cell=cell, vocabulary=300, layers=1, hidden=64, embedding=50))
     assert not model.head.bias.any()
     assert model.embedding.weight.std().item() == pytest.approx(1, rel=0.05)
-    # Uniform up to 1 / sqrt(H) in size.
+    # Uniform between -1 / sqrt(H) and 1 / sqrt(H).
     assert model.head.weight.std().item() == pytest.approx((64 * 3) ** -0.5, rel=0.05)
 
 
@@ -212,12 +212,12 @@ def test_products_can_be_in_bfloat16_with_weights_in_float32(cell: CellName) -> 
 
 @needs_bf16
 def test_the_carried_state_is_not_rounded(cell: CellName) -> None:
-    """What a gate keeps or adds at a time is often less than the 8 bits of a bf16 can show."""
+    """What a gate adds or removes in one step is often too small for bf16's 8 bits."""
     if loops() is None:
         pytest.skip("torch's operators return it in bf16")
     model = make(cell, layers=1).float()
     model.compute_dtype = torch.bfloat16
-    x_TB = torch.full((40, 3), 4)  # W x + b are of one symbol, in windows of any length
+    x_TB = torch.full((40, 3), 4)  # one symbol, so W x + b is the same for windows of any length
     _, whole = model(x_TB)
     _, carried = model(x_TB[:1])
     for step in range(1, len(x_TB)):

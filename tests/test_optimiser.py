@@ -19,7 +19,7 @@ def random(*shape: int, seed: int = 1) -> Tensor:
 
 
 def by_singular_values(matrix_RC: Tensor) -> Tensor:
-    """The definition, slowly: the quintics applied to every singular value by itself."""
+    """Orthogonalise by the definition: apply the quintics to each singular value."""
     u, s, v = torch.linalg.svd(matrix_RC, full_matrices=False)
     s = s / (1.01 * s.square().sum().sqrt() + 1e-12)
     for a, b, c in POLAR_EXPRESS:
@@ -113,12 +113,12 @@ def make(cell: CellName, embedding: int = 4) -> CharModel:
 def set_gradients(model: CharModel, seed: int) -> None:
     for index, weight in enumerate(model.parameters()):
         grad = random(*weight.shape, seed=100 * seed + index)
-        grad[0] *= 1e-8  # AdamW's epsilon counts
+        grad[0] *= 1e-8  # so small that AdamW's epsilon matters
         weight.grad = grad
 
 
 def is_matrix(name: str) -> bool:
-    """Say whether Muon updates a weight: those of the recurrence's products."""
+    """Return whether Muon updates a weight: only the recurrent layers' matrices."""
     return name.endswith(("weight_input", "weight_recurrent"))
 
 
@@ -132,7 +132,7 @@ def is_matrix(name: str) -> bool:
         {"BAND": 4},
     ],
 )
-@pytest.mark.parametrize("embedding", [4, 7])  # the layers' matrices of two shapes, and of one
+@pytest.mark.parametrize("embedding", [4, 7])  # layers with matrices of two shapes, and of one
 def test_several_updates_equal_the_definition(
     cell: CellName, options: dict[str, Any], embedding: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,7 +166,7 @@ def test_several_updates_equal_the_definition(
             momenta[name] = beta * momenta[name] + (1 - beta) * grad
             nesterov[name] = beta * momenta[name] + (1 - beta) * grad
             expected[name] *= kept
-        # Each gate's [W U] is a matrix of its own, of 7 rows: two bands where one has 4 at most.
+        # Each gate's [W U] is a matrix of its own with 7 rows: two bands if each has at most 4.
         heights = gates * ([4, 3] if "BAND" in options else [7])
         for layer in ("cells.0", "cells.1"):
             names = (f"{layer}.weight_input", f"{layer}.weight_recurrent")
@@ -186,7 +186,7 @@ def test_several_updates_equal_the_definition(
         optimiser.step()
     for name, weight in model.named_parameters():
         twin = expected[name] if is_matrix(name) else adam_weights[name]
-        # The step count is a float32, so the correction of the means is good to 1e-6.
+        # The step count is a float32, so the bias correction is accurate to 1e-6.
         torch.testing.assert_close(weight, twin, rtol=1e-5, atol=1e-7, msg=name)
 
 
@@ -207,7 +207,7 @@ def test_one_rule_for_all_weights_is_torch_s(
         rates = (0.03 / update, 0.007 * update)
         set_gradients(model, update)
         set_gradients(other, update)
-        decay = rates[0] * weight_decay  # whatever the rate of what decays
+        decay = rates[0] * weight_decay  # the same for weights of either rate
         for group, rate, decayed in zip(
             twin.param_groups, (*rates, rates[1]), (decay, decay, 0.0), strict=True
         ):

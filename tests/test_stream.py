@@ -51,7 +51,7 @@ class TestReader:
             assert reader.position == len(text)
 
     def test_keeps_the_type_of_the_ids(self, tmp_path: Path) -> None:
-        # Blocks of ASCII only, under a vocabulary of more than 256.
+        # Some blocks are only ASCII, though the vocabulary has more than 256 symbols.
         text = "abcdefgh" * 10 + "".join(map(chr, range(0x4E00, 0x4F00)))
         part, vocabulary = make_part(tmp_path, text)
         reader = Reader(part, vocabulary)
@@ -79,12 +79,12 @@ class TestReader:
             held, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        # The ids, and a few kilobytes for decoder and generator: not the decoded text too.
+        # The ids, and a few kilobytes for decoder and generator, but not the decoded text.
         assert held / len(readers) < (1 << 15) + 8000
 
 
 def lanes_of(batches: Sequence[Batch], stride: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Return what each lane's windows of a pass read and predict, joined, overlaps taken once."""
+    """Return what each lane reads and predicts in a pass: its windows joined, overlaps once."""
     lanes = batches[0].x_TB.shape[1]
     x_ids: list[list[int]] = [[] for _ in range(lanes)]
     y_ids: list[list[int]] = [[] for _ in range(lanes)]
@@ -221,7 +221,7 @@ class TestLanesOtherwise:
         assert bytes(torch.cat([batch.y_TB for batch in batches]).flatten().tolist()) == content[1:]
 
     def test_held_back_characters_take_turns_as_the_unknown_symbol(self, tmp_path: Path) -> None:
-        singles = "vwxyz"  # each once; of even rank are v, x and z
+        singles = "vwxyz"  # each occurs once; v, x and z have even ranks
         text = list(make_text(1003, "abcdefghij \n"))
         for place, single in enumerate(singles):
             text.insert(149 * place + 70, single)
@@ -236,7 +236,7 @@ class TestLanesOtherwise:
                 for single in ("vxz", "wy", "vxz")[step // lanes.steps_per_epoch]:
                     expected = expected.replace(single, REPLACEMENT)
                 assert vocabulary.decode(ids.flatten()) == expected
-        # The vocabulary has them: no spelling is charged, whatever they are read as.
+        # The vocabulary has them, so no spelling is charged, even if they are read as unknown.
         assert all(batch.unknown == 0 for batch in straight)
         for step in (1, lanes.steps_per_epoch - 1, lanes.steps_per_epoch + 30):
             assert torch.equal(next(lanes.batches(step)).x_TB, straight[step].x_TB)
@@ -246,7 +246,7 @@ class TestLanesOtherwise:
         part, _ = make_part(tmp_path, text)
         vocabulary = Vocabulary.from_counts(Counter(map(ord, "bcdefghij \n")), "utf-8", 1)
         lanes = Lanes(part, vocabulary, 3, 13, 5)
-        read, length = 13 - 5, 1002 // 3  # the first window's first predictions count for nothing
+        read, length = 13 - 5, 1002 // 3  # the first window's first predictions do not count
         lacked = [text[lane * length + 1 :][:length][read:].count("a") for lane in range(3)]
         batches = list(islice(lanes.batches(), lanes.steps_per_epoch))
         assert sum(batch.unknown for batch in batches) == sum(lacked) > 50

@@ -26,7 +26,7 @@ from tests.conftest import make_prose
 
 
 class Setting:
-    """A text of 103 characters in some lanes, and a model in float64 with its update.
+    """A text of 103 characters in lanes, and a float64 model with its update.
 
     The learning rates are zero until a test sets them, so the weights stand still.
     """
@@ -117,7 +117,7 @@ def test_gradients_stop_at_the_window_and_values_do_not(tmp_path: Path, cell: Ce
         assert_close(setting.last_gradient(), gradient)
         for a, b in zip(gradient[:-2], full[:-2], strict=True):  # the head's do not reach back
             assert torch.allclose(a, b) == (start == 0)
-        assert not result.loss.requires_grad, "whoever keeps it would keep the whole window"
+        assert not result.loss.requires_grad, "keeping it would keep the whole window in memory"
         assert_close(setting.update.hidden, setting.state_before(stop))
         assert not any(part.requires_grad for state in setting.update.hidden for part in state)
 
@@ -221,7 +221,7 @@ def test_after_what_is_no_number_no_weight_moves(
 
 
 class Recording:
-    """Stands for a CUDA graph on a CPU: a replay makes the update that was recorded."""
+    """Stands in for a CUDA graph on a CPU: a replay makes the recorded update."""
 
     def __init__(self) -> None:
         self.call: tuple[Any, ...] = ()
@@ -241,7 +241,7 @@ UPDATE = Update._update
 
 @pytest.fixture
 def cuda_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mock]:
-    """Let an update on a GPU run without one; nothing runs while it records."""
+    """Let the GPU's code path run without a GPU; nothing is computed while it records."""
     cuda = Mock(CUDAGraph=Recording, stream=lambda _stream: nullcontext())
     cuda.default_generators = {None: Mock()}
 
@@ -270,20 +270,20 @@ def cuda_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mock]:
 
 
 class OnACpu(str):
-    """The CPU, by a name that is taken for a GPU's."""
+    """The CPU, under a name that passes for a GPU's."""
 
     type, index = "cuda", None  # type: ignore[assignment]
 
 
 def captured_setting(folder: Path, cell: CellName) -> Setting:
-    """Return one whose update takes the way of a GPU, while all its tensors are on the CPU."""
+    """Return a setting whose update takes the GPU's code path, with all tensors on the CPU."""
     setting = Setting(folder, cell, lanes=3, bptt=7)
     setting.update.device = OnACpu("cpu")  # type: ignore[assignment]
     return setting
 
 
 def fourteen_updates(setting: Setting) -> list[Tensor]:
-    """Make some updates, a pass's last, shorter window and another dropout among them."""
+    """Make updates that include a pass's last, shorter window and a change of dropout."""
     setting.update.optimiser.set_rates(0.02, 0.01)
     measured: list[Tensor] = []
     for number, batch in enumerate(islice(setting.lanes.batches(), 14)):
@@ -296,7 +296,7 @@ def fourteen_updates(setting: Setting) -> list[Tensor]:
 
 
 def assert_streams_waited(cuda: Mock, updates: int) -> None:
-    """Before each of some updates the side stream waits for the current one, which then waits."""
+    """Check that the streams waited for each other, the side stream first, in every update."""
     side, current = cuda.Stream.return_value, cuda.current_stream.return_value
     cuda.Stream.assert_called_once_with()
     assert side.wait_stream.mock_calls == updates * [call(current)]
@@ -339,9 +339,9 @@ def test_where_no_graph_can_be_captured_updates_go_on(
 def test_an_update_on_a_gpu_never_asks_what_it_has_computed(
     tmp_path: Path, cell: CellName, optimiser: OptimiserName, clipping: dict[str, Any]
 ) -> None:
-    """No captured graph can hold what makes the host wait; nor does a CPU's tensor get in.
+    """A captured graph can hold neither what makes the host wait nor a CPU's tensor.
 
-    The meta device takes the GPU's ways, and has no numbers that could be read.
+    The meta device takes the GPU's code paths and has no numbers to read.
     """
     setting = Setting(
         tmp_path, cell, lanes=3, bptt=7, device="meta", loss_last=4, clip_norm=None,
@@ -363,7 +363,7 @@ def test_an_update_on_a_gpu_never_asks_what_it_has_computed(
 
 @pytest.mark.gpu
 def test_gpu_captured_update_is_the_eager_one(tmp_path: Path, cell: CellName) -> None:
-    """A pass's last, shorter window and what a plan changes are among the updates."""
+    """The updates include a pass's last, shorter window and what a plan changes."""
     eager, captured = (Setting(tmp_path, cell, lanes=3, bptt=7, device="cuda") for _ in range(2))
     eager.update.capture_failure = "not wanted"
     for setting in (eager, captured):
@@ -402,7 +402,7 @@ def test_gpu_no_replay_moves_a_weight_after_what_is_no_number(
     setting.update.hidden[0][0].fill_(math.nan)
     assert update(next(batches)).loss.isnan()
     losses = [update(batch).loss for batch in islice(batches, 4)]
-    assert losses[-1].isfinite(), "a pass has begun, from the zero state"
+    assert losses[-1].isfinite(), "a new pass begins from the zero state"
     assert all(map(torch.equal, before, setting.weights))
 
 
@@ -529,7 +529,7 @@ class TestClip:
             assert torch.equal(flat(grads), flat(gradients()))
 
     def test_a_gradient_just_beyond_the_limit_is_cut(self) -> None:
-        """Also where that is one entry of one weight."""
+        """By value, only one entry of one weight is beyond it."""
         norm = clip(gradients(), None, None)[0].item()
         largest = flat(gradients()).abs().max().item()
         for limits in ((0.999 * norm, None, None), (None, 0.999 * largest, None)):
@@ -569,7 +569,7 @@ class TestClip:
     def test_a_gradient_that_float32_cannot_measure_is_not_scaled(
         self, size: float, wanted: float
     ) -> None:
-        """Its squares are 0 or nearly so: a factor from them would be without end."""
+        """The squares underflow to 0 or nearly so: a scale factor from them would be infinite."""
         grads = [torch.full((3, 5), size), torch.full((7,), -size)]
         before = flat(grads)
         clip(grads, None, None, wanted)
