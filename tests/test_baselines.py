@@ -28,7 +28,7 @@ from tests.conftest import UNICODE, make_part, make_prose
 
 
 def make_ids(length: int, size: int, seed: int = 1) -> np.ndarray:
-    """Return symbols of which some follow others more often than chance; the last never occurs."""
+    """Return symbols that often follow from the one before; the last one never occurs."""
     chance = random.Random(seed)
     ids = [0]
     while len(ids) < length:
@@ -39,7 +39,7 @@ def make_ids(length: int, size: int, seed: int = 1) -> np.ndarray:
 
 
 class NaiveKneserNey:
-    """The formulas of the docstring, with dictionaries, one probability at a time."""
+    """The formulas in ``KneserNey``'s docstring, with dictionaries, one probability at a time."""
 
     def __init__(self, text: list[int], size: int, order: int) -> None:
         self.size, self.order = size, order
@@ -52,7 +52,7 @@ class NaiveKneserNey:
             self.left[n] = Counter(gram[1:] for gram in longer)
 
     def p(self, symbol: int, before: tuple[int, ...]) -> float:
-        """Return p(symbol | before), with the last n - 1 of ``before``."""
+        """Return p(symbol | before), using the last ``order`` - 1 symbols of ``before``."""
         return self._p(symbol, before[max(0, len(before) - self.order + 1) :])
 
     def _p(self, symbol: int, before: tuple[int, ...] | None) -> float:
@@ -124,7 +124,7 @@ class TestKneserNey:
         size = 7
         train, text = make_ids(length, size), make_ids(60, size, seed=2)
         text[20:24] = train[:4]
-        text[17] = size - 1  # which never occurred
+        text[17] = size - 1  # never occurs in the training text
         naive = NaiveKneserNey(train.tolist(), size, order)
         expected = [
             -math.log(naive.p(symbol, tuple(text[:i].tolist())))
@@ -162,7 +162,7 @@ class TestKneserNey:
         assert prices == pytest.approx([-math.log(p) for p in expected], rel=1e-12)
 
     def test_the_order_is_that_of_the_text(self) -> None:
-        # What comes next is told by the two characters before, and by nothing less.
+        # The next character depends on the two before it together, not on one alone.
         chance = random.Random(5)
         ids = [0, 1]
         for _ in range(20_000):

@@ -27,7 +27,7 @@ from tests.conftest import assert_one_line, text_of, write
 
 # Characters of one to four bytes in utf-8, CRLF, lone CR, a combining mark, plane 16.
 MIXED = "plain\r\nnaïve — 紅樓夢\n\U0001f600 e\u0301 \U0010fffd\rß" * 3
-# Scripts switched by escape sequences in iso2022_jp, and shifted in and out.
+# Several scripts: iso2022_jp switches between them by escape sequences.
 JAPANESE = "abcひらがなカタカナ漢字 and ASCII\n吾輩は猫である。\r\n" * 3
 
 TEXTS = [
@@ -47,7 +47,7 @@ TEXTS = [
     ("iso2022_jp", JAPANESE),
     ("iso2022_jp_2", JAPANESE),
     ("cp037", "EBCDIC text\n" * 5),
-    ("big5hkscs", "a\u00ca\u0304" * 15),  # two bytes, of which neither is a character, are two
+    ("big5hkscs", "a\u00ca\u0304" * 15),  # two bytes that only together are two characters
 ]
 IDS = [encoding for encoding, _ in TEXTS]
 
@@ -127,7 +127,7 @@ class TestDecoding:
 
     @pytest.mark.parametrize("block_bytes", [1, 3, 5, 1 << 18])
     def test_the_end_of_a_file_ends_a_character(self, tmp_path: Path, block_bytes: int) -> None:
-        # In utf-7 a "-" would end the base64, or any byte that is none of it.
+        # In utf-7 the base64 ends at "-", at any byte outside base64 or, here, with the file.
         name = write(tmp_path / "text", b"na+AO8-ve+AN8")
         corpus = scan([name], "utf-7", block_bytes=block_bytes)
         assert text_of(corpus.whole) == "naïveß"
@@ -173,7 +173,7 @@ class TestDecoding:
     def test_byte_order_mark_is_left_out_and_told(
         self, tmp_path: Path, encoding: str, mark: bytes, block_bytes: int
     ) -> None:
-        # The codec that writes no mark of its own, in the order that the mark announces.
+        # The codec that writes no mark itself, in the byte order that the mark announces.
         big = mark in (codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
         plain = {"utf-16": "utf-16-be" if big else "utf-16-le", "utf-32": "utf-32-be"}
         codec = plain.get(encoding, encoding.removesuffix("-sig"))
@@ -197,7 +197,7 @@ class TestDecoding:
             scan([write(tmp_path / "lone", b"x+2AAAYQ")], "utf-7")
 
     def test_a_text_whose_counts_do_not_add_up_any_more_has_changed(self, tmp_path: Path) -> None:
-        """Though nothing else tells: it has its size and its times."""
+        """Nothing else shows it: the size and the times are the same."""
         path = tmp_path / "text"
         corpus = scan([write(path, b"ab" * 2000)])
         times = path.stat()
@@ -207,7 +207,7 @@ class TestDecoding:
             corpus.part(0, 3600).counts()
 
     def test_where_files_meet_a_mark_is_none_of_the_text_s(self, tmp_path: Path) -> None:
-        """Put together beforehand they are another text, with a mark in it."""
+        """Files joined beforehand are another text, with a mark in it."""
         mark = codecs.BOM_UTF8
         apart = scan([write(tmp_path / "a", mark + b"ab"), write(tmp_path / "b", mark + b"cd")])
         whole = scan([write(tmp_path / "whole", mark + b"ab" + mark + b"cd")])
@@ -249,7 +249,7 @@ class TestDecoding:
 
 
 class Short(io.FileIO):
-    """A file of which a call gives a few bytes, however many it is asked for."""
+    """A file whose reads return at most 5 bytes, however many are asked for."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         return super().read(5 if size is None or size < 0 else min(size, 5))
@@ -320,9 +320,9 @@ class TestEncodingNames:
     ("before", "damaged"), [("sch\u00f6n " * 10, True), ("sch\u00f6n " * 9, False), ("", False)]
 )
 def test_one_damaged_byte_of_a_text_in_utf_8(tmp_path: Path, before: str, damaged: bool) -> None:
-    """Another encoding would make other characters of all that is no ASCII.
+    """After ten characters beyond ASCII that are valid utf-8, the text is called damaged.
 
-    But a few characters of others look like some of utf-8.
+    Fewer may be another encoding's that happen to look like utf-8.
     """
     path = tmp_path / "a text"
     path.write_bytes(100 * b"ab " + before.encode() + b"\x96 end")
@@ -384,8 +384,8 @@ class TestManyFiles:
         assert corpus.fingerprint == hashlib.sha256(marked).hexdigest()
 
     def test_escape_sequence_across_parts(self, tmp_path: Path) -> None:
-        # Each part's bytes in a stateful encoding: an escape counts with what follows it.
-        # The one after the last character, too, has nowhere else to go.
+        # In a stateful encoding an escape sequence counts with the character that follows it,
+        # and one at the end with the last character.
         content = "ab漢字cd漢".encode("iso2022_jp")
         corpus = scan([write(tmp_path / "text", content)], "iso2022_jp", block_bytes=3)
         sizes = [corpus.part(i, i + 1).bytes for i in range(7)]
@@ -436,7 +436,7 @@ class TestSplit:
             (1000, 0.0, 0.0, (1000, 1000)),
             (1000, 0.0, 0.25, (750, 750)),
             (1000, 1e-3, 2e-3, (997, 998)),
-            # Those of the literature: of tinyshakespeare, and of enwik8.
+            # As in the literature: tinyshakespeare and enwik8.
             (1_115_394, 0.1, 0.0, (1_003_854, 1_115_394)),
             (100_000_000, 0.05, 0.05, (90_000_000, 95_000_000)),
         ],
@@ -444,7 +444,7 @@ class TestSplit:
     def test_borders(
         self, size: int, valid_share: float, test_share: float, borders: tuple[int, int]
     ) -> None:
-        """The text is cut, not read."""
+        """Splitting does not read the text."""
         train, valid, test = split(Corpus((), "bytes", size, "", (), {}), valid_share, test_share)
         assert (train.start, train.stop) == (0, borders[0])
         for part, start, stop in ((valid, *borders), (test, borders[1], size)):
@@ -464,7 +464,7 @@ class TestSplit:
 
 
 class TestUnreadable:
-    """Refused by the system calls, not by permissions: tests often run as root."""
+    """Patched system calls refuse, not permissions, because tests often run as root."""
 
     def close(self, monkeypatch: pytest.MonkeyPatch) -> None:
         opened, stated = Path.open, Path.stat
@@ -658,7 +658,7 @@ class TestRefused:
 
 class TestChangedSinceTheScan:
     def change(self, path: Path, how: str) -> str:
-        """Change a file; return the word that the message must have."""
+        """Change a file; return the words that the message must contain."""
         content = path.read_bytes()
         if how == "shrunk":
             path.write_bytes(content[:-5])
@@ -716,7 +716,7 @@ class TestChangedSinceTheScan:
 
     @pytest.mark.parametrize("content", [b"\xff" * 4000, "紅".encode() * 1333 + b"x"])
     def test_even_if_no_time_tells(self, tmp_path: Path, content: bytes) -> None:
-        # Same size, same file, and the time put back: what a coarse clock looks like.
+        # Same size, same file, and the old time, as a coarse clock would show.
         path = tmp_path / "text"
         corpus = scan([write(path, "abcdefg\n" * 500)])
         middle = corpus.part(7, 3999)

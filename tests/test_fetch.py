@@ -23,7 +23,7 @@ CONTENT = bytes(range(256)) * 700  # more than two reads
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves CONTENT in the way that the path names, and notes the ranges asked for."""
+    """Serves CONTENT in the way that the path names, and records the requested ranges."""
 
     ranges: ClassVar[list[str | None]] = []
 

@@ -52,7 +52,7 @@ from tests.conftest import assert_one_line, text_of, write
 def test_what_texts_are_called(
     names: list[str], called: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Never by a wildcard, which a shell would take for a pattern again; but one may be a name."""
+    """Never by wildcards, which a shell would expand again, unless a file has such a name."""
     (tmp_path / "here" / "books").mkdir(parents=True)
     (tmp_path / "here" / "v1.5").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -110,7 +110,7 @@ def test_what_texts_are_called(
 def test_what_takes_a_file_for_text(
     text: str, path: str, taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All that ``find_files`` would find once it is there, and what is hidden or deeper besides.
+    """All that ``find_files`` would find once it exists, and also hidden or deeper files.
 
     ``page`` and ``away`` are links to new files.
     """
@@ -132,7 +132,7 @@ def test_what_takes_a_file_for_text(
 def test_a_name_that_no_file_can_have_takes_none(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A checkpoint from elsewhere may have recorded one; others that it has still count."""
+    """A checkpoint from another machine may have recorded one; its other names still count."""
     monkeypatch.chdir(tmp_path)
     write(Path("src/old"), "old")
     for path in (Path("src/old"), Path("src/new")):
@@ -141,7 +141,7 @@ def test_a_name_that_no_file_can_have_takes_none(
 
 
 def test_a_folder_s_name_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the current one, say, which nobody has typed."""
+    """Brackets in the current folder's name, which the user has not typed, match themselves."""
     (tmp_path / "novel [draft]").mkdir()
     monkeypatch.chdir(tmp_path / "novel [draft]")
     assert takes_in(["*.txt"], Path("new.txt")) == "*.txt"
@@ -172,7 +172,7 @@ def test_what_a_run_in_a_folder_would_leave_out(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As ``find_files`` does, once it is one."""
+    """``find_files`` leaves that text out once the folder is a run's."""
     monkeypatch.chdir(tmp_path)
     for name in ("a.txt", "books/b.txt"):
         write(Path(name), "text")
@@ -193,7 +193,7 @@ def test_what_a_run_in_a_folder_would_leave_out(
 def test_what_may_not_be_looked_at_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And by nothing that comes before: the name of the run, where a page may go."""
+    """Only ``find_files`` refuses it, not the naming of a run or the placing of a page before."""
     stat = os.stat
 
     def stat_(path: Any, *args: Any, **options: Any) -> os.stat_result:
@@ -271,7 +271,7 @@ class TestFindFiles:
             (note,) = found.notes
             assert note.endswith("run: left out (written by a run)")
         (only,) = find_files(["run/deep/*.txt"]).files
-        assert only == Path("run/deep/z.txt"), "named as a folder would be"
+        assert only == Path("run/deep/z.txt"), "the pattern names a folder below the run's"
         with pytest.raises(
             CorpusError, match=r"the pattern run/\*: run: left out \(written by a run"
         ):

@@ -21,7 +21,7 @@ def of_text(text: str, min_count: int | None = 1) -> Vocabulary:
 
 
 def look_up(vocabulary: Vocabulary, text: str) -> list[int]:
-    """Encode by a dict look-up for each character: the slow twin of ``encode``."""
+    """Encode by a dict look-up for each character, the slow equivalent of ``encode``."""
     ids = {character: i for i, character in enumerate(vocabulary.characters, start=1)}
     return [ids.get(character, UNKNOWN) for character in text]
 
@@ -146,7 +146,7 @@ class TestEncode:
 
 class TestListed:
     def test_no_character_changes_the_list_around_it(self) -> None:
-        """A mark, a spacing and an enclosing one, letters from right to left, a joiner."""
+        """Combining marks of three kinds, right-to-left letters, an Arabic digit, a joiner."""
         strange = "\u0301\u0903\u20dd\u05d0\u0628\u0661\u200d"
         said = listed(dict.fromkeys(strange, 1))
         assert said.isascii()
@@ -154,7 +154,7 @@ class TestListed:
         assert listed({"é": 2, "樓": 1}) == "'é' x 2, '樓' x 1"
 
     def test_no_character_is_named_by_what_nobody_sees(self) -> None:
-        """A vowel and a final of Korean spelled out, its filler, Braille's blank."""
+        """A Korean vowel and final consonant as single jamo, Hangul's filler, Braille's blank."""
         assert listed(dict.fromkeys("\u1161\u11ab\u3164\u2800", 1)).isascii()
         assert listed({"한": 1, "\u1112": 1}) == "'한' x 1, '\u1112' x 1"
 
