@@ -23,14 +23,14 @@ KNOWN = "abcdefgh \n"
 
 
 def make_model(cell: CellName) -> CharModel:
-    """Return a model in training mode, whose dropout must not act."""
+    """Return a model in training mode, so that dropout acts unless scoring turns it off."""
     return small.make_model(cell, hidden=6, vocabulary=len(KNOWN) + 1).train()
 
 
 def naive_dynamic(
     model: CharModel, ids: list[int], window: int, rate: float, decay: float, epsilon: float
 ) -> list[float]:
-    """Return -ln p of every symbol but the first: the formulas, one weight at a time."""
+    """Return -ln p of every symbol but the first, by the formulas, one weight at a time."""
     model.eval()
     trained = [weight.tolist() for weight in (w.detach().flatten() for w in model.parameters())]
     squares: list[list[list[float]]] = [[[] for _ in values] for values in trained]
@@ -106,7 +106,7 @@ def test_without_steps_the_prices_are_those_of_the_model(tmp_path: Path) -> None
 
 
 def test_a_loss_without_a_gradient_moves_nothing(tmp_path: Path) -> None:
-    """Of one symbol alone nothing can be learnt; the sizes of its gradients have no mean."""
+    """With only one symbol all gradients are 0, and so is the mean size to divide by."""
     torch.manual_seed(1)
     model = CharModel(ModelConfig(cell="gru", vocabulary=1, layers=1, hidden=5, embedding=3))
     part, words = make_part(tmp_path, "abcdefgh"), Vocabulary("", "utf-8", 1)
@@ -136,7 +136,7 @@ def test_the_model_stays_as_it_is(tmp_path: Path, training: bool) -> None:
     random_state = torch.get_rng_state()
     with torch.no_grad():  # whatever the caller's mode
         for _ in dynamic_prices(model, part, words):
-            assert not torch.is_grad_enabled(), "nor is that changed"
+            assert not torch.is_grad_enabled(), "the caller's mode is kept"
     assert model.training is training
     assert torch.equal(torch.get_rng_state(), random_state)
     for name, tensor in model.state_dict().items():

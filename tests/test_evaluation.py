@@ -42,7 +42,7 @@ def vocabulary() -> Vocabulary:
 
 
 def make_model(cell: CellName = "lstm", size: int = len(KNOWN) + 1) -> CharModel:
-    """Return a model in training mode, whose dropout must not act."""
+    """Return a model in training mode, so that dropout acts unless scoring turns it off."""
     return small.make_model(cell, hidden=6, vocabulary=size).train()
 
 
@@ -111,8 +111,8 @@ class TestScore:
     ) -> None:
         text = make_text(length)
         part = make_framed_part(tmp_path, text)
-        # Without weights from state to state and from the head, p depends on nothing:
-        # whatever the lanes, the sum shows which characters were counted how often.
+        # With no weights in the head, p does not depend on the past: whatever the lanes,
+        # the sum shows how often each character was counted.
         model = make_model()
         with torch.no_grad():
             model.head.weight.zero_()
@@ -127,7 +127,7 @@ class TestScore:
 
     @pytest.mark.parametrize("window", [1, 16, 1000])
     def test_two_short_lanes_are_exact(self, tmp_path: Path, window: int) -> None:
-        # The second one's warm-up reaches back to the text's first character.
+        # The second lane's warm-up reaches back to the text's first character.
         part = make_framed_part(tmp_path, make_text(401))
         exact = score(make_model(), part, vocabulary(), lanes=1)
         scores = score(make_model(), part, vocabulary(), lanes=2, window=window)
@@ -152,7 +152,7 @@ class TestScore:
         model, words, _ = load_model(trained, torch.device("cpu"))
         exact = score(model, corpus.part(0, 6007), words, lanes=1)
         scores = score(model, corpus.part(0, 6007), words, lanes=lanes)
-        assert exact.nats_per_char < 2, "the model has learnt something to forget"
+        assert exact.nats_per_char < 2, "the model has learned enough for its state to matter"
         assert scores.nats_per_char == pytest.approx(exact.nats_per_char, abs=0.001)
 
     def test_an_unknown_character_costs_its_symbol_and_its_spelling(self, tmp_path: Path) -> None:

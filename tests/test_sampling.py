@@ -63,7 +63,7 @@ def texts(
 
 
 def move_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let models be on a device that is not called a CPU, and is one."""
+    """Put models on a device that is a CPU under another name."""
 
     class Elsewhere(str):
         type = "elsewhere"
@@ -72,7 +72,7 @@ def move_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def naive_probabilities(logits: list[float], config: SampleConfig) -> list[float]:
-    """Return the probabilities by the definitions, one list at a time."""
+    """Return the probabilities by the definitions, with plain lists."""
     symbols = sorted(range(len(logits)), key=lambda symbol: (-logits[symbol], symbol))
     if config.temperature == 0:
         return [float(symbol == symbols[0]) for symbol in range(len(logits))]
@@ -109,7 +109,7 @@ class TestProbabilities:
         expected = naive_probabilities(logits, config)
         other = list(reversed(logits))
         p_BV = next_probabilities(np.array([logits, other], np.float64), config)
-        # Rounding may let a symbol of no weight into a nucleus of all, or keep it out.
+        # With top_p 1, rounding may keep or drop a symbol of negligible probability.
         np.testing.assert_allclose(p_BV[0], expected, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(
             p_BV[1], naive_probabilities(other, config), rtol=1e-9, atol=1e-12
@@ -119,7 +119,7 @@ class TestProbabilities:
         "options", [{"top_k": 10}, {"top_k": 50}, {"top_p": 0.2}, {"top_p": 0.9}]
     )
     def test_the_lower_ids_of_equals_are_kept(self, options: dict[str, Any]) -> None:
-        """Of more than a sort takes one by one, which keeps their order anyway."""
+        """65 symbols, because even an unstable sort keeps the order of equals in a short list."""
         logits = np.random.default_rng(1).choice([1.0, 2.0], 65).tolist()
         config = SampleConfig(**options)
         p_BV = next_probabilities(np.array([logits]), config)
@@ -152,7 +152,7 @@ class TestProbabilities:
 
 
 def steps_made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return where the lanes of each later step of a sample will be noted."""
+    """Return a list in which each later step of a sample will record its number of lanes."""
     made: list[int] = []
     step = Stepper.step
 
@@ -179,7 +179,7 @@ class TestSample:
     def test_equals_the_definition(
         self, cell: CellName, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(sampling, "DRAWS", 7)  # of which it takes several lots
+        monkeypatch.setattr(sampling, "DRAWS", 7)  # so that it draws several times
         model, words = make_model(cell), vocabulary()
         config = SampleConfig(length=50, seed=11, **options)
         expected = []
@@ -188,7 +188,7 @@ class TestSample:
             stream = np.random.Generator(np.random.Philox([11, number]))
             symbols = words.encode("abba").tolist()
             for _ in range(50):
-                logits_TBV, _ = model(torch.tensor(symbols)[:, None])  # all of it, every time
+                logits_TBV, _ = model(torch.tensor(symbols)[:, None])  # the whole text every time
                 logits: NDArray[Any] = logits_TBV[-1].detach().double().numpy()
                 logits[0, UNKNOWN] = -np.inf
                 p_V = next_probabilities(logits, config)[0]
@@ -200,13 +200,13 @@ class TestSample:
         assert texts(model, words, "abba", config) == expected
 
     def test_no_two_samples_have_the_same_points(self) -> None:
-        """Those of a seed of more than 32 bits are not another sample's of a smaller one."""
+        """A seed of more than 32 bits does not repeat another sample's points of a smaller seed."""
         seeds = [1, 2, 3, 1 << 32, (1 << 32) + 1, 1 + (5 << 32), (1 << 63) - 1]
         drawn = [tuple(next(sampling._points(SampleConfig(seed=s, count=6)))) for s in seeds]
         points = [point for of_seed in drawn for point in of_seed]
         assert len(set(points)) == 6 * len(seeds)
         stream = np.random.Generator(np.random.Philox([3, 5]))
-        assert drawn[2][5] == stream.random(), "as before there were larger ones"
+        assert drawn[2][5] == stream.random(), "as before larger seeds were allowed"
 
     def test_frequencies_are_the_probabilities(self) -> None:
         model, words = make_model(), vocabulary()
@@ -320,7 +320,7 @@ class TestSample:
 
     @pytest.mark.parametrize("temperature", [0, 1])
     def test_so_are_those_that_are_too_large_later(self, temperature: float) -> None:
-        """What the prompt leads to can be computed with, but not what comes after."""
+        """The predictions after the prompt are finite, those after a later character are not."""
         model, config = make_model(), SampleConfig(length=50, temperature=temperature)
         free = [piece.symbol for piece in sample(model, vocabulary(), np.array([1]), config)]
         late = max(set(free[:-1]) - {1}, key=free.index)
@@ -406,7 +406,7 @@ class TestSample:
     def test_what_runs_on_another_device_draws_the_same(
         self, cell: CellName, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The model's own forward makes each step there; here it is the CPU's."""
+        """There the model's own forward makes each step; in this test it runs on the CPU."""
         model, words = make_model(cell), vocabulary()
         config = SampleConfig(length=20, count=3)
         expected = texts(model, words, "abba", config)
@@ -431,7 +431,7 @@ class TestSample:
     def test_a_longer_text_begins_with_a_shorter_one(
         self, weights: WeightsName, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Whether C has taken over, which is asked for once, or not."""
+        """Whether or not C has taken over, which each text asks for at most once."""
         asked = Mock(wraps=steps)
         monkeypatch.setattr("charrnn.stepper.steps", asked)
         monkeypatch.setattr("charrnn.stepper._steps_in_numpy", lambda *_, **__: 20)
@@ -448,7 +448,7 @@ class TestSample:
     def test_matrices_that_no_step_reads_any_more_are_let_go(
         self, config: SampleConfig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Arranged in numpy, once for the prompt and until C takes over."""
+        """NumPy's matrices, made for the prompt and for the steps until C takes over."""
         made: list[weakref.ref[NumpyStepper]] = []
 
         class Watched(NumpyStepper):
