@@ -1,4 +1,4 @@
-"""What states, gates and units do, against planted ones and definitions."""
+"""The activity of states, gates and units, against planted ones and the definitions."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class TestGates:
         ],
     )
     def test_a_gate_goes_by_its_own_name(self, cell: CellName, planted: dict[str, float]) -> None:
-        """Biases in the order of the blocks."""
+        """The planted biases are in the order of the blocks."""
         model = zero_(make_model(cell, layers=1))
         with torch.no_grad():
             model.layers()[0].bias[:] = torch.tensor([*planted.values()]).repeat_interleave(3)
@@ -73,7 +73,7 @@ class TestGates:
 class TestPace:
     @each_cell
     def test_it_is_numpy_s_correlation_of_each_lane_with_itself(self, cell: CellName) -> None:
-        """Of the model read in one piece, lane by lane, over several blocks."""
+        """Over several blocks joined together; the two values are always of the same lane."""
         model, stretch = make_model(cell), make_stretch(2200)
         observed = [layers for _, layers in observe(model, stretch)]
         assert len(observed) > 1
@@ -105,7 +105,7 @@ class TestPace:
         assert all(map(math.isnan, (*c.autocorrelation, c.mean)))
 
     def test_kept_is_the_product_of_ten_values_in_a_row(self) -> None:
-        """By the definition, over several blocks, of each lane and unit by itself."""
+        """By the definition, over several blocks, for each lane and unit separately."""
         model, stretch = make_model("lstm", layers=1), make_stretch(2200)
         products = []
         for _, (layer,) in observe(model, stretch):
@@ -186,7 +186,7 @@ class TestUnits:
     @each_cell
     @torch.no_grad()
     def test_equals_correlation_by_the_definition(self, cell: CellName) -> None:
-        """The state is read here as a single lane from the start: what was warmed forgets."""
+        """Here a single lane reads the text from its start, without a warm-up."""
         model, stretch = make_model(cell, hidden=5), make_stretch(1203)
         with torch.no_grad():  # forget fast, so that a warmed lane is as good as the whole past
             for c in model.layers():

@@ -1,4 +1,4 @@
-"""The written equations against the model, and against one worked out by hand."""
+"""The written equations against the model, and against a step worked out by hand."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_equations_give_the_model_s_numbers(cell: CellName, layers: int) -> 
 
 @pytest.mark.parametrize("cell", CELL_NAMES)
 def test_a_difference_is_seen(cell: CellName, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model with a term that the equations lack is told apart from them."""
+    """A term that the equations lack makes the model differ from them."""
     model = make_model(cell)
     plain = CharModel.forward
 
@@ -89,7 +89,7 @@ def test_one_step_by_hand() -> None:
 
 @pytest.mark.parametrize(("cell", "names"), [("lstm", "ifgo"), ("gru", "rzn")])
 def test_a_line_has_the_value_of_its_name(cell: CellName, names: str) -> None:
-    """Of no weights but the biases, 1, 2, 3 and so on in the order of the blocks."""
+    """All weights are 0 except the biases: 1, 2, 3 and so on, in the order of the blocks."""
     model = small.zero_(make_model(cell, layers=1, hidden=1))
     with torch.no_grad():
         model.layers()[0].bias.copy_(torch.arange(1.0, len(names) + 1))
@@ -101,7 +101,7 @@ def test_a_line_has_the_value_of_its_name(cell: CellName, names: str) -> None:
 
 
 def test_a_step_ends_at_the_likeliest_next_characters() -> None:
-    """In order, with their part of all; a vocabulary may have fewer than are shown."""
+    """In order, with probabilities over the whole vocabulary, which may have fewer than shown."""
     model = make_model("gru", layers=1)
     with torch.no_grad():
         model.head.weight.zero_()
@@ -117,7 +117,7 @@ def test_a_step_ends_at_the_likeliest_next_characters() -> None:
 
 
 def test_the_lower_ids_of_equally_likely_ones_are_shown() -> None:
-    """Of more than a sort takes one by one, which keeps their order anyway."""
+    """65 symbols, because even an unstable sort keeps the order of equals in a short list."""
     words = Vocabulary("".join(map(chr, range(256, 320))), "utf-8", 1)
     bias = np.random.default_rng(1).choice([1.0, 2.0], words.size).tolist()
     model = small.make_model("rnn", 1, 3, vocabulary=words.size)

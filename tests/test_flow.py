@@ -88,7 +88,7 @@ def test_equals_finite_differences(cell: CellName, monkeypatch: pytest.MonkeyPat
         sizes: list[list[float]] = []
         for k in (0, 1, farthest):
             norms = []
-            for t in (farthest + warm_up, 25, len(stretch) - 2):  # evenly: 13, 25, 38
+            for t in (farthest + warm_up, 25, len(stretch) - 2):  # evenly spaced: 13, 25, 38
                 ids = stretch.ids[t - farthest - warm_up : t + 2].tolist()
                 at = len(ids) - 2 - k
                 slopes = []
@@ -109,7 +109,7 @@ def test_equals_finite_differences(cell: CellName, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("radius", [0.5, 1.0, 1.5])
 def test_of_a_linear_recurrence_is_a_power_of_its_radius(radius: float) -> None:
-    """Claim of every lecture; true where tanh is not bent, as at h = 0."""
+    """Every lecture claims this; it is true where tanh is linear, as at h = 0."""
     model = zero_(make_model("rnn", layers=1))
     with torch.no_grad():
         model.layers()[0].weight_recurrent.copy_(3 * torch.eye(3))
@@ -127,7 +127,7 @@ def test_linear_is_the_gradient_through_the_matrix_alone() -> None:
     model, stretch = make_model("rnn"), make_stretch(40)
     flow = gradient_flow(model, stretch, farthest=4, places=1)
     warm_up = 10
-    first = 4 + warm_up  # of the one place
+    first = 4 + warm_up  # the position of the only place
     ids = stretch.ids[first - 4 - warm_up : first + 2].tolist()
     for reach in (r for r in flow.reaches if r.state == "linear"):
         slope = []
@@ -152,7 +152,7 @@ def test_along_a_memory_is_a_power_of_the_forget_gate() -> None:
 
 
 def test_lags_at_which_it_halves_and_falls_under_1_percent() -> None:
-    """From which on: what comes back is not gone."""
+    """The gradient must stay below from that lag on: one that comes back is not gone."""
     sizes = [4.0, 1.9, 2.0, 1.9, 0.039, 0.041, 0.039, 0.03]
     reach = module._reach(1, "h", np.array(sizes)[:, None])
     assert (reach.layer, reach.size) == (1, 4.0)
@@ -161,7 +161,7 @@ def test_lags_at_which_it_halves_and_falls_under_1_percent() -> None:
     assert (back.halves_at, back.under_1_percent_at) == (None, None)
     reach = module._reach(1, "h", np.array([[1.0], [3.0]]))
     assert (reach.halves_at, reach.under_1_percent_at) == (None, None)
-    # One place of three makes the mean.
+    # One place of three dominates the mean.
     reach = module._reach(
         1, "h", np.array([[1.0] * 3, [0.1, 0.2, 2.0], [0.0, 0.0, 0.1], [0.0] * 3])
     )
@@ -170,7 +170,7 @@ def test_lags_at_which_it_halves_and_falls_under_1_percent() -> None:
 
 
 def test_one_place_makes_a_mean_but_no_median() -> None:
-    """A place without a gradient has no shares."""
+    """A place without a gradient has no share and is left out of the median."""
     reach = module._reach(1, "h", np.array([[2.0, 1.0, 1.0, 1.0, 0.0], [1.0, 0.1, 8.9, 0.0, 0.0]]))
     assert (reach.size, reach.relative[1]) == pytest.approx((1.0, 2.0))
     assert reach.median == pytest.approx((1.0, 0.3))
@@ -182,7 +182,7 @@ def test_one_place_makes_a_mean_but_no_median() -> None:
 
 
 def test_the_slope_of_a_tanh_is_that_of_the_states_on_the_way() -> None:
-    """Of a state that does not change, however many places are followed at a time."""
+    """With a constant state, however many places are followed at once."""
     model = zero_(make_model("rnn"))
     with torch.no_grad():
         model.layers()[1].bias[:] = torch.tensor([0.0, 0.5, 1.0])
@@ -194,7 +194,7 @@ def test_the_slope_of_a_tanh_is_that_of_the_states_on_the_way() -> None:
 
 
 def test_the_slope_of_a_tanh_is_the_mean_over_all_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of states that change, places in groups of two and one."""
+    """With changing states, and places followed in groups of two and one."""
     model, stretch = make_model("rnn").requires_grad_(False), make_stretch(40)
     monkeypatch.setattr(module, "WARM_UP", 7)
     monkeypatch.setattr(module, "PLACES_AT_ONCE", 2)

@@ -1,4 +1,4 @@
-"""Truncated and cut gradients against the definition, character by character and in numpy."""
+"""Truncated and clipped gradients against the definition, one character at a time or in numpy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LANES = 4
 
 @pytest.fixture(autouse=True)
 def few_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare the definition half of its lanes."""
+    """Use half of the lanes, because the definition is slow."""
     monkeypatch.setattr(module, "LANES", LANES)
 
 
@@ -48,8 +48,8 @@ def by_the_definition(
 ) -> NDArray[np.float64]:  # fmt: skip
     """Return the gradient of the mean loss of some lanes, lane by lane and loss by loss.
 
-    Each loss reaches back to the start of the window that counts it: the last window
-    that ends ``last`` or fewer predictions after it.
+    Each loss reaches back to the start of the window that counts it: the one that has it
+    among its last ``last`` predictions.
     """
     weights = [w for name, w in model.named_parameters() if head or "head" not in name]
     total = np.zeros(sum(weight.numel() for weight in weights))
@@ -83,7 +83,7 @@ class TestTruncation:
     def test_equals_the_definition(
         self, cell: CellName, windows: tuple[int, ...], last: int | None, skipped: int
     ) -> None:
-        """As far behind a lane's start as the longest window, where that leaves as many."""
+        """Losses count from the longest window's length into a lane on, if the text allows it."""
         model, ids = make_model(cell), make_ids(14 * LANES)  # one short of 14 predictions a lane
         length = 13
         found = truncation(model, ids, windows, loss_last=last, longest=11, weights="initial")
@@ -104,7 +104,7 @@ class TestTruncation:
             assert window.size == pytest.approx(np.linalg.norm(gradient) / np.linalg.norm(full))
 
     def test_halves_are_the_first_lanes_and_the_others(self) -> None:
-        """A text said twice has equal halves; another one has not."""
+        """Equal halves of a text have an angle of 0 between them; other halves do not."""
         once = make_ids(9 * LANES // 2)
         twice = np.concatenate([once, once, once[:1]])
         same = truncation(make_model("gru"), twice, (3,), longest=8)
@@ -114,14 +114,14 @@ class TestTruncation:
             by_the_definition(model, ids, skipped=3, length=9, window=9, last=6, lanes=lanes)
             for lanes in (range(2), range(2, 4))
         )
-        found = truncation(model, ids, (3,), longest=7).between_halves  # 6 are left of a lane
+        found = truncation(model, ids, (3,), longest=7).between_halves  # 6 are left in a lane
         assert found == pytest.approx(degrees(first, others)) != pytest.approx(0, abs=5)
 
     @small.each_cell
     def test_what_is_kept_grows_with_the_window(self, cell: CellName) -> None:
         found = truncation(make_model(cell), make_ids(64 * LANES + 1), (16, 32, 64), longest=1)
         one, two, four = (window.bytes for window in found.windows)
-        # In proportion, but for the state before the window and what a call needs once.
+        # In proportion, except the state before the window and what each call needs once.
         assert four - two == pytest.approx(2 * (two - one), rel=0.05)
         assert two - one > 16 * LANES * 2 * 5 * 8, "the states of both layers, float64"
         assert found.full.bytes == four
@@ -137,7 +137,7 @@ class TestTruncation:
     def test_copies_of_the_weights_are_not_counted_either(
         self, cell: CellName, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """On a GPU they are copied into one piece, views of which cuDNN keeps."""
+        """On a GPU they are copied into one piece, and cuDNN keeps views of it."""
         model, ids = make_model(cell), make_ids(9 * LANES + 1)
         plain = truncation(model, ids, (3,)).windows
 
@@ -164,7 +164,7 @@ class TestTruncation:
         assert [window.bytes for window in copied] == [window.bytes for window in plain]
 
     def test_the_shortest_of_some_times_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        clock = iter([10.0, 15.0, 20.0, 23.0, 30.0, 34.0] * 2)  # of all at once, of the window
+        clock = iter([10.0, 15.0, 20.0, 23.0, 30.0, 34.0] * 2)  # the full gradient, the window
         monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
         found = truncation(make_model("rnn"), make_ids(6 * LANES + 1), (3,))
         for window in (found.full, *found.windows):
@@ -173,7 +173,7 @@ class TestTruncation:
     def test_only_what_counts_is_timed_of_the_full_gradient(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A window's time is of all its steps, be it as long as the full gradient."""
+        """A window is timed over all its steps, even if it is as long as the full gradient."""
         timed: list[int] = []
         clock, real = iter(range(99)), window_loss
 

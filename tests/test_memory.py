@@ -80,7 +80,7 @@ def test_a_short_text_has_no_place_twice(monkeypatch: pytest.MonkeyPatch) -> Non
     model, stretch = make_model("gru"), make_stretch(22)
     found = memory(model, stretch, vocabulary(), bptt=9, resets=99)
     assert (len(found.excess_nats), found.windows) == (5 + 1, 22 - 2 * 5)
-    monkeypatch.setattr("charrnn.memory.LOGITS", 1)  # of fewer than one character's
+    monkeypatch.setattr("charrnn.memory.LOGITS", 1)  # fewer than one character needs
     slow = memory(model, stretch, vocabulary(), bptt=9, resets=99)
     assert slow.excess_nats == pytest.approx(found.excess_nats, abs=1e-12)
 
@@ -100,7 +100,7 @@ def test_resets_are_as_many_as_their_work_allows(
 @pytest.mark.parametrize(
     ("excess", "needed"),
     [
-        ([-0.07, 0.04, 0.02, 0.0], 3),  # the head's bias alone is better than a state of few
+        ([-0.07, 0.04, 0.02, 0.0], 3),  # the bias alone beats the state after few characters
         ([-0.07, 0.0, 0.0], 0),
         ([0.5, 0.0, 0.0], 1),
         ([-0.07, 0.5, 0.5], None),

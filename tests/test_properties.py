@@ -4,7 +4,7 @@ import pytest
 
 from charrnn.properties import PROPERTIES
 
-#: Texts with the values of a property at each of their characters, a digit each.
+#: A property, a text, and the property's value at each character, one digit each.
 CASES = [
     ("inside quotes", 'a "bc" d', "00111000"),
     ("inside quotes", "“a” «b»c", "11001100"),
@@ -22,25 +22,26 @@ CASES = [
     ("inside quotes", "a« b\n»c«\n»d«", "000001100110"),
     ("inside quotes", 'a "b\nc\n\nd "', "00111110001"),
     ("inside quotes", '"b\r\nc\r\n\r\nd', "1111111100"),
-    # Three straight marks are one, which no empty line ends.
+    # Three straight marks count as one, and no empty line closes it.
     ("inside quotes", '"""A.\n\n Bc.\n """\n x = 1\n', "111111111111100000000000"),
     ("inside quotes", 'a("""b "c" """)', "001111111110000"),
     ("inside quotes", 'r"""b\n""" + r"""c"""', "01111100000001111000"),
-    # What is around them tells more than their number.
+    # The characters around them show more than their number whether they open or close.
     ("inside quotes", '"""A."""\n"""\n\n"""B', "111110000111111111"),
-    # A text may begin within: the first of them that tells says so.
+    # A text may begin inside: the first three that clearly open or close show it.
     ("inside quotes", 'a\n\nb."""\nc "d"', "11111000000110"),
     ("inside quotes", 'a\n\n"""\nb\n"""C.\n"""', "111000000111111000"),
     ("inside quotes", 'a\n"""\nb\n"""\n"""C.\n"""', "001111110000111111000"),
-    # They say nothing of the kind where they end a quotation of single ones, and are none here.
+    # They do not show it where they close a quotation that one mark opened. Inside curly
+    # marks they do not count, nor does a mark in single quotes.
     ("inside quotes", 'a "b ""c""" d', "0011101100000"),
     ("inside quotes", '“a """ b” c', "11111111000"),
     ("inside quotes", "a == '\"':\n b", "000000000000"),
     ("inside quotes", "'a'\"'\"'b'", "000110000"),
-    # Marks in twos are of a table, whose field begins with a word in quotes.
+    # Doubled marks are those of a CSV table, with a field that begins with a quoted word.
     ("inside quotes", '1,"""A"" b, c.",2', "00101101111111000"),
     ("inside quotes", '"""B "" c."""', "1111111111000"),
-    # An empty line ends what nothing closes.
+    # An empty line closes what nothing else does.
     ("inside quotes", 'a\n"""B\n\nc', "001111100"),
     ("inside brackets", "f(a[1]) )(", "0111110001"),
     ("inside brackets", "{\n\nx", "1100"),

@@ -1,4 +1,4 @@
-"""The recurrence written out, and the text it is looked at on."""
+"""The unrolled recurrence, and the stretch of text it is inspected on."""
 
 from __future__ import annotations
 
