@@ -1,4 +1,4 @@
-"""The house as docs/architecture.md describes it, read from the source."""
+"""The architecture described in docs/architecture.md, checked against the source."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ SOURCES = {path.stem: path for path in sorted((ROOT / "charrnn").glob("*.py"))}
 MODULES = [name for name in SOURCES if not name.startswith("__")]
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
 
-#: The table of modules: the way of the data is from top to bottom.
+#: The modules in the order of the table: data flows from top to bottom.
 ROOMS = re.findall(
     r"^\| `(\w+)\.py` \|", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), re.M
 )
 
-#: What comes after the training looks in from outside and shows what it sees.
+#: The modules below ``training`` look in from outside and show what they see.
 SHOWING = set(ROOMS[ROOMS.index("training") + 1 :])
 
-#: Who knows of a command line and its process.
+#: The modules that know of the command line and the process.
 EDGE = {"cli", "outcome", "reporting", "stdio", "watching"}
 
-#: Who may write to a terminal; ``stopping`` gives it its cursor back.
+#: The modules that may write to a terminal; ``stopping`` shows its cursor again.
 PRINTING = EDGE | {
     "display",
     "terminal",
@@ -40,7 +40,7 @@ PRINTING = EDGE | {
     "stopping",
 }
 
-#: Packages from outside, each with the modules that may know it.
+#: Third-party package -> the modules that may import it.
 OUTSIDE = {
     "numpy": set(ROOMS),
     "torch": set(ROOMS),
@@ -51,7 +51,7 @@ OUTSIDE = {
 
 
 def imports(name: str) -> set[str]:
-    """Return the modules that a module imports, anywhere in it; ours by their bare name."""
+    """Return the full names of the modules that a module imports, anywhere in it."""
     found: set[str] = set()
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Import):
@@ -88,7 +88,7 @@ def test_every_module_is_in_the_table_and_every_row_is_a_module() -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_data_goes_one_way(name: str) -> None:
-    """Every import points upwards in the table, so there are no circles."""
+    """Every import points upwards in the table, so there are no cycles."""
     below = {other for other in ours(name) if ROOMS.index(other) >= ROOMS.index(name)}
     assert not below
 
@@ -119,7 +119,7 @@ def test_only_the_edge_prints_and_reads_the_world(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_float64_is_asked_of_the_host(name: str) -> None:
-    """Apple's GPUs have no float64; there is none here that would say so."""
+    """Apple's GPUs have no float64, and there is none here to test on."""
     asked = [
         node.lineno
         for node in ast.walk(TREES[name])
@@ -127,7 +127,7 @@ def test_float64_is_asked_of_the_host(name: str) -> None:
         and node.attr in {"double", "float64"}
         and not ast.unparse(node.value).endswith((".cpu()", "np"))
     ]
-    # So often on the host, with a look at the device, or as the name of a type.
+    # Allowed so many times: on the host, after checking the device, or as the name of a type.
     right = {"checkpoint": 1, "evaluation": 2, "kernels": 2}
     assert len(asked) == right.get(name, 0), asked
 
@@ -151,7 +151,7 @@ def test_a_module_keeps_what_begins_with_an_underscore(name: str) -> None:
     assert not {one for one in taken - {"__version__"} if one.startswith("_")}
 
 
-#: What the command line needs for help and for a wrong option.
+#: The modules that the command line needs to show help or refuse a wrong option.
 LIGHT = ("errors", "wording", "config", "recipe")
 
 
@@ -162,7 +162,7 @@ def test_the_light_modules_know_no_torch(name: str) -> None:
 
 
 def loaded_by(*commands: list[str]) -> tuple[list[int], set[str]]:
-    """Return the exit codes of commands, one after another, and the modules loaded at their end."""
+    """Run commands in one process; return their exit codes and the modules loaded at the end."""
     program = (
         "import json, sys; from charrnn.cli import run_command; "
         "codes = [run_command(words) for words in json.loads(sys.argv[1])]; "
@@ -191,7 +191,7 @@ def test_help_and_wrong_options_do_not_wait_for_torch() -> None:
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_reading_a_checkpoint_does_not_wait_for_the_compiler_of_torch(cell: str) -> None:
-    """It takes four times as long as all else between torch and the first character."""
+    """Importing it takes four times as long as all else from torch to the first character."""
     checkpoint = ROOT / "tests" / "data" / f"format-1-{cell}.safetensors"
     codes, modules = loaded_by(["sample", str(checkpoint), "--length", "3"])
     assert codes == [0]
@@ -201,7 +201,7 @@ def test_reading_a_checkpoint_does_not_wait_for_the_compiler_of_torch(cell: str)
 
 @pytest.mark.slow
 def test_help_answers_at_once() -> None:
-    """In processor time, on any machine: 5 times what Python takes to begin; torch takes 60."""
+    """In processor time it takes 5 times as long as starting Python; importing torch takes 60."""
 
     def seconds(words: list[str]) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

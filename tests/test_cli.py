@@ -67,18 +67,18 @@ from tests.conftest import (
 )
 
 COMMANDS = tuple(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-#: Options of ``train`` and ``compare`` that say where and how, not what is trained; and those
-#: that become something else.
+#: Options of ``train`` and ``compare`` that say where and how to run, not what to train, or that
+#: are turned into something else.
 NOT_OF_THE_RUN = {
     "texts", "cell", "valid", "run", "resume", "init_from", "keep", "device", "report", "as_json",
     "quiet",
 }  # fmt: skip
-#: Of a training that is over in a moment.
+#: Options of a training run that is over in a moment.
 QUICK = ("--steps", 3, "--hidden", 5, "--batch-size", 2, "--bptt", 9)
 
 
 def one_line(result: Result) -> str:
-    """Return the one line of a failure."""
+    """Check that a failed command printed one line, on stderr only; return it."""
     assert result.out == ""
     assert result.err.startswith("charrnn: ")
     assert result.err.count("\n") == 1
@@ -88,7 +88,7 @@ def one_line(result: Result) -> str:
 
 
 def on_a_full_disk(*words: object) -> tuple[int, str]:
-    """Run a command as a process whose stdout takes nothing; return its exit code and stderr."""
+    """Run a command in a process whose stdout is full; return its exit code and stderr."""
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command(*words), stdout=full, stderr=subprocess.PIPE, env=ENVIRONMENT)
     return done.returncode, done.stderr.decode()
@@ -96,7 +96,7 @@ def on_a_full_disk(*words: object) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def of_bytes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run on bytes that are no text."""
+    """The folder of a run trained on bytes that are not text."""
     folder = tmp_path_factory.mktemp("bytes")
     (folder / "noise").write_bytes(bytes(range(256)) * 8)
     run = folder / "run"
@@ -124,7 +124,7 @@ class TestHelp:
 
     @pytest.mark.parametrize("name", COMMANDS)
     def test_shows_options_in_groups(self, cli: Cli, name: str) -> None:
-        """Each option in one; what is in none would stand in the last."""
+        """Each option is in one; an option without a group would appear in the last."""
         out = cli(name, "--help").out.partition("\nArguments:\n")[2]
         known = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
         flags = [param.opts[0] for param in known.params if param.param_type_name == "option"]
@@ -143,7 +143,7 @@ class TestHelp:
         [({}, "4000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
     )
     def test_waiting_threads_spin_for_a_while(self, given: dict[str, str], spins: str) -> None:
-        """Before torch is loaded, unless the environment says otherwise."""
+        """The variable is set before torch is loaded, unless the environment says otherwise."""
         code = (
             "import os, sys\nfrom charrnn import cli\nsys.argv[1:] = ['--version']\n"
             "try:\n    cli.main()\nfinally:\n"
@@ -163,7 +163,7 @@ class TestHelp:
     def test_no_more_threads_than_there_is_time_for(
         self, given: dict[str, str], allowed: int | None, threads: str
     ) -> None:
-        """Before torch is loaded, unless the environment says otherwise."""
+        """The variable is set before torch is loaded, unless the environment says otherwise."""
         code = (
             "import os, sys\nfrom charrnn import cli\nsys.argv[1:] = ['--version']\n"
             f"cli.allowed_cores = lambda: {allowed}\ntry:\n    cli.main()\nfinally:\n"
@@ -179,7 +179,7 @@ class TestHelp:
 
 
 def test_on_windows_it_says_where_it_runs() -> None:
-    """Before it imports what is not there."""
+    """It does so before it imports modules that Windows lacks."""
     code = "import sys\nfrom charrnn.__main__ import main\nsys.platform = 'win32'\nmain()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     said = "charrnn: Windows lacks what it needs: use it in WSL (README.md)\n"
@@ -201,11 +201,11 @@ def test_ctrl_c_during_the_imports_ends_it_without_a_word(tmp_path: Path, words:
 
 
 class TestBadInput:
-    """One line that says what and what to do, exit 1 or 2, and nothing written."""
+    """One line says what is wrong and what to do; the exit code is 1 or 2; nothing is written."""
 
     @pytest.fixture
     def texts(self, tmp_path: Path, trained: Path) -> dict[str, Path]:
-        """Files that are wrong in some way, by name; and the trained run."""
+        """Texts, most of them unusable in some way, and the trained run, by name."""
         folder = tmp_path / "texts"
         folder.mkdir()
         content = {
@@ -448,7 +448,7 @@ class TestBadInput:
     def test_memory_that_is_refused_to_a_training(
         self, cli: Cli, texts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Once something is saved, the remedy is not to begin anew."""
+        """Once something is saved, the advice is to continue, not to start a smaller run."""
         run = tmp_path / "run"
         quick = ("--steps", 4, "--validate-every", 2, "--hidden", 9, "--bptt", 11)
         begin = ("train", texts["prose"], "--run", run, *quick)
@@ -548,7 +548,7 @@ class TestTrain:
             b"a\nb",
             pytest.param(b"\\ \xff0", marks=needs_raw_names),
             "é\u202e".encode(),
-            b"-run",  # pasted as it is it would be an option
+            b"-run",  # pasted as is, it would be an option
         ],
     )
     def test_an_odd_name_can_be_pasted_and_read(
@@ -596,7 +596,7 @@ class TestTrain:
         folder = Path("my poems")
         folder.mkdir()
         names = [shutil.copy(prose, folder / f"{letter}.txt") for letter in "ab"]
-        for texts in (names, [folder / "*.txt"], [folder]):  # a shell's pattern, ours, none
+        for texts in (names, [folder / "*.txt"], [folder]):  # matched by a shell, by us, no pattern
             assert cli("train", *texts, *QUICK).out == "checkpoints/my poems-lstm\n"
             shutil.rmtree("checkpoints/my poems-lstm")
         assert cli("train", names[0], *QUICK).out == "checkpoints/a-lstm\n"
@@ -642,7 +642,7 @@ class TestTrain:
         assert result.rows[0]["train_characters"] == 5406
         assert "cannot be read again" in result.rows[0]["notes"][0]
         assert list(copies.iterdir()) == []
-        # What is gone is no advice.
+        # The text is gone, so --part valid is not advised.
         result = cli("evaluate", tmp_path / "run", "--text", prose)
         assert (
             "was trained on 5,406 of these 6,007 characters: another text tells more\n"
@@ -674,10 +674,10 @@ class TestTrain:
         with prose.open() as file:
             assert waits(file)
             file.readline()
-            assert not waits(file), "in the midst of a script, say"
+            assert not waits(file), "as in the middle of a script"
         reader, writer = os.pipe()
         with os.fdopen(reader) as pipe:
-            assert not waits(pipe), "of a scheduler, which never writes"
+            assert not waits(pipe), "as from a scheduler, which never writes"
             os.write(writer, b"text")
             assert waits(pipe)
             os.close(writer)
@@ -690,7 +690,7 @@ class TestTrain:
         assert not waits(io.StringIO("no file at all"))
 
     def test_says_how_the_text_is_called(self, prose: Path, cli: Cli, empty_folder: Path) -> None:
-        """From the folder that one is in, and the first of several."""
+        """By its path from the current folder; of several texts, the first is named."""
         for number in (1, 2, 3):
             shutil.copy(prose, f"{number}.txt")
         for texts, called in (
@@ -709,7 +709,7 @@ class TestTrain:
     def test_says_what_it_validates_on_of_the_test_part(
         self, cli: Cli, prose: Path, tmp_path: Path
     ) -> None:
-        """A tenth of 2,000 characters and a twentieth, of which the second text is the end."""
+        """The second text is the last 200 of 2,000, the test part the last 200 or 100."""
         texts = [tmp_path / name for name in ("one", "two")]
         texts[0].write_text(make_prose(1800, seed=2))
         texts[1].write_text(make_prose(200, seed=3))
@@ -875,7 +875,7 @@ class TestTrain:
         self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         texts: tuple[str, ...], run: str, held: str,
     ) -> None:  # fmt: skip
-        """Its text would be left out, as written by a run, which it is the next moment."""
+        """Once the folder is a run's, its text would be left out as written by a run."""
         monkeypatch.chdir(tmp_path)
         Path("books").mkdir()
         for name in ("a.txt", "books/b.txt"):
@@ -942,7 +942,7 @@ class TestTrain:
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         words: tuple[object, ...], kept: int,
     ) -> None:  # fmt: skip
-        monkeypatch.setattr("charrnn.training.SAVE_SHARE", 1e9)  # after every validation
+        monkeypatch.setattr("charrnn.training.SAVE_SHARE", 1e9)  # saves after every validation
         result = cli(
             "train", prose, "--run", tmp_path, "--steps", 20, "--validate-every", 4, *QUICK[2:],
             *words,
@@ -957,7 +957,7 @@ class TestTrain:
         took = time.monotonic() - started
         assert result.code == 0
         assert "planned" in result.err
-        # Nothing is planned before a fifth of it; how exactly it is kept is for a clock to show.
+        # A fifth of it passes before the plan; test_planning measures how exactly it is kept.
         assert 0.2 * 1.2 <= log_of(run)[-1]["seconds"] <= took
 
     def test_starts_from_a_checkpoint(self, cli: Cli, trained: Path, tmp_path: Path) -> None:
@@ -968,10 +968,10 @@ class TestTrain:
         before, vocabulary, _ = load_model(trained, torch.device("cpu"))
         after, kept, _ = load_model(tmp_path / "run", torch.device("cpu"))
         assert kept == vocabulary
-        # The same shape; what is dropped is chosen anew.
+        # The shape is the same; dropout is chosen anew.
         dropped = {name: getattr(before.config, name) for name in ("dropout", "weight_drop")}
         assert replace(after.config, **dropped) == before.config
-        # The first 900 characters are trained on; the marks are in the part held out.
+        # The first 900 characters are trained on; the umlauts are in the part held out.
         assert f"weights and vocabulary from {trained}: it knows 100.00 % of the " in result.err
         assert "characters, and lacks" not in result.err
 
@@ -988,7 +988,7 @@ class TestTrain:
     def test_says_what_of_the_text_held_out_its_weights_know(
         self, cli: Cli, prose: Path, trained: Path, tmp_path: Path
     ) -> None:
-        """601 characters of 6,007 were held out of the weights' own training, the last."""
+        """The last 601 of 6,007 characters were held out when the weights were trained."""
         run, more = tmp_path / "run", tmp_path / "more"
         options = ("--init-from", trained, "--test-share", 0.1, "--run", run, "--lr", 9)
         result = cli("train", prose, *options, *QUICK[:2])
@@ -1000,7 +1000,7 @@ class TestTrain:
         assert said in result.err
         resumed = cli("train", "--run", run, "--resume", "--steps", 30)
         assert said in resumed.err
-        # What they were trained on before that run is known after it, too, and after others.
+        # This run, and runs that start from it, still know what the weights were trained on before.
         other = tmp_path / "other"
         other.write_text(make_prose(900, seed=2))
         result = cli("train", other, "--init-from", run, "--run", more, *QUICK[:2])
@@ -1028,12 +1028,12 @@ class TestTrain:
         assert cli("train", before, "--run", run, *QUICK).code == 0
         options = ("--run", tmp_path / "next", "--valid-share", 0.6, *QUICK[:2])
         result = cli("train", after, "--init-from", run, *options)
-        # Of the second's 1,000 the last 600; of 2,001 those from 800 on, of which 900 are known.
+        # Held out: the last 600 of 1,000, all known; or 800 to 2,001, known up to 900.
         number = "600 of the 600" if first_all else "100 of the 1,201"
         assert f"note: {number} characters held out are what {run} was trained on" in result.err
 
     def test_a_character_must_occur_often_enough(self, cli: Cli, tmp_path: Path) -> None:
-        """One is enough: beside the unknown symbol."""
+        """One such character is enough, as there is also the unknown symbol."""
         text, words = tmp_path / "text", ("--run", tmp_path / "run", "--min-count", 200, *QUICK)
         text.write_text("ab" * 190)
         assert one_line(cli("train", text, *words)) == (
@@ -1085,7 +1085,7 @@ class TestTrain:
     def test_a_text_in_another_encoding_is_read_in_it_from_then_on(
         self, cli: Cli, trained: Path, prose: Path, tmp_path: Path
     ) -> None:
-        """By evaluate, by resume and by a run that starts from the run; not in its ancestor's."""
+        """By evaluate, --resume and --init-from, not in the encoding of the run it started from."""
         text, run = tmp_path / "text", tmp_path / "run"
         text.write_bytes(make_prose(900).encode("utf-16"))
         words = ("--init-from", trained, "--encoding", "utf-16", "--run", run)
@@ -1163,7 +1163,7 @@ class TestSample:
     def test_says_why_fewer_bits_were_no_faster(
         self, cli: Cli, trained: Path, weights: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Of a compiler that is there, once it was asked: who draws little does not wait for it."""
+        """Only if the compiler was run and failed: a short sample does not run it."""
         monkeypatch.setenv("CC", "false")
         monkeypatch.setattr("charrnn.stepper._steps_in_numpy", lambda *_, **__: 9)
         monkeypatch.setattr(compiler, "_made", {})
@@ -1221,7 +1221,7 @@ class TestSample:
             assert row["stopped"] or row["characters"] == 25
 
     def test_stops(self, cli: Cli, trained: Path) -> None:
-        """Also where there is no other end."""
+        """Also with --length 0, which sets no other end."""
         endless = cli("sample", trained, "--stop", "\n", "--length", 0)
         assert (endless.code, endless.out.count("\n"), endless.out[-1]) == (0, 1, "\n")
 
@@ -1292,7 +1292,7 @@ class TestSample:
             os.close(end)
             seen = os.read(terminal, 100)
             process.send_signal(signal.SIGINT)
-            with contextlib.suppress(OSError):  # Linux has no end of such a file
+            with contextlib.suppress(OSError):  # Linux raises at the end of a pseudo-terminal
                 while more := os.read(terminal, 4096):
                     seen += more
             assert process.wait(timeout=PATIENCE) == 130
@@ -1321,7 +1321,7 @@ class TestEvaluate:
         "nats_per_char", "bits_per_char", "bits_per_byte", "perplexity", "chars_per_second",
         "bytes", "exact", "device", "notes",
     )  # fmt: skip
-    #: What comes last: what the scores are of.
+    #: The last fields: which checkpoint and text the scores are for.
     ORIGIN = (
         "file", "trained_steps", "versions", "texts", "part", "encoding", "fingerprint",
     )  # fmt: skip
@@ -1433,7 +1433,7 @@ class TestEvaluate:
     def test_says_on_how_much_validations_chose_the_checkpoint(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """They score the beginning alone where few updates are planned."""
+        """If few updates are planned, validations score only the beginning."""
         monkeypatch.setattr("charrnn.planning.plan_validations", lambda *_: (2, 100))
         run = tmp_path / "run"
         assert cli("train", prose, "--run", run, *QUICK).code == 0
@@ -1455,8 +1455,8 @@ class TestEvaluate:
         later = load(copy)
         later.meta["progress"]["best_step"] -= 1
         save(copy, later)
-        assert cli("evaluate", copy, "--part", "valid").err == "", "a last one by another name"
-        # Where positions in the text are of other characters, they are not compared.
+        assert cli("evaluate", copy, "--part", "valid").err == "", "a renamed last.safetensors"
+        # In another encoding positions cannot be compared, so no number is given.
         result = cli("evaluate", trained, "--text", prose, "--encoding", "latin-1")
         assert "the model was trained on some of this text: --part valid is" in result.err
         text, held_out, run = (tmp_path / name for name in ("text", "held-out", "run"))
@@ -1505,7 +1505,7 @@ class TestEvaluate:
             again = cli("train", moved, "--run", run, "--resume", *options)
             assert again.code == 0
             assert ("finished already" in again.err) == ("--json" not in options)
-        # What could have no effect is not kept: it would have one as soon as there is more to do.
+        # Options with no effect on a finished run are not kept: they would apply if it got more.
         assert read_description(last).meta["training"] == before
         assert read_description(last).meta["progress"]["planned_steps"] == 3
         found = cli("evaluate", run, "--part", "valid", "--json")
@@ -1514,7 +1514,7 @@ class TestEvaluate:
         assert before == since
         moved.rename(text)
         cli("train", "-", "--run", run, "--resume", stdin=prose.read_bytes())
-        assert cli("evaluate", run, "--part", "valid").code == 0, "piped, it lies nowhere else"
+        assert cli("evaluate", run, "--part", "valid").code == 0, "the recorded name still counts"
 
     def test_a_checkpoint_in_another_run_s_folder_keeps_its_own_text(
         self, cli: Cli, trained: Path, prose: Path, tmp_path: Path
@@ -1582,7 +1582,7 @@ class TestEvaluate:
     def test_what_lies_beside_runs_is_left_out(
         self, cli: Cli, trained: Path, prose: Path, tmp_path: Path
     ) -> None:
-        """As a pattern finds it: a comparison's folder, a page, a text, a pickle."""
+        """A pattern also matches a comparison's folder, a text and a compressed file."""
         for name in ("a run", "b-run", "c-compare/lstm-seed1"):
             shutil.copytree(trained, tmp_path / name)
         (tmp_path / "README.md").write_text("# Runs\n")
@@ -1613,7 +1613,7 @@ class TestEvaluate:
     def test_nothing_else_is_left_out(
         self, cli: Cli, trained: Path, prose: Path, tmp_path: Path
     ) -> None:
-        """A damaged checkpoint is one; what lies elsewhere is no find of a pattern for runs."""
+        """Not a damaged checkpoint, nor a file elsewhere, which no pattern for runs would match."""
         run, other = (shutil.copytree(trained, tmp_path / name) for name in ("run", "other"))
         content = (other / "best.safetensors").read_bytes()
         damaged = content[:-1] + bytes([content[-1] ^ 1])
@@ -1707,7 +1707,7 @@ class TestEvaluate:
     def test_a_text_that_moved_is_found_for_the_baselines_of_its_test_part(
         self, cli: Cli, prose: Path, tmp_path: Path
     ) -> None:
-        """Though the run validates on another text, which --text names for --part valid alone."""
+        """The run validates on another text, but --text names that one only with --part valid."""
         text, moved, run = tmp_path / "text", tmp_path / "moved", tmp_path / "run"
         text.write_text(prose.read_text())
         cli("train", text, "--valid", prose, "--test-share", 0.1, "--run", run, *QUICK)
@@ -1752,7 +1752,7 @@ class TestEvaluate:
     def test_a_file_is_written_though_the_reader_of_the_text_leaves(
         self, trained: Path, tmp_path: Path, option: str
     ) -> None:
-        """As who quits a pager does; without a file that ends the command."""
+        """As when a user quits a pager; without a file to write, that ends the command."""
         file = tmp_path / "of-scores.html"
         code, _ = run_unread("evaluate", trained, "--part", "valid", "--show", option, file)
         assert (code, file.exists()) == (0, True)
@@ -1863,7 +1863,7 @@ class TestEvaluate:
     def test_what_the_run_read_is_not_written_over(
         self, cli: Cli, tmp_path: Path, target: str
     ) -> None:
-        """Though it is not what is scored."""
+        """Even though another text is scored."""
         learnt, held, text = (tmp_path / name for name in ("learnt", "held", "text"))
         for number, path in enumerate((learnt, held, text)):
             path.write_text(make_prose(300 + number))
@@ -1982,7 +1982,7 @@ class TestEvaluate:
 
 
 def test_where_the_locale_is_ascii(cli: Cli, tmp_path: Path) -> None:
-    """Texts are utf-8 and paths bytes all the same, typed, piped and in files."""
+    """Texts are still utf-8 and paths still bytes, whether typed, piped or in files."""
     name, text = "flüsse.txt".encode(), "Ein Fluß fließt — kalt.\n" * 60
     (tmp_path / os.fsdecode(name)).write_bytes(text.encode())
     ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
@@ -2011,7 +2011,7 @@ def test_where_the_locale_is_ascii(cli: Cli, tmp_path: Path) -> None:
 
 
 def waiting_in(pipe: int) -> int:
-    """Return the bytes in a pipe that nobody has read yet."""
+    """Return the number of unread bytes in a pipe."""
     (held,) = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
     return int(held)
 
@@ -2050,14 +2050,14 @@ class TestPipes:
         self, prose: Path, tmp_path: Path, talk: list[str]
     ) -> None:
         run = tmp_path / "run"
-        # Validations make lines; without them the next one comes after ten seconds.
+        # Each validation prints a line; without one, the next line comes after ten seconds.
         often = ("--validate-every", 20)
         arguments = ("train", "-", "--minutes", 5, *often, *QUICK[2:], "--run", run, *talk)
         with subprocess.Popen(
             command(*arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # Without --json the lines are on stderr, and it is their reader who leaves.
+            # Without --json the lines are on stderr, and its reader leaves.
             stderr=subprocess.PIPE if talk else subprocess.STDOUT,
             env=ENVIRONMENT,
         ) as process:
@@ -2069,7 +2069,7 @@ class TestPipes:
             assert first.startswith(b'{"event": "started"' if talk else b"text ")
             read_until(process, process.stdout, b"step ", b'{"event": "logged"')
             process.stdout.close()
-            assert process.wait(timeout=PATIENCE) == 128 + signal.SIGPIPE, "it is not finished"
+            assert process.wait(timeout=PATIENCE) == 128 + signal.SIGPIPE, "the run is not finished"
             if process.stderr:
                 go_on = f"charrnn train TEXT --run {shlex.quote(str(run))} --resume"
                 said = f"nobody reads the output any more; go on with: {go_on}\n"
@@ -2080,7 +2080,7 @@ class TestPipes:
         ("words", "code"),
         [
             (("inspect", "trained", "--part", "train", "--only", "step"), 0),
-            # Notes come before its first run, which is what somebody watches.
+            # Its notes may go unread, but its first run stops if nobody watches.
             (("compare", "prose", "--minutes", 5, "--hidden", 5, "--cell", "rnn"), 141),
         ],
     )
@@ -2125,7 +2125,7 @@ class TestPipes:
 
     @pytest.mark.skipif(not hasattr(fcntl, "F_GETPIPE_SZ"), reason="no pipe tells its size")
     def test_a_reader_that_does_not_read_holds_up_no_end(self, trained: Path) -> None:
-        """As less does not: what was not read yet is lost, and nothing is said of it."""
+        """As less may not: unread output is lost without a word."""
         with subprocess.Popen(
             command("sample", trained, "--length", 0), stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, pipesize=4096, env=ENVIRONMENT,
@@ -2137,7 +2137,7 @@ class TestPipes:
             while waiting_in(pipe) < fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ):
                 assert time.monotonic() < end, "waited in vain for a pipe that takes no more"
                 time.sleep(0.02)
-            time.sleep(0.2)  # until it waits for the pipe
+            time.sleep(0.2)  # until it is blocked by the pipe
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=PATIENCE) == 130
             assert process.stderr.read() == b""
@@ -2150,7 +2150,7 @@ class TestPipes:
         with Path("/dev/full").open("w") as full:
             for arguments, code, out in (
                 (("train", prose, "--run", run, *QUICK), 0, f"{run}\n"),
-                (("train", prose, "--run", run, *QUICK), 1, ""),  # it holds a run
+                (("train", prose, "--run", run, *QUICK), 1, ""),  # the folder holds a run already
                 (("train", "--steps", "many"), 2, ""),
             ):
                 done = subprocess.run(
@@ -2161,7 +2161,7 @@ class TestPipes:
 
     @needs_full
     def test_what_a_disk_takes_is_written_as_it_was(self, tmp_path: Path) -> None:
-        """Also after a while in which it was full."""
+        """Also after the disk was full for a while."""
         with (tmp_path / "log").open("w", encoding="ascii", errors="backslashreplace") as log:
             stream = lossy(log)
             print("a line, \N{SNOWMAN}", file=stream)

@@ -36,7 +36,7 @@ LISTED = (
     if shutil.which("git")
     else []
 )
-#: Every page; outside a checkout, those of the usual places.
+#: Every page; outside a git checkout, those in the usual places.
 PAGES = [ROOT / name for name in LISTED] or [*ROOT.glob("*.md"), *ROOT.glob("*/*.md")]
 
 PARAMETERS: dict[str, list[Any]] = {
@@ -92,7 +92,7 @@ def test_the_table_of_promises_has_those_that_are_measured() -> None:
 
 
 def fields_in(kind: Any) -> set[str]:
-    """Return the names of a dataclass's fields, and of the fields of what is in them."""
+    """Return the names of a dataclass's fields, and of the fields of dataclasses in them."""
     hints = get_type_hints(kind) if is_dataclass(kind) else {}
     inner = [*hints.values(), *get_args(kind)]
     return set(hints).union(*map(fields_in, inner))
@@ -105,7 +105,7 @@ def test_every_field_of_the_json_is_named(kind: type) -> None:
 
 
 def test_the_table_of_inspect_s_json_is_what_it_has() -> None:
-    """Besides what its introduction names, as ``to_dict`` puts it first."""
+    """Except for ``characters``, which the introduction names, as ``to_dict`` puts it first."""
     measured = {field.name for field in fields(Inspection)} - {"characters"}
     assert measured == documented_fields("`inspect` with a text: one object")
 
@@ -121,14 +121,14 @@ def test_commands_shown_have_the_options_they_show(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_command_to_copy_has_a_comment_behind_it(page: Path) -> None:
-    """zsh, which macOS has, takes what is typed after a # for more words of the command."""
+    """In zsh, the shell of macOS, a typed # starts no comment: the rest are arguments."""
     for block in re.findall(r"^ *```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.M | re.S):
         for line in block.splitlines():
             assert "#" not in line.split()[1:], line
 
 
 def anchors(page: Path) -> set[str]:
-    """Return what GitHub calls a page's headings in addresses."""
+    """Return the anchors that GitHub gives to a page's headings."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     headings = re.findall(r"^#+ (.*)$", text, re.M)
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
@@ -147,7 +147,7 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_nobody_is_sent_to_the_package_of_somebody_else(page: Path) -> None:
-    """PyPI's ``charrnn`` is not this one."""
+    """The ``charrnn`` on PyPI is a different package."""
     for line in page.read_text(encoding="utf-8").splitlines():
         found = re.search(r"pip install ([^`]*)", line)
         if found:
@@ -261,7 +261,7 @@ def test_every_variable_that_is_asked_for_is_documented() -> None:
     asked = set(re.findall(r'"([A-Z][A-Z_]+)"', "\n".join(lines)))
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     table = page.partition("\n## Environment\n")[2].partition("\n## ")[0]
-    of_others = {"JPY_PARENT_PID", "MPLBACKEND", "LC_ALL"}  # a notebook's, and a compiler's
+    of_others = {"JPY_PARENT_PID", "MPLBACKEND", "LC_ALL"}  # for notebooks, and for the compiler
     assert "CC" in asked
     assert asked - of_others <= set(re.findall(r"[A-Z][A-Z_]+", table))
 

@@ -1,4 +1,4 @@
-"""A session of all tests fails where it has measured some promise nowhere."""
+"""A session of all tests fails if none of them measured some promise."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_kept(number, request):
 
 
 def session(folder: Path, numbers: list[str], *options: str) -> tuple[int, str]:
-    """Run a project's tests that measure some promises; return the exit code and what it prints."""
+    """Run a project whose tests measure these promises; return the exit code and the output."""
     (folder / "checks").mkdir(exist_ok=True)
     (folder / "checks" / "test_all.py").write_text(TESTS.format(numbers=numbers))
     (folder / "pytest.ini").write_text("[pytest]\ntestpaths = checks\n")

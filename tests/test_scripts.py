@@ -45,7 +45,7 @@ def test_the_demo_samples_the_run_that_it_trains(tmp_path: Path) -> None:
     assert told[:5] == ["train", "--minutes", "1", "sample", "a run"]
 
 
-#: Stands for Python: makes environments of itself, and notes what pip is asked for.
+#: A fake Python: it makes environments with a copy of itself, and records pip's commands.
 PYTHON = """#!/bin/sh
 case "$*" in
 *print*) cat "$HERE/version" ;;
@@ -61,7 +61,7 @@ esac
 
 
 class TestVenv:
-    """``scripts/venv`` with a Python that does nothing."""
+    """``scripts/venv`` with a fake Python."""
 
     here: Path
     project: Path
@@ -84,7 +84,7 @@ class TestVenv:
             (self.here / name).write_text(text)
 
     def run(self, extras: str = "dev") -> int:
-        """Run it, and return the exit code; ``installs`` counts what it asked of pip."""
+        """Run the script and return its exit code; ``installs`` returns what it asked of pip."""
         path = f"{self.here / 'bin'}{os.pathsep}{os.environ['PATH']}"
         return subprocess.run(
             [self.project / "scripts" / "venv", extras],
@@ -106,13 +106,13 @@ class TestVenv:
         assert (self.run(""), self.installs()[2][-12:]) == (0, "--editable .")
 
     def test_finds_a_newer_python_than_the_system_s(self) -> None:
-        """By its own name; those of which nobody has heard yet, too."""
+        """By its versioned name, also that of a version yet to come."""
         (self.here / "bin" / "python3").rename(self.here / "bin" / "python3.29")
         (self.here / "bin" / "python3").symlink_to(shutil.which("false") or "")
         assert (self.run(), len(self.installs())) == (0, 1)
 
     def test_tells_that_python_has_become_another(self) -> None:
-        """Its packages are elsewhere, and pip with them."""
+        """The new version looks for packages, and so for pip, elsewhere."""
         assert self.run() == 0
         self.say(version="3.13")
         assert (self.run(), len(self.installs())) == (1, 1)
@@ -120,7 +120,7 @@ class TestVenv:
         assert (self.run(), len(self.installs())) == (0, 2)
 
     def test_leaves_nothing_half_made(self) -> None:
-        """Debian's Python fails so without python3-venv, when bin/python is there already."""
+        """Without python3-venv, Debian's Python fails like this after it has made bin/python."""
         self.say(fails="1")
         assert self.run() == 1
         assert not (self.project / ".venv").exists()

@@ -1,4 +1,4 @@
-"""What ``inspect`` says of a run without a text: from its checkpoint alone."""
+"""``inspect`` without a text: what it says of a run, from its checkpoint alone."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run(trained: Path, tmp_path: Path) -> Run:
 
 
 def unfinished(**changes: Any) -> dict[str, Any]:
-    """Return what a run of 150 steps would have in its description, were it one of 200."""
+    """Return changes that make the run of 150 steps an unfinished run of 200."""
     return {"training": {"steps": 200}, "progress": {"planned_steps": 200}, **changes}
 
 
@@ -82,7 +82,7 @@ def test_says_what_train_said(cli: Cli, prose: Path, tmp_path: Path) -> None:
     assert found[5] == f"made    with {machine}, on {meta['processor']}"
     assert found[6] == f"file    {run / LAST}"
     done = next(number for number, line in enumerate(said) if line.startswith("done after "))
-    # Not the seconds: those of the last save are in no checkpoint.
+    # Not the seconds: the time of the last save is in no checkpoint.
     steps_and_characters = said[done].rpartition(", ")[0]
     assert re.fullmatch(rf"{steps_and_characters}, \d+ s \(0\.05 epochs\)", found[7])
     best, _, marks = said[done + 1].partition("; ")
@@ -207,7 +207,7 @@ def test_weights_alone(cli: Cli, run: Run, trained: Path, tmp_path: Path) -> Non
 
 
 def test_earlier_checkpoints(cli: Cli, run: Run) -> None:
-    """The newest that is there says how far the run is, as it goes on from that."""
+    """The newest one left says how far the run is, as resuming starts from it."""
     names = [LAST, "step-00000140.safetensors", "step-00000130.safetensors"]
     last, *earlier = (
         run(f"run/{name}", **unfinished(step=step, progress={"step": step, "planned_steps": 200}))
@@ -224,10 +224,10 @@ def test_earlier_checkpoints(cli: Cli, run: Run) -> None:
 
 
 def test_made_elsewhere_of_a_text_that_is_gone(cli: Cli, run: Run) -> None:
-    """It is not read; and the file's name is not one that a run goes on from."""
+    """The text is not read; and a run cannot be resumed from a file of this name."""
     path = run("theirs.safetensors", **unfinished(text={"texts": ["/gone/poems.txt", "/gone/b"]}))
     checkpoint = load(path)
-    del checkpoint.meta["processor"]  # as in older ones
+    del checkpoint.meta["processor"]  # as in older checkpoints
     save(path, replace(checkpoint, versions={"charrnn": "0.0.9\x1b[2J", "torch": "2.1"}))
     found = lines(cli("inspect", path))
     assert found[0].startswith("text    /gone/poems.txt and 1 name more: 5,406 characters to train")
@@ -247,7 +247,7 @@ def test_a_run_of_a_comparison_goes_on_with_it(cli: Cli, run: Run, prose: Path) 
     last = lines(cli("inspect", path))[-1]
     assert last == f"go on with: charrnn compare --run {plan.parent} --resume"
     plan.write_text("[]")
-    assert "charrnn train --run" in lines(cli("inspect", path))[-1], "which tells what is amiss"
+    assert "charrnn train --run" in lines(cli("inspect", path))[-1], "which tells what is wrong"
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_a_file_that_is_no_good_is_refused_as_elsewhere(
         path = run(vocabulary={"characters": "ab"})
     content = path.read_bytes()
     other = {"empty": b"", "text": prose.read_bytes(), "cut": content[:-9]}
-    # The last byte is a tensor's, of which nothing is shown.
+    # The last byte belongs to a tensor, none of which is shown.
     other["flipped"] = content[:-1] + bytes([content[-1] ^ 1])
     path.write_bytes(other.get(flaw, content))
     if flaw in ("missing", "folder"):
@@ -275,11 +275,11 @@ def test_a_file_that_is_no_good_is_refused_as_elsewhere(
 
 @pytest.mark.slow
 def test_anything_in_a_description(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each leaf of the description becomes something odd: it is refused in a line, or shown."""
+    """Each leaf of the description is replaced by odd values: it is refused in a line, or shown."""
     monkeypatch.setattr("os.fsync", lambda _fd: None)
     path = tmp_path / LAST
     whole = load(Path(__file__).parent / "data" / "format-1-lstm.safetensors")
-    whole.meta["processor"] = "any"  # which is younger
+    whole.meta["processor"] = "any"  # a field newer than this file
     for leaf in leaves(whole.meta):
         for odd in ODD:
             save(path, replace(whole, meta=changed(whole.meta, leaf, odd)))
@@ -298,7 +298,7 @@ def test_a_text_too_short_for_its_lanes(cli: Cli, run: Run) -> None:
     assert cli("inspect", path) == Result(1, "", f"charrnn: {path}: {said}\n")
 
 
-#: A value of each option that does nothing without a text.
+#: The options that do nothing without a text, each with a value.
 MEASURING = {
     "--encoding": "utf-8", "--characters": 20_000, "--only": "memory", "--unit": 1,
     "--spectral-radius": 1, "--bptt": 9, "--loss-last": 3, "--seed": 1, "--report": "x.html",
