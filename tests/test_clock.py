@@ -15,7 +15,7 @@ from tests.conftest import ENVIRONMENT
 
 
 class Wall:
-    """The wall clock, which moves when it is told to."""
+    """A wall clock that moves only when it is told to."""
 
     def __init__(self) -> None:
         self.time = 100.0
@@ -51,11 +51,11 @@ def test_is_looked_at_as_long_as_it_is_entered(wall: Wall, monkeypatch: pytest.M
     monkeypatch.setattr(clock, "BEAT", 0.001)
     with Clock() as ours:
         started = ours.now()
-        for _ in range(5):  # an update of twenty seconds, which does not look itself
+        for _ in range(5):  # a twenty-second update, which does not read the clock
             wall.time += 4
             while wall.looked.acquire(blocking=False):
                 pass
-            for _ in range(2):  # by the second it has made use of the first
+            for _ in range(2):  # by the second reading it has used the first
                 assert wall.looked.acquire(timeout=60)
         assert ours.now() - started == pytest.approx(20)
         assert ours.stopped == 0
@@ -63,7 +63,7 @@ def test_is_looked_at_as_long_as_it_is_entered(wall: Wall, monkeypatch: pytest.M
 
 
 def test_a_process_that_is_stopped() -> None:
-    """By a signal that it cannot handle."""
+    """By SIGSTOP, which it cannot handle."""
     program = (
         "from charrnn import clock\n"
         "clock.LEAST = 1.0\n"

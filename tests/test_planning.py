@@ -1,6 +1,6 @@
-"""Plans of a run that computes nothing, by a clock that moves by what a thing takes.
+"""Planning of runs that compute nothing, with a simulated clock.
 
-The loop is the real one: what is planned depends on when it asks.
+The training loop is the real one, because a plan depends on when the loop asks for it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from charrnn.run import Progress, Run, SavedState
 from charrnn.training import train
 
 HELD_OUT = 600
-#: Predictions of an update: the last 17 of 19 in 3 lanes.
+#: Predictions in an update: the last 17 of 19 in each of 3 lanes.
 AN_UPDATE = 51
 
 
 @dataclass
 class World:
-    """What things take, in seconds; time passes when they are done."""
+    """How many seconds things take; doing them makes the simulated time pass."""
 
     update: float = 0.5
     validation: float = 0.1
@@ -42,21 +42,21 @@ class World:
     """After each validation."""
     save: float = 0.0
     first: float = 0.0
-    """What the first update takes besides."""
+    """Extra time of the first update."""
     changes: list[tuple[float, float]] = field(default_factory=list)
-    """From when on things take how many times as long."""
+    """(start, factor): from then on everything takes ``factor`` times as long."""
     stalls: list[tuple[float, float]] = field(default_factory=list)
-    """When nothing gets done, as on a disk that hangs, and for how long."""
+    """(start, seconds) when nothing gets done, as when a disk hangs."""
     pauses: list[tuple[float, float]] = field(default_factory=list)
-    """When the process is stopped, and for how long."""
+    """(start, seconds) when the process is stopped."""
     now: float = 0.0
     stopped: float = 0.0
     """Seconds of all pauses so far."""
     begun: list[tuple[str, float]] = field(default_factory=list)
-    """Updates and validations, and when each began."""
+    """Each update and validation, and when it began."""
 
     def clock(self) -> Any:
-        """Return what a run has of it."""
+        """Return the clock that the training loop sees."""
         return nullcontext(RunningClock(self))
 
     def spend(self, seconds: float) -> None:
@@ -72,7 +72,7 @@ class World:
 
 @dataclass
 class RunningClock:
-    """As ``clock.Clock`` is, which is made for a sitting: pauses before it are not its own."""
+    """Like ``clock.Clock``, which is made for one sitting and does not count earlier pauses."""
 
     world: World
 
@@ -152,11 +152,11 @@ def stub_run(
 
 @dataclass
 class Told:
-    """What a run that is over did, all sittings together."""
+    """A finished run, and what it did in all its sittings."""
 
     run: Run
     events: list[tuple[float, Event]]
-    """With the run's seconds."""
+    """Each with the run's seconds when it came."""
 
     @property
     def seconds(self) -> float:
@@ -171,7 +171,7 @@ Simulate = Callable[..., Told]
 
 @pytest.fixture
 def simulate(monkeypatch: pytest.MonkeyPatch) -> Simulate:
-    """Train a stub run of ``seconds`` to its end, stopped and gone on with at ``stops``."""
+    """Train a stub run of ``seconds`` to its end, stopping and resuming it at ``stops``."""
 
     def begin(
         world: World,
@@ -236,13 +236,13 @@ def test_minutes_are_kept(simulate: Simulate, held_out: int, device: str) -> Non
     assert planned.validate_characters == progress.validate_characters == (held_out or None)
     assert 0.95 * 60 < told.seconds < 60
     assert progress.planned_at_step is not None
-    assert device == "cpu" or progress.planned_at_step % 10 == 0, "others are not waited for"
+    assert device == "cpu" or progress.planned_at_step % 10 == 0, "it waits every ten updates"
     if held_out:
         assert progress.validated_step == progress.step
 
 
 def test_weights_from_elsewhere_are_scored_as_those_that_follow(simulate: Simulate) -> None:
-    """On as many characters as the minutes allow at the speed that is expected; the same later."""
+    """On as many characters as the minutes allow at the expected speed, then and later."""
     told = simulate(World(update=0.1), 6, held_out=900_000, init_from="a model")
     first, *others = told.only(Validated)
     assert first.row["step"] == 0
@@ -267,7 +267,7 @@ def planner_at_the_start(
 
 
 def validated(minutes: float, **options: Any) -> int:
-    """Return the characters that a validation is to score before the speed is known."""
+    """Return how many characters a validation is to score before the speed is known."""
     planner = planner_at_the_start(minutes, **options)
     planner.size_validations()
     characters = planner.run.progress.validate_characters
@@ -284,7 +284,7 @@ def test_fewer_characters_are_scored_on_a_gpu_that_trains_in_float32() -> None:
 
 
 def test_what_a_kept_best_was_scored_on_stays() -> None:
-    """The checkpoint there is of a validation that came after the one gone on from."""
+    """The best checkpoint may be from a validation after the checkpoint resumed from."""
     planner = planner_at_the_start(1)
     planner.run.progress.validate_characters = 12_345
     planner.size_validations()
@@ -300,16 +300,16 @@ def test_any_minutes_can_be_planned() -> None:
 
 
 def test_a_warm_up_is_of_the_updates_that_are_planned(simulate: Simulate) -> None:
-    """Else a run that is slower than was expected would end before it has warmed up."""
+    """Otherwise a run slower than expected would end before it has warmed up."""
     told = simulate(World(update=4.0))
     (planned,) = told.only(Planned)
     assert planned.total_steps == 14
-    assert told.run.config.warmup_steps == 4, "it was 5; 4 updates told the speed"
-    assert simulate(World(update=0.2)).run.config.warmup_steps == 5, "it was over"
+    assert told.run.config.warmup_steps == 4, "it was 5; the plan came after 4 updates"
+    assert simulate(World(update=0.2)).run.config.warmup_steps == 5, "the warm-up was over"
 
 
 def test_updates_that_take_no_time_by_the_clock_are_planned(simulate: Simulate) -> None:
-    """As where it stands still, or all of the time went into a validation."""
+    """As when the clock stands still, or all of the time went into a validation."""
     run = simulate(World()).run
     planner = Planner(run)
     planner._speed_from = (run.progress.step - 1, run.progress.training_seconds)
@@ -339,7 +339,7 @@ def test_minutes_are_kept_when_the_speed_changes(simulate: Simulate, times: floa
 def test_minutes_are_kept_when_validations_are_dear(
     simulate: Simulate, budget: float, cost: float, number: int, sampling: float
 ) -> None:
-    """A stretch of updates with a validation and its sample in it is no slower than one without."""
+    """Validations and their samples do not count towards the time of updates."""
     world = World(update=0.06, validation=(1 - sampling) * cost, sample=sampling * cost)
     told = simulate(world, budget)
     assert len(told.only(Planned)) == 1
@@ -347,20 +347,20 @@ def test_minutes_are_kept_when_validations_are_dear(
     assert len(told.only(Validated)) == told.run.progress.validations == number
     assert told.run.progress.validation_seconds == pytest.approx(cost * number)
     speeds = [event.row["chars_per_second"] for event in told.only(Logged)]
-    assert min(speeds) > 0.5 * max(speeds), "the speed shown is that of updates"
+    assert min(speeds) > 0.5 * max(speeds), "the speed shown is that of updates alone"
 
 
 def test_validations_that_are_dear_and_many_leave_time_for_updates(simulate: Simulate) -> None:
-    """--validate-every 1: an update and its validation are 3.2 seconds, 18 times 60."""
+    """With --validate-every 1, an update and its validation take 3.2 seconds: 60 allow 18."""
     told = simulate(World(update=0.2, validation=3.0), validate_every=1)
     assert told.run.progress.step == told.run.progress.validations == 18
     at, *_ = [seconds for seconds, event in told.events if isinstance(event, Planned)]
-    assert at < 0.3 * 60, "not when a fifth of the minutes went into updates"
+    assert at < 0.3 * 60, "a fifth of all time, not of time for updates"
 
 
 @pytest.mark.parametrize("stall", [(9.0, 40), (13.0, 40), (20.0, 25), (58.8, 7)])
 def test_a_stall_is_no_change_of_speed(simulate: Simulate, stall: tuple[float, float]) -> None:
-    """Before or after the first plan: what time is left is used."""
+    """Whether before or after the first plan: the time that is left is used."""
     told = simulate(World(update=0.1, stalls=[stall]))
     assert 0.9 * 60 < told.seconds < 1.1 * 60
     assert told.run.progress.validated_step == told.run.progress.step
@@ -368,7 +368,7 @@ def test_a_stall_is_no_change_of_speed(simulate: Simulate, stall: tuple[float, f
 
 @pytest.mark.parametrize("pause", [(3.0, 80), (9.0, 80), (12.8, 80), (20.0, 25), (55.0, 7)])
 def test_a_pause_takes_no_time(simulate: Simulate, pause: tuple[float, float]) -> None:
-    """Ctrl-Z at the start, while the speed is measured, in a validation, later: as without."""
+    """Ctrl-Z at the start, in the speed measurement, in a validation or later changes nothing."""
     world = World(update=0.1, validation=1.0, save=0.2)
     without = simulate(replace(world))
     told = simulate(replace(world, pauses=[pause]))
@@ -396,7 +396,7 @@ def test_a_pause_takes_no_time(simulate: Simulate, pause: tuple[float, float]) -
     ],
 )
 def test_a_run_that_is_late_ends(simulate: Simulate, world: World) -> None:
-    """What is begun when the time is over: an update, to know the speed, and a validation."""
+    """Once the time is over, at most one update, to know the speed, and one validation begin."""
     told = simulate(world)
     late = [what for what, begun in world.begun if begun > 1.1 * 60]
     assert late in ([], ["update"], ["validation"], ["update", "validation"])
@@ -405,20 +405,20 @@ def test_a_run_that_is_late_ends(simulate: Simulate, world: World) -> None:
 
 
 def test_slow_updates_are_watched_one_by_one(simulate: Simulate) -> None:
-    """Ten of them, the rows of the log, are half of the budget."""
+    """Ten of them, a row of the log, take half of the budget."""
     told = simulate(World(update=3.0, changes=[(31, 3.0)]))
     assert told.seconds < 1.1 * 60
     assert told.only(Planned)[-1].again
 
 
 def test_lateness_is_seen_where_updates_take_little_of_the_time(simulate: Simulate) -> None:
-    """Validations take it: updates are no tenth of the minutes since the plan, and none is off."""
+    """Updates take under a tenth of the minutes: too short a stretch to show that they are slow."""
     world = World(update=0.16, validation=1.4, first=3, changes=[(16, 0.5), (45, 4.0)])
     assert simulate(world, validate_every=1).seconds < 1.2 * 60
 
 
 def test_no_update_more_is_done_where_none_fits(simulate: Simulate) -> None:
-    """The last validation takes more than is left: the plan's last update stays the last."""
+    """The last validation takes more than is left, so the plan's last update stays the last."""
     world = World(update=2.5, validation=33)
     told = simulate(world, held_out=15_000, validate_every=3)
     assert len(told.only(Planned)) == 1
@@ -426,13 +426,13 @@ def test_no_update_more_is_done_where_none_fits(simulate: Simulate) -> None:
 
 
 def test_time_that_a_validation_left_is_used(simulate: Simulate) -> None:
-    """After the last update and its validation none is ahead that would take it."""
+    """Once the last planned validation is over, the time left goes into updates."""
     told = simulate(World(update=0.7, validation=1.59, save=1.3, first=7.4), validate_every=10)
     assert told.seconds > 60
 
 
 def test_a_run_out_of_patience_is_not_planned_again(simulate: Simulate) -> None:
-    """Though a stall within the last validation left no time for the plan."""
+    """Not even if a stall within the last validation left no time for the plan."""
     losses = iter([2.0, 3.0])
     told = simulate(
         World(update=0.1, validation=1.0, stalls=[(21.5, 30)]),
@@ -445,13 +445,13 @@ def test_a_run_out_of_patience_is_not_planned_again(simulate: Simulate) -> None:
 
 
 def test_an_update_more_shows_that_a_stall_was_no_slowness(simulate: Simulate) -> None:
-    """In the first update after the plan: by that one, none would fit."""
+    """The stall is in the first update after the plan: judged by that one, none would fit."""
     told = simulate(World(update=1.7, stalls=[(15, 32)]))
     assert 0.95 * 60 < told.seconds < 1.05 * 60
 
 
 def test_a_last_validation_that_takes_less_leaves_time(simulate: Simulate) -> None:
-    """A stall within the first one: what the others take was thought to be as much."""
+    """After a stall within the first one, the others are expected to take as long."""
     told = simulate(World(update=0.1, validation=1.0, stalls=[(12.8, 20)]))
     assert 0.9 * 60 < told.seconds < 1.1 * 60
 
@@ -469,7 +469,7 @@ def test_a_last_validation_that_takes_less_leaves_time(simulate: Simulate) -> No
 def test_the_time_that_is_left_is_that_of_the_plan(
     simulate: Simulate, changes: list[tuple[float, float]]
 ) -> None:
-    """Not at the speed of the first updates after it, which may be any."""
+    """It does not go by the speed of the first updates after it, which may be untypical."""
     told = simulate(World(update=0.1, validation=1.0, changes=changes))
     known = max(seconds for seconds, event in told.events if isinstance(event, Planned))
     left = [
@@ -484,7 +484,7 @@ def test_the_time_that_is_left_is_that_of_the_plan(
 
 
 def test_the_time_that_is_left_counts_validations_before_the_first(simulate: Simulate) -> None:
-    """Until then each is expected to read twice as fast as training."""
+    """Until then each is expected to read twice as fast as training does."""
     told = simulate(World(update=0.5, validation=0.5 * HELD_OUT / AN_UPDATE / 2), None, steps=90)
     for seconds, event in told.events:
         if isinstance(event, Logged):
@@ -492,13 +492,13 @@ def test_the_time_that_is_left_counts_validations_before_the_first(simulate: Sim
 
 
 def test_no_time_is_left_where_none_is_needed(simulate: Simulate) -> None:
-    """Not less than none when the minutes are over, or the budget was cut to less than is done."""
+    """Never negative, when the minutes are over or the budget was cut to less than is done."""
     for world in World(stalls=[(4.3, 80)]), World(changes=[(20, 100)]):
         assert min(event.eta for event in simulate(world).only(Logged)) == 0
     impatient = simulate(World(), None, steps=90, patience=1).run
     assert impatient.progress.step < 90
     assert Planner(impatient).seconds_left() == 0
-    # Its patience ended before a validation that is still due, at the step it was planned at.
+    # A validation is still due when patience has ended, at the very step of the plan.
     impatient.progress.planned_at_step = impatient.progress.step
     impatient.progress.planned_at_seconds = impatient.progress.training_seconds
     impatient.progress.validated_step = impatient.progress.step - 1
@@ -519,7 +519,7 @@ def test_few_minutes_are_not_spent_on_validation(
 
 
 def test_all_validations_score_the_same_characters(simulate: Simulate) -> None:
-    """Losses on other characters are other losses: the best would be the best of nothing."""
+    """Losses on different characters cannot be compared, so there would be no best."""
     world = World(update=0.1, changes=[(14, 0.1)])
     told = simulate(world, held_out=20_000)
     assert len(told.only(Planned)) > 1
@@ -527,21 +527,21 @@ def test_all_validations_score_the_same_characters(simulate: Simulate) -> None:
     scored = {event.scores.characters for event in told.only(Validated)}
     assert scored == {planning.LEAST_TIMED}
     kinds = [type(event) for _, event in told.events]
-    assert kinds[: kinds.index(Planned)].count(Validated) == 1, "to know what one costs"
+    assert kinds[: kinds.index(Planned)].count(Validated) == 1, "it shows what one costs"
 
 
 @pytest.mark.parametrize("stops", [[], [1.0, 9.0], [4.0]])
 def test_validations_at_steps_that_are_given_do_not_wait_for_the_plan(
     simulate: Simulate, stops: list[float]
 ) -> None:
-    """Though only by then the speed is known, and with it what the minutes allow; stopped, too."""
+    """Even though the speed, and so what the minutes allow, is known only then; also if stopped."""
     told = simulate(World(update=0.1), 60, held_out=900_000, validate_every=30, stops=stops)
     validated = told.only(Validated)
     steps = [event.row["step"] for event in validated]
     assert steps[:-1] == [*range(30, steps[-2] + 1, 30)]
     kinds = [type(event) for _, event in told.events]
     assert kinds[: kinds.index(Planned)].count(Validated) >= 3
-    # At the speed that is expected.
+    # As many as the expected speed allows.
     assert {event.scores.characters for event in validated} == {recipe.LEAST_SCORED}
     assert 0.95 * 60 < told.seconds < 1.05 * 60
 
@@ -554,7 +554,7 @@ def test_where_the_plan_comes_first_they_are_sized_by_it(simulate: Simulate) -> 
 
 
 def test_they_are_sized_when_a_run_goes_on_with_other_minutes(simulate: Simulate) -> None:
-    """Stopped before the first: how many characters that would have scored is forgotten."""
+    """Stopped before its first, a run forgets how many characters that would have scored."""
     world = World(update=0.1)
     config = replace(simulate(world).run.config, minutes=2.0, validate_every=30)
     early = stub_run(world, config, Progress(step=20, seconds=2.0), 900_000, "cpu")
@@ -579,7 +579,7 @@ def test_so_they_do_where_the_minutes_are_fewer_when_it_goes_on(
 
 
 def test_a_run_that_goes_on_keeps_its_plan(simulate: Simulate) -> None:
-    """Also when it was stopped in a validation, a part of which was in vain."""
+    """Also when it was stopped in a validation, whose time was lost."""
     world = World(update=0.2, validation=3.0)
     whole = simulate(replace(world, begun=[]))
     ends = [seconds for seconds, event in whole.events if isinstance(event, Validated)]
@@ -590,7 +590,7 @@ def test_a_run_that_goes_on_keeps_its_plan(simulate: Simulate) -> None:
     assert told.run.progress.step == whole.run.progress.step
     in_vain = told.run.progress.validation_seconds - whole.run.progress.validation_seconds
     assert in_vain == pytest.approx(2.25)
-    # What one takes is known by those that were made: the next are planned for by it.
+    # Only completed validations count in the time of one, which the plan goes by.
     assert told.run.progress.seconds_a_validation == pytest.approx(3.0)
     assert whole.run.progress.seconds_a_validation == pytest.approx(3.0)
 
@@ -610,7 +610,7 @@ def test_a_run_that_was_stopped_before_its_plan_is_planned_when_it_goes_on(
 def test_the_speed_is_measured_for_a_fifth_of_the_time_that_is_left(
     simulate: Simulate, stops: list[float], at: float
 ) -> None:
-    """In a new run, in one that was stopped before its plan, and in one that is given more."""
+    """In a new run, in one that was stopped before its plan, and in one given more minutes."""
     told = simulate(World(update=0.1), stops=stops)
     (planned,) = [seconds for seconds, event in told.events if isinstance(event, Planned)]
     assert planned == pytest.approx(at, abs=0.5)
@@ -624,12 +624,12 @@ def test_the_speed_is_measured_for_a_fifth_of_the_time_that_is_left(
 
 
 def test_the_rate_of_a_run_that_is_given_more_minutes_is_that_of_all(simulate: Simulate) -> None:
-    """From the first update on, when its speed is not known yet."""
+    """From the first update on, before its speed is known."""
     run = simulate(World(update=0.1)).run
     run.config, before = replace(run.config, minutes=1.2), run.progress.seconds
     run.progress.planned_steps = run.progress.planned_at_step = None
     rows = [event.row for event in train(run) if isinstance(event, Logged)]
-    assert 11 < 72 - before < 14, "it is a sixth of the whole"
+    assert 11 < 72 - before < 14, "what is left is a sixth of the whole"
     expected = Schedule(0, 7200).factor(round(100 * rows[0]["seconds"]))
     rates = [row["learning_rate"] / run.config.lr for row in rows]
     assert rates[0] == pytest.approx(expected, abs=0.01)
@@ -638,7 +638,7 @@ def test_the_rate_of_a_run_that_is_given_more_minutes_is_that_of_all(simulate: S
 
 
 def test_the_rate_falls_in_a_run_of_many_sittings(simulate: Simulate) -> None:
-    """Each too short for a plan: the speed is measured for a fifth of the time that is left."""
+    """Each is too short for a plan: the speed is measured for a fifth of the time left."""
     told = simulate(World(update=0.1), stops=range(6, 36, 6))
     at, *_ = [seconds for seconds, event in told.events if isinstance(event, Planned)]
     assert at > 35
@@ -674,7 +674,7 @@ def test_the_clock_tells_how_many_updates_there_will_be(
 
 
 def test_a_row_of_a_sitting_before_has_the_rate_of_then(simulate: Simulate) -> None:
-    """Whatever the budget and the rate that the run is given now."""
+    """Whatever budget and rate the run has now."""
     run = simulate(World(update=0.1)).run
     run.progress = Progress(
         step=303, seconds=30.3, learning_rate=0.0625, row_updates=3, row_characters=9
@@ -686,7 +686,7 @@ def test_a_row_of_a_sitting_before_has_the_rate_of_then(simulate: Simulate) -> N
 
 
 def test_a_run_that_is_finished_is_not_planned_again(simulate: Simulate) -> None:
-    """Also where more time is left than a run leaves now, as earlier versions did."""
+    """Not even by an earlier version, which left more time unused."""
     run = simulate(World()).run
     before = run.progress.step
     run.progress.seconds -= 20
@@ -736,17 +736,17 @@ def test_whatever_happens_a_plan_is_kept_as_far_as_possible(simulate: Simulate) 
         validated = [event.row["step"] for event in told.only(Validated)]
         assert len(set(validated)) == len(validated), number
         assert len({event.scores.characters for event in told.only(Validated)}) <= 1, number
-        # Nothing is begun in vain when the time is over. On a GPU ten updates are waited for.
+        # Nothing is begun in vain when the time is over; on a GPU, ten updates are begun together.
         late = [what for what, begun in world.begun if begun > 1.1 * budget]
         at_once = 10 if options["device"] == "cuda" else 1
         assert late.count("update") < 2 * at_once, number
         in_vain = len(options["stops"]) + (options.get("validate_every") is not None)
         assert late.count("validation") <= 1 + in_vain, number
-        # All time is used that is enough for something.
+        # No time is left that would be enough for something.
         slowest = max(1, *(times for _, times in world.changes), 1)
         if max(world.update * at_once, world.validation) * slowest < 0.03 * budget:
             assert told.run.is_out_of_patience or told.seconds > 0.89 * budget, number
-        # Not planned again before there is a stretch to measure the speed by.
+        # It is planned again only after a stretch long enough to measure the speed.
         plans = [(at, event) for at, event in told.events if isinstance(event, Planned)]
         for (before, old), (at, new) in pairwise(plans):
             assert new.again

@@ -1,4 +1,4 @@
-"""The rules' shape; which numbers they give is measured elsewhere and may change."""
+"""The shape of the rules; the numbers they give are measured elsewhere and may change."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class TestChoose:
     def test_an_update_reads_no_more_than_there_is(
         self, characters: int, wished: dict[str, int]
     ) -> None:
-        """However many lanes were wished for: steps are passes then, and what follows from them."""
+        """Lanes that the text is too short for change nothing: a step is then a pass."""
         by_steps, _ = choose_for(characters=characters, budget={"steps": 20}, training=wished)
         by_passes, _ = choose_for(characters=characters, budget={"epochs": 20}, training=wished)
         assert by_steps == by_passes
@@ -111,7 +111,7 @@ class TestChoose:
 
         slow, fast = chosen(bf16=False), chosen(bf16=True)
         assert (slow[1].precision, fast[1].precision) == ("fp32", "bf16")
-        assert fast[0].hidden > slow[0].hidden, "what it saves goes into the width"
+        assert fast[0].hidden > slow[0].hidden, "the time saved goes into the width"
         assert chosen(bf16=True, precision="fp32") == slow
 
     @pytest.mark.parametrize("cell", CELL_NAMES)
@@ -175,7 +175,7 @@ class TestChoose:
     ) -> None:
         _, training = choose_for(device, cell, 1_000_000, vocabulary=vocabulary)
         assert training.decay_embedding == (vocabulary >= MANY_SYMBOLS[cell])
-        assert not (vocabulary <= 256 and training.decay_embedding), "bytes are few"
+        assert not (vocabulary <= 256 and training.decay_embedding), "there are few bytes"
 
     @given(cell=CELLS, vocabulary=st.integers(2, 20_000), steps=st.integers(1, 10**5))
     def test_rare_symbols_are_learned_faster_where_passes_are_few(
@@ -199,7 +199,7 @@ class TestChoose:
         assert choose_for(budget={"steps": 31})[1].warmup_steps == 4
         assert choose_for(budget={"steps": 1})[1].warmup_steps == 1
         assert 1 < choose_for(budget={"minutes": 0.05})[1].warmup_steps < 20
-        # Lanes and windows become no more than a text has.
+        # Lanes and windows shrink to fit a short text.
         short = choose_for(budget={"minutes": 0.05}, characters=900)[1].warmup_steps
         assert short > 2 * choose_for(budget={"minutes": 0.05})[1].warmup_steps
         usual = choose_for()[1].warmup_steps
@@ -340,7 +340,7 @@ class TestChoose:
         assert (hidden(short) < hidden(middle)) == (cell == "gru")
         widths = [hidden(m, 10**9) for m in range(1, 60)]
         assert widths == sorted(widths)
-        assert hidden(1000, 10**9) == widths[-1], "there is an end to it"
+        assert hidden(1000, 10**9) == widths[-1], "the width has a limit"
 
     @pytest.mark.parametrize(
         ("cell", "characters", "first"),
@@ -355,7 +355,7 @@ class TestChoose:
     def test_in_float32_a_text_read_often_gets_a_wider_lstm_earlier(
         self, cell: CellName, characters: int, first: int
     ) -> None:
-        """Four passes of the second are 10 million characters."""
+        """Four passes over the second text are 10 million characters."""
 
         def hidden(read: float, precision: str = "fp32") -> int:
             training = {"batch_size": 10, "bptt": 100, "precision": precision}
@@ -391,7 +391,7 @@ class TestChoose:
             choose_for(device, cell, characters, vocabulary=vocabulary, budget={"minutes": minutes})
             for device in ("cuda", "mps")
         )
-        # But for the masks, of which a CUDA GPU has more.
+        # Except for the dropout masks: a CUDA GPU has more.
         assert nvidia[0] == apple[0]
         assert dataclasses.replace(nvidia[1], dropout_masks=1) == dataclasses.replace(
             apple[1], dropout_masks=1
@@ -438,14 +438,14 @@ class TestChoose:
 
         narrowest = hidden(1_000_000, minutes=1)
         assert hidden(1_000_000, minutes=2) == hidden(1_000_000, minutes=60) == narrowest + 256
-        assert hidden(30_000, minutes=60) == narrowest, "too short a text for it"
+        assert hidden(30_000, minutes=60) == narrowest, "the text is too short for it"
 
     def test_the_length_of_a_run_in_minutes_depends_on_the_symbols(self) -> None:
         few, many = (
             choose_for(characters=10**6, vocabulary=symbols, budget={"minutes": 5})[0].hidden
             for symbols in (50, 5000)
         )
-        assert few > many, "their logits take the time that the width would"
+        assert few > many, "logits take the time that width would"
 
     @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
     def test_so_many_symbols_halve_the_speed(self, device: str) -> None:
@@ -548,7 +548,7 @@ class TestRegularisation:
             assert regularisation(cell, 8) == (0.18, 0.0)
             assert regularisation(cell, 32) == (0.3, 0.0)
             assert regularisation(cell, 64) == (0.4, 0.2)
-            assert regularisation(cell, 100) == (0.46, 0.37), "two places"
+            assert regularisation(cell, 100) == (0.46, 0.37), "rounded to two places"
             assert regularisation(cell, 1e6) == (0.6, 0.48)
 
 
@@ -588,7 +588,7 @@ class TestSchedule:
     def test_reaches_the_peak_and_stays_until_there_is_a_plan(self, warmup: int) -> None:
         unplanned = Schedule(warmup, None)
         assert {unplanned.factor(step) for step in (warmup, warmup + 1, 10**9)} == {1.0}
-        # A plan made within the hold does not bend what has been.
+        # A plan made during the hold leaves the rates so far as they were.
         total = 10 * warmup + 10
         planned = Schedule(warmup, total)
         for step in range(int(Schedule.HOLD * total)):
@@ -607,9 +607,9 @@ def test_validations_are_some_and_cost_little(total: int, per_step: int, held_ou
     assert 1 <= every <= total
     assert total // every <= 20
     assert 2 <= characters <= held_out
-    number = -(-total // every)  # with the one at the end
-    assert number >= (2 if total == 4 else min(total, 3))  # of 4 steps, every second
-    # A tenth of the trained characters in all, but never too few to tell anything.
+    number = -(-total // every)  # including the one at the end
+    assert number >= (2 if total == 4 else min(total, 3))  # of 4 steps, every second one
+    # In all at most a tenth of the trained characters, unless that is too few to tell anything.
     assert total // every * characters <= max(20 * 200_000, total * per_step / 10)
 
 

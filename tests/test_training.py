@@ -78,7 +78,7 @@ StartRun = Callable[..., Run]
 
 @pytest.fixture
 def start_run(tmp_path: Path, prose: Path) -> Iterator[StartRun]:
-    """Put a small run together, in a folder of its own."""
+    """A function that starts a small run in a folder of its own."""
     folders: list[RunFolder] = []
 
     def make(
@@ -119,19 +119,19 @@ def test_events_come_in_order_and_the_state_is_saved_at_the_end(start_run: Start
     assert only(events, Saved)[-1] == Saved(run.folder.path / "last.safetensors", 25)
     assert [event.row["step"] for event in only(events, Logged)] == [10, 20, 25]
     assert [event.row["step"] for event in only(events, Validated)] == [10, 20, 25]
-    # A save comes when it is worth its time.
+    # Saves are left out: they come whenever they are worth their time.
     for validated, sampled in pairwise(e for e in events if not isinstance(e, Saved)):
         assert isinstance(validated, Validating) == isinstance(sampled, Validated)
         if isinstance(validated, Validated):
             assert isinstance(sampled, Sampled)
             assert len(sampled.text) > 100
-    # The first is at once: killed meanwhile, the run would have a best checkpoint and no last.
+    # The first validation is followed by a save: else a killed run might have a best but no last.
     first = next(number for number, event in enumerate(events) if isinstance(event, Validated))
     assert isinstance(events[first + 1], Saved)
 
 
 def test_it_begins_with_the_weights_of_its_seed(start_run: StartRun) -> None:
-    """Whatever was drawn before; and ``inspect`` makes them again."""
+    """Whatever was drawn before; ``inspect`` makes the same weights again."""
     for seed in (5, 1, 5):
         run = start_run(steps=1, seed=seed)
         initial = initial_model(run.model.config, seed)
@@ -140,7 +140,7 @@ def test_it_begins_with_the_weights_of_its_seed(start_run: StartRun) -> None:
 
 
 def weights_by_hand(run: Run, options: dict[str, Any]) -> list[Tensor]:
-    """Return the weights after three updates of a run's parts, put together here."""
+    """Return the weights after three updates by a run's parts, without the training loop."""
     model, config = copy.deepcopy(run.model), replace(run.config, **options)
     model.set_dropout(0.3, 0.2)
     rules = {"muon": MuonAdamW, "adamw": AdamW, "sgd": SGD}
@@ -151,7 +151,7 @@ def weights_by_hand(run: Run, options: dict[str, Any]) -> list[Tensor]:
     lanes = Lanes(run.train, run.vocabulary, 3, 17, options.get("loss_last"))
     torch.manual_seed(9)
     for step, batch in enumerate(islice(lanes.batches(), 3)):
-        factor = recipe.Schedule(2, 20).factor(step)  # a tenth of 20 updates warms up
+        factor = recipe.Schedule(2, 20).factor(step)  # the warm-up is a tenth of 20 updates
         rule.set_rates(config.lr * factor, config.lr_adam * factor)
         update(batch)
     return list(model.parameters())
@@ -183,7 +183,7 @@ def test_a_run_is_its_parts_put_together_by_hand(
     list(train(run, lambda: "stop" if run.progress.step == 3 else None))
     assert all(map(torch.equal, run.model.parameters(), expected))
     plain = weights_by_hand(begin(), {})
-    assert all(map(torch.equal, plain, expected)) == (options == {}), "each does something"
+    assert all(map(torch.equal, plain, expected)) == (options == {}), "each has an effect"
 
 
 def test_the_mean_loss_is_that_of_all_rows_while_they_are_few_and_then_of_the_latest(
@@ -203,7 +203,7 @@ def test_the_log_has_the_rows_and_names_that_were_promised(start_run: StartRun) 
     run = start_run(steps=25, validate_every=10)
     events = list(train(run))
     assert log_of(run.folder.path) == [e.row for e in events if isinstance(e, Logged | Validated)]
-    # What was trained comes before what that is worth, also at the end.
+    # The row on updates comes before the row on their validation, also at the end.
     order = [(row["step"], "valid_nats_per_char" in row) for row in log_of(run.folder.path)]
     assert order == [(step, validated) for step in (10, 20, 25) for validated in (False, True)]
     for row in log_of(run.folder.path):
@@ -241,7 +241,7 @@ def test_knows_what_share_of_the_held_out_text_is_unknown(
     strange = tmp_path / "strange"
     strange.write_text("\N{SNOWMAN}" + "ab" * 9 + "\N{SNOWMAN}" * 6, encoding="utf-8")
     text = TextChoices(texts=(str(prose),), valid=(str(strange),))
-    assert start_run(text, steps=1).unknown_share == 0.25  # nothing predicts the first
+    assert start_run(text, steps=1).unknown_share == 0.25  # the first character is not predicted
     without = TextChoices(texts=(str(prose),), valid_share=0)
     assert start_run(without, steps=1).unknown_share == 0
 
@@ -250,7 +250,7 @@ def test_a_row_sums_up_the_updates_since_the_last(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rehearsal = only(list(train(start_run(steps=23, clip_norm=1000.0))), Logged)
-    # In the middle: some updates will be clipped, some not.
+    # The middle norm: some updates will be clipped, some not.
     limit = sorted(event.row["gradient_norm"] for event in rehearsal)[1]
     run = start_run(steps=23, clip_norm=limit)
     seen: list[tuple[UpdateResult, int, float]] = []
@@ -272,7 +272,7 @@ def test_a_row_sums_up_the_updates_since_the_last(
         assert row["gradient_norm"] == pytest.approx(sum(norms) / len(part))
         assert row["largest_gradient_norm"] == pytest.approx(max(norms))
         assert row["clipped_share"] == pytest.approx(sum(n > limit for n in norms) / len(part))
-        assert row["learning_rate"] == pytest.approx(part[-1][2]), "that of the last update"
+        assert row["learning_rate"] == pytest.approx(part[-1][2]), "the rate of the last update"
     assert 0 < run.progress.clipped_steps < 23
     for step, (_, _, rate) in enumerate(seen):
         assert rate == pytest.approx(run.config.lr * recipe.Schedule(3, 23).factor(step))
@@ -341,7 +341,7 @@ def test_a_run_that_stops_before_its_starting_weights_are_scored_goes_on_with_th
 
 
 def test_the_best_checkpoint_is_the_best_validation(start_run: StartRun) -> None:
-    run = start_run(steps=24, validate_every=3, lr=9.0)  # too high: up and down
+    run = start_run(steps=24, validate_every=3, lr=9.0)  # too high: the loss goes up and down
     events = only(list(train(run)), Validated)
     prices = [event.scores.nats_per_char for event in events]
     assert prices != sorted(prices, reverse=True)
@@ -373,7 +373,7 @@ def scripted_scores(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_patience_counts_validations_without_a_new_best(
     start_run: StartRun, scripted_scores: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "SAVE_SHARE", math.inf)  # after every validation
+    monkeypatch.setattr(training, "SAVE_SHARE", math.inf)  # saves after every validation
     scripted_scores += [3.0, 3.1, 2.9, 2.9, 3.0, 2.95, 1.0]
     run = start_run(steps=999, validate_every=2, patience=3)
     events = list(train(run))
@@ -383,7 +383,7 @@ def test_patience_counts_validations_without_a_new_best(
     assert run.progress.best_step == 6
     assert run.progress.best_nats == pytest.approx(2.9)
     assert only(events, Saved)[-1].step == 12
-    # The updates since the row of step 10 have one, too, and a resume does not repeat it.
+    # The updates after step 10 have a row, too, and resuming does not repeat it.
     assert [event.row["step"] for event in only(events, Logged)] == [10, 12]
     log = log_of(run.folder.path)
     assert load(run.folder.path / "last.safetensors").meta["progress"]["row_updates"] == 0
@@ -459,7 +459,7 @@ def test_a_run_that_goes_on_on_another_gpu_says_so(
     assert note == "GPU Abacus 4 (was Abacus 3): results may differ in the last bits"
     (note,) = _other_machine(checkpoint, CPU)
     assert note.startswith("device cpu (was cuda): ")
-    del checkpoint.meta["gpu"]  # as in older ones
+    del checkpoint.meta["gpu"]  # as in older checkpoints
     assert _other_machine(checkpoint, gpu) == []
 
 
@@ -475,7 +475,7 @@ def test_a_run_that_goes_on_keeps_its_plan(start_run: StartRun, share: float, pr
 
 
 def test_a_warm_up_is_a_tenth_of_few_updates(start_run: StartRun, tmp_path: Path) -> None:
-    """Also where they are epochs, or the text is shorter than the recipe's lanes and windows."""
+    """Also for a budget in epochs, or a text too short for the recipe's lanes and windows."""
     path = tmp_path / "short"
     path.write_text(make_prose(203))
     texts = TextChoices(texts=(str(path),))
@@ -518,7 +518,7 @@ def test_a_smaller_budget_ends_a_warm_up_that_is_longer_than_its_own(
 def test_what_decays_is_what_the_recipe_says(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch, many_symbols: bool
 ) -> None:
-    """Without a gradient nothing else moves a weight."""
+    """With gradients of zero, only decay changes a weight."""
     if many_symbols:
         monkeypatch.setitem(recipe.MANY_SYMBOLS, "lstm", 2)
     run = start_run(steps=3, optimiser="adamw", weight_decay=0.25)
@@ -540,8 +540,8 @@ MAY_DROP = {"dropout_masks": 3, "dropout_by_plan": True}
 @pytest.mark.parametrize(
     ("shape", "config", "where", "megabytes"),
     [
-        # 3 lanes x 20,000 predictions x 1,000 logits of 4 bytes; or of 2, or each with its
-        # gradient, and that twice; or of 2,000 predictions.
+        # 3 lanes x 20,000 predictions x 1,000 logits of 4 bytes; in bf16 of 2; off the CPU each has
+        # a gradient besides, and on CUDA all that twice; or only 2,000 predictions.
         ({"vocabulary": 1000}, {"bptt": 20_000}, "cpu", 241),
         ({"vocabulary": 1000}, {"bptt": 20_000, "precision": "bf16"}, "cpu", 121),
         ({"vocabulary": 1000}, {"bptt": 20_000}, "mps", 481),
@@ -549,16 +549,16 @@ MAY_DROP = {"dropout_masks": 3, "dropout_by_plan": True}
         ({"vocabulary": 1000}, {"bptt": 20_000, "loss_last": 2000}, "cpu", 24.8),
         ({"vocabulary": 1000}, {"bptt": 20_000, "dropout_masks": 3}, "cpu", 241),
         ({"vocabulary": 1000, "dropout": 0.5}, {"bptt": 20_000, "dropout_masks": 3}, "cpu", 721),
-        # What may get dropout needs as much as what has it, and a plain RNN never gets any.
+        # A model that may get dropout needs as much as with dropout; a plain RNN never gets any.
         ({"cell": "gru", "vocabulary": 1000}, {"bptt": 20_000, **MAY_DROP}, "cpu", 723),
         ({"vocabulary": 1000}, {"bptt": 20_000, **MAY_DROP}, "cpu", 241),
-        # 3 lanes x 1,000 characters x 50 masks x 2 x 100 outputs of 4 bytes, and 7 of others.
+        # 3 lanes x 1,000 characters x 50 masks x 2 x 100 outputs of 4 bytes, and 7 MB of others.
         ({"hidden": 100, "dropout": 0.5}, {"bptt": 1000, "dropout_masks": 50}, "cpu", 127),
-        # 3 lanes x 1,000 characters x 5 layers x 300 units x 6 floats, which is 108, and
+        # 3 lanes x 1,000 characters x 5 layers x 300 units x 6 floats: 108 MB; and
         # 4 x 300 x 2,701 + 602 weights of 20 bytes.
         ({"cell": "lstm", "layers": 5, "hidden": 300}, {"bptt": 1000}, "cpu", 173),
-        # A plain RNN keeps 1 float: 18. With dropout it keeps 3: 54, and 7 of the outputs. Its
-        # 300 x 2,701 + 602 weights have 20 bytes, without moments 12.
+        # A plain RNN keeps 1 float: 18 MB. With dropout it keeps 3: 54 MB, and 7 MB of outputs. Its
+        # 300 x 2,701 + 602 weights take 20 bytes each, without moments 12.
         ({"layers": 5, "hidden": 300}, {"bptt": 1000}, "cpu", 34.5),
         ({"layers": 5, "hidden": 300, "dropout": 0.5}, {"bptt": 1000}, "cpu", 77.7),
         ({"layers": 5, "hidden": 300}, {"bptt": 1000, "optimiser": "sgd"}, "cpu", 28.0),
@@ -639,7 +639,7 @@ def test_epochs_without_end_can_be_gone_on_with(start_run: StartRun) -> None:
 def test_the_marks_to_beat_are_of_what_validations_predict(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a new run and of one that goes on; what a compressor takes long for, of its beginning."""
+    """In a new run and in a resumed one; of a long text only the beginning is compressed."""
     monkeypatch.setattr("charrnn.assembling.MOST_COMPRESSED", 101)
     run = start_run(steps=3)
     assert run.valid is not None
@@ -720,7 +720,7 @@ def test_where_its_text_lies_and_what_it_keeps_are_kept_too(
     moved.write_bytes(prose.read_bytes())
     again = resume(run.folder, device=CPU, changes={}, texts=[str(moved)], keep=0)
     list(train(again, lambda: "stop"))
-    run.folder.keep = 1  # as a folder has that is opened
+    run.folder.keep = 1  # as in a folder just opened
     third = resume(run.folder, device=CPU, changes={})
     assert third.is_saved
     assert (third.text.texts, third.folder.keep) == ((str(moved),), 0)
@@ -729,7 +729,7 @@ def test_where_its_text_lies_and_what_it_keeps_are_kept_too(
 def test_a_better_best_checkpoint_outlives_a_run_that_went_back(
     start_run: StartRun, scripted_scores: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its state is saved less often than its best weights; then it takes another course."""
+    """The state is saved less often than the best weights; the resumed run takes another course."""
     monkeypatch.setattr(training, "SAVE_SHARE", 1e-9)
     scripted_scores += [3.0, 2.0, 2.5]
     run = start_run(steps=12, validate_every=2)
@@ -753,7 +753,7 @@ def test_a_better_best_checkpoint_outlives_a_run_that_went_back(
 def test_a_best_checkpoint_that_is_lost_is_made_again(
     start_run: StartRun, scripted_scores: list[float], stop: int, best: list[bool], damage: bool
 ) -> None:
-    """By the next validation, though worse than the one lost; also when no update is left."""
+    """By the next validation, even if worse than the lost one, and even if no update is left."""
     scripted_scores += [1.0, 3.0, 3.0]
     run = start_run(steps=8, validate_every=2)
     list(train(run, lambda: "stop" if run.progress.step == stop else None))
@@ -776,7 +776,7 @@ def test_a_best_checkpoint_that_is_lost_is_made_again(
 def test_a_new_budget_keeps_what_losses_are_measured_on(
     start_run: StartRun, step: int, best: float | None
 ) -> None:
-    """Only if there is one to compare with, if only that of a best checkpoint saved later."""
+    """Only if there is a loss to compare with, such as that of a best checkpoint saved later."""
     run = start_run(steps=9, validate_every=2)
     list(train(run, lambda: "stop" if run.progress.step == step else None))
     run.progress.validate_characters = 17
@@ -796,7 +796,7 @@ def test_a_best_by_another_length_of_the_text_is_not_compared(
 ) -> None:
     run = start_run(steps=7, validate_every=2)
     list(train(run, lambda: "stop" if run.progress.step == 3 else None))
-    assert resume(run.folder, device=CPU, changes={}).better is None, "it knows this one"
+    assert resume(run.folder, device=CPU, changes={}).better is None, "the run knows this best"
     best = load(run.folder.path / "best.safetensors")
     progress = best.meta["progress"]
     progress |= {"best_nats": 0.5, "validate_characters": 601 + more}
@@ -815,7 +815,7 @@ def test_more_names_than_a_checkpoint_holds(
 
 
 def test_a_folder_that_another_run_has_taken_is_none_to_go_on_in(start_run: StartRun) -> None:
-    """What it holds is not this run's: the command that goes on would go on with the other."""
+    """It now holds the other run, which the resume command would continue."""
     run = start_run(steps=25, validate_every=5)
     path, others = run.folder.path, list[RunFolder]()
     with pytest.raises(TakenFolderError) as caught:
@@ -860,7 +860,7 @@ def test_a_checkpoint_is_written_every_minute_or_at_2_percent(
     monkeypatch.setattr(Run, "save", slow)
     run = start_run(steps=120, validate_every=10**6)
     at = [run.progress.seconds for e in train(run, an_update_later) if isinstance(e, Saved)]
-    gaps = [after - before for before, after in pairwise(at[:-1])]  # the last is that of the end
+    gaps = [after - before for before, after in pairwise(at[:-1])]  # the last is the one at the end
     assert len(gaps) >= 2
     assert all(wait <= gap < 1.2 * wait for gap in gaps), gaps
 
@@ -892,7 +892,7 @@ def test_a_plan_sets_rate_dropout_and_decay(
     passes = planned.total_steps / run.lanes.steps_per_epoch
     pressure = recipe.pressure(passes, recipe.matrix_weights(shape), run.train.characters)
     assert (shape.dropout, shape.weight_drop) == recipe.regularisation(shape.cell, pressure)
-    assert shape.dropout < guessed, "the plan is of fewer passes than were expected"
+    assert shape.dropout < guessed, "the plan has fewer passes than expected"
     assert {cell.weight_drop for cell in run.model.layers()} == {shape.weight_drop}
     assert recipe.weight_decay(shape.cell, pressure) == planned.weight_decay < decay_guessed
     assert run.config.weight_decay == run.update.optimiser.weight_decay == planned.weight_decay
@@ -924,7 +924,7 @@ def test_what_is_by_plan_is_captured_anew(
     options: dict[str, float],
     forgotten: bool,
 ) -> None:
-    """A graph that was captured before would go on with the dropout, say, of then."""
+    """A graph captured earlier would go on with the old dropout, for example."""
     forgets: list[Update] = []
     monkeypatch.setattr(Update, "forget_capture", lambda update: forgets.append(update))
     run = start_run(minutes=1, model=model, **options)
@@ -938,11 +938,11 @@ def test_what_is_by_plan_is_captured_anew(
     assert run.update.optimiser.weight_decay == run.config.weight_decay
     forgets.clear()
     run.reconfigure(run.config)
-    assert forgets == [run.update], "whoever asks"
+    assert forgets == [run.update], "reconfiguring always forgets it"
 
 
 def test_a_plan_that_is_made_again_leaves_what_was_chosen(start_run: StartRun) -> None:
-    """Dropout that takes time would take itself back, and bring itself back."""
+    """Dropout slows updates down, so it might come and go from plan to plan."""
     run = start_run(minutes=1)
     first = Planner(run).adopt(5000)
     assert 0 < first.dropout < 0.5
@@ -955,10 +955,10 @@ def test_a_plan_that_is_made_again_leaves_what_was_chosen(start_run: StartRun) -
 
 
 def test_a_budget_of_another_kind_is_planned_anew(start_run: StartRun) -> None:
-    """Its updates are known before; the plan of minutes had others."""
+    """Its number of updates is known in advance, and differs from the old plan's."""
     run = start_run(minutes=1)
     few = Planner(run).adopt(500)
-    # As resuming leaves it where --steps is given instead.
+    # As after resuming with --steps instead.
     run.progress.planned_steps, run.progress.planned_at_step = 50_000, None
     many = Planner(run).adopt(50_000)
     assert many.dropout > few.dropout
@@ -978,7 +978,7 @@ def chosen(run: Run) -> dict[str, float]:
 def test_a_run_of_steps_trains_with_what_was_chosen_before_the_first(
     start_run: StartRun, budget: dict[str, float], options: dict[str, int]
 ) -> None:
-    """By the same count of passes, though windows may be few, and the last of a pass short."""
+    """Passes are counted alike, even if a pass has few windows, or a short last one."""
     run = start_run(model={"hidden": 31}, **budget, **options)
     before, config, total = chosen(run), run.config, run.progress.planned_steps
     assert total is not None
@@ -996,7 +996,7 @@ def test_a_run_that_is_given_more_passes_has_what_the_rules_give_for_all(
     assert chosen(few) != chosen(many)
     list(train(few))
     again = resume(few.folder, device=CPU, changes={"minutes": 9.0})
-    assert again.progress.planned_at_step is None, "the rules are asked at the next plan"
+    assert again.progress.planned_at_step is None, "the rules apply at the next plan"
     again = resume(few.folder, device=CPU, changes={"epochs": 60})
     assert again.notes[-1] == (
         "the schedule is planned anew for --epochs 60, what was done before included (it was "
@@ -1023,7 +1023,7 @@ def test_a_run_of_an_earlier_version_keeps_what_was_chosen_for_its_first_steps(
 
 @pytest.fixture
 def unwaited(start_run: StartRun, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
-    """Put a run together whose 14th loss is no number, and whose updates nobody waits for."""
+    """A function that starts a run whose 14th loss is NaN, and that does not wait for updates."""
 
     def make(**options: Any) -> Run:
         run, real = start_run(steps=35, **options), Update.__call__
@@ -1042,7 +1042,7 @@ def unwaited(start_run: StartRun, monkeypatch: pytest.MonkeyPatch) -> Callable[.
 def test_the_update_that_is_not_finite_is_named_though_nobody_waited_for_it(
     unwaited: Callable[..., Run],
 ) -> None:
-    """On a GPU ten updates are looked at together."""
+    """On a GPU ten updates are checked together."""
     run = unwaited(validate_every=30)
     with pytest.raises(NonFiniteError, match="the loss is not finite at step 14 "):
         list(train(run))
@@ -1088,7 +1088,7 @@ def test_losses_before_one_that_is_not_finite_are_short(
 def test_a_sample_that_cannot_be_drawn_ends_no_training(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The losses are finite; only what the sample comes upon is not."""
+    """The losses are finite; only the sample's predictions are not."""
     run = start_run(steps=9, validate_every=3)
 
     def drawn(model: CharModel, *of: Any) -> Iterator[Piece]:
@@ -1128,7 +1128,7 @@ def test_a_full_disk_is_told_with_what_is_saved(
 def test_what_nobody_foresees_has_a_note_of_what_is_saved(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As memory that is refused to a validation; a mistake that says it by itself has none."""
+    """As when a validation runs out of memory; an error whose message says it gets no note."""
     for error in (MemoryError(), NonFiniteError("not finite")):
         run = start_run(steps=4, validate_every=2)
         with monkeypatch.context() as patch, pytest.raises(type(error)) as caught:
@@ -1147,8 +1147,8 @@ def test_what_nobody_foresees_has_a_note_of_what_is_saved(
 def test_an_earlier_checkpoint_that_was_gone_on_from_is_what_is_named(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last one is damaged; the run goes on from the one before, and cannot save."""
-    monkeypatch.setattr(training, "SAVE_SHARE", math.inf)  # after every validation
+    """The last one is damaged; the run resumes from the one before, and cannot save."""
+    monkeypatch.setattr(training, "SAVE_SHARE", math.inf)  # saves after every validation
     run = start_run(steps=9, validate_every=2)
     list(train(run, lambda: "stop" if run.progress.step == 5 else None))
     run.folder.close()
@@ -1184,7 +1184,7 @@ def test_what_was_saved_and_is_gone_is_not_spoken_of(start_run: StartRun) -> Non
 
 def test_a_run_that_is_to_stop_when_all_is_done_is_done(start_run: StartRun) -> None:
     run = start_run(steps=4, validate_every=2)
-    # From the last validation on: while its sample is drawn.
+    # The request comes after the last validation, while its sample is drawn.
     events = list(train(run, lambda: "stop" if run.progress.validated_step == 4 else None))
     whole = [training.SHOWN_LENGTH]
     assert [len(event.text) for event in only(events, Sampled)] == whole, "none is cut off"
@@ -1202,7 +1202,7 @@ def test_the_sample_shown_is_that_of_the_seed(start_run: StartRun) -> None:
 
 
 def test_a_run_whose_patience_is_over_when_it_goes_on_is_done(start_run: StartRun) -> None:
-    """Stopped between two rows: what was done has its row, once, and no speed is known."""
+    """It was stopped between two rows: the updates since get one row, without a speed."""
     run = start_run(steps=40, validate_every=6, lr=30.0)
     list(train(run, lambda: "stop" if run.progress.step == 33 else None))
     assert run.progress.row_updates == 3
@@ -1240,11 +1240,11 @@ def test_the_unknown_symbol_is_learned_where_the_text_has_none(
     assert run.vocabulary.min_count == 1
     assert run.vocabulary.unknown_among(run.train.counts()) == {}
     list(train(run))
-    assert run.progress.step == 2 * run.lanes.steps_per_epoch  # each had its turn
+    assert run.progress.step == 2 * run.lanes.steps_per_epoch  # each rare one is unknown once
     strange.write_text(make_prose(70, seed=2) + "\N{SNOWMAN}", encoding="utf-8")
     corpus = scan([str(strange)])
     *_, last = prices(run.model.eval(), corpus.part(0, 71), run.vocabulary)
-    # Half of 40 in 6,040 characters are ln(302) = 5.7 nats; never seen, it costs 7.7 by now.
+    # Half of 40 in 6,040 characters: ln(302) = 5.7 nats. If never seen, it would now cost 7.7.
     assert last.nats_T[-1] - run.vocabulary.unknown_nats < 7.0
 
 
@@ -1304,12 +1304,12 @@ def test_no_compiler_is_missed_where_there_is_one_or_none_is_used(
     assert not _slow_loops(run.model), "what gcc gains there is not known"
     monkeypatch.setattr("platform.system", lambda: "Linux")
     assert _slow_loops(run.model)
-    assert not _slow_loops(run.model.to("meta"))  # a device that is no CPU
+    assert not _slow_loops(run.model.to("meta"))  # not a CPU
 
 
 @pytest.mark.slow
 def test_three_hundred_steps_of_real_training_learn_words(tmp_path: Path) -> None:
-    """Python's own sources, the defaults: far below what character frequencies give."""
+    """With the defaults on Python's own sources, the loss is far below the unigram baseline."""
     with RunFolder.create(tmp_path / "run") as folder:
         choices = recipe.Choices(budget={"steps": 300})
         run = start(choices, TextChoices(texts=()), folder=folder, device=CPU)
