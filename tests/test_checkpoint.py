@@ -1,4 +1,4 @@
-"""The checkpoint file: what goes in comes out, other readers open it, mistakes are one line."""
+"""The checkpoint file: what goes in comes out, other readers open it, errors are one line."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ meta_values = st.recursive(
 
 
 def same(left: Checkpoint, right: Checkpoint) -> bool:
-    """Whether two checkpoints hold the same, to the last bit of every tensor."""
+    """Return whether two checkpoints are the same, to the last bit of every tensor."""
     return (
         left.meta == right.meta
         and left.versions == right.versions
@@ -267,7 +267,7 @@ def test_require_names_file_and_field(field: str, kind: type, match: str) -> Non
 
 
 def message(path: Path) -> str:
-    """Return what ``load`` says of a file, without the path it starts with."""
+    """Return the error message of ``load`` for a file, without the path it starts with."""
     with pytest.raises(CheckpointError) as caught:
         load(path)
     text = str(caught.value)
@@ -285,7 +285,7 @@ def plain(header: object, data: bytes = b"") -> bytes:
 
 
 def inside(**fields: object) -> bytes:
-    """Return a file whose metadata has these fields instead of ours."""
+    """Return the contents of a checkpoint file with these fields of its metadata replaced."""
     info = {"charrnn": "1", "format": 1, "meta": {}, "sha256": "a" * 64, "torch": "2"}
     info = {key: value for key, value in {**info, **fields}.items() if value != "absent"}
     return plain({"__metadata__": {"charrnn": json.dumps(info)}})
@@ -464,7 +464,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.safetensors"
-    monkeypatch.setattr(os, "open", refusing(errno.EACCES))  # root, too, may run this test
+    monkeypatch.setattr(os, "open", refusing(errno.EACCES))  # root, too, can run this test
     assert message(path) == "cannot read the checkpoint: Permission denied"
 
 
@@ -560,7 +560,7 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def refuse_folders(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Let a folder's fsync fail with this errno."""
+    """Make every folder's fsync fail with this errno."""
     real = os.fsync
 
     def fsync(fd: int) -> None:
@@ -604,7 +604,7 @@ def test_a_name_that_does_not_reach_the_disk_is_a_failure(
 def test_on_macos_the_drive_s_cache_is_emptied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, knows: bool
 ) -> None:
-    """Where the file system knows how; fsync does not do it there."""
+    """If the file system can do that; fsync alone does not do it there."""
     asked = []
 
     def fcntl(fd: int, what: int) -> None:

@@ -1,4 +1,4 @@
-"""Where it is computed, and how memory is kept."""
+"""Which device is used, what it can do, and how freed memory is kept."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from charrnn.device import choose_device, is_here, multiplies_bf16, recurs_in_bf
 from charrnn.errors import UsageError
 from tests.conftest import ENVIRONMENT, Cli
 
-#: Allocates and frees the tensors of some updates; prints how many pages were cleared for them.
+#: A program that allocates and frees tensors as updates do; prints how many pages were cleared.
 _UPDATES = """
 import resource, sys
 import torch
@@ -42,8 +42,8 @@ print(faults() - before)
 """
 
 
-#: glibc's threshold at its start, held there: what it makes of it by itself, from the order in
-#: which pieces are freed, differs from run to run by a factor of two.
+#: glibc's initial threshold, fixed: otherwise glibc adapts it to the order in which blocks are
+#: freed, and results differ by a factor of two from run to run.
 _MAP_EACH_PIECE = {"MALLOC_MMAP_THRESHOLD_": str(128 << 10)}
 
 
@@ -55,7 +55,7 @@ def cleared_pages(how: str) -> int:
     return int(done.stdout)
 
 
-#: Where the system makes large pages of small ones by itself, few are cleared either way.
+#: If the system uses large pages by itself, few are cleared either way.
 _LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -95,7 +95,7 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 
 
 def test_the_tests_and_their_processes_see_no_gpu() -> None:
-    """Many expect what ``--device auto`` does on a CPU; only ``-m gpu`` shows a GPU to its own."""
+    """Many rely on ``--device auto`` being the CPU; only tests run with ``-m gpu`` see a GPU."""
     assert choose_device("auto") == torch.device("cpu")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ENVIRONMENT["CUDA_VISIBLE_DEVICES"] == ""
 
@@ -107,7 +107,7 @@ def test_no_driver_is_woken_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def ones(monkeypatch: pytest.MonkeyPatch) -> Iterator[mock.Mock]:
-    """What ``torch.ones`` is, where torch sees a GPU that was not tried yet."""
+    """A mock of ``torch.ones``, where torch sees a GPU that was not tried yet."""
     device._cuda_refusal.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: True)
@@ -137,7 +137,7 @@ def test_a_gpu_that_torch_cannot_compute_on_is_none(ones: mock.Mock, at_once: bo
 
 @pytest.mark.parametrize("name", ["auto", "cuda"])
 def test_a_gpu_that_is_full_is_not_passed_over(ones: mock.Mock, name: str) -> None:
-    """The width of a run begun on the CPU instead would stay for good."""
+    """A run begun on the CPU instead would keep a CPU's width for good."""
     ones.side_effect = torch.AcceleratorError("CUDA error: out of memory")
     with pytest.raises(
         UsageError, match=r"^the GPU cannot compute: CUDA error: out of memory; --d"
@@ -176,7 +176,7 @@ def test_only_a_gpu_with_the_instructions_multiplies_bf16(
 def test_a_gpu_recurs_in_bf16_with_a_cudnn_that_does(
     monkeypatch: pytest.MonkeyPatch, version: int | Exception | None, good: bool
 ) -> None:
-    """Older ones leave an LSTM's memory to torch, which rounds it at every step."""
+    """With older ones torch's own LSTM runs, which rounds the cell state at every step."""
     monkeypatch.setattr(torch.backends.cudnn, "version", mock.Mock(side_effect=[version]))
     monkeypatch.setattr(device, "multiplies_bf16", lambda _device: True)
     assert recurs_in_bf16(torch.device("cuda")) is good

@@ -1,4 +1,4 @@
-"""What only a GPU can show, by whole commands; skipped where there is none."""
+"""Whole commands on a GPU; skipped if there is none."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from charrnn.recipe import GPU_UNITS
 from tests.conftest import Cli, Result, make_prose
 
 pytestmark = pytest.mark.gpu
-#: A pass is 21 windows and a shorter one.
+#: With these a pass of ``prose`` is 21 windows and a shorter one.
 SMALL = ("--hidden", 64, "--layers", 2, "--batch-size", 8, "--bptt", 32, "--validate-every", 30)
-#: Characters of a text that is long enough for the width that a GPU is given.
+#: Characters in a text long enough for the default width on a GPU.
 LONG = 700_000
 
 
 def trained(result: Result) -> Result:
-    """Return what a training left behind, all of whose updates but the first were captured."""
+    """Return a training's result after checking that it finished and its updates were captured."""
     assert result.code == 0, result.err
     assert "uncaptured" not in [row["event"] for row in result.rows]
     assert result.rows[-1]["event"] == "finished"
@@ -30,7 +30,7 @@ def trained(result: Result) -> Result:
 
 @pytest.mark.parametrize("cell", CELL_NAMES)
 def test_gpu_trains_by_the_defaults(cli: Cli, tmp_path: Path, cell: CellName) -> None:
-    """A layer as wide as theirs is computed by other kernels than a small one."""
+    """A layer of the default width is computed by other kernels than a small one."""
     text = tmp_path / "long.txt"
     text.write_text(make_prose(LONG), encoding="utf-8", newline="")
     words = ("train", text, "--run", tmp_path / "run", "--device", "cuda", "--cell", cell)
@@ -60,7 +60,7 @@ def test_gpu_learns_what_a_cpu_does(cli: Cli, prose: Path, tmp_path: Path, cell:
 def test_gpu_a_run_goes_on_with_the_next_random_numbers(
     cli: Cli, prose: Path, tmp_path: Path, cell: CellName
 ) -> None:
-    """By the defaults' precision; every replay draws numbers of its own."""
+    """In the default precision; every replay of the graph draws new numbers."""
 
     def train(run: str, steps: int, *options: object) -> torch.Tensor:
         words = ("train", "--run", tmp_path / run, "--device", "cuda", "--steps", steps, "--json")

@@ -1,4 +1,4 @@
-"""What a process may have of the machine, as Linux shows it below /proc and /sys."""
+"""How much of the machine a process may use, as Linux shows it below /proc and /sys."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from charrnn.limits import allowed_cores, memory_bytes
 
 WHOLE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
-#: Of a process in the group "a/b", by both versions; another controller's is not its.
+#: Of a process in the group "a/b", in cgroup versions 1 and 2; "/elsewhere" limits neither
+#: memory nor processor time.
 GROUPS = "no group\n12:pids:/elsewhere\n5:memory:/a/b\n4:cpu,cpuacct:/a/b\n0::/a/b\n"
 
 
 def limit(root: Path, group: str, **said: str) -> None:
-    """Write what a group's files say, each name with _ for the dot."""
+    """Write a group's files; the first _ of each name stands for a dot."""
     folder = root / "sys/fs/cgroup" / group
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in said.items():
@@ -25,7 +26,7 @@ def limit(root: Path, group: str, **said: str) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Where Linux shows that a process is in some groups, and none has a limit."""
+    """A root folder in which Linux shows a process's groups, none of which has a limit."""
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/cgroup").write_text(GROUPS)
     limit(tmp_path, "a/b", memory_max="max", cpu_max="max 100000")
@@ -65,7 +66,7 @@ def test_processor_time_is_so_many_whole_cores(
 
 
 def test_a_container_s_own_group_is_the_outermost(root: Path) -> None:
-    """Its path is that of the host, where it cannot look."""
+    """Its path is the one on the host, which the container cannot see."""
     (root / "proc/self/cgroup").write_bytes(b"5:memory:/docker/caf\xe9\n0::/../docker\n")
     limit(root, "", memory_max="77")
     assert memory_bytes(root) == 77

@@ -1,4 +1,4 @@
-"""A run's log: rows are appended, cut back and read again; whatever fails leaves whole lines."""
+"""A run's log: rows are appended, rewound and read again; a failure leaves only whole lines."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_row_has_no_nan(log: Log) -> None:
 
 
 def test_a_last_line_that_was_cut_off_is_not_read(tmp_path: Path) -> None:
-    """Nor one that is being written: that is no reason to ask anybody to remove it."""
+    """It may be a line that is just being written, so the user is not asked to remove it."""
     for cut in (b"", b'{"st', b'{"step":2}', b"\0\0"):
         (tmp_path / LOG).write_bytes(b'{"step":1,"characters":9}\n' + cut)
         assert read_metrics(tmp_path / LOG) == [{"step": 1, "characters": 9}]
@@ -127,7 +127,7 @@ def test_a_log_that_cannot_be_opened(tmp_path: Path) -> None:
     assert said(lambda: Log(tmp_path)) == f"{tmp_path / LOG}: cannot write: Is a directory"
 
 
-#: A row on updates.
+#: A valid row on updates.
 SOUND = b'{"step": 1, "gradient_norm": 2, "largest_gradient_norm": 2, "clipped_share": 0}'
 
 

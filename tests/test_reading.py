@@ -31,7 +31,7 @@ from tests.conftest import write
 def test_the_least_length_that_is_said_is_the_least(
     tmp_path: Path, valid_share: float, test_share: float, own: bool
 ) -> None:
-    """Also where another text validates, for which nothing is held out."""
+    """Also with a separate text to validate on, when nothing is held out for that."""
     valid = () if own else ("other",)
     text = TextChoices(texts=("x",), valid=valid, valid_share=valid_share, test_share=test_share)
 
@@ -45,7 +45,7 @@ def test_the_least_length_that_is_said_is_the_least(
         refuse_too_short(trained_on(least - 1), text)
 
 
-#: Files of a text: of one content there are two, and the last letters are not ASCII.
+#: The files of a text: two are equal, and the last one is not ASCII.
 FILES = {"a": "first ", "b": "second, longer ", "c": "first ", "d": "ein grö\u00dferes"}
 
 
@@ -59,7 +59,7 @@ def recorded(folder: Path, names: str) -> TextRecord:
 def naively_shared(
     names: str, within: tuple[int, int], trained_on: str, borders: tuple[int, int]
 ) -> int:
-    """Look every character's file up in the text of the run, and count those between borders."""
+    """Find the characters one by one in the run's text, and count those between the borders."""
 
     def places(text: str) -> list[tuple[str, int]]:
         return [(FILES[name], n) for name in text for n in range(len(FILES[name]))]
@@ -119,8 +119,8 @@ def test_a_run_remembers_no_more_files_than_fit_into_a_header(
 def test_a_damaged_record_is_the_checkpoints(
     tmp_path: Path, name: str, value: object, flaw: str
 ) -> None:
-    """Not the fault of an option that nobody gave, nor of a text that nothing is wrong with."""
-    # As JSON gives it back: lists for tuples.
+    """An option that nobody gave, or a text that is all right, is not blamed."""
+    # As JSON returns it, with lists for tuples.
     record = json.loads(json.dumps(recorded(tmp_path, "a").to_dict()))
     checkpoint = Checkpoint({}, {"text": record | {name: value}}, path=Path("x"))
     with pytest.raises(CheckpointError, match=f"^x: the field 'text' .*: '{name}' {flaw}$"):

@@ -1,4 +1,4 @@
-"""A run's folder: taking it, what is in it, what is left of it."""
+"""A run's folder: taking it, what it holds, and what is left in it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_run_that_saved_nothing_leaves_nothing(tmp_path: Path) -> None:
 def test_nor_where_a_removed_file_stays_until_it_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on NFS, under another name."""
+    """NFS keeps it under another name until then."""
     run = tmp_path / "a" / "run"
     left, unlink, close = run / ".nfs1", Path.unlink, os.close
 
@@ -137,7 +137,7 @@ def test_a_log_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
 def test_a_refused_attempt_does_not_make_the_next_one_succeed(
     tmp_path: Path, first: Callable[[Path], RunFolder]
 ) -> None:
-    """The folder of a run whose checkpoints were removed: its log is all that is left."""
+    """A run's checkpoints were removed, and only its log is left."""
     (tmp_path / "lock").touch()
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     for take in (first, RunFolder.create, RunFolder.create):
@@ -177,7 +177,7 @@ def test_a_folder_that_is_gone_hides_nothing(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_another_run_has_taken_is_let_alone(tmp_path: Path) -> None:
-    """The lock of a folder that was removed guards nothing in the one of the same name."""
+    """The lock of a removed folder does not guard a new folder of the same name."""
     for saves in (True, False):
         run = tmp_path / str(saves)
         with RunFolder.create(run) as folder:
@@ -208,7 +208,7 @@ def test_a_folder_that_another_run_has_taken_is_let_alone(tmp_path: Path) -> Non
 
 
 def test_a_lock_that_was_removed_is_taken_again(tmp_path: Path) -> None:
-    """By somebody who tidies up old files, say: nobody else has been there."""
+    """Somebody may have tidied up old files; no other run has taken the folder."""
     with RunFolder.create(tmp_path / "run", command="mine") as folder:
         (folder.path / "lock").unlink()
         folder.save_last(state(1))
@@ -247,7 +247,7 @@ def test_a_folder_that_may_no_longer_be_looked_at(
 
 
 def test_a_last_that_is_a_link_to_an_earlier_one_is_kept(tmp_path: Path) -> None:
-    """Somebody went back by ``ln -sf``: the state that the link leads to is not to be lost."""
+    """Somebody went back with ``ln -sf``: the checkpoint behind the link must not be lost."""
     with RunFolder.create(tmp_path / "run", keep=3) as folder:
         for step in (1, 2, 3):
             folder.save_last(state(step))
@@ -346,7 +346,7 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def without_room(work: Callable[[], object]) -> str:
-    """Return what is said where the disk, say, takes no byte of any file."""
+    """Return the error message of an action that cannot write a byte to any file."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
     try:
@@ -364,7 +364,7 @@ def test_no_room_for_a_signature_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_nor_takes_away_the_one_that_is_there(tmp_path: Path) -> None:
-    """It says that the log is of a run that was killed before its first save."""
+    """It shows that the log is from a run killed before its first save."""
     signature = b'{"pid": 4711, "host": "elsewhere", "since": "", "command": ""}\n'
     (tmp_path / "lock").write_bytes(signature)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
@@ -490,7 +490,7 @@ def test_a_lock_that_was_removed_before_it_was_taken_is_none(
 def test_a_holder_that_is_dead_here_may_live_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: bool
 ) -> None:
-    """Before its new holder signs it, a lock still names the one that was killed."""
+    """Until its new holder signs it, a lock still names the one that was killed."""
     monkeypatch.setattr(lock, "PATIENCE", 0.05)
     dead = fork(lambda: None)
     finish(dead)
@@ -523,11 +523,11 @@ def test_a_file_system_without_locks(
         f"{tmp_path / 'run'}: cannot lock the run's folder: {os.strerror(number)}: "
         "choose a folder on a local disk"
     )
-    assert names(tmp_path) == [], "what was made is gone"
+    assert names(tmp_path) == [], "what was made is removed again"
 
 
 def test_a_lock_that_others_hold_on_smb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It lets nobody else read it, and is refused as what is forbidden."""
+    """Only the holder can read it; others are refused as if permission were denied."""
     monkeypatch.setattr(lock, "PATIENCE", 0.05)
     with RunFolder.create(tmp_path):
         monkeypatch.setattr(fcntl, "flock", refusing(errno.EACCES))
@@ -542,7 +542,7 @@ def test_a_lock_that_others_hold_on_smb(tmp_path: Path, monkeypatch: pytest.Monk
 def test_makers_and_removers_of_one_folder_never_hold_it_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Runs that end before a save remove folder and lock under the feet of those who wait."""
+    """Runs that end before a save remove the folder and the lock that others are waiting for."""
     run = tmp_path / "a" / "run"
     for module in (lock, runfolder):
         monkeypatch.setattr(module, "PATIENCE", 60)  # a busy machine may stop one of them for long
@@ -575,7 +575,7 @@ def test_only_our_stale_temporaries_are_removed(tmp_path: Path) -> None:
         f".step-00001200.safetensors.{dead}-00000000.tmp",
         f".metrics.jsonl.{dead}-12345678.tmp",
         f".result.json.{dead}-12345678.tmp",
-        f".last.safetensors.{os.getpid()}-0a1b2c3d.tmp",  # of an earlier process of this number
+        f".last.safetensors.{os.getpid()}-0a1b2c3d.tmp",  # of an earlier process with this id
     ]
     others = [
         f".last.safetensors.{os.getppid()}-0a1b2c3d.tmp",  # alive
@@ -699,7 +699,7 @@ def test_only_the_best_is_there(tmp_path: Path) -> None:
 def test_what_we_may_not_judge_is_neither_passed_over_nor_pruned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A checkpoint of a newer format is whole: going on from an older one would lose it."""
+    """A checkpoint in a newer format is intact: resuming from an older one would lose it."""
     run = tmp_path / "run"
     with RunFolder.create(run) as folder:
         for step in (1, 2):
