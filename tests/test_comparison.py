@@ -59,9 +59,9 @@ from tests.conftest import (
 from tests.small import make_result
 
 CPU = torch.device("cpu")
-#: A comparison that is over in a moment.
+#: Options of a comparison that takes a moment.
 QUICK = ("--steps", 20, "--hidden", 9, "--batch-size", 3, "--bptt", 11)
-#: What no two runs measure alike.
+#: Fields that differ between two runs of the same plan.
 TIMES = {
     "seconds",
     "validation_seconds",
@@ -73,7 +73,7 @@ TIMES = {
 
 
 def poison_losses(monkeypatch: pytest.MonkeyPatch, updates: Collection[int]) -> None:
-    """Make the losses of some updates, counted over all runs from 1, no numbers."""
+    """Make the losses of these updates NaN; updates count from 1 over all runs."""
     losses = itertools.count(1)
 
     def poisoned(*window: Any, **named: Any) -> Any:
@@ -85,7 +85,7 @@ def poison_losses(monkeypatch: pytest.MonkeyPatch, updates: Collection[int]) -> 
 
 
 def timeless(value: Any) -> Any:
-    """Return results without what differs from run to run."""
+    """Return results without the fields in ``TIMES``."""
     if isinstance(value, list):
         return [timeless(item) for item in value]
     if isinstance(value, dict):
@@ -116,7 +116,7 @@ class TestWidths:
     def test_a_gpu_in_bf16_is_given_widths_that_its_tensor_cores_like(
         self, precision: PrecisionName
     ) -> None:
-        """But for the LSTM's, which may be given."""
+        """All but the LSTM's width, which the user may give."""
         plan = Plan(texts=(), steps=1, precision=precision, hidden=1001)
         found, _, notes = shapes(plan, vocabulary=66, characters=10**6, device="cuda")
         assert notes == []
@@ -129,7 +129,7 @@ class TestWidths:
 
     @pytest.mark.parametrize("hidden", [30, 2**31 - 1])
     def test_such_widths_are_not_worth_other_parameters(self, hidden: int) -> None:
-        """And where none is wide enough the search ends, too."""
+        """The search also ends where no width is large enough."""
         plan = Plan(texts=(), steps=1, precision="bf16", hidden=hidden, embedding=64)
         sizes: dict[str, Any] = {"vocabulary": 66, "characters": 10**6}
         assert shapes(plan, **sizes, device="cuda") == shapes(plan, **sizes, device="cpu")
@@ -170,7 +170,7 @@ class TestWidths:
         ("precision", "wider"), [(None, True), ("bf16", True), ("fp32", False)]
     )
     def test_precision_can_be_chosen(self, precision: PrecisionName | None, wider: bool) -> None:
-        """The same on every CPU, then: where products are in bf16 the default width is another."""
+        """With it, the default width is the same on every CPU; it is larger in bf16."""
         plan = Plan(texts=(), steps=1, precision=precision)
         sizes: dict[str, Any] = {"vocabulary": 66, "characters": 10**6, "device": "cpu"}
         with_bf16, without = (shapes(plan, **sizes, bf16=bf16)[0] for bf16 in (True, False))
@@ -201,7 +201,7 @@ class TestDifferences:
         spreads = [0.2 / math.sqrt(2), 0.1 / math.sqrt(2), 0.06 / math.sqrt(2)]
         assert [cell.spread for cell in found.cells] == pytest.approx(spreads)
         pooled = math.sqrt((0.02 + 0.005 + 0.0018) / 3)
-        # Two seeds of three cells: three degrees of freedom.
+        # Two seeds for each of three cells: three degrees of freedom.
         assert found.least_difference == pytest.approx(3.182 * pooled * math.sqrt(2 / 2))
         pairs = [(d.better, d.worse, round(d.nats, 6), d.supported) for d in found.differences]
         assert pairs == [
@@ -219,14 +219,14 @@ class TestDifferences:
 
     @pytest.mark.parametrize(("apart", "supported"), [(2.0, []), (2.6, ["lstm"]), (3.2, ["lstm"])])
     def test_three_cells_must_differ_at_all(self, apart: float, supported: list[str]) -> None:
-        """Else a pair in twenty would stand out by chance, and there are three."""
+        """Otherwise each of the three pairs would stand out by chance in 5 % of cases."""
         nats: dict[CellName, tuple[float, ...]]
         nats = {"gru": (0, 1, 2), "rnn": (1, 2, 3), "lstm": (apart, apart + 1, apart + 2)}
         found = Comparison.of(
             Plan(texts=(), steps=1, seeds=3),
             [make_result(cell, seed, nats[cell][seed - 1]) for cell in nats for seed in (1, 2, 3)],
         )
-        # Variances of 1 and 6 degrees of freedom. F's table for 2 and 6: 5.14.
+        # Each variance is 1; 6 degrees of freedom in all. The table of F for 2 and 6 has 5.14.
         assert found.least_difference == pytest.approx(2.447 * math.sqrt(2 / 3))
         assert found.differ is (statistics.variance([1, 2, apart + 1]) * 3 > 5.14)
         (row,) = (row for row in found.to_list() if row["cell"] == "gru")
@@ -237,8 +237,8 @@ class TestDifferences:
 
     def test_a_cell_with_fewer_runs_weighs_less_in_the_mean_of_all(self) -> None:
         nats: dict[CellName, tuple[float, ...]]
-        # Every variance is 1. F is 3.85; with a mean of all of three equal weights it were 4.62.
-        # F's table for 2 and 9 degrees of freedom: 4.26.
+        # Every variance is 1. F is 3.85; if the grand mean weighted all cells equally, F would be
+        # 4.62. The table of F for 2 and 9 degrees of freedom has 4.26.
         nats = {"rnn": (-1, -1, 0, 1, 1), "lstm": (-1, -1, 0, 1, 1)}
         nats["gru"] = (2.15 - math.sqrt(0.5), 2.15 + math.sqrt(0.5))
         found = Comparison.of(
@@ -275,15 +275,15 @@ class TestDifferences:
         found = Comparison.of(Plan(texts=(), steps=1, seeds=3), results, failures)
         assert [cell.cell for cell in found.cells] == ["lstm", "gru"]
         assert [row["failed_seeds"] for row in found.to_list()] == [[2], []]
-        # Squares about the means: 0.005 and 0.02, of 1 + 2 degrees of freedom; two runs at least.
+        # Sums of squares: 0.005 and 0.02, with 1 + 2 degrees of freedom; the LSTM has two runs.
         expected = 3.182 * math.sqrt((0.005 + 0.02) / 3) * math.sqrt(2 / 2)
         assert found.least_difference == pytest.approx(expected)
         only = Comparison.of(found.plan, [run for run in results if run.seed != 3], failures)
-        assert only.least_difference is None, "one run of the LSTM is left"
+        assert only.least_difference is None, "the LSTM has only one run left"
 
     @pytest.mark.parametrize(("freedom", "t"), list(enumerate(STUDENT, start=1)))
     def test_five_percent_of_student_s_t_are_outside(self, freedom: int, t: float) -> None:
-        """Integrated over the angle whose tangent is t / sqrt(freedom)."""
+        """The density is integrated over the angle whose tangent is t / sqrt(freedom)."""
         edges = np.linspace(0, math.pi / 2, 200_001)
         middle = (edges[1:] + edges[:-1]) / 2
         density = np.cos(middle) ** (freedom - 1)
@@ -376,10 +376,10 @@ class TestCompare:
             assert row["nats_per_char"] == saved[name]
             assert row["parameters"] == saved["parameters"]
         for name in ("characters", "unknown", "bits_per_byte"):
-            assert row[name] == saved[name], "of the test part"
+            assert row[name] == saved[name], "on the test part"
 
     def test_guessing_is_priced_on_what_is_compared(self, cli: Cli, tmp_path: Path) -> None:
-        """Here that is characters which the rest of the text has not."""
+        """Here the test part has only characters that the rest of the text lacks."""
         text, folder = tmp_path / "text", tmp_path / "compared"
         text.write_text(make_prose(1800) + "\u20ac" * 200, encoding="utf-8")
         done = cli("compare", text, "--run", folder, "--cell", "gru", "--json", *QUICK)
@@ -392,7 +392,7 @@ class TestCompare:
     def test_a_folder_that_holds_the_text_is_refused(
         self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, run: str
     ) -> None:
-        """From the second run on it would be left out, as written by a run."""
+        """From the second run on, the text would be skipped as something that a run has written."""
         monkeypatch.chdir(tmp_path)
         Path("books").mkdir()
         for name in ("a.txt", "books/b.txt"):
@@ -434,7 +434,7 @@ class TestCompare:
         assert folders == [Path("checkpoints/poems-compare")]
 
     def test_what_has_no_byte_of_its_own_has_no_bits_a_byte(self, cli: Cli, tmp_path: Path) -> None:
-        """Big5-HKSCS has pairs of characters that are written as one; evaluate says null, too."""
+        """Big5-HKSCS encodes some pairs of characters as one; evaluate says null, too."""
         text, folder = tmp_path / "text", tmp_path / "compared"
         text.write_bytes(b"ab" * 19 + b"\x88\x62")
         shares = ("--valid-share", 0.2, "--test-share", 0.05, "--encoding", "big5hkscs")
@@ -462,7 +462,7 @@ class TestCompare:
         assert resumed == [False, True]
 
     def test_every_cell_reads_the_same_lanes_and_windows(self, prose: Path, tmp_path: Path) -> None:
-        """Those of the lstm, to whose parameters widths are matched, though it is not compared."""
+        """They are the LSTM's, whose parameters the widths match, though it is not compared."""
         plan = Plan(texts=(str(prose),), cells=("rnn", "gru"), steps=1, hidden=5, precision="fp32")
         _, sizes, _ = shapes(plan, vocabulary=50, characters=5000, device="cpu")
         begun = [
@@ -489,7 +489,7 @@ class TestCompare:
         plan = Plan(texts=(str(tmp_path / "text"),), steps=1, min_count=20)
         with pytest.raises(UsageError, match="they are seen"):
             list(compare(tmp_path / "all", plan, device=CPU))
-        # 80 to train on: c is among them 16 times, and unknown.
+        # There are 80 characters to train on. c occurs 16 times in them, so it is unknown.
         assert given == {"vocabulary": 3, "characters": 80, "device": "cpu", "bf16": True}
 
     def test_a_result_is_that_of_its_run(self, prose: Path, tmp_path: Path) -> None:
@@ -661,7 +661,7 @@ class TestCompare:
     def test_interrupted_and_resumed_is_as_if_it_never_was(
         self, cli: Cli, uninterrupted: Path, tmp_path: Path, run: int, step: int
     ) -> None:
-        """Stopped in one of its runs: before its first update, between two, after the last."""
+        """It is stopped in a run: before the first update, between two, or after the last."""
         folder = tmp_path / "stopped"
         begun: RunStarted | None = None
 
@@ -702,7 +702,7 @@ class TestCompare:
     def test_the_others_go_on_without_a_run_that_goes_wrong(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
     ) -> None:
-        """Before the first save of its run and after it; no --lr can be given on the way."""
+        """A loss is NaN before or after the first save; --lr cannot change when it is resumed."""
         folder = tmp_path / "comparison"
         poison_losses(monkeypatch, {step})
         words = ("--cell", "rnn", "--cell", "gru", "--device", "cpu", "--run", folder, *QUICK)
@@ -731,7 +731,7 @@ class TestCompare:
     def test_so_they_do_without_one_whose_model_scores_no_number(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Nothing else notices that of a last update where nothing is held out to validate."""
+        """With nothing held out to validate, only scoring notices a last update gone wrong."""
         folder, first = tmp_path / "comparison", iter([math.inf])
 
         def poisoned(*of: Any, **how: Any) -> Scores:
@@ -755,7 +755,7 @@ class TestCompare:
         text.write_bytes(prose.read_bytes())
         words = ("--cell", "rnn", "--cell", "gru", "--run", folder, *QUICK, "--quiet")
         assert cli("compare", text, *words).code == 0
-        (folder / "gru-seed1" / "result.json").unlink()  # begun, and not scored
+        (folder / "gru-seed1" / "result.json").unlink()  # trained, but not scored
         shutil.rmtree(folder / "rnn-seed1")
         moved = text.rename(tmp_path / "new.txt")
         again = ("compare", "--run", folder, "--resume", "--json")
@@ -771,7 +771,7 @@ class TestCompare:
         done = cli(*again, moved, "--report", page)
         assert (done.code, len(json.loads(done.out))) == (0, 2)
         assert open_plan(folder).texts == (str(moved),)
-        # Where all runs are done, too.
+        # Also when all runs are done.
         last = moved.rename(tmp_path / "last.txt")
         refused = cli(*again, "--report", page)
         assert refused.code == 1
@@ -861,7 +861,7 @@ class TestCompare:
     def test_a_device_that_is_gone_is_said_to_be_the_comparison_s(
         self, cli: Cli, prose: Path, tmp_path: Path
     ) -> None:
-        """It is nothing that the user gave."""
+        """The user did not give it."""
         words = ("--cell", "rnn", "--run", tmp_path / "all", *QUICK, "--quiet")
         assert cli("compare", prose, *words, "--device", "cpu").code == 0
         plan = tmp_path / "all" / "comparison.json"
@@ -891,7 +891,7 @@ class TestCompare:
         run = tmp_path / "all" / "rnn-seed1"
         words = ("--cell", "rnn", "--run", run.parent, *QUICK, "--quiet")
         assert cli("compare", prose, *words).code == 0
-        (run / "result.json").unlink()  # trained, and not scored
+        (run / "result.json").unlink()  # trained, but not scored
         best = run / "best.safetensors"
         if how == "gone":
             best.unlink()
@@ -940,7 +940,7 @@ class TestCompare:
         plan = open_plan(tmp_path / "all")
         has = plan.to_dict()
         told = {"texts", "cells", "minutes", "steps", "fingerprint", "device"}
-        told |= {"valid", "valid_fingerprint"}  # which exclude a share
+        told |= {"valid", "valid_fingerprint"}  # not with --valid-share
         assert has.keys() - given.keys() == told
         assert plan.device == "cpu"
         assert {name: has[name] for name in given} == given
@@ -972,7 +972,7 @@ class TestCompare:
         began = json.loads(file.read_text()) | {"device": "mps"}
         again = ("compare", "--run", folder, "--resume")
         for plan, more, names in (
-            (began, (), []),  # where nothing is left to train no device matters
+            (began, (), []),  # with nothing left to train, the device does not matter
             ({**began, "device": "cpu"}, ("--seeds", 2), ["cpu"]),
             ({**began, "device": None, "seeds": 2}, ("--seeds", 3), ["auto"]),
         ):
@@ -987,7 +987,7 @@ class TestCompare:
         assert not (folder / "rnn-seed4").exists()
 
     def test_seeds_can_be_added(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
-        """As if all had been planned at once; stopped among the added, it goes on as a whole."""
+        """The results are as if all had been planned at once, even after a stop in an added run."""
         words = (prose, "--cell", "rnn", "--device", "cpu", *QUICK)
         whole = cli("compare", *words, "--seeds", 3, "--run", tmp_path / "whole", "--json")
         folder = tmp_path / "grown"
@@ -1044,7 +1044,7 @@ class TestCompare:
             f"{processor()} with 1 thread: equal minutes are not equal work: go on where they were"
         )
         assert (said in cli(*more, 4).err) == ("--minutes" in budget)
-        (folder / "rnn-seed3" / "last.safetensors").unlink()  # what is not known is not said
+        (folder / "rnn-seed3" / "last.safetensors").unlink()  # an unknown processor is not named
         assert cli(*more, 4, "--report", page).code == 0
         here = f"{processor()} with 1 thread"
         both = f"cpu: {here} and Abacus <1> with 10 threads; this page was made on {machine()}"
@@ -1070,7 +1070,7 @@ class TestCompare:
     def test_no_run_of_it_is_trained_further(
         self, cli: Cli, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Its result would no longer be that of its weights, nor its budget that of the others."""
+        """Its result would no longer fit its weights, nor its budget that of the other runs."""
         monkeypatch.chdir(uninterrupted / "rnn-seed1")
         refused = cli("train", "--run", ".", "--resume", "--steps", 99)
         assert (refused.code, refused.out, refused.err.count("\n")) == (1, "", 1)
@@ -1078,7 +1078,7 @@ class TestCompare:
         advice = f"go on with them with: charrnn compare --run {run} --resume; or start"
         assert f"{uninterrupted}/rnn-seed1: is a run of a comparison" in refused.err
         assert advice in refused.err
-        # Whatever else lies there is none of its runs.
+        # A folder that is not in the plan is not one of its runs.
         refuse_comparison(uninterrupted / "rnn-seed9")
         (tmp_path / "comparison.json").write_text("{}")
         with pytest.raises(RunFolderError, match=r"comparison\.json: not usable"):
@@ -1262,7 +1262,7 @@ class TestCompare:
     def test_runs_of_an_unknown_comparison_are_not_taken_over(
         self, cli: Cli, prose: Path, tmp_path: Path, left: str
     ) -> None:
-        """Not those of its last run either, before anything is trained."""
+        """Even one in the folder of the last run is refused before anything is trained."""
         (tmp_path / "gru-seed1").mkdir()
         (tmp_path / "gru-seed1" / left).write_text("{}")
         done = cli("compare", prose, "--run", tmp_path, *QUICK)
@@ -1278,7 +1278,7 @@ class TestCompare:
     def test_of_two_that_begin_at_once_one_is_refused(self, prose: Path, tmp_path: Path) -> None:
         plan = Plan(texts=(str(prose),), cells=("rnn",), steps=3, hidden=5)
         late = compare(tmp_path, replace(plan, cells=("gru",)), device=CPU)
-        assert isinstance(next(late), str), "it has looked into the folder and read the text"
+        assert isinstance(next(late), str), "it has checked the folder and read the text"
         early = list(compare(tmp_path, plan, device=CPU))
         with pytest.raises(RunFolderError, match="holds a comparison already"):
             list(late)
@@ -1292,7 +1292,7 @@ class TestCompare:
             best = held.save_best(Checkpoint({"weight": torch.ones(3)}, {}))
             with pytest.raises(RunFolderError, match="holds a run already"):
                 list(compare(tmp_path / "comparison", plan, device=CPU))
-            assert best.exists(), "between its first validation and its first save"
+            assert best.exists(), "it may be between its first validation and its first save"
 
     @pytest.mark.parametrize(
         ("words", "code", "says"),
@@ -1373,7 +1373,7 @@ class TestCompare:
         ],
     )
     def test_a_result_of_no_run_is_named(self, tmp_path: Path, name: str, value: float) -> None:
-        """Nothing that is computed from results can be made of such numbers."""
+        """Nothing can be computed from such numbers."""
         changed = make_result().to_dict() | {name: value}
         (tmp_path / "result.json").write_text(json.dumps(changed))
         with pytest.raises(RunFolderError) as raised:

@@ -1,4 +1,4 @@
-"""The lesson: its rules on numbers made up here, its page, and a whole one in small."""
+"""The lesson: its rules on made-up numbers, its page, and a whole small lesson."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def window_of(bptt: int, angle: float, microseconds: float, last: int | None = N
 def judge_windows(
     of_last: Any, windows: Sequence[Any], whole: float, rival: tuple[float, float] = (9.0, 99.0)
 ) -> Any:
-    """With a rival of this angle, and of so many microseconds: one that is dearer."""
+    """Judge windows and a rival (angle, microseconds); by default it costs more time."""
     return judge_window(of_last, windows, window_of(206, *rival, 108), whole)
 
 
@@ -137,7 +137,7 @@ def along_of(
 
 
 def pace_of(slow: int, *kept: float) -> Slowness:
-    """Of ten units, so many of them slow."""
+    """Return the pace of ten units, ``slow`` of them slow."""
     return Slowness([0.5] * (10 - slow) + [0.95] * slow, *kept)
 
 
@@ -153,7 +153,7 @@ def radii_of(
 
 
 def beyond_of(distance: int, carried: Mapping[int, float], reset: Mapping[int, float]) -> Any:
-    """Of one seed."""
+    """Judge the prices of one seed."""
     return judge_beyond(
         distance, *({n: [price] for n, price in of.items()} for of in (carried, reset))
     )
@@ -171,7 +171,7 @@ def scaling_of(rnn: float, lstm: float, scaled_rnn: float, scaled_lstm: float) -
 
 
 def cost(microseconds: Any = 10.0, seconds: Any = 60.0, **changes: Any) -> Costs:
-    """With times of one seed where none are given."""
+    """Return costs; a number stands for the time of a single seed."""
     one, steps = (
         time if isinstance(time, Time) else Time(time, (time,)) for time in (microseconds, seconds)
     )
@@ -179,11 +179,11 @@ def cost(microseconds: Any = 10.0, seconds: Any = 60.0, **changes: Any) -> Costs
 
 
 def ahead(*cells: str, nats: float = 1.4) -> dict[str, Loss]:
-    """A loss that is ahead of these, after equal steps and after equal time."""
+    """Return losses ahead of these cells, after equal steps and after equal time."""
     return {"by_steps": Loss(nats, cells), "by_time": Loss(nats, cells)}
 
 
-#: Claim by claim: a name, the judgement, the verdict, and what it must say.
+#: For each claim: a name, the judgement, the verdict, and what it must say.
 CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
     ("1 the same everywhere", lambda: length_of((10, 7, 2.0), (1000, 7, 1.5)), "holds",
      "there would be 7,000"),
@@ -593,13 +593,13 @@ def test_every_claim_s_rule_is_tested_in_both_directions() -> None:
     verdicts = {n: set() for n in range(1, len(SECTIONS) + 1)}  # type: dict[int, set[str]]
     for name, _, verdict, _ in CASES:
         verdicts[int(name.split()[0])].add(verdict)
-    # Of the original and of gated cells claim 2 is wrong, whatever is measured.
+    # Claim 2 is wrong about the original and about gated cells, whatever is measured.
     best = {n: "holds in part" if n == 2 else "holds" for n in verdicts}
     assert all({best[n], "does not hold"} <= found for n, found in verdicts.items())
 
 
 def test_the_recurrence_s_costs_are_told_from_those_of_the_model() -> None:
-    """A block of 40, and 7 of embedding and head; the GRU has a bias of 2 more."""
+    """A block has 40 weights, embedding and head 7; the GRU has 2 more, for a bias."""
     row: Mapping[str, Any] = {
         "train_chars_per_second": 1e5, "nats_per_char": 1.5, "seconds": 4.0, "ahead_of": ["rnn"],
         "runs": [{"nats_per_char": 1.5, "train_chars_per_second": 2e5, "seconds": 3.0}],
@@ -626,7 +626,7 @@ def test_the_recurrence_s_costs_are_told_from_those_of_the_model() -> None:
 
 
 def test_a_unit_that_rises_with_every_line_and_counts_no_farther_does_not_follow() -> None:
-    """Lines of 10 and 60: one unit counts their characters, one stops at the 15th."""
+    """Lines have 10 and 60 characters: one unit counts them all, one stops at 15."""
     position_T = np.array([*range(11), *range(61)] * 15)
     counting = hold("1.1", "position in line", position_T / 9, position_T)
     assert counting.follows
@@ -642,7 +642,7 @@ def test_a_unit_follows_what_only_goes_on_or_not_while_it_is_another_than_withou
     held = hold("1.1", "inside quotes", -inside_T, inside_T)
     assert (held.late, held.late_over, held.spells) == pytest.approx((-1.0, 400, 10))
     assert held.follows
-    # Gone after 20 characters.
+    # The unit forgets after 20 characters.
     short_T = np.array(([0.0] * 20 + [1.0] * 20 + [0.0] * 40) * 10)
     lost = hold("1.1", "inside quotes", short_T, inside_T)
     assert lost.follows is False
@@ -657,7 +657,7 @@ def test_one_long_spell_is_one_case_however_many_its_characters() -> None:
 
 
 def test_a_gate_that_is_stuck_at_every_unit_is_not_used_both_ways() -> None:
-    """Half of its units are always open and half always closed: the means would tell nothing."""
+    """Half of its units are always open and half always closed, which the means do not show."""
     stuck = Gate.of([1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0])
     assert (stuck.opened, stuck.closed, stuck.both, stuck.is_used) == (0.5, 0.5, 0, False)
     used = Gate.of([0.02, 0.5, 0.0], [0.3, 0.02, 1.0])
@@ -674,7 +674,7 @@ def test_the_half_that_a_unit_is_judged_on_does_not_choose_it() -> None:
     shown = unit("position in line", 0.7, 0.7, "h")
     assert best_found([short, *lasting, shown]) == lasting[1]
     assert best_found([short]) == short
-    assert best_found([short, shown]) == short, "it is its memory that is judged"
+    assert best_found([short, shown]) == short, "only a memory c is judged"
     assert best_found([shown]) is best_found([]) is None
 
 
@@ -776,7 +776,7 @@ class TestLab:
         assert (lab.folder / "corpora" / "recall.py").is_file()
 
     def test_a_command_that_was_stopped_begins_anew(self, text: Path, tmp_path: Path) -> None:
-        """A folder that is there already ends it, as a run's folder ends charrnn."""
+        """mkdir fails if the folder exists, as charrnn does if the run exists."""
         lab = Lab(tmp_path, text, QUICK, lambda _: None)
         lab.do("mkdir -p checkpoints/lesson/other-1 # --run checkpoints/lesson/other-1")
         command = (
@@ -794,7 +794,7 @@ class TestLab:
     def test_answers_of_another_lesson_are_not_taken(
         self, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """One of another size, text, name of it, program or machine; they lie side by side."""
+        """Each size, text, name of a text, program and machine has a folder of its own."""
 
         def folder(text: Path, size: Size = QUICK) -> Path:
             return Lab(tmp_path / "lab", text, size, lambda _: None).folder
@@ -838,7 +838,7 @@ class TestLab:
 
 
 def parse(command: str) -> None:
-    """Parse a command of charrnn with the program's own parser; it is not run."""
+    """Parse a charrnn command with the program's own parser, without running it."""
     for pattern, value in ((r"\$\(\([^)]*\)\)", "8"), (r"\$CELL", "lstm"), (r"\$\w+", "8")):
         command = re.sub(pattern, value, command)
     _, name, *words = shlex.split(command)
@@ -847,7 +847,7 @@ def parse(command: str) -> None:
 
 
 def claim_of(section: Callable[[Lab], Section]) -> str:
-    """What a section claims, by its source: to make it, commands would have to run."""
+    """Return a section's claim from its source: making the section would run commands."""
     nodes = ast.walk(ast.parse(inspect.getsource(section)))
     (claim,) = (
         node.value for node in nodes if isinstance(node, ast.keyword) and node.arg == "claim"
@@ -856,7 +856,7 @@ def claim_of(section: Callable[[Lab], Section]) -> str:
 
 
 def check(page: str, folder: Path) -> dict[int, str]:
-    """Hold a page to what every one must be; return the verdicts."""
+    """Check what must hold for every page; return the verdicts."""
     assert page.startswith("# ")
     rows = re.findall(r"^\| \[(\d+)\]\(#([\w-]+)\) \| (.*) \| (.*) \|$", page, re.M)
     assert [(int(n), claim) for n, _, claim, _ in rows] == [*enumerate(map(claim_of, SECTIONS), 1)]
@@ -873,14 +873,14 @@ def check(page: str, folder: Path) -> dict[int, str]:
         assert quoted == claim
         assert f"**The claim {verdict}.** " in section
         assert "\n*The rule: " in section
-        assert re.search(r"^\| .*\d.* \|$", section, re.M), "measured numbers"
+        assert re.search(r"^\| .*\d.* \|$", section, re.M), "it shows measured numbers"
         (block,) = re.findall(r"^```sh\n(.*?)^```$", section, re.M | re.S)
         lines = []
         for line in re.sub(r"\\\n#?", " ", block).splitlines():
             found = re.fullmatch(r"(?:# as in claim (\d+): )?(.*)", line)
             assert found
             claim, command = found[1] or n, " ".join(found[2].split())
-            # Typed twice, one that trains would end with an error.
+            # A training command fails when it is typed again.
             loop = re.fullmatch(r"for .*; do|done", command)
             assert loop or first.setdefault(command, claim) == claim, line
             lines.append(command)
@@ -936,7 +936,7 @@ def test_what_is_measured_comes_from_the_commands() -> None:
 def test_the_end_of_the_text_is_scored_to_the_byte(
     own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where line ends were translated it would reach into what was trained on."""
+    """If line ends were translated, it would reach into the text that was trained on."""
     text = tmp_path / "text"
     text.write_bytes(make_prose(24_000).replace("\n", "é\r\n").encode())
     lab = Lab(tmp_path / "lab", text if own else None, QUICK, lambda _: None)
@@ -961,8 +961,8 @@ def test_the_end_of_the_text_is_scored_to_the_byte(
 
 
 def price_of(run: str) -> float:
-    """What the key is said to cost for a run: another price for each name."""
-    return zlib.crc32(run.encode()) % 2000 / 1000  # what the table shows of it
+    """Return a made-up price of the key for a run, different for each name."""
+    return zlib.crc32(run.encode()) % 2000 / 1000  # as many decimals as in the table
 
 
 #: The runs of claim 7.
@@ -976,7 +976,7 @@ FINISHED = [
 
 @pytest.fixture
 def unlearnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
-    """A lab in which nothing is trained, and every run has a price of its own."""
+    """A lab that trains nothing and gives every run a price of its own."""
     text = tmp_path / "text"
     text.write_text(make_prose(12_000))
     size = replace(QUICK, plain_rates=(0.5, 8.0), seeds=(1, 2, 3), recall_windows=(4, 8, 48))
@@ -1028,7 +1028,7 @@ def test_every_price_of_the_key_is_of_its_own_run(unlearnt: Lab) -> None:
 def test_a_training_that_stopped_at_no_finite_number_has_no_price(
     unlearnt: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The others have theirs, and the claim is judged by them."""
+    """The other trainings have prices, and the claim is judged by those."""
     stopped = ["plain-rnn-8-2", "plain-lstm-0.5-1", "plain-lstm-0.5-2", "plain-lstm-0.5-3"]
     answer = unlearnt._run
     error = "charrnn: the loss is not finite at step 7: loss nan\n"
@@ -1072,25 +1072,25 @@ def test_how_the_rates_of_claim_7_were_chosen_is_said(unlearnt: Lab) -> None:
 
 
 def test_at_claim_7_the_rate_of_scaled_gradients_is_tried_without_scaling_too() -> None:
-    """A cell that learns best at low rates has one to choose as well; all are as far apart."""
+    """There are low rates, too, for a cell that learns best there; all are a factor apart."""
     assert FULL.scaled_rate in FULL.plain_rates
     assert len({after / before for before, after in pairwise(FULL.plain_rates)}) == 1
 
 
 def test_gradients_as_they_are_are_not_clipped_at_claim_7(unlearnt: Lab) -> None:
-    """One that is clipped is scaled down, by a factor that differs from step to step."""
+    """Clipping would scale them down, by a factor that differs from step to step."""
     (loop,) = (one for one in scaling(unlearnt).commands if one.startswith("for "))
     plain, scaled = (line for line in loop.splitlines() if "charrnn train" in line)
     assert " --clip-norm 0 " in plain
     assert " --scale-norm 1 " in scaled
 
 
-# From what commands answer to tables and verdict, where no two numbers are the same ---------
+# From the commands' answers to tables and verdict; no two numbers are the same -------------
 
 
 @pytest.fixture
 def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Lab]:
-    """A lab in which every command that has these words in it answers so."""
+    """Return a function that makes a lab from {words in a command: its answer}."""
 
     def made(answers: Mapping[str, Any], **size: Any) -> Lab:
         text = tmp_path / "text"
@@ -1108,7 +1108,7 @@ def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
 
 def gradient(state: str, *at: tuple[int, float | None]) -> dict[str, Any]:
-    """What is left of a state's gradient: by the mean, and, another number, by the median."""
+    """Return what is left of a state's gradient: this in the mean, 0.7 in the median."""
     relative: list[float | None] = [1.0] * 21
     for lag, share in at:
         relative[lag] = share
@@ -1274,7 +1274,7 @@ def test_where_no_property_varies_no_memory_is_looked_at(answering: Callable[...
 
 
 def test_a_memory_s_property_is_drawn_in_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the other way up where the memory falls as it rises."""
+    """It is upside down if the memory falls as the property rises."""
     chart = mock.Mock(wraps=line_chart)
     monkeypatch.setattr("lesson.memory.line_chart", chart)
     c_T, property_T = np.array([-1.0, 1.0, 0.0]), np.array([0.0, 4.0, 2.0])
@@ -1319,7 +1319,7 @@ def test_windows_are_those_of_the_trained_model(answering: Callable[..., Lab]) -
         ["1,000 (all)", "last 892", "13.5°", "0.130", "13.0", "8000.00"],
     ]
     assert all(" --part test " in command for command in section.commands)
-    # The longest window's, of which every loss counts: eight million bytes a character, of 12,000.
+    # The longest window whose losses all count keeps 8 MB a character; the text has 12,000.
     assert section.judgement == judge_window(last[0], trained, rival, 96e9)
     why = " ".join(section.why.split())
     assert "892 predictions count, beginning 108 characters after its start. So at every" in why
@@ -1378,7 +1378,7 @@ def test_a_step_s_lines_are_each_cell_s_own(answering: Callable[..., Lab]) -> No
     assert section.judgement == judge_step({name: one["step"] for name, one in cells.items()})
 
 
-#: By cell what it costs and scores, in the numbers that three comparisons give.
+#: The costs and losses of each cell, as three comparisons measure them.
 PRICED = {
     "rnn": Costs(40, 30, Time(8, [6, 8, 9]), Loss(1.125, ("gru",), (1, 1.25)), Time(9, [8, 10]),
                  Loss(2.125, (), (2, 2.25)), 30 / 50),
@@ -1391,10 +1391,10 @@ PRICED = {
 
 @pytest.fixture
 def priced(answering: Callable[..., Lab]) -> Lab:
-    """A lab in which the three comparisons answer so."""
+    """A lab whose three comparisons answer with ``PRICED``."""
 
     def row(cell: str, n: int, **of: Any) -> dict[str, Any]:
-        """What the n-th comparison answers: of what is not asked there, any numbers."""
+        """Return a row of the n-th comparison; fields that are not given get arbitrary numbers."""
         others = {
             "hidden": 1, "parameters": 2, "multiply_adds": 3, "seconds": 4.0, "nats_per_char": 5.0,
             "chars_per_second": 6.0, "train_chars_per_second": 7.0,
@@ -1474,7 +1474,7 @@ def test_the_price_of_the_lstm_is_of_three_comparisons(priced: Lab) -> None:
 
 
 def test_cells_are_compared_on_what_nothing_was_chosen_on(priced: Lab) -> None:
-    """And with more than one seed each, or no difference could be told from chance."""
+    """Each has more than one seed, or no difference could be told from chance."""
     found = [one for one in lstm(priced).commands if one.startswith("charrnn compare")]
     assert len(found) == 3
     assert all(" --seeds 2 " in one for one in found)
@@ -1494,7 +1494,7 @@ def test_the_gru_is_held_against_the_lstm(priced: Lab) -> None:
 
 
 def training_of(*losses: float, complete: bool | None = True) -> str:
-    """What ``train --json`` prints; complete: None where it breaks off."""
+    """Return what ``train --json`` prints; with ``complete=None`` it breaks off."""
     events: list[dict[str, Any]] = [{"event": "started"}]
     for number, loss in enumerate(losses, 1):
         row = {"step": number, "train_nats_per_char": loss, "largest_gradient_norm": 2.0}
@@ -1507,7 +1507,7 @@ def training_of(*losses: float, complete: bool | None = True) -> str:
 class TestClipping:
     @pytest.fixture
     def section_of(self, unlearnt: Lab, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Section]:
-        """Of one rate's four trainings, by what they print and what stderr says."""
+        """Return a function that makes the section from what four trainings print."""
 
         def made(out: str, error: str = "") -> Section:
             def answer(command: str) -> Answer:
@@ -1522,7 +1522,7 @@ class TestClipping:
     def test_updates_clipped_are_counted_by_updates(
         self, section_of: Callable[..., Section]
     ) -> None:
-        """A row is on those since the row before, the last one often on few."""
+        """A row covers the updates since the row before; for the last row they may be few."""
         rows = [
             {"step": step, "clipped_share": share, "train_nats_per_char": 2.0,
              "largest_gradient_norm": 2.0, "event": "logged"}
@@ -1535,7 +1535,7 @@ class TestClipping:
     def test_a_training_has_gone_wrong_where_a_number_is_not_finite(
         self, section_of: Callable[..., Section]
     ) -> None:
-        """Be it only in the validation after the last step."""
+        """Even if it is only the validation after the last step."""
         whole, stopped = training_of(3.0, 2.5), training_of(3.0, 2.6, complete=None)
         section = section_of(
             whole + whole + stopped + training_of(complete=None),
@@ -1554,7 +1554,7 @@ class TestClipping:
     def test_a_training_that_ends_otherwise_decides_nothing(
         self, last: str, section_of: Callable[..., Section]
     ) -> None:
-        """And is tried again."""
+        """It is run again the next time."""
         whole = training_of(3.0, 2.5)
         with pytest.raises(LessonError, match=r"done\na training ended early: charrnn: disk full$"):
             section_of(3 * whole + last, "charrnn: disk full\n")
@@ -1568,7 +1568,7 @@ def test_the_page_of_the_docs_is_whole() -> None:
 
 @pytest.mark.slow
 def test_a_quick_lesson_is_a_whole_one(tmp_path: Path) -> None:
-    """On a reader's own text."""
+    """It is about a reader's own text."""
     text, out = tmp_path / "prose.txt", tmp_path / "out"
     text.write_text(make_prose(24_000))
     done = subprocess.run(
@@ -1599,7 +1599,7 @@ def test_what_cannot_be_done_is_refused_before_it_is_begun(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The page of the docs is not overwritten by another; nothing is left anywhere."""
+    """The page in docs is not overwritten, and nothing is left behind."""
     monkeypatch.setattr("lesson.__main__.Lab", lambda *_: pytest.fail("it was begun"))
     monkeypatch.setattr(sys, "argv", ["lesson", *words])
     with pytest.raises(SystemExit, match=r"^2$"):
@@ -1649,7 +1649,7 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_runs(
 
 
 def test_a_figure_can_stand_alone() -> None:
-    """As a file it brings what a page gives it: a size, paper, joins, every colour it names."""
+    """The file itself has what a page provides: a size, paper, joins, and its colours."""
     chart = line_chart("alone", "A < B", [Line("a", [1, 2], [3, 4], 0)], x_label="x", y_label="y")
     figure = Figure("alone", "A < B", chart).standalone()
     root = ET.fromstring(figure)
