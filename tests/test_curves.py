@@ -46,7 +46,7 @@ def test_a_log_of_any_length_makes_curves(rows: Any) -> None:
     ],
 )
 def test_the_curves_are_said_to_be_what_was_drawn(logs: list[Any], said: str, unlike: bool) -> None:
-    """Where there is a loss of training, that it is not measured as the other is."""
+    """A training loss is said to be measured differently."""
     drawn = [portrait(str(n), log=rows, inspection=None) for n, rows in enumerate(logs)]
     page = check(assessment_page([assessment() for _ in logs], drawn, "poem", ORIGIN))
     if unlike:
@@ -61,7 +61,7 @@ def test_the_curves_are_said_to_be_what_was_drawn(logs: list[Any], said: str, un
 def test_what_is_cut_off_is_said_and_nothing_else(
     first: float, said: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The scale goes from 2.0 to 2.9, with 0.054 to spare: the first row is of the beginning."""
+    """The scale goes from 2.0 to 2.9, with 0.054 to spare; the first row does not count."""
     logs = [
         [
             {"step": n, "characters": 100.0 * n, "seconds": 50.0 + n, "valid_nats_per_char": nats}
@@ -79,7 +79,7 @@ def test_what_is_cut_off_is_said_and_nothing_else(
 
 
 def test_the_scale_has_room_for_the_training_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A single validation, at the end: its loss alone would be a scale of nothing."""
+    """The loss of a single validation, at the end, would be a scale of zero height."""
     rows = [
         {"step": n, "characters": 100.0 * n, "seconds": 50.0 + n, "train_nats_per_char": nats}
         for n, nats in ((1, 3.5), (10, 3.0), (20, 2.5), (30, 1.8))

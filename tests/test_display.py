@@ -82,7 +82,7 @@ def run(prose: Path, tmp_path: Path) -> Iterator[Run]:
             folder=folder,
             device=torch.device("cpu"),
         )
-        run.notes.clear()  # one of a machine without a compiler, say
+        run.notes.clear()  # for example the one about a missing compiler
         run.progress.step, run.progress.characters = 1200, 61_200
         run.progress.best_nats, run.progress.best_step = 3 * math.log(2), 1100
         yield run
@@ -96,7 +96,7 @@ def show_all(display: Display, run: Run) -> None:
 
 
 def said(run: Run, event: Event, capsys: pytest.CaptureFixture[str]) -> str:
-    """Return what the plain display says on stderr of an event."""
+    """Return what the plain display says about an event on stderr."""
     display = open_display(as_json=False, quiet=False)
     display.start(run)
     capsys.readouterr()
@@ -109,7 +109,7 @@ class TestPlain:
     def lines(self, run: Run, capsys: pytest.CaptureFixture[str]) -> list[str]:
         show_all(open_display(as_json=False, quiet=False), run)
         captured = capsys.readouterr()
-        assert captured.out == "", "talk is for stderr"
+        assert captured.out == "", "messages go to stderr"
         assert "\x1b" not in captured.err
         return captured.err.splitlines()
 
@@ -175,7 +175,7 @@ class TestPlain:
     def test_a_plan_of_steps_says_what_follows_it(
         self, run: Run, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """Of a run that goes on with so many: the introduction has the old."""
+        """Only for a resumed run, whose introduction shows the old values."""
         passes = f"{100 / run.lanes.steps_per_epoch:.2f}"
         run.config = replace(run.config, minutes=None, steps=100)
         held = "dropout 0.6 (2 masks), weight drop 0.48, weight decay 0.2, loss temperature 0.91"
@@ -504,11 +504,11 @@ def test_quiet_says_notes_once_and_how_to_go_on(
     assert capsys.readouterr() == ("", f"go on with: {run.command()}\n")
     run.owner = "charrnn compare --run all --resume"
     display.show(stopped)
-    assert capsys.readouterr() == ("", ""), "the owner says it"
+    assert capsys.readouterr() == ("", ""), "the owner says how to go on"
 
 
 def test_who_wants_quiet_may_have_closed_stderr(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would be taken for a reader who has left, and end the training."""
+    """A closed stderr must not be taken for a reader who has left, which ends a training."""
     monkeypatch.setattr(sys.stderr, "write", refusing(errno.EPIPE))
     run.notes.append("what the user should know")
     display = open_display(as_json=False, quiet=True)
@@ -529,7 +529,7 @@ class TestLive:
         display.close()
 
     def picture(self, display: _LiveTerminal) -> str:
-        """Return what is drawn in place now, without colours."""
+        """Return the panel that is drawn now, without colours."""
         file = io.StringIO()
         Console(file=file, width=display.console.width, height=40, highlight=False).print(
             display._picture()
@@ -570,7 +570,7 @@ class TestLive:
     def test_is_not_chosen_in_a_notebook(
         self, monkeypatch: pytest.MonkeyPatch, name: str, value: str, is_live: bool
     ) -> None:
-        """Its cells run commands on a terminal, and append what should be drawn in place."""
+        """A notebook's cells are terminals, but append what should be drawn in place."""
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
         monkeypatch.setenv(name, value)
         assert isinstance(open_display(as_json=False, quiet=False), _LiveTerminal) == is_live
@@ -597,7 +597,7 @@ class TestLive:
             "valid 2.0794 nats (3.000 bits)", "To be",
         ):  # fmt: skip
             assert words in drawn
-        # A terminal writes ^C where the cursor is: it must not begin a line.
+        # Leave room for two ^C that the terminal echoes: they must not wrap to a new line.
         assert max(map(len, drawn.splitlines())) <= 80 - 4
 
     def test_says_while_it_validates(self, display: _LiveTerminal, run: Run) -> None:
@@ -735,7 +735,7 @@ class TestLive:
         for words in ("5,406", "valid 2.0794 nats", "planned 5,000", "done after"):
             assert words in text
         assert text.endswith("charrnn sample '" + str(run.folder.path) + "'\n")
-        assert text.rindex("sample") > text.rindex("\x1b[?25h"), "the cursor is back"
+        assert text.rindex("sample") > text.rindex("\x1b[?25h"), "the cursor is shown again"
         assert display.live is None
 
     def test_lines_are_broken_between_words_and_what_is_copied_is_not(
@@ -784,7 +784,7 @@ class TestLive:
         before = screen.getvalue()
         display.show(LOGGED)
         assert display.live is None, "a shell has the terminal, after bg"
-        assert screen.getvalue() == before + "\x1b[?25h", "nothing goes but the cursor comes"
+        assert screen.getvalue() == before + "\x1b[?25h", "nothing goes, the cursor is shown"
         in_foreground = True
         display.show(LOGGED)
         assert display.live is not None
@@ -796,7 +796,7 @@ class TestLive:
     def test_a_terminal_that_takes_nothing_is_left_once(
         self, display: _LiveTerminal, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """One that has been closed refuses what would leave it as it was."""
+        """A closed terminal refuses what would restore it."""
         display.start(run)
         live = display.live
         assert live is not None
@@ -816,7 +816,7 @@ def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-#: Persian, Devanagari, a soft hyphen and a mark of direction: joiners are part of the spelling.
+#: Persian, Devanagari, a soft hyphen, a direction mark: joiners belong to the spelling.
 JOINED = "می\u200cروم \u0915\u094d\u200d co\u00adop \u200f"
 
 

@@ -33,7 +33,7 @@ class TestFigures:
 
     @pytest.mark.parametrize("y_log", [False, True])
     def test_a_band_is_shown_whole_with_the_levels_that_it_crosses(self, y_log: bool) -> None:
-        """An end that no axis can show is passed over."""
+        """Ends that no axis can show are ignored."""
         band = ((0.0, 0.5, math.nan), (0.7, math.inf, 9.0))
         svg = line_chart(
             "x", "T", [Line("l", (1, 2, 3), (0.6, 0.6, 0.6), 0, band=band)], x_label="k",
@@ -46,7 +46,7 @@ class TestFigures:
     def test_a_band_that_goes_to_nothing_reaches_the_bottom_of_a_logarithmic_axis(
         self, y_range: tuple[float, float] | None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The axis is no longer for it."""
+        """The axis is not extended for it."""
         band = mock.Mock()
         monkeypatch.setattr("matplotlib.axes.Axes.fill_between", band)
         line = Line("l", (1, 2, 3), (0.6,) * 3, 0, band=((-0.1, 0.5, 0.0), (0.7,) * 3))
@@ -57,7 +57,7 @@ class TestFigures:
     def test_a_line_that_goes_to_nothing_can_be_told_from_one_that_stays(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """At the bottom of a logarithmic axis, and in words as it is."""
+        """It is at the bottom of a logarithmic axis, and described with its true values."""
         drawn = mock.Mock(wraps=Axes.plot)
         monkeypatch.setattr(Axes, "plot", lambda *given, **how: drawn(*given, **how))
         band = ((0.4, -0.2, -0.1, -0.3), (0.6, 0.05, 0.1, -0.1))
@@ -102,7 +102,7 @@ class TestFigures:
     def test_a_level_is_named_where_no_line_passes(
         self, heights: list[tuple[float, ...]], place: str
     ) -> None:
-        """Where lines are everywhere, they are interrupted."""
+        """Where lines are everywhere, the label interrupts them."""
         lines = [Line("", (1, 2, 3), y, style) for style, y in enumerate(heights)]
         svg = line_chart("x", "T", lines, x_label="k", y_label="v", y_range=(0, 1),
                          rules=[Rule("half", 0.5)])  # fmt: skip
@@ -123,7 +123,7 @@ class TestFigures:
         assert 0 < heights[0] < heights[-1] < float(axis) - 15
 
     def test_labels_at_the_top_stay_in_the_figure_whatever_is_at_the_bottom(self) -> None:
-        """In the lines' order, where several end at one height."""
+        """Labels of lines that end at one height keep the lines' order."""
         lines = [Line(f"line {n}", (1, 2), (0.5, min(1, n)), n) for n in range(5)]
         svg = line_chart("x", "T", lines, x_label="k", y_label="v", y_range=(0, 1))
         heights = [float(y) for y in re.findall(r'y="([\d.]+)"[^>]*>line \d<', svg)]
@@ -141,7 +141,7 @@ class TestFigures:
         assert 0 < min(heights) < max(heights) < float(axis) - 15
 
     def test_a_line_is_named_as_it_is_drawn(self) -> None:
-        """One that only accompanies others without a marker, and thin."""
+        """A line that only accompanies others is thin and has no marker."""
         line = Line("l", range(30), range(30), 1, faint=True)
         svg = line_chart("x", "T", [line], x_label="k", y_label="v")
         drawn = re.findall(r'style="([^"]*var\(--series-1\)[^"]*)"', svg)

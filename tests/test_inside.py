@@ -22,11 +22,11 @@ from tests.pages import SHAPE, flow, inspection, portrait
 
 
 class TestChartsOfTheInside:
-    """What charts are given: what they make of it is tested below."""
+    """What the charts are given; test_figures.py tests how they draw it."""
 
     @pytest.fixture(autouse=True)
     def charts(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, mock._Call]:
-        """Calls of what draws, by the chart's name; nothing is drawn."""
+        """The calls of the drawing functions, by the chart's name; nothing is drawn."""
         found: dict[str, mock._Call] = {}
 
         def keep(name: str, *given: Any, **how: Any) -> str:
@@ -45,7 +45,7 @@ class TestChartsOfTheInside:
     def test_one_layer_of_each_model_is_drawn_beside_others(
         self, charts: dict[str, mock._Call]
     ) -> None:
-        """The one next to the head, without the picture of a plain RNN only; alone, all are."""
+        """It is the last one, without a plain RNN's "linear"; a model alone is drawn whole."""
 
         def flows(*states: tuple[int, str]) -> Inspection:
             reaches = (
@@ -93,7 +93,7 @@ class TestChartsOfTheInside:
     def test_all_charts_of_the_gradient_have_the_scale_that_shows_it(
         self, charts: dict[str, mock._Call], shares: tuple[float, ...], low: float, high: float
     ) -> None:
-        """Room to spare, but not above what is said to be drawn; what is next to none is not."""
+        """There is room to spare, but none above the limit; values next to zero do not count."""
         reach = Reach(1, "h", 1.0, (), (1.0, *shares), 1, None, 1, None)
         most = replace(reach, median=(1.0, *[0.9 for _ in shares]))
         flows = flow(reaches=(reach,)), flow("initial", reaches=(most,))
@@ -106,7 +106,7 @@ class TestChartsOfTheInside:
         assert {rule.label: rule.y for rule in first["rules"]} == {"half": 0.5, "1 %": 0.01}
 
     def test_what_is_shown_on_a_logarithmic_axis(self, charts: dict[str, mock._Call]) -> None:
-        """Shares and lengths; correlations have the whole scale."""
+        """Shares and lengths are; correlations have the whole linear scale."""
         full = Window(64, None, 10.0, 1.0, 1e-6, 10_000)
         self.show(inspection(truncation=(Truncation("trained", 8, 512, full, 3.0, (full,)),)))
         found = {
@@ -121,7 +121,7 @@ class TestChartsOfTheInside:
 
     def test_one_model_has_its_table_beside_the_figure(self) -> None:
         beside = '<div class="beside">\n<figure>'
-        assert self.show(inspection()).count(beside) == 2, "of memory and units"
+        assert self.show(inspection()).count(beside) == 2, "for memory and units"
         assert self.show(inspection(), inspection()).count(beside) == 0
 
     def test_no_gradient_and_nothing_to_forget_have_no_charts(

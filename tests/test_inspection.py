@@ -1,4 +1,4 @@
-"""All that ``inspect`` measures in one record, in a terminal and by the command."""
+"""All that ``inspect`` measures: as a record, in a terminal and by the command."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ class TestTables:
         ]
 
     def test_every_character_can_be_seen(self) -> None:
-        """Those that show nothing are replaced; marks do not stand on what is before them."""
+        """Invisible characters are replaced; combining marks do not join what is before them."""
         unseen = "\u200d\ufe00\ufe0f\x1b"
         assert [mark(c) for c in "a\n\r" + unseen] == ["a", "↵", "␍", *["\ufffd"] * 4]
         # An accent, a Hebrew point, vowels of Thai and Hindi, a keycap, a vowel of Korean.
@@ -267,7 +267,7 @@ class TestTables:
 class TestPlots:
     @pytest.fixture
     def printed(self, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-        """What is printed of measurements of no real model."""
+        """Return a function that returns what is printed of made-up measurements."""
         nothing = module.Inspection(
             characters=9, step=None, gradient_flow=(), memory=None, pace=(), gates=(), units=(),
             activation=None, clipping=None, cuts=(), truncation=(),
@@ -291,7 +291,7 @@ class TestPlots:
     def test_what_is_left_of_a_gradient_is_on_a_logarithmic_scale(
         self, printed: Callable[..., str]
     ) -> None:
-        """A column of its eighths: all of it, 10^-1.4, nearly a thousandth, nothing."""
+        """Columns are in eighths: all of it, 10^-1.4, nearly a thousandth, nothing."""
         reach = Reach(1, "h", 2.0, (1.0,) * 4, (1.0, 0.04, 0.002, 0.0), 1, 3, 1, 3)
         flow = GradientFlow("trained", None, ((1.5,),), (None,), 9, (reach,))
         out = printed(gradient_flow=(flow,))
@@ -372,7 +372,7 @@ class TestPlots:
 
 
 def without_sentences(lines: Sequence[str]) -> list[str]:
-    """Return what a pipe gets but the sentences below the titles, each whole on a line."""
+    """Return a pipe's lines without the sentences below the titles, which are not wrapped."""
     titles = {
         "The step", "Gradient flow", "Memory", "Pace", "Gates", "Units", "Clipping",
         "A cut gradient", "Truncation",
@@ -386,7 +386,7 @@ def without_sentences(lines: Sequence[str]) -> list[str]:
 def test_any_measurement_can_be_shown(
     cell: CellName, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a model that predicts worse the more it has read, whose gradient is zero, too."""
+    """Even those of an untrained model, and of one whose gradient is zero."""
     monkeypatch.setenv("COLUMNS", "80")
     model = zero_(make_model(cell))
     with torch.no_grad():
@@ -518,7 +518,7 @@ def lone(trained: Path, tmp_path: Path) -> Path:
 
 
 class TestCommand:
-    #: What is said of a look at all that needs no more options.
+    #: The end of the line that names the default measurements.
     ALL = ": step flow memory pace gates units clipping\n"
 
     def test_json(self, cli: Cli, trained: Path, prose: Path) -> None:
@@ -568,7 +568,7 @@ class TestCommand:
     def test_what_the_training_was_is_taken_from_the_checkpoint(
         self, cli: Cli, prose: Path, tmp_path: Path
     ) -> None:
-        """Its seed for the initial weights, and that its windows began at the zero state."""
+        """Its seed, for the initial weights, and whether its windows began at the zero state."""
         run = tmp_path / "run"
         options = ("--cell", "gru", "--steps", 3, "--hidden", 5, "--batch-size", 2, "--bptt", 9)
         trained = cli("train", prose, "--run", run, *options, "--seed", 5, "--reset-state")
@@ -619,7 +619,7 @@ class TestCommand:
         result = cli(*words, "--only", "truncation", "--characters", 500)
         out = result.out
         assert result.err.endswith("looking at 500 characters: truncation\n"), (
-            "alone, it is no longest"
+            "alone, it is not said to take longest"
         )
         assert out.startswith("Truncation\n")
         assert re.search(r"trained +20 +last 5 +[\d.]+° ", out)
@@ -691,7 +691,7 @@ class TestCommand:
         assert "its gradient norms are not shown, as there is no log" in result.err
         found = json.loads(result.out)
         assert found["clipping"] is None
-        assert found["cuts"], "for which no log is needed"
+        assert found["cuts"], "cuts need no log"
 
     def test_says_what_was_trained_on(self, cli: Cli, trained: Path, prose: Path) -> None:
         result = cli("inspect", trained, "--text", prose, "--characters", 700, "--json")
@@ -741,7 +741,7 @@ class TestCommand:
         *before, line = result.err.splitlines()
         assert line.startswith("charrnn: ")
         assert says in line
-        # What only windows tell is found out in the measuring.
+        # Some errors about windows are found only while measuring.
         assert all(one.endswith(" truncation") for one in before)
 
     @pytest.mark.parametrize("name", ["training", "text"])

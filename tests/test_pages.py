@@ -34,7 +34,7 @@ class Pages:
     evaluate: Path
     inspect: Path
     folder: Path
-    """Of the comparison."""
+    """The folder of the comparison."""
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_a_comparison_whose_checkpoint_is_not_described_names_it(
 
 @pytest.fixture
 def huge(trained: Path, tmp_path: Path) -> Path:
-    """Return a model whose weights are finite, as any checkpoint's; what comes of them is not."""
+    """Return a model whose weights are finite, as in any checkpoint, but whose results are not."""
     checkpoint, folder = load(trained / "best.safetensors"), tmp_path / "huge"
     large = {weight: tensor.sign() * 3e38 for weight, tensor in checkpoint.tensors.items()}
     folder.mkdir()
@@ -195,7 +195,7 @@ def test_a_signal_while_the_page_is_made_loses_nothing_but_the_page(
     report = tmp_path / "page.html"
     done = cli("compare", "--run", pages.folder, "--resume", "--quiet", "--report", report)
     assert done.code == 128 + signal.SIGTERM
-    assert "nats/char" in done.out, "the table is there before"
+    assert "nats/char" in done.out, "the table is printed first"
     way_on = f"charrnn compare --run {pages.folder} --resume --report {report}"
     assert f"all runs are done, but there is no report yet; go on with: {way_on}\n" in done.err
     assert list(tmp_path.iterdir()) == []
@@ -205,7 +205,7 @@ def test_a_signal_while_the_page_is_made_loses_nothing_but_the_page(
 def test_a_reader_who_leaves_does_not_take_the_page_along(
     pages: Pages, trained: Path, tmp_path: Path, name: str
 ) -> None:
-    """A real process and a real pipe."""
+    """In a real process, with a real pipe."""
     report = tmp_path / "page.html"
     words: dict[str, tuple[object, ...]] = {
         "compare": ("--run", pages.folder, "--resume"),
@@ -277,7 +277,7 @@ class TestWhereThePageGoes:
     def test_it_never_joins_the_text(
         self, cli: Cli, trained: Path, tmp_path: Path, command: str
     ) -> None:
-        """In a folder that is read it would make another text of it."""
+        """In a folder that is read as text, a page would change the text."""
         folder = tmp_path / "texts"
         folder.mkdir()
         (folder / "text").write_text(make_prose(300), encoding="utf-8")
@@ -298,7 +298,7 @@ class TestWhereThePageGoes:
     def test_nor_does_that_of_a_comparison_where_the_text_is_found(
         self, cli: Cli, tmp_path: Path, name: str, resume: bool
     ) -> None:
-        """In a folder or by a pattern, and in one that goes on."""
+        """It may be found in a folder or by a pattern, also by a resumed comparison."""
         (tmp_path / "texts").mkdir()
         text, run = tmp_path / "texts" / "text.html", tmp_path / "run"
         text.write_text(make_prose(300), encoding="utf-8")
@@ -327,7 +327,7 @@ class TestWhereThePageGoes:
         self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: str,
         begins: bool,
     ) -> None:  # fmt: skip
-        """Which is not read; but no link may lead into it, or out of it, from what is."""
+        """That folder is not read as text; but no link may lead into it or out of it."""
         watch = mock.Mock(side_effect=UsageError("it has begun"))
         monkeypatch.setattr("charrnn.watching.watch_comparison", watch)
         monkeypatch.chdir(tmp_path)
@@ -381,7 +381,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    driver.get("about:blank")  # away from the page it begins with, which has requests of its own
+    driver.get("about:blank")  # leave the start page, which makes requests of its own
     yield driver
     driver.quit()
 
@@ -401,7 +401,7 @@ def show(
 
 
 def messages(browser: webdriver.Chrome, kind: str) -> list[str]:
-    """Return what the browser has logged since it was asked last."""
+    """Return what the browser has logged since the last call."""
     return [row["message"] for row in browser.get_log(kind)]  # type: ignore[no-untyped-call]
 
 

@@ -47,7 +47,7 @@ from tests.small import make_model, make_stretch
 def test_a_comparison_looks_into_each_model_by_its_own_seed_and_window(
     prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the end of the text, where it is long enough."""
+    """It inspects the end of the text, if that is long enough."""
     cpu = torch.device("cpu")
     plan = Plan(
         texts=(str(prose),), cells=("gru",), steps=3, seed=4, hidden=5, batch_size=3, bptt=11
@@ -109,7 +109,7 @@ def test_a_portrait_shows_the_beginning_of_a_text_and_the_log(
     windows = prices(model, part, vocabulary, window=47)
     with mock.patch("charrnn.portrait.prices", return_value=windows):
         drawn = portray("x", trained, model, vocabulary, part, validated_on=frozenset(["a"]))
-    assert next(windows).position == 800, "no more is read than shown"
+    assert next(windows).position == 800, "no more is read than is shown"
     assert drawn.validated_on == {"a"}
     assert [character for character, _ in drawn.excerpt] == [*prose.read_text()[7:807]]
     nats = next(prices(model, part, vocabulary)).nats_T
@@ -124,7 +124,7 @@ def test_a_portrait_shows_the_beginning_of_a_text_and_the_log(
 def test_a_portrait_of_a_model_of_bytes_shows_what_its_text_is_made_of(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Carriage returns too, where no line feed follows."""
+    """Also carriage returns that no line feed follows."""
     monkeypatch.setattr("charrnn.portrait.SAMPLE", replace(SAMPLE, length=3))
     part = make_part(tmp_path, "é\rb\r\nc\r".encode(), "bytes")
     model = make_model("gru", layers=1, vocabulary=256)
@@ -137,7 +137,7 @@ def test_a_portrait_of_a_model_of_bytes_shows_what_its_text_is_made_of(
 def test_a_sample_is_drawn_on_the_cpu_as_by_its_command(
     prose: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another device rounds otherwise, and draws another text; here "meta" stands for one."""
+    """Another device, here "meta", would round differently and so draw another text."""
     model, vocabulary, _ = load_model(trained, torch.device("cpu"))
     part, places = scan([str(prose)], "utf-8").part(0, 9), []
 
@@ -150,12 +150,12 @@ def test_a_sample_is_drawn_on_the_cpu_as_by_its_command(
     monkeypatch.setattr(CharModel, "cpu", lambda model: model.to_empty(device="cpu"))
     for device in ("cpu", "meta"):
         portray("x", trained, model.to(device), vocabulary, part)
-        assert model.head.weight.device.type == device, "it stays where it is"
+        assert model.head.weight.device.type == device, "the model stays on its device"
     assert places == ["cpu", "cpu"]
 
 
 def test_a_portrait_without_a_sample_names_the_checkpoint(prose: Path, trained: Path) -> None:
-    """What a sample comes upon need not be in the text."""
+    """A sample may meet predictions that the text does not."""
     model, vocabulary, _ = load_model(trained, torch.device("cpu"))
     part = scan([str(prose)], "utf-8").part(0, 9)
     for weight in model.state_dict().values():
@@ -235,6 +235,6 @@ def test_labels_are_short_and_all_different(tmp_path: Path) -> None:
     (long,) = labels([tmp_path / "run-with-a-very-long-name-of-40-letters"])
     assert long == "run-with…0-letters"
     assert labels([Path("红楼梦-lstm")]) == ["红楼梦-lstm"]
-    assert labels([Path("红楼梦与石头记之名-lstm")]) == ["红楼梦与…之名-lstm"], "as wide as those"
+    assert labels([Path("红楼梦与石头记之名-lstm")]) == ["红楼梦与…之名-lstm"], "18 columns, too"
     assert labels([Path("abcdefghijklmnopqr")]) == ["abcdefghijklmnopqr"]
     assert labels([Path("a\nb\tc")]) == ["a b c"]

@@ -1,4 +1,4 @@
-"""The pages of --report, made of records: what is in them."""
+"""The contents of the pages of --report, made from records."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class TestComparisonPage:
             "Result", "Learning", "Gradient flow", "Memory", "Pace", "Gates", "Units", "Clipping",
             "A cut gradient", "Samples", "Surprise", "How this was made",
         ]  # fmt: skip
-        # One of the result, two of curves, of flow and of clipping, memory, two gates, units.
+        # Figures: result 1, curves 2, flow 2, memory 1, gates 2, units 1, clipping 2.
         assert page.tags["svg"] == page.tags["desc"] == 1 + 2 + 2 + 1 + 2 + 1 + 2
         said = " ".join(page.texts["desc"])
         assert "LSTM: 2.0150 (of 2.0100, 2.0200). GRU: 2.1150 (of 2.1100, 2.1200)." in said
@@ -75,7 +75,7 @@ class TestComparisonPage:
     def test_runs_worse_than_guessing_are_told_at_the_top(self) -> None:
         made = comparison()
         assert "guessing" not in check(compare_page(made)).texts["p"][1]
-        # Only the better of both cells is below this.
+        # Only the better cell is below this.
         runs = [replace(run, uniform_nats=2.05) for cell in made.cells for run in cell.runs]
         lead = check(compare_page(Comparison.of(made.plan, runs))).texts["p"][1]
         assert lead.endswith(" Worse than guessing: 2 runs.")
@@ -112,7 +112,7 @@ class TestComparisonPage:
         assert (", ".join(Path(text).name for text in texts) or said) in page.texts["dd"]
 
     def bare(self, made: Comparison) -> str:
-        """Return a page without figures of what was learnt and looked into."""
+        """Return a page without curves and inspections."""
         drawn = [portrait(cell.cell.upper(), inspection=None) for cell in made.cells]
         return comparison_page(made, drawn, [(run, ()) for run in made.cells[0].runs], ORIGIN)
 
@@ -154,7 +154,7 @@ class TestComparisonPage:
         assert "on the 1 prediction of the test part" in page.texts["figcaption"][0]
 
     def test_models_of_bytes_are_said_to_be_that(self) -> None:
-        """In the page of an inspection, too."""
+        """On the page of an inspection, too."""
         drawn = portrait("LSTM", of_bytes=True)
         for text in (
             compare_page(comparison(), [drawn, portrait("GRU", of_bytes=True)]),
@@ -339,7 +339,7 @@ class TestAssessmentPage:
     def test_the_first_positions_are_drawn_each(
         self, length: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Where the loss is steep; the others in groups, all of them."""
+        """The loss is steep there; all later positions are drawn in groups."""
         drawn: list[Line] = []
 
         def chart(name: str, title: str, lines: list[Line], **_: object) -> str:
@@ -356,7 +356,7 @@ class TestAssessmentPage:
         assert list(line.x) == sorted(set(line.x))
         assert line.x[-1] > 0.9 * length
         assert len(line.x) <= 60
-        # A group's mean is near what is measured at its middle.
+        # A group's mean is near the value at its middle.
         assert line.y == pytest.approx([nats_T[int(x) - 1] for x in line.x], abs=0.05)
 
     def test_baselines_are_grey_and_a_model_keeps_its_style(
@@ -414,7 +414,7 @@ class TestInspectionPage:
         assert "clipped" not in "".join(page.texts["th"])
 
     def test_no_gradient_has_no_chart_of_its_norms(self) -> None:
-        """A model that is sure of a text, of one character repeated say, has none on it."""
+        """A model that is sure of its text, say one repeated character, has no gradient."""
         history = Clipping(1.0, None, None, 20, 0.0, 0.0, (Period(1, 20, 0, 0, 0, 0.0),))
         page = check(inspection_page(portrait(inspection=inspection(clipping=history)), "", ORIGIN))
         assert "Gradient norms" not in page.texts["h3"]
@@ -422,7 +422,7 @@ class TestInspectionPage:
         assert any(text.startswith(said) for text in page.texts["p"])
 
     def test_where_nothing_was_clipped_its_share_has_no_chart(self) -> None:
-        """Of several models all lines would be one."""
+        """The lines of several models would coincide."""
         history = Clipping(1.0, None, None, 20, 0.3, 0.0, (Period(1, 20, 0.1, 0.2, 0.3, 0.0),))
         page = check(inspection_page(portrait(inspection=inspection(clipping=history)), "", ORIGIN))
         assert "Gradient norms" in page.texts["h3"]
@@ -553,7 +553,7 @@ class TestInspectionPage:
 
 @pytest.mark.parametrize("scheme", [0, 1])
 def test_coloured_text_can_be_read(scheme: int) -> None:
-    """On each colour that a text has behind it, in light and in dark."""
+    """On every background colour, in the light and the dark scheme."""
 
     def value(name: str) -> str:
         return str(re.findall(rf"--{name}: ([^;]+);", STYLE)[scheme])
@@ -600,7 +600,7 @@ def test_equal_records_give_equal_bytes() -> None:
 
 
 def test_no_model_has_the_grey_of_what_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And each has one style in all figures."""
+    """Each model has one style in all figures."""
     scores, positions, curves = (mock.Mock(return_value="") for _ in range(3))
     monkeypatch.setattr("charrnn.report.dot_chart", scores)
     monkeypatch.setattr("charrnn.report.line_chart", positions)

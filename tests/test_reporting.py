@@ -1,4 +1,4 @@
-"""A page asked for beside what is printed: none of the two is lost with the other."""
+"""A page beside the printed results: losing one must not lose the other."""
 
 import errno
 import os
@@ -69,7 +69,7 @@ def test_the_backend_of_a_notebook_is_not_asked_for(
     monkeypatch.setenv("MPLBACKEND", "of_another_environment")
 
     def make() -> str:
-        # Here it may be imported already: another process takes over what the environment says.
+        # matplotlib may be imported here already; a new process reads the environment.
         subprocess.run([sys.executable, "-c", "import matplotlib"], check=True)
         return "drawn"
 
@@ -83,7 +83,7 @@ def test_the_backend_of_a_notebook_is_not_asked_for(
 def test_a_page_that_fails_hides_no_failure_before_it(
     page: Path, capsys: pytest.CaptureFixture[str], ends: BaseException
 ) -> None:
-    """Whatever ends it."""
+    """Whatever ends the page."""
     make = mock.Mock(side_effect=ends)
     with pytest.raises(type(ends), match="no log"):
         show_and_report(lambda: None, page, make, RunFolderError("no prices"))
@@ -94,7 +94,7 @@ def test_a_page_that_fails_hides_no_failure_before_it(
     assert capsys.readouterr().err == said
     with pytest.raises(type(ends), match="no log"):
         show_and_report(lambda: None, page, make, BrokenPipeError())
-    assert capsys.readouterr().err == "", "the reader has left"
+    assert capsys.readouterr().err == "", "a reader who has left is no failure"
 
 
 def test_the_results_themselves_are_not_written_over(
@@ -120,7 +120,7 @@ def test_a_text_that_a_link_leads_to_is_not_written_over(tmp_path: Path) -> None
 
 
 def test_a_pipe_among_texts_may_be_written_to(tmp_path: Path) -> None:
-    """It is none of them."""
+    """A pipe is not read as text."""
     (tmp_path / "a.txt").write_text("text")
     os.mkfifo(tmp_path / "prices")
     refuse_overwriting("--per-char", tmp_path / "prices", {}, [str(tmp_path)])

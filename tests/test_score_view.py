@@ -43,7 +43,7 @@ FIGURES = (
 
 @pytest.fixture
 def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Let stdout pass for a terminal of some columns."""
+    """Return a function that makes stdout pass for a terminal with this many columns."""
 
     def on_terminal(columns: int) -> None:
         monkeypatch.setenv("COLUMNS", str(columns))
@@ -129,7 +129,7 @@ class TestTable:
         after = After("words", 6789, 1.5)
         one = replace(ONE, baselines=(Baseline("uniform", 2.0, said),), after=after)
         print_assessments([one])
-        assert f"\nuniform: {said}\n" in capsys.readouterr().out, "a pipe gets a line"
+        assert f"\nuniform: {said}\n" in capsys.readouterr().out, "a pipe gets one line"
         monkeypatch.setenv("FORCE_COLOR", "1")
         print_assessments([one])
         assert f"\nuniform: {said}\n" in capsys.readouterr().out, "a pipe in colours, too"
@@ -158,7 +158,7 @@ class TestTable:
         assert lines[6] == ["xz", "6,789", "2.0000", "2.8854", "2.7984", "7.389"], "and only once"
         assert lines[7:9] == [["uniform:", "9", "symbols"], ["xz:", "alone"]]
         after = "run: after 'a' a character costs 1.5000 nats by dynamic evaluation (mean of 5)"
-        assert lines[9:] == [after.split()] * 2, "whose prices it has is said"
+        assert lines[9:] == [after.split()] * 2, "the prices are those of dynamic evaluation"
 
     def test_baselines_tell_whose_they_are_where_models_differ(
         self, capsys: pytest.CaptureFixture[str]
@@ -200,7 +200,7 @@ class TestTable:
     def test_what_is_told_of_all_of_a_kind_is_told_once(
         self, nats: tuple[float, ...], abouts: tuple[str, ...], said: list[str]
     ) -> None:
-        """Their prices differ, with the training part, and what they are may not."""
+        """Their prices differ with the training part, but their descriptions may be the same."""
         uniform = Baseline("uniform", 3.0, "9 symbols")
         three = [
             replace(ONE, checkpoint=name, baselines=(uniform, Baseline("unigram", price, about)))
@@ -301,7 +301,7 @@ class TestComparison:
         first, *_ = self.says(("rnn", "lstm", "gru"), 1, more, steps=20)
         assert first.startswith(f"Matched by parameters{said} 20 steps a run")
         first, *_ = self.says(("rnn", "lstm", "gru"), 1, more, steps=20, match="hidden")
-        assert first.startswith("Matched by width; 20 steps a run"), "there they may differ"
+        assert first.startswith("Matched by width; 20 steps a run"), "parameters may differ"
 
     @pytest.mark.parametrize(
         ("unknown", "said"),
@@ -470,7 +470,7 @@ class TestComparison:
 
 
 def test_scores_that_are_no_numbers_are_refused() -> None:
-    """Those of the copy that learns on, too, whose gradient may be what is too large."""
+    """Those of dynamic evaluation, too, where the gradient may be too large."""
     refuse_non_finite([ONE, replace(ONE, dynamic=ONE.scores)])
     for lost in (math.inf, math.nan):
         scores = replace(ONE.scores, nats=lost)
@@ -485,7 +485,7 @@ class TestPerCharacter:
         file.write_text("of before")
         with PerCharacter(make_part(tmp_path, "xé\n☃".encode()), file) as write:
             write(Prices(1, np.array([0.5, 1.25]), 0))
-            assert file.read_text() == "of before", "it appears whole"
+            assert file.read_text() == "of before", "it is replaced only when complete"
             write(Prices(3, np.array([14.0]), 1))
         assert [json.loads(line) for line in file.read_text("utf-8").splitlines()] == [
             {"position": 1, "character": "é", "nats": 0.5},
@@ -512,7 +512,7 @@ class TestPerCharacter:
     @needs_full
     @pytest.mark.parametrize("stretches", [1, 999])
     def test_a_full_disk_is_named(self, tmp_path: Path, stretches: int) -> None:
-        """Whether it is noticed at the end or before."""
+        """It may be noticed at the end or before."""
         part = make_part(tmp_path, b"ab" * 999)
         with (
             pytest.raises(CharrnnError, match="/dev/full: cannot write the prices: No space"),
@@ -526,7 +526,7 @@ class TestPerCharacter:
     def test_a_failure_leaves_what_was_there(
         self, tmp_path: Path, before: str | None, failure: BaseException
     ) -> None:
-        """It is passed on as it is: a pipe that broke elsewhere is not this file's."""
+        """The failure is passed on unchanged: a pipe that broke elsewhere is not this file's."""
         file = tmp_path / "folder" / "prices"
         file.parent.mkdir()
         if before is not None:
@@ -599,7 +599,7 @@ class TestSurpriseText:
     def test_what_ends_it_counts_before_that_nobody_reads(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A Ctrl-C ends the reader, too."""
+        """Ctrl-C ends the reader, too."""
         show = SurpriseText(make_part(tmp_path, b"abc"))
         unread = Mock(side_effect=BrokenPipeError)
         monkeypatch.setattr(show, "close", unread)
@@ -633,7 +633,7 @@ class TestSurpriseText:
         show(Prices(1, nats, 0))
         assert capsys.readouterr().out == "[red]\ufffd[2J\n\ufffd\n"
         show.close()
-        assert capsys.readouterr().out == "\n\n", "no colours: nothing to say what they mean"
+        assert capsys.readouterr().out == "\n\n", "without colours there is no legend"
 
     def test_no_color_says_nothing_of_colours(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -673,7 +673,7 @@ class TestSurpriseText:
     def test_an_accent_s_colour_is_seen(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Where it has one; what takes a column shows its own."""
+        """An accent with a colour gets a base of its own; a mark that takes a column needs none."""
         part = make_part(tmp_path, "e\u0301e\u0301की".encode())
         costs = Prices(1, np.array([3.0, 0.0, 1.0, 0.0, 3.0]), 0)
         SurpriseText(part)(costs)
@@ -695,7 +695,7 @@ class TestSurpriseText:
     def test_no_colour_reaches_over_the_end_of_a_line(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """A byte that is wrong is known to be so by the line feed after it, and shown with it."""
+        """An invalid byte is recognised only by the line feed after it, and shown with that."""
         show = SurpriseText(make_part(tmp_path, b"a\xc3\nb", "bytes"))
         show(Prices(1, np.array([0.0, 9.0, 0.0]), 0))
         out = capsys.readouterr().out
@@ -706,7 +706,7 @@ class TestSurpriseText:
     def test_a_carriage_return_before_a_line_feed_is_part_of_its_price(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], encoding: str
     ) -> None:
-        """It is what decides that the line ends."""
+        """The carriage return decides that the line ends."""
         text = PricedText(make_part(tmp_path, b"a\r\nb", encoding))
         assert list(text.first()) == [("a", 0.0)]
         assert list(text.priced(Prices(1, np.array([9.0, 0.5, 2.0]), 0))) == [("\n", 9.5), ("b", 2)]
@@ -717,7 +717,7 @@ class TestSurpriseText:
     def test_a_carriage_return_by_itself_is_shown(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Also where its stretch ends with it, and where the text does."""
+        """Also at the end of a stretch, and at the end of the text."""
         monkeypatch.delenv("FORCE_COLOR")
         for encoding in ("utf-8", "bytes"):
             show = SurpriseText(make_part(tmp_path, b"a\rb\r\nc\r", encoding))
@@ -727,7 +727,7 @@ class TestSurpriseText:
 
 
 def test_colours_can_be_read_on_a_light_and_on_a_dark_terminal() -> None:
-    """Those of xterm."""
+    """The colours are those of xterm."""
     xterm = {"red": "cd0000", "magenta": "cd00cd", "yellow": "cdcd00"}
     inks = [style.color for style in map(Style.parse, STYLES) if not style.bgcolor]
     for ink in filter(None, inks):

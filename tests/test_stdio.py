@@ -1,4 +1,4 @@
-"""What a command takes from standard input, and says on standard error of a long work."""
+"""Copies of standard input, and the progress of long work on standard error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.conftest import assert_one_line, refusing
 
 
 class Screen(io.StringIO):
-    """What passes for a terminal."""
+    """A stream that passes for a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -32,21 +32,21 @@ class Screen(io.StringIO):
 
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
-    """A terminal to say things on."""
+    """A terminal of 60 columns."""
     monkeypatch.setenv("COLUMNS", "60")
     return Screen()
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, which passes only where a test says so."""
+    """The time, which passes only when a test says so."""
     now = [100.0]
     monkeypatch.setattr("charrnn.stdio.time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 
 def work(clock: list[float], *, quiet: bool = False) -> None:
-    """Do 40 characters in 40 seconds."""
+    """Process 40 characters in 40 seconds."""
     progress = Meter("runs/[red]", 40, quiet=quiet)
     for done in range(1, 41):
         clock[0] += 1
@@ -59,14 +59,14 @@ def test_a_terminal_has_one_line_that_goes(screen: Screen, clock: list[float]) -
         work(clock)
     seen = screen.getvalue()
     assert "\n" not in seen
-    assert seen.startswith("3 of 40"), "what is soon done says nothing"
-    assert "\x1b[?25l" not in seen, "who stops it with Ctrl-Z has a cursor"
+    assert seen.startswith("3 of 40"), "the first two seconds say nothing"
+    assert "\x1b[?25l" not in seen, "the cursor stays, for Ctrl-Z"
     assert "4 of 40 characters read, 36 s to go: runs/[red]" in seen
-    assert seen.endswith("\x1b[2K"), "it is taken back in the end"
+    assert seen.endswith("\x1b[2K"), "the line is erased at the end"
 
 
 def test_a_terminal_that_has_gone_is_no_matter(screen: Screen, clock: list[float]) -> None:
-    """As when its window is closed, and the work goes on in the background."""
+    """As when its window is closed while the work goes on in the background."""
 
     def gone(_text: str) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -85,7 +85,7 @@ def test_a_terminal_that_has_gone_is_no_matter(screen: Screen, clock: list[float
 def test_a_shell_that_has_the_terminal_gets_plain_lines(
     screen: Screen, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after & or bg: what is drawn in place would go over its prompt."""
+    """As after & or bg: drawing in place would overwrite the shell's prompt."""
     in_foreground = True
     monkeypatch.setattr(Output, "is_in_foreground", property(lambda _: in_foreground))
     with redirect_stderr(screen):
@@ -121,7 +121,7 @@ def test_a_pipe_has_a_line_now_and_then(
 
 
 def test_a_long_message_is_written_whole() -> None:
-    """A signal while a pipe is full: the system says how much it has taken until then."""
+    """A signal interrupts the write to a full pipe: the system has taken only a part by then."""
     reader, writer = os.pipe()
     interrupted, read = threading.Event(), bytearray()
 
@@ -183,7 +183,7 @@ class TestSpool:
     def test_a_terminal_is_asked_once_for_its_end(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        """It would give more after its first end, were it read on."""
+        """Reading on after its end would give more."""
 
         class Terminal(io.RawIOBase):
             def __init__(self) -> None:

@@ -24,9 +24,9 @@ from charrnn.run import Run
 from charrnn.stopping import StopSignals
 from tests.conftest import Cli, Result, make_prose
 
-#: A training that logs twice.
+#: Options of a training that logs twice.
 QUICK = ("--steps", 20, "--hidden", 9, "--batch-size", 3, "--bptt", 11, "--device", "cpu")
-#: What the first refusal gives: its number, an exit code and the last words.
+#: For the errno of the first refusal: the exit code and the last words.
 HOW_IT_ENDS = pytest.mark.parametrize(
     ("number", "code", "says"),
     [
@@ -37,7 +37,7 @@ HOW_IT_ENDS = pytest.mark.parametrize(
 
 
 class Refusing(Display):
-    """Refuses what it is told to, with an error number each."""
+    """Refuses the calls in ``refuses``, each with its errno."""
 
     def __init__(self) -> None:
         self.refuses: dict[type | str, int] = {}
@@ -70,10 +70,10 @@ class Refusing(Display):
 
 @pytest.fixture
 def display(monkeypatch: pytest.MonkeyPatch) -> Refusing:
-    """Return the display of whatever is watched but quiet."""
+    """Return the display that opens unless the command is quiet."""
     one = Refusing()
     monkeypatch.setattr(watching, "open_display", lambda quiet, **_: Display() if quiet else one)
-    monkeypatch.setattr("charrnn.outcome._forget_output", lambda: None)  # it is no file here
+    monkeypatch.setattr("charrnn.outcome._forget_output", lambda: None)  # stdout is no file here
     return one
 
 
@@ -164,11 +164,11 @@ class TestComparison:
         self, cli: Cli, prose: Path, tmp_path: Path, display: Refusing,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:  # fmt: skip
-        """The lines would go where a live one draws."""
+        """The lines would land where a live display draws."""
         parts = count(1)
 
         def scored(*of: Any, **how: Any) -> Scores:
-            if next(parts) > 2:  # those of the first run
+            if next(parts) > 2:  # the first run scores two parts
                 raise NonFiniteError("it has no number")
             return score(*of, **how)
 
@@ -190,7 +190,7 @@ def test_of_each_run_of_a_comparison_what_is_new_is_told(
     of_each = ("update", "run", "done")
     assert {labels.count(label) for label in of_each} == {4}
     assert {labels.count(label) for label in ("text", "data", "device", "to")} == {1}
-    assert labels.count("model") == 4, "another than the run before has"
+    assert labels.count("model") == 4, "it differs from that of the run before"
     titles = [line for line in lines if line.startswith("--- ")]
     assert titles == [f"--- run {number} of 4" for number in (1, 2, 3, 4)]
 
@@ -211,7 +211,7 @@ def test_a_signal_that_ends_the_reader_too_is_what_counts(
     cli: Cli, prose: Path, tmp_path: Path, display: Refusing, monkeypatch: pytest.MonkeyPatch,
     words: tuple[str, ...], hung_up: bool,
 ) -> None:  # fmt: skip
-    """As a Ctrl-C does where the output goes to tee, and as a terminal that is closed."""
+    """As Ctrl-C does if the output goes to tee, and as closing the terminal does."""
     show = display.show
 
     def signalled(event: Event) -> None:
