@@ -86,8 +86,8 @@ ENVIRONMENT.pop("PYTHONUNBUFFERED", None)
 def pytest_configure(config: pytest.Config) -> None:
     """Report the promises at the end of the session, and hide GPUs from all but the GPU tests.
 
-    Also from the processes that they start: tests expect what a CPU gives, and a forked process
-    cannot use CUDA once its parent has.
+    GPUs are also hidden from processes that tests start: tests expect the results of a CPU, and
+    a forked process cannot use CUDA once its parent has.
     """
     if config.option.markexpr != "gpu":
         # Before anything asks torch for a GPU; pytest-xdist's workers inherit it.
@@ -112,7 +112,7 @@ class Result:
 
     @property
     def without_notes(self) -> Result:
-        """The same without notes on stderr, such as the one that there is no compiler."""
+        """The same result without notes on stderr, such as the one about a missing compiler."""
         said = self.err.splitlines(keepends=True)
         return replace(self, err="".join(one for one in said if not one.startswith("note: ")))
 
@@ -126,7 +126,7 @@ Cli = Callable[..., Result]
 
 
 def run_cli(*arguments: object, stdin: bytes = b"") -> Result:
-    """Run a command in this process, with streams of its own that are no terminal."""
+    """Run a command in this process, with its own streams, which are no terminal."""
     from charrnn.cli import run_command
 
     words = [str(argument) for argument in arguments]
@@ -256,7 +256,7 @@ def prose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     text = make_prose(6007)
     path.write_text(text, encoding="utf-8", newline="")
     yield path
-    assert path.read_text(encoding="utf-8") == text, "a test has changed the text that all share"
+    assert path.read_text(encoding="utf-8") == text, "a test has changed the shared text"
 
 
 @pytest.fixture(scope="session")
@@ -284,7 +284,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
 def text_of(part: Part, start: int = 0, block_bytes: int = 1 << 18) -> str:
     """Return a part's text, from what ``codes`` yields."""
     blocks = list(part.codes(start, block_bytes=block_bytes))
-    assert all(map(len, blocks)), "none is empty"
+    assert all(map(len, blocks)), "no block is empty"
     return "".join(codes.astype("<u4").tobytes().decode("utf-32-le") for codes in blocks)
 
 
@@ -302,7 +302,7 @@ def make_part(
 
 
 def make_framed_part(folder: Path, text: str, files: int = 3) -> Part:
-    """Return a text split over files, as a part that leaves out a character at either end."""
+    """Return a text split over files, as a part without the character added at either end."""
     framed = f"<{text}>"
     cuts = [len(framed) * i // files for i in range(files + 1)]
     pieces = (framed[start:stop] for start, stop in pairwise(cuts))
@@ -327,7 +327,7 @@ def documented_fields(start: str, column: int = 0) -> set[str]:
     page = (Path(__file__).parent.parent / "docs" / "cli.md").read_text(encoding="utf-8")
     table = page.partition(f"\n{start}")[2].partition("|---|")[2].partition("\n\n")[0]
     cells = [row.split("|")[1:][column] for row in table.splitlines()[1:]]
-    # In parentheses is the option without which the field is missing.
+    # Parentheses hold the option without which the field is missing.
     return {name for cell in cells for name in re.findall(r"\w+", re.sub(r"\(.*?\)", "", cell))}
 
 
@@ -339,7 +339,7 @@ def assert_one_line(error: pytest.ExceptionInfo[CharrnnError], *words: str) -> N
 
 
 def said(action: Callable[[], object]) -> str:
-    """Return the message, of one line, of the RunFolderError that an action raises."""
+    """Return the one-line message of the RunFolderError that an action raises."""
     with pytest.raises(RunFolderError) as caught:
         action()
     assert str(caught.value).isprintable()

@@ -78,11 +78,11 @@ def check(text: str) -> Page:
     """Return the parsed page, after checking what must hold for every page."""
     page = Page(text)
     ids = page.values("id")
-    assert len(ids) == len(set(ids)), "an id stands for one element"
+    assert len(ids) == len(set(ids)), "ids are unique"
     figures = re.findall(r"<svg .*?</svg>", text, re.DOTALL)
     assert len(figures) == page.tags["svg"]
     for figure in figures:
-        # The HTML within a figure is valid XML, too.
+        # The HTML within a figure is also valid XML.
         tree = ET.fromstring(figure)
         assert tree.get("role") == "img"
         title, about = (tree.find(name) for name in ("title", "desc"))
@@ -94,7 +94,7 @@ def check(text: str) -> Page:
         assert tree.findall(".//text"), "text is text, not paths"
         assert "nan" not in re.sub(r">[^<]*<", "", figure).lower()
         assert not re.search("#[0-9a-fA-F]{6}", re.sub(r'(href="|url\()#[^")]*', "", figure))
-    # No links to the outside, and nothing loaded from there.
+    # There are no links to the outside, and nothing is loaded from there.
     assert not set(page.values("src") + page.values("srcset") + page.values("action"))
     links = page.values("href") + page.values("xlink:href")
     assert {link.removeprefix("#") for link in links} <= set(ids)
@@ -107,8 +107,8 @@ def check(text: str) -> Page:
     assert not re.search(r"url\((?!#)", text)
     for reference in page.values("aria-labelledby"):
         assert set(reference.split()) <= set(ids)
-    # Only elements with a role have a name, and only those that scroll a tab stop; none has the
-    # role of a landmark, which sections have anyway.
+    # Only elements with a role have a name, and only those that scroll are tab stops; none is a
+    # landmark, as sections are landmarks anyway.
     assert set(page.values("role")) == {"img", "group"}
     for tag in re.findall(r"<pre[^>]*>", text):
         assert re.fullmatch(r'<pre( class="coloured")? role="group" dir="auto" aria-label=.*', tag)
@@ -117,7 +117,7 @@ def check(text: str) -> Page:
     assert all(stop.startswith('<div class="scroll"') for stop in stops)
     assert page.tags["h1"] == 1
     assert all(page.texts["th"])
-    assert not re.search(r"<td>[-+]?[\d.,]+( %)?<", text), "numbers stand below each other"
+    assert not re.search(r"<td>[-+]?[\d.,]+( %)?<", text), "numbers are aligned"
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text)
     return page
 

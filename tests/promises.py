@@ -1,4 +1,4 @@
-"""The promises, and the table at the end of a session of what was measured.
+"""The promises, and the table of what a session measured, printed at its end.
 
 This is a plugin because pytest-xdist's first process collects no tests, and so loads only the
 outermost conftest.py.
@@ -31,12 +31,12 @@ PROMISES = {
     "R17": "pruning never removes the only good one",
     "R18": "saved files obey the umask; equal state gives equal bytes",
 }
-#: A file that all tests of a promise read; where it is missing, they are skipped.
+#: A file that all tests of a promise need; without it they are skipped.
 NEEDED = {"R2": Path("/proc/self/fd"), "R16": Path("/proc/self/status")}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option by which a session of all tests is told that it is one."""
+    """Add the option that tells a session that it runs all tests."""
     parser.addoption(
         "--every-promise", action="store_true", help="fail if a promise is measured by no test"
     )
@@ -56,7 +56,7 @@ def figures_of(reporter: pytest.TerminalReporter) -> dict[str, dict[str, list[st
 
 
 def owed(reporter: pytest.TerminalReporter) -> list[str]:
-    """Return the promises that ``--every-promise`` asked for and that went unmeasured."""
+    """Return the promises that ``--every-promise`` asks for but no test measured."""
     if not reporter.config.getoption("every_promise", default=False):
         return []
     return [

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of promises; ``tests/promises.py`` prints the table of their figures.
+"""Fixtures for the tests of promises; ``tests/promises.py`` prints the table of their figures.
 
 A test takes the ``promise`` fixture and calls it as soon as it knows its figure,
 before it asserts on it::
@@ -30,7 +30,7 @@ def promise(request: pytest.FixtureRequest) -> Promise:
 
     def record(number: str, what: str, figure: str) -> None:
         assert number in PROMISES, f"{number} is no promise"
-        # Sent with the test's report, by pytest-xdist's workers, too.
+        # Sent with the test's report, also by pytest-xdist's workers.
         request.node.user_properties.append(("promise", (number, what, figure)))
 
     return record

@@ -15,7 +15,7 @@ import torch
 def fork(work: Callable[[], None]) -> int:
     """Run ``work`` in a child process and return its pid; it exits 0, or 1 after an exception."""
     with warnings.catch_warnings():
-        # Python 3.12 warns of threads: they are the BLAS's, asleep, and hold no lock of ours.
+        # Python 3.12 warns about threads: these are the BLAS's, idle, and hold none of our locks.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid:

@@ -32,7 +32,7 @@ TRAINING: dict[str, Any] = {
 }  # fmt: skip
 STEPS = 44
 
-#: Returns whether to stop; asked before every step, in validations and in samples.
+#: Returns whether to stop; called before every step, in validations and in samples.
 Stop = Callable[[Run], bool]
 
 
@@ -92,7 +92,7 @@ def stopped(path: Path, text: Path, stop: Stop, **choices: Any) -> int:
 
 def resumed(path: Path, stop: Stop = lambda _run: False, **changes: Any) -> Run:
     """Resume a stopped run as another process would."""
-    torch.manual_seed(999)  # another process has another state of the generator
+    torch.manual_seed(999)  # another process has another generator state
     torch.rand(7)
     with RunFolder.open_existing(path) as folder:
         run = resume(folder, device=None, changes=changes)
@@ -106,7 +106,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def whole_state(path: Path) -> dict[str, Any]:
-    """Return all that must agree in two equal runs: every tensor, every number, the log."""
+    """Return everything that must agree in two equal runs: every tensor, every number, the log."""
     state: dict[str, Any] = {"log": rows(path)}
     for name in ("last", "best"):
         checkpoint = load(path / f"{name}.safetensors")

@@ -28,7 +28,7 @@ TINY = ["--hidden", 3, "--embedding", 3, "--batch-size", 2, "--bptt", 5]
 
 
 def flaw(result: Result) -> str | None:
-    """Return what was not as promised about how a command ended, if anything."""
+    """Return what was wrong with how a command ended, if anything."""
     if result.code not in (0, 1, 2):
         return f"exit code {result.code}"
     for word in ("Traceback", "Warning", "fault in charrnn"):
@@ -46,7 +46,7 @@ def flaw(result: Result) -> str | None:
 
 @pytest.fixture(autouse=True)
 def soon_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stop after three updates whatever the budget, and twenty characters whatever the length."""
+    """Stop every training after three updates and every sample after twenty characters."""
     is_over = vars(_Standing)["is_over"].fget
     soon = property(lambda run: run.progress.step >= 3 or is_over(run))
     monkeypatch.setattr(_Standing, "is_over", soon)
@@ -56,14 +56,14 @@ def soon_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         charrnn.sampling, "sample", lambda *args: itertools.islice(real_sample(*args), 20)
     )
     monkeypatch.setattr(os, "fsync", lambda _fd: None)  # nothing here has to survive a crash
-    give_memory(monkeypatch, 16_000)  # whatever this machine has
+    give_memory(monkeypatch, 16_000)  # the same on every machine
     (folder / "here").mkdir(exist_ok=True)
     monkeypatch.chdir(folder / "here")
 
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """A folder that the examples use one after another for their texts and runs."""
+    """A folder that the examples use in turn for their texts and runs."""
     with tempfile.TemporaryDirectory() as name:
         yield Path(name)
 
@@ -132,7 +132,7 @@ texts = st.one_of(
 
 
 def tried(folder: Path, text: bytes, encoding: str, codes: Counter[int]) -> str | None:
-    """Train, sample and score with a text; return what was not as promised."""
+    """Train, sample and score with a text; return what went wrong, if anything."""
     shutil.rmtree(folder / "run", ignore_errors=True)
     file = folder / "text"
     file.write_bytes(text)
@@ -202,7 +202,7 @@ WORDS = st.one_of(
     ),
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=9),
 )
-#: The largest number is allowed, but would make that many copies of a layer's output.
+#: 2147483647 is allowed, but would make that many copies of a layer's output.
 MASKS = NUMBERS.filter(lambda value: value != "2147483647")
 #: Names of files to write, all in the current folder.
 FILES = st.sampled_from(
@@ -268,8 +268,8 @@ FLAGS: dict[str, list[str]] = {
     "inspect": ["--json"],
     "compare": ["--json"],
 }
-#: What is not drawn: ``words_of`` names the folder of the run and is quiet; a ``train`` that
-#: resumes has a copy of ``model``, and of a comparison there is none.
+#: Options that are not drawn: ``words_of`` adds --run and --quiet; ``train --resume`` is drawn
+#: apart, with a copy of ``model``; there is no comparison to resume.
 FIXED: dict[str, set[str]] = {
     "train": {"--run", "--resume", "--quiet"}, "compare": {"--run", "--resume", "--quiet"},
 }  # fmt: skip
@@ -307,7 +307,7 @@ def test_every_option_is_tried() -> None:
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> Path:
-    """A text and a run on it."""
+    """The folder of a run; its text lies beside it."""
     (folder / "prose").write_text(make_prose(400))
     words = ["train", folder / "prose", "--run", folder / "model", "--steps", 3, "--quiet", *TINY]
     assert run_cli(*words).code == 0
@@ -387,15 +387,15 @@ def test_each_option_alone(folder: Path, name: str, option: str, value: str) -> 
     result = run_cli(*words_of((name, [(option, value)], []), folder))
     assert flaw(result) is None, result
     if value in ("-1", "nan", "inf"):
-        assert result.code == 2, "no option takes it"
+        assert result.code == 2, "no option accepts it"
     if result.code and "is not finite" not in result.err:
-        assert option in result.err, "the option is named"
+        assert option in result.err, "the message names the option"
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("model")
 def test_real_processes(folder: Path, promise: Promise) -> None:
-    """A few such command lines in real processes, with real streams and exit codes."""
+    """Try a few such texts and options in real processes, with real streams and exit codes."""
     rng = random.Random(3)
     values = ["0", "-1", "nan", "1e308", "1" + "0" * 30, "x", "", "2"]
     good = 0

@@ -285,7 +285,7 @@ def test_header_mutations(tmp_path: Path, promise: Promise) -> None:
 
 @pytest.mark.slow
 def test_signed_header_mutations(tmp_path: Path, promise: Promise) -> None:
-    """A signed change of only the metadata's text makes another valid checkpoint: no refusal."""
+    """A signed change to the metadata's text alone makes another valid checkpoint: no refusal."""
     refusals, harmless = mutate(tmp_path / "a.safetensors", 10_000, signed)
     what = f"signed header mutations refused, the rest ({harmless:,}) are whole checkpoints"
     promise("R6", what, f"{refusals:,} of 10,000")

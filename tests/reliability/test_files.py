@@ -53,7 +53,7 @@ def damage(path: Path, how: str) -> None:
 
 
 def resumes_from_the_one_before(run: Path, how: str, keep: int) -> bool:
-    """Damage the newest; return whether the one before is taken, named, and kept by a save."""
+    """Damage the newest; return whether the one before is loaded, named, and kept by a save."""
     with RunFolder.create(run, keep=keep) as folder:
         for step in (10, 20, 30, 40, 50):
             folder.save_last(state(step))
@@ -80,8 +80,8 @@ def test_the_one_before_is_taken_and_kept(tmp_path: Path, promise: Promise) -> N
 def test_a_training_goes_on_from_the_one_before(
     tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch, promise: Promise
 ) -> None:
-    """The command says which one it takes, and ends as if nothing had been damaged."""
-    monkeypatch.setattr(charrnn.training, "SAVE_SHARE", math.inf)  # after every validation
+    """The command names the checkpoint it takes, and ends as if nothing had been damaged."""
+    monkeypatch.setattr(charrnn.training, "SAVE_SHARE", math.inf)  # save after every validation
     monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 3)
     expected = whole_state(straight(tmp_path / "straight", tale))
     run = tmp_path / "run"

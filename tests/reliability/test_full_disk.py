@@ -171,7 +171,7 @@ def test_a_full_file_system(tiny_disk: Path, promise: Promise) -> None:
     promise("R8", "sizes left on a full file system", f"{count} of {len(sizes)}")
     assert count == len(sizes)
 
-    # Once there is room again, the same run goes on.
+    # Once there is space again, the same run goes on.
     with RunFolder.open_existing(run) as folder:
         folder.load_last()
         folder.save_last(state(3))
@@ -182,7 +182,7 @@ def test_a_training_on_a_disk_that_fills_up(
     tiny_disk: Path, tale: Path, promise: Promise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk fills while the command writes ``best``, or while it writes ``last``."""
-    monkeypatch.setattr(charrnn.training, "SAVE_SHARE", math.inf)  # after every validation
+    monkeypatch.setattr(charrnn.training, "SAVE_SHARE", math.inf)  # save after every validation
     words = ["--steps", 30, "--hidden", 8, "--batch-size", 3, "--bptt", 7, "--validate-every", 6]
 
     def train(name: str, *more: object) -> tuple[int, str]:
@@ -193,7 +193,7 @@ def test_a_training_on_a_disk_that_fills_up(
     expected = whole_state(tiny_disk / "straight")
     shutil.rmtree(tiny_disk / "straight")
     filler, write = tiny_disk / "filler", charrnn.checkpoint.write
-    fatal = {"best.safetensors": 3, "last.safetensors": 4}  # of the second validation
+    fatal = {"best.safetensors": 3, "last.safetensors": 4}  # writes after the second validation
     kept = 0
     for name, number in fatal.items():
         calls = 0
@@ -201,7 +201,7 @@ def test_a_training_on_a_disk_that_fills_up(
         def writing(fd: int, checkpoint: Checkpoint) -> None:
             nonlocal calls
             calls += 1
-            if calls == number:  # noqa: B023 - called within the turn
+            if calls == number:  # noqa: B023 - called within the iteration
                 fill(filler, 4096)
             write(fd, checkpoint)
 

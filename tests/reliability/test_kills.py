@@ -95,7 +95,7 @@ def test_killed_savers_lose_nothing(tmp_path: Path, promise: Promise) -> None:
     lost, cut = killed_savers(tmp_path / "run", kills=200)
     promise("R1", f"savers killed at random moments ({cut} amid a save)", f"{lost} of 200 lost")
     assert lost == 0
-    assert cut > 20, "too few kills fell into a save to show anything"
+    assert cut > 20, "too few kills hit a save to show anything"
 
 
 CALLS = ("open", "write", "fsync", "close", "link", "replace", "unlink", "ftruncate")
@@ -128,14 +128,14 @@ def test_kill_before_each_system_call_of_a_save(tmp_path: Path, promise: Promise
             watched(patch, watch)
             folder.save_last(state(3, elements=5))
 
-    whole = moments = 0  # the last round is not killed: it has no further call
+    whole = moments = 0  # the last round has no further call, so it is not killed
     ended = -signal.SIGKILL
     while ended == -signal.SIGKILL:
         path = tmp_path / str(moments)
         with RunFolder.create(path) as folder:
             folder.save_last(state(1, elements=5))
             folder.save_last(state(2, elements=5))
-        ended = finish(fork(lambda: saver(path, moments)))  # noqa: B023 - ends within the turn
+        ended = finish(fork(lambda: saver(path, moments)))  # noqa: B023 - ends within the iteration
         with RunFolder.open_existing(path) as folder:
             checkpoint, notes = folder.load_last()
             step = checkpoint.require("step", int)

@@ -35,7 +35,7 @@ real_window_loss = charrnn.update.window_loss
 
 
 class Poison:
-    """Puts NaN or infinity into one update, at a place of choice.
+    """Puts NaN or infinity into one update, at a chosen place.
 
     Replaces ``update.window_loss``; afterwards ``before`` holds the weights as they were when
     that update began, and ``model`` the model.
@@ -101,7 +101,7 @@ def options(text: Path, run: Path) -> list[object]:
 
 
 def poisoned(step: int, place: str, number: float, text: Path, run: Path) -> str | None:
-    """Poison a run and resume it as its message advises; return what was not as promised."""
+    """Poison a run and resume it as its message advises; return what went wrong, if anything."""
     poison = Poison(step, place, number)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(charrnn.update, "window_loss", poison)
@@ -170,7 +170,7 @@ def test_weights_that_overflow_are_not_saved(
         nonlocal updates
         updates += 1
         real_step(self)
-        if updates == 12:  # the next thing is a validation, and a checkpoint
+        if updates == 12:  # a validation and a checkpoint come next
             next(iter(self._matrices.values())).data[1, 1] = math.inf
 
     monkeypatch.setattr(MuonAdamW, "step", step)
@@ -219,7 +219,7 @@ def test_a_validation_that_is_none(
 
 
 def spiking(jumps: Mapping[int, float]) -> Callable[..., tuple[Tensor, Hidden]]:
-    """Return a loss function that adds ``jumps``, in nats, at these updates."""
+    """Return a loss function that adds ``jumps``, {update: nats}."""
     updates = 0
 
     def window_loss(*window: Any, **named: Any) -> tuple[Tensor, Hidden]:
@@ -249,7 +249,7 @@ def test_a_loss_spike_is_told_once(
 def test_a_jump_after_a_stop_is_told_as_well(
     tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Jumps are likeliest there: with a new rate, or one that rises again by a new plan."""
+    """Jumps are likeliest after a stop: the rate may be new, or rise again by a new plan."""
     monkeypatch.setattr(charrnn.update, "window_loss", spiking(dict.fromkeys(range(81, 91), 3.0)))
     stopped(tmp_path / "run", tale, lambda run: run.progress.step == 80, budget={"steps": 90})
     with RunFolder.open_existing(tmp_path / "run") as folder:
@@ -272,9 +272,9 @@ def test_a_spike_is_a_jump_of_a_nat(
 def test_a_loss_that_falls_has_not_jumped(
     tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch, guessing: float, told: list[int]
 ) -> None:
-    """The loss falls after an untold jump, but is still far above its mean: that is not told.
+    """A loss that falls is not reported, though it is still far above its mean after a jump.
 
-    At step 40 it is too early to compare with a mean; a loss worse than guessing is told.
+    At step 40 it is too early to compare with a mean, but a loss worse than guessing is reported.
     """
     jumps = dict.fromkeys(range(31, 41), 9.0) | dict.fromkeys(range(41, 51), 7.0)
     monkeypatch.setattr(charrnn.update, "window_loss", spiking(jumps))

@@ -69,14 +69,14 @@ def killed_in_a_row(text: Path, run: Path, kills: int, seed: int) -> int:
                 time.sleep(0.01)
             time.sleep(rng.uniform(0, 0.6))
             popen.kill()
-        # A run that had started afresh would have saved an early step first.
+        # A run that started afresh would have saved an early step first.
         went_on += before < first <= saved_step(run)
     return went_on
 
 
 @pytest.mark.slow
 def test_killed_trainings_go_on(text: Path, tmp_path: Path, promise: Promise) -> None:
-    """20 processes in two chains; each chain ends in the state of a run that was never killed."""
+    """There are two chains of ten kills; each ends in the state of a run that was never killed."""
     runs = [tmp_path / "one", tmp_path / "two"]
     with ThreadPoolExecutor(2) as pool:
         went_on = sum(pool.map(lambda i: killed_in_a_row(text, runs[i], 10, seed=i), range(2)))
@@ -84,7 +84,7 @@ def test_killed_trainings_go_on(text: Path, tmp_path: Path, promise: Promise) ->
     assert went_on == 20
     equal = 0
     for run in runs:
-        # On a busy machine saves are rare, and best may be from long after last.
+        # On a busy machine saves are rare, and best may be much newer than last.
         end = max(saved_step(run), saved_step(run, "best")) + 50
         resumed(run, lambda run: run.progress.step == end)  # noqa: B023
         with RunFolder.create(tmp_path / f"{run.name}-straight") as folder:
@@ -108,7 +108,7 @@ def test_killed_before_its_first_save_it_begins_anew(text: Path, tmp_path: Path)
 
 
 def meeting(text: Path, folder: Path, *, resume: bool) -> str | None:
-    """Start two trainings in one folder together; return what was not as promised."""
+    """Start two trainings in one folder together; return what went wrong, if anything."""
     run = folder / "run"
     words = options(text, run)
     if resume:
@@ -156,7 +156,7 @@ def test_pairs_of_trainings(text: Path, tmp_path: Path, promise: Promise) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_a_model_of_usual_size_on_two_threads(tmp_path: Path, promise: Promise, cell: str) -> None:
-    """As users train: products shared by two threads give the same bits every time."""
+    """As users train: products split over two threads give the same bits every time."""
     text = tmp_path / "text.txt"
     text.write_text(make_prose(100_000))
     environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "2"}

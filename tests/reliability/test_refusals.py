@@ -121,7 +121,7 @@ def test_a_file_that_appears_in_the_folder(tmp_path: Path, promise: Promise) -> 
     texts.mkdir()
     (texts / "a.txt").write_text(make_prose(200))
     (texts / "b.txt").write_text(make_prose(200, seed=2))
-    (texts / "d.txt").write_text(make_prose(200))  # the same as the first: each counts
+    (texts / "d.txt").write_text(make_prose(200))  # the same text as the first: both count
     with RunFolder.create(tmp_path / "run") as folder:
         drive(begin(folder, texts), lambda run: run.progress.step == 13)
     (texts / "c.txt").write_text("one more")
@@ -227,7 +227,7 @@ def test_none_may_be_said_again_as_it_was_said(tmp_path: Path, tale: Path) -> No
 
 
 def test_what_a_new_run_made_of_an_option_may_be_said_again(tmp_path: Path) -> None:
-    """Another name of the encoding; lanes and windows that the text was too short for."""
+    """Another name of the encoding; more lanes of windows than the text has room for."""
     text, run = tmp_path / "text", tmp_path / "run"
     text.write_bytes(make_prose(300).encode("latin-1"))
     words = ["--encoding", "Latin-1", "--batch-size", 99, "--bptt", 64, "--loss-last", 64]
@@ -289,7 +289,7 @@ def test_all_that_a_run_has_been_begun_with_is_refused_at_once(run: Path) -> Non
     ],
 )  # fmt: skip
 def test_another_model(run: Path, promise: Promise, field: str, value: Any) -> None:
-    """The description does not fit the weights; no memory of its size is allocated."""
+    """The description does not fit the weights; nothing of the described size is allocated."""
     meta = load(run / "last.safetensors").meta
     rewrite(run, meta={**meta, "model": {**meta["model"], field: value}})
     said = refusal(run)
@@ -308,7 +308,7 @@ def test_another_vocabulary(run: Path, promise: Promise, characters: str) -> Non
 
 
 def test_a_model_of_one_symbol(run: Path, promise: Promise) -> None:
-    """The description fits its weights, but the model has no character to say."""
+    """The description fits its weights, but the model has no character to produce."""
     whole = load(run / "last.safetensors")
     tensors = dict(whole.tensors)
     for name in ("model.embedding.weight", "model.head.weight", "model.head.bias"):
@@ -368,7 +368,7 @@ def test_fields_that_are_missing_or_unknown(run: Path, record: str) -> None:
         kept = {key: value for key, value in meta[record].items() if key != name}
         rewrite(run, meta={**meta, record: kept})
         if name in optional - NEEDED.keys():
-            # --steps 13 is where it is: a row and a checkpoint are written, without an update.
+            # The run is at step 13 already: a row and a checkpoint are written, without an update.
             result = run_cli("train", "--run", run, "--resume", "--steps", 13, "--quiet")
             assert result.without_notes == Result(0, f"{run}\n", ""), name
         else:
@@ -441,7 +441,7 @@ def changed(value: Any, path: tuple[str, ...], new: Any) -> Any:
 def test_anything_in_a_description(
     run: Path, promise: Promise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each leaf of the description becomes something odd: it is refused in a line, or goes on."""
+    """Make each leaf of the description odd: the run is refused in one line, or goes on."""
     monkeypatch.setattr(os, "fsync", lambda _fd: None)  # nothing here has to survive a crash
     file = run / "last.safetensors"
     whole = load(file)
@@ -474,7 +474,7 @@ def test_anything_in_a_description(
 
 
 def test_a_hostile_description_takes_no_memory(run: Path) -> None:
-    """The description is compared with the file's weights before anything of its size is made."""
+    """The description is compared with the weights before anything of its size is allocated."""
     meta = load(run / "last.safetensors").meta
     for field, value in (("hidden", 2**31 - 1), ("hidden", 10**6), ("layers", 2**31 - 1)):
         rewrite(run, meta={**meta, "model": {**meta["model"], field: value}})
@@ -517,7 +517,7 @@ def test_a_larger_budget_goes_on(
     run: Path, flag: str, value: float | None, steps: int | None
 ) -> None:
     assert run_cli("train", "--run", run, "--resume").code == 0
-    if value is None:  # at most a third of it is over, however slow the machine
+    if value is None:  # at most a third of it is used up, however slow the machine
         seconds = read_description(run / "last.safetensors").meta["progress"]["seconds"]
         value = round((3 * seconds + 3) / 60, 4)
     result = run_cli("train", "--run", run, "--resume", flag, value)
@@ -545,7 +545,7 @@ def test_a_budget_of_less_than_is_done_is_refused(
 
 
 def test_a_budget_that_is_used_up_ends_a_run_where_it_is(run: Path) -> None:
-    """The row logged then has the rate that its updates really had."""
+    """The row logged at the end has the rate that its updates really had."""
     config = load(run / "last.safetensors").record("training", TrainConfig)
     result = run_cli("train", "--run", run, "--resume", "--steps", 13, "--lr", 9)
     assert result.code == 0
@@ -599,7 +599,7 @@ def test_what_is_kept_anew_of_a_finished_run_is_all_that_changes(run: Path) -> N
     for keep in ([], ["--keep", 1]):
         written = last.stat()
         assert run_cli("train", "--run", run, "--resume", "--device", "cpu", *keep).code == 0
-        assert last.stat() == written, "nothing is new"
+        assert last.stat() == written, "nothing has changed"
     assert run_cli("train", "--run", run, "--resume", "--device", "cpu", "--keep", 3).code == 0
     after = load(last)
     assert after.tensors.keys() == state.keys()

@@ -38,7 +38,7 @@ from tests.small import needs_bf16
 __all__ = ["tale"]
 
 CELLS = ("rnn", "lstm", "gru")
-PASS = 17  # windows
+PASS = 17  # windows in a pass
 
 
 def at(step: int) -> Callable[[Run], bool]:
@@ -56,7 +56,10 @@ def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Inside:
-    """Stops at a step when asked for the n-th time, from 0: later ones are in what is due there."""
+    """Stops at a step, in the call numbered ``time`` from 0.
+
+    Later calls can come from within the validation and the sample that are due there.
+    """
 
     def __init__(self, step: int, time: int) -> None:
         self.step, self.time = step, time
@@ -98,7 +101,7 @@ def test_resume_equals_never_stopping(
 def test_the_same_seed_gives_the_same_run(tmp_path: Path, tale: Path, cell: str) -> None:
     choices: dict[str, Any] = {"cell": cell, "model": {"dropout": 0.2, "weight_drop": 0.1}}
     first = whole_state(straight(tmp_path / "first", tale, **choices))
-    torch.manual_seed(999)  # another state of the generator
+    torch.manual_seed(999)  # another generator state
     assert whole_state(straight(tmp_path / "again", tale, **choices)) == first
     assert whole_state(straight(tmp_path / "other", tale, seed=2, **choices)) != first
 
@@ -222,7 +225,7 @@ def test_a_stop_at_every_step(tmp_path: Path, tale: Path, promise: Promise) -> N
 
 
 def test_a_killed_repetition_of_a_validation_is_logged_once(tmp_path: Path, tale: Path) -> None:
-    """Stopped right before a validation, resumed, killed right after it, resumed."""
+    """The run is stopped right before a validation, resumed, killed right after it, resumed."""
     expected = whole_state(straight(tmp_path / "straight", tale))
     stopped(tmp_path / "run", tale, at(24))
     with RunFolder.open_existing(tmp_path / "run") as folder:
@@ -236,7 +239,7 @@ def test_a_killed_repetition_of_a_validation_is_logged_once(tmp_path: Path, tale
 
 
 def test_so_is_a_killed_repetition_of_a_row(tmp_path: Path, tale: Path) -> None:
-    """Stopped at a row, then between two; cut to 25 steps, and killed right after its last row."""
+    """The run is stopped at a row and between two, cut to 25 steps, killed after its last row."""
     run = tmp_path / "run"
     stopped(run, tale, at(20))
     resumed(run, at(25))

@@ -93,7 +93,7 @@ def ended(pid: int) -> bool:
 
 
 def seeing_where(path: Path) -> Callable[[], None]:
-    """Return a set-up that notes in a file which part of the loop the signal interrupts."""
+    """Return a set-up that writes to a file which part of the loop the signal interrupts."""
 
     def prepare() -> None:
         note = charrnn.stopping.StopSignals._note
@@ -117,7 +117,7 @@ def seeing_where(path: Path) -> Callable[[], None]:
 def signalled(
     book: Path, folder: Path, number: signal.Signals, delay: float, expected: dict[str, Any]
 ) -> str:
-    """Stop a run by a signal and resume it as it says; return where it was, or the flaw."""
+    """Stop a run by a signal and resume it as it says; return the part interrupted, or the flaw."""
     run, where = folder / "run", folder / "where"
     pid = forked_cli(options(book, run), folder, seeing_where(where))
     wait_for(lambda: has_rows(run) or ended(pid), "the first row")
@@ -146,7 +146,7 @@ def signalled(
 def signals(
     book: Path, folder: Path, count: int, seed: int, each: int = 0
 ) -> tuple[dict[str, int], list[str]]:
-    """Send ``count`` signals; return (how many interrupted what, what was not as promised).
+    """Send ``count`` signals; return (how many interrupted each part of the loop, flaws).
 
     Send more until at least ``each`` have interrupted a validation and a sample.
     """
@@ -255,7 +255,7 @@ def test_a_signal_in_a_save(
 
 
 def test_a_key_press_that_arrives_twice_is_one(book: Path, tmp_path: Path) -> None:
-    """A terminal signals the whole group, and some wrappers pass it on once more."""
+    """A terminal signals the whole process group, and some wrappers pass the signal on again."""
 
     def twice() -> None:
         charrnn.stopping.StopSignals.SAME = PATIENCE  # however slow the machine
@@ -342,7 +342,7 @@ def test_a_second_signal_leaves_no_temporary_of_the_prices(trained: Path, tmp_pa
     pid = forked_cli([str(word) for word in words], tmp_path, slow)
     wait_for(begun.exists, "the baselines")
     assert list(tmp_path.glob(".p.*.tmp"))
-    time.sleep(0.2)  # until it is inside them
+    time.sleep(0.2)  # until it is working on them
     os.kill(pid, signal.SIGTERM)
     time.sleep(0.2)
     assert not ended(pid)
@@ -465,7 +465,7 @@ def test_a_signal_before_the_training_leaves_nothing(
 def test_ignored_signals_stay_ignored(
     book: Path, tmp_path: Path, process: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    """As nohup does for its command, and a shell for background jobs."""
+    """nohup ignores SIGHUP for its command, and a shell SIGINT for background jobs."""
     ignore = (signal.SIGINT, signal.SIGHUP)
     popen = process(*options(book, Path("run")), ignore=ignore)
     until(popen.stderr, "step 5 ")
@@ -477,7 +477,7 @@ def test_ignored_signals_stay_ignored(
 
 
 def test_two_signals_before_training_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second must not interrupt the clean-up by the first one's exception."""
+    """The second must not interrupt the clean-up after the first."""
     monkeypatch.setattr(charrnn.stopping.StopSignals, "SAME", 1e9)
     with charrnn.stopping.StopSignals() as stop:
         with pytest.raises(charrnn.stopping.Stopped):
@@ -544,7 +544,7 @@ def test_a_signal_while_c_is_compiled_leaves_nothing(
     popen.send_signal(signal.SIGTERM)
     assert popen.wait(PATIENCE) == 143
     assert not list(tmp_path.glob("charrnn-*"))
-    assert os.read(reader, 1) == b"", "it is ended, too"
+    assert os.read(reader, 1) == b"", "the compiler is ended, too"
     os.close(reader)
 
 
@@ -567,7 +567,7 @@ def test_signals_within_a_moment_are_the_same_one(apart: float, code: int) -> No
 def test_a_hang_up_is_no_second_signal_however_late(first: signal.Signals) -> None:
     """A shell sends its jobs SIGHUP, and the system sends another when the shell is gone.
 
-    One may also follow Ctrl-C, when the window is closed, and SIGTERM, at a shutdown.
+    One may also follow Ctrl-C when the window is closed, or SIGTERM at a shutdown.
     """
 
     def leave() -> None:
@@ -601,7 +601,7 @@ def test_a_signal_leaves_no_copy_of_standard_input(
 
 
 def test_ctrl_z_leaves_the_terminal_as_it_was(tmp_path: Path, book: Path) -> None:
-    """A shell with job control, as users have; the display drawn in place is cleared first."""
+    """The shell has job control, as users' shells have; the live display is cleared first."""
     words = shlex.join(command(*options(book, tmp_path / "run"), "--steps", 100_000))
     pid, terminal = pty.fork()
     if pid == 0:  # pragma: no cover

@@ -22,7 +22,7 @@ STATE = Checkpoint({"model.weight": torch.zeros(3)}, {"step": 1})
 
 
 def race(path: Path, resume: bool) -> bool:
-    """Start two writers at once; return whether one got the run and the other names it."""
+    """Start two writers at once; return whether one got the run and the other named it."""
     start_reader, start_writer = os.pipe()
     said_reader, said_writer = os.pipe()
 
