@@ -4,9 +4,9 @@ The loop is what a tutorial writes: for each character one call of torch.nn's ce
 softmax and multinomial. charrnn is timed as a whole (``charrnn.sampling.sample``, drawing
 included), on texts long enough for C to take over from numpy: 1 stream and 64, with weights in
 float32, bf16 and 8 bits. A step without drawing is also timed in numpy, which starts a text, and
-in C, which continues it. With a trained model and a text, the loss by kind of weights is measured
-too. First of all: how long a user waits for the first character, and how much of that is loading
-torch. Run with::
+in C, which continues it. Before all that: with a trained model and a text, the loss by kind of
+weights; then how long a user waits for the first character, and how much of that is loading torch.
+Run with::
 
     python -m benchmarks.sampling [--quick] [--json FILE] [--checkpoint RUN --text FILE]
 """

@@ -165,6 +165,7 @@ def refuse_too_large(
     An LSTM (G = 4) on a CPU in bf16, without dropout, takes 20 bytes for each weight of its
     matrices and B (4 T L (G + 2) H + 2 T V) bytes for a window. ``scripts/demo`` (B 16, T 128,
     L 1, H 384, V 158, 918,148 such weights): 18.4 MB + 19.5 MB = 38 MB, besides torch's own.
+    Until its minutes are planned, the rules may still add dropout: then two masks count, 51 MB.
 
     Args:
         shape: of the model.
@@ -204,6 +205,6 @@ def refuse_too_large(
         there = memory_bytes()
     if needed > there:
         raise UsageError(
-            f"training needs about {needed / 1e9:,.0f} GB of memory, more than the "
-            f"{there / 1e9:,.0f} GB available: {instead}"
+            f"training needs about {needed / 1e9:,.1f} GB of memory, more than the "
+            f"{there / 1e9:,.1f} GB available: {instead}"
         )

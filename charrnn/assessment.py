@@ -152,8 +152,8 @@ def assess(
         model: in evaluation mode.
         vocabulary: the model's.
         part: the text; at least 2 characters.
-        config: what to measure. ``config.after`` is priced with dynamic evaluation if that is
-            asked for; otherwise exactly, and then the whole text is too.
+        config: what to measure. The characters after ``config.after`` are priced by dynamic
+            evaluation if that is asked for; otherwise exactly, and then so is the whole text.
         baselines: of the same text, for the record.
         facts: what a user must know about the model, for the record.
         watchers: each is called with the price of every character in order, from dynamic

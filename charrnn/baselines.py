@@ -161,7 +161,7 @@ class KneserNey:
         )
         contexts = 1
         if self._orders:
-            # Each n-gram adds one character that the (n-1)-gram it ends with occurs after.
+            # Each n-gram is one more character before the (n-1)-gram that it ends with.
             below = self._orders[-1]
             contexts = len(below.keys)
             left = np.bincount(self._number_at[1:][first], minlength=contexts)

@@ -96,8 +96,8 @@ class Cell(nn.Module, ABC):
                 their type (bfloat16, say), and the weights are cast to it.
             state: The state before the window, [B, H] each.
             which_TB: Which of the D inputs each time step of a lane reads. Gives the same result
-                as reading ``x[which_TB]``, but on a CPU the loops of ``charrnn.loops`` compute W x
-                only once for each distinct input.
+                as reading ``x[which_TB]``, but where the loops of ``charrnn.loops`` run, W x is
+                computed only once for each distinct input.
 
         Returns:
             The outputs [T, B, H], in the inputs' type, and the state after the last
@@ -149,9 +149,9 @@ def _run_torch(
 ) -> tuple[Tensor, State]:
     """Run one of torch's recurrent operators: cuDNN on CUDA, oneDNN's LSTM on a CPU.
 
-    bf16 needs cuDNN 9.13 or newer (``device.recurs_in_bf16``). With an older one torch runs the
-    time steps one after another in its own kernels, which round an LSTM's memory cell at every
-    step and sum the gradients of W and U in bf16.
+    On CUDA a recurrence in bf16 needs cuDNN 9.13 or newer (``device.recurs_in_bf16``). With an
+    older one torch runs the time steps one after another in its own kernels, which round an LSTM's
+    memory cell at every step and sum the gradients of W and U in bf16.
 
     Args:
         operator: ``torch.lstm``, ``torch.gru`` or ``torch.rnn_tanh``.

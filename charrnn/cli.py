@@ -121,7 +121,8 @@ Device = Annotated[
 Precision = Annotated[
     Literal["auto", PrecisionName],
     typer.Option(
-        help="Precision of matrix products; auto: bf16 where the hardware has it.",
+        help="Precision of matrix products; auto: bf16 where the hardware has it (CUDA: and cuDNN "
+        "from 9.13 on).",
         callback=lambda name: None if name == "auto" else name,
     ),
 ]
@@ -168,8 +169,8 @@ Optimiser = Annotated[
 WeightDecay = Annotated[
     float | None,
     typer.Option(
-        help="Decay of the recurrence's matrices, as a share of --lr (default: by rule; adamw "
-        "0.1, sgd 0); of embedding and head too where symbols are many."
+        help="Shrink the recurrence's matrices at each update by this times the learning rate "
+        "(default: by rule; adamw 0.1, sgd 0); embedding and head too where symbols are many."
     ),
 ]
 DropoutMasks = Annotated[
@@ -195,8 +196,8 @@ ClipNorm = Annotated[
 MinCount = Annotated[
     int | None,
     typer.Option(
-        help="Characters seen fewer than N times in training become the unknown symbol "
-        "(default 2; 1 where those seen once are over 0.1 % of the text)."
+        help="Characters that occur fewer than N times in the training part become the unknown "
+        "symbol (default 2; 1 where those that occur once are over 0.1 % of it)."
     ),
 ]
 Texts = Annotated[
@@ -292,7 +293,8 @@ def main() -> None:
         os.environ["OMP_NUM_THREADS"] = str(cores)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            # Closed by the caller: use /dev/null, so that no file opened later takes its number.
+            # Closed by the caller. /dev/null reads as empty and drops what is written, and no file
+            # that is opened later takes its number.
             null = os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, os.fdopen(null, mode, closefd=False))
     sys.stderr = lossy(sys.stderr)
@@ -377,7 +379,11 @@ def train(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --run, exactly as it was.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in --run, exactly as it was, on its device.",
+        ),
     ] = False,
     init_from: Annotated[
         Path | None,
@@ -890,8 +896,8 @@ def compare(
         bool,
         typer.Option(
             "--resume",
-            help="Go on with the comparison in --run. --seeds may be larger; TEXT and --valid say "
-            "where its texts are now, if they have moved.",
+            help="Go on with the comparison in --run, on its device. --seeds may be larger; TEXT "
+            "and --valid say where its texts are now, if they have moved.",
         ),
     ] = False,
     report: Report = None,
@@ -1045,7 +1051,7 @@ def compare(
 
             stop.leave_at_once()
             if not quiet:
-                say("looking into a run of each cell, for the report ...")
+                say("inspecting a run of each cell, for the report ...")
             try:
                 portraits, runs = portray_comparison(comparison)
             except CorpusError as error:
@@ -1129,7 +1135,7 @@ def inspect_recurrence(
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Say what a run is, or look into its model on a text.
+    """Say what a run is, or measure what its model does on a text.
 
     Without a text, say what the checkpoint records (for a run's folder, its newest checkpoint):
     text, model, training, machine, how far the run has come and, if it is not finished, how to go
@@ -1205,7 +1211,7 @@ def inspect_recurrence(
         refuse_overwriting("--report", report, subject.sources(), read)
         origin = {"device": where.type} | subject.origin(source) if as_json else {}
         if where.type != "cpu":
-            say(f"looking on {in_words(where)}")
+            say(f"inspecting on {in_words(where)}")
         seen, stretch, inspection = watch_inspection(
             subject, config, unit=watched, is_named=part is None
         )

@@ -1,6 +1,6 @@
 """The time that a run takes: wall-clock time, except while its process was stopped.
 
-Under Ctrl-Z, SIGSTOP or in a frozen container nothing is computed, which is not slowness.
+Under Ctrl-Z or SIGSTOP, or in a frozen container, nothing is computed; that is no slow training.
 """
 
 from __future__ import annotations

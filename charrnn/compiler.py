@@ -2,7 +2,8 @@
 
 A file is compiled when a process first needs it (about half a second), into a folder that is
 removed once the code is loaded: so the code always suits the processor, and no stale library
-is left behind. Without a C compiler with OpenMP callers do without.
+is left behind. Without a C compiler that has OpenMP, callers use
+numpy or torch instead.
 
 The environment variable CC names the compiler, as for make; ``CHARRNN_NATIVE=0`` turns
 compiling off.

@@ -118,7 +118,8 @@ def check_replaceable(path: Path) -> None:
     """Check that ``replacing(path)`` could begin, before the long work whose result it saves.
 
     Raises:
-        RunFolderError: the folder is missing or not writable, or ``path`` is not a regular file.
+        RunFolderError: the folder is missing or not writable, or ``path`` exists and is not a
+            regular file.
     """
     if path.exists() and not path.is_file():
         raise RunFolderError(

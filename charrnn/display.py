@@ -1,6 +1,6 @@
 """Show a training's events as a live terminal, plain lines or JSON lines.
 
-Progress goes to stderr; JSON lines are a product and go to stdout. Sampled text
+Progress goes to stderr; JSON lines are results and go to stdout. Sampled text
 is never read as markup.
 """
 
@@ -91,6 +91,7 @@ class Display:
     def _new(self, run: Run) -> list[str]:
         """Return the lines that describe a run, without those shared with the one before."""
         lines = [*_portrayed(run)]
+        # Only the run before counts: a line that was replaced and comes back is news again.
         before, self._known = self._known, frozenset(lines)
         return [line for line in lines if line not in before]
 
@@ -135,7 +136,7 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
     progress, summary = run.progress, run.summary
     yield f"{why_ended(event.reason, run.config.patience)} after {come_to(summary)}"
     marks: dict[str, float] = {}
-    if progress.best_nats is not None:
+    if progress.best_nats is not None and run.valid is not None:
         with suppress(CorpusError):  # the text has changed since: show the loss alone
             marks = run.marks()
     guessed = marks.pop("uniform", math.inf)
@@ -334,7 +335,8 @@ def _plain(event: Event, run: Run) -> Iterable[str]:
         if event.again or run.valid is None or scored is None:
             return
         if scored < run.valid.characters:
-            yield f"validations score the first {scored:,} characters held out, to save time"
+            first = counted(scored, run.summary.unit)
+            yield f"validations score the first {first} held out, to save time"
     elif isinstance(event, Spiked):
         advice = f"; {_tamer(run)} makes that rarer" if run.owner is None else ""
         guessing = f"worse than guessing ({run.baselines['uniform']:.3f})"

@@ -38,7 +38,7 @@ from charrnn.vocabulary import Vocabulary
 
 #: Characters of the text computed both ways.
 CHARACTERS = 256
-#: Number of units, or at the top of symbols, whose values are shown.
+#: Number of units (at the top, of symbols) whose values are shown.
 SHOWN = 4
 
 Array = NDArray[np.float64]

@@ -215,7 +215,7 @@ def text_within(texts: Sequence[str], folder: Path) -> Path | None:
 
 
 def takes_in(texts: Sequence[str], path: Path) -> str | None:
-    """Return the first of ``texts`` whose contents writing a file may change; None: none.
+    """Return the first of ``texts`` that may change when a file is written; None: none.
 
     Args:
         texts: as for ``find_files``.
@@ -235,10 +235,10 @@ def takes_in(texts: Sequence[str], path: Path) -> str | None:
 
 
 def _may_find(name: str, new: Path) -> bool:
-    """Whether a name would also stand for a new file.
+    """Whether a name may also stand for a new file.
 
-    It does if the file is below the folder the name looks in, matches its pattern, and is in no
-    run's folder.
+    It may if the file is below the folder the name looks in, matches its pattern (with ** in it,
+    the last part), and is in no run's folder.
     """
     fixed, pattern = _looked_in(name)
     # Paths are compared both as written and with links resolved.

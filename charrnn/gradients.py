@@ -105,7 +105,7 @@ def truncation(
     length = (len(ids) - 1) // LANES
     if max(windows, default=1) > length:
         raise UsageError(
-            f"--bptt {max(windows)} is longer than what is looked at: {LANES} lanes of {length:,} "
+            f"--bptt {max(windows)} is longer than what is inspected: {LANES} lanes of {length:,} "
             f"characters; it takes a text, and --characters, of {LANES * max(windows) + 1:,}"
         )
     if not windows:
@@ -115,8 +115,8 @@ def truncation(
                 f"--loss-last {loss_last} does not fit any window of the inspected text, {LANES} "
                 f"lanes of {length:,} characters: give a smaller one, or a window with --bptt"
             )
-    # Skip enough predictions for every window to fit before the first that counts; then more, so
-    # that there is something to truncate.
+    # Skip what any window reads before the first prediction that counts; then up to as much as the
+    # longest window again, so that there is something to truncate.
     skipped, most = max((T - (loss_last or T) for T in windows), default=0), max(windows, default=1)
     skipped += min(most, max(0, length - skipped - most))
     counted = min(max(longest, most), length - skipped)

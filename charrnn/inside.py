@@ -262,8 +262,8 @@ def _gate_section(gates: Measured[tuple[GateUse, ...]], seen: str) -> str:
             "One dot per unit, larger where several coincide. To the right: the share of "
             f"characters at which its gate is nearly closed (below {NEARLY_CLOSED}); upwards: "
             f"nearly open (above {NEARLY_OPEN}). A gate on the dashed line is never in between. "
-            f"{seen} In the table: the mean shares; always: how many units are so at more than "
-            f"{100 * ALWAYS:.0f} % of characters.",
+            f"{seen} In the table: the mean shares; always: how many units have the gate nearly "
+            f"open, or nearly closed, at more than {100 * ALWAYS:.0f} % of characters.",
             small=True,
         ),
         _tables(words.gate_lines, gates),
@@ -274,7 +274,8 @@ def _following(units: Measured[tuple[UnitFound, ...]], seen: str) -> str:
     """Return the figure and tables of the units that follow the text."""
     figure = page.figure(
         [("Units that follow the text", _unit_chart(units))],
-        f"{words.units_say(units[0][1])} The figure shows the size of the latter. {seen}",
+        f"{words.units_say(units[0][1])} The figure shows the size of the correlation on the "
+        f"second half. {seen}",
     )
     return _beside(figure, _tables(words.unit_lines, units), units)
 
@@ -334,7 +335,7 @@ def _clipping_section(histories: Measured[Clipping]) -> str:
         page.figure(
             _clipping_charts(histories),
             "Gradient norms during training, in periods of about equal length. Lines: medians; "
-            f"bands: from 10 % to the largest. {words.NORMS_SAY}",
+            f"bands: from the 10 % quantile to the largest. {words.NORMS_SAY}",
         ),
         page.bullets(
             (f"{model.name}: " if model.name else "") + words.clipping_says(history)

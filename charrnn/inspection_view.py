@@ -57,16 +57,16 @@ def _sections(inspection: Inspection) -> Iterator[tuple[str, str, RenderableType
         yield (
             "Gates",
             f"Share of characters at which a gate is open (above {NEARLY_OPEN}) and closed (below "
-            f"{NEARLY_CLOSED}), mean over the units. Always: how many units are so at more than "
-            f"{100 * ALWAYS:.0f} % of characters. Plots: how many units have which share, from 0 "
-            "to 1.",
+            f"{NEARLY_CLOSED}), mean over the units. Always: how many units have it open, or "
+            f"closed, at more than {100 * ALWAYS:.0f} % of characters. Plots: how many units have "
+            "which share, from 0 to 1.",
             _gates(inspection.gates),
         )
     if inspection.units:
         found = words.units_say(inspection.units)
         if inspection.activation is None:
             unit = inspection.units[0].unit
-            found += f" Colour the text by one with --unit, as in --unit {unit}."
+            found += f" --unit colours the text by a unit, as in --unit {unit}."
         yield "Units", found, _units(inspection.units)
     if inspection.activation is not None:
         yield _activation(inspection.activation)

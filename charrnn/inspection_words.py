@@ -40,8 +40,8 @@ ZERO_SAYS = (
     "small k the figures include more than the lack of context."
 )
 NORMS_SAY = (
-    "10 % and median are of the norms in the log, each a mean over up to 10 updates; largest is of "
-    "a single update."
+    "10 % (a tenth of the norms are below it) and median are of the norms in the log, each a mean "
+    "over up to 10 updates; largest is of a single update."
 )
 #: How many standard errors below the full context's a loss must be to be reported as lower.
 SURE = 4
@@ -128,7 +128,7 @@ def memory_says(memory: Memory) -> str:
         f"Loss with the state reset k characters before the one that is scored "
         f"({memory.windows:,} resets), compared with {memory.full_nats:.4f} nats per character "
         f"with the state carried on. To come within {memory.tolerance:g} nats of that, "
-        f"{enough_says(memory)}; the training's window was {memory.bptt:,}"
+        f"{enough_says(memory)}; training read windows of {memory.bptt:,}"
         + (
             ", each begun from the zero state, as after a reset."
             if memory.reset_state
@@ -227,8 +227,9 @@ def units_say(units: Sequence[UnitFound]) -> str:
     """Say how the units were found, and which properties could not be measured."""
     missing = [name for name in PROPERTIES if name not in {found.property for found in units}]
     return (
-        "The unit whose state follows each property best, in an LSTM for h and c apart: found by "
-        "its correlation on the first half of the text, judged by that on the second."
+        "The unit whose state follows each property best (in an LSTM one for h and one for c), "
+        "chosen by its correlation on the first half of the text and judged by its correlation on "
+        "the second."
         + (
             f" Not measured, because constant throughout a half: {', '.join(missing)}."
             if missing

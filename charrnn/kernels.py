@@ -188,8 +188,8 @@ def dropout(x: Tensor, share: float, masks: int = 1) -> Tensor:
     On a CPU several masks share one draw, so that they differ as much as possible (systematic
     sampling): each entry draws one of 2^16 levels, mask m adds m / M of 2^16 to it, wrapping
     around, and drops the entry if the result is among the lowest levels. Each mask by itself is
-    an ordinary dropout mask; an entry is dropped by M times the share of the masks, rounded up or
-    down. On other devices the masks are independent.
+    an ordinary dropout mask, and an entry is dropped by M times ``share`` of the M masks, rounded
+    up or down. On other devices the masks are independent.
 
     Args:
         x: a tensor of any shape.

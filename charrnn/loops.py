@@ -1,7 +1,7 @@
 """The three recurrences over a window on a CPU, with hand-written gradients.
 
 torch's LSTM on a CPU is one fused oneDNN primitive; its RNN and GRU are loops of small
-operators, so a GRU takes twice as long as an LSTM with three quarters of its products.
+operators, so a GRU, with three quarters of an LSTM's products, takes twice as long.
 The loops here are faster (the LSTM's only where ``beats_onednn_lstm``):
 
 - the input product is computed before the loop, once for each distinct input: a window of

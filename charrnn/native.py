@@ -1,6 +1,7 @@
 """The time-step loops of ``recurrence.c``, called with tensors.
 
-Without a C compiler with OpenMP ``loops`` returns None, and callers do without.
+Without a C compiler that has OpenMP, ``loops`` returns None: RNN and GRU then run in numpy, an LSTM
+in torch.
 
 Axis letters: T time, B lanes, D distinct inputs, H hidden, G gates, as an axis of their own (GH) or
 stacked as rows (G); K a product's inner axis, N its columns.
@@ -24,7 +25,8 @@ class Loops(Library):
     indices in ``which_TB`` are not checked. Tensors that are returned are allocated here. In all
     functions
 
-    - ``narrow`` asks for recurrent products in bf16, where the processor multiplies it;
+    - ``narrow`` asks for recurrent products in bf16; a processor without it computes them in
+      float32;
     - ``weight_GH`` or ``weight_HH`` is U;
     - ``projected`` is W x + b of every time step, [T, B, G], or of D distinct x, [D, G], and
       ``which_TB`` says which of these each step reads (None: its own);

@@ -244,7 +244,7 @@ def _product_dtype(weight: Tensor) -> torch.dtype:
     """Return the type for the orthogonalisation: bf16 where the hardware multiplies it.
 
     The iteration corrects its own rounding errors, so bf16 is enough (Jordan et al. 2024).
-    It made the update of an LSTM of 256 units a quarter faster (docs/diary.md).
+    It took a quarter off the time of an update of an LSTM of 256 units (docs/diary.md).
     """
     if weight.dtype != torch.float32:
         return weight.dtype

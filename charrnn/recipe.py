@@ -4,8 +4,9 @@ No rule looks at the content of the text. The measurements behind each number, a
 was tried and rejected, are in docs/diary.md.
 
 In all rules ``vocabulary`` is V, ``characters`` the size of the training part, ``read`` the number
-of characters that the whole run reads, and ``pressed`` the run's ``pressure``; ``device`` is "cpu",
-"cuda" or "mps", and ``precision`` is that of its matrix products.
+of characters that the whole run reads, ``characters_per_step`` the number whose loss counts in an
+update, and ``pressed`` the run's ``pressure``; ``device`` is "cpu", "cuda" or "mps", and
+``precision`` is that of its matrix products.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ BY_HEART = 40
 #: Up to this pressure dropout gains too little for the time it takes.
 LEAST_PRESSURE = 5
 #: Most dropout masks per update. On a CPU the second takes a twentieth of an update's time, and
-#: more than two gain no more than that time is worth. A GPU waits more than it computes, so it gets
-#: four.
+#: further ones gain no more than their time is worth. A GPU waits more than it computes, so it
+#: gets four.
 MOST_MASKS = {"cpu": 2, "mps": 2, "cuda": 4}
 #: Each mask but the first repeats the head's products. Together these may cost at most this share
 #: of the recurrence's; but where a text is learned by heart, a second mask is worth any time.
@@ -352,8 +353,8 @@ def guessed_speed(vocabulary: int, device: str, precision: str, weights: int = 0
 def _sized_as(device: str, precision: str) -> str:
     """Return the device whose speed and width to assume for a device in a precision.
 
-    A CUDA GPU in float32 counts as an Apple GPU: CUDA GPUs too old for bf16 train that way, and the
-    numbers of "cuda" are those of a fast GPU in bf16.
+    A CUDA GPU in float32 counts as an Apple GPU: GPUs without bf16, or with a cuDNN before 9.13,
+    train that way, and the numbers of "cuda" are those of a fast GPU in bf16.
     """
     return "mps" if device == "cuda" and precision == "fp32" else device
 
@@ -380,7 +381,7 @@ def _hidden(
 ) -> int:
     """Return the units of a model's only layer.
 
-    ``embedding`` is the width of its embedding, or the layer's width if that is smaller.
+    Its embedding is ``embedding`` wide, but no wider than the layer.
     """
     narrowest = 384 if cell == "rnn" else 256
     if precision == "bf16":

@@ -25,6 +25,7 @@ static long room_of(matrix m) { return m.count * WIDTH + m.inner; }
  *   projected   [T, B, gates * H]: W x + b; or, of D distinct x, [D, gates * H], and
  *   which    [T, B]: which of them each step of a lane reads; else null
  *   states   [T + 1, B, H]: h; the first is given, forward writes the others
+ *   cells    [T + 1, B, H]: an LSTM's c, likewise; else null
  *   kept     [T, B, ...]: what backward needs of each step; forward writes it, unless null
  *   d_out    [T, B, H]: gradient of the outputs
  *   dh, dc   [B, H]: gradient of the last state and cell on entry, of the first on return
@@ -42,7 +43,6 @@ static long room_of(matrix m) { return m.count * WIDTH + m.inner; }
 
 /*   cell     RNN, LSTM or GRU
  *   bias     [H], a GRU's second bias; else null
- *   cells    [T + 1, B, H], an LSTM's c; the first is given, the others are written; else null
  */
 void forward(long threads, long narrow, long steps, long lanes, long hidden, const void *panels,
              long cell, const float *projected, const int64_t *which, const float *bias,

@@ -75,7 +75,7 @@ def comparison_page(
         _samples(portraits),
         _excerpts(portraits, f"The beginning of the {part}"),
     ]
-    text = ", ".join(Path(name).name for name in plan.texts) or "Python's own sources"
+    text = ", ".join(Path(name).name for name in plan.texts) or "Python's own library"
     name = text if len(plan.texts) < 2 else "several texts"
     if plan.valid:
         text += ", validated on " + ", ".join(Path(name).name for name in plan.valid)
@@ -218,7 +218,7 @@ def inspection_page(portrait: Portrait, text: str, origin: Origin) -> str:
         *inside_sections([portrait], ""),
         learning_section(own_runs([portrait]), "", unit),
         _samples([portrait]),
-        _excerpts([portrait], "The beginning of what was looked at"),
+        _excerpts([portrait], "The beginning of the inspected text"),
     ]
     title, lead = f"Inside {portrait.label}", _inspection_lead(portrait) + in_bytes
     return page.document("inspect", title, lead, text, sections, origin)

@@ -98,7 +98,8 @@ def refuse_report_in_text(report: Path, plan: Plan, folder: Path) -> None:
         with suppress(CorpusError):  # a text that has moved cannot be replaced
             found += find_files(names).files
     read = dict.fromkeys(found, "what is read")
-    # If the report exists and is one of the texts, it is among the files found.
+    # A report that exists and is a text is among the files found; and the comparison's own folder
+    # is not read, so a report there becomes part of no text.
     is_own = {followed(report).parent, followed(report.parent)} == {followed(folder)}
     texts = () if is_own or found else (*plan.texts, *plan.valid)
     refuse_overwriting("--report", report, read, texts)

@@ -258,7 +258,8 @@ def _best(
     It is forgotten only if the run goes on: the next validation then makes another.
 
     Returns:
-        The best checkpoint's progress, if it is better than the run knows, and notes for the user.
+        The best checkpoint's progress, if its loss is below the best in ``progress``, and notes for
+        the user.
     """
     path = folder.path / BEST
     try:

@@ -388,7 +388,8 @@ class Run(_Standing):
                 )
             part_BH.copy_(tensors[name])
         try:
-            # A GPU that the run did not train on before has no saved state: seed its generator.
+            # A checkpoint written on another kind of device has no state of this GPU's generator,
+            # which then starts from the run's seed.
             torch.manual_seed(self.config.seed)
             torch.set_rng_state(tensors["generator.cpu"])
             if self.device.type == "cuda" and "generator.cuda" in tensors:

@@ -173,7 +173,7 @@ def best_line(run: RunSummary, marks: Mapping[str, float] | None = None) -> str 
     best = f"best validation {both_units(progress.best_nats)} at step {progress.best_step:,}"
     scored = progress.validate_characters
     if scored is not None and scored < valid:
-        best += f", of the first {scored:,} characters held out"
+        best += f", of the first {counted(scored, run.unit)} held out"
     beside = ", ".join(f"{name} {nats:.3f} nats" for name, nats in (marks or {}).items())
     return "; ".join(filter(None, [best, beside]))
 

@@ -287,7 +287,7 @@ class RunFolder:
         """Return the newest intact checkpoint with state, and a note on each one passed over.
 
         Raises:
-            CheckpointError: none is intact, or one before it has another format or is unreadable.
+            CheckpointError: none is intact, or a newer one has another format or is unreadable.
             RunFolderError: the folder cannot be read.
         """
         passed_over: list[str] = []
@@ -483,7 +483,7 @@ def _make(path: Path, made: list[Path]) -> None:
     for folder in [*reversed(path.parents), path]:
         try:
             folder.mkdir()
-        except OSError:  # a read-only file system reports that instead of FileExistsError
+        except OSError:  # for a folder that exists, a read-only file system may say EROFS
             if folder.is_dir():
                 continue
             if folder.is_file():

@@ -171,7 +171,7 @@ def _baseline_line(row: BaselineRow) -> list[str]:
 
 
 def position_lines(scores: PositionScores) -> list[list[str]]:
-    """Return the table of mean losses up to 1, 2, 4, ... characters after a reset of the state."""
+    """Return the table of mean losses at 1, 2, 3 to 4, 5 to 8, ... characters after a reset."""
     nats_T = scores.nats_T
     places = [2**k for k in range(len(nats_T).bit_length())]
     if places[-1] != len(nats_T):
@@ -304,7 +304,10 @@ def _worse_than_guessing(comparison: Comparison) -> Iterator[str]:
         if not worse:
             continue
         one = worse[0]  # all are scored on the same predictions
-        why = "nothing was learned, so nothing is compared; a lower --lr or more time may help."
+        why = (
+            "nothing was learned, so its figures say nothing about the cell; a lower --lr or more "
+            "time may help."
+        )
         if (share := one.unknown / one.characters) > MANY_UNKNOWN:
             why = (
                 f"{100 * share:.0f} % of these characters are unknown, which is what costs so "

@@ -83,7 +83,7 @@ class Meter:
         quiet: show nothing.
     """
 
-    #: Seconds until the first line on a terminal, between two of them, and between lines elsewhere.
+    #: Seconds until the first line on a terminal; between two there; for both elsewhere.
     FIRST, REDRAWN, PLAIN = 3.0, 0.25, 10.0
 
     def __init__(self, name: str, characters: int, *, quiet: bool) -> None:

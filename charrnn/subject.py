@@ -363,7 +363,10 @@ def _recorded(checkpoint: Checkpoint, part: PartName, scan: Scan, moved: Sequenc
 
 
 def _share(part: Part, shared: int | None) -> str | None:
-    """Say how much of a part is shared; None: nothing. An unknown number (None) is "some"."""
+    """Say how much of a part is shared; return None if nothing is.
+
+    If ``shared`` is None, it is unknown how much, but some is.
+    """
     if shared is None:
         return "some of this text"
     if shared == part.characters:

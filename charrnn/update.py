@@ -21,7 +21,8 @@ from charrnn.stream import Batch
 
 #: Updates that run on a CUDA device before the capture; they train like any other.
 EAGER_UPDATES = 3
-#: A gradient with a norm below this counts as zero: the squares of its entries underflow float32.
+#: A gradient with a norm below this counts as zero: near it the squares of its entries begin to
+#: underflow float32.
 LEAST_NORM = 1e-15
 
 

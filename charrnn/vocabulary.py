@@ -23,7 +23,8 @@ UNKNOWN = 0
 #: How the unknown symbol is displayed.
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
-#: Characters seen only once become the unknown symbol, unless they make up more of the text.
+#: Characters seen only once become the unknown symbol, unless they make up more than this share
+#: of the text.
 _RARE_SHARE = 1 / 1000
 
 #: A text with a larger share of characters seen only once is a toy to memorise, like "hello".

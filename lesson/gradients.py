@@ -167,8 +167,8 @@ def _radii_figure(
 def shares_left(reach: Mapping[str, Any], by: str) -> list[float]:
     """Return the share of a state's gradient that is left at each lag.
 
-    JSON has null for a share too large for a float; it becomes infinity, or NaN if the gradient
-    at lag 0 is zero.
+    JSON has null for a share that is not finite: infinity, as it is too large for a float, or NaN
+    if the gradient at lag 0 is zero.
 
     Args:
         reach: the state's reach, as ``inspect`` answers.
@@ -277,7 +277,7 @@ def _certain(radii: Iterable[float]) -> str:
     if nearest is None or nearest**LAG >= VANISHED:
         return ""
     return (
-        f"That it vanishes below 1 is all but certain by arithmetic: {nearest:g}^{LAG} is "
+        f"That it vanishes below 1 is almost certain by arithmetic: {nearest:g}^{LAG} is "
         f"{_share(nearest**LAG)}, even without tanh."
     )
 

@@ -26,8 +26,8 @@ IDLE = 0.01
 LASTING = ("inside quotes", "inside brackets", "position in line", "indentation")
 #: Correlation from which on a unit counts as following a property.
 FOLLOWS = 0.5
-#: Characters after which a property counts as lasting long, and the fewest such characters, and
-#: spells of them, needed for a verdict: without several spells, they would be one case seen often.
+#: A property lasts long after this many characters. A verdict needs at least OFTEN characters after
+#: that, in at least SPELLS spells: fewer spells would be one case seen often.
 LONG, OFTEN, SPELLS = 20, 50, 10
 #: Characters that the figure shows.
 SHOWN = 240
@@ -307,9 +307,10 @@ def _unit_rows(units: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def best_found(units: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Return the c that follows its property best on the first half, a lasting one if any varies.
+    """Return the c that follows its property best on the first half.
 
-    The second half, on which the correlation is reported, does not influence the choice.
+    Only properties that last count, if any of them varies. The second half, on which the
+    correlation is reported, does not influence the choice.
 
     Args:
         units: the unit that follows best, for each property and state, as
@@ -504,8 +505,9 @@ values of the state's gate, forget or update: mean and median over units and cha
         "as far as the plain RNN's h and as its own h, by the medians over the places; where there "
         "is no gradient, or what was measured ends too early to tell, that is not decided, and the "
         f"part does not hold. Used: the LSTM needs at least {USED:g} times as much context as the "
-        "plain RNN, at either end of what one standard error allows both; left out where it does "
-        "at one end only, or where too little was tried to tell. All parts: holds; some: in part.",
+        "plain RNN, even if the fewest characters that one standard error allows it are compared "
+        "with the plain RNN's most; left out where only its most and the plain RNN's fewest would "
+        "do, or where too little was tried to tell. All parts: holds; some: in part.",
         judgement=judge_along(_trained(reaches), contexts, paces),
     )
 

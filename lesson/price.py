@@ -12,7 +12,8 @@ from lesson.lab import Lab
 from lesson.recurrence import compare, compare_steps, untouched
 from lesson.section import Figure, Judgement, Section, Table, judged, percent
 
-#: Ratio of mean times from which on a cell counts as dearer.
+#: Ratio of mean times from which on a cell counts as dearer, if it takes longer with every seed
+#: besides: clocks differ by less.
 DEARER = 1.05
 #: The recurrence's share of the multiply-adds below which a model's time tells little about it.
 MOST = 0.5
@@ -70,7 +71,7 @@ class Costs:
     multiply_adds: float
     """Of the recurrence for one character, at equal width."""
     microseconds: Time
-    """Of training the whole model, per character, at equal width."""
+    """Of training the whole model, per character, at equal width; its mean is by the mean speed."""
     by_steps: Loss
     """At equal parameters and steps."""
     seconds: Time
@@ -293,12 +294,12 @@ def _named(cells: Sequence[str]) -> str:
 
 
 def _equal_steps(found: Mapping[str, Costs]) -> str:
-    """Say whether the LSTM takes longer when all cells have equal parameters."""
-    own, others = found["lstm"].seconds, [one for cell, one in found.items() if cell != "lstm"]
-    longer = any(own.is_longer(one.seconds) for one in others)
+    """Say which cells the LSTM takes longer than when all have equal parameters."""
+    own = found["lstm"].seconds
+    faster = [cell for cell in found if cell != "lstm" and own.is_longer(found[cell].seconds)]
     times = ", ".join(f"{cell.upper()} {one.seconds.mean:.1f}" for cell, one in found.items())
-    is_dearer = "takes longer there, too" if longer else "does not clearly take longer there"
-    return f"The equal steps with equal parameters took, in s: {times}; the LSTM {is_dearer}."
+    how = f"took longer than the {_named(faster)}" if faster else "did not clearly take longer"
+    return f"The equal steps with equal parameters took, in s: {times}; the LSTM {how}."
 
 
 def _of_the_head(one: Costs) -> str:

@@ -1657,8 +1657,8 @@ class TestEvaluate:
         words = ("inspect", trained, "--part", "valid", "--only", "clipping")
         result = cli(*words, "--json")
         assert (result.code, json.loads(result.out)["device"]) == (0, "mps")
-        assert "looking on mps\n" in result.err
-        assert "looking on mps\n" in cli(*words).err
+        assert "inspecting on mps\n" in result.err
+        assert "inspecting on mps\n" in cli(*words).err
 
     def test_in_depth_adds_names_and_changes_none(self, cli: Cli, trained: Path) -> None:
         plain = json.loads(cli("evaluate", trained, "--part", "valid", "--json").out)[0]

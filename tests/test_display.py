@@ -142,12 +142,18 @@ class TestPlain:
         self, run: Run, capsys: pytest.CaptureFixture[str]
     ) -> None:
         run.vocabulary = Vocabulary.from_counts({0: 1}, "bytes", 1)
-        run.progress.characters = 1234
+        run.progress.characters, run.progress.validate_characters = 1234, 60
         display = open_display(as_json=False, quiet=False)
         display.start(run)
+        display.show(PLANNED)
         display.show(Finished("done", complete=True))
         told = capsys.readouterr().err
-        for words in (": 5,406 bytes to train on", " nats a byte (", " steps, 1,234 bytes, "):
+        for words in (
+            ": 5,406 bytes to train on",
+            " nats a byte (",
+            " steps, 1,234 bytes, ",
+            " the first 60 bytes held out",
+        ):
             assert words in told
         assert "character" not in told
 

@@ -210,7 +210,7 @@ class TestTables:
         )
         assert "(1,234 resets), compared with 1.5000 nats per character" in said
         assert "To come within 0.01 nats of that, more than 2 characters are needed; " in said
-        assert "; the training's window was 1,024. A reset leaves the zero state, " in said
+        assert "; training read windows of 1,024. A reset leaves the zero state, " in said
         longer = replace(memory, excess_nats=(0.5,) * 1101, standard_error=(0.25,) * 1101)
         names = [line[0] for line in memory_lines(longer)]
         assert names == ["k", "0", *(f"{2**n:,}" for n in range(11)), "1,100"]
@@ -583,7 +583,7 @@ class TestCommand:
         assert initial["spectral_radii"] == [list(radii) for radii in expected.spectral_radii]
         assert initial["reaches"][0]["relative"] == pytest.approx(expected.reaches[0].relative)
         assert found["memory"]["reset_state"] is True
-        said = "; the training's window was 9, each begun from the zero state, as after a reset."
+        said = "; training read windows of 9, each begun from the zero state, as after a reset."
         assert said in cli(*words).out
 
     def test_only(self, cli: Cli, trained: Path, prose: Path) -> None:
@@ -643,12 +643,12 @@ class TestCommand:
         assert all(len(line) <= 100 for line in lines)
         last = prose.read_text().splitlines()[-1]
         assert f"\n{last}\n" in result.out
-        assert "Colour the text" not in result.out
+        assert "colours the text" not in result.out
 
     def test_one_of_the_units_is_offered(self, cli: Cli, trained: Path, prose: Path) -> None:
         words = ("inspect", trained, "--text", prose, "--characters", 300, "--only", "units")
         out = " ".join(cli(*words).out.split())
-        (unit,) = re.findall(r"Colour the text by one with --unit, as in --unit (\S+)\. ", out)
+        (unit,) = re.findall(r"--unit colours the text by a unit, as in --unit (\S+)\. ", out)
         assert cli(*words, "--unit", unit).code == 0
 
     def test_colours(

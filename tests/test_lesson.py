@@ -274,14 +274,14 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
         {0.5: 0.01, 0.9: 0.3, 1.0: 9.0, 1.1: 2.0, 1.5: 9.0}, {}, 1.0, 1.0),
      "does not hold", "behaves as claimed, but not 0.9 (0.3 left), 1 (9 left), 1.1 (2 left)."),
     ("5 by arithmetic", lambda: radii_of({0.5: 0.01, 0.9: 0.1}, {1.1: 0.1}, 1.0, 1.0),
-     "holds in part", "That it vanishes below 1 is all but certain by arithmetic: 0.9^20 is 0.12, "
+     "holds in part", "That it vanishes below 1 is almost certain by arithmetic: 0.9^20 is 0.12, "
      "even without tanh."),
     ("5 no gradient", lambda: radii_of({0.5: math.nan}, {0.5: math.nan}, 1.0, math.nan),
      "is not tested", "With trained weights there is no gradient to follow."),
     ("5 no gradient in one", lambda: radii_of(
         {0.5: 0.01, 1.5: math.nan}, {0.5: 0.01, 1.5: 9.0}, 1.0, 1.0),
      "holds", "With initial weights a radius of 0.5 behaves as claimed. With trained weights a "
-     "radius of 0.5 or 1.5 behaves as claimed. That it vanishes below 1 is all but certain by "
+     "radius of 0.5 or 1.5 behaves as claimed. That it vanishes below 1 is almost certain by "
      "arithmetic: 0.5^20 is 9.5e-07, even without tanh. The trained network ended at a radius of "
      "1.00, and at lag 20 its gradient is still there (1 is left). Radius and the slope of tanh "
      "together, (ρ s)^20, tell what is left with initial weights, within a factor of 2 (0.01 at "
@@ -289,7 +289,7 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
     ("5 only overflow as told", lambda: radii_of(
         {0.5: 0.5, 1.5: 6.0}, {0.5: 0.5, 1.5: math.inf}, 2.0, 50.0),
      "holds in part", "With trained weights a radius of 1.5 behaves as claimed, but not 0.5 (0.5 "
-     "left). That it vanishes below 1 is all but certain by arithmetic: 0.5^20 is 9.5e-07, even "
+     "left). That it vanishes below 1 is almost certain by arithmetic: 0.5^20 is 9.5e-07, even "
      "without tanh. The trained network ended at a radius of 2.00, and at lag 20 its gradient has "
      "exploded"),
     ("5 nothing at all", lambda: radii_of({0.5: 0.5, 1.5: 1.0}, {1.5: 0.5}, 2.0, 50.0),
@@ -496,7 +496,7 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
      "does not hold", "GRU 1.400: the RNN and the GRU are ahead of the LSTM. After"),
     ("10 dear at equal parameters, too", lambda: judge_lstm(
         {"lstm": cost(seconds=64, **ahead("gru")), "gru": cost(microseconds=7)}),
-     "holds", "took, in s: LSTM 64.0, GRU 60.0; the LSTM takes longer there, too."),
+     "holds", "took, in s: LSTM 64.0, GRU 60.0; the LSTM took longer than the GRU."),
     ("10 too close to tell", lambda: judge_lstm(
         {"lstm": cost(**ahead("rnn", "gru")), "rnn": cost(microseconds=10.1),
          "gru": cost(microseconds=9)}),
@@ -507,7 +507,7 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
      "holds in part", "the LSTM's time and the RNN's differ by too little to tell. With equal "
      "parameters the losses after equal steps are LSTM 1.400, RNN 1.500: the LSTM is ahead of the "
      "RNN. After equal time they are LSTM 1.400, RNN 1.500: the LSTM is ahead of the RNN. The "
-     "equal steps with equal parameters took, in s: LSTM 66.0, RNN 60.0; the LSTM does not"),
+     "equal steps with equal parameters took, in s: LSTM 66.0, RNN 60.0; the LSTM did not"),
     ("10 the head is the work", lambda: judge_lstm(
         {"lstm": cost(share=0.123, **ahead("gru")), "gru": cost(microseconds=9, share=0.1)}),
      "holds", "But only 12 % of the LSTM's multiply-adds are its recurrence's, and an even"),

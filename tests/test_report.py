@@ -103,7 +103,7 @@ class TestComparisonPage:
 
     @pytest.mark.parametrize(
         ("texts", "said"),
-        [((), "Python's own sources"), (("a/b", "a/c"), "several texts"), (("a/b",), "b")],
+        [((), "Python's own library"), (("a/b", "a/c"), "several texts"), (("a/b",), "b")],
     )
     def test_the_title_names_what_was_read(self, texts: tuple[str, ...], said: str) -> None:
         made = comparison()
@@ -440,7 +440,7 @@ class TestInspectionPage:
             in page.texts["p"][1]
         )
         assert "Unit 1.3c along the text" in page.texts["h3"]
-        assert "The beginning of what was looked at, read from the zero" in page.texts["p"][-1]
+        assert "The beginning of the inspected text, read from the zero" in page.texts["p"][-1]
         assert "a<b␍↵\n\tc" in page.texts["pre"]
 
     @pytest.mark.parametrize(

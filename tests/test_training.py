@@ -622,7 +622,7 @@ def test_what_is_too_large_is_said_in_gigabytes(monkeypatch: pytest.MonkeyPatch)
     run = TrainConfig(
         batch_size=1, bptt=1, precision="fp32", steps=1, lr=0.1, lr_adam=0.1, warmup_steps=1
     )
-    said = "^training needs about 4 GB of memory, more than the 3 GB available: wait$"
+    said = "^training needs about 3.9 GB of memory, more than the 2.9 GB available: wait$"
     with pytest.raises(UsageError, match=said):
         refuse_too_large(shape, run, CPU, "wait")
 

@@ -614,7 +614,7 @@ def test_what_no_longer_fits_is_refused_with_advice_that_can_be_followed(
     give_memory(monkeypatch, 0)
     said = run_cli("train", "--run", run, "--resume")
     assert said.code == 2
-    assert "than the 0 GB available: continue on a machine with more, or with " in said.err
+    assert "than the 0.0 GB available: continue on a machine with more, or with " in said.err
     # A finished run needs no memory.
     assert run_cli("train", "--run", run, "--resume", "--steps", 13).code == 0
 
