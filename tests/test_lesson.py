@@ -459,8 +459,8 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
      "holds", "the LSTM takes longest. With equal parameters the losses after equal steps are RNN "
      "1.900, LSTM 1.400, GRU 1.500: the LSTM is ahead of the RNN and the GRU. After equal time "
      "they are RNN 1.800, LSTM 1.400, GRU 1.500: the LSTM is ahead of the RNN and the GRU. The "
-     "equal steps with equal parameters took, in s: RNN 61.0, LSTM 60.0, GRU 62.0; the LSTM does "
-     "not clearly take longer there."),
+     "equal steps with equal parameters took, in s: RNN 61.0, LSTM 60.0, GRU 62.0; the LSTM did "
+     "not clearly take longer."),
     ("10 the GRU takes longer", lambda: judge_lstm(
         {"lstm": cost(**ahead("gru")), "gru": cost(microseconds=12)}),
      "holds in part", "the GRU takes longer, although the LSTM has more to"),
