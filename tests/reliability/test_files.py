@@ -186,6 +186,8 @@ def test_the_umask_is_obeyed(tmp_path: Path, umask: int, mode: int, promise: Pro
 PROGRAM = textwrap.dedent(
     """
     import sys
+    from pathlib import Path
+
     import torch
     from charrnn.checkpoint import Checkpoint, save
 
@@ -195,7 +197,7 @@ PROGRAM = textwrap.dedent(
     if int(sys.argv[2]) % 2:
         tensors = dict(reversed(tensors.items()))
         meta = dict(reversed(meta.items()))
-    save(sys.argv[1], Checkpoint(tensors, meta))
+    save(Path(sys.argv[1]), Checkpoint(tensors, meta))
     """
 )
 
