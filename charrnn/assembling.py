@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from charrnn import recipe
-from charrnn.baselines import MOST_COMPRESSED, compressed_nats, uniform_nats, unigram_nats
+from charrnn.baselines import marks, uniform_nats
 from charrnn.compiler import why_none
 from charrnn.config import CELL_GATES, ModelConfig, TrainConfig
 from charrnn.corpus import Part
@@ -86,7 +86,9 @@ def assemble(
         folder=folder,
         text=text,
         learnt_before=learnt_before,
-        baselines=_baselines(train_counts, valid, valid_counts, vocabulary),
+        baselines={"uniform": uniform_nats(valid_counts, vocabulary)}
+        if valid is None
+        else marks(train_counts, valid.predicted, valid_counts, vocabulary),
         notes=[*notes, *_slow_loops(model)],
         unknown_share=vocabulary.unknown_share(valid_counts),
     )
@@ -107,20 +109,6 @@ def _with_planned_steps(config: TrainConfig, lanes: Lanes, progress: Progress) -
     if progress.step > 0 or progress.planned_steps is None:
         return config
     return replace(config, warmup_steps=recipe.warmup_steps(progress.planned_steps))
-
-
-def _baselines(
-    train_counts: Mapping[int, int],
-    valid: Part | None,
-    valid_counts: Mapping[int, int],
-    vocabulary: Vocabulary,
-) -> dict[str, float]:
-    """Return what the held-out text costs without a network, nats per character."""
-    baselines = {"uniform": uniform_nats(valid_counts, vocabulary)}
-    if valid is not None:
-        baselines["unigram"] = unigram_nats(train_counts, valid_counts, vocabulary)
-        baselines["bzip2"] = compressed_nats(valid.predicted.first(MOST_COMPRESSED), "bzip2")
-    return baselines
 
 
 def _slow_loops(model: CharModel) -> list[str]:

@@ -115,6 +115,28 @@ def compressed_nats(
     return 8 * size * math.log(2) / part.characters
 
 
+def marks(
+    train: Mapping[int, int], scored: Part, counts: Mapping[int, int], vocabulary: Vocabulary
+) -> dict[str, float]:
+    """Return what a training has to beat, by name: uniform, unigram and bzip2.
+
+    Args:
+        train: code point -> occurrences in the training part.
+        scored: the characters that the model predicts; bzip2 gets at most its first
+            ``MOST_COMPRESSED``.
+        counts: code point -> occurrences in ``scored``.
+        vocabulary: of the model.
+
+    Raises:
+        CorpusError: the text changed since it was scanned.
+    """
+    return {
+        "uniform": uniform_nats(counts, vocabulary),
+        "unigram": unigram_nats(train, counts, vocabulary),
+        "bzip2": compressed_nats(scored.first(MOST_COMPRESSED), "bzip2"),
+    }
+
+
 # The n-gram model ----------------------------------------------------------------
 
 

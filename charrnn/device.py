@@ -111,8 +111,10 @@ def recurs_in_bf16(device: torch.device) -> bool:
     (``supportsBFloat16RNNWithCuDNN``, in ATen/cuda/detail/CUDAHooks.cpp). Python can ask only for
     the version that is loaded; in torch's wheels both are the same.
     """
-    if device.type != "cuda" or not multiplies_bf16(device):
-        return multiplies_bf16(device)
+    if not multiplies_bf16(device):
+        return False
+    if device.type != "cuda":
+        return True
     try:
         version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     except RuntimeError:  # torch raises it if another GPU here is too old for this cuDNN

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from charrnn.baselines import MOST_COMPRESSED, compressed_nats, uniform_nats, unigram_nats
+from charrnn.baselines import MOST_COMPRESSED, marks
 from charrnn.checkpoint import Checkpoint, load
 from charrnn.config import ModelConfig, Record, TrainConfig
 from charrnn.corpus import Part
@@ -276,14 +276,10 @@ class Run(_Standing):
         assert self.valid is not None, "nothing is validated on"
         scored = self.valid.first(self.progress.validate_characters or self.valid.characters)
         predicted = scored.predicted
-        counts = predicted.counts()
-        marks = {
-            "uniform": uniform_nats(counts, self.vocabulary),
-            "unigram": unigram_nats(self.train_counts, counts, self.vocabulary),
-        }
-        if predicted.characters <= MOST_COMPRESSED:
-            marks["bzip2"] = compressed_nats(predicted, "bzip2")
-        return marks
+        found = marks(self.train_counts, predicted, predicted.counts(), self.vocabulary)
+        if predicted.characters > MOST_COMPRESSED:
+            del found["bzip2"]
+        return found
 
     def command(self, *options: str) -> str:
         """Return the command line that resumes this run; an owner's command takes no options."""

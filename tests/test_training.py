@@ -640,7 +640,7 @@ def test_the_marks_to_beat_are_of_what_validations_predict(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a new run and in a resumed one; of a long text only the beginning is compressed."""
-    monkeypatch.setattr("charrnn.assembling.MOST_COMPRESSED", 101)
+    monkeypatch.setattr("charrnn.baselines.MOST_COMPRESSED", 101)
     run = start_run(steps=3)
     assert run.valid is not None
     predicted = run.valid.predicted
