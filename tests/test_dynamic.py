@@ -149,7 +149,7 @@ def test_a_text_that_repeats_itself_gets_cheaper(tmp_path: Path, trained: Path) 
     model, words, _ = load_model(trained, torch.device("cpu"))
     part = make_part(tmp_path, text)
     plain = total(prices(model, part, words), part)
-    adapted = total(dynamic_prices(model, part, words), part)
+    adapted = total(dynamic_prices(model, part, words, rate=1e-3), part)
     assert adapted.characters == plain.characters == len(text) - 1
     assert adapted.bytes == plain.bytes
-    assert adapted.nats_per_char < plain.nats_per_char - 0.05
+    assert adapted.nats_per_char < plain.nats_per_char - 0.1
