@@ -40,8 +40,9 @@ from benchmarks.common import (
 from charrnn.cells import CELLS
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, TrainConfig
 from charrnn.corpus import scan
-from charrnn.device import keep_freed_memory, multiplies_bf16
+from charrnn.device import multiplies_bf16
 from charrnn.evaluation import score
+from charrnn.limits import keep_freed_memory
 from charrnn.loops import beats_onednn_lstm
 from charrnn.machine import machine
 from charrnn.model import CharModel, outline

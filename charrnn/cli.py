@@ -40,7 +40,7 @@ from charrnn.config import (
 )
 from charrnn.errors import CharrnnError, CorpusError, UsageError
 from charrnn.files import LOG, PLAN, absolute_names, name_of
-from charrnn.limits import allowed_cores
+from charrnn.limits import allowed_cores, keep_freed_memory
 from charrnn.outcome import outcome
 from charrnn.reporting import (
     check_report,
@@ -291,6 +291,7 @@ def main() -> None:
         # By default OpenMP starts a thread for each of the machine's cores; with fewer cores
         # allowed, they would wait for each other.
         os.environ["OMP_NUM_THREADS"] = str(cores)
+    keep_freed_memory()
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             # Closed by the caller. /dev/null reads as empty and drops what is written, and no file
@@ -525,14 +526,13 @@ def train(
         stop = stack.enter_context(StopSignals())
 
         from charrnn.comparison import refuse_comparison
-        from charrnn.device import choose_device, keep_freed_memory
+        from charrnn.device import choose_device
         from charrnn.reading import refuse_text_within
         from charrnn.resuming import resume as resume_run
         from charrnn.runfolder import RunFolder
         from charrnn.starting import start as start_run
         from charrnn.watching import watch_run
 
-        keep_freed_memory()
         # A resumed run computes where it did before, unless --device says otherwise.
         where = None if resume and device == "auto" else choose_device(device)
         path = run or _default_run(text.texts, cell or _cell_of(init_from))
@@ -634,20 +634,18 @@ def sample(
         raise UsageError("--length 0 never ends: leave out --json")
 
     from charrnn.compiler import find_compiler, why_none
-    from charrnn.device import choose_device, in_words, keep_freed_memory
+    from charrnn.device import choose_device
     from charrnn.sample_view import collect, print_as_json, print_as_made, print_samples
     from charrnn.sampling import encode_stop, prepare_prompt, unwarned
     from charrnn.sampling import sample as draw
     from charrnn.steps import Steps
     from charrnn.trained import load_model
 
-    keep_freed_memory()
     where = choose_device(device)
     if config.weights != "fp32" and where.type != "cpu":
         raise UsageError(f"--weights {config.weights} is for a CPU: leave it out on {where.type}")
     model, vocabulary, _ = load_model(checkpoint, where)
-    if where.type != "cpu":
-        say(f"sampling on {in_words(where)}")
+    _say_where("sampling", where)
     ids, note = prepare_prompt(read_prompt(prompt, vocabulary), vocabulary, config.unknown)
     if note:
         say(note)
@@ -779,13 +777,12 @@ def evaluate(
             )
 
     from charrnn.assessment import refuse_non_finite
-    from charrnn.device import choose_device, in_words, keep_freed_memory
+    from charrnn.device import choose_device
     from charrnn.score_view import print_assessments
     from charrnn.subject import load_subjects, remarks
     from charrnn.terminal import to_json
     from charrnn.watching import watch_scoring
 
-    keep_freed_memory()
     where = choose_device(device)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())  # so that nothing is left behind
@@ -805,8 +802,7 @@ def evaluate(
         origins = [subject.origin(source) if as_json else {} for subject in subjects]
         for line in remarks(subjects, facts):
             say(line)
-        if where.type != "cpu":
-            say(f"scoring on {in_words(where)}")
+        _say_where("scoring", where)
         assessments, failure = watch_scoring(
             zip(subjects, facts, strict=True), config, stop, baselines=baselines, show=show,
             per_char=per_char, with_page=report is not None,
@@ -997,12 +993,11 @@ def compare(
 
         import torch
 
-        from charrnn.device import choose_device, keep_freed_memory
+        from charrnn.device import choose_device
         from charrnn.score_view import print_comparison
         from charrnn.terminal import to_json
         from charrnn.watching import watch_comparison
 
-        keep_freed_memory()
         if device != "auto" or plan.device is None:
             where = choose_device(device)
         elif all(read_results(folder, plan)):  # nothing is left to train: any machine will do
@@ -1190,14 +1185,13 @@ def inspect_recurrence(
         check_report(report)
 
     from charrnn.activity import Unit
-    from charrnn.device import choose_device, in_words, keep_freed_memory
+    from charrnn.device import choose_device
     from charrnn.inspection_view import print_inspection
     from charrnn.subject import load_subjects
     from charrnn.terminal import to_json
     from charrnn.trained import shape_of
     from charrnn.watching import watch_inspection
 
-    keep_freed_memory()
     where = choose_device(device)
     # A unit that the model lacks is refused before a long text is read.
     watched = None if unit is None else Unit.parse(unit, shape_of(checkpoint))
@@ -1210,8 +1204,7 @@ def inspect_recurrence(
         read = (*source.texts, *subject.texts)
         refuse_overwriting("--report", report, subject.sources(), read)
         origin = {"device": where.type} | subject.origin(source) if as_json else {}
-        if where.type != "cpu":
-            say(f"inspecting on {in_words(where)}")
+        _say_where("inspecting", where)
         seen, stretch, inspection = watch_inspection(
             subject, config, unit=watched, is_named=part is None
         )
@@ -1252,6 +1245,14 @@ def _print_status(checkpoint: Path, as_json: bool) -> None:
         return
     for line in status_lines(status):
         print_words(line, LABEL)
+
+
+def _say_where(doing: str, device: torch.device) -> None:
+    """Say on which device something is done, unless it is the CPU, as usual."""
+    from charrnn.device import in_words
+
+    if device.type != "cpu":
+        say(f"{doing} on {in_words(device)}")
 
 
 def _cell_of(init_from: Path | None) -> CellName:

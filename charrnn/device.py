@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from functools import cache
 from typing import get_args
 
@@ -13,9 +11,6 @@ from charrnn.config import DeviceName
 from charrnn.errors import UsageError
 from charrnn.wording import counted
 
-#: Parameters of glibc's ``mallopt`` (malloc.h), and the largest values that they take.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-MOST_TRIM, MOST_MMAP = 2**31 - 1, 2**25
 #: The first cuDNN version whose recurrences torch uses in bf16: 9.13.
 CUDNN_WITH_BF16 = 91300
 
@@ -127,26 +122,3 @@ def has_capability(name: str) -> bool:
     # Not every torch version that we accept has it; without it we assume no capability.
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get(name))
-
-
-def keep_freed_memory() -> bool:
-    """Make the C library keep freed blocks of up to 32 MiB for the next allocations.
-
-    An update frees all that it allocated, and the next one allocates the same again. The kernel
-    clears memory that it got back and gives out again, page by page: with a large vocabulary, or
-    a cell that keeps its gates, that is a quarter of an update's time (docs/diary.md). The
-    process's peak memory stays the same.
-
-    Returns:
-        Whether it worked; only glibc, on Linux, can do it.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    # Set both: setting one alone would stop glibc from adapting the other.
-    return all(
-        mallopt(number, value)
-        for number, value in ((M_MMAP_THRESHOLD, MOST_MMAP), (M_TRIM_THRESHOLD, MOST_TRIM))
-    )

@@ -174,6 +174,15 @@ class TestHelp:
         done = subprocess.run(words, capture_output=True, text=True, env=others | given)
         assert done.stdout.splitlines()[-1] == f"{threads} False"
 
+    def test_freed_memory_is_kept(self) -> None:
+        code = (
+            "import sys\nfrom charrnn import cli\nsys.argv[1:] = ['--version']\n"
+            "cli.keep_freed_memory = lambda: print('kept')\ncli.main()"
+        )
+        words = [sys.executable, "-c", code]
+        done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT)
+        assert done.stdout == f"kept\ncharrnn {__version__}\n"
+
     def test_version(self, cli: Cli) -> None:
         assert cli("--version") == Result(0, f"charrnn {__version__}\n", "")
 
