@@ -62,6 +62,9 @@ MANY_SYMBOLS: dict[CellName, int] = {"rnn": 2000, "lstm": 500, "gru": 500}
 RARE_SYMBOLS = 500
 #: ... unless there are enough passes to learn the text by heart: from this pressure on.
 BY_HEART = 40
+#: Passes beyond these need no more dropout: how much a run needs then depends on how many weights
+#: there are for a character alone (docs/diary.md).
+MOST_PASSES = 24
 #: Up to this pressure dropout gains too little for the time it takes.
 LEAST_PRESSURE = 5
 #: Most dropout masks per update. On a CPU the second takes a twentieth of an update's time, and
@@ -223,14 +226,14 @@ def pressure(passes: float, parameters: int, characters: int) -> float:
     """Return how hard a run presses a text into a model: parameters per character, times passes.
 
     A small model that reads a text a few times cannot learn it by heart; a large one that
-    reads it forty times does, unless it is regularised.
+    reads it twenty times does, unless it is regularised. Further passes count no more.
 
     Args:
         passes: over the training part, in the whole run.
         parameters: the weights in the model's matrices (``matrix_weights``).
         characters: of the training part.
     """
-    return passes * parameters / characters
+    return min(passes, MOST_PASSES) * parameters / characters
 
 
 class Regularisers(NamedTuple):
@@ -265,8 +268,8 @@ def regularisation(cell: CellName, pressed: float) -> tuple[float, float]:
     if pressed <= LEAST_PRESSURE:
         return 0.0, 0.0
     dropout = min(0.6, max(0.06 * math.log2(pressed), 0.1 * math.log2(pressed / 4)))
-    share = min(0.8, max(0.0, 0.5 * math.log2(pressed / 32)))
-    return round(dropout, 2), round(share * dropout, 2)
+    weight_drop = min(0.48, max(0.0, 0.18 * math.log2(pressed / 32)))
+    return round(dropout, 2), round(weight_drop, 2)
 
 
 def dropout_masks(shape: ModelConfig, device: str, pressed: float) -> int:

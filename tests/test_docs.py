@@ -225,6 +225,7 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         f"from {recipe.MANY_SYMBOLS['lstm']} symbols on (RNN: {recipe.MANY_SYMBOLS['rnn']:,})",
         f"With `--optimiser adamw` it is {recipe.ONE_RATE['adamw']['weight_decay']}, "
         f"with `sgd` {recipe.ONE_RATE['sgd']['weight_decay']:g}.",
+        f"p = (passes over the text, at most {recipe.MOST_PASSES}) x parameters",
         f"none up to p = {recipe.LEAST_PRESSURE}; then 0.06 log2(p);",
         f"{masks} on a CPU, but 1 where p is below {recipe.BY_HEART} and",
         f"On CUDA as many as {masks_on_gpu}, as long as",
@@ -244,11 +245,11 @@ def test_the_page_of_defaults_has_the_formulas_of_dropout(p: int) -> None:
     assert (
         "none up to p = 5; then 0.06 log2(p); from p = 32 on 0.1 log2(p / 4), at most 0.6" in page
     )
-    assert "the share 0.5 log2(p / 32) of the dropout, from 0 to 0.8" in page
+    assert "| 0.18 log2(p / 32), from 0 to 0.48 |" in page
     assert "0.08 log2(p / 16), from 0 to 0.5" in page
     dropout = 0.06 * log2(p) if p < 32 else min(0.6, 0.1 * log2(p / 4))
     dropout = dropout if p > 5 else 0.0
-    dropped = dropout * min(0.8, max(0.0, 0.5 * log2(p / 32)))
+    dropped = min(0.48, max(0.0, 0.18 * log2(p / 32)))
     assert recipe.regularisation("lstm", p) == (round(dropout, 2), round(dropped, 2))
     assert recipe.regularisation("gru", p) == recipe.regularisation("lstm", p)
     alone = min(0.5, max(0.0, 0.08 * log2(p / 16)))

@@ -900,9 +900,9 @@ def test_a_plan_sets_rate_dropout_and_decay(
     assert temperature == planned.loss_temperature < 1
     assert run.config.loss_temperature == planned.loss_temperature
     assert run.update.config == run.config
-    run.progress.planned_at_step = None
-    longer = Planner(run).adopt(50_000)
-    shape = run.model.config
+    wide = start_run(minutes=0.0001, model={"hidden": 60})
+    assert wide.model.config.weight_drop == 0
+    longer, shape = Planner(wide).adopt(50_000), wide.model.config
     assert (longer.dropout, longer.weight_drop) == (shape.dropout, shape.weight_drop)
     assert 0 < shape.weight_drop < shape.dropout, "the event tells both"
 
