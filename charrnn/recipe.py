@@ -62,8 +62,8 @@ MANY_SYMBOLS: dict[CellName, int] = {"rnn": 2000, "lstm": 500, "gru": 500}
 RARE_SYMBOLS = 500
 #: ... unless there are enough passes to learn the text by heart: from this pressure on.
 BY_HEART = 40
-#: Passes beyond these need no more dropout: how much a run needs then depends on how many weights
-#: there are for a character alone (docs/diary.md).
+#: Passes beyond these count no more in ``pressure``: how much dropout a text needs that is read
+#: more often depends only on how many weights there are for a character (docs/diary.md).
 MOST_PASSES = 24
 #: Up to this pressure dropout gains too little for the time it takes.
 LEAST_PRESSURE = 5
@@ -226,7 +226,7 @@ def pressure(passes: float, parameters: int, characters: int) -> float:
     """Return how hard a run presses a text into a model: parameters per character, times passes.
 
     A small model that reads a text a few times cannot learn it by heart; a large one that
-    reads it twenty times does, unless it is regularised. Further passes count no more.
+    reads it twenty times does, unless it is regularised.
 
     Args:
         passes: over the training part, in the whole run.
