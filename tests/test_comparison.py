@@ -180,7 +180,7 @@ class TestWidths:
 
     def test_what_is_dropped_is_each_cell_s_own_unless_it_is_given(self) -> None:
         plan = Plan(texts=(), epochs=500.0, hidden=128)
-        sizes: dict[str, Any] = {"vocabulary": 66, "characters": 10**5, "device": "cpu"}
+        sizes: dict[str, Any] = {"vocabulary": 66, "characters": 10**4, "device": "cpu"}
         by_rule, _, _ = shapes(plan, **sizes)
         assert by_rule["lstm"].weight_drop != by_rule["rnn"].weight_drop > 0
         given, _, _ = shapes(replace(plan, dropout=0.0, weight_drop=0.25), **sizes)

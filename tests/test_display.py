@@ -76,7 +76,10 @@ def run(prose: Path, tmp_path: Path) -> Iterator[Run]:
     with RunFolder.create(tmp_path / "my run") as folder:
         run = start(
             recipe.Choices(
-                budget={"minutes": 60}, model={"hidden": 5}, training={"loss_last": 3, "bptt": 9}
+                # Weights enough to learn the text by heart.
+                budget={"minutes": 60},
+                model={"hidden": 120},
+                training={"loss_last": 3, "bptt": 9},
             ),
             TextChoices(texts=(str(prose),)),
             folder=folder,
@@ -117,7 +120,7 @@ class TestPlain:
         introduction = "\n".join(lines[:7])
         for words in (
             "prose.txt: 5,406 characters to train on, 601 held out to validate",
-            "LSTM 1 x 5",
+            "LSTM 1 x 120",
             f"{run.model.parameter_count():,} parameters",
             f"{run.vocabulary.size} symbols",
             f"{run.config.batch_size} lanes, windows of 9 (loss on the last 3)",
