@@ -229,7 +229,7 @@ def pressure(passes: float, parameters: int, characters: int) -> float:
     reads it twenty times does, unless it is regularised.
 
     Args:
-        passes: over the training part, in the whole run.
+        passes: over the training part, in the whole run; ``MOST_PASSES`` of them count.
         parameters: the weights in the model's matrices (``matrix_weights``).
         characters: of the training part.
     """
