@@ -30,8 +30,9 @@ class Output(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, **options)
-        # Rich assumes 80 columns for a terminal whose TERM is dumb.
-        if self.is_dumb_terminal and "width" not in options:
+        # Rich assumes 80 columns for a terminal whose TERM is dumb, and takes COLUMNS=0, which
+        # some programs set where they know no width, for one that has room for nothing.
+        if (self.is_dumb_terminal or self.width < 1) and "width" not in options:
             self.size = shutil.get_terminal_size()
 
     @classmethod

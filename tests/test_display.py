@@ -594,6 +594,14 @@ class TestLive:
         assert Output().width == columns
         assert Output.wide().width > 1000
 
+    @pytest.mark.parametrize("is_terminal", [False, True])
+    def test_columns_that_are_not_known_leave_room_for_text(
+        self, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+    ) -> None:
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal, raising=False)
+        monkeypatch.setenv("COLUMNS", "0")
+        assert Output().width > 0
+
     def test_draws_every_figure(self, display: _LiveTerminal, run: Run) -> None:
         display.start(run)
         assert "first steps" in self.picture(display)
