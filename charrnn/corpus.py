@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from charrnn.decoding import BYTES, Codes, Decoder, State, byte_order_mark, packed, text_encoding
 from charrnn.errors import CorpusError
 from charrnn.files import NotTextError, cannot_read, find_files, several
-from charrnn.not_text import undecodable, with_nul
+from charrnn.not_text import undecodable, with_nul, with_swapped_mark
 from charrnn.wording import reason, shown
 
 #: Bytes between two entries of the seek index, and the size of the scan's reads. Smaller makes
@@ -481,6 +481,8 @@ def _scan_file(
                     "of no known size",
                 )
             mark = byte_order_mark(head, encoding)
+            if refusal := with_swapped_mark(path, encoding, head):
+                raise refusal
             decoder.decode(mark, final=False)  # the state remembers the byte order
             hashers[-1].update(mark)
             if mark and len(hashers) > 1:
@@ -537,7 +539,8 @@ def _no_text(
 ) -> CorpusError:
     """Return the error for texts without any character, with why files were skipped."""
     names = ", ".join(map(shown, texts[:3])) + ", ..." * (len(texts) > 3)
-    why = "; ".join(notes) or "it is empty"
+    has_folders = any(map(os.path.isdir, texts))
+    why = "; ".join(notes) or "it is empty" + ", hidden files aside" * has_folders
     if why_not:
         text = encoding if encoding == BYTES else f"{encoding} text"
         why = f"none of its files can be read as {text}; {why_not[0]}"

@@ -36,6 +36,8 @@ OF_RUNS = ({LOCK, LOG}, {PLAN})
 ADDRESS = re.compile(r"(^|/)(https?|ftp):/")
 #: The wildcards of a pattern.
 WILDCARDS = re.compile(r"\[[^]]*\]?|[*?]")
+#: Most bytes of a name made from texts.
+LONGEST_NAME = 200
 #: How many files or folders a note lists by name.
 NAMED = 5
 
@@ -112,7 +114,8 @@ def _files_of(name: str, notes: list[str]) -> tuple[list[_File], bool]:
     if stat.S_ISREG(status.st_mode):
         return [_File(Path(name), status)], True
     raise CorpusError(
-        f"{shown(name)} is neither a file nor a folder: to read a pipe, pipe it into -"
+        f"{shown(name)} is neither a file nor a folder: save its text as a file first (train's "
+        "TEXT, and --text, may also be a pipe, as -)"
     )
 
 
@@ -148,9 +151,14 @@ def _folders_below(folders: list[Path]) -> Iterator[Path]:
 
 
 def _files_below(folder: str, notes: list[str]) -> list[_File]:
-    """Return the regular files below a folder, sorted by path, without hidden files and runs."""
+    """Return the regular files below a folder, sorted by path.
+
+    Without hidden ones and, with a note, those of runs and of linked folders: a link may lead
+    anywhere.
+    """
     closed: list[Path] = []
     runs: list[Path] = []
+    linked: list[Path] = []
     paths: list[Path] = []
     for parent, folders, names in os.walk(
         folder, onerror=lambda e: closed.append(Path(e.filename))
@@ -159,9 +167,13 @@ def _files_below(folder: str, notes: list[str]) -> list[_File]:
             runs.append(Path(parent))
             folders[:] = names[:] = []
         folders[:] = [name for name in folders if not name.startswith(".")]
+        linked += [path for name in folders if (path := Path(parent, name)).is_symlink()]
         paths += [Path(parent, name) for name in names if not name.startswith(".")]
     if closed:
         notes.append(several(closed, "left out (may not be read)", noun="folder"))
+    if linked:
+        what = "left out (a link; to read it too, name it)"
+        notes.append(several(sorted(linked), what, noun="folder"))
     _note_runs(runs, notes)
     return _regular_files(sorted(paths), notes)
 
@@ -380,7 +392,10 @@ def several(paths: list[Path], what: str, noun: str = "file") -> str:
 
 
 def name_of(texts: Sequence[str]) -> str:
-    """Return a name for texts: a file's, their common folder's, or a pattern's fixed part."""
+    """Return a name for texts: a file's, their common folder's, or a pattern's fixed part.
+
+    It leaves room for more: file systems take names of up to 255 bytes.
+    """
     if texts[0] == "-":
         return "stdin"
     paths = [Path(os.path.abspath(name)) for name in texts]  # noqa: PTH100 - without ..
@@ -396,4 +411,6 @@ def name_of(texts: Sequence[str]) -> str:
     are_all_there = len(paths) > 1 and {path.parent for path in paths} == {folder}
     if not stem or (are_all_there and folder != Path.cwd()):
         stem = folder.name
+    if len(encoded := os.fsencode(stem)) > LONGEST_NAME:
+        stem = encoded[:LONGEST_NAME].decode(errors="ignore")
     return stem or "text"

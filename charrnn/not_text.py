@@ -6,7 +6,7 @@ from pathlib import Path
 
 from charrnn.decoding import Codes, Decoder, State, byte_order_mark, packed
 from charrnn.files import NotTextError
-from charrnn.wording import command_line, counted, shown
+from charrnn.wording import counted, shown
 
 #: What to do about a text in an unknown encoding.
 _OTHERWISE = "name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...) or use --encoding bytes"
@@ -64,6 +64,16 @@ def with_nul(path: Path, encoding: str, codes: Codes, head: bytes) -> NotTextErr
     return NotTextError(f"{shown(path)} looks binary, with a NUL after {before}: {advice}")
 
 
+def with_swapped_mark(path: Path, encoding: str, head: bytes) -> NotTextError | None:
+    """Return the error for a file whose byte order mark tells of the other byte order; else None.
+
+    Its bytes may well be characters in both.
+    """
+    if encoding.endswith(("-le", "-be")) and (said := _by_its_mark(head, encoding)):
+        return NotTextError(f"{shown(path)} is not {encoding} text: {said}")
+    return None
+
+
 def _packed(path: Path, head: bytes) -> NotTextError | None:
     """Return the error for a file that holds its text in another form; None: it is not one."""
     said = packed(head)
@@ -89,10 +99,9 @@ def _not_text(
     if said := _by_its_mark(head, encoding):
         advice = said
     elif encoding == "utf-8" and isinstance(error, UnicodeDecodeError) and _has_utf_8(error):
-        drop = command_line(["iconv", "-c", "-f", "utf-8", "-t", "utf-8", path])
         advice = (
-            "up to there it is, so it may be damaged, and "
-            f"{drop} >NEW drops such bytes; else {advice}"
+            "up to there it is, so it may be damaged, and iconv -c -f utf-8 -t utf-8 <FILE >NEW "
+            f"drops such bytes; else {advice}"
         )
     elif encoding in ("utf-16", "utf-32") and not byte_order_mark(head, encoding):
         why = " (no byte order mark)"

@@ -331,10 +331,9 @@ def test_one_damaged_byte_of_a_text_in_utf_8(tmp_path: Path, before: str, damage
     at = f"a text is not utf-8 text at byte {300 + len(before.encode()):,} (invalid start byte): "
     advice = "name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...) or use --encoding bytes"
     if damaged:
-        drop = f"iconv -c -f utf-8 -t utf-8 '{path}'"
+        drop = "iconv -c -f utf-8 -t utf-8 <FILE >NEW"
         advice = (
-            "up to there it is, so it may be damaged, and "
-            f"{drop} >NEW drops such bytes; else {advice}"
+            f"up to there it is, so it may be damaged, and {drop} drops such bytes; else {advice}"
         )
     assert str(error.value).endswith(at + advice)
 
@@ -550,6 +549,8 @@ class TestRefused:
             ("naïve".encode("utf-32"), "utf-16", ("with a NUL after", "use --encoding utf-32")),
             ("\U0001d800".encode("utf-32"), "utf-16", ("not utf-16", "use --encoding utf-32")),
             (b"\xff\xfe\xd8\0\0a", "utf-16-be", ("not utf-16-be", "use --encoding utf-16")),
+            ("naïve".encode("utf-16"), "utf-16-be", ("not utf-16-be text: its first bytes", "16")),
+            (b"\xfe\xff\0a\0b", "utf-16-le", ("not utf-16-le text: its first bytes", "16")),
             ("紅".encode()[:2], "utf-8", ("middle of a character of utf-8, at byte 0",)),
             (b"x" * 1234 + b"\xe7", "utf-8", ("middle of a character of utf-8, at byte 1,234",)),
             ("ab紅樓".encode()[:-1], "utf-8", ("at byte 5", "its last 2 bytes; else name its")),
@@ -649,7 +650,7 @@ class TestRefused:
     def test_folder_without_text(self, tmp_path: Path) -> None:
         with pytest.raises(CorpusError) as error:
             scan([str(tmp_path)])
-        assert_one_line(error, "no text in", str(tmp_path), "empty")
+        assert_one_line(error, "no text in", str(tmp_path), "it is empty, hidden files aside")
         write(tmp_path / "b.png", b"\x89PNG\0\0")
         with pytest.raises(CorpusError) as error:
             scan([str(tmp_path)])

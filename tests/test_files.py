@@ -47,6 +47,10 @@ from tests.conftest import assert_one_line, text_of, write
         (["."], "here"),
         (["books/.."], "here"),
         (["v1.5"], "v1.5"),
+        ([f"{'é' * 120}.txt"], "é" * 100),
+        ([f"{'é' * 99}x.txt"], "é" * 99 + "x"),
+        ([f"x{'é' * 120}.txt"], "x" + "é" * 99),
+        (["\udce9.txt"], "\udce9"),
     ],
 )
 def test_what_texts_are_called(
@@ -228,6 +232,16 @@ class TestFindFiles:
 
     def test_folder_is_searched_in_order_without_hidden_files(self, folder: Path) -> None:
         assert self.names(folder, str(folder)) == ["a/y.py", "a/z.txt", "a.txt", "b.txt"]
+
+    def test_a_linked_folder_is_left_out_with_a_note(self, folder: Path) -> None:
+        write(folder.parent / "beside/z.txt", "z")
+        for link in ("a/link", ".link"):
+            (folder / link).symlink_to(folder.parent / "beside")
+        assert self.names(folder, str(folder)) == ["a/y.py", "a/z.txt", "a.txt", "b.txt"]
+        note = f"{folder / 'a/link'}: left out (a link; to read it too, name it)"
+        assert find_files([str(folder)]).notes == (note,)
+        found = find_files([str(folder), str(folder / "a/link")])
+        assert found.files[-1] == folder / "a/link/z.txt"
 
     def test_folders_of_runs_are_left_out(self, folder: Path) -> None:
         for name in (
