@@ -186,7 +186,8 @@ def line_chart(
         y_label: the quantity on the y axis, with its unit.
         x_log: whether the x axis is logarithmic.
         y_log: whether the y axis is logarithmic.
-        y_floor: whether to draw points that are not above zero at the bottom; give ``y_range``.
+        y_floor: whether to draw points below the axis, also those that are not above zero, at the
+            bottom; give ``y_range``.
         y_range: limits of the y axis; None: all lines and bands.
         rules: levels to compare with; those in the range are drawn.
         y_percent: whether to show shares as percentages.
@@ -210,7 +211,7 @@ def line_chart(
         axes.set_ylim(*(y_range or _padded(y_all, log=y_log, pad=0.06)))
         low, high = axes.get_ylim()
         if y_log:
-            drawn = [_floored(line, low) for line in drawn]
+            drawn = [_floored(line, low, low if y_floor else 0) for line in drawn]
         for line in drawn:
             _draw_line(axes, line)
         _ticks(axes.xaxis, axes.get_xlim(), log=x_log)
@@ -370,11 +371,11 @@ def _drawable(line: Line, *, x_log: bool, y_log: bool) -> Line:
     return replace(line, x=x[usable].tolist(), y=y[usable].tolist(), band=band)
 
 
-def _floored(line: Line, bottom: float) -> Line:
-    """Return a line whose values at or below zero are moved to the bottom of a logarithmic axis."""
+def _floored(line: Line, bottom: float, least: float) -> Line:
+    """Return a line whose values up to ``least`` are moved to the bottom of a logarithmic axis."""
 
     def above(values: Sequence[float]) -> list[float]:
-        return [bottom if y <= 0 else y for y in values]
+        return [bottom if y <= least else y for y in values]
 
     band = line.band and (above(line.band[0]), above(line.band[1]))
     return replace(line, y=above(line.y), band=band)

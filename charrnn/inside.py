@@ -197,7 +197,8 @@ def _memory_section(memories: Measured[Memory], seen: str) -> str:
     figure = page.figure(
         [("Cost of forgetting", chart)] if chart else [],
         "Extra nats per character when the state was reset k characters before, compared with a "
-        "state carried on; resets that cost nothing are at the bottom. "
+        "state carried on; resets that cost less than the axis shows are at "
+        "the bottom. "
         f"Below {tolerance:g} more context counts as useless. Bands: one standard error.{zero} "
         f"{seen}",
     )

@@ -61,14 +61,14 @@ class TestFigures:
         drawn = mock.Mock(wraps=Axes.plot)
         monkeypatch.setattr(Axes, "plot", lambda *given, **how: drawn(*given, **how))
         band = ((0.4, -0.2, -0.1, -0.3), (0.6, 0.05, 0.1, -0.1))
-        line = Line("l", (1, 2, 3, 4), (0.5, -0.1, 0.3, -0.2), 0, band=band)
+        line = Line("l", (1, 2, 3, 4), (0.5, 0.01, 0.3, -0.2), 0, band=band)
         chart = partial(line_chart, "x", "T", [line], x_label="k", y_label="v", y_log=True)
         svg = chart(y_range=(0.1, 1.0), y_floor=True)
         assert list(drawn.call_args.args[2]) == [0.5, 0.1, 0.3, 0.1]
         assert "l: 0.5 (band 0.4 to 0.6) at 1 to -0.2 (band -0.3 to -0.1) at 4." in svg
         assert ">l</text>" in svg
         chart()
-        assert list(drawn.call_args.args[2]) == [0.5, 0.3]
+        assert list(drawn.call_args.args[2]) == [0.5, 0.01, 0.3]
 
     @pytest.mark.parametrize(
         ("low", "high", "ticks"),

@@ -143,7 +143,10 @@ class TestChartsOfTheInside:
         assert (line.label, line.x, line.y, line.style) == ("m1", [1, 2], [0.5, 0.25], 1)
         assert line.band == (pytest.approx([0.3, 0.15]), pytest.approx([0.7, 0.35]))
         assert charts["memory"].kwargs["y_floor"]
-        assert "a state carried on; resets that cost nothing are at the bottom." in says
+        assert (
+            "a state carried on; resets that cost less than the axis shows are at the bottom."
+            in says
+        )
         low, high = charts["memory"].kwargs["y_range"]
         assert 0 < low < 0.01
         assert 0.5 < high < 1
