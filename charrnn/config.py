@@ -32,6 +32,8 @@ WeightsOrigin = Literal["trained", "initial"]
 
 #: The kinds of budget, as fields of ``TrainConfig``; a run has exactly one.
 BUDGETS = ("minutes", "epochs", "steps")
+#: A row of a run's log summarises the updates up to each multiple of this, and to the end.
+LOG_EVERY = 10
 
 #: Beyond this, numbers may overflow the 32-bit floats that training computes with.
 _LARGEST = 1e38

@@ -274,8 +274,10 @@ def clipping_says(clipping: Clipping) -> str:
         done = f"Entries clipped to {clipping.clip_value:g}: {share}"
     elif clipping.scale_norm is not None:
         done = f"Every gradient was scaled to a norm of {clipping.scale_norm:g}, down in {share}"
+    first = clipping.periods[0].first_step
+    since = f" from step {first:,} on, where the log begins" if first > 1 else ""
     return (
-        f"Norms of the gradient over {counted(clipping.steps, 'update')}, the largest "
+        f"Norms of the gradient over {counted(clipping.steps, 'update')}{since}, the largest "
         f"{significant(clipping.largest, 3)}. {done}."
     )
 

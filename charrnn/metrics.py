@@ -14,8 +14,6 @@ from charrnn.errors import RunFolderError
 from charrnn.files import LOG
 from charrnn.wording import shown
 
-#: The most updates that one row summarises.
-LOG_EVERY = 10
 #: Above every finite float32, which training computes with: no number in a row is as large.
 LARGEST = 1e39
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from charrnn.config import TrainConfig
+from charrnn.config import LOG_EVERY, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Clipping:
     largest: float
     """Largest norm of an update."""
     clipped_share: float
-    """Share of all updates whose gradient was cut or scaled down."""
+    """Share of these updates whose gradient was cut or scaled down."""
     periods: tuple[Period, ...]
     """In order of time, with about the same number of rows each."""
 
@@ -68,8 +68,10 @@ def clipping(
     norm_R = np.array([row["gradient_norm"] for row in rows], dtype=np.float64)
     largest_R = np.array([row["largest_gradient_norm"] for row in rows])
     clipped_R = np.array([row["clipped_share"] for row in rows], dtype=np.float64)
-    # A row covers the updates since the row before.
-    after_R = np.array([0] + [row["step"] for row in rows])
+    # A row covers the updates since the row before. Earlier ones are not in the log of a run that
+    # was resumed from its checkpoint alone.
+    before = (rows[0]["step"] - 1) // LOG_EVERY * LOG_EVERY
+    after_R = np.array([before] + [row["step"] for row in rows])
     updates_R = np.diff(after_R)
     pieces = []
     for piece in np.array_split(np.arange(len(rows)), min(periods, len(rows))):
@@ -88,7 +90,7 @@ def clipping(
         clip_norm=training.clip_norm,
         clip_value=training.clip_value,
         scale_norm=training.scale_norm,
-        steps=int(after_R[-1]),
+        steps=int(after_R[-1]) - before,
         largest=float(largest_R.max()),
         clipped_share=float(np.average(clipped_R, weights=updates_R)),
         periods=tuple(pieces),

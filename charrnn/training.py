@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from charrnn.clock import Clock
-from charrnn.config import SampleConfig
+from charrnn.config import LOG_EVERY, SampleConfig
 from charrnn.errors import CharrnnError, CorpusError, NonFiniteError, RunFolderError
 from charrnn.evaluation import Interrupted, score
 from charrnn.events import (
@@ -28,7 +28,6 @@ from charrnn.events import (
     Validated,
     Validating,
 )
-from charrnn.metrics import LOG_EVERY
 from charrnn.planning import Planner
 from charrnn.run import Run
 from charrnn.sampling import sample, unwarned

@@ -299,5 +299,20 @@ class TestClipping:
         assert found is not None
         assert clipping_says(found).endswith(f", the largest 2.00. {said}")
 
+    def test_from_a_log_that_begins_late(self) -> None:
+        """As of a run that was resumed from its checkpoint alone."""
+        rows: list[dict[str, Any]] = [
+            {"step": 210, "gradient_norm": 2.0, "largest_gradient_norm": 2, "clipped_share": 1.0},
+            {"step": 215, "gradient_norm": 1.0, "largest_gradient_norm": 7, "clipped_share": 0.4},
+        ]
+        found = clipping(rows, self.TRAINING, periods=2)
+        assert found is not None
+        assert found.steps == 15
+        assert found.clipped_share == pytest.approx(12 / 15)
+        steps = [(period.first_step, period.last_step) for period in found.periods]
+        assert steps == [(201, 210), (211, 215)]
+        said = "over 15 updates from step 201 on, where the log begins, the largest 7.00."
+        assert said in clipping_says(found)
+
     def test_without_updates(self) -> None:
         assert clipping([{"step": 1, "valid_nats_per_char": 1.0}], self.TRAINING) is None
