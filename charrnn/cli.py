@@ -525,6 +525,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
 
+        _import_numpy()
         from charrnn.comparison import refuse_comparison
         from charrnn.device import choose_device
         from charrnn.reading import refuse_text_within
@@ -633,6 +634,7 @@ def sample(
     if as_json and length == 0:
         raise UsageError("--length 0 never ends: leave out --json")
 
+    _import_numpy()
     from charrnn.compiler import find_compiler, why_none
     from charrnn.device import choose_device
     from charrnn.sample_view import collect, print_as_json, print_as_made, print_samples
@@ -776,6 +778,7 @@ def evaluate(
                 f"--report and --per-char both write {shown(report)}: give another file"
             )
 
+    _import_numpy()
     from charrnn.assessment import refuse_non_finite
     from charrnn.device import choose_device
     from charrnn.score_view import print_assessments
@@ -991,6 +994,7 @@ def compare(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
 
+        _import_numpy()
         import torch
 
         from charrnn.device import choose_device
@@ -1184,6 +1188,7 @@ def inspect_recurrence(
     if report is not None:
         check_report(report)
 
+    _import_numpy()
     from charrnn.activity import Unit
     from charrnn.device import choose_device
     from charrnn.inspection_view import print_inspection
@@ -1235,6 +1240,7 @@ def _print_status(checkpoint: Path, as_json: bool) -> None:
     Raises:
         CheckpointError: it is not a complete checkpoint.
     """
+    _import_numpy()
     from charrnn.run_words import LABEL, status_lines
     from charrnn.status import read_status
     from charrnn.terminal import print_words, to_json
@@ -1245,6 +1251,15 @@ def _print_status(checkpoint: Path, as_json: bool) -> None:
         return
     for line in status_lines(status):
         print_words(line, LABEL)
+
+
+def _import_numpy() -> None:
+    """Import numpy before torch does.
+
+    Torch swallows whatever is raised while it imports numpy, a signal's exception as well, and goes
+    on with half of it.
+    """
+    import numpy  # noqa: F401
 
 
 def _say_where(doing: str, device: torch.device) -> None:

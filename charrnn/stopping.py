@@ -65,7 +65,13 @@ class StopSignals:
         os.close(self._writer)
 
     def defer(self) -> None:
-        """From now on only note the first signal."""
+        """From now on only note the first signal.
+
+        Raises:
+            Stopped: it has come already, but a library swallowed the exception.
+        """
+        if self.received and not self._deferred:
+            raise Stopped(self.received)
         self._deferred = True
 
     def leave_at_once(self) -> None:

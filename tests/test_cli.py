@@ -209,6 +209,43 @@ def test_ctrl_c_during_the_imports_ends_it_without_a_word(tmp_path: Path, words:
     assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
 
 
+#: A charrnn that is interrupted while numpy is imported.
+INTERRUPTED = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy._core.numerictypes":
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+from charrnn.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train {prose} --steps 1",
+        "compare {prose} --steps 1",
+        "sample {trained} --length 5",
+        "evaluate {trained} --part valid",
+        "inspect {trained}",
+    ],
+)
+def test_ctrl_c_while_numpy_is_imported_ends_the_command(
+    trained: Path, prose: Path, empty_folder: Path, words: str
+) -> None:
+    """When torch imports numpy, it swallows all exceptions and goes on with half of it."""
+    arguments = shlex.split(words.format(trained=trained, prose=prose))
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, *arguments], capture_output=True, env=ENVIRONMENT
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
 class TestBadInput:
     """One line says what is wrong and what to do; the exit code is 1 or 2; nothing is written."""
 

@@ -548,6 +548,15 @@ def test_a_signal_while_c_is_compiled_leaves_nothing(
     os.close(reader)
 
 
+def test_a_signal_whose_exception_is_swallowed_ends_the_command_before_the_training() -> None:
+    with StopSignals() as stop:
+        with contextlib.suppress(Stopped):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Stopped) as stopped:
+            stop.defer()
+    assert stopped.value.args == (signal.SIGTERM,)
+
+
 @pytest.mark.parametrize(("apart", "code"), [(0.29, 7), (0.31, 130)])
 def test_signals_within_a_moment_are_the_same_one(apart: float, code: int) -> None:
     def leave() -> None:
