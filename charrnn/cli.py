@@ -10,8 +10,9 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -38,7 +39,7 @@ from charrnn.config import (
     UnknownName,
     WeightsName,
 )
-from charrnn.errors import CharrnnError, CorpusError, UsageError
+from charrnn.errors import CharrnnError, CorpusError, RunFolderError, UsageError
 from charrnn.files import LOG, PLAN, absolute_names, name_of
 from charrnn.limits import allowed_cores, keep_freed_memory
 from charrnn.outcome import outcome
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 
     from charrnn.comparison import Plan
     from charrnn.run import Run
+    from charrnn.runfolder import RunFolder
 
 app = typer.Typer(
     name="charrnn",
@@ -536,12 +538,16 @@ def train(
 
         # A resumed run computes where it did before, unless --device says otherwise.
         where = None if resume and device == "auto" else choose_device(device)
-        path = run or _default_run(text.texts, cell or _cell_of(init_from))
-        refuse_comparison(path)
-        if not resume:
-            refuse_text_within(text, path, "a run")
-        take = RunFolder.open_existing if resume else RunFolder.create
-        folder = stack.enter_context(take(path, 1 if keep is None else keep, command))
+        begin = RunFolder.open_existing if resume else RunFolder.create
+        take = partial(begin, keep=1 if keep is None else keep, command=command)
+        if run is None:
+            folder = _take_free(take, text.texts, cell or _cell_of(init_from))
+        else:
+            refuse_comparison(run)
+            if not resume:
+                refuse_text_within(text, run, "a run")
+            folder = take(run)
+        stack.enter_context(folder)
         typed = stack.enter_context(spooled(text.texts, stop))
         if not resume:
             assert where is not None
@@ -568,7 +574,7 @@ def train(
         if old.is_finished and not as_json:
             if not quiet:
                 _say_finished(old)
-            print_path(path)
+            print_path(folder.path)
             return 0
         return watch_run(old, stop, as_json=as_json, quiet=quiet)
 
@@ -1288,6 +1294,22 @@ def _default_run(texts: Sequence[str], what: str) -> Path:
         number += 1
         path = base.with_name(f"{base.name}-{number}")
     return path
+
+
+def _take_free(take: Callable[[Path], RunFolder], texts: Sequence[str], what: str) -> RunFolder:
+    """Hold a folder under checkpoints/ that no run has taken yet.
+
+    Raises:
+        RunFolderError: it cannot be made.
+    """
+    path = _default_run(texts, what)
+    while True:
+        try:
+            return take(path)
+        except RunFolderError:
+            # A command that was started at the same time may have been faster.
+            if path == (path := _default_run(texts, what)):
+                raise
 
 
 def _first_run(texts: Sequence[str], what: str) -> Path:

@@ -40,6 +40,7 @@ from charrnn.corpus import Corpus, _scan_file, scan
 from charrnn.errors import NonFiniteError, UsageError
 from charrnn.evaluation import score
 from charrnn.reading import TextRecord
+from charrnn.runfolder import RunFolder
 from charrnn.sample_view import print_as_made, print_samples
 from charrnn.sampling import Piece
 from charrnn.stdio import lossy, read_prompt, waits_unread
@@ -630,6 +631,25 @@ class TestTrain:
         shown = [row for row in result.rows if row["event"] in ("logged", "validated")]
         for row, logged in zip(shown, log_of(run), strict=True):
             assert logged.items() <= row.items()
+
+    def test_takes_another_name_if_one_is_taken_meanwhile(
+        self, cli: Cli, prose: Path, empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By a command that was started at the same time."""
+        create, others = RunFolder.create, []
+
+        def create_late(path: Path, **how: Any) -> RunFolder:
+            if not others:
+                others.append(create(path))
+            return create(path, **how)
+
+        monkeypatch.setattr(RunFolder, "create", create_late)
+        assert cli("train", prose, *QUICK).out == "checkpoints/prose-lstm-2\n"
+        others[0].close()
+        shutil.rmtree("checkpoints")
+        Path("checkpoints").touch()
+        assert "cannot make the run's folder" in one_line(cli("train", prose, *QUICK))
+        Path("checkpoints").unlink()
 
     def test_takes_a_name_for_the_run_that_is_free(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
