@@ -167,7 +167,7 @@ def spooled(texts: Iterable[str], stop: StopSignals) -> Iterator[Path | None]:
     if "-" not in texts:
         yield None
         return
-    _say_how_to_end()
+    _await_input()
     # No signal may end the command between making the file and noting its name.
     stop.defer()
     path = spool(sys.stdin.buffer, made)
@@ -257,7 +257,7 @@ def read_prompt(prompt: str, vocabulary: Vocabulary) -> str | bytes:
     """
     if prompt != "-":
         return prompt
-    _say_how_to_end()
+    _await_input()
     try:
         data = sys.stdin.buffer.read()
     except OSError as error:
@@ -273,7 +273,13 @@ def read_prompt(prompt: str, vocabulary: Vocabulary) -> str | bytes:
         ) from None
 
 
-def _say_how_to_end() -> None:
-    """Tell a user who types a text how to end it."""
+def _await_input() -> None:
+    """Let reads of standard input wait for it; tell a user who types a text how to end it.
+
+    A program that had the terminal or the pipe before may have left it so that reads do not wait.
+    What has not been written yet would then be missed.
+    """
+    with suppress(OSError):  # a stream without a file
+        os.set_blocking(sys.stdin.fileno(), True)
     if sys.stdin.isatty():
         say("reading from the terminal: Ctrl-D at the beginning of a line ends it")

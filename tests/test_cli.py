@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -1206,6 +1207,26 @@ class TestSample:
             monkeypatch.setattr(sys, "stdin", stream)
             with pytest.raises(UsageError, match="cannot read standard input: Bad file"):
                 read_prompt("-", Vocabulary.from_counts({97: 5}, "utf-8"))
+
+    def test_a_standard_input_left_non_blocking_is_read_to_its_end(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As a program that had it before may leave it: reads do not wait for what is to come."""
+        reader, writer = os.pipe()
+        os.set_blocking(reader, False)
+        os.write(writer, b"ab")
+
+        def end() -> None:
+            time.sleep(0.2)
+            os.write(writer, b"ba")
+            os.close(writer)
+
+        late = threading.Thread(target=end)
+        with os.fdopen(reader) as stream:
+            monkeypatch.setattr(sys, "stdin", stream)
+            late.start()
+            assert read_prompt("-", Vocabulary.from_counts({97: 5, 98: 5}, "utf-8")) == "abba"
+        late.join()
 
     @pytest.mark.parametrize("weights", ["bf16", "int8"])
     def test_fewer_bits_a_weight_give_a_text_as_well(
