@@ -231,13 +231,10 @@ def units(model: CharModel, stretch: Stretch) -> tuple[UnitFound, ...]:
         the halves.
     """
     value_TP = np.array([*stretch.properties.values()]).T
-    names: list[tuple[int, str]] = []
-    halves: list[_Correlation] = []
+    names = [(n, s) for n, cell in enumerate(model.layers(), start=1) for s in cell.states]
+    width = len(names) * model.config.hidden
+    halves = [_Correlation(width, len(PROPERTIES)) for _ in range(2)]
     for at_TB, layers in observe(model, stretch):
-        if not halves:
-            names = [(n, s) for n, layer in enumerate(layers, start=1) for s in layer.states]
-            width = len(names) * model.config.hidden
-            halves = [_Correlation(width, len(PROPERTIES)) for _ in range(2)]
         state_TBU = torch.cat([torch.stack(layers[n - 1].states[s]) for n, s in names], dim=2)
         lanes = at_TB.shape[1]
         for half, of_half in zip(halves, np.array_split(np.arange(lanes), 2), strict=True):

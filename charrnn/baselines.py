@@ -63,8 +63,7 @@ def unigram_nats(
     """
     counts_V = _symbol_counts(train, vocabulary) + 1.0
     price_V = -np.log(counts_V / counts_V.sum())
-    if vocabulary.has_unknown:
-        price_V[UNKNOWN] += vocabulary.unknown_nats
+    price_V[UNKNOWN] += vocabulary.unknown_nats  # 0 for bytes
     occurrences_V = _symbol_counts(scored, vocabulary)
     return float((occurrences_V * price_V).sum() / occurrences_V.sum())
 
@@ -158,7 +157,7 @@ class KneserNey:
     Args:
         ids: the training text.
         size: V.
-        order: the largest n; 1 or more.
+        order: the largest n to begin with; 0: none yet (see ``lengthen``).
     """
 
     def __init__(self, ids: Ids, size: int, order: int) -> None:

@@ -33,10 +33,10 @@ from torch import Tensor
 
 from charrnn import __version__
 from charrnn.config import Record
-from charrnn.decoding import COMPRESSED, ZIP
 from charrnn.disk import exists, replacing
 from charrnn.errors import CheckpointError, UsageError
 from charrnn.files import LOCK
+from charrnn.not_text import COMPRESSED, ZIP
 from charrnn.wording import reason, shown
 
 #: In a run's folder: the best by validation loss, and the newest, with the complete state.

@@ -39,6 +39,7 @@ from charrnn.config import (
     UnknownName,
     WeightsName,
 )
+from charrnn.disk import followed
 from charrnn.errors import CharrnnError, CorpusError, RunFolderError, UsageError
 from charrnn.files import LOG, PLAN, absolute_names, name_of
 from charrnn.limits import allowed_cores, keep_freed_memory
@@ -654,7 +655,7 @@ def sample(
         raise UsageError(f"--weights {config.weights} is for a CPU: leave it out on {where.type}")
     model, vocabulary, _ = load_model(checkpoint, where)
     _say_where("sampling", where)
-    ids, note = prepare_prompt(read_prompt(prompt, vocabulary), vocabulary, config.unknown)
+    ids, note = prepare_prompt(read_prompt(prompt, vocabulary), vocabulary, unknown)
     if note:
         say(note)
     if config.weights != "fp32" and not find_compiler():
@@ -776,8 +777,6 @@ def evaluate(
     if show and as_json:
         raise UsageError("--show and --json cannot be used together: both print on stdout")
     if report is not None:
-        from charrnn.disk import followed
-
         check_report(report)
         if per_char is not None and followed(per_char) == followed(report):
             raise UsageError(

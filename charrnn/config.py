@@ -254,8 +254,6 @@ class SampleConfig:
     """Samples made side by side."""
     seed: int = 1
     """Seed of the draws: the same seed gives the same text."""
-    unknown: UnknownName = "error"
-    """What to do with characters of the prompt that the model does not know."""
     weights: WeightsName = "fp32"
     """Number format of the weights where a CPU generates character by character."""
 

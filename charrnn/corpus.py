@@ -25,10 +25,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from charrnn.decoding import BYTES, Codes, Decoder, State, byte_order_mark, packed, text_encoding
+from charrnn.decoding import BYTES, Codes, Decoder, State, byte_order_mark, text_encoding
 from charrnn.errors import CorpusError
 from charrnn.files import NotTextError, cannot_read, find_files, several
-from charrnn.not_text import undecodable, with_nul, with_swapped_mark
+from charrnn.not_text import packed, undecodable, with_nul, with_swapped_mark
 from charrnn.wording import reason, shown
 
 #: Bytes between two entries of the seek index, and the size of the scan's reads. Smaller makes

@@ -32,25 +32,6 @@ _BYTE_ORDER_MARKS: dict[str, tuple[bytes, ...]] = {
     "gb18030": ("\ufeff".encode("gb18030"),),
 }
 
-#: The first bytes of files that these programs have compressed.
-COMPRESSED = {
-    "gzip": b"\x1f\x8b",
-    "bzip2": b"BZh",
-    "xz": b"\xfd7zXZ\0",
-    "zstd": b"\x28\xb5\x2f\xfd",
-}
-#: The first bytes of a zip archive.
-ZIP = b"PK\3\4"
-#: First bytes of files that hold a text in another form: what they are, and what to do first.
-_PACKED = (
-    *(
-        (magic, f"compressed by {name}", f"unpack it first, with {name} -dc")
-        for name, magic in COMPRESSED.items()
-    ),
-    (ZIP, "a zip archive, as .docx and .epub are", "take the text out of it first"),
-    (b"%PDF-", "a PDF", "make text of it first, with pdftotext"),
-)
-
 #: A text that every encoding of plain text gives back when it is decoded byte by byte.
 _PROBE = 100 * "a" + "\n"
 
@@ -95,11 +76,6 @@ def byte_order_mark(head: bytes, encoding: str) -> bytes:
     """Return the byte order mark at the beginning of a file; empty if it has none."""
     marks = _BYTE_ORDER_MARKS.get(encoding, ())
     return next((mark for mark in marks if head.startswith(mark)), b"")
-
-
-def packed(head: bytes) -> tuple[str, str] | None:
-    """Return what kind of packed file this is, and how to unpack it; None: it is not packed."""
-    return next(((what, how) for magic, what, how in _PACKED if head.startswith(magic)), None)
 
 
 class Decoder:

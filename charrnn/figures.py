@@ -25,7 +25,6 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.path import Path
@@ -83,14 +82,11 @@ LETTER = 0.084
 #: Changes to matplotlib's built-in defaults; the user's own configuration is ignored.
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": SMALL,
     "text.parse_math": False,
-    "axes.unicode_minus": True,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
-    "axes.linewidth": 0.8,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
@@ -387,9 +383,7 @@ def _figure(name: str, width: float, height: float) -> Iterator[Figure]:
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(SETTINGS | {"svg.hashsalt": name})
-        figure = Figure(figsize=(width, height), facecolor="none")
-        FigureCanvasSVG(figure)
-        yield figure
+        yield Figure(figsize=(width, height), facecolor="none")
 
 
 def _axes(figure: Figure, left: float, right: float, y_label: str = "", top: float = TOP) -> Axes:

@@ -4,12 +4,36 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from charrnn.decoding import Codes, Decoder, State, byte_order_mark, packed
+from charrnn.decoding import Codes, Decoder, State, byte_order_mark
 from charrnn.files import NotTextError
 from charrnn.wording import counted, shown
 
+#: The first bytes of files that these programs have compressed.
+COMPRESSED = {
+    "gzip": b"\x1f\x8b",
+    "bzip2": b"BZh",
+    "xz": b"\xfd7zXZ\0",
+    "zstd": b"\x28\xb5\x2f\xfd",
+}
+#: The first bytes of a zip archive.
+ZIP = b"PK\3\4"
+#: First bytes of files that hold a text in another form: what they are, and what to do first.
+_PACKED = (
+    *(
+        (magic, f"compressed by {name}", f"unpack it first, with {name} -dc")
+        for name, magic in COMPRESSED.items()
+    ),
+    (ZIP, "a zip archive, as .docx and .epub are", "take the text out of it first"),
+    (b"%PDF-", "a PDF", "make text of it first, with pdftotext"),
+)
+
 #: What to do about a text in an unknown encoding.
 _OTHERWISE = "name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...) or use --encoding bytes"
+
+
+def packed(head: bytes) -> tuple[str, str] | None:
+    """Return what kind of packed file this is, and how to unpack it; None: it is not packed."""
+    return next(((what, how) for magic, what, how in _PACKED if head.startswith(magic)), None)
 
 
 def undecodable(
@@ -35,7 +59,7 @@ def undecodable(
         size: bytes of the file.
         head: the file's first bytes.
     """
-    if refusal := _packed(path, head):
+    if refusal := _refuse_packed(path, head):
         return refusal
     first = offset - len(state[0])
     if isinstance(error, UnicodeDecodeError) and _is_text_so_far(data, encoding, state):
@@ -56,7 +80,7 @@ def with_nul(path: Path, encoding: str, codes: Codes, head: bytes) -> NotTextErr
         codes: its first characters.
         head: its first bytes.
     """
-    if refusal := _packed(path, head):
+    if refusal := _refuse_packed(path, head):
         return refusal
     before = counted(int(codes.argmin()), "character")
     otherwise = "use --encoding bytes, or utf-16-le or utf-16-be if it is that"
@@ -74,7 +98,7 @@ def with_swapped_mark(path: Path, encoding: str, head: bytes) -> NotTextError | 
     return None
 
 
-def _packed(path: Path, head: bytes) -> NotTextError | None:
+def _refuse_packed(path: Path, head: bytes) -> NotTextError | None:
     """Return the error for a file that holds its text in another form; None: it is not one."""
     said = packed(head)
     return said and NotTextError(f"{shown(path)} is {said[0]}: {said[1]}")

@@ -235,10 +235,7 @@ def _preformatted(inside: str, label: str, attributes: str = "") -> str:
 
 def legend(items: Iterable[tuple[str, str]], before: str) -> str:
     """Return a legend: introductory words, then each colour's class with its meaning."""
-    shown = " ".join(
-        f'<span class="key"><span class="{name} swatch">{safe(what)}</span></span>'
-        for name, what in items
-    )
+    shown = " ".join(f'<span class="{name} swatch">{safe(what)}</span>' for name, what in items)
     return f'<p class="legend">{safe(before)}{shown}</p>\n'
 
 

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from charrnn.disk import check_replaceable, followed, write_text
 from charrnn.errors import CorpusError, UsageError
 from charrnn.files import embedded_corpus, find_files, takes_in
 from charrnn.outcome import refused
@@ -42,8 +43,6 @@ def check_report(path: Path) -> None:
             "--report draws with matplotlib, which is not installed: pip install '.[report]' in "
             "charrnn's folder, or pip install matplotlib"
         )
-
-    from charrnn.disk import check_replaceable, followed
 
     check_replaceable(followed(path))
 
@@ -91,8 +90,6 @@ def refuse_report_in_text(report: Path, plan: Plan, folder: Path) -> None:
     Raises:
         UsageError: as ``refuse_overwriting``.
     """
-    from charrnn.disk import followed
-
     found: list[Path] = []
     for names in (plan.texts or embedded_corpus(), plan.valid) if report.exists() else ():
         with suppress(CorpusError):  # a text that has moved cannot be replaced
@@ -145,8 +142,6 @@ def show_and_report(
     except OSError as error:
         failure = failure or error
     if report is not None:
-        from charrnn.disk import followed, write_text
-
         # Keep matplotlib's messages about its caches from the user.
         logging.getLogger("matplotlib").setLevel(logging.ERROR)
         # A notebook sets a backend of its own; matplotlib cannot start if that is not installed.

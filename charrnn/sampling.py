@@ -172,7 +172,7 @@ def sample(
         del begun  # so that its matrices are freed when the stepper switches to C
         produced = 0
         while True:
-            if vocabulary.has_unknown:
+            if not vocabulary.is_bytes:
                 logits_BV[:, UNKNOWN] = -np.inf
             points_B = next(points)
             if len(numbers) < config.count:

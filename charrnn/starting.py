@@ -37,8 +37,6 @@ from charrnn.trained import described, prefixed, with_weights
 from charrnn.vocabulary import MANY_UNKNOWN, Vocabulary, listed
 from charrnn.wording import counted, shown
 
-#: Share of a new text's characters that a vocabulary should know; below it, the script is another.
-LEAST_KNOWN = 0.9
 #: With fewer held-out characters than this, their loss is mostly chance.
 FEW = 500
 #: What a checkpoint's weights determine about a model, besides its cell.
@@ -181,12 +179,12 @@ def _new_vocabulary(counts: Mapping[int, int], encoding: str, min_count: int | N
 def _coverage(counts: Mapping[int, int], vocabulary: Vocabulary, path: Path) -> str:
     """Say how much of a text is covered by the vocabulary of another one."""
     unknown = vocabulary.unknown_among(counts)
-    known = 1 - vocabulary.unknown_share(counts)
+    share = vocabulary.unknown_share(counts)
     lacks = f", and lacks {listed(unknown)}" if unknown else ""
     advice = "; it cannot learn to write those: a run without --init-from can"
     return (
-        f"weights and vocabulary from {shown(path)}: it knows {100 * known:.2f} % "
-        f"of the text's characters{lacks}{advice if known < LEAST_KNOWN else ''}"
+        f"weights and vocabulary from {shown(path)}: it knows {100 * (1 - share):.2f} % "
+        f"of the text's characters{lacks}{advice if share > MANY_UNKNOWN else ''}"
     )
 
 

@@ -141,7 +141,7 @@ class _Loop:
             if (stopped := self.clock.stopped) > told_stopped:
                 yield Paused(stopped - told_stopped)
                 told_stopped = stopped
-            self.stop_reason = self.stop_reason or self.should_stop()
+            self.stop_reason = self.should_stop()
             if self.stop_reason is not None:
                 return
             # Nobody has waited for pending updates, so the time they take is not known.

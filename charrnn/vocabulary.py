@@ -119,27 +119,14 @@ class Vocabulary:
         """Return the vocabulary of the 256 bytes."""
         return cls("", BYTES, 1)
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Vocabulary):
-            return NotImplemented
-        return self.to_json() == other.to_json()
-
-    def __hash__(self) -> int:
-        return hash((self.characters, self.encoding, self.min_count))
-
     @property
     def is_bytes(self) -> bool:
-        """Whether the symbols are the 256 bytes."""
+        """Whether the symbols are the 256 bytes; otherwise id 0 is the unknown symbol."""
         return self.encoding == BYTES
-
-    @property
-    def has_unknown(self) -> bool:
-        """Whether id 0 is the unknown symbol: always, except for bytes."""
-        return not self.is_bytes
 
     def is_unknown(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
         """Return a mask, in the shape of ``ids``, of the unknown symbol; for bytes all False."""
-        unknown: NDArray[np.bool_] = (ids == UNKNOWN) & self.has_unknown
+        unknown: NDArray[np.bool_] = (ids == UNKNOWN) & (not self.is_bytes)
         return unknown
 
     @property
@@ -155,7 +142,7 @@ class Vocabulary:
         the cost under a uniform distribution over them. It makes scores comparable between
         vocabularies. 0 for bytes.
         """
-        return math.log(max(1, _UNICODE - len(self.characters))) if self.has_unknown else 0.0
+        return 0.0 if self.is_bytes else math.log(max(1, _UNICODE - len(self.characters)))
 
     def encode_codes(self, codes: Codes) -> Ids:
         """Return the ids of code points (for bytes, of bytes), one each."""

@@ -154,8 +154,7 @@ def watch_comparison(
     """
     results: list[RunResult] = []
     failures: list[RunFailure] = []
-    reader = _Reader(stop, open_display(as_json=False, quiet=quiet))
-    try:
+    with closing(_Reader(stop, open_display(as_json=False, quiet=quiet))) as reader:
         for event in compare(
             folder,
             plan,
@@ -184,8 +183,6 @@ def watch_comparison(
                 say(f"{event.cell}, seed {event.seed}, is left out: {event.reason}")
             else:
                 reader.show(event)
-    finally:
-        reader.close()
     if stop.received:  # first: a Ctrl-C ends the reader, too
         return None
     if reader.left:

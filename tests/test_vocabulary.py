@@ -31,7 +31,6 @@ class TestFromCounts:
         vocabulary = of_text("banana\n樓")
         assert vocabulary.characters == "\nabn樓"
         assert vocabulary.size == 6
-        assert vocabulary.has_unknown
         assert not vocabulary.is_bytes
         assert vocabulary.encode("\nabn樓x").tolist() == [1, 2, 3, 4, 5, UNKNOWN]
 
@@ -52,10 +51,9 @@ class TestFromCounts:
 
     def test_bytes(self) -> None:
         vocabulary = Vocabulary.from_counts({65: 1}, "bytes")
-        assert vocabulary == Vocabulary.of_bytes()
+        assert vocabulary.to_json() == Vocabulary.of_bytes().to_json()
         assert vocabulary.size == 256
         assert vocabulary.is_bytes
-        assert not vocabulary.has_unknown
         assert vocabulary.unknown_nats == 0.0
 
     @pytest.mark.parametrize(
@@ -206,15 +204,8 @@ class TestJson:
     )
     def test_there_and_back(self, vocabulary: Vocabulary) -> None:
         again = Vocabulary.from_json(json.loads(json.dumps(vocabulary.to_json())))
-        assert again == vocabulary
-        assert hash(again) == hash(vocabulary)
+        assert again.to_json() == vocabulary.to_json()
         assert again.encode("ban樓").tolist() == vocabulary.encode("ban樓").tolist()
-
-    def test_differs(self) -> None:
-        assert of_text("ab") != of_text("abc")
-        assert of_text("aabb", 1) != of_text("aabb", 2)
-        assert of_text("ab") != Vocabulary("ab", "iso8859-1", 1)
-        assert of_text("ab") != "ab"
 
     @pytest.mark.parametrize(
         ("change", "field"),
