@@ -12,14 +12,13 @@ import pytest
 import torch
 
 from charrnn.comparison import RunResult
-from charrnn.config import CELL_NAMES, CellName, ModelConfig
+from charrnn.config import CellName, ModelConfig
 from charrnn.device import multiplies_bf16
 from charrnn.model import CharModel
 from charrnn.stretch import Stretch
 from charrnn.vocabulary import Vocabulary
 
 ALPHABET = "abcd ()\n"
-each_cell = pytest.mark.parametrize("cell", CELL_NAMES)
 needs_bf16 = pytest.mark.skipif(
     not multiplies_bf16(torch.device("cpu")), reason="no CPU with AVX512-BF16"
 )

@@ -15,7 +15,7 @@ from charrnn.errors import UsageError
 from charrnn.model import CharModel
 from charrnn.properties import PROPERTIES
 from charrnn.unrolled import GATES, LANES, observe
-from tests.small import each_cell, make_model, make_stretch, stretch_of, vocabulary, zero_
+from tests.small import make_model, make_stretch, stretch_of, vocabulary, zero_
 
 
 class TestGates:
@@ -71,7 +71,6 @@ class TestGates:
 
 
 class TestPace:
-    @each_cell
     def test_it_is_numpy_s_correlation_of_each_lane_with_itself(self, cell: CellName) -> None:
         """Over several blocks joined together; the two values are always of the same lane."""
         model, stretch = make_model(cell), make_stretch(2200)
@@ -183,7 +182,6 @@ class TestUnits:
         sizes = [abs(one.correlation) for one, _ in pairs]
         assert sizes == sorted(sizes, reverse=True)
 
-    @each_cell
     @torch.no_grad()
     def test_equals_correlation_by_the_definition(self, cell: CellName) -> None:
         """Here a single lane reads the text from its start, without a warm-up."""

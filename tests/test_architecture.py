@@ -5,14 +5,13 @@ from __future__ import annotations
 import ast
 import json
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ENVIRONMENT, command
+from tests.conftest import ENVIRONMENT
 
 ROOT = Path(__file__).parent.parent
 SOURCES = {path.stem: path for path in sorted((ROOT / "charrnn").glob("*.py"))}
@@ -151,16 +150,6 @@ def test_a_module_keeps_what_begins_with_an_underscore(name: str) -> None:
     assert not {one for one in taken - {"__version__"} if one.startswith("_")}
 
 
-#: The modules that the command line needs to show help or refuse a wrong option.
-LIGHT = ("errors", "wording", "config", "recipe")
-
-
-@pytest.mark.parametrize("name", LIGHT)
-def test_the_light_modules_know_no_torch(name: str) -> None:
-    assert not {module.partition(".")[0] for module in imports(name)} & OUTSIDE.keys()
-    assert ours(name) <= set(LIGHT)
-
-
 def loaded_by(*commands: list[str]) -> tuple[list[int], set[str]]:
     """Run commands in one process; return their exit codes and the modules loaded at the end."""
     program = (
@@ -189,7 +178,6 @@ def test_help_and_wrong_options_do_not_wait_for_torch() -> None:
     assert not {"torch", "numpy", "rich.live"} & modules
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_reading_a_checkpoint_does_not_wait_for_the_compiler_of_torch(cell: str) -> None:
     """Importing it takes four times as long as all else from torch to the first character."""
     checkpoint = ROOT / "tests" / "data" / f"format-1-{cell}.safetensors"
@@ -197,20 +185,3 @@ def test_reading_a_checkpoint_does_not_wait_for_the_compiler_of_torch(cell: str)
     assert codes == [0]
     assert "torch" in modules
     assert "torch._dynamo" not in modules
-
-
-@pytest.mark.slow
-def test_help_answers_at_once() -> None:
-    """In processor time it takes 5 times as long as starting Python; importing torch takes 60."""
-
-    def seconds(words: list[str]) -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(words, capture_output=True, env=ENVIRONMENT, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    helped, begun = (
-        min(seconds(words) for _ in range(3))
-        for words in (command("--help"), [sys.executable, "-c", "pass"])
-    )
-    assert helped < 20 * begun

@@ -33,7 +33,6 @@ from charrnn.stepper import NumpyStepper
 from charrnn.trained import load_model
 from charrnn.update import UpdateResult
 from tests.conftest import make_prose
-from tests.small import each_cell
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ("streaming", "training_step", "sampling", "time_to_quality")
@@ -126,7 +125,6 @@ def test_asks_before_it_measures_whether_a_model_can_be_read(
         sampling.main()
 
 
-@each_cell
 def test_an_update_of_ours_learns(cell: CellName) -> None:
     size = Size("cpu", lanes=2, steps=5, layers=2, hidden=8, vocabulary=7)
     torch.manual_seed(1)
@@ -137,7 +135,6 @@ def test_an_update_of_ours_learns(cell: CellName) -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
-@each_cell
 def test_the_reference_learns_and_carries_its_state(cell: CellName) -> None:
     torch.manual_seed(1)
     model = Reference(cell, vocabulary=7, embedding=3, hidden=8)

@@ -30,7 +30,6 @@ from charrnn.config import CellName
 from charrnn.errors import CheckpointError, RunFolderError
 from charrnn.trained import load_model
 from tests.conftest import refusing
-from tests.small import each_cell
 
 DTYPES = (
     torch.float64,
@@ -143,7 +142,6 @@ def test_safetensors_reads_our_files(tmp_path: Path) -> None:
     assert info["torch"] == torch.__version__
 
 
-@each_cell
 def test_the_documentation_s_torch_nn_predicts_what_the_model_does(cell: CellName) -> None:
     root = Path(__file__).parent.parent
     page = (root / "docs" / "reliability.md").read_text(encoding="utf-8")
@@ -466,6 +464,9 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = tmp_path / "a.safetensors"
     monkeypatch.setattr(os, "open", refusing(errno.EACCES))  # root, too, can run this test
     assert message(path) == "cannot read the checkpoint: Permission denied"
+    with pytest.raises(CheckpointError) as caught:
+        load(path)
+    assert not isinstance(caught.value, DamagedCheckpointError), "it would be passed over"
 
 
 # Finding -----------------------------------------------------------------------------

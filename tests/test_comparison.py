@@ -134,7 +134,6 @@ class TestWidths:
         sizes: dict[str, Any] = {"vocabulary": 66, "characters": 10**6}
         assert shapes(plan, **sizes, device="cuda") == shapes(plan, **sizes, device="cpu")
 
-    @pytest.mark.parametrize("cell", CELL_NAMES)
     @pytest.mark.parametrize("wished", [1, 500, 12_345])
     def test_no_width_comes_closer(self, cell: CellName, wished: int) -> None:
         shape = ModelConfig(cell=cell, vocabulary=7, layers=2, hidden=1, embedding=5)

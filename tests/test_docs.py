@@ -20,11 +20,13 @@ import pytest
 import typer
 
 from charrnn import optimiser, recipe
+from charrnn.baselines import MOST_COMPRESSED
 from charrnn.cli import app
 from charrnn.comparison import RunResult
 from charrnn.config import CellName
 from charrnn.inspection import Inspection
 from charrnn.planning import LEAST_TIMED
+from charrnn.reading import MOST_FILES
 from tests.conftest import Cli, documented_fields
 from tests.promises import PROMISES
 
@@ -239,7 +241,7 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         assert line in page, line
 
 
-@pytest.mark.parametrize("p", [1, 5, 6, 15, 31, 33, 66, 97, 240, 1000])
+@pytest.mark.parametrize("p", [1, 5, 6, 15, 31, 33, 66, 97, 240, 10_000])
 def test_the_page_of_defaults_has_the_formulas_of_dropout(p: int) -> None:
     page = (ROOT / "docs" / "defaults.md").read_text(encoding="utf-8")
     assert (
@@ -254,6 +256,18 @@ def test_the_page_of_defaults_has_the_formulas_of_dropout(p: int) -> None:
     assert recipe.regularisation("gru", p) == recipe.regularisation("lstm", p)
     alone = min(0.5, max(0.0, 0.08 * log2(p / 16)))
     assert recipe.regularisation("rnn", p) == (0.0, round(alone, 2))
+
+
+@pytest.mark.parametrize(
+    ("page", "line"),
+    [
+        ("README.md", f"(its first {MOST_COMPRESSED:,} characters)"),
+        ("docs/cli.md", f"(bzip2: of its first {MOST_COMPRESSED:,} characters)"),
+        ("docs/reliability.md", f"if it is 2 to {MOST_FILES:,} files"),
+    ],
+)
+def test_the_pages_have_the_limits_of_the_program(page: str, line: str) -> None:
+    assert line in " ".join((ROOT / page).read_text(encoding="utf-8").split())
 
 
 def test_every_variable_that_is_asked_for_is_documented() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from charrnn.config import CELL_NAMES, CellName
+from charrnn.config import CellName
 from charrnn.equations import CHARACTERS, SHOWN, write_out
 from charrnn.model import CharModel
 from charrnn.vocabulary import Vocabulary
@@ -27,7 +27,6 @@ def ids(text: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("cell", CELL_NAMES)
 def test_the_equations_give_the_model_s_numbers(cell: CellName, layers: int) -> None:
     step = write_out(make_model(cell, layers), TEXT, ids(TEXT), VOCABULARY)
     assert step.read == "e"
@@ -48,7 +47,6 @@ def test_the_equations_give_the_model_s_numbers(cell: CellName, layers: int) -> 
             assert quantity.units == pytest.approx(quantity.model, abs=1e-10)
 
 
-@pytest.mark.parametrize("cell", CELL_NAMES)
 def test_a_difference_is_seen(cell: CellName, monkeypatch: pytest.MonkeyPatch) -> None:
     """A term that the equations lack makes the model differ from them."""
     model = make_model(cell)

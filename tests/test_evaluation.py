@@ -16,7 +16,7 @@ from torch import Tensor
 from charrnn import evaluation, native
 from charrnn.assessment import assess
 from charrnn.baselines import Baseline
-from charrnn.config import CELL_NAMES, CellName, EvaluateConfig
+from charrnn.config import CellName, EvaluateConfig
 from charrnn.corpus import scan
 from charrnn.evaluation import (
     Interrupted,
@@ -66,7 +66,6 @@ def naive_nats(model: CharModel, text: str, vocabulary: Vocabulary) -> list[floa
 
 
 class TestScore:
-    @pytest.mark.parametrize("cell", CELL_NAMES)
     def test_equals_the_definition(self, tmp_path: Path, cell: CellName) -> None:
         text = make_text(331)
         scores = score(make_model(cell), make_framed_part(tmp_path, text), vocabulary(), window=17)

@@ -18,7 +18,7 @@ from charrnn.errors import UsageError
 from charrnn.flow import gradient_flow, initial_model, with_spectral_radius
 from charrnn.model import CharModel
 from charrnn.unrolled import unroll_model
-from tests.small import each_cell, make_model, make_stretch, zero_
+from tests.small import make_model, make_stretch, zero_
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,6 @@ def last_loss(model: CharModel, ids: Sequence[int], nudge: Nudge) -> float:
     return -float(torch.log_softmax(model.head(out), dim=0)[ids[-1]])
 
 
-@each_cell
 def test_equals_finite_differences(cell: CellName, monkeypatch: pytest.MonkeyPatch) -> None:
     model, stretch = make_model(cell), make_stretch(40)
     farthest, warm_up, eps = 6, 7, 1e-5
@@ -214,8 +213,9 @@ def test_a_short_text_is_followed_back_by_a_quarter() -> None:
     assert flow.places == len(range(5 + 5, 23 - 1))
 
 
-def test_needs_no_weight_that_requires_a_gradient() -> None:
-    model = make_model("gru").requires_grad_(False)
+@pytest.mark.parametrize("learning", [True, False])
+def test_no_weight_gets_a_gradient_or_needs_one(learning: bool) -> None:
+    model = make_model("gru").requires_grad_(learning)
     gradient_flow(model, make_stretch(100), farthest=3, places=3)
     assert all(weight.grad is None for weight in model.parameters())
 

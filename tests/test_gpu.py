@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from charrnn.checkpoint import LAST, load
-from charrnn.config import CELL_NAMES, CellName
+from charrnn.config import CellName
 from charrnn.recipe import GPU_UNITS
 from tests.conftest import Cli, Result, make_prose
 
@@ -28,7 +28,6 @@ def trained(result: Result) -> Result:
     return result
 
 
-@pytest.mark.parametrize("cell", CELL_NAMES)
 def test_gpu_trains_by_the_defaults(cli: Cli, tmp_path: Path, cell: CellName) -> None:
     """A layer of the default width is computed by other kernels than a small one."""
     text = tmp_path / "long.txt"
@@ -42,7 +41,6 @@ def test_gpu_trains_by_the_defaults(cli: Cli, tmp_path: Path, cell: CellName) ->
         assert started["model"]["hidden"] == GPU_UNITS[cell][0]
 
 
-@pytest.mark.parametrize("cell", CELL_NAMES)
 def test_gpu_learns_what_a_cpu_does(cli: Cli, prose: Path, tmp_path: Path, cell: CellName) -> None:
     losses = {}
     for device in ("cpu", "cuda"):
@@ -56,7 +54,6 @@ def test_gpu_learns_what_a_cpu_does(cli: Cli, prose: Path, tmp_path: Path, cell:
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.02)
 
 
-@pytest.mark.parametrize("cell", CELL_NAMES)
 def test_gpu_a_run_goes_on_with_the_next_random_numbers(
     cli: Cli, prose: Path, tmp_path: Path, cell: CellName
 ) -> None:
@@ -79,7 +76,6 @@ def test_gpu_plans_minutes_and_captures_anew(cli: Cli, prose: Path, tmp_path: Pa
     assert "planned" in [row["event"] for row in result.rows]
 
 
-@pytest.mark.parametrize("cell", CELL_NAMES)
 def test_gpu_every_command_ends_well(cli: Cli, prose: Path, tmp_path: Path, cell: CellName) -> None:
     """A warning would be an error here."""
     run = tmp_path / "run"

@@ -75,7 +75,6 @@ def degrees(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 
 
 class TestTruncation:
-    @small.each_cell
     @pytest.mark.parametrize(
         ("windows", "last", "skipped"),
         [((1, 2), None, 2), ((1, 3, 8), None, 5), ((5, 4), 3, 7), ((9, 5), 4, 5)],
@@ -117,7 +116,6 @@ class TestTruncation:
         found = truncation(model, ids, (3,), longest=7).between_halves  # 6 are left in a lane
         assert found == pytest.approx(degrees(first, others)) != pytest.approx(0, abs=5)
 
-    @small.each_cell
     def test_what_is_kept_grows_with_the_window(self, cell: CellName) -> None:
         found = truncation(make_model(cell), make_ids(64 * LANES + 1), (16, 32, 64), longest=1)
         one, two, four = (window.bytes for window in found.windows)
@@ -126,14 +124,12 @@ class TestTruncation:
         assert two - one > 16 * LANES * 2 * 5 * 8, "the states of both layers, float64"
         assert found.full.bytes == four
 
-    @small.each_cell
     def test_weights_are_kept_anyway(self, cell: CellName) -> None:
         model = small.make_model(cell, hidden=99, vocabulary=SYMBOLS)
         matrices = [layer.weight_recurrent for layer in model.layers()]
         (window,) = truncation(model, make_ids(LANES + 1), (1,)).windows
         assert window.bytes < min(matrix.nbytes for matrix in matrices)
 
-    @small.each_cell
     def test_copies_of_the_weights_are_not_counted_either(
         self, cell: CellName, monkeypatch: pytest.MonkeyPatch
     ) -> None:

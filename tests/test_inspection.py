@@ -55,12 +55,11 @@ from charrnn.properties import PROPERTIES
 from charrnn.stretch import read_stretch
 from charrnn.trained import load_model
 from tests.conftest import Cli, Result, make_prose
-from tests.small import ALPHABET, each_cell, make_model, make_stretch, vocabulary, zero_
+from tests.small import ALPHABET, make_model, make_stretch, vocabulary, zero_
 
 TRAINING = TrainConfig(batch_size=1, bptt=9, lr=0.1, lr_adam=0.1, warmup_steps=0, steps=1)
 
 
-@each_cell
 def test_the_shortest_is_enough(cell: CellName) -> None:
     model, config, unit = make_model(cell), InspectConfig(spectral_radius=(0.9,)), Unit(1, 3, "h")
     found = module.inspect(model, make_stretch(100), vocabulary(), config, TRAINING, unit=unit)
@@ -382,7 +381,6 @@ def without_sentences(lines: Sequence[str]) -> list[str]:
     return [line for n, line in enumerate(lines) if n not in said]
 
 
-@each_cell
 def test_any_measurement_can_be_shown(
     cell: CellName, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -413,7 +411,6 @@ def test_any_measurement_can_be_shown(
         assert all(cell_len(mark) == len(columns) for mark, columns in marks)
 
 
-@each_cell
 def test_a_narrow_terminal_gets_fewer_units_of_the_step(
     cell: CellName, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from charrnn.config import CellName
 from charrnn.memory import _needed, _never_rising, memory
 from charrnn.model import CharModel
 from charrnn.vocabulary import UNKNOWN
-from tests.small import ALPHABET, each_cell, make_model, make_stretch, stretch_of, vocabulary, zero_
+from tests.small import ALPHABET, make_model, make_stretch, stretch_of, vocabulary, zero_
 
 
 def price(model: CharModel, context: Sequence[int], symbol: int) -> float:
@@ -26,7 +26,6 @@ def price(model: CharModel, context: Sequence[int], symbol: int) -> float:
     return -float(torch.log_softmax(logits_V, dim=0)[symbol])
 
 
-@each_cell
 @torch.no_grad()
 def test_equals_a_loop_over_resets(cell: CellName, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("charrnn.memory.LOGITS", 300)
@@ -119,7 +118,6 @@ def test_not_enough() -> None:
     assert found.needed_between == (None, None)
 
 
-@each_cell
 def test_what_is_enough_is_told_within_one_standard_error(cell: CellName) -> None:
     model, stretch = make_model(cell), make_stretch(300)
     for tolerance in (-0.02, -0.001, 0.0, 0.001, 0.02):

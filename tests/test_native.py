@@ -25,7 +25,6 @@ from charrnn.compiler import compile_library
 from charrnn.device import multiplies_bf16
 from charrnn.loops import beats_onednn_lstm, run_gru, run_lstm, run_rnn
 from tests.conftest import Cli, compiles
-from tests.small import each_cell
 
 T, B, H = 9, 23, 37
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
@@ -61,7 +60,6 @@ each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], i
 
 
 @needs_compiler
-@each_cell
 @each_dtype
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 def test_threads_change_no_bit(cell: str, dtype: torch.dtype, shared: bool) -> None:
@@ -78,7 +76,6 @@ def test_threads_change_no_bit(cell: str, dtype: torch.dtype, shared: bool) -> N
 
 
 @needs_compiler
-@each_cell
 @pytest.mark.parametrize(("there", "expected"), [(1, 1), (2, 2), (3, 3), (7, 5)])
 def test_c_is_told_how_many_threads_there_are(
     cell: str, there: int, expected: int, monkeypatch: pytest.MonkeyPatch
@@ -114,7 +111,6 @@ def test_an_lstm_runs_here_where_that_is_faster(
 
 
 @needs_compiler
-@each_cell
 def test_a_broken_lane_stays_alone(cell: str) -> None:
     torch.manual_seed(3)
     weights = make_weights(cell, 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from charrnn import optimiser as module
-from charrnn.config import CELL_NAMES, CellName, OptimiserName
+from charrnn.config import CellName, OptimiserName
 from charrnn.model import CharModel
 from charrnn.optimiser import OPTIMISERS, POLAR_EXPRESS, MuonAdamW, orthogonalise
 from tests.small import make_model
@@ -122,7 +122,6 @@ def is_matrix(name: str) -> bool:
     return name.endswith(("weight_input", "weight_recurrent"))
 
 
-@pytest.mark.parametrize("cell", CELL_NAMES)
 @pytest.mark.parametrize(
     "options",
     [

@@ -65,7 +65,6 @@ def test_what_failed_before_costs_neither(page: Path, capsys: pytest.CaptureFixt
 def test_the_backend_of_a_notebook_is_not_asked_for(
     page: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("matplotlib")
     monkeypatch.setenv("MPLBACKEND", "of_another_environment")
 
     def make() -> str:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from charrnn import sampling
-from charrnn.config import CELL_NAMES, CellName, ModelConfig, SampleConfig, WeightsName
+from charrnn.config import CellName, ModelConfig, SampleConfig, WeightsName
 from charrnn.errors import NonFiniteError
 from charrnn.model import CharModel
 from charrnn.sampling import (
@@ -165,7 +165,6 @@ def steps_made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 class TestSample:
-    @pytest.mark.parametrize("cell", CELL_NAMES)
     @pytest.mark.parametrize(
         "options",
         [
@@ -389,7 +388,6 @@ class TestSample:
         assert weights != "fp32" or texts(model, words, "abba", config) == again
 
     @pytest.mark.parametrize("count", [1, 3])
-    @pytest.mark.parametrize("cell", CELL_NAMES)
     def test_a_long_prompt_is_read_in_windows(
         self, cell: CellName, count: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -402,7 +400,6 @@ class TestSample:
         monkeypatch.setattr("charrnn.sampling.PROMPT_WINDOW", 7)
         assert texts(model, words, prompt, config) == by_characters
 
-    @pytest.mark.parametrize("cell", CELL_NAMES)
     def test_what_runs_on_another_device_draws_the_same(
         self, cell: CellName, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -414,7 +411,6 @@ class TestSample:
         monkeypatch.setattr("charrnn.sampling.Stepper", None)
         assert texts(model, words, "abba", config) == expected
 
-    @pytest.mark.parametrize("cell", CELL_NAMES)
     def test_nothing_is_compiled_for_a_short_prompt(
         self, cell: CellName, monkeypatch: pytest.MonkeyPatch
     ) -> None:

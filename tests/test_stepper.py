@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from charrnn import compiler, kernels, stepper
-from charrnn.config import CELL_NAMES, CellName, ModelConfig, WeightsName
+from charrnn.config import CellName, ModelConfig, WeightsName
 from charrnn.model import CharModel, Hidden
 from charrnn.stepper import CompiledStepper, NumpyStepper, Stepper
 from charrnn.steps import Steps, _threads_for
@@ -79,7 +79,6 @@ def make_stepper(
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("lanes", [1, 4, 19])
 @pytest.mark.parametrize(("layers", "hidden", "symbols"), [(1, 7, 11), (3, 7, 11), (2, 45, 77)])
-@pytest.mark.parametrize("cell", CELL_NAMES)
 def test_steps_give_the_logits_of_one_forward(
     cell: CellName, layers: int, hidden: int, symbols: int, lanes: int, engine: str
 ) -> None:
@@ -99,7 +98,6 @@ def test_steps_give_the_logits_of_one_forward(
 @pytest.mark.parametrize("engine", COMPILED)
 @pytest.mark.parametrize("weights", get_args(WeightsName))
 @pytest.mark.parametrize("lanes", [1, 4, 23])
-@pytest.mark.parametrize("cell", CELL_NAMES)
 def test_threads_change_no_bit(
     cell: CellName, lanes: int, weights: WeightsName, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,7 +165,6 @@ def test_c_is_told_how_many_threads_there_are(
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("weights", get_args(WeightsName))
-@pytest.mark.parametrize("cell", CELL_NAMES)
 def test_a_broken_lane_is_seen_and_stays_alone(
     cell: CellName, weights: WeightsName, engine: str
 ) -> None:
@@ -209,7 +206,6 @@ def test_c_takes_over_after_some_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("in_numpy", [2, 99])
 @pytest.mark.parametrize("lanes", [[3, 0, 2], [1]])
-@pytest.mark.parametrize("cell", CELL_NAMES)
 def test_some_texts_go_on_alone(
     cell: CellName, lanes: list[int], in_numpy: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,7 +313,6 @@ def test_a_product_in_pieces_is_the_product(rows: int, monkeypatch: pytest.Monke
     assert stepper._pieces(42 * 3) == 1
 
 
-@pytest.mark.parametrize("cell", CELL_NAMES)
 def test_wide_layers_of_many_lanes_have_packed_products(
     cell: CellName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,7 +340,6 @@ def rounded(weight_NK: torch.Tensor, weights: WeightsName) -> torch.Tensor:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("lanes", [1, 4, 19])
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
-@pytest.mark.parametrize("cell", CELL_NAMES)
 def test_smaller_weights_are_the_rounded_ones(
     cell: CellName, weights: WeightsName, lanes: int, engine: str
 ) -> None:

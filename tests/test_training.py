@@ -322,7 +322,7 @@ def test_the_weights_that_training_starts_from_are_what_it_has_to_improve_on(
 
 
 def test_a_run_that_stops_before_its_starting_weights_are_scored_goes_on_with_that(
-    start_run: StartRun, trained: Path, monkeypatch: pytest.MonkeyPatch
+    start_run: StartRun, trained: Path
 ) -> None:
     straight = start_run(init_from=trained, steps=4)
     list(train(straight))

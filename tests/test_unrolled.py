@@ -13,10 +13,9 @@ from charrnn.errors import CorpusError
 from charrnn.stretch import read_stretch
 from charrnn.unrolled import GATES, unroll_model
 from charrnn.vocabulary import Vocabulary
-from tests.small import ALPHABET, each_cell, make_model, vocabulary
+from tests.small import ALPHABET, make_model, vocabulary
 
 
-@each_cell
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_unrolled_model_is_the_model(cell: CellName, layers: int) -> None:
     model = make_model(cell, layers)

@@ -1,4 +1,4 @@
-"""R1 and R11 with real commands: processes killed, and two processes in one folder."""
+"""R1, R3 and R11 with real commands: processes killed, and two processes in one folder."""
 
 from __future__ import annotations
 
@@ -154,7 +154,6 @@ def test_pairs_of_trainings(text: Path, tmp_path: Path, promise: Promise) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_a_model_of_usual_size_on_two_threads(tmp_path: Path, promise: Promise, cell: str) -> None:
     """As users train: products split over two threads give the same bits every time."""
     text = tmp_path / "text.txt"

@@ -78,7 +78,6 @@ STOPS: dict[str, tuple[int, Callable[[Run], bool]]] = {
 }
 
 
-@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_resume_equals_never_stopping(
     tmp_path: Path, tale: Path, promise: Promise, cell: str, dropout: float
@@ -97,7 +96,6 @@ def test_resume_equals_never_stopping(
     assert not differing
 
 
-@pytest.mark.parametrize("cell", CELLS)
 def test_the_same_seed_gives_the_same_run(tmp_path: Path, tale: Path, cell: str) -> None:
     choices: dict[str, Any] = {"cell": cell, "model": {"dropout": 0.2, "weight_drop": 0.1}}
     first = whole_state(straight(tmp_path / "first", tale, **choices))

@@ -41,7 +41,7 @@ HIDDEN, SHOWN = b"\x1b[?25l", b"\x1b[?25h"  # the cursor
 
 @pytest.fixture(scope="module")
 def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a text to train on and one to validate on, 17 windows of 256 characters."""
+    """A folder with a text to train on and one to validate on, of many windows."""
     folder = tmp_path_factory.mktemp("book")
     (folder / "train.txt").write_text(make_prose(700))
     (folder / "valid.txt").write_text(make_prose(2000, seed=2))
@@ -557,39 +557,34 @@ def test_a_signal_whose_exception_is_swallowed_ends_the_command_before_the_train
     assert stopped.value.args == (signal.SIGTERM,)
 
 
-@pytest.mark.parametrize(("apart", "code"), [(0.29, 7), (0.31, 130)])
-def test_signals_within_a_moment_are_the_same_one(apart: float, code: int) -> None:
+@pytest.mark.parametrize(
+    ("first", "second", "apart", "code"),
+    [
+        (signal.SIGINT, signal.SIGINT, 0.29, 7),
+        (signal.SIGINT, signal.SIGINT, 0.31, 130),
+        *((first, signal.SIGHUP, 1e9, 7) for first in CODES),
+    ],
+)
+def test_which_signal_is_a_second_one(
+    first: signal.Signals, second: signal.Signals, apart: float, code: int
+) -> None:
+    """Not one within a moment, and no SIGHUP however late.
+
+    A shell sends its jobs SIGHUP, and the system sends another when the shell is gone. One may also
+    follow Ctrl-C when the window is closed, or SIGTERM at a shutdown.
+    """
+
     def leave() -> None:
         clock = SimpleNamespace(monotonic=iter([0.0, apart]).__next__)
         pytest.MonkeyPatch().setattr(charrnn.stopping, "time", clock)
         with StopSignals() as stop:
             stop.defer()
-            for _ in range(2):
-                signal.raise_signal(signal.SIGINT)
-        # Both have been looked at: the thread that does so has ended.
-        os._exit(7 if stop.received == signal.SIGINT else 1)
-
-    assert finish(fork(leave)) == code
-
-
-@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
-def test_a_hang_up_is_no_second_signal_however_late(first: signal.Signals) -> None:
-    """A shell sends its jobs SIGHUP, and the system sends another when the shell is gone.
-
-    One may also follow Ctrl-C when the window is closed, or SIGTERM at a shutdown.
-    """
-
-    def leave() -> None:
-        clock = SimpleNamespace(monotonic=iter([0.0, 1e9]).__next__)
-        pytest.MonkeyPatch().setattr(charrnn.stopping, "time", clock)
-        with StopSignals() as stop:
-            stop.defer()
-            for number in (first, signal.SIGHUP):
+            for number in (first, second):
                 signal.raise_signal(number)
         # Both have been looked at: the thread that does so has ended.
         os._exit(7 if stop.received == first else 1)
 
-    assert finish(fork(leave)) == 7
+    assert finish(fork(leave)) == code
 
 
 @pytest.mark.parametrize(
