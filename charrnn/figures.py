@@ -76,8 +76,8 @@ PLAIN = STYLES - 1
 WIDTH, HEIGHT = 5.0, 3.2
 LEFT, TOP, BOTTOM = 0.6, 0.36, 0.54
 TEXT, SMALL = 11.0, 10.0
-#: Width of an average character of the small text, in inches.
-LETTER = 0.084
+#: Width of an average character of the small text, and height of a line of it, in inches.
+LETTER, LEADING = 0.084, 1.25 * SMALL / 72
 
 #: Changes to matplotlib's built-in defaults; the user's own configuration is ignored.
 SETTINGS: dict[Any, Any] = {
@@ -193,7 +193,9 @@ def line_chart(
     assert drawn, "nothing to draw"
     named = [line for line in drawn if line.label]
     says = [_line_says(line, y_percent) for line in named or drawn[:1]]
-    with _figure(name, WIDTH, HEIGHT) as figure:
+    # As high as it takes to read all labels.
+    height = max(HEIGHT, TOP + BOTTOM + LEADING * (len(named) - 1) / 0.96)
+    with _figure(name, WIDTH, height) as figure:
         right = 0.12 + (0.42 + LETTER * max(cell_len(line.label) for line in named) if named else 0)
         axes = _axes(figure, LEFT, right, y_label)
         if x_log:
@@ -490,7 +492,7 @@ def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
     ends = axes.transData.transform([(line.x[-1], line.y[-1]) for line in lines])
     heights = axes.transAxes.inverted().transform(ends)[:, 1].clip(0.02, 0.98).tolist()
     width, height = _inches(axes)
-    gap = 1.25 * SMALL / 72 / height
+    gap = LEADING / height
     for line, y in zip(lines, _spread(heights, gap), strict=True):
         axes.add_line(
             Line2D(
@@ -506,8 +508,7 @@ def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def _spread(ends: Sequence[float], gap: float) -> list[float]:
-    """Return heights near the ends, in their order, at least a gap apart if there is room."""
-    gap = min(gap, 0.96 / max(1, len(ends) - 1))
+    """Return heights near the ends, in their order, at least a gap apart; there must be room."""
     order = sorted(range(len(ends)), key=lambda n: ends[n])
     placed = [ends[n] for n in order]
     for n in range(1, len(placed)):

@@ -334,6 +334,7 @@ code { font: .9rem var(--mono); }
   nav { display: none; }
   body { padding: 0; font-size: 10pt; }
   figure, .scroll, .text, tr { break-inside: avoid; }
+  figure svg { max-height: 8.5in; }
   section { break-inside: auto; margin-top: 1.2rem; padding-top: .8rem; }
   h2, h3 { break-after: avoid; }
   .panels.two { grid-template-columns: 1fr 1fr; }

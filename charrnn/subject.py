@@ -54,7 +54,7 @@ class Subject:
     training: Part | None = None
     """The training part; None: it was not asked for, or is gone."""
     gone: str | None = None
-    """Why the training part is gone, if it was asked for."""
+    """What is missing, and why, if the training part was asked for and is gone."""
 
     def learnt(self, part: Part) -> str | None:
         """Say how much of a text the model, or the one it started from, was trained on, if any.
@@ -125,7 +125,7 @@ class Subject:
             CorpusError: the text changed since it was scanned.
         """
         learnt = None if of_training else self.learnt(self.part)
-        facts = (learnt or self.chosen(), self.unknown(self.part))
+        facts = (learnt or self.chosen(), self.unknown(self.part), self.gone)
         return [fact for fact in facts if fact is not None]
 
     def called(self, source: TextSource) -> str:
@@ -327,7 +327,9 @@ def _with_training(
     try:
         return replace(subject, training=recorded_part(subject.checkpoint, "train", scan, moved))
     except (CorpusError, CheckpointError) as error:
-        return replace(subject, gone=str(error))
+        why = str(error).removeprefix(f"{shown(subject.path)}: ")
+        missing = "has no unigram and n-gram beside it, which learn from its training part"
+        return replace(subject, gone=f"{missing}: {why}")
 
 
 def remarks(subjects: Sequence[Subject], facts: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -343,10 +345,6 @@ def remarks(subjects: Sequence[Subject], facts: Sequence[Sequence[str]]) -> Iter
             whose.setdefault(fact, []).append(shown(subject.path))
     for fact, names in whose.items():
         yield f"{', '.join(names)}: {'the' if len(names) == 1 else 'each'} model {fact}"
-    for subject in subjects:
-        if subject.gone is not None:
-            learners = "unigram and n-gram, which learn from the training part"
-            yield f"{learners}, are left out: {subject.gone}"
 
 
 def _recorded(checkpoint: Checkpoint, part: PartName, scan: Scan, moved: Sequence[str]) -> Part:
