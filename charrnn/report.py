@@ -40,6 +40,9 @@ from charrnn.portrait import SAMPLE, Portrait, Row
 from charrnn.surprise import surprise, surprise_mark, surprise_ranges
 from charrnn.wording import counted, joined
 
+#: The most checkpoints that the title of a page names.
+MOST_NAMED = 5
+
 # The three pages -------------------------------------------------------------------------
 
 
@@ -166,8 +169,9 @@ def assessment_page(
         _samples(portraits),
         _excerpts(portraits, "The beginning of the text"),
     ]
-    title, lead = f"Scores of {joined(labels, 'and')}", _assessment_lead(assessments, labels)
-    return page.document("evaluate", title, lead, text, sections, origin)
+    named = joined(labels, "and") if len(labels) <= MOST_NAMED else f"{len(labels)} checkpoints"
+    lead = _assessment_lead(assessments, labels)
+    return page.document("evaluate", f"Scores of {named}", lead, text, sections, origin)
 
 
 def _assessment_lead(assessments: Sequence[Assessment], labels: Sequence[str]) -> str:

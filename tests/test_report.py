@@ -223,6 +223,13 @@ class TestComparisonPage:
 
 
 class TestAssessmentPage:
+    @pytest.mark.parametrize(
+        ("number", "named"), [(5, "one, one, one, one and one"), (6, "6 checkpoints")]
+    )
+    def test_a_title_does_not_name_very_many(self, number: int, named: str) -> None:
+        many = [assessment()] * number, [portrait("one")] * number
+        assert check(assessment_page(*many, "poem", ORIGIN)).texts["h1"] == [f"Scores of {named}"]
+
     def test_all_that_was_asked_for_is_there(self) -> None:
         by_position = PositionScores(np.linspace(3, 2, 10), 7)
         faster = Scores(nats=1400.0, characters=1000, unknown=1, bytes=1100, seconds=2.0)
