@@ -42,7 +42,7 @@ from charrnn.config import (
 from charrnn.disk import followed
 from charrnn.errors import CharrnnError, CorpusError, RunFolderError, UsageError
 from charrnn.files import LOG, PLAN, absolute_names, name_of
-from charrnn.limits import allowed_cores, keep_freed_memory
+from charrnn.limits import keep_freed_memory, openmp
 from charrnn.outcome import outcome
 from charrnn.reporting import (
     check_report,
@@ -285,15 +285,7 @@ Checkpoint = Annotated[
 
 def main() -> None:
     """Run the command line; every failure is one line on stderr and an exit code."""
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        # OpenMP reads this when torch is loaded. A thread that waits for the next time step
-        # spins; if it spins for long while something else wants its core, a step takes ten
-        # times as long. Spinning for less costs a quiet machine too much (docs/diary.md).
-        os.environ["GOMP_SPINCOUNT"] = "4000"
-    if "OMP_NUM_THREADS" not in os.environ and (cores := allowed_cores()) is not None:
-        # By default OpenMP starts a thread for each of the machine's cores; with fewer cores
-        # allowed, they would wait for each other.
-        os.environ["OMP_NUM_THREADS"] = str(cores)
+    os.environ.update(openmp(os.environ))
     keep_freed_memory()
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:

@@ -1,4 +1,4 @@
-"""How much of the machine this process may use, and keeps: memory and processor time.
+"""How much of the machine this process may use, and keeps: memory, processor time, threads.
 
 A container, a scheduler or systemd may allow less than the machine has, through control groups.
 Groups are nested, and the limits of all of them apply.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,10 +50,49 @@ def allowed_cores(root: Path = Path("/")) -> int | None:
                 quota, period = map(int, said.split())
                 if quota > 0 and period > 0:
                     limits.append(max(1, quota // period))
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     least = min(limits, default=None)
     # A limit that allows all cores is none: left alone, torch skips each core's second thread.
-    return None if least is None or (there is not None and least >= there) else least
+    return None if least is None or least >= _cores() else least
+
+
+def _cores() -> int:
+    """Return how many cores there are for this process."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def openmp(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what to set in the environment for OpenMP, which reads it when torch is loaded.
+
+    Args:
+        environ: the environment as it is.
+    """
+    # Torch splits its products for as many threads as it counts on. If OpenMP starts fewer, some
+    # shares are never computed: the results are wrong, without an error, or it waits for ever.
+    settings = {"OMP_DYNAMIC": "false"}
+    if environ.get("OMP_MAX_ACTIVE_LEVELS", "").strip() == "0":
+        settings["OMP_MAX_ACTIVE_LEVELS"] = "1"
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & environ.keys():
+        # A thread that waits for the next time step spins; if it spins for long while something
+        # else wants its core, a step takes ten times as long. Spinning for less costs a quiet
+        # machine too much (docs/diary.md).
+        settings["GOMP_SPINCOUNT"] = "4000"
+    # By default OpenMP starts a thread for each of the machine's cores; with fewer cores allowed,
+    # they would wait for each other.
+    asked = environ.get("OMP_NUM_THREADS")
+    threads = allowed_cores() if asked is None else _whole(asked.partition(",")[0])
+    if (most := _whole(environ.get("OMP_THREAD_LIMIT", ""))) is not None:
+        threads = min(most, threads or _cores())
+        asked = None
+    if asked is None and threads is not None:
+        settings["OMP_NUM_THREADS"] = str(threads)
+    return settings
+
+
+def _whole(word: str) -> int | None:
+    """Return a number above 0; None for anything else."""
+    return int(word) or None if word.strip().isdecimal() else None
 
 
 def keep_freed_memory() -> bool:

@@ -167,14 +167,28 @@ class TestHelp:
     ) -> None:
         """The variable is set before torch is loaded, unless the environment says otherwise."""
         code = (
-            "import os, sys\nfrom charrnn import cli\nsys.argv[1:] = ['--version']\n"
-            f"cli.allowed_cores = lambda: {allowed}\ntry:\n    cli.main()\nfinally:\n"
+            "import os, sys\nfrom charrnn import cli, limits\nsys.argv[1:] = ['--version']\n"
+            f"limits.allowed_cores = lambda: {allowed}\ntry:\n    cli.main()\nfinally:\n"
             "    print(os.environ.get('OMP_NUM_THREADS'), 'torch' in sys.modules)"
         )
         others = {n: v for n, v in ENVIRONMENT.items() if n != "OMP_NUM_THREADS"}
         words = [sys.executable, "-c", code]
         done = subprocess.run(words, capture_output=True, text=True, env=others | given)
         assert done.stdout.splitlines()[-1] == f"{threads} False"
+
+    @pytest.mark.parametrize(
+        "fewer",
+        [{"OMP_THREAD_LIMIT": "1"}, {"OMP_DYNAMIC": "true"}, {"OMP_MAX_ACTIVE_LEVELS": "0"}],
+    )
+    def test_fewer_threads_than_torch_counts_on_change_no_score(
+        self, trained: Path, fewer: dict[str, str]
+    ) -> None:
+        words = command("evaluate", trained, "--part", "valid", "--json")
+        environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "2", **fewer}
+        done = subprocess.run(words, capture_output=True, env=environment, timeout=PATIENCE)
+        (row,) = json.loads(done.stdout)
+        (right,) = json.loads(subprocess.check_output(words, env=ENVIRONMENT))
+        assert row["nats_per_char"] == pytest.approx(right["nats_per_char"], rel=1e-5)
 
     def test_freed_memory_is_kept(self) -> None:
         code = (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from charrnn.limits import allowed_cores, memory_bytes
+from charrnn.limits import allowed_cores, memory_bytes, openmp
 
 WHOLE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -66,6 +66,32 @@ def test_processor_time_is_so_many_whole_cores(
             said = {"cpu_cfs_quota_us": str(quota), "cpu_cfs_period_us": "100000"}
             limit(root, f"cpu/{group}", **said)
         assert allowed_cores(root) == cores
+
+
+@pytest.mark.parametrize(
+    ("environ", "threads"),
+    [
+        ({}, None),
+        ({"OMP_THREAD_LIMIT": "3"}, "3"),
+        ({"OMP_THREAD_LIMIT": "9"}, "5"),
+        ({"OMP_THREAD_LIMIT": "3", "OMP_NUM_THREADS": "2,4"}, "2"),
+        ({"OMP_THREAD_LIMIT": "3", "OMP_NUM_THREADS": "4"}, "3"),
+        ({"OMP_THREAD_LIMIT": "3", "OMP_NUM_THREADS": "many"}, "3"),
+        ({"OMP_THREAD_LIMIT": "none", "OMP_NUM_THREADS": "4"}, None),
+        ({"OMP_THREAD_LIMIT": "0"}, None),
+        ({"OMP_NUM_THREADS": "4"}, None),
+    ],
+)
+def test_no_more_threads_than_openmp_will_start(
+    environ: dict[str, str], threads: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("charrnn.limits.allowed_cores", lambda: None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(5)), raising=False)
+    settings = openmp(environ)
+    assert settings.get("OMP_NUM_THREADS") == threads
+    assert settings["OMP_DYNAMIC"] == "false"
+    assert "OMP_MAX_ACTIVE_LEVELS" not in settings
+    assert openmp({"OMP_MAX_ACTIVE_LEVELS": " 0"})["OMP_MAX_ACTIVE_LEVELS"] == "1"
 
 
 def test_a_container_s_own_group_is_the_outermost(root: Path) -> None:
