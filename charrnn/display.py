@@ -240,7 +240,7 @@ class _JsonLines(Display):
         self._print(
             "started",
             run=str(run.folder.path),
-            device=str(run.device),
+            device=run.device.type,
             parameters=run.model.parameter_count(),
             train_characters=run.train.characters,
             valid_characters=run.valid.characters if run.valid else 0,

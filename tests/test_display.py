@@ -210,6 +210,14 @@ class TestPlain:
         counts = "which does not count towards the run's time"
         assert line == f"the process was stopped for 20 s, {counts}\n"
 
+    def test_a_gpu_is_named_to_programs_as_to_users(
+        self, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without its number: only the first is used."""
+        monkeypatch.setattr(Run, "device", torch.device("cuda:0"))
+        open_display(as_json=True, quiet=False).start(run)
+        assert json.loads(capsys.readouterr().out)["device"] == "cuda"
+
     def test_a_device_without_a_name_goes_by_its_kind(
         self, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:

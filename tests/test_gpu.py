@@ -37,6 +37,7 @@ def test_gpu_trains_by_the_defaults(cli: Cli, tmp_path: Path, cell: CellName) ->
     losses = [row["train_nats_per_char"] for row in result.rows if row["event"] == "logged"]
     assert losses[-1] < losses[0] - 0.3
     started = result.rows[0]
+    assert started["device"] == "cuda"
     if started["training"]["precision"] == "bf16":
         assert started["model"]["hidden"] == GPU_UNITS[cell][0]
 
