@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+
 from charrnn.clock import Clock
 from charrnn.config import LOG_EVERY, SampleConfig
 from charrnn.errors import CharrnnError, CorpusError, NonFiniteError, RunFolderError
@@ -197,13 +199,19 @@ class _Loop:
 
     def _flush(self) -> None:
         """Check the results of the pending updates and add them up."""
+        if not self.pending:
+            return
         progress = self.run.progress
+        results = [result for result, _ in self.pending]
+        # All at once: a GPU has nothing to do while one number after another is fetched.
+        losses = torch.stack([result.loss for result in results]).tolist()
+        norms = torch.stack([result.norm for result in results]).tolist()
+        clips = torch.stack([result.clipped for result in results]).tolist()
         first = progress.step - len(self.pending) + 1
-        for step, (result, batch) in enumerate(self.pending, start=first):
-            loss, norm = float(result.loss), float(result.norm)
+        measured = zip(self.pending, losses, norms, clips, strict=True)
+        for step, ((_, batch), loss, norm, clipped) in enumerate(measured, start=first):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise self._non_finite(step, loss, norm)
-            clipped = bool(result.clipped)
             progress.clipped_steps += clipped
             # How an unknown character is spelled cannot be learned, but every score charges
             # for it.

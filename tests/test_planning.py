@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 
 from charrnn import planning, recipe, training
 from charrnn.config import PrecisionName, TrainConfig
@@ -26,6 +27,7 @@ from charrnn.planning import Planner
 from charrnn.recipe import Schedule
 from charrnn.run import Progress, Run, SavedState
 from charrnn.training import train
+from charrnn.update import UpdateResult
 
 HELD_OUT = 600
 #: Predictions in an update: the last 17 of 19 in each of 3 lanes.
@@ -107,7 +109,7 @@ def stub_run(
     def update(_batch: object) -> object:
         world.begun.append(("update", world.now))
         world.spend(world.update + world.first * (progress.step == 0))
-        return SimpleNamespace(loss=2.0, norm=1.0, clipped=False)
+        return UpdateResult(torch.tensor(2.0), torch.tensor(1.0), torch.tensor(False))
 
     def batches(_step: int) -> Iterator[object]:
         while True:
