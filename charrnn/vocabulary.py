@@ -119,6 +119,14 @@ class Vocabulary:
         """Return the vocabulary of the 256 bytes."""
         return cls("", BYTES, 1)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Vocabulary):
+            return NotImplemented
+        return self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash((self.characters, self.encoding, self.min_count))
+
     @property
     def is_bytes(self) -> bool:
         """Whether the symbols are the 256 bytes; otherwise id 0 is the unknown symbol."""

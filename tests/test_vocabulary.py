@@ -51,7 +51,7 @@ class TestFromCounts:
 
     def test_bytes(self) -> None:
         vocabulary = Vocabulary.from_counts({65: 1}, "bytes")
-        assert vocabulary.to_json() == Vocabulary.of_bytes().to_json()
+        assert vocabulary == Vocabulary.of_bytes()
         assert vocabulary.size == 256
         assert vocabulary.is_bytes
         assert vocabulary.unknown_nats == 0.0
@@ -204,8 +204,15 @@ class TestJson:
     )
     def test_there_and_back(self, vocabulary: Vocabulary) -> None:
         again = Vocabulary.from_json(json.loads(json.dumps(vocabulary.to_json())))
-        assert again.to_json() == vocabulary.to_json()
+        assert again == vocabulary
+        assert hash(again) == hash(vocabulary)
         assert again.encode("ban樓").tolist() == vocabulary.encode("ban樓").tolist()
+
+    def test_differs(self) -> None:
+        assert of_text("ab") != of_text("abc")
+        assert of_text("aabb", 1) != of_text("aabb", 2)
+        assert of_text("ab") != Vocabulary("ab", "iso8859-1", 1)
+        assert of_text("ab") != "ab"
 
     @pytest.mark.parametrize(
         ("change", "field"),
