@@ -61,7 +61,7 @@ class Assessment:
     device: str = "cpu"
     """The kind of device used for scoring."""
     exact: bool = False
-    """Whether scored in one lane from start to end, as with ``--exact``."""
+    """Whether one lane, from start to end, was asked for, as by ``--exact``."""
     facts: tuple[str, ...] = ()
     """What a user must know about the model to judge its scores: "was trained on ..."."""
 

@@ -1146,11 +1146,12 @@ class TestTrain:
     @pytest.mark.parametrize(
         ("unknown", "said"),
         [
-            (90, "90.00 % of the text's characters, and lacks 'Ä' x 90\n"),
+            (1, "99.88 % of the characters to train on, and lacks 'Ä' x 1\n"),
+            (90, "90.00 % of the characters to train on, and lacks 'Ä' x 90\n"),
             (
                 99,
-                "89.00 % of the text's characters, and lacks 'Ä' x 99; it cannot learn to write "
-                "those: a run without --init-from can\n",
+                "89.00 % of the characters to train on, and lacks 'Ä' x 99; it cannot learn to "
+                "write those: a run without --init-from can\n",
             ),
         ],
     )
@@ -1177,7 +1178,7 @@ class TestTrain:
         again = cli("train", "--run", run, "--resume", "--encoding", "UTF-16", "--steps", 9)
         assert again.code == 0, again.err
         more = cli("train", text, "--init-from", run, "--run", tmp_path / "more", "--steps", 1)
-        assert "it knows 100.00 % of the text's characters" in more.err
+        assert "it knows 100.00 % of the characters to train on\n" in more.err
 
     def test_bytes_follow_the_checkpoint_without_being_named(
         self, cli: Cli, of_bytes: Path, prose: Path, tmp_path: Path
