@@ -104,7 +104,7 @@ def gradient_flow_lines(flows: Sequence[GradientFlow]) -> list[list[str]]:
             measured = [
                 named(reach.median_halves_at, reach.halves_at),
                 named(reach.median_under_1_percent_at, reach.under_1_percent_at),
-                *(significant(reach.median[k], 2) for k in lags),
+                *("" if math.isnan(m := reach.median[k]) else significant(m, 2) for k in lags),
             ]
             lines.append(
                 [
@@ -200,7 +200,7 @@ def pace_lines(paces: Sequence[Pace]) -> list[list[str]]:
 
 
 def _kept(share: float | None) -> str:
-    if share is None:
+    if share is None or math.isnan(share):
         return ""
     return "< 0.001 %" if 0 < share < 1e-5 else f"{100 * share:.3g} %"
 

@@ -169,6 +169,8 @@ class TestTables:
         )  # fmt: skip
         _, row = gradient_flow_lines([flow])
         assert row == ["trained", "1.50", "h 1", "no gradient", "", ""]
+        overflowed = replace(flow.reaches[0], size=math.nan)
+        assert "nan" not in str(gradient_flow_lines([replace(flow, reaches=(overflowed,))]))
 
     def test_the_step_s_characters_cannot_turn_their_line_around(self) -> None:
         quantities = (Quantity(1, "y", "V h' + v", (1.5, 2.5), None),)
@@ -223,6 +225,8 @@ class TestTables:
         ]
         kept = [pace_lines([replace(one, kept_median=share)])[1][-1] for share in (9e-6, 1e-5, 0.0)]
         assert kept == ["< 0.001 %", "0.001 %", "0 %"]
+        overflowed = replace(one, kept_mean=math.nan, kept_median=math.nan)
+        assert pace_lines([overflowed])[1][-2:] == ["", ""]
 
     def test_gates(self) -> None:
         use = GateUse(1, "forget", (0.9, 0.95, 0.1), (0.05, 0.0, 0.91), 100)
