@@ -47,6 +47,7 @@ from charrnn.outcome import outcome
 from charrnn.reporting import (
     check_report,
     origin_of_page,
+    refuse_output_in_text,
     refuse_overwriting,
     refuse_report_in_text,
     show_and_report,
@@ -515,6 +516,8 @@ def train(
     # cannot be compared yet with the window of a resumed run.
     known = {"loss_last": min(1, loss_last)} if resume and bptt is None and loss_last else {}
     recipe.refuse_nonsense(replace(choices, training=training | known))
+    if not resume:
+        refuse_output_in_text((*text.texts, *text.valid))
 
     command = command_line(["charrnn", *sys.argv[1:]])
     with contextlib.ExitStack() as stack:
@@ -986,6 +989,7 @@ def compare(
     else:
         named, held_out = absolute_names(texts or ()), absolute_names(valid or ())
         plan = Plan(texts=named, valid=held_out, **given)
+        refuse_output_in_text((*(texts or ()), *(valid or ())))
         folder = run or _default_run(texts or (), "compare")
 
     with contextlib.ExitStack() as stack:

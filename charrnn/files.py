@@ -233,15 +233,25 @@ def takes_in(texts: Sequence[str], path: Path) -> str | None:
         texts: as for ``find_files``.
         path: the file to be written, which may exist already.
     """
-    there = path.stat() if path.exists() else None
+    if path.exists():
+        return reads(texts, path.stat())
+    for name in filter(None, texts):
+        with suppress(ValueError):  # no file can have such a name
+            if _may_find(name, path):
+                return name
+    return None
+
+
+def reads(texts: Sequence[str], there: os.stat_result) -> str | None:
+    """Return the first of ``texts`` that stands for a file; None: none.
+
+    Args:
+        texts: as for ``find_files``.
+        there: the file's status. Files are compared by inode: names and links may differ.
+    """
     for name in filter(None, texts):
         with suppress(CorpusError, ValueError):  # ValueError: no file can have such a name
-            if there is None:
-                is_in_it = _may_find(name, path)
-            else:  # compared by inode: names and links may differ
-                files = _files_of(name, [])[0]
-                is_in_it = any(os.path.samestat(there, file.status) for file in files)
-            if is_in_it:
+            if any(os.path.samestat(there, file.status) for file in _files_of(name, [])[0]):
                 return name
     return None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from charrnn.disk import check_replaceable, followed, write_text
 from charrnn.errors import CorpusError, UsageError
-from charrnn.files import embedded_corpus, find_files, takes_in
+from charrnn.files import embedded_corpus, find_files, reads, takes_in
 from charrnn.outcome import refused
 from charrnn.stdio import say
 from charrnn.wording import shown
@@ -77,6 +78,26 @@ def refuse_overwriting(
             f"{flag} {shown(path)} {would} {shown(text)}, which is or was read as text: give a "
             "file elsewhere"
         )
+
+
+def refuse_output_in_text(texts: Sequence[str]) -> None:
+    """Refuse a training whose own output is redirected into the text that it reads.
+
+    Args:
+        texts: files, folders and patterns that are to be read.
+
+    Raises:
+        UsageError: standard output or error is one of their files.
+    """
+    for number, name in ((1, "standard output"), (2, "standard error")):
+        try:
+            status = os.fstat(number)
+        except OSError:  # it is closed
+            continue
+        if stat.S_ISREG(status.st_mode) and (text := reads(texts, status)) is not None:
+            raise UsageError(
+                f"{name} goes into {shown(text)}, which is read as text: redirect it elsewhere"
+            )
 
 
 def refuse_report_in_text(report: Path, plan: Plan, folder: Path) -> None:

@@ -944,6 +944,41 @@ class TestTrain:
         assert cli("train", "--run", result.out.strip(), "--resume", "--steps", 5).code == 0
 
     @pytest.mark.parametrize(
+        ("verb", "texts", "stream", "named"),
+        [
+            ("train", (".",), "error", "."),
+            ("train", ("a.txt", "--valid", "*.txt"), "output", "*.txt"),
+            ("train", ("a.txt", "log.txt"), "output", "log.txt"),
+            ("compare", ("a.txt", "."), "error", "."),
+        ],
+    )
+    def test_output_that_would_become_text_is_refused(
+        self, prose: Path, tmp_path: Path, verb: str, texts: tuple[str, ...], stream: str,
+        named: str,
+    ) -> None:  # fmt: skip
+        """Its messages would change the text, and the run could not be gone on with."""
+        shutil.copy(prose, tmp_path / "a.txt")
+        with (tmp_path / "log.txt").open("wb") as log:
+            to: Any = {"stdout" if stream == "output" else "stderr": log}
+            streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | to
+            words = command(verb, *texts, *QUICK)
+            done = subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, **streams)
+        said = (tmp_path / "log.txt").read_bytes() + (done.stderr or b"")
+        assert (done.returncode, said.decode()) == (
+            2,
+            f"charrnn: standard {stream} goes into {named}, which is read as text: redirect it "
+            "elsewhere\n",
+        )
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "log.txt"]
+
+    def test_output_beside_the_text_is_not_refused(self, prose: Path, tmp_path: Path) -> None:
+        (tmp_path / "texts").mkdir()
+        shutil.copy(prose, tmp_path / "texts/a.txt")
+        with (tmp_path / "log.txt").open("wb") as log:
+            words = command("train", "texts", *QUICK)
+            assert not subprocess.call(words, stderr=log, cwd=tmp_path, env=ENVIRONMENT)
+
+    @pytest.mark.parametrize(
         ("texts", "run", "held"),
         [
             (("*.txt",), ".", "a.txt"),
