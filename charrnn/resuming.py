@@ -99,8 +99,7 @@ def resume(
     notes += _other_machine(checkpoint, device)
     if record.valid is None:
         refuse_validations(changes)
-    config, said = _changed(saved.config, progress, changes)
-    notes += said
+    config, changed = _changed(saved.config, progress, changes)
     if config.precision == "bf16" and not multiplies_bf16(device):
         config = replace(config, precision="fp32")
         notes.append("precision fp32 (was bf16, which this device has no instructions for)")
@@ -147,6 +146,8 @@ def resume(
     run.resumed = True
     # Read again, unchanged: a new budget has already dropped the plan from ``progress``.
     run.saved = SavedState(checkpoint.record("progress", Progress), path, saved)
+    if not run.is_finished:  # else nothing comes of the changes
+        run.notes += changed
     run.better, said = _best(folder, progress, goes_on=not run.is_finished)
     run.notes += said
     return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -565,6 +566,10 @@ def test_a_run_that_ran_out_of_patience(tmp_path: Path, tale: Path) -> None:
         result = run_cli("train", "--run", run, "--resume", *budget)
         assert result.err.startswith(f"{run}: finished already, after {over} steps and ")
         assert result.err.endswith(" s: give a larger --patience to go on\n")
+        result = run_cli("train", "--run", run, "--resume", *budget, "--lr", 0.1, "--json")
+        started, finished = map(json.loads, result.out.splitlines())
+        assert (started["event"], finished["event"]) == ("started", "finished")
+        assert not [note for note in started["notes"] if "--lr" in note or "--steps" in note]
     assert run_cli("train", "--run", run, "--resume", "--patience", 3).code == 0
     assert rows(run)[-1]["step"] > over
 
