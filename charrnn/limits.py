@@ -85,8 +85,12 @@ def openmp(environ: Mapping[str, str]) -> dict[str, str]:
     if (most := _whole(environ.get("OMP_THREAD_LIMIT", ""))) is not None:
         threads = min(most, threads or _cores())
         asked = None
-    if asked is None and threads is not None:
-        settings["OMP_NUM_THREADS"] = str(threads)
+    if threads is not None:
+        if asked is None:
+            settings["OMP_NUM_THREADS"] = str(threads)
+        # With a variable of MKL's, torch counts on as many threads as that says.
+        if {"MKL_NUM_THREADS", "MKL_DOMAIN_NUM_THREADS"} & environ.keys():
+            settings["MKL_NUM_THREADS"] = str(threads)
     return settings
 
 

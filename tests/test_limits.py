@@ -90,8 +90,21 @@ def test_no_more_threads_than_openmp_will_start(
     settings = openmp(environ)
     assert settings.get("OMP_NUM_THREADS") == threads
     assert settings["OMP_DYNAMIC"] == "false"
-    assert "OMP_MAX_ACTIVE_LEVELS" not in settings
+    assert not {"OMP_MAX_ACTIVE_LEVELS", "MKL_NUM_THREADS"} & settings.keys()
     assert openmp({"OMP_MAX_ACTIVE_LEVELS": " 0"})["OMP_MAX_ACTIVE_LEVELS"] == "1"
+
+
+@pytest.mark.parametrize("name", ["MKL_NUM_THREADS", "MKL_DOMAIN_NUM_THREADS"])
+@pytest.mark.parametrize(
+    ("environ", "threads"),
+    [({"OMP_NUM_THREADS": "4,2"}, "4"), ({"OMP_THREAD_LIMIT": "3"}, "3"), ({}, None)],
+)
+def test_torch_counts_on_no_more_threads_for_mkl_s_variables(
+    name: str, environ: dict[str, str], threads: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("charrnn.limits.allowed_cores", lambda: None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(5)), raising=False)
+    assert openmp({**environ, name: "7"}).get("MKL_NUM_THREADS") == threads
 
 
 def test_a_container_s_own_group_is_the_outermost(root: Path) -> None:
