@@ -69,7 +69,9 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         _forget_output()  # the reader has seen enough
     except (ImportError, OSError) as error:
-        if isinstance(error, ImportError) or error.errno is None:  # ctypes sets no errno
+        if isinstance(error, ModuleNotFoundError) and error.name in sys.stdlib_module_names:
+            message = f"this Python was built without {error.name}: use another one"
+        elif isinstance(error, ImportError) or error.errno is None:  # ctypes sets no errno
             message = (
                 f"a library cannot be loaded: {error}: there is too little memory (ulimit -v shows "
                 "the limit), or charrnn needs to be installed again"

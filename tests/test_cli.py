@@ -547,6 +547,16 @@ class TestBadInput:
         )
         assert result.code == 1
 
+    def test_a_python_without_a_module_of_its_own(
+        self, cli: Cli, texts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As where Python was compiled without the headers of xz."""
+        error = ModuleNotFoundError("No module named '_lzma'", name="_lzma")
+        monkeypatch.setattr("charrnn.trained.load_model", mock.Mock(side_effect=error))
+        result = cli("sample", texts["trained"])
+        assert one_line(result) == "charrnn: this Python was built without _lzma: use another one\n"
+        assert result.code == 1
+
     @pytest.mark.parametrize("kind", [ImportError, OSError])
     def test_a_library_that_cannot_be_loaded(
         self,
