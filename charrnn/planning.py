@@ -198,9 +198,10 @@ class Planner:
         if not (config.dropout_by_plan or config.decay_by_plan or config.temperature_by_plan):
             return
         # Passes are counted as in recipe.choose, so that the same budget gets the same numbers.
-        passes = config.epochs or total * self.run.lanes.characters_per_step / run.train.characters
-        pressed = pressure(passes, matrix_weights(model.config), run.train.characters)
-        held = regularisers(model.config.cell, model.config.vocabulary, pressed)
+        characters = run.train.characters
+        passes = config.epochs or total * run.lanes.characters_per_step / characters
+        pressed = pressure(passes, matrix_weights(model.config), characters)
+        held = regularisers(model.config.cell, model.config.vocabulary, pressed, characters)
         if config.dropout_by_plan:
             model.set_dropout(held.dropout, held.weight_drop)
         if config.decay_by_plan:

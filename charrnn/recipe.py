@@ -67,6 +67,11 @@ BY_HEART = 40
 MOST_PASSES = 24
 #: Up to this pressure dropout gains too little for the time it takes.
 LEAST_PRESSURE = 5
+#: Most dropout and weight drop, on a text of up to so many characters to train on. On a longer one
+#: the weight drop, and the dropout beyond that of a run without any, fall with this power of the
+#: length: it is harder to learn by heart, however large the model (docs/diary.md).
+MOST_DROPOUT, MOST_WEIGHT_DROP = 0.6, 0.48
+SHORT_TEXT, LENGTH_POWER = 100_000, 0.6
 #: Most dropout masks per update. On a CPU the second takes a twentieth of an update's time, and
 #: further ones gain no more than their time is worth. A GPU waits more than it computes, so it
 #: gets four.
@@ -151,7 +156,7 @@ def choose(
     }
     model = ModelConfig(**(sizes | chosen_model))
     pressed = pressure(passes, matrix_weights(model), characters)
-    held = regularisers(cell, vocabulary, pressed)
+    held = regularisers(cell, vocabulary, pressed, characters)
     drops = {"dropout": held.dropout, "weight_drop": held.weight_drop}
     model = replace(model, **(drops | chosen_model))
     training["weight_decay"] = held.weight_decay
@@ -245,30 +250,33 @@ class Regularisers(NamedTuple):
     loss_temperature: float
 
 
-def regularisers(cell: CellName, vocabulary: int, pressed: float) -> Regularisers:
-    """Return the regularisers that the rules give a run."""
+def regularisers(cell: CellName, vocabulary: int, pressed: float, characters: int) -> Regularisers:
+    """Return the regularisers that the rules give a run on so many characters to train on."""
     return Regularisers(
-        *regularisation(cell, pressed),
+        *regularisation(cell, pressed, characters),
         weight_decay(cell, pressed),
         loss_temperature(vocabulary, pressed),
     )
 
 
-def regularisation(cell: CellName, pressed: float) -> tuple[float, float]:
-    """Return the dropout and the weight drop of a run.
+def regularisation(cell: CellName, pressed: float, characters: int) -> tuple[float, float]:
+    """Return the dropout and the weight drop of a run on so many characters to train on.
 
     Where a text is not learned by heart, dropout only slows training down. Where it is read some
-    ten times, dropping units works better than dropping weights, which comes in later. A plain
-    RNN is slower to learn by heart, and dropping its units costs more than it gains: only its
-    weights are dropped (docs/diary.md).
+    ten times, dropping units works better than dropping weights, which comes in later: from a
+    pressure of 32 on. A plain RNN is slower to learn by heart, and dropping its units costs more
+    than it gains: only its weights are dropped (docs/diary.md).
     """
     pressed = max(1.0, pressed)
     if cell == "rnn":
         return 0.0, round(min(0.5, max(0.0, 0.08 * math.log2(pressed / 16))), 2)
     if pressed <= LEAST_PRESSURE:
         return 0.0, 0.0
-    dropout = min(0.6, max(0.06 * math.log2(pressed), 0.1 * math.log2(pressed / 4)))
-    weight_drop = min(0.48, max(0.0, 0.18 * math.log2(pressed / 32)))
+    dropout = max(0.06 * math.log2(pressed), 0.1 * math.log2(pressed / 4))
+    weight_drop = max(0.0, 0.18 * math.log2(pressed / 32))
+    share = min(1.0, SHORT_TEXT / characters) ** LENGTH_POWER
+    dropout = min(dropout, 0.3 + share * (MOST_DROPOUT - 0.3))  # 0.3 without weight drop
+    weight_drop = min(weight_drop, share * MOST_WEIGHT_DROP)
     return round(dropout, 2), round(weight_drop, 2)
 
 

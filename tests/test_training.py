@@ -295,7 +295,7 @@ def test_what_is_dropped_follows_from_the_new_text_and_budget(
     run = start_run(init_from=trained, epochs=200, model=given)
     weights = recipe.matrix_weights(run.model.config)
     pressure = recipe.pressure(200, weights, run.train.characters)
-    expected = recipe.regularisation("lstm", pressure)
+    expected = recipe.regularisation("lstm", pressure, run.train.characters)
     before, _, _ = load_model(trained, CPU)
     assert before.config.dropout + 0.1 < expected[0]
     assert run.model.config.dropout == given.get("dropout", expected[0])
@@ -891,7 +891,9 @@ def test_a_plan_sets_rate_dropout_and_decay(
     shape = run.model.config
     passes = planned.total_steps / run.lanes.steps_per_epoch
     pressure = recipe.pressure(passes, recipe.matrix_weights(shape), run.train.characters)
-    assert (shape.dropout, shape.weight_drop) == recipe.regularisation(shape.cell, pressure)
+    assert (shape.dropout, shape.weight_drop) == recipe.regularisation(
+        shape.cell, pressure, run.train.characters
+    )
     assert shape.dropout < guessed, "the plan has fewer passes than expected"
     assert {cell.weight_drop for cell in run.model.layers()} == {shape.weight_drop}
     assert recipe.weight_decay(shape.cell, pressure) == planned.weight_decay < decay_guessed
