@@ -179,15 +179,15 @@ def _new_vocabulary(counts: Mapping[int, int], encoding: str, min_count: int | N
 def _coverage(counts: Mapping[int, int], vocabulary: Vocabulary, path: Path) -> str:
     """Say how much of a training part is covered by the vocabulary of another text."""
     unknown = vocabulary.unknown_among(counts)
-    characters = sum(counts.values())
-    known = characters - sum(unknown.values())
-    percent = 10_000 * known // characters / 100  # rounded down: 100.00 means all
+    characters, lacking = sum(counts.values()), sum(unknown.values())
+    percent = 10_000 * (characters - lacking) // characters / 100  # rounded down: 100.00 means all
     lacks = f", and lacks {listed(unknown)}" if unknown else ""
-    advice = "; it cannot learn to write those: a run without --init-from can"
+    advice = ""
+    if lacking > MANY_UNKNOWN * characters:
+        advice = "; it cannot learn to write those: a run without --init-from can"
     return (
         f"weights and vocabulary from {shown(path)}: it knows {percent:.2f} % "
-        f"of the characters to train on{lacks}"
-        f"{advice if vocabulary.unknown_share(counts) > MANY_UNKNOWN else ''}"
+        f"of the characters to train on{lacks}{advice}"
     )
 
 
