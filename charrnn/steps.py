@@ -7,9 +7,10 @@ N its columns.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from itertools import chain
+from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
@@ -26,9 +27,14 @@ Step = Callable[[NDArray[np.integer]], NDArray[np.float32]]
 _TYPES = (torch.float32, torch.bfloat16, torch.int8)
 """Types of a matrix, in the order of the enum in ``products.h``."""
 
-_LEAST_BYTES = 1 << 21
-"""Fewest bytes of matrices that are worth a thread where threads wait for each other. Half as many
-would be faster on a quiet machine, but on a busy one ten times as slow as a single thread."""
+_LEAST_BYTES = 1 << 19
+"""Fewest bytes of matrices for each of the threads that share out the units."""
+
+_TRIAL = 0.03
+"""Seconds of steps in a trial: several of the time slices that a busy system hands out."""
+
+_PER_TRIAL = 20
+"""How much time the fastest way gets for each second in which another one was tried."""
 
 
 class Layer(NamedTuple):
@@ -99,11 +105,14 @@ class Steps(Library):
             if matrix is not None
         ]
         nbytes = sum(matrix.nbytes for matrix in (*matrices, head))
-        threads, apart = _threads_for(lanes, nbytes, torch.get_num_threads())
+        ways = _ways(lanes, nbytes, torch.get_num_threads())
         kinds = (CELL_NAMES.index(cell), _TYPES.index(head.dtype))
-        room_for = (threads, apart, *kinds, lanes, hidden, len(head_bias_V))
-        room_size = self._library.step_room(*map(ctypes.c_long, room_for))
-        room = torch.empty(room_size, dtype=torch.float32)
+        shape = (*kinds, lanes, hidden)
+        room_sizes = [
+            self._library.step_room(*map(ctypes.c_long, (*way, *shape, len(head_bias_V))))
+            for way in ways
+        ]
+        room = torch.empty(max(room_sizes), dtype=torch.float32)
         symbols_B = torch.zeros(lanes, dtype=torch.int64)
         logits_BV = torch.empty(lanes, len(head_bias_V), dtype=torch.float32)
         fields = [*chain(*layers)]
@@ -111,34 +120,66 @@ class Steps(Library):
         rest = (table_VG, symbols_B, len(head_bias_V), head, head_bias_V, logits_BV, room)
         refuse_misreadable(*matrices, head, dtypes=(head.dtype,))
         refuse_misreadable(*chain(*(layer[2:] for layer in layers)), table_VG, head_bias_V)
-        sizes = (threads, apart, *kinds, lanes, hidden, len(layers))
-        arguments = (*map(ctypes.c_long, sizes), addresses, *(argument(value) for value in rest))
-        run = partial(self._library.step, *arguments)
+        pointers = (addresses, *(argument(value) for value in rest))
+        runs = [
+            partial(self._library.step, *map(ctypes.c_long, (*way, *shape, len(layers))), *pointers)
+            for way in ways
+        ]
+        trials = _trials(len(ways))
+        way = next(trials)
         read_B, written_BV = symbols_B.numpy(), logits_BV.numpy()
 
         # held: keeps alive the tensors whose addresses C has.
         def step(next_B: NDArray[np.integer], held: object = (fields, rest)) -> NDArray[np.float32]:
+            nonlocal way
             read_B[:] = next_B
-            run()
+            start = perf_counter()
+            runs[way]()
+            way = trials.send(perf_counter() - start)
             return written_BV.copy()
 
         return step
 
 
-def _threads_for(lanes: int, nbytes: int, most: int) -> tuple[int, bool]:
-    """Return how many threads make a step, and whether each has its own lanes.
+def _ways(lanes: int, nbytes: int, most: int) -> list[tuple[int, bool]]:
+    """Return in which ways a step can be made: by how many threads, each with its own lanes or not.
 
-    Threads with their own lanes need not wait for each other. Where sharing out the units
-    makes use of more threads, they do that instead.
+    Threads with their own lanes need not wait for each other. If there are too few lanes for that,
+    threads can share out the units. Then each reads a part of the matrices, which may fit its
+    core's cache, so that on a quiet machine two are up to five times as fast as one. On a busy
+    machine, where they wait for each other, they are slower than one. The result is the same.
 
     Args:
         lanes: how many texts there are.
         nbytes: the size of all matrices.
         most: how many threads there are.
     """
-    by_lanes, by_units = lanes // LEAST_LANES, nbytes // _LEAST_BYTES
-    apart = by_lanes >= 2 and by_lanes >= min(most, by_units)
-    return max(1, min(most, by_lanes if apart else by_units)), apart
+    by_lanes = min(most, lanes // LEAST_LANES)
+    ways = [(by_lanes, True) if by_lanes > 1 else (1, False)]
+    by_units = min(most, nbytes // _LEAST_BYTES)
+    while by_units > ways[0][0]:
+        ways.append((by_units, False))
+        by_units //= 2
+    return ways
+
+
+def _trials(ways: int) -> Generator[int, float, None]:
+    """Decide which of several ways makes each step: the one that was the fastest when last tried.
+
+    Yields:
+        The number of a way, from 0; send back the seconds that it took.
+    """
+    while True:
+        means = []
+        for way in range(ways):
+            seconds, steps = 0.0, 0
+            while seconds < _TRIAL:
+                seconds += yield way
+                steps += 1
+            means.append(seconds / steps)
+        left = _PER_TRIAL * _TRIAL * (ways - 1)
+        while left > 0:
+            left -= yield means.index(min(means))
 
 
 def steps() -> Steps | None:

@@ -15,7 +15,7 @@ from charrnn import compiler, kernels, stepper
 from charrnn.config import CellName, ModelConfig, WeightsName
 from charrnn.model import CharModel, Hidden
 from charrnn.stepper import CompiledStepper, NumpyStepper, Stepper
-from charrnn.steps import Steps, _threads_for
+from charrnn.steps import Steps, _trials, _ways
 from tests.conftest import skip_without
 
 
@@ -101,8 +101,9 @@ def test_steps_give_the_logits_of_one_forward(
 def test_threads_change_no_bit(
     cell: CellName, lanes: int, weights: WeightsName, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether threads share out the lanes or, with few lanes, the units."""
+    """Whether threads share out the lanes or, with few lanes, the units, or take turns."""
     monkeypatch.setattr("charrnn.steps._LEAST_BYTES", 1)
+    monkeypatch.setattr("charrnn.steps._TRIAL", 1e-9)
     model = make_model(cell, 2, hidden=37, symbols=77)
     text_TB, hidden, _ = forward(model, lanes)
     results = []
@@ -115,52 +116,63 @@ def test_threads_change_no_bit(
 
 
 @pytest.mark.parametrize(
-    ("lanes", "megabytes", "most", "expected"),
+    ("lanes", "kilobytes", "most", "expected"),
     [
-        (1, 1, 8, (1, False)),
-        (1, 4, 8, (2, False)),
-        (1, 50, 8, (8, False)),
-        (7, 50, 2, (2, False)),
-        (7, 1, 2, (1, False)),
-        (8, 1, 1, (1, True)),
-        (8, 1, 2, (2, True)),
-        (8, 50, 2, (2, True)),
-        (64, 50, 2, (2, True)),
-        # More threads than the lanes can employ: in a large model they share out the units.
-        (8, 4, 8, (2, True)),
-        (8, 6, 8, (3, False)),
-        (8, 50, 8, (8, False)),
-        (31, 50, 8, (8, False)),
-        (32, 50, 8, (8, True)),
-        (64, 50, 8, (8, True)),
+        (1, 1023, 8, [(1, False)]),
+        (1, 1024, 8, [(1, False), (2, False)]),
+        (1, 3000, 8, [(1, False), (5, False), (2, False)]),
+        (1, 50_000, 8, [(1, False), (8, False), (4, False), (2, False)]),
+        (7, 50_000, 2, [(1, False), (2, False)]),
+        (8, 50_000, 1, [(1, False)]),
+        (8, 50_000, 2, [(2, True)]),
+        (64, 50_000, 2, [(2, True)]),
+        # More threads than the lanes can employ: in a large model they may share out the units.
+        (8, 1024, 8, [(2, True)]),
+        (8, 1536, 8, [(2, True), (3, False)]),
+        (8, 50_000, 8, [(2, True), (8, False), (4, False)]),
+        (31, 50_000, 8, [(7, True), (8, False)]),
+        (32, 50_000, 8, [(8, True)]),
     ],
 )
 def test_threads_share_the_lanes_or_the_units(
-    lanes: int, megabytes: int, most: int, expected: tuple[int, bool]
+    lanes: int, kilobytes: int, most: int, expected: list[tuple[int, bool]]
 ) -> None:
-    assert _threads_for(lanes, megabytes << 20, most) == expected
+    assert _ways(lanes, kilobytes << 10, most) == expected
 
 
-def test_more_lanes_never_have_fewer_threads() -> None:
-    for megabytes in (0, 1, 5, 17, 50):
-        for most in (1, 2, 3, 8, 64):
-            numbers = [_threads_for(lanes, megabytes << 20, most)[0] for lanes in range(1, 300)]
-            assert numbers == sorted(numbers)
+def test_the_way_that_was_fastest_when_last_tried_makes_most_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("charrnn.steps._TRIAL", 4)
+    trials = _trials(3)
+    way, made = next(trials), []
+    for trial in ({0: 2, 1: 1, 2: 3}, {0: 0.5, 1: 1, 2: 3}):
+        for _ in range(200):
+            made.append(way)
+            way = trials.send(trial[way])
+            if way == 0 != made[-1]:
+                break
+    # Two of three ways were tried for nothing, 4 s each: so the fastest gets 20 x 2 x 4 s.
+    assert made == [0] * 2 + [1] * 4 + [2] * 2 + [1] * 160 + [0] * 8 + [1] * 4 + [2] * 2
 
 
-@pytest.mark.parametrize(("lanes", "expected"), [(1, (3, 0)), (23, (3, 1))])
+@pytest.mark.parametrize(("lanes", "expected"), [(1, {(1, 0), (3, 0)}), (23, {(3, 1)})])
 def test_c_is_told_how_many_threads_there_are(
-    lanes: int, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    lanes: int, expected: set[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("charrnn.steps._TRIAL", 1e-9)
     monkeypatch.setattr("charrnn.steps._LEAST_BYTES", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     made = steps_for("native")
     library = Mock(wraps=made._library)
     monkeypatch.setattr(made, "_library", library)
     model = make_model("lstm", 2)
-    CompiledStepper(made, model, model.initial_hidden(lanes), "fp32").step(np.zeros(lanes, int))
-    for call in (library.step_room.call_args, library.step.call_args):
-        assert tuple(size.value for size in call.args[:2]) == expected
+    stepper = CompiledStepper(made, model, model.initial_hidden(lanes), "fp32")
+    for _ in range(4):
+        stepper.step(np.zeros(lanes, int))
+    for function in (library.step_room, library.step):
+        told = {tuple(size.value for size in call.args[:2]) for call in function.call_args_list}
+        assert told == expected
 
 
 @pytest.mark.parametrize("engine", ENGINES)
