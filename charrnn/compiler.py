@@ -36,6 +36,9 @@ from charrnn.wording import shown
 LEAST_LANES = 4
 """Fewest lanes that are worth a thread: with fewer sums a core's multipliers are not busy."""
 
+_LEAST_BYTES = 1 << 19
+"""Fewest bytes of matrices for each of the threads that share out the units."""
+
 _OPTIONS = ["-x", "c", "-std=gnu11", "-O3", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared"]
 """``-x c``: a C++ compiler would otherwise compile C++ and mangle the names. ``-fopenmp``: on Linux
 the threads are torch's own, because torch has loaded gcc's OpenMP; clang's would be a second
@@ -123,6 +126,28 @@ def argument(value: Tensor | int | None) -> ctypes.c_void_p | ctypes.c_long:
     if value is None or isinstance(value, Tensor):
         return ctypes.c_void_p(None if value is None else value.data_ptr())
     return ctypes.c_long(value)
+
+
+def ways_to_share(lanes: int, nbytes: int, most: int) -> list[tuple[int, bool]]:
+    """Return how threads can share out a step: how many, and whether each has its own lanes.
+
+    Threads with their own lanes need not wait for each other. If they share out the units
+    instead, each multiplies a part of the matrices by all lanes. That part may fit its core's
+    cache, so on a quiet machine it can be several times as fast; on a busy one it is slower. The
+    result is the same.
+
+    Args:
+        lanes: how many there are.
+        nbytes: the size of all matrices.
+        most: how many threads there are.
+    """
+    by_lanes = max(1, min(most, lanes // LEAST_LANES))
+    ways = [(by_lanes, True)]
+    by_units = min(most, nbytes // _LEAST_BYTES)
+    while by_units >= max(2, by_lanes):
+        ways.append((by_units, False))
+        by_units //= 2
+    return ways
 
 
 def refuse_misreadable(

@@ -9,13 +9,16 @@ stacked as rows (G); K a product's inner axis, N its columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ctypes
+from collections.abc import Callable, Hashable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from charrnn.compiler import LEAST_LANES, Library, argument, compiled, refuse_misreadable
+from charrnn.compiler import Library, argument, compiled, refuse_misreadable, ways_to_share
 from charrnn.config import CELL_NAMES
+from charrnn.trials import Fastest
 
 
 class Loops(Library):
@@ -41,6 +44,11 @@ class Loops(Library):
     FILE = "recurrence.c"
     FUNCTIONS = ("forward", "rnn_backward", "lstm_backward", "gru_backward")
 
+    def __init__(self, library: ctypes.CDLL, *, tiles: bool) -> None:
+        super().__init__(library, tiles=tiles)
+        #: The ways of making a loop, by its function and sizes.
+        self._fastest: dict[Hashable, Fastest] = {}
+
     def rnn_forward(
         self,
         narrow: bool,
@@ -51,7 +59,14 @@ class Loops(Library):
     ) -> None:
         """Fill in the states."""
         tensors = (projected, which_TB, None, states_TBH, None, None)
-        self._run("forward", narrow, weight_HH.t(), states_TBH, CELL_NAMES.index("rnn"), *tensors)
+        self._run(
+            "forward",
+            narrow,
+            self._in_blocks(weight_HH),
+            states_TBH,
+            CELL_NAMES.index("rnn"),
+            *tensors,
+        )
 
     def rnn_backward(
         self,
@@ -80,7 +95,14 @@ class Loops(Library):
         """Fill in states and cells; return i, f, g, o and tanh(c), [T, B, 5, H], if ``keep``."""
         kept_TBGH = _room_to_keep(states_TBH, 5, keep)
         tensors = (projected, which_TB, None, states_TBH, cells_TBH, kept_TBGH)
-        self._run("forward", narrow, weight_GH.t(), states_TBH, CELL_NAMES.index("lstm"), *tensors)
+        self._run(
+            "forward",
+            narrow,
+            self._in_blocks(weight_GH),
+            states_TBH,
+            CELL_NAMES.index("lstm"),
+            *tensors,
+        )
         return kept_TBGH
 
     def lstm_backward(
@@ -115,7 +137,14 @@ class Loops(Library):
         """
         kept_TBGH = _room_to_keep(states_TBH, 4, keep)
         tensors = (projected, which_TB, bias_H, states_TBH, None, kept_TBGH)
-        self._run("forward", narrow, weight_GH.t(), states_TBH, CELL_NAMES.index("gru"), *tensors)
+        self._run(
+            "forward",
+            narrow,
+            self._in_blocks(weight_GH),
+            states_TBH,
+            CELL_NAMES.index("gru"),
+            *tensors,
+        )
         return kept_TBGH
 
     def gru_backward(
@@ -134,6 +163,14 @@ class Loops(Library):
         self._run("gru_backward", narrow, weight_GH, states_TBH, *tensors)
         return d_TBG, d_n_TBH
 
+    def _in_blocks(self, weight_GH: Tensor) -> Tensor:
+        """Return U transposed, with zeros after each gate's columns: each has panels of its own."""
+        hidden = weight_GH.shape[1]
+        if more := -hidden % self._width:
+            by_gate_GHH = weight_GH.view(-1, hidden, hidden)
+            weight_GH = torch.nn.functional.pad(by_gate_GHH, (0, 0, 0, more)).flatten(0, 1)
+        return weight_GH.t()
+
     def _run(
         self,
         name: str,
@@ -144,17 +181,20 @@ class Loops(Library):
     ) -> None:
         """Call a function of the library, with the sizes of one of its tensors, [T + 1, B, H]."""
         states, lanes, hidden = like_TBH.shape
-        threads = max(1, min(torch.get_num_threads(), lanes // LEAST_LANES))
         narrow = narrow and self.multiplies_bf16
         refuse_misreadable(*rest)
         assert weight_KN.dtype == torch.float32, f"they must be float32: {weight_KN.dtype}"
         panels = self._panels(weight_KN.bfloat16() if narrow else weight_KN)
-        # room_of in recurrence.c: the sums, and the factors in bf16.
-        columns = len(panels) * self._width
-        room = like_TBH.new_empty(lanes * (columns + panels.numel() // columns))
-        function: Callable[..., None] = getattr(self._library, name)
-        sizes = (threads, narrow, states - 1, lanes, hidden)
-        function(*map(argument, (*sizes, panels, *rest, room)))
+        ways = ways_to_share(lanes, panels.nbytes, torch.get_num_threads())
+        # The sums, and the factors in bf16, of which each thread may have its own copy.
+        columns, most = len(panels) * self._width, max(threads for threads, _ in ways)
+        room = like_TBH.new_empty(lanes * (columns + most * (panels.numel() // columns)))
+        sizes = (narrow, states - 1, lanes, hidden)
+        key = (name, *sizes, *ways)
+        if key not in self._fastest:
+            function: Callable[..., None] = getattr(self._library, name)
+            self._fastest[key] = Fastest([partial(function, *map(argument, way)) for way in ways])
+        self._fastest[key](*map(argument, (*sizes, panels, *rest, room)))
 
 
 def _room_to_keep(states_TBH: Tensor, gates: int, keep: bool) -> Tensor | None:

@@ -15,6 +15,9 @@
 #include <stdint.h>
 #include <string.h>
 
+int omp_get_thread_num(void);
+int omp_get_num_threads(void);
+
 #if defined(__AVX512F__)
 #define VECTOR 16
 #elif defined(__AVX__)
@@ -68,20 +71,25 @@
 
 typedef float vector __attribute__((vector_size(4 * VECTOR), aligned(4)));
 
+static long least(long a, long b) { return a < b ? a : b; }
+
 /* ---- Products ---- */
 
 /* In the order of _TYPES in charrnn/steps.py. */
 enum { FLOATS, NARROWS, BYTES };
 
-/* A matrix [inner, columns], padded with zeros, in panels of WIDTH columns. A panel is
+/* A matrix [inner, blocks * columns], padded with zeros, in panels of WIDTH columns. A panel is
  * [inner, WIDTH] in float32; in bf16 and bytes [inner / 2, WIDTH, 2], with two rows interleaved.
  * Panels of bytes are followed by one float per column: its scale. */
 typedef struct {
     const void *panels;
-    long count; /* of panels */
+    long blocks, each; /* so many panels in each of so many blocks */
     long inner;
     long weights; /* FLOATS, NARROWS, BYTES */
 } matrix;
+
+/* Columns of all panels. */
+static long width_of(matrix m) { return m.blocks * m.each * WIDTH; }
 
 #if defined(TILES)
 static int has_tiles = 0;
@@ -120,13 +128,13 @@ long byte_depth(void)
 #endif
 }
 
-static matrix as_matrix(const void *panels, long inner, long columns, long weights)
+static matrix as_matrix(const void *panels, long inner, long blocks, long columns, long weights)
 {
     if (weights == NARROWS)
         inner = (inner + NARROW_DEPTH - 1) / NARROW_DEPTH * NARROW_DEPTH;
     if (weights == BYTES)
         inner = (inner + BYTE_DEPTH - 1) / BYTE_DEPTH * BYTE_DEPTH;
-    return (matrix){panels, (columns + WIDTH - 1) / WIDTH, inner, weights};
+    return (matrix){panels, blocks, (columns + WIDTH - 1) / WIDTH, inner, weights};
 }
 
 /* out[rows, WIDTH] = x[rows, inner] @ panel[inner, WIDTH] */
@@ -260,18 +268,24 @@ INLINE void multiply_tiles(const int pair, long inner, const uint16_t *x, const 
 static void multiply_in_tiles(matrix m, long from, long to, long rows, const uint16_t *x,
                               float *out)
 {
-    const long columns = m.count * WIDTH;
+    const long columns = width_of(m);
     const uint16_t *panels = m.panels;
-    for (long row = 0; row < rows; row += 16) {
-        configure_tiles(rows - row < 16 ? rows - row : 16);
-        float *sums = out + row * columns;
-        long p = from;
-        for (; p + 2 <= to; p += 2)
-            multiply_tiles(1, m.inner, x + row * m.inner, panels + p * m.inner * WIDTH,
-                           sums + p * WIDTH, columns);
-        if (p < to)
-            multiply_tiles(0, m.inner, x + row * m.inner, panels + p * m.inner * WIDTH,
-                           sums + p * WIDTH, columns);
+    const long whole = rows / 16 * 16;
+    for (long first = 0, end; first < rows; first = end) {
+        end = first < whole ? whole : rows;
+        configure_tiles(least(end - first, 16));
+        for (long block = 0; block < m.blocks; block++)
+            for (long q = from; q < to; q += 2) {
+                const long p = block * m.each + q;
+                const uint16_t *panel = panels + p * m.inner * WIDTH;
+                for (long row = first; row < end; row += 16) {
+                    float *sums = out + row * columns + p * WIDTH;
+                    if (q + 1 < to)
+                        multiply_tiles(1, m.inner, x + row * m.inner, panel, sums, columns);
+                    else
+                        multiply_tiles(0, m.inner, x + row * m.inner, panel, sums, columns);
+                }
+            }
     }
     _tile_release();
 }
@@ -375,15 +389,22 @@ static void whole_rows(long rows, long given, long inner, const float *x, int16_
 #define IN_BLOCKS(call) FOR_ROWS(4, call) FOR_ROWS(2, call) FOR_ROWS(1, call)
 #endif
 
-/* Multiply x[rows, given] with the panels `from` to `to` of a matrix of `given` rows.
+/* The panels `from` to `to` of each block. */
+#define EACH_PANEL                                                                               \
+    for (long block = 0; block < m.blocks; block++)                                              \
+        for (long p = block * m.each + from; p < block * m.each + to; p++)
+
+/* Multiply x[rows, given] with the panels `from` to `to` of each block of a matrix of `given` rows.
  *
- *   sums     [rows, m.count * WIDTH], written
+ *   sums     [rows, width_of(m)], written
  *   room     [rows, m.inner], for x in fewer bits and, with bytes, the scale of each row
  */
 static void multiply(matrix m, long from, long to, long rows, const float *x, long given,
                      float *sums, float *room)
 {
-    const long columns = m.count * WIDTH;
+    const long columns = width_of(m);
+    if (from == to || !rows)
+        return; /* also: then there may be no room */
 #if defined(NARROW)
     if (m.weights == NARROWS) {
         uint16_t *narrow = (uint16_t *)room;
@@ -394,7 +415,7 @@ static void multiply(matrix m, long from, long to, long rows, const float *x, lo
             return;
         }
 #endif
-        for (long p = from; p < to; p++) {
+        EACH_PANEL {
             const uint16_t *panel = (const uint16_t *)m.panels + p * m.inner * WIDTH;
             float *out = sums + p * WIDTH;
             long row = 0;
@@ -411,7 +432,7 @@ static void multiply(matrix m, long from, long to, long rows, const float *x, lo
         whole_rows(rows, given, m.inner, x, narrow, row_units);
         const int8_t *panels = m.panels;
         const float *units = (const float *)(panels + m.inner * columns);
-        for (long p = from; p < to; p++) {
+        EACH_PANEL {
             float *out = sums + p * WIDTH;
             long row = 0;
             IN_BLOCKS(multiply_bytes(some, m.inner, narrow + row * m.inner, m.inner,
@@ -422,7 +443,7 @@ static void multiply(matrix m, long from, long to, long rows, const float *x, lo
     }
 #endif
     (void)room;
-    for (long p = from; p < to; p++) {
+    EACH_PANEL {
         const float *panel = (const float *)m.panels + p * m.inner * WIDTH;
         float *out = sums + p * WIDTH;
         long row = 0;
@@ -473,7 +494,7 @@ static long gates_of(long cell) { return cell == LSTM ? 4 : cell == GRU ? 3 : 1;
 
 /* The functions below compute units `from` to `to` of a lane's step.
  *
- *   sum      [gates * H]: U h
+ *   sum      U h: so many gates, each H of `stride` floats
  *   x        [gates * H]: W x + b
  */
 
@@ -489,15 +510,15 @@ INLINE void rnn_units(long from, long to, const float *sum, const float *x, floa
  *
  *   kept     [5H], or null: i, f, g, o and tanh(c')
  */
-INLINE void lstm_units(long from, long to, long hidden, const float *sum, const float *x,
-                       const float *c, float *c_next, float *h_next, float *kept)
+INLINE void lstm_units(long from, long to, long hidden, const float *sum, long stride,
+                       const float *x, const float *c, float *c_next, float *h_next, float *kept)
 {
     EACH_UNIT
     for (long j = from; j < to; j++) {
         const float i = sigmoid(sum[j] + x[j]);
-        const float f = sigmoid(sum[hidden + j] + x[hidden + j]);
-        const float g = tangent(sum[2 * hidden + j] + x[2 * hidden + j]);
-        const float o = sigmoid(sum[3 * hidden + j] + x[3 * hidden + j]);
+        const float f = sigmoid(sum[stride + j] + x[hidden + j]);
+        const float g = tangent(sum[2 * stride + j] + x[2 * hidden + j]);
+        const float o = sigmoid(sum[3 * stride + j] + x[3 * hidden + j]);
         const float c_j = f * c[j] + i * g, tanh_c = tangent(c_j);
         c_next[j] = c_j;
         h_next[j] = o * tanh_c;
@@ -516,14 +537,14 @@ INLINE void lstm_units(long from, long to, long hidden, const float *sum, const 
  *   bias     [H]: m's
  *   kept     [4H], or null: r, z, m and n
  */
-INLINE void gru_units(long from, long to, long hidden, const float *sum, const float *x,
-                      const float *bias, const float *h, float *h_next, float *kept)
+INLINE void gru_units(long from, long to, long hidden, const float *sum, long stride,
+                      const float *x, const float *bias, const float *h, float *h_next, float *kept)
 {
     EACH_UNIT
     for (long j = from; j < to; j++) {
         const float r = sigmoid(sum[j] + x[j]);
-        const float z = sigmoid(sum[hidden + j] + x[hidden + j]);
-        const float m = sum[2 * hidden + j] + bias[j];
+        const float z = sigmoid(sum[stride + j] + x[hidden + j]);
+        const float m = sum[2 * stride + j] + bias[j];
         const float n = tangent(x[2 * hidden + j] + r * m);
         h_next[j] = n + z * (h[j] - n);
         if (kept) {

@@ -10,9 +10,6 @@
 #define WITH_BYTES
 #include "products.h"
 
-int omp_get_thread_num(void);
-int omp_get_num_threads(void);
-
 typedef struct {
     const void *inputs;    /* panels of W transposed; null in the lowest layer */
     const void *recurrent; /* panels of U transposed */
@@ -21,17 +18,15 @@ typedef struct {
     float *h, *c;          /* [B, H], the states, which are overwritten; c: an LSTM's, else null */
 } layer;
 
-static long least(long a, long b) { return a < b ? a : b; }
-
 /* Floats of scratch space that a step needs: the sums, and the states in fewer bits, of which each
  * thread has its own copy if the threads share the units. */
 long step_room(long threads, long apart, long cell, long weights, long lanes, long hidden,
                long vocabulary)
 {
-    const matrix m = as_matrix(0, hidden, gates_of(cell) * hidden, weights);
-    const matrix head = as_matrix(0, hidden, vocabulary, weights);
+    const matrix m = as_matrix(0, hidden, 1, gates_of(cell) * hidden, weights);
+    const matrix head = as_matrix(0, hidden, 1, vocabulary, weights);
     const long copies = weights == FLOATS ? 0 : apart ? 1 : threads;
-    return lanes * ((2 * m.count + head.count) * WIDTH + copies * m.inner);
+    return lanes * (2 * width_of(m) + width_of(head) + copies * m.inner);
 }
 
 /* Read one more character of every lane.
@@ -50,9 +45,9 @@ void step(long threads, long apart, long cell, long weights, long lanes, long hi
           const void *head, const float *head_bias, float *logits, float *room)
 {
     const long gates = gates_of(cell) * hidden;
-    const matrix top = as_matrix(head, hidden, vocabulary, weights);
-    const matrix like = as_matrix(0, hidden, gates, weights);
-    const long columns = like.count * WIDTH, top_columns = top.count * WIDTH;
+    const matrix top = as_matrix(head, hidden, 1, vocabulary, weights);
+    const matrix like = as_matrix(0, hidden, 1, gates, weights);
+    const long columns = width_of(like), top_columns = width_of(top);
     float *sums = room, *inputs = sums + lanes * columns, *above = inputs + lanes * columns;
     float *rest = above + lanes * top_columns;
 
@@ -64,7 +59,7 @@ void step(long threads, long apart, long cell, long weights, long lanes, long hi
         const long first = PART(lanes, apart, 0), last = PART(lanes, apart, 1);
         const long rows = last - first;
         const long from = PART(hidden, !apart, 0), to = PART(hidden, !apart, 1);
-        const long panel = PART(like.count, !apart, 0), panel_end = PART(like.count, !apart, 1);
+        const long panel = PART(like.each, !apart, 0), panel_end = PART(like.each, !apart, 1);
         float *narrow = rest + (apart ? first : share * lanes) * like.inner;
         for (long l = 0; l < depth; l++) {
             const layer at = layers[l];
@@ -90,15 +85,15 @@ void step(long threads, long apart, long cell, long weights, long lanes, long hi
                 if (cell == RNN)
                     rnn_units(from, to, sum, x, h);
                 else if (cell == LSTM)
-                    lstm_units(from, to, hidden, sum, x, c, c, h, 0);
+                    lstm_units(from, to, hidden, sum, hidden, x, c, c, h, 0);
                 else
-                    gru_units(from, to, hidden, sum, x, at.second, h, h, 0);
+                    gru_units(from, to, hidden, sum, hidden, x, at.second, h, h, 0);
             }
             if (!apart) {
 #pragma omp barrier
             }
         }
-        const long top_panel = PART(top.count, !apart, 0), top_end = PART(top.count, !apart, 1);
+        const long top_panel = PART(top.each, !apart, 0), top_end = PART(top.each, !apart, 1);
         multiply(top, top_panel, top_end, rows, layers[depth - 1].h + first * hidden, hidden,
                  above + first * top_columns, narrow);
         for (long row = first; row < last; row++)

@@ -7,10 +7,9 @@ N its columns.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
-from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
@@ -18,23 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from charrnn.compiler import LEAST_LANES, Library, argument, compiled, refuse_misreadable
+from charrnn.compiler import Library, argument, compiled, refuse_misreadable, ways_to_share
 from charrnn.config import CELL_NAMES, CellName
+from charrnn.trials import Fastest
 
 Step = Callable[[NDArray[np.integer]], NDArray[np.float32]]
 """Reads one more character of every text, symbols_B, and returns logits_BV for the next one."""
 
 _TYPES = (torch.float32, torch.bfloat16, torch.int8)
 """Types of a matrix, in the order of the enum in ``products.h``."""
-
-_LEAST_BYTES = 1 << 19
-"""Fewest bytes of matrices for each of the threads that share out the units."""
-
-_TRIAL = 0.03
-"""Seconds of steps in a trial: several of the time slices that a busy system hands out."""
-
-_PER_TRIAL = 20
-"""How much time the fastest way gets for each second in which another one was tried."""
 
 
 class Layer(NamedTuple):
@@ -105,7 +96,7 @@ class Steps(Library):
             if matrix is not None
         ]
         nbytes = sum(matrix.nbytes for matrix in (*matrices, head))
-        ways = _ways(lanes, nbytes, torch.get_num_threads())
+        ways = ways_to_share(lanes, nbytes, torch.get_num_threads())
         kinds = (CELL_NAMES.index(cell), _TYPES.index(head.dtype))
         shape = (*kinds, lanes, hidden)
         room_sizes = [
@@ -121,65 +112,21 @@ class Steps(Library):
         refuse_misreadable(*matrices, head, dtypes=(head.dtype,))
         refuse_misreadable(*chain(*(layer[2:] for layer in layers)), table_VG, head_bias_V)
         pointers = (addresses, *(argument(value) for value in rest))
-        runs = [
-            partial(self._library.step, *map(ctypes.c_long, (*way, *shape, len(layers))), *pointers)
-            for way in ways
-        ]
-        trials = _trials(len(ways))
-        way = next(trials)
+        run = Fastest(
+            [
+                partial(self._library.step, *map(ctypes.c_long, (*way, *shape, len(layers))))
+                for way in ways
+            ]
+        )
         read_B, written_BV = symbols_B.numpy(), logits_BV.numpy()
 
         # held: keeps alive the tensors whose addresses C has.
         def step(next_B: NDArray[np.integer], held: object = (fields, rest)) -> NDArray[np.float32]:
-            nonlocal way
             read_B[:] = next_B
-            start = perf_counter()
-            runs[way]()
-            way = trials.send(perf_counter() - start)
+            run(*pointers)
             return written_BV.copy()
 
         return step
-
-
-def _ways(lanes: int, nbytes: int, most: int) -> list[tuple[int, bool]]:
-    """Return in which ways a step can be made: by how many threads, each with its own lanes or not.
-
-    Threads with their own lanes need not wait for each other. If there are too few lanes for that,
-    threads can share out the units. Then each reads a part of the matrices, which may fit its
-    core's cache, so that on a quiet machine two are up to five times as fast as one. On a busy
-    machine, where they wait for each other, they are slower than one. The result is the same.
-
-    Args:
-        lanes: how many texts there are.
-        nbytes: the size of all matrices.
-        most: how many threads there are.
-    """
-    by_lanes = min(most, lanes // LEAST_LANES)
-    ways = [(by_lanes, True) if by_lanes > 1 else (1, False)]
-    by_units = min(most, nbytes // _LEAST_BYTES)
-    while by_units > ways[0][0]:
-        ways.append((by_units, False))
-        by_units //= 2
-    return ways
-
-
-def _trials(ways: int) -> Generator[int, float, None]:
-    """Decide which of several ways makes each step: the one that was the fastest when last tried.
-
-    Yields:
-        The number of a way, from 0; send back the seconds that it took.
-    """
-    while True:
-        means = []
-        for way in range(ways):
-            seconds, steps = 0.0, 0
-            while seconds < _TRIAL:
-                seconds += yield way
-                steps += 1
-            means.append(seconds / steps)
-        left = _PER_TRIAL * _TRIAL * (ways - 1)
-        while left > 0:
-            left -= yield means.index(min(means))
 
 
 def steps() -> Steps | None:

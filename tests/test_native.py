@@ -62,13 +62,18 @@ each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], i
 @needs_compiler
 @each_dtype
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
-def test_threads_change_no_bit(cell: str, dtype: torch.dtype, shared: bool) -> None:
+def test_threads_change_no_bit(
+    cell: str, dtype: torch.dtype, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether they share out the lanes or the units."""
+    monkeypatch.setattr("charrnn.compiler._LEAST_BYTES", 1)
+    monkeypatch.setattr("charrnn.trials._TRIAL", 1e-9)
     threads = torch.get_num_threads()
     results = []
     try:
         for number in (1, 2, 3, 5):  # 23, 11, 7 and 4 lanes per thread, or one more
             torch.set_num_threads(number)
-            results.append(run(cell, dtype, shared))
+            results += [run(cell, dtype, shared) for _ in range(4)]  # every way at least once
     finally:
         torch.set_num_threads(threads)
     for others in results[1:]:
@@ -76,20 +81,30 @@ def test_threads_change_no_bit(cell: str, dtype: torch.dtype, shared: bool) -> N
 
 
 @needs_compiler
-@pytest.mark.parametrize(("there", "expected"), [(1, 1), (2, 2), (3, 3), (7, 5)])
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [
+        (1, [(1, 1)]),
+        (2, [(2, 1), (2, 0)]),
+        (3, [(3, 1), (3, 0)]),
+        (7, [(5, 1), (7, 0)]),  # 23 lanes are enough for five threads
+    ],
+)
 def test_c_is_told_how_many_threads_there_are(
-    cell: str, there: int, expected: int, monkeypatch: pytest.MonkeyPatch
+    cell: str, there: int, expected: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At most one thread for every four of the 23 lanes."""
+    monkeypatch.setattr("charrnn.compiler._LEAST_BYTES", 1)
+    monkeypatch.setattr("charrnn.trials._TRIAL", 1e-9)
     compiled = native.loops()
     assert compiled is not None
     library = Mock(wraps=compiled._library)
     monkeypatch.setattr(compiled, "_library", library)
+    monkeypatch.setattr(compiled, "_fastest", {})
     monkeypatch.setattr(torch, "get_num_threads", lambda: there)
-    run(cell, torch.float32)
-    calls = {name: call for name, call, _ in library.mock_calls}
-    assert calls.keys() == {"forward", f"{cell}_backward"}
-    assert [arguments[0].value for arguments in calls.values()] == [expected] * 2
+    for _ in expected:
+        run(cell, torch.float32)
+    calls = [(name, *(size.value for size in call[:2])) for name, call, _ in library.mock_calls]
+    assert calls == [(name, *way) for way in expected for name in ("forward", f"{cell}_backward")]
 
 
 @needs_compiler

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from charrnn import compiler, kernels, stepper
+from charrnn.compiler import ways_to_share
 from charrnn.config import CellName, ModelConfig, WeightsName
 from charrnn.model import CharModel, Hidden
 from charrnn.stepper import CompiledStepper, NumpyStepper, Stepper
-from charrnn.steps import Steps, _trials, _ways
+from charrnn.steps import Steps
 from tests.conftest import skip_without
 
 
@@ -102,8 +103,8 @@ def test_threads_change_no_bit(
     cell: CellName, lanes: int, weights: WeightsName, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether threads share out the lanes or, with few lanes, the units, or take turns."""
-    monkeypatch.setattr("charrnn.steps._LEAST_BYTES", 1)
-    monkeypatch.setattr("charrnn.steps._TRIAL", 1e-9)
+    monkeypatch.setattr("charrnn.compiler._LEAST_BYTES", 1)
+    monkeypatch.setattr("charrnn.trials._TRIAL", 1e-9)
     model = make_model(cell, 2, hidden=37, symbols=77)
     text_TB, hidden, _ = forward(model, lanes)
     results = []
@@ -118,50 +119,31 @@ def test_threads_change_no_bit(
 @pytest.mark.parametrize(
     ("lanes", "kilobytes", "most", "expected"),
     [
-        (1, 1023, 8, [(1, False)]),
-        (1, 1024, 8, [(1, False), (2, False)]),
-        (1, 3000, 8, [(1, False), (5, False), (2, False)]),
-        (1, 50_000, 8, [(1, False), (8, False), (4, False), (2, False)]),
-        (7, 50_000, 2, [(1, False), (2, False)]),
-        (8, 50_000, 1, [(1, False)]),
-        (8, 50_000, 2, [(2, True)]),
-        (64, 50_000, 2, [(2, True)]),
-        # More threads than the lanes can employ: in a large model they may share out the units.
-        (8, 1024, 8, [(2, True)]),
-        (8, 1536, 8, [(2, True), (3, False)]),
-        (8, 50_000, 8, [(2, True), (8, False), (4, False)]),
-        (31, 50_000, 8, [(7, True), (8, False)]),
-        (32, 50_000, 8, [(8, True)]),
+        (1, 1023, 8, [(1, True)]),
+        (1, 1024, 8, [(1, True), (2, False)]),
+        (1, 3000, 8, [(1, True), (5, False), (2, False)]),
+        (1, 50_000, 8, [(1, True), (8, False), (4, False), (2, False)]),
+        (7, 50_000, 1, [(1, True)]),
+        (7, 50_000, 2, [(1, True), (2, False)]),
+        (8, 50_000, 2, [(2, True), (2, False)]),
+        (64, 50_000, 2, [(2, True), (2, False)]),
+        (64, 1023, 2, [(2, True)]),
+        (15, 50_000, 8, [(3, True), (8, False), (4, False)]),
+        (32, 50_000, 8, [(8, True), (8, False)]),
     ],
 )
 def test_threads_share_the_lanes_or_the_units(
     lanes: int, kilobytes: int, most: int, expected: list[tuple[int, bool]]
 ) -> None:
-    assert _ways(lanes, kilobytes << 10, most) == expected
+    assert ways_to_share(lanes, kilobytes << 10, most) == expected
 
 
-def test_the_way_that_was_fastest_when_last_tried_makes_most_steps(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("charrnn.steps._TRIAL", 4)
-    trials = _trials(3)
-    way, made = next(trials), []
-    for trial in ({0: 2, 1: 1, 2: 3}, {0: 0.5, 1: 1, 2: 3}):
-        for _ in range(200):
-            made.append(way)
-            way = trials.send(trial[way])
-            if way == 0 != made[-1]:
-                break
-    # Two of three ways were tried for nothing, 4 s each: so the fastest gets 20 x 2 x 4 s.
-    assert made == [0] * 2 + [1] * 4 + [2] * 2 + [1] * 160 + [0] * 8 + [1] * 4 + [2] * 2
-
-
-@pytest.mark.parametrize(("lanes", "expected"), [(1, {(1, 0), (3, 0)}), (23, {(3, 1)})])
+@pytest.mark.parametrize(("lanes", "expected"), [(1, {(1, 1), (3, 0)}), (23, {(3, 1), (3, 0)})])
 def test_c_is_told_how_many_threads_there_are(
     lanes: int, expected: set[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("charrnn.steps._TRIAL", 1e-9)
-    monkeypatch.setattr("charrnn.steps._LEAST_BYTES", 1)
+    monkeypatch.setattr("charrnn.trials._TRIAL", 1e-9)
+    monkeypatch.setattr("charrnn.compiler._LEAST_BYTES", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     made = steps_for("native")
     library = Mock(wraps=made._library)
