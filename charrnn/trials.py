@@ -6,7 +6,7 @@ differ from machine to machine, and on what else the machine does, which changes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -20,42 +20,39 @@ _PER_TRIAL = 20
 class Fastest:
     """Calls, of several functions that do the same, the one that has lately been the fastest.
 
+    All are tried again and again. With each turn of a function, what it took before counts half as
+    much, so that neither one slow call nor the past decides for long.
+
     Args:
         functions: what to choose from. What a call does must not depend on which one is called.
     """
 
     def __init__(self, functions: Sequence[Callable[..., object]]) -> None:
         self._functions = functions
-        self._choices = choices(len(functions))
-        self._way = next(self._choices)
+        self._seconds = [0.0] * len(functions)
+        # More than none: so one that has not been called counts as the fastest.
+        self._calls = [1e-9] * len(functions)
+        self._turn, self._now, self._left = 0, 0, _TRIAL
 
     def __call__(self, *arguments: Any) -> None:
         """Call one of the functions, and time it."""
         start = perf_counter()
-        self._functions[self._way](*arguments)
-        self._way = self._choices.send(perf_counter() - start)
+        self._functions[self._now](*arguments)
+        took = perf_counter() - start
+        self._seconds[self._now] += took
+        self._calls[self._now] += 1
+        self._left -= took
+        if self._left <= 0:
+            self._take_turns()
 
-
-def choices(ways: int) -> Generator[int, float, None]:
-    """Decide which of several ways each call takes: the one whose calls took least time on average.
-
-    Every way is tried again and again, and what it took the last time counts half as much.
-
-    Yields:
-        The number of a way, from 0; send back the seconds that the call took.
-    """
-    seconds, calls = [0.0] * ways, [0.0] * ways
-
-    def spend(way: int, left: float) -> Generator[int, float, None]:
-        seconds[way], calls[way] = seconds[way] / 2, calls[way] / 2
-        while left > 0:
-            took = yield way
-            left -= took
-            seconds[way] += took
-            calls[way] += 1
-
-    while True:
-        for way in range(ways):
-            yield from spend(way, _TRIAL)
-        fastest = min(range(ways), key=lambda way: seconds[way] / calls[way])
-        yield from spend(fastest, _PER_TRIAL * _TRIAL * (ways - 1))
+    def _take_turns(self) -> None:
+        """After the trial of the last function, take the fastest; after that, begin again."""
+        number = len(self._functions)
+        self._turn = (self._turn + 1) % (number + 1)
+        if self._turn < number:
+            self._now, self._left = self._turn, _TRIAL
+        else:
+            means = [s / n for s, n in zip(self._seconds, self._calls, strict=True)]
+            self._now, self._left = means.index(min(means)), _PER_TRIAL * _TRIAL * (number - 1)
+        self._seconds[self._now] /= 2
+        self._calls[self._now] /= 2

@@ -5,43 +5,82 @@ from collections.abc import Callable
 import pytest
 
 from charrnn import trials
-from charrnn.trials import Fastest, choices
+from charrnn.trials import Fastest
 
 
-def test_the_way_that_was_fastest_when_last_tried_is_taken(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(trials, "_TRIAL", 4)
-    chosen = choices(3)
-    way, taken = next(chosen), []
-    for seconds in ({0: 2, 1: 1, 2: 3}, {0: 0.5, 1: 1, 2: 3}):
-        for _ in range(200):
-            taken.append(way)
-            way = chosen.send(seconds[way])
-            if way == 0 != taken[-1]:
-                break
-    # Two of three ways were tried for nothing, 4 s each: so the fastest gets 20 x 2 x 4 s.
-    assert taken == [0] * 2 + [1] * 4 + [2] * 2 + [1] * 160 + [0] * 8 + [1] * 4 + [2] * 2
+class Ways:
+    """Functions that take as many seconds of a clock of their own as ``seconds`` says."""
 
+    def __init__(self, *seconds: float) -> None:
+        self.seconds = list(seconds)
+        self.called: list[int] = []
+        self.now = 0.0
 
-def test_a_single_way_is_always_taken() -> None:
-    chosen = choices(1)
-    assert [next(chosen), *(chosen.send(1) for _ in range(5))] == [0] * 6
-
-
-def test_calls_are_timed_and_get_their_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, calls = 0.0, []
-
-    def make(seconds: float) -> Callable[..., None]:
+    def function(self, way: int) -> Callable[..., None]:
         def call(*arguments: object) -> None:
-            nonlocal now
-            now += seconds
-            calls.append((seconds, *arguments))
+            assert arguments == ("a", 7)
+            self.now += self.seconds[way]
+            self.called.append(way)
 
         return call
 
-    monkeypatch.setattr(trials, "perf_counter", lambda: now)
-    fastest = Fastest([make(5), make(2), make(3)])
-    for argument in "abcde":
-        fastest(argument, 7)
-    assert calls == [(s, c, 7) for s, c in zip((5, 2, 3, 2, 5), "abcde", strict=True)]
+
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> Ways:
+    ways = Ways(2, 1, 3)
+    monkeypatch.setattr(trials, "perf_counter", lambda: ways.now)
+    monkeypatch.setattr(trials, "_TRIAL", 4)
+    monkeypatch.setattr(trials, "_PER_TRIAL", 5)
+    return ways
+
+
+def call(fastest: Fastest, times: int) -> None:
+    for _ in range(times):
+        fastest("a", 7)
+
+
+def test_the_way_that_was_fastest_is_taken_between_trials(ways: Ways) -> None:
+    fastest = Fastest([ways.function(way) for way in range(3)])
+    call(fastest, 48 + 9)
+    # Two of three ways are tried for nothing, 4 s each: so the fastest gets 5 x 2 x 4 s.
+    assert ways.called[:48] == [0] * 2 + [1] * 4 + [2] * 2 + [1] * 40
+    assert ways.called[48:] == [0] * 2 + [1] * 4 + [2] * 2 + [1]
+
+
+def test_a_way_that_has_become_faster_is_taken_from_the_next_trials_on(ways: Ways) -> None:
+    fastest = Fastest([ways.function(way) for way in range(3)])
+    call(fastest, 48)
+    ways.seconds = [0.25, 1, 3]
+    call(fastest, 16 + 4 + 2 + 160)
+    assert ways.called[48:] == [0] * 16 + [1] * 4 + [2] * 2 + [0] * 160
+
+
+def test_one_slow_call_does_not_decide_for_long(ways: Ways) -> None:
+    fastest = Fastest([ways.function(way) for way in range(3)])
+    call(fastest, 48 + 2)
+    ways.seconds[1] = 7  # one call of seven seconds ends the trial
+    call(fastest, 1)
+    ways.seconds[1] = 1
+    call(fastest, 2 + 10)
+    # (1 x 40 + 7) / 2 calls of about a second each
+    assert ways.called[48:] == [0] * 2 + [1] + [2] * 2 + [1] * 10
+
+
+def test_a_single_way_is_always_taken(ways: Ways) -> None:
+    call(Fastest([ways.function(2)]), 7)
+    assert ways.called == [2] * 7
+
+
+def test_an_interrupted_call_leaves_no_trace(ways: Ways) -> None:
+    """As in a notebook, where the loops are called again after a Ctrl-C."""
+
+    def interrupted(*arguments: object) -> None:
+        ways.function(0)(*arguments)
+        if len(ways.called) == 1:
+            raise KeyboardInterrupt
+
+    fastest = Fastest([interrupted, ways.function(1)])
+    with pytest.raises(KeyboardInterrupt):
+        call(fastest, 1)
+    call(fastest, 2 + 4 + 20)
+    assert ways.called == [0] + [0] * 2 + [1] * 4 + [1] * 20
