@@ -62,10 +62,9 @@ def beats_onednn_lstm(dtype: torch.dtype, *, shared: bool, learns: bool) -> bool
 
     It is better in bf16, because oneDNN's LSTM does not use AMX in training; where time steps
     share inputs, because oneDNN computes the input product for every step; and without AVX-512.
-    Otherwise oneDNN's is used: on a quiet machine it is a few per cent faster up to 256 units, and
-    beyond that machines disagree. On a busy one its threads wait for each other at every time
-    step, which costs half of its speed, and with few lanes nearly all of it: so it is never used
-    for scoring (docs/diary.md).
+    Otherwise oneDNN's is used: on a quiet machine it is a few per cent faster up to 256 units. On a
+    busy one its threads wait for each other at every time step, which costs half of its speed,
+    and with few lanes nearly all of it: so it is never used for scoring (docs/diary.md).
 
     Args:
         dtype: the inputs' type.
