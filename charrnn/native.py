@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from charrnn.compiler import Library, argument, compiled, refuse_misreadable, ways_to_share
-from charrnn.config import CELL_NAMES
+from charrnn.config import CELL_NAMES, CellName
 from charrnn.trials import Fastest
 
 
@@ -59,14 +59,7 @@ class Loops(Library):
     ) -> None:
         """Fill in the states."""
         tensors = (projected, which_TB, None, states_TBH, None, None)
-        self._run(
-            "forward",
-            narrow,
-            self._in_blocks(weight_HH),
-            states_TBH,
-            CELL_NAMES.index("rnn"),
-            *tensors,
-        )
+        self._forward("rnn", narrow, weight_HH, states_TBH, *tensors)
 
     def rnn_backward(
         self,
@@ -95,14 +88,7 @@ class Loops(Library):
         """Fill in states and cells; return i, f, g, o and tanh(c), [T, B, 5, H], if ``keep``."""
         kept_TBGH = _room_to_keep(states_TBH, 5, keep)
         tensors = (projected, which_TB, None, states_TBH, cells_TBH, kept_TBGH)
-        self._run(
-            "forward",
-            narrow,
-            self._in_blocks(weight_GH),
-            states_TBH,
-            CELL_NAMES.index("lstm"),
-            *tensors,
-        )
+        self._forward("lstm", narrow, weight_GH, states_TBH, *tensors)
         return kept_TBGH
 
     def lstm_backward(
@@ -137,14 +123,7 @@ class Loops(Library):
         """
         kept_TBGH = _room_to_keep(states_TBH, 4, keep)
         tensors = (projected, which_TB, bias_H, states_TBH, None, kept_TBGH)
-        self._run(
-            "forward",
-            narrow,
-            self._in_blocks(weight_GH),
-            states_TBH,
-            CELL_NAMES.index("gru"),
-            *tensors,
-        )
+        self._forward("gru", narrow, weight_GH, states_TBH, *tensors)
         return kept_TBGH
 
     def gru_backward(
@@ -163,13 +142,21 @@ class Loops(Library):
         self._run("gru_backward", narrow, weight_GH, states_TBH, *tensors)
         return d_TBG, d_n_TBH
 
-    def _in_blocks(self, weight_GH: Tensor) -> Tensor:
-        """Return U transposed, with zeros after each gate's columns: each has panels of its own."""
+    def _forward(
+        self,
+        cell: CellName,
+        narrow: bool,
+        weight_GH: Tensor,
+        states_TBH: Tensor,
+        *rest: Tensor | None,
+    ) -> None:
+        """Call the forward loop; each gate's columns of U transposed get panels of their own."""
         hidden = weight_GH.shape[1]
         if more := -hidden % self._width:
             by_gate_GHH = weight_GH.view(-1, hidden, hidden)
             weight_GH = torch.nn.functional.pad(by_gate_GHH, (0, 0, 0, more)).flatten(0, 1)
-        return weight_GH.t()
+        number = CELL_NAMES.index(cell)
+        self._run("forward", narrow, weight_GH.t(), states_TBH, number, *rest)
 
     def _run(
         self,

@@ -128,6 +128,7 @@ long byte_depth(void)
 #endif
 }
 
+/* columns: of each block. */
 static matrix as_matrix(const void *panels, long inner, long blocks, long columns, long weights)
 {
     if (weights == NARROWS)
