@@ -13,8 +13,9 @@ from typing import Any
 _TRIAL = 0.03
 """Seconds of calls in a trial: several of the time slices that a busy system hands out."""
 
-_PER_TRIAL = 20
-"""How much time the fastest way gets for each second in which another one was tried."""
+_PER_TRIAL, _MOST = 20, 60
+"""How much time the fastest way gets for each second in which another one was tried, and the most
+seconds. On a busy machine a single call may take a second in one way and much less in another."""
 
 
 class Fastest:
@@ -32,6 +33,7 @@ class Fastest:
         self._seconds = [0.0] * len(functions)
         # More than none: so one that has not been called counts as the fastest.
         self._calls = [1e-9] * len(functions)
+        self._trials = [0.0] * len(functions)
         self._turn, self._now, self._left = 0, 0, _TRIAL
 
     def __call__(self, *arguments: Any) -> None:
@@ -48,11 +50,15 @@ class Fastest:
     def _take_turns(self) -> None:
         """After the trial of the last function, take the fastest; after that, begin again."""
         number = len(self._functions)
+        if self._turn < number:
+            self._trials[self._now] = _TRIAL - self._left
         self._turn = (self._turn + 1) % (number + 1)
         if self._turn < number:
             self._now, self._left = self._turn, _TRIAL
         else:
             means = [s / n for s, n in zip(self._seconds, self._calls, strict=True)]
-            self._now, self._left = means.index(min(means)), _PER_TRIAL * _TRIAL * (number - 1)
+            self._now = means.index(min(means))
+            in_vain = sum(self._trials) - self._trials[self._now]
+            self._left = min(_PER_TRIAL * in_vain, _MOST)
         self._seconds[self._now] /= 2
         self._calls[self._now] /= 2
