@@ -97,8 +97,7 @@ class Steps(Library):
         ]
         nbytes = sum(matrix.nbytes for matrix in (*matrices, head))
         ways = ways_to_share(lanes, nbytes, torch.get_num_threads())
-        kinds = (CELL_NAMES.index(cell), _TYPES.index(head.dtype))
-        shape = (*kinds, lanes, hidden)
+        shape = (CELL_NAMES.index(cell), _TYPES.index(head.dtype), lanes, hidden)
         room_sizes = [
             self._library.step_room(*map(ctypes.c_long, (*way, *shape, len(head_bias_V))))
             for way in ways

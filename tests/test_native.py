@@ -68,12 +68,14 @@ def test_threads_change_no_bit(
     """Whether they share out the lanes or the units."""
     monkeypatch.setattr("charrnn.compiler._LEAST_BYTES", 1)
     monkeypatch.setattr("charrnn.trials._TRIAL", 1e-9)
+    monkeypatch.setattr(native.loops(), "_fastest", {})
     threads = torch.get_num_threads()
     results = []
     try:
         for number in (1, 2, 3, 5):  # 23, 11, 7 and 4 lanes per thread, or one more
             torch.set_num_threads(number)
-            results += [run(cell, dtype, shared) for _ in range(4)]  # every way at least once
+            # Two ways at most, each of which is tried by the first calls.
+            results += [run(cell, dtype, shared) for _ in range(2)]
     finally:
         torch.set_num_threads(threads)
     for others in results[1:]:

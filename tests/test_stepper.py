@@ -138,6 +138,16 @@ def test_threads_share_the_lanes_or_the_units(
     assert ways_to_share(lanes, kilobytes << 10, most) == expected
 
 
+def test_more_lanes_never_have_fewer_threads() -> None:
+    for megabytes in (0, 1, 5, 17, 50):
+        for most in (1, 2, 3, 8, 64):
+            numbers = [
+                max(threads for threads, _ in ways_to_share(lanes, megabytes << 20, most))
+                for lanes in range(1, 300)
+            ]
+            assert numbers == sorted(numbers)
+
+
 @pytest.mark.parametrize(("lanes", "expected"), [(1, {(1, 1), (3, 0)}), (23, {(3, 1), (3, 0)})])
 def test_c_is_told_how_many_threads_there_are(
     lanes: int, expected: set[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
