@@ -123,7 +123,7 @@ def portray(
         label=label,
         shape=model.config,
         log=_read_log(checkpoint),
-        sample=vocabulary.decode([piece.symbol for piece in pieces]),
+        sample=vocabulary.decode([symbol for _, symbol in pieces]),
         excerpt=tuple(excerpt[:EXCERPT]),
         inspection=inspection,
         validated_on=validated_on,

@@ -455,9 +455,9 @@ static void multiply(matrix m, long from, long to, long rows, const float *x, lo
 
 /* ---- The gates' functions ---- */
 
-/* e^x - 1 within 2 units in the last place (Cephes' expf without its 1), with x clamped to
+/* e^x - less, which is 0 or 1, within 2 units in the last place (Cephes' expf), with x clamped to
  * [-87, 87]; NaN stays NaN. Written without branches, so that the compiler vectorises it. */
-INLINE float exponential_less_1(float x)
+INLINE float exponential(float x, const float less)
 {
     x = x > 87.0f ? 87.0f : x;
     x = x < -87.0f ? -87.0f : x;
@@ -474,15 +474,15 @@ INLINE float exponential_less_1(float x)
     sum = sum * rest + 1.6666665459e-1f;
     sum = sum * rest + 5.0000001201e-1f;
     sum = sum * rest * rest + rest;
-    return sum * power.value + (power.value - 1.0f);
+    return sum * power.value + (power.value - less);
 }
 
 /* Both within 3 units in the last place; but below -87 sigmoid stays at 1.6e-38. */
-INLINE float sigmoid(float x) { return 1.0f / (2.0f + exponential_less_1(-x)); }
+INLINE float sigmoid(float x) { return 1.0f / (2.0f + exponential(-x, 1.0f)); }
 
 INLINE float tangent(float x)
 {
-    const float e = exponential_less_1(2.0f * x);
+    const float e = exponential(2.0f * x, 1.0f);
     return e / (e + 2.0f);
 }
 

@@ -23,8 +23,8 @@ def print_as_made(vocabulary: Vocabulary, start: Sequence[int], pieces: Iterable
     writer = _Writer(vocabulary)
     writer.write(start)
     try:
-        for piece in pieces:
-            writer.write([piece.symbol])
+        for _, symbol in pieces:
+            writer.write([symbol])
     except CharrnnError:
         writer.end()  # the error's message gets a line of its own
         raise
@@ -34,8 +34,8 @@ def print_as_made(vocabulary: Vocabulary, start: Sequence[int], pieces: Iterable
 def collect(count: int, pieces: Iterable[Piece]) -> list[list[int]]:
     """Return the symbols of each of ``count`` samples that were made side by side."""
     samples: list[list[int]] = [[] for _ in range(count)]
-    for piece in pieces:
-        samples[piece.sample].append(piece.symbol)
+    for number, symbol in pieces:
+        samples[number].append(symbol)
     return samples
 
 

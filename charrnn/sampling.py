@@ -7,7 +7,6 @@ number, so the same seed gives the same text.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,13 +28,8 @@ SHORT_PROMPT = 64
 DRAWS = 64
 
 
-class Piece(NamedTuple):
-    """One more character of one sample."""
-
-    sample: int
-    """Which sample it belongs to, from 0."""
-    symbol: int
-    """The character's id."""
+#: One more character of one sample: which sample, from 0, and the character's id.
+Piece = tuple[int, int]
 
 
 def prepare_prompt(
@@ -162,6 +156,7 @@ def sample(
     tails: list[list[int]] = [[] for _ in range(config.count)]
     numbers = list(range(config.count))  # lane -> number of its sample
     open_lanes = numbers
+    is_plain = config.temperature > 0 and config.top_k is None and config.top_p is None
     if prompt is None or len(prompt) == 0:
         prompt = _first_symbol(vocabulary)
     model.eval()
@@ -177,13 +172,17 @@ def sample(
             points_B = next(points)
             if len(numbers) < config.count:
                 points_B = points_B[numbers]
-            drawn_B = _draw(next_probabilities(logits_BV, config), points_B)
+            draw = stepper.draw if is_plain else None
+            if draw is None:
+                drawn_B = _draw(next_probabilities(logits_BV, config), points_B)
+            else:
+                drawn_B = draw(logits_BV, points_B, config.temperature)
             drawn = drawn_B.tolist()
             # NaN probabilities draw symbol 0, which is otherwise (almost) never drawn.
             if 0 in drawn or config.temperature == 0:
                 _refuse_non_finite(logits_BV[open_lanes])
             produced += 1
-            yield from [Piece(numbers[lane], drawn[lane]) for lane in open_lanes]
+            yield from [(numbers[lane], drawn[lane]) for lane in open_lanes]
             if stop is not None:
                 for lane in open_lanes:
                     tail = [*tails[numbers[lane]], drawn[lane]]
@@ -265,6 +264,8 @@ def _stepper(
 
 class _ModelStepper:
     """``Stepper`` for other devices than a CPU, by the model's own forward pass."""
+
+    draw = None
 
     def __init__(self, model: CharModel, hidden: Hidden) -> None:
         self._model, self._hidden = model, hidden

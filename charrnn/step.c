@@ -1,4 +1,4 @@
-/* One more character of several texts: all layers of a model, and its head.
+/* One more character of several texts: all layers of a model, its head, and a draw.
  *
  * A step is a handful of products, each of which reads a matrix once; a single call keeps the
  * overhead small. If there are many lanes, each thread gets some of them; if there are few, the
@@ -99,5 +99,35 @@ void step(long threads, long apart, long cell, long weights, long lanes, long hi
         for (long row = first; row < last; row++)
             for (long j = top_panel * WIDTH; j < least(top_end * WIDTH, vocabulary); j++)
                 logits[row * vocabulary + j] = above[row * top_columns + j] + head_bias[j];
+    }
+}
+
+/* Draw each lane's next symbol: the first at which the probabilities so far add up to more than
+ * the lane's point. The probabilities are e^(logit / temperature), within a millionth of each.
+ *
+ *   logits   [B, V]; that of a symbol that must not be drawn is -inf
+ *   points   [B], from 0 to 1 exclusively: shares of the sum of all probabilities
+ *   sums     [V]: scratch space
+ *   symbols  [B], written; 0 if a logit is no number, or none is above -inf
+ */
+void draw(long lanes, long vocabulary, const float *logits, double temperature,
+          const double *points, double *sums, int64_t *symbols)
+{
+    for (long lane = 0; lane < lanes; lane++) {
+        const float *x = logits + lane * vocabulary;
+        float most = x[0];
+        for (long j = 1; j < vocabulary; j++)
+            most = x[j] > most ? x[j] : most;
+        for (long j = 0; j < vocabulary; j++) {
+            const float power = (float)(((double)x[j] - most) / temperature);
+            sums[j] = power < -87.0f ? 0.0f : exponential(power, 0.0f);
+        }
+        for (long j = 1; j < vocabulary; j++)
+            sums[j] += sums[j - 1];
+        const double point = points[lane] * sums[vocabulary - 1];
+        long before = 0;
+        for (long j = 0; j < vocabulary; j++)
+            before += sums[j] <= point;
+        symbols[lane] = before;
     }
 }

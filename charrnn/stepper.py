@@ -33,7 +33,7 @@ from charrnn.config import WeightsName
 from charrnn.kernels import step_product
 from charrnn.machine import vendor
 from charrnn.model import CharModel, Hidden, take_lanes
-from charrnn.steps import Layer, Steps, steps
+from charrnn.steps import Draw, Layer, Steps, steps
 
 Array = NDArray[np.float32]
 Product = Callable[[Array], Array]
@@ -79,6 +79,11 @@ class Stepper:
             self._arrange(self.hidden(), compiled)
         self._left -= 1
         return self._now.step(symbols_B)
+
+    @property
+    def draw(self) -> Draw | None:
+        """What draws by these logits in C; None as long as the steps are made in numpy."""
+        return self._now.draw if isinstance(self._now, CompiledStepper) else None
 
     def hidden(self) -> Hidden:
         """Return the state after the last step, in float32."""
@@ -148,6 +153,7 @@ class CompiledStepper:
             self.step = compiled.bind(
                 model.config.cell, layers, table_VG, matrix(model.head.weight), model.head.bias
             )
+        self.draw = compiled.drawing(len(hidden[0][0]), model.config.vocabulary)
 
     def hidden(self) -> Hidden:
         """Return the state after the last step."""

@@ -1,4 +1,4 @@
-"""``step.c``, called with tensors: one more character of several texts, in one call.
+"""``step.c``, called with tensors: one more character of several texts, in two calls.
 
 Axis letters: B texts, V vocabulary, H hidden, G gates, stacked as rows; K a product's inner axis,
 N its columns.
@@ -23,6 +23,10 @@ from charrnn.trials import Fastest
 
 Step = Callable[[NDArray[np.integer]], NDArray[np.float32]]
 """Reads one more character of every text, symbols_B, and returns logits_BV for the next one."""
+
+Draw = Callable[[NDArray[np.float32], NDArray[np.float64], float], NDArray[np.int64]]
+"""Draws every text's next character, by logits_BV, points_B from 0 to 1 and a temperature above 0;
+returns symbols_B."""
 
 _TYPES = (torch.float32, torch.bfloat16, torch.int8)
 """Types of a matrix, in the order of the enum in ``products.h``."""
@@ -52,7 +56,7 @@ class Steps(Library):
     """The functions of ``step.c``."""
 
     FILE = "step.c"
-    FUNCTIONS = ("step",)
+    FUNCTIONS = ("step", "draw")
 
     def __init__(self, library: ctypes.CDLL, *, tiles: bool) -> None:
         super().__init__(library, tiles=tiles)
@@ -126,6 +130,30 @@ class Steps(Library):
             return written_BV.copy()
 
         return step
+
+    def drawing(self, lanes: int, vocabulary: int) -> Draw:
+        """Return the function that draws the next characters of so many texts."""
+        logits_BV = np.empty((lanes, vocabulary), np.float32)
+        points_B, sums_V = np.empty(lanes), np.empty(vocabulary)
+        symbols_B = np.empty(lanes, np.int64)
+        logits, *rest = (
+            ctypes.c_void_p(array.ctypes.data) for array in (logits_BV, points_B, sums_V, symbols_B)
+        )
+        sizes = [ctypes.c_long(lanes), ctypes.c_long(vocabulary)]
+
+        # held: as above.
+        def draw(
+            next_BV: NDArray[np.float32],
+            at_B: NDArray[np.float64],
+            temperature: float,
+            held: object = sums_V,
+        ) -> NDArray[np.int64]:
+            logits_BV[:] = next_BV
+            points_B[:] = at_B
+            self._library.draw(*sizes, logits, ctypes.c_double(temperature), *rest)
+            return symbols_B.copy()
+
+        return draw
 
 
 def steps() -> Steps | None:

@@ -358,10 +358,10 @@ class _Loop:
         symbols: list[int] = []
         try:
             with unwarned():
-                for piece in sample(self.run.model, self.run.vocabulary, None, config):
+                for _, symbol in sample(self.run.model, self.run.vocabulary, None, config):
                     if self.should_stop():
                         return
-                    symbols.append(piece.symbol)
+                    symbols.append(symbol)
         except NonFiniteError:
             return
         yield Sampled(self.run.vocabulary.decode(symbols))

@@ -1403,7 +1403,7 @@ class TestSample:
         screen = io.StringIO()
         monkeypatch.setattr(screen, "isatty", lambda: True)
         monkeypatch.setattr(sys, "stdout", screen)
-        pieces = [Piece(0, symbol) for symbol in vocabulary.encode(drawn).tolist()]
+        pieces = [(0, symbol) for symbol in vocabulary.encode(drawn).tolist()]
         print_as_made(vocabulary, [], pieces)
         assert screen.getvalue() == seen
 
@@ -1417,7 +1417,7 @@ class TestSample:
         monkeypatch.setattr(sys, "stdout", screen)
 
         def pieces() -> Iterator[Piece]:
-            yield from (Piece(0, symbol) for symbol in vocabulary.encode(drawn).tolist())
+            yield from ((0, symbol) for symbol in vocabulary.encode(drawn).tolist())
             raise NonFiniteError("no number")
 
         with pytest.raises(NonFiniteError):

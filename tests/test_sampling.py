@@ -57,8 +57,9 @@ def texts(
 ) -> list[str]:
     """Return what each sample says."""
     made: list[list[int]] = [[] for _ in range(config.count)]
-    for piece in islice(sample(model, words, words.encode(prompt), config), most * config.count):
-        made[piece.sample].append(piece.symbol)
+    pieces = sample(model, words, words.encode(prompt), config)
+    for number, symbol in islice(pieces, most * config.count):
+        made[number].append(symbol)
     return [words.decode(symbols) for symbols in made]
 
 
@@ -151,6 +152,15 @@ class TestProbabilities:
             assert next_probabilities(logits_BV, config).tolist() == [[0, 0.5, 0.5]]
 
 
+@pytest.fixture(params=["numpy", "C"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What makes all steps of a sample, and draws after each (C: where it can be compiled)."""
+    number = 0 if request.param == "C" else 1 << 30
+    monkeypatch.setattr("charrnn.stepper._steps_in_numpy", lambda *_, **__: number)
+    engine: str = request.param
+    return engine
+
+
 def steps_made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list in which each later step of a sample will record its number of lanes."""
     made: list[int] = []
@@ -175,6 +185,7 @@ class TestSample:
             {"count": 3},
         ],
     )
+    @pytest.mark.usefixtures("engine")
     def test_equals_the_definition(
         self, cell: CellName, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -281,7 +292,7 @@ class TestSample:
                 SampleConfig(length=length, count=2),
             )
         )
-        assert [piece.sample for piece in pieces] == [0, 1] * length
+        assert [number for number, _ in pieces] == [0, 1] * length
 
     def test_length_0_never_ends(self) -> None:
         config = SampleConfig(length=0)
@@ -298,6 +309,7 @@ class TestSample:
             assert len(steps) == index
         assert len(steps) == 4, "nothing is computed after the last"
 
+    @pytest.mark.usefixtures("engine")
     def test_never_gives_the_unknown_symbol(self) -> None:
         for config in (
             SampleConfig(length=300, temperature=0),
@@ -318,17 +330,18 @@ class TestSample:
             next(sample(model, vocabulary(), np.array([1]), config))
 
     @pytest.mark.parametrize("temperature", [0, 1])
+    @pytest.mark.usefixtures("engine")
     def test_so_are_those_that_are_too_large_later(self, temperature: float) -> None:
         """The predictions after the prompt are finite, those after a later character are not."""
         model, config = make_model(), SampleConfig(length=50, temperature=temperature)
-        free = [piece.symbol for piece in sample(model, vocabulary(), np.array([1]), config)]
+        free = [symbol for _, symbol in sample(model, vocabulary(), np.array([1]), config)]
         late = max(set(free[:-1]) - {1}, key=free.index)
         with torch.no_grad():
             model.embedding.weight[late] = torch.nan
         drawn: list[int] = []
         pieces = sample(model, vocabulary(), np.array([1]), config)
         with pytest.raises(NonFiniteError, match="predictions are not finite"):
-            drawn.extend(piece.symbol for piece in pieces)
+            drawn.extend(symbol for _, symbol in pieces)
         assert drawn == free[: free.index(late) + 1]
 
     def test_what_would_follow_a_sample_that_is_complete_does_not_matter(self) -> None:
@@ -353,6 +366,7 @@ class TestSample:
         assert len({len(text) for text in ended}) > 1
 
     @pytest.mark.parametrize("elsewhere", [False, True])
+    @pytest.mark.usefixtures("engine")
     def test_where_half_of_the_samples_have_ended_the_others_go_on_alone(
         self, elsewhere: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -482,12 +496,12 @@ class TestSample:
     def test_bytes(self) -> None:
         model = make_model(size=256)
         pieces = sample(model, Vocabulary.of_bytes(), np.array([0, 255]), SampleConfig(length=300))
-        assert {piece.symbol for piece in pieces} >= {UNKNOWN}, "0 is a byte like any other"
+        assert {symbol for _, symbol in pieces} >= {UNKNOWN}, "0 is a byte like any other"
 
 
 class TestPrompt:
     def test_a_prompt_of_which_nothing_is_left_is_no_prompt(self) -> None:
         ids, _ = prepare_prompt("☃", vocabulary(), "skip")
         model, words, config = make_model(), vocabulary(), SampleConfig(length=9)
-        made = [piece.symbol for piece in sample(model, words, ids, config)]
+        made = [symbol for _, symbol in sample(model, words, ids, config)]
         assert words.decode(made) == texts(model, words, "", config)[0]

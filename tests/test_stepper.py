@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from charrnn import compiler, kernels, stepper
 from charrnn.compiler import ways_to_share
-from charrnn.config import CellName, ModelConfig, WeightsName
+from charrnn.config import CellName, ModelConfig, SampleConfig, WeightsName
 from charrnn.model import CharModel, Hidden
+from charrnn.sampling import _draw, next_probabilities
 from charrnn.stepper import CompiledStepper, NumpyStepper, Stepper
 from charrnn.steps import Steps
 from tests.conftest import skip_without
@@ -94,6 +95,54 @@ def test_steps_give_the_logits_of_one_forward(
         _, after = model(text_TB, state)
     for ours, right in zip(flat(stepper.hidden()), flat(after), strict=True):
         torch.testing.assert_close(ours, right, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("engine", COMPILED)
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 0.03, 0.7, 1.0, 2.9, 1e38])
+@pytest.mark.parametrize(("lanes", "symbols"), [(1, 11), (700, 37), (13, 500)])
+def test_c_draws_as_numpy_does(lanes: int, symbols: int, temperature: float, engine: str) -> None:
+    chance = np.random.default_rng(5)
+    logits_BV = chance.normal(0, 5, (lanes, symbols)).astype(np.float32)
+    logits_BV[:, [0, -1]] = -np.inf
+    points_B = chance.random(lanes)
+    points_B[1::9], points_B[2::9] = 0, np.nextafter(1, 0)
+    draw = steps_for(engine).drawing(lanes, symbols)
+    drawn_B = draw(logits_BV, points_B, temperature)
+    assert drawn_B.dtype == np.int64
+
+    p_BV = next_probabilities(logits_BV, SampleConfig(temperature=temperature))
+    until_BV = p_BV.cumsum(axis=1)
+    rows = np.arange(lanes)
+    after_B = until_BV[rows, drawn_B]
+    assert (after_B - p_BV[rows, drawn_B] <= points_B + 1e-6).all()
+    assert (points_B < after_B + 1e-6).all()
+    assert not np.isin(drawn_B, [0, symbols - 1]).any()
+    # At the outermost points numpy also draws what is less likely than e^-87.
+    inner_B = (points_B > 0) & (points_B < 1 - 1e-9)
+    assert (drawn_B == _draw(p_BV, points_B))[inner_B].mean() >= 0.99
+    assert np.array_equal(draw(logits_BV, points_B, temperature), drawn_B)
+
+
+@pytest.mark.parametrize("engine", COMPILED)
+def test_c_draws_rare_symbols_as_often_as_they_are(engine: str) -> None:
+    """e^x is computed as that, not as 1 + (e^x - 1)."""
+    logits_BV = np.zeros((40, 3), np.float32)
+    logits_BV[:, 0] = np.linspace(-86, -20, 40)
+    p_B = np.exp(logits_BV[:, 0].astype(np.float64)) / 2
+    draw = steps_for(engine).drawing(40, 3)
+    assert (draw(logits_BV, p_B * 0.999, 1.0) == 0).all()
+    assert (draw(logits_BV, p_B * 1.001, 1.0) == 1).all()
+
+
+@pytest.mark.parametrize("engine", COMPILED)
+def test_c_draws_symbol_0_where_no_prediction_is_finite(engine: str) -> None:
+    logits_BV = np.zeros((5, 3), np.float32)
+    logits_BV[0, 1] = np.nan
+    logits_BV[1, 2] = np.nan
+    logits_BV[2, 1] = np.inf
+    logits_BV[3] = -np.inf
+    drawn_B = steps_for(engine).drawing(5, 3)(logits_BV, np.full(5, 0.9), 0.5)
+    assert drawn_B.tolist() == [0, 0, 0, 0, 2]
 
 
 @pytest.mark.parametrize("engine", COMPILED)

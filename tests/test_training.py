@@ -1200,7 +1200,7 @@ def test_the_sample_shown_is_that_of_the_seed(start_run: StartRun) -> None:
     *_, shown = only(list(train(run)), Sampled)
     config = SampleConfig(length=training.SHOWN_LENGTH, temperature=0.8, seed=7)
     pieces = sample(run.model, run.vocabulary, None, config)
-    assert shown.text == run.vocabulary.decode([piece.symbol for piece in pieces])
+    assert shown.text == run.vocabulary.decode([symbol for _, symbol in pieces])
 
 
 def test_a_run_whose_patience_is_over_when_it_goes_on_is_done(start_run: StartRun) -> None:
@@ -1319,6 +1319,6 @@ def test_three_hundred_steps_of_real_training_learn_words(tmp_path: Path) -> Non
     assert run.progress.best_nats is not None
     assert run.progress.best_nats < 0.8 * run.baselines["unigram"]
     pieces = sample(run.model, run.vocabulary, np.array([1]), SampleConfig(length=3000))
-    text = run.vocabulary.decode([piece.symbol for piece in pieces])
+    text = run.vocabulary.decode([symbol for _, symbol in pieces])
     words = ("self", "def ", "return", "import", "if ", "the ")
     assert sum(word in text for word in words) >= 3, text
