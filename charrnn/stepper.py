@@ -110,7 +110,8 @@ def _steps_in_numpy(model: CharModel, lanes: int) -> int:
     waits much longer than if the text's length had been known beforehand.
     """
     weights = sum(weight.numel() for weight in model.parameters())
-    return math.ceil(1 / (5e-5 + weights * (3e-11 + lanes * 1.5e-11)))
+    gates = sum(len(cell.weight_recurrent) for cell in model.layers())
+    return math.ceil(1 / (5e-5 + weights * (3e-11 + lanes * 1.5e-11) + lanes * gates * 1e-8))
 
 
 class CompiledStepper:
