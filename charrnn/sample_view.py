@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import sys
+import time
 from collections.abc import Iterable, Sequence
 
 from charrnn.errors import CharrnnError
@@ -11,9 +12,13 @@ from charrnn.sampling import Piece
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import printable
 
+#: Seconds that a character may wait to be printed along with later ones: printing takes as long as
+#: drawing several. A reader sees no wait.
+TOGETHER = 0.01
+
 
 def print_as_made(vocabulary: Vocabulary, start: Sequence[int], pieces: Iterable[Piece]) -> None:
-    """Print a sample, each character as soon as it is drawn.
+    """Print a sample while it is drawn.
 
     Args:
         vocabulary: the model's.
@@ -22,13 +27,18 @@ def print_as_made(vocabulary: Vocabulary, start: Sequence[int], pieces: Iterable
     """
     writer = _Writer(vocabulary)
     writer.write(start)
+    waiting: list[int] = []
+    due = 0.0
     try:
         for _, symbol in pieces:
-            writer.write([symbol])
+            waiting.append(symbol)
+            if (now := time.perf_counter()) >= due:
+                writer.write(waiting)
+                waiting, due = [], now + TOGETHER
     except CharrnnError:
-        writer.end()  # the error's message gets a line of its own
+        writer.end(waiting)  # the error's message gets a line of its own
         raise
-    writer.end()
+    writer.end(waiting)
 
 
 def collect(count: int, pieces: Iterable[Piece]) -> list[list[int]]:
@@ -124,8 +134,9 @@ class _Writer:
         if sys.stdout.isatty():
             self._show(self._decoder.decode(b"", final=True))
 
-    def end(self) -> None:
-        """End the line on a terminal, if one is begun."""
+    def end(self, symbols: Sequence[int]) -> None:
+        """Write the last symbols. On a terminal end the line, if one is begun."""
+        self.write(symbols)
         self.show_rest()
         if sys.stdout.isatty() and self._last not in ("", "\n"):
             print()

@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -1452,20 +1453,31 @@ class TestSample:
         os.close(terminal)
         assert seen.endswith(b"\r\n")
 
-    def test_each_character_is_flushed_as_it_is_made(
-        self, cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(
+        ("hundredths", "expected"), [(1.001, [0, *[1] * 7, 0]), (0.4, [0, 1, 3, 3, 0])]
+    )
+    def test_no_character_waits_to_be_printed_for_longer_than_a_hundredth_of_a_second(
+        self,
+        cli: Cli,
+        trained: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        hundredths: float,
+        expected: list[int],
     ) -> None:
         import charrnn.sample_view
 
         flushed: list[str] = []
+        times = (n * hundredths / 100 for n in count(1))
 
         def watched(text: str, *, end: str, flush: bool) -> None:
             assert (end, flush) == ("", True)
             flushed.append(text)
 
         monkeypatch.setattr(charrnn.sample_view, "print", watched, raising=False)
+        clock = mock.Mock(perf_counter=lambda: next(times))
+        monkeypatch.setattr(charrnn.sample_view, "time", clock)
         cli("sample", trained, "--length", 7)
-        assert [len(text) for text in flushed] == [0, *[1] * 7]
+        assert [len(text) for text in flushed] == expected
 
 
 class TestEvaluate:
@@ -2289,10 +2301,12 @@ class TestPipes:
             assert process.stderr is not None
             assert process.stdout.read(1)
             pipe, end = process.stdout.fileno(), time.monotonic() + PATIENCE
-            while waiting_in(pipe) < fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ):
+            size, before = fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ), 0
+            # Until the next characters do not fit any more, which are written together.
+            while (now := waiting_in(pipe)) < size / 2 or now > before:
                 assert time.monotonic() < end, "waited in vain for a pipe that takes no more"
-                time.sleep(0.02)
-            time.sleep(0.2)  # until it is blocked by the pipe
+                before = now
+                time.sleep(0.2)
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=PATIENCE) == 130
             assert process.stderr.read() == b""
