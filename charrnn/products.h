@@ -138,6 +138,9 @@ static matrix as_matrix(const void *panels, long inner, long blocks, long column
     return (matrix){panels, blocks, (columns + WIDTH - 1) / WIDTH, inner, weights};
 }
 
+/* A panel's rows are fetched into the cache this many before they are multiplied. */
+#define AHEAD 16
+
 /* out[rows, WIDTH] = x[rows, inner] @ panel[inner, WIDTH] */
 INLINE void multiply_wide(const int rows, long inner, const float *x, long x_stride,
                           const float *panel, float *out, long out_stride)
@@ -147,6 +150,8 @@ INLINE void multiply_wide(const int rows, long inner, const float *x, long x_str
         for (int v = 0; v < VECTORS; v++)
             sums[row][v] = (vector){0};
     for (long k = 0; k < inner; k++) {
+        for (int line = 0; line < WIDTH; line += 16)
+            __builtin_prefetch(panel + (k + AHEAD) * WIDTH + line);
         vector weights[VECTORS];
 #pragma GCC unroll 8
         for (int v = 0; v < VECTORS; v++)
