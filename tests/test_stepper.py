@@ -277,10 +277,11 @@ def test_some_texts_go_on_alone(
 
 
 def test_numpy_makes_fewer_steps_where_they_are_long() -> None:
-    def number(hidden: int, lanes: int) -> int:
-        return stepper._steps_in_numpy(make_model("lstm", 1, hidden), lanes)
+    def number(hidden: int, lanes: int, weights: WeightsName = "fp32") -> int:
+        return stepper._steps_in_numpy(make_model("lstm", 1, hidden), lanes, weights)
 
     assert 20_000 >= number(16, 1) > number(256, 1) > number(256, 64) > 50
+    assert number(256, 1) > number(256, 1, "bf16") == number(256, 1, "int8") > number(256, 64)
 
 
 def test_what_c_would_misread_is_refused() -> None:
