@@ -249,7 +249,7 @@ def window_multiply_adds(
     """
     model, characters = outline(our_numbers(cell, size)[0]), size.lanes * size.steps
     whole = characters * model.multiply_adds()
-    looks_up = cell != "lstm" or beats_onednn_lstm(dtype, shared=True, learns=True)
+    looks_up = cell != "lstm" or beats_onednn_lstm(dtype, size.hidden, shared=True, learns=True)
     repeated = characters - size.vocabulary if size.device == "cpu" and looks_up else 0
     ours = whole - repeated * model.layers()[0].weight_input.numel()
     return {(cell, "charrnn"): ours, (cell, "torch.nn"): whole}

@@ -212,7 +212,9 @@ class LSTM(Cell):
         self, x: Tensor, state: State, weights: list[Tensor], which_TB: Tensor | None
     ) -> tuple[Tensor, State]:
         shared, learns = which_TB is not None, torch.is_grad_enabled()
-        if x.device.type == "cpu" and beats_onednn_lstm(x.dtype, shared=shared, learns=learns):
+        if x.device.type == "cpu" and beats_onednn_lstm(
+            x.dtype, self.hidden, shared=shared, learns=learns
+        ):
             w, u, b, h_BH, c_BH = _typed(*weights, *state, like=x)
             out_TBH, *after = run_lstm(linear(x, w, b), h_BH, c_BH, u, which_TB)
             return out_TBH, tuple(after)

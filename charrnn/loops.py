@@ -57,17 +57,22 @@ def run_rnn(
     return result
 
 
-def beats_onednn_lstm(dtype: torch.dtype, *, shared: bool, learns: bool) -> bool:
+_WIDE = 256
+"""Most units of a layer of which oneDNN's LSTM may be faster."""
+
+
+def beats_onednn_lstm(dtype: torch.dtype, hidden: int, *, shared: bool, learns: bool) -> bool:
     """Return whether ``run_lstm`` is available on this CPU and better than oneDNN's LSTM.
 
-    It is better in bf16, because oneDNN's LSTM does not use AMX in training; where time steps
-    share inputs, because oneDNN computes the input product for every step; and without AVX-512.
-    Otherwise oneDNN's is used: on a quiet machine it is a few per cent faster up to 256 units. On a
+    It is better in bf16, because oneDNN's LSTM does not use AMX in training; in wide layers; where
+    time steps share inputs, because oneDNN computes the input product for every step; and without
+    AVX-512. Otherwise oneDNN's is used: on a quiet machine it can be a few per cent faster. On a
     busy one its threads wait for each other at every time step, which costs half of its speed,
     and with few lanes nearly all of it: so it is never used for scoring (docs/diary.md).
 
     Args:
         dtype: the inputs' type.
+        hidden: the layer's units.
         shared: whether time steps share their inputs.
         learns: whether there will be a backward pass.
     """
@@ -75,7 +80,7 @@ def beats_onednn_lstm(dtype: torch.dtype, *, shared: bool, learns: bool) -> bool
     if narrow:
         better = multiplies_bf16(torch.device("cpu"))
     else:
-        slow = shared or not learns or not has_capability("avx512_f")
+        slow = shared or not learns or hidden > _WIDE or not has_capability("avx512_f")
         better = dtype == torch.float32 and slow
     if not better:
         return False  # before asking for the loops, which may compile them

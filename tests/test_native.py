@@ -118,13 +118,14 @@ def test_an_lstm_runs_here_where_that_is_faster(
     monkeypatch.setattr(loops, "has_capability", lambda _: avx512)
     wide, narrow = torch.float32, torch.bfloat16
     learning = partial(beats_onednn_lstm, shared=shared, learns=True)
-    assert learning(wide) == (shared or not avx512)
-    assert not learning(torch.float64)
-    assert learning(narrow) == multiplies_bf16(torch.device("cpu"))
-    assert beats_onednn_lstm(wide, shared=shared, learns=False)
+    assert learning(wide, 256) == (shared or not avx512)
+    assert learning(wide, 257)
+    assert not learning(torch.float64, 512)
+    assert learning(narrow, 128) == multiplies_bf16(torch.device("cpu"))
+    assert beats_onednn_lstm(wide, 128, shared=shared, learns=False)
     monkeypatch.setattr(native, "loops", lambda: None)
-    assert not learning(wide)
-    assert not learning(narrow)
+    assert not learning(wide, 257)
+    assert not learning(narrow, 257)
 
 
 @needs_compiler
