@@ -1,9 +1,9 @@
 """Operations written by hand for a CPU: products, the head, the loss, dropout.
 
-Products use oneDNN; a loop packs its recurrent weights once per call. On AMD's processors
-that is about twice as fast as ``torch.mm``, which uses MKL.
+Products use oneDNN, but in float32 torch's own on Intel's processors: it is MKL's, which is as fast
+there or faster, and half as fast on AMD's. A loop packs its recurrent weights once per call.
 
-The head's product uses oneDNN too. The loss overwrites the logits with their gradient: with
+The loss overwrites the logits with their gradient: with
 thousands of symbols they are the largest tensor of an update. Dropout draws bits instead of
 numbers: torch's own took a fifth of an update's time.
 
@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
+from charrnn.device import vendor
+
 _ONEDNN = torch.ops.mkldnn
 """oneDNN's products with packed weights, as torch's own compiler calls them."""
 
@@ -38,8 +40,14 @@ _PACKED_SIZE = 2**15
 def _uses_onednn(x: Tensor) -> bool:
     """Return whether a product with this tensor uses oneDNN on a CPU."""
     here = x.device.type == "cpu" and _HAS_ONEDNN and bool(torch.backends.mkldnn.enabled)
-    known = x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _onednn_takes_bf16())
-    return here and known
+    if x.dtype == torch.float32:
+        return here and not _mkl_is_fast()
+    return here and x.dtype == torch.bfloat16 and _onednn_takes_bf16()
+
+
+def _mkl_is_fast() -> bool:
+    """Return whether torch's own product in float32 is as fast here as oneDNN's, or faster."""
+    return vendor() == "GenuineIntel"
 
 
 @cache  # every product asks for it
@@ -62,10 +70,10 @@ def product(x_TBK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> T
 def weight_gradient(d_TBN: Tensor, x_TBK: Tensor) -> Tensor:
     """Return the sum over time and lanes of the outer products ``d x``, [N, K], in their type.
 
-    float32 uses the weight gradient of a 1 x 1 convolution over the T x B "pixels", which
-    reaches oneDNN without copying or transposing anything. bf16 uses torch's own product,
-    which is oneDNN's: the convolution's threads spin endlessly waiting for each other when
-    another process wants a core (docs/diary.md).
+    Where float32 uses oneDNN, it is the weight gradient of a 1 x 1 convolution over the T x B
+    "pixels", which reaches oneDNN without copying or transposing anything. bf16 uses torch's own
+    product, which is oneDNN's: the convolution's threads spin endlessly waiting for each other
+    when another process wants a core (docs/diary.md).
     """
     if x_TBK.dtype != torch.float32 or not _uses_onednn(x_TBK):
         return d_TBN.flatten(0, 1).t() @ x_TBK.flatten(0, 1)
@@ -91,7 +99,7 @@ def needs_gradient(*tensors: Tensor) -> bool:
 
 
 def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor) -> Tensor:
-    """Return ``x @ weight.T + bias``, once differentiable; on a CPU by oneDNN.
+    """Return ``x @ weight.T + bias``, once differentiable.
 
     Args:
         x: Inputs, [T, B, K] or [D, K]; the product is computed in their type.
@@ -99,7 +107,7 @@ def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor) -> Tensor:
         bias_N: The bias, cast as well.
     """
     x_TBK = x if x.dim() == 3 else x[None]
-    if _uses_onednn(x) and needs_gradient(x, weight_NK, bias_N):
+    if x.device.type == "cpu" and needs_gradient(x, weight_NK, bias_N):
         out_TBN: Tensor = _Linear.apply(x_TBK, weight_NK, bias_N)  # type: ignore[no-untyped-call]
     else:
         out_TBN = product(x_TBK, weight_NK, bias_N)

@@ -1,4 +1,4 @@
-"""Which machine this is: its name, for measurements, and the processor's vendor."""
+"""Which machine this is: its name, for measurements."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from charrnn.device import cpu_facts
 from charrnn.native import loops
 from charrnn.wording import counted
 
@@ -41,7 +42,7 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     Args:
         cpuinfo: where Linux describes it.
     """
-    facts = _facts(cpuinfo)
+    facts = cpu_facts(cpuinfo)
     called = facts.get("model name") or _apple_name() or platform.machine()
     if {"cpu family", "model"} <= facts.keys():
         return f"{called} (family {facts['cpu family']}, model {facts['model']})"
@@ -62,26 +63,3 @@ def _apple_name() -> str | None:
         if ask(b"machdep.cpu.brand_string", name, size, None, ctypes.c_size_t(0)) == 0:
             return name.value.decode(errors="replace")
     return None
-
-
-@cache
-def vendor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
-    """Return the processor's vendor, such as "GenuineIntel"; None if it is not known.
-
-    Args:
-        cpuinfo: where Linux describes it.
-    """
-    return _facts(cpuinfo).get("vendor_id")
-
-
-def _facts(cpuinfo: Path) -> dict[str, str]:
-    """Return the fields of the first processor in ``cpuinfo``."""
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return {}
-    facts: dict[str, str] = {}
-    for line in lines:
-        name, _, value = line.partition(":")
-        facts.setdefault(name.strip(), value.strip())
-    return facts

@@ -30,8 +30,8 @@ from torch import Tensor
 
 from charrnn.cells import GRU, LSTM, RNN, Cell
 from charrnn.config import WeightsName
+from charrnn.device import vendor
 from charrnn.kernels import step_product
-from charrnn.machine import vendor
 from charrnn.model import CharModel, Hidden, take_lanes
 from charrnn.steps import Draw, Layer, Steps, steps
 

@@ -25,6 +25,24 @@ def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Te
 
 
 class TestLinear:
+    @pytest.fixture(params=["GenuineIntel", None], autouse=True)
+    def maker(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str | None:
+        """The processor's maker, which decides whose product it is."""
+        maker: str | None = request.param
+        monkeypatch.setattr(kernels, "vendor", lambda: maker)
+        return maker
+
+    def test_is_mkl_s_on_intel_s_processors_and_onednn_s_on_others(
+        self, maker: str | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ours = mock.Mock(wraps=kernels._ONEDNN._linear_pointwise)
+        monkeypatch.setattr(kernels._ONEDNN, "_linear_pointwise", ours)
+        for dtype in (torch.float32, torch.bfloat16):
+            weight_NK = random(N, K).requires_grad_()
+            linear(random(T, B, K, dtype=dtype), weight_NK, random(N)).sum().backward()  # type: ignore[no-untyped-call]
+        takes_bf16 = kernels._onednn_takes_bf16()
+        assert ours.call_count == takes_bf16 + (maker is None)
+
     @DTYPES
     @pytest.mark.parametrize("rows", [(T, B), (T,)], ids=str)
     def test_agrees_with_torch_in_value_and_gradients(

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from charrnn.machine import machine, processor, vendor
+from charrnn.device import vendor
+from charrnn.machine import machine, processor
 from charrnn.wording import counted
 
 

@@ -371,6 +371,7 @@ def test_wide_layers_of_many_lanes_have_packed_products(
     cell: CellName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stepper, "vendor", lambda: "GenuineIntel")
+    monkeypatch.setattr(kernels, "_mkl_is_fast", lambda: False)
     packed = Mock(wraps=getattr(kernels._ONEDNN, "_reorder_linear_weight", None))
     monkeypatch.setattr(kernels._ONEDNN, "_reorder_linear_weight", packed, raising=False)
     model = make_model(cell, 2, hidden=190)
