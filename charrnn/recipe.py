@@ -86,6 +86,9 @@ FLATTEST, FLATTEST_FROM = 1.1, 4
 MOST_WARMUP_STEPS = 50
 #: Decay of the recurrence's matrices, as a share of the rate, in a run of few passes.
 WEIGHT_DECAY = 0.1
+#: More than that is for texts of up to so many characters. On a longer one it falls in proportion,
+#: so that weights are forgotten within as much text (Wang and Aitchison 2024, arXiv:2405.13698).
+DECAY_TEXT = 1_000_000
 #: A validation scores at least this many characters, or all that are held out; in a few minutes,
 #: fewer (``planning.LEAST_TIMED``).
 LEAST_SCORED = 200_000
@@ -254,7 +257,7 @@ def regularisers(cell: CellName, vocabulary: int, pressed: float, characters: in
     """Return the regularisers that the rules give a run on so many characters to train on."""
     return Regularisers(
         *regularisation(cell, pressed, characters),
-        weight_decay(cell, pressed),
+        weight_decay(cell, pressed, characters),
         loss_temperature(vocabulary, pressed),
     )
 
@@ -291,15 +294,17 @@ def dropout_masks(shape: ModelConfig, device: str, pressed: float) -> int:
     return min(MOST_MASKS[device], 1 + max(affordable, pressed >= BY_HEART))
 
 
-def weight_decay(cell: CellName, pressed: float) -> float:
-    """Return Muon's weight decay in a run.
+def weight_decay(cell: CellName, pressed: float, characters: int) -> float:
+    """Return Muon's weight decay in a run on so many characters to train on.
 
-    It doubles where a text is read some ten times. In a plain RNN, whose rate is half the others'
-    and whose units are never dropped, it doubles sooner, and in the end quadruples (docs/diary.md).
+    It doubles where a text is read some ten times, unless the text is long. In a plain RNN, whose
+    rate is half the others' and whose units are never dropped, it doubles sooner, and in the end
+    quadruples (docs/diary.md).
     """
     times = min(2.0, pressed / 8)
     if cell == "rnn":
         times = max(min(2.0, pressed / 2), min(4.0, pressed / 8))
+    times *= min(1.0, DECAY_TEXT / characters)
     return round(WEIGHT_DECAY * max(1.0, times), 2)
 
 

@@ -181,8 +181,8 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         return ", ".join((first, *others))
 
     def decay(cell: CellName, low: str, high: int) -> str:
-        before = recipe.weight_decay(cell, int(low.removeprefix("p = ")))
-        return f"{before} up to {low}, rising to {recipe.weight_decay(cell, high)} at {high}"
+        before = recipe.weight_decay(cell, int(low.removeprefix("p = ")), 1)
+        return f"{before} up to {low}, rising to {recipe.weight_decay(cell, high, 1)} at {high}"
 
     cells: tuple[CellName, ...] = ("lstm", "gru", "rnn")
     (lstm, lstm_trained), (_, rnn_trained) = chosen("lstm"), chosen("rnn")

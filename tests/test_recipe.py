@@ -484,9 +484,10 @@ class TestRegularisation:
     def test_weights_decay_faster_where_a_text_is_learned_by_heart(self) -> None:
         pressures = (0.01, 8, 16, 24, 32, 1e6)
         for cell in ("lstm", "gru"):
-            assert [weight_decay(cell, p) for p in pressures] == [0.1, 0.1, 0.2, 0.2, 0.2, 0.2]
-        assert [weight_decay("rnn", p) for p in (0.01, 2, 3, 4)] == [0.1, 0.1, 0.15, 0.2]
-        assert [weight_decay("rnn", p) for p in pressures[1:]] == [0.2, 0.2, 0.3, 0.4, 0.4]
+            decays = [weight_decay(cell, p, 10**6) for p in pressures]
+            assert decays == [0.1, 0.1, 0.2, 0.2, 0.2, 0.2]
+        assert [weight_decay("rnn", p, 9) for p in (0.01, 2, 3, 4)] == [0.1, 0.1, 0.15, 0.2]
+        assert [weight_decay("rnn", p, 9) for p in pressures[1:]] == [0.2, 0.2, 0.3, 0.4, 0.4]
 
         def decay(device: str = "cpu", characters: int = 50_000, **training: Any) -> float:
             budget = {"steps": 3000}
@@ -500,6 +501,15 @@ class TestRegularisation:
         assert decay(optimiser="adamw") == 0.1
         assert decay(weight_decay=0.3) == 0.3
 
+    def test_weights_decay_no_faster_on_a_long_text(self) -> None:
+        most_of: dict[CellName, float] = {"lstm": 0.2, "gru": 0.2, "rnn": 0.4}
+        for cell, most in most_of.items():
+            lengths = (9, 10**6, 1_600_000, 2 * 10**6, 8 * 10**6)
+            decays = [weight_decay(cell, 40, n) for n in lengths]
+            expected = [max(0.1, most / max(1, n / 10**6)) for n in lengths]
+            assert decays == pytest.approx(expected, abs=0.0051)
+            assert weight_decay(cell, 1, 10**9) == 0.1
+
     @given(
         cell=CELLS, layers=st.integers(1, 3), hidden=st.integers(1, 900), epochs=st.integers(1, 99)
     )
@@ -510,7 +520,7 @@ class TestRegularisation:
         model, training = choose_for(cell=cell, budget={"epochs": epochs}, model=sizes)
         pressed = pressure(epochs, matrix_weights(model), 10_000)
         assert (model.dropout, model.weight_drop) == regularisation(cell, pressed, 10_000)
-        assert training.weight_decay == weight_decay(cell, pressed)
+        assert training.weight_decay == weight_decay(cell, pressed, 10_000)
         assert training.loss_temperature == loss_temperature(model.vocabulary, pressed)
 
     def test_logits_are_larger_in_the_loss_where_a_text_is_read_often(self) -> None:

@@ -896,7 +896,8 @@ def test_a_plan_sets_rate_dropout_and_decay(
     )
     assert shape.dropout < guessed, "the plan has fewer passes than expected"
     assert {cell.weight_drop for cell in run.model.layers()} == {shape.weight_drop}
-    assert recipe.weight_decay(shape.cell, pressure) == planned.weight_decay < decay_guessed
+    decay = recipe.weight_decay(shape.cell, pressure, run.train.characters)
+    assert decay == planned.weight_decay < decay_guessed
     assert run.config.weight_decay == run.update.optimiser.weight_decay == planned.weight_decay
     temperature = recipe.loss_temperature(shape.vocabulary, pressure)
     assert temperature == planned.loss_temperature < 1
