@@ -3,9 +3,9 @@
 Products use oneDNN, but in float32 torch's own on Intel's processors: it is MKL's, which is as fast
 there or faster, and half as fast on AMD's. A loop packs its recurrent weights once per call.
 
-The loss overwrites the logits with their gradient: with
-thousands of symbols they are the largest tensor of an update. Dropout draws bits instead of
-numbers: torch's own took a fifth of an update's time.
+The loss overwrites the logits with their gradient: with thousands of symbols they are the largest
+tensor of an update. Dropout draws bits instead of numbers: torch's own took a fifth of an update's
+time.
 
 Axis letters: T time, B lanes, D distinct inputs, K a product's inner axis, N its columns; in the
 loss N predictions, R predictions of a block, V vocabulary.

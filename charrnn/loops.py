@@ -57,8 +57,8 @@ def run_rnn(
     return result
 
 
-_WIDE = 256
-"""Most units of a layer of which oneDNN's LSTM may be faster."""
+_NARROW = 256
+"""Most units with which oneDNN's LSTM may be faster."""
 
 
 def beats_onednn_lstm(dtype: torch.dtype, hidden: int, *, shared: bool, learns: bool) -> bool:
@@ -80,7 +80,7 @@ def beats_onednn_lstm(dtype: torch.dtype, hidden: int, *, shared: bool, learns: 
     if narrow:
         better = multiplies_bf16(torch.device("cpu"))
     else:
-        slow = shared or not learns or hidden > _WIDE or not has_capability("avx512_f")
+        slow = shared or not learns or hidden > _NARROW or not has_capability("avx512_f")
         better = dtype == torch.float32 and slow
     if not better:
         return False  # before asking for the loops, which may compile them

@@ -138,7 +138,8 @@ static matrix as_matrix(const void *panels, long inner, long blocks, long column
     return (matrix){panels, blocks, (columns + WIDTH - 1) / WIDTH, inner, weights};
 }
 
-/* A panel's rows are fetched into the cache this many before they are multiplied. */
+/* A panel's rows are asked for this many rows before they are multiplied: Intel's hardware fetches
+ * them too late by itself. */
 #define AHEAD 16
 
 /* out[rows, WIDTH] = x[rows, inner] @ panel[inner, WIDTH] */
