@@ -41,11 +41,11 @@ def _uses_onednn(x: Tensor) -> bool:
     """Return whether a product with this tensor uses oneDNN on a CPU."""
     here = x.device.type == "cpu" and _HAS_ONEDNN and bool(torch.backends.mkldnn.enabled)
     if x.dtype == torch.float32:
-        return here and not _mkl_is_fast()
+        return here and not mkl_is_fast()
     return here and x.dtype == torch.bfloat16 and _onednn_takes_bf16()
 
 
-def _mkl_is_fast() -> bool:
+def mkl_is_fast() -> bool:
     """Return whether torch's own product in float32 is as fast here as oneDNN's, or faster."""
     return vendor() == "GenuineIntel"
 

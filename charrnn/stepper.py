@@ -4,11 +4,11 @@ A step of one character is a handful of matrix-vector products, each of which re
 once: it is limited by memory bandwidth, and everything else is overhead. The lowest layer's input
 product can take only V values, so it is computed once and looked up.
 
-Most steps of a long text run in C, one call each (``steps``). Those of the first second, and all
-of them if nothing compiles, run in numpy, whose calls cost a fraction of torch's (except for some
-matrices on Intel's processors). There the logistic function is computed from tanh of half the
-argument, so that one tanh call serves all gates of a step. With several texts side by side the
-products are matrix products, which go to oneDNN with the weights packed once.
+Most steps of a long text run in C, one call each (``steps``). Those of the first second or half
+second, and all of them if nothing compiles, run in numpy, whose calls cost a fraction of torch's
+(except for some matrices on Intel's processors). There the logistic function is computed from tanh
+of half the argument, so that one tanh call serves all gates of a step. With several texts side by
+side the products are matrix products, which go to oneDNN with the weights packed once, or to MKL.
 
 With bf16 weights, or int8 weights with one scale per row, C has less to read and is faster, if the
 processor multiplies them. ``CharModel.forward`` is the readable twin that the tests compare
@@ -30,8 +30,7 @@ from torch import Tensor
 
 from charrnn.cells import GRU, LSTM, RNN, Cell
 from charrnn.config import WeightsName
-from charrnn.device import vendor
-from charrnn.kernels import step_product
+from charrnn.kernels import mkl_is_fast, step_product
 from charrnn.model import CharModel, Hidden, take_lanes
 from charrnn.steps import Draw, Layer, Steps, steps
 
@@ -285,7 +284,7 @@ def _product(weight_NK: Tensor, lanes: int, weights: WeightsName) -> Product:
     """Return the product with a matrix, prepared to be called many times on B lanes."""
     # In float32: torch's bf16 product would round the sums too.
     weight_NK = _rounded(weight_NK.detach().float().cpu().contiguous(), weights)
-    if lanes == 1 and weight_NK.numel() in _FOR_MKL and vendor() == "GenuineIntel":
+    if lanes == 1 and weight_NK.numel() in _FOR_MKL and mkl_is_fast():
         return lambda x_BK: torch.mv(weight_NK, torch.from_numpy(x_BK[0])).numpy()[None]
     if lanes == 1:
         # Transposed views: the product reads the rows in the order of memory.

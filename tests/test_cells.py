@@ -168,7 +168,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     if name in ("onednn", "torch"):
         monkeypatch.setattr(native, "loops", lambda: None)
         monkeypatch.setattr(kernels, "_HAS_ONEDNN", name == "onednn" and kernels._HAS_ONEDNN)
-        monkeypatch.setattr(kernels, "_mkl_is_fast", lambda: False)
+        monkeypatch.setattr(kernels, "mkl_is_fast", lambda: False)
         return
     compiled = loops_for(name.split()[0], tiles=name != "native without tiles")
     monkeypatch.setattr(native, "loops", lambda: compiled)
