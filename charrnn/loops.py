@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from charrnn import native
-from charrnn.device import has_capability, multiplies_bf16
+from charrnn.device import has_capability, multiplies_bf16, vendor
 from charrnn.kernels import (
     needs_gradient,
     refuse_second_derivative,
@@ -65,10 +65,11 @@ def beats_onednn_lstm(dtype: torch.dtype, hidden: int, *, shared: bool, learns: 
     """Return whether ``run_lstm`` is available on this CPU and better than oneDNN's LSTM.
 
     It is better in bf16, because oneDNN's LSTM does not use AMX in training; in wide layers; where
-    time steps share inputs, because oneDNN computes the input product for every step; and without
-    AVX-512. Otherwise oneDNN's is used: on a quiet machine it can be a few per cent faster. On a
-    busy one its threads wait for each other at every time step, which costs half of its speed,
-    and with few lanes nearly all of it: so it is never used for scoring (docs/diary.md).
+    time steps share inputs, because oneDNN computes the input product for every step; without
+    AVX-512; and on Intel's processors. Otherwise oneDNN's is used: on a quiet machine it can be a
+    few per cent faster. On a busy one its threads wait for each other at every time step, which
+    costs half of its speed, and with few lanes nearly all of it: so it is never used for scoring
+    (docs/diary.md).
 
     Args:
         dtype: the inputs' type.
@@ -80,8 +81,8 @@ def beats_onednn_lstm(dtype: torch.dtype, hidden: int, *, shared: bool, learns: 
     if narrow:
         better = multiplies_bf16(torch.device("cpu"))
     else:
-        slow = shared or not learns or hidden > _NARROW or not has_capability("avx512_f")
-        better = dtype == torch.float32 and slow
+        rival = has_capability("avx512_f") and vendor() != "GenuineIntel" and hidden <= _NARROW
+        better = dtype == torch.float32 and (shared or not learns or not rival)
     if not better:
         return False  # before asking for the loops, which may compile them
     compiled = native.loops()
