@@ -685,8 +685,8 @@ def evaluate(
         typer.Argument(
             metavar="CHECKPOINT",
             parser=_checkpoint,
-            help="Checkpoints or runs' folders; a pattern such as checkpoints/poems-* works too, "
-            "and skips anything else it matches.",
+            help="Checkpoints or runs' folders; a pattern such as checkpoints/poems-*, unquoted, "
+            "works too, and skips anything else it matches.",
         ),
     ],
     text: Texts = None,

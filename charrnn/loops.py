@@ -57,19 +57,19 @@ def run_rnn(
     return result
 
 
-_NARROW = 256
+_FEW_UNITS = 256
 """Most units with which oneDNN's LSTM may be faster."""
 
 
 def beats_onednn_lstm(dtype: torch.dtype, hidden: int, *, shared: bool, learns: bool) -> bool:
     """Return whether ``run_lstm`` is available on this CPU and better than oneDNN's LSTM.
 
-    It is better in bf16, because oneDNN's LSTM does not use AMX in training; in wide layers; where
-    time steps share inputs, because oneDNN computes the input product for every step; without
-    AVX-512; and on Intel's processors. Otherwise oneDNN's is used: on a quiet machine it can be a
-    few per cent faster. On a busy one its threads wait for each other at every time step, which
-    costs half of its speed, and with few lanes nearly all of it: so it is never used for scoring
-    (docs/diary.md).
+    It is better in bf16, most of all with AMX, which oneDNN's LSTM does not use in training; in
+    wide layers; where time steps share inputs, because oneDNN computes the input product for every
+    step; without AVX-512; and on Intel's processors. Otherwise oneDNN's is used: on a quiet machine
+    it can be a few per cent faster. On a busy one its threads wait for each other at every time
+    step, which costs half of its speed, and with few lanes nearly all of it: so it is never used
+    for scoring (docs/diary.md).
 
     Args:
         dtype: the inputs' type.
@@ -81,7 +81,7 @@ def beats_onednn_lstm(dtype: torch.dtype, hidden: int, *, shared: bool, learns: 
     if narrow:
         better = multiplies_bf16(torch.device("cpu"))
     else:
-        rival = has_capability("avx512_f") and vendor() != "GenuineIntel" and hidden <= _NARROW
+        rival = has_capability("avx512_f") and vendor() != "GenuineIntel" and hidden <= _FEW_UNITS
         better = dtype == torch.float32 and (shared or not learns or not rival)
     if not better:
         return False  # before asking for the loops, which may compile them

@@ -46,7 +46,7 @@ class Loops(Library):
 
     def __init__(self, library: ctypes.CDLL, *, tiles: bool) -> None:
         super().__init__(library, tiles=tiles)
-        #: The ways of making a loop, by its function and sizes.
+        #: The ways of making a loop, by its function, the shape of its panels, and its sizes.
         self._fastest: dict[Hashable, Fastest] = {}
 
     def rnn_forward(
@@ -177,7 +177,7 @@ class Loops(Library):
         columns, most = len(panels) * self._width, max(threads for threads, _ in ways)
         room = like_TBH.new_empty(lanes * (columns + most * (panels.numel() // columns)))
         sizes = (narrow, states - 1, lanes, hidden)
-        key = (name, *sizes, *ways)
+        key = (name, panels.shape, *sizes, *ways)
         if key not in self._fastest:
             function: Callable[..., None] = getattr(self._library, name)
             self._fastest[key] = Fastest([partial(function, *map(argument, way)) for way in ways])

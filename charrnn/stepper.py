@@ -106,7 +106,7 @@ def _steps_in_numpy(model: CharModel, lanes: int, weights: WeightsName) -> int:
     """Return an estimate of how many steps numpy makes until C would have saved half a second.
 
     That is what compiling takes. So nobody waits much longer than if the text's length had been
-    known beforehand. C about halves a step in float32, and saves most of it with fewer bits.
+    known beforehand. C saves at most two thirds of a step in float32, most of it with fewer bits.
     """
     numbers = sum(weight.numel() for weight in model.parameters())
     gates = sum(len(cell.weight_recurrent) for cell in model.layers())

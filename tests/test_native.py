@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -24,6 +24,7 @@ from charrnn import compiler, loops, native, steps
 from charrnn.compiler import compile_library
 from charrnn.device import multiplies_bf16
 from charrnn.loops import beats_onednn_lstm, run_gru, run_lstm, run_rnn
+from charrnn.trials import Fastest
 from tests.conftest import Cli, compiles
 
 T, B, H = 9, 23, 37
@@ -80,6 +81,16 @@ def test_threads_change_no_bit(
         torch.set_num_threads(threads)
     for others in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
+
+
+@needs_compiler
+def test_each_cell_has_its_own_fastest_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials of an LSTM say nothing about a GRU of the same width."""
+    fastest: dict[Hashable, Fastest] = {}
+    monkeypatch.setattr(native.loops(), "_fastest", fastest)
+    for cell in GATES:
+        run(cell, torch.float32)
+    assert len(fastest) == 2 * len(GATES)
 
 
 @needs_compiler
