@@ -614,7 +614,11 @@ def sample(
     ] = None,
     count: Annotated[int, typer.Option(help="How many samples, made side by side.")] = 1,
     seed: Annotated[
-        int, typer.Option(help="The same seed gives the same text on the same machine.")
+        int,
+        typer.Option(
+            help="The same seed gives the same text on the same machine, with as many threads and "
+            "the same --count and --weights."
+        ),
     ] = 1,
     unknown: Annotated[
         UnknownName,

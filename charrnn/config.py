@@ -253,7 +253,8 @@ class SampleConfig:
     count: int = 1
     """Samples made side by side."""
     seed: int = 1
-    """Seed of the draws: the same seed gives the same text."""
+    """Seed of the draws: on the same machine, with as many threads, the same config and seed give
+    the same text."""
     weights: WeightsName = "fp32"
     """Number format of the weights where a CPU generates character by character."""
 

@@ -7,13 +7,12 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 
-from charrnn.errors import CharrnnError
 from charrnn.sampling import Piece
 from charrnn.vocabulary import Vocabulary
 from charrnn.wording import printable
 
 #: Seconds that a character may wait to be printed along with later ones: printing takes as long as
-#: drawing several. A reader sees no wait.
+#: drawing several. A reader sees no wait. (The last ones before C compiles wait for that, too.)
 TOGETHER = 0.01
 
 
@@ -35,7 +34,9 @@ def print_as_made(vocabulary: Vocabulary, start: Sequence[int], pieces: Iterable
             if (now := time.perf_counter()) >= due:
                 writer.write(waiting)
                 waiting, due = [], now + TOGETHER
-    except CharrnnError:
+    except OSError:  # of the printing
+        raise
+    except Exception:  # of the drawing
         writer.end(waiting)  # the error's message gets a line of its own
         raise
     writer.end(waiting)

@@ -1,7 +1,9 @@
 """Sampling: draw new characters one at a time from a model's predictions.
 
 Every sample has its own random stream, which depends only on the seed and the sample's
-number, so the same seed gives the same text.
+number. So the same seed gives the same text, and a sample is the same alone as among others, unless
+a probability that is rounded differently changes a draw: with fewer bits, more samples or threads
+or without a compiler, steps may be rounded otherwise.
 """
 
 from __future__ import annotations

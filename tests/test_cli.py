@@ -1408,9 +1408,14 @@ class TestSample:
         print_as_made(vocabulary, [], pieces)
         assert screen.getvalue() == seen
 
+    @pytest.mark.parametrize("failure", [NonFiniteError, MemoryError])
     @pytest.mark.parametrize(("drawn", "seen"), [("ab", "ab\n"), ("a\n", "a\n"), ("", "")])
-    def test_a_refusal_leaves_the_message_a_line_of_its_own(
-        self, monkeypatch: pytest.MonkeyPatch, drawn: str, seen: str
+    def test_a_failure_loses_nothing_and_leaves_the_message_a_line_of_its_own(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        drawn: str,
+        seen: str,
+        failure: type[Exception],
     ) -> None:
         vocabulary = Vocabulary.from_counts(Counter(map(ord, "ab\n")), "utf-8", 1)
         screen = io.StringIO()
@@ -1419,9 +1424,9 @@ class TestSample:
 
         def pieces() -> Iterator[Piece]:
             yield from ((0, symbol) for symbol in vocabulary.encode(drawn).tolist())
-            raise NonFiniteError("no number")
+            raise failure
 
-        with pytest.raises(NonFiniteError):
+        with pytest.raises(failure):
             print_as_made(vocabulary, [], pieces())
         assert screen.getvalue() == seen
 
