@@ -65,7 +65,6 @@ from tests.conftest import (
     read_until,
     refusing,
     run_cli,
-    run_process,
     run_unread,
 )
 
@@ -188,13 +187,15 @@ class TestHelp:
         ],
     )
     def test_fewer_threads_than_torch_counts_on_change_no_score(
-        self, trained: Path, fewer: dict[str, str]
+        self, cli: Cli, trained: Path, fewer: dict[str, str]
     ) -> None:
-        words = command("evaluate", trained, "--part", "valid", "--json")
+        words = ("evaluate", trained, "--part", "valid", "--json")
         environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "2", **fewer}
-        done = subprocess.run(words, capture_output=True, env=environment, timeout=PATIENCE)
+        done = subprocess.run(
+            command(*words), capture_output=True, env=environment, timeout=PATIENCE
+        )
         (row,) = json.loads(done.stdout)
-        (right,) = json.loads(subprocess.check_output(words, env=ENVIRONMENT))
+        (right,) = json.loads(cli(*words).out)
         assert row["nats_per_char"] == pytest.approx(right["nats_per_char"], rel=1e-5)
 
     def test_freed_memory_is_kept(self) -> None:
@@ -2153,6 +2154,7 @@ class TestEvaluate:
             assert "standard input: read without its byte order mark" in result.err
 
 
+@pytest.mark.slow
 def test_where_the_locale_is_ascii(cli: Cli, tmp_path: Path) -> None:
     """Texts are still utf-8 and paths still bytes, whether typed, piped or in files."""
     name, text = "flüsse.txt".encode(), "Ein Fluß fließt — kalt.\n" * 60
@@ -2219,7 +2221,7 @@ class TestPipes:
 
     @pytest.mark.parametrize("talk", [[], ["--json"]])
     def test_a_training_whose_reader_leaves_is_saved(
-        self, prose: Path, tmp_path: Path, talk: list[str]
+        self, cli: Cli, prose: Path, tmp_path: Path, talk: list[str]
     ) -> None:
         run = tmp_path / "run"
         # Each validation prints a line; without one, the next line comes after ten seconds.
@@ -2246,7 +2248,7 @@ class TestPipes:
                 go_on = f"charrnn train TEXT --run {shlex.quote(str(run))} --resume"
                 said = f"nobody reads the output any more; go on with: {go_on}\n"
                 assert process.stderr.read().decode() == said
-        assert run_process("sample", run, "--length", 5).code == 0
+        assert cli("sample", run, "--length", 5).code == 0
 
     @pytest.mark.parametrize(
         ("words", "code"),
@@ -2318,7 +2320,7 @@ class TestPipes:
 
     @needs_full
     def test_a_training_outlives_a_full_disk_under_its_talk(
-        self, prose: Path, tmp_path: Path
+        self, cli: Cli, prose: Path, tmp_path: Path
     ) -> None:
         run = tmp_path / "run"
         with Path("/dev/full").open("w") as full:
@@ -2331,7 +2333,7 @@ class TestPipes:
                     command(*arguments), stdout=subprocess.PIPE, stderr=full, env=ENVIRONMENT
                 )
                 assert (done.returncode, done.stdout.decode()) == (code, out)
-        assert run_process("sample", run, "--length", 5).code == 0
+        assert cli("sample", run, "--length", 5).code == 0
 
     @needs_full
     def test_what_a_disk_takes_is_written_as_it_was(self, tmp_path: Path) -> None:

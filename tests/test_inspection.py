@@ -444,7 +444,7 @@ def test_a_narrow_terminal_gets_fewer_units_of_the_step(
 def test_a_narrow_terminal_gets_tables_without_their_plots(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, stretch = make_model("lstm", hidden=4), make_stretch(1500)
+    model, stretch = make_model("lstm", hidden=4), make_stretch(700)
     asked = InspectConfig(only=("flow", "memory", "gates", "units", "truncation"))
     found = module.inspect(model, stretch, vocabulary(), asked, TRAINING)
 

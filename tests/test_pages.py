@@ -201,7 +201,9 @@ def test_a_signal_while_the_page_is_made_loses_nothing_but_the_page(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", ["evaluate", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[::2])]
+)
 def test_a_reader_who_leaves_does_not_take_the_page_along(
     pages: Pages, trained: Path, tmp_path: Path, name: str
 ) -> None:
