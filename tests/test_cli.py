@@ -181,9 +181,14 @@ class TestHelp:
         [
             {"OMP_THREAD_LIMIT": "1"},
             {"OMP_THREAD_LIMIT": "1", "MKL_NUM_THREADS": "2"},
-            {"OMP_THREAD_LIMIT": "1", "MKL_DOMAIN_NUM_THREADS": "MKL_DOMAIN_ALL=2"},
-            {"OMP_DYNAMIC": "true"},
-            {"OMP_MAX_ACTIVE_LEVELS": "0"},
+            *(
+                pytest.param(fewer, marks=pytest.mark.slow)
+                for fewer in (
+                    {"OMP_THREAD_LIMIT": "1", "MKL_DOMAIN_NUM_THREADS": "MKL_DOMAIN_ALL=2"},
+                    {"OMP_DYNAMIC": "true"},
+                    {"OMP_MAX_ACTIVE_LEVELS": "0"},
+                )
+            ),
         ],
     )
     def test_fewer_threads_than_torch_counts_on_change_no_score(

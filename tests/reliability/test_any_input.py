@@ -371,7 +371,10 @@ def test_options(folder: Path, promise: Promise) -> None:
 HUGE = ("1e39", "1" + "0" * 30, "1" + "0" * 400, "2147483647", "100000000")
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", *HUGE])
+@pytest.mark.parametrize(
+    "value",
+    ["0", "-1", "nan", "inf", *(pytest.param(huge, marks=pytest.mark.slow) for huge in HUGE)],
+)
 @pytest.mark.parametrize(
     ("name", "option"),
     [

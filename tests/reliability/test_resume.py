@@ -126,8 +126,20 @@ HARDER: dict[str, tuple[Callable[[Run], bool], dict[str, Any]]] = {
 }
 
 
+#: Where a run stops; the other cases say how it trains.
+PLACES = [case for case, (_, choices) in HARDER.items() if not choices]
+
+
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=needs_bf16 if "bf16" in case else ()) for case in HARDER]
+    "case",
+    [
+        *PLACES,
+        *(
+            pytest.param(case, marks=[pytest.mark.slow, *([needs_bf16] if "bf16" in case else [])])
+            for case in HARDER
+            if case not in PLACES
+        ),
+    ],
 )
 def test_resume_equals_never_stopping_also(
     tmp_path: Path, tale: Path, promise: Promise, case: str
