@@ -297,13 +297,14 @@ def dropout_masks(shape: ModelConfig, device: str, pressed: float) -> int:
 def weight_decay(cell: CellName, pressed: float, characters: int) -> float:
     """Return Muon's weight decay in a run on so many characters to train on.
 
-    It doubles where a text is read some ten times, unless the text is long. In a plain RNN, whose
-    rate is half the others' and whose units are never dropped, it doubles sooner, and in the end
-    quadruples (docs/diary.md).
+    It doubles where a text is read some twenty times (a GRU: ten), unless the text is long. In a
+    plain RNN, whose rate is half the others' and whose units are never dropped, it doubles sooner,
+    and in the end quadruples (docs/diary.md).
     """
-    times = min(2.0, pressed / 8)
     if cell == "rnn":
         times = max(min(2.0, pressed / 2), min(4.0, pressed / 8))
+    else:
+        times = min(2.0, pressed / (16 if cell == "lstm" else 8))
     times *= min(1.0, DECAY_TEXT / characters)
     return round(WEIGHT_DECAY * max(1.0, times), 2)
 

@@ -223,7 +223,8 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         f"in bands of at most {optimiser.BAND} rows",
         f"{recipe.MOST_WARMUP_STEPS} steps of warm-up",
         f"a cosine down to {100 * recipe.Schedule.FLOOR:g} %.",
-        f"| {decay('lstm', 'p = 8', 16)} | {decay('rnn', 'p = 2', 4)}; {decay('rnn', '16', 32)} |",
+        f"| LSTM: {decay('lstm', 'p = 16', 32)}; GRU: {decay('gru', 'p = 8', 16)} "
+        f"| {decay('rnn', 'p = 2', 4)}; {decay('rnn', '16', 32)} |",
         f"from {recipe.MANY_SYMBOLS['lstm']} symbols on (RNN: {recipe.MANY_SYMBOLS['rnn']:,})",
         f"With `--optimiser adamw` it is {recipe.ONE_RATE['adamw']['weight_decay']}, "
         f"with `sgd` {recipe.ONE_RATE['sgd']['weight_decay']:g}.",

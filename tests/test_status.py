@@ -93,9 +93,12 @@ def test_says_what_train_said(cli: Cli, prose: Path, tmp_path: Path) -> None:
 
 def test_says_what_a_plan_gave(cli: Cli, run: Run) -> None:
     path = run(
-        training={"minutes": 3.0, "steps": None, "dropout_by_plan": True, "decay_by_plan": True},
+        training={
+            "minutes": 3.0, "steps": None, "weight_decay": 0.17,
+            "dropout_by_plan": True, "decay_by_plan": True,
+        },
         model={"dropout": 0.3},
-    )
+    )  # fmt: skip
     found = lines(cli("inspect", path))
     assert ", dropout 0.3 (2 masks), weight decay 0.17, " in found[3]
     assert found[4].endswith("; 3 minutes")

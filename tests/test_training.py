@@ -878,7 +878,7 @@ def test_a_plan_sets_rate_dropout_and_decay(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "Clock", lambda: nullcontext(FakeClock(0.03)))
-    run = start_run(minutes=0.2)
+    run = start_run(minutes=0.2, model={"hidden": 20})
     guessed, decay_guessed = run.model.config.dropout, run.config.weight_decay
     run.reconfigure(replace(run.config, loss_temperature=0.5))
     events = list(train(run))
@@ -959,7 +959,7 @@ def test_a_plan_that_is_made_again_leaves_what_was_chosen(start_run: StartRun) -
 
 def test_a_budget_of_another_kind_is_planned_anew(start_run: StartRun) -> None:
     """Its number of updates is known in advance, and differs from the old plan's."""
-    run = start_run(minutes=1)
+    run = start_run(minutes=1, model={"hidden": 20})
     few = Planner(run).adopt(500)
     # As after resuming with --steps instead.
     run.progress.planned_steps, run.progress.planned_at_step = 50_000, None
