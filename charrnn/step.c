@@ -1,8 +1,8 @@
 /* One more character of several texts: all layers of a model, its head, and a draw.
  *
  * A step is a handful of products, each of which reads a matrix once; a single call keeps the
- * overhead small. Threads share out either the lanes or the units, and then wait for each other;
- * charrnn/steps.py finds by trial which is faster.
+ * overhead small. Threads share out the lanes; or they share out the units, and wait for each
+ * other. charrnn/steps.py finds by trial which is faster.
  *
  * charrnn/steps.py compiles this file for the machine it runs on and calls it.
  */

@@ -1436,6 +1436,24 @@ class TestSample:
             print_as_made(vocabulary, [], pieces())
         assert screen.getvalue() == seen
 
+    def test_what_could_not_be_printed_is_not_printed_again(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        vocabulary = Vocabulary.from_counts(Counter(map(ord, "ab")), "utf-8", 1)
+        screen, tried = io.StringIO(), []
+
+        def write(text: str) -> int:
+            if text:
+                tried.append(text)
+                raise OSError(errno.ENOSPC, "no space")
+            return 0
+
+        monkeypatch.setattr(screen, "write", write)
+        monkeypatch.setattr(sys, "stdout", screen)
+        with pytest.raises(OSError, match="no space"):
+            print_as_made(vocabulary, [], [(0, 1), (0, 2)])
+        assert tried == ["a"]
+
     def test_a_character_that_a_sample_ends_within_is_shown(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
