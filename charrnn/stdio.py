@@ -24,6 +24,8 @@ from charrnn.stopping import StopSignals
 from charrnn.wording import duration, reason, shown
 
 if TYPE_CHECKING:
+    import torch
+
     from charrnn.vocabulary import Vocabulary
 
 
@@ -137,6 +139,14 @@ class Meter:
         from rich.segment import ControlType
 
         self._console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
+
+
+def say_where(doing: str, device: torch.device) -> None:
+    """Say on which device something is done, unless it is the CPU, as usual."""
+    from charrnn.device import in_words
+
+    if device.type != "cpu":
+        say(f"{doing} on {in_words(device)}")
 
 
 def print_path(path: Path) -> None:

@@ -136,3 +136,12 @@ class StopSignals:
         for path in self.removed:
             with suppress(OSError):  # go on if one cannot be removed
                 path.unlink()
+
+
+def import_numpy() -> None:
+    """Import numpy before torch does.
+
+    Torch swallows whatever is raised while it imports numpy, a signal's exception as well, and goes
+    on with half of it.
+    """
+    import numpy  # noqa: F401

@@ -27,7 +27,8 @@ ROOMS = re.findall(
 SHOWING = set(ROOMS[ROOMS.index("training") + 1 :])
 
 #: The modules that know of the command line and the process.
-EDGE = {"cli", "outcome", "reporting", "stdio", "watching"}
+COMMANDS = {name for name in ROOMS if name.endswith("_command")}
+EDGE = COMMANDS | {"cli", "options", "outcome", "reporting", "stdio", "watching"}
 
 #: The modules that may write to a terminal; ``stopping`` shows its cursor again.
 PRINTING = EDGE | {

@@ -758,7 +758,8 @@ class TestTrain:
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: bool
     ) -> None:
         monkeypatch.setattr("charrnn.starting.embedded_corpus", lambda: [str(prose)])
-        monkeypatch.setattr("charrnn.cli.waits_unread", lambda: waits)
+        for module in ("train", "compare"):
+            monkeypatch.setattr(f"charrnn.{module}_command.waits_unread", lambda: waits)
         note = "note: standard input is not read: give - as TEXT to train on it\n"
         for texts in ((), (prose,), ("-",)):
             run = tmp_path / f"{len(texts)}{'-' in texts}"
@@ -2403,7 +2404,7 @@ def test_every_option_of_a_training_reaches_what_it_is_trained_by(
             raise UsageError("this is enough")
 
     monkeypatch.setattr(recipe, "refuse_nonsense", stop)
-    monkeypatch.setattr("charrnn.cli.TextChoices", Text)
+    monkeypatch.setattr("charrnn.train_command.TextChoices", Text)
     monkeypatch.setattr("charrnn.comparison.Plan", Planned)
     named = {"optimiser": "sgd", "precision": "bf16", "match": "hidden", "encoding": "auto"}
     value = named.get(option.name, 2)
