@@ -124,6 +124,9 @@ class Result:
 
 Cli = Callable[..., Result]
 
+#: Options of a training run that is over in a moment.
+QUICK = ("--steps", 3, "--hidden", 5, "--batch-size", 2, "--bptt", 9)
+
 
 def run_cli(*arguments: object, stdin: bytes = b"") -> Result:
     """Run a command in this process, with its own streams, which are no terminal."""
@@ -322,6 +325,23 @@ def log_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def one_line(result: Result) -> str:
+    """Check that a failed command printed one line, on stderr only; return it."""
+    assert result.out == ""
+    assert result.err.startswith("charrnn: ")
+    assert result.err.count("\n") == 1
+    assert result.err.endswith("\n")
+    assert result.err[:-1].isprintable()
+    return result.err
+
+
+def on_a_full_disk(*words: object) -> tuple[int, str]:
+    """Run a command in a process whose stdout is full; return its exit code and stderr."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command(*words), stdout=full, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    return done.returncode, done.stderr.decode()
+
+
 def documented_fields(start: str, column: int = 0) -> set[str]:
     """Return the field names in a column of the first table after ``start`` in docs/cli.md."""
     page = (Path(__file__).parent.parent / "docs" / "cli.md").read_text(encoding="utf-8")
@@ -370,3 +390,14 @@ def refusing(number: int) -> Callable[..., NoReturn]:
         raise OSError(number, os.strerror(number))
 
     return refuse
+
+
+@pytest.fixture(scope="module")
+def of_bytes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run trained on bytes that are not text."""
+    folder = tmp_path_factory.mktemp("bytes")
+    (folder / "noise").write_bytes(bytes(range(256)) * 8)
+    run = folder / "run"
+    arguments = ("train", folder / "noise", "--encoding", "bytes", "--run", run, *QUICK)
+    assert run_cli(*arguments).code == 0
+    return run

@@ -1,0 +1,301 @@
+"""``charrnn sample`` from the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from charrnn import compiler
+from charrnn.errors import NonFiniteError, UsageError
+from charrnn.sample_view import print_as_made, print_samples
+from charrnn.sampling import Piece
+from charrnn.stdio import read_prompt
+from charrnn.stepper import Stepper
+from charrnn.steps import steps
+from charrnn.vocabulary import Vocabulary
+from tests.conftest import (
+    ENVIRONMENT,
+    PATIENCE,
+    Cli,
+    command,
+    one_line,
+)
+
+
+class TestSample:
+    def test_text_alone_is_on_stdout(self, cli: Cli, trained: Path) -> None:
+        result = cli("sample", trained, "--length", 120)
+        assert (result.code, result.err) == (0, "")
+        assert len(result.out) == 120
+
+    def test_the_last_of_an_option_counts(self, cli: Cli, trained: Path) -> None:
+        twice = ("--length", 40, "--seed", 3, "--length", 20, "--seed", 2)
+        assert cli("sample", trained, *twice) == cli("sample", trained, *twice[4:])
+
+    def test_echo_puts_the_prompt_before_the_new_characters(self, cli: Cli, trained: Path) -> None:
+        plain = cli("sample", trained, "--prompt", "The ", "--length", 30).out
+        assert cli("sample", trained, "--prompt", "The ", "--length", 30, "--echo").out == (
+            "The " + plain
+        )
+
+    def test_a_prompt_from_standard_input(self, cli: Cli, trained: Path) -> None:
+        piped = cli("sample", trained, "--prompt", "-", "--length", 30, stdin=b"The bird")
+        assert piped == cli("sample", trained, "--prompt", "The bird", "--length", 30)
+        broken = cli("sample", trained, "--prompt", "-", stdin=b"The \xff")
+        assert "is not valid utf-8 at byte 4: convert it" in one_line(broken)
+        marked = cli(
+            "sample", trained, "--prompt", "-", "--length", 30, stdin=b"\xef\xbb\xbfThe bird"
+        )
+        assert marked == piped
+
+    def test_a_standard_input_that_cannot_be_read_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        only_written = os.open(tmp_path / "written", os.O_WRONLY | os.O_CREAT)
+        with os.fdopen(only_written) as stream:
+            monkeypatch.setattr(sys, "stdin", stream)
+            with pytest.raises(UsageError, match="cannot read standard input: Bad file"):
+                read_prompt("-", Vocabulary.from_counts({97: 5}, "utf-8"))
+
+    def test_a_standard_input_left_non_blocking_is_read_to_its_end(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As a program that had it before may leave it: reads do not wait for what is to come."""
+        reader, writer = os.pipe()
+        os.set_blocking(reader, False)
+        os.write(writer, b"ab")
+
+        def end() -> None:
+            time.sleep(0.2)
+            os.write(writer, b"ba")
+            os.close(writer)
+
+        late = threading.Thread(target=end)
+        with os.fdopen(reader) as stream:
+            monkeypatch.setattr(sys, "stdin", stream)
+            late.start()
+            assert read_prompt("-", Vocabulary.from_counts({97: 5, 98: 5}, "utf-8")) == "abba"
+        late.join()
+
+    @pytest.mark.parametrize("weights", ["bf16", "int8"])
+    def test_fewer_bits_a_weight_give_a_text_as_well(
+        self, cli: Cli, trained: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made: list[object] = []
+
+        def noted(*arguments: Any) -> Any:
+            made.extend(arguments[2:])
+            return Stepper(*arguments)
+
+        monkeypatch.setattr("charrnn.sampling.Stepper", noted)
+        words = ("sample", trained, "--length", "40", "--weights", weights)
+        first, again = cli(*words), cli(*words)
+        assert made == [weights, weights]
+        assert first.code == 0
+        assert len(first.out) == 40
+        assert first.out == again.out
+
+    @pytest.mark.parametrize("weights", ["fp32", "int8"])
+    def test_says_why_fewer_bits_were_no_faster(
+        self, cli: Cli, trained: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Only if the compiler was run and failed: a short sample does not run it."""
+        monkeypatch.setenv("CC", "false")
+        monkeypatch.setattr("charrnn.stepper._steps_in_numpy", lambda *_, **__: 9)
+        monkeypatch.setattr(compiler, "_made", {})
+        words = ("sample", trained, "--weights", weights, "--length")
+        short, long = (cli(*words, length) for length in (5, 20))
+        assert (short.code, short.err, long.code, len(long.out)) == (0, "", 0, 20)
+        said = "note: --weights int8 was no faster here: false does not compile it\n"
+        assert long.err == (said if weights == "int8" else "")
+
+    @pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
+    @pytest.mark.parametrize("multiplies", ["bf16", "int8", ""])
+    def test_says_so_where_the_processor_does_not_multiply_fewer_bits(
+        self,
+        cli: Cli,
+        trained: Path,
+        weights: str,
+        multiplies: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("charrnn.stepper._steps_in_numpy", lambda *_, **__: 9)
+        if (made := steps()) is None:
+            pytest.skip("no C compiler with OpenMP")
+        for name in ("bf16", "int8"):
+            can = getattr(made, f"multiplies_{name}") and name == multiplies
+            monkeypatch.setattr(made, f"multiplies_{name}", can)
+        done = cli("sample", trained, "--weights", weights, "--length", 20)
+        said = (
+            f"note: --weights {weights} was no faster here: there are no products in {weights} for "
+            "this processor\n"
+        )
+        is_told = weights != "fp32" and not getattr(made, f"multiplies_{weights}")
+        assert (done.code, done.err) == (0, said if is_told else "")
+
+    def test_many_samples_have_a_heading_each(self, cli: Cli, trained: Path) -> None:
+        result = cli("sample", trained, "--count", 3, "--length", 25)
+        parts = result.out.split("--- sample ")
+        assert [part[:9] for part in parts] == ["", *(f"{n} of 3 ---"[:9] for n in (1, 2, 3))]
+        assert result == cli("sample", trained, "--count", 3, "--length", 25), "the seed says all"
+
+    def test_json(self, cli: Cli, trained: Path) -> None:
+        arguments = ("sample", trained, "--length", 25, "--seed", 5, "--prompt", "The ")
+        rows = cli(*arguments, "--json", "--count", 2, "--echo").rows
+        text = cli(*arguments, "--echo").out
+        said = {
+            "sample": 1, "seed": 5, "characters": 25, "stopped": False, "device": "cpu",
+            "text": text,
+        }  # fmt: skip
+        assert rows[0] == said
+        assert rows[1]["sample"] == 2
+        assert rows[1]["text"] != text
+        ended = cli(*arguments, "--json", "--count", 9, "--stop", text[20:22]).rows
+        assert {row["stopped"] for row in ended} == {True, False}
+        for row in ended:
+            assert row["stopped"] == row["text"].endswith(text[20:22])
+            assert row["stopped"] or row["characters"] == 25
+
+    def test_stops(self, cli: Cli, trained: Path) -> None:
+        """Also with --length 0, which sets no other end."""
+        endless = cli("sample", trained, "--stop", "\n", "--length", 0)
+        assert (endless.code, endless.out.count("\n"), endless.out[-1]) == (0, 1, "\n")
+
+    def test_bytes_come_out_as_they_are(self, cli: Cli, of_bytes: Path) -> None:
+        words = ("sample", of_bytes, "--length", 300)
+        done = cli(*words)
+        drawn = done.out.encode("utf-8", "surrogateescape")
+        assert (done.code, len(drawn), done.err) == (0, 300, "")
+        assert any(byte > 127 for byte in drawn)
+        (row,) = cli(*words, "--json").rows
+        assert row["text"] == done.out
+
+    @pytest.mark.parametrize(
+        ("encoding", "drawn", "seen"),
+        [
+            ("utf-8", "a\x1b[2J\r\n\tb\rc", "a\ufffd[2J\n\tb\ufffdc\n"),
+            ("utf-8", "é\r\n", "é\n"),
+            ("bytes", b"\xc3\xa9\x1b\r\n\xff\xc3", "é\ufffd\n\ufffd\ufffd\n"),
+        ],
+    )
+    def test_a_terminal_gets_nothing_that_steers_it(
+        self, monkeypatch: pytest.MonkeyPatch, encoding: str, drawn: str | bytes, seen: str
+    ) -> None:
+        codes = Counter(map(ord, drawn) if isinstance(drawn, str) else drawn)
+        vocabulary = Vocabulary.from_counts(codes, encoding, 1)
+        screen = io.StringIO()
+        monkeypatch.setattr(screen, "isatty", lambda: True)
+        monkeypatch.setattr(sys, "stdout", screen)
+        pieces = [(0, symbol) for symbol in vocabulary.encode(drawn).tolist()]
+        print_as_made(vocabulary, [], pieces)
+        assert screen.getvalue() == seen
+
+    @pytest.mark.parametrize("failure", [NonFiniteError, MemoryError])
+    @pytest.mark.parametrize(("drawn", "seen"), [("ab", "ab\n"), ("a\n", "a\n"), ("", "")])
+    def test_a_failure_loses_nothing_and_leaves_the_message_a_line_of_its_own(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        drawn: str,
+        seen: str,
+        failure: type[Exception],
+    ) -> None:
+        vocabulary = Vocabulary.from_counts(Counter(map(ord, "ab\n")), "utf-8", 1)
+        screen = io.StringIO()
+        monkeypatch.setattr(screen, "isatty", lambda: True)
+        monkeypatch.setattr(sys, "stdout", screen)
+
+        def pieces() -> Iterator[Piece]:
+            yield from ((0, symbol) for symbol in vocabulary.encode(drawn).tolist())
+            raise failure
+
+        with pytest.raises(failure):
+            print_as_made(vocabulary, [], pieces())
+        assert screen.getvalue() == seen
+
+    def test_what_could_not_be_printed_is_not_printed_again(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        vocabulary = Vocabulary.from_counts(Counter(map(ord, "ab")), "utf-8", 1)
+        screen, tried = io.StringIO(), []
+
+        def write(text: str) -> int:
+            if text:
+                tried.append(text)
+                raise OSError(errno.ENOSPC, "no space")
+            return 0
+
+        monkeypatch.setattr(screen, "write", write)
+        monkeypatch.setattr(sys, "stdout", screen)
+        with pytest.raises(OSError, match="no space"):
+            print_as_made(vocabulary, [], [(0, 1), (0, 2)])
+        assert tried == ["a"]
+
+    def test_a_character_that_a_sample_ends_within_is_shown(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On a terminal, where bytes are shown as the characters they make up."""
+        vocabulary = Vocabulary.from_counts(Counter(b"a\xc3"), "bytes", 1)
+        screen = io.StringIO()
+        monkeypatch.setattr(screen, "isatty", lambda: True)
+        monkeypatch.setattr(sys, "stdout", screen)
+        cut = vocabulary.encode(b"a\xc3").tolist()
+        print_samples(vocabulary, [], [cut, cut])
+        shown = screen.getvalue().splitlines()
+        assert shown == ["--- sample 1 of 2 ---", "a\ufffd", "--- sample 2 of 2 ---", "a\ufffd"]
+
+    def test_ctrl_c_leaves_the_prompt_a_line_of_its_own(self, trained: Path) -> None:
+        terminal, end = pty.openpty()
+        with subprocess.Popen(
+            command("sample", trained, "--length", 0), stdout=end, env=ENVIRONMENT
+        ) as process:
+            os.close(end)
+            seen = os.read(terminal, 100)
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(OSError):  # Linux raises at the end of a pseudo-terminal
+                while more := os.read(terminal, 4096):
+                    seen += more
+            assert process.wait(timeout=PATIENCE) == 130
+        os.close(terminal)
+        assert seen.endswith(b"\r\n")
+
+    @pytest.mark.parametrize(
+        ("hundredths", "expected"), [(1.001, [0, *[1] * 7, 0]), (0.4, [0, 1, 3, 3, 0])]
+    )
+    def test_no_character_waits_to_be_printed_for_longer_than_a_hundredth_of_a_second(
+        self,
+        cli: Cli,
+        trained: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        hundredths: float,
+        expected: list[int],
+    ) -> None:
+        import charrnn.sample_view
+
+        flushed: list[str] = []
+        times = (n * hundredths / 100 for n in count(1))
+
+        def watched(text: str, *, end: str, flush: bool) -> None:
+            assert (end, flush) == ("", True)
+            flushed.append(text)
+
+        monkeypatch.setattr(charrnn.sample_view, "print", watched, raising=False)
+        clock = mock.Mock(perf_counter=lambda: next(times))
+        monkeypatch.setattr(charrnn.sample_view, "time", clock)
+        cli("sample", trained, "--length", 7)
+        assert [len(text) for text in flushed] == expected
