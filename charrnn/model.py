@@ -160,7 +160,10 @@ class CharModel(nn.Module):
 
 
 class _Unfilled(TorchFunctionMode):
-    """Skip normal initialisation: on the meta device a normal draw loads torch's compiler."""
+    """Skip what loads torch's compiler on the meta device.
+
+    A normal draw does and, in torch 2.11, the sign that an orthogonal initialisation takes.
+    """
 
     def __torch_function__(
         self,
@@ -169,7 +172,7 @@ class _Unfilled(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func.__name__ == "normal_":  # nn.init's and Tensor's
+        if func.__name__ in {"normal_", "sign"}:  # normal_: nn.init's and Tensor's
             return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
 

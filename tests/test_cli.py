@@ -188,7 +188,7 @@ import os, signal, sys
 
 class Interrupting:
     def find_spec(self, name, path=None, target=None):
-        if name == "numpy._core.numerictypes":
+        if name in ("numpy._core.numerictypes", "numpy.core.numerictypes"):  # 2, and 1
             sys.meta_path.remove(self)
             os.kill(os.getpid(), signal.SIGINT)
 
