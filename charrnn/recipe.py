@@ -92,6 +92,8 @@ DECAY_TEXT = 1_000_000
 #: A validation scores at least this many characters, or all that are held out; in a few minutes,
 #: fewer (``planning.LEAST_TIMED``).
 LEAST_SCORED = 200_000
+#: SOAP's rate as a multiple of Muon's.
+SOAP_RATE = 1.5
 #: Defaults of the optimisers with one rate for all weights, in place of Muon's. SGD gets no decay:
 #: it is a share of the rate, and SGD's rate is 200 times AdamW's.
 ONE_RATE: dict[OptimiserName, dict[str, float]] = {
@@ -168,7 +170,9 @@ def choose(
     if vocabulary >= RARE_SYMBOLS and pressed < BY_HEART:
         training["lr_adam"] *= 3
     training["warmup_steps"] = warmup_steps(read / characters_per_step)
-    if (optimiser := chosen.get("optimiser")) in ONE_RATE:
+    if (optimiser := chosen.get("optimiser")) == "soap":
+        training["lr"] *= SOAP_RATE
+    elif optimiser in ONE_RATE:
         training |= ONE_RATE[optimiser]
     if "lr" in chosen:
         # One flag scales both rates: their ratio is the recipe's.

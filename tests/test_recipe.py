@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -165,6 +166,14 @@ class TestChoose:
         _, training = choose_for(training={"optimiser": optimiser, "weight_decay": 0.3})
         assert training.weight_decay == 0.3
 
+    def test_soap_s_rate_is_half_as_large_again(self, cell: CellName) -> None:
+        _, muon = choose_for(cell=cell, training={"optimiser": "muon"})
+        _, soap = choose_for(cell=cell, training={"optimiser": "soap"})
+        assert soap.lr == pytest.approx(1.5 * muon.lr)
+        assert replace(soap, lr=muon.lr, optimiser="muon") == muon
+        _, given = choose_for(cell=cell, training={"optimiser": "soap", "lr": 2 * soap.lr})
+        assert given.lr_adam == pytest.approx(2 * muon.lr_adam)
+
     @given(cell=CELLS, device=DEVICES, vocabulary=st.integers(2, 200_000))
     def test_embedding_and_head_of_many_symbols_decay(
         self, cell: CellName, device: str, vocabulary: int
@@ -281,6 +290,7 @@ class TestChoose:
             ("dropout_by_plan", {"model": {"weight_drop": 0.1}}, False),
             ("decay_by_plan", {}, True),
             ("decay_by_plan", {"training": {"optimiser": "muon"}}, True),
+            ("decay_by_plan", {"training": {"optimiser": "soap"}}, True),
             ("decay_by_plan", {"training": {"weight_decay": 0.1}}, False),
             ("decay_by_plan", {"training": {"optimiser": "adamw"}}, False),
             ("decay_by_plan", {"training": {"optimiser": "sgd"}}, False),
