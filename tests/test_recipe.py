@@ -170,7 +170,10 @@ class TestChoose:
         _, muon = choose_for(cell=cell, training={"optimiser": "muon"})
         _, soap = choose_for(cell=cell, training={"optimiser": "soap"})
         assert soap.lr == pytest.approx(1.5 * muon.lr)
-        assert replace(soap, lr=muon.lr, optimiser="muon") == muon
+        same: dict[str, Any] = {
+            "lr": muon.lr, "optimiser": "muon", "weight_decay": muon.weight_decay,
+        }  # fmt: skip
+        assert replace(soap, **same) == muon
         _, given = choose_for(cell=cell, training={"optimiser": "soap", "lr": 2 * soap.lr})
         assert given.lr_adam == pytest.approx(2 * muon.lr_adam)
 
@@ -501,6 +504,9 @@ class TestRegularisation:
         assert [weight_decay("rnn", p, 9) for p in (0.01, 2, 3, 4)] == [0.1, 0.1, 0.15, 0.2]
         assert [weight_decay("rnn", p, 9) for p in pressures[1:]] == [0.2, 0.2, 0.3, 0.4, 0.4]
 
+        soap = [weight_decay("lstm", p, 9, "soap") for p in (0, 10, 12, 15, 24, 32)]
+        assert soap == [0.067, 0.067, 0.08, 0.1, 0.15, 0.2]
+
         def decay(device: str = "cpu", characters: int = 50_000, **training: Any) -> float:
             budget = {"steps": 3000}
             return choose_for(device, "lstm", characters, budget=budget, training=training)[
@@ -510,6 +516,7 @@ class TestRegularisation:
         assert decay() == 0.2
         assert decay(characters=5_000_000) == 0.1
         assert decay("cuda") == 0.2
+        assert decay(characters=1_000_000, optimiser="soap") == 0.067
         assert decay(optimiser="adamw") == 0.1
         assert decay(weight_decay=0.3) == 0.3
 
