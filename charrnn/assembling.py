@@ -15,7 +15,7 @@ import torch
 from charrnn import recipe
 from charrnn.baselines import marks, uniform_nats
 from charrnn.compiler import why_none
-from charrnn.config import CELL_GATES, ModelConfig, OptimiserName, TrainConfig
+from charrnn.config import CELL_GATES, ModelConfig, TrainConfig
 from charrnn.corpus import Part
 from charrnn.errors import UsageError
 from charrnn.limits import memory_bytes
@@ -67,9 +67,7 @@ def assemble(
 
     Raises:
         CorpusError: the validation text changed since it was scanned.
-        UsageError: the device cannot run the optimiser.
     """
-    refuse_on_gpu(config.optimiser, model.head.weight.device)
     model.compute_dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     optimiser = OPTIMISERS[config.optimiser](
         model, weight_decay=config.weight_decay, decay_embedding=config.decay_embedding
@@ -94,14 +92,6 @@ def assemble(
         notes=[*notes, *_slow_loops(model)],
         unknown_share=vocabulary.unknown_share(valid_counts),
     )
-
-
-def refuse_on_gpu(optimiser: OptimiserName, device: torch.device) -> None:
-    """Refuse an optimiser that is for a CPU on any other device."""
-    if optimiser == "soap" and device.type != "cpu":
-        raise UsageError(
-            f"--optimiser soap is for a CPU: leave it out on {device.type}, or give --device cpu"
-        )
 
 
 def steps_of(config: TrainConfig, lanes: Lanes) -> int | None:
@@ -195,7 +185,7 @@ def refuse_too_large(
         window = size * (states + 2 * logits)
     if device.type == "cuda":
         window *= 2  # the captured update keeps its memory; a pass's last window takes its own
-    copies = {"sgd": 3, "soap": 7}.get(config.optimiser, 5)
+    copies = 3 if config.optimiser == "sgd" else 5
     needed = size * copies * weights + config.batch_size * window + 50_000 * shape.layers
     if device.type == "cuda":
         _, there = torch.cuda.mem_get_info(device)

@@ -21,7 +21,7 @@ CELL_NAMES: tuple[CellName, ...] = get_args(CellName)
 #: Blocks stacked in a cell's weight matrices: its gates, and the candidate state they act on.
 CELL_GATES: dict[CellName, int] = {"rnn": 1, "lstm": 4, "gru": 3}
 
-OptimiserName = Literal["muon", "soap", "adamw", "sgd"]
+OptimiserName = Literal["muon", "adamw", "sgd"]
 PartName = Literal["valid", "test", "train"]
 DeviceName = Literal["cpu", "cuda", "mps"]
 PrecisionName = Literal["fp32", "bf16"]
@@ -161,8 +161,7 @@ class TrainConfig(Record):
     reset_state: bool = False
     """Start every window from the zero state, instead of carrying the state over."""
     optimiser: OptimiserName = "muon"
-    """Update rule: Muon or SOAP for the recurrence's matrices and AdamW for the rest, or one for
-    all."""
+    """Update rule: Muon for the recurrence's matrices and AdamW for the rest, or one for all."""
     lr: float
     """Peak learning rate of the recurrence's matrices."""
     lr_adam: float
@@ -206,8 +205,8 @@ class TrainConfig(Record):
     seed: int = 1
     """Seed of weights, dropout and the samples shown."""
     precision: PrecisionName = "fp32"
-    """Arithmetic of the matrix products; weights and sums stay in fp32. Muon and SOAP multiply in
-    bf16 wherever the hardware supports it."""
+    """Arithmetic of the matrix products; weights and sums stay in fp32. Muon orthogonalises in bf16
+    wherever the hardware supports it."""
 
     def __post_init__(self) -> None:
         counts = ("batch_size", "bptt", "loss_last", "steps", "patience", "validate_every")

@@ -1,4 +1,4 @@
-"""The update rules: Muon or SOAP beside AdamW, AdamW alone, plain gradient descent.
+"""The update rules: Muon and AdamW side by side, AdamW alone, plain gradient descent.
 
 By default Muon updates the recurrence's matrices and AdamW the rest.
 
@@ -10,11 +10,6 @@ W x and U h are added. It is cut into bands of rows, each orthogonalised on its 
 the loss is the same, in half the time or less (all measured in docs/diary.md). The
 rows, of norm 1, are then scaled so that their U parts have norm 1 on average, however
 wide the input.
-
-SOAP (Vyas et al. 2024, arXiv:2409.11321) is Adam in the eigenbasis of the gradients'
-covariance. Here only the columns of [W U] are turned, in one basis for all gates of a
-layer, and each gate moves equally far in every update, as with Muon. An update takes
-less time than Muon's; what it teaches is in docs/diary.md.
 
 torch's own Muon takes each parameter whole. AdamW is written here too: its rates and
 step count are tensors, so that the update can be captured as a graph, and its state
@@ -54,11 +49,6 @@ CUSHION = 1.01
 BAND = 192
 #: The rows of a larger band are rounded up to a multiple of this, for the processor's fast kernels.
 _GRAIN = 16
-#: SOAP's decay rates: for the running means of the gradients and their squares in the basis, and
-#: for that of the columns' covariance.
-SOAP_BETAS, COVARIANCE_BETA = (0.95, 0.95), 0.95
-#: SOAP looks at the covariance in every second update, and turns its basis in every twentieth.
-LOOK, TURN = 2, 20
 
 
 def orthogonalise(matrices_NRC: Tensor, band: int | None = None) -> Tensor:
@@ -211,42 +201,7 @@ class AdamW(Optimiser):
             weight.sub_(torch.div(mean, move, out=move).mul_(rate))
 
 
-class _MatricesApart(AdamW):
-    """A rule of its own for the matrices of the recurrence, AdamW for the rest."""
-
-    def __init__(
-        self, model: CharModel, *, weight_decay: float = 0.0, decay_embedding: bool = False
-    ) -> None:
-        super().__init__(model, weight_decay=weight_decay, decay_embedding=decay_embedding)
-        self._product_dtype = _product_dtype(model.head.weight)
-
-    def _adam_weights(self) -> Mapping[str, Tensor]:
-        return self._others
-
-    def _update(self) -> None:
-        self._update_matrices()
-        super()._update()
-
-    @abstractmethod
-    def _update_matrices(self) -> None:
-        """Move the matrices of the recurrence."""
-
-    def _move(self, w: str, u: str, moves_NHC: Tensor) -> None:
-        """Move a layer's gates, each row so far that its part in U has norm 1 in the mean.
-
-        Args:
-            w: the name of W.
-            u: the name of U.
-            moves_NHC: the direction of each gate's [W U]; its rows have norm 1 in the mean.
-        """
-        _, height, columns = moves_NHC.shape
-        move = (moves_NHC * (self.lr * math.sqrt(columns / height))).view(-1, columns)
-        inputs = self._matrices[w].shape[1]
-        self._matrices[w].sub_(move[:, :inputs])
-        self._matrices[u].sub_(move[:, inputs:])
-
-
-class MuonAdamW(_MatricesApart):
+class MuonAdamW(AdamW):
     """Muon for the matrices of the recurrence, AdamW for the rest."""
 
     def __init__(
@@ -255,6 +210,14 @@ class MuonAdamW(_MatricesApart):
         super().__init__(model, weight_decay=weight_decay, decay_embedding=decay_embedding)
         for name, weight in self._matrices.items():
             self._state[f"momentum.{name}"] = torch.zeros_like(weight)
+        self._product_dtype = _product_dtype(model.head.weight)
+
+    def _adam_weights(self) -> Mapping[str, Tensor]:
+        return self._others
+
+    def _update(self) -> None:
+        self._update_matrices()
+        super()._update()
 
     def _update_matrices(self) -> None:
         weights = list(self._matrices.values())
@@ -268,82 +231,13 @@ class MuonAdamW(_MatricesApart):
             joined = torch.cat([nesterov[w], nesterov[u]], dim=1).to(self._product_dtype)
             height, columns = nesterov[u].shape[1], joined.shape[1]
             whole = orthogonalise(joined.view(-1, height, columns), BAND).to(weights[0].dtype)
-            self._move(w, u, whole)
+            move = (whole * (self.lr * math.sqrt(columns / height))).view(-1, columns)
+            inputs = self._matrices[w].shape[1]
+            self._matrices[w].sub_(move[:, :inputs])
+            self._matrices[u].sub_(move[:, inputs:])
 
 
-class SoapAdamW(_MatricesApart):
-    """SOAP, of one side, for the matrices of the recurrence, AdamW for the rest.
-
-    With g a layer's gradient of [W U] and R the running mean of gᵀg, whose eigenvectors are the
-    columns of Q: Adam, with Nesterov's momentum, updates [W U] Q from g Q. Columns stand for the
-    entries of [x; h], most of which say the same: in the basis, in which they are uncorrelated,
-    each gets a step size of its own.
-
-    For a CPU only: a graph on a GPU can hold no eigenvectors.
-    """
-
-    def __init__(
-        self, model: CharModel, *, weight_decay: float = 0.0, decay_embedding: bool = False
-    ) -> None:
-        super().__init__(model, weight_decay=weight_decay, decay_embedding=decay_embedding)
-        for w, u in self._layers:
-            whole = torch.cat([self._matrices[w], self._matrices[u]], dim=1).detach()
-            basis_CC = torch.eye(whole.shape[1], dtype=whole.dtype, device=whole.device)
-            self._state[f"covariance.{u}"] = torch.zeros_like(basis_CC)
-            self._state[f"basis.{u}"] = basis_CC
-            self._state[f"mean.{u}"] = torch.zeros_like(whole)
-            self._state[f"square.{u}"] = torch.zeros_like(whole)
-
-    def _update_matrices(self) -> None:
-        update = int(self._state["updates"])
-        beta1, beta2 = SOAP_BETAS
-        for w, u in self._layers:
-            weight = self._matrices[u]
-            height = weight.shape[1]
-            grads = _grads([self._matrices[w], weight])
-            joined = torch.cat([grad.to(self._product_dtype) for grad in grads], dim=1)
-            covariance, mean, square = (
-                self._state[f"{name}.{u}"] for name in ("covariance", "mean", "square")
-            )
-            if update % LOOK == 0:
-                covariance.lerp_((joined.mT @ joined).to(weight.dtype), 1 - COVARIANCE_BETA)
-            if update % TURN == 0:
-                self._turn(u)
-            basis = self._state[f"basis.{u}"].to(self._product_dtype)
-            turned = (joined @ basis).to(weight.dtype)
-            mean.lerp_(turned, 1 - beta1)
-            square.mul_(beta2).addcmul_(turned, turned, value=1 - beta2)
-            move = turned.lerp_(mean, beta1).div_(square.sqrt().add_(1e-12))
-            move_NHC = move.view(-1, height, move.shape[1])
-            norm_N11 = torch.linalg.vector_norm(move_NHC, dim=(1, 2), keepdim=True)
-            move_NHC.mul_(math.sqrt(height) / norm_N11.clamp_min(1e-12))
-            self._move(w, u, move_NHC.to(self._product_dtype) @ basis.mT)
-
-    def _turn(self, u: str) -> None:
-        """Turn a layer's basis to the eigenvectors of the covariance, and both means with it.
-
-        The squares are turned as if the entries of a row were uncorrelated, which is nearly what
-        the basis is for.
-        """
-        covariance, old, mean, square = (
-            self._state[f"{name}.{u}"] for name in ("covariance", "basis", "mean", "square")
-        )
-        if not covariance.isfinite().all():  # a gradient's square was too large
-            covariance.zero_()
-            return
-        new = torch.linalg.eigh(covariance)[1]
-        turn = old.mT @ new
-        mean.copy_(mean @ turn)
-        square.copy_(square @ turn.square())
-        old.copy_(new)
-
-
-OPTIMISERS: dict[OptimiserName, type[Optimiser]] = {
-    "muon": MuonAdamW,
-    "soap": SoapAdamW,
-    "adamw": AdamW,
-    "sgd": SGD,
-}
+OPTIMISERS: dict[OptimiserName, type[Optimiser]] = {"muon": MuonAdamW, "adamw": AdamW, "sgd": SGD}
 
 
 def _product_dtype(weight: Tensor) -> torch.dtype:

@@ -90,9 +90,8 @@ WeightDrop = Annotated[
 Optimiser = Annotated[
     OptimiserName | None,
     typer.Option(
-        help="muon (default: Muon for the recurrence's matrices, AdamW for the rest), soap (SOAP "
-        "in Muon's place, on a CPU), adamw for all weights, or sgd, plain gradient descent without "
-        "momentum."
+        help="muon (default: Muon for the recurrence's matrices, AdamW for the rest), adamw for "
+        "all weights, or sgd, plain gradient descent without momentum."
     ),
 ]
 WeightDecay = Annotated[

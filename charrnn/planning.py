@@ -201,8 +201,7 @@ class Planner:
         characters = run.train.characters
         passes = config.epochs or total * run.lanes.characters_per_step / characters
         pressed = pressure(passes, matrix_weights(model.config), characters)
-        shape = model.config
-        held = regularisers(shape.cell, shape.vocabulary, pressed, characters, config.optimiser)
+        held = regularisers(model.config.cell, model.config.vocabulary, pressed, characters)
         if config.dropout_by_plan:
             model.set_dropout(held.dropout, held.weight_drop)
         if config.decay_by_plan:

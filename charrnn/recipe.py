@@ -92,8 +92,6 @@ DECAY_TEXT = 1_000_000
 #: A validation scores at least this many characters, or all that are held out; in a few minutes,
 #: fewer (``planning.LEAST_TIMED``).
 LEAST_SCORED = 200_000
-#: SOAP's rate as a multiple of Muon's, and the pressure from which on it decays as Muon does.
-SOAP_RATE, SOAP_DECAYS_FROM = 1.5, 15
 #: Defaults of the optimisers with one rate for all weights, in place of Muon's. SGD gets no decay:
 #: it is a share of the rate, and SGD's rate is 200 times AdamW's.
 ONE_RATE: dict[OptimiserName, dict[str, float]] = {
@@ -161,7 +159,7 @@ def choose(
     }
     model = ModelConfig(**(sizes | chosen_model))
     pressed = pressure(passes, matrix_weights(model), characters)
-    held = regularisers(cell, vocabulary, pressed, characters, chosen.get("optimiser"))
+    held = regularisers(cell, vocabulary, pressed, characters)
     drops = {"dropout": held.dropout, "weight_drop": held.weight_drop}
     model = replace(model, **(drops | chosen_model))
     training["weight_decay"] = held.weight_decay
@@ -170,9 +168,7 @@ def choose(
     if vocabulary >= RARE_SYMBOLS and pressed < BY_HEART:
         training["lr_adam"] *= 3
     training["warmup_steps"] = warmup_steps(read / characters_per_step)
-    if (optimiser := chosen.get("optimiser")) == "soap":
-        training["lr"] *= SOAP_RATE
-    elif optimiser in ONE_RATE:
+    if (optimiser := chosen.get("optimiser")) in ONE_RATE:
         training |= ONE_RATE[optimiser]
     if "lr" in chosen:
         # One flag scales both rates: their ratio is the recipe's.
@@ -257,17 +253,11 @@ class Regularisers(NamedTuple):
     loss_temperature: float
 
 
-def regularisers(
-    cell: CellName,
-    vocabulary: int,
-    pressed: float,
-    characters: int,
-    optimiser: OptimiserName | None = None,
-) -> Regularisers:
+def regularisers(cell: CellName, vocabulary: int, pressed: float, characters: int) -> Regularisers:
     """Return the regularisers that the rules give a run on so many characters to train on."""
     return Regularisers(
         *regularisation(cell, pressed, characters),
-        weight_decay(cell, pressed, characters, optimiser),
+        weight_decay(cell, pressed, characters),
         loss_temperature(vocabulary, pressed),
     )
 
@@ -304,25 +294,19 @@ def dropout_masks(shape: ModelConfig, device: str, pressed: float) -> int:
     return min(MOST_MASKS[device], 1 + max(affordable, pressed >= BY_HEART))
 
 
-def weight_decay(
-    cell: CellName, pressed: float, characters: int, optimiser: OptimiserName | None = None
-) -> float:
-    """Return Muon's or SOAP's weight decay in a run on so many characters to train on.
+def weight_decay(cell: CellName, pressed: float, characters: int) -> float:
+    """Return Muon's weight decay in a run on so many characters to train on.
 
     It doubles where a text is read some twenty times (a GRU: ten), unless the text is long. In a
     plain RNN, whose rate is half the others' and whose units are never dropped, it doubles sooner,
-    and in the end quadruples. In few passes SOAP, whose rate is larger, takes as much off the
-    weights as Muon (docs/diary.md).
+    and in the end quadruples (docs/diary.md).
     """
     if cell == "rnn":
         times = max(min(2.0, pressed / 2), min(4.0, pressed / 8))
     else:
         times = min(2.0, pressed / (16 if cell == "lstm" else 8))
     times *= min(1.0, DECAY_TEXT / characters)
-    decay = round(WEIGHT_DECAY * max(1.0, times), 2)
-    if optimiser == "soap":
-        decay *= max(1 / SOAP_RATE, min(1.0, pressed / SOAP_DECAYS_FROM))
-    return round(decay, 3)
+    return round(WEIGHT_DECAY * max(1.0, times), 2)
 
 
 def loss_temperature(vocabulary: int, pressed: float) -> float:

@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from charrnn import recipe
 from charrnn.checkpoint import LAST
-from charrnn.config import OptimiserName
 from charrnn.device import kind_in_words
 from charrnn.nats import in_bits
 from charrnn.run import RunSummary, resume_command
@@ -20,8 +18,6 @@ from charrnn.wording import command_line, counted, duration, shown
 
 #: Width of the labels in an introduction, in columns.
 LABEL = 8
-#: The update rules by the names in their papers.
-RULES: dict[OptimiserName, str] = {"muon": "Muon", "soap": "SOAP", "adamw": "AdamW", "sgd": "SGD"}
 
 
 def introduction(run: RunSummary, device: str, *, is_planned: bool) -> list[str]:
@@ -78,9 +74,9 @@ def _data(run: RunSummary) -> str:
 def _update(run: RunSummary, is_planned: bool) -> str:
     """Return the learning rates, clipping, regularisation and seed."""
     config = run.config
-    rates = f"{RULES[config.optimiser]} {config.lr:g}"
-    if config.optimiser not in recipe.ONE_RATE:
-        rates += f" and AdamW {config.lr_adam:g}"
+    rates = f"Muon {config.lr:g} and AdamW {config.lr_adam:g}"
+    if config.optimiser != "muon":
+        rates = f"{'SGD' if config.optimiser == 'sgd' else 'AdamW'} {config.lr:g}"
     clip = f"clip norm {config.clip_norm:g}" if config.clip_norm else "no clipping"
     if config.clip_value:
         clip = f"clip value {config.clip_value:g}"

@@ -370,7 +370,7 @@ def _given_to_all(plan: Plan) -> Iterator[str]:
         )
         own = (
             "; the rate of the other weights keeps each cell's ratio to it"
-            if plan.lr is not None and plan.optimiser not in recipe.ONE_RATE and len(plan.cells) > 1
+            if plan.lr is not None and plan.optimiser in (None, "muon") and len(plan.cells) > 1
             else ""
         )
         yield f"Every run was given {' '.join(words)}{own}."

@@ -137,8 +137,8 @@ def train(
     lr: Annotated[
         float | None,
         typer.Option(
-            help="Peak learning rate: Muon's or SOAP's, and AdamW's moves with it; with adamw or "
-            "sgd, that of all weights (default: by rule; adamw 0.005, sgd 1)."
+            help="Peak learning rate: Muon's, and AdamW's moves with it; with adamw or sgd, that "
+            "of all weights (default: by rule; adamw 0.005, sgd 1)."
         ),
     ] = None,
     weight_decay: options.WeightDecay = None,

@@ -221,12 +221,8 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         f"rate, {recipe.ONE_RATE['adamw']['lr']}; with `sgd` it is "
         f"{recipe.ONE_RATE['sgd']['lr']:g}.",
         f"in bands of at most {optimiser.BAND} rows",
-        f"Muon's rates, times {recipe.SOAP_RATE}, are SOAP's.",
-        f"Nesterov's momentum, {optimiser.SOAP_BETAS[0]}, and {optimiser.SOAP_BETAS[1]} for the",
         f"{recipe.MOST_WARMUP_STEPS} steps of warm-up",
         f"a cosine down to {100 * recipe.Schedule.FLOOR:g} %.",
-        f"| {10 * recipe.weight_decay('lstm', 10, 1, 'soap'):g} up to p = 10, rising to 1 at "
-        f"{recipe.SOAP_DECAYS_FROM} |",
         f"| LSTM: {decay('lstm', 'p = 16', 32)}; GRU: {decay('gru', 'p = 8', 16)} "
         f"| {decay('rnn', 'p = 2', 4)}; {decay('rnn', '16', 32)} |",
         f"from {recipe.MANY_SYMBOLS['lstm']} symbols on (RNN: {recipe.MANY_SYMBOLS['rnn']:,})",

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import math
-from itertools import product
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
@@ -13,10 +10,8 @@ from torch import Tensor
 from charrnn import optimiser as module
 from charrnn.config import CellName, OptimiserName
 from charrnn.model import CharModel
-from charrnn.optimiser import OPTIMISERS, POLAR_EXPRESS, MuonAdamW, SoapAdamW, orthogonalise
+from charrnn.optimiser import OPTIMISERS, POLAR_EXPRESS, MuonAdamW, orthogonalise
 from tests.small import make_model
-
-Array = npt.NDArray[np.float64]
 
 
 def random(*shape: int, seed: int = 1) -> Tensor:
@@ -194,108 +189,6 @@ def test_several_updates_equal_the_definition(
         torch.testing.assert_close(weight, twin, rtol=1e-5, atol=1e-7, msg=name)
 
 
-class SoapByHand:
-    """SOAP of one side for one layer, an entry at a time; its basis turns in every third update."""
-
-    def __init__(self, rows: int, columns: int) -> None:
-        self.updates = 0
-        self.covariance = np.zeros((columns, columns))
-        self.basis = np.eye(columns)
-        self.mean = np.zeros((rows, columns))
-        self.square = np.zeros((rows, columns))
-
-    def move(self, grad: Array, gates: int) -> Array:
-        """Return how an update moves [W U] at a rate of 1."""
-        rows, columns = grad.shape
-        if self.updates % 2 == 0:
-            for i, j in product(range(columns), repeat=2):
-                now = sum(grad[row, i] * grad[row, j] for row in range(rows))
-                self.covariance[i, j] += 0.05 * (now - self.covariance[i, j])
-        if self.updates % 3 == 0:
-            _, basis = np.linalg.eigh(self.covariance)
-            mean, square = self.mean.copy(), self.square.copy()
-            for row, j in product(range(rows), range(columns)):
-                # The cosine between each vector of the old basis and the new vector j.
-                cosines = [self.basis[:, i] @ basis[:, j] for i in range(columns)]
-                self.mean[row, j] = sum(m * c for m, c in zip(mean[row], cosines, strict=True))
-                self.square[row, j] = sum(
-                    s * c**2 for s, c in zip(square[row], cosines, strict=True)
-                )
-            self.basis = basis
-        self.updates += 1
-        move = np.zeros_like(grad)
-        for row, j in product(range(rows), range(columns)):
-            turned = grad[row] @ self.basis[:, j]
-            self.mean[row, j] += 0.05 * (turned - self.mean[row, j])
-            self.square[row, j] += 0.05 * (turned**2 - self.square[row, j])
-            ahead = 0.05 * turned + 0.95 * self.mean[row, j]
-            move[row] += self.basis[:, j] * ahead / (math.sqrt(self.square[row, j]) + 1e-12)
-        for gate in np.split(move, gates):  # views
-            gate *= math.sqrt(len(gate)) / math.sqrt((gate**2).sum())
-        scaled: Array = move * math.sqrt(columns / (rows / gates))
-        return scaled
-
-
-@pytest.mark.parametrize("embedding", [4, 7])
-def test_soap_equals_the_definition(
-    cell: CellName, embedding: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "TURN", 3)
-    model, other = make(cell, embedding), make(cell, embedding)
-    optimiser = SoapAdamW(model, weight_decay=0.3)
-    rest = MuonAdamW(other)  # of which only AdamW's part is looked at
-    gates = model.layers()[0].gates
-    layers = ("cells.0", "cells.1")
-    columns = {"cells.0": embedding + 7, "cells.1": 7 + 7}
-    by_hand = {layer: SoapByHand(7 * gates, columns[layer]) for layer in layers}
-    state = {name: tensor.clone() for name, tensor in optimiser.state().items()}
-    for layer, one in by_hand.items():
-        # Not of zero rank: where it has no extent, any basis is as good as another.
-        wide = random(3 * columns[layer], columns[layer], seed=len(layer))
-        state[f"covariance.{layer}.weight_recurrent"] = wide.mT @ wide
-        one.covariance += (wide.mT @ wide).numpy()
-    optimiser.load_state(state)
-    named = dict(model.named_parameters())
-    expected = {name: weight.detach().numpy().copy() for name, weight in named.items()}
-    for update in range(1, 8):
-        lr, lr_adam = 0.03 / update, 0.007 * update
-        set_gradients(model, update)
-        set_gradients(other, update)
-        for layer in layers:
-            names = (f"{layer}.weight_input", f"{layer}.weight_recurrent")
-            grads = [named[name].grad for name in names]
-            both = np.concatenate([grad.numpy() for grad in grads if grad is not None], axis=1)
-            move = by_hand[layer].move(both, gates)
-            for name, part in zip(names, (move[:, :-7], move[:, -7:]), strict=True):
-                expected[name] = (1 - 0.3 * lr) * expected[name] - lr * part
-        for rule in (optimiser, rest):
-            rule.set_rates(lr, lr_adam)
-            rule.step()
-    for name, weight in other.named_parameters():
-        twin = torch.from_numpy(expected[name]) if is_matrix(name) else weight
-        torch.testing.assert_close(named[name], twin, rtol=1e-6, atol=1e-8, msg=name)
-
-
-def test_soap_takes_any_gradient() -> None:
-    """None at all moves nothing; one whose square is too large moves nothing for a while."""
-    model = make("gru").float()
-    optimiser = SoapAdamW(model)
-    optimiser.set_rates(0.1, 0.1)
-    before = [weight.detach().clone() for weight in model.parameters()]
-    for weight in model.parameters():
-        weight.grad = torch.zeros_like(weight)
-    optimiser.step()
-    for weight, old in zip(model.parameters(), before, strict=True):
-        assert torch.equal(weight, old)
-    for factor in (1e30, *[1.0] * 2 * module.TURN):
-        for index, weight in enumerate(model.parameters()):
-            weight.grad = factor * random(*weight.shape, seed=index).float()
-        optimiser.step()
-        assert all(weight.isfinite().all() for weight in model.parameters())
-    for name, tensor in optimiser.state().items():
-        assert tensor.isfinite().all() or name.startswith(("square", "mean")), name
-
-
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 @pytest.mark.parametrize(("weight_decay", "everything"), [(0.0, True), (0.3, False), (0.3, True)])
 def test_one_rule_for_all_weights_is_torch_s(
@@ -331,23 +224,6 @@ def test_one_rule_for_all_weights_is_torch_s(
         optimiser.step()
     for weight, expected in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(weight, expected, rtol=1e-5, atol=1e-7)
-
-
-def test_soap_in_bf16_is_soap_but_for_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    moved: dict[bool, Tensor] = {}
-    for able in (True, False):
-        monkeypatch.setattr(module, "multiplies_bf16", lambda _device, able=able: able)
-        model = make("lstm").float()
-        optimiser = SoapAdamW(model)
-        optimiser.set_rates(1.0, 1.0)
-        weight = model.layers()[1].weight_recurrent
-        before = weight.detach().clone()
-        for index, one in enumerate(model.parameters()):
-            one.grad = random(*one.shape, seed=index).float()
-        optimiser.step()
-        moved[able] = weight.detach() - before
-    difference = (moved[True] - moved[False]).norm() / moved[False].norm()
-    assert 0 < difference < 0.1
 
 
 def test_a_state_that_does_not_fit_is_refused() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -166,17 +165,6 @@ class TestChoose:
         _, training = choose_for(training={"optimiser": optimiser, "weight_decay": 0.3})
         assert training.weight_decay == 0.3
 
-    def test_soap_s_rate_is_half_as_large_again(self, cell: CellName) -> None:
-        _, muon = choose_for(cell=cell, training={"optimiser": "muon"})
-        _, soap = choose_for(cell=cell, training={"optimiser": "soap"})
-        assert soap.lr == pytest.approx(1.5 * muon.lr)
-        same: dict[str, Any] = {
-            "lr": muon.lr, "optimiser": "muon", "weight_decay": muon.weight_decay,
-        }  # fmt: skip
-        assert replace(soap, **same) == muon
-        _, given = choose_for(cell=cell, training={"optimiser": "soap", "lr": 2 * soap.lr})
-        assert given.lr_adam == pytest.approx(2 * muon.lr_adam)
-
     @given(cell=CELLS, device=DEVICES, vocabulary=st.integers(2, 200_000))
     def test_embedding_and_head_of_many_symbols_decay(
         self, cell: CellName, device: str, vocabulary: int
@@ -293,7 +281,6 @@ class TestChoose:
             ("dropout_by_plan", {"model": {"weight_drop": 0.1}}, False),
             ("decay_by_plan", {}, True),
             ("decay_by_plan", {"training": {"optimiser": "muon"}}, True),
-            ("decay_by_plan", {"training": {"optimiser": "soap"}}, True),
             ("decay_by_plan", {"training": {"weight_decay": 0.1}}, False),
             ("decay_by_plan", {"training": {"optimiser": "adamw"}}, False),
             ("decay_by_plan", {"training": {"optimiser": "sgd"}}, False),
@@ -504,9 +491,6 @@ class TestRegularisation:
         assert [weight_decay("rnn", p, 9) for p in (0.01, 2, 3, 4)] == [0.1, 0.1, 0.15, 0.2]
         assert [weight_decay("rnn", p, 9) for p in pressures[1:]] == [0.2, 0.2, 0.3, 0.4, 0.4]
 
-        soap = [weight_decay("lstm", p, 9, "soap") for p in (0, 10, 12, 15, 24, 32)]
-        assert soap == [0.067, 0.067, 0.08, 0.1, 0.15, 0.2]
-
         def decay(device: str = "cpu", characters: int = 50_000, **training: Any) -> float:
             budget = {"steps": 3000}
             return choose_for(device, "lstm", characters, budget=budget, training=training)[
@@ -516,7 +500,6 @@ class TestRegularisation:
         assert decay() == 0.2
         assert decay(characters=5_000_000) == 0.1
         assert decay("cuda") == 0.2
-        assert decay(characters=1_000_000, optimiser="soap") == 0.067
         assert decay(optimiser="adamw") == 0.1
         assert decay(weight_decay=0.3) == 0.3
 

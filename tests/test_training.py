@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from charrnn import compiler, device, recipe, training
-from charrnn.assembling import _slow_loops, refuse_on_gpu, refuse_too_large
+from charrnn.assembling import _slow_loops, refuse_too_large
 from charrnn.baselines import compressed_nats, uniform_nats, unigram_nats
 from charrnn.checkpoint import load, save
 from charrnn.config import CellName, ModelConfig, SampleConfig, TextChoices, TrainConfig
@@ -41,7 +41,7 @@ from charrnn.events import (
 )
 from charrnn.flow import initial_model
 from charrnn.model import CharModel
-from charrnn.optimiser import SGD, AdamW, MuonAdamW, SoapAdamW
+from charrnn.optimiser import SGD, AdamW, MuonAdamW
 from charrnn.planning import Planner
 from charrnn.resuming import _other_machine, resume
 from charrnn.run import Progress, Run, SavedState
@@ -143,7 +143,7 @@ def weights_by_hand(run: Run, options: dict[str, Any]) -> list[Tensor]:
     """Return the weights after three updates by a run's parts, without the training loop."""
     model, config = copy.deepcopy(run.model), replace(run.config, **options)
     model.set_dropout(0.3, 0.2)
-    rules = {"muon": MuonAdamW, "soap": SoapAdamW, "adamw": AdamW, "sgd": SGD}
+    rules = {"muon": MuonAdamW, "adamw": AdamW, "sgd": SGD}
     rule = rules[options.get("optimiser", "muon")](
         model, weight_decay=config.weight_decay, decay_embedding=config.decay_embedding
     )
@@ -161,7 +161,6 @@ def weights_by_hand(run: Run, options: dict[str, Any]) -> list[Tensor]:
     "options",
     [
         {},
-        {"optimiser": "soap"},
         {"optimiser": "adamw"},
         {"optimiser": "sgd"},
         {"decay_embedding": True},
@@ -563,7 +562,6 @@ MAY_DROP = {"dropout_masks": 3, "dropout_by_plan": True}
         ({"layers": 5, "hidden": 300}, {"bptt": 1000}, "cpu", 34.5),
         ({"layers": 5, "hidden": 300, "dropout": 0.5}, {"bptt": 1000}, "cpu", 77.7),
         ({"layers": 5, "hidden": 300}, {"bptt": 1000, "optimiser": "sgd"}, "cpu", 28.0),
-        ({"layers": 5, "hidden": 300}, {"bptt": 1000, "optimiser": "soap"}, "cpu", 41.0),
         ({"layers": 3001}, {"bptt": 1}, "cpu", 150),
         # The worked figure of docs/defaults.md.
         (
@@ -591,18 +589,6 @@ def test_what_a_training_needs_is_known_before(
         monkeypatch.setattr(name, asked)
         with nullcontext() if share > 1 else pytest.raises(UsageError, match="needs about"):
             refuse_too_large(model, training, torch.device(where))
-
-
-def test_soap_is_for_a_cpu(start_run: StartRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse_on_gpu("soap", torch.device("cpu"))
-    refuse_on_gpu("muon", torch.device("cuda"))
-    for name in ("cuda", "mps"):
-        with pytest.raises(UsageError, match=f"leave it out on {name}, or give --device cpu"):
-            refuse_on_gpu("soap", torch.device(name))
-    asked = mock.Mock()
-    monkeypatch.setattr("charrnn.assembling.refuse_on_gpu", asked)
-    start_run(steps=1, optimiser="soap")
-    asked.assert_called_once_with("soap", torch.device("cpu"))
 
 
 def test_dropout_that_a_plan_has_ruled_out_needs_no_memory(

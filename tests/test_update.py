@@ -334,7 +334,7 @@ def test_where_no_graph_can_be_captured_updates_go_on(
     generator.graphsafe_set_state.assert_called_once_with(generator.clone_state.return_value)
 
 
-@pytest.mark.parametrize("optimiser", sorted(OPTIMISERS.keys() - {"soap"}))  # which is for a CPU
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
 @pytest.mark.parametrize("clipping", [{}, {"clip_value": 0.01}, {"scale_norm": 0.1}])
 def test_an_update_on_a_gpu_never_asks_what_it_has_computed(
     tmp_path: Path, cell: CellName, optimiser: OptimiserName, clipping: dict[str, Any]

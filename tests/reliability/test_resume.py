@@ -119,8 +119,6 @@ HARDER: dict[str, tuple[Callable[[Run], bool], dict[str, Any]]] = {
     "a budget in epochs": (at(25), {"budget": {"epochs": 2.6}}),
     "gradients cut by value": (at(25), {"clip_value": 0.01}),
     "weight decay": (at(25), {"weight_decay": 0.1, "decay_embedding": True}),
-    "SOAP": (at(25), {"optimiser": "soap"}),
-    "SOAP, between two turns of its basis": (at(37), {"optimiser": "soap"}),
     "AdamW for all weights": (at(25), {"optimiser": "adamw"}),
     "plain gradient descent": (at(25), {"optimiser": "sgd", "scale_norm": 0.5}),
     "a state that is not carried": (at(25), {"reset_state": True}),
