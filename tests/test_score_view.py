@@ -642,7 +642,8 @@ class TestSurpriseText:
         show = SurpriseText(make_part(tmp_path, b"a\nb"))
         show(Prices(1, np.array([3.0, 9.0]), 0))
         show.close()
-        assert Text.from_ansi(capsys.readouterr().out).plain == "a\nb\n\n"
+        # Not Text.from_ansi: that of Rich 13.8 drops the last line break.
+        assert re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out) == "a\nb\n\n"
 
     def test_bytes_that_end_within_a_character_are_all_shown(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
