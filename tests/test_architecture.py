@@ -26,8 +26,10 @@ ROOMS = re.findall(
 #: The modules below ``training`` look in from outside and show what they see.
 SHOWING = set(ROOMS[ROOMS.index("training") + 1 :])
 
-#: The modules that know of the command line and the process.
+#: A module for each command.
 COMMANDS = {name for name in ROOMS if name.endswith("_command")}
+
+#: The modules that know of the command line and the process.
 EDGE = COMMANDS | {"cli", "options", "outcome", "reporting", "stdio", "watching"}
 
 #: The modules that may write to a terminal; ``stopping`` shows its cursor again.
